@@ -1,0 +1,1 @@
+"""What a caller sees: the HTTP API and the command line. Imports models and, of workers, only workers.wake."""

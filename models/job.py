@@ -1,0 +1,315 @@
+"""The arrows of a job's life. Each is one compare-and-set, fenced by the dispatch id; terminal states never change.
+
+    queued ─ admit ─▶ admitted ─ claim ─▶ running ─ finish ─▶ succeeded | failed | cancelled
+      ▲                  │                   │
+      └──── put_back ◀───┴───────────────────┘        queued ─ expire ─▶ expired       any ─ cancel ─▶ cancelled
+
+The dispatch id names one admission; while the job runs it is also the lease of the one worker that claimed it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import conversation
+from models.db import Session
+
+
+class Status(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"  #: It stands in line, or is held behind an earlier turn of its conversation.
+    ADMITTED = "admitted"  #: Its budget is reserved and Celery was rung; callers see `queued`.
+    RUNNING = "running"  #: A worker holds its lease; the call may have gone out.
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"  #: It waited longer than it was allowed to.
+
+
+TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+
+
+class Outcome(StrEnum):
+    """What one attempt came to."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"  #: The upstream said no, and would again: 400, 401, 403, 404, 422, no money.
+    THROTTLED = "throttled"  #: 429 or 503 with a time: a pause, not a failure.
+    FAILED = "failed"  #: 5xx and the like; another attempt may succeed.
+    UNKNOWN = "unknown"  #: The call may have been made and paid for; nobody knows.
+    CANCELLED = "cancelled"
+    NOT_SENT = "not_sent"  #: Provably never called.
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ends: its status, and the upstream's body or our error (the four keys of the wire contract)."""
+
+    status: Status
+    http_status: int | None = None
+    response: bytes | None = None
+    error: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one attempt when it is over."""
+
+    outcome: Outcome
+    http_status: int | None = None
+    upstream_request_id: str | None = None
+
+
+def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
+    """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
+
+    The row has what the call needs: request, endpoint, model, timeout_s, base_url, secret, credential_id, and `late_s`, the
+    seconds since its admission.
+    """
+    return session.execute(_CLAIM, {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s}).one_or_none()
+
+
+def beat(session: Session, leases: Mapping[UUID, UUID], *, lease_s: float) -> dict[UUID, bool]:
+    """These leases (dispatch id → job id) hold for `lease_s` more; those absent from the answer are lost.
+
+    The answer says of each whether its job is to be cancelled.
+    """
+    if not leases:
+        return {}
+    rows = session.execute(_BEAT, {"dispatches": list(leases), "jobs": list(leases.values()), "lease_s": lease_s})
+    return {row.dispatch_id: row.cancel_requested for row in rows}
+
+
+def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, finding: Finding) -> Any | None:
+    """The job has ended with this result; None when the lease was lost and the job called again, ended or cancelled since.
+
+    A reaped job that was not called again adopts the late answer. The attempt is settled either way.
+    """
+    settle(session, dispatch_id, finding)
+    row = session.execute(
+        _FINISH,
+        {"id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
+         "response": result.response, "error": _json(result.error)},
+    ).one_or_none()  # fmt: skip
+    if row is not None:
+        conversation.let_next(session, [row.conversation_id])
+    return row
+
+
+def settle(session: Session, dispatch_id: UUID, finding: Finding) -> None:
+    """The attempt's outcome is on record."""
+    session.execute(
+        _SETTLE,
+        {"dispatch_id": dispatch_id, "outcome": finding.outcome, "http_status": finding.http_status,
+         "upstream_request_id": finding.upstream_request_id},
+    )  # fmt: skip
+
+
+def put_back(
+    session: Session, job_id: UUID, dispatch_id: UUID, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = ""
+) -> bool:
+    """The job waits again at its old tag, not before `delay_s`; False when this dispatch no longer holds it.
+
+    counts: whether this attempt counts against max_attempts. A job whose cancellation was asked for is cancelled instead.
+    """
+    settle(session, dispatch_id, finding)
+    row = session.execute(
+        _PUT_BACK,
+        {"id": job_id, "dispatch_id": dispatch_id, "delay_s": delay_s, "failed": int(counts), "detail": _json({"reason": why or finding.outcome}),
+         "maybe": int(finding.outcome == Outcome.UNKNOWN)},
+    ).one_or_none()  # fmt: skip
+    if row is not None and row.status == Status.CANCELLED:
+        conversation.let_next(session, [row.conversation_id])
+    return row is not None
+
+
+def return_unclaimed(session: Session, *, older_than_s: float, credential_id: int | None = None, model: str | None = None) -> Sequence[Any]:
+    """Admitted jobs that nobody claimed stand in line again at their old tags. Rows: id, dispatch_id, lane_id, credential_id, model."""
+    return session.execute(
+        _RETURN_UNCLAIMED, {"older_than_s": older_than_s, "credential_id": credential_id, "model": model, "most": 500}
+    ).all()
+
+
+def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
+    """Running jobs whose lease has run out: put back with the attempt marked unknown, failed (`on_lost: fail`), or cancelled.
+
+    Status and lease are looked at again in the update itself. Rows: id, status, lane_id, dispatch_id, credential_id, model.
+    """
+    rows = session.execute(_REAP, {"most": most, "error": _json(LOST), "expected": _json({"reason": "lost"})}).all()
+    conversation.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL])
+    return rows
+
+
+def cancel(session: Session, job_id: UUID, key_id: int) -> Any | None:
+    """A waiting job is cancelled, a running one is told to stop; None when the key has no such job, or it has already ended.
+
+    Row: status, dispatch_id (of a running or admitted job, else None), credential_id, model.
+    """
+    row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id}).one_or_none()
+    if row is not None and row.status == Status.CANCELLED:
+        conversation.let_next(session, [row.conversation_id])
+    return row
+
+
+def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
+    """Jobs that waited longer than they may are expired. Rows: id."""
+    rows = session.execute(_EXPIRE, {"most": most, "error": _json(EXPIRED)}).all()
+    conversation.let_next(session, [row.conversation_id for row in rows])
+    return rows
+
+
+LOST = {
+    "message": "The worker was lost during the call, so nobody knows whether the upstream answered it. "
+    "It was not called again because on_lost is `fail`; POST …/retry calls it again.",
+    "type": "server_error",
+    "param": None,
+    "code": "upstream_outcome_unknown",
+}
+EXPIRED = {
+    "message": "The job waited longer than expires_in_s allowed. Send it again with more time, or at a quieter hour.",
+    "type": "server_error",
+    "param": None,
+    "code": "expired",
+}
+
+
+def _json(value: Mapping[str, object] | None) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+_CLAIM = text("""
+    WITH mine AS (
+        UPDATE job SET status = 'running', lease_until = clock_timestamp() + make_interval(secs => :lease_s), calls = calls + 1,
+               started_at = clock_timestamp(), lost_dispatch_id = NULL, seq = seq + 1
+        WHERE id = :id AND status = 'admitted' AND dispatch_id = :dispatch_id AND NOT cancel_requested
+        RETURNING *
+    ), ahead AS (
+        INSERT INTO attempt (dispatch_id, job_id, n, credential_id, model, tokens, images, outcome, started_at)
+        SELECT dispatch_id, id, calls, credential_id, model, tokens, images, 'running', started_at FROM mine
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.started', started_at FROM mine
+    )
+    SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.timeout_s, mine.calls,
+           mine.tokens, mine.images, mine.failures, mine.max_attempts, mine.on_lost, mine.conversation_id, mine.credential_id,
+           credential.base_url, credential.secret, extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s
+    FROM mine JOIN credential ON credential.id = mine.credential_id
+""")
+_BEAT = text("""
+    UPDATE job SET lease_until = clock_timestamp() + make_interval(secs => :lease_s)
+    FROM unnest(CAST(:dispatches AS uuid[]), CAST(:jobs AS uuid[])) AS held (dispatch_id, id)
+    WHERE job.id = held.id AND job.dispatch_id = held.dispatch_id AND job.status = 'running'
+    RETURNING job.dispatch_id, job.cancel_requested
+""")
+_FINISH = text("""
+    WITH done AS (
+        UPDATE job SET status = :status, http_status = :http_status, response = :response, error = CAST(:error AS jsonb),
+               ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, held = false, seq = seq + 1
+        WHERE id = :id AND (
+            (status = 'running' AND dispatch_id = :dispatch_id) OR (status IN ('queued', 'admitted') AND lost_dispatch_id = :dispatch_id)
+        )
+        RETURNING id, status, seq, ended_at, key_id, lane_id, model, conversation_id, started_at
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.' || status, ended_at FROM done
+    )
+    SELECT * FROM done
+""")
+_SETTLE = text("""
+    UPDATE attempt SET outcome = :outcome, http_status = :http_status, upstream_request_id = :upstream_request_id, ended_at = clock_timestamp()
+    WHERE dispatch_id = :dispatch_id AND outcome IN ('running', 'unknown')
+""")
+# A job whose cancellation was asked for has nowhere to go back to: it ends here.
+_PUT_BACK = text("""
+    WITH back AS (
+        UPDATE job SET
+            status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END,
+            ended_at = CASE WHEN cancel_requested THEN clock_timestamp() END,
+            not_before = CASE WHEN :delay_s > 0 THEN clock_timestamp() + make_interval(secs => :delay_s) END,
+            failures = failures + :failed, possible_duplicate_calls = possible_duplicate_calls + :maybe,
+            dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
+        WHERE id = :id AND dispatch_id = :dispatch_id AND status IN ('admitted', 'running')
+        RETURNING id, status, seq, lane_id, start_tag, conversation_id
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at, detail)
+        SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:detail AS jsonb) FROM back
+    ), lowered AS (
+        UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
+        FROM back WHERE lane.id = back.lane_id AND back.status = 'queued'
+    )
+    SELECT * FROM back
+""")
+_RETURN_UNCLAIMED = text("""
+    WITH late AS (
+        SELECT id, dispatch_id FROM job
+        WHERE status = 'admitted' AND admitted_at <= clock_timestamp() - make_interval(secs => :older_than_s)
+        AND (CAST(:credential_id AS bigint) IS NULL OR (credential_id = :credential_id AND model = :model))
+        LIMIT :most FOR UPDATE SKIP LOCKED
+    ), back AS (
+        UPDATE job SET status = 'queued', dispatch_id = NULL, admitted_at = NULL FROM late WHERE job.id = late.id AND job.status = 'admitted'
+        RETURNING job.id, late.dispatch_id, job.lane_id, job.start_tag, job.credential_id, job.model
+    ), lowered AS (
+        UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
+        FROM (SELECT lane_id, min(start_tag) AS start_tag FROM back GROUP BY lane_id) AS back WHERE lane.id = back.lane_id
+    )
+    SELECT * FROM back
+""")
+_REAP = text("""
+    WITH lost AS (
+        SELECT id, dispatch_id AS dispatch FROM job WHERE status = 'running' AND lease_until < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
+    ), back AS (
+        UPDATE job SET
+            status = CASE WHEN cancel_requested THEN 'cancelled' WHEN on_lost = 'fail' OR failures + 1 >= max_attempts THEN 'failed' ELSE 'queued' END,
+            ended_at = CASE WHEN cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts THEN clock_timestamp() END,
+            error = CASE WHEN NOT cancel_requested AND (on_lost = 'fail' OR failures + 1 >= max_attempts) THEN CAST(:error AS jsonb) END,
+            possible_duplicate_calls = possible_duplicate_calls + CASE WHEN on_lost = 'fail' OR cancel_requested THEN 0 ELSE 1 END,
+            failures = failures + 1, lost_dispatch_id = dispatch, dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
+        FROM lost WHERE job.id = lost.id AND job.status = 'running' AND job.dispatch_id = dispatch AND job.lease_until < clock_timestamp()
+        RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id, job.credential_id, job.model
+    ), flagged AS (
+        UPDATE attempt SET outcome = 'unknown', ended_at = clock_timestamp() FROM back
+        WHERE attempt.dispatch_id = back.dispatch_id AND attempt.outcome = 'running'
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at, detail)
+        SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:expected AS jsonb) FROM back
+    ), lowered AS (
+        UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
+        FROM (SELECT lane_id, min(start_tag) AS start_tag FROM back WHERE status = 'queued' GROUP BY lane_id) AS back
+        WHERE lane.id = back.lane_id
+    )
+    SELECT * FROM back
+""")
+_CANCEL = text("""
+    WITH stopped AS (
+        UPDATE job SET
+            cancel_requested = true,
+            status = CASE WHEN status = 'running' THEN status ELSE 'cancelled' END,
+            ended_at = CASE WHEN status = 'running' THEN NULL ELSE clock_timestamp() END,
+            held = false, seq = seq + 1
+        WHERE id = :id AND key_id = :key_id AND status IN ('queued', 'admitted', 'running') AND NOT cancel_requested
+        RETURNING id, status, seq, lane_id, conversation_id, dispatch_id, credential_id, model
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at)
+        SELECT id, seq, CASE WHEN status = 'running' THEN 'job.cancelling' ELSE 'job.cancelled' END, clock_timestamp() FROM stopped
+    )
+    SELECT * FROM stopped
+""")
+_EXPIRE = text("""
+    WITH late AS (
+        SELECT id FROM job WHERE status = 'queued' AND expires_at < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
+    ), ended AS (
+        UPDATE job SET status = 'expired', held = false, ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
+        FROM late WHERE job.id = late.id AND job.status = 'queued'
+        RETURNING job.id, job.seq, job.conversation_id, job.ended_at
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.expired', ended_at FROM ended
+    )
+    SELECT id, conversation_id FROM ended
+""")

@@ -1,0 +1,122 @@
+"""Who may come in: own keys, registered on first use, and issued ones, made by the operator and bound to a pool."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sqlalchemy import text
+
+from models import secret
+from models.db import Session
+from models.errors import Invalid, Unauthorised
+from models.settings import settings
+
+ISSUED_PREFIX = "ns-"
+OWN_MOST_CHARS = 256
+
+
+@dataclass(frozen=True)
+class Key:
+    """A caller. `pool_id` is the pool whose credentials serve it."""
+
+    id: int
+    pool_id: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a credential may do with one model; None: open, learned from the upstream's headers."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    ipm: int | None = None
+    rpd: int | None = None
+    max_in_flight: int | None = None
+
+
+def recognise(session: Session, token: str) -> Key:
+    """The key that presents this bearer token; an own key is registered on first use where the operator allows it.
+
+    Raises Unauthorised for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII characters,
+    and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
+    """
+    if not 1 <= len(token) <= OWN_MOST_CHARS or not token.isascii() or not token.isprintable():
+        raise Unauthorised("A key is 1 to 256 printable ASCII characters, sent as `Authorization: Bearer <key>`.")
+    prints = _fingerprints(token)
+    row = session.execute(_FIND, {"prints": prints}).one_or_none()
+    if row is None:
+        if token.startswith(ISSUED_PREFIX) or not settings().open_keys:
+            raise Unauthorised("This key is not known here. Ask the operator for one (`nowserving keys create`).")
+        return _register(session, token, prints)
+    if row.revoked_at is not None:
+        raise Unauthorised("This key was revoked. Ask the operator for a new one.")
+    return Key(id=row.id, pool_id=row.pool_id, kind=row.kind)
+
+
+def issue(session: Session, *, name: str, pool: str) -> tuple[Key, str]:
+    """A new issued key bound to the named pool, and its plain text, which is shown this once and never stored."""
+    row = session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": pool}).one_or_none()
+    if row is None:
+        raise Invalid(f"There is no pool named {pool!r}. Make it first: nowserving pools create {pool}", param="pool")
+    token = ISSUED_PREFIX + secrets.token_urlsafe(32)
+    made = session.execute(_ADD_KEY, {"print": _fingerprints(token)[0], "kind": "issued", "name": name, "pool_id": row.id}).one()
+    return Key(id=made.id, pool_id=row.id, kind="issued"), token
+
+
+def revoke(session: Session, key_id: int) -> bool:
+    """The key opens nothing from now on; its jobs in line still run. False when there is no such key, or no more."""
+    done = session.execute(text("UPDATE key SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id"), {"id": key_id})
+    return done.one_or_none() is not None
+
+
+def add_credential(session: Session, *, pool_id: int, upstream_key: str, base_url: str | None = None) -> int:
+    """Another upstream key behind this pool, encrypted; returns its id."""
+    number = session.execute(text("SELECT nextval(pg_get_serial_sequence('credential', 'id'))")).scalar_one()
+    sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{number}")
+    session.execute(
+        text("INSERT INTO credential (id, pool_id, base_url, secret) OVERRIDING SYSTEM VALUE VALUES (:id, :pool_id, :base_url, :secret)"),
+        {"id": number, "pool_id": pool_id, "base_url": base_url, "secret": sealed},
+    )
+    return int(number)
+
+
+def set_limits(session: Session, credential_id: int, limits: Limits, *, model: str = "*") -> None:
+    """These limits hold for this credential and model from the next admission; model `*`: for every model without its own."""
+    session.execute(_SET_LIMITS, {"credential_id": credential_id, "model": model, **vars(limits)})
+
+
+def make_pool(session: Session, name: str) -> int:
+    """A pool of this name, new or already there; returns its id."""
+    made = session.execute(text("INSERT INTO pool (name) VALUES (:name) ON CONFLICT (name) DO NOTHING RETURNING id"), {"name": name})
+    found = made.scalar_one_or_none()
+    return int(found or session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": name}).scalar_one())
+
+
+def _register(session: Session, token: str, prints: list[bytes]) -> Key:
+    # Two first requests at once: the second waits here for the first, then finds its row.
+    session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": int.from_bytes(prints[0][:8], "big", signed=True)})
+    row = session.execute(_FIND, {"prints": prints}).one_or_none()
+    if row is not None:
+        return Key(id=row.id, pool_id=row.pool_id, kind=row.kind)
+    pool_id = make_pool(session, f"own:{prints[0].hex()[:32]}")
+    add_credential(session, pool_id=pool_id, upstream_key=token)
+    made = session.execute(_ADD_KEY, {"print": prints[0], "kind": "own", "name": None, "pool_id": pool_id}).one()
+    return Key(id=made.id, pool_id=pool_id, kind="own")
+
+
+@lru_cache(maxsize=4096)
+def _fingerprints(token: str) -> list[bytes]:
+    return secret.fingerprints(token.encode())
+
+
+_FIND = text("SELECT id, pool_id, kind, revoked_at FROM key WHERE fingerprint = ANY(:prints)")
+_ADD_KEY = text("INSERT INTO key (fingerprint, kind, name, pool_id) VALUES (:print, :kind, :name, :pool_id) RETURNING id")
+_SET_LIMITS = text("""
+    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
+    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
+    ON CONFLICT (credential_id, model) DO UPDATE
+    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
+""")

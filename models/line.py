@@ -1,0 +1,227 @@
+"""The line: start-time fair queueing in columns (Goyal, Vin, Cheng 1996), positions, and how long it will take.
+
+A lane is one (pool, model). A job's start tag is `max(lane.virtual_time, flow.last_finish)` and its flow's last finish moves on by
+cost over weight; the pacer takes the lowest tag. Nothing here is ever rebuilt: the order is the column.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from models import conversation
+from models.db import Session, begin
+from models.errors import LineFull, TooLate
+from models.key import Key
+from models.settings import settings
+
+WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
+# An image stands for this many tokens where fair shares are counted: lanes rarely mix the two, so only the order of size matters.
+IMAGE_COST = 1_000.0
+COUNTED_MOST = 10_000
+# Longer than any transaction of ours can stay open (db.SERVER_OPTIONS): what was true this long ago, every submit has seen.
+SETTLED_S = 20
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a caller asks for. tokens and images are what the job reserves; request is the upstream body, byte for byte."""
+
+    key: Key
+    endpoint: str
+    model: str
+    request: bytes
+    flow: str
+    tokens: int
+    images: int = 0
+    priority: str = "normal"
+    conversation: str | None = None
+    expires_in_s: float = 86_400
+    timeout_s: float = 600
+    on_lost: str = "retry"
+    max_attempts: int = 4
+    metadata: dict[str, str] | None = None
+    webhook_url: str | None = None
+    retry_of: UUID | None = None
+
+    @property
+    def cost(self) -> float:
+        return max(1.0, self.images * IMAGE_COST if self.images else float(self.tokens))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a queued job stands. position 1 is next; eta_s None: paused or unknown; wake_at: when the line moves again."""
+
+    position: int
+    eta_s: float | None
+    blocked_by: str | None
+    wake_at: datetime | None
+
+
+def join(session: Session, order: Order, *, job_id: UUID) -> None:
+    """The job stands in line, with its first event. Raises LineFull, or TooLate when the line is longer than it may wait."""
+    lane = session.execute(_LANE, {"id": lane_of(order.key.pool_id, order.model)}).one()
+    turn = conversation.take_turn(session, order.key.id, order.conversation) if order.conversation else None
+    share = order.cost / WEIGHTS[order.priority]
+    row = session.execute(
+        _JOIN,
+        {
+            "id": job_id, "key_id": order.key.id, "lane_id": lane.id, "flow": order.flow, "priority": order.priority, "share": share,
+            "cost": order.cost, "tokens": order.tokens, "images": order.images, "endpoint": order.endpoint, "model": order.model,
+            "request": order.request, "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
+            "held": bool(turn and turn.is_behind_another), "timeout_s": order.timeout_s, "on_lost": order.on_lost,
+            "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
+            "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
+        },
+    ).one()  # fmt: skip
+    _refuse_if_full(session, order.key, lane)
+    _refuse_if_late(session, order, lane=lane, job_id=job_id, start_tag=row.start_tag)
+
+
+def new_id() -> UUID:
+    """A job's id: UUIDv7, so that ids sort by time."""
+    return uuid7()
+
+
+@lru_cache(maxsize=65_536)
+def lane_of(pool_id: int, model: str) -> int:
+    """The id of the lane for this pool and model; made, in a transaction of its own, when a model is asked for the first time."""
+    with begin() as session:
+        wanted = {"pool_id": pool_id, "model": model}
+        found = session.execute(_FIND_LANE, wanted).scalar_one_or_none()
+        return int(found or session.execute(_MAKE_LANE, wanted).scalar_one())
+
+
+def place(session: Session, job: Any) -> Place:
+    """Where this job stands now. job: a row with id, lane_id, start_tag, status, held and conversation_id.
+
+    The count is exact up to COUNTED_MOST; a job held behind an earlier turn of its conversation stands right behind that turn.
+    """
+    lane = session.execute(_LANE, {"id": job.lane_id}).one()
+    if job.status != "queued":
+        return Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
+    before, held_before = job, 0
+    if job.held:
+        before, held_before = conversation.head_before(session, job)
+    ahead = _ahead(session, lane, start_tag=before.start_tag, job_id=before.id)
+    position = ahead.jobs + 1 + held_before
+    if job.held:
+        return Place(position=position, eta_s=_eta_s(lane, ahead, behind=held_before), blocked_by="conversation", wake_at=None)
+    if lane.is_paused:
+        return Place(position=position, eta_s=None, blocked_by="paused", wake_at=None)
+    wake_at = lane.wake_at if lane.blocked_by and lane.wake_in_s > 0 else None
+    if job.not_before and job.not_before > lane.now:
+        return Place(position=position, eta_s=_eta_s(lane, ahead), blocked_by="backoff", wake_at=job.not_before)
+    return Place(position=position, eta_s=_eta_s(lane, ahead), blocked_by=lane.blocked_by, wake_at=wake_at)
+
+
+def _ahead(session: Session, lane: Any, *, start_tag: float, job_id: UUID) -> Any:
+    return session.execute(
+        _AHEAD, {"lane_id": lane.id, "low_water": lane.low_water, "tag": start_tag, "id": job_id, "most": COUNTED_MOST}
+    ).one()
+
+
+def _eta_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
+    """Seconds until this job's turn: the latest of what each limit allows for those ahead, and not before the line moves again."""
+    estimates = [lane.wake_in_s if lane.blocked_by and lane.wake_in_s else 0.0]
+    if lane.rpm:
+        estimates.append(ahead.jobs * 60 / lane.rpm)
+    if lane.tpm:
+        estimates.append(ahead.tokens * 60 / lane.tpm)
+    if lane.ipm:
+        estimates.append(ahead.images * 60 / lane.ipm)
+    if lane.max_in_flight and lane.usual_s:
+        estimates.append((ahead.jobs + 1 if lane.blocked_by else ahead.jobs) / lane.max_in_flight * lane.usual_s)
+    return round(max(estimates) + behind * (lane.usual_s or 0.0), 1)
+
+
+def _refuse_if_full(session: Session, key: Key, lane: Any) -> None:
+    most = settings().max_queued_per_lane
+    # Small caps are counted; for large ones the pacer's last count has to do, which may lag by a second.
+    queued = lane.queued if most > COUNTED_MOST else _count(session, _COUNT_LANE, lane.id, most)
+    if queued > most:
+        raise LineFull(f"{most} jobs already wait in this line, as many as it holds. Come back later.", retry_after_s=60)
+    most = settings().max_queued_per_key
+    if _count(session, _COUNT_KEY, key.id, most) > most:
+        raise LineFull(
+            f"This key already has {most} jobs waiting or running, as many as it may. Wait for some to end.",
+            retry_after_s=60,
+            code="too_many_jobs",
+        )
+
+
+def _refuse_if_late(session: Session, order: Order, *, lane: Any, job_id: UUID, start_tag: float) -> None:
+    eta_s = _eta_s(lane, _ahead(session, lane, start_tag=start_tag, job_id=job_id)) if not lane.is_paused else 0.0
+    if eta_s > order.expires_in_s:
+        raise TooLate(
+            f"About {eta_s:.0f} s of work stand before this job, more than the {order.expires_in_s:g} s it may wait (expires_in_s). "
+            "Allow more time, or come back later.",
+            param="expires_in_s",
+            retry_after_s=max(1.0, eta_s - order.expires_in_s),
+        )
+
+
+def _count(session: Session, query: Any, number: int, most: int) -> int:
+    return int(session.execute(query, {"id": number, "most": most + 1}).scalar_one())
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+_FIND_LANE = text("SELECT id FROM lane WHERE pool_id = :pool_id AND model = :model")
+_MAKE_LANE = text("""
+    INSERT INTO lane (pool_id, model) VALUES (:pool_id, :model) ON CONFLICT (pool_id, model) DO UPDATE SET model = excluded.model RETURNING id
+""")
+_LANE = text("""
+    SELECT lane.*, now() AS now, coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
+           lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused
+    FROM lane JOIN pool ON pool.id = lane.pool_id WHERE lane.id = :id
+""")
+_AHEAD = text("""
+    SELECT count(*) AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM (
+        SELECT tokens, images FROM job
+        WHERE lane_id = :lane_id AND status = 'queued' AND NOT held AND start_tag >= :low_water AND (start_tag, id) < (:tag, :id)
+        LIMIT :most
+    ) AS ahead
+""")
+_COUNT_LANE = text("SELECT count(*) FROM (SELECT FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held LIMIT :most) AS counted")
+_COUNT_KEY = text(
+    "SELECT count(*) FROM (SELECT FROM job WHERE key_id = :id AND status IN ('queued', 'admitted', 'running') LIMIT :most) AS counted"
+)
+# A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
+# submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
+_JOIN = text("""
+    WITH line AS (
+        SELECT id, virtual_time, wake_at IS NULL AND (idle_since IS NULL OR idle_since < now() - make_interval(secs => :settled_s)) AS dormant
+        FROM lane WHERE id = :lane_id
+    ), moved AS (
+        INSERT INTO flow AS f (lane_id, name, last_finish)
+        SELECT id, :flow, virtual_time + CAST(:share AS float8) FROM line
+        ON CONFLICT (lane_id, name) DO UPDATE
+        SET last_finish = greatest(excluded.last_finish - :share, f.last_finish) + :share / f.weight
+        RETURNING last_finish, weight
+    ), joined AS (
+        INSERT INTO job (
+            id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, endpoint, model, request,
+            conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of
+        )
+        SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority, moved.last_finish - :share / moved.weight,
+               :share / moved.weight, :cost, :tokens, :images, :endpoint, :model, :request, :conversation_id, :turn, :timeout_s,
+               :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in, :max_attempts, :retry_of
+        FROM moved RETURNING id, start_tag, created_at
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
+    ), woken AS (
+        UPDATE lane SET wake_at = now(), idle_since = NULL FROM line WHERE lane.id = line.id AND line.dormant AND lane.wake_at IS NULL
+    )
+    SELECT start_tag FROM joined
+""")

@@ -1,0 +1,106 @@
+"""Limits per credential and model as Postgres knows them: the operator's, the learned, and the ledger the limiter is rebuilt from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.key import Limits
+from models.settings import settings
+
+
+@dataclass(frozen=True)
+class State:
+    """One credential and model. window_size: calls in flight borne so far, None: unbounded."""
+
+    limits: Limits
+    learned_rpm: int | None
+    learned_tpm: int | None
+    window_size: float | None
+    cooldown_until: datetime | None
+
+
+def credentials_of(session: Session, pool_ids: Sequence[int]) -> dict[int, list[int]]:
+    """The credentials of each pool that are not parked."""
+    found: dict[int, list[int]] = {number: [] for number in pool_ids}
+    for row in session.execute(_CREDENTIALS, {"pools": list(pool_ids)}):
+        found[row.pool_id].append(row.id)
+    return found
+
+
+def read(session: Session, credential_id: int, model: str) -> State:
+    """What is known; where the operator said nothing the settings' defaults (0: open) hold."""
+    rows = {row.model: row for row in session.execute(_READ, {"credential_id": credential_id, "model": model})}
+    own, usual = rows.get(model), rows.get("*")
+    names = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
+    said = own if own is not None and any(getattr(own, name) is not None for name in names) else usual
+    defaults = settings()
+    limits = {name: (getattr(said, name) if said is not None else None) or getattr(defaults, f"default_{name}") or None for name in names}
+    return State(
+        limits=Limits(**limits),
+        learned_rpm=own.learned_rpm if own is not None else None,
+        learned_tpm=own.learned_tpm if own is not None else None,
+        window_size=own.window_size if own is not None else None,
+        cooldown_until=own.cooldown_until if own is not None else None,
+    )
+
+
+def remember(
+    session: Session,
+    credential_id: int,
+    model: str,
+    *,
+    learned_rpm: int | None,
+    learned_tpm: int | None,
+    window_size: float | None,
+    cooldown_until: datetime | None,
+) -> None:
+    """What the limiter learned survives the loss of Redis."""
+    session.execute(
+        _REMEMBER,
+        {"credential_id": credential_id, "model": model, "learned_rpm": learned_rpm, "learned_tpm": learned_tpm,
+         "window_size": window_size, "cooldown_until": cooldown_until},
+    )  # fmt: skip
+
+
+def history(session: Session, credential_id: int, model: str, *, seconds: int, step_s: int) -> Sequence[Any]:
+    """Calls of the last `seconds`, summed in steps. Rows: ends_us (epoch µs, the end of the step), requests, tokens, images."""
+    return session.execute(_HISTORY, {"credential_id": credential_id, "model": model, "seconds": seconds, "step_s": step_s}).all()
+
+
+def live(session: Session, credential_id: int, model: str) -> Sequence[Any]:
+    """Calls that run now. Rows: dispatch_id, tokens, images, left_s (of the lease)."""
+    return session.execute(_LIVE, {"credential_id": credential_id, "model": model}).all()
+
+
+def park(session: Session, credential_id: int, *, reason: str) -> None:
+    """The credential gets no more jobs until the operator, or the owner's next key, says otherwise."""
+    session.execute(_PARK, {"id": credential_id, "reason": reason})
+
+
+_CREDENTIALS = text("SELECT id, pool_id FROM credential WHERE pool_id = ANY(:pools) AND parked_at IS NULL ORDER BY id")
+_READ = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model IN (:model, '*')")
+_REMEMBER = text("""
+    INSERT INTO meter (credential_id, model, learned_rpm, learned_tpm, window_size, cooldown_until)
+    VALUES (:credential_id, :model, :learned_rpm, :learned_tpm, :window_size, :cooldown_until)
+    ON CONFLICT (credential_id, model) DO UPDATE
+    SET learned_rpm = coalesce(excluded.learned_rpm, meter.learned_rpm), learned_tpm = coalesce(excluded.learned_tpm, meter.learned_tpm),
+        window_size = excluded.window_size, cooldown_until = greatest(excluded.cooldown_until, meter.cooldown_until)
+""")
+_HISTORY = text("""
+    SELECT ((floor(extract(epoch FROM started_at) / :step_s) + 1) * :step_s * 1000000)::bigint AS ends_us,
+           count(*) AS requests, sum(tokens) AS tokens, sum(images) AS images
+    FROM attempt
+    WHERE credential_id = :credential_id AND model = :model AND started_at > now() - make_interval(secs => :seconds) AND outcome <> 'not_sent'
+    GROUP BY 1 ORDER BY 1
+""")
+_LIVE = text("""
+    SELECT dispatch_id, tokens, images, extract(epoch FROM lease_until - clock_timestamp())::float8 AS left_s FROM job
+    WHERE status = 'running' AND credential_id = :credential_id AND model = :model AND lease_until > clock_timestamp()
+""")
+_PARK = text("UPDATE credential SET parked_at = coalesce(parked_at, now()), parked_reason = :reason WHERE id = :id")

@@ -1,0 +1,182 @@
+"""What the pacer asks of the line: which lanes to look at, who stands at their head, and that these are admitted.
+
+Two short transactions around one round trip to Redis: `claim_lanes` + `heads`, then `admit` + `settle`. A lane claimed by a
+pacer that dies is open to the next after CLAIM_S. No network call happens inside either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.line import SETTLED_S
+
+CLAIM_S = 3
+
+
+@dataclass(frozen=True)
+class Admission:
+    """One job's budget is reserved with this credential under this dispatch id."""
+
+    job_id: UUID
+    dispatch_id: UUID
+    credential_id: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the pacer concluded of a lane: how far its time moved on, and when and why to look again (None, None: nobody waits)."""
+
+    lane_id: int
+    virtual_time: float
+    wake_in_s: float | None
+    blocked_by: str | None
+
+
+def free_slots(session: Session, *, seen_within_s: float) -> int:
+    """How many more jobs the workers could run now, by their own reports less what is admitted or running."""
+    return int(session.execute(_FREE_SLOTS, {"seen_within_s": seen_within_s}).scalar_one())
+
+
+def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequence[Any]:
+    """Lanes that are woken or due, ours for CLAIM_S. Rows: id, pool_id, model, virtual_time, low_water."""
+    return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
+
+
+def heads(session: Session, lanes: Sequence[Any], *, most: int) -> Sequence[Any]:
+    """The first `most` jobs of each lane, in order. Rows: id, lane_id, start_tag, share, cost, tokens, images, flow, created_at."""
+    if not lanes:
+        return []
+    wanted = {"lanes": [lane.id for lane in lanes], "lows": [lane.low_water for lane in lanes], "most": most}
+    return session.execute(_HEADS, wanted).all()
+
+
+def admit(session: Session, admissions: Sequence[Admission]) -> set[UUID]:
+    """Those still waiting are admitted; returns their dispatch ids. Of the others the budget has to be given back."""
+    if not admissions:
+        return set()
+    rows = session.execute(
+        _ADMIT,
+        {
+            "jobs": [one.job_id for one in admissions],
+            "dispatches": [one.dispatch_id for one in admissions],
+            "credentials": [one.credential_id for one in admissions],
+        },
+    )
+    return {row.dispatch_id for row in rows}
+
+
+def settle(session: Session, lanes: Sequence[Settled]) -> None:
+    """The lanes are open again, with what was concluded; a wake-up that came meanwhile stays."""
+    if lanes:
+        ordered = sorted(lanes, key=lambda lane: lane.lane_id)
+        session.execute(
+            _SETTLE,
+            {
+                "ids": [lane.lane_id for lane in ordered],
+                "times": [lane.virtual_time for lane in ordered],
+                "wakes": [lane.wake_in_s for lane in ordered],
+                "reasons": [lane.blocked_by for lane in ordered],
+            },
+        )
+
+
+def next_wake_in_s(session: Session, *, most_s: float) -> float:
+    """Seconds until the next lane is due, at most `most_s`."""
+    return float(session.execute(_NEXT_WAKE, {"most_s": most_s}).scalar_one())
+
+
+def find_forgotten(session: Session) -> list[int]:
+    """Lanes that fell idle a short while ago and in which somebody waits: their wake-up was lost. Woken by this."""
+    return [row.id for row in session.execute(_FORGOTTEN, {"settled_s": 2 * SETTLED_S})]
+
+
+def later_wakes(session: Session, lane_ids: Sequence[int]) -> dict[int, float]:
+    """Of lanes whose queued jobs all wait out a delay: seconds until the first may go."""
+    return {row.lane_id: row.wake_in_s for row in session.execute(_LATER, {"lanes": list(lane_ids)})}
+
+
+def raise_low_water(session: Session, lane_id: int, *, ceiling: float) -> None:
+    """No queued job has a lower tag than the mark. ceiling: the lane's virtual time of SETTLED_S ago.
+
+    A submit that has not committed yet read a virtual time no older than that, so its tag is at or above the ceiling; a job
+    put back lowers the mark under the lane's lock, which is taken here before looking.
+    """
+    if session.execute(_LOCK_LANE, {"id": lane_id}).one_or_none():
+        session.execute(_RAISE_LOW_WATER, {"id": lane_id, "ceiling": ceiling})
+
+
+def write_figures(session: Session, lane_id: int, *, usual_s: float | None, limits: dict[str, float | None]) -> None:
+    """The lane's row has the figures that estimates are made from. limits: rpm, tpm, ipm, max_in_flight of its credentials together."""
+    session.execute(_FIGURES, {"id": lane_id, "usual_s": usual_s, **limits})
+
+
+_FREE_SLOTS = text("""
+    SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :seen_within_s)), 0)
+         - (SELECT count(*) FROM job WHERE status IN ('admitted', 'running'))
+""")
+_CLAIM_LANES = text("""
+    UPDATE lane SET claimed_until = now() + make_interval(secs => :claim_s), wake_at = now() + make_interval(secs => :claim_s), idle_since = NULL
+    WHERE id IN (
+        SELECT lane.id FROM lane JOIN pool ON pool.id = lane.pool_id
+        WHERE (lane.id = ANY(CAST(:woken AS bigint[])) OR wake_at <= now()) AND (claimed_until IS NULL OR claimed_until < now())
+        AND lane.paused_at IS NULL AND pool.paused_at IS NULL
+        ORDER BY wake_at NULLS LAST LIMIT :most FOR UPDATE OF lane SKIP LOCKED
+    )
+    RETURNING id, pool_id, model, virtual_time, low_water
+""")
+_HEADS = text("""
+    SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)
+    CROSS JOIN LATERAL (
+        SELECT id, lane_id, start_tag, share, cost, tokens, images, flow, created_at FROM job
+        WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
+        AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp())
+        ORDER BY start_tag, id LIMIT :most
+    ) AS head
+""")
+_ADMIT = text("""
+    UPDATE job SET status = 'admitted', dispatch_id = given.dispatch_id, credential_id = given.credential_id, admitted_at = clock_timestamp()
+    FROM unnest(CAST(:jobs AS uuid[]), CAST(:dispatches AS uuid[]), CAST(:credentials AS bigint[])) AS given (id, dispatch_id, credential_id)
+    WHERE job.id = given.id AND job.status = 'queued' AND NOT job.held RETURNING job.dispatch_id
+""")
+_SETTLE = text("""
+    UPDATE lane SET
+        virtual_time = greatest(lane.virtual_time, found.virtual_time), blocked_by = found.blocked_by, claimed_until = NULL,
+        wake_at = CASE WHEN lane.wake_at IS DISTINCT FROM lane.claimed_until THEN lane.wake_at
+                       ELSE clock_timestamp() + make_interval(secs => found.wake_in_s) END,
+        idle_since = CASE WHEN found.wake_in_s IS NULL AND lane.wake_at IS NOT DISTINCT FROM lane.claimed_until THEN now() END
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:times AS float8[]), CAST(:wakes AS float8[]), CAST(:reasons AS text[]))
+        AS found (id, virtual_time, wake_in_s, blocked_by)
+    WHERE lane.id = found.id
+""")
+_NEXT_WAKE = text("""
+    SELECT least(:most_s, greatest(0, coalesce(extract(epoch FROM min(wake_at) - clock_timestamp()), :most_s)))::float8
+    FROM lane WHERE wake_at IS NOT NULL
+""")
+_FORGOTTEN = text("""
+    UPDATE lane SET wake_at = now(), idle_since = NULL
+    WHERE idle_since > now() - make_interval(secs => :settled_s) AND EXISTS (
+        SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water
+    ) RETURNING id
+""")
+_LATER = text("""
+    SELECT wanted.lane_id, extract(epoch FROM later.first - clock_timestamp())::float8 AS wake_in_s
+    FROM unnest(CAST(:lanes AS bigint[])) AS wanted (lane_id)
+    CROSS JOIN LATERAL (
+        SELECT min(not_before) AS first FROM job WHERE lane_id = wanted.lane_id AND status = 'queued' AND not_before IS NOT NULL AND NOT held
+    ) AS later WHERE later.first IS NOT NULL
+""")
+_LOCK_LANE = text("SELECT id FROM lane WHERE id = :id FOR UPDATE SKIP LOCKED")
+_RAISE_LOW_WATER = text("""
+    UPDATE lane SET low_water = greatest(low_water, least(CAST(:ceiling AS float8), coalesce((
+        SELECT min(start_tag) FROM job WHERE lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water
+    ), CAST(:ceiling AS float8)))) WHERE id = :id
+""")
+_FIGURES = text("""
+    UPDATE lane SET usual_s = coalesce(:usual_s, usual_s), rpm = :rpm, tpm = :tpm, ipm = :ipm, max_in_flight = :max_in_flight WHERE id = :id
+""")

@@ -1,0 +1,115 @@
+"""Every number a stranger might change, read once from the environment (prefix NOWSERVING_)."""
+
+from __future__ import annotations
+
+import base64
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+OPENAI_API = "https://api.openai.com/v1"
+KEY_BYTES = 32
+
+
+class Settings(BaseSettings):
+    """Frozen for the life of the process. Units are in the names."""
+
+    model_config = SettingsConfigDict(env_prefix="NOWSERVING_", frozen=True, populate_by_name=True, extra="ignore")
+
+    # Addresses. Empty URLs mean: `nowserving up` brings its own servers.
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    flower_port: int = Field(5555, ge=0, le=65535)
+    data_dir: Path = Path(".nowserving")
+    database_url: str = ""
+    redis_url: str = ""
+    public_url: str = ""
+
+    # Upstream
+    openai_base_url: str = Field(
+        OPENAI_API, validation_alias=AliasChoices("OPENAI_BASE_URL", "NOWSERVING_OPENAI_BASE_URL", "openai_base_url")
+    )
+
+    # Who may come in
+    secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    open_keys: bool = False
+    flower_basic_auth: SecretStr = SecretStr("")
+    ops_token: SecretStr = SecretStr("")
+
+    # The line
+    max_queued_per_lane: int = Field(200_000, ge=1)
+    max_queued_per_key: int = Field(10_000, ge=1)
+    default_expires_in_s: int = Field(86_400, ge=1)
+    default_timeout_s: int = Field(600, ge=1)
+    max_attempts: int = Field(4, ge=1)
+    default_max_output_tokens: int = Field(1_024, ge=1)
+    idempotency_hours: int = Field(24, ge=24)
+    retention_days: int = Field(30, ge=1)
+
+    # Limits of a credential that its operator left open (0: none known, learn them)
+    default_rpm: int = Field(0, ge=0)
+    default_tpm: int = Field(0, ge=0)
+    default_ipm: int = Field(0, ge=0)
+    default_rpd: int = Field(0, ge=0)
+    default_max_in_flight: int = Field(0, ge=0)
+
+    # Life of an attempt
+    lease_s: float = Field(30, gt=0)
+    heartbeat_s: float = Field(7, gt=0)
+    unclaimed_after_s: float = Field(10, gt=0)
+    shutdown_grace_s: float = Field(630, ge=0)
+    retry_base_s: float = Field(1, gt=0)
+    retry_most_s: float = Field(60, gt=0)
+    pause_s: float = Field(2, gt=0)
+    max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+
+    # What a request may be
+    max_body_bytes: int = Field(1024 * 1024, ge=1024)
+    long_poll_most_s: float = Field(60, gt=0)
+    artifact_url_s: int = Field(3_600, ge=60)
+
+    # Processes
+    database_pool: int = Field(20, ge=1)
+    api_processes: int = Field(1, ge=1)
+    worker_processes: int = Field(1, ge=1)
+    worker_threads: int = Field(64, ge=1)
+    log_level: str = "INFO"
+
+    # A test's lever: a named place in the code where the process dies, freezes or raises (workers/crash.py).
+    crash: str = ""
+
+    @field_validator("secret_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for secret in self.secret_keys:
+            if len(_decode(secret.get_secret_value())) != KEY_BYTES:
+                raise ValueError("each of NOWSERVING_SECRET_KEYS must be 32 random bytes in base64: openssl rand -base64 32")
+        if self.heartbeat_s * 3 > self.lease_s:
+            raise ValueError("NOWSERVING_HEARTBEAT_S must be at most a third of NOWSERVING_LEASE_S")
+        return self
+
+    def secrets(self) -> tuple[bytes, ...]:
+        """The keys that encrypt what is stored, newest first. Raises ValueError when there is none."""
+        if not self.secret_keys:
+            raise ValueError("set NOWSERVING_SECRET_KEYS: openssl rand -base64 32 makes one")
+        return tuple(_decode(secret.get_secret_value()) for secret in self.secret_keys)
+
+
+def _decode(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process."""
+    return Settings()

@@ -1,0 +1,271 @@
+"""The tables as they are: the source of migrations and of the pages that describe them. The arrows between states are elsewhere."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_name)s_idx",
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+NOW = text("now()")
+ZERO = text("0")
+
+
+def _at(name: str, *, nullable: bool = True) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=None if nullable else NOW)
+
+
+pool = Table(
+    "pool",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    _at("paused_at"),
+    Column("paused_reason", Text),
+    _at("created_at", nullable=False),
+)
+
+credential = Table(
+    "credential",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("pool_id", ForeignKey("pool.id"), nullable=False, index=True),
+    Column("base_url", Text, comment="null: OPENAI_BASE_URL, whatever it is today"),
+    Column("secret", LargeBinary, nullable=False, comment="AES-256-GCM, bound to this row"),
+    _at("parked_at"),
+    Column("parked_reason", Text),
+    _at("created_at", nullable=False),
+)
+
+meter = Table(
+    "meter",
+    metadata,
+    Column("credential_id", ForeignKey("credential.id"), primary_key=True),
+    Column("model", Text, primary_key=True, comment="* : every model without a row of its own"),
+    *(Column(name, Integer, comment="the operator's; null: open") for name in ("rpm", "tpm", "ipm", "rpd", "max_in_flight")),
+    Column("learned_rpm", Integer),
+    Column("learned_tpm", Integer),
+    Column("window_size", Double, comment="calls in flight that the upstream has borne so far; null: unbounded"),
+    _at("cooldown_until"),
+)
+
+key = Table(
+    "key",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False, unique=True),
+    Column("kind", Text, CheckConstraint("kind IN ('own', 'issued')", name="kind"), nullable=False),
+    Column("name", Text),
+    Column("pool_id", ForeignKey("pool.id"), nullable=False, index=True),
+    _at("created_at", nullable=False),
+    _at("revoked_at"),
+)
+
+lane = Table(
+    "lane",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("pool_id", ForeignKey("pool.id"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("virtual_time", Double, nullable=False, server_default=ZERO, comment="the tag last admitted"),
+    Column("low_water", Double, nullable=False, server_default=ZERO, comment="no queued job has a lower tag"),
+    _at("wake_at"),
+    _at("claimed_until"),
+    _at("idle_since"),
+    _at("paused_at"),
+    Column("paused_reason", Text),
+    Column("blocked_by", Text),
+    Column("queued", Integer, nullable=False, server_default=ZERO, comment="as last counted"),
+    Column("rpm", Double, comment="what the credentials together may do; null: no limit known"),
+    Column("tpm", Double),
+    Column("ipm", Double),
+    Column("max_in_flight", Double),
+    Column("usual_s", Double, comment="how long a call takes here, smoothed"),
+    UniqueConstraint("pool_id", "model"),
+    Index("lane_due", "wake_at", postgresql_where=text("wake_at IS NOT NULL")),
+    Index("lane_idle", "idle_since", postgresql_where=text("idle_since IS NOT NULL")),
+    postgresql_with={"fillfactor": "50"},
+)
+
+flow = Table(
+    "flow",
+    metadata,
+    Column("lane_id", BigInteger, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("last_finish", Double, nullable=False),
+    Column("weight", Double, nullable=False, server_default=text("1")),
+    postgresql_with={"fillfactor": "50"},
+)
+
+conversation = Table(
+    "conversation",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("key_id", ForeignKey("key.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("turns", Integer, nullable=False, server_default=text("1")),
+    _at("created_at", nullable=False),
+    UniqueConstraint("key_id", "name"),
+)
+
+# No foreign keys from here on: each would take a share lock on its lane's or key's row, the busiest rows there are, at every
+# submit. Keys, lanes and credentials are never deleted, and sweep deletes what belongs to a job together with it.
+QUEUED = "status = 'queued' AND NOT held"
+OPEN = "status IN ('queued', 'admitted', 'running')"
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("key_id", BigInteger, nullable=False),
+    Column("lane_id", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("held", Boolean, nullable=False, comment="an earlier turn of its conversation has not ended"),
+    Column("cancel_requested", Boolean, nullable=False, server_default=text("false")),
+    Column("seq", Integer, nullable=False, server_default=text("1"), comment="number of its last event"),
+    # the line
+    Column("flow", Text, nullable=False),
+    Column("priority", Text, nullable=False),
+    Column("start_tag", Double, nullable=False),
+    Column("share", Double, nullable=False, comment="cost over weight: how far its flow moves on"),
+    Column("cost", Double, nullable=False),
+    Column("tokens", Integer, nullable=False, comment="reserved: the prompt's estimate and the most the reply may use"),
+    Column("images", Integer, nullable=False),
+    _at("not_before"),
+    # what was asked
+    Column("endpoint", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("request", LargeBinary, nullable=False),
+    Column("conversation_id", BigInteger),
+    Column("turn", Integer),
+    Column("timeout_s", Double, nullable=False),
+    Column("on_lost", Text, nullable=False),
+    Column("metadata", JSONB),
+    Column("webhook_url", Text),
+    Column("retry_of", Uuid, comment="the ended job that this one repeats"),
+    # its life
+    _at("created_at", nullable=False),
+    _at("expires_at"),
+    _at("admitted_at"),
+    _at("started_at"),
+    _at("ended_at"),
+    Column("dispatch_id", Uuid),
+    Column("lost_dispatch_id", Uuid, comment="the call whose answer would still be taken"),
+    Column("lease_until", DateTime(timezone=True)),
+    Column("credential_id", BigInteger),
+    Column("calls", SmallInteger, nullable=False, server_default=ZERO),
+    Column("failures", SmallInteger, nullable=False, server_default=ZERO, comment="counts against max_attempts"),
+    Column("max_attempts", SmallInteger, nullable=False),
+    Column("possible_duplicate_calls", SmallInteger, nullable=False, server_default=ZERO),
+    # what came of it
+    Column("http_status", SmallInteger),
+    Column("response", LargeBinary),
+    Column("error", JSONB),
+    CheckConstraint("status IN ('queued','admitted','running','succeeded','failed','cancelled','expired')", name="status"),
+    Index("job_line", "lane_id", "start_tag", "id", postgresql_where=text(QUEUED), postgresql_include=["tokens", "images"]),
+    Index("job_later", "lane_id", "not_before", postgresql_where=text("not_before IS NOT NULL AND status = 'queued'")),
+    Index("job_expiry", "expires_at", postgresql_where=text("status = 'queued'")),
+    Index("job_live", "status", "lane_id", postgresql_where=text("status IN ('admitted', 'running')")),
+    Index("job_open", "key_id", postgresql_where=text(OPEN)),
+    Index("job_by_key", "key_id", "id"),
+    Index("job_turn", "conversation_id", "turn", postgresql_where=text(f"conversation_id IS NOT NULL AND {OPEN}")),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("dispatch_id", Uuid, primary_key=True),
+    Column("job_id", Uuid, nullable=False, index=True),
+    Column("n", SmallInteger, nullable=False),
+    Column("credential_id", BigInteger, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("http_status", SmallInteger),
+    Column("upstream_request_id", Text),
+    _at("started_at", nullable=False),
+    _at("ended_at"),
+    Index("attempt_ledger", "credential_id", "model", "started_at"),
+)
+
+job_event = Table(
+    "job_event",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("seq", Integer, primary_key=True),
+    Column("type", Text, nullable=False),
+    _at("at", nullable=False),
+    Column("detail", JSONB),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("key_id", BigInteger, primary_key=True),
+    Column("token", Text, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("job_id", Uuid, nullable=False),
+    _at("created_at", nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("dispatch_id", Uuid, primary_key=True),
+    Column("job_id", Uuid, nullable=False, index=True),
+    Column("key_id", BigInteger, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("cost_microusd", BigInteger, comment="null: no price is known for this model"),
+    _at("at", nullable=False),
+    Index("usage_by_key", "key_id", "at"),
+)
+
+artifact = Table(
+    "artifact",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("job_id", Uuid, nullable=False, index=True),
+    Column("n", SmallInteger, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    _at("created_at", nullable=False),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("slots", Integer, nullable=False),
+    _at("seen_at", nullable=False),
+)

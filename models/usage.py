@@ -1,0 +1,59 @@
+"""What a call used and cost, read from the upstream's own answer and written with the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import pricing
+from models.db import Session
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens as the upstream counted them; images as it delivered them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    images: int = 0
+
+
+def read(answer: object) -> Usage:
+    """The usage in an answer of any OpenAI endpoint (chat's and images' names for the same things); zeros where it has none."""
+    if not isinstance(answer, Mapping):
+        return Usage()
+    told = answer.get("usage")
+    said = told if isinstance(told, Mapping) else {}
+    pictures = answer.get("data") if "created" in answer and "choices" not in answer else None
+    return Usage(
+        input_tokens=_count(said, "input_tokens", "prompt_tokens"),
+        output_tokens=_count(said, "output_tokens", "completion_tokens"),
+        images=len(pictures) if isinstance(pictures, list) else 0,
+    )
+
+
+def write(session: Session, usage: Usage, *, dispatch_id: UUID, job_id: UUID, key_id: int, model: str) -> None:
+    """On record once per call, however often it is written."""
+    cost = pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+    session.execute(
+        _WRITE,
+        {"dispatch_id": dispatch_id, "job_id": job_id, "key_id": key_id, "model": model, "cost": cost, **vars(usage)},
+    )
+
+
+def _count(said: Mapping[str, object], *names: str) -> int:
+    for name in names:
+        value = said.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+            return value
+    return 0
+
+
+_WRITE = text("""
+    INSERT INTO usage (dispatch_id, job_id, key_id, model, input_tokens, output_tokens, images, cost_microusd)
+    VALUES (:dispatch_id, :job_id, :key_id, :model, :input_tokens, :output_tokens, :images, :cost)
+    ON CONFLICT (dispatch_id) DO NOTHING
+""")

@@ -1,0 +1,154 @@
+"""A job as a caller sees it: the object that the API, the events and later the webhooks all show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import artifact, line
+from models.db import Session
+from models.errors import NotFound
+from models.job import Status
+
+JsonObject = dict[str, Any]
+PREFIX = "job_"
+
+
+def public_id(job_id: UUID) -> str:
+    """`job_` and the 32 hex digits of the UUIDv7."""
+    return PREFIX + job_id.hex
+
+
+def parse_id(text_id: str) -> UUID:
+    """The id behind `job_…`. Raises NotFound for anything else: malformed, foreign and deleted ids look the same."""
+    digits = text_id.removeprefix(PREFIX)
+    if not text_id.startswith(PREFIX) or len(digits) != 32 or not digits.isascii() or not digits.isalnum():
+        raise NotFound("No such job.")
+    try:
+        return UUID(hex=digits)
+    except ValueError:
+        raise NotFound("No such job.") from None
+
+
+def find(session: Session, job_id: UUID, key_id: int) -> Any:
+    """The job's row, without its request. Raises NotFound when this key has no such job."""
+    row = session.execute(_FIND, {"id": job_id, "key_id": key_id}).one_or_none()
+    if row is None:
+        raise NotFound("No such job.")
+    return row
+
+
+def page(session: Session, key_id: int, *, limit: int, before: UUID | None, status: str | None) -> Sequence[Any]:
+    """Up to limit + 1 rows of this key's jobs, newest first, older than `before`."""
+    return session.execute(_PAGE, {"key_id": key_id, "before": before, "status": status, "most": limit + 1}).all()
+
+
+def show(session: Session, job: Any, *, with_result: bool = True) -> JsonObject:
+    """The job object of the HTTP surface; `queue` is null once it runs or has ended."""
+    return {
+        "id": public_id(job.id),
+        "object": "job",
+        "endpoint": job.endpoint,
+        "model": job.model,
+        "status": Status.QUEUED if job.status == Status.ADMITTED else job.status,
+        "queue": _queue(session, job),
+        "user": job.flow,
+        "priority": job.priority,
+        "conversation": job.conversation,
+        "created_at": _epoch(job.created_at),
+        "expires_at": _epoch(job.expires_at),
+        "started_at": _epoch(job.started_at),
+        "ended_at": _epoch(job.ended_at),
+        "timeout_s": job.timeout_s,
+        "cancel_requested": job.cancel_requested,
+        "possible_duplicate_calls": job.possible_duplicate_calls,
+        "attempts": [_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id})] if job.calls else [],
+        "http_status": job.http_status,
+        **_usage(session, job),
+        "result": _result(job) if with_result else None,
+        "artifacts": artifact.links(session, job.id) if job.status == Status.SUCCEEDED and job.images else [],
+        "error": job.error,
+        "metadata": job.metadata or {},
+        "retry_of": public_id(job.retry_of) if job.retry_of else None,
+    }
+
+
+def events(session: Session, job_id: UUID, *, after: int) -> Sequence[Any]:
+    """The job's events with a higher number. Rows: seq, type, at, detail."""
+    return session.execute(_EVENTS, {"id": job_id, "after": after}).all()
+
+
+def _queue(session: Session, job: Any) -> JsonObject | None:
+    if job.status not in (Status.QUEUED, Status.ADMITTED):
+        return None
+    place = line.place(session, job)
+    return {
+        "position": place.position,
+        "eta_s": place.eta_s,
+        "blocked_by": place.blocked_by,
+        "wake_at": _epoch(place.wake_at),
+    }
+
+
+def _result(job: Any) -> Any:
+    """The upstream's body unchanged; bytes that are not JSON are given as text."""
+    if job.response is None:
+        return None
+    try:
+        return json.loads(bytes(job.response))
+    except ValueError:
+        return bytes(job.response).decode("utf-8", "replace")
+
+
+def _usage(session: Session, job: Any) -> JsonObject:
+    rows = session.execute(_USAGE, {"id": job.id}).all() if job.calls else []
+    if not rows:
+        return {"usage": None, "cost_usd": None}
+    costs = [row.cost_microusd for row in rows]
+    return {
+        "usage": {
+            "input_tokens": sum(row.input_tokens for row in rows),
+            "output_tokens": sum(row.output_tokens for row in rows),
+            "images": sum(row.images for row in rows),
+        },
+        "cost_usd": None if None in costs else sum(costs) / 1_000_000,
+    }
+
+
+def _attempt(row: Any) -> JsonObject:
+    return {
+        "n": row.n,
+        "outcome": row.outcome,
+        "http_status": row.http_status,
+        "started_at": _epoch(row.started_at),
+        "ended_at": _epoch(row.ended_at),
+        "upstream_request_id": row.upstream_request_id,
+    }
+
+
+def _epoch(at: datetime | None) -> float | None:
+    return None if at is None else round(at.timestamp(), 3)
+
+
+_COLUMNS = """
+    job.id, job.key_id, job.lane_id, job.status, job.held, job.cancel_requested, job.seq, job.flow, job.priority, job.start_tag,
+    job.endpoint, job.model, job.conversation_id, job.turn, job.timeout_s, job.on_lost, job.metadata, job.webhook_url, job.created_at,
+    job.expires_at, job.started_at, job.ended_at, job.not_before, job.calls, job.images, job.possible_duplicate_calls, job.http_status,
+    job.error, job.retry_of, conversation.name AS conversation
+"""
+_FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_id"
+_FIND = text(f"SELECT {_COLUMNS}, job.response {_FROM} WHERE job.id = :id AND job.key_id = :key_id")
+_PAGE = text(f"""
+    SELECT {_COLUMNS}, NULL AS response {_FROM}
+    WHERE job.key_id = :key_id AND (CAST(:before AS uuid) IS NULL OR job.id < :before)
+    AND (CAST(:status AS text) IS NULL OR job.status = :status OR (:status = 'queued' AND job.status = 'admitted'))
+    ORDER BY job.id DESC LIMIT :most
+""")
+_ATTEMPTS = text("SELECT n, outcome, http_status, started_at, ended_at, upstream_request_id FROM attempt WHERE job_id = :id ORDER BY n")
+_USAGE = text("SELECT input_tokens, output_tokens, images, cost_microusd FROM usage WHERE job_id = :id")
+_EVENTS = text("SELECT seq, type, at, detail FROM job_event WHERE job_id = :id AND seq > :after ORDER BY seq")

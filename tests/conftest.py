@@ -1,0 +1,99 @@
+"""The servers of a test run: one real PostgreSQL and one real Valkey, started once, empty before each test."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from deploy.embedded import Postgres, Valkey
+from models import db, line, migrate
+from models.settings import settings
+from workers import wake
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    server = Postgres(_folder(tmp_path_factory, "postgres"), options=("-c", "fsync=off"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(_folder(tmp_path_factory, "valkey"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_client(valkey: Valkey) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey.url, socket_timeout=2) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="session")
+def environment(postgres: Postgres, valkey: Valkey) -> Iterator[dict[str, str]]:
+    """This process, and the processes that tests start with it, speak to the servers of the run."""
+    wanted = {
+        "NOWSERVING_DATABASE_URL": postgres.url,
+        "NOWSERVING_REDIS_URL": valkey.url,
+        "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
+        "NOWSERVING_OPEN_KEYS": "true",
+    }
+    before = {name: value for name, value in os.environ.items() if name.startswith("NOWSERVING_") or name == "OPENAI_BASE_URL"}
+    for name in before:
+        del os.environ[name]
+    os.environ.update(wanted)
+    _forget()
+    migrate.to_latest()
+    yield wanted
+    for name in wanted:
+        del os.environ[name]
+    os.environ.update(before)
+    _forget()
+
+
+@pytest.fixture
+def database(environment: dict[str, str]) -> Iterator[None]:
+    """Every table is empty; the sequences go on."""
+    with db.begin() as session:
+        tables = session.execute(text("SELECT string_agg(tablename, ', ') FROM pg_tables WHERE schemaname = 'public'")).scalar_one()
+        session.execute(text(f"TRUNCATE {tables.replace('alembic_version, ', '').replace(', alembic_version', '')}"))
+    line.lane_of.cache_clear()
+    yield
+
+
+@pytest.fixture
+def override(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Other settings for one test: override(max_queued_per_key=5)."""
+
+    def change(**values: object) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(f"NOWSERVING_{name.upper()}", str(value))
+        settings.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    _forget()
+
+
+def _forget() -> None:
+    settings.cache_clear()
+    wake.client.cache_clear()
+    line.lane_of.cache_clear()
+    if db.engine.cache_info().currsize:
+        db.engine().dispose()
+    db.engine.cache_clear()
+
+
+def _folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    return Path(factory.mktemp(name))

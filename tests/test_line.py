@@ -1,0 +1,92 @@
+"""The line in Postgres: who is next, and where everybody stands."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from models import db, job, key, line, pacing, view
+from models.errors import LineFull, TooLate
+from models.key import Key
+from tests.line_tools import admit_all, submit
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller() -> Key:
+    with db.begin() as session:
+        return key.recognise(session, "sk-test")
+
+
+def test_one_user_with_many_jobs_delays_another_by_one(caller: Key) -> None:
+    for _ in range(20):
+        submit(caller, flow="flood")
+    late = submit(caller, flow="late")
+
+    assert late in admit_all(caller, most=2)
+
+
+def test_a_flow_keeps_its_own_order(caller: Key) -> None:
+    jobs = [submit(caller, flow="one") for _ in range(5)]
+
+    assert jobs == admit_all(caller, most=5)
+
+
+def test_high_priority_gets_four_turns_for_one(caller: Key) -> None:
+    for _ in range(40):
+        submit(caller, flow="high", priority="high")
+        submit(caller, flow="normal")
+
+    first = admit_all(caller, most=20)
+
+    with db.begin() as session:
+        rows = session.execute(text("SELECT flow, count(*) FROM job WHERE id = ANY(:ids) GROUP BY flow"), {"ids": first})
+        assert 15 <= {row[0]: row[1] for row in rows}["high"] <= 17
+
+
+def test_position_counts_those_before(caller: Key) -> None:
+    jobs = [submit(caller, flow="one") for _ in range(3)]
+
+    with db.begin() as session:
+        assert [1, 2, 3] == [view.show(session, view.find(session, number, caller.id))["queue"]["position"] for number in jobs]
+
+
+def test_a_full_line_refuses_and_stores_nothing(caller: Key, override) -> None:
+    override(max_queued_per_key=2)
+    submit(caller)
+    submit(caller)
+
+    with pytest.raises(LineFull):
+        submit(caller)
+    with db.begin() as session:
+        assert 2 == session.execute(text("SELECT count(*) FROM job")).scalar_one()
+
+
+def test_a_job_that_cannot_make_its_deadline_is_refused(caller: Key) -> None:
+    submit(caller)
+    with db.begin() as session:
+        session.execute(text("UPDATE lane SET rpm = 1"))
+
+    with pytest.raises(TooLate):
+        submit(caller, expires_in_s=30)
+
+
+def test_turns_of_a_conversation_go_one_by_one(caller: Key) -> None:
+    first, second = submit(caller, conversation="c"), submit(caller, conversation="c")
+
+    assert [first] == admit_all(caller, most=5)
+    assert [] == admit_all(caller, most=5)
+    with db.begin() as session:
+        row = session.execute(text("SELECT dispatch_id FROM job WHERE id = :id"), {"id": first}).one()
+        job.claim(session, first, row.dispatch_id, lease_s=30)
+        job.finish(session, first, row.dispatch_id, job.Result(job.Status.SUCCEEDED), job.Finding(job.Outcome.SUCCEEDED))
+    assert [second] == admit_all(caller, most=5)
+
+
+def test_a_lane_is_claimed_by_one_pacer_at_a_time(caller: Key) -> None:
+    submit(caller)
+
+    with db.begin() as session:
+        assert 1 == len(pacing.claim_lanes(session, woken=[], most=5))
+        assert 0 == len(pacing.claim_lanes(session, woken=[], most=5))

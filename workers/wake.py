@@ -1,0 +1,75 @@
+"""Wake-ups over Redis: said once, lost when nobody listens, never relied on. Who waits looks again by itself.
+
+Two channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job), `ns:jobs` tells waiting
+callers and workers that something happened to a job.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from functools import cache
+from uuid import UUID
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from models.settings import settings
+
+log = logging.getLogger(__name__)
+
+LINE = "ns:line"
+JOBS = "ns:jobs"
+# Redis is never worth waiting for: after an error nobody tries again for this long.
+TIMEOUT_S = 1.0
+
+
+def connect(*, timeout_s: float = TIMEOUT_S) -> redis.Redis:
+    """A client that gives up quickly and never sends a command twice."""
+    return redis.Redis.from_url(
+        settings().redis_url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=10,
+    )
+
+
+@cache
+def client() -> redis.Redis:
+    """This process's client."""
+    return connect()
+
+
+def line(lane_id: int, *, queued: UUID | None = None, cancelled: UUID | None = None) -> None:
+    """The pacer is told to look at this lane. queued, cancelled: the job to announce to Flower."""
+    _say(LINE, {"lane": lane_id, "queued": str(queued) if queued else None, "cancelled": str(cancelled) if cancelled else None})
+
+
+def job(job_id: UUID, event: str) -> None:
+    """Whoever waits for this job, and the worker that runs it, are told."""
+    _say(JOBS, {"job": str(job_id), "event": event})
+
+
+def listen(channel: str, *, until: Callable[[], bool], idle: Callable[[], None] | None = None) -> Iterator[dict[str, object]]:
+    """Messages of this channel until told to stop. Raises redis.RedisError when the connection breaks: call it again.
+
+    idle: called at least once a second while nothing comes.
+    """
+    with connect(timeout_s=5).pubsub(ignore_subscribe_messages=True) as subscription:
+        subscription.subscribe(channel)
+        while not until():
+            message = subscription.get_message(timeout=1.0)
+            if message is not None:
+                yield json.loads(message["data"])
+            elif idle:
+                idle()
+
+
+def _say(channel: str, message: dict[str, object]) -> None:
+    try:
+        client().publish(channel, json.dumps(message))
+    except redis.RedisError as error:
+        log.warning("wake-up lost", extra={"channel": channel, "error": type(error).__name__})
