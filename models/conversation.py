@@ -62,7 +62,8 @@ _LET_NEXT = text("""
         RETURNING job.lane_id, job.start_tag
     )
     UPDATE lane SET low_water = least(low_water, let.start_tag), wake_at = now(), idle_since = NULL
-    FROM (SELECT lane_id, min(start_tag) AS start_tag FROM let GROUP BY lane_id) AS let WHERE lane.id = let.lane_id RETURNING lane.id AS lane_id
+    FROM (SELECT lane_id, min(start_tag) AS start_tag FROM let GROUP BY lane_id) AS let
+    WHERE lane.id = let.lane_id RETURNING lane.id AS lane_id
 """)
 _BEFORE = text("""
     SELECT id, start_tag FROM job

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
-from sqlalchemy import CursorResult, Engine, TextClause, create_engine
+from sqlalchemy import CursorResult, Engine, TextClause, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -41,6 +41,8 @@ def engine() -> Engine:
         pool_timeout=POOL_TIMEOUT_S,
         pool_recycle=1800,
         pool_pre_ping=False,
+        # An error's text must not quote prompts and keys.
+        hide_parameters=True,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "options": SERVER_OPTIONS,
@@ -63,6 +65,12 @@ def begin() -> Iterator[Session]:
         if error.connection_invalidated:
             raise Unavailable from error
         raise
+
+
+def ping() -> None:
+    """Postgres answers. Raises Unavailable."""
+    with begin() as session:
+        session.execute(text("SELECT 1"))
 
 
 def is_away(error: BaseException) -> bool:

@@ -89,6 +89,18 @@ def beat(session: Session, leases: Mapping[UUID, UUID], *, lease_s: float) -> di
     return {row.dispatch_id: row.cancel_requested for row in rows}
 
 
+def ghost(session: Session, job_id: UUID, dispatch_id: UUID) -> Any | None:
+    """A job that was cancelled under this dispatch id before anybody claimed it. Row: dispatch_id, lane_id, credential_id, model."""
+    return session.execute(_GHOST, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none()
+
+
+def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object]) -> bool:
+    """A waiting job that could never be admitted has failed, uncalled; False when it no longer waits."""
+    row = session.execute(_REFUSE, {"id": job_id, "error": _json(error)}).one_or_none()
+    conversation.let_next(session, [row.conversation_id] if row is not None else [])
+    return row is not None
+
+
 def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, finding: Finding) -> Any | None:
     """The job has ended with this result; None when the lease was lost and the job called again, ended or cancelled since.
 
@@ -124,7 +136,8 @@ def put_back(
     settle(session, dispatch_id, finding)
     row = session.execute(
         _PUT_BACK,
-        {"id": job_id, "dispatch_id": dispatch_id, "delay_s": delay_s, "failed": int(counts), "detail": _json({"reason": why or finding.outcome}),
+        {"id": job_id, "dispatch_id": dispatch_id, "delay_s": delay_s, "failed": int(counts),
+         "detail": _json({"reason": why or finding.outcome}),
          "maybe": int(finding.outcome == Outcome.UNKNOWN)},
     ).one_or_none()  # fmt: skip
     if row is not None and row.status == Status.CANCELLED:
@@ -168,8 +181,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
 
 
 LOST = {
-    "message": "The worker was lost during the call, so nobody knows whether the upstream answered it. "
-    "It was not called again because on_lost is `fail`; POST …/retry calls it again.",
+    "message": "The worker was lost during the call, so nobody knows whether the upstream answered it, and it is not called again "
+    "(on_lost is `fail`, or max_attempts is reached). POST …/retry makes a new job of it.",
     "type": "server_error",
     "param": None,
     "code": "upstream_outcome_unknown",
@@ -203,6 +216,19 @@ _CLAIM = text("""
            credential.base_url, credential.secret, extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s
     FROM mine JOIN credential ON credential.id = mine.credential_id
 """)
+_GHOST = text("""
+    SELECT dispatch_id, lane_id, credential_id, model FROM job
+    WHERE id = :id AND dispatch_id = :dispatch_id AND status = 'cancelled' AND credential_id IS NOT NULL
+""")
+_REFUSE = text("""
+    WITH refused AS (
+        UPDATE job SET status = 'failed', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
+        WHERE id = :id AND status = 'queued' RETURNING id, seq, ended_at, conversation_id
+    ), told AS (
+        INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.failed', ended_at FROM refused
+    )
+    SELECT conversation_id FROM refused
+""")
 _BEAT = text("""
     UPDATE job SET lease_until = clock_timestamp() + make_interval(secs => :lease_s)
     FROM unnest(CAST(:dispatches AS uuid[]), CAST(:jobs AS uuid[])) AS held (dispatch_id, id)
@@ -223,7 +249,8 @@ _FINISH = text("""
     SELECT * FROM done
 """)
 _SETTLE = text("""
-    UPDATE attempt SET outcome = :outcome, http_status = :http_status, upstream_request_id = :upstream_request_id, ended_at = clock_timestamp()
+    UPDATE attempt SET outcome = :outcome, http_status = :http_status, upstream_request_id = :upstream_request_id,
+           ended_at = clock_timestamp()
     WHERE dispatch_id = :dispatch_id AND outcome IN ('running', 'unknown')
 """)
 # A job whose cancellation was asked for has nowhere to go back to: it ends here.
@@ -253,7 +280,8 @@ _RETURN_UNCLAIMED = text("""
         AND (CAST(:credential_id AS bigint) IS NULL OR (credential_id = :credential_id AND model = :model))
         LIMIT :most FOR UPDATE SKIP LOCKED
     ), back AS (
-        UPDATE job SET status = 'queued', dispatch_id = NULL, admitted_at = NULL FROM late WHERE job.id = late.id AND job.status = 'admitted'
+        UPDATE job SET status = 'queued', dispatch_id = NULL, admitted_at = NULL FROM late
+        WHERE job.id = late.id AND job.status = 'admitted'
         RETURNING job.id, late.dispatch_id, job.lane_id, job.start_tag, job.credential_id, job.model
     ), lowered AS (
         UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
@@ -263,16 +291,18 @@ _RETURN_UNCLAIMED = text("""
 """)
 _REAP = text("""
     WITH lost AS (
-        SELECT id, dispatch_id AS dispatch FROM job WHERE status = 'running' AND lease_until < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
+        SELECT id, dispatch_id AS dispatch, cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts AS ends FROM job
+        WHERE status = 'running' AND lease_until < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
     ), back AS (
         UPDATE job SET
-            status = CASE WHEN cancel_requested THEN 'cancelled' WHEN on_lost = 'fail' OR failures + 1 >= max_attempts THEN 'failed' ELSE 'queued' END,
-            ended_at = CASE WHEN cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts THEN clock_timestamp() END,
-            error = CASE WHEN NOT cancel_requested AND (on_lost = 'fail' OR failures + 1 >= max_attempts) THEN CAST(:error AS jsonb) END,
-            possible_duplicate_calls = possible_duplicate_calls + CASE WHEN on_lost = 'fail' OR cancel_requested THEN 0 ELSE 1 END,
+            status = CASE WHEN cancel_requested THEN 'cancelled' WHEN ends THEN 'failed' ELSE 'queued' END,
+            ended_at = CASE WHEN ends THEN clock_timestamp() END,
+            error = CASE WHEN ends AND NOT cancel_requested THEN CAST(:error AS jsonb) END,
+            possible_duplicate_calls = possible_duplicate_calls + CASE WHEN ends THEN 0 ELSE 1 END,
             failures = failures + 1, lost_dispatch_id = dispatch, dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         FROM lost WHERE job.id = lost.id AND job.status = 'running' AND job.dispatch_id = dispatch AND job.lease_until < clock_timestamp()
-        RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id, job.credential_id, job.model
+        RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id,
+                  job.credential_id, job.model
     ), flagged AS (
         UPDATE attempt SET outcome = 'unknown', ended_at = clock_timestamp() FROM back
         WHERE attempt.dispatch_id = back.dispatch_id AND attempt.outcome = 'running'

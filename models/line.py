@@ -179,7 +179,8 @@ def _json(value: object) -> str | None:
 
 _FIND_LANE = text("SELECT id FROM lane WHERE pool_id = :pool_id AND model = :model")
 _MAKE_LANE = text("""
-    INSERT INTO lane (pool_id, model) VALUES (:pool_id, :model) ON CONFLICT (pool_id, model) DO UPDATE SET model = excluded.model RETURNING id
+    INSERT INTO lane (pool_id, model) VALUES (:pool_id, :model)
+    ON CONFLICT (pool_id, model) DO UPDATE SET model = excluded.model RETURNING id
 """)
 _LANE = text("""
     SELECT lane.*, now() AS now, coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
@@ -201,7 +202,8 @@ _COUNT_KEY = text(
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 _JOIN = text("""
     WITH line AS (
-        SELECT id, virtual_time, wake_at IS NULL AND (idle_since IS NULL OR idle_since < now() - make_interval(secs => :settled_s)) AS dormant
+        SELECT id, virtual_time,
+               wake_at IS NULL AND (idle_since IS NULL OR idle_since < now() - make_interval(secs => :settled_s)) AS dormant
         FROM lane WHERE id = :lane_id
     ), moved AS (
         INSERT INTO flow AS f (lane_id, name, last_finish)
@@ -216,7 +218,8 @@ _JOIN = text("""
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority, moved.last_finish - :share / moved.weight,
                :share / moved.weight, :cost, :tokens, :images, :endpoint, :model, :request, :conversation_id, :turn, :timeout_s,
-               :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in, :max_attempts, :retry_of
+               :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in, :max_attempts,
+               :retry_of
         FROM moved RETURNING id, start_tag, created_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined

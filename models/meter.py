@@ -50,6 +50,20 @@ def read(session: Session, credential_id: int, model: str) -> State:
     )
 
 
+def together(states: Sequence[State]) -> dict[str, float | None]:
+    """What several credentials may do together: rpm, tpm, ipm, max_in_flight; None as soon as one of them has no known limit."""
+
+    def total(values: list[float | None]) -> float | None:
+        return None if not values or None in values else sum(value for value in values if value is not None)
+
+    return {
+        "rpm": total([one.limits.rpm or one.learned_rpm for one in states]),
+        "tpm": total([one.limits.tpm or one.learned_tpm for one in states]),
+        "ipm": total([one.limits.ipm for one in states]),
+        "max_in_flight": total([one.limits.max_in_flight or one.window_size for one in states]),
+    }
+
+
 def remember(
     session: Session,
     credential_id: int,
@@ -96,7 +110,8 @@ _HISTORY = text("""
     SELECT ((floor(extract(epoch FROM started_at) / :step_s) + 1) * :step_s * 1000000)::bigint AS ends_us,
            count(*) AS requests, sum(tokens) AS tokens, sum(images) AS images
     FROM attempt
-    WHERE credential_id = :credential_id AND model = :model AND started_at > now() - make_interval(secs => :seconds) AND outcome <> 'not_sent'
+    WHERE credential_id = :credential_id AND model = :model AND outcome <> 'not_sent'
+    AND started_at > now() - make_interval(secs => :seconds)
     GROUP BY 1 ORDER BY 1
 """)
 _LIVE = text("""

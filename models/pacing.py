@@ -121,7 +121,8 @@ _FREE_SLOTS = text("""
          - (SELECT count(*) FROM job WHERE status IN ('admitted', 'running'))
 """)
 _CLAIM_LANES = text("""
-    UPDATE lane SET claimed_until = now() + make_interval(secs => :claim_s), wake_at = now() + make_interval(secs => :claim_s), idle_since = NULL
+    UPDATE lane SET claimed_until = now() + make_interval(secs => :claim_s), wake_at = now() + make_interval(secs => :claim_s),
+           idle_since = NULL
     WHERE id IN (
         SELECT lane.id FROM lane JOIN pool ON pool.id = lane.pool_id
         WHERE (lane.id = ANY(CAST(:woken AS bigint[])) OR wake_at <= now()) AND (claimed_until IS NULL OR claimed_until < now())
@@ -140,8 +141,10 @@ _HEADS = text("""
     ) AS head
 """)
 _ADMIT = text("""
-    UPDATE job SET status = 'admitted', dispatch_id = given.dispatch_id, credential_id = given.credential_id, admitted_at = clock_timestamp()
-    FROM unnest(CAST(:jobs AS uuid[]), CAST(:dispatches AS uuid[]), CAST(:credentials AS bigint[])) AS given (id, dispatch_id, credential_id)
+    UPDATE job SET status = 'admitted', dispatch_id = given.dispatch_id, credential_id = given.credential_id,
+           admitted_at = clock_timestamp()
+    FROM unnest(CAST(:jobs AS uuid[]), CAST(:dispatches AS uuid[]), CAST(:credentials AS bigint[]))
+        AS given (id, dispatch_id, credential_id)
     WHERE job.id = given.id AND job.status = 'queued' AND NOT job.held RETURNING job.dispatch_id
 """)
 _SETTLE = text("""
@@ -168,7 +171,8 @@ _LATER = text("""
     SELECT wanted.lane_id, extract(epoch FROM later.first - clock_timestamp())::float8 AS wake_in_s
     FROM unnest(CAST(:lanes AS bigint[])) AS wanted (lane_id)
     CROSS JOIN LATERAL (
-        SELECT min(not_before) AS first FROM job WHERE lane_id = wanted.lane_id AND status = 'queued' AND not_before IS NOT NULL AND NOT held
+        SELECT min(not_before) AS first FROM job
+        WHERE lane_id = wanted.lane_id AND status = 'queued' AND not_before IS NOT NULL AND NOT held
     ) AS later WHERE later.first IS NOT NULL
 """)
 _LOCK_LANE = text("SELECT id FROM lane WHERE id = :id FOR UPDATE SKIP LOCKED")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -38,6 +39,18 @@ def parse_id(text_id: str) -> UUID:
 def find(session: Session, job_id: UUID, key_id: int) -> Any:
     """The job's row, without its request. Raises NotFound when this key has no such job."""
     row = session.execute(_FIND, {"id": job_id, "key_id": key_id}).one_or_none()
+    if row is None:
+        raise NotFound("No such job.")
+    return row
+
+
+def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
+    """What this job asked for, to ask it again. Raises NotFound when this key has no such job.
+
+    Row: status, endpoint, model, request, flow, tokens, images, priority, conversation, expires_in_s, timeout_s, on_lost,
+    max_attempts, metadata.
+    """
+    row = session.execute(_FIND_ORDER, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
         raise NotFound("No such job.")
     return row
@@ -100,9 +113,16 @@ def _result(job: Any) -> Any:
     if job.response is None:
         return None
     try:
-        return json.loads(bytes(job.response))
-    except ValueError:
+        return json.loads(bytes(job.response), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
         return bytes(job.response).decode("utf-8", "replace")
+
+
+def _finite(digits: str) -> float:
+    """Raises ValueError for NaN, Infinity and 1e400: an answer of ours that quoted them would not be JSON."""
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(digits)
+    return value
 
 
 def _usage(session: Session, job: Any) -> JsonObject:
@@ -143,6 +163,12 @@ _COLUMNS = """
 """
 _FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_id"
 _FIND = text(f"SELECT {_COLUMNS}, job.response {_FROM} WHERE job.id = :id AND job.key_id = :key_id")
+_FIND_ORDER = text(f"""
+    SELECT job.status, job.endpoint, job.model, job.request, job.flow, job.tokens, job.images, job.priority, job.timeout_s, job.on_lost,
+           job.max_attempts, job.metadata, conversation.name AS conversation,
+           extract(epoch FROM job.expires_at - job.created_at)::float8 AS expires_in_s
+    {_FROM} WHERE job.id = :id AND job.key_id = :key_id
+""")
 _PAGE = text(f"""
     SELECT {_COLUMNS}, NULL AS response {_FROM}
     WHERE job.key_id = :key_id AND (CAST(:before AS uuid) IS NULL OR job.id < :before)

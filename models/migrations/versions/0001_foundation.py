@@ -1,7 +1,7 @@
 """The foundation: keys, the line, jobs and their attempts"""
 
-from alembic import op
 import sqlalchemy as sa
+from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0001"

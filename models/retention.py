@@ -1,0 +1,42 @@
+"""What is old goes: ended jobs with their bodies, events, attempts and pictures after retention_days; usage rows stay."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from models.db import Session
+
+MOST = 1_000
+
+
+def sweep(session: Session, *, days: int, idempotency_hours: int) -> int:
+    """Up to MOST ended jobs and their belongings are gone, and idempotency keys past their time; returns the number of jobs."""
+    ids = [row.id for row in session.execute(_OLD, {"days": days, "most": MOST})]
+    if ids:
+        for statement in _BELONGINGS:
+            session.execute(statement, {"ids": ids})
+    session.execute(_TOKENS, {"hours": idempotency_hours, "most": MOST})
+    session.execute(_FLOWS, {"most": MOST})
+    return len(ids)
+
+
+_OLD = text("""
+    SELECT id FROM job WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND ended_at < now() - make_interval(days => :days)
+    ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
+""")
+_BELONGINGS = [
+    text(f"DELETE FROM {table} WHERE {column} = ANY(:ids)")
+    for table, column in (("artifact", "job_id"), ("job_event", "job_id"), ("attempt", "job_id"), ("job", "id"))
+]
+_TOKENS = text("""
+    DELETE FROM idempotency WHERE (key_id, token) IN (
+        SELECT key_id, token FROM idempotency WHERE created_at < now() - make_interval(hours => :hours) LIMIT :most
+    )
+""")
+# A flow whose last finish its lane has passed says nothing that the lane's virtual time does not, unless it has a weight of its own.
+_FLOWS = text("""
+    DELETE FROM flow WHERE (lane_id, name) IN (
+        SELECT flow.lane_id, flow.name FROM flow JOIN lane ON lane.id = flow.lane_id
+        WHERE flow.last_finish < lane.low_water AND flow.weight = 1 LIMIT :most
+    )
+""")

@@ -1,0 +1,54 @@
+"""What one call wants, read from its body: the model, the text, what it will be charged, and how to answer it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.upstream.answer import Answer, JsonObject
+from tests.upstream.wire import Request
+
+
+class BadAsk(Exception):
+    """The body cannot be answered: 400."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(slots=True)
+class Ask:
+    """text: the last user message or the prompt. tokens: charged at admission. is_metered: counts towards limits.
+
+    is_fixed: answered as it is, whatever limits and behaviours the key has.
+    """
+
+    model: str
+    text: str
+    answer: Callable[[], Answer]
+    tokens: int = 0
+    images: int = 0
+    stream: bool = False
+    is_metered: bool = True
+    is_fixed: bool = False
+
+
+def body_of(request: Request, *needed: str) -> JsonObject:
+    """The JSON object of the body. Raises BadAsk if it is none, or a needed field is missing."""
+    try:
+        body = json.loads(request.body)
+    except ValueError as error:
+        raise BadAsk("We could not parse the JSON body of your request.") from error
+    if not isinstance(body, dict):
+        raise BadAsk("The JSON body of your request is not an object.")
+    for name in needed:
+        if body.get(name) is None:
+            raise BadAsk(f"Missing required parameter: '{name}'.", param=name)
+    return body
+
+
+def count_tokens(chars: int) -> int:
+    """Four characters are a token, rounded up."""
+    return -(-chars // 4)

@@ -1,0 +1,42 @@
+"""Answers of status 200 that are wrong in one way each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.upstream.answer import Answer
+from tests.upstream.wire import Connection
+
+PAGE = b"<!doctype html><html><head><title>Just a moment...</title></head><body>Checking your browser.</body></html>"
+WRONG_VALUES = {"nul": b'"\\u0000"', "surrogate": b'"\\ud800"', "nan": b"NaN"}
+CLOSES = ("long", "short", "not_http")
+
+
+def spoil(answer: Answer, kind: str, connection: Connection, head_lines: str) -> None:
+    """The spoiled answer is sent. A stream is spoiled as one body of events."""
+    if kind == "not_http":
+        connection.write(b"\x16\x03\x01\x02\x00 this is not HTTP\r\n\r\n")
+        return connection.close()
+    body = b"".join(answer.events) if answer.events is not None else answer.body
+    length = {"long": len(body) + 100, "short": len(body) // 2}.get(kind)
+    spoiled = replace(answer, events=None, body=_spoiled(body, kind))
+    if kind in ("html", "type"):
+        spoiled.content_type = "text/html; charset=utf-8" if kind == "html" else "text/plain"
+    connection.write(spoiled.head(head_lines, length=length) + spoiled.body)
+    if kind in CLOSES:  # the lengths no longer agree, nothing after this could be understood
+        connection.close()
+
+
+def _spoiled(body: bytes, kind: str) -> bytes:
+    if kind == "html":
+        return PAGE
+    if kind == "empty":
+        return b""
+    if kind == "truncated":
+        return body[: len(body) // 2]
+    if kind == "binary":
+        return bytes(range(256))
+    if wrong := WRONG_VALUES.get(kind):
+        said = wrong.strip(b'"')
+        return body.replace(b"{", b'{"x_wrong":' + wrong + b",", 1).replace(b'"echo: ', b'"echo: ' + said, 1)
+    return body

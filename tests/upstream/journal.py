@@ -1,0 +1,144 @@
+"""Every call, written down before it is answered, and what can be counted from them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
+
+OPEN, HANG, RESET, CUT, GONE = "open", "hang", "reset", "cut", "client_gone"
+TEXT_CHARS = 4096  # kept of the prompt
+
+
+@dataclass(slots=True)
+class Call:
+    """outcome: open, a status such as "200", hang, reset, cut, or client_gone. in_flight_at_start does not count this call."""
+
+    n: int
+    at: float
+    key: str
+    model: str
+    path: str
+    text: str
+    headers: dict[str, str]
+    tokens: int
+    images: int
+    is_stream: bool
+    in_flight_at_start: int
+    request_id: str
+    is_refused: bool = False
+    behaviour: str = ""
+    outcome: str = OPEN
+    ended_at: float | None = None
+
+
+FIELDS = tuple(each.name for each in fields(Call))
+
+
+class Span:
+    """The most requests, tokens and images in any `window_s`."""
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[float, int, int]] = deque()
+        self._tokens = self._images = 0
+        self.most = {"requests": 0, "tokens": 0, "images": 0}
+
+    def add(self, call: Call, *, now: float, window_s: float) -> None:
+        self._entries.append((now, call.tokens, call.images))
+        self._tokens += call.tokens
+        self._images += call.images
+        while now - self._entries[0][0] >= window_s:
+            _, tokens, images = self._entries.popleft()
+            self._tokens -= tokens
+            self._images -= images
+        most = self.most
+        most["requests"] = max(most["requests"], len(self._entries))
+        most["tokens"] = max(most["tokens"], self._tokens)
+        most["images"] = max(most["images"], self._images)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of one key, or of all. refused: calls over the limits. max_window counts the admitted ones, max_window_sent all."""
+
+    window_s: float
+    calls: int = 0
+    refused: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    sent: Span = field(default_factory=Span)
+    admitted: Span = field(default_factory=Span)
+
+    def begin(self, call: Call, *, now: float) -> None:
+        self.calls += 1
+        self.sent.add(call, now=now, window_s=self.window_s)
+        if call.is_refused:
+            self.refused += 1
+        else:
+            self.admitted.add(call, now=now, window_s=self.window_s)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+
+    def end(self, call: Call) -> None:
+        self.in_flight -= 1
+        self.outcomes[call.outcome] += 1
+
+    def view(self) -> dict[str, Any]:
+        counts = {name: getattr(self, name) for name in ("calls", "refused", "in_flight", "max_in_flight", "window_s")}
+        return counts | {"outcomes": dict(self.outcomes), "max_window": self.admitted.most, "max_window_sent": self.sent.most}
+
+
+class Journal:
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._window_s = 60.0
+        self._all = Tally(self._window_s)
+        self._keys: dict[str, Tally] = {}
+
+    def tally(self, key: str) -> Tally:
+        found = self._keys.get(key)
+        if found is None:
+            found = self._keys[key] = Tally(self._window_s)
+        return found
+
+    def measure_in(self, window_s: float, *, key: str | None) -> None:
+        """From now on the most is looked for in windows of this length: for one key, or for all."""
+        if key is not None:
+            self.tally(key).window_s = window_s
+            return
+        self._window_s = window_s
+        for tally in (self._all, *self._keys.values()):
+            tally.window_s = window_s
+
+    def begin(self, call: Call, *, now: float) -> None:
+        """now: of the clock that the limits were measured with, so that both see the same windows."""
+        self.calls.append(call)
+        self._all.begin(call, now=now)
+        self.tally(call.key).begin(call, now=now)
+
+    def end(self, call: Call, outcome: str) -> bool:
+        """True the first time; later outcomes of the same call are not believed."""
+        if call.ended_at is not None:
+            return False
+        call.outcome = outcome
+        call.ended_at = time.time()
+        self._all.end(call)
+        self.tally(call.key).end(call)
+        return True
+
+    def find(self, *, since: int = 0, key: str | None = None, outcome: str | None = None) -> list[dict[str, Any]]:
+        """since: the `n` of the first call that is wanted; they count from 0."""
+        found = (call for call in self.calls[since:] if key in (None, call.key) and outcome in (None, call.outcome))
+        return [{name: getattr(call, name) for name in FIELDS} for call in found]
+
+    def view(self) -> dict[str, Any]:
+        return {"all": self._all.view(), "keys": {key: tally.view() for key, tally in self._keys.items()}}
+
+
+@lru_cache(maxsize=65_536)
+def fingerprint(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:12]

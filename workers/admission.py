@@ -1,0 +1,136 @@
+"""Reserving budget for the heads of lanes: late binding to the credential with most room, rebuilt state, jobs that never fit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from models import db, job, meter
+from models.pacing import Admission
+from models.settings import settings
+from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
+
+log = logging.getLogger(__name__)
+
+MINUTES_S = 600
+DAY_S = 86_400
+
+
+@dataclass
+class Reserved:
+    """What one lane got. wake_in_s None with blocked_by None: everything asked for was granted."""
+
+    admissions: list[Admission] = field(default_factory=list)
+    wake_in_s: float | None = None
+    blocked_by: str | None = None
+    never: UUID | None = None
+
+
+class Reserver:
+    """Asks the limiter on behalf of lanes."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+
+    def reserve(
+        self, wanted: Mapping[int, Sequence[Any]], *, models: Mapping[int, str], credentials: Mapping[int, Sequence[int]]
+    ) -> dict[int, Reserved]:
+        """Budget for the first jobs of each lane, as far as it goes. credentials: lane → those that serve it, in any order.
+
+        One round trip for all lanes with one credential; a lane with several asks the one with most room first and the next for
+        the rest. Raises LineUnavailable when Redis is silent: nothing is admitted then.
+        """
+        given = {lane: Reserved() for lane in wanted}
+        left = {lane: list(jobs) for lane, jobs in wanted.items() if jobs}
+        tried: dict[int, set[int]] = {lane: set() for lane in wanted}
+        while left:
+            chosen = self._choose(left, models=models, credentials=credentials, tried=tried)
+            for lane in [lane for lane in left if lane not in chosen]:
+                if given[lane].blocked_by is None:
+                    given[lane].blocked_by, given[lane].wake_in_s = "parked", 5.0
+                left.pop(lane)
+            asks = {lane: [Ask(str(uuid4()), tokens=one.tokens, images=one.images) for one in left[lane]] for lane in chosen}
+            grants = self._limiter.admit_many([(chosen[lane], asks[lane]) for lane in chosen], lease_ms=int(settings().lease_s * 1000))
+            for lane, grant in zip(chosen, grants, strict=True):
+                self._note(given[lane], left, lane, chosen[lane], asks[lane], grant, tried[lane])
+        return given
+
+    def _note(
+        self, given: Reserved, left: dict[int, list[Any]], lane: int, used: Meter, asks: list[Ask], grant: Grant, tried: set[int]
+    ) -> None:
+        jobs = left[lane]
+        given.admissions += [
+            Admission(one.id, UUID(ask.dispatch_id), used.credential_id) for one, ask in zip(jobs[: grant.admitted], asks, strict=False)
+        ]
+        rest = jobs[grant.admitted :]
+        if grant.blocked_by == BlockedBy.NO_STATE:
+            self.rebuild(used)
+            given.blocked_by, given.wake_in_s = grant.blocked_by, 0.0
+            left.pop(lane)
+            return
+        tried.add(used.credential_id)
+        if not rest:
+            left.pop(lane)
+            given.blocked_by, given.wake_in_s = None, None
+            return
+        left[lane] = rest
+        self._explain(given, grant, rest[0].id)
+
+    def _explain(self, given: Reserved, grant: Grant, first: UUID) -> None:
+        """Of several credentials that refused, the one that can pay first says when to look again."""
+        if grant.wake_in_ms is None:
+            if given.blocked_by is None:
+                given.blocked_by, given.never = str(grant.blocked_by), first
+            return
+        wake_in_s = grant.wake_in_ms / 1000
+        if given.wake_in_s is None or wake_in_s < given.wake_in_s:
+            given.blocked_by, given.wake_in_s, given.never = str(grant.blocked_by), wake_in_s, None
+
+    def _choose(
+        self,
+        left: Mapping[int, Sequence[Any]],
+        *,
+        models: Mapping[int, str],
+        credentials: Mapping[int, Sequence[int]],
+        tried: Mapping[int, set[int]],
+    ) -> dict[int, Meter]:
+        open_to = {lane: [number for number in credentials[lane] if number not in tried[lane]] for lane in left}
+        several = [Meter(number, models[lane]) for lane, numbers in open_to.items() if len(numbers) > 1 for number in numbers]
+        rooms = dict(zip(several, self._limiter.peek_many(several), strict=True)) if several else {}
+
+        def room(one: Meter) -> tuple[float, float]:
+            found = rooms.get(one)
+            return (-found.wait_ms, found.share) if found is not None else (0.0, 1.0)
+
+        return {lane: max((Meter(number, models[lane]) for number in numbers), key=room) for lane, numbers in open_to.items() if numbers}
+
+    def rebuild(self, lost: Meter) -> None:
+        """The limiter's state for this credential and model is made again from Postgres, never looser than what was lost.
+
+        What was admitted and not claimed goes back first: its doorbell is as lost as the state. After that no claim can add a
+        call that the history below does not show.
+        """
+        with db.begin() as session:
+            job.return_unclaimed(session, older_than_s=0, credential_id=lost.credential_id, model=lost.model)
+        with db.begin() as session:
+            known = meter.read(session, lost.credential_id, lost.model)
+            past = meter.history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)
+            day = meter.history(session, lost.credential_id, lost.model, seconds=DAY_S, step_s=60) if known.limits.rpd else []
+            live = meter.live(session, lost.credential_id, lost.model)
+        now_us = time.time_ns() // 1000
+        self._limiter.init(
+            lost,
+            known.limits,
+            learned_rpm=known.learned_rpm,
+            learned_tpm=known.learned_tpm,
+            window=known.window_size,
+            cooldown_until_us=int(known.cooldown_until.timestamp() * 1e6) if known.cooldown_until else 0,
+            past=[Past(row.ends_us, row.requests, int(row.tokens), int(row.images)) for row in past],
+            day=[Past(row.ends_us, row.requests, int(row.tokens), int(row.images)) for row in day],
+            leases={str(row.dispatch_id): (now_us + int(row.left_s * 1e6), row.tokens, row.images) for row in live},
+        )
+        log.info("limiter state rebuilt", extra={"credential_id": lost.credential_id, "model": lost.model, "live": len(live)})

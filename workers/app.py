@@ -1,0 +1,64 @@
+"""Celery as a doorbell: it carries {job id, dispatch id} and nothing waits in it. Every setting here was chosen for that.
+
+No result backend, no late acks, no ETA, no countdown, no retry(): time, order and retries live in Postgres columns, and
+messages that Redis loses are found by the sweep. docs/reliability.md says what was measured.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+from celery.signals import before_task_publish
+from kombu import Queue
+
+from models.settings import settings
+
+QUEUE = "jobs"
+
+app = Celery("nowserving", broker=settings().redis_url, include=["workers.tasks"])
+app.conf.update(
+    result_backend=None,
+    task_ignore_result=True,
+    task_store_errors_even_if_ignored=False,
+    task_serializer="json",
+    accept_content=["json"],
+    event_serializer="json",
+    # Early ack: with Redis a late one protects nothing (messages vanish on kill -9 either way) and kills workers on a restart.
+    task_acks_late=False,
+    task_reject_on_worker_lost=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    task_queues=[Queue(QUEUE)],
+    task_default_queue=QUEUE,
+    task_create_missing_queues=False,
+    task_publish_retry=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_connection_timeout=2,
+    broker_pool_limit=10,
+    broker_transport_options={
+        "visibility_timeout": 300,
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "max_connections": 100,
+    },
+    # A paid call in flight must finish even when the broker is gone.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_send_task_events=True,
+    task_send_sent_event=False,
+    event_queue_ttl=5,
+    event_queue_expires=60,
+    control_queue_ttl=60,
+    control_queue_expires=60,
+    worker_hijack_root_logger=False,
+    worker_redirect_stdouts=False,
+)
+
+
+@before_task_publish.connect
+def _never_wait_in_redis(headers: dict[str, object] | None = None, **_: object) -> None:
+    if headers and (headers.get("eta") or headers.get("expires") or headers.get("retries")):
+        raise RuntimeError("nothing waits in Celery: put the job back in line with job.put_back()")

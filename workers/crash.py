@@ -1,0 +1,35 @@
+"""Named places where a test makes this process die, freeze or fail: NOWSERVING_CRASH=<point>[:<how>[:<nth>]]. Off unless set.
+
+how: `exit` (default; as by kill -9), `freeze` (SIGSTOP to itself), `raise`. nth: on which passing, counted from 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections import defaultdict
+
+from models.settings import settings
+
+_passings: dict[str, itertools.count[int]] = defaultdict(lambda: itertools.count(1))
+
+
+class Crashed(BaseException):
+    """Raised at a crash point; nothing of ours catches it."""
+
+
+def at(point: str) -> None:
+    """Nothing, unless a test named this place."""
+    wanted = settings().crash
+    if not wanted or wanted.split(":")[0] != point:
+        return
+    _, how, nth = (*wanted.split(":"), "", "")[:3]
+    if next(_passings[point]) != int(nth or 1):
+        return
+    if how == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "raise":
+        raise Crashed(point)
+    else:
+        os._exit(137)

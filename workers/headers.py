@@ -1,0 +1,59 @@
+"""What an upstream's answer says about its limits: x-ratelimit-*, retry-after."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+DAY_MS = 86_400_000
+PAUSE_MOST_MS = 15 * 60_000
+_UNITS_MS = {"h": 3_600_000.0, "m": 60_000.0, "s": 1_000.0, "ms": 1.0, "us": 0.001, "µs": 0.001, "ns": 0.000001}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
+
+
+@dataclass(frozen=True)
+class Told:
+    """Limits per minute and the time until they are whole again; None where nothing sensible was said (Azure sends -1 and 0)."""
+
+    limit_requests: int | None = None
+    limit_tokens: int | None = None
+    reset_requests_ms: int | None = None
+    reset_tokens_ms: int | None = None
+
+
+def read(headers: Mapping[str, str]) -> Told:
+    """The x-ratelimit headers of OpenAI. headers: names in lower case."""
+    return Told(
+        limit_requests=_positive(headers.get("x-ratelimit-limit-requests")),
+        limit_tokens=_positive(headers.get("x-ratelimit-limit-tokens")),
+        reset_requests_ms=duration_ms(headers.get("x-ratelimit-reset-requests")),
+        reset_tokens_ms=duration_ms(headers.get("x-ratelimit-reset-tokens")),
+    )
+
+
+def duration_ms(text: str | None) -> int | None:
+    """`6m0s`, `12ms`, `1.5s` in milliseconds, rounded up; None for anything else, and for more than a day."""
+    if not text or _DURATION.sub("", text):
+        return None
+    total = sum(float(number) * _UNITS_MS[unit] for number, unit in _DURATION.findall(text))
+    return -int(-total // 1) if 0 < total <= DAY_MS else None
+
+
+def retry_after_ms(headers: Mapping[str, str], *, now: float | None = None) -> int | None:
+    """How long to stay away: retry-after-ms, else retry-after in seconds or as a date; at most 15 minutes."""
+    for name, factor in (("retry-after-ms", 1.0), ("retry-after", 1000.0)):
+        text = headers.get(name, "").strip()
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return max(100, min(PAUSE_MOST_MS, int(float(text) * factor)))
+    parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    if parsed is None:
+        return None
+    seconds = email.utils.mktime_tz(parsed) - (time.time() if now is None else now)
+    return max(100, min(PAUSE_MOST_MS, int(seconds * 1000)))
+
+
+def _positive(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() and 0 < int(text) < 2**31 else None

@@ -1,0 +1,95 @@
+"""The jobs this process runs: their leases are renewed by one statement, their cancellations reach the call."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from uuid import UUID
+
+import redis
+
+from models import db, job
+from models.errors import LineUnavailable, Unavailable
+from models.settings import settings
+from workers import wake
+from workers.limiter import Limiter, Meter
+from workers.openai_client import Call
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Held:
+    """One job in this process."""
+
+    job_id: UUID
+    meter: Meter
+    call: Call
+
+
+class Leases:
+    """What this process holds, by dispatch id. Safe to use from any thread."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._held: dict[UUID, Held] = {}
+        self._lock = threading.Lock()
+
+    def add(self, dispatch_id: UUID, held: Held) -> None:
+        with self._lock:
+            self._held[dispatch_id] = held
+
+    def drop(self, dispatch_id: UUID) -> None:
+        with self._lock:
+            self._held.pop(dispatch_id, None)
+
+    def renew(self) -> None:
+        """Every lease holds for NOWSERVING_LEASE_S from now; calls whose job is to be cancelled are closed.
+
+        A lost lease only gets a log line: the answer on its way may still be adopted, and finishing is fenced.
+        """
+        with self._lock:
+            held = dict(self._held)
+        if not held:
+            return
+        try:
+            with db.begin() as session:
+                alive = job.beat(session, {number: one.job_id for number, one in held.items()}, lease_s=settings().lease_s)
+        except Unavailable:
+            log.warning("leases not renewed: Postgres is away", extra={"leases": len(held)})
+            return
+        for dispatch_id, one in held.items():
+            if dispatch_id not in alive:
+                log.warning("lease lost", extra={"job_id": str(one.job_id), "dispatch_id": str(dispatch_id)})
+            elif alive[dispatch_id]:
+                one.call.abort()
+        self._renew_slots(held)
+
+    def cancel(self, job_id: UUID) -> None:
+        """The call for this job, if it runs here, is closed now rather than at the next beat."""
+        with self._lock:
+            calls = [held.call for held in self._held.values() if held.job_id == job_id]
+        for call in calls:
+            call.abort()
+
+    def _renew_slots(self, held: dict[UUID, Held]) -> None:
+        by_meter: dict[Meter, list[str]] = {}
+        for dispatch_id, one in held.items():
+            by_meter.setdefault(one.meter, []).append(str(dispatch_id))
+        try:
+            for meter, dispatches in by_meter.items():
+                self._limiter.renew(meter, dispatches, lease_ms=int(settings().lease_s * 1000))
+        except LineUnavailable:
+            log.warning("in-flight slots not renewed: Redis is away")
+
+
+def listen_for_cancels(leases: Leases, stop: threading.Event) -> None:
+    """Until `stop`: a cancellation reaches the call within milliseconds; without Redis, at the next beat."""
+    while not stop.is_set():
+        try:
+            for message in wake.listen(wake.JOBS, until=stop.is_set):
+                if message.get("event") == "cancelling":
+                    leases.cancel(UUID(str(message["job"])))
+        except (redis.RedisError, OSError):
+            stop.wait(1.0)

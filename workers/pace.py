@@ -1,0 +1,152 @@
+"""The pacer's step: the line's heads in fair order, their budget reserved, marked admitted, Celery rung. Any number may run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from models import db, job, meter, pacing
+from models.errors import LineUnavailable, Unavailable
+from models.pacing import Admission, Settled
+from models.settings import settings
+from workers import crash
+from workers.admission import Reserved, Reserver
+from workers.bell import Bell
+from workers.limiter import Limiter, Meter, Report
+from workers.ring import Ring
+from workers.rounds import Rounds
+
+log = logging.getLogger(__name__)
+
+LANES_MOST = 64
+HEADS_MOST = 64
+IDLE_S = 1.0
+# Slots freed elsewhere wake the lane at once; this is for the wake-up that got lost.
+IN_FLIGHT_LOOK_S = 2.0
+# A lane woken while another pacer has it is kept in mind for this long.
+REMEMBER_S = 4.0
+
+
+class Pacer:
+    """One step after another; `step` is all of it, so that a test can take steps by hand."""
+
+    def __init__(self, *, limiter: Limiter, ring: Ring, bell: Bell) -> None:
+        self._limiter = limiter
+        self._reserver = Reserver(limiter)
+        self._ring = ring
+        self._bell = bell
+        self._rounds = Rounds()
+        self._last_finish: dict[int, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Steps until told to stop; without Postgres or Redis it waits for them."""
+        while not stop.is_set():
+            try:
+                self._bell.sleep(self.step())
+            except (Unavailable, LineUnavailable) as error:
+                log.warning("pacing waits", extra={"why": type(error).__name__})
+                stop.wait(0.2)
+            except Exception:
+                # A border: one step that cannot be taken must not end the line.
+                log.exception("a step of the pacer failed")
+                stop.wait(0.5)
+
+    def step(self) -> float:
+        """Whatever can go now is admitted and rung; returns the seconds until the next step is due (less, when rung)."""
+        woken = self._bell.take()
+        with db.begin() as session:
+            free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
+            lanes = pacing.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
+            heads = pacing.heads(session, lanes, most=min(HEADS_MOST, max(free, 0)))
+            pools = meter.credentials_of(session, sorted({lane.pool_id for lane in lanes}))
+        self._keep_unseen(woken, lanes)
+        if not lanes:
+            return self._rest_s(free)
+        queues: dict[int, list[Any]] = {lane.id: [] for lane in lanes}
+        for head in heads:
+            queues[head.lane_id].append(head)
+        taken = self._rounds.pick(queues, slots=free)
+        wanted = {lane: queues[lane][:most] for lane, most in taken.items()}
+        reserved = self._reserver.reserve(
+            wanted, models={lane.id: lane.model for lane in lanes}, credentials={lane.id: pools[lane.pool_id] for lane in lanes}
+        )
+        crash.at("pacer.after_reserve")
+        settled = self._admit(lanes, queues, wanted, reserved)
+        return 0.0 if any(one.wake_in_s == 0 for one in settled) else self._rest_s(1)
+
+    def _admit(
+        self, lanes: Sequence[Any], queues: dict[int, list[Any]], wanted: dict[int, list[Any]], reserved: dict[int, Reserved]
+    ) -> list[Settled]:
+        admissions = [one for given in reserved.values() for one in given.admissions]
+        empty = [lane.id for lane in lanes if self._is_done(queues[lane.id], wanted[lane.id], reserved[lane.id])]
+        with db.begin() as session:
+            later = pacing.later_wakes(session, empty) if empty else {}
+            settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
+            for given in reserved.values():
+                if given.never is not None:
+                    job.refuse(session, given.never, error=_never_fits(given.blocked_by))
+            marked = pacing.admit(session, admissions)
+            pacing.settle(session, settled)
+        crash.at("pacer.after_admit")
+        self._ring_all(admissions, marked, models={lane.id: lane.model for lane in lanes}, queues=queues)
+        return settled
+
+    def _ring_all(self, admissions: list[Admission], marked: set[UUID], *, models: dict[int, str], queues: dict[int, list[Any]]) -> None:
+        lane_of = {head.id: head.lane_id for jobs in queues.values() for head in jobs}
+        for one in admissions:
+            if one.dispatch_id in marked:
+                self._ring.ring(one.job_id, one.dispatch_id)
+                crash.at("pacer.mid_publish")
+            else:
+                bound = Meter(one.credential_id, models[lane_of[one.job_id]])
+                self._limiter.release(bound, str(one.dispatch_id), Report(sent=False))
+
+    def _is_done(self, queue: list[Any], wanted: list[Any], given: Reserved) -> bool:
+        return len(queue) < HEADS_MOST and len(wanted) == len(queue) and given.blocked_by is None
+
+    def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reserved, later: dict[int, float]) -> Settled:
+        admitted = wanted[: len(given.admissions)]
+        virtual_time = max([lane.virtual_time, *(head.start_tag for head in admitted)])
+        finish = max([self._last_finish.get(lane.id, 0.0), *(head.start_tag + head.share for head in admitted)])
+        self._last_finish[lane.id] = finish
+        if given.never is not None:
+            return Settled(lane.id, virtual_time, 0.0, given.blocked_by)
+        if given.blocked_by is not None:
+            look_s = given.wake_in_s or 0.0
+            most_s = IN_FLIGHT_LOOK_S if given.blocked_by == "in_flight" else look_s
+            return Settled(lane.id, virtual_time, min(look_s, most_s), given.blocked_by)
+        if not self._is_done(queue, wanted, given):
+            # Others had the slots. The lane is next in turn as soon as one is free, whoever frees it.
+            self._bell.keep({lane.id: time.monotonic()})
+            return Settled(
+                lane.id, virtual_time, IDLE_S if len(wanted) < len(queue) else 0.0, "workers" if len(wanted) < len(queue) else None
+            )
+        if lane.id in later:
+            return Settled(lane.id, virtual_time, max(0.0, later[lane.id]), "backoff")
+        # Nobody waits: as in the paper, time goes on to the last finish, so that an idle hour owes nobody anything.
+        return Settled(lane.id, max(virtual_time, finish), None, None)
+
+    def _keep_unseen(self, woken: dict[int, float], lanes: Sequence[Any]) -> None:
+        seen = {lane.id for lane in lanes}
+        now = time.monotonic()
+        self._bell.keep({lane: at for lane, at in woken.items() if lane not in seen and now - at < REMEMBER_S})
+
+    def _rest_s(self, free: int) -> float:
+        if free <= 0:
+            return IDLE_S
+        with db.begin() as session:
+            return pacing.next_wake_in_s(session, most_s=IDLE_S)
+
+
+def _never_fits(limit: str | None) -> dict[str, object]:
+    return {
+        "message": f"This request needs more than the whole {limit} limit of its key, so it could never be sent. "
+        "Make it smaller (a shorter prompt, a lower max_tokens or n), or ask for a higher limit.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "request_exceeds_limit",
+    }

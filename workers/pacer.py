@@ -1,0 +1,59 @@
+"""The pacer's process, `python -m workers.pacer`: the steps, a listener for wake-ups, the sweep, Flower's announcer."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+
+import redis
+
+from models.settings import settings
+from workers import logs, wake
+from workers.announce import Announcer
+from workers.bell import Bell
+from workers.limiter import Limiter
+from workers.pace import Pacer
+from workers.ring import CeleryRing
+from workers.sweep import Sweep
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Runs until SIGTERM or SIGINT."""
+    logs.configure(settings().log_level)
+    stop, bell, announcer = threading.Event(), Bell(), Announcer()
+    limiter = Limiter(wake.client())
+    pacer = Pacer(limiter=limiter, ring=CeleryRing(), bell=bell)
+    sweep = Sweep(limiter=Limiter(wake.connect()), bell=bell)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    threads = [
+        threading.Thread(target=work, args=arguments, daemon=True)
+        for work, arguments in ((pacer.run, (stop,)), (sweep.run, (stop,)), (announcer.run, (stop,)), (listen, (bell, announcer, stop)))
+    ]
+    for thread in threads:
+        thread.start()
+    log.info("pacing")
+    stop.wait()
+    for thread in threads[:2]:
+        thread.join(5)
+
+
+def listen(bell: Bell, announcer: Announcer, stop: threading.Event) -> None:
+    """Wake-ups reach the bell, and what they are about reaches Flower. Without Redis the pacer looks once a second by itself."""
+    while not stop.is_set():
+        try:
+            for message in wake.listen(wake.LINE, until=stop.is_set):
+                bell.ring(int(str(message["lane"])))
+                if message.get("queued"):
+                    announcer.waits(str(message["queued"]))
+                if message.get("cancelled"):
+                    announcer.cancelled(str(message["cancelled"]))
+        except (redis.RedisError, OSError):
+            stop.wait(0.5)
+
+
+if __name__ == "__main__":
+    main()

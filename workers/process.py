@@ -1,0 +1,191 @@
+"""One doorbell, one job: claim, call, finish. Whatever happens in between, the row says what is known."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from models import db, job, meter, secret
+from models.errors import LineUnavailable, Unavailable
+from models.job import Finding, Outcome, Result, Status
+from models.settings import settings
+from workers import crash, ending, headers, retry, wake
+from workers.ending import Ending
+from workers.leases import Held, Leases
+from workers.limiter import Learned, Limiter, Meter, Report
+from workers.openai_client import Aborted, Answer, Call, Lost, NotSent, post
+from workers.retry import Next, Verdict
+
+log = logging.getLogger(__name__)
+
+# A claim later than this after its admission pays again: calls let go evenly must not arrive in a heap. It is the burst
+# that the limiter's rate leaves free (half a second's worth), so calls that are no later than this keep every window whole.
+LATE_S = 0.5
+
+
+class Processor:
+    """What the Celery task runs, with the process's limiter and leases."""
+
+    def __init__(self, limiter: Limiter, leases: Leases) -> None:
+        self._limiter = limiter
+        self._leases = leases
+
+    def serve(self, job_id: UUID, dispatch_id: UUID) -> None:
+        """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
+        crash.at("worker.before_claim")
+        try:
+            with db.begin() as session:
+                row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s)
+        except Unavailable:
+            log.warning("claim failed: Postgres is away; the job goes back to the line by itself", extra={"job_id": str(job_id)})
+            return
+        if row is None:
+            self._give_back(job_id, dispatch_id)
+            return
+        crash.at("worker.after_claim")
+        bound = Meter(row.credential_id, row.model)
+        call = Call(deadline=time.monotonic() + row.timeout_s)
+        self._leases.add(dispatch_id, Held(job_id=job_id, meter=bound, call=call))
+        try:
+            self._run(row, bound, call)
+        finally:
+            self._leases.drop(dispatch_id)
+
+    def _run(self, row: Any, bound: Meter, call: Call) -> None:
+        if row.late_s > LATE_S and not self._pays_again(bound, row.dispatch_id):
+            self._release(bound, row, Report(sent=False))
+            ending.write(_back(row, Finding(Outcome.NOT_SENT), why="claimed too late"))
+            return
+        crash.at("worker.before_send")
+        try:
+            answer = self._post(row, call)
+        except NotSent as error:
+            self._release(bound, row, Report(sent=False))
+            self._fail_or_again(row, _unsent(error), answer=None)
+        except Aborted:
+            self._release(bound, row, Report())
+            ending.write(_done(row, Finding(Outcome.CANCELLED), Result(Status.CANCELLED)))
+        except Lost as error:
+            self._release(bound, row, Report(pushed_back=True))
+            self._fail_or_again(row, _lost(error), answer=None)
+        else:
+            self._take(row, bound, answer)
+
+    def _post(self, row: Any, call: Call) -> Answer:
+        key = secret.unseal(row.secret, bound_to=f"credential:{row.credential_id}").decode()
+        base_url = (row.base_url or settings().openai_base_url).rstrip("/")
+        return post(
+            base_url + row.endpoint.removeprefix("/v1"),
+            key=key,
+            content=bytes(row.request),
+            headers={"X-Client-Request-Id": str(row.dispatch_id)},
+            call=call,
+        )
+
+    def _take(self, row: Any, bound: Meter, answer: Answer) -> None:
+        """An answer came: first the limiter learns from it and the slot is free, then the row is written."""
+        crash.at("worker.after_answer")
+        verdict = retry.judge(answer)
+        told = headers.read(answer.headers)
+        report = Report(
+            good=verdict.next == Next.SUCCEED,
+            cooldown_ms=verdict.pause_ms,
+            pushed_back=verdict.pushed_back,
+            **vars(told),
+        )
+        learned = self._release(bound, row, report)
+        self._remember(bound, learned, verdict)
+        if verdict.next == Next.SUCCEED:
+            finding = Finding(verdict.outcome, answer.status, _request_id(answer))
+            ending.write(_done(row, finding, Result(Status.SUCCEEDED, http_status=answer.status, response=answer.body)))
+        else:
+            self._fail_or_again(row, verdict, answer=answer)
+
+    def _fail_or_again(self, row: Any, verdict: Verdict, *, answer: Answer | None) -> None:
+        finding = Finding(verdict.outcome, answer.status if answer else None, _request_id(answer) if answer else None)
+        counts = verdict.next in (Next.AGAIN, Next.UNKNOWN)
+        is_last = counts and row.failures + 1 >= row.max_attempts
+        refused = verdict.next == Next.FAIL or is_last or (verdict.next == Next.UNKNOWN and row.on_lost == "fail")
+        if refused:
+            failed = Result(
+                Status.FAILED,
+                http_status=answer.status if answer else None,
+                response=answer.body if answer and retry.is_object(answer.body) else None,
+                error=verdict.error,
+            )
+            ending.write(_done(row, finding, failed))
+        else:
+            delay_s = retry.delay_s(row.failures) if counts else 0.0
+            ending.write(_back(row, finding, delay_s=delay_s, counts=counts))
+
+    def _pays_again(self, bound: Meter, dispatch_id: UUID) -> bool:
+        try:
+            return self._limiter.charge_again(bound, str(dispatch_id), lease_ms=_lease_ms()).admitted == 1
+        except LineUnavailable:
+            return False
+
+    def _release(self, bound: Meter, row: Any, report: Report) -> Learned | None:
+        try:
+            learned = self._limiter.release(bound, str(row.dispatch_id), report)
+        except LineUnavailable:
+            return None
+        wake.line(row.lane_id)
+        return learned
+
+    def _remember(self, bound: Meter, learned: Learned | None, verdict: Verdict) -> None:
+        if not verdict.park and (learned is None or not learned.changed):
+            return
+        try:
+            with db.begin() as session:
+                if verdict.park:
+                    log.error("credential parked", extra={"credential_id": bound.credential_id, "reason": verdict.park})
+                    meter.park(session, bound.credential_id, reason=verdict.park)
+                if learned is not None and learned.changed:
+                    meter.remember(
+                        session,
+                        bound.credential_id,
+                        bound.model,
+                        learned_rpm=learned.learned_rpm,
+                        learned_tpm=learned.learned_tpm,
+                        window_size=learned.window,
+                        cooldown_until=datetime.fromtimestamp(learned.cooldown_until_us / 1e6, UTC) if learned.cooldown_until_us else None,
+                    )
+        except Unavailable:
+            log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": bound.credential_id})
+
+    def _give_back(self, job_id: UUID, dispatch_id: UUID) -> None:
+        """A doorbell for a job that was cancelled meanwhile: what was reserved for it is free again."""
+        with db.begin() as session:
+            ghost = job.ghost(session, job_id, dispatch_id)
+        if ghost is not None:
+            self._release(Meter(ghost.credential_id, ghost.model), ghost, Report(sent=False))
+
+
+def _done(row: Any, finding: Finding, result: Result) -> Ending:
+    return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result)
+
+
+def _back(row: Any, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "") -> Ending:
+    return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why)
+
+
+def _unsent(error: NotSent) -> Verdict:
+    message = f"The upstream cannot be reached ({error}); the job was never sent. Try again, or ask the operator to check OPENAI_BASE_URL."
+    return Verdict(Next.AGAIN, Outcome.NOT_SENT, error=retry.own_error(message, "upstream_unreachable"))
+
+
+def _lost(error: Lost) -> Verdict:
+    message = f"The call went out and no whole answer came back ({error}); it may have been paid for. POST …/retry calls again."
+    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=retry.own_error(message, "upstream_outcome_unknown"))
+
+
+def _request_id(answer: Answer) -> str | None:
+    said = answer.headers.get("x-request-id", "")
+    return said[:200] if said.isprintable() and said else None
+
+
+def _lease_ms() -> int:
+    return int(settings().lease_s * 1000)

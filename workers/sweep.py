@@ -1,0 +1,116 @@
+"""What somebody forgot, dropped or did not live to do, found once a second and put right."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from models import db, fleet, job, lane_care, pacing, retention
+from models.errors import LineUnavailable, Unavailable
+from models.settings import settings
+from workers import wake
+from workers.bell import Bell
+from workers.limiter import Limiter, Meter, Report
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+FIGURES_EVERY_S = 2.0
+RETENTION_EVERY_S = 60.0
+# A pause of our own longer than this may have been a pause of the whole machine: heartbeats need time to catch up.
+GAP_S = 3.0
+
+
+@dataclass
+class Amnesty:
+    """No lease is called lost until workers have had time to renew it after Postgres, or we ourselves, were away."""
+
+    postmaster: str | None = None
+    until: float = 0.0
+    last: float = field(default=float("-inf"))
+
+    def is_on(self, *, postmaster: str, now: float) -> bool:
+        """Whether leases may not be reaped now. postmaster: Postgres's start time; now: monotonic seconds."""
+        if postmaster != self.postmaster or now - self.last > GAP_S:
+            self.until = now + settings().lease_s + 2
+        self.postmaster, self.last = postmaster, now
+        return now < self.until
+
+
+class Sweep:
+    """All of it, step by step; `step` may run in any number of processes at once."""
+
+    def __init__(self, *, limiter: Limiter, bell: Bell) -> None:
+        self._limiter = limiter
+        self._bell = bell
+        self._amnesty = Amnesty()
+        self._care = lane_care.Care()
+        self._due: dict[str, float] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                self.step(now=time.monotonic())
+            except (Unavailable, LineUnavailable) as error:
+                log.warning("sweep waits", extra={"why": type(error).__name__})
+            except Exception:
+                # A border: the next sweep must come whatever this one found.
+                log.exception("a sweep failed")
+            stop.wait(EVERY_S)
+
+    def step(self, *, now: float) -> None:
+        """One pass. now: monotonic seconds."""
+        self._return_unclaimed()
+        self._reap(now=now)
+        with db.begin() as session:
+            expired = job.expire(session)
+            forgotten = pacing.find_forgotten(session)
+        self._tell(expired, "ended")
+        for lane_id in forgotten:
+            self._bell.ring(lane_id)
+        if self._is_due("figures", FIGURES_EVERY_S, now):
+            with db.begin() as session:
+                self._care.refresh(session, now=now)
+        if self._is_due("retention", RETENTION_EVERY_S, now):
+            with db.begin() as session:
+                retention.sweep(session, days=settings().retention_days, idempotency_hours=settings().idempotency_hours)
+                fleet.forget(session, unseen_s=settings().lease_s * 10)
+
+    def _return_unclaimed(self) -> None:
+        with db.begin() as session:
+            returned = job.return_unclaimed(session, older_than_s=settings().unclaimed_after_s)
+        if returned:
+            log.warning("admissions not claimed in time went back to the line", extra={"jobs": len(returned)})
+        self._free(returned, Report(sent=False))
+
+    def _reap(self, *, now: float) -> None:
+        with db.begin() as session:
+            if self._amnesty.is_on(postmaster=lane_care.postmaster_started(session), now=now):
+                return
+            lost = job.reap(session)
+        for row in lost:
+            log.warning("lease ran out", extra={"job_id": str(row.id), "status": row.status})
+        self._free(lost, Report())
+        self._tell(lost, "ended")
+
+    def _free(self, rows: Iterable[Any], report: Report) -> None:
+        for row in rows:
+            try:
+                self._limiter.release(Meter(row.credential_id, row.model), str(row.dispatch_id), report)
+            except LineUnavailable:
+                log.info("slot not freed: Redis is away, it frees itself")
+            self._bell.ring(row.lane_id)
+
+    def _tell(self, rows: Iterable[Any], event: str) -> None:
+        for row in rows:
+            wake.job(row.id, event)
+
+    def _is_due(self, what: str, every_s: float, now: float) -> bool:
+        if now < self._due.get(what, float("-inf")):
+            return False
+        self._due[what] = now + every_s
+        return True
