@@ -92,11 +92,6 @@ def live(session: Session, credential_id: int, model: str) -> Sequence[Any]:
     return session.execute(_LIVE, {"credential_id": credential_id, "model": model}).all()
 
 
-def park(session: Session, credential_id: int, *, reason: str) -> None:
-    """The credential gets no more jobs until the operator, or the owner's next key, says otherwise."""
-    session.execute(_PARK, {"id": credential_id, "reason": reason})
-
-
 _CREDENTIALS = text("SELECT id, pool_id FROM credential WHERE pool_id = ANY(:pools) AND parked_at IS NULL ORDER BY id")
 _READ = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model IN (:model, '*')")
 _REMEMBER = text("""
@@ -118,4 +113,3 @@ _LIVE = text("""
     SELECT dispatch_id, tokens, images, extract(epoch FROM lease_until - clock_timestamp())::float8 AS left_s FROM job
     WHERE status = 'running' AND credential_id = :credential_id AND model = :model AND lease_until > clock_timestamp()
 """)
-_PARK = text("UPDATE credential SET parked_at = coalesce(parked_at, now()), parked_reason = :reason WHERE id = :id")

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     retry_base_s: float = Field(1, gt=0)
     retry_most_s: float = Field(60, gt=0)
     pause_s: float = Field(2, gt=0)
+    probe_s: float = Field(60, gt=0)
     max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
 
     # What a request may be

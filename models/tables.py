@@ -61,6 +61,7 @@ credential = Table(
     Column("secret", LargeBinary, nullable=False, comment="AES-256-GCM, bound to this row"),
     _at("parked_at"),
     Column("parked_reason", Text),
+    Column("parked_error", JSONB, comment="of an own key that the upstream does not know: what its waiting jobs are told"),
     _at("created_at", nullable=False),
 )
 

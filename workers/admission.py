@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -37,12 +37,17 @@ class Reserver:
         self._limiter = limiter
 
     def reserve(
-        self, wanted: Mapping[int, Sequence[Any]], *, models: Mapping[int, str], credentials: Mapping[int, Sequence[int]]
+        self,
+        wanted: Mapping[int, Sequence[Any]],
+        *,
+        models: Mapping[int, str],
+        credentials: Mapping[int, Sequence[int]],
+        probes: Set[int] = frozenset(),
     ) -> dict[int, Reserved]:
         """Budget for the first jobs of each lane, as far as it goes. credentials: lane → those that serve it, in any order.
 
         One round trip for all lanes with one credential; a lane with several asks the one with most room first and the next for
-        the rest. Raises LineUnavailable when Redis is silent: nothing is admitted then.
+        the rest. probes: of these, the parked ones, which get one job at most. Raises LineUnavailable when Redis is silent: nothing is admitted then.
         """
         given = {lane: Reserved() for lane in wanted}
         left = {lane: list(jobs) for lane, jobs in wanted.items() if jobs}
@@ -53,7 +58,8 @@ class Reserver:
                 if given[lane].blocked_by is None:
                     given[lane].blocked_by, given[lane].wake_in_s = "parked", 5.0
                 left.pop(lane)
-            asks = {lane: [Ask(str(uuid4()), tokens=one.tokens, images=one.images) for one in left[lane]] for lane in chosen}
+            most = {lane: 1 if used.credential_id in probes else len(left[lane]) for lane, used in chosen.items()}
+            asks = {lane: [Ask(str(uuid4()), tokens=one.tokens, images=one.images) for one in left[lane][: most[lane]]] for lane in chosen}
             grants = self._limiter.admit_many([(chosen[lane], asks[lane]) for lane in chosen], lease_ms=int(settings().lease_s * 1000))
             for lane, grant in zip(chosen, grants, strict=True):
                 self._note(given[lane], left, lane, chosen[lane], asks[lane], grant, tried[lane])
@@ -82,6 +88,8 @@ class Reserver:
 
     def _explain(self, given: Reserved, grant: Grant, first: UUID) -> None:
         """Of several credentials that refused, the one that can pay first says when to look again."""
+        if grant.blocked_by is None:
+            return  # a probe went out; the rest waits for another credential, or for what becomes of it
         if grant.wake_in_ms is None:
             if given.blocked_by is None:
                 given.blocked_by, given.never = str(grant.blocked_by), first

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from celery import Celery
 from celery.signals import before_task_publish
-from kombu import Queue
+from kombu import Queue  # type: ignore[attr-defined]  # kombu loads its names lazily
 
 from models.settings import settings
 
@@ -27,7 +27,7 @@ app.conf.update(
     task_reject_on_worker_lost=False,
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
-    task_queues=[Queue(QUEUE)],
+    task_queues=[Queue(QUEUE)],  # type: ignore[no-untyped-call]
     task_default_queue=QUEUE,
     task_create_missing_queues=False,
     task_publish_retry=False,
@@ -58,7 +58,7 @@ app.conf.update(
 )
 
 
-@before_task_publish.connect
+@before_task_publish.connect  # type: ignore[untyped-decorator]
 def _never_wait_in_redis(headers: dict[str, object] | None = None, **_: object) -> None:
     if headers and (headers.get("eta") or headers.get("expires") or headers.get("retries")):
         raise RuntimeError("nothing waits in Celery: put the job back in line with job.put_back()")

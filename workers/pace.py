@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from models import db, job, meter, pacing
+from models import db, job, pacing, parking
 from models.errors import LineUnavailable, Unavailable
 from models.pacing import Admission, Settled
 from models.settings import settings
-from workers import crash
+from workers import crash, wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report
@@ -62,7 +62,9 @@ class Pacer:
             free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
             lanes = pacing.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
             heads = pacing.heads(session, lanes, most=min(HEADS_MOST, max(free, 0)))
-            pools = meter.credentials_of(session, sorted({lane.pool_id for lane in lanes}))
+            pool_ids = sorted({lane.pool_id for lane in lanes})
+            serving = parking.open_or_due(session, pool_ids, probe_s=settings().probe_s)
+            hopeless = parking.hopeless(session, pool_ids)
         self._keep_unseen(woken, lanes)
         if not lanes:
             return self._rest_s(free)
@@ -71,10 +73,15 @@ class Pacer:
             queues[head.lane_id].append(head)
         taken = self._rounds.pick(queues, slots=free)
         wanted = {lane: queues[lane][:most] for lane, most in taken.items()}
+        probes = {one.id for one in serving if one.is_probe}
         reserved = self._reserver.reserve(
-            wanted, models={lane.id: lane.model for lane in lanes}, credentials={lane.id: pools[lane.pool_id] for lane in lanes}
+            wanted,
+            models={lane.id: lane.model for lane in lanes},
+            credentials={lane.id: [one.id for one in serving if one.pool_id == lane.pool_id] for lane in lanes},
+            probes=probes,
         )
         crash.at("pacer.after_reserve")
+        self._refuse(lanes, wanted, reserved, hopeless, probes)
         settled = self._admit(lanes, queues, wanted, reserved)
         return 0.0 if any(one.wake_in_s == 0 for one in settled) else self._rest_s(1)
 
@@ -86,14 +93,37 @@ class Pacer:
         with db.begin() as session:
             later = pacing.later_wakes(session, empty) if empty else {}
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
-            for given in reserved.values():
-                if given.never is not None:
-                    job.refuse(session, given.never, error=_never_fits(given.blocked_by))
             marked = pacing.admit(session, admissions)
             pacing.settle(session, settled)
         crash.at("pacer.after_admit")
         self._ring_all(admissions, marked, models={lane.id: lane.model for lane in lanes}, queues=queues)
         return settled
+
+    def _refuse(
+        self,
+        lanes: Sequence[Any],
+        wanted: dict[int, list[Any]],
+        reserved: dict[int, Reserved],
+        hopeless: dict[int, dict[str, object]],
+        probes: set[int],
+    ) -> None:
+        """Jobs that could never be sent have failed: larger than a whole limit, or of a key that the upstream does not know."""
+        doomed: dict[UUID, dict[str, object]] = {}
+        for lane in lanes:
+            given = reserved[lane.id]
+            if given.never is not None:
+                doomed[given.never] = _never_fits(given.blocked_by)
+            if given.blocked_by == "parked" and lane.pool_id in hopeless:
+                doomed |= {head.id: hopeless[lane.pool_id] for head in wanted[lane.id][len(given.admissions) :]}
+                given.wake_in_s = 0.0
+        probing = {one.credential_id for given in reserved.values() for one in given.admissions} & probes
+        if doomed or probing:
+            with db.begin() as session:
+                parking.probed(session, sorted(probing))
+                for job_id, error in doomed.items():
+                    job.refuse(session, job_id, error=error)
+        for job_id in doomed:
+            wake.job(job_id, "ended")
 
     def _ring_all(self, admissions: list[Admission], marked: set[UUID], *, models: dict[int, str], queues: dict[int, list[Any]]) -> None:
         lane_of = {head.id: head.lane_id for jobs in queues.values() for head in jobs}

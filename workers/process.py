@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from models import db, job, meter, secret
+from models import db, job, meter, parking, secret
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
@@ -97,7 +98,7 @@ class Processor:
             **vars(told),
         )
         learned = self._release(bound, row, report)
-        self._remember(bound, learned, verdict)
+        verdict = self._remember(row, bound, learned, verdict)
         if verdict.next == Next.SUCCEED:
             finding = Finding(verdict.outcome, answer.status, _request_id(answer))
             ending.write(_done(row, finding, Result(Status.SUCCEEDED, http_status=answer.status, response=answer.body)))
@@ -135,26 +136,22 @@ class Processor:
         wake.line(row.lane_id)
         return learned
 
-    def _remember(self, bound: Meter, learned: Learned | None, verdict: Verdict) -> None:
-        if not verdict.park and (learned is None or not learned.changed):
-            return
+    def _remember(self, row: Any, bound: Meter, learned: Learned | None, verdict: Verdict) -> Verdict:
+        """What the answer says of the credential is stored; returns the verdict on the job, which may depend on that."""
+        is_news = learned is not None and learned.changed
+        if not (verdict.park or is_news or row.is_probe):
+            return verdict
         try:
             with db.begin() as session:
+                if learned is not None and is_news:
+                    meter.remember(session, bound.credential_id, bound.model, **_lasting(learned))
                 if verdict.park:
-                    log.error("credential parked", extra={"credential_id": bound.credential_id, "reason": verdict.park})
-                    meter.park(session, bound.credential_id, reason=verdict.park)
-                if learned is not None and learned.changed:
-                    meter.remember(
-                        session,
-                        bound.credential_id,
-                        bound.model,
-                        learned_rpm=learned.learned_rpm,
-                        learned_tpm=learned.learned_tpm,
-                        window_size=learned.window,
-                        cooldown_until=datetime.fromtimestamp(learned.cooldown_until_us / 1e6, UTC) if learned.cooldown_until_us else None,
-                    )
+                    return _parked(session, bound, verdict)
+                if verdict.next == Next.SUCCEED:
+                    parking.unpark(session, bound.credential_id)
         except Unavailable:
             log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": bound.credential_id})
+        return verdict
 
     def _give_back(self, job_id: UUID, dispatch_id: UUID) -> None:
         """A doorbell for a job that was cancelled meanwhile: what was reserved for it is free again."""
@@ -170,6 +167,26 @@ def _done(row: Any, finding: Finding, result: Result) -> Ending:
 
 def _back(row: Any, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "") -> Ending:
     return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why)
+
+
+def _parked(session: db.Session, bound: Meter, verdict: Verdict) -> Verdict:
+    """Of an own key the job that found out fails, with the upstream's own words; of a pool no caller is to blame, so it waits."""
+    is_wrong_key = verdict.park == retry.WRONG_KEY
+    found = parking.park(session, bound.credential_id, reason=verdict.park or "", error=verdict.error if is_wrong_key else None)
+    log.error("credential parked", extra={"credential_id": bound.credential_id, "reason": verdict.park})
+    if found.is_own and (is_wrong_key or not found.was_parked):
+        return verdict
+    return replace(verdict, next=Next.WAIT, outcome=Outcome.THROTTLED)
+
+
+def _lasting(learned: Learned) -> dict[str, Any]:
+    cooldown = datetime.fromtimestamp(learned.cooldown_until_us / 1e6, UTC) if learned.cooldown_until_us else None
+    return {
+        "learned_rpm": learned.learned_rpm,
+        "learned_tpm": learned.learned_tpm,
+        "window_size": learned.window,
+        "cooldown_until": cooldown,
+    }
 
 
 def _unsent(error: NotSent) -> Verdict:

@@ -19,6 +19,8 @@ MONEY = frozenset(
     {"insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
      "organization_usage_limit_exceeded", "billing_hard_limit_reached"}
 )  # fmt: skip
+WRONG_KEY = "the upstream does not accept this key (401)"
+NO_MONEY = "the upstream account has no money left"
 RETRYABLE = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
 ErrorObject = dict[str, object]
 
@@ -53,7 +55,7 @@ def judge(answer: Answer) -> Verdict:
     if answer.status == 429:
         return _judge_429(answer, said)
     if answer.status == 401:
-        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park="the upstream does not accept this key (401)")
+        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park=WRONG_KEY)
     if answer.status == 503 and (pause := headers.retry_after_ms(answer.headers)):
         return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True)
     if answer.status in RETRYABLE or answer.status >= 500:
@@ -64,7 +66,7 @@ def judge(answer: Answer) -> Verdict:
 def delay_s(failures: int, *, rng: random.Random | None = None) -> float:
     """How long a job waits after its n-th failed attempt: doubling from retry_base_s up to retry_most_s, with up to half of it jitter."""
     most = min(settings().retry_most_s, settings().retry_base_s * 2 ** min(failures, 16))
-    return most * (1 + (rng or random).random() / 2)
+    return float(most * (1 + (rng or random).random() / 2))
 
 
 def is_object(body: bytes) -> bool:
@@ -86,7 +88,7 @@ def _judge_body(answer: Answer) -> Verdict:
 
 def _judge_429(answer: Answer, said: ErrorObject) -> Verdict:
     if {said.get("code"), said.get("type")} & MONEY:
-        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park="the upstream account has no money left")
+        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park=NO_MONEY)
     if "request too large" in str(said.get("message", "")).lower():
         return Verdict(Next.FAIL, Outcome.REFUSED, error=said)
     told = headers.retry_after_ms(answer.headers)

@@ -58,7 +58,7 @@ def listen(channel: str, *, until: Callable[[], bool], idle: Callable[[], None] 
 
     idle: called at least once a second while nothing comes.
     """
-    with connect(timeout_s=5).pubsub(ignore_subscribe_messages=True) as subscription:
+    with connect(timeout_s=5).pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe(channel)
         while not until():
             message = subscription.get_message(timeout=1.0)

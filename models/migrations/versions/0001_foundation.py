@@ -182,6 +182,12 @@ def upgrade() -> None:
         sa.Column("secret", sa.LargeBinary(), nullable=False, comment="AES-256-GCM, bound to this row"),
         sa.Column("parked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("parked_reason", sa.Text(), nullable=True),
+        sa.Column(
+            "parked_error",
+            postgresql.JSONB(astext_type=sa.Text()),
+            nullable=True,
+            comment="of an own key that the upstream does not know: what its waiting jobs are told",
+        ),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(["pool_id"], ["pool.id"], name=op.f("credential_pool_id_fkey")),
         sa.PrimaryKeyConstraint("id", name=op.f("credential_pkey")),

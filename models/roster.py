@@ -1,0 +1,54 @@
+"""Keys, pools and credentials as the operator lists them: never their secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.errors import NotFound
+
+
+def keys(session: Session) -> Sequence[Any]:
+    """Every key. Rows: id, kind, name, pool, created_at, revoked_at."""
+    return session.execute(_KEYS).all()
+
+
+def pools(session: Session) -> Sequence[Any]:
+    """Every pool. Rows: id, name, paused_reason, credentials (their ids), parked (of these, with reasons)."""
+    return session.execute(_POOLS).all()
+
+
+def pool_named(session: Session, name: str) -> int:
+    """The id of this pool. Raises NotFound."""
+    found = session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": name}).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"There is no pool named {name!r}. Make it first: nowserving pools create {name}")
+    return int(found)
+
+
+def credentials_behind(session: Session, *, key_id: int | None = None, credential_id: int | None = None) -> list[int]:
+    """The credentials that serve this key, or this one credential. Raises NotFound when there is none."""
+    found = [row.id for row in session.execute(_BEHIND, {"key_id": key_id, "credential_id": credential_id})]
+    if not found:
+        raise NotFound("There is no such credential. `nowserving pools list` shows them all.")
+    return found
+
+
+_KEYS = text("""
+    SELECT key.id, key.kind, key.name, pool.name AS pool, key.created_at, key.revoked_at
+    FROM key JOIN pool ON pool.id = key.pool_id ORDER BY key.id
+""")
+_POOLS = text("""
+    SELECT pool.id, pool.name, pool.paused_reason,
+           coalesce(array_agg(credential.id ORDER BY credential.id) FILTER (WHERE credential.id IS NOT NULL), '{}') AS credentials,
+           coalesce(array_agg(credential.id || ': ' || credential.parked_reason) FILTER (WHERE credential.parked_at IS NOT NULL), '{}')
+           AS parked
+    FROM pool LEFT JOIN credential ON credential.pool_id = pool.id GROUP BY pool.id ORDER BY pool.id
+""")
+_BEHIND = text("""
+    SELECT credential.id FROM credential LEFT JOIN key ON key.pool_id = credential.pool_id AND key.id = CAST(:key_id AS bigint)
+    WHERE credential.id = CAST(:credential_id AS bigint) OR key.id IS NOT NULL ORDER BY credential.id
+""")
