@@ -213,7 +213,8 @@ _CLAIM = text("""
     )
     SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.max_attempts, mine.on_lost, mine.conversation_id, mine.credential_id,
-           credential.base_url, credential.secret, credential.parked_at IS NOT NULL AS is_probe, extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s
+           credential.base_url, credential.secret, credential.parked_at IS NOT NULL AS is_probe,
+           extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s
     FROM mine JOIN credential ON credential.id = mine.credential_id
 """)
 _GHOST = text("""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import text
 
@@ -11,45 +14,55 @@ from models import meter, pacing
 from models.db import Session
 from models.line import SETTLED_S
 
-LANES_MOST = 200
+LANES_MOST = 50
+# Of one core, at most, for counting long lanes.
+COUNTING_SHARE = 1 / 20
+
+
+@dataclass
+class Seen:
+    """What is remembered of a lane: its virtual time at moments of the last SETTLED_S, and until when counting it has to rest."""
+
+    times: deque[tuple[float, float]] = field(default_factory=deque)
+    rests_until: float = 0.0
 
 
 class Care:
-    """Remembers each lane's virtual time for SETTLED_S, as raising its low-water mark needs."""
+    """Goes round the lanes with work, LANES_MOST at a time; one short transaction a lane."""
 
     def __init__(self) -> None:
-        self._times: dict[int, deque[tuple[float, float]]] = {}
-        self._counted_until = 0.0
+        self._seen: dict[int, Seen] = {}
+        self._last_id = 0
 
-    def refresh(self, session: Session, *, now: float) -> None:
-        """Lanes with work have fresh figures. now: monotonic seconds."""
-        rows = session.execute(_ACTIVE, {"most": LANES_MOST}).all()
-        credentials = meter.credentials_of(session, sorted({row.pool_id for row in rows}))
-        for row in rows:
-            self._raise(session, row.id, row.virtual_time, now=now)
-            states = [meter.read(session, number, row.model) for number in credentials[row.pool_id]]
-            pacing.write_figures(
-                session, row.id, usual_s=_usual_s(session, credentials[row.pool_id], row.model), limits=meter.together(states)
-            )
-        self._times = {row.id: self._times[row.id] for row in rows}
-        self._count(session, [row.id for row in rows], now=now)
+    def choose(self, session: Session) -> Sequence[Any]:
+        """The next lanes in turn, at most LANES_MOST. Rows for `refresh`."""
+        rows = session.execute(_ACTIVE, {"after": self._last_id, "most": LANES_MOST}).all()
+        self._last_id = rows[-1].id if len(rows) == LANES_MOST else 0
+        return rows
 
-    def _raise(self, session: Session, lane_id: int, virtual_time: float, *, now: float) -> None:
-        seen = self._times.setdefault(lane_id, deque())
-        seen.append((now, virtual_time))
-        ceiling = None
-        while seen and now - seen[0][0] >= SETTLED_S:
-            ceiling = seen.popleft()[1]
+    def refresh(self, session: Session, lane: Any, *, now: float) -> None:
+        """The lane's figures are fresh and its low-water mark is as high as it may be. now: monotonic seconds."""
+        seen = self._seen.setdefault(lane.id, Seen())
+        ceiling = _settled(seen.times, lane.virtual_time, now=now)
         if ceiling is not None:
-            pacing.raise_low_water(session, lane_id, ceiling=ceiling)
+            pacing.raise_low_water(session, lane.id, ceiling=ceiling)
+        credentials = meter.credentials_of(session, [lane.pool_id])[lane.pool_id]
+        states = [meter.read(session, number, lane.model) for number in credentials]
+        usual_s = _usual_s(session, credentials, lane.model)
+        pacing.write_figures(session, lane.id, usual_s=usual_s, limits=meter.together(states))
+        if now >= seen.rests_until:
+            began = time.monotonic()
+            session.execute(_COUNT, {"id": lane.id})
+            seen.rests_until = now + (time.monotonic() - began) / COUNTING_SHARE
 
-    def _count(self, session: Session, lane_ids: list[int], *, now: float) -> None:
-        """How many wait in each lane, at a price of at most a twentieth of one core."""
-        if now < self._counted_until:
-            return
-        began = time.monotonic()
-        session.execute(_COUNT, {"ids": lane_ids})
-        self._counted_until = now + 20 * (time.monotonic() - began)
+
+def _settled(times: deque[tuple[float, float]], virtual_time: float, *, now: float) -> float | None:
+    """The virtual time that was true at least SETTLED_S ago; None while nobody has looked for that long."""
+    times.append((now, virtual_time))
+    ceiling = None
+    while now - times[0][0] >= SETTLED_S:
+        ceiling = times.popleft()[1]
+    return ceiling
 
 
 def postmaster_started(session: Session) -> str:
@@ -64,9 +77,10 @@ def _usual_s(session: Session, credential_ids: list[int], model: str) -> float |
     return None if found is None else float(found)
 
 
-_ACTIVE = text(
-    "SELECT id, pool_id, model, virtual_time FROM lane WHERE wake_at IS NOT NULL OR idle_since > now() - interval '30 s' LIMIT :most"
-)
+_ACTIVE = text("""
+    SELECT id, pool_id, model, virtual_time FROM lane
+    WHERE id > :after AND (wake_at IS NOT NULL OR idle_since > now() - interval '30 s') ORDER BY id LIMIT :most
+""")
 _USUAL = text("""
     SELECT avg(extract(epoch FROM ended_at - started_at))::float8 FROM unnest(CAST(:credentials AS bigint[])) AS used (id)
     CROSS JOIN LATERAL (
@@ -75,8 +89,7 @@ _USUAL = text("""
     ) AS last
 """)
 _COUNT = text("""
-    UPDATE lane SET queued = counted.jobs FROM (
-        SELECT wanted.id, count(job.lane_id) AS jobs FROM unnest(CAST(:ids AS bigint[])) AS wanted (id)
-        LEFT JOIN job ON job.lane_id = wanted.id AND job.status = 'queued' AND NOT job.held GROUP BY wanted.id
-    ) AS counted WHERE lane.id = counted.id AND lane.queued <> counted.jobs
+    UPDATE lane SET queued = counted.jobs
+    FROM (SELECT count(*) AS jobs FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held) AS counted
+    WHERE lane.id = :id AND lane.queued <> counted.jobs
 """)

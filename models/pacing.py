@@ -182,5 +182,8 @@ _RAISE_LOW_WATER = text("""
     ), CAST(:ceiling AS float8)))) WHERE id = :id
 """)
 _FIGURES = text("""
-    UPDATE lane SET usual_s = coalesce(:usual_s, usual_s), rpm = :rpm, tpm = :tpm, ipm = :ipm, max_in_flight = :max_in_flight WHERE id = :id
+    UPDATE lane SET usual_s = coalesce(:usual_s, usual_s), rpm = :rpm, tpm = :tpm, ipm = :ipm, max_in_flight = :max_in_flight
+    WHERE id = :id AND (lane.usual_s, lane.rpm, lane.tpm, lane.ipm, lane.max_in_flight)
+        IS DISTINCT FROM (coalesce(CAST(:usual_s AS float8), lane.usual_s), CAST(:rpm AS float8), CAST(:tpm AS float8),
+                          CAST(:ipm AS float8), CAST(:max_in_flight AS float8))
 """)

@@ -47,7 +47,8 @@ class Reserver:
         """Budget for the first jobs of each lane, as far as it goes. credentials: lane → those that serve it, in any order.
 
         One round trip for all lanes with one credential; a lane with several asks the one with most room first and the next for
-        the rest. probes: of these, the parked ones, which get one job at most. Raises LineUnavailable when Redis is silent: nothing is admitted then.
+        the rest. probes: of these, the parked ones, which get one job at most.
+        Raises LineUnavailable when Redis is silent: nothing is admitted then.
         """
         given = {lane: Reserved() for lane in wanted}
         left = {lane: list(jobs) for lane, jobs in wanted.items() if jobs}

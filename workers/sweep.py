@@ -74,7 +74,10 @@ class Sweep:
             self._bell.ring(lane_id)
         if self._is_due("figures", FIGURES_EVERY_S, now):
             with db.begin() as session:
-                self._care.refresh(session, now=now)
+                lanes = self._care.choose(session)
+            for lane in lanes:
+                with db.begin() as session:
+                    self._care.refresh(session, lane, now=now)
         if self._is_due("retention", RETENTION_EVERY_S, now):
             with db.begin() as session:
                 retention.sweep(session, days=settings().retention_days, idempotency_hours=settings().idempotency_hours)
