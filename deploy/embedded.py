@@ -6,7 +6,6 @@ a folder that is only ours. `initdb`, `postgres` and `valkey-server` on PATH are
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import signal
@@ -120,7 +119,12 @@ class Valkey(Server):
         for name, value in settings.items():
             command += [f"--{name}", value]
         process = subprocess.Popen(
-            [*command, *self.options, "-"], stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=die_with_parent, start_new_session=True
+            [*command, *self.options, "-"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,
+            start_new_session=True,
         )
         assert process.stdin  # a pipe, as asked
         with suppress(BrokenPipeError), process.stdin as config:  # broken: it has died, and its log says why
@@ -170,7 +174,7 @@ def _postmaster(pid_file: Path, said: str) -> int | None:
     try:
         pid = int(said.split()[0])
         if sys.platform == "linux":
-            is_it = Path(os.readlink(f"/proc/{pid}/cwd")) == pid_file.parent
+            is_it = Path(f"/proc/{pid}/cwd").readlink() == pid_file.parent
         else:
             command = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False).stdout
             is_it = str(pid_file.parent) in command

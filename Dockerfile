@@ -1,0 +1,23 @@
+FROM python:3.11-slim AS packages
+COPY requirements/runtime.txt /tmp/runtime.txt
+RUN python -m venv /venv \
+    && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: --require-hashes -r /tmp/runtime.txt
+
+FROM python:3.11-slim
+RUN useradd --system --uid 10001 --create-home --home-dir /data nowserving \
+    && printf '#!/bin/sh\nexec python -m api.cli "$@"\n' > /usr/local/bin/nowserving \
+    && chmod 755 /usr/local/bin/nowserving
+COPY --from=packages /venv /venv
+COPY . /app
+WORKDIR /app
+ENV PATH=/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    NOWSERVING_DATA_DIR=/data \
+    NOWSERVING_HOST=0.0.0.0
+USER 10001
+VOLUME /data
+EXPOSE 8000 5555
+ENTRYPOINT ["nowserving"]
+CMD ["api"]

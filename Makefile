@@ -1,0 +1,41 @@
+# Only Python >= 3.11 (with venv) and make are needed; `make setup PYTHON=/path/to/python3` chooses another Python.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test lint bench chaos requirements format
+BIN := .venv/bin
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: ## makes .venv and installs the pinned requirements; quick when nothing has changed
+	@PYTHON="$(PYTHON)" sh deploy/setup.sh
+
+demo: setup ## the whole stack with a small local model: jobs run through it, then everything stops
+	@$(BIN)/nowserving demo
+
+up: setup ## the stack in the foreground until Ctrl-C (ARGS="--local-model --verbose")
+	@$(BIN)/nowserving up $(ARGS)
+
+test: setup ## every test (ARGS="-k line" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff, mypy, import-linter, the Dockerfile and docker-compose.yml
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict api models workers deploy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m deploy.check_files
+
+format: setup ## puts the code into the house's shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## measures what the README claims
+	@$(BIN)/python -m bench $(ARGS)
+
+chaos: setup ## the tests that kill parts of a running stack
+	@$(BIN)/python -m pytest -m chaos $(ARGS)
+
+requirements: setup ## compiles requirements/*.txt again after a change in pyproject.toml
+	@$(COMPILE) pyproject.toml --extra embedded --extra local --extra dev -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml -o requirements/runtime.txt

@@ -1,0 +1,60 @@
+"""The files that no test runs are sound: docker-compose.yml by the Compose Specification, the Dockerfile by hadolint.
+
+deploy/compose-spec.json is that specification's JSON schema (Apache-2.0), taken from the npm package dclint 3.1.0.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft7Validator
+
+from models.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE = ROOT / "docker-compose.yml"
+
+
+def main() -> int:
+    """0 when every file is sound; what is wrong has been printed."""
+    wrong = [
+        *compose_errors(COMPOSE.read_text()),
+        *setting_errors("docker-compose.yml"),
+        *setting_errors("Dockerfile"),
+        *dockerfile_errors(),
+    ]
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def compose_errors(text: str) -> Iterator[str]:
+    """Where the file departs from the Compose Specification, each place in one line."""
+    schema: dict[str, Any] = json.loads((ROOT / "deploy" / "compose-spec.json").read_text())
+    for error in Draft7Validator(schema).iter_errors(yaml.safe_load(text)):
+        yield f"docker-compose.yml: {'.'.join(map(str, error.absolute_path)) or 'top'}: {error.message}"
+
+
+def setting_errors(name: str) -> Iterator[str]:
+    """Every NOWSERVING_… in the file that no part would read."""
+    known = {f"NOWSERVING_{field.upper()}" for field in Settings.model_fields}
+    for setting in sorted(set(re.findall(r"\bNOWSERVING_[A-Z_]+\b", (ROOT / name).read_text())) - known):
+        yield f"{name}: {setting} is not a field of models/settings.py"
+
+
+def dockerfile_errors() -> Iterator[str]:
+    """What hadolint says."""
+    hadolint = Path(sys.executable).with_name("hadolint")
+    run = subprocess.run([str(hadolint), "--no-color", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    yield from (run.stdout + run.stderr).splitlines()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The data folder of one stack: in use by one `up` at a time, and home of the keys that encrypt what is stored."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from models.settings import KEY_BYTES
+
+LEAVING_S = 15
+DYING_S = 1
+
+
+class FolderInUse(Exception):
+    """Another stack runs on this data folder. Stop it, or choose another folder with NOWSERVING_DATA_DIR."""
+
+
+def lock(folder: Path, *, leaving_s: float = LEAVING_S) -> int:
+    """A descriptor that means: this folder is ours until the descriptor is closed everywhere. Makes the folder, for us alone.
+
+    A stack that was killed holds it until its guardian has ended what it left: that is waited for. A living one is not.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode=0o600)
+    began = time.monotonic()
+    while not _is_ours(descriptor):
+        pid = os.pread(descriptor, 20, 0).decode().strip()
+        if time.monotonic() > began + (DYING_S if _lives(pid) else leaving_s):
+            os.close(descriptor)
+            raise FolderInUse(f"another stack (process {pid}) runs on {folder}: stop it, or choose another folder with NOWSERVING_DATA_DIR")
+        time.sleep(0.05)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def secret_keys(folder: Path) -> str:
+    """The value of NOWSERVING_SECRET_KEYS kept in this folder; made on first use, mode 600. Lost keys make stored secrets unreadable."""
+    file = folder / "secret_keys"
+    if not file.exists():
+        unfinished = file.with_suffix(".new")
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(mode=0o600)
+        unfinished.write_text(base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
+        unfinished.rename(file)
+    return ",".join(file.read_text().split())
+
+
+def _is_ours(descriptor: int) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _lives(pid: str) -> bool:
+    """Whether this process runs; one that has ended and that nobody has collected does not."""
+    try:
+        os.kill(int(pid), 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (ValueError, ProcessLookupError):
+        return False
+    except (PermissionError, FileNotFoundError):  # somebody else's; or a system without /proc
+        return True

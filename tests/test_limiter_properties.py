@@ -1,0 +1,340 @@
+"""limiter.lua on a real Valkey against the plain model, and what is true of any history. HYPOTHESIS_PROFILE=nightly tries many more."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import hypothesis.strategies as st
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from tests.limiter_model import DAY, MINUTE, WINDOW_US, Lease, Model, units_of
+from workers.limiter import Ask, BlockedBy, Grant, Limiter, Limits, Meter, Past, Report, keys
+
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+settings.register_profile("limiter", max_examples=200, stateful_step_count=40)
+settings.register_profile("nightly", max_examples=1000, stateful_step_count=60)
+COMMON = settings(
+    settings.get_profile("nightly" if NIGHTLY else "limiter"),
+    deadline=None, derandomize=False, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+START_US = 1_767_000_000_000_000
+METER, PROBE = Meter(7, "gpt-{4o}"), Meter(8, "probe")
+
+limits = st.builds(
+    Limits,
+    rpm=st.sampled_from([None, 1, 2, 7, 120, 600]), tpm=st.sampled_from([None, 1, 100, 1000, 60_000]),
+    ipm=st.sampled_from([None, None, 1, 3]), rpd=st.sampled_from([None, None, 1, 2, 3, 40]),
+    max_in_flight=st.sampled_from([None, 1, 3, 10]),
+)  # fmt: skip
+names = st.sampled_from("abcdkl")
+tokens = st.one_of(st.integers(0, 12), st.integers(0, 1100), st.sampled_from([500, 30_000, 60_000, 60_001]))
+asks = st.builds(Ask, names, tokens, st.sampled_from([0, 0, 0, 1, 2, 4]))
+reports = st.builds(
+    Report,
+    sent=st.booleans(), good=st.booleans(), pushed_back=st.sampled_from([False, False, True]),
+    limit_requests=st.sampled_from([None, None, -1, 0, 5, 120]), limit_tokens=st.sampled_from([None, None, 0, 1000, 60_000]),
+    reset_requests_ms=st.sampled_from([None, -1, 0, 12, 20_000, 50_000, 90_000_000]),
+    reset_tokens_ms=st.sampled_from([None, 9, 45_000, 360_000]), cooldown_ms=st.sampled_from([None, None, 0, 500, 20_000]),
+)  # fmt: skip
+pauses_us = st.one_of(
+    st.integers(1, 2000), st.integers(1, 3_000_000), st.integers(1, 3 * MINUTE), st.sampled_from([1000, MINUTE, DAY // 3, 2 * DAY])
+)
+
+
+class Ledger:
+    """Every charge that was not given back, and since when each limit has been what it is."""
+
+    def __init__(self) -> None:
+        self.charges: list[tuple[int, str, dict[str, int]]] = []
+        self.since: dict[str, tuple[int | None, int]] = {}
+
+    def note_limits(self, now: int, current: dict[str, int | None]) -> None:
+        for gate, limit in current.items():
+            if gate not in self.since or self.since[gate][0] != limit:
+                self.since[gate] = (limit, now)
+
+    def give_back(self, dispatch_id: str) -> None:
+        mine = [i for i, charge in enumerate(self.charges) if charge[1] == dispatch_id]
+        del self.charges[mine[-1]]
+
+    def check(self) -> None:
+        """Any half-open window, from each charge on, is within the limit."""
+        for gate, (limit, since) in self.since.items():
+            counted = [(at, units[gate]) for at, _, units in self.charges if at > since]
+            for start, _ in counted if limit is not None else ():
+                assert sum(units for at, units in counted if start <= at < start + WINDOW_US[gate]) <= (limit or 0), gate
+
+    def groups(self, now: int, *, width_us: int) -> list[Past]:
+        """As the rebuilder reads it: grouped, each group at its end."""
+        sums: dict[int, list[int]] = {}
+        for at, _, units in self.charges:
+            total = sums.setdefault(min(now, (at // width_us + 1) * width_us), [0, 0, 0])
+            total[:] = total[0] + 1, total[1] + units["tpm"], total[2] + units["ipm"]
+        return [Past(at, *total) for at, total in sums.items()]
+
+
+class LimiterMachine(RuleBasedStateMachine):
+    client: ClassVar[redis.Redis]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.now = START_US
+        self.limiter = Limiter(self.client, clock=lambda: self.now)
+        self.model = Model()
+        self.ledger = Ledger()
+        self.limits = Limits()
+
+    @initialize(wanted=limits)
+    def begin(self, wanted: Limits) -> None:
+        self.limits = wanted
+        self.rebuild(width_us=1)
+
+    @rule(batch=st.lists(asks, min_size=1, max_size=6), lease_ms=st.sampled_from([500, 30_000, 400_000]))
+    def admit(self, batch: list[Ask], lease_ms: int) -> None:
+        self.limiter.peek_many([METER])  # drops what has expired, so that only the denial itself could change something
+        before, held = self.dump(), set(self._live())
+        expected = self.model.admit(self.now, batch, lease_ms * 1000)
+
+        grant = self.limiter.admit(METER, batch, lease_ms=lease_ms)
+
+        assert expected == grant
+        for ask in batch[: grant.admitted]:
+            if ask.dispatch_id not in held:
+                held.add(ask.dispatch_id)
+                self.ledger.charges.append((self.now, ask.dispatch_id, units_of(ask)))
+        if grant.admitted == 0:
+            assert before == self.dump()
+        if grant.blocked_by and grant.blocked_by != BlockedBy.NO_STATE:
+            self.check_wait(grant, batch[grant.admitted])
+
+    @rule(name=names, lease_ms=st.sampled_from([500, 30_000]))
+    def charge_again(self, name: str, lease_ms: int) -> None:
+        expected = self.model.charge_again(self.now, name, lease_ms * 1000)
+
+        assert expected == self.limiter.charge_again(METER, name, lease_ms=lease_ms)
+        if expected.admitted:
+            assert self.model.state
+            self.ledger.charges.append((self.now, name, units_of(self.model.state.leases[name])))
+
+    @rule(held=st.lists(names), lease_ms=st.sampled_from([500, 30_000]))
+    def renew(self, held: list[str], lease_ms: int) -> None:
+        assert self.model.renew(self.now, held, lease_ms * 1000) == self.limiter.renew(METER, held, lease_ms=lease_ms)
+
+    @rule(name=names, report=reports)
+    def release(self, name: str, report: Report) -> None:
+        lease = self._live().get(name)
+        if lease and lease.change >= 0 and not report.sent:
+            self.ledger.give_back(name)
+
+        assert self.model.release(self.now, name, report) == self.limiter.release(METER, name, report)
+
+    @rule(wanted=limits)
+    def configure(self, wanted: Limits) -> None:
+        self.limits = wanted
+        assert self.model.configure(self.now, wanted) == self.limiter.configure(METER, wanted)
+
+    @rule(ms=st.sampled_from([1, 700, 100_000]))
+    def pause(self, ms: int) -> None:
+        assert self.model.pause(self.now, ms * 1000) == self.limiter.pause(METER, until_in_ms=ms)
+
+    @rule()
+    def unpause(self) -> None:
+        assert self.model.unpause(self.now) == self.limiter.unpause(METER)
+
+    @rule(us=pauses_us)
+    def time_passes(self, us: int) -> None:
+        self.now += us
+
+    @rule(key=st.sampled_from(["state", "leases", "costs", "all"]))
+    def lose(self, key: str) -> None:
+        if key == "all":
+            self.limiter.forget(METER)
+            self.model.lose("state")
+        else:
+            self.client.delete(keys(METER)[("state", "leases", "costs").index(key)])
+            self.model.lose(key)
+
+    @rule(width_us=st.sampled_from([1, 1_000_000, 10_000_000]))
+    def rebuild(self, width_us: int) -> None:
+        past, day = self.ledger.groups(self.now, width_us=width_us), self.ledger.groups(self.now, width_us=60 * width_us)
+        leases = {"l": (self.now + 5_000_000, 3, 0), "k": (self.now - 1, 3, 0)}
+        expected = self.model.init(
+            self.now, self.limits, learned={}, window=None, cool_until=0, past=past, day=day, leases=leases
+        )  # fmt: skip
+
+        assert expected == self.limiter.init(METER, self.limits, past=past, day=day, leases=leases)
+
+    @invariant()
+    def windows_hold(self) -> None:
+        if self.model.state:
+            self.ledger.note_limits(self.now, {gate: self.model.state.limit(gate) for gate in WINDOW_US})
+        self.ledger.check()
+
+    @invariant()
+    def room_is_told(self) -> None:
+        state = self.model.enter(self.now)
+        (room,) = self.limiter.peek_many([METER])
+        assert (state is None) == (room is None)
+        if state and room:
+            assert len(state.leases) == room.in_flight
+            assert 0 <= room.share <= 1
+
+    def check_wait(self, grant: Grant, ask: Ask) -> None:
+        """The wait is enough if nobody else comes, and two milliseconds less are not."""
+        if grant.wake_in_ms is None:
+            return
+        assert 0 == self.ask_later(ask, (grant.wake_in_ms - 2) * 1000).admitted if grant.wake_in_ms > 2 else True
+        assert 1 == self.ask_later(ask, grant.wake_in_ms * 1000).admitted
+
+    def ask_later(self, ask: Ask, us: int) -> Grant:
+        for source, target in zip(keys(METER), keys(PROBE), strict=True):
+            self.client.delete(target)
+            self.client.copy(source, target)
+        return Limiter(self.client, clock=lambda: self.now + us).admit(PROBE, [ask], lease_ms=1000)
+
+    def dump(self) -> list[object]:
+        state, leases, costs = keys(METER)
+        return [self.client.hgetall(state), self.client.zrange(leases, 0, -1, withscores=True), self.client.hgetall(costs)]
+
+    def _live(self) -> dict[str, Lease]:
+        state = self.model.enter(self.now)
+        return dict(state.leases) if state else {}
+
+
+def test_lua_and_the_plain_model_agree_on_everything(redis_client: redis.Redis) -> None:
+    LimiterMachine.client = redis_client
+    run_state_machine_as_test(LimiterMachine, settings=COMMON)
+
+
+# A pause of 0 waits just as long as it must: only a line that is never idle still shows what lay before the horizon.
+histories = st.lists(
+    st.tuples(st.one_of(st.just(0), st.just(0), pauses_us), st.integers(1, 60), st.integers(0, 3)), min_size=1, max_size=40
+)
+
+
+@settings(COMMON)
+@given(
+    history=histories,
+    wanted=limits.map(lambda one: replace(one, max_in_flight=None)),
+    width_us=st.sampled_from([1, 10**6, 10**7]),
+    data=st.data(),
+)
+def test_a_rebuilt_state_is_never_looser_than_the_lost_one(
+    redis_client: redis.Redis, history: list[tuple[int, int, int]], wanted: Limits, width_us: int, data: st.DataObject
+) -> None:
+    now, ledger = START_US, Ledger()
+    limiter = Limiter(redis_client, clock=lambda: now)
+    limiter.forget(METER)
+    limiter.init(METER, wanted, window=10_000)
+    wake_in_ms = 0
+    for n, (us, share, images) in enumerate(history):
+        now += us or wake_in_ms * 1000
+        batch = [Ask(f"{n}-{i}", (wanted.tpm or 1000) // share, images) for i in range(data.draw(st.integers(1, 8)))]
+        grant = limiter.admit(METER, batch, lease_ms=1)
+        wake_in_ms = grant.wake_in_ms or 0
+        ledger.charges += [(now, ask.dispatch_id, units_of(ask)) for ask in batch[: grant.admitted]]
+    past, day = ledger.groups(now, width_us=width_us), ledger.groups(now, width_us=60 * width_us)
+    limiter.forget(PROBE)
+    limiter.init(PROBE, wanted, window=10_000, past=past, day=day)
+
+    for us in (1000, data.draw(pauses_us)):  # the leases of the last step are over by then
+        now += us
+        probe = [Ask("probe", data.draw(tokens), data.draw(st.sampled_from([0, 1, 3])))]
+        if limiter.admit(PROBE, probe, lease_ms=1).admitted:
+            assert 1 == limiter.admit(METER, probe, lease_ms=1).admitted
+
+
+class Upstream:
+    """A bucket of one minute's capacity, as OpenAI's headers show it: reset is its TAT − now."""
+
+    def __init__(self, rpm: int, tpm: int) -> None:
+        self.per_unit_us = {"rpm": MINUTE / rpm, "tpm": MINUTE / tpm}
+        self.rpm, self.tpm = rpm, tpm
+        self.tat: dict[str, float] = {}
+
+    def call(self, now: int, ask: Ask) -> None:
+        for gate, units in (("rpm", 1), ("tpm", ask.tokens)):
+            self.tat[gate] = max(self.tat.get(gate, 0), now) + units * self.per_unit_us[gate]
+            assert self.tat[gate] <= now + MINUTE + 1, f"429: {gate}"
+
+    def headers(self, now: int) -> Report:
+        requests, tokens = (max(0, math.floor((self.tat.get(gate, 0) - now) / 1000)) for gate in ("rpm", "tpm"))
+        return Report(good=True, limit_requests=self.rpm, limit_tokens=self.tpm, reset_requests_ms=requests, reset_tokens_ms=tokens)
+
+
+@settings(COMMON)
+@given(
+    rpm=st.sampled_from([1, 2, 3, 60, 500]), tpm=st.sampled_from([100, 5000, 30_000]),
+    sizes=st.lists(st.floats(0, 1), min_size=1, max_size=40), takes_ms=st.sampled_from([0, 300, 20_000]), operator=st.booleans(),
+)  # fmt: skip
+def test_alone_on_a_key_the_mirror_never_binds(
+    redis_client: redis.Redis, rpm: int, tpm: int, sizes: list[float], takes_ms: int, operator: bool
+) -> None:
+    now, upstream = START_US, Upstream(rpm, tpm)
+    limiter = Limiter(redis_client, clock=lambda: now)
+    limiter.forget(METER)
+    limiter.init(METER, Limits(rpm=rpm, tpm=tpm) if operator else Limits(), learned_rpm=rpm, learned_tpm=tpm)
+    answers: list[tuple[int, str]] = []
+    for n, size in enumerate(sizes):
+        ask = Ask(str(n), int(size**3 * tpm))
+        while not (grant := limiter.admit(METER, [ask], lease_ms=600_000)).admitted:
+            assert grant.blocked_by != BlockedBy.UPSTREAM
+            assert grant.wake_in_ms
+            now += grant.wake_in_ms * 1000
+            for due in [one for one in answers if one[0] <= now]:
+                answers.remove(due)
+                limiter.release(METER, due[1], upstream.headers(now))
+        upstream.call(now, ask)
+        answers.append((now + takes_ms * 1000, ask.dispatch_id))
+
+
+def saturate(limiter: Limiter, clock: list[int], *, tokens_each: Sequence[int], minutes: int) -> list[tuple[int, int]]:
+    """(time, tokens) of all admissions under a demand that never ends."""
+    sent: list[tuple[int, int]] = []
+    while clock[0] < START_US + minutes * MINUTE:
+        batch = [Ask(f"{len(sent) + i}", tokens_each[(len(sent) + i) % len(tokens_each)]) for i in range(4)]
+        grant = limiter.admit(METER, batch, lease_ms=1)
+        sent += [(clock[0], ask.tokens) for ask in batch[: grant.admitted]]
+        clock[0] += (grant.wake_in_ms or 0) * 1000
+    return sent
+
+
+def most_in_a_window(charges: Sequence[tuple[int, int]]) -> int:
+    most, total, oldest = 0, 0, 0
+    for at, units in charges:
+        total += units
+        while charges[oldest][0] <= at - MINUTE:
+            total -= charges[oldest][1]
+            oldest += 1
+        most = max(most, total)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("wanted", "tokens_each", "per_minute"),
+    [
+        (Limits(rpm=600), [1], 600),
+        (Limits(rpm=600, tpm=400_000), [2000, 700, 3100, 200], 400_000),
+    ],
+)  # fmt: skip
+def test_nearly_all_of_a_limit_is_used_and_never_more(
+    redis_client: redis.Redis, wanted: Limits, tokens_each: list[int], per_minute: int
+) -> None:
+    clock = [START_US]
+    limiter = Limiter(redis_client, clock=lambda: clock[0])
+    limiter.init(METER, wanted)
+
+    sent = saturate(limiter, clock, tokens_each=tokens_each, minutes=10)
+
+    charges = [(at, each if wanted.tpm else 1) for at, each in sent]
+    assert sum(units for _, units in charges) >= 0.98 * 10 * per_minute
+    assert most_in_a_window(charges) <= per_minute
+    assert most_in_a_window([(at, 1) for at, _ in sent]) <= 600

@@ -1,0 +1,117 @@
+"""The upstream for machines without an OpenAI account, asked through the openai SDK."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import openai
+import pytest
+from PIL import Image
+
+from deploy import probe
+from deploy.server import free_port, last_lines
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    log = tmp_path_factory.mktemp("model") / "log"
+    number = free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "deploy.local_model", "--port", str(number)], stdout=output, stderr=output)
+    deadline = time.monotonic() + 60
+    while not probe.answers("/v1/models", port=number):
+        assert process.poll() is None and time.monotonic() < deadline, last_lines(log)
+        time.sleep(0.05)
+    yield number
+    process.terminate()
+    process.wait(10)
+    assert b"Traceback" not in log.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def client(port: int) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key="any", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0) as sdk:
+        yield sdk
+
+
+def test_it_lists_both_models(client: openai.OpenAI) -> None:
+    assert ["smollm2-135m", "drawing-card"] == [model.id for model in client.models.list()]
+
+
+def test_it_answers_a_chat_within_the_tokens_allowed(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="smollm2-135m", messages=[{"role": "user", "content": "Say hello."}], max_tokens=6)
+
+    assert answer.choices[0].message.content
+    assert answer.usage
+    assert answer.usage.completion_tokens <= 6
+
+
+def test_it_streams_a_chat(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="smollm2-135m",
+            messages=[{"role": "user", "content": "Count to three."}],
+            max_tokens=8,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+
+    assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 1
+    assert chunks[-1].usage
+
+
+def test_it_draws_a_card_of_the_size_asked_for(client: openai.OpenAI) -> None:
+    answer = client.images.generate(model="drawing-card", prompt="an otter — 北京", size="512x256", n=2)
+
+    assert answer.data
+    assert [(512, 256)] * 2 == [Image.open(io.BytesIO(base64.b64decode(each.b64_json or ""))).size for each in answer.data]
+    assert ("png", "512x256", "low") == (answer.output_format, answer.size, answer.quality)
+    assert answer.usage
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/images/generations", {}, 400, "prompt"),
+        ("/images/generations", {"prompt": "x", "size": "9x9"}, 400, "size"),
+        ("/images/generations", {"prompt": "x", "n": 11}, 400, "n"),
+        ("/chat/completions", {"model": "smollm2-135m", "messages": "not a list"}, 400, None),
+        ("/chat/completions", {"model": "gpt-6-astra", "messages": []}, 404, "model"),
+        ("/chat/completions", [1], 400, None),
+        ("/embeddings", {}, 404, None),
+    ],
+)
+def test_what_it_cannot_do_is_an_error_in_openais_shape(
+    client: openai.OpenAI, path: str, body: object, status: int, param: str | None
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.post(path, body=body, cast_to=object)
+
+    assert (status, param) == (caught.value.status_code, caught.value.param)
+    assert {"message", "type", "param", "code"} == set(caught.value.body or {})  # type: ignore[call-overload]  # a dict, typed object
+
+
+def test_a_client_that_hangs_up_frees_the_model(client: openai.OpenAI, port: int) -> None:
+    # As many as the model has places: were they not freed, the next would wait for 4 x 1,900 tokens.
+    long = b'{"model":"smollm2-135m","messages":[{"role":"user","content":"Tell a long story."}],"max_tokens":1900,"ignore_eos":true}'
+    for _ in range(4):
+        connection = HTTPConnection("127.0.0.1", port)
+        connection.request("POST", "/v1/chat/completions", long)
+        connection.close()
+
+    began = time.monotonic()
+    client.chat.completions.create(model="smollm2-135m", messages=[{"role": "user", "content": "Hello."}], max_tokens=2)
+    assert time.monotonic() - began < 15
+
+
+def test_a_dead_front_is_not_ready(tmp_path: Path) -> None:
+    assert not probe.answers("/v1/models", port=free_port())
