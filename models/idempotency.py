@@ -6,22 +6,30 @@ import hashlib
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from models.db import Session
-from models.errors import IdempotencyMismatch, Invalid
+from models.errors import Conflict, IdempotencyMismatch, Invalid
 
 TOKEN_MOST_CHARS = 255
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 def first_or_earlier(session: Session, key_id: int, token: str, *, body: bytes, job_id: UUID) -> UUID:
     """`job_id` when this token is new, else the job it made before. A concurrent first waits here until the other has committed.
 
-    Raises IdempotencyMismatch for another body, Invalid for a token that is not 1 to 255 visible ASCII characters.
+    Raises IdempotencyMismatch for another body, Conflict when the other takes too long, Invalid for a token that is not 1 to 255
+    visible ASCII characters.
     """
     if not 1 <= len(token) <= TOKEN_MOST_CHARS or not all("!" <= char <= "~" for char in token):
         raise Invalid("An Idempotency-Key is 1 to 255 visible ASCII characters.", param="Idempotency-Key")
     fingerprint = hashlib.sha256(body).digest()
-    row = session.execute(_ADD, {"key_id": key_id, "token": token, "fingerprint": fingerprint, "job_id": job_id}).one_or_none()
+    try:
+        row = session.execute(_ADD, {"key_id": key_id, "token": token, "fingerprint": fingerprint, "job_id": job_id}).one_or_none()
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+            raise Conflict(retry_after_s=1) from error
+        raise
     if row is not None:
         return job_id
     earlier = session.execute(_FIND, {"key_id": key_id, "token": token}).one()

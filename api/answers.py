@@ -1,0 +1,133 @@
+"""What a caller is answered, as pydantic models: the pages and the document at /openapi.json are made from these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Shown = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+SHOWN: tuple[Shown, ...] = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+
+
+class Answer(BaseModel):
+    """Every field is always there."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorInside(Answer):
+    """What went wrong and what to do next."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Answer):
+    """Every error, whatever its status."""
+
+    error: ErrorInside
+
+
+class Queue(Answer):
+    """Where a waiting job stands."""
+
+    position: int = Field(description="1 is next, 0: on its way to a worker. Exact up to 10,000.")
+    eta_s: float | None = Field(description="Seconds until its turn, estimated; null: nobody knows.")
+    blocked_by: str | None = Field(description="What the line waits for: a limit, `paused`, `backoff`, `conversation`; null: nothing.")
+    wake_at: float | None = Field(description="When the line moves again, in Unix seconds.")
+
+
+class Attempt(Answer):
+    """One call of the upstream."""
+
+    n: int
+    outcome: Literal["running", "succeeded", "refused", "throttled", "failed", "unknown", "cancelled", "not_sent"]
+    http_status: int | None
+    started_at: float | None
+    ended_at: float | None
+    upstream_request_id: str | None
+
+
+class Usage(Answer):
+    """What all attempts together used, as the upstream counted it."""
+
+    input_tokens: int
+    output_tokens: int
+    images: int
+
+
+class Artifact(Answer):
+    """A picture that the job made."""
+
+    id: str
+    content_type: str
+    bytes: int
+    url: str = Field(description="Opens without a key until it expires; fetch the job again for a fresh one.")
+
+
+class Job(Answer):
+    """One queued OpenAI request."""
+
+    id: str = Field(pattern="^job_[0-9a-f]{32}$")
+    object: Literal["job"]
+    endpoint: str
+    model: str
+    status: Shown
+    queue: Queue | None = Field(description="null once it runs or has ended.")
+    user: str
+    priority: Literal["low", "normal", "high"]
+    conversation: str | None
+    created_at: float
+    expires_at: float | None
+    started_at: float | None
+    ended_at: float | None
+    timeout_s: float
+    cancel_requested: bool
+    possible_duplicate_calls: int
+    attempts: list[Attempt]
+    http_status: int | None = Field(description="The upstream's last status.")
+    usage: Usage | None
+    cost_usd: float | None = Field(description="null: no price is known for the model.")
+    result: Any = Field(description="The upstream's body, unchanged. Left out (null) in lists and in all events but the last.")
+    artifacts: list[Artifact]
+    error: dict[str, Any] | None
+    metadata: dict[str, str]
+    retry_of: str | None
+
+
+class JobList(Answer):
+    """One page of jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[Job]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class Event(Answer):
+    """The `data` of one server-sent event of a job; its `id` is the seq."""
+
+    type: str = Field(description="job.queued, .started, .cancelling, .succeeded, .failed, .cancelled or .expired")
+    seq: int
+    at: float
+    detail: dict[str, Any] | None
+    job: Job
+
+
+class QueueEvent(Answer):
+    """The `data` of a `queue` event: the job has moved up the line. It has no id."""
+
+    type: Literal["queue"]
+    job_id: str
+    queue: Queue
+
+
+class Health(Answer):
+    """Whether this process can serve; `gone` names what it cannot reach."""
+
+    status: Literal["ok", "unavailable"]
+    gone: list[str]

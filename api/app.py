@@ -1,0 +1,25 @@
+"""The Flask application."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from api import artifacts, docs, errors, events, health, jobs
+from api.auth import Callers
+from api.waiting import hall
+
+
+def create_app() -> Flask:
+    """A new application; what it remembers of its callers is its own."""
+    app = Flask(__name__, static_folder=None)
+    # An address is right or it is unknown: a redirect would lose the body and the key of a POST.
+    app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False
+    app.extensions["callers"] = Callers()
+    app.extensions["hall"] = hall
+    errors.register(app)
+    for routes in (jobs.routes, events.routes, artifacts.routes):
+        app.register_blueprint(routes, url_prefix="/v1")
+    for routes in (health.routes, docs.routes):
+        app.register_blueprint(routes)
+    return app

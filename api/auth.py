@@ -1,0 +1,60 @@
+"""Who is calling: the bearer token, looked up in Postgres and remembered for a few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flask import Request, current_app
+
+from models import db, key
+from models.errors import Invalid, Unauthorised
+from models.key import Key
+
+# A revoked key opens nothing after this long.
+REMEMBERED_S = 5.0
+REMEMBERED_MOST = 20_000
+IN_QUERY = ("api_key", "apikey", "apiKey", "access_token", "key", "token")
+
+
+class Callers:
+    """The keys that were recognised a moment ago, in this process."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[str, tuple[Key, float]] = {}
+
+    def recognise(self, token: str) -> Key:
+        """The key behind this token. Raises Unauthorised, also within REMEMBERED_S of its revocation."""
+        found = self._known.get(token)
+        if found and found[1] > self._clock():
+            return found[0]
+        self._known.pop(token, None)
+        with db.begin() as session:
+            caller = key.recognise(session, token)
+        if len(self._known) >= REMEMBERED_MOST:
+            self._known.clear()
+        self._known[token] = (caller, self._clock() + REMEMBERED_S)
+        return caller
+
+
+def token_of(request: Request) -> str:
+    """The bearer token. Raises Unauthorised without one, Invalid when a key stands in the query, where logs would keep it."""
+    for name in IN_QUERY:
+        if name in request.args:
+            raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthorised
+    return token.strip()
+
+
+def caller(request: Request) -> Key:
+    """The key that makes this request. Raises Unauthorised."""
+    return recognise(token_of(request))
+
+
+def recognise(token: str) -> Key:
+    """The key behind this token, by the memory of the current app. Raises Unauthorised."""
+    callers: Callers = current_app.extensions["callers"]
+    return callers.recognise(token)

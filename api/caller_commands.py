@@ -1,0 +1,132 @@
+"""`nowserving submit`, `wait`, `jobs` and `cancel`: a caller's commands, over HTTP like everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from api import terminal
+from api.client import Client
+from models.settings import settings
+
+Command = TypeVar("Command", bound=Callable[..., None])
+MODELS = {False: "gpt-4o-mini", True: "gpt-image-1-mini"}
+WAIT_S = 20
+ENDED = ("succeeded", "failed", "cancelled", "expired")
+
+
+def with_client(command: Command) -> Command:
+    """Where the API is and which key to present, from the environment: a key on the command line would be public."""
+    command = click.option("--url", envvar="NOWSERVING_URL", help="Where the API is (NOWSERVING_URL); default: this machine.")(command)
+    return click.option("--key", envvar=("NOWSERVING_KEY", "OPENAI_API_KEY"), hidden=True)(command)
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--model", help="Default: gpt-4o-mini, for images gpt-image-1-mini.")
+@click.option("--user", help="Who waits: users share the line fairly.")
+@click.option("--priority", type=click.Choice(("low", "normal", "high")), default="normal")
+@click.option("--image", is_flag=True, help="Ask for a picture.")
+@click.option("--wait", "waits", is_flag=True, help="Wait for the answer and print it.")
+@with_client
+@terminal.json_option
+def submit(
+    *,
+    prompt: str,
+    model: str | None,
+    user: str | None,
+    priority: str,
+    image: bool,
+    waits: bool,
+    url: str | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Put PROMPT in line; NOWSERVING_KEY or OPENAI_API_KEY is presented."""
+    asked: dict[str, Any] = {"prompt": prompt} if image else {"messages": [{"role": "user", "content": prompt}]}
+    order: dict[str, Any] = {
+        "endpoint": "/v1/images/generations" if image else "/v1/chat/completions",
+        "body": {"model": model or MODELS[image], **asked},
+        "priority": priority,
+    }
+    client = _client(url, key)
+    job = client.call("POST", "/v1/jobs", order | ({"user": user} if user else {}))
+    _print(_ended(client, job["id"], as_json=as_json) if waits else job, as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id")
+@with_client
+@terminal.json_option
+def wait(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
+    """Wait for a job and print its answer. Fails when the job did."""
+    _print(_ended(_client(url, key), job_id, as_json=as_json), as_json=as_json)
+
+
+@click.command()
+@click.option("--status", type=click.Choice(("queued", "running", *ENDED)), help="Only jobs in this state.")
+@with_client
+@terminal.json_option
+def jobs(*, status: str | None, url: str | None, key: str | None, as_json: bool) -> None:
+    """The newest hundred jobs of this key."""
+    found = _client(url, key).call("GET", "/v1/jobs", {"limit": 100, **({"status": status} if status else {})})["data"]
+    rows = found if as_json else [{**job, "position": (job["queue"] or {}).get("position")} for job in found]
+    terminal.table(rows, columns=("id", "status", "position", "model", "user", "priority"), as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id")
+@with_client
+@terminal.json_option
+def cancel(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
+    """Cancel a job, waiting or running."""
+    _print(_client(url, key).call("POST", f"/v1/jobs/{job_id}/cancel"), as_json=as_json)
+
+
+def _client(url: str | None, key: str | None) -> Client:
+    if not key:
+        raise click.ClickException("set NOWSERVING_KEY or OPENAI_API_KEY to the key to present")
+    return Client(url or f"http://127.0.0.1:{settings().port}", key)
+
+
+def _ended(client: Client, job_id: str, *, as_json: bool) -> dict[str, Any]:
+    said = None
+    while True:
+        job = client.call("GET", f"/v1/jobs/{job_id}", {"wait": WAIT_S})
+        if job["status"] in ENDED:
+            return job
+        news = _standing(job)
+        if news != said and not as_json:
+            click.echo(news, err=True)
+        said = news
+
+
+def _standing(job: dict[str, Any]) -> str:
+    queue = job["queue"]
+    if not queue:
+        return f"{job['id']} {job['status']}"
+    eta = "" if queue["eta_s"] is None else f", about {queue['eta_s']:g} s"
+    return f"{job['id']} number {queue['position']} in line{eta}" + (f" ({queue['blocked_by']})" if queue["blocked_by"] else "")
+
+
+def _print(job: dict[str, Any], *, as_json: bool) -> None:
+    """The answer itself when there is one; else how the job stands. Exit code 1 for one that failed or expired."""
+    if as_json:
+        terminal.show(job, as_json=True)
+    elif job["status"] == "succeeded":
+        click.echo(_answer(job))
+    elif job["status"] not in ("failed", "expired"):
+        click.echo(_standing(job))
+    if job["status"] in ("failed", "expired"):
+        raise click.ClickException(f"{job['id']} {job['status']}: {(job['error'] or {}).get('message', 'no reason was given')}")
+
+
+def _answer(job: dict[str, Any]) -> str:
+    if job["artifacts"]:
+        return "\n".join(one["url"] for one in job["artifacts"])
+    try:
+        return str(job["result"]["choices"][0]["message"]["content"])
+    except (KeyError, IndexError, TypeError):
+        return str(job["result"])

@@ -1,0 +1,123 @@
+"""The command line `nowserving`: starts the parts, and holds the operator's and the caller's commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
+
+from api import caller_commands, key_commands, pool_commands
+from api.configured import NotConfigured, check
+from models import migrate as migration
+from models.errors import ServingError
+from models.settings import settings
+
+SERVER_PATIENCE_S = 30
+
+
+class Commands(click.Group):
+    """Whatever goes wrong is said in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ServingError, NotConfigured) as error:
+            raise click.ClickException(str(error)) from error
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise click.ClickException(f"a setting is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nowserving")
+def nowserving() -> None:
+    """A queue in front of the OpenAI API. Take a number, everyone is served."""
+
+
+@nowserving.command()
+def api() -> None:
+    """Serve HTTP (NOWSERVING_HOST, NOWSERVING_PORT, NOWSERVING_API_PROCESSES)."""
+    check()
+    _become("gunicorn", "-c", "python:api.serve", "api.app:create_app()")
+
+
+@nowserving.command()
+def pacer() -> None:
+    """Admit jobs in fair order, as fast as the limits allow. Any number of these may run."""
+    _become("workers.pacer")
+
+
+@nowserving.command()
+@click.option("--processes", type=click.IntRange(1), help="Processes (NOWSERVING_WORKER_PROCESSES).")
+@click.option("--threads", type=click.IntRange(1), help="Calls at a time in each (NOWSERVING_WORKER_THREADS).")
+def worker(*, processes: int | None, threads: int | None) -> None:
+    """Call the upstream for admitted jobs."""
+    processes, threads = processes or settings().worker_processes, threads or settings().worker_threads
+    _become("workers.main", "--processes", str(processes), "--threads", str(threads))
+
+
+@nowserving.command()
+def flower() -> None:
+    """Show operators the workers (NOWSERVING_FLOWER_PORT)."""
+    _become("workers.flower")
+
+
+@nowserving.command(context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def up(*, options: tuple[str, ...]) -> None:
+    """Run everything on this machine until Ctrl-C: --local-model, --verbose, --processes N, --threads M."""
+    _become("deploy.stack", *options)
+
+
+@nowserving.command(context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def demo(*, options: tuple[str, ...]) -> None:
+    """Start everything with a small local model, run jobs through it, stop."""
+    _become("deploy.demo", *options)
+
+
+@nowserving.command()
+def migrate() -> None:
+    """Bring the database's tables to this version; waits for the server to come up."""
+    check()
+    until = time.monotonic() + SERVER_PATIENCE_S
+    while True:
+        try:
+            migration.to_latest()
+            break
+        except OperationalError as error:
+            if time.monotonic() > until:
+                raise click.ClickException(
+                    f"Postgres cannot be reached ({type(error.orig).__name__}): check NOWSERVING_DATABASE_URL"
+                ) from None
+            time.sleep(1)
+    click.echo("the tables are up to date")
+
+
+nowserving.add_command(key_commands.keys)
+nowserving.add_command(pool_commands.pools)
+for _command in (caller_commands.submit, caller_commands.wait, caller_commands.jobs, caller_commands.cancel):
+    nowserving.add_command(_command)
+
+
+def main() -> None:
+    """The entry point."""
+    nowserving(prog_name="nowserving")
+
+
+def _become(module: str, *words: str) -> None:
+    """This process goes on as that program: signals reach it directly."""
+    if importlib.util.find_spec(module) is None:
+        raise click.ClickException(f"{module} is not installed here")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *words])
+
+
+if __name__ == "__main__":
+    main()

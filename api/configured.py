@@ -1,0 +1,29 @@
+"""Whether there are enough settings to serve."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from models.settings import Settings, settings
+
+
+class NotConfigured(Exception):
+    """The API cannot start as configured. The message says which setting to change."""
+
+
+def check() -> Settings:
+    """The settings, when there is enough of them to serve. Raises NotConfigured."""
+    try:
+        found = settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise NotConfigured(f"a setting is wrong: {'.'.join(map(str, first['loc']))} {first['msg']}") from None
+    wanted = {
+        "NOWSERVING_DATABASE_URL": found.database_url,
+        "NOWSERVING_REDIS_URL": found.redis_url,
+        "NOWSERVING_SECRET_KEYS": found.secret_keys,
+    }
+    missing = [name for name, value in wanted.items() if not value]
+    if missing:
+        raise NotConfigured(f"set {', '.join(missing)}, or use `nowserving up`, which brings its own servers")
+    return found

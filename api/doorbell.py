@@ -1,0 +1,61 @@
+"""Wake-ups on their way out, said by one thread of this process: a submit never waits for Redis, whatever has become of it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from uuid import UUID
+
+from workers import wake
+
+log = logging.getLogger(__name__)
+
+# Who waits looks again by itself, so what does not fit in here may be lost.
+PENDING_MOST = 1_000
+
+
+class Doorbell:
+    """Rings in the order it was told to; drops what comes while too many wait."""
+
+    def __init__(self) -> None:
+        self._pending: queue.Queue[Callable[[], None]] = queue.Queue(PENDING_MOST)
+        self._lock = threading.Lock()
+        self._ringer: threading.Thread | None = None
+
+    def ring(self, say: Callable[[], None]) -> None:
+        """Said soon, or never. Returns at once."""
+        with self._lock:
+            if self._ringer is None:
+                # Begun on first use: a thread does not survive the fork of gunicorn's workers.
+                self._ringer = threading.Thread(target=self._run, name="doorbell", daemon=True)
+                self._ringer.start()
+        try:
+            self._pending.put_nowait(say)
+        except queue.Full:
+            log.warning("wake-up dropped")
+
+    def _run(self) -> None:
+        while True:
+            say = self._pending.get()
+            try:
+                say()
+            except Exception as error:  # the border of this thread: one bad wake-up must not end it
+                log.error("wake-up failed", extra={"error": type(error).__name__})
+
+
+_doorbell = Doorbell()
+
+
+def joined(job_id: UUID, *, lane_id: int) -> None:
+    """The pacer hears that somebody waits in this lane."""
+    _doorbell.ring(partial(wake.line, lane_id, queued=job_id))
+
+
+def cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:
+    """Whoever waits for the job, its worker and the pacer hear of it."""
+    _doorbell.ring(partial(wake.job, job_id, "cancelled" if is_ended else "cancelling"))
+    if is_ended:
+        _doorbell.ring(partial(wake.line, lane_id, cancelled=job_id))

@@ -1,0 +1,151 @@
+"""Jobs: put in line, looked at, waited for, cancelled, tried again."""
+
+from __future__ import annotations
+
+import re
+import time
+from uuid import UUID
+
+from flask import Blueprint, Response, request
+
+from api import answers, auth, body, doorbell, orders, render
+from api.waiting import LOOK_AGAIN_S, hall
+from models import db, idempotency, job, line, view
+from models.errors import Invalid, WrongState
+from models.job import TERMINAL, Status
+from models.line import Order
+from models.settings import settings
+from models.view import JsonObject
+
+routes = Blueprint("jobs", __name__)
+
+PAGE, PAGE_MOST = 20, 100
+AGAIN = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
+
+
+@routes.post("/jobs")
+def submit() -> Response:
+    """202: the job stands in line, and is on disk."""
+    caller = auth.caller(request)
+    payload = body.read(request)
+    return _accept(orders.make(caller, payload), said=body.canonical(payload))
+
+
+@routes.get("/jobs")
+def listing() -> Response:
+    """One page of this key's jobs, newest first."""
+    caller = auth.caller(request)
+    limit, before, status = _limit(), _cursor(), _status()
+    with db.begin() as session:
+        rows = view.page(session, caller.id, limit=limit, before=before, status=status)
+        shown = [view.show(session, row, with_result=False) for row in rows[:limit]]
+    first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
+    return render.answer({"object": "list", "data": shown, "has_more": len(rows) > limit, "first_id": first, "last_id": last})
+
+
+@routes.get("/jobs/<name>")
+def look(name: str) -> Response:
+    """The job as it is now, or as it is when it ends within ?wait= seconds."""
+    caller, job_id, wait_s = auth.caller(request), view.parse_id(name), _wait_s()
+    if wait_s:
+        _wait_until_ended(job_id, caller.id, wait_s=wait_s)
+    with db.begin() as session:
+        shown = view.show(session, view.find(session, job_id, caller.id))
+    made = render.answer(shown)
+    made.set_etag(render.etag(shown, now=time.time(), fresh_s=settings().artifact_url_s / 2), weak=True)
+    made.make_conditional(request.environ)
+    return made
+
+
+@routes.post("/jobs/<name>/cancel")
+def cancel(name: str) -> Response:
+    """200: cancelled; 202: it runs and has been told to stop. 409 when it ended otherwise."""
+    caller, job_id = auth.caller(request), view.parse_id(name)
+    with db.begin() as session:
+        done = job.cancel(session, job_id, caller.id)
+        found = view.find(session, job_id, caller.id)
+        if found.status in TERMINAL - {Status.CANCELLED}:
+            raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
+        shown = view.show(session, found)
+    is_ended = found.status == Status.CANCELLED
+    if done is not None:
+        doorbell.cancelled(job_id, lane_id=found.lane_id, is_ended=is_ended)
+    return render.answer(shown, 200 if is_ended else 202)
+
+
+@routes.post("/jobs/<name>/retry")
+def retry(name: str) -> Response:
+    """202: a new job asks the same once more."""
+    caller, job_id = auth.caller(request), view.parse_id(name)
+    with db.begin() as session:
+        ended = view.find_order(session, job_id, caller.id)
+    if ended.status not in AGAIN:
+        raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
+    return _accept(orders.again(caller, ended, retry_of=job_id), said=b"")
+
+
+def _accept(order: Order, *, said: bytes) -> Response:
+    """The order has become a job, once for each Idempotency-Key; the pacer hears of it when that is on disk."""
+    token, wanted = request.headers.get("Idempotency-Key"), line.new_id()
+    lane_id = line.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
+    fingerprint = f"{request.method} {request.path}\n".encode() + said
+    with db.begin() as session:
+        job_id = wanted
+        if token is not None:
+            job_id = idempotency.first_or_earlier(session, order.key.id, token, body=fingerprint, job_id=wanted)
+        if job_id == wanted:
+            line.join(session, order, job_id=job_id)
+    if job_id == wanted:
+        doorbell.joined(job_id, lane_id=lane_id)
+    # Not in the same transaction: that one holds its flow's row, for which the next submit of this user waits.
+    with db.begin() as session:
+        shown = view.show(session, view.find(session, job_id, order.key.id))
+    return _ticket(shown, is_replayed=job_id != wanted)
+
+
+def _ticket(shown: JsonObject, *, is_replayed: bool) -> Response:
+    made = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
+    if is_replayed:
+        made.headers["Idempotent-Replayed"] = "true"
+    return made
+
+
+def _wait_until_ended(job_id: UUID, key_id: int, *, wait_s: float) -> None:
+    """Returns when the job has ended or the time is up. Raises NotFound, Unauthorised when the key was revoked meanwhile."""
+    until = time.monotonic() + wait_s
+    with hall.wait_for(job_id) as woken:
+        while not hall.is_closing:
+            woken.clear()
+            with db.begin() as session:
+                if view.find(session, job_id, key_id).status in TERMINAL:
+                    return
+            if (left_s := until - time.monotonic()) <= 0:
+                return
+            woken.wait(min(left_s, LOOK_AGAIN_S))
+            auth.caller(request)
+
+
+def _wait_s() -> float:
+    text, most = request.args.get("wait", "0"), settings().long_poll_most_s
+    if not _SECONDS.fullmatch(text) or float(text) > most:
+        raise Invalid(f"`wait` is a number of seconds from 0 to {most:g}.", param="wait")
+    return float(text)
+
+
+def _limit() -> int:
+    text = request.args.get("limit", str(PAGE))
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= PAGE_MOST:
+        raise Invalid(f"`limit` is a whole number from 1 to {PAGE_MOST}.", param="limit")
+    return int(text)
+
+
+def _cursor() -> UUID | None:
+    return view.parse_id(request.args["after"]) if "after" in request.args else None
+
+
+def _status() -> str | None:
+    status = request.args.get("status")
+    if status is not None and status not in answers.SHOWN:
+        raise Invalid(f"`status` is one of {', '.join(answers.SHOWN)}.", param="status")
+    return status

@@ -1,0 +1,60 @@
+"""`nowserving keys …`: who may come in."""
+
+from __future__ import annotations
+
+import click
+
+from api import terminal
+from api.pool_commands import limit_options
+from models import db, key, roster
+from models.key import Limits
+
+
+@click.group()
+def keys() -> None:
+    """Keys that callers present."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--pool", required=True, help="The pool whose credentials serve this key.")
+@terminal.json_option
+def create(*, name: str, pool: str, as_json: bool) -> None:
+    """Issue a key. It is shown this once and stored nowhere."""
+    with db.begin() as session:
+        made, token = key.issue(session, name=name, pool=pool)
+    terminal.show({"id": made.id, "name": name, "pool": pool, "key": token}, as_json=as_json)
+
+
+@keys.command("list")
+@terminal.json_option
+def listing(*, as_json: bool) -> None:
+    """Every key, without its secret."""
+    with db.begin() as session:
+        rows = [dict(row._mapping) for row in roster.keys(session)]
+    terminal.table(rows, columns=("id", "kind", "name", "pool", "created_at", "revoked_at"), as_json=as_json)
+
+
+@keys.command()
+@click.argument("key_id", type=int)
+@terminal.json_option
+def revoke(*, key_id: int, as_json: bool) -> None:
+    """The key opens nothing from now on; its jobs in line still run."""
+    with db.begin() as session:
+        done = key.revoke(session, key_id)
+    if not done:
+        raise click.ClickException(f"there is no key {key_id}, or it was revoked before")
+    terminal.show({"id": key_id, "revoked": True}, as_json=as_json)
+
+
+@keys.command()
+@click.argument("key_id", type=int)
+@limit_options
+@terminal.json_option
+def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> None:
+    """What each credential behind this key may do; a limit that is left out is open, and learned from the upstream."""
+    with db.begin() as session:
+        numbers = roster.credentials_behind(session, key_id=key_id)
+        for number in numbers:
+            key.set_limits(session, number, Limits(**given), model=model)
+    terminal.show({"key": key_id, "credentials": numbers, "model": model, **given}, as_json=as_json)

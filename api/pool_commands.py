@@ -1,0 +1,82 @@
+"""`nowserving pools …`: the upstream keys behind a line, and what each may do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from api import terminal
+from models import db, key, roster
+from models.key import Limits
+
+Command = TypeVar("Command", bound=Callable[..., None])
+LIMITS = {
+    "rpm": "Requests a minute.",
+    "tpm": "Tokens a minute.",
+    "ipm": "Images a minute.",
+    "rpd": "Requests a day.",
+    "max_in_flight": "Calls at a time.",
+}
+
+
+def limit_options(command: Command) -> Command:
+    """The options --model, --rpm, --tpm, --ipm, --rpd and --max-in-flight."""
+    for name, said in reversed(LIMITS.items()):
+        command = click.option(f"--{name.replace('_', '-')}", type=click.IntRange(1, 2**31 - 1), help=said)(command)
+    return click.option("--model", default="*", show_default=True, help="For this model; *: for all without their own.")(command)
+
+
+@click.group()
+def pools() -> None:
+    """Pools of upstream credentials."""
+
+
+@pools.command()
+@click.argument("name")
+@terminal.json_option
+def create(*, name: str, as_json: bool) -> None:
+    """A pool of this name is there, new or not."""
+    with db.begin() as session:
+        number = key.make_pool(session, name)
+    terminal.show({"id": number, "name": name}, as_json=as_json)
+
+
+@pools.command("list")
+@terminal.json_option
+def listing(*, as_json: bool) -> None:
+    """Every pool with the ids of its credentials."""
+    with db.begin() as session:
+        rows = [dict(row._mapping) for row in roster.pools(session)]
+    terminal.table(rows, columns=("id", "name", "credentials", "parked", "paused_reason"), as_json=as_json)
+
+
+@pools.command("add-credential")
+@click.argument("pool")
+@click.option("--base-url", help="Another upstream than OPENAI_BASE_URL.")
+@terminal.json_option
+def add_credential(*, pool: str, base_url: str | None, as_json: bool) -> None:
+    """Put an upstream key behind this pool. The key is asked for, or read from standard input: a command line is public."""
+    token = click.prompt("Upstream key", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise click.ClickException("a key is printable ASCII on one line of standard input")
+    if base_url and not base_url.startswith(("https://", "http://")):
+        raise click.ClickException("--base-url begins with https:// or http://")
+    with db.begin() as session:
+        number = key.add_credential(session, pool_id=roster.pool_named(session, pool), upstream_key=token, base_url=base_url)
+    terminal.show({"id": number, "pool": pool, "base_url": base_url}, as_json=as_json)
+
+
+@pools.command()
+@click.argument("credential_id", type=int)
+@limit_options
+@terminal.json_option
+def limits(*, credential_id: int, model: str, as_json: bool, **given: int | None) -> None:
+    """What this credential may do; a limit that is left out is open, and learned from the upstream."""
+    with db.begin() as session:
+        roster.credentials_behind(session, credential_id=credential_id)
+        key.set_limits(session, credential_id, Limits(**given), model=model)
+    terminal.show({"credential": credential_id, "model": model, **given}, as_json=as_json)

@@ -1,0 +1,74 @@
+"""gunicorn's configuration: `gunicorn -c python:api.serve "api.app:create_app()"`, which is what `nowserving api` runs.
+
+gevent, because half-sent headers and stalled readers stop the threaded worker (measured: docs/reliability.md §5.4).
+"""
+
+from __future__ import annotations
+
+import logging.config
+import threading
+import time
+from typing import Any
+
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # it ships none
+
+from api import logs
+from api.configured import NotConfigured, check
+from models.settings import settings
+
+
+def address() -> str:
+    """Where to listen."""
+    host = settings().host
+    return f"{f'[{host}]' if ':' in host else host}:{settings().port}"
+
+
+class Log(Logger):  # type: ignore[misc]  # its base is Any
+    """gunicorn's log, on the lines and behind the redaction of ours."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        logging.config.dictConfig(logs.config(settings().log_level))
+        for own in (self.error_log, self.access_log):
+            own.handlers.clear()
+            own.propagate = True
+
+
+logger_class = Log
+bind = [address()]
+workers = settings().api_processes
+worker_class = "gevent"
+worker_connections = 1000
+timeout = 30
+graceful_timeout = 30
+keepalive = 5
+limit_request_line = 4094
+limit_request_fields = 64
+limit_request_field_size = 8190
+# Only who can write to this process's files could speak to it there; nobody has to.
+control_socket_disable = True
+loglevel = settings().log_level.lower()
+# Off unless asked for (GUNICORN_CMD_ARGS="--access-logfile -"), and then without the query: links are signed there.
+accesslog = None
+access_log_format = "%(h)s %(m)s %(U)s %(s)s %(B)s %(L)s"
+
+
+def on_starting(server: Any) -> None:
+    """gunicorn's hook: it does not start half-configured."""
+    try:
+        check()
+    except NotConfigured as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def post_worker_init(worker: Any) -> None:
+    """gunicorn's hook: those who wait are let go as soon as the worker is asked to stop, so that it can."""
+    # Not imported here: this module is read before gevent has patched the locks that the hall is made of.
+    hall = worker.wsgi.extensions["hall"]
+
+    def watch() -> None:
+        while worker.alive:
+            time.sleep(0.2)
+        hall.close()
+
+    threading.Thread(target=watch, name="leaving", daemon=True).start()

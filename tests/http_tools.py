@@ -1,0 +1,106 @@
+"""Short ways to call the API in this process and to move its jobs on, for tests of what a caller sees."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from flask import Flask
+from sqlalchemy import text
+from werkzeug.test import TestResponse
+
+from api.app import create_app
+from models import db, job, key, view
+from models.key import Key
+from tests.line_tools import admit_all
+
+CHAT: dict[str, Any] = {"endpoint": "/v1/chat/completions", "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}
+IMAGE: dict[str, Any] = {"endpoint": "/v1/images/generations", "body": {"model": "p", "prompt": "a cat", "n": 2}}
+ANSWER = b'{"id":"chatcmpl-1","choices":[{"index":0,"message":{"role":"assistant","content":"hello"},"finish_reason":"stop"}]}'
+
+
+@dataclass
+class Caller:
+    """Somebody with a key. Each has the app's whole attention: `app` may be shared."""
+
+    token: str = "sk-one"
+    app: Flask = field(default_factory=create_app)
+
+    def get(self, path: str, **more: Any) -> TestResponse:
+        return self.send("GET", path, **more)
+
+    def post(self, path: str, payload: object = None, **more: Any) -> TestResponse:
+        if payload is not None:
+            more = {"data": json.dumps(payload), "content_type": "application/json", **more}
+        return self.send("POST", path, **more)
+
+    def send(self, method: str, path: str, *, headers: dict[str, str] | None = None, **more: Any) -> TestResponse:
+        wanted = {"Authorization": f"Bearer {self.token}", **(headers or {})}
+        return self.app.test_client().open(path, method=method, headers=wanted, buffered=True, **more)
+
+    def submit(self, **more: Any) -> str:
+        """A new job's id. more: fields of the submit."""
+        made = self.post("/v1/jobs", {**CHAT, **more})
+        assert 202 == made.status_code, made.text
+        return str(made.json["id"])
+
+    @property
+    def key(self) -> Key:
+        with db.begin() as session:
+            return key.recognise(session, self.token)
+
+
+def run(caller: Caller, name: str) -> UUID:
+    """The job is running; returns its dispatch id."""
+    admit_all(caller.key, most=10)
+    with db.begin() as session:
+        row = session.execute(text("SELECT dispatch_id FROM job WHERE id = :id"), {"id": view.parse_id(name)}).one()
+        assert job.claim(session, view.parse_id(name), row.dispatch_id, lease_s=30)
+    return UUID(str(row.dispatch_id))
+
+
+def finish(name: str, dispatch_id: UUID, *, status: job.Status = job.Status.SUCCEEDED, answer: bytes | None = ANSWER) -> None:
+    """The running job has ended."""
+    result = job.Result(status, http_status=200, response=answer)
+    with db.begin() as session:
+        assert job.finish(session, view.parse_id(name), dispatch_id, result, job.Finding(job.Outcome.SUCCEEDED, 200, "req_up"))
+
+
+def end(caller: Caller, name: str, *, status: job.Status = job.Status.SUCCEEDED, answer: bytes | None = ANSWER) -> None:
+    """The waiting job has run and ended."""
+    finish(name, run(caller, name), status=status, answer=answer)
+
+
+def stored() -> int:
+    """How many jobs there are."""
+    with db.begin() as session:
+        return int(session.execute(text("SELECT count(*) FROM job")).scalar_one())
+
+
+def error_of(answer: TestResponse) -> dict[str, Any]:
+    """The error inside the envelope, which must be whole."""
+    assert {"error"} == set(answer.json), answer.text
+    assert {"message", "type", "param", "code"} == set(answer.json["error"])
+    assert answer.headers["X-Request-Id"]
+    return dict(answer.json["error"])
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """What these return when all are called at once, each in a thread of its own."""
+    made: list[Any] = [None] * len(calls)
+    gate = threading.Barrier(len(calls))
+
+    def one(n: int) -> None:
+        gate.wait()
+        made[n] = calls[n]()
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return made

@@ -1,0 +1,242 @@
+"""The API as it is served: gunicorn with gevent on a port, with clients and servers that misbehave."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from api.waiting import STREAMS_OF_A_KEY_MOST
+from deploy import probe
+from deploy.embedded import Valkey, free_port
+from models import view
+from tests.http_tools import CHAT, Caller, end, together
+from workers import wake
+
+# Not `database`: a server that still works on the test before would be in the way of emptying the tables.
+pytestmark = pytest.mark.usefixtures("environment")
+
+BODY = json.dumps(CHAT).encode()
+
+
+class Api:
+    """A gunicorn of the test's own. log: what it wrote."""
+
+    def __init__(self, log: Path, env: Mapping[str, str]) -> None:
+        self.port, self.log, self.token = free_port(), log, "sk-one"
+        # The environment of now, with the addresses and secrets of this run.
+        own = {**os.environ, "NOWSERVING_PORT": str(self.port), **env}
+        with log.open("wb") as out:
+            self.process = subprocess.Popen([sys.executable, "-m", "api.cli", "api"], env=own, stdout=out, stderr=out)
+        until = time.monotonic() + 20
+        while not probe.answers("/healthz", port=self.port):
+            assert self.process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any], Mapping[str, str]]:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            wanted = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **headers}
+            connection.request(method, path, body, wanted, encode_chunked=not isinstance(body, bytes | None))
+            answer = connection.getresponse()
+            content = answer.read()
+            return answer.status, json.loads(content) if content else {}, answer.headers
+
+    def connect(self, text: str) -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        made.sendall(text.encode())
+        return made
+
+    def connect_status(self, path: str) -> int:
+        """The status alone, of an answer that may have no end."""
+        with closing(self.connect(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.token}\r\n\r\n")) as connection:
+            return int(read_until(connection, b"\r\n\r\n").split()[1])
+
+    def follow(self, name: str) -> socket.socket:
+        return self.connect(f"GET /v1/jobs/{name}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.token}\r\n\r\n")
+
+    def stop(self) -> float:
+        """Seconds until it had ended by itself."""
+        began = time.monotonic()
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+        return time.monotonic() - began
+
+
+@contextmanager
+def serving(log: Path, **env: str) -> Iterator[Api]:
+    api = Api(log, env)
+    try:
+        yield api
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            api.stop()
+
+
+@pytest.fixture(scope="module")
+def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with serving(tmp_path_factory.mktemp("api") / "log") as made:
+        yield made
+
+
+@pytest.fixture
+def api(server: Api) -> Api:
+    # A caller of each test's own: the server remembers keys and lanes whose rows are gone with the test before.
+    server.token = f"sk-{uuid4().hex}"
+    return server
+
+
+@pytest.fixture
+def name(api: Api) -> str:
+    return str(api.call("POST", "/v1/jobs", BODY)[1]["id"])
+
+
+def read_until(connection: socket.socket, wanted: bytes) -> bytes:
+    seen = b""
+    while wanted not in seen:
+        more = connection.recv(65536)
+        assert more, seen
+        seen += more
+    return seen
+
+
+def test_half_sent_headers_stop_nobody(api: Api) -> None:
+    stuck = [api.connect("GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(50)]
+    began = time.monotonic()
+
+    assert 200 == api.call("GET", "/healthz")[0]
+    assert time.monotonic() - began < 1
+    for connection in stuck:
+        connection.close()
+
+
+def test_a_body_may_come_in_chunks_without_a_length(api: Api) -> None:
+    assert 202 == api.call("POST", "/v1/jobs", iter([BODY[:20], BODY[20:]]))[0]
+
+
+def test_a_body_in_chunks_is_bounded_too(api: Api) -> None:
+    status, answer, headers = api.call("POST", "/v1/jobs", iter([BODY, *[b" " * 100_000] * 11]))
+
+    assert (413, "request_too_large") == (status, answer["error"]["code"])
+    assert "1000" not in headers.get("Retry-After", "")
+
+
+def test_a_wait_over_the_wire_ends_within_a_second_of_the_job(api: Api, name: str) -> None:
+    ended: list[float] = []
+
+    def finish() -> None:
+        time.sleep(0.5)
+        end(Caller(api.token), name)
+        wake.job(view.parse_id(name), "succeeded")
+        ended.append(time.monotonic())
+
+    def wait() -> tuple[str, float]:
+        return api.call("GET", f"/v1/jobs/{name}?wait=20")[1]["status"], time.monotonic()
+
+    (status, at), _ = together(wait, finish)
+
+    assert "succeeded" == status
+    assert at - ended[0] < 1
+
+
+def test_a_stream_over_the_wire_ends_with_its_job(api: Api, name: str) -> None:
+    with closing(api.follow(name)) as stream:
+        read_until(stream, b"event: job.queued")
+        end(Caller(api.token), name)
+        wake.job(view.parse_id(name), "succeeded")
+        began = time.monotonic()
+        told = read_until(stream, b"\r\n0\r\n\r\n")
+
+        assert b"event: job.succeeded" in told
+        assert time.monotonic() - began < 1
+
+
+def test_a_stream_that_is_dropped_is_given_back(api: Api, name: str) -> None:
+    streams = [api.follow(name) for _ in range(STREAMS_OF_A_KEY_MOST)]
+    for stream in streams:
+        read_until(stream, b"event: job.queued")
+
+    assert 429 == api.call("GET", f"/v1/jobs/{name}/events")[0]
+    for stream in streams:
+        stream.close()
+    api.call("POST", f"/v1/jobs/{name}/cancel")
+    until = time.monotonic() + 10
+    while (status := api.connect_status(f"/v1/jobs/{name}/events")) == 429 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert 200 == status
+
+
+def test_no_key_and_no_prompt_reaches_the_log(api: Api, name: str) -> None:
+    api.call("GET", f"/v1/jobs/{name}?api_key={api.token}")
+    api.call("POST", "/v1/jobs", b'{"endpoint": 1, "secret-prompt": NaN}')
+    api.connect(f"GET / HTTP/9.9\r\nAuthorization: Bearer {api.token}\r\n\r\n").close()
+
+    assert [] == [secret for secret in (api.token, "secret-prompt") if secret in api.log.read_text()]
+
+
+def test_without_the_database_the_answer_is_503_and_soon(environment: dict[str, str], tmp_path: Path) -> None:
+    gone = f"postgresql+psycopg://x:hunter2@127.0.0.1:{free_port()}/x"
+    with serving(tmp_path / "log", NOWSERVING_DATABASE_URL=gone) as api:
+        began = time.monotonic()
+        status, answer, headers = api.call("POST", "/v1/jobs", BODY)
+
+        assert (503, "unavailable", "2") == (status, answer["error"]["code"], headers["Retry-After"])
+        assert time.monotonic() - began < 3
+        assert (503, ["postgres"]) == (api.call("GET", "/readyz")[0], api.call("GET", "/readyz")[1]["gone"])
+        assert "hunter2" not in api.log.read_text()
+
+
+def test_a_frozen_redis_does_not_slow_a_submit(environment: dict[str, str], tmp_path: Path) -> None:
+    valkey = Valkey(tmp_path / "valkey")
+    valkey.start()
+    with serving(tmp_path / "log", NOWSERVING_REDIS_URL=valkey.url) as api:
+        api.token = f"sk-{uuid4().hex}"
+        api.call("POST", "/v1/jobs", BODY)
+        assert valkey.process
+        os.kill(valkey.process.pid, signal.SIGSTOP)
+        try:
+            took = [timed(partial(api.call, "POST", "/v1/jobs", BODY)) for _ in range(10)]
+            ready, ready_took = api.call("GET", "/readyz"), timed(partial(api.call, "GET", "/readyz"))
+        finally:
+            os.kill(valkey.process.pid, signal.SIGCONT)
+    valkey.stop()
+
+    assert max(took) < 0.5
+    assert (503, ["redis"]) == (ready[0], ready[1]["gone"])
+    assert ready_took < 1.5
+
+
+def test_asked_to_stop_it_lets_those_who_wait_go(environment: dict[str, str], tmp_path: Path) -> None:
+    with serving(tmp_path / "log") as api:
+        api.token = f"sk-{uuid4().hex}"
+        name = str(api.call("POST", "/v1/jobs", BODY)[1]["id"])
+        with closing(api.follow(name)) as stream:
+            read_until(stream, b"event: job.queued")
+            (status, _, _), took = together(partial(api.call, "GET", f"/v1/jobs/{name}?wait=30"), lambda: (time.sleep(0.3), api.stop())[1])
+            read_until(stream, b"retry: 2000")
+
+    assert 200 == status
+    # An idle connection is kept for five seconds, a waiting one would be for thirty.
+    assert took < 15
+    assert 0 == api.process.returncode
+
+
+def timed(act: Any) -> float:
+    began = time.monotonic()
+    act()
+    return time.monotonic() - began

@@ -1,0 +1,144 @@
+"""Keys at the door: who comes in, how long a revoked one still does, and that none is ever written down."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import logging.config
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from api import logs
+from api.auth import REMEMBERED_S, Callers
+from models import db, key
+from models.errors import Unauthorised
+from tests.http_tools import CHAT, Caller, error_of
+
+pytestmark = pytest.mark.usefixtures("database")
+
+CANARY = "sk-canary-0123456789abcdef"
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    ["", "Bearer", "Bearer  ", "Basic abc", "sk-x", "Bearer schlüssel", "Bearer " + "x" * 257, "Bearer a\tb", "Bearer ns-unknown", None],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", ""), ("GET", ""), ("GET", "/x"), ("GET", "/x/events"), ("POST", "/x/cancel"), ("POST", "/x/retry")],
+)
+def test_without_a_good_key_nobody_comes_in(caller: Caller, sent: str | None, method: str, path: str) -> None:
+    headers = {} if sent is None else {"Authorization": sent}
+    answer = caller.app.test_client().open(f"/v1/jobs{path}", method=method, headers=headers)
+
+    assert (401, "invalid_api_key", "false") == (answer.status_code, error_of(answer)["code"], answer.headers["x-should-retry"])
+
+
+def test_the_word_bearer_may_be_written_in_any_case(caller: Caller) -> None:
+    assert 200 == caller.get("/v1/jobs", headers={"Authorization": "bearer sk-one"}).status_code
+
+
+@pytest.mark.parametrize("name", ["api_key", "key", "access_token"])
+def test_a_key_in_the_query_is_refused(caller: Caller, name: str) -> None:
+    answer = caller.get(f"/v1/jobs?{name}={CANARY}")
+
+    assert (400, name) == (answer.status_code, error_of(answer)["param"])
+    assert CANARY not in answer.text
+
+
+def test_where_own_keys_are_not_accepted_an_unknown_one_is_refused(override) -> None:
+    override(open_keys="false")
+
+    assert 401 == Caller().get("/v1/jobs").status_code
+
+
+def test_a_revoked_key_opens_nothing_after_a_few_seconds() -> None:
+    with db.begin() as session:
+        key.make_pool(session, "p")
+        made, token = key.issue(session, name="n", pool="p")
+    clock = Clock()
+    callers = Callers(clock=clock)
+    callers.recognise(token)
+    with db.begin() as session:
+        key.revoke(session, made.id)
+
+    assert made == callers.recognise(token)
+    clock.now += REMEMBERED_S
+    with pytest.raises(Unauthorised):
+        callers.recognise(token)
+
+
+def test_a_key_is_written_down_nowhere(caplog: pytest.LogCaptureFixture, redis_client: redis.Redis) -> None:
+    caplog.set_level(logging.DEBUG)
+    caller = Caller(CANARY)
+
+    answers = [
+        caller.post("/v1/jobs", CHAT),
+        caller.get("/v1/jobs"),
+        caller.post("/v1/jobs", data=CANARY),
+        caller.get(f"/v1/jobs/{CANARY}"),
+    ]
+
+    said = caplog.text + "".join(str(vars(record)) for record in caplog.records) + "".join(answer.text for answer in answers)
+    assert CANARY not in said
+    assert [] == [name for name in redis_client.keys("*") if CANARY.encode() in (redis_client.dump(name) or b"")]
+    with db.begin() as session:
+        tables = session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars().all()
+        for table in tables:
+            assert CANARY not in str(session.execute(text(f"SELECT * FROM {table}")).all())
+
+
+def test_a_prompt_is_never_logged_even_when_the_statement_fails(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    with db.begin() as session:
+        session.execute(text("ALTER TABLE job ADD CONSTRAINT never CHECK (model <> 'm') NOT VALID"))
+    try:
+        answer = caller.post("/v1/jobs", {**CHAT, "user": "my-secret-user"})
+    finally:
+        with db.begin() as session:
+            session.execute(text("ALTER TABLE job DROP CONSTRAINT never"))
+
+    assert 500 == answer.status_code
+    assert "my-secret-user" not in caplog.text + answer.text + "".join(str(vars(record)) for record in caplog.records)
+
+
+def test_the_log_strikes_out_whatever_looks_like_a_key() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(logs.Redaction())
+    handler.setFormatter(logs.Lines())
+    log = logging.getLogger("tests.redaction")
+    log.addHandler(handler)
+    log.propagate = False
+    secrets = ("sk-abc-DEF_123", "ns-issued123", "whsec_abc/+=", "hunter2", "Tok3n")
+    try:
+        raise ValueError("redis://:hunter2@host and sk-abc-DEF_123")
+    except ValueError:
+        log.exception("a %s and %s", "Bearer Tok3n", {"k": "ns-issued123"}, extra={"job_id": "job_1", "sent": ["whsec_abc/+="]})
+
+    line = json.loads(stream.getvalue())
+    assert [] == [secret for secret in secrets if secret in stream.getvalue()]
+    assert ("job_1", "error") == (line["job_id"], line["level"])
+    assert "ValueError" in line["traceback"]
+
+
+def test_the_log_can_be_set_up_as_gunicorn_does() -> None:
+    made = logging.config.DictConfigurator(logs.config("info"))
+
+    assert logs.Lines is type(made.configure_formatter(made.config["formatters"]["lines"]))

@@ -1,0 +1,233 @@
+"""What is refused before it can do harm: always in the one envelope, and never stored."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from api import body
+from models.errors import Invalid
+from tests.http_tools import CHAT, IMAGE, Caller, error_of, stored
+
+pytestmark = pytest.mark.usefixtures("database")
+
+GOOD = json.dumps(CHAT).encode()
+CHAT_BODY, IMAGE_BODY = CHAT["body"], IMAGE["body"]
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+def inside(fragment: bytes) -> bytes:
+    """A submit whose upstream body holds this JSON."""
+    return GOOD.replace(b'"model": "m"', b'"model": "m", "x": ' + fragment)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (b"", 400, "invalid_json"),
+        (b"   ", 400, "invalid_json"),
+        (b"{", 400, "invalid_json"),
+        (b"[]", 400, "invalid_json"),
+        (b'"text"', 400, "invalid_json"),
+        (b"null", 400, "invalid_json"),
+        (GOOD + b"x", 400, "invalid_json"),
+        (GOOD.replace(b"hi", b"h\xff"), 400, "invalid_json"),
+        (GOOD.replace(b"hi", b"h\x00i"), 400, "invalid_json"),
+        (GOOD.decode().encode("utf-16"), 415, "unsupported_media_type"),
+        (GOOD.decode().encode("utf-16-le"), 415, "unsupported_media_type"),
+        (b"[" * 100_000, 400, "too_deep"),
+        (b'{"a":' * 50_000, 400, "too_deep"),
+        (inside(b"[" * 31 + b"]" * 31), 400, "too_deep"),
+        (inside(b"9" * 5_000), 400, "number_out_of_range"),
+        (inside(b"9007199254740993"), 400, "number_out_of_range"),
+        (inside(b"-9007199254740993"), 400, "number_out_of_range"),
+        (inside(b"NaN"), 400, "number_out_of_range"),
+        (inside(b"-Infinity"), 400, "number_out_of_range"),
+        (inside(b"1e400"), 400, "number_out_of_range"),
+        (inside(b'{"a": 1, "a": 2}'), 400, "duplicate_key"),
+        (GOOD[:-1] + b', "endpoint": "/v1/chat/completions"}', 400, "duplicate_key"),
+        (GOOD.replace(b"hi", rb"h\u0000i"), 400, "invalid_text"),
+        (GOOD.replace(b"hi", rb"h\ud800i"), 400, "invalid_text"),
+        (GOOD.replace(b"hi", rb"h\uDC00i"), 400, "invalid_text"),
+        (inside(rb'{"\ud800": 1}'), 400, "invalid_text"),
+        (GOOD + b" " * 1_100_000, 413, "request_too_large"),
+    ],
+    ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else str(value),
+)
+def test_a_body_that_is_not_plain_json_is_refused(caller: Caller, content: bytes, status: int, code: str) -> None:
+    answer = caller.post("/v1/jobs", data=content, content_type="application/json")
+
+    assert (status, code) == (answer.status_code, error_of(answer)["code"])
+    assert "false" == answer.headers["x-should-retry"]
+    assert 0 == stored()
+
+
+@pytest.mark.parametrize("content", [
+    inside(b"[" * 29 + b"]" * 29), inside(b"9007199254740992"), inside(rb'"\ud83d\ude00 \\u0000 \\ud800 [[[{{{"'), b"\xef\xbb\xbf" + GOOD,
+])  # fmt: skip
+def test_a_body_at_the_edge_is_accepted(caller: Caller, content: bytes) -> None:
+    assert 202 == caller.post("/v1/jobs", data=content, content_type="application/json; charset=UTF-8").status_code
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "x"]
+)
+def test_only_json_is_taken_for_json(caller: Caller, content_type: str | None) -> None:
+    answer = caller.post("/v1/jobs", data=GOOD, content_type=content_type)
+
+    assert (415, "unsupported_media_type", 0) == (answer.status_code, error_of(answer)["code"], stored())
+
+
+def test_a_compressed_body_is_refused(caller: Caller) -> None:
+    answer = caller.post("/v1/jobs", data=GOOD, content_type="application/json", headers={"Content-Encoding": "gzip"})
+
+    assert (415, 0) == (answer.status_code, stored())
+
+
+@pytest.mark.parametrize(
+    "content", [b'"' + b'\\"' * 500_000, b"[]" * 500_000, b'"' * 1_000_000, b"[" * 1_000_000], ids=["escapes", "pairs", "quotes", "open"]
+)
+def test_a_hostile_body_costs_little_time(content: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(Invalid):
+        body.parse(content)
+
+    assert time.process_time() - began < 0.5
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {**CHAT, "body": {**CHAT_BODY, **fields}}
+
+
+def image(**fields: Any) -> dict[str, Any]:
+    return {**IMAGE, "body": {**IMAGE_BODY, **fields}}
+
+
+def without(submit: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**submit, "body": {key: value for key, value in submit["body"].items() if key != name}}
+
+
+@pytest.mark.parametrize(
+    ("submit", "param"),
+    [
+        ({}, "endpoint"),
+        ({**CHAT, "endpoint": "/v1/embeddings"}, "endpoint"),
+        ({**CHAT, "endpoint": ["x"]}, "endpoint"),
+        ({"endpoint": CHAT["endpoint"]}, "body"),
+        ({**CHAT, "body": "text"}, "body"),
+        ({**CHAT, "surprise": 1}, "surprise"),
+        ({**CHAT, "user": ""}, "user"),
+        ({**CHAT, "user": "a\nb"}, "user"),
+        ({**CHAT, "user": "x" * 257}, "user"),
+        ({**CHAT, "user": 7}, "user"),
+        ({**CHAT, "conversation": ""}, "conversation"),
+        ({**CHAT, "priority": "urgent"}, "priority"),
+        ({**CHAT, "expires_in_s": 0}, "expires_in_s"),
+        ({**CHAT, "expires_in_s": "60"}, "expires_in_s"),
+        ({**CHAT, "expires_in_s": True}, "expires_in_s"),
+        ({**CHAT, "timeout_s": -1}, "timeout_s"),
+        ({**CHAT, "timeout_s": 1e300}, "timeout_s"),
+        ({**CHAT, "on_lost": "ignore"}, "on_lost"),
+        ({**CHAT, "max_attempts": 0}, "max_attempts"),
+        ({**CHAT, "max_attempts": 11}, "max_attempts"),
+        ({**CHAT, "max_attempts": 1.5}, "max_attempts"),
+        ({**CHAT, "metadata": {"a": 1}}, "metadata.a"),
+        ({**CHAT, "metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({**CHAT, "metadata": {"k" * 65: "x"}}, "metadata." + "k" * 64),
+        ({**CHAT, "metadata": {str(n): "x" for n in range(17)}}, "metadata"),
+        ({**CHAT, "webhook_url": "https://example.com"}, "webhook_url"),
+        (without(CHAT, "model"), "body.model"),
+        (chat(model=""), "body.model"),
+        (chat(model="x" * 201), "body.model"),
+        (chat(model=None), "body.model"),
+        (without(CHAT, "messages"), "body.messages"),
+        (chat(messages=[]), "body.messages"),
+        (chat(messages={}), "body.messages"),
+        (chat(messages=["hi"]), "body.messages[0]"),
+        (chat(messages=[CHAT_BODY["messages"][0], {"content": "x"}]), "body.messages[1].role"),
+        (chat(messages=[CHAT_BODY["messages"][0]] * 2 + [{"role": "user", "content": 7}]), "body.messages[2].content"),
+        (chat(messages=[{"role": "user", "content": ["x"]}]), "body.messages[0].content"),
+        (chat(n=0), "body.n"),
+        (chat(n="2"), "body.n"),
+        (chat(max_tokens=0), "body.max_tokens"),
+        (chat(max_completion_tokens=2**40), "body.max_completion_tokens"),
+        (chat(stream=True), "body.stream"),
+        (chat(stream="yes"), "body.stream"),
+        (chat(user=7), "body.user"),
+        (chat(safety_identifier="x" * 257), "body.safety_identifier"),
+        (without(IMAGE, "model"), "body.model"),
+        (without(IMAGE, "prompt"), "body.prompt"),
+        (image(prompt=""), "body.prompt"),
+        (image(prompt="x" * 32_001), "body.prompt"),
+        (image(n=11), "body.n"),
+        (image(stream=True), "body.stream"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_field_is_named(caller: Caller, submit: dict[str, Any], param: str) -> None:
+    answer = caller.post("/v1/jobs", submit)
+
+    error = error_of(answer)
+    assert (400, param, "invalid_request_error") == (answer.status_code, error["param"], error["type"])
+    assert 0 == stored()
+
+
+def test_a_refusal_does_not_quote_what_was_sent(caller: Caller) -> None:
+    answer = caller.post("/v1/jobs", chat(messages=[{"role": "user", "content": 7, "secret": "my prompt"}], model={"my": "prompt"}))
+
+    assert "my prompt" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("submit", "said"), [(chat(stream=True), "/events"), ({**CHAT, "webhook_url": "https://x.y"}, "not available yet")]
+)
+def test_a_refusal_says_what_to_do_instead(caller: Caller, submit: dict[str, Any], said: str) -> None:
+    assert said in error_of(caller.post("/v1/jobs", submit))["message"]
+
+
+@pytest.mark.parametrize(
+    "accepted",
+    [chat(stream=False), chat(stream=None), chat(n=None), {**CHAT, "metadata": {}}, {**CHAT, "webhook_url": None}, chat(user="")],
+)
+def test_what_means_nothing_is_accepted(caller: Caller, accepted: dict[str, Any]) -> None:
+    assert 202 == caller.post("/v1/jobs", accepted).status_code
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/jobs/", 404), ("GET", "/v1//jobs", 404), ("DELETE", "/v1/jobs", 405), ("PUT", "/healthz", 405)],
+)
+def test_a_wrong_address_is_refused_in_the_same_shape(caller: Caller, method: str, path: str, status: int) -> None:
+    answer = caller.send(method, path)
+
+    assert status == answer.status_code
+    assert "invalid_request_error" == error_of(answer)["type"]
+    assert (status == 405) == ("Allow" in answer.headers)
+
+
+def test_a_fault_of_ours_shows_nothing_of_the_inside(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> str:
+        raise RuntimeError("the prompt was: secret")
+
+    caller.app.add_url_rule("/fault", view_func=fail)
+
+    answer = caller.get("/fault")
+
+    assert (500, "server_error") == (answer.status_code, error_of(answer)["type"])
+    assert "secret" not in answer.text + caplog.text
+    assert ["RuntimeError"] == caplog.records[-1].kinds  # type: ignore[attr-defined]  # a field of ours
+
+
+def test_a_clients_own_request_id_is_given_back_if_it_is_sane(caller: Caller) -> None:
+    good, bad = (caller.get("/healthz", headers={"X-Client-Request-Id": value}) for value in ("mine-1", "x" * 513))
+
+    assert "mine-1" == good.headers["X-Client-Request-Id"]
+    assert "X-Client-Request-Id" not in bad.headers
+    assert good.headers["X-Request-Id"].startswith("req_")

@@ -1,0 +1,165 @@
+"""The command line: what operators and callers type."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner, Result
+from werkzeug.serving import make_server
+
+from api.cli import nowserving
+from models import db, meter
+from tests.http_tools import Caller, end
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    caller = Caller()
+    server = make_server("127.0.0.1", 0, caller.app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def say(*words: str, ok: bool = True, typed: str | None = None, **env: str) -> Result:
+    result = CliRunner().invoke(nowserving, words, input=typed, env=env)
+    assert ok == (result.exit_code == 0), result.output
+    return result
+
+
+def read(*words: str, **more: str) -> dict[str, object]:
+    return dict(json.loads(say(*words, "--json", **more).stdout))
+
+
+def test_an_operator_makes_a_pool_a_credential_and_a_key() -> None:
+    say("pools", "create", "team")
+    credential = read("pools", "add-credential", "team", typed="sk-upstream\n")
+    made = read("keys", "create", "ann", "--pool", "team")
+
+    assert str(made["key"]).startswith("ns-")
+    assert 200 == Caller(str(made["key"])).get("/v1/jobs").status_code
+    listed = json.loads(say("pools", "list", "--json").stdout)
+    assert [("team", [credential["id"]])] == [(row["name"], row["credentials"]) for row in listed]
+    shown = say("keys", "list").output + say("pools", "list").output
+    assert "ann" in shown
+    assert not [secret for secret in ("sk-upstream", str(made["key"])) if secret in shown]
+
+
+def test_a_revoked_key_opens_nothing() -> None:
+    say("pools", "create", "team")
+    made = read("keys", "create", "ann", "--pool", "team")
+    say("keys", "revoke", str(made["id"]))
+
+    assert 401 == Caller(str(made["key"])).get("/v1/jobs").status_code
+    assert "revoked before" in say("keys", "revoke", str(made["id"]), ok=False).output
+
+
+def test_limits_are_set_for_a_credential_and_for_a_key() -> None:
+    say("pools", "create", "team")
+    credential = read("pools", "add-credential", "team", typed="sk-upstream")
+    made = read("keys", "create", "ann", "--pool", "team")
+    say("pools", "limits", str(credential["id"]), "--rpm", "60")
+    say("keys", "limits", str(made["id"]), "--model", "m", "--tpm", "1000", "--max-in-flight", "3")
+
+    with db.begin() as session:
+        usual, own = (meter.read(session, int(str(credential["id"])), model).limits for model in ("other", "m"))
+    assert (60, None, 1000, 3) == (usual.rpm, usual.tpm, own.tpm, own.max_in_flight)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["keys create x --pool none", "keys limits 999999", "keys revoke 999999", "pools add-credential none", "pools limits 999999"],
+)
+def test_a_mistake_is_answered_in_one_line(words: str) -> None:
+    result = say(*words.split(), ok=False, typed="sk-x\n")
+
+    assert 1 == result.exit_code
+    assert 1 == len([line for line in result.output.splitlines() if line.startswith("Error: ")])
+    assert "Traceback" not in result.output
+
+
+def test_an_upstream_key_is_never_taken_from_the_command_line() -> None:
+    assert 2 == say("pools", "add-credential", "team", "sk-upstream", ok=False).exit_code
+
+
+def test_a_caller_submits_looks_and_cancels(address: str) -> None:
+    here = {"NOWSERVING_URL": address, "NOWSERVING_KEY": "sk-one"}
+    job = read("submit", "hello", "--user", "ann", "--priority", "high", **here)
+
+    assert ("queued", "ann", "high") == (job["status"], job["user"], job["priority"])
+    assert str(job["id"]) in say("jobs", "--status", "queued", "--json", **here).stdout
+    assert "cancelled" in say("cancel", str(job["id"]), **here).output
+
+
+def test_a_caller_waits_for_the_answer(address: str) -> None:
+    here = {"NOWSERVING_URL": address, "OPENAI_API_KEY": "sk-one"}
+    job = read("submit", "hello", "--model", "m", **here)
+    end(Caller(), str(job["id"]))
+
+    assert "hello\n" == say("wait", str(job["id"]), **here).stdout
+
+
+def test_a_picture_can_be_asked_for(address: str) -> None:
+    job = read("submit", "a cat", "--image", NOWSERVING_URL=address, NOWSERVING_KEY="sk-one")
+
+    assert "/v1/images/generations" == job["endpoint"]
+
+
+def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:
+    result = say("cancel", "job_x", ok=False, NOWSERVING_URL=address, NOWSERVING_KEY="sk-one")
+
+    assert "Error: No such job. (404)\n" == result.stderr
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    result = say("jobs", ok=False, NOWSERVING_URL="http://127.0.0.1:9", NOWSERVING_KEY="sk-one")
+
+    assert "http://127.0.0.1:9" in result.stderr and "Traceback" not in result.output
+
+
+def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "api.cli", *words], env={**os.environ, **env}, capture_output=True, text=True, timeout=30)
+
+
+def test_the_api_does_not_start_half_configured() -> None:
+    result = run("api", NOWSERVING_REDIS_URL="", NOWSERVING_SECRET_KEYS="")
+
+    assert 1 == result.returncode
+    assert "Error: set NOWSERVING_REDIS_URL, NOWSERVING_SECRET_KEYS" in result.stderr
+
+
+def test_a_wrong_setting_is_named_and_its_value_is_not_shown() -> None:
+    result = run("api", NOWSERVING_SECRET_KEYS="c2hvcnQ=")
+
+    assert 1 == result.returncode
+    assert "32 random bytes" in result.stderr
+    assert "c2hvcnQ=" not in result.stderr and "Traceback" not in result.stderr
+
+
+def test_migrations_can_run_twice() -> None:
+    assert "up to date" in run("migrate").stdout
+
+
+def test_neither_the_api_nor_the_command_line_loads_celery_or_openai(capsys: pytest.CaptureFixture[str]) -> None:
+    code = """
+import sys, time
+began = time.perf_counter()
+import {module}
+print(round(time.perf_counter() - began, 2), *sorted({{"celery", "kombu", "openai", "httpx2", "flower"}} & set(sys.modules)))
+"""
+    for module in ("api.app", "api.cli"):
+        told = subprocess.run([sys.executable, "-c", code.format(module=module)], capture_output=True, text=True, check=True).stdout.split()
+        with capsys.disabled():
+            print(f" [{module} imported in {told[0]} s]", end="")
+        assert [] == told[1:]

@@ -1,0 +1,186 @@
+"""A job's events as a stream: everything once, in order, to the end."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from api import events
+from api.waiting import STREAMS_OF_A_KEY_MOST, hall
+from models import db, key, view
+from models.job import Status
+from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
+from workers import wake
+
+pytestmark = pytest.mark.usefixtures("database", "redis_client")
+
+
+@pytest.fixture
+def caller() -> Iterator[Caller]:
+    yield Caller()
+    assert 0 == hall.streams
+
+
+def parse(content: str) -> list[dict[str, Any]]:
+    """The events of a stream as readers understand them: id, event, data."""
+    made = []
+    for chunk in content.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in chunk.splitlines() if line and not line.startswith(":"))
+        if "data" in fields:
+            made.append({"id": fields.get("id"), "event": fields["event"], "data": json.loads(fields["data"])})
+    return made
+
+
+def names(answer: TestResponse) -> list[str]:
+    return [event["event"] for event in parse(answer.text) if event["event"] != "queue"]
+
+
+def later(seconds: float, *steps: Any) -> threading.Thread:
+    def act() -> None:
+        for step in steps:
+            time.sleep(seconds)
+            step()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def test_an_ended_job_tells_its_whole_life(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name)
+
+    answer = caller.get(f"/v1/jobs/{name}/events")
+
+    told = parse(answer.text)
+    assert ["job.queued", "job.started", "job.succeeded"] == names(answer)
+    assert ["1", "2", "3"] == [event["id"] for event in told]
+    assert [None, None, json.loads(ANSWER)] == [event["data"]["job"]["result"] for event in told]
+    assert ("text/event-stream", "no-cache", "no") == (
+        answer.mimetype,
+        answer.headers["Cache-Control"],
+        answer.headers["X-Accel-Buffering"],
+    )
+
+
+@pytest.mark.parametrize("sent", [{"headers": {"Last-Event-ID": "2"}}, {"query_string": {"last_event_id": "2"}}])
+def test_a_reader_goes_on_where_it_was(caller: Caller, sent: dict[str, Any]) -> None:
+    name = caller.submit()
+    end(caller, name)
+
+    assert ["job.succeeded"] == names(caller.get(f"/v1/jobs/{name}/events", **sent))
+
+
+def test_a_reader_who_has_seen_the_end_need_not_come_back(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name)
+
+    assert 204 == caller.get(f"/v1/jobs/{name}/events", headers={"Last-Event-ID": "3"}).status_code
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1" * 10, "1.0"])
+def test_a_strange_event_id_is_refused(caller: Caller, value: str) -> None:
+    answer = caller.get(f"/v1/jobs/{caller.submit()}/events", headers={"Last-Event-ID": value})
+
+    assert (400, "Last-Event-ID") == (answer.status_code, error_of(answer)["param"])
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.SUCCEEDED])
+def test_a_follower_sees_the_job_run_and_end(caller: Caller, status: Status) -> None:
+    name = caller.submit()
+    mover = later(0.2, lambda: end(caller, name, status=status), lambda: wake.job(view.parse_id(name), status))
+
+    answer = caller.get(f"/v1/jobs/{name}/events")
+
+    mover.join()
+    assert ["job.queued", "job.started", f"job.{status}"] == names(answer)
+
+
+def test_a_cancelled_job_ends_its_stream_at_once(caller: Caller) -> None:
+    name = caller.submit()
+    mover = later(0.3, lambda: caller.post(f"/v1/jobs/{name}/cancel"))
+    began = time.monotonic()
+
+    answer = caller.get(f"/v1/jobs/{name}/events")
+
+    mover.join()
+    assert ["job.queued", "job.cancelled"] == names(answer)
+    assert time.monotonic() - began < 1.5
+
+
+def test_moving_up_the_line_is_told(caller: Caller) -> None:
+    before, name = caller.submit(), caller.submit()
+    mover = later(1.1, lambda: caller.post(f"/v1/jobs/{before}/cancel"), lambda: None, lambda: caller.post(f"/v1/jobs/{name}/cancel"))
+
+    answer = caller.get(f"/v1/jobs/{name}/events")
+
+    mover.join()
+    moves = [event for event in parse(answer.text) if event["event"] == "queue"]
+    assert [(None, 1)] == [(event["id"], event["data"]["queue"]["position"]) for event in moves]
+    assert 2 == parse(answer.text)[0]["data"]["job"]["queue"]["position"]
+
+
+def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> None:
+    name = caller.submit()
+    seconds = iter(range(0, 100_000, 9))
+    stream = events.Stream(view.parse_id(name), caller.key, seen=0, check=lambda: None, clock=lambda: float(next(seconds)))
+    stream._pause_s = lambda: 0.0  # type: ignore[method-assign]  # nothing happens, quickly
+
+    chunks = list(stream.lines())
+
+    assert ": waiting\n\n" in chunks
+    assert chunks[0].startswith("retry:") and chunks[-1].startswith("retry:")
+
+
+def test_a_revoked_key_loses_its_stream() -> None:
+    with db.begin() as session:
+        pool = key.make_pool(session, "p")
+        key.add_credential(session, pool_id=pool, upstream_key="sk-up")
+        made, token = key.issue(session, name="n", pool="p")
+    caller = Caller(token)
+    name = caller.submit()
+
+    def revoke() -> None:
+        with db.begin() as session:
+            key.revoke(session, made.id)
+        caller.app.extensions["callers"]._known.clear()
+
+    mover = later(0.2, revoke)
+    answer = caller.get(f"/v1/jobs/{name}/events")
+
+    mover.join()
+    last = parse(answer.text)[-1]
+    assert ("error", "invalid_api_key") == (last["event"], last["data"]["error"]["code"])
+
+
+def test_a_key_has_only_so_many_streams(caller: Caller) -> None:
+    name = caller.submit()
+    number = caller.key.id
+    for _ in range(STREAMS_OF_A_KEY_MOST):
+        hall.open_stream(number)
+
+    answer = caller.get(f"/v1/jobs/{name}/events")
+
+    for _ in range(STREAMS_OF_A_KEY_MOST):
+        hall.close_stream(number)
+    assert (429, "too_many_streams") == (answer.status_code, error_of(answer)["code"])
+
+
+def test_a_stream_that_is_asked_for_but_not_read_is_given_back(caller: Caller) -> None:
+    assert 200 == caller.send("HEAD", f"/v1/jobs/{caller.submit()}/events").status_code
+
+
+def test_a_job_put_back_in_line_says_why(caller: Caller) -> None:
+    name = caller.submit()
+    dispatch = run(caller, name)
+    finish(name, dispatch)
+
+    last = parse(caller.get(f"/v1/jobs/{name}/events").text)[-1]["data"]
+
+    assert ("job.succeeded", None, "succeeded") == (last["type"], last["detail"], last["job"]["status"])

@@ -1,0 +1,91 @@
+"""One Idempotency-Key, one job."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from models import db, idempotency, line
+from tests.http_tools import CHAT, Caller, error_of, stored, together
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+def test_the_same_key_and_body_give_the_same_job(caller: Caller) -> None:
+    first = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
+    # The same JSON in another order.
+    second = caller.post("/v1/jobs", dict(reversed(CHAT.items())), headers={"Idempotency-Key": "k"})
+
+    assert (202, 202, first.json["id"]) == (first.status_code, second.status_code, second.json["id"])
+    assert (None, "true") == (first.headers.get("Idempotent-Replayed"), second.headers.get("Idempotent-Replayed"))
+    assert 1 == stored()
+
+
+def test_the_same_key_with_another_body_is_refused(caller: Caller) -> None:
+    caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
+
+    answer = caller.post("/v1/jobs", {**CHAT, "priority": "high"}, headers={"Idempotency-Key": "k"})
+
+    assert (422, "idempotency_mismatch", 1) == (answer.status_code, error_of(answer)["code"], stored())
+
+
+def test_twenty_at_once_make_one_job(caller: Caller) -> None:
+    post = partial(caller.post, "/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
+
+    answers = together(*[post] * 20)
+
+    assert {202} == {answer.status_code for answer in answers}
+    assert 1 == len({answer.json["id"] for answer in answers}) == stored()
+    assert 19 == sum(answer.headers.get("Idempotent-Replayed") == "true" for answer in answers)
+
+
+def test_one_that_waits_too_long_for_another_is_told_to_come_back(caller: Caller) -> None:
+    number = caller.key.id
+    with db.begin() as session:
+        idempotency.first_or_earlier(session, number, "k", body=b"", job_id=line.new_id())
+        answer = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
+
+    assert (409, "conflict", "1", 0) == (answer.status_code, error_of(answer)["code"], answer.headers["Retry-After"], stored())
+    assert "x-should-retry" not in answer.headers
+
+
+def test_a_refused_submit_is_not_remembered(caller: Caller, override) -> None:
+    override(max_queued_per_key=1)
+    name = caller.submit()
+    refused = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
+    caller.post(f"/v1/jobs/{name}/cancel")
+
+    answer = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
+
+    assert (429, 202) == (refused.status_code, answer.status_code)
+    assert "Idempotent-Replayed" not in answer.headers
+
+
+def test_a_retry_takes_a_key_too(caller: Caller) -> None:
+    name = caller.submit()
+    caller.post(f"/v1/jobs/{name}/cancel")
+
+    first, second = (caller.post(f"/v1/jobs/{name}/retry", headers={"Idempotency-Key": "k"}) for _ in range(2))
+    other = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
+
+    assert first.json["id"] == second.json["id"]
+    assert (422, 2) == (other.status_code, stored())
+
+
+def test_keys_of_two_callers_do_not_meet(caller: Caller) -> None:
+    answers = [one.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"}) for one in (caller, Caller("sk-two", caller.app))]
+
+    assert 2 == len({answer.json["id"] for answer in answers})
+
+
+@pytest.mark.parametrize("token", ["", "a b", "é", "x" * 256])
+def test_an_idempotency_key_is_visible_ascii(caller: Caller, token: str) -> None:
+    answer = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": token})
+
+    assert (400, "Idempotency-Key", 0) == (answer.status_code, error_of(answer)["param"], stored())

@@ -1,0 +1,238 @@
+"""Jobs over HTTP: what is accepted, what is shown, what may be done with one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sqlalchemy import text
+
+from models import db, line, view
+from models.job import Status
+from tests.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+def test_a_submit_gets_a_number_and_an_address(caller: Caller) -> None:
+    made = caller.post("/v1/jobs", {**CHAT, "metadata": {"order": "7"}})
+
+    assert 202 == made.status_code
+    assert f"/v1/jobs/{made.json['id']}" == made.headers["Location"]
+    assert ("job", "queued", 1, {"order": "7"}) == (
+        made.json["object"],
+        made.json["status"],
+        made.json["queue"]["position"],
+        made.json["metadata"],
+    )
+    assert made.json == caller.get(made.headers["Location"]).json
+
+
+def test_the_upstream_body_is_kept_with_fields_we_do_not_know(caller: Caller) -> None:
+    body = {**CHAT["body"], "temperature": 0.2, "tools": [{"type": "x", "deep": {"ü": None}}], "new_field": [1, True]}
+
+    name = caller.submit(body=body)
+
+    with db.begin() as session:
+        row = session.execute(text("SELECT request FROM job WHERE id = :id"), {"id": view.parse_id(name)}).one()
+    assert body == json.loads(bytes(row.request))
+
+
+@pytest.mark.parametrize(
+    ("fields", "flow"),
+    [
+        ({"user": "ann", "conversation": "c"}, "ann"),
+        ({"body": {**CHAT["body"], "user": "ben", "safety_identifier": "saf"}}, "saf"),
+        ({"body": {**CHAT["body"], "user": "ben"}, "conversation": "c"}, "ben"),
+        ({"conversation": "c"}, "c"),
+        ({}, "key"),
+    ],
+)
+def test_who_waits_is_the_first_that_is_named(caller: Caller, fields: dict[str, object], flow: str) -> None:
+    name = caller.submit(**fields)
+
+    assert flow == caller.get(f"/v1/jobs/{name}").json["user"]
+
+
+PARTS = [{"type": "text", "text": "1234"}, {"type": "image_url", "image_url": {"url": "https://x.y"}}]
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "tokens"),
+    [
+        ("12345", {"max_tokens": 10}, 2 + 4 + 10),
+        (None, {"max_completion_tokens": 5, "max_tokens": 7, "n": 3}, 4 + 3 * 5),
+        (PARTS, {}, 1 + 1000 + 4 + 1024),
+    ],
+)
+def test_a_chat_reserves_what_openai_would_count(caller: Caller, content: object, more: dict[str, int], tokens: int) -> None:
+    caller.submit(body={"model": "m", "messages": [{"role": "user", "content": content}], **more})
+
+    assert (tokens, 0) == reserved()
+
+
+def test_pictures_are_reserved_as_pictures(caller: Caller) -> None:
+    caller.post("/v1/jobs", IMAGE)
+
+    assert (2, 2) == reserved()
+
+
+def reserved() -> tuple[int, ...]:
+    with db.begin() as session:
+        return tuple(session.execute(text("SELECT tokens, images FROM job")).one())
+
+
+def test_a_result_is_the_upstreams_body(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name)
+
+    shown = caller.get(f"/v1/jobs/{name}").json
+
+    assert ("succeeded", json.loads(ANSWER), None) == (shown["status"], shown["result"], shown["queue"])
+    assert [(1, "succeeded", "req_up")] == [(one["n"], one["outcome"], one["upstream_request_id"]) for one in shown["attempts"]]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"\xff<html>", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000, b'{"a": "\\ud800"}', b'{"n": ' + b"1" * 5000 + b"}"]
+)
+def test_a_strange_answer_can_still_be_fetched(caller: Caller, answer: bytes) -> None:
+    name = caller.submit()
+    end(caller, name, answer=answer)
+
+    shown = caller.get(f"/v1/jobs/{name}")
+
+    assert 200 == shown.status_code
+    assert "succeeded" == json.loads(shown.text, parse_constant=pytest.fail)["status"]
+
+
+def test_jobs_are_listed_newest_first_page_by_page(caller: Caller) -> None:
+    names = [caller.submit() for _ in range(5)][::-1]
+
+    first = caller.get("/v1/jobs?limit=3").json
+    rest = caller.get(f"/v1/jobs?limit=3&after={first['last_id']}").json
+
+    assert names == [job["id"] for job in first["data"] + rest["data"]]
+    assert ("list", True, False) == (first["object"], first["has_more"], rest["has_more"])
+    assert (names[0], names[2]) == (first["first_id"], first["last_id"])
+
+
+def test_a_list_can_be_of_one_status(caller: Caller) -> None:
+    waiting, ended = caller.submit(user="a"), caller.submit(user="b")
+    caller.post(f"/v1/jobs/{ended}/cancel")
+
+    assert [waiting] == [job["id"] for job in caller.get("/v1/jobs?status=queued").json["data"]]
+    assert [ended] == [job["id"] for job in caller.get("/v1/jobs?status=cancelled").json["data"]]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=", "status=admitted", "status=", "limit=1e1"])
+def test_a_list_is_asked_for_in_plain_numbers_and_words(caller: Caller, query: str) -> None:
+    answer = caller.get(f"/v1/jobs?{query}")
+
+    assert 400 == answer.status_code
+    assert query.split("=")[0] == error_of(answer)["param"]
+
+
+def test_an_unchanged_job_is_not_sent_again(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name)
+    tag = caller.get(f"/v1/jobs/{name}").headers["ETag"]
+
+    again = caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": tag})
+
+    assert tag.startswith('W/"')
+    assert (304, b"") == (again.status_code, again.data)
+
+
+def test_a_changed_job_is_sent_again(caller: Caller) -> None:
+    name = caller.submit()
+    tag = caller.get(f"/v1/jobs/{name}").headers["ETag"]
+    caller.post(f"/v1/jobs/{name}/cancel")
+
+    assert 200 == caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": tag}).status_code
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_only_once(caller: Caller) -> None:
+    name = caller.submit()
+
+    first, second = caller.post(f"/v1/jobs/{name}/cancel"), caller.post(f"/v1/jobs/{name}/cancel")
+
+    assert (200, "cancelled") == (first.status_code, first.json["status"])
+    assert (200, first.json) == (second.status_code, second.json)
+
+
+def test_a_running_job_is_told_to_stop(caller: Caller) -> None:
+    name = caller.submit()
+    run(caller, name)
+
+    for _ in range(2):
+        answer = caller.post(f"/v1/jobs/{name}/cancel")
+        assert (202, "running", True) == (answer.status_code, answer.json["status"], answer.json["cancel_requested"])
+
+
+def test_an_ended_job_cannot_be_cancelled(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name)
+
+    answer = caller.post(f"/v1/jobs/{name}/cancel")
+
+    assert (409, "wrong_state", "false") == (answer.status_code, error_of(answer)["code"], answer.headers["x-should-retry"])
+
+
+def test_a_job_that_failed_can_be_tried_again_as_a_new_one(caller: Caller) -> None:
+    name = caller.submit(user="ann", priority="high", metadata={"a": "b"}, conversation="c", timeout_s=9, expires_in_s=60)
+    end(caller, name, status=Status.FAILED)
+
+    answer = caller.post(f"/v1/jobs/{name}/retry")
+
+    job, old = answer.json, caller.get(f"/v1/jobs/{name}").json
+    assert 202 == answer.status_code
+    assert f"/v1/jobs/{job['id']}" == answer.headers["Location"]
+    assert name == job["retry_of"] != job["id"]
+    same = ("user", "priority", "metadata", "conversation", "timeout_s", "model", "endpoint")
+    assert [old[field] for field in same] == [job[field] for field in same]
+    assert 60 == pytest.approx(job["expires_at"] - job["created_at"], abs=0.1)
+
+
+def test_a_job_that_waits_or_succeeded_cannot_be_tried_again(caller: Caller) -> None:
+    name = caller.submit()
+    waiting = caller.post(f"/v1/jobs/{name}/retry")
+    dispatch = run(caller, name)
+    finish(name, dispatch)
+
+    assert "wrong_state" == error_of(waiting)["code"]
+    assert 409 == caller.post(f"/v1/jobs/{name}/retry").status_code
+    assert 1 == stored()
+
+
+def test_a_full_line_says_when_to_come_back_and_not_to_hammer(caller: Caller, override) -> None:
+    override(max_queued_per_key=1)
+    caller.submit()
+
+    answer = caller.post("/v1/jobs", CHAT)
+
+    assert (429, "rate_limit_error") == (answer.status_code, error_of(answer)["type"])
+    assert ("60", "60000", "false") == tuple(answer.headers[name] for name in ("Retry-After", "retry-after-ms", "x-should-retry"))
+    assert 1 == stored()
+
+
+def test_a_job_that_cannot_make_its_deadline_is_refused_with_the_time(caller: Caller) -> None:
+    caller.submit()
+    with db.begin() as session:
+        session.execute(text("UPDATE lane SET rpm = 1"))
+
+    answer = caller.post("/v1/jobs", {**CHAT, "expires_in_s": 10})
+
+    assert (429, "wait_exceeds_deadline", "50") == (answer.status_code, error_of(answer)["code"], answer.headers["Retry-After"])
+
+
+def test_a_new_model_gets_a_lane_of_its_own(caller: Caller) -> None:
+    caller.submit()
+    other = caller.submit(body={**CHAT["body"], "model": "other"})
+
+    assert 1 == caller.get(f"/v1/jobs/{other}").json["queue"]["position"]
+    assert line.lane_of(caller.key.pool_id, "m") != line.lane_of(caller.key.pool_id, "other")

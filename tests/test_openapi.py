@@ -1,0 +1,111 @@
+"""The document says what the API does, and the API does what the document says."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+
+from api import openapi
+from api.app import create_app
+from tests.http_tools import CHAT, IMAGE, Caller, end
+
+METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return openapi.document()
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(path, method, operation) for path, methods in document["paths"].items() for method, operation in methods.items()]
+
+
+def references(value: object) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*map(references, value.values()))
+    return set().union(*map(references, value)) if isinstance(value, list) else set()
+
+
+def validate(document: dict[str, Any], name: str, value: object) -> None:
+    jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": document["components"]}).validate(value)
+
+
+def test_every_route_is_in_the_document_and_every_operation_is_a_route(document: dict[str, Any]) -> None:
+    rules = {
+        (re.sub(r"<\w+>", "{id}", rule.rule), method.lower())
+        for rule in create_app().url_map.iter_rules()
+        for method in (rule.methods or ())
+        if method in METHODS
+    }
+
+    assert rules == {(path, method) for path, method, _ in operations(document)}
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    for reference in references(document):
+        place: Any = document
+        for step in reference.removeprefix("#/").split("/"):
+            place = place[step]
+        assert place
+
+
+def test_operations_are_whole(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+
+    assert len(names) == len(set(names))
+    for path, _, operation in operations(document):
+        given = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
+        assert set(re.findall(r"{(\w+)}", path)) == given
+        assert all(one.get("schema") for one in operation["parameters"])
+        assert all(answer["description"] for answer in operation["responses"].values())
+        assert path.startswith("/v1/jobs") == (operation["security"] == [{"bearer": []}])
+        assert not operation["security"] or {"401", "404"} <= set(operation["responses"])
+
+
+def test_schemas_are_schemas(document: dict[str, Any]) -> None:
+    for schema in document["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_requests_of_ours_fit_the_document(document: dict[str, Any]) -> None:
+    validate(document, "Submit", CHAT)
+    validate(document, "Submit", IMAGE)
+    with pytest.raises(jsonschema.ValidationError):
+        validate(document, "Submit", {**CHAT, "webhook_url": "https://x.y"})
+    validate(document, "Submit", document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["example"])
+
+
+@pytest.mark.usefixtures("database")
+def test_answers_of_ours_fit_the_document(document: dict[str, Any]) -> None:
+    caller = Caller()
+    waiting, ended = caller.submit(user="a"), caller.submit(conversation="c", user="b", metadata={"a": "b"})
+    end(caller, waiting)
+
+    for name in (waiting, ended):
+        validate(document, "Job", caller.get(f"/v1/jobs/{name}").json)
+    validate(document, "JobList", caller.get("/v1/jobs").json)
+    validate(document, "Error", caller.get("/v1/jobs/x").json)
+    validate(document, "Health", caller.get("/readyz").json)
+    for line in caller.get(f"/v1/jobs/{waiting}/events").text.splitlines():
+        if line.startswith("data: "):
+            validate(document, "Event", json.loads(line.removeprefix("data: ")))
+
+
+def test_the_page_is_self_contained_and_names_every_operation(document: dict[str, Any]) -> None:
+    answer = create_app().test_client().get("/docs")
+
+    assert [] == re.findall(r"(?:src|href)=\"https?://", answer.text)
+    assert "<script" not in answer.text
+    assert all(f'id="{operation["operationId"]}"' in answer.text for _, _, operation in operations(document))
+
+
+def test_the_front_door_leads_to_the_page() -> None:
+    answer = create_app().test_client().get("/")
+
+    assert (302, "/docs") == (answer.status_code, answer.headers["Location"])
