@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from workers.limiter import Ask, BlockedBy, Grant, Learned, Limits, Past, Report
 
 MINUTE, DAY = 60_000_000, 86_400_000_000
+LATE = AHEAD = 500_000
 WINDOW_US = {"rpm": MINUTE, "tpm": MINUTE, "ipm": MINUTE, "rpd": DAY}
+PACED = ("rpm", "tpm", "ipm")
 MIRRORED = ("rpm", "tpm")
 
 
@@ -17,53 +19,82 @@ def units_of(ask: Ask | Lease) -> dict[str, int]:
     return {"rpm": 1, "tpm": ask.tokens, "ipm": ask.images, "rpd": 1}
 
 
+def price(units: int, limit: int) -> int:
+    return math.ceil(units * MINUTE / limit)
+
+
 @dataclass
 class Lease:
     expiry_us: int
     tokens: int
     images: int
-    paid_at: int = 0
-    change: int = -1
-    before: dict[str, int] = field(default_factory=dict)
-    paid: dict[str, int] = field(default_factory=dict)
-    mirrored: dict[str, int] = field(default_factory=dict)
+    charge: Charge | None = None
+
+
+@dataclass
+class Charge:
+    at: int
+    units: dict[str, int]
+
+
+@dataclass
+class Tally:
+    """What was let go, for the limits of one window. A slot counts until its end has left the window."""
+
+    slot_us: int
+    window_us: int
+    charges: list[Charge] = field(default_factory=list)
+
+    def leaves_at(self, charge: Charge) -> int:
+        return (charge.at // self.slot_us + 1) * self.slot_us + self.window_us
+
+    def drop_old(self, now: int) -> None:
+        self.charges = [charge for charge in self.charges if self.leaves_at(charge) > now]
+
+    def total(self, gate: str) -> int:
+        return sum(charge.units[gate] for charge in self.charges)
+
+    def wait(self, gate: str, asked: int, *, limit: int, now: int) -> int:
+        excess = self.total(gate) + asked - limit
+        for charge in sorted(self.charges, key=lambda charge: charge.at) if excess > 0 else ():
+            excess -= charge.units[gate]
+            if excess <= 0:
+                return self.leaves_at(charge) - now
+        return 0
+
+    def has_closed_slots(self) -> bool:
+        newest = max((charge.at // self.slot_us for charge in self.charges), default=0)
+        return any(charge.units["rpm"] for charge in self.charges if charge.at // self.slot_us < newest)
 
 
 @dataclass
 class State:
     limits: Limits
     learned: dict[str, int]
-    tat: dict[str, int] = field(default_factory=dict)
+    minutes: Tally = field(default_factory=lambda: Tally(100_000, MINUTE + LATE))
+    days: Tally = field(default_factory=lambda: Tally(300_000_000, DAY + LATE))
+    pace: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     window: float | None = None
     cut_at: int | None = None
     cool_until: int = 0
-    changes: int = 0
 
     def limit(self, gate: str) -> int | None:
         own: int | None = getattr(self.limits, gate)
         return self.learned.get(gate) if own is None else own
 
+    def tally(self, gate: str) -> Tally:
+        return self.days if gate == "rpd" else self.minutes
+
+    def drains(self, gate: str) -> list[tuple[dict[str, int], int]]:
+        """The pace and the mirror, each with its limit, as far as they are known."""
+        limit, learned = self.limit(gate), self.learned.get(gate)
+        own = [(self.pace, limit)] if limit is not None and gate in PACED else []
+        return own + ([(self.up, learned)] if learned is not None else [])
+
     def is_unknown(self) -> bool:
         return self.limit("rpm") is None and self.limit("tpm") is None and self.limits.max_in_flight is None
-
-    def spare_and_slack(self, gate: str) -> tuple[float, int]:
-        limit = self.limit(gate) or 0
-        burst = max(1, limit / 2 if gate == "rpd" else limit / 120)
-        spare = limit - burst if limit > burst else 1
-        slack = math.ceil(WINDOW_US[gate] * burst / spare)
-        one_by_one = math.floor(burst) * math.ceil(WINDOW_US[gate] / spare)
-        return spare, max(slack, one_by_one) if gate in ("rpm", "rpd") else slack
-
-    def slack(self, gate: str) -> int:
-        return self.spare_and_slack(gate)[1]
-
-    def price(self, gate: str, units: int) -> int:
-        return math.ceil(units * WINDOW_US[gate] / self.spare_and_slack(gate)[0])
-
-    def mirror_price(self, gate: str, units: int) -> int:
-        return math.ceil(units * MINUTE / self.learned[gate])
 
 
 class Model:
@@ -74,9 +105,10 @@ class Model:
 
     def enter(self, now: int) -> State | None:
         if self.state:
-            for gate, tat in self.state.tat.items():
-                if self.state.limit(gate) is not None:
-                    self.state.tat[gate] = min(tat, now + WINDOW_US[gate] + self.state.slack(gate) + 1)
+            self.state.minutes.drop_old(now)
+            self.state.days.drop_old(now)
+            for gate, pace in self.state.pace.items():
+                self.state.pace[gate] = min(pace, now + MINUTE + AHEAD)
             for gate, up in self.state.up.items():
                 self.state.up[gate] = min(up, now + MINUTE)
             self.state.leases = {name: lease for name, lease in self.state.leases.items() if lease.expiry_us > now}
@@ -84,8 +116,11 @@ class Model:
 
     def lose(self, key: str) -> None:
         """The state is noticed as lost, unless what was deleted was empty anyway."""
-        if self.state and (key == "state" or self.state.leases):
-            self.state = None
+        if state := self.state:
+            parts = {"leases": bool(state.leases), "costs": bool(state.leases)}
+            parts |= {"minutes": state.minutes.has_closed_slots(), "days": state.days.has_closed_slots()}
+            if parts.get(key, True):
+                self.state = None
 
     def admit(self, now: int, asks: Sequence[Ask], lease_us: int) -> Grant:
         state = self.enter(now)
@@ -134,14 +169,14 @@ class Model:
             return Learned(None, limits.get("rpm"), limits.get("tpm"), until, changed=bool(until or limits))
         flying = len(state.leases)
         lease = state.leases.pop(dispatch_id, None)
-        if lease and not report.sent:
-            self._refund(state, now, lease)
+        if lease and lease.charge and not report.sent:
+            self._refund(state, now, lease.charge)
         if lease and report.good and state.window is not None:
             state.window = min(10_000, state.window + (1 if state.cut_at is None else 1 / state.window))
         changed = False
         for gate in MIRRORED:
             if gate in limits and limits[gate] != state.learned.get(gate):
-                self._relimit(state, now, state.limits, {**state.learned, gate: limits[gate]})
+                state.learned[gate] = limits[gate]
                 changed = True
             reset_ms = resets[gate]
             if reset_ms and 0 < reset_ms <= 86_400_000 and gate in state.learned:
@@ -160,7 +195,7 @@ class Model:
         state = self.enter(now)
         if state is None:
             return False
-        self._relimit(state, now, limits, state.learned)
+        state.limits = limits
         if state.is_unknown():
             state.window = state.window or 1
         elif state.cut_at is None:
@@ -187,47 +222,20 @@ class Model:
         if window is None and state.is_unknown():
             state.window = 1
         state.cool_until = cool_until if cool_until > now else 0
-        for gate, width in WINDOW_US.items():
-            horizon = now - (width if gate == "rpd" else 10 * MINUTE)
-            groups = sorted((one for one in (day if gate == "rpd" else past) if one.at_us > horizon), key=lambda one: one.at_us)
-            if state.limit(gate) is not None:
-                state.tat[gate] = self._fold(state, gate, groups, now=now, horizon=horizon)
-            if gate in state.learned:
-                state.up[gate] = self._fold_mirror(state, gate, groups, now=now)
+        for tally, groups in ((state.minutes, past), (state.days, day)):
+            for group in sorted(groups, key=lambda one: one.at_us):
+                units = {"rpm": group.requests, "tpm": group.tokens, "ipm": group.images, "rpd": group.requests}
+                tally.charges.append(Charge(min(group.at_us, now), units))
+        for charge in state.minutes.charges:
+            for gate in state.learned:
+                if asked := charge.units[gate]:
+                    state.up[gate] = max(state.up.get(gate, 0), charge.at) + price(asked, state.learned[gate])
+        self.enter(now)
         state.leases = {name: Lease(*lease) for name, lease in leases.items() if lease[0] > now}
         return True
 
-    @staticmethod
-    def _amount(gate: str, group: Past) -> int:
-        return {"tpm": group.tokens, "ipm": group.images}.get(gate, group.requests)
-
-    def _fold(self, state: State, gate: str, groups: Sequence[Past], *, now: int, horizon: int) -> int:
-        single = gate in ("rpm", "rpd")
-        tat = horizon + state.slack(gate) + (0 if gate == "rpd" else MINUTE)
-        for group in groups:
-            if units := self._amount(gate, group):
-                cost = units * state.price(gate, 1) if single else state.price(gate, units) + group.requests
-                at = min(group.at_us, now)
-                tat = min(max(tat, at) + cost, at + max(state.slack(gate), 0 if single else cost))
-        return tat
-
-    def _fold_mirror(self, state: State, gate: str, groups: Sequence[Past], *, now: int) -> int:
-        up = 0
-        for group in groups:
-            if units := self._amount(gate, group):
-                up = max(up, min(group.at_us, now)) + state.mirror_price(gate, units)
-        return min(up, now + MINUTE)
-
     def _extend(self, lease: Lease, until: int) -> None:
         lease.expiry_us = max(lease.expiry_us, until)
-
-    def _relimit(self, state: State, now: int, limits: Limits, learned: dict[str, int]) -> None:
-        open_before = [gate for gate in WINDOW_US if state.limit(gate) is None]
-        state.limits, state.learned = limits, learned
-        for gate in open_before:
-            if state.limit(gate) is not None:
-                state.tat[gate] = max(state.tat.get(gate, 0), now)
-        state.changes += 1
 
     def _seats(self, state: State) -> float:
         cap = state.limits.max_in_flight
@@ -246,33 +254,27 @@ class Model:
         for gate, asked in units.items():
             limit = state.limit(gate)
             if asked and limit is not None:
-                wait = state.tat.get(gate, 0) + state.price(gate, asked) - state.slack(gate) - now
+                wait = state.tally(gate).wait(gate, asked, limit=limit, now=now)
                 waits.append((math.inf if asked > limit else wait, BlockedBy(gate)))
+                waits.append((state.pace.get(gate, 0) - AHEAD - now, BlockedBy(gate)))
             if asked and gate in state.learned:
-                allowance = max(0, MINUTE // 2 - state.mirror_price(gate, asked))
+                allowance = max(AHEAD, MINUTE // 2 - price(asked, state.learned[gate]))
                 waits.append((state.up.get(gate, 0) - now - allowance, BlockedBy.UPSTREAM))
         longest = max(waits, key=lambda pair: pair[0])
         return longest if longest[0] > 0 else (0, None)
 
     def _charge(self, state: State, now: int, lease: Lease) -> None:
-        state.changes += 1
-        lease.paid_at, lease.change, lease.before = now, state.changes, dict(state.tat)
-        lease.paid, lease.mirrored = {}, {}
-        for gate, asked in units_of(lease).items():
-            if asked and state.limit(gate) is not None:
-                lease.paid[gate] = state.price(gate, asked)
-                state.tat[gate] = max(state.tat.get(gate, 0), now) + lease.paid[gate]
-            if asked and gate in state.learned:
-                lease.mirrored[gate] = state.mirror_price(gate, asked)
-                state.up[gate] = max(state.up.get(gate, 0), now) + lease.mirrored[gate]
+        lease.charge = Charge(now, units_of(lease))
+        state.minutes.charges.append(lease.charge)
+        state.days.charges.append(lease.charge)
+        for gate, asked in lease.charge.units.items():
+            for tat, limit in state.drains(gate) if asked else ():
+                tat[gate] = max(tat.get(gate, 0), now) + price(asked, limit)
 
-    def _refund(self, state: State, now: int, lease: Lease) -> None:
-        for gate, cost in lease.paid.items():
-            if lease.change == state.changes:
-                state.tat[gate] = lease.before.get(gate, 0)
-            else:
-                state.tat[gate] -= min(cost, max(0, lease.paid_at + cost - now))
-        for gate, cost in lease.mirrored.items():
-            state.up[gate] -= min(cost, max(0, lease.paid_at + cost - now))
-        if lease.change >= 0:
-            state.changes += 1
+    def _refund(self, state: State, now: int, charge: Charge) -> None:
+        for gate, asked in charge.units.items():
+            for tat, limit in state.drains(gate):
+                if gate in tat:
+                    cost = price(asked, limit)
+                    tat[gate] -= min(cost, max(0, charge.at + cost - now))
+            charge.units[gate] = 0

@@ -14,7 +14,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.limiter_model import DAY, MINUTE, WINDOW_US, Lease, Model, units_of
+from tests.limiter_model import DAY, LATE, MINUTE, WINDOW_US, Lease, Model, units_of
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Limits, Meter, Past, Report, keys
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -25,6 +25,7 @@ COMMON = settings(
     deadline=None, derandomize=False, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 START_US = 1_767_000_000_000_000
+KEYS = ("state", "leases", "costs", "minutes", "days")
 METER, PROBE = Meter(7, "gpt-{4o}"), Meter(8, "probe")
 
 limits = st.builds(
@@ -65,11 +66,11 @@ class Ledger:
         del self.charges[mine[-1]]
 
     def check(self) -> None:
-        """Any half-open window, from each charge on, is within the limit."""
+        """What was charged under a limit is within it, with all before it: while the limit was open, too, and before any loss."""
         for gate, (limit, since) in self.since.items():
-            counted = [(at, units[gate]) for at, _, units in self.charges if at > since]
-            for start, _ in counted if limit is not None else ():
-                assert sum(units for at, units in counted if start <= at < start + WINDOW_US[gate]) <= (limit or 0), gate
+            width = WINDOW_US[gate] + LATE
+            for end in {at for at, _, units in self.charges if at > since and units[gate]} if limit is not None else ():
+                assert sum(units[gate] for at, _, units in self.charges if end - width < at <= end) <= (limit or 0), gate
 
     def groups(self, now: int, *, width_us: int) -> list[Past]:
         """As the rebuilder reads it: grouped, each group at its end."""
@@ -131,7 +132,7 @@ class LimiterMachine(RuleBasedStateMachine):
     @rule(name=names, report=reports)
     def release(self, name: str, report: Report) -> None:
         lease = self._live().get(name)
-        if lease and lease.change >= 0 and not report.sent:
+        if lease and lease.charge and not report.sent:
             self.ledger.give_back(name)
 
         assert self.model.release(self.now, name, report) == self.limiter.release(METER, name, report)
@@ -153,13 +154,13 @@ class LimiterMachine(RuleBasedStateMachine):
     def time_passes(self, us: int) -> None:
         self.now += us
 
-    @rule(key=st.sampled_from(["state", "leases", "costs", "all"]))
+    @rule(key=st.sampled_from([*KEYS, "all"]))
     def lose(self, key: str) -> None:
         if key == "all":
             self.limiter.forget(METER)
             self.model.lose("state")
         else:
-            self.client.delete(keys(METER)[("state", "leases", "costs").index(key)])
+            self.client.delete(keys(METER)[KEYS.index(key)])
             self.model.lose(key)
 
     @rule(width_us=st.sampled_from([1, 1_000_000, 10_000_000]))
@@ -201,8 +202,9 @@ class LimiterMachine(RuleBasedStateMachine):
         return Limiter(self.client, clock=lambda: self.now + us).admit(PROBE, [ask], lease_ms=1000)
 
     def dump(self) -> list[object]:
-        state, leases, costs = keys(METER)
-        return [self.client.hgetall(state), self.client.zrange(leases, 0, -1, withscores=True), self.client.hgetall(costs)]
+        state, leases, costs, *slots = keys(METER)
+        held = self.client.zrange(leases, 0, -1, withscores=True)
+        return [self.client.hgetall(state), held, self.client.hgetall(costs), *[self.client.lrange(key, 0, -1) for key in slots]]
 
     def _live(self) -> dict[str, Lease]:
         state = self.model.enter(self.now)
@@ -214,42 +216,35 @@ def test_lua_and_the_plain_model_agree_on_everything(redis_client: redis.Redis) 
     run_state_machine_as_test(LimiterMachine, settings=COMMON)
 
 
-# A pause of 0 waits just as long as it must: only a line that is never idle still shows what lay before the horizon.
-histories = st.lists(
-    st.tuples(st.one_of(st.just(0), st.just(0), pauses_us), st.integers(1, 60), st.integers(0, 3)), min_size=1, max_size=40
-)
+# A pause of 0 waits just as long as it must: that keeps every window full.
+steps = st.tuples(st.one_of(st.just(0), st.just(0), pauses_us), st.integers(1, 60), st.integers(0, 3), st.integers(1, 8))
+histories = st.tuples(st.lists(steps, max_size=30), st.lists(steps, min_size=1, max_size=30))
 
 
 @settings(COMMON)
 @given(
-    history=histories,
-    wanted=limits.map(lambda one: replace(one, max_in_flight=None)),
+    before_and_after=histories, wanted=limits.map(lambda one: replace(one, max_in_flight=None)),
     width_us=st.sampled_from([1, 10**6, 10**7]),
-    data=st.data(),
-)
+)  # fmt: skip
 def test_a_rebuilt_state_is_never_looser_than_the_lost_one(
-    redis_client: redis.Redis, history: list[tuple[int, int, int]], wanted: Limits, width_us: int, data: st.DataObject
+    redis_client: redis.Redis, before_and_after: tuple[list[tuple[int, int, int, int]], ...], wanted: Limits, width_us: int
 ) -> None:
     now, ledger = START_US, Ledger()
     limiter = Limiter(redis_client, clock=lambda: now)
-    limiter.forget(METER)
-    limiter.init(METER, wanted, window=10_000)
-    wake_in_ms = 0
-    for n, (us, share, images) in enumerate(history):
-        now += us or wake_in_ms * 1000
-        batch = [Ask(f"{n}-{i}", (wanted.tpm or 1000) // share, images) for i in range(data.draw(st.integers(1, 8)))]
-        grant = limiter.admit(METER, batch, lease_ms=1)
-        wake_in_ms = grant.wake_in_ms or 0
-        ledger.charges += [(now, ask.dispatch_id, units_of(ask)) for ask in batch[: grant.admitted]]
-    past, day = ledger.groups(now, width_us=width_us), ledger.groups(now, width_us=60 * width_us)
-    limiter.forget(PROBE)
-    limiter.init(PROBE, wanted, window=10_000, past=past, day=day)
+    ledger.note_limits(START_US - 1, {gate: getattr(wanted, gate) for gate in WINDOW_US})
+    for history in before_and_after:
+        past, day = ledger.groups(now, width_us=width_us), ledger.groups(now, width_us=60 * width_us)
+        limiter.forget(METER)
+        limiter.init(METER, wanted, window=10_000, past=past, day=day)
+        wake_in_ms = 0
+        for us, share, images, count in history:
+            now += us or wake_in_ms * 1000
+            batch = [Ask(f"{len(ledger.charges)}-{i}", (wanted.tpm or 1000) // share, images) for i in range(count)]
+            grant = limiter.admit(METER, batch, lease_ms=1)
+            wake_in_ms = grant.wake_in_ms or 1
+            ledger.charges += [(now, ask.dispatch_id, units_of(ask)) for ask in batch[: grant.admitted]]
 
-    for us in (1000, data.draw(pauses_us)):  # the leases of the last step are over by then
-        now += us
-        probe = [Ask("probe", data.draw(tokens), data.draw(st.sampled_from([0, 1, 3])))]
-        if limiter.admit(PROBE, probe, lease_ms=1).admitted:
-            assert 1 == limiter.admit(METER, probe, lease_ms=1).admitted
+    ledger.check()
 
 
 class Upstream:
@@ -296,22 +291,24 @@ def test_alone_on_a_key_the_mirror_never_binds(
         answers.append((now + takes_ms * 1000, ask.dispatch_id))
 
 
-def saturate(limiter: Limiter, clock: list[int], *, tokens_each: Sequence[int], minutes: int) -> list[tuple[int, int]]:
+def saturate(redis_client: redis.Redis, wanted: Limits, *, tokens: Sequence[int], lasting_us: int) -> list[tuple[int, int]]:
     """(time, tokens) of all admissions under a demand that never ends."""
-    sent: list[tuple[int, int]] = []
-    while clock[0] < START_US + minutes * MINUTE:
-        batch = [Ask(f"{len(sent) + i}", tokens_each[(len(sent) + i) % len(tokens_each)]) for i in range(4)]
+    now, sent = START_US, list[tuple[int, int]]()
+    limiter = Limiter(redis_client, clock=lambda: now)
+    limiter.init(METER, wanted)
+    while now < START_US + lasting_us:
+        batch = [Ask(f"{len(sent) + i}", tokens[(len(sent) + i) % len(tokens)]) for i in range(8)]
         grant = limiter.admit(METER, batch, lease_ms=1)
-        sent += [(clock[0], ask.tokens) for ask in batch[: grant.admitted]]
-        clock[0] += (grant.wake_in_ms or 0) * 1000
+        sent += [(now, ask.tokens) for ask in batch[: grant.admitted]]
+        now += (grant.wake_in_ms or 0) * 1000
     return sent
 
 
-def most_in_a_window(charges: Sequence[tuple[int, int]]) -> int:
+def most_within(width_us: int, charges: Sequence[tuple[int, int]]) -> int:
     most, total, oldest = 0, 0, 0
     for at, units in charges:
         total += units
-        while charges[oldest][0] <= at - MINUTE:
+        while charges[oldest][0] <= at - width_us:
             total -= charges[oldest][1]
             oldest += 1
         most = max(most, total)
@@ -319,22 +316,38 @@ def most_in_a_window(charges: Sequence[tuple[int, int]]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "tokens_each", "per_minute"),
+    ("wanted", "tokens", "used"),
     [
-        (Limits(rpm=600), [1], 600),
-        (Limits(rpm=600, tpm=400_000), [2000, 700, 3100, 200], 400_000),
+        (Limits(rpm=3), [0], 0.95),
+        (Limits(rpm=600), [0], 0.98),
+        (Limits(tpm=30_000), [2000], 0.95),
+        (Limits(tpm=60_000), [500], 0.98),
+        (Limits(tpm=200_000), [4000], 0.98),
+        (Limits(tpm=30_000), [30_000], 0.95),
+        (Limits(rpm=600, tpm=400_000), [2000, 700, 3100, 200], 0.98),
+        (Limits(rpd=200, max_in_flight=200), [0], 0.95),
     ],
-)  # fmt: skip
-def test_nearly_all_of_a_limit_is_used_and_never_more(
-    redis_client: redis.Redis, wanted: Limits, tokens_each: list[int], per_minute: int
-) -> None:
-    clock = [START_US]
-    limiter = Limiter(redis_client, clock=lambda: clock[0])
-    limiter.init(METER, wanted)
+    ids=str,
+)
+def test_nearly_all_of_a_limit_is_used_and_never_more(redis_client: redis.Redis, wanted: Limits, tokens: list[int], used: float) -> None:
+    limit = wanted.tpm or wanted.rpm or wanted.rpd or 0
+    window_us, windows = (DAY, 3) if wanted.rpd else (MINUTE, 30)
 
-    sent = saturate(limiter, clock, tokens_each=tokens_each, minutes=10)
+    sent = saturate(redis_client, wanted, tokens=tokens, lasting_us=windows * window_us)
 
     charges = [(at, each if wanted.tpm else 1) for at, each in sent]
-    assert sum(units for _, units in charges) >= 0.98 * 10 * per_minute
-    assert most_in_a_window(charges) <= per_minute
-    assert most_in_a_window([(at, 1) for at, _ in sent]) <= 600
+    assert sum(units for _, units in charges) >= used * windows * limit
+    assert most_within(window_us + LATE, charges) <= limit
+    assert most_within(MINUTE, [(at, 1) for at, _ in sent]) <= (wanted.rpm or math.inf)
+
+
+@pytest.mark.parametrize(("wanted", "tokens"), [(Limits(rpm=600), 1), (Limits(tpm=60_000), 500), (Limits(tpm=30_000), 2000)], ids=str)
+def test_under_full_load_half_a_second_sees_half_a_seconds_worth(redis_client: redis.Redis, wanted: Limits, tokens: int) -> None:
+    worth = max(tokens, (wanted.tpm or wanted.rpm or 0) // 120)
+
+    sent = saturate(redis_client, wanted, tokens=[tokens], lasting_us=10 * MINUTE)
+
+    # After an idle time, and after a wait for the window, the head start comes on top.
+    warm = [one for one in sent if START_US + 1_000_000 <= one[0] < START_US + MINUTE]
+    assert most_within(MINUTE // 120, warm) <= worth
+    assert most_within(MINUTE // 120, sent) <= 2 * worth

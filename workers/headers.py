@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+MINUTE_MS = 60_000
 DAY_MS = 86_400_000
 PAUSE_MOST_MS = 15 * 60_000
 _UNITS_MS = {"h": 3_600_000.0, "m": 60_000.0, "s": 1_000.0, "ms": 1.0, "us": 0.001, "µs": 0.001, "ns": 0.000001}
@@ -26,12 +27,9 @@ class Told:
 
 def read(headers: Mapping[str, str]) -> Told:
     """The x-ratelimit headers of OpenAI. headers: names in lower case."""
-    return Told(
-        limit_requests=_positive(headers.get("x-ratelimit-limit-requests")),
-        limit_tokens=_positive(headers.get("x-ratelimit-limit-tokens")),
-        reset_requests_ms=duration_ms(headers.get("x-ratelimit-reset-requests")),
-        reset_tokens_ms=duration_ms(headers.get("x-ratelimit-reset-tokens")),
-    )
+    limit_requests, reset_requests_ms = _per_minute(headers, "requests")
+    limit_tokens, reset_tokens_ms = _per_minute(headers, "tokens")
+    return Told(limit_requests, limit_tokens, reset_requests_ms, reset_tokens_ms)
 
 
 def duration_ms(text: str | None) -> int | None:
@@ -47,13 +45,28 @@ def retry_after_ms(headers: Mapping[str, str], *, now: float | None = None) -> i
     for name, factor in (("retry-after-ms", 1.0), ("retry-after", 1000.0)):
         text = headers.get(name, "").strip()
         if re.fullmatch(r"\d+(\.\d+)?", text):
-            return max(100, min(PAUSE_MOST_MS, int(float(text) * factor)))
+            return _pause_ms(float(text) * factor)
     parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
     if parsed is None:
         return None
-    seconds = email.utils.mktime_tz(parsed) - (time.time() if now is None else now)
-    return max(100, min(PAUSE_MOST_MS, int(seconds * 1000)))
+    try:
+        until = email.utils.mktime_tz(parsed)
+    except (ValueError, OverflowError):
+        return None  # a date that no calendar has
+    return _pause_ms((until - (time.time() if now is None else now)) * 1000)
+
+
+def _pause_ms(told: float) -> int:
+    return int(max(100, min(PAUSE_MOST_MS, told)))
+
+
+def _per_minute(headers: Mapping[str, str], unit: str) -> tuple[int | None, int | None]:
+    limit, reset_ms = _positive(headers.get(f"x-ratelimit-limit-{unit}")), duration_ms(headers.get(f"x-ratelimit-reset-{unit}"))
+    # A minute's bucket is whole again within a minute. What takes longer is a limit per day (free tier: 200 requests, 7m12s each):
+    # taken for one per minute it would be 1,440 times too loose.
+    return (limit, reset_ms) if reset_ms is None or reset_ms <= MINUTE_MS else (None, None)
 
 
 def _positive(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and 0 < int(text) < 2**31 else None
+    # By its length first: int() refuses thousands of digits.
+    return int(text) if text and len(text) <= 10 and text.isascii() and text.isdigit() and 0 < int(text) < 2**31 else None

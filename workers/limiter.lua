@@ -1,24 +1,32 @@
 -- What one credential may still do with one model: every limit is charged in one step, or none is.
--- KEYS   state (hash) · leases (sorted set: dispatch id → expiry) · costs (hash: dispatch id → what it paid)
+-- KEYS   state (hash) · leases (sorted set: dispatch id → expiry) · costs (hash: dispatch id → when it paid, tokens, images)
+--        minutes · days (lists of slots, from old to new: number, requests, tokens, images)
 -- ARGV   operation · now in µs (0: the server's clock) · the operation's own
--- Times are whole µs: sums are exact below 2^53. Costs and tolerances round up; since a window of W is half open (its two
--- ends are at most W−1 apart), rounding never admits more.
+-- A limit L over W is two rules. The window: what was let go in the last W and this ask make at most L. The pace: an ask goes
+-- when all before it but half a second's worth has drained at L/W. The first is strict, the second only keeps it even.
+-- Times are whole µs: sums are exact below 2^53.
 local STATE, LEASES, COSTS = KEYS[1], KEYS[2], KEYS[3]
 local MINUTE, DAY, SECOND = 6e7, 8.64e10, 1e6
-local HORIZON = 10 * MINUTE -- of the history that init folds
+local LATE = SECOND / 2 -- of a call after its admission (LATE_S in process.py): with it, the upstream's window holds as well
+local AHEAD = SECOND / 2
 local KEEP_S = 26 * 3600 -- longer than the longest window
 local MOST_WINDOW = 10000
 local NEVER = math.huge
--- t_: when our own bucket is full again (TAT). u_: the same of the upstream's, as far as we know it. cut: last halving.
+-- pace_: when all that was let go has drained (TAT). up_: the same of the upstream's bucket, as far as we know it.
+-- minutes, days: a tally each, as text. cut: last halving.
 local FIELDS = {
-  'n', 'seq', 'rpm', 'tpm', 'ipm', 'rpd', 'cap', 'lrpm', 'ltpm', 'win', 'cut', 'cool', 'cool_us', 'lease_us',
-  't_rpm', 't_tpm', 't_ipm', 't_rpd', 'u_rpm', 'u_tpm',
+  'n', 'rpm', 'tpm', 'ipm', 'rpd', 'cap', 'lrpm', 'ltpm', 'win', 'cut', 'cool', 'cool_us', 'lease_us',
+  'pace_rpm', 'pace_tpm', 'pace_ipm', 'up_rpm', 'up_tpm', 'minutes', 'days',
 }
+local MINUTES = { name = 'minutes', list = KEYS[4], slot = SECOND / 10, window = MINUTE + LATE }
+local DAYS = { name = 'days', list = KEYS[5], slot = 5 * MINUTE, window = DAY + LATE }
+local TALLIES = { MINUTES, DAYS }
+-- unit: its place in {requests, tokens, images}
 local GATES = {
-  { name = 'rpm', tat = 't_rpm', window = MINUTE, single = true, learned = 'lrpm', mirror = 'u_rpm' },
-  { name = 'tpm', tat = 't_tpm', window = MINUTE, learned = 'ltpm', mirror = 'u_tpm' },
-  { name = 'ipm', tat = 't_ipm', window = MINUTE },
-  { name = 'rpd', tat = 't_rpd', window = DAY, single = true },
+  { name = 'rpm', unit = 1, tally = MINUTES, pace = 'pace_rpm', learned = 'lrpm', mirror = 'up_rpm' },
+  { name = 'tpm', unit = 2, tally = MINUTES, pace = 'pace_tpm', learned = 'ltpm', mirror = 'up_tpm' },
+  { name = 'ipm', unit = 3, tally = MINUTES, pace = 'pace_ipm' },
+  { name = 'rpd', unit = 1, tally = DAYS },
 }
 local s, was, live = {}, {}, 0
 
@@ -28,25 +36,123 @@ if now == 0 then
   now = time[1] * SECOND + time[2]
 end
 
-local function price(g, units) return math.ceil(units * g.window / g.spare) end
+local function units_of(text)
+  local slot, requests, tokens, images = string.match(text, '(%d+) (%d+) (%d+) (%d+)')
+  return { tonumber(requests), tonumber(tokens), tonumber(images) }, tonumber(slot)
+end
 
--- Rate (L−b)/W and burst b: no window of W ever sees more than L. L = 1 leaves no rate: one each W.
-local function shape()
-  for _, g in ipairs(GATES) do
-    g.limit = s[g.name] or (g.learned and s[g.learned])
-    if g.limit then
-      local burst = math.max(1, g.window == DAY and g.limit / 2 or g.limit / 120)
-      g.spare = g.limit > burst and g.limit - burst or 1
-      g.slack = math.ceil(g.window * burst / g.spare)
-      -- Rounded up one by one, a burst of single requests costs a little more; it shall still go at once.
-      if g.single then g.slack = math.max(g.slack, math.floor(burst) * price(g, 1)) end
-    end
+local function text_of(units, slot) return string.format('%.0f %.0f %.0f %.0f', slot, unpack(units)) end
+
+local function add(to, units, times)
+  for i = 1, 3 do to[i] = to[i] + times * units[i] end
+end
+
+-- A tally is what was let go within the window, known limit or not: one that becomes known is exact at once. sum: all of it;
+-- open: the newest slot, which joins the list when the next one begins.
+
+local function slot_at(tally, at) return math.floor(at / tally.slot) end
+
+-- A slot counts until its last µs has left the window: at most one slot too long.
+local function falls_out(tally, slot) return (slot + 1) * tally.slot + tally.window end
+
+local function slot_in(tally, place)
+  local text = redis.call('LINDEX', tally.list, place)
+  if text then return units_of(text) end
+end
+
+local function count(tally, units, at)
+  local slot = math.max(slot_at(tally, at), tally.newest)
+  if slot > tally.newest and tally.open[1] > 0 then
+    redis.call('RPUSH', tally.list, text_of(tally.open, tally.newest))
+    redis.call('EXPIRE', tally.list, KEEP_S)
+    tally.open = { 0, 0, 0 }
+  end
+  tally.newest = slot
+  add(tally.open, units, 1)
+  add(tally.sum, units, 1)
+end
+
+local function uncount(tally, units, at)
+  local wanted, place = slot_at(tally, at), -1
+  local counted, slot = tally.open, tally.newest
+  while slot and slot > wanted do
+    counted, slot = slot_in(tally, place)
+    place = place - 1
+  end
+  -- After a step of the clock it may have been counted elsewhere.
+  if slot ~= wanted or math.min(counted[1] - units[1], counted[2] - units[2], counted[3] - units[3]) < 0 then return end
+  add(counted, units, -1)
+  add(tally.sum, units, -1)
+  if counted ~= tally.open then redis.call('LSET', tally.list, place + 1, text_of(counted, slot)) end
+end
+
+-- After a step back of the clock, what lies ahead counts as let go now.
+local function pull_back(tally)
+  local here = slot_at(tally, now)
+  if tally.newest <= here then return end
+  tally.newest = here
+  local units, slot = slot_in(tally, -1)
+  while slot and slot >= here do
+    add(tally.open, units, 1)
+    redis.call('RPOP', tally.list)
+    units, slot = slot_in(tally, -1)
   end
 end
 
-local function mirror_price(g, units) return math.ceil(units * MINUTE / s[g.learned]) end
+-- False when the list was lost.
+local function load_tally(tally)
+  local open, sum = string.match(s[tally.name] or '', '(.+)|(.+)')
+  if open then tally.open, tally.newest = units_of(open) end
+  if not open or falls_out(tally, tally.newest) <= now then
+    tally.open, tally.sum, tally.newest = { 0, 0, 0 }, { 0, 0, 0 }, 0
+    redis.call('DEL', tally.list)
+    return true
+  end
+  tally.sum = units_of(sum)
+  local units, slot = slot_in(tally, 0)
+  if not slot and tally.sum[1] > tally.open[1] then return false end
+  while slot and falls_out(tally, slot) <= now do
+    add(tally.sum, units, -1)
+    redis.call('LPOP', tally.list)
+    units, slot = slot_in(tally, 0)
+  end
+  return true
+end
 
-local function units_of(tokens, images) return { rpm = 1, tpm = tokens, ipm = images, rpd = 1 } end
+local function window_wait(g, asked)
+  local excess, tally = g.tally.sum[g.unit] + asked - g.limit, g.tally
+  if excess <= 0 then return 0 end
+  local from, texts = 0, nil
+  repeat
+    texts = redis.call('LRANGE', tally.list, from, from + 31)
+    for _, text in ipairs(texts) do
+      local units, slot = units_of(text)
+      excess = excess - units[g.unit]
+      if excess <= 0 then return falls_out(tally, slot) - now end
+    end
+    from = from + 32
+  until #texts < 32
+  return falls_out(tally, tally.newest) - now
+end
+
+-- What drains evenly: the pace, and the mirror of the upstream's bucket.
+
+local function price(units, limit) return math.ceil(units * MINUTE / limit) end
+
+local function fill(tat, limit, units, at)
+  if tat and limit and units > 0 then s[tat] = math.max(s[tat] or 0, at) + price(units, limit) end
+end
+
+-- Only what cannot have drained yet: a charge begins to drain at its own time at the earliest.
+local function drain(tat, limit, units, at)
+  if not (limit and s[tat]) then return end
+  local cost = price(units, limit)
+  s[tat] = s[tat] - math.max(0, math.min(cost, at + cost - now))
+end
+
+local function know_limits()
+  for _, g in ipairs(GATES) do g.limit = s[g.name] or s[g.learned] end
+end
 
 local function drop_expired()
   local gone = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('%.0f', now))
@@ -59,9 +165,10 @@ end
 
 -- After a step back of the clock nothing lies further ahead than it could have been put there today.
 local function clamp()
+  for _, tally in ipairs(TALLIES) do pull_back(tally) end
   for _, g in ipairs(GATES) do
-    if g.limit then s[g.tat] = math.min(s[g.tat] or 0, now + g.window + g.slack + 1) end
-    if g.mirror and s[g.mirror] then s[g.mirror] = math.min(s[g.mirror], now + MINUTE) end
+    if s[g.pace] then s[g.pace] = math.min(s[g.pace], now + MINUTE + AHEAD) end
+    if s[g.mirror] then s[g.mirror] = math.min(s[g.mirror], now + MINUTE) end
   end
   if s.cool then s.cool = math.min(s.cool, now + s.cool_us) end
   if live > 0 then
@@ -76,16 +183,19 @@ end
 local function load()
   local raw = redis.call('HMGET', STATE, unpack(FIELDS))
   for i, field in ipairs(FIELDS) do
-    s[field] = tonumber(raw[i])
+    s[field] = tonumber(raw[i]) or raw[i] ~= '' and raw[i] or nil
     was[field] = s[field]
   end
   live = redis.call('ZCARD', LEASES)
-  if s.n ~= live or redis.call('HLEN', COSTS) ~= live then
-    redis.call('DEL', STATE, LEASES, COSTS)
+  local is_whole = s.n == live and redis.call('HLEN', COSTS) == live
+  for _, tally in ipairs(TALLIES) do is_whole = load_tally(tally) and is_whole end
+  if not is_whole then
+    redis.call('DEL', unpack(KEYS))
     s, was, live = {}, {}, 0
+    for _, tally in ipairs(TALLIES) do load_tally(tally) end
     return false
   end
-  shape()
+  know_limits()
   clamp()
   drop_expired()
   return true
@@ -93,18 +203,19 @@ end
 
 local function save()
   s.n = live
+  for _, tally in ipairs(TALLIES) do
+    s[tally.name] = text_of(tally.open, tally.newest) .. '|' .. text_of(tally.sum, 0)
+  end
   local changed = {}
   for _, field in ipairs(FIELDS) do
     if s[field] ~= was[field] then
       changed[#changed + 1] = field
-      changed[#changed + 1] = s[field] and string.format('%.17g', s[field]) or ''
+      changed[#changed + 1] = type(s[field]) == 'number' and string.format('%.17g', s[field]) or s[field] or ''
     end
   end
   if #changed > 0 then redis.call('HSET', STATE, unpack(changed)) end
-  for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, KEEP_S) end
+  for _, key in ipairs({ STATE, LEASES, COSTS }) do redis.call('EXPIRE', key, KEEP_S) end
 end
-
-local function touch() s.seq = s.seq + 1 end
 
 local function hold(id, lease_us)
   s.lease_us = math.max(s.lease_us, lease_us)
@@ -121,7 +232,6 @@ local function seat_wait()
 end
 
 -- The longest wait in µs and the limit that causes it; 0 when all allow. NEVER: larger than the limit itself.
--- The wait is taken from the unclamped TAT: asks larger than the burst go on saved credit, then leave a debt.
 local function wait_for(units, seat_us)
   local wait, by = 0, ''
   local function needs(us, why)
@@ -130,13 +240,14 @@ local function wait_for(units, seat_us)
   needs((s.cool or 0) - now, 'cooldown')
   needs(seat_us, 'in_flight')
   for _, g in ipairs(GATES) do
-    local asked = units[g.name]
-    if g.limit and asked > 0 then
-      needs(asked > g.limit and NEVER or s[g.tat] + price(g, asked) - g.slack - now, g.name)
+    local asked = units[g.unit]
+    if asked > 0 and g.limit then
+      needs(asked > g.limit and NEVER or window_wait(g, asked), g.name)
+      needs((s[g.pace] or 0) - AHEAD - now, g.name)
     end
-    if g.mirror and asked > 0 and s[g.learned] then
-      -- Half of the upstream's bucket is left to whoever else uses the key.
-      needs((s[g.mirror] or 0) - now - math.max(0, MINUTE / 2 - mirror_price(g, asked)), 'upstream')
+    if asked > 0 and s[g.learned] then
+      -- Half of the upstream's bucket is left to whoever else uses the key; alone on it, the pace says no first.
+      needs((s[g.mirror] or 0) - now - math.max(AHEAD, MINUTE / 2 - price(asked, s[g.learned])), 'upstream')
     end
   end
   return wait, by
@@ -144,68 +255,30 @@ end
 
 local function denial(admitted, wait, by) return { admitted, wait == NEVER and -1 or math.ceil(wait / 1000), by } end
 
--- The record holds what a refund needs: number of this change, time, tokens, images, then per gate TAT before, cost, mirror's cost.
-local function charge(id, tokens, images)
-  local units = units_of(tokens, images)
-  touch()
-  local paid = { s.seq, now, tokens, images }
+local function charge(id, units)
+  for _, tally in ipairs(TALLIES) do count(tally, units, now) end
   for _, g in ipairs(GATES) do
-    local asked, before, cost, mirrored = units[g.name], s[g.tat] or 0, 0, 0
-    if g.limit and asked > 0 then
-      cost = price(g, asked)
-      s[g.tat] = math.max(before, now) + cost
-    end
-    if g.mirror and asked > 0 and s[g.learned] then
-      mirrored = mirror_price(g, asked)
-      s[g.mirror] = math.max(s[g.mirror] or 0, now) + mirrored
-    end
-    paid[#paid + 1], paid[#paid + 2], paid[#paid + 3] = before, cost, mirrored
+    fill(g.pace, g.limit, units[g.unit], now)
+    fill(g.mirror, s[g.learned], units[g.unit], now)
   end
-  for i, number in ipairs(paid) do paid[i] = string.format('%.0f', number) end
-  redis.call('HSET', COSTS, id, table.concat(paid, ' '))
+  redis.call('HSET', COSTS, id, text_of(units, now))
 end
 
-local function paid_by(id)
-  local paid = {}
-  for number in string.gmatch(redis.call('HGET', COSTS, id) or '', '%S+') do paid[#paid + 1] = tonumber(number) end
-  return paid
-end
+local function paid_by(id) return units_of(redis.call('HGET', COSTS, id) or '') end
 
--- If nothing was charged since, all is as before. Otherwise only what cannot have drained yet goes back: a charge begins to
--- drain at its own time at the earliest, so the result is never lower than if it had never been made.
-local function refund(paid)
-  if not paid[1] or paid[1] < 0 then return end
-  local untouched = paid[1] == s.seq
-  local function back(cost) return math.min(cost, math.max(0, paid[2] + cost - now)) end
-  for i, g in ipairs(GATES) do
-    local before, cost, mirrored = paid[3 * i + 2], paid[3 * i + 3], paid[3 * i + 4]
-    if cost > 0 then s[g.tat] = untouched and before or (s[g.tat] or 0) - back(cost) end
-    if mirrored > 0 then s[g.mirror] = (s[g.mirror] or 0) - back(mirrored) end
-  end
-  touch()
-end
-
--- A limit that was open has no history: no credit is assumed.
-local function no_credit(closed)
+local function refund(units, at)
+  for _, tally in ipairs(TALLIES) do uncount(tally, units, at) end
   for _, g in ipairs(GATES) do
-    if g.limit and closed[g.name] then s[g.tat] = math.max(s[g.tat] or 0, now) end
+    drain(g.pace, g.limit, units[g.unit], at)
+    drain(g.mirror, s[g.learned], units[g.unit], at)
   end
-  touch()
-end
-
-local function open_gates()
-  local open = {}
-  for _, g in ipairs(GATES) do open[g.name] = not g.limit end
-  return open
 end
 
 local function learn_limit(g, limit, reset_us)
   local news = limit and limit ~= s[g.learned]
   if news then
-    local open = open_gates()
     s[g.learned] = limit
-    shape()
-    no_credit(open)
+    know_limits()
   end
   if reset_us and s[g.learned] then s[g.mirror] = math.min(math.max(s[g.mirror] or 0, now + reset_us), now + MINUTE) end
   return news
@@ -233,40 +306,20 @@ local function is_unknown() return not (GATES[1].limit or GATES[2].limit or s.ca
 
 local function set_limits(first)
   for i, field in ipairs({ 'rpm', 'tpm', 'ipm', 'rpd', 'cap' }) do s[field] = tonumber(ARGV[first + i - 1]) end
-  shape()
+  know_limits()
 end
 
--- From the emptiest bucket that the horizon can have left. A group lies at its end, and no admission can leave the TAT
--- further ahead than the burst or its own debt: the result is never looser than what was lost, and not much tighter.
-local function fold(g, groups, from)
-  local tat = from
-  for _, p in ipairs(groups) do
-    local at, asked = math.min(p.at, now), p[g.name]
-    if asked > 0 then
-      local cost = g.single and asked * price(g, 1) or price(g, asked) + p.rpm
-      tat = math.min(math.max(tat, at) + cost, at + math.max(g.slack, g.single and 0 or cost))
+-- A group lies at its end, so it leaves the window no earlier than what it stands for.
+local function count_past(tally, first)
+  local after = first + 1 + 4 * ARGV[first]
+  for i = first + 1, after - 1, 4 do
+    local at, units = math.min(ARGV[i], now), { tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]) }
+    count(tally, units, at)
+    for _, g in ipairs(GATES) do
+      if g.tally == tally then fill(g.mirror, s[g.learned], units[g.unit], at) end
     end
   end
-  return tat
-end
-
-local function fold_mirror(g, groups)
-  local up = 0
-  for _, p in ipairs(groups) do
-    if p[g.name] > 0 then up = math.max(up, math.min(p.at, now)) + mirror_price(g, p[g.name]) end
-  end
-  return math.min(up, now + MINUTE)
-end
-
-local function groups_from(first, horizon)
-  local groups, count = {}, tonumber(ARGV[first])
-  for i = first + 1, first + 4 * count, 4 do
-    local at, requests = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
-    if at > horizon then
-      groups[#groups + 1] = { at = at, rpm = requests, rpd = requests, tpm = tonumber(ARGV[i + 2]), ipm = tonumber(ARGV[i + 3]) }
-    end
-  end
-  return groups, first + 1 + 4 * count
+  return after
 end
 
 local function restore_leases(first)
@@ -274,8 +327,8 @@ local function restore_leases(first)
     local id, expiry = ARGV[i], tonumber(ARGV[i + 1])
     if expiry > now then
       hold(id, expiry - now)
-      -- Charged at an unknown time: payable again, never refunded.
-      redis.call('HSET', COSTS, id, '-1 0 ' .. ARGV[i + 2] .. ' ' .. ARGV[i + 3] .. ' 0 0 0 0 0 0 0 0 0 0 0 0')
+      -- Charged at an unknown time, 0: payable again, never refunded.
+      redis.call('HSET', COSTS, id, text_of({ 1, ARGV[i + 2], ARGV[i + 3] }, 0))
     end
   end
   live = redis.call('ZCARD', LEASES)
@@ -286,11 +339,11 @@ local operations = {}
 function operations.admit() -- lease_us, then {id, tokens, images} each
   local lease_us, admitted = tonumber(ARGV[3]), 0
   for i = 4, #ARGV, 3 do
-    local id, tokens, images = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+    local id, units = ARGV[i], { 1, tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]) }
     if not redis.call('ZSCORE', LEASES, id) then
-      local wait, by = wait_for(units_of(tokens, images), seat_wait())
+      local wait, by = wait_for(units, seat_wait())
       if wait > 0 then return denial(admitted, wait, by) end
-      charge(id, tokens, images)
+      charge(id, units)
       live = live + 1
     end
     hold(id, lease_us)
@@ -301,11 +354,11 @@ end
 
 function operations.charge_again() -- lease_us, id
   local id = ARGV[4]
-  local tokens, images = unpack(paid_by(id), 3, 4)
-  if not tokens then return { 0, -1, '' } end
-  local wait, by = wait_for(units_of(tokens, images), 0)
+  local units, at = paid_by(id)
+  if not at then return { 0, -1, '' } end
+  local wait, by = wait_for(units, 0)
   if wait > 0 then return denial(0, wait, by) end
-  charge(id, tokens, images)
+  charge(id, units)
   hold(id, tonumber(ARGV[3]))
   return { 1, -1, '' }
 end
@@ -322,11 +375,11 @@ function operations.renew() -- lease_us, ids
 end
 
 function operations.release() -- id, sent, good, limit_requests, reset_requests_us, limit_tokens, reset_tokens_us, cooldown_us, pushed_back
-  local id, flying, paid = ARGV[3], live, paid_by(ARGV[3])
+  local id, flying = ARGV[3], live
   if redis.call('ZREM', LEASES, id) == 1 then
+    if ARGV[4] == '0' then refund(paid_by(id)) end
     redis.call('HDEL', COSTS, id)
     live = live - 1
-    if ARGV[4] == '0' then refund(paid) end
     if ARGV[5] == '1' then grow_window() end
   end
   local changed = false
@@ -340,11 +393,11 @@ function operations.release() -- id, sent, good, limit_requests, reset_requests_
 end
 
 function operations.peek()
-  local wait = wait_for({ rpm = 1, tpm = 1, ipm = 1, rpd = 1 }, seat_wait())
+  local wait = wait_for({ 1, 1, 1 }, seat_wait())
   local most, share = seats(), (s.cool or 0) > now and 0 or 1
   for _, g in ipairs(GATES) do
-    if g.limit then share = math.min(share, (now + g.slack - s[g.tat]) / (g.window + g.slack)) end
-    if g.mirror and s[g.learned] then share = math.min(share, (now + MINUTE - (s[g.mirror] or 0)) / MINUTE) end
+    if g.limit then share = math.min(share, (g.limit - g.tally.sum[g.unit]) / g.limit) end
+    if s[g.learned] then share = math.min(share, (now + MINUTE - (s[g.mirror] or 0)) / MINUTE) end
   end
   if most < NEVER then share = math.min(share, most > 0 and (most - live) / most or 0) end
   return {
@@ -354,9 +407,7 @@ function operations.peek()
 end
 
 function operations.configure() -- rpm, tpm, ipm, rpd, max_in_flight
-  local open = open_gates()
   set_limits(3)
-  no_credit(open)
   if is_unknown() then
     s.win = s.win or 1
   elseif not s.cut then
@@ -378,20 +429,15 @@ end
 -- rpm, tpm, ipm, rpd, max_in_flight, learned rpm, learned tpm, window, cooldown until, then counted {at, requests, tokens,
 -- images} of ten minutes, the same of a day, then {id, expiry, tokens, images} each. All in order of time.
 function operations.init()
-  redis.call('DEL', LEASES, COSTS)
-  s.seq, s.lease_us = 0, 0
+  s.lease_us = 0
   s.lrpm, s.ltpm = tonumber(ARGV[8]), tonumber(ARGV[9])
   set_limits(3)
   s.win = tonumber(ARGV[10])
   if s.win then s.cut = 0 elseif is_unknown() then s.win = 1 end
   if tonumber(ARGV[11]) > now then cool_down(tonumber(ARGV[11]) - now) end
-  local past, after = groups_from(12, now - HORIZON)
-  local day, rest = groups_from(after, now - DAY)
-  for _, g in ipairs(GATES) do
-    if g.limit and g.window == DAY then s[g.tat] = fold(g, day, now - DAY + g.slack) end
-    if g.limit and g.window == MINUTE then s[g.tat] = fold(g, past, now - HORIZON + MINUTE + g.slack) end
-    if g.mirror and s[g.learned] then s[g.mirror] = fold_mirror(g, past) end
-  end
+  local rest = 12
+  for _, tally in ipairs(TALLIES) do rest = count_past(tally, rest) end
+  clamp()
   restore_leases(rest)
   return 1
 end

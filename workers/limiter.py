@@ -15,6 +15,9 @@ from urllib.parse import quote
 import redis
 
 from models.errors import LineUnavailable
+from models.key import Limits
+
+__all__ = ["Ask", "BlockedBy", "Grant", "Learned", "Limiter", "Limits", "Meter", "Past", "Report", "Room"]
 
 SCRIPT = (Path(__file__).parent / "limiter.lua").read_text(encoding="utf-8")
 LONGEST_RESET_MS = 24 * 3600 * 1000
@@ -35,17 +38,6 @@ class BlockedBy(StrEnum):
 class Meter:
     credential_id: int
     model: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The operator's; None is open."""
-
-    rpm: int | None = None
-    tpm: int | None = None
-    ipm: int | None = None
-    rpd: int | None = None
-    max_in_flight: int | None = None
 
 
 @dataclass(frozen=True)
@@ -234,14 +226,14 @@ class Limiter:
         with self._client.pipeline(transaction=False) as pipeline:
             for meter, operation, args in calls:
                 sent = ["" if value is None else str(value) for value in (operation, now_us, *args)]
-                pipeline.evalsha(self._sha, 3, *keys(meter), *sent)
+                pipeline.evalsha(self._sha, 5, *keys(meter), *sent)
             return pipeline.execute(raise_on_error=False)
 
 
-def keys(meter: Meter) -> tuple[str, str, str]:
-    """Its three keys, in one slot whatever characters the model's name has."""
+def keys(meter: Meter) -> tuple[str, str, str, str, str]:
+    """Its five keys, in one slot whatever characters the model's name has."""
     tag = f"ns:{{{meter.credential_id}:{quote(meter.model, safe='/:@', errors='surrogatepass')}}}"
-    return f"{tag}:state", f"{tag}:leases", f"{tag}:costs"
+    return f"{tag}:state", f"{tag}:leases", f"{tag}:costs", f"{tag}:minutes", f"{tag}:days"
 
 
 def _grant(reply: list[Any]) -> Grant:
