@@ -36,8 +36,10 @@ def engine() -> Engine:
         raise Unavailable("NOWSERVING_DATABASE_URL is not set: point it at PostgreSQL, or use `nowserving up`, which brings one.")
     return create_engine(
         url,
+        # No overflow: connections beyond the size are closed when they come back, and each new one costs a backend and all its plans.
         pool_size=settings().database_pool,
-        max_overflow=settings().database_pool,
+        max_overflow=0,
+        pool_use_lifo=True,
         pool_timeout=POOL_TIMEOUT_S,
         pool_recycle=1800,
         pool_pre_ping=False,
@@ -48,6 +50,8 @@ def engine() -> Engine:
             "options": SERVER_OPTIONS,
             "application_name": "nowserving",
             "keepalives_idle": 10,
+            # A server that is cut off rather than gone: give up on what it does not acknowledge.
+            "tcp_user_timeout": 5000,
         },
     )
 

@@ -1,0 +1,133 @@
+"""`nowserving up` as an operator runs it: the whole stack, a part that dies, a second stack beside it, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deploy.server import die_with_parent
+from tests.processes import until
+from tests.upstream.client import FakeUpstream
+
+ROOT = Path(__file__).parent.parent
+START_S = 90
+
+
+class Up:
+    """One `nowserving up` on a folder of its own."""
+
+    def __init__(self, folder: Path, upstream: FakeUpstream) -> None:
+        self.folder, self._log = folder, folder / "up.log"
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("NOWSERVING_")}
+        environment = {
+            **plain,
+            "OPENAI_BASE_URL": upstream.base_url,
+            "NOWSERVING_PORT": "0",
+            "NOWSERVING_FLOWER_PORT": "0",
+            "NOWSERVING_DATA_DIR": str(folder / "data"),
+            "NOWSERVING_SHUTDOWN_GRACE_S": "10",
+        }
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "api.cli", "up"], cwd=ROOT, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
+
+    def wait_ready(self) -> None:
+        until(lambda: "Ctrl-C stops" in self.said() or self.process.poll() is not None, what="up", within_s=START_S)
+        assert self.process.poll() is None, self.said()
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def api(self) -> str:
+        found = re.search(r"http://127\.0\.0\.1:\d+/v1", self.said())
+        assert found, self.said()
+        return found.group()
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        headers = {"Authorization": "Bearer sk-up-test", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.api + path, data=data, headers=headers), timeout=70) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+
+    def ask(self, said: str) -> dict[str, Any]:
+        """The job that said this, when it has ended."""
+        body = {"model": "gpt-4o", "messages": [{"role": "user", "content": said}]}
+        made = self.call("/jobs", {"endpoint": "/v1/chat/completions", "body": body})
+        return self.call(f"/jobs/{made['id']}?wait=60")
+
+    def parts(self) -> list[psutil.Process]:
+        """Every process of this stack, by the folder it was told to use."""
+        mine = str(self.folder / "data")
+        return [one for one in psutil.process_iter() if one.pid != os.getpid() and mine in _environment(one)]
+
+
+def _environment(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("NOWSERVING_DATA_DIR", "") + " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def stacks(upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Up, Up]]:
+    made = (Up(tmp_path_factory.mktemp("one"), upstream), Up(tmp_path_factory.mktemp("two"), upstream))
+    try:
+        for up in made:
+            up.wait_ready()
+        yield made
+    finally:
+        for up in made:
+            if up.process.poll() is None:
+                up.process.send_signal(signal.SIGTERM)
+        for up in made:
+            up.process.wait(60)
+
+
+def test_two_stacks_side_by_side_answer_each_for_itself(stacks: tuple[Up, Up]) -> None:
+    one, two = stacks
+
+    assert "echo: one" == one.ask("one")["result"]["choices"][0]["message"]["content"]
+    assert "echo: two" == two.ask("two")["result"]["choices"][0]["message"]["content"]
+    assert 1 == len(one.call("/jobs")["data"])
+
+
+def test_a_worker_that_dies_is_started_again_and_goes_on(stacks: tuple[Up, Up]) -> None:
+    up = stacks[0]
+    for process in up.parts():
+        if "workers.main" in " ".join(process.cmdline()):
+            process.kill()
+
+    assert "succeeded" == up.ask("after the worker died")["status"]
+
+
+def test_a_stack_that_is_asked_to_stop_leaves_no_process(stacks: tuple[Up, Up]) -> None:
+    up = stacks[1]
+    up.process.send_signal(signal.SIGTERM)
+    status = up.process.wait(60)
+    deadline = time.monotonic() + 10
+    while up.parts() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert 0 == status
+    assert [] == up.parts()
