@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
 
+from models import lane
 from models.db import Session
 
 
@@ -28,19 +29,22 @@ def take_turn(session: Session, key_id: int, name: str) -> Turn:
     return Turn(conversation_id=row.id, number=row.turns, is_behind_another=behind)
 
 
-def let_next(session: Session, conversation_ids: Iterable[int | None]) -> list[int]:
-    """The next held turn of each of these conversations stands in line; returns the lanes that have to be looked at."""
+def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, float]] = ()) -> None:
+    """The next held turn of each of these conversations stands in line, unless a turn that is not held is open.
+
+    To be called when such a turn has ended. Locks go from that turn to the conversation, to the held turn, to the lane.
+    also: lanes that are to be woken with theirs, as `lane.wake` takes them.
+    """
     ids = sorted({number for number in conversation_ids if number is not None})
-    if not ids:
-        return []
-    session.execute(_LOCK, {"ids": ids})
-    return [row.lane_id for row in session.execute(_LET_NEXT, {"ids": ids})]
+    if ids:
+        session.execute(_LOCK, {"ids": ids})
+    let = session.execute(_LET_NEXT, {"ids": ids}).all() if ids else []
+    lane.wake(session, [*((row.lane_id, row.start_tag) for row in let), *also])
 
 
-def head_before(session: Session, job: Any) -> tuple[Any, int]:
-    """The turn of this conversation that stands in line (or runs), and how many held turns stand between it and `job`."""
-    rows = session.execute(_BEFORE, {"id": job.conversation_id, "turn": job.turn}).all()
-    return (rows[0], len(rows)) if rows else (job, 0)
+def open_before(session: Session, job: Any) -> Sequence[Any]:
+    """The turns before `job` that have not ended, in order. Rows: id, lane_id, status, held, start_tag."""
+    return session.execute(_BEFORE, {"id": job.conversation_id, "turn": job.turn}).all()
 
 
 _TAKE = text("""
@@ -49,23 +53,21 @@ _TAKE = text("""
 """)
 _HAS_OPEN = text("SELECT EXISTS (SELECT FROM job WHERE conversation_id = :id AND status IN ('queued', 'admitted', 'running'))")
 _LOCK = text("SELECT id FROM conversation WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
+# A held turn that is being cancelled right now is waited for, and passed over when it is gone.
 _LET_NEXT = text("""
     WITH next AS (
-        SELECT DISTINCT ON (conversation_id) id FROM job
-        WHERE conversation_id = ANY(:ids) AND status = 'queued' AND held ORDER BY conversation_id, turn
-    ), let AS (
-        UPDATE job SET held = false FROM next WHERE job.id = next.id
-        AND NOT EXISTS (
-            SELECT FROM job AS other WHERE other.conversation_id = job.conversation_id AND other.id <> job.id
-            AND (other.status IN ('admitted', 'running') OR (other.status = 'queued' AND NOT other.held))
-        )
-        RETURNING job.lane_id, job.start_tag
+        SELECT first.id FROM unnest(CAST(:ids AS bigint[])) AS ended (id) CROSS JOIN LATERAL (
+            SELECT id FROM job WHERE conversation_id = ended.id AND status = 'queued' AND held ORDER BY turn LIMIT 1 FOR UPDATE
+        ) AS first
     )
-    UPDATE lane SET low_water = least(low_water, let.start_tag), wake_at = now(), idle_since = NULL
-    FROM (SELECT lane_id, min(start_tag) AS start_tag FROM let GROUP BY lane_id) AS let
-    WHERE lane.id = let.lane_id RETURNING lane.id AS lane_id
+    UPDATE job SET held = false FROM next WHERE job.id = next.id
+    AND NOT EXISTS (
+        SELECT FROM job AS other WHERE other.conversation_id = job.conversation_id AND other.id <> job.id
+        AND (other.status IN ('admitted', 'running') OR (other.status = 'queued' AND NOT other.held))
+    )
+    RETURNING job.lane_id, job.start_tag
 """)
 _BEFORE = text("""
-    SELECT id, start_tag FROM job
+    SELECT id, lane_id, status, held, start_tag FROM job
     WHERE conversation_id = :id AND turn < :turn AND status IN ('queued', 'admitted', 'running') ORDER BY turn
 """)

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation
+from models import conversation, lane
 from models.db import Session
 
 
@@ -90,7 +90,10 @@ def beat(session: Session, leases: Mapping[UUID, UUID], *, lease_s: float) -> di
 
 
 def ghost(session: Session, job_id: UUID, dispatch_id: UUID) -> Any | None:
-    """A job that was cancelled under this dispatch id before anybody claimed it. Row: dispatch_id, lane_id, credential_id, model."""
+    """A job that ended under this dispatch id before anybody claimed it: cancelled, or by the late answer of an earlier call.
+
+    Row: dispatch_id, lane_id, credential_id, model.
+    """
     return session.execute(_GHOST, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none()
 
 
@@ -104,21 +107,21 @@ def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object]) -> bo
 def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, finding: Finding) -> Any | None:
     """The job has ended with this result; None when the lease was lost and the job called again, ended or cancelled since.
 
-    A reaped job that was not called again adopts the late answer. The attempt is settled either way.
+    A reaped job that was not called again adopts the late answer, and has no possible duplicate then. The attempt is settled either way.
     """
-    settle(session, dispatch_id, finding)
     row = session.execute(
         _FINISH,
         {"id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
          "response": result.response, "error": _json(result.error)},
     ).one_or_none()  # fmt: skip
+    settle(session, dispatch_id, finding)
     if row is not None:
         conversation.let_next(session, [row.conversation_id])
     return row
 
 
 def settle(session: Session, dispatch_id: UUID, finding: Finding) -> None:
-    """The attempt's outcome is on record."""
+    """The attempt's outcome is on record. After the job's row, as the reaper takes them."""
     session.execute(
         _SETTLE,
         {"dispatch_id": dispatch_id, "outcome": finding.outcome, "http_status": finding.http_status,
@@ -133,13 +136,13 @@ def put_back(
 
     counts: whether this attempt counts against max_attempts. A job whose cancellation was asked for is cancelled instead.
     """
-    settle(session, dispatch_id, finding)
     row = session.execute(
         _PUT_BACK,
         {"id": job_id, "dispatch_id": dispatch_id, "delay_s": delay_s, "failed": int(counts),
          "detail": _json({"reason": why or finding.outcome}),
          "maybe": int(finding.outcome == Outcome.UNKNOWN)},
     ).one_or_none()  # fmt: skip
+    settle(session, dispatch_id, finding)
     if row is not None and row.status == Status.CANCELLED:
         conversation.let_next(session, [row.conversation_id])
     return row is not None
@@ -147,9 +150,10 @@ def put_back(
 
 def return_unclaimed(session: Session, *, older_than_s: float, credential_id: int | None = None, model: str | None = None) -> Sequence[Any]:
     """Admitted jobs that nobody claimed stand in line again at their old tags. Rows: id, dispatch_id, lane_id, credential_id, model."""
-    return session.execute(
-        _RETURN_UNCLAIMED, {"older_than_s": older_than_s, "credential_id": credential_id, "model": model, "most": 500}
-    ).all()
+    wanted = {"older_than_s": older_than_s, "credential_id": credential_id, "model": model, "most": 500}
+    rows = session.execute(_RETURN_UNCLAIMED, wanted).all()
+    lane.wake(session, [(row.lane_id, row.start_tag) for row in rows])
+    return rows
 
 
 def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
@@ -158,7 +162,8 @@ def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
     Status and lease are looked at again in the update itself. Rows: id, status, lane_id, dispatch_id, credential_id, model.
     """
     rows = session.execute(_REAP, {"most": most, "error": _json(LOST), "expected": _json({"reason": "lost"})}).all()
-    conversation.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL])
+    waiting = [(row.lane_id, row.start_tag) for row in rows if row.status == Status.QUEUED]
+    conversation.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL], also=waiting)
     return rows
 
 
@@ -168,7 +173,7 @@ def cancel(session: Session, job_id: UUID, key_id: int) -> Any | None:
     Row: status, dispatch_id (of a running or admitted job, else None), credential_id, model.
     """
     row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id}).one_or_none()
-    if row is not None and row.status == Status.CANCELLED:
+    if row is not None and row.status == Status.CANCELLED and not row.held:
         conversation.let_next(session, [row.conversation_id])
     return row
 
@@ -176,7 +181,7 @@ def cancel(session: Session, job_id: UUID, key_id: int) -> Any | None:
 def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
     """Jobs that waited longer than they may are expired. Rows: id."""
     rows = session.execute(_EXPIRE, {"most": most, "error": _json(EXPIRED)}).all()
-    conversation.let_next(session, [row.conversation_id for row in rows])
+    conversation.let_next(session, [row.conversation_id for row in rows if not row.held])
     return rows
 
 
@@ -219,7 +224,8 @@ _CLAIM = text("""
 """)
 _GHOST = text("""
     SELECT dispatch_id, lane_id, credential_id, model FROM job
-    WHERE id = :id AND dispatch_id = :dispatch_id AND status = 'cancelled' AND credential_id IS NOT NULL
+    WHERE id = :id AND dispatch_id = :dispatch_id AND status IN ('succeeded', 'failed', 'cancelled', 'expired')
+    AND NOT EXISTS (SELECT FROM attempt WHERE attempt.dispatch_id = :dispatch_id)
 """)
 _REFUSE = text("""
     WITH refused AS (
@@ -239,7 +245,8 @@ _BEAT = text("""
 _FINISH = text("""
     WITH done AS (
         UPDATE job SET status = :status, http_status = :http_status, response = :response, error = CAST(:error AS jsonb),
-               ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, held = false, seq = seq + 1
+               ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, seq = seq + 1,
+               possible_duplicate_calls = possible_duplicate_calls - CASE WHEN status = 'running' THEN 0 ELSE 1 END
         WHERE id = :id AND (
             (status = 'running' AND dispatch_id = :dispatch_id) OR (status IN ('queued', 'admitted') AND lost_dispatch_id = :dispatch_id)
         )
@@ -284,9 +291,6 @@ _RETURN_UNCLAIMED = text("""
         UPDATE job SET status = 'queued', dispatch_id = NULL, admitted_at = NULL FROM late
         WHERE job.id = late.id AND job.status = 'admitted'
         RETURNING job.id, late.dispatch_id, job.lane_id, job.start_tag, job.credential_id, job.model
-    ), lowered AS (
-        UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
-        FROM (SELECT lane_id, min(start_tag) AS start_tag FROM back GROUP BY lane_id) AS back WHERE lane.id = back.lane_id
     )
     SELECT * FROM back
 """)
@@ -310,10 +314,6 @@ _REAP = text("""
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at, detail)
         SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:expected AS jsonb) FROM back
-    ), lowered AS (
-        UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
-        FROM (SELECT lane_id, min(start_tag) AS start_tag FROM back WHERE status = 'queued' GROUP BY lane_id) AS back
-        WHERE lane.id = back.lane_id
     )
     SELECT * FROM back
 """)
@@ -323,9 +323,9 @@ _CANCEL = text("""
             cancel_requested = true,
             status = CASE WHEN status = 'running' THEN status ELSE 'cancelled' END,
             ended_at = CASE WHEN status = 'running' THEN NULL ELSE clock_timestamp() END,
-            held = false, seq = seq + 1
+            seq = seq + 1
         WHERE id = :id AND key_id = :key_id AND status IN ('queued', 'admitted', 'running') AND NOT cancel_requested
-        RETURNING id, status, seq, lane_id, conversation_id, dispatch_id, credential_id, model
+        RETURNING id, status, seq, lane_id, conversation_id, held, dispatch_id, credential_id, model
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at)
         SELECT id, seq, CASE WHEN status = 'running' THEN 'job.cancelling' ELSE 'job.cancelled' END, clock_timestamp() FROM stopped
@@ -336,11 +336,11 @@ _EXPIRE = text("""
     WITH late AS (
         SELECT id FROM job WHERE status = 'queued' AND expires_at < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
     ), ended AS (
-        UPDATE job SET status = 'expired', held = false, ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
+        UPDATE job SET status = 'expired', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
         FROM late WHERE job.id = late.id AND job.status = 'queued'
-        RETURNING job.id, job.seq, job.conversation_id, job.ended_at
+        RETURNING job.id, job.seq, job.conversation_id, job.held, job.ended_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.expired', ended_at FROM ended
     )
-    SELECT id, conversation_id FROM ended
+    SELECT id, conversation_id, held FROM ended
 """)

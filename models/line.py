@@ -103,24 +103,27 @@ def lane_of(pool_id: int, model: str) -> int:
 def place(session: Session, job: Any) -> Place:
     """Where this job stands now. job: a row with id, lane_id, start_tag, status, held and conversation_id.
 
-    The count is exact up to COUNTED_MOST; a job held behind an earlier turn of its conversation stands right behind that turn.
+    The count is exact up to COUNTED_MOST. A held turn stands behind the turns before it and behind every lower tag of its lane.
     """
     lane = session.execute(_LANE, {"id": job.lane_id}).one()
     if job.status != "queued":
         return Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
-    before, held_before = job, 0
-    if job.held:
-        before, held_before = conversation.head_before(session, job)
-    ahead = _ahead(session, lane, start_tag=before.start_tag, job_id=before.id)
-    position = ahead.jobs + 1 + held_before
-    if job.held:
-        return Place(position=position, eta_s=_eta_s(lane, ahead, behind=held_before), blocked_by="conversation", wake_at=None)
+    turns = conversation.open_before(session, job) if job.held else []
+    here = [one for one in turns if one.lane_id == lane.id and one.status == "queued"]
+    last = max([job, *here], key=lambda one: (one.start_tag, one.id))
+    ahead = _ahead(session, lane, start_tag=last.start_tag, job_id=last.id)
+    # What is counted are neither held turns nor `last` itself.
+    position = ahead.jobs + 1 + sum(one.held or one is last for one in here)
+    eta_s = _eta_s(lane, ahead, behind=len(turns))
     if lane.is_paused:
         return Place(position=position, eta_s=None, blocked_by="paused", wake_at=None)
-    wake_at = lane.wake_at if lane.blocked_by and lane.wake_in_s > 0 else None
+    if job.held:
+        return Place(position=position, eta_s=eta_s, blocked_by="conversation", wake_at=None)
     if job.not_before and job.not_before > lane.now:
-        return Place(position=position, eta_s=_eta_s(lane, ahead), blocked_by="backoff", wake_at=job.not_before)
-    return Place(position=position, eta_s=_eta_s(lane, ahead), blocked_by=lane.blocked_by, wake_at=wake_at)
+        rest_s = round((job.not_before - lane.now).total_seconds(), 1)
+        return Place(position=position, eta_s=max(eta_s, rest_s), blocked_by="backoff", wake_at=job.not_before)
+    wake_at = lane.wake_at if lane.blocked_by and lane.wake_in_s > 0 else None
+    return Place(position=position, eta_s=eta_s, blocked_by=lane.blocked_by, wake_at=wake_at)
 
 
 def _ahead(session: Session, lane: Any, *, start_tag: float, job_id: UUID) -> Any:
@@ -131,7 +134,7 @@ def _ahead(session: Session, lane: Any, *, start_tag: float, job_id: UUID) -> An
 
 def _eta_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
     """Seconds until this job's turn: the latest of what each limit allows for those ahead, and not before the line moves again."""
-    estimates = [lane.wake_in_s if lane.blocked_by and lane.wake_in_s else 0.0]
+    estimates = [max(0.0, lane.wake_in_s) if lane.blocked_by else 0.0]
     if lane.rpm:
         estimates.append(ahead.jobs * 60 / lane.rpm)
     if lane.tpm:
@@ -212,15 +215,17 @@ _JOIN = text("""
         SET last_finish = greatest(excluded.last_finish - :share, f.last_finish) + :share / f.weight
         RETURNING last_finish, weight
     ), joined AS (
+        -- What was added and taken away again may lack the last bit: never below the lane's time, where the low-water mark may be.
         INSERT INTO job (
             id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, endpoint, model, request,
             conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of
         )
-        SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority, moved.last_finish - :share / moved.weight,
+        SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
+               greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
                :share / moved.weight, :cost, :tokens, :images, :endpoint, :model, :request, :conversation_id, :turn, :timeout_s,
                :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in, :max_attempts,
                :retry_of
-        FROM moved RETURNING id, start_tag, created_at
+        FROM moved, line RETURNING id, start_tag, created_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
     ), woken AS (

@@ -99,7 +99,8 @@ _REMEMBER = text("""
     VALUES (:credential_id, :model, :learned_rpm, :learned_tpm, :window_size, :cooldown_until)
     ON CONFLICT (credential_id, model) DO UPDATE
     SET learned_rpm = coalesce(excluded.learned_rpm, meter.learned_rpm), learned_tpm = coalesce(excluded.learned_tpm, meter.learned_tpm),
-        window_size = excluded.window_size, cooldown_until = greatest(excluded.cooldown_until, meter.cooldown_until)
+        window_size = coalesce(excluded.window_size, meter.window_size),
+        cooldown_until = greatest(excluded.cooldown_until, meter.cooldown_until)
 """)
 _HISTORY = text("""
     SELECT ((floor(extract(epoch FROM started_at) / :step_s) + 1) * :step_s * 1000000)::bigint AS ends_us,

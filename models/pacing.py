@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from models.db import Session
 from models.line import SETTLED_S
+from models.settings import settings
 
 CLAIM_S = 3
 
@@ -39,8 +40,11 @@ class Settled:
 
 
 def free_slots(session: Session, *, seen_within_s: float) -> int:
-    """How many more jobs the workers could run now, by their own reports less what is admitted or running."""
-    return int(session.execute(_FREE_SLOTS, {"seen_within_s": seen_within_s}).scalar_one())
+    """How many more jobs the workers could run now, by their own reports less what is admitted or running.
+
+    Reports and leases older than `seen_within_s` both count for nothing: what a dead worker held blocks no living one.
+    """
+    return int(session.execute(_FREE_SLOTS, {"seen_within_s": seen_within_s, "lease_s": settings().lease_s}).scalar_one())
 
 
 def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequence[Any]:
@@ -87,7 +91,7 @@ def settle(session: Session, lanes: Sequence[Settled]) -> None:
 
 
 def next_wake_in_s(session: Session, *, most_s: float) -> float:
-    """Seconds until the next lane is due, at most `most_s`."""
+    """Seconds until the next lane may be claimed, at most `most_s`; paused lanes and those that others have are not due."""
     return float(session.execute(_NEXT_WAKE, {"most_s": most_s}).scalar_one())
 
 
@@ -118,17 +122,24 @@ def write_figures(session: Session, lane_id: int, *, usual_s: float | None, limi
 
 _FREE_SLOTS = text("""
     SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :seen_within_s)), 0)
-         - (SELECT count(*) FROM job WHERE status IN ('admitted', 'running'))
+         - (SELECT count(*) FROM job WHERE status IN ('admitted', 'running') AND (
+               status = 'admitted' OR lease_until > clock_timestamp() + make_interval(secs => :lease_s - :seen_within_s)))
 """)
+# Those that are due are found along the index first: with an OR for the woken ones every lane would be read and sorted.
 _CLAIM_LANES = text("""
+    WITH due AS (
+        SELECT id FROM lane WHERE wake_at <= now() AND (claimed_until IS NULL OR claimed_until < now()) AND paused_at IS NULL
+        AND (SELECT pool.paused_at FROM pool WHERE pool.id = lane.pool_id) IS NULL
+        ORDER BY wake_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
     UPDATE lane SET claimed_until = now() + make_interval(secs => :claim_s), wake_at = now() + make_interval(secs => :claim_s),
            idle_since = NULL
-    WHERE id IN (
-        SELECT lane.id FROM lane JOIN pool ON pool.id = lane.pool_id
-        WHERE (lane.id = ANY(CAST(:woken AS bigint[])) OR wake_at <= now()) AND (claimed_until IS NULL OR claimed_until < now())
-        AND lane.paused_at IS NULL AND pool.paused_at IS NULL
-        ORDER BY wake_at NULLS LAST LIMIT :most FOR UPDATE OF lane SKIP LOCKED
-    )
+    WHERE id = ANY(ARRAY(
+        SELECT id FROM lane AS found WHERE id = ANY(ARRAY(SELECT unnest(CAST(:woken AS bigint[])) UNION ALL SELECT id FROM due))
+        AND (claimed_until IS NULL OR claimed_until < now()) AND paused_at IS NULL
+        AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id) IS NULL
+        ORDER BY wake_at NULLS LAST LIMIT :most FOR UPDATE SKIP LOCKED
+    ))
     RETURNING id, pool_id, model, virtual_time, low_water
 """)
 _HEADS = text("""
@@ -148,23 +159,29 @@ _ADMIT = text("""
     WHERE job.id = given.id AND job.status = 'queued' AND NOT job.held RETURNING job.dispatch_id
 """)
 _SETTLE = text("""
+    WITH locked AS MATERIALIZED (SELECT id FROM lane WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR UPDATE)
     UPDATE lane SET
         virtual_time = greatest(lane.virtual_time, found.virtual_time), blocked_by = found.blocked_by, claimed_until = NULL,
         wake_at = CASE WHEN lane.wake_at IS DISTINCT FROM lane.claimed_until THEN lane.wake_at
                        ELSE clock_timestamp() + make_interval(secs => found.wake_in_s) END,
         idle_since = CASE WHEN found.wake_in_s IS NULL AND lane.wake_at IS NOT DISTINCT FROM lane.claimed_until THEN now() END
     FROM unnest(CAST(:ids AS bigint[]), CAST(:times AS float8[]), CAST(:wakes AS float8[]), CAST(:reasons AS text[]))
-        AS found (id, virtual_time, wake_in_s, blocked_by)
+        AS found (id, virtual_time, wake_in_s, blocked_by) JOIN locked ON locked.id = found.id
     WHERE lane.id = found.id
 """)
+# One step along the index, however many lanes there are. What another pacer has, that one will look at again.
 _NEXT_WAKE = text("""
-    SELECT least(:most_s, greatest(0, coalesce(extract(epoch FROM min(wake_at) - clock_timestamp()), :most_s)))::float8
-    FROM lane WHERE wake_at IS NOT NULL
+    SELECT least(:most_s, greatest(0, coalesce(extract(epoch FROM (
+        SELECT wake_at FROM lane WHERE wake_at IS NOT NULL AND (claimed_until IS NULL OR claimed_until < now()) AND paused_at IS NULL
+        AND (SELECT pool.paused_at FROM pool WHERE pool.id = lane.pool_id) IS NULL ORDER BY wake_at LIMIT 1
+    ) - clock_timestamp()), :most_s)))::float8
 """)
 _FORGOTTEN = text("""
     UPDATE lane SET wake_at = now(), idle_since = NULL
-    WHERE idle_since > now() - make_interval(secs => :settled_s) AND EXISTS (
-        SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water
+    WHERE id IN (
+        SELECT id FROM lane WHERE idle_since > now() - make_interval(secs => :settled_s) AND EXISTS (
+            SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water
+        ) FOR UPDATE SKIP LOCKED
     ) RETURNING id
 """)
 _LATER = text("""
@@ -173,6 +190,7 @@ _LATER = text("""
     CROSS JOIN LATERAL (
         SELECT min(not_before) AS first FROM job
         WHERE lane_id = wanted.lane_id AND status = 'queued' AND not_before IS NOT NULL AND NOT held
+        AND (expires_at IS NULL OR expires_at > clock_timestamp())
     ) AS later WHERE later.first IS NOT NULL
 """)
 _LOCK_LANE = text("SELECT id FROM lane WHERE id = :id FOR UPDATE SKIP LOCKED")

@@ -2,37 +2,148 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import db, line, pacing
+from models import db, job, key, line, pacing
+from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
+ANSWER = Result(Status.SUCCEEDED, http_status=200, response=b'{"id": "answer"}')
+GOOD = Finding(Outcome.SUCCEEDED, 200, "req_1")
+LOST = Finding(Outcome.UNKNOWN)
+BUSY = Finding(Outcome.THROTTLED, 429)
+
+
+def known(token: str = "sk-test") -> Key:
+    """The key of this token, registered."""
+    with db.begin() as session:
+        return key.recognise(session, token)
+
+
+def order(caller: Key, **wanted: Any) -> line.Order:
+    """An order for model `m` where nothing else is wanted."""
+    usual = {"endpoint": "/v1/chat/completions", "model": "m", "request": BODY, "flow": "someone", "tokens": 100}
+    return line.Order(key=caller, **{**usual, **wanted})
 
 
 def submit(caller: Key, **wanted: Any) -> UUID:
     """One more job in this key's line for model `m`; returns its id."""
-    order = {"endpoint": "/v1/chat/completions", "model": "m", "request": BODY, "flow": "someone", "tokens": 100, **wanted}
     job_id = line.new_id()
     with db.begin() as session:
-        line.join(session, line.Order(key=caller, **order), job_id=job_id)
+        line.join(session, order(caller, **wanted), job_id=job_id)
     return job_id
 
 
 def admit_all(caller: Key, *, most: int) -> list[UUID]:
     """The next `most` jobs of the key's line are admitted, as the pacer would without any limit; returns them in order."""
     with db.begin() as session:
-        credential_id = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).scalar_one()
+        credential_id = credential_of(session, caller)
         session.execute(text("UPDATE lane SET claimed_until = NULL, wake_at = now() - interval '1 s'"))
         lanes = pacing.claim_lanes(session, woken=[], most=100)
         heads = pacing.heads(session, lanes, most=most)
         given = [pacing.Admission(job_id=head.id, dispatch_id=uuid4(), credential_id=credential_id) for head in heads]
         assert len(given) == len(pacing.admit(session, given))
-        pacing.settle(
-            session,
-            [pacing.Settled(lane_id=lane.id, virtual_time=max([lane.virtual_time, *(head.start_tag for head in heads)]), wake_in_s=0, blocked_by=None) for lane in lanes],
-        )
+        pacing.settle(session, [_moved_on(lane, heads) for lane in lanes])
     return [head.id for head in heads]
+
+
+def admit(caller: Key, job_id: UUID) -> UUID:
+    """This one job is admitted, whatever stands before it; returns the dispatch id."""
+    with db.begin() as session:
+        one = pacing.Admission(job_id, uuid4(), credential_of(session, caller))
+        assert {one.dispatch_id} == pacing.admit(session, [one])
+    return one.dispatch_id
+
+
+def start(caller: Key, job_id: UUID) -> UUID:
+    """This one job is running; returns the dispatch id."""
+    dispatch_id = admit(caller, job_id)
+    with db.begin() as session:
+        assert job.claim(session, job_id, dispatch_id, lease_s=30) is not None
+    return dispatch_id
+
+
+def finish(job_id: UUID, dispatch_id: UUID, result: Result = ANSWER, finding: Finding = GOOD) -> bool:
+    """Whether this result was taken."""
+    with db.begin() as session:
+        return job.finish(session, job_id, dispatch_id, result, finding) is not None
+
+
+def put_back(job_id: UUID, dispatch_id: UUID, finding: Finding = BUSY, **how: Any) -> bool:
+    """Whether the job went back in line."""
+    with db.begin() as session:
+        return job.put_back(session, job_id, dispatch_id, finding, **how)
+
+
+def cancel(caller: Key, job_id: UUID) -> Any:
+    """What job.cancel answers."""
+    with db.begin() as session:
+        return job.cancel(session, job_id, caller.id)
+
+
+def reap() -> Sequence[Any]:
+    """What job.reap answers, after every lease has run out."""
+    with db.begin() as session:
+        session.execute(text("UPDATE job SET lease_until = now() - interval '1 s' WHERE status = 'running'"))
+    with db.begin() as session:
+        return job.reap(session)
+
+
+def expire(job_id: UUID) -> Sequence[Any]:
+    """What job.expire answers, after this job's time to wait is over."""
+    with db.begin() as session:
+        session.execute(text("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job_id})
+    with db.begin() as session:
+        return job.expire(session)
+
+
+def row(job_id: UUID) -> Any:
+    """The job's row."""
+    (found,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
+    return found
+
+
+def told(job_id: UUID) -> list[str]:
+    """The types of the job's events in order, without `job.`."""
+    return [event.type.removeprefix("job.") for event in query("SELECT type FROM job_event WHERE job_id = :id ORDER BY seq", id=job_id)]
+
+
+def outcomes(job_id: UUID) -> list[str]:
+    """The outcomes of the job's attempts in order."""
+    return [one.outcome for one in query("SELECT outcome FROM attempt WHERE job_id = :id ORDER BY n", id=job_id)]
+
+
+def heads(*, most: int = 100) -> list[UUID]:
+    """Who stands at the head of the lines, from their low-water marks, as the pacer finds them."""
+    with db.begin() as session:
+        lanes = session.execute(text("SELECT id, low_water FROM lane")).all()
+        return [head.id for head in pacing.heads(session, lanes, most=most)]
+
+
+def query(statement: str, **values: Any) -> Sequence[Any]:
+    """The rows of this statement, committed."""
+    with db.begin() as session:
+        found = session.execute(text(statement), values)
+        return found.all() if found.returns_rows else []
+
+
+def credential_of(session: db.Session, caller: Key) -> int:
+    """The first credential that serves this key."""
+    return int(session.execute(text("SELECT min(id) FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).scalar_one())
+
+
+def at_once(*works: Callable[[], Any]) -> list[Any]:
+    """All of these at the same time, each in a thread of its own; their answers. What one raises is raised."""
+    with ThreadPoolExecutor(len(works)) as threads:
+        return [one.result() for one in [threads.submit(work) for work in works]]
+
+
+def _moved_on(lane: Any, served: Sequence[Any]) -> pacing.Settled:
+    tags = [head.start_tag for head in served if head.lane_id == lane.id]
+    return pacing.Settled(lane_id=lane.id, virtual_time=max([lane.virtual_time, *tags]), wake_in_s=0, blocked_by=None)

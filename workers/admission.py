@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 from models import db, job, meter
 from models.pacing import Admission
 from models.settings import settings
+from workers import crash
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
 
 log = logging.getLogger(__name__)
@@ -76,15 +77,19 @@ class Reserver:
         rest = jobs[grant.admitted :]
         if grant.blocked_by == BlockedBy.NO_STATE:
             self.rebuild(used)
-            given.blocked_by, given.wake_in_s = grant.blocked_by, 0.0
+            given.blocked_by, given.wake_in_s, given.never = grant.blocked_by, 0.0, None
             left.pop(lane)
             return
         tried.add(used.credential_id)
         if not rest:
             left.pop(lane)
-            given.blocked_by, given.wake_in_s = None, None
+            given.blocked_by, given.wake_in_s, given.never = None, None, None
             return
         left[lane] = rest
+        if grant.admitted and grant.wake_in_ms is None and given.blocked_by is not None:
+            # What the others said was about a job that goes now: whoever stands first next time asks them all.
+            given.wake_in_s, given.never = 0.0, None
+            return
         self._explain(given, grant, rest[0].id)
 
     def _explain(self, given: Reserved, grant: Grant, first: UUID) -> None:
@@ -130,6 +135,7 @@ class Reserver:
             past = meter.history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)
             day = meter.history(session, lost.credential_id, lost.model, seconds=DAY_S, step_s=60) if known.limits.rpd else []
             live = meter.live(session, lost.credential_id, lost.model)
+        crash.at("rebuild.before_init")
         now_us = time.time_ns() // 1000
         self._limiter.init(
             lost,

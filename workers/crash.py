@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 from collections import defaultdict
 
 from models.settings import settings
@@ -28,7 +29,8 @@ def at(point: str) -> None:
     if next(_passings[point]) != int(nth or 1):
         return
     if how == "freeze":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # To this thread: of a signal to the process, it might see the effect only some steps later.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif how == "raise":
         raise Crashed(point)
     else:

@@ -21,7 +21,7 @@ from models import artifact, db, job, secret, usage
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import crash, wake
+from workers import crash, retry, wake
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def commit(ending: Ending) -> None:
 def _finish(session: db.Session, ending: Ending, result: Result) -> bool:
     row = job.finish(session, ending.job_id, ending.dispatch_id, result, ending.finding)
     if result.status == Status.SUCCEEDED and result.response is not None:
-        answer = json.loads(result.response)
+        answer = retry.parse(result.response)
         # Of a late answer too: it was paid for, whoever gets it.
         used = usage.read(answer)
         usage.write(session, used, dispatch_id=ending.dispatch_id, job_id=ending.job_id, key_id=ending.key_id, model=ending.model)

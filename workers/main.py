@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -30,21 +31,25 @@ def main(processes: int, threads: int) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    children = {n: _start(n, threads) for n in range(processes)}
+    births = itertools.count()
+    children = {n: _start(next(births), threads) for n in range(processes)}
     while not stop.wait(0.2):
         for n, child in children.items():
             if child.poll() is not None:
                 log.error("worker process died, starting it again", extra={"worker": n, "exit": child.returncode})
                 stop.wait(RESTART_S)
-                children[n] = _start(n, threads)
+                children[n] = _start(next(births), threads, again=True)
     _end(list(children.values()))
 
 
-def _start(n: int, threads: int) -> subprocess.Popen[bytes]:
+def _start(birth: int, threads: int, *, again: bool = False) -> subprocess.Popen[bytes]:
+    # Each a name of its own: the slots of a dead process go out of the count together with the calls that it held.
     command = [sys.executable, "-m", "celery", "--app", "workers.tasks", "worker", "--pool", "threads", "--concurrency", str(threads)]
-    command += ["--queues", QUEUE, "--hostname", f"worker{n}-{os.getpid()}@%h", "--without-gossip", "--without-mingle"]
+    command += ["--queues", QUEUE, "--hostname", f"worker{birth}-{os.getpid()}@%h", "--without-gossip", "--without-mingle"]
     command += ["--loglevel", settings().log_level]
-    environment = {**os.environ, "NOWSERVING_WORKER_THREADS": str(threads), "NOWSERVING_DATABASE_POOL": str(min(threads, 16))}
+    environment = {**os.environ, "NOWSERVING_WORKER_THREADS": str(threads), "NOWSERVING_DATABASE_POOL": str(min(threads, 8))}
+    if again:
+        environment.pop("NOWSERVING_CRASH", None)  # a crash that a test asked for happens once
     return subprocess.Popen(command, env=environment)
 
 

@@ -34,6 +34,10 @@ class Lost(Exception):
     """The request went out and no whole answer came back: nobody knows whether it was served and paid for."""
 
 
+class TooLarge(Lost):
+    """The answer was cut at NOWSERVING_MAX_ANSWER_BYTES."""
+
+
 class TimedOut(Lost):
     """The deadline passed while waiting for the answer."""
 
@@ -115,6 +119,8 @@ def _named(call: Call, error: Exception) -> Exception:
         return Aborted()
     if not call.is_sent:
         return NotSent(type(error.__cause__ or error).__name__)
+    if call.received > settings().max_answer_bytes:
+        return TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES")
     if time.monotonic() >= call.deadline - 0.01:
         return TimedOut("no answer before timeout_s")
     return Lost(type(error.__cause__ or error).__name__)
@@ -178,7 +184,11 @@ class _Backend(httpcore2.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        return _Stream(super().connect_tcp(host, port, CONNECT_TIMEOUT_S, local_address, socket_options), self._line)
+        return _Stream(super().connect_tcp(host, port, self._patience_s(), local_address, socket_options), self._line)
+
+    def _patience_s(self) -> float:
+        call = self._line.call
+        return min(CONNECT_TIMEOUT_S, call.left_s()) if call is not None else CONNECT_TIMEOUT_S
 
 
 class _Client:

@@ -41,6 +41,7 @@ class Pacer:
         self._bell = bell
         self._rounds = Rounds()
         self._last_finish: dict[int, float] = {}
+        self._seen_most = 0
 
     def run(self, stop: threading.Event) -> None:
         """Steps until told to stop; without Postgres or Redis it waits for them."""
@@ -48,7 +49,7 @@ class Pacer:
             try:
                 self._bell.sleep(self.step())
             except (Unavailable, LineUnavailable) as error:
-                log.warning("pacing waits", extra={"why": type(error).__name__})
+                log.warning("pacing waits", extra={"why": str(error.__cause__ or error)})
                 stop.wait(0.2)
             except Exception:
                 # A border: one step that cannot be taken must not end the line.
@@ -61,13 +62,15 @@ class Pacer:
         with db.begin() as session:
             free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
             lanes = pacing.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
-            heads = pacing.heads(session, lanes, most=min(HEADS_MOST, max(free, 0)))
+            self._seen_most = min(HEADS_MOST, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
+            heads = pacing.heads(session, lanes, most=self._seen_most)
             pool_ids = sorted({lane.pool_id for lane in lanes})
             serving = parking.open_or_due(session, pool_ids, probe_s=settings().probe_s)
             hopeless = parking.hopeless(session, pool_ids)
         self._keep_unseen(woken, lanes)
         if not lanes:
             return self._rest_s(free)
+        crash.at("pacer.after_claim_lanes")
         queues: dict[int, list[Any]] = {lane.id: [] for lane in lanes}
         for head in heads:
             queues[head.lane_id].append(head)
@@ -127,16 +130,21 @@ class Pacer:
 
     def _ring_all(self, admissions: list[Admission], marked: set[UUID], *, models: dict[int, str], queues: dict[int, list[Any]]) -> None:
         lane_of = {head.id: head.lane_id for jobs in queues.values() for head in jobs}
+        is_heard = True
         for one in admissions:
             if one.dispatch_id in marked:
-                self._ring.ring(one.job_id, one.dispatch_id)
+                # Each failure costs seconds: after the first the rest is left to the sweep, which finds what nobody claimed.
+                is_heard = is_heard and self._ring.ring(one.job_id, one.dispatch_id)
                 crash.at("pacer.mid_publish")
             else:
                 bound = Meter(one.credential_id, models[lane_of[one.job_id]])
-                self._limiter.release(bound, str(one.dispatch_id), Report(sent=False))
+                try:
+                    self._limiter.release(bound, str(one.dispatch_id), Report(sent=False))
+                except LineUnavailable:
+                    log.info("slot not freed: Redis is away, it frees itself")
 
     def _is_done(self, queue: list[Any], wanted: list[Any], given: Reserved) -> bool:
-        return len(queue) < HEADS_MOST and len(wanted) == len(queue) and given.blocked_by is None
+        return len(queue) < self._seen_most and len(wanted) == len(queue) and given.blocked_by is None
 
     def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reserved, later: dict[int, float]) -> Settled:
         admitted = wanted[: len(given.admissions)]

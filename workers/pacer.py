@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
+from uuid import UUID
 
 import redis
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Runs until SIGTERM or SIGINT."""
+    """Runs until SIGTERM or SIGINT; ends with 1 when one of its threads has died."""
     logs.configure(settings().log_level)
     stop, bell, announcer = threading.Event(), Bell(), Announcer()
     limiter = Limiter(wake.client())
@@ -36,7 +38,10 @@ def main() -> None:
     for thread in threads:
         thread.start()
     log.info("pacing")
-    stop.wait()
+    while not stop.wait(1.0):
+        if not all(thread.is_alive() for thread in threads):
+            log.critical("a thread of the pacer died; the process ends, to be started again whole")
+            sys.exit(1)
     for thread in threads[:2]:
         thread.join(5)
 
@@ -48,9 +53,9 @@ def listen(bell: Bell, announcer: Announcer, stop: threading.Event) -> None:
             for message in wake.listen(wake.LINE, until=stop.is_set):
                 bell.ring(int(str(message["lane"])))
                 if message.get("queued"):
-                    announcer.waits(str(message["queued"]))
+                    announcer.waits(UUID(str(message["queued"])))
                 if message.get("cancelled"):
-                    announcer.cancelled(str(message["cancelled"]))
+                    announcer.cancelled(UUID(str(message["cancelled"])))
         except (redis.RedisError, OSError):
             stop.wait(0.5)
 

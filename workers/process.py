@@ -22,8 +22,8 @@ from workers.retry import Next, Verdict
 
 log = logging.getLogger(__name__)
 
-# A claim later than this after its admission pays again: calls let go evenly must not arrive in a heap. It is the burst
-# that the limiter's rate leaves free (half a second's worth), so calls that are no later than this keep every window whole.
+# A claim later than this after its admission pays again: calls let go evenly must not arrive in a heap. The limiter's
+# windows are longer by just this (LATE in limiter.lua), so calls that are no later keep every window of the upstream's whole.
 LATE_S = 0.5
 
 
@@ -36,6 +36,7 @@ class Processor:
 
     def serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
+        began = time.monotonic()
         crash.at("worker.before_claim")
         try:
             with db.begin() as session:
@@ -51,27 +52,41 @@ class Processor:
         call = Call(deadline=time.monotonic() + row.timeout_s)
         self._leases.add(dispatch_id, Held(job_id=job_id, meter=bound, call=call))
         try:
-            self._run(row, bound, call)
+            if why := self._why_not(row, bound, began=began):
+                self._release(bound, row, Report(sent=False))
+                ending.write(_back(row, Finding(Outcome.NOT_SENT), why=why))
+            else:
+                self._run(row, bound, call)
+        except Exception as error:
+            # A border: the job must not wait for its lease to run out, nor count as called when it was not.
+            log.exception("a job could not be processed", extra={"job_id": str(job_id), "dispatch_id": str(dispatch_id)})
+            self._release(bound, row, Report(sent=call.is_sent))
+            self._fail_or_again(row, retry.broken(error, is_sent=call.is_sent), answer=None)
         finally:
             self._leases.drop(dispatch_id)
 
-    def _run(self, row: Any, bound: Meter, call: Call) -> None:
+    def _why_not(self, row: Any, bound: Meter, *, began: float) -> str:
+        """Why the call must not go out after all; empty: it may. began: before the claim, in monotonic seconds."""
         if row.late_s > LATE_S and not self._pays_again(bound, row.dispatch_id):
-            self._release(bound, row, Report(sent=False))
-            ending.write(_back(row, Finding(Outcome.NOT_SENT), why="claimed too late"))
-            return
+            return "claimed too late"
         crash.at("worker.before_send")
+        # Frozen since the claim? Then the lease may have run out, and the job may be another's already.
+        if time.monotonic() - began > settings().lease_s / 2 and not self._is_ours(row):
+            return "lease lost before the call"
+        return ""
+
+    def _run(self, row: Any, bound: Meter, call: Call) -> None:
         try:
             answer = self._post(row, call)
         except NotSent as error:
             self._release(bound, row, Report(sent=False))
-            self._fail_or_again(row, _unsent(error), answer=None)
+            self._fail_or_again(row, retry.unsent(error), answer=None)
         except Aborted:
             self._release(bound, row, Report())
             ending.write(_done(row, Finding(Outcome.CANCELLED), Result(Status.CANCELLED)))
         except Lost as error:
             self._release(bound, row, Report(pushed_back=True))
-            self._fail_or_again(row, _lost(error), answer=None)
+            self._fail_or_again(row, retry.lost(error), answer=None)
         else:
             self._take(row, bound, answer)
 
@@ -122,6 +137,13 @@ class Processor:
             delay_s = retry.delay_s(row.failures) if counts else 0.0
             ending.write(_back(row, finding, delay_s=delay_s, counts=counts))
 
+    def _is_ours(self, row: Any) -> bool:
+        try:
+            with db.begin() as session:
+                return bool(job.beat(session, {row.dispatch_id: row.id}, lease_s=settings().lease_s))
+        except Unavailable:
+            return False
+
     def _pays_again(self, bound: Meter, dispatch_id: UUID) -> bool:
         try:
             return self._limiter.charge_again(bound, str(dispatch_id), lease_ms=_lease_ms()).admitted == 1
@@ -129,10 +151,12 @@ class Processor:
             return False
 
     def _release(self, bound: Meter, row: Any, report: Report) -> Learned | None:
+        """The slot is free and the limiter has the report; what it learned, None when it cannot be reached."""
         try:
             learned = self._limiter.release(bound, str(row.dispatch_id), report)
         except LineUnavailable:
-            return None
+            # A pause that the upstream asked for is stored at least, for the state that will be rebuilt.
+            return _untold(report)
         wake.line(row.lane_id)
         return learned
 
@@ -154,9 +178,12 @@ class Processor:
         return verdict
 
     def _give_back(self, job_id: UUID, dispatch_id: UUID) -> None:
-        """A doorbell for a job that was cancelled meanwhile: what was reserved for it is free again."""
-        with db.begin() as session:
-            ghost = job.ghost(session, job_id, dispatch_id)
+        """A doorbell for a job that ended meanwhile without this call: what was reserved for it is free again."""
+        try:
+            with db.begin() as session:
+                ghost = job.ghost(session, job_id, dispatch_id)
+        except Unavailable:
+            return  # the slot frees itself when its lease runs out
         if ghost is not None:
             self._release(Meter(ghost.credential_id, ghost.model), ghost, Report(sent=False))
 
@@ -189,14 +216,11 @@ def _lasting(learned: Learned) -> dict[str, Any]:
     }
 
 
-def _unsent(error: NotSent) -> Verdict:
-    message = f"The upstream cannot be reached ({error}); the job was never sent. Try again, or ask the operator to check OPENAI_BASE_URL."
-    return Verdict(Next.AGAIN, Outcome.NOT_SENT, error=retry.own_error(message, "upstream_unreachable"))
-
-
-def _lost(error: Lost) -> Verdict:
-    message = f"The call went out and no whole answer came back ({error}); it may have been paid for. POST …/retry calls again."
-    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=retry.own_error(message, "upstream_outcome_unknown"))
+def _untold(report: Report) -> Learned | None:
+    if report.cooldown_ms is None:
+        return None
+    until_us = time.time_ns() // 1000 + report.cooldown_ms * 1000
+    return Learned(window=None, learned_rpm=None, learned_tpm=None, cooldown_until_us=until_us, changed=True)
 
 
 def _request_id(answer: Answer) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ log = logging.getLogger(__name__)
 
 # Set when this process was told to stop: it finishes what runs and takes nothing new.
 draining = threading.Event()
-SPOOL_EVERY_S = 2.0
+# How soon a change (told to stop, Postgres back) is noticed, and how often a beat that failed is tried again.
+LOOK_S = 0.2
+AGAIN_S = 1.0
 
 
 @dataclass
@@ -31,15 +35,20 @@ class Beat:
     def run(self, stop: threading.Event) -> None:
         """Until `stop`. Late beats are made up for at once; an error in one never stops the next."""
         due = time.monotonic()
-        told = -1
+        told = self.slots
+        parent = os.getppid()
         while not stop.is_set():
+            if os.getppid() != parent and not draining.is_set():
+                log.error("the process that started this one is gone: finishing what runs, taking nothing new")
+                os.kill(os.getpid(), signal.SIGTERM)
+                draining.set()
             slots = 0 if draining.is_set() else self.slots
             if time.monotonic() >= due or slots != told:
-                due = time.monotonic() + settings().heartbeat_s
-                told = self._pulse(slots)
-            stop.wait(min(SPOOL_EVERY_S, 0.2 if draining.is_set() else SPOOL_EVERY_S))
+                began, told = time.monotonic(), slots
+                due = began + (settings().heartbeat_s if self._pulse(slots) else min(AGAIN_S, settings().heartbeat_s))
+            stop.wait(LOOK_S)
 
-    def _pulse(self, slots: int) -> int:
+    def _pulse(self, slots: int) -> bool:
         try:
             self.leases.renew()
             with db.begin() as session:
@@ -47,12 +56,12 @@ class Beat:
             ending.replay()
         except Unavailable:
             log.warning("beat missed: Postgres is away", extra={"worker": self.name})
-            return -1
+            return False
         except Exception:
             # A border: whatever it was, the leases of the calls in flight hang on the next beat.
             log.exception("beat failed", extra={"worker": self.name})
-            return -1
-        return slots
+            return False
+        return True
 
 
 def leave(name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from models.job import Outcome
 from models.settings import settings
 from workers import headers
-from workers.openai_client import Answer
+from workers.openai_client import Answer, Lost, NotSent, TooLarge
 
 # 429s that no waiting cures.
 MONEY = frozenset(
@@ -63,6 +63,27 @@ def judge(answer: Answer) -> Verdict:
     return Verdict(Next.FAIL, Outcome.REFUSED, error=said)
 
 
+def broken(error: Exception, *, is_sent: bool) -> Verdict:
+    """Our own failure, of whatever kind: what the upstream may have answered is lost with it."""
+    said = own_error(f"This server could not process the job ({type(error).__name__}). Ask the operator.", "server_error")
+    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=said) if is_sent else Verdict(Next.AGAIN, Outcome.NOT_SENT, error=said)
+
+
+def unsent(error: NotSent) -> Verdict:
+    """Provably not called: another attempt costs nothing."""
+    message = f"The upstream cannot be reached ({error}); the job was never sent. Try again, or ask the operator to check OPENAI_BASE_URL."
+    return Verdict(Next.AGAIN, Outcome.NOT_SENT, error=own_error(message, "upstream_unreachable"))
+
+
+def lost(error: Lost) -> Verdict:
+    """Sent, and no whole answer: on_lost decides. One that is too large would be too large again, and paid for again."""
+    if isinstance(error, TooLarge):
+        message = "The upstream's answer is larger than this server keeps. Ask for less, or have NOWSERVING_MAX_ANSWER_BYTES raised."
+        return Verdict(Next.FAIL, Outcome.UNKNOWN, error=own_error(message, "upstream_answer_too_large"))
+    message = f"The call went out and no whole answer came back ({error}); it may have been paid for. POST …/retry calls again."
+    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=own_error(message, "upstream_outcome_unknown"))
+
+
 def delay_s(failures: int, *, rng: random.Random | None = None) -> float:
     """How long a job waits after its n-th failed attempt: doubling from retry_base_s up to retry_most_s, with up to half of it jitter."""
     most = min(settings().retry_most_s, settings().retry_base_s * 2 ** min(failures, 16))
@@ -71,7 +92,7 @@ def delay_s(failures: int, *, rng: random.Random | None = None) -> float:
 
 def is_object(body: bytes) -> bool:
     """Whether this is one JSON object, as every answer of OpenAI's is."""
-    return _object(body) is not None
+    return parse(body) is not None
 
 
 def _judge_body(answer: Answer) -> Verdict:
@@ -103,13 +124,15 @@ def own_error(message: str, code: str) -> ErrorObject:
 
 def _error_in(answer: Answer) -> ErrorObject:
     """The upstream's own error object, completed to four keys; one made from the status where it sent none."""
-    found = (_object(answer.body) or {}).get("error")
+    found = (parse(answer.body) or {}).get("error")
     if isinstance(found, Mapping) and isinstance(found.get("message"), str):
-        return {"type": None, "param": None, "code": None, **{str(name): value for name, value in found.items() if _is_plain(value)}}
+        said = {_storable(name): _storable(value) for name, value in found.items() if value is None or isinstance(value, str | bool | int)}
+        return {"type": None, "param": None, "code": None, **said}
     return own_error(f"The upstream answered {answer.status} without saying why. Try again later.", "upstream_error")
 
 
-def _object(body: bytes) -> dict[str, Any] | None:
+def parse(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that this is; None for anything else, however it is broken."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -117,6 +140,6 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _is_plain(value: object) -> bool:
-    # What goes into jsonb: no NUL, no lone surrogate.
-    return value is None or (isinstance(value, str) and "\x00" not in value and value.isprintable()) or isinstance(value, bool | int)
+def _storable(value: Any) -> Any:
+    """As jsonb takes it: without NUL and lone surrogates."""
+    return value.replace("\x00", "\ufffd").encode(errors="replace").decode() if isinstance(value, str) else value

@@ -12,6 +12,7 @@ class Rounds:
     def __init__(self) -> None:
         self._deficit: dict[int, float] = {}
         self._last: int = -1
+        self._is_cut_short = False
 
     def pick(self, queues: Mapping[int, Sequence[Any]], *, slots: int) -> dict[int, int]:
         """How many jobs from the head of each lane get a slot now. queues: lane → its first jobs in order, each with a cost.
@@ -33,14 +34,19 @@ class Rounds:
         return taken
 
     def _serve(self, lane: int, queue: Sequence[Any], taken: dict[int, int], *, quantum: float, slots: int) -> int:
-        self._deficit[lane] = self._deficit.get(lane, 0.0) + quantum
-        self._last = lane
-        while slots > 0 and taken[lane] < len(queue) and queue[taken[lane]].cost <= self._deficit[lane]:
+        if not (self._is_cut_short and lane == self._last):
+            self._deficit[lane] = self._deficit.get(lane, 0.0) + quantum
+        self._last, self._is_cut_short = lane, False
+        while taken[lane] < len(queue) and queue[taken[lane]].cost <= self._deficit.get(lane, 0.0):
+            if slots == 0:
+                self._is_cut_short = True
+                break
             self._deficit[lane] -= queue[taken[lane]].cost
             taken[lane] += 1
             slots -= 1
         return slots
 
     def _in_turn(self, queues: Mapping[int, Sequence[Any]]) -> list[int]:
-        lanes = sorted(queues)
-        return [lane for lane in lanes if lane > self._last] + [lane for lane in lanes if lane <= self._last]
+        """The lane whose turn the slots cut short goes on with it; otherwise the next one is first."""
+        first = self._last if self._is_cut_short else self._last + 1
+        return sorted(lane for lane in queues if lane >= first) + sorted(lane for lane in queues if lane < first)

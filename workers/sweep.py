@@ -12,7 +12,7 @@ from typing import Any
 from models import db, fleet, job, lane_care, pacing, retention
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
-from workers import wake
+from workers import crash, wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report
 
@@ -56,7 +56,7 @@ class Sweep:
             try:
                 self.step(now=time.monotonic())
             except (Unavailable, LineUnavailable) as error:
-                log.warning("sweep waits", extra={"why": type(error).__name__})
+                log.warning("sweep waits", extra={"why": str(error.__cause__ or error)})
             except Exception:
                 # A border: the next sweep must come whatever this one found.
                 log.exception("a sweep failed")
@@ -95,6 +95,8 @@ class Sweep:
             if self._amnesty.is_on(postmaster=lane_care.postmaster_started(session), now=now):
                 return
             lost = job.reap(session)
+        if lost:
+            crash.at("sweep.mid_reap")
         for row in lost:
             log.warning("lease ran out", extra={"job_id": str(row.id), "status": row.status})
         self._free(lost, Report())

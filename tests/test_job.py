@@ -1,0 +1,520 @@
+"""Every arrow of a job's life, one by one: what it changes, and when it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from models import db, job
+from models.job import TERMINAL, Finding, Outcome, Result, Status
+from models.key import Key
+from tests.line_tools import (
+    ANSWER,
+    BUSY,
+    GOOD,
+    LOST,
+    admit,
+    admit_all,
+    cancel,
+    expire,
+    finish,
+    heads,
+    known,
+    outcomes,
+    put_back,
+    query,
+    reap,
+    row,
+    start,
+    submit,
+    told,
+)
+
+pytestmark = pytest.mark.usefixtures("database")
+FAILED = Result(Status.FAILED, http_status=400, error={"message": "no", "type": None, "param": None, "code": None})
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+def claim(job_id: UUID, dispatch_id: UUID) -> object:
+    with db.begin() as session:
+        return job.claim(session, job_id, dispatch_id, lease_s=30)
+
+
+def ghost(job_id: UUID, dispatch_id: UUID) -> object:
+    with db.begin() as session:
+        return job.ghost(session, job_id, dispatch_id)
+
+
+def beat(leases: dict[UUID, UUID]) -> dict[UUID, bool]:
+    with db.begin() as session:
+        return job.beat(session, leases, lease_s=30)
+
+
+def return_unclaimed(*, older_than_s: float = 0, credential_id: int | None = None, model: str | None = None) -> list[UUID]:
+    with db.begin() as session:
+        return [one.id for one in job.return_unclaimed(session, older_than_s=older_than_s, credential_id=credential_id, model=model)]
+
+
+def refuse(job_id: UUID) -> bool:
+    with db.begin() as session:
+        return job.refuse(session, job_id, error={"message": "too large"})
+
+
+# Claim
+
+
+def test_a_claimed_job_has_its_attempt_on_record_before_anything_is_sent(caller: Key) -> None:
+    one = submit(caller)
+    start(caller, one)
+
+    assert (Status.RUNNING, ["running"], 1) == (row(one).status, outcomes(one), row(one).calls)
+    assert ["queued", "started"] == told(one)
+
+
+def test_the_second_claim_of_a_dispatch_changes_nothing(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+
+    assert claim(one, dispatch_id) is None
+    assert 1 == row(one).calls
+
+
+def test_an_older_dispatch_claims_nothing(caller: Key) -> None:
+    one = submit(caller)
+    old = admit(caller, one)
+    return_unclaimed()
+    admit(caller, one)
+
+    assert claim(one, old) is None
+    assert Status.ADMITTED == row(one).status
+
+
+def test_a_waiting_job_cannot_be_claimed(caller: Key) -> None:
+    assert claim(submit(caller), uuid4()) is None
+
+
+# Beat
+
+
+def test_a_beat_renews_the_lease(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    query("UPDATE job SET lease_until = now() + interval '1 s'")
+
+    assert {dispatch_id: False} == beat({dispatch_id: one})
+    assert [True] == [each.renewed for each in query("SELECT lease_until > now() + interval '20 s' AS renewed FROM job")]
+
+
+def test_a_beat_says_which_jobs_are_to_be_cancelled(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    cancel(caller, one)
+
+    assert {dispatch_id: True} == beat({dispatch_id: one})
+
+
+def test_a_beat_leaves_out_what_is_lost(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    reap()
+
+    assert {} == beat({dispatch_id: one, uuid4(): uuid4()})
+    assert {} == beat({})
+
+
+# Finish
+
+
+def test_a_finished_job_has_its_answer_and_no_lease(caller: Key) -> None:
+    one = submit(caller)
+    assert finish(one, start(caller, one))
+
+    ended = row(one)
+    assert (Status.SUCCEEDED, 200, b'{"id": "answer"}', None) == (ended.status, ended.http_status, bytes(ended.response), ended.lease_until)
+    assert (["succeeded"], ["queued", "started", "succeeded"]) == (outcomes(one), told(one))
+
+
+def test_a_job_finishes_once(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    finish(one, dispatch_id)
+
+    assert not finish(one, dispatch_id, FAILED, Finding(Outcome.REFUSED, 400))
+    assert (Status.SUCCEEDED, ["succeeded"]) == (row(one).status, outcomes(one))
+
+
+def test_a_late_answer_of_a_reaped_job_is_adopted(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    reap()
+
+    assert finish(one, dispatch_id)
+    assert (Status.SUCCEEDED, ["succeeded"], []) == (row(one).status, outcomes(one), heads())
+
+
+def test_an_adopted_answer_leaves_no_possible_duplicate(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    reap()
+    assert 1 == row(one).possible_duplicate_calls
+
+    finish(one, dispatch_id)
+    assert 0 == row(one).possible_duplicate_calls
+
+
+def test_a_late_answer_is_adopted_while_the_next_call_is_only_admitted(caller: Key) -> None:
+    one = submit(caller)
+    late = start(caller, one)
+    reap()
+    unclaimed = admit(caller, one)
+
+    assert finish(one, late)
+    assert claim(one, unclaimed) is None
+    assert ghost(one, unclaimed) is not None
+
+
+def test_a_late_answer_is_only_recorded_once_the_job_is_called_again(caller: Key) -> None:
+    one = submit(caller)
+    late = start(caller, one)
+    reap()
+    again = start(caller, one)
+
+    assert not finish(one, late)
+    assert (Status.RUNNING, ["succeeded", "running"]) == (row(one).status, outcomes(one))
+    assert finish(one, again)
+
+
+def test_a_late_answer_is_not_adopted_after_another_call_came_back(caller: Key) -> None:
+    one = submit(caller)
+    late = start(caller, one)
+    reap()
+    put_back(one, start(caller, one))
+
+    assert not finish(one, late)
+    assert Status.QUEUED == row(one).status
+
+
+# Put back
+
+
+def test_a_throttled_job_goes_back_to_its_old_tag_without_counting(caller: Key) -> None:
+    one, two = submit(caller, flow="a"), submit(caller, flow="b")
+    tag = row(one).start_tag
+    put_back(one, start(caller, one))
+
+    after = row(one)
+    assert (Status.QUEUED, tag, 0, 1) == (after.status, after.start_tag, after.failures, after.calls)
+    assert [one, two] == heads()
+
+
+def test_a_failed_attempt_counts_and_waits_its_delay(caller: Key) -> None:
+    one = submit(caller)
+    put_back(one, start(caller, one), Finding(Outcome.FAILED, 500), delay_s=60, counts=True)
+
+    assert (1, []) == (row(one).failures, heads())
+
+
+def test_an_unknown_outcome_counts_as_a_possible_duplicate(caller: Key) -> None:
+    one = submit(caller)
+    put_back(one, start(caller, one), LOST, counts=True)
+
+    assert (1, ["unknown"]) == (row(one).possible_duplicate_calls, outcomes(one))
+
+
+def test_a_job_put_back_is_found_however_far_the_line_has_moved(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    query("UPDATE lane SET virtual_time = 1e9, low_water = 1e9")
+    put_back(one, dispatch_id)
+
+    assert [one] == heads()
+
+
+def test_a_job_is_put_back_once(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    put_back(one, dispatch_id)
+
+    assert not put_back(one, dispatch_id)
+    assert ["queued", "started", "queued"] == told(one)
+
+
+def test_a_job_to_be_cancelled_is_cancelled_instead_of_put_back(caller: Key) -> None:
+    one, two = submit(caller, conversation="c"), submit(caller, conversation="c")
+    dispatch_id = start(caller, one)
+    cancel(caller, one)
+
+    assert put_back(one, dispatch_id)
+    assert Status.CANCELLED == row(one).status
+    assert [two] == heads()
+
+
+# Not claimed in time
+
+
+def test_an_unclaimed_job_stands_in_line_again_and_nobody_is_told(caller: Key) -> None:
+    one = submit(caller)
+    admit_all(caller, most=1)
+
+    assert [one] == return_unclaimed()
+    assert ([one], ["queued"], 0) == (heads(), told(one), row(one).calls)
+
+
+def test_a_fresh_admission_is_not_returned(caller: Key) -> None:
+    one = submit(caller)
+    admit(caller, one)
+
+    assert [] == return_unclaimed(older_than_s=10)
+    query("UPDATE job SET admitted_at = now() - interval '11 s'")
+    assert [one] == return_unclaimed(older_than_s=10)
+
+
+def test_a_running_job_is_not_returned(caller: Key) -> None:
+    start(caller, submit(caller))
+
+    assert [] == return_unclaimed()
+
+
+def test_only_one_credentials_admissions_are_returned_when_asked_so(caller: Key) -> None:
+    one, two = submit(caller), submit(caller, model="other")
+    admit(caller, one)
+    admit(caller, two)
+
+    assert [two] == return_unclaimed(credential_id=row(two).credential_id, model="other")
+
+
+# Reap
+
+
+def test_a_job_whose_worker_is_lost_is_called_again(caller: Key) -> None:
+    one = submit(caller)
+    start(caller, one)
+
+    assert [(one, "queued")] == [(lost.id, lost.status) for lost in reap()]
+    assert (1, 1, ["unknown"], [one]) == (row(one).failures, row(one).possible_duplicate_calls, outcomes(one), heads())
+
+
+def test_a_lease_that_holds_is_not_reaped(caller: Key) -> None:
+    start(caller, submit(caller))
+
+    with db.begin() as session:
+        assert [] == list(job.reap(session))
+
+
+@pytest.mark.parametrize("wanted", [{"on_lost": "fail"}, {"max_attempts": 1}])
+def test_a_lost_job_that_may_not_be_called_again_fails(caller: Key, wanted: dict[str, object]) -> None:
+    one = submit(caller, **wanted)
+    start(caller, one)
+    reap()
+
+    ended = row(one)
+    assert (Status.FAILED, "upstream_outcome_unknown", 0) == (ended.status, ended.error["code"], ended.possible_duplicate_calls)
+    assert ["queued", "started", "failed"] == told(one)
+
+
+def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(caller: Key) -> None:
+    one = submit(caller, on_lost="fail")
+    start(caller, one)
+    cancel(caller, one)
+    reap()
+
+    assert (Status.CANCELLED, None, ["queued", "started", "cancelling", "cancelled"]) == (row(one).status, row(one).error, told(one))
+
+
+def test_a_lost_turn_that_fails_lets_the_next_one_go(caller: Key) -> None:
+    one, two = submit(caller, conversation="c", on_lost="fail"), submit(caller, conversation="c")
+    start(caller, one)
+    assert [] == heads()
+    reap()
+
+    assert [two] == heads()
+
+
+# Cancel
+
+
+def test_a_waiting_job_is_cancelled_at_once(caller: Key) -> None:
+    one = submit(caller)
+
+    assert (Status.CANCELLED, None) == (cancel(caller, one).status, row(one).dispatch_id)
+    assert ([], ["queued", "cancelled"]) == (heads(), told(one))
+
+
+def test_an_admitted_job_is_cancelled_at_once_and_its_doorbell_finds_a_ghost(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = admit(caller, one)
+
+    assert (Status.CANCELLED, dispatch_id) == (cancel(caller, one).status, row(one).dispatch_id)
+    assert claim(one, dispatch_id) is None
+    assert dispatch_id == ghost(one, dispatch_id).dispatch_id
+
+
+def test_a_running_job_is_told_to_stop(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+
+    assert dispatch_id == cancel(caller, one).dispatch_id
+    assert (Status.RUNNING, True, "cancelling") == (row(one).status, row(one).cancel_requested, told(one)[-1])
+
+
+def test_what_ran_to_its_end_before_it_could_be_stopped_has_succeeded(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    cancel(caller, one)
+
+    assert finish(one, dispatch_id)
+    assert Status.SUCCEEDED == row(one).status
+
+
+def test_a_job_is_cancelled_once(caller: Key) -> None:
+    one = submit(caller)
+    start(caller, one)
+    cancel(caller, one)
+
+    assert cancel(caller, one) is None
+    assert 1 == told(one).count("cancelling")
+
+
+def test_nobody_cancels_a_job_of_another_key(caller: Key) -> None:
+    one = submit(caller)
+
+    assert cancel(known("sk-stranger"), one) is None
+    assert Status.QUEUED == row(one).status
+
+
+def test_a_cancelled_turn_in_the_middle_holds_nobody_up(caller: Key) -> None:
+    one, two, three = (submit(caller, conversation="c") for _ in range(3))
+    cancel(caller, two)
+    assert [one] == heads()
+    finish(one, start(caller, one))
+
+    assert [three] == heads()
+
+
+# Ghost
+
+
+def test_a_job_that_is_still_wanted_is_no_ghost(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = admit(caller, one)
+
+    assert ghost(one, dispatch_id) is None
+
+
+def test_a_job_that_was_called_is_no_ghost(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    cancel(caller, one)
+    finish(one, dispatch_id, Result(Status.CANCELLED), Finding(Outcome.CANCELLED))
+
+    assert ghost(one, dispatch_id) is None
+
+
+# Expire
+
+
+def test_a_job_that_waited_too_long_is_expired(caller: Key) -> None:
+    one = submit(caller)
+
+    assert [one] == [late.id for late in expire(one)]
+    assert (Status.EXPIRED, "expired", ["queued", "expired"]) == (row(one).status, row(one).error["code"], told(one))
+
+
+def test_a_held_turn_can_expire_and_the_turn_before_it_goes_on(caller: Key) -> None:
+    one, two, three = (submit(caller, conversation="c") for _ in range(3))
+    dispatch_id = start(caller, one)
+    expire(two)
+    assert (Status.EXPIRED, []) == (row(two).status, heads())
+    finish(one, dispatch_id)
+
+    assert [three] == heads()
+
+
+def test_the_next_turn_goes_when_the_first_in_line_expires(caller: Key) -> None:
+    one, two = submit(caller, conversation="c"), submit(caller, conversation="c")
+    expire(one)
+
+    assert [two] == heads()
+
+
+def test_what_is_on_its_way_does_not_expire(caller: Key) -> None:
+    one = submit(caller)
+    start(caller, one)
+
+    assert [] == list(expire(one))
+
+
+# Refuse
+
+
+def test_a_refused_job_has_failed_uncalled(caller: Key) -> None:
+    one = submit(caller)
+
+    assert refuse(one)
+    assert (Status.FAILED, {"message": "too large"}, 0) == (row(one).status, row(one).error, row(one).calls)
+
+
+def test_an_admitted_job_is_not_refused(caller: Key) -> None:
+    one = submit(caller)
+    admit(caller, one)
+
+    assert not refuse(one)
+
+
+# The end is the end
+
+
+def _succeeded(caller: Key, one: UUID) -> UUID:
+    dispatch_id = start(caller, one)
+    finish(one, dispatch_id)
+    return dispatch_id
+
+
+def _failed(caller: Key, one: UUID) -> UUID:
+    dispatch_id = start(caller, one)
+    reap()
+    return dispatch_id
+
+
+def _cancelled(caller: Key, one: UUID) -> UUID:
+    dispatch_id = admit(caller, one)
+    cancel(caller, one)
+    return dispatch_id
+
+
+def _expired(caller: Key, one: UUID) -> UUID:
+    dispatch_id = start(caller, one)
+    put_back(one, dispatch_id)
+    expire(one)
+    return dispatch_id
+
+
+def _lasting(ended: Any) -> dict[str, object]:
+    return {name: value for name, value in ended._mapping.items() if name != "expires_at"}
+
+
+@pytest.mark.parametrize("end", [_succeeded, _failed, _cancelled, _expired])
+def test_nothing_changes_a_job_that_has_ended(caller: Key, end: Callable[[Key, UUID], UUID]) -> None:
+    one = submit(caller, on_lost="fail")
+    dispatch_id = end(caller, one)
+    before, events = row(one), told(one)
+    assert before.status in TERMINAL
+
+    tried = [
+        claim(one, dispatch_id),
+        beat({dispatch_id: one}),
+        finish(one, dispatch_id),
+        put_back(one, dispatch_id),
+        put_back(one, dispatch_id, GOOD),
+    ]
+    tried += [cancel(caller, one), refuse(one), list(reap()), list(expire(one)), return_unclaimed(), finish(one, uuid4(), ANSWER, BUSY)]
+
+    assert [] == [each for each in tried if each]
+    assert (_lasting(before), events) == (_lasting(row(one)), told(one))

@@ -1,0 +1,467 @@
+"""The pacer, one step at a time: what it admits, what it leaves, and what it says about why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from itertools import chain
+from uuid import UUID
+
+import pytest
+import redis
+
+from models import db, fleet, job, key, meter, pacing
+from models.errors import LineUnavailable
+from models.key import Key, Limits
+from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
+from workers import wake
+from workers.admission import Reserver
+from workers.bell import Bell
+from workers.limiter import Limiter, Meter, Report
+from workers.pace import Pacer
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+class Doorbells:
+    """Stands in for Celery: remembers who was rung."""
+
+    def __init__(self) -> None:
+        self.rung: list[tuple[UUID, UUID]] = []
+
+    def ring(self, job_id: UUID, dispatch_id: UUID) -> bool:
+        self.rung.append((job_id, dispatch_id))
+        return True
+
+    def take(self) -> list[UUID]:
+        """Those rung since the last time."""
+        taken, self.rung = [job_id for job_id, _ in self.rung], []
+        return taken
+
+
+class Stage:
+    """A pacer with its limiter, its bell and its doorbells."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.limiter = Limiter(client)
+        self.bells = Doorbells()
+        self.bell = Bell()
+        self.pacer = Pacer(limiter=self.limiter, ring=self.bells, bell=self.bell)
+
+    def steps(self, most: int = 8) -> list[UUID]:
+        """Steps until the next is not due at once; returns who was rung."""
+        for _ in range(most):
+            if self.pacer.step() > 0:
+                break
+        return self.bells.take()
+
+
+@pytest.fixture
+def stage(redis_client: redis.Redis) -> Stage:
+    return Stage(redis_client)
+
+
+@pytest.fixture
+def caller() -> Key:
+    made = known()
+    allow(made, max_in_flight=1_000)
+    return made
+
+
+def allow(caller: Key, *, credential_id: int | None = None, **limits: int) -> None:
+    with db.begin() as session:
+        for each in [credential_id] if credential_id else meter.credentials_of(session, [caller.pool_id])[caller.pool_id]:
+            key.set_limits(session, each, Limits(**limits))
+
+
+def another_credential(caller: Key, **limits: int) -> int:
+    with db.begin() as session:
+        made = key.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-another")
+        key.set_limits(session, made, Limits(**limits))
+    return made
+
+
+def workers_have(slots: int) -> None:
+    with db.begin() as session:
+        fleet.report(session, "worker", slots=slots)
+
+
+def lane(one: UUID) -> object:
+    (found,) = query("SELECT lane.* FROM lane JOIN job ON job.lane_id = lane.id WHERE job.id = :id", id=one)
+    return found
+
+
+def due_again() -> None:
+    query("UPDATE lane SET wake_at = now() - interval '1 s', claimed_until = NULL")
+
+
+def end_all() -> None:
+    for each in query("SELECT id, dispatch_id FROM job WHERE status = 'admitted'"):
+        with db.begin() as session:
+            job.claim(session, each.id, each.dispatch_id, lease_s=30)
+        finish(each.id, each.dispatch_id)
+
+
+# Slots
+
+
+def test_never_more_than_the_free_slots(caller: Key, stage: Stage) -> None:
+    workers_have(3)
+    jobs = [submit(caller, flow=f"f{n}") for n in range(7)]
+
+    assert jobs[:3] == stage.steps()
+    due_again()
+    assert [] == stage.steps()
+
+
+def test_nobody_is_admitted_without_workers(caller: Key, stage: Stage) -> None:
+    submit(caller)
+
+    assert [] == stage.steps()
+
+
+def test_a_worker_that_went_silent_does_not_count(caller: Key, stage: Stage) -> None:
+    workers_have(3)
+    query("UPDATE worker SET seen_at = now() - interval '1 min'")
+    submit(caller)
+
+    assert [] == stage.steps()
+
+
+def test_a_line_that_waits_for_slots_is_not_thought_empty(caller: Key, stage: Stage) -> None:
+    workers_have(3)
+    jobs = [submit(caller) for _ in range(7)]
+    stage.steps()
+
+    assert ("workers", row(jobs[2]).start_tag) == (lane(jobs[0]).blocked_by, lane(jobs[0]).virtual_time)
+    assert lane(jobs[0]).wake_at is not None
+
+
+def test_a_freed_slot_is_taken_by_the_next(caller: Key, stage: Stage) -> None:
+    workers_have(3)
+    jobs = [submit(caller) for _ in range(7)]
+    stage.steps()
+    end_all()
+
+    assert jobs[3:6] == stage.steps()
+
+
+def test_a_slot_freed_by_one_lane_is_taken_by_another(caller: Key, stage: Stage) -> None:
+    workers_have(1)
+    one, two = submit(caller), submit(caller, model="other")
+    first = stage.steps()
+    end_all()
+
+    assert {one, two} == {*first, *stage.steps()}
+
+
+# Limits
+
+
+def test_the_limit_of_requests_holds_and_the_line_says_so(caller: Key, stage: Stage) -> None:
+    allow(caller, rpm=60)
+    workers_have(50)
+    jobs = [submit(caller) for _ in range(5)]
+
+    assert [jobs[0]] == stage.steps()
+    assert "rpm" == lane(jobs[0]).blocked_by
+    (waits,) = query("SELECT wake_at - now() AS left FROM lane")
+    assert timedelta(0) < waits.left <= timedelta(milliseconds=500)
+
+
+def test_calls_in_flight_are_limited(caller: Key, stage: Stage) -> None:
+    allow(caller, max_in_flight=2)
+    workers_have(50)
+    jobs = [submit(caller) for _ in range(5)]
+
+    assert jobs[:2] == stage.steps()
+    assert "in_flight" == lane(jobs[0]).blocked_by
+
+
+def test_a_job_that_can_never_fit_fails_and_the_next_goes(caller: Key, stage: Stage) -> None:
+    allow(caller, tpm=1_000)
+    workers_have(50)
+    large, small = submit(caller, tokens=1_001), submit(caller, tokens=5)
+
+    assert [small] == stage.steps()
+    assert ("failed", "request_exceeds_limit", []) == (row(large).status, row(large).error["code"], outcomes(large))
+
+
+def test_a_job_too_large_for_one_credential_goes_to_another(caller: Key, stage: Stage) -> None:
+    allow(caller, tpm=1_000)
+    roomy = another_credential(caller, tpm=50_000)
+    workers_have(50)
+    large = submit(caller, tokens=2_000)
+
+    assert [large] == stage.steps()
+    assert ("admitted", roomy) == (row(large).status, row(large).credential_id)
+
+
+def test_what_is_too_large_for_the_credential_asked_last_is_not_lost(caller: Key, stage: Stage) -> None:
+    # Each credential bears what the other cannot: images here, tokens there.
+    allow(caller, tpm=1_000, ipm=100)
+    another_credential(caller, tpm=90_000, ipm=1)
+    workers_have(50)
+    jobs = [submit(caller, tokens=2_000), submit(caller, tokens=10, images=4)]
+
+    assert jobs == stage.steps()
+    assert ["admitted", "admitted"] == [row(one).status for one in jobs]
+
+
+def test_a_job_too_large_for_every_credential_fails(caller: Key, stage: Stage) -> None:
+    allow(caller, tpm=1_000)
+    another_credential(caller, tpm=2_000)
+    workers_have(50)
+    large = submit(caller, tokens=3_000)
+
+    assert [] == stage.steps()
+    assert "failed" == row(large).status
+
+
+def test_a_job_is_not_refused_while_a_credential_is_unknown(caller: Key, stage: Stage) -> None:
+    allow(caller, tpm=1_000)
+    roomy = another_credential(caller, tpm=50_000)
+    workers_have(50)
+    submit(caller, tokens=10)
+    stage.steps()
+    stage.limiter.forget(Meter(roomy, "m"))
+    large = submit(caller, tokens=2_000)
+    due_again()
+
+    assert [large] == stage.steps()
+
+
+# Who must wait
+
+
+@pytest.mark.parametrize("what", ["lane", "pool"])
+def test_a_paused_line_waits_and_keeps_nobody_busy(caller: Key, stage: Stage, what: str) -> None:
+    workers_have(5)
+    one = submit(caller)
+    query(f"UPDATE {what} SET paused_at = now()")
+
+    assert stage.pacer.step() > 0.5
+    assert [] == stage.bells.take()
+    query(f"UPDATE {what} SET paused_at = NULL")
+    assert [one] == stage.steps()
+
+
+def test_a_parked_credential_gets_nothing(caller: Key, stage: Stage) -> None:
+    workers_have(5)
+    one = submit(caller)
+    query("UPDATE credential SET parked_at = now(), parked_reason = 'no money'")
+
+    assert [] == stage.steps()
+    assert "parked" == lane(one).blocked_by
+
+
+def test_the_other_credential_serves_when_one_is_parked(caller: Key, stage: Stage) -> None:
+    query("UPDATE credential SET parked_at = now()")
+    spare = another_credential(caller, max_in_flight=10)
+    workers_have(5)
+    one = submit(caller)
+
+    assert [one] == stage.steps()
+    assert spare == row(one).credential_id
+
+
+def test_a_job_in_backoff_is_left_until_its_time(caller: Key, stage: Stage) -> None:
+    workers_have(5)
+    one = submit(caller)
+    put_back(one, start(caller, one), delay_s=60)
+
+    assert [] == stage.steps()
+    assert "backoff" == lane(one).blocked_by
+    query("UPDATE job SET not_before = now()")
+    due_again()
+    assert [one] == stage.steps()
+
+
+def test_an_expired_job_in_backoff_does_not_keep_the_pacer_busy(caller: Key, stage: Stage) -> None:
+    workers_have(5)
+    one = submit(caller)
+    put_back(one, start(caller, one), delay_s=60)
+    query("UPDATE job SET not_before = now() - interval '1 s', expires_at = now() - interval '1 s'")
+
+    stage.steps()
+    due_again()
+    assert stage.pacer.step() > 0
+
+
+# Redis forgets
+
+
+def test_lost_state_is_rebuilt_from_the_attempts_and_then_it_goes_on(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
+    allow(caller, rpm=1)
+    workers_have(5)
+    one, two = submit(caller), submit(caller)
+    assert [one] == stage.steps()
+    end_all()
+    redis_client.flushall()
+    due_again()
+
+    assert [] == stage.steps()
+    assert "rpm" == lane(two).blocked_by
+
+
+def test_after_a_flush_nothing_is_counted_twice(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
+    allow(caller, max_in_flight=2)
+    workers_have(50)
+    jobs = [submit(caller) for _ in range(4)]
+    dispatch_id = start(caller, jobs[0])
+    redis_client.flushall()
+
+    assert [jobs[1]] == stage.steps()
+    stage.limiter.release(Meter(row(jobs[0]).credential_id, "m"), str(dispatch_id), Report(good=True))
+    finish(jobs[0], dispatch_id)
+    due_again()
+    assert [jobs[2]] == stage.steps()
+
+
+def test_admissions_whose_doorbell_was_lost_with_the_state_go_again(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
+    workers_have(5)
+    one = submit(caller)
+    assert [one] == stage.steps()
+    old = row(one).dispatch_id
+    redis_client.flushall()
+    two = submit(caller)
+    due_again()
+
+    assert {one, two} == set(stage.steps())
+    assert old != row(one).dispatch_id
+
+
+def test_without_redis_nothing_is_admitted(caller: Key, override: Callable[..., None]) -> None:
+    override(redis_url="redis://127.0.0.1:1")
+    stage = Stage(wake.connect())
+    workers_have(5)
+    one = submit(caller)
+
+    with pytest.raises(LineUnavailable):
+        stage.pacer.step()
+    assert "queued" == row(one).status
+
+
+# Several pacers
+
+
+def test_two_pacers_at_once_admit_each_job_once(caller: Key, redis_client: redis.Redis) -> None:
+    workers_have(200)
+    jobs = [submit(caller, model=f"m{n % 6}") for n in range(60)]
+    stages = [Stage(redis_client), Stage(redis_client)]
+
+    rung = chain.from_iterable(at_once(*[partial(stage.steps, 20) for stage in stages]))
+
+    assert Counter(jobs) == Counter(rung)
+
+
+def test_a_lane_left_by_a_dead_pacer_is_taken_over(caller: Key, stage: Stage) -> None:
+    workers_have(5)
+    one = submit(caller)
+    with db.begin() as session:
+        pacing.claim_lanes(session, woken=[], most=5)
+    assert [] == stage.steps()
+    query("UPDATE lane SET claimed_until = now() - interval '1 s', wake_at = now() - interval '1 s'")
+
+    assert [one] == stage.steps()
+
+
+def test_a_wake_up_during_a_step_is_kept(caller: Key) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    query("UPDATE lane SET wake_at = now()")
+    with db.begin() as session:
+        (claimed,) = pacing.claim_lanes(session, woken=[], most=5)
+    put_back(one, dispatch_id)
+    with db.begin() as session:
+        pacing.settle(session, [pacing.Settled(claimed.id, 0.0, None, None)])
+
+    with db.begin() as session:
+        assert 0 == pacing.next_wake_in_s(session, most_s=5)
+
+
+# Cancelled and forgotten
+
+
+def test_what_was_cancelled_between_reserve_and_admit_gives_its_budget_back(caller: Key, stage: Stage) -> None:
+    allow(caller, max_in_flight=1)
+    workers_have(5)
+    one, two = submit(caller), submit(caller)
+    stage.pacer._reserver = Interrupted(stage.limiter, lambda: cancel(caller, one))
+
+    stage.steps()
+    due_again()
+    assert [two] == [*stage.bells.take(), *stage.steps()]
+
+
+class Interrupted(Reserver):
+    """Something happens right after the first reservation."""
+
+    def __init__(self, limiter: Limiter, what: Callable[[], object]) -> None:
+        super().__init__(limiter)
+        self._what: Callable[[], object] | None = what
+
+    def reserve(self, *args: object, **kwargs: object) -> dict[int, object]:
+        given = super().reserve(*args, **kwargs)
+        if self._what and any(one.admissions for one in given.values()):
+            self._what, what = None, self._what
+            what()
+        return given
+
+
+def test_a_lost_wake_up_is_found_within_the_time_it_can_matter(caller: Key, stage: Stage) -> None:
+    workers_have(5)
+    submit(caller)
+    stage.steps()
+    late = submit(caller)
+    assert [] == stage.steps()
+
+    with db.begin() as session:
+        assert [row(late).lane_id] == pacing.find_forgotten(session)
+    assert [late] == stage.steps()
+
+
+def test_a_submit_to_a_line_long_asleep_wakes_it_by_itself(caller: Key, stage: Stage) -> None:
+    workers_have(5)
+    submit(caller)
+    stage.steps()
+    query("UPDATE lane SET idle_since = now() - interval '21 s'")
+    late = submit(caller)
+
+    assert [late] == stage.steps()
+
+
+# Fairness
+
+
+def test_a_lane_with_many_jobs_does_not_crowd_out_the_others(caller: Key, stage: Stage) -> None:
+    workers_have(4)
+    for _ in range(30):
+        submit(caller, model="flood")
+    few = [submit(caller, model=f"m{n}") for n in range(3)]
+
+    assert set(few) < set(stage.steps())
+
+
+def test_slots_that_come_one_by_one_go_round_the_lanes(caller: Key, stage: Stage) -> None:
+    workers_have(1)
+    for n in range(12):
+        submit(caller, model=f"m{n % 3}")
+    served: Counter[str] = Counter()
+    for _ in range(6):
+        due_again()
+        served.update(row(one).model for one in stage.steps())
+        end_all()
+
+    assert {"m0": 2, "m1": 2, "m2": 2} == served
+
+
+def test_one_users_flood_delays_another_by_one_job(caller: Key, stage: Stage) -> None:
+    workers_have(2)
+    for _ in range(30):
+        submit(caller, flow="flood")
+    late = submit(caller, flow="late")
+
+    assert late in stage.steps()

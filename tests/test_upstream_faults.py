@@ -1,0 +1,269 @@
+"""Everything an upstream can do to a call, and what becomes of the job: real pacer, real worker, a fake OpenAI that misbehaves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from deploy.server import free_port
+from models import db
+from models.key import Key
+from tests import processes
+from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, row, until, wait_ended
+from tests.upstream.errors import BY_STATUS, QUOTA
+from workers import retry
+from workers.openai_client import Answer
+
+MOST_BYTES = 200_000
+RETRY_BASE_S = 0.05
+
+
+@pytest.fixture(scope="module")
+def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    with processes.running(folder, retry_base_s=RETRY_BASE_S, pause_s=0.3, max_answer_bytes=MOST_BYTES) as made:
+        made.pacer()
+        made.worker(threads=12)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def worker(stack: Stack) -> Iterator[Process]:
+    """The one worker process, which lives through all of it."""
+    stack.upstream.reset()
+    found = stack.processes[1]
+    yield found
+    assert found.is_alive()
+
+
+def run(stack: Stack, said: str, **wanted: Any) -> Any:
+    """The ended job of a key that nobody else uses."""
+    (ended,) = wait_ended([ask(caller(f"sk-{time.monotonic_ns()}"), said, **wanted)], stack=stack)
+    assert [] == broken_promises([ended.id], stack.upstream.calls())
+    return ended
+
+
+def test_an_error_that_passes_is_tried_again(stack: Stack) -> None:
+    ended = run(stack, "try again [[fake:status=500;times=2]]")
+
+    assert ("succeeded", 3, 2, 0) == (ended.status, ended.calls, ended.failures, ended.possible_duplicate_calls)
+    assert [("failed", 500), ("failed", 500), ("succeeded", 200)] == _attempts(ended.id)
+
+
+def test_waits_between_attempts_grow(stack: Stack) -> None:
+    run(stack, "try again [[fake:status=502;times=3]]")
+
+    began = [call.at for call in stack.upstream.calls()]
+    gaps = [later - before for before, later in itertools.pairwise(began)]
+    assert all(RETRY_BASE_S * 2**n <= gap for n, gap in enumerate(gaps))
+
+
+def test_an_error_that_stays_fails_the_job_in_the_upstreams_words(stack: Stack) -> None:
+    ended = run(stack, "never [[fake:status=500]]", max_attempts=3)
+
+    assert ("failed", 500, ["failed"] * 3) == (ended.status, ended.http_status, attempts(ended.id))
+    assert BY_STATUS[500][2] == ended.error["message"]
+    assert 3 == len(stack.upstream.calls())
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
+def test_what_the_upstream_refuses_is_not_asked_twice(stack: Stack, status: int) -> None:
+    ended = run(stack, f"no [[fake:status={status}]]")
+
+    kind, code, message = BY_STATUS[status]
+    assert ("failed", status, ["refused"]) == (ended.status, ended.http_status, attempts(ended.id))
+    assert {"message": message, "type": kind, "param": None, "code": code} == ended.error
+    assert {"error": ended.error} == json.loads(ended.response)
+    assert 1 == len(stack.upstream.calls())
+
+
+def test_a_429_pauses_everybody_and_counts_for_nothing(stack: Stack) -> None:
+    who = caller("sk-paused", max_in_flight=1)
+    stack.upstream.behave("sk-paused", {"status": 429, "kind": "rate", "retry_after": 1.2})
+    jobs = [ask(who, f"turn {n}") for n in range(4)]
+    ended = wait_ended(jobs, stack=stack)
+    calls = stack.upstream.calls()
+
+    assert {("succeeded", 0)} == {(one.status, one.failures) for one in ended}
+    assert ["turn 0", "turn 0", "turn 1", "turn 2", "turn 3"] == [call.text for call in calls]
+    assert ["throttled", "succeeded"] == attempts(jobs[0])
+    assert 1.2 <= calls[1].at - (calls[0].ended_at or 0)
+    assert [] == broken_promises(jobs, calls)
+
+
+def test_a_503_that_says_when_is_a_pause_and_one_that_does_not_is_a_failure(stack: Stack) -> None:
+    paused = run(stack, "busy [[fake:status=503;retry_after=0.3;times=1]]")
+    failed = run(stack, "busy [[fake:status=503;times=1]]")
+
+    assert (["throttled", "succeeded"], 0) == (attempts(paused.id), paused.failures)
+    assert (["failed", "succeeded"], 1) == (attempts(failed.id), failed.failures)
+
+
+@pytest.mark.parametrize(("kind", "code"), [("quota", "credit_balance_exhausted"), ("quota_legacy", "insufficient_quota")])
+def test_an_account_without_money_is_parked(stack: Stack, kind: str, code: str) -> None:
+    who = caller(f"sk-poor-{kind}")
+    (first,) = wait_ended([ask(who, f"pay [[fake:status=429;kind={kind}]]")], stack=stack)
+    second = ask(who, "fine")
+    until(lambda: _blocked_by(who) == "parked", what="a line that waits for its credential")
+
+    assert ("failed", ["refused"], QUOTA, code) == (first.status, attempts(first.id), first.error["message"], first.error["code"])
+    assert "money" in _parked_reason(who)
+    assert "queued" == row(second).status
+    assert 1 == len(stack.upstream.calls())
+
+
+def test_a_key_that_the_upstream_does_not_know_is_parked(stack: Stack) -> None:
+    who = caller("sk-wrong")
+    (first,) = wait_ended([ask(who, "let me in [[fake:status=401]]")], stack=stack)
+    ask(who, "fine")
+    time.sleep(0.5)
+
+    assert ("failed", 401, ["refused"], "invalid_api_key") == (first.status, first.http_status, attempts(first.id), first.error["code"])
+    assert "401" in _parked_reason(who)
+    assert 1 == len(stack.upstream.calls())
+
+
+@pytest.mark.parametrize("how", ["hang", "hang=headers", "drip=20"])
+def test_no_call_is_longer_than_its_timeout(stack: Stack, how: str) -> None:
+    began = time.monotonic()
+    ended = run(stack, f"slow [[fake:{how}]]", timeout_s=0.7, on_lost="fail")
+
+    assert time.monotonic() - began < 0.7 + 4
+    assert ("failed", "upstream_outcome_unknown", ["unknown"]) == (ended.status, ended.error["code"], attempts(ended.id))
+    assert 0.7 <= (ended.ended_at - ended.started_at).total_seconds() < 2
+    assert 1 == len(stack.upstream.calls())
+
+
+@pytest.mark.parametrize("how", ["reset", "reset=body", "garbage=long", "garbage=not_http"])
+def test_a_call_cut_off_is_of_unknown_outcome(stack: Stack, how: str) -> None:
+    again = run(stack, f"cut [[fake:{how};times=1]]")
+    once = run(stack, f"cut [[fake:{how}]]", on_lost="fail")
+
+    assert ("succeeded", ["unknown", "succeeded"]) == (again.status, attempts(again.id))
+    assert (1, 1) == (again.possible_duplicate_calls, again.failures)
+    assert ("failed", ["unknown"], 0) == (once.status, attempts(once.id), once.possible_duplicate_calls)
+    assert "upstream_outcome_unknown" == once.error["code"]
+
+
+def test_what_is_cut_off_every_time_ends_after_its_attempts(stack: Stack) -> None:
+    ended = run(stack, "cut [[fake:reset]]", max_attempts=2)
+
+    assert ("failed", ["unknown"] * 2, "upstream_outcome_unknown") == (ended.status, attempts(ended.id), ended.error["code"])
+    assert 1 == ended.possible_duplicate_calls
+
+
+def test_what_never_left_is_no_possible_duplicate(stack: Stack) -> None:
+    who = caller("sk-dead-port")
+    with db.begin() as session:
+        wanted = {"url": f"http://127.0.0.1:{free_port()}/v1", "pool": who.pool_id}
+        session.execute(text("UPDATE credential SET base_url = :url WHERE pool_id = :pool"), wanted)
+    job_id = ask(who, "anybody?")
+    until(lambda: len(attempts(job_id)) >= 2, what="tried again")
+    with db.begin() as session:
+        session.execute(text("UPDATE credential SET base_url = NULL WHERE pool_id = :pool"), {"pool": who.pool_id})
+    (ended,) = wait_ended([job_id], stack=stack)
+
+    *before, last = attempts(job_id)
+    assert ("succeeded", 0, "succeeded", {"not_sent"}) == (ended.status, ended.possible_duplicate_calls, last, set(before))
+    assert len(before) == ended.failures
+    assert 1 == len(stack.upstream.calls())
+
+
+@pytest.mark.parametrize("kind", ["nul", "surrogate", "nan", "type"])
+def test_odd_json_that_was_paid_for_is_kept(stack: Stack, kind: str) -> None:
+    (ended,) = wait_ended([ask(caller(f"sk-odd-{kind}"), f"odd [[fake:garbage={kind}]]")], stack=stack)
+
+    assert ("succeeded", ["succeeded"]) == (ended.status, attempts(ended.id))
+    wrong = {"nul": b"\\u0000", "surrogate": b"\\ud800", "nan": b"NaN", "type": b"{"}[kind]
+    assert wrong in ended.response
+
+
+@pytest.mark.parametrize("kind", ["html", "truncated", "empty", "binary", "short"])
+def test_an_answer_that_is_no_json_is_of_unknown_outcome(stack: Stack, kind: str) -> None:
+    ended = run(stack, f"odd [[fake:garbage={kind}]]", on_lost="fail")
+
+    assert ("failed", ["unknown"]) == (ended.status, attempts(ended.id))
+    assert "upstream_invalid_response" == ended.error["code"]
+    assert 200 == ended.http_status
+
+
+def test_an_answer_that_is_too_large_is_cut_and_not_paid_for_again(stack: Stack) -> None:
+    ended = run(stack, "big [[fake:huge_mb=2]]")
+
+    assert ("failed", ["unknown"]) == (ended.status, attempts(ended.id))
+    assert ended.response is None
+    kept = run(stack, "less [[fake:huge_mb=0.1]]")
+    assert ("succeeded", True) == (kept.status, len(kept.response) > 100_000)
+
+
+def test_a_redirect_is_not_followed(stack: Stack) -> None:
+    ended = run(stack, "elsewhere [[fake:redirect=/elsewhere]]")
+
+    assert ("failed", 307, ["refused"]) == (ended.status, ended.http_status, attempts(ended.id))
+    assert ["/v1/chat/completions"] == [call.path for call in stack.upstream.calls()]
+
+
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_an_early_answer_is_not_the_answer(stack: Stack, status: int) -> None:
+    assert "succeeded" == run(stack, f"early [[fake:informational={status}]]").status
+
+
+def test_a_page_of_a_proxy_is_not_taken_for_an_error_object(stack: Stack) -> None:
+    ended = run(stack, "proxy [[fake:status=502]]", max_attempts=1)
+
+    assert ("failed", 502, "upstream_error") == (ended.status, ended.http_status, ended.error["code"])
+    assert {"message", "type", "param", "code"} == set(ended.error)
+    assert ended.response is None
+
+
+def test_what_the_upstream_says_is_kept_whatever_characters_it_has() -> None:
+    body = b'{"error": {"message": "first line\\nsecond \\u0000 \\ud800", "code": "odd", "inner": {"dropped": 1}}}'
+    said = retry.judge(Answer(400, {}, body)).error
+
+    assert {"message": "first line\nsecond \ufffd ?", "type": None, "param": None, "code": "odd"} == said
+
+
+def test_a_job_that_we_cannot_process_was_never_sent(stack: Stack) -> None:
+    who = caller("sk-not-ours")
+    with db.begin() as session:
+        session.execute(text("UPDATE credential SET secret = 'not sealed by us' WHERE pool_id = :pool"), {"pool": who.pool_id})
+    (ended,) = wait_ended([ask(who, "hello", max_attempts=2)], stack=stack)
+
+    assert ("failed", ["not_sent"] * 2, "server_error") == (ended.status, attempts(ended.id), ended.error["code"])
+    assert 0 == ended.possible_duplicate_calls
+    assert [] == stack.upstream.calls()
+
+
+def test_one_job_in_a_storm_of_errors_does_not_hurt_another(stack: Stack) -> None:
+    stack.upstream.behave("sk-storm", {"status": 500, "probability": 0.3}, {"reset": "before", "probability": 0.1})
+    who = caller("sk-storm", max_in_flight=12)
+    jobs = [ask(who, f"storm {n}", max_attempts=20) for n in range(40)]
+    ended = wait_ended(jobs, stack=stack)
+
+    assert {"succeeded"} == {one.status for one in ended}
+    assert [] == broken_promises(jobs, stack.upstream.calls())
+
+
+def _attempts(job_id: UUID) -> list[tuple[str, int | None]]:
+    with db.begin() as session:
+        found = session.execute(text("SELECT outcome, http_status FROM attempt WHERE job_id = :id ORDER BY n"), {"id": job_id})
+        return [(one.outcome, one.http_status) for one in found]
+
+
+def _parked_reason(who: Key) -> str:
+    with db.begin() as session:
+        found = session.execute(text("SELECT parked_reason FROM credential WHERE pool_id = :id"), {"id": who.pool_id})
+        return str(found.scalar_one())
+
+
+def _blocked_by(who: Key) -> str | None:
+    with db.begin() as session:
+        found = session.execute(text("SELECT blocked_by FROM lane WHERE pool_id = :id"), {"id": who.pool_id}).scalar_one()
+        return None if found is None else str(found)

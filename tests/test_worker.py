@@ -1,0 +1,321 @@
+"""One pacer, one worker process, a fake OpenAI: what a job's call looks like from both ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import http.server
+import itertools
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from deploy.embedded import Valkey
+from models import db, job
+from models.view import public_id
+from tests import processes
+from tests.line_tools import submit
+from tests.processes import (
+    QUEUE,
+    Process,
+    Stack,
+    ask,
+    attempts,
+    broken_promises,
+    caller,
+    pretended_slots,
+    ring,
+    row,
+    rows,
+    until,
+    wait_ended,
+)
+from tests.upstream.images import png
+from workers import wake
+
+CANARY = "sk-canary-9f3c2b7e5d1a"
+THREADS = 16
+
+
+@pytest.fixture(scope="module")
+def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with processes.running(tmp_path_factory.mktemp("stack"), retry_base_s=0.05, pause_s=0.3) as made:
+        made.pacer()
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def fresh_upstream(stack: Stack) -> None:
+    stack.upstream.reset()
+
+
+@pytest.fixture
+def worker(stack: Stack) -> Process:
+    """The module's worker; a new one after a test that stopped it."""
+    found = [one for one in stack.processes if one.name.startswith("worker") and one.is_alive()]
+    return found[0] if found else stack.worker(threads=THREADS)
+
+
+class Recorder(http.server.ThreadingHTTPServer):
+    """An upstream that keeps what it was sent, byte for byte, and answers with fixed bytes."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), Recording)
+        self.answer = answer
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
+
+
+class Recording(http.server.BaseHTTPRequestHandler):
+    server: Recorder
+
+    def do_POST(self) -> None:
+        self.server.bodies.append(self.rfile.read(int(self.headers["content-length"])))
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(self.server.answer)))
+        self.end_headers()
+        self.wfile.write(self.server.answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    with Recorder(b'{ "id":"x",\n "choices":[], "odd": {"kept": "\\u00e9 \xc3\xa9"}, "twice":1,"twice":2 }\n') as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_celery_carries_two_ids_and_nothing_else(stack: Stack, redis_of_run: redis.Redis) -> None:
+    with pretended_slots(1):
+        job_id = ask(caller("sk-message"), "a prompt that stays in Postgres")
+        raw = until(lambda: redis_of_run.lrange(QUEUE, 0, -1), what="a message")[0]
+        dispatch_id = row(job_id).dispatch_id
+        redis_of_run.delete(QUEUE)
+    message = json.loads(raw)
+
+    assert public_id(job_id) == message["headers"]["id"]
+    assert [[str(job_id), str(dispatch_id)], {}] == json.loads(processes.decoded(message["body"]))[:2]
+    assert b"prompt" not in raw
+    _cancel(job_id)
+
+
+def test_a_late_claim_pays_again(stack: Stack) -> None:
+    who = caller("sk-late", rpm=60)
+    with pretended_slots(3):
+        jobs = [ask(who, f"late {n}") for n in range(3)]
+        until(lambda: all(one.status == "admitted" for one in rows(jobs)), what="three doorbells that nobody answers")
+        time.sleep(0.6)
+    stack.worker(threads=THREADS)
+    wait_ended(jobs, stack=stack)
+
+    began = [call.at for call in stack.upstream.calls()]
+    assert 3 == len(began)
+    assert all(0.4 < later - before for before, later in itertools.pairwise(began))
+    assert [0, 0, 0] == [one.failures for one in rows(jobs)]
+    assert "not_sent" in [outcome for number in jobs for outcome in attempts(number)]
+
+
+def test_an_answer_is_kept_byte_for_byte_and_a_request_goes_out_so(stack: Stack, worker: Process, recorder: Recorder) -> None:
+    who = caller("sk-bytes")
+    with db.begin() as session:
+        session.execute(
+            text("UPDATE credential SET base_url = :url WHERE pool_id = :pool"),
+            {"url": f"http://127.0.0.1:{recorder.server_port}/v1/", "pool": who.pool_id},
+        )
+    body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}'
+    job_id = submit(who, request=body)
+    ring(who)
+    wait_ended([job_id], stack=stack)
+
+    assert recorder.answer == row(job_id).response
+    assert [body] == recorder.bodies
+    assert "Bearer sk-bytes" == recorder.headers[0]["authorization"]
+    assert "identity" == recorder.headers[0]["accept-encoding"]
+
+
+def test_a_picture_is_stored_beside_the_answer(stack: Stack, worker: Process) -> None:
+    who = caller("sk-picture")
+    body = {"model": "gpt-image-1", "prompt": "a fox", "n": 2}
+    job_id = submit(who, endpoint="/v1/images/generations", model="gpt-image-1", images=2, request=json.dumps(body).encode())
+    ring(who, model="gpt-image-1")
+    wait_ended([job_id], stack=stack)
+
+    with db.begin() as session:
+        stored = session.execute(text("SELECT n, content_type, content FROM artifact WHERE job_id = :id ORDER BY n"), {"id": job_id}).all()
+    assert [(n, "image/png", png("a fox", n)) for n in range(2)] == [tuple(one) for one in stored]
+
+
+def test_every_call_names_an_attempt_on_record(stack: Stack, worker: Process) -> None:
+    jobs = [ask(caller("sk-named"), f"call {n}") for n in range(5)]
+    ended = wait_ended(jobs, stack=stack)
+    calls = stack.upstream.calls()
+
+    assert {str(one.dispatch_id) for one in ended} == {call.headers["x-client-request-id"] for call in calls}
+    assert {call.request_id for call in calls} == {one.upstream_request_id for number in jobs for one in _attempts(number)}
+    assert [] == broken_promises(jobs, calls)
+
+
+def test_use_and_its_price_are_on_record(stack: Stack, worker: Process) -> None:
+    who = caller("sk-price")
+    known, unknown = ask(who, "how much", model="gpt-4o"), ask(who, "how much", model="m")
+    wait_ended([known, unknown], stack=stack)
+
+    said = json.loads(row(known).response)["usage"]
+    with db.begin() as session:
+        found = {one.job_id: one for one in session.execute(text("SELECT * FROM usage WHERE key_id = :id"), {"id": who.id})}
+    assert (said["prompt_tokens"], said["completion_tokens"]) == (found[known].input_tokens, found[known].output_tokens)
+    assert found[known].cost_microusd == round(said["prompt_tokens"] * 2.5 + said["completion_tokens"] * 10)
+    assert found[unknown].cost_microusd is None
+
+
+def test_a_key_is_nowhere_in_the_clear(stack: Stack, worker: Process, redis_of_run: redis.Redis) -> None:
+    who = caller(CANARY)
+    jobs = [ask(who, f"canary {n} [[fake:status={status}]]") for n, status in enumerate((400, 404, 500))] + [ask(who, "fine")]
+    running = ask(who, "held [[fake:hold]]")
+    stack.upstream.wait_for_held(1)
+    during = list(_everything_in(redis_of_run))
+    stack.upstream.release()
+    wait_ended([*jobs, running], stack=stack)
+    refused = ask(who, "last [[fake:status=401]]")
+    wait_ended([refused], stack=stack)
+
+    assert {CANARY} == {call_key for call_key in [CANARY] if stack.upstream.calls(key=call_key)}
+    assert [] == [one.name for one in stack.processes if CANARY in one.said()]
+    assert [] == [kept for kept in (*during, *_everything_in(redis_of_run)) if CANARY.encode() in kept]
+    assert [] == list(_tables_with(CANARY))
+
+
+def test_a_cancelled_call_is_closed_at_once(stack: Stack, worker: Process) -> None:
+    job_id = ask(caller("sk-cancel"), "long [[fake:hold]]")
+    stack.upstream.wait_for_held(1)
+    began = time.monotonic()
+    _cancel(job_id)
+    wait_ended([job_id], within_s=10)
+    took_s = time.monotonic() - began
+
+    assert ("cancelled", ["cancelled"]) == (row(job_id).status, attempts(job_id))
+    assert took_s < 2
+    stack.upstream.wait_for_calls(1, outcome="client_gone")
+
+
+def test_turns_of_a_conversation_go_out_in_order(stack: Stack, worker: Process) -> None:
+    who = caller("sk-turns", max_in_flight=THREADS)
+    stack.upstream.behave("sk-turns", delay=[0.0, 0.05])
+    jobs = [ask(who, f"{name} {turn}", conversation=name) for turn in range(6) for name in ("a", "b", "c", "d")]
+    wait_ended(jobs, stack=stack)
+
+    order: dict[str, list[str]] = defaultdict(list)
+    ends: dict[str, float] = defaultdict(float)
+    for call in stack.upstream.calls():
+        name, turn = call.text.split()
+        order[name].append(turn)
+        assert ends[name] <= call.at, "a turn began before the one before it had ended"
+        ends[name] = call.ended_at or 0.0
+    assert {name: list("012345") for name in "abcd"} == order
+
+
+def test_an_unknown_limit_is_learned_before_it_is_hit(stack: Stack, worker: Process) -> None:
+    stack.upstream.limit("sk-slow-start", rpm=6)
+    who = caller("sk-slow-start")
+    jobs = [ask(who, f"first {n}") for n in range(30)]
+    stack.upstream.wait_for_calls(1)
+    time.sleep(2)
+    told = stack.upstream.stats("sk-slow-start")
+    for number in jobs:
+        _cancel(number)
+
+    assert 0 == told["refused"]
+    assert told["calls"] <= 3
+
+
+def test_without_headers_the_window_finds_what_the_upstream_bears(stack: Stack, worker: Process) -> None:
+    stack.upstream.limit("sk-window", in_flight=4, hide_headers=True)
+    stack.upstream.behave("sk-window", delay=[0.05, 0.15])
+    who = caller("sk-window")
+    jobs = [ask(who, f"window {n}") for n in range(40)]
+    ended = wait_ended(jobs, stack=stack)
+
+    assert {("succeeded", 0)} == {(one.status, one.failures) for one in ended}
+    assert stack.upstream.stats("sk-window")["refused"] <= 12
+    assert [] == broken_promises(jobs, stack.upstream.calls())
+
+
+def test_an_idle_line_starts_a_job_quickly(stack: Stack, worker: Process) -> None:
+    who = caller("sk-idle")
+    waited = []
+    for n in range(5):
+        (ended,) = wait_ended([ask(who, f"idle {n}")], stack=stack)
+        waited.append(ended.started_at - ended.created_at)
+        time.sleep(0.1)
+
+    assert min(waited) < timedelta(seconds=0.25)
+
+
+def test_a_worker_that_is_asked_to_stop_finishes_what_runs(stack: Stack, worker: Process) -> None:
+    who = caller("sk-stop", max_in_flight=THREADS)
+    jobs = [ask(who, f"running {n} [[fake:hold]]") for n in range(8)]
+    stack.upstream.wait_for_held(8)
+    worker.ask_to_stop()
+    until(lambda: _slots() == 0, what="a worker that takes no more")
+    later = [ask(who, f"later {n}") for n in range(4)]
+    time.sleep(0.3)
+    stack.upstream.release()
+    worker.wait_gone()
+
+    assert [("succeeded", ["succeeded"])] * 8 == [(one.status, attempts(one.id)) for one in rows(jobs)]
+    assert {"queued"} == {one.status for one in rows(later)}
+    stack.worker(threads=THREADS)
+    assert {("succeeded", 1)} == {(one.status, one.calls) for one in wait_ended(later, stack=stack)}
+    assert [] == broken_promises([*jobs, *later], stack.upstream.calls())
+
+
+@pytest.fixture
+def redis_of_run(valkey: Valkey) -> Iterator[redis.Redis]:
+    """The stack's Redis as it is, not emptied."""
+    with redis.Redis.from_url(valkey.url, socket_timeout=2) as client:
+        yield client
+
+
+def _cancel(job_id: UUID) -> None:
+    """As the API does it."""
+    with db.begin() as session:
+        stopped = job.cancel(session, job_id, row(job_id).key_id)
+    if stopped is not None:
+        wake.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
+
+
+def _slots() -> int:
+    with db.begin() as session:
+        return int(session.execute(text("SELECT coalesce(sum(slots), 0) FROM worker")).scalar_one())
+
+
+def _attempts(job_id: UUID) -> list[object]:
+    with db.begin() as session:
+        return list(session.execute(text("SELECT * FROM attempt WHERE job_id = :id ORDER BY n"), {"id": job_id}))
+
+
+def _everything_in(client: redis.Redis) -> Iterator[bytes]:
+    for name in client.scan_iter():
+        yield name + (client.dump(name) or b"")
+
+
+def _tables_with(secret: str) -> Iterator[str]:
+    with db.begin() as session:
+        for name in session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars().all():
+            wanted = {"plain": f"%{secret}%", "hex": f"%{secret.encode().hex()}%"}
+            found = session.execute(text(f'SELECT count(*) FROM "{name}" AS t WHERE t::text LIKE :plain OR t::text LIKE :hex'), wanted)
+            if found.scalar_one():
+                yield name
