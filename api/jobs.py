@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request
 
 from api import answers, auth, body, doorbell, orders, render
 from api.waiting import LOOK_AGAIN_S, hall
-from models import db, idempotency, job, line, view
+from models import crash, db, idempotency, job, line, view
 from models.errors import Invalid, WrongState
 from models.job import TERMINAL, Status
 from models.line import Order
@@ -96,8 +96,11 @@ def _accept(order: Order, *, said: bytes) -> Response:
             job_id = idempotency.first_or_earlier(session, order.key.id, token, body=fingerprint, job_id=wanted)
         if job_id == wanted:
             line.join(session, order, job_id=job_id)
+        crash.at("api.before_commit")
+    crash.at("api.after_commit")
     if job_id == wanted:
         doorbell.joined(job_id, lane_id=lane_id)
+    crash.at("api.before_reply")
     # Not in the same transaction: that one holds its flow's row, for which the next submit of this user waits.
     with db.begin() as session:
         shown = view.show(session, view.find(session, job_id, order.key.id))

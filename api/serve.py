@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from gunicorn.glogging import Logger  # type: ignore[import-untyped]  # it ships none
+from gunicorn.glogging import Logger
 
 from api import logs
 from api.configured import NotConfigured, check

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     worker_threads: int = Field(64, ge=1)
     log_level: str = "INFO"
 
-    # A test's lever: a named place in the code where the process dies, freezes or raises (workers/crash.py).
+    # A test's lever: a named place in the code where the process dies, freezes or raises (models/crash.py).
     crash: str = ""
 
     @field_validator("secret_keys", mode="before")

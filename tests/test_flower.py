@@ -15,6 +15,7 @@ import pytest
 
 from deploy.server import free_port
 from models import db, job, line
+from models.view import public_id
 from tests.processes import Stack, ask, caller, running, until, wait_ended
 from workers import wake
 
@@ -35,7 +36,7 @@ class Flower:
 
     def task(self, job_id: UUID) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(self.get(f"/api/task/info/{job_id}"))
+            found: dict[str, Any] = json.loads(self.get(f"/api/task/info/{public_id(job_id)}"))
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise
@@ -92,9 +93,10 @@ def test_a_job_that_ran_is_shown_with_its_worker_and_without_its_secrets(stack: 
     stack.worker(threads=2)
     wait_ended([job_id], stack=stack)
     shown = json.dumps(flower.wait_state(job_id, "SUCCESS"))
-    pages = shown + flower.get(f"/task/{job_id}") + flower.get("/tasks") + flower.get("/workers") + flower.get("/api/tasks?limit=50")
+    paths = (f"/task/{public_id(job_id)}", "/tasks", "/workers", "/api/tasks?limit=50")
+    pages = shown + "".join(flower.get(path) for path in paths)
 
-    assert str(job_id) in pages
+    assert public_id(job_id) in pages
     assert SECRET not in pages
     assert "canary" not in pages
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
-from models import db, job, meter
+from models import crash, db, job, meter
 from models.pacing import Admission
 from models.settings import settings
-from workers import crash
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
 
 log = logging.getLogger(__name__)

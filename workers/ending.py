@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, db, job, secret, usage
+from models import artifact, crash, db, job, secret, usage
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import crash, retry, wake
+from workers import retry, wake
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from models import db, job, pacing, parking
+from models import crash, db, job, pacing, parking
 from models.errors import LineUnavailable, Unavailable
 from models.pacing import Admission, Settled
 from models.settings import settings
-from workers import crash, wake
+from workers import wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report

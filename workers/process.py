@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from models import db, job, meter, parking, secret
+from models import crash, db, job, meter, parking, secret
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import crash, ending, headers, retry, wake
+from workers import ending, headers, retry, wake
 from workers.ending import Ending
 from workers.leases import Held, Leases
 from workers.limiter import Learned, Limiter, Meter, Report

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import db, fleet, job, lane_care, pacing, retention
+from models import crash, db, fleet, job, lane_care, pacing, retention
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
-from workers import crash, wake
+from workers import wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report
 

@@ -42,7 +42,7 @@ class FakeUpstream:
 
     def start(self, *, port: int = 0) -> Self:
         command = [sys.executable, "-m", "tests.upstream", "--port", str(port)]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)  # noqa: PLW1509 - it calls prctl only
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
         assert self._process.stdout is not None
         self.port = json.loads(self._process.stdout.readline())["port"]
         return self

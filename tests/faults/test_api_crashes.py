@@ -1,0 +1,27 @@
+"""The API dies around the commit of a submit: the same request, sent again with its Idempotency-Key, is one job."""
+
+from __future__ import annotations
+
+import http.client
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from models import db
+from tests.test_api_server import BODY, serving
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.mark.parametrize(("point", "was_stored"), [("api.before_commit", False), ("api.after_commit", True), ("api.before_reply", True)])
+def test_a_submit_that_got_no_answer_may_be_repeated(point: str, was_stored: bool, environment: dict[str, str], tmp_path: Path) -> None:
+    with serving(tmp_path / "dies", NOWSERVING_CRASH=point) as dying, pytest.raises((http.client.HTTPException, OSError)):
+        dying.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
+    with serving(tmp_path / "lives") as api:
+        status, _, headers = api.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
+
+    with db.begin() as session:
+        stored = session.execute(text("SELECT count(*) FROM job")).scalar_one()
+    assert (202, 1) == (status, stored)
+    assert was_stored == ("Idempotent-Replayed" in headers)
