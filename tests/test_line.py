@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from models import db, job, key, line, pacing, view
+from models import db, job, key, pacing, view
 from models.errors import LineFull, TooLate
 from models.key import Key
 from tests.line_tools import admit_all, submit

@@ -1,0 +1,204 @@
+"""The end of an attempt is stored, now or later: what was paid for is never dropped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from models import db
+from models.errors import Unavailable
+from models.job import Finding, Outcome, Result, Status
+from models.key import Key
+from models.settings import settings
+from tests.line_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
+from workers import ending
+from workers.ending import Ending
+
+pytestmark = pytest.mark.usefixtures("database")
+PNG = b"\x89PNG\r\n\x1a\n picture"
+BODY = json.dumps({"id": "chatcmpl-1", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}).encode()
+NOWHERE = "postgresql+psycopg://nobody@127.0.0.1:1/none"
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+@pytest.fixture(autouse=True)
+def folder(override: Callable[..., None], tmp_path: Path) -> Path:
+    override(data_dir=tmp_path)
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def postgres_is(override: Callable[..., None]) -> Callable[[str], None]:
+    url = settings().database_url
+
+    def change(how: str) -> None:
+        override(database_url=url if how == "back" else NOWHERE)
+        db.engine.cache_clear()
+
+    return change
+
+
+def ended(caller: Key, job_id: UUID, dispatch_id: UUID, body: bytes = BODY, **other: Any) -> Ending:
+    good = Finding(Outcome.SUCCEEDED, 200, "req_1")
+    result = Result(Status.SUCCEEDED, http_status=200, response=body)
+    return replace(Ending(job_id, dispatch_id, caller.id, row(job_id).lane_id, "gpt-4o", good, result), **other)
+
+
+@pytest.fixture
+def good(caller: Key) -> Ending:
+    one = submit(caller, model="gpt-4o")
+    return ended(caller, one, start(caller, one))
+
+
+def used() -> list[tuple[Any, ...]]:
+    return [tuple(one) for one in query("SELECT input_tokens, output_tokens, images, cost_microusd FROM usage")]
+
+
+def test_an_answer_its_usage_and_its_price_are_stored_together(good: Ending) -> None:
+    ending.write(good)
+
+    assert (Status.SUCCEEDED, BODY) == (row(good.job_id).status, bytes(row(good.job_id).response))
+    assert [(7, 5, 0, 68)] == used()
+
+
+def test_twice_is_the_same_as_once(good: Ending) -> None:
+    ending.commit(good)
+    ending.commit(good)
+
+    assert (1, ["queued", "started", "succeeded"]) == (len(used()), told(good.job_id))
+
+
+def test_a_job_goes_back_in_line_when_there_is_no_result(good: Ending) -> None:
+    ending.write(replace(good, result=None, finding=Finding(Outcome.FAILED, 500), counts=True))
+
+    assert (Status.QUEUED, 1, [good.job_id], []) == (row(good.job_id).status, row(good.job_id).failures, heads(), used())
+
+
+def test_the_usage_of_an_answer_that_nobody_takes_is_recorded(caller: Key, good: Ending) -> None:
+    reap()
+    again = start(caller, good.job_id)
+    ending.write(good)
+
+    assert Status.RUNNING == row(good.job_id).status
+    assert ([(7, 5, 0, 68)], ["succeeded", "running"]) == (used(), outcomes(good.job_id))
+    assert finish(good.job_id, again)
+
+
+def test_the_usage_of_an_answer_that_came_after_the_cancellation_is_recorded(good: Ending) -> None:
+    query("UPDATE job SET cancel_requested = true")
+    reap()
+    ending.write(good)
+
+    assert (Status.CANCELLED, 1) == (row(good.job_id).status, len(used()))
+
+
+# Pictures
+
+
+def picture(*contents: bytes) -> bytes:
+    return json.dumps({"created": 1, "data": [{"b64_json": base64.b64encode(each).decode()} for each in contents]}).encode()
+
+
+def test_pictures_are_stored_in_order_with_their_type(caller: Key, good: Ending) -> None:
+    ending.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG, b"\xff\xd8\xff jpeg", b"<script>")))
+
+    kinds = query("SELECT n, content_type, content FROM artifact ORDER BY n")
+    assert [(0, "image/png"), (1, "image/jpeg"), (2, "application/octet-stream")] == [(one.n, one.content_type) for one in kinds]
+    assert (PNG, 3) == (bytes(kinds[0].content), used()[0][2])
+
+
+def test_pictures_of_a_late_answer_that_nobody_takes_are_not_stored(caller: Key, good: Ending) -> None:
+    reap()
+    start(caller, good.job_id)
+    ending.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG)))
+
+    assert [] == list(query("SELECT id FROM artifact"))
+
+
+@pytest.mark.parametrize(
+    "data", [None, {}, "x", [None], ["x"], [{}], [{"b64_json": None}], [{"b64_json": "no base64!"}], [{"url": "http://x"}]]
+)
+def test_data_that_is_no_picture_stores_none_and_keeps_the_answer(caller: Key, good: Ending, data: object) -> None:
+    body = json.dumps({"created": 1, "data": data}).encode()
+    ending.write(ended(caller, good.job_id, good.dispatch_id, body))
+
+    assert ([], body) == (list(query("SELECT id FROM artifact")), bytes(row(good.job_id).response))
+
+
+# Postgres away
+
+
+def test_an_answer_is_kept_on_disk_while_postgres_is_away(good: Ending, folder: Path, postgres_is: Callable[[str], None]) -> None:
+    postgres_is("away")
+    with pytest.raises(Unavailable):
+        ending.commit(good)
+    ending.spool(good)
+    assert 0 == ending.replay()
+    assert [f"{good.dispatch_id}.ending"] == [file.name for file in folder.iterdir()]
+
+    postgres_is("back")
+    assert 1 == ending.replay()
+    assert (Status.SUCCEEDED, BODY, []) == (row(good.job_id).status, bytes(row(good.job_id).response), list(folder.iterdir()))
+
+
+def test_what_is_kept_on_disk_cannot_be_read_there(good: Ending) -> None:
+    file = ending.spool(good)
+
+    assert b"chatcmpl" not in file.read_bytes()
+    assert 0o700 == file.parent.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"result": None, "delay_s": 2.5, "counts": True, "why": "lost"},
+        {"result": Result(Status.FAILED, error={"message": "é\n", "type": None, "param": None, "code": "x"})},
+        {"result": Result(Status.CANCELLED), "finding": Finding(Outcome.CANCELLED)},
+        {"result": Result(Status.SUCCEEDED, response=bytes(range(256)))},
+        {},
+    ],
+)
+def test_what_comes_back_from_disk_is_what_went_there(good: Ending, change: dict[str, Any]) -> None:
+    one = replace(good, **change)
+
+    assert one == ending._load(ending._dump(one))
+
+
+def test_what_was_spooled_twice_is_stored_once(good: Ending) -> None:
+    ending.commit(good)
+    ending.spool(good)
+
+    assert (1, 1) == (ending.replay(), len(used()))
+
+
+def test_a_file_that_cannot_be_read_stays_and_holds_up_nobody(good: Ending, folder: Path) -> None:
+    ending.spool(good)
+    bad = folder / "00000000-0000-0000-0000-000000000000.ending"
+    bad.write_bytes(b"not sealed by us")
+
+    assert 1 == ending.replay()
+    assert [bad] == list(folder.iterdir())
+
+
+def test_a_file_moved_to_another_name_is_not_believed(good: Ending, folder: Path) -> None:
+    file = ending.spool(good)
+    file.rename(folder / "00000000-0000-0000-0000-000000000000.ending")
+
+    assert 0 == ending.replay()
+
+
+def test_a_half_written_file_is_not_read(good: Ending, folder: Path) -> None:
+    ending.spool(good).rename(folder / f"{good.dispatch_id}.part")
+
+    assert 0 == ending.replay()

@@ -1,0 +1,473 @@
+"""Whatever happens in whatever order, nothing is lost, nothing runs twice, and everybody keeps their turn.
+
+One machine plays submitters, two pacers, workers, reaper, sweeper and cancellers on the real Postgres, step by step; one test lets
+eight threads do it all at once. HYPOTHESIS_PROFILE=nightly tries many more.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from itertools import chain
+from typing import Any
+from uuid import UUID, uuid4
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import text
+
+from models import db, job, line, pacing
+from models.errors import LineFull, Unavailable
+from models.job import TERMINAL, Finding, Outcome, Result, Status
+from models.key import Key
+from models.pacing import Admission, Settled
+from tests.line_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
+
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+COMMON = settings(
+    max_examples=600 if NIGHTLY else 25, stateful_step_count=80 if NIGHTLY else 40, deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)  # fmt: skip
+pytestmark = pytest.mark.usefixtures("database")
+
+ANY = st.integers(0, 1_000)
+PACER = st.integers(0, 1)
+ENDS = [
+    (Result(Status.SUCCEEDED, 200, b"{}"), Finding(Outcome.SUCCEEDED, 200)),
+    (Result(Status.FAILED, 400, error={"message": "no"}), Finding(Outcome.REFUSED, 400)),
+    (Result(Status.CANCELLED), Finding(Outcome.CANCELLED)),
+]
+BACKS = [(Finding(Outcome.THROTTLED, 429), False), (Finding(Outcome.FAILED, 500), True), (Finding(Outcome.UNKNOWN), True)]
+TOLD = {"queued": {"queued"}, "admitted": {"queued"}, "running": {"started", "cancelling"}} | {str(one): {str(one)} for one in TERMINAL}
+wanted_orders = st.fixed_dictionaries(
+    {"flow": st.sampled_from("ab"), "model": st.sampled_from("mmn"), "priority": st.sampled_from(["low", "normal", "high"]),
+     "tokens": st.integers(1, 500), "conversation": st.sampled_from([None, None, "x", "y"]), "on_lost": st.sampled_from(["retry", "fail"]),
+     "max_attempts": st.sampled_from([1, 2, 9])}
+)  # fmt: skip
+
+
+class Line(RuleBasedStateMachine):
+    """The world around the line, and what must be true of it after every step."""
+
+    @initialize()
+    def begin(self) -> None:
+        query("DELETE FROM job; DELETE FROM job_event; DELETE FROM attempt; DELETE FROM flow; DELETE FROM conversation; DELETE FROM lane")
+        line.lane_of.cache_clear()
+        self.caller: Key = known()
+        self.doorbells: list[tuple[UUID, UUID]] = []
+        self.calls: list[tuple[UUID, UUID]] = []
+        self.looks: dict[int, tuple[Sequence[Any], Sequence[Any]]] = {}
+        self.admitted_once: set[UUID] = set()
+        self.ended: dict[UUID, Any] = {}
+        self.virtual_times: dict[int, float] = {}
+        self.open = ExitStack()
+        self.open_since: dict[int, float] | None = None
+
+    def teardown(self) -> None:
+        if hasattr(self, "open"):
+            self.open.close()
+
+    # Submitters
+
+    @rule(wanted=wanted_orders)
+    def submit(self, wanted: dict[str, Any]) -> None:
+        submit(self.caller, **wanted)
+
+    @rule(wanted=wanted_orders)
+    def submit_several(self, wanted: dict[str, Any]) -> None:
+        for _ in range(4):
+            submit(self.caller, **wanted)
+
+    @precondition(lambda self: self.open_since is None)
+    @rule(wanted=wanted_orders)
+    def begin_a_submit(self, wanted: dict[str, Any]) -> None:
+        """Its transaction stays open; it locks nothing that the others need."""
+        line.lane_of(self.caller.pool_id, wanted["model"])
+        query("UPDATE lane SET wake_at = coalesce(wake_at, now()), idle_since = NULL")
+        self.open_since = self.times()
+        session = self.open.enter_context(db.begin())
+        line.join(session, order(self.caller, **{**wanted, "flow": "open", "conversation": None}), job_id=line.new_id())
+
+    @precondition(lambda self: self.open_since is not None)
+    @rule()
+    def commit_the_submit(self) -> None:
+        self.open.close()
+        self.open_since = None
+
+    @rule(which=ANY)
+    def cancel(self, which: int) -> None:
+        for one in self.pick("SELECT * FROM job ORDER BY id", which):
+            assert (one.status in TERMINAL or one.cancel_requested) == (cancel(self.caller, one.id) is None)
+
+    # Pacers
+
+    @rule(pacer=PACER, most=st.integers(1, 5))
+    def look(self, pacer: int, most: int) -> None:
+        query("UPDATE lane SET wake_at = now() WHERE wake_at > now() AND claimed_until IS NULL")
+        with db.begin() as session:
+            lanes = pacing.claim_lanes(session, woken=[], most=5)
+            self.looks[pacer] = (lanes, pacing.heads(session, lanes, most=most))
+
+    @rule(pacer=PACER, granted=st.integers(0, 5))
+    def conclude(self, pacer: int, granted: int) -> None:
+        lanes, heads = self.looks.pop(pacer, ([], []))
+        going = [head for n, head in enumerate(heads) if n < granted]
+        with db.begin() as session:
+            credential_id = credential_of(session, self.caller)
+            given = [Admission(head.id, uuid4(), credential_id) for head in going]
+            marked = pacing.admit(session, given)
+            empty = {one.id for one in lanes} - {head.lane_id for head in heads}
+            later = pacing.later_wakes(session, sorted(empty)) if empty else {}
+            pacing.settle(
+                session,
+                [
+                    Settled(one.id, max([one.virtual_time, *(h.start_tag for h in going if h.lane_id == one.id)]),
+                            later.get(one.id) if one.id in empty else 0.0, None)
+                    for one in lanes
+                ],
+            )  # fmt: skip
+        admitted = [one for one in given if one.dispatch_id in marked]
+        self.doorbells += [(one.job_id, one.dispatch_id) for one in admitted]
+        self.check_turns([one.job_id for one in admitted])
+
+    @rule(pacer=PACER, most=st.integers(1, 3))
+    def look_and_conclude(self, pacer: int, most: int) -> None:
+        self.look(pacer, most)
+        self.conclude(pacer, most)
+        self.the_mark_is_raised()
+
+    @rule(most=st.integers(1, 3))
+    def everybody_starts(self, most: int) -> None:
+        """What goes well most of the time: found, admitted, claimed."""
+        query("UPDATE lane SET claimed_until = NULL, wake_at = now()")
+        self.look_and_conclude(0, most)
+        for n in range(most):
+            self.claim(n)
+
+    @rule(pacer=PACER)
+    def a_pacer_is_too_slow(self, pacer: int) -> None:
+        query("""
+            UPDATE lane SET claimed_until = now() - interval '1 s',
+                   wake_at = CASE WHEN wake_at = claimed_until THEN now() - interval '1 s' ELSE wake_at END
+            WHERE claimed_until IS NOT NULL
+        """)
+
+    @rule(which=ANY)
+    def refuse_a_head(self, which: int) -> None:
+        for one in self.pick("SELECT * FROM job WHERE status = 'queued' AND NOT held ORDER BY start_tag, id", which):
+            with db.begin() as session:
+                assert job.refuse(session, one.id, error={"message": "too large"})
+
+    # Workers
+
+    @rule(which=ANY)
+    def claim(self, which: int) -> None:
+        """Any doorbell that ever rang, twice and late too."""
+        for job_id, dispatch_id in self.doorbells[-1 - which % 4 :][:1]:
+            (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
+            with db.begin() as session:
+                claimed = job.claim(session, job_id, dispatch_id, lease_s=30)
+            assert (claimed is not None) == (before.status == Status.ADMITTED and before.dispatch_id == dispatch_id)
+            if claimed is not None:
+                assert (job_id, dispatch_id) not in self.calls
+                self.calls.append((job_id, dispatch_id))
+
+    @rule(end=st.sampled_from(ENDS))
+    def finish_the_last(self, end: tuple[Result, Finding]) -> None:
+        self.finish(0, end)
+
+    @rule(which=ANY, end=st.sampled_from(ENDS))
+    def finish(self, which: int, end: tuple[Result, Finding]) -> None:
+        """Any call that ever went out, however late its answer."""
+        for job_id, dispatch_id in self.calls[-1 - which % 4 :][:1]:
+            (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
+            running = before.status == Status.RUNNING and before.dispatch_id == dispatch_id
+            is_last = [call for call in self.calls if call[0] == job_id][-1] == (job_id, dispatch_id)
+            adopts = before.status in (Status.QUEUED, Status.ADMITTED) and before.lost_dispatch_id == dispatch_id and is_last
+            assert (running or adopts) == finish(job_id, dispatch_id, *end)
+
+    @rule(which=ANY, back=st.sampled_from(BACKS), delay_s=st.sampled_from([0, 60]))
+    def put_back(self, which: int, back: tuple[Finding, bool], delay_s: float) -> None:
+        for job_id, dispatch_id in self.calls[-1 - which % 4 :][:1]:
+            (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
+            running = before.status == Status.RUNNING and before.dispatch_id == dispatch_id
+            assert running == put_back(job_id, dispatch_id, back[0], counts=back[1], delay_s=delay_s)
+
+    @rule()
+    def beat(self) -> None:
+        leases = {dispatch_id: job_id for job_id, dispatch_id in self.calls}
+        running = {one.dispatch_id: one.cancel_requested for one in query("SELECT * FROM job WHERE status = 'running'")}
+        with db.begin() as session:
+            assert running == job.beat(session, leases, lease_s=30)
+
+    # Time and the sweep
+
+    @rule(every=st.integers(1, 3))
+    def leases_run_out(self, every: int) -> None:
+        query(
+            "UPDATE job SET lease_until = now() - interval '1 s' WHERE status = 'running' AND right(id::text, 1) < :most",
+            most=" 7ag"[every],
+        )
+        with db.begin() as session:
+            job.reap(session)
+
+    @rule()
+    def every_lease_runs_out(self) -> None:
+        self.leases_run_out(3)
+
+    @rule()
+    def admissions_are_not_claimed(self) -> None:
+        with db.begin() as session:
+            job.return_unclaimed(session, older_than_s=0)
+
+    @rule(which=ANY)
+    def time_to_wait_is_over(self, which: int) -> None:
+        for one in self.pick("SELECT id FROM job WHERE status = 'queued' ORDER BY id", which):
+            query("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id", id=one.id)
+            with db.begin() as session:
+                assert [one.id] == [late.id for late in job.expire(session)]
+
+    @rule()
+    def backoffs_are_over(self) -> None:
+        query("UPDATE job SET not_before = now() - interval '1 s' WHERE not_before > now() AND status = 'queued'")
+        query("UPDATE lane SET wake_at = now() WHERE wake_at > now() AND claimed_until IS NULL")
+
+    @rule()
+    def the_mark_is_raised(self) -> None:
+        """To the time that the oldest open submit may have seen, as SETTLED_S makes sure of."""
+        for lane_id, ceiling in (self.times() if self.open_since is None else self.open_since).items():
+            with db.begin() as session:
+                pacing.raise_low_water(session, lane_id, ceiling=ceiling)
+
+    @rule()
+    def forgotten_lanes_are_found(self) -> None:
+        with db.begin() as session:
+            pacing.find_forgotten(session)
+
+    # What is always true
+
+    @invariant()
+    def everybody_is_where_they_should_be(self) -> None:
+        if not hasattr(self, "ended"):
+            return
+        jobs = {one.id: one for one in query("SELECT * FROM job")}
+        self.check_reachable(jobs)
+        self.check_conversations(jobs)
+        self.check_records(jobs)
+        for one in jobs.values():
+            if one.id in self.ended:
+                assert self.ended[one.id] == one, "a job that has ended changed"
+            elif one.status in TERMINAL:
+                self.ended[one.id] = one
+        assert set(self.ended) <= set(jobs)
+
+    def check_reachable(self, jobs: dict[UUID, Any]) -> None:
+        lanes = query("SELECT *, idle_since > now() - interval '39 s' AS is_watched FROM lane")
+        with db.begin() as session:
+            found = {head.id for head in pacing.heads(session, lanes, most=1_000)}
+        (now,) = query("SELECT now() AS is")
+        waiting = {one.id for one in jobs.values() if one.status == Status.QUEUED and not one.held}
+        may_go = {one for one in waiting if jobs[one].not_before is None or jobs[one].not_before <= getattr(now, "is")}
+        assert may_go == found, "a waiting job is hidden"
+        asleep = {one.id for one in lanes if one.wake_at is None and not one.is_watched}
+        assert not {jobs[one].lane_id for one in waiting} & asleep, "nobody will ever look at a lane with waiting jobs"
+        for one in lanes:
+            assert self.virtual_times.get(one.id, 0.0) <= one.virtual_time
+            self.virtual_times[one.id] = one.virtual_time
+
+    def check_conversations(self, jobs: dict[UUID, Any]) -> None:
+        turns: dict[int, list[bool]] = defaultdict(list)
+        for one in jobs.values():
+            if one.status not in TERMINAL:
+                assert one.status == Status.QUEUED or not one.held
+                if one.conversation_id:
+                    turns[one.conversation_id].append(one.held)
+        for held in turns.values():
+            assert 1 == held.count(False), "of an open conversation exactly one turn is in line or on its way"
+
+    def check_records(self, jobs: dict[UUID, Any]) -> None:
+        events: dict[UUID, list[Any]] = defaultdict(list)
+        for event in query("SELECT * FROM job_event ORDER BY job_id, seq"):
+            events[event.job_id].append(event)
+        attempts = Counter(one.job_id for one in query("SELECT job_id FROM attempt"))
+        for one in jobs.values():
+            assert [event.seq for event in events[one.id]] == list(range(1, one.seq + 1))
+            assert events[one.id][-1].type.removeprefix("job.") in TOLD[one.status]
+            assert one.calls == attempts[one.id]
+            assert (one.status == Status.RUNNING) == (one.lease_until is not None)
+            assert (one.ended_at is not None) == (one.status in TERMINAL)
+        assert Counter(job_id for job_id, _ in self.calls) == attempts
+
+    def check_turns(self, admitted: list[UUID]) -> None:
+        """Who goes for the first time goes before everybody who came later, in its flow and in its conversation."""
+        jobs = {one.id: one for one in query("SELECT * FROM job")}
+        for one in (jobs[job_id] for job_id in admitted):
+            assert one.status == Status.ADMITTED
+            before = [other for other in jobs.values() if other.id < one.id]
+            if one.id not in self.admitted_once:
+                passed = [other for other in before if (other.lane_id, other.flow) == (one.lane_id, one.flow) and self.never_went(other)]
+                assert passed == [] or one.flow == "open"
+            turns = [other for other in before if one.conversation_id and other.conversation_id == one.conversation_id]
+            assert [] == [other for other in turns if other.status not in TERMINAL]
+        self.admitted_once |= set(admitted)
+
+    def never_went(self, one: Any) -> bool:
+        return one.status == Status.QUEUED and not one.held and one.id not in self.admitted_once
+
+    def times(self) -> dict[int, float]:
+        return {one.id: one.virtual_time for one in query("SELECT id, virtual_time FROM lane")}
+
+    def pick(self, statement: str, which: int) -> list[Any]:
+        rows = list(query(statement))
+        return [rows[which % len(rows)]] if rows else []
+
+
+def test_nothing_is_lost_and_nothing_runs_twice() -> None:
+    run_state_machine_as_test(Line, settings=COMMON)
+
+
+# All at once
+
+
+class Crowd:
+    """Eight of these act at random on the same few lanes and conversations."""
+
+    def __init__(self, caller: Key, seed: int) -> None:
+        self.caller = caller
+        self.rng = random.Random(seed)
+        self.failures: list[str] = []
+
+    def run(self, until: float) -> list[str]:
+        """What went wrong; what a server would only report as `try again` too."""
+        acts = [self.submit, self.submit, self.pace, self.pace, self.claim, self.claim, self.end, self.end, self.cancel]
+        acts += [self.expire, self.reap, self.return_unclaimed]
+        while time.monotonic() < until:
+            act = self.rng.choice(acts)
+            try:
+                act()
+            except Unavailable as error:
+                self.failures.append(f"{act.__name__}: {error.__cause__}")
+        return self.failures
+
+    def submit(self) -> None:
+        name = self.rng.choice([None, *(f"c{n}" for n in range(5))])
+        submit(self.caller, model=f"m{self.rng.randrange(5)}", flow=f"f{self.rng.randrange(3)}", conversation=name)
+
+    def pace(self) -> None:
+        with db.begin() as session:
+            lanes = pacing.claim_lanes(session, woken=[], most=10)
+            heads = pacing.heads(session, lanes, most=4)
+            credential_id = credential_of(session, self.caller)
+        with db.begin() as session:
+            pacing.admit(session, [Admission(head.id, uuid4(), credential_id) for head in heads])
+            pacing.settle(session, [Settled(one.id, one.virtual_time, None if not heads else 0.0, None) for one in lanes])
+
+    def claim(self) -> None:
+        for one in self.some("admitted"):
+            with db.begin() as session:
+                job.claim(session, one.id, one.dispatch_id, lease_s=30)
+
+    def end(self) -> None:
+        for one in self.some("running"):
+            self.rng.choice([finish, put_back])(one.id, one.dispatch_id)
+
+    def cancel(self) -> None:
+        for one in self.some(self.rng.choice(["queued", "admitted", "running"])):
+            cancel(self.caller, one.id)
+
+    def expire(self) -> None:
+        for one in self.some("queued"):
+            query("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id", id=one.id)
+        with db.begin() as session:
+            job.expire(session)
+        with db.begin() as session:
+            pacing.find_forgotten(session)
+
+    def reap(self) -> None:
+        for one in [*self.some("running"), *self.some("running")]:
+            query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id AND status = 'running'", id=one.id)
+        with db.begin() as session:
+            job.reap(session)
+
+    def return_unclaimed(self) -> None:
+        with db.begin() as session:
+            job.return_unclaimed(session, older_than_s=0)
+
+    def some(self, status: str) -> list[Any]:
+        rows = list(query("SELECT id, dispatch_id FROM job WHERE status = :status LIMIT 20", status=status))
+        return [self.rng.choice(rows)] if rows else []
+
+
+def test_eight_at_once_never_block_each_other_for_good() -> None:
+    caller = known()
+    until = time.monotonic() + (30 if NIGHTLY else 4)
+
+    failures: list[list[str]] = at_once(*[partial(Crowd(caller, seed).run, until) for seed in range(8)])
+
+    assert [] == [*chain.from_iterable(failures)]
+    assert [] == list(query(_STUCK)), "a conversation in which nobody may go"
+    assert [] == list(query(_HIDDEN)), "a waiting job below the low-water mark, or in a lane nobody will look at"
+
+
+def test_a_key_is_over_its_cap_by_no_more_than_came_at_once(override: Callable[..., None]) -> None:
+    override(max_queued_per_key=5)
+    caller = known()
+
+    def try_one() -> None:
+        with suppress(LineFull):
+            submit(caller)
+
+    for _ in range(4):
+        at_once(*[try_one] * 8)
+
+    assert 5 <= len(query("SELECT id FROM job")) <= 5 + 7
+    with pytest.raises(LineFull):
+        submit(caller)
+
+
+_STUCK = """
+    SELECT conversation_id FROM job WHERE conversation_id IS NOT NULL AND status IN ('queued', 'admitted', 'running')
+    GROUP BY conversation_id HAVING count(*) FILTER (WHERE NOT held) <> 1
+"""
+_HIDDEN = """
+    SELECT job.id FROM job JOIN lane ON lane.id = job.lane_id WHERE status = 'queued' AND NOT held
+    AND (start_tag < low_water OR (wake_at IS NULL AND idle_since IS NULL))
+"""
+
+
+def _wait_for_locks(count: int, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline and not done():
+        if len(query("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")) >= count:
+            return
+
+
+def test_cancelling_the_next_turn_while_the_first_one_ends_holds_nobody_up() -> None:
+    caller = known()
+    one, two, three = (submit(caller, conversation="c") for _ in range(3))
+    with db.begin() as session:
+        given = Admission(one, uuid4(), credential_of(session, caller))
+        pacing.admit(session, [given])
+        job.claim(session, one, given.dispatch_id, lease_s=30)
+
+    def hold_the_conversation() -> None:
+        with db.begin() as session:
+            session.execute(text("SELECT id FROM conversation FOR UPDATE"))
+            _wait_for_locks(2, lambda: cancelled != [])
+
+    def cancel_two() -> None:
+        _wait_for_locks(1, lambda: False)
+        cancelled.append(cancel(caller, two))
+
+    cancelled: list[Any] = []
+    at_once(hold_the_conversation, partial(finish, one, given.dispatch_id), cancel_two)
+
+    assert ["succeeded", "cancelled", "queued"] == [each.status for each in query("SELECT status FROM job ORDER BY id")]
+    assert [three] == [each.id for each in query("SELECT id FROM job WHERE status = 'queued' AND NOT held")]

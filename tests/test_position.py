@@ -1,0 +1,186 @@
+"""Where a waiting job stands, how long it will take, and why it does not move: exact, not roughly."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from models import db, line, view
+from models.key import Key
+from models.line import Place
+from tests.line_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+def place(caller: Key, job_id: UUID) -> Place:
+    with db.begin() as session:
+        return line.place(session, view.find(session, job_id, caller.id))
+
+
+def positions(caller: Key, jobs: list[UUID]) -> list[int]:
+    return [place(caller, one).position for one in jobs]
+
+
+def lane_has(**figures: Any) -> None:
+    query(f"UPDATE lane SET {', '.join(f'{name} = :{name}' for name in figures)}", **figures)
+
+
+# Position
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_position_is_the_place_in_the_sorted_line(caller: Key, seed: int) -> None:
+    rng = random.Random(seed)
+    flows, priorities = ["a", "b", "c"], ["low", "normal", "high"]
+    jobs = [submit(caller, flow=rng.choice(flows), priority=rng.choice(priorities), tokens=rng.randint(1, 9_999)) for _ in range(40)]
+    for one in rng.sample(jobs, 8):
+        put_back(one, start(caller, one), delay_s=rng.choice([0, 60]))
+    for one in rng.sample(jobs, 8):
+        rng.choice([cancel, admit, start])(caller, one)
+
+    waiting = sorted((row(one).start_tag, one) for one in jobs if row(one).status == "queued")
+    assert {one: n for n, (_, one) in enumerate(waiting, 1)} == {one: place(caller, one).position for _, one in waiting}
+
+
+def test_a_job_put_back_stands_where_it_stood(caller: Key) -> None:
+    jobs = [submit(caller) for _ in range(3)]
+    dispatch_id = start(caller, jobs[0])
+    assert [0, 1, 2] == positions(caller, jobs)
+    put_back(jobs[0], dispatch_id)
+
+    assert [1, 2, 3] == positions(caller, jobs)
+
+
+def test_dead_rows_below_the_low_water_mark_are_not_counted(caller: Key) -> None:
+    one, two = submit(caller), submit(caller)
+    finish(one, start(caller, one))
+    lane_has(low_water=row(two).start_tag)
+
+    assert 1 == place(caller, two).position
+
+
+def test_another_lane_does_not_count(caller: Key) -> None:
+    submit(caller, model="other")
+
+    assert 1 == place(caller, submit(caller)).position
+
+
+def test_held_turns_stand_behind_one_another(caller: Key) -> None:
+    turns = [submit(caller, conversation="c") for _ in range(4)]
+
+    assert [1, 2, 3, 4] == positions(caller, turns)
+    assert [None, *["conversation"] * 3] == [place(caller, one).blocked_by for one in turns]
+
+
+def test_a_held_turn_behind_a_running_one_stands_where_it_will_stand(caller: Key) -> None:
+    one, two = submit(caller, conversation="c"), submit(caller, conversation="c")
+    start(caller, one)
+
+    assert 1 == place(caller, two).position
+
+
+def test_a_held_turn_counts_everybody_who_will_go_before_it(caller: Key) -> None:
+    first, second = submit(caller, flow="talk", conversation="c"), submit(caller, flow="talk", conversation="c")
+    others = [submit(caller, flow=f"other{n}") for n in range(5)]
+    assert 7 == place(caller, second).position
+    finish(first, start(caller, first), finding=GOOD)
+
+    assert [6, *range(1, 6)] == positions(caller, [second, *others])
+
+
+def test_a_held_turn_of_high_priority_still_stands_behind_the_turn_before_it(caller: Key) -> None:
+    for _ in range(3):
+        submit(caller, flow="other")
+    submit(caller, flow="slow", priority="low", conversation="c")
+    query("UPDATE job SET start_tag = 1000 WHERE flow = 'slow'")
+
+    assert 5 == place(caller, submit(caller, flow="quick", priority="high", conversation="c")).position
+
+
+def test_a_held_turn_behind_one_in_another_lane_stands_in_its_own(caller: Key) -> None:
+    for _ in range(3):
+        submit(caller, flow="other")
+    submit(caller, flow="talk", conversation="c", model="other")
+
+    assert 2 == place(caller, submit(caller, flow="talk", conversation="c")).position
+
+
+# How long
+
+
+def test_the_scarcest_limit_makes_the_estimate(caller: Key) -> None:
+    jobs = [submit(caller, tokens=1_000) for _ in range(11)]
+    lane_has(rpm=60, tpm=30_000)
+
+    assert 20.0 == place(caller, jobs[-1]).eta_s
+
+
+def test_slots_make_the_estimate_when_calls_are_long(caller: Key) -> None:
+    jobs = [submit(caller) for _ in range(9)]
+    lane_has(max_in_flight=4, usual_s=10)
+
+    assert 20.0 == place(caller, jobs[-1]).eta_s
+
+
+def test_each_held_turn_waits_for_the_calls_before_it(caller: Key) -> None:
+    turns = [submit(caller, conversation="c") for _ in range(3)]
+    lane_has(usual_s=10)
+
+    assert [0.0, 10.0, 20.0] == [place(caller, one).eta_s for one in turns]
+
+
+def test_nobody_goes_before_the_lane_moves_again(caller: Key) -> None:
+    one = submit(caller)
+    query("UPDATE lane SET blocked_by = 'cooldown', wake_at = now() + interval '90 s'")
+
+    found = place(caller, one)
+    assert ("cooldown", 90) == (found.blocked_by, round(found.eta_s or 0))
+    assert found.wake_at is not None
+
+
+def test_an_estimate_is_never_in_the_past(caller: Key) -> None:
+    one = submit(caller)
+    query("UPDATE lane SET blocked_by = 'workers', wake_at = now() - interval '90 s'")
+
+    assert (0.0, None) == (place(caller, one).eta_s, place(caller, one).wake_at)
+
+
+def test_a_job_in_backoff_says_so_and_until_when(caller: Key) -> None:
+    one = submit(caller)
+    put_back(one, start(caller, one), delay_s=60)
+
+    found = place(caller, one)
+    assert ("backoff", row(one).not_before) == (found.blocked_by, found.wake_at)
+    assert 55 < (found.eta_s or 0) <= 60
+
+
+def test_a_backoff_that_is_over_blocks_nobody(caller: Key) -> None:
+    one = submit(caller)
+    put_back(one, start(caller, one), delay_s=60)
+    query("UPDATE job SET not_before = now() - interval '1 s'")
+
+    assert Place(1, 0.0, None, None) == place(caller, one)
+
+
+@pytest.mark.parametrize("what", ["lane", "pool"])
+def test_a_paused_line_says_so_and_promises_nothing(caller: Key, what: str) -> None:
+    one = submit(caller)
+    query(f"UPDATE {what} SET paused_at = now()")
+
+    assert Place(1, None, "paused", None) == place(caller, one)
+
+
+def test_a_job_on_its_way_has_no_place(caller: Key) -> None:
+    one = submit(caller)
+    admit(caller, one)
+
+    assert Place(0, 0.0, None, None) == place(caller, one)

@@ -1,0 +1,179 @@
+"""What becomes of a job after each kind of answer: the whole table."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+
+from models.job import Outcome
+from workers import retry
+from workers.openai_client import Answer, Lost, NotSent
+from workers.retry import Next
+
+
+def answer(status: int, body: object = None, **headers: str) -> Answer:
+    said = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
+
+
+def error(**fields: object) -> dict[str, object]:
+    return {"error": {"message": "no", **fields}}
+
+
+TABLE = [
+    (200, Next.SUCCEED, Outcome.SUCCEEDED), (201, Next.SUCCEED, Outcome.SUCCEEDED),
+    (301, Next.FAIL, Outcome.REFUSED), (400, Next.FAIL, Outcome.REFUSED), (403, Next.FAIL, Outcome.REFUSED),
+    (404, Next.FAIL, Outcome.REFUSED), (413, Next.FAIL, Outcome.REFUSED), (422, Next.FAIL, Outcome.REFUSED),
+    (408, Next.AGAIN, Outcome.FAILED), (409, Next.AGAIN, Outcome.FAILED), (425, Next.AGAIN, Outcome.FAILED),
+    (500, Next.AGAIN, Outcome.FAILED), (502, Next.AGAIN, Outcome.FAILED), (503, Next.AGAIN, Outcome.FAILED),
+    (504, Next.AGAIN, Outcome.FAILED), (524, Next.AGAIN, Outcome.FAILED), (529, Next.AGAIN, Outcome.FAILED),
+    (599, Next.AGAIN, Outcome.FAILED), (429, Next.WAIT, Outcome.THROTTLED), (401, Next.FAIL, Outcome.REFUSED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "then", "outcome"), TABLE)
+def test_the_status_decides(status: int, then: Next, outcome: Outcome) -> None:
+    verdict = retry.judge(answer(status, {}))
+
+    assert (then, outcome) == (verdict.next, verdict.outcome)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"1", b'"ok"', b"null", b"{", b"\xff", b"[" * 100_000])
+def test_a_good_status_without_a_json_object_is_of_unknown_outcome(body: bytes) -> None:
+    verdict = retry.judge(answer(200, body))
+
+    assert (Next.UNKNOWN, Outcome.UNKNOWN) == (verdict.next, verdict.outcome)
+    assert {"message", "type", "param", "code"} == set(verdict.error or {})
+
+
+# 429 and 503
+
+
+def test_a_429_pauses_everybody_for_as_long_as_it_says() -> None:
+    verdict = retry.judge(answer(429, error(), retry_after_ms="1500"))
+
+    assert (1_500, True, None) == (verdict.pause_ms, verdict.pushed_back, verdict.park)
+
+
+def test_a_429_without_a_time_pauses_for_the_usual_one(override: Callable[..., None]) -> None:
+    override(pause_s=3)
+
+    assert 3_000 == retry.judge(answer(429, error())).pause_ms
+
+
+@pytest.mark.parametrize("code", sorted(retry.MONEY))
+@pytest.mark.parametrize("where", ["code", "type"])
+def test_an_account_without_money_is_parked(where: str, code: str) -> None:
+    verdict = retry.judge(answer(429, error(**{where: code}), retry_after="1"))
+
+    assert (Next.FAIL, retry.NO_MONEY, None) == (verdict.next, verdict.park, verdict.pause_ms)
+
+
+def test_a_request_that_is_too_large_does_not_wait_for_ever() -> None:
+    verdict = retry.judge(answer(429, {"error": {"message": "Request too large for gpt-4o: Limit 30000, Requested 50000."}}))
+
+    assert (Next.FAIL, None, None) == (verdict.next, verdict.park, verdict.pause_ms)
+
+
+@pytest.mark.parametrize("code", [["insufficient_quota"], {"a": 1}, 7, None])
+def test_a_code_that_is_no_text_breaks_nothing(code: object) -> None:
+    assert Next.WAIT == retry.judge(answer(429, error(code=code))).next
+
+
+def test_a_503_with_a_time_is_a_pause_and_does_not_count() -> None:
+    verdict = retry.judge(answer(503, error(), retry_after="7"))
+
+    assert (Next.WAIT, Outcome.THROTTLED, 7_000, True) == (verdict.next, verdict.outcome, verdict.pause_ms, verdict.pushed_back)
+
+
+def test_a_503_without_a_time_counts_and_pushes_back() -> None:
+    assert retry.judge(answer(503, error())).pushed_back
+    assert not retry.judge(answer(500, error())).pushed_back
+
+
+def test_a_key_that_is_not_accepted_is_parked() -> None:
+    assert retry.WRONG_KEY == retry.judge(answer(401, error())).park
+
+
+# The error a caller sees
+
+
+def test_the_upstreams_own_error_is_passed_on_whole() -> None:
+    said = {"message": "Bad", "type": "invalid_request_error", "param": "n", "code": "x", "extra": 3}
+
+    assert said == retry.judge(answer(400, {"error": said})).error
+
+
+def test_missing_keys_are_filled_in() -> None:
+    assert {"message": "no", "type": None, "param": None, "code": None} == retry.judge(answer(400, error())).error
+
+
+@pytest.mark.parametrize("message", ["two\nlines", "a\u00a0b", "tab\there", "日本語", "emoji 🎈"])
+def test_a_message_is_kept_whatever_it_looks_like(message: str) -> None:
+    assert message == (retry.judge(answer(400, {"error": {"message": message}})).error or {})["message"]
+
+
+def test_what_postgres_cannot_store_is_replaced() -> None:
+    said = retry.judge(answer(400, b'{"error": {"message": "a\\u0000b\\ud800", "\\u0000": "x", "type": {"deep": 1}}}')).error
+
+    assert {"message": "a\ufffdb?", "\ufffd": "x", "type": None, "param": None, "code": None} == said
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>502</html>", b'{"error": "text"}', b'{"error": {"message": 5}}', b'{"detail": "no"}'])
+def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -> None:
+    said = retry.judge(answer(502, body)).error or {}
+
+    assert "upstream_error" == said["code"]
+    assert "502" in str(said["message"])
+
+
+# No answer at all
+
+
+def test_what_was_never_sent_is_tried_again() -> None:
+    verdict = retry.unsent(NotSent("ConnectError"))
+
+    assert (Next.AGAIN, Outcome.NOT_SENT) == (verdict.next, verdict.outcome)
+
+
+def test_what_was_lost_on_the_way_is_of_unknown_outcome() -> None:
+    verdict = retry.lost(Lost("ReadError"))
+
+    assert (Next.UNKNOWN, Outcome.UNKNOWN) == (verdict.next, verdict.outcome)
+
+
+@pytest.mark.parametrize(("is_sent", "then"), [(True, Next.UNKNOWN), (False, Next.AGAIN)])
+def test_a_failure_of_our_own_is_never_a_silent_second_call(is_sent: bool, then: Next) -> None:
+    assert then == retry.broken(KeyError("x"), is_sent=is_sent).next
+
+
+# Delays
+
+
+def test_delays_double_up_to_the_most(override: Callable[..., None]) -> None:
+    override(retry_base_s=1, retry_most_s=60)
+    bases = [retry.delay_s(n, rng=random.Random(1)) / (1 + random.Random(1).random() / 2) for n in range(8)]
+
+    assert [1, 2, 4, 8, 16, 32, 60, 60] == pytest.approx(bases)
+
+
+def test_delays_differ_by_up_to_half(override: Callable[..., None]) -> None:
+    override(retry_base_s=1, retry_most_s=60)
+    rng = random.Random(7)
+    delays = [retry.delay_s(0, rng=rng) for _ in range(200)]
+
+    assert 1 <= min(delays) < 1.05
+    assert 1.45 < max(delays) <= 1.5
+
+
+def test_the_same_seed_gives_the_same_delays() -> None:
+    assert retry.delay_s(3, rng=random.Random(5)) == retry.delay_s(3, rng=random.Random(5))
+
+
+def test_a_huge_number_of_failures_is_no_huge_number_of_seconds(override: Callable[..., None]) -> None:
+    override(retry_most_s=60)
+
+    assert retry.delay_s(10**6, rng=random.Random(1)) <= 90

@@ -1,0 +1,135 @@
+"""Rules about the code itself, each of which once was an outage somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from workers.app import QUEUE, app
+
+ROOT = Path(__file__).resolve().parent.parent
+PRODUCT = sorted(file for folder in ("api", "models", "workers", "deploy") for file in (ROOT / folder).rglob("*.py"))
+SERVING = [file for file in PRODUCT if "deploy" not in file.parts and "migrations" not in file.parts]
+
+
+def calls(files: list[Path]) -> Iterator[tuple[str, ast.Call]]:
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield f"{file.relative_to(ROOT)}:{node.lineno}", node
+
+
+def named(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+READS = {"os.environ", "os.environb", "os.getenv"}
+# Flower is started with all of it but one variable.
+HANDS_IT_ON = {ROOT / "workers" / "flower.py"}
+
+
+def reads_of_the_environment(file: Path) -> list[str]:
+    """Where the environment is read, except to hand it on to a child process."""
+    if file in HANDS_IT_ON:
+        return []
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    dicts = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+    handed_on = {id(value) for node in dicts for name, value in zip(node.keys, node.values, strict=True) if name is None}
+    read = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) in READS]
+    return [f"{file.relative_to(ROOT)}:{node.lineno}" for node in read if id(node) not in handed_on]
+
+
+# Nothing waits in Celery
+
+
+def test_nothing_is_sent_to_celery_with_a_delay() -> None:
+    delays = {"countdown", "eta", "expires", "retry_backoff", "autoretry_for", "max_retries"}
+    sends = {"apply_async", "send_task", "signature", "s", "si", "task", "subtask", "retry"}
+
+    assert [] == [where for where, call in calls(PRODUCT) if named(call) in sends and delays & {each.arg for each in call.keywords}]
+
+
+def test_no_task_retries_itself() -> None:
+    retries = re.compile(r"\b(?:self|run)\.retry\(|raise .*\bRetry\(|bind=True")
+
+    assert [] == [file.name for file in PRODUCT if retries.search(file.read_text(encoding="utf-8"))]
+
+
+def test_a_message_that_would_wait_is_refused_before_it_is_sent() -> None:
+    task = app.signature("nowserving.job", args=("a", "b"), queue=QUEUE)
+    for waits in ({"countdown": 5}, {"eta": "2030-01-01T00:00:00+00:00"}, {"expires": 9}, {"retries": 1}):
+        for send in (partial(app.send_task, "nowserving.job", ("a", "b"), queue=QUEUE), task.apply_async):
+            with pytest.raises(RuntimeError, match="nothing waits in Celery"):
+                send(**waits)
+
+
+# Every queue has a worker
+
+
+def test_every_queue_named_is_consumed() -> None:
+    queues = [each.value for _, call in calls(PRODUCT) for each in call.keywords if each.arg == "queue"]
+    named_in_code = {each.value for each in queues if isinstance(each, ast.Constant)}
+    consumed = {queue.name for queue in app.conf.task_queues}
+
+    assert {QUEUE} == consumed
+    assert named_in_code <= consumed
+    assert QUEUE == app.conf.task_default_queue
+    assert not app.conf.task_create_missing_queues
+
+
+# Celery as a doorbell
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("task_acks_late", False), ("task_reject_on_worker_lost", False), ("worker_prefetch_multiplier", 1), ("task_ignore_result", True),
+        ("task_serializer", "json"), ("accept_content", ["json"]), ("event_serializer", "json"), ("task_publish_retry", False),
+        ("worker_cancel_long_running_tasks_on_connection_loss", False), ("beat_schedule", {}), ("task_annotations", None),
+    ],
+)  # fmt: skip
+def test_celery_is_a_doorbell(setting: str, value: object) -> None:
+    assert value == getattr(app.conf, setting)
+
+
+def test_celery_keeps_no_results() -> None:
+    assert not app.conf.result_backend
+    assert "DisabledBackend" == type(app.backend).__name__
+
+
+# Settings and imports
+
+
+@pytest.mark.parametrize("file", SERVING, ids=lambda file: str(file.relative_to(ROOT)))
+def test_the_environment_is_read_in_one_place(file: Path) -> None:
+    assert [] == reads_of_the_environment(file)
+
+
+def test_nothing_of_the_product_imports_tests() -> None:
+    wrong = re.compile(r"^\s*(?:from|import)\s+(?:tests|bench)\b", re.MULTILINE)
+
+    assert [] == [str(file.relative_to(ROOT)) for file in PRODUCT if wrong.search(file.read_text(encoding="utf-8"))]
+
+
+def test_no_error_is_swallowed_in_silence() -> None:
+    silent = re.compile(r"except(?: Exception| BaseException)?(?: as \w+)?:\s*(?:#.*)?\n\s+pass\b")
+
+    assert [] == [str(file.relative_to(ROOT)) for file in PRODUCT if silent.search(file.read_text(encoding="utf-8"))]
+
+
+def test_nobody_waits_inside_a_transaction_for_the_network() -> None:
+    """By name at least: what speaks to Redis, Celery or the upstream is not called inside `with db.begin()`."""
+    network = {"post", "ring", "send_task", "publish", "admit_many", "peek_many", "charge_again"}
+    wrong = []
+    for file in SERVING:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.With) and any("begin()" in ast.unparse(item.context_expr) for item in node.items):
+                inside = {named(call) for call in ast.walk(node) if isinstance(call, ast.Call)}
+                wrong += [f"{file.relative_to(ROOT)}:{node.lineno} {name}" for name in sorted(inside & network)]
+
+    assert [] == wrong

@@ -1,0 +1,269 @@
+"""What was forgotten is found, what was lost is given back, and what is old goes; but nobody is called lost too early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+import redis
+
+from models import db, fleet, idempotency, lane_care, retention
+from models.key import Key
+from models.line import SETTLED_S
+from tests.line_tools import admit, cancel, credential_of, expire, finish, heads, known, outcomes, put_back, query, row, start, submit
+from workers.bell import Bell
+from workers.limiter import Ask, Limiter, Limits, Meter
+from workers.sweep import GAP_S, Amnesty, Sweep
+
+
+@pytest.fixture
+def caller(database: None) -> Key:
+    return known()
+
+
+@pytest.fixture
+def bell() -> Bell:
+    return Bell()
+
+
+@pytest.fixture
+def limiter(redis_client: redis.Redis) -> Limiter:
+    return Limiter(redis_client)
+
+
+@pytest.fixture
+def sweep(limiter: Limiter, bell: Bell) -> Sweep:
+    """One whose amnesty is over."""
+    made = Sweep(limiter=limiter, bell=bell)
+    with db.begin() as session:
+        postmaster = lane_care.postmaster_started(session)
+    made._amnesty = Amnesty(postmaster=postmaster, until=0.0, last=time.monotonic())
+    return made
+
+
+def reserved(limiter: Limiter, caller: Key, dispatch_id: UUID) -> Meter:
+    """This call has a slot with its credential, the only one there is."""
+    with db.begin() as session:
+        bound = Meter(credential_of(session, caller), "m")
+    limiter.init(bound, Limits(max_in_flight=1))
+    limiter.admit(bound, [Ask(str(dispatch_id), 1)], lease_ms=30_000)
+    assert (0, 1) == free_and_used(limiter, bound)
+    return bound
+
+
+def free_and_used(limiter: Limiter, bound: Meter) -> tuple[int | None, int]:
+    (room,) = limiter.peek_many([bound])
+    assert room is not None
+    return room.free, room.in_flight
+
+
+# Amnesty
+
+
+def test_nothing_is_lost_right_after_the_start() -> None:
+    assert Amnesty().is_on(postmaster="a", now=100.0)
+
+
+def test_amnesty_ends_a_lease_and_two_seconds_later(override: Callable[..., None]) -> None:
+    override(lease_s=30)
+    amnesty = Amnesty()
+
+    assert [True] * 31 + [True] + [False] * 3 == [amnesty.is_on(postmaster="a", now=float(now)) for now in range(35)]
+
+
+def test_a_restart_of_postgres_begins_a_new_amnesty() -> None:
+    amnesty = Amnesty(postmaster="a", until=0.0, last=99.0)
+
+    assert [False, True, True] == [amnesty.is_on(postmaster=began, now=now) for began, now in (("a", 100.0), ("b", 101.0), ("b", 102.0))]
+
+
+def test_a_gap_of_our_own_begins_a_new_amnesty() -> None:
+    amnesty = Amnesty(postmaster="a", until=0.0, last=100.0)
+
+    assert not amnesty.is_on(postmaster="a", now=100.0 + GAP_S)
+    assert amnesty.is_on(postmaster="a", now=100.0 + 2 * GAP_S + 0.1)
+
+
+def test_a_lease_is_not_reaped_during_an_amnesty(caller: Key, limiter: Limiter, bell: Bell) -> None:
+    one = submit(caller)
+    start(caller, one)
+    query("UPDATE job SET lease_until = now() - interval '1 s'")
+
+    Sweep(limiter=limiter, bell=bell).step(now=time.monotonic())
+
+    assert "running" == row(one).status
+
+
+# Lost and not claimed
+
+
+def test_a_lost_job_goes_back_and_its_slot_is_free(caller: Key, limiter: Limiter, bell: Bell, sweep: Sweep) -> None:
+    one = submit(caller)
+    bound = reserved(limiter, caller, start(caller, one))
+    query("UPDATE job SET lease_until = now() - interval '1 s'")
+    sweep.step(now=time.monotonic())
+
+    assert (["unknown"], [one], (1, 0)) == (outcomes(one), heads(), free_and_used(limiter, bound))
+    assert {row(one).lane_id} == set(bell.take())
+
+
+def test_an_unclaimed_job_goes_back_and_its_slot_is_free(caller: Key, limiter: Limiter, bell: Bell, sweep: Sweep) -> None:
+    one = submit(caller)
+    bound = reserved(limiter, caller, admit(caller, one))
+    query("UPDATE job SET admitted_at = now() - interval '1 min'")
+    sweep.step(now=time.monotonic())
+
+    assert ([one], (1, 0)) == (heads(), free_and_used(limiter, bound))
+    assert {row(one).lane_id} == set(bell.take())
+
+
+def test_without_redis_jobs_go_back_all_the_same(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+    one = submit(caller)
+    admit(caller, one)
+    query("UPDATE job SET admitted_at = now() - interval '1 min'")
+    sweep._limiter = Limiter(redis.Redis(port=1, retry=None))
+
+    sweep.step(now=time.monotonic())
+
+    assert [one] == heads()
+
+
+def test_a_forgotten_lane_is_woken(caller: Key, bell: Bell, sweep: Sweep) -> None:
+    one = submit(caller)
+    query("UPDATE lane SET wake_at = NULL, idle_since = now()")
+    sweep.step(now=time.monotonic())
+
+    assert {row(one).lane_id} == set(bell.take())
+
+
+def test_a_waiting_job_expires(caller: Key, sweep: Sweep) -> None:
+    one = submit(caller)
+    query("UPDATE job SET expires_at = now() - interval '1 s'")
+    sweep.step(now=time.monotonic())
+
+    assert "expired" == row(one).status
+
+
+def test_silent_workers_are_forgotten(caller: Key, sweep: Sweep) -> None:
+    with db.begin() as session:
+        fleet.report(session, "gone", slots=4)
+        fleet.report(session, "here", slots=4)
+    query("UPDATE worker SET seen_at = now() - interval '1 h' WHERE name = 'gone'")
+    sweep.step(now=time.monotonic())
+
+    assert ["here"] == [one.name for one in query("SELECT name FROM worker")]
+
+
+# The low-water mark and the figures
+
+
+def refresh(care: lane_care.Care, *, now: float) -> None:
+    with db.begin() as session:
+        lanes = care.choose(session)
+    for lane in lanes:
+        with db.begin() as session:
+            care.refresh(session, lane, now=now)
+
+
+def test_the_mark_follows_the_line_only_after_every_submit_has_seen_it(caller: Key) -> None:
+    care = lane_care.Care()
+    one = submit(caller)
+    finish(one, start(caller, one))
+    query("UPDATE lane SET virtual_time = 500")
+
+    marks = []
+    for now in (0.0, SETTLED_S - 1.0, float(SETTLED_S)):
+        refresh(care, now=now)
+        marks += [mark.low_water for mark in query("SELECT low_water FROM lane")]
+    assert [0, 0, 500] == marks
+
+
+def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
+    care = lane_care.Care()
+    one = submit(caller)
+    query("UPDATE job SET start_tag = 300")
+    query("UPDATE lane SET virtual_time = 500")
+    for now in (0.0, SETTLED_S + 1.0):
+        refresh(care, now=now)
+
+    assert [(300,)] == query("SELECT low_water FROM lane")
+    assert [one] == heads()
+
+
+def test_the_figures_are_those_of_the_lanes_credentials(caller: Key) -> None:
+    submit(caller)
+    query("INSERT INTO meter (credential_id, model, rpm, tpm) SELECT id, '*', 60, 1000 FROM credential")
+    refresh(lane_care.Care(), now=0.0)
+
+    assert [(60, 1_000, None, 1)] == query("SELECT rpm, tpm, ipm, queued FROM lane")
+
+
+# What is old
+
+
+def old(*jobs: UUID) -> None:
+    query("UPDATE job SET ended_at = now() - interval '31 days' WHERE id = ANY(:ids)", ids=list(jobs))
+
+
+def keep(days: int = 30) -> int:
+    with db.begin() as session:
+        return retention.sweep(session, days=days, idempotency_hours=24)
+
+
+def test_old_ended_jobs_go_with_their_belongings_and_usage_stays(caller: Key) -> None:
+    one, two = submit(caller), submit(caller)
+    dispatch_id = start(caller, one)
+    finish(one, dispatch_id)
+    query("INSERT INTO usage (dispatch_id, job_id, key_id, model, input_tokens, output_tokens, images) VALUES (:d, :j, 1, 'm', 1, 1, 0)",
+          d=dispatch_id, j=one)  # fmt: skip
+    query("INSERT INTO artifact (id, job_id, n, content_type, content) VALUES (:d, :j, 0, 'image/png', 'x')", d=dispatch_id, j=one)
+    old(one)
+
+    assert 1 == keep()
+    assert [two] == [each.id for each in query("SELECT id FROM job")]
+    left = [len(query(f"SELECT FROM {table} WHERE job_id = :id", id=one)) for table in ("attempt", "job_event", "artifact", "usage")]
+    assert [0, 0, 0, 1] == left
+
+
+@pytest.mark.parametrize("state", ["queued", "admitted", "running", "back"])
+def test_what_has_not_ended_never_goes(caller: Key, state: str) -> None:
+    one = submit(caller)
+    if state == "back":
+        put_back(one, start(caller, one))
+    elif state != "queued":
+        {"admitted": admit, "running": start}[state](caller, one)
+    query("UPDATE job SET created_at = now() - interval '1 year'")
+
+    assert 0 == keep()
+
+
+def test_young_ended_jobs_stay(caller: Key) -> None:
+    one, two = submit(caller), submit(caller)
+    cancel(caller, one)
+    expire(two)
+
+    assert 0 == keep()
+
+
+def test_idempotency_keys_go_after_their_time(caller: Key) -> None:
+    one = submit(caller)
+    with db.begin() as session:
+        idempotency.first_or_earlier(session, caller.id, "old", body=b"", job_id=one)
+        idempotency.first_or_earlier(session, caller.id, "new", body=b"", job_id=one)
+    query("UPDATE idempotency SET created_at = now() - interval '25 h' WHERE token = 'old'")
+    keep()
+
+    assert ["new"] == [each.token for each in query("SELECT token FROM idempotency")]
+
+
+def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) -> None:
+    for flow in ("gone", "weighted", "ahead"):
+        submit(caller, flow=flow)
+    query("UPDATE flow SET weight = 2 WHERE name = 'weighted'")
+    query("UPDATE flow SET last_finish = 1e6 WHERE name = 'ahead'")
+    query("UPDATE lane SET low_water = 1000")
+    keep()
+
+    assert {"weighted", "ahead"} == {each.name for each in query("SELECT name FROM flow")}
