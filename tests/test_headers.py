@@ -62,3 +62,11 @@ def test_no_headers_say_nothing() -> None:
 )  # fmt: skip
 def test_how_long_to_stay_away(said: dict[str, str], ms: int | None) -> None:
     assert ms == headers.retry_after_ms(said, now=NOW)
+
+
+def test_a_reset_that_is_the_end_of_a_window_is_read_by_what_remains() -> None:
+    window = {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "594", "x-ratelimit-reset-requests": "59s"}
+    bucket = {"x-ratelimit-limit-requests": "5000", "x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "12ms"}
+
+    assert 600 == headers.read(window).reset_requests_ms
+    assert 12 == headers.read(bucket).reset_requests_ms

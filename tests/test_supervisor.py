@@ -23,7 +23,9 @@ from deploy.supervisor import Supervisor
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
 PARTS = ("postgres", "valkey", "api", "pacer", "worker", "flower")
-ANY_PORTS = {"NOWSERVING_PORT": "0", "NOWSERVING_FLOWER_PORT": "0", "NOWSERVING_SHUTDOWN_GRACE_S": "5"}
+# Nothing of the servers that other tests of this run use.
+ALONE = {"NOWSERVING_DATABASE_URL": "", "NOWSERVING_REDIS_URL": "", "NOWSERVING_SECRET_KEYS": ""}
+ANY_PORTS = {"NOWSERVING_PORT": "0", "NOWSERVING_FLOWER_PORT": "0", "NOWSERVING_SHUTDOWN_GRACE_S": "5", **ALONE}
 
 
 def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:

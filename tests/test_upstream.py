@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -179,7 +180,7 @@ class TestWire:
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat") as stat:  # a zombie nobody reaps is dead as well
+        with Path(f"/proc/{pid}/stat").open() as stat:  # a zombie nobody reaps is dead as well
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False

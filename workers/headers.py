@@ -64,9 +64,20 @@ def _per_minute(headers: Mapping[str, str], unit: str) -> tuple[int | None, int 
     limit, reset_ms = _positive(headers.get(f"x-ratelimit-limit-{unit}")), duration_ms(headers.get(f"x-ratelimit-reset-{unit}"))
     # A minute's bucket is whole again within a minute. What takes longer is a limit per day (free tier: 200 requests, 7m12s each):
     # taken for one per minute it would be 1,440 times too loose.
-    return (limit, reset_ms) if reset_ms is None or reset_ms <= MINUTE_MS else (None, None)
+    if reset_ms is not None and reset_ms > MINUTE_MS:
+        return None, None
+    # Elsewhere a reset may mean "until the window ends", which says nothing of how much is used. What remains does, and of
+    # OpenAI's own buckets the two say the same.
+    left = _count(headers.get(f"x-ratelimit-remaining-{unit}"))
+    if limit is not None and reset_ms is not None and left is not None:
+        reset_ms = min(reset_ms, -(-max(0, limit - left) * MINUTE_MS // limit))
+    return limit, reset_ms or None
 
 
 def _positive(text: str | None) -> int | None:
+    return _count(text) or None
+
+
+def _count(text: str | None) -> int | None:
     # By its length first: int() refuses thousands of digits.
-    return int(text) if text and len(text) <= 10 and text.isascii() and text.isdigit() and 0 < int(text) < 2**31 else None
+    return int(text) if text and len(text) <= 10 and text.isascii() and text.isdigit() and int(text) < 2**31 else None

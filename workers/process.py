@@ -67,12 +67,13 @@ class Processor:
 
     def _why_not(self, row: Any, bound: Meter, *, began: float) -> str:
         """Why the call must not go out after all; empty: it may. began: before the claim, in monotonic seconds."""
-        if row.late_s > LATE_S and not self._pays_again(bound, row.dispatch_id):
-            return "claimed too late"
         crash.at("worker.before_send")
+        held_s = time.monotonic() - began
         # Frozen since the claim? Then the lease may have run out, and the job may be another's already.
-        if time.monotonic() - began > settings().lease_s / 2 and not self._is_ours(row):
+        if held_s > settings().lease_s / 2 and not self._is_ours(row):
             return "lease lost before the call"
+        if row.late_s + held_s > LATE_S and not self._pays_again(bound, row.dispatch_id):
+            return "claimed too late"
         return ""
 
     def _run(self, row: Any, bound: Meter, call: Call) -> None:

@@ -1,0 +1,54 @@
+"""`python -m bench [names] [--short] [--strict]`: starts its own stack, measures, prints, and writes docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from bench import fairness, latency, limits, report, scale, submits, throughput
+from bench.figure import Figure
+from bench.stack import Stack
+
+ALL: dict[str, ModuleType] = {
+    "latency": latency, "submits": submits, "throughput": throughput, "fairness": fairness, "limits": limits, "scale": scale,
+}  # fmt: skip
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(ALL)))
+@click.option("--short", is_flag=True, help="Under 2.5 minutes, with fewer jobs; docs/benchmarks.md stays as it is.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when a target is missed.")
+def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
+    """Without names: all of it, and docs/benchmarks.md is written."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    load_before, began = os.getloadavg()[0], time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="nowserving-bench-"))
+    with Stack(folder) as stack:
+        results = {ALL[name].TITLE: _measure(name, stack, short=short) for name in names or ALL}
+        servers = stack.versions()
+    shutil.rmtree(folder, ignore_errors=True)
+    if not names and not short:
+        report.write(results, took_s=time.monotonic() - began, load_before=load_before, servers=servers)
+        click.echo(f"written: {report.PAGE}")
+    if strict and any(one.is_met is False for figures in results.values() for one in figures):
+        sys.exit(1)
+
+
+def _measure(name: str, stack: Stack, *, short: bool) -> list[Figure]:
+    click.echo(f"{name} …")
+    stack.upstream.reset()
+    figures: list[Figure] = ALL[name].run(stack, short=short)
+    report.show(ALL[name].TITLE, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""How quickly a free slot is used again, and an idle stack answers: measured on the upstream's own clock."""
+
+from __future__ import annotations
+
+import time
+
+from bench import load
+from bench.figure import Figure, at_most, quantile, told
+from bench.load import Wanted
+from bench.stack import Caller, Stack
+from models.key import Limits
+
+TITLE = "Latency"
+ANSWER_S = 0.05
+SLOT_P95_MS = 50
+IDLE_P50_MS = 30
+PAUSE_S = 0.12
+
+
+def run(stack: Stack, *, short: bool) -> list[Figure]:
+    """Lanes of one to four calls at a time, one after the other; then single jobs into an idle stack."""
+    stack.serve()
+    found = [figure for most in (1, 2, 3, 4) for figure in _slots(stack, most, seconds=2.5 if short else 6)]
+    return found + _idle(stack, jobs=30 if short else 100)
+
+
+def _slots(stack: Stack, most: int, *, seconds: float) -> list[Figure]:
+    caller = stack.caller(f"sk-slots-{most}", Limits(max_in_flight=most))
+    stack.upstream.behave(caller.token, delay=[ANSWER_S, ANSWER_S])
+    load.submit(Wanted(stack.port, caller.token, jobs=int(seconds / ANSWER_S * most), users=10))
+    time.sleep(seconds)
+    stack.clear()
+    gaps = _gaps(stack, caller, most)
+    p50, p95 = (quantile(gaps, share) * 1000 for share in (0.5, 0.95))
+    how = f"{most} in flight, {len(gaps)} calls"
+    return [
+        told("slot free → next call, p50", f"{p50:.1f} ms", note=how),
+        at_most("slot free → next call, p95", p95, SLOT_P95_MS, unit="ms", note=how),
+    ]
+
+
+def _gaps(stack: Stack, caller: Caller, most: int) -> list[float]:
+    """The n-th answer frees the slot that the call after the first `most` + n uses. Only while somebody waited for it."""
+    calls = stack.upstream.calls(key=caller.token)
+    arrivals = sorted(call.at for call in calls)
+    ends = sorted(call.ended_at for call in calls if call.ended_at is not None)
+    gaps = [at - end for at, end in zip(arrivals[most:], ends, strict=False)]
+    return gaps[most:]  # the first round also pays for a cold start: connections, state of the limiter
+
+
+def _idle(stack: Stack, *, jobs: int) -> list[Figure]:
+    caller = stack.caller("sk-idle", Limits(max_in_flight=8))
+    sent = []
+    opened = load.Line(stack.port)
+    for request in Wanted(stack.port, caller.token, jobs=jobs + 5).requests():
+        sent.append(time.time())
+        opened.ask(request)
+        time.sleep(PAUSE_S)
+    stack.wait_until_ended(caller, jobs + 5, within_s=20)
+    arrived = sorted(call.at for call in stack.upstream.calls(key=caller.token))
+    took = [at - began for at, began in zip(arrived, sent, strict=True)][5:]
+    p50, p95 = (quantile(took, share) * 1000 for share in (0.5, 0.95))
+    how = f"HTTP submit to the call's arrival, {jobs} jobs"
+    return [
+        at_most("idle submit → upstream call, p50", p50, IDLE_P50_MS, unit="ms", note=how),
+        told("idle submit → upstream call, p95", f"{p95:.1f} ms", note=how),
+    ]

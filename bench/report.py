@@ -1,0 +1,70 @@
+"""The figures as a table: on the terminal, and in docs/benchmarks.md with the machine they were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from bench.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+LIBRARIES = ("celery", "redis", "sqlalchemy", "psycopg", "flask", "gunicorn", "gevent", "openai")
+MARKS = {True: "yes", False: "NO", None: ""}
+
+
+def show(title: str, figures: Sequence[Figure]) -> None:
+    """One benchmark's table, on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for name in ("figure", "measured", "target", "met", "how"):
+        table.add_column(name, justify="right" if name == "measured" else "left")
+    for one in figures:
+        table.add_row(one.what, one.value, one.target, MARKS[one.is_met], one.note, style="bold red" if one.is_met is False else None)
+    Console(width=140).print(table)
+
+
+def write(results: Mapping[str, Sequence[Figure]], *, took_s: float, load_before: float, servers: Mapping[str, str]) -> None:
+    """docs/benchmarks.md says what was measured, when, and on what."""
+    lines = ["# Benchmarks", "", "Made by `make bench`; nothing on this page is typed by hand.", ""]
+    lines += [f"- {name}: {said}" for name, said in _circumstances(servers, took_s=took_s, load_before=load_before).items()]
+    for title, figures in results.items():
+        lines += ["", f"## {title}", "", "| figure | measured | target | met | how |", "|---|--:|---|---|---|"]
+        lines += [f"| {one.what} | {one.value} | {one.target} | {MARKS[one.is_met]} | {one.note} |" for one in figures]
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _circumstances(servers: Mapping[str, str], *, took_s: float, load_before: float) -> dict[str, str]:
+    memory_gb = psutil.virtual_memory().total / 2**30
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()) + f", in {took_s / 60:.1f} min",
+        "what": _commit(),
+        "machine": f"{os.cpu_count()} cores of {_processor()}, {memory_gb:.0f} GB, {platform.system()} {platform.release()}",
+        "load before the run": f"{load_before:.2f}" + (" (busy: other programs were running)" if load_before > 0.5 else ""),
+        "servers": ", ".join(f"{name} {said}" for name, said in servers.items()) + f", Python {platform.python_version()}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        "settings": "1 API process, 1 pacer, 1 worker process, `fsync` on; client, upstream and servers share the machine",
+    }
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    return (f"commit {git('rev-parse', '--short', 'HEAD')}" + (" and changes on top" if git("status", "--porcelain") else "")) or "unknown"
+
+
+def _processor() -> str:
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return next(line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

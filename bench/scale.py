@@ -1,0 +1,187 @@
+"""Whether a long line costs more than a short one: one step of the pacer, a submit, a position, with few and with very many waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from uuid import UUID
+
+from sqlalchemy import text
+
+from bench.figure import Figure, at_most, quantile, told
+from bench.stack import MODEL, Stack
+from models import db, fleet, line
+from models.key import Key
+from models.line import Order
+from workers import wake
+from workers.bell import Bell
+from workers.limiter import Limiter, Limits, Meter, Report
+from workers.pace import Pacer
+
+TITLE = "Scale"
+FEW = 1_000
+RATIO_MOST = 2.0
+SLOTS = 16
+FLOWS = 1_000
+BODY = b'{"model": "gpt-4o-mini", "max_tokens": 100, "messages": [{"role": "user", "content": "Say hello."}]}'
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Milliseconds, the median of many."""
+
+    step: float
+    submit: float = 0.0
+    position: float = 0.0
+
+
+class Ears:
+    """A ring that only remembers whom it called."""
+
+    def __init__(self) -> None:
+        self.rung: list[tuple[UUID, UUID]] = []
+
+    def ring(self, job_id: UUID, dispatch_id: UUID) -> bool:
+        self.rung.append((job_id, dispatch_id))
+        return True
+
+
+def run(stack: Stack, *, short: bool) -> list[Figure]:
+    """The pacer's own code with the real limiter, in this process; only Celery is left out."""
+    stack.halt()
+    many, lanes = (100_000, 2_000) if short else (1_000_000, 10_000)
+    few = _one_lane(stack, FEW)
+    full = _one_lane(stack, many)
+    thin, wide = _many_lanes(stack, FEW), _many_lanes(stack, lanes)
+    _empty(stack)
+    return [
+        _ratio(f"admission step, {many:,} waiting against {FEW:,}", full, few, note=f"{SLOTS} jobs a step"),
+        _ratio(f"admission step, {lanes:,} lanes against {FEW:,}", wide, thin, note=f"1 job a lane, {SLOTS} a step"),
+        told(f"submit into a line of {many:,}", f"{full.submit:.1f} ms", note=f"{few.submit:.1f} ms into one of {FEW:,}; in process"),
+        told(f"position of the last of {many:,}", f"{full.position:.1f} ms", note=f"{few.position:.1f} ms of {FEW:,}; exact to 10,000"),
+    ]
+
+
+def _ratio(what: str, many: Taken, few: Taken, *, note: str) -> Figure:
+    return at_most(what, many.step / few.step, RATIO_MOST, unit="times", note=f"{many.step:.1f} ms against {few.step:.1f} ms, {note}")
+
+
+def _one_lane(stack: Stack, jobs: int) -> Taken:
+    _empty(stack)
+    _make_pools(stack, 1)
+    _fill(stack, jobs, lanes=1)
+    pool = stack.ask("SELECT max(id) FROM pool")
+    caller = Key(id=10_000_000, pool_id=pool, kind="issued")
+    return Taken(step=_steps(stack), submit=_median(lambda: _submit(caller)), position=_median(_position_of(_last())))
+
+
+def _many_lanes(stack: Stack, lanes: int) -> Taken:
+    _empty(stack)
+    _make_pools(stack, lanes)
+    _fill(stack, lanes, lanes=lanes)
+    return Taken(step=_steps(stack))
+
+
+def _steps(stack: Stack, *, times: int = 25) -> float:
+    """The median step, in ms. Between steps what was admitted ends, as if it had been answered at once."""
+    limiter, ears, took = Limiter(wake.client()), Ears(), []
+    pacer = Pacer(limiter=limiter, ring=ears, bell=Bell())
+    for _ in range(times):
+        with db.begin() as session:
+            fleet.report(session, "bench", slots=SLOTS)
+            session.execute(text("UPDATE lane SET wake_at = now() - interval '1 s', claimed_until = NULL WHERE wake_at > now()"))
+        began = time.perf_counter()
+        pacer.step()
+        took.append(time.perf_counter() - began)
+        _end_all(stack, limiter, ears)
+    assert len(ears.rung) == 0
+    return quantile(took[5:], 0.5) * 1000
+
+
+def _end_all(stack: Stack, limiter: Limiter, ears: Ears) -> None:
+    assert len(ears.rung) == SLOTS, f"{len(ears.rung)} of {SLOTS} jobs were admitted"
+    with db.begin() as session:
+        ended = text(
+            "UPDATE job SET status = 'succeeded', ended_at = now() WHERE status = 'admitted' RETURNING dispatch_id, credential_id, model"
+        )
+        for row in session.execute(ended).all():
+            limiter.release(Meter(row.credential_id, row.model), str(row.dispatch_id), Report(good=True))
+    ears.rung.clear()
+
+
+def _median(measured: Callable[[], None], *, times: int = 30) -> float:
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        measured()
+        took.append(time.perf_counter() - began)
+    return quantile(took, 0.5) * 1000
+
+
+def _submit(caller: Key) -> None:
+    with db.begin() as session:
+        order = Order(key=caller, endpoint="/v1/chat/completions", model=MODEL, request=BODY, flow="late", tokens=110, expires_in_s=1e12)
+        line.join(session, order, job_id=line.new_id())
+
+
+def _last() -> SimpleNamespace:
+    with db.begin() as session:
+        return SimpleNamespace(**session.execute(_LAST).one()._mapping)
+
+
+def _position_of(job: SimpleNamespace) -> Callable[[], None]:
+    def look() -> None:
+        with db.begin() as session:
+            line.place(session, job)
+
+    return look
+
+
+def _empty(stack: Stack) -> None:
+    stack.do("TRUNCATE job, job_event, attempt, usage, flow, lane, meter, credential, pool, key, conversation, worker")
+    line.lane_of.cache_clear()
+    with stack.redis() as client:
+        client.flushdb()
+
+
+def _make_pools(stack: Stack, pools: int) -> None:
+    """Each with one credential, one lane, and the limiter's state for it, as after its first job."""
+    stack.do("INSERT INTO pool (name) SELECT 'bench' || n FROM generate_series(1, :pools) AS n", pools=pools)
+    stack.do("INSERT INTO credential (pool_id, secret) SELECT id, '' FROM pool")
+    stack.do("INSERT INTO lane (pool_id, model, wake_at) SELECT id, :model, now() FROM pool", model=MODEL)
+    limiter = Limiter(wake.client())
+    with db.begin() as session:
+        for row in session.execute(text("SELECT id FROM credential")):
+            limiter.init(Meter(row.id, MODEL), Limits(max_in_flight=1_000))
+
+
+def _fill(stack: Stack, jobs: int, *, lanes: int) -> None:
+    """Jobs as `line.join` would have made them, in turn over the lanes, and in each over FLOWS flows."""
+    with _in_order(stack):
+        stack.do(_JOBS, jobs=jobs, lanes=lanes, flows=FLOWS, body=BODY, model=MODEL)
+
+
+@contextmanager
+def _in_order(stack: Stack) -> Iterator[None]:
+    """Filled, then as the autovacuum leaves it."""
+    yield
+    with db.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("VACUUM ANALYZE job, lane"))
+
+
+_JOBS = """
+    WITH numbered AS (SELECT id, row_number() OVER (ORDER BY id) - 1 AS place FROM lane)
+    INSERT INTO job (id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, endpoint, model,
+                     request, timeout_s, on_lost, created_at, expires_at, max_attempts)
+    SELECT uuidv7(), n % 1000, numbered.id, 'queued', false, 'flow' || (n / :lanes % :flows), 'normal', n / :lanes / :flows * 27.5,
+           27.5, 110, 110, 0, '/v1/chat/completions', :model, :body, 600, 'retry', now(), now() + interval '1 day', 4
+    FROM generate_series(0, CAST(:jobs AS integer) - 1) AS n JOIN numbered ON numbered.place = n % :lanes
+"""
+_LAST = text("""
+    SELECT id, lane_id, start_tag, status, held, conversation_id, not_before, turn FROM job
+    WHERE status = 'queued' ORDER BY lane_id DESC, start_tag DESC, id DESC LIMIT 1
+""")

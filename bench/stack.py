@@ -1,0 +1,180 @@
+"""The stack that is measured: PostgreSQL with fsync on, Valkey, the fake upstream, and our API, pacer and workers as processes."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from sqlalchemy import text
+
+from deploy.embedded import Postgres, Valkey, free_port
+from deploy.server import die_with_parent, last_lines
+from models import db, key, line, migrate
+from models.key import Key, Limits
+from models.settings import settings
+from tests.upstream.client import FakeUpstream
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("api", "pacer", "worker")
+MODEL = "gpt-4o-mini"
+START_S = 40
+STOP_S = 15
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A key of its own, with its lane for MODEL."""
+
+    token: str
+    key: Key
+    credential_id: int
+    lane_id: int
+
+
+class Stack:
+    """Start it in the main thread: its processes die with the thread that started them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.postgres = Postgres(folder / "postgres")
+        self.valkey = Valkey(folder / "valkey")
+        self.upstream = FakeUpstream()
+        self.port = free_port()
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        for server in (self.postgres, self.valkey, self.upstream):
+            server.start()
+        for name in [name for name in os.environ if name.startswith("NOWSERVING_")]:
+            del os.environ[name]
+        os.environ |= {
+            "NOWSERVING_DATABASE_URL": self.postgres.url,
+            "NOWSERVING_REDIS_URL": self.valkey.url,
+            "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
+            "NOWSERVING_OPEN_KEYS": "true",
+            "NOWSERVING_DATA_DIR": str(self._folder / "data"),
+            "NOWSERVING_PORT": str(self.port),
+            "NOWSERVING_MAX_QUEUED_PER_LANE": "2000000",
+            "NOWSERVING_SHUTDOWN_GRACE_S": "5",
+            "NOWSERVING_LOG_LEVEL": "WARNING",
+            "OPENAI_BASE_URL": self.upstream.base_url,
+        }
+        settings.cache_clear()
+        migrate.to_latest()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.halt()
+        db.engine().dispose()
+        self.upstream.stop()
+        self.valkey.stop()
+        self.postgres.stop()
+
+    def serve(self) -> None:
+        """API, pacer and worker run and are ready. What runs already goes on."""
+        for name in PARTS:
+            if name not in self._parts:
+                with self._log(name).open("ab") as log:
+                    command = [sys.executable, "-m", "api.cli", name]
+                    self._parts[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        self.wait_until(self._is_ready, "the stack is ready", START_S)
+
+    def halt(self) -> None:
+        """Only the servers and the upstream are left."""
+        for name in reversed(PARTS):
+            if part := self._parts.pop(name, None):
+                part.terminate()
+                try:
+                    part.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    part.kill()
+                    part.wait()
+
+    def caller(self, token: str, limits: Limits) -> Caller:
+        """A new key whose credential has these limits."""
+        with db.begin() as session:
+            made = key.recognise(session, token)
+            credential_id = self.ask("SELECT id FROM credential WHERE pool_id = :pool", pool=made.pool_id, session=session)
+            key.set_limits(session, credential_id, limits)
+        return Caller(token, made, credential_id, line.lane_of(made.pool_id, MODEL))
+
+    def pause(self, caller: Caller, *, until: Callable[[], Any]) -> None:
+        """Nobody in this caller's lane is admitted until `until` has returned."""
+        self.do("UPDATE lane SET paused_at = now() WHERE id = :id", id=caller.lane_id)
+        try:
+            until()
+        finally:
+            self.do("UPDATE lane SET paused_at = NULL, wake_at = now() WHERE id = :id", id=caller.lane_id)
+
+    def wait_until_ended(self, caller: Caller, jobs: int, *, within_s: float) -> None:
+        """This many of the caller's jobs have ended."""
+        self.wait_until(lambda: self.ended(caller) >= jobs, f"{jobs} jobs have ended", within_s)
+
+    def ended(self, caller: Caller) -> int:
+        query = "SELECT count(*) FROM job WHERE key_id = :id AND status NOT IN ('queued', 'admitted', 'running')"
+        return int(self.ask(query, id=caller.key.id))
+
+    def clear(self) -> None:
+        """Nobody waits and nothing runs; what waited is cancelled."""
+        self.do("UPDATE job SET status = 'cancelled', ended_at = now() WHERE status = 'queued'")
+        self.wait_until(lambda: not self.ask("SELECT count(*) FROM job WHERE status IN ('admitted', 'running')"), "all have ended", 30)
+
+    def ask(self, query: str, *, session: db.Session | None = None, **values: object) -> Any:
+        """The one value that this query finds."""
+        if session is not None:
+            return session.execute(text(query), values).scalar_one()
+        with db.begin() as own:
+            return own.execute(text(query), values).scalar_one()
+
+    def do(self, statement: str, **values: object) -> None:
+        with db.begin() as session:
+            session.execute(text("SET LOCAL statement_timeout = 0"))
+            session.execute(text(statement), values)
+
+    def redis(self) -> redis.Redis:
+        return redis.Redis.from_url(self.valkey.url)
+
+    def versions(self) -> dict[str, str]:
+        """Of the servers, by their own word."""
+        with self.redis() as client:
+            return {"PostgreSQL": self.ask("SHOW server_version"), "Valkey": client.info("server")["valkey_version"]}
+
+    def pids(self) -> dict[str, int]:
+        """The first process of each part that runs."""
+        assert self.postgres.process and self.valkey.process
+        ours = {name: part.pid for name, part in self._parts.items()}
+        return {**ours, "Postgres": self.postgres.process.pid, "Valkey": self.valkey.process.pid, "upstream": self.upstream.pid}
+
+    def _is_ready(self) -> bool:
+        for name, part in self._parts.items():
+            if part.poll() is not None:
+                raise RuntimeError(f"{name} ended. The end of its log:\n{last_lines(self._log(name))}")
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+            connection.request("GET", "/readyz")
+            is_up = connection.getresponse().status == http.client.OK
+            connection.close()
+        except OSError:
+            return False
+        return is_up and bool(self.ask("SELECT count(*) FROM worker WHERE slots > 0 AND seen_at > now() - interval '20 s'"))
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def wait_until(self, is_so: Callable[[], bool], what: str, within_s: float) -> None:
+        """It is so. Raises TimeoutError when it is not in time."""
+        until = time.monotonic() + within_s
+        while not is_so():
+            if time.monotonic() > until:
+                raise TimeoutError(f"not after {within_s:g} s: {what}. Logs are in {self._folder}")
+            time.sleep(0.1)

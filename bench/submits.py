@@ -1,0 +1,56 @@
+"""Submits alone: how many a second, how long each takes, and what a waiting job costs in Redis."""
+
+from __future__ import annotations
+
+import time
+
+from bench import load
+from bench.figure import Figure, at_most, quantile, told
+from bench.load import Load, Wanted
+from bench.stack import Caller, Stack
+from models.key import Limits
+
+TITLE = "Submits"
+CONNECTIONS = 8
+REST_S = 1.5
+P99_MS = 100
+
+
+def run(stack: Stack, *, short: bool) -> list[Figure]:
+    """POST /v1/jobs into a paused lane; every 202 is on disk."""
+    stack.serve()
+    caller = stack.caller("sk-submits", Limits(max_in_flight=1))
+    found: list[Figure] = []
+    stack.pause(caller, until=lambda: found.extend(_measure(stack, caller, jobs=300 if short else 1_500)))
+    return found
+
+
+def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
+    load.submit(Wanted(stack.port, caller.token, jobs=50, users=50))
+    keys, memory = _redis(stack)
+    alone = load.submit(Wanted(stack.port, caller.token, jobs=jobs // 5, connections=1, users=50))
+    many = load.submit(Wanted(stack.port, caller.token, jobs=jobs, connections=CONNECTIONS, users=50))
+    keys_after, memory_after = _redis(stack)
+    waiting = jobs + jobs // 5
+    stack.clear()
+    return [
+        told("submits per second", f"{many.per_s:.0f}", note=f"{CONNECTIONS} connections, 1 API process"),
+        *_latency(many, f"{CONNECTIONS} connections"),
+        *_latency(alone, "1 connection"),
+        at_most("Redis keys per waiting job", (keys_after - keys) / waiting, 0, unit=""),
+        told(
+            "Redis memory per waiting job", f"{(memory_after - memory) / waiting:.0f} B", note="what is left of it is the connections' own"
+        ),
+    ]
+
+
+def _latency(seen: Load, how: str) -> list[Figure]:
+    p50, p99 = (quantile(seen.took_s, share) * 1000 for share in (0.5, 0.99))
+    return [told("submit, p50", f"{p50:.1f} ms", note=how), at_most("submit, p99", p99, P99_MS, unit="ms", note=how)]
+
+
+def _redis(stack: Stack) -> tuple[int, int]:
+    """Keys, and bytes of data, once the connections' buffers have come to rest."""
+    time.sleep(REST_S)
+    with stack.redis() as client:
+        return int(client.dbsize()), int(client.info("memory")["used_memory_dataset"])
