@@ -12,8 +12,8 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from api import logs
 from api.configured import NotConfigured, check
+from models import logs
 from models.settings import settings
 
 

@@ -11,9 +11,8 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from api import logs
 from api.auth import REMEMBERED_S, Callers
-from models import db, key
+from models import db, key, logs
 from models.errors import Unauthorised
 from tests.http_tools import CHAT, Caller, error_of
 

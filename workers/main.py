@@ -13,8 +13,8 @@ import time
 
 import click
 
+from models import logs
 from models.settings import settings
-from workers import logs
 from workers.app import QUEUE
 
 log = logging.getLogger(__name__)

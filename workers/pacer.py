@@ -10,8 +10,9 @@ from uuid import UUID
 
 import redis
 
+from models import logs
 from models.settings import settings
-from workers import logs, wake
+from workers import wake
 from workers.announce import Announcer
 from workers.bell import Bell
 from workers.limiter import Limiter

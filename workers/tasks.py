@@ -10,9 +10,10 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
+from models import logs
 from models.errors import Unavailable
 from models.settings import settings
-from workers import logs, registry, wake
+from workers import registry, wake
 from workers.app import app
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter

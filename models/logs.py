@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import re
 from datetime import UTC, datetime
 from typing import Any
 
 _SECRETS = (
-    (re.compile(r"\b(sk|ns)-[A-Za-z0-9_\-]{3,}"), r"\1-…"),
+    (re.compile(r"\b(sk|ns|gw)-[A-Za-z0-9_\-]{3,}"), r"\1-…"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+"), r"\1 …"),
     (re.compile(r"whsec_[^\s\"',}]+"), "whsec_…"),
     (re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)[^/\s@\"']+@"), r"\1…@"),
     (re.compile(r"(?i)\b(api_?key|access_token|signature)=[^&\s\"']+"), r"\1=…"),
 )
+# Two lines a job between them; the job's own events are in Postgres.
+_TALKATIVE = ("httpx2", "httpcore2", "openai", "kombu", "amqp", "celery.worker.strategy", "celery.app.trace")
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -61,11 +64,17 @@ def config(level: str) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"redaction": {"()": "api.logs.Redaction"}},
-        "formatters": {"lines": {"()": "api.logs.Lines"}},
+        "filters": {"redaction": {"()": "models.logs.Redaction"}},
+        "formatters": {"lines": {"()": "models.logs.Lines"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "filters": ["redaction"], "formatter": "lines"}},
         "root": {"level": level.upper(), "handlers": ["stderr"]},
+        "loggers": {name: {"level": "WARNING"} for name in _TALKATIVE},
     }
+
+
+def configure(level: str) -> None:
+    """This process logs so from now on."""
+    logging.config.dictConfig(config(level))
 
 
 def _redact_field(value: object) -> object:
