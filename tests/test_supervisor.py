@@ -206,13 +206,13 @@ def up(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_ctrl_c_ends_the_whole_stack_with_status_0(up: subprocess.Popen[str], tmp_path: Path) -> None:
-    children = _children(up.pid)
+    children, grandchild = _children(up.pid), _grandchild(tmp_path)
     up.send_signal(signal.SIGINT)
 
     said, _ = up.communicate(timeout=20)
     assert (0, True) == (up.returncode, said.endswith("stopped\n"))
     assert [] == [pid for pid in children if _lives(pid)]
-    _until(lambda: not _lives(_grandchild(tmp_path)))
+    _until(lambda: not _lives(grandchild))
 
 
 def test_nothing_outlives_a_killed_supervisor_and_the_folder_can_be_used_again(up: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -257,10 +257,11 @@ def _children(pid: int) -> list[int]:
 
 
 def _grandchild(tmp_path: Path) -> int:
-    """The process that the stand-in for the worker started in its first run."""
-    found = re.search(r"child (\d+)", (tmp_path / "data" / "logs" / "worker.log").read_text())
-    assert found
-    return int(found[1])
+    """The process that the stand-in for the worker started in its first run. A worker counts as ready before it has said so."""
+    log = tmp_path / "data" / "logs" / "worker.log"
+    _until(_says(log, "child "))
+    _until(lambda: re.search(r"child (\d+)\n", log.read_text()))
+    return int(re.findall(r"child (\d+)\n", log.read_text())[0])
 
 
 def _lives(pid: int | None) -> bool:
