@@ -33,8 +33,8 @@ format: setup ## puts the code into the house's shape
 bench: setup ## measures what the README claims
 	@$(BIN)/python -m bench $(ARGS)
 
-chaos: setup ## the tests that kill parts of a running stack
-	@$(BIN)/python -m pytest -m chaos $(ARGS)
+chaos: setup ## kills every part of a running stack at every named point, and the property tests at length
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_job_properties.py tests/test_limiter_properties.py $(ARGS)
 
 requirements: setup ## compiles requirements/*.txt again after a change in pyproject.toml
 	@$(COMPILE) pyproject.toml --extra embedded --extra local --extra dev -o requirements/dev.txt

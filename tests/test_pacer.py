@@ -465,3 +465,24 @@ def test_one_users_flood_delays_another_by_one_job(caller: Key, stage: Stage) ->
     late = submit(caller, flow="late")
 
     assert late in stage.steps()
+
+
+def test_a_reservation_that_redis_forgot_in_between_is_not_rung(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
+    workers_have(5)
+    one = submit(caller)
+    stage.steps()
+    end_all()
+    two = submit(caller)
+    other = Stage(redis_client)
+
+    def forget() -> None:
+        """As another pacer would see it: everything is gone, and it has made the limiter's state again."""
+        redis_client.flushall()
+        other.pacer._reserver.rebuild(Meter(row(one).credential_id, "m"))
+
+    stage.pacer._reserver = Interrupted(stage.limiter, forget)
+    stage.bell.ring(row(two).lane_id)
+    stage.pacer.step()
+
+    assert [] == stage.bells.take()
+    assert ("queued", 0) == (row(two).status, row(two).calls)

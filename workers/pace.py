@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from models import crash, db, job, pacing, parking
 from models.errors import LineUnavailable, Unavailable
+from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
 from models.settings import settings
 from workers import wake
@@ -99,7 +100,11 @@ class Pacer:
             marked = pacing.admit(session, admissions)
             pacing.settle(session, settled)
         crash.at("pacer.after_admit")
-        self._ring_all(admissions, marked, models={lane.id: lane.model for lane in lanes}, queues=queues)
+        lane_of = {head.id: head.lane_id for jobs in queues.values() for head in jobs}
+        model_of = {lane.id: lane.model for lane in lanes}
+        bound = {one.dispatch_id: Meter(one.credential_id, model_of[lane_of[one.job_id]]) for one in admissions}
+        self._ring_all([one for one in admissions if one.dispatch_id in marked], bound)
+        self._give_back([one.dispatch_id for one in admissions if one.dispatch_id not in marked], bound)
         return settled
 
     def _refuse(
@@ -128,20 +133,36 @@ class Pacer:
         for job_id in doomed:
             wake.job(job_id, "ended")
 
-    def _ring_all(self, admissions: list[Admission], marked: set[UUID], *, models: dict[int, str], queues: dict[int, list[Any]]) -> None:
-        lane_of = {head.id: head.lane_id for jobs in queues.values() for head in jobs}
+    def _ring_all(self, admitted: Sequence[Admission], bound: Mapping[UUID, Meter]) -> None:
+        """Celery is rung for those whose budget is still reserved.
+
+        Where the limiter was emptied in between, another pacer may have rebuilt it without these: they go back, uncalled.
+        """
+        held = self._still_held([one.dispatch_id for one in admitted], bound)
         is_heard = True
-        for one in admissions:
-            if one.dispatch_id in marked:
-                # Each failure costs seconds: after the first the rest is left to the sweep, which finds what nobody claimed.
-                is_heard = is_heard and self._ring.ring(one.job_id, one.dispatch_id)
-                crash.at("pacer.mid_publish")
-            else:
-                bound = Meter(one.credential_id, models[lane_of[one.job_id]])
-                try:
-                    self._limiter.release(bound, str(one.dispatch_id), Report(sent=False))
-                except LineUnavailable:
-                    log.info("slot not freed: Redis is away, it frees itself")
+        for one in admitted:
+            if one.dispatch_id not in held:
+                with db.begin() as session:
+                    job.put_back(session, one.job_id, one.dispatch_id, Finding(Outcome.NOT_SENT), why="reservation lost")
+                continue
+            # Each failure costs seconds: after the first the rest is left to the sweep, which finds what nobody claimed.
+            is_heard = is_heard and self._ring.ring(one.job_id, one.dispatch_id)
+            crash.at("pacer.mid_publish")
+
+    def _still_held(self, dispatches: Sequence[UUID], bound: Mapping[UUID, Meter]) -> set[UUID]:
+        by_meter: dict[Meter, list[str]] = {}
+        for number in dispatches:
+            by_meter.setdefault(bound[number], []).append(str(number))
+        held = self._limiter.renew_many(list(by_meter.items()), lease_ms=int(settings().lease_s * 1000)) if by_meter else []
+        return {UUID(number) for one in held for number in one}
+
+    def _give_back(self, dispatches: Sequence[UUID], bound: Mapping[UUID, Meter]) -> None:
+        """What was reserved for jobs that were cancelled meanwhile is free again."""
+        for number in dispatches:
+            try:
+                self._limiter.release(bound[number], str(number), Report(sent=False))
+            except LineUnavailable:
+                log.info("slot not freed: Redis is away, it frees itself")
 
     def _is_done(self, queue: list[Any], wanted: list[Any], given: Reserved) -> bool:
         return len(queue) < self._seen_most and len(wanted) == len(queue) and given.blocked_by is None
