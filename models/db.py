@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from sqlalchemy import CursorResult, Engine, TextClause, create_engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from models.errors import Unavailable
@@ -75,8 +75,3 @@ def ping() -> None:
     """Postgres answers. Raises Unavailable."""
     with begin() as session:
         session.execute(text("SELECT 1"))
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether this says that Postgres is gone, rather than that our statement is wrong."""
-    return isinstance(error, Unavailable) or (isinstance(error, SQLAlchemyError) and bool(getattr(error, "connection_invalidated", False)))

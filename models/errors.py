@@ -110,18 +110,3 @@ class LineUnavailable(ServingError):
 
     code = "line_unavailable"
     status = 503
-
-
-class Transient(ServingError):
-    """The upstream could not answer now; another attempt may succeed."""
-
-    code = "upstream_unavailable"
-    status = 502
-
-
-class Permanent(ServingError):
-    """The upstream refused, and would refuse again."""
-
-    code = "upstream_refused"
-    status = 502
-    retryable = False

@@ -84,7 +84,7 @@ def add_credential(session: Session, *, pool_id: int, upstream_key: str, base_ur
 
 
 def set_limits(session: Session, credential_id: int, limits: Limits, *, model: str = "*") -> None:
-    """These limits hold for this credential and model from the next admission; model `*`: for every model without its own."""
+    """These limits hold for this credential and model within seconds (sweep); model `*`: for every model without its own."""
     session.execute(_SET_LIMITS, {"credential_id": credential_id, "model": model, **vars(limits)})
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from models import meter, pacing
 from models.db import Session
+from models.key import Limits
 from models.line import SETTLED_S
 
 LANES_MOST = 50
@@ -40,8 +41,11 @@ class Care:
         self._last_id = rows[-1].id if len(rows) == LANES_MOST else 0
         return rows
 
-    def refresh(self, session: Session, lane: Any, *, now: float) -> None:
-        """The lane's figures are fresh and its low-water mark is as high as it may be. now: monotonic seconds."""
+    def refresh(self, session: Session, lane: Any, *, now: float) -> dict[int, Limits]:
+        """The lane's figures are fresh and its low-water mark is as high as it may be. now: monotonic seconds.
+
+        Returns the operator's limits of each credential that serves it, as they are now.
+        """
         seen = self._seen.setdefault(lane.id, Seen())
         ceiling = _settled(seen.times, lane.virtual_time, now=now)
         if ceiling is not None:
@@ -54,6 +58,7 @@ class Care:
             began = time.monotonic()
             session.execute(_COUNT, {"id": lane.id})
             seen.rests_until = now + (time.monotonic() - began) / COUNTING_SHARE
+        return {number: state.limits for number, state in zip(credentials, states, strict=True)}
 
 
 def _settled(times: deque[tuple[float, float]], virtual_time: float, *, now: float) -> float | None:

@@ -37,7 +37,6 @@ class Settings(BaseSettings):
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     open_keys: bool = False
     flower_basic_auth: SecretStr = SecretStr("")
-    ops_token: SecretStr = SecretStr("")
 
     # The line
     max_queued_per_lane: int = Field(200_000, ge=1)

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import db, fleet, idempotency, lane_care, retention
+from models import db, fleet, idempotency, key, lane_care, retention
 from models.key import Key
 from models.line import SETTLED_S
 from tests.line_tools import admit, cancel, credential_of, expire, finish, heads, known, outcomes, put_back, query, row, start, submit
@@ -267,3 +267,32 @@ def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) 
     keep()
 
     assert {"weighted", "ahead"} == {each.name for each in query("SELECT name FROM flow")}
+
+
+def test_limits_that_the_operator_changes_hold_without_a_restart(caller: Key, sweep: Sweep, limiter: Limiter) -> None:
+    submit(caller)
+    bound = Meter(credential_of_caller(caller), "m")
+    limiter.init(bound, Limits(max_in_flight=50))
+    sweep.step(now=time.monotonic())
+    with db.begin() as session:
+        key.set_limits(session, bound.credential_id, Limits(max_in_flight=2))
+    sweep.step(now=time.monotonic() + 10)
+
+    assert 2 == limiter.admit(bound, [Ask(str(n), 1) for n in range(5)], lease_ms=30_000).admitted
+
+
+def test_a_daily_limit_that_is_new_counts_the_day_so_far(caller: Key, sweep: Sweep, limiter: Limiter) -> None:
+    submit(caller)
+    bound = Meter(credential_of_caller(caller), "m")
+    limiter.init(bound, Limits(max_in_flight=50))
+    sweep.step(now=time.monotonic())
+    with db.begin() as session:
+        key.set_limits(session, bound.credential_id, Limits(rpd=100))
+    sweep.step(now=time.monotonic() + 10)
+
+    assert [None] == limiter.peek_many([bound])
+
+
+def credential_of_caller(caller: Key) -> int:
+    with db.begin() as session:
+        return credential_of(session, caller)

@@ -14,7 +14,7 @@ from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import wake
 from workers.bell import Bell
-from workers.limiter import Limiter, Meter, Report
+from workers.limiter import Limiter, Limits, Meter, Report
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Sweep:
         self._amnesty = Amnesty()
         self._care = lane_care.Care()
         self._due: dict[str, float] = {}
+        self._enforced: dict[Meter, Limits] = {}
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -77,11 +78,28 @@ class Sweep:
                 lanes = self._care.choose(session)
             for lane in lanes:
                 with db.begin() as session:
-                    self._care.refresh(session, lane, now=now)
+                    found = self._care.refresh(session, lane, now=now)
+                for credential_id, limits in found.items():
+                    self._enforce(Meter(credential_id, lane.model), limits, lane_id=lane.id)
         if self._is_due("retention", RETENTION_EVERY_S, now):
             with db.begin() as session:
                 retention.sweep(session, days=settings().retention_days, idempotency_hours=settings().idempotency_hours)
                 fleet.forget(session, unseen_s=settings().lease_s * 10)
+
+    def _enforce(self, bound: Meter, limits: Limits, *, lane_id: int) -> None:
+        """What the operator has changed holds from now on; who waits may go sooner."""
+        before = self._enforced.get(bound)
+        if before == limits:
+            return
+        try:
+            if before is not None and limits.rpd and not before.rpd:
+                self._limiter.forget(bound)  # the day's history was not counted: the rebuild does
+            else:
+                self._limiter.configure(bound, limits)
+        except LineUnavailable:
+            return  # tried again at the next look; an emptied limiter is rebuilt with them anyway
+        self._enforced[bound] = limits
+        self._bell.ring(lane_id)
 
     def _return_unclaimed(self) -> None:
         with db.begin() as session:
