@@ -194,12 +194,13 @@ def test_a_wrong_setting_is_named_and_no_secret_is_shown(tmp_path: Path) -> None
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """`nowserving up` as a process of its own, with stand-ins, on tmp_path/data; it has said that it is ready."""
+    """`nowserving up` as a process of its own, with stand-ins, on tmp_path/data; it is ready, and its worker has a child."""
     code = f"from deploy import stack; stack.PROGRAM = {STAND_IN!r}; stack.up()"
     env = {**os.environ, **ANY_PORTS, "NOWSERVING_DATA_DIR": str(tmp_path / "data"), "STAND_IN_CHILD": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
     assert any(line == "ready\n" for line in process.stdout), "it never became ready"
+    _grandchild(tmp_path)
     yield process
     process.kill()
     process.communicate()
@@ -216,12 +217,12 @@ def test_ctrl_c_ends_the_whole_stack_with_status_0(up: subprocess.Popen[str], tm
 
 
 def test_nothing_outlives_a_killed_supervisor_and_the_folder_can_be_used_again(up: subprocess.Popen[str], tmp_path: Path) -> None:
-    children = _children(up.pid)
+    children, grandchild = _children(up.pid), _grandchild(tmp_path)
     up.kill()
 
     with Stack(tmp_path / "data", env=ANY_PORTS, program=STAND_IN):
         assert [] == [pid for pid in children if _lives(pid)]
-        _until(lambda: not _lives(_grandchild(tmp_path)))
+        _until(lambda: not _lives(grandchild))
 
 
 def test_a_supervisor_that_breaks_stops_everything_and_says_so(tmp_path: Path) -> None:
