@@ -270,29 +270,25 @@ def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) 
 
 
 def test_limits_that_the_operator_changes_hold_without_a_restart(caller: Key, sweep: Sweep, limiter: Limiter) -> None:
-    submit(caller)
-    bound = Meter(credential_of_caller(caller), "m")
-    limiter.init(bound, Limits(max_in_flight=50))
-    sweep.step(now=time.monotonic())
-    with db.begin() as session:
-        key.set_limits(session, bound.credential_id, Limits(max_in_flight=2))
-    sweep.step(now=time.monotonic() + 10)
+    bound = limited_later(caller, sweep, limiter, Limits(max_in_flight=2))
 
     assert 2 == limiter.admit(bound, [Ask(str(n), 1) for n in range(5)], lease_ms=30_000).admitted
 
 
-def test_a_daily_limit_that_is_new_counts_the_day_so_far(caller: Key, sweep: Sweep, limiter: Limiter) -> None:
-    submit(caller)
-    bound = Meter(credential_of_caller(caller), "m")
-    limiter.init(bound, Limits(max_in_flight=50))
-    sweep.step(now=time.monotonic())
-    with db.begin() as session:
-        key.set_limits(session, bound.credential_id, Limits(rpd=100))
-    sweep.step(now=time.monotonic() + 10)
+def test_a_daily_limit_that_is_new_has_the_state_made_again_from_the_ledger(caller: Key, sweep: Sweep, limiter: Limiter) -> None:
+    bound = limited_later(caller, sweep, limiter, Limits(rpd=100))
 
     assert [None] == limiter.peek_many([bound])
 
 
-def credential_of_caller(caller: Key) -> int:
+def limited_later(caller: Key, sweep: Sweep, limiter: Limiter, limits: Limits) -> Meter:
+    """A meter in use, for which the operator has set these limits between two sweeps."""
+    submit(caller)
     with db.begin() as session:
-        return credential_of(session, caller)
+        bound = Meter(credential_of(session, caller), "m")
+    limiter.init(bound, Limits(max_in_flight=50))
+    sweep.step(now=time.monotonic())
+    with db.begin() as session:
+        key.set_limits(session, bound.credential_id, limits)
+    sweep.step(now=time.monotonic() + 10)
+    return bound

@@ -14,8 +14,7 @@ from uuid import UUID
 from kombu.exceptions import OperationalError
 
 from models.view import public_id
-from workers.app import QUEUE, app
-from workers.ring import NAME
+from workers.app import NAME, QUEUE, app
 
 log = logging.getLogger(__name__)
 

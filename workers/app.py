@@ -1,7 +1,7 @@
 """Celery as a doorbell: it carries {job id, dispatch id} and nothing waits in it. Every setting here was chosen for that.
 
 No result backend, no late acks, no ETA, no countdown, no retry(): time, order and retries live in Postgres columns, and
-messages that Redis loses are found by the sweep. docs/reliability.md says what was measured.
+messages that Redis loses are found by the sweep. docs/reliability.md says what happens to a job whose message is lost.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from models.settings import settings
 from workers import broker
 
 QUEUE = "jobs"
+# The one task: what Flower shows as the name of every job.
+NAME = "nowserving.job"
 
 
 class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types

@@ -9,11 +9,9 @@ from uuid import UUID
 from kombu.exceptions import OperationalError
 
 from models.view import public_id
-from workers.app import QUEUE, app
+from workers.app import NAME, QUEUE, app
 
 log = logging.getLogger(__name__)
-
-NAME = "nowserving.job"
 
 
 class Ring(Protocol):

@@ -14,14 +14,13 @@ from models import logs
 from models.errors import Unavailable
 from models.settings import settings
 from workers import registry, wake
-from workers.app import app
+from workers.app import NAME, app
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
 from workers.process import Processor
 
 log = logging.getLogger(__name__)
 
-NAME = "nowserving.job"
 EVENTS_EVERY_S = 0.25
 
 limiter = Limiter(wake.client())
