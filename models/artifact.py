@@ -1,60 +1,117 @@
-"""Pictures that jobs made, stored as bytes and handed out by signed links that expire."""
+"""Pictures that jobs made: stored as bytes, read piece by piece, put back into answers, and handed out by signed links that expire."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
-from uuid_utils.compat import uuid7
 
-from models import secret
+from models import marks, secret
 from models.db import Session
 from models.errors import NotFound
+from models.marks import Picture, Stored
 from models.settings import settings
 
-
-def store(session: Session, job_id: UUID, pictures: list[bytes]) -> None:
-    """One artifact per picture, numbered from 0 as in the answer."""
-    for n, content in enumerate(pictures):
-        session.execute(_STORE, {"id": uuid7(), "job_id": job_id, "n": n, "content_type": sniff(content), "content": content})
+# Links made in the same quarter of their life are the same, so that a job is the same when it is looked at again.
+QUARTERS = 4
+_KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
-def links(session: Session, job_id: UUID) -> list[dict[str, Any]]:
-    """The job's artifacts with their URLs, good for NOWSERVING_ARTIFACT_URL_S."""
-    rows = session.execute(_LIST, {"job_id": job_id})
-    return [
-        {"id": f"art_{row.id.hex}", "content_type": row.content_type, "bytes": row.size, "url": link(row.id, now=time.time())}
-        for row in rows
-    ]
+def store(session: Session, job_id: UUID, pictures: Sequence[Picture]) -> None:
+    """One artifact per picture, under its own id."""
+    for one in pictures:
+        session.execute(_STORE, {"id": one.id, "job_id": job_id, "n": one.n, "content_type": sniff(one.content), "content": one.content})
 
 
-def link(artifact_id: UUID, *, now: float) -> str:
-    """A URL that opens this artifact without a key until it expires. Relative unless NOWSERVING_PUBLIC_URL is set."""
-    name, expires = f"art_{artifact_id.hex}", int(now) + settings().artifact_url_s
-    return f"{settings().public_url.rstrip('/')}/v1/artifacts/{name}?expires={expires}&signature={secret.sign(f'{name}.{expires}')}"
+def of(session: Session, job_id: UUID) -> Sequence[Stored]:
+    """The job's pictures in the order of its answer."""
+    return [Stored(row.id, row.n, row.content_type, row.size) for row in session.execute(_OF, {"job_id": job_id})]
 
 
-def fetch(session: Session, name: str, *, expires: str, signature: str, now: float) -> Any:
-    """The artifact behind a link: content_type and content. Raises NotFound for a wrong, changed or expired link."""
+def piece(session: Session, artifact_id: UUID, *, start: int, size: int) -> bytes | None:
+    """So many of its bytes from `start` on, fewer at its end; None when it was deleted."""
+    found = session.execute(_PIECE, {"id": artifact_id, "start": start + 1, "size": size}).scalar_one_or_none()
+    return None if found is None else bytes(found)
+
+
+def base64_of(session: Session, one: Stored) -> bytes:
+    """The whole picture as it stood in the answer. Raises NotFound when it was deleted just now, and its job with it."""
+    if (content := piece(session, one.id, start=0, size=one.size)) is None:
+        raise NotFound("This picture was deleted.")
+    return marks.encoded(content)
+
+
+def restore(session: Session, job_id: UUID, content: bytes) -> bytes:
+    """An answer or a stream of this job, or a part of either, with its pictures where they were: the upstream's own bytes."""
+    if not marks.is_cut(content):
+        return content
+    found = marks.parts(content, of(session, job_id))
+    return b"".join(one if isinstance(one, bytes) else base64_of(session, one) for one in found)
+
+
+def fill(session: Session, answer: Any, stored: Sequence[Stored], *, as_links: bool, origin: str = "") -> None:
+    """In a parsed answer each of these pictures stands at its place again: as base64, or its item has a `url` instead."""
+    said = answer.get("data") if isinstance(answer, dict) else None
+    data = said if isinstance(said, list) else []
+    for one in stored:
+        item = data[one.n] if one.n < len(data) else None
+        if not isinstance(item, dict) or not isinstance(item.get("b64_json"), str):
+            continue
+        if as_links:
+            others = {name: value for name, value in item.items() if name not in ("b64_json", "url")}
+            data[one.n] = {"url": link(one.id, now=time.time(), origin=origin), **others}
+        elif item["b64_json"] == marks.mark(one.id):
+            item["b64_json"] = base64_of(session, one).decode()
+
+
+def link(artifact_id: UUID, *, now: float, origin: str = "") -> str:
+    """A URL that opens this artifact without a key, for at least three quarters of NOWSERVING_ARTIFACT_URL_S and at most all of it.
+
+    origin: what it begins with when NOWSERVING_PUBLIC_URL is not set; without either it is relative.
+    """
+    quarter_s = settings().artifact_url_s // QUARTERS
+    name, expires = public_id(artifact_id), (int(now) // quarter_s + QUARTERS) * quarter_s
+    begins = settings().public_url.rstrip("/") or origin
+    return f"{begins}/v1/artifacts/{name}?expires={expires}&signature={secret.sign(f'{name}.{expires}')}"
+
+
+def show(one: Stored, *, origin: str = "") -> dict[str, Any]:
+    """The artifact as its job lists it, with a link."""
+    url = link(one.id, now=time.time(), origin=origin)
+    return {"id": public_id(one.id), "content_type": one.content_type, "bytes": one.size, "url": url}
+
+
+def find(session: Session, name: str, *, expires: str, signature: str, now: float) -> Stored:
+    """The artifact behind a link. Raises NotFound for a wrong, changed or expired link."""
     if not (expires.isascii() and expires.isdigit()) or not secret.is_signed(f"{name}.{expires}", signature) or int(expires) < now:
         raise NotFound("This link is wrong or has expired. Fetch the job again: it carries fresh ones.")
-    row = session.execute(_FETCH, {"id": UUID(hex=name.removeprefix("art_"))}).one_or_none()
+    row = session.execute(_FIND, {"id": UUID(hex=name.removeprefix("art_"))}).one_or_none()
     if row is None:
         raise NotFound("This picture was deleted.")
-    return row
+    return Stored(row.id, row.n, row.content_type, row.size)
+
+
+def public_id(artifact_id: UUID) -> str:
+    """`art_` and the 32 hex digits of the UUIDv7."""
+    return f"art_{artifact_id.hex}"
 
 
 def sniff(content: bytes) -> str:
     """The media type by the first bytes; what is not a known picture is plain bytes, never something a browser would run."""
-    marks = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
-    for mark, content_type in marks.items():
-        if content.startswith(mark):
+    for begins, content_type in _KINDS.items():
+        if content.startswith(begins):
             return content_type
-    return "image/webp" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else "application/octet-stream"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    head = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+    is_svg = head.startswith(b"<svg") or (head.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in head)
+    return "image/svg+xml" if is_svg else "application/octet-stream"
 
 
 _STORE = text("INSERT INTO artifact (id, job_id, n, content_type, content) VALUES (:id, :job_id, :n, :content_type, :content)")
-_LIST = text("SELECT id, content_type, length(content) AS size FROM artifact WHERE job_id = :job_id ORDER BY n")
-_FETCH = text("SELECT content_type, content FROM artifact WHERE id = :id")
+_OF = text("SELECT id, n, content_type, length(content) AS size FROM artifact WHERE job_id = :job_id ORDER BY n")
+_FIND = text("SELECT id, n, content_type, length(content) AS size FROM artifact WHERE id = :id")
+_PIECE = text("SELECT substring(content FROM :start FOR :size) FROM artifact WHERE id = :id")

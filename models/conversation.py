@@ -47,6 +47,14 @@ def open_before(session: Session, job: Any) -> Sequence[Any]:
     return session.execute(_BEFORE, {"id": job.conversation_id, "turn": job.turn}).all()
 
 
+def open_turns(session: Session, conversation_ids: Iterable[int]) -> dict[int, list[Any]]:
+    """Of each of these conversations the turns that have not ended, in order. Rows: as of open_before, and turn."""
+    made: dict[int, list[Any]] = {number: [] for number in conversation_ids}
+    for row in session.execute(_OPEN, {"ids": list(made)}) if made else ():
+        made[row.conversation_id].append(row)
+    return made
+
+
 _TAKE = text("""
     INSERT INTO conversation (key_id, name) VALUES (:key_id, :name)
     ON CONFLICT (key_id, name) DO UPDATE SET turns = conversation.turns + 1 RETURNING id, turns
@@ -70,4 +78,8 @@ _LET_NEXT = text("""
 _BEFORE = text("""
     SELECT id, lane_id, status, held, start_tag FROM job
     WHERE conversation_id = :id AND turn < :turn AND status IN ('queued', 'admitted', 'running') ORDER BY turn
+""")
+_OPEN = text("""
+    SELECT id, lane_id, status, held, start_tag, conversation_id, turn FROM job
+    WHERE conversation_id = ANY(:ids) AND status IN ('queued', 'admitted', 'running') ORDER BY turn
 """)

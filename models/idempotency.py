@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from uuid import UUID
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
 
 from models.db import Session
 from models.errors import Conflict, IdempotencyMismatch, Invalid
 
 TOKEN_MOST_CHARS = 255
-LOCK_NOT_AVAILABLE = "55P03"
 
 
 def first_or_earlier(session: Session, key_id: int, token: str, *, body: bytes, job_id: UUID) -> UUID:
@@ -26,10 +25,8 @@ def first_or_earlier(session: Session, key_id: int, token: str, *, body: bytes, 
     fingerprint = hashlib.sha256(body).digest()
     try:
         row = session.execute(_ADD, {"key_id": key_id, "token": token, "fingerprint": fingerprint, "job_id": job_id}).one_or_none()
-    except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
-            raise Conflict(retry_after_s=1) from error
-        raise
+    except LockNotAvailable as error:
+        raise Conflict(retry_after_s=1) from error
     if row is not None:
         return job_id
     earlier = session.execute(_FIND, {"key_id": key_id, "token": token}).one()

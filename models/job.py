@@ -18,7 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, lane
+from models import conversation, lane, outbox
 from models.db import Session
 
 
@@ -52,12 +52,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """How a job ends: its status, and the upstream's body or our error (the four keys of the wire contract)."""
+    """How a job ends: its status, and the upstream's body or our error (the four keys of the wire contract).
+
+    transcript: of a stream, its events as they were relayed; `response` is then the answer they add up to.
+    """
 
     status: Status
     http_status: int | None = None
     response: bytes | None = None
     error: Mapping[str, object] | None = None
+    transcript: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Finding:
 def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
     """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
 
-    The row has what the call needs: request, endpoint, model, timeout_s, base_url, secret, credential_id, and `late_s`, the
-    seconds since its admission.
+    The row has what the call needs: request, content_type, streamed, endpoint, model, timeout_s, base_url, secret, credential_id,
+    `late_s`, the seconds since its admission, and `due`, the receivers that are to be told of the start.
     """
     return session.execute(_CLAIM, {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s}).one_or_none()
 
@@ -97,6 +101,11 @@ def ghost(session: Session, job_id: UUID, dispatch_id: UUID) -> Any | None:
     return session.execute(_GHOST, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none()
 
 
+def relayed(session: Session, job_id: UUID, dispatch_id: UUID) -> bool:
+    """The first event of the job's stream may go to its reader: if the call is lost now, the job fails. False when the lease is lost."""
+    return session.execute(_RELAYED, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none() is not None
+
+
 def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object]) -> bool:
     """A waiting job that could never be admitted has failed, uncalled; False when it no longer waits."""
     row = session.execute(_REFUSE, {"id": job_id, "error": _json(error)}).one_or_none()
@@ -108,11 +117,12 @@ def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, fi
     """The job has ended with this result; None when the lease was lost and the job called again, ended or cancelled since.
 
     A reaped job that was not called again adopts the late answer, and has no possible duplicate then. The attempt is settled either way.
+    The row's `due` are the receivers that are to be told.
     """
     row = session.execute(
         _FINISH,
         {"id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
-         "response": result.response, "error": _json(result.error)},
+         "response": result.response, "transcript": result.transcript, "error": _json(result.error)},
     ).one_or_none()  # fmt: skip
     settle(session, dispatch_id, finding)
     if row is not None:
@@ -187,7 +197,7 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
 
 LOST = {
     "message": "The worker was lost during the call, so nobody knows whether the upstream answered it, and it is not called again "
-    "(on_lost is `fail`, or max_attempts is reached). POST …/retry makes a new job of it.",
+    "(on_lost is `fail`, its stream had begun, or max_attempts is reached). POST …/retry makes a new job of it.",
     "type": "server_error",
     "param": None,
     "code": "upstream_outcome_unknown",
@@ -204,7 +214,7 @@ def _json(value: Mapping[str, object] | None) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-_CLAIM = text("""
+_CLAIM = text(f"""
     WITH mine AS (
         UPDATE job SET status = 'running', lease_until = clock_timestamp() + make_interval(secs => :lease_s), calls = calls + 1,
                started_at = clock_timestamp(), lost_dispatch_id = NULL, seq = seq + 1
@@ -215,11 +225,12 @@ _CLAIM = text("""
         SELECT dispatch_id, id, calls, credential_id, model, tokens, images, 'running', started_at FROM mine
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.started', started_at FROM mine
-    )
-    SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.timeout_s, mine.calls,
+    ), {outbox.of("mine", kind="'job.started'", at="started_at")}
+    SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
+           mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.max_attempts, mine.on_lost, mine.conversation_id, mine.credential_id,
            credential.base_url, credential.secret, credential.parked_at IS NOT NULL AS is_probe,
-           extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s
+           extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s, {outbox.DUE}
     FROM mine JOIN credential ON credential.id = mine.credential_id
 """)
 _GHOST = text("""
@@ -227,13 +238,16 @@ _GHOST = text("""
     WHERE id = :id AND dispatch_id = :dispatch_id AND status IN ('succeeded', 'failed', 'cancelled', 'expired')
     AND NOT EXISTS (SELECT FROM attempt WHERE attempt.dispatch_id = :dispatch_id)
 """)
-_REFUSE = text("""
+_RELAYED = text("""
+    UPDATE job SET on_lost = 'fail' WHERE id = :id AND dispatch_id = :dispatch_id AND status = 'running' RETURNING id
+""")
+_REFUSE = text(f"""
     WITH refused AS (
         UPDATE job SET status = 'failed', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
-        WHERE id = :id AND status = 'queued' RETURNING id, seq, ended_at, conversation_id
+        WHERE id = :id AND status = 'queued' RETURNING id, key_id, webhook_url, status, seq, ended_at, conversation_id
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.failed', ended_at FROM refused
-    )
+    ), {outbox.of("refused")}
     SELECT conversation_id FROM refused
 """)
 _BEAT = text("""
@@ -242,19 +256,20 @@ _BEAT = text("""
     WHERE job.id = held.id AND job.dispatch_id = held.dispatch_id AND job.status = 'running'
     RETURNING job.dispatch_id, job.cancel_requested
 """)
-_FINISH = text("""
+_FINISH = text(f"""
     WITH done AS (
-        UPDATE job SET status = :status, http_status = :http_status, response = :response, error = CAST(:error AS jsonb),
+        UPDATE job SET status = :status, http_status = :http_status, response = :response, transcript = :transcript,
+               error = CAST(:error AS jsonb),
                ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, seq = seq + 1,
                possible_duplicate_calls = possible_duplicate_calls - CASE WHEN status = 'running' THEN 0 ELSE 1 END
         WHERE id = :id AND (
             (status = 'running' AND dispatch_id = :dispatch_id) OR (status IN ('queued', 'admitted') AND lost_dispatch_id = :dispatch_id)
         )
-        RETURNING id, status, seq, ended_at, key_id, lane_id, model, conversation_id, started_at
+        RETURNING id, status, seq, ended_at, key_id, lane_id, model, conversation_id, started_at, webhook_url
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.' || status, ended_at FROM done
-    )
-    SELECT * FROM done
+    ), {outbox.of("done")}
+    SELECT *, {outbox.DUE} FROM done
 """)
 _SETTLE = text("""
     UPDATE attempt SET outcome = :outcome, http_status = :http_status, upstream_request_id = :upstream_request_id,
@@ -262,7 +277,7 @@ _SETTLE = text("""
     WHERE dispatch_id = :dispatch_id AND outcome IN ('running', 'unknown')
 """)
 # A job whose cancellation was asked for has nowhere to go back to: it ends here.
-_PUT_BACK = text("""
+_PUT_BACK = text(f"""
     WITH back AS (
         UPDATE job SET
             status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END,
@@ -271,14 +286,14 @@ _PUT_BACK = text("""
             failures = failures + :failed, possible_duplicate_calls = possible_duplicate_calls + :maybe,
             dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         WHERE id = :id AND dispatch_id = :dispatch_id AND status IN ('admitted', 'running')
-        RETURNING id, status, seq, lane_id, start_tag, conversation_id
+        RETURNING id, status, seq, ended_at, key_id, lane_id, start_tag, conversation_id, webhook_url
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at, detail)
         SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:detail AS jsonb) FROM back
     ), lowered AS (
         UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
         FROM back WHERE lane.id = back.lane_id AND back.status = 'queued'
-    )
+    ), {outbox.of("back")}
     SELECT * FROM back
 """)
 _RETURN_UNCLAIMED = text("""
@@ -294,7 +309,7 @@ _RETURN_UNCLAIMED = text("""
     )
     SELECT * FROM back
 """)
-_REAP = text("""
+_REAP = text(f"""
     WITH lost AS (
         SELECT id, dispatch_id AS dispatch, cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts AS ends FROM job
         WHERE status = 'running' AND lease_until < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
@@ -307,17 +322,17 @@ _REAP = text("""
             failures = failures + 1, lost_dispatch_id = dispatch, dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         FROM lost WHERE job.id = lost.id AND job.status = 'running' AND job.dispatch_id = dispatch AND job.lease_until < clock_timestamp()
         RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id,
-                  job.credential_id, job.model
+                  job.credential_id, job.model, job.key_id, job.webhook_url, job.ended_at
     ), flagged AS (
         UPDATE attempt SET outcome = 'unknown', ended_at = clock_timestamp() FROM back
         WHERE attempt.dispatch_id = back.dispatch_id AND attempt.outcome = 'running'
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at, detail)
         SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:expected AS jsonb) FROM back
-    )
+    ), {outbox.of("back")}
     SELECT * FROM back
 """)
-_CANCEL = text("""
+_CANCEL = text(f"""
     WITH stopped AS (
         UPDATE job SET
             cancel_requested = true,
@@ -325,22 +340,22 @@ _CANCEL = text("""
             ended_at = CASE WHEN status = 'running' THEN NULL ELSE clock_timestamp() END,
             seq = seq + 1
         WHERE id = :id AND key_id = :key_id AND status IN ('queued', 'admitted', 'running') AND NOT cancel_requested
-        RETURNING id, status, seq, lane_id, conversation_id, held, dispatch_id, credential_id, model
+        RETURNING id, status, seq, ended_at, key_id, lane_id, conversation_id, held, dispatch_id, credential_id, model, webhook_url
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at)
         SELECT id, seq, CASE WHEN status = 'running' THEN 'job.cancelling' ELSE 'job.cancelled' END, clock_timestamp() FROM stopped
-    )
+    ), {outbox.of("stopped")}
     SELECT * FROM stopped
 """)
-_EXPIRE = text("""
+_EXPIRE = text(f"""
     WITH late AS (
         SELECT id FROM job WHERE status = 'queued' AND expires_at < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
     ), ended AS (
         UPDATE job SET status = 'expired', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
         FROM late WHERE job.id = late.id AND job.status = 'queued'
-        RETURNING job.id, job.seq, job.conversation_id, job.held, job.ended_at
+        RETURNING job.id, job.status, job.seq, job.conversation_id, job.held, job.ended_at, job.key_id, job.webhook_url
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.expired', ended_at FROM ended
-    )
+    ), {outbox.of("ended")}
     SELECT id, conversation_id, held FROM ended
 """)

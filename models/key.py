@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,9 +38,10 @@ class Limits:
     max_in_flight: int | None = None
 
 
-def recognise(session: Session, token: str) -> Key:
+def recognise(session: Session, token: str, *, before_new: Callable[[], None] = lambda: None) -> Key:
     """The key that presents this bearer token; an own key is registered on first use where the operator allows it.
 
+    before_new: called before a key is registered; what it raises is raised.
     Raises Unauthorised for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII characters,
     and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
     """
@@ -50,6 +52,7 @@ def recognise(session: Session, token: str) -> Key:
     if row is None:
         if token.startswith(ISSUED_PREFIX) or not settings().open_keys:
             raise Unauthorised("This key is not known here. Ask the operator for one (`nowserving keys create`).")
+        before_new()
         return _register(session, token, prints)
     if row.revoked_at is not None:
         raise Unauthorised("This key was revoked. Ask the operator for a new one.")

@@ -7,6 +7,7 @@ cost over weight; the pacer takes the lowest tag. Nothing here is ever rebuilt: 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -32,7 +33,11 @@ SETTLED_S = 20
 
 @dataclass(frozen=True)
 class Order:
-    """What a caller asks for. tokens and images are what the job reserves; request is the upstream body, byte for byte."""
+    """What a caller asks for. tokens and images are what the job reserves; request is the upstream body, byte for byte.
+
+    content_type: of the request, None: JSON. streamed: the upstream is asked for a stream. wants_urls: pictures are answered as
+    links. fingerprint, reader: of a caller that waits on an open connection (models/reader.py).
+    """
 
     key: Key
     endpoint: str
@@ -50,6 +55,11 @@ class Order:
     metadata: dict[str, str] | None = None
     webhook_url: str | None = None
     retry_of: UUID | None = None
+    content_type: str | None = None
+    streamed: bool = False
+    wants_urls: bool = False
+    fingerprint: bytes | None = None
+    reader: UUID | None = None
 
     @property
     def cost(self) -> float:
@@ -66,6 +76,9 @@ class Place:
     wake_at: datetime | None
 
 
+ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
+
+
 def join(session: Session, order: Order, *, job_id: UUID) -> None:
     """The job stands in line, with its first event. Raises LineFull, or TooLate when the line is longer than it may wait."""
     lane = session.execute(_LANE, {"id": lane_of(order.key.pool_id, order.model)}).one()
@@ -80,6 +93,8 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
             "held": bool(turn and turn.is_behind_another), "timeout_s": order.timeout_s, "on_lost": order.on_lost,
             "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
             "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
+            "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
+            "fingerprint": order.fingerprint, "reader": order.reader,
         },
     ).one()  # fmt: skip
     _refuse_if_full(session, order.key, lane)
@@ -101,20 +116,53 @@ def lane_of(pool_id: int, model: str) -> int:
 
 
 def place(session: Session, job: Any) -> Place:
-    """Where this job stands now. job: a row with id, lane_id, start_tag, status, held and conversation_id.
+    """Where this job stands now. job: a row with id, lane_id, start_tag, status, held, conversation_id, turn and not_before.
 
     The count is exact up to COUNTED_MOST. A held turn stands behind the turns before it and behind every lower tag of its lane.
     """
-    lane = session.execute(_LANE, {"id": job.lane_id}).one()
     if job.status != "queued":
-        return Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
+        return ON_ITS_WAY
+    lane = session.execute(_LANE, {"id": job.lane_id}).one()
     turns = conversation.open_before(session, job) if job.held else []
-    here = [one for one in turns if one.lane_id == lane.id and one.status == "queued"]
-    last = max([job, *here], key=lambda one: (one.start_tag, one.id))
-    ahead = _ahead(session, lane, start_tag=last.start_tag, job_id=last.id)
+    last = _last(job, _here(job, turns))
+    return _place(job, lane, turns, _ahead(session, lane, start_tag=last.start_tag, job_id=last.id))
+
+
+def places(session: Session, jobs: Sequence[Any]) -> dict[UUID, Place]:
+    """Where each of these jobs stands now, as `place` says it, in three statements for all of them."""
+    queued = [job for job in jobs if job.status == "queued"]
+    made = {job.id: ON_ITS_WAY for job in jobs}
+    if not queued:
+        return made
+    lanes = {lane.id: lane for lane in session.execute(_LANES, {"ids": sorted({job.lane_id for job in queued})})}
+    talks = conversation.open_turns(session, {job.conversation_id for job in queued if job.held})
+    turns = [[one for one in talks[job.conversation_id] if one.turn < job.turn] if job.held else [] for job in queued]
+    lasts = [_last(job, _here(job, before)) for job, before in zip(queued, turns, strict=True)]
+    wanted = {
+        "lanes": [job.lane_id for job in queued], "tags": [last.start_tag for last in lasts], "ids": [last.id for last in lasts],
+        "most": COUNTED_MOST,
+    }  # fmt: skip
+    for ahead in session.execute(_ALL_AHEAD, wanted):
+        job = queued[ahead.n - 1]
+        made[job.id] = _place(job, lanes[job.lane_id], turns[ahead.n - 1], ahead)
+    return made
+
+
+def _here(job: Any, turns: Sequence[Any]) -> list[Any]:
+    return [one for one in turns if one.lane_id == job.lane_id and one.status == "queued"]
+
+
+def _last(job: Any, here: Sequence[Any]) -> Any:
+    """Who goes last of this job and the turns before it in its own lane: behind that one it stands at the earliest."""
+    return max([job, *here], key=lambda one: (one.start_tag, one.id))
+
+
+def _place(job: Any, lane: Any, turns: Sequence[Any], ahead: Any) -> Place:
+    here = _here(job, turns)
+    last = _last(job, here)
     # What is counted are neither held turns nor `last` itself.
     position = ahead.jobs + 1 + sum(one.held or one is last for one in here)
-    eta_s = _eta_s(lane, ahead, behind=len(turns))
+    eta_s = estimate_s(lane, ahead, behind=len(turns))
     if lane.is_paused:
         return Place(position=position, eta_s=None, blocked_by="paused", wake_at=None)
     if job.held:
@@ -132,7 +180,7 @@ def _ahead(session: Session, lane: Any, *, start_tag: float, job_id: UUID) -> An
     ).one()
 
 
-def _eta_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
+def estimate_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
     """Seconds until this job's turn: the latest of what each limit allows for those ahead, and not before the line moves again."""
     estimates = [max(0.0, lane.wake_in_s) if lane.blocked_by else 0.0]
     if lane.rpm:
@@ -162,7 +210,7 @@ def _refuse_if_full(session: Session, key: Key, lane: Any) -> None:
 
 
 def _refuse_if_late(session: Session, order: Order, *, lane: Any, job_id: UUID, start_tag: float) -> None:
-    eta_s = _eta_s(lane, _ahead(session, lane, start_tag=start_tag, job_id=job_id)) if not lane.is_paused else 0.0
+    eta_s = estimate_s(lane, _ahead(session, lane, start_tag=start_tag, job_id=job_id)) if not lane.is_paused else 0.0
     if eta_s > order.expires_in_s:
         raise TooLate(
             f"About {eta_s:.0f} s of work stand before this job, more than the {order.expires_in_s:g} s it may wait (expires_in_s). "
@@ -185,17 +233,41 @@ _MAKE_LANE = text("""
     INSERT INTO lane (pool_id, model) VALUES (:pool_id, :model)
     ON CONFLICT (pool_id, model) DO UPDATE SET model = excluded.model RETURNING id
 """)
-_LANE = text("""
+FIGURES = """
     SELECT lane.*, now() AS now, coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
            lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused
-    FROM lane JOIN pool ON pool.id = lane.pool_id WHERE lane.id = :id
-""")
+    FROM lane JOIN pool ON pool.id = lane.pool_id
+"""
+_LANE = text(f"{FIGURES} WHERE lane.id = :id")
+_LANES = text(f"{FIGURES} WHERE lane.id = ANY(:ids)")
 _AHEAD = text("""
     SELECT count(*) AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM (
         SELECT tokens, images FROM job
         WHERE lane_id = :lane_id AND status = 'queued' AND NOT held AND start_tag >= :low_water AND (start_tag, id) < (:tag, :id)
         LIMIT :most
     ) AS ahead
+""")
+# The heads of the lines and the places that are asked for, in one order: what was summed up before a place stands ahead of it. A place
+# counts nothing itself, and goes before the job that stands on it.
+_ALL_AHEAD = text("""
+    WITH asked AS (
+        SELECT * FROM unnest(CAST(:lanes AS bigint[]), CAST(:tags AS float8[]), CAST(:ids AS uuid[]))
+        WITH ORDINALITY AS asked (lane_id, start_tag, id, n)
+    ), marked AS (
+        SELECT NULL::bigint AS n, line.id AS lane_id, one.start_tag, one.id, 1 AS jobs, one.tokens, one.images
+        FROM (SELECT lane_id, max(start_tag) AS furthest FROM asked GROUP BY lane_id) AS wanted
+        JOIN lane AS line ON line.id = wanted.lane_id
+        CROSS JOIN LATERAL (
+            SELECT start_tag, id, tokens, images FROM job
+            WHERE lane_id = line.id AND status = 'queued' AND NOT held AND start_tag BETWEEN line.low_water AND wanted.furthest
+            ORDER BY start_tag, id LIMIT :most
+        ) AS one
+        UNION ALL SELECT n, lane_id, start_tag, id, 0, 0, 0 FROM asked
+    ), summed AS (
+        SELECT n, sum(jobs) OVER ahead AS jobs, sum(tokens) OVER ahead AS tokens, sum(images) OVER ahead AS images FROM marked
+        WINDOW ahead AS (PARTITION BY lane_id ORDER BY start_tag, id, jobs ROWS UNBOUNDED PRECEDING)
+    )
+    SELECT n::int, jobs::int, tokens, images FROM summed WHERE n IS NOT NULL
 """)
 _COUNT_LANE = text("SELECT count(*) FROM (SELECT FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held LIMIT :most) AS counted")
 _COUNT_KEY = text(
@@ -218,13 +290,14 @@ _JOIN = text("""
         -- What was added and taken away again may lack the last bit: never below the lane's time, where the low-water mark may be.
         INSERT INTO job (
             id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, endpoint, model, request,
-            conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of
+            conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of,
+            content_type, streamed, wants_urls, fingerprint, reader
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
                greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
                :share / moved.weight, :cost, :tokens, :images, :endpoint, :model, :request, :conversation_id, :turn, :timeout_s,
                :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in, :max_attempts,
-               :retry_of
+               :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader
         FROM moved, line RETURNING id, start_tag, created_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined

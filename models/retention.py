@@ -1,4 +1,4 @@
-"""What is old goes: ended jobs with their bodies, events, attempts and pictures after retention_days; usage rows stay."""
+"""What is old goes: ended jobs with their bodies, events, attempts and pictures, and deliveries, after retention_days; usage rows stay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from sqlalchemy import text
 from models.db import Session
 
 MOST = 1_000
+# A job makes one for each receiver, and they are small.
+DELIVERIES_A_JOB = 4
 
 
 def sweep(session: Session, *, days: int, idempotency_hours: int) -> int:
@@ -17,6 +19,9 @@ def sweep(session: Session, *, days: int, idempotency_hours: int) -> int:
             session.execute(statement, {"ids": ids})
     session.execute(_TOKENS, {"hours": idempotency_hours, "most": MOST})
     session.execute(_FLOWS, {"most": MOST})
+    session.execute(_DELIVERIES, {"days": days, "most": MOST * DELIVERIES_A_JOB})
+    session.execute(_ENDPOINTS, {"days": days})
+    session.execute(_RECEIVERS, {"most": MOST})
     return len(ids)
 
 
@@ -38,5 +43,26 @@ _FLOWS = text("""
     DELETE FROM flow WHERE (lane_id, name) IN (
         SELECT flow.lane_id, flow.name FROM flow JOIN lane ON lane.id = flow.lane_id
         WHERE flow.last_finish < lane.low_water AND flow.weight = 1 LIMIT :most
+    )
+""")
+# Their ids begin with the time in milliseconds, so the oldest are found along the primary key. What is on its way stays.
+_DELIVERIES = text("""
+    DELETE FROM delivery WHERE id IN (
+        SELECT id FROM delivery WHERE status IN ('delivered', 'failed') AND id < (
+            lpad(to_hex((extract(epoch FROM now() - make_interval(days => :days)) * 1000)::bigint), 12, '0') || repeat('0', 20)
+        )::uuid ORDER BY id LIMIT :most
+    ) AND status IN ('delivered', 'failed')
+""")
+_ENDPOINTS = text("""
+    DELETE FROM webhook_endpoint AS endpoint WHERE deleted_at < now() - make_interval(days => :days)
+    AND NOT EXISTS (SELECT FROM delivery WHERE endpoint_id = endpoint.id)
+""")
+# How a receiver does is of no interest when nothing waits for it; an endpoint's is, for as long as there is the endpoint.
+_RECEIVERS = text("""
+    DELETE FROM receiver WHERE name IN (
+        SELECT name FROM receiver WHERE NOT EXISTS (SELECT FROM delivery WHERE delivery.receiver = receiver.name AND status = 'pending')
+        AND NOT EXISTS (
+            SELECT FROM webhook_endpoint WHERE deleted_at IS NULL AND 'whe_' || replace(id::text, '-', '') = receiver.name
+        ) LIMIT :most
     )
 """)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -33,9 +34,15 @@ class Settings(BaseSettings):
         OPENAI_API, validation_alias=AliasChoices("OPENAI_BASE_URL", "NOWSERVING_OPENAI_BASE_URL", "openai_base_url")
     )
 
+    # Chat streams are asked for what they used; false for an upstream that refuses stream_options
+    stream_usage: bool = True
+
     # Who may come in
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     open_keys: bool = False
+    new_keys_per_ip_per_hour: int = Field(100, ge=0)  # 0: any number
+    # Pages of these origins may call from a browser; a star: any.
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
     flower_basic_auth: SecretStr = SecretStr("")
 
     # The line
@@ -67,24 +74,50 @@ class Settings(BaseSettings):
     max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
 
     # What a request may be
-    max_body_bytes: int = Field(1024 * 1024, ge=1024)
+    max_body_bytes: int = Field(20 * 1024 * 1024, ge=1024)
+    max_upload_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    # Of all bodies that one API process is taking in; the first MiB of each does not count.
+    max_intake_bytes: int = Field(256 * 1024 * 1024, ge=1024)
+    default_image_model: str = ""
     long_poll_most_s: float = Field(60, gt=0)
+    # An open connection's answer keeps its real status when it is known within this time; then 200 is said, and spaces until it comes.
+    status_grace_s: float = Field(30, ge=0)
+    keepalive_every_s: float = Field(10, gt=0)
+    # Jobs whose caller went away are cancelled after this time: longer than an SDK's longest back-off of 8 s, for it may come back.
+    cancel_abandoned: bool = True
+    abandoned_after_s: float = Field(15, ge=0)
     artifact_url_s: int = Field(3_600, ge=60)
+
+    # Webhooks: what they may reach besides https on ports 80 and 443 of the public network, and how long one may take
+    webhook_allow_networks: Annotated[tuple[str, ...], NoDecode] = ()
+    webhook_allow_http: bool = False
+    webhook_allow_ports: Annotated[tuple[int, ...], NoDecode] = ()
+    webhook_timeout_s: float = Field(15, gt=0, le=60)
+    webhook_per_receiver: int = Field(8, ge=1)
+    webhook_per_host: int = Field(32, ge=1)
 
     # Processes
     database_pool: int = Field(20, ge=1)
+    max_waiting_per_process: int = Field(5_000, ge=1)
+    max_streams_per_key: int = Field(1_000, ge=1)
     api_processes: int = Field(1, ge=1)
     worker_processes: int = Field(1, ge=1)
     worker_threads: int = Field(64, ge=1)
+    webhook_threads: int = Field(128, ge=0)
     log_level: str = "INFO"
 
     # A test's lever: a named place in the code where the process dies, freezes or raises (models/crash.py).
     crash: str = ""
 
-    @field_validator("secret_keys", mode="before")
+    @field_validator("secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("webhook_allow_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(each)) for each in value)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -22,7 +22,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 metadata = MetaData(
     naming_convention={
@@ -36,6 +36,11 @@ metadata = MetaData(
 
 NOW = text("now()")
 ZERO = text("0")
+# A UUIDv7, so that ids sort by time (PostgreSQL has a function for it from 18 on): the clock in milliseconds, then chance.
+UUID7 = text(
+    "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) PLACING "
+    "substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid"
+)
 
 
 def _at(name: str, *, nullable: bool = True) -> Column[object]:
@@ -164,6 +169,9 @@ job = Table(
     Column("endpoint", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("request", LargeBinary, nullable=False),
+    Column("content_type", Text, comment="of the request; null: JSON"),
+    Column("streamed", Boolean, nullable=False, server_default=text("false"), comment="the upstream is asked for a stream"),
+    Column("wants_urls", Boolean, nullable=False, server_default=text("false"), comment="pictures are answered as links"),
     Column("conversation_id", BigInteger),
     Column("turn", Integer),
     Column("timeout_s", Double, nullable=False),
@@ -171,6 +179,10 @@ job = Table(
     Column("metadata", JSONB),
     Column("webhook_url", Text),
     Column("retry_of", Uuid, comment="the ended job that this one repeats"),
+    # who waits for it on an open connection
+    Column("fingerprint", LargeBinary, comment="of a request that waits: by it a client's own retry is recognised"),
+    Column("reader", Uuid, comment="the connection that waits for the answer now"),
+    _at("left_at"),
     # its life
     _at("created_at", nullable=False),
     _at("expires_at"),
@@ -188,6 +200,7 @@ job = Table(
     # what came of it
     Column("http_status", SmallInteger),
     Column("response", LargeBinary),
+    Column("transcript", LargeBinary, comment="of a stream: its events as they were relayed, one after another"),
     Column("error", JSONB),
     CheckConstraint("status IN ('queued','admitted','running','succeeded','failed','cancelled','expired')", name="status"),
     Index("job_line", "lane_id", "start_tag", "id", postgresql_where=text(QUEUED), postgresql_include=["tokens", "images"]),
@@ -196,6 +209,8 @@ job = Table(
     Index("job_live", "status", "lane_id", postgresql_where=text("status IN ('admitted', 'running')")),
     Index("job_open", "key_id", postgresql_where=text(OPEN)),
     Index("job_by_key", "key_id", "id"),
+    Index("job_fingerprint", "key_id", "fingerprint", postgresql_where=text("fingerprint IS NOT NULL")),
+    Index("job_left", "left_at", postgresql_where=text(f"left_at IS NOT NULL AND {OPEN}")),
     Index("job_turn", "conversation_id", "turn", postgresql_where=text(f"conversation_id IS NOT NULL AND {OPEN}")),
 )
 
@@ -269,4 +284,85 @@ worker = Table(
     Column("name", Text, primary_key=True),
     Column("slots", Integer, nullable=False),
     _at("seen_at", nullable=False),
+)
+
+webhook_endpoint = Table(
+    "webhook_endpoint",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("key_id", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False, comment="of the URL, with its port"),
+    Column("event_types", ARRAY(Text), nullable=False),
+    Column("include_result", Boolean, nullable=False, server_default=text("false"), comment="the whole job is sent, not only its id"),
+    Column("secret", LargeBinary, nullable=False, comment="AES-256-GCM, bound to this row"),
+    Column("old_secret", LargeBinary, comment="signs as well until old_secret_until"),
+    _at("old_secret_until"),
+    Column("hint", Text, nullable=False, comment="the secret's last characters"),
+    _at("disabled_at"),
+    Column("disabled_reason", Text),
+    _at("deleted_at"),
+    _at("created_at", nullable=False),
+    _at("updated_at", nullable=False),
+    Index("webhook_endpoint_by_key", "key_id", "id", postgresql_where=text("deleted_at IS NULL")),
+)
+
+webhook_secret = Table(
+    "webhook_secret",
+    metadata,
+    Column("key_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("secret", LargeBinary, nullable=False, comment="signs what goes to the webhook_url of the key's jobs"),
+    Column("old_secret", LargeBinary),
+    _at("old_secret_until"),
+    _at("created_at", nullable=False),
+)
+
+IN_FLIGHT = "status IN ('rung', 'sending')"
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Uuid, primary_key=True, server_default=UUID7),
+    Column("key_id", BigInteger, nullable=False),
+    Column("endpoint_id", Uuid, comment="null: it goes to the job's own webhook_url"),
+    Column("url", Text, comment="null: the endpoint's, whatever it is when it is sent"),
+    Column("receiver", Text, nullable=False, comment="an endpoint, or a key's jobs at one host: who shares slots and health"),
+    Column("host", Text, nullable=False),
+    # the event
+    Column("job_id", Uuid),
+    Column("event_id", Uuid, nullable=False),
+    Column("event_type", Text, nullable=False),
+    _at("event_at", nullable=False),
+    Column("payload", LargeBinary, comment="what is sent, byte for byte, each time; null: the whole job, rendered before it is first sent"),
+    # its way
+    Column("is_test", Boolean, nullable=False, server_default=text("false"), comment="says nothing of its receiver's health"),
+    Column("status", Text, nullable=False, server_default=text("'pending'")),
+    _at("next_at", nullable=False),
+    Column("ticket", Uuid, comment="of the one sender that has it"),
+    _at("held_until"),
+    Column("attempts", SmallInteger, nullable=False, server_default=ZERO),
+    Column("retries_left", SmallInteger, nullable=False),
+    # what came of the last attempt
+    _at("sent_at"),
+    Column("duration_ms", Integer),
+    Column("http_status", SmallInteger),
+    Column("answer", LargeBinary, comment="its first kilobyte"),
+    Column("error", Text),
+    _at("ended_at"),
+    _at("created_at", nullable=False),
+    CheckConstraint("status IN ('pending','rung','sending','delivered','failed')", name="status"),
+    Index("delivery_due", "receiver", "next_at", postgresql_where=text("status = 'pending'")),
+    Index("delivery_in_flight", "receiver", "host", postgresql_where=text(IN_FLIGHT)),
+    Index("delivery_by_endpoint", "endpoint_id", "id", postgresql_where=text("endpoint_id IS NOT NULL")),
+)
+
+receiver = Table(
+    "receiver",
+    metadata,
+    Column("name", Text, primary_key=True, comment="there is a row only while something is wrong with it"),
+    _at("failing_since"),
+    Column("attempts_in_row", Integer, nullable=False, server_default=ZERO, comment="that failed, none arriving in between"),
+    Column("failed_in_row", Integer, nullable=False, server_default=ZERO, comment="deliveries given up, none arriving in between"),
+    _at("paused_until"),
 )

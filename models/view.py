@@ -11,29 +11,24 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import artifact, line
+from models import artifact, ids, line, marks
 from models.db import Session
 from models.errors import NotFound
 from models.job import Status
 
 JsonObject = dict[str, Any]
 PREFIX = "job_"
+WAITING = frozenset({Status.QUEUED, Status.ADMITTED})
 
 
 def public_id(job_id: UUID) -> str:
     """`job_` and the 32 hex digits of the UUIDv7."""
-    return PREFIX + job_id.hex
+    return ids.show(PREFIX, job_id)
 
 
 def parse_id(text_id: str) -> UUID:
     """The id behind `job_…`. Raises NotFound for anything else: malformed, foreign and deleted ids look the same."""
-    digits = text_id.removeprefix(PREFIX)
-    if not text_id.startswith(PREFIX) or len(digits) != 32 or not digits.isascii() or not digits.isalnum():
-        raise NotFound("No such job.")
-    try:
-        return UUID(hex=digits)
-    except ValueError:
-        raise NotFound("No such job.") from None
+    return ids.parse(PREFIX, text_id, otherwise="No such job.")
 
 
 def find(session: Session, job_id: UUID, key_id: int) -> Any:
@@ -47,8 +42,8 @@ def find(session: Session, job_id: UUID, key_id: int) -> Any:
 def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
     """What this job asked for, to ask it again. Raises NotFound when this key has no such job.
 
-    Row: status, endpoint, model, request, flow, tokens, images, priority, conversation, expires_in_s, timeout_s, on_lost,
-    max_attempts, metadata.
+    Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens, images, priority, conversation,
+    expires_in_s, timeout_s, on_lost, max_attempts, metadata.
     """
     row = session.execute(_FIND_ORDER, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -56,20 +51,47 @@ def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
     return row
 
 
+def transcript(session: Session, job_id: UUID) -> bytes:
+    """The events of a stream as they were relayed; empty while it runs, and for a job without one."""
+    return artifact.restore(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
+
+
 def page(session: Session, key_id: int, *, limit: int, before: UUID | None, status: str | None) -> Sequence[Any]:
     """Up to limit + 1 rows of this key's jobs, newest first, older than `before`."""
     return session.execute(_PAGE, {"key_id": key_id, "before": before, "status": status, "most": limit + 1}).all()
 
 
-def show(session: Session, job: Any, *, with_result: bool = True) -> JsonObject:
-    """The job object of the HTTP surface; `queue` is null once it runs or has ended."""
+def glance(session: Session, job_ids: Sequence[UUID]) -> Sequence[Any]:
+    """How these jobs stand, whosoever they are. Rows: what line.places takes of a job, seq, and is_revoked of its key."""
+    return session.execute(_GLANCE, {"ids": list(job_ids)}).all()
+
+
+def show(session: Session, job: Any, *, with_result: bool = True, with_pictures: bool = True, origin: str = "") -> JsonObject:
+    """The job object of the HTTP surface; `queue` is null once it runs or has ended.
+
+    with_pictures: False leaves their marks in the result, for who puts them back while sending it. origin: of its links, see
+    artifact.link.
+    """
+    place = line.place(session, job) if job.status in WAITING else None
+    found = result(session, job, with_pictures=with_pictures, origin=origin) if with_result else None
+    return _show(session, job, place, result=found, origin=origin)
+
+
+def show_all(session: Session, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
+    """These jobs as `show` shows them, without their results."""
+    places = line.places(session, [job for job in jobs if job.status in WAITING])
+    return [_show(session, job, places.get(job.id), result=None, origin=origin) for job in jobs]
+
+
+def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, origin: str) -> JsonObject:
+    pictures = artifact.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
     return {
         "id": public_id(job.id),
         "object": "job",
         "endpoint": job.endpoint,
         "model": job.model,
         "status": Status.QUEUED if job.status == Status.ADMITTED else job.status,
-        "queue": _queue(session, job),
+        "queue": None if place is None else queue(place),
         "user": job.flow,
         "priority": job.priority,
         "conversation": job.conversation,
@@ -83,8 +105,8 @@ def show(session: Session, job: Any, *, with_result: bool = True) -> JsonObject:
         "attempts": [_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id})] if job.calls else [],
         "http_status": job.http_status,
         **_usage(session, job),
-        "result": _result(job) if with_result else None,
-        "artifacts": artifact.links(session, job.id) if job.status == Status.SUCCEEDED and job.images else [],
+        "result": result,
+        "artifacts": [artifact.show(one, origin=origin) for one in pictures],
         "error": job.error,
         "metadata": job.metadata or {},
         "retry_of": public_id(job.retry_of) if job.retry_of else None,
@@ -96,10 +118,8 @@ def events(session: Session, job_id: UUID, *, after: int) -> Sequence[Any]:
     return session.execute(_EVENTS, {"id": job_id, "after": after}).all()
 
 
-def _queue(session: Session, job: Any) -> JsonObject | None:
-    if job.status not in (Status.QUEUED, Status.ADMITTED):
-        return None
-    place = line.place(session, job)
+def queue(place: line.Place) -> JsonObject:
+    """A waiting job's place as it is shown."""
     return {
         "position": place.position,
         "eta_s": place.eta_s,
@@ -108,14 +128,18 @@ def _queue(session: Session, job: Any) -> JsonObject | None:
     }
 
 
-def _result(job: Any) -> Any:
-    """The upstream's body unchanged; bytes that are not JSON are given as text."""
+def result(session: Session, job: Any, *, with_pictures: bool = True, origin: str = "") -> Any:
+    """The upstream's body unchanged, but for links where the caller asked for them; bytes that are not JSON are given as text."""
     if job.response is None:
         return None
+    content = bytes(job.response)
     try:
-        return json.loads(bytes(job.response), parse_float=_finite, parse_constant=_finite)
+        answer = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
-        return bytes(job.response).decode("utf-8", "replace")
+        return artifact.restore(session, job.id, content).decode("utf-8", "replace")
+    if job.wants_urls or (with_pictures and marks.is_cut(content)):
+        artifact.fill(session, answer, artifact.of(session, job.id), as_links=job.wants_urls, origin=origin)
+    return answer
 
 
 def _finite(digits: str) -> float:
@@ -159,21 +183,27 @@ _COLUMNS = """
     job.id, job.key_id, job.lane_id, job.status, job.held, job.cancel_requested, job.seq, job.flow, job.priority, job.start_tag,
     job.endpoint, job.model, job.conversation_id, job.turn, job.timeout_s, job.on_lost, job.metadata, job.webhook_url, job.created_at,
     job.expires_at, job.started_at, job.ended_at, job.not_before, job.calls, job.images, job.possible_duplicate_calls, job.http_status,
-    job.error, job.retry_of, conversation.name AS conversation
+    job.error, job.retry_of, job.streamed, job.wants_urls, conversation.name AS conversation
 """
 _FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_id"
 _FIND = text(f"SELECT {_COLUMNS}, job.response {_FROM} WHERE job.id = :id AND job.key_id = :key_id")
 _FIND_ORDER = text(f"""
-    SELECT job.status, job.endpoint, job.model, job.request, job.flow, job.tokens, job.images, job.priority, job.timeout_s, job.on_lost,
-           job.max_attempts, job.metadata, conversation.name AS conversation,
+    SELECT job.status, job.endpoint, job.model, job.request, job.content_type, job.streamed, job.wants_urls, job.flow, job.tokens,
+           job.images, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata, conversation.name AS conversation,
            extract(epoch FROM job.expires_at - job.created_at)::float8 AS expires_in_s
     {_FROM} WHERE job.id = :id AND job.key_id = :key_id
 """)
+_TRANSCRIPT = text("SELECT transcript FROM job WHERE id = :id")
 _PAGE = text(f"""
     SELECT {_COLUMNS}, NULL AS response {_FROM}
     WHERE job.key_id = :key_id AND (CAST(:before AS uuid) IS NULL OR job.id < :before)
     AND (CAST(:status AS text) IS NULL OR job.status = :status OR (:status = 'queued' AND job.status = 'admitted'))
     ORDER BY job.id DESC LIMIT :most
+""")
+_GLANCE = text("""
+    SELECT job.id, job.status, job.seq, job.lane_id, job.start_tag, job.held, job.conversation_id, job.turn, job.not_before,
+           key.revoked_at IS NOT NULL AS is_revoked
+    FROM job JOIN key ON key.id = job.key_id WHERE job.id = ANY(:ids)
 """)
 _ATTEMPTS = text("SELECT n, outcome, http_status, started_at, ended_at, upstream_request_id FROM attempt WHERE job_id = :id ORDER BY n")
 _USAGE = text("SELECT input_tokens, output_tokens, images, cost_microusd FROM usage WHERE job_id = :id")

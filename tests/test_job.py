@@ -497,7 +497,7 @@ def _expired(caller: Key, one: UUID) -> UUID:
 
 
 def _lasting(ended: Any) -> dict[str, object]:
-    return {name: value for name, value in ended._mapping.items() if name != "expires_at"}
+    return {name: value for name, value in ended._asdict().items() if name != "expires_at"}
 
 
 @pytest.mark.parametrize("end", [_succeeded, _failed, _cancelled, _expired])

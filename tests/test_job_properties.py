@@ -272,9 +272,9 @@ class Line(RuleBasedStateMachine):
         lanes = query("SELECT *, idle_since > now() - interval '39 s' AS is_watched FROM lane")
         with db.begin() as session:
             found = {head.id for head in pacing.heads(session, lanes, most=1_000)}
-        (now,) = query("SELECT now() AS is")
+        (now,) = query("SELECT now() AS at")
         waiting = {one.id for one in jobs.values() if one.status == Status.QUEUED and not one.held}
-        may_go = {one for one in waiting if jobs[one].not_before is None or jobs[one].not_before <= getattr(now, "is")}
+        may_go = {one for one in waiting if jobs[one].not_before is None or jobs[one].not_before <= now.at}
         assert may_go == found, "a waiting job is hidden"
         asleep = {one.id for one in lanes if one.wake_at is None and not one.is_watched}
         assert not {jobs[one].lane_id for one in waiting} & asleep, "nobody will ever look at a lane with waiting jobs"

@@ -21,6 +21,17 @@ def caller() -> Key:
     return known()
 
 
+class Counted:
+    """A session that counts its statements."""
+
+    session: db.Session
+    statements = 0
+
+    def execute(self, *what: Any) -> Any:
+        self.statements += 1
+        return self.session.execute(*what)
+
+
 def place(caller: Key, job_id: UUID) -> Place:
     with db.begin() as session:
         return line.place(session, view.find(session, job_id, caller.id))
@@ -49,6 +60,39 @@ def test_position_is_the_place_in_the_sorted_line(caller: Key, seed: int) -> Non
 
     waiting = sorted((row(one).start_tag, one) for one in jobs if row(one).status == "queued")
     assert {one: n for n, (_, one) in enumerate(waiting, 1)} == {one: place(caller, one).position for _, one in waiting}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "COUNTED_MOST", 20)
+    rng = random.Random(seed)
+    jobs = [
+        submit(
+            caller, flow=rng.choice("abc"), model=rng.choice("mmn"), priority=rng.choice(["low", "normal", "high"]),
+            tokens=rng.randint(1, 9_999), images=rng.choice([0, 0, 3]), conversation=rng.choice([None, None, "c", "d"]),
+        )
+        for _ in range(60)
+    ]  # fmt: skip
+    for one in rng.sample([one for one in jobs if not row(one).held], 12):
+        rng.choice([cancel, admit, start, lambda caller, one: put_back(one, start(caller, one), delay_s=60)])(caller, one)
+    lane_has(rpm=60, tpm=30_000, ipm=5, usual_s=3, max_in_flight=2)
+    query("UPDATE lane SET blocked_by = 'tpm', wake_at = now() + interval '90 s', low_water = 0.1 WHERE model = 'n'")
+    query("UPDATE job SET start_tag = 77 WHERE flow = 'a' AND NOT held")
+
+    with db.begin() as session:
+        found = view.glance(session, jobs)
+        assert {one.id: line.place(session, one) for one in found} == line.places(session, found)
+
+
+def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
+    jobs = [submit(caller, conversation=conversation) for conversation in [None, "c", "c", "d", "d", *[None] * 5]]
+    counted = Counted()
+    with db.begin() as session:
+        counted.session = session
+        shown = view.show_all(counted, view.page(session, caller.id, limit=20, before=None, status=None))
+
+    assert 3 == counted.statements
+    assert {view.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}
 
 
 def test_a_job_put_back_stands_where_it_stood(caller: Key) -> None:

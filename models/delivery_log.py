@@ -1,0 +1,117 @@
+"""What became of an endpoint's deliveries, as its owner sees it; and sending them once more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import ids, outbox, view, webhook
+from models.db import Session
+from models.errors import NotFound, WrongState
+from models.schedule import RETRIES
+
+JsonObject = dict[str, Any]
+PREFIX = "wh_"
+
+
+def parse_id(said: str) -> UUID:
+    """The id behind `wh_…`. Raises NotFound."""
+    return ids.parse(PREFIX, said, otherwise="No such delivery.")
+
+
+def find(session: Session, key_id: int, delivery_id: UUID) -> Any:
+    """The delivery's row, without its payload; `is_over` when nothing more happens to it. Raises NotFound."""
+    row = session.execute(_FIND, {"id": delivery_id, "key_id": key_id}).one_or_none()
+    if row is None:
+        raise NotFound("No such delivery.")
+    return row
+
+
+def page(session: Session, key_id: int, endpoint_id: UUID, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
+    """Up to limit + 1 deliveries to this endpoint, newest first, older than `after`. Raises NotFound when the key has no such endpoint."""
+    webhook.get(session, key_id, endpoint_id)
+    return session.execute(_PAGE, {"endpoint_id": endpoint_id, "after": after, "most": limit + 1}).all()
+
+
+def redeliver(session: Session, key_id: int, endpoint_id: UUID, delivery_id: UUID) -> Any:
+    """The delivery is due now, whatever came of it, with all its retries again and under its old id. Row: as `find`.
+
+    The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while its endpoint is disabled, and while
+    it is being sent.
+    """
+    _refuse_disabled(webhook.get(session, key_id, endpoint_id))
+    wanted = {"id": delivery_id, "endpoint_id": endpoint_id, "retries": RETRIES}
+    if session.execute(_AGAIN, wanted).one_or_none() is None:
+        if find(session, key_id, delivery_id).endpoint_id != endpoint_id:
+            raise NotFound("No such delivery.")
+        raise WrongState("The delivery is being sent right now. Look again in a few seconds.")
+    return find(session, key_id, delivery_id)
+
+
+def redeliver_since(session: Session, key_id: int, endpoint_id: UUID, *, since: datetime, most: int = 10_000) -> int:
+    """What failed of this endpoint's events since then is due now; how many: when it is `most`, ask again for the rest.
+
+    The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while the endpoint is disabled.
+    """
+    _refuse_disabled(webhook.get(session, key_id, endpoint_id))
+    wanted = {"endpoint_id": endpoint_id, "since": since, "retries": RETRIES, "most": most}
+    return len(session.execute(_AGAIN_SINCE, wanted).all())
+
+
+def show(row: Any) -> JsonObject:
+    """The delivery as a caller sees it; `answer` is the first kilobyte of what the receiver last said."""
+    return {
+        "id": ids.show(PREFIX, row.id),
+        "object": "webhook_delivery",
+        "webhook_endpoint_id": ids.show(webhook.PREFIX, row.endpoint_id) if row.endpoint_id else None,
+        "event_id": ids.show(outbox.EVENT_PREFIX, row.event_id),
+        "event_type": row.event_type,
+        "job_id": view.public_id(row.job_id) if row.job_id else None,
+        "is_test": row.is_test,
+        "status": "pending" if row.status in ("rung", "sending") else row.status,
+        "attempts": row.attempts,
+        "next_attempt_at": _epoch(row.next_at) if row.status == "pending" else None,
+        "last_attempt_at": _epoch(row.sent_at),
+        "duration_ms": row.duration_ms,
+        "response_code": row.http_status,
+        "response_body": None if row.answer is None else bytes(row.answer).decode("utf-8", "replace"),
+        "error": row.error,
+        "created_at": _epoch(row.created_at),
+        "ended_at": _epoch(row.ended_at),
+    }
+
+
+def _refuse_disabled(endpoint: Any) -> None:
+    if endpoint.disabled_at is not None:
+        raise WrongState("The endpoint is disabled. Enable it first, then deliver again.")
+
+
+def _epoch(at: datetime | None) -> float | None:
+    return None if at is None else round(at.timestamp(), 3)
+
+
+_COLUMNS = """
+    id, endpoint_id, receiver, job_id, event_id, event_type, is_test, status, next_at, attempts, retries_left, sent_at, duration_ms,
+    http_status, answer, error, ended_at, created_at, status IN ('delivered', 'failed') AS is_over
+"""
+_FIND = text(f"SELECT {_COLUMNS} FROM delivery WHERE id = :id AND key_id = :key_id")
+_PAGE = text(f"""
+    SELECT {_COLUMNS} FROM delivery WHERE endpoint_id = :endpoint_id AND (CAST(:after AS uuid) IS NULL OR id < :after)
+    ORDER BY id DESC LIMIT :most
+""")
+_DUE = """
+    status = 'pending', next_at = now(), retries_left = CASE WHEN is_test THEN 0 ELSE :retries END, ended_at = NULL, ticket = NULL
+"""
+_AGAIN = text(f"""
+    UPDATE delivery SET {_DUE} WHERE id = :id AND endpoint_id = :endpoint_id AND status IN ('pending', 'delivered', 'failed') RETURNING id
+""")
+_AGAIN_SINCE = text(f"""
+    UPDATE delivery SET {_DUE} WHERE id = ANY(ARRAY(
+        SELECT id FROM delivery WHERE endpoint_id = :endpoint_id AND event_at >= :since AND status = 'failed' AND NOT is_test
+        ORDER BY id LIMIT :most
+    )) AND status = 'failed' RETURNING id
+""")

@@ -1,0 +1,77 @@
+"""What a lane has room for in this minute: what its credentials may do together, less what was sent and what waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from models import line
+from models.db import Session
+
+MINUTE_S = 60
+
+
+@dataclass(frozen=True)
+class Room:
+    """Of requests or of tokens. limit: a minute's worth. remaining: what could still go now, were it asked for.
+
+    reset_s: until all of the limit is free again, or, while somebody waits, until a job that joins now would go; None: nobody knows.
+    """
+
+    limit: int
+    remaining: int
+    reset_s: float | None
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """None: no limit is known."""
+
+    requests: Room | None
+    tokens: Room | None
+
+
+def look(session: Session, lane_id: int) -> Rooms:
+    """The room in this lane, for all who stand in it together."""
+    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": line.COUNTED_MOST}).one()
+    reset_s: float | None = max(0.0, MINUTE_S - lane.newest_s) if lane.sent_requests else 0.0
+    if lane.jobs:
+        # The row has both: the lane's figures, and what stands before somebody who joins now.
+        reset_s = None if lane.is_paused else line.estimate_s(lane, lane)
+    return Rooms(
+        requests=_room(lane.rpm, lane.sent_requests + lane.jobs, reset_s),
+        tokens=_room(lane.tpm, lane.sent_tokens + lane.tokens, reset_s),
+    )
+
+
+def _room(limit: float | None, taken: int, reset_s: float | None) -> Room | None:
+    return None if limit is None else Room(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)
+
+
+# Where no limit is known nothing is counted. Admitted jobs are on their way and not sent yet.
+_LOOK = text(f"""
+    SELECT lane.*, sent.requests AS sent_requests, sent.tokens AS sent_tokens, sent.newest_s,
+           waiting.jobs, waiting.tokens, waiting.images
+    FROM ({line.FIGURES} WHERE lane.id = :id) AS lane
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS requests, coalesce(sum(tokens), 0) AS tokens,
+               extract(epoch FROM clock_timestamp() - max(started_at))::float8 AS newest_s
+        FROM attempt
+        WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL) AND model = lane.model AND outcome <> 'not_sent'
+        AND credential_id = ANY(ARRAY(SELECT id FROM credential WHERE pool_id = lane.pool_id AND parked_at IS NULL))
+        AND started_at > now() - make_interval(secs => :minute_s)
+    ) AS sent
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM (
+            (
+                SELECT tokens, images FROM job
+                WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL) AND lane_id = lane.id AND status = 'queued' AND NOT held
+                AND start_tag >= lane.low_water LIMIT :most
+            )
+            UNION ALL
+            SELECT tokens, images FROM job
+            WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL) AND lane_id = lane.id AND status = 'admitted'
+        ) AS one
+    ) AS waiting
+""")

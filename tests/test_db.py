@@ -1,0 +1,110 @@
+"""The one way to Postgres: what is committed, what is not, and what a lost connection costs."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from psycopg.errors import UniqueViolation
+from sqlalchemy import text
+
+from models import db
+from models.errors import Unavailable
+
+ADD = text("INSERT INTO pool (name) VALUES (:name)")
+NAMES = text("SELECT name FROM pool ORDER BY name")
+CLOSE_OTHERS = text("""
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+""")
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def names() -> list[str]:
+    with db.begin() as session:
+        return session.execute(NAMES).scalars()
+
+
+def test_a_transaction_is_stored_whole() -> None:
+    with db.begin() as session:
+        session.execute(ADD, [{"name": "a"}, {"name": "b"}])
+
+    assert ["a", "b"] == names()
+
+
+def test_nothing_of_a_transaction_that_failed_is_stored() -> None:
+    with pytest.raises(UniqueViolation), db.begin() as session:
+        session.execute(ADD, {"name": "a"})
+        session.execute(ADD, {"name": "a"})
+
+    assert [] == names()
+
+
+def test_nothing_of_a_step_that_broke_off_is_stored() -> None:
+    with pytest.raises(ZeroDivisionError), db.begin() as session:
+        session.execute(ADD, {"name": "a"})
+        raise ZeroDivisionError
+
+    assert [] == names()
+
+
+def test_a_single_statement_is_stored_by_itself() -> None:
+    with pytest.raises(ZeroDivisionError), db.once() as session:
+        session.execute(ADD, {"name": "a"})
+        raise ZeroDivisionError
+
+    assert ["a"] == names()
+
+
+def test_a_connection_that_stored_one_by_itself_keeps_transactions_whole_again() -> None:
+    with db.once() as session:
+        session.execute(ADD, {"name": "a"})
+    with pytest.raises(ZeroDivisionError), db.begin() as session:
+        session.execute(ADD, {"name": "b"})
+        raise ZeroDivisionError
+
+    assert ["a"] == names()
+
+
+def test_a_statement_may_hold_colons_and_percents() -> None:
+    with db.begin() as session:
+        row = session.execute(text(r"SELECT :said || '%s %(a)s \:b' AS text, '7'::integer AS number"), {"said": "%"}).one()
+
+    assert ("%%s %(a)s :b", 7) == (row.text, row.number)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_one_row_is_exactly_one(rows: int) -> None:
+    with pytest.raises(LookupError), db.begin() as session:
+        session.execute(text("SELECT n FROM generate_series(1, :rows) AS n"), {"rows": rows}).one()
+
+
+def test_connections_that_the_server_closed_cost_one_error_together() -> None:
+    _open_many(5)
+    with db.begin() as session:
+        session.execute(CLOSE_OTHERS)
+    with pytest.raises(Unavailable):
+        _open_many(2)
+
+    _open_many(5)
+
+
+def _open_many(connections: int) -> None:
+    """So many of the pool's connections are in use at once. Raises Unavailable when any is broken."""
+    together, errors = threading.Barrier(connections), list[Unavailable]()
+
+    def use() -> None:
+        try:
+            with db.begin() as session:
+                together.wait(10)
+                session.execute(NAMES)
+        except Unavailable as error:
+            errors.append(error)
+
+    users = [threading.Thread(target=use) for _ in range(connections)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,182 @@
+"""Those who wait on an open connection: they leave, and come back to the same job."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from models import db, job, key, reader
+from models.job import Finding, Outcome, Result, Status
+from models.key import Key
+from tests.line_tools import admit_all, cancel, query, submit
+from tests.processes import until
+
+pytestmark = pytest.mark.usefixtures("database")
+SAID = b"what was asked"
+
+
+@pytest.fixture
+def caller(database: None) -> Key:
+    with db.begin() as session:
+        return key.recognise(session, "sk-reader")
+
+
+def ask(caller: Key, who: UUID) -> UUID:
+    return submit(caller, fingerprint=SAID, reader=who)
+
+
+def adopt(caller: Key, who: UUID, *, fingerprint: bytes = SAID) -> UUID | None:
+    with db.begin() as session:
+        return reader.adopt(session, caller.id, fingerprint, reader=who)
+
+
+def leave(job_id: UUID, who: UUID) -> None:
+    with db.begin() as session:
+        reader.leave(session, job_id, reader=who)
+
+
+def take_over(job_id: UUID, who: UUID | None) -> None:
+    with db.begin() as session:
+        reader.take_over(session, job_id, reader=who)
+
+
+def left() -> list[UUID]:
+    with db.begin() as session:
+        return [row.id for row in reader.left(session, longer_than_s=0)]
+
+
+def end(caller: Key, job_id: UUID, status: Status) -> None:
+    admit_all(caller, most=10)
+    with db.begin() as session:
+        dispatch_id = session.execute(text("SELECT dispatch_id FROM job WHERE id = :id"), {"id": job_id}).scalar_one()
+        assert job.claim(session, job_id, dispatch_id, lease_s=30)
+        assert job.finish(session, job_id, dispatch_id, Result(status), Finding(Outcome.SUCCEEDED))
+
+
+def test_who_comes_back_finds_the_job_still_waiting(caller: Key) -> None:
+    first = uuid4()
+    job_id = ask(caller, first)
+    leave(job_id, first)
+
+    assert job_id == adopt(caller, uuid4())
+    assert [] == left()
+
+
+def test_a_reader_that_was_followed_by_another_takes_nothing_away_when_it_leaves(caller: Key) -> None:
+    first, second = uuid4(), uuid4()
+    job_id = ask(caller, first)
+    adopt(caller, second)
+
+    leave(job_id, first)
+
+    assert [] == left()
+
+
+def test_a_job_whose_reader_left_is_found(caller: Key) -> None:
+    first = uuid4()
+    job_id = ask(caller, first)
+
+    leave(job_id, first)
+
+    assert [job_id] == left()
+
+
+def test_the_one_that_was_left_is_taken_before_one_that_is_waited_for(caller: Key) -> None:
+    ask(caller, uuid4())
+    first = uuid4()
+    abandoned = ask(caller, first)
+    leave(abandoned, first)
+
+    assert abandoned == adopt(caller, uuid4())
+
+
+def test_an_answer_that_nobody_read_is_kept_for_who_comes_back(caller: Key) -> None:
+    first = uuid4()
+    job_id = ask(caller, first)
+    end(caller, job_id, Status.SUCCEEDED)
+    leave(job_id, first)
+
+    assert job_id == adopt(caller, uuid4())
+
+
+def test_an_answer_that_was_read_is_nobodys(caller: Key) -> None:
+    end(caller, ask(caller, uuid4()), Status.SUCCEEDED)
+
+    assert adopt(caller, uuid4()) is None
+
+
+def test_a_job_that_was_cancelled_because_its_reader_left_is_nobodys(caller: Key) -> None:
+    first = uuid4()
+    job_id = ask(caller, first)
+    leave(job_id, first)
+    cancel(caller, job_id)
+
+    assert adopt(caller, uuid4()) is None
+
+
+def test_a_reader_that_was_not_told_of_a_cancellation_hears_of_it_when_it_comes_back(caller: Key) -> None:
+    first = uuid4()
+    job_id = ask(caller, first)
+    cancel(caller, job_id)
+    leave(job_id, first)
+
+    assert job_id == adopt(caller, uuid4())
+
+
+def test_a_job_that_ends_right_now_is_waited_for_and_not_asked_again(caller: Key) -> None:
+    job_id = ask(caller, uuid4())
+    with ThreadPoolExecutor(1) as threads:
+        with db.begin() as session:
+            session.execute(text("UPDATE job SET seq = seq + 1 WHERE id = :id"), {"id": job_id})
+            found = threads.submit(adopt, caller, uuid4())
+            until(lambda: query("SELECT FROM pg_locks WHERE NOT granted"), what="waiting for the job's row")
+
+        assert job_id == found.result(5)
+
+
+def test_two_who_come_back_at_once_take_two_jobs(caller: Key) -> None:
+    readers = [uuid4(), uuid4()]
+    jobs = [ask(caller, who) for who in readers]
+    for job_id, who in zip(jobs, readers, strict=True):
+        leave(job_id, who)
+
+    with db.begin() as session:
+        assert jobs[0] == reader.adopt(session, caller.id, SAID, reader=uuid4())
+        assert jobs[1] == adopt(caller, uuid4())
+
+
+def test_who_asks_again_by_idempotency_key_is_the_reader_from_then_on(caller: Key) -> None:
+    first, second = uuid4(), uuid4()
+    job_id = ask(caller, first)
+    leave(job_id, first)
+    take_over(job_id, second)
+    leave(job_id, first)
+    assert [] == left()
+
+    leave(job_id, second)
+
+    assert [job_id] == left()
+
+
+def test_a_job_that_was_promised_to_nobody_in_particular_is_nobodys_to_leave(caller: Key) -> None:
+    first = uuid4()
+    once_waited_for, never_waited_for = ask(caller, first), submit(caller)
+    take_over(once_waited_for, None)
+    take_over(never_waited_for, first)
+
+    leave(once_waited_for, first)
+    leave(never_waited_for, first)
+
+    assert [] == left()
+
+
+def test_another_body_or_another_key_finds_nothing(caller: Key) -> None:
+    ask(caller, uuid4())
+    with db.begin() as session:
+        other = key.recognise(session, "sk-other")
+
+    assert adopt(caller, uuid4(), fingerprint=b"something else") is None
+    assert adopt(other, uuid4()) is None

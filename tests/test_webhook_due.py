@@ -1,0 +1,125 @@
+"""Celery gets only what is due and has room: the rest waits in Postgres, and what was lost is found by the next look."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import pytest
+import redis
+
+from models.key import Key
+from tests.line_tools import finish, known, query, start, submit
+from tests.processes import until
+from tests.webhook_tools import deliveries, endpoint
+from workers.app import WEBHOOKS
+from workers.due import AGAIN_S, EVERY_S, QUEUE_MOST, Due
+
+
+@dataclass
+class Bells:
+    """Notes who was rung for; deaf: nobody can be rung for."""
+
+    rung: list[UUID] = field(default_factory=list)
+    is_deaf: bool = False
+
+    def ring(self, number: UUID, ticket: UUID, /) -> bool:
+        if not self.is_deaf:
+            self.rung.append(number)
+        return not self.is_deaf
+
+
+@pytest.fixture
+def caller(database: None) -> Key:
+    return known()
+
+
+@pytest.fixture
+def bells() -> Bells:
+    return Bells()
+
+
+@pytest.fixture
+def due(bells: Bells, redis_client: redis.Redis) -> Due:
+    """One that has looked at everybody at 100.0."""
+    made = Due(broker=redis_client, ring=bells)
+    made.step(now=100.0)
+    return made
+
+
+def happen(caller: Key, many: int = 1) -> None:
+    """So many jobs have succeeded."""
+    for _ in range(many):
+        job_id = submit(caller)
+        finish(job_id, start(caller, job_id))
+
+
+def test_who_is_named_is_looked_at_at_once_and_nobody_else(caller: Key, due: Due, bells: Bells) -> None:
+    row, _ = endpoint(caller, "https://one.example.com/"), endpoint(caller, "https://two.example.com/")
+    happen(caller)
+
+    assert 0 == due.step(now=100.1)
+    due.wake([f"whe_{row.id.hex}"])
+    assert 1 == due.step(now=100.2)
+    assert [one.id for one in deliveries() if one.endpoint_id == row.id] == bells.rung
+
+
+def test_everybody_is_looked_at_once_a_second(caller: Key, due: Due, bells: Bells) -> None:
+    endpoint(caller)
+    happen(caller)
+
+    assert 0 == due.step(now=100.0 + EVERY_S - 0.1)
+    assert 1 == due.step(now=100.0 + EVERY_S)
+    assert 1 == len(bells.rung)
+
+
+def test_when_it_is_not_known_who_everybody_is_looked_at_at_once(caller: Key, due: Due) -> None:
+    endpoint(caller)
+    happen(caller)
+    due.wake(None)
+
+    assert 1 == due.step(now=100.1)
+
+
+def test_what_was_rung_for_in_vain_is_rung_for_again(caller: Key, due: Due, bells: Bells) -> None:
+    endpoint(caller)
+    happen(caller)
+    bells.is_deaf = True
+    assert 0 == due.step(now=102.0)
+    bells.is_deaf = False
+    assert 0 == due.step(now=104.0)
+    query("UPDATE delivery SET held_until = now() - interval '1 s'")
+
+    assert 1 == due.step(now=106.0)
+
+
+def test_no_more_doorbells_wait_in_celery_than_that(caller: Key, due: Due, bells: Bells, redis_client: redis.Redis) -> None:
+    for n in range(20):
+        endpoint(caller, f"https://{n}.example.com/")
+    happen(caller, 4)
+    redis_client.rpush(WEBHOOKS, *["x"] * (QUEUE_MOST - 3))
+
+    assert 3 == due.step(now=102.0)
+    redis_client.rpush(WEBHOOKS, *["x"] * 10)
+    assert 0 == due.step(now=104.0)
+    redis_client.delete(WEBHOOKS)
+    assert QUEUE_MOST == due.step(now=104.0 + AGAIN_S), "it looks again as soon as there may be room"
+    assert 80 - 3 - QUEUE_MOST == len(query("SELECT FROM delivery WHERE status = 'pending'"))
+
+
+def test_without_redis_nothing_is_picked_and_the_thread_lives(caller: Key, bells: Bells, override: Callable[..., None]) -> None:
+    stop = threading.Event()
+    away = redis.Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2)
+    made = Due(broker=away, ring=bells)
+    endpoint(caller)
+    happen(caller)
+    thread = threading.Thread(target=made.run, args=(stop,), daemon=True)
+    thread.start()
+    until(lambda: made._all_at > float("-inf"), what="looked")
+    stop.set()
+    thread.join(20)
+
+    assert not thread.is_alive()
+    assert ["pending"] == [one.status for one in deliveries()]

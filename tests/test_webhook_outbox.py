@@ -1,0 +1,186 @@
+"""Every way in which a job can end writes down whom to tell, in the very transaction; and nothing else does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from models import db, job
+from models.job import Finding, Outcome, Result, Status
+from models.key import Key
+from tests.line_tools import ANSWER, GOOD, LOST, admit, cancel, expire, finish, known, put_back, reap, row, start, submit
+from tests.webhook_tools import ENDED, deliveries, endpoint, payloads
+
+URL = "https://example.com:8443/hook?a=b"
+
+
+@pytest.fixture
+def caller(database: None) -> Key:
+    return known()
+
+
+def refuse(caller: Key, job_id: UUID) -> None:
+    with db.begin() as session:
+        job.refuse(session, job_id, error={"message": "no"})
+
+
+def fail(caller: Key, job_id: UUID) -> None:
+    finish(job_id, start(caller, job_id), Result(Status.FAILED, error={"message": "no"}), Finding(Outcome.REFUSED, 400))
+
+
+def cancel_running(caller: Key, job_id: UUID) -> None:
+    dispatch_id = start(caller, job_id)
+    cancel(caller, job_id)
+    assert [] == deliveries()
+    put_back(job_id, dispatch_id)
+
+
+def reap_last(caller: Key, job_id: UUID) -> None:
+    start(caller, job_id)
+    reap()
+
+
+def adopt_late(caller: Key, job_id: UUID) -> None:
+    dispatch_id = start(caller, job_id)
+    reap()
+    finish(job_id, dispatch_id, ANSWER, GOOD)
+
+
+Way = Callable[[Key, UUID], object]
+WAYS: dict[str, tuple[Way, dict[str, object]]] = {
+    "job.succeeded": (lambda caller, job_id: finish(job_id, start(caller, job_id)), {}),
+    "job.failed": (fail, {}),
+    "job.failed, uncalled": (refuse, {}),
+    "job.failed, lost": (reap_last, {"on_lost": "fail"}),
+    "job.succeeded, late": (adopt_late, {}),
+    "job.cancelled, waiting": (cancel, {}),
+    "job.cancelled, running": (cancel_running, {}),
+    "job.expired": (lambda _, job_id: expire(job_id), {}),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_each_end_of_a_job_tells_its_url_and_every_endpoint_once(caller: Key, name: str) -> None:
+    way, wanted = WAYS[name]
+    first, second = endpoint(caller), endpoint(caller)
+    job_id = submit(caller, webhook_url=URL, **wanted)
+
+    way(caller, job_id)
+
+    kind = name.split(",")[0]
+    assert kind == f"job.{row(job_id).status}"
+    assert {first.id, second.id, None} == {one.endpoint_id for one in deliveries()}
+    assert [(kind, job_id)] * 3 == [(one.event_type, one.job_id) for one in deliveries()]
+    assert 1 == len({one.event_id for one in deliveries()})
+    assert 3 == len({one.id for one in deliveries()})
+
+
+def test_the_event_says_what_happened_to_which_job_and_no_more(caller: Key) -> None:
+    endpoint(caller)
+    job_id = submit(caller)
+    finish(job_id, start(caller, job_id))
+
+    (one,) = deliveries()
+    expected = {
+        "object": "event",
+        "id": f"evt_{one.event_id.hex}",
+        "type": "job.succeeded",
+        "created_at": int(row(job_id).ended_at.timestamp()),
+        "data": {"id": f"job_{job_id.hex}"},
+    }
+    assert [expected] == payloads()
+    assert json.dumps(expected, separators=(",", ":")).encode() == bytes(one.payload)
+
+
+@pytest.mark.parametrize("way", [put_back, lambda job_id, dispatch_id: reap()])
+def test_a_job_that_goes_back_to_the_line_tells_nobody(caller: Key, way: Callable[[UUID, UUID], object]) -> None:
+    endpoint(caller)
+    job_id = submit(caller, webhook_url=URL)
+
+    way(job_id, start(caller, job_id))
+
+    assert "queued" == row(job_id).status
+    assert [] == deliveries()
+
+
+def test_a_start_is_told_only_to_who_asked_for_it_and_for_each_call(caller: Key) -> None:
+    endpoint(caller)
+    asked = endpoint(caller, kinds=["job.started"])
+    job_id = submit(caller, webhook_url=URL)
+
+    put_back(job_id, start(caller, job_id), LOST)
+    start(caller, job_id)
+
+    assert [("job.started", asked.id)] * 2 == [(one.event_type, one.endpoint_id) for one in deliveries()]
+    assert 2 == len({one.event_id for one in deliveries()})
+
+
+def test_nobody_hears_of_another_keys_jobs(caller: Key) -> None:
+    endpoint(known("sk-other"))
+    job_id = submit(caller)
+
+    finish(job_id, start(caller, job_id))
+
+    assert [] == deliveries()
+
+
+@pytest.mark.parametrize("change", ["disabled_at = now()", "deleted_at = now()", "event_types = '{job.failed}'"])
+def test_an_endpoint_that_is_off_or_did_not_ask_is_not_told(caller: Key, change: str) -> None:
+    endpoint(caller)
+    with db.begin() as session:
+        session.execute(text(f"UPDATE webhook_endpoint SET {change}"))
+    job_id = submit(caller)
+
+    finish(job_id, start(caller, job_id))
+
+    assert [] == deliveries()
+
+
+def test_what_did_not_happen_is_not_told(caller: Key) -> None:
+    endpoint(caller)
+    job_id = submit(caller)
+    dispatch_id = start(caller, job_id)
+
+    with pytest.raises(RuntimeError), db.begin() as session:
+        job.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+        raise RuntimeError("before the commit")
+
+    assert [] == deliveries()
+
+
+def test_whoever_comes_too_late_tells_nobody(caller: Key) -> None:
+    endpoint(caller)
+    job_id = submit(caller)
+    dispatch_id = start(caller, job_id)
+
+    assert finish(job_id, dispatch_id)
+    assert not finish(job_id, dispatch_id)
+
+    assert 1 == len(deliveries())
+
+
+def test_who_is_to_be_woken_is_told_with_the_row(caller: Key) -> None:
+    hook = endpoint(caller, kinds=[*ENDED, "job.started"])
+    job_id = submit(caller, webhook_url=URL)
+    dispatch_id = admit(caller, job_id)
+    with db.begin() as session:
+        claimed = job.claim(session, job_id, dispatch_id, lease_s=30)
+        done = job.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+
+    assert claimed is not None and done is not None
+    assert [f"whe_{hook.id.hex}"] == claimed.due
+    assert {f"whe_{hook.id.hex}", f"key_{caller.id}@example.com:8443"} == set(done.due)
+
+
+def test_a_job_of_which_nobody_is_told_wakes_nobody(caller: Key) -> None:
+    job_id = submit(caller)
+    dispatch_id = start(caller, job_id)
+
+    with db.begin() as session:
+        done = job.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+
+    assert done is not None and done.due is None
