@@ -26,7 +26,8 @@ LIBRARIES = (
     "celery.__main__", "celery.app.events", "celery.apps.worker", "celery.bin.celery", "celery.bin.worker", "celery.concurrency.thread",
     "celery.events", "celery.worker.autoscale", "celery.worker.components", "celery.worker.consumer", "celery.worker.strategy",
     "kombu.transport.redis", "openai", "openai.resources", "models.lane_care", "models.pricing", "models.retention", "psycopg",
-    "sqlalchemy.dialects.postgresql.psycopg", "workers.limiter", "workers.openai_client", "workers.retry", "workers.wake",
+    "sqlalchemy.dialects.postgresql.psycopg", "ssrfguard", "standardwebhooks", "workers.limiter", "workers.openai_client",
+    "workers.retry", "workers.wake",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from deploy.server import die_with_parent, last_lines
-from models import db, fleet, key, line
+from models import db, fleet, job, key, line
 from models.job import TERMINAL
 from models.key import Key, Limits
 from tests.forks import ROOT, Forks
@@ -140,14 +140,23 @@ class Stack:
         self.wait_reports(name, of=started)
         return started
 
-    def workers(self, *, processes: int, threads: int) -> Process:
-        """`workers.main`, with children that it starts again when they die."""
+    def sender(self, *, threads: int = 16, crash: str = "", **settings: object) -> Process:
+        """One Celery process that sends webhooks from now on."""
+        name = f"webhooks-{os.getpid()}-{next(self._numbers)}"
+        argv = ["celery", "--app", "workers.webhook_tasks", "worker", "--pool", "threads", "--concurrency", str(threads)]
+        argv += ["--queues", "webhooks", "--hostname", f"{name}@%h", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+        started = self._start(name, argv, crash=crash, **settings)
+        started.wait_says("sending webhooks")
+        return started
+
+    def workers(self, *, processes: int, threads: int, **settings: object) -> Process:
+        """`workers.main`, with children that it starts again when they die; without webhooks unless settings say so."""
         log = self.folder / f"main-{next(self._numbers)}.log"
         argv = [sys.executable, "-m", "workers.main", "--processes", str(processes), "--threads", str(threads)]
         with log.open("ab") as output:
             made = subprocess.Popen(
-                argv, cwd=ROOT, env=self.environment(), stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-                preexec_fn=die_with_parent, start_new_session=True,
+                argv, cwd=ROOT, env=self.environment(**{"webhook_threads": 0, **settings}), stdout=output, stderr=output,
+                stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, start_new_session=True,
             )  # fmt: skip
         started = Process("workers.main", made.pid, log)
         self.processes.append(started)
@@ -199,6 +208,14 @@ def ask(who: Key, said: str, *, model: str = "m", **wanted: Any) -> UUID:
     job_id = submit(who, model=model, request=json.dumps(body).encode(), **wanted)
     ring(who, model=model)
     return job_id
+
+
+def cancel(job_id: UUID) -> None:
+    """As the API does it."""
+    with db.begin() as session:
+        stopped = job.cancel(session, job_id, row(job_id).key_id)
+    if stopped is not None:
+        wake.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
 
 
 def ring(who: Key, *, model: str = "m") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.app import QUEUE, app
+from workers.app import QUEUE, WEBHOOKS, app
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = sorted(file for folder in ("api", "models", "workers", "deploy") for file in (ROOT / folder).rglob("*.py"))
@@ -76,7 +76,7 @@ def test_every_queue_named_is_consumed() -> None:
     named_in_code = {each.value for each in queues if isinstance(each, ast.Constant)}
     consumed = {queue.name for queue in app.conf.task_queues}
 
-    assert {QUEUE} == consumed
+    assert {QUEUE, WEBHOOKS} == consumed
     assert named_in_code <= consumed
     assert QUEUE == app.conf.task_default_queue
     assert not app.conf.task_create_missing_queues

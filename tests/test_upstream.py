@@ -61,8 +61,8 @@ def raw(upstream: FakeUpstream, *sent: bytes) -> socket.socket:
     return opened
 
 
-def chat_bytes(text: str, *, headers: str = "") -> bytes:
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}).encode()
+def chat_bytes(text: str, *, headers: str = "", **more: object) -> bytes:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": text}], **more}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body
 
@@ -394,6 +394,16 @@ class TestBehaviours:
         messages: Any = [{"role": "user", "content": "[[fake:error_after=2]]"}]
         with pytest.raises(openai.APIError, match="The server had an error"):
             list(sdk.chat.completions.create(model="m", messages=messages, stream=True))
+
+    @pytest.mark.parametrize(
+        ("how", "ends"), [("garble_after=1", b"\n\n\r\n0\r\n\r\n"), ("end_after=1", b"\n\n\r\n0\r\n\r\n"), ("plain", b"}")]
+    )
+    def test_a_stream_may_be_spoiled(self, upstream: FakeUpstream, how: str, ends: bytes) -> None:
+        with raw(upstream, chat_bytes(f"[[fake:{how}]]", headers="Connection: close\r\n", stream=True)) as opened:
+            got = b"".join(iter(lambda: opened.recv(65536), b""))
+
+        assert got.endswith(ends)
+        assert b"[DONE]" not in got
 
     def test_a_stream_can_be_held_between_two_events(self, sdk: openai.OpenAI, upstream: FakeUpstream) -> None:
         messages: Any = [{"role": "user", "content": "[[fake:hold_after=1]]"}]

@@ -136,7 +136,7 @@ def test_no_call_is_longer_than_its_timeout(stack: Stack, how: str) -> None:
     ended = run(stack, f"slow [[fake:{how}]]", timeout_s=0.7, on_lost="fail")
 
     assert time.monotonic() - began < 0.7 + 4
-    assert ("failed", "upstream_outcome_unknown", ["unknown"]) == (ended.status, ended.error["code"], attempts(ended.id))
+    assert ("failed", "upstream_timeout", ["unknown"]) == (ended.status, ended.error["code"], attempts(ended.id))
     assert 0.7 <= (ended.ended_at - ended.started_at).total_seconds() < 2
     assert 1 == len(stack.upstream.calls())
 

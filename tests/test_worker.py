@@ -17,7 +17,8 @@ import redis
 from sqlalchemy import text
 
 from deploy.embedded import Valkey
-from models import db, job
+from models import db
+from models.key import Key
 from models.view import public_id
 from tests import processes
 from tests.line_tools import submit
@@ -29,6 +30,7 @@ from tests.processes import (
     attempts,
     broken_promises,
     caller,
+    cancel,
     pretended_slots,
     ring,
     row,
@@ -37,7 +39,6 @@ from tests.processes import (
     wait_ended,
 )
 from tests.upstream.images import png
-from workers import wake
 
 CANARY = "sk-canary-9f3c2b7e5d1a"
 THREADS = 16
@@ -109,7 +110,7 @@ def test_celery_carries_two_ids_and_nothing_else(stack: Stack, redis_of_run: red
     assert public_id(job_id) == message["headers"]["id"]
     assert [[str(job_id), str(dispatch_id)], {}] == json.loads(processes.decoded(message["body"]))[:2]
     assert b"prompt" not in raw
-    _cancel(job_id)
+    cancel(job_id)
 
 
 def test_a_late_claim_pays_again(stack: Stack) -> None:
@@ -129,12 +130,7 @@ def test_a_late_claim_pays_again(stack: Stack) -> None:
 
 
 def test_an_answer_is_kept_byte_for_byte_and_a_request_goes_out_so(stack: Stack, worker: Process, recorder: Recorder) -> None:
-    who = caller("sk-bytes")
-    with db.begin() as session:
-        session.execute(
-            text("UPDATE credential SET base_url = :url WHERE pool_id = :pool"),
-            {"url": f"http://127.0.0.1:{recorder.server_port}/v1/", "pool": who.pool_id},
-        )
+    who = _caller_of(recorder, "sk-bytes")
     body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}'
     job_id = submit(who, request=body)
     ring(who)
@@ -144,6 +140,66 @@ def test_an_answer_is_kept_byte_for_byte_and_a_request_goes_out_so(stack: Stack,
     assert [body] == recorder.bodies
     assert "Bearer sk-bytes" == recorder.headers[0]["authorization"]
     assert "identity" == recorder.headers[0]["accept-encoding"]
+
+
+EDIT = (
+    b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na fox\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="image"; filename="f.png"\r\nContent-Type: image/png\r\n\r\n\x89PNG\x00\xff\r\n--x--\r\n'
+)
+CALLS = {
+    "/v1/embeddings": (b'{"model":"m","input":"four words of text"}', None, "list"),
+    "/v1/moderations": (b'{"model":"m","input":"kind words"}', None, "results"),
+    "/v1/images/edits": (EDIT, "multipart/form-data; boundary=x", "created"),
+    "/v1/models": (b"", None, "shutdown_date"),
+    "/v1/models/gpt-6-astra": (b"", None, "shutdown_date"),
+}
+
+
+@pytest.mark.parametrize("route", CALLS)
+def test_every_route_is_called_as_it_wants_to_be(stack: Stack, worker: Process, route: str) -> None:
+    request, content_type, word = CALLS[route]
+    who = caller(f"sk-{route}")
+    job_id = submit(who, endpoint=route, request=request, content_type=content_type)
+    ring(who)
+    (ended,) = wait_ended([job_id], stack=stack)
+
+    assert ("succeeded", 200, ["succeeded"]) == (ended.status, ended.http_status, attempts(job_id))
+    assert word in ended.response.decode()
+    assert [route] == [call.path for call in stack.upstream.calls()]
+
+
+def test_a_form_goes_out_byte_for_byte(stack: Stack, worker: Process, recorder: Recorder) -> None:
+    who = _caller_of(recorder, "sk-form")
+    job_id = submit(who, endpoint="/v1/images/edits", request=EDIT, content_type="multipart/form-data; boundary=x")
+    ring(who)
+    wait_ended([job_id], stack=stack)
+
+    assert [EDIT] == recorder.bodies
+    assert "multipart/form-data; boundary=x" == recorder.headers[0]["content-type"]
+
+
+def test_a_models_id_stays_one_segment_of_the_path(stack: Stack, worker: Process) -> None:
+    who = caller("sk-fine-tuned")
+    job_id = submit(who, endpoint="/v1/models/ft:gpt-6/astra:é?x=1", request=b"")
+    ring(who)
+    (ended,) = wait_ended([job_id], stack=stack)
+
+    assert ["/v1/models/ft:gpt-6%2Fastra:%C3%A9%3Fx=1"] == [call.path for call in stack.upstream.calls()]
+    assert ("failed", 404, "model_not_found") == (ended.status, ended.http_status, ended.error["code"])
+
+
+def test_what_a_call_without_an_answers_tokens_used_is_on_record(stack: Stack, worker: Process) -> None:
+    who = caller("sk-other-use")
+    jobs = [submit(who, endpoint=route, request=CALLS[route][0]) for route in ("/v1/embeddings", "/v1/moderations", "/v1/models")]
+    ring(who)
+    embedded, *_ = wait_ended(jobs, stack=stack)
+
+    prompt_tokens = json.loads(embedded.response)["usage"]["prompt_tokens"]
+    with db.begin() as session:
+        found = {one.job_id: one for one in session.execute(text("SELECT * FROM usage WHERE key_id = :id"), {"id": who.id})}
+    assert [(prompt_tokens, 0, 0), (0, 0, 0), (0, 0, 0)] == [
+        (found[number].input_tokens, found[number].output_tokens, found[number].images) for number in jobs
+    ]
 
 
 def test_a_picture_is_stored_beside_the_answer(stack: Stack, worker: Process) -> None:
@@ -202,7 +258,7 @@ def test_a_cancelled_call_is_closed_at_once(stack: Stack, worker: Process) -> No
     job_id = ask(caller("sk-cancel"), "long [[fake:hold]]")
     stack.upstream.wait_for_held(1)
     began = time.monotonic()
-    _cancel(job_id)
+    cancel(job_id)
     wait_ended([job_id], within_s=10)
     took_s = time.monotonic() - began
 
@@ -235,7 +291,7 @@ def test_an_unknown_limit_is_learned_before_it_is_hit(stack: Stack, worker: Proc
     time.sleep(2)
     told = stack.upstream.stats("sk-slow-start")
     for number in jobs:
-        _cancel(number)
+        cancel(number)
 
     assert 0 == told["refused"]
     assert told["calls"] <= 3
@@ -289,12 +345,15 @@ def redis_of_run(valkey: Valkey) -> Iterator[redis.Redis]:
         yield client
 
 
-def _cancel(job_id: UUID) -> None:
-    """As the API does it."""
+def _caller_of(recorder: Recorder, token: str) -> Key:
+    """A key whose calls go there."""
+    who = caller(token)
     with db.begin() as session:
-        stopped = job.cancel(session, job_id, row(job_id).key_id)
-    if stopped is not None:
-        wake.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
+        session.execute(
+            text("UPDATE credential SET base_url = :url WHERE pool_id = :pool"),
+            {"url": f"http://127.0.0.1:{recorder.server_port}/v1/", "pool": who.pool_id},
+        )
+    return who
 
 
 def _slots() -> int:
@@ -314,7 +373,7 @@ def _everything_in(client: redis.Redis) -> Iterator[bytes]:
 
 def _tables_with(secret: str) -> Iterator[str]:
     with db.begin() as session:
-        for name in session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars().all():
+        for name in session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars():
             wanted = {"plain": f"%{secret}%", "hex": f"%{secret.encode().hex()}%"}
             found = session.execute(text(f'SELECT count(*) FROM "{name}" AS t WHERE t::text LIKE :plain OR t::text LIKE :hex'), wanted)
             if found.scalar_one():

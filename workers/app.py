@@ -1,4 +1,6 @@
-"""Celery as a doorbell: it carries {job id, dispatch id} and nothing waits in it. Every setting here was chosen for that.
+"""Celery as a doorbell: it carries {job id, dispatch id} or {delivery id, ticket}, and nothing waits in it.
+
+Every setting here was chosen for that.
 
 No result backend, no late acks, no ETA, no countdown, no retry(): time, order and retries live in Postgres columns, and
 messages that Redis loses are found by the sweep. docs/reliability.md says what happens to a job whose message is lost.
@@ -15,8 +17,10 @@ from models.settings import settings
 from workers import broker
 
 QUEUE = "jobs"
-# The one task: what Flower shows as the name of every job.
+WEBHOOKS = "webhooks"
+# What Flower shows as the name of every job, and of every webhook on its way.
 NAME = "nowserving.job"
+WEBHOOK_NAME = "nowserving.webhook"
 
 
 class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
@@ -29,7 +33,8 @@ class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
 
 
 broker.use()
-app = Doorbell("nowserving", broker=settings().redis_url, include=["workers.tasks"])
+# Which tasks a process has, its --app says: workers.tasks or workers.webhook_tasks.
+app = Doorbell("nowserving", broker=settings().redis_url)
 app.conf.update(
     result_backend=None,
     task_ignore_result=True,
@@ -37,12 +42,13 @@ app.conf.update(
     task_serializer="json",
     accept_content=["json"],
     event_serializer="json",
-    # Early ack: with Redis a late one protects nothing (messages vanish on kill -9 either way) and kills workers on a restart.
+    # No acks (of the queue, below): with Redis they protect nothing, messages vanish on kill -9 either way, and two transactions for
+    # each doorbell were a sixth of a worker's CPU.
     task_acks_late=False,
     task_reject_on_worker_lost=False,
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
-    task_queues=[Queue(QUEUE)],  # type: ignore[no-untyped-call]
+    task_queues=[Queue(name, no_ack=True) for name in (QUEUE, WEBHOOKS)],  # type: ignore[no-untyped-call]
     task_default_queue=QUEUE,
     task_create_missing_queues=False,
     task_publish_retry=False,
@@ -51,9 +57,6 @@ app.conf.update(
     broker_connection_timeout=2,
     broker_pool_limit=10,
     broker_transport_options={
-        "visibility_timeout": 300,
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
         "socket_timeout": 5,
         "socket_connect_timeout": 2,
         "socket_keepalive": True,

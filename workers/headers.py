@@ -40,12 +40,12 @@ def duration_ms(text: str | None) -> int | None:
     return -int(-total // 1) if 0 < total <= DAY_MS else None
 
 
-def retry_after_ms(headers: Mapping[str, str], *, now: float | None = None) -> int | None:
-    """How long to stay away: retry-after-ms, else retry-after in seconds or as a date; at most 15 minutes."""
+def retry_after_ms(headers: Mapping[str, str], *, now: float | None = None, most_ms: int = PAUSE_MOST_MS) -> int | None:
+    """How long to stay away: retry-after-ms, else retry-after in seconds or as a date; at most `most_ms`."""
     for name, factor in (("retry-after-ms", 1.0), ("retry-after", 1000.0)):
         text = headers.get(name, "").strip()
         if re.fullmatch(r"\d+(\.\d+)?", text):
-            return _pause_ms(float(text) * factor)
+            return _pause_ms(float(text) * factor, most_ms)
     parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
     if parsed is None:
         return None
@@ -53,11 +53,11 @@ def retry_after_ms(headers: Mapping[str, str], *, now: float | None = None) -> i
         until = email.utils.mktime_tz(parsed)
     except (ValueError, OverflowError):
         return None  # a date that no calendar has
-    return _pause_ms((until - (time.time() if now is None else now)) * 1000)
+    return _pause_ms((until - (time.time() if now is None else now)) * 1000, most_ms)
 
 
-def _pause_ms(told: float) -> int:
-    return int(max(100, min(PAUSE_MOST_MS, told)))
+def _pause_ms(told: float, most_ms: int) -> int:
+    return int(max(100, min(most_ms, told)))
 
 
 def _per_minute(headers: Mapping[str, str], unit: str) -> tuple[int | None, int | None]:

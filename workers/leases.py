@@ -13,8 +13,8 @@ from models import db, job
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import wake
+from workers.call import Call
 from workers.limiter import Limiter, Meter
-from workers.openai_client import Call
 
 log = logging.getLogger(__name__)
 

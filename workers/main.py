@@ -1,4 +1,7 @@
-"""`python -m workers.main --processes N --threads M`: N Celery worker processes of M slots each; one that dies is started again."""
+"""`python -m workers.main --processes N --threads M`: N Celery processes of M slots each for jobs, and one for webhooks.
+
+One that dies is started again.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import click
 
 from models import logs
 from models.settings import settings
-from workers.app import QUEUE
+from workers.app import QUEUE, WEBHOOKS
 
 log = logging.getLogger(__name__)
 
@@ -32,22 +36,35 @@ def main(processes: int, threads: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     births = itertools.count()
-    children = {n: _start(next(births), threads) for n in range(processes)}
+    kinds = [Kind("worker", "workers.tasks", QUEUE, threads)] * processes
+    if settings().webhook_threads:
+        kinds.append(Kind("webhooks", "workers.webhook_tasks", WEBHOOKS, settings().webhook_threads))
+    children = {n: _start(kind, next(births)) for n, kind in enumerate(kinds)}
     while not stop.wait(0.2):
         for n, child in children.items():
             if child.poll() is not None:
                 log.error("worker process died, starting it again", extra={"worker": n, "exit": child.returncode})
                 stop.wait(RESTART_S)
-                children[n] = _start(next(births), threads, again=True)
+                children[n] = _start(kinds[n], next(births), again=True)
     _end(list(children.values()))
 
 
-def _start(birth: int, threads: int, *, again: bool = False) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Kind:
+    """A Celery process: its name, the module of its task, the queue it listens to and its slots."""
+
+    name: str
+    module: str
+    queue: str
+    threads: int
+
+
+def _start(kind: Kind, birth: int, *, again: bool = False) -> subprocess.Popen[bytes]:
     # Each a name of its own: the slots of a dead process go out of the count together with the calls that it held.
-    command = [sys.executable, "-m", "celery", "--app", "workers.tasks", "worker", "--pool", "threads", "--concurrency", str(threads)]
-    command += ["--queues", QUEUE, "--hostname", f"worker{birth}-{os.getpid()}@%h", "--without-gossip", "--without-mingle"]
+    command = [sys.executable, "-m", "celery", "--app", kind.module, "worker", "--pool", "threads", "--concurrency", str(kind.threads)]
+    command += ["--queues", kind.queue, "--hostname", f"{kind.name}{birth}-{os.getpid()}@%h", "--without-gossip", "--without-mingle"]
     command += ["--loglevel", settings().log_level]
-    environment = {**os.environ, "NOWSERVING_WORKER_THREADS": str(threads), "NOWSERVING_DATABASE_POOL": str(min(threads, 8))}
+    environment = {**os.environ, "NOWSERVING_WORKER_THREADS": str(kind.threads), "NOWSERVING_DATABASE_POOL": str(min(kind.threads, 8))}
     if again:
         environment.pop("NOWSERVING_CRASH", None)  # a crash that a test asked for happens once
     return subprocess.Popen(command, env=environment)

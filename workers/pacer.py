@@ -1,4 +1,4 @@
-"""The pacer's process, `python -m workers.pacer`: the steps, a listener for wake-ups, the sweep, Flower's announcer."""
+"""The pacer's process, `python -m workers.pacer`: the steps, a listener for wake-ups, the sweep, due webhooks, Flower's announcer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+from functools import partial
 from uuid import UUID
 
 import redis
@@ -15,9 +16,10 @@ from models.settings import settings
 from workers import wake
 from workers.announce import Announcer
 from workers.bell import Bell
+from workers.due import Due
 from workers.limiter import Limiter
 from workers.pace import Pacer
-from workers.ring import CeleryRing
+from workers.ring import CeleryRing, WebhookRing
 from workers.sweep import Sweep
 
 log = logging.getLogger(__name__)
@@ -30,12 +32,11 @@ def main() -> None:
     limiter = Limiter(wake.client())
     pacer = Pacer(limiter=limiter, ring=CeleryRing(), bell=bell)
     sweep = Sweep(limiter=Limiter(wake.connect()), bell=bell)
+    due = Due(broker=wake.connect(), ring=WebhookRing())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    threads = [
-        threading.Thread(target=work, args=arguments, daemon=True)
-        for work, arguments in ((pacer.run, (stop,)), (sweep.run, (stop,)), (announcer.run, (stop,)), (listen, (bell, announcer, stop)))
-    ]
+    works = (pacer.run, sweep.run, due.run, announcer.run, partial(listen, bell, announcer, due))
+    threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
     log.info("pacing")
@@ -43,20 +44,24 @@ def main() -> None:
         if not all(thread.is_alive() for thread in threads):
             log.critical("a thread of the pacer died; the process ends, to be started again whole")
             sys.exit(1)
-    for thread in threads[:2]:
+    for thread in threads[:3]:
         thread.join(5)
 
 
-def listen(bell: Bell, announcer: Announcer, stop: threading.Event) -> None:
-    """Wake-ups reach the bell, and what they are about reaches Flower. Without Redis the pacer looks once a second by itself."""
+def listen(bell: Bell, announcer: Announcer, due: Due, stop: threading.Event) -> None:
+    """Wake-ups reach the bell, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself."""
     while not stop.is_set():
         try:
             for message in wake.listen(wake.LINE, until=stop.is_set):
+                if isinstance(receivers := message.get("receivers"), list):
+                    due.wake(receivers)
+                    continue
                 bell.ring(int(str(message["lane"])))
                 if message.get("queued"):
                     announcer.waits(UUID(str(message["queued"])))
                 if message.get("cancelled"):
                     announcer.cancelled(UUID(str(message["cancelled"])))
+                    due.wake(None)
         except (redis.RedisError, OSError):
             stop.wait(0.5)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from models.job import Outcome
 from models.settings import settings
 from workers import headers
-from workers.openai_client import Answer, Lost, NotSent, TooLarge
+from workers.openai_client import Answer, Lost, NotSent, TimedOut, TooLarge
 
 # 429s that no waiting cures.
 MONEY = frozenset(
@@ -22,6 +22,11 @@ MONEY = frozenset(
 WRONG_KEY = "the upstream does not accept this key (401)"
 NO_MONEY = "the upstream account has no money left"
 RETRYABLE = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
+# What the code or the type of an error within a stream would have been as a status.
+_EVENT_STATUS: dict[object, int] = {
+    "invalid_request_error": 400, 400: 400, 403: 403, 404: 404, 422: 422,
+    **dict.fromkeys((*MONEY, "rate_limit_exceeded", "rate_limit_error", "slow_down", 429), 429),
+}  # fmt: skip
 ErrorObject = dict[str, object]
 
 
@@ -63,6 +68,19 @@ def judge(answer: Answer) -> Verdict:
     return Verdict(Next.FAIL, Outcome.REFUSED, error=said)
 
 
+def judge_event(answer: Answer) -> Verdict:
+    """What an error within a stream means; answer: of status 200, its body the event. The key was good, so it is not to blame."""
+    said = _error_in(answer)
+    names = {said["code"], said["type"]} & _EVENT_STATUS.keys()
+    return judge(replace(answer, status=max((_EVENT_STATUS[name] for name in names), default=500)))
+
+
+def garbled() -> Verdict:
+    """Neither JSON nor a stream of it: perhaps a page of a proxy, perhaps a paid answer that nobody can read."""
+    message = "The upstream answered with something that is not JSON; the call may have been paid for."
+    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=own_error(message, "upstream_invalid_response"))
+
+
 def broken(error: Exception, *, is_sent: bool) -> Verdict:
     """Our own failure, of whatever kind: what the upstream may have answered is lost with it."""
     said = own_error(f"This server could not process the job ({type(error).__name__}). Ask the operator.", "server_error")
@@ -81,7 +99,8 @@ def lost(error: Lost) -> Verdict:
         message = "The upstream's answer is larger than this server keeps. Ask for less, or have NOWSERVING_MAX_ANSWER_BYTES raised."
         return Verdict(Next.FAIL, Outcome.UNKNOWN, error=own_error(message, "upstream_answer_too_large"))
     message = f"The call went out and no whole answer came back ({error}); it may have been paid for. POST …/retry calls again."
-    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=own_error(message, "upstream_outcome_unknown"))
+    code = "upstream_timeout" if isinstance(error, TimedOut) else "upstream_outcome_unknown"
+    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=own_error(message, code))
 
 
 def delay_s(failures: int, *, rng: random.Random | None = None) -> float:
@@ -98,13 +117,7 @@ def is_object(body: bytes) -> bool:
 def _judge_body(answer: Answer) -> Verdict:
     if is_object(answer.body):
         return Verdict(Next.SUCCEED, Outcome.SUCCEEDED)
-    return Verdict(
-        Next.UNKNOWN,
-        Outcome.UNKNOWN,
-        error=own_error(
-            "The upstream answered with something that is not JSON; the call may have been paid for.", "upstream_invalid_response"
-        ),
-    )
+    return garbled()
 
 
 def _judge_429(answer: Answer, said: ErrorObject) -> Verdict:
@@ -125,6 +138,8 @@ def own_error(message: str, code: str) -> ErrorObject:
 def _error_in(answer: Answer) -> ErrorObject:
     """The upstream's own error object, completed to four keys; one made from the status where it sent none."""
     found = (parse(answer.body) or {}).get("error")
+    if isinstance(found, str):
+        found = {"message": found}
     if isinstance(found, Mapping) and isinstance(found.get("message"), str):
         said = {_storable(name): _storable(value) for name, value in found.items() if value is None or isinstance(value, str | bool | int)}
         return {"type": None, "param": None, "code": None, **said}

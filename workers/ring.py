@@ -1,4 +1,4 @@
-"""Ringing Celery: {job id, dispatch id}; the task id is the job id as callers see it, so that operators find it in Flower."""
+"""Ringing Celery: {job id, dispatch id} or {delivery id, ticket}; the task id is the id as callers see it, to be found in Flower."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from uuid import UUID
 
 from kombu.exceptions import OperationalError
 
+from models import ids
+from models.delivery_log import PREFIX
 from models.view import public_id
-from workers.app import NAME, QUEUE, app
+from workers.app import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS, app
 
 log = logging.getLogger(__name__)
 
 
 class Ring(Protocol):
-    """How an admitted job's worker is called. False: it was not, and the next would not be either."""
+    """How a worker is called for what may go out now. False: it was not, and the next would not be either."""
 
-    def ring(self, job_id: UUID, dispatch_id: UUID) -> bool: ...
+    def ring(self, number: UUID, ticket: UUID, /) -> bool: ...
 
 
 class CeleryRing:
@@ -25,9 +27,20 @@ class CeleryRing:
 
     def ring(self, job_id: UUID, dispatch_id: UUID) -> bool:
         """Whether the message is on its way; a lost one gets a log line, it never raises and never waits long."""
-        try:
-            app.send_task(NAME, args=(str(job_id), str(dispatch_id)), task_id=public_id(job_id), queue=QUEUE, ignore_result=True)
-        except (OperationalError, OSError) as error:
-            log.warning("doorbell lost", extra={"job_id": str(job_id), "error": type(error).__name__})
-            return False
-        return True
+        return _send(NAME, job_id, dispatch_id, task_id=public_id(job_id), queue=QUEUE)
+
+
+class WebhookRing:
+    """The same for a delivery that is due."""
+
+    def ring(self, delivery_id: UUID, ticket: UUID) -> bool:
+        return _send(WEBHOOK_NAME, delivery_id, ticket, task_id=ids.show(PREFIX, delivery_id), queue=WEBHOOKS)
+
+
+def _send(name: str, number: UUID, ticket: UUID, *, task_id: str, queue: str) -> bool:
+    try:
+        app.send_task(name, args=(str(number), str(ticket)), task_id=task_id, queue=queue, ignore_result=True)
+    except (OperationalError, OSError) as error:
+        log.warning("doorbell lost", extra={"id": task_id, "error": type(error).__name__})
+        return False
+    return True

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import crash, db, fleet, job, lane_care, pacing, retention
+from models import crash, db, fleet, job, lane_care, pacing, reader, retention
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import wake
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 1.0
 FIGURES_EVERY_S = 2.0
 RETENTION_EVERY_S = 60.0
+ABANDONED_MOST = 200
 # A pause of our own longer than this may have been a pause of the whole machine: heartbeats need time to catch up.
 GAP_S = 3.0
 
@@ -67,6 +68,8 @@ class Sweep:
         """One pass. now: monotonic seconds."""
         self._return_unclaimed()
         self._reap(now=now)
+        if settings().cancel_abandoned:
+            self._cancel_abandoned()
         with db.begin() as session:
             expired = job.expire(session)
             forgotten = pacing.find_forgotten(session)
@@ -119,6 +122,21 @@ class Sweep:
             log.warning("lease ran out", extra={"job_id": str(row.id), "status": row.status})
         self._free(lost, Report())
         self._tell(lost, "ended")
+
+    def _cancel_abandoned(self) -> None:
+        """Jobs that nobody waits for any more are cancelled, as their callers would have done."""
+        for _ in range(ABANDONED_MOST):
+            # Each in a transaction of its own, as job.cancel takes several locks; in it nobody can come back to the job.
+            with db.begin() as session:
+                left = reader.left(session, longer_than_s=settings().abandoned_after_s, most=1)
+                done = job.cancel(session, left[0].id, left[0].key_id) if left else None
+            if done is None:
+                return
+            log.info("cancelled: its caller went away", extra={"job_id": str(done.id), "status": done.status})
+            is_ended = done.status == job.Status.CANCELLED
+            wake.job(done.id, "cancelled" if is_ended else "cancelling")
+            if is_ended:
+                wake.line(done.lane_id, cancelled=done.id)
 
     def _free(self, rows: Iterable[Any], report: Report) -> None:
         for row in rows:

@@ -1,4 +1,4 @@
-"""The one Celery task, and what a worker process starts and stops with."""
+"""The Celery task of the queue `jobs`, and what its process starts and stops with."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_
 from models import logs
 from models.errors import Unavailable
 from models.settings import settings
-from workers import registry, wake
+from workers import life, registry, wake
 from workers.app import NAME, app
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
 from workers.process import Processor
 
 log = logging.getLogger(__name__)
-
-EVENTS_EVERY_S = 0.25
 
 limiter = Limiter(wake.client())
 leases = Leases(limiter)
@@ -49,17 +47,8 @@ def _log(**_: Any) -> None:
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
     beat = registry.Beat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
-    for work in (lambda: beat.run(_stop), lambda: listen_for_cancels(leases, _stop), lambda: _tell_flower(sender)):
+    for work in (lambda: beat.run(_stop), lambda: listen_for_cancels(leases, _stop), lambda: life.tell_flower(sender, _stop)):
         threading.Thread(target=work, daemon=True).start()
-
-
-def _tell_flower(consumer: Any) -> None:
-    """Until the process stops: events go out together, a few times a second. Each for itself they take a fifth of our CPU."""
-    consumer.on_send_event_buffered = lambda: None  # of the dispatchers that will be made after a reconnect
-    consumer.event_dispatcher.on_send_buffered = None
-    while not _stop.wait(EVENTS_EVERY_S):
-        if consumer.event_dispatcher:
-            consumer.event_dispatcher.flush()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

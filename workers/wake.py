@@ -1,14 +1,14 @@
 """Wake-ups over Redis: said once, lost when nobody listens, never relied on. Who waits looks again by itself.
 
-Two channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job), `ns:jobs` tells waiting
-callers and workers that something happened to a job.
+Two channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job) and for which receivers there are
+webhooks, `ns:jobs` tells waiting callers and workers that something happened to a job.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from uuid import UUID
 
@@ -26,14 +26,14 @@ JOBS = "ns:jobs"
 TIMEOUT_S = 1.0
 
 
-def connect(*, timeout_s: float = TIMEOUT_S) -> redis.Redis:
-    """A client that gives up quickly and never sends a command twice."""
+def connect(*, timeout_s: float = TIMEOUT_S, health_check_s: int = 10) -> redis.Redis:
+    """A client that gives up quickly and never sends a command twice. health_check_s: after so long unused; 0: never."""
     return redis.Redis.from_url(
         settings().redis_url,
         socket_timeout=timeout_s,
         socket_connect_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
-        health_check_interval=10,
+        health_check_interval=health_check_s,
     )
 
 
@@ -46,6 +46,11 @@ def client() -> redis.Redis:
 def line(lane_id: int, *, queued: UUID | None = None, cancelled: UUID | None = None) -> None:
     """The pacer is told to look at this lane. queued, cancelled: the job to announce to Flower."""
     _say(LINE, {"lane": lane_id, "queued": str(queued) if queued else None, "cancelled": str(cancelled) if cancelled else None})
+
+
+def receivers(names: Sequence[str]) -> None:
+    """The pacer is told that there are webhooks for these (delivery.receiver, webhook.test, delivery_log.redeliver say who)."""
+    _say(LINE, {"receivers": list(names)})
 
 
 def job(job_id: UUID, event: str) -> None:

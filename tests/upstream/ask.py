@@ -22,7 +22,7 @@ class BadAsk(Exception):
 class Ask:
     """text: the last user message or the prompt. tokens: charged at admission. is_metered: counts towards limits.
 
-    is_fixed: answered as it is, whatever limits and behaviours the key has.
+    is_fixed: answered as it is, whatever limits and behaviours the key has. plain: the answer to the same call without a stream.
     """
 
     model: str
@@ -33,6 +33,7 @@ class Ask:
     stream: bool = False
     is_metered: bool = True
     is_fixed: bool = False
+    plain: Callable[[], Answer] | None = None
 
 
 def body_of(request: Request, *needed: str) -> JsonObject:

@@ -36,6 +36,9 @@ class Behaviour:
     hold_after: int | None = None  # events of a stream, then as hold
     cut_after: int | None = None  # events of a stream, then the connection closes
     error_after: int | None = None  # events of a stream, then an error event
+    garble_after: int | None = None  # events of a stream, then half of one as if it were whole
+    end_after: int | None = None  # events of a stream, then its proper end
+    plain: bool = False  # a stream is asked for, the whole answer comes
     times: int | None = None  # this many calls, then none; a marker counts calls with the same text
     probability: float | None = None  # never used up
 
@@ -124,6 +127,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "hold": _yes, "delay": _span, "hang": _one_of(*PLACES["hang"]), "reset": _one_of(*PLACES["reset"]), "status": int,
     "kind": _one_of(*KINDS), "code": str, "retry_after": float, "garbage": _one_of(*GARBAGE), "drip": int,
     "huge_mb": float, "redirect": lambda where: where if isinstance(where, str) and where else "/elsewhere", "informational": int,
-    "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "times": int, "probability": float,
+    "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "garble_after": int, "end_after": int,
+    "plain": _yes, "times": int, "probability": float,
 }  # fmt: skip
 assert set(_READERS) == {field.name for field in fields(Behaviour)}

@@ -36,8 +36,9 @@ def ask(request: Request) -> Ask:
     body["n"] = choices = int(body.get("n") or 1)
     most = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_COMPLETION_TOKENS
     stream = bool(body.get("stream"))
-    answer = partial(_stream if stream else _whole, body, echo(text), prompt_tokens)
-    return Ask(body["model"], text, answer, tokens=prompt_tokens + most * choices, stream=stream)
+    whole = partial(_whole, body, echo(text), prompt_tokens)
+    answer = partial(_stream, body, echo(text), prompt_tokens) if stream else whole
+    return Ask(body["model"], text, answer, tokens=prompt_tokens + most * choices, stream=stream, plain=whole)
 
 
 def text_of(content: object) -> str:

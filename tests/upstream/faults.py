@@ -10,7 +10,7 @@ from tests.upstream.answer import END_OF_CHUNKS, Answer, chunk, event
 from tests.upstream.behaviour import Behaviour
 from tests.upstream.errors import faked
 from tests.upstream.garbage import spoil
-from tests.upstream.journal import CUT, HANG, RESET
+from tests.upstream.journal import CUT, ERROR, HANG, RESET
 from tests.upstream.wire import Connection
 
 HOLD_S = 60
@@ -132,7 +132,14 @@ async def _events(events: list[bytes], status: int, how: Behaviour, turn: Turn) 
             return turn.connection.close()
         if how.error_after == index:
             events = [event({"error": {"message": "The server had an error.", "type": "server_error", "param": None, "code": None}})]
+            turn.end(ERROR)
             break
+        if how.garble_after == index:
+            events = [sent[: len(sent) // 2] + b"\n\n"]
+            break
+        if how.end_after == index:
+            turn.end(str(status))
+            return turn.connection.write(END_OF_CHUNKS)
         if how.chunk_delay is not None:
             await asyncio.sleep(how.chunk_delay)
         if index + 1 < len(events):

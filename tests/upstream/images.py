@@ -59,8 +59,9 @@ def _ask(body: JsonObject, kind: str) -> Ask:
         raise BadAsk("Invalid 'n': expected a value between 1 and 10.", param="n")
     stream = bool(body.get("stream"))
     tokens = count_tokens(len(prompt)) + 4
-    answer = partial(_stream, body, prompt, tokens, kind) if stream else partial(_whole, body, prompt, tokens, images)
-    return Ask(body.get("model") or "gpt-image-2.6-flare", prompt, answer, tokens=tokens, images=images, stream=stream)
+    whole = partial(_whole, body, prompt, tokens, images)
+    answer = partial(_stream, body, prompt, tokens, kind) if stream else whole
+    return Ask(body.get("model") or "gpt-image-2.6-flare", prompt, answer, tokens=tokens, images=images, stream=stream, plain=whole)
 
 
 def _frame(body: JsonObject, at: str) -> JsonObject:

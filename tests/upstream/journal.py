@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
-OPEN, HANG, RESET, CUT, GONE = "open", "hang", "reset", "cut", "client_gone"
+OPEN, HANG, RESET, CUT, ERROR, GONE = "open", "hang", "reset", "cut", "error", "client_gone"
 TEXT_CHARS = 4096  # kept of the prompt
 
 
 @dataclass(slots=True)
 class Call:
-    """outcome: open, a status such as "200", hang, reset, cut, or client_gone. in_flight_at_start does not count this call."""
+    """outcome: open, a status such as "200", hang, reset, cut, error (in a stream) or client_gone. in_flight_at_start: without it."""
 
     n: int
     at: float

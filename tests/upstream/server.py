@@ -66,7 +66,8 @@ class Upstream:
             return f"x-request-id: {request_id}\r\nopenai-processing-ms: {spent_ms}\r\n{ALWAYS}{rate_lines}"
 
         if how is not None:
-            turn = Turn(connection, state.held, end, partial(setattr, call, "outcome"), head_lines, ask.answer)
+            answer_as = ask.plain if how.plain and ask.plain else ask.answer
+            turn = Turn(connection, state.held, end, partial(setattr, call, "outcome"), head_lines, answer_as)
             return _perform(how, turn, delay_s=state.scripts.delay_s(how.delay) if how.delay else 0.0)
         answer = refused(refusal, ask.model) if refusal else ask.answer()
         sent = answer.whole(head_lines())

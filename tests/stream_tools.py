@@ -1,0 +1,26 @@
+"""What can be read of a job's stream, in Redis and in its transcript."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from workers import chunks
+from workers.chunks import Chunk
+from workers.sse import Splitter
+
+
+def heard(job_id: UUID) -> list[Chunk]:
+    """What can be read of it in Redis."""
+    return chunks.read({job_id: ""}).get(job_id, ("", []))[1]
+
+
+def events(transcript: bytes) -> list[Any]:
+    """What its events say."""
+    return [json.loads(event.data) for event in Splitter().feed(transcript)]
+
+
+def content(transcript: bytes) -> str:
+    """What a chat of one choice says."""
+    return "".join(said["choices"][0]["delta"].get("content") or "" for said in events(transcript) if said["choices"])

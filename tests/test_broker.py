@@ -1,0 +1,55 @@
+"""The broker under Celery: a doorbell is taken and gone, nothing is kept to be acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from deploy.embedded import Valkey
+from tests import processes
+from tests.processes import QUEUE, Stack, ask, caller, wait_ended
+
+
+@pytest.fixture(scope="module")
+def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with processes.running(tmp_path_factory.mktemp("stack")) as made:
+        made.pacer()
+        made.worker(threads=4)
+        yield made
+
+
+def test_a_doorbell_is_never_kept_to_be_acknowledged(stack: Stack, redis_of_run: redis.Redis) -> None:
+    who = caller("sk-broker")
+    with redis_of_run.monitor() as monitor:
+        wait_ended([ask(who, f"broker {n}") for n in range(5)], stack=stack)
+        redis_of_run.echo("enough")
+        said = [one["command"].split()[:2] for one in _until_echo(monitor)]
+
+    assert 5 == said.count(["LPUSH", QUEUE])
+    assert [] == [command for command in said if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
+
+
+def test_doorbells_beyond_the_slots_wait_in_the_queue(stack: Stack, redis_of_run: redis.Redis) -> None:
+    who = caller("sk-slots", max_in_flight=10)
+    jobs = [ask(who, f"[[fake:hold]] {n}") for n in range(6)]
+    stack.upstream.wait_for_held(4)
+
+    assert 0 == redis_of_run.llen(QUEUE)  # the pacer rings for free slots only
+    stack.upstream.release()
+    stack.upstream.wait_for_held(2)
+    stack.upstream.release()
+    assert {"succeeded"} == {one.status for one in wait_ended(jobs, stack=stack)}
+
+
+@pytest.fixture
+def redis_of_run(valkey: Valkey) -> Iterator[redis.Redis]:
+    """The stack's Redis as it is, not emptied."""
+    with redis.Redis.from_url(valkey.url, socket_timeout=5) as client:
+        yield client
+
+
+def _until_echo(monitor: redis.client.Monitor) -> Iterator[dict[str, str]]:
+    while "ECHO enough" != (said := monitor.next_command())["command"]:
+        yield said

@@ -1,0 +1,220 @@
+"""One stream, byte by byte: a server that says what a test wants, heard in this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from models import db, job
+from tests.line_tools import known, query, reap, row, start, submit
+from tests.processes import until
+from tests.stream_tools import content, heard
+from tests.upstream.answer import END_OF_CHUNKS, chunk
+from workers import chunks, stream, wake
+from workers.call import Call
+from workers.openai_client import Lost, Request
+from workers.relay import Relay
+from workers.retry import Next
+from workers.sse import Splitter
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+ONE = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+TWO = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"b"},"finish_reason":null}]}\n\n'
+LAST = b'data: {"id":"1","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+USE = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+DONE = b"data: [DONE]\n\n"
+CHUNKED = HEAD.replace(b"connection: close", b"transfer-encoding: chunked")
+
+
+class Speaker(threading.Thread):
+    """Answers one call with these parts; each waits until the one before it was relayed. Stays on the line when told to."""
+
+    def __init__(self, *parts: bytes, waits: Callable[[int], object] | None = None, stays: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.parts, self.waits, self.stays = parts, waits, stays
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.asked = b""
+        self.is_over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        with self.server, self.server.accept()[0] as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while not self.asked.endswith(b"}"):
+                self.asked += connection.recv(65_536)
+            for n, part in enumerate(self.parts):
+                if n and self.waits:
+                    self.waits(n)
+                connection.sendall(part)
+            if self.stays:
+                self.is_over.wait(10)
+
+
+@pytest.fixture
+def running(database: None) -> Any:
+    who = known()
+    job_id = submit(who, request=b'{"model":"m","stream":true}', streamed=True)
+    dispatch_id = start(who, job_id)
+    found = row(job_id)
+    return SimpleNamespace(**{**found._asdict(), "dispatch_id": dispatch_id})
+
+
+def hear(running: Any, speaker: Speaker, *, relay: Relay | None = None) -> tuple[Any, Any]:
+    """The answer's object and the verdict."""
+    request = Request(f"http://127.0.0.1:{speaker.server.getsockname()[1]}/", key="k", headers={}, content=b"")
+    call = Call(deadline=time.monotonic() + 10)
+    try:
+        answer, verdict = stream.call(running, request, call=call, relay=relay or Relay(running))
+    finally:
+        speaker.is_over.set()
+        speaker.join(5)
+    return json.loads(answer.body) if answer.body else None, verdict
+
+
+def said(answer: Any) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def test_what_came_in_one_read_is_relayed_in_one_step(running: Any) -> None:
+    messages: list[Any] = []
+    with wake.client().pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(chunks.channel(running.id))
+        listener.get_message(timeout=1)
+        counts = {1: 3, 2: 4}
+        speaker = Speaker(
+            HEAD + ONE + TWO + ONE, TWO, LAST + DONE,
+            waits=lambda n: until(lambda: len(heard(running.id)) == counts[n], what="relayed", within_s=5),
+        )  # fmt: skip
+        answer, verdict = hear(running, speaker)
+        while (message := listener.get_message(timeout=0.2)) is not None or not messages:
+            messages.append(message)
+
+    assert ("abab", Next.SUCCEED) == (said(answer), verdict.next)
+    assert 3 == len(messages)
+
+
+def test_a_stream_that_came_at_once_is_only_in_its_transcript(running: Any) -> None:
+    relay = Relay(running)
+    answer, _ = hear(running, Speaker(CHUNKED + chunk(ONE + LAST + DONE) + END_OF_CHUNKS), relay=relay)
+
+    assert ("a", ONE + LAST) == (said(answer), relay.transcript)
+    assert (False, []) == (relay.has_begun, heard(running.id))
+
+
+def test_a_connection_that_stays_open_after_the_end_holds_up_nobody(running: Any) -> None:
+    began = time.monotonic()
+    answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + DONE, stays=True))
+
+    assert ("a", Next.SUCCEED) == (said(answer), verdict.next)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("end", [LAST, LAST + USE, LAST + USE + DONE, TWO + DONE])
+def test_a_stream_may_end_with_its_last_choice_or_by_saying_so(running: Any, end: bytes) -> None:
+    answer, verdict = hear(running, Speaker(HEAD + ONE + end))
+
+    assert Next.SUCCEED == verdict.next
+    assert (USE in end) == ("usage" in answer)
+
+
+@pytest.mark.parametrize("sent", [ONE, ONE + TWO, USE, DONE, b": nothing\n\n" + ONE[:20]])
+def test_a_stream_that_ends_before_its_answer_is_lost(running: Any, sent: bytes) -> None:
+    if Splitter().feed(sent):
+        with pytest.raises(Lost):
+            hear(running, Speaker(HEAD + sent))
+    else:
+        _, verdict = hear(running, Speaker(HEAD + sent))
+        assert (Next.UNKNOWN, "upstream_invalid_response") == (verdict.next, verdict.error["code"])
+
+
+def test_a_cut_after_the_last_choice_loses_nothing(running: Any) -> None:
+    answer, verdict = hear(running, Speaker(CHUNKED + chunk(ONE + LAST)))
+
+    assert ("a", Next.SUCCEED) == (said(answer), verdict.next)
+
+
+def test_a_ping_is_not_relayed(running: Any) -> None:
+    relay = Relay(running)
+    hear(running, Speaker(HEAD + b"event: ping\ndata: {}\n\n" + ONE + LAST), relay=relay)
+
+    assert ONE + LAST == relay.transcript
+
+
+def test_json_is_recognised_whatever_it_is_called(running: Any) -> None:
+    relay = Relay(running)
+    body = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]})
+    answer, _ = hear(running, Speaker(HEAD + b" \n" + body.encode()), relay=relay)
+
+    assert "hi" == said(answer) == content(relay.transcript or b"")
+
+
+def test_an_error_in_place_of_a_stream_is_an_error(running: Any) -> None:
+    relay = Relay(running)
+    head = HEAD.replace(b"text/event-stream", b"application/json")
+    _, verdict = hear(running, Speaker(head + b'{"error":{"message":"slow down","code":"slow_down"}}'), relay=relay)
+
+    assert (Next.WAIT, "slow down", None) == (verdict.next, verdict.error["message"], relay.transcript)
+
+
+def test_nothing_is_relayed_without_the_lease(running: Any) -> None:
+    query("UPDATE job SET dispatch_id = gen_random_uuid() WHERE id = :id", id=running.id)
+    relay = Relay(running)
+    relay.take(ONE)
+    relay.flush()
+
+    assert (False, []) == (relay.has_begun, heard(running.id))
+
+
+def test_a_stream_that_redis_lost_is_not_begun_again_in_its_middle(running: Any) -> None:
+    relay = Relay(running)
+    for event in (ONE, TWO, LAST):
+        relay.take(event)
+        relay.flush()
+        if event == ONE:
+            wake.client().delete(f"ns:stream:{running.id}")
+
+    assert (True, [], ONE + TWO + LAST) == (relay.has_begun, heard(running.id), relay.transcript)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        (None, {"include_usage": True}),
+        ({"include_usage": False}, {"include_usage": True}),
+        ({"include_obfuscation": False}, {"include_obfuscation": False, "include_usage": True}),
+        ({"include_usage": True}, {"include_usage": True}),
+    ],
+)
+def test_use_is_asked_for_beside_what_the_client_wants(environment: dict[str, str], asked: Any, sent: Any) -> None:
+    body = {"model": "m", "stream": True, "temperature": 0.1, **({"stream_options": asked} if asked else {})}
+    wanted = stream.want(SimpleNamespace(endpoint="/v1/chat/completions", request=json.dumps(body).encode()))
+
+    assert {**body, "stream_options": sent} == json.loads(wanted.request)
+    assert wanted.with_usage == bool(asked and asked.get("include_usage"))
+
+
+def test_use_is_not_asked_for_of_an_upstream_that_refuses_it(override: Callable[..., None]) -> None:
+    override(stream_usage=False)
+    body = b'{"model":"m",  "stream":true}'
+
+    assert body == stream.want(SimpleNamespace(endpoint="/v1/chat/completions", request=body)).request
+
+
+def test_a_lost_call_of_a_stream_that_had_begun_is_not_made_again(database: None) -> None:
+    who = known()
+    job_id = submit(who, streamed=True)
+    dispatch_id = start(who, job_id)
+    with db.begin() as session:
+        assert job.relayed(session, job_id, dispatch_id)
+        assert not job.relayed(session, job_id, UUID(int=1))
+    reap()
+
+    assert ("failed", "upstream_outcome_unknown") == (row(job_id).status, row(job_id).error["code"])

@@ -1,0 +1,136 @@
+"""One call on its way to the upstream, and the connection that obeys it: a deadline, an end from another thread, a size."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from models.settings import settings
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass
+class Call:
+    """One call on its way, as another thread may see it. on_wait: what its own thread does before it waits for more bytes."""
+
+    deadline: float
+    on_wait: Callable[[], None] | None = field(default=None, repr=False)
+    is_sent: bool = False
+    is_aborted: bool = False
+    received: int = 0
+    _socket: socket.socket | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def abort(self) -> None:
+        """The upstream connection is closed and the calling thread gets Aborted."""
+        with self._lock:
+            self.is_aborted = True
+            if self._socket is not None:
+                _shut(self._socket)
+
+    def uses(self, used: socket.socket) -> None:
+        with self._lock:
+            self._socket = used
+            if self.is_aborted:
+                _shut(used)
+
+    def ends(self) -> None:
+        with self._lock:
+            self._socket = None
+
+    def hurry(self, within_s: float) -> None:
+        """The call ends within this time, if not earlier."""
+        self.deadline = min(self.deadline, time.monotonic() + within_s)
+
+    def left_s(self) -> float:
+        return max(0.001, self.deadline - time.monotonic())
+
+
+class Line:
+    """What a thread's connection is used for right now."""
+
+    call: Call | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+
+    def label(self, request: httpx2.Request) -> None:
+        # Behind the SDK's back: it refuses ready bytes whose content type is that of a form.
+        request.headers.update(self.headers)
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A connection whose reads and writes end at the deadline of the call it carries."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, line: Line) -> None:
+        self._stream = stream
+        self._line = line
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        call = self._line.call
+        if call is None:
+            return self._stream.read(max_bytes, timeout)
+        if call.on_wait is not None:
+            call.on_wait()
+        if time.monotonic() >= call.deadline:
+            raise httpcore2.ReadTimeout("deadline")
+        part = self._stream.read(max_bytes, call.left_s())
+        call.received += len(part)
+        if call.received > settings().max_answer_bytes:
+            raise httpcore2.ReadError("the answer is larger than NOWSERVING_MAX_ANSWER_BYTES")
+        return part
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        call = self._line.call
+        if call is not None:
+            call.uses(self.get_extra_info("socket"))
+            call.is_sent = True
+            timeout = call.left_s()
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, CONNECT_TIMEOUT_S), self._line)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class Backend(httpcore2.SyncBackend):
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self._line = line
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        return _Stream(super().connect_tcp(host, port, self._patience_s(), local_address, socket_options), self._line)
+
+    def _patience_s(self) -> float:
+        call = self._line.call
+        return min(CONNECT_TIMEOUT_S, call.left_s()) if call is not None else CONNECT_TIMEOUT_S
+
+
+def _shut(used: socket.socket) -> None:
+    try:
+        # Of the plain socket: SSLSocket.shutdown would take the TLS object away from the thread that reads with it.
+        socket.socket.shutdown(used, socket.SHUT_RDWR)
+    except OSError:
+        return

@@ -1,0 +1,36 @@
+"""What goes out for a job: its own bytes, to the address and with the key of the credential that the pacer chose."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from models import endpoint, secret
+from models.settings import settings
+from workers.openai_client import Request
+
+JSON = "application/json"
+# RFC 3986 lets these stand in a segment as they are; a slash in a model's id does not end one.
+SEGMENT_SAFE = "!$&'()*+,;=:@"
+
+
+def build(row: Any) -> Request:
+    """The call for this claimed job."""
+    base_url = (row.base_url or settings().openai_base_url).rstrip("/")
+    headers = {"X-Client-Request-Id": str(row.dispatch_id)}
+    is_read = endpoint.method(row.endpoint) == "GET"
+    if not is_read:
+        headers["Content-Type"] = row.content_type or JSON
+    return Request(
+        url=base_url + _path(row.endpoint),
+        key=secret.unseal(row.secret, bound_to=f"credential:{row.credential_id}").decode(),
+        headers=headers,
+        content=None if is_read else bytes(row.request),
+    )
+
+
+def _path(name: str) -> str:
+    model_id = name.removeprefix(f"{endpoint.MODELS}/")
+    if model_id == name:
+        return name.removeprefix("/v1")
+    return f"/models/{quote(model_id, safe=SEGMENT_SAFE)}"

@@ -1,0 +1,82 @@
+"""Server-sent events: bytes as they arrive become events, and an event becomes bytes again, in ASCII.
+
+Source: the WHATWG HTML standard, 9.2.6. Its `id:` and `retry:` lines, comments and an event that was cut off are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+DONE = b"[DONE]"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Event:
+    """name: of its `event:` line, else empty. data: JSON or [DONE], in ASCII on one line: characters as escapes, line ends as spaces."""
+
+    name: bytes
+    data: bytes
+
+    def encoded(self) -> bytes:
+        """The whole event with its empty line."""
+        first = b"event: %b\n" % self.name if self.name else b""
+        return b"%bdata: %b\n\n" % (first, self.data)
+
+
+class Splitter:
+    """Cuts a stream of bytes into events, wherever its parts begin and end."""
+
+    def __init__(self) -> None:
+        self._begun: list[bytes] = []  # of a line, what has come of it
+        self._is_first = True
+        self._after_cr = False
+        self._name = b""
+        self._lines: list[bytes] = []
+
+    def feed(self, part: bytes) -> list[Event]:
+        """The events that this part completes."""
+        return [event for line in self._whole_lines(part) if (event := self._take(line)) is not None]
+
+    def _whole_lines(self, part: bytes) -> Iterator[bytes]:
+        if not part:
+            return
+        if self._after_cr and part.startswith(b"\n"):
+            part = part[1:]  # the other half of a line end whose first half has already ended the line
+        self._after_cr = part.endswith(b"\r")
+        rest, *others = _LINE_END.split(part)
+        for following in others:
+            yield b"".join([*self._begun, rest])
+            self._begun.clear()
+            rest = following
+        self._begun.append(rest)
+
+    def _take(self, line: bytes) -> Event | None:
+        if self._is_first:
+            self._is_first, line = False, line.removeprefix(_BOM)
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            self._lines.append(value.removeprefix(b" "))
+        elif field == b"event":
+            self._name = value.removeprefix(b" ")
+        elif not line:
+            event = Event(_ascii(self._name), _ascii(b" ".join(self._lines)))
+            self._name, self._lines = b"", []
+            return event if event.data else None
+        return None
+
+
+def encode(value: object, *, name: str = "") -> bytes:
+    """An event of our own that says this in JSON."""
+    return Event(name.encode(), json.dumps(value, separators=(",", ":")).encode()).encoded()
+
+
+def _ascii(text: bytes) -> bytes:
+    if text.isascii():
+        return text
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text.decode(errors="replace")).encode("ascii")

@@ -1,0 +1,57 @@
+"""The Celery task of the queue `webhooks`, in a process of its own: slots for paid calls are never taken by somebody's slow server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+from uuid import UUID
+
+from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
+
+from models import logs, reach
+from models.settings import settings
+from workers import life
+from workers.app import WEBHOOK_NAME, app
+from workers.webhooks import Sender
+
+log = logging.getLogger(__name__)
+
+_draining = threading.Event()
+_stop = threading.Event()
+sender = Sender(stop=_draining)
+reach.policy()  # settings that make no sense stop the process here, not each delivery
+
+
+@app.task(name=WEBHOOK_NAME)  # type: ignore[untyped-decorator]  # celery ships no types
+def run(delivery_id: str, ticket: str) -> None:
+    """Serve one doorbell; the Celery task id is the webhook-id that receivers see."""
+    try:
+        sender.serve(UUID(delivery_id), UUID(ticket))
+    except Exception:
+        raise
+    except BaseException as error:
+        # Celery's thread pool never frees the slot of a task that ends with anything but an Exception.
+        raise RuntimeError(f"a delivery ended with {type(error).__name__}") from error
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _log(**_: Any) -> None:
+    logs.configure(settings().log_level)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _start(sender: Any, **_: Any) -> None:
+    for work in (lambda: life.tell_flower(sender, _stop), lambda: life.end_with_parent(_stop)):
+        threading.Thread(target=work, daemon=True).start()
+    log.info("sending webhooks")
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _drain(**_: Any) -> None:
+    _draining.set()
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _leave(**_: Any) -> None:
+    _stop.set()

@@ -1,0 +1,157 @@
+"""One doorbell of the queue `webhooks`: claim, sign, send, put on record; then the next for the same receiver, for a while."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+from ssrfguard import Resolver
+from standardwebhooks import Webhook
+
+from models import crash, db, delivery, ids, schedule
+from models.delivery import Attempt, Claimed
+from models.delivery_log import PREFIX
+from models.errors import Unavailable
+from models.settings import settings
+from workers import egress, headers, wake
+from workers.egress import Refused, Reply, Unreachable
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+USER_AGENT = "nowserving/1.0 (+https://www.standardwebhooks.com)"
+# Then the slot goes to whoever is due next, not only to this receiver.
+CHAIN_S = 5.0
+# How long an outcome is kept for Postgres to come back; then the delivery is sent again when its lease runs out.
+TRY_S = 5.0
+PAUSE_S = 0.25
+PAUSING = frozenset({429, 503})
+
+
+class Sender:
+    """What the Celery task runs. stop: no further delivery is taken once it is set; resolver: in place of the system's."""
+
+    def __init__(self, *, stop: threading.Event, rng: random.Random | None = None, resolver: Resolver | None = None) -> None:
+        self._stop = stop
+        self._rng = rng or random.Random()
+        self._resolver = resolver
+
+    def serve(self, delivery_id: UUID, ticket: UUID) -> None:
+        """The delivery was sent once, or is somebody else's; and others of its receiver while there are some. Safe to call twice."""
+        crash.at("webhook.before_claim")
+        try:
+            with db.begin() as session:
+                one = delivery.claim(session, delivery_id, ticket, lease_s=_lease_s())
+        except Unavailable:
+            log.warning("claim failed: Postgres is away; the delivery waits again by itself", extra={"delivery_id": str(delivery_id)})
+            return
+        until = time.monotonic() + CHAIN_S
+        while one is not None:
+            crash.at("webhook.after_claim")
+            attempt, wait_s = self._send(one)
+            crash.at("webhook.after_send")
+            one = self._settle(one, attempt, wait_s=wait_s, may_go_on=time.monotonic() < until)
+
+    def _send(self, one: Claimed) -> tuple[Attempt, float | None]:
+        """What came of sending it once, and how long the receiver asked to wait."""
+        began = time.monotonic()
+        try:
+            reply = egress.post(
+                one.url, headers=_headers(one), body=one.payload, timeout_s=settings().webhook_timeout_s, resolver=self._resolver
+            )
+        except Unreachable as error:
+            if isinstance(error, Refused):
+                log.warning("webhook refused", extra={"delivery_id": str(one.id), "key_id": one.key_id, "why": error.detail})
+            return Attempt(has_arrived=False, duration_ms=_since_ms(began), error=str(error)), None
+        wait_ms = headers.retry_after_ms(reply.headers, most_ms=int(schedule.RETRY_AFTER_MOST_S * 1000))
+        return _judge(reply, duration_ms=_since_ms(began)), None if wait_ms is None else wait_ms / 1000
+
+    def _settle(self, one: Claimed, attempt: Attempt, *, wait_s: float | None, may_go_on: bool) -> Claimed | None:
+        """The attempt is on record; the next to send, in the same transaction, unless the receiver fails all the time."""
+        goes_on = may_go_on and not self._stop.is_set()
+        retry_in_s = schedule.delay_s(one.retries_left, rng=self._rng, retry_after_s=wait_s) if one.retries_left else 0.0
+        pause_s = wait_s if wait_s is not None and attempt.http_status in PAUSING else 0.0
+
+        def commit() -> tuple[delivery.Settled | None, Claimed | None]:
+            with db.begin() as session:
+                settled = delivery.finish(session, one.id, one.ticket, attempt, retry_in_s=retry_in_s, pause_s=pause_s)
+                if not goes_on or settled is None or settled.is_failing:
+                    return settled, None
+                return settled, delivery.claim_next(session, one.receiver, uuid4(), lease_s=_lease_s())
+
+        try:
+            settled, following = _patiently(commit)
+        except Unavailable:
+            log.warning("outcome lost: Postgres is away; the delivery is sent again", extra={"delivery_id": str(one.id)})
+            return None
+        crash.at("webhook.after_finish")
+        _report(one, attempt, settled)
+        # What fails all the time is tried once a second; others go on at once, in another slot.
+        if following is None and not goes_on and settled is not None and not settled.is_failing:
+            wake.receivers([one.receiver])
+        return following
+
+
+def sign(secrets: list[str], *, message_id: str, at: datetime, payload: bytes) -> str:
+    """The webhook-signature header: one signature for each secret. at: aware, UTC (standardwebhooks takes any zone for UTC)."""
+    return " ".join(Webhook(secret).sign(message_id, at, payload.decode()) for secret in secrets)
+
+
+def _headers(one: Claimed) -> dict[str, str]:
+    now, message_id = datetime.now(UTC), ids.show(PREFIX, one.id)
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": USER_AGENT,
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": sign(one.secrets, message_id=message_id, at=now, payload=one.payload),
+    }
+
+
+def _judge(reply: Reply, *, duration_ms: int) -> Attempt:
+    has_arrived = 200 <= reply.status < 300
+    redirected = " (redirects are not followed)" if 300 <= reply.status < 400 else ""
+    return Attempt(
+        has_arrived=has_arrived,
+        duration_ms=duration_ms,
+        http_status=reply.status,
+        answer=reply.body,
+        error=None if has_arrived else f"it answered {reply.status}{redirected}",
+        is_gone=reply.status == 410,
+    )
+
+
+def _report(one: Claimed, attempt: Attempt, settled: delivery.Settled | None) -> None:
+    about = {"delivery_id": str(one.id), "receiver": one.receiver, "key_id": one.key_id}
+    if settled is None:
+        log.warning("too late: the delivery went on without this attempt", extra=about)
+    elif not attempt.has_arrived:
+        log.info("webhook did not arrive", extra={**about, "why": attempt.error, "attempts": one.attempts, "status": settled.status})
+    if settled is not None and settled.disabled:
+        log.error("webhook endpoint disabled", extra={**about, "reason": settled.disabled})
+
+
+def _patiently(step: Callable[[], T]) -> T:
+    """What the step answers, tried again for TRY_S while Postgres is away. Raises Unavailable."""
+    deadline = time.monotonic() + TRY_S
+    while True:
+        try:
+            return step()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_S)
+
+
+def _since_ms(began: float) -> int:
+    return int((time.monotonic() - began) * 1000)
+
+
+def _lease_s() -> float:
+    return settings().webhook_timeout_s + egress.BODY_S + TRY_S + 8
