@@ -91,7 +91,9 @@ class Job(Answer):
     http_status: int | None = Field(description="The upstream's last status.")
     usage: Usage | None
     cost_usd: float | None = Field(description="null: no price is known for the model.")
-    result: Any = Field(description="The upstream's body, unchanged. Left out (null) in lists and in all events but the last.")
+    result: Any = Field(
+        description="The upstream's body, unchanged but for links that were asked for. null in lists and in all events but the last."
+    )
     artifacts: list[Artifact]
     error: dict[str, Any] | None
     metadata: dict[str, str]

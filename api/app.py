@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from api import artifacts, docs, errors, events, health, jobs
+from api import artifacts, cors, docs, errors, events, health, intake, jobs, openai, relay
 from api.auth import Callers
 from api.waiting import hall
 
@@ -17,9 +17,13 @@ def create_app() -> Flask:
     app.url_map.merge_slashes = False
     app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
+    cors.register(app)
     errors.register(app)
-    for routes in (jobs.routes, events.routes, artifacts.routes):
+    intake.register(app)
+    for routes in (jobs.routes, events.routes, relay.routes, artifacts.routes):
         app.register_blueprint(routes, url_prefix="/v1")
+    for name, prefix in openai.PREFIXES.items():
+        app.register_blueprint(openai.routes, url_prefix=prefix, name=name)
     for routes in (health.routes, docs.routes):
         app.register_blueprint(routes)
     return app

@@ -5,21 +5,61 @@ from __future__ import annotations
 import time
 
 from flask import Blueprint, Response, request
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
 
+from api import errors
+from api.events import limit_sending
+from api.pieces import Content
 from models import artifact, db
+from models.errors import Invalid
+from models.marks import Stored
 
 routes = Blueprint("artifacts", __name__)
+
+# What a browser may show by itself. Not SVG: it is a document that may hold scripts.
+SHOWN = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/gif": "gif"}
+SAVED = {"image/svg+xml": "svg"}
+
+
+class OutOfRange(Invalid):
+    """The picture does not have these bytes. `Content-Range` says how many it has."""
+
+    code = "range_not_satisfiable"
+    status = 416
 
 
 @routes.get("/artifacts/<name>")
 def fetch(name: str) -> Response:
-    """The picture's bytes; 404 for a link that is wrong or has expired."""
+    """The picture's bytes, or the range of them that was asked for; 404 for a link that is wrong or has expired."""
     expires, signature = request.args.get("expires", ""), request.args.get("signature", "")
+    limit_sending(request)
     with db.begin() as session:
-        row = artifact.fetch(session, name, expires=expires, signature=signature, now=time.time())
-    made = Response(bytes(row.content), content_type=row.content_type)
-    made.headers["Content-Disposition"] = "inline" if row.content_type.startswith("image/") else "attachment"
-    made.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
-    made.headers["X-Content-Type-Options"] = "nosniff"
-    made.headers["Cache-Control"] = "private, no-store"
+        one = artifact.find(session, name, expires=expires, signature=signature, now=time.time())
+    made = Response(Content(one.id, size=one.size), content_type=one.content_type, headers=_headers(one))
+    made.content_length = one.size
+    made.set_etag(artifact.public_id(one.id))
+    try:
+        made.make_conditional(request, accept_ranges=True, complete_length=one.size if _is_ranged(one.size) else None)
+    except RequestedRangeNotSatisfiable:
+        made = errors.answer(OutOfRange())
+        made.headers["Content-Range"] = f"bytes */{one.size}"
     return made
+
+
+def _is_ranged(size: int) -> bool:
+    """Whether a part is asked for. Not where the header means nothing, names several parts, or a longer end than there is: then the
+    whole is the answer, as RFC 9110 has it."""
+    wanted = request.range
+    return wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1 and wanted.ranges[0][0] >= -size
+
+
+def _headers(one: Stored) -> dict[str, str]:
+    ending = SHOWN.get(one.content_type) or SAVED.get(one.content_type, "bin")
+    how = "inline" if one.content_type in SHOWN else "attachment"
+    return {
+        "Content-Disposition": f'{how}; filename="{artifact.public_id(one.id)}.{ending}"',
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "X-Content-Type-Options": "nosniff",
+        # Kept by the one who fetched it, if at all, and never shown again without asking: the link may have expired.
+        "Cache-Control": "private, no-cache",
+    }

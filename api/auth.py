@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from flask import Request, current_app
 
+from api.newcomers import Newcomers, address_of
 from models import db, key
 from models.errors import Invalid, Unauthorised
 from models.key import Key
@@ -22,16 +24,18 @@ class Callers:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._newcomers = Newcomers(clock=clock)
         self._known: dict[str, tuple[Key, float]] = {}
 
-    def recognise(self, token: str) -> Key:
-        """The key behind this token. Raises Unauthorised, also within REMEMBERED_S of its revocation."""
+    def recognise(self, token: str, *, address: str | None = None) -> Key:
+        """The key behind this token. Raises Unauthorised, also within REMEMBERED_S of its revocation; LineFull when this address
+        brings too many new ones (None: nobody counts them)."""
         found = self._known.get(token)
         if found and found[1] > self._clock():
             return found[0]
         self._known.pop(token, None)
         with db.begin() as session:
-            caller = key.recognise(session, token)
+            caller = key.recognise(session, token, before_new=partial(self._newcomers.admit, address))
         if len(self._known) >= REMEMBERED_MOST:
             self._known.clear()
         self._known[token] = (caller, self._clock() + REMEMBERED_S)
@@ -50,11 +54,6 @@ def token_of(request: Request) -> str:
 
 
 def caller(request: Request) -> Key:
-    """The key that makes this request. Raises Unauthorised."""
-    return recognise(token_of(request))
-
-
-def recognise(token: str) -> Key:
-    """The key behind this token, by the memory of the current app. Raises Unauthorised."""
+    """The key that makes this request. Raises Unauthorised, and LineFull when its address brings too many new keys."""
     callers: Callers = current_app.extensions["callers"]
-    return callers.recognise(token)
+    return callers.recognise(token_of(request), address=address_of(request))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from flask import Request
 
+from api import intake
 from models.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
 from models.settings import settings
 from models.view import JsonObject
 
 DEPTH_MOST = 32
 INTEGER_MOST = 2**53
+# Long texts are read at once, values one by one: 0.1 s for so many. The upstream takes 300,000 tokens in a request.
+PIECES_MOST = 500_000
 # A sender that pauses longer than this in the middle of a body is gone, or means harm.
 PAUSE_MOST_S = 10
+PIECE_BYTES = 256 * 1024
 
 # Atomic groups: an unterminated string full of escapes must not be scanned again from each of its quotes.
 _STRING = re.compile(rb'"(?>[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -37,18 +43,39 @@ class Timeout(ServingError):
     status = 408
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A JSON body: its bytes, and what they say."""
+
+    content: bytes
+    value: JsonObject
+
+    @property
+    def said(self) -> bytes:
+        """The same bytes for the same JSON."""
+        return canonical(self.value)
+
+    def written(self, value: JsonObject) -> tuple[bytes, str | None]:
+        """The body that says `value`, and its media type (None: JSON): the very bytes that came when that is what they say."""
+        return (self.content if value == self.value else dump(value)), None
+
+
 def read(request: Request) -> JsonObject:
     """The JSON object that was sent. Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do."""
+    return sent(request).value
+
+
+def sent(request: Request) -> Sent:
+    """The JSON body that was sent. Raises as `read`."""
     _expect_json(request)
-    return parse(_receive(request))
+    content = receive(request, most=settings().max_body_bytes)
+    return Sent(content.removeprefix(codecs.BOM_UTF8), parse(content))
 
 
 def parse(content: bytes) -> JsonObject:
     """The JSON object in these bytes. Raises Invalid, or UnsupportedMedia for what is not UTF-8."""
     text = _decode(content)
-    depth = max(accumulate(map(_STEP.__getitem__, _STRING.sub(b"", content).translate(None, _NOT_BRACKETS))), default=0)
-    if depth > DEPTH_MOST:
-        raise Invalid(f"The body is nested {depth} levels deep; at most {DEPTH_MOST} are accepted. Flatten it.", code="too_deep")
+    _refuse_sprawling(content)
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -76,17 +103,22 @@ def _expect_json(request: Request) -> None:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
         raise UnsupportedMedia
+    expect_plain(request)
+
+
+def expect_plain(request: Request) -> None:
+    """Raises UnsupportedMedia for a compressed body: it may grow without end."""
     if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise UnsupportedMedia("Compressed bodies are not accepted. Send plain JSON, without Content-Encoding.")
+        raise UnsupportedMedia("Compressed bodies are not accepted. Send it as it is, without Content-Encoding.")
 
 
-def _receive(request: Request) -> bytes:
-    """Every byte of the body, with a length or in chunks; a silent sender does not hold us for ever."""
+def receive(request: Request, *, most: int) -> bytes:
+    """Every byte of the body, at most so many, with a length or in chunks; a silent sender does not hold us for ever."""
     connection = request.environ.get("gunicorn.socket")
     try:
         if connection is not None:
             connection.settimeout(PAUSE_MOST_S)
-        return _whole(request)
+        return _whole(request, most)
     except TimeoutError as error:
         raise Timeout from error
     except OSError as error:
@@ -96,18 +128,25 @@ def _receive(request: Request) -> bytes:
             connection.settimeout(None)
 
 
-def _whole(request: Request) -> bytes:
+def _whole(request: Request, most: int) -> bytes:
     # Read by hand: werkzeug's limited stream cuts a body in chunks off at the limit without a word, and half a text may be JSON.
-    most, length = settings().max_body_bytes, request.content_length
+    length = request.content_length
     if length is None and "wsgi.input_terminated" not in request.environ:
         return b""
     if length is None or length <= most:
-        content: bytes = request.environ["wsgi.input"].read(most + 1 if length is None else length)
+        content = b"".join(_pieces(request.environ["wsgi.input"], most + 1 if length is None else length))
         if length is not None and len(content) < length:
             raise Invalid("The body is shorter than its Content-Length. Send it again, whole.")
         if len(content) <= most:
             return content
     raise TooLarge(f"The body is larger than the {most} bytes this server accepts. Send less.")
+
+
+def _pieces(stream: IO[bytes], wanted: int) -> Iterator[bytes]:
+    while wanted and (piece := stream.read(min(PIECE_BYTES, wanted))):
+        intake.take(len(piece))
+        wanted -= len(piece)
+        yield piece
 
 
 def _decode(content: bytes) -> str:
@@ -119,6 +158,23 @@ def _decode(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Invalid(f"The body is not UTF-8 at byte {error.start}. Encode it as UTF-8.", code="invalid_json") from error
+
+
+def _refuse_sprawling(content: bytes) -> None:
+    """Raises Invalid for what is nested too deep, or made of so many pieces that reading it would hold up everybody else."""
+    # Before anything looks at each string. An escaped quote is none, a few too many count here as one.
+    if content.count(b'"') - content.count(b'\\"') > 2 * PIECES_MOST:
+        raise _sprawling()
+    skeleton = _STRING.sub(b"", content)
+    if sum(map(skeleton.count, (b",", b"[", b"{"))) > PIECES_MOST:
+        raise _sprawling()
+    depth = max(accumulate(map(_STEP.__getitem__, skeleton.translate(None, _NOT_BRACKETS))), default=0)
+    if depth > DEPTH_MOST:
+        raise Invalid(f"The body is nested {depth} levels deep; at most {DEPTH_MOST} are accepted. Flatten it.", code="too_deep")
+
+
+def _sprawling() -> Invalid:
+    return Invalid(f"The body is made of more than {PIECES_MOST:,} values. Send fewer in one request.", code="too_many_values")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:

@@ -25,7 +25,10 @@ def document() -> Response:
 @routes.get("/docs")
 def page() -> Response:
     """The document as a page."""
-    made = Response(render_template("docs.html", document=openapi.document(), fields=_fields, base=request.host_url), mimetype="text/html")
+    made = Response(
+        render_template("docs.html", document=openapi.document(), fields=_fields, shapes=_shapes, base=request.host_url),
+        mimetype="text/html",
+    )
     made.headers["Content-Security-Policy"] = POLICY
     made.headers["X-Content-Type-Options"] = "nosniff"
     return made
@@ -35,6 +38,14 @@ def page() -> Response:
 def home() -> AnyResponse:
     """There is no chat page yet."""
     return redirect("/docs")
+
+
+def _shapes(schema: JsonObject) -> list[str]:
+    """The names of the schemas that this one is made of."""
+    if "$ref" not in schema:
+        return [name for one in schema.get("oneOf") or schema.get("allOf") or [] for name in _shapes(one)]
+    name = str(schema["$ref"]).rsplit("/", 1)[-1]
+    return _shapes(openapi.document()["components"]["schemas"][name]) or [name]
 
 
 @cache

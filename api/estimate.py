@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.settings import settings
 from models.view import JsonObject
 
@@ -23,21 +25,53 @@ class Reserve:
     images: int = 0
 
 
+def reserve(endpoint: str, body: JsonObject) -> Reserve:
+    """What this request is charged with. body: validated."""
+    return _BY_ENDPOINT[endpoint](body)
+
+
 def chat(body: JsonObject) -> Reserve:
-    """A chat completion: its messages' texts and pictures, and n replies of the greatest length. body: validated."""
-    chars = pictures = 0
-    for message in body["messages"]:
-        for part in _parts(message.get("content")):
-            chars += len(part) if isinstance(part, str) else 0
-            pictures += part is None
-    asked = _quarter(chars) + len(body["messages"]) * TOKENS_PER_MESSAGE + pictures * TOKENS_PER_PICTURE
+    """A chat completion: its messages' texts and pictures, and n replies of the greatest length."""
+    messages = body["messages"]
+    asked = _tokens_of(message.get("content") for message in messages) + len(messages) * TOKENS_PER_MESSAGE
     reply = body.get("max_completion_tokens") or body.get("max_tokens") or settings().default_max_output_tokens
     return Reserve(tokens=min(MOST, asked + reply * (body.get("n") or 1)))
 
 
 def images(body: JsonObject) -> Reserve:
-    """Pictures: they are counted as pictures, their prompt as tokens. body: validated."""
+    """Pictures: they are counted as pictures, their prompt as tokens."""
     return Reserve(tokens=_quarter(len(body["prompt"])), images=body.get("n") or 1)
+
+
+def edits(body: JsonObject) -> Reserve:
+    """Pictures made of pictures."""
+    made = images(body)
+    return Reserve(tokens=made.tokens + TOKENS_PER_PICTURE * len(body["images"]), images=made.images)
+
+
+def embeddings(body: JsonObject) -> Reserve:
+    """Texts, or texts that are tokens already."""
+    asked = body["input"]
+    if isinstance(asked, str):
+        return Reserve(tokens=_quarter(len(asked)))
+    if isinstance(asked[0], int):
+        return Reserve(tokens=len(asked))
+    return Reserve(tokens=sum(_quarter(len(one)) if isinstance(one, str) else len(one) for one in asked))
+
+
+def moderations(body: JsonObject) -> Reserve:
+    """Texts and pictures to look at."""
+    asked = body["input"]
+    return Reserve(tokens=_tokens_of(asked if isinstance(asked, list) and isinstance(asked[0], str) else [asked]))
+
+
+def _tokens_of(contents: Iterable[object]) -> int:
+    chars = pictures = 0
+    for content in contents:
+        for part in _parts(content):
+            chars += len(part) if isinstance(part, str) else 0
+            pictures += part is None
+    return _quarter(chars) + pictures * TOKENS_PER_PICTURE
 
 
 def _parts(content: object) -> Iterator[str | None]:
@@ -54,3 +88,8 @@ def _parts(content: object) -> Iterator[str | None]:
 
 def _quarter(chars: int) -> int:
     return -(-chars // CHARS_PER_TOKEN)
+
+
+_BY_ENDPOINT: Mapping[str, Callable[[JsonObject], Reserve]] = MappingProxyType(
+    {CHAT: chat, IMAGES: images, EDITS: edits, EMBEDDINGS: embeddings, MODERATIONS: moderations}
+)

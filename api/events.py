@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from uuid import UUID
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Request, Response, request
 
-from api import auth, errors, render
-from api.waiting import LOOK_AGAIN_S, hall
+from api import auth, errors, pictures, render
+from api.waiting import LOOK_AGAIN_S, Seat, hall
 from models import db, view
-from models.errors import Invalid, ServingError, Unavailable
+from models.errors import Invalid, ServingError, Unauthorised, Unavailable
 from models.job import TERMINAL
 from models.key import Key
+from models.line import Place
 from models.view import JsonObject
 
 routes = Blueprint("events", __name__)
@@ -24,8 +26,6 @@ LIFE_S = 600
 HEARTBEAT_S = 15
 SEND_TIMEOUT_S = 10
 RECONNECT_MS = 2_000
-# Places in line are looked up this often in all, however many streams are open.
-LOOKS_PER_S = 50
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -38,9 +38,7 @@ def follow(name: str) -> Response:
     if found.status in TERMINAL and after >= found.seq:
         return Response(status=204)
     hall.open_stream(caller.id)
-    _limit_sending()
-    token, recognise = auth.token_of(request), current_app.extensions["callers"].recognise
-    stream = Stream(job_id, caller, seen=after, check=lambda: recognise(token))
+    stream = Stream(job_id, caller, seen=after, connection=limit_sending(request), origin=pictures.origin(request))
     made = Response(_guarded(stream), mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
     # Not a `finally` in the generator: one that was never begun does not run it.
     made.call_on_close(lambda: hall.close_stream(caller.id))
@@ -49,64 +47,63 @@ def follow(name: str) -> Response:
 
 @dataclass
 class Stream:
-    """One caller who follows one job. check: raises when the caller's key is no longer good."""
+    """One caller who follows one job. place: the last that was told or passed over. origin: of the links in its job."""
 
     job_id: UUID
     caller: Key
     seen: int
-    check: Callable[[], object]
+    connection: socket.socket | None = None
+    origin: str = ""
     clock: Callable[[], float] = time.monotonic
-    queue: JsonObject | None = None
+    pause_s: float = LOOK_AGAIN_S
+    position: int | None = None
+    place: Place | None = None
     is_over: bool = False
-    said_at: float = field(default=0.0)
-    placed_at: float = field(default=0.0)
+    said_at: float = 0.0
 
     def lines(self) -> Iterator[str]:
         """Chunks of the stream, each a whole event or comment."""
         ends = self.clock() + LIFE_S
-        with hall.wait_for(self.job_id) as woken:
+        with hall.wait_for(self.job_id, places=True, connection=self.connection) as seat:
             yield self._said(f"retry: {RECONNECT_MS}\n\n")
-            while self.clock() < ends and not hall.is_closing:
-                woken.clear()
-                yield from map(self._said, self._news())
+            is_new = True
+            while self.clock() < ends and not (hall.is_closing or seat.is_gone):
+                if is_new or seat.seq > self.seen:
+                    yield from map(self._said, self._news(seat))
+                is_new = False
                 if self.is_over:
                     return
+                yield from map(self._said, self._moved(seat.place))
                 if self.clock() - self.said_at >= HEARTBEAT_S:
                     yield self._said(": waiting\n\n")
-                woken.wait(self._pause_s())
-                self.check()
+                seat.wait(self.pause_s)
+                if seat.is_revoked:
+                    raise Unauthorised
         yield f"retry: {RECONNECT_MS}\n\n"
 
-    def _news(self) -> list[str]:
+    def _news(self, seat: Seat) -> list[str]:
         """What has happened since; nothing while Postgres is away."""
         try:
             with db.begin() as session:
                 found = view.find(session, self.job_id, self.caller.id)
                 # What came in since `found` was read waits for the next look: an event must not carry an older job.
                 past = [row for row in view.events(session, self.job_id, after=self.seen) if row.seq <= found.seq]
-                shown = view.show(session, found, with_result=False)
+                shown = view.show(session, found, with_result=False, origin=self.origin)
                 self.is_over = found.status in TERMINAL
-                last = view.show(session, found) if self.is_over else shown
+                last = view.show(session, found, origin=self.origin) if self.is_over else shown
         except Unavailable:
             return []
-        chunks = [_event(row, last if self.is_over and row is past[-1] else shown) for row in past]
         if past:
-            self.seen = past[-1].seq
-        return chunks + self._moved(shown, is_told=bool(past))
+            self.seen, self.place = past[-1].seq, seat.place
+            self.position = shown["queue"] and shown["queue"]["position"]
+        return [_event(row, last if self.is_over and row is past[-1] else shown) for row in past]
 
-    def _moved(self, shown: JsonObject, *, is_told: bool) -> list[str]:
-        """A queue event when the job's place is another than the caller was last told; at most one a second."""
-        now, queue = self.clock(), shown["queue"]
-        if is_told:
-            self.queue, self.placed_at = queue, now
+    def _moved(self, place: Place | None) -> list[str]:
+        """A queue event when the job's place is another than the caller was last told. Places are looked up once a second at most."""
+        if place is None or place is self.place or place.position == self.position:
             return []
-        if queue is None or (self.queue and queue["position"] == self.queue["position"]) or now - self.placed_at < 1:
-            return []
-        self.queue, self.placed_at = queue, now
-        return [_chunk("queue", {"type": "queue", "job_id": shown["id"], "queue": queue})]
-
-    def _pause_s(self) -> float:
-        return min(LOOK_AGAIN_S, max(1.0, hall.streams / LOOKS_PER_S)) if self.queue else LOOK_AGAIN_S
+        self.place, self.position = place, place.position
+        return [_chunk("queue", {"type": "queue", "job_id": view.public_id(self.job_id), "queue": view.queue(place)})]
 
     def _said(self, chunk: str) -> str:
         self.said_at = self.clock()
@@ -141,8 +138,9 @@ def _last_seen() -> int:
     return int(text)
 
 
-def _limit_sending() -> None:
-    """A reader that stops reading is cut off, instead of holding its stream for ever."""
-    connection = request.environ.get("gunicorn.socket")
+def limit_sending(request: Request) -> socket.socket | None:
+    """The client's connection. A reader that stops reading is cut off, instead of holding its stream for ever."""
+    connection: socket.socket | None = request.environ.get("gunicorn.socket")
     if connection is not None:
         connection.settimeout(SEND_TIMEOUT_S)
+    return connection

@@ -8,10 +8,11 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, doorbell, orders, render
-from api.waiting import LOOK_AGAIN_S, hall
-from models import crash, db, idempotency, job, line, view
-from models.errors import Invalid, WrongState
+from api import answers, auth, body, controls, doorbell, orders, pictures, render
+from api.accept import accept
+from api.waiting import hall
+from models import db, job, view
+from models.errors import Invalid, Unauthorised, Unavailable, WrongState
 from models.job import TERMINAL, Status
 from models.line import Order
 from models.settings import settings
@@ -21,6 +22,8 @@ routes = Blueprint("jobs", __name__)
 
 PAGE, PAGE_MOST = 20, 100
 AGAIN = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+# Who has waited long does not go away empty because Postgres has a bad moment at the end.
+TRIES, AGAIN_S = 4, 0.5
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
 
@@ -29,7 +32,7 @@ def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
     payload = body.read(request)
-    return _accept(orders.make(caller, payload), said=body.canonical(payload))
+    return _accept(orders.make(caller, {**payload, **controls.of_headers(request.headers)}), said=body.canonical(payload))
 
 
 @routes.get("/jobs")
@@ -39,7 +42,7 @@ def listing() -> Response:
     limit, before, status = _limit(), _cursor(), _status()
     with db.begin() as session:
         rows = view.page(session, caller.id, limit=limit, before=before, status=status)
-        shown = [view.show(session, row, with_result=False) for row in rows[:limit]]
+        shown = view.show_all(session, rows[:limit], origin=pictures.origin(request))
     first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
     return render.answer({"object": "list", "data": shown, "has_more": len(rows) > limit, "first_id": first, "last_id": last})
 
@@ -50,10 +53,10 @@ def look(name: str) -> Response:
     caller, job_id, wait_s = auth.caller(request), view.parse_id(name), _wait_s()
     if wait_s:
         _wait_until_ended(job_id, caller.id, wait_s=wait_s)
-    with db.begin() as session:
-        shown = view.show(session, view.find(session, job_id, caller.id))
+    shown = _shown(job_id, caller.id, tries=TRIES if wait_s else 1)
     made = render.answer(shown)
-    made.set_etag(render.etag(shown, now=time.time(), fresh_s=settings().artifact_url_s / 2), weak=True)
+    made.set_etag(render.etag(shown), weak=True)
+    pictures.put_back(made, job_id)
     made.make_conditional(request.environ)
     return made
 
@@ -67,7 +70,7 @@ def cancel(name: str) -> Response:
         found = view.find(session, job_id, caller.id)
         if found.status in TERMINAL - {Status.CANCELLED}:
             raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
-        shown = view.show(session, found)
+        shown = view.show(session, found, origin=pictures.origin(request))
     is_ended = found.status == Status.CANCELLED
     if done is not None:
         doorbell.cancelled(job_id, lane_id=found.lane_id, is_ended=is_ended)
@@ -86,25 +89,12 @@ def retry(name: str) -> Response:
 
 
 def _accept(order: Order, *, said: bytes) -> Response:
-    """The order has become a job, once for each Idempotency-Key; the pacer hears of it when that is on disk."""
-    token, wanted = request.headers.get("Idempotency-Key"), line.new_id()
-    lane_id = line.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
     fingerprint = f"{request.method} {request.path}\n".encode() + said
-    with db.begin() as session:
-        job_id = wanted
-        if token is not None:
-            job_id = idempotency.first_or_earlier(session, order.key.id, token, body=fingerprint, job_id=wanted)
-        if job_id == wanted:
-            line.join(session, order, job_id=job_id)
-        crash.at("api.before_commit")
-    crash.at("api.after_commit")
-    if job_id == wanted:
-        doorbell.joined(job_id, lane_id=lane_id)
-    crash.at("api.before_reply")
+    accepted = accept(order, token=request.headers.get("Idempotency-Key"), said=fingerprint)
     # Not in the same transaction: that one holds its flow's row, for which the next submit of this user waits.
     with db.begin() as session:
-        shown = view.show(session, view.find(session, job_id, order.key.id))
-    return _ticket(shown, is_replayed=job_id != wanted)
+        shown = view.show(session, view.find(session, accepted.job_id, order.key.id), origin=pictures.origin(request))
+    return _ticket(shown, is_replayed=accepted.is_replayed)
 
 
 def _ticket(shown: JsonObject, *, is_replayed: bool) -> Response:
@@ -115,18 +105,31 @@ def _ticket(shown: JsonObject, *, is_replayed: bool) -> Response:
 
 
 def _wait_until_ended(job_id: UUID, key_id: int, *, wait_s: float) -> None:
-    """Returns when the job has ended or the time is up. Raises NotFound, Unauthorised when the key was revoked meanwhile."""
+    """Returns when the job has ended, the client has gone or the time is up. Raises NotFound, Unauthorised when the key was revoked."""
     until = time.monotonic() + wait_s
-    with hall.wait_for(job_id) as woken:
-        while not hall.is_closing:
-            woken.clear()
-            with db.begin() as session:
-                if view.find(session, job_id, key_id).status in TERMINAL:
-                    return
+    with db.begin() as session:
+        if view.find(session, job_id, key_id).status in TERMINAL:
+            return
+    with hall.wait_for(job_id, connection=request.environ.get("gunicorn.socket")) as seat:
+        while seat.status not in TERMINAL and not (seat.is_gone or seat.is_revoked or hall.is_closing):
             if (left_s := until - time.monotonic()) <= 0:
-                return
-            woken.wait(min(left_s, LOOK_AGAIN_S))
-            auth.caller(request)
+                break
+            seat.wait(left_s)
+    if seat.is_revoked:
+        raise Unauthorised
+
+
+def _shown(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
+    """The job, its pictures left out. Raises NotFound; Unavailable when Postgres was away each time."""
+    while True:
+        try:
+            with db.begin() as session:
+                return view.show(session, view.find(session, job_id, key_id), with_pictures=False, origin=pictures.origin(request))
+        except Unavailable:
+            tries -= 1
+            if tries <= 0:
+                raise
+            time.sleep(AGAIN_S)
 
 
 def _wait_s() -> float:

@@ -31,7 +31,7 @@ def create(*, name: str, pool: str, as_json: bool) -> None:
 def listing(*, as_json: bool) -> None:
     """Every key, without its secret."""
     with db.begin() as session:
-        rows = [dict(row._mapping) for row in roster.keys(session)]
+        rows = [row._asdict() for row in roster.keys(session)]
     terminal.table(rows, columns=("id", "kind", "name", "pool", "created_at", "revoked_at"), as_json=as_json)
 
 

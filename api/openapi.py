@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from http import HTTPStatus
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import answers, schemas
-from api.routes import ROUTES, Route
+from api import answers, bodies, schemas
+from api.route import JSON, STREAM, Route
+from api.routes import ROUTES
 from models.view import JsonObject
 
 TITLE = "nowserving"
 VERSION = "1"
 SUMMARY = "A queue in front of the OpenAI API: take a number, everyone is served."
-REFUSALS = {
+REFUSALS: Mapping[int | str, str] = {
+    "default": "What the upstream refused: its own status and error, byte for byte.",
     400: "The request cannot be understood; `param` names the field and `message` says what to do.",
     401: "No valid key was sent.",
     404: "There is no such thing here: unknown, malformed and other callers' ids look the same.",
     408: "The body did not arrive in time.",
-    409: "The state of the job does not allow this.",
+    409: "The state of the job does not allow this; it was cancelled while its answer was waited for.",
     413: "The body is too large.",
     415: "The body is not UTF-8 JSON.",
+    416: "The picture does not have the bytes that `Range` names; `Content-Range` says how many it has.",
     422: "This Idempotency-Key was used with another body.",
     429: "The line is full, or longer than the job may wait. `Retry-After` says when to come back.",
+    502: "The upstream could not be reached, or its answer is lost or cannot be used, as often as it was tried.",
+    504: "The request expired in line, or the upstream took longer than it may.",
     503: "The store cannot be reached; nothing was accepted.",
 }
+_ROOM = (
+    ("limit", "How many {of} the line may let through in a minute, where that is known.", "integer"),
+    ("remaining", "How many {of} of those are neither used nor waited for.", "integer"),
+    ("reset", "When all of them are there again: 12ms, 1s, 6m0s.", "string"),
+)
 HEADERS: JsonObject = {
     "X-Request-Id": {"description": "Names this answer: give it to the operator.", "required": True, "schema": {"type": "string"}},
     "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
     "Idempotent-Replayed": {"description": "true: this job was made earlier with the same Idempotency-Key.", "schema": {"type": "string"}},
+    "X-Nowserving-Job-Id": {"description": "The job behind this answer.", "schema": {"type": "string"}},
+    "X-Nowserving-Waited-Ms": {"description": "How long it stood in line.", "schema": {"type": "integer"}},
+    "X-Nowserving-Resumed": {"description": "true: an SDK's own retry found the job of its first try.", "schema": {"type": "string"}},
+    "openai-processing-ms": {"description": "How long the upstream took.", "schema": {"type": "integer"}},
+    "Preference-Applied": {"description": "What of `Prefer` was followed.", "schema": {"type": "string"}},
+    **{
+        f"x-ratelimit-{name}-{of}": {"description": said.format(of=of), "schema": {"type": kind}}
+        for of in ("requests", "tokens")
+        for name, said, kind in _ROOM
+    },
     "ETag": {"description": "Send it as If-None-Match.", "schema": {"type": "string"}},
+    "Accept-Ranges": {"description": "bytes: a part can be asked for.", "schema": {"type": "string"}},
+    "Content-Range": {"description": "Which of the bytes these are, and how many there are.", "schema": {"type": "string"}},
+    "Content-Disposition": {"description": "Its name as a file; `attachment`: browsers save it.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds until it is worth coming back.", "schema": {"type": "integer"}},
     "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer"}},
     "x-should-retry": {"description": "false: coming back with the same request is of no use.", "schema": {"type": "string"}},
 }
 _SHOWN: tuple[type[BaseModel], ...] = (
-    schemas.ChatSubmit, schemas.ImageSubmit, answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health,
+    *schemas.SUBMITS.values(), bodies.EditBody, schemas.Inside,
+    answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health,
 )  # fmt: skip
 
 
@@ -44,8 +70,8 @@ _SHOWN: tuple[type[BaseModel], ...] = (
 def document() -> JsonObject:
     """The whole document."""
     _, made = models_json_schema([(model, "validation") for model in _SHOWN], ref_template="#/components/schemas/{model}")
-    submits = [_ref(schemas.ChatSubmit), _ref(schemas.ImageSubmit)]
-    mapping = {kind: one["$ref"] for kind, one in zip((schemas.CHAT, schemas.IMAGES), submits, strict=True)}
+    mapping = {endpoint: _ref(kind)["$ref"] for endpoint, kind in schemas.SUBMITS.items()}
+    submits = [_ref(kind) for kind in schemas.SUBMITS.values()]
     submit = {"oneOf": submits, "discriminator": {"propertyName": "endpoint", "mapping": mapping}}
     paths: dict[str, JsonObject] = {}
     for route in ROUTES:
@@ -73,10 +99,8 @@ def _operation(route: Route) -> JsonObject:
         "responses": {**{str(status): _answer(route, status) for status in route.answers}, **_refusals(route)},
         "security": [{"bearer": []}] if route.needs_key else [],
     }
-    if route.takes_job:
-        example = {"endpoint": schemas.CHAT, "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}}
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Submit"}, "example": example}}
-        made["requestBody"] = {"required": True, "content": content}
+    if route.takes:
+        made["requestBody"] = {"required": True, "content": dict(route.takes)}
     return made
 
 
@@ -84,8 +108,9 @@ def _answer(route: Route, status: int) -> JsonObject:
     said, media, model = route.answers[status]
     made: JsonObject = {"description": said, "headers": _headers("X-Request-Id", *route.headers)}
     if media:
-        schema = _ref(model) if model else {"type": "string"}
-        made["content"] = {media: {"schema": schema}}
+        made["content"] = {media: {"schema": _ref(model) if model else {"type": "object" if media == JSON else "string"}}}
+    if route.streams and status == HTTPStatus.OK:
+        made["content"][STREAM] = {"schema": {"type": "string", "description": route.streams}}
     return made
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from api import body, estimate, schemas
+from api import body, controls, estimate, pictures, schemas
+from api.bodies import KINDS, Upstream
+from api.schemas import Controls
+from models.endpoint import EDITS, IMAGES
+from models.errors import Invalid
 from models.key import Key
 from models.line import Order
 from models.settings import settings
@@ -13,29 +18,71 @@ from models.view import JsonObject
 
 # Who waits when nobody is named: everything this key sends is one flow.
 KEY_FLOW = "key"
+MODELS_LANE = "models"
+# The body that says this, and its media type (None: JSON).
+Write = Callable[[JsonObject], tuple[bytes, str | None]]
 
 
 def make(caller: Key, payload: JsonObject) -> Order:
-    """The order in this payload. Raises Invalid."""
-    wanted = schemas.parse(payload)
-    inside = payload["body"]
-    reserve = estimate.chat(inside) if wanted.endpoint == schemas.CHAT else estimate.images(inside)
+    """The order in this payload of POST /v1/jobs. Raises Invalid."""
+    wanted = schemas.submit(payload)
+    if controls.INSIDE in payload["body"]:
+        raise Invalid(f"`body.{controls.INSIDE}`: a job says this beside its `body`, not inside.", param=f"body.{controls.INSIDE}")
+    return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (body.dump(value), None), own=wanted)
+
+
+def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Order:
+    """The order of a request that came on the upstream's own route. value: its body, without our controls; write: writes it again.
+
+    Raises Invalid.
+    """
+    return _order(caller, endpoint, schemas.check(KINDS[endpoint], value), value, write=write, own=own)
+
+
+def listing(caller: Key, endpoint: str, *, own: Controls) -> Order:
+    """The order that asks which models there are, or for one of them."""
+    return Order(key=caller, endpoint=endpoint, model=MODELS_LANE, request=b"", flow=own.user or KEY_FLOW, tokens=1, **_terms(own))
+
+
+def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Order:
+    reserve = estimate.reserve(endpoint, value)
+    going, wants_urls = _outgoing(endpoint, value)
+    request, content_type = write(going)
     return Order(
         key=caller,
-        endpoint=wanted.endpoint,
-        model=wanted.body.model,
-        request=body.dump(inside),
-        flow=wanted.user or wanted.body.safety_identifier or wanted.body.user or wanted.conversation or KEY_FLOW,
+        endpoint=endpoint,
+        model=going.get("model") or wanted.lane,
+        request=request,
+        flow=own.user or wanted.safety_identifier or wanted.user or own.conversation or KEY_FLOW,
         tokens=reserve.tokens,
         images=reserve.images,
-        priority=wanted.priority,
-        conversation=wanted.conversation,
-        expires_in_s=wanted.expires_in_s or settings().default_expires_in_s,
-        timeout_s=wanted.timeout_s or settings().default_timeout_s,
-        on_lost=wanted.on_lost,
-        max_attempts=wanted.max_attempts or settings().max_attempts,
-        metadata=wanted.metadata or None,
+        content_type=content_type,
+        streamed=wanted.is_streamed,
+        wants_urls=wants_urls,
+        **_terms(own),
     )
+
+
+def _outgoing(endpoint: str, value: JsonObject) -> tuple[JsonObject, bool]:
+    """What the upstream is to be told, and whether the caller wants its pictures as links. `value` itself when nothing changes."""
+    if endpoint not in (IMAGES, EDITS):
+        return value, False
+    if not value.get("model") and settings().default_image_model:
+        value = {**value, "model": settings().default_image_model}
+    return pictures.prepare(value)
+
+
+def _terms(own: Controls) -> dict[str, Any]:
+    return {
+        "priority": own.priority,
+        "conversation": own.conversation,
+        "expires_in_s": own.expires_in_s or settings().default_expires_in_s,
+        "timeout_s": own.timeout_s or settings().default_timeout_s,
+        "on_lost": own.on_lost,
+        "max_attempts": own.max_attempts or settings().max_attempts,
+        "metadata": own.metadata or None,
+        "webhook_url": own.webhook_url,
+    }
 
 
 def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
@@ -56,4 +103,7 @@ def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
         max_attempts=ended.max_attempts,
         metadata=ended.metadata,
         retry_of=retry_of,
+        content_type=ended.content_type,
+        streamed=ended.streamed,
+        wants_urls=ended.wants_urls,
     )

@@ -49,7 +49,7 @@ def create(*, name: str, as_json: bool) -> None:
 def listing(*, as_json: bool) -> None:
     """Every pool with the ids of its credentials."""
     with db.begin() as session:
-        rows = [dict(row._mapping) for row in roster.pools(session)]
+        rows = [row._asdict() for row in roster.pools(session)]
     terminal.table(rows, columns=("id", "name", "credentials", "parked", "paused_reason"), as_json=as_json)
 
 

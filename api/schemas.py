@@ -1,39 +1,19 @@
-"""What a caller may send. Our own fields are strict and closed; inside `body` only what we rely on is checked, the rest passes through."""
+"""What a caller may say to us beside the upstream's request. These fields are strict and closed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
+from api import bodies
+from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.errors import Invalid
 from models.view import JsonObject
 
-CHAT, IMAGES = "/v1/chat/completions", "/v1/images/generations"
-OUTPUT_TOKENS_MOST = 10_000_000
 DAY_S = 86_400
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must be printable, on one line")
-    return text
-
-
-def _content(value: object) -> object:
-    if isinstance(value, list):
-        for n, part in enumerate(value):
-            if not isinstance(part, dict):
-                raise ValueError(f"must be a list of objects, but its item {n} is none")
-    elif value is not None and not isinstance(value, str):
-        raise ValueError("must be a string, a list of parts or null")
-    return value
-
-
-def _no_stream(value: object) -> object:
-    if value is True:
-        raise ValueError("cannot be true in a job: follow it at GET /v1/jobs/{id}/events instead")
-    return value
 
 
 def _no_webhooks(value: object) -> None:
@@ -41,55 +21,14 @@ def _no_webhooks(value: object) -> None:
         raise ValueError("webhooks are not available yet: leave it out, and poll the job, wait for it with ?wait=, or follow its events")
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
-Model = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
-Content = Annotated[
-    Any, AfterValidator(_content), WithJsonSchema({"type": ["string", "array", "null"], "items": {"type": "object"}, "title": "Content"})
-]
-NoStream = Annotated[bool | None, BeforeValidator(_no_stream), WithJsonSchema({"enum": [False, None], "title": "Stream"})]
-OutputTokens = Annotated[int, Field(ge=1, le=OUTPUT_TOKENS_MOST)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(bodies.printable)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
-class Upstream(BaseModel):
-    """A request of the OpenAI API, passed on as it is."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    model: Model = Field(description="Any model that the upstream knows.")
-    stream: NoStream = Field(None, description="Not in a job: its events are a stream of their own.")
-    user: Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)] | None = None
-    safety_identifier: Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)] | None = None
-
-
-class Message(BaseModel):
-    """One message of a chat."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    content: Content = None
-
-
-class ChatBody(Upstream):
-    """The body of POST /v1/chat/completions of the OpenAI API."""
-
-    messages: list[Message] = Field(min_length=1)
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_tokens: OutputTokens | None = None
-    max_completion_tokens: OutputTokens | None = None
-
-
-class ImageBody(Upstream):
-    """The body of POST /v1/images/generations of the OpenAI API."""
-
-    prompt: Annotated[str, StringConstraints(min_length=1, max_length=32_000)]
-    n: Annotated[int, Field(ge=1, le=10)] | None = None
-
-
-class Submit(BaseModel):
-    """A job to put in line."""
+class Controls(BaseModel):
+    """How a job waits and runs."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -106,40 +45,78 @@ class Submit(BaseModel):
     webhook_url: Annotated[None, BeforeValidator(_no_webhooks)] = Field(None, description="Not available yet: refused, never ignored.")
 
 
+class Inside(Controls):
+    """The `nowserving` object in the body of an OpenAI request: how its job waits and runs. The upstream never sees it."""
+
+    expires_in: float | None = Field(None, ge=1, le=30 * DAY_S, description="The same as expires_in_s.")
+    timeout: float | None = Field(None, ge=1, le=3_600, description="The same as timeout_s.")
+    idempotency_key: str | None = Field(None, description="As the header Idempotency-Key.")
+
+
+class Submit(Controls):
+    """A job to put in line."""
+
+    endpoint: str
+    body: bodies.Upstream
+
+
 class ChatSubmit(Submit):
     """A chat completion to put in line."""
 
     endpoint: Literal["/v1/chat/completions"]
-    body: ChatBody
+    body: bodies.ChatBody
 
 
 class ImageSubmit(Submit):
     """Images to put in line."""
 
     endpoint: Literal["/v1/images/generations"]
-    body: ImageBody
+    body: bodies.ImageBody
 
 
-def parse(payload: JsonObject) -> ChatSubmit | ImageSubmit:
+class EmbeddingSubmit(Submit):
+    """Embeddings to put in line."""
+
+    endpoint: Literal["/v1/embeddings"]
+    body: bodies.EmbeddingBody
+
+
+class ModerationSubmit(Submit):
+    """A moderation to put in line."""
+
+    endpoint: Literal["/v1/moderations"]
+    body: bodies.ModerationBody
+
+
+# Pictures to edit come as a form, which a job's JSON cannot hold: they have a route of their own.
+SUBMITS: Mapping[str, type[Submit]] = MappingProxyType(
+    {CHAT: ChatSubmit, IMAGES: ImageSubmit, EMBEDDINGS: EmbeddingSubmit, MODERATIONS: ModerationSubmit}
+)
+
+
+def submit(payload: JsonObject) -> Submit:
     """The submit in this object. Raises Invalid, with the field and what to do about it."""
-    kinds: dict[object, type[ChatSubmit | ImageSubmit]] = {CHAT: ChatSubmit, IMAGES: ImageSubmit}
     endpoint = payload.get("endpoint")
-    kind = kinds.get(endpoint) if isinstance(endpoint, str) else None
+    kind = SUBMITS.get(endpoint) if isinstance(endpoint, str) else None
     if kind is None:
-        raise Invalid(f"`endpoint` is required: {CHAT} or {IMAGES}.", param="endpoint")
+        raise Invalid(f"`endpoint` is required: one of {', '.join(SUBMITS)}.", param="endpoint")
+    return check(kind, payload)
+
+
+def check(kind: type[Checked], value: JsonObject, *, named: Callable[[str], str] = str) -> Checked:
+    """This value as a `kind`. named: what the caller calls a field. Raises Invalid, with the field and what to do about it."""
     try:
-        return kind.model_validate(payload)
+        return kind.model_validate(value)
     except ValidationError as error:
-        raise _refusal(error) from None  # its message quotes what was sent
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _refusal(named(_path(first["loc"])), first["type"], first["msg"]) from None  # the error's own text quotes what was sent
 
 
-def _refusal(error: ValidationError) -> Invalid:
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = _path(first["loc"])
+def _refusal(param: str, kind: str, message: str) -> Invalid:
     said = {
         "missing": "is required",
-        "extra_forbidden": "is not a field of a job. Fields of the upstream's request belong in `body`",
-    }.get(first["type"], first["msg"].removeprefix("Value error, "))
+        "extra_forbidden": "is not known here. Fields of the upstream's request belong in its own body",
+    }.get(kind, message.removeprefix("Value error, "))
     return Invalid(f"`{param}`: {said[:1].lower()}{said[1:]}.", param=param)
 
 

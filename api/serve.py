@@ -6,6 +6,7 @@ gevent, because half-sent headers and stalled readers stop the threaded worker (
 from __future__ import annotations
 
 import logging.config
+import resource
 import threading
 import time
 from typing import Any
@@ -16,11 +17,21 @@ from api.configured import NotConfigured, check
 from models import logs
 from models.settings import settings
 
+SPARE_CONNECTIONS = 1_000
+SPARE_FILES = 200
+
 
 def address() -> str:
     """Where to listen."""
     host = settings().host
     return f"{f'[{host}]' if ':' in host else host}:{settings().port}"
+
+
+def connections() -> int:
+    """How many a process may have open: for all who may wait in it and more who do not; fewer where it may not open so many files."""
+    wanted = settings().max_waiting_per_process + SPARE_CONNECTIONS
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if most == resource.RLIM_INFINITY else max(1, min(wanted, most - SPARE_FILES))
 
 
 class Log(Logger):  # type: ignore[misc]  # its base is Any
@@ -38,7 +49,7 @@ logger_class = Log
 bind = [address()]
 workers = settings().api_processes
 worker_class = "gevent"
-worker_connections = 1000
+worker_connections = connections()
 timeout = 30
 graceful_timeout = 30
 keepalive = 5
@@ -59,6 +70,11 @@ def on_starting(server: Any) -> None:
         check()
     except NotConfigured as error:
         raise SystemExit(f"error: {error}") from None
+    # The usual soft limit of 1,024 is for programs that use select(), which nothing here does.
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections() + SPARE_FILES
+    if files != resource.RLIM_INFINITY and files < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def post_worker_init(worker: Any) -> None:

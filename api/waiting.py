@@ -1,43 +1,43 @@
-"""Callers that wait for a job: one Redis subscription a process tells them when to look again; without it they look every five seconds.
+"""The hall: everybody in this process who waits for a job, on seats that four threads look after, however many there are.
 
-While somebody waits nothing is held but its own greenlet (or thread) and connection: no transaction, no Redis connection.
+While somebody waits nothing is held but its own greenlet (or thread) and connection: no transaction, no connection to Redis.
 """
 
 from __future__ import annotations
 
-import logging
+import socket
 import threading
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-import redis
-
+from api.door import Door
+from api.listener import Listener
+from api.looker import LOOK_AGAIN_S, Looker
+from api.seat import Seat, Seats
 from models.errors import LineFull, Unavailable
-from workers import wake
+from models.settings import settings
 
-log = logging.getLogger(__name__)
-
-LOOK_AGAIN_S = 5.0
-STREAMS_MOST = 400
-STREAMS_OF_A_KEY_MOST = 100
-# Of gunicorn's 1000 connections the rest is kept free for those who do not wait.
-WAITERS_MOST = 900
-RECONNECT_MOST_S = 5.0
+__all__ = ["LOOK_AGAIN_S", "Hall", "Seat", "hall"]
 
 
 class Hall:
-    """Everybody in this process who waits for a job."""
+    """Seats for those who wait; `close` lets them all go."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiters: defaultdict[str, set[threading.Event]] = defaultdict(set)
-        self._waiting = 0
+        self._seats = Seats()
+        self._looker = Looker(self._seats)
+        self._listener = Listener(self._seats, woken=self._looker.look)
+        self._door = Door(self._seats)
         self._streams: Counter[int] = Counter()
-        self._listener: threading.Thread | None = None
+        self._is_open = False
         self.is_closing = False
+
+    def __len__(self) -> int:
+        """How many wait here."""
+        return len(self._seats)
 
     @property
     def streams(self) -> int:
@@ -45,33 +45,43 @@ class Hall:
         return self._streams.total()
 
     @contextmanager
-    def wait_for(self, job_id: UUID) -> Iterator[threading.Event]:
-        """An event that is set whenever something happened to this job. Raises Unavailable when too many wait here."""
-        woken, name = threading.Event(), str(job_id)
+    def wait_for(
+        self, job_id: UUID, *, chunks: bool = False, places: bool = False, connection: socket.socket | None = None
+    ) -> Iterator[Seat]:
+        """A seat, where is seen what becomes of this job. Raises Unavailable when too many wait here.
+
+        chunks: its stream is read, too. places: its place in line is looked up every second or few. connection: of the client.
+        """
+        seat = Seat(job_id, chunks=chunks, places=places, connection=connection, ask=self._listener.attend)
+        self._open()
         with self._lock:
-            if self._waiting >= WAITERS_MOST:
-                raise Unavailable("Too many callers wait here. Ask again in a few seconds, without ?wait=.", retry_after_s=5)
-            self._waiting += 1
-            self._waiters[name].add(woken)
-            self._listen()
+            self.expect_room()
+            self._seats.add(seat)
         try:
-            yield woken
+            self._looker.look([job_id])
+            if chunks:
+                self._listener.attend(job_id)
+            if self.is_closing:
+                seat.wake()
+            yield seat
         finally:
-            with self._lock:
-                self._waiting -= 1
-                self._waiters[name].discard(woken)
-                if not self._waiters[name]:
-                    del self._waiters[name]
+            self._seats.remove(seat)
+            if chunks:
+                self._listener.attend(job_id)
+
+    def expect_room(self) -> None:
+        """Raises Unavailable when too many wait here: to be asked before there is a job that nobody could wait for."""
+        if len(self._seats) >= settings().max_waiting_per_process:
+            raise Unavailable("Too many callers wait here. Ask again in a few seconds, without waiting.", retry_after_s=5)
 
     def open_stream(self, key_id: int) -> None:
         """One more stream of this key; `close_stream` must follow. Raises Unavailable or LineFull when there are too many."""
+        most = settings().max_streams_per_key
         with self._lock:
-            if self.is_closing or self.streams >= STREAMS_MOST:
+            if self.is_closing or self.streams >= settings().max_waiting_per_process:
                 raise Unavailable("This server has as many streams open as it can bear. Try again in a few seconds.", retry_after_s=5)
-            if self._streams[key_id] >= STREAMS_OF_A_KEY_MOST:
-                raise LineFull(
-                    f"This key has {STREAMS_OF_A_KEY_MOST} streams open, as many as it may.", code="too_many_streams", retry_after_s=10
-                )
+            if self._streams[key_id] >= most:
+                raise LineFull(f"This key has {most} streams open, as many as it may.", code="too_many_streams", retry_after_s=10)
             self._streams[key_id] += 1
 
     def close_stream(self, key_id: int) -> None:
@@ -84,33 +94,21 @@ class Hall:
     def close(self) -> None:
         """The process ends: whoever waits is let go now, and comes back elsewhere."""
         self.is_closing = True
+        for part in (self._looker, self._listener, self._door):
+            part.close()
+        for seat in self._seats.everybody():
+            seat.wake()
+
+    def _open(self) -> None:
+        """Begun on first use: a thread does not survive the fork of gunicorn's workers."""
         with self._lock:
-            for woken in [one for waiters in self._waiters.values() for one in waiters]:
-                woken.set()
-
-    def _listen(self) -> None:
-        if self._listener is None:
-            self._listener = threading.Thread(target=self._run, name="waiting", daemon=True)
-            self._listener.start()
-
-    def _run(self) -> None:
-        pause_s = 0.1
-        while not self.is_closing:
-            began = time.monotonic()
-            try:
-                for message in wake.listen(wake.JOBS, until=lambda: self.is_closing):
-                    self._tell(str(message.get("job")))
-            except redis.RedisError as error:
-                log.warning("wake-ups are lost until Redis is back", extra={"error": type(error).__name__})
-            except Exception as error:  # the border of this thread: a strange message must not end it
-                log.error("a wake-up could not be read", extra={"error": type(error).__name__})
-            pause_s = 0.1 if time.monotonic() - began > RECONNECT_MOST_S else min(RECONNECT_MOST_S, pause_s * 2)
-            time.sleep(pause_s)
-
-    def _tell(self, name: str) -> None:
-        with self._lock:
-            for woken in self._waiters.get(name, ()):
-                woken.set()
+            if self._is_open or self.is_closing:
+                return
+            self._is_open = True
+        for name, work in (
+            ("looker", self._looker.run), ("listener", self._listener.listen), ("fetcher", self._listener.run), ("door", self._door.run),
+        ):  # fmt: skip
+            threading.Thread(target=work, name=name, daemon=True).start()
 
 
 hall = Hall()

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import pytest
+import redis
+from sqlalchemy import text
 
-from api.waiting import STREAMS_OF_A_KEY_MOST
 from deploy import probe
-from deploy.embedded import Valkey, free_port
-from models import view
+from deploy.embedded import Postgres, Valkey, free_port
+from models import db, view
 from tests.http_tools import CHAT, Caller, end, together
+from tests.processes import until
 from workers import wake
 
 # Not `database`: a server that still works on the test before would be in the way of emptying the tables.
@@ -36,14 +39,14 @@ class Api:
     """A gunicorn of the test's own. log: what it wrote."""
 
     def __init__(self, log: Path, env: Mapping[str, str]) -> None:
-        self.port, self.log, self.token = free_port(), log, "sk-one"
+        self.port, self.log, self.token = int(env.get("NOWSERVING_PORT") or free_port()), log, "sk-one"
         # The environment of now, with the addresses and secrets of this run.
         own = {**os.environ, "NOWSERVING_PORT": str(self.port), **env}
         with log.open("wb") as out:
             self.process = subprocess.Popen([sys.executable, "-m", "api.cli", "api"], env=own, stdout=out, stderr=out)
-        until = time.monotonic() + 20
+        give_up_at = time.monotonic() + 60
         while not probe.answers("/healthz", port=self.port):
-            assert self.process.poll() is None and time.monotonic() < until, log.read_text()
+            assert self.process.poll() is None and time.monotonic() < give_up_at, log.read_text()
             time.sleep(0.05)
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any], Mapping[str, str]]:
@@ -78,6 +81,11 @@ class Api:
         return time.monotonic() - began
 
 
+# Small enough to be reached in a moment.
+STREAMS_MOST = 60
+NARROW = {"NOWSERVING_MAX_BODY_BYTES": "1000000", "NOWSERVING_MAX_STREAMS_PER_KEY": str(STREAMS_MOST)}
+
+
 @contextmanager
 def serving(log: Path, **env: str) -> Iterator[Api]:
     api = Api(log, env)
@@ -90,7 +98,7 @@ def serving(log: Path, **env: str) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with serving(tmp_path_factory.mktemp("api") / "log") as made:
+    with serving(tmp_path_factory.mktemp("api") / "log", **NARROW) as made:
         yield made
 
 
@@ -167,7 +175,7 @@ def test_a_stream_over_the_wire_ends_with_its_job(api: Api, name: str) -> None:
 
 
 def test_a_stream_that_is_dropped_is_given_back(api: Api, name: str) -> None:
-    streams = [api.follow(name) for _ in range(STREAMS_OF_A_KEY_MOST)]
+    streams = [api.follow(name) for _ in range(STREAMS_MOST)]
     for stream in streams:
         read_until(stream, b"event: job.queued")
 
@@ -175,10 +183,46 @@ def test_a_stream_that_is_dropped_is_given_back(api: Api, name: str) -> None:
     for stream in streams:
         stream.close()
     api.call("POST", f"/v1/jobs/{name}/cancel")
-    until = time.monotonic() + 10
-    while (status := api.connect_status(f"/v1/jobs/{name}/events")) == 429 and time.monotonic() < until:
+    give_up_at = time.monotonic() + 10
+    while (status := api.connect_status(f"/v1/jobs/{name}/events")) == 429 and time.monotonic() < give_up_at:
         time.sleep(0.1)
     assert 200 == status
+
+
+def test_hundreds_held_cost_no_thread_no_connection_to_redis_and_hardly_a_transaction(
+    api: Api, redis_client: redis.Redis, postgres: Postgres
+) -> None:
+    (worker,) = psutil.Process(api.process.pid).children()
+    names = [str(api.call("POST", "/v1/jobs", BODY)[1]["id"]) for _ in range(50)]
+    api.call("GET", f"/v1/jobs/{names[0]}?wait=0.1")
+    before = (worker.num_fds(), worker.num_threads(), subscribers(redis_client))
+    held = [
+        api.connect(f"GET /v1/jobs/{names[n % 50]}?wait=60 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.token}\r\n\r\n")
+        for n in range(300)
+    ]
+    # Connections that were idle before may be closed meanwhile.
+    until(lambda: worker.num_fds() >= before[0] + 285, what="all of them held")
+    time.sleep(1.5)  # each has been looked up when it came
+    committed = transactions()
+    time.sleep(6)
+
+    # Two looks at all of them, and what is counted late. Each for itself would make 360.
+    assert transactions() - committed < 200
+    assert worker.num_threads() <= before[1]
+    assert before[2] == subscribers(redis_client)
+    for connection in held:
+        connection.close()
+    until(lambda: worker.num_fds() <= before[0] + 25, what="all of them gone")
+
+
+def subscribers(client: redis.Redis) -> int:
+    return sum(int(one["sub"]) > 0 for one in client.client_list())
+
+
+def transactions() -> int:
+    """How many this database has committed. Its processes say so once a second at most."""
+    with db.begin() as session:
+        return int(session.execute(text("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")).scalar_one())
 
 
 def test_no_key_and_no_prompt_reaches_the_log(api: Api, name: str) -> None:

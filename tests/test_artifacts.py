@@ -2,41 +2,88 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from uuid import UUID
 
 import pytest
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+from werkzeug.test import TestResponse
 
-from models import artifact, db, view
+from api import pieces
+from api.leaving import BrokenOff
+from api.pieces import Content
+from models import artifact, db, retention, view
+from models.errors import NotFound
+from models.marks import Picture
 from tests.http_tools import IMAGE, Caller, end, error_of
+from tests.line_tools import query
+from tests.test_api_server import serving
 
 pytestmark = pytest.mark.usefixtures("database")
 
 PNG = b"\x89PNG\r\n\x1a\n rest"
+SVG = b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
 @pytest.fixture
-def links() -> list[str]:
-    caller = Caller()
+def caller() -> Caller:
+    return Caller()
+
+
+def links_of(caller: Caller, *pictures: bytes) -> list[str]:
+    """The links of a job that made these."""
     name = caller.post("/v1/jobs", IMAGE).json["id"]
     end(caller, name)
     with db.begin() as session:
-        artifact.store(session, view.parse_id(name), [PNG, b"<script>alert(1)</script>"])
+        artifact.store(session, view.parse_id(name), [Picture(uuid7(), n, content) for n, content in enumerate(pictures)])
     return [one["url"] for one in caller.get(f"/v1/jobs/{name}").json["artifacts"]]
 
 
-def test_a_link_opens_its_picture_without_a_key(links: list[str]) -> None:
-    answer = Caller().app.test_client().get(links[0])
+@pytest.fixture
+def links(caller: Caller) -> list[str]:
+    return links_of(caller, PNG, b"<script>alert(1)</script>")
 
-    assert (200, PNG, "image/png") == (answer.status_code, answer.data, answer.mimetype)
-    assert ("inline", "nosniff", "private, no-store") == tuple(
-        answer.headers[name] for name in ("Content-Disposition", "X-Content-Type-Options", "Cache-Control")
+
+def fetch(link: str, *, method: str = "GET", **headers: str) -> TestResponse:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Caller().app.test_client().open(link, method=method, headers=named)
+
+
+def test_a_link_opens_its_picture_without_a_key(links: list[str]) -> None:
+    answer = fetch(links[0])
+
+    assert (200, PNG, "image/png", len(PNG)) == (answer.status_code, answer.data, answer.mimetype, answer.content_length)
+    assert ("nosniff", "private, no-cache", "default-src 'none'; sandbox") == tuple(
+        answer.headers[name] for name in ("X-Content-Type-Options", "Cache-Control", "Content-Security-Policy")
     )
 
 
-def test_what_is_not_a_picture_is_downloaded_not_shown(links: list[str]) -> None:
-    answer = Caller().app.test_client().get(links[1])
+@pytest.mark.parametrize(
+    ("content", "kind", "shown"),
+    [
+        (PNG, "image/png", "inline .png"),
+        (b"\xff\xd8\xff\xe0 jpeg", "image/jpeg", "inline .jpg"),
+        (b"GIF89a", "image/gif", "inline .gif"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "image/webp", "inline .webp"),
+        (SVG, "image/svg+xml", "attachment .svg"),
+        (b"\xef\xbb\xbf  <svg onload='alert(1)'/>", "image/svg+xml", "attachment .svg"),
+        (b"<script>alert(1)</script>", "application/octet-stream", "attachment .bin"),
+        (b"\0", "application/octet-stream", "attachment .bin"),
+    ],
+)
+def test_only_what_cannot_run_is_shown_by_a_browser(caller: Caller, content: bytes, kind: str, shown: str) -> None:
+    (link,) = links_of(caller, content)
+    how, ending = shown.split()
+    answer = fetch(link)
 
-    assert ("application/octet-stream", "attachment") == (answer.mimetype, answer.headers["Content-Disposition"])
+    assert (kind, content) == (answer.content_type, answer.data)
+    assert f'{how}; filename="{link.split("/")[-1].split("?")[0]}{ending}"' == answer.headers["Content-Disposition"]
 
 
 def test_a_changed_or_old_link_opens_nothing(links: list[str]) -> None:
@@ -52,14 +99,140 @@ def test_a_changed_or_old_link_opens_nothing(links: list[str]) -> None:
     ]
 
     for link in changed:
-        answer = Caller().app.test_client().get(link)
-        assert (404, "not_found") == (answer.status_code, error_of(answer)["code"])
+        assert (404, "not_found") == (fetch(link).status_code, error_of(fetch(link))["code"])
 
 
-def test_a_job_with_pictures_keeps_its_etag_for_a_while(links: list[str]) -> None:
-    caller = Caller()
+def test_a_link_expires(links: list[str], override: Callable[..., None]) -> None:
+    override(artifact_url_s=3600)
+    id_ = UUID(hex=links[0].split("art_")[1][:32])
+
+    for age_s, opens in ((0, True), (2_600, True), (3_601, False)):
+        made = artifact.link(id_, now=time.time() - age_s)
+        assert (200 if opens else 404) == fetch(made).status_code
+
+
+def test_a_job_is_the_same_while_its_links_are(caller: Caller, links: list[str]) -> None:
     name = caller.get("/v1/jobs").json["data"][0]["id"]
-    answer = caller.get(f"/v1/jobs/{name}")
+    quarter_s = 900
+    now = int(time.time()) // quarter_s * quarter_s
+    id_ = UUID(hex=links[0].split("art_")[1][:32])
 
+    assert artifact.link(id_, now=now) == artifact.link(id_, now=now + quarter_s - 1)
+    assert artifact.link(id_, now=now) != artifact.link(id_, now=now + quarter_s)
+    assert 304 == caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": caller.get(f"/v1/jobs/{name}").headers["ETag"]}).status_code
+
+
+# Parts of a picture
+
+
+def test_the_head_of_a_picture_says_how_long_it_is(links: list[str]) -> None:
+    answer = fetch(links[0], method="HEAD")
+
+    assert (200, b"", str(len(PNG)), "bytes") == (
+        answer.status_code, answer.data, answer.headers["Content-Length"], answer.headers["Accept-Ranges"],
+    )  # fmt: skip
+
+
+def test_a_picture_that_is_known_is_not_sent_again(links: list[str]) -> None:
+    known = fetch(links[0]).headers["ETag"]
+    again = fetch(links[0], If_None_Match=known)
+
+    assert (304, b"") == (again.status_code, again.data)
+    assert 200 == fetch(links[0], If_None_Match='"another"').status_code
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [
+        ("bytes=0-0", slice(0, 1)),
+        ("bytes=2-4", slice(2, 5)),
+        ("bytes=9-", slice(9, 20)),
+        ("bytes=-7", slice(13, 20)),
+        ("bytes=5-1000", slice(5, 20)),
+        ("bytes=0-19", slice(0, 20)),
+        ("bytes=6-12", slice(6, 13)),
+    ],
+)
+def test_a_part_is_sent_alone(caller: Caller, monkeypatch: pytest.MonkeyPatch, asked: str, got: slice) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 3)
+    content = PNG[:8] + b"twelve bytes"
+    (link,) = links_of(caller, content)
+    answer = fetch(link, Range=asked)
+
+    assert (206, content[got]) == (answer.status_code, answer.data)
+    assert f"bytes {got.start}-{got.stop - 1}/20" == answer.headers["Content-Range"]
+    assert got.stop - got.start == answer.content_length
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-1,3-4", "bytes=x", "lines=0-1", "bytes=-5000", "bytes=4-2", "nonsense"])
+def test_a_range_that_means_nothing_gets_the_whole(links: list[str], asked: str) -> None:
+    answer = fetch(links[0], Range=asked)
+
+    assert (200, PNG) == (answer.status_code, answer.data)
+
+
+def test_a_part_beyond_the_end_is_refused_with_the_length(links: list[str]) -> None:
+    answer = fetch(links[0], Range="bytes=5000-")
+
+    assert (416, "range_not_satisfiable") == (answer.status_code, error_of(answer)["code"])
+    assert f"bytes */{len(PNG)}" == answer.headers["Content-Range"]
+
+
+def test_a_part_of_a_picture_that_changed_is_the_whole(links: list[str]) -> None:
+    known = fetch(links[0]).headers["ETag"]
+
+    assert 206 == fetch(links[0], Range="bytes=0-1", If_Range=known).status_code
+    assert 200 == fetch(links[0], Range="bytes=0-1", If_Range='"another"').status_code
+
+
+def test_a_picture_deleted_while_it_is_sent_breaks_off(links: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 3)
+    sent = Content(UUID(hex=links[0].split("art_")[1][:32]), size=len(PNG))
+
+    assert PNG[:3] == next(sent)
+    query("DELETE FROM artifact")
+    with pytest.raises(BrokenOff):
+        next(sent)
+
+
+def test_an_answer_whose_picture_was_deleted_is_not_made_up(links: list[str]) -> None:
     assert links
-    assert 304 == caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": answer.headers["ETag"]}).status_code
+    with db.begin() as session:
+        (job_id,) = session.execute(text("SELECT id FROM job")).scalars()
+        first, _ = artifact.of(session, job_id)
+        assert base64.b64encode(PNG) == artifact.base64_of(session, first)
+        session.execute(text("DELETE FROM artifact"))
+
+        with pytest.raises(NotFound):
+            artifact.base64_of(session, first)
+
+
+def test_a_reader_sees_that_a_picture_is_not_whole(caller: Caller, tmp_path: Path) -> None:
+    (link,) = links_of(caller, PNG + bytes(30_000_000))
+    with serving(tmp_path / "log") as api, closing(http.client.HTTPConnection("127.0.0.1", api.port, timeout=30)) as connection:
+        connection.request("GET", link.removeprefix("http://localhost"))
+        answer = connection.getresponse()
+        assert PNG == answer.read(len(PNG))
+        query("DELETE FROM artifact")
+
+        with pytest.raises(http.client.IncompleteRead):
+            answer.read()
+        assert "not sent whole" in api.log.read_text()
+        assert "signature" not in api.log.read_text()
+
+
+# The end of everything
+
+
+def test_nothing_of_a_job_outlives_its_retention(caller: Caller, links: list[str]) -> None:
+    with db.begin() as session:
+        assert 0 == retention.sweep(session, days=30, idempotency_hours=24)
+    assert 200 == fetch(links[0]).status_code
+    query("UPDATE job SET ended_at = now() - interval '31 days'")
+    with db.begin() as session:
+        assert 1 == retention.sweep(session, days=30, idempotency_hours=24)
+
+    assert (404, "not_found") == (fetch(links[0]).status_code, error_of(fetch(links[0]))["code"])
+    assert [] == caller.get("/v1/jobs").json["data"]
+    for table in ("job", "artifact", "attempt", "job_event"):
+        assert 0 == query(f"SELECT count(*) AS left FROM {table}")[0].left, table

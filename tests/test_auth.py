@@ -99,7 +99,7 @@ def test_a_key_is_written_down_nowhere(caplog: pytest.LogCaptureFixture, redis_c
     assert CANARY not in said
     assert [] == [name for name in redis_client.keys("*") if CANARY.encode() in (redis_client.dump(name) or b"")]
     with db.begin() as session:
-        tables = session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars().all()
+        tables = session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars()
         for table in tables:
             assert CANARY not in str(session.execute(text(f"SELECT * FROM {table}")).all())
 

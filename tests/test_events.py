@@ -12,9 +12,10 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api import events
-from api.waiting import STREAMS_OF_A_KEY_MOST, hall
+from api.waiting import hall
 from models import db, key, view
 from models.job import Status
+from models.settings import settings
 from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
 from workers import wake
 
@@ -129,8 +130,7 @@ def test_moving_up_the_line_is_told(caller: Caller) -> None:
 def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> None:
     name = caller.submit()
     seconds = iter(range(0, 100_000, 9))
-    stream = events.Stream(view.parse_id(name), caller.key, seen=0, check=lambda: None, clock=lambda: float(next(seconds)))
-    stream._pause_s = lambda: 0.0  # type: ignore[method-assign]  # nothing happens, quickly
+    stream = events.Stream(view.parse_id(name), caller.key, seen=0, clock=lambda: float(next(seconds)), pause_s=0)
 
     chunks = list(stream.lines())
 
@@ -162,12 +162,12 @@ def test_a_revoked_key_loses_its_stream() -> None:
 def test_a_key_has_only_so_many_streams(caller: Caller) -> None:
     name = caller.submit()
     number = caller.key.id
-    for _ in range(STREAMS_OF_A_KEY_MOST):
+    for _ in range(settings().max_streams_per_key):
         hall.open_stream(number)
 
     answer = caller.get(f"/v1/jobs/{name}/events")
 
-    for _ in range(STREAMS_OF_A_KEY_MOST):
+    for _ in range(settings().max_streams_per_key):
         hall.close_stream(number)
     assert (429, "too_many_streams") == (answer.status_code, error_of(answer)["code"])
 

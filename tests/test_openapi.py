@@ -9,10 +9,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from api import openapi
+from api import controls, openapi
 from api.app import create_app
 from tests.http_tools import CHAT, IMAGE, Caller, end
 
+# The upstream's routes are served at other base paths too, and documented once.
+ELSEWHERE = ("openai_bare.", "openai_doubled.")
+UPSTREAM = ("/v1/chat/", "/v1/images/", "/v1/embeddings", "/v1/moderations", "/v1/models")
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 
@@ -38,8 +41,9 @@ def validate(document: dict[str, Any], name: str, value: object) -> None:
 
 def test_every_route_is_in_the_document_and_every_operation_is_a_route(document: dict[str, Any]) -> None:
     rules = {
-        (re.sub(r"<\w+>", "{id}", rule.rule), method.lower())
+        (re.sub(r"<\w+>", "{id}", rule.rule).replace("<path:name>", "{model}"), method.lower())
         for rule in create_app().url_map.iter_rules()
+        if not rule.endpoint.startswith(ELSEWHERE)
         for method in (rule.methods or ())
         if method in METHODS
     }
@@ -64,8 +68,8 @@ def test_operations_are_whole(document: dict[str, Any]) -> None:
         assert set(re.findall(r"{(\w+)}", path)) == given
         assert all(one.get("schema") for one in operation["parameters"])
         assert all(answer["description"] for answer in operation["responses"].values())
-        assert path.startswith("/v1/jobs") == (operation["security"] == [{"bearer": []}])
-        assert not operation["security"] or {"401", "404"} <= set(operation["responses"])
+        assert path.startswith(("/v1/jobs", *UPSTREAM)) == (operation["security"] == [{"bearer": []}])
+        assert not operation["security"] or "401" in operation["responses"]
 
 
 def test_schemas_are_schemas(document: dict[str, Any]) -> None:
@@ -78,7 +82,34 @@ def test_requests_of_ours_fit_the_document(document: dict[str, Any]) -> None:
     validate(document, "Submit", IMAGE)
     with pytest.raises(jsonschema.ValidationError):
         validate(document, "Submit", {**CHAT, "webhook_url": "https://x.y"})
-    validate(document, "Submit", document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["example"])
+
+
+def test_every_example_is_a_request(document: dict[str, Any]) -> None:
+    bodies = [one["requestBody"]["content"] for _, _, one in operations(document) if "requestBody" in one]
+    examples = [content for body in bodies for content in body.values() if "example" in content]
+
+    for content in examples:
+        jsonschema.Draft202012Validator({**content["schema"], "components": document["components"]}).validate(content["example"])
+    assert 3 <= len(examples)
+
+
+@pytest.mark.parametrize(
+    ("said", "fits"), [({"priority": "high", "expires_in": 3}, True), ({"priority": "urgent"}, False), ({"a": 1}, False)]
+)
+def test_our_own_fields_stand_in_a_request_of_the_upstream(document: dict[str, Any], said: dict[str, Any], fits: bool) -> None:
+    schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    validator = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
+
+    assert fits == validator.is_valid({**CHAT["body"], "x_new": 1, "nowserving": said})
+
+
+def test_forms_streams_and_headers_are_in_the_document(document: dict[str, Any]) -> None:
+    edit, chat = (document["paths"][path]["post"] for path in ("/v1/images/edits", "/v1/chat/completions"))
+
+    assert {"multipart/form-data", "application/json"} == set(edit["requestBody"]["content"])
+    assert {"text/event-stream", "application/json"} == set(chat["responses"]["200"]["content"])
+    assert {*controls.HEADERS, "Idempotency-Key", "Prefer"} == {one["name"] for one in chat["parameters"]}
+    assert {"202", "429", "502", "504", "default"} <= set(chat["responses"])
 
 
 @pytest.mark.usefixtures("database")
@@ -102,6 +133,7 @@ def test_the_page_is_self_contained_and_names_every_operation(document: dict[str
 
     assert [] == re.findall(r"(?:src|href)=\"https?://", answer.text)
     assert "<script" not in answer.text
+    assert set(re.findall(r'href="#(\w+)"', answer.text)) <= set(re.findall(r'id="(\w+)"', answer.text))
     assert all(f'id="{operation["operationId"]}"' in answer.text for _, _, operation in operations(document))
 
 

@@ -49,6 +49,33 @@ def test_a_good_status_without_a_json_object_is_of_unknown_outcome(body: bytes) 
     assert {"message", "type", "param", "code"} == set(verdict.error or {})
 
 
+EVENTS = [
+    ({"code": None, "type": "server_error"}, Next.AGAIN, Outcome.FAILED),
+    ({"code": "rate_limit_exceeded"}, Next.WAIT, Outcome.THROTTLED),
+    ({"code": 429}, Next.WAIT, Outcome.THROTTLED),
+    ({"code": "context_length_exceeded", "type": "invalid_request_error"}, Next.FAIL, Outcome.REFUSED),
+    ({"code": 401}, Next.AGAIN, Outcome.FAILED),
+    ({"code": ["odd"], "type": {}}, Next.AGAIN, Outcome.FAILED),
+]
+
+
+@pytest.mark.parametrize(("said", "then", "outcome"), EVENTS)
+def test_an_error_within_a_stream_counts_as_the_status_it_would_have_had(said: dict[str, object], then: Next, outcome: Outcome) -> None:
+    verdict = retry.judge_event(answer(200, error(**said)))
+
+    assert (then, outcome, "no", None) == (verdict.next, verdict.outcome, (verdict.error or {})["message"], verdict.park)
+
+
+def test_an_account_that_ran_out_of_money_within_a_stream_is_parked() -> None:
+    assert retry.NO_MONEY == retry.judge_event(answer(200, error(type="insufficient_quota"))).park
+
+
+def test_an_error_that_is_only_a_sentence_is_told() -> None:
+    said = retry.judge(answer(404, {"error": "no such model"})).error
+
+    assert {"message": "no such model", "type": None, "param": None, "code": None} == said
+
+
 # 429 and 503
 
 
@@ -122,7 +149,7 @@ def test_what_postgres_cannot_store_is_replaced() -> None:
     assert {"message": "a\ufffdb?", "\ufffd": "x", "type": None, "param": None, "code": None} == said
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>502</html>", b'{"error": "text"}', b'{"error": {"message": 5}}', b'{"detail": "no"}'])
+@pytest.mark.parametrize("body", [b"", b"<html>502</html>", b'{"error": ["text"]}', b'{"error": {"message": 5}}', b'{"detail": "no"}'])
 def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -> None:
     said = retry.judge(answer(502, body)).error or {}
 

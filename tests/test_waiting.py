@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from uuid import uuid4
 
 import pytest
+import redis
 from sqlalchemy import text
 
-from api import waiting
+from api.door import is_closed
+from api.seat import Seat
 from api.waiting import Hall
+from deploy.embedded import Postgres, Valkey
 from models import db, line, view
 from models.errors import LineFull, Unavailable
+from models.job import Status
+from models.settings import settings
 from tests.http_tools import Caller, end, error_of
-from workers import wake
+from tests.line_tools import submit
+from tests.processes import until
+from tests.test_api_server import subscribers, transactions
+from workers import chunks, wake
+from workers.chunks import Chunk
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
@@ -84,36 +98,38 @@ def test_nothing_of_the_database_is_held_while_waiting(caller: Caller) -> None:
     assert (0, 0) == (held, out)
 
 
-def test_a_wake_up_reaches_all_who_wait_for_that_job() -> None:
-    hall, mine, other = Hall(), line.new_id(), line.new_id()
+def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
+    hall, mine, other = Hall(), view.parse_id(caller.submit()), line.new_id()
 
     with hall.wait_for(mine) as first, hall.wait_for(mine) as second, hall.wait_for(other) as third:
-        for _ in range(50):
-            wake.job(mine, "succeeded")
-            if first.wait(0.1):
-                break
-        assert second.wait(1)
-        assert not third.is_set()
+        assert first.wait(5) and second.wait(5)
+        end(caller, view.public_id(mine))
+        wake.job(mine, "ended")
+        assert first.wait(5) and second.wait(5)
+        assert not third.wait(0)
     hall.close()
 
 
-def test_many_waiters_share_one_thread() -> None:
-    hall, before = Hall(), threading.active_count()
-    rooms = [hall.wait_for(line.new_id()) for _ in range(waiting.WAITERS_MOST)]
+def test_many_waiters_share_four_threads(override: Callable[..., None]) -> None:
+    override(max_waiting_per_process=300)
+    hall, before = Hall(), set(threading.enumerate())
+    rooms = [hall.wait_for(line.new_id()) for _ in range(300)]
     for room in rooms:
         room.__enter__()
 
-    assert 1 == threading.active_count() - before
+    assert 4 == len(set(threading.enumerate()) - before)
     with pytest.raises(Unavailable), hall.wait_for(line.new_id()):
         pass
     for room in rooms:
         room.__exit__(None, None, None)
+    assert 0 == len(hall)
     hall.close()
 
 
-def test_a_process_has_only_so_many_streams() -> None:
+def test_a_process_has_only_so_many_streams(override: Callable[..., None]) -> None:
+    override(max_waiting_per_process=30)
     hall = Hall()
-    for n in range(waiting.STREAMS_MOST):
+    for n in range(30):
         hall.open_stream(n)
 
     with pytest.raises(Unavailable):
@@ -122,7 +138,7 @@ def test_a_process_has_only_so_many_streams() -> None:
 
 def test_a_key_has_only_so_many_streams() -> None:
     hall = Hall()
-    for _ in range(waiting.STREAMS_OF_A_KEY_MOST):
+    for _ in range(settings().max_streams_per_key):
         hall.open_stream(7)
 
     with pytest.raises(LineFull):
@@ -132,6 +148,157 @@ def test_a_key_has_only_so_many_streams() -> None:
 def test_who_waits_is_let_go_when_the_process_ends() -> None:
     hall = Hall()
 
-    with hall.wait_for(line.new_id()) as woken:
+    with hall.wait_for(line.new_id()) as seat:
         hall.close()
-        assert woken.is_set()
+        assert seat.wait(0)
+
+
+# The hall over time
+
+
+@pytest.fixture
+def rooms() -> Iterator[ExitStack]:
+    """Where seats of the test stay taken until it is over, and halls open."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def own(rooms: ExitStack) -> Hall:
+    """A hall of the test's own."""
+    made = Hall()
+    rooms.callback(made.close)
+    return made
+
+
+def seen(seat: Seat, status: Status, *, within_s: float = 20) -> None:
+    until(lambda: seat.status == status, what=f"seen {status}", within_s=within_s)
+
+
+def test_five_hundred_who_wait_cost_a_handful_of_transactions(caller: Caller, own: Hall, rooms: ExitStack) -> None:
+    jobs = [submit(caller.key, flow=str(n)) for n in range(50)]
+    seats = [rooms.enter_context(own.wait_for(jobs[n % 50], places=True)) for n in range(500)]
+    until(lambda: all(seat.place for seat in seats), what="every place known")
+    committed = transactions()
+    time.sleep(6)
+
+    # One a second for the places, two for everybody; the submits above may be counted late. Each for itself would make 600.
+    assert transactions() - committed < 250
+    assert set(range(1, 51)) == {seat.place.position for seat in seats if seat.place}
+
+
+def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, caller: Caller, own: Hall, rooms: ExitStack) -> None:
+    jobs = [submit(caller.key, streamed=True) for _ in range(100)]
+    before = subscribers(redis_client)
+    for job_id in jobs:
+        rooms.enter_context(own.wait_for(job_id, chunks=True))
+    until(lambda: followed(redis_client) == 100, what="all streams followed")
+
+    assert 1 == subscribers(redis_client) - before
+    rooms.close()
+    assert 0 == len(own)
+
+
+def test_streams_that_nobody_reads_any_more_are_not_listened_to(redis_client: redis.Redis, caller: Caller, own: Hall) -> None:
+    job_id = submit(caller.key, streamed=True)
+    with own.wait_for(job_id, chunks=True), own.wait_for(job_id, chunks=True):
+        until(lambda: followed(redis_client) == 1, what="followed")
+
+    until(lambda: followed(redis_client) == 0, what="followed no more")
+
+
+def test_chunks_reach_every_reader_once_and_in_order(caller: Caller, own: Hall, rooms: ExitStack) -> None:
+    job_id, dispatch_id = submit(caller.key, streamed=True), uuid4()
+    heard: list[list[int]] = [[] for _ in range(5)]
+    seats = [rooms.enter_context(own.wait_for(job_id, chunks=True)) for _ in range(3)]
+    for n in range(200):
+        if n in (50, 120):
+            seats.append(rooms.enter_context(own.wait_for(job_id, chunks=True)))
+        chunks.add([Chunk(dispatch_id, n, b"data: x\n\n")], job_id=job_id)
+        for seat, numbers in zip(seats, heard, strict=False):
+            numbers += [chunk.n for chunk in seat.take()]
+
+    def take() -> bool:
+        for seat, numbers in zip(seats, heard, strict=True):
+            numbers += [chunk.n for chunk in seat.take()]
+        return all(len(numbers) >= 200 for numbers in heard)
+
+    until(take, what="everything heard")
+    assert [list(range(200))] * 5 == heard
+
+
+def test_a_slow_reader_holds_only_so_much_and_loses_nothing(caller: Caller, own: Hall) -> None:
+    job_id, dispatch_id, numbers = submit(caller.key, streamed=True), uuid4(), []
+    with own.wait_for(job_id, chunks=True) as seat:
+        for start in range(0, 6_000, 500):
+            chunks.add([Chunk(dispatch_id, n, b"data: x\n\n") for n in range(start, start + 500)], job_id=job_id)
+            until(lambda: seat.is_full or seat.read_to, what="fed")
+        assert len(seat._chunks) < 6_000
+
+        def take() -> bool:
+            numbers.extend(chunk.n for chunk in seat.take())
+            return len(numbers) >= 6_000
+
+        until(take, what="everything taken")
+    assert list(range(6_000)) == numbers
+
+
+def test_redis_may_be_away_and_forget_everything(caller: Caller, valkey: Valkey, own: Hall) -> None:
+    job_id, dispatch_id = submit(caller.key, streamed=True), uuid4()
+    with own.wait_for(job_id, chunks=True) as seat:
+        chunks.add([Chunk(dispatch_id, 0, b"data: 0\n\n")], job_id=job_id)
+        until(lambda: [0] == [chunk.n for chunk in seat.take()], what="the first chunk")
+        valkey.stop()
+        time.sleep(0.3)
+        valkey.start()
+        chunks.add([Chunk(dispatch_id, 0, b"data: 0\n\n"), Chunk(dispatch_id, 1, b"data: 1\n\n")], job_id=job_id)
+
+        until(lambda: 1 in [chunk.n for chunk in seat.take()], what="the next chunk")
+        end(caller, view.public_id(job_id))
+        seen(seat, Status.SUCCEEDED)
+
+
+def test_postgres_may_be_away_and_come_back(caller: Caller, postgres: Postgres, own: Hall) -> None:
+    name = caller.submit()
+    with own.wait_for(view.parse_id(name), places=True) as seat:
+        seen(seat, Status.QUEUED)
+        postgres.stop(immediate=True)
+        wake.job(view.parse_id(name), "started")
+        time.sleep(0.5)
+        postgres.start()
+        until(lambda: not failed(partial(end, caller, name)), what="moved on")
+
+        seen(seat, Status.SUCCEEDED)
+
+
+def failed(act: Callable[[], object]) -> bool:
+    """Whether Postgres was still away, or has closed connections that were kept."""
+    try:
+        act()
+    except Unavailable:
+        return True
+    return False
+
+
+def test_a_client_that_hangs_up_is_noticed_and_one_that_speaks_is_there(caller: Caller, own: Hall) -> None:
+    job_id = view.parse_id(caller.submit())
+    (here, client), (there, other) = socket.socketpair(), socket.socketpair()
+    with here, there, other, own.wait_for(job_id, connection=here) as gone, own.wait_for(job_id, connection=there) as stays:
+        other.sendall(b"GET")
+        client.close()
+        until(lambda: gone.is_gone, what="gone")
+
+        assert not stays.is_gone
+        assert b"GET" == there.recv(10)
+
+
+def test_a_connection_that_was_reset_or_closed_here_is_gone() -> None:
+    here, client = socket.socketpair()
+    assert not is_closed(here)
+    here.close()
+    assert is_closed(here)
+    client.close()
+
+
+def followed(client: redis.Redis) -> int:
+    return len(client.pubsub_channels("ns:chunks:*"))

@@ -1,0 +1,79 @@
+"""What a caller of an OpenAI route says to us: in headers, or in the body's `nowserving` object, which the upstream never sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from werkzeug.datastructures import Headers
+
+from api import schemas
+from api.schemas import Controls, Inside
+from models.errors import Invalid
+from models.view import JsonObject
+
+INSIDE = "nowserving"
+TOKEN = "Idempotency-Key"
+HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "X-Nowserving-Priority": "priority",
+        "X-Nowserving-Expires-In": "expires_in_s",
+        "X-Nowserving-Timeout": "timeout_s",
+        "X-Nowserving-User": "user",
+        "X-Nowserving-Webhook-Url": "webhook_url",
+    }
+)
+# Short names of fields, in the `nowserving` object.
+SHORT: Mapping[str, str] = MappingProxyType({"expires_in": "expires_in_s", "timeout": "timeout_s"})
+IN_SECONDS = frozenset({"expires_in_s", "timeout_s"})
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def read(headers: Headers, body: JsonObject) -> tuple[Controls, str | None, JsonObject]:
+    """The controls, the Idempotency-Key, and the body without them. A header beats the body. Raises Invalid."""
+    fields, token = _of_body({} if (said := body.get(INSIDE)) is None else said)
+    rest = {name: value for name, value in body.items() if name != INSIDE} if INSIDE in body else body
+    return Controls.model_validate({**fields, **of_headers(headers)}), headers.get(TOKEN, token), rest
+
+
+def of_headers(headers: Headers) -> JsonObject:
+    """The fields that stand in headers. Raises Invalid, naming the header."""
+    fields = {field: _value(headers[header], header, field=field) for header, field in HEADERS.items() if header in headers}
+    called = {field: header for header, field in HEADERS.items()}
+    schemas.check(Controls, fields, named=lambda path: called.get(path, path))
+    return fields
+
+
+def seconds(text: str, *, named: str) -> float:
+    """This text as a number of seconds. Raises Invalid."""
+    if not _NUMBER.fullmatch(text):
+        raise Invalid(f"`{named}` is a number of seconds: 30 or 2.5.", param=named)
+    return float(text)
+
+
+def _of_body(inside: object) -> tuple[JsonObject, str | None]:
+    if not isinstance(inside, dict):
+        raise Invalid(f'`{INSIDE}` is an object: {{"priority": "high", …}}.', param=INSIDE)
+    schemas.check(Inside, inside, named=lambda path: f"{INSIDE}.{path}")
+    fields = dict(inside)
+    token = fields.pop("idempotency_key", None)
+    for short, name in SHORT.items():
+        if short in fields:
+            if name in fields:
+                raise Invalid(f"`{INSIDE}.{short}` and `{INSIDE}.{name}` are the same. Send one of them.", param=f"{INSIDE}.{short}")
+            fields[name] = fields.pop(short)
+    return fields, token
+
+
+def _value(text: str, header: str, *, field: str) -> object:
+    # WSGI hands headers over as Latin-1; what was sent is UTF-8.
+    said = _utf8(text, header)
+    return seconds(said, named=header) if field in IN_SECONDS else said
+
+
+def _utf8(text: str, header: str) -> str:
+    try:
+        return text.strip().encode("latin-1").decode()
+    except UnicodeError:
+        raise Invalid(f"`{header}` is not UTF-8. Send it as UTF-8.", param=header) from None

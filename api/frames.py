@@ -1,0 +1,85 @@
+"""What a relayed stream is made of, byte by byte: comments for those who wait, events under another id, failures that are seen.
+
+What bites clients, measured: an SSE `id:` line, an empty line after a comment, a bare `{"error": …}`, a chunk without a delta, a stream
+that ends without [DONE].
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from uuid import uuid4
+
+from api import render
+from models import view
+from models.endpoint import EDITS, IMAGES
+from models.job import Status
+from models.line import Place
+from models.view import JsonObject
+
+DONE = b"data: [DONE]\n\n"
+CHUNK = "chat.completion.chunk"
+
+
+def comment(status: Status | None, place: Place | None) -> bytes:
+    """How the job stands. One newline: it precedes the next event's lines, and an empty one would be an event to some readers."""
+    if status is not None and status not in view.WAITING:
+        return b": running\n"
+    words = [": queued"]
+    if place is not None:
+        words.append(f"position={place.position}")
+        if place.eta_s is not None:
+            words.append(f"eta_s={math.ceil(place.eta_s)}")
+    return f"{' '.join(words)}\n".encode()
+
+
+def split(transcript: bytes) -> list[bytes]:
+    """The events of a transcript, each with its empty line."""
+    return [event + b"\n\n" for event in transcript.split(b"\n\n") if event]
+
+
+def renamed(event: bytes, name: str) -> bytes:
+    """The chunk under this completion id; what is no chunk of a chat stays as it is."""
+    chunk = _chunk(event)
+    return event if chunk is None else data({**chunk, "id": name})
+
+
+def name_of(event: bytes) -> str:
+    """The completion id of this chunk; a new one when it has none."""
+    name = (_chunk(event) or {}).get("id")
+    return name if isinstance(name, str) else new_name()
+
+
+def new_name() -> str:
+    """A completion id that nobody has seen. Some programs keep their history by it, and loop when it comes again."""
+    return f"chatcmpl-{uuid4().hex}"
+
+
+def failure(error: JsonObject, *, endpoint: str, model: str, name: str, is_begun: bool) -> list[bytes]:
+    """The events that say what went wrong: text for people whose program shows what is said, an exception in every SDK.
+
+    name: the completion's id. is_begun: something was said before.
+    """
+    if endpoint in (IMAGES, EDITS):
+        return [b"event: error\n" + data({"type": "error", "error": error})]
+    frame = {"id": name, "object": CHUNK, "created": int(time.time()), "model": model}
+    said = {"role": "assistant", "content": ("\n\n" if is_begun else "") + str(error["message"])}
+    return [
+        data({**frame, "choices": [{"index": 0, "delta": said, "finish_reason": None}], "error": error}),
+        data({**frame, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}),
+    ]
+
+
+def data(value: object) -> bytes:
+    """One event that carries this value."""
+    return f"data: {render.text(value)}\n\n".encode()
+
+
+def _chunk(event: bytes) -> JsonObject | None:
+    lines = [line.removeprefix(b"data:") for line in event.split(b"\n") if line.startswith(b"data:")]
+    try:
+        value = json.loads(b"\n".join(lines))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and value.get("object") == CHUNK else None

@@ -1,0 +1,207 @@
+"""Calls without a stream, waiting on their open connection: the real status while it can still be given, then spaces until the answer.
+
+For NOWSERVING_STATUS_GRACE_S nothing is sent, so whatever ends within it has its own status. After that `200` is said and a space
+every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte begins a client's read timeout anew.
+
+What fails later cannot have its status any more, and an error in a 200 is one that openai-python does not see: it would hand its
+caller an answer without choices. So its connection is broken off in the middle. Measured with openai 3.54.0, plain and async: it asks
+again after half a second with `x-stainless-retry-count: 1`, is recognised (models/reader.py), gets the stored failure with its real
+status at once and raises the exception of that status; nothing is called again. With `max_retries=0` it raises APIConnectionError.
+Everybody else gets the `{"error": …}`: openai-node 7.57 asks nothing again once a body has begun (`TypeError: terminated`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from uuid import UUID
+
+from flask import Request, Response
+
+from api import door, errors, pictures, replies
+from api.events import limit_sending
+from api.leaving import BrokenOff, leave, leave_now
+from api.waiting import hall
+from models import db, view
+from models.errors import ServingError, Unauthorised, Unavailable
+from models.job import TERMINAL, Status
+from models.key import Key
+from models.settings import settings
+
+SPACE = b" "
+# What a reader has to take within events.SEND_TIMEOUT_S.
+PIECE_BYTES = 64 * 1024
+# Postgres is away while an answer is to be read: how soon to try again.
+AGAIN_S = 0.5
+# Longer than the first look at a job takes, unless Postgres is away.
+SEEN_S = 3.0
+# nginx's name for it. Nobody reads it.
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Gone(Exception):
+    """The client has hung up."""
+
+
+class Closing(Unavailable):
+    """This server restarts. Send the same request again: its job goes on, and is found."""
+
+
+def answer(job_id: UUID, caller: Key, *, reader: UUID, request: Request) -> Response:
+    """The ended job as the answer to this request, or the beginning of one that goes on until it has ended.
+
+    When the connection breaks before all of the answer was handed over, its reader has left. Raises Closing and Unauthorised.
+    """
+    held = Held(job_id, caller, reader=reader, request=request)
+    try:
+        row = held.wait(settings().status_grace_s)
+        return held.begun() if row is None else held.told(row)
+    except Gone:
+        held.leave_now()
+        return Response(status=CLIENT_CLOSED_REQUEST)
+    except Closing:
+        held.leave_now()
+        raise
+    except BaseException:
+        held.close()
+        raise
+
+
+def answer_within(seconds: float, job_id: UUID, caller: Key, *, request: Request) -> Response | None:
+    """The ended job as the answer to this request, None when it does not end in time. Nobody who leaves here leaves the job."""
+    try:
+        held = Held(job_id, caller, reader=None, request=request)
+    except Unavailable:
+        return None
+    try:
+        if (row := held.wait(seconds)) is not None:
+            return held.told(row)
+    except Gone:
+        held.close()
+        return Response(status=CLIENT_CLOSED_REQUEST)
+    except Closing:
+        pass
+    except BaseException:
+        held.close()
+        raise
+    held.close()
+    return None
+
+
+class Held:
+    """One caller on one connection. `close` must follow; a response that was made here sees to it itself."""
+
+    def __init__(self, job_id: UUID, caller: Key, *, reader: UUID | None, request: Request) -> None:
+        """Raises Unavailable when too many wait here."""
+        self._job_id, self._caller, self._reader = job_id, caller, reader
+        self._connection = limit_sending(request)
+        self._origin = pictures.origin(request)
+        self._breaks_off = _comes_back(request)
+        self._is_settled = False
+        self._room = ExitStack()
+        try:
+            self._seat = self._room.enter_context(hall.wait_for(job_id, connection=self._connection))
+        except Unavailable:
+            self.close()
+            raise
+
+    def wait(self, seconds: float) -> Any | None:
+        """The job's row when it has ended within this time. Raises Gone, Closing, and Unauthorised when the key was revoked."""
+        began = time.monotonic()
+        while True:
+            if self._seat.is_gone:
+                raise Gone
+            if self._seat.is_revoked:
+                raise Unauthorised("This key was revoked. Ask the operator for a new one.")
+            if self._seat.status in TERMINAL and (row := self._row()) is not None:
+                return row
+            if hall.is_closing:
+                raise Closing(retry_after_s=1)
+            # Not before it was seen once: who comes back to a job that has ended is told its real status, however short the time.
+            most_s = seconds if self._seat.status is not None else max(seconds, SEEN_S)
+            if (left_s := began + most_s - time.monotonic()) <= 0:
+                return None
+            self._seat.wait(min(left_s, AGAIN_S) if self._seat.status in TERMINAL else left_s)
+
+    def told(self, row: Any) -> Response:
+        """The whole answer, with its status. Raises Gone."""
+        if self._connection is not None and door.is_closed(self._connection):
+            raise Gone
+        return self._sending(replies.answer(row, origin=self._origin))
+
+    def begun(self) -> Response:
+        """An answer that has begun: 200, and spaces for as long as it takes."""
+        row = self._row()
+        made = Response(self._drip(), mimetype="application/json", headers=replies.timing(row) if row is not None else None)
+        made.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        return self._sending(made)
+
+    def leave_now(self) -> None:
+        """The seat is free. A reader that was not told everything has left, on record before its client can be back."""
+        self._leave(leave_now)
+
+    def close(self) -> None:
+        """The seat is free. A reader that was not told everything has left."""
+        self._leave(leave)
+
+    def _leave(self, write: Callable[[UUID, UUID | None], None]) -> None:
+        self._room.close()
+        if not self._is_settled:
+            self._is_settled = True
+            write(self._job_id, self._reader)
+
+    def _sending(self, made: Response) -> Response:
+        made.response = self._pieces(made.iter_encoded())
+        # Not a `finally` in the iterator: one that was never begun does not run it.
+        made.call_on_close(self.close)
+        return made
+
+    def _pieces(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        try:
+            for part in parts:
+                for start in range(0, len(part), PIECE_BYTES):
+                    yield part[start : start + PIECE_BYTES]
+        except BrokenOff:
+            raise
+        except Exception as error:
+            errors.record(error, event="held answer failed")
+            raise BrokenOff from error
+        # Only here when the last piece was taken.
+        self._is_settled = True
+
+    def _drip(self) -> Iterator[bytes]:
+        try:
+            yield SPACE
+            while (row := self.wait(settings().keepalive_every_s)) is None:
+                yield SPACE
+            if row.status == Status.SUCCEEDED:
+                yield from pictures.content(row, origin=self._origin)
+            else:
+                yield self._late(replies.told_of(row))
+        except (BrokenOff, Gone, Closing) as error:
+            self.leave_now()
+            raise BrokenOff from error
+        except ServingError as error:
+            yield self._late(errors.answer(error).data)
+
+    def _late(self, said: bytes) -> bytes:
+        """An error that has missed its status, for those who would read it there. Raises BrokenOff for those who come back for it."""
+        if self._breaks_off:
+            self.leave_now()
+            raise BrokenOff
+        return said
+
+    def _row(self) -> Any | None:
+        try:
+            with db.begin() as session:
+                return view.find(session, self._job_id, self._caller.id)
+        except Unavailable:
+            return None
+
+
+def _comes_back(request: Request) -> bool:
+    """Whether this is openai-python reading the answer whole: it asks again by itself when the connection breaks."""
+    said = request.headers
+    return said.get("x-stainless-lang") == "python" and said.get("x-stainless-raw-response") != "stream"

@@ -1,0 +1,72 @@
+"""How many new own keys one address may bring: each makes rows that stay, and costs its sender nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections.abc import Callable
+
+from flask import Request
+
+from models.errors import LineFull
+from models.settings import settings
+
+HOUR_S = 3_600.0
+ADDRESSES_MOST = 100_000
+# What one person has of IPv6.
+NETWORK_BITS = 64
+
+
+class Newcomers:
+    """What each address has brought to this process: a hoard of NOWSERVING_NEW_KEYS_PER_IP_PER_HOUR, filled again evenly in an hour."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: when the hoard of each address is full again
+        self._full_at: dict[str, float] = {}
+
+    def admit(self, address: str | None) -> None:
+        """One more new key from this address; None: from this machine, which brings as many as it likes. Raises LineFull."""
+        most = settings().new_keys_per_ip_per_hour
+        if address is None or not most:
+            return
+        with self._lock:
+            now, worth_s = self._clock(), HOUR_S / most
+            full_at = max(now, self._full_at.get(address, 0.0)) + worth_s
+            if full_at - now > HOUR_S:
+                raise LineFull(
+                    f"{most} new keys an hour are accepted from one address. Use a key that is known here, or come back later.",
+                    code="too_many_new_keys",
+                    retry_after_s=full_at - now - HOUR_S,
+                )
+            if len(self._full_at) >= ADDRESSES_MOST:
+                self._full_at = {one: at for one, at in self._full_at.items() if at > now}
+            self._full_at[address] = full_at
+
+
+def address_of(request: Request) -> str | None:
+    """Whose request this is, as its hoard is named: an IPv4 address, an IPv6 network. None: a program on this machine.
+
+    Of X-Forwarded-For only the last address counts, which the proxy itself has seen, and only from a proxy on this machine.
+    """
+    seen = _parse(request.remote_addr)
+    if seen is not None and not seen.is_loopback:
+        return _name(seen)
+    forwarded = _parse(request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip())
+    return _name(forwarded) if forwarded is not None else None
+
+
+def _parse(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        found = ipaddress.ip_address(text or "")
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _name(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    if address.version == 4:
+        return str(address)
+    return str(ipaddress.ip_network((address.packed, NETWORK_BITS), strict=False))

@@ -1,0 +1,156 @@
+"""The upstream's own routes: each request becomes a job, waits in line, and is answered as the upstream would have answered it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+from uuid import UUID, uuid4
+
+from flask import Blueprint, Response, request
+
+from api import ask, auth, held, intake, limits, pictures, prefer, relay, render
+from api.accept import accept
+from api.prefer import Preferences
+from api.waiting import hall
+from models import db, line, reader, view
+from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
+from models.key import Key
+from models.settings import settings
+
+routes = Blueprint("openai", __name__)
+
+# People paste base URLs with and without /v1, and some programs then double it.
+PREFIXES = {"openai": "/v1", "openai_bare": "", "openai_doubled": "/v1/v1"}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request that has its job, without its body, which may be large and waits in Postgres. is_resumed: it came back to the job that
+    its client's last try had made."""
+
+    job_id: UUID
+    lane_id: int
+    is_streamed: bool
+    is_replayed: bool = False
+    is_resumed: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is told of it."""
+        told = {"X-Nowserving-Job-Id": view.public_id(self.job_id)}
+        if self.is_replayed:
+            told["Idempotent-Replayed"] = "true"
+        if self.is_resumed:
+            told["X-Nowserving-Resumed"] = "true"
+        return told
+
+
+@routes.post("/chat/completions")
+def chat() -> Response:
+    """A chat completion, whole or as a stream."""
+    return _serve(CHAT)
+
+
+@routes.post("/images/generations")
+def images() -> Response:
+    """Pictures from a prompt."""
+    return _serve(IMAGES)
+
+
+@routes.post("/images/edits")
+def edits() -> Response:
+    """Pictures from pictures and a prompt."""
+    return _serve(EDITS)
+
+
+@routes.post("/embeddings")
+def embeddings() -> Response:
+    """Vectors for texts."""
+    return _serve(EMBEDDINGS)
+
+
+@routes.post("/moderations")
+def moderations() -> Response:
+    """Whether texts are harmful."""
+    return _serve(MODERATIONS)
+
+
+@routes.get("/models")
+def models() -> Response:
+    """The models there are."""
+    return _serve(MODELS)
+
+
+@routes.get("/models/<path:name>")
+def model(name: str) -> Response:
+    """One model. Its name may hold slashes and colons."""
+    return _serve(f"{MODELS}/{name}")
+
+
+def _serve(endpoint: str) -> Response:
+    """The answer itself, a stream of it, or 202 and the job, as the caller prefers."""
+    caller = auth.caller(request)
+    wanted = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
+    who = None if wanted.respond_async else uuid4()
+    if who is not None:
+        hall.expect_room()
+    # Who waits must not hold the body meanwhile: it is read and dropped in there.
+    arrival = _arrive(caller, endpoint, who=who)
+    intake.release()
+    if who is None:
+        made = _without_waiting(arrival, caller, wanted)
+    elif arrival.is_streamed:
+        made = relay.stream(arrival.job_id, caller, reader=who, is_replay=arrival.is_replayed or arrival.is_resumed)
+    else:
+        made = held.answer(arrival.job_id, caller, reader=who, request=request)
+    made.headers.update(arrival.headers)
+    made.headers.update(limits.headers(arrival.lane_id))
+    return made
+
+
+def _arrive(caller: Key, endpoint: str, *, who: UUID | None) -> Arrival:
+    """The job of this request: the one it asks for again, or a new one. who: the reader that waits for it; None: nobody does.
+
+    By its Idempotency-Key a request finds its job however it comes. Without one an SDK's own retry, which says so, is recognised by
+    what it asks for.
+    """
+    asked = ask.read(request, caller, endpoint)
+    order = asked.order
+    arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed)
+    if asked.token is None and who is not None:
+        order = replace(order, reader=who, fingerprint=hashlib.sha256(asked.said).digest())
+        if _is_retry() and (found := _find_left(order)) is not None:
+            return arrive(found, is_resumed=True)
+    accepted = accept(replace(order, reader=who), token=asked.token, said=asked.said)
+    if accepted.is_replayed:
+        with db.begin() as session:
+            reader.take_over(session, accepted.job_id, reader=who)
+    return arrive(accepted.job_id, is_replayed=accepted.is_replayed)
+
+
+def _find_left(order: line.Order) -> UUID | None:
+    if order.fingerprint is None or order.reader is None:
+        return None
+    with db.begin() as session:
+        return reader.adopt(session, order.key.id, order.fingerprint, reader=order.reader)
+
+
+def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Response:
+    """202 and the job; or its answer when it is there within the time that the caller would rather wait. No stream is waited for."""
+    made = None
+    if wanted.wait_s and not arrival.is_streamed:
+        made = held.answer_within(wanted.wait_s, arrival.job_id, caller, request=request)
+    if made is None:
+        with db.begin() as session:
+            shown = view.show(session, view.find(session, arrival.job_id, caller.id), origin=pictures.origin(request))
+        made = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
+    applied = replace(wanted, wait_s=None) if arrival.is_streamed else wanted
+    made.headers["Preference-Applied"] = applied.applied()
+    return made
+
+
+def _is_retry() -> bool:
+    """Whether an OpenAI SDK says that it asks again because its last try broke."""
+    said = request.headers.get("x-stainless-retry-count", "")
+    return said.isdecimal() and said.strip("0") != ""

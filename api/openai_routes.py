@@ -1,0 +1,77 @@
+"""The upstream's own addresses: they take and answer what the OpenAI API does, and a little more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+
+from pydantic import BaseModel
+
+from api import answers, bodies
+from api.route import CONTROLS, JSON, ONCE, Route, Said, header
+from models.view import JsonObject
+
+FORM = "multipart/form-data"
+ASYNC = header(
+    "Prefer", "`respond-async`: 202 and a job at once; with `, wait=20`: unless the answer is there within so many seconds.", type="string"
+)
+HEADERS = (
+    "X-Nowserving-Job-Id", "X-Nowserving-Waited-Ms", "X-Nowserving-Resumed", "openai-processing-ms", "Idempotent-Replayed",
+    "Preference-Applied", "Location", "x-ratelimit-limit-requests", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens",
+)  # fmt: skip
+ANSWERS: Mapping[int, Said] = MappingProxyType({
+    200: ("The upstream's own answer, unchanged. While it waits longer than a while, spaces come before it.", JSON, None),
+    202: ("As preferred: the job stands in line.", JSON, answers.Job),
+})  # fmt: skip
+READ = (401, 404, 429, 502, 503, 504, "default")
+SENT = (400, 401, 408, 409, 413, 415, 422, 429, 502, 503, 504, "default")
+CHAT_STREAM = "The upstream's events, with comments while the job waits, then [DONE]. A late failure is a chunk with `error`."
+PICTURE_STREAM = "The upstream's events, with comments while the job waits, then [DONE]. A late failure is an `error` event."
+HELLO: JsonObject = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+_FILE: JsonObject = {"type": "string", "format": "binary"}
+_EDIT: JsonObject = {
+    "type": "object",
+    "description": "One or more pictures as file parts `image` or `image[]`; our own fields as `nowserving[priority]`.",
+    "required": ["prompt"],
+    "properties": {
+        "prompt": {"type": "string", "minLength": 1, "maxLength": 32_000},
+        "image": _FILE,
+        "image[]": {"type": "array", "items": _FILE},
+        "mask": _FILE,
+        "model": {"type": "string"},
+        "n": {"type": "integer", "minimum": 1, "maximum": 10},
+        "response_format": {"type": "string", "enum": ["b64_json", "url"]},
+        "stream": {"type": "boolean"},
+        "user": {"type": "string"},
+    },
+}
+
+
+def _json(body: type[BaseModel], **more: object) -> JsonObject:
+    inside = {"type": "object", "properties": {"nowserving": {"$ref": "#/components/schemas/Inside"}}}
+    return {"schema": {"allOf": [{"$ref": f"#/components/schemas/{body.__name__}"}, inside]}, **more}
+
+
+_post = partial(Route, "post", answers=ANSWERS, tag="openai", parameters=(ASYNC, ONCE, *CONTROLS), headers=HEADERS, refusals=SENT)
+_get = partial(Route, "get", answers=ANSWERS, tag="openai", parameters=(ASYNC, ONCE, *CONTROLS), headers=HEADERS, refusals=READ)
+
+ROUTES: tuple[Route, ...] = (
+    _post(
+        "/v1/chat/completions", "createChatCompletion", "Ask for a chat completion",
+        takes={JSON: _json(bodies.ChatBody, example=HELLO)}, streams=CHAT_STREAM,
+    ),
+    _post(
+        "/v1/images/generations", "createImage", "Ask for pictures",
+        takes={JSON: _json(bodies.ImageBody, example={"prompt": "a cat", "response_format": "url"})}, streams=PICTURE_STREAM,
+    ),
+    _post(
+        "/v1/images/edits", "createImageEdit", "Ask for changed pictures",
+        takes={FORM: {"schema": _EDIT}, JSON: _json(bodies.EditBody)}, streams=PICTURE_STREAM,
+    ),
+    _post("/v1/embeddings", "createEmbedding", "Ask for embeddings", takes={JSON: _json(bodies.EmbeddingBody)}),
+    _post("/v1/moderations", "createModeration", "Ask whether something is harmful", takes={JSON: _json(bodies.ModerationBody)}),
+    _get("/v1/models", "listModels", "Which models there are"),
+    _get("/v1/models/{model}", "retrieveModel", "One model; its name may hold slashes"),
+)  # fmt: skip

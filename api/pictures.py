@@ -1,0 +1,80 @@
+"""Pictures as a caller may want them, as base64 or as links: what the upstream is asked for, and what its answer becomes."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Request, Response
+
+from api import render
+from api.pieces import Body
+from models import artifact, db, marks, view
+from models.errors import Invalid
+from models.settings import settings
+from models.view import JsonObject
+
+# OpenAI's own models answer base64 always and refuse the field with a 400, whatever it says.
+BASE64_ONLY = ("gpt-image", "chatgpt-image")
+
+
+def prepare(body: JsonObject) -> tuple[JsonObject, bool]:
+    """What the upstream is to be asked, and whether the caller wants links. body: of an images request, validated; given back as it is
+    when nothing changes.
+
+    Links are ours, made of the bytes, so the upstream is asked for those. Raises Invalid for links in a stream, whose events are on
+    their way before anything is stored.
+    """
+    wanted = body.get("response_format")
+    if wanted == "url" and body.get("stream"):
+        raise Invalid(
+            "`response_format`: a stream has its pictures in its events, as base64. Leave `url` out, or do not stream.",
+            param="response_format",
+        )
+    if "response_format" in body and _is_base64_only(body.get("model")):
+        body = {name: value for name, value in body.items() if name != "response_format"}
+    elif wanted == "url":
+        body = {**body, "response_format": "b64_json"}
+    return body, wanted == "url"
+
+
+def origin(request: Request) -> str:
+    """What links begin with: NOWSERVING_PUBLIC_URL, else the address by which this caller reached us.
+
+    The scheme is https behind a proxy that gunicorn trusts (forwarded_allow_ips: on this machine) and that sends X-Forwarded-Proto; the
+    host is the Host header alone. A proxy that changes it needs NOWSERVING_PUBLIC_URL.
+    """
+    # werkzeug gives no host where the header is none.
+    return settings().public_url.rstrip("/") or (request.host_url.rstrip("/") if request.host else "")
+
+
+def put_back(made: Response, job_id: UUID) -> None:
+    """The pictures of this job whose marks are in the answer go out with it, read while it is sent."""
+    body = _body(job_id, made.get_data())
+    made.response, made.content_length = body, body.length
+
+
+def content(row: Any, *, origin: str) -> Body:
+    """The body of a succeeded job's answer: to the byte what the upstream sent, or with links where they were asked for.
+
+    row: as view.find gives it; its `result` says the same.
+    """
+    answer = bytes(row.response)
+    if row.wants_urls:
+        with db.begin() as session:
+            said = view.result(session, row, origin=origin)
+        if isinstance(said, dict):
+            return Body([render.text(said).encode()])
+    return _body(row.id, answer)
+
+
+def _body(job_id: UUID, content: bytes) -> Body:
+    if not marks.is_cut(content):
+        return Body([content])
+    with db.begin() as session:
+        return Body(marks.parts(content, artifact.of(session, job_id)))
+
+
+def _is_base64_only(model: object) -> bool:
+    """Of no model too: OpenAI's own choice is one of its own. Some servers put a maker's name and a slash before it."""
+    return not model or str(model).rpartition("/")[2].startswith(BASE64_ONLY)

@@ -1,0 +1,205 @@
+"""A streamed answer on its way to its reader, in OpenAI's shape: the place in line as comments, then the upstream's events, then [DONE].
+
+The status is 200 at once, whatever becomes of the job. Events come from Redis while the call runs; what has not come that way, be it that
+Redis lost it or the reader came late, is taken from the transcript when the job has ended: the n-th event is the same in both.
+
+A stream that was said to its end ends with [DONE], a failure too. One that this process cannot go on with because it is stopped is broken
+off in the middle, so that nobody takes it for whole: SDKs raise APIConnectionError. Its job goes on and is found by who asks again
+with the same Idempotency-Key, or at …/stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+from uuid import UUID
+
+from flask import Blueprint, Response, request
+
+from api import auth, errors, frames, replies
+from api.door import is_closed
+from api.events import limit_sending
+from api.leaving import BrokenOff, leave, leave_now
+from api.waiting import Seat, hall
+from models import db, view
+from models.endpoint import CHAT
+from models.errors import ServingError, Unauthorised, Unavailable, WrongState
+from models.job import TERMINAL, Status
+from models.key import Key
+from models.view import JsonObject
+from workers.chunks import Chunk
+
+routes = Blueprint("relay", __name__)
+
+# Proxies and browsers give up after 30 to 60 s of silence.
+COMMENT_EVERY_S = 7.0
+MOVED_EVERY_S = 1.0
+# Postgres is away while the end is to be read: how soon to try again.
+AGAIN_S = 1.0
+WELCOME = b": waiting\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Restarted(ServingError):
+    """The call broke in the middle of its answer and was made again."""
+
+    code = "stream_restarted"
+
+
+@routes.get("/jobs/<name>/stream")
+def follow(name: str) -> Response:
+    """The stream of a job from its beginning, for those who come late or lost it."""
+    caller, job_id = auth.caller(request), view.parse_id(name)
+    with db.begin() as session:
+        if not view.find(session, job_id, caller.id).streamed:
+            raise WrongState("This job was not asked for as a stream: GET /v1/jobs/{id} has its answer, …/events its life.")
+    return stream(job_id, caller, reader=None, is_replay=True)
+
+
+def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = False) -> Response:
+    """The stream as the answer to the current request. Raises Unavailable and LineFull when no more can be open.
+
+    reader: who has left the job when this connection breaks before the end; None: somebody else waits for it. is_replay: the
+    completion gets an id of its own.
+    """
+    room = ExitStack()
+    try:
+        hall.open_stream(caller.id)
+        room.callback(hall.close_stream, caller.id)
+        seat = room.enter_context(hall.wait_for(job_id, chunks=True, places=True, connection=limit_sending(request)))
+    except ServingError:
+        room.close()
+        leave(job_id, reader)
+        raise
+    relay = Relay(caller, seat, new_name=frames.new_name() if is_replay else None)
+    made = Response(relay.events(), mimetype="text/event-stream", headers=HEADERS)
+
+    def settle() -> None:
+        room.close()
+        if not relay.is_settled:
+            relay.is_settled = True
+            (leave_now if hall.is_closing else leave)(job_id, reader)
+
+    # Not a `finally` in the generator: one that was never begun does not run it.
+    made.call_on_close(settle)
+    return made
+
+
+class Relay:
+    """One reader of one stream. is_settled: nothing is owed to it any more."""
+
+    def __init__(self, caller: Key, seat: Seat, *, new_name: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """new_name: the completion id of all chunks, instead of their own."""
+        self.is_settled = False
+        self._caller, self._seat, self._name, self._clock = caller, seat, new_name, clock
+        self._dispatch_id: UUID | None = None
+        self._sent, self._last, self._digest = 0, b"", hashlib.sha256()
+        self._position: int | None = None
+        self._said_at = clock()
+
+    def events(self) -> Iterator[bytes]:
+        """What is written, each a whole event or comment. An error ends it readably, for the status has long been sent."""
+        try:
+            yield from self._events()
+        except BrokenOff:
+            raise
+        except ServingError as error:
+            yield from self._failed(error.view(), row=None)
+        except Exception as error:
+            errors.record(error, event="stream failed")
+            yield from self._failed(ServingError().view(), row=None)
+
+    def _events(self) -> Iterator[bytes]:
+        yield WELCOME
+        while not self._seat.is_gone:
+            yield from self._relayed(self._seat.take())
+            if self._seat.status in TERMINAL and (ended := self._ended()) is not None:
+                yield from self._rest(*ended)
+                return
+            if self._seat.is_revoked:
+                raise Unauthorised
+            if hall.is_closing:
+                raise BrokenOff
+            yield from self._comment()
+            self._seat.wait(self._pause_s())
+
+    def _relayed(self, chunks: Sequence[Chunk]) -> Iterator[bytes]:
+        """Chunks that go on where the stream is. After a gap none does: the transcript will."""
+        if chunks and not self._sent:
+            # Of a call that was made again only the last is told, as long as nothing was.
+            self._dispatch_id = chunks[-1].dispatch_id
+            chunks = [chunk for chunk in chunks if chunk.dispatch_id == self._dispatch_id]
+        for chunk in chunks:
+            if chunk.dispatch_id != self._dispatch_id:
+                raise self._restarted()
+            if chunk.n == self._sent:
+                yield self._next(chunk.event)
+
+    def _ended(self) -> tuple[Any, Sequence[bytes]] | None:
+        """The ended job and the events of its transcript; None while Postgres is away."""
+        try:
+            with db.begin() as session:
+                row = view.find(session, self._seat.job_id, self._caller.id)
+                return row, frames.split(view.transcript(session, row.id))
+        except Unavailable:
+            return None
+
+    def _rest(self, row: Any, events: Sequence[bytes]) -> Iterator[bytes]:
+        goes_on = bool(events) and hashlib.sha256(b"".join(events[: self._sent])).digest() == self._digest.digest()
+        for event in events[self._sent :] if goes_on else ():
+            yield self._next(event)
+        if row.status != Status.SUCCEEDED:
+            yield from self._failed(replies.failure(row).error, row=row)
+        elif goes_on:
+            yield from self._done()
+        else:
+            raise self._restarted()
+
+    def _failed(self, error: JsonObject, *, row: Any) -> Iterator[bytes]:
+        row = row or self._row()
+        name = self._name or frames.name_of(self._last)
+        endpoint, model = (row.endpoint, row.model) if row else (CHAT, "")
+        yield from frames.failure(error, endpoint=endpoint, model=model, name=name, is_begun=bool(self._sent))
+        yield from self._done()
+
+    def _done(self) -> Iterator[bytes]:
+        # The last words to one who has just hung up would be taken by the kernel alone.
+        if self._seat.connection is None or not is_closed(self._seat.connection):
+            yield frames.DONE
+            self.is_settled = True
+
+    def _comment(self) -> Iterator[bytes]:
+        """How the job stands, when it is time to say so."""
+        if self._clock() >= self._comment_at():
+            place = self._seat.place
+            self._position = place.position if place else None
+            self._said_at = self._clock()
+            yield frames.comment(self._seat.status, place)
+
+    def _comment_at(self) -> float:
+        place = self._seat.place
+        if place is None or place.position == self._position:
+            return self._said_at + COMMENT_EVERY_S
+        return self._said_at + (0.0 if self._position is None else MOVED_EVERY_S)
+
+    def _pause_s(self) -> float:
+        return AGAIN_S if self._seat.status in TERMINAL else max(0.0, self._comment_at() - self._clock())
+
+    def _next(self, event: bytes) -> bytes:
+        self._sent, self._last, self._said_at = self._sent + 1, event, self._clock()
+        self._digest.update(event)
+        return event if self._name is None else frames.renamed(event, self._name)
+
+    def _row(self) -> Any | None:
+        try:
+            with db.begin() as session:
+                return view.find(session, self._seat.job_id, self._caller.id)
+        except ServingError:
+            return None
+
+    def _restarted(self) -> Restarted:
+        name = view.public_id(self._seat.job_id)
+        return Restarted(f"The call broke in the middle of its answer and was made again. GET /v1/jobs/{name} has the whole answer.")

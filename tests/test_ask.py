@@ -1,0 +1,190 @@
+"""What a request on one of the upstream's routes orders: its bytes, its line, what is reserved, by what it is known again."""
+
+from __future__ import annotations
+
+import json
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import request
+from werkzeug.test import TestResponse
+
+from api import ask
+from api.app import create_app
+from api.ask import Ask
+from api.intake import intake
+from api.waiting import hall
+from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
+from models.errors import Invalid, NotFound, UnsupportedMedia
+from models.key import Key
+from tests.http_tools import Caller, end
+from tests.processes import until
+
+CALLER = Key(id=1, pool_id=1, kind="own")
+MESSAGES = [{"role": "user", "content": "hi there"}]
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "m", "messages": MESSAGES},
+    IMAGES: {"prompt": "a cat", "n": 2},
+    EMBEDDINGS: {"model": "e", "input": "hi there"},
+    MODERATIONS: {"input": "hi there"},
+}
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+def read(endpoint: str, body: object = None, **more: Any) -> Ask:
+    """What is asked for by this body (bytes as they are, anything else as JSON)."""
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    sent = {"path": endpoint, "method": "POST", "data": content, "content_type": "application/json", **more}
+    with create_app().test_request_context(**sent):
+        return ask.read(request, CALLER, endpoint)
+
+
+def refusal(endpoint: str, body: object = None, **more: Any) -> Invalid:
+    with pytest.raises(Invalid) as refused:
+        read(endpoint, body, **more)
+    return refused.value
+
+
+@pytest.mark.parametrize("endpoint", BODIES)
+def test_the_clients_own_bytes_go_to_the_upstream(endpoint: str) -> None:
+    sent = json.dumps({"x_new": [1.50, 1e2, "é"], **BODIES[endpoint]}, indent=1, ensure_ascii=False).encode()
+
+    order = read(endpoint, b"\xef\xbb\xbf" + sent).order
+
+    assert (sent, None, endpoint) == (order.request, order.content_type, order.endpoint)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "lane"),
+    [
+        (CHAT, BODIES[CHAT], "m"),
+        (IMAGES, BODIES[IMAGES], "default"),
+        (IMAGES, {"prompt": "a cat", "model": None}, "default"),
+        (IMAGES, {"prompt": "a cat", "model": "p"}, "p"),
+        (EMBEDDINGS, BODIES[EMBEDDINGS], "e"),
+        (MODERATIONS, BODIES[MODERATIONS], "omni-moderation-latest"),
+        (MODERATIONS, {"input": "x", "model": "mod"}, "mod"),
+    ],
+)
+def test_each_model_has_its_line(endpoint: str, body: dict[str, Any], lane: str) -> None:
+    assert lane == read(endpoint, body).order.model
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a cat"}, {"model": None, "prompt": "a cat"}])
+def test_the_operators_image_model_is_filled_in(body: dict[str, Any], override: Callable[..., None]) -> None:
+    override(default_image_model="gpt-image-2")
+
+    order = read(IMAGES, body).order
+
+    assert ("gpt-image-2", {**body, "model": "gpt-image-2"}) == (order.model, json.loads(order.request))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "tokens", "images"),
+    [
+        (CHAT, {**BODIES[CHAT], "max_tokens": 10}, 2 + 4 + 10, 0),
+        (CHAT, {**BODIES[CHAT], "max_tokens": 10, "n": 3, "stream": True}, 2 + 4 + 30, 0),
+        (IMAGES, BODIES[IMAGES], 2, 2),
+        (EMBEDDINGS, {"model": "e", "input": "x" * 9}, 3, 0),
+        (EMBEDDINGS, {"model": "e", "input": ["x" * 9, "x"]}, 4, 0),
+        (EMBEDDINGS, {"model": "e", "input": [1, 2, 3, 4, 5]}, 5, 0),
+        (EMBEDDINGS, {"model": "e", "input": [[1, 2], [3]]}, 3, 0),
+        (MODERATIONS, {"input": ["x" * 8, "x"]}, 3, 0),
+        (MODERATIONS, {"input": [{"type": "text", "text": "x" * 8}, {"type": "image_url", "image_url": {"url": "u"}}]}, 1_002, 0),
+    ],
+)
+def test_what_is_reserved_follows_the_body(endpoint: str, body: dict[str, Any], tokens: int, images: int) -> None:
+    order = read(endpoint, body).order
+
+    assert (tokens, images) == (order.tokens, order.images)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "param"),
+    [
+        (CHAT, {"model": None}, "model"),
+        (CHAT, {"messages": {}}, "messages"),
+        (CHAT, {"messages": [7]}, "messages[0]"),
+        (CHAT, {"messages": [{"role": 7}]}, "messages[0].role"),
+        (CHAT, {"n": 2**50}, "n"),
+        (CHAT, {"stream": "true"}, "stream"),
+        (IMAGES, {"prompt": ["a"]}, "prompt"),
+        (IMAGES, {"n": 11}, "n"),
+        (EMBEDDINGS, {"input": None}, "input"),
+        (EMBEDDINGS, {"input": ""}, "input"),
+        (EMBEDDINGS, {"input": []}, "input"),
+        (EMBEDDINGS, {"input": ["a", 1]}, "input"),
+        (EMBEDDINGS, {"input": [True]}, "input"),
+        (EMBEDDINGS, {"input": [[1], []]}, "input"),
+        (EMBEDDINGS, {"input": [["a"]]}, "input"),
+        (EMBEDDINGS, {"input": {"a": 1}}, "input"),
+        (MODERATIONS, {"input": None}, "input"),
+        (MODERATIONS, {"input": []}, "input"),
+        (MODERATIONS, {"input": {"type": "text"}}, "input"),
+        (MODERATIONS, {"input": [1]}, "input"),
+    ],
+)
+def test_a_wrong_field_is_named_as_the_client_named_it(endpoint: str, fields: dict[str, Any], param: str) -> None:
+    assert param == refusal(endpoint, {**BODIES[endpoint], **fields}).param
+
+
+@pytest.mark.parametrize("stream", [True, False, None])
+def test_a_stream_is_a_stream_in_the_line(stream: bool | None) -> None:
+    assert bool(stream) == read(CHAT, {**BODIES[CHAT], "stream": stream}).order.streamed
+    assert bool(stream) == read(IMAGES, {**BODIES[IMAGES], "stream": stream}).order.streamed
+
+
+def test_what_is_said_again_is_recognised_whatever_its_spelling() -> None:
+    one, same, other = (read(CHAT, body).said for body in ({"a": 1, **BODIES[CHAT]}, {**BODIES[CHAT], "a": 1}, {**BODIES[CHAT], "a": 2}))
+
+    assert one == same
+    assert other != one
+    assert read(EMBEDDINGS, {"model": "m", "input": "x"}).said != read(MODERATIONS, {"model": "m", "input": "x"}).said
+
+
+@pytest.mark.parametrize("endpoint", [MODELS, f"{MODELS}/gpt-6", f"{MODELS}/ft:gpt/acme::x", f"{MODELS}/v1.0..2"])
+def test_models_are_asked_for_in_a_line_of_their_own(endpoint: str) -> None:
+    made = read(endpoint, method="GET", content_type=None)
+
+    assert ("models", b"", 1, endpoint) == (made.order.model, made.order.request, made.order.tokens, made.order.endpoint)
+    assert f"GET {endpoint}\n".encode() == made.said
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "../files", "a/../b", "a//b", "a/", "x" * 201, "a\0b", "a\nb"])
+def test_what_is_no_models_name_reaches_no_upstream(name: str) -> None:
+    assert isinstance(refusal(f"{MODELS}/{name}", method="GET", path="/v1/models/x"), NotFound)
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "multipart/form-data; boundary=x"])
+def test_only_json_is_taken_for_json(content_type: str | None) -> None:
+    assert isinstance(refusal(CHAT, BODIES[CHAT], content_type=content_type), UnsupportedMedia)
+
+
+def test_json_may_name_its_charset() -> None:
+    assert "m" == read(CHAT, BODIES[CHAT], content_type="application/json; charset=utf-8").order.model
+
+
+@pytest.mark.usefixtures("database")
+def test_who_waits_does_not_hold_what_was_sent() -> None:
+    caller, size = Caller(), 8 * 2**20
+    content = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * size}]}).encode()
+    said: list[TestResponse] = []
+    thread = threading.Thread(
+        target=lambda: said.append(caller.post("/v1/chat/completions", data=content, content_type="application/json"))
+    )
+
+    tracemalloc.start()
+    thread.start()
+    until(lambda: len(hall) == 1, what="seated")
+    held, taken = tracemalloc.get_traced_memory()[0], intake.held_bytes
+    tracemalloc.stop()
+    end(caller, caller.get("/v1/jobs").json["data"][0]["id"])
+    thread.join(20)
+
+    assert held < size / 2  # what the test holds itself was there before
+    assert 0 == taken
+    assert [200] == [answer.status_code for answer in said]

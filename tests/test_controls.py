@@ -1,0 +1,171 @@
+"""What a caller says to us and not to the upstream: in headers, or in the body's `nowserving` object."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from flask import request
+
+from api import ask
+from api.app import create_app
+from api.ask import Ask
+from models.endpoint import CHAT, MODELS
+from models.errors import Invalid
+from models.key import Key
+from tests.http_tools import CHAT as SUBMIT
+from tests.http_tools import Caller, error_of, stored
+
+CALLER = Key(id=1, pool_id=1, kind="own")
+BODY: dict[str, Any] = {"model": "m", "temperature": 0.10, "messages": [{"role": "user", "content": "hi"}]}
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+def read(headers: dict[str, str] | None = None, endpoint: str = CHAT, **fields: Any) -> Ask:
+    content = json.dumps({**BODY, **fields})
+    with create_app().test_request_context(endpoint, method="POST", headers=headers, data=content, content_type="application/json"):
+        return ask.read(request, CALLER, endpoint)
+
+
+def refusal(headers: dict[str, str] | None = None, **fields: Any) -> Invalid:
+    with pytest.raises(Invalid) as refused:
+        read(headers, **fields)
+    return refused.value
+
+
+HEADERS = {
+    "X-Nowserving-Priority": "high",
+    "X-Nowserving-Expires-In": "30",
+    "X-Nowserving-Timeout": "2.5",
+    "X-Nowserving-User": "ann",
+    "Idempotency-Key": "k1",
+}
+INSIDE = {"priority": "high", "expires_in": 30, "timeout": 2.5, "user": "ann", "idempotency_key": "k1"}
+FIELDS = {"priority": "high", "expires_in_s": 30, "timeout_s": 2.5, "user": "ann", "idempotency_key": "k1"}
+
+
+@pytest.mark.parametrize(("headers", "fields"), [(HEADERS, {}), ({}, {"nowserving": INSIDE}), ({}, {"nowserving": FIELDS})])
+def test_headers_and_the_body_say_the_same(headers: dict[str, str], fields: dict[str, Any]) -> None:
+    made = read(headers, **fields)
+
+    order = made.order
+    assert ("high", 30, 2.5, "ann", "k1") == (order.priority, order.expires_in_s, order.timeout_s, order.flow, made.token)
+
+
+def test_who_says_nothing_gets_the_operators_terms() -> None:
+    made = read()
+
+    order = made.order
+    assert ("normal", 86_400, 600, "key", None) == (order.priority, order.expires_in_s, order.timeout_s, order.flow, made.token)
+
+
+def test_all_that_a_job_may_say_can_be_said_in_the_body() -> None:
+    order = read(nowserving={"conversation": "c", "on_lost": "fail", "max_attempts": 2, "metadata": {"a": "b"}}).order
+
+    assert ("c", "fail", 2, {"a": "b"}, "c") == (order.conversation, order.on_lost, order.max_attempts, order.metadata, order.flow)
+
+
+def test_a_header_beats_the_body() -> None:
+    made = read(HEADERS, nowserving={"priority": "low", "user": "bob", "idempotency_key": "k2"})
+
+    assert ("high", "ann", "k1") == (made.order.priority, made.order.flow, made.token)
+
+
+@pytest.mark.parametrize("said", [INSIDE, {}, None])
+def test_the_upstream_never_sees_what_is_said_to_us(said: object) -> None:
+    content = json.dumps({"temperature": 0.10, "nowserving": said, **BODY}).encode()
+    with create_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
+        order = ask.read(request, CALLER, CHAT).order
+
+    assert b'{"temperature":0.1,"model":"m","messages":[{"role":"user","content":"hi"}]}' == order.request
+
+
+@pytest.mark.parametrize(
+    ("headers", "fields", "flow"),
+    [
+        ({"X-Nowserving-User": "ann"}, {"user": "u", "safety_identifier": "s"}, "ann"),
+        ({}, {"user": "u", "safety_identifier": "s"}, "s"),
+        ({}, {"user": "u", "nowserving": {"conversation": "c"}}, "u"),
+        ({}, {"nowserving": {"conversation": "c"}}, "c"),
+        ({"X-Nowserving-User": "Zoë".encode().decode("latin-1")}, {}, "Zoë"),
+    ],
+)
+def test_who_waits_is_named_by_the_first_that_says_it(headers: dict[str, str], fields: dict[str, Any], flow: str) -> None:
+    assert flow == read(headers, **fields).order.flow
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("X-Nowserving-Priority", "urgent"),
+        ("X-Nowserving-Priority", ""),
+        ("X-Nowserving-Priority", "high, low"),
+        ("X-Nowserving-Expires-In", "0"),
+        ("X-Nowserving-Expires-In", "-1"),
+        ("X-Nowserving-Expires-In", "1e3"),
+        ("X-Nowserving-Expires-In", "nan"),
+        ("X-Nowserving-Expires-In", "inf"),
+        ("X-Nowserving-Expires-In", "1_000"),
+        ("X-Nowserving-Expires-In", "٣٠".encode().decode("latin-1")),
+        ("X-Nowserving-Expires-In", "9" * 400),
+        ("X-Nowserving-Timeout", "3601"),
+        ("X-Nowserving-Timeout", "30s"),
+        ("X-Nowserving-User", ""),
+        ("X-Nowserving-User", "x" * 257),
+        ("X-Nowserving-User", "caf\xe9"),
+        ("X-Nowserving-User", "a\tb"),
+        ("X-Nowserving-Webhook-Url", "https://example.com"),
+    ],
+)
+def test_a_wrong_header_is_named(header: str, value: str) -> None:
+    assert header == refusal({header: value}).param
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ("high", "nowserving"),
+        ([], "nowserving"),
+        ({"priority": "urgent"}, "nowserving.priority"),
+        ({"expires_in": "30"}, "nowserving.expires_in"),
+        ({"expires_in": True}, "nowserving.expires_in"),
+        ({"expires_in_s": 0}, "nowserving.expires_in_s"),
+        ({"expires_in_s": 30, "expires_in": 30}, "nowserving.expires_in"),
+        ({"timeout": 1e300}, "nowserving.timeout"),
+        ({"user": 7}, "nowserving.user"),
+        ({"idempotency_key": 7}, "nowserving.idempotency_key"),
+        ({"metadata": {"a": 1}}, "nowserving.metadata.a"),
+        ({"webhook_url": "https://example.com"}, "nowserving.webhook_url"),
+        ({"prority": "high"}, "nowserving.prority"),
+        ({"endpoint": CHAT}, "nowserving.endpoint"),
+    ],
+)
+def test_a_wrong_field_of_ours_is_named(said: object, param: str) -> None:
+    assert param == refusal(nowserving=said).param
+
+
+def test_headers_hold_for_models_too() -> None:
+    with create_app().test_request_context(MODELS, headers={"X-Nowserving-Priority": "low", "X-Nowserving-User": "ann"}):
+        order = ask.read(request, CALLER, MODELS).order
+
+    assert ("low", "ann") == (order.priority, order.flow)
+
+
+@pytest.mark.usefixtures("database")
+def test_headers_hold_for_jobs_too() -> None:
+    caller = Caller()
+
+    made = caller.post("/v1/jobs", {**SUBMIT, "priority": "low"}, headers={"X-Nowserving-Priority": "high"})
+    wrong = caller.post("/v1/jobs", SUBMIT, headers={"X-Nowserving-Timeout": "soon"})
+
+    assert (202, "high") == (made.status_code, made.json["priority"])
+    assert ("X-Nowserving-Timeout", 1) == (error_of(wrong)["param"], stored())
+
+
+@pytest.mark.usefixtures("database")
+def test_a_job_says_beside_its_body_what_is_said_to_us() -> None:
+    answer = Caller().post("/v1/jobs", {**SUBMIT, "body": {**SUBMIT["body"], "nowserving": {"priority": "high"}}})
+
+    assert (400, "body.nowserving", 0) == (answer.status_code, error_of(answer)["param"], stored())

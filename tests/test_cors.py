@@ -1,0 +1,83 @@
+"""Programs in a browser, on pages of other origins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from api import openai
+from tests.http_tools import CHAT, Caller
+
+pytestmark = pytest.mark.usefixtures("database")
+PAGE = {"Origin": "https://chat.example"}
+ASKING = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os"}
+
+
+def preflight(path: str, **more: Any) -> Any:
+    return Caller().app.test_client().options(path, headers={**PAGE, **ASKING, **more})
+
+
+@pytest.mark.parametrize("prefix", openai.PREFIXES.values())
+def test_a_preflight_needs_no_key_and_allows_what_it_asks_for(prefix: str) -> None:
+    said = preflight(f"{prefix}/chat/completions")
+
+    assert 200 == said.status_code
+    assert "*" == said.headers["Access-Control-Allow-Origin"]
+    assert ASKING["Access-Control-Request-Headers"] == said.headers["Access-Control-Allow-Headers"]
+    assert {"GET", "POST", "DELETE", "OPTIONS"} <= set(said.headers["Access-Control-Allow-Methods"].split(", "))
+    assert "86400" == said.headers["Access-Control-Max-Age"]
+
+
+@pytest.mark.parametrize("origin", ["tauri://localhost", "chrome-extension://abcdef", "null"])
+def test_any_origin_may_come_unless_the_operator_says_otherwise(origin: str) -> None:
+    assert "*" == preflight("/v1/jobs", Origin=origin).headers["Access-Control-Allow-Origin"]
+
+
+def test_an_answer_can_be_read_with_its_headers() -> None:
+    said = Caller().post("/v1/jobs", CHAT, headers=PAGE)
+
+    assert 202 == said.status_code
+    assert "*" == said.headers["Access-Control-Allow-Origin"]
+    exposed = {name.strip().lower() for name in said.headers["Access-Control-Expose-Headers"].split(",")}
+    assert {"retry-after", "x-request-id", "location", "x-ratelimit-remaining-tokens", "x-nowserving-job-id"} <= exposed
+    assert "Access-Control-Allow-Credentials" not in said.headers
+
+
+def test_what_was_fetched_without_an_origin_is_not_kept_for_who_has_one() -> None:
+    assert "Origin" in Caller().get("/healthz").headers["Vary"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/nowhere", 404), ("DELETE", "/v1/chat/completions", 405), ("POST", "/v1/chat/completions", 415)],
+)
+def test_errors_can_be_read_too(method: str, path: str, status: int) -> None:
+    said = Caller().send(method, path, headers=PAGE)
+
+    assert status == said.status_code
+    assert "*" == said.headers["Access-Control-Allow-Origin"]
+
+
+def test_a_wrong_key_is_an_error_that_a_page_can_read() -> None:
+    said = Caller("ns-unknown").get("/v1/jobs", headers=PAGE)
+
+    assert 401 == said.status_code
+    assert "*" == said.headers["Access-Control-Allow-Origin"]
+
+
+def test_the_operator_narrows_the_origins(override: Callable[..., None]) -> None:
+    override(cors_origins="https://chat.example, tauri://localhost")
+
+    ours, other = preflight("/v1/jobs"), preflight("/v1/jobs", Origin="https://other.example")
+
+    assert "https://chat.example" == ours.headers["Access-Control-Allow-Origin"]
+    assert "Access-Control-Allow-Origin" not in other.headers
+    assert "Origin" in ours.headers["Vary"] and "Origin" in other.headers["Vary"]
+
+
+def test_who_is_no_browser_is_not_bothered() -> None:
+    said = Caller().post("/v1/jobs", CHAT)
+
+    assert [] == [name for name, _ in said.headers if name.startswith("Access-Control")]

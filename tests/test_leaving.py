@@ -1,0 +1,171 @@
+"""Callers who go away: it is on record, and after a while their jobs are cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+
+from api import leaving
+from deploy.embedded import free_port
+from models import db, line
+from models.key import Key
+from tests.line_tools import admit, known, query, row, start, submit, told
+from tests.processes import until
+from workers import wake
+from workers.bell import Bell
+from workers.limiter import Limiter
+from workers.sweep import Sweep
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller(database: None) -> Key:
+    return known()
+
+
+@pytest.fixture
+def sweep(redis_client: redis.Redis) -> Sweep:
+    return Sweep(limiter=Limiter(redis_client), bell=Bell())
+
+
+@pytest.fixture
+def heard(redis_client: redis.Redis) -> Iterator[Callable[[], list[bytes]]]:
+    """What was said on the wake-up channels since the last look."""
+    with redis_client.pubsub() as subscription:
+        subscription.subscribe(wake.JOBS, wake.LINE)
+
+        def listen() -> list[bytes]:
+            came = list(iter(lambda: subscription.get_message(timeout=0.3), None))
+            return [message["data"] for message in came if message["type"] == "message"]
+
+        until(lambda: 2 == len(subscription.channels) and not listen(), what="subscribed")
+        yield listen
+
+
+def left_ago(job_id: UUID, seconds: float) -> None:
+    query("UPDATE job SET left_at = now() - make_interval(secs => :s) WHERE id = :id", s=seconds, id=job_id)
+
+
+def test_leaving_is_on_record_soon(caller: Key) -> None:
+    who = uuid4()
+    job_id = submit(caller, reader=who)
+
+    leaving.leave(job_id, who)
+
+    until(lambda: row(job_id).left_at, what="left")
+
+
+def test_leaving_now_is_on_record_when_it_returns(caller: Key) -> None:
+    who = uuid4()
+    job_id = submit(caller, reader=who)
+
+    leaving.leave_now(job_id, who)
+
+    assert row(job_id).left_at
+
+
+def test_a_job_without_a_reader_is_not_left(caller: Key) -> None:
+    job_id = submit(caller)
+
+    leaving.leave_now(job_id, None)
+    leaving.leave_now(job_id, uuid4())
+
+    assert row(job_id).left_at is None
+
+
+def test_who_leaves_while_postgres_is_away_is_remembered(caller: Key, override: Callable[..., None], environment: dict[str, str]) -> None:
+    who = uuid4()
+    job_id = submit(caller, reader=who)
+    leavers = leaving.Leavers()
+    engine = db.engine()
+    override(database_url=f"postgresql+psycopg://x@127.0.0.1:{free_port()}/x")
+    db.engine.cache_clear()
+    assert not leaving.write(job_id, who)
+    leavers.add(job_id, who)
+    db.engine().dispose()
+    override(database_url=environment["NOWSERVING_DATABASE_URL"])
+    db.engine.cache_clear()
+    engine.dispose()
+
+    until(lambda: row(job_id).left_at, what="left")
+
+
+@pytest.mark.parametrize("state", ["queued", "admitted", "running"])
+def test_a_job_that_was_left_long_ago_is_cancelled(caller: Key, sweep: Sweep, state: str) -> None:
+    job_id = submit(caller, reader=uuid4())
+    {"queued": lambda *_: None, "admitted": admit, "running": start}[state](caller, job_id)
+    left_ago(job_id, 16)
+
+    sweep.step(now=0)
+
+    ended = row(job_id)
+    assert (True, "running" if state == "running" else "cancelled") == (ended.cancel_requested, ended.status)
+    assert "cancelling" if state == "running" else "cancelled" in told(job_id)
+
+
+def test_a_job_that_was_left_a_moment_ago_waits_for_its_caller_to_come_back(caller: Key, sweep: Sweep) -> None:
+    job_id = submit(caller, reader=uuid4())
+    left_ago(job_id, 10)
+
+    sweep.step(now=0)
+
+    assert not row(job_id).cancel_requested
+
+
+def test_how_long_it_waits_is_a_setting(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+    job_id = submit(caller, reader=uuid4())
+    left_ago(job_id, 10)
+    override(abandoned_after_s=9)
+
+    sweep.step(now=0)
+
+    assert row(job_id).cancel_requested
+
+
+def test_an_operator_may_want_abandoned_jobs_answered(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+    job_id = submit(caller, reader=uuid4())
+    left_ago(job_id, 1000)
+    override(cancel_abandoned="false")
+
+    sweep.step(now=0)
+
+    assert not row(job_id).cancel_requested
+
+
+def test_a_job_that_nobody_waits_for_by_promise_is_never_cancelled(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+    job_id = submit(caller)
+    leaving.leave_now(job_id, uuid4())
+    override(abandoned_after_s=0)
+
+    sweep.step(now=0)
+
+    assert not row(job_id).cancel_requested
+
+
+def test_many_abandoned_jobs_are_cancelled_in_one_pass(caller: Key, sweep: Sweep) -> None:
+    jobs = [submit(caller, reader=uuid4()) for _ in range(20)]
+    for job_id in jobs:
+        left_ago(job_id, 16)
+
+    sweep.step(now=0)
+
+    assert {"cancelled"} == {row(job_id).status for job_id in jobs}
+
+
+def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Sweep, heard: Callable[[], list[bytes]]) -> None:
+    waiting, running = submit(caller, reader=uuid4()), submit(caller, reader=uuid4())
+    start(caller, running)
+    left_ago(waiting, 16)
+    left_ago(running, 17)
+    heard()
+
+    sweep.step(now=0)
+
+    said = b" ".join(heard()).decode()
+    assert f'{{"job": "{running}", "event": "cancelling"}}' in said
+    assert f'{{"job": "{waiting}", "event": "cancelled"}}' in said
+    assert f'{{"lane": {line.lane_of(caller.pool_id, "m")}, "queued": null, "cancelled": "{waiting}"}}' in said

@@ -1,0 +1,103 @@
+"""New own keys: one address may bring only so many, for each makes rows that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import request
+
+from api.app import create_app
+from api.newcomers import HOUR_S, Newcomers, address_of
+from models.errors import LineFull
+from tests.http_tools import Caller, error_of
+from tests.line_tools import query
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def newcomers(clock: Clock, override: Callable[..., None]) -> Newcomers:
+    override(new_keys_per_ip_per_hour=4)
+    return Newcomers(clock=clock)
+
+
+def bring(newcomers: Newcomers, address: str | None, *, count: int) -> None:
+    for _ in range(count):
+        newcomers.admit(address)
+
+
+def test_an_address_brings_so_many_at_once_and_so_many_an_hour(newcomers: Newcomers, clock: Clock) -> None:
+    bring(newcomers, "1.2.3.4", count=4)
+    with pytest.raises(LineFull) as refused:
+        newcomers.admit("1.2.3.4")
+    clock.now += HOUR_S / 4
+    newcomers.admit("1.2.3.4")
+    with pytest.raises(LineFull):
+        newcomers.admit("1.2.3.4")
+    clock.now += HOUR_S
+    bring(newcomers, "1.2.3.4", count=4)
+
+    assert (429, "too_many_new_keys", HOUR_S / 4) == (refused.value.status, refused.value.code, refused.value.retry_after_s)
+
+
+def test_one_address_does_not_spend_what_another_has(newcomers: Newcomers) -> None:
+    bring(newcomers, "1.2.3.4", count=4)
+
+    bring(newcomers, "1.2.3.5", count=4)
+
+
+def test_this_machine_brings_as_many_as_it_likes(newcomers: Newcomers) -> None:
+    bring(newcomers, None, count=1_000)
+
+
+def test_without_a_cap_everybody_does(override: Callable[..., None]) -> None:
+    override(new_keys_per_ip_per_hour=0)
+
+    bring(Newcomers(), "1.2.3.4", count=1_000)
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "counted"),
+    [
+        ("1.2.3.4", None, "1.2.3.4"),
+        ("1.2.3.4", "9.9.9.9", "1.2.3.4"),
+        ("127.0.0.1", None, None),
+        ("::1", None, None),
+        ("127.0.0.1", "6.6.6.6, 9.9.9.9", "9.9.9.9"),
+        ("127.0.0.1", "9.9.9.9, nonsense", None),
+        ("::ffff:1.2.3.4", None, "1.2.3.4"),
+        ("2001:db8:1:2:3:4:5:6", None, "2001:db8:1:2::/64"),
+        ("", None, None),
+    ],
+)
+def test_an_address_is_what_nobody_can_choose_at_will(peer: str, forwarded: str | None, counted: str | None) -> None:
+    headers = {"X-Forwarded-For": forwarded} if forwarded else {}
+    with create_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
+        assert counted == address_of(request)
+
+
+@pytest.mark.usefixtures("database")
+def test_new_keys_are_refused_and_known_ones_come_in(override: Callable[..., None]) -> None:
+    override(new_keys_per_ip_per_hour=2)
+    caller, there = Caller(), {"X-Forwarded-For": "9.9.9.9"}
+
+    statuses = [caller.get("/v1/jobs", headers={**there, "Authorization": f"Bearer sk-{n}"}).status_code for n in (1, 2, 1, 2)]
+    refused = caller.get("/v1/jobs", headers={**there, "Authorization": "Bearer sk-3"})
+
+    assert [200] * 4 == statuses
+    assert (429, "too_many_new_keys", "false") == (refused.status_code, error_of(refused)["code"], refused.headers["x-should-retry"])
+    assert 1_800 >= int(refused.headers["Retry-After"]) > 1_700
+    assert [(2,)] == query("SELECT count(*) AS n FROM key")
