@@ -39,3 +39,4 @@ chaos: setup ## kills every part of a running stack at every named point, and th
 requirements: setup ## compiles requirements/*.txt again after a change in pyproject.toml
 	@$(COMPILE) pyproject.toml --extra embedded --extra local --extra dev -o requirements/dev.txt
 	@$(COMPILE) pyproject.toml -o requirements/runtime.txt
+	@echo 'litellm[proxy]' | $(COMPILE) - -o requirements/bench-peers.txt

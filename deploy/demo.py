@@ -1,6 +1,7 @@
 """`nowserving demo`: the whole stack on this machine, a few users with questions and one who wants a picture, and the line moving.
 
-Real servers, a real (small) model, the public HTTP API only. Exit status 0 when every job was answered.
+Then the same through an unmodified OpenAI SDK, word by word. Real servers, a real (small) model, the public HTTP API only. Exit
+status 0 when every job was answered.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openai
+from openai.types.chat import ChatCompletionMessageParam
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
@@ -29,9 +32,11 @@ QUESTIONS = {
     "ben": ("What is 2 + 2?", "Which planet is called the red planet?"),
     "chen": ("What is the opposite of hot?", "Name an animal that can fly."),
 }
+TO_THE_SDK = "What is the capital of Italy?"
 PICTURE = ("dora", "A tortoise waiting in line with a numbered ticket")
 # Without it so small a model wanders off, in several languages.
 MANNER = "Answer in one short sentence."
+SHORT: dict[str, Any] = {"max_tokens": 48, "temperature": 0.0}
 PATIENCE_S = 120
 ENDED = {"succeeded", "failed", "cancelled", "expired"}
 LOOKS = {"queued": "yellow", "running": "cyan", "succeeded": "green", "failed": "bold red", "expired": "red", "cancelled": "red"}
@@ -61,7 +66,7 @@ class Client:
     """The public API as anybody would call it."""
 
     def __init__(self, base_url: str, key: str) -> None:
-        self._base_url, self._key = base_url, key
+        self._base_url, self.key = base_url, key
 
     def submit(self, user: str, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", "/jobs", {"endpoint": endpoint, "body": body, "user": user})
@@ -74,7 +79,7 @@ class Client:
             self._base_url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             found: dict[str, Any] = json.load(answer)
@@ -119,7 +124,25 @@ def run(console: Console, stack: Stack) -> bool:
         )
     good = [ticket for ticket in tickets if ticket.job["status"] == "succeeded"]
     console.print(f"{len(good)} of {len(tickets)} jobs answered.")
-    return len(good) == len(tickets)
+    return len(good) == len(tickets) and stream(console, openai.OpenAI(base_url=places.api, api_key=client.key, max_retries=0))
+
+
+def stream(console: Console, sdk: openai.OpenAI) -> bool:
+    """Whether a streamed answer came whole, asked for as any program asks OpenAI; its text is shown as it comes."""
+    console.print(f"The same through an unmodified OpenAI SDK (base_url={sdk.base_url}), streamed:")
+    console.print(f"[dim]{TO_THE_SDK}[/dim] ", end="")
+    pieces = 0
+    try:
+        with sdk.chat.completions.create(model=CHAT, messages=messages(TO_THE_SDK), stream=True, **SHORT) as chunks:
+            for chunk in chunks:
+                said = chunk.choices[0].delta.content if chunk.choices else None
+                console.out(said or "", end="", highlight=False)
+                pieces += bool(said)
+    except openai.OpenAIError as error:
+        console.print(f"[red]{error}")
+        return False
+    console.print(f"\n[dim]in {pieces} pieces[/dim]")
+    return pieces > 0
 
 
 def take_numbers(client: Client) -> list[Ticket]:
@@ -127,14 +150,18 @@ def take_numbers(client: Client) -> list[Ticket]:
     tickets = []
     for user, prompts in QUESTIONS.items():
         for prompt in prompts:
-            messages = [{"role": "system", "content": MANNER}, {"role": "user", "content": prompt}]
-            body = {"model": CHAT, "messages": messages, "max_tokens": 48, "temperature": 0.0}
+            body = {"model": CHAT, "messages": messages(prompt), **SHORT}
             tickets.append(Ticket(user, prompt, client.submit(user, "/v1/chat/completions", body)))
     user, prompt = PICTURE
     tickets.append(
         Ticket(user, prompt, client.submit(user, "/v1/images/generations", {"model": DRAWING, "prompt": prompt, "size": "512x512"}))
     )
     return tickets
+
+
+def messages(prompt: str) -> list[ChatCompletionMessageParam]:
+    """The question, with the manner of answering."""
+    return [{"role": "system", "content": MANNER}, {"role": "user", "content": prompt}]
 
 
 def table(tickets: list[Ticket]) -> Table:

@@ -59,7 +59,7 @@ fi
 export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE="${UV_LINK_MODE:-copy}"
 is_new_enough .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
 rm -f "$stamp"
-echo "setup: installing into .venv (300 MB to fetch, 700 MB on disk; half a minute on a fast line)"
+echo "setup: installing into .venv (360 MB to fetch, 900 MB on disk; half a minute on a fast line)"
 follow_pip
 pip install --require-hashes -r requirements/uv.txt || fail "uv could not be installed: see above. Is a package index reachable from here?"
 install --require-hashes -r requirements/dev.txt

@@ -1,0 +1,1 @@
+"""Programs that their authors wrote for OpenAI, run unchanged against a whole nowserving."""

@@ -1,0 +1,133 @@
+"""A whole nowserving for the client programs, started once: API, pacer, worker, and a fake OpenAI behind them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from deploy import probe
+from deploy.server import die_with_parent, free_port, last_lines
+from tests.clients.raw import Raw
+from tests.processes import Stack, running, until
+from tests.upstream.client import FakeUpstream
+from tests.upstream.journal import Call
+
+MODEL = "gpt-6-astra-mini"
+SETTINGS = {"retry_base_s": 0.05, "retry_most_s": 0.1, "abandoned_after_s": 3}
+# An API that gives up early: for what happens after its patience, and when the line is full.
+NARROW = {"NOWSERVING_STATUS_GRACE_S": "0.3", "NOWSERVING_MAX_QUEUED_PER_KEY": "2"}
+
+
+@dataclass(frozen=True)
+class Api:
+    """A gunicorn on this port."""
+
+    port: int
+    log: Path
+
+
+@dataclass
+class World:
+    """narrow: a second API of the same stack, with the settings of NARROW."""
+
+    stack: Stack
+    api: Api
+    narrow: Api
+
+    @property
+    def upstream(self) -> FakeUpstream:
+        return self.stack.upstream
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.api.port}/v1"
+
+    def calls(self, words: str) -> list[Call]:
+        """What the upstream was asked with these words in it."""
+        return [call for call in self.upstream.calls() if words in call.text]
+
+    def block(self, key: str) -> None:
+        """The line of this new key stands still until the upstream releases what it holds: a new key has one call in flight."""
+        held = self.upstream.waiting()
+        with Raw(self.api.port, "/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat(f"[[fake:hold]] {key}")}, key) as made:
+            assert 202 == made.head().status, made.whole()
+        self.upstream.wait_for_held(held + 1)
+
+    def logs(self) -> str:
+        return "\n".join([self.stack.logs(), *(f"== {api.log.name}\n{last_lines(api.log)}" for api in (self.api, self.narrow))])
+
+    def jobs(self, key: str) -> list[str]:
+        """The statuses of this key's jobs, newest first."""
+        with Raw(self.api.port, "/v1/jobs", key=key, method="GET") as found:
+            return [job["status"] for job in found.json["data"]]
+
+    def wait_jobs(self, key: str, *statuses: str) -> None:
+        """These are this key's jobs, newest first."""
+        until(lambda: list(statuses) == self.jobs(key), what=f"the jobs {statuses}, but {self.jobs(key)}", within_s=30)
+
+
+def chat(say: str, **more: Any) -> dict[str, Any]:
+    """The body of a chat call."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": say}], **more}
+
+
+@pytest.fixture(scope="package")
+def world(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("clients")
+    with running(folder, **SETTINGS) as stack:
+        stack.pacer()
+        stack.worker(threads=32)
+        env = stack.environment()
+        with serving(folder / "api.log", **env) as api, serving(folder / "narrow.log", **env, **NARROW) as narrow:
+            yield World(stack, api, narrow)
+
+
+@contextmanager
+def serving(log: Path, **env: str) -> Iterator[Api]:
+    port = free_port()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api.cli", "api"], env={**env, "NOWSERVING_PORT": str(port)}, stdout=out, stderr=out,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
+    try:
+        until(lambda: probe.answers("/healthz", port=port), what=f"the API: {last_lines(log)}")
+        yield Api(port, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the upstream holds nobody."""
+    yield
+    if world := request.node.funcargs.get("world"):
+        world.upstream.release()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows what the parts said."""
+    report = yield
+    if report.failed and (world := item.funcargs.get("world")):
+        report.sections.append(("logs", world.logs()))
+    return report
+
+
+@pytest.fixture
+def key() -> str:
+    """A key that nobody used yet."""
+    return fresh_key()
+
+
+def fresh_key() -> str:
+    return f"sk-{uuid4().hex}"
