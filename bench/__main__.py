@@ -13,12 +13,14 @@ from types import ModuleType
 
 import click
 
-from bench import fairness, latency, limits, report, scale, submits, throughput
+from bench import fairness, first_byte, held, latency, limits, report, scale, submits, surface, throughput, webhooks
 from bench.figure import Figure
 from bench.stack import Stack
 
 ALL: dict[str, ModuleType] = {
     "latency": latency, "submits": submits, "throughput": throughput, "fairness": fairness, "limits": limits, "scale": scale,
+    "surface": surface, "first_byte": first_byte, "held": held,
+    "webhooks": webhooks,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""A light load generator in a process of its own: keep-alive connections, one submit after another on each, one thread.
+"""A light load generator in a process of its own: keep-alive connections, one request after another on each, one thread.
 
-load.submit(stack.port, caller.token, jobs=1000, connections=8) -> Load
+load.submit(Wanted(stack.port, caller.token, jobs=1000, connections=8)) -> Load
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ACCEPTED = 202
+JOBS = "/v1/jobs"
+CHAT = "/v1/chat/completions"
+OK, ACCEPTED = 200, 202
 
 
 @dataclass(frozen=True)
 class Load:
-    """took_s: each submit, from its first byte out to its last byte in. began: when the first went out, in Unix seconds."""
+    """took_s: each request, from its first byte out to its last byte in. began: when the first went out, in Unix seconds."""
 
     began: float
     seconds: float
@@ -35,7 +37,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to submit. users: jobs go round these many users in turn, named `prefix` and a number."""
+    """What to send. users: jobs go round these many users in turn, named `prefix` and a number.
+
+    path: JOBS to submit, CHAT to wait in line and be answered, as any client of OpenAI does.
+    """
 
     port: int
     token: str
@@ -46,22 +51,35 @@ class Wanted:
     prefix: str = "user"
     max_tokens: int = 100
     prompt: str = "Say hello."
+    path: str = JOBS
+    stream: bool = False
+
+    @property
+    def expected(self) -> int:
+        return ACCEPTED if self.path == JOBS else OK
 
     def requests(self) -> Iterator[bytes]:
         for n in range(self.jobs):
-            inside = {"model": self.model, "max_tokens": self.max_tokens, "messages": [{"role": "user", "content": self.prompt}]}
-            whole = {"endpoint": "/v1/chat/completions", "user": f"{self.prefix}{n % self.users}", "body": inside}
-            body = json.dumps(whole).encode()
-            head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {self.token}\r\nContent-Type: application/json\r\n"
-            yield head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+            user = f"{self.prefix}{n % self.users}"
+            asked = {"model": self.model, "max_tokens": self.max_tokens, "messages": [{"role": "user", "content": self.prompt}]}
+            said = {"endpoint": CHAT, "user": user, "body": asked} if self.path == JOBS else {**asked, "user": user}
+            yield request("POST", self.path, token=self.token, said=said | ({"stream": True} if self.stream else {}))
+
+
+def request(method: str, path: str, *, token: str, said: object = None) -> bytes:
+    """A whole request, as it goes over the wire."""
+    body = b"" if said is None else json.dumps(said).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
+    kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+    return f"{head}{kind}\r\n".encode() + body
 
 
 def submit(wanted: Wanted) -> Load:
-    """All of it has been submitted. Raises RuntimeError when the API refused any."""
+    """All of it has been accepted, or answered. Raises RuntimeError when any was refused."""
     done = start(wanted).communicate()[0]
     load = Load(**json.loads(done))
     if load.refused:
-        raise RuntimeError(f"the API refused {load.refused} of {wanted.jobs} submits")
+        raise RuntimeError(f"{load.refused} of {wanted.jobs} requests were refused")
     return load
 
 
@@ -71,7 +89,7 @@ def start(wanted: Wanted) -> subprocess.Popen[str]:
 
 
 class Line:
-    """One connection to the API that stays open."""
+    """One connection to a server that stays open."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -87,21 +105,29 @@ class Line:
     def receive(self) -> int | None:
         """The status once the whole answer is here. Raises ConnectionError when the server hung up."""
         if not (part := self.socket.recv(65536)):
-            raise ConnectionError("the API closed a connection")
+            raise ConnectionError("the server closed a connection")
         self._got += part
         head, found, body = self._got.partition(b"\r\n\r\n")
-        if not found:
-            return None
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        return int(head[9:12]) if len(body) >= length else None
+        return int(head[9:12]) if found and _is_whole(head.lower(), body) else None
 
-    def ask(self, request: bytes) -> None:
-        """Sent and accepted. Raises RuntimeError when it was refused."""
+    @property
+    def body(self) -> bytes:
+        """What came of the answer's body so far; chunks with their sizes."""
+        return bytes(self._got.partition(b"\r\n\r\n")[2])
+
+    def ask(self, request: bytes, *, expected: int = ACCEPTED) -> None:
+        """Sent and answered. Raises RuntimeError when it was refused."""
         self.send(request)
         while (status := self.receive()) is None:
             pass
-        if status != ACCEPTED:
-            raise RuntimeError(f"the API answered {status}")
+        if status != expected:
+            raise RuntimeError(f"the server answered {status}")
+
+
+def _is_whole(head: bytes | bytearray, body: bytes | bytearray) -> bool:
+    if b"transfer-encoding: chunked" in head:
+        return body.endswith(b"\r\n0\r\n\r\n") or body == b"0\r\n\r\n"
+    return len(body) >= int(head.split(b"content-length:")[1].split(b"\r\n")[0])
 
 
 def _run(wanted: Wanted) -> Load:
@@ -118,9 +144,9 @@ def _run(wanted: Wanted) -> Load:
                 if (status := line.receive()) is None:
                     continue
                 took_s.append(time.perf_counter() - line.sent_at)
-                refused += status != ACCEPTED
-                if request := next(requests, None):
-                    line.send(request)
+                refused += status != wanted.expected
+                if following := next(requests, None):
+                    line.send(following)
                 else:
                     selector.unregister(line.socket)
                     line.socket.close()

@@ -129,7 +129,7 @@ def _submit(caller: Key) -> None:
 
 def _last() -> SimpleNamespace:
     with db.begin() as session:
-        return SimpleNamespace(**session.execute(_LAST).one()._mapping)
+        return SimpleNamespace(**session.execute(_LAST).one()._asdict())
 
 
 def _position_of(job: SimpleNamespace) -> Callable[[], None]:

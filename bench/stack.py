@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,11 +45,11 @@ class Stack:
     """Start it in the main thread: its processes die with the thread that started them."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.postgres = Postgres(folder / "postgres")
         self.valkey = Valkey(folder / "valkey")
         self.upstream = FakeUpstream()
-        self.port = free_port()
+        self.port, self.webhook_port = free_port(), free_port()
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -62,11 +62,14 @@ class Stack:
             "NOWSERVING_REDIS_URL": self.valkey.url,
             "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
             "NOWSERVING_OPEN_KEYS": "true",
-            "NOWSERVING_DATA_DIR": str(self._folder / "data"),
+            "NOWSERVING_DATA_DIR": str(self.folder / "data"),
             "NOWSERVING_PORT": str(self.port),
             "NOWSERVING_MAX_QUEUED_PER_LANE": "2000000",
             "NOWSERVING_SHUTDOWN_GRACE_S": "5",
             "NOWSERVING_LOG_LEVEL": "WARNING",
+            "NOWSERVING_WEBHOOK_ALLOW_HTTP": "true",
+            "NOWSERVING_WEBHOOK_ALLOW_PORTS": str(self.webhook_port),
+            "NOWSERVING_WEBHOOK_ALLOW_NETWORKS": "127.0.0.0/8",
             "OPENAI_BASE_URL": self.upstream.base_url,
         }
         settings.cache_clear()
@@ -136,6 +139,10 @@ class Stack:
         with db.begin() as own:
             return own.execute(text(query), values).scalar_one()
 
+    def rows(self, query: str, **values: object) -> Sequence[Any]:
+        with db.begin() as session:
+            return session.execute(text(query), values).all()
+
     def do(self, statement: str, **values: object) -> None:
         with db.begin() as session:
             session.execute(text("SET LOCAL statement_timeout = 0"))
@@ -169,12 +176,12 @@ class Stack:
         return is_up and bool(self.ask("SELECT count(*) FROM worker WHERE slots > 0 AND seen_at > now() - interval '20 s'"))
 
     def _log(self, name: str) -> Path:
-        return self._folder / f"{name}.log"
+        return self.folder / f"{name}.log"
 
     def wait_until(self, is_so: Callable[[], bool], what: str, within_s: float) -> None:
         """It is so. Raises TimeoutError when it is not in time."""
         until = time.monotonic() + within_s
         while not is_so():
             if time.monotonic() > until:
-                raise TimeoutError(f"not after {within_s:g} s: {what}. Logs are in {self._folder}")
+                raise TimeoutError(f"not after {within_s:g} s: {what}. Logs are in {self.folder}")
             time.sleep(0.1)

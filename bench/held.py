@@ -1,0 +1,109 @@
+"""Very many clients held waiting by one API process: what each costs in memory, and what a submit beside them pays."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from bench import load
+from bench.crowd import Crowd, Served, Wish
+from bench.figure import Figure, at_least, at_most, quantile, told
+from bench.load import Load, Wanted
+from bench.stack import Stack
+from models.key import Limits
+
+TITLE = "Clients held waiting by one API process"
+HELD = 2_000
+MORE = (5_000, 10_000, 15_000)
+OF_ONE_KEY = 20
+SLOWER_MOST = 2.0
+SETTLE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """came_in: connections that stood when all had come. rss: bytes of the API's processes more than without them."""
+
+    clients: int
+    came_in: int
+    rss: int
+    submits: Load
+    served: Served
+
+    @property
+    def is_whole(self) -> bool:
+        return self.came_in == self.served.served == self.clients
+
+
+def run(stack: Stack, *, short: bool) -> list[Figure]:
+    """A third streams, a third calls without one, a third long polls, of a line that stands still; then it moves, and all are answered."""
+    alone = _alone(stack)
+    first = _hold(stack, HELD)
+    found = _figures(first, alone)
+    most = first
+    for clients in () if short else MORE:
+        if not (most := _hold(stack, clients)).is_whole:
+            break
+        found += _figures(most, alone)
+    if not short:
+        where = "the most that was tried" if most.is_whole else f"{most.clients:,}: {_ends(most)}"
+        found.append(told("more than that", where, note="came in, and how it ended for them"))
+    return found
+
+
+def _alone(stack: Stack) -> Load:
+    """Submits to a fresh API process where nobody waits."""
+    stack.halt()
+    stack.serve()
+    return _submits(stack)
+
+
+def _hold(stack: Stack, clients: int) -> Held:
+    stack.halt()
+    stack.serve()
+    tokens = [stack.caller(f"sk-held-{clients}-{n}", Limits(max_in_flight=100)).token for n in range(-(-clients // OF_ONE_KEY))]
+    stack.do("UPDATE lane SET paused_at = now()")
+    _submits(stack)  # what the process needs for those as well is not the crowd's
+    before = _rss(stack)
+    crowd = Crowd(Wish(stack.port, tokens, clients, patience_s=60 + clients / 20))
+    came_in = crowd.wait_until_in()
+    time.sleep(SETTLE_S)
+    submits, rss = _submits(stack), _rss(stack) - before
+    stack.do("UPDATE lane SET paused_at = NULL, wake_at = now()")
+    served = crowd.wait_until_served()
+    stack.clear()
+    return Held(clients, came_in, rss, submits, served)
+
+
+def _submits(stack: Stack) -> Load:
+    caller = stack.caller("sk-beside", Limits(max_in_flight=1))
+    stack.do("UPDATE lane SET paused_at = now() WHERE id = :id", id=caller.lane_id)
+    load.submit(Wanted(stack.port, caller.token, jobs=50, connections=1))
+    return load.submit(Wanted(stack.port, caller.token, jobs=300, connections=1))
+
+
+def _rss(stack: Stack) -> int:
+    first = psutil.Process(stack.pids()["api"])
+    return sum(process.memory_info().rss for process in (first, *first.children(recursive=True)))
+
+
+def _figures(held: Held, alone: Load) -> list[Figure]:
+    how = f"{held.clients:,} held"
+    slower = quantile(held.submits.took_s, 0.5) / quantile(alone.took_s, 0.5)
+    return [
+        at_least("clients answered in the end", held.served.served, held.clients, note=f"{how}; {_ends(held)}"),
+        told("memory per client", f"{held.rss / held.clients / 1024:.0f} KiB", note=how),
+        at_most("submit beside them, p50, times that of nobody waiting", slower, SLOWER_MOST, unit="times", note=how),
+        told("submit beside them, p50 / p99", _latency(held.submits), note=f"{_latency(alone)} when nobody waits"),
+    ]
+
+
+def _latency(one: Load) -> str:
+    return " / ".join(f"{quantile(one.took_s, share) * 1000:.1f}" for share in (0.5, 0.99)) + " ms"
+
+
+def _ends(held: Held) -> str:
+    ends = ", ".join(f"{n:,} {end}" for end, n in held.served.ends.items() if n)
+    return f"{held.came_in:,} came in, {ends}"
