@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from flask import Flask
 
-from api import artifacts, cors, docs, errors, events, health, intake, jobs, openai, relay
+from api import artifacts, cors, deliveries, docs, errors, events, health, intake, jobs, openai, relay, webhooks
 from api.auth import Callers
 from api.waiting import hall
+
+# People paste base URLs with and without /v1, and some programs then double it: the routes of the OpenAI API are at all three.
+PREFIXES = {"": "/v1", "_bare": "", "_doubled": "/v1/v1"}
 
 
 def create_app() -> Flask:
@@ -20,10 +23,11 @@ def create_app() -> Flask:
     cors.register(app)
     errors.register(app)
     intake.register(app)
-    for routes in (jobs.routes, events.routes, relay.routes, artifacts.routes):
+    for routes in (jobs.routes, events.routes, relay.routes, artifacts.routes, deliveries.routes):
         app.register_blueprint(routes, url_prefix="/v1")
-    for name, prefix in openai.PREFIXES.items():
-        app.register_blueprint(openai.routes, url_prefix=prefix, name=name)
+    for routes in (openai.routes, webhooks.routes):
+        for suffix, prefix in PREFIXES.items():
+            app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
     for routes in (health.routes, docs.routes):
         app.register_blueprint(routes)
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from uuid import UUID
 
@@ -59,3 +59,8 @@ def cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:
     _doorbell.ring(partial(wake.job, job_id, "cancelled" if is_ended else "cancelling"))
     if is_ended:
         _doorbell.ring(partial(wake.line, lane_id, cancelled=job_id))
+
+
+def deliver(receivers: Sequence[str]) -> None:
+    """The sender of webhooks hears that something is due for these (wake.receivers says who)."""
+    _doorbell.ring(partial(wake.receivers, receivers))

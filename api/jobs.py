@@ -8,7 +8,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, orders, pictures, render
+from api import answers, auth, body, controls, doorbell, orders, paging, pictures, render
 from api.accept import accept
 from api.waiting import hall
 from models import db, job, view
@@ -20,7 +20,6 @@ from models.view import JsonObject
 
 routes = Blueprint("jobs", __name__)
 
-PAGE, PAGE_MOST = 20, 100
 AGAIN = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 # Who has waited long does not go away empty because Postgres has a bad moment at the end.
 TRIES, AGAIN_S = 4, 0.5
@@ -39,12 +38,11 @@ def submit() -> Response:
 def listing() -> Response:
     """One page of this key's jobs, newest first."""
     caller = auth.caller(request)
-    limit, before, status = _limit(), _cursor(), _status()
+    limit, before, status = paging.limit(), paging.after(view.parse_id), _status()
     with db.begin() as session:
         rows = view.page(session, caller.id, limit=limit, before=before, status=status)
         shown = view.show_all(session, rows[:limit], origin=pictures.origin(request))
-    first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
-    return render.answer({"object": "list", "data": shown, "has_more": len(rows) > limit, "first_id": first, "last_id": last})
+    return paging.answer(shown, has_more=len(rows) > limit)
 
 
 @routes.get("/jobs/<name>")
@@ -137,17 +135,6 @@ def _wait_s() -> float:
     if not _SECONDS.fullmatch(text) or float(text) > most:
         raise Invalid(f"`wait` is a number of seconds from 0 to {most:g}.", param="wait")
     return float(text)
-
-
-def _limit() -> int:
-    text = request.args.get("limit", str(PAGE))
-    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= PAGE_MOST:
-        raise Invalid(f"`limit` is a whole number from 1 to {PAGE_MOST}.", param="limit")
-    return int(text)
-
-
-def _cursor() -> UUID | None:
-    return view.parse_id(request.args["after"]) if "after" in request.args else None
 
 
 def _status() -> str | None:

@@ -20,9 +20,6 @@ from models.settings import settings
 
 routes = Blueprint("openai", __name__)
 
-# People paste base URLs with and without /v1, and some programs then double it.
-PREFIXES = {"openai": "/v1", "openai_bare": "", "openai_doubled": "/v1/v1"}
-
 
 @dataclass(frozen=True)
 class Arrival:

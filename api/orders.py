@@ -102,6 +102,7 @@ def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
         on_lost=ended.on_lost,
         max_attempts=ended.max_attempts,
         metadata=ended.metadata,
+        webhook_url=ended.webhook_url,
         retry_of=retry_of,
         content_type=ended.content_type,
         streamed=ended.streamed,

@@ -6,19 +6,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from api import bodies
+from models import reach
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.errors import Invalid
 from models.view import JsonObject
 
 DAY_S = 86_400
-
-
-def _no_webhooks(value: object) -> None:
-    if value is not None:
-        raise ValueError("webhooks are not available yet: leave it out, and poll the job, wait for it with ?wait=, or follow its events")
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(bodies.printable)]
@@ -42,7 +38,9 @@ class Controls(BaseModel):
     on_lost: Literal["retry", "fail"] = Field("retry", description="What to do when nobody knows whether the call was made.")
     max_attempts: int | None = Field(None, ge=1, le=10, description="Being throttled never counts as one.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Yours: given back as it is.")
-    webhook_url: Annotated[None, BeforeValidator(_no_webhooks)] = Field(None, description="Not available yet: refused, never ignored.")
+    webhook_url: Annotated[str, AfterValidator(reach.clean)] | None = Field(
+        None, description="Where to say how the job ended, signed with GET /v1/webhook_secret."
+    )
 
 
 class Inside(Controls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,20 @@ from models.schedule import RETRIES
 
 JsonObject = dict[str, Any]
 PREFIX = "wh_"
+# Of one call of redeliver_since.
+AGAIN_MOST = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """Whose deliveries: an endpoint's, or those to the webhook_url of a job."""
+
+    endpoint_id: UUID | None = None
+    job_id: UUID | None = None
+
+    def holds(self, row: Any) -> bool:
+        """Whether this delivery is in it."""
+        return row.endpoint_id == self.endpoint_id and (self.job_id is None or row.job_id == self.job_id)
 
 
 def parse_id(said: str) -> UUID:
@@ -31,28 +46,30 @@ def find(session: Session, key_id: int, delivery_id: UUID) -> Any:
     return row
 
 
-def page(session: Session, key_id: int, endpoint_id: UUID, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
-    """Up to limit + 1 deliveries to this endpoint, newest first, older than `after`. Raises NotFound when the key has no such endpoint."""
-    webhook.get(session, key_id, endpoint_id)
-    return session.execute(_PAGE, {"endpoint_id": endpoint_id, "after": after, "most": limit + 1}).all()
+def page(session: Session, key_id: int, log: Log, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
+    """Up to limit + 1 deliveries, newest first, older than `after`. Raises NotFound when the key has no such endpoint or job."""
+    _expect(session, key_id, log)
+    statement = _PAGE_OF_ENDPOINT if log.endpoint_id else _PAGE_OF_JOB
+    return session.execute(statement, {"of": log.endpoint_id or log.job_id, "after": after, "most": limit + 1}).all()
 
 
-def redeliver(session: Session, key_id: int, endpoint_id: UUID, delivery_id: UUID) -> Any:
+def redeliver(session: Session, key_id: int, log: Log, delivery_id: UUID) -> Any:
     """The delivery is due now, whatever came of it, with all its retries again and under its old id. Row: as `find`.
 
     The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while its endpoint is disabled, and while
     it is being sent.
     """
-    _refuse_disabled(webhook.get(session, key_id, endpoint_id))
-    wanted = {"id": delivery_id, "endpoint_id": endpoint_id, "retries": RETRIES}
-    if session.execute(_AGAIN, wanted).one_or_none() is None:
-        if find(session, key_id, delivery_id).endpoint_id != endpoint_id:
-            raise NotFound("No such delivery.")
+    endpoint = _expect(session, key_id, log)
+    if endpoint is not None:
+        _refuse_disabled(endpoint)
+    if not log.holds(find(session, key_id, delivery_id)):
+        raise NotFound("No such delivery.")
+    if session.execute(_AGAIN, {"id": delivery_id, "retries": RETRIES}).one_or_none() is None:
         raise WrongState("The delivery is being sent right now. Look again in a few seconds.")
     return find(session, key_id, delivery_id)
 
 
-def redeliver_since(session: Session, key_id: int, endpoint_id: UUID, *, since: datetime, most: int = 10_000) -> int:
+def redeliver_since(session: Session, key_id: int, endpoint_id: UUID, *, since: datetime, most: int = AGAIN_MOST) -> int:
     """What failed of this endpoint's events since then is due now; how many: when it is `most`, ask again for the rest.
 
     The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while the endpoint is disabled.
@@ -85,6 +102,15 @@ def show(row: Any) -> JsonObject:
     }
 
 
+def _expect(session: Session, key_id: int, log: Log) -> Any | None:
+    """The endpoint whose log this is; None: it is a job's. Raises NotFound when the key has no such endpoint or job."""
+    if log.endpoint_id:
+        return webhook.get(session, key_id, log.endpoint_id)
+    if session.execute(_IS_JOB, {"id": log.job_id, "key_id": key_id}).one_or_none() is None:
+        raise NotFound("No such job.")
+    return None
+
+
 def _refuse_disabled(endpoint: Any) -> None:
     if endpoint.disabled_at is not None:
         raise WrongState("The endpoint is disabled. Enable it first, then deliver again.")
@@ -99,15 +125,15 @@ _COLUMNS = """
     http_status, answer, error, ended_at, created_at, status IN ('delivered', 'failed') AS is_over
 """
 _FIND = text(f"SELECT {_COLUMNS} FROM delivery WHERE id = :id AND key_id = :key_id")
-_PAGE = text(f"""
-    SELECT {_COLUMNS} FROM delivery WHERE endpoint_id = :endpoint_id AND (CAST(:after AS uuid) IS NULL OR id < :after)
-    ORDER BY id DESC LIMIT :most
-""")
+_IS_JOB = text("SELECT 1 FROM job WHERE id = :id AND key_id = :key_id")
+_OLDER = "(CAST(:after AS uuid) IS NULL OR id < :after) ORDER BY id DESC LIMIT :most"
+_PAGE_OF_ENDPOINT = text(f"SELECT {_COLUMNS} FROM delivery WHERE endpoint_id = :of AND {_OLDER}")
+_PAGE_OF_JOB = text(f"SELECT {_COLUMNS} FROM delivery WHERE job_id = :of AND endpoint_id IS NULL AND {_OLDER}")
 _DUE = """
     status = 'pending', next_at = now(), retries_left = CASE WHEN is_test THEN 0 ELSE :retries END, ended_at = NULL, ticket = NULL
 """
 _AGAIN = text(f"""
-    UPDATE delivery SET {_DUE} WHERE id = :id AND endpoint_id = :endpoint_id AND status IN ('pending', 'delivered', 'failed') RETURNING id
+    UPDATE delivery SET {_DUE} WHERE id = :id AND status IN ('pending', 'delivered', 'failed') RETURNING id
 """)
 _AGAIN_SINCE = text(f"""
     UPDATE delivery SET {_DUE} WHERE id = ANY(ARRAY(

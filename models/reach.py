@@ -7,7 +7,6 @@ from urllib.parse import quote, urlsplit
 
 from ssrfguard import Policy, SSRFGuardError, Target
 
-from models.errors import Invalid
 from models.settings import settings
 
 MOST_CHARS = 2_048
@@ -17,33 +16,37 @@ ADDRESSES_MOST = 3
 _PLAIN = "!$&'()*+,;=:@/?%-._~"
 
 
+class NotAllowed(ValueError):
+    """This URL may not be called; the message says why, as what a field must be."""
+
+
 def policy() -> Policy:
     """What the operator allows: the public network, and NOWSERVING_WEBHOOK_ALLOW_…"""
     now = settings()
     return _policy(now.webhook_allow_http, now.webhook_allow_ports, now.webhook_allow_networks)
 
 
-def clean(url: str, *, param: str = "url") -> str:
+def clean(url: str) -> str:
     """The URL as it is stored and called: host in lower case and ASCII, no port that goes without saying, no fragment.
 
-    Raises Invalid for another scheme or port, credentials in it, and an address that is not public.
+    Raises NotAllowed for another scheme or port, credentials in it, and an address that is not public.
     """
     if len(url) > MOST_CHARS:
-        raise Invalid(f"`{param}` is longer than {MOST_CHARS} characters.", param=param)
-    target = check(url, param=param)
+        raise NotAllowed(f"must not be longer than {MOST_CHARS} characters")
+    target = check(url)
     split = urlsplit(url)
     query = f"?{quote(split.query, safe=_PLAIN)}" if split.query else ""
     return f"{target.scheme}://{authority(target)}{quote(split.path, safe=_PLAIN) or '/'}{query}"
 
 
-def check(url: str, *, param: str = "url") -> Target:
-    """The origin to connect to. Raises Invalid when it may not be reached, whatever its name resolves to."""
+def check(url: str) -> Target:
+    """The origin to connect to. Raises NotAllowed when it may not be reached, whatever its name resolves to."""
     try:
         return policy().check_url(url)
     except SSRFGuardError as error:
         why = str(getattr(error, "reason", error)).split(";")[0]
         allowed = "http or https" if settings().webhook_allow_http else "https"
-        raise Invalid(f"`{param}` must be an {allowed} URL that everybody can reach: {why}.", param=param) from None
+        raise NotAllowed(f"must be an {allowed} URL that everybody can reach: {why}") from None
 
 
 def authority(target: Target) -> str:

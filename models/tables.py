@@ -355,6 +355,7 @@ delivery = Table(
     Index("delivery_due", "receiver", "next_at", postgresql_where=text("status = 'pending'")),
     Index("delivery_in_flight", "receiver", "host", postgresql_where=text(IN_FLIGHT)),
     Index("delivery_by_endpoint", "endpoint_id", "id", postgresql_where=text("endpoint_id IS NOT NULL")),
+    Index("delivery_by_job", "job_id", "id", postgresql_where=text("endpoint_id IS NULL")),
 )
 
 receiver = Table(

@@ -35,7 +35,7 @@ def create(
     include_result: the whole job is sent instead of its id. Raises Invalid for a URL that may not be called, for an event type that
     does not exist, and when the key has ENDPOINTS_MOST already.
     """
-    cleaned, kinds, plain, number = reach.clean(url), _kinds(event_types), signing.make(), uuid7()
+    cleaned, kinds, plain, number = _clean(url), _kinds(event_types), signing.make(), uuid7()
     if session.execute(_COUNT, {"key_id": key_id}).scalar_one() >= ENDPOINTS_MOST:
         raise Invalid(f"This key has {ENDPOINTS_MOST} webhook endpoints, as many as it may. Delete one first.")
     row = session.execute(
@@ -72,7 +72,7 @@ def update(
     A disabled endpoint is enabled by `is_enabled` and by another URL, and starts in good health. Raises NotFound, and Invalid as `create`.
     """
     before = get(session, key_id, endpoint_id)
-    cleaned = before.url if url is None else reach.clean(url)
+    cleaned = before.url if url is None else _clean(url)
     wanted = {
         "id": endpoint_id,
         "name": before.name if name is None else name,
@@ -147,6 +147,13 @@ def show(row: Any, *, plain_secret: str | None = None) -> JsonObject:
         "created_at": _epoch(row.created_at),
         "updated_at": _epoch(row.updated_at),
     }
+
+
+def _clean(url: str) -> str:
+    try:
+        return reach.clean(url)
+    except reach.NotAllowed as error:
+        raise Invalid(f"`url` {error}.", param="url") from None
 
 
 def _kinds(event_types: Sequence[str]) -> list[str]:

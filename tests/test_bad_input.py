@@ -153,7 +153,7 @@ def without(submit: dict[str, Any], name: str) -> dict[str, Any]:
         ({**CHAT, "metadata": {"a": "x" * 513}}, "metadata.a"),
         ({**CHAT, "metadata": {"k" * 65: "x"}}, "metadata." + "k" * 64),
         ({**CHAT, "metadata": {str(n): "x" for n in range(17)}}, "metadata"),
-        ({**CHAT, "webhook_url": "https://example.com"}, "webhook_url"),
+        ({**CHAT, "webhook_url": "http://example.com"}, "webhook_url"),
         (without(CHAT, "model"), "body.model"),
         (chat(model=""), "body.model"),
         (chat(model="x" * 201), "body.model"),
@@ -270,7 +270,7 @@ def test_a_refusal_does_not_quote_what_was_sent(caller: Caller) -> None:
 
 
 def test_a_refusal_says_what_to_do_instead(caller: Caller) -> None:
-    assert "?wait=" in error_of(caller.post("/v1/jobs", {**CHAT, "webhook_url": "https://x.y"}))["message"]
+    assert "must be an https URL" in error_of(caller.post("/v1/jobs", {**CHAT, "webhook_url": "http://x.y"}))["message"]
 
 
 @pytest.mark.parametrize(

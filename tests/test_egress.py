@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from models import reach
-from models.errors import Invalid
 from tests.nameserver import NameServer
 from workers import egress
 from workers.egress import Refused, Reply, Unreachable
@@ -230,7 +229,7 @@ def test_without_a_setting_only_https_on_its_own_ports_is_called(override: Calla
 
     with pytest.raises(Refused):
         post(url)
-    with pytest.raises(Invalid):
+    with pytest.raises(reach.NotAllowed):
         reach.clean(url)
 
 

@@ -14,8 +14,8 @@ from api.app import create_app
 from tests.http_tools import CHAT, IMAGE, Caller, end
 
 # The upstream's routes are served at other base paths too, and documented once.
-ELSEWHERE = ("openai_bare.", "openai_doubled.")
-UPSTREAM = ("/v1/chat/", "/v1/images/", "/v1/embeddings", "/v1/moderations", "/v1/models")
+ELSEWHERE = ("openai_bare.", "openai_doubled.", "webhooks_bare.", "webhooks_doubled.")
+UPSTREAM = ("/v1/chat/", "/v1/images/", "/v1/embeddings", "/v1/moderations", "/v1/models", "/v1/webhook_")
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 
@@ -41,7 +41,7 @@ def validate(document: dict[str, Any], name: str, value: object) -> None:
 
 def test_every_route_is_in_the_document_and_every_operation_is_a_route(document: dict[str, Any]) -> None:
     rules = {
-        (re.sub(r"<\w+>", "{id}", rule.rule).replace("<path:name>", "{model}"), method.lower())
+        (re.sub(r"<(\w+)>", r"{\1}", rule.rule.replace("<path:name>", "{model}").replace("<name>", "{id}")), method.lower())
         for rule in create_app().url_map.iter_rules()
         if not rule.endpoint.startswith(ELSEWHERE)
         for method in (rule.methods or ())
@@ -81,7 +81,7 @@ def test_requests_of_ours_fit_the_document(document: dict[str, Any]) -> None:
     validate(document, "Submit", CHAT)
     validate(document, "Submit", IMAGE)
     with pytest.raises(jsonschema.ValidationError):
-        validate(document, "Submit", {**CHAT, "webhook_url": "https://x.y"})
+        validate(document, "Submit", {**CHAT, "webhook_url": 7})
 
 
 def test_every_example_is_a_request(document: dict[str, Any]) -> None:
@@ -123,6 +123,18 @@ def test_answers_of_ours_fit_the_document(document: dict[str, Any]) -> None:
     validate(document, "JobList", caller.get("/v1/jobs").json)
     validate(document, "Error", caller.get("/v1/jobs/x").json)
     validate(document, "Health", caller.get("/readyz").json)
+    hook = {"name": "x", "url": "https://example.com", "event_types": ["job.succeeded"]}
+    made = caller.post("/v1/webhook_endpoints", hook).json
+    end(caller, caller.submit())
+    at = f"/v1/webhook_endpoints/{made['id']}"
+    validate(document, "WebhookEndpoint", made)
+    validate(document, "WebhookEndpointList", caller.get("/v1/webhook_endpoints").json)
+    validate(document, "EventTypes", caller.get("/v1/webhook_event_types").json)
+    validate(document, "WebhookSecret", caller.get("/v1/webhook_secret").json)
+    validate(document, "Delivery", caller.get(f"{at}/deliveries").json["data"][0])
+    validate(document, "DeliveryList", caller.get(f"{at}/deliveries").json)
+    validate(document, "Redelivered", caller.post(f"{at}/redeliver", {"since": 0}).json)
+    validate(document, "WebhookEndpointDeleted", caller.send("DELETE", at).json)
     for line in caller.get(f"/v1/jobs/{waiting}/events").text.splitlines():
         if line.startswith("data: "):
             validate(document, "Event", json.loads(line.removeprefix("data: ")))

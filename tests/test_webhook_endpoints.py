@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from models import db, delivery_log, signing, webhook
+from models.delivery_log import Log
 from models.errors import Invalid, NotFound, WrongState
 from models.key import Key
 from tests.line_tools import finish, known, query, start, submit
@@ -57,7 +58,7 @@ def test_another_keys_endpoint_cannot_be_told_from_none(caller: Key) -> None:
         lambda session, number: webhook.delete(session, other.id, number),
         lambda session, number: webhook.rotate_secret(session, other.id, number, keep_old=True),
         lambda session, number: webhook.test(session, other.id, number, "job.failed"),
-        lambda session, number: delivery_log.page(session, other.id, number, limit=1),
+        lambda session, number: delivery_log.page(session, other.id, Log(endpoint_id=number), limit=1),
     ):
         for number in (row.id, uuid4()):
             with pytest.raises(NotFound, match=r"^No such webhook endpoint\.$"), db.begin() as session:
@@ -241,7 +242,7 @@ def test_what_was_delivered_can_be_delivered_again_under_its_old_id(caller: Key)
     first = claim_one()
     settle(first, ARRIVED)
     with db.begin() as session:
-        again = delivery_log.redeliver(session, caller.id, row.id, first.id)
+        again = delivery_log.redeliver(session, caller.id, Log(endpoint_id=row.id), first.id)
     second = claim_one()
 
     assert (first.id, first.payload) == (second.id, second.payload)
@@ -269,11 +270,11 @@ def test_nothing_is_delivered_again_to_an_endpoint_that_is_off_nor_while_it_is_b
     one = claim_one()
     again: Callable[..., object] = delivery_log.redeliver
     with pytest.raises(WrongState, match="being sent"), db.begin() as session:
-        again(session, caller.id, row.id, one.id)
+        again(session, caller.id, Log(endpoint_id=row.id), one.id)
     with db.begin() as session:
         webhook.disable(session, row.id, reason="why not")
     with pytest.raises(WrongState, match="disabled"), db.begin() as session:
-        again(session, caller.id, row.id, one.id)
+        again(session, caller.id, Log(endpoint_id=row.id), one.id)
 
 
 def test_anothers_delivery_cannot_be_sent_again(caller: Key) -> None:
@@ -282,9 +283,9 @@ def test_anothers_delivery_cannot_be_sent_again(caller: Key) -> None:
     (one,) = deliveries()
 
     with pytest.raises(NotFound), db.begin() as session:
-        delivery_log.redeliver(session, caller.id, mine.id, one.id)
+        delivery_log.redeliver(session, caller.id, Log(endpoint_id=mine.id), one.id)
     with pytest.raises(NotFound), db.begin() as session:
-        delivery_log.redeliver(session, caller.id, theirs.id, one.id)
+        delivery_log.redeliver(session, caller.id, Log(endpoint_id=theirs.id), one.id)
 
 
 def test_the_log_shows_each_delivery_newest_first(caller: Key) -> None:
@@ -294,7 +295,7 @@ def test_the_log_shows_each_delivery_newest_first(caller: Key) -> None:
     happen(caller)
 
     with db.begin() as session:
-        page = [delivery_log.show(one) for one in delivery_log.page(session, caller.id, row.id, limit=1)]
+        page = [delivery_log.show(one) for one in delivery_log.page(session, caller.id, Log(endpoint_id=row.id), limit=1)]
 
     assert [("pending", 0, None), ("delivered", 1, 200)] == [(one["status"], one["attempts"], one["response_code"]) for one in page]
     assert ("ok", 12, None) == tuple(page[1][name] for name in ("response_body", "duration_ms", "error"))

@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 from ssrfguard import Address, BlockedAddressError, Resolver, Target, connect, resolve
 
 from models import reach
-from models.errors import Invalid
 
 # Of the whole answer, its headers too. What comes after is not read.
 READ_MOST_BYTES = 64 * 1024
@@ -176,8 +175,8 @@ def _named(timeout_s: float) -> Iterator[None]:
     """Whatever goes wrong inside is Unreachable, with a name for it."""
     try:
         yield
-    except Invalid as error:
-        raise Refused(str(error), detail=str(error)) from None
+    except reach.NotAllowed as error:
+        raise Refused(f"its URL {error}", detail=str(error)) from None
     except BlockedAddressError as error:
         raise Refused("its address is not one that webhooks may be sent to", detail=str(error)) from None
     except TimeoutError:

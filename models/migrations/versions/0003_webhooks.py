@@ -56,6 +56,7 @@ def upgrade() -> None:
     op.create_index(
         "delivery_by_endpoint", "delivery", ["endpoint_id", "id"], unique=False, postgresql_where=sa.text("endpoint_id IS NOT NULL")
     )
+    op.create_index("delivery_by_job", "delivery", ["job_id", "id"], unique=False, postgresql_where=sa.text("endpoint_id IS NULL"))
     op.create_index("delivery_due", "delivery", ["receiver", "next_at"], unique=False, postgresql_where=sa.text("status = 'pending'"))
     op.create_index(
         "delivery_in_flight", "delivery", ["receiver", "host"], unique=False, postgresql_where=sa.text("status IN ('rung', 'sending')")

@@ -1,0 +1,69 @@
+"""What became of webhooks: the log of an endpoint, that of a job's own `webhook_url`, and sending again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from api import auth, doorbell, paging, render
+from api.webhook_schemas import Redelivery
+from api.webhooks import said
+from models import db, delivery_log, ids, view, webhook
+from models.delivery_log import Log
+from models.webhook import PREFIX
+
+routes = Blueprint("deliveries", __name__)
+
+
+@routes.get("/webhook_endpoints/<name>/deliveries")
+def to_endpoint(name: str) -> Response:
+    """One page of an endpoint's deliveries, newest first."""
+    return _page(Log(endpoint_id=webhook.parse_id(name)))
+
+
+@routes.get("/jobs/<name>/deliveries")
+def of_job(name: str) -> Response:
+    """One page of the deliveries to a job's own webhook_url, newest first."""
+    return _page(Log(job_id=view.parse_id(name)))
+
+
+@routes.post("/webhook_endpoints/<name>/deliveries/<delivery>/redeliver")
+def again_to_endpoint(name: str, delivery: str) -> Response:
+    """202: the delivery is sent once more."""
+    return _again(Log(endpoint_id=webhook.parse_id(name)), delivery)
+
+
+@routes.post("/jobs/<name>/deliveries/<delivery>/redeliver")
+def again_of_job(name: str, delivery: str) -> Response:
+    """202: the delivery is sent once more."""
+    return _again(Log(job_id=view.parse_id(name)), delivery)
+
+
+@routes.post("/webhook_endpoints/<name>/redeliver")
+def again_since(name: str) -> Response:
+    """202: what failed of an endpoint's events since a time is sent once more."""
+    caller, endpoint_id, wanted = auth.caller(request), webhook.parse_id(name), said(Redelivery)
+    since = datetime.fromtimestamp(wanted.since, UTC)
+    with db.begin() as session:
+        count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.AGAIN_MOST)
+    shown = ids.show(PREFIX, endpoint_id)
+    doorbell.deliver([shown])
+    told = {"object": "webhook_endpoint.redelivery", "webhook_endpoint_id": shown, "since": wanted.since, "redelivered": count}
+    return render.answer({**told, "has_more": count == delivery_log.AGAIN_MOST}, 202)
+
+
+def _page(log: Log) -> Response:
+    caller, limit, after = auth.caller(request), paging.limit(), paging.after(delivery_log.parse_id)
+    with db.begin() as session:
+        rows = delivery_log.page(session, caller.id, log, limit=limit, after=after)
+    return paging.answer([delivery_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+
+def _again(log: Log, name: str) -> Response:
+    caller, delivery_id = auth.caller(request), delivery_log.parse_id(name)
+    with db.begin() as session:
+        row: Any = delivery_log.redeliver(session, caller.id, log, delivery_id)
+    doorbell.deliver([row.receiver])
+    return render.answer(delivery_log.show(row), 202)
