@@ -34,7 +34,7 @@ bench: setup ## measures what the README claims
 	@$(BIN)/python -m bench $(ARGS)
 
 chaos: setup ## kills every part of a running stack at every named point, and the property tests at length
-	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_job_properties.py tests/test_limiter_properties.py $(ARGS)
+	@HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_webhooks.py tests/test_job_properties.py tests/test_limiter_properties.py $(ARGS)
 
 requirements: setup ## compiles requirements/*.txt again after a change in pyproject.toml
 	@$(COMPILE) pyproject.toml --extra embedded --extra local --extra dev -o requirements/dev.txt

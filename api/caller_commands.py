@@ -51,7 +51,7 @@ def submit(
         "body": {"model": model or MODELS[image], **asked},
         "priority": priority,
     }
-    client = _client(url, key)
+    client = client_of(url, key)
     job = client.call("POST", "/v1/jobs", order | ({"user": user} if user else {}))
     _print(_ended(client, job["id"], as_json=as_json) if waits else job, as_json=as_json)
 
@@ -62,7 +62,7 @@ def submit(
 @terminal.json_option
 def wait(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Wait for a job and print its answer. Fails when the job did."""
-    _print(_ended(_client(url, key), job_id, as_json=as_json), as_json=as_json)
+    _print(_ended(client_of(url, key), job_id, as_json=as_json), as_json=as_json)
 
 
 @click.command()
@@ -71,7 +71,7 @@ def wait(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> Non
 @terminal.json_option
 def jobs(*, status: str | None, url: str | None, key: str | None, as_json: bool) -> None:
     """The newest hundred jobs of this key."""
-    found = _client(url, key).call("GET", "/v1/jobs", {"limit": 100, **({"status": status} if status else {})})["data"]
+    found = client_of(url, key).call("GET", "/v1/jobs", {"limit": 100, **({"status": status} if status else {})})["data"]
     rows = found if as_json else [{**job, "position": (job["queue"] or {}).get("position")} for job in found]
     terminal.table(rows, columns=("id", "status", "position", "model", "user", "priority"), as_json=as_json)
 
@@ -82,10 +82,11 @@ def jobs(*, status: str | None, url: str | None, key: str | None, as_json: bool)
 @terminal.json_option
 def cancel(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
     """Cancel a job, waiting or running."""
-    _print(_client(url, key).call("POST", f"/v1/jobs/{job_id}/cancel"), as_json=as_json)
+    _print(client_of(url, key).call("POST", f"/v1/jobs/{job_id}/cancel"), as_json=as_json)
 
 
-def _client(url: str | None, key: str | None) -> Client:
+def client_of(url: str | None, key: str | None) -> Client:
+    """Who speaks to the API. Raises ClickException without a key."""
     if not key:
         raise click.ClickException("set NOWSERVING_KEY or OPENAI_API_KEY to the key to present")
     return Client(url or f"http://127.0.0.1:{settings().port}", key)

@@ -1,0 +1,137 @@
+"""`nowserving webhooks …`: for developers of a receiver."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import click
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from api import terminal
+from api.caller_commands import client_of, with_client
+from api.client import Client
+from models.outbox import EventType
+
+HOST = "127.0.0.1"
+BODY_MOST = 4 * 1024 * 1024
+ALLOW = (
+    "nowserving does not call this machine unless it is allowed to. Start it with NOWSERVING_WEBHOOK_ALLOW_HTTP=true "
+    "NOWSERVING_WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8 NOWSERVING_WEBHOOK_ALLOW_PORTS={port}"
+)
+
+
+@click.group()
+def webhooks() -> None:
+    """Events that are pushed."""
+
+
+@webhooks.command()
+@click.option("--port", type=click.IntRange(1, 65_535), default=8765, show_default=True, help="Of this machine.")
+@click.option("--event", "events", multiple=True, type=click.Choice(list(EventType)), help="Only these; default: all.")
+@click.option("--result", "include_result", is_flag=True, help="With the whole job in each event.")
+@click.option("--status", type=click.IntRange(200, 599), default=204, help="What to answer, to see what happens then.")
+@click.option("--test", "tests", is_flag=True, help="Ask for a sample first.")
+@with_client
+@terminal.json_option
+def listen(
+    *,
+    port: int,
+    events: tuple[str, ...],
+    include_result: bool,
+    status: int,
+    tests: bool,
+    url: str | None,
+    key: str | None,
+    as_json: bool,
+) -> None:
+    """Print the events of this key as they arrive, and whether their signatures are right, until Ctrl-C.
+
+    Makes a webhook endpoint for a port of this machine, where nowserving has to run too, and deletes it at the end.
+    """
+    client = client_of(url, key)
+    try:
+        server = _Server((HOST, port), _Handler)
+    except OSError as error:
+        raise click.ClickException(f"port {port} cannot be used ({error.strerror}): choose another with --port") from None
+    wanted = {
+        "name": "nowserving webhooks listen",
+        "url": f"http://{HOST}:{port}/",
+        "event_types": list(events or EventType),
+        "include": ["result"] if include_result else [],
+    }
+    with server:
+        made = _make(client, wanted, port=port)
+        server.webhook, server.status, server.as_json = Webhook(made["signing_secret"]), status, as_json
+        try:
+            click.echo(f"listening on {HOST}:{port} as {made['id']}; Ctrl-C ends it", err=True)
+            if tests:
+                sample = {"event_type": wanted["event_types"][0]}
+                threading.Thread(target=_test, args=(client, made["id"], sample), daemon=True).start()
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+        finally:
+            client.call("DELETE", f"/v1/webhook_endpoints/{made['id']}")
+
+
+class _Server(ThreadingHTTPServer):
+    """One that knows how to verify, and what to answer."""
+
+    daemon_threads = True
+    webhook: Webhook
+    status: int
+    as_json: bool
+    lock = threading.Lock()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 20
+
+    def do_POST(self) -> None:
+        """One delivery."""
+        body = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), BODY_MOST))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        try:
+            self.server.webhook.verify(body, headers)
+            is_ours, why = True, ""
+        except (WebhookVerificationError, ValueError) as error:
+            is_ours, why = False, str(error)
+        with self.server.lock:
+            _print(headers.get("webhook-id", ""), body, is_ours=is_ours, why=why, as_json=self.server.as_json)
+        self.send_response(self.server.status if is_ours else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """What arrives is printed already."""
+
+
+def _make(client: Client, wanted: dict[str, Any], *, port: int) -> dict[str, Any]:
+    try:
+        return client.call("POST", "/v1/webhook_endpoints", wanted)
+    except click.ClickException as error:
+        raise click.ClickException(f"{error.message}\n{ALLOW.format(port=port)}" if "`url`" in error.message else error.message) from None
+
+
+def _test(client: Client, endpoint: str, sample: dict[str, str]) -> None:
+    try:
+        client.call("POST", f"/v1/webhook_endpoints/{endpoint}/test", sample)
+    except click.ClickException as error:
+        click.echo(f"the sample: {error.message}", err=True)
+
+
+def _print(number: str, body: bytes, *, is_ours: bool, why: str, as_json: bool) -> None:
+    try:
+        event = json.loads(body)
+        kind, of = str(event["type"]), str(event["data"]["id"])
+    except (ValueError, KeyError, TypeError):
+        event, kind, of = None, "not an event", ""
+    verdict = "signature right" if is_ours else f"SIGNATURE WRONG ({why})"
+    if as_json:
+        click.echo(json.dumps({"webhook_id": number, "verified": is_ours, "event": event}))
+    else:
+        click.echo(f"{kind:<24} {of}  {number}  {verdict}")

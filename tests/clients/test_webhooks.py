@@ -1,0 +1,256 @@
+"""Webhooks with the programs that people use: the SDKs manage endpoints and verify, and so do the receivers in our own documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import standardwebhooks
+
+from deploy.server import die_with_parent, free_port
+from tests.clients.conftest import Api, chat, serving
+from tests.clients.programs import HERE, installed
+from tests.processes import Stack, running, until
+from tests.webhook_receiver import Got, Receiver
+
+DOCS = HERE.parents[1] / "docs" / "webhooks.md"
+OTHER_SECRET = "whsec_" + "bm90IHlvdXIgc2VjcmV0IGF0IGFsbCE="
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """A whole stack that may call this machine, and a receiver. ports: others that it may call, and what for."""
+
+    stack: Stack
+    api: Api
+    receiver: Receiver
+    ports: dict[str, int]
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.api.port}/v1"
+
+    def client(self, key: str, **more: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.base, api_key=key, **more)
+
+
+@pytest.fixture(scope="module")
+def hooks(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hooks]:
+    folder = tmp_path_factory.mktemp("hooks")
+    ports = {name: free_port() for name in ("python", "js", "listen")}
+    with Receiver(folder) as receiver:
+        allowed = ",".join(map(str, [receiver.port, *ports.values()]))
+        with running(folder, **{**receiver.settings(), "webhook_allow_ports": allowed}) as stack:
+            stack.pacer()
+            stack.worker()
+            stack.sender()
+            with serving(folder / "api.log", **stack.environment()) as api:
+                yield Hooks(stack, api, receiver, ports)
+
+
+def arrived(hooks: Hooks, path: str, many: int = 1) -> Got:
+    """The last of so many deliveries there."""
+    return hooks.receiver.wait_got(many, path)[-1]
+
+
+def node(program: str, **said: Any) -> Any:
+    """What this program prints as JSON."""
+    found = installed()
+    run = subprocess.run(
+        [found.program, str(HERE / program), json.dumps(said)], env=found.environment, cwd=HERE, capture_output=True, text=True,
+        timeout=60, preexec_fn=die_with_parent, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def test_the_python_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
+    webhooks = hooks.client(key).webhooks
+    types: Any = ["job.succeeded"]
+    made = webhooks.create(name="first", url=hooks.receiver.url("/python"), event_types=types)
+    second = webhooks.create(name="second", url=hooks.receiver.url("/python", status=418), event_types=types)
+
+    assert ["second", "first"] == [one.name for one in webhooks.list(limit=1)]
+    assert made.id == webhooks.retrieve(made.id).id
+    assert made.signing_secret_hint and made.signing_secret_hint[7:] in made.signing_secret
+    assert "third" == webhooks.update(made.id, name="third").name
+    rotated = webhooks.rotate_secret(made.id)
+    assert rotated.signing_secret != made.signing_secret
+    tested: Any = webhooks.test(made.id, event_type=types[0])
+    assert (200, True, "job.succeeded") == (tested.status_code, tested.success, tested.event_type)
+    refused: Any = webhooks.test(second.id, event_type=types[0])
+    assert 418 == refused.status_code
+    assert "job.started" in webhooks.event_types.list().data
+    assert webhooks.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        webhooks.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError, match="everybody can reach"):
+        webhooks.create(name="inside", url="https://169.254.169.254/latest", event_types=types)
+
+
+def test_the_node_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
+    seen = node("webhooks.mjs", base=hooks.base, key=key, url=hooks.receiver.url("/node"))
+
+    wanted = {
+        "secrets": True,
+        "types": ["job.failed", "job.expired"],
+        "status": 200,
+        "listed": ["from node"],
+        "known": True,
+        "deleted": True,
+    }
+    assert wanted == seen
+
+
+@pytest.mark.parametrize("kind", ["job.succeeded", "job.failed", "job.started", "webhook_endpoint.disabled"])
+def test_every_library_verifies_every_event_and_refuses_a_wrong_secret(hooks: Hooks, key: str, kind: str) -> None:
+    client, path = hooks.client(key), f"/verify/{kind}"
+    types: Any = [kind]
+    made = client.webhooks.create(name="x", url=hooks.receiver.url(path), event_types=types)
+    client.webhooks.test(made.id, event_type=types[0])
+    got = arrived(hooks, path)
+    event = got.event
+    said = [event["type"], event["data"]["id"]]
+
+    assert kind == event["type"]
+    unwrapped: Any = client.webhooks.unwrap(got.body, got.headers, secret=made.signing_secret)
+    assert said == [unwrapped.type, unwrapped.data.id]
+    unwrapped = openai.AsyncOpenAI(api_key="none").webhooks.unwrap(got.body, got.headers, secret=made.signing_secret)
+    assert said == [unwrapped.type, unwrapped.data.id]
+    assert event == standardwebhooks.Webhook(made.signing_secret).verify(got.body, got.headers)
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.unwrap(got.body, got.headers, secret=OTHER_SECRET)
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.unwrap(got.body.replace("evt_", "evt-"), got.headers, secret=made.signing_secret)
+    delivery = {"base": hooks.base, "key": key, "body": got.body, "headers": got.headers}
+    assert {"openai": said, "standardwebhooks": said, "svix": said} == node("webhooks.mjs", secret=made.signing_secret, **delivery)
+    refused = node("webhooks.mjs", secret=OTHER_SECRET, **delivery)
+    assert {"InvalidWebhookSignatureError", "WebhookVerificationError"} == set(refused.values())
+
+
+def test_the_whole_job_comes_along_where_that_was_asked_for(hooks: Hooks, key: str) -> None:
+    client = hooks.client(key)
+    types: Any = ["job.succeeded"]
+    made = client.webhooks.create(name="whole", url=hooks.receiver.url("/whole"), event_types=types, extra_body={"include": ["result"]})
+    answer = client.chat.completions.create(**chat("the whole of it"))
+    got = arrived(hooks, "/whole")
+
+    unwrapped: Any = client.webhooks.unwrap(got.body, got.headers, secret=made.signing_secret)
+    assert answer.to_dict() == unwrapped.data.result
+    job = client.get(f"/jobs/{unwrapped.data.id}", cast_to=dict[str, Any])
+    assert job["result"] == got.event["data"]["result"] and "succeeded" == job["status"]
+
+
+def test_a_url_for_one_job_is_told_and_verified_with_the_keys_secret(hooks: Hooks, key: str) -> None:
+    client = hooks.client(key)
+    secret = client.get("/webhook_secret", cast_to=dict[str, Any])["signing_secret"]
+    ways: list[dict[str, Any]] = [
+        {"extra_headers": {"X-Nowserving-Webhook-Url": hooks.receiver.url("/own")}},
+        {"extra_body": {"nowserving": {"webhook_url": hooks.receiver.url("/own")}}},
+    ]
+    for way in ways:
+        client.chat.completions.create(**chat("tell me"), **way)
+    client.images.generate(model="gpt-image-1-mini", prompt="tell me", **ways[1])
+    asyncio.run(openai.AsyncOpenAI(base_url=hooks.base, api_key=key).chat.completions.create(**chat("tell me"), **ways[0]))
+    got = hooks.receiver.wait_got(4, "/own")
+
+    assert {"job.succeeded"} == {client.webhooks.unwrap(one.body, one.headers, secret=secret).type for one in got}
+    assert 4 == len({one.event["data"]["id"] for one in got})
+
+
+def blocks(language: str) -> str:
+    """The one receiver in this language on our page about webhooks."""
+    (found,) = [
+        block for block in re.findall(rf"^```{language}\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL) if "receiver." in block
+    ]
+    return str(found)
+
+
+@contextmanager
+def documented(language: str, folder: Path, *, port: int, secret: str) -> Iterator[subprocess.Popen[str]]:
+    """The receiver of the documentation, as it stands there."""
+    found = installed()
+    (folder / "node_modules").symlink_to(HERE / "node_modules")
+    name, argv = {"python": ("receiver.py", [sys.executable]), "js": ("receiver.mjs", [found.program])}[language]
+    (folder / name).write_text(blocks(language))
+    process = subprocess.Popen(
+        [*argv, str(folder / name)], env={**found.environment, "PORT": str(port), "WEBHOOK_SECRET": secret}, stdout=subprocess.PIPE,
+        text=True, preexec_fn=die_with_parent,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+def test_the_receiver_in_the_documentation_takes_what_is_ours_and_nothing_else(
+    hooks: Hooks, key: str, tmp_path: Path, language: str
+) -> None:
+    client, port = hooks.client(key), hooks.ports[language]
+    types: Any = ["job.succeeded"]
+    made = client.webhooks.create(name="docs", url=f"http://127.0.0.1:{port}/", event_types=types)
+    with documented(language, tmp_path, port=port, secret=made.signing_secret) as process:
+        tested: Any = until(lambda: _try(client, made.id), what="the receiver listens")
+        assert 204 == tested.status_code
+        job = client.chat.completions.with_raw_response.create(**chat("for the documentation")).headers["x-nowserving-job-id"]
+        assert process.stdout
+        assert "job.succeeded job_" + "0" * 32 == process.stdout.readline().strip()
+        assert f"job.succeeded {job}" == process.stdout.readline().strip()
+        client.webhooks.rotate_secret(made.id)
+        again: Any = client.webhooks.test(made.id, event_type=types[0])
+        assert 401 == again.status_code
+
+
+def _try(client: openai.OpenAI, endpoint: str) -> object:
+    kind: Any = "job.succeeded"
+    with suppress(openai.InternalServerError):
+        return client.webhooks.test(endpoint, event_type=kind)
+    return None
+
+
+def test_a_developer_sees_events_arrive_on_a_port_of_the_own_machine(hooks: Hooks, key: str) -> None:
+    env = {**hooks.stack.environment(), "NOWSERVING_URL": hooks.base.removesuffix("/v1"), "NOWSERVING_KEY": key}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api.cli", "webhooks", "listen", "--port", str(hooks.ports["listen"]), "--test"], env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent,
+    )  # fmt: skip
+    try:
+        assert process.stdout and process.stderr
+        assert "listening on" in process.stderr.readline()
+        sample = process.stdout.readline()
+        hooks.client(key).chat.completions.create(**chat("for the developer"))
+        events = [process.stdout.readline() for _ in range(2)]
+        assert 1 == len(list(hooks.client(key).webhooks.list()))
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(20)
+
+    assert sample.startswith("job.succeeded") and sample.strip().endswith("signature right")
+    assert {"job.started", "job.succeeded"} == {line.split()[0] for line in events}
+    assert all(line.strip().endswith("signature right") for line in events)
+    assert 0 == code
+    assert [] == list(hooks.client(key).webhooks.list())
+
+
+def test_a_developer_whose_nowserving_may_not_call_back_is_told_how_to_allow_it(hooks: Hooks, key: str) -> None:
+    env = {**hooks.stack.environment(), "NOWSERVING_URL": hooks.base.removesuffix("/v1"), "NOWSERVING_KEY": key}
+    run = subprocess.run(
+        [sys.executable, "-m", "api.cli", "webhooks", "listen", "--port", str(free_port())], env=env, capture_output=True, text=True,
+        timeout=30, check=False,
+    )  # fmt: skip
+
+    assert 1 == run.returncode
+    assert "NOWSERVING_WEBHOOK_ALLOW_PORTS=" in run.stderr
