@@ -16,8 +16,8 @@ demo: setup ## the whole stack with a small local model: jobs run through it, th
 up: setup ## the stack in the foreground until Ctrl-C (ARGS="--local-model --verbose")
 	@$(BIN)/nowserving up $(ARGS)
 
-test: setup ## every test (ARGS="-k line" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## every test, a few files at a time (ARGS="-k line" for some, ARGS="-n0 -x" one after another)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: setup ## ruff, mypy, import-linter, the Dockerfile and docker-compose.yml
 	@$(BIN)/ruff check .

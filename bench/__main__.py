@@ -13,7 +13,7 @@ from types import ModuleType
 
 import click
 
-from bench import fairness, first_byte, held, latency, limits, report, scale, submits, surface, throughput, webhooks
+from bench import fairness, first_byte, held, latency, limits, report, scale, submits, surface, throughput, webhooks, yardstick
 from bench.figure import Figure
 from bench.stack import Stack
 
@@ -34,11 +34,15 @@ def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
     load_before, began = os.getloadavg()[0], time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="nowserving-bench-"))
     with Stack(folder) as stack:
-        results = {ALL[name].TITLE: _measure(name, stack, short=short) for name in names or ALL}
+        speeds, results = [yardstick.mops()], {}
+        for name in names or ALL:
+            results[ALL[name].TITLE] = _measure(name, stack, short=short)
+            speeds.append(yardstick.mops())
         servers = stack.versions()
+    click.echo(f"the machine: {min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second")
     shutil.rmtree(folder, ignore_errors=True)
     if not names and not short:
-        report.write(results, took_s=time.monotonic() - began, load_before=load_before, servers=servers)
+        report.write(results, took_s=time.monotonic() - began, load_before=load_before, servers=servers, speeds=speeds)
         click.echo(f"written: {report.PAGE}")
     if strict and any(one.is_met is False for figures in results.values() for one in figures):
         sys.exit(1)

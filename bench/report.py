@@ -32,23 +32,28 @@ def show(title: str, figures: Sequence[Figure]) -> None:
     Console(width=140).print(table)
 
 
-def write(results: Mapping[str, Sequence[Figure]], *, took_s: float, load_before: float, servers: Mapping[str, str]) -> None:
-    """docs/benchmarks.md says what was measured, when, and on what."""
+def write(
+    results: Mapping[str, Sequence[Figure]], *, took_s: float, load_before: float, servers: Mapping[str, str], speeds: Sequence[float]
+) -> None:
+    """docs/benchmarks.md says what was measured, when, and on what. speeds: yardstick.mops, before and after each benchmark."""
     lines = ["# Benchmarks", "", "Made by `make bench`; nothing on this page is typed by hand.", ""]
-    lines += [f"- {name}: {said}" for name, said in _circumstances(servers, took_s=took_s, load_before=load_before).items()]
+    about = _circumstances(servers, took_s=took_s, load_before=load_before, speeds=speeds)
+    lines += [f"- {name}: {said}" for name, said in about.items()]
     for title, figures in results.items():
         lines += ["", f"## {title}", "", "| figure | measured | target | met | how |", "|---|--:|---|---|---|"]
         lines += [f"| {one.what} | {one.value} | {one.target} | {MARKS[one.is_met]} | {one.note} |" for one in figures]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _circumstances(servers: Mapping[str, str], *, took_s: float, load_before: float) -> dict[str, str]:
+def _circumstances(servers: Mapping[str, str], *, took_s: float, load_before: float, speeds: Sequence[float]) -> dict[str, str]:
     memory_gb = psutil.virtual_memory().total / 2**30
     return {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()) + f", in {took_s / 60:.1f} min",
         "what": _commit(),
         "machine": f"{os.cpu_count()} cores of {_processor()}, {memory_gb:.0f} GB, {platform.system()} {platform.release()}",
         "load before the run": f"{load_before:.2f}" + (" (busy: other programs were running)" if load_before > 0.5 else ""),
+        "speed of one core": f"{min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second between the benchmarks "
+        "(bench/yardstick.py); compare figures of different days with that in mind",
         "servers": ", ".join(f"{name} {said}" for name, said in servers.items()) + f", Python {platform.python_version()}",
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         "settings": "1 API process, 1 pacer, 1 worker process, `fsync` on; client, upstream and servers share the machine",

@@ -137,7 +137,7 @@ def _render(session: Session, row: Any) -> bytes:
     except NotFound:
         pass
     else:
-        data = view.show(session, job, with_result=len(job.response or b"") <= RESULT_MOST_BYTES)
+        data = view.show(session, job, with_result=view.result_bytes(session, job) <= RESULT_MOST_BYTES)
     return outbox.event(row.event_id, outbox.EventType(row.event_type), at=int(row.event_at.timestamp()), data=data)
 
 

@@ -142,6 +142,14 @@ def result(session: Session, job: Any, *, with_pictures: bool = True, origin: st
     return answer
 
 
+def result_bytes(session: Session, job: Any) -> int:
+    """How long `result` is, pictures put back: an upper bound within a few bytes."""
+    content = bytes(job.response or b"")
+    if job.wants_urls or not marks.is_cut(content):
+        return len(content)
+    return len(content) + sum(one.size for one in artifact.of(session, job.id)) * 4 // 3
+
+
 def _finite(digits: str) -> float:
     """Raises ValueError for NaN, Infinity and 1e400: an answer of ours that quoted them would not be JSON."""
     if not math.isfinite(value := float(digits)):

@@ -132,7 +132,7 @@ def test_who_waits_is_named_by_the_first_that_says_it(headers: dict[str, str], f
         ("X-Nowserving-User", "x" * 257),
         ("X-Nowserving-User", "caf\xe9"),
         ("X-Nowserving-User", "a\tb"),
-        ("X-Nowserving-Webhook-Url", "https://localhost"),
+        ("X-Nowserving-Webhook-Url", "https://127.0.0.1"),
     ],
 )
 def test_a_wrong_header_is_named(header: str, value: str) -> None:

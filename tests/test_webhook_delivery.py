@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from collections import Counter
 
 import pytest
 
-from models import db, delivery, due, retention
+from models import artifact, db, delivery, due, marks, retention
 from models.delivery import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
 from models.job import Result, Status
 from models.key import Key
@@ -362,6 +363,19 @@ def test_a_result_that_is_too_large_to_push_is_left_out(caller: Key) -> None:
     said = json.loads(claim_one().payload)
 
     assert (None, "succeeded") == (said["data"]["result"], said["data"]["status"])
+
+
+@pytest.mark.parametrize(("picture_bytes", "is_sent"), [(1_000, True), (RESULT_MOST_BYTES, False)])
+def test_pictures_count_as_long_as_they_are_in_the_answer(caller: Key, picture_bytes: int, is_sent: bool) -> None:
+    endpoint(caller, include_result=True)
+    answer = {"created": 1, "data": [{"b64_json": base64.b64encode(bytes(picture_bytes)).decode()}]}
+    made = marks.cut(json.dumps(answer).encode())
+    job_id = submit(caller)
+    finish(job_id, start(caller, job_id), Result(Status.SUCCEEDED, http_status=200, response=made.response))
+    with db.begin() as session:
+        artifact.store(session, job_id, made.pictures)
+
+    assert (answer if is_sent else None) == json.loads(claim_one().payload)["data"]["result"]
 
 
 def test_a_job_that_is_gone_is_still_told_of(caller: Key) -> None:
