@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import answers, bodies, schemas, webhook_schemas
+from api import answers, bodies, schemas, webhook_answers, webhook_schemas
 from api.route import JSON, STREAM, Route
 from api.routes import ROUTES
 from models.view import JsonObject
@@ -64,8 +64,9 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     *schemas.SUBMITS.values(), bodies.EditBody, schemas.Inside,
     answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health,
     webhook_schemas.NewWebhookEndpoint, webhook_schemas.WebhookEndpointChange, webhook_schemas.Rotation, webhook_schemas.Sample,
-    webhook_schemas.Redelivery, answers.WebhookEndpoint, answers.WebhookEndpointList, answers.WebhookEndpointDeleted, answers.WebhookTest,
-    answers.EventTypes, answers.WebhookSecret, answers.Delivery, answers.DeliveryList, answers.Redelivered,
+    webhook_schemas.Redelivery, webhook_answers.WebhookEndpoint, webhook_answers.WebhookEndpointList,
+    webhook_answers.WebhookEndpointDeleted, webhook_answers.WebhookTest, webhook_answers.EventTypes, webhook_answers.WebhookSecret,
+    webhook_answers.Delivery, webhook_answers.DeliveryList, webhook_answers.Redelivered,
 )  # fmt: skip
 
 
