@@ -128,6 +128,16 @@ class QueueEvent(Answer):
     queue: Queue
 
 
+class Pro(BaseModel):
+    """Every answer of the legacy API, over HTTP 200. `data` is left out of errors."""
+
+    code: int = Field(description="200, 202 (fetch it by `jobId`), 400, 401, 402, 429, 500, 502 or 504.")
+    message: str
+    data: Any = None
+    timestamp: int | None = Field(None, description="Unix milliseconds.")
+    jobId: str | None = None
+
+
 class Health(Answer):
     """Whether this process can serve; `gone` names what it cannot reach."""
 

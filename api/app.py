@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from api import artifacts, cors, deliveries, docs, errors, events, health, intake, jobs, openai, relay, webhooks
+from api import artifacts, cors, deliveries, docs, errors, events, health, intake, jobs, openai, pro, relay, webhooks
 from api.auth import Callers
 from api.waiting import hall
 
@@ -28,6 +28,6 @@ def create_app() -> Flask:
     for routes in (openai.routes, webhooks.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
-    for routes in (health.routes, docs.routes):
+    for routes in (pro.routes, health.routes, docs.routes):
         app.register_blueprint(routes)
     return app

@@ -8,11 +8,10 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, orders, paging, pictures, render
+from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render
 from api.accept import accept
-from api.waiting import hall
 from models import db, job, view
-from models.errors import Invalid, Unauthorised, Unavailable, WrongState
+from models.errors import Invalid, Unavailable, WrongState
 from models.job import TERMINAL, Status
 from models.line import Order
 from models.settings import settings
@@ -50,7 +49,7 @@ def look(name: str) -> Response:
     """The job as it is now, or as it is when it ends within ?wait= seconds."""
     caller, job_id, wait_s = auth.caller(request), view.parse_id(name), _wait_s()
     if wait_s:
-        _wait_until_ended(job_id, caller.id, wait_s=wait_s)
+        ended.wait(job_id, caller.id, wait_s=wait_s)
     shown = _shown(job_id, caller.id, tries=TRIES if wait_s else 1)
     made = render.answer(shown)
     made.set_etag(render.etag(shown), weak=True)
@@ -80,10 +79,10 @@ def retry(name: str) -> Response:
     """202: a new job asks the same once more."""
     caller, job_id = auth.caller(request), view.parse_id(name)
     with db.begin() as session:
-        ended = view.find_order(session, job_id, caller.id)
-    if ended.status not in AGAIN:
+        before = view.find_order(session, job_id, caller.id)
+    if before.status not in AGAIN:
         raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
-    return _accept(orders.again(caller, ended, retry_of=job_id), said=b"")
+    return _accept(orders.again(caller, before, retry_of=job_id), said=b"")
 
 
 def _accept(order: Order, *, said: bytes) -> Response:
@@ -100,21 +99,6 @@ def _ticket(shown: JsonObject, *, is_replayed: bool) -> Response:
     if is_replayed:
         made.headers["Idempotent-Replayed"] = "true"
     return made
-
-
-def _wait_until_ended(job_id: UUID, key_id: int, *, wait_s: float) -> None:
-    """Returns when the job has ended, the client has gone or the time is up. Raises NotFound, Unauthorised when the key was revoked."""
-    until = time.monotonic() + wait_s
-    with db.begin() as session:
-        if view.find(session, job_id, key_id).status in TERMINAL:
-            return
-    with hall.wait_for(job_id, connection=request.environ.get("gunicorn.socket")) as seat:
-        while seat.status not in TERMINAL and not (seat.is_gone or seat.is_revoked or hall.is_closing):
-            if (left_s := until - time.monotonic()) <= 0:
-                break
-            seat.wait(left_s)
-    if seat.is_revoked:
-        raise Unauthorised
 
 
 def _shown(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:

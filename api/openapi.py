@@ -52,6 +52,8 @@ HEADERS: JsonObject = {
         for of in ("requests", "tokens")
         for name, said, kind in _ROOM
     },
+    "Deprecation": {"description": "Since when (RFC 9745).", "schema": {"type": "string"}},
+    "Link": {"description": "What to use instead.", "schema": {"type": "string"}},
     "ETag": {"description": "Send it as If-None-Match.", "schema": {"type": "string"}},
     "Accept-Ranges": {"description": "bytes: a part can be asked for.", "schema": {"type": "string"}},
     "Content-Range": {"description": "Which of the bytes these are, and how many there are.", "schema": {"type": "string"}},
@@ -62,7 +64,7 @@ HEADERS: JsonObject = {
 }
 _SHOWN: tuple[type[BaseModel], ...] = (
     *schemas.SUBMITS.values(), bodies.EditBody, schemas.Inside,
-    answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health,
+    answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health, answers.Pro,
     webhook_schemas.NewWebhookEndpoint, webhook_schemas.WebhookEndpointChange, webhook_schemas.Rotation, webhook_schemas.Sample,
     webhook_schemas.Redelivery, webhook_answers.WebhookEndpoint, webhook_answers.WebhookEndpointList,
     webhook_answers.WebhookEndpointDeleted, webhook_answers.WebhookTest, webhook_answers.EventTypes, webhook_answers.WebhookSecret,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api import answers, openai_routes, webhook_routes
+from api import answers, openai_routes, pro_routes, webhook_routes
 from api.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from models.endpoint import CHAT
 from models.view import JsonObject
@@ -80,6 +80,7 @@ ROUTES: tuple[Route, ...] = (
         ),
         needs_key=False, refusals=(404, 416, 503),
     ),
+    *pro_routes.ROUTES,
     Route("get", "/healthz", "isAlive", "Is this process alive?", {200: ("It is.", JSON, answers.Health)}, tag="health", **_OPEN),
     Route(
         "get", "/readyz", "isReady", "Can it serve?",

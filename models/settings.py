@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     webhook_per_receiver: int = Field(8, ge=1)
     webhook_per_host: int = Field(32, ge=1)
 
+    # The legacy /pro API: what it asks, and how long its callers are kept waiting before they are told to come back
+    pro_model: str = "gpt-3.5-turbo"
+    pro_wait_s: float = Field(12, ge=0, le=60)
+
     # Processes
     database_pool: int = Field(20, ge=1)
     max_waiting_per_process: int = Field(5_000, ge=1)

@@ -1,0 +1,145 @@
+"""The legacy `/pro` API (openai-proxy.com, April 2023), which bots and mini-programs still speak: a question, a session, an answer.
+
+Everything, errors too, is told in an envelope over HTTP 200: the HTTP clients of its users throw on 4xx and lose the text. A thin face:
+a question is a job in a conversation, and nothing here knows more of either.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from flask import Blueprint, Response, current_app, request
+
+from api import auth, body, ended, errors, orders, render, replies
+from api.accept import accept
+from api.newcomers import address_of
+from api.schemas import Controls
+from models import db, view
+from models.endpoint import CHAT
+from models.errors import Invalid, NotFound, ServingError
+from models.job import TERMINAL, Status
+from models.key import Key
+from models.settings import settings
+
+routes = Blueprint("pro", __name__, url_prefix="/pro")
+
+#: characters, not bytes
+LIMITS: Mapping[str, int] = {"apiKey": 64, "sessionId": 64, "content": 1_000}
+# It was deprecated from its first day (RFC 9745).
+HEADERS = {
+    "Deprecation": "@1680307200",
+    "Link": '</docs>; rel="deprecation"; type="text/html", </v1/chat/completions>; rel="successor-version"',
+    "Cache-Control": "no-store",
+}
+DONE = "执行成功"
+WAITS = "排队中，请稍后凭 jobId 查询结果"
+MESSAGES: Mapping[int, str] = {
+    400: "请求参数有误，请检查后重试",
+    401: "apiKey 无效，请检查后重试",
+    402: "余额不足，请充值后重试",
+    429: "排队人数已满，请稍后重试",
+    500: "服务器内部错误，请稍后重试",
+    502: "上游服务出错，请稍后重试",
+    504: "等待超时，请稍后重试",
+}
+_CANCELLED = "任务已取消，请重新提交"
+
+
+@routes.post("/chat/completions")
+def ask() -> Response:
+    """The answer when it is there within NOWSERVING_PRO_WAIT_S, else the job's id to fetch it by."""
+    said = body.read(request)
+    words = {name: _words(said, name, most) for name, most in LIMITS.items()}
+    caller = _caller(words["apiKey"])
+    wanted = {"model": settings().pro_model, "messages": [{"role": "user", "content": words["content"]}]}
+    order = orders.direct(caller, CHAT, wanted, write=lambda value: (body.dump(value), None), own=Controls(conversation=words["sessionId"]))
+    fingerprint = b"POST /pro\n" + body.canonical({name: words[name] for name in ("sessionId", "content")})
+    accepted = accept(order, token=request.headers.get("Idempotency-Key"), said=fingerprint)
+    return _answer(caller, view.public_id(accepted.job_id))
+
+
+@routes.get("/chat/completions/<name>")
+def fetch(name: str) -> Response:
+    """The answer that was not there in time."""
+    return _answer(_caller(request.args.get("apiKey")), name)
+
+
+@routes.errorhandler(ServingError)
+def _refuse(error: ServingError) -> Response:
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        errors.record(error, event="request failed")
+    code = _code(error.status, error.code)
+    return _told(code, str(error) if isinstance(error, _Wrong) else MESSAGES[code])
+
+
+@routes.errorhandler(Exception)
+def _fail(error: Exception) -> Response:
+    errors.record(error, event="unforeseen error")
+    return _told(500, MESSAGES[500])
+
+
+class _Wrong(Invalid):
+    """What is wrong with the request, in words for its user."""
+
+
+def _words(said: Mapping[str, Any], name: str, most: int) -> str:
+    words = said.get(name)
+    if not isinstance(words, str) or not words:
+        raise _Wrong(f"{name} 为必填项，须为非空字符串")
+    if len(words) > most:
+        raise _Wrong(f"{name} 不能超过 {most} 个字符")
+    return words
+
+
+def _caller(token: str | None) -> Key:
+    """Who asks: by `apiKey`, which stands in a query here and in no log, or by a Bearer token."""
+    if not token:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        token = given.strip() if scheme.lower() == "bearer" else ""
+    if not token:
+        raise _Wrong("apiKey 为必填项，须为非空字符串")
+    callers: auth.Callers = current_app.extensions["callers"]
+    return callers.recognise(token, address=address_of(request))
+
+
+def _answer(caller: Key, name: str) -> Response:
+    try:
+        job_id = view.parse_id(name)
+        ended.wait(job_id, caller.id, wait_s=settings().pro_wait_s)
+        with db.begin() as session:
+            row = view.find(session, job_id, caller.id)
+            answer = view.result(session, row) if row.status == Status.SUCCEEDED else None
+    except NotFound:
+        raise _Wrong("jobId 不存在，请检查后重试") from None
+    if row.status not in TERMINAL:
+        return _told(202, WAITS, data=None, jobId=view.public_id(job_id))
+    if row.status == Status.SUCCEEDED:
+        return _told(200, DONE, data=_content(answer), timestamp=int(time.time() * 1000))
+    if row.status == Status.CANCELLED:
+        return _told(500, _CANCELLED)
+    failed = replies.failure(row)
+    code = _code(failed.status, failed.error.get("code"))
+    return _told(code, MESSAGES[code])
+
+
+def _content(answer: Any) -> str:
+    try:
+        return str(answer["choices"][0]["message"]["content"] or "")
+    except (KeyError, IndexError, TypeError):
+        return ""
+
+
+def _code(status: int, code: object) -> int:
+    """Its number for this refusal."""
+    if code in ("insufficient_quota", "credit_balance_exhausted"):
+        return 402
+    if status in MESSAGES:
+        return status
+    return 400 if status < HTTPStatus.INTERNAL_SERVER_ERROR else 500
+
+
+def _told(code: int, message: str, **more: object) -> Response:
+    return render.answer({"code": code, "message": message, **more}, headers=HEADERS)

@@ -1,0 +1,174 @@
+"""The legacy `/pro` API: a question and its answer in an envelope over HTTP 200, in the words of those who use it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from models import job
+from tests.http_tools import ANSWER, Caller, end, finish, run, stored
+from tests.line_tools import query
+
+ASK: dict[str, Any] = {"apiKey": "sk-one", "sessionId": "ana", "content": "你好"}
+PATH = "/pro/chat/completions"
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture(autouse=True)
+def hurried(override: Callable[..., None]) -> None:
+    override(pro_wait_s=0)
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+def ask(caller: Caller, **more: Any) -> TestResponse:
+    """The answer to a question, which names its key itself."""
+    return caller.post(PATH, {**ASK, **more}, headers={"Authorization": ""})
+
+
+def told(answer: TestResponse) -> dict[str, Any]:
+    """The envelope, which comes over 200 whatever it says."""
+    assert 200 == answer.status_code
+    assert answer.headers["Deprecation"].startswith("@") and 'rel="deprecation"' in answer.headers["Link"]
+    return dict(answer.json)
+
+
+def fetch(caller: Caller, name: str, key: str = "sk-one") -> dict[str, Any]:
+    return told(caller.get(f"{PATH}/{name}?apiKey={key}", headers={"Authorization": ""}))
+
+
+def test_a_question_becomes_a_job_in_its_session(caller: Caller, override: Callable[..., None]) -> None:
+    override(pro_wait_s=0, pro_model="gpt-9")
+    name = told(ask(caller))["jobId"]
+
+    shown = caller.get(f"/v1/jobs/{name}").json
+    (row,) = query("SELECT request FROM job")
+    assert ("ana", "gpt-9", "/v1/chat/completions") == (shown["conversation"], shown["model"], shown["endpoint"])
+    assert [{"role": "user", "content": "你好"}] == json.loads(bytes(row.request))["messages"]
+
+
+def test_an_answer_that_is_late_is_fetched_by_its_job(caller: Caller) -> None:
+    late = told(ask(caller))
+    assert (202, None) == (late["code"], late["data"]) and late["message"]
+    assert 202 == fetch(caller, late["jobId"])["code"]
+    end(caller, late["jobId"])
+
+    done = fetch(caller, late["jobId"])
+    assert (200, "执行成功", "hello") == (done["code"], done["message"], done["data"])
+    assert abs(done["timestamp"] / 1000 - time.time()) < 60
+
+
+def test_an_answer_that_is_there_in_time_comes_at_once(caller: Caller, override: Callable[..., None]) -> None:
+    override(pro_wait_s=20)
+    seen: list[dict[str, Any]] = []
+    asking = threading.Thread(target=lambda: seen.append(told(ask(caller))))
+    asking.start()
+    while not stored():
+        time.sleep(0.02)
+    (row,) = query("SELECT id FROM job")
+    end(caller, f"job_{row.id.hex}")
+    asking.join(20)
+
+    assert [(200, "hello")] == [(one["code"], one["data"]) for one in seen]
+
+
+@pytest.mark.parametrize("name", ["apiKey", "sessionId", "content"])
+@pytest.mark.parametrize("value", [None, "", 7, ["x"]])
+def test_what_is_missing_is_named(caller: Caller, name: str, value: object) -> None:
+    refused = told(ask(caller, **{name: value}))
+
+    assert (400, True) == (refused["code"], name in refused["message"])
+    assert "data" not in refused and 0 == stored()
+
+
+@pytest.mark.parametrize(("name", "most"), [("apiKey", 64), ("sessionId", 64), ("content", 1_000)])
+@pytest.mark.parametrize("letter", ["x", "汉", "😀"])
+def test_lengths_are_counted_in_characters(caller: Caller, name: str, most: int, letter: str) -> None:
+    # A key is ASCII, as every bearer token.
+    taken = 401 if name == "apiKey" and letter != "x" else 202
+    assert taken == told(ask(caller, **{name: letter * most}))["code"]
+    refused = told(ask(caller, **{name: letter * (most + 1)}))
+    assert (400, True) == (refused["code"], str(most) in refused["message"])
+
+
+def test_a_body_that_is_no_json_is_refused_in_the_same_envelope(caller: Caller) -> None:
+    for content, media in ((b"{", "application/json"), (b"x=1", "application/x-www-form-urlencoded"), (b'{"a":1e999}', "application/json")):
+        refused = told(caller.send("POST", PATH, data=content, content_type=media))
+        assert 400 == refused["code"] and "data" not in refused
+
+
+def test_a_key_that_is_not_known_is_told_so(caller: Caller, override: Callable[..., None]) -> None:
+    override(open_keys=False)
+
+    assert 401 == told(ask(caller, apiKey="sk-nobody"))["code"]
+    assert 401 == fetch(caller, "job_" + "0" * 32, key="sk-nobody")["code"]
+
+
+def test_a_full_line_says_so(caller: Caller, override: Callable[..., None]) -> None:
+    override(pro_wait_s=0, max_queued_per_key=1)
+    ask(caller)
+
+    assert 429 == told(ask(caller, content="还有一个"))["code"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "shown"),
+    [(429, "insufficient_quota", 402), (401, "invalid_api_key", 401), (400, "x", 400), (404, "x", 400), (500, "x", 500), (503, "x", 500)],
+)
+def test_what_the_upstream_refuses_has_its_own_number(caller: Caller, status: int, code: str, shown: int) -> None:
+    name = told(ask(caller))["jobId"]
+    finish(name, run(caller, name), status=job.Status.FAILED, answer=None)
+    query("UPDATE job SET http_status = :status, error = CAST(:error AS jsonb)", status=status, error=json.dumps({"code": code}))
+
+    refused = fetch(caller, name)
+    assert shown == refused["code"] and "data" not in refused and refused["message"]
+
+
+def test_a_cancelled_question_says_so(caller: Caller) -> None:
+    name = told(ask(caller))["jobId"]
+    caller.post(f"/v1/jobs/{name}/cancel")
+
+    assert 500 == fetch(caller, name)["code"]
+
+
+def test_nobody_fetches_anothers_answer(caller: Caller) -> None:
+    name = told(ask(caller))["jobId"]
+    end(caller, name)
+
+    assert fetch(caller, name, key="sk-other") == fetch(caller, "job_" + "0" * 32, key="sk-other") == fetch(caller, "nonsense")
+    assert 400 == fetch(caller, name, key="sk-other")["code"]
+
+
+def test_a_bearer_token_will_do(caller: Caller) -> None:
+    name = told(ask(caller))["jobId"]
+
+    assert 202 == told(caller.get(f"{PATH}/{name}"))["code"]
+    assert 400 == told(caller.get(f"{PATH}/{name}", headers={"Authorization": ""}))["code"]
+
+
+def test_the_key_is_in_no_log(caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("api.ended.wait", lambda *_, **__: 1 / 0)
+    failed = told(ask(caller, apiKey="sk-very-secret"))
+    fetch(caller, "job_" + "0" * 32, key="sk-very-secret")
+
+    assert 500 == failed["code"]
+    assert "unforeseen error" in caplog.text and "very-secret" not in caplog.text
+
+
+def test_an_answer_without_words_is_an_empty_one(caller: Caller) -> None:
+    name = told(ask(caller))["jobId"]
+    end(caller, name, answer=ANSWER.replace(b'"hello"', b"null"))
+
+    assert (200, "") == (fetch(caller, name)["code"], fetch(caller, name)["data"])
