@@ -1,27 +1,98 @@
-"""What tokens cost, by the price list that ships with genai-prices; nothing is fetched."""
+"""What calls cost: by the operator's price file, else by the list that ships with genai-prices; nothing is fetched."""
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_UP
+import logging
+from collections.abc import Mapping
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from functools import lru_cache
+from pathlib import Path
 
 from genai_prices import Usage, calc_price
 
-MICRO = 1_000_000
+from models import price_file
+from models.money import MICRO
+from models.price_file import Price
+from models.settings import settings
+
+log = logging.getLogger(__name__)
+
+MTOK = 1_000_000
+# What OpenAI's picture models take for the largest picture of the best quality, where pictures are paid for as tokens.
+TOKENS_PER_PICTURE = 6_240
 
 
-def cost_microusd(model: str, *, input_tokens: int, output_tokens: int) -> int | None:
-    """The price of one call in millionths of a dollar; None when the list does not know the model."""
-    if not _is_listed(model):
+def cost_microusd(model: str, *, input_tokens: int, output_tokens: int, images: int = 0) -> int | None:
+    """The price of one call; None, and a warning, when nobody knows it. What used nothing costs nothing, whatever the model."""
+    cost = _cost(model, input_tokens, output_tokens, images) if input_tokens or output_tokens or images else Decimal(0)
+    if cost is None:
+        _warn(model)
         return None
-    price = calc_price(Usage(input_tokens=input_tokens, output_tokens=output_tokens), model, provider_id="openai")
-    return int((price.total_price * MICRO).to_integral_value(ROUND_HALF_UP))
+    return int((cost * MICRO).to_integral_value(ROUND_HALF_UP))
+
+
+def most_microusd(model: str, *, input_tokens: int, output_tokens: int, images: int = 0) -> int | None:
+    """What a call may cost, rounded up: its prompt, the longest reply and its pictures. None, and a warning, when nobody knows.
+
+    Pictures that have no price of their own are taken as the tokens of the dearest.
+    """
+    own = _own(model)
+    tokens = output_tokens + (images * TOKENS_PER_PICTURE if own is None else 0)
+    cost = _of(own, input_tokens, tokens, images) if own is not None else _listed(model, input_tokens, tokens)
+    if cost is None:
+        _warn(model)
+        return None
+    return int((cost * MICRO).to_integral_value(ROUND_CEILING))
+
+
+def _cost(model: str, input_tokens: int, output_tokens: int, images: int) -> Decimal | None:
+    own = _own(model)
+    if own is not None:
+        return _of(own, input_tokens, output_tokens, images)
+    # The list knows no price of a picture: those whose tokens were not told have none.
+    return None if images and not output_tokens else _listed(model, input_tokens, output_tokens)
+
+
+def _of(price: Price, input_tokens: int, output_tokens: int, images: int) -> Decimal:
+    return (price.input_per_mtok * input_tokens + price.output_per_mtok * output_tokens) / MTOK + price.per_image * images
+
+
+def _listed(model: str, input_tokens: int, output_tokens: int) -> Decimal | None:
+    flat = _flat(model)
+    if flat is None:
+        return None
+    if isinstance(flat, Price):
+        return _of(flat, input_tokens, output_tokens, 0)
+    return _asked(model, input_tokens, output_tokens)
 
 
 @lru_cache(maxsize=1024)
-def _is_listed(model: str) -> bool:
+def _flat(model: str) -> Price | str | None:
+    """The list's price, for a look at the list takes a third of a millisecond; `tiers`: it depends on how much; None: not listed."""
     try:
-        calc_price(Usage(input_tokens=1, output_tokens=1), model, provider_id="openai")
+        priced = calc_price(Usage(input_tokens=1, output_tokens=1), model, provider_id="openai").model_price
     except LookupError:
-        return False
-    return True
+        return None
+    asked, replied = priced.input_mtok or Decimal(0), priced.output_mtok or Decimal(0)
+    return Price(asked, replied) if isinstance(asked, Decimal) and isinstance(replied, Decimal) else "tiers"
+
+
+def _asked(model: str, input_tokens: int, output_tokens: int) -> Decimal:
+    return Decimal(calc_price(Usage(input_tokens=input_tokens, output_tokens=output_tokens), model, provider_id="openai").total_price)
+
+
+def _own(model: str) -> Price | None:
+    path = settings().prices_file
+    return _file(path).get(model) if path is not None else None
+
+
+@lru_cache(maxsize=4)
+def _file(path: Path) -> Mapping[str, Price]:
+    """Read once per process, as settings are."""
+    return price_file.read(path)
+
+
+@lru_cache(maxsize=1024)
+def _warn(model: str) -> None:
+    """Once per model and process."""
+    log.warning("no price is known for this model: its calls are charged 0; name it in NOWSERVING_PRICES_FILE", extra={"model": model})

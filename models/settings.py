@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+from decimal import Decimal
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models import price_file
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
@@ -88,6 +91,12 @@ class Settings(BaseSettings):
     abandoned_after_s: float = Field(15, ge=0)
     artifact_url_s: int = Field(3_600, ge=60)
 
+    # Money: whose keys have a budget once they were granted something (issued, all, off), and what such a key is granted when it is new
+    budgets: Literal["issued", "all", "off"] = "issued"
+    default_grant_usd: Decimal = Field(Decimal(0), ge=0, le=1_000_000_000, max_digits=16, decimal_places=6)
+    # JSON or TOML, model: {input_per_mtok, output_per_mtok, per_image} in US dollars; beats the list that ships with genai-prices.
+    prices_file: Path | None = None
+
     # Webhooks: what they may reach besides https on ports 80 and 443 of the public network, and how long one may take
     webhook_allow_networks: Annotated[tuple[str, ...], NoDecode] = ()
     webhook_allow_http: bool = False
@@ -122,6 +131,18 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ip_network(each)) for each in value)
+
+    @field_validator("prices_file", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("prices_file")
+    @classmethod
+    def _readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            price_file.read(value)
+        return value
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

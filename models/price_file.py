@@ -1,0 +1,58 @@
+"""The operator's own prices: a JSON or TOML file, model → what its tokens and pictures cost.
+
+{"my-model": {"input_per_mtok": "0.50", "output_per_mtok": "1.50"}, "dall-e-3": {"per_image": "0.04"}}
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+FIELDS = ("input_per_mtok", "output_per_mtok", "per_image")
+# A price beyond it is a slip of the pen: the dearest models take a few hundred dollars for a million tokens.
+MOST_USD = 1_000_000
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars for a million tokens in, a million tokens out, and a picture."""
+
+    input_per_mtok: Decimal = Decimal(0)
+    output_per_mtok: Decimal = Decimal(0)
+    per_image: Decimal = Decimal(0)
+
+
+def read(path: Path) -> Mapping[str, Price]:
+    """The prices in this file. Raises ValueError that says what is wrong, and where."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the price file {path} cannot be read ({type(error).__name__})") from error
+    try:
+        found = tomllib.loads(content, parse_float=Decimal) if path.suffix == ".toml" else json.loads(content, parse_float=Decimal)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the price file {path} is not {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"the price file {path} is not a table of models")
+    return {model: _price(model, said) for model, said in found.items()}
+
+
+def _price(model: str, said: object) -> Price:
+    if not isinstance(said, dict) or not said or not said.keys() <= set(FIELDS):
+        raise ValueError(f"the price of {model!r} has one or more of {', '.join(FIELDS)}, and nothing else")
+    return Price(**{name: _amount(f"{name} of {model!r}", amount) for name, amount in said.items()})
+
+
+def _amount(what: str, said: object) -> Decimal:
+    try:
+        # A bool is an int, and no price.
+        amount = Decimal(said) if isinstance(said, str | int | Decimal) and not isinstance(said, bool) else None
+    except InvalidOperation:
+        amount = None
+    if amount is None or not amount.is_finite() or not 0 <= amount <= MOST_USD:
+        raise ValueError(f"{what} is not a price in US dollars: {str(said)[:40]!r}")
+    return amount
