@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from models import budget, pricing
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.settings import settings
 from models.view import JsonObject
@@ -13,16 +14,18 @@ from models.view import JsonObject
 CHARS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 TOKENS_PER_PICTURE = 1_000
+FREE = frozenset({MODERATIONS})
 # The column is 32 bits wide, and nobody's limit is higher.
 MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """tokens and images that one call is charged with."""
+    """tokens and images that one call is charged with. reply: how many of the tokens are the longest replies."""
 
     tokens: int
     images: int = 0
+    reply: int = 0
 
 
 def reserve(endpoint: str, body: JsonObject) -> Reserve:
@@ -30,12 +33,26 @@ def reserve(endpoint: str, body: JsonObject) -> Reserve:
     return _BY_ENDPOINT[endpoint](body)
 
 
+def most_microusd(kind: str, endpoint: str, model: str, reserve: Reserve) -> int | None:
+    """What a call with this reserve may cost; 0 where the upstream takes nothing.
+
+    kind: of the key. None: no price is known for the model, or nobody asks, for such a key has no budget.
+    """
+    if endpoint in FREE:
+        return 0
+    if not budget.covers(kind):
+        return None
+    asked = reserve.tokens - reserve.reply
+    return pricing.most_microusd(model, input_tokens=asked, output_tokens=reserve.reply, images=reserve.images)
+
+
 def chat(body: JsonObject) -> Reserve:
     """A chat completion: its messages' texts and pictures, and n replies of the greatest length."""
     messages = body["messages"]
     asked = _tokens_of(message.get("content") for message in messages) + len(messages) * TOKENS_PER_MESSAGE
     reply = body.get("max_completion_tokens") or body.get("max_tokens") or settings().default_max_output_tokens
-    return Reserve(tokens=min(MOST, asked + reply * (body.get("n") or 1)))
+    replies = min(MOST, reply * (body.get("n") or 1))
+    return Reserve(tokens=min(MOST, asked + replies), reply=replies)
 
 
 def images(body: JsonObject) -> Reserve:

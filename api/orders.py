@@ -41,21 +41,26 @@ def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: 
 
 def listing(caller: Key, endpoint: str, *, own: Controls) -> Order:
     """The order that asks which models there are, or for one of them."""
-    return Order(key=caller, endpoint=endpoint, model=MODELS_LANE, request=b"", flow=own.user or KEY_FLOW, tokens=1, **_terms(own))
+    flow = own.user or KEY_FLOW
+    return Order(
+        key=caller, endpoint=endpoint, model=MODELS_LANE, request=b"", flow=flow, tokens=1, reserved_microusd=0, **_terms(own)
+    )  # fmt: skip
 
 
 def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Order:
     reserve = estimate.reserve(endpoint, value)
     going, wants_urls = _outgoing(endpoint, value)
     request, content_type = write(going)
+    model = going.get("model") or wanted.lane
     return Order(
         key=caller,
         endpoint=endpoint,
-        model=going.get("model") or wanted.lane,
+        model=model,
         request=request,
         flow=own.user or wanted.safety_identifier or wanted.user or own.conversation or KEY_FLOW,
         tokens=reserve.tokens,
         images=reserve.images,
+        reserved_microusd=estimate.most_microusd(caller.kind, endpoint, model, reserve),
         content_type=content_type,
         streamed=wanted.is_streamed,
         wants_urls=wants_urls,
@@ -95,6 +100,7 @@ def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
         flow=ended.flow,
         tokens=ended.tokens,
         images=ended.images,
+        reserved_microusd=ended.reserved_microusd,
         priority=ended.priority,
         conversation=ended.conversation,
         expires_in_s=ended.expires_in_s,

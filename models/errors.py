@@ -98,6 +98,15 @@ class TooLate(LineFull):
     code = "wait_exceeds_deadline"
 
 
+class NoMoney(ServingError):
+    """This key has no money left. Ask the operator for a grant."""
+
+    code = "credit_balance_exhausted"
+    type = "insufficient_quota"
+    status = 429
+    retryable = False
+
+
 class Unavailable(ServingError):
     """The store cannot be reached right now and nothing was accepted. Try again in a few seconds."""
 

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, lane, outbox
+from models import conversation, lane, ledger, outbox
 from models.db import Session
 
 
@@ -50,6 +50,10 @@ class Outcome(StrEnum):
     NOT_SENT = "not_sent"  #: Provably never called.
 
 
+# An aborted call may have been paid for, in part or whole: whoever hangs up has already read what came.
+_MAYBE_PAID = frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})
+
+
 @dataclass(frozen=True)
 class Result:
     """How a job ends: its status, and the upstream's body or our error (the four keys of the wire contract).
@@ -66,11 +70,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one attempt when it is over."""
+    """What is known of one attempt when it is over. cost_microusd: of a call that was made; None: nobody knows."""
 
     outcome: Outcome
     http_status: int | None = None
     upstream_request_id: str | None = None
+    cost_microusd: int | None = None
+
+    @property
+    def owed_microusd(self) -> int | None:
+        """What it is charged with; None: nobody knows. The upstream takes nothing for what it refused or failed at."""
+        return self.cost_microusd if self.outcome in _MAYBE_PAID else 0
 
 
 def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
@@ -131,12 +141,15 @@ def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, fi
 
 
 def settle(session: Session, dispatch_id: UUID, finding: Finding) -> None:
-    """The attempt's outcome is on record. After the job's row, as the reaper takes them."""
-    session.execute(
+    """The attempt's outcome is on record, and what it cost in the ledger. After the job's row, as the reaper takes them."""
+    row = session.execute(
         _SETTLE,
         {"dispatch_id": dispatch_id, "outcome": finding.outcome, "http_status": finding.http_status,
          "upstream_request_id": finding.upstream_request_id},
-    )  # fmt: skip
+    ).one_or_none()  # fmt: skip
+    # A statement of its own, after the lock: it must see what the reaper has charged.
+    if row is not None:
+        ledger.settle(session, dispatch_id, cost_microusd=finding.owed_microusd)
 
 
 def put_back(
@@ -274,7 +287,7 @@ _FINISH = text(f"""
 _SETTLE = text("""
     UPDATE attempt SET outcome = :outcome, http_status = :http_status, upstream_request_id = :upstream_request_id,
            ended_at = clock_timestamp()
-    WHERE dispatch_id = :dispatch_id AND outcome IN ('running', 'unknown')
+    WHERE dispatch_id = :dispatch_id AND outcome IN ('running', 'unknown') RETURNING dispatch_id
 """)
 # A job whose cancellation was asked for has nowhere to go back to: it ends here.
 _PUT_BACK = text(f"""
@@ -322,8 +335,8 @@ _REAP = text(f"""
             failures = failures + 1, lost_dispatch_id = dispatch, dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         FROM lost WHERE job.id = lost.id AND job.status = 'running' AND job.dispatch_id = dispatch AND job.lease_until < clock_timestamp()
         RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id,
-                  job.credential_id, job.model, job.key_id, job.webhook_url, job.ended_at
-    ), flagged AS (
+                  job.credential_id, job.model, job.key_id, job.webhook_url, job.ended_at, job.flow, job.reserved_microusd
+    ), {ledger.of_lost("back")}, flagged AS (
         UPDATE attempt SET outcome = 'unknown', ended_at = clock_timestamp() FROM back
         WHERE attempt.dispatch_id = back.dispatch_id AND attempt.outcome = 'running'
     ), told AS (

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import conversation
+from models import budget, conversation
 from models.db import Session, begin
 from models.errors import LineFull, TooLate
 from models.key import Key
@@ -35,6 +35,7 @@ SETTLED_S = 20
 class Order:
     """What a caller asks for. tokens and images are what the job reserves; request is the upstream body, byte for byte.
 
+    reserved_microusd: what one call may cost at most, 0: it is free, None: no price is known, or the key has no budget.
     content_type: of the request, None: JSON. streamed: the upstream is asked for a stream. wants_urls: pictures are answered as
     links. fingerprint, reader: of a caller that waits on an open connection (models/reader.py).
     """
@@ -46,6 +47,7 @@ class Order:
     flow: str
     tokens: int
     images: int = 0
+    reserved_microusd: int | None = None
     priority: str = "normal"
     conversation: str | None = None
     expires_in_s: float = 86_400
@@ -80,7 +82,11 @@ ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 
 
 def join(session: Session, order: Order, *, job_id: UUID) -> None:
-    """The job stands in line, with its first event. Raises LineFull, or TooLate when the line is longer than it may wait."""
+    """The job stands in line, with its first event, and what it may cost is reserved.
+
+    Raises NoMoney, LineFull, or TooLate when the line is longer than it may wait.
+    """
+    budget.reserve(session, order.key, order.reserved_microusd)
     lane = session.execute(_LANE, {"id": lane_of(order.key.pool_id, order.model)}).one()
     turn = conversation.take_turn(session, order.key.id, order.conversation) if order.conversation else None
     share = order.cost / WEIGHTS[order.priority]
@@ -88,8 +94,9 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
         _JOIN,
         {
             "id": job_id, "key_id": order.key.id, "lane_id": lane.id, "flow": order.flow, "priority": order.priority, "share": share,
-            "cost": order.cost, "tokens": order.tokens, "images": order.images, "endpoint": order.endpoint, "model": order.model,
-            "request": order.request, "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
+            "cost": order.cost, "tokens": order.tokens, "images": order.images, "reserved": order.reserved_microusd,
+            "endpoint": order.endpoint, "model": order.model, "request": order.request,
+            "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
             "held": bool(turn and turn.is_behind_another), "timeout_s": order.timeout_s, "on_lost": order.on_lost,
             "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
             "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
@@ -289,15 +296,15 @@ _JOIN = text("""
     ), joined AS (
         -- What was added and taken away again may lack the last bit: never below the lane's time, where the low-water mark may be.
         INSERT INTO job (
-            id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, endpoint, model, request,
-            conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of,
+            id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, reserved_microusd, endpoint, model,
+            request, conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of,
             content_type, streamed, wants_urls, fingerprint, reader
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
                greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
-               :share / moved.weight, :cost, :tokens, :images, :endpoint, :model, :request, :conversation_id, :turn, :timeout_s,
-               :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in, :max_attempts,
-               :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader
+               :share / moved.weight, :cost, :tokens, :images, :reserved, :endpoint, :model, :request, :conversation_id, :turn,
+               :timeout_s, :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in,
+               :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader
         FROM moved, line RETURNING id, start_tag, created_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-
-from genai_prices import Usage, calc_price
+from typing import Any
 
 from models import price_file
 from models.money import MICRO
@@ -20,6 +20,12 @@ log = logging.getLogger(__name__)
 MTOK = 1_000_000
 # What OpenAI's picture models take for the largest picture of the best quality, where pictures are paid for as tokens.
 TOKENS_PER_PICTURE = 6_240
+
+
+@cache
+def load() -> Any:
+    """The list. Not imported above: it takes a second and 66 MB, for which an API process without budgets has no use."""
+    return importlib.import_module("genai_prices")
 
 
 def cost_microusd(model: str, *, input_tokens: int, output_tokens: int, images: int = 0) -> int | None:
@@ -63,22 +69,24 @@ def _listed(model: str, input_tokens: int, output_tokens: int) -> Decimal | None
         return None
     if isinstance(flat, Price):
         return _of(flat, input_tokens, output_tokens, 0)
-    return _asked(model, input_tokens, output_tokens)
+    return Decimal(_calc(model, input_tokens, output_tokens).total_price)
 
 
 @lru_cache(maxsize=1024)
 def _flat(model: str) -> Price | str | None:
     """The list's price, for a look at the list takes a third of a millisecond; `tiers`: it depends on how much; None: not listed."""
     try:
-        priced = calc_price(Usage(input_tokens=1, output_tokens=1), model, provider_id="openai").model_price
+        priced = _calc(model, 1, 1).model_price
     except LookupError:
         return None
     asked, replied = priced.input_mtok or Decimal(0), priced.output_mtok or Decimal(0)
     return Price(asked, replied) if isinstance(asked, Decimal) and isinstance(replied, Decimal) else "tiers"
 
 
-def _asked(model: str, input_tokens: int, output_tokens: int) -> Decimal:
-    return Decimal(calc_price(Usage(input_tokens=input_tokens, output_tokens=output_tokens), model, provider_id="openai").total_price)
+def _calc(model: str, input_tokens: int, output_tokens: int) -> Any:
+    """Raises LookupError when the list does not know the model."""
+    found = load()
+    return found.calc_price(found.Usage(input_tokens=input_tokens, output_tokens=output_tokens), model, provider_id="openai")
 
 
 def _own(model: str) -> Price | None:

@@ -16,6 +16,14 @@ def keys(session: Session) -> Sequence[Any]:
     return session.execute(_KEYS).all()
 
 
+def kind_of(session: Session, key_id: int) -> str:
+    """`own` or `issued`. Raises NotFound."""
+    found = session.execute(text("SELECT kind FROM key WHERE id = :id"), {"id": key_id}).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"There is no key {key_id}. `nowserving keys list` shows them all.")
+    return str(found)
+
+
 def pools(session: Session) -> Sequence[Any]:
     """Every pool. Rows: id, name, paused_reason, credentials (their ids), parked (of these, with reasons)."""
     return session.execute(_POOLS).all()

@@ -164,6 +164,7 @@ job = Table(
     Column("cost", Double, nullable=False),
     Column("tokens", Integer, nullable=False, comment="reserved: the prompt's estimate and the most the reply may use"),
     Column("images", Integer, nullable=False),
+    Column("reserved_microusd", BigInteger, comment="what one call of it may cost at most; null: not known, or nobody asked"),
     _at("not_before"),
     # what was asked
     Column("endpoint", Text, nullable=False),
@@ -259,12 +260,41 @@ usage = Table(
     Column("job_id", Uuid, nullable=False, index=True),
     Column("key_id", BigInteger, nullable=False),
     Column("model", Text, nullable=False),
+    Column("flow", Text, comment="the user it was for; null: not known any more"),
     Column("input_tokens", Integer, nullable=False),
     Column("output_tokens", Integer, nullable=False),
     Column("images", Integer, nullable=False),
     Column("cost_microusd", BigInteger, comment="null: no price is known for this model"),
     _at("at", nullable=False),
     Index("usage_by_key", "key_id", "at"),
+)
+
+# Nothing here is ever changed or deleted: a trigger sees to it. A key's balance is the sum of its entries.
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("key_id", BigInteger, nullable=False),
+    _at("at", nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("amount_microusd", BigInteger, nullable=False, comment="what the key gains; negative: what it pays"),
+    Column("job_id", Uuid),
+    Column("dispatch_id", Uuid, comment="the attempt that it is for; null: the operator's own entry"),
+    Column("model", Text),
+    Column("flow", Text),
+    Column("note", Text),
+    CheckConstraint("kind IN ('grant','charge','unknown','correction')", name="kind"),
+    Index("ledger_by_key", "key_id", "id", postgresql_include=["amount_microusd"]),
+    Index("ledger_by_day", "key_id", "at"),
+    Index("ledger_once", "dispatch_id", unique=True, postgresql_where=text("kind IN ('charge', 'unknown')")),
+    Index("ledger_corrected_once", "dispatch_id", unique=True, postgresql_where=text("kind = 'correction' AND dispatch_id IS NOT NULL")),
+)
+
+budget = Table(
+    "budget",
+    metadata,
+    Column("key_id", BigInteger, primary_key=True, autoincrement=False, comment="a key that was granted something; locked by its submits"),
+    _at("created_at", nullable=False),
 )
 
 artifact = Table(

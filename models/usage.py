@@ -14,17 +14,18 @@ from models.db import Session
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as the upstream counted them; images as it delivered them."""
+    """Tokens as the upstream counted them; images as it delivered them. is_told: whether the answer says anything of it."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     images: int = 0
+    is_told: bool = True
 
 
 def read(answer: object) -> Usage:
     """The usage in an answer of any OpenAI endpoint (chat's and images' names for the same things); zeros where it has none."""
     if not isinstance(answer, Mapping):
-        return Usage()
+        return Usage(is_told=False)
     told = answer.get("usage")
     said = told if isinstance(told, Mapping) else {}
     pictures = answer.get("data") if "created" in answer and "choices" not in answer else None
@@ -32,15 +33,22 @@ def read(answer: object) -> Usage:
         input_tokens=_count(said, "input_tokens", "prompt_tokens"),
         output_tokens=_count(said, "output_tokens", "completion_tokens"),
         images=len(pictures) if isinstance(pictures, list) else 0,
+        is_told=isinstance(told, Mapping) or isinstance(pictures, list),
     )
 
 
-def write(session: Session, usage: Usage, *, dispatch_id: UUID, job_id: UUID, key_id: int, model: str) -> None:
-    """On record once per call, however often it is written."""
-    cost = pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
+def price(usage: Usage, *, model: str) -> int | None:
+    """Micro-USD; None when nobody knows: the answer does not say what it used, or no price is known for the model."""
+    if not usage.is_told:
+        return None
+    return pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, images=usage.images)
+
+
+def write(session: Session, usage: Usage, *, dispatch_id: UUID, job_id: UUID, key_id: int, model: str, cost_microusd: int | None) -> None:
+    """On record once per call, however often it is written. What could cost nothing at most has cost nothing."""
     session.execute(
         _WRITE,
-        {"dispatch_id": dispatch_id, "job_id": job_id, "key_id": key_id, "model": model, "cost": cost, **vars(usage)},
+        {"dispatch_id": dispatch_id, "job_id": job_id, "key_id": key_id, "model": model, "cost": cost_microusd, **vars(usage)},
     )
 
 
@@ -53,7 +61,8 @@ def _count(said: Mapping[str, object], *names: str) -> int:
 
 
 _WRITE = text("""
-    INSERT INTO usage (dispatch_id, job_id, key_id, model, input_tokens, output_tokens, images, cost_microusd)
-    VALUES (:dispatch_id, :job_id, :key_id, :model, :input_tokens, :output_tokens, :images, :cost)
+    INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, cost_microusd)
+    VALUES (:dispatch_id, :job_id, :key_id, :model, (SELECT flow FROM job WHERE id = :job_id), :input_tokens, :output_tokens, :images,
+            coalesce(:cost, (SELECT 0 FROM job WHERE id = :job_id AND reserved_microusd = 0)))
     ON CONFLICT (dispatch_id) DO NOTHING
 """)

@@ -42,8 +42,8 @@ def find(session: Session, job_id: UUID, key_id: int) -> Any:
 def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
     """What this job asked for, to ask it again. Raises NotFound when this key has no such job.
 
-    Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens, images, priority, conversation,
-    expires_in_s, timeout_s, on_lost, max_attempts, metadata, webhook_url.
+    Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens, images, reserved_microusd, priority,
+    conversation, expires_in_s, timeout_s, on_lost, max_attempts, metadata, webhook_url.
     """
     row = session.execute(_FIND_ORDER, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -197,7 +197,7 @@ _FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_i
 _FIND = text(f"SELECT {_COLUMNS}, job.response {_FROM} WHERE job.id = :id AND job.key_id = :key_id")
 _FIND_ORDER = text(f"""
     SELECT job.status, job.endpoint, job.model, job.request, job.content_type, job.streamed, job.wants_urls, job.flow, job.tokens,
-           job.images, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata, job.webhook_url,
+           job.images, job.reserved_microusd, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata, job.webhook_url,
            conversation.name AS conversation,
            extract(epoch FROM job.expires_at - job.created_at)::float8 AS expires_in_s
     {_FROM} WHERE job.id = :id AND job.key_id = :key_id

@@ -63,7 +63,7 @@ def write(ending: Ending) -> None:
 
 
 def commit(ending: Ending) -> None:
-    """One transaction with the result, the usage, the pictures, the event and the next turn; then the wake-ups."""
+    """One transaction with the result, the usage, its price, the pictures, the event and the next turn; then the wake-ups."""
     crash.at("worker.before_finish")
     ending, pictures = _cut(ending)
     with db.begin() as session:
@@ -97,13 +97,17 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
 
 
 def _finish(session: db.Session, ending: Ending, result: Result, pictures: Sequence[Picture]) -> Any | None:
-    row = job.finish(session, ending.job_id, ending.dispatch_id, result, ending.finding)
-    if result.status == Status.SUCCEEDED and result.response is not None:
-        # Of a late answer too: it was paid for, whoever gets it.
-        used = usage.read(retry.parse(result.response))
-        usage.write(session, used, dispatch_id=ending.dispatch_id, job_id=ending.job_id, key_id=ending.key_id, model=ending.model)
-        if row is not None:
-            artifact.store(session, ending.job_id, pictures)
+    if result.status != Status.SUCCEEDED or result.response is None:
+        return job.finish(session, ending.job_id, ending.dispatch_id, result, ending.finding)
+    used = usage.read(retry.parse(result.response))
+    cost = usage.price(used, model=ending.model)
+    row = job.finish(session, ending.job_id, ending.dispatch_id, result, replace(ending.finding, cost_microusd=cost))
+    # Of a late answer too: it was paid for, whoever gets it.
+    usage.write(
+        session, used, dispatch_id=ending.dispatch_id, job_id=ending.job_id, key_id=ending.key_id, model=ending.model, cost_microusd=cost
+    )
+    if row is not None:
+        artifact.store(session, ending.job_id, pictures)
     return row
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job
+from models import crash, db, job, pricing
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
@@ -54,6 +54,7 @@ class Processor:
     def __init__(self, limiter: Limiter, leases: Leases) -> None:
         self._limiter = limiter
         self._leases = leases
+        pricing.load()  # not while the first job waits to be stored
 
     def serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
@@ -107,7 +108,9 @@ class Processor:
             _fail_or_again(work, retry.unsent(error), answer=None)
         except Aborted:
             self._release(work.meter, work.row, Report())
-            ending.write(work.done(Finding(Outcome.CANCELLED), Result(Status.CANCELLED, transcript=work.relay.transcript)))
+            cost = None if work.call.is_sent else 0
+            result = Result(Status.CANCELLED, transcript=work.relay.transcript)
+            ending.write(work.done(Finding(Outcome.CANCELLED, cost_microusd=cost), result))
         except Lost as error:
             self._release(work.meter, work.row, Report(pushed_back=True))
             _fail_or_again(work, retry.lost(error), answer=None)

@@ -1,0 +1,75 @@
+"""Who may spend no more than they were granted, and whether there is money for one more job.
+
+A key has a budget when NOWSERVING_BUDGETS covers its kind (`issued`: issued keys; `all`; `off`: none) and it was ever granted
+something, or NOWSERVING_DEFAULT_GRANT_USD gives every new one something. Everybody else spends what they like, and it is written down.
+
+What is left is the sum of the key's ledger less what its open jobs reserve; a job that ended reserves nothing, so nothing has to be
+released. Submits of one key wait for each other on its row here; what ends meanwhile gives back at least as much as it takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import text
+
+from models import ledger, money, roster
+from models.db import Session
+from models.errors import NoMoney
+from models.key import Key
+from models.settings import settings
+
+
+def covers(kind: str) -> bool:
+    """Whether keys of this kind can have a budget."""
+    return settings().budgets == "all" or settings().budgets == kind
+
+
+def reserve(session: Session, key: Key, most_microusd: int | None) -> None:
+    """This key can pay for one more job of this price; its next submit waits until this transaction ends.
+
+    most_microusd: 0 is free for everybody; None: no price is known, and whoever has anything left may. Raises NoMoney.
+    """
+    if most_microusd == 0 or not covers(key.kind):
+        return
+    begin(session, key.id, key.kind)
+    if session.execute(_LOCK, {"key_id": key.id}).one_or_none() is None:
+        return
+    # A statement of its own, after the lock: it must see what the submits before this one have reserved.
+    left = session.execute(_LEFT, {"key_id": key.id}).one()
+    if left.microusd < max(1, most_microusd or 0):
+        raise NoMoney(_refusal(left, most_microusd))
+
+
+def grant(session: Session, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
+    """The key has this much more, and a budget where its kind is covered. Raises NotFound; Invalid for what is no gain."""
+    begin(session, key_id, roster.kind_of(session, key_id))
+    session.execute(_BEGIN, {"key_id": key_id})
+    ledger.grant(session, key_id, amount_microusd, note=note)
+
+
+def begin(session: Session, key_id: int, kind: str) -> None:
+    """A new key of a kind that is covered has its default grant."""
+    amount = int(settings().default_grant_usd * money.MICRO)
+    if amount and covers(kind) and session.execute(_BEGIN, {"key_id": key_id}).one_or_none() is not None:
+        ledger.grant(session, key_id, amount, note="default grant")
+
+
+def _refusal(left: Any, most_microusd: int | None) -> str:
+    free, open_ = money.text(max(0, left.microusd)), money.text(left.reserved)
+    if left.microusd <= 0:
+        return f"This key has no money left ({open_} USD are reserved by jobs in line). Ask the operator for a grant."
+    return (
+        f"This request may cost {money.text(most_microusd or 0)} USD, and this key has {free} USD left ({open_} USD are reserved by jobs "
+        "in line). Ask for a shorter reply (max_completion_tokens), wait for those jobs, or ask the operator for a grant."
+    )
+
+
+_LOCK = text("SELECT key_id FROM budget WHERE key_id = :key_id FOR UPDATE")
+_BEGIN = text("INSERT INTO budget (key_id) VALUES (:key_id) ON CONFLICT (key_id) DO NOTHING RETURNING key_id")
+_LEFT = text("""
+    SELECT owned.microusd - open.reserved AS microusd, open.reserved FROM
+        (SELECT coalesce(sum(amount_microusd), 0)::bigint AS microusd FROM ledger WHERE key_id = :key_id) AS owned,
+        (SELECT coalesce(sum(reserved_microusd), 0)::bigint AS reserved FROM job
+         WHERE key_id = :key_id AND status IN ('queued', 'admitted', 'running')) AS open
+""")

@@ -1,0 +1,54 @@
+"""Short ways to give keys money and to see where it went."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from models import budget, db, key, spending
+from models.job import Finding, Outcome
+from models.key import Key
+from models.money import MICRO
+from models.spending import Standing
+from tests.line_tools import query
+
+# gpt-4o-mini: 0.15 USD for a million tokens in, 0.60 for a million out.
+MODEL = "gpt-4o-mini"
+LOST = Finding(Outcome.UNKNOWN)
+REFUSED = Finding(Outcome.REFUSED, 400)
+
+
+def issued(name: str = "ann", *, grant_usd: int = 0) -> tuple[Key, str]:
+    """An issued key with a credential behind it, and its plain text."""
+    with db.begin() as session:
+        pool_id = key.make_pool(session, name)
+        key.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
+        made, token = key.issue(session, name=name, pool=name)
+        if grant_usd:
+            budget.grant(session, made.id, grant_usd * MICRO)
+    return made, token
+
+
+def grant(caller: Key, microusd: int) -> None:
+    with db.begin() as session:
+        budget.grant(session, caller.id, microusd)
+
+
+def standing(caller: Key) -> Standing:
+    with db.begin() as session:
+        return spending.standing(session, caller.id, caller.kind)
+
+
+def entries(*, of: UUID | None = None) -> list[tuple[str, int]]:
+    """The ledger's entries in order, or those of one job: kind and amount."""
+    rows = query("SELECT kind, amount_microusd FROM ledger WHERE CAST(:of AS uuid) IS NULL OR job_id = :of ORDER BY id", of=of)
+    return [(row.kind, row.amount_microusd) for row in rows]
+
+
+def cost(microusd: int | None) -> Finding:
+    """A good answer that cost this."""
+    return Finding(Outcome.SUCCEEDED, 200, "req_1", cost_microusd=microusd)
+
+
+def sums() -> dict[int, int]:
+    """The sum of each key's ledger."""
+    return {row.key_id: int(row.sum) for row in query("SELECT key_id, sum(amount_microusd) FROM ledger GROUP BY key_id")}

@@ -1,0 +1,142 @@
+"""The ledger: each attempt is charged once, in the transaction that ends it; the unknown apart; nothing is ever changed."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from models import db, job, ledger
+from models.errors import Invalid
+from models.job import Finding, Outcome, Result, Status
+from models.key import Key
+from tests.line_tools import ANSWER, finish, known, put_back, query, reap, row, start, submit
+from tests.money_tools import LOST, REFUSED, cost, entries, standing
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+def running(caller: Key, *, reserved: int | None = 500, **more: object) -> tuple[UUID, UUID]:
+    """A job whose call has gone out."""
+    one = submit(caller, reserved_microusd=reserved, **more)
+    return one, start(caller, one)
+
+
+@pytest.mark.parametrize("change", ["UPDATE ledger SET amount_microusd = 1", "DELETE FROM ledger"])
+def test_what_is_written_is_never_changed(caller: Key, change: str) -> None:
+    with db.begin() as session:
+        ledger.grant(session, caller.id, 5)
+    with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="only grows"):
+        query(change)
+
+    assert [("grant", 5)] == entries()
+
+
+def test_a_call_is_charged_with_its_result_and_once(caller: Key) -> None:
+    one, lease = running(caller, flow="ana")
+    assert finish(one, lease, finding=cost(120))
+    finish(one, lease, finding=cost(120))
+    (entry,) = query("SELECT * FROM ledger")
+
+    assert ("charge", -120, one, lease, caller.id, "m", "ana") == (
+        entry.kind, entry.amount_microusd, entry.job_id, entry.dispatch_id, entry.key_id, entry.model, entry.flow
+    )  # fmt: skip
+
+
+def test_each_attempt_is_charged_by_itself(caller: Key) -> None:
+    one, lease = running(caller)
+    put_back(one, lease, LOST, counts=True)
+    finish(one, start(caller, one), finding=cost(120))
+
+    assert [("unknown", -500), ("charge", -120)] == entries(of=one)
+
+
+@pytest.mark.parametrize(
+    "finding", [REFUSED, Finding(Outcome.FAILED, 500), Finding(Outcome.THROTTLED, 429), Finding(Outcome.NOT_SENT), cost(0)]
+)
+def test_what_costs_nothing_is_not_written(caller: Key, finding: Finding) -> None:
+    put_back(*running(caller), finding)
+    finish(*running(caller), Result(Status.FAILED), finding)
+
+    assert [] == entries()
+
+
+def test_an_aborted_call_is_unknown_unless_it_never_went_out(caller: Key) -> None:
+    finish(*running(caller), Result(Status.CANCELLED), Finding(Outcome.CANCELLED))
+    finish(*running(caller), Result(Status.CANCELLED), Finding(Outcome.CANCELLED, cost_microusd=0))
+
+    assert [("unknown", -500)] == entries()
+
+
+def test_an_answer_that_does_not_say_what_it_used_is_unknown(caller: Key) -> None:
+    finish(*running(caller), finding=cost(None))
+
+    assert [("unknown", -500)] == entries()
+
+
+def test_a_lost_worker_s_call_is_charged_as_unknown(caller: Key) -> None:
+    one, _ = running(caller)
+    reap()
+
+    assert (Status.QUEUED, [("unknown", -500)]) == (row(one).status, entries(of=one))
+
+
+@pytest.mark.parametrize(("finding", "correction"), [(cost(120), 380), (cost(500), 0), (cost(700), -200), (REFUSED, 500)])
+def test_a_late_answer_corrects_what_was_unknown(caller: Key, finding: Finding, correction: int) -> None:
+    one, lease = running(caller)
+    reap()
+    for _ in range(2):
+        finish(one, lease, ANSWER, finding)
+
+    assert [("unknown", -500), ("correction", correction)] == entries(of=one)
+    assert (500 - correction, 0) == (standing(caller).spent, standing(caller).unknown)
+
+
+def test_a_late_answer_that_nobody_wants_any_more_corrects_too(caller: Key) -> None:
+    one, lease = running(caller)
+    reap()
+    second = start(caller, one)
+
+    assert not finish(one, lease, ANSWER, cost(120))
+    assert finish(one, second, ANSWER, cost(130))
+    assert [("unknown", -500), ("correction", 380), ("charge", -130)] == entries(of=one)
+
+
+def test_what_stays_unknown_is_charged_once(caller: Key) -> None:
+    one, lease = running(caller)
+    reap()
+    put_back(one, lease, LOST)
+    finish(one, lease, Result(Status.FAILED), LOST)
+
+    assert [("unknown", -500)] == entries(of=one)
+
+
+def test_a_job_of_unknown_price_is_charged_nothing(caller: Key) -> None:
+    finish(*running(caller, reserved=None), finding=cost(None))
+    running(caller, reserved=None)
+    reap()
+
+    assert [] == entries()
+
+
+def test_a_charge_that_is_not_committed_is_not_there(caller: Key) -> None:
+    one, lease = running(caller)
+    with pytest.raises(ZeroDivisionError), db.begin() as session:
+        job.finish(session, one, lease, ANSWER, cost(120))
+        raise ZeroDivisionError
+
+    assert (Status.RUNNING, []) == (row(one).status, entries())
+
+
+@pytest.mark.parametrize("amount", [0, -1])
+def test_a_grant_is_a_gain(caller: Key, amount: int) -> None:
+    with pytest.raises(Invalid, match="more than 0"), db.begin() as session:
+        ledger.grant(session, caller.id, amount)
+
+    assert [] == entries()
