@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from flask import Flask
 
-from api import artifacts, cors, deliveries, docs, errors, events, health, intake, jobs, openai, pro, relay, webhooks
+from api import (
+    artifacts, balance, cors, dashboard, deliveries, docs, errors, events, health, intake, jobs, openai, pro, relay, webhooks,
+)  # fmt: skip
 from api.auth import Callers
 from api.waiting import hall
 
@@ -23,9 +25,9 @@ def create_app() -> Flask:
     cors.register(app)
     errors.register(app)
     intake.register(app)
-    for routes in (jobs.routes, events.routes, relay.routes, artifacts.routes, deliveries.routes):
+    for routes in (jobs.routes, events.routes, relay.routes, artifacts.routes, deliveries.routes, balance.routes):
         app.register_blueprint(routes, url_prefix="/v1")
-    for routes in (openai.routes, webhooks.routes):
+    for routes in (openai.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
     for routes in (pro.routes, health.routes, docs.routes):

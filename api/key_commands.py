@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from api import terminal
+from api import money_commands, terminal
 from api.pool_commands import limit_options
 from models import db, key, roster
 from models.key import Limits
@@ -58,3 +58,7 @@ def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> No
         for number in numbers:
             key.set_limits(session, number, Limits(**given), model=model)
     terminal.show({"key": key_id, "credentials": numbers, "model": model, **given}, as_json=as_json)
+
+
+for _command in (money_commands.grant, money_commands.correct, money_commands.balance):
+    keys.add_command(_command)

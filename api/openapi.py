@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import answers, bodies, schemas, webhook_answers, webhook_schemas
+from api import answers, bodies, money_answers, schemas, webhook_answers, webhook_schemas
 from api.route import JSON, STREAM, Route
 from api.routes import ROUTES
 from models.view import JsonObject
@@ -28,7 +28,7 @@ REFUSALS: Mapping[int | str, str] = {
     415: "The body is not UTF-8 JSON.",
     416: "The picture does not have the bytes that `Range` names; `Content-Range` says how many it has.",
     422: "This Idempotency-Key was used with another body.",
-    429: "The line is full, or longer than the job may wait. `Retry-After` says when to come back.",
+    429: "The line is full, or longer than the job may wait: `Retry-After` says when to come back. Or the key has no money left.",
     502: "The upstream could not be reached, or its answer is lost or cannot be used, as often as it was tried.",
     504: "The request expired in line, or the upstream took longer than it may.",
     503: "The store cannot be reached; nothing was accepted.",
@@ -69,6 +69,7 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     webhook_schemas.Redelivery, webhook_answers.WebhookEndpoint, webhook_answers.WebhookEndpointList,
     webhook_answers.WebhookEndpointDeleted, webhook_answers.WebhookTest, webhook_answers.EventTypes, webhook_answers.WebhookSecret,
     webhook_answers.Delivery, webhook_answers.DeliveryList, webhook_answers.Redelivered,
+    money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api import answers, openai_routes, pro_routes, webhook_routes
+from api import answers, money_routes, openai_routes, pro_routes, webhook_routes
 from api.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from models.endpoint import CHAT
 from models.view import JsonObject
@@ -17,6 +17,7 @@ _SUBMIT: JsonObject = {
 ROUTES: tuple[Route, ...] = (
     *openai_routes.ROUTES,
     *webhook_routes.ROUTES,
+    *money_routes.ROUTES,
     Route(
         "post", "/v1/jobs", "submitJob", "Put a request in line", {202: _TICKET}, parameters=(ONCE, *CONTROLS), takes={JSON: _SUBMIT},
         headers=("Location", "Idempotent-Replayed"), refusals=(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),

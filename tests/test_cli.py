@@ -163,3 +163,32 @@ print(round(time.perf_counter() - began, 2), *sorted({{"celery", "kombu", "opena
         with capsys.disabled():
             print(f" [{module} imported in {told[0]} s]", end="")
         assert [] == told[1:]
+
+
+def test_money_is_granted_corrected_and_looked_at() -> None:
+    say("pools", "create", "team")
+    number = str(read("keys", "create", "ann", "--pool", "team")["id"])
+    say("keys", "grant", number, "20", "--note", "November")
+    say("keys", "grant", number, "0.50")
+    told = read("keys", "correct", number, "-3.25", "--note", "a refund")
+
+    assert ("17.25", "20.50", "-3.25", True) == tuple(told[one] for one in ("balance_usd", "granted_usd", "corrected_usd", "has_budget"))
+    assert told == read("keys", "balance", number)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("grant {key} -5", "more than 0"), ("grant {key} 0", "more than 0"), ("grant {key} ten", "not an amount"),
+        ("grant {key} NaN", "at most"), ("grant {key} 1e300", "at most"), ("grant {key} 0.0000001", "six digits"),
+        ("grant 999999 5", "no key 999999"), ("correct 999999 5 --note x", "no key 999999"), ("balance 999999", "no key 999999"),
+        ("grant x 5", "not a valid integer"), ("correct {key} 5", "Missing option '--note'"),
+        ("correct {key} 0 --note x", "changes nothing"),
+    ],
+)  # fmt: skip
+def test_wrong_amounts_and_keys_are_refused_and_nothing_is_written(words: str, says: str) -> None:
+    say("pools", "create", "team")
+    number = read("keys", "create", "ann", "--pool", "team")["id"]
+
+    assert says in say("keys", *words.format(key=number).split(), ok=False).output
+    assert "0.00" == read("keys", "balance", str(number))["balance_usd"]

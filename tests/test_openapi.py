@@ -14,8 +14,9 @@ from api.app import create_app
 from tests.http_tools import CHAT, IMAGE, Caller, end
 
 # The upstream's routes are served at other base paths too, and documented once.
-ELSEWHERE = ("openai_bare.", "openai_doubled.", "webhooks_bare.", "webhooks_doubled.")
+ELSEWHERE = ("openai_bare.", "openai_doubled.", "webhooks_bare.", "webhooks_doubled.", "dashboard_bare.", "dashboard_doubled.")
 UPSTREAM = ("/v1/chat/", "/v1/images/", "/v1/embeddings", "/v1/moderations", "/v1/models", "/v1/webhook_")
+MONEY = ("/v1/balance", "/v1/usage", "/v1/dashboard/")
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
 
 
@@ -68,7 +69,7 @@ def test_operations_are_whole(document: dict[str, Any]) -> None:
         assert set(re.findall(r"{(\w+)}", path)) == given
         assert all(one.get("schema") for one in operation["parameters"])
         assert all(answer["description"] for answer in operation["responses"].values())
-        assert path.startswith(("/v1/jobs", *UPSTREAM)) == (operation["security"] == [{"bearer": []}])
+        assert path.startswith(("/v1/jobs", *UPSTREAM, *MONEY)) == (operation["security"] == [{"bearer": []}])
         assert not operation["security"] or "401" in operation["responses"]
 
 
@@ -121,6 +122,12 @@ def test_answers_of_ours_fit_the_document(document: dict[str, Any]) -> None:
     for name in (waiting, ended):
         validate(document, "Job", caller.get(f"/v1/jobs/{name}").json)
     validate(document, "JobList", caller.get("/v1/jobs").json)
+    validate(document, "Balance", caller.get("/v1/balance").json)
+    validate(document, "UsageList", caller.get("/v1/usage").json)
+    billing = "/v1/dashboard/billing"
+    validate(document, "Subscription", caller.get(f"{billing}/subscription").json)
+    validate(document, "BillingUsage", caller.get(f"{billing}/usage").json)
+    validate(document, "CreditSummary", caller.get(f"{billing}/credit_grants").json)
     validate(document, "Error", caller.get("/v1/jobs/x").json)
     validate(document, "Health", caller.get("/readyz").json)
     hook = {"name": "x", "url": "https://example.com", "event_types": ["job.succeeded"]}

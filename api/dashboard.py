@@ -1,0 +1,70 @@
+"""The billing routes that the OpenAI API once had, as the programs that still ask for them read them."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from api import auth, dates, render
+from models import db, spending
+from models.money import MICRO, usd
+from models.spending import Standing
+
+routes = Blueprint("dashboard", __name__)
+
+# What a key without a budget is said to have: these programs know no "as much as you like".
+ENDLESS_USD = 100_000_000
+# The first second of 2100: keys here do not run out.
+NEVER = 4_102_444_800
+MICROUSD_PER_CENT = 10_000
+
+
+@routes.get("/dashboard/billing/subscription")
+def subscription() -> Response:
+    """How much the key may spend in all."""
+    limit = usd(_total(_standing()))
+    return render.answer(
+        {
+            "object": "billing_subscription",
+            "has_payment_method": True,
+            "soft_limit_usd": limit,
+            "hard_limit_usd": limit,
+            "system_hard_limit_usd": limit,
+            "access_until": NEVER,
+        }
+    )
+
+
+@routes.get("/dashboard/billing/usage")
+def usage() -> Response:
+    """What was spent in these days, in cents; without days, ever."""
+    caller = auth.caller(request)
+    since, until = dates.read()
+    with db.begin() as session:
+        spent = spending.spent_microusd(session, caller.id, since=since, until=until)
+    return render.answer({"object": "list", "total_usage": spent / MICROUSD_PER_CENT})
+
+
+@routes.get("/dashboard/billing/credit_grants")
+def credit_grants() -> Response:
+    """What the key was given, what it spent, and the difference."""
+    now = _standing()
+    total = _total(now)
+    return render.answer(
+        {
+            "object": "credit_summary",
+            "total_granted": usd(total),
+            "total_used": usd(now.spent),
+            "total_available": usd(total - now.spent),
+            "grants": {"object": "list", "data": []},
+        }
+    )
+
+
+def _standing() -> Standing:
+    caller = auth.caller(request)
+    with db.begin() as session:
+        return spending.standing(session, caller.id, caller.kind)
+
+
+def _total(now: Standing) -> int:
+    return now.given if now.has_budget else ENDLESS_USD * MICRO

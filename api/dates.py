@@ -1,0 +1,35 @@
+"""`?start_date=` and `?end_date=`: whole days in UTC, both included."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+
+from flask import request
+
+from models.errors import Invalid
+
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# Before it nothing was called, and beyond it Postgres has days that Python cannot name.
+FIRST, LAST = date(2000, 1, 1), date(2100, 1, 1)
+
+
+def read() -> tuple[date | None, date | None]:
+    """The first and the last day that are asked for; None where the caller names none. Raises Invalid."""
+    since, until = _day("start_date"), _day("end_date")
+    if since is not None and until is not None and since > until:
+        raise Invalid("`start_date` is after `end_date`.", param="start_date")
+    return since, until
+
+
+def _day(name: str) -> date | None:
+    said = request.args.get(name)
+    if not said:
+        return None
+    try:
+        day = date.fromisoformat(said) if _DATE.fullmatch(said) else None
+    except ValueError:
+        day = None
+    if day is None or not FIRST <= day <= LAST:
+        raise Invalid(f"`{name}` is a day between {FIRST} and {LAST}, written as 2026-11-25.", param=name)
+    return day
