@@ -1,4 +1,4 @@
-"""What is old goes: ended jobs with their bodies, events, attempts and pictures, and deliveries, after retention_days; usage rows stay."""
+"""What is old goes: ended jobs with bodies, events, attempts and pictures, and deliveries, after retention_days. Usage and money stay."""
 
 from __future__ import annotations
 
