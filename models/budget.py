@@ -19,6 +19,11 @@ from models.errors import NoMoney
 from models.key import Key
 from models.settings import settings
 
+# Summing a thousand entries takes 0.3 ms (measured): what is older is summed once.
+COUNTED_EVERY = 1_000
+# Longer than any two transactions of ours can stay open (db.SERVER_OPTIONS): no entry with a lower number is still to come.
+SETTLED_S = 60
+
 
 def covers(kind: str) -> bool:
     """Whether keys of this kind can have a budget."""
@@ -33,12 +38,15 @@ def reserve(session: Session, key: Key, most_microusd: int | None) -> None:
     if most_microusd == 0 or not covers(key.kind):
         return
     begin(session, key.id, key.kind)
-    if session.execute(_LOCK, {"key_id": key.id}).one_or_none() is None:
+    row = session.execute(_LOCK, {"key_id": key.id}).one_or_none()
+    if row is None:
         return
     # A statement of its own, after the lock: it must see what the submits before this one have reserved.
-    left = session.execute(_LEFT, {"key_id": key.id}).one()
+    left = session.execute(_LEFT, row._asdict()).one()
     if left.microusd < max(1, most_microusd or 0):
         raise NoMoney(_refusal(left, most_microusd))
+    if left.entries > COUNTED_EVERY:
+        session.execute(_COUNT, {**row._asdict(), "settled_s": SETTLED_S})
 
 
 def grant(session: Session, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
@@ -65,11 +73,21 @@ def _refusal(left: Any, most_microusd: int | None) -> str:
     )
 
 
-_LOCK = text("SELECT key_id FROM budget WHERE key_id = :key_id FOR UPDATE")
+_LOCK = text("SELECT key_id, counted_to, counted_microusd FROM budget WHERE key_id = :key_id FOR UPDATE")
 _BEGIN = text("INSERT INTO budget (key_id) VALUES (:key_id) ON CONFLICT (key_id) DO NOTHING RETURNING key_id")
 _LEFT = text("""
-    SELECT owned.microusd - open.reserved AS microusd, open.reserved FROM
-        (SELECT coalesce(sum(amount_microusd), 0)::bigint AS microusd FROM ledger WHERE key_id = :key_id) AS owned,
+    SELECT :counted_microusd + owned.microusd - open.reserved AS microusd, open.reserved, owned.entries FROM
+        (SELECT coalesce(sum(amount_microusd), 0)::bigint AS microusd, count(*) AS entries FROM ledger
+         WHERE key_id = :key_id AND id > :counted_to) AS owned,
         (SELECT coalesce(sum(reserved_microusd), 0)::bigint AS reserved FROM job
          WHERE key_id = :key_id AND status IN ('queued', 'admitted', 'running')) AS open
+""")
+_COUNT = text("""
+    WITH settled AS (
+        SELECT max(id) AS id, sum(amount_microusd) AS microusd FROM ledger WHERE key_id = :key_id AND id > :counted_to AND id <= (
+            SELECT max(id) FROM ledger WHERE key_id = :key_id AND at < now() - make_interval(secs => :settled_s)
+        )
+    )
+    UPDATE budget SET counted_to = settled.id, counted_microusd = counted_microusd + settled.microusd FROM settled
+    WHERE key_id = :key_id AND settled.id IS NOT NULL
 """)

@@ -294,6 +294,8 @@ budget = Table(
     "budget",
     metadata,
     Column("key_id", BigInteger, primary_key=True, autoincrement=False, comment="a key that was granted something; locked by its submits"),
+    Column("counted_to", BigInteger, nullable=False, server_default=ZERO, comment="the last of its ledger's entries in counted_microusd"),
+    Column("counted_microusd", BigInteger, nullable=False, server_default=ZERO, comment="the sum of its entries up to there"),
     _at("created_at", nullable=False),
 )
 

@@ -124,6 +124,31 @@ def test_nobody_is_granted_anything_who_is_not_there() -> None:
     assert [] == list(query("SELECT * FROM budget"))
 
 
+def test_what_was_summed_once_is_not_summed_again(rich: Key) -> None:
+    def spend(entries: int, *, ago_s: int) -> None:
+        query(
+            "INSERT INTO ledger (key_id, kind, amount_microusd, dispatch_id, at) "
+            "SELECT :id, 'charge', -1, gen_random_uuid(), now() - make_interval(secs => :ago_s) "
+            "FROM generate_series(1, :entries)",
+            id=rich.id,
+            ago_s=ago_s,
+            entries=entries,
+        )
+
+    grant(rich, 4_000)
+    spend(1_500, ago_s=120)
+    spend(500, ago_s=10)
+    for _ in range(2):
+        submit(rich, reserved_microusd=1_000)
+        (told,) = query("SELECT counted_microusd FROM budget")
+        assert 3_500 == told.counted_microusd
+    submit(rich, reserved_microusd=1_000)
+    with pytest.raises(NoMoney):
+        submit(rich, reserved_microusd=1)
+
+    assert (3_000, 0) == (standing(rich).balance, standing(rich).available)
+
+
 # As callers see it
 
 

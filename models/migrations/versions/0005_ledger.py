@@ -45,6 +45,10 @@ def upgrade() -> None:
             nullable=False,
             comment="a key that was granted something; locked by its submits",
         ),
+        sa.Column("counted_to", sa.BigInteger(), server_default=sa.text("0"), nullable=False, comment=COUNTED_TO),
+        sa.Column(
+            "counted_microusd", sa.BigInteger(), server_default=sa.text("0"), nullable=False, comment="the sum of its entries up to there"
+        ),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("key_id", name=op.f("budget_pkey")),
     )
@@ -61,6 +65,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION ledger_only_grows()")
 
 
+COUNTED_TO = "the last of its ledger's entries in counted_microusd"
 RESERVED = "what one call of it may cost at most; null: not known, or nobody asked"
 ONLY_GROWS = """
     CREATE FUNCTION ledger_only_grows() RETURNS trigger LANGUAGE plpgsql AS $$
