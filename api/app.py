@@ -5,7 +5,21 @@ from __future__ import annotations
 from flask import Flask
 
 from api import (
-    artifacts, balance, cors, dashboard, deliveries, docs, errors, events, health, intake, jobs, openai, pro, relay, webhooks,
+    artifacts,
+    balance,
+    cors,
+    dashboard,
+    deliveries,
+    docs,
+    errors,
+    events,
+    health,
+    intake,
+    jobs,
+    openai,
+    pro,
+    relay,
+    webhooks,
 )  # fmt: skip
 from api.auth import Callers
 from api.waiting import hall

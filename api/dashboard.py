@@ -21,7 +21,7 @@ MICROUSD_PER_CENT = 10_000
 @routes.get("/dashboard/billing/subscription")
 def subscription() -> Response:
     """How much the key may spend in all."""
-    limit = usd(_total(_standing()))
+    limit = usd(total(_standing()))
     return render.answer(
         {
             "object": "billing_subscription",
@@ -48,13 +48,13 @@ def usage() -> Response:
 def credit_grants() -> Response:
     """What the key was given, what it spent, and the difference."""
     now = _standing()
-    total = _total(now)
+    given = total(now)
     return render.answer(
         {
             "object": "credit_summary",
-            "total_granted": usd(total),
+            "total_granted": usd(given),
             "total_used": usd(now.spent),
-            "total_available": usd(total - now.spent),
+            "total_available": usd(given - now.spent),
             "grants": {"object": "list", "data": []},
         }
     )
@@ -66,5 +66,6 @@ def _standing() -> Standing:
         return spending.standing(session, caller.id, caller.kind)
 
 
-def _total(now: Standing) -> int:
+def total(now: Standing) -> int:
+    """What the key may spend in all, in micro-USD."""
     return now.given if now.has_budget else ENDLESS_USD * MICRO

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 
-from api import auth, body, ended, errors, orders, render, replies
+from api import auth, body, dashboard, ended, errors, orders, render, replies
 from api.accept import accept
 from api.newcomers import address_of
 from api.schemas import Controls
-from models import db, view
+from models import db, spending, view
 from models.endpoint import CHAT
 from models.errors import Invalid, NotFound, ServingError
 from models.job import TERMINAL, Status
 from models.key import Key
+from models.money import usd
 from models.settings import settings
 
 routes = Blueprint("pro", __name__, url_prefix="/pro")
 
 #: characters, not bytes
 LIMITS: Mapping[str, int] = {"apiKey": 64, "sessionId": 64, "content": 1_000}
+SPENT_DAYS = 100
 # It was deprecated from its first day (RFC 9745).
 HEADERS = {
     "Deprecation": "@1680307200",
@@ -65,6 +68,18 @@ def ask() -> Response:
 def fetch(name: str) -> Response:
     """The answer that was not there in time."""
     return _answer(_caller(request.args.get("apiKey")), name)
+
+
+@routes.get("/balance")
+def balance() -> Response:
+    """What the key was given, what it spent in the last 100 days, and the difference, in USD."""
+    caller = _caller(request.args.get("apiKey"))
+    since = datetime.now(UTC).date() - timedelta(days=SPENT_DAYS)
+    with db.begin() as session:
+        given = dashboard.total(spending.standing(session, caller.id, caller.kind))
+        used = spending.spent_microusd(session, caller.id, since=since, until=None)
+    told = {"total": usd(given), "balance": usd(given - used), "used": usd(used)}
+    return _told(200, DONE, data=told, timestamp=_now_ms())
 
 
 @routes.errorhandler(ServingError)
@@ -117,7 +132,7 @@ def _answer(caller: Key, name: str) -> Response:
     if row.status not in TERMINAL:
         return _told(202, WAITS, data=None, jobId=view.public_id(job_id))
     if row.status == Status.SUCCEEDED:
-        return _told(200, DONE, data=_content(answer), timestamp=int(time.time() * 1000))
+        return _told(200, DONE, data=_content(answer), timestamp=_now_ms())
     if row.status == Status.CANCELLED:
         return _told(500, _CANCELLED)
     failed = replies.failure(row)
@@ -139,6 +154,10 @@ def _code(status: int, code: object) -> int:
     if status in MESSAGES:
         return status
     return 400 if status < HTTPStatus.INTERNAL_SERVER_ERROR else 500
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _told(code: int, message: str, **more: object) -> Response:

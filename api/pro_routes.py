@@ -27,4 +27,5 @@ _route = partial(
 ROUTES: tuple[Route, ...] = (
     _route("post", "/pro/chat/completions", "proAsk", "Ask in a session (deprecated)", takes={JSON: _ASK}),
     _route("get", "/pro/chat/completions/{id}", "proFetch", "Fetch a late answer (deprecated)", parameters=(_KEY,)),
+    _route("get", "/pro/balance", "proBalance", "What a key was given, spent and has left (deprecated)", parameters=(_KEY,)),
 )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from models import job
+from models import budget, db, job
 from tests.http_tools import ANSWER, Caller, end, finish, run, stored
 from tests.line_tools import query
 
@@ -165,6 +165,30 @@ def test_the_key_is_in_no_log(caller: Caller, caplog: pytest.LogCaptureFixture, 
 
     assert 500 == failed["code"]
     assert "unforeseen error" in caplog.text and "very-secret" not in caplog.text
+
+
+def test_a_balance_is_what_was_given_less_what_was_spent_in_a_hundred_days(caller: Caller, override: Callable[..., None]) -> None:
+    override(pro_wait_s=0, budgets="all")
+    with db.begin() as session:
+        budget.grant(session, caller.key.id, 18_000_000)
+    query(
+        "INSERT INTO ledger (key_id, kind, amount_microusd, dispatch_id, at) VALUES "
+        "(:id, 'charge', -80000, gen_random_uuid(), now() - interval '3 days'), "
+        "(:id, 'charge', -500000, gen_random_uuid(), now() - interval '102 days')",
+        id=caller.key.id,
+    )
+    by_query = told(caller.get("/pro/balance?apiKey=sk-one", headers={"Authorization": ""}))
+
+    assert {"total": 18.0, "balance": 17.92, "used": 0.08} == by_query["data"]
+    assert by_query["data"] == told(caller.get("/pro/balance"))["data"]
+    assert 400 == told(caller.get("/pro/balance", headers={"Authorization": ""}))["code"]
+
+
+def test_no_money_has_a_number_of_its_own(caller: Caller, override: Callable[..., None]) -> None:
+    override(pro_wait_s=0, budgets="all", default_grant_usd="0.000001")
+
+    assert 402 == told(ask(caller, content="贵" * 1_000))["code"]
+    assert 0 == stored()
 
 
 def test_an_answer_without_words_is_an_empty_one(caller: Caller) -> None:
