@@ -6,6 +6,7 @@ from flask import Flask
 
 from api import (
     artifacts,
+    attachments,
     balance,
     cors,
     dashboard,
@@ -19,8 +20,9 @@ from api import (
     openai,
     pro,
     relay,
+    sessions,
     webhooks,
-)  # fmt: skip
+)
 from api.auth import Callers
 from api.waiting import hall
 
@@ -39,7 +41,9 @@ def create_app() -> Flask:
     cors.register(app)
     errors.register(app)
     intake.register(app)
-    for routes in (jobs.routes, events.routes, relay.routes, artifacts.routes, deliveries.routes, balance.routes):
+    for routes in (
+        jobs.routes, events.routes, relay.routes, artifacts.routes, deliveries.routes, balance.routes, sessions.routes, attachments.routes,
+    ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")
     for routes in (openai.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():

@@ -1,8 +1,9 @@
-"""Pictures by their signed links: no key is asked for, the link is the key until it expires."""
+"""Pictures and attached files by their signed links: no key is asked for, the link is the key until it expires."""
 
 from __future__ import annotations
 
 import time
+from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import RequestedRangeNotSatisfiable
@@ -10,9 +11,8 @@ from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from api import errors
 from api.events import limit_sending
 from api.pieces import Content
-from models import artifact, db
+from models import artifact, db, message
 from models.errors import Invalid
-from models.marks import Stored
 
 routes = Blueprint("artifacts", __name__)
 
@@ -33,9 +33,12 @@ def fetch(name: str) -> Response:
     """The picture's bytes, or the range of them that was asked for; 404 for a link that is wrong or has expired."""
     expires, signature = request.args.get("expires", ""), request.args.get("signature", "")
     limit_sending(request)
+    if name.startswith("img_"):
+        return _asked(name, expires=expires, signature=signature)
     with db.begin() as session:
         one = artifact.find(session, name, expires=expires, signature=signature, now=time.time())
-    made = Response(Content(one.id, size=one.size), content_type=one.content_type, headers=_headers(one))
+    headers = _headers(name, one.content_type, filename=one.name)
+    made = Response(Content(one.id, size=one.size), content_type=one.content_type, headers=headers)
     made.content_length = one.size
     made.set_etag(artifact.public_id(one.id))
     try:
@@ -46,6 +49,18 @@ def fetch(name: str) -> Response:
     return made
 
 
+def _asked(name: str, *, expires: str, signature: str) -> Response:
+    """A picture that stands in the question of a session's turn."""
+    artifact.expect_signed(name, expires=expires, signature=signature, now=time.time())
+    with db.begin() as session:
+        content = message.picture(session, name)
+    content_type = artifact.sniff(content)
+    made = Response(content, content_type=content_type, headers=_headers(name, content_type))
+    made.set_etag(name)
+    made.make_conditional(request)
+    return made
+
+
 def _is_ranged(size: int) -> bool:
     """Whether a part is asked for. Not where the header means nothing, names several parts, or a longer end than there is: then the
     whole is the answer, as RFC 9110 has it."""
@@ -53,11 +68,12 @@ def _is_ranged(size: int) -> bool:
     return wanted is not None and wanted.units == "bytes" and len(wanted.ranges) == 1 and wanted.ranges[0][0] >= -size
 
 
-def _headers(one: Stored) -> dict[str, str]:
-    ending = SHOWN.get(one.content_type) or SAVED.get(one.content_type, "bin")
-    how = "inline" if one.content_type in SHOWN else "attachment"
+def _headers(name: str, content_type: str, *, filename: str | None = None) -> dict[str, str]:
+    ending = SHOWN.get(content_type) or SAVED.get(content_type, "bin")
+    how = "inline" if content_type in SHOWN else "attachment"
+    named = f"filename*=UTF-8''{quote(filename, safe='')}" if filename else f'filename="{name}.{ending}"'
     return {
-        "Content-Disposition": f'{how}; filename="{artifact.public_id(one.id)}.{ending}"',
+        "Content-Disposition": f"{how}; {named}",
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",
         # Kept by the one who fetched it, if at all, and never shown again without asking: the link may have expired.

@@ -26,6 +26,13 @@ def printable(text: str) -> str:
     return text
 
 
+def session_id(text: str) -> str:
+    """The text. Raises ValueError unless it can be a step of an address."""
+    if not text.isprintable() or "/" in text or "\\" in text or not text.strip("."):
+        raise ValueError("must be printable, on one line, without slashes, and not dots alone")
+    return text
+
+
 def _content(value: object) -> object:
     if isinstance(value, list):
         for n, part in enumerate(value):

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from models import budget, pricing
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
+from models.line import TOKENS_MOST
 from models.settings import settings
 from models.view import JsonObject
 
@@ -15,8 +16,6 @@ CHARS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 TOKENS_PER_PICTURE = 1_000
 FREE = frozenset({MODERATIONS})
-# The column is 32 bits wide, and nobody's limit is higher.
-MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ def chat(body: JsonObject) -> Reserve:
     messages = body["messages"]
     asked = _tokens_of(message.get("content") for message in messages) + len(messages) * TOKENS_PER_MESSAGE
     reply = body.get("max_completion_tokens") or body.get("max_tokens") or settings().default_max_output_tokens
-    replies = min(MOST, reply * (body.get("n") or 1))
-    return Reserve(tokens=min(MOST, asked + replies), reply=replies)
+    replies = min(TOKENS_MOST, reply * (body.get("n") or 1))
+    return Reserve(tokens=min(TOKENS_MOST, asked + replies), reply=replies)
 
 
 def images(body: JsonObject) -> Reserve:

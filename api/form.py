@@ -22,7 +22,7 @@ FORM = "multipart/form-data"
 FIELD_MOST_BYTES = 256 * 1024
 PICTURES = frozenset({"image", "image[]"})
 # RFC 2046: what a boundary may be made of.
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _STEPS = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\]){0,3})")
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _GONE = object()
@@ -65,7 +65,7 @@ def is_form(request: Request) -> bool:
 def read(request: Request) -> Form:
     """The form that was sent. Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do."""
     boundary = request.mimetype_params.get("boundary", "")
-    if not _BOUNDARY.fullmatch(boundary):
+    if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
     body.expect_plain(request)
     return parse(body.receive(request, most=settings().max_upload_bytes), boundary)

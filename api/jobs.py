@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request
 
 from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render
 from api.accept import accept
-from models import db, job, view
+from models import db, endpoint, job, view
 from models.errors import Invalid, Unavailable, WrongState
 from models.job import TERMINAL, Status
 from models.line import Order
@@ -82,6 +82,8 @@ def retry(name: str) -> Response:
         before = view.find_order(session, job_id, caller.id)
     if before.status not in AGAIN:
         raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
+    if not before.request and endpoint.method(before.endpoint) == "POST":
+        raise WrongState("What this job asked was deleted with its session. Submit a new one instead.")
     return _accept(orders.again(caller, before, retry_of=job_id), said=b"")
 
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import answers, bodies, money_answers, schemas, webhook_answers, webhook_schemas
+from api import answers, bodies, money_answers, schemas, session_answers, session_schemas, webhook_answers, webhook_schemas
 from api.route import JSON, STREAM, Route
 from api.routes import ROUTES
 from models.view import JsonObject
@@ -70,6 +70,8 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     webhook_answers.WebhookEndpointDeleted, webhook_answers.WebhookTest, webhook_answers.EventTypes, webhook_answers.WebhookSecret,
     webhook_answers.Delivery, webhook_answers.DeliveryList, webhook_answers.Redelivered,
     money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
+    session_schemas.NewSession, session_schemas.SessionChange, session_answers.Session, session_answers.SessionList,
+    session_answers.SessionDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
 )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from uuid import UUID
 from api import body, controls, estimate, pictures, schemas
 from api.bodies import KINDS, Upstream
 from api.schemas import Controls
-from models.endpoint import EDITS, IMAGES
+from models import attachment, turn
+from models.endpoint import CHAT, EDITS, IMAGES
 from models.errors import Invalid
 from models.key import Key
 from models.line import Order
@@ -48,6 +49,8 @@ def listing(caller: Key, endpoint: str, *, own: Controls) -> Order:
 
 
 def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Order:
+    if own.attachments and (own.conversation is None or endpoint != CHAT):
+        raise Invalid("`attachments` go with a chat that names its `conversation`, to which they were sent.", param="attachments")
     reserve = estimate.reserve(endpoint, value)
     going, wants_urls = _outgoing(endpoint, value)
     request, content_type = write(going)
@@ -64,8 +67,18 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
         content_type=content_type,
         streamed=wanted.is_streamed,
         wants_urls=wants_urls,
+        turn_tokens=_turn_tokens(endpoint, value) if own.conversation else None,
         **_terms(own),
     )
+
+
+def _turn_tokens(endpoint: str, value: JsonObject) -> int | None:
+    asked = turn.question(endpoint, value)
+    return turn.weigh(asked) if asked else None
+
+
+def _attachments(own: Controls) -> tuple[UUID, ...]:
+    return tuple(dict.fromkeys(attachment.parse_id(name) for name in own.attachments or ()))
 
 
 def _outgoing(endpoint: str, value: JsonObject) -> tuple[JsonObject, bool]:
@@ -86,6 +99,7 @@ def _terms(own: Controls) -> dict[str, Any]:
         "on_lost": own.on_lost,
         "max_attempts": own.max_attempts or settings().max_attempts,
         "metadata": own.metadata or None,
+        "attachments": _attachments(own),
         "webhook_url": own.webhook_url,
     }
 
@@ -113,4 +127,6 @@ def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
         content_type=ended.content_type,
         streamed=ended.streamed,
         wants_urls=ended.wants_urls,
+        attachments=tuple(ended.attachments or ()),
+        turn_tokens=ended.turn_tokens,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from uuid import UUID
+from typing import TypeVar
 
 from flask import Response, request
 
@@ -13,6 +13,7 @@ from models.errors import Invalid
 from models.view import JsonObject
 
 PAGE, PAGE_MOST = 20, 100
+Id = TypeVar("Id")
 
 
 def limit() -> int:
@@ -23,7 +24,7 @@ def limit() -> int:
     return int(text)
 
 
-def after(parse: Callable[[str], UUID]) -> UUID | None:
+def after(parse: Callable[[str], Id]) -> Id | None:
     """The last that the caller has seen; None: it begins. Raises what `parse` raises."""
     return parse(request.args["after"]) if "after" in request.args else None
 

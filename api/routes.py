@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api import answers, money_routes, openai_routes, pro_routes, webhook_routes
+from api import answers, money_routes, openai_routes, pro_routes, session_routes, webhook_routes
 from api.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from models.endpoint import CHAT
 from models.view import JsonObject
@@ -16,6 +16,7 @@ _SUBMIT: JsonObject = {
 
 ROUTES: tuple[Route, ...] = (
     *openai_routes.ROUTES,
+    *session_routes.ROUTES,
     *webhook_routes.ROUTES,
     *money_routes.ROUTES,
     Route(

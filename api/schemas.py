@@ -18,6 +18,7 @@ DAY_S = 86_400
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(bodies.printable)]
+SessionId = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(bodies.session_id)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -31,7 +32,12 @@ class Controls(BaseModel):
     user: Name | None = Field(
         None, description="Who waits: users share a line fairly. Else body.safety_identifier, body.user, the conversation."
     )
-    conversation: Name | None = Field(None, description="Jobs of one conversation run one after another, in the order they were sent.")
+    conversation: SessionId | None = Field(
+        None, description="Jobs of one conversation run one after another, and a chat is told the turns before it: `messages` are new ones."
+    )
+    attachments: Annotated[list[str], Field(max_length=20)] | None = Field(
+        None, description="Ids of files of the conversation, from POST /v1/sessions/{id}/attachments. Only for chats."
+    )
     priority: Literal["low", "normal", "high"] = Field("normal", description="Weight 1, 4 or 16: nobody starves.")
     expires_in_s: float | None = Field(None, ge=1, le=30 * DAY_S, description="The longest wait in line, then the job is `expired`.")
     timeout_s: float | None = Field(None, ge=1, le=3_600, description="The longest call.")

@@ -72,8 +72,13 @@ def link(artifact_id: UUID, *, now: float, origin: str = "") -> str:
 
     origin: what it begins with when NOWSERVING_PUBLIC_URL is not set; without either it is relative.
     """
+    return signed(public_id(artifact_id), now=now, origin=origin)
+
+
+def signed(name: str, *, now: float, origin: str = "") -> str:
+    """The same for what is found by this name."""
     quarter_s = settings().artifact_url_s // QUARTERS
-    name, expires = public_id(artifact_id), (int(now) // quarter_s + QUARTERS) * quarter_s
+    expires = (int(now) // quarter_s + QUARTERS) * quarter_s
     begins = settings().public_url.rstrip("/") or origin
     return f"{begins}/v1/artifacts/{name}?expires={expires}&signature={secret.sign(f'{name}.{expires}')}"
 
@@ -84,14 +89,19 @@ def show(one: Stored, *, origin: str = "") -> dict[str, Any]:
     return {"id": public_id(one.id), "content_type": one.content_type, "bytes": one.size, "url": url}
 
 
-def find(session: Session, name: str, *, expires: str, signature: str, now: float) -> Stored:
-    """The artifact behind a link. Raises NotFound for a wrong, changed or expired link."""
+def expect_signed(name: str, *, expires: str, signature: str, now: float) -> None:
+    """Raises NotFound for a wrong, changed or expired link."""
     if not (expires.isascii() and expires.isdigit()) or not secret.is_signed(f"{name}.{expires}", signature) or int(expires) < now:
         raise NotFound("This link is wrong or has expired. Fetch the job again: it carries fresh ones.")
+
+
+def find(session: Session, name: str, *, expires: str, signature: str, now: float) -> Stored:
+    """The artifact behind a link. Raises NotFound for a wrong, changed or expired link."""
+    expect_signed(name, expires=expires, signature=signature, now=now)
     row = session.execute(_FIND, {"id": UUID(hex=name.removeprefix("art_"))}).one_or_none()
     if row is None:
         raise NotFound("This picture was deleted.")
-    return Stored(row.id, row.n, row.content_type, row.size)
+    return Stored(row.id, row.n, row.content_type, row.size, row.name)
 
 
 def public_id(artifact_id: UUID) -> str:
@@ -113,5 +123,5 @@ def sniff(content: bytes) -> str:
 
 _STORE = text("INSERT INTO artifact (id, job_id, n, content_type, content) VALUES (:id, :job_id, :n, :content_type, :content)")
 _OF = text("SELECT id, n, content_type, length(content) AS size FROM artifact WHERE job_id = :job_id ORDER BY n")
-_FIND = text("SELECT id, n, content_type, length(content) AS size FROM artifact WHERE id = :id")
+_FIND = text("SELECT id, n, content_type, length(content) AS size, name FROM artifact WHERE id = :id")
 _PIECE = text("SELECT substring(content FROM :start FOR :size) FROM artifact WHERE id = :id")

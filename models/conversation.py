@@ -1,4 +1,7 @@
-"""Conversations in order: at most one job of a conversation is in line, admitted or running; the later turns are held behind it."""
+"""Conversations in order: at most one job of a conversation is in line, admitted or running; the later turns are held behind it.
+
+What a turn remembers of those before it is reserved with it when it is let into the line (models/recall.py).
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,33 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import lane
+from models import lane, recall, stopping
 from models.db import Session
+from models.recall import Recall
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A job's turn in its conversation, counted from 1."""
+    """A job's turn in its conversation, counted from 1. recall: what it remembers; None while it is held behind another."""
 
     conversation_id: int
     number: int
-    is_behind_another: bool
+    recall: Recall | None
 
 
-def take_turn(session: Session, key_id: int, name: str) -> Turn:
-    """The next turn of this key's conversation, which is made on first use. Holds its row until the transaction ends."""
+def take_turn(session: Session, key_id: int, name: str, *, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None) -> Turn:
+    """The next turn of this key's conversation, which is made on first use. Holds its row until the transaction ends.
+
+    tokens, turn_tokens: as models.line.Order has them.
+    """
     row = session.execute(_TAKE, {"key_id": key_id, "name": name}).one()
     # A statement of its own, after the lock: it must see what those before us have committed.
-    behind = session.execute(_HAS_OPEN, {"id": row.id}).scalar_one()
-    return Turn(conversation_id=row.id, number=row.turns, is_behind_another=behind)
+    if session.execute(_HAS_OPEN, {"id": row.id}).scalar_one():
+        return Turn(row.id, row.turns, recall=None)
+    remembered = recall.begin(
+        session, conversation_id=row.id, turn=row.turns, endpoint=endpoint, lane_id=lane_id, tokens=tokens, turn_tokens=turn_tokens
+    )
+    return Turn(row.id, row.turns, recall=remembered)
 
 
 def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, float]] = ()) -> None:
@@ -36,9 +47,12 @@ def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: 
     also: lanes that are to be woken with theirs, as `lane.wake` takes them.
     """
     ids = sorted({number for number in conversation_ids if number is not None})
+    let: Sequence[Any] = []
     if ids:
-        session.execute(_LOCK, {"ids": ids})
-    let = session.execute(_LET_NEXT, {"ids": ids}).all() if ids else []
+        if any(row.stops for row in session.execute(_LOCK, {"ids": ids})):
+            stopping.stop(session, ids)
+        let = session.execute(_LET_NEXT, {"ids": ids}).all()
+        recall.fit(session, [row.id for row in let])
     lane.wake(session, [*((row.lane_id, row.start_tag) for row in let), *also])
 
 
@@ -57,10 +71,11 @@ def open_turns(session: Session, conversation_ids: Iterable[int]) -> dict[int, l
 
 _TAKE = text("""
     INSERT INTO conversation (key_id, name) VALUES (:key_id, :name)
-    ON CONFLICT (key_id, name) DO UPDATE SET turns = conversation.turns + 1 RETURNING id, turns
+    ON CONFLICT (key_id, name) WHERE deleted_at IS NULL
+    DO UPDATE SET turns = conversation.turns + 1, last_active_at = clock_timestamp() RETURNING id, turns
 """)
 _HAS_OPEN = text("SELECT EXISTS (SELECT FROM job WHERE conversation_id = :id AND status IN ('queued', 'admitted', 'running'))")
-_LOCK = text("SELECT id FROM conversation WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
+_LOCK = text("SELECT on_failed_turn = 'stop' AS stops FROM conversation WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
 # A held turn that is being cancelled right now is waited for, and passed over when it is gone.
 _LET_NEXT = text("""
     WITH next AS (
@@ -73,7 +88,7 @@ _LET_NEXT = text("""
         SELECT FROM job AS other WHERE other.conversation_id = job.conversation_id AND other.id <> job.id
         AND (other.status IN ('admitted', 'running') OR (other.status = 'queued' AND NOT other.held))
     )
-    RETURNING job.lane_id, job.start_tag
+    RETURNING job.id, job.lane_id, job.start_tag
 """)
 _BEFORE = text("""
     SELECT id, lane_id, status, held, start_tag FROM job

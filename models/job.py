@@ -18,7 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, lane, ledger, outbox
+from models import conversation, lane, ledger, outbox, recall
 from models.db import Session
 
 
@@ -58,7 +58,8 @@ _MAYBE_PAID = frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})
 class Result:
     """How a job ends: its status, and the upstream's body or our error (the four keys of the wire contract).
 
-    transcript: of a stream, its events as they were relayed; `response` is then the answer they add up to.
+    transcript: of a stream, its events as they were relayed; `response` is then the answer they add up to. turn_tokens: what the
+    answer weighs in the history of a conversation.
     """
 
     status: Status
@@ -66,6 +67,7 @@ class Result:
     response: bytes | None = None
     error: Mapping[str, object] | None = None
     transcript: bytes | None = None
+    turn_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) 
     """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
 
     The row has what the call needs: request, content_type, streamed, endpoint, model, timeout_s, base_url, secret, credential_id,
-    `late_s`, the seconds since its admission, and `due`, the receivers that are to be told of the start.
+    conversation_id, turn, since_turn, history_tokens, attachments, `late_s`, the seconds since its admission, and `due`,
+    the receivers that are to be told of the start.
     """
     return session.execute(_CLAIM, {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s}).one_or_none()
 
@@ -132,10 +135,13 @@ def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, fi
     row = session.execute(
         _FINISH,
         {"id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
-         "response": result.response, "transcript": result.transcript, "error": _json(result.error)},
+         "response": result.response, "transcript": result.transcript, "error": _json(result.error),
+         "turn_tokens": result.turn_tokens},
     ).one_or_none()  # fmt: skip
     settle(session, dispatch_id, finding)
     if row is not None:
+        if row.conversation_id is not None and (result.error or {}).get("code") == TOO_LONG:
+            recall.shrink(session, job_id)
         conversation.let_next(session, [row.conversation_id])
     return row
 
@@ -208,6 +214,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
     return rows
 
 
+# The upstream's word for messages that its model cannot take.
+TOO_LONG = "context_length_exceeded"
 LOST = {
     "message": "The worker was lost during the call, so nobody knows whether the upstream answered it, and it is not called again "
     "(on_lost is `fail`, its stream had begun, or max_attempts is reached). POST …/retry makes a new job of it.",
@@ -242,6 +250,7 @@ _CLAIM = text(f"""
     SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
            mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.max_attempts, mine.on_lost, mine.conversation_id, mine.credential_id,
+           mine.turn, mine.since_turn, mine.history_tokens, mine.attachments,
            credential.base_url, credential.secret, credential.parked_at IS NOT NULL AS is_probe,
            extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s, {outbox.DUE}
     FROM mine JOIN credential ON credential.id = mine.credential_id
@@ -272,7 +281,7 @@ _BEAT = text("""
 _FINISH = text(f"""
     WITH done AS (
         UPDATE job SET status = :status, http_status = :http_status, response = :response, transcript = :transcript,
-               error = CAST(:error AS jsonb),
+               error = CAST(:error AS jsonb), turn_tokens = turn_tokens + :turn_tokens,
                ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, seq = seq + 1,
                possible_duplicate_calls = possible_duplicate_calls - CASE WHEN status = 'running' THEN 0 ELSE 1 END
         WHERE id = :id AND (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import budget, conversation
+from models import attachment, budget, conversation
 from models.db import Session, begin
 from models.errors import LineFull, TooLate
 from models.key import Key
@@ -27,6 +27,8 @@ WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 # An image stands for this many tokens where fair shares are counted: lanes rarely mix the two, so only the order of size matters.
 IMAGE_COST = 1_000.0
 COUNTED_MOST = 10_000
+# The column is 32 bits wide, and nobody's limit is higher.
+TOKENS_MOST = 2**31 - 1
 # Longer than any transaction of ours can stay open (db.SERVER_OPTIONS): what was true this long ago, every submit has seen.
 SETTLED_S = 20
 
@@ -37,7 +39,8 @@ class Order:
 
     reserved_microusd: what one call may cost at most, 0: it is free, None: no price is known, or the key has no budget.
     content_type: of the request, None: JSON. streamed: the upstream is asked for a stream. wants_urls: pictures are answered as
-    links. fingerprint, reader: of a caller that waits on an open connection (models/reader.py).
+    links. fingerprint, reader: of a caller that waits on an open connection (models/reader.py). attachments: of its conversation.
+    turn_tokens: what its question weighs in a conversation's history, without them; None: it is no part of one.
     """
 
     key: Key
@@ -62,6 +65,8 @@ class Order:
     wants_urls: bool = False
     fingerprint: bytes | None = None
     reader: UUID | None = None
+    attachments: tuple[UUID, ...] = ()
+    turn_tokens: int | None = None
 
     @property
     def cost(self) -> float:
@@ -84,20 +89,25 @@ ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 def join(session: Session, order: Order, *, job_id: UUID) -> None:
     """The job stands in line, with its first event, and what it may cost is reserved.
 
-    Raises NoMoney, LineFull, or TooLate when the line is longer than it may wait.
+    Raises NoMoney, LineFull, or TooLate when the line is longer than it may wait; Invalid when its conversation has no such attachments.
     """
     budget.reserve(session, order.key, order.reserved_microusd)
     lane = session.execute(_LANE, {"id": lane_of(order.key.pool_id, order.model)}).one()
-    turn = conversation.take_turn(session, order.key.id, order.conversation) if order.conversation else None
+    order = _with_attachments(session, order)
+    turn = _turn(session, order, lane_id=lane.id)
+    remembered = turn.recall if turn else None
     share = order.cost / WEIGHTS[order.priority]
     row = session.execute(
         _JOIN,
         {
             "id": job_id, "key_id": order.key.id, "lane_id": lane.id, "flow": order.flow, "priority": order.priority, "share": share,
-            "cost": order.cost, "tokens": order.tokens, "images": order.images, "reserved": order.reserved_microusd,
-            "endpoint": order.endpoint, "model": order.model, "request": order.request,
-            "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
-            "held": bool(turn and turn.is_behind_another), "timeout_s": order.timeout_s, "on_lost": order.on_lost,
+            "cost": order.cost, "images": order.images, "reserved": order.reserved_microusd,
+            "tokens": min(TOKENS_MOST, order.tokens + (remembered.tokens if remembered else 0)),
+            "endpoint": order.endpoint, "model": order.model,
+            "request": order.request, "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
+            "held": turn is not None and remembered is None, "turn_tokens": order.turn_tokens if turn else None,
+            "since_turn": remembered.since_turn if remembered else None, "history_tokens": remembered.tokens if remembered else None,
+            "attachments": list(order.attachments) or None, "timeout_s": order.timeout_s, "on_lost": order.on_lost,
             "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
             "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
             "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
@@ -106,6 +116,23 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
     ).one()  # fmt: skip
     _refuse_if_full(session, order.key, lane)
     _refuse_if_late(session, order, lane=lane, job_id=job_id, start_tag=row.start_tag)
+
+
+def _with_attachments(session: Session, order: Order) -> Order:
+    """What is attached is a part of the question: it is reserved, and remembered."""
+    if not order.attachments or order.conversation is None:
+        return order
+    weight = attachment.weigh(session, order.key.id, order.conversation, order.attachments)
+    return replace(order, tokens=order.tokens + weight, turn_tokens=(order.turn_tokens or 0) + weight)
+
+
+def _turn(session: Session, order: Order, *, lane_id: int) -> conversation.Turn | None:
+    if order.conversation is None:
+        return None
+    return conversation.take_turn(
+        session, order.key.id, order.conversation, endpoint=order.endpoint, lane_id=lane_id, tokens=order.tokens,
+        turn_tokens=order.turn_tokens,
+    )  # fmt: skip
 
 
 def new_id() -> UUID:
@@ -298,13 +325,14 @@ _JOIN = text("""
         INSERT INTO job (
             id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, reserved_microusd, endpoint, model,
             request, conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of,
-            content_type, streamed, wants_urls, fingerprint, reader
+            content_type, streamed, wants_urls, fingerprint, reader, attachments, turn_tokens, since_turn, history_tokens
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
                greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
                :share / moved.weight, :cost, :tokens, :images, :reserved, :endpoint, :model, :request, :conversation_id, :turn,
                :timeout_s, :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in,
-               :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader
+               :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader,
+               CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens
         FROM moved, line RETURNING id, start_tag, created_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined

@@ -45,12 +45,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture as storage knows it. size: in bytes."""
+    """A picture as storage knows it, or an attached file. size: in bytes. name: of the file."""
 
     id: UUID
     n: int
     content_type: str
     size: int
+    name: str | None = None
 
 
 # Where an answer's base64 stands, without its quotes.

@@ -1,9 +1,13 @@
-"""What is old goes: ended jobs with bodies, events, attempts and pictures, and deliveries, after retention_days. Usage and money stay."""
+"""What is old goes: ended jobs with bodies, events, attempts and pictures, sessions, and deliveries, after retention_days.
+
+Usage and money stay.
+"""
 
 from __future__ import annotations
 
 from sqlalchemy import text
 
+from models import erasure
 from models.db import Session
 
 MOST = 1_000
@@ -22,6 +26,9 @@ def sweep(session: Session, *, days: int, idempotency_hours: int) -> int:
     session.execute(_DELIVERIES, {"days": days, "most": MOST * DELIVERIES_A_JOB})
     session.execute(_ENDPOINTS, {"days": days})
     session.execute(_RECEIVERS, {"most": MOST})
+    session.execute(_ATTACHMENTS, {"days": days, "most": MOST})
+    session.execute(_SESSIONS, {"days": days, "most": MOST})
+    erasure.erase(session, most=MOST)
     return len(ids)
 
 
@@ -56,6 +63,18 @@ _DELIVERIES = text("""
 _ENDPOINTS = text("""
     DELETE FROM webhook_endpoint AS endpoint WHERE deleted_at < now() - make_interval(days => :days)
     AND NOT EXISTS (SELECT FROM delivery WHERE endpoint_id = endpoint.id)
+""")
+_ATTACHMENTS = text("""
+    DELETE FROM artifact WHERE id IN (
+        SELECT id FROM artifact WHERE conversation_id IS NOT NULL AND created_at < now() - make_interval(days => :days) LIMIT :most
+    )
+""")
+# A turn that is being submitted right now holds its conversation's row.
+_SESSIONS = text("""
+    DELETE FROM conversation WHERE id IN (
+        SELECT id FROM conversation AS talk WHERE last_active_at < now() - make_interval(days => :days)
+        AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id) LIMIT :most FOR UPDATE SKIP LOCKED
+    )
 """)
 # How a receiver does is of no interest when nothing waits for it; an endpoint's is, for as long as there is the endpoint.
 _RECEIVERS = text("""

@@ -97,6 +97,13 @@ class Settings(BaseSettings):
     # JSON or TOML, model: {input_per_mtok, output_per_mtok, per_image} in US dollars; beats the list that ships with genai-prices.
     prices_file: Path | None = None
 
+    # Sessions: what a turn remembers, and files attached to them. A silence of fresh_after_s begins afresh (0: never).
+    session_fresh_after_s: float = Field(1_800, ge=0)
+    session_context_tokens: int = Field(8_192, ge=64, le=2**31 - 1)
+    session_system_prompt: str = ""
+    max_attachment_bytes: int = Field(10 * 1024 * 1024, ge=1024)
+    max_unzipped_bytes: int = Field(512 * 1024 * 1024, ge=1024)
+
     # Webhooks: what they may reach besides https on ports 80 and 443 of the public network, and how long one may take
     webhook_allow_networks: Annotated[tuple[str, ...], NoDecode] = ()
     webhook_allow_http: bool = False

@@ -137,8 +137,20 @@ conversation = Table(
     Column("key_id", ForeignKey("key.id"), nullable=False),
     Column("name", Text, nullable=False),
     Column("turns", Integer, nullable=False, server_default=text("1")),
+    Column("title", Text),
+    Column("system_prompt", Text, comment="null here and below: as the settings have it"),
+    Column("context_tokens", Integer, comment="the most that a turn's messages may be"),
+    Column("fresh_after_s", Double, comment="0: never"),
+    Column("on_failed_turn", Text, nullable=False, server_default=text("'skip'")),
+    Column("learned_tokens", Integer, comment="half of what the upstream found too long"),
     _at("created_at", nullable=False),
-    UniqueConstraint("key_id", "name"),
+    _at("last_active_at", nullable=False),
+    _at("deleted_at"),
+    CheckConstraint("on_failed_turn IN ('skip', 'stop')", name="on_failed_turn"),
+    Index("conversation_name", "key_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("conversation_by_key", "key_id", "last_active_at", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index("conversation_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    Index("conversation_silent", "last_active_at"),
 )
 
 # No foreign keys from here on: each would take a share lock on its lane's or key's row, the busiest rows there are, at every
@@ -175,6 +187,10 @@ job = Table(
     Column("wants_urls", Boolean, nullable=False, server_default=text("false"), comment="pictures are answered as links"),
     Column("conversation_id", BigInteger),
     Column("turn", Integer),
+    Column("turn_tokens", Integer, comment="what it weighs in the history of later turns; null: it is no part of that"),
+    Column("since_turn", Integer, comment="the first turn that it remembers, if it fits; null: it was never let into the line"),
+    Column("history_tokens", Integer, comment="of tokens: what is reserved for what it remembers"),
+    Column("attachments", ARRAY(Uuid)),
     Column("timeout_s", Double, nullable=False),
     Column("on_lost", Text, nullable=False),
     Column("metadata", JSONB),
@@ -213,6 +229,7 @@ job = Table(
     Index("job_fingerprint", "key_id", "fingerprint", postgresql_where=text("fingerprint IS NOT NULL")),
     Index("job_left", "left_at", postgresql_where=text(f"left_at IS NOT NULL AND {OPEN}")),
     Index("job_turn", "conversation_id", "turn", postgresql_where=text(f"conversation_id IS NOT NULL AND {OPEN}")),
+    Index("job_history", "conversation_id", "turn", postgresql_where=text("conversation_id IS NOT NULL")),
 )
 
 attempt = Table(
@@ -303,11 +320,15 @@ artifact = Table(
     "artifact",
     metadata,
     Column("id", Uuid, primary_key=True),
-    Column("job_id", Uuid, nullable=False, index=True),
+    Column("job_id", Uuid, index=True, comment="null: not a job's picture but an attachment of its conversation"),
     Column("n", SmallInteger, nullable=False),
     Column("content_type", Text, nullable=False),
     Column("content", LargeBinary, nullable=False),
+    Column("conversation_id", BigInteger),
+    Column("name", Text, comment="of the file that was attached"),
+    Column("tokens", Integer, comment="what it weighs in a question"),
     _at("created_at", nullable=False),
+    Index("artifact_attached", "conversation_id", "id", postgresql_where=text("conversation_id IS NOT NULL")),
 )
 
 worker = Table(

@@ -42,8 +42,9 @@ def find(session: Session, job_id: UUID, key_id: int) -> Any:
 def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
     """What this job asked for, to ask it again. Raises NotFound when this key has no such job.
 
-    Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens, images, reserved_microusd, priority,
-    conversation, expires_in_s, timeout_s, on_lost, max_attempts, metadata, webhook_url.
+    Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens and turn_tokens (without what it remembered
+    and what was attached), images, attachments, reserved_microusd, priority, conversation, expires_in_s, timeout_s, on_lost,
+    max_attempts, metadata, webhook_url.
     """
     row = session.execute(_FIND_ORDER, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -193,14 +194,19 @@ _COLUMNS = """
     job.expires_at, job.started_at, job.ended_at, job.not_before, job.calls, job.images, job.possible_duplicate_calls, job.http_status,
     job.error, job.retry_of, job.streamed, job.wants_urls, conversation.name AS conversation
 """
-_FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_id"
+_FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_id AND conversation.deleted_at IS NULL"
 _FIND = text(f"SELECT {_COLUMNS}, job.response {_FROM} WHERE job.id = :id AND job.key_id = :key_id")
 _FIND_ORDER = text(f"""
-    SELECT job.status, job.endpoint, job.model, job.request, job.content_type, job.streamed, job.wants_urls, job.flow, job.tokens,
-           job.images, job.reserved_microusd, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata, job.webhook_url,
+    SELECT job.status, job.endpoint, job.model, job.request, job.content_type, job.streamed, job.wants_urls, job.flow, job.images,
+           job.attachments, job.reserved_microusd, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata,
+           job.webhook_url,
            conversation.name AS conversation,
+           job.tokens - coalesce(job.history_tokens, 0) - attached.tokens AS tokens, job.turn_tokens - attached.tokens AS turn_tokens,
            extract(epoch FROM job.expires_at - job.created_at)::float8 AS expires_in_s
-    {_FROM} WHERE job.id = :id AND job.key_id = :key_id
+    {_FROM} CROSS JOIN LATERAL (
+        SELECT coalesce(sum(tokens), 0)::int AS tokens FROM artifact WHERE artifact.id = ANY(job.attachments)
+    ) AS attached
+    WHERE job.id = :id AND job.key_id = :key_id
 """)
 _TRANSCRIPT = text("SELECT transcript FROM job WHERE id = :id")
 _PAGE = text(f"""

@@ -69,7 +69,7 @@ def test_operations_are_whole(document: dict[str, Any]) -> None:
         assert set(re.findall(r"{(\w+)}", path)) == given
         assert all(one.get("schema") for one in operation["parameters"])
         assert all(answer["description"] for answer in operation["responses"].values())
-        assert path.startswith(("/v1/jobs", *UPSTREAM, *MONEY)) == (operation["security"] == [{"bearer": []}])
+        assert path.startswith(("/v1/jobs", "/v1/sessions", *UPSTREAM, *MONEY)) == (operation["security"] == [{"bearer": []}])
         assert not operation["security"] or "401" in operation["responses"]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, secret, usage
+from models import artifact, crash, db, job, marks, secret, turn, usage
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
@@ -34,7 +34,10 @@ _BYTES = ("response", "transcript")
 
 @dataclass(frozen=True)
 class Ending:
-    """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not."""
+    """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
+
+    is_turn: of a conversation, in which its answer will be remembered.
+    """
 
     job_id: UUID
     dispatch_id: UUID
@@ -46,6 +49,7 @@ class Ending:
     delay_s: float = 0
     counts: bool = False
     why: str = ""
+    is_turn: bool = False
 
 
 def write(ending: Ending) -> None:
@@ -93,7 +97,8 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     if result is None or result.status != Status.SUCCEEDED or result.response is None:
         return ending, []
     made = marks.cut(result.response, result.transcript)
-    return replace(ending, result=replace(result, response=made.response, transcript=made.transcript)), made.pictures
+    weight = turn.weigh([said]) if ending.is_turn and (said := turn.answer(made.response)) else 0
+    return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
 def _finish(session: db.Session, ending: Ending, result: Result, pictures: Sequence[Picture]) -> Any | None:

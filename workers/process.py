@@ -12,7 +12,7 @@ from models import crash, db, job, pricing
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import ending, headers, learning, request, retry, stream, wake
+from workers import context, ending, headers, learning, request, retry, stream, wake
 from workers.call import Call
 from workers.ending import Ending
 from workers.leases import Held, Leases
@@ -40,7 +40,7 @@ class Work:
     def done(self, finding: Finding, result: Result) -> Ending:
         """It ends so."""
         row = self.row
-        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result)
+        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None)
 
     def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "") -> Ending:
         """It waits again."""
@@ -63,6 +63,8 @@ class Processor:
         try:
             with db.begin() as session:
                 row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s)
+                if row is not None:
+                    row = context.complete(session, row)
         except Unavailable:
             log.warning("claim failed: Postgres is away; the job goes back to the line by itself", extra={"job_id": str(job_id)})
             return

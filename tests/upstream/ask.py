@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.upstream.answer import Answer, JsonObject
 from tests.upstream.wire import Request
@@ -20,7 +20,8 @@ class BadAsk(Exception):
 
 @dataclass(slots=True)
 class Ask:
-    """text: the last user message or the prompt. tokens: charged at admission. is_metered: counts towards limits.
+    """text: the last user message or the prompt. before: role and text of each message before a chat's last. tokens: charged at
+    admission. is_metered: counts towards limits.
 
     is_fixed: answered as it is, whatever limits and behaviours the key has. plain: the answer to the same call without a stream.
     """
@@ -34,6 +35,7 @@ class Ask:
     is_metered: bool = True
     is_fixed: bool = False
     plain: Callable[[], Answer] | None = None
+    before: list[list[str]] = field(default_factory=list)
 
 
 def body_of(request: Request, *needed: str) -> JsonObject:

@@ -25,11 +25,13 @@ def ask(request: Request) -> Ask:
     if not isinstance(messages, list) or not messages:
         raise BadAsk("Invalid 'messages': empty array or not an array.", param="messages")
     text, chars = "", 0
+    talk: list[list[str]] = []
     for message in messages:
         if not isinstance(message, dict):
             raise BadAsk("Invalid 'messages': expected objects.", param="messages")
         said = text_of(message.get("content"))
         chars += len(said)
+        talk.append([str(message.get("role")), said])
         if message.get("role") == "user":
             text = said
     prompt_tokens = count_tokens(chars) + 4 * len(messages)
@@ -38,7 +40,7 @@ def ask(request: Request) -> Ask:
     stream = bool(body.get("stream"))
     whole = partial(_whole, body, echo(text), prompt_tokens)
     answer = partial(_stream, body, echo(text), prompt_tokens) if stream else whole
-    return Ask(body["model"], text, answer, tokens=prompt_tokens + most * choices, stream=stream, plain=whole)
+    return Ask(body["model"], text, answer, tokens=prompt_tokens + most * choices, stream=stream, plain=whole, before=talk[:-1])
 
 
 def text_of(content: object) -> str:

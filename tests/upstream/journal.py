@@ -15,7 +15,10 @@ TEXT_CHARS = 4096  # kept of the prompt
 
 @dataclass(slots=True)
 class Call:
-    """outcome: open, a status such as "200", hang, reset, cut, error (in a stream) or client_gone. in_flight_at_start: without it."""
+    """outcome: open, a status such as "200", hang, reset, cut, error (in a stream) or client_gone. in_flight_at_start: without it.
+
+    before: role and text of each message that stood before the last one of a chat.
+    """
 
     n: int
     at: float
@@ -31,6 +34,7 @@ class Call:
     request_id: str
     is_refused: bool = False
     behaviour: str = ""
+    before: list[list[str]] = field(default_factory=list)
     outcome: str = OPEN
     ended_at: float | None = None
 

@@ -1,0 +1,63 @@
+"""Files for the turns of a session: taken as a form, typed by their content, stored as they are."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+from flask import Blueprint, Response, request
+
+from api import auth, body, filetypes, form, multipart, pictures, render
+from api.multipart import Part
+from models import attachment, db, session
+from models.attachment import File
+from models.errors import Invalid, TooLarge, UnsupportedMedia
+from models.settings import settings
+
+routes = Blueprint("attachments", __name__)
+
+NAME_MOST = 200
+# Browsers do not escape what stands in a name, so a backslash is one, although reading it as RFC 7578 has it takes it away.
+_PATH = re.compile(rb'\\(?!")')
+_TYPE = re.compile(rb"^content-type:[ \t]*([^;\r\n]*)", re.IGNORECASE | re.MULTILINE)
+
+
+@routes.post("/sessions/<name>/attachments")
+def attach(name: str) -> Response:
+    """201: the files are kept, and a turn can name their ids."""
+    caller, name = auth.caller(request), session.parse_id(name)
+    with db.begin() as opened:
+        session.get(opened, caller.id, name)
+    files = _files()
+    with db.begin() as opened:
+        number = session.touch(opened, caller.id, name)
+        rows = [attachment.store(opened, number, one) for one in files]
+    shown = [attachment.show(row, now=time.time(), origin=pictures.origin(request)) for row in rows]
+    return render.answer({"object": "list", "data": shown}, 201)
+
+
+def _files() -> Sequence[File]:
+    """The files of the form that was sent. Raises Invalid and its kinds."""
+    boundary = request.mimetype_params.get("boundary", "")
+    if request.mimetype != form.FORM or not form.BOUNDARY.fullmatch(boundary):
+        raise UnsupportedMedia(f"Send the file as `Content-Type: {form.FORM}; boundary=…`, in a part named `file`.")
+    body.expect_plain(request)
+    parts = multipart.split(body.receive(request, most=settings().max_upload_bytes), boundary)
+    found = [_file(part) for part in parts if part.filename is not None]
+    if not found:
+        raise Invalid("`file` is required: at least one part of the form with a `filename`.", param="file")
+    return found
+
+
+def _file(part: Part) -> File:
+    name = (part.filename or "").strip()
+    if _PATH.search(part.head):
+        raise Invalid("The name of a file is a path. Send its last part only.", param="file", code="invalid_form")
+    if not name.strip(".") or len(name) > NAME_MOST:
+        raise Invalid(f"The name of a file has 1 to {NAME_MOST} characters and is not dots alone.", param="file", code="invalid_form")
+    if len(part.content) > (most := settings().max_attachment_bytes):
+        raise TooLarge(f"`{name}` is larger than the {most} bytes that an attachment may have. Send a smaller one.", param="file")
+    declared = _TYPE.search(part.head)
+    said = declared[1].strip().decode("ascii", "replace").lower() if declared else ""
+    return File(name, filetypes.recognise(part.content, name=name, declared=said), part.content)

@@ -1,0 +1,101 @@
+"""Sessions: conversations that remember their turns, listed, read, given rules and deleted."""
+
+from __future__ import annotations
+
+import time
+
+from flask import Blueprint, Response, request
+
+from api import auth, body, doorbell, paging, pictures, render, schemas
+from api.session_schemas import NewSession, SessionChange
+from models import db, erasure, job, message, session
+from models.errors import Invalid
+from models.job import Status
+from models.key import Key
+
+routes = Blueprint("sessions", __name__)
+
+ERASED_AT_ONCE = 200
+
+
+@routes.post("/sessions")
+def create() -> Response:
+    """201: a session without turns. Not needed: the first job that names it makes one."""
+    caller = auth.caller(request)
+    wanted = schemas.check(NewSession, body.read(request))
+    with db.begin() as opened:
+        row = session.create(opened, caller.id, wanted.id, wanted.fields())
+    return render.answer(session.show(row), 201)
+
+
+@routes.get("/sessions")
+def listing() -> Response:
+    """One page of this key's sessions, the one last active first."""
+    caller, limit, after = auth.caller(request), paging.limit(), paging.after(session.parse_id)
+    with db.begin() as opened:
+        rows = session.page(opened, caller.id, limit=limit, after=after)
+    return paging.answer([session.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+
+@routes.get("/sessions/<name>")
+def look(name: str) -> Response:
+    """The session as it is now."""
+    caller, name = auth.caller(request), session.parse_id(name)
+    with db.begin() as opened:
+        row = session.get(opened, caller.id, name)
+    return render.answer(session.show(row))
+
+
+@routes.patch("/sessions/<name>")
+def change(name: str) -> Response:
+    """The session with these changes, which hold for turns that are let into the line from now on."""
+    caller, name = auth.caller(request), session.parse_id(name)
+    wanted = schemas.check(SessionChange, body.read(request))
+    with db.begin() as opened:
+        row = session.update(opened, caller.id, name, wanted.fields())
+    return render.answer(session.show(row))
+
+
+@routes.get("/sessions/<name>/messages")
+def messages(name: str) -> Response:
+    """One page of what was said, newest first unless `order=asc`."""
+    caller, name = auth.caller(request), session.parse_id(name)
+    limit, after, is_ascending = paging.limit(), paging.after(message.parse_id), _is_ascending()
+    with db.begin() as opened:
+        number = session.get(opened, caller.id, name).id
+        shown, has_more = message.page(
+            opened, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=pictures.origin(request)
+        )
+    return paging.answer(shown, has_more=has_more)
+
+
+@routes.delete("/sessions/<name>")
+def delete(name: str) -> Response:
+    """The session is gone, with what was asked and answered in it; what waits or runs in it is cancelled."""
+    caller, name = auth.caller(request), session.parse_id(name)
+    with db.begin() as opened:
+        number = erasure.mark(opened, caller.id, name)
+    _cancel(caller, number)
+    is_more = True
+    while is_more:
+        with db.begin() as opened:
+            is_more = erasure.erase(opened, most=ERASED_AT_ONCE) == ERASED_AT_ONCE
+    return render.answer({"id": name, "object": "session.deleted", "deleted": True})
+
+
+def _cancel(caller: Key, conversation_id: int) -> None:
+    """Each in a transaction of its own, as job.cancel takes several locks; the last first, so that none goes in another's place."""
+    with db.begin() as opened:
+        rows = erasure.open_turns(opened, conversation_id)
+    for row in rows:
+        with db.begin() as opened:
+            done = job.cancel(opened, row.id, caller.id)
+        if done is not None:
+            doorbell.cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
+
+
+def _is_ascending() -> bool:
+    order = request.args.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise Invalid("`order` is asc or desc.", param="order")
+    return order == "asc"

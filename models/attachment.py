@@ -1,0 +1,122 @@
+"""Files that a conversation's turns may carry: stored as they came, typed by their content, never opened or run here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from models import artifact, ids
+from models.db import Session
+from models.errors import Invalid, NotFound
+from models.turn import TOKENS_PER_PICTURE, tokens_of
+
+PREFIX = "art_"
+# Of a conversation: who needs more has a file server.
+FILES_MOST = 200
+TEXT = "text/plain"
+# What a model is told of a file whose content it does not get.
+_NAMED_TOKENS = 64
+# What stands around a text.
+_HEADING_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class File:
+    """name: its base name. kind: what a card shows, one of KINDS' values."""
+
+    name: str
+    content_type: str
+    content: bytes
+
+
+# What cards show, by the type of the content.
+KINDS = {
+    "application/msword": "word",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "word",
+    "application/vnd.ms-excel": "excel",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "excel",
+    "application/vnd.ms-powerpoint": "ppt",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": "ppt",
+    "application/pdf": "pdf",
+    "application/zip": "zip",
+    TEXT: "txt",
+    "image/png": "image",
+    "image/jpeg": "image",
+    "image/gif": "image",
+    "image/webp": "image",
+}
+
+
+def parse_id(said: str) -> UUID:
+    """The id behind `art_…`. Raises NotFound."""
+    return ids.parse(PREFIX, said, otherwise="No such attachment.")
+
+
+def store(session: Session, conversation_id: int, file: File) -> Any:
+    """The file is kept with this conversation; returns its row. Raises Invalid when that has FILES_MOST already.
+
+    The conversation's row has to be locked.
+    """
+    if session.execute(_COUNT, {"of": conversation_id}).scalar_one() >= FILES_MOST:
+        raise Invalid(f"This session has {FILES_MOST} attachments, as many as it may. Begin another one.", code="too_many_attachments")
+    wanted = {"id": uuid7(), "of": conversation_id, "name": file.name, "type": file.content_type, "content": file.content}
+    return session.execute(_STORE, {**wanted, "tokens": _weigh(file)}).one()
+
+
+def weigh(session: Session, key_id: int, conversation: str, attachments: Sequence[UUID]) -> int:
+    """About how many tokens these are in a question. Raises NotFound unless all are of this key's conversation."""
+    rows = session.execute(_WEIGH, {"key_id": key_id, "name": conversation, "ids": list(attachments)}).all()
+    if len(rows) < len(set(attachments)):
+        raise NotFound(
+            "This session has no such attachment. Send it to POST /v1/sessions/{id}/attachments first, and name the id it gets.",
+            param="attachments",
+        )
+    return sum(row.tokens for row in rows)
+
+
+def of(session: Session, attachments: Sequence[UUID] | None) -> list[Any]:
+    """These files in this order, as far as they are still there. Rows: id, name, content_type, size."""
+    found = {row.id: row for row in session.execute(_OF, {"ids": list(attachments)})} if attachments else {}
+    return [found[number] for number in attachments or () if number in found]
+
+
+def content(session: Session, attachment_id: UUID) -> bytes:
+    """The whole file; empty when it was deleted just now."""
+    return bytes(session.execute(_CONTENT, {"id": attachment_id}).scalar_one_or_none() or b"")
+
+
+def show(row: Any, *, now: float, origin: str = "") -> dict[str, Any]:
+    """The file as its session lists it, with a link that expires."""
+    return {
+        "id": artifact.public_id(row.id),
+        "object": "session.attachment",
+        "name": row.name,
+        "kind": KINDS.get(row.content_type, "unknown"),
+        "content_type": row.content_type,
+        "bytes": row.size,
+        "url": artifact.link(row.id, now=now, origin=origin),
+    }
+
+
+def _weigh(file: File) -> int:
+    if file.content_type == TEXT:
+        return tokens_of(file.content.decode()) + tokens_of(file.name) + _HEADING_TOKENS
+    return TOKENS_PER_PICTURE if file.content_type.startswith("image/") else tokens_of(file.name) + _NAMED_TOKENS
+
+
+_COUNT = text("SELECT count(*) FROM artifact WHERE conversation_id = :of")
+_STORE = text("""
+    INSERT INTO artifact (id, n, content_type, content, conversation_id, name, tokens)
+    VALUES (:id, 0, :type, :content, :of, :name, :tokens) RETURNING id, name, content_type, length(content) AS size
+""")
+_WEIGH = text("""
+    SELECT artifact.tokens FROM artifact JOIN conversation ON conversation.id = artifact.conversation_id
+    WHERE artifact.id = ANY(:ids) AND conversation.key_id = :key_id AND conversation.name = :name AND conversation.deleted_at IS NULL
+""")
+_OF = text("SELECT id, name, content_type, length(content) AS size FROM artifact WHERE id = ANY(:ids) AND conversation_id IS NOT NULL")
+_CONTENT = text("SELECT content FROM artifact WHERE id = :id")

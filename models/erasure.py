@@ -1,0 +1,62 @@
+"""A deleted session goes: what its turns asked and were answered, its pictures and files. The jobs stay, without bodies; usage stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.errors import NotFound
+
+
+def mark(session: Session, key_id: int, name: str) -> int:
+    """This key's session is deleted, its name is free, and no turn joins it any more; returns its number. Raises NotFound."""
+    row = session.execute(_MARK, {"key_id": key_id, "name": name}).one_or_none()
+    if row is None:
+        raise NotFound("No such session.")
+    return int(row.id)
+
+
+def open_turns(session: Session, conversation_id: int) -> Sequence[Any]:
+    """What of it waits or runs, last first, to be cancelled one by one. Rows: id, lane_id."""
+    return session.execute(_OPEN, {"id": conversation_id}).all()
+
+
+def erase(session: Session, *, most: int) -> int:
+    """Of deleted sessions up to `most` ended turns have no bodies any more, and those without any turn are gone; how many turns."""
+    done = [row.id for row in session.execute(_ERASE, {"most": most})]
+    if done:
+        session.execute(_PICTURES, {"ids": done})
+    session.execute(_FORGET, {"most": most})
+    return len(done)
+
+
+_MARK = text("""
+    UPDATE conversation SET deleted_at = clock_timestamp()
+    WHERE key_id = :key_id AND name = :name AND deleted_at IS NULL RETURNING id
+""")
+_OPEN = text("""
+    SELECT id, lane_id FROM job WHERE conversation_id = :id AND status IN ('queued', 'admitted', 'running') ORDER BY turn DESC
+""")
+_ERASE = text("""
+    WITH mine AS (
+        SELECT job.id FROM conversation JOIN job ON job.conversation_id = conversation.id
+        WHERE conversation.deleted_at IS NOT NULL AND job.status IN ('succeeded', 'failed', 'cancelled', 'expired')
+        LIMIT :most FOR UPDATE OF job SKIP LOCKED
+    )
+    UPDATE job SET request = '', response = NULL, transcript = NULL, metadata = NULL, attachments = NULL, conversation_id = NULL
+    FROM mine WHERE job.id = mine.id RETURNING job.id
+""")
+_PICTURES = text("DELETE FROM artifact WHERE job_id = ANY(:ids)")
+_FORGET = text("""
+    WITH gone AS (
+        DELETE FROM conversation WHERE id IN (
+            SELECT id FROM conversation AS talk
+            WHERE deleted_at IS NOT NULL AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id)
+            LIMIT :most FOR UPDATE SKIP LOCKED
+        ) RETURNING id
+    )
+    DELETE FROM artifact USING gone WHERE artifact.conversation_id = gone.id
+""")

@@ -1,0 +1,131 @@
+"""The messages of a session as a person reads them: of each turn what was asked and, under the next number, what was answered."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import artifact, attachment, ids, turn
+from models.db import Session
+from models.errors import NotFound
+from models.job import Status
+
+JsonObject = dict[str, Any]
+PREFIX = "msg_"
+# A page ends early rather than read more than this, but for its first turn.
+PAGE_BYTES = 32 * 1024 * 1024
+_NUMBER = re.compile(r"msg_([1-9][0-9]{0,9})")
+_PICTURE = re.compile(r"img_([0-9a-f]{32})_([0-9]{1,4})")
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.ASCII)
+
+
+def parse_id(said: str) -> int:
+    """The number behind `msg_…`. Raises NotFound."""
+    found = _NUMBER.fullmatch(said)
+    if not found:
+        raise NotFound("No such message.")
+    return int(found[1])
+
+
+def page(
+    session: Session, conversation_id: int, *, limit: int, after: int | None, is_ascending: bool, now: float, origin: str = ""
+) -> tuple[list[JsonObject], bool]:
+    """Up to `limit` messages after this one, and whether there are more. now: seconds since 1970, of the links; origin: see artifact.link.
+
+    A turn's question is number 2n-1, its answer 2n.
+    """
+    statement = _UP if is_ascending else _DOWN
+    wanted = {"id": conversation_id, "after": after, "most": limit // 2 + 2, "most_bytes": PAGE_BYTES}
+    rows = session.execute(statement, wanted).all()
+    shown: list[JsonObject] = []
+    for row in rows:
+        pair = [_question(session, row, now=now, origin=origin), _answer(session, row, now=now, origin=origin)]
+        for message in pair if is_ascending else pair[::-1]:
+            number = parse_id(message["id"])
+            if after is None or (number > after if is_ascending else number < after):
+                shown.append(message)
+    has_more = len(shown) > limit or (bool(rows) and rows[-1].has_more)
+    return shown[:limit], has_more
+
+
+def picture(session: Session, name: str) -> bytes:
+    """The picture behind `img_…`, which stands in the question of a turn. Raises NotFound."""
+    found = _PICTURE.fullmatch(name)
+    row = session.execute(_REQUEST, {"id": UUID(hex=found[1])}).one_or_none() if found else None
+    urls = turn.pictures(turn.asked(row.endpoint, row.request)) if row else []
+    url = urls[int(found[2])] if found and int(found[2]) < len(urls) else ""
+    if not _DATA_URL.match(url):
+        raise NotFound("This picture was deleted.")
+    try:
+        return binascii.a2b_base64(url.partition(",")[2])
+    except binascii.Error:
+        raise NotFound("This picture is not base64.") from None
+
+
+def _question(session: Session, row: Any, *, now: float, origin: str) -> JsonObject:
+    messages = turn.asked(row.endpoint, row.request)
+    images = [_image(row.id, n, url, now=now, origin=origin) for n, url in enumerate(turn.pictures(messages))]
+    files = [attachment.show(one, now=now, origin=origin) for one in attachment.of(session, row.attachments)]
+    said = turn.said(messages) or None
+    return _message(row, 2 * row.turn - 1, role="user", text=said, images=images, attachments=files, at=row.created_at)
+
+
+def _answer(session: Session, row: Any, *, now: float, origin: str) -> JsonObject:
+    message = turn.answer(row.response) if row.status == Status.SUCCEEDED else None
+    made = artifact.of(session, row.id) if row.images and row.status == Status.SUCCEEDED else []
+    images = [{"url": artifact.link(one.id, now=now, origin=origin), "content_type": one.content_type} for one in made]
+    return _message(row, 2 * row.turn, role="assistant", text=turn.said([message]) if message else None, images=images, at=row.ended_at)
+
+
+def _message(
+    row: Any, number: int, *, role: str, text: str | None, images: Sequence[JsonObject], at: datetime | None,
+    attachments: Sequence[JsonObject] = (),
+) -> JsonObject:  # fmt: skip
+    return {
+        "id": f"{PREFIX}{number}",
+        "object": "session.message",
+        "turn": row.turn,
+        "job_id": ids.show("job_", row.id),
+        "role": role,
+        "status": Status.QUEUED if row.status == Status.ADMITTED else row.status,
+        "starts_afresh": row.since_turn == row.turn and row.turn > 1,
+        "text": text,
+        "images": list(images),
+        "attachments": list(attachments),
+        "error": row.error if role == "assistant" else None,
+        "created_at": None if at is None else round(at.timestamp(), 3),
+    }
+
+
+def _image(job_id: UUID, n: int, url: str, *, now: float, origin: str) -> JsonObject:
+    """What the caller linked stays that link; what it sent along can be opened here."""
+    if not url.startswith("data:"):
+        return {"url": url, "content_type": None}
+    return {"url": artifact.signed(f"img_{job_id.hex}_{n}", now=now, origin=origin), "content_type": url[5:].partition(";")[0][:100]}
+
+
+_REQUEST = text("SELECT endpoint, request FROM job WHERE id = :id")
+
+
+def _page(bound: str, order: str) -> Any:
+    return text(f"""
+        WITH found AS (
+            SELECT id, turn, octet_length(request) + coalesce(octet_length(response), 0) AS bytes FROM job
+            WHERE conversation_id = :id AND (CAST(:after AS bigint) IS NULL OR {bound}) ORDER BY turn {order} LIMIT :most
+        ), summed AS (
+            SELECT id, sum(bytes) OVER (ORDER BY turn {order}) - bytes AS before, count(*) OVER () AS seen,
+                   row_number() OVER (ORDER BY turn {order}) AS nth FROM found
+        )
+        SELECT job.id, job.turn, job.endpoint, job.request, job.status, job.images, job.error, job.attachments, job.since_turn,
+               job.created_at, job.ended_at, job.response, summed.seen > summed.nth AS has_more
+        FROM summed JOIN job ON job.id = summed.id WHERE summed.before <= :most_bytes OR summed.nth = 1 ORDER BY job.turn {order}
+    """)
+
+
+_UP, _DOWN = _page("2 * turn > :after", "ASC"), _page("2 * turn - 1 < :after", "DESC")

@@ -1,0 +1,162 @@
+"""What a turn remembers of those before it: decided when it is let into the line, read when it is claimed.
+
+All turns before it have ended then, so the tokens that its history takes can be reserved exactly. A stretch of turns begins with the
+conversation, or with a turn that came long after the last activity. Of its own stretch a turn remembers the system prompt and the
+newest answered turns that fit, whole turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.endpoint import CHAT
+from models.settings import settings
+from models.turn import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE, tokens_of
+
+# However short they are.
+TURNS_MOST = 500
+
+
+@dataclass(frozen=True)
+class Recall:
+    """since_turn: the first turn of the stretch. tokens: what is reserved for the history, the system prompt included."""
+
+    since_turn: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What goes before a turn's own messages. turns: oldest first; rows: id, endpoint, request, response, attachments."""
+
+    prompt: str
+    turns: Sequence[Any]
+
+
+def begin(
+    session: Session, *, conversation_id: int, turn: int, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None
+) -> Recall:
+    """What a new turn remembers, all before it having ended. tokens: its own, with the reply; turn_tokens: its question's."""
+    wanted = {"conversation_id": conversation_id, "turn": turn, "endpoint": endpoint, "lane_id": lane_id, "tokens": tokens}
+    row = session.execute(_BEGIN, {**wanted, "turn_tokens": turn_tokens, **_rules()}).one()
+    return Recall(row.since_turn, int(row.history_tokens))
+
+
+def fit(session: Session, job_ids: Sequence[UUID]) -> None:
+    """These turns, just let into the line, have reserved what they remember."""
+    if job_ids:
+        session.execute(_FIT, {"ids": list(job_ids), **_rules()})
+
+
+def read(session: Session, row: Any, *, most_bytes: int) -> Memory:
+    """What this claimed turn remembers, within what it reserved. row: id, conversation_id, turn, since_turn, history_tokens.
+
+    most_bytes: upper bound on what is read; pictures weigh little and are large.
+    """
+    talk = session.execute(_PROMPT, {"id": row.conversation_id, "system_prompt": settings().session_system_prompt}).one_or_none()
+    prompt = talk.prompt if talk is not None else ""
+    room = (row.history_tokens or 0) - prompt_tokens(prompt)
+    if row.since_turn is None or room <= 0:
+        return Memory(prompt, [])
+    wanted = {"conversation_id": row.conversation_id, "since": row.since_turn, "turn": row.turn, "room": room, "most_bytes": most_bytes}
+    return Memory(prompt, session.execute(_READ, {**wanted, "turns_most": TURNS_MOST}).all())
+
+
+def prompt_tokens(prompt: str) -> int:
+    """What a system prompt takes; nothing when there is none. The statements below count the same."""
+    return tokens_of(prompt) + TOKENS_PER_MESSAGE if prompt else 0
+
+
+def shrink(session: Session, job_id: UUID) -> None:
+    """The upstream found this turn's messages too long: the next ones of its conversation get half of what it had."""
+    session.execute(_SHRINK, {"id": job_id})
+
+
+def _rules() -> dict[str, Any]:
+    known = settings()
+    return {
+        "context_tokens": known.session_context_tokens, "system_prompt": known.session_system_prompt,
+        "fresh_after_s": known.session_fresh_after_s, "default_tpm": known.default_tpm, "turns_most": TURNS_MOST,
+    }  # fmt: skip
+
+
+# Of the CTE `mine` (id, conversation_id, turn, endpoint, lane_id, tokens, turn_tokens, created_at): what each remembers. A history that
+# fits the model but not the key's tokens per minute could never be sent: both are bounds.
+_REMEMBERED = f"""
+    bound AS (
+        SELECT mine.*, coalesce(talk.fresh_after_s, :fresh_after_s) AS fresh_after_s,
+               CASE WHEN coalesce(talk.system_prompt, :system_prompt) = '' THEN 0
+                    ELSE ceil(octet_length(coalesce(talk.system_prompt, :system_prompt)) / {BYTES_PER_TOKEN}.0) + {TOKENS_PER_MESSAGE}
+               END::bigint AS prompt_tokens,
+               least(
+                   least(coalesce(talk.context_tokens, CAST(:context_tokens AS bigint)), talk.learned_tokens) - mine.turn_tokens,
+                   (
+                       SELECT max(least(coalesce(own.tpm, usual.tpm, nullif(:default_tpm, 0)), own.learned_tpm))
+                       FROM lane JOIN credential ON credential.pool_id = lane.pool_id AND credential.parked_at IS NULL
+                       LEFT JOIN meter AS own ON own.credential_id = credential.id AND own.model = lane.model
+                       LEFT JOIN meter AS usual ON usual.credential_id = credential.id AND usual.model = '*'
+                       WHERE lane.id = mine.lane_id
+                   ) - CAST(mine.tokens AS bigint)
+               ) AS room
+        FROM mine JOIN conversation AS talk ON talk.id = mine.conversation_id
+    ), begun AS (
+        SELECT bound.*,
+               CASE WHEN before.since_turn IS NULL THEN bound.turn
+                    WHEN bound.fresh_after_s > 0 AND bound.created_at - coalesce(before.ended_at, before.created_at)
+                         > make_interval(secs => bound.fresh_after_s) THEN bound.turn
+                    ELSE before.since_turn END AS since_turn
+        FROM bound LEFT JOIN LATERAL (
+            SELECT since_turn, created_at, ended_at FROM job
+            WHERE conversation_id = bound.conversation_id AND turn < bound.turn AND since_turn IS NOT NULL ORDER BY turn DESC LIMIT 1
+        ) AS before ON true
+    ), remembered AS (
+        SELECT id, since_turn, CASE WHEN endpoint <> '{CHAT}' THEN 0 ELSE prompt_tokens + coalesce((
+            SELECT max(total) FROM (
+                SELECT sum(turn_tokens) OVER (ORDER BY turn DESC) AS total FROM (
+                    SELECT turn, turn_tokens FROM job
+                    WHERE conversation_id = begun.conversation_id AND turn >= begun.since_turn AND turn < begun.turn
+                    AND status = 'succeeded' AND turn_tokens IS NOT NULL ORDER BY turn DESC LIMIT :turns_most
+                ) AS newest
+            ) AS summed WHERE total <= begun.room - begun.prompt_tokens
+        ), 0) END AS history_tokens
+        FROM begun
+    )"""
+_BEGIN = text(f"""
+    WITH mine AS (
+        SELECT NULL::uuid AS id, CAST(:conversation_id AS bigint) AS conversation_id, CAST(:turn AS int) AS turn,
+               CAST(:endpoint AS text) AS endpoint, CAST(:lane_id AS bigint) AS lane_id, CAST(:tokens AS bigint) AS tokens,
+               CAST(:turn_tokens AS int) AS turn_tokens, clock_timestamp() AS created_at
+    ), {_REMEMBERED}
+    SELECT since_turn, history_tokens FROM remembered
+""")
+_FIT = text(f"""
+    WITH mine AS (
+        SELECT id, conversation_id, turn, endpoint, lane_id, tokens, turn_tokens, created_at FROM job WHERE id = ANY(:ids)
+    ), {_REMEMBERED}
+    UPDATE job SET since_turn = remembered.since_turn, history_tokens = remembered.history_tokens,
+           tokens = least(2147483647, job.tokens + remembered.history_tokens)
+    FROM remembered WHERE job.id = remembered.id
+""")
+_PROMPT = text("SELECT coalesce(system_prompt, :system_prompt) AS prompt FROM conversation WHERE id = :id")
+_READ = text("""
+    WITH newest AS (
+        SELECT id, turn, turn_tokens, octet_length(request) + coalesce(octet_length(response), 0) AS bytes FROM job
+        WHERE conversation_id = :conversation_id AND turn >= :since AND turn < :turn AND status = 'succeeded' AND turn_tokens IS NOT NULL
+        ORDER BY turn DESC LIMIT :turns_most
+    ), summed AS (
+        SELECT id, sum(turn_tokens) OVER newer AS tokens, sum(bytes) OVER newer AS bytes FROM newest WINDOW newer AS (ORDER BY turn DESC)
+    )
+    SELECT job.id, job.endpoint, job.request, job.response, job.attachments FROM summed JOIN job ON job.id = summed.id
+    WHERE summed.tokens <= :room AND summed.bytes <= :most_bytes ORDER BY job.turn
+""")
+# A turn that was too long all by itself says nothing about its history.
+_SHRINK = text("""
+    UPDATE conversation SET learned_tokens = (job.history_tokens + job.turn_tokens) / 2
+    FROM job WHERE job.id = :id AND job.history_tokens > 0 AND conversation.id = job.conversation_id
+""")

@@ -1,0 +1,106 @@
+"""What a turn of a conversation says: its question and its answer as messages, and what they weigh as history of the next turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from models.endpoint import CHAT, EDITS, IMAGES
+
+JsonObject = dict[str, Any]
+# Of UTF-8: four letters of English, one and a third characters of Chinese, one emoji.
+BYTES_PER_TOKEN = 4
+TOKENS_PER_MESSAGE = 4
+TOKENS_PER_PICTURE = 1_000
+# Whoever says how to answer speaks for one turn alone; the conversation's own system prompt is for all.
+INSTRUCTIONS = frozenset({"system", "developer"})
+# What of an answer the upstream takes back; the rest is about how it was made.
+_SENT_AGAIN = ("role", "content", "name", "tool_calls", "function_call")
+
+
+def question(endpoint: str, body: JsonObject) -> list[JsonObject]:
+    """What is asked, as messages: a chat's own, of pictures the prompt. Empty for what no model is ever told again."""
+    if endpoint == CHAT:
+        return list(body["messages"])
+    return [{"role": "user", "content": body["prompt"]}] if endpoint in (IMAGES, EDITS) else []
+
+
+def asked(endpoint: str, request: bytes) -> list[JsonObject]:
+    """`question` of a stored request. Empty too for a form, which only its upstream reads, and for a request that was erased."""
+    body = parse(request)
+    return question(endpoint, body) if body else []
+
+
+def answer(response: bytes | None) -> JsonObject | None:
+    """The first choice's message as the upstream can be told it again; None where the answer is no chat's."""
+    choices = (parse(response) or {}).get("choices") if response else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return None
+    made = {name: message[name] for name in _SENT_AGAIN if message.get(name) is not None}
+    calls = made.get("tool_calls") or made.get("function_call")
+    return {"role": "assistant", "content": None if calls else message.get("refusal") or "", **made}
+
+
+def weigh(messages: Iterable[JsonObject]) -> int:
+    """About how many tokens these messages are; rather too many than too few."""
+    return sum(_weigh(one) for one in messages)
+
+
+def tokens_of(text: str) -> int:
+    """About how many tokens this text is."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
+
+
+def said(messages: Sequence[JsonObject]) -> str:
+    """The text of these messages, without instructions, as a person reads it."""
+    texts = [text for one in messages if one.get("role") not in INSTRUCTIONS for text in _texts(one.get("content"))]
+    return "\n".join(texts)
+
+
+def pictures(messages: Sequence[JsonObject]) -> list[str]:
+    """The URLs of the pictures in these messages, `data:` ones too, in order."""
+    found = []
+    for one in messages:
+        for part in _parts(one.get("content")):
+            inside = part.get("image_url")
+            url = inside.get("url") if isinstance(inside, dict) else inside
+            if isinstance(url, str):
+                found.append(url)
+    return found
+
+
+def parse(content: bytes) -> JsonObject | None:
+    """The JSON object in these bytes; None for anything else."""
+    try:
+        found = json.loads(bytes(content))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _weigh(message: JsonObject) -> int:
+    about = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
+    rest = [*_others(message.get("content")), *([about] if about else [])]
+    return (
+        TOKENS_PER_MESSAGE
+        + tokens_of("".join(_texts(message.get("content"))))
+        + sum(tokens_of(json.dumps(one, ensure_ascii=False)) for one in rest)
+        + TOKENS_PER_PICTURE * len(pictures([message]))
+    )
+
+
+def _parts(content: object) -> list[JsonObject]:
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _texts(content: object) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in _parts(content) if isinstance(part.get("text"), str)]
+
+
+def _others(content: object) -> list[JsonObject]:
+    return [part for part in _parts(content) if not isinstance(part.get("text"), str) and "image_url" not in part]

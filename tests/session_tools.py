@@ -1,0 +1,85 @@
+"""Short ways to talk in a session: turns are submitted through the API, claimed, and answered as a worker would."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from models import db, job, view
+from models.endpoint import CHAT
+from models.job import Finding, Outcome, Result, Status
+from tests.http_tools import Caller
+from tests.line_tools import admit, query
+from workers import context, ending
+from workers.ending import Ending
+
+Messages = list[dict[str, Any]]
+SESSION = "tea"
+GOOD = Finding(Outcome.SUCCEEDED, 200, "req_1")
+REFUSED = Finding(Outcome.REFUSED, 400, "req_1")
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def say(caller: Caller, *said: str | dict[str, Any], session: str = SESSION, body: dict[str, Any] | None = None, **more: Any) -> str:
+    """A new turn's job; what is said are texts of the user, or whole messages."""
+    messages = [user(one) if isinstance(one, str) else one for one in said]
+    wanted = {"model": "m", "messages": messages, "max_tokens": 10, **(body or {})}
+    return caller.submit(endpoint=CHAT, body=wanted, conversation=session, **more)
+
+
+def claim(caller: Caller, name: str) -> Any:
+    """The turn's row as a worker has it when its call goes out."""
+    dispatch_id = admit(caller.key, view.parse_id(name))
+    with db.begin() as session:
+        return context.complete(session, job.claim(session, view.parse_id(name), dispatch_id, lease_s=30))
+
+
+def sent(row: Any) -> Messages:
+    """The messages that go out for this claimed turn."""
+    messages: Messages = json.loads(bytes(row.request))["messages"]
+    return messages
+
+
+def answer(row: Any, said: str | dict[str, Any]) -> None:
+    """The claimed turn has this answer: a text, or a whole message."""
+    message = assistant(said) if isinstance(said, str) else said
+    body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
+    end(row, Result(Status.SUCCEEDED, http_status=200, response=body), GOOD)
+
+
+def fail(row: Any, *, code: str = "bad") -> None:
+    """The claimed turn was refused by its upstream."""
+    error = {"message": "no", "type": "invalid_request_error", "param": None, "code": code}
+    end(row, Result(Status.FAILED, http_status=400, error=error), REFUSED)
+
+
+def end(row: Any, result: Result, finding: Finding) -> None:
+    ending.commit(Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=True))
+
+
+def talk(caller: Caller, *said: str | dict[str, Any], reply: str | dict[str, Any] = "yes", **more: Any) -> Messages:
+    """One turn from its submit to its answer; what went out for it."""
+    row = claim(caller, say(caller, *said, **more))
+    answer(row, reply)
+    return sent(row)
+
+
+def pass_time(minutes: float) -> None:
+    """All that has happened so far happened so much earlier."""
+    query(
+        "UPDATE job SET created_at = created_at - make_interval(mins => :minutes), ended_at = ended_at - make_interval(mins => :minutes)",
+        minutes=minutes,
+    )
+
+
+def stored(job_id: UUID) -> Any:
+    (row,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
+    return row

@@ -1,0 +1,101 @@
+"""What goes out for a turn of a conversation: instructions, the turns that it remembers, and its own messages with what is attached.
+
+The stored request stays what its caller sent; this is made of it when the turn is claimed, all turns before it having ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from models import attachment, recall, turn
+from models.db import Session
+from models.endpoint import CHAT
+from models.recall import Memory
+from models.settings import settings
+from models.turn import INSTRUCTIONS, JsonObject
+
+Messages = list[JsonObject]
+
+
+def complete(session: Session, row: Any) -> Any:
+    """The claimed row with the request that is to go out: byte for byte its own where nothing is remembered or attached.
+
+    Only chats are told what was before. row: as job.claim gives it.
+    """
+    if row.conversation_id is None or row.endpoint != CHAT:
+        return row
+    memory = recall.read(session, row, most_bytes=settings().max_body_bytes)
+    if not (memory.prompt or memory.turns or row.attachments):
+        return row
+    body = json.loads(bytes(row.request))
+    asked = _attach(session, body["messages"], row.attachments)
+    messages = [*_instructions(memory, asked), *_history(session, memory, asked), *_talk(asked)]
+    return row._replace(request=json.dumps({**body, "messages": messages}, separators=(",", ":")).encode())
+
+
+def _instructions(memory: Memory, asked: Messages) -> Messages:
+    """The turn's own, else the conversation's."""
+    own = [one for one in asked if one.get("role") in INSTRUCTIONS]
+    return own or ([{"role": "system", "content": memory.prompt}] if memory.prompt else [])
+
+
+def _history(session: Session, memory: Memory, asked: Messages) -> Messages:
+    """The remembered turns without their instructions.
+
+    An upstream takes neither a tool's result without the call that asked for it nor a call without its results: where a turn between
+    has failed or was forgotten, the other goes too.
+    """
+    after, kept = _talk(asked), list[Messages]()
+    for messages in (_turn(session, row) for row in reversed(memory.turns)):
+        if messages and _asks_tools(messages) == _is_of_tools(after):
+            kept.append(messages)
+            after = messages
+    while kept and _is_of_tools(kept[-1]):
+        kept.pop()
+    return [one for messages in reversed(kept) for one in messages]
+
+
+def _turn(session: Session, row: Any) -> Messages:
+    answer = turn.answer(row.response)
+    asked = _attach(session, turn.asked(row.endpoint, row.request), row.attachments)
+    return [*_talk(asked), *([answer] if answer else [])]
+
+
+def _asks_tools(messages: Messages) -> bool:
+    return bool(messages and (messages[-1].get("tool_calls") or messages[-1].get("function_call")))
+
+
+def _is_of_tools(messages: Messages) -> bool:
+    return bool(messages and messages[0].get("role") in ("tool", "function"))
+
+
+def _talk(messages: Messages) -> Messages:
+    return [one for one in messages if one.get("role") not in INSTRUCTIONS]
+
+
+def _attach(session: Session, messages: Messages, attachments: Sequence[UUID] | None) -> Messages:
+    """The messages with these files in the last one that a user said."""
+    parts = [part for row in attachment.of(session, attachments) for part in _parts(session, row)]
+    if not parts:
+        return messages
+    last = max((n for n, one in enumerate(messages) if one.get("role") == "user"), default=None)
+    if last is None:
+        return [*messages, {"role": "user", "content": parts}]
+    said = messages[last].get("content")
+    own = [{"type": "text", "text": said}] if isinstance(said, str) else list(said or ())
+    return [*messages[:last], {**messages[last], "content": [*own, *parts]}, *messages[last + 1 :]]
+
+
+def _parts(session: Session, row: Any) -> Messages:
+    """A picture as a picture, a text as text; of any other file the model is told that it is there."""
+    if row.content_type.startswith("image/"):
+        encoded = base64.b64encode(attachment.content(session, row.id)).decode()
+        return [{"type": "image_url", "image_url": {"url": f"data:{row.content_type};base64,{encoded}"}}]
+    if row.content_type == attachment.TEXT:
+        said = attachment.content(session, row.id).decode("utf-8-sig", "replace")
+        return [{"type": "text", "text": f"File {row.name}:\n{said}"}]
+    return [{"type": "text", "text": f"(Attached: {row.name}, {row.size} bytes. Its content is not shown here.)"}]
