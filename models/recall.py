@@ -89,7 +89,7 @@ def _rules() -> dict[str, Any]:
 # Of the CTE `mine` (id, conversation_id, turn, endpoint, lane_id, tokens, turn_tokens, created_at): what each remembers. A history that
 # fits the model but not the key's tokens per minute could never be sent: both are bounds.
 _REMEMBERED = f"""
-    bound AS (
+    bound AS MATERIALIZED (
         SELECT mine.*, coalesce(talk.fresh_after_s, :fresh_after_s) AS fresh_after_s,
                CASE WHEN coalesce(talk.system_prompt, :system_prompt) = '' THEN 0
                     ELSE ceil(octet_length(coalesce(talk.system_prompt, :system_prompt)) / {BYTES_PER_TOKEN}.0) + {TOKENS_PER_MESSAGE}
@@ -115,7 +115,7 @@ _REMEMBERED = f"""
             SELECT since_turn, created_at, ended_at FROM job
             WHERE conversation_id = bound.conversation_id AND turn < bound.turn AND since_turn IS NOT NULL ORDER BY turn DESC LIMIT 1
         ) AS before ON true
-    ), remembered AS (
+    ), remembered AS MATERIALIZED (
         SELECT id, since_turn, CASE WHEN endpoint <> '{CHAT}' THEN 0 ELSE prompt_tokens + coalesce((
             SELECT max(total) FROM (
                 SELECT sum(turn_tokens) OVER (ORDER BY turn DESC) AS total FROM (
