@@ -17,7 +17,7 @@ up: setup ## the stack in the foreground until Ctrl-C (ARGS="--local-model --ver
 	@$(BIN)/nowserving up $(ARGS)
 
 test: setup ## every test, a few files at a time (ARGS="-k line" for some, ARGS="-n0 -x" one after another)
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## ruff, mypy, import-linter, the Dockerfile and docker-compose.yml
 	@$(BIN)/ruff check .

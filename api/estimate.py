@@ -32,16 +32,17 @@ def reserve(endpoint: str, body: JsonObject) -> Reserve:
     return _BY_ENDPOINT[endpoint](body)
 
 
-def most_microusd(kind: str, endpoint: str, model: str, reserve: Reserve) -> int | None:
+def most_microusd(kind: str, endpoint: str, model: str, reserve: Reserve, *, remembered: int = 0) -> int | None:
     """What a call with this reserve may cost; 0 where the upstream takes nothing.
 
-    kind: of the key. None: no price is known for the model, or nobody asks, for such a key has no budget.
+    kind: of the key. remembered: tokens that a conversation may put before it. None: no price is known for the model, or nobody asks,
+    for such a key has no budget.
     """
     if endpoint in FREE:
         return 0
     if not budget.covers(kind):
         return None
-    asked = reserve.tokens - reserve.reply
+    asked = reserve.tokens - reserve.reply + remembered
     return pricing.most_microusd(model, input_tokens=asked, output_tokens=reserve.reply, images=reserve.images)
 
 

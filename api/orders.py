@@ -55,6 +55,7 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
     going, wants_urls = _outgoing(endpoint, value)
     request, content_type = write(going)
     model = going.get("model") or wanted.lane
+    remembered = settings().session_context_tokens if own.conversation and endpoint == CHAT else 0
     return Order(
         key=caller,
         endpoint=endpoint,
@@ -63,7 +64,7 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
         flow=own.user or wanted.safety_identifier or wanted.user or own.conversation or KEY_FLOW,
         tokens=reserve.tokens,
         images=reserve.images,
-        reserved_microusd=estimate.most_microusd(caller.kind, endpoint, model, reserve),
+        reserved_microusd=estimate.most_microusd(caller.kind, endpoint, model, reserve, remembered=remembered),
         content_type=content_type,
         streamed=wanted.is_streamed,
         wants_urls=wants_urls,

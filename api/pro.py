@@ -14,7 +14,7 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, request
 
-from api import auth, body, dashboard, ended, errors, orders, render, replies
+from api import auth, body, dashboard, ended, errors, orders, render, replies, schemas
 from api.accept import accept
 from api.newcomers import address_of
 from api.schemas import Controls
@@ -58,7 +58,7 @@ def ask() -> Response:
     words = {name: _words(said, name, most) for name, most in LIMITS.items()}
     caller = _caller(words["apiKey"])
     wanted = {"model": settings().pro_model, "messages": [{"role": "user", "content": words["content"]}]}
-    order = orders.direct(caller, CHAT, wanted, write=lambda value: (body.dump(value), None), own=Controls(conversation=words["sessionId"]))
+    order = orders.direct(caller, CHAT, wanted, write=lambda value: (body.dump(value), None), own=_session(words["sessionId"]))
     fingerprint = b"POST /pro\n" + body.canonical({name: words[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), said=fingerprint)
     return _answer(caller, view.public_id(accepted.job_id))
@@ -107,6 +107,13 @@ def _words(said: Mapping[str, Any], name: str, most: int) -> str:
     if len(words) > most:
         raise _Wrong(f"{name} 不能超过 {most} 个字符")
     return words
+
+
+def _session(name: str) -> Controls:
+    try:
+        return schemas.check(Controls, {"conversation": name})
+    except Invalid:
+        raise _Wrong("sessionId 不能含有斜杠、反斜杠或不可见字符") from None
 
 
 def _caller(token: str | None) -> Key:

@@ -102,6 +102,20 @@ def test_lengths_are_counted_in_characters(caller: Caller, name: str, most: int,
     assert (400, True) == (refused["code"], str(most) in refused["message"])
 
 
+@pytest.mark.parametrize("name", ["a/b", "a\\b", "a\nb", ".."])
+def test_a_session_that_can_have_no_address_is_refused(caller: Caller, name: str) -> None:
+    refused = told(ask(caller, sessionId=name))
+
+    assert (400, True, 0) == (refused["code"], "sessionId" in refused["message"], stored())
+
+
+def test_the_session_is_there_to_be_read(caller: Caller) -> None:
+    end(caller, told(ask(caller))["jobId"])
+
+    told_there = caller.get("/v1/sessions/ana/messages").json["data"]
+    assert "你好" in json.dumps(told_there, ensure_ascii=False) and "hello" in json.dumps(told_there)
+
+
 def test_a_body_that_is_no_json_is_refused_in_the_same_envelope(caller: Caller) -> None:
     for content, media in ((b"{", "application/json"), (b"x=1", "application/x-www-form-urlencoded"), (b'{"a":1e999}', "application/json")):
         refused = told(caller.send("POST", PATH, data=content, content_type=media))
