@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 from sqlalchemy import text
@@ -15,6 +16,10 @@ from deploy.embedded import Postgres, Valkey
 from models import db, line, migrate
 from models.settings import settings
 from workers import wake
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

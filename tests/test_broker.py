@@ -27,7 +27,8 @@ def test_a_doorbell_is_never_kept_to_be_acknowledged(stack: Stack, redis_of_run:
         redis_of_run.echo("enough")
         said = [one["command"].split()[:2] for one in _until_echo(monitor)]
 
-    assert 5 == said.count(["LPUSH", QUEUE])
+    # More, when a worker was late to claim and was rung for again.
+    assert 5 <= said.count(["LPUSH", QUEUE])
     assert [] == [command for command in said if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
 
 

@@ -129,7 +129,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
 
 
 def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "api.cli", *words], env={**os.environ, **env}, capture_output=True, text=True, timeout=30)
+    return subprocess.run([sys.executable, "-m", "api.cli", *words], env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
 
 
 def test_the_api_does_not_start_half_configured() -> None:

@@ -99,7 +99,7 @@ def serving(log: Path, **env: str) -> Iterator[Api]:
             preexec_fn=die_with_parent,
         )  # fmt: skip
     try:
-        until(lambda: probe.answers("/healthz", port=port), what=f"the API: {last_lines(log)}")
+        until(lambda: probe.answers("/healthz", port=port), what=f"the API: {last_lines(log)}", within_s=120)
         yield Api(port, log)
     finally:
         process.kill()
