@@ -143,7 +143,8 @@ def _answer(caller: Key, name: str) -> Response:
     if row.status == Status.CANCELLED:
         return _told(500, _CANCELLED)
     failed = replies.failure(row)
-    code = _code(failed.status, failed.error.get("code"))
+    # What is not found out there is the model, which is not what this API's callers chose.
+    code = 502 if failed.status == HTTPStatus.NOT_FOUND else _code(failed.status, failed.error.get("code"))
     return _told(code, MESSAGES[code])
 
 

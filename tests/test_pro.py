@@ -138,7 +138,7 @@ def test_a_full_line_says_so(caller: Caller, override: Callable[..., None]) -> N
 
 @pytest.mark.parametrize(
     ("status", "code", "shown"),
-    [(429, "insufficient_quota", 402), (401, "invalid_api_key", 401), (400, "x", 400), (404, "x", 400), (500, "x", 500), (503, "x", 500)],
+    [(429, "insufficient_quota", 402), (401, "invalid_api_key", 401), (400, "x", 400), (404, "x", 502), (500, "x", 500), (503, "x", 500)],
 )
 def test_what_the_upstream_refuses_has_its_own_number(caller: Caller, status: int, code: str, shown: int) -> None:
     name = told(ask(caller))["jobId"]
