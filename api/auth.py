@@ -47,13 +47,21 @@ def token_of(request: Request) -> str:
     for name in IN_QUERY:
         if name in request.args:
             raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    if not (token := bearer(request)):
         raise Unauthorised
-    return token.strip()
+    return token
 
 
-def caller(request: Request) -> Key:
-    """The key that makes this request. Raises Unauthorised, and LineFull when its address brings too many new keys."""
+def bearer(request: Request) -> str:
+    """The bearer token; empty when there is none."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def caller(request: Request, *, token: str | None = None) -> Key:
+    """The key that makes this request. Raises Unauthorised, and LineFull when its address brings too many new keys.
+
+    token: what it presents, where that is not a bearer token.
+    """
     callers: Callers = current_app.extensions["callers"]
-    return callers.recognise(token_of(request), address=address_of(request))
+    return callers.recognise(token_of(request) if token is None else token, address=address_of(request))

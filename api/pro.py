@@ -12,11 +12,10 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
 from api import auth, body, dashboard, ended, errors, orders, render, replies, schemas
 from api.accept import accept
-from api.newcomers import address_of
 from api.schemas import Controls
 from models import db, spending, view
 from models.endpoint import CHAT
@@ -118,13 +117,9 @@ def _session(name: str) -> Controls:
 
 def _caller(token: str | None) -> Key:
     """Who asks: by `apiKey`, which stands in a query here and in no log, or by a Bearer token."""
-    if not token:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        token = given.strip() if scheme.lower() == "bearer" else ""
-    if not token:
+    if not (token := token or auth.bearer(request)):
         raise _Wrong("apiKey 为必填项，须为非空字符串")
-    callers: auth.Callers = current_app.extensions["callers"]
-    return callers.recognise(token, address=address_of(request))
+    return auth.caller(request, token=token)
 
 
 def _answer(caller: Key, name: str) -> Response:
