@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -74,6 +75,23 @@ def asked(threads: ThreadPoolExecutor, caller: Caller, **more: Any) -> Future[Te
     made = threads.submit(ask, caller, **more)
     until(lambda: len(hall), what="waiting")
     return made
+
+
+def read(threads: ThreadPoolExecutor, caller: Caller, *, begins: bool, **more: Any) -> Future[tuple[TestResponse, bytes]]:
+    """Somebody asks, waits and reads to the end; by now they sit there, and when an answer begins before its end it has begun."""
+    begun = Event()
+
+    def everything() -> tuple[TestResponse, bytes]:
+        made = ask(caller, **more)
+        pieces = iter(made.response)
+        first = next(pieces, b"")
+        begun.set()
+        return made, first + b"".join(pieces)
+
+    reading = threads.submit(everything)
+    until(lambda: len(hall), what="waiting")
+    assert not begins or begun.wait(30)
+    return reading
 
 
 @pytest.fixture
@@ -256,12 +274,11 @@ def test_a_connection_that_is_closed_is_noticed_while_nothing_is_sent(
 ) -> None:
     override(status_grace_s=grace_s, keepalive_every_s=60)
     ours, theirs = socket.socketpair()
-    made = threads.submit(lambda: b"".join(ask(caller, environ_overrides={"gunicorn.socket": ours}).response))
-    until(lambda: len(hall), what="waiting")
+    reading = read(threads, caller, begins=not grace_s, environ_overrides={"gunicorn.socket": ours})
     theirs.close()
 
     until(lambda: row(the_job()).left_at, what="left")
-    assert (b"", BrokenOff)[not grace_s] == (made.result(30) if grace_s else type(made.exception(30)))
+    assert (b"", BrokenOff)[not grace_s] == (reading.result(30)[1] if grace_s else type(reading.exception(30)))
     ours.close()
 
 
@@ -283,13 +300,12 @@ def test_a_revoked_key_is_told_nothing_more(
     caller: Caller, threads: ThreadPoolExecutor, override: Callable[..., None], grace_s: int
 ) -> None:
     override(status_grace_s=grace_s)
-    waiting = threads.submit(lambda: (made := ask(caller), b"".join(made.response)))
-    until(lambda: len(hall), what="waiting")
+    reading = read(threads, caller, begins=not grace_s)
     with db.begin() as session:
         key.revoke(session, caller.key.id)
     wake.job(the_job(), "queued")
 
-    made, said = waiting.result(30)
+    made, said = reading.result(30)
     assert (401, 200)[not grace_s] == made.status_code
     assert "invalid_api_key" == json.loads(said)["error"]["code"]
 
