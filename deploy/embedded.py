@@ -39,6 +39,9 @@ OVERLAP_S = 2
 class Postgres(Server):
     """One PostgreSQL cluster in `folder`, made on first use; the superuser's password is in `folder/password`, mode 600."""
 
+    # After a crash it first does again what was written since the last checkpoint: on a busy machine that took over 30 s.
+    patience_s = 600
+
     def spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Starting on its port. Raises ServerFailed while another PostgreSQL uses the folder."""
         self.prepare()

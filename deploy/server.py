@@ -14,13 +14,13 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 # Below every system's range of ephemeral ports: a restarted server must find its port still free, and on a port of that
 # range a client that keeps reconnecting can end up connected to itself.
 PORTS = range(20_000, 32_000)
 PR_SET_PDEATHSIG = 1
-START_TIMEOUT_S = 30
+LOOK_MOST_S = 0.25
 # Looked up before any fork: in a child of a threaded process the loader may wait for ever for a lock that nobody holds any more.
 LIBC = ctypes.CDLL(None, use_errno=True)
 PRCTL, UNSHARE = getattr(LIBC, "prctl", None), getattr(LIBC, "unshare", None)
@@ -85,6 +85,8 @@ class Server(ABC):
     port: int = 0
     options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    # How long one that runs may take until it answers.
+    patience_s: ClassVar[float] = 60
 
     @abstractmethod
     def spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -105,12 +107,13 @@ class Server(ABC):
         file = self.folder / "server.log"
         with file.open("ab") as log:
             self.process = self.spawn(log)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline, look_s = time.monotonic() + self.patience_s, 0.02
         while not self.is_ready():
             if not self.is_running() or time.monotonic() > deadline:
                 self.kill()
                 raise ServerFailed(f"{type(self).__name__} did not start. The end of its log, {file}:\n{last_lines(file)}")
-            time.sleep(0.02)
+            time.sleep(look_s)
+            look_s = min(LOOK_MOST_S, look_s * 1.5)
         return self.url
 
     def prepare(self) -> None:
