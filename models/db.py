@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import namedtuple_row
 from sqlalchemy import Engine, TextClause, create_engine, event, text
 from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
@@ -33,7 +33,8 @@ class Result:
     """The rows of a statement, all of them here. Columns are attributes; `_asdict()` has them by name."""
 
     def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
-        self.returns_rows = cursor.description is not None
+        # Not cursor.description: it makes an object for each column.
+        self.returns_rows = cursor.pgresult is not None and cursor.pgresult.status == ExecStatus.TUPLES_OK
         self._rows = cursor.fetchall() if self.returns_rows else []
 
     def __iter__(self) -> Iterator[Any]:

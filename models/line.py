@@ -22,6 +22,7 @@ from models.db import Session, begin
 from models.errors import LineFull, TooLate
 from models.key import Key
 from models.settings import settings
+from models.tables import OPEN
 
 WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 # An image stands for this many tokens where fair shares are counted: lanes rarely mix the two, so only the order of size matters.
@@ -92,15 +93,15 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
     Raises NoMoney, LineFull, or TooLate when the line is longer than it may wait; Invalid when its conversation has no such attachments.
     """
     budget.reserve(session, order.key, order.reserved_microusd)
-    lane = session.execute(_LANE, {"id": lane_of(order.key.pool_id, order.model)}).one()
+    lane_id = lane_of(order.key.pool_id, order.model)
     order = _with_attachments(session, order)
-    turn = _turn(session, order, lane_id=lane.id)
+    turn = _turn(session, order, lane_id=lane_id)
     remembered = turn.recall if turn else None
     share = order.cost / WEIGHTS[order.priority]
     row = session.execute(
         _JOIN,
         {
-            "id": job_id, "key_id": order.key.id, "lane_id": lane.id, "flow": order.flow, "priority": order.priority, "share": share,
+            "id": job_id, "key_id": order.key.id, "lane_id": lane_id, "flow": order.flow, "priority": order.priority, "share": share,
             "cost": order.cost, "images": order.images, "reserved": order.reserved_microusd,
             "tokens": min(TOKENS_MOST, order.tokens + (remembered.tokens if remembered else 0)),
             "endpoint": order.endpoint, "model": order.model,
@@ -111,11 +112,12 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
             "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
             "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
             "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
-            "fingerprint": order.fingerprint, "reader": order.reader,
+            "fingerprint": order.fingerprint, "reader": order.reader, "counted_most": COUNTED_MOST,
+            "key_most": settings().max_queued_per_key, "lane_most": _lane_most() or 0,
         },
     ).one()  # fmt: skip
-    _refuse_if_full(session, order.key, lane)
-    _refuse_if_late(session, order, lane=lane, job_id=job_id, start_tag=row.start_tag)
+    _refuse_if_full(row)
+    _refuse_if_late(order, row)
 
 
 def _with_attachments(session: Session, order: Order) -> Order:
@@ -228,14 +230,12 @@ def estimate_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
     return round(max(estimates) + behind * (lane.usual_s or 0.0), 1)
 
 
-def _refuse_if_full(session: Session, key: Key, lane: Any) -> None:
+def _refuse_if_full(joined: Any) -> None:
     most = settings().max_queued_per_lane
-    # Small caps are counted; for large ones the pacer's last count has to do, which may lag by a second.
-    queued = lane.queued if most > COUNTED_MOST else _count(session, _COUNT_LANE, lane.id, most)
-    if queued > most:
+    if (joined.in_lane if _lane_most() is not None else joined.queued) >= most:
         raise LineFull(f"{most} jobs already wait in this line, as many as it holds. Come back later.", retry_after_s=60)
     most = settings().max_queued_per_key
-    if _count(session, _COUNT_KEY, key.id, most) > most:
+    if joined.of_key >= most:
         raise LineFull(
             f"This key already has {most} jobs waiting or running, as many as it may. Wait for some to end.",
             retry_after_s=60,
@@ -243,8 +243,14 @@ def _refuse_if_full(session: Session, key: Key, lane: Any) -> None:
         )
 
 
-def _refuse_if_late(session: Session, order: Order, *, lane: Any, job_id: UUID, start_tag: float) -> None:
-    eta_s = estimate_s(lane, _ahead(session, lane, start_tag=start_tag, job_id=job_id)) if not lane.is_paused else 0.0
+def _lane_most() -> int | None:
+    """Small caps are counted. None: for large ones the pacer's last count has to do, which may lag by a second."""
+    most = settings().max_queued_per_lane
+    return most if most <= COUNTED_MOST else None
+
+
+def _refuse_if_late(order: Order, joined: Any) -> None:
+    eta_s = estimate_s(joined, joined) if not joined.is_paused else 0.0
     if eta_s > order.expires_in_s:
         raise TooLate(
             f"About {eta_s:.0f} s of work stand before this job, more than the {order.expires_in_s:g} s it may wait (expires_in_s). "
@@ -252,10 +258,6 @@ def _refuse_if_late(session: Session, order: Order, *, lane: Any, job_id: UUID, 
             param="expires_in_s",
             retry_after_s=max(1.0, eta_s - order.expires_in_s),
         )
-
-
-def _count(session: Session, query: Any, number: int, most: int) -> int:
-    return int(session.execute(query, {"id": number, "most": most + 1}).scalar_one())
 
 
 def _json(value: object) -> str | None:
@@ -303,18 +305,11 @@ _ALL_AHEAD = text("""
     )
     SELECT n::int, jobs::int, tokens, images FROM summed WHERE n IS NOT NULL
 """)
-_COUNT_LANE = text("SELECT count(*) FROM (SELECT FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held LIMIT :most) AS counted")
-_COUNT_KEY = text(
-    "SELECT count(*) FROM (SELECT FROM job WHERE key_id = :id AND status IN ('queued', 'admitted', 'running') LIMIT :most) AS counted"
-)
 # A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
-_JOIN = text("""
-    WITH line AS (
-        SELECT id, virtual_time,
-               wake_at IS NULL AND (idle_since IS NULL OR idle_since < now() - make_interval(secs => :settled_s)) AS dormant
-        FROM lane WHERE id = :lane_id
-    ), moved AS (
+# The job itself is not there yet for what is counted.
+_JOIN = text(f"""
+    WITH line AS ({FIGURES} WHERE lane.id = :lane_id), moved AS (
         INSERT INTO flow AS f (lane_id, name, last_finish)
         SELECT id, :flow, virtual_time + CAST(:share AS float8) FROM line
         ON CONFLICT (lane_id, name) DO UPDATE
@@ -337,7 +332,22 @@ _JOIN = text("""
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
     ), woken AS (
-        UPDATE lane SET wake_at = now(), idle_since = NULL FROM line WHERE lane.id = line.id AND line.dormant AND lane.wake_at IS NULL
+        UPDATE lane SET wake_at = now(), idle_since = NULL FROM line
+        WHERE lane.id = line.id AND line.wake_at IS NULL AND lane.wake_at IS NULL
+        AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
     )
-    SELECT start_tag FROM joined
+    SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
+           ahead.jobs, ahead.tokens, ahead.images,
+           (SELECT count(*) FROM (
+               SELECT FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held LIMIT :lane_most
+           ) AS counted) AS in_lane,
+           (SELECT count(*) FROM (SELECT FROM job WHERE key_id = :key_id AND {OPEN} LIMIT :key_most) AS counted) AS of_key
+    FROM joined, line, LATERAL (
+        SELECT count(*) AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM (
+            SELECT tokens, images FROM job
+            WHERE lane_id = line.id AND status = 'queued' AND NOT held
+            AND start_tag >= line.low_water AND (start_tag, id) < (joined.start_tag, joined.id)
+            LIMIT :counted_most
+        ) AS before
+    ) AS ahead
 """)
