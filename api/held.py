@@ -102,7 +102,7 @@ class Held:
         self._is_settled = False
         self._room = ExitStack()
         try:
-            self._seat = self._room.enter_context(hall.wait_for(job_id, connection=self._connection))
+            self._seat = self._room.enter_context(hall.wait_for(job_id, looks_itself=True, connection=self._connection))
         except Unavailable:
             self.close()
             raise
@@ -113,17 +113,21 @@ class Held:
         while True:
             if self._seat.is_gone:
                 raise Gone
-            if self._seat.is_revoked:
+            may_have_ended = self._seat.end_said or self._seat.status in TERMINAL
+            row = self._row() if may_have_ended else None
+            if self._seat.is_revoked or (row is not None and row.is_revoked):
                 raise Unauthorised("This key was revoked. Ask the operator for a new one.")
-            if self._seat.status in TERMINAL and (row := self._row()) is not None:
-                return row
+            if row is not None:
+                if row.status in TERMINAL:
+                    return row
+                may_have_ended = self._seat.end_said = False
             if hall.is_closing:
                 raise Closing(retry_after_s=1)
             # Not before it was seen once: who comes back to a job that has ended is told its real status, however short the time.
             most_s = seconds if self._seat.status is not None else max(seconds, SEEN_S)
             if (left_s := began + most_s - time.monotonic()) <= 0:
                 return None
-            self._seat.wait(min(left_s, AGAIN_S) if self._seat.status in TERMINAL else left_s)
+            self._seat.wait(min(left_s, AGAIN_S) if may_have_ended else left_s)
 
     def told(self, row: Any) -> Response:
         """The whole answer, with its status. Raises Gone."""
@@ -195,7 +199,7 @@ class Held:
 
     def _row(self) -> Any | None:
         try:
-            with db.begin() as session:
+            with db.once() as session:
                 return view.find(session, self._job_id, self._caller.id)
         except Unavailable:
             return None

@@ -87,11 +87,21 @@ class Listener:
                 grown, said = subscription.hear()
                 if grown is not None:
                     self._news.put([grown])
-                elif said and self._seats.of(job_id := UUID(json.loads(said)["job"])):
-                    self._woken([job_id])
+                elif said:
+                    self._heard(json.loads(said))
         finally:
             self._subscription = None
             subscription.close()
+
+    def _heard(self, said: dict[str, str]) -> None:
+        job_id = UUID(said["job"])
+        seats = self._seats.of(job_id)
+        # Of what has ended those who are to be told look for the answer at once; to look whether it is there would be one look more.
+        themselves = [seat for seat in seats if seat.looks_itself] if said["event"] == "ended" else []
+        for seat in themselves:
+            seat.say_ended()
+        if len(themselves) < len(seats):
+            self._woken([job_id])
 
     def _subscribe(self, job_ids: Collection[UUID]) -> None:
         subscription = self._subscription

@@ -22,24 +22,26 @@ class Seat:
     """Made by Hall.wait_for. Everything is None, empty or false until it has been seen.
 
     status, place: of the job; a place only of one that waits, and only where it was asked for. seq: of the job's last event.
-    is_revoked: its key is no longer good. is_gone: the client has closed its connection.
+    is_revoked: its key is no longer good. is_gone: the client has closed its connection. end_said: a wake-up says that the job has
+    ended, and whoever sits here is to look for itself (looks_itself; otherwise it is looked for, and `status` says so).
     """
 
     __slots__ = (
-        "_ask", "_chunks", "_woken", "connection", "is_gone", "is_revoked", "job_id", "place", "read_to", "seq", "status", "wants_chunks",
-        "wants_place",
+        "_ask", "_chunks", "_woken", "connection", "end_said", "is_gone", "is_revoked", "job_id", "looks_itself", "place", "read_to",
+        "seq", "status", "wants_chunks", "wants_place",
     )  # fmt: skip
 
     def __init__(
-        self, job_id: UUID, *, chunks: bool = False, places: bool = False, connection: socket.socket | None = None,
-        ask: Callable[[UUID], None],
+        self, job_id: UUID, *, chunks: bool = False, places: bool = False, looks_itself: bool = False,
+        connection: socket.socket | None = None, ask: Callable[[UUID], None],
     ) -> None:  # fmt: skip
         """ask: has the job's stream read once more."""
         self.job_id, self.wants_chunks, self.wants_place, self.connection = job_id, chunks, places, connection
         self.status: Status | None = None
         self.place: Place | None = None
         self.seq = 0
-        self.is_revoked = self.is_gone = False
+        self.looks_itself = looks_itself
+        self.is_revoked = self.is_gone = self.end_said = False
         #: How far the job's stream has been read for this seat, as workers.chunks counts.
         self.read_to = ""
         self._chunks: deque[Chunk] = deque()
@@ -78,6 +80,11 @@ class Seat:
         """These chunks came, and the job's stream has been read so far."""
         self._chunks.extend(chunks)
         self.read_to = read_to
+        self.wake()
+
+    def say_ended(self) -> None:
+        """The job has ended, as a wake-up says."""
+        self.end_said = True
         self.wake()
 
     def lose(self) -> None:

@@ -46,13 +46,15 @@ class Hall:
 
     @contextmanager
     def wait_for(
-        self, job_id: UUID, *, chunks: bool = False, places: bool = False, connection: socket.socket | None = None
-    ) -> Iterator[Seat]:
+        self, job_id: UUID, *, chunks: bool = False, places: bool = False, looks_itself: bool = False,
+        connection: socket.socket | None = None,
+    ) -> Iterator[Seat]:  # fmt: skip
         """A seat, where is seen what becomes of this job. Raises Unavailable when too many wait here.
 
-        chunks: its stream is read, too. places: its place in line is looked up every second or few. connection: of the client.
+        chunks: its stream is read, too. places: its place in line is looked up every second or few. looks_itself: when its end is
+        said, see Seat. connection: of the client.
         """
-        seat = Seat(job_id, chunks=chunks, places=places, connection=connection, ask=self._listener.attend)
+        seat = Seat(job_id, chunks=chunks, places=places, looks_itself=looks_itself, connection=connection, ask=self._listener.attend)
         self._open()
         with self._lock:
             self.expect_room()

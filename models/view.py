@@ -32,7 +32,7 @@ def parse_id(text_id: str) -> UUID:
 
 
 def find(session: Session, job_id: UUID, key_id: int) -> Any:
-    """The job's row, without its request. Raises NotFound when this key has no such job."""
+    """The job's row, without its request, with is_revoked of its key. Raises NotFound when this key has no such job."""
     row = session.execute(_FIND, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
         raise NotFound("No such job.")
@@ -195,7 +195,10 @@ _COLUMNS = """
     job.error, job.retry_of, job.streamed, job.wants_urls, conversation.name AS conversation
 """
 _FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_id AND conversation.deleted_at IS NULL"
-_FIND = text(f"SELECT {_COLUMNS}, job.response {_FROM} WHERE job.id = :id AND job.key_id = :key_id")
+_FIND = text(f"""
+    SELECT {_COLUMNS}, job.response, (SELECT revoked_at IS NOT NULL FROM key WHERE key.id = :key_id) AS is_revoked
+    {_FROM} WHERE job.id = :id AND job.key_id = :key_id
+""")
 _FIND_ORDER = text(f"""
     SELECT job.status, job.endpoint, job.model, job.request, job.content_type, job.streamed, job.wants_urls, job.flow, job.images,
            job.attachments, job.reserved_microusd, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata,
