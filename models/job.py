@@ -18,8 +18,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, lane, ledger, outbox, recall
+from models import conversation, lane, ledger, outbox, recall, usage
 from models.db import Session
+from models.usage import Usage
 
 
 class Status(StrEnum):
@@ -126,18 +127,27 @@ def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object]) -> bo
     return row is not None
 
 
+def finish_at_once(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, finding: Finding, used: Usage | None) -> Any | None:
+    """The job that this lease still holds has ended with this result: all of it, charge and usage too, in a single statement.
+
+    None: the lease was lost, and `finish` has to find out what that means. Not for turns of a conversation: the next one is not let
+    into the line. The row is that of `finish`. used: None for what was not answered.
+    """
+    found = used or Usage()
+    return session.execute(
+        _FINISH_AT_ONCE,
+        {**_end(job_id, dispatch_id, result), **_found(dispatch_id, finding), **vars(found), "owed": finding.owed_microusd,
+         "cost": finding.cost_microusd, "is_used": used is not None},
+    ).one_or_none()  # fmt: skip
+
+
 def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, finding: Finding) -> Any | None:
     """The job has ended with this result; None when the lease was lost and the job called again, ended or cancelled since.
 
     A reaped job that was not called again adopts the late answer, and has no possible duplicate then. The attempt is settled either way.
     The row's `due` are the receivers that are to be told.
     """
-    row = session.execute(
-        _FINISH,
-        {"id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
-         "response": result.response, "transcript": result.transcript, "error": _json(result.error),
-         "turn_tokens": result.turn_tokens},
-    ).one_or_none()  # fmt: skip
+    row = session.execute(_FINISH, _end(job_id, dispatch_id, result)).one_or_none()
     settle(session, dispatch_id, finding)
     if row is not None:
         if row.conversation_id is not None and (result.error or {}).get("code") == TOO_LONG:
@@ -148,11 +158,7 @@ def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, fi
 
 def settle(session: Session, dispatch_id: UUID, finding: Finding) -> None:
     """The attempt's outcome is on record, and what it cost in the ledger. After the job's row, as the reaper takes them."""
-    row = session.execute(
-        _SETTLE,
-        {"dispatch_id": dispatch_id, "outcome": finding.outcome, "http_status": finding.http_status,
-         "upstream_request_id": finding.upstream_request_id},
-    ).one_or_none()  # fmt: skip
+    row = session.execute(_SETTLE, _found(dispatch_id, finding)).one_or_none()
     # A statement of its own, after the lock: it must see what the reaper has charged.
     if row is not None:
         ledger.settle(session, dispatch_id, cost_microusd=finding.owed_microusd)
@@ -231,6 +237,20 @@ EXPIRED = {
 }
 
 
+def _end(job_id: UUID, dispatch_id: UUID, result: Result) -> dict[str, object]:
+    return {
+        "id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
+        "response": result.response, "transcript": result.transcript, "error": _json(result.error), "turn_tokens": result.turn_tokens,
+    }  # fmt: skip
+
+
+def _found(dispatch_id: UUID, finding: Finding) -> dict[str, object]:
+    return {
+        "dispatch_id": dispatch_id, "outcome": finding.outcome, "attempt_status": finding.http_status,
+        "upstream_request_id": finding.upstream_request_id,
+    }  # fmt: skip
+
+
 def _json(value: Mapping[str, object] | None) -> str | None:
     return None if value is None else json.dumps(value)
 
@@ -278,26 +298,36 @@ _BEAT = text("""
     WHERE job.id = held.id AND job.dispatch_id = held.dispatch_id AND job.status = 'running'
     RETURNING job.dispatch_id, job.cancel_requested
 """)
-_FINISH = text(f"""
-    WITH done AS (
+_HELD = "status = 'running' AND dispatch_id = :dispatch_id"
+_ADOPTED = "status IN ('queued', 'admitted') AND lost_dispatch_id = :dispatch_id"
+
+
+def _done(which: str) -> str:
+    return f"""
+    done AS (
         UPDATE job SET status = :status, http_status = :http_status, response = :response, transcript = :transcript,
                error = CAST(:error AS jsonb), turn_tokens = turn_tokens + :turn_tokens,
                ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, seq = seq + 1,
                possible_duplicate_calls = possible_duplicate_calls - CASE WHEN status = 'running' THEN 0 ELSE 1 END
-        WHERE id = :id AND (
-            (status = 'running' AND dispatch_id = :dispatch_id) OR (status IN ('queued', 'admitted') AND lost_dispatch_id = :dispatch_id)
-        )
-        RETURNING id, status, seq, ended_at, key_id, lane_id, model, conversation_id, started_at, webhook_url
+        WHERE id = :id AND ({which})
+        RETURNING id, status, seq, ended_at, key_id, lane_id, model, flow, conversation_id, started_at, webhook_url, reserved_microusd
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.' || status, ended_at FROM done
-    ), {outbox.of("done")}
+    ), {outbox.of("done")}"""
+
+
+_FINISH = text(f"WITH {_done(f'({_HELD}) OR ({_ADOPTED})')} SELECT *, {outbox.DUE} FROM done")
+_ATTEMPT_ENDS = """
+    UPDATE attempt SET outcome = :outcome, http_status = :attempt_status, upstream_request_id = :upstream_request_id,
+           ended_at = clock_timestamp()
+    WHERE dispatch_id = :dispatch_id
+"""
+# While a job runs nobody has touched its attempt or charged it: whoever does takes the job's lease away in the same transaction.
+_FINISH_AT_ONCE = text(f"""
+    WITH {_done(_HELD)}, settled AS ({_ATTEMPT_ENDS} AND EXISTS (SELECT FROM done)), {ledger.of_ended("done")}, {usage.of("done")}
     SELECT *, {outbox.DUE} FROM done
 """)
-_SETTLE = text("""
-    UPDATE attempt SET outcome = :outcome, http_status = :http_status, upstream_request_id = :upstream_request_id,
-           ended_at = clock_timestamp()
-    WHERE dispatch_id = :dispatch_id AND outcome IN ('running', 'unknown') RETURNING dispatch_id
-""")
+_SETTLE = text(f"{_ATTEMPT_ENDS} AND outcome IN ('running', 'unknown') RETURNING dispatch_id")
 # A job whose cancellation was asked for has nowhere to go back to: it ends here.
 _PUT_BACK = text(f"""
     WITH back AS (

@@ -51,6 +51,20 @@ def of_lost(arrow: str) -> str:
     )"""
 
 
+def of_ended(arrow: str) -> str:
+    """SQL: the CTE `owed`, which charges the attempts in the CTE `arrow`, until now neither ended nor charged, with :owed as `settle` does.
+
+    arrow must have id, key_id, model, flow and reserved_microusd.
+    """
+    return f"""
+    owed AS (
+        INSERT INTO ledger (key_id, kind, amount_microusd, job_id, dispatch_id, model, flow)
+        SELECT key_id, CASE WHEN CAST(:owed AS bigint) IS NULL THEN 'unknown' ELSE 'charge' END,
+               -coalesce(CAST(:owed AS bigint), reserved_microusd), id, :dispatch_id, model, flow
+        FROM {arrow} WHERE coalesce(CAST(:owed AS bigint), reserved_microusd) > 0 ON CONFLICT DO NOTHING
+    )"""
+
+
 _ENTER = text("INSERT INTO ledger (key_id, kind, amount_microusd, note) VALUES (:key_id, :kind, :amount, :note)")
 # What costs nothing is not written, but for a correction, which says that the unknown is known now.
 _SETTLE = text("""

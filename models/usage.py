@@ -52,6 +52,20 @@ def write(session: Session, usage: Usage, *, dispatch_id: UUID, job_id: UUID, ke
     )
 
 
+def of(arrow: str) -> str:
+    """SQL: the CTE `used`, which writes the usage of the calls in the CTE `arrow` as `write` does; none where :is_used is false.
+
+    arrow must have id, key_id, model, flow and reserved_microusd.
+    """
+    return f"""
+    used AS (
+        INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, cost_microusd)
+        SELECT :dispatch_id, id, key_id, model, flow, :input_tokens, :output_tokens, :images,
+               coalesce(CAST(:cost AS bigint), CASE WHEN reserved_microusd = 0 THEN 0 END)
+        FROM {arrow} WHERE :is_used ON CONFLICT (dispatch_id) DO NOTHING
+    )"""
+
+
 def _count(said: Mapping[str, object], *names: str) -> int:
     for name in names:
         value = said.get(name)

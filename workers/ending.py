@@ -22,6 +22,7 @@ from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
 from models.settings import settings
+from models.usage import Usage
 from workers import retry, wake
 
 log = logging.getLogger(__name__)
@@ -70,25 +71,25 @@ def commit(ending: Ending) -> None:
     """One transaction with the result, the usage, its price, the pictures, the event and the next turn; then the wake-ups."""
     crash.at("worker.before_finish")
     ending, pictures = _cut(ending)
-    with db.begin() as session:
-        due: Sequence[str] | None = None
-        if ending.result is None:
+    due: Sequence[str] | None = None
+    if ending.result is None:
+        with db.begin() as session:
             took = job.put_back(
                 session, ending.job_id, ending.dispatch_id, ending.finding, delay_s=ending.delay_s, counts=ending.counts, why=ending.why
             )
-        else:
-            row = _finish(session, ending, ending.result, pictures)
-            took, due = row is not None, row.due if row is not None else None
+    else:
+        row = _finish(ending, ending.result, pictures)
+        took, due = row is not None, row.due if row is not None else None
     crash.at("worker.after_finish")
     if not took:
         log.warning(
             "too late: the job went on without this attempt", extra={"job_id": str(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
         )
-    wake.job(ending.job_id, "ended" if ending.result else "queued")
-    if ending.result is None or took:
-        wake.line(ending.lane_id)
-    if due:
-        wake.receivers(due)
+    # Who may go now: the job again, or its conversation's next turn.
+    moves = ending.result is None or ending.is_turn
+    wake.served(
+        ending.job_id, "ended" if ending.result else "queued", lane_id=ending.lane_id if moves else None, receivers=due or ()
+    )  # fmt: skip
 
 
 def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
@@ -101,19 +102,32 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
-def _finish(session: db.Session, ending: Ending, result: Result, pictures: Sequence[Picture]) -> Any | None:
+def _finish(ending: Ending, result: Result, pictures: Sequence[Picture]) -> Any | None:
+    used, finding = _used(ending, result)
+    if not ending.is_turn and not pictures:
+        with db.once() as session:
+            row = job.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
+        if row is not None:
+            return row
+    with db.begin() as session:
+        row = job.finish(session, ending.job_id, ending.dispatch_id, result, finding)
+        if used is not None:
+            # Of a late answer too: it was paid for, whoever gets it.
+            usage.write(
+                session, used, dispatch_id=ending.dispatch_id, job_id=ending.job_id, key_id=ending.key_id, model=ending.model,
+                cost_microusd=finding.cost_microusd,
+            )  # fmt: skip
+        if row is not None:
+            artifact.store(session, ending.job_id, pictures)
+        return row
+
+
+def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
+    """What an answer says that it used, and what was found with its price; None for what is no answer."""
     if result.status != Status.SUCCEEDED or result.response is None:
-        return job.finish(session, ending.job_id, ending.dispatch_id, result, ending.finding)
+        return None, ending.finding
     used = usage.read(retry.parse(result.response))
-    cost = usage.price(used, model=ending.model)
-    row = job.finish(session, ending.job_id, ending.dispatch_id, result, replace(ending.finding, cost_microusd=cost))
-    # Of a late answer too: it was paid for, whoever gets it.
-    usage.write(
-        session, used, dispatch_id=ending.dispatch_id, job_id=ending.job_id, key_id=ending.key_id, model=ending.model, cost_microusd=cost
-    )
-    if row is not None:
-        artifact.store(session, ending.job_id, pictures)
-    return row
+    return used, replace(ending.finding, cost_microusd=usage.price(used, model=ending.model))
 
 
 def spool(ending: Ending) -> Path:

@@ -16,6 +16,7 @@ import redis
 
 from models.errors import LineUnavailable
 from models.key import Limits
+from workers.wake import Said
 
 __all__ = ["Ask", "BlockedBy", "Grant", "Learned", "Limiter", "Limits", "Meter", "Past", "Report", "Room"]
 
@@ -150,13 +151,14 @@ class Limiter:
         calls = [(meter, "renew", [_us(lease_ms), *ids]) for meter, ids in wants]
         return [{_text(one) for one in reply} for reply in self._run(calls)]
 
-    def release(self, meter: Meter, dispatch_id: str, report: Report) -> Learned:
-        """The lease is gone and what the answer taught is in force. Twice is the same as once."""
+    def release(self, meter: Meter, dispatch_id: str, report: Report, *, tell: Said | None = None) -> Learned:
+        """The lease is gone and what the answer taught is in force. Twice is the same as once. tell: said in the same round trip."""
         requests = [_positive(report.limit_requests), _reset_us(report.reset_requests_ms)]
         tokens = [_positive(report.limit_tokens), _reset_us(report.reset_tokens_ms)]
         flags = [int(report.sent), int(report.good)]
         cooldown = _us(report.cooldown_ms) if report.cooldown_ms is not None and report.cooldown_ms > 0 else None
-        reply = self._one(meter, "release", dispatch_id, *flags, *requests, *tokens, cooldown, int(report.pushed_back))
+        args = (dispatch_id, *flags, *requests, *tokens, cooldown, int(report.pushed_back))
+        reply = self._run([(meter, "release", args)], tell=tell)[0]
         window, rpm, tpm = (_known(value) for value in reply[:3])
         return Learned(window, rpm, tpm, cooldown_until_us=reply[3], changed=bool(reply[4]))
 
@@ -201,15 +203,15 @@ class Limiter:
     def _one(self, meter: Meter, operation: str, *args: object) -> Any:
         return self._run([(meter, operation, args)])[0]
 
-    def _run(self, calls: Sequence[Call]) -> list[Any]:
-        """The replies, in one round trip; one more after Redis was restarted and has forgotten the script.
+    def _run(self, calls: Sequence[Call], *, tell: Said | None = None) -> list[Any]:
+        """The replies, in one round trip; one more after Redis was restarted and has forgotten the script. tell: a wake-up that goes along.
 
         redis-py's own handling of NOSCRIPT costs a round trip before every pipeline.
         """
         if not calls:
             return []
         try:
-            replies = self._pipelined(calls)
+            replies = self._pipelined(calls, tell)
             if lost := [i for i, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]:
                 self._client.script_load(SCRIPT)
                 for i, reply in zip(lost, self._pipelined([calls[i] for i in lost]), strict=True):
@@ -221,13 +223,15 @@ class Limiter:
                 raise LineUnavailable from reply
         return replies
 
-    def _pipelined(self, calls: Sequence[Call]) -> list[Any]:
+    def _pipelined(self, calls: Sequence[Call], tell: Said | None = None) -> list[Any]:
         now_us = self._clock()
         with self._client.pipeline(transaction=False) as pipeline:
             for meter, operation, args in calls:
                 sent = ["" if value is None else str(value) for value in (operation, now_us, *args)]
                 pipeline.evalsha(self._sha, 5, *keys(meter), *sent)
-            return pipeline.execute(raise_on_error=False)
+            if tell:
+                pipeline.publish(*tell)
+            return pipeline.execute(raise_on_error=False)[: len(calls)]
 
 
 def keys(meter: Meter) -> tuple[str, str, str, str, str]:

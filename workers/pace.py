@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -60,16 +60,16 @@ class Pacer:
     def step(self) -> float:
         """Whatever can go now is admitted and rung; returns the seconds until the next step is due (less, when rung)."""
         woken = self._bell.take()
-        with db.begin() as session:
+        with db.once() as session:
             free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
             lanes = pacing.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
             self._seen_most = min(HEADS_MOST, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
             heads = pacing.heads(session, lanes, most=self._seen_most)
-            pool_ids = sorted({lane.pool_id for lane in lanes})
-            serving = parking.open_or_due(session, pool_ids, probe_s=settings().probe_s)
-            hopeless = parking.hopeless(session, pool_ids)
+            serving = parking.open_or_due(session, sorted({lane.pool_id for lane in lanes}), probe_s=settings().probe_s) if lanes else []
         self._keep_unseen(woken, lanes)
         if not lanes:
+            if free <= 0:
+                self._bell.conclude(at_rest=(), waiting=woken, is_short=True)
             return self._rest_s(free)
         crash.at("pacer.after_claim_lanes")
         queues: dict[int, list[Any]] = {lane.id: [] for lane in lanes}
@@ -85,7 +85,7 @@ class Pacer:
             probes=probes,
         )
         crash.at("pacer.after_reserve")
-        self._refuse(lanes, wanted, reserved, hopeless, probes)
+        self._refuse(lanes, wanted, reserved, probes)
         settled = self._admit(lanes, queues, wanted, reserved)
         return 0.0 if any(one.wake_in_s == 0 for one in settled) else self._rest_s(1)
 
@@ -99,6 +99,11 @@ class Pacer:
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
             marked = pacing.admit(session, admissions)
             pacing.settle(session, settled)
+        self._bell.conclude(
+            at_rest=[one.lane_id for one in settled if one.wake_in_s is None],
+            waiting=[one.lane_id for one in settled if one.wake_in_s is not None],
+            is_short=any(one.blocked_by == "workers" for one in settled),
+        )
         crash.at("pacer.after_admit")
         lane_of = {head.id: head.lane_id for jobs in queues.values() for head in jobs}
         model_of = {lane.id: lane.model for lane in lanes}
@@ -112,11 +117,11 @@ class Pacer:
         lanes: Sequence[Any],
         wanted: dict[int, list[Any]],
         reserved: dict[int, Reserved],
-        hopeless: dict[int, dict[str, object]],
         probes: set[int],
     ) -> None:
         """Jobs that could never be sent have failed: larger than a whole limit, or of a key that the upstream does not know."""
         doomed: dict[UUID, dict[str, object]] = {}
+        hopeless = _hopeless(lane.pool_id for lane in lanes if reserved[lane.id].blocked_by == "parked")
         for lane in lanes:
             given = reserved[lane.id]
             if given.never is not None:
@@ -197,8 +202,16 @@ class Pacer:
     def _rest_s(self, free: int) -> float:
         if free <= 0:
             return IDLE_S
-        with db.begin() as session:
+        with db.once() as session:
             return pacing.next_wake_in_s(session, most_s=IDLE_S)
+
+
+def _hopeless(pool_ids: Iterable[int]) -> dict[int, dict[str, object]]:
+    """Of these pools those whose key the upstream does not know, and what their jobs are told."""
+    if not (wanted := sorted(set(pool_ids))):
+        return {}
+    with db.once() as session:
+        return parking.hopeless(session, wanted)
 
 
 def _never_fits(limit: str | None) -> dict[str, object]:

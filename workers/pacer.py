@@ -56,7 +56,14 @@ def listen(bell: Bell, announcer: Announcer, due: Due, stop: threading.Event) ->
                 if isinstance(receivers := message.get("receivers"), list):
                     due.wake(receivers)
                     continue
-                bell.ring(int(str(message["lane"])))
+                if "slot" in message:
+                    bell.slot()
+                    continue
+                lane_id = int(str(message["lane"]))
+                if message.get("budget"):
+                    bell.budget(lane_id)
+                    continue
+                bell.ring(lane_id)
                 if message.get("queued"):
                     announcer.waits(UUID(str(message["queued"])))
                 if message.get("cancelled"):

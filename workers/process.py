@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -61,10 +61,8 @@ class Processor:
         began = time.monotonic()
         crash.at("worker.before_claim")
         try:
-            with db.begin() as session:
+            with db.once() as session:
                 row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s)
-                if row is not None:
-                    row = context.complete(session, row)
         except Unavailable:
             log.warning("claim failed: Postgres is away; the job goes back to the line by itself", extra={"job_id": str(job_id)})
             return
@@ -77,11 +75,12 @@ class Processor:
         work = Work(row, Meter(row.credential_id, row.model), Call(deadline=time.monotonic() + row.timeout_s), Relay(row))
         self._leases.add(dispatch_id, Held(job_id=job_id, meter=work.meter, call=work.call))
         try:
-            if why := self._why_not(work, began=began):
+            whole = _complete(work)
+            if why := self._why_not(whole, began=began) if whole else "what it remembers could not be read":
                 self._release(work.meter, row, Report(sent=False))
                 ending.write(work.back(Finding(Outcome.NOT_SENT), why=why))
             else:
-                self._run(work)
+                self._run(whole or work)
         except Exception as error:
             # A border: the job must not wait for its lease to run out, nor count as called when it was not.
             log.exception("a job could not be processed", extra={"job_id": str(job_id), "dispatch_id": str(dispatch_id)})
@@ -147,12 +146,10 @@ class Processor:
     def _release(self, bound: Meter, row: Any, report: Report) -> Learned | None:
         """The slot is free and the limiter has the report; what it learned, None when it cannot be reached."""
         try:
-            learned = self._limiter.release(bound, str(row.dispatch_id), report)
+            return self._limiter.release(bound, str(row.dispatch_id), report, tell=wake.budget(row.lane_id))
         except LineUnavailable:
             # A pause that the upstream asked for is stored at least, for the state that will be rebuilt.
             return learning.unheard(report)
-        wake.line(row.lane_id)
-        return learned
 
     def _give_back(self, job_id: UUID, dispatch_id: UUID) -> None:
         """A doorbell for a job that ended meanwhile without this call: what was reserved for it is free again."""
@@ -163,6 +160,17 @@ class Processor:
             return  # the slot frees itself when its lease runs out
         if ghost is not None:
             self._release(Meter(ghost.credential_id, ghost.model), ghost, Report(sent=False))
+
+
+def _complete(work: Work) -> Work | None:
+    """With all that goes out: a turn of a conversation remembers those before it. None: Postgres is away."""
+    if work.row.conversation_id is None:
+        return work
+    try:
+        with db.begin() as session:
+            return replace(work, row=context.complete(session, work.row))
+    except Unavailable:
+        return None
 
 
 def _call(work: Work) -> tuple[Answer, Verdict]:

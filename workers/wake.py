@@ -1,7 +1,7 @@
 """Wake-ups over Redis: said once, lost when nobody listens, never relied on. Who waits looks again by itself.
 
-Two channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job) and for which receivers there are
-webhooks, `ns:jobs` tells waiting callers and workers that something happened to a job.
+Two channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job), whose budget or which slot is
+free, and for which receivers there are webhooks; `ns:jobs` tells waiting callers and workers that something happened to a job.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 LINE = "ns:line"
 JOBS = "ns:jobs"
+# A channel and what is said there.
+Said = tuple[str, str]
 # Redis is never worth waiting for: after an error nobody tries again for this long.
 TIMEOUT_S = 1.0
 
@@ -45,17 +47,31 @@ def client() -> redis.Redis:
 
 def line(lane_id: int, *, queued: UUID | None = None, cancelled: UUID | None = None) -> None:
     """The pacer is told to look at this lane. queued, cancelled: the job to announce to Flower."""
-    _say(LINE, {"lane": lane_id, "queued": str(queued) if queued else None, "cancelled": str(cancelled) if cancelled else None})
+    _say(_lane(lane_id, queued=str(queued) if queued else None, cancelled=str(cancelled) if cancelled else None))
+
+
+def budget(lane_id: int) -> Said:
+    """To be said with what frees it (Limiter.release): this lane's budget is free again."""
+    return _lane(lane_id, budget=True)
 
 
 def receivers(names: Sequence[str]) -> None:
     """The pacer is told that there are webhooks for these (delivery.receiver, webhook.test, delivery_log.redeliver say who)."""
-    _say(LINE, {"receivers": list(names)})
+    _say(_receivers(names))
 
 
 def job(job_id: UUID, event: str) -> None:
     """Whoever waits for this job, and the worker that runs it, are told."""
-    _say(JOBS, {"job": str(job_id), "event": event})
+    _say(_job(job_id, event))
+
+
+def served(job_id: UUID, event: str, *, lane_id: int | None, receivers: Sequence[str]) -> None:
+    """All that is to be told when a worker is done with a job, at once: its callers, and the pacer of its slot.
+
+    lane_id: somebody else may go there now, or the job again. receivers: for whom there are webhooks now.
+    """
+    said = [_job(job_id, event), (LINE, '{"slot": true}') if lane_id is None else _lane(lane_id)]
+    _say(*said, *([_receivers(receivers)] if receivers else []))
 
 
 def listen(channel: str, *, until: Callable[[], bool], idle: Callable[[], None] | None = None) -> Iterator[dict[str, object]]:
@@ -73,8 +89,23 @@ def listen(channel: str, *, until: Callable[[], bool], idle: Callable[[], None] 
                 idle()
 
 
-def _say(channel: str, message: dict[str, object]) -> None:
+def _lane(lane_id: int, **more: object) -> Said:
+    return LINE, json.dumps({"lane": lane_id, **more})
+
+
+def _job(job_id: UUID, event: str) -> Said:
+    return JOBS, json.dumps({"job": str(job_id), "event": event})
+
+
+def _receivers(names: Sequence[str]) -> Said:
+    return LINE, json.dumps({"receivers": list(names)})
+
+
+def _say(*said: Said) -> None:
     try:
-        client().publish(channel, json.dumps(message))
+        with client().pipeline(transaction=False) as pipeline:
+            for channel, message in said:
+                pipeline.publish(channel, message)
+            pipeline.execute()
     except redis.RedisError as error:
-        log.warning("wake-up lost", extra={"channel": channel, "error": type(error).__name__})
+        log.warning("wake-up lost", extra={"channel": said[0][0], "error": type(error).__name__})

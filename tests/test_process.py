@@ -1,0 +1,34 @@
+"""What a worker does with a doorbell when something goes wrong before the call."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import pytest
+import redis
+
+from models.errors import Unavailable
+from models.job import Status
+from tests.line_tools import admit, known, outcomes, row, submit
+from workers import context
+from workers.leases import Leases
+from workers.limiter import Limiter
+from workers.process import Processor
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def test_a_turn_whose_memory_cannot_be_read_waits_again_and_has_not_failed(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> NoReturn:
+        raise Unavailable
+
+    limiter = Limiter(redis_client)
+    caller = known()
+    turn = submit(caller, conversation="c1")
+    monkeypatch.setattr(context, "complete", away)
+    Processor(limiter, Leases(limiter)).serve(turn, admit(caller, turn))
+
+    after = row(turn)
+    assert (Status.QUEUED, 0, 0, ["not_sent"]) == (after.status, after.failures, after.possible_duplicate_calls, outcomes(turn))
