@@ -221,11 +221,17 @@ def _try(client: openai.OpenAI, endpoint: str) -> object:
     return None
 
 
+def as_from_a_terminal() -> None:
+    """What a shell starts in the background is deaf to Ctrl-C, and so is all that it starts, this test's run included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    die_with_parent()
+
+
 def test_a_developer_sees_events_arrive_on_a_port_of_the_own_machine(hooks: Hooks, key: str) -> None:
     env = {**hooks.stack.environment(), "NOWSERVING_URL": hooks.base.removesuffix("/v1"), "NOWSERVING_KEY": key}
     process = subprocess.Popen(
         [sys.executable, "-m", "api.cli", "webhooks", "listen", "--port", str(hooks.ports["listen"]), "--test"], env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal,
     )  # fmt: skip
     try:
         assert process.stdout and process.stderr
