@@ -23,12 +23,16 @@ OK, ACCEPTED = 200, 202
 
 @dataclass(frozen=True)
 class Load:
-    """took_s: each request, from its first byte out to its last byte in. began: when the first went out, in Unix seconds."""
+    """took_s: each request, from its first byte out to its last byte in. began: when the first went out, in Unix seconds.
+
+    refused: what the first of those said that were.
+    """
 
     began: float
     seconds: float
     took_s: list[float]
     refused: int
+    first_refusal: str = ""
 
     @property
     def per_s(self) -> float:
@@ -79,7 +83,7 @@ def submit(wanted: Wanted) -> Load:
     done = start(wanted).communicate()[0]
     load = Load(**json.loads(done))
     if load.refused:
-        raise RuntimeError(f"{load.refused} of {wanted.jobs} requests were refused")
+        raise RuntimeError(f"{load.refused} of {wanted.jobs} requests were refused, the first with {load.first_refusal}")
     return load
 
 
@@ -131,9 +135,9 @@ def _is_whole(head: bytes | bytearray, body: bytes | bytearray) -> bool:
 
 
 def _run(wanted: Wanted) -> Load:
-    requests, took_s, refused = wanted.requests(), [], 0
+    requests, took_s, refused, first = wanted.requests(), [], 0, ""
     with selectors.DefaultSelector() as selector:
-        began, first = time.time(), time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         for _ in range(min(wanted.connections, wanted.jobs)):
             line = Line(wanted.port)
             selector.register(line.socket, selectors.EVENT_READ, line)
@@ -144,13 +148,14 @@ def _run(wanted: Wanted) -> Load:
                 if (status := line.receive()) is None:
                     continue
                 took_s.append(time.perf_counter() - line.sent_at)
-                refused += status != wanted.expected
+                if status != wanted.expected:
+                    refused, first = refused + 1, first or f"{status} {line.body.decode(errors='replace')}"
                 if following := next(requests, None):
                     line.send(following)
                 else:
                     selector.unregister(line.socket)
                     line.socket.close()
-    return Load(began, time.perf_counter() - first, took_s, refused)
+    return Load(began, time.perf_counter() - started, took_s, refused, first)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
 
 import pytest
 from psycopg.errors import UniqueViolation
@@ -10,6 +13,7 @@ from sqlalchemy import text
 
 from models import db
 from models.errors import Unavailable
+from tests.processes import until
 
 ADD = text("INSERT INTO pool (name) VALUES (:name)")
 NAMES = text("SELECT name FROM pool ORDER BY name")
@@ -108,3 +112,51 @@ def _open_many(connections: int) -> None:
         user.join()
     if errors:
         raise errors[0]
+
+
+def test_turns_are_had_in_the_order_in_which_they_were_asked_for() -> None:
+    turns, served = db._Turns(1), list[int]()
+
+    def ask(n: int) -> None:
+        assert turns.take(30)
+        served.append(n)
+        turns.give()
+
+    assert turns.take(30)
+    with ThreadPoolExecutor(20) as threads:
+        for n in range(20):
+            threads.submit(ask, n)
+            until(lambda n=n: len(turns._waiting) == n + 1, what="waiting")  # type: ignore[misc]  # mypy: a lambda with a default
+        assert not turns.take(0)
+        turns.give()
+
+    assert list(range(20)) == served
+    assert turns.take(0)
+
+
+def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object, __: float) -> NoReturn:
+        raise KeyboardInterrupt
+
+    turns = db._Turns(1)
+    assert turns.take(0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Event, "wait", interrupted)
+        turns.take(1)
+    turns.give()
+
+    assert turns.take(0)
+
+
+@pytest.mark.parametrize("asks", [db.begin, db.once])
+def test_more_callers_than_connections_wait_for_each_other(override: Callable[..., None], asks: Callable[[], Any]) -> None:
+    override(database_pool=2)
+    db.engine.cache_clear()
+
+    def ask(_: int) -> int:
+        with asks() as session:
+            return int(session.execute(text("SELECT 1 FROM pg_sleep(0.01)")).scalar_one())
+
+    with ThreadPoolExecutor(40) as threads:
+        assert 40 == sum(threads.map(ask, range(40)))
+    db.engine.cache_clear()
