@@ -1,0 +1,129 @@
+"""One course: load begins, faults come and go as the schedule says, load ends, everything settles, and it is checked."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from uuid import UUID
+
+from models import db
+from models.errors import ServingError
+from tests.chaos import leaks
+from tests.chaos.check import Found, check
+from tests.chaos.client import Client
+from tests.chaos.fault import Fault
+from tests.chaos.note import Journal
+from tests.chaos.plant import Plant
+from tests.chaos.schedule import FAULTS, WARM_UP_S, Event
+from tests.line_tools import query
+
+# Accepted jobs have ended this long after the last fault, or are stuck.
+SETTLE_S = 120.0
+STEP_S = 0.1
+HURRY_S = 1.0
+_numbers = count()
+
+
+@dataclass
+class Outcome:
+    """What a course came to. settled_s: from the end of the last fault to the end of the last job."""
+
+    name: str
+    events: Sequence[Event]
+    found: Found
+    settled_s: float
+    broken: list[str] = field(default_factory=list)
+
+
+def run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: float, say: Callable[[str], None]) -> Outcome:
+    """The course is over and the plant whole again. rate: requests a second."""
+    number = next(_numbers)
+    journal = Journal(plant.folder / f"client-{number}.jsonl")
+    client = Client(plant.ports, plant.tokens, journal, hook=plant.receiver.url("/own", fail=0.1), seed=seed * 100 + number)
+    since, surprises = plant.upstream.stats()["all"]["calls"], len(plant.surprises)
+    sessions_before = set(plant.sessions)
+    client.start(rate=rate)
+    faults = _play(plant, events, say)
+    client.quiet.set()
+    last = time.monotonic()
+    broken: list[str] = []
+    try:
+        plant.wait_ready()
+        _wait(plant, lambda: not _open_jobs(), "every job has ended", within_s=max(1, last + SETTLE_S - time.monotonic()))
+    except TimeoutError as error:
+        broken.append(str(error))
+    settled_s = time.monotonic() - last
+    with suppress(TimeoutError):
+        _wait(plant, lambda: _all_told(journal), "the client knows how each ended", within_s=45)
+    with suppress(TimeoutError):
+        _wait(plant, lambda: not _open_deliveries(), "every webhook has arrived", within_s=90)
+    client.stop()
+    calls = plant.upstream.calls(since=since)
+    found = check(journal, calls, plant.receiver.got(), lost=sum(fault.lost for fault in faults))
+    broken += found.broken + plant.surprises[surprises:] + leaks.find(plant, sessions=sessions_before | plant.sessions)
+    return Outcome(name, events, found, settled_s, broken)
+
+
+def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> list[Fault]:
+    """Every fault has begun and ended."""
+    began, ahead = time.monotonic(), sorted(events, key=lambda event: event.at_s)
+    now_on: list[tuple[float, str, Fault]] = []
+    faults, hurry_at = [], 0.0
+    while ahead or now_on or time.monotonic() - began < WARM_UP_S:
+        now = time.monotonic() - began
+        while ahead and ahead[0].at_s <= now:
+            event = ahead.pop(0)
+            fault = FAULTS[event.fault](plant, random.Random(event.seed))
+            fault.begin()
+            say(f"{now:6.1f} s  {event.fault}" + (f" ({fault.lost} calls in flight)" if fault.lost else ""))
+            faults.append(fault)
+            now_on.append((time.monotonic() - began + fault.lasts_s, event.fault, fault))
+        for one in list(now_on):
+            ends_at, _, fault = one
+            if time.monotonic() - began < ends_at or not fault.is_over():
+                fault.step()
+            else:
+                fault.end()
+                now_on.remove(one)
+        plant.keep()
+        if now >= hurry_at:
+            _hurry()
+            hurry_at = now + HURRY_S
+        time.sleep(STEP_S)
+    return faults
+
+
+def _wait(plant: Plant, is_so: Callable[[], bool], what: str, *, within_s: float) -> None:
+    def look() -> bool:
+        _hurry()
+        return is_so()
+
+    plant.wait(look, what, within_s=within_s)
+
+
+def _hurry() -> None:
+    """Nobody waits for minutes, neither for a webhook's next attempt nor for a dead sender's lease."""
+    with suppress(ServingError):
+        query("UPDATE delivery SET next_at = now(), retries_left = 9 WHERE status = 'pending' AND next_at > now() + interval '1 s'")
+        query("UPDATE delivery SET held_until = now() WHERE status = 'sending' AND sent_at < now() - interval '8 s' AND held_until > now()")
+
+
+def _open_jobs() -> list[UUID]:
+    return [row.id for row in query("SELECT id FROM job WHERE status IN ('queued', 'admitted', 'running')")]
+
+
+def _open_deliveries() -> bool:
+    return bool(query("SELECT 1 FROM delivery WHERE status IN ('pending', 'rung', 'sending') LIMIT 1"))
+
+
+def _all_told(journal: Journal) -> bool:
+    return all(note.status for note in journal if note.how != "hook" and note.job_id)
+
+
+def reconnect() -> None:
+    """This process holds no connection to a server that was restarted."""
+    db.engine().dispose()

@@ -1,0 +1,44 @@
+"""What every fault is: something that begins, goes on for a while and ends, and says how many calls it may have made unknown."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from sqlalchemy import text
+
+from models import db
+from tests.chaos.plant import Plant
+
+
+class Fault:
+    """One occurrence of it. on: what it needs for itself while it lasts; two faults on the same thing never overlap.
+
+    lost: calls of unknown outcome that it accounts for.
+    """
+
+    on: ClassVar[frozenset[str]] = frozenset()
+    lasts_s: ClassVar[float] = 0.0
+
+    def __init__(self, plant: Plant, chance: random.Random) -> None:
+        self.plant, self.chance = plant, chance
+        self.lost = 0
+
+    def begin(self) -> None:
+        """It is on."""
+
+    def step(self) -> None:
+        """Called again and again while it lasts."""
+
+    def end(self) -> None:
+        """All is as before, or will be as soon as the parts have started again."""
+
+    def is_over(self) -> bool:
+        """Whether it may end, once its time is up."""
+        return True
+
+
+def in_flight() -> int:
+    """How many calls are on record as begun and not ended."""
+    with db.begin() as session:
+        return int(session.execute(text("SELECT count(*) FROM job WHERE status = 'running'")).scalar_one())

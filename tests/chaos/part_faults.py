@@ -1,0 +1,174 @@
+"""Our own programs killed, started with a place to die at, asked to leave one after another, or with a clock that jumps."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+from tests.chaos.fault import Fault, in_flight
+from tests.chaos.plant import THREADS, Part, Plant
+
+FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
+class _Kill(Fault):
+    """One of this kind, as by kill -9."""
+
+    kind = ""
+
+    def begin(self) -> None:
+        self.chance.choice(self.plant.named(self.kind)).kill()
+
+
+class KillWorker(Fault):
+    """A worker dies in the middle of its calls."""
+
+    on = frozenset({"workers"})
+
+    def begin(self) -> None:
+        victim = self.chance.choice(self.plant.named("worker"))
+        # Counted while it stands still: what it has in flight now is what can be lost.
+        victim.signal(signal.SIGSTOP, group=True)
+        self.lost = min(THREADS, in_flight())
+        victim.kill()
+
+
+class KillWorkers(Fault):
+    """All workers die at once."""
+
+    on = frozenset({"workers"})
+
+    def begin(self) -> None:
+        victims = self.plant.named("worker")
+        for victim in victims:
+            victim.signal(signal.SIGSTOP, group=True)
+        self.lost = in_flight()
+        for victim in victims:
+            victim.kill()
+
+
+class KillPacer(_Kill):
+    on, kind = frozenset({"pacers"}), "pacer"
+
+
+class KillApi(_Kill):
+    on, kind = frozenset({"apis"}), "api"
+
+
+class KillSender(_Kill):
+    on, kind = frozenset({"senders"}), "sender"
+
+
+class _WithEnvironment(Fault):
+    """One part is started again with something in its environment, and in the end without."""
+
+    def part(self) -> Part:
+        raise NotImplementedError
+
+    def env(self) -> dict[str, str]:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        self.mine = self.part()
+        self.before = dict(self.mine.env)
+        self.mine.env |= self.env()
+        self.mine.ask_to_stop()
+
+    def step(self) -> None:
+        self.mine.dies = True  # whenever it ends while this is on, that is why
+
+    def end(self) -> None:
+        self.mine.env = self.before
+        self.mine.ask_to_stop()
+
+
+class ApiCrash(_WithEnvironment):
+    """An API process dies at this place in every seventh submit or so, and is started again by its parent."""
+
+    on = frozenset({"apis"})
+    lasts_s = 15
+    point = ""
+
+    def part(self) -> Part:
+        return self.chance.choice(self.plant.named("api"))
+
+    def env(self) -> dict[str, str]:
+        return {"NOWSERVING_CRASH": f"{self.point}:exit:{self.chance.randint(3, 9)}"}
+
+
+class CrashBeforeCommit(ApiCrash):
+    point = "api.before_commit"
+
+
+class CrashAfterCommit(ApiCrash):
+    point = "api.after_commit"
+
+
+class CrashAfterPublish(ApiCrash):
+    point = "api.before_reply"
+
+
+class RollingRestart(Fault):
+    """Everything of ours is asked to leave, one part after another, each started again before the next."""
+
+    on = frozenset({"workers", "pacers", "apis", "senders"})
+
+    def begin(self) -> None:
+        self.left = [part for kind in ("api", "worker", "pacer", "sender") for part in self.plant.named(kind)]
+        self.now: Part | None = None
+
+    def step(self) -> None:
+        if self.now is not None and (self.now.dies or not self.plant.is_ready()):
+            return
+        self.now = self.left.pop(0) if self.left else None
+        if self.now is not None:
+            self.now.ask_to_stop()
+
+    def is_over(self) -> bool:
+        return not self.left and self.now is None
+
+
+class ClockSteps(_WithEnvironment):
+    """A part's clock jumps by an hour, forwards or back, while it works, and back again."""
+
+    lasts_s = 20
+    kind = ""
+
+    def __init__(self, plant: Plant, chance: random.Random) -> None:
+        super().__init__(plant, chance)
+        self._clock = plant.folder / f"clock-{self.kind}"
+
+    def part(self) -> Part:
+        return self.plant.named(self.kind)[0]
+
+    def env(self) -> dict[str, str]:
+        return {
+            "LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self._clock), "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }  # fmt: skip
+
+    def begin(self) -> None:
+        self._clock.write_text("+0")
+        super().begin()
+        self._steps = ["+3600", "-3600", "+0"] if self.chance.random() < 0.5 else ["-3600", "+3600", "+0"]
+        self._left = 0
+
+    def step(self) -> None:
+        super().step()
+        if not self._steps or not self.plant.is_ready():
+            return
+        self._left += 1
+        if self._left % 25 == 0:  # steps come ten times a second
+            self._clock.write_text(self._steps.pop(0))
+
+    def is_over(self) -> bool:
+        return not self._steps
+
+
+class ClockOfWorker(ClockSteps):
+    on, kind = frozenset({"workers"}), "worker"
+
+
+class ClockOfApi(ClockSteps):
+    on, kind = frozenset({"apis"}), "api"

@@ -1,0 +1,250 @@
+"""The stack under test: servers, upstream, receiver, and every part of ours as a process that is started again when it dies."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+from sqlalchemy import text
+
+from deploy import probe
+from deploy.embedded import Postgres, Valkey, free_port
+from deploy.server import die_with_parent, last_lines
+from models import budget, db, key, line, migrate, webhook
+from models.key import Key, Limits
+from models.settings import settings
+from tests.chaos.doorbells import Postman, Rewriter
+from tests.chaos.link import Link
+from tests.forks import ROOT
+from tests.processes import forks
+from tests.upstream.client import FakeUpstream
+from tests.webhook_receiver import Receiver
+from tests.webhook_tools import ENDED
+from workers import wake
+
+MODEL = "gpt-4o-mini"  # one that has a price
+KEYS = 4
+RPM, IN_FLIGHT = 300, 8
+WORKERS, THREADS = 3, 8
+POOL = 8  # connections to Postgres of each process
+START_S = 90
+USUAL_DELAY = (0.1, 0.5)
+AGAIN_S = 0.5
+SETTINGS: Mapping[str, object] = {
+    "open_keys": True, "budgets": "all", "lease_s": 9, "heartbeat_s": 1.5, "unclaimed_after_s": 4, "retry_base_s": 0.3,
+    "retry_most_s": 5, "pause_s": 1, "probe_s": 3, "default_timeout_s": 8, "abandoned_after_s": 90, "status_grace_s": 5,
+    "webhook_timeout_s": 3, "shutdown_grace_s": 20, "database_pool": POOL, "api_processes": 1, "log_level": "INFO",
+    "webhook_allow_http": True, "webhook_allow_networks": "127.0.0.0/8",
+}  # fmt: skip
+
+
+@dataclass
+class Part:
+    """One of our programs. env: what its process has beyond the others'. want: False keeps it down."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+    forked: bool = True
+    want: bool = True
+    pid: int = 0
+    dies: bool = False  # a fault is on its way to it, so that its end is no surprise
+    started: float = 0.0
+    starts: int = 0
+
+    def is_alive(self) -> bool:
+        try:
+            return bool(self.pid) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        with suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, number)
+
+    def kill(self) -> None:
+        """Gone at once, with the processes it started."""
+        self.dies = True
+        self.signal(signal.SIGKILL, group=True)
+
+    def ask_to_stop(self) -> None:
+        self.dies = True
+        self.signal(signal.SIGTERM)
+
+
+class Plant:
+    """Start it, and call `keep` often, in the main thread: processes die with the thread that started them."""
+
+    def __init__(self, folder: Path, *, small_disk: Path | None = None) -> None:
+        self.folder = folder
+        self.postgres = Postgres((small_disk or folder) / "postgres")
+        self.valkey = Valkey(folder / "valkey")
+        self.upstream = FakeUpstream()
+        self.receiver = Receiver(folder)
+        self.postman = Postman()
+        self.ports = [free_port(), free_port()]
+        self.tokens = [f"sk-chaos-{n}" for n in range(KEYS)]
+        self.keys: list[Key] = []
+        self.parts: dict[str, Part] = {}
+        self.sessions: set[int] = set()
+        self.surprises: list[str] = []
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        forks()
+        for start in (self.postgres.start, self.valkey.start, self.upstream.start, self.receiver.start):
+            start()
+        for name in [name for name in os.environ if name.startswith("NOWSERVING_")]:
+            del os.environ[name]
+        wanted = {**SETTINGS, "webhook_allow_ports": self.receiver.port, "data_dir": self.folder / "data"}
+        os.environ |= {f"NOWSERVING_{name.upper()}": str(value) for name, value in wanted.items()} | {
+            "NOWSERVING_DATABASE_URL": self.postgres.url,
+            "NOWSERVING_REDIS_URL": self.valkey.url,
+            "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
+            "OPENAI_BASE_URL": self.upstream.base_url,
+        }
+        for cached in (settings, wake.client, db.engine, line.lane_of):
+            cached.cache_clear()
+        migrate.to_latest()
+        self._register()
+        self.links = {
+            "redis": Link(self.valkey.port), "postgres": Link(self.postgres.port),
+            "pacer": Link(self.valkey.port, rewrite=lambda: Rewriter(self.postman)),
+        }  # fmt: skip
+        self._plan()
+        self.wait_ready()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for part in self.parts.values():
+            part.signal(signal.SIGCONT, group=True)
+            part.kill()
+        for link in self.links.values():
+            link.close()
+        db.engine().dispose()
+        self.upstream.stop()
+        self.receiver.kill()
+        self.valkey.kill()
+        self.postgres.kill()
+
+    def keep(self) -> None:
+        """Whatever should run and does not is started; whatever ended without a fault is written down."""
+        for child in self._children:
+            child.poll()
+        for part in self.parts.values():
+            if not part.want or part.is_alive():
+                continue
+            if part.pid and not part.dies:
+                self.surprises.append(f"{part.name} ended by itself:\n{last_lines(self._log(part.name), most=6)}")
+            if time.monotonic() - part.started >= AGAIN_S:
+                self._start(part)
+
+    def wait_ready(self, *, within_s: float = START_S) -> None:
+        """Every part runs and says that it can work. Raises TimeoutError."""
+        self.wait(self.is_ready, "every part is ready", within_s=within_s)
+
+    def is_ready(self) -> bool:
+        if not all(part.is_alive() for part in self.parts.values()) or not all(probe.answers("/readyz", port=port) for port in self.ports):
+            return False
+        with db.begin() as session:
+            return bool(session.execute(_WORKERS).scalar_one() >= WORKERS)
+
+    def wait(self, is_so: Callable[[], bool], what: str, *, within_s: float) -> None:
+        """It is so; what dies meanwhile is started again. Raises TimeoutError."""
+        give_up_at = time.monotonic() + within_s
+        while True:
+            self.keep()
+            with suppress(Exception):
+                if is_so():
+                    return
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"not after {within_s:g} s: {what}. Logs are in {self.folder}")
+            time.sleep(0.2)
+
+    def named(self, kind: str) -> list[Part]:
+        """The parts of this kind: api, worker, pacer, sender."""
+        return [part for name, part in self.parts.items() if name.startswith(kind)]
+
+    def upstream_does(self, share: float = 0.0, **how: object) -> None:
+        """This share of the calls is mistreated in this way; the others are answered after a moment."""
+        usual = {"delay": USUAL_DELAY, "probability": 1}
+        for token in self.tokens:
+            self.upstream.behave(token, *([{**how, "probability": share}] if share else []), usual)
+
+    def _register(self) -> None:
+        """Keys with limits that the upstream enforces to the letter, money, and an endpoint each."""
+        for token in self.tokens:
+            with db.begin() as session:
+                made = key.recognise(session, token)
+                found = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": made.pool_id}).scalar_one()
+                key.set_limits(session, found, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
+                budget.grant(session, made.id, 1_000_000_000)
+                webhook.create(session, made.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
+            self.upstream.limit(token, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
+            self.keys.append(made)
+        self.upstream_does()
+
+    def _plan(self) -> None:
+        redis_url, database_url = self.valkey.url, self.postgres.url
+
+        def through(link: str) -> str:
+            url, port = (database_url, self.postgres.port) if link == "postgres" else (redis_url, self.valkey.port)
+            return url.replace(f":{port}/", f":{self.links[link].port}/")
+
+        for n, port in enumerate(self.ports):
+            self._add(
+                Part(f"api{n}", ("gunicorn", "-c", "python:api.serve", "api.app:create_app()"), {"NOWSERVING_PORT": str(port)}, False)
+            )
+        for n in range(WORKERS):
+            # The last of them speaks to its servers over wires that can be cut.
+            own = {"NOWSERVING_WORKER_THREADS": str(THREADS)}
+            if n == WORKERS - 1:
+                own |= {"NOWSERVING_REDIS_URL": through("redis"), "NOWSERVING_DATABASE_URL": through("postgres")}
+            self._add(Part(f"worker{n}", _celery("workers.tasks", "jobs", THREADS), own))
+        for n in range(2):
+            self._add(Part(f"pacer{n}", ("workers.pacer",), {"NOWSERVING_REDIS_URL": through("pacer")}))
+        self._add(Part("sender0", _celery("workers.webhook_tasks", "webhooks", 16)))
+
+    def _add(self, part: Part) -> None:
+        self.parts[part.name] = part
+        self._start(part)
+
+    def _start(self, part: Part) -> None:
+        part.starts += 1
+        argv = [*part.argv, "--hostname", f"{part.name}-{part.starts}@%h"] if part.argv[0] == "celery" else [*part.argv]
+        env = {**os.environ, **part.env}
+        log = self._log(part.name)
+        if part.forked and "LD_PRELOAD" not in env:
+            part.pid = forks().start(argv, env=env, log=log)
+        else:
+            with log.open("ab") as output:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", *argv], cwd=ROOT, env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+                    preexec_fn=lambda: die_with_parent(signal.SIGKILL), start_new_session=True,
+                )  # fmt: skip
+            self._children.append(child)
+            part.pid = child.pid
+        part.started, part.dies = time.monotonic(), False
+        self.sessions.add(part.pid)
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+def _celery(module: str, queue: str, threads: int) -> tuple[str, ...]:
+    return ("celery", "--app", module, "worker", "--pool", "threads", "--concurrency", str(threads), "--queues", queue,
+            "--without-gossip", "--without-mingle", "--loglevel", "INFO")  # fmt: skip
+
+
+_WORKERS = text("SELECT count(*) FROM worker WHERE name LIKE 'worker%' AND slots > 0 AND seen_at > now() - interval '5 s'")

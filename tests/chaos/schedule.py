@@ -1,0 +1,95 @@
+"""Which fault begins when: made from a seed, printed, and read again for a replay."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from tests.chaos import part_faults, server_faults, upstream_faults
+from tests.chaos.fault import Fault
+
+FAULTS: dict[str, type[Fault]] = {
+    "worker killed": part_faults.KillWorker,
+    "all workers killed": part_faults.KillWorkers,
+    "API killed": part_faults.KillApi,
+    "API dies before commit": part_faults.CrashBeforeCommit,
+    "API dies after commit": part_faults.CrashAfterCommit,
+    "API dies after publish": part_faults.CrashAfterPublish,
+    "pacer killed": part_faults.KillPacer,
+    "sender of webhooks killed": part_faults.KillSender,
+    "Valkey restarted empty": server_faults.ValkeyEmptied,
+    "Valkey restarted with its data": server_faults.ValkeyRestarted,
+    "FLUSHALL": server_faults.FlushAll,
+    "Valkey frozen 10 s": server_faults.ValkeyFrozen,
+    "Valkey out of memory": server_faults.ValkeyFull,
+    "Postgres restarted (fast)": server_faults.PostgresRestarted,
+    "Postgres restarted (immediate)": server_faults.PostgresCrashed,
+    "Postgres connections cut": server_faults.PostgresCut,
+    "Postgres frozen 10 s": server_faults.PostgresFrozen,
+    "Postgres disk full": server_faults.DiskFull,
+    "429 storm": upstream_faults.Storm,
+    "429 storm without Retry-After": upstream_faults.SilentStorm,
+    "upstream 500s": upstream_faults.Errors,
+    "upstream hangs": upstream_faults.Hangs,
+    "upstream resets": upstream_faults.Resets,
+    "upstream garbage": upstream_faults.Garbage,
+    "upstream slow bytes": upstream_faults.SlowBytes,
+    "upstream wrong content type": upstream_faults.WrongType,
+    "clock of a worker ±1 h": part_faults.ClockOfWorker,
+    "clock of the API ±1 h": part_faults.ClockOfApi,
+    "worker cut from Redis": server_faults.CutFromRedis,
+    "worker cut from Postgres": server_faults.CutFromPostgres,
+    "rolling restart": part_faults.RollingRestart,
+    "every doorbell twice": server_faults.DoorbellsTwice,
+    "every tenth doorbell lost": server_faults.DoorbellsLost,
+}
+WARM_UP_S = 4.0
+PAUSE_S = (5.0, 9.0)
+# How long a part may take to be back before the same thing is hit again.
+RECOVERY_S = 6.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """at_s: since the beginning. seed: of the choices that the fault makes itself."""
+
+    at_s: float
+    fault: str
+    seed: int
+
+
+def alone(name: str, *, seed: int, times: int) -> list[Event]:
+    """The same fault so many times, with a pause in between."""
+    chance = random.Random(f"{seed} {name}")
+    lasts_s = FAULTS[name].lasts_s
+    at_s, events = WARM_UP_S, []
+    for _ in range(times):
+        events.append(Event(round(at_s, 1), name, chance.randrange(2**32)))
+        at_s += lasts_s + chance.uniform(*PAUSE_S)
+    return events
+
+
+def mixed(names: Iterable[str], *, seed: int, for_s: float) -> list[Event]:
+    """Faults at random, one beginning every few seconds, and never two on the same thing at once."""
+    chance, choice = random.Random(seed), sorted(names)
+    free_at: dict[str, float] = {}
+    at_s, events = WARM_UP_S, []
+    while at_s < for_s:
+        free = [name for name in choice if all(free_at.get(thing, 0) <= at_s for thing in FAULTS[name].on)]
+        if free:
+            name = chance.choice(free)
+            events.append(Event(round(at_s, 1), name, chance.randrange(2**32)))
+            free_at |= dict.fromkeys(FAULTS[name].on, at_s + FAULTS[name].lasts_s + RECOVERY_S)
+        at_s += chance.uniform(*PAUSE_S)
+    return events
+
+
+def write(events: Iterable[Event]) -> str:
+    """One JSON line each."""
+    return "".join(json.dumps(asdict(event), ensure_ascii=False) + "\n" for event in events)
+
+
+def read(lines: str) -> list[Event]:
+    return [Event(**json.loads(line)) for line in lines.splitlines() if line.strip()]
