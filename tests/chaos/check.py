@@ -66,7 +66,8 @@ def check(journal: Journal, calls: Sequence[Call], got: Sequence[Got], *, lost: 
     found.breaks("turn out of order", _turns(accepted, jobs, attempts, calls))
     found.breaks("ledger off", _ledger(list(jobs)))
     arrived = _arrived(got)
-    found.deliveries = sum(arrived.values())
+    names = {note.job_id for note in accepted}
+    found.deliveries = sum(n for (_, _, job_id), n in arrived.items() if job_id in names)
     found.breaks("webhook missing", _untold(accepted, jobs, arrived))
     found.breaks("odd answer", journal.odd)
     return found

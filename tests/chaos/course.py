@@ -24,6 +24,8 @@ from tests.line_tools import query
 # Accepted jobs have ended this long after the last fault, or are stuck.
 SETTLE_S = 120.0
 STEP_S = 0.1
+# Load goes on for so long after the last fault: whoever came through it broken shows it now.
+AFTER_S = 6.0
 HURRY_S = 1.0
 _numbers = count()
 
@@ -48,8 +50,9 @@ def run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: fl
     sessions_before = set(plant.sessions)
     client.start(rate=rate)
     faults = _play(plant, events, say)
-    client.quiet.set()
     last = time.monotonic()
+    _wait(plant, lambda: time.monotonic() > last + AFTER_S, "some more load", within_s=AFTER_S + 5)
+    client.quiet.set()
     broken: list[str] = []
     try:
         plant.wait_ready()

@@ -21,6 +21,7 @@ class Note:
     token: str
     text: str
     how: str
+    idempotency_key: str
     conversation: str | None = None
     turn: int = 0
     job_id: str | None = None
@@ -29,16 +30,12 @@ class Note:
     said: str | None = None
     ended_at: float = 0.0
 
-    @property
-    def idempotency_key(self) -> str:
-        return f"chaos-{self.n}"
-
 
 class Journal:
-    """Every note, from all threads. odd: answers that no client should ever get."""
+    """Every note, from all threads; the file's name is in every text and Idempotency-Key. odd: answers that no client should ever get."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file.open("a", buffering=1)
+        self._file, self._name = file.open("a", buffering=1), file.stem
         self._lock = threading.Lock()
         self._notes: list[Note] = []
         self.odd: list[str] = []
@@ -50,7 +47,7 @@ class Journal:
     def begin(self, token: str, said: str, *, how: str, conversation: str | None = None, turn: int = 0) -> Note:
         with self._lock:
             n = len(self._notes)
-            note = Note(n, token, f"{said} {n}", how, conversation, turn)
+            note = Note(n, token, f"{said} {self._name}-{n}", how, f"{self._name}-{n}", conversation, turn)
             self._notes.append(note)
         return note
 

@@ -39,7 +39,7 @@ RPM, IN_FLIGHT = 300, 8
 WORKERS, THREADS = 3, 8
 POOL = 8  # connections to Postgres of each process
 START_S = 90
-USUAL_DELAY = (0.1, 0.5)
+USUAL_DELAY = (0.2, 1.6)
 AGAIN_S = 0.5
 SETTINGS: Mapping[str, object] = {
     "open_keys": True, "budgets": "all", "lease_s": 9, "heartbeat_s": 1.5, "unclaimed_after_s": 4, "retry_base_s": 0.3,
