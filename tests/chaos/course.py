@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from uuid import UUID
 
-from models import db
+import psycopg
+
 from models.errors import ServingError
 from tests.chaos import leaks
 from tests.chaos.check import Found, check
@@ -43,6 +45,11 @@ class Outcome:
 
 def run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: float, say: Callable[[str], None]) -> Outcome:
     """The course is over and the plant whole again. rate: requests a second."""
+    with _hurried():
+        return _run(plant, name, events, seed=seed, rate=rate, say=say)
+
+
+def _run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: float, say: Callable[[str], None]) -> Outcome:
     number = next(_numbers)
     journal = Journal(plant.folder / f"client-{number}.jsonl")
     client = Client(plant.ports, plant.tokens, journal, hook=plant.receiver.url("/own", fail=0.1), seed=seed * 100 + number)
@@ -75,7 +82,7 @@ def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> 
     """Every fault has begun and ended."""
     began, ahead = time.monotonic(), sorted(events, key=lambda event: event.at_s)
     now_on: list[tuple[float, str, Fault]] = []
-    faults, hurry_at = [], 0.0
+    faults = []
     while ahead or now_on or time.monotonic() - began < WARM_UP_S:
         now = time.monotonic() - began
         while ahead and ahead[0].at_s <= now:
@@ -93,26 +100,34 @@ def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> 
                 fault.end()
                 now_on.remove(one)
         plant.keep()
-        if now >= hurry_at:
-            _hurry()
-            hurry_at = now + HURRY_S
         time.sleep(STEP_S)
     return faults
 
 
 def _wait(plant: Plant, is_so: Callable[[], bool], what: str, *, within_s: float) -> None:
-    def look() -> bool:
-        _hurry()
-        return is_so()
-
-    plant.wait(look, what, within_s=within_s)
+    plant.wait(is_so, what, within_s=within_s)
 
 
-def _hurry() -> None:
-    """Nobody waits for minutes, neither for a webhook's next attempt nor for a dead sender's lease."""
-    with suppress(ServingError):
-        query("UPDATE delivery SET next_at = now(), retries_left = 9 WHERE status = 'pending' AND next_at > now() + interval '1 s'")
-        query("UPDATE delivery SET held_until = now() WHERE status = 'sending' AND sent_at < now() - interval '8 s' AND held_until > now()")
+@contextmanager
+def _hurried() -> Iterator[None]:
+    """Nobody waits for minutes meanwhile, neither for a webhook's next attempt nor for a dead sender's lease."""
+    over = threading.Event()
+    threading.Thread(target=_hurry, args=(over,), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _hurry(over: threading.Event) -> None:
+    while not over.wait(HURRY_S):
+        with suppress(ServingError, psycopg.Error):
+            _bring_forward()
+
+
+def _bring_forward() -> None:
+    query("UPDATE delivery SET next_at = now(), retries_left = 9 WHERE status = 'pending' AND next_at > now() + interval '1 s'")
+    query("UPDATE delivery SET held_until = now() WHERE status = 'sending' AND sent_at < now() - interval '8 s' AND held_until > now()")
 
 
 def _open_jobs() -> list[UUID]:
@@ -125,8 +140,3 @@ def _open_deliveries() -> bool:
 
 def _all_told(journal: Journal) -> bool:
     return all(note.status for note in journal if note.how != "hook" and note.job_id)
-
-
-def reconnect() -> None:
-    """This process holds no connection to a server that was restarted."""
-    db.engine().dispose()

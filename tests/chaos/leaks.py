@@ -29,7 +29,7 @@ def find(plant: Plant, *, sessions: set[int]) -> list[str]:
 
 def _left(plant: Plant, sessions: set[int]) -> Iterator[str]:
     with redis.Redis.from_url(plant.valkey.url) as client:
-        seconds, micros = client.time()  # type: ignore[misc]  # redis-py types its two kinds of client as one
+        seconds, micros = client.time()
         for name in client.scan_iter("ns:{*}:leases"):
             if held := client.zcount(name, seconds * 1_000_000 + micros, "+inf"):
                 yield f"{held} leases in {name.decode()}"

@@ -30,7 +30,7 @@ class KillWorker(Fault):
         victim = self.chance.choice(self.plant.named("worker"))
         # Counted while it stands still: what it has in flight now is what can be lost.
         victim.signal(signal.SIGSTOP, group=True)
-        self.lost = min(THREADS, in_flight())
+        self.lost = in_flight(most=THREADS)
         victim.kill()
 
 
@@ -43,7 +43,7 @@ class KillWorkers(Fault):
         victims = self.plant.named("worker")
         for victim in victims:
             victim.signal(signal.SIGSTOP, group=True)
-        self.lost = in_flight()
+        self.lost = in_flight(most=THREADS * len(victims))
         for victim in victims:
             victim.kill()
 

@@ -22,8 +22,10 @@ from deploy import probe
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
 from models import budget, db, key, line, migrate, webhook
+from models.errors import ServingError
 from models.key import Key, Limits
 from models.settings import settings
+from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
 from tests.chaos.link import Link
 from tests.forks import ROOT
@@ -155,10 +157,12 @@ class Plant:
         self.wait(self.is_ready, "every part is ready", within_s=within_s)
 
     def is_ready(self) -> bool:
-        if not all(part.is_alive() for part in self.parts.values()) or not all(probe.answers("/readyz", port=port) for port in self.ports):
+        if not all(part.is_alive() for part in self.parts.values()):
             return False
-        with db.begin() as session:
-            return bool(session.execute(_WORKERS).scalar_one() >= WORKERS)
+        try:
+            return asking.within(self._says_ready, s=5)
+        except (TimeoutError, ServingError):
+            return False
 
     def wait(self, is_so: Callable[[], bool], what: str, *, within_s: float) -> None:
         """It is so; what dies meanwhile is started again. Raises TimeoutError."""
@@ -166,7 +170,7 @@ class Plant:
         while True:
             self.keep()
             with suppress(Exception):
-                if is_so():
+                if asking.within(is_so, s=10):
                     return
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"not after {within_s:g} s: {what}. Logs are in {self.folder}")
@@ -181,6 +185,12 @@ class Plant:
         usual = {"delay": USUAL_DELAY, "probability": 1}
         for token in self.tokens:
             self.upstream.behave(token, *([{**how, "probability": share}] if share else []), usual)
+
+    def _says_ready(self) -> bool:
+        if not all(probe.answers("/readyz", port=port) for port in self.ports):
+            return False
+        with db.begin() as session:
+            return bool(session.execute(_WORKERS).scalar_one() >= WORKERS)
 
     def _register(self) -> None:
         """Keys with limits that the upstream enforces to the letter, money, and an endpoint each."""

@@ -178,7 +178,7 @@ class CutFromPostgres(_Cut):
     link = "postgres"
 
     def begin(self) -> None:
-        self.lost = min(THREADS, in_flight())
+        self.lost = in_flight(most=THREADS)
         super().begin()
 
 
