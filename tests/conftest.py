@@ -15,7 +15,10 @@ from sqlalchemy import text
 from deploy.embedded import Postgres, Valkey
 from models import db, line, migrate
 from models.settings import settings
+from tests.browser import browser, visit
 from workers import wake
+
+__all__ = ["browser", "visit"]
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)

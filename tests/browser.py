@@ -1,0 +1,80 @@
+"""A real browser for tests: pages that may neither err, break their own Content-Security-Policy nor ask another host for anything."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+DESK, PHONE = (1280, 800), (390, 844)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+Visit = Callable[..., Page]
+
+
+def find() -> str | None:
+    """Where the machine's own Chromium is; the browsers that Playwright downloads are not used."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+# A module's and not the run's: while it is open Playwright keeps an event loop in this thread, which asyncio.run() would stumble over.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, started once for a file of tests; skipped where there is none (apt-get install chromium)."""
+    path = find()
+    if path is None:
+        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """visit(url): a fresh browser's page at this address. When the test ends nothing may have gone wrong in any of them.
+
+    viewport: DESK or PHONE. forgives: words of console errors that the test means to cause ("401"). login: (user, password).
+    """
+    troubles: list[str] = []
+    opened = []
+
+    def go(url: str, *, viewport: tuple[int, int] = DESK, forgives: tuple[str, ...] = (), login: tuple[str, str] | None = None) -> Page:
+        context = browser.new_context(
+            viewport={"width": viewport[0], "height": viewport[1]},
+            http_credentials={"username": login[0], "password": login[1]} if login else None,
+        )
+        opened.append(context)
+        page = context.new_page()
+        _watch(page, troubles, host=urlsplit(url).netloc, forgives=forgives)
+        page.goto(url)
+        return page
+
+    yield go
+    for context in opened:
+        context.close()
+    assert [] == troubles, troubles
+
+
+def picture(page: Page, path: Path) -> None:
+    """The whole page as a PNG, to be looked at."""
+    page.screenshot(path=path, full_page=True)
+
+
+def _watch(page: Page, troubles: list[str], *, host: str, forgives: tuple[str, ...]) -> None:
+    def heard(message: ConsoleMessage) -> None:
+        # Chromium says there, too, what a Content-Security-Policy has refused.
+        if message.type == "error" and not any(words in message.text for words in forgives):
+            troubles.append(f"console: {message.text}")
+
+    def asked(request: Request) -> None:
+        address = urlsplit(request.url)
+        if address.scheme not in ("data", "blob", "about") and address.netloc != host:
+            troubles.append(f"asked another host: {request.url}")
+
+    page.on("console", heard)
+    page.on("pageerror", lambda error: troubles.append(f"uncaught: {error}"))
+    page.on("request", asked)
