@@ -1,3 +1,8 @@
+FROM node:24-slim AS page
+WORKDIR /app/web
+COPY web /app/web
+RUN npm ci --ignore-scripts && npm run build && find ../api/static -type f '(' -name '*.js' -o -name '*.css' -o -name '*.svg' ')' -exec gzip -9 -k {} +
+
 FROM python:3.11-slim AS packages
 COPY requirements/runtime.txt /tmp/runtime.txt
 RUN python -m venv /venv \
@@ -9,6 +14,7 @@ RUN useradd --system --uid 10001 --create-home --home-dir /data nowserving \
     && chmod 755 /usr/local/bin/nowserving
 COPY --from=packages /venv /venv
 COPY . /app
+COPY --from=page /app/api/static /app/api/static
 WORKDIR /app
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -19,11 +19,12 @@ up: setup ## the stack in the foreground until Ctrl-C (ARGS="--local-model --ver
 test: setup ## every test, a few files at a time (ARGS="-k line" for some, ARGS="-n0 -x" one after another)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-lint: setup ## ruff, mypy, import-linter, the Dockerfile and docker-compose.yml
+lint: setup ## ruff, mypy, import-linter, the chat page, the Dockerfile and docker-compose.yml
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict api models workers deploy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m deploy.page check
 	@$(BIN)/python -m deploy.check_files
 
 format: setup ## puts the code into the house's shape

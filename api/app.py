@@ -18,6 +18,7 @@ from api import (
     intake,
     jobs,
     openai,
+    page,
     pro,
     relay,
     sessions,
@@ -48,6 +49,6 @@ def create_app() -> Flask:
     for routes in (openai.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
-    for routes in (pro.routes, health.routes, docs.routes):
+    for routes in (pro.routes, health.routes, docs.routes, page.routes):
         app.register_blueprint(routes)
     return app

@@ -8,6 +8,7 @@ from functools import partial
 
 from flask import Request, current_app
 
+from api import visitor
 from api.newcomers import Newcomers, address_of
 from models import db, key
 from models.errors import Invalid, Unauthorised
@@ -43,11 +44,12 @@ class Callers:
 
 
 def token_of(request: Request) -> str:
-    """The bearer token. Raises Unauthorised without one, Invalid when a key stands in the query, where logs would keep it."""
+    """The bearer token, or that of the chat page for its visitors. Raises Unauthorised without one, Invalid when a key stands in the query,
+    where logs would keep it."""
     for name in IN_QUERY:
         if name in request.args:
             raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
-    if not (token := bearer(request)):
+    if not (token := bearer(request) or visitor.key_of(request)):
         raise Unauthorised
     return token
 

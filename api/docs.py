@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from flask import Blueprint, Response, redirect, render_template, request
-from werkzeug.wrappers import Response as AnyResponse
+from flask import Blueprint, Response, render_template, request
 
 from api import openapi, render
 from models.view import JsonObject
@@ -32,12 +31,6 @@ def page() -> Response:
     made.headers["Content-Security-Policy"] = POLICY
     made.headers["X-Content-Type-Options"] = "nosniff"
     return made
-
-
-@routes.get("/")
-def home() -> AnyResponse:
-    """There is no chat page yet."""
-    return redirect("/docs")
 
 
 def _shapes(schema: JsonObject) -> list[str]:

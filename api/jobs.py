@@ -8,7 +8,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render
+from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render, visitor
 from api.accept import accept
 from models import db, endpoint, job, view
 from models.errors import Invalid, Unavailable, WrongState
@@ -29,7 +29,7 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
-    payload = body.read(request)
+    payload = visitor.mark(request, body.read(request))
     return _accept(orders.make(caller, {**payload, **controls.of_headers(request.headers)}), said=body.canonical(payload))
 
 

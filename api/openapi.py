@@ -71,7 +71,7 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     webhook_answers.Delivery, webhook_answers.DeliveryList, webhook_answers.Redelivered,
     money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
     session_schemas.NewSession, session_schemas.SessionChange, session_answers.Session, session_answers.SessionList,
-    session_answers.SessionDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
+    session_answers.SessionDeleted, session_answers.TurnDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
 )  # fmt: skip
 
 

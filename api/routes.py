@@ -90,5 +90,18 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("get", "/openapi.json", "getDocument", "This document", {200: ("OpenAPI 3.1.", JSON, None)}, tag="docs", **_OPEN),
     Route("get", "/docs", "getDocs", "This document as a page", {200: ("The page.", HTML, None)}, tag="docs", **_OPEN),
-    Route("get", "/", "getHome", "Leads to /docs", {302: ("See /docs.", "", None)}, tag="docs", **_OPEN),
+    Route(
+        "get", "/", "getPage", "The chat page",
+        {
+            200: ("The page.", HTML, None),
+            302: ("It was not built: see /docs.", "", None),
+            304: ("It is as you know it.", "", None),
+        },
+        tag="docs", **_OPEN,
+    ),
+    Route("get", "/icon.svg", "getIcon", "The page's icon", {200: ("The icon.", "image/svg+xml", None)}, tag="docs", **_OPEN),
+    Route(
+        "get", "/assets/{id}", "getAsset", "A file of the chat page", {200: ("The file.", "*/*", None)}, tag="docs", needs_key=False,
+        refusals=(404,),
+    ),
 )  # fmt: skip

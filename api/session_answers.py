@@ -43,6 +43,15 @@ class SessionDeleted(Answer):
     deleted: Literal[True]
 
 
+class TurnDeleted(Answer):
+    """The turn of this message is gone."""
+
+    id: str
+    object: Literal["session.turn.deleted"]
+    turn: int
+    deleted: Literal[True]
+
+
 class Attachment(Answer):
     """A file of a session."""
 

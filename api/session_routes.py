@@ -57,6 +57,11 @@ ROUTES: tuple[Route, ...] = (
         {200: ("One page.", JSON, answers.SessionMessageList)}, parameters=(*PAGING, ORDER),
     ),
     _route(
+        "delete", "/v1/sessions/{id}/messages/{message_name}", "deleteTurn", "Delete a turn that has ended",
+        {200: ("It is gone, and not remembered; its job stays without its bodies, and what it used.", JSON, answers.TurnDeleted)},
+        refusals=(400, 401, 404, 409, 503),
+    ),
+    _route(
         "post", "/v1/sessions/{id}/attachments", "attachFiles", "Send files that turns of a session can carry",
         {201: ("They are kept: a turn names their ids.", JSON, answers.AttachmentList)},
         takes={FORM: {"schema": _FILES}}, refusals=SAID,

@@ -6,7 +6,7 @@ import time
 
 from flask import Blueprint, Response, request
 
-from api import auth, body, doorbell, paging, pictures, render, schemas
+from api import auth, body, doorbell, paging, pictures, render, schemas, visitor
 from api.session_schemas import NewSession, SessionChange
 from models import db, erasure, job, message, session
 from models.errors import Invalid
@@ -23,6 +23,7 @@ def create() -> Response:
     """201: a session without turns. Not needed: the first job that names it makes one."""
     caller = auth.caller(request)
     wanted = schemas.check(NewSession, body.read(request))
+    visitor.expect_own(request, wanted.id)
     with db.begin() as opened:
         row = session.create(opened, caller.id, wanted.id, wanted.fields())
     return render.answer(session.show(row), 201)
@@ -33,7 +34,7 @@ def listing() -> Response:
     """One page of this key's sessions, the one last active first."""
     caller, limit, after = auth.caller(request), paging.limit(), paging.after(session.parse_id)
     with db.begin() as opened:
-        rows = session.page(opened, caller.id, limit=limit, after=after)
+        rows = session.page(opened, caller.id, limit=limit, after=after, begins=visitor.begins(request))
     return paging.answer([session.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
@@ -67,6 +68,15 @@ def messages(name: str) -> Response:
             opened, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=pictures.origin(request)
         )
     return paging.answer(shown, has_more=has_more)
+
+
+@routes.delete("/sessions/<name>/messages/<message_name>")
+def forget(name: str, message_name: str) -> Response:
+    """The turn of this message is gone, and no later one is told of it. 409 while it waits or runs."""
+    caller, name, turn = auth.caller(request), session.parse_id(name), (message.parse_id(message_name) + 1) // 2
+    with db.begin() as opened:
+        erasure.erase_turn(opened, session.get(opened, caller.id, name).id, turn)
+    return render.answer({"id": message_name, "object": "session.turn.deleted", "turn": turn, "deleted": True})
 
 
 @routes.delete("/sessions/<name>")

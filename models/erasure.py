@@ -1,4 +1,4 @@
-"""A deleted session goes: what its turns asked and were answered, its pictures and files. The jobs stay, without bodies; usage stays."""
+"""A deleted session goes, or one turn: what was asked and answered, its pictures and files. The jobs stay, without bodies; usage stays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.db import Session
-from models.errors import NotFound
+from models.errors import NotFound, WrongState
 
 
 def mark(session: Session, key_id: int, name: str) -> int:
@@ -33,6 +33,20 @@ def erase(session: Session, *, most: int) -> int:
     return len(done)
 
 
+def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
+    """This turn has no bodies any more and is of no conversation. Raises NotFound; WrongState while it waits or runs."""
+    row = session.execute(_ONE, {"id": conversation_id, "turn": turn}).one_or_none()
+    if row is None:
+        raise NotFound("No such message.")
+    if row.status in ("queued", "admitted", "running"):
+        raise WrongState("This turn has not ended. Cancel its job first.")
+    session.execute(_ERASE_ONE, {"id": row.id})
+    session.execute(_PICTURES, {"ids": [row.id]})
+
+
+_GONE = "request = '', response = NULL, transcript = NULL, metadata = NULL, attachments = NULL, conversation_id = NULL"
+_ONE = text("SELECT id, status FROM job WHERE conversation_id = :id AND turn = :turn FOR UPDATE")
+_ERASE_ONE = text(f"UPDATE job SET {_GONE} WHERE id = :id")
 _MARK = text("""
     UPDATE conversation SET deleted_at = clock_timestamp()
     WHERE key_id = :key_id AND name = :name AND deleted_at IS NULL RETURNING id
@@ -40,13 +54,13 @@ _MARK = text("""
 _OPEN = text("""
     SELECT id, lane_id FROM job WHERE conversation_id = :id AND status IN ('queued', 'admitted', 'running') ORDER BY turn DESC
 """)
-_ERASE = text("""
+_ERASE = text(f"""
     WITH mine AS (
         SELECT job.id FROM conversation JOIN job ON job.conversation_id = conversation.id
         WHERE conversation.deleted_at IS NOT NULL AND job.status IN ('succeeded', 'failed', 'cancelled', 'expired')
         LIMIT :most FOR UPDATE OF job SKIP LOCKED
     )
-    UPDATE job SET request = '', response = NULL, transcript = NULL, metadata = NULL, attachments = NULL, conversation_id = NULL
+    UPDATE job SET {_GONE}
     FROM mine WHERE job.id = mine.id RETURNING job.id
 """)
 _PICTURES = text("DELETE FROM artifact WHERE job_id = ANY(:ids)")

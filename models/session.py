@@ -38,10 +38,19 @@ def get(session: Session, key_id: int, name: str) -> Any:
     return _one(session.execute(_GET, {"key_id": key_id, "name": name}).one_or_none())
 
 
-def page(session: Session, key_id: int, *, limit: int, after: str | None = None) -> Sequence[Any]:
-    """Up to limit + 1 rows of this key's sessions, the one last active first, after the one of this name. Raises NotFound."""
+def page(session: Session, key_id: int, *, limit: int, after: str | None = None, begins: str = "") -> Sequence[Any]:
+    """Up to limit + 1 rows of this key's sessions, the one last active first, after the one of this name. Raises NotFound.
+
+    begins: what their names begin with.
+    """
     last = get(session, key_id, after) if after is not None else None
-    wanted = {"key_id": key_id, "at": last.last_active_at if last else None, "id": last.id if last else None, "most": limit + 1}
+    wanted = {
+        "key_id": key_id,
+        "at": last.last_active_at if last else None,
+        "id": last.id if last else None,
+        "most": limit + 1,
+        "begins": begins,
+    }
     return session.execute(_PAGE, wanted).all()
 
 
@@ -111,7 +120,7 @@ _CREATE = text(f"""
 _GET = text(f"SELECT {_COLUMNS} FROM conversation AS talk {_LAST} WHERE {_HERE}")
 _PAGE = text(f"""
     SELECT {_COLUMNS} FROM conversation AS talk {_LAST}
-    WHERE key_id = :key_id AND deleted_at IS NULL
+    WHERE key_id = :key_id AND deleted_at IS NULL AND starts_with(talk.name, :begins)
     AND (CAST(:at AS timestamptz) IS NULL OR (talk.last_active_at, talk.id) < (:at, :id))
     ORDER BY talk.last_active_at DESC, talk.id DESC LIMIT :most
 """)

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     # Who may come in
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     open_keys: bool = False
+    # What the chat page uses for visitors without a key; it never reaches their browsers.
+    page_key: SecretStr = SecretStr("")
     new_keys_per_ip_per_hour: int = Field(100, ge=0)  # 0: any number
     # Pages of these origins may call from a browser; a star: any.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from api import controls, openapi
+from api import controls, openapi, page
 from api.app import create_app
 from tests.http_tools import CHAT, IMAGE, Caller, end
 
@@ -156,7 +157,9 @@ def test_the_page_is_self_contained_and_names_every_operation(document: dict[str
     assert all(f'id="{operation["operationId"]}"' in answer.text for _, _, operation in operations(document))
 
 
-def test_the_front_door_leads_to_the_page() -> None:
+def test_without_the_chat_page_the_front_door_leads_to_the_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(page, "BUILT", tmp_path)
+
     answer = create_app().test_client().get("/")
 
-    assert (302, "/docs") == (answer.status_code, answer.headers["Location"])
+    assert (302, "docs") == (answer.status_code, answer.headers["Location"])

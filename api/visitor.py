@@ -1,0 +1,89 @@
+"""Visitors of the chat page who need no key: a signed cookie stands for the operator's one (NOWSERVING_PAGE_KEY).
+
+The key itself never reaches a browser. Of what it opens a visitor is let to what the page needs, and only to conversations whose id begins
+with the visitor's own name; jobs are known by ids that nobody guesses. Visitors share the key's line fairly, and its budget.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from flask import Request, Response
+
+from models import secret
+from models.errors import NotFound, Unauthorised
+from models.settings import settings
+from models.view import JsonObject
+
+COOKIE = "nowserving_visitor"
+HEADER = "X-Nowserving-Page"
+KEPT_S = 400 * 86_400
+ROUTES = frozenset({
+    "jobs.submit", "jobs.look", "jobs.cancel", "jobs.retry", "events.follow", "relay.follow", "openai.models", "balance.balance",
+    "balance.usage", "attachments.attach", "sessions.create", "sessions.listing", "sessions.look", "sessions.change", "sessions.messages",
+    "sessions.forget", "sessions.delete",
+})  # fmt: skip
+_NAME = re.compile(r"v[0-9a-f]{20}")
+
+
+def welcome(request: Request, made: Response) -> str | None:
+    """The visitor's name, which this answer's cookie carries; None where the operator has configured no key for the page."""
+    if not settings().page_key.get_secret_value():
+        return None
+    name = _known(request) or f"v{secrets.token_hex(10)}"
+    made.set_cookie(COOKIE, f"{name}.{_sign(name)}", max_age=KEPT_S, httponly=True, samesite="Strict", secure=request.is_secure)
+    return name
+
+
+def key_of(request: Request) -> str | None:
+    """The operator's key, for a request of the page for a visitor; None for every other. Raises Unauthorised for what it may not ask."""
+    if name_of(request) is None:
+        return None
+    if (asked := request.endpoint or "") not in ROUTES:
+        raise Unauthorised("Visitors of the chat page cannot do this. Send a key of your own as `Authorization: Bearer <key>`.")
+    if "name" in (found := request.view_args or {}) and asked.startswith(("sessions.", "attachments.")):
+        expect_own(request, found["name"])
+    return settings().page_key.get_secret_value()
+
+
+def name_of(request: Request) -> str | None:
+    """The visitor's name; None for a caller with a key, and for what another page has a browser send."""
+    # The header makes other origins ask first, and none is ever allowed to send cookies; browsers also say who asks.
+    is_page = request.headers.get(HEADER) == "1" and request.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
+    if not settings().page_key.get_secret_value() or "Authorization" in request.headers or not is_page:
+        return None
+    if (name := _known(request)) is None:
+        raise Unauthorised("Reload the page: it no longer knows who you are.")
+    return name
+
+
+def expect_own(request: Request, conversation: object) -> None:
+    """A visitor's conversations begin with the visitor's name. Raises NotFound."""
+    name = name_of(request)
+    if name is not None and not (isinstance(conversation, str) and conversation.startswith(f"{name}.")):
+        raise NotFound("No such session.")
+
+
+def begins(request: Request) -> str:
+    """What the ids of the caller's conversations begin with: a visitor sees their own, everybody else all of the key's."""
+    name = name_of(request)
+    return f"{name}." if name else ""
+
+
+def mark(request: Request, payload: JsonObject) -> JsonObject:
+    """The order as the visitor's own: waits as this visitor, in one of their conversations. Raises NotFound."""
+    name = name_of(request)
+    if name is None:
+        return payload
+    expect_own(request, payload.get("conversation"))
+    return {**payload, "user": name}
+
+
+def _known(request: Request) -> str | None:
+    name, _, signature = request.cookies.get(COOKIE, "").partition(".")
+    return name if _NAME.fullmatch(name) and secret.is_signed(f"visitor {name}", signature) else None
+
+
+def _sign(name: str) -> str:
+    return secret.sign(f"visitor {name}")

@@ -1,0 +1,146 @@
+"""The chat page's files, and its visitors without a key: let to what the page needs, and to their own conversations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from api import page
+from api.app import create_app
+from models import db, key
+from tests.http_tools import CHAT, Caller, error_of
+from tests.session_tools import SESSION, assistant, say, talk, user
+
+pytestmark = pytest.mark.usefixtures("database")
+ASK = {"X-Nowserving-Page": "1"}
+
+
+@pytest.fixture(autouse=True)
+def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A page of three small files."""
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text('<meta name="nowserving-key" content="own" />')
+    (tmp_path / "assets" / "a-1.js").write_text("plain")
+    (tmp_path / "assets" / "a-1.js.gz").write_bytes(b"packed")
+    monkeypatch.setattr(page, "BUILT", tmp_path)
+    page._document.cache_clear()
+    yield
+    page._document.cache_clear()
+
+
+@pytest.fixture
+def visit(override: Callable[..., None]) -> Callable[[], tuple[FlaskClient, str]]:
+    """visit(): a browser that has opened the page of an operator's shared key, and its visitor's name."""
+    with db.begin() as session:
+        key.make_pool(session, "team")
+        _, token = key.issue(session, name="page", pool="team")
+    override(page_key=token)
+    app = create_app()
+
+    def go() -> tuple[FlaskClient, str]:
+        browser = app.test_client()
+        told = browser.get("/")
+        found = re.search(r'content="shared (v[0-9a-f]{20})"', told.text)
+        assert found and token not in told.text + str(told.headers)
+        return browser, found[1]
+
+    return go
+
+
+def order(name: str) -> dict[str, Any]:
+    return {**CHAT, "conversation": f"{name}.chat-1"}
+
+
+def test_the_page_runs_nothing_from_elsewhere_and_nothing_inline() -> None:
+    told = create_app().test_client().get("/")
+
+    assert 200 == told.status_code
+    assert "script-src 'self';" in told.headers["Content-Security-Policy"] and "unsafe" not in told.headers["Content-Security-Policy"]
+    assert ("nosniff", "no-referrer", "no-cache") == tuple(
+        told.headers[name] for name in ("X-Content-Type-Options", "Referrer-Policy", "Cache-Control")
+    )
+    assert "Set-Cookie" not in told.headers
+
+
+def test_its_files_are_kept_for_ever_and_sent_packed_where_that_is_understood() -> None:
+    browser = create_app().test_client()
+    plain, packed = browser.get("/assets/a-1.js"), browser.get("/assets/a-1.js", headers={"Accept-Encoding": "gzip"})
+
+    assert (b"plain", None) == (plain.data, plain.headers.get("Content-Encoding"))
+    assert (b"packed", "gzip") == (packed.data, packed.headers["Content-Encoding"])
+    assert "immutable" in packed.headers["Cache-Control"] and packed.mimetype == "text/javascript"
+    assert 404 == browser.get("/assets/..%2findex.html").status_code
+
+
+def test_a_visitor_needs_no_key_and_waits_under_a_name_of_their_own(visit: Callable[[], tuple[FlaskClient, str]]) -> None:
+    browser, name = visit()
+    made = browser.post("/v1/jobs", json=order(name), headers=ASK)
+
+    assert (202, name) == (made.status_code, made.json["user"])
+    assert [f"{name}.chat-1"] == [one["id"] for one in browser.get("/v1/sessions", headers=ASK).json["data"]]
+    assert f"shared {name}" in browser.get("/").text
+
+
+def test_visitors_see_nothing_of_each_other(visit: Callable[[], tuple[FlaskClient, str]]) -> None:
+    (mine, me), (theirs, them) = visit(), visit()
+    assert 202 == mine.post("/v1/jobs", json=order(me), headers=ASK).status_code
+
+    assert me != them
+    assert [] == theirs.get("/v1/sessions", headers=ASK).json["data"]
+    for path in (f"/v1/sessions/{me}.chat-1", f"/v1/sessions/{me}.chat-1/messages"):
+        assert 404 == theirs.get(path, headers=ASK).status_code
+    assert 404 == theirs.post("/v1/jobs", json=order(me), headers=ASK).status_code
+    assert 404 == theirs.post("/v1/jobs", json=CHAT, headers=ASK).status_code
+    assert 404 == theirs.post("/v1/sessions", json={"id": f"{me}.x"}, headers=ASK).status_code
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/webhook_secret", "/v1/webhook_endpoints", "/v1/dashboard/billing/usage"])
+def test_the_shared_key_opens_nothing_that_the_page_does_not_need(visit: Callable[[], tuple[FlaskClient, str]], path: str) -> None:
+    browser, _ = visit()
+
+    assert 401 == browser.get(path, headers=ASK).status_code
+
+
+def test_another_site_can_use_neither_the_cookie_nor_a_forged_one(visit: Callable[[], tuple[FlaskClient, str]]) -> None:
+    browser, name = visit()
+    stranger = create_app().test_client()
+    stranger.set_cookie("nowserving_visitor", f"{name}.forged")
+    cookie = next(iter(browser._cookies.values()))
+
+    assert cookie.http_only and cookie.same_site == "Strict"
+    for client, headers in ((browser, {}), (browser, {**ASK, "Sec-Fetch-Site": "cross-site"}), (stranger, ASK)):
+        assert "invalid_api_key" == error_of(client.get("/v1/sessions", headers=headers))["code"]
+
+
+def test_without_a_shared_key_the_cookie_is_worth_nothing(
+    visit: Callable[[], tuple[FlaskClient, str]], override: Callable[..., None]
+) -> None:
+    browser, _ = visit()
+    override(page_key="")
+
+    assert 401 == browser.get("/v1/sessions", headers=ASK).status_code
+
+
+def test_a_deleted_turn_is_neither_read_nor_remembered() -> None:
+    caller = Caller()
+    talk(caller, "one", reply="first")
+    talk(caller, "two", reply="second")
+    told = caller.send("DELETE", f"/v1/sessions/{SESSION}/messages/msg_2")
+
+    assert {"id": "msg_2", "object": "session.turn.deleted", "turn": 1, "deleted": True} == told.json
+    assert ["msg_4", "msg_3"] == [one["id"] for one in caller.get(f"/v1/sessions/{SESSION}/messages").json["data"]]
+    assert [user("two"), assistant("second"), user("three")] == talk(caller, "three")
+    assert 404 == caller.send("DELETE", f"/v1/sessions/{SESSION}/messages/msg_1").status_code
+    assert 404 == Caller("sk-two", caller.app).send("DELETE", f"/v1/sessions/{SESSION}/messages/msg_3").status_code
+
+
+def test_a_turn_that_waits_cannot_be_deleted() -> None:
+    caller = Caller()
+    say(caller, "one")
+
+    assert 409 == caller.send("DELETE", f"/v1/sessions/{SESSION}/messages/msg_1").status_code

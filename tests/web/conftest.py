@@ -1,0 +1,104 @@
+"""A whole nowserving with its chat page, started once for all of these tests, and what a person does on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from deploy import page as built
+from tests.browser import DESK, Visit
+from tests.clients.conftest import SETTINGS, Api, World, serving
+from tests.processes import running
+
+SHOTS = Path(__file__).resolve().parents[2] / ".screenshots"
+PATIENCE_MS = 30_000
+LANGUAGES = {"en": "en-GB", "zh": "zh-CN"}
+
+
+@pytest.fixture(scope="package")
+def world(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    built.build()
+    folder = tmp_path_factory.mktemp("web")
+    with running(folder, **SETTINGS) as stack:
+        stack.pacer()
+        stack.worker(threads=16)
+        with serving(folder / "api.log", **stack.environment()) as api:
+            yield World(stack, api, api)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(world: World) -> Iterator[None]:
+    """After each test the upstream holds nobody."""
+    yield
+    world.upstream.release()
+
+
+@dataclass
+class Chat:
+    """The page as somebody sees it who has entered a key."""
+
+    page: Page
+    key: str
+    world: World
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def make(
+        self,
+        name: str,
+        *,
+        prompt: str = "",
+        save: str = "Save",
+        new: str = "New assistant",
+        words: tuple[str, str] = ("Name", "System prompt"),
+    ) -> None:
+        """There is an assistant of this name, and it is chosen."""
+        self.button(new).click()
+        self.page.get_by_label(words[0], exact=True).fill(name)
+        self.page.get_by_label(words[1], exact=True).fill(prompt)
+        self.button(save).click()
+        expect(self.page.locator(".talk-head h2")).to_have_text(name)
+
+    def say(self, words: str) -> None:
+        box = self.page.locator(".composer textarea")
+        box.fill(words)
+        box.press("Enter")
+
+    def answers(self) -> Locator:
+        return self.page.locator(".message.theirs .bubble:not(.ticket):not(.trouble)")
+
+    def mine(self) -> Locator:
+        return self.page.locator(".message.mine .bubble:not(.trouble)")
+
+    def ask(self, words: str) -> Locator:
+        """Said, and answered: the last answer."""
+        before = self.answers().count()
+        self.say(words)
+        expect(self.answers()).to_have_count(before + 1, timeout=PATIENCE_MS)
+        return self.answers().last
+
+    def shot(self, name: str) -> None:
+        SHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+
+def enter(visit: Visit, world: World, *, key: str | None = None, api: Api | None = None, **how: Any) -> Chat:
+    """The page is open, with a key that nobody used yet."""
+    key = key or f"sk-{uuid4().hex}"
+    page = visit(f"http://127.0.0.1:{(api or world.api).port}/", **how)
+    page.locator("#door-key").fill(key)
+    page.locator("button.main").click()
+    expect(page.locator(".cards")).to_be_attached()
+    return Chat(page, key, world)
+
+
+@pytest.fixture
+def chat(visit: Visit, world: World) -> Chat:
+    return enter(visit, world, viewport=DESK)
