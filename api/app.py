@@ -18,6 +18,7 @@ from api import (
     intake,
     jobs,
     openai,
+    ops_audit,
     page,
     pro,
     relay,
@@ -49,6 +50,6 @@ def create_app() -> Flask:
     for routes in (openai.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
-    for routes in (pro.routes, health.routes, docs.routes, page.routes):
+    for routes in (ops_audit.routes, pro.routes, health.routes, docs.routes, page.routes):
         app.register_blueprint(routes)
     return app

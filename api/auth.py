@@ -46,12 +46,17 @@ class Callers:
 def token_of(request: Request) -> str:
     """The bearer token, or that of the chat page for its visitors. Raises Unauthorised without one, Invalid when a key stands in the query,
     where logs would keep it."""
-    for name in IN_QUERY:
-        if name in request.args:
-            raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
+    refuse_in_query(request)
     if not (token := bearer(request) or visitor.key_of(request)):
         raise Unauthorised
     return token
+
+
+def refuse_in_query(request: Request) -> None:
+    """Raises Invalid when a key stands in the query, where logs would keep it."""
+    for name in IN_QUERY:
+        if name in request.args:
+            raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
 
 
 def bearer(request: Request) -> str:

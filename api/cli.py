@@ -12,7 +12,7 @@ import click
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
-from api import caller_commands, key_commands, pool_commands, webhook_commands
+from api import caller_commands, key_commands, operator_commands, pool_commands, webhook_commands
 from api.configured import NotConfigured, check
 from models import migrate as migration
 from models.errors import ServingError
@@ -102,6 +102,8 @@ def migrate() -> None:
 
 nowserving.add_command(key_commands.keys)
 nowserving.add_command(pool_commands.pools)
+nowserving.add_command(operator_commands.operators)
+nowserving.add_command(operator_commands.log)
 nowserving.add_command(webhook_commands.webhooks)
 for _command in (caller_commands.submit, caller_commands.wait, caller_commands.jobs, caller_commands.cancel):
     nowserving.add_command(_command)

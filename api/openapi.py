@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import answers, bodies, money_answers, schemas, session_answers, session_schemas, webhook_answers, webhook_schemas
+from api import answers, bodies, money_answers, ops_schemas, schemas, session_answers, session_schemas, webhook_answers, webhook_schemas
 from api.route import JSON, STREAM, Route
 from api.routes import ROUTES
 from models.view import JsonObject
@@ -21,6 +21,7 @@ REFUSALS: Mapping[int | str, str] = {
     "default": "What the upstream refused: its own status and error, byte for byte.",
     400: "The request cannot be understood; `param` names the field and `message` says what to do.",
     401: "No valid key was sent.",
+    403: "This operator's token may only look.",
     404: "There is no such thing here: unknown, malformed and other callers' ids look the same.",
     408: "The body did not arrive in time.",
     409: "The state of the job does not allow this; it was cancelled while its answer was waited for.",
@@ -72,6 +73,7 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
     session_schemas.NewSession, session_schemas.SessionChange, session_answers.Session, session_answers.SessionList,
     session_answers.SessionDeleted, session_answers.TurnDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
+    *ops_schemas.SHOWN,
 )  # fmt: skip
 
 
@@ -93,7 +95,8 @@ def document() -> JsonObject:
             "schemas": {**made["$defs"], "Submit": submit},
             "headers": HEADERS,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "Your OpenAI key, or one from the operator."}
+                "bearer": {"type": "http", "scheme": "bearer", "description": "Your OpenAI key, or one from the operator."},
+                "operator": {"type": "http", "scheme": "bearer", "description": "An operator's token, never a caller's key."},
             },
         },
     }
@@ -106,7 +109,7 @@ def _operation(route: Route) -> JsonObject:
         "tags": [route.tag],
         "parameters": [*map(_path_parameter, route.path_names), *route.parameters],
         "responses": {**{str(status): _answer(route, status) for status in route.answers}, **_refusals(route)},
-        "security": [{"bearer": []}] if route.needs_key else [],
+        "security": [{route.scheme: []}] if route.needs_key else [],
     }
     if route.takes:
         made["requestBody"] = {"required": True, "content": dict(route.takes)}

@@ -19,7 +19,7 @@ Said = tuple[str, str, type[BaseModel] | None]
 @dataclass(frozen=True)
 class Route:
     """One method of one address. name: its operationId. takes: the schema of the body for each media type. streams: what its 200 is
-    when a stream was asked for."""
+    when a stream was asked for. scheme: whose token it wants."""
 
     method: str
     path: str
@@ -33,6 +33,7 @@ class Route:
     takes: Mapping[str, JsonObject] = field(default_factory=dict)
     streams: str = ""
     needs_key: bool = True
+    scheme: str = "bearer"
     path_names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:

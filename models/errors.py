@@ -40,6 +40,13 @@ class Unauthorised(Invalid):
     status = 401
 
 
+class Forbidden(Invalid):
+    """This token may look and not touch. Use one with the role `write`."""
+
+    code = "forbidden"
+    status = 403
+
+
 class NotFound(Invalid):
     """There is no such thing here. Check the id, and that the key is the one that made it."""
 
@@ -96,6 +103,12 @@ class TooLate(LineFull):
     """The line is longer than this job may wait. Allow more time with expires_in_s, or come back later."""
 
     code = "wait_exceeds_deadline"
+
+
+class Draining(LineFull):
+    """This line takes nothing new just now: its operator lets it run empty. Come back later."""
+
+    code = "draining"
 
 
 class NoMoney(ServingError):

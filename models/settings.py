@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     new_keys_per_ip_per_hour: int = Field(100, ge=0)  # 0: any number
     # Pages of these origins may call from a browser; a star: any.
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+    # A bearer token of /ops that may do everything; others are made with `nowserving operators create`.
+    ops_token: SecretStr = SecretStr("")
     flower_basic_auth: SecretStr = SecretStr("")
 
     # The line

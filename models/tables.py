@@ -54,6 +54,7 @@ pool = Table(
     Column("name", Text, nullable=False, unique=True),
     _at("paused_at"),
     Column("paused_reason", Text),
+    _at("draining_at"),
     _at("created_at", nullable=False),
 )
 
@@ -67,6 +68,10 @@ credential = Table(
     _at("parked_at"),
     Column("parked_reason", Text),
     Column("parked_error", JSONB, comment="of an own key that the upstream does not know: what its waiting jobs are told"),
+    Column("weight", Double, nullable=False, server_default=text("1"), comment="of several with room, how much this one is preferred"),
+    _at("paused_at"),
+    Column("paused_reason", Text),
+    _at("retired_at"),
     _at("created_at", nullable=False),
 )
 
@@ -107,6 +112,7 @@ lane = Table(
     _at("idle_since"),
     _at("paused_at"),
     Column("paused_reason", Text),
+    _at("draining_at"),
     Column("blocked_by", Text),
     Column("queued", Integer, nullable=False, server_default=ZERO, comment="as last counted"),
     Column("rpm", Double, comment="what the credentials together may do; null: no limit known"),
@@ -419,4 +425,56 @@ receiver = Table(
     Column("attempts_in_row", Integer, nullable=False, server_default=ZERO, comment="that failed, none arriving in between"),
     Column("failed_in_row", Integer, nullable=False, server_default=ZERO, comment="deliveries given up, none arriving in between"),
     _at("paused_until"),
+)
+
+operator = Table(
+    "operator",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("role", Text, CheckConstraint("role IN ('read', 'write')", name="role"), nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False, unique=True),
+    _at("created_at", nullable=False),
+    _at("revoked_at"),
+)
+
+# As the ledger: it only grows.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    _at("at", nullable=False),
+    Column("operator", Text, nullable=False, comment="who did it; cli: whoever has the database"),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("before", JSONB),
+    Column("after", JSONB),
+    Column("reason", Text),
+    Column("request_id", Text),
+)
+
+cap = Table(
+    "cap",
+    metadata,
+    Column("scope", Text, primary_key=True, comment="key, or flow"),
+    Column("owner_id", BigInteger, primary_key=True, autoincrement=False, comment="the key; of a flow: its lane"),
+    Column("flow", Text, primary_key=True, comment="of a key: empty"),
+    Column("endpoint", Text, primary_key=True, comment="the class of requests it is for; empty: all"),
+    *(Column(name, Integer, comment="null: open") for name in ("max_queued", "max_in_flight", "rpm")),
+    _at("paused_at"),
+    Column("paused_reason", Text),
+    _at("draining_at"),
+    CheckConstraint("scope IN ('key', 'flow')", name="scope"),
+)
+
+cap_use = Table(
+    "cap_use",
+    metadata,
+    Column("dispatch_id", Uuid, primary_key=True),
+    Column("scope", Text, primary_key=True),
+    Column("owner_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("flow", Text, primary_key=True),
+    Column("endpoint", Text, primary_key=True),
+    _at("at", nullable=False),
+    Index("cap_use_recent", "scope", "owner_id", "flow", "endpoint", "at"),
 )

@@ -1,0 +1,57 @@
+"""Who may use /ops: every route there says which role it needs, and nothing is done before the token was looked at.
+
+A module makes its routes with `blueprint`, and marks each view with `needs("read")` or `needs("write")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import Blueprint, current_app, g, request
+
+from api import auth
+from models import db, operator
+from models.audit import Act
+from models.errors import Forbidden
+from models.operator import Operator, Role
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def needs(role: Role) -> Callable[[View], View]:
+    """The view is for operators with this role; `write` may read too."""
+
+    def mark(view: View) -> View:
+        view.needed_role = role  # type: ignore[attr-defined]
+        return view
+
+    return mark
+
+
+def blueprint(name: str) -> Blueprint:
+    """Routes under /ops. One that does not say whom it is for needs `write`."""
+    made = Blueprint(name, __name__, url_prefix="/ops")
+    made.before_request(_admit)
+    return made
+
+
+def act(reason: str | None = None) -> Act:
+    """This request, for the audit log."""
+    return Act(operator=who(), reason=reason, request_id=g.request_id)
+
+
+def who() -> Operator:
+    """The operator that makes this request."""
+    found: Operator = g.operator
+    return found
+
+
+def _admit() -> None:
+    auth.refuse_in_query(request)
+    token = auth.bearer(request)
+    with db.begin() as session:
+        g.operator = operator.recognise(session, token)
+    view = current_app.view_functions[request.endpoint or ""]
+    if g.operator.role != "write" and getattr(view, "needed_role", "write") != "read":
+        raise Forbidden

@@ -1,0 +1,29 @@
+"""`GET /ops/audit`: what operators did, newest first."""
+
+from __future__ import annotations
+
+import re
+
+from flask import Response
+
+from api import operators, paging
+from models import audit, db
+from models.errors import Invalid
+
+routes = operators.blueprint("audit")
+
+
+@routes.get("/audit")
+@operators.needs("read")
+def listing() -> Response:
+    """One page of the log."""
+    limit, before = paging.limit(), paging.after(_number)
+    with db.begin() as session:
+        rows = audit.page(session, limit=limit, before=before)
+    return paging.answer([audit.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+
+
+def _number(said: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", said):
+        raise Invalid("`after` is the id of an entry.", param="after")
+    return int(said)

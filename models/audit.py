@@ -1,0 +1,58 @@
+"""What operators did: written in the transaction that does it, and never changed (a trigger sees to it)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.operator import COMMAND_LINE, Operator
+
+
+@dataclass(frozen=True)
+class Act:
+    """Who acts and why. request_id: of the HTTP request; None: a command."""
+
+    operator: Operator = COMMAND_LINE
+    reason: str | None = None
+    request_id: str | None = None
+
+
+def write(
+    session: Session, act: Act, action: str, target: str, *, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+) -> None:
+    """The act is on record. target: what kind of thing and which, as `lane:7`."""
+    session.execute(
+        _WRITE,
+        {"operator": act.operator.name, "action": action, "target": target, "before": _json(before), "after": _json(after),
+         "reason": act.reason, "request_id": act.request_id},
+    )  # fmt: skip
+
+
+def page(session: Session, *, limit: int, before: int | None) -> Sequence[Any]:
+    """Up to limit + 1 entries, newest first, older than `before`."""
+    return session.execute(_PAGE, {"before": before, "most": limit + 1}).all()
+
+
+def show(row: Any) -> dict[str, Any]:
+    """An entry as operators see it."""
+    names = ("operator", "action", "target", "before", "after", "reason", "request_id")
+    return {"id": str(row.id), "object": "audit_entry", "at": round(row.at.timestamp(), 3), **{name: getattr(row, name) for name in names}}
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value, default=str)
+
+
+_WRITE = text("""
+    INSERT INTO audit (operator, action, target, before, after, reason, request_id)
+    VALUES (:operator, :action, :target, CAST(:before AS jsonb), CAST(:after AS jsonb), :reason, :request_id)
+""")
+_PAGE = text("""
+    SELECT id, at, operator, action, target, before, after, reason, request_id FROM audit
+    WHERE CAST(:before AS bigint) IS NULL OR id < :before ORDER BY id DESC LIMIT :most
+""")

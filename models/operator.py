@@ -1,0 +1,80 @@
+"""Operators: who may look (`read`) and who may act (`write`), known by a token that is stored nowhere."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import text
+
+from models import secret
+from models.db import Session
+from models.errors import Invalid, NotFound, Unauthorised
+from models.settings import settings
+
+PREFIX = "nsop-"
+TOKEN_MOST_CHARS = 256
+Role = Literal["read", "write"]
+NONE_YET = (
+    "There is no operator yet. On the server, `nowserving operators create NAME --role write` makes a token, or set NOWSERVING_OPS_TOKEN."
+)
+UNKNOWN = "No operator's token was sent. Callers' keys open nothing here; `nowserving operators create NAME --role read` makes a token."
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Who acts, as the audit log names them."""
+
+    name: str
+    role: Role
+
+
+ROOT = Operator("root", "write")
+COMMAND_LINE = Operator("cli", "write")
+
+
+def recognise(session: Session, token: str) -> Operator:
+    """The operator with this token. Raises Unauthorised for any other, callers' keys too, and says how to make one where none is."""
+    root = settings().ops_token.get_secret_value()
+    if root and hmac.compare_digest(root.encode(), token.encode("utf-8", "surrogatepass")):
+        return ROOT
+    row = None
+    if 1 <= len(token) <= TOKEN_MOST_CHARS and token.isascii():
+        # By a keyed hash: what can be timed says nothing of the token.
+        row = session.execute(_FIND, {"prints": secret.fingerprints(token.encode())}).one_or_none()
+    if row is None:
+        raise Unauthorised(UNKNOWN if root or session.execute(_ANY).scalar_one() else NONE_YET)
+    return Operator(row.name, row.role)
+
+
+def create(session: Session, name: str, *, role: Role) -> str:
+    """The token of a new operator, shown this once. Raises Invalid where the name is taken or reserved."""
+    if not 1 <= len(name) <= 64 or not name.isprintable() or name in (ROOT.name, COMMAND_LINE.name):
+        raise Invalid(f"An operator's name is 1 to 64 printable characters, and not {ROOT.name} or {COMMAND_LINE.name}.", param="name")
+    token = PREFIX + secrets.token_urlsafe(32)
+    made = session.execute(_CREATE, {"name": name, "role": role, "print": secret.fingerprints(token.encode())[0]})
+    if made.one_or_none() is None:
+        raise Invalid(f"There is, or was, an operator named {name!r}: names stand in the audit log and are used once.", param="name")
+    return token
+
+
+def revoke(session: Session, name: str) -> None:
+    """The token opens nothing from now on. Raises NotFound."""
+    if session.execute(_REVOKE, {"name": name}).one_or_none() is None:
+        raise NotFound(f"There is no operator named {name!r}, or no more. `nowserving operators list` shows them all.")
+
+
+def everybody(session: Session) -> Sequence[Any]:
+    """Every operator. Rows: id, name, role, created_at, revoked_at."""
+    return session.execute(text("SELECT id, name, role, created_at, revoked_at FROM operator ORDER BY id")).all()
+
+
+_FIND = text("SELECT name, role FROM operator WHERE fingerprint = ANY(:prints) AND revoked_at IS NULL")
+_ANY = text("SELECT EXISTS (SELECT FROM operator WHERE revoked_at IS NULL)")
+_CREATE = text("""
+    INSERT INTO operator (name, role, fingerprint) VALUES (:name, :role, :print) ON CONFLICT (name) DO NOTHING RETURNING id
+""")
+_REVOKE = text("UPDATE operator SET revoked_at = now() WHERE name = :name AND revoked_at IS NULL RETURNING id")

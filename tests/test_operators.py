@@ -1,0 +1,100 @@
+"""Who may use /ops: nobody without a token of their own, and whoever may only look changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from api.app import create_app
+from api.cli import nowserving
+from models import db, operator
+from tests.http_tools import Caller, error_of
+from tests.line_tools import query
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def token(role: operator.Role, name: str = "night-shift") -> str:
+    with db.begin() as session:
+        return operator.create(session, name, role=role)
+
+
+def said(*words: str) -> dict[str, object]:
+    result = CliRunner().invoke(nowserving, [*words, "--json"])
+    assert 0 == result.exit_code, result.output
+    return dict(json.loads(result.stdout))
+
+
+def test_a_token_opens_what_its_role_allows() -> None:
+    for role in ("read", "write"):
+        assert 200 == Caller(token(role, role)).get("/ops/audit").status_code
+
+
+@pytest.mark.parametrize("sent", ["", "sk-one", "nsop-guess", "\N{SNOWMAN}", "x" * 300])
+def test_nothing_opens_without_a_token_and_whoever_asks_is_told_how_to_make_one(sent: str) -> None:
+    refused = Caller().get("/ops/audit", headers={"Authorization": f"Bearer {sent}".encode().decode("latin-1")})
+
+    assert 401 == refused.status_code
+    assert "operators create" in error_of(refused)["message"]
+
+
+def test_an_operator_s_token_is_no_caller_s_key() -> None:
+    made = token("write")
+    before = query("SELECT count(*) AS n FROM key")[0].n
+
+    assert 401 == Caller("sk-one").get("/ops/audit").status_code
+    assert before == query("SELECT count(*) AS n FROM key")[0].n, "asking made a key"
+    assert made not in str(query("SELECT * FROM operator"))
+
+
+def test_the_operator_s_own_token_comes_from_the_settings(override: Callable[..., None]) -> None:
+    override(ops_token="open-sesame-0123456789")
+
+    assert 200 == Caller("open-sesame-0123456789").get("/ops/audit").status_code
+    assert 401 == Caller("open-sesame-012345678").get("/ops/audit").status_code
+
+
+def test_a_revoked_token_opens_nothing_at_once() -> None:
+    made = str(said("operators", "create", "ops", "--role", "write")["token"])
+    caller = Caller(made)
+    assert 200 == caller.get("/ops/audit").status_code
+    said("operators", "revoke", "ops")
+
+    assert 401 == caller.get("/ops/audit").status_code
+
+
+def test_making_and_revoking_a_token_is_on_record_without_the_token() -> None:
+    made = str(said("operators", "create", "ops", "--role", "write")["token"])
+    said("operators", "revoke", "ops")
+    rows = Caller(token("read")).get("/ops/audit").json["data"]
+
+    assert [("cli", "revoke", "operator:ops"), ("cli", "create", "operator:ops")] == [
+        (row["operator"], row["action"], row["target"]) for row in rows
+    ]
+    assert made not in json.dumps(rows)
+
+
+@pytest.mark.parametrize("change", ["UPDATE audit SET operator = 'nobody'", "DELETE FROM audit"])
+def test_the_audit_log_only_grows(change: str) -> None:
+    said("operators", "create", "ops", "--role", "write")
+    with pytest.raises(psycopg.errors.IntegrityError, match="only grows"):
+        query(change)
+
+
+def test_every_address_of_operators_is_guarded() -> None:
+    app = create_app()
+    routes = [rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ops/")]
+
+    assert routes
+    for rule in routes:
+        for method in (rule.methods or set()) & {"GET", "POST", "PUT", "PATCH", "DELETE"}:
+            path = rule.rule
+            for argument in rule.arguments:
+                path = path.replace(next(part for part in path.split("/") if part.endswith(f"{argument}>")), "1")
+            assert 401 == Caller("sk-one", app).send(method, path).status_code, (method, path)
+            if getattr(app.view_functions[rule.endpoint], "needed_role", "write") == "write":
+                assert 403 == Caller(token("read", f"{method}{rule.endpoint}"[:64]), app).send(method, path).status_code, (method, path)
