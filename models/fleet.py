@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
 from sqlalchemy import text
 
+from models import view
 from models.db import Session
+from models.view import JsonObject, epoch
 
 
-def report(session: Session, name: str, *, slots: int) -> None:
-    """This process is alive and can hold `slots` jobs at once; 0 while it drains."""
-    session.execute(_REPORT, {"name": name, "slots": slots})
+def report(session: Session, name: str, *, slots: int, jobs: Sequence[UUID] = ()) -> None:
+    """This process is alive and can hold `slots` jobs at once; 0 while it drains. jobs: those it has now."""
+    session.execute(_REPORT, {"name": name, "slots": slots, "jobs": list(jobs)})
 
 
 def sign_off(session: Session, name: str) -> None:
@@ -22,7 +28,48 @@ def forget(session: Session, *, unseen_s: float) -> None:
     session.execute(text("DELETE FROM worker WHERE seen_at < now() - make_interval(secs => :unseen_s)"), {"unseen_s": unseen_s})
 
 
+def page(session: Session, *, limit: int, after: str | None, silent_s: float) -> list[JsonObject]:
+    """Up to limit + 1 processes by name, each with what it runs, as operators see them.
+
+    silent_s: not heard of for so long, a process counts as gone.
+    """
+    rows = session.execute(_PAGE, {"after": after, "most": limit + 1, "silent_s": silent_s}).all()
+    jobs: dict[UUID, Any] = {}
+    if wanted := [job_id for row in rows for job_id in row.jobs or ()]:
+        jobs = {row.id: row for row in session.execute(_RUNNING, {"ids": wanted})}
+    return [_show(row, [jobs[job_id] for job_id in row.jobs or () if job_id in jobs]) for row in rows]
+
+
+def _show(row: Any, jobs: Sequence[Any]) -> JsonObject:
+    return {
+        "id": row.name,
+        "object": "worker",
+        "state": "silent" if row.is_silent else "working" if row.slots else "draining",
+        "slots": row.slots,
+        "running": len(jobs),
+        "started_at": epoch(row.started_at),
+        "seen_at": epoch(row.seen_at),
+        "jobs": [
+            {
+                "id": view.public_id(job.id), "lane": job.lane_id, "pool": job.pool, "model": job.model, "attempt": job.calls,
+                "started_at": epoch(job.started_at),
+            }
+            for job in jobs
+        ],
+    }  # fmt: skip
+
+
 _REPORT = text("""
-    INSERT INTO worker (name, slots, seen_at) VALUES (:name, :slots, now())
-    ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, seen_at = excluded.seen_at
+    INSERT INTO worker (name, slots, jobs, seen_at) VALUES (:name, :slots, CAST(:jobs AS uuid[]), now())
+    ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, jobs = excluded.jobs, seen_at = excluded.seen_at
+""")
+_PAGE = text("""
+    SELECT *, seen_at < now() - make_interval(secs => :silent_s) AS is_silent FROM worker
+    WHERE CAST(:after AS text) IS NULL OR name > :after ORDER BY name LIMIT :most
+""")
+# A report is some seconds old: what has ended since is left out.
+_RUNNING = text("""
+    SELECT job.id, job.lane_id, pool.name AS pool, job.model, job.calls, job.started_at
+    FROM job JOIN lane ON lane.id = job.lane_id JOIN pool ON pool.id = lane.pool_id
+    WHERE job.id = ANY(:ids) AND job.status = 'running' ORDER BY job.started_at
 """)

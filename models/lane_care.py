@@ -94,7 +94,12 @@ _USUAL = text("""
     ) AS last
 """)
 _COUNT = text("""
-    UPDATE lane SET queued = counted.jobs
-    FROM (SELECT count(*) AS jobs FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held) AS counted
-    WHERE lane.id = :id AND lane.queued <> counted.jobs
+    UPDATE lane SET queued = counted.jobs, oldest_at = counted.oldest_at
+    FROM (
+        -- An id says when its job was submitted: the index alone is read. (There is no min() of a uuid.)
+        SELECT count(*) AS jobs,
+               to_timestamp(('x' || left(replace(min(id::text COLLATE "C"), '-', ''), 12))::bit(48)::bigint / 1000.0) AS oldest_at
+        FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held
+    ) AS counted
+    WHERE lane.id = :id AND (lane.queued, lane.oldest_at) IS DISTINCT FROM (counted.jobs, counted.oldest_at)
 """)

@@ -36,7 +36,17 @@ def credentials_of(session: Session, pool_ids: Sequence[int]) -> dict[int, list[
 def read(session: Session, credential_id: int, model: str) -> State:
     """What is known; where the operator said nothing the settings' defaults (0: open) hold."""
     rows = {row.model: row for row in session.execute(_READ, {"credential_id": credential_id, "model": model})}
-    own, usual = rows.get(model), rows.get("*")
+    return _state(rows.get(model), rows.get("*"))
+
+
+def read_many(session: Session, meters: Sequence[tuple[int, str]]) -> dict[tuple[int, str], State]:
+    """`read` for each of these credentials and models, in one statement."""
+    wanted = {"credentials": sorted({one[0] for one in meters}), "models": ["*", *sorted({one[1] for one in meters})]}
+    rows = {(row.credential_id, row.model): row for row in session.execute(_READ_MANY, wanted)} if meters else {}
+    return {one: _state(rows.get(one), rows.get((one[0], "*"))) for one in meters}
+
+
+def _state(own: Any | None, usual: Any | None) -> State:
     names = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
     said = own if own is not None and any(getattr(own, name) is not None for name in names) else usual
     defaults = settings()
@@ -94,6 +104,7 @@ def live(session: Session, credential_id: int, model: str) -> Sequence[Any]:
 
 _CREDENTIALS = text("SELECT id, pool_id FROM credential WHERE pool_id = ANY(:pools) AND parked_at IS NULL ORDER BY id")
 _READ = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model IN (:model, '*')")
+_READ_MANY = text("SELECT * FROM meter WHERE credential_id = ANY(:credentials) AND model = ANY(:models)")
 _REMEMBER = text("""
     INSERT INTO meter (credential_id, model, learned_rpm, learned_tpm, window_size, cooldown_until)
     VALUES (:credential_id, :model, :learned_rpm, :learned_tpm, :window_size, :cooldown_until)

@@ -115,6 +115,7 @@ lane = Table(
     _at("draining_at"),
     Column("blocked_by", Text),
     Column("queued", Integer, nullable=False, server_default=ZERO, comment="as last counted"),
+    Column("oldest_at", DateTime(timezone=True), comment="since when the longest wait lasts; as last counted"),
     Column("rpm", Double, comment="what the credentials together may do; null: no limit known"),
     Column("tpm", Double),
     Column("ipm", Double),
@@ -342,6 +343,8 @@ worker = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("slots", Integer, nullable=False),
+    Column("jobs", ARRAY(Uuid), comment="those it holds, by its last report"),
+    _at("started_at", nullable=False),
     _at("seen_at", nullable=False),
 )
 

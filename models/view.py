@@ -96,10 +96,10 @@ def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, 
         "user": job.flow,
         "priority": job.priority,
         "conversation": job.conversation,
-        "created_at": _epoch(job.created_at),
-        "expires_at": _epoch(job.expires_at),
-        "started_at": _epoch(job.started_at),
-        "ended_at": _epoch(job.ended_at),
+        "created_at": epoch(job.created_at),
+        "expires_at": epoch(job.expires_at),
+        "started_at": epoch(job.started_at),
+        "ended_at": epoch(job.ended_at),
         "timeout_s": job.timeout_s,
         "cancel_requested": job.cancel_requested,
         "possible_duplicate_calls": job.possible_duplicate_calls,
@@ -125,7 +125,7 @@ def queue(place: line.Place) -> JsonObject:
         "position": place.position,
         "eta_s": place.eta_s,
         "blocked_by": place.blocked_by,
-        "wake_at": _epoch(place.wake_at),
+        "wake_at": epoch(place.wake_at),
     }
 
 
@@ -178,13 +178,14 @@ def _attempt(row: Any) -> JsonObject:
         "n": row.n,
         "outcome": row.outcome,
         "http_status": row.http_status,
-        "started_at": _epoch(row.started_at),
-        "ended_at": _epoch(row.ended_at),
+        "started_at": epoch(row.started_at),
+        "ended_at": epoch(row.ended_at),
         "upstream_request_id": row.upstream_request_id,
     }
 
 
-def _epoch(at: datetime | None) -> float | None:
+def epoch(at: datetime | None) -> float | None:
+    """Seconds since 1970, as every time is shown."""
     return None if at is None else round(at.timestamp(), 3)
 
 

@@ -44,6 +44,11 @@ class Leases:
         with self._lock:
             self._held.pop(dispatch_id, None)
 
+    def jobs(self) -> list[UUID]:
+        """The jobs that this process has now."""
+        with self._lock:
+            return [held.job_id for held in self._held.values()]
+
     def renew(self) -> None:
         """Every lease holds for NOWSERVING_LEASE_S from now; calls whose job is to be cancelled are closed.
 

@@ -52,7 +52,7 @@ class Beat:
         try:
             self.leases.renew()
             with db.begin() as session:
-                fleet.report(session, self.name, slots=slots)
+                fleet.report(session, self.name, slots=slots, jobs=self.leases.jobs())
             ending.replay()
         except Unavailable:
             log.warning("beat missed: Postgres is away", extra={"worker": self.name})

@@ -1,0 +1,69 @@
+"""Flows as operators see them: whose jobs wait in a lane, how many, since when, and how many of theirs run.
+
+Counted are the jobs at the head of each line, up to LOOKED_MOST; a longer line says so (`is_whole` false).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.view import JsonObject, epoch
+
+LOOKED_MOST = 10_000
+# Without a lane: so many of the longest lines, and fewer jobs of each.
+LANES_MOST, LOOKED_EACH = 20, 1_000
+
+
+def ranked(session: Session, *, lane: int | None, user: str | None) -> list[JsonObject]:
+    """The flows that wait or run in this lane, or in the longest lines: who waits with most jobs first.."""
+    wanted = {
+        "lane": lane, "user": user, "lanes_most": 1 if lane is not None else LANES_MOST,
+        "most": LOOKED_MOST if lane is not None else LOOKED_EACH,
+    }  # fmt: skip
+    return [
+        {
+            "id": f"{row.lane_id}:{row.name}",
+            "object": "flow",
+            "lane": row.lane_id,
+            "pool": row.pool,
+            "model": row.model,
+            "user": row.name,
+            "weight": row.weight,
+            "waiting": row.waiting,
+            "running": row.running,
+            "oldest_wait_s": None if row.oldest_at is None else round(max(0.0, (row.now - row.oldest_at).total_seconds()), 1),
+            "oldest_at": epoch(row.oldest_at),
+            "is_whole": row.looked < wanted["most"],
+        }
+        for row in session.execute(_RANKED, wanted)
+    ]
+
+
+_RANKED = text("""
+    WITH line AS MATERIALIZED (
+        SELECT id, low_water FROM lane
+        WHERE (CAST(:lane AS bigint) IS NOT NULL AND id = :lane) OR (CAST(:lane AS bigint) IS NULL AND wake_at IS NOT NULL)
+        ORDER BY queued DESC, id LIMIT :lanes_most
+    ), head AS MATERIALIZED (
+        SELECT line.id AS lane_id, one.flow, one.created_at FROM line CROSS JOIN LATERAL (
+            SELECT flow, created_at FROM job
+            WHERE lane_id = line.id AND status = 'queued' AND NOT held AND start_tag >= line.low_water ORDER BY start_tag, id LIMIT :most
+        ) AS one
+    ), live AS MATERIALIZED (
+        SELECT lane_id, flow FROM job WHERE status IN ('admitted', 'running') AND (CAST(:lane AS bigint) IS NULL OR lane_id = :lane)
+    ), looked AS (
+        SELECT lane_id, count(*) AS jobs FROM head GROUP BY lane_id
+    ), counted AS (
+        SELECT lane_id, flow, count(*) FILTER (WHERE waits)::int AS waiting, count(*) FILTER (WHERE NOT waits)::int AS running,
+               min(created_at) AS oldest_at
+        FROM (SELECT lane_id, flow, created_at, true AS waits FROM head UNION ALL SELECT lane_id, flow, NULL, false FROM live) AS one
+        WHERE CAST(:user AS text) IS NULL OR flow = :user GROUP BY lane_id, flow
+    )
+    SELECT counted.lane_id, counted.flow AS name, counted.waiting, counted.running, counted.oldest_at, now() AS now,
+           coalesce(flow.weight, 1) AS weight, lane.model, pool.name AS pool, coalesce(looked.jobs, 0) AS looked
+    FROM counted JOIN lane ON lane.id = counted.lane_id JOIN pool ON pool.id = lane.pool_id
+    LEFT JOIN looked ON looked.lane_id = counted.lane_id
+    LEFT JOIN flow ON flow.lane_id = counted.lane_id AND flow.name = counted.flow
+    ORDER BY counted.waiting DESC, counted.running DESC, counted.lane_id, counted.flow LIMIT 10000
+""")

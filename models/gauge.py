@@ -1,0 +1,120 @@
+"""What is used and what is left of each limit, counted from the attempts on record as the limiter's state is rebuilt from them.
+
+So an answer needs Postgres alone, and says what holds after any loss of Redis. Jobs that are admitted and not called yet count as used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from models import meter
+from models.db import Session
+from models.meter import State
+
+MINUTE_S = 60
+NAMES = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
+Bound = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One limit. limit None: none is known. used None: it is not counted without a limit (requests a day)."""
+
+    limit: float | None
+    used: int | None
+
+    @property
+    def left(self) -> int | None:
+        return None if self.limit is None or self.used is None else max(0, int(self.limit - self.used))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One credential and model: its limits as they are known, and how far each is used."""
+
+    state: State
+    gauges: Mapping[str, Gauge]
+
+    @property
+    def cooldown_until(self) -> datetime | None:
+        return self.state.cooldown_until
+
+
+def read(session: Session, bounds: Sequence[Bound]) -> dict[Bound, Reading]:
+    """The gauges of these credentials and models. Three statements for all of them, one more where a day is limited."""
+    states = meter.read_many(session, bounds)
+    used: dict[Bound, Any] = {}
+    if bounds:
+        wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "minute_s": MINUTE_S}
+        used = {(row.credential_id, row.model): row for row in session.execute(_USED, wanted)}
+    days = _days(session, states)
+    return {one: Reading(state, _gauges(state, used.get(one), days.get(one))) for one, state in states.items()}
+
+
+def together(readings: Iterable[Reading]) -> dict[str, Gauge]:
+    """What several credentials have together; without a limit as soon as one of them has none."""
+    found = list(readings)
+    return {name: _sum([one.gauges[name] for one in found]) for name in NAMES}
+
+
+def _sum(gauges: Sequence[Gauge]) -> Gauge:
+    limits, used = [one.limit for one in gauges], [one.used for one in gauges]
+    return Gauge(
+        limit=None if not gauges or None in limits else sum(one for one in limits if one is not None),
+        used=None if None in used else sum(one for one in used if one is not None),
+    )
+
+
+def _gauges(state: State, used: Any | None, day: int | None) -> dict[str, Gauge]:
+    windows = [one for one in (state.limits.max_in_flight, state.window_size) if one is not None]
+    return {
+        "rpm": Gauge(state.limits.rpm or state.learned_rpm, used.requests if used else 0),
+        "tpm": Gauge(state.limits.tpm or state.learned_tpm, int(used.tokens) if used else 0),
+        "ipm": Gauge(state.limits.ipm, int(used.images) if used else 0),
+        "rpd": Gauge(state.limits.rpd, day),
+        "max_in_flight": Gauge(min(windows) if windows else None, used.in_flight if used else 0),
+    }
+
+
+def _days(session: Session, states: Mapping[Bound, State]) -> dict[Bound, int]:
+    limited = [(one, state.limits.rpd) for one, state in states.items() if state.limits.rpd]
+    if not limited:
+        return {}
+    wanted = {"credentials": [one[0] for one, _ in limited], "models": [one[1] for one, _ in limited], "most": [rpd for _, rpd in limited]}
+    return {(row.credential_id, row.model): row.requests for row in session.execute(_USED_TODAY, wanted)}
+
+
+# Admitted and running jobs are no more than the workers have slots; attempts of a minute no more than they can make in one.
+_USED = text("""
+    WITH live AS MATERIALIZED (
+        SELECT credential_id, model, count(*)::int AS jobs, count(*) FILTER (WHERE status = 'admitted')::int AS requests,
+               coalesce(sum(tokens) FILTER (WHERE status = 'admitted'), 0) AS tokens,
+               coalesce(sum(images) FILTER (WHERE status = 'admitted'), 0) AS images
+        FROM job WHERE status IN ('admitted', 'running') GROUP BY credential_id, model
+    )
+    SELECT wanted.credential_id, wanted.model, coalesce(live.jobs, 0) AS in_flight,
+           sent.requests + coalesce(live.requests, 0) AS requests, sent.tokens + coalesce(live.tokens, 0) AS tokens,
+           sent.images + coalesce(live.images, 0) AS images
+    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[])) AS wanted (credential_id, model)
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS requests, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM attempt
+        WHERE credential_id = wanted.credential_id AND model = wanted.model AND outcome <> 'not_sent'
+        AND started_at > now() - make_interval(secs => :minute_s)
+    ) AS sent
+    LEFT JOIN live ON live.credential_id = wanted.credential_id AND live.model = wanted.model
+""")
+_USED_TODAY = text("""
+    SELECT wanted.credential_id, wanted.model, sent.requests
+    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[]), CAST(:most AS bigint[])) AS wanted (credential_id, model, most)
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS requests FROM (
+            SELECT FROM attempt WHERE credential_id = wanted.credential_id AND model = wanted.model AND outcome <> 'not_sent'
+            AND started_at > now() - interval '1 day' LIMIT wanted.most
+        ) AS counted
+    ) AS sent
+""")

@@ -1,0 +1,149 @@
+"""Jobs as operators find them: by id, key, user, status, lane, pool, model and time. Never what was asked, answered or attached.
+
+A search looks at no more than LOOKED_MOST jobs, newest first, whatever fits among them; where it stopped it can go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import line, view
+from models.db import Session
+from models.job import Status
+from models.view import JsonObject, epoch
+
+LOOKED_MOST = 20_000
+# Most searches find enough among the first few.
+LOOKED_FIRST = 1_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What must hold of a job. key: its id or name. user: the flow. since, until: when it was submitted. None: whatever it is."""
+
+    id: UUID | None = None
+    key: str | None = None
+    user: str | None = None
+    status: Status | None = None
+    lane: int | None = None
+    pool: str | None = None
+    model: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One page. next_after: from where the search goes on; None: it has seen all."""
+
+    jobs: list[JsonObject]
+    next_after: UUID | None
+
+
+def find(session: Session, wanted: Wanted, *, limit: int, after: UUID | None) -> Found:
+    """Jobs that fit, newest first, at most `limit`; maybe none, and yet more further on (next_after)."""
+    values = _values(session, wanted) if wanted.id is None else {"id": wanted.id}
+    if values is None:
+        return Found([], None)
+    if wanted.id is not None:
+        rows = session.execute(_ONE, values).all()
+        return Found(_show_all(session, rows), None)
+    query = _LIVE if wanted.status in (Status.ADMITTED, Status.RUNNING) else _BY_KEY if values["key_ids"] else _NEWEST
+    for looked in (LOOKED_FIRST, LOOKED_MOST):
+        seen = session.execute(query, {**values, "after": after, "looked": looked, "most": limit + 1}).one()
+        if len(seen.fits) > limit or seen.looked < looked:
+            break
+    ids = list(seen.fits[:limit])
+    rows = session.execute(_SHOWN, {"ids": ids}).all() if ids else []
+    if len(seen.fits) > limit:
+        return Found(_show_all(session, rows), ids[-1])
+    return Found(_show_all(session, rows), seen.last if seen.looked == looked else None)
+
+
+def _values(session: Session, wanted: Wanted) -> Mapping[str, Any] | None:
+    """What the statements are told; None when there is no such key, pool or lane."""
+    key_ids = [row.id for row in session.execute(_KEYS, {"key": wanted.key})] if wanted.key is not None else []
+    lanes = wanted.lane is not None or wanted.pool is not None or wanted.model is not None
+    lane_ids = [row.id for row in session.execute(_LANES, vars(wanted))] if lanes else None
+    if (wanted.key is not None and not key_ids) or lane_ids == []:
+        return None
+    return {
+        "key_ids": key_ids, "lane_ids": lane_ids, "user": wanted.user, "status": wanted.status,
+        "low": _first_id(wanted.since) if wanted.since else UUID(int=0),
+        "high": _first_id(wanted.until) if wanted.until else UUID(int=2**128 - 1),
+    }  # fmt: skip
+
+
+def _first_id(at: datetime) -> UUID:
+    """No job submitted at this time or later has a lower id: they are UUIDv7."""
+    return UUID(int=max(0, min(int(at.timestamp() * 1000), 2**48 - 1)) << 80)
+
+
+def _show_all(session: Session, rows: Sequence[Any]) -> list[JsonObject]:
+    places = line.places(session, [row for row in rows if row.status == Status.QUEUED])
+    return [_show(row, places.get(row.id)) for row in rows]
+
+
+def _show(row: Any, place: line.Place | None) -> JsonObject:
+    waited_to = row.started_at or row.ended_at or row.now
+    return {
+        "id": view.public_id(row.id),
+        "object": "job",
+        "status": row.status,
+        "queue": None if place is None else view.queue(place),
+        "key": {"id": row.key_id, "name": row.key_name, "kind": row.key_kind},
+        "lane": row.lane_id,
+        "pool": row.pool,
+        "endpoint": row.endpoint,
+        "model": row.model,
+        "user": row.flow,
+        "priority": row.priority,
+        "created_at": epoch(row.created_at),
+        "started_at": epoch(row.started_at),
+        "ended_at": epoch(row.ended_at),
+        "waited_s": round(max(0.0, (waited_to - row.created_at).total_seconds()), 1),
+        "attempts": row.calls,
+        "credential": row.credential_id,
+        "cancel_requested": row.cancel_requested,
+        "http_status": row.http_status,
+        # Its message may quote what was asked.
+        "error_code": (row.error or {}).get("code") or (row.error or {}).get("type"),
+    }
+
+
+_KEYS = text("SELECT id FROM key WHERE id::text = :key OR name = :key LIMIT 100")
+_LANES = text("""
+    SELECT lane.id FROM lane JOIN pool ON pool.id = lane.pool_id
+    WHERE (CAST(:lane AS bigint) IS NULL OR lane.id = :lane) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
+    AND (CAST(:model AS text) IS NULL OR lane.model = :model) LIMIT 10000
+""")
+_SHOWING = """
+    SELECT job.id, job.lane_id, job.status, job.held, job.flow, job.priority, job.start_tag, job.endpoint, job.model, job.conversation_id,
+           job.turn, job.not_before, job.key_id, job.created_at, job.started_at, job.ended_at, job.calls, job.credential_id,
+           job.cancel_requested, job.http_status, job.error, now() AS now, key.name AS key_name, key.kind AS key_kind, pool.name AS pool
+    FROM job JOIN key ON key.id = job.key_id JOIN lane ON lane.id = job.lane_id JOIN pool ON pool.id = lane.pool_id
+"""
+_ONE = text(f"{_SHOWING} WHERE job.id = :id")
+_SHOWN = text(f"{_SHOWING} WHERE job.id = ANY(:ids) ORDER BY job.id DESC")
+_LOOKED = """
+    WITH looked AS MATERIALIZED (
+        SELECT id, lane_id, flow, status, key_id FROM job
+        WHERE id >= :low AND id < :high AND (CAST(:after AS uuid) IS NULL OR id < :after) AND {where} ORDER BY id DESC LIMIT :looked
+    )
+    SELECT (SELECT count(*)::int FROM looked) AS looked, (SELECT id FROM looked ORDER BY id LIMIT 1) AS last, ARRAY(
+        SELECT id FROM looked
+        WHERE (CAST(:user AS text) IS NULL OR flow = :user) AND (CAST(:status AS text) IS NULL OR status = :status)
+        AND (CAST(:lane_ids AS bigint[]) IS NULL OR lane_id = ANY(:lane_ids))
+        AND (cardinality(CAST(:key_ids AS bigint[])) = 0 OR key_id = ANY(:key_ids)) ORDER BY id DESC LIMIT :most
+    ) AS fits
+"""
+_NEWEST = text(_LOOKED.format(where="true"))
+_BY_KEY = text(_LOOKED.format(where="key_id = ANY(CAST(:key_ids AS bigint[]))"))
+# As few as the workers have slots, and older than any number of those that wait.
+_LIVE = text(_LOOKED.format(where="status IN ('admitted', 'running')"))

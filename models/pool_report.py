@@ -1,0 +1,158 @@
+"""Pools and their credentials as operators see them: what is parked or paused and why, what each may do, and how its calls end.
+
+Never a secret: of a credential's address, neither user, password nor query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import text
+
+from models import gauge
+from models.db import Session
+from models.gauge import Reading
+from models.lane_report import show_gauge
+from models.view import JsonObject, epoch
+
+# Of a credential: the models of its pool's lanes with most waiting; and of its attempts the newest, for the rates of errors.
+MODELS_MOST = 20
+RECENT_S, RECENT_MOST = 600, 200
+BAD = ("failed", "throttled", "refused", "unknown")
+
+
+def pools(session: Session, *, limit: int, after: int | None, kind: str | None) -> list[JsonObject]:
+    """Up to limit + 1 pools by id. kind: `own`, those of callers' own keys, or `issued`, the operator's."""
+    rows = session.execute(_POOLS, {"after": after, "most": limit + 1, "kind": kind}).all()
+    return [
+        {
+            "id": row.id,
+            "object": "pool",
+            "name": row.name,
+            "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
+            "keys": row.keys,
+            "credentials": row.credentials,
+            "parked": row.parked,
+            "lanes": row.lanes,
+            "waiting": row.waiting,
+            "running": row.running,
+            "created_at": epoch(row.created_at),
+        }
+        for row in rows
+    ]
+
+
+def credentials(session: Session, *, limit: int, after: int | None, pool: str | None, is_parked: bool | None) -> list[JsonObject]:
+    """Up to limit + 1 credentials by id, each with the models it serves."""
+    wanted = {"after": after, "most": limit + 1, "pool": pool, "is_parked": is_parked}
+    rows = session.execute(_CREDENTIALS, wanted).all()
+    served = session.execute(_MODELS, {"ids": [row.id for row in rows], "models_most": MODELS_MOST}).all() if rows else []
+    bounds = [(one.credential_id, one.model) for one in served]
+    readings = gauge.read(session, bounds)
+    ends = _recent(session, bounds)
+    return [
+        _show(row, [_model(name, readings[number, name], ends.get((number, name))) for number, name in bounds if number == row.id])
+        for row in rows
+    ]
+
+
+def _show(row: Any, models: Sequence[JsonObject]) -> JsonObject:
+    return {
+        "id": row.id,
+        "object": "credential",
+        "pool": {"id": row.pool_id, "name": row.pool},
+        "base_url": _plain(row.base_url),
+        "parked": {"at": epoch(row.parked_at), "reason": row.parked_reason} if row.parked_at else None,
+        "models": list(models),
+        "created_at": epoch(row.created_at),
+    }
+
+
+def _model(name: str, reading: Reading, ends: Any | None) -> JsonObject:
+    state = reading.state
+    calls = ends.calls if ends else 0
+    return {
+        "model": name,
+        "limits": {each: show_gauge(one) for each, one in reading.gauges.items()},
+        "operator_limits": dict(vars(state.limits)),
+        "learned": {"rpm": state.learned_rpm, "tpm": state.learned_tpm, "window": state.window_size},
+        "paused_until": epoch(reading.cooldown_until) if ends is not None and ends.is_paused else None,
+        "recent": {
+            "seconds": RECENT_S,
+            "calls": calls,
+            "outcomes": dict(ends.outcomes) if ends else {},
+            "error_rate": round(sum(ends.outcomes.get(each, 0) for each in BAD) / calls, 3) if ends and calls else None,
+            "usual_s": None if ends is None or ends.usual_s is None else round(ends.usual_s, 2),
+        },
+    }
+
+
+def _recent(session: Session, bounds: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
+    if not bounds:
+        return {}
+    wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "seconds": RECENT_S, "most": RECENT_MOST}
+    return {(row.credential_id, row.model): row for row in session.execute(_ENDS, wanted)}
+
+
+def _plain(base_url: str | None) -> str | None:
+    if base_url is None:
+        return None
+    parts = urlsplit(base_url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+_POOLS = text("""
+    WITH live AS MATERIALIZED (SELECT lane_id FROM job WHERE status IN ('admitted', 'running'))
+    SELECT pool.*, used.keys, given.credentials, given.parked, lined.lanes, lined.waiting, lined.running
+    FROM (
+        SELECT * FROM pool WHERE (CAST(:after AS bigint) IS NULL OR id > :after)
+        AND (CAST(:kind AS text) IS NULL OR (:kind = 'own') = EXISTS (SELECT FROM key WHERE pool_id = pool.id AND kind = 'own'))
+        ORDER BY id LIMIT :most
+    ) AS pool
+    CROSS JOIN LATERAL (SELECT count(*)::int AS keys FROM key WHERE pool_id = pool.id AND revoked_at IS NULL) AS used
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS credentials, count(parked_at)::int AS parked FROM credential WHERE pool_id = pool.id
+    ) AS given
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS lanes, coalesce(sum(queued), 0)::int AS waiting,
+               (SELECT count(*)::int FROM live WHERE lane_id IN (SELECT id FROM lane WHERE pool_id = pool.id)) AS running
+        FROM lane WHERE pool_id = pool.id
+    ) AS lined
+    ORDER BY pool.id
+""")
+_CREDENTIALS = text("""
+    SELECT credential.id, credential.pool_id, pool.name AS pool, credential.base_url, credential.parked_at, credential.parked_reason,
+           credential.created_at
+    FROM credential JOIN pool ON pool.id = credential.pool_id
+    WHERE (CAST(:after AS bigint) IS NULL OR credential.id > :after) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
+    AND (CAST(:is_parked AS boolean) IS NULL OR (credential.parked_at IS NOT NULL) = :is_parked)
+    ORDER BY credential.id LIMIT :most
+""")
+_MODELS = text("""
+    SELECT credential.id AS credential_id, lane.model FROM credential
+    CROSS JOIN LATERAL (
+        SELECT model, queued FROM lane WHERE pool_id = credential.pool_id ORDER BY queued DESC, model LIMIT :models_most
+    ) AS lane
+    WHERE credential.id = ANY(:ids) ORDER BY credential.id, lane.queued DESC, lane.model
+""")
+_ENDS = text("""
+    SELECT wanted.credential_id, wanted.model, ended.calls, ended.outcomes, ended.usual_s,
+           EXISTS (
+               SELECT FROM meter WHERE credential_id = wanted.credential_id AND model = wanted.model AND cooldown_until > now()
+           ) AS is_paused
+    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[])) AS wanted (credential_id, model)
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(n), 0)::int AS calls, coalesce(jsonb_object_agg(outcome, n) FILTER (WHERE n > 0), '{}') AS outcomes,
+               (sum(took_s) FILTER (WHERE outcome = 'succeeded') / greatest(1, sum(n) FILTER (WHERE outcome = 'succeeded')))::float8
+               AS usual_s
+        FROM (
+            SELECT outcome, count(*)::int AS n, sum(extract(epoch FROM ended_at - started_at)) AS took_s FROM (
+                SELECT outcome, started_at, ended_at FROM attempt
+                WHERE credential_id = wanted.credential_id AND model = wanted.model
+                AND started_at > now() - make_interval(secs => :seconds) ORDER BY started_at DESC LIMIT :most
+            ) AS recent WHERE outcome NOT IN ('running', 'not_sent') GROUP BY outcome
+        ) AS by_outcome
+    ) AS ended
+""")
