@@ -213,6 +213,12 @@ def cancel(session: Session, job_id: UUID, key_id: int) -> Any | None:
     return row
 
 
+def key_of(session: Session, job_id: UUID) -> int | None:
+    """The key that submitted this job; None when there is no such job."""
+    row = session.execute(text("SELECT key_id FROM job WHERE id = :id"), {"id": job_id}).one_or_none()
+    return None if row is None else int(row.key_id)
+
+
 def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
     """Jobs that waited longer than they may are expired. Rows: id."""
     rows = session.execute(_EXPIRE, {"most": most, "error": _json(EXPIRED)}).all()

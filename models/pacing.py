@@ -48,12 +48,15 @@ def free_slots(session: Session, *, seen_within_s: float) -> int:
 
 
 def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequence[Any]:
-    """Lanes that are woken or due, ours for CLAIM_S. Rows: id, pool_id, model, virtual_time, low_water."""
+    """Lanes that are woken or due, ours for CLAIM_S. Rows: id, pool_id, pool (its name), model, virtual_time, low_water."""
     return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
 
 
 def heads(session: Session, lanes: Sequence[Any], *, most: int) -> Sequence[Any]:
-    """The first `most` jobs of each lane, in order. Rows: id, lane_id, start_tag, share, cost, tokens, images, flow, created_at."""
+    """The first `most` jobs of each lane, in order.
+
+    Rows: id, lane_id, start_tag, share, cost, tokens, images, flow, endpoint, created_at.
+    """
     if not lanes:
         return []
     wanted = {"lanes": [lane.id for lane in lanes], "lows": [lane.low_water for lane in lanes], "most": most}
@@ -140,12 +143,12 @@ _CLAIM_LANES = text("""
         AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id) IS NULL
         ORDER BY wake_at NULLS LAST LIMIT :most FOR UPDATE SKIP LOCKED
     ))
-    RETURNING id, pool_id, model, virtual_time, low_water
+    RETURNING id, pool_id, (SELECT name FROM pool WHERE pool.id = lane.pool_id) AS pool, model, virtual_time, low_water
 """)
 _HEADS = text("""
     SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)
     CROSS JOIN LATERAL (
-        SELECT id, lane_id, start_tag, share, cost, tokens, images, flow, created_at FROM job
+        SELECT id, lane_id, start_tag, share, cost, tokens, images, flow, endpoint, created_at FROM job
         WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
         AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp())
         ORDER BY start_tag, id LIMIT :most

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     # A bearer token of /ops that may do everything; others are made with `nowserving operators create`.
     ops_token: SecretStr = SecretStr("")
     flower_basic_auth: SecretStr = SecretStr("")
+    # Behind a proxy under a path (/flower); and whether Flower's users may cancel jobs.
+    flower_url_prefix: str = ""
+    flower_control: bool = False
 
     # The line
     max_queued_per_lane: int = Field(200_000, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,26 +13,37 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from deploy.server import free_port
-from models import db, job, line
+from models import db, job, key, line
 from models.view import public_id
-from tests.processes import Stack, ask, caller, running, until, wait_ended
+from tests.browser import Visit, picture
+from tests.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
+from tests.processes import cancel as _cancel
 from workers import wake
 
 LOGIN = "operator:correct-horse"
 SECRET, PROMPT = "sk-canary-0123456789abcdef", "the canary sings in the dark"
+LONG = f"{PROMPT} [[fake:hold]]"
 
 
 class Flower:
     """Its HTTP interface, as an operator's script would use it."""
 
-    def __init__(self, port: int) -> None:
-        self._base = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, *, prefix: str = "") -> None:
+        self.base = f"http://127.0.0.1:{port}{prefix}"
 
     def get(self, path: str, *, login: str | None = LOGIN) -> str:
+        return self.send("GET", path, login=login)
+
+    def post(self, path: str, *, login: str | None = LOGIN) -> str:
+        return self.send("POST", path, login=login, body=b"")
+
+    def send(self, method: str, path: str, *, login: str | None, body: bytes | None = None) -> str:
         headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
-        with urllib.request.urlopen(urllib.request.Request(self._base + path, headers=headers), timeout=10) as answer:
+        asked = urllib.request.Request(self.base + path, body, headers, method=method)
+        with urllib.request.urlopen(asked, timeout=10) as answer:
             return str(answer.read().decode())
 
     def task(self, job_id: UUID) -> dict[str, Any]:
@@ -56,8 +68,27 @@ def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def flower(stack: Stack) -> Flower:
-    stack._start("flower", ["workers.flower"])
-    made = Flower(int(str(stack.settings["flower_port"])))
+    """As it is by default: it only shows."""
+    return _up(stack, Flower(int(str(stack.settings["flower_port"]))))
+
+
+@pytest.fixture(scope="module")
+def levers(stack: Stack) -> Flower:
+    """One that may cancel, behind a proxy's path."""
+    port = free_port()
+    return _up(stack, Flower(port, prefix="/tools/flower"), flower_port=port, flower_control=True, flower_url_prefix="/tools/flower/")
+
+
+@pytest.fixture(scope="module")
+def worker(stack: Stack) -> str:
+    """The name of a worker that takes jobs."""
+    name = stack.worker(threads=4).name
+    with db.begin() as session:
+        return str(session.execute(text("SELECT name FROM worker WHERE name LIKE :name"), {"name": f"{name}@%"}).scalar_one())
+
+
+def _up(stack: Stack, made: Flower, **settings: object) -> Flower:
+    stack._start("flower", ["workers.flower"], **settings)
 
     def answers() -> bool:
         try:
@@ -73,7 +104,7 @@ def test_a_waiting_job_is_shown_by_its_id(stack: Stack, flower: Flower) -> None:
     who = caller(SECRET)
     job_id = _announced(who, flower)
 
-    assert "nowserving.job" == flower.task(job_id)["name"]
+    assert "chat" == flower.task(job_id)["name"]
     assert "PENDING" == flower.task(job_id)["state"]
 
 
@@ -87,21 +118,123 @@ def test_a_cancelled_job_is_shown_as_revoked(stack: Stack, flower: Flower) -> No
     assert flower.wait_state(job_id, "REVOKED")
 
 
-def test_a_job_that_ran_is_shown_with_its_worker_and_without_its_secrets(stack: Stack, flower: Flower) -> None:
+def test_waiting_jobs_are_cancelled_durably_where_that_is_allowed(stack: Stack, flower: Flower, levers: Flower) -> None:
+    job_id = _announced(caller(SECRET), levers)
+    said = levers.post(f"/api/task/revoke/{public_id(job_id)}")
+
+    assert "is cancelled" in said
+    assert "cancelled" == row(job_id).status
+    assert levers.wait_state(job_id, "REVOKED")
+    assert "ended already" in levers.post(f"/api/task/revoke/{public_id(job_id)}")
+
+
+def test_admitted_jobs_are_cancelled_where_that_is_allowed(stack: Stack, levers: Flower) -> None:
+    with pretended_slots(100):
+        job_id = ask(caller("sk-of-nobody-else"), PROMPT)
+        wait_status(job_id, "admitted")
+    levers.post(f"/api/task/revoke/{public_id(job_id)}")
+
+    assert "cancelled" == row(job_id).status
+
+
+def test_by_default_nobody_can_cancel_anything_in_flower(stack: Stack, flower: Flower) -> None:
+    job_id = _announced(caller(SECRET), flower)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        flower.post(f"/api/task/revoke/{public_id(job_id)}")
+
+    assert 403 == refused.value.code
+    assert "queued" == row(job_id).status
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/task/apply/nowserving.job", "/api/task/async-apply/nowserving.job", "/api/task/send-task/nowserving.job",
+     "/api/task/rate-limit/nowserving.job", "/api/worker/shutdown/any", "/api/worker/pool/grow/any",
+     "/api/worker/queue/cancel-consumer/any"],
+)  # fmt: skip
+def test_what_would_work_around_the_line_is_closed_even_with_control(levers: Flower, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        levers.post(path)
+
+    assert 403 == refused.value.code
+
+
+@pytest.mark.parametrize("name", ["job_00000000000000000000000000000000", "evt_1", "x"])
+def test_what_is_no_job_cannot_be_cancelled(levers: Flower, name: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        levers.post(f"/api/task/revoke/{name}")
+
+    assert 404 == refused.value.code
+
+
+def test_running_jobs_are_told_to_stop_from_the_page(stack: Stack, levers: Flower, worker: str, visit: Visit) -> None:
+    job_id = ask(caller(SECRET), LONG)
+    wait_status(job_id, "running")
+    levers.wait_state(job_id, "STARTED")
+    page = visit(f"{levers.base}/task/{public_id(job_id)}", login=tuple(LOGIN.split(":")), forgives=("401",))
+    page.get_by_role("button", name="Terminate").click()
+    page.get_by_text("runs and was told to stop").wait_for()
+
+    assert "cancelled" == wait_status(job_id, "cancelled").status
+
+
+def test_the_page_of_a_worker_shows_its_lanes_and_no_levers(
+    stack: Stack, levers: Flower, worker: str, visit: Visit, tmp_path: Path
+) -> None:
+    with db.begin() as session:
+        key.make_pool(session, "team-a")
+        who, token = key.issue(session, name="team", pool="team-a")
+        key.add_credential(session, pool_id=who.pool_id, upstream_key=SECRET)
+    job_id = ask(who, LONG, model="gpt-4o-mini")
+    wait_status(job_id, "running")
+    assert "chat [team-a]" == levers.wait_state(job_id, "STARTED")["name"]
+
+    page = visit(f"{levers.base}/worker/{worker}", login=tuple(LOGIN.split(":")))
+    page.get_by_role("tab", name="Other").click()
+    page.get_by_text("lane gpt-4o-mini [team-a]").wait_for()
+    picture(page, tmp_path / "worker.png")
+    shown = page.content()
+    _cancel(job_id)
+
+    assert "lane gpt-4o-mini [team-a]" in shown
+    assert "1 running here" in shown
+    assert "Shut Down" not in shown
+    assert token not in shown
+    assert "canary" not in shown
+
+
+def test_the_list_of_tasks_names_them_so_that_people_understand(
+    stack: Stack, flower: Flower, worker: str, visit: Visit, tmp_path: Path
+) -> None:
+    who = caller(SECRET)
+    done = [ask(who, PROMPT), ask(who, PROMPT)]
+    wait_ended(done, stack=stack)
+    for job_id in done:
+        flower.wait_state(job_id, "SUCCESS")
+    page = visit(f"{flower.base}/tasks", login=tuple(LOGIN.split(":")))
+    page.get_by_text(public_id(done[0])).first.wait_for()
+    picture(page, tmp_path / "tasks.png")
+
+    assert page.get_by_role("cell", name="chat", exact=True).count()
+    assert "nowserving.job" not in page.locator("#tasks-table tbody").inner_text()
+    assert "canary" not in page.content()
+
+
+def test_a_job_that_ran_is_shown_with_its_worker_and_without_its_secrets(stack: Stack, flower: Flower, worker: str) -> None:
     who = caller(SECRET)
     job_id = _announced(who, flower)
-    stack.worker(threads=2)
     wait_ended([job_id], stack=stack)
     shown = json.dumps(flower.wait_state(job_id, "SUCCESS"))
-    paths = (f"/task/{public_id(job_id)}", "/tasks", "/workers", "/api/tasks?limit=50")
+    paths = (f"/task/{public_id(job_id)}", "/tasks", "/workers", f"/worker/{worker}", "/api/tasks?limit=50", "/metrics")
     pages = shown + "".join(flower.get(path) for path in paths)
 
     assert public_id(job_id) in pages
     assert SECRET not in pages
     assert "canary" not in pages
+    assert all(secret not in pages for secret in os.environ["NOWSERVING_SECRET_KEYS"].split(","))
 
 
-@pytest.mark.parametrize("path", ["/", "/tasks", "/workers", "/api/tasks", "/api/workers"])
+@pytest.mark.parametrize("path", ["/", "/tasks", "/workers", "/api/tasks", "/api/workers", "/metrics", "/healthcheck"])
 def test_nothing_is_shown_without_the_password(flower: Flower, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         flower.get(path, login=None)

@@ -31,7 +31,7 @@ class Doorbells:
     def __init__(self) -> None:
         self.rung: list[tuple[UUID, UUID]] = []
 
-    def ring(self, job_id: UUID, dispatch_id: UUID) -> bool:
+    def ring(self, job_id: UUID, dispatch_id: UUID, *, title: str | None = None) -> bool:
         self.rung.append((job_id, dispatch_id))
         return True
 

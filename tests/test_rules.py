@@ -29,7 +29,7 @@ def named(call: ast.Call) -> str:
 
 
 READS = {"os.environ", "os.environb", "os.getenv"}
-# Flower is started with all of it but one variable.
+# Flower reads its own settings there, all of it but one variable.
 HANDS_IT_ON = {ROOT / "workers" / "flower.py"}
 
 

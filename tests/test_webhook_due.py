@@ -25,7 +25,7 @@ class Bells:
     rung: list[UUID] = field(default_factory=list)
     is_deaf: bool = False
 
-    def ring(self, number: UUID, ticket: UUID, /) -> bool:
+    def ring(self, number: UUID, ticket: UUID, /, *, title: str | None = None) -> bool:
         if not self.is_deaf:
             self.rung.append(number)
         return not self.is_deaf

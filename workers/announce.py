@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from kombu.exceptions import OperationalError
 
-from models.view import public_id
+from models import db, title
+from models.errors import Unavailable
+from models.view import parse_id, public_id
 from workers.app import NAME, QUEUE, app
 
 log = logging.getLogger(__name__)
@@ -62,15 +65,27 @@ class Announcer:
             except queue.Empty:
                 continue
             more = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
+            titles = _titles([job_id for event, job_id in [first, *more] if event == "task-sent"])
             for event, job_id in [first, *more]:
-                dispatcher.send(event, **_fields(event, job_id))
+                dispatcher.send(event, **_fields(event, job_id, titles.get(job_id, NAME)))
             dispatcher.flush()
 
 
-def _fields(event: str, job_id: str) -> dict[str, object]:
+def _titles(job_ids: Sequence[str]) -> dict[str, str]:
+    """What these jobs are called; without Postgres nothing, and Flower shows the task's name."""
+    if not job_ids:
+        return {}
+    try:
+        with db.begin() as session:
+            return {public_id(number): said for number, said in title.of_jobs(session, [parse_id(one) for one in job_ids]).items()}
+    except Unavailable:
+        return {}
+
+
+def _fields(event: str, job_id: str, name: str) -> dict[str, object]:
     if event == "task-revoked":
         return {"uuid": job_id, "terminated": False, "signum": None, "expired": False}
     return {
-        "uuid": job_id, "name": NAME, "args": f"('{job_id}',)", "kwargs": "{}", "retries": 0, "eta": None, "expires": None,
+        "uuid": job_id, "name": name, "args": f"('{job_id}',)", "kwargs": "{}", "retries": 0, "eta": None, "expires": None,
         "root_id": job_id, "parent_id": None, "queue": QUEUE, "exchange": "", "routing_key": QUEUE,
     }  # fmt: skip

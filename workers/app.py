@@ -18,7 +18,7 @@ from workers import broker
 
 QUEUE = "jobs"
 WEBHOOKS = "webhooks"
-# What Flower shows as the name of every job, and of every webhook on its way.
+# The names by which workers know their tasks; Flower shows a title instead (models/title.py).
 NAME = "nowserving.job"
 WEBHOOK_NAME = "nowserving.webhook"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, pacing, parking
+from models import crash, db, job, pacing, parking, title
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
@@ -105,10 +105,11 @@ class Pacer:
             is_short=any(one.blocked_by == "workers" for one in settled),
         )
         crash.at("pacer.after_admit")
-        lane_of = {head.id: head.lane_id for jobs in queues.values() for head in jobs}
-        model_of = {lane.id: lane.model for lane in lanes}
-        bound = {one.dispatch_id: Meter(one.credential_id, model_of[lane_of[one.job_id]]) for one in admissions}
-        self._ring_all([one for one in admissions if one.dispatch_id in marked], bound)
+        heads = {head.id: head for jobs in queues.values() for head in jobs}
+        by_id = {lane.id: lane for lane in lanes}
+        bound = {one.dispatch_id: Meter(one.credential_id, by_id[heads[one.job_id].lane_id].model) for one in admissions}
+        titles = {one.job_id: title.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
+        self._ring_all([one for one in admissions if one.dispatch_id in marked], bound, titles)
         self._give_back([one.dispatch_id for one in admissions if one.dispatch_id not in marked], bound)
         return settled
 
@@ -138,7 +139,7 @@ class Pacer:
         for job_id in doomed:
             wake.job(job_id, "ended")
 
-    def _ring_all(self, admitted: Sequence[Admission], bound: Mapping[UUID, Meter]) -> None:
+    def _ring_all(self, admitted: Sequence[Admission], bound: Mapping[UUID, Meter], titles: Mapping[UUID, str]) -> None:
         """Celery is rung for those whose budget is still reserved.
 
         Where the limiter was emptied in between, another pacer may have rebuilt it without these: they go back, uncalled.
@@ -151,7 +152,7 @@ class Pacer:
                     job.put_back(session, one.job_id, one.dispatch_id, Finding(Outcome.NOT_SENT), why="reservation lost")
                 continue
             # Each failure costs seconds: after the first the rest is left to the sweep, which finds what nobody claimed.
-            is_heard = is_heard and self._ring.ring(one.job_id, one.dispatch_id)
+            is_heard = is_heard and self._ring.ring(one.job_id, one.dispatch_id, title=titles[one.job_id])
             crash.at("pacer.mid_publish")
 
     def _still_held(self, dispatches: Sequence[UUID], bound: Mapping[UUID, Meter]) -> set[UUID]:

@@ -13,7 +13,7 @@ from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_
 from models import logs
 from models.errors import Unavailable
 from models.settings import settings
-from workers import life, registry, wake
+from workers import lanes_told, life, registry, wake
 from workers.app import NAME, app
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 limiter = Limiter(wake.client())
 leases = Leases(limiter)
 processor = Processor(limiter, leases)
+lanes_told.tell(leases.jobs)
 _stop = threading.Event()
 
 

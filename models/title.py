@@ -1,0 +1,37 @@
+"""What a job is called where operators see it as a task: its kind, and its pool where that has a name of the operator's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models import endpoint
+from models.db import Session
+
+KINDS = {
+    endpoint.CHAT: "chat",
+    endpoint.IMAGES: "images",
+    endpoint.EDITS: "image edits",
+    endpoint.EMBEDDINGS: "embeddings",
+    endpoint.MODERATIONS: "moderations",
+}
+OWN = "own:"
+
+
+def of(route: str, pool: str) -> str:
+    """`chat`, or `chat [team-a]` for a pool that the operator made. Never the model: callers can name any number of those."""
+    kind = KINDS.get(route, "models")
+    return kind if pool.startswith(OWN) else f"{kind} [{pool}]"
+
+
+def of_jobs(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The titles of these jobs."""
+    return {row.id: of(row.endpoint, row.pool) for row in session.execute(_JOBS, {"ids": list(job_ids)})}
+
+
+_JOBS = text("""
+    SELECT job.id, job.endpoint, pool.name AS pool FROM job
+    JOIN lane ON lane.id = job.lane_id JOIN pool ON pool.id = lane.pool_id WHERE job.id = ANY(:ids)
+""")
