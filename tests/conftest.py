@@ -61,13 +61,13 @@ def environment(postgres: Postgres, valkey: Valkey) -> Iterator[dict[str, str]]:
     for name in before:
         del os.environ[name]
     os.environ.update(wanted)
-    _forget()
+    forget()
     migrate.to_latest()
     yield wanted
     for name in wanted:
         del os.environ[name]
     os.environ.update(before)
-    _forget()
+    forget()
 
 
 @pytest.fixture
@@ -91,10 +91,11 @@ def override(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> It
 
     yield change
     monkeypatch.undo()
-    _forget()
+    forget()
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Nothing in this process remembers settings or servers of before."""
     settings.cache_clear()
     wake.client.cache_clear()
     line.lane_of.cache_clear()

@@ -22,6 +22,16 @@ SPOILS = ("hang=", "reset=", "garbage=", "cut_after=", "drip=")
 PER_RULE = 5  # broken promises shown of each
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What client, upstream and receiver wrote down. lost: calls in flight when something was killed."""
+
+    journal: Journal
+    calls: Sequence[Call]
+    got: Sequence[Got]
+    lost: int = 0
+
+
 @dataclass
 class Found:
     """Counts, and the promises that were broken, in words. allowed: calls that may be of unknown outcome."""
@@ -48,15 +58,16 @@ RULES = ("lost or stuck", "answered twice, unmarked", "unknown without cause", "
          "ledger off", "webhook missing", "odd answer")  # fmt: skip
 
 
-def check(journal: Journal, calls: Sequence[Call], got: Sequence[Got], *, lost: int) -> Found:
-    """The whole of it. lost: calls in flight when something was killed."""
+def check(evidence: Evidence) -> Found:
+    """The whole of it, laid beside the database as it is now."""
+    journal, calls = evidence.journal, evidence.calls
     accepted = [note for note in journal if note.job_id]
     jobs = {row.id: row for row in query("SELECT * FROM job WHERE id = ANY(:ids)", ids=[_id(note) for note in accepted])}
     attempts = query("SELECT * FROM attempt WHERE job_id = ANY(:ids) ORDER BY n", ids=list(jobs))
     found = Found(jobs=len(accepted), calls=len(calls), repeats=journal.repeats)
     found.statuses = Counter(row.status for row in jobs.values())
     found.unknown = sum(one.outcome == "unknown" for one in attempts)
-    found.allowed = lost + sum(any(name in call.behaviour for name in SPOILS) for call in calls)
+    found.allowed = evidence.lost + sum(any(name in call.behaviour for name in SPOILS) for call in calls)
     found.doubled = sum(row.possible_duplicate_calls for row in jobs.values())
     found.breaks("lost or stuck", _lost(accepted, jobs, attempts))
     found.breaks("answered twice, unmarked", _doubles(jobs, attempts, calls))
@@ -65,7 +76,7 @@ def check(journal: Journal, calls: Sequence[Call], got: Sequence[Got], *, lost: 
     found.breaks("over a limit", (f"call {call.n} of {call.key} was refused by the upstream" for call in calls if call.is_refused))
     found.breaks("turn out of order", _turns(accepted, jobs, attempts, calls))
     found.breaks("ledger off", _ledger(list(jobs)))
-    arrived = _arrived(got)
+    arrived = _arrived(evidence.got)
     names = {note.job_id for note in accepted}
     found.deliveries = sum(n for (_, _, job_id), n in arrived.items() if job_id in names)
     found.breaks("webhook missing", _untold(accepted, jobs, arrived))

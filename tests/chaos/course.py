@@ -15,7 +15,7 @@ import psycopg
 
 from models.errors import ServingError
 from tests.chaos import leaks
-from tests.chaos.check import Found, check
+from tests.chaos.check import Evidence, Found, check
 from tests.chaos.client import Client
 from tests.chaos.fault import Fault
 from tests.chaos.note import Journal
@@ -39,6 +39,7 @@ class Outcome:
     name: str
     events: Sequence[Event]
     found: Found
+    evidence: Evidence
     settled_s: float
     broken: list[str] = field(default_factory=list)
 
@@ -72,10 +73,11 @@ def _run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: f
     with suppress(TimeoutError):
         _wait(plant, lambda: not _open_deliveries(), "every webhook has arrived", within_s=90)
     client.stop()
-    calls = plant.upstream.calls(since=since)
-    found = check(journal, calls, plant.receiver.got(), lost=sum(fault.lost for fault in faults))
+    lost = sum(fault.lost for fault in faults)
+    evidence = Evidence(journal, plant.upstream.calls(since=since), plant.receiver.got(), lost)
+    found = check(evidence)
     broken += found.broken + plant.surprises[surprises:] + leaks.find(plant, sessions=sessions_before | plant.sessions)
-    return Outcome(name, events, found, settled_s, broken)
+    return Outcome(name, events, found, evidence, settled_s, broken)
 
 
 def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> list[Fault]:

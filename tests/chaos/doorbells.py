@@ -44,7 +44,7 @@ class Rewriter:
         out = b""
         while found := _command(self._rest):
             words, end = found
-            out += _encoded(self._postman.handle(words)) if words else self._rest[:end]
+            out += encoded(self._postman.handle(words)) if words else self._rest[:end]
             self._rest = self._rest[end:]
         return out
 
@@ -69,5 +69,6 @@ def _command(data: bytes) -> tuple[list[bytes], int] | None:
     return words, at
 
 
-def _encoded(words: list[bytes]) -> bytes:
+def encoded(words: list[bytes]) -> bytes:
+    """The command as it is sent."""
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)

@@ -71,6 +71,9 @@ class Journal:
     def wonder(self, what: str) -> None:
         self.odd.append(what)
 
+    def __len__(self) -> int:
+        return len(self._notes)
+
     def since(self, n: int) -> list[Note]:
         return self._notes[n:]
 

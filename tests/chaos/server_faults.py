@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import psycopg
@@ -83,6 +83,10 @@ class ValkeyFull(_Valkey):
 class _Postgres(Fault):
     on = frozenset({"postgres"})
 
+    @property
+    def _url(self) -> str:
+        return self.plant.postgres.url.replace("+psycopg", "")
+
 
 class PostgresRestarted(_Postgres):
     """Fast shutdown, away for two seconds."""
@@ -113,7 +117,7 @@ class PostgresCut(_Postgres):
 
     def step(self) -> None:
         if self._steps % 10 == 0:
-            with suppress(psycopg.Error), psycopg.connect(self.plant.postgres.url.replace("+psycopg", ""), connect_timeout=2) as own:
+            with suppress(psycopg.Error), psycopg.connect(self._url, connect_timeout=2) as own:
                 own.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'nowserving'")
         self._steps += 1
 
@@ -137,7 +141,7 @@ class PostgresFrozen(_Postgres):
 
 
 class DiskFull(_Postgres):
-    """The file system of its cluster has no byte left. The log of writes cannot grow either, so it may end, and is started again."""
+    """The file system of its cluster has no byte left, for tables and for the log of writes: it panics, and is started again."""
 
     lasts_s = 12
 
@@ -146,12 +150,19 @@ class DiskFull(_Postgres):
         with suppress(OSError), self._filler.open("wb", buffering=0) as file:
             while file.write(b"\0" * 65536):
                 pass
+        threading.Thread(target=self._use_up_the_log, daemon=True).start()
 
     def end(self) -> None:
         self._filler.unlink(missing_ok=True)
         if not self.plant.postgres.is_ready():
             self.plant.postgres.kill()
             self.plant.postgres.start()
+
+    def _use_up_the_log(self) -> None:
+        """Segments of it were made ahead: until those are used, only tables would feel that the disk is full."""
+        with suppress(psycopg.Error), psycopg.connect(self._url, connect_timeout=2, autocommit=True) as own:
+            for _ in range(40):
+                own.execute("SELECT pg_logical_emit_message(false, 'chaos', 'full'), pg_switch_wal()")
 
 
 class _Cut(Fault):
@@ -200,8 +211,3 @@ class DoorbellsLost(DoorbellsTwice):
     """Every tenth Celery message is lost."""
 
     how = "lossy"
-
-
-def small_disk(folder: Path) -> bool:
-    """Whether this folder is on a file system small enough to be filled."""
-    return psutil.disk_usage(str(folder)).total < 2**30
