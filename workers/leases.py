@@ -63,11 +63,12 @@ class Leases:
                 alive = job.beat(session, {number: one.job_id for number, one in held.items()}, lease_s=settings().lease_s)
         except Unavailable:
             log.warning("leases not renewed: Postgres is away", extra={"leases": len(held)})
+            self._renew_slots(held)  # the calls are in flight all the same
             return
         for dispatch_id, one in held.items():
-            if dispatch_id not in alive:
+            if dispatch_id not in alive and self._holds(dispatch_id):
                 log.warning("lease lost", extra={"job_id": str(one.job_id), "dispatch_id": str(dispatch_id)})
-            elif alive[dispatch_id]:
+            elif alive.get(dispatch_id):
                 one.call.abort()
         self._renew_slots(held)
 
@@ -77,6 +78,11 @@ class Leases:
             calls = [held.call for held in self._held.values() if held.job_id == job_id]
         for call in calls:
             call.abort()
+
+    def _holds(self, dispatch_id: UUID) -> bool:
+        """False: it has ended while its lease was being renewed."""
+        with self._lock:
+            return dispatch_id in self._held
 
     def _renew_slots(self, held: dict[UUID, Held]) -> None:
         by_meter: dict[Meter, list[str]] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import course, page, part_faults, schedule, server_faults
+from tests.chaos import clock, course, page, part_faults, schedule, server_faults
 from tests.chaos.course import Outcome
 from tests.chaos.plant import Plant
 
@@ -67,8 +67,8 @@ def _can(name: str, disk: Path | None) -> bool:
     if schedule.FAULTS[name] is server_faults.DiskFull and disk is None:
         click.echo(f"left out: {name} (needs root, to mount a small tmpfs)")
         return False
-    if issubclass(schedule.FAULTS[name], part_faults.ClockSteps) and part_faults.FAKETIME is None:
-        click.echo(f"left out: {name} (needs Debian's libfaketime)")
+    if issubclass(schedule.FAULTS[name], part_faults.ClockSteps) and clock.COMPILER is None:
+        click.echo(f"left out: {name} (needs a C compiler, cc)")
         return False
     return True
 

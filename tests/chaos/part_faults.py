@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
-from pathlib import Path
 
+from tests.chaos.clock import Clock
 from tests.chaos.fault import Fault, in_flight
 from tests.chaos.plant import THREADS, Part, Plant
 
-FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+HOUR_S = 3600
 
 
 class _Kill(Fault):
@@ -137,33 +137,30 @@ class ClockSteps(_WithEnvironment):
 
     def __init__(self, plant: Plant, chance: random.Random) -> None:
         super().__init__(plant, chance)
-        self._clock = plant.folder / f"clock-{self.kind}"
+        self._clock = Clock(plant.folder, self.kind)
 
     def part(self) -> Part:
         return self.plant.named(self.kind)[0]
 
     def env(self) -> dict[str, str]:
-        return {
-            "LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self._clock), "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }  # fmt: skip
+        return self._clock.env
 
     def begin(self) -> None:
-        self._clock.write_text("+0")
         super().begin()
-        self._steps = ["+3600", "-3600", "+0"] if self.chance.random() < 0.5 else ["-3600", "+3600", "+0"]
-        self._left = 0
+        first = self.chance.choice((1, -1)) * HOUR_S
+        self._offsets_s = [first, -first, 0]
+        self._steps = 0
 
     def step(self) -> None:
         super().step()
-        if not self._steps or not self.plant.is_ready():
+        if not self._offsets_s or not self.plant.is_ready():
             return
-        self._left += 1
-        if self._left % 25 == 0:  # steps come ten times a second
-            self._clock.write_text(self._steps.pop(0))
+        self._steps += 1
+        if self._steps % 15 == 0:
+            self._clock.set(self._offsets_s.pop(0))
 
     def is_over(self) -> bool:
-        return not self._steps
+        return not self._offsets_s
 
 
 class ClockOfWorker(ClockSteps):
