@@ -13,12 +13,12 @@ from playwright.sync_api import Locator, Page, expect
 
 from deploy import page as built
 from tests.browser import DESK, Visit
-from tests.clients.conftest import SETTINGS, Api, World, serving
+from tests.clients.conftest import SETTINGS, World, serving
 from tests.processes import running
+from tests.web.words import WORDS
 
 SHOTS = Path(__file__).resolve().parents[2] / ".screenshots"
 PATIENCE_MS = 30_000
-LANGUAGES = {"en": "en-GB", "zh": "zh-CN"}
 
 
 @pytest.fixture(scope="package")
@@ -46,24 +46,18 @@ class Chat:
     page: Page
     key: str
     world: World
+    language: str = "en"
 
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)
 
-    def make(
-        self,
-        name: str,
-        *,
-        prompt: str = "",
-        save: str = "Save",
-        new: str = "New assistant",
-        words: tuple[str, str] = ("Name", "System prompt"),
-    ) -> None:
+    def make(self, name: str, *, prompt: str = "") -> None:
         """There is an assistant of this name, and it is chosen."""
-        self.button(new).click()
-        self.page.get_by_label(words[0], exact=True).fill(name)
-        self.page.get_by_label(words[1], exact=True).fill(prompt)
-        self.button(save).click()
+        words = WORDS[self.language]
+        self.button(words.new).click()
+        self.page.get_by_label(words.name, exact=True).fill(name)
+        self.page.get_by_label(words.prompt, exact=True).fill(prompt)
+        self.button(words.save).click()
         expect(self.page.locator(".talk-head h2")).to_have_text(name)
 
     def say(self, words: str) -> None:
@@ -77,6 +71,12 @@ class Chat:
     def mine(self) -> Locator:
         return self.page.locator(".message.mine .bubble:not(.trouble)")
 
+    def tickets(self) -> Locator:
+        return self.page.locator(".ticket")
+
+    def troubles(self) -> Locator:
+        return self.page.locator(".bubble.trouble")
+
     def ask(self, words: str) -> Locator:
         """Said, and answered: the last answer."""
         before = self.answers().count()
@@ -89,14 +89,16 @@ class Chat:
         self.page.screenshot(path=SHOTS / f"{name}.png")
 
 
-def enter(visit: Visit, world: World, *, key: str | None = None, api: Api | None = None, **how: Any) -> Chat:
+def enter(visit: Visit, world: World, *, key: str | None = None, language: str = "en", **how: Any) -> Chat:
     """The page is open, with a key that nobody used yet."""
     key = key or f"sk-{uuid4().hex}"
-    page = visit(f"http://127.0.0.1:{(api or world.api).port}/", **how)
+    page = visit(f"http://127.0.0.1:{world.api.port}/", **how)
+    if language == "zh":
+        page.get_by_role("button", name="中文").click()
     page.locator("#door-key").fill(key)
     page.locator("button.main").click()
     expect(page.locator(".cards")).to_be_attached()
-    return Chat(page, key, world)
+    return Chat(page, key, world, language)
 
 
 @pytest.fixture

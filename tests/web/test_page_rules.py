@@ -1,0 +1,259 @@
+"""What the page promises besides talking: small, safe, quick under any answer, usable by keyboard, at home anywhere, and without leaks."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from time import monotonic
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.browser import Visit
+from tests.clients.conftest import World, serving
+from tests.web.conftest import PATIENCE_MS, Chat
+from tests.web.measures import kept, serious
+
+FIRST_LOAD_MOST = 250_000
+HOSTILE = """[[fake:chunk_delay=0.01]] <script>window.pwned = 1</script> <img src=x onerror="window.pwned = 2">
+[click](javascript:window.pwned=3) [data](data:text/html,<script>window.pwned=4</script>) ![far](https://elsewhere.example/x.png)
+<a href="javascript:window.pwned=5" onclick="window.pwned=6">here</a> <svg onload="window.pwned=7"> <iframe srcdoc="<script>1</script>">
+
+```html"><img src=x onerror=window.pwned=8>
+<script>window.pwned = 9</script>
+```
+
+مرحبا بالعالم \u202e txt.exe https://good.example/page"""
+
+
+def test_the_first_load_is_small_quick_and_stands_still(browser: Browser, world: World) -> None:
+    context = browser.new_context()
+    page, loaded = context.new_page(), []
+    cdp = context.new_cdp_session(page)
+    cdp.send("Network.enable")
+    cdp.on("Network.loadingFinished", lambda told: loaded.append(told["encodedDataLength"]))
+    page.goto(f"http://127.0.0.1:{world.api.port}/", wait_until="networkidle")
+    told = page.evaluate("""() => new Promise(done => {
+        const told = { shift: 0, shown_ms: performance.getEntriesByName("first-contentful-paint")[0]?.startTime };
+        new PerformanceObserver(list => { for (const one of list.getEntries()) told.shift += one.value; })
+            .observe({ type: "layout-shift", buffered: true });
+        setTimeout(() => done({ ...told, load_ms: performance.getEntriesByType("navigation")[0].loadEventEnd }), 300);
+    })""")
+    context.close()
+
+    print(f"first load: {sum(loaded) / 1000:.0f} kB on the wire, {told}")
+    assert 50_000 < sum(loaded) < FIRST_LOAD_MOST
+    assert told["shift"] < 0.1
+
+
+def test_a_browser_that_says_chinese_sees_chinese_and_a_dark_one_dark(browser: Browser, world: World) -> None:
+    context = browser.new_context(locale="zh-CN", color_scheme="dark")
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{world.api.port}/")
+    expect(page.get_by_text("请先填写密钥。")).to_be_visible()
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    found = serious(page)
+    context.close()
+
+    assert ("rgb(39, 42, 55)", []) == (colour, found)
+
+
+def test_hostile_answers_are_shown_and_do_nothing(chat: Chat) -> None:
+    chat.make("Tea")
+    answer = chat.ask(HOSTILE)
+    expect(answer.locator("code")).to_be_visible()
+    chat.shot("en-desk-9-hostile")
+    links = answer.locator("a").evaluate_all("all => all.map(one => [one.protocol, one.rel])")
+
+    assert {("https:", "noopener noreferrer nofollow")} == {tuple(one) for one in links}
+    assert 0 == answer.locator("script, img, svg, iframe, [onclick], [onerror], [onload], [style]").count()
+    assert "<script>window.pwned = 1</script>" in answer.inner_text()
+    assert chat.page.evaluate("window.pwned") is None
+
+
+def test_typing_stays_smooth_while_ten_thousand_lines_arrive(chat: Chat) -> None:
+    chat.make("Tea")
+    chat.say("[[fake:chunk_delay=0.1]]\n" + "\n".join(f"- line **{n}** of a long answer" for n in range(10_000)))
+    expect(chat.page.locator(".ticket .markdown")).to_be_visible(timeout=PATIENCE_MS)
+    chat.page.evaluate("""() => {
+        window.late = [];
+        document.querySelector(".composer textarea").addEventListener("keydown", event => {
+            const pressed = event.timeStamp;
+            requestAnimationFrame(() => window.late.push(performance.now() - pressed));
+        });
+    }""")
+    box = chat.page.locator(".composer textarea")
+    box.press_sequentially("typing on and on and on", delay=60)
+    late = sorted(chat.page.evaluate("window.late"))
+
+    print(f"a key is drawn after {late[len(late) // 2]:.0f} ms (half of them), {late[-1]:.0f} ms (the slowest)")
+    assert "typing on and on and on" == box.input_value()
+    assert late[len(late) // 2] < 250
+    expect(chat.answers()).to_have_count(1, timeout=2 * PATIENCE_MS)
+    expect(chat.answers().get_by_text("line 9999 of a long answer")).to_be_attached()
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(chat: Chat) -> None:
+    page = chat.page
+
+    def to(name: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent") == name:
+                return
+        raise AssertionError(f"Tab does not lead to {name}")
+
+    to("New assistant")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.get_by_label("Name", exact=True).focus()
+    page.keyboard.type("Tea")
+    page.keyboard.press("Enter")
+    expect(page.locator(".talk-head h2")).to_have_text("Tea")
+    to("Write to Tea")
+    page.keyboard.type("by hand")
+    page.keyboard.press("Enter")
+    expect(chat.answers()).to_have_count(1, timeout=PATIENCE_MS)
+    to("What to do with Tea")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("menu")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("menu")).to_have_count(0)
+
+
+def test_conversations_are_exported_imported_and_told_to_the_model(chat: Chat) -> None:
+    chat.make("Tea", prompt="You know tea.")
+    chat.ask("my name is Green")
+    chat.button("Settings").click()
+    with chat.page.expect_download() as caught:
+        chat.button("Export as JSON").click()
+    content = caught.value.path().read_bytes()
+    told = json.loads(content)["conversations"]
+    assert [("Tea", "You know tea.", 2)] == [(one["title"], one["system_prompt"], len(one["messages"])) for one in told]
+
+    chat.page.get_by_label("Import").set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": content})
+    expect(chat.page.locator(".card-name")).to_have_text(["Tea", "Tea"])
+    expect(chat.page.get_by_text("Imported. The first question")).to_be_visible()
+    chat.say("who am I?")
+    expect(chat.page.get_by_text("echo: who am I?")).not_to_have_count(0, timeout=PATIENCE_MS)
+    assert ["assistant", "echo: my name is Green"] in chat.world.calls("who am I?")[-1].before
+
+
+def test_the_key_is_kept_for_the_tab_alone_and_the_theme_for_the_browser(chat: Chat) -> None:
+    chat.make("Tea")
+    chat.button("Settings").click()
+    chat.page.get_by_label("Theme").select_option("dark")
+    expect(chat.page.locator(".money dl")).to_be_visible()
+    assert [] == serious(chat.page)
+    chat.shot("en-desk-a-dark")
+
+    assert "rgb(39, 42, 55)" == chat.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert chat.key not in chat.page.evaluate("JSON.stringify(localStorage) + document.cookie") + chat.page.url
+    assert chat.key in chat.page.evaluate("JSON.stringify(sessionStorage)")
+    assert chat.key not in chat.world.api.log.read_text()
+
+
+def test_it_works_under_a_path_prefix(visit: Visit, world: World) -> None:
+    with prefixed(world.api.port, "/queue") as port:
+        page = visit(f"http://127.0.0.1:{port}/queue/")
+        page.locator("#door-key").fill("sk-prefixed")
+        page.locator("button.main").click()
+        chat = Chat(page, "sk-prefixed", world)
+        chat.make("Tea")
+        chat.ask("under a prefix")
+
+
+def test_where_the_operator_shares_a_key_nobody_has_to_enter_one(
+    visit: Visit, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("shared")
+    with serving(folder / "api.log", **world.stack.environment(), NOWSERVING_PAGE_KEY="sk-shared-by-all") as api:
+        page = visit(f"http://127.0.0.1:{api.port}/")
+        expect(page.locator(".cards")).to_be_visible()
+        chat = Chat(page, "sk-shared-by-all", world)
+        chat.make("Tea")
+        chat.ask("for everybody")
+        assert chat.key not in page.content() + page.evaluate("JSON.stringify(localStorage) + JSON.stringify(sessionStorage)")
+        page.reload()
+        expect(page.locator(".card-name")).to_have_text(["Tea"])
+        other = visit(f"http://127.0.0.1:{api.port}/")
+        expect(other.get_by_text("Nobody here yet.")).to_be_visible()
+
+
+def test_an_hour_with_a_hundred_answers_leaves_nothing_behind(chat: Chat) -> None:
+    chat.page.clock.install()
+    chat.page.reload()
+    expect(chat.page.locator(".cards")).to_be_visible()
+    cdp = chat.page.context.new_cdp_session(chat.page)
+    cdp.send("Performance.enable")
+    chat.make("Quiet")
+    chat.make("Tea")
+    asked = 0
+
+    def ask_until(many: int) -> dict[str, float]:
+        nonlocal asked
+        chat.page.locator(".card-face", has_text="Tea").click()
+        while asked < many:
+            for _ in range(10):
+                chat.say(f"number {asked}")
+                asked += 1
+            began = monotonic()
+            # Simulated minutes pass while the answers come.
+            while chat.tickets().count() or chat.page.locator(".composer + .hint").count():
+                chat.page.clock.run_for(5_000)
+                assert monotonic() - began < 120
+            expect(chat.answers().get_by_text(f"echo: number {asked - 1}", exact=True)).to_be_attached(timeout=PATIENCE_MS)
+            chat.page.clock.fast_forward("06:00")
+        chat.page.locator(".card-face", has_text="Quiet").click()
+        expect(chat.page.locator(".message")).to_have_count(0)
+        return kept(cdp)
+
+    before, after = ask_until(20), ask_until(100)
+
+    print(f"kept after 20 turns {before}, after 100 {after}")
+    assert after["JSEventListeners"] <= before["JSEventListeners"] + 20
+    assert after["Nodes"] <= before["Nodes"] + 300
+    assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 4_000_000
+
+
+@contextmanager
+def prefixed(port: int, prefix: str) -> Iterator[int]:
+    """A proxy that serves what is at this port under a path prefix, and nothing else; its port."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.startswith(f"{prefix}/"):
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            upstream.request(self.command, self.path.removeprefix(prefix), body or None, dict(self.headers))
+            answer = upstream.getresponse()
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            while piece := answer.read1(65_536):
+                self.wfile.write(piece)
+                self.wfile.flush()
+
+        do_POST = do_PATCH = do_DELETE = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

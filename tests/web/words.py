@@ -1,0 +1,36 @@
+"""What the page says in each of its languages, as far as tests look for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Words:
+    new: str
+    name: str
+    prompt: str
+    save: str
+    copy: str
+    please_wait: str
+    in_line: str
+    earlier: str
+    back: str
+    settings: str
+
+
+WORDS = {
+    "en": Words(
+        "New assistant",
+        "Name",
+        "System prompt",
+        "Save",
+        "Copy",
+        "Please wait …",
+        "No. ",
+        "an earlier question of this conversation",
+        "Back to the list",
+        "Settings",
+    ),
+    "zh": Words("新建助手", "名称", "系统提示词", "保存", "复制", "请稍后…", "排队第 ", "本对话中更早的问题", "返回列表", "设置"),
+}
