@@ -1,4 +1,4 @@
-"""`python -m bench [names] [--short] [--strict]`: starts its own stack, measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [--only NAME …] [--short] [--strict]`: starts its own stack, measures, prints, and writes docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -13,23 +13,38 @@ from types import ModuleType
 
 import click
 
-from bench import fairness, first_byte, held, latency, limits, report, scale, submits, surface, throughput, webhooks, yardstick
+from bench import (
+    beside,
+    fairness,
+    first_byte,
+    growth,
+    held,
+    latency,
+    limits,
+    report,
+    scale,
+    submits,
+    surface,
+    throughput,
+    webhooks,
+    yardstick,
+)
 from bench.figure import Figure
 from bench.stack import Stack
 
 ALL: dict[str, ModuleType] = {
     "latency": latency, "submits": submits, "throughput": throughput, "fairness": fairness, "limits": limits, "scale": scale,
     "surface": surface, "first_byte": first_byte, "held": held,
-    "webhooks": webhooks,
+    "webhooks": webhooks, "peers": beside, "growth": growth,
 }  # fmt: skip
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(ALL)))
-@click.option("--short", is_flag=True, help="Under 2.5 minutes, with fewer jobs; docs/benchmarks.md stays as it is.")
+@click.option("--only", "names", multiple=True, type=click.Choice(list(ALL)), help="This one; may be given more than once.")
+@click.option("--short", is_flag=True, help="A few minutes, with fewer jobs; docs/benchmarks.md stays as it is.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a target is missed.")
 def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
-    """Without names: all of it, and docs/benchmarks.md is written."""
+    """Without --only: all of it, and docs/benchmarks.md is written."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     load_before, began = os.getloadavg()[0], time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="nowserving-bench-"))
@@ -39,11 +54,14 @@ def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
             results[ALL[name].TITLE] = _measure(name, stack, short=short)
             speeds.append(yardstick.mops())
         servers = stack.versions()
+        pictures = {each.TITLE: stack.pictures / each.PICTURE for name in names or ALL if hasattr(each := ALL[name], "PICTURE")}
     click.echo(f"the machine: {min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second")
-    shutil.rmtree(folder, ignore_errors=True)
-    if not names and not short:
-        report.write(results, took_s=time.monotonic() - began, load_before=load_before, servers=servers, speeds=speeds)
+    if names or short:
+        report.keep(pictures.values(), folder=report.SKETCHES)
+    else:
+        report.write(results, pictures, took_s=time.monotonic() - began, load_before=load_before, servers=servers, speeds=speeds)
         click.echo(f"written: {report.PAGE}")
+    shutil.rmtree(folder, ignore_errors=True)
     if strict and any(one.is_met is False for figures in results.values() for one in figures):
         sys.exit(1)
 

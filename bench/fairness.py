@@ -43,7 +43,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     stack.wait_until(lambda: not stack.ask(_LEFT, id=caller.key.id), "the light users have been served", within_s=60)
     stack.clear()
     order = _order(caller)
-    index, turns = _jain(order), _longest_wait(order)
+    index, turns = jain_while_all_wait(order), _longest_wait(order)
     how = f"1 user with {flood:,} jobs, {LIGHT} with {EACH} each"
     return [
         at_least("Jain index of served cost while all wait", index, JAIN_LEAST, note=how),
@@ -51,18 +51,8 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     ]
 
 
-def _order(caller: Caller) -> list[Called]:
-    """Every job that was called, in the order of the calls."""
-    query = """
-        SELECT flow, cost, extract(epoch FROM created_at)::float8 AS submitted, extract(epoch FROM started_at)::float8 AS called FROM job
-        WHERE key_id = :id AND calls > 0 ORDER BY started_at
-    """
-    with db.begin() as session:
-        return [Called(row.flow, row.cost, row.submitted, row.called) for row in session.execute(text(query), {"id": caller.key.id})]
-
-
-def _jain(order: list[Called]) -> float:
-    """From when the last user came until the first has nothing left in line."""
+def jain_while_all_wait(order: list[Called]) -> float:
+    """Of the cost that each was served, from when the last user came until the first has nothing left in line."""
     arrived: dict[str, float] = {}
     for job in order:
         arrived[job.flow] = min(job.submitted, arrived.get(job.flow, job.submitted))
@@ -75,6 +65,16 @@ def _jain(order: list[Called]) -> float:
         if not left[job.flow]:
             break
     return jain(list(served.values()))
+
+
+def _order(caller: Caller) -> list[Called]:
+    """Every job that was called, in the order of the calls."""
+    query = """
+        SELECT flow, cost, extract(epoch FROM created_at)::float8 AS submitted, extract(epoch FROM started_at)::float8 AS called FROM job
+        WHERE key_id = :id AND calls > 0 ORDER BY started_at
+    """
+    with db.begin() as session:
+        return [Called(row.flow, row.cost, row.submitted, row.called) for row in session.execute(text(query), {"id": caller.key.id})]
 
 
 def _longest_wait(order: list[Called]) -> float:

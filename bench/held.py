@@ -36,31 +36,31 @@ class Held:
     def is_whole(self) -> bool:
         return self.came_in == self.served.served == self.clients
 
+    @property
+    def ends(self) -> str:
+        """How it ended for them, in words."""
+        ends = ", ".join(f"{n:,} {end}" for end, n in self.served.ends.items() if n)
+        return f"{self.came_in:,} came in, {ends}"
+
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
     """A third streams, a third calls without one, a third long polls, of a line that stands still; then it moves, and all are answered."""
     alone = _alone(stack)
-    first = _hold(stack, HELD)
+    first = hold(stack, HELD)
     found = _figures(first, alone)
     most = first
     for clients in () if short else MORE:
-        if not (most := _hold(stack, clients)).is_whole:
+        if not (most := hold(stack, clients)).is_whole:
             break
         found += _figures(most, alone)
     if not short:
-        where = "the most that was tried" if most.is_whole else f"{most.clients:,}: {_ends(most)}"
+        where = "the most that was tried" if most.is_whole else f"{most.clients:,}: {most.ends}"
         found.append(told("more than that", where, note="came in, and how it ended for them"))
     return found
 
 
-def _alone(stack: Stack) -> Load:
-    """Submits to a fresh API process where nobody waits."""
-    stack.halt()
-    stack.serve()
-    return _submits(stack)
-
-
-def _hold(stack: Stack, clients: int) -> Held:
+def hold(stack: Stack, clients: int) -> Held:
+    """So many clients wait at a fresh API process, then all are answered."""
     stack.halt()
     stack.serve()
     tokens = [stack.caller(f"sk-held-{clients}-{n}", Limits(max_in_flight=100)).token for n in range(-(-clients // OF_ONE_KEY))]
@@ -75,6 +75,13 @@ def _hold(stack: Stack, clients: int) -> Held:
     served = crowd.wait_until_served()
     stack.clear()
     return Held(clients, came_in, rss, submits, served)
+
+
+def _alone(stack: Stack) -> Load:
+    """Submits to a fresh API process where nobody waits."""
+    stack.halt()
+    stack.serve()
+    return _submits(stack)
 
 
 def _submits(stack: Stack) -> Load:
@@ -93,7 +100,7 @@ def _figures(held: Held, alone: Load) -> list[Figure]:
     how = f"{held.clients:,} held"
     slower = quantile(held.submits.took_s, 0.5) / quantile(alone.took_s, 0.5)
     return [
-        at_least("clients answered in the end", held.served.served, held.clients, note=f"{how}; {_ends(held)}"),
+        at_least("clients answered in the end", held.served.served, held.clients, note=f"{how}; {held.ends}"),
         told("memory per client", f"{held.rss / held.clients / 1024:.0f} KiB", note=how),
         at_most("submit beside them, p50, times that of nobody waiting", slower, SLOWER_MOST, unit="times", note=how),
         told("submit beside them, p50 / p99", _latency(held.submits), note=f"{_latency(alone)} when nobody waits"),
@@ -102,8 +109,3 @@ def _figures(held: Held, alone: Load) -> list[Figure]:
 
 def _latency(one: Load) -> str:
     return " / ".join(f"{quantile(one.took_s, share) * 1000:.1f}" for share in (0.5, 0.99)) + " ms"
-
-
-def _ends(held: Held) -> str:
-    ends = ", ".join(f"{n:,} {end}" for end, n in held.served.ends.items() if n)
-    return f"{held.came_in:,} came in, {ends}"

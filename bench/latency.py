@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from bench import load
 from bench.figure import Figure, at_most, quantile, told
 from bench.load import Wanted
-from bench.stack import Caller, Stack
+from bench.stack import Stack
 from models.key import Limits
+from tests.upstream.journal import Call
 
 TITLE = "Latency"
 ANSWER_S = 0.05
@@ -24,28 +26,27 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     return found + _idle(stack, jobs=30 if short else 100)
 
 
+def gaps(calls: Sequence[Call], most: int) -> list[float]:
+    """The n-th answer frees the slot that the call after the first `most` + n uses. Only while somebody waited for it."""
+    arrivals = sorted(call.at for call in calls)
+    ends = sorted(call.ended_at for call in calls if call.ended_at is not None)
+    found = [at - end for at, end in zip(arrivals[most:], ends, strict=False)]
+    return found[most:]  # the first round also pays for a cold start: connections, state of the limiter
+
+
 def _slots(stack: Stack, most: int, *, seconds: float) -> list[Figure]:
     caller = stack.caller(f"sk-slots-{most}", Limits(max_in_flight=most))
     stack.upstream.behave(caller.token, delay=[ANSWER_S, ANSWER_S])
     load.submit(Wanted(stack.port, caller.token, jobs=int(seconds / ANSWER_S * most), users=10))
     time.sleep(seconds)
     stack.clear()
-    gaps = _gaps(stack, caller, most)
-    p50, p95 = (quantile(gaps, share) * 1000 for share in (0.5, 0.95))
-    how = f"{most} in flight, {len(gaps)} calls"
+    found = gaps(stack.upstream.calls(key=caller.token), most)
+    p50, p95 = (quantile(found, share) * 1000 for share in (0.5, 0.95))
+    how = f"{most} in flight, {len(found)} calls"
     return [
         told("slot free → next call, p50", f"{p50:.1f} ms", note=how),
         at_most("slot free → next call, p95", p95, SLOT_P95_MS, unit="ms", note=how),
     ]
-
-
-def _gaps(stack: Stack, caller: Caller, most: int) -> list[float]:
-    """The n-th answer frees the slot that the call after the first `most` + n uses. Only while somebody waited for it."""
-    calls = stack.upstream.calls(key=caller.token)
-    arrivals = sorted(call.at for call in calls)
-    ends = sorted(call.ended_at for call in calls if call.ended_at is not None)
-    gaps = [at - end for at, end in zip(arrivals[most:], ends, strict=False)]
-    return gaps[most:]  # the first round also pays for a cold start: connections, state of the limiter
 
 
 def _idle(stack: Stack, *, jobs: int) -> list[Figure]:

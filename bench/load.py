@@ -41,7 +41,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to send. users: jobs go round these many users in turn, named `prefix` and a number.
+    """What to send. users: jobs go round these many users in turn, named `prefix` and a number. prompt: {user} in it is the job's.
 
     path: JOBS to submit, CHAT to wait in line and be answered, as any client of OpenAI does.
     """
@@ -65,7 +65,11 @@ class Wanted:
     def requests(self) -> Iterator[bytes]:
         for n in range(self.jobs):
             user = f"{self.prefix}{n % self.users}"
-            asked = {"model": self.model, "max_tokens": self.max_tokens, "messages": [{"role": "user", "content": self.prompt}]}
+            asked = {
+                "model": self.model,
+                "max_tokens": self.max_tokens,
+                "messages": [{"role": "user", "content": self.prompt.format(user=user)}],
+            }
             said = {"endpoint": CHAT, "user": user, "body": asked} if self.path == JOBS else {**asked, "user": user}
             yield request("POST", self.path, token=self.token, said=said | ({"stream": True} if self.stream else {}))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from bench.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
+# Of runs that do not write the page.
+SKETCHES = ROOT / ".bench"
 LIBRARIES = ("celery", "redis", "sqlalchemy", "psycopg", "flask", "gunicorn", "gevent", "openai")
 MARKS = {True: "yes", False: "NO", None: ""}
 
@@ -33,16 +36,31 @@ def show(title: str, figures: Sequence[Figure]) -> None:
 
 
 def write(
-    results: Mapping[str, Sequence[Figure]], *, took_s: float, load_before: float, servers: Mapping[str, str], speeds: Sequence[float]
-) -> None:
-    """docs/benchmarks.md says what was measured, when, and on what. speeds: yardstick.mops, before and after each benchmark."""
+    results: Mapping[str, Sequence[Figure]], pictures: Mapping[str, Path], *,
+    took_s: float, load_before: float, servers: Mapping[str, str], speeds: Sequence[float],
+) -> None:  # fmt: skip
+    """docs/benchmarks.md says what was measured, when, and on what. speeds: yardstick.mops, before and after each benchmark.
+
+    results, pictures: by title; a picture is copied beside the page.
+    """
     lines = ["# Benchmarks", "", "Made by `make bench`; nothing on this page is typed by hand.", ""]
     about = _circumstances(servers, took_s=took_s, load_before=load_before, speeds=speeds)
     lines += [f"- {name}: {said}" for name, said in about.items()]
     for title, figures in results.items():
-        lines += ["", f"## {title}", "", "| figure | measured | target | met | how |", "|---|--:|---|---|---|"]
+        lines += ["", f"## {title}", ""]
+        if picture := pictures.get(title):
+            lines += [f"![{title}]({picture.name})", ""]
+        lines += ["| figure | measured | target | met | how |", "|---|--:|---|---|---|"]
         lines += [f"| {one.what} | {one.value} | {one.target} | {MARKS[one.is_met]} | {one.note} |" for one in figures]
+    keep(pictures.values(), folder=PAGE.parent)
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def keep(pictures: Iterable[Path], *, folder: Path) -> None:
+    """They are in this folder as well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
 
 
 def _circumstances(servers: Mapping[str, str], *, took_s: float, load_before: float, speeds: Sequence[float]) -> dict[str, str]:

@@ -53,10 +53,10 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     """The pacer's own code with the real limiter, in this process; only Celery is left out."""
     stack.halt()
     many, lanes = (100_000, 2_000) if short else (1_000_000, 10_000)
-    few = _one_lane(stack, FEW)
-    full = _one_lane(stack, many)
-    thin, wide = _many_lanes(stack, FEW), _many_lanes(stack, lanes)
-    _empty(stack)
+    few = one_lane(stack, FEW)
+    full = one_lane(stack, many)
+    thin, wide = many_lanes(stack, FEW, jobs=FEW), many_lanes(stack, lanes, jobs=lanes)
+    empty(stack)
     return [
         _ratio(f"admission step, {many:,} waiting against {FEW:,}", full, few, note=f"{SLOTS} jobs a step"),
         _ratio(f"admission step, {lanes:,} lanes against {FEW:,}", wide, thin, note=f"1 job a lane, {SLOTS} a step"),
@@ -65,12 +65,9 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     ]
 
 
-def _ratio(what: str, many: Taken, few: Taken, *, note: str) -> Figure:
-    return at_most(what, many.step / few.step, RATIO_MOST, unit="times", note=f"{many.step:.1f} ms against {few.step:.1f} ms, {note}")
-
-
-def _one_lane(stack: Stack, jobs: int) -> Taken:
-    _empty(stack)
+def one_lane(stack: Stack, jobs: int) -> Taken:
+    """So many wait in one lane."""
+    empty(stack)
     _make_pools(stack, 1)
     _fill(stack, jobs, lanes=1)
     pool = stack.ask("SELECT max(id) FROM pool")
@@ -78,11 +75,24 @@ def _one_lane(stack: Stack, jobs: int) -> Taken:
     return Taken(step=_steps(stack), submit=_median(lambda: _submit(caller)), position=_median(_position_of(_last())))
 
 
-def _many_lanes(stack: Stack, lanes: int) -> Taken:
-    _empty(stack)
+def many_lanes(stack: Stack, lanes: int, *, jobs: int) -> Taken:
+    """The jobs wait in so many lanes, each of a pool of its own; only the step is measured."""
+    empty(stack)
     _make_pools(stack, lanes)
-    _fill(stack, lanes, lanes=lanes)
+    _fill(stack, jobs, lanes=lanes)
     return Taken(step=_steps(stack))
+
+
+def empty(stack: Stack) -> None:
+    """No job, key or lane is left, and Redis knows nothing."""
+    stack.do("TRUNCATE job, job_event, attempt, usage, flow, lane, meter, credential, pool, key, conversation, worker")
+    line.lane_of.cache_clear()
+    with stack.redis() as client:
+        client.flushdb()
+
+
+def _ratio(what: str, many: Taken, few: Taken, *, note: str) -> Figure:
+    return at_most(what, many.step / few.step, RATIO_MOST, unit="times", note=f"{many.step:.1f} ms against {few.step:.1f} ms, {note}")
 
 
 def _steps(stack: Stack, *, times: int = 25) -> float:
@@ -138,13 +148,6 @@ def _position_of(job: SimpleNamespace) -> Callable[[], None]:
             line.place(session, job)
 
     return look
-
-
-def _empty(stack: Stack) -> None:
-    stack.do("TRUNCATE job, job_event, attempt, usage, flow, lane, meter, credential, pool, key, conversation, worker")
-    line.lane_of.cache_clear()
-    with stack.redis() as client:
-        client.flushdb()
 
 
 def _make_pools(stack: Stack, pools: int) -> None:

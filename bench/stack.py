@@ -27,7 +27,7 @@ from tests.upstream.client import FakeUpstream
 ROOT = Path(__file__).parents[1]
 PARTS = ("api", "pacer", "worker")
 MODEL = "gpt-4o-mini"
-START_S = 40
+START_S = 180
 STOP_S = 15
 
 
@@ -46,6 +46,7 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.pictures = folder / "pictures"
         self.postgres = Postgres(folder / "postgres")
         self.valkey = Valkey(folder / "valkey")
         self.upstream = FakeUpstream()
@@ -65,6 +66,7 @@ class Stack:
             "NOWSERVING_DATA_DIR": str(self.folder / "data"),
             "NOWSERVING_PORT": str(self.port),
             "NOWSERVING_MAX_QUEUED_PER_LANE": "2000000",
+            "NOWSERVING_MAX_WAITING_PER_PROCESS": "20000",
             "NOWSERVING_SHUTDOWN_GRACE_S": "5",
             "NOWSERVING_LOG_LEVEL": "WARNING",
             "NOWSERVING_WEBHOOK_ALLOW_HTTP": "true",
@@ -83,25 +85,28 @@ class Stack:
         self.valkey.stop()
         self.postgres.stop()
 
-    def serve(self) -> None:
-        """API, pacer and worker run and are ready. What runs already goes on."""
-        for name in PARTS:
+    def serve(self, *, workers: int = 1) -> None:
+        """API, pacer and so many workers run and are ready. What runs already goes on, unless it were too many."""
+        wanted = (*PARTS, *(f"worker {n}" for n in range(2, workers + 1)))
+        if set(self._parts) - set(wanted):
+            self.halt()
+        for name in wanted:
             if name not in self._parts:
                 with self._log(name).open("ab") as log:
-                    command = [sys.executable, "-m", "api.cli", name]
+                    command = [sys.executable, "-m", "api.cli", name.split()[0]]
                     self._parts[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, preexec_fn=die_with_parent)
-        self.wait_until(self._is_ready, "the stack is ready", START_S)
+        self.wait_until(lambda: self._is_ready(workers), "the stack is ready", START_S)
 
     def halt(self) -> None:
         """Only the servers and the upstream are left."""
-        for name in reversed(PARTS):
-            if part := self._parts.pop(name, None):
-                part.terminate()
-                try:
-                    part.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    part.kill()
-                    part.wait()
+        for part in reversed(list(self._parts.values())):
+            part.terminate()
+            try:
+                part.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                part.kill()
+                part.wait()
+        self._parts.clear()
 
     def caller(self, token: str, limits: Limits) -> Caller:
         """A new key whose credential has these limits."""
@@ -162,7 +167,7 @@ class Stack:
         ours = {name: part.pid for name, part in self._parts.items()}
         return {**ours, "Postgres": self.postgres.process.pid, "Valkey": self.valkey.process.pid, "upstream": self.upstream.pid}
 
-    def _is_ready(self) -> bool:
+    def _is_ready(self, workers: int) -> bool:
         for name, part in self._parts.items():
             if part.poll() is not None:
                 raise RuntimeError(f"{name} ended. The end of its log:\n{last_lines(self._log(name))}")
@@ -173,7 +178,7 @@ class Stack:
             connection.close()
         except OSError:
             return False
-        return is_up and bool(self.ask("SELECT count(*) FROM worker WHERE slots > 0 AND seen_at > now() - interval '20 s'"))
+        return is_up and workers <= self.ask("SELECT count(*) FROM worker WHERE slots > 0 AND seen_at > now() - interval '20 s'")
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"

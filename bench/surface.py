@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from bench import cpu, load
 from bench.figure import Figure, at_least, quantile, told
 from bench.load import CHAT, Load, Wanted
-from bench.peers import Litellm
+from bench.peers import litellm
+from bench.peers.litellm import Litellm
 from bench.stack import MODEL, Stack
 from models.key import Limits
 
@@ -39,7 +40,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     stack.halt()
     with Litellm(stack.folder, base_url=stack.upstream.base_url, model=MODEL) as peer:
         theirs = _measure({"litellm": peer.pid}, port=peer.port, token=peer.token, calls=calls)
-        name = f"litellm {peer.version()}"
+        name = f"litellm {litellm.version()}"
     return [figure for n in CLIENTS for figure in _figures(n, ours[n], theirs[n], name)]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from bench import cpu, load
 from bench.figure import Figure, at_least, told
-from bench.load import Wanted
+from bench.load import Load, Wanted
 from bench.stack import Stack
 from models.key import Limits
 
@@ -15,21 +16,44 @@ CONNECTIONS = 16
 LEAST_PER_S = 100
 
 
+@dataclass(frozen=True)
+class Done:
+    """seconds: from the first submit to the last result. used_s: CPU seconds by part."""
+
+    jobs: int
+    seconds: float
+    used_s: dict[str, float]
+    submitted: Load
+
+    @property
+    def per_s(self) -> float:
+        return self.jobs / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        return sum(self.used_s.values()) / self.jobs * 1000
+
+
 def run(stack: Stack, *, short: bool) -> list[Figure]:
     """Through the HTTP API into Postgres with fsync on, out to the upstream and back."""
     stack.serve()
-    caller = stack.caller("sk-throughput", Limits(max_in_flight=1_000))
     jobs, warm = (1_000, 100) if short else (5_000, 300)
+    done = measure(stack, "sk-throughput", jobs=jobs, warm=warm)
+    return [
+        at_least("jobs per second, submit to result", done.per_s, LEAST_PER_S, note=f"{jobs:,} jobs, {CONNECTIONS} connections"),
+        told("submits per second meanwhile", f"{done.submitted.per_s:.0f}"),
+        told("CPU per job, all parts", f"{done.cpu_ms:.2f} ms", note="load generator not counted"),
+        *(told(f"CPU per job, {name}", f"{spent / jobs * 1000:.2f} ms") for name, spent in done.used_s.items()),
+    ]
+
+
+def measure(stack: Stack, token: str, *, jobs: int, warm: int) -> Done:
+    """A stack that serves takes these jobs of one new key to their results; `warm` others go before them."""
+    caller = stack.caller(token, Limits(max_in_flight=1_000))
     load.submit(Wanted(stack.port, caller.token, jobs=warm, connections=CONNECTIONS, users=10))
     stack.wait_until_ended(caller, warm, within_s=60)
     before, began = cpu.spent_s(stack.pids()), time.monotonic()
     submitted = load.submit(Wanted(stack.port, caller.token, jobs=jobs, connections=CONNECTIONS, users=50))
     stack.wait_until_ended(caller, warm + jobs, within_s=180)
     seconds = time.monotonic() - began
-    used = cpu.used_s(before, cpu.spent_s(stack.pids()))
-    return [
-        at_least("jobs per second, submit to result", jobs / seconds, LEAST_PER_S, note=f"{jobs:,} jobs, {CONNECTIONS} connections"),
-        told("submits per second meanwhile", f"{submitted.per_s:.0f}"),
-        told("CPU per job, all parts", f"{sum(used.values()) / jobs * 1000:.2f} ms", note="load generator not counted"),
-        *(told(f"CPU per job, {name}", f"{spent / jobs * 1000:.2f} ms") for name, spent in used.items()),
-    ]
+    return Done(jobs, seconds, cpu.used_s(before, cpu.spent_s(stack.pids())), submitted)
