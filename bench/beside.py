@@ -43,6 +43,7 @@ class Results:
     """What one peer made of the contests."""
 
     title: str
+    settings: str
     limited: dict[bool, Limited] = field(default_factory=dict)
     fair: Fair | None = None
     wakes_ms: dict[int, list[float]] = field(default_factory=dict)
@@ -55,7 +56,15 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     effort = SHORT if short else LONG
     results = [_all(peer, stack, effort) for peer in peers(stack)]
     plots.fairness({each.title: each.fair for each in results if each.fair}, to=stack.pictures / PICTURE)
-    return [*_told_limits(results, effort), *_told_fair(results, effort), *_told_wakes(results), *_told_idle(results), *_told_rush(results)]
+    how = [told(f"settings of {each.title}", "", note=each.settings) for each in results]
+    return [
+        *how,
+        *_told_limits(results, effort),
+        *_told_fair(results, effort),
+        *_told_wakes(results),
+        *_told_idle(results),
+        *_told_rush(results),
+    ]
 
 
 def peers(stack: Stack) -> list[Peer]:
@@ -65,7 +74,7 @@ def peers(stack: Stack) -> list[Peer]:
 
 
 def _all(peer: Peer, stack: Stack, effort: Effort) -> Results:
-    found = Results(peer.title)
+    found = Results(peer.title, peer.settings)
     upstream = stack.upstream
     with _halted(peer):
         found.rushed = contests.rush(peer, upstream, jobs=effort.jobs)

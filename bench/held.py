@@ -16,7 +16,6 @@ from models.key import Limits
 
 TITLE = "Clients held waiting by one API process"
 HELD = 2_000
-MORE = (5_000, 10_000, 15_000)
 OF_ONE_KEY = 20
 SLOWER_MOST = 2.0
 SETTLE_S = 3.0
@@ -33,10 +32,6 @@ class Held:
     served: Served
 
     @property
-    def is_whole(self) -> bool:
-        return self.came_in == self.served.served == self.clients
-
-    @property
     def ends(self) -> str:
         """How it ended for them, in words."""
         ends = ", ".join(f"{n:,} {end}" for end, n in self.served.ends.items() if n)
@@ -46,17 +41,7 @@ class Held:
 def run(stack: Stack, *, short: bool) -> list[Figure]:
     """A third streams, a third calls without one, a third long polls, of a line that stands still; then it moves, and all are answered."""
     alone = _alone(stack)
-    first = hold(stack, HELD)
-    found = _figures(first, alone)
-    most = first
-    for clients in () if short else MORE:
-        if not (most := hold(stack, clients)).is_whole:
-            break
-        found += _figures(most, alone)
-    if not short:
-        where = "the most that was tried" if most.is_whole else f"{most.clients:,}: {most.ends}"
-        found.append(told("more than that", where, note="came in, and how it ended for them"))
-    return found
+    return _figures(hold(stack, HELD), alone)
 
 
 def hold(stack: Stack, clients: int) -> Held:

@@ -74,7 +74,8 @@ def _circumstances(servers: Mapping[str, str], *, took_s: float, load_before: fl
         "(bench/yardstick.py); compare figures of different days with that in mind",
         "servers": ", ".join(f"{name} {said}" for name, said in servers.items()) + f", Python {platform.python_version()}",
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
-        "settings": "1 API process, 1 pacer, 1 worker process, `fsync` on; client, upstream and servers share the machine",
+        "settings": "1 API process, 1 pacer, 1 worker process unless it says otherwise, `fsync` on, room for 20,000 waiting "
+        "connections; client, upstream and servers share the machine",
     }
 
 

@@ -27,7 +27,7 @@ from tests.upstream.client import FakeUpstream
 ROOT = Path(__file__).parents[1]
 PARTS = ("api", "pacer", "worker")
 MODEL = "gpt-4o-mini"
-START_S = 180
+START_S = 300
 STOP_S = 15
 
 

@@ -25,7 +25,7 @@ from deploy.embedded import free_port
 ROOT = Path(__file__).parents[2]
 HOME: Path = ROOT / ".bench" / "peers"
 PINNED = ROOT / "requirements" / "bench-peers.txt"
-START_S = 180
+START_S = 300
 # What its documentation advises where one deployment has limits that must hold.
 ROUTER = {"num_retries": 3, "optional_pre_call_checks": ["enforce_model_rate_limits"]}
 
@@ -86,6 +86,10 @@ class LitellmPeer(Peer):
     """The proxy between the upstream and its users' own scripts: each batch of work is a client of its own, which waits for each call."""
 
     name = "litellm"
+    settings = (
+        "1 worker; rpm, tpm and max_parallel_requests of the deployment, enforce_model_rate_limits, 3 retries; nothing "
+        "stored; its users run the bare script"
+    )
     upstream_key = "sk-litellm"
 
     def __init__(self, folder: Path, *, base_url: str) -> None:

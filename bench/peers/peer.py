@@ -42,13 +42,15 @@ def user_of(text: str) -> str:
 
 
 class Peer(ABC):
-    """name, version: as the report says them. upstream_key: with which its calls arrive at the upstream."""
+    """name, settings: as the report says them. upstream_key: with which its calls arrive at the upstream."""
 
     name: str
+    settings: str
     upstream_key: str
 
     @property
     def title(self) -> str:
+        """The name, with versions where it comes from elsewhere."""
         return self.name
 
     @abstractmethod

@@ -20,9 +20,9 @@ from bench.peers import process
 from bench.peers.peer import PROMPT, Peer, Terms, Work
 from deploy.embedded import Valkey, free_port
 
-START_S = 180
+START_S = 300
 # Connections stay open between requests, as behind a proxy.
-WEB_SERVER = ("--workers", "2", "--worker-class", "gthread", "--threads", "8", "--keep-alive", "75")
+WEB_SERVER = ("--preload", "--workers", "2", "--worker-class", "gthread", "--threads", "8", "--keep-alive", "75")
 LOOK_EVERY_S = 0.02
 
 
@@ -30,6 +30,10 @@ class Recipe(Peer):
     """gunicorn, and one Celery worker with as many prefork processes as calls may run at once; broker and results in their own Valkey."""
 
     name = "Flask + Celery recipe"
+    settings = (
+        "gunicorn 2 processes of 8 threads; 1 prefork worker with a process a call, rate_limit, autoretry_for with "
+        "back-off and 5 retries, acks_late, prefetch 1; broker and results in a Valkey that keeps nothing"
+    )
     upstream_key = "sk-recipe"
 
     def __init__(self, folder: Path, *, base_url: str) -> None:

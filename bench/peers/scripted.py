@@ -16,7 +16,7 @@ from bench.peers.process import ROOT, STOP_S
 from bench.peers.script import Batch, Chore
 from deploy.server import die_with_parent
 
-START_S = 60
+START_S = 300
 
 
 class Scripted:
@@ -74,6 +74,7 @@ class BareScript(Peer):
     """One process that has everybody's work, and makes the calls itself."""
 
     name = "bare script"
+    settings = "1 process, a semaphore, retries without end; nothing stored"
     upstream_key = "sk-script"
 
     def __init__(self, *, base_url: str) -> None:
