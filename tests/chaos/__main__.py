@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -51,9 +52,9 @@ def main(
             click.echo(page.table(outcomes[-1:]).splitlines()[-1])
             for broken in outcomes[-1].broken:
                 click.echo(f"BROKEN {broken}")
+            if write:
+                page.write(outcomes, command=f"python -m tests.chaos {shlex.join(sys.argv[1:])}", took_s=time.monotonic() - began)
     click.echo(page.table(outcomes))
-    if write:
-        page.write(outcomes, command="python -m tests.chaos " + " ".join(sys.argv[1:]), took_s=time.monotonic() - began)
     is_broken = any(one.broken for one in outcomes)
     if keep or is_broken:
         click.echo(f"logs and journals: {folder}")

@@ -14,7 +14,7 @@ from tests.chaos.note import Journal, Note
 from tests.chaos.plant import MODEL
 
 ENDED = ("succeeded", "failed", "cancelled", "expired")
-TIMEOUT_S = 20
+TIMEOUT_S = 30
 AGAIN_S = 0.4
 EXPECTED = (http.client.HTTPException, OSError, ValueError)
 # What any client must be ready for while things break; anything else of 5xx is a broken promise.

@@ -42,10 +42,12 @@ WORKERS, THREADS = 3, 8
 POOL = 8  # connections to Postgres of each process
 START_S = 90
 USUAL_DELAY = (0.2, 1.6)
+# A few calls take longer than a lease.
+LONG_DELAY, LONG_SHARE = (10, 12), 0.02
 AGAIN_S = 0.5
 SETTINGS: Mapping[str, object] = {
     "open_keys": True, "budgets": "all", "lease_s": 9, "heartbeat_s": 1.5, "unclaimed_after_s": 4, "retry_base_s": 0.3,
-    "retry_most_s": 5, "pause_s": 1, "probe_s": 3, "default_timeout_s": 8, "abandoned_after_s": 90, "status_grace_s": 5,
+    "retry_most_s": 5, "pause_s": 1, "probe_s": 3, "default_timeout_s": 16, "abandoned_after_s": 90, "status_grace_s": 5,
     "webhook_timeout_s": 3, "shutdown_grace_s": 20, "database_pool": POOL, "api_processes": 1, "log_level": "INFO",
     "webhook_allow_http": True, "webhook_allow_networks": "127.0.0.0/8",
 }  # fmt: skip
@@ -182,9 +184,9 @@ class Plant:
 
     def upstream_does(self, share: float = 0.0, **how: object) -> None:
         """This share of the calls is mistreated in this way; the others are answered after a moment."""
-        usual = {"delay": USUAL_DELAY, "probability": 1}
+        usual = ({"delay": LONG_DELAY, "probability": LONG_SHARE}, {"delay": USUAL_DELAY, "probability": 1})
         for token in self.tokens:
-            self.upstream.behave(token, *([{**how, "probability": share}] if share else []), usual)
+            self.upstream.behave(token, *([{**how, "probability": share}] if share else []), *usual)
 
     def _says_ready(self) -> bool:
         if not all(probe.answers("/readyz", port=port) for port in self.ports):
