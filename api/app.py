@@ -19,10 +19,12 @@ from api import (
     jobs,
     openai,
     ops_audit,
+    ops_page,
     page,
     pro,
     relay,
     sessions,
+    sights,
     webhooks,
 )
 from api.auth import Callers
@@ -50,6 +52,6 @@ def create_app() -> Flask:
     for routes in (openai.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
-    for routes in (ops_audit.routes, pro.routes, health.routes, docs.routes, page.routes):
+    for routes in (ops_audit.routes, ops_page.routes, sights.routes, pro.routes, health.routes, docs.routes, page.routes):
         app.register_blueprint(routes)
     return app

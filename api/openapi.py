@@ -9,7 +9,18 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import answers, bodies, money_answers, ops_schemas, schemas, session_answers, session_schemas, webhook_answers, webhook_schemas
+from api import (
+    answers,
+    bodies,
+    money_answers,
+    ops_schemas,
+    schemas,
+    session_answers,
+    session_schemas,
+    sight_answers,
+    webhook_answers,
+    webhook_schemas,
+)
 from api.route import JSON, STREAM, Route
 from api.routes import ROUTES
 from models.view import JsonObject
@@ -74,6 +85,7 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     session_schemas.NewSession, session_schemas.SessionChange, session_answers.Session, session_answers.SessionList,
     session_answers.SessionDeleted, session_answers.TurnDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
     *ops_schemas.SHOWN,
+    *sight_answers.LISTS,
 )  # fmt: skip
 
 

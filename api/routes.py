@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from api import answers, money_routes, openai_routes, ops_routes, pro_routes, session_routes, webhook_routes
+from api import answers, money_routes, openai_routes, ops_routes, pro_routes, session_routes, sight_routes, webhook_routes
 from api.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from models.endpoint import CHAT
 from models.view import JsonObject
@@ -84,6 +84,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     *ops_routes.ROUTES,
     *pro_routes.ROUTES,
+    *sight_routes.ROUTES,
     Route("get", "/healthz", "isAlive", "Is this process alive?", {200: ("It is.", JSON, answers.Health)}, tag="health", **_OPEN),
     Route(
         "get", "/readyz", "isReady", "Can it serve?",

@@ -1,0 +1,112 @@
+"""`nowserving top`: one picture of who waits, why and how long, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from api.cli import nowserving
+from api.top import span
+from models import db, fleet, key, parking
+from models.key import Limits
+from tests.line_tools import credential_of, known, query, start, submit
+from tests.processes import forget_everything, until
+from tests.test_api_server import Api, serving
+
+TOKEN = "ops-token-of-top"
+
+
+@pytest.fixture(scope="module")
+def api(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    forget_everything()
+    with serving(tmp_path_factory.mktemp("top") / "api.log", NOWSERVING_OPS_TOKEN=TOKEN) as started:
+        yield started
+
+
+def top(api: Api, *words: str, token: str | None = TOKEN) -> Result:
+    environment = {"NOWSERVING_URL": f"http://127.0.0.1:{api.port}", "NOWSERVING_OPS_TOKEN": token, "COLUMNS": "160"}
+    return CliRunner().invoke(nowserving, ["top", *words], env=environment)
+
+
+def test_one_picture_says_who_waits_why_and_how_long(api: Api) -> None:
+    who = known("sk-scene")
+    with db.begin() as session:
+        key.set_limits(session, credential_of(session, who), Limits(rpm=10))
+    runs = submit(who, model="gpt-4o-mini")
+    start(who, runs)
+    for _ in range(3):
+        submit(who, model="gpt-4o-mini", flow="[bold]anna")
+    query("UPDATE lane SET queued = 3, blocked_by = 'rpm', rpm = 10")
+    with db.begin() as session:
+        fleet.report(session, "worker0@here", slots=64, jobs=[runs])
+        parking.park(session, credential_of(session, known("sk-parked")), reason="401 from the upstream", error=None)
+    said = top(api, "--once").output
+
+    assert re.search(r"waiting 3 +running 1 of 64 slots", said)
+    assert re.search(r"gpt-4o-mini +3 +1 .*9 of 10 rpm +rpm", said)
+    assert "[bold]anna" in said
+    assert "401 from the upstream" in said
+
+
+def test_an_idle_stack_says_so(api: Api) -> None:
+    forget_everything()
+    said = top(api, "--once").output
+
+    assert "nobody waits" in said
+    assert "no worker has reported" in said
+
+
+@pytest.mark.parametrize(("token", "words"), [("wrong", "token"), (None, "NOWSERVING_OPS_TOKEN")])
+def test_without_the_right_token_it_says_what_to_do(api: Api, token: str | None, words: str) -> None:
+    ended = top(api, "--once", token=token)
+
+    assert 1 == ended.exit_code
+    assert words in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_wrong_address_is_said_in_one_line(api: Api) -> None:
+    ended = top(api, "--once", "--url", "http://127.0.0.1:9")
+
+    assert 1 == ended.exit_code
+    assert "cannot be used" in ended.output
+
+
+def test_it_goes_on_until_ctrl_c_and_leaves_the_terminal_as_it_was(api: Api, tmp_path: Path) -> None:
+    screen, terminal = pty.openpty()
+    environment = {**os.environ, "NOWSERVING_URL": f"http://127.0.0.1:{api.port}", "NOWSERVING_OPS_TOKEN": TOKEN, "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api.cli", "top", "--every", "0.5"], env=environment, stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    os.set_blocking(screen, False)
+    said = bytearray()
+
+    def frames() -> int:
+        with suppress(OSError):
+            said.extend(os.read(screen, 65_536))
+        return said.count(b"slots")
+
+    until(lambda: frames() >= 2, what="two pictures")
+    process.send_signal(signal.SIGINT)
+    assert 0 == process.wait(20)
+    frames()
+    os.close(screen)
+
+    assert said.rstrip().endswith(b"\x1b[?25h") or b"\x1b[?1049l" in said
+    assert b"Traceback" not in said
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(None, "-"), (0, "0s"), (59.6, "1min 0s"), (7_500, "2h 5min"), (90_000, "1d 1h")])
+def test_times_are_told_in_two_units(seconds: float | None, said: str) -> None:
+    assert said == span(seconds)
