@@ -17,6 +17,7 @@ from api import (
     health,
     intake,
     jobs,
+    metrics,
     openai,
     ops_audit,
     ops_page,
@@ -43,6 +44,7 @@ def create_app() -> Flask:
     app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
     cors.register(app)
+    metrics.register(app)
     errors.register(app)
     intake.register(app)
     for routes in (
@@ -52,6 +54,8 @@ def create_app() -> Flask:
     for routes in (openai.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
-    for routes in (ops_audit.routes, ops_page.routes, sights.routes, pro.routes, health.routes, docs.routes, page.routes):
+    for routes in (
+        ops_audit.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs.routes, page.routes,
+    ):  # fmt: skip
         app.register_blueprint(routes)
     return app

@@ -12,7 +12,7 @@ import click
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
-from api import caller_commands, key_commands, operator_commands, pool_commands, top, webhook_commands
+from api import caller_commands, health_command, key_commands, operator_commands, pool_commands, top, webhook_commands
 from api.configured import NotConfigured, check
 from models import migrate as migration
 from models.errors import ServingError
@@ -101,6 +101,7 @@ def migrate() -> None:
 
 
 nowserving.add_command(key_commands.keys)
+nowserving.add_command(health_command.health)
 nowserving.add_command(pool_commands.pools)
 nowserving.add_command(operator_commands.operators)
 nowserving.add_command(operator_commands.log)

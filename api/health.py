@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import redis
 from flask import Blueprint, Response
 
 from api import render
-from models import db
-from models.errors import ServingError
+from models import db, fleet
+from models.errors import ServingError, Unavailable
 from workers import wake
 
 routes = Blueprint("health", __name__)
@@ -48,7 +48,30 @@ class Probe:
             self._answered = False
 
 
+# Longer than a worker takes to report three times, shorter than operators are to wait for news.
+HEARD_S = 25.0
+UNANSWERED_S = 10.0
+
+
+def _paces() -> None:
+    if wake.pulse() is None:
+        raise Unavailable
+
+
+def _consumes() -> None:
+    if (wake.pulse() or 0.0) >= UNANSWERED_S:
+        raise Unavailable
+
+
+def _works() -> None:
+    with db.once() as session:
+        if not fleet.is_heard(session, within_s=HEARD_S):
+            raise Unavailable
+
+
 PROBES = {"postgres": Probe(db.ping), "redis": Probe(lambda: wake.client().ping())}
+# Each only says something when what it asks is there.
+DEEP = {"postgres": {"workers": Probe(_works)}, "redis": {"pacer": Probe(_paces), "consumption": Probe(_consumes)}}
 
 
 @routes.get("/healthz")
@@ -60,8 +83,23 @@ def live() -> Response:
 @routes.get("/readyz")
 def ready() -> Response:
     """200 when Postgres and Redis answer within a second, else 503 with those that are gone."""
+    return _answer(_gone(PROBES))
+
+
+@routes.get("/healthz/deep")
+def deep() -> Response:
+    """200 when work gets done: a pacer paces, workers report, and what is admitted is taken. Else 503 with what is not so."""
+    gone = _gone(PROBES)
+    stands = {name: probe for server, probes in DEEP.items() if server not in gone for name, probe in probes.items()}
+    return _answer([*gone, *_gone(stands)])
+
+
+def _gone(probes: Mapping[str, Probe]) -> list[str]:
     until = time.monotonic() + PATIENCE_S
-    for probe in PROBES.values():
+    for probe in probes.values():
         probe.begin()
-    gone = [name for name, probe in PROBES.items() if not probe.has_answered(until=until)]
+    return [name for name, probe in probes.items() if not probe.has_answered(until=until)]
+
+
+def _answer(gone: list[str]) -> Response:
     return render.answer({"status": "unavailable" if gone else "ok", "gone": gone}, 503 if gone else 200)

@@ -90,6 +90,15 @@ ROUTES: tuple[Route, ...] = (
         "get", "/readyz", "isReady", "Can it serve?",
         {200: ("It can.", JSON, answers.Health), 503: ("It cannot: `gone` says why.", JSON, answers.Health)}, tag="health", **_OPEN,
     ),
+    Route(
+        "get", "/healthz/deep", "isWorking", "Does work get done?",
+        {200: ("It does.", JSON, answers.Health), 503: ("It does not: `gone` says what is missing.", JSON, answers.Health)},
+        tag="health", **_OPEN,
+    ),
+    Route(
+        "get", "/metrics", "getMetrics", "What this API counts, for Prometheus", {200: ("Prometheus' text format.", "text/plain", None)},
+        tag="health", needs_key=False, refusals=(401,),
+    ),
     Route("get", "/openapi.json", "getDocument", "This document", {200: ("OpenAPI 3.1.", JSON, None)}, tag="docs", **_OPEN),
     Route("get", "/docs", "getDocs", "This document as a page", {200: ("The page.", HTML, None)}, tag="docs", **_OPEN),
     Route(

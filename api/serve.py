@@ -6,9 +6,13 @@ gevent, because half-sent headers and stalled readers stop the threaded worker (
 from __future__ import annotations
 
 import logging.config
+import os
 import resource
+import shutil
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from gunicorn.glogging import Logger
@@ -16,6 +20,10 @@ from gunicorn.glogging import Logger
 from api.configured import NotConfigured, check
 from models import logs
 from models.settings import settings
+
+# The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
+COUNTS = Path(tempfile.mkdtemp(prefix="nowserving-metrics-"))
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(COUNTS)
 
 SPARE_CONNECTIONS = 1_000
 SPARE_FILES = 200
@@ -62,6 +70,17 @@ loglevel = settings().log_level.lower()
 # Off unless asked for (GUNICORN_CMD_ARGS="--access-logfile -"), and then without the query: links are signed there.
 accesslog = None
 access_log_format = "%(h)s %(m)s %(U)s %(s)s %(B)s %(L)s"
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """gunicorn's hook: nobody waits in a process that is gone."""
+    for file in COUNTS.glob(f"gauge_live*_{worker.pid}.db"):
+        file.unlink(missing_ok=True)
+
+
+def on_exit(server: Any) -> None:
+    """gunicorn's hook: what was counted goes with the processes."""
+    shutil.rmtree(COUNTS, ignore_errors=True)
 
 
 def on_starting(server: Any) -> None:

@@ -16,6 +16,7 @@ from api.door import Door
 from api.listener import Listener
 from api.looker import LOOK_AGAIN_S, Looker
 from api.seat import Seat, Seats
+from models import metrics
 from models.errors import LineFull, Unavailable
 from models.settings import settings
 
@@ -59,6 +60,7 @@ class Hall:
         with self._lock:
             self.expect_room()
             self._seats.add(seat)
+            metrics.held_clients.inc()
         try:
             self._looker.look([job_id])
             if chunks:
@@ -68,6 +70,7 @@ class Hall:
             yield seat
         finally:
             self._seats.remove(seat)
+            metrics.held_clients.dec()
             if chunks:
                 self._listener.attend(job_id)
 

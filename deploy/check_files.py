@@ -1,4 +1,4 @@
-"""The files that no test runs are sound: docker-compose.yml by the Compose Specification, the Dockerfile by hadolint.
+"""The files that no test runs are sound: docker-compose.yml by the Compose Specification, the Dockerfile by hadolint, alerts by promtool.
 
 deploy/compose-spec.json is that specification's JSON schema (Apache-2.0), taken from the npm package dclint 3.1.0.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def main() -> int:
         *setting_errors("docker-compose.yml"),
         *setting_errors("Dockerfile"),
         *dockerfile_errors(),
+        *rule_errors(),
     ]
     for line in wrong:
         print(line, file=sys.stderr)
@@ -54,6 +56,18 @@ def dockerfile_errors() -> Iterator[str]:
     hadolint = Path(sys.executable).with_name("hadolint")
     run = subprocess.run([str(hadolint), "--no-color", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
     yield from (run.stdout + run.stderr).splitlines()
+
+
+def rule_errors() -> Iterator[str]:
+    """What promtool says of the alerts, and of what they do in alerts_test.yml. Without promtool they are not looked at."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        print("promtool is not here (Debian's package prometheus): deploy/monitoring/alerts.yml was not checked", file=sys.stderr)
+        return
+    for command in (("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")):
+        run = subprocess.run([promtool, *command], cwd=ROOT / "deploy" / "monitoring", capture_output=True, text=True, check=False)
+        if run.returncode:
+            yield from (run.stdout + run.stderr).splitlines()
 
 
 if __name__ == "__main__":

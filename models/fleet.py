@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from models import view
 from models.db import Session
+from models.settings import settings
 from models.view import JsonObject, epoch
 
 
@@ -26,6 +27,16 @@ def sign_off(session: Session, name: str) -> None:
 def forget(session: Session, *, unseen_s: float) -> None:
     """Processes that went without a word are forgotten."""
     session.execute(text("DELETE FROM worker WHERE seen_at < now() - make_interval(secs => :unseen_s)"), {"unseen_s": unseen_s})
+
+
+def is_heard(session: Session, *, within_s: float) -> bool:
+    """Whether a process that takes jobs has reported within this time."""
+    return bool(session.execute(_HEARD, {"within_s": within_s}).scalar_one())
+
+
+def idle_slots(session: Session) -> int:
+    """Slots in which nothing runs, of processes that reported a moment ago. Those that wait for an admitted job are idle."""
+    return int(session.execute(_IDLE, {"within_s": settings().heartbeat_s * 3}).scalar_one())
 
 
 def page(session: Session, *, limit: int, after: str | None, silent_s: float) -> list[JsonObject]:
@@ -59,6 +70,11 @@ def _show(row: Any, jobs: Sequence[Any]) -> JsonObject:
     }  # fmt: skip
 
 
+_HEARD = text("SELECT EXISTS (SELECT FROM worker WHERE slots > 0 AND seen_at > now() - make_interval(secs => :within_s))")
+_IDLE = text("""
+    SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :within_s)), 0)
+         - (SELECT count(*) FROM job WHERE status = 'running' AND lease_until > now())
+""")
 _REPORT = text("""
     INSERT INTO worker (name, slots, jobs, seen_at) VALUES (:name, :slots, CAST(:jobs AS uuid[]), now())
     ON CONFLICT (name) DO UPDATE SET slots = excluded.slots, jobs = excluded.jobs, seen_at = excluded.seen_at

@@ -55,6 +55,13 @@ class Settings(BaseSettings):
     flower_url_prefix: str = ""
     flower_control: bool = False
 
+    # /metrics and /healthz of the pacer and the workers, which serve no other HTTP (port 0: not served)
+    metrics_host: str = "127.0.0.1"
+    pacer_metrics_port: int = Field(0, ge=0, le=65535)
+    worker_metrics_port: int = Field(0, ge=0, le=65535)
+    # Where the processes of one program count together; made by the program itself
+    metrics_folder: Path | None = Field(None, validation_alias=AliasChoices("PROMETHEUS_MULTIPROC_DIR", "metrics_folder"))
+
     # The line
     max_queued_per_lane: int = Field(200_000, ge=1)
     max_queued_per_key: int = Field(10_000, ge=1)

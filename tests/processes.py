@@ -171,7 +171,7 @@ class Stack:
             with db.begin() as session:
                 return bool(session.execute(wanted, {"name": f"{name}%"}).scalar_one() >= processes)
 
-        until(have, what=f"{processes} of {name} at work:\n{last_lines(of.log)}")
+        until(have, what=f"{processes} of {name} at work:\n{last_lines(of.log)}", within_s=3 * PATIENCE_S)
 
     def stop(self) -> None:
         """Nothing runs any more."""

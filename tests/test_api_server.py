@@ -285,3 +285,24 @@ def timed(act: Any) -> float:
     began = time.monotonic()
     act()
     return time.monotonic() - began
+
+
+def test_what_its_processes_count_is_told_as_one_and_outlives_the_process(environment: dict[str, str], tmp_path: Path) -> None:
+    with serving(tmp_path / "log", NOWSERVING_API_PROCESSES="2", NOWSERVING_OPS_TOKEN="ops") as api:
+        wanted = 'nowserving_http_requests_total{method="GET",status="404"} '
+
+        def counted() -> float:
+            with closing(http.client.HTTPConnection("127.0.0.1", api.port, timeout=30)) as connection:
+                connection.request("GET", "/metrics", headers={"Authorization": "Bearer ops"})
+                text = connection.getresponse().read().decode()
+            return sum(float(line.removeprefix(wanted)) for line in text.splitlines() if line.startswith(wanted))
+
+        before = counted()
+        for _ in range(20):
+            api.call("GET", "/v1/jobs/job_nothing")
+        assert before + 20 == counted()
+
+        for pid in psutil.Process(api.process.pid).children():
+            pid.kill()
+        until(lambda: probe.answers("/healthz", port=api.port), what="served again")
+        assert before + 20 == counted()

@@ -23,7 +23,7 @@ from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
 from models.settings import settings
 from models.usage import Usage
-from workers import retry, wake
+from workers import counting, retry, wake
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ def commit(ending: Ending) -> None:
         row = _finish(ending, ending.result, pictures)
         took, due = row is not None, row.due if row is not None else None
     crash.at("worker.after_finish")
+    counting.ended(ending)
     if not took:
         log.warning(
             "too late: the job went on without this attempt", extra={"job_id": str(ending.job_id), "dispatch_id": str(ending.dispatch_id)}

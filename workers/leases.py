@@ -36,6 +36,10 @@ class Leases:
         self._held: dict[UUID, Held] = {}
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        """How many jobs run here."""
+        return len(self._held)
+
     def add(self, dispatch_id: UUID, held: Held) -> None:
         with self._lock:
             self._held[dispatch_id] = held

@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
 from models import logs
 from models.settings import settings
+from workers import exposition
 from workers.app import QUEUE, WEBHOOKS
 
 log = logging.getLogger(__name__)
@@ -39,14 +41,20 @@ def main(processes: int, threads: int) -> None:
     kinds = [Kind("worker", "workers.tasks", QUEUE, threads)] * processes
     if settings().webhook_threads:
         kinds.append(Kind("webhooks", "workers.webhook_tasks", WEBHOOKS, settings().webhook_threads))
-    children = {n: _start(kind, next(births)) for n, kind in enumerate(kinds)}
+    counts = exposition.folder()
+    children = {n: _start(kind, next(births), counts) for n, kind in enumerate(kinds)}
+    if settings().worker_metrics_port:
+        exposition.serve(
+            settings().worker_metrics_port, counts=counts, is_healthy=lambda: all(child.poll() is None for child in children.values())
+        )
     while not stop.wait(0.2):
         for n, child in children.items():
             if child.poll() is not None:
                 log.error("worker process died, starting it again", extra={"worker": n, "exit": child.returncode})
                 stop.wait(RESTART_S)
-                children[n] = _start(kinds[n], next(births), again=True)
+                children[n] = _start(kinds[n], next(births), counts, again=True)
     _end(list(children.values()))
+    exposition.forget(counts)
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,13 @@ class Kind:
     threads: int
 
 
-def _start(kind: Kind, birth: int, *, again: bool = False) -> subprocess.Popen[bytes]:
+def _start(kind: Kind, birth: int, counts: Path, *, again: bool = False) -> subprocess.Popen[bytes]:
     # Each a name of its own: the slots of a dead process go out of the count together with the calls that it held.
     command = [sys.executable, "-m", "celery", "--app", kind.module, "worker", "--pool", "threads", "--concurrency", str(kind.threads)]
     command += ["--queues", kind.queue, "--hostname", f"{kind.name}{birth}-{os.getpid()}@%h", "--without-gossip", "--without-mingle"]
     command += ["--loglevel", settings().log_level]
     environment = {**os.environ, "NOWSERVING_WORKER_THREADS": str(kind.threads), "NOWSERVING_DATABASE_POOL": str(min(kind.threads, 8))}
+    environment[exposition.FOLDER] = str(counts)
     if again:
         environment.pop("NOWSERVING_CRASH", None)  # a crash that a test asked for happens once
     return subprocess.Popen(command, env=environment)

@@ -14,7 +14,7 @@ from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
 from models.settings import settings
-from workers import wake
+from workers import counting, wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report
@@ -43,12 +43,17 @@ class Pacer:
         self._rounds = Rounds()
         self._last_finish: dict[int, float] = {}
         self._seen_most = 0
+        #: In monotonic seconds: the last step that was taken, and the last that was tried.
+        self.stepped_at = self.tried_at = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
         """Steps until told to stop; without Postgres or Redis it waits for them."""
         while not stop.is_set():
             try:
-                self._bell.sleep(self.step())
+                self.tried_at = time.monotonic()
+                rest_s = self.step()
+                self.stepped_at = time.monotonic()
+                self._bell.sleep(rest_s)
             except (Unavailable, LineUnavailable) as error:
                 log.warning("pacing waits", extra={"why": str(error.__cause__ or error)})
                 stop.wait(0.2)
@@ -109,6 +114,9 @@ class Pacer:
         by_id = {lane.id: lane for lane in lanes}
         bound = {one.dispatch_id: Meter(one.credential_id, by_id[heads[one.job_id].lane_id].model) for one in admissions}
         titles = {one.job_id: title.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
+        for one in admissions:
+            if one.dispatch_id in marked:
+                counting.admitted(heads[one.job_id].lane_id, bound[one.dispatch_id].model)
         self._ring_all([one for one in admissions if one.dispatch_id in marked], bound, titles)
         self._give_back([one.dispatch_id for one in admissions if one.dispatch_id not in marked], bound)
         return settled

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from functools import partial
 from uuid import UUID
 
@@ -13,16 +14,21 @@ import redis
 
 from models import logs
 from models.settings import settings
-from workers import wake
+from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell
 from workers.due import Due
+from workers.gauges import Gauges
 from workers.limiter import Limiter
 from workers.pace import Pacer
 from workers.ring import CeleryRing, WebhookRing
 from workers.sweep import Sweep
+from workers.watch import Watch
 
 log = logging.getLogger(__name__)
+
+# Without Postgres or Redis a step is tried all the same: then this process is well, and it is others that deep health names.
+STUCK_S = 60.0
 
 
 def main() -> None:
@@ -33,12 +39,15 @@ def main() -> None:
     pacer = Pacer(limiter=limiter, ring=CeleryRing(), bell=bell)
     sweep = Sweep(limiter=Limiter(wake.connect()), bell=bell)
     due = Due(broker=wake.connect(), ring=WebhookRing())
+    watch = Watch(wake.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    works = (pacer.run, sweep.run, due.run, announcer.run, partial(listen, bell, announcer, due))
+    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, partial(listen, bell, announcer, due))
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
+    if settings().pacer_metrics_port:
+        exposition.serve(settings().pacer_metrics_port, is_healthy=lambda: time.monotonic() - pacer.tried_at < STUCK_S)
     log.info("pacing")
     while not stop.wait(1.0):
         if not all(thread.is_alive() for thread in threads):

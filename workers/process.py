@@ -12,7 +12,7 @@ from models import crash, db, job, pricing
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import context, ending, headers, learning, request, retry, stream, wake
+from workers import context, counting, ending, headers, learning, request, retry, stream, wake
 from workers.call import Call
 from workers.ending import Ending
 from workers.leases import Held, Leases
@@ -70,6 +70,7 @@ class Processor:
             self._give_back(job_id, dispatch_id)
             return
         crash.at("worker.after_claim")
+        counting.claimed(row)
         if row.due:
             wake.receivers(row.due)
         work = Work(row, Meter(row.credential_id, row.model), Call(deadline=time.monotonic() + row.timeout_s), Relay(row))
@@ -89,6 +90,7 @@ class Processor:
         finally:
             self._leases.drop(dispatch_id)
             work.relay.end()
+            counting.served(row, seconds=time.monotonic() - began)
 
     def _why_not(self, work: Work, *, began: float) -> str:
         """Why the call must not go out after all; empty: it may. began: before the claim, in monotonic seconds."""
@@ -121,6 +123,7 @@ class Processor:
     def _take(self, work: Work, answer: Answer, verdict: Verdict) -> None:
         """An answer came: first the limiter learns from it and the slot is free, then the row is written."""
         crash.at("worker.after_answer")
+        counting.answered(work.row, answer.status)
         told = headers.read(answer.headers)
         report = Report(
             good=verdict.next == Next.SUCCEED,

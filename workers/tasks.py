@@ -14,10 +14,11 @@ from models import logs
 from models.errors import Unavailable
 from models.settings import settings
 from workers import lanes_told, life, registry, wake
-from workers.app import NAME, app
+from workers.app import NAME, QUEUE, app
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
 from workers.process import Processor
+from workers.stall import Doorbells, Ear, end_when_deaf
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,13 @@ leases = Leases(limiter)
 processor = Processor(limiter, leases)
 lanes_told.tell(leases.jobs)
 _stop = threading.Event()
+ear = Ear(Doorbells(wake.connect(), QUEUE), slots=settings().worker_threads, running=leases.__len__)
 
 
 @app.task(name=NAME)  # type: ignore[untyped-decorator]  # celery ships no types
 def run(job_id: str, dispatch_id: str) -> None:
     """Serve one doorbell; the Celery task id is the job id that callers see."""
+    ear.hears()
     try:
         processor.serve(UUID(job_id), UUID(dispatch_id))
     except Exception:
@@ -48,7 +51,12 @@ def _log(**_: Any) -> None:
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
     beat = registry.Beat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
-    for work in (lambda: beat.run(_stop), lambda: listen_for_cancels(leases, _stop), lambda: life.tell_flower(sender, _stop)):
+    for work in (
+        lambda: beat.run(_stop),
+        lambda: listen_for_cancels(leases, _stop),
+        lambda: life.tell_flower(sender, _stop),
+        lambda: end_when_deaf(ear, _stop, draining=registry.draining, running=leases.__len__),
+    ):
         threading.Thread(target=work, daemon=True).start()
 
 

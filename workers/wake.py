@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 LINE = "ns:line"
 JOBS = "ns:jobs"
+# What the pacer last said of itself; gone when it has said nothing for so long.
+PULSE = "ns:pulse"
+PULSE_MS = 10_000
 # A channel and what is said there.
 Said = tuple[str, str]
 # Redis is never worth waiting for: after an error nobody tries again for this long.
@@ -72,6 +75,17 @@ def served(job_id: UUID, event: str, *, lane_id: int | None, receivers: Sequence
     """
     said = [_job(job_id, event), (LINE, '{"slot": true}') if lane_id is None else _lane(lane_id)]
     _say(*said, *([_receivers(receivers)] if receivers else []))
+
+
+def paces(*, unanswered_s: float) -> None:
+    """The pacer paces, and doorbells have lain unanswered for so long. Raises redis.RedisError."""
+    client().set(PULSE, unanswered_s, px=PULSE_MS)
+
+
+def pulse() -> float | None:
+    """For how many seconds doorbells have lain unanswered; None: no pacer has said anything. Raises redis.RedisError."""
+    said = client().get(PULSE)
+    return None if said is None else float(said)
 
 
 def listen(channel: str, *, until: Callable[[], bool], idle: Callable[[], None] | None = None) -> Iterator[dict[str, object]]:

@@ -19,7 +19,7 @@ from models.delivery import Attempt, Claimed
 from models.delivery_log import PREFIX
 from models.errors import Unavailable
 from models.settings import settings
-from workers import egress, headers, wake
+from workers import counting, egress, headers, wake
 from workers.egress import Refused, Reply, Unreachable
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def _judge(reply: Reply, *, duration_ms: int) -> Attempt:
 
 
 def _report(one: Claimed, attempt: Attempt, settled: delivery.Settled | None) -> None:
+    counting.sent(has_arrived=attempt.has_arrived, http_status=attempt.http_status)
     about = {"delivery_id": str(one.id), "receiver": one.receiver, "key_id": one.key_id}
     if settled is None:
         log.warning("too late: the delivery went on without this attempt", extra=about)

@@ -1,0 +1,38 @@
+"""/metrics of the API: what its processes count together. With NOWSERVING_OPS_TOKEN set, for who presents it."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+from flask import Blueprint, Flask, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
+
+from api.auth import bearer
+from models import metrics
+from models.errors import Unauthorised
+from models.settings import settings
+
+routes = Blueprint("metrics", __name__)
+
+
+def register(app: Flask) -> None:
+    """Every answer is counted from now on."""
+
+    @app.after_request
+    def _count(response: Response) -> Response:
+        metrics.requests.labels(request.method if request.url_rule else "other", str(response.status_code)).inc()
+        return response
+
+
+@routes.get("/metrics")
+def show() -> Response:
+    """Prometheus' text format."""
+    token = settings().ops_token.get_secret_value()
+    if token and not hmac.compare_digest(bearer(request).encode(), token.encode()):
+        raise Unauthorised("Present the operator's token (NOWSERVING_OPS_TOKEN).")
+    registry, counts = REGISTRY, settings().metrics_folder
+    if counts is not None:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, str(Path(counts)))  # type: ignore[no-untyped-call]  # untyped in part
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

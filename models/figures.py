@@ -1,0 +1,67 @@
+"""What stands in the tables that operators watch: lanes by pool and model, credentials that are parked, webhooks on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.metrics import POOL_LABEL
+
+
+def lanes(session: Session) -> Sequence[Any]:
+    """Every lane in which somebody waits or runs. Rows: pool, model, blocked_by, waiting, running, oldest_s."""
+    return session.execute(_LANES).all()
+
+
+def use(session: Session) -> Sequence[Any]:
+    """Lanes of issued keys with known limits: how much of each was used in the last minute. Rows: pool, model, rpm, tpm, in_flight."""
+    return session.execute(_USE).all()
+
+
+def parked(session: Session) -> Sequence[Any]:
+    """Rows: pool, parked."""
+    return session.execute(_PARKED).all()
+
+
+def totals(session: Session, *, seen_within_s: float) -> Any:
+    """One row: slots of workers that reported within this time, and webhooks that have not arrived yet."""
+    return session.execute(_TOTALS, {"seen_within_s": seen_within_s}).one()
+
+
+# Ids are UUIDv7: the least of them is the oldest, and the index of the line has it.
+_LANES = text(f"""
+    WITH counted AS (
+        SELECT lane_id, count(*) AS waiting, 0 AS running, min(id::text COLLATE "C") AS first
+        FROM job WHERE status = 'queued' AND NOT held GROUP BY lane_id
+        UNION ALL SELECT lane_id, 0, count(*), NULL FROM job WHERE status IN ('admitted', 'running') GROUP BY lane_id
+    )
+    SELECT {POOL_LABEL} AS pool, lane.model, CASE WHEN lane.paused_at IS NULL THEN lane.blocked_by ELSE 'paused' END AS blocked_by,
+           sum(waiting)::int AS waiting, sum(running)::int AS running,
+           coalesce(extract(epoch FROM clock_timestamp())
+                    - ('x' || replace(left(min(first), 13), '-', ''))::bit(48)::bigint / 1000.0, 0)::float8 AS oldest_s
+    FROM counted JOIN lane ON lane.id = counted.lane_id JOIN pool ON pool.id = lane.pool_id GROUP BY lane.id, pool.id
+""")
+_USE = text(f"""
+    SELECT {POOL_LABEL} AS pool, lane.model, recent.requests / nullif(lane.rpm, 0) AS rpm, recent.tokens / nullif(lane.tpm, 0) AS tpm,
+           (SELECT count(*) FROM job WHERE job.lane_id = lane.id AND job.status IN ('admitted', 'running'))
+           / nullif(lane.max_in_flight, 0) AS in_flight
+    FROM lane JOIN pool ON pool.id = lane.pool_id CROSS JOIN LATERAL (
+        SELECT count(*)::float8 AS requests, coalesce(sum(tokens), 0)::float8 AS tokens
+        FROM attempt JOIN credential ON credential.id = attempt.credential_id
+        WHERE credential.pool_id = pool.id AND attempt.model = lane.model AND attempt.started_at > now() - interval '60 s'
+    ) AS recent
+    WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL OR lane.max_in_flight IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM key WHERE key.pool_id = pool.id AND key.kind = 'own')
+""")
+_PARKED = text(f"""
+    SELECT pool, count(*)::int AS parked FROM (
+        SELECT {POOL_LABEL} AS pool FROM credential JOIN pool ON pool.id = credential.pool_id WHERE credential.parked_at IS NOT NULL
+    ) AS found GROUP BY pool
+""")
+_TOTALS = text("""
+    SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :seen_within_s)), 0)::int AS slots,
+           (SELECT count(*) FROM delivery WHERE status = 'pending')::int AS unsent
+""")

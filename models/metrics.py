@@ -1,0 +1,73 @@
+"""What is counted for Prometheus, and under which labels: pools and models, never users, keys or jobs.
+
+Pools of own keys are one label, `own`, and models beyond MODELS_MOST are `other`: nobody outside can make series without end. A program
+of several processes shares them through files in PROMETHEUS_MULTIPROC_DIR, set before this module is imported.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from prometheus_client import Counter, Gauge, Histogram
+from sqlalchemy import text
+
+from models import db
+from models.errors import Unavailable
+
+MODELS_MOST = 50
+OTHER = "other"
+OWN = "own"
+_LANE = ("pool", "model")
+_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
+
+# API
+requests = Counter("nowserving_http_requests", "Requests answered.", ("method", "status"))
+held_clients = Gauge("nowserving_held_clients", "Callers who wait on an open connection.", multiprocess_mode="livesum")
+# Workers
+wait = Histogram("nowserving_wait_seconds", "From the submit to the first call.", _LANE, buckets=_SECONDS)
+service = Histogram("nowserving_service_seconds", "From the claim to the end of the attempt.", _LANE, buckets=_SECONDS)
+attempts = Counter("nowserving_attempts", "Attempts that ended, by what they came to.", (*_LANE, "outcome"))
+answers = Counter("nowserving_upstream_answers", "Answers of the upstream, by status.", (*_LANE, "status"))
+webhooks = Counter("nowserving_webhook_attempts", "Webhooks sent, by what came of it.", ("result",))
+# Pacer
+admitted = Counter("nowserving_admitted", "Jobs let go.", _LANE)
+blocked = Counter("nowserving_blocked_seconds", "Time that a lane with waiting jobs stood still, by the limit.", (*_LANE, "limit"))
+waiting = Gauge("nowserving_waiting_jobs", "Jobs in line.", _LANE)
+running = Gauge("nowserving_running_jobs", "Jobs admitted or running.", _LANE)
+oldest = Gauge("nowserving_oldest_wait_seconds", "How long the job that waits longest has waited.", _LANE)
+used = Gauge("nowserving_limit_used_ratio", "Share of a limit used in the last minute.", (*_LANE, "limit"))
+parked = Gauge("nowserving_parked_credentials", "Credentials that the upstream does not take.", ("pool",))
+slots = Gauge("nowserving_worker_slots", "Jobs that the workers can take at once.")
+unsent = Gauge("nowserving_webhooks_waiting", "Webhooks that have not arrived yet.")
+unanswered = Gauge("nowserving_doorbell_unanswered_seconds", "How long the next doorbell has lain in Celery's queue with a slot free.")
+up = Gauge("nowserving_server_up", "1: it answers the pacer.", ("server",))
+
+_models: set[str] = set()
+
+
+def model_label(model: str) -> str:
+    """The model, or `other` when there are more than MODELS_MOST."""
+    if model not in _models:
+        if len(_models) >= MODELS_MOST:
+            return OTHER
+        _models.add(model)
+    return model
+
+
+def labels(lane_id: int, model: str) -> tuple[str, str]:
+    """Pool and model of this lane."""
+    try:
+        return _pool_of(lane_id), model_label(model)
+    except Unavailable:
+        return "unknown", model_label(model)
+
+
+@lru_cache(maxsize=65_536)
+def _pool_of(lane_id: int) -> str:
+    with db.once() as session:
+        return str(session.execute(_POOL, {"id": lane_id}).scalar_one_or_none() or "unknown")
+
+
+# A pool of an own key is made with the key, and serves no other.
+POOL_LABEL = f"CASE WHEN EXISTS (SELECT FROM key WHERE key.pool_id = pool.id AND key.kind = 'own') THEN '{OWN}' ELSE pool.name END"
+_POOL = text(f"SELECT {POOL_LABEL} FROM lane JOIN pool ON pool.id = lane.pool_id WHERE lane.id = :id")

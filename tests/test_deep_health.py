@@ -1,0 +1,160 @@
+"""What operators are told when work stands still, and what becomes of a worker that hears no doorbells."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from deploy.server import free_port
+from models import db, fleet
+from tests.forks import ROOT
+from tests.http_tools import Caller
+from tests.processes import Stack, ask, caller, running, until, wait_ended
+from workers import wake
+from workers.app import QUEUE
+from workers.stall import DEAF_S, Doorbells, Ear
+from workers.watch import Watch
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def gone() -> list[str]:
+    """What /healthz/deep says is missing."""
+    said = Caller().get("/healthz/deep")
+    assert (200 if said.json["status"] == "ok" else 503) == said.status_code
+    return list(said.json["gone"])
+
+
+@pytest.fixture
+def broker(redis_client: redis.Redis) -> redis.Redis:
+    return redis_client
+
+
+def ear(broker: redis.Redis, *, running: int = 0) -> Ear:
+    return Ear(Doorbells(broker, QUEUE), slots=2, running=lambda: running)
+
+
+def test_without_pacer_and_workers_deep_health_names_both(broker: redis.Redis) -> None:
+    assert ["workers", "pacer"] == gone()
+
+
+def test_a_pacer_that_takes_no_steps_is_not_pacing(broker: redis.Redis) -> None:
+    with db.begin() as session:
+        fleet.report(session, "w", slots=1)
+    Watch(broker, stepped_at=lambda: 0.0).step(now=60.0)
+
+    assert ["pacer"] == gone()
+
+
+def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: redis.Redis) -> None:
+    with db.begin() as session:
+        fleet.report(session, "w", slots=1)
+    broker.lpush(QUEUE, "one")
+    now = 100.0
+    watch = Watch(broker, stepped_at=lambda: now)
+    watch.step(now=now)
+    assert [] == gone()
+    now = 111.0
+    watch.step(now=now)
+
+    assert ["consumption"] == gone()
+
+
+def test_doorbells_wait_without_alarm_while_every_slot_is_taken(broker: redis.Redis) -> None:
+    with db.begin() as session:
+        fleet.report(session, "w", slots=0)
+    broker.lpush(QUEUE, "one")
+    watch = Watch(broker, stepped_at=lambda: 200.0)
+    watch.step(now=200.0)
+    watch.step(now=211.0)
+
+    assert 0.0 == wake.pulse()
+
+
+def test_a_worker_is_deaf_when_a_doorbell_waits_for_it_too_long(broker: redis.Redis) -> None:
+    listening = ear(broker)
+    broker.lpush(QUEUE, "one")
+
+    assert [False, False, True] == [listening.is_deaf(now=now) for now in (0.0, DEAF_S - 1, DEAF_S)]
+
+
+def test_a_worker_that_takes_doorbells_is_not_deaf(broker: redis.Redis) -> None:
+    listening = ear(broker)
+    broker.lpush(QUEUE, "one")
+    listening.is_deaf(now=0.0)
+    listening.hears()
+
+    assert not listening.is_deaf(now=DEAF_S)
+    assert not listening.is_deaf(now=2 * DEAF_S - 1)
+
+
+def test_a_busy_worker_is_not_deaf(broker: redis.Redis) -> None:
+    listening = ear(broker, running=2)
+    broker.lpush(QUEUE, "one")
+
+    assert [False] * 3 == [listening.is_deaf(now=now) for now in (0.0, DEAF_S, 10 * DEAF_S)]
+
+
+def test_a_worker_with_nothing_to_do_is_not_deaf(broker: redis.Redis) -> None:
+    listening = ear(broker)
+
+    assert [False] * 3 == [listening.is_deaf(now=now) for now in (0.0, DEAF_S, 10 * DEAF_S)]
+
+
+def test_a_worker_without_redis_is_not_deaf() -> None:
+    away = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
+    listening = ear(away)
+
+    assert [False] * 2 == [listening.is_deaf(now=now) for now in (0.0, DEAF_S)]
+
+
+def test_a_queue_that_moves_is_not_deaf(broker: redis.Redis) -> None:
+    listening = ear(broker)
+    broker.rpush(QUEUE, "one")
+    listening.is_deaf(now=0.0)
+    broker.rpush(QUEUE, "an older one, say")  # another doorbell is the next now: somebody took one
+
+    assert not listening.is_deaf(now=DEAF_S)
+
+
+@pytest.fixture
+def stack(tmp_path: Path, environment: dict[str, str]) -> Iterator[Stack]:
+    with running(tmp_path, pacer_metrics_port=free_port(), worker_metrics_port=free_port()) as made:
+        yield made
+
+
+@pytest.mark.slow
+def test_a_worker_that_stopped_consuming_is_told_of_ends_itself_and_the_backlog_is_served(stack: Stack, broker: redis.Redis) -> None:
+    stack.pacer()
+    workers = stack.workers(processes=1, threads=4)
+    until(lambda: gone() == [], what="healthy")
+    before = workers.children()
+    command = [sys.executable, "-m", "celery", "--app", "workers.tasks", "control", "--timeout", "20", "cancel_consumer", QUEUE]
+    told = subprocess.run(command, cwd=ROOT, env=stack.environment(), capture_output=True, text=True, check=False)
+    assert "no longer consuming" in told.stdout, told.stderr
+    who = caller("sk-deaf")
+    job_ids = [ask(who, f"q{n}") for n in range(8)]
+
+    until(lambda: "consumption" in gone(), what="told of", within_s=30)
+    wait_ended(job_ids, within_s=60, stack=stack)
+    until(lambda: gone() == [], what="healthy again")
+    assert "doorbells are not heard any more" in workers.said()
+    assert before != workers.children()
+    assert 'nowserving_attempts_total{model="m",outcome="succeeded",pool="own"} 8.0' in exposed(stack, "worker")
+    assert 'nowserving_wait_seconds_count{model="m",pool="own"} 8.0' in exposed(stack, "worker")
+    assert 'nowserving_server_up{server="redis"} 1.0' in exposed(stack, "pacer")
+    assert 'nowserving_admitted_total{model="m",pool="own"}' in exposed(stack, "pacer")
+
+
+def exposed(stack: Stack, program: str) -> str:
+    """What this program of the stack answers at /metrics."""
+    with urlopen(f"http://127.0.0.1:{stack.settings[f'{program}_metrics_port']}/metrics", timeout=20) as answer:
+        return str(answer.read().decode())

@@ -1,0 +1,139 @@
+"""What Prometheus reads: who waits and why, under few labels; and that dashboard and alerts ask for nothing that is not there."""
+
+from __future__ import annotations
+
+import json
+import re
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+import redis
+import yaml
+from prometheus_client import REGISTRY, generate_latest
+
+from deploy.server import free_port
+from models import db, fleet, metrics
+from tests.http_tools import Caller
+from tests.line_tools import admit_all
+from workers import counting, exposition
+from workers.gauges import Gauges
+
+pytestmark = pytest.mark.usefixtures("database")
+MONITORING = Path(__file__).resolve().parent.parent / "deploy" / "monitoring"
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def look() -> None:
+    Gauges().look(1.0)
+
+
+def test_the_line_is_counted_by_model_and_all_own_keys_are_one(redis_client: redis.Redis) -> None:
+    one, two = Caller("sk-one"), Caller("sk-two")
+    for caller in (one, two, two):
+        caller.submit()
+    look()
+
+    assert 3 == value("nowserving_waiting_jobs", pool="own", model="m")
+    assert 0 < (value("nowserving_oldest_wait_seconds", pool="own", model="m") or 0) < 600
+
+
+def test_a_line_that_is_served_leaves_the_gauges(redis_client: redis.Redis) -> None:
+    caller = Caller()
+    caller.submit()
+    look()
+    admit_all(caller.key, most=10)
+    look()
+
+    assert (0, 1) == tuple(value(f"nowserving_{what}_jobs", pool="own", model="m") for what in ("waiting", "running"))
+
+
+def test_slots_and_servers_are_shown(redis_client: redis.Redis) -> None:
+    with db.begin() as session:
+        fleet.report(session, "w", slots=7)
+    look()
+
+    assert 7 == value("nowserving_worker_slots")
+    assert [1, 1] == [value("nowserving_server_up", server=name) for name in ("postgres", "redis")]
+
+
+def test_models_without_end_make_no_series_without_end() -> None:
+    seen = {metrics.model_label(f"made-up-{n}") for n in range(1_000)}
+
+    assert metrics.OTHER in seen
+    assert metrics.MODELS_MOST + 1 >= len(seen)
+
+
+def test_neither_keys_nor_users_nor_jobs_are_in_the_exposition(redis_client: redis.Redis) -> None:
+    caller = Caller("sk-canary-metrics")
+    job_id = caller.submit(user="canary-user")
+    look()
+    text = generate_latest(REGISTRY).decode()
+
+    assert not [word for word in ("canary", job_id) if word in text]
+
+
+def test_requests_are_counted_by_status() -> None:
+    before = value("nowserving_http_requests_total", method="GET", status="404") or 0
+    Caller().get("/v1/jobs/job_nothing")
+
+    assert before + 1 == value("nowserving_http_requests_total", method="GET", status="404")
+
+
+def test_unknown_methods_and_addresses_share_a_label() -> None:
+    Caller().send("WHATEVER", "/nowhere")
+
+    assert value("nowserving_http_requests_total", method="other", status="404")
+    assert "WHATEVER" not in generate_latest(REGISTRY).decode()
+
+
+def test_metrics_need_the_operators_token_where_there_is_one(override: object) -> None:
+    assert 200 == Caller("none").get("/metrics").status_code
+    override(ops_token="ops-secret")  # type: ignore[operator]  # a fixture
+
+    assert [401, 200] == [Caller(token).get("/metrics").status_code for token in ("sk-client", "ops-secret")]
+    assert [False, False, True] == [exposition.is_allowed(said) for said in ("", "Bearer sk-client", "Bearer ops-secret")]
+
+
+def test_a_program_without_http_serves_metrics_and_its_health(environment: dict[str, str]) -> None:
+    port, health = free_port(), [True]
+    server = exposition.serve(port, is_healthy=lambda: health[0])
+
+    def ask(path: str) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    try:
+        assert "nowserving_waiting_jobs" in ask("/metrics")[1]
+        assert 200 == ask("/healthz")[0]
+        health[0] = False
+        assert 503 == ask("/healthz")[0]
+        assert 404 == ask("/")[0]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_webhook_that_reached_nobody_is_counted_as_such() -> None:
+    before = value("nowserving_webhook_attempts_total", result="unreachable") or 0
+    counting.sent(has_arrived=False, http_status=None)
+
+    assert before + 1 == value("nowserving_webhook_attempts_total", result="unreachable")
+
+
+def test_dashboard_and_alerts_ask_only_for_what_is_exposed() -> None:
+    shown = {family.name for family in REGISTRY.collect()}
+    series = shown | {f"{name}{end}" for name in shown for end in ("_total", "_bucket", "_sum", "_count")}
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    asked = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    asked += [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    named = {name for expression in asked for name in re.findall(r"nowserving_\w+", expression)}
+
+    assert named
+    assert set() == named - series

@@ -1,0 +1,74 @@
+"""/metrics and /healthz of a program that serves no HTTP otherwise, on a port of its own; and the folder that its processes count in."""
+
+from __future__ import annotations
+
+import hmac
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
+
+from models.settings import settings
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def folder() -> Path:
+    """A new, empty folder for the counts of this program's processes. `forget` takes it away."""
+    return Path(tempfile.mkdtemp(prefix="nowserving-metrics-"))
+
+
+def forget(counts: Path) -> None:
+    """The folder is gone."""
+    shutil.rmtree(counts, ignore_errors=True)
+
+
+def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = None) -> ThreadingHTTPServer:
+    """Both are answered from now on, in a thread. counts: of the program's processes; None: this one counts alone."""
+
+    class Answers(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            if self.path == "/healthz":
+                self._send(200 if is_healthy() else 503, b"ok\n" if is_healthy() else b"unhealthy\n", "text/plain")
+            elif self.path != "/metrics":
+                self._send(404, b"", "text/plain")
+            elif not is_allowed(self.headers.get("Authorization") or ""):
+                self._send(401, b"", "text/plain")
+            else:
+                self._send(200, exposition(counts), CONTENT_TYPE_LATEST)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silent."""
+
+        def _send(self, status: int, body: bytes, content_type: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer((settings().metrics_host, port), Answers)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server
+
+
+def exposition(counts: Path | None) -> bytes:
+    """All metrics in Prometheus' text format."""
+    if counts is None:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, str(counts))  # type: ignore[no-untyped-call]  # untyped in part
+    return generate_latest(registry)
+
+
+def is_allowed(said: str) -> bool:
+    """Whether this Authorization header has the operator's token, where there is one."""
+    token = settings().ops_token.get_secret_value()
+    return not token or hmac.compare_digest(said.encode(), f"Bearer {token}".encode())

@@ -1,0 +1,55 @@
+"""The pacer's process says once in a while that it paces, and for how long doorbells have lain unanswered: what deep health reads."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+
+from models import db, fleet
+from models.errors import Unavailable
+from workers import wake
+from workers.app import QUEUE
+from workers.stall import Doorbells
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 2.0
+# A step takes milliseconds, and there is one a second at least.
+PACING_S = 15.0
+
+
+class Watch:
+    """stepped_at: when the pacer last took a step, in monotonic seconds. looks: what else is to be done at each turn."""
+
+    def __init__(self, broker: redis.Redis, *, stepped_at: Callable[[], float], looks: Callable[[float], None] = lambda _: None) -> None:
+        self._doorbells = Doorbells(broker, QUEUE)
+        self._stepped_at = stepped_at
+        self._looks = looks
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop`."""
+        while not stop.wait(EVERY_S):
+            began = time.monotonic()
+            try:
+                self.step(now=began)
+                self._looks(began)
+            except (Unavailable, redis.RedisError):
+                continue  # deep health says itself which of them is gone
+            except Exception:
+                # A border: the next look must come whatever this one found.
+                log.exception("a look at the parts failed")
+            stop.wait(10 * (time.monotonic() - began))  # a long line takes a while to count: at most a tenth of the time
+
+    def step(self, *, now: float) -> None:
+        """One look. Without steps of the pacer nothing is said, and silence is what deep health finds. now: monotonic seconds."""
+        unanswered_s = self._doorbells.unanswered_s(now=now) or 0.0
+        if unanswered_s:
+            with db.once() as session:
+                if fleet.idle_slots(session) <= 0:
+                    unanswered_s = 0.0  # everybody is busy: it waits its turn
+        if now - self._stepped_at() < PACING_S:
+            wake.paces(unanswered_s=unanswered_s)
