@@ -17,6 +17,7 @@ from api import (
     health,
     intake,
     jobs,
+    levers,
     metrics,
     openai,
     ops_audit,
@@ -55,7 +56,8 @@ def create_app() -> Flask:
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
     for routes in (
-        ops_audit.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs.routes, page.routes,
+        ops_audit.routes, levers.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs.routes,
+        page.routes,
     ):  # fmt: skip
         app.register_blueprint(routes)
     return app

@@ -12,7 +12,7 @@ import click
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
-from api import caller_commands, health_command, key_commands, operator_commands, pool_commands, top, webhook_commands
+from api import caller_commands, health_command, key_commands, lever_commands, operator_commands, pool_commands, top, webhook_commands
 from api.configured import NotConfigured, check
 from models import migrate as migration
 from models.errors import ServingError
@@ -105,9 +105,11 @@ nowserving.add_command(health_command.health)
 nowserving.add_command(pool_commands.pools)
 nowserving.add_command(operator_commands.operators)
 nowserving.add_command(operator_commands.log)
-nowserving.add_command(webhook_commands.webhooks)
-for _command in (caller_commands.submit, caller_commands.wait, caller_commands.jobs, caller_commands.cancel, top.top):
+for _command in lever_commands.COMMANDS:
     nowserving.add_command(_command)
+nowserving.add_command(webhook_commands.webhooks)
+for _called in (caller_commands.submit, caller_commands.wait, caller_commands.jobs, caller_commands.cancel, top.top):
+    nowserving.add_command(_called)
 
 
 def main() -> None:

@@ -37,6 +37,12 @@ class Doorbell:
         except queue.Full:
             log.warning("wake-up dropped")
 
+    def flush(self, *, within_s: float) -> None:
+        """What was to be said has been, or that long was waited for it."""
+        said = threading.Event()
+        self.ring(said.set)
+        said.wait(within_s)
+
     def _run(self) -> None:
         while True:
             say = self._pending.get()
@@ -64,3 +70,18 @@ def cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:
 def deliver(receivers: Sequence[str]) -> None:
     """The sender of webhooks hears that something is due for these (wake.receivers says who)."""
     _doorbell.ring(partial(wake.receivers, receivers))
+
+
+def moved(lane_id: int) -> None:
+    """The pacer looks at this lane: an operator changed something."""
+    _doorbell.ring(partial(wake.line, lane_id))
+
+
+def limits(lane_ids: Sequence[int], *, forget: bool = False) -> None:
+    """The limiter hears that limits of these lanes were changed; forget: that it has to begin anew."""
+    _doorbell.ring(partial(wake.limits, lane_ids, forget=forget))
+
+
+def flush(*, within_s: float = 3.0) -> None:
+    """For a process that ends now: what was to be said has been."""
+    _doorbell.flush(within_s=within_s)

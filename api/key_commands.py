@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from api import money_commands, terminal
+from api import deeds, doorbell, money_commands, terminal
 from api.pool_commands import limit_options
 from models import db, key, roster
-from models.key import Limits
+from models.audit import Act
 
 
 @click.group()
@@ -55,8 +55,9 @@ def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> No
     """What each credential behind this key may do; a limit that is left out is open, and learned from the upstream."""
     with db.begin() as session:
         numbers = roster.credentials_behind(session, key_id=key_id)
-        for number in numbers:
-            key.set_limits(session, number, Limits(**given), model=model)
+    for number in numbers:
+        deeds.set_limits(Act(), number, given, model=model)
+    doorbell.flush()
     terminal.show({"key": key_id, "credentials": numbers, "model": model, **given}, as_json=as_json)
 
 

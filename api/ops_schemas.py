@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from models.purge import Filter
+
+Limit = Annotated[int, Field(ge=1, le=2**31 - 1)] | None
 
 
 class AuditEntry(BaseModel):
@@ -40,4 +44,91 @@ class Order(BaseModel):
     reason: str | None = Field(None, max_length=500, description="Why: kept in the audit log, and shown where something is paused.")
 
 
-SHOWN: tuple[type[BaseModel], ...] = (AuditEntry, AuditList, Order)
+class LimitsOrder(Order):
+    """Limits of a credential; what is left out stays, null opens."""
+
+    model: str = Field("*", min_length=1, max_length=256, description="For this model; *: for all without their own.")
+    rpm: Limit = Field(None, description="Requests a minute.")
+    tpm: Limit = Field(None, description="Tokens a minute.")
+    ipm: Limit = Field(None, description="Images a minute.")
+    rpd: Limit = Field(None, description="Requests a day.")
+    max_in_flight: Limit = Field(None, description="Calls at a time.")
+
+
+class CapsOrder(Order):
+    """Caps of a key or a user; what is left out stays, null takes it away."""
+
+    endpoint: str | None = Field(None, description="For this class of requests, as /v1/embeddings; null: for all together.")
+    max_queued: Limit = Field(None, description="Jobs that may wait; more are refused with 429.")
+    max_in_flight: Limit = Field(None, description="Jobs that may run at a time; the others wait.")
+    rpm: Limit = Field(None, description="Jobs that may start in a minute; the others wait.")
+
+
+class NewCredential(Order):
+    """One more upstream key behind a pool."""
+
+    key: str = Field(min_length=1, max_length=4096, pattern="^[ -~]+$", description="The upstream's key. Stored encrypted, shown never.")
+    base_url: str | None = Field(None, max_length=2048, pattern="^https?://", description="Another upstream than OPENAI_BASE_URL.")
+    weight: float | None = Field(None, gt=0, le=1000, description="By which its room counts against that of others.")
+
+
+class CredentialChange(Order):
+    """What is left out stays."""
+
+    key: str | None = Field(None, min_length=1, max_length=4096, pattern="^[ -~]+$", description="A new secret in place of the old one.")
+    base_url: str | None = Field(None, max_length=2048, pattern="^(https?://.*)?$", description="Empty: OPENAI_BASE_URL.")
+    weight: float | None = Field(None, gt=0, le=1000, description="By which its room counts against that of others.")
+
+
+class WeightOrder(Order):
+    """A user's share of a lane."""
+
+    weight: float = Field(ge=0.01, le=1000, description="1 is everybody's.")
+
+
+class PriorityOrder(Order):
+    """A job's weight in its flow."""
+
+    priority: Literal["low", "normal", "high"]
+
+
+class FilterOrder(Order):
+    """Which jobs. Fields that are given must all fit."""
+
+    pool: int | None = Field(None, description="Its id.")
+    lane: int | None = Field(None, description="Its id.")
+    key: int | None = Field(None, description="Its id.")
+    user: str | None = Field(None, max_length=256, description="As callers name it.")
+    older_than_s: float | None = Field(None, ge=0, description="Submitted longer ago.")
+
+    def filter(self) -> Filter:
+        return Filter(pool_id=self.pool, lane_id=self.lane, key_id=self.key, user=self.user, older_than_s=self.older_than_s)
+
+
+class PurgeOrder(FilterOrder):
+    """Which jobs are cancelled; at least one field says."""
+
+    status: Literal["queued", "running"] = Field("queued", description="running: those that run are told to stop, too.")
+
+
+class Purge(BaseModel):
+    """What a purge came to."""
+
+    object: Literal["purge"]
+    cancelled: int
+    has_more: bool = Field(description="Ask again for the rest.")
+
+
+class Retries(BaseModel):
+    """What asking again came to."""
+
+    object: Literal["retries"]
+    retried: int
+    refused: int = Field(description="The line would not take these; ask again later.")
+    has_more: bool
+
+
+SHOWN: tuple[type[BaseModel], ...] = (
+    AuditEntry, AuditList, Order, LimitsOrder, CapsOrder, NewCredential, CredentialChange, WeightOrder, PriorityOrder, FilterOrder,
+    PurgeOrder, Purge, Retries,
+)  # fmt: skip

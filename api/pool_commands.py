@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import click
 
-from api import terminal
+from api import deeds, doorbell, terminal
 from models import db, key, roster
-from models.key import Limits
+from models.audit import Act
 
 Command = TypeVar("Command", bound=Callable[..., None])
 LIMITS = {
@@ -66,8 +66,10 @@ def add_credential(*, pool: str, base_url: str | None, as_json: bool) -> None:
     if base_url and not base_url.startswith(("https://", "http://")):
         raise click.ClickException("--base-url begins with https:// or http://")
     with db.begin() as session:
-        number = key.add_credential(session, pool_id=roster.pool_named(session, pool), upstream_key=token, base_url=base_url)
-    terminal.show({"id": number, "pool": pool, "base_url": base_url}, as_json=as_json)
+        pool_id = roster.pool_named(session, pool)
+    made = deeds.add_credential(Act(), pool_id, upstream_key=token, base_url=base_url, weight=None)
+    doorbell.flush()
+    terminal.show({"id": int(made["id"]), "pool": pool, "base_url": base_url}, as_json=as_json)
 
 
 @pools.command()
@@ -76,7 +78,6 @@ def add_credential(*, pool: str, base_url: str | None, as_json: bool) -> None:
 @terminal.json_option
 def limits(*, credential_id: int, model: str, as_json: bool, **given: int | None) -> None:
     """What this credential may do; a limit that is left out is open, and learned from the upstream."""
-    with db.begin() as session:
-        roster.credentials_behind(session, credential_id=credential_id)
-        key.set_limits(session, credential_id, Limits(**given), model=model)
+    deeds.set_limits(Act(), credential_id, given, model=model)
+    doorbell.flush()
     terminal.show({"credential": credential_id, "model": model, **given}, as_json=as_json)

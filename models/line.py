@@ -17,9 +17,9 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import attachment, budget, conversation
+from models import attachment, budget, cap, conversation
 from models.db import Session, begin
-from models.errors import LineFull, TooLate
+from models.errors import Draining, LineFull, TooLate
 from models.key import Key
 from models.settings import settings
 from models.tables import OPEN
@@ -90,7 +90,8 @@ ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 def join(session: Session, order: Order, *, job_id: UUID) -> None:
     """The job stands in line, with its first event, and what it may cost is reserved.
 
-    Raises NoMoney, LineFull, or TooLate when the line is longer than it may wait; Invalid when its conversation has no such attachments.
+    Raises NoMoney, LineFull (Draining where the operator lets it run empty), or TooLate when the line is longer than it may wait;
+    Invalid when its conversation has no such attachments.
     """
     budget.reserve(session, order.key, order.reserved_microusd)
     lane_id = lane_of(order.key.pool_id, order.model)
@@ -116,7 +117,11 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
             "key_most": settings().max_queued_per_key, "lane_most": _lane_most() or 0,
         },
     ).one()  # fmt: skip
+    if row.is_draining:
+        raise Draining(retry_after_s=60)
     _refuse_if_full(row)
+    if row.has_caps:
+        cap.refuse_if_full(session, key_id=order.key.id, lane_id=lane_id, flow=order.flow, endpoint=order.endpoint)
     _refuse_if_late(order, row)
 
 
@@ -161,7 +166,8 @@ def place(session: Session, job: Any) -> Place:
     lane = session.execute(_LANE, {"id": job.lane_id}).one()
     turns = conversation.open_before(session, job) if job.held else []
     last = _last(job, _here(job, turns))
-    return _place(job, lane, turns, _ahead(session, lane, start_tag=last.start_tag, job_id=last.id))
+    capped = cap.reasons(session, [job]).get(job.id) if lane.has_caps else None
+    return _place(job, lane, turns, _ahead(session, lane, start_tag=last.start_tag, job_id=last.id), capped=capped)
 
 
 def places(session: Session, jobs: Sequence[Any]) -> dict[UUID, Place]:
@@ -178,9 +184,10 @@ def places(session: Session, jobs: Sequence[Any]) -> dict[UUID, Place]:
         "lanes": [job.lane_id for job in queued], "tags": [last.start_tag for last in lasts], "ids": [last.id for last in lasts],
         "most": COUNTED_MOST,
     }  # fmt: skip
+    capped = cap.reasons(session, queued) if any(lane.has_caps for lane in lanes.values()) else {}
     for ahead in session.execute(_ALL_AHEAD, wanted):
         job = queued[ahead.n - 1]
-        made[job.id] = _place(job, lanes[job.lane_id], turns[ahead.n - 1], ahead)
+        made[job.id] = _place(job, lanes[job.lane_id], turns[ahead.n - 1], ahead, capped=capped.get(job.id))
     return made
 
 
@@ -193,19 +200,21 @@ def _last(job: Any, here: Sequence[Any]) -> Any:
     return max([job, *here], key=lambda one: (one.start_tag, one.id))
 
 
-def _place(job: Any, lane: Any, turns: Sequence[Any], ahead: Any) -> Place:
+def _place(job: Any, lane: Any, turns: Sequence[Any], ahead: Any, *, capped: str | None) -> Place:
     here = _here(job, turns)
     last = _last(job, here)
     # What is counted are neither held turns nor `last` itself.
     position = ahead.jobs + 1 + sum(one.held or one is last for one in here)
     eta_s = estimate_s(lane, ahead, behind=len(turns))
-    if lane.is_paused:
+    if lane.is_paused or capped == "paused":
         return Place(position=position, eta_s=None, blocked_by="paused", wake_at=None)
     if job.held:
         return Place(position=position, eta_s=eta_s, blocked_by="conversation", wake_at=None)
     if job.not_before and job.not_before > lane.now:
         rest_s = round((job.not_before - lane.now).total_seconds(), 1)
         return Place(position=position, eta_s=max(eta_s, rest_s), blocked_by="backoff", wake_at=job.not_before)
+    if capped:
+        return Place(position=position, eta_s=None, blocked_by=capped, wake_at=None)
     wake_at = lane.wake_at if lane.blocked_by and lane.wake_in_s > 0 else None
     return Place(position=position, eta_s=eta_s, blocked_by=lane.blocked_by, wake_at=wake_at)
 
@@ -271,7 +280,8 @@ _MAKE_LANE = text("""
 """)
 FIGURES = """
     SELECT lane.*, now() AS now, coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
-           lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused
+           lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused,
+           lane.draining_at IS NOT NULL OR pool.draining_at IS NOT NULL AS is_draining, EXISTS (SELECT FROM cap) AS has_caps
     FROM lane JOIN pool ON pool.id = lane.pool_id
 """
 _LANE = text(f"{FIGURES} WHERE lane.id = :id")
@@ -337,6 +347,7 @@ _JOIN = text(f"""
         AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
     )
     SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
+           line.is_draining, line.has_caps,
            ahead.jobs, ahead.tokens, ahead.images,
            (SELECT count(*) FROM (
                SELECT FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held LIMIT :lane_most

@@ -26,11 +26,16 @@ class State:
 
 
 def credentials_of(session: Session, pool_ids: Sequence[int]) -> dict[int, list[int]]:
-    """The credentials of each pool that are not parked."""
+    """The credentials of each pool that are not parked, paused or retired."""
     found: dict[int, list[int]] = {number: [] for number in pool_ids}
     for row in session.execute(_CREDENTIALS, {"pools": list(pool_ids)}):
         found[row.pool_id].append(row.id)
     return found
+
+
+def lanes(session: Session, lane_ids: Sequence[int]) -> Sequence[Any]:
+    """These lanes. Rows: id, pool_id, model."""
+    return session.execute(text("SELECT id, pool_id, model FROM lane WHERE id = ANY(:ids)"), {"ids": list(lane_ids)}).all()
 
 
 def read(session: Session, credential_id: int, model: str) -> State:
@@ -102,7 +107,9 @@ def live(session: Session, credential_id: int, model: str) -> Sequence[Any]:
     return session.execute(_LIVE, {"credential_id": credential_id, "model": model}).all()
 
 
-_CREDENTIALS = text("SELECT id, pool_id FROM credential WHERE pool_id = ANY(:pools) AND parked_at IS NULL ORDER BY id")
+_CREDENTIALS = text("""
+    SELECT id, pool_id FROM credential WHERE pool_id = ANY(:pools) AND coalesce(parked_at, paused_at, retired_at) IS NULL ORDER BY id
+""")
 _READ = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model IN (:model, '*')")
 _READ_MANY = text("SELECT * FROM meter WHERE credential_id = ANY(:credentials) AND model = ANY(:models)")
 _REMEMBER = text("""

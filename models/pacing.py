@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from models import cap
 from models.db import Session
 from models.line import SETTLED_S
 from models.settings import settings
@@ -48,18 +49,24 @@ def free_slots(session: Session, *, seen_within_s: float) -> int:
 
 
 def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequence[Any]:
-    """Lanes that are woken or due, ours for CLAIM_S. Rows: id, pool_id, pool (its name), model, virtual_time, low_water."""
+    """Lanes that are woken or due, ours for CLAIM_S.
+
+    Rows: id, pool_id, pool (its name), model, virtual_time, low_water, has_caps (of anybody).
+    """
     return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
 
 
-def heads(session: Session, lanes: Sequence[Any], *, most: int) -> Sequence[Any]:
-    """The first `most` jobs of each lane, in order.
+def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[cap.Room] = ()) -> Sequence[Any]:
+    """The first `most` jobs of each lane, in order; those that a cap in `rooms` stops altogether are passed over.
 
-    Rows: id, lane_id, start_tag, share, cost, tokens, images, flow, endpoint, created_at.
+    Rows: id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at.
     """
     if not lanes:
         return []
     wanted = {"lanes": [lane.id for lane in lanes], "lows": [lane.low_water for lane in lanes], "most": most}
+    shut = cap.shut(rooms)
+    if shut["scopes"]:
+        return session.execute(_HEADS_BUT, {**wanted, **shut}).all()
     return session.execute(_HEADS, wanted).all()
 
 
@@ -143,23 +150,30 @@ _CLAIM_LANES = text("""
         AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id) IS NULL
         ORDER BY wake_at NULLS LAST LIMIT :most FOR UPDATE SKIP LOCKED
     ))
-    RETURNING id, pool_id, (SELECT name FROM pool WHERE pool.id = lane.pool_id) AS pool, model, virtual_time, low_water
+    RETURNING id, pool_id, (SELECT name FROM pool WHERE pool.id = lane.pool_id) AS pool, model, virtual_time, low_water,
+              EXISTS (SELECT FROM cap) AS has_caps
 """)
-_HEADS = text("""
+_HEAD = """
     SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)
     CROSS JOIN LATERAL (
-        SELECT id, lane_id, start_tag, share, cost, tokens, images, flow, endpoint, created_at FROM job
+        SELECT id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at FROM job
         WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
         AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp())
-        ORDER BY start_tag, id LIMIT :most
+        {but} ORDER BY start_tag, id LIMIT :most
     ) AS head
-""")
+"""
+_HEADS = text(_HEAD.format(but=""))
+_HEADS_BUT = text(_HEAD.format(but=f"AND NOT {cap.SHUT}"))
+# What is paused between the look and the admission lets nobody through.
 _ADMIT = text("""
     UPDATE job SET status = 'admitted', dispatch_id = given.dispatch_id, credential_id = given.credential_id,
            admitted_at = clock_timestamp()
     FROM unnest(CAST(:jobs AS uuid[]), CAST(:dispatches AS uuid[]), CAST(:credentials AS bigint[]))
         AS given (id, dispatch_id, credential_id)
-    WHERE job.id = given.id AND job.status = 'queued' AND NOT job.held RETURNING job.dispatch_id
+    WHERE job.id = given.id AND job.status = 'queued' AND NOT job.held AND NOT EXISTS (
+        SELECT FROM lane JOIN pool ON pool.id = lane.pool_id JOIN credential ON credential.id = given.credential_id
+        WHERE lane.id = job.lane_id AND coalesce(lane.paused_at, pool.paused_at, credential.paused_at, credential.retired_at) IS NOT NULL
+    ) RETURNING job.dispatch_id
 """)
 _SETTLE = text("""
     WITH locked AS MATERIALIZED (SELECT id FROM lane WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR UPDATE)

@@ -29,7 +29,7 @@ def unpark(session: Session, credential_id: int) -> None:
 
 
 def open_or_due(session: Session, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
-    """The credentials that may be asked. Rows: id, pool_id, is_probe (parked, and due for one job that tries it)."""
+    """The credentials that may be asked. Rows: id, pool_id, weight, is_probe (parked, and due for one job that tries it)."""
     return session.execute(_OPEN, {"pools": list(pool_ids), "probe_s": probe_s}).all()
 
 
@@ -62,6 +62,7 @@ _PARK = text("""
 """)
 _UNPARK = text("UPDATE credential SET parked_at = NULL, parked_reason = NULL, parked_error = NULL WHERE id = :id AND parked_at IS NOT NULL")
 _OPEN = text("""
-    SELECT id, pool_id, parked_at IS NOT NULL AS is_probe FROM credential
-    WHERE pool_id = ANY(:pools) AND (parked_at IS NULL OR parked_at < now() - make_interval(secs => :probe_s)) ORDER BY id
+    SELECT id, pool_id, weight, parked_at IS NOT NULL AS is_probe FROM credential
+    WHERE pool_id = ANY(:pools) AND coalesce(paused_at, retired_at) IS NULL
+    AND (parked_at IS NULL OR parked_at < now() - make_interval(secs => :probe_s)) ORDER BY id
 """)

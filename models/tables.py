@@ -233,6 +233,7 @@ job = Table(
     Index("job_live", "status", "lane_id", postgresql_where=text("status IN ('admitted', 'running')")),
     Index("job_open", "key_id", postgresql_where=text(OPEN)),
     Index("job_by_key", "key_id", "id"),
+    Index("job_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
     Index("job_fingerprint", "key_id", "fingerprint", postgresql_where=text("fingerprint IS NOT NULL")),
     Index("job_left", "left_at", postgresql_where=text(f"left_at IS NOT NULL AND {OPEN}")),
     Index("job_turn", "conversation_id", "turn", postgresql_where=text(f"conversation_id IS NOT NULL AND {OPEN}")),

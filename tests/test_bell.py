@@ -19,7 +19,7 @@ def is_rung(bell: Bell) -> bool:
 
 
 def test_a_job_that_joins_is_always_heard(bell: Bell) -> None:
-    bell.conclude(at_rest=[LANE], waiting=[], is_short=False)
+    bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
     bell.ring(LANE)
 
     assert is_rung(bell)
@@ -28,7 +28,7 @@ def test_a_job_that_joins_is_always_heard(bell: Bell) -> None:
 
 
 def test_budget_of_a_lane_in_which_nobody_waits_is_not_heard(bell: Bell) -> None:
-    bell.conclude(at_rest=[LANE], waiting=[OTHER], is_short=False)
+    bell.conclude(at_rest=[LANE], waiting=[OTHER], capped=[], is_short=False)
     bell.budget(LANE)
 
     assert (False, {}) == (is_rung(bell), bell.take())
@@ -37,10 +37,10 @@ def test_budget_of_a_lane_in_which_nobody_waits_is_not_heard(bell: Bell) -> None
 @pytest.mark.parametrize("what", ["not looked at yet", "somebody waits", "somebody came since"])
 def test_budget_of_any_other_lane_is_heard(bell: Bell, what: str) -> None:
     if what == "somebody waits":
-        bell.conclude(at_rest=[LANE], waiting=[], is_short=False)
-        bell.conclude(at_rest=[], waiting=[LANE], is_short=False)
+        bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+        bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
     if what == "somebody came since":
-        bell.conclude(at_rest=[LANE], waiting=[], is_short=False)
+        bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
         bell.ring(LANE)
         bell.take()
     bell.budget(LANE)
@@ -50,7 +50,7 @@ def test_budget_of_any_other_lane_is_heard(bell: Bell, what: str) -> None:
 
 def test_who_comes_while_the_pacer_concludes_is_not_forgotten(bell: Bell) -> None:
     bell.ring(LANE)
-    bell.conclude(at_rest=[LANE], waiting=[], is_short=False)
+    bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
     bell.take()
     bell.budget(LANE)
 
@@ -59,7 +59,7 @@ def test_who_comes_while_the_pacer_concludes_is_not_forgotten(bell: Bell) -> Non
 
 @pytest.mark.parametrize("is_short", [True, False])
 def test_a_free_slot_is_heard_when_there_were_too_few(bell: Bell, is_short: bool) -> None:
-    bell.conclude(at_rest=[], waiting=[LANE], is_short=is_short)
+    bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=is_short)
     bell.slot()
 
     assert is_short == is_rung(bell)
@@ -70,3 +70,13 @@ def test_lanes_kept_in_mind_wake_nobody_but_are_looked_at_next(bell: Bell) -> No
 
     assert not is_rung(bell)
     assert {LANE} == set(bell.take())
+
+
+def test_the_end_of_any_job_is_heard_where_caps_hold(bell: Bell) -> None:
+    bell.conclude(at_rest=[], waiting=[LANE, OTHER], capped=[LANE], is_short=False)
+    bell.slot()
+    assert (True, {LANE}) == (is_rung(bell), set(bell.take()))
+
+    bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+    bell.slot()
+    assert not is_rung(bell)

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 MINUTES_S = 600
 DAY_S = 86_400
+EVEN: Mapping[int, float] = {}
 
 
 @dataclass
@@ -43,18 +44,20 @@ class Reserver:
         models: Mapping[int, str],
         credentials: Mapping[int, Sequence[int]],
         probes: Set[int] = frozenset(),
+        weights: Mapping[int, float] = EVEN,
     ) -> dict[int, Reserved]:
         """Budget for the first jobs of each lane, as far as it goes. credentials: lane → those that serve it, in any order.
 
         One round trip for all lanes with one credential; a lane with several asks the one with most room first and the next for
-        the rest. probes: of these, the parked ones, which get one job at most.
+        the rest. probes: of these, the parked ones, which get one job at most. weights: by which a credential's
+        room counts, where not 1.
         Raises LineUnavailable when Redis is silent: nothing is admitted then.
         """
         given = {lane: Reserved() for lane in wanted}
         left = {lane: list(jobs) for lane, jobs in wanted.items() if jobs}
         tried: dict[int, set[int]] = {lane: set() for lane in wanted}
         while left:
-            chosen = self._choose(left, models=models, credentials=credentials, tried=tried)
+            chosen = self._choose(left, models=models, credentials=credentials, tried=tried, weights=weights)
             for lane in [lane for lane in left if lane not in chosen]:
                 if given[lane].blocked_by is None:
                     given[lane].blocked_by, given[lane].wake_in_s = "parked", 5.0
@@ -110,6 +113,7 @@ class Reserver:
         models: Mapping[int, str],
         credentials: Mapping[int, Sequence[int]],
         tried: Mapping[int, set[int]],
+        weights: Mapping[int, float],
     ) -> dict[int, Meter]:
         open_to = {lane: [number for number in credentials[lane] if number not in tried[lane]] for lane in left}
         several = [Meter(number, models[lane]) for lane, numbers in open_to.items() if len(numbers) > 1 for number in numbers]
@@ -117,7 +121,8 @@ class Reserver:
 
         def room(one: Meter) -> tuple[float, float]:
             found = rooms.get(one)
-            return (-found.wait_ms, found.share) if found is not None else (0.0, 1.0)
+            weight = weights.get(one.credential_id, 1.0)
+            return (-found.wait_ms, found.share * weight) if found is not None else (0.0, weight)
 
         return {lane: max((Meter(number, models[lane]) for number in numbers), key=room) for lane, numbers in open_to.items() if numbers}
 

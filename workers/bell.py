@@ -16,6 +16,7 @@ class Bell:
     def __init__(self) -> None:
         self._lanes: dict[int, float] = {}
         self._at_rest: set[int] = set()
+        self._capped: set[int] = set()
         self._is_short = False
         self._rung = threading.Event()
         self._lock = threading.Lock()
@@ -35,8 +36,11 @@ class Bell:
             self.ring(lane_id)
 
     def slot(self) -> None:
-        """A worker has a slot free. Heard when there were too few."""
-        if self._is_short:
+        """A worker has a slot free, and a key and a flow one job less under way. Heard when there were too few, and where caps hold."""
+        with self._lock:
+            self._lanes.update(dict.fromkeys(self._capped, time.monotonic()))
+            is_needed = self._is_short or bool(self._capped)
+        if is_needed:
             self._rung.set()
 
     def take(self) -> dict[int, float]:
@@ -50,9 +54,12 @@ class Bell:
         with self._lock:
             self._lanes = {**lanes, **self._lanes}
 
-    def conclude(self, *, at_rest: Iterable[int], waiting: Iterable[int], is_short: bool) -> None:
-        """What the pacer's step found: where nobody waits, where somebody does, and whether more could go than there are slots."""
+    def conclude(self, *, at_rest: Iterable[int], waiting: Iterable[int], capped: Iterable[int], is_short: bool) -> None:
+        """What the pacer's step found: where nobody waits, where somebody does, of those where there are caps, and whether more could
+        go than there are slots."""
         with self._lock:
+            self._capped.difference_update(waiting, at_rest)
+            self._capped.update(capped)
             self._at_rest.difference_update(waiting)
             self._at_rest.update(lane_id for lane_id in at_rest if lane_id not in self._lanes)
         self._is_short = is_short

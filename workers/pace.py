@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, pacing, parking, title
+from models import cap, crash, db, job, pacing, parking, title
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
@@ -69,17 +69,24 @@ class Pacer:
             free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
             lanes = pacing.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
             self._seen_most = min(HEADS_MOST, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
-            heads = pacing.heads(session, lanes, most=self._seen_most)
-            serving = parking.open_or_due(session, sorted({lane.pool_id for lane in lanes}), probe_s=settings().probe_s) if lanes else []
+            pool_ids = sorted({lane.pool_id for lane in lanes})
+            has_caps = any(lane.has_caps for lane in lanes)
+            rooms = cap.rooms(session, lanes=[lane.id for lane in lanes], pools=pool_ids) if has_caps else []
+            heads = pacing.heads(session, lanes, most=self._seen_most, rooms=rooms)
+            serving = parking.open_or_due(session, pool_ids, probe_s=settings().probe_s) if lanes else []
         self._keep_unseen(woken, lanes)
         if not lanes:
             if free <= 0:
-                self._bell.conclude(at_rest=(), waiting=woken, is_short=True)
+                self._bell.conclude(at_rest=(), waiting=woken, capped=(), is_short=True)
             return self._rest_s(free)
         crash.at("pacer.after_claim_lanes")
         queues: dict[int, list[Any]] = {lane.id: [] for lane in lanes}
         for head in heads:
             queues[head.lane_id].append(head)
+        cut = {number for number, jobs in queues.items() if len(jobs) >= self._seen_most}
+        if rooms:
+            going = {head.id for head in cap.pass_over(heads, rooms)}
+            queues = {number: [head for head in jobs if head.id in going] for number, jobs in queues.items()}
         taken = self._rounds.pick(queues, slots=free)
         wanted = {lane: queues[lane][:most] for lane, most in taken.items()}
         probes = {one.id for one in serving if one.is_probe}
@@ -88,25 +95,44 @@ class Pacer:
             models={lane.id: lane.model for lane in lanes},
             credentials={lane.id: [one.id for one in serving if one.pool_id == lane.pool_id] for lane in lanes},
             probes=probes,
+            weights={one.id: one.weight for one in serving},
         )
         crash.at("pacer.after_reserve")
         self._refuse(lanes, wanted, reserved, probes)
-        settled = self._admit(lanes, queues, wanted, reserved)
+        settled = self._admit(lanes, queues, wanted, reserved, rooms=rooms, cut=cut)
         return 0.0 if any(one.wake_in_s == 0 for one in settled) else self._rest_s(1)
 
     def _admit(
-        self, lanes: Sequence[Any], queues: dict[int, list[Any]], wanted: dict[int, list[Any]], reserved: dict[int, Reserved]
+        self,
+        lanes: Sequence[Any],
+        queues: dict[int, list[Any]],
+        wanted: dict[int, list[Any]],
+        reserved: dict[int, Reserved],
+        *,
+        rooms: Sequence[cap.Room],
+        cut: set[int],
     ) -> list[Settled]:
         admissions = [one for given in reserved.values() for one in given.admissions]
         empty = [lane.id for lane in lanes if self._is_done(queues[lane.id], wanted[lane.id], reserved[lane.id])]
         with db.begin() as session:
+            if rooms:
+                rooms = cap.rooms(session, lanes=[lane.id for lane in lanes], pools=sorted({lane.pool_id for lane in lanes}), lock=True)
+            allowed = self._within(admissions, queues, rooms)
             later = pacing.later_wakes(session, empty) if empty else {}
+            for number, wake_in_s in cap.waiting(session, empty, rooms).items():
+                later[number] = min(later.get(number, wake_in_s), wake_in_s)
+            for number in cut.intersection(empty):
+                later[number] = 0.0  # behind those that were passed over there may be others
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
-            marked = pacing.admit(session, admissions)
+            marked = pacing.admit(session, allowed)
+            if rooms:
+                jobs = {head.id: head for jobs in queues.values() for head in jobs}
+                cap.note(session, {one.dispatch_id: jobs[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
             pacing.settle(session, settled)
         self._bell.conclude(
             at_rest=[one.lane_id for one in settled if one.wake_in_s is None],
             waiting=[one.lane_id for one in settled if one.wake_in_s is not None],
+            capped=[one.lane_id for one in settled if one.wake_in_s is not None] if rooms else (),
             is_short=any(one.blocked_by == "workers" for one in settled),
         )
         crash.at("pacer.after_admit")
@@ -120,6 +146,14 @@ class Pacer:
         self._ring_all([one for one in admissions if one.dispatch_id in marked], bound, titles)
         self._give_back([one.dispatch_id for one in admissions if one.dispatch_id not in marked], bound)
         return settled
+
+    def _within(self, admissions: list[Admission], queues: dict[int, list[Any]], rooms: Sequence[cap.Room]) -> list[Admission]:
+        """Those that the caps still allow, with another pacer's admissions counted."""
+        if not rooms:
+            return admissions
+        wanted = {one.job_id for one in admissions}
+        going = {head.id for head in cap.pass_over([head for jobs in queues.values() for head in jobs if head.id in wanted], rooms)}
+        return [one for one in admissions if one.job_id in going]
 
     def _refuse(
         self,

@@ -13,6 +13,7 @@ from uuid import UUID
 import redis
 
 from models import logs
+from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import exposition, wake
 from workers.announce import Announcer
@@ -42,7 +43,7 @@ def main() -> None:
     watch = Watch(wake.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, partial(listen, bell, announcer, due))
+    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, partial(listen, bell, announcer, due, sweep))
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
@@ -57,13 +58,16 @@ def main() -> None:
         thread.join(5)
 
 
-def listen(bell: Bell, announcer: Announcer, due: Due, stop: threading.Event) -> None:
+def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threading.Event) -> None:
     """Wake-ups reach the bell, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself."""
     while not stop.is_set():
         try:
             for message in wake.listen(wake.LINE, until=stop.is_set):
                 if isinstance(receivers := message.get("receivers"), list):
                     due.wake(receivers)
+                    continue
+                if isinstance(lanes := message.get("limits"), list):
+                    _enforce(sweep, lanes, forget=bool(message.get("forget")))
                     continue
                 if "slot" in message:
                     bell.slot()
@@ -80,6 +84,14 @@ def listen(bell: Bell, announcer: Announcer, due: Due, stop: threading.Event) ->
                     due.wake(None)
         except (redis.RedisError, OSError):
             stop.wait(0.5)
+
+
+def _enforce(sweep: Sweep, lanes: list[int], *, forget: bool) -> None:
+    """What fails here is found by the sweep within seconds."""
+    try:
+        sweep.enforce(lanes, forget=forget)
+    except (Unavailable, LineUnavailable) as error:
+        log.warning("changed limits wait for the sweep", extra={"why": str(error.__cause__ or error)})
 
 
 if __name__ == "__main__":

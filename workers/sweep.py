@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import crash, db, fleet, job, lane_care, pacing, reader, retention
+from models import crash, db, fleet, job, lane_care, meter, pacing, reader, retention
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import wake
@@ -89,6 +89,20 @@ class Sweep:
                 retention.sweep(session, days=settings().retention_days, idempotency_hours=settings().idempotency_hours)
                 fleet.forget(session, unseen_s=settings().lease_s * 10)
 
+    def enforce(self, lane_ids: Sequence[int], *, forget: bool) -> None:
+        """The operator's limits of these lanes hold from now on. forget: the limiter's state is made again from Postgres.
+
+        Raises LineUnavailable when Redis is silent, Unavailable when Postgres is.
+        """
+        with db.begin() as session:
+            found = [(lane.id, bound, limits) for lane in meter.lanes(session, lane_ids) for bound, limits in _limits_of(session, lane)]
+        for lane_id, bound, limits in found:
+            if forget:
+                self._limiter.forget(bound)
+            self._enforce(bound, limits, lane_id=lane_id)
+        for lane_id in lane_ids:
+            self._bell.ring(lane_id)
+
     def _enforce(self, bound: Meter, limits: Limits, *, lane_id: int) -> None:
         """What the operator has changed holds from now on; who waits may go sooner."""
         before = self._enforced.get(bound)
@@ -155,3 +169,8 @@ class Sweep:
             return False
         self._due[what] = now + every_s
         return True
+
+
+def _limits_of(session: db.Session, lane: Any) -> Iterator[tuple[Meter, Limits]]:
+    for number in meter.credentials_of(session, [lane.pool_id])[lane.pool_id]:
+        yield Meter(number, lane.model), meter.read(session, number, lane.model).limits

@@ -58,6 +58,12 @@ def budget(lane_id: int) -> Said:
     return _lane(lane_id, budget=True)
 
 
+def limits(lane_ids: Sequence[int], *, forget: bool = False) -> None:
+    """The pacer enforces the limits of these lanes as they are now, and looks at them. forget: their limiter state is made again."""
+    if lane_ids:
+        _say((LINE, json.dumps({"limits": list(lane_ids), "forget": forget})))
+
+
 def receivers(names: Sequence[str]) -> None:
     """The pacer is told that there are webhooks for these (delivery.receiver, webhook.test, delivery_log.redeliver say who)."""
     _say(_receivers(names))

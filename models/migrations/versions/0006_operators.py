@@ -70,6 +70,7 @@ def upgrade() -> None:
         _at("at", nullable=False),
         sa.PrimaryKeyConstraint("dispatch_id", "scope", "owner_id", "flow", "endpoint", name=op.f("cap_use_pkey")),
     )
+    op.create_index("job_retry_of", "job", ["retry_of"], postgresql_where=sa.text("retry_of IS NOT NULL"))
     op.create_index("cap_use_recent", "cap_use", ["scope", "owner_id", "flow", "endpoint", "at"])
 
 
@@ -77,6 +78,7 @@ def downgrade() -> None:
     for table in ("cap_use", "cap", "audit", "operator"):
         op.drop_table(table)
     op.execute("DROP FUNCTION audit_only_grows()")
+    op.drop_index("job_retry_of", "job")
     for column in ("retired_at", "paused_reason", "paused_at", "weight"):
         op.drop_column("credential", column)
     op.drop_column("lane", "draining_at")

@@ -1,0 +1,207 @@
+"""What an operator does, by HTTP or on the command line: one transaction with its entry in the log, then whom it concerns is woken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from api import doorbell, orders
+from models import audit, db, halt, job, key, line, purge, reorder, tuning, view
+from models.audit import Act
+from models.errors import LineFull, NoMoney, NotFound, WrongState
+from models.halt import Target
+from models.purge import Filter
+
+AGAIN = ("failed", "expired", "cancelled")
+
+
+def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
+    """halt.act_on, and the pacer looks."""
+    with db.begin() as session:
+        made, lanes = halt.act_on(session, act, verb, on)
+    for number in lanes if verb == "resume" else ():
+        doorbell.moved(number)
+    return made
+
+
+def set_limits(act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
+    """tuning.set_limits, and the limiter is told at once."""
+    with db.begin() as session:
+        made = tuning.set_limits(session, act, credential_id, changes, model=model)
+        lanes = halt.lanes_of(session, Target("credential", credential_id))
+    doorbell.limits(lanes)
+    return made
+
+
+def set_caps(act: Act, on: Target, changes: Mapping[str, int | None], *, endpoint: str) -> dict[str, Any]:
+    """tuning.set_caps, and the pacer looks."""
+    with db.begin() as session:
+        made = tuning.set_caps(session, act, on, changes, endpoint=endpoint)
+        lanes = halt.lanes_of(session, on)
+    for number in lanes:
+        doorbell.moved(number)
+    return made
+
+
+def add_credential(act: Act, pool_id: int, *, upstream_key: str, base_url: str | None, weight: float | None) -> dict[str, Any]:
+    """One more credential serves the pool from now on."""
+    with db.begin() as session:
+        halt.state(session, Target("pool", pool_id))
+        number = key.add_credential(session, pool_id=pool_id, upstream_key=upstream_key, base_url=base_url)
+        audit.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, "base_url": base_url})
+        made = tuning.change_credential(session, act, number, weight=weight)
+        lanes = halt.lanes_of(session, Target("pool", pool_id))
+    doorbell.limits(lanes)
+    return made
+
+
+def change_credential(
+    act: Act, credential_id: int, *, weight: float | None, base_url: str | None, upstream_key: str | None
+) -> dict[str, Any]:
+    """tuning.change_credential."""
+    with db.begin() as session:
+        return tuning.change_credential(session, act, credential_id, weight=weight, base_url=base_url, upstream_key=upstream_key)
+
+
+def retire(act: Act, credential_id: int) -> dict[str, Any]:
+    """tuning.retire."""
+    with db.begin() as session:
+        return tuning.retire(session, act, credential_id)
+
+
+def weigh(act: Act, on: Target, *, weight: float) -> dict[str, Any]:
+    """reorder.weigh, and the pacer looks."""
+    with db.begin() as session:
+        made = reorder.weigh(session, act, on.number, on.flow, weight=weight)
+    doorbell.moved(on.number)
+    return made
+
+
+def boost(act: Act, job_id: UUID) -> dict[str, Any]:
+    """reorder.boost, and the pacer looks."""
+    with db.begin() as session:
+        lane_id = reorder.boost(session, act, job_id)
+    doorbell.moved(lane_id)
+    return _shown(job_id)
+
+
+def prioritise(act: Act, job_id: UUID, *, priority: str) -> dict[str, Any]:
+    """reorder.prioritise, and the pacer looks."""
+    with db.begin() as session:
+        lane_id = reorder.prioritise(session, act, job_id, priority=priority)
+    doorbell.moved(lane_id)
+    return _shown(job_id)
+
+
+def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
+    """What Redis holds of the lane's limits is made again from the attempts on record; the lane's counters from its jobs."""
+    with db.begin() as session:
+        halt.state(session, Target("lane", lane_id), lock=True)
+        session.execute(_RECOUNT, {"id": lane_id})
+        audit.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
+    doorbell.limits([lane_id], forget=True)
+    return {"id": str(lane_id), "object": "lane", "rebuilding": True}
+
+
+def cancel(act: Act, job_id: UUID) -> dict[str, Any]:
+    """The job is cancelled, or told to stop. Raises NotFound, WrongState."""
+    with db.begin() as session:
+        found = _row(session, job_id)
+        done = job.cancel(session, job_id, found.key_id)
+        if done is None and not found.cancel_requested:
+            raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
+        audit.write(session, act, "cancel", f"job:{job_id}", before={"status": found.status}, after=None)
+    _tell(done)
+    return _shown(job_id)
+
+
+def purge_some(act: Act, which: Filter, *, status: str) -> int:
+    """One chunk of purge.cancel_some; how many."""
+    with db.begin() as session:
+        done = purge.cancel_some(session, act, which, status=status)
+    for one in done:
+        _tell(one)
+    return len(done)
+
+
+def purge_all(act: Act, which: Filter, *, status: str, until: float) -> tuple[int, bool]:
+    """All of these jobs are cancelled, or as many as until then (monotonic seconds): how many, and whether there are more."""
+    total = 0
+    while time.monotonic() < until:
+        done = purge_some(act, which, status=status)
+        total += done
+        if done == 0:
+            return total, False
+    return total, True
+
+
+def retry(act: Act, job_id: UUID) -> dict[str, Any]:
+    """A new job asks the same; it is the caller's, like the old one. Raises NotFound, WrongState, and what a submit raises."""
+    with db.begin() as session:
+        found = _row(session, job_id)
+    made = _again(act, job_id, key.Key(id=found.key_id, pool_id=found.pool_id, kind=found.kind))
+    return _shown(made)
+
+
+def retry_all(act: Act, which: Filter, *, until: float) -> tuple[int, int, bool]:
+    """What failed and nobody asked again is, oldest first: how many, how many the line refused, and whether there are more."""
+    done = 0
+    while time.monotonic() < until:
+        with db.begin() as session:
+            found = purge.dead(session, which, most=purge.CHUNK)
+        for one in found:
+            try:
+                _again(act, one.id, purge.key_of(one))
+            except (LineFull, NoMoney):
+                return done, len(found), True  # of the others the line would say the same
+            done += 1
+        if len(found) < purge.CHUNK:
+            return done, 0, False
+    return done, 0, True
+
+
+def _again(act: Act, job_id: UUID, caller: key.Key) -> UUID:
+    made = line.new_id()
+    with db.begin() as session:
+        before = view.find_order(session, job_id, caller.id)
+        if before.status not in AGAIN or not before.request:
+            raise WrongState("Only a job that failed, was cancelled or has expired, and whose request is still there, can be tried again.")
+    lane_id = line.lane_of(caller.pool_id, before.model)
+    with db.begin() as session:
+        line.join(session, orders.again(caller, before, retry_of=job_id), job_id=made)
+        audit.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": view.public_id(made)})
+    doorbell.joined(made, lane_id=lane_id)
+    return made
+
+
+def _row(session: db.Session, job_id: UUID) -> Any:
+    row = session.execute(_FIND, {"id": job_id}).one_or_none()
+    if row is None:
+        raise NotFound("No such job.")
+    return row
+
+
+def _shown(job_id: UUID) -> dict[str, Any]:
+    """The job without what was asked and answered: that is its caller's."""
+    with db.begin() as session:
+        shown = view.show(session, view.find(session, job_id, _row(session, job_id).key_id), with_result=False)
+    return {name: value for name, value in shown.items() if name not in ("metadata", "artifacts")}
+
+
+def _tell(done: Any) -> None:
+    if done is not None:
+        doorbell.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == job.Status.CANCELLED)
+
+
+_FIND = text("""
+    SELECT job.status, job.cancel_requested, job.key_id, key.pool_id, key.kind FROM job JOIN key ON key.id = job.key_id WHERE job.id = :id
+""")
+_RECOUNT = text("""
+    UPDATE lane SET queued = found.jobs, low_water = least(lane.low_water, coalesce(found.lowest, lane.low_water)), wake_at = now()
+    FROM (SELECT count(*) AS jobs, min(start_tag) AS lowest FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held) AS found
+    WHERE lane.id = :id
+""")

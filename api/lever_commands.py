@@ -1,0 +1,121 @@
+"""`nowserving pause | resume | drain | caps | weight | boost | purge | …`: the levers, for whoever has the database."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from api import deeds, doorbell, terminal
+from models import halt, view
+from models.audit import Act
+from models.purge import Filter
+
+COMMANDS: list[click.Command] = []
+_reason = click.option("--reason", help="Why: kept in the audit log.")
+_id = click.argument("name", metavar="ID")
+_kind = click.argument("kind", type=click.Choice(halt.KINDS))
+
+
+def _halt(verb: str, said: str) -> click.Command:
+    @click.command(verb, help=said)
+    @_kind
+    @_id
+    @_reason
+    @terminal.json_option
+    def command(*, kind: str, name: str, reason: str | None, as_json: bool) -> None:
+        _show(deeds.halt_it(Act(reason=reason), verb, halt.target(kind, name)), as_json=as_json)
+
+    return command
+
+
+COMMANDS += [
+    _halt("pause", "Let nothing of it start; what runs ends. ID of a flow: LANE:USER."),
+    _halt("resume", "Let it go on: ends a pause, a drain and a parked credential's probation."),
+    _halt("drain", "Take nothing new for it; what waits is served."),
+]
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(("key", "flow")))
+@_id
+@click.option("--endpoint", default="", help="For this class of requests, as /v1/embeddings.")
+@click.option("--max-queued", type=click.IntRange(0), help="Jobs that may wait; 0: any number.")
+@click.option("--max-in-flight", type=click.IntRange(0), help="Jobs that may run at a time; 0: any number.")
+@click.option("--rpm", type=click.IntRange(0), help="Jobs that may start in a minute; 0: any number.")
+@_reason
+@terminal.json_option
+def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bool, **given: int | None) -> None:
+    """Cap what a key or a user may have of the line; what is left out stays."""
+    changes = {one: value or None for one, value in given.items() if value is not None}
+    _show(deeds.set_caps(Act(reason=reason), halt.target(kind, name), changes, endpoint=endpoint), as_json=as_json)
+
+
+@click.command()
+@click.argument("flow", metavar="LANE:USER")
+@click.argument("share", type=float)
+@_reason
+@terminal.json_option
+def weight(*, flow: str, share: float, reason: str | None, as_json: bool) -> None:
+    """Give a user SHARE times what others have of a lane."""
+    _show(deeds.weigh(Act(reason=reason), halt.target("flow", flow), weight=share), as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id")
+@_reason
+@terminal.json_option
+def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
+    """Put a waiting job at the head of its lane."""
+    made = deeds.boost(Act(reason=reason), view.parse_id(job_id))
+    _show({"id": made["id"], "status": made["status"], "position": (made["queue"] or {}).get("position")}, as_json=as_json)
+
+
+def _filtered(command: Any) -> Any:
+    for name, kind, said in (
+        ("--pool", int, "Of this pool (its id)."), ("--lane", int, "Of this lane (its id)."), ("--key-id", int, "Of this key (its id)."),
+        ("--user", str, "Of this user."), ("--older-than-s", float, "Submitted longer ago."),
+    ):  # fmt: skip
+        command = click.option(name, type=kind, help=said)(command)
+    return _reason(terminal.json_option(command))
+
+
+@click.command()
+@click.option("--running", is_flag=True, help="Stop those that run, too.")
+@_filtered
+def purge(*, running: bool, reason: str | None, as_json: bool, **which: Any) -> None:
+    """Cancel waiting jobs by filter."""
+    done, _ = deeds.purge_all(Act(reason=reason), _filter(which), status="running" if running else "queued", until=float("inf"))
+    _show({"cancelled": done}, as_json=as_json)
+
+
+@click.command("retry-failed")
+@_filtered
+def retry_failed(*, reason: str | None, as_json: bool, **which: Any) -> None:
+    """Ask again what failed or expired and nobody asked again; without a filter: all of it."""
+    done, refused, _ = deeds.retry_all(Act(reason=reason), _filter(which), until=time.monotonic() + 3600)
+    _show({"retried": done, "refused": refused}, as_json=as_json)
+
+
+@click.command()
+@click.argument("lane", type=int)
+@_reason
+@terminal.json_option
+def rebuild(*, lane: int, reason: str | None, as_json: bool) -> None:
+    """Make a lane's limiter state and counters again from Postgres."""
+    _show(deeds.rebuild(Act(reason=reason), lane), as_json=as_json)
+
+
+COMMANDS += [caps, weight, boost, purge, retry_failed, rebuild]
+
+
+def _filter(which: dict[str, Any]) -> Filter:
+    return Filter(
+        pool_id=which["pool"], lane_id=which["lane"], key_id=which["key_id"], user=which["user"], older_than_s=which["older_than_s"]
+    )
+
+
+def _show(made: dict[str, Any], *, as_json: bool) -> None:
+    doorbell.flush()
+    terminal.show(made, as_json=as_json)

@@ -1,0 +1,166 @@
+"""The levers under /ops: pause, resume, drain; limits, caps, weights; who stands where; many jobs at once."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+from uuid import UUID
+
+from flask import Response, request
+from pydantic import BaseModel
+
+from api import body, deeds, operators, ops_schemas, render, schemas
+from models import halt, view
+from models.errors import NotFound
+from models.halt import Target
+
+routes = operators.blueprint("levers")
+
+Wanted = TypeVar("Wanted", bound=BaseModel)
+THINGS = {"pools": "pool", "lanes": "lane", "keys": "key", "flows": "flow", "credentials": "credential"}
+# A request that takes longer would be cut by a proxy; what is left is for the next one.
+PATIENCE_S = 15.0
+
+
+@routes.post("/<any(pools, lanes, keys, flows, credentials):things>/<path:name>/<any(pause, resume, drain):verb>")
+@operators.needs("write")
+def act_on(things: str, name: str, verb: str) -> Response:
+    """Nobody starts, everybody may start again, or nothing new is taken."""
+    wanted = _read(ops_schemas.Order)
+    return render.answer(deeds.halt_it(operators.act(wanted.reason), verb, _target(things, name)))
+
+
+@routes.post("/credentials/<path:name>/limits")
+@operators.needs("write")
+def limits(name: str) -> Response:
+    """What the credential may do, from the next admission on."""
+    wanted = _read(ops_schemas.LimitsOrder)
+    changes = {one: getattr(wanted, one) for one in wanted.model_fields_set - {"reason", "model"}}
+    return render.answer(deeds.set_limits(operators.act(wanted.reason), _number("credential", name), changes, model=wanted.model))
+
+
+@routes.post("/<any(keys, flows):things>/<path:name>/caps")
+@operators.needs("write")
+def caps(things: str, name: str) -> Response:
+    """How much of the line the key or the user may have."""
+    wanted = _read(ops_schemas.CapsOrder)
+    changes = {one: getattr(wanted, one) for one in wanted.model_fields_set - {"reason", "endpoint"}}
+    return render.answer(deeds.set_caps(operators.act(wanted.reason), _target(things, name), changes, endpoint=wanted.endpoint or ""))
+
+
+@routes.post("/pools/<path:name>/credentials")
+@operators.needs("write")
+def add(name: str) -> Response:
+    """One more upstream key behind the pool."""
+    wanted = _read(ops_schemas.NewCredential)
+    made = deeds.add_credential(
+        operators.act(wanted.reason), _number("pool", name), upstream_key=wanted.key, base_url=wanted.base_url, weight=wanted.weight
+    )
+    return render.answer(made, 201)
+
+
+@routes.post("/credentials/<path:name>/change")
+@operators.needs("write")
+def change(name: str) -> Response:
+    """Its weight, address or secret, from the next call on."""
+    wanted = _read(ops_schemas.CredentialChange)
+    made = deeds.change_credential(
+        operators.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url, upstream_key=wanted.key
+    )
+    return render.answer(made)
+
+
+@routes.post("/credentials/<path:name>/retire")
+@operators.needs("write")
+def retire(name: str) -> Response:
+    """It gets no more jobs."""
+    wanted = _read(ops_schemas.Order)
+    return render.answer(deeds.retire(operators.act(wanted.reason), _number("credential", name)))
+
+
+@routes.post("/flows/<path:name>/weight")
+@operators.needs("write")
+def weight(name: str) -> Response:
+    """The user's share of the lane, against others'."""
+    wanted = _read(ops_schemas.WeightOrder)
+    return render.answer(deeds.weigh(operators.act(wanted.reason), _target("flows", name), weight=wanted.weight))
+
+
+@routes.post("/lanes/<path:name>/rebuild")
+@operators.needs("write")
+def rebuild(name: str) -> Response:
+    """Limiter state and counters, made again from Postgres."""
+    wanted = _read(ops_schemas.Order)
+    return render.answer(deeds.rebuild(operators.act(wanted.reason), _number("lane", name)), 202)
+
+
+@routes.post("/jobs/<name>/boost")
+@operators.needs("write")
+def boost(name: str) -> Response:
+    """The job stands at the head of its lane."""
+    wanted = _read(ops_schemas.Order)
+    return render.answer(deeds.boost(operators.act(wanted.reason), _job(name)))
+
+
+@routes.post("/jobs/<name>/priority")
+@operators.needs("write")
+def priority(name: str) -> Response:
+    """The job's weight in its flow."""
+    wanted = _read(ops_schemas.PriorityOrder)
+    return render.answer(deeds.prioritise(operators.act(wanted.reason), _job(name), priority=wanted.priority))
+
+
+@routes.post("/jobs/<name>/cancel")
+@operators.needs("write")
+def cancel(name: str) -> Response:
+    """As its caller would."""
+    wanted = _read(ops_schemas.Order)
+    return render.answer(deeds.cancel(operators.act(wanted.reason), _job(name)))
+
+
+@routes.post("/jobs/<name>/retry")
+@operators.needs("write")
+def retry(name: str) -> Response:
+    """A new job of the same caller asks the same once more."""
+    wanted = _read(ops_schemas.Order)
+    return render.answer(deeds.retry(operators.act(wanted.reason), _job(name)), 202)
+
+
+@routes.post("/jobs/purge")
+@operators.needs("write")
+def purge() -> Response:
+    """Waiting jobs are cancelled by filter."""
+    wanted = _read(ops_schemas.PurgeOrder)
+    until = time.monotonic() + PATIENCE_S
+    done, has_more = deeds.purge_all(operators.act(wanted.reason), wanted.filter(), status=wanted.status, until=until)
+    return render.answer({"object": "purge", "cancelled": done, "has_more": has_more})
+
+
+@routes.post("/jobs/retry")
+@operators.needs("write")
+def retry_all() -> Response:
+    """What failed and was not asked again is, by filter."""
+    wanted = _read(ops_schemas.FilterOrder)
+    until = time.monotonic() + PATIENCE_S
+    done, refused, has_more = deeds.retry_all(operators.act(wanted.reason), wanted.filter(), until=until)
+    return render.answer({"object": "retries", "retried": done, "refused": refused, "has_more": has_more}, 202)
+
+
+def _read(kind: type[Wanted]) -> Wanted:
+    """The body; none is an empty one."""
+    return schemas.check(kind, body.read(request) if request.content_length or request.mimetype else {})
+
+
+def _target(things: str, name: str) -> Target:
+    return halt.target(THINGS[things], name)
+
+
+def _number(kind: str, name: str) -> int:
+    return halt.target(kind, name).number
+
+
+def _job(name: str) -> UUID:
+    try:
+        return view.parse_id(name)
+    except NotFound:
+        raise NotFound("No such job.") from None

@@ -1,0 +1,185 @@
+"""Caps of keys and flows: how much of the line one tenant or user may have, and whether its jobs may go at all.
+
+A cap is for a key or for a flow, and there for one class of requests (an endpoint) or for all. Whoever has none pays nothing: one look
+at an empty table in a statement that runs anyway. Rooms are counted when the pacer looks and again, under the lock of the cap's row,
+in the transaction that admits: several pacers together never exceed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from models.db import Session
+from models.errors import Draining, LineFull
+
+MINUTE_S = 60
+# Slots of a cap are freed in other lanes too, whose end wakes this one no sooner.
+LOOK_S = 0.5
+PAUSED_LOOK_S = 2.0
+NAMES = ("max_queued", "max_in_flight", "rpm")
+
+
+@dataclass
+class Room:
+    """What one cap lets through now; left None: anything. why: what it says to those it stops. wake_in_s: when to look again."""
+
+    scope: str
+    owner_id: int
+    flow: str
+    endpoint: str
+    left: int | None
+    why: str
+    wake_in_s: float
+
+    def holds(self, job: Any) -> bool:
+        """Whether this job is one of those it counts. job: a row with key_id, lane_id, flow and endpoint."""
+        if self.endpoint not in ("", job.endpoint):
+            return False
+        return self.owner_id == job.key_id if self.scope == "key" else (self.owner_id, self.flow) == (job.lane_id, job.flow)
+
+
+def rooms(session: Session, *, lanes: Sequence[int], pools: Sequence[int], lock: bool = False) -> list[Room]:
+    """The caps that concern these lanes, in one order for everybody. lock: nobody else admits by them until this transaction ends."""
+    wanted = {"lanes": list(lanes), "pools": list(pools)}
+    if lock:
+        # Counted by a statement of its own: one that waits for a lock does not see what was admitted meanwhile.
+        session.execute(_LOCK, wanted)
+    return [_room(row) for row in session.execute(_ROOMS, wanted)]
+
+
+def pass_over(jobs: Iterable[Any], within: Sequence[Room]) -> list[Any]:
+    """Those of the jobs that may go, in their order. What they take is gone from the rooms."""
+    going = []
+    for one in jobs:
+        held = [room for room in within if room.left is not None and room.holds(one)]
+        if all(room.left for room in held):
+            going.append(one)
+            for room in held:
+                room.left = (room.left or 0) - 1
+    return going
+
+
+def note(session: Session, admitted: Mapping[UUID, Any], within: Sequence[Room]) -> None:
+    """These admissions (dispatch id → job) count against the rates of their caps."""
+    used = [(number, room) for number, one in admitted.items() for room in within if room.holds(one)]
+    if used:
+        session.execute(
+            _NOTE,
+            {"dispatches": [number for number, _ in used], "scopes": [room.scope for _, room in used],
+             "owners": [room.owner_id for _, room in used], "flows": [room.flow for _, room in used],
+             "endpoints": [room.endpoint for _, room in used]},
+        )  # fmt: skip
+
+
+def shut(within: Sequence[Room]) -> dict[str, list[Any]]:
+    """Those without room, as `SHUT` takes them."""
+    none = [room for room in within if room.left is not None and room.left <= 0]
+    return {
+        "scopes": [room.scope for room in none], "owners": [room.owner_id for room in none], "flows": [room.flow for room in none],
+        "endpoints": [room.endpoint for room in none],
+    }  # fmt: skip
+
+
+def waiting(session: Session, lanes: Sequence[int], within: Sequence[Room]) -> dict[int, float]:
+    """Of these lanes those in which somebody waits whom a cap holds up: seconds until it is worth looking again."""
+    none = shut(within)
+    if not none["scopes"] or not lanes:
+        return {}
+    look_s = min(room.wake_in_s for room in within if room.left is not None and room.left <= 0)
+    return {row.id: look_s for row in session.execute(_WAITING, {"lanes": list(lanes), **none})}
+
+
+def reasons(session: Session, jobs: Sequence[Any]) -> dict[UUID, str]:
+    """Of these waiting jobs those that a cap holds up, and what it says. jobs: rows with id and lane_id."""
+    rows = session.execute(_JOBS, {"ids": [one.id for one in jobs]}).all()
+    found = rooms(session, lanes=sorted({row.lane_id for row in rows}), pools=sorted({row.pool_id for row in rows}))
+    none = [room for room in found if room.left is not None and room.left <= 0]
+    return {row.id: next(room.why for room in none if room.holds(row)) for row in rows if any(room.holds(row) for room in none)}
+
+
+def refuse_if_full(session: Session, *, key_id: int, lane_id: int, flow: str, endpoint: str) -> None:
+    """Raises Draining, or LineFull when more wait than a cap allows; the job that asks is counted already."""
+    for row in session.execute(_ALLOWED, {"key_id": key_id, "lane_id": lane_id, "flow": flow, "endpoint": endpoint}):
+        whose = "key" if row.scope == "key" else "user"
+        if row.draining_at is not None:
+            raise Draining(f"This {whose} sends nothing new just now: the operator lets its line run empty.", retry_after_s=60)
+        if row.max_queued is not None and row.queued > row.max_queued:
+            raise LineFull(
+                f"This {whose} already has {row.max_queued} jobs waiting, as many as it may. Wait for some to go.",
+                retry_after_s=60, code=f"{row.scope}_max_queued",
+            )  # fmt: skip
+
+
+def _room(row: Any) -> Room:
+    where = (row.scope, row.owner_id, row.flow, row.endpoint)
+    if row.paused_at is not None:
+        return Room(*where, left=0, why="paused", wake_in_s=PAUSED_LOOK_S)
+    flying = None if row.max_in_flight is None else max(0, row.max_in_flight - row.live)
+    minute = None if row.rpm is None else max(0, row.rpm - row.used)
+    if minute is not None and (flying is None or minute < flying):
+        return Room(*where, left=minute, why=f"{row.scope}_rpm", wake_in_s=max(0.01, row.wake_in_s or LOOK_S))
+    return Room(*where, left=flying, why=f"{row.scope}_max_in_flight", wake_in_s=LOOK_S)
+
+
+_MINE = """
+    CASE cap.scope WHEN 'key' THEN job.key_id = cap.owner_id ELSE job.lane_id = cap.owner_id AND job.flow = cap.flow END
+    AND (cap.endpoint = '' OR job.endpoint = cap.endpoint)
+"""
+_USED = "cap_use.scope = cap.scope AND cap_use.owner_id = cap.owner_id AND cap_use.flow = cap.flow AND cap_use.endpoint = cap.endpoint"
+_CONCERNED = """
+    (scope = 'flow' AND owner_id = ANY(:lanes)) OR (scope = 'key' AND owner_id IN (SELECT id FROM key WHERE pool_id = ANY(:pools)))
+"""
+_LOCK = text(f"SELECT FROM cap WHERE {_CONCERNED} ORDER BY scope, owner_id, flow, endpoint FOR UPDATE")
+_ROOMS = text(f"""
+    SELECT cap.*,
+           CASE WHEN max_in_flight IS NOT NULL THEN (
+               SELECT count(*) FROM job WHERE status IN ('admitted', 'running') AND {_MINE}
+           ) END AS live,
+           recent.used, recent.wake_in_s
+    FROM cap LEFT JOIN LATERAL (
+        SELECT count(*) AS used, {MINUTE_S} - extract(epoch FROM clock_timestamp() - min(at))::float8 AS wake_in_s FROM cap_use
+        WHERE cap.rpm IS NOT NULL AND {_USED} AND at > clock_timestamp() - interval '{MINUTE_S} s'
+    ) AS recent ON true
+    WHERE {_CONCERNED} ORDER BY scope, owner_id, flow, endpoint
+""")
+# Counted for every cap of theirs: a rate that is set later holds for the minute before, too.
+_NOTE = text(f"""
+    WITH gone AS (
+        DELETE FROM cap_use WHERE at < clock_timestamp() - interval '{2 * MINUTE_S} s' AND (scope, owner_id) IN (
+            SELECT * FROM unnest(CAST(:scopes AS text[]), CAST(:owners AS bigint[]))
+        )
+    )
+    INSERT INTO cap_use (dispatch_id, scope, owner_id, flow, endpoint, at)
+    SELECT given.*, clock_timestamp() FROM unnest(
+        CAST(:dispatches AS uuid[]), CAST(:scopes AS text[]), CAST(:owners AS bigint[]), CAST(:flows AS text[]), CAST(:endpoints AS text[])
+    ) AS given
+""")
+#: of a job: that one of the caps in scopes, owners, flows, endpoints holds it
+SHUT = f"""
+    EXISTS (
+        SELECT FROM unnest(
+            CAST(:scopes AS text[]), CAST(:owners AS bigint[]), CAST(:flows AS text[]), CAST(:endpoints AS text[])
+        ) AS cap (scope, owner_id, flow, endpoint) WHERE {_MINE}
+    )
+"""
+_WAITING = text(f"""
+    SELECT id FROM lane WHERE id = ANY(:lanes) AND EXISTS (
+        SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water AND {SHUT}
+    )
+""")
+_JOBS = text("""
+    SELECT job.id, job.key_id, job.lane_id, job.flow, job.endpoint, lane.pool_id
+    FROM job JOIN lane ON lane.id = job.lane_id WHERE job.id = ANY(:ids)
+""")
+_ALLOWED = text(f"""
+    SELECT scope, max_queued, draining_at, CASE WHEN max_queued IS NOT NULL THEN (
+        SELECT count(*) FROM job WHERE status = 'queued' AND {_MINE}
+    ) END AS queued
+    FROM cap WHERE ((scope = 'key' AND owner_id = :key_id) OR (scope = 'flow' AND owner_id = :lane_id AND flow = :flow))
+    AND endpoint IN ('', :endpoint)
+""")

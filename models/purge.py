@@ -1,0 +1,79 @@
+"""Many jobs at once: who waits is cancelled by filter, and what failed is found to be asked again. A chunk is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import text
+
+from models import audit, job
+from models.audit import Act
+from models.db import Session
+from models.errors import Invalid
+from models.key import Key
+
+CHUNK = 100
+STATUSES = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs; None: any. user: as callers name it, a flow's name. older_than_s: since they were submitted."""
+
+    pool_id: int | None = None
+    lane_id: int | None = None
+    key_id: int | None = None
+    user: str | None = None
+    older_than_s: float | None = None
+
+    def said(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "queued") -> list[Any]:
+    """Up to CHUNK of these jobs are cancelled, each as its caller would have done; fewer: there are no more. Rows of job.cancel.
+
+    status `running`: those that run are told to stop, too. Raises Invalid without any filter: nobody means everything.
+    """
+    if not which.said():
+        raise Invalid("Say which jobs: pool, lane, key, user or older_than_s.")
+    if status not in STATUSES:
+        raise Invalid(f"`status` is one of {', '.join(STATUSES)}.", param="status")
+    statuses = ["queued", "admitted"] if status == "queued" else ["queued", "admitted", "running"]
+    found = session.execute(_OPEN, {**asdict(which), "statuses": statuses, "most": CHUNK}).all()
+    done = [row for one in found if (row := job.cancel(session, one.id, one.key_id)) is not None]
+    if done:
+        audit.write(session, act, "purge", "jobs", before={**which.said(), "status": status}, after={"cancelled": len(done)})
+    return done
+
+
+def dead(session: Session, which: Filter, *, most: int) -> Sequence[Any]:
+    """Failed and expired jobs that nobody asked again, oldest first. Rows: id, key_id, pool_id, kind (of its key).
+
+    Those whose request was deleted, and those of revoked keys, are none.
+    """
+    return session.execute(_DEAD, {**asdict(which), "most": most}).all()
+
+
+def key_of(row: Any) -> Key:
+    """Whose job it is. row: of `dead`."""
+    return Key(id=row.key_id, pool_id=row.pool_id, kind=row.kind)
+
+
+_WHICH = """
+    (CAST(:pool_id AS bigint) IS NULL OR job.lane_id IN (SELECT id FROM lane WHERE pool_id = :pool_id))
+    AND (CAST(:lane_id AS bigint) IS NULL OR job.lane_id = :lane_id) AND (CAST(:key_id AS bigint) IS NULL OR job.key_id = :key_id)
+    AND (CAST(:user AS text) IS NULL OR job.flow = :user)
+    AND (CAST(:older_than_s AS float8) IS NULL OR job.created_at < now() - make_interval(secs => :older_than_s))
+"""
+_OPEN = text(f"""
+    SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}
+    ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
+""")
+_DEAD = text(f"""
+    SELECT job.id, job.key_id, key.pool_id, key.kind FROM job JOIN key ON key.id = job.key_id AND key.revoked_at IS NULL
+    WHERE job.status IN ('failed', 'expired') AND (length(job.request) > 0 OR job.endpoint LIKE '/v1/models%') AND {_WHICH}
+    AND NOT EXISTS (SELECT FROM job AS again WHERE again.retry_of = job.id) ORDER BY job.id LIMIT :most
+""")

@@ -1,0 +1,122 @@
+"""What operators change of credentials, keys and flows: limits, weights, caps, addresses. Each change is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import text
+
+from models import audit, halt, secret
+from models.audit import Act
+from models.cap import NAMES as CAPS
+from models.db import Session
+from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
+from models.errors import Invalid, NotFound
+from models.halt import Target
+
+LIMITS = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
+CLASSES = ("", CHAT, IMAGES, EDITS, EMBEDDINGS, MODERATIONS)
+MOST = 2**31 - 1
+
+
+def set_limits(session: Session, act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
+    """These limits of this credential and model are changed, the others stay. None: open, learned from the upstream. Raises NotFound."""
+    _checked(changes, LIMITS)
+    _exists(session, "credential", credential_id)
+    wanted = {"credential_id": credential_id, "model": model}
+    found = session.execute(_FIND_LIMITS, wanted).one_or_none()
+    before = {name: getattr(found, name, None) for name in LIMITS}
+    after = {**before, **changes}
+    session.execute(_SET_LIMITS, {**wanted, **after})
+    audit.write(session, act, "limits", f"credential:{credential_id}", before={"model": model, **before}, after={"model": model, **after})
+    return {"id": str(credential_id), "object": "credential", "model": model, **after}
+
+
+def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int | None], *, endpoint: str) -> dict[str, Any]:
+    """These caps of a key or flow are changed, the others stay. endpoint: for this class of requests; empty: for all. None: no cap.
+
+    Raises NotFound, and Invalid for another kind of target or an unknown class.
+    """
+    if on.kind not in ("key", "flow"):
+        raise Invalid("Only keys and flows have caps; credentials have limits.")
+    if endpoint not in CLASSES:
+        raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
+    _checked(changes, CAPS)
+    halt.state(session, on, lock=True)
+    wanted = {"scope": on.kind, "owner_id": on.number, "flow": on.flow, "endpoint": endpoint}
+    found = session.execute(_FIND_CAPS, wanted).one_or_none()
+    before = {name: getattr(found, name, None) for name in CAPS}
+    after = {**before, **changes}
+    session.execute(_SET_CAPS, {**wanted, **after})
+    session.execute(_DROP_EMPTY, wanted)
+    audit.write(session, act, "caps", str(on), before={"endpoint": endpoint, **before}, after={"endpoint": endpoint, **after})
+    return {"id": str(on).partition(":")[2], "object": on.kind, "endpoint": endpoint or None, **after}
+
+
+def change_credential(
+    session: Session,
+    act: Act,
+    credential_id: int,
+    *,
+    weight: float | None = None,
+    base_url: str | None = None,
+    upstream_key: str | None = None,
+) -> dict[str, Any]:
+    """What is given is changed; calls that run end as they began. base_url empty: OPENAI_BASE_URL. Raises NotFound."""
+    before = _exists(session, "credential", credential_id)
+    sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
+    wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed}
+    after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
+    audit.write(
+        session, act, "change", f"credential:{credential_id}",
+        before={"weight": before.weight, "base_url": before.base_url},
+        after={"weight": after.weight, "base_url": after.base_url, "new_key": sealed is not None},
+    )  # fmt: skip
+    return {"id": str(credential_id), "object": "credential", "weight": after.weight, "base_url": after.base_url}
+
+
+def retire(session: Session, act: Act, credential_id: int) -> dict[str, Any]:
+    """The credential gets no more jobs; its calls end, its history stays. Resume brings it back. Raises NotFound."""
+    _exists(session, "credential", credential_id)
+    session.execute(text("UPDATE credential SET retired_at = now() WHERE id = :id"), {"id": credential_id})
+    audit.write(session, act, "retire", f"credential:{credential_id}", before=None, after=None)
+    return {"id": str(credential_id), "object": "credential", "retired": True}
+
+
+def _exists(session: Session, table: str, number: int) -> Any:
+    row = session.execute(text(f"SELECT * FROM {table} WHERE id = :id FOR UPDATE"), {"id": number}).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no {table} {number}.")
+    return row
+
+
+def _checked(changes: Mapping[str, int | None], names: tuple[str, ...]) -> None:
+    for name, value in changes.items():
+        if name not in names or (value is not None and not 1 <= value <= MOST):
+            raise Invalid(f"`{name}` is a whole number from 1 to {MOST}, or null; known are {', '.join(names)}.", param=name)
+
+
+_FIND_LIMITS = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model = :model FOR UPDATE")
+_SET_LIMITS = text("""
+    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
+    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
+    ON CONFLICT (credential_id, model) DO UPDATE
+    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
+""")
+_OF_CAP = "scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = :endpoint"
+_FIND_CAPS = text(f"SELECT * FROM cap WHERE {_OF_CAP} FOR UPDATE")
+_SET_CAPS = text("""
+    INSERT INTO cap (scope, owner_id, flow, endpoint, max_queued, max_in_flight, rpm)
+    VALUES (:scope, :owner_id, :flow, :endpoint, :max_queued, :max_in_flight, :rpm)
+    ON CONFLICT (scope, owner_id, flow, endpoint) DO UPDATE
+    SET max_queued = excluded.max_queued, max_in_flight = excluded.max_in_flight, rpm = excluded.rpm
+""")
+_DROP_EMPTY = text(f"""
+    DELETE FROM cap WHERE {_OF_CAP} AND coalesce(max_queued, max_in_flight, rpm) IS NULL AND coalesce(paused_at, draining_at) IS NULL
+""")
+_CHANGE_CREDENTIAL = text("""
+    UPDATE credential SET weight = coalesce(:weight, weight), secret = coalesce(:secret, secret),
+           base_url = CASE WHEN CAST(:base_url AS text) IS NULL THEN base_url ELSE nullif(:base_url, '') END
+    WHERE id = :id RETURNING weight, base_url
+""")

@@ -1,0 +1,349 @@
+"""The levers of /ops: what an operator pulls is so at once, is on record, and nobody else's place in line changes."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+
+from api.app import create_app
+from models import db, operator, view
+from models.key import Key
+from tests.http_tools import CHAT, Caller, error_of
+from tests.line_tools import admit_all, at_once, finish, heads, known, query, row, start, submit
+from tests.test_pacer import Stage, allow, due_again, end_all, workers_have
+
+pytestmark = pytest.mark.usefixtures("database")
+CALLER = "sk-test"
+
+
+@pytest.fixture
+def stage(redis_client: redis.Redis) -> Stage:
+    workers_have(100)
+    return Stage(redis_client)
+
+
+@pytest.fixture
+def caller() -> Key:
+    made = known(CALLER)
+    allow(made, max_in_flight=1_000)
+    return made
+
+
+@pytest.fixture
+def ops() -> Caller:
+    with db.begin() as session:
+        return Caller(operator.create(session, "day-shift", role="write"), create_app())
+
+
+def pull(ops: Caller, path: str, want: int = 200, **said: Any) -> dict[str, Any]:
+    made = ops.post(f"/ops/{path}", said)
+    assert want == made.status_code, made.text
+    return dict(made.json)
+
+
+def lane_id(one: UUID) -> int:
+    return int(row(one).lane_id)
+
+
+def things(caller: Key, one: UUID) -> dict[str, str]:
+    (credential,) = query("SELECT id FROM credential WHERE pool_id = :id", id=caller.pool_id)
+    number = lane_id(one)
+    return {
+        "pools": str(caller.pool_id), "lanes": str(number), "keys": str(caller.id), "flows": f"{number}:{row(one).flow}",
+        "credentials": str(credential.id),
+    }  # fmt: skip
+
+
+def steps(stage: Stage) -> list[UUID]:
+    due_again()
+    return stage.steps()
+
+
+def blocked_by(one: UUID) -> str | None:
+    queue = Caller(CALLER).get(f"/v1/jobs/{view.public_id(one)}").json["queue"]
+    return None if queue is None else queue["blocked_by"]
+
+
+def log(ops: Caller) -> list[tuple[str, str]]:
+    return [(one["action"], one["target"]) for one in reversed(ops.get("/ops/audit?limit=100").json["data"])]
+
+
+# Pause, resume, drain
+
+
+@pytest.mark.parametrize("kind", ["pools", "lanes", "keys", "flows", "credentials"])
+def test_nothing_paused_starts_until_it_is_resumed_and_the_order_is_kept(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+    jobs = [submit(caller, flow="ann") for _ in range(5)]
+    at = f"{kind}/{things(caller, jobs[0])[kind]}"
+    paused = pull(ops, f"{at}/pause", reason="the bill")
+
+    assert ("the bill", True) == (paused["paused_reason"], paused["paused_at"] is not None)
+    assert [] == steps(stage)
+    assert kind == "credentials" or "paused" == blocked_by(jobs[0])
+    assert None is pull(ops, f"{at}/resume")["paused_at"]
+    assert jobs == steps(stage)
+    target = at.replace("s/", ":", 1)
+    assert [("pause", target), ("resume", target)] == log(ops)
+
+
+@pytest.mark.parametrize("kind", ["keys", "flows"])
+def test_others_go_past_a_paused_key_or_user(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+    mine = [submit(caller, flow="ann") for _ in range(200)]
+    other = query(
+        "INSERT INTO key (fingerprint, kind, pool_id) VALUES ('\\x01', 'issued', :pool) RETURNING id", pool=caller.pool_id
+    )[0].id  # fmt: skip
+    pull(ops, f"{kind}/{things(caller, mine[0])[kind]}/pause")
+    theirs = [submit(Key(other, caller.pool_id, "issued"), flow="bob") for _ in range(3)]
+
+    assert theirs == steps(stage)
+    assert {"queued"} == {row(one).status for one in mine}
+
+
+def test_what_runs_when_it_is_paused_ends(caller: Key, ops: Caller) -> None:
+    one = submit(caller)
+    dispatch_id = start(caller, one)
+    pull(ops, f"pools/{caller.pool_id}/pause")
+
+    assert finish(one, dispatch_id)
+
+
+@pytest.mark.parametrize("kind", ["pools", "lanes", "keys", "flows"])
+def test_what_drains_takes_nothing_new_and_serves_what_waits(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+    jobs = [submit(caller, flow="ann") for _ in range(3)]
+    at = f"{kind}/{things(caller, jobs[0])[kind]}"
+    pull(ops, f"{at}/drain")
+    refused = Caller(CALLER).post("/v1/jobs", {**CHAT, "user": "ann"})
+
+    assert (429, "draining", "60") == (refused.status_code, error_of(refused)["code"], refused.headers["Retry-After"])
+    assert jobs == steps(stage)
+    pull(ops, f"{at}/resume")
+    assert [submit(caller, flow="ann")] == steps(stage)
+
+
+@pytest.mark.parametrize("path", ["pools/999999/pause", "lanes/x/pause", "flows/7/pause", "flows/999999:ann/pause", "keys/-1/drain"])
+def test_what_is_not_there_cannot_be_paused(path: str, ops: Caller) -> None:
+    pull(ops, path, want=404)
+    assert [] == log(ops)
+
+
+def test_a_read_token_and_a_caller_change_nothing(caller: Key) -> None:
+    with db.begin() as session:
+        reader = Caller(operator.create(session, "reader", role="read"))
+    for who, status in ((reader, 403), (Caller(CALLER), 401)):
+        assert status == who.post(f"/ops/pools/{caller.pool_id}/pause", {}).status_code
+    assert None is query("SELECT paused_at FROM pool WHERE id = :id", id=caller.pool_id)[0].paused_at
+    assert 0 == query("SELECT count(*) AS n FROM audit")[0].n
+
+
+# Caps
+
+
+@pytest.mark.parametrize("kind", ["keys", "flows"])
+def test_a_cap_in_flight_lets_others_past_and_goes_on_when_a_slot_is_free(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+    mine = [submit(caller, flow="ann") for _ in range(5)]
+    pull(ops, f"{kind}/{things(caller, mine[0])[kind]}/caps", max_in_flight=2)
+
+    assert mine[:2] == steps(stage)
+    assert f"{kind[:-1]}_max_in_flight" == blocked_by(mine[2])
+    assert [] == steps(stage)
+    if kind == "flows":
+        assert [submit(caller, flow="bob")] == steps(stage)
+    end_all()
+    assert mine[2:4] == steps(stage)
+
+
+def test_a_cap_on_the_rate_holds_over_the_minute(caller: Key, stage: Stage, ops: Caller) -> None:
+    mine = [submit(caller, flow="ann") for _ in range(4)]
+    pull(ops, f"keys/{caller.id}/caps", rpm=2)
+    assert mine[:2] == steps(stage)
+    end_all()
+
+    assert [] == steps(stage)
+    assert "key_rpm" == blocked_by(mine[2])
+    query("UPDATE cap_use SET at = at - interval '61 s'")
+    assert mine[2:] == steps(stage)
+
+
+def test_a_cap_is_for_one_class_of_requests(caller: Key, stage: Stage, ops: Caller) -> None:
+    pull(ops, f"keys/{caller.id}/caps", endpoint="/v1/embeddings", max_in_flight=1)
+    capped = [submit(caller, endpoint="/v1/embeddings") for _ in range(3)]
+    free = [submit(caller) for _ in range(2)]
+
+    assert {capped[0], *free} == set(steps(stage))
+
+
+def test_more_than_may_wait_are_refused(caller: Key, ops: Caller) -> None:
+    pull(ops, f"keys/{caller.id}/caps", max_queued=2)
+    client = Caller(CALLER)
+    client.submit()
+    client.submit()
+    refused = client.post("/v1/jobs", CHAT)
+
+    assert (429, "key_max_queued") == (refused.status_code, error_of(refused)["code"])
+    assert 2 == query("SELECT count(*) AS n FROM job")[0].n
+
+
+def test_two_pacers_together_never_exceed_a_cap(caller: Key, stage: Stage, ops: Caller, redis_client: redis.Redis) -> None:
+    other = Stage(redis_client)
+    for model in ("m", "p", "q", "r"):
+        for _ in range(5):
+            submit(caller, model=model, flow="ann")
+    pull(ops, f"keys/{caller.id}/caps", max_in_flight=3)
+    for _ in range(3):  # the first finds that the limiter has to be rebuilt
+        due_again()
+        at_once(stage.steps, other.steps)
+
+    assert 3 == query("SELECT count(*) AS n FROM job WHERE status = 'admitted'")[0].n
+
+
+def test_a_cap_that_says_nothing_is_gone(caller: Key, ops: Caller) -> None:
+    pull(ops, f"keys/{caller.id}/caps", rpm=2)
+    pull(ops, f"keys/{caller.id}/caps", rpm=None)
+
+    assert 0 == query("SELECT count(*) AS n FROM cap")[0].n
+
+
+# Credentials
+
+
+def test_a_changed_limit_is_on_record_and_leaves_the_others(caller: Key, ops: Caller) -> None:
+    one = things(caller, submit(caller))["credentials"]
+    pull(ops, f"credentials/{one}/limits", rpm=100, tpm=5_000)
+    made = pull(ops, f"credentials/{one}/limits", rpm=7)
+
+    assert (7, 5_000, 1_000) == (made["rpm"], made["tpm"], made["max_in_flight"])
+    entry = ops.get("/ops/audit").json["data"][0]
+    assert (100, 7, "day-shift") == (entry["before"]["rpm"], entry["after"]["rpm"], entry["operator"])
+    assert entry["request_id"].startswith("req_")
+
+
+def test_credentials_come_and_go_and_the_next_one_serves(caller: Key, stage: Stage, ops: Caller) -> None:
+    first = things(caller, submit(caller))["credentials"]
+    second = pull(ops, f"pools/{caller.pool_id}/credentials", want=201, key="sk-second", base_url="https://example.com/v1", weight=2.5)
+    pull(ops, f"credentials/{first}/retire")
+
+    assert 1 == len(steps(stage))
+    assert int(second["id"]) == query("SELECT credential_id FROM job")[0].credential_id
+    assert "sk-second" not in ops.get("/ops/audit").text
+
+
+def test_the_heavier_credential_is_asked_first(caller: Key, stage: Stage, ops: Caller) -> None:
+    heavy = int(pull(ops, f"pools/{caller.pool_id}/credentials", want=201, key="sk-second", weight=50)["id"])
+    allow(caller, credential_id=heavy, max_in_flight=10, rpm=6_000)
+    for _ in range(4):
+        submit(caller)
+        steps(stage)
+
+    assert [heavy] * 4 == [one.credential_id for one in query("SELECT credential_id FROM job WHERE status = 'admitted'")]
+
+
+# Who stands where
+
+
+def test_a_boosted_job_goes_first(caller: Key, ops: Caller) -> None:
+    jobs = [submit(caller, flow="ann") for _ in range(4)]
+    admit_all(caller, most=1)
+    pull(ops, f"jobs/{view.public_id(jobs[3])}/boost")
+
+    assert [jobs[3], jobs[1], jobs[2]] == heads()
+
+
+def test_a_heavier_user_gets_its_share_of_what_waits_already(caller: Key, ops: Caller) -> None:
+    ann, bob = ([submit(caller, flow=name) for _ in range(9)] for name in ("ann", "bob"))
+    pull(ops, f"flows/{lane_id(ann[0])}:bob/weight", weight=3)
+    first = heads()[:8]
+
+    assert 6 == sum(one in bob for one in first)
+    assert [one for one in heads() if one in bob] == bob
+    more = submit(caller, flow="bob")
+    assert row(more).start_tag == pytest.approx(row(bob[-1]).start_tag + row(bob[-1]).share)
+
+
+def test_a_job_of_higher_priority_lets_its_flow_move_up(caller: Key, ops: Caller) -> None:
+    jobs = [submit(caller, flow="ann") for _ in range(3)]
+    before = [row(one).start_tag for one in jobs]
+    pull(ops, f"jobs/{view.public_id(jobs[0])}/priority", priority="high")
+
+    assert "high" == row(jobs[0]).priority
+    assert before[0] == row(jobs[0]).start_tag
+    assert (before[1] - before[0]) / 4 == pytest.approx(row(jobs[1]).start_tag - row(jobs[0]).start_tag)
+    assert jobs == heads()
+
+
+def test_who_runs_cannot_be_moved(caller: Key, ops: Caller) -> None:
+    one = submit(caller)
+    start(caller, one)
+    pull(ops, f"jobs/{view.public_id(one)}/boost", want=409)
+
+
+# Many at once
+
+
+def test_a_user_s_waiting_jobs_are_purged_and_nobody_else_s(caller: Key, ops: Caller) -> None:
+    mine = [submit(caller, flow="ann") for _ in range(120)]
+    theirs = [submit(caller, flow="bob") for _ in range(3)]
+    running = submit(caller, flow="ann")
+    start(caller, running)
+
+    assert 120 == pull(ops, "jobs/purge", user="ann")["cancelled"]
+    assert {"cancelled"} == {row(one).status for one in mine}
+    assert ["queued"] * 3 + ["running"] == [row(one).status for one in [*theirs, running]]
+    assert {("purge", "jobs")} == set(log(ops))
+    pull(ops, "jobs/purge", user="ann", status="running")
+    assert row(running).cancel_requested
+
+
+def test_a_purge_of_everything_is_refused(caller: Key, ops: Caller) -> None:
+    one = submit(caller)
+    assert 400 == ops.post("/ops/jobs/purge", {}).status_code
+    assert "queued" == row(one).status
+
+
+def test_what_failed_is_asked_again_once(caller: Key, ops: Caller) -> None:
+    jobs = [submit(caller) for _ in range(3)]
+    query("UPDATE job SET status = 'failed', ended_at = now() WHERE id = ANY(:ids)", ids=jobs[:2])
+
+    assert 2 == ops.post("/ops/jobs/retry", {}).json["retried"]
+    assert 0 == ops.post("/ops/jobs/retry", {}).json["retried"]
+    again = query("SELECT retry_of, key_id FROM job WHERE retry_of IS NOT NULL ORDER BY id")
+    assert [(one, caller.id) for one in jobs[:2]] == [(one.retry_of, one.key_id) for one in again]
+
+
+def test_one_is_cancelled_or_asked_again_for_its_caller(caller: Key, ops: Caller) -> None:
+    name = view.public_id(submit(caller))
+    assert "cancelled" == pull(ops, f"jobs/{name}/cancel")["status"]
+    made = pull(ops, f"jobs/{name}/retry", want=202)
+
+    assert (name, "queued") == (made["retry_of"], made["status"])
+    assert ["cancel", "retry"] == [action for action, _ in log(ops)]
+
+
+def test_a_lane_is_counted_again(caller: Key, ops: Caller) -> None:
+    one = submit(caller)
+    query("UPDATE lane SET queued = 77, low_water = 1e9")
+    pull(ops, f"lanes/{lane_id(one)}/rebuild", want=202)
+
+    assert [one] == heads()
+    assert 1 == query("SELECT queued FROM lane")[0].queued
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "param"),
+    [
+        ("keys/1/caps", {"rpm": 0}, "rpm"), ("credentials/1/limits", {"rpm": "many"}, "rpm"),
+        ("credentials/1/limits", {"speed": 1}, "speed"),
+        ("flows/1:a/weight", {"weight": 0}, "weight"), ("pools/1/credentials", {"key": ""}, "key"),
+        ("pools/1/credentials", {"key": "sk", "base_url": "file:///etc"}, "base_url"), ("pools/1/pause", {"reason": 5}, "reason"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(path: str, said: dict[str, Any], param: str, ops: Caller) -> None:
+    refused = ops.post(f"/ops/{path}", said)
+
+    assert (400, param) == (refused.status_code, error_of(refused)["param"])
+
+
+def test_levers_take_no_body_too(caller: Key, ops: Caller) -> None:
+    assert 200 == ops.post(f"/ops/pools/{caller.pool_id}/pause").status_code
