@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from http import HTTPStatus
 
@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 from api import (
     answers,
     bodies,
+    links,
     money_answers,
     ops_schemas,
     schemas,
@@ -74,6 +75,11 @@ HEADERS: JsonObject = {
     "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer"}},
     "x-should-retry": {"description": "false: coming back with the same request is of no use.", "schema": {"type": "string"}},
 }
+# OpenAPI 3.1 has no word for the items of a stream: as most tools read it, this describes each event.
+_EVENT: JsonObject = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+}
 _SHOWN: tuple[type[BaseModel], ...] = (
     *schemas.SUBMITS.values(), bodies.EditBody, schemas.Inside,
     answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health, answers.Pro,
@@ -132,10 +138,22 @@ def _answer(route: Route, status: int) -> JsonObject:
     said, media, model = route.answers[status]
     made: JsonObject = {"description": said, "headers": _headers("X-Request-Id", *route.headers)}
     if media:
-        made["content"] = {media: {"schema": _ref(model) if model else {"type": "object" if media == JSON else "string"}}}
+        made["content"] = {media: {"schema": _content(route, media, model)}}
     if route.streams and status == HTTPStatus.OK:
-        made["content"][STREAM] = {"schema": {"type": "string", "description": route.streams}}
+        made["content"][STREAM] = {"schema": {**_EVENT, "description": route.streams}}
+    if leads := links.of(route.name, status):
+        made["links"] = leads
     return made
+
+
+def _content(route: Route, media: str, model: type[BaseModel] | None) -> JsonObject:
+    if media == STREAM:
+        return {**_EVENT, "properties": {**_EVENT["properties"], "data": _data(route.events)}} if route.events else _EVENT
+    return _ref(model) if model else {"type": "object" if media == JSON else "string"}
+
+
+def _data(models: Sequence[type[BaseModel]]) -> JsonObject:
+    return {"type": "string", "contentMediaType": JSON, "contentSchema": {"anyOf": [_ref(model) for model in models]}}
 
 
 def _refusals(route: Route) -> JsonObject:

@@ -19,7 +19,7 @@ Said = tuple[str, str, type[BaseModel] | None]
 @dataclass(frozen=True)
 class Route:
     """One method of one address. name: its operationId. takes: the schema of the body for each media type. streams: what its 200 is
-    when a stream was asked for. scheme: whose token it wants."""
+    when a stream was asked for. events: the models of what the events of its own stream say. scheme: whose token it wants."""
 
     method: str
     path: str
@@ -32,6 +32,7 @@ class Route:
     refusals: Sequence[int | str] = (400, 401, 404, 503)
     takes: Mapping[str, JsonObject] = field(default_factory=dict)
     streams: str = ""
+    events: Sequence[type[BaseModel]] = ()
     needs_key: bool = True
     scheme: str = "bearer"
     path_names: tuple[str, ...] = field(init=False)

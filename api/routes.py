@@ -50,7 +50,7 @@ ROUTES: tuple[Route, ...] = (
             header("Last-Event-ID", "Go on after this event.", type="string", pattern="^[0-9]{1,9}$"),
             query("last_event_id", "The same, for those who cannot send headers.", type="string", pattern="^[0-9]{1,9}$"),
         ),
-        refusals=(400, 401, 404, 429, 503),
+        refusals=(400, 401, 404, 429, 503), events=(answers.Event, answers.QueueEvent, answers.Error),
     ),
     Route(
         "get", "/v1/jobs/{id}/stream", "streamJob", "Read a job's stream, from its beginning",

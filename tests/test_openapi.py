@@ -75,6 +75,17 @@ def test_operations_are_whole(document: dict[str, Any]) -> None:
         assert not operation["security"] or "401" in operation["responses"]
 
 
+def test_every_link_leads_to_an_operation_that_takes_what_it_gives(document: dict[str, Any]) -> None:
+    known = {operation["operationId"]: operation for _, _, operation in operations(document)}
+    links = [link for each in known.values() for answer in each["responses"].values() for link in answer.get("links", {}).values()]
+
+    for link in links:
+        assert set(link["parameters"]) <= {one["name"] for one in known[link["operationId"]]["parameters"]}
+    with_id = {name for name, each in known.items() if any(one["in"] == "path" for one in each["parameters"])}
+    # A picture is fetched with the link in its job; models are named, not numbered.
+    assert with_id - {"getArtifact", "retrieveModel"} == {link["operationId"] for link in links} & with_id
+
+
 def test_schemas_are_schemas(document: dict[str, Any]) -> None:
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)

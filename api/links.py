@@ -1,0 +1,43 @@
+"""Where each answer leads: the operations that take the id in it, as OpenAPI links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from models.view import JsonObject
+
+_MADE = "$response.body#/id"
+_FIRST = "$response.body#/data/0/id"
+_SAME = "$request.path.id"
+_JOB = ("getJob", "followJob", "streamJob", "cancelJob", "retryJob", "listJobDeliveries")
+_ENDPOINT = (
+    "getWebhookEndpoint", "updateWebhookEndpoint", "deleteWebhookEndpoint", "rotateWebhookSecret", "testWebhookEndpoint", "listDeliveries",
+    "redeliverSince",
+)  # fmt: skip
+_SESSION = ("getSession", "updateSession", "deleteSession", "listMessages", "attachFiles")
+
+
+def of(operation: str, status: int) -> JsonObject:
+    """The links of this operation's answer; none for most."""
+    return dict(_LINKS.get((operation, status), {}))
+
+
+def _to(*operations: str, **parameters: str) -> JsonObject:
+    return {name: {"operationId": name, "parameters": parameters} for name in operations}
+
+
+_LINKS: Mapping[tuple[str, int], JsonObject] = {
+    **{(name, 202): _to(*_JOB, id=_MADE) for name in ("submitJob", "retryJob", "cancelJob")},
+    **{(name, 202): _to("getJob", "followJob", "streamJob", "cancelJob", id=_MADE) for name in (
+        "createChatCompletion", "createImage", "createImageEdit", "createEmbedding", "createModeration", "listModels", "retrieveModel",
+    )},
+    ("listJobs", 200): {**_to(*_JOB, id=_FIRST), **_to("listJobs", after="$response.body#/last_id")},
+    ("createWebhookEndpoint", 200): _to(*_ENDPOINT, id=_MADE),
+    ("listWebhookEndpoints", 200): _to(*_ENDPOINT, id=_FIRST),
+    ("listDeliveries", 200): _to("redeliver", id=_SAME, delivery=_FIRST),
+    ("testWebhookEndpoint", 200): _to("redeliver", id=_SAME, delivery="$response.body#/delivery_id"),
+    ("listJobDeliveries", 200): _to("redeliverOfJob", id=_SAME, delivery=_FIRST),
+    ("createSession", 201): _to(*_SESSION, id=_MADE),
+    ("listSessions", 200): _to(*_SESSION, id=_FIRST),
+    ("proAsk", 200): _to("proFetch", id="$response.body#/jobId", apiKey="$request.body#/apiKey"),
+}  # fmt: skip

@@ -1,0 +1,88 @@
+"""A crew that plays pacer, workers and senders in a thread of this process, so that callers who wait are answered at once."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from models import db, job, pacing
+from models.delivery import Attempt
+from models.errors import Unavailable
+from models.job import Finding, Outcome, Result, Status
+from tests import webhook_tools
+from tests.line_tools import query
+from workers import ending, wake
+from workers.ending import Ending
+
+EVERY_S = 0.02
+CHAT = {"id": "chatcmpl-1", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]}
+GOOD = (Result(Status.SUCCEEDED, http_status=200, response=json.dumps(CHAT).encode()), Finding(Outcome.SUCCEEDED, 200, "req_1"))
+REFUSED = (
+    Result(Status.FAILED, http_status=400, response=b'{"error":{"message":"no","type":"t","param":null,"code":"c"}}',
+           error={"message": "no", "type": "t", "param": None, "code": "c"}),
+    Finding(Outcome.REFUSED, 400, "req_1"),
+)  # fmt: skip
+ARRIVED = Attempt(has_arrived=True, duration_ms=1, http_status=200, answer=b"ok")
+GIVEN_UP = Attempt(has_arrived=False, duration_ms=1, http_status=404, answer=b"no", error="HTTP 404")
+
+
+class Crew:
+    """Ends whatever stands in line, two of three well, and sends what is due. `with Crew():` works until it is left."""
+
+    def __init__(self) -> None:
+        self.failures: list[BaseException] = []
+        self.ended = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._is_over.wait(EVERY_S):
+            try:
+                with suppress(Unavailable):
+                    self.step()
+            except BaseException as error:
+                self.failures.append(error)
+
+    def step(self) -> None:
+        """Everything that stands in line now has ended, and what is due is sent."""
+        for row in query(_NEXT):
+            end(row, *(GOOD if self.ended % 3 else REFUSED))
+            self.ended += 1
+        for picked in webhook_tools.pick():
+            if (claimed := webhook_tools.claim(picked)) is not None:
+                webhook_tools.settle(claimed, ARRIVED if claimed.id.int % 3 else GIVEN_UP)
+
+
+def end(row: Any, result: Result, finding: Finding) -> bool:
+    """The waiting job of this row (id, credential_id) was called and has ended like this; False: somebody cancelled it before."""
+    given = pacing.Admission(UUID(str(row.id)), uuid4(), row.credential_id)
+    with db.begin() as session:
+        pacing.admit(session, [given])
+    with db.begin() as session:
+        if (claimed := job.claim(session, given.job_id, given.dispatch_id, lease_s=30)) is None:
+            return False
+    ended = Ending(
+        claimed.id, given.dispatch_id, claimed.key_id, claimed.lane_id, claimed.model, finding, result,
+        is_turn=claimed.conversation_id is not None,
+    )  # fmt: skip
+    ending.commit(ended)
+    wake.job(given.job_id, "ended")
+    return True
+
+
+_NEXT = """
+    SELECT job.id, (SELECT min(credential.id) FROM credential WHERE credential.pool_id = lane.pool_id) AS credential_id
+    FROM job JOIN lane ON lane.id = job.lane_id WHERE job.status = 'queued' AND NOT job.held ORDER BY job.id LIMIT 50
+"""
