@@ -16,9 +16,11 @@ from api import caller_commands, health_command, key_commands, lever_commands, o
 from api.configured import NotConfigured, check
 from models import migrate as migration
 from models.errors import ServingError
-from models.settings import settings
+from models.settings import settings, use_running_stack
 
 SERVER_PATIENCE_S = 30
+# What these need they are told; all others may be typed beside a running `up`.
+PARTS = frozenset({"api", "pacer", "worker", "flower", "up", "demo", "migrate"})
 
 
 class Commands(click.Group):
@@ -32,6 +34,12 @@ class Commands(click.Group):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise click.ClickException(f"a setting is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        found = super().resolve_command(ctx, args)
+        if found[0] not in PARTS:
+            use_running_stack()
+        return found
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

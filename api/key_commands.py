@@ -6,7 +6,7 @@ import click
 
 from api import deeds, doorbell, money_commands, terminal
 from api.pool_commands import limit_options
-from models import db, key, roster
+from models import db, key, roster, rotation
 from models.audit import Act
 
 
@@ -59,6 +59,15 @@ def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> No
         deeds.set_limits(Act(), number, given, model=model)
     doorbell.flush()
     terminal.show({"key": key_id, "credentials": numbers, "model": model, **given}, as_json=as_json)
+
+
+@keys.command("rotate-secret")
+@terminal.json_option
+def rotate_secret(*, as_json: bool) -> None:
+    """Encrypt everything stored again with the first of NOWSERVING_SECRET_KEYS. Put the new one before the old one first."""
+    with db.begin() as session:
+        done = rotation.reseal(session, Act())
+    terminal.show(done, as_json=as_json)
 
 
 for _command in (money_commands.grant, money_commands.correct, money_commands.balance):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import json
 import os
 import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from models.settings import KEY_BYTES
+from models.settings import CONNECTION, KEY_BYTES, Settings
 
 LEAVING_S = 15
 DYING_S = 1
@@ -49,6 +50,24 @@ def secret_keys(folder: Path) -> str:
         unfinished.write_text(base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
         unfinished.rename(file)
     return ",".join(file.read_text().split())
+
+
+def tell_connection(folder: Path, settings: Settings) -> None:
+    """Commands beside this stack find its servers (models.settings.use_running_stack). For its owner alone: mode 600."""
+    unfinished = folder / f"{CONNECTION}.new"
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    told = {
+        "database_url": settings.database_url, "redis_url": settings.redis_url, "port": settings.port,
+        "secret_keys": ",".join(one.get_secret_value() for one in settings.secret_keys),
+    }  # fmt: skip
+    unfinished.write_text(json.dumps(told))
+    unfinished.rename(folder / CONNECTION)
+
+
+def forget_connection(folder: Path) -> None:
+    """No command finds a stack here any more."""
+    (folder / CONNECTION).unlink(missing_ok=True)
 
 
 def _is_ours(descriptor: int) -> bool:

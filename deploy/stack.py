@@ -80,7 +80,10 @@ class Stack:
             self._supervisor = Supervisor(made, logs=self.data_dir / "logs", echo=self._echo, held=(self._lock,))
             if self._is_asked_to_stop:
                 self._supervisor.ask_to_stop()
-            return self._supervisor.start()
+            is_ready = self._supervisor.start()
+            if is_ready:
+                data_folder.tell_connection(self.data_dir, self.settings)
+            return is_ready
         except BaseException:
             self.stop()
             raise
@@ -90,6 +93,7 @@ class Stack:
         if self._supervisor:
             self._supervisor.stop()
         if self._lock is not None:
+            data_folder.forget_connection(self.data_dir)
             os.close(self._lock)
             self._lock = None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 from decimal import Decimal
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -188,7 +189,28 @@ def _decode(text: str) -> bytes:
         return b""
 
 
+# What `nowserving up` on the data folder says of its servers; see use_running_stack.
+CONNECTION = "connection.json"
+_running: dict[str, Any] = {}
+
+
 @cache
 def settings() -> Settings:
     """The settings of this process."""
-    return Settings()
+    return Settings(**_running)
+
+
+def use_running_stack() -> None:
+    """Where the environment names no database, this process uses that of the `nowserving up` which runs on its data folder, if one does.
+
+    For commands that are typed beside it; the parts of a stack are told everything by whoever starts them.
+    """
+    found = settings()
+    if found.database_url:
+        return
+    try:
+        told = json.loads((found.data_dir / CONNECTION).read_text())
+    except (OSError, ValueError):
+        return
+    _running.update({name: told[name] for name in ("database_url", "redis_url", "port", "secret_keys") if name in told})
+    settings.cache_clear()

@@ -112,6 +112,25 @@ def test_two_stacks_side_by_side_answer_each_for_itself(stacks: tuple[Up, Up]) -
     assert 1 == len(one.call("/jobs")["data"])
 
 
+def beside(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command typed beside this stack, told of nothing but its folder."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("NOWSERVING_")}
+    environment = {**plain, "NOWSERVING_DATA_DIR": str(up.folder / "data")}
+    argv = [sys.executable, "-m", "api.cli", *words]
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_commands_beside_a_running_stack_find_it(stacks: tuple[Up, Up]) -> None:
+    up = stacks[0]
+    made = beside(up, "pools", "create", "team")
+    facts = up.folder / "data" / "connection.json"
+
+    assert 0 == made.returncode, made.stderr
+    assert "team" in beside(up, "pools", "list").stdout
+    assert "team" not in beside(stacks[1], "pools", "list").stdout
+    assert 0o600 == facts.stat().st_mode & 0o777
+
+
 def test_a_worker_that_dies_is_started_again_and_goes_on(stacks: tuple[Up, Up]) -> None:
     up = stacks[0]
     for process in up.parts():
@@ -131,3 +150,4 @@ def test_a_stack_that_is_asked_to_stop_leaves_no_process(stacks: tuple[Up, Up]) 
 
     assert 0 == status
     assert [] == up.parts()
+    assert not (up.folder / "data" / "connection.json").exists()

@@ -1,0 +1,61 @@
+"""Rotating NOWSERVING_SECRET_KEYS: whatever is stored encrypted is encrypted again with the newest of them.
+
+What is stored as a fingerprint only (issued keys, operators' tokens) cannot be made anew: as long as one of these was made under an old
+secret, that one stays listed. Own keys can: their plain text is the credential's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import text
+
+from models import audit, ids, secret, signing, webhook
+from models.audit import Act
+from models.db import Session
+
+
+def reseal(session: Session, act: Act) -> dict[str, int]:
+    """Everything is sealed with the newest secret; how many of each. Raises ValueError where none opens one, and nothing is changed."""
+    done = {"credentials": _credentials(session), "own_keys": _own_keys(session)}
+    done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.show(webhook.PREFIX, number))
+    done["webhook_secrets"] += _signing(session, "webhook_secret", "key_id", signing.of_key)
+    audit.write(session, act, "rotate-secret", "secrets", before=None, after=done)
+    return done
+
+
+def _credentials(session: Session) -> int:
+    rows = session.execute(text("SELECT id, secret FROM credential ORDER BY id FOR UPDATE")).all()
+    for row in rows:
+        bound_to = f"credential:{row.id}"
+        sealed = secret.seal(secret.unseal(bytes(row.secret), bound_to=bound_to), bound_to=bound_to)
+        session.execute(text("UPDATE credential SET secret = :secret WHERE id = :id"), {"id": row.id, "secret": sealed})
+    return len(rows)
+
+
+def _own_keys(session: Session) -> int:
+    rows = session.execute(_OWN).all()
+    for row in rows:
+        plain = secret.unseal(bytes(row.secret), bound_to=f"credential:{row.credential_id}")
+        prints = secret.fingerprints(plain)
+        if bytes(row.fingerprint) in prints:
+            session.execute(text("UPDATE key SET fingerprint = :print WHERE id = :id"), {"id": row.id, "print": prints[0]})
+    return len(rows)
+
+
+def _signing(session: Session, table: str, name: str, owner_of: Any) -> int:
+    rows = session.execute(text(f"SELECT {name} AS id, secret, old_secret FROM {table} FOR UPDATE")).all()
+    for row in rows:
+        owner = owner_of(row.id)
+        made = {
+            column: None if sealed is None else signing.seal(signing.unseal(sealed, owner=owner), owner=owner)
+            for column, sealed in (("secret", row.secret), ("old_secret", row.old_secret))
+        }
+        session.execute(text(f"UPDATE {table} SET secret = :secret, old_secret = :old_secret WHERE {name} = :id"), {"id": row.id, **made})
+    return len(rows)
+
+
+_OWN = text("""
+    SELECT key.id, key.fingerprint, credential.id AS credential_id, credential.secret
+    FROM key JOIN credential ON credential.pool_id = key.pool_id WHERE key.kind = 'own' ORDER BY key.id
+""")

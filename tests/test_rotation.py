@@ -1,0 +1,49 @@
+"""Rotating the secret that encrypts what is stored: afterwards the old one is no longer needed for it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+
+import pytest
+from click.testing import CliRunner
+
+from api.cli import nowserving
+from models import db, key, secret, signing
+from models.settings import settings
+from tests.line_tools import known, query
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[..., None]) -> None:
+    old = ",".join(one.get_secret_value() for one in settings().secret_keys)
+    caller = known("sk-old")
+    with db.begin() as session:
+        hook = signing.default(session, caller.id)
+    new = base64.b64encode(os.urandom(32)).decode()
+    override(secret_keys=f"{new},{old}")
+    key._fingerprints.cache_clear()
+    told = json.loads(CliRunner().invoke(nowserving, ["keys", "rotate-secret", "--json"]).stdout)
+    override(secret_keys=new)
+    key._fingerprints.cache_clear()
+
+    assert {"credentials": 1, "own_keys": 1, "webhook_secrets": 1} == told
+    (row,) = query("SELECT id, secret FROM credential")
+    assert b"sk-old" == secret.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
+    assert caller == known("sk-old"), "the caller is the same, with the same jobs"
+    with db.begin() as session:
+        assert hook == signing.default(session, caller.id)
+    key._fingerprints.cache_clear()
+
+
+def test_without_the_old_secret_nothing_is_changed(override: Callable[..., None]) -> None:
+    known("sk-old")
+    before = query("SELECT secret FROM credential")
+    override(secret_keys=base64.b64encode(os.urandom(32)).decode())
+    failed = CliRunner().invoke(nowserving, ["keys", "rotate-secret"])
+
+    assert 0 != failed.exit_code
+    assert before == query("SELECT secret FROM credential")
