@@ -36,7 +36,9 @@ class Queue(Answer):
 
     position: int = Field(description="1 is next, 0: on its way to a worker. Exact up to 10,000.")
     eta_s: float | None = Field(description="Seconds until its turn, estimated; null: nobody knows.")
-    blocked_by: str | None = Field(description="What the line waits for: a limit, `paused`, `backoff`, `conversation`; null: nothing.")
+    blocked_by: str | None = Field(
+        description="What it waits for: a limit, a cap as `key_rpm`, `paused`, `backoff`, `conversation`; null: nothing."
+    )
     wake_at: float | None = Field(description="When the line moves again, in Unix seconds.")
 
 
