@@ -84,6 +84,11 @@ def check(evidence: Evidence) -> Found:
     return found
 
 
+def _content(row: Any) -> str:
+    """What the stored answer says."""
+    return str(json.loads(bytes(row.response))["choices"][0]["message"]["content"])
+
+
 def _id(note: Note) -> UUID:
     return view.parse_id(str(note.job_id))
 
@@ -136,9 +141,10 @@ def _wrong(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[A
         row = jobs.get(_id(note))
         if row is None or row.status != "succeeded":
             continue
-        stored = json.loads(bytes(row.response))["choices"][0]["message"]["content"]
+        stored = _content(row)
         call = given.get(source.get(row.id, ""))
-        if stored != echo(note.text) or (note.said is not None and note.said != stored):
+        is_own = stored == echo(note.text) or (call is not None and "garbage=" in call.behaviour and stored.endswith(note.text))
+        if not is_own or (note.said is not None and note.said != stored):
             yield f"{note.job_id} was answered with {stored!r}, its client got {note.said!r}, and it had asked {note.text!r}"
         elif call is None or call.text != note.text:
             yield f"{note.job_id} has an answer that the upstream gave to {call.text if call else 'nobody'!r}"
@@ -166,7 +172,7 @@ def _turns(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[A
             if any(call.before != heard for call in asked[note.text]):
                 yield f"turn {note.turn} of {name} was told {[call.before for call in asked[note.text]]} and not {heard}"
             if row.status == "succeeded":
-                heard = [*heard, ["user", note.text], ["assistant", echo(note.text)]]
+                heard = [*heard, ["user", note.text], ["assistant", _content(row)]]
             before = row
 
 

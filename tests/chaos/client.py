@@ -129,9 +129,7 @@ class Client:
         except EXPECTED:
             return
         if status == 200 and answer["status"] in ENDED:
-            result = answer.get("result") or {}
-            said = result["choices"][0]["message"]["content"] if answer["status"] == "succeeded" else None
-            self.journal.end(note, answer["status"], said=said)
+            self.journal.end(note, answer["status"], said=_said(answer["result"]) if answer["status"] == "succeeded" else None)
         elif status != 200 and status not in LATER:
             self.journal.wonder(f"{note.job_id} was asked for and answered with {status}: {answer}")
 
@@ -170,6 +168,12 @@ def _chat(note: Note) -> dict[str, Any]:
 
 def _headers(note: Note) -> dict[str, str]:
     return {"Authorization": f"Bearer {note.token}", "Content-Type": "application/json", "Idempotency-Key": note.idempotency_key}
+
+
+def _said(result: Any) -> str:
+    """What the result of a job says; one with NaN in it is no JSON, and comes as text."""
+    whole = json.loads(result) if isinstance(result, str) else result
+    return str(whole["choices"][0]["message"]["content"])
 
 
 def _held(content: bytes) -> str | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 
 from tests.chaos.clock import Clock
 from tests.chaos.fault import Fault, in_flight
 from tests.chaos.plant import THREADS, Part, Plant
 
 HOUR_S = 3600
+STAY_S = 3.0  # how long a clock stays wrong
 
 
 class _Kill(Fault):
@@ -149,15 +151,13 @@ class ClockSteps(_WithEnvironment):
         super().begin()
         first = self.chance.choice((1, -1)) * HOUR_S
         self._offsets_s = [first, -first, 0]
-        self._steps = 0
+        self._next = time.monotonic() + STAY_S
 
     def step(self) -> None:
         super().step()
-        if not self._offsets_s or not self.plant.is_ready():
-            return
-        self._steps += 1
-        if self._steps % 15 == 0:
+        if self._offsets_s and time.monotonic() >= self._next and self.plant.is_ready():
             self._clock.set(self._offsets_s.pop(0))
+            self._next = time.monotonic() + STAY_S
 
     def is_over(self) -> bool:
         return not self._offsets_s

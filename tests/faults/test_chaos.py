@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +17,7 @@ from sqlalchemy import text
 
 from models import db
 from tests import conftest
-from tests.chaos import course, doorbells, schedule
+from tests.chaos import clock, course, doorbells, schedule
 from tests.chaos.check import Evidence, check
 from tests.chaos.course import Outcome
 from tests.chaos.note import Journal, Note
@@ -23,14 +26,15 @@ from tests.chaos.schedule import Event
 from tests.line_tools import query
 from tests.upstream.journal import Call
 
+# The two that last come first.
 MIX = (
     "every tenth doorbell lost",
+    "upstream resets",
     "worker killed",
     "FLUSHALL",
     "pacer killed",
     "Postgres connections cut",
     "API killed",
-    "upstream resets",
 )
 
 
@@ -178,3 +182,22 @@ def test_a_client_that_is_told_two_ends_says_so(tmp_path: Path) -> None:
     journal.end(note, "failed")
 
     assert 2 == len(journal.odd)
+
+
+@pytest.mark.skipif(clock.COMPILER is None, reason="needs a C compiler")
+def test_a_process_sees_its_clock_set_and_its_sleeps_go_on(tmp_path: Path) -> None:
+    own = clock.Clock(tmp_path, "own")
+    program = "import sys, time\nfor _ in sys.stdin:\n    time.sleep(0.01)\n    print(time.time(), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, **own.env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        seen = []
+        for offset_s in (0, 3600, -3600):
+            own.set(offset_s)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seen.append(float(process.stdout.readline()) - time.time() - offset_s)
+        process.stdin.close()
+
+    assert all(abs(off_s) < 60 for off_s in seen)
