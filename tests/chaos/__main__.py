@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import signal
@@ -35,6 +36,7 @@ def main(
     *, seed: int, minutes: float, only: tuple[str, ...], times: int, rate: float, replay: Path | None, write: bool, keep: bool
 ) -> None:
     """Exits with 1 when a promise was broken."""
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # that connections break is no news here
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="nowserving-chaos-"))
