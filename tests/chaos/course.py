@@ -88,6 +88,9 @@ def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> 
     while ahead or now_on or time.monotonic() - began < WARM_UP_S:
         now = time.monotonic() - began
         while ahead and ahead[0].at_s <= now:
+            # One that takes longer than planned keeps what it needs for itself: two on the same part would wait for each other.
+            if any(FAULTS[ahead[0].fault].on & fault.on for _, _, fault in now_on):
+                break
             event = ahead.pop(0)
             fault = FAULTS[event.fault](plant, random.Random(event.seed))
             fault.begin()
