@@ -87,7 +87,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(max(line.y) for line in panel.lines) or 1)
     if len(panel.lines) > 1:
         axes.legend(frameon=False)
 
