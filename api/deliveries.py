@@ -12,6 +12,7 @@ from api.webhook_schemas import Redelivery
 from api.webhooks import said
 from models import db, delivery_log, ids, view, webhook
 from models.delivery_log import Log
+from models.key import Key
 from models.webhook import PREFIX
 
 routes = Blueprint("deliveries", __name__)
@@ -20,25 +21,25 @@ routes = Blueprint("deliveries", __name__)
 @routes.get("/webhook_endpoints/<name>/deliveries")
 def to_endpoint(name: str) -> Response:
     """One page of an endpoint's deliveries, newest first."""
-    return _page(Log(endpoint_id=webhook.parse_id(name)))
+    return _page(auth.caller(request), Log(endpoint_id=webhook.parse_id(name)))
 
 
 @routes.get("/jobs/<name>/deliveries")
 def of_job(name: str) -> Response:
     """One page of the deliveries to a job's own webhook_url, newest first."""
-    return _page(Log(job_id=view.parse_id(name)))
+    return _page(auth.caller(request), Log(job_id=view.parse_id(name)))
 
 
 @routes.post("/webhook_endpoints/<name>/deliveries/<delivery>/redeliver")
 def again_to_endpoint(name: str, delivery: str) -> Response:
     """202: the delivery is sent once more."""
-    return _again(Log(endpoint_id=webhook.parse_id(name)), delivery)
+    return _again(auth.caller(request), Log(endpoint_id=webhook.parse_id(name)), delivery)
 
 
 @routes.post("/jobs/<name>/deliveries/<delivery>/redeliver")
 def again_of_job(name: str, delivery: str) -> Response:
     """202: the delivery is sent once more."""
-    return _again(Log(job_id=view.parse_id(name)), delivery)
+    return _again(auth.caller(request), Log(job_id=view.parse_id(name)), delivery)
 
 
 @routes.post("/webhook_endpoints/<name>/redeliver")
@@ -54,15 +55,15 @@ def again_since(name: str) -> Response:
     return render.answer({**told, "has_more": count == delivery_log.AGAIN_MOST}, 202)
 
 
-def _page(log: Log) -> Response:
-    caller, limit, after = auth.caller(request), paging.limit(), paging.after(delivery_log.parse_id)
+def _page(caller: Key, log: Log) -> Response:
+    limit, after = paging.limit(), paging.after(delivery_log.parse_id)
     with db.begin() as session:
         rows = delivery_log.page(session, caller.id, log, limit=limit, after=after)
     return paging.answer([delivery_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
-def _again(log: Log, name: str) -> Response:
-    caller, delivery_id = auth.caller(request), delivery_log.parse_id(name)
+def _again(caller: Key, log: Log, name: str) -> Response:
+    delivery_id = delivery_log.parse_id(name)
     with db.begin() as session:
         row: Any = delivery_log.redeliver(session, caller.id, log, delivery_id)
     doorbell.deliver([row.receiver])

@@ -1,0 +1,208 @@
+"""On every route that takes an id, another caller's, a deleted one's and one that never was cannot be told apart: not by the status, the
+body or a header, and not by the time, for the database is asked the very same."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from sqlalchemy import event
+from werkzeug.test import TestResponse
+
+from api import openapi
+from models import db, delivery_log, ids, line, view, webhook
+from tests.http_tools import CHAT, Caller, end
+
+PER_ANSWER = {"X-Request-Id", "Date"}
+# Whose id is no secret of any key: models are the upstream's, a picture opens with its signed link.
+NOT_OURS = {"retrieveModel", "getArtifact"}
+OPERATIONS = {
+    operation["operationId"]: (method.upper(), path, operation)
+    for path, methods in openapi.document()["paths"].items()
+    for method, operation in methods.items()
+    if operation["security"] == [{"bearer": []}]
+}
+WITH_ID = [name for name, (_, path, _) in OPERATIONS.items() if "{" in path and name not in NOT_OURS]
+WITH_CURSOR = [name for name, (*_, operation) in OPERATIONS.items() if any(one["name"] == "after" for one in operation["parameters"])]
+FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--b--\r\n'
+KINDS = {"/v1/jobs/": "job", "/v1/sessions/": "session", "/v1/webhook_endpoints/": "endpoint"}
+
+
+@dataclass
+class Things:
+    """One id of each kind. delivery: to the endpoint; of_job: to the job's own address."""
+
+    job: str
+    session: str
+    endpoint: str
+    delivery: str
+    of_job: str
+
+    def of(self, path: str) -> dict[str, str]:
+        """What stands for the names in this path."""
+        kind = next(kind for start, kind in KINDS.items() if path.startswith(start))
+        return {"id": getattr(self, kind), "delivery": self.of_job if kind == "job" else self.delivery}
+
+
+@dataclass
+class Asked:
+    """What was asked of the database by this thread."""
+
+    statements: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def owner(database: None, redis_client: redis.Redis) -> Caller:
+    return Caller("sk-owner")
+
+
+@pytest.fixture
+def stranger(owner: Caller) -> Caller:
+    """Somebody with a key of their own, and remembered already."""
+    other = Caller("sk-stranger", owner.app)
+    assert 200 == other.get("/v1/jobs").status_code
+    return other
+
+
+def make_things(caller: Caller, session: str) -> Things:
+    """Whatever a caller can have."""
+    hook = {"name": "x", "url": "https://example.com/hook", "event_types": ["job.succeeded"]}
+    endpoint = caller.post("/v1/webhook_endpoints", hook).json["id"]
+    assert 201 == caller.post("/v1/sessions", {"id": session}).status_code
+    job = caller.submit(webhook_url="https://example.com/own", conversation=session)
+    end(caller, job)
+    (delivery,) = caller.get(f"/v1/webhook_endpoints/{endpoint}/deliveries").json["data"]
+    of_job = caller.get(f"/v1/jobs/{job}/deliveries").json["data"][0]
+    return Things(job, session, endpoint, delivery["id"], of_job["id"])
+
+
+def never() -> Things:
+    """Well-formed ids that nobody has."""
+    delivery = ids.show(delivery_log.PREFIX, line.new_id())
+    return Things(view.public_id(line.new_id()), f"s-{uuid4()}", ids.show(webhook.PREFIX, line.new_id()), delivery, delivery)
+
+
+def malformed() -> Things:
+    return Things("job_x", "x" * 5_000, "whe_x", "wh_x", "wh_x")
+
+
+def call(caller: Caller, name: str, given: Mapping[str, str], **more: Any) -> TestResponse:
+    """The answer of this operation, asked with these in its path and a body that it takes."""
+    method, path, operation = OPERATIONS[name]
+    content = operation.get("requestBody", {}).get("content", {})
+    if "application/json" in content:
+        more |= {"data": json.dumps(content["application/json"].get("example", {})), "content_type": "application/json"}
+    elif content:
+        more |= {"data": FILE, "content_type": "multipart/form-data; boundary=b"}
+    return caller.send(method, re.sub(r"{(\w+)}", lambda found: given[found[1]], path), **more)
+
+
+def told(answer: TestResponse) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """All that a caller can see of it."""
+    return answer.status_code, answer.data, sorted((key, value) for key, value in answer.headers if key not in PER_ANSWER)
+
+
+@contextmanager
+def watched() -> Iterator[Asked]:
+    asked, here = Asked(), threading.get_ident()
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if threading.get_ident() == here:
+            asked.statements.append(statement)
+
+    event.listen(db.engine(), "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(db.engine(), "before_cursor_execute", note)
+
+
+def test_every_route_that_takes_an_id_is_asked() -> None:
+    assert 20 <= len(WITH_ID)
+    assert all(OPERATIONS[name][1].startswith(tuple(KINDS)) for name in WITH_ID)
+
+
+def test_nobody_can_tell_another_ones_id_from_one_that_never_was(owner: Caller, stranger: Caller) -> None:
+    foreign, nothing = make_things(owner, "tea"), never()
+    for name in WITH_ID:
+        path = OPERATIONS[name][1]
+        call(stranger, name, never().of(path))  # what is asked once only is asked now
+        answers, asked = [], []
+        for things in (foreign, nothing):
+            with watched() as seen:
+                answers.append(call(stranger, name, things.of(path)))
+            asked.append(seen.statements)
+
+        assert 404 == answers[0].status_code, name
+        assert told(answers[0]) == told(answers[1]), name
+        assert asked[0] == asked[1], name
+        assert told(answers[0]) == told(call(stranger, name, malformed().of(path))), name
+
+    for name in ("getJob", "getSession", "getWebhookEndpoint", "listDeliveries", "listJobDeliveries"):
+        assert 200 == call(owner, name, foreign.of(OPERATIONS[name][1])).status_code, "the owner's things are there, and unharmed"
+
+
+def test_nor_from_one_that_was_deleted(owner: Caller) -> None:
+    gone, nothing = make_things(owner, "tea"), never()
+    assert 200 == call(owner, "deleteSession", {"id": gone.session}).status_code
+    assert 200 == call(owner, "deleteWebhookEndpoint", {"id": gone.endpoint}).status_code
+
+    for name in [name for name in WITH_ID if not OPERATIONS[name][1].startswith("/v1/jobs/")]:
+        path = OPERATIONS[name][1]
+        answers = [call(owner, name, things.of(path)) for things in (gone, nothing)]
+
+        assert 404 == answers[0].status_code, name
+        assert told(answers[0]) == told(answers[1]), name
+
+
+@pytest.mark.parametrize("name", ["redeliver", "redeliverOfJob"])
+def test_a_delivery_is_found_only_below_what_is_ones_own(owner: Caller, stranger: Caller, name: str) -> None:
+    theirs, mine, nothing = make_things(owner, "tea"), make_things(stranger, "tea"), never()
+    path = OPERATIONS[name][1]
+
+    answers = [call(stranger, name, {**mine.of(path), "delivery": things.of(path)["delivery"]}) for things in (theirs, nothing)]
+
+    assert 404 == answers[0].status_code
+    assert told(answers[0]) == told(answers[1])
+
+
+@pytest.mark.parametrize("name", WITH_CURSOR)
+def test_another_ones_id_is_no_better_a_cursor_than_none(owner: Caller, stranger: Caller, name: str) -> None:
+    mine, foreign, nothing = make_things(stranger, "coffee"), make_things(owner, "tea"), never()
+    path = OPERATIONS[name][1]
+    kind = {"listJobs": "job", "listMessages": "job", "listSessions": "session", "listWebhookEndpoints": "endpoint"}.get(name, "delivery")
+    given = mine.of(path) if "{" in path else {}
+
+    answers = [call(stranger, name, given, query_string={"after": getattr(things, kind)}) for things in (foreign, nothing)]
+
+    assert told(answers[0]) == told(answers[1])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_without_a_key_nothing_is_told(owner: Caller, name: str) -> None:
+    things = [never(), malformed()]
+    path = OPERATIONS[name][1]
+    givens = [each.of(path) if name in WITH_ID else {"id": "x", "model": "m"} for each in things]
+
+    answers = [call(owner, name, given, headers={"Authorization": value}) for given in givens for value in ("", "Bearer ", "Basic eDp4")]
+
+    assert {401} == {answer.status_code for answer in answers}
+    assert 1 == len({answer.data for answer in answers})
+
+
+def test_what_is_asked_has_an_answer_for_its_owner(owner: Caller) -> None:
+    """The bodies sent above are ones that the routes take: it is the id that is refused."""
+    things = make_things(owner, "tea")
+
+    for name in ("updateSession", "attachFiles", "updateWebhookEndpoint", "rotateWebhookSecret", "redeliverSince"):
+        answer = call(owner, name, things.of(OPERATIONS[name][1]))
+        assert answer.status_code in (200, 201, 202), f"{name}: {answer.text}"
+    assert 202 == owner.post("/v1/jobs", CHAT).status_code
