@@ -5,7 +5,9 @@ import { ApiError, call } from "../api/client";
 import type { Attachment, Job } from "../api/types";
 import { renew } from "./history";
 import { watchJob } from "./line";
+import { listModels, models } from "./models";
 import { surely } from "./network";
+import { baseModel } from "./preferences";
 import { chosenId, extrasOf, metadataOf, refresh, sessions } from "./sessions";
 import { newId, stored } from "./stored";
 
@@ -34,11 +36,11 @@ export const outbox = stored<Letter[]>("outbox", []);
 export const lettersHere = computed(() => outbox.value.filter((one) => one.session === chosenId.value));
 let isSending = false;
 
-/** The question is on its way. model: where the assistant has none of its own. */
-export function ask(session: string, text: string, files: Attachment[], model: string): void {
+/** The question is on its way, to the assistant's own model or the visitor's. */
+export function ask(session: string, text: string, files: Attachment[]): void {
   const own = extrasOf(session);
   const body: Record<string, unknown> = {
-    model: own.model || model,
+    model: own.model,
     stream: true,
     messages: [...told(session), { role: "user", content: text }],
   };
@@ -89,6 +91,7 @@ const next = (): Letter | undefined =>
   outbox.value.find((one) => !one.problem && sessions.value.some((session) => session.id === one.session));
 
 async function deliver(letter: Letter): Promise<void> {
+  await decide(letter);
   const json = { ...letter.order, conversation: letter.session, metadata: metadataOf(letter.session) };
   try {
     const job = await surely(
@@ -103,6 +106,14 @@ async function deliver(letter: Letter): Promise<void> {
     const refused = error instanceof ApiError ? error : new ApiError(String(error), 400, null);
     Object.assign(letter, { problem: refused.message, code: refused.code ?? "" });
   }
+}
+
+/** A chat says which model it is for; nobody knows which there are before the upstream was asked. */
+async function decide(letter: Letter): Promise<void> {
+  const body = letter.order.body as { model?: string };
+  if (letter.order.endpoint !== CHAT || body.model) return;
+  if (!models.value.length) await listModels().catch(() => undefined);
+  body.model = baseModel.value;
 }
 
 function post(session: string, text: string, files: Attachment[], order: Record<string, unknown>): void {
