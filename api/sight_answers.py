@@ -60,6 +60,7 @@ class LaneSeen(Answer):
     wake_at: float | None
     eta_last_s: float | None = Field(description="Until the last in line would go, estimated.")
     paused: Pause | None
+    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
 
 
 class PoolSeen(Answer):
@@ -69,6 +70,7 @@ class PoolSeen(Answer):
     object: Literal["pool"]
     name: str
     paused: Pause | None
+    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
     keys: int = Field(description="Not revoked.")
     credentials: int
     parked: int = Field(description="Of the credentials.")
@@ -92,6 +94,8 @@ class FlowSeen(Answer):
     running: int
     oldest_wait_s: float | None
     oldest_at: float | None
+    paused: Pause | None
+    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
     is_whole: bool = Field(description="false: only the head of a very long line was counted.")
 
 
@@ -174,7 +178,10 @@ class CredentialSeen(Answer):
     object: Literal["credential"]
     pool: Named
     base_url: str | None = Field(description="null: OPENAI_BASE_URL.")
+    weight: float
     parked: Pause | None = Field(description="The upstream refuses it altogether.")
+    paused: Pause | None
+    retired_at: float | None
     models: list[ModelSeen]
     created_at: float
 

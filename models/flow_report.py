@@ -34,6 +34,8 @@ def ranked(session: Session, *, lane: int | None, user: str | None) -> list[Json
             "running": row.running,
             "oldest_wait_s": None if row.oldest_at is None else round(max(0.0, (row.now - row.oldest_at).total_seconds()), 1),
             "oldest_at": epoch(row.oldest_at),
+            "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
+            "is_draining": row.draining_at is not None,
             "is_whole": row.looked < wanted["most"],
         }
         for row in session.execute(_RANKED, wanted)
@@ -61,9 +63,12 @@ _RANKED = text("""
         WHERE CAST(:user AS text) IS NULL OR flow = :user GROUP BY lane_id, flow
     )
     SELECT counted.lane_id, counted.flow AS name, counted.waiting, counted.running, counted.oldest_at, now() AS now,
-           coalesce(flow.weight, 1) AS weight, lane.model, pool.name AS pool, coalesce(looked.jobs, 0) AS looked
+           coalesce(flow.weight, 1) AS weight, lane.model, pool.name AS pool, coalesce(looked.jobs, 0) AS looked,
+           halted.paused_at, halted.paused_reason, halted.draining_at
     FROM counted JOIN lane ON lane.id = counted.lane_id JOIN pool ON pool.id = lane.pool_id
     LEFT JOIN looked ON looked.lane_id = counted.lane_id
     LEFT JOIN flow ON flow.lane_id = counted.lane_id AND flow.name = counted.flow
+    LEFT JOIN cap AS halted ON halted.scope = 'flow' AND halted.owner_id = counted.lane_id AND halted.flow = counted.flow
+        AND halted.endpoint = ''
     ORDER BY counted.waiting DESC, counted.running DESC, counted.lane_id, counted.flow LIMIT 10000
 """)

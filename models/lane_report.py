@@ -79,6 +79,7 @@ def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, Gauge]) -
         "wake_at": epoch(row.wake_at) if row.blocked_by and row.wake_in_s > 0 and not row.is_paused else None,
         "eta_last_s": _eta_last_s(row, head, waiting),
         "paused": {"at": epoch(row.since), "reason": row.reason} if row.is_paused else None,
+        "is_draining": row.is_draining,
     }
 
 
@@ -117,6 +118,7 @@ _ROWS = f"""
     SELECT lane.*, pool.name AS pool, now() AS now, coalesce(live.admitted, 0) AS admitted, coalesce(live.running, 0) AS running,
            coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
            lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused,
+           lane.draining_at IS NOT NULL OR pool.draining_at IS NOT NULL AS is_draining,
            coalesce(lane.paused_at, pool.paused_at) AS since, coalesce(lane.paused_reason, pool.paused_reason) AS reason
     FROM lane JOIN pool ON pool.id = lane.pool_id LEFT JOIN live ON live.lane_id = lane.id
     WHERE (CAST(:pool AS text) IS NULL OR pool.name = :pool) AND (CAST(:model AS text) IS NULL OR lane.model = :model)
@@ -153,4 +155,7 @@ _RATES = text("""
     SELECT lane_id, round((count(*) * 60 / (SELECT seconds FROM looked))::numeric, 1)::float8 AS arrivals_per_min FROM newest
     WHERE lane_id = ANY(:ids) GROUP BY lane_id
 """)
-_CREDENTIALS = text("SELECT id, pool_id FROM credential WHERE pool_id = ANY(:pools) AND parked_at IS NULL ORDER BY id")
+_CREDENTIALS = text("""
+    SELECT id, pool_id FROM credential
+    WHERE pool_id = ANY(:pools) AND parked_at IS NULL AND paused_at IS NULL AND retired_at IS NULL ORDER BY id
+""")

@@ -32,6 +32,7 @@ def pools(session: Session, *, limit: int, after: int | None, kind: str | None) 
             "object": "pool",
             "name": row.name,
             "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
+            "is_draining": row.draining_at is not None,
             "keys": row.keys,
             "credentials": row.credentials,
             "parked": row.parked,
@@ -64,7 +65,10 @@ def _show(row: Any, models: Sequence[JsonObject]) -> JsonObject:
         "object": "credential",
         "pool": {"id": row.pool_id, "name": row.pool},
         "base_url": _plain(row.base_url),
+        "weight": row.weight,
         "parked": {"at": epoch(row.parked_at), "reason": row.parked_reason} if row.parked_at else None,
+        "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
+        "retired_at": epoch(row.retired_at),
         "models": list(models),
         "created_at": epoch(row.created_at),
     }
@@ -124,7 +128,7 @@ _POOLS = text("""
 """)
 _CREDENTIALS = text("""
     SELECT credential.id, credential.pool_id, pool.name AS pool, credential.base_url, credential.parked_at, credential.parked_reason,
-           credential.created_at
+           credential.weight, credential.paused_at, credential.paused_reason, credential.retired_at, credential.created_at
     FROM credential JOIN pool ON pool.id = credential.pool_id
     WHERE (CAST(:after AS bigint) IS NULL OR credential.id > :after) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
     AND (CAST(:is_parked AS boolean) IS NULL OR (credential.parked_at IS NOT NULL) = :is_parked)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from models import db, fleet, key, parking
+from models import db, fleet, key, operator, parking
 from models.key import Limits
 from tests.browser import PHONE, Visit, picture
 from tests.line_tools import credential_of, known, query, start, submit
@@ -62,9 +62,9 @@ def url(api: Api, hash_: str = "") -> str:
     return f"http://127.0.0.1:{api.port}/ops/{hash_}"
 
 
-def signed_in(visit: Visit, address: str, **more: Any) -> Page:
+def signed_in(visit: Visit, address: str, *, token: str = TOKEN, **more: Any) -> Page:
     page = visit(address, **more)
-    page.get_by_label("Operator token").fill(TOKEN)
+    page.get_by_label("Operator token").fill(token)
     page.get_by_role("button", name="Sign in").click()
     page.locator("tbody tr").first.wait_for()
     return page
@@ -181,6 +181,50 @@ def test_everything_is_reached_by_keyboard_and_stays_reached(api: Api, visit: Vi
     page.wait_for_timeout(100)
 
     assert page.evaluate("document.activeElement.closest('tbody') !== null")
+
+
+def test_levers_are_pulled_with_a_reason_and_what_they_did_is_seen(api: Api, visit: Visit, tmp_path: Path) -> None:
+    page = signed_in(visit, url(api))
+    lane = page.locator("tbody tr", has_text="gpt-4o-mini")
+    lane.get_by_role("button", name="pause").click()
+    page.get_by_label("reason").fill("lunch")
+    picture(page, tmp_path / "lever.png")
+    page.get_by_role("dialog").get_by_role("button", name="pause").click()
+    expect(lane).to_contain_text("paused: lunch", timeout=10_000)
+    picture(page, tmp_path / "paused.png")
+    lane.get_by_role("button", name="resume").click()
+    page.get_by_role("dialog").get_by_role("button", name="resume").click()
+    expect(lane).not_to_contain_text("lunch", timeout=10_000)
+
+    done = [(one.operator, one.action, one.reason) for one in query("SELECT operator, action, reason FROM audit ORDER BY id")]
+    assert [("root", "pause", "lunch"), ("root", "resume", None)] == done
+
+
+def test_a_job_is_cancelled_and_many_are_purged_from_the_page(api: Api, visit: Visit, tmp_path: Path) -> None:
+    page = signed_in(visit, url(api, "#jobs?user=bert"))
+    row = page.locator("tbody tr").first
+    name = row.locator("code").inner_text()
+    row.get_by_role("button", name="cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="cancel").click()
+    expect(page.locator("tbody tr", has_text=name)).to_contain_text("cancelled", timeout=10_000)
+    page.get_by_role("button", name="purge many…").click()
+    page.get_by_role("dialog").get_by_label("user").fill("bert")
+    picture(page, tmp_path / "purge.png")
+    page.get_by_role("dialog").get_by_role("button", name="purge").click()
+    expect(page.locator("tbody .badge.cancelled")).to_have_count(4, timeout=10_000)
+
+    assert 4 == query("SELECT count(*) AS n FROM job WHERE status = 'cancelled'")[0].n
+
+
+def test_who_may_only_look_is_told_so_and_changes_nothing(api: Api, visit: Visit) -> None:
+    with db.begin() as session:
+        token = operator.create(session, "looker", role="read")
+    page = signed_in(visit, url(api), token=token, forgives=("403",))
+    page.locator("tbody tr", has_text="gpt-4o-mini").get_by_role("button", name="pause").click()
+    page.get_by_role("dialog").get_by_role("button", name="pause").click()
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("may write")
+
+    assert 0 == query("SELECT count(*) AS n FROM lane WHERE paused_at IS NOT NULL")[0].n
 
 
 def test_without_a_server_it_says_so_and_tries_again(api: Api, visit: Visit) -> None:

@@ -11,26 +11,34 @@ export async function learn(done) {
   const book = await (await fetch("../openapi.json")).json();
   levers = {};
   for (const [path, methods] of Object.entries(book.paths)) {
-    const [, things, verb] = path.match(/^\/ops\/(\w+)\/\{\w+\}\/(\w+)$/) || [];
+    const [, things, one, verb] = path.match(/^\/ops\/(\w+)\/(\{\w+\}\/)?(\w+)$/) || [];
     if (!things || !methods.post) continue;
     const reference = methods.post.requestBody?.content?.["application/json"]?.schema?.$ref || "";
     const schema = book.components.schemas[reference.split("/").pop()] || { properties: { reason: { type: "string" } } };
-    (levers[things] ||= []).push({ things, verb, said: methods.post.summary, schema });
+    (levers[things] ||= []).push({ things, verb, isForAll: !one, said: methods.post.summary, schema });
   }
 }
 
 /** The buttons for one row. */
 export function buttons(things, row) {
-  return (levers[things] || []).filter((lever) => makes(lever.verb, row)).map((lever) => el("button", {
+  return (levers[things] || []).filter((lever) => !lever.isForAll && makes(lever.verb, row)).map((lever) => el("button", {
     type: "button", "data-at": `${row.id} ${lever.verb}`, "aria-label": `${lever.verb} ${row.id}`, click: () => ask(lever, row),
   }, lever.verb.replaceAll("_", " ")));
+}
+
+/** The buttons for all of them: those that take a filter. */
+export function forAll(things) {
+  return (levers[things] || []).filter((lever) => lever.isForAll).map((lever) => el("button", {
+    type: "button", click: () => ask(lever, null),
+  }, `${lever.verb.replaceAll("_", " ")} many…`));
 }
 
 /** Whether it would change anything, as far as can be seen from here. */
 function makes(verb, row) {
   const has = "paused" in row;
+  if (row.retired_at) return false;
   const ended = ["succeeded", "failed", "cancelled", "expired"].includes(row.status);
-  if (verb === "resume") return !has || Boolean(row.paused);
+  if (verb === "resume") return !has || Boolean(row.paused || row.is_draining || row.parked);
   if (verb === "pause") return !has || !row.paused;
   if (verb === "retry") return row.status === undefined || ended;
   if (["cancel", "boost", "priority"].includes(verb)) return !ended && (verb === "cancel" || row.status !== "running");
@@ -39,7 +47,7 @@ function makes(verb, row) {
 
 function ask(lever, row) {
   const dialog = find("lever");
-  const name = `${lever.verb.replaceAll("_", " ")} ${lever.things.replace(/s$/, "")} ${row.id}`;
+  const name = row ? `${lever.verb.replaceAll("_", " ")} ${lever.things.replace(/s$/, "")} ${row.id}` : `${lever.verb} many ${lever.things}`;
   const inputs = Object.entries(lever.schema.properties || {}).map(([at, schema]) => input(at, schema, lever.schema.required || []));
   find("lever-title").textContent = name[0].toUpperCase() + name.slice(1);
   find("lever-said").textContent = lever.said || "";
@@ -59,7 +67,7 @@ async function pull(lever, row, inputs) {
   const button = find("lever-do");
   button.disabled = true;
   try {
-    await call(`${lever.things}/${encodeURIComponent(row.id)}/${lever.verb}`, body);
+    await call(row ? `${lever.things}/${encodeURIComponent(row.id)}/${lever.verb}` : `${lever.things}/${lever.verb}`, body);
     find("lever").close();
     pulled();
   } catch (trouble) {
@@ -81,7 +89,7 @@ function input(at, schema, required) {
   const isNumber = kind.type === "integer" || kind.type === "number";
   const field = choices
     ? el("select", common, el("option", { value: "" }, "–"), choices.map((one) => el("option", { value: one }, one)))
-    : el("input", { ...common, type: isNumber ? "number" : "text", step: kind.type === "integer" ? 1 : "any", min: kind.minimum,
+    : el("input", { ...common, type: isNumber ? "number" : at === "key" && kind.type === "string" ? "password" : "text", step: kind.type === "integer" ? 1 : "any", min: kind.minimum,
       max: kind.maximum, maxlength: kind.maxLength, autocomplete: "off" });
   const read = () => {
     if (field.value === "") return undefined;

@@ -1,7 +1,7 @@
 // The page: signing in, tabs, and one table that keeps itself up to date while it is looked at.
 import { call, token, Trouble } from "./api.js";
 import { el, find, say } from "./dom.js";
-import { buttons, learn } from "./levers.js";
+import { buttons, forAll, learn } from "./levers.js";
 import { VIEWS } from "./views.js";
 
 const EVERY_MS = 2000;
@@ -68,6 +68,7 @@ function frame(view) {
   table.tHead.replaceChildren(el("tr", {}, view.columns.map((one) => el("th", { scope: "col", class: one.kind }, one.name)),
     el("th", { scope: "col" }, el("span", { class: "unseen" }, "Levers"))));
   table.tBodies[0].replaceChildren();
+  find("many").replaceChildren();
   say(find("empty"), "");
 }
 
@@ -105,6 +106,7 @@ function render(name, view, page) {
   find("first").hidden = !after;
   find("next").hidden = !page.has_more;
   find("next").onclick = () => turn(page.last_id);
+  if (!find("many").hasChildNodes()) find("many").replaceChildren(...forAll(name));
   say(find("empty"), page.data.length ? "" : page.has_more ? "None among those looked at so far: go on with Next page." : view.empty);
   const now = JSON.stringify(page.data);
   const body = document.querySelector("tbody");

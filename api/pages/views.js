@@ -12,12 +12,17 @@ function limits(gauges) {
 }
 
 function why(lane) {
-  if (lane.paused) return el("strong", {}, `paused${lane.paused.reason ? `: ${lane.paused.reason}` : ""}`);
+  if (lane.paused) return paused(lane);
+  if (lane.is_draining) return el("strong", {}, "draining: takes nothing new");
   if (!lane.blocked_by) return "–";
   return lane.wake_at ? `${lane.blocked_by}, ${until(lane.wake_at)} more` : lane.blocked_by;
 }
 
-const paused = (one) => (one.paused ? el("strong", {}, `paused${one.paused.reason ? `: ${one.paused.reason}` : ""}`) : "");
+function paused(one) {
+  if (one.retired_at) return el("strong", {}, "retired");
+  if (one.paused) return el("strong", {}, `paused${one.paused.reason ? `: ${one.paused.reason}` : ""}`);
+  return one.is_draining ? el("strong", {}, "draining") : "";
+}
 const parked = (one) => (one.parked ? el("strong", {}, `parked: ${one.parked.reason || "refused"}`) : "");
 const code = (text) => el("code", {}, text);
 const column = (name, show, kind = "") => ({ name, show, kind });
@@ -53,7 +58,7 @@ export const VIEWS = {
       number("Running", (one) => count(one.running)),
       number("Oldest", (one) => span(one.oldest_wait_s)),
       number("Weight", (one) => count(one.weight)),
-      column("", paused),
+      column("State", paused),
     ],
   },
   jobs: {
