@@ -198,6 +198,10 @@ def test_levers_are_pulled_with_a_reason_and_what_they_did_is_seen(api: Api, vis
 
     done = [(one.operator, one.action, one.reason) for one in query("SELECT operator, action, reason FROM audit ORDER BY id")]
     assert [("root", "pause", "lunch"), ("root", "resume", None)] == done
+    page.get_by_role("link", name="Log").click()
+    expect(page.locator("tbody tr")).to_have_count(2)
+    expect(page.locator("tbody")).to_contain_text("lunch")
+    picture(page, tmp_path / "log.png")
 
 
 def test_a_job_is_cancelled_and_many_are_purged_from_the_page(api: Api, visit: Visit, tmp_path: Path) -> None:

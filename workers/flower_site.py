@@ -19,9 +19,11 @@ from flower.views.workers import WorkerView
 from tornado import template, web
 from tornado.routing import URLSpec
 
-from models import db, job, view
+from models import audit, db, job, view
+from models.audit import Act
 from models.errors import NotFound, Unavailable
 from models.job import Status
+from models.operator import Operator
 from workers import wake
 
 log = logging.getLogger(__name__)
@@ -66,10 +68,15 @@ class Cancel(ControlHandler):  # type: ignore[misc]
             job_id = view.parse_id(name)
         except NotFound:
             raise web.HTTPError(404, "This is no job: only jobs can be cancelled.") from None
-        said = await self.run_blocking("job.cancel", name, cancel, job_id, connection_errors=(Unavailable,))
+        said = await self.run_blocking("job.cancel", name, cancel, job_id, self._who(), connection_errors=(Unavailable,))
         if said is None:
             raise web.HTTPError(404, "There is no such job (any more).")
         self.write({"message": said})
+
+    def _who(self) -> str:
+        """As the log of operators' acts names them: the address that logged in, else the user of the password."""
+        user = self.current_user
+        return f"flower:{user if isinstance(user, str) else self.application.options.basic_auth[0].partition(':')[0]}"
 
     def write_error(self, status_code: int, **why: Any) -> None:
         # A browser that came straight to a task's page has not learned yet that the password is for this address too.
@@ -86,13 +93,15 @@ class Refused(BaseHandler):  # type: ignore[misc]
         raise web.HTTPError(403, "This would work around the line: use `nowserving` or /ops.")
 
 
-def cancel(job_id: UUID) -> str | None:
+def cancel(job_id: UUID, by: str) -> str | None:
     """The job is cancelled, or told to stop when it runs; what to tell who asked. None when there is no such job."""
     with db.begin() as session:
         found = job.key_of(session, job_id)
         if found is None:
             return None
         done = job.cancel(session, job_id, found)
+        if done is not None:
+            audit.write(session, Act(Operator(by, "write")), "cancel", f"job:{job_id}", before=None, after={"status": done.status})
     if done is None:
         return f"{view.public_id(job_id)} has ended already, or is being cancelled"
     is_ended = done.status == Status.CANCELLED

@@ -94,6 +94,16 @@ export const VIEWS = {
       number("Running", (one) => count(one.running)),
     ],
   },
+  audit: {
+    title: "Log", fixed: { limit: 50 }, empty: "Nobody has done anything yet.", filters: [],
+    columns: [
+      column("Act", (one) => [`${one.action} ${one.target}`, el("small", {}, one.reason || "")]),
+      column("Who", (one) => one.operator),
+      number("When", (one) => `${since(one.at)} ago`),
+      column("Before", (one) => change(one.before)),
+      column("After", (one) => change(one.after)),
+    ],
+  },
   workers: {
     title: "Workers", fixed: { limit: 50 }, empty: "No worker has reported. Start one: nowserving worker", filters: [],
     columns: [
@@ -108,6 +118,9 @@ export const VIEWS = {
     ],
   },
 };
+
+const change = (state) => (state ? el("small", {}, Object.entries(state).filter(([, value]) => value !== null)
+  .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ")) : "–");
 
 function model(one) {
   const recent = one.recent;
