@@ -6,7 +6,6 @@ kept for ever; only the document is asked for anew each time.
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 from flask import Blueprint, Response, redirect, request, send_from_directory
@@ -31,7 +30,8 @@ def home() -> AnyResponse:
     """The page. Where the operator has configured a key for it, whoever has no name yet is given one."""
     if not (BUILT / "index.html").is_file():
         return redirect("docs")
-    found = _document()
+    # Read anew: the page may be built again under a server that runs.
+    found = (BUILT / "index.html").read_text()
     made = Response(found, mimetype="text/html")
     if (name := visitor.welcome(request, made)) is not None:
         made.set_data(found.replace(OWN_KEY, f'name="nowserving-key" content="shared {name}"'))
@@ -75,8 +75,3 @@ def _guarded(made: Response) -> Response:
     made.headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(self)"
     made.headers["Cross-Origin-Opener-Policy"] = "same-origin"
     return made
-
-
-@cache
-def _document() -> str:
-    return (BUILT / "index.html").read_text()

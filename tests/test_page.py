@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,13 @@ ASK = {"X-Nowserving-Page": "1"}
 
 
 @pytest.fixture(autouse=True)
-def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A page of three small files."""
     (tmp_path / "assets").mkdir()
     (tmp_path / "index.html").write_text('<meta name="nowserving-key" content="own" />')
     (tmp_path / "assets" / "a-1.js").write_text("plain")
     (tmp_path / "assets" / "a-1.js.gz").write_bytes(b"packed")
     monkeypatch.setattr(page, "BUILT", tmp_path)
-    page._document.cache_clear()
-    yield
-    page._document.cache_clear()
 
 
 @pytest.fixture
