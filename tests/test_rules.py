@@ -34,14 +34,15 @@ HANDS_IT_ON = {ROOT / "workers" / "flower.py"}
 
 
 def reads_of_the_environment(file: Path) -> list[str]:
-    """Where the environment is read, except to hand it on to a child process."""
+    """Where the environment is read, except to hand it on to a child process. To say something to a library there is no reading."""
     if file in HANDS_IT_ON:
         return []
     tree = ast.parse(file.read_text(encoding="utf-8"))
     dicts = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
     handed_on = {id(value) for node in dicts for name, value in zip(node.keys, node.values, strict=True) if name is None}
+    written = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)}
     read = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) in READS]
-    return [f"{file.relative_to(ROOT)}:{node.lineno}" for node in read if id(node) not in handed_on]
+    return [f"{file.relative_to(ROOT)}:{node.lineno}" for node in read if id(node) not in handed_on | written]
 
 
 # Nothing waits in Celery
