@@ -69,9 +69,7 @@ def limited(peer: Peer, upstream: FakeUpstream, *, tokens: bool, seconds: float)
     tokens: large jobs, so that tokens a minute bind; else small ones, so that requests do. No minute of the upstream holds more than
     the limit, wherever it begins; its headers say how much is left.
     """
-    upstream.reset()
-    peer.serve(Terms(AT_ONCE, rpm=RPM, tpm=TPM))
-    key = peer.upstream_key
+    key = _warm(peer, upstream, Terms(AT_ONCE, rpm=RPM, tpm=TPM))
     upstream.limit(key, rpm=RPM, tpm=TPM, mode="window")
     # The first minute's allowance may go at once.
     jobs = int(RPM * (1 + seconds / 60) * 1.2)
@@ -89,9 +87,7 @@ def limited(peer: Peer, upstream: FakeUpstream, *, tokens: bool, seconds: float)
 
 def fair(peer: Peer, upstream: FakeUpstream, *, flood: int) -> Fair:
     """One user hands in `flood` jobs; a second later LIGHT others come with EACH; FAIR_AT_ONCE calls may run at a time."""
-    upstream.reset()
-    peer.serve(Terms(FAIR_AT_ONCE))
-    key = peer.upstream_key
+    key = _warm(peer, upstream, Terms(FAIR_AT_ONCE))
     upstream.behave(key, delay=[SLOW_ANSWER_S, SLOW_ANSWER_S])
     peer.hand_in(Work(flood, prefix="heavy"))
     upstream.wait_for_calls(1, PATIENCE_S)
@@ -107,13 +103,12 @@ def fair(peer: Peer, upstream: FakeUpstream, *, flood: int) -> Fair:
 
 def wakes_ms(peer: Peer, upstream: FakeUpstream, *, at_once: int, seconds: float) -> list[float]:
     """From each answer that frees a slot until the call that takes it, while somebody waits for it."""
-    upstream.reset()
-    peer.serve(Terms(at_once))
-    upstream.behave(peer.upstream_key, delay=[ANSWER_S, ANSWER_S])
+    key = _warm(peer, upstream, Terms(at_once))
+    upstream.behave(key, delay=[ANSWER_S, ANSWER_S])
     peer.hand_in(Work(max(10 * at_once, int(seconds / ANSWER_S * at_once)), users=10, open_calls=at_once))
     upstream.wait_for_calls(1, PATIENCE_S)
     time.sleep(seconds)
-    calls = upstream.calls(key=peer.upstream_key)
+    calls = upstream.calls(key=key)
     peer.halt()
     return [gap * 1000 for gap in gaps(calls, at_once)]
 
@@ -138,6 +133,15 @@ def rush(peer: Peer, upstream: FakeUpstream, *, jobs: int) -> Rushed:
     peer.rush(Work(jobs, users=50), within_s=PATIENCE_S)
     seconds = time.monotonic() - began
     return Rushed(jobs, seconds, cpu.used_s(before, cpu.spent_s(peer.pids())))
+
+
+def _warm(peer: Peer, upstream: FakeUpstream, terms: Terms) -> str:
+    """It serves and has answered a call, which the upstream has forgotten; returns the upstream's key. Some take seconds for the first."""
+    upstream.reset()
+    peer.serve(terms)
+    peer.ask()
+    upstream.reset()
+    return peer.upstream_key
 
 
 def _answered(upstream: FakeUpstream, key: str) -> list[Call]:
