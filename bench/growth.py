@@ -49,7 +49,10 @@ def _told_waiting(found: Mapping[int, Taken]) -> list[Figure]:
 
 def _told_keys(found: Mapping[int, Taken]) -> list[Figure]:
     how = f"{scale.SLOTS} jobs a step, p50"
-    return [told(f"{n:,} keys with jobs waiting: admission step", f"{one.step:.1f} ms", note=how) for n, one in found.items()]
+    return [
+        told(f"{n:,} key{'s' if n > 1 else ''} with jobs waiting: admission step", f"{one.step:.1f} ms", note=how)
+        for n, one in found.items()
+    ]
 
 
 def _told_clients(found: Mapping[int, Held]) -> list[Figure]:
