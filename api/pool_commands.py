@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 from api import deeds, doorbell, terminal
-from models import db, key, roster
+from models import audit, db, key, roster
 from models.audit import Act
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -41,6 +41,7 @@ def create(*, name: str, as_json: bool) -> None:
     """A pool of this name is there, new or not."""
     with db.begin() as session:
         number = key.make_pool(session, name)
+        audit.write(session, Act(), "create", f"pool:{number}", before=None, after={"name": name})
     terminal.show({"id": number, "name": name}, as_json=as_json)
 
 
