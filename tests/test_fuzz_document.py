@@ -22,7 +22,7 @@ from api.app import create_app
 from tests.crew import Crew
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-AT_LEAST = 20_000 if NIGHTLY else 300
+AT_LEAST = 20_000 if NIGHTLY else 200
 PER_OPERATION = 400 if NIGHTLY else 6
 PHASES = {"examples", "fuzzing", "stateful"} | ({"coverage"} if NIGHTLY else set())
 # The same requests each time in the ordinary suite, others each night.
