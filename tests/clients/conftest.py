@@ -91,8 +91,8 @@ def world(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
 
 @contextmanager
-def serving(log: Path, **env: str) -> Iterator[Api]:
-    port = free_port()
+def serving(log: Path, *, port: int = 0, **env: str) -> Iterator[Api]:
+    port = port or free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "api.cli", "api"], env={**env, "NOWSERVING_PORT": str(port)}, stdout=out, stderr=out,

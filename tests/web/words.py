@@ -15,6 +15,7 @@ class Words:
     please_wait: str
     in_line: str
     earlier: str
+    rpm: str
     back: str
     settings: str
 
@@ -29,8 +30,21 @@ WORDS = {
         "Please wait …",
         "No. ",
         "an earlier question of this conversation",
+        r"the key's requests per minute, free at \d\d:\d\d:\d\d",
         "Back to the list",
         "Settings",
     ),
-    "zh": Words("新建助手", "名称", "系统提示词", "保存", "复制", "请稍后…", "排队第 ", "本对话中更早的问题", "返回列表", "设置"),
+    "zh": Words(
+        "新建助手",
+        "名称",
+        "系统提示词",
+        "保存",
+        "复制",
+        "请稍后…",
+        "排队第 ",
+        "本对话中更早的问题",
+        r"密钥的每分钟请求数, \d\d:\d\d:\d\d 可用",
+        "返回列表",
+        "设置",
+    ),
 }
