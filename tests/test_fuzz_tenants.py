@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 import redis
-from sqlalchemy import event
+from sqlalchemy import TextClause
 from werkzeug.test import TestResponse
 
 from api import openapi
@@ -45,11 +45,12 @@ class Things:
     endpoint: str
     delivery: str
     of_job: str
+    message: str
 
     def of(self, path: str) -> dict[str, str]:
         """What stands for the names in this path."""
         kind = next(kind for start, kind in KINDS.items() if path.startswith(start))
-        return {"id": getattr(self, kind), "delivery": self.of_job if kind == "job" else self.delivery}
+        return {"id": getattr(self, kind), "delivery": self.of_job if kind == "job" else self.delivery, "message_name": self.message}
 
 
 @dataclass
@@ -81,17 +82,18 @@ def make_things(caller: Caller, session: str) -> Things:
     end(caller, job)
     (delivery,) = caller.get(f"/v1/webhook_endpoints/{endpoint}/deliveries").json["data"]
     of_job = caller.get(f"/v1/jobs/{job}/deliveries").json["data"][0]
-    return Things(job, session, endpoint, delivery["id"], of_job["id"])
+    message = caller.get(f"/v1/sessions/{session}/messages").json["data"][0]
+    return Things(job, session, endpoint, delivery["id"], of_job["id"], message["id"])
 
 
 def never() -> Things:
     """Well-formed ids that nobody has."""
     delivery = ids.show(delivery_log.PREFIX, line.new_id())
-    return Things(view.public_id(line.new_id()), f"s-{uuid4()}", ids.show(webhook.PREFIX, line.new_id()), delivery, delivery)
+    return Things(view.public_id(line.new_id()), f"s-{uuid4()}", ids.show(webhook.PREFIX, line.new_id()), delivery, delivery, "msg_1")
 
 
 def malformed() -> Things:
-    return Things("job_x", "x" * 5_000, "whe_x", "wh_x", "wh_x")
+    return Things("job_x", "x" * 5_000, "whe_x", "wh_x", "wh_x", "msg_1")
 
 
 def call(caller: Caller, name: str, given: Mapping[str, str], **more: Any) -> TestResponse:
@@ -112,17 +114,16 @@ def told(answer: TestResponse) -> tuple[int, bytes, list[tuple[str, str]]]:
 
 @contextmanager
 def watched() -> Iterator[Asked]:
-    asked, here = Asked(), threading.get_ident()
+    asked, here, execute = Asked(), threading.get_ident(), db.Session.execute
 
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+    def note(session: db.Session, statement: TextClause, *parameters: Any) -> db.Result:
         if threading.get_ident() == here:
-            asked.statements.append(statement)
+            asked.statements.append(statement.text)
+        return execute(session, statement, *parameters)
 
-    event.listen(db.engine(), "before_cursor_execute", note)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db.Session, "execute", note)
         yield asked
-    finally:
-        event.remove(db.engine(), "before_cursor_execute", note)
 
 
 def test_every_route_that_takes_an_id_is_asked() -> None:
@@ -143,7 +144,7 @@ def test_nobody_can_tell_another_ones_id_from_one_that_never_was(owner: Caller, 
 
         assert 404 == answers[0].status_code, name
         assert told(answers[0]) == told(answers[1]), name
-        assert asked[0] == asked[1], name
+        assert asked[0] and asked[0] == asked[1], name
         assert told(answers[0]) == told(call(stranger, name, malformed().of(path))), name
 
     for name in ("getJob", "getSession", "getWebhookEndpoint", "listDeliveries", "listJobDeliveries"):
