@@ -241,8 +241,11 @@ def _lost_call(case: Case) -> Case:
     dispatch_id = uuid4()
     with db.begin() as session:
         credential_id = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": case.who.pool_id}).scalar_one()
-        pacing.admit(session, [pacing.Admission(case.job_id, dispatch_id, credential_id)])
-        job.claim(session, case.job_id, dispatch_id, lease_s=3600)
+        # Nobody is admitted where it is paused. No pacer sees it open.
+        session.execute(text("UPDATE lane SET paused_at = NULL WHERE pool_id = :id"), {"id": case.who.pool_id})
+        assert pacing.admit(session, [pacing.Admission(case.job_id, dispatch_id, credential_id)])
+        session.execute(text("UPDATE lane SET paused_at = now() WHERE pool_id = :id"), {"id": case.who.pool_id})
+        assert job.claim(session, case.job_id, dispatch_id, lease_s=3600)
     return case
 
 
