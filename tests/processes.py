@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 from sqlalchemy import text
 
 from deploy.server import die_with_parent, last_lines
@@ -165,11 +166,13 @@ class Stack:
 
     def wait_reports(self, name: str, *, of: Process, processes: int = 1) -> None:
         """So many worker processes of this name have said that they take jobs."""
-        wanted = text("SELECT count(*) FROM worker WHERE name LIKE :name AND slots > 0 AND seen_at > now() - interval '3 s'")
+        # Since this one was started, and not of late: with seven seconds from beat to beat two may never be of late together.
+        wanted = text("SELECT count(*) FROM worker WHERE name LIKE :name AND slots > 0 AND started_at > to_timestamp(:began)")
+        began = psutil.Process(of.pid).create_time() - 1
 
         def have() -> bool:
             with db.begin() as session:
-                return bool(session.execute(wanted, {"name": f"{name}%"}).scalar_one() >= processes)
+                return bool(session.execute(wanted, {"name": f"{name}%", "began": began}).scalar_one() >= processes)
 
         until(have, what=f"{processes} of {name} at work:\n{last_lines(of.log)}", within_s=3 * PATIENCE_S)
 

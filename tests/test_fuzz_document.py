@@ -53,6 +53,8 @@ def test_every_answer_is_one_that_the_document_names(redis_client: redis.Redis, 
     # A minute is as long as the crew may take on a busy machine.
     override(long_poll_most_s=60, pro_wait_s=60, webhook_timeout_s=60, max_queued_per_key=1_000_000, max_streams_per_key=100_000)
     schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(), config=schemathesis.Config.from_dict(CONFIG))
+    # Here are no pacer and no worker that beat, and it says so, with 503.
+    schema = schema.exclude(path="/healthz/deep")
     asked: Counter[str] = Counter()
     wrong: dict[str, str] = {}
 

@@ -86,8 +86,9 @@ def test_it_goes_on_until_ctrl_c_and_leaves_the_terminal_as_it_was(api: Api, tmp
     screen, terminal = pty.openpty()
     environment = {**os.environ, "NOWSERVING_URL": f"http://127.0.0.1:{api.port}", "NOWSERVING_OPS_TOKEN": TOKEN, "TERM": "xterm-256color"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli", "top", "--every", "0.5"], env=environment, stdin=terminal, stdout=terminal, stderr=terminal
-    )
+        [sys.executable, "-m", "api.cli", "top", "--every", "0.5"], env=environment, stdin=terminal, stdout=terminal, stderr=terminal,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # deaf to it is what a shell starts in its background
+    )  # fmt: skip
     os.close(terminal)
     os.set_blocking(screen, False)
     said = bytearray()
