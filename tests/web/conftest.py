@@ -51,12 +51,14 @@ class Chat:
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)
 
-    def make(self, name: str, *, prompt: str = "") -> None:
-        """There is an assistant of this name, and it is chosen."""
+    def make(self, name: str, *, prompt: str = "", temperature: str = "") -> None:
+        """There is an assistant of this name, and it is chosen. temperature: only on an English page."""
         words = WORDS[self.language]
         self.button(words.new).click()
         self.page.get_by_label(words.name, exact=True).fill(name)
         self.page.get_by_label(words.prompt, exact=True).fill(prompt)
+        if temperature:
+            self.page.get_by_label("Temperature", exact=True).fill(temperature)
         self.button(words.save).click()
         expect(self.page.locator(".talk-head h2")).to_have_text(name)
 

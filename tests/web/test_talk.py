@@ -124,7 +124,8 @@ def test_the_title_and_a_notification_tell_when_the_answer_is_there(chat: Chat) 
     }""")
     chat.ask("are you there?")
 
-    expect(chat.page).to_have_title("(1) an answer is there")
+    # A hidden page looks every five seconds.
+    expect(chat.page).to_have_title("(1) an answer is there", timeout=PATIENCE_MS)
     assert ["Tea has answered"] == chat.page.evaluate("window.told")
     chat.page.evaluate("window.isAway = false; document.dispatchEvent(new Event('visibilitychange'))")
     expect(chat.page).to_have_title("nowserving")

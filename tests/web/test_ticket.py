@@ -85,6 +85,7 @@ def test_a_server_that_restarts_keeps_the_ticket(visit: Visit, world: World, tmp
     with serving(tmp_path / "after.log", port=port, **env):
         world.upstream.release()
         expect(chat.answers()).to_have_count(1, timeout=2 * PATIENCE_MS)
+        chat.page.close()  # before its server goes
 
     assert 1 == len(world.calls(f"through a restart {chat.key}"))
 
@@ -136,7 +137,7 @@ def test_a_small_model_on_this_machine_writes_and_draws(visit: Visit, world: Wor
                 tuning.change_credential(session, Act(), number, base_url=f"http://127.0.0.1:{port}/v1")
         chat.page.reload()
         expect(chat.page.locator(".cards")).to_be_attached()
-        chat.make("Geographer", prompt="Answer in one short sentence.")
+        chat.make("Geographer", prompt="Answer in one short sentence.", temperature="0")
         expect(chat.ask("What is the capital of France?")).to_contain_text("Paris")
         chat.shot("en-desk-12-local-model")
     finally:
