@@ -31,7 +31,8 @@ CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
     "response_headers_conformance", "unsupported_method", "allow_header_conformance",
 )  # fmt: skip
-# Of its checks, `ignored_auth` and `use_after_free` cannot call an application in this process: test_isolation.py asks what they ask.
+# Of its checks, `ignored_auth` and `use_after_free` cannot call an application in this process: test_fuzz_tenants.py asks
+# most of what they ask.
 CONFIG: dict[str, Any] = {
     "seed": SEED,
     "headers": {"Authorization": "Bearer sk-fuzz"},

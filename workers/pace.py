@@ -113,6 +113,7 @@ class Pacer:
         cut: set[int],
     ) -> list[Settled]:
         admissions = [one for given in reserved.values() for one in given.admissions]
+        heads = {head.id: head for jobs in queues.values() for head in jobs}
         empty = [lane.id for lane in lanes if self._is_done(queues[lane.id], wanted[lane.id], reserved[lane.id])]
         with db.begin() as session:
             if rooms:
@@ -126,8 +127,7 @@ class Pacer:
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
             marked = pacing.admit(session, allowed)
             if rooms:
-                jobs = {head.id: head for jobs in queues.values() for head in jobs}
-                cap.note(session, {one.dispatch_id: jobs[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
+                cap.note(session, {one.dispatch_id: heads[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
             pacing.settle(session, settled)
         self._bell.conclude(
             at_rest=[one.lane_id for one in settled if one.wake_in_s is None],
@@ -136,7 +136,6 @@ class Pacer:
             is_short=any(one.blocked_by == "workers" for one in settled),
         )
         crash.at("pacer.after_admit")
-        heads = {head.id: head for jobs in queues.values() for head in jobs}
         by_id = {lane.id: lane for lane in lanes}
         bound = {one.dispatch_id: Meter(one.credential_id, by_id[heads[one.job_id].lane_id].model) for one in admissions}
         titles = {one.job_id: title.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
