@@ -160,6 +160,7 @@ def test_jobs_are_searched_and_the_search_is_in_the_address(api: Api, visit: Vis
 
 
 def test_a_phone_needs_no_sideways_scrolling(api: Api, visit: Visit, tmp_path: Path) -> None:
+    query("UPDATE pool SET name = 'own:' || repeat('W', 60) WHERE id = (SELECT max(id) FROM pool)")
     page = signed_in(visit, url(api), viewport=PHONE)
     for tab, words in TABS.items():
         page.get_by_role("link", name=tab, exact=True).click()
