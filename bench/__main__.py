@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -54,7 +55,8 @@ def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
             results[ALL[name].TITLE] = _measure(name, stack, short=short)
             speeds.append(yardstick.mops())
         servers = stack.versions()
-        pictures = {each.TITLE: stack.pictures / each.PICTURE for name in names or ALL if hasattr(each := ALL[name], "PICTURE")}
+        drawn = {each.TITLE: stack.pictures / each.PICTURE for name in names or ALL if hasattr(each := ALL[name], "PICTURE")}
+        pictures = {title: path for title, path in drawn.items() if path.exists()}
     click.echo(f"the machine: {min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second")
     if names or short:
         report.keep(pictures.values(), folder=report.SKETCHES)
@@ -67,9 +69,16 @@ def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
 
 
 def _measure(name: str, stack: Stack, *, short: bool) -> list[Figure]:
+    """What one benchmark found; one that breaks is told as a missed target, and the next ones still run."""
     click.echo(f"{name} …")
     stack.upstream.reset()
-    figures: list[Figure] = ALL[name].run(stack, short=short)
+    figures: list[Figure]
+    try:
+        figures = ALL[name].run(stack, short=short)
+    except Exception as error:
+        traceback.print_exc()
+        figures = [Figure("not measured", "-", is_met=False, note=f"it broke: {type(error).__name__}")]
+        stack.halt()
     report.show(ALL[name].TITLE, figures)
     return figures
 

@@ -34,7 +34,7 @@ class Effort:
     jobs: int
 
 
-LONG = Effort(limit_s=120, limits=(False, True), flood=300, slots=(1, 4), slots_s=6, idle_calls=100, jobs=2_000)
+LONG = Effort(limit_s=120, limits=(False,), flood=300, slots=(1, 4), slots_s=6, idle_calls=100, jobs=2_000)
 SHORT = Effort(limit_s=15, limits=(False,), flood=100, slots=(2,), slots_s=2, idle_calls=15, jobs=200)
 
 
