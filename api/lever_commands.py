@@ -1,4 +1,4 @@
-"""`nowserving pause | resume | drain | caps | weight | boost | purge | …`: the levers, for whoever has the database."""
+"""`nowserving pause | resume | drain | caps | weight | boost | stop | purge | …`: the levers, for whoever has the database."""
 
 from __future__ import annotations
 
@@ -68,8 +68,36 @@ def weight(*, flow: str, share: float, reason: str | None, as_json: bool) -> Non
 @terminal.json_option
 def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
     """Put a waiting job at the head of its lane."""
-    made = deeds.boost(Act(reason=reason), view.parse_id(job_id))
-    _show({"id": made["id"], "status": made["status"], "position": (made["queue"] or {}).get("position")}, as_json=as_json)
+    _show(_place(deeds.boost(Act(reason=reason), view.parse_id(job_id))), as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id")
+@click.argument("level", type=click.Choice(("low", "normal", "high")))
+@_reason
+@terminal.json_option
+def priority(*, job_id: str, level: str, reason: str | None, as_json: bool) -> None:
+    """Change a waiting job's weight among its user's own jobs."""
+    _show(_place(deeds.prioritise(Act(reason=reason), view.parse_id(job_id), priority=level)), as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id")
+@_reason
+@terminal.json_option
+def stop(*, job_id: str, reason: str | None, as_json: bool) -> None:
+    """Cancel anybody's job, waiting or running."""
+    made = deeds.cancel(Act(reason=reason), view.parse_id(job_id))
+    _show({"id": made["id"], "status": made["status"], "cancel_requested": made["cancel_requested"]}, as_json=as_json)
+
+
+@click.command()
+@click.argument("job_id")
+@_reason
+@terminal.json_option
+def retry(*, job_id: str, reason: str | None, as_json: bool) -> None:
+    """Ask again what failed, expired or was cancelled: a new job of the same caller."""
+    _show(_place(deeds.retry(Act(reason=reason), view.parse_id(job_id))), as_json=as_json)
 
 
 def _filtered(command: Any) -> Any:
@@ -107,7 +135,11 @@ def rebuild(*, lane: int, reason: str | None, as_json: bool) -> None:
     _show(deeds.rebuild(Act(reason=reason), lane), as_json=as_json)
 
 
-COMMANDS += [caps, weight, boost, purge, retry_failed, rebuild]
+COMMANDS += [caps, weight, boost, priority, stop, retry, purge, retry_failed, rebuild]
+
+
+def _place(made: dict[str, Any]) -> dict[str, Any]:
+    return {"id": made["id"], "status": made["status"], "position": (made["queue"] or {}).get("position")}
 
 
 def _filter(which: dict[str, Any]) -> Filter:

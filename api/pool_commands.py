@@ -60,17 +60,35 @@ def listing(*, as_json: bool) -> None:
 @terminal.json_option
 def add_credential(*, pool: str, base_url: str | None, as_json: bool) -> None:
     """Put an upstream key behind this pool. The key is asked for, or read from standard input: a command line is public."""
-    token = click.prompt("Upstream key", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
-    token = token.strip()
-    if not token or not token.isascii() or not token.isprintable():
-        raise click.ClickException("a key is printable ASCII on one line of standard input")
-    if base_url and not base_url.startswith(("https://", "http://")):
-        raise click.ClickException("--base-url begins with https:// or http://")
+    token = _upstream_key()
+    _check_url(base_url)
     with db.begin() as session:
         pool_id = roster.pool_named(session, pool)
     made = deeds.add_credential(Act(), pool_id, upstream_key=token, base_url=base_url, weight=None)
     doorbell.flush()
     terminal.show({"id": int(made["id"]), "pool": pool, "base_url": base_url}, as_json=as_json)
+
+
+@pools.command("change-credential")
+@click.argument("credential_id", type=int)
+@click.option("--weight", type=click.FloatRange(0, 1000, min_open=True), help="By which its room counts against that of others.")
+@click.option("--base-url", help="Another upstream; empty: OPENAI_BASE_URL.")
+@click.option("--new-key", is_flag=True, help="Its secret too: asked for, or read from standard input.")
+@terminal.json_option
+def change_credential(*, credential_id: int, weight: float | None, base_url: str | None, new_key: bool, as_json: bool) -> None:
+    """Change a credential; calls that run end as they began. What is left out stays."""
+    _check_url(base_url)
+    token = _upstream_key() if new_key else None
+    made = deeds.change_credential(Act(), credential_id, weight=weight, base_url=base_url, upstream_key=token)
+    terminal.show(made, as_json=as_json)
+
+
+@pools.command("retire-credential")
+@click.argument("credential_id", type=int)
+@terminal.json_option
+def retire_credential(*, credential_id: int, as_json: bool) -> None:
+    """Give it no more jobs; its history stays. `nowserving resume credential ID` brings it back."""
+    terminal.show(deeds.retire(Act(), credential_id), as_json=as_json)
 
 
 @pools.command()
@@ -82,3 +100,16 @@ def limits(*, credential_id: int, model: str, as_json: bool, **given: int | None
     deeds.set_limits(Act(), credential_id, given, model=model)
     doorbell.flush()
     terminal.show({"credential": credential_id, "model": model, **given}, as_json=as_json)
+
+
+def _upstream_key() -> str:
+    token = click.prompt("Upstream key", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise click.ClickException("a key is printable ASCII on one line of standard input")
+    return token
+
+
+def _check_url(base_url: str | None) -> None:
+    if base_url and not base_url.startswith(("https://", "http://")):
+        raise click.ClickException("--base-url begins with https:// or http://")

@@ -80,6 +80,32 @@ class PoolSeen(Answer):
     created_at: float
 
 
+class CapSeen(Answer):
+    """What a key may have of the line; null: any number."""
+
+    endpoint: str | None = Field(description="For this class of requests; null: for all.")
+    max_queued: int | None
+    max_in_flight: int | None
+    rpm: int | None
+
+
+class KeySeen(Answer):
+    """A caller's key, without itself."""
+
+    id: int
+    object: Literal["key"]
+    name: str | None
+    kind: Literal["own", "issued"]
+    pool: Named
+    paused: Pause | None
+    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
+    caps: list[CapSeen]
+    waiting: int = Field(description="Waiting and running together are counted up to 1,000.")
+    running: int = Field(description="Those on their way to a worker too.")
+    created_at: float
+    revoked_at: float | None
+
+
 class FlowSeen(Answer):
     """Who waits inside a lane."""
 
@@ -231,6 +257,12 @@ class PoolList(Listed):
     data: list[PoolSeen]
 
 
+class KeyList(Listed):
+    """Keys by id."""
+
+    data: list[KeySeen]
+
+
 class FlowList(Listed):
     """Flows, those with most jobs waiting first."""
 
@@ -255,4 +287,4 @@ class WorkerList(Listed):
     data: list[WorkerSeen]
 
 
-LISTS = (LaneList, PoolList, FlowList, SeenJobList, CredentialList, WorkerList)
+LISTS = (LaneList, PoolList, KeyList, FlowList, SeenJobList, CredentialList, WorkerList)

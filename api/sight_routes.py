@@ -35,6 +35,14 @@ ROUTES: tuple[Route, ...] = (
         parameters=(*_PAGING, query("kind", "Of callers' own keys, or of issued ones.", type="string", enum=["own", "issued"])),
     ),
     _route(
+        "get", "/ops/keys", "seeKeys", "The callers' keys: caps, pauses, what waits and runs",
+        {200: ("One page of keys.", JSON, sight_answers.KeyList)},
+        parameters=(
+            *_PAGING, query("kind", "Callers' own upstream keys, or issued ones.", type="string", enum=["own", "issued"]),
+            query("name", "Only those with this name.", type="string"),
+        ),
+    ),
+    _route(
         "get", "/ops/flows", "seeFlows", "Whose jobs wait", {200: ("One page of flows.", JSON, sight_answers.FlowList)},
         parameters=(*_PAGING, _LANE, _USER),
     ),

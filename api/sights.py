@@ -1,4 +1,4 @@
-"""What operators see: lanes, pools, flows, jobs, credentials and workers, as they are now."""
+"""What operators see: lanes, pools, keys, flows, jobs, credentials and workers, as they are now."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from flask import Response, request
 
 from api import operators, paging, render
-from models import db, fleet, flow_report, job_search, lane_report, pool_report, view
+from models import db, fleet, flow_report, job_search, key_report, lane_report, pool_report, view
 from models.errors import Invalid
 from models.job import Status
 from models.job_search import Wanted
@@ -43,6 +43,16 @@ def pools() -> Response:
     limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
     with db.begin() as session:
         found = pool_report.pools(session, limit=limit, after=after, kind=kind)
+    return paging.answer(found[:limit], has_more=len(found) > limit)
+
+
+@routes.get("/keys")
+@operators.needs("read")
+def keys() -> Response:
+    """The callers' keys, without themselves."""
+    limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
+    with db.begin() as session:
+        found = key_report.page(session, limit=limit, after=after, kind=kind, name=_text("name"))
     return paging.answer(found[:limit], has_more=len(found) > limit)
 
 

@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 from werkzeug.serving import make_server
 
 from api.cli import nowserving
-from models import db, meter
+from models import db, meter, view
 from tests.http_tools import Caller, end
+from tests.line_tools import known, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -87,6 +88,32 @@ def test_a_mistake_is_answered_in_one_line(words: str) -> None:
     assert 1 == result.exit_code
     assert 1 == len([line for line in result.output.splitlines() if line.startswith("Error: ")])
     assert "Traceback" not in result.output
+
+
+def test_a_credential_is_changed_and_retired() -> None:
+    say("pools", "create", "team")
+    number = str(read("pools", "add-credential", "team", typed="sk-upstream\n")["id"])
+    changed = read("pools", "change-credential", number, "--weight", "2", "--new-key", typed="sk-better\n")
+
+    assert (2.0, None) == (changed["weight"], changed["base_url"])
+    assert read("pools", "retire-credential", number)["retired"]
+    acts = json.loads(say("audit", "--json").stdout)
+    assert ["retire", "change"] == [one["action"] for one in acts[:2]]
+    assert acts[1]["after"]["new_key"]
+    assert "sk-better" not in json.dumps(acts)
+
+
+def test_one_job_of_anybody_is_moved_stopped_and_asked_again() -> None:
+    caller = known()
+    first, job_id = submit(caller, flow="ann"), view.public_id(submit(caller, flow="ann"))
+
+    assert 2 == read("priority", job_id, "high")["position"]
+    assert "cancelled" == read("stop", job_id, "--reason", "asked to")["status"]
+    again = read("retry", job_id)
+    assert ("queued", 2) == (again["status"], again["position"])
+    assert job_id != again["id"]
+    assert "already cancelled" in say("stop", job_id, ok=False).output
+    assert "queued" == row(first).status
 
 
 def test_an_upstream_key_is_never_taken_from_the_command_line() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from models import db, fleet, key, lane_care, line, meter, parking, view
+from models import db, fleet, halt, key, lane_care, line, meter, parking, tuning, view
+from models.audit import Act
+from models.halt import Target
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key, Limits
 from models.lane_care import Care
@@ -261,7 +263,7 @@ def test_prompts_answers_and_secrets_are_never_shown(operator: Caller) -> None:
     finish(failed, start(who, failed), Result(Status.FAILED, 400, error=error), Finding(Outcome.REFUSED, 400))
     submit(who, request=body)
     query("UPDATE credential SET base_url = 'https://user:canary@upstream.example/v1?key=canary'")
-    said = "".join(operator.get(f"/ops/{what}").text for what in ("lanes", "pools", "flows", "jobs", "credentials", "workers"))
+    said = "".join(operator.get(f"/ops/{what}").text for what in ("lanes", "pools", "keys", "flows", "jobs", "credentials", "workers"))
 
     assert "https://upstream.example/v1" in said
     assert "canary" not in said
@@ -279,6 +281,35 @@ def test_a_pool_says_how_many_use_it_and_wait(operator: Caller) -> None:
 
     assert (1, 1, 0, 1, 1, 1) == tuple(pool[name] for name in ("keys", "credentials", "parked", "lanes", "waiting", "running"))
     assert [] == seen(operator, "/ops/pools?kind=issued")
+
+
+def test_a_key_says_what_stops_it_and_how_much_of_it_waits(operator: Caller) -> None:
+    who, other = known(), known("sk-other")
+    submit(who)
+    submit(who)
+    start(who, submit(who))
+    with db.begin() as session:
+        act, on = Act(reason="the bill"), Target("key", who.id)
+        halt.act_on(session, act, "pause", on)
+        tuning.set_caps(session, act, on, {"rpm": 5}, endpoint="/v1/embeddings")
+    one, two = seen(operator, "/ops/keys")
+
+    assert (who.id, 2, 1, "own") == tuple(one[name] for name in ("id", "waiting", "running", "kind"))
+    assert "the bill" == one["paused"]["reason"]
+    assert [{"endpoint": "/v1/embeddings", "max_queued": None, "max_in_flight": None, "rpm": 5}] == one["caps"]
+    assert (other.id, 0, 0, None, []) == tuple(two[name] for name in ("id", "waiting", "running", "paused", "caps"))
+
+
+def test_keys_are_found_by_name_and_kind(operator: Caller) -> None:
+    known()
+    with db.begin() as session:
+        key.make_pool(session, "team")
+        made, token = key.issue(session, name="shop", pool="team")
+
+    assert [made.id] == [one["id"] for one in seen(operator, "/ops/keys?name=shop")]
+    assert [made.id] == [one["id"] for one in seen(operator, "/ops/keys?kind=issued")]
+    assert 1 == len(seen(operator, "/ops/keys?kind=own"))
+    assert token not in operator.get("/ops/keys").text
 
 
 def test_a_credential_says_how_its_calls_end(operator: Caller) -> None:
@@ -343,13 +374,14 @@ def test_a_worker_says_what_it_runs_and_when_it_was_heard_of(operator: Caller) -
 @pytest.mark.parametrize(
     "path",
     ["lanes?limit=0", "lanes?after=x", "lanes?order=size", "lanes?busy=1", "flows?lane=x", "flows?user=%00", "jobs?status=lost",
-     "jobs?since=yesterday", "jobs?since=2026-11-25", "jobs?caller=%00", "pools?kind=any", "credentials?after=99999999999999999999"],
+     "jobs?since=yesterday", "jobs?since=2026-11-25", "jobs?caller=%00", "pools?kind=any", "keys?kind=any", "keys?name=%00",
+     "credentials?after=99999999999999999999"],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(operator: Caller, path: str) -> None:
     assert 400 == operator.get(f"/ops/{path}").status_code
 
 
-@pytest.mark.parametrize("what", ["lanes", "pools", "flows", "jobs", "credentials", "workers"])
+@pytest.mark.parametrize("what", ["lanes", "pools", "keys", "flows", "jobs", "credentials", "workers"])
 def test_nobody_but_operators_sees_anything(operator: Caller, what: str) -> None:
     submit(known("sk-client"))
 

@@ -94,6 +94,18 @@ export const VIEWS = {
       number("Running", (one) => count(one.running)),
     ],
   },
+  keys: {
+    title: "Keys", fixed: { limit: 50 }, empty: "No key fits.",
+    filters: [{ name: "name", label: "Name" }, { name: "kind", label: "Kind", choices: ["issued", "own"] }],
+    columns: [
+      column("Key", (one) => [el("a", { href: `#jobs?caller=${one.id}` }, one.name || `key ${one.id}`),
+        el("small", {}, `${one.id} · ${one.kind} · ${one.pool.name}`), paused(one), one.revoked_at ? el("strong", {}, "revoked") : ""]),
+      number("Waiting", (one) => count(one.waiting)),
+      number("Running", (one) => count(one.running)),
+      column("Caps", (one) => (one.caps.length ? el("ul", { class: "limits" }, one.caps.map(capped)) : "–")),
+      number("Made", (one) => `${since(one.created_at)} ago`),
+    ],
+  },
   audit: {
     title: "Log", fixed: { limit: 50 }, empty: "Nobody has done anything yet.", filters: [],
     columns: [
@@ -118,6 +130,10 @@ export const VIEWS = {
     ],
   },
 };
+
+const CAPS = { max_queued: "waiting", max_in_flight: "in flight", rpm: "req/min" };
+const capped = (cap) => el("li", {}, Object.entries(CAPS).filter(([name]) => cap[name] !== null)
+  .map(([name, said]) => `${count(cap[name])} ${said}`).join(", "), cap.endpoint ? el("small", {}, cap.endpoint) : "");
 
 const change = (state) => (state ? el("small", {}, Object.entries(state).filter(([, value]) => value !== null)
   .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ")) : "–");
