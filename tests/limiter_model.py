@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from workers.limiter import Ask, BlockedBy, Grant, Learned, Limits, Past, Report
 
-MINUTE, DAY = 60_000_000, 86_400_000_000
+MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000
 LATE = AHEAD = 500_000
+ALIKE = 1_500_000
 WINDOW_US = {"rpm": MINUTE, "tpm": MINUTE, "ipm": MINUTE, "rpd": DAY}
 PACED = ("rpm", "tpm", "ipm")
 MIRRORED = ("rpm", "tpm")
@@ -33,8 +34,11 @@ class Lease:
 
 @dataclass
 class Charge:
+    """sums: of the minute, with this one, by gate."""
+
     at: int
     units: dict[str, int]
+    sums: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,6 +79,7 @@ class State:
     days: Tally = field(default_factory=lambda: Tally(300_000_000, DAY + LATE))
     pace: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
+    drains: dict[str, int] = field(default_factory=dict)
     leases: dict[str, Lease] = field(default_factory=dict)
     window: float | None = None
     cut_at: int | None = None
@@ -87,7 +92,7 @@ class State:
     def tally(self, gate: str) -> Tally:
         return self.days if gate == "rpd" else self.minutes
 
-    def drains(self, gate: str) -> list[tuple[dict[str, int], int]]:
+    def evened(self, gate: str) -> list[tuple[dict[str, int], int]]:
         """The pace and the mirror, each with its limit, as far as they are known."""
         limit, learned = self.limit(gate), self.learned.get(gate)
         own = [(self.pace, limit)] if limit is not None and gate in PACED else []
@@ -111,6 +116,8 @@ class Model:
                 self.state.pace[gate] = min(pace, now + MINUTE + AHEAD)
             for gate, up in self.state.up.items():
                 self.state.up[gate] = min(up, now + MINUTE)
+            for gate, until in self.state.drains.items():
+                self.state.drains[gate] = min(until, now + HOUR)
             self.state.leases = {name: lease for name, lease in self.state.leases.items() if lease.expiry_us > now}
         return self.state
 
@@ -179,7 +186,10 @@ class Model:
                 state.learned[gate] = limits[gate]
                 changed = True
             reset_ms = resets[gate]
-            if reset_ms and 0 < reset_ms <= 86_400_000 and gate in state.learned:
+            if (
+                reset_ms and 0 < reset_ms <= 86_400_000 and gate in state.learned
+                and not self._is_all_ours(state, now, gate, reset_ms * 1000, lease.charge if lease else None)
+            ):  # fmt: skip
                 state.up[gate] = min(max(state.up.get(gate, 0), now + reset_ms * 1000), now + MINUTE)
         if cooldown_us and now + cooldown_us > state.cool_until:
             state.cool_until, changed = now + cooldown_us, True
@@ -267,13 +277,22 @@ class Model:
         lease.charge = Charge(now, units_of(lease))
         state.minutes.charges.append(lease.charge)
         state.days.charges.append(lease.charge)
+        lease.charge.sums = {gate: state.minutes.total(gate) for gate in MIRRORED}
         for gate, asked in lease.charge.units.items():
-            for tat, limit in state.drains(gate) if asked else ():
+            for tat, limit in state.evened(gate) if asked else ():
                 tat[gate] = max(tat.get(gate, 0), now) + price(asked, limit)
+
+    def _is_all_ours(self, state: State, now: int, gate: str, reset_us: int, charge: Charge | None) -> bool:
+        if charge is None:
+            return False
+        both = [price(units, state.learned[gate]) for units in (charge.sums[gate], state.minutes.total(gate))]
+        if reset_us < min(both) - 3 * ALIKE:
+            state.drains[gate] = now + HOUR
+        return state.drains.get(gate, 0) <= now and min(both) - ALIKE <= reset_us <= max(both) + ALIKE
 
     def _refund(self, state: State, now: int, charge: Charge) -> None:
         for gate, asked in charge.units.items():
-            for tat, limit in state.drains(gate):
+            for tat, limit in state.evened(gate):
                 if gate in tat:
                     cost = price(asked, limit)
                     tat[gate] -= min(cost, max(0, charge.at + cost - now))

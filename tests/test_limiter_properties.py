@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.limiter_model import DAY, LATE, MINUTE, WINDOW_US, Lease, Model, units_of
+from tests.upstream.meters import Window
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Limits, Meter, Past, Report, keys
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -302,6 +304,66 @@ def saturate(redis_client: redis.Redis, wanted: Limits, *, tokens: Sequence[int]
         sent += [(now, ask.tokens) for ask in batch[: grant.admitted]]
         now += (grant.wake_in_ms or 0) * 1000
     return sent
+
+
+@pytest.mark.parametrize("takes_ms", [0, 300, 20_000])
+@pytest.mark.parametrize("is_stamped_at_the_end", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "tokens"), [(Limits(rpm=600), 0), (Limits(tpm=60_000), 500), (Limits(rpm=600, tpm=90_000), 100)], ids=str
+)
+def test_alone_on_a_key_whose_upstream_counts_an_exact_minute_all_of_it_is_used(
+    redis_client: redis.Redis, wanted: Limits, tokens: int, takes_ms: int, is_stamped_at_the_end: bool
+) -> None:
+    now, sent = START_US, list[tuple[int, int]]()
+    limiter = Limiter(redis_client, clock=lambda: now)
+    limiter.init(METER, wanted)
+    meters = {"rpm": Window(wanted.rpm or 10**9, 60.0), "tpm": Window(wanted.tpm or 10**9, 60.0)}
+    answers: deque[tuple[int, str, Report]] = deque()
+
+    def told() -> Report:
+        left = {name: -int(-meter.used(now / 1e6) * 60_000 // meter.limit) for name, meter in meters.items()}
+        return Report(
+            good=True, limit_requests=wanted.rpm, limit_tokens=wanted.tpm,
+            reset_requests_ms=left["rpm"] if wanted.rpm else None, reset_tokens_ms=left["tpm"] if wanted.tpm else None,
+        )  # fmt: skip
+
+    while now < START_US + 3 * MINUTE:
+        while answers and answers[0][0] <= now:
+            _, name, first = answers.popleft()
+            limiter.release(METER, name, told() if is_stamped_at_the_end else first)
+        ask = Ask(str(len(sent)), tokens)
+        grant = limiter.admit(METER, [ask], lease_ms=600_000)
+        if grant.admitted:
+            for name, units in (("rpm", 1), ("tpm", tokens)):
+                assert not meters[name].wait_s(units, now / 1e6), f"429: {name}"
+                meters[name].take(units, now / 1e6)
+            sent.append((now, tokens))
+            answers.append((now + takes_ms * 1000, ask.dispatch_id, told()))
+        now += min((grant.wake_in_ms or 0) * 1000, max(1, answers[0][0] - now) if answers else MINUTE)
+
+    within = [each for at, each in sent if at >= START_US + MINUTE]
+    used = len(within) / 2 / wanted.rpm if wanted.rpm else sum(within) / 2 / (wanted.tpm or 1)
+    assert used >= 0.97
+
+
+@pytest.mark.parametrize("per_s", [2, 4, 5, 8])
+def test_beside_somebody_else_on_the_key_there_is_room_for_both(redis_client: redis.Redis, per_s: int) -> None:
+    """Of a bucket of ten a second the other one takes some, as they come; ours is a line that never empties."""
+    now, others, ours = START_US, START_US, 0
+    upstream, limiter = Upstream(600, 10**9), Limiter(redis_client, clock=lambda: now)
+    limiter.init(METER, Limits(rpm=600))
+    while now < START_US + 5 * MINUTE:
+        while others <= now:
+            upstream.call(others, Ask("other", 0))  # raises where it finds no room
+            others += 1_000_000 // per_s
+        grant = limiter.admit(METER, [Ask(str(ours), 0)], lease_ms=600_000)
+        if grant.admitted:
+            upstream.call(now, Ask(str(ours), 0))
+            limiter.release(METER, str(ours), upstream.headers(now))
+            ours += 1
+        now += (grant.wake_in_ms or 0) * 1000
+
+    assert 0.98 < (ours + 5 * 60 * per_s) / (5 * 600) < 1.2
 
 
 def most_within(width_us: int, charges: Sequence[tuple[int, int]]) -> int:

@@ -6,25 +6,26 @@
 -- when all before it but half a second's worth has drained at L/W. The first is strict, the second only keeps it even.
 -- Times are whole µs: sums are exact below 2^53.
 local STATE, LEASES, COSTS = KEYS[1], KEYS[2], KEYS[3]
-local MINUTE, DAY, SECOND = 6e7, 8.64e10, 1e6
+local MINUTE, HOUR, DAY, SECOND = 6e7, 3.6e9, 8.64e10, 1e6
 local LATE = SECOND / 2 -- of a call after its admission (LATE_S in process.py): with it, the upstream's window holds as well
 local AHEAD = SECOND / 2
+local ALIKE = 3 * SECOND / 2 -- by which two counts of the same minute may differ: what was under way, and the edges of the windows
 local KEEP_S = 26 * 3600 -- longer than the longest window
 local MOST_WINDOW = 10000
 local NEVER = math.huge
 -- pace_: when all that was let go has drained (TAT). up_: the same of the upstream's bucket, as far as we know it.
--- minutes, days: a tally each, as text. cut: last halving.
+-- drains_: until when the upstream's is known to be such a bucket. minutes, days: a tally each, as text. cut: last halving.
 local FIELDS = {
   'n', 'rpm', 'tpm', 'ipm', 'rpd', 'cap', 'lrpm', 'ltpm', 'win', 'cut', 'cool', 'cool_us', 'lease_us',
-  'pace_rpm', 'pace_tpm', 'pace_ipm', 'up_rpm', 'up_tpm', 'minutes', 'days',
+  'pace_rpm', 'pace_tpm', 'pace_ipm', 'up_rpm', 'up_tpm', 'drains_rpm', 'drains_tpm', 'minutes', 'days',
 }
 local MINUTES = { name = 'minutes', list = KEYS[4], slot = SECOND / 10, window = MINUTE + LATE }
 local DAYS = { name = 'days', list = KEYS[5], slot = 5 * MINUTE, window = DAY + LATE }
 local TALLIES = { MINUTES, DAYS }
 -- unit: its place in {requests, tokens, images}
 local GATES = {
-  { name = 'rpm', unit = 1, tally = MINUTES, pace = 'pace_rpm', learned = 'lrpm', mirror = 'up_rpm' },
-  { name = 'tpm', unit = 2, tally = MINUTES, pace = 'pace_tpm', learned = 'ltpm', mirror = 'up_tpm' },
+  { name = 'rpm', unit = 1, tally = MINUTES, pace = 'pace_rpm', learned = 'lrpm', mirror = 'up_rpm', drains = 'drains_rpm' },
+  { name = 'tpm', unit = 2, tally = MINUTES, pace = 'pace_tpm', learned = 'ltpm', mirror = 'up_tpm', drains = 'drains_tpm' },
   { name = 'ipm', unit = 3, tally = MINUTES, pace = 'pace_ipm' },
   { name = 'rpd', unit = 1, tally = DAYS },
 }
@@ -169,6 +170,7 @@ local function clamp()
   for _, g in ipairs(GATES) do
     if s[g.pace] then s[g.pace] = math.min(s[g.pace], now + MINUTE + AHEAD) end
     if s[g.mirror] then s[g.mirror] = math.min(s[g.mirror], now + MINUTE) end
+    if s[g.drains] then s[g.drains] = math.min(s[g.drains], now + HOUR) end
   end
   if s.cool then s.cool = math.min(s.cool, now + s.cool_us) end
   if live > 0 then
@@ -261,10 +263,16 @@ local function charge(id, units)
     fill(g.pace, g.limit, units[g.unit], now)
     fill(g.mirror, s[g.learned], units[g.unit], now)
   end
-  redis.call('HSET', COSTS, id, text_of(units, now))
+  -- With it, what this minute had seen of us by then: the upstream's count of the same call is held against it.
+  redis.call('HSET', COSTS, id, text_of(units, now) .. string.format(' %.0f %.0f', MINUTES.sum[1], MINUTES.sum[2]))
 end
 
 local function paid_by(id) return units_of(redis.call('HGET', COSTS, id) or '') end
+
+local function sums_when_paid(id)
+  local requests, tokens = string.match(redis.call('HGET', COSTS, id) or '', '%d+ %d+ %d+ %d+ (%d+) (%d+)')
+  return requests and { tonumber(requests), tonumber(tokens) }
+end
 
 local function refund(units, at)
   for _, tally in ipairs(TALLIES) do uncount(tally, units, at) end
@@ -274,13 +282,25 @@ local function refund(units, at)
   end
 end
 
-local function learn_limit(g, limit, reset_us)
+-- An upstream that counts a sliding minute has counted, alone with us, just what we have: at the call's start or at its end. One that
+-- has counted clearly less drains, and then the same figure is a coincidence: of somebody else's calls and ours.
+local function is_all_ours(g, reset_us, paid)
+  if not paid then return false end
+  local before, after = price(paid[g.unit], s[g.learned]), price(g.tally.sum[g.unit], s[g.learned])
+  local least, most = math.min(before, after), math.max(before, after)
+  if reset_us < least - 3 * ALIKE then s[g.drains] = now + HOUR end
+  return (s[g.drains] or 0) <= now and reset_us >= least - ALIKE and reset_us <= most + ALIKE
+end
+
+local function learn_limit(g, limit, reset_us, paid)
   local news = limit and limit ~= s[g.learned]
   if news then
     s[g.learned] = limit
     know_limits()
   end
-  if reset_us and s[g.learned] then s[g.mirror] = math.min(math.max(s[g.mirror] or 0, now + reset_us), now + MINUTE) end
+  if reset_us and s[g.learned] and not is_all_ours(g, reset_us, paid) then
+    s[g.mirror] = math.min(math.max(s[g.mirror] or 0, now + reset_us), now + MINUTE)
+  end
   return news
 end
 
@@ -376,6 +396,7 @@ end
 
 function operations.release() -- id, sent, good, limit_requests, reset_requests_us, limit_tokens, reset_tokens_us, cooldown_us, pushed_back
   local id, flying = ARGV[3], live
+  local paid = sums_when_paid(id)
   if redis.call('ZREM', LEASES, id) == 1 then
     if ARGV[4] == '0' then refund(paid_by(id)) end
     redis.call('HDEL', COSTS, id)
@@ -384,7 +405,7 @@ function operations.release() -- id, sent, good, limit_requests, reset_requests_
   end
   local changed = false
   for i = 1, 2 do
-    if learn_limit(GATES[i], tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i])) then changed = true end
+    if learn_limit(GATES[i], tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i]), paid) then changed = true end
   end
   if ARGV[10] ~= '' and cool_down(tonumber(ARGV[10])) then changed = true end
   if ARGV[11] == '1' and cut_window(flying) then changed = true end
