@@ -56,6 +56,11 @@ def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequenc
     return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
 
 
+def held_for_a_moment(session: Session, lane_ids: Sequence[int]) -> bool:
+    """Whether one of these lanes was passed over only because somebody is writing its row: neither paused nor another pacer's."""
+    return bool(session.execute(_FREE, {"ids": list(lane_ids)}).scalar_one())
+
+
 def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[cap.Room] = ()) -> Sequence[Any]:
     """The first `most` jobs of each lane, in order; those that a cap in `rooms` stops altogether are passed over.
 
@@ -152,6 +157,12 @@ _CLAIM_LANES = text("""
     ))
     RETURNING id, pool_id, (SELECT name FROM pool WHERE pool.id = lane.pool_id) AS pool, model, virtual_time, low_water,
               EXISTS (SELECT FROM cap) AS has_caps
+""")
+_FREE = text("""
+    SELECT EXISTS (
+        SELECT FROM lane JOIN pool ON pool.id = lane.pool_id WHERE lane.id = ANY(:ids)
+        AND (claimed_until IS NULL OR claimed_until < now()) AND lane.paused_at IS NULL AND pool.paused_at IS NULL
+    )
 """)
 _HEAD = """
     SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from models import db, fleet, job, key, meter, pacing
 from models.errors import LineUnavailable
@@ -102,6 +103,31 @@ def end_all() -> None:
         with db.begin() as session:
             job.claim(session, each.id, each.dispatch_id, lease_s=30)
         finish(each.id, each.dispatch_id)
+
+
+# Wake-ups
+
+
+def test_a_lane_whose_row_is_being_written_when_it_is_woken_is_looked_at_again_at_once(caller: Key, stage: Stage) -> None:
+    workers_have(10)
+    one = submit(caller)
+    with db.begin() as session:
+        session.execute(text("SELECT FROM lane FOR UPDATE"))
+        stage.bell.ring(row(one).lane_id)
+        rest_s = stage.pacer.step()
+
+    assert 0 < rest_s < 0.1
+    assert [one] == stage.steps()
+
+
+def test_a_woken_lane_that_is_paused_or_another_s_is_not_asked_for_again_and_again(caller: Key, stage: Stage) -> None:
+    workers_have(10)
+    one = submit(caller)
+    for held in ("paused_at = now()", "paused_at = NULL, claimed_until = now() + interval '1 min'"):
+        query(f"UPDATE lane SET wake_at = now() + interval '1 h', {held}")
+        stage.bell.ring(row(one).lane_id)
+
+        assert stage.pacer.step() > 0.5
 
 
 # Slots

@@ -46,7 +46,7 @@ class Bell:
     def take(self) -> dict[int, float]:
         with self._lock:
             taken, self._lanes = self._lanes, {}
-        self._rung.clear()
+            self._rung.clear()
         return taken
 
     def keep(self, lanes: dict[int, float]) -> None:

@@ -28,6 +28,8 @@ HEADS_MOST = 64
 IDLE_S = 1.0
 # Slots freed elsewhere wake the lane at once; this is for the wake-up that got lost.
 IN_FLIGHT_LOOK_S = 2.0
+# A lane whose row was locked just then (by a submit, by the sweep) is looked at again so soon.
+LOCKED_LOOK_S = 0.01
 # A lane woken while another pacer has it is kept in mind for this long.
 REMEMBER_S = 4.0
 
@@ -74,11 +76,11 @@ class Pacer:
             rooms = cap.rooms(session, lanes=[lane.id for lane in lanes], pools=pool_ids) if has_caps else []
             heads = pacing.heads(session, lanes, most=self._seen_most, rooms=rooms)
             serving = parking.open_or_due(session, pool_ids, probe_s=settings().probe_s) if lanes else []
-        self._keep_unseen(woken, lanes)
+        unseen = self._keep_unseen(woken, lanes)
         if not lanes:
             if free <= 0:
                 self._bell.conclude(at_rest=(), waiting=woken, capped=(), is_short=True)
-            return self._rest_s(free)
+            return self._rest_s(free, unseen)
         crash.at("pacer.after_claim_lanes")
         queues: dict[int, list[Any]] = {lane.id: [] for lane in lanes}
         for head in heads:
@@ -100,7 +102,7 @@ class Pacer:
         crash.at("pacer.after_reserve")
         self._refuse(lanes, wanted, reserved, probes)
         settled = self._admit(lanes, queues, wanted, reserved, rooms=rooms, cut=cut)
-        return 0.0 if any(one.wake_in_s == 0 for one in settled) else self._rest_s(1)
+        return 0.0 if any(one.wake_in_s == 0 for one in settled) else self._rest_s(1, unseen)
 
     def _admit(
         self,
@@ -236,15 +238,20 @@ class Pacer:
         # Nobody waits: as in the paper, time goes on to the last finish, so that an idle hour owes nobody anything.
         return Settled(lane.id, max(virtual_time, finish), None, None)
 
-    def _keep_unseen(self, woken: dict[int, float], lanes: Sequence[Any]) -> None:
+    def _keep_unseen(self, woken: dict[int, float], lanes: Sequence[Any]) -> list[int]:
+        """Those that were woken and could not be claimed; they are kept in mind."""
         seen = {lane.id for lane in lanes}
         now = time.monotonic()
-        self._bell.keep({lane: at for lane, at in woken.items() if lane not in seen and now - at < REMEMBER_S})
+        unseen = {lane: at for lane, at in woken.items() if lane not in seen and now - at < REMEMBER_S}
+        self._bell.keep(unseen)
+        return list(unseen)
 
-    def _rest_s(self, free: int) -> float:
+    def _rest_s(self, free: int, unseen: Sequence[int]) -> float:
         if free <= 0:
             return IDLE_S
         with db.once() as session:
+            if unseen and pacing.held_for_a_moment(session, unseen):
+                return LOCKED_LOOK_S
             return pacing.next_wake_in_s(session, most_s=IDLE_S)
 
 
