@@ -103,8 +103,17 @@ def history(session: Session, credential_id: int, model: str, *, seconds: int, s
 
 
 def live(session: Session, credential_id: int, model: str) -> Sequence[Any]:
-    """Calls that run now. Rows: dispatch_id, tokens, images, left_s (of the lease)."""
-    return session.execute(_LIVE, {"credential_id": credential_id, "model": model}).all()
+    """Calls that run now. Rows: dispatch_id, tokens, images, left_s (of the lease, and long enough for whoever keeps it to come by).
+
+    A lease that has run out is none that was lost: only the reaper says that, and not soon after Postgres was away.
+    """
+    wanted = {"credential_id": credential_id, "model": model, "least_s": 2 * settings().heartbeat_s}
+    return session.execute(_LIVE, wanted).all()
+
+
+def running(session: Session) -> Sequence[Any]:
+    """All calls that run now. Rows: dispatch_id, credential_id, model."""
+    return session.execute(text("SELECT dispatch_id, credential_id, model FROM job WHERE status = 'running'")).all()
 
 
 _CREDENTIALS = text("""
@@ -129,6 +138,6 @@ _HISTORY = text("""
     GROUP BY 1 ORDER BY 1
 """)
 _LIVE = text("""
-    SELECT dispatch_id, tokens, images, extract(epoch FROM lease_until - clock_timestamp())::float8 AS left_s FROM job
-    WHERE status = 'running' AND credential_id = :credential_id AND model = :model AND lease_until > clock_timestamp()
+    SELECT dispatch_id, tokens, images, greatest(:least_s, extract(epoch FROM lease_until - clock_timestamp()))::float8 AS left_s
+    FROM job WHERE status = 'running' AND credential_id = :credential_id AND model = :model
 """)

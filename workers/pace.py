@@ -18,6 +18,7 @@ from workers import counting, wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report
+from workers.places import Places
 from workers.ring import Ring
 from workers.rounds import Rounds
 
@@ -40,6 +41,7 @@ class Pacer:
     def __init__(self, *, limiter: Limiter, ring: Ring, bell: Bell) -> None:
         self._limiter = limiter
         self._reserver = Reserver(limiter)
+        self._places = Places(limiter)
         self._ring = ring
         self._bell = bell
         self._rounds = Rounds()
@@ -66,6 +68,7 @@ class Pacer:
 
     def step(self) -> float:
         """Whatever can go now is admitted and rung; returns the seconds until the next step is due (less, when rung)."""
+        self._places.keep(now=time.monotonic())
         woken = self._bell.take()
         with db.once() as session:
             free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)

@@ -1,0 +1,148 @@
+"""A call that runs keeps its place in flight, whoever cannot reach Redis: its worker, or everybody for longer than a lease."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from deploy.embedded import Valkey
+from models import db, job
+from models.key import Key
+from tests.chaos.link import Link
+from tests.line_tools import finish, known, query, row, submit
+from tests.test_pacer import Doorbells, allow, due_again, workers_have
+from workers.bell import Bell
+from workers.call import Call
+from workers.leases import Held, Leases
+from workers.limiter import Limiter, Meter, Report
+from workers.pace import Pacer
+from workers.places import Places
+
+pytestmark = pytest.mark.usefixtures("database")
+
+LEASE_S, HEARTBEAT_S = 30, 7
+
+
+class Clock:
+    """The limiter's. It begins an hour ago, so that it can go on and never be ahead of Postgres."""
+
+    def __init__(self) -> None:
+        self.us = time.time_ns() // 1000 - 3_600_000_000
+
+    def __call__(self) -> int:
+        return self.us
+
+    def goes_on(self, seconds: float) -> None:
+        self.us += int(seconds * 1e6)
+
+    def is_now(self) -> None:
+        self.us = time.time_ns() // 1000
+
+
+class Machine:
+    """A pacer and what it does, on a clock of its own; a worker on a wire of its own."""
+
+    def __init__(self, client: redis.Redis, wire: redis.Redis) -> None:
+        self.clock = Clock()
+        self.limiter = Limiter(client, self.clock)
+        self.leases = Leases(Limiter(wire, self.clock))
+
+    def started(self, who: Key) -> Meter:
+        """The only call that may be in flight is; another job waits."""
+        one, _ = submit(who), submit(who)
+        assert [one] == self.paces()
+        dispatch = UUID(str(row(one).dispatch_id))
+        with db.begin() as session:
+            claimed: Any = job.claim(session, one, dispatch, lease_s=LEASE_S)
+        meter = Meter(claimed.credential_id, claimed.model)
+        self.leases.add(dispatch, Held(one, meter, Call(deadline=time.monotonic() + 600)))
+        return meter
+
+    def paces(self) -> list[UUID]:
+        """A pacer that has just been started steps until nothing more goes; who was rung."""
+        workers_have(100)
+        bells = Doorbells()
+        pacer = Pacer(limiter=self.limiter, ring=bells, bell=Bell())
+        due_again()
+        for _ in range(8):
+            if pacer.step() > 0:
+                break
+        return bells.take()
+
+    def in_flight(self, meter: Meter) -> int | None:
+        (room,) = self.limiter.peek_many([meter])
+        return None if room is None else room.in_flight
+
+
+@pytest.fixture
+def link(valkey: Valkey) -> Iterator[Link]:
+    made = Link(valkey.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def machine(redis_client: redis.Redis, valkey: Valkey, link: Link) -> Iterator[Machine]:
+    with redis.Redis(port=link.port, password=valkey.password, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as wire:
+        yield Machine(redis_client, wire)
+
+
+@pytest.fixture
+def caller() -> Key:
+    made = known()
+    allow(made, max_in_flight=1)
+    return made
+
+
+def test_a_worker_cut_off_from_redis_keeps_its_places_for_as_long_as_its_calls_run(machine: Machine, caller: Key, link: Link) -> None:
+    meter, places = machine.started(caller), Places(machine.limiter)
+    link.set("reset")
+    for beat in range(10):
+        machine.leases.renew()  # reaches Postgres, and not Redis
+        places.keep(now=beat * HEARTBEAT_S)
+        machine.clock.goes_on(HEARTBEAT_S)
+
+        assert 1 == machine.in_flight(meter)
+    assert [] == machine.paces()
+    (running,) = query("SELECT id, dispatch_id FROM job WHERE status = 'running'")
+    assert finish(running.id, running.dispatch_id)
+    for beat in range(10, 15):
+        places.keep(now=beat * HEARTBEAT_S)
+        machine.clock.goes_on(HEARTBEAT_S)
+    assert 0 == machine.in_flight(meter), "nobody keeps the place of a call that has ended"
+
+
+def test_places_that_ran_out_while_redis_was_away_are_taken_again_before_anybody_is_admitted(machine: Machine, caller: Key) -> None:
+    meter = machine.started(caller)
+    machine.clock.is_now()
+
+    assert 0 == machine.in_flight(meter), "an hour is longer than a lease"
+    assert [] == machine.paces()
+    assert 1 == machine.in_flight(meter)
+
+
+def test_so_are_those_of_calls_whose_leases_could_not_be_renewed_either(machine: Machine, caller: Key) -> None:
+    """Postgres was away as well: until the reaper has said that they are lost, they run."""
+    meter = machine.started(caller)
+    query("UPDATE job SET lease_until = now() - interval '10 s' WHERE status = 'running'")
+    machine.clock.is_now()
+
+    assert [] == machine.paces()
+    assert 1 == machine.in_flight(meter)
+
+
+def test_an_answer_that_is_not_in_its_row_yet_frees_its_place(machine: Machine, caller: Key) -> None:
+    meter, places = machine.started(caller), Places(machine.limiter)
+    places.keep(now=0)
+    (running,) = query("SELECT dispatch_id FROM job WHERE status = 'running'")
+    machine.limiter.release(meter, str(running.dispatch_id), Report(good=True))
+    places.keep(now=HEARTBEAT_S)
+
+    assert 0 == machine.in_flight(meter)
