@@ -1,0 +1,241 @@
+"""What pacer, workers, sweep and time do, one step at a time, late and twice too."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from typing import Any
+from uuid import UUID
+
+import hypothesis.strategies as st
+from hypothesis.stateful import rule
+
+from models import db, job, pricing
+from models.endpoint import CHAT, EMBEDDINGS, IMAGES
+from models.job import Finding, Outcome, Result, Status
+from models.settings import settings
+from tests.line_tools import query
+from tests.picture.callers import WANTED, WHICH, WHO
+from tests.picture.operators import Operators
+from tests.picture.play import job_id
+from tests.picture.things import Lane, Ticket, Verdict
+from tests.test_pacer import due_again, workers_have
+from workers import context, ending
+from workers.ending import Ending
+from workers.limiter import Meter, Report
+
+# Longer than any test takes: what is put off is so until the test says otherwise.
+LATER_S = 3_600
+KIND = st.sampled_from(["good", "good", "refused", "throttled", "failed", "lost", "aborted", "not_sent"])
+TOKENS = st.integers(0, 400)
+PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
+NO = {"message": "no", "type": "t", "param": None, "code": "upstream_said_no"}
+
+
+class Service(Operators):
+    """The pacer and the limiter are the real ones; of the workers, how they claim and how they write their endings."""
+
+    @rule(slots=st.integers(1, 4))
+    def pace(self, slots: int) -> None:
+        """Workers have so many free slots, and the pacer steps until nothing more goes."""
+        workers_have(slots + len([one for one in self.picture.tickets if one.status in ("admitted", "running")]))
+        rung = self._step()
+        slots += self._notice_rebuilt()
+        by_id = {job_id(one): one for one in self.picture.tickets}
+        going = [(by_id[number], dispatch) for number, dispatch in rung]
+        for one, dispatch in going:
+            assert not self.picture.is_halted(one.lane)
+            self.picture.admit(one, dispatch)
+            self.places[dispatch] = self.meter(one)
+        self.meters |= {self.meter(one) for one, _ in going}
+        self.bells += going
+        self._expect_fair([one for one, _ in going], slots)
+
+    def _step(self) -> list[tuple[UUID, UUID]]:
+        bells, rung = self.stage.bells, list[tuple[UUID, UUID]]()
+        for _ in range(10):
+            due_again()
+            for _ in range(10):
+                if self.stage.pacer.step() > 0:
+                    break
+            if not bells.rung:
+                break
+            rung, bells.rung = rung + bells.rung, []
+        return rung
+
+    def _notice_rebuilt(self) -> int:
+        """Where the limiter had forgotten all, what was admitted and not claimed went back first: how many slots that freed."""
+        rebuilt = {one for one in self.forgotten if self.limiter.peek_many([one])[0] is not None}
+        self.forgotten -= rebuilt
+        back = [one for one in self.picture.tickets if one.status == "admitted" and self.meter(one) in rebuilt]
+        for one in back:
+            self.picture.unclaimed(one)
+        self.places |= {
+            one.dispatch: self.meter(one) for one in self.picture.tickets if one.status == "running" and self.meter(one) in rebuilt
+        }
+        return len(back)
+
+    def _expect_fair(self, going: list[Ticket], slots: int) -> None:
+        """In the order of the line; who was passed over was held up by a cap; and no slot is left while somebody may go."""
+        went: dict[Lane, list[Ticket]] = defaultdict(list)
+        for one in going:
+            went[one.lane].append(one)
+        left = [one for one in self.picture.tickets if self.picture.may_go(one)]
+
+        assert all(sorted(jobs, key=lambda one: one.place) == jobs for jobs in went.values())
+        assert len(going) <= slots
+        assert left == [] or len(going) == slots, "slots are left, and nothing holds up who waits"
+        # What a key may still have in flight can be meant for its job in another lane, whose turn is next.
+        alone = [one for one in left if self.picture.cap_of_key(one.who).max_in_flight is None]
+        assert all(other.place < one.place for one in alone for other in went[one.lane]), "somebody was passed over"
+        for scope, cap in self.picture.caps.items():
+            if cap.max_in_flight is not None and any(one in going for one in self.picture.within(scope)):
+                assert self.picture.live_within(scope) <= cap.max_in_flight
+
+    @rule()
+    def redis_forgets(self) -> None:
+        self.client.flushall()
+        self.places.clear()
+        self.forgotten = set(self.meters)
+
+    @rule()
+    def admissions_are_not_claimed(self) -> None:
+        with db.begin() as session:
+            returned = job.return_unclaimed(session, older_than_s=0)
+        for row in returned:
+            self.free(row.dispatch_id, Meter(row.credential_id, row.model), Report(sent=False))
+        for one in self.picture.tickets:
+            if one.status == "admitted":
+                self.picture.unclaimed(one)
+
+    # Workers
+
+    @rule(
+        who=WHO, wanted=st.lists(WANTED, min_size=2, max_size=4), slots=st.integers(1, 3), kinds=st.lists(KIND, max_size=2), tokens=TOKENS
+    )
+    def an_ordinary_minute(self, who: int, wanted: list[dict[str, Any]], slots: int, kinds: list[str], tokens: int) -> None:
+        """Jobs come, some start, some calls end: what goes on while others do odd things."""
+        for one in wanted:
+            self.submit(who, one, token=one["size"] == 20)
+        self.everybody_starts(slots)
+        for n, kind in enumerate(kinds):
+            self.a_call_ends(n, kind, tokens)
+
+    @rule(which=WHICH)
+    def claim(self, which: int) -> None:
+        """Any doorbell that ever rang, twice and late too."""
+        for one, dispatch in self.bells[-1 - which % 5 :][:1]:
+            with db.begin() as session:
+                row = job.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
+            assert (row is not None) == self.picture.start(one, dispatch)
+            if row is not None:
+                self._expect_told(one, row)
+                self.calls.append((one, dispatch, row))
+                continue
+            with db.begin() as session:
+                ghost = job.ghost(session, job_id(one), dispatch)
+            if ghost is not None:
+                self.free(dispatch, Meter(ghost.credential_id, ghost.model), Report(sent=False))
+
+    @rule(slots=st.integers(1, 3))
+    def everybody_starts(self, slots: int) -> None:
+        """What goes well most of the time."""
+        self.pace(slots)
+        for n in range(slots):
+            self.claim(n)
+
+    @rule(which=WHICH, kind=KIND, tokens=TOKENS)
+    def a_call_ends(self, which: int, kind: str, tokens: int) -> None:
+        """Any call that ever went out, however late; how one has ended may be written once more, as from the spool."""
+        for one, dispatch, row in self.calls[-1 - which % 5 :][:1]:
+            if dispatch not in self.endings:
+                self.endings[dispatch] = _ending(one, row, kind, tokens)
+            written, verdict = self.endings[dispatch]
+            ending.commit(written)
+            self.free(dispatch, Meter(row.credential_id, row.model), Report(sent=verdict.outcome != "not_sent"))
+            self.picture.end_call(one, dispatch, verdict)
+
+    @rule(kind=KIND, tokens=TOKENS)
+    def the_last_call_ends(self, kind: str, tokens: int) -> None:
+        self.a_call_ends(0, kind, tokens)
+
+    @rule(which=WHICH)
+    def a_lease_runs_out(self, which: int) -> None:
+        for one in self.pick([each for each in self.picture.tickets if each.status == "running"], which):
+            query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=job_id(one))
+            with db.begin() as session:
+                (lost,) = job.reap(session)
+            self.free(lost.dispatch_id, Meter(lost.credential_id, lost.model), Report())
+            self.picture.lose(one)
+
+    @rule(which=WHICH, kind=KIND, tokens=TOKENS)
+    def a_worker_is_lost_and_answers_late(self, which: int, kind: str, tokens: int) -> None:
+        self.a_lease_runs_out(which)
+        self.a_call_ends(which, kind, tokens)
+
+    def _expect_told(self, one: Ticket, row: Any) -> None:
+        """What goes out for a turn: all that was answered before it, in order, then its own question."""
+        if one.talk is None:
+            return
+        before = one.talk.turns[: one.talk.turns.index(one)]
+        with db.begin() as session:
+            going = json.loads(bytes(context.complete(session, row).request))["messages"]
+
+        assert not any(each.is_open for each in before)
+        told = [said for each in before if each.status == "succeeded" for said in (each.asked, each.said)]
+        assert [*told, one.asked] == [each["content"] for each in going]
+
+    # Time
+
+    @rule(which=WHICH)
+    def somebody_has_waited_too_long(self, which: int) -> None:
+        for one in self.pick([each for each in self.picture.tickets if each.status == "queued"], which):
+            # As if it had come so much earlier: who asks again has the same time to wait.
+            query(
+                "UPDATE job SET created_at = created_at - (expires_at - now()) - interval '1 s', expires_at = now() - interval '1 s' "
+                "WHERE id = :id", id=job_id(one),
+            )  # fmt: skip
+            with db.begin() as session:
+                assert [job_id(one)] == [row.id for row in job.expire(session)]
+            self.picture.expire(one)
+
+    @rule()
+    def backoffs_are_over(self) -> None:
+        query("UPDATE job SET not_before = now() - interval '1 s' WHERE not_before > now() AND status = 'queued'")
+        for one in self.picture.tickets:
+            one.delayed = False
+
+
+def _ending(one: Ticket, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
+    """As a worker makes it of what the upstream did (workers/process.py)."""
+    counts = kind in ("failed", "lost")
+    is_over = counts and (row.failures + 1 >= row.max_attempts or (kind == "lost" and row.on_lost == "fail"))
+    outcome = {"good": "succeeded", "lost": "unknown", "aborted": "cancelled"}.get(kind, kind)
+    owed = None if kind in ("lost", "aborted") else 0
+    common = (row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, Finding(Outcome(outcome), 200 if kind == "good" else None))
+    is_turn = row.conversation_id is not None
+    if kind == "good":
+        answer, said, usage = _answer(one, tokens)
+        result = Result(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
+        return Ending(*common, result, is_turn=is_turn), Verdict(outcome, "succeeded", usage[3], answer=answer, said=said, usage=usage)
+    if kind == "aborted":
+        return Ending(*common, Result(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
+    if kind == "refused" or is_over:
+        return Ending(*common, Result(Status.FAILED, error=NO), is_turn=is_turn), Verdict(outcome, "failed", owed, error=str(NO["code"]))
+    delay_s = LATER_S if kind == "failed" else 0
+    return Ending(*common, None, delay_s, counts), Verdict(outcome, None, owed, counts=counts, delay=delay_s > 0)
+
+
+def _answer(one: Ticket, tokens: int) -> tuple[dict[str, Any], str | None, tuple[int, int, int, int]]:
+    """What the upstream says to this job, its text, and what it used: tokens in, out, images, micro-USD."""
+    said, images = f"answer to {one.asked}", int(one.cost // 1_000) if one.endpoint == IMAGES else 0
+    answers: dict[str, dict[str, Any]] = {
+        CHAT: {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]},
+        IMAGES: {"created": 1, "data": [{"b64_json": PIXEL}] * images},
+        EMBEDDINGS: {"data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]},
+    }
+    used = {"input_tokens": 10, "output_tokens": tokens} if images else {"prompt_tokens": 10, "completion_tokens": tokens}
+    cost = pricing.cost_microusd(one.lane[1], input_tokens=10, output_tokens=tokens, images=images)
+    assert cost is not None
+    return {**answers[one.endpoint], "usage": used}, said if one.endpoint == CHAT else None, (10, tokens, images, cost)
