@@ -6,6 +6,7 @@ import ipaddress
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from flask import Request
 
@@ -16,6 +17,7 @@ HOUR_S = 3_600.0
 ADDRESSES_MOST = 100_000
 # What one person has of IPv6.
 NETWORK_BITS = 64
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Newcomers:
@@ -49,24 +51,38 @@ class Newcomers:
 def address_of(request: Request) -> str | None:
     """Whose request this is, as its hoard is named: an IPv4 address, an IPv6 network. None: a program on this machine.
 
-    Of X-Forwarded-For only the last address counts, which the proxy itself has seen, and only from a proxy on this machine.
+    X-Forwarded-For is read from its end, where each proxy has written whom it saw, and only as far as these are proxies on this machine
+    or of NOWSERVING_TRUSTED_PROXIES.
     """
-    seen = _parse(request.remote_addr)
-    if seen is not None and not seen.is_loopback:
-        return _name(seen)
-    forwarded = _parse(request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip())
-    return _name(forwarded) if forwarded is not None else None
+    seen = None
+    for hop in (request.remote_addr, *reversed(request.headers.get("X-Forwarded-For", "").split(","))):
+        address = _parse(hop)
+        if address is None:
+            break
+        seen = address
+        if not _is_proxy(address):
+            break
+    return None if seen is None or seen.is_loopback else _name(seen)
 
 
-def _parse(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _is_proxy(address: Address) -> bool:
+    return address.is_loopback or any(address in network for network in _networks(settings().trusted_proxies))
+
+
+@lru_cache(maxsize=8)
+def _networks(names: tuple[str, ...]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    return tuple(ipaddress.ip_network(name) for name in names)
+
+
+def _parse(text: str | None) -> Address | None:
     try:
-        found = ipaddress.ip_address(text or "")
+        found = ipaddress.ip_address((text or "").strip())
     except ValueError:
         return None
     return getattr(found, "ipv4_mapped", None) or found
 
 
-def _name(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+def _name(address: Address) -> str:
     if address.version == 4:
         return str(address)
     return str(ipaddress.ip_network((address.packed, NETWORK_BITS), strict=False))

@@ -41,7 +41,7 @@ def prepare(body: JsonObject) -> tuple[JsonObject, bool]:
 def origin(request: Request) -> str:
     """What links begin with: NOWSERVING_PUBLIC_URL, else the address by which this caller reached us.
 
-    The scheme is https behind a proxy that gunicorn trusts (forwarded_allow_ips: on this machine) and that sends X-Forwarded-Proto; the
+    The scheme is https behind a proxy on this machine, or of NOWSERVING_TRUSTED_PROXIES, that sends X-Forwarded-Proto; the
     host is the Host header alone. A proxy that changes it needs NOWSERVING_PUBLIC_URL.
     """
     # werkzeug gives no host where the header is none.

@@ -64,6 +64,7 @@ keepalive = 5
 limit_request_line = 4094
 limit_request_fields = 64
 limit_request_field_size = 8190
+forwarded_allow_ips = ",".join(("127.0.0.1", "::1", *settings().trusted_proxies))
 # Only who can write to this process's files could speak to it there; nobody has to.
 control_socket_disable = True
 loglevel = settings().log_level.lower()

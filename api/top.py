@@ -42,6 +42,7 @@ class Frame:
 @click.option("--once", is_flag=True, help="Print it once.")
 def top(*, url: str | None, token: str | None, every_s: float, once: bool) -> None:
     """Who waits, why and how long, live. NOWSERVING_OPS_TOKEN is presented. Ctrl-C ends it."""
+    token = token or settings().ops_token.get_secret_value()
     if not token:
         raise click.ClickException("set NOWSERVING_OPS_TOKEN to an operator's token")
     client = Client(url or f"http://127.0.0.1:{settings().port}", token)

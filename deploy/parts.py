@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -30,11 +31,11 @@ class CannotStart(Exception):
 
 def read(env: Mapping[str, str]) -> Settings:
     """The settings that a process with this environment has. Raises CannotStart, which never shows a value."""
-    given = {name: env[key] for name in Settings.model_fields if (key := f"NOWSERVING_{name.upper()}") in env}
+    given: dict[str, Any] = {name: env[key] for name in Settings.model_fields if (key := f"NOWSERVING_{name.upper()}") in env}
     if "OPENAI_BASE_URL" in env:
         given["openai_base_url"] = env["OPENAI_BASE_URL"]
     try:
-        return Settings.model_validate(given)
+        return Settings(**given)
     except ValidationError as error:
         wrong = (f"NOWSERVING_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors(include_input=False))
         raise CannotStart("; ".join(wrong).replace("NOWSERVING_: Value error, ", "")) from None

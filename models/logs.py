@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 _SECRETS = (
-    (re.compile(r"\b(sk|ns|gw)-[A-Za-z0-9_\-]{3,}"), r"\1-…"),
+    (re.compile(r"\b(sk|ns|nsop|gw)-[A-Za-z0-9_\-]{3,}"), r"\1-…"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+"), r"\1 …"),
     (re.compile(r"whsec_[^\s\"',}]+"), "whsec_…"),
     (re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)[^/\s@\"']+@"), r"\1…@"),
-    (re.compile(r"(?i)\b(api_?key|access_token|signature)=[^&\s\"']+"), r"\1=…"),
+    (re.compile(r"(?i)\b(api_?key|access_token|signature|sentinel_password)=[^&\s\"']+"), r"\1=…"),
 )
 # Two lines a job between them; the job's own events are in Postgres.
 _TALKATIVE = ("httpx2", "httpcore2", "openai", "kombu", "amqp", "celery.worker.strategy", "celery.app.trace")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import price_file
+from models import price_file, secret_files, sentinel
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
@@ -22,16 +22,22 @@ KEY_BYTES = 32
 class Settings(BaseSettings):
     """Frozen for the life of the process. Units are in the names."""
 
-    model_config = SettingsConfigDict(env_prefix="NOWSERVING_", frozen=True, populate_by_name=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="NOWSERVING_", frozen=True, populate_by_name=True, extra="ignore", hide_input_in_errors=True
+    )
 
-    # Addresses. Empty URLs mean: `nowserving up` brings its own servers.
+    # Addresses. Empty URLs mean: `nowserving up` brings its own servers. Both may hold a password: see secret_files.
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     flower_port: int = Field(5555, ge=0, le=65535)
     data_dir: Path = Path(".nowserving")
     database_url: str = ""
     redis_url: str = ""
+    database_url_file: Path | None = None
+    redis_url_file: Path | None = None
     public_url: str = ""
+    # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, comma-separated; those on this machine always are.
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 
     # Upstream
     openai_base_url: str = Field(
@@ -52,6 +58,11 @@ class Settings(BaseSettings):
     # A bearer token of /ops that may do everything; others are made with `nowserving operators create`.
     ops_token: SecretStr = SecretStr("")
     flower_basic_auth: SecretStr = SecretStr("")
+    # The same from files, as Docker and Kubernetes mount them
+    secret_keys_file: Path | None = None
+    page_key_file: Path | None = None
+    ops_token_file: Path | None = None
+    flower_basic_auth_file: Path | None = None
     # Behind a proxy under a path (/flower); and whether Flower's users may cancel jobs.
     flower_url_prefix: str = ""
     flower_control: bool = False
@@ -144,15 +155,26 @@ class Settings(BaseSettings):
     # A test's lever: a named place in the code where the process dies, freezes or raises (models/crash.py).
     crash: str = ""
 
-    @field_validator("secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return secret_files.read(given)
+
+    @field_validator("secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("webhook_allow_networks")
+    @field_validator("webhook_allow_networks", "trusted_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ip_network(each)) for each in value)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        sentinel.read(value)
+        return value
 
     @field_validator("prices_file", mode="before")
     @classmethod

@@ -89,6 +89,27 @@ def test_an_address_is_what_nobody_can_choose_at_will(peer: str, forwarded: str 
         assert counted == address_of(request)
 
 
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "counted"),
+    [
+        ("10.1.2.3", "9.9.9.9", "9.9.9.9"),
+        ("10.1.2.3", "6.6.6.6, 9.9.9.9, 10.7.7.7", "9.9.9.9"),
+        ("::ffff:10.1.2.3", "9.9.9.9", "9.9.9.9"),
+        ("10.1.2.3", None, "10.1.2.3"),
+        ("10.1.2.3", "9.9.9.9, nonsense", "10.1.2.3"),
+        ("11.1.2.3", "9.9.9.9", "11.1.2.3"),
+        ("127.0.0.1", "9.9.9.9, 10.1.2.3", "9.9.9.9"),
+    ],
+)
+def test_proxies_elsewhere_are_believed_where_the_operator_names_them(
+    override: Callable[..., None], peer: str, forwarded: str | None, counted: str
+) -> None:
+    override(trusted_proxies="10.0.0.0/8, fd00::/8")
+    headers = {"X-Forwarded-For": forwarded} if forwarded else {}
+    with create_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
+        assert counted == address_of(request)
+
+
 @pytest.mark.usefixtures("database")
 def test_new_keys_are_refused_and_known_ones_come_in(override: Callable[..., None]) -> None:
     override(new_keys_per_ip_per_hour=2)

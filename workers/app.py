@@ -34,7 +34,8 @@ class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
 
 broker.use()
 # Which tasks a process has, its --app says: workers.tasks or workers.webhook_tasks.
-app = Doorbell("nowserving", broker=settings().redis_url)
+_url, _options = broker.address(settings().redis_url)
+app = Doorbell("nowserving", broker=_url)
 app.conf.update(
     result_backend=None,
     task_ignore_result=True,
@@ -62,6 +63,7 @@ app.conf.update(
         "socket_keepalive": True,
         "health_check_interval": 10,
         "max_connections": 100,
+        **_options,
     },
     # A paid call in flight must finish even when the broker is gone.
     worker_cancel_long_running_tasks_on_connection_loss=False,

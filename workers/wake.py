@@ -15,7 +15,9 @@ from uuid import UUID
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
+from models import sentinel
 from models.settings import settings
 
 log = logging.getLogger(__name__)
@@ -32,14 +34,20 @@ TIMEOUT_S = 1.0
 
 
 def connect(*, timeout_s: float = TIMEOUT_S, health_check_s: int = 10) -> redis.Redis:
-    """A client that gives up quickly and never sends a command twice. health_check_s: after so long unused; 0: never."""
-    return redis.Redis.from_url(
-        settings().redis_url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=health_check_s,
-    )
+    """A client that gives up quickly and never sends a command twice. health_check_s: after so long unused; 0: never.
+
+    Behind Sentinels it asks them for the master whenever it connects anew.
+    """
+    patience = {"socket_timeout": timeout_s, "socket_connect_timeout": TIMEOUT_S, "retry": Retry(NoBackoff(), 0)}
+    watched = sentinel.read(settings().redis_url)
+    if watched is None:
+        return redis.Redis.from_url(settings().redis_url, health_check_interval=health_check_s, **patience)
+    asking = {**patience, "socket_timeout": TIMEOUT_S, "password": watched.sentinel_password}
+    master: redis.Redis = Sentinel(watched.hosts, sentinel_kwargs=asking).master_for(  # type: ignore[no-untyped-call]
+        watched.master, db=watched.database, username=watched.user, password=watched.password,
+        health_check_interval=health_check_s, **patience,
+    )  # fmt: skip
+    return master
 
 
 @cache
