@@ -62,11 +62,12 @@ def pacer() -> None:
 
 
 @nowserving.command()
-@click.option("--processes", type=click.IntRange(1), help="Processes (NOWSERVING_WORKER_PROCESSES).")
+@click.option("--processes", type=click.IntRange(0), help="Processes (NOWSERVING_WORKER_PROCESSES); 0: for webhooks alone.")
 @click.option("--threads", type=click.IntRange(1), help="Calls at a time in each (NOWSERVING_WORKER_THREADS).")
 def worker(*, processes: int | None, threads: int | None) -> None:
     """Call the upstream for admitted jobs."""
-    processes, threads = processes or settings().worker_processes, threads or settings().worker_threads
+    processes = settings().worker_processes if processes is None else processes
+    threads = threads or settings().worker_threads
     _become("workers.main", "--processes", str(processes), "--threads", str(threads))
 
 
@@ -92,12 +93,12 @@ def demo(*, options: tuple[str, ...]) -> None:
 
 @nowserving.command()
 def migrate() -> None:
-    """Bring the database's tables to this version; waits for the server to come up."""
+    """Bring the database's tables to this version; waits for the server to come up. A newer database is left as it is."""
     check()
     until = time.monotonic() + SERVER_PATIENCE_S
     while True:
         try:
-            migration.to_latest()
+            newer = migration.to_latest()
             break
         except OperationalError as error:
             if time.monotonic() > until:
@@ -105,7 +106,7 @@ def migrate() -> None:
                     f"Postgres cannot be reached ({type(error.orig).__name__}): check NOWSERVING_DATABASE_URL"
                 ) from None
             time.sleep(1)
-    click.echo("the tables are up to date")
+    click.echo(f"the tables are those of a newer version ({newer}), and stay so" if newer else "the tables are up to date")
 
 
 nowserving.add_command(key_commands.keys)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from click.testing import CliRunner, Result
@@ -17,6 +17,7 @@ from api.cli import nowserving
 from models import db, meter, view
 from tests.http_tools import Caller, end
 from tests.line_tools import known, row, submit
+from workers import main as workers_main
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -219,3 +220,11 @@ def test_wrong_amounts_and_keys_are_refused_and_nothing_is_written(words: str, s
 
     assert says in say("keys", *words.format(key=number).split(), ok=False).output
     assert "0.00" == read("keys", "balance", str(number))["balance_usd"]
+
+
+def test_a_worker_without_anything_to_do_does_not_start(override: Callable[..., None]) -> None:
+    override(webhook_threads=0)
+    refused = CliRunner().invoke(workers_main.main, ["--processes", "0"])
+
+    assert 2 == refused.exit_code
+    assert "there is nothing to do: set one of them" in refused.output

@@ -1,6 +1,6 @@
 """`python -m workers.main --processes N --threads M`: N Celery processes of M slots each for jobs, and one for webhooks.
 
-One that dies is started again.
+Either may be left out: --processes 0, NOWSERVING_WEBHOOK_THREADS=0. One that dies is started again.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ RESTART_S = 1.0
 
 
 @click.command()
-@click.option("--processes", type=click.IntRange(1), default=lambda: settings().worker_processes)
+@click.option("--processes", type=click.IntRange(0), default=lambda: settings().worker_processes)
 @click.option("--threads", type=click.IntRange(1), default=lambda: settings().worker_threads)
 def main(processes: int, threads: int) -> None:
     """Runs until SIGTERM or SIGINT; then what runs may finish within NOWSERVING_SHUTDOWN_GRACE_S."""
+    kinds = [Kind("worker", "workers.tasks", QUEUE, threads)] * processes
+    if settings().webhook_threads:
+        kinds.append(Kind("webhooks", "workers.webhook_tasks", WEBHOOKS, settings().webhook_threads))
+    if not kinds:
+        raise click.UsageError("with --processes 0 and NOWSERVING_WEBHOOK_THREADS=0 there is nothing to do: set one of them")
     logs.configure(settings().log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     births = itertools.count()
-    kinds = [Kind("worker", "workers.tasks", QUEUE, threads)] * processes
-    if settings().webhook_threads:
-        kinds.append(Kind("webhooks", "workers.webhook_tasks", WEBHOOKS, settings().webhook_threads))
     counts = exposition.folder()
     children = {n: _start(kind, next(births), counts) for n, kind in enumerate(kinds)}
     if settings().worker_metrics_port:
