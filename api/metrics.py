@@ -1,15 +1,14 @@
-"""/metrics of the API: what its processes count together. With NOWSERVING_OPS_TOKEN set, for who presents it."""
+"""/metrics of the API: what its processes count together, for operators (operator.opens_metrics)."""
 
 from __future__ import annotations
 
-import hmac
 from pathlib import Path
 
 from flask import Blueprint, Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
 from api.auth import bearer
-from models import metrics
+from models import metrics, operator
 from models.errors import Unauthorised
 from models.settings import settings
 
@@ -28,9 +27,8 @@ def register(app: Flask) -> None:
 @routes.get("/metrics")
 def show() -> Response:
     """Prometheus' text format."""
-    token = settings().ops_token.get_secret_value()
-    if token and not hmac.compare_digest(bearer(request).encode(), token.encode()):
-        raise Unauthorised("Present the operator's token (NOWSERVING_OPS_TOKEN).")
+    if not operator.opens_metrics(bearer(request)):
+        raise Unauthorised(operator.UNKNOWN)
     registry, counts = REGISTRY, settings().metrics_folder
     if counts is not None:
         registry = CollectorRegistry()

@@ -21,6 +21,7 @@ from models.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
+RULES = ("alerts", "scaling")
 
 
 def main() -> int:
@@ -59,13 +60,15 @@ def dockerfile_errors() -> Iterator[str]:
 
 
 def rule_errors() -> Iterator[str]:
-    """What promtool says of the alerts, and of what they do in alerts_test.yml. Without promtool they are not looked at."""
+    """What promtool says of the rules, and of what they do in their tests. Without promtool they are not looked at."""
     promtool = shutil.which("promtool")
     if promtool is None:
-        print("promtool is not here (Debian's package prometheus): deploy/monitoring/alerts.yml was not checked", file=sys.stderr)
+        print("promtool is not here (Debian's package prometheus): deploy/monitoring/*.yml was not checked", file=sys.stderr)
         return
-    for command in (("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")):
-        run = subprocess.run([promtool, *command], cwd=ROOT / "deploy" / "monitoring", capture_output=True, text=True, check=False)
+    for command in [("check", f"{name}.yml") for name in RULES] + [("test", f"{name}_test.yml") for name in RULES]:
+        run = subprocess.run(
+            [promtool, command[0], "rules", command[1]], cwd=ROOT / "deploy" / "monitoring", capture_output=True, text=True, check=False
+        )
         if run.returncode:
             yield from (run.stdout + run.stderr).splitlines()
 

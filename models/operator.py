@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from sqlalchemy import text
 
-from models import secret
+from models import db, secret
 from models.db import Session
-from models.errors import Invalid, NotFound, Unauthorised
+from models.errors import Invalid, NotFound, Unauthorised, Unavailable
 from models.settings import settings
 
 PREFIX = "nsop-"
 TOKEN_MOST_CHARS = 256
+LET_IN_MOST = 100
 Role = Literal["read", "write"]
 NONE_YET = (
     "There is no operator yet. On the server, `nowserving operators create NAME --role write` makes a token, or set NOWSERVING_OPS_TOKEN."
@@ -34,6 +35,8 @@ class Operator:
 
 ROOT = Operator("root", "write")
 COMMAND_LINE = Operator("cli", "write")
+# To whom this process showed metrics.
+_let_in: set[str] = set()
 
 
 def recognise(session: Session, token: str) -> Operator:
@@ -46,8 +49,38 @@ def recognise(session: Session, token: str) -> Operator:
         # By a keyed hash: what can be timed says nothing of the token.
         row = session.execute(_FIND, {"prints": secret.fingerprints(token.encode())}).one_or_none()
     if row is None:
-        raise Unauthorised(UNKNOWN if root or session.execute(_ANY).scalar_one() else NONE_YET)
+        raise Unauthorised(UNKNOWN if _is_anybody(session) else NONE_YET)
     return Operator(row.name, row.role)
+
+
+def opens_metrics(token: str) -> bool:
+    """Whether /metrics is shown to who presents this: to every operator, and to everybody as long as there is no operator at all.
+
+    Without Postgres, whose absence metrics tell of, to whom this process showed them before.
+    """
+    root = settings().ops_token.get_secret_value()
+    if root and hmac.compare_digest(root.encode(), token.encode("utf-8", "surrogatepass")):
+        return True
+    try:
+        with db.begin() as session:
+            is_open = _opens(session, token)
+    except Unavailable:
+        return token in _let_in
+    if len(_let_in) >= LET_IN_MOST:
+        _let_in.clear()
+    (_let_in.add if is_open else _let_in.discard)(token)
+    return is_open
+
+
+def _opens(session: Session, token: str) -> bool:
+    try:
+        return bool(recognise(session, token))
+    except Unauthorised:
+        return not _is_anybody(session)
+
+
+def _is_anybody(session: Session) -> bool:
+    return bool(settings().ops_token.get_secret_value() or session.execute(_ANY).scalar_one())
 
 
 def create(session: Session, name: str, *, role: Role) -> str:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Callable
 from http.client import HTTPConnection
-from pathlib import Path
 
 import pytest
 import redis
-import yaml
 from prometheus_client import REGISTRY, generate_latest
 
 from deploy.server import free_port
-from models import db, fleet, metrics
+from models import db, fleet, metrics, operator
+from tests import monitoring
 from tests.http_tools import Caller
 from tests.line_tools import admit_all
 from workers import counting, exposition
 from workers.gauges import Gauges
 
 pytestmark = pytest.mark.usefixtures("database")
-MONITORING = Path(__file__).resolve().parent.parent / "deploy" / "monitoring"
 
 
 def value(name: str, **labels: str) -> float | None:
@@ -98,6 +95,31 @@ def test_metrics_need_the_operators_token_where_there_is_one(override: object) -
     assert [False, False, True] == [exposition.is_allowed(said) for said in ("", "Bearer sk-client", "Bearer ops-secret")]
 
 
+def test_any_operator_reads_the_metrics_and_with_the_first_nobody_else_does() -> None:
+    everybody = Caller("none").get("/metrics").status_code
+    with db.begin() as session:
+        token = operator.create(session, "prometheus", role="read")
+
+    assert 200 == everybody
+    assert [401, 401, 200] == [Caller(one).get("/metrics").status_code for one in ("none", "sk-client", token)]
+    assert [False, True] == [exposition.is_allowed(said) for said in ("", f"Bearer {token}")]
+    with db.begin() as session:
+        operator.revoke(session, "prometheus")
+        operator.create(session, "another", role="write")
+    assert 401 == Caller(token).get("/metrics").status_code
+
+
+def test_without_postgres_the_metrics_are_shown_to_whom_they_were_shown_before(override: Callable[..., None]) -> None:
+    with db.begin() as session:
+        token = operator.create(session, "prometheus", role="read")
+    before = [Caller(one).get("/metrics").status_code for one in (token, "sk-other")]
+    override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/none")
+    db.engine().dispose()
+    db.engine.cache_clear()
+
+    assert [200, 401] == before == [Caller(one).get("/metrics").status_code for one in (token, "sk-other")]
+
+
 def test_a_program_without_http_serves_metrics_and_its_health(environment: dict[str, str]) -> None:
     port, health = free_port(), [True]
     server = exposition.serve(port, is_healthy=lambda: health[0])
@@ -129,11 +151,7 @@ def test_a_webhook_that_reached_nobody_is_counted_as_such() -> None:
 def test_dashboard_and_alerts_ask_only_for_what_is_exposed() -> None:
     shown = {family.name for family in REGISTRY.collect()}
     series = shown | {f"{name}{end}" for name in shown for end in ("_total", "_bucket", "_sum", "_count")}
-    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    asked = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
-    asked += [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    named = {name for expression in asked for name in re.findall(r"nowserving_\w+", expression)}
+    named = monitoring.asked_for()
 
     assert named
     assert set() == named - series
