@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import re
 import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from deploy import check_files
 from deploy.embedded import POSTGRES_SETTINGS
+from models import secret_files
+from models.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -64,6 +69,69 @@ def test_compose_has_no_default_for_a_secret() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
 
     assert [] == re.findall(r"\$\{\w*(?:PASSWORD|SECRET|TOKEN|AUTH)\w*(?::-|\})", text)
+
+
+def services() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
+
+
+def secrets(folder: Path, **env: str) -> dict[str, str]:
+    """What deploy/secrets.sh has put there."""
+    subprocess.run(["sh", str(ROOT / "deploy" / "secrets.sh"), str(folder)], check=True, capture_output=True, env={**os.environ, **env})
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+def test_one_command_makes_the_secrets_that_compose_mounts_and_the_parts_take(tmp_path: Path) -> None:
+    made = secrets(tmp_path / "secrets")
+    mounted = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["secrets"]
+    files = {f"{name}_file": tmp_path / "secrets" / name for name in secret_files.NAMES if name != "page_key"}
+    told = secret_files.read(files)
+
+    assert {name: f"./secrets/{name}" for name in made} == {name: one["file"] for name, one in mounted.items()}
+    assert 32 == len(base64.b64decode(told["secret_keys"]))
+    assert told["database_url"].split(":")[2].split("@")[0] == made["postgres_password"].strip()
+    assert told["redis_url"].split(":")[2].split("@")[0] == made["redis_password"].strip()
+    # Others are kept out by the folder; the containers' own users read the files.
+    assert {0o700, 0o644} == {(tmp_path / "secrets").stat().st_mode & 0o777, *(file.stat().st_mode & 0o777 for file in files.values())}
+
+
+def test_secrets_are_made_once_and_no_two_alike(tmp_path: Path) -> None:
+    one, again = secrets(tmp_path / "one"), secrets(tmp_path / "one")
+    other = secrets(tmp_path / "other", POSTGRES_HOST="db.example", REDIS_HOST="redis.example")
+
+    assert one == again
+    assert [] == [name for name in one if one[name] == other[name]]
+    assert ("@db.example:5432/" in other["database_url"], "@redis.example:6379/" in other["redis_url"]) == (True, True)
+
+
+@pytest.mark.parametrize("name", services())
+def test_a_service_has_the_secrets_that_it_reads(name: str) -> None:
+    service = services()[name]
+    files = {value for key, value in service.get("environment", {}).items() if key.endswith("_FILE")}
+    typed = set(re.findall(r"/run/secrets/\w+", str(service.get("command")) + str(service.get("healthcheck"))))
+
+    assert files | typed == {f"/run/secrets/{secret}" for secret in service["secrets"]}
+
+
+@pytest.mark.parametrize("name", services())
+def test_a_service_has_a_limit_and_whoever_runs_on_is_watched_and_started_again(name: str) -> None:
+    service = services()[name]
+
+    assert re.fullmatch(r"\d+[mg]", service["deploy"]["resources"]["limits"]["memory"])
+    assert ("no", False) == (service["restart"], "healthcheck" in service) or (
+        "unless-stopped" == service["restart"] and service["healthcheck"]["test"]
+    )
+
+
+def test_there_may_be_as_many_workers_as_one_likes() -> None:
+    for name in ("pacer", "worker"):
+        assert not {"ports", "container_name", "hostname"} & set(services()[name])
+
+
+def test_a_container_has_the_time_that_its_program_takes_to_end() -> None:
+    minutes = re.fullmatch(r"(\d+)m", services()["worker"]["stop_grace_period"])
+
+    assert minutes and int(minutes[1]) * 60 > Settings.model_fields["shutdown_grace_s"].default
 
 
 def test_postgres_is_set_up_alike_in_compose_and_embedded() -> None:
