@@ -79,7 +79,10 @@ def shown(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
         def is_all_there() -> bool:
             nonlocal found
-            found = scrape(api.port, pacer_port, worker_port, sender_port)
+            try:
+                found = scrape(api.port, pacer_port, worker_port, sender_port)
+            except ConnectionRefusedError:
+                return False  # one of them has not begun to listen
             return not without(found)
 
         try:
