@@ -212,9 +212,11 @@ def _lent() -> Iterator[psycopg.Connection[Any]]:
     try:
         yield connection
     except psycopg.Error as error:
-        if connection.closed:
+        # A newer version has added a column to what a prepared statement returns: every connection would refuse that one from now on.
+        is_outdated = isinstance(error, psycopg.errors.FeatureNotSupported)
+        if connection.closed or is_outdated:
             _doubts.arise()
-        if connection.closed or isinstance(error, psycopg.OperationalError):
+        if connection.closed or is_outdated or isinstance(error, psycopg.OperationalError):
             raise Unavailable from error
         raise
     finally:

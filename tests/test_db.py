@@ -7,12 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
+import psycopg
 import pytest
 from psycopg.errors import UniqueViolation
 from sqlalchemy import text
 
 from models import db
 from models.errors import Unavailable
+from models.settings import settings
 from tests.processes import until
 
 ADD = text("INSERT INTO pool (name) VALUES (:name)")
@@ -160,3 +162,27 @@ def test_more_callers_than_connections_wait_for_each_other(override: Callable[..
     with ThreadPoolExecutor(40) as threads:
         assert 40 == sum(threads.map(ask, range(40)))
     db.engine.cache_clear()
+
+
+def test_a_migration_under_a_running_process_costs_it_one_refusal_that_clients_repeat(database: None) -> None:
+    """Postgres refuses a prepared statement whose columns have changed, on that connection for ever."""
+    with db.begin() as session:
+        session.execute(text("CREATE TABLE widening (a int)"))
+    try:
+        for _ in range(8):  # psycopg prepares what it has seen five times
+            assert [] == _all_of_it()
+        # By another process: on its own connection psycopg would notice.
+        with psycopg.connect(settings().database_url.replace("+psycopg", "")) as other:
+            other.execute("ALTER TABLE widening ADD COLUMN b int")
+        with pytest.raises(Unavailable):
+            _all_of_it()
+
+        assert [[]] * 8 == [_all_of_it() for _ in range(8)]
+    finally:
+        with db.begin() as session:
+            session.execute(text("DROP TABLE widening"))
+
+
+def _all_of_it() -> list[object]:
+    with db.begin() as session:
+        return session.execute(text("SELECT * FROM widening")).all()
