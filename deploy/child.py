@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -105,6 +106,7 @@ class Child:
     def step(self) -> None:
         """One step towards what is wanted: noticed dead, started when its time has come, asked to stop, or killed."""
         with self._lock:
+            self._cut_log()
             if self.notice() and self.is_wanted:
                 self._back_off(f"died ({_how(self.exit_code or 0)})")
             if self.process and not self.is_wanted:
@@ -125,10 +127,16 @@ class Child:
             self.is_wanted = self.is_wanted and not self.part.is_once
             return True
 
-    def _spawn(self) -> bool:
-        with suppress(FileNotFoundError):
+    def _cut_log(self) -> None:
+        """What is longer than LOG_BYTES is moved aside, under the feet of whoever writes; a line of that very moment may be lost."""
+        with suppress(OSError):
             if self.log_file.stat().st_size > LOG_BYTES:
-                self.log_file.replace(self.log_file.with_suffix(".log.1"))
+                shutil.copyfile(self.log_file, _aside(self.log_file))
+                # They append, so that they go on at the beginning.
+                os.truncate(self.log_file, 0)
+                self.log_from = 0
+
+    def _spawn(self) -> bool:
         self.started_at, self.starts, self._insist_at = time.monotonic(), self.starts + 1, None
         with open(self.log_file, "ab", opener=_for_us) as output:
             self.log_from, self.exit_code = output.tell(), None
@@ -179,6 +187,12 @@ def _has_ended(pid: int, *, wait: bool = False) -> bool:
 
 def _for_us(path: str, flags: int) -> int:
     return os.open(path, flags, mode=0o600)
+
+
+def _aside(log_file: Path) -> Path:
+    kept = log_file.with_suffix(".log.1")
+    kept.touch(mode=0o600)
+    return kept
 
 
 def _how(exit_code: int) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from deploy import child
 from deploy.embedded import Postgres, Valkey
 from deploy.part import Part, PartFailed, program
 from deploy.stack import CannotStart, FolderInUse, Stack
@@ -43,6 +44,25 @@ def test_a_part_that_keeps_dying_is_given_more_and_more_time(tmp_path: Path, cap
 
     waits = [re.findall(r"exit status 7\); it is started again in (\S+) s", record.getMessage()) for record in caplog.records]
     assert [["0.2"], ["0.4"]] == waits[:2]
+
+
+def test_a_log_that_grows_is_moved_aside_while_its_part_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "LOG_BYTES", 100_000)
+    # Enough for one cut, then so slowly that there is no second one while this test looks.
+    code = """
+import itertools, time
+for n in itertools.count():
+    print(f"line {n} " + "x" * 10_000, flush=True)
+    time.sleep(0.01 if n < 15 else 1)"""
+    with Supervisor([_part("one", code)], logs=tmp_path) as supervisor:
+        one = supervisor.part("one")
+        pid = one.pid
+        _until(lambda: _numbers(tmp_path / "one.log.1") and _numbers(tmp_path / "one.log")[:1] > [0])
+        kept, going_on = _numbers(tmp_path / "one.log.1"), _numbers(tmp_path / "one.log")
+
+        assert one.pid == pid
+    assert kept[-1] < going_on[0]
+    assert 0o600 == stat.S_IMODE((tmp_path / "one.log.1").stat().st_mode)
 
 
 def test_parts_stop_in_reverse_order(tmp_path: Path) -> None:
@@ -247,6 +267,11 @@ def _part(
 
 def _never() -> bool:
     return False
+
+
+def _numbers(log: Path) -> list[int]:
+    """Of the whole lines that say `line n …`."""
+    return [int(found) for found in re.findall(r"^line (\d+) x+$", log.read_text(), re.MULTILINE)] if log.exists() else []
 
 
 def _says(log: Path, what: str) -> Callable[[], bool]:
