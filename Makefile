@@ -39,6 +39,6 @@ chaos: setup ## breaks a running stack in every way, each alone and then mixed f
 	@$(if $(ARGS),,HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_webhooks.py tests/test_job_properties.py tests/test_limiter_properties.py tests/test_fuzz_document.py tests/test_fuzz_readers.py tests/test_api_machine.py)
 
 requirements: setup ## compiles requirements/*.txt again after a change in pyproject.toml
-	@$(COMPILE) pyproject.toml --extra embedded --extra local --extra bench --extra dev -o requirements/dev.txt
-	@$(COMPILE) pyproject.toml -o requirements/runtime.txt
+	@$(COMPILE) pyproject.toml --extra embedded --extra local --extra bench --extra otel --extra dev -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra otel -o requirements/runtime.txt
 	@echo 'litellm[proxy]' | $(COMPILE) - -o requirements/bench-peers.txt

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from api import doorbell
-from models import crash, db, idempotency, line
+from api import doorbell, spans
+from models import crash, db, idempotency, line, logs, trace, view
 from models.line import Order
 
 
@@ -23,8 +23,17 @@ def accept(order: Order, *, token: str | None, said: bytes) -> Accepted:
 
     Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
     """
+    with spans.submit(order) as told:
+        lane_id = line.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
+        accepted = _accept(told.order, lane_id=lane_id, token=token, said=said)
+        told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
+    about = None if accepted.is_replayed else trace.trace_id(told.order.traceparent)
+    logs.add(job=view.public_id(accepted.job_id), lane=lane_id, trace_id=about)
+    return accepted
+
+
+def _accept(order: Order, *, lane_id: int, token: str | None, said: bytes) -> Accepted:
     wanted = line.new_id()
-    lane_id = line.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
     with db.begin() as session:
         job_id = wanted
         if token is not None:

@@ -10,7 +10,7 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import db, key
+from models import db, key, logs
 from models.errors import Invalid, Unauthorised
 from models.key import Key
 
@@ -71,4 +71,6 @@ def caller(request: Request, *, token: str | None = None) -> Key:
     token: what it presents, where that is not a bearer token.
     """
     callers: Callers = current_app.extensions["callers"]
-    return callers.recognise(token_of(request) if token is None else token, address=address_of(request))
+    found = callers.recognise(token_of(request) if token is None else token, address=address_of(request))
+    logs.add(key=found.id)
+    return found

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import re
+import time
 import traceback
+from contextlib import suppress
 from http import HTTPStatus
 from uuid import uuid4
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from api import render
+from api import access, render
+from models import ids, logs, view
 from models.errors import Invalid, NotFound, ServingError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -62,11 +65,18 @@ def record(error: BaseException, *, event: str) -> None:
         kinds.append(type(cause).__name__)
         where += [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(cause.__traceback__)[-8:]]
         cause = cause.__cause__ or cause.__context__
-    log.error(event, extra={"request_id": g.get("request_id") if g else None, "kinds": kinds, "where": where})
+    log.error(event, extra={"kinds": kinds, "where": where})
 
 
 def _begin() -> None:
-    g.request_id = f"req_{uuid4().hex}"
+    g.began_ns, g.request_number = time.time_ns(), uuid4()
+    g.request_id = ids.show("req_", g.request_number)
+    route = request.url_rule.rule if request.url_rule else ""
+    request.environ[access.ROUTE] = route or None
+    logs.begin(request_id=g.request_id)
+    if "/jobs/<name>" in route:
+        with suppress(NotFound):
+            logs.add(job=view.public_id(view.parse_id((request.view_args or {})["name"])))
 
 
 def _sign(made: Response) -> Response:

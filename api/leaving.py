@@ -9,7 +9,7 @@ import threading
 import time
 from uuid import UUID
 
-from models import db, reader
+from models import db, reader, view
 from models.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Leavers:
         try:
             self._pending.put_nowait((job_id, who))
         except queue.Full:
-            log.warning("a reader left unseen: its job goes on", extra={"job_id": str(job_id)})
+            log.warning("a reader left unseen: its job goes on", extra={"job": view.public_id(job_id)})
 
     def _run(self) -> None:
         while True:
@@ -74,7 +74,7 @@ def write(job_id: UUID, who: UUID) -> bool:
     except Unavailable:
         return False
     except Exception as error:  # the border of the writing thread: one bad leaver must not end it
-        log.error("a reader's leaving could not be written", extra={"job_id": str(job_id), "error": type(error).__name__})
+        log.error("a reader's leaving could not be written", extra={"job": view.public_id(job_id), "error": type(error).__name__})
     return True
 
 

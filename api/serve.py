@@ -12,13 +12,15 @@ import shutil
 import tempfile
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from gunicorn.glogging import Logger
 
+from api import access
 from api.configured import NotConfigured, check
-from models import logs
+from models import logs, trace
 from models.settings import settings
 
 # The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
@@ -43,7 +45,7 @@ def connections() -> int:
 
 
 class Log(Logger):  # type: ignore[misc]  # its base is Any
-    """gunicorn's log, on the lines and behind the redaction of ours."""
+    """gunicorn's log, on the lines and behind the redaction of ours. Its line for each request is ours too (api/access.py)."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
@@ -51,6 +53,11 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
         for own in (self.error_log, self.access_log):
             own.handlers.clear()
             own.propagate = True
+
+    def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
+        access.say(environ, status=resp.status_code, sent_bytes=resp.sent, took_s=request_time.total_seconds())
+        # What comes next on this connection is another matter.
+        logs.begin()
 
 
 logger_class = Log
@@ -68,15 +75,17 @@ forwarded_allow_ips = ",".join(("127.0.0.1", "::1", *settings().trusted_proxies)
 # Only who can write to this process's files could speak to it there; nobody has to.
 control_socket_disable = True
 loglevel = settings().log_level.lower()
-# Off unless asked for (GUNICORN_CMD_ARGS="--access-logfile -"), and then without the query: links are signed there.
-accesslog = None
-access_log_format = "%(h)s %(m)s %(U)s %(s)s %(B)s %(L)s"
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """gunicorn's hook: nobody waits in a process that is gone."""
     for file in COUNTS.glob(f"gauge_live*_{worker.pid}.db"):
         file.unlink(missing_ok=True)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """gunicorn's hook, in the worker itself: what was told of its requests is sent."""
+    trace.stop()
 
 
 def on_exit(server: Any) -> None:
@@ -99,6 +108,7 @@ def on_starting(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """gunicorn's hook: those who wait are let go as soon as the worker is asked to stop, so that it can."""
+    trace.start("nowserving-api")
     # Not imported here: this module is read before gevent has patched the locks that the hall is made of.
     hall = worker.wsgi.extensions["hall"]
 

@@ -33,7 +33,10 @@ RESULT_MOST_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Claimed:
-    """A delivery that is this sender's to send. payload: the very bytes; secrets: what signs them, one or two."""
+    """A delivery that is this sender's to send. payload: the very bytes; secrets: what signs them, one or two.
+
+    job_id, lane_id, request_id, traceparent: of the job that it tells of, None where there is none (any more).
+    """
 
     id: UUID
     ticket: UUID
@@ -46,6 +49,10 @@ class Claimed:
     attempts: int
     retries_left: int
     secrets: list[str] = field(repr=False)
+    job_id: UUID | None = None
+    lane_id: int | None = None
+    request_id: UUID | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def _claimed(session: Session, row: Any | None) -> Claimed | None:
     return Claimed(
         id=row.id, ticket=row.ticket, key_id=row.key_id, endpoint_id=row.endpoint_id, receiver=row.receiver, url=row.to_url,
         event_type=row.event_type, payload=bytes(payload), attempts=row.attempts, retries_left=row.retries_left,
-        secrets=_secrets(session, row),
+        secrets=_secrets(session, row), job_id=row.job_id, lane_id=row.lane_id, request_id=row.request_id, traceparent=row.traceparent,
     )  # fmt: skip
 
 
@@ -155,8 +162,10 @@ _ALLOWED = """
 _WHERE_TO = """
     SELECT mine.*, coalesce(mine.url, endpoint.url) AS to_url, coalesce(endpoint.secret, ours.secret) AS secret,
            CASE WHEN endpoint.old_secret_until > now() THEN endpoint.old_secret
-                WHEN ours.old_secret_until > now() THEN ours.old_secret END AS old_secret
-    FROM mine LEFT JOIN webhook_endpoint AS endpoint ON endpoint.id = mine.endpoint_id
+                WHEN ours.old_secret_until > now() THEN ours.old_secret END AS old_secret,
+           job.lane_id, job.request_id, job.traceparent
+    FROM mine LEFT JOIN job ON job.id = mine.job_id
+    LEFT JOIN webhook_endpoint AS endpoint ON endpoint.id = mine.endpoint_id
     LEFT JOIN webhook_secret AS ours ON mine.endpoint_id IS NULL AND ours.key_id = mine.key_id
 """
 _CLAIM = text(f"""

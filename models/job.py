@@ -90,8 +90,8 @@ def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) 
     """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
 
     The row has what the call needs: request, content_type, streamed, endpoint, model, timeout_s, base_url, secret, credential_id,
-    conversation_id, turn, since_turn, history_tokens, attachments, `late_s`, the seconds since its admission, and `due`,
-    the receivers that are to be told of the start.
+    conversation_id, turn, since_turn, history_tokens, attachments, `late_s`, the seconds since its admission, `due`,
+    the receivers that are to be told of the start, and to tell of it: request_id, traceparent.
     """
     return session.execute(_CLAIM, {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s}).one_or_none()
 
@@ -194,7 +194,8 @@ def return_unclaimed(session: Session, *, older_than_s: float, credential_id: in
 def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
     """Running jobs whose lease has run out: put back with the attempt marked unknown, failed (`on_lost: fail`), or cancelled.
 
-    Status and lease are looked at again in the update itself. Rows: id, status, lane_id, dispatch_id, credential_id, model.
+    Status and lease are looked at again in the update itself. Rows: id, status, lane_id, dispatch_id, credential_id, model, and to tell
+    of it: key_id, endpoint, calls, started_at, ended_at, request_id, traceparent.
     """
     rows = session.execute(_REAP, {"most": most, "error": _json(LOST), "expected": _json({"reason": "lost"})}).all()
     waiting = [(row.lane_id, row.start_tag) for row in rows if row.status == Status.QUEUED]
@@ -220,7 +221,10 @@ def key_of(session: Session, job_id: UUID) -> int | None:
 
 
 def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
-    """Jobs that waited longer than they may are expired. Rows: id."""
+    """Jobs that waited longer than they may are expired.
+
+    Rows: id, and to tell of it: key_id, lane_id, calls, created_at, request_id, traceparent.
+    """
     rows = session.execute(_EXPIRE, {"most": most, "error": _json(EXPIRED)}).all()
     conversation.let_next(session, [row.conversation_id for row in rows if not row.held])
     return rows
@@ -276,7 +280,7 @@ _CLAIM = text(f"""
     SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
            mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.max_attempts, mine.on_lost, mine.conversation_id, mine.credential_id,
-           mine.turn, mine.since_turn, mine.history_tokens, mine.attachments,
+           mine.turn, mine.since_turn, mine.history_tokens, mine.attachments, mine.request_id, mine.traceparent,
            credential.base_url, credential.secret, credential.parked_at IS NOT NULL AS is_probe,
            extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s, {outbox.DUE}
     FROM mine JOIN credential ON credential.id = mine.credential_id
@@ -380,7 +384,8 @@ _REAP = text(f"""
             failures = failures + 1, lost_dispatch_id = dispatch, dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         FROM lost WHERE job.id = lost.id AND job.status = 'running' AND job.dispatch_id = dispatch AND job.lease_until < clock_timestamp()
         RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id,
-                  job.credential_id, job.model, job.key_id, job.webhook_url, job.ended_at, job.flow, job.reserved_microusd
+                  job.credential_id, job.model, job.key_id, job.webhook_url, job.ended_at, job.flow, job.reserved_microusd,
+                  job.endpoint, job.calls, job.started_at, job.request_id, job.traceparent
     ), {ledger.of_lost("back")}, flagged AS (
         UPDATE attempt SET outcome = 'unknown', ended_at = clock_timestamp() FROM back
         WHERE attempt.dispatch_id = back.dispatch_id AND attempt.outcome = 'running'
@@ -411,9 +416,10 @@ _EXPIRE = text(f"""
     ), ended AS (
         UPDATE job SET status = 'expired', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
         FROM late WHERE job.id = late.id AND job.status = 'queued'
-        RETURNING job.id, job.status, job.seq, job.conversation_id, job.held, job.ended_at, job.key_id, job.webhook_url
+        RETURNING job.id, job.status, job.seq, job.conversation_id, job.held, job.ended_at, job.key_id, job.webhook_url,
+                  job.lane_id, job.calls, job.created_at, job.request_id, job.traceparent
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.expired', ended_at FROM ended
     ), {outbox.of("ended")}
-    SELECT id, conversation_id, held FROM ended
+    SELECT * FROM ended
 """)

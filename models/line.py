@@ -41,7 +41,8 @@ class Order:
     reserved_microusd: what one call may cost at most, 0: it is free, None: no price is known, or the key has no budget.
     content_type: of the request, None: JSON. streamed: the upstream is asked for a stream. wants_urls: pictures are answered as
     links. fingerprint, reader: of a caller that waits on an open connection (models/reader.py). attachments: of its conversation.
-    turn_tokens: what its question weighs in a conversation's history, without them; None: it is no part of one.
+    turn_tokens: what its question weighs in a conversation's history, without them; None: it is no part of one. request_id, traceparent:
+    of the request that brings it, and of the span that tells of that.
     """
 
     key: Key
@@ -68,6 +69,8 @@ class Order:
     reader: UUID | None = None
     attachments: tuple[UUID, ...] = ()
     turn_tokens: int | None = None
+    request_id: UUID | None = None
+    traceparent: str | None = None
 
     @property
     def cost(self) -> float:
@@ -113,7 +116,8 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
             "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
             "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
             "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
-            "fingerprint": order.fingerprint, "reader": order.reader, "counted_most": COUNTED_MOST,
+            "fingerprint": order.fingerprint, "reader": order.reader, "request_id": order.request_id, "traceparent": order.traceparent,
+            "counted_most": COUNTED_MOST,
             "key_most": settings().max_queued_per_key, "lane_most": _lane_most() or 0,
         },
     ).one()  # fmt: skip
@@ -330,14 +334,15 @@ _JOIN = text(f"""
         INSERT INTO job (
             id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, reserved_microusd, endpoint, model,
             request, conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of,
-            content_type, streamed, wants_urls, fingerprint, reader, attachments, turn_tokens, since_turn, history_tokens
+            content_type, streamed, wants_urls, fingerprint, reader, attachments, turn_tokens, since_turn, history_tokens,
+            request_id, traceparent
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
                greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
                :share / moved.weight, :cost, :tokens, :images, :reserved, :endpoint, :model, :request, :conversation_id, :turn,
                :timeout_s, :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in,
                :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader,
-               CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens
+               CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens, :request_id, :traceparent
         FROM moved, line RETURNING id, start_tag, created_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined

@@ -1,4 +1,8 @@
-"""The log: one JSON line per event, on stderr, from which anything that looks like a key has been struck."""
+"""The log: one JSON line per event, on stderr, from which anything that looks like a key has been struck.
+
+What a request or a job is about (`job`, `lane`, `key`, `attempt`, `request_id`, `trace_id`) is said once, where it becomes known, and
+stands in every line of that thread or greenlet from then on: ids of ours, never what somebody sent.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ import json
 import logging
 import logging.config
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +25,35 @@ _SECRETS = (
 )
 # Two lines a job between them; the job's own events are in Postgres.
 _TALKATIVE = ("httpx2", "httpcore2", "openai", "kombu", "amqp", "celery.worker.strategy", "celery.app.trace")
+_JSON = json.JSONEncoder(default=str)
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+# What each secret of the list above has somewhere. Not a pattern: that would take ten times as long as all else that makes a line.
+_SUSPECT = ("sk-", "ns-", "gw-", "bearer", "basic", "whsec_", "://", "key=", "access_token=", "signature=")
+_about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
+
+
+def begin(**about: object) -> None:
+    """Lines of this thread or greenlet are about this from now on, and about nothing of before."""
+    _about.set(_known(about))
+
+
+def add(**about: object) -> None:
+    """And about this; None takes nothing away. Without effect where nothing was begun."""
+    begun = _about.get()
+    if begun is not None:
+        begun.update(_known(about))
+
+
+@contextmanager
+def about(**about: object) -> Iterator[None]:
+    """Inside, lines are about this; afterwards about what they were before."""
+    token = _about.set(_known(about))
+    try:
+        yield
+    finally:
+        _about.reset(token)
 
 
 def redact(text: str) -> str:
@@ -28,35 +63,21 @@ def redact(text: str) -> str:
     return text
 
 
-class Redaction(logging.Filter):
-    """No handler behind this one sees a secret: in the message, its arguments, the fields or the traceback."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
-        if record.exc_info and not record.exc_text:
-            record.exc_text = logging.Formatter().formatException(record.exc_info)
-        if record.exc_text:
-            record.exc_text, record.exc_info = redact(record.exc_text), None
-        for name, value in vars(record).items():
-            if name not in _ORDINARY and value is not None:
-                setattr(record, name, _redact_field(value))
-        return True
-
-
 class Lines(logging.Formatter):
-    """One JSON object a line: at, level, logger, event, and the fields given as `extra`."""
+    """One JSON object a line: at, level, logger, event, what the thread is about, and the fields given as `extra`; without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-        }
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"at": at, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()}
+        line |= _about.get() or {}
         line |= {name: value for name, value in vars(record).items() if name not in _ORDINARY and value is not None}
         if record.exc_info or record.exc_text:
             line["traceback"] = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]  # one of both is there
-        return json.dumps(line, default=str)
+        said = _JSON.encode(line)
+        small = said.lower()
+        if any(sign in small for sign in _SUSPECT):
+            return _JSON.encode({name: _redact_field(value) for name, value in line.items()})
+        return said
 
 
 def config(level: str) -> dict[str, Any]:
@@ -64,9 +85,8 @@ def config(level: str) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"redaction": {"()": "models.logs.Redaction"}},
         "formatters": {"lines": {"()": "models.logs.Lines"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "filters": ["redaction"], "formatter": "lines"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
         "root": {"level": level.upper(), "handlers": ["stderr"]},
         "loggers": {name: {"level": "WARNING"} for name in _TALKATIVE},
     }
@@ -75,6 +95,10 @@ def config(level: str) -> dict[str, Any]:
 def configure(level: str) -> None:
     """This process logs so from now on."""
     logging.config.dictConfig(config(level))
+
+
+def _known(about: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in about.items() if value is not None}
 
 
 def _redact_field(value: object) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -51,7 +52,8 @@ def free_slots(session: Session, *, seen_within_s: float) -> int:
 def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequence[Any]:
     """Lanes that are woken or due, ours for CLAIM_S.
 
-    Rows: id, pool_id, pool (its name), model, virtual_time, low_water, has_caps (of anybody).
+    Rows: id, pool_id, pool (its name), model, virtual_time, low_water, blocked_by (as last concluded), has_caps
+    (of anybody).
     """
     return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
 
@@ -64,7 +66,8 @@ def held_for_a_moment(session: Session, lane_ids: Sequence[int]) -> bool:
 def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[cap.Room] = ()) -> Sequence[Any]:
     """The first `most` jobs of each lane, in order; those that a cap in `rooms` stops altogether are passed over.
 
-    Rows: id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at.
+    Rows: id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, request_id,
+    traceparent.
     """
     if not lanes:
         return []
@@ -88,6 +91,11 @@ def admit(session: Session, admissions: Sequence[Admission]) -> set[UUID]:
         },
     )
     return {row.dispatch_id for row in rows}
+
+
+def waiting_since(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, datetime]:
+    """Since when each of these jobs, which have been called before, stands in line again."""
+    return {row.job_id: row.at for row in session.execute(_WAITING_SINCE, {"jobs": list(job_ids)})}
 
 
 def settle(session: Session, lanes: Sequence[Settled]) -> None:
@@ -156,7 +164,7 @@ _CLAIM_LANES = text("""
         ORDER BY wake_at NULLS LAST LIMIT :most FOR UPDATE SKIP LOCKED
     ))
     RETURNING id, pool_id, (SELECT name FROM pool WHERE pool.id = lane.pool_id) AS pool, model, virtual_time, low_water,
-              EXISTS (SELECT FROM cap) AS has_caps
+              blocked_by, EXISTS (SELECT FROM cap) AS has_caps
 """)
 _FREE = text("""
     SELECT EXISTS (
@@ -167,8 +175,9 @@ _FREE = text("""
 _HEAD = """
     SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)
     CROSS JOIN LATERAL (
-        SELECT id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at FROM job
-        WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
+        SELECT id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls,
+               request_id, traceparent
+        FROM job WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
         AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp())
         {but} ORDER BY start_tag, id LIMIT :most
     ) AS head
@@ -185,6 +194,9 @@ _ADMIT = text("""
         SELECT FROM lane JOIN pool ON pool.id = lane.pool_id JOIN credential ON credential.id = given.credential_id
         WHERE lane.id = job.lane_id AND coalesce(lane.paused_at, pool.paused_at, credential.paused_at, credential.retired_at) IS NOT NULL
     ) RETURNING job.dispatch_id
+""")
+_WAITING_SINCE = text("""
+    SELECT job_id, max(at) AS at FROM job_event WHERE job_id = ANY(:jobs) AND type = 'job.queued' GROUP BY job_id
 """)
 _SETTLE = text("""
     WITH locked AS MATERIALIZED (SELECT id FROM lane WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR UPDATE)

@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     # Where the processes of one program count together; made by the program itself
     metrics_folder: Path | None = Field(None, validation_alias=AliasChoices("PROMETHEUS_MULTIPROC_DIR", "metrics_folder"))
 
+    # Traces: OpenTelemetry's own variables. With an address, spans go there as OTLP over HTTP; without, nothing of it is loaded.
+    otlp_endpoint: str = Field("", validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"))
+    otlp_traces_endpoint: str = Field("", validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp_traces_endpoint"))
+    otel_sdk_disabled: str = Field("", validation_alias=AliasChoices("OTEL_SDK_DISABLED", "otel_sdk_disabled"))
+    otel_traces_exporter: str = Field("", validation_alias=AliasChoices("OTEL_TRACES_EXPORTER", "otel_traces_exporter"))
+
     # The line
     max_queued_per_lane: int = Field(200_000, ge=1)
     max_queued_per_key: int = Field(10_000, ge=1)
@@ -196,6 +202,12 @@ class Settings(BaseSettings):
         if self.heartbeat_s * 3 > self.lease_s:
             raise ValueError("NOWSERVING_HEARTBEAT_S must be at most a third of NOWSERVING_LEASE_S")
         return self
+
+    @property
+    def has_traces(self) -> bool:
+        """Whether spans are wanted, and where to is said."""
+        is_off = self.otel_sdk_disabled.strip().lower() == "true" or self.otel_traces_exporter.strip().lower() == "none"
+        return bool(self.otlp_endpoint.strip() or self.otlp_traces_endpoint.strip()) and not is_off
 
     def secrets(self) -> tuple[bytes, ...]:
         """The keys that encrypt what is stored, newest first. Raises ValueError when there is none."""

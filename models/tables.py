@@ -203,6 +203,8 @@ job = Table(
     Column("metadata", JSONB),
     Column("webhook_url", Text),
     Column("retry_of", Uuid, comment="the ended job that this one repeats"),
+    Column("request_id", Uuid, comment="of the request that brought it: X-Request-Id, without req_"),
+    Column("traceparent", Text, comment="W3C: of its span `submit`; null: traces were off"),
     # who waits for it on an open connection
     Column("fingerprint", LargeBinary, comment="of a request that waits: by it a client's own retry is recognised"),
     Column("reader", Uuid, comment="the connection that waits for the answer now"),

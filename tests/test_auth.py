@@ -120,7 +120,6 @@ def test_a_prompt_is_never_logged_even_when_the_statement_fails(caller: Caller, 
 def test_the_log_strikes_out_whatever_looks_like_a_key() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.addFilter(logs.Redaction())
     handler.setFormatter(logs.Lines())
     log = logging.getLogger("tests.redaction")
     log.addHandler(handler)
@@ -129,11 +128,11 @@ def test_the_log_strikes_out_whatever_looks_like_a_key() -> None:
     try:
         raise ValueError("redis://:hunter2@host and sk-abc-DEF_123")
     except ValueError:
-        log.exception("a %s and %s", "Bearer Tok3n", {"k": "ns-issued123"}, extra={"job_id": "job_1", "sent": ["whsec_abc/+="]})
+        log.exception("a %s and %s", "Bearer Tok3n", {"k": "ns-issued123"}, extra={"job": "job_1", "sent": ["whsec_abc/+="]})
 
     line = json.loads(stream.getvalue())
     assert [] == [secret for secret in secrets if secret in stream.getvalue()]
-    assert ("job_1", "error") == (line["job_id"], line["level"])
+    assert ("job_1", "error") == (line["job"], line["level"])
     assert "ValueError" in line["traceback"]
 
 

@@ -40,7 +40,7 @@ def test_what_is_needed_is_what_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = {
         "dev.txt": [*project["dependencies"], *chain(*project["optional-dependencies"].values())],
-        "runtime.txt": project["dependencies"],
+        "runtime.txt": [*project["dependencies"], *project["optional-dependencies"]["otel"]],
     }
     for name, needed in groups.items():
         pinned = set(re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==", (ROOT / "requirements" / name).read_text(), re.MULTILINE))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, secret, turn, usage
+from models import artifact, crash, db, job, marks, secret, turn, usage, view
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
@@ -53,44 +53,53 @@ class Ending:
     is_turn: bool = False
 
 
-def write(ending: Ending) -> None:
-    """The ending is stored, or in the spool when Postgres stays away. Waiters are told after the commit."""
+def write(ending: Ending) -> Usage | None:
+    """The ending is stored, or in the spool when Postgres stays away. Waiters are told after the commit.
+
+    Returns what the answer used, None where it is not known: of what is no answer, or was spooled.
+    """
     deadline = time.monotonic() + TRY_S
     while True:
         try:
-            commit(ending)
-            return
+            return commit(ending)
         except Unavailable:
             if time.monotonic() > deadline:
                 spool(ending)
-                return
+                return None
             time.sleep(PAUSE_S)
 
 
-def commit(ending: Ending) -> None:
-    """One transaction with the result, the usage, its price, the pictures, the event and the next turn; then the wake-ups."""
+def commit(ending: Ending) -> Usage | None:
+    """One transaction with the result, the usage, its price, the pictures, the event and the next turn; then the wake-ups.
+
+    Returns what the answer used, where it is one.
+    """
     crash.at("worker.before_finish")
     ending, pictures = _cut(ending)
     due: Sequence[str] | None = None
+    used: Usage | None = None
     if ending.result is None:
         with db.begin() as session:
             took = job.put_back(
                 session, ending.job_id, ending.dispatch_id, ending.finding, delay_s=ending.delay_s, counts=ending.counts, why=ending.why
             )
     else:
-        row = _finish(ending, ending.result, pictures)
+        used, finding = _used(ending, ending.result)
+        row = _finish(ending, ending.result, pictures, used, finding)
         took, due = row is not None, row.due if row is not None else None
     crash.at("worker.after_finish")
     counting.ended(ending)
     if not took:
         log.warning(
-            "too late: the job went on without this attempt", extra={"job_id": str(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
+            "too late: the job went on without this attempt",
+            extra={"job": view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)},
         )
     # Who may go now: the job again, or its conversation's next turn.
     moves = ending.result is None or ending.is_turn
     wake.served(
         ending.job_id, "ended" if ending.result else "queued", lane_id=ending.lane_id if moves else None, receivers=due or ()
     )  # fmt: skip
+    return used
 
 
 def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
@@ -103,8 +112,7 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
-def _finish(ending: Ending, result: Result, pictures: Sequence[Picture]) -> Any | None:
-    used, finding = _used(ending, result)
+def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: Usage | None, finding: Finding) -> Any | None:
     if not ending.is_turn and not pictures:
         with db.once() as session:
             row = job.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
@@ -140,7 +148,8 @@ def spool(ending: Ending) -> Path:
         file.flush()
         os.fsync(file.fileno())
     part.rename(final)
-    log.warning("answer kept on disk until Postgres is back", extra={"job_id": str(ending.job_id), "dispatch_id": str(ending.dispatch_id)})
+    about = {"job": view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
+    log.warning("answer kept on disk until Postgres is back", extra=about)
     return final
 
 

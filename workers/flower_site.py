@@ -105,7 +105,7 @@ def cancel(job_id: UUID, by: str) -> str | None:
     if done is None:
         return f"{view.public_id(job_id)} has ended already, or is being cancelled"
     is_ended = done.status == Status.CANCELLED
-    log.info("cancelled in Flower", extra={"job_id": str(job_id), "status": done.status})
+    log.info("cancelled in Flower", extra={"job": view.public_id(job_id), "status": done.status})
     wake.job(job_id, "cancelled" if is_ended else "cancelling")
     if is_ended:
         wake.line(done.lane_id, cancelled=job_id)

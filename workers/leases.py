@@ -9,7 +9,7 @@ from uuid import UUID
 
 import redis
 
-from models import db, job
+from models import db, job, view
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import wake
@@ -71,7 +71,7 @@ class Leases:
             return
         for dispatch_id, one in held.items():
             if dispatch_id not in alive and self._holds(dispatch_id):
-                log.warning("lease lost", extra={"job_id": str(one.job_id), "dispatch_id": str(dispatch_id)})
+                log.warning("lease lost", extra={"job": view.public_id(one.job_id), "dispatch_id": str(dispatch_id)})
             elif alive.get(dispatch_id):
                 one.call.abort()
         self._renew_slots(held)

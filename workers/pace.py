@@ -21,6 +21,7 @@ from workers.limiter import Limiter, Meter, Report
 from workers.places import Places
 from workers.ring import Ring
 from workers.rounds import Rounds
+from workers.waits import Waits, gave_up
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Pacer:
         self._ring = ring
         self._bell = bell
         self._rounds = Rounds()
+        self._waits = Waits()
         self._last_finish: dict[int, float] = {}
         self._seen_most = 0
         #: In monotonic seconds: the last step that was taken, and the last that was tried.
@@ -85,6 +87,8 @@ class Pacer:
                 self._bell.conclude(at_rest=(), waiting=woken, capped=(), is_short=True)
             return self._rest_s(free, unseen)
         crash.at("pacer.after_claim_lanes")
+        for lane in lanes:
+            self._waits.note(lane.id, lane.blocked_by)
         queues: dict[int, list[Any]] = {lane.id: [] for lane in lanes}
         for head in heads:
             queues[head.lane_id].append(head)
@@ -131,9 +135,13 @@ class Pacer:
                 later[number] = 0.0  # behind those that were passed over there may be others
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
             marked = pacing.admit(session, allowed)
+            going = [heads[one.job_id] for one in allowed if one.dispatch_id in marked]
+            again = [head.id for head in going if head.calls]
+            since = pacing.waiting_since(session, again) if again else {}
             if rooms:
                 cap.note(session, {one.dispatch_id: heads[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
             pacing.settle(session, settled)
+        admitted_ns = time.time_ns()
         self._bell.conclude(
             at_rest=[one.lane_id for one in settled if one.wake_in_s is None],
             waiting=[one.lane_id for one in settled if one.wake_in_s is not None],
@@ -148,6 +156,9 @@ class Pacer:
             if one.dispatch_id in marked:
                 counting.admitted(heads[one.job_id].lane_id, bound[one.dispatch_id].model)
         self._ring_all([one for one in admissions if one.dispatch_id in marked], bound, titles)
+        # After the doorbells: nobody waits for what is said here.
+        self._waits.tell(going, {one.job_id: one.credential_id for one in allowed}, since, over_ns=admitted_ns)
+        self._waits.conclude(settled)
         self._give_back([one.dispatch_id for one in admissions if one.dispatch_id not in marked], bound)
         return settled
 
@@ -180,8 +191,11 @@ class Pacer:
         if doomed or probing:
             with db.begin() as session:
                 parking.probed(session, sorted(probing))
-                for job_id, error in doomed.items():
-                    job.refuse(session, job_id, error=error)
+                refused = [job_id for job_id, error in doomed.items() if job.refuse(session, job_id, error=error)]
+                since = pacing.waiting_since(session, refused) if refused else {}
+            heads = {head.id: head for jobs in wanted.values() for head in jobs}
+            for job_id in refused:
+                gave_up(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id]["code"]))
         for job_id in doomed:
             wake.job(job_id, "ended")
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import redis
 
-from models import logs
+from models import logs, trace
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import exposition, wake
@@ -35,6 +35,7 @@ STUCK_S = 60.0
 def main() -> None:
     """Runs until SIGTERM or SIGINT; ends with 1 when one of its threads has died."""
     logs.configure(settings().log_level)
+    trace.start("nowserving-pacer")
     stop, bell, announcer = threading.Event(), Bell(), Announcer()
     limiter = Limiter(wake.client())
     pacer = Pacer(limiter=limiter, ring=CeleryRing(), bell=bell)
@@ -56,6 +57,7 @@ def main() -> None:
             sys.exit(1)
     for thread in threads[:3]:
         thread.join(5)
+    trace.stop()
 
 
 def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threading.Event) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, pricing
+from models import crash, db, job, logs, pricing, view
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
@@ -20,6 +20,7 @@ from workers.limiter import Learned, Limiter, Meter, Report
 from workers.openai_client import Aborted, Answer, Lost, NotSent, send
 from workers.relay import Relay
 from workers.retry import Next, Verdict
+from workers.telling import Telling
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,18 @@ class Work:
     meter: Meter
     call: Call
     relay: Relay
+    telling: Telling
 
     def done(self, finding: Finding, result: Result) -> Ending:
         """It ends so."""
         row = self.row
+        self.telling.found(finding)
         return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None)
 
     def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "") -> Ending:
         """It waits again."""
         row = self.row
+        self.telling.found(finding, why=why)
         return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why)
 
 
@@ -58,22 +62,27 @@ class Processor:
 
     def serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
+        with logs.about(job=view.public_id(job_id)):
+            self._serve(job_id, dispatch_id)
+
+    def _serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         began = time.monotonic()
         crash.at("worker.before_claim")
         try:
             with db.once() as session:
                 row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s)
         except Unavailable:
-            log.warning("claim failed: Postgres is away; the job goes back to the line by itself", extra={"job_id": str(job_id)})
+            log.warning("claim failed: Postgres is away; the job goes back to the line by itself")
             return
         if row is None:
             self._give_back(job_id, dispatch_id)
             return
         crash.at("worker.after_claim")
+        telling = Telling(row)
         counting.claimed(row)
         if row.due:
             wake.receivers(row.due)
-        work = Work(row, Meter(row.credential_id, row.model), Call(deadline=time.monotonic() + row.timeout_s), Relay(row))
+        work = Work(row, Meter(row.credential_id, row.model), Call(deadline=time.monotonic() + row.timeout_s), Relay(row), telling)
         self._leases.add(dispatch_id, Held(job_id=job_id, meter=work.meter, call=work.call))
         try:
             whole = _complete(work)
@@ -84,12 +93,13 @@ class Processor:
                 self._run(whole or work)
         except Exception as error:
             # A border: the job must not wait for its lease to run out, nor count as called when it was not.
-            log.exception("a job could not be processed", extra={"job_id": str(job_id), "dispatch_id": str(dispatch_id)})
+            log.exception("a job could not be processed", extra={"dispatch_id": str(dispatch_id)})
             self._release(work.meter, row, Report(sent=work.call.is_sent))
             _fail_or_again(work, retry.broken(error, is_sent=work.call.is_sent), answer=None)
         finally:
             self._leases.drop(dispatch_id)
             work.relay.end()
+            telling.end()
             counting.served(row, seconds=time.monotonic() - began)
 
     def _why_not(self, work: Work, *, began: float) -> str:
@@ -136,7 +146,7 @@ class Processor:
         if verdict.next == Next.SUCCEED:
             finding = Finding(verdict.outcome, answer.status, _request_id(answer))
             result = Result(Status.SUCCEEDED, http_status=answer.status, response=answer.body, transcript=work.relay.transcript)
-            ending.write(work.done(finding, result))
+            work.telling.used(ending.write(work.done(finding, result)))
         else:
             _fail_or_again(work, verdict, answer=answer)
 

@@ -75,4 +75,4 @@ class Relay:
         return True
 
     def _said(self) -> dict[str, str]:
-        return {name: str(value) for name, value in self._ids.items()}
+        return {"dispatch_id": str(self._ids["dispatch_id"])}

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import crash, db, fleet, job, lane_care, meter, pacing, reader, retention
+from models import crash, db, fleet, job, lane_care, meter, pacing, reader, retention, view
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
-from workers import wake
+from workers import telling, waits, wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Limits, Meter, Report
 
@@ -72,8 +72,11 @@ class Sweep:
             self._cancel_abandoned()
         with db.begin() as session:
             expired = job.expire(session)
+            since = pacing.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
             forgotten = pacing.find_forgotten(session)
         self._tell(expired, "ended")
+        for row in expired:
+            waits.gave_up(row, since.get(row.id, row.created_at), why=job.Status.EXPIRED)
         for lane_id in forgotten:
             self._bell.ring(lane_id)
         if self._is_due("figures", FIGURES_EVERY_S, now):
@@ -133,7 +136,7 @@ class Sweep:
         if lost:
             crash.at("sweep.mid_reap")
         for row in lost:
-            log.warning("lease ran out", extra={"job_id": str(row.id), "status": row.status})
+            telling.lost(row)
         self._free(lost, Report())
         self._tell(lost, "ended")
 
@@ -146,7 +149,10 @@ class Sweep:
                 done = job.cancel(session, left[0].id, left[0].key_id) if left else None
             if done is None:
                 return
-            log.info("cancelled: its caller went away", extra={"job_id": str(done.id), "status": done.status})
+            log.info(
+                "cancelled: its caller went away",
+                extra={"job": view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status},
+            )
             is_ended = done.status == job.Status.CANCELLED
             wake.job(done.id, "cancelled" if is_ended else "cancelling")
             if is_ended:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import logs, reach
+from models import logs, reach, trace
 from models.settings import settings
 from workers import life
 from workers.app import WEBHOOK_NAME, app
@@ -38,6 +38,7 @@ def run(delivery_id: str, ticket: str) -> None:
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _log(**_: Any) -> None:
     logs.configure(settings().log_level)
+    trace.start("nowserving-webhooks")
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
@@ -55,3 +56,4 @@ def _drain(**_: Any) -> None:
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _leave(**_: Any) -> None:
     _stop.set()
+    trace.stop()

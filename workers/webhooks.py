@@ -14,12 +14,13 @@ from uuid import UUID, uuid4
 from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
-from models import crash, db, delivery, ids, schedule
+from models import crash, db, delivery, ids, logs, schedule, trace, view
 from models.delivery import Attempt, Claimed
 from models.delivery_log import PREFIX
 from models.errors import Unavailable
 from models.settings import settings
-from workers import counting, egress, headers, wake
+from models.trace import Kind, Span
+from workers import counting, egress, headers, telling, wake
 from workers.egress import Refused, Reply, Unreachable
 
 log = logging.getLogger(__name__)
@@ -49,25 +50,30 @@ class Sender:
             with db.begin() as session:
                 one = delivery.claim(session, delivery_id, ticket, lease_s=_lease_s())
         except Unavailable:
-            log.warning("claim failed: Postgres is away; the delivery waits again by itself", extra={"delivery_id": str(delivery_id)})
+            about = {"delivery": ids.show(PREFIX, delivery_id)}
+            log.warning("claim failed: Postgres is away; the delivery waits again by itself", extra=about)
             return
         until = time.monotonic() + CHAIN_S
         while one is not None:
-            crash.at("webhook.after_claim")
-            attempt, wait_s = self._send(one)
-            crash.at("webhook.after_send")
-            one = self._settle(one, attempt, wait_s=wait_s, may_go_on=time.monotonic() < until)
+            with logs.about(**_about(one)):
+                crash.at("webhook.after_claim")
+                span = trace.go_on("webhook", one.traceparent, kind=Kind.CLIENT)
+                attempt, wait_s = self._send(one, traceparent=span.traceparent)
+                _end(span, one, attempt)
+                crash.at("webhook.after_send")
+                one = self._settle(one, attempt, wait_s=wait_s, may_go_on=time.monotonic() < until)
 
-    def _send(self, one: Claimed) -> tuple[Attempt, float | None]:
+    def _send(self, one: Claimed, *, traceparent: str | None) -> tuple[Attempt, float | None]:
         """What came of sending it once, and how long the receiver asked to wait."""
         began = time.monotonic()
         try:
             reply = egress.post(
-                one.url, headers=_headers(one), body=one.payload, timeout_s=settings().webhook_timeout_s, resolver=self._resolver
-            )
+                one.url, headers=_headers(one, traceparent), body=one.payload, timeout_s=settings().webhook_timeout_s,
+                resolver=self._resolver,
+            )  # fmt: skip
         except Unreachable as error:
             if isinstance(error, Refused):
-                log.warning("webhook refused", extra={"delivery_id": str(one.id), "key_id": one.key_id, "why": error.detail})
+                log.warning("webhook refused", extra={"why": error.detail})
             return Attempt(has_arrived=False, duration_ms=_since_ms(began), error=str(error)), None
         wait_ms = headers.retry_after_ms(reply.headers, most_ms=int(schedule.RETRY_AFTER_MOST_S * 1000))
         return _judge(reply, duration_ms=_since_ms(began)), None if wait_ms is None else wait_ms / 1000
@@ -88,7 +94,7 @@ class Sender:
         try:
             settled, following = _patiently(commit)
         except Unavailable:
-            log.warning("outcome lost: Postgres is away; the delivery is sent again", extra={"delivery_id": str(one.id)})
+            log.warning("outcome lost: Postgres is away; the delivery is sent again")
             return None
         crash.at("webhook.after_finish")
         _report(one, attempt, settled)
@@ -103,9 +109,11 @@ def sign(secrets: list[str], *, message_id: str, at: datetime, payload: bytes) -
     return " ".join(Webhook(secret).sign(message_id, at, payload.decode()) for secret in secrets)
 
 
-def _headers(one: Claimed) -> dict[str, str]:
+def _headers(one: Claimed, traceparent: str | None) -> dict[str, str]:
     now, message_id = datetime.now(UTC), ids.show(PREFIX, one.id)
+    traced = {"traceparent": traceparent} if traceparent else {}
     return {
+        **traced,
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
         "webhook-id": message_id,
@@ -129,13 +137,32 @@ def _judge(reply: Reply, *, duration_ms: int) -> Attempt:
 
 def _report(one: Claimed, attempt: Attempt, settled: delivery.Settled | None) -> None:
     counting.sent(has_arrived=attempt.has_arrived, http_status=attempt.http_status)
-    about = {"delivery_id": str(one.id), "receiver": one.receiver, "key_id": one.key_id}
+    about = {"receiver": one.receiver, "key": one.key_id}
     if settled is None:
         log.warning("too late: the delivery went on without this attempt", extra=about)
-    elif not attempt.has_arrived:
-        log.info("webhook did not arrive", extra={**about, "why": attempt.error, "attempts": one.attempts, "status": settled.status})
+    else:
+        went = {"http_status": attempt.http_status, "ms": attempt.duration_ms, "why": attempt.error, "status": settled.status}
+        log.info("webhook arrived" if attempt.has_arrived else "webhook did not arrive", extra={**about, **went})
     if settled is not None and settled.disabled:
         log.error("webhook endpoint disabled", extra={**about, "reason": settled.disabled})
+
+
+def _about(one: Claimed) -> dict[str, object]:
+    """What log lines say of it: of the job too, where it tells of one. attempt: of sending."""
+    job_id = view.public_id(one.job_id) if one.job_id else None
+    return {"job": job_id, "attempt": one.attempts, **telling.about(one), "delivery": ids.show(PREFIX, one.id)}
+
+
+def _end(span: Span, one: Claimed, attempt: Attempt) -> None:
+    """The span `webhook` is over: where it went to and what came back, not what was sent."""
+    if span.is_recorded:
+        span.set({
+            "http.request.method": "POST", "http.response.status_code": attempt.http_status, **trace.address(one.url),
+            "nowserving.job": view.public_id(one.job_id) if one.job_id else None, "nowserving.lane": one.lane_id,
+            "nowserving.key": one.key_id, "nowserving.delivery": ids.show(PREFIX, one.id), "nowserving.event": one.event_type,
+            "nowserving.attempt": one.attempts,
+        })  # fmt: skip
+    span.end(error=None if attempt.has_arrived else str(attempt.http_status or "unreachable"))
 
 
 def _patiently(step: Callable[[], T]) -> T:
