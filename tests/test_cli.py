@@ -113,7 +113,8 @@ def test_one_job_of_anybody_is_moved_stopped_and_asked_again() -> None:
     again = read("retry", job_id)
     assert ("queued", 2) == (again["status"], again["position"])
     assert job_id != again["id"]
-    assert "already cancelled" in say("stop", job_id, ok=False).output
+    assert "cancelled" == read("stop", job_id)["status"], "twice is as good as once"
+    assert "can be tried again" in say("retry", str(again["id"]), ok=False).output
     assert "queued" == row(first).status
 
 
