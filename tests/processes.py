@@ -136,12 +136,16 @@ class Stack:
 
     def worker(self, *, threads: int = 8, crash: str = "", **settings: object) -> Process:
         """One Celery worker process that takes jobs from now on."""
+        started = self.coming_worker(threads=threads, crash=crash, **settings)
+        self.wait_reports(started.name, of=started)
+        return started
+
+    def coming_worker(self, *, threads: int = 8, crash: str = "", **settings: object) -> Process:
+        """One Celery worker process that has only been started."""
         name = f"worker-{os.getpid()}-{next(self._numbers)}"
         argv = ["celery", "--app", "workers.tasks", "worker", "--pool", "threads", "--concurrency", str(threads), "--queues", QUEUE]
         argv += ["--hostname", f"{name}@%h", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
-        started = self._start(name, argv, crash=crash, worker_threads=threads, **settings)
-        self.wait_reports(name, of=started)
-        return started
+        return self._start(name, argv, crash=crash, worker_threads=threads, **settings)
 
     def sender(self, *, threads: int = 16, crash: str = "", **settings: object) -> Process:
         """One Celery process that sends webhooks from now on."""

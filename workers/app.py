@@ -55,6 +55,8 @@ app.conf.update(
     task_publish_retry=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
+    # Redis that is out of memory, or read-only for a moment, is no reason to end either.
+    broker_channel_error_retry=True,
     broker_connection_timeout=2,
     broker_pool_limit=10,
     broker_transport_options={

@@ -232,6 +232,22 @@ def test_doorbells_may_be_lost_and_repeated(stack: Stack, valkey: Valkey, happen
     expect_each_called_once(stack, jobs)
 
 
+def test_a_worker_that_starts_while_redis_is_full_waits_for_room(stack: Stack, valkey: Valkey) -> None:
+    for worker in alive(stack, "worker-"):
+        worker.stop()
+    with redis.Redis.from_url(valkey.url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            coming = stack.coming_worker(threads=THREADS)
+            until(lambda: coming.said().count("command not allowed when used memory") >= 3, what="a worker that tries again and again")
+        finally:
+            client.config_set("maxmemory", 0)
+    jobs = load(stack, "no-room", 3)
+
+    expect_each_called_once(stack, jobs)
+    assert [coming] == alive(stack, "worker-")
+
+
 def _spooled(stack: Stack) -> list[Path]:
     return list((stack.folder / "data" / "spool").glob("*.ending"))
 
