@@ -7,15 +7,28 @@ from uuid import UUID
 
 from api import doorbell, spans
 from models import crash, db, idempotency, line, logs, trace, view
-from models.line import Order
+from models.line import Joined, Order
+from models.view import JsonObject
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """is_replayed: an earlier request with the same Idempotency-Key made this job."""
+    """joined: how it came into the line; None: an earlier request with the same Idempotency-Key made this job."""
 
     job_id: UUID
-    is_replayed: bool
+    joined: Joined | None
+
+    @property
+    def is_replayed(self) -> bool:
+        return self.joined is None
+
+    def shown(self, order: Order, *, origin: str) -> JsonObject:
+        """The job object. order: what was accepted."""
+        if self.joined is not None and self.joined.place is not None:
+            return view.show_joined(order, self.joined, job_id=self.job_id)
+        # Not in the transaction that accepted it: that one holds its flow's row, for which the next submit of this user waits.
+        with db.autocommit() as session:
+            return view.show(session, view.find(session, self.job_id, order.key.id), origin=origin)
 
 
 def accept(order: Order, *, token: str | None, said: bytes) -> Accepted:
@@ -34,15 +47,16 @@ def accept(order: Order, *, token: str | None, said: bytes) -> Accepted:
 
 def _accept(order: Order, *, lane_id: int, token: str | None, said: bytes) -> Accepted:
     wanted = line.new_id()
+    joined = None
     with db.begin() as session:
         job_id = wanted
         if token is not None:
             job_id = idempotency.first_or_earlier(session, order.key.id, token, body=said, job_id=wanted)
         if job_id == wanted:
-            line.join(session, order, job_id=job_id)
+            joined = line.join(session, order, job_id=job_id)
         crash.at("api.before_commit")
     crash.at("api.after_commit")
-    if job_id == wanted:
+    if joined is not None:
         doorbell.joined(job_id, lane_id=lane_id)
     crash.at("api.before_reply")
-    return Accepted(job_id, is_replayed=job_id != wanted)
+    return Accepted(job_id, joined)

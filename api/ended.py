@@ -17,7 +17,7 @@ def wait(job_id: UUID, key_id: int, *, wait_s: float) -> None:
     """Returns when the job has ended, the client of this request has gone or the time is up. Raises NotFound, Unauthorised when the key
     was revoked."""
     until = time.monotonic() + wait_s
-    with db.begin() as session:
+    with db.autocommit() as session:
         if view.find(session, job_id, key_id).status in TERMINAL:
             return
     with hall.wait_for(job_id, connection=request.environ.get("gunicorn.socket")) as seat:

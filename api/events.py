@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 def follow(name: str) -> Response:
     """The stream; 204 when the caller has seen its last event already, which tells browsers not to come back."""
     caller, job_id, after = auth.caller(request), view.parse_id(name), _last_seen()
-    with db.begin() as session:
+    with db.autocommit() as session:
         found = view.find(session, job_id, caller.id)
     if found.status in TERMINAL and after >= found.seq:
         return Response(status=204)
@@ -84,7 +84,7 @@ class Stream:
     def _news(self, seat: Seat) -> list[str]:
         """What has happened since; nothing while Postgres is away."""
         try:
-            with db.begin() as session:
+            with db.autocommit() as session:
                 found = view.find(session, self.job_id, self.caller.id)
                 # What came in since `found` was read waits for the next look: an event must not carry an older job.
                 past = [row for row in view.events(session, self.job_id, after=self.seen) if row.seq <= found.seq]

@@ -64,7 +64,7 @@ def _consumes() -> None:
 
 
 def _works() -> None:
-    with db.once() as session:
+    with db.autocommit() as session:
         if not fleet.is_heard(session, within_s=HEARD_S):
             raise Unavailable
 

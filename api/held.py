@@ -199,7 +199,7 @@ class Held:
 
     def _row(self) -> Any | None:
         try:
-            with db.once() as session:
+            with db.autocommit() as session:
                 return view.find(session, self._job_id, self._caller.id)
         except Unavailable:
             return None

@@ -38,7 +38,7 @@ def listing() -> Response:
     """One page of this key's jobs, newest first."""
     caller = auth.caller(request)
     limit, before, status = paging.limit(), paging.after(view.parse_id), _status()
-    with db.begin() as session:
+    with db.autocommit() as session:
         rows = view.page(session, caller.id, limit=limit, before=before, status=status)
         shown = view.show_all(session, rows[:limit], origin=pictures.origin(request))
     return paging.answer(shown, has_more=len(rows) > limit)
@@ -78,7 +78,7 @@ def cancel(name: str) -> Response:
 def retry(name: str) -> Response:
     """202: a new job asks the same once more."""
     caller, job_id = auth.caller(request), view.parse_id(name)
-    with db.begin() as session:
+    with db.autocommit() as session:
         before = view.find_order(session, job_id, caller.id)
     if before.status not in AGAIN:
         raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
@@ -90,10 +90,7 @@ def retry(name: str) -> Response:
 def _accept(order: Order, *, said: bytes) -> Response:
     fingerprint = f"{request.method} {request.path}\n".encode() + said
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), said=fingerprint)
-    # Not in the same transaction: that one holds its flow's row, for which the next submit of this user waits.
-    with db.begin() as session:
-        shown = view.show(session, view.find(session, accepted.job_id, order.key.id), origin=pictures.origin(request))
-    return _ticket(shown, is_replayed=accepted.is_replayed)
+    return _ticket(accepted.shown(order, origin=pictures.origin(request)), is_replayed=accepted.is_replayed)
 
 
 def _ticket(shown: JsonObject, *, is_replayed: bool) -> Response:
@@ -107,7 +104,7 @@ def _shown(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
     """The job, its pictures left out. Raises NotFound; Unavailable when Postgres was away each time."""
     while True:
         try:
-            with db.begin() as session:
+            with db.autocommit() as session:
                 return view.show(session, view.find(session, job_id, key_id), with_pictures=False, origin=pictures.origin(request))
         except Unavailable:
             tries -= 1

@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
 
 
 def _look(lane_id: int) -> Rooms:
-    with db.begin() as session:
+    with db.autocommit() as session:
         return room.look(session, lane_id)
 
 

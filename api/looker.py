@@ -67,7 +67,7 @@ class Looker:
             self._see(wanted[start : start + AT_ONCE], placed)
 
     def _see(self, job_ids: Sequence[UUID], placed: set[UUID]) -> None:
-        with db.once() as session:
+        with db.autocommit() as session:
             rows = view.glance(session, job_ids)
             places = line.places(session, [row for row in rows if row.status in view.WAITING and self._has_to_place(row, placed)])
         for row in rows:

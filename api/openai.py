@@ -139,7 +139,7 @@ def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Resp
     if wanted.wait_s and not arrival.is_streamed:
         made = held.answer_within(wanted.wait_s, arrival.job_id, caller, request=request)
     if made is None:
-        with db.begin() as session:
+        with db.autocommit() as session:
             shown = view.show(session, view.find(session, arrival.job_id, caller.id), origin=pictures.origin(request))
         made = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
     applied = replace(wanted, wait_s=None) if arrival.is_streamed else wanted

@@ -172,8 +172,11 @@ def begin() -> Iterator[Session]:
 
 
 @contextmanager
-def once() -> Iterator[Session]:
-    """For a single statement, which is a transaction of its own: a third of the round trips of `begin`. Raises Unavailable likewise."""
+def autocommit() -> Iterator[Session]:
+    """Each statement is a transaction of its own: one round trip where `begin` takes two more. Raises Unavailable likewise.
+
+    For a single statement, and for reads: at READ COMMITTED each has its own snapshot in a transaction too.
+    """
     with _borrowed() as connection:
         connection.autocommit = True
         try:
@@ -185,7 +188,7 @@ def once() -> Iterator[Session]:
 
 def ping() -> None:
     """Postgres answers. Raises Unavailable."""
-    with once() as session:
+    with autocommit() as session:
         session.execute(text("SELECT 1"))
 
 

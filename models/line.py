@@ -87,10 +87,19 @@ class Place:
     wake_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A job as it came into the line. place: where it stood then; None: that takes another look (turns of a conversation, caps)."""
+
+    created_at: datetime
+    expires_at: datetime
+    place: Place | None
+
+
 ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 
 
-def join(session: Session, order: Order, *, job_id: UUID) -> None:
+def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     """The job stands in line, with its first event, and what it may cost is reserved.
 
     Raises NoMoney, LineFull (Draining where the operator lets it run empty), or TooLate when the line is longer than it may wait;
@@ -127,6 +136,8 @@ def join(session: Session, order: Order, *, job_id: UUID) -> None:
     if row.has_caps:
         cap.refuse_if_full(session, key_id=order.key.id, lane_id=lane_id, flow=order.flow, endpoint=order.endpoint)
     _refuse_if_late(order, row)
+    is_plain = turn is None and not row.has_caps
+    return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None) if is_plain else None)
 
 
 def _with_attachments(session: Session, order: Order) -> Order:
@@ -343,7 +354,7 @@ _JOIN = text(f"""
                :timeout_s, :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in,
                :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader,
                CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens, :request_id, :traceparent
-        FROM moved, line RETURNING id, start_tag, created_at
+        FROM moved, line RETURNING id, start_tag, created_at, expires_at, held, not_before
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
     ), woken AS (
@@ -352,7 +363,8 @@ _JOIN = text(f"""
         AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
     )
     SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
-           line.is_draining, line.has_caps,
+           line.is_draining, line.has_caps, line.wake_at, line.now,
+           joined.id, joined.start_tag, joined.held, joined.not_before, joined.created_at, joined.expires_at,
            ahead.jobs, ahead.tokens, ahead.images,
            (SELECT count(*) FROM (
                SELECT FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held LIMIT :lane_most

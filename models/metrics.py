@@ -64,7 +64,7 @@ def labels(lane_id: int, model: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=65_536)
 def _pool_of(lane_id: int) -> str:
-    with db.once() as session:
+    with db.autocommit() as session:
         return str(session.execute(_POOL, {"id": lane_id}).scalar_one_or_none() or "unknown")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -78,6 +79,17 @@ def show(session: Session, job: Any, *, with_result: bool = True, with_pictures:
     return _show(session, job, place, result=found, origin=origin)
 
 
+def show_joined(order: line.Order, joined: line.Joined, *, job_id: UUID) -> JsonObject:
+    """A job that has just come into the line with this order, as `show` shows it; joined has its place."""
+    job = SimpleNamespace(
+        id=job_id, endpoint=order.endpoint, model=order.model, status=Status.QUEUED, flow=order.flow, priority=order.priority,
+        conversation=None, created_at=joined.created_at, expires_at=joined.expires_at, started_at=None, ended_at=None,
+        timeout_s=order.timeout_s, cancel_requested=False, possible_duplicate_calls=0, http_status=None, error=None,
+        metadata=order.metadata, retry_of=order.retry_of,
+    )  # fmt: skip
+    return _object(job, joined.place, attempts=[], usage=_usage([]), result=None, artifacts=[])
+
+
 def show_all(session: Session, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
     """These jobs as `show` shows them, without their results."""
     places = line.places(session, [job for job in jobs if job.status in WAITING])
@@ -86,6 +98,19 @@ def show_all(session: Session, jobs: Sequence[Any], *, origin: str = "") -> list
 
 def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, origin: str) -> JsonObject:
     pictures = artifact.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
+    return _object(
+        job,
+        place,
+        attempts=[_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id})] if job.calls else [],
+        usage=_usage(session.execute(_USAGE, {"id": job.id}).all() if job.calls else []),
+        result=result,
+        artifacts=[artifact.show(one, origin=origin) for one in pictures],
+    )
+
+
+def _object(
+    job: Any, place: line.Place | None, *, attempts: list[JsonObject], usage: JsonObject, result: Any, artifacts: list[JsonObject]
+) -> JsonObject:
     return {
         "id": public_id(job.id),
         "object": "job",
@@ -103,11 +128,11 @@ def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, 
         "timeout_s": job.timeout_s,
         "cancel_requested": job.cancel_requested,
         "possible_duplicate_calls": job.possible_duplicate_calls,
-        "attempts": [_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id})] if job.calls else [],
+        "attempts": attempts,
         "http_status": job.http_status,
-        **_usage(session, job),
+        **usage,
         "result": result,
-        "artifacts": [artifact.show(one, origin=origin) for one in pictures],
+        "artifacts": artifacts,
         "error": job.error,
         "metadata": job.metadata or {},
         "retry_of": public_id(job.retry_of) if job.retry_of else None,
@@ -158,8 +183,7 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _usage(session: Session, job: Any) -> JsonObject:
-    rows = session.execute(_USAGE, {"id": job.id}).all() if job.calls else []
+def _usage(rows: Sequence[Any]) -> JsonObject:
     if not rows:
         return {"usage": None, "cost_usd": None}
     costs = [row.cost_microusd for row in rows]

@@ -72,7 +72,7 @@ def start(caller: Key, job_id: UUID) -> UUID:
 def finish(job_id: UUID, dispatch_id: UUID, result: Result = ANSWER, finding: Finding = GOOD) -> bool:
     """Whether this result was taken, by the way that a worker would take."""
     if row(job_id).conversation_id is None:
-        with db.once() as session:
+        with db.autocommit() as session:
             if job.finish_at_once(session, job_id, dispatch_id, result, finding, None) is not None:
                 return True
     with db.begin() as session:

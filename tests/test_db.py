@@ -55,7 +55,7 @@ def test_nothing_of_a_step_that_broke_off_is_stored() -> None:
 
 
 def test_a_single_statement_is_stored_by_itself() -> None:
-    with pytest.raises(ZeroDivisionError), db.once() as session:
+    with pytest.raises(ZeroDivisionError), db.autocommit() as session:
         session.execute(ADD, {"name": "a"})
         raise ZeroDivisionError
 
@@ -63,7 +63,7 @@ def test_a_single_statement_is_stored_by_itself() -> None:
 
 
 def test_a_connection_that_stored_one_by_itself_keeps_transactions_whole_again() -> None:
-    with db.once() as session:
+    with db.autocommit() as session:
         session.execute(ADD, {"name": "a"})
     with pytest.raises(ZeroDivisionError), db.begin() as session:
         session.execute(ADD, {"name": "b"})
@@ -150,7 +150,7 @@ def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest
     assert turns.take(0)
 
 
-@pytest.mark.parametrize("asks", [db.begin, db.once])
+@pytest.mark.parametrize("asks", [db.begin, db.autocommit])
 def test_more_callers_than_connections_wait_for_each_other(override: Callable[..., None], asks: Callable[[], Any]) -> None:
     override(database_pool=2)
     db.engine.cache_clear()

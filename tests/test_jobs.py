@@ -33,6 +33,30 @@ def test_a_submit_gets_a_number_and_an_address(caller: Caller) -> None:
     assert made.json == caller.get(made.headers["Location"]).json
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"user": "ann", "priority": "high", "expires_in_s": 90.5, "timeout_s": 7, "metadata": {"a": "b"}},
+        {"endpoint": IMAGE["endpoint"], "body": IMAGE["body"]},
+        {"conversation": "c1"},
+        {"conversation": "c2", "user": "ann"},
+    ],
+)
+@pytest.mark.parametrize(
+    "state", ["wake_at = wake_at", "paused_at = now()", "rpm = 3, blocked_by = 'rpm', wake_at = now() + interval '30 s'"]
+)
+def test_a_ticket_says_what_a_look_at_it_says(caller: Caller, said: dict[str, object], state: str) -> None:
+    for _ in range(2):
+        caller.submit()
+        caller.submit(conversation="c2")
+    with db.begin() as session:
+        session.execute(text(f"UPDATE lane SET {state}"))
+    made = caller.post("/v1/jobs", {**CHAT, **said})
+    looked = caller.get(made.headers["Location"])
+
+    assert (202, looked.json) == (made.status_code, made.json)
+
+
 def test_the_upstream_body_is_kept_with_fields_we_do_not_know(caller: Caller) -> None:
     body = {**CHAT["body"], "temperature": 0.2, "tools": [{"type": "x", "deep": {"ü": None}}], "new_field": [1, True]}
 

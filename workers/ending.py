@@ -114,7 +114,7 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
 
 def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: Usage | None, finding: Finding) -> Any | None:
     if not ending.is_turn and not pictures:
-        with db.once() as session:
+        with db.autocommit() as session:
             row = job.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
         if row is not None:
             return row

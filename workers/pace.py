@@ -72,7 +72,7 @@ class Pacer:
         """Whatever can go now is admitted and rung; returns the seconds until the next step is due (less, when rung)."""
         self._places.keep(now=time.monotonic())
         woken = self._bell.take()
-        with db.once() as session:
+        with db.autocommit() as session:
             free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
             lanes = pacing.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
             self._seen_most = min(HEADS_MOST, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
@@ -266,7 +266,7 @@ class Pacer:
     def _rest_s(self, free: int, unseen: Sequence[int]) -> float:
         if free <= 0:
             return IDLE_S
-        with db.once() as session:
+        with db.autocommit() as session:
             if unseen and pacing.held_for_a_moment(session, unseen):
                 return LOCKED_LOOK_S
             return pacing.next_wake_in_s(session, most_s=IDLE_S)
@@ -276,7 +276,7 @@ def _hopeless(pool_ids: Iterable[int]) -> dict[int, dict[str, object]]:
     """Of these pools those whose key the upstream does not know, and what their jobs are told."""
     if not (wanted := sorted(set(pool_ids))):
         return {}
-    with db.once() as session:
+    with db.autocommit() as session:
         return parking.hopeless(session, wanted)
 
 

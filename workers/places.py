@@ -29,7 +29,7 @@ class Places:
         gap_s = now - self._kept_at
         if gap_s < settings().heartbeat_s:
             return
-        with db.once() as session:
+        with db.autocommit() as session:
             rows = meter.running(session)
         wanted: dict[Meter, set[str]] = {}
         for row in rows:

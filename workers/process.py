@@ -69,7 +69,7 @@ class Processor:
         began = time.monotonic()
         crash.at("worker.before_claim")
         try:
-            with db.once() as session:
+            with db.autocommit() as session:
                 row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s)
         except Unavailable:
             log.warning("claim failed: Postgres is away; the job goes back to the line by itself")

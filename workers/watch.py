@@ -48,7 +48,7 @@ class Watch:
         """One look. Without steps of the pacer nothing is said, and silence is what deep health finds. now: monotonic seconds."""
         unanswered_s = self._doorbells.unanswered_s(now=now) or 0.0
         if unanswered_s:
-            with db.once() as session:
+            with db.autocommit() as session:
                 if fleet.idle_slots(session) <= 0:
                     unanswered_s = 0.0  # everybody is busy: it waits its turn
         if now - self._stepped_at() < PACING_S:
