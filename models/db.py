@@ -215,8 +215,7 @@ def _lent() -> Iterator[psycopg.Connection[Any]]:
     try:
         yield connection
     except psycopg.Error as error:
-        # A newer version has added a column to what a prepared statement returns: every connection would refuse that one from now on.
-        is_outdated = isinstance(error, psycopg.errors.FeatureNotSupported)
+        is_outdated = _is_outdated(error)
         if connection.closed or is_outdated:
             _doubts.arise()
         if connection.closed or is_outdated or isinstance(error, psycopg.OperationalError):
@@ -226,6 +225,12 @@ def _lent() -> Iterator[psycopg.Connection[Any]]:
         if not connection.closed and connection.info.transaction_status == TransactionStatus.ACTIVE:
             borrowed.invalidate()  # it was left in the middle of a statement
         borrowed.close()
+
+
+def _is_outdated(error: psycopg.Error) -> bool:
+    """A newer version has added a column to what a prepared statement returns: every connection would refuse that one from now on."""
+    # Of what a server cannot do, only this has a place of its own in its source; the message is in the server's language.
+    return isinstance(error, psycopg.errors.FeatureNotSupported) and error.diag.source_function == "RevalidateCachedQuery"
 
 
 @lru_cache(maxsize=1024)

@@ -183,6 +183,11 @@ def test_a_migration_under_a_running_process_costs_it_one_refusal_that_clients_r
             session.execute(text("DROP TABLE widening"))
 
 
+def test_what_the_server_cannot_do_is_no_outage(database: None) -> None:
+    with pytest.raises(psycopg.errors.FeatureNotSupported), db.autocommit() as session:
+        session.execute(text("SELECT count(*) FROM job FOR UPDATE"))
+
+
 def _all_of_it() -> list[object]:
     with db.begin() as session:
         return session.execute(text("SELECT * FROM widening")).all()
