@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.types import FailFast
 
+from models import reach
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 
 OUTPUT_TOKENS_MOST = 10_000_000
@@ -62,6 +63,8 @@ def _texts_or_parts(value: object) -> object:
     return value
 
 
+#: What a document can say of a webhook's URL; the rest is models/reach.py's.
+A_URL: dict[str, Any] = {"format": "uri", "maxLength": reach.MOST_CHARS}
 Model = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(printable)]
 OneOf = Annotated[str, StringConstraints(max_length=256), AfterValidator(printable)]
 Content = Annotated[

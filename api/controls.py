@@ -27,7 +27,7 @@ HEADERS: Mapping[str, str] = MappingProxyType(
 # Short names of fields, in the `nowserving` object.
 SHORT: Mapping[str, str] = MappingProxyType({"expires_in": "expires_in_s", "timeout": "timeout_s"})
 IN_SECONDS = frozenset({"expires_in_s", "timeout_s"})
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 
 
 def read(headers: Headers, body: JsonObject) -> tuple[Controls, str | None, JsonObject]:

@@ -61,8 +61,12 @@ ONCE = header(
 
 def _control(name: str, at: str) -> JsonObject:
     schema = dict(schemas.Controls.model_json_schema()["properties"][at])
-    return header(name, f"{schema.pop('description')} Beats the body.", **schema)
+    # A header that says nothing is left out: there is no null.
+    (kind,) = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    return header(name, f"{schema['description']} Beats the body.", **{word: kind[word] for word in kind.keys() - _OF_FIELDS})
 
 
+#: What a field of a body has and a header's value does not.
+_OF_FIELDS = {"title", "default", "description"}
 #: the headers that say how a job waits and runs
 CONTROLS = tuple(_control(name, at) for name, at in controls.HEADERS.items())

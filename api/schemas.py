@@ -44,7 +44,7 @@ class Controls(BaseModel):
     on_lost: Literal["retry", "fail"] = Field("retry", description="What to do when nobody knows whether the call was made.")
     max_attempts: int | None = Field(None, ge=1, le=10, description="Being throttled never counts as one.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Yours: given back as it is.")
-    webhook_url: Annotated[str, AfterValidator(reach.clean)] | None = Field(
+    webhook_url: Annotated[str, AfterValidator(reach.clean), Field(json_schema_extra=bodies.A_URL)] | None = Field(
         None, description="Where to say how the job ended, signed with GET /v1/webhook_secret."
     )
 

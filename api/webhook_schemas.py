@@ -9,7 +9,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from api import bodies
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(bodies.printable)]
-Url = Annotated[str, Field(description="https, on the public network; what the operator allows beyond that, docs/webhooks.md says.")]
+Url = Annotated[
+    str,
+    Field(
+        json_schema_extra=bodies.A_URL,
+        description="https, on the public network; what the operator allows beyond that, docs/webhooks.md says.",
+    ),
+]
 EventTypes = Annotated[list[str], Field(min_length=1, max_length=32, description="GET /v1/webhook_event_types lists them.")]
 Include = Annotated[
     list[Literal["result"]], Field(max_length=1, description='["result"]: the whole job is in the event\'s `data`, not only its id.')
