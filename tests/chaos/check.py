@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from models import view
-from models.job import TERMINAL
+from models.job import LOST, TERMINAL
 from tests.chaos.note import Journal, Note
 from tests.line_tools import query
 from tests.upstream.chat import echo
@@ -106,7 +106,7 @@ def _lost(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[An
             yield f"{note.job_id} was accepted and is not there"
         elif row.status not in TERMINAL:
             yield f"{note.job_id} is still {row.status}: {row.error or ''}"
-        elif row.status == "failed" and not reasons[row.id] & {"unknown", "failed", "refused"}:
+        elif row.status == "failed" and not reasons[row.id] & _reasons(row.error):
             yield f"{note.job_id} failed for no reason: {row.error}"
         elif row.status in ("cancelled", "expired") and note.how in ("poll", "wait", "hook"):
             yield f"{note.job_id} was {row.status} though nobody asked for it"
@@ -114,6 +114,11 @@ def _lost(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[An
             yield f"{note.job_id} is {row.status} and its client was told {note.status}"
         elif note.status is None and note.how != "hook":
             yield f"{note.job_id} is {row.status} and its client ({note.how}) never heard of it"
+
+
+def _reasons(error: Any) -> set[str]:
+    """What may have come of a call of a job that failed with this error. One that was given up for lost may have answered since."""
+    return {"unknown", "failed", "refused"} | ({"succeeded"} if error and error.get("code") == LOST["code"] else set())
 
 
 def _doubles(jobs: dict[UUID, Any], attempts: Sequence[Any], calls: Sequence[Call]) -> Iterable[str]:

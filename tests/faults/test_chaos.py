@@ -18,7 +18,7 @@ from sqlalchemy import text
 from models import db
 from tests import conftest
 from tests.chaos import clock, course, doorbells, schedule
-from tests.chaos.check import Evidence, check
+from tests.chaos.check import Evidence, Found, check
 from tests.chaos.course import Outcome
 from tests.chaos.note import Journal, Note
 from tests.chaos.plant import Plant
@@ -131,6 +131,22 @@ def test_a_broken_promise_is_found_in_the_journals(outcome: Outcome, rule: str, 
     ],
 )
 def test_a_broken_promise_is_found_in_the_database(outcome: Outcome, rule: str, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < _after(harm, outcome, monkeypatch).counts[rule]
+
+
+@pytest.mark.parametrize(("code", "is_one"), [("upstream_outcome_unknown", True), ("anything_else", False)])
+def test_that_a_call_was_given_up_for_lost_is_a_reason_though_it_answered_later(
+    outcome: Outcome, code: str, is_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harm = f"""UPDATE job SET status = 'failed', error = '{{"code": "{code}"}}' WHERE id IN (SELECT job_id FROM usage LIMIT 1)"""
+    found = _after(harm, outcome, monkeypatch)
+
+    assert is_one == (not any("for no reason" in one for one in found.broken))
+
+
+def _after(harm: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> Found:
+    """What is found after this was done to the database, where it is undone."""
+
     class Undone(Exception):
         pass
 
@@ -140,8 +156,8 @@ def test_a_broken_promise_is_found_in_the_database(outcome: Outcome, rule: str, 
         found = check(outcome.evidence)
         raise Undone
 
-    assert 0 < found.counts[rule]
     assert query("SELECT 1 FROM usage LIMIT 1")
+    return found
 
 
 def test_a_schedule_comes_again_from_its_seed_and_from_what_was_printed() -> None:
