@@ -1,0 +1,156 @@
+"""`python -m tests.picture.mutants`: breaks a promise at a time in a copy of the code, and shows that the picture sees it.
+
+Each mutant changes one place as a slip of the hand would. One that the plays of tests/test_api_machine.py do not see has survived, and
+the command ends with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("api", "deploy", "models", "tests", "workers", "pyproject.toml")
+PLAYS = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_api_machine.py")
+# pytest's word for tests that failed; anything else is no answer.
+SEEN, PASSED = 1, 0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """breaks: the promise. was and becomes: what stands once in this file, and what stands there instead."""
+
+    breaks: str
+    file: str
+    was: str
+    becomes: str
+
+
+MUTANTS = (
+    Mutant("a list shows this key's jobs only", "models/view.py", "WHERE job.key_id = :key_id AND (CAST(:before", "WHERE (CAST(:before"),
+    Mutant(
+        "a key's job is found by this key only",
+        "models/view.py",
+        "AS is_revoked\n    {_FROM} WHERE job.id = :id AND job.key_id = :key_id",
+        "AS is_revoked\n    {_FROM} WHERE job.id = :id",
+    ),
+    Mutant("a repeated token with another body is refused", "models/idempotency.py", "if earlier.fingerprint != fingerprint:", "if False:"),
+    Mutant(
+        "nobody orders what they cannot pay", "models/budget.py", "if left.microusd < max(1, most_microusd or 0):", "if left.microusd < 1:"
+    ),
+    Mutant(
+        "an aborted call is charged",
+        "models/job.py",
+        "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})",
+        "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN})",
+    ),
+    Mutant("a lost call is charged", "models/ledger.py", "FROM {arrow} WHERE reserved_microusd > 0", "FROM {arrow} WHERE false"),
+    Mutant(
+        "an old doorbell starts nothing",
+        "models/job.py",
+        "AND status = 'admitted' AND dispatch_id = :dispatch_id AND NOT",
+        "AND status = 'admitted' AND NOT",
+    ),
+    Mutant(
+        "who was cancelled does not go back into the line",
+        "models/job.py",
+        "status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END",
+        "status = 'queued'",
+    ),
+    Mutant(
+        "max_attempts is the most",
+        "models/job.py",
+        "cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts AS ends",
+        "cancel_requested OR on_lost = 'fail' AS ends",
+    ),
+    Mutant(
+        "every end is an event",
+        "models/job.py",
+        "seq, 'job.expired', ended_at FROM ended",
+        "seq, 'job.expired', ended_at FROM ended WHERE false",
+    ),
+    Mutant(
+        "a cancelled turn lets the next one go",
+        "models/job.py",
+        "row.status == Status.CANCELLED and not row.held:",
+        "row.status == Status.FAILED and not row.held:",
+    ),
+    Mutant(
+        "turns are remembered in order", "models/recall.py", "<= :most_bytes ORDER BY job.turn", "<= :most_bytes ORDER BY job.turn DESC"
+    ),
+    Mutant(
+        "a user's jobs share its turn",
+        "models/line.py",
+        "greatest(excluded.last_finish - :share, f.last_finish)",
+        "excluded.last_finish - :share",
+    ),
+    Mutant("a cap holds", "models/cap.py", "if all(room.left for room in held):", "if True:"),
+    Mutant(
+        "nobody is admitted in a paused lane",
+        "models/pacing.py",
+        "AND lane.paused_at IS NULL AND pool.paused_at IS NULL",
+        "AND pool.paused_at IS NULL",
+    ),
+    Mutant(
+        "a call that ended leaves its place",
+        "workers/limiter.lua",
+        "  if redis.call('ZREM', LEASES, id) == 1 then",
+        "  if redis.call('ZSCORE', LEASES, id) then",
+    ),
+)
+
+
+@click.command()
+@click.option("--only", help="Those whose promise holds this text.")
+def main(*, only: str | None) -> None:
+    """A line for each mutant. Exits with 1 when one survived."""
+    wanted = [one for one in MUTANTS if only is None or only in one.breaks]
+    verdicts = {one: _verdict(one) for one in [None, *wanted]}
+    survived = [one for one in wanted if verdicts[one] == PASSED]
+    if verdicts[None] != PASSED:
+        raise click.ClickException("the plays fail without any mutant: that has to be mended first")
+    click.echo(f"{len(wanted) - len(survived)} of {len(wanted)} seen")
+    sys.exit(int(bool(survived)))
+
+
+def _verdict(mutant: Mutant | None) -> int:
+    """What pytest says of the plays in a copy with this change. None: without any."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="nowserving-mutant-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            shutil.copytree(source, copy / name, ignore=_left) if source.is_dir() else shutil.copy(source, copy / name)
+        if mutant is not None:
+            _change(copy / mutant.file, mutant)
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run([sys.executable, *PLAYS], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (SEEN, PASSED):
+        raise click.ClickException(f"pytest gave no answer:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    word = "seen" if done.returncode == SEEN else "NOT SEEN"
+    about = f"{word:8}  {mutant.breaks}" if mutant else f"{'unbroken' if done.returncode == PASSED else 'FAILS':8}  without any change"
+    click.echo(f"{about}  ({time.monotonic() - began:.0f} s)")
+    return done.returncode
+
+
+def _change(file: Path, mutant: Mutant) -> None:
+    text = file.read_text(encoding="utf-8")
+    if text.count(mutant.was) != 1:
+        raise click.ClickException(f"{mutant.file} has not once what this mutant changes: {mutant.was}")
+    file.write_text(text.replace(mutant.was, mutant.becomes), encoding="utf-8")
+
+
+def _left(_: str, names: list[str]) -> set[str]:
+    return {name for name in names if name in ("node_modules", "__pycache__", "static")}
+
+
+if __name__ == "__main__":
+    main()
