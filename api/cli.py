@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from api import caller_commands, health_command, key_commands, lever_commands, operator_commands, pool_commands, top, webhook_commands
 from api.configured import NotConfigured, check
 from models import migrate as migration
+from models import patience
 from models.errors import ServingError
 from models.settings import settings, use_running_stack
 
@@ -131,6 +132,7 @@ def _become(module: str, *words: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise click.ClickException(f"{module} is not installed here")
     sys.stdout.flush()
+    patience.begin()
     os.execv(sys.executable, [sys.executable, "-m", module, *words])
 
 

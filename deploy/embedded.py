@@ -22,6 +22,7 @@ import redis
 
 from deploy.server import Server, ServerFailed, die_with_parent, find_binary, free_port
 from deploy.unroot import footing
+from models import patience
 
 __all__ = ["Postgres", "Server", "ServerFailed", "Valkey", "free_port"]
 
@@ -126,7 +127,7 @@ class Valkey(Server):
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            preexec_fn=die_with_parent,
+            preexec_fn=_of_a_stack,
             start_new_session=True,
         )
         assert process.stdin  # a pipe, as asked
@@ -153,6 +154,11 @@ class Valkey(Server):
                 return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+def _of_a_stack() -> None:
+    die_with_parent()
+    patience.begin()
 
 
 def _programs() -> Path:

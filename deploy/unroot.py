@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.server import UNSHARE, ServerFailed, die_with_parent
+from models import patience
 
 NOBODY = 65534  # must be in /etc/passwd: initdb looks the uid up
 CLONE_NEWUSER = 0x10000000
@@ -94,6 +95,7 @@ def _give(cluster: Path, uid: int) -> None:
 def _dies_fast() -> None:
     # SIGTERM would have PostgreSQL wait for its clients to leave.
     die_with_parent(signal.SIGINT)
+    patience.begin()
 
 
 def _hides_root() -> None:

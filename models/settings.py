@@ -156,6 +156,8 @@ class Settings(BaseSettings):
     worker_processes: int = Field(1, ge=1)
     worker_threads: int = Field(64, ge=1)
     webhook_threads: int = Field(128, ge=0)
+    # Parts and embedded servers take no core from each other when they wake (models/patience.py)
+    batch_scheduling: bool = True
     log_level: str = "INFO"
 
     # A test's lever: a named place in the code where the process dies, freezes or raises (models/crash.py).

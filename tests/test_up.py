@@ -120,6 +120,15 @@ def beside(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has it")
+@pytest.mark.parametrize("part", ["gunicorn", "workers.pacer", "workers.main", "celery", "bin/postgres", "valkey-server"])
+def test_no_part_takes_the_core_from_who_wakes_it(stacks: tuple[Up, Up], part: str) -> None:
+    children = psutil.Process(stacks[0].process.pid).children(recursive=True)
+    policies = {os.sched_getscheduler(one.pid) for one in children if part in " ".join(one.cmdline())}
+
+    assert {os.SCHED_BATCH} == policies
+
+
 def test_commands_beside_a_running_stack_find_it(stacks: tuple[Up, Up]) -> None:
     up = stacks[0]
     made = beside(up, "pools", "create", "team")
