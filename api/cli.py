@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
-import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import click
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
 
-from api import caller_commands, health_command, key_commands, lever_commands, operator_commands, pool_commands, top, webhook_commands
 from api.configured import NotConfigured, check
-from models import migrate as migration
 from models import patience
 from models.errors import ServingError
 from models.settings import settings, use_running_stack
 
-SERVER_PATIENCE_S = 30
 # What these need they are told; all others may be typed beside a running `up`.
 PARTS = frozenset({"api", "pacer", "worker", "flower", "up", "demo", "migrate"})
 
 
+# Loaded when they are asked for: with all that they need they take longer than a part takes to start.
+_IN = {
+    "key_commands": ("keys",), "health_command": ("health",), "pool_commands": ("pools",), "operator_commands": ("operators", "audit"),
+    "webhook_commands": ("webhooks",), "caller_commands": ("submit", "wait", "jobs", "cancel"), "top": ("top",),
+    "migrate_command": ("migrate",),
+    "lever_commands": (
+        "pause", "resume", "drain", "caps", "weight", "boost", "priority", "stop", "retry", "purge", "retry-failed", "rebuild",
+    ),
+}  # fmt: skip
+LOADED: Mapping[str, str] = MappingProxyType({name: module for module, names in _IN.items() for name in names})
+
+
 class Commands(click.Group):
     """Whatever goes wrong is said in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *LOADED])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in LOADED:
+            return super().get_command(ctx, cmd_name)
+        there = vars(importlib.import_module(f"api.{LOADED[cmd_name]}")).values()
+        return next(one for one in there if isinstance(one, click.Command) and one.name == cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -90,36 +109,6 @@ def up(*, options: tuple[str, ...]) -> None:
 def demo(*, options: tuple[str, ...]) -> None:
     """Start everything with a small local model, run jobs through it, stop."""
     _become("deploy.demo", *options)
-
-
-@nowserving.command()
-def migrate() -> None:
-    """Bring the database's tables to this version; waits for the server to come up. A newer database is left as it is."""
-    check()
-    until = time.monotonic() + SERVER_PATIENCE_S
-    while True:
-        try:
-            newer = migration.to_latest()
-            break
-        except OperationalError as error:
-            if time.monotonic() > until:
-                raise click.ClickException(
-                    f"Postgres cannot be reached ({type(error.orig).__name__}): check NOWSERVING_DATABASE_URL"
-                ) from None
-            time.sleep(1)
-    click.echo(f"the tables are those of a newer version ({newer}), and stay so" if newer else "the tables are up to date")
-
-
-nowserving.add_command(key_commands.keys)
-nowserving.add_command(health_command.health)
-nowserving.add_command(pool_commands.pools)
-nowserving.add_command(operator_commands.operators)
-nowserving.add_command(operator_commands.log)
-for _command in lever_commands.COMMANDS:
-    nowserving.add_command(_command)
-nowserving.add_command(webhook_commands.webhooks)
-for _called in (caller_commands.submit, caller_commands.wait, caller_commands.jobs, caller_commands.cancel, top.top):
-    nowserving.add_command(_called)
 
 
 def main() -> None:

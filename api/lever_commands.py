@@ -12,7 +12,6 @@ from models import halt, view
 from models.audit import Act
 from models.purge import Filter
 
-COMMANDS: list[click.Command] = []
 _reason = click.option("--reason", help="Why: kept in the audit log.")
 _id = click.argument("name", metavar="ID")
 _kind = click.argument("kind", type=click.Choice(halt.KINDS))
@@ -30,11 +29,9 @@ def _halt(verb: str, said: str) -> click.Command:
     return command
 
 
-COMMANDS += [
-    _halt("pause", "Let nothing of it start; what runs ends. ID of a flow: LANE:USER."),
-    _halt("resume", "Let it go on: ends a pause, a drain and a parked credential's probation."),
-    _halt("drain", "Take nothing new for it; what waits is served."),
-]
+pause = _halt("pause", "Let nothing of it start; what runs ends. ID of a flow: LANE:USER.")
+resume = _halt("resume", "Let it go on: ends a pause, a drain and a parked credential's probation.")
+drain = _halt("drain", "Take nothing new for it; what waits is served.")
 
 
 @click.command()
@@ -133,9 +130,6 @@ def retry_failed(*, reason: str | None, as_json: bool, **which: Any) -> None:
 def rebuild(*, lane: int, reason: str | None, as_json: bool) -> None:
     """Make a lane's limiter state and counters again from Postgres."""
     _show(deeds.rebuild(Act(reason=reason), lane), as_json=as_json)
-
-
-COMMANDS += [caps, weight, boost, priority, stop, retry, purge, retry_failed, rebuild]
 
 
 def _place(made: dict[str, Any]) -> dict[str, Any]:

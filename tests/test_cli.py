@@ -185,10 +185,13 @@ def test_neither_the_api_nor_the_command_line_loads_celery_or_openai(capsys: pyt
 import sys, time
 began = time.perf_counter()
 import {module}
-print(round(time.perf_counter() - began, 2), *sorted({{"celery", "kombu", "openai", "httpx2", "flower"}} & set(sys.modules)))
+print(round(time.perf_counter() - began, 2), *sorted({heavy} & set(sys.modules)))
 """
-    for module in ("api.app", "api.cli"):
-        told = subprocess.run([sys.executable, "-c", code.format(module=module)], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"celery", "kombu", "openai", "httpx2", "flower"}
+    # The command line becomes the part that was asked for: what it loads before is loaded twice.
+    for module, never in (("api.app", heavy), ("api.cli", heavy | {"flask", "redis", "sqlalchemy", "alembic"})):
+        said = code.format(module=module, heavy=never)
+        told = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.split()
         with capsys.disabled():
             print(f" [{module} imported in {told[0]} s]", end="")
         assert [] == told[1:]

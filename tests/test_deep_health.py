@@ -19,7 +19,7 @@ from tests.forks import ROOT
 from tests.http_tools import Caller
 from tests.processes import Stack, ask, caller, running, until, wait_ended
 from workers import wake
-from workers.app import QUEUE
+from workers.queues import QUEUE
 from workers.stall import DEAF_S, Doorbells, Ear
 from workers.watch import Watch
 

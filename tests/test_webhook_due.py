@@ -14,8 +14,8 @@ from models.key import Key
 from tests.line_tools import finish, known, query, start, submit
 from tests.processes import until
 from tests.webhook_tools import deliveries, endpoint
-from workers.app import WEBHOOKS
 from workers.due import AGAIN_S, EVERY_S, QUEUE_MOST, Due
+from workers.queues import WEBHOOKS
 
 
 @dataclass

@@ -17,7 +17,8 @@ from kombu.exceptions import OperationalError
 from models import db, title
 from models.errors import Unavailable
 from models.view import parse_id, public_id
-from workers.app import NAME, QUEUE, app
+from workers.app import app
+from workers.queues import NAME, QUEUE
 
 log = logging.getLogger(__name__)
 

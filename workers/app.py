@@ -15,12 +15,7 @@ from kombu import Queue  # type: ignore[attr-defined]  # kombu loads its names l
 
 from models.settings import settings
 from workers import broker
-
-QUEUE = "jobs"
-WEBHOOKS = "webhooks"
-# The names by which workers know their tasks; Flower shows a title instead (models/title.py).
-NAME = "nowserving.job"
-WEBHOOK_NAME = "nowserving.webhook"
+from workers.queues import QUEUE, WEBHOOKS
 
 
 class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types

@@ -12,7 +12,7 @@ import redis
 from models import db, due
 from models.errors import Unavailable
 from models.settings import settings
-from workers.app import WEBHOOKS
+from workers.queues import WEBHOOKS
 from workers.ring import Ring
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import click
 from models import logs
 from models.settings import settings
 from workers import exposition
-from workers.app import QUEUE, WEBHOOKS
+from workers.queues import QUEUE, WEBHOOKS
 
 log = logging.getLogger(__name__)
 

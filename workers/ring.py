@@ -11,7 +11,8 @@ from kombu.exceptions import OperationalError
 from models import ids
 from models.delivery_log import PREFIX
 from models.view import public_id
-from workers.app import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS, app
+from workers.app import app
+from workers.queues import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS
 
 log = logging.getLogger(__name__)
 

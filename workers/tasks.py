@@ -14,10 +14,11 @@ from models import logs, trace
 from models.errors import Unavailable
 from models.settings import settings
 from workers import lanes_told, life, registry, wake
-from workers.app import NAME, QUEUE, app
+from workers.app import app
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
 from workers.process import Processor
+from workers.queues import NAME, QUEUE
 from workers.stall import Doorbells, Ear, end_when_deaf
 
 log = logging.getLogger(__name__)

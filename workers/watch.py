@@ -12,7 +12,7 @@ import redis
 from models import db, fleet
 from models.errors import Unavailable
 from workers import wake
-from workers.app import QUEUE
+from workers.queues import QUEUE
 from workers.stall import Doorbells
 
 log = logging.getLogger(__name__)

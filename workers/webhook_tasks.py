@@ -12,7 +12,8 @@ from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_
 from models import logs, reach, trace
 from models.settings import settings
 from workers import life
-from workers.app import WEBHOOK_NAME, app
+from workers.app import app
+from workers.queues import WEBHOOK_NAME
 from workers.webhooks import Sender
 
 log = logging.getLogger(__name__)
