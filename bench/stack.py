@@ -52,6 +52,7 @@ class Stack:
         self.upstream = FakeUpstream()
         self.port, self.webhook_port = free_port(), free_port()
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._api_processes = 0
 
     def __enter__(self) -> Self:
         for server in (self.postgres, self.valkey, self.upstream):
@@ -85,11 +86,13 @@ class Stack:
         self.valkey.stop()
         self.postgres.stop()
 
-    def serve(self, *, workers: int = 1) -> None:
+    def serve(self, *, workers: int = 1, api_processes: int = 1) -> None:
         """API, pacer and so many workers run and are ready. What runs already goes on, unless it were too many."""
         wanted = (*PARTS, *(f"worker {n}" for n in range(2, workers + 1)))
-        if set(self._parts) - set(wanted):
+        if set(self._parts) - set(wanted) or self._api_processes != api_processes:
             self.halt()
+        self._api_processes = api_processes
+        os.environ["NOWSERVING_API_PROCESSES"] = str(api_processes)
         for name in wanted:
             if name not in self._parts:
                 with self._log(name).open("ab") as log:

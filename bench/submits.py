@@ -5,24 +5,40 @@ from __future__ import annotations
 import time
 
 from bench import load
-from bench.figure import Figure, at_most, quantile, told
+from bench.figure import Figure, at_least, at_most, quantile, told
 from bench.load import Load, Wanted
 from bench.stack import Caller, Stack
 from models.key import Limits
 
 TITLE = "Submits"
 CONNECTIONS = 8
+# A core each, of two.
+PROCESSES = 2
 REST_S = 1.5
 P99_MS = 100
+# With a core for each API process.
+LEAST_PER_S, FAST_P99_MS = 300, 50
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
     """POST /v1/jobs into a paused lane; every 202 is on disk."""
+    found: list[Figure] = []
+    jobs = 300 if short else 1_500
     stack.serve()
     caller = stack.caller("sk-submits", Limits(max_in_flight=1))
-    found: list[Figure] = []
-    stack.pause(caller, until=lambda: found.extend(_measure(stack, caller, jobs=300 if short else 1_500)))
+    stack.pause(caller, until=lambda: found.extend(_measure(stack, caller, jobs=jobs)))
+    stack.serve(api_processes=PROCESSES)
+    stack.pause(caller, until=lambda: found.extend(_many(stack, caller, jobs=jobs)))
+    stack.serve()
     return found
+
+
+def _many(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
+    how = f"{CONNECTIONS} connections, {PROCESSES} API processes"
+    load.submit(Wanted(stack.port, caller.token, jobs=100, connections=4 * CONNECTIONS, users=50))
+    done = load.submit(Wanted(stack.port, caller.token, jobs=jobs, connections=CONNECTIONS, users=50))
+    stack.clear()
+    return [at_least("submits per second", done.per_s, LEAST_PER_S, note=how), *_latency(done, how, most_ms=FAST_P99_MS)]
 
 
 def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
@@ -44,9 +60,9 @@ def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
     ]
 
 
-def _latency(seen: Load, how: str) -> list[Figure]:
+def _latency(seen: Load, how: str, *, most_ms: float = P99_MS) -> list[Figure]:
     p50, p99 = (quantile(seen.took_s, share) * 1000 for share in (0.5, 0.99))
-    return [told("submit, p50", f"{p50:.1f} ms", note=how), at_most("submit, p99", p99, P99_MS, unit="ms", note=how)]
+    return [told("submit, p50", f"{p50:.1f} ms", note=how), at_most("submit, p99", p99, most_ms, unit="ms", note=how)]
 
 
 def _redis(stack: Stack) -> tuple[int, int]:
