@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from api.app import create_app
@@ -25,7 +25,10 @@ from tests.picture.service import LATER_S, Service
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 # The same steps each time in the ordinary suite, others each night.
+# Whoever only wants to know whether something is wrong needs no shortest play of it.
+PHASES = (Phase.generate,) if os.environ.get("NOWSERVING_PLAYS") == "unshrunk" else tuple(Phase)
 PLAYS = settings(
+    phases=PHASES,
     max_examples=100 if NIGHTLY else 10, stateful_step_count=100 if NIGHTLY else 40, derandomize=not NIGHTLY, print_blob=True,
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )  # fmt: skip

@@ -131,7 +131,7 @@ def _verdict(mutant: Mutant | None) -> int:
             shutil.copytree(source, copy / name, ignore=_left) if source.is_dir() else shutil.copy(source, copy / name)
         if mutant is not None:
             _change(copy / mutant.file, mutant)
-        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "NOWSERVING_PLAYS": "unshrunk"}
         done = subprocess.run([sys.executable, *PLAYS], cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (SEEN, PASSED):
         raise click.ClickException(f"pytest gave no answer:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
