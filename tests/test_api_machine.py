@@ -24,9 +24,9 @@ from tests.picture.play import job_id
 from tests.picture.service import LATER_S, Service
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-# The same steps each time in the ordinary suite, others each night.
-# Whoever only wants to know whether something is wrong needs no shortest play of it.
+# Who only wants to know whether something is wrong (tests/picture/mutants.py) needs no shortest play of it.
 PHASES = (Phase.generate,) if os.environ.get("NOWSERVING_PLAYS") == "unshrunk" else tuple(Phase)
+# The same steps each time in the ordinary suite, others each night.
 PLAYS = settings(
     phases=PHASES,
     max_examples=100 if NIGHTLY else 10, stateful_step_count=100 if NIGHTLY else 40, derandomize=not NIGHTLY, print_blob=True,
