@@ -25,6 +25,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from models.errors import Unavailable
 from models.settings import settings
 
+_dialect = psycopg_dialect.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # untyped in part
 CONNECT_TIMEOUT_S = 2
 POOL_TIMEOUT_S = 2
 # Statements that end transactions we rely on to be short (line.SETTLED_S): the server is told, whatever its own defaults.
@@ -74,11 +75,15 @@ class Session:
 
     def execute(self, statement: TextClause, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, /) -> Result:
         """The statement has run, once for each of the parameters; several leave no rows."""
-        with self._connection.cursor(row_factory=namedtuple_row) as cursor:
-            if parameters is None or isinstance(parameters, Mapping):
-                cursor.execute(_sql(statement.text), parameters or {})
+        sql, names = _sql(statement.text)
+        # Raw: psycopg would look for placeholders in a long statement (4 KB) whenever it runs, which took an eighth of a submit.
+        with psycopg.RawCursor(self._connection, row_factory=namedtuple_row) as cursor:
+            if parameters is None:
+                cursor.execute(sql)
+            elif isinstance(parameters, Mapping):
+                cursor.execute(sql, [parameters[name] for name in names])
             else:
-                cursor.executemany(_sql(statement.text), parameters)
+                cursor.executemany(sql, [[each[name] for name in names] for each in parameters])
             return Result(cursor)
 
 
@@ -234,9 +239,10 @@ def _is_outdated(error: psycopg.Error) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _sql(statement: str) -> str:
-    """As psycopg wants it: %(name)s for :name."""
-    return str(text(statement).compile(dialect=psycopg_dialect.dialect()))  # type: ignore[no-untyped-call]  # untyped in part
+def _sql(statement: str) -> tuple[str, tuple[str, ...]]:
+    """As PostgreSQL wants it, $1 for the first :name, and these names in order."""
+    compiled: Any = text(statement).compile(dialect=_dialect)
+    return str(compiled), tuple(compiled.positiontup)
 
 
 class _Doubts:
