@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID
 
 from workers import wake
@@ -17,23 +18,35 @@ log = logging.getLogger(__name__)
 PENDING_MOST = 1_000
 
 
+class _Joined(NamedTuple):
+    lane_id: int
+    job_id: UUID
+
+
 class Doorbell:
-    """Rings in the order it was told to; drops what comes while too many wait."""
+    """Rings in the order it was told to; drops what comes while too many wait. Jobs that joined one after the other are said at once."""
 
     def __init__(self) -> None:
-        self._pending: queue.Queue[Callable[[], None]] = queue.Queue(PENDING_MOST)
+        self._pending: queue.Queue[Callable[[], None] | _Joined] = queue.Queue(PENDING_MOST)
         self._lock = threading.Lock()
         self._ringer: threading.Thread | None = None
 
     def ring(self, say: Callable[[], None]) -> None:
         """Said soon, or never. Returns at once."""
+        self._put(say)
+
+    def joined(self, lane_id: int, job_id: UUID) -> None:
+        """The pacer hears of it soon, or never. Returns at once."""
+        self._put(_Joined(lane_id, job_id))
+
+    def _put(self, one: Callable[[], None] | _Joined) -> None:
         with self._lock:
             if self._ringer is None:
                 # Begun on first use: a thread does not survive the fork of gunicorn's workers.
                 self._ringer = threading.Thread(target=self._run, name="doorbell", daemon=True)
                 self._ringer.start()
         try:
-            self._pending.put_nowait(say)
+            self._pending.put_nowait(one)
         except queue.Full:
             log.warning("wake-up dropped")
 
@@ -45,11 +58,27 @@ class Doorbell:
 
     def _run(self) -> None:
         while True:
-            say = self._pending.get()
-            try:
-                say()
-            except Exception as error:  # the border of this thread: one bad wake-up must not end it
-                log.error("wake-up failed", extra={"error": type(error).__name__})
+            waiting = [self._pending.get()]
+            waiting += [self._pending.get_nowait() for _ in range(self._pending.qsize())]
+            for say in _together(waiting):
+                try:
+                    say()
+                except Exception as error:  # the border of this thread: one bad wake-up must not end it
+                    log.error("wake-up failed", extra={"error": type(error).__name__})
+
+
+def _together(waiting: Sequence[Callable[[], None] | _Joined]) -> Iterator[Callable[[], None]]:
+    jobs: dict[int, list[UUID]] = {}
+    for one in waiting:
+        if isinstance(one, _Joined):
+            jobs.setdefault(one.lane_id, []).append(one.job_id)
+            continue
+        if jobs:
+            yield partial(wake.joined, jobs)
+            jobs = {}
+        yield one
+    if jobs:
+        yield partial(wake.joined, jobs)
 
 
 _doorbell = Doorbell()
@@ -57,7 +86,7 @@ _doorbell = Doorbell()
 
 def joined(job_id: UUID, *, lane_id: int) -> None:
     """The pacer hears that somebody waits in this lane."""
-    _doorbell.ring(partial(wake.line, lane_id, queued=job_id))
+    _doorbell.joined(lane_id, job_id)
 
 
 def cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:

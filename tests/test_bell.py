@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from workers.bell import Bell
+from workers.bell import TOGETHER_S, Bell
 
 LANE, OTHER = 1, 2
 
@@ -80,3 +82,38 @@ def test_the_end_of_any_job_is_heard_where_caps_hold(bell: Bell) -> None:
     bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
     bell.slot()
     assert not is_rung(bell)
+
+
+def test_a_flood_of_submits_where_others_wait_costs_one_look_in_a_while(bell: Bell) -> None:
+    bell.take()
+    bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
+    for _ in range(10):
+        bell.joined(LANE)
+
+    assert not is_rung(bell)
+    began = time.monotonic()
+    bell.sleep(60)
+    assert time.monotonic() - began < 30
+    assert {LANE} == set(bell.take())
+
+
+@pytest.mark.parametrize("what", ["nobody waits", "not looked at yet", "the last look is a while ago"])
+def test_who_joins_is_heard_at_once_where_others_do_not_wait_or_nobody_looked_just_now(bell: Bell, what: str) -> None:
+    bell.take()
+    if what == "nobody waits":
+        bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
+        bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+    if what == "the last look is a while ago":
+        bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
+        bell.sleep(TOGETHER_S)
+    bell.joined(LANE)
+
+    assert (True, {LANE}) == (is_rung(bell), set(bell.take()))
+
+
+def test_a_lane_that_could_not_be_looked_at_is_one_where_others_wait(bell: Bell) -> None:
+    bell.take()
+    bell.keep({LANE: 1.0})
+    bell.joined(LANE)
+
+    assert (False, {LANE}) == (is_rung(bell), set(bell.take()))

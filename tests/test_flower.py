@@ -257,7 +257,7 @@ def _announced(who: Any, flower: Flower) -> UUID:
     job_id = ask(who, PROMPT)
 
     def heard() -> bool:
-        wake.line(line.lane_of(who.pool_id, "m"), queued=job_id)
+        wake.joined({line.lane_of(who.pool_id, "m"): [job_id]})
         return bool(flower.task(job_id))
 
     until(heard, what="announced", every_s=0.3)

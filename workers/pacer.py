@@ -65,27 +65,34 @@ def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threa
     while not stop.is_set():
         try:
             for message in wake.listen(wake.LINE, until=stop.is_set):
-                if isinstance(receivers := message.get("receivers"), list):
-                    due.wake(receivers)
-                    continue
-                if isinstance(lanes := message.get("limits"), list):
-                    _enforce(sweep, lanes, forget=bool(message.get("forget")))
-                    continue
-                if "slot" in message:
-                    bell.slot()
-                    continue
-                lane_id = int(str(message["lane"]))
-                if message.get("budget"):
-                    bell.budget(lane_id)
-                    continue
-                bell.ring(lane_id)
-                if message.get("queued"):
-                    announcer.waits(UUID(str(message["queued"])))
-                if message.get("cancelled"):
-                    announcer.cancelled(UUID(str(message["cancelled"])))
-                    due.wake(None)
+                _hear(message, bell, announcer, due, sweep)
         except (redis.RedisError, OSError):
             stop.wait(0.5)
+
+
+def _hear(message: dict[str, object], bell: Bell, announcer: Announcer, due: Due, sweep: Sweep) -> None:
+    if isinstance(receivers := message.get("receivers"), list):
+        due.wake(receivers)
+        return
+    if isinstance(lanes := message.get("limits"), list):
+        _enforce(sweep, lanes, forget=bool(message.get("forget")))
+        return
+    if "slot" in message:
+        bell.slot()
+        return
+    lane_id = int(str(message["lane"]))
+    if message.get("budget"):
+        bell.budget(lane_id)
+        return
+    if isinstance(joined := message.get("joined"), list):
+        bell.joined(lane_id)
+        for job_id in joined:
+            announcer.waits(UUID(job_id))
+        return
+    bell.ring(lane_id)
+    if message.get("cancelled"):
+        announcer.cancelled(UUID(str(message["cancelled"])))
+        due.wake(None)
 
 
 def _enforce(sweep: Sweep, lanes: list[int], *, forget: bool) -> None:

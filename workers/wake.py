@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from uuid import UUID
 
@@ -56,9 +56,14 @@ def client() -> redis.Redis:
     return connect()
 
 
-def line(lane_id: int, *, queued: UUID | None = None, cancelled: UUID | None = None) -> None:
-    """The pacer is told to look at this lane. queued, cancelled: the job to announce to Flower."""
-    _say(_lane(lane_id, queued=str(queued) if queued else None, cancelled=str(cancelled) if cancelled else None))
+def line(lane_id: int, *, cancelled: UUID | None = None) -> None:
+    """The pacer is told to look at this lane. cancelled: the job to announce to Flower."""
+    _say(_lane(lane_id, cancelled=str(cancelled) if cancelled else None))
+
+
+def joined(jobs: Mapping[int, Sequence[UUID]]) -> None:
+    """The pacer is told which jobs have joined which lanes, to look there and to announce them to Flower."""
+    _say(*(_lane(lane_id, joined=[str(job_id) for job_id in ids]) for lane_id, ids in jobs.items()))
 
 
 def budget(lane_id: int) -> Said:
