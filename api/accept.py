@@ -46,17 +46,27 @@ def accept(order: Order, *, token: str | None, said: bytes) -> Accepted:
 
 
 def _accept(order: Order, *, lane_id: int, token: str | None, said: bytes) -> Accepted:
+    accepted = _stored(order, token=token, said=said)
+    crash.at("api.after_commit")
+    if accepted.joined is not None:
+        doorbell.joined(accepted.job_id, lane_id=lane_id)
+    crash.at("api.before_reply")
+    return accepted
+
+
+def _stored(order: Order, *, token: str | None, said: bytes) -> Accepted:
     wanted = line.new_id()
-    joined = None
+    if token is None:
+        crash.at("api.before_commit")
+        with db.autocommit() as session:
+            joined = line.join_at_once(session, order, job_id=wanted)
+        if joined is not None:
+            return Accepted(wanted, joined)
     with db.begin() as session:
-        job_id = wanted
+        job_id, joined = wanted, None
         if token is not None:
             job_id = idempotency.first_or_earlier(session, order.key.id, token, body=said, job_id=wanted)
         if job_id == wanted:
             joined = line.join(session, order, job_id=job_id)
         crash.at("api.before_commit")
-    crash.at("api.after_commit")
-    if joined is not None:
-        doorbell.joined(job_id, lane_id=lane_id)
-    crash.at("api.before_reply")
     return Accepted(job_id, joined)

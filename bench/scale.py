@@ -13,8 +13,9 @@ from sqlalchemy import text
 
 from bench.figure import Figure, at_most, quantile, told
 from bench.stack import MODEL, Stack
-from models import db, fleet, line
+from models import db, fleet, line, milestone
 from models.key import Key
+from models.lane_care import LONG
 from models.line import Order
 from workers import wake
 from workers.bell import Bell
@@ -61,7 +62,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
         _ratio(f"admission step, {many:,} waiting against {FEW:,}", full, few, note=f"{SLOTS} jobs a step"),
         _ratio(f"admission step, {lanes:,} lanes against {FEW:,}", wide, thin, note=f"1 job a lane, {SLOTS} a step"),
         told(f"submit into a line of {many:,}", f"{full.submit:.1f} ms", note=f"{few.submit:.1f} ms into one of {FEW:,}; in process"),
-        told(f"position of the last of {many:,}", f"{full.position:.1f} ms", note=f"{few.position:.1f} ms of {FEW:,}; exact to 10,000"),
+        told(f"position of the last of {many:,}", f"{full.position:.1f} ms", note=f"{few.position:.1f} ms of {FEW:,}; counted to 10,000"),
     ]
 
 
@@ -71,8 +72,12 @@ def one_lane(stack: Stack, jobs: int) -> Taken:
     _make_pools(stack, 1)
     _fill(stack, jobs, lanes=1)
     pool = stack.ask("SELECT max(id) FROM pool")
-    caller = Key(id=10_000_000, pool_id=pool, kind="issued")
-    return Taken(step=_steps(stack), submit=_median(lambda: _submit(caller)), position=_median(_position_of(_last())))
+    caller = Key(id=10_000_000, pool_id=pool, kind="own")
+    step = _steps(stack)
+    _swept(jobs)
+    submit = _median(lambda: _submit(caller))
+    _swept(jobs)
+    return Taken(step=step, submit=submit, position=_median(_position_of(_last())))
 
 
 def many_lanes(stack: Stack, lanes: int, *, jobs: int) -> Taken:
@@ -85,7 +90,7 @@ def many_lanes(stack: Stack, lanes: int, *, jobs: int) -> Taken:
 
 def empty(stack: Stack) -> None:
     """No job, key or lane is left, and Redis knows nothing."""
-    stack.do("TRUNCATE job, job_event, attempt, usage, flow, lane, meter, credential, pool, key, conversation, worker")
+    stack.do("TRUNCATE job, job_event, attempt, usage, flow, lane, milestones, meter, credential, pool, key, conversation, worker")
     line.lane_of.cache_clear()
     with stack.redis() as client:
         client.flushdb()
@@ -131,10 +136,17 @@ def _median(measured: Callable[[], None], *, times: int = 30) -> float:
     return quantile(took, 0.5) * 1000
 
 
+def _swept(jobs: int) -> None:
+    """As the sweep, which does not run here, would have left the one lane a moment ago."""
+    if jobs >= LONG:
+        with db.begin() as session:
+            milestone.set_anew(session, session.execute(text("SELECT id FROM lane")).scalar_one())
+
+
 def _submit(caller: Key) -> None:
-    with db.begin() as session:
-        order = Order(key=caller, endpoint="/v1/chat/completions", model=MODEL, request=BODY, flow="late", tokens=110, expires_in_s=1e12)
-        line.join(session, order, job_id=line.new_id())
+    order = Order(key=caller, endpoint="/v1/chat/completions", model=MODEL, request=BODY, flow="late", tokens=110, expires_in_s=1e9)
+    with db.autocommit() as session:
+        assert line.join_at_once(session, order, job_id=line.new_id()) is not None
 
 
 def _last() -> SimpleNamespace:

@@ -15,9 +15,7 @@ CONNECTIONS = 8
 # A core each, of two.
 PROCESSES = 2
 REST_S = 1.5
-P99_MS = 100
-# With a core for each API process.
-LEAST_PER_S, FAST_P99_MS = 300, 50
+LEAST_PER_S, P99_MS = 300, 50
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
@@ -35,14 +33,14 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
 
 def _many(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
     how = f"{CONNECTIONS} connections, {PROCESSES} API processes"
-    load.submit(Wanted(stack.port, caller.token, jobs=100, connections=4 * CONNECTIONS, users=50))
+    load.submit(Wanted(stack.port, caller.token, jobs=200, connections=4 * CONNECTIONS, users=50))
     done = load.submit(Wanted(stack.port, caller.token, jobs=jobs, connections=CONNECTIONS, users=50))
     stack.clear()
-    return [at_least("submits per second", done.per_s, LEAST_PER_S, note=how), *_latency(done, how, most_ms=FAST_P99_MS)]
+    return [told("submits per second", f"{done.per_s:.0f}", note=how), *_latency(done, how, most_ms=None)]
 
 
 def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
-    load.submit(Wanted(stack.port, caller.token, jobs=50, users=50))
+    load.submit(Wanted(stack.port, caller.token, jobs=200, connections=4 * CONNECTIONS, users=50))
     keys, memory = _redis(stack)
     alone = load.submit(Wanted(stack.port, caller.token, jobs=jobs // 5, connections=1, users=50))
     many = load.submit(Wanted(stack.port, caller.token, jobs=jobs, connections=CONNECTIONS, users=50))
@@ -50,7 +48,7 @@ def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
     waiting = jobs + jobs // 5
     stack.clear()
     return [
-        told("submits per second", f"{many.per_s:.0f}", note=f"{CONNECTIONS} connections, 1 API process"),
+        at_least("submits per second", many.per_s, LEAST_PER_S, note=f"{CONNECTIONS} connections, 1 API process"),
         *_latency(many, f"{CONNECTIONS} connections"),
         *_latency(alone, "1 connection"),
         at_most("Redis keys per waiting job", (keys_after - keys) / waiting, 0, unit=""),
@@ -60,9 +58,10 @@ def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
     ]
 
 
-def _latency(seen: Load, how: str, *, most_ms: float = P99_MS) -> list[Figure]:
+def _latency(seen: Load, how: str, *, most_ms: float | None = P99_MS) -> list[Figure]:
     p50, p99 = (quantile(seen.took_s, share) * 1000 for share in (0.5, 0.99))
-    return [told("submit, p50", f"{p50:.1f} ms", note=how), at_most("submit, p99", p99, most_ms, unit="ms", note=how)]
+    tail = told("submit, p99", f"{p99:.1f} ms", note=how) if most_ms is None else at_most("submit, p99", p99, most_ms, unit="ms", note=how)
+    return [told("submit, p50", f"{p50:.1f} ms", note=how), tail]
 
 
 def _redis(stack: Stack) -> tuple[int, int]:

@@ -30,12 +30,17 @@ def covers(kind: str) -> bool:
     return settings().budgets == "all" or settings().budgets == kind
 
 
+def limits(key: Key, most_microusd: int | None) -> bool:
+    """Whether this key may have a budget that a job of this price takes from. most_microusd: as of `reserve`."""
+    return most_microusd != 0 and covers(key.kind)
+
+
 def reserve(session: Session, key: Key, most_microusd: int | None) -> None:
     """This key can pay for one more job of this price; its next submit waits until this transaction ends.
 
     most_microusd: 0 is free for everybody; None: no price is known, and whoever has anything left may. Raises NoMoney.
     """
-    if most_microusd == 0 or not covers(key.kind):
+    if not limits(key, most_microusd):
         return
     begin(session, key.id, key.kind)
     row = session.execute(_LOCK, {"key_id": key.id}).one_or_none()

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import text
 
-from models import meter, pacing
+from models import meter, milestone, pacing
 from models.db import Session
 from models.key import Limits
 from models.line import SETTLED_S
 
 LANES_MOST = 50
-# Of one core, at most, for counting long lanes.
+# Jobs waiting, as last counted, from which on a lane has milestones.
+LONG = 2 * milestone.EVERY
+# Of one core, at most, for counting one long lane.
 COUNTING_SHARE = 1 / 20
 
 
 @dataclass
 class Seen:
-    """What is remembered of a lane: its virtual time at moments of the last SETTLED_S, and until when counting it has to rest."""
+    """What is remembered of a lane: its virtual time at moments of the last SETTLED_S, and until when what takes long has to rest."""
 
     times: deque[tuple[float, float]] = field(default_factory=deque)
-    rests_until: float = 0.0
+    rests_until: dict[str, float] = field(default_factory=dict)
+
+    def at_leisure(self, what: str, work: Callable[[], object], *, now: float) -> None:
+        """It is done, unless it took so long last time that it would take more than COUNTING_SHARE. now: monotonic seconds."""
+        if now < self.rests_until.get(what, now):
+            return
+        began = time.monotonic()
+        work()
+        self.rests_until[what] = now + (time.monotonic() - began) / COUNTING_SHARE
 
 
 class Care:
@@ -54,10 +64,9 @@ class Care:
         states = [meter.read(session, number, lane.model) for number in credentials]
         usual_s = _usual_s(session, credentials, lane.model)
         pacing.write_figures(session, lane.id, usual_s=usual_s, limits=meter.together(states))
-        if now >= seen.rests_until:
-            began = time.monotonic()
-            session.execute(_COUNT, {"id": lane.id})
-            seen.rests_until = now + (time.monotonic() - began) / COUNTING_SHARE
+        seen.at_leisure("count", lambda: session.execute(_COUNT, {"id": lane.id}), now=now)
+        if lane.queued >= LONG or lane.has_milestones:
+            seen.at_leisure("milestones", lambda: milestone.set_anew(session, lane.id), now=now)
         return {number: state.limits for number, state in zip(credentials, states, strict=True)}
 
 
@@ -83,7 +92,9 @@ def _usual_s(session: Session, credential_ids: list[int], model: str) -> float |
 
 
 _ACTIVE = text("""
-    SELECT id, pool_id, model, virtual_time FROM lane
+    SELECT id, pool_id, model, virtual_time, queued,
+           EXISTS (SELECT FROM milestones WHERE milestones.lane_id = lane.id AND ids <> '{}') AS has_milestones
+    FROM lane
     WHERE id > :after AND (wake_at IS NOT NULL OR idle_since > now() - interval '30 s') ORDER BY id LIMIT :most
 """)
 _USUAL = text("""

@@ -7,6 +7,7 @@ cost over weight; the pacer takes the lowest tag. Nothing here is ever rebuilt: 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -14,20 +15,22 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from psycopg.errors import DivisionByZero
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import attachment, budget, cap, conversation
+from models import attachment, budget, cap, conversation, milestone
 from models.db import Session, begin
 from models.errors import Draining, LineFull, TooLate
 from models.key import Key
+from models.milestone import COUNTED_MOST
 from models.settings import settings
 from models.tables import OPEN
+from models.tally import Tally
 
 WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 # An image stands for this many tokens where fair shares are counted: lanes rarely mix the two, so only the order of size matters.
 IMAGE_COST = 1_000.0
-COUNTED_MOST = 10_000
 # The column is 32 bits wide, and nobody's limit is higher.
 TOKENS_MOST = 2**31 - 1
 # Longer than any transaction of ours can stay open (db.SERVER_OPTIONS): what was true this long ago, every submit has seen.
@@ -96,6 +99,7 @@ class Joined:
     place: Place | None
 
 
+_tally = Tally()
 ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 
 
@@ -109,35 +113,54 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     lane_id = lane_of(order.key.pool_id, order.model)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
-    remembered = turn.recall if turn else None
-    share = order.cost / WEIGHTS[order.priority]
-    row = session.execute(
-        _JOIN,
-        {
-            "id": job_id, "key_id": order.key.id, "lane_id": lane_id, "flow": order.flow, "priority": order.priority, "share": share,
-            "cost": order.cost, "images": order.images, "reserved": order.reserved_microusd,
-            "tokens": min(TOKENS_MOST, order.tokens + (remembered.tokens if remembered else 0)),
-            "endpoint": order.endpoint, "model": order.model,
-            "request": order.request, "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
-            "held": turn is not None and remembered is None, "turn_tokens": order.turn_tokens if turn else None,
-            "since_turn": remembered.since_turn if remembered else None, "history_tokens": remembered.tokens if remembered else None,
-            "attachments": list(order.attachments) or None, "timeout_s": order.timeout_s, "on_lost": order.on_lost,
-            "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
-            "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
-            "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
-            "fingerprint": order.fingerprint, "reader": order.reader, "request_id": order.request_id, "traceparent": order.traceparent,
-            "counted_most": COUNTED_MOST,
-            "key_most": settings().max_queued_per_key, "lane_most": _lane_most() or 0,
-        },
-    ).one()  # fmt: skip
+    row = session.execute(_JOIN, _values(order, job_id, lane_id, turn)).one()
     if row.is_draining:
         raise Draining(retry_after_s=60)
-    _refuse_if_full(row)
+    _refuse_if_full(row, key_id=order.key.id)
     if row.has_caps:
         cap.refuse_if_full(session, key_id=order.key.id, lane_id=lane_id, flow=order.flow, endpoint=order.endpoint)
     _refuse_if_late(order, row)
     is_plain = turn is None and not row.has_caps
     return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None) if is_plain else None)
+
+
+def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | None:
+    """As `join`, in the one statement that an ordinary submit is, which needs no transaction around it.
+
+    None: nothing was stored, and `join` has to take a closer look: there is a budget or a conversation, or the line may be full.
+    """
+    if order.conversation is not None or budget.limits(order.key, order.reserved_microusd):
+        return None
+    lane_id = lane_of(order.key.pool_id, order.model)
+    try:
+        row = session.execute(_JOIN_AT_ONCE, _values(order, job_id, lane_id, None)).one()
+    except DivisionByZero:
+        return None
+    if row.of_key is not None:
+        _tally.note(order.key.id, row.of_key, now=time.monotonic())
+    return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None))
+
+
+def _values(order: Order, job_id: UUID, lane_id: int, turn: conversation.Turn | None) -> dict[str, Any]:
+    remembered = turn.recall if turn else None
+    key_most = settings().max_queued_per_key
+    is_far = _tally.has_room(order.key.id, most=key_most, now=time.monotonic())
+    return {
+        "id": job_id, "key_id": order.key.id, "lane_id": lane_id, "flow": order.flow, "priority": order.priority,
+        "share": order.cost / WEIGHTS[order.priority], "cost": order.cost, "images": order.images, "reserved": order.reserved_microusd,
+        "tokens": min(TOKENS_MOST, order.tokens + (remembered.tokens if remembered else 0)),
+        "endpoint": order.endpoint, "model": order.model,
+        "request": order.request, "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
+        "held": turn is not None and remembered is None, "turn_tokens": order.turn_tokens if turn else None,
+        "since_turn": remembered.since_turn if remembered else None, "history_tokens": remembered.tokens if remembered else None,
+        "attachments": list(order.attachments) or None, "timeout_s": order.timeout_s, "on_lost": order.on_lost,
+        "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
+        "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
+        "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
+        "fingerprint": order.fingerprint, "reader": order.reader, "request_id": order.request_id, "traceparent": order.traceparent,
+        "most": COUNTED_MOST, "key_most": 0 if is_far else key_most, "lane_most": _lane_most() or 0,
+        "lane_cap": settings().max_queued_per_lane,
+    }  # fmt: skip
 
 
 def _with_attachments(session: Session, order: Order) -> Order:
@@ -174,7 +197,8 @@ def lane_of(pool_id: int, model: str) -> int:
 def place(session: Session, job: Any) -> Place:
     """Where this job stands now. job: a row with id, lane_id, start_tag, status, held, conversation_id, turn and not_before.
 
-    The count is exact up to COUNTED_MOST. A held turn stands behind the turns before it and behind every lower tag of its lane.
+    The count is exact where few stand ahead (milestone.EVERY), in part a few seconds old behind them, and ends at COUNTED_MOST.
+    A held turn stands behind the turns before it and behind every lower tag of its lane.
     """
     if job.status != "queued":
         return ON_ITS_WAY
@@ -254,10 +278,13 @@ def estimate_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
     return round(max(estimates) + behind * (lane.usual_s or 0.0), 1)
 
 
-def _refuse_if_full(joined: Any) -> None:
+def _refuse_if_full(joined: Any, *, key_id: int) -> None:
     most = settings().max_queued_per_lane
     if (joined.in_lane if _lane_most() is not None else joined.queued) >= most:
         raise LineFull(f"{most} jobs already wait in this line, as many as it holds. Come back later.", retry_after_s=60)
+    if joined.of_key is None:
+        return
+    _tally.note(key_id, joined.of_key, now=time.monotonic())
     most = settings().max_queued_per_key
     if joined.of_key >= most:
         raise LineFull(
@@ -301,13 +328,7 @@ FIGURES = """
 """
 _LANE = text(f"{FIGURES} WHERE lane.id = :id")
 _LANES = text(f"{FIGURES} WHERE lane.id = ANY(:ids)")
-_AHEAD = text("""
-    SELECT count(*) AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM (
-        SELECT tokens, images FROM job
-        WHERE lane_id = :lane_id AND status = 'queued' AND NOT held AND start_tag >= :low_water AND (start_tag, id) < (:tag, :id)
-        LIMIT :most
-    ) AS ahead
-""")
+_AHEAD = text(milestone.ahead(lane_id=":lane_id", low_water=":low_water", start_tag=":tag", job_id=":id"))
 # The heads of the lines and the places that are asked for, in one order: what was summed up before a place stands ahead of it. A place
 # counts nothing itself, and goes before the job that stands on it.
 _ALL_AHEAD = text("""
@@ -333,7 +354,7 @@ _ALL_AHEAD = text("""
 # A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 # The job itself is not there yet for what is counted.
-_JOIN = text(f"""
+_JOINED = f"""
     WITH line AS ({FIGURES} WHERE lane.id = :lane_id), moved AS (
         INSERT INTO flow AS f (lane_id, name, last_finish)
         SELECT id, :flow, virtual_time + CAST(:share AS float8) FROM line
@@ -365,17 +386,32 @@ _JOIN = text(f"""
     SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
            line.is_draining, line.has_caps, line.wake_at, line.now,
            joined.id, joined.start_tag, joined.held, joined.not_before, joined.created_at, joined.expires_at,
-           ahead.jobs, ahead.tokens, ahead.images,
-           (SELECT count(*) FROM (
-               SELECT FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held LIMIT :lane_most
-           ) AS counted) AS in_lane,
-           (SELECT count(*) FROM (SELECT FROM job WHERE key_id = :key_id AND {OPEN} LIMIT :key_most) AS counted) AS of_key
+           ahead.jobs, ahead.tokens, ahead.images, counted.in_lane, counted.of_key
+           {{more}}
     FROM joined, line, LATERAL (
-        SELECT count(*) AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM (
-            SELECT tokens, images FROM job
-            WHERE lane_id = line.id AND status = 'queued' AND NOT held
-            AND start_tag >= line.low_water AND (start_tag, id) < (joined.start_tag, joined.id)
-            LIMIT :counted_most
-        ) AS before
+        SELECT (SELECT count(*) FROM (
+                   SELECT FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held LIMIT :lane_most
+               ) AS queued) AS in_lane,
+               CASE WHEN :key_most > 0 THEN (
+                   SELECT count(*) FROM (SELECT FROM job WHERE key_id = :key_id AND {OPEN} LIMIT :key_most) AS open
+               ) END AS of_key
+    ) AS counted, LATERAL (
+        {milestone.ahead(lane_id=":lane_id", low_water="line.low_water", start_tag="joined.start_tag", job_id="joined.id")}
     ) AS ahead
-""")
+"""
+_JOIN = text(_JOINED.format(more=""))
+# What `join` would refuse, or has to look at, fails as a whole, so that nothing of it stays. An estimate is rounded to a tenth of a second.
+_JOIN_AT_ONCE = text(
+    _JOINED.format(
+        more="""
+           , 1 / CASE WHEN line.is_draining OR line.has_caps OR counted.of_key >= :key_most
+                      OR CASE WHEN :lane_most > 0 THEN counted.in_lane ELSE line.queued END >= :lane_cap
+                      OR NOT line.is_paused AND make_interval(secs => 0.1 + greatest(
+                          CASE WHEN line.blocked_by IS NOT NULL THEN line.wake_in_s END, ahead.jobs * 60 / nullif(line.rpm, 0),
+                          ahead.tokens * 60 / nullif(line.tpm, 0), ahead.images * 60 / nullif(line.ipm, 0),
+                          (ahead.jobs + 1) / nullif(line.max_in_flight, 0) * line.usual_s, 0
+                      )) > :expires_in
+                 THEN 0 ELSE 1 END
+        """
+    )
+)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from models import line
+from models import line, milestone
 from models.db import Session
 
 MINUTE_S = 60
@@ -34,7 +34,7 @@ class Rooms:
 
 def look(session: Session, lane_id: int) -> Rooms:
     """The room in this lane, for all who stand in it together."""
-    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": line.COUNTED_MOST}).one()
+    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": milestone.COUNTED_MOST}).one()
     reset_s: float | None = max(0.0, MINUTE_S - lane.newest_s) if lane.sent_requests else 0.0
     if lane.jobs:
         # The row has both: the lane's figures, and what stands before somebody who joins now.
@@ -52,7 +52,7 @@ def _room(limit: float | None, taken: int, reset_s: float | None) -> Room | None
 # Where no limit is known nothing is counted. Admitted jobs are on their way and not sent yet.
 _LOOK = text(f"""
     SELECT lane.*, sent.requests AS sent_requests, sent.tokens AS sent_tokens, sent.newest_s,
-           waiting.jobs, waiting.tokens, waiting.images
+           queued.jobs + admitted.jobs AS jobs, queued.tokens + admitted.tokens AS tokens, queued.images + admitted.images AS images
     FROM ({line.FIGURES} WHERE lane.id = :id) AS lane
     CROSS JOIN LATERAL (
         SELECT count(*) AS requests, coalesce(sum(tokens), 0) AS tokens,
@@ -63,15 +63,10 @@ _LOOK = text(f"""
         AND started_at > now() - make_interval(secs => :minute_s)
     ) AS sent
     CROSS JOIN LATERAL (
-        SELECT count(*) AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM (
-            (
-                SELECT tokens, images FROM job
-                WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL) AND lane_id = lane.id AND status = 'queued' AND NOT held
-                AND start_tag >= lane.low_water LIMIT :most
-            )
-            UNION ALL
-            SELECT tokens, images FROM job
-            WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL) AND lane_id = lane.id AND status = 'admitted'
-        ) AS one
-    ) AS waiting
+        {milestone.ahead(lane_id="lane.id", low_water="lane.low_water", start_tag=milestone.END, job_id=milestone.FIRST)}
+    ) AS queued
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS jobs, coalesce(sum(tokens), 0)::bigint AS tokens, coalesce(sum(images), 0)::bigint AS images FROM job
+        WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL) AND lane_id = lane.id AND status = 'admitted'
+    ) AS admitted
 """)

@@ -33,8 +33,11 @@ def order(caller: Key, **wanted: Any) -> line.Order:
 
 
 def submit(caller: Key, **wanted: Any) -> UUID:
-    """One more job in this key's line for model `m`; returns its id."""
+    """One more job in this key's line for model `m`, by the way that a request would take; returns its id."""
     job_id = line.new_id()
+    with db.autocommit() as session:
+        if line.join_at_once(session, order(caller, **wanted), job_id=job_id) is not None:
+            return job_id
     with db.begin() as session:
         line.join(session, order(caller, **wanted), job_id=job_id)
     return job_id

@@ -1,0 +1,154 @@
+"""An ordinary submit is one statement; what is not ordinary is left to `join`, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from models import budget, db, line
+from models.key import Key
+from models.line import Joined
+from models.tally import FRESH_S, SLACK, Tally
+from tests.line_tools import known, order, query, submit
+
+pytestmark = pytest.mark.usefixtures("database")
+Override = Callable[..., None]
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+def at_once(caller: Key, **wanted: Any) -> tuple[UUID, Joined | None]:
+    job_id = line.new_id()
+    with db.autocommit() as session:
+        return job_id, line.join_at_once(session, order(caller, **wanted), job_id=job_id)
+
+
+def stored() -> list[list[tuple[Any, ...]]]:
+    return [[tuple(row) for row in query(f"SELECT * FROM {table}")] for table in ("job", "job_event", "flow", "lane")]
+
+
+def limit(**figures: Any) -> None:
+    query(f"UPDATE lane SET {', '.join(f'{name} = :{name}' for name in figures)}", **figures)
+
+
+def fill_the_lane(caller: Key, override: Override) -> None:
+    override(max_queued_per_lane=1)
+
+
+def fill_a_long_lane(caller: Key, override: Override) -> None:
+    override(max_queued_per_lane=20_000)
+    limit(queued=20_000)
+
+
+def fill_the_key(caller: Key, override: Override) -> None:
+    override(max_queued_per_key=1)
+
+
+def drain(caller: Key, override: Override) -> None:
+    query("UPDATE pool SET draining_at = now()")
+
+
+def cap(caller: Key, override: Override) -> None:
+    query("INSERT INTO cap (scope, owner_id, flow, endpoint, max_queued) VALUES ('key', :id, '', '', 1)", id=caller.id)
+
+
+def give_a_budget(caller: Key, override: Override) -> None:
+    override(budgets="all")
+    with db.begin() as session:
+        budget.grant(session, caller.id, 1_000_000)
+
+
+@pytest.mark.parametrize("hindrance", [fill_the_lane, fill_a_long_lane, fill_the_key, drain, cap, give_a_budget])
+def test_what_may_be_refused_is_left_to_a_closer_look(caller: Key, override: Override, hindrance: Callable[[Key, Override], None]) -> None:
+    submit(caller)
+    hindrance(caller, override)
+    before = stored()
+
+    assert at_once(caller)[1] is None
+    assert before == stored()
+
+
+@pytest.mark.parametrize(
+    "figures", [{"rpm": 1}, {"tpm": 100}, {"max_in_flight": 1, "usual_s": 70}, {"blocked_by": "rpm", "wake_at": "2040-01-01"}]
+)
+def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(caller: Key, figures: dict[str, Any]) -> None:
+    submit(caller)
+    limit(**figures)
+    before = stored()
+
+    assert at_once(caller, expires_in_s=30)[1] is None
+    assert before == stored()
+    query("UPDATE lane SET paused_at = now()")
+    assert at_once(caller, expires_in_s=30)[1] is not None  # nobody knows how long a pause lasts
+
+
+def test_a_line_of_pictures_is_late_by_its_pictures(caller: Key) -> None:
+    submit(caller, images=10)
+    limit(ipm=10)
+
+    assert at_once(caller, images=1, expires_in_s=30)[1] is None
+    assert at_once(caller, images=1, expires_in_s=90)[1] is not None
+
+
+@pytest.mark.parametrize("wanted", [{"conversation": "c"}, {"conversation": "c", "turn_tokens": 5}])
+def test_a_turn_of_a_conversation_is_left_to_a_closer_look(caller: Key, wanted: dict[str, Any]) -> None:
+    assert at_once(caller, **wanted)[1] is None
+    assert [] == query("SELECT FROM job")
+
+
+@pytest.mark.parametrize("wanted", [{}, {"images": 2, "priority": "high", "metadata": {"a": "b"}, "webhook_url": "https://hooks.test"}])
+def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wanted: dict[str, Any]) -> None:
+    joined, rows = [], []
+    for each in (False, True):
+        query("DELETE FROM job; DELETE FROM job_event; DELETE FROM flow; DELETE FROM lane")
+        line.lane_of.cache_clear()
+        submit(caller, flow="before")
+        job_id = line.new_id()
+        with db.begin() as session:
+            done = line.join_at_once if each else line.join
+            joined.append(done(session, order(caller, **wanted), job_id=job_id))
+        apart = "- ARRAY['id', 'lane_id', 'created_at', 'expires_at']"
+        rows += query(f"SELECT to_jsonb(job) {apart} AS job, to_jsonb(f) - 'lane_id' AS flow FROM job JOIN flow AS f ON f.name = job.flow "
+                      "WHERE job.id = :id", id=job_id)  # fmt: skip
+
+    assert rows[0] == rows[1]
+    assert joined[0] is not None
+    assert joined[1] is not None
+    assert joined[0].place == joined[1].place
+
+
+# Counting what a key has open
+
+
+def test_a_key_is_counted_again_after_a_moment_and_whenever_its_cap_is_near() -> None:
+    tally = Tally()
+    assert not tally.has_room(1, most=10 * SLACK, now=0.0)
+
+    tally.note(1, SLACK, now=0.0)
+    assert [True, False] == [tally.has_room(1, most=2 * SLACK, now=now) for now in (0.9 * FRESH_S, FRESH_S)]
+    assert not tally.has_room(1, most=2 * SLACK - 1, now=0.0)
+    assert not tally.has_room(2, most=10 * SLACK, now=0.0)
+
+
+def test_a_small_cap_is_never_passed(caller: Key, override: Override) -> None:
+    override(max_queued_per_key=3)
+
+    assert [True] * 3 + [False] * 3 == [at_once(caller)[1] is not None for _ in range(6)]
+
+
+def test_a_key_far_from_its_cap_is_counted_once_in_a_while(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = Tally()
+    monkeypatch.setattr(line, "_tally", tally)
+    for _ in range(3):
+        at_once(caller)
+
+    assert 0 == tally._counted[caller.id].jobs
+    monkeypatch.setattr("models.tally.FRESH_S", 0.0)
+    at_once(caller)
+    assert 3 == tally._counted[caller.id].jobs

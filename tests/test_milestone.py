@@ -1,0 +1,196 @@
+"""Who stands ahead in a long line is counted from the last milestone: as exact as that is fresh, and no slower for the length."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from models import db, lane_care, line, milestone, room, view
+from models.key import Key
+from models.line import Place
+from tests.line_tools import cancel, known, query, row, submit
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+@pytest.fixture
+def every(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So few jobs from one milestone to the next, and twice as many make a long line."""
+    monkeypatch.setattr(milestone, "EVERY", 5)
+    monkeypatch.setattr(lane_care, "LONG", 10)
+    return milestone.EVERY
+
+
+def set_anew(job_id: UUID) -> None:
+    with db.begin() as session:
+        milestone.set_anew(session, row(job_id).lane_id)
+
+
+def place(caller: Key, job_id: UUID) -> Place:
+    with db.begin() as session:
+        return line.place(session, view.find(session, job_id, caller.id))
+
+
+def crowd(caller: Key, jobs: int, *, seed: int = 0) -> list[UUID]:
+    """Jobs of three users in every priority, sorted as they stand in line."""
+    rng = random.Random(seed)
+    made = [
+        submit(caller, flow=rng.choice("abc"), priority=rng.choice(["low", "normal", "high"]), tokens=rng.randint(1, 9_999))
+        for _ in range(jobs)
+    ]
+    return in_order(made)
+
+
+def in_order(jobs: list[UUID]) -> list[UUID]:
+    return sorted((one for one in jobs if row(one).status == "queued"), key=lambda one: (row(one).start_tag, one))
+
+
+def places_of(caller: Key, jobs: list[UUID]) -> list[Place]:
+    return [place(caller, one) for one in jobs]
+
+
+def set_at() -> Any:
+    return next(iter(query("SELECT ids, jobs FROM milestones")), None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_fresh_milestones_everybody_stands_where_they_would_without(caller: Key, every: int, seed: int) -> None:
+    jobs = crowd(caller, 33, seed=seed)
+    query("UPDATE lane SET rpm = 60, tpm = 30_000")
+    without = places_of(caller, jobs)
+    set_anew(jobs[0])
+
+    assert ([jobs[n] for n in range(5, 33, 5)], list(range(5, 33, 5))) == tuple(set_at())
+    assert without == places_of(caller, jobs)
+    assert list(range(1, 34)) == [one.position for one in without]
+
+
+def test_those_with_one_tag_are_told_apart_by_their_ids(caller: Key, every: int) -> None:
+    jobs = [submit(caller, flow=f"user {n}") for n in range(23)]
+    set_anew(jobs[0])
+
+    assert {0.0} == {row(one).start_tag for one in jobs}
+    assert list(range(1, 24)) == [one.position for one in places_of(caller, jobs)]
+
+
+def test_who_joins_is_told_the_place_that_a_look_tells(caller: Key, every: int) -> None:
+    jobs = crowd(caller, 21)
+    set_anew(jobs[0])
+    job_id = line.new_id()
+    with db.begin() as session:
+        joined = line.join(session, order_of(caller), job_id=job_id)
+
+    assert joined.place is not None
+    assert (in_order([*jobs, job_id]).index(job_id) + 1, place(caller, job_id)) == (joined.place.position, joined.place)
+
+
+def order_of(caller: Key) -> line.Order:
+    return line.Order(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="late", tokens=10)
+
+
+def test_before_the_first_milestone_nobody_is_told_of_those_who_have_gone(caller: Key, every: int) -> None:
+    jobs = crowd(caller, 33)
+    set_anew(jobs[0])
+    for one in jobs[:4]:
+        cancel(caller, one)
+
+    assert 1 == place(caller, jobs[4]).position
+    assert 33 == place(caller, jobs[-1]).position  # counted at the milestones before it
+    set_anew(jobs[0])
+    assert 29 == place(caller, jobs[-1]).position
+
+
+def test_old_milestones_are_not_believed(caller: Key, every: int) -> None:
+    jobs = crowd(caller, 33)
+    set_anew(jobs[0])
+    for one in jobs[:4]:
+        cancel(caller, one)
+    query(f"UPDATE milestones SET set_at = now() - interval '{milestone.GOOD_S + 1} s'")
+
+    assert 29 == place(caller, jobs[-1]).position
+
+
+def test_nobody_is_counted_beyond_the_most(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milestone, "COUNTED_MOST", 12)
+    monkeypatch.setattr(line, "COUNTED_MOST", 12)
+    jobs = crowd(caller, 20)
+    set_anew(jobs[0])
+
+    assert [*range(1, 13), *[13] * 8] == [one.position for one in places_of(caller, jobs)]
+
+
+def test_what_a_minute_has_room_for_counts_all_who_wait(caller: Key, every: int) -> None:
+    jobs = crowd(caller, 33)
+    query("UPDATE lane SET rpm = 60")
+    with db.begin() as session:
+        without = room.look(session, row(jobs[0]).lane_id)
+    set_anew(jobs[0])
+
+    with db.begin() as session:
+        assert without == room.look(session, row(jobs[0]).lane_id)
+
+
+def test_the_sweep_sets_them_while_the_line_is_long(caller: Key, every: int) -> None:
+    care = lane_care.Care()
+    jobs = crowd(caller, 9)
+    look(care, now=0)
+    assert set_at() is None
+
+    jobs += crowd(caller, 9, seed=1)
+    look(care, now=100)  # it counts
+    look(care, now=200)
+    assert [5, 10, 15] == set_at().jobs
+
+    for one in jobs[:15]:
+        cancel(caller, one)
+    look(care, now=300)
+    assert [] == set_at().jobs
+
+
+def look(care: lane_care.Care, *, now: float) -> None:
+    with db.begin() as session:
+        for lane in care.choose(session):
+            care.refresh(session, lane, now=now)
+
+
+def test_what_takes_long_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.5, 100.0, 100.0])
+    monkeypatch.setattr(lane_care.time, "monotonic", lambda: next(clock))
+    done: list[float] = []
+    seen = lane_care.Seen()
+
+    def at(now: float) -> None:
+        seen.at_leisure("count", lambda: done.append(now), now=now)
+
+    for now in (50.0, 59.9, 60.0):
+        at(now)
+    assert [50.0, 60.0] == done
+
+
+@pytest.mark.parametrize("counted", ["ahead of a job", "heads of the line"])
+def test_the_line_is_read_along_its_own_index_however_empty_it_was_when_that_was_planned(caller: Key, counted: str) -> None:
+    with db.begin() as session:
+        lane_id = line.lane_of(caller.pool_id, "m")
+        plan = explained(session, counted, lane_id)
+
+    assert "job_line" in plan
+    assert "job_expiry" not in plan
+
+
+def explained(session: db.Session, counted: str, lane_id: int) -> str:
+    """The plan for any lane, as it is kept for a statement that runs often."""
+    order = f"lane_id = {lane_id} AND status = 'queued' AND NOT held AND start_tag >= 0"
+    more = (
+        "" if counted == "ahead of a job" else "AND (expires_at IS NULL OR expires_at > clock_timestamp()) ORDER BY start_tag, id LIMIT 64"
+    )
+    found = session.execute(text(f"EXPLAIN SELECT id, tokens, images FROM job WHERE {order} {more}"))
+    return "\n".join(found.scalars())
