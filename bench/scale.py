@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from workers import wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Limits, Meter, Report
 from workers.pace import Pacer
+from workers.ring import Call
 
 TITLE = "Scale"
 FEW = 1_000
@@ -45,8 +46,8 @@ class Ears:
     def __init__(self) -> None:
         self.rung: list[tuple[UUID, UUID]] = []
 
-    def ring(self, job_id: UUID, dispatch_id: UUID, *, title: str | None = None) -> bool:
-        self.rung.append((job_id, dispatch_id))
+    def ring(self, calls: Sequence[Call]) -> bool:
+        self.rung += [(one.number, one.ticket) for one in calls]
         return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from workers.admission import Reserver
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report
 from workers.pace import Pacer
+from workers.ring import Call
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -32,8 +33,8 @@ class Doorbells:
     def __init__(self) -> None:
         self.rung: list[tuple[UUID, UUID]] = []
 
-    def ring(self, job_id: UUID, dispatch_id: UUID, *, title: str | None = None) -> bool:
-        self.rung.append((job_id, dispatch_id))
+    def ring(self, calls: Sequence[Call]) -> bool:
+        self.rung += [(one.number, one.ticket) for one in calls]
         return True
 
     def take(self) -> list[UUID]:

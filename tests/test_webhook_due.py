@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from tests.processes import until
 from tests.webhook_tools import deliveries, endpoint
 from workers.due import AGAIN_S, EVERY_S, QUEUE_MOST, Due
 from workers.queues import WEBHOOKS
+from workers.ring import Call
 
 
 @dataclass
@@ -25,9 +26,9 @@ class Bells:
     rung: list[UUID] = field(default_factory=list)
     is_deaf: bool = False
 
-    def ring(self, number: UUID, ticket: UUID, /, *, title: str | None = None) -> bool:
+    def ring(self, calls: Sequence[Call]) -> bool:
         if not self.is_deaf:
-            self.rung.append(number)
+            self.rung += [one.number for one in calls]
         return not self.is_deaf
 
 

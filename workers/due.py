@@ -13,7 +13,7 @@ from models import db, due
 from models.errors import Unavailable
 from models.settings import settings
 from workers.queues import WEBHOOKS
-from workers.ring import Ring
+from workers.ring import Call, Ring
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +92,5 @@ class Due:
         if len(picked) >= room:
             with self._lock:
                 self._all_at = now + AGAIN_S
-        rung = 0
-        for one in picked:
-            # One that was not rung for waits again when nobody has claimed it.
-            if not self._ring.ring(one.id, one.ticket):
-                break
-            rung += 1
-        return rung
+        # Those that were not rung for wait again when nobody has claimed them.
+        return len(picked) if self._ring.ring([Call(one.id, one.ticket) for one in picked]) else 0

@@ -19,7 +19,7 @@ from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.limiter import Limiter, Meter, Report
 from workers.places import Places
-from workers.ring import Ring
+from workers.ring import Call, Ring
 from workers.rounds import Rounds
 from workers.waits import Waits, gave_up
 
@@ -205,15 +205,12 @@ class Pacer:
         Where the limiter was emptied in between, another pacer may have rebuilt it without these: they go back, uncalled.
         """
         held = self._still_held([one.dispatch_id for one in admitted], bound)
-        is_heard = True
+        self._ring.ring([Call(one.job_id, one.dispatch_id, titles[one.job_id]) for one in admitted if one.dispatch_id in held])
+        crash.at("pacer.mid_publish")
         for one in admitted:
             if one.dispatch_id not in held:
                 with db.begin() as session:
                     job.put_back(session, one.job_id, one.dispatch_id, Finding(Outcome.NOT_SENT), why="reservation lost")
-                continue
-            # Each failure costs seconds: after the first the rest is left to the sweep, which finds what nobody claimed.
-            is_heard = is_heard and self._ring.ring(one.job_id, one.dispatch_id, title=titles[one.job_id])
-            crash.at("pacer.mid_publish")
 
     def _still_held(self, dispatches: Sequence[UUID], bound: Mapping[UUID, Meter]) -> set[UUID]:
         by_meter: dict[Meter, list[str]] = {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from models import ids
 from models.delivery_log import PREFIX
@@ -17,34 +18,45 @@ from workers.queues import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS
 log = logging.getLogger(__name__)
 
 
-class Ring(Protocol):
-    """How a worker is called for what may go out now. False: it was not, and the next would not be either."""
+class Call(NamedTuple):
+    """Somebody to be rung for: a job and its dispatch id, or a delivery and its ticket. title: what Flower calls it."""
 
-    def ring(self, number: UUID, ticket: UUID, /, *, title: str | None = None) -> bool: ...
+    number: UUID
+    ticket: UUID
+    title: str | None = None
+
+
+class Ring(Protocol):
+    """How workers are called for what may go out now. False: some of it was not rung for, and the next would not be either."""
+
+    def ring(self, calls: Sequence[Call]) -> bool: ...
 
 
 class CeleryRing:
-    """Publishes over one connection. A lost doorbell is no loss: the sweep finds what nobody claimed."""
+    """Publishes over one connection, all at once. A lost doorbell is no loss: the sweep finds what nobody claimed."""
 
-    def ring(self, job_id: UUID, dispatch_id: UUID, *, title: str | None = None) -> bool:
-        """Whether the message is on its way; a lost one gets a log line, it never raises and never waits long.
-
-        title: what Flower calls it.
-        """
-        return _send(NAME, job_id, dispatch_id, task_id=public_id(job_id), queue=QUEUE, title=title)
+    def ring(self, calls: Sequence[Call]) -> bool:
+        """Whether the messages are on their way; lost ones get a log line, it never raises and never waits long."""
+        return _send(NAME, QUEUE, [(public_id(one.number), one) for one in calls])
 
 
 class WebhookRing:
-    """The same for a delivery that is due."""
+    """The same for deliveries that are due."""
 
-    def ring(self, delivery_id: UUID, ticket: UUID, *, title: str | None = None) -> bool:
-        return _send(WEBHOOK_NAME, delivery_id, ticket, task_id=ids.show(PREFIX, delivery_id), queue=WEBHOOKS, title=title or "webhook")
+    def ring(self, calls: Sequence[Call]) -> bool:
+        return _send(WEBHOOK_NAME, WEBHOOKS, [(ids.show(PREFIX, one.number), one._replace(title="webhook")) for one in calls])
 
 
-def _send(name: str, number: UUID, ticket: UUID, *, task_id: str, queue: str, title: str | None) -> bool:
+def _send(name: str, queue: str, calls: Sequence[tuple[str, Call]]) -> bool:
+    if not calls:
+        return True
     try:
-        app.send_task(name, args=(str(number), str(ticket)), task_id=task_id, queue=queue, ignore_result=True, shadow=title)
-    except (OperationalError, OSError) as error:
-        log.warning("doorbell lost", extra={"id": task_id, "error": type(error).__name__})
+        # One round trip for all: publishing is three quarters of the pacer's work (measured).
+        with app.producer_or_acquire() as producer, producer.batch():
+            for task_id, one in calls:
+                said = (str(one.number), str(one.ticket))
+                app.send_task(name, args=said, task_id=task_id, queue=queue, ignore_result=True, shadow=one.title, producer=producer)
+    except (OperationalError, BatchPublishError, OSError, *app.connection_for_write().connection_errors) as error:
+        log.warning("doorbells lost", extra={"ids": [task_id for task_id, _ in calls], "error": type(error).__name__})
         return False
     return True
