@@ -1,6 +1,6 @@
 """The whole job API against a picture of what must be true: callers, operators, pacer, workers and time act in any order.
 
-Hypothesis chooses who does what next (tests/picture/callers.py, operators.py, service.py); nothing waits for time to pass. PostgreSQL,
+Hypothesis chooses who does what next (tests/picture/: callers, operators, service, tales); nothing waits for time to pass. PostgreSQL,
 Valkey, the application, the pacer, the limiter and the way a worker writes its endings are the real ones; what the upstream says is the
 test's. HYPOTHESIS_PROFILE=nightly plays many more, others each time.
 """
@@ -21,7 +21,8 @@ from api.app import create_app
 from models import view
 from tests.line_tools import query
 from tests.picture.play import job_id
-from tests.picture.service import LATER_S, Service
+from tests.picture.service import LATER_S
+from tests.picture.tales import Tales
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 # Who only wants to know whether something is wrong (tests/picture/mutants.py) needs no shortest play of it.
@@ -35,7 +36,7 @@ PLAYS = settings(
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.slow]
 
 
-class JobApi(Service):
+class JobApi(Tales):
     """What is always true."""
 
     @invariant()

@@ -123,10 +123,7 @@ class Callers(Play):
     @rule(which=WHICH)
     def cancel(self, which: int) -> None:
         for one in self.pick(self.picture.tickets, which):
-            want = 202 if one.status == "running" else 409 if one.status in ENDED - {"cancelled"} else 200
-            self.picture.cancel(one)
-
-            assert want == self.caller(one.who).post(f"/v1/jobs/{one.id}/cancel").status_code
+            self.cancel_it(one)
 
     @rule(which=WHICH, is_operator=st.booleans())
     def try_again(self, which: int, is_operator: bool) -> None:
@@ -198,6 +195,12 @@ class Callers(Play):
                 assert {404} == {other.send(method, f"/v1/jobs/{one.id}{rest}").status_code for method, rest in tried}
 
     # How it is done
+
+    def cancel_it(self, one: Ticket) -> None:
+        want = 202 if one.status == "running" else 409 if one.status in ENDED - {"cancelled"} else 200
+        self.picture.cancel(one)
+
+        assert want == self.caller(one.who).post(f"/v1/jobs/{one.id}/cancel").status_code
 
     def join(self, one: Ticket, ask: Any) -> None:
         """What the line must say to this job is what it says."""

@@ -127,17 +127,7 @@ class Service(Operators):
     def claim(self, which: int) -> None:
         """Any doorbell that ever rang, twice and late too."""
         for one, dispatch in self.bells[-1 - which % 5 :][:1]:
-            with db.begin() as session:
-                row = job.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
-            assert (row is not None) == self.picture.start(one, dispatch)
-            if row is not None:
-                self._expect_told(one, row)
-                self.calls.append((one, dispatch, row))
-                continue
-            with db.begin() as session:
-                ghost = job.ghost(session, job_id(one), dispatch)
-            if ghost is not None:
-                self.free(dispatch, Meter(ghost.credential_id, ghost.model), Report(sent=False))
+            self.answer(one, dispatch)
 
     @rule(slots=st.integers(1, 3))
     def everybody_starts(self, slots: int) -> None:
@@ -149,13 +139,8 @@ class Service(Operators):
     @rule(which=WHICH, kind=KIND, tokens=TOKENS)
     def a_call_ends(self, which: int, kind: str, tokens: int) -> None:
         """Any call that ever went out, however late; how one has ended may be written once more, as from the spool."""
-        for one, dispatch, row in self.calls[-1 - which % 5 :][:1]:
-            if dispatch not in self.endings:
-                self.endings[dispatch] = _ending(one, row, kind, tokens)
-            written, verdict = self.endings[dispatch]
-            ending.commit(written)
-            self.free(dispatch, Meter(row.credential_id, row.model), Report(sent=verdict.outcome != "not_sent"))
-            self.picture.end_call(one, dispatch, verdict)
+        for call in self.calls[-1 - which % 5 :][:1]:
+            self.end(call, kind, tokens)
 
     @rule(kind=KIND, tokens=TOKENS)
     def the_last_call_ends(self, kind: str, tokens: int) -> None:
@@ -164,16 +149,46 @@ class Service(Operators):
     @rule(which=WHICH)
     def a_lease_runs_out(self, which: int) -> None:
         for one in self.pick([each for each in self.picture.tickets if each.status == "running"], which):
-            query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=job_id(one))
-            with db.begin() as session:
-                (lost,) = job.reap(session)
-            self.free(lost.dispatch_id, Meter(lost.credential_id, lost.model), Report())
-            self.picture.lose(one)
+            self.lose_it(one)
 
     @rule(which=WHICH, kind=KIND, tokens=TOKENS)
     def a_worker_is_lost_and_answers_late(self, which: int, kind: str, tokens: int) -> None:
         self.a_lease_runs_out(which)
         self.a_call_ends(which, kind, tokens)
+
+    # How it is done
+
+    def answer(self, one: Ticket, dispatch: UUID) -> None:
+        """A worker hears this doorbell."""
+        with db.begin() as session:
+            row = job.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
+        assert (row is not None) == self.picture.start(one, dispatch)
+        if row is not None:
+            self._expect_told(one, row)
+            self.calls.append((one, dispatch, row))
+            return
+        with db.begin() as session:
+            ghost = job.ghost(session, job_id(one), dispatch)
+        if ghost is not None:
+            self.free(dispatch, Meter(ghost.credential_id, ghost.model), Report(sent=False))
+
+    def end(self, call: tuple[Ticket, UUID, Any], kind: str, tokens: int) -> None:
+        """The call comes to this, or what it came to before is written once more."""
+        one, dispatch, row = call
+        if dispatch not in self.endings:
+            self.endings[dispatch] = _ending(one, row, kind, tokens)
+        written, verdict = self.endings[dispatch]
+        ending.commit(written)
+        self.free(dispatch, Meter(row.credential_id, row.model), Report(sent=verdict.outcome != "not_sent"))
+        self.picture.end_call(one, dispatch, verdict)
+
+    def lose_it(self, one: Ticket) -> None:
+        """The lease of a job that runs is over."""
+        query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=job_id(one))
+        with db.begin() as session:
+            (lost,) = job.reap(session)
+        self.free(lost.dispatch_id, Meter(lost.credential_id, lost.model), Report())
+        self.picture.lose(one)
 
     def _expect_told(self, one: Ticket, row: Any) -> None:
         """What goes out for a turn: all that was answered before it, in order, then its own question."""

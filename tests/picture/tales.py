@@ -1,0 +1,52 @@
+"""Short tales of what chance alone tells too rarely: each is a few steps of callers, workers and time, about what is just under way."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis.stateful import rule
+
+from tests.picture.service import KIND, TOKENS, Service
+from tests.picture.things import Ticket
+
+SLOTS = st.integers(1, 4)
+
+
+class Tales(Service):
+    """Service, and what happens to those who are served."""
+
+    @rule(slots=SLOTS, kind=KIND | st.just("lease"), tokens=TOKENS)
+    def callers_change_their_minds(self, slots: int, kind: str, tokens: int) -> None:
+        """Calls are under way when they are cancelled; then they come to this."""
+        self.everybody_starts(slots)
+        for one in self._running()[-2:]:
+            self.cancel_it(one)
+            self._comes_to(one, kind, tokens)
+
+    @rule(slots=SLOTS)
+    def doorbells_come_late(self, slots: int) -> None:
+        """Not before the job has gone back to the line and been admitted again."""
+        self.pace(slots)
+        self.admissions_are_not_claimed()
+        self.pace(slots)
+        for one, dispatch in self.bells[-3 * slots :]:
+            if one.status == "admitted":
+                self.answer(one, dispatch)
+
+    @rule(slots=SLOTS, kind=st.sampled_from(["failed", "lost", "lease"]), times=st.integers(1, 4))
+    def nothing_goes_well(self, slots: int, kind: str, times: int) -> None:
+        """All calls come to nothing, again and again."""
+        for _ in range(times):
+            self.backoffs_are_over()
+            self.everybody_starts(slots)
+            for one in self._running():
+                self._comes_to(one, kind, 0)
+
+    def _running(self) -> list[Ticket]:
+        return [one for one in self.picture.tickets if one.status == "running"]
+
+    def _comes_to(self, one: Ticket, kind: str, tokens: int) -> None:
+        """This job's call under way. lease: its worker is not heard of any more."""
+        if kind == "lease":
+            self.lose_it(one)
+        else:
+            self.end(next(call for call in self.calls if call[1] == one.dispatch), kind, tokens)
