@@ -244,7 +244,7 @@ job = Table(
     Index("job_line", "lane_id", "start_tag", "id", postgresql_where=text(QUEUED), postgresql_include=["tokens", "images"]),
     Index("job_later", "lane_id", "not_before", postgresql_where=text("not_before IS NOT NULL AND status = 'queued'")),
     # With a time in its condition: on an empty table the planner has taken it for the line's own, and kept that plan (measured).
-    Index("job_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND status = 'queued'")),
+    Index("job_deadline", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND status = 'queued'")),
     Index("job_live", "status", "lane_id", postgresql_where=text("status IN ('admitted', 'running')")),
     Index("job_open", "key_id", postgresql_where=text(OPEN)),
     Index("job_by_key", "key_id", "id"),

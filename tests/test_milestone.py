@@ -183,7 +183,7 @@ def test_the_line_is_read_along_its_own_index_however_empty_it_was_when_that_was
         plan = explained(session, counted, lane_id)
 
     assert "job_line" in plan
-    assert "job_expiry" not in plan
+    assert "job_deadline" not in plan
 
 
 def explained(session: db.Session, counted: str, lane_id: int) -> str:

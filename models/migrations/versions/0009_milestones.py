@@ -24,11 +24,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("lane_id", name=op.f("milestones_pkey")),
     )
 
+    # The old one goes last: until then jobs can be read.
+    op.create_index("job_deadline", "job", ["expires_at"], postgresql_where=sa.text("expires_at IS NOT NULL AND status = 'queued'"))
     op.drop_index("job_expiry", "job")
-    op.create_index("job_expiry", "job", ["expires_at"], postgresql_where=sa.text("expires_at IS NOT NULL AND status = 'queued'"))
 
 
 def downgrade() -> None:
-    op.drop_index("job_expiry", "job")
     op.create_index("job_expiry", "job", ["expires_at"], postgresql_where=sa.text("status = 'queued'"))
+    op.drop_index("job_deadline", "job")
     op.drop_table("milestones")
