@@ -26,7 +26,7 @@ from models.key import Key
 from models.milestone import COUNTED_MOST
 from models.settings import settings
 from models.tables import OPEN
-from models.tally import Tally
+from models.tally import Hindered, Tally
 
 WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 # An image stands for this many tokens where fair shares are counted: lanes rarely mix the two, so only the order of size matters.
@@ -100,6 +100,7 @@ class Joined:
 
 
 _tally = Tally()
+_hindered = Hindered()
 ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 
 
@@ -127,14 +128,17 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
 def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | None:
     """As `join`, in the one statement that an ordinary submit is, which needs no transaction around it.
 
-    None: nothing was stored, and `join` has to take a closer look: there is a budget or a conversation, or the line may be full.
+    None: nothing was stored, and `join` has to take a closer look: there is a budget, a conversation or a cap, or the line may be full.
     """
     if order.conversation is not None or budget.limits(order.key, order.reserved_microusd):
         return None
     lane_id = lane_of(order.key.pool_id, order.model)
+    if _hindered.is_known(lane_id, now=time.monotonic()):
+        return None
     try:
         row = session.execute(_JOIN_AT_ONCE, _values(order, job_id, lane_id, None)).one()
     except DivisionByZero:
+        _hindered.note(lane_id, now=time.monotonic())
         return None
     if row.of_key is not None:
         _tally.note(order.key.id, row.of_key, now=time.monotonic())

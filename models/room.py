@@ -49,7 +49,7 @@ def _room(limit: float | None, taken: int, reset_s: float | None) -> Room | None
     return None if limit is None else Room(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)
 
 
-# Where no limit is known nothing is counted. Admitted jobs are on their way and not sent yet.
+# Where no limit is known what was sent is not counted. Admitted jobs are on their way and not sent yet.
 _LOOK = text(f"""
     SELECT lane.*, sent.requests AS sent_requests, sent.tokens AS sent_tokens, sent.newest_s,
            queued.jobs + admitted.jobs AS jobs, queued.tokens + admitted.tokens AS tokens, queued.images + admitted.images AS images

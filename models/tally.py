@@ -1,4 +1,4 @@
-"""How many open jobs each key has, as far as this process knows: whoever is far from a cap need not be counted at every submit."""
+"""What this process remembers for a moment of keys and lanes, so that not every submit has to find it out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # What other processes may have let in since the last count, with room to spare: within it of the cap, every submit counts.
 SLACK = 2_000
 FRESH_S = 1.0
-KEYS_MOST = 10_000
+KEYS_MOST = LANES_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class _Counted:
 
 
 class Tally:
-    """Safe from any thread."""
+    """How many open jobs each key has: whoever is far from a cap need not be counted at every submit. Safe from any thread."""
 
     def __init__(self) -> None:
         self._counted: dict[int, _Counted] = {}
@@ -35,3 +35,23 @@ class Tally:
             if len(self._counted) >= KEYS_MOST:
                 self._counted.clear()
             self._counted[key_id] = _Counted(jobs, now)
+
+
+class Hindered:
+    """Lanes in which a submit has needed a closer look (line.join_at_once): the next one takes it at once. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    def is_known(self, lane_id: int, *, now: float) -> bool:
+        """Whether that was within FRESH_S. now: monotonic seconds."""
+        since = self._since.get(lane_id)
+        return since is not None and now - since < FRESH_S
+
+    def note(self, lane_id: int, *, now: float) -> None:
+        """It was now."""
+        with self._lock:
+            if len(self._since) >= LANES_MOST:
+                self._since.clear()
+            self._since[lane_id] = now

@@ -11,7 +11,7 @@ import pytest
 from models import budget, db, line
 from models.key import Key
 from models.line import Joined
-from models.tally import FRESH_S, SLACK, Tally
+from models.tally import FRESH_S, SLACK, Hindered, Tally
 from tests.line_tools import known, order, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -21,6 +21,13 @@ Override = Callable[..., None]
 @pytest.fixture
 def caller() -> Key:
     return known()
+
+
+@pytest.fixture(autouse=True)
+def hindered(monkeypatch: pytest.MonkeyPatch) -> Hindered:
+    """What is remembered of lanes: of no other test's."""
+    monkeypatch.setattr(line, "_hindered", made := Hindered())
+    return made
 
 
 def at_once(caller: Key, **wanted: Any) -> tuple[UUID, Joined | None]:
@@ -77,7 +84,9 @@ def test_what_may_be_refused_is_left_to_a_closer_look(caller: Key, override: Ove
 @pytest.mark.parametrize(
     "figures", [{"rpm": 1}, {"tpm": 100}, {"max_in_flight": 1, "usual_s": 70}, {"blocked_by": "rpm", "wake_at": "2040-01-01"}]
 )
-def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(caller: Key, figures: dict[str, Any]) -> None:
+def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(
+    caller: Key, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     submit(caller)
     limit(**figures)
     before = stored()
@@ -85,10 +94,12 @@ def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(caller: Ke
     assert at_once(caller, expires_in_s=30)[1] is None
     assert before == stored()
     query("UPDATE lane SET paused_at = now()")
+    monkeypatch.setattr("models.tally.FRESH_S", 0.0)
     assert at_once(caller, expires_in_s=30)[1] is not None  # nobody knows how long a pause lasts
 
 
-def test_a_line_of_pictures_is_late_by_its_pictures(caller: Key) -> None:
+def test_a_line_of_pictures_is_late_by_its_pictures(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.tally.FRESH_S", 0.0)
     submit(caller, images=10)
     limit(ipm=10)
 
@@ -123,7 +134,24 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
     assert joined[0].place == joined[1].place
 
 
-# Counting what a key has open
+# What is remembered for a moment
+
+
+def test_after_a_closer_look_the_next_submits_into_its_lane_take_it_at_once() -> None:
+    remembered = Hindered()
+    remembered.note(1, now=5.0)
+
+    assert [True, True, False] == [remembered.is_known(1, now=now) for now in (5.0, 5.9, 6.0)]
+    assert not remembered.is_known(2, now=5.0)
+
+
+def test_a_lane_that_was_full_a_moment_ago_is_not_tried_twice(caller: Key, override: Override, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(caller)
+    override(max_queued_per_lane=1)
+    assert at_once(caller)[1] is None
+
+    monkeypatch.setattr(line, "_JOIN_AT_ONCE", None)  # what would be run
+    assert at_once(caller)[1] is None
 
 
 def test_a_key_is_counted_again_after_a_moment_and_whenever_its_cap_is_near() -> None:
@@ -139,7 +167,7 @@ def test_a_key_is_counted_again_after_a_moment_and_whenever_its_cap_is_near() ->
 def test_a_small_cap_is_never_passed(caller: Key, override: Override) -> None:
     override(max_queued_per_key=3)
 
-    assert [True] * 3 + [False] * 3 == [at_once(caller)[1] is not None for _ in range(6)]
+    assert [*[True] * 3, *[False] * 3] == [at_once(caller)[1] is not None for _ in range(6)]
 
 
 def test_a_key_far_from_its_cap_is_counted_once_in_a_while(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:

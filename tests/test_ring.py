@@ -1,0 +1,61 @@
+"""Ringing Celery for several at once: each is a task of its own, and a broker that is away is said and not raised."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+
+from deploy.embedded import Valkey, free_port
+from models.view import public_id
+from workers import ring
+from workers.app import Doorbell, app
+from workers.queues import NAME, QUEUE, WEBHOOKS
+from workers.ring import Call, CeleryRing, WebhookRing
+
+CALLS = [Call(uuid4(), uuid4(), f"chat {n}") for n in range(3)]
+
+
+def ring_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doorbells go to this broker, as ours go to ours."""
+    made = Doorbell("elsewhere", broker=url)
+    alike = ("broker_transport_options", "broker_connection_timeout", "task_queues", "task_create_missing_queues", "task_publish_retry")
+    made.conf.update({name: app.conf[name] for name in alike})
+    monkeypatch.setattr(ring, "app", made)
+
+
+def rung(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
+    """The headers of what waits in this queue, the first first."""
+    return [json.loads(one)["headers"] for one in reversed(client.lrange(queue, 0, -1))]
+
+
+def test_each_is_a_task_under_its_own_id(valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring_at(valkey.url, monkeypatch)
+
+    assert CeleryRing().ring(CALLS)
+    found = rung(redis_client, QUEUE)
+    assert [(NAME, public_id(one.number), one.title) for one in CALLS] == [(one["task"], one["id"], one["shadow"]) for one in found]
+    assert [f"('{one.number}', '{one.ticket}')" for one in CALLS] == [one["argsrepr"] for one in found]
+
+
+def test_deliveries_go_to_their_own_queue(valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring_at(valkey.url, monkeypatch)
+
+    assert WebhookRing().ring(CALLS[:2])
+    assert (0, ["webhook"] * 2) == (len(rung(redis_client, QUEUE)), [one["shadow"] for one in rung(redis_client, WEBHOOKS)])
+
+
+def test_nobody_to_ring_for_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "app", None)  # what would be asked
+
+    assert CeleryRing().ring([])
+
+
+def test_a_broker_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    ring_at(f"redis://127.0.0.1:{free_port()}", monkeypatch)
+
+    assert not CeleryRing().ring(CALLS)
+    assert [public_id(one.number) for one in CALLS] == caplog.records[-1].__dict__["ids"]
