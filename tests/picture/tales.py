@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
+from models.endpoint import CHAT
+from tests.picture.callers import TALKS, WANTED, WHO
 from tests.picture.service import KIND, TOKENS, Service
 from tests.picture.things import Ticket
 
@@ -40,6 +44,15 @@ class Tales(Service):
             self.everybody_starts(slots)
             for one in self._running():
                 self._comes_to(one, kind, 0)
+
+    @rule(who=WHO, name=TALKS, wanted=WANTED)
+    def a_turn_is_cancelled(self, who: int, name: str, wanted: dict[str, Any]) -> None:
+        """While the next one waits for it."""
+        for _ in range(2):
+            self.submit(who, {**wanted, "endpoint": CHAT, "size": 1, "conversation": name}, token=False)
+        talk = self.picture.talks.get((self.tenants[who].name, name))
+        for one in [each for each in talk.turns if each.waits][:1] if talk else []:
+            self.cancel_it(one)
 
     def _running(self) -> list[Ticket]:
         return [one for one in self.picture.tickets if one.status == "running"]
