@@ -101,6 +101,7 @@ class Callers(Play):
             shown = self.caller(one.who).get(f"/v1/jobs/{one.id}").json
             self.expect_shown(one, shown)
             assert one.answer == shown["result"]
+            assert {404} == {each.get(f"/v1/jobs/{one.id}").status_code for each in self.callers if each is not self.caller(one.who)}
 
     @rule(which=WHICH)
     def read_its_events(self, which: int) -> None:

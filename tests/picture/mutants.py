@@ -1,7 +1,7 @@
 """`python -m tests.picture.mutants`: breaks a promise at a time in a copy of the code, and shows that the picture sees it.
 
-Each mutant changes one place as a slip of the hand would. One that the plays of tests/test_api_machine.py do not see has survived, and
-the command ends with 1.
+Each mutant changes one place as a slip of the hand would, or all places that keep one promise together. One that the plays of
+tests/test_api_machine.py do not see has survived, and the command ends with 1.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ SEEN, PASSED = 1, 0
 
 @dataclass(frozen=True)
 class Mutant:
-    """breaks: the promise. was and becomes: what stands once in this file, and what stands there instead."""
+    """breaks: the promise. was and becomes: what stands once in this file, and what stands there instead. also: more such pairs, where
+    several places keep the promise and each alone would do.
+    """
 
     breaks: str
     file: str
     was: str
     becomes: str
+    also: tuple[tuple[str, str], ...] = ()
 
 
 MUTANTS = (
@@ -96,8 +99,15 @@ MUTANTS = (
     Mutant(
         "nobody is admitted in a paused lane",
         "models/pacing.py",
-        "AND lane.paused_at IS NULL AND pool.paused_at IS NULL",
-        "AND pool.paused_at IS NULL",
+        "AND paused_at IS NULL\n        AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id)",
+        "AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id)",
+        also=(
+            (
+                "WHERE wake_at <= now() AND (claimed_until IS NULL OR claimed_until < now()) AND paused_at IS NULL",
+                "WHERE wake_at <= now() AND (claimed_until IS NULL OR claimed_until < now())",
+            ),
+            ("coalesce(lane.paused_at, pool.paused_at,", "coalesce(pool.paused_at,"),
+        ),
     ),
     Mutant(
         "a call that ended leaves its place",
@@ -143,9 +153,11 @@ def _verdict(mutant: Mutant | None) -> int:
 
 def _change(file: Path, mutant: Mutant) -> None:
     text = file.read_text(encoding="utf-8")
-    if text.count(mutant.was) != 1:
-        raise click.ClickException(f"{mutant.file} has not once what this mutant changes: {mutant.was}")
-    file.write_text(text.replace(mutant.was, mutant.becomes), encoding="utf-8")
+    for was, becomes in ((mutant.was, mutant.becomes), *mutant.also):
+        if text.count(was) != 1:
+            raise click.ClickException(f"{mutant.file} has not once what this mutant changes: {was}")
+        text = text.replace(was, becomes)
+    file.write_text(text, encoding="utf-8")
 
 
 def _left(_: str, names: list[str]) -> set[str]:

@@ -9,6 +9,7 @@ from hypothesis.stateful import rule
 
 from models.endpoint import CHAT
 from tests.picture.callers import TALKS, WANTED, WHO
+from tests.picture.operators import Kind
 from tests.picture.service import KIND, TOKENS, Service
 from tests.picture.things import Ticket
 
@@ -53,6 +54,22 @@ class Tales(Service):
         talk = self.picture.talks.get((self.tenants[who].name, name))
         for one in [each for each in talk.turns if each.waits][:1] if talk else []:
             self.cancel_it(one)
+
+    @rule(who=WHO, name=TALKS, wanted=WANTED, times=st.integers(1, 3))
+    def a_conversation_goes_on(self, who: int, name: str, wanted: dict[str, Any], times: int) -> None:
+        """Each turn is asked when the one before it is answered, as people do."""
+        for _ in range(times):
+            self.submit(who, {**wanted, "endpoint": CHAT, "size": 1, "conversation": name}, token=False)
+            self.everybody_starts(4)
+            for one in self._running():
+                self._comes_to(one, "good", 1)
+
+    @rule(who=WHO, wanted=WANTED, kind=st.sampled_from(["lanes", "pools"]), slots=SLOTS)
+    def a_lane_is_paused(self, who: int, wanted: dict[str, Any], kind: Kind, slots: int) -> None:
+        """While somebody waits in it."""
+        self.submit(who, wanted, token=False)
+        self.halt(0, kind, "pause")
+        self.everybody_starts(slots)
 
     def _running(self) -> list[Ticket]:
         return [one for one in self.picture.tickets if one.status == "running"]
