@@ -101,7 +101,7 @@ class Callers(Play):
             shown = self.caller(one.who).get(f"/v1/jobs/{one.id}").json
             self.expect_shown(one, shown)
             assert one.answer == shown["result"]
-            assert {404} == {each.get(f"/v1/jobs/{one.id}").status_code for each in self.callers if each is not self.caller(one.who)}
+            assert {404} == {each.get(f"/v1/jobs/{one.id}").status_code for each in self.strangers(one.who)}
 
     @rule(which=WHICH)
     def read_its_events(self, which: int) -> None:
@@ -177,16 +177,16 @@ class Callers(Play):
     @rule(which=WHICH)
     def remove_a_webhook(self, which: int) -> None:
         for one in self.pick(self.picture.endpoints, which):
-            path, mine = f"/v1/webhook_endpoints/{one.id}", self.caller(one.who)
+            path = f"/v1/webhook_endpoints/{one.id}"
 
-            assert {404} == {each.send("DELETE", path).status_code for each in self.callers if each is not mine}
-            assert 200 == mine.send("DELETE", path).status_code
+            assert {404} == {each.send("DELETE", path).status_code for each in self.strangers(one.who)}
+            assert 200 == self.caller(one.who).send("DELETE", path).status_code
             self.picture.endpoints.remove(one)
 
     @rule(which=WHICH)
     def strangers_meddle(self, which: int) -> None:
         for one in self.pick(self.picture.tickets, which):
-            for other in [each for each in self.callers if each is not self.caller(one.who)]:
+            for other in self.strangers(one.who):
                 tried = [
                     ("GET", ""),
                     ("POST", "/cancel"),

@@ -80,6 +80,10 @@ class Play(RuleBasedStateMachine):
     def caller(self, who: Tenant) -> Caller:
         return self.callers[self.tenants.index(who)]
 
+    def strangers(self, who: Tenant) -> list[Caller]:
+        """Who calls with any other key."""
+        return [each for each in self.callers if each is not self.caller(who)]
+
     def pick(self, found: Iterable[One], which: int) -> list[One]:
         """One of these, the newest first; none of none."""
         listed = list(found)
