@@ -30,7 +30,7 @@ class Operators(Callers):
             if kind in ("lanes", "pools"):
                 (self.picture.paused if verb == "pause" else self.picture.draining).add(_target(one, kind))
             else:
-                cap = self.picture.cap(_scope(one, kind))
+                cap = self.picture.cap(scope_of(one, kind))
                 cap.is_paused, cap.is_draining = cap.is_paused or verb == "pause", cap.is_draining or verb == "drain"
 
     @rule()
@@ -38,9 +38,9 @@ class Operators(Callers):
         for one in self.picture.tickets:
             for kind in ("lanes", "pools", "keys", "flows"):
                 is_halted = _target(one, kind) in self.picture.paused | self.picture.draining
-                if is_halted or _scope(one, kind) in self.picture.caps:
+                if is_halted or scope_of(one, kind) in self.picture.caps:
                     self.pull(f"{kind}/{self._name(one, kind)}/resume")
-                    self.picture.resume(_target(one, kind), _scope(one, kind))
+                    self.picture.resume(_target(one, kind), scope_of(one, kind))
 
     @rule(
         which=WHICH, kind=st.sampled_from(["keys", "flows"]), name=st.sampled_from(["max_in_flight", "max_queued"]),
@@ -49,7 +49,7 @@ class Operators(Callers):
     def cap(self, which: int, kind: Kind, name: str, most: int | None) -> None:
         for one in self.pick(self.picture.tickets, which):
             self.pull(f"{kind}/{self._name(one, kind)}/caps", **{name: most})
-            setattr(self.picture.cap(_scope(one, kind)), name, most)
+            setattr(self.picture.cap(scope_of(one, kind)), name, most)
             self.picture.drop_empty_caps()
 
     @rule(which=WHICH)
@@ -152,5 +152,5 @@ def _target(one: Ticket, kind: str) -> Any:
     return {"lanes": one.lane, "pools": one.lane[0]}.get(kind)
 
 
-def _scope(one: Ticket, kind: str) -> tuple[Any, ...]:
+def scope_of(one: Ticket, kind: str) -> tuple[Any, ...]:
     return ("flow", one.lane, one.flow) if kind == "flows" else ("key", one.who.key_id) if kind == "keys" else ()

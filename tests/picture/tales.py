@@ -9,23 +9,25 @@ from hypothesis.stateful import rule
 
 from models.endpoint import CHAT
 from tests.picture.callers import TALKS, WANTED, WHO
-from tests.picture.operators import Kind
-from tests.picture.service import KIND, TOKENS, Service
+from tests.picture.operators import Kind, scope_of
+from tests.picture.service import Service
 from tests.picture.things import Ticket
 
 SLOTS = st.integers(1, 4)
+# Slots for everybody who waits.
+MANY = 50
 
 
 class Tales(Service):
     """Service, and what happens to those who are served."""
 
-    @rule(slots=SLOTS, kind=KIND | st.just("lease"), tokens=TOKENS)
-    def callers_change_their_minds(self, slots: int, kind: str, tokens: int) -> None:
+    @rule(who=WHO, wanted=WANTED, kind=st.sampled_from(["throttled", "failed", "not_sent", "lost", "lease", "aborted", "good"]))
+    def callers_change_their_minds(self, who: int, wanted: dict[str, Any], kind: str) -> None:
         """Calls are under way when they are cancelled; then they come to this."""
-        self.everybody_starts(slots)
+        self._somebody_is_served(who, wanted)
         for one in self._running()[-2:]:
             self.cancel_it(one)
-            self._comes_to(one, kind, tokens)
+            self._comes_to(one, kind, 1)
 
     @rule(slots=SLOTS)
     def doorbells_come_late(self, slots: int) -> None:
@@ -64,12 +66,36 @@ class Tales(Service):
             for one in self._running():
                 self._comes_to(one, "good", 1)
 
-    @rule(who=WHO, wanted=WANTED, kind=st.sampled_from(["lanes", "pools"]), slots=SLOTS)
-    def a_lane_is_paused(self, who: int, wanted: dict[str, Any], kind: Kind, slots: int) -> None:
-        """While somebody waits in it."""
-        self.submit(who, wanted, token=False)
+    @rule(who=WHO, wanted=WANTED, kind=st.sampled_from(["lanes", "pools"]))
+    def a_lane_is_paused(self, who: int, wanted: dict[str, Any], kind: Kind) -> None:
+        """While somebody waits in it, and workers have nothing to do."""
+        self._way_is_free()
+        self.submit(who, {**wanted, "size": 1}, token=False)
         self.halt(0, kind, "pause")
-        self.everybody_starts(slots)
+        self.pace(MANY)
+
+    @rule(who=WHO, wanted=WANTED, kind=st.sampled_from(["keys", "flows"]), more=st.integers(0, 2))
+    def a_cap_is_set(self, who: int, wanted: dict[str, Any], kind: Kind, more: int) -> None:
+        """So many more than are under way may go, and more than that wait."""
+        self._way_is_free()
+        self.submit_several(who, {**wanted, "size": 1})
+        for one in self.picture.tickets[-1:]:
+            under_way = self.picture.live_within(scope_of(one, kind))
+            self.cap(0, kind, "max_in_flight", under_way + more or 1)
+        self.pace(MANY)
+        self.cap(0, kind, "max_in_flight", None)
+
+    def _somebody_is_served(self, who: int, wanted: dict[str, Any]) -> None:
+        self._way_is_free()
+        self.submit(who, {**wanted, "size": 1}, token=False)
+        self.pace(MANY)
+        for one, dispatch in self.bells[-2:]:
+            self.answer(one, dispatch)
+
+    def _way_is_free(self) -> None:
+        """Nothing is paused, and nothing has to wait for better times."""
+        self.resume_all()
+        self.backoffs_are_over()
 
     def _running(self) -> list[Ticket]:
         return [one for one in self.picture.tickets if one.status == "running"]
