@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -46,8 +47,8 @@ def write(
     lines = ["# Benchmarks", "", "Made by `make bench`; nothing on this page is typed by hand.", ""]
     about = _circumstances(servers, took_s=took_s, load_before=load_before, speeds=speeds)
     lines += [f"- {name}: {said}" for name, said in about.items()]
-    for title, figures in results.items():
-        lines += ["", f"## {title}", ""]
+    for (title, figures), (before, after) in zip(results.items(), pairwise(speeds), strict=True):
+        lines += ["", f"## {title}", "", f"One core before and after: {before:.1f} and {after:.1f} million steps a second.", ""]
         if picture := pictures.get(title):
             lines += [f"![{title}]({picture.name})", ""]
         lines += ["| figure | measured | target | met | how |", "|---|--:|---|---|---|"]
@@ -70,8 +71,8 @@ def _circumstances(servers: Mapping[str, str], *, took_s: float, load_before: fl
         "what": _commit(),
         "machine": f"{os.cpu_count()} cores of {_processor()}, {memory_gb:.0f} GB, {platform.system()} {platform.release()}",
         "load before the run": f"{load_before:.2f}" + (" (busy: other programs were running)" if load_before > 0.5 else ""),
-        "speed of one core": f"{min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second between the benchmarks "
-        "(bench/yardstick.py); compare figures of different days with that in mind",
+        "speed of one core": f"{min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second (bench/yardstick.py); "
+        "figures of different days, and of different sections, are to be compared with that in mind",
         "servers": ", ".join(f"{name} {said}" for name, said in servers.items()) + f", Python {platform.python_version()}",
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         "settings": "1 API process, 1 pacer, 1 worker process unless it says otherwise, `fsync` on, room for 20,000 waiting "

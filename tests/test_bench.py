@@ -77,9 +77,10 @@ def test_the_same_numbers_give_the_same_picture_to_the_byte(tmp_path: Path) -> N
 def test_the_page_shows_a_picture_above_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(tmp_path)
     monkeypatch.setattr(report, "PAGE", tmp_path / "docs" / "benchmarks.md")
-    about = {"took_s": 60.0, "load_before": 0.1, "servers": {"Valkey": "9"}, "speeds": [10.0]}
+    about = {"took_s": 60.0, "load_before": 0.1, "servers": {"Valkey": "9"}, "speeds": [10.0, 17.5]}
     report.write({"Growth": [told("step", "9.0 ms")]}, {"Growth": tmp_path / "growth.svg"}, **about)  # type: ignore[arg-type]  # as named
 
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "One core before and after: 10.0 and 17.5 million" in page
     assert page.index("![Growth](growth.svg)") < page.index("| step | 9.0 ms |")
     assert (tmp_path / "docs" / "growth.svg").exists()
