@@ -27,7 +27,10 @@ from models.settings import settings
 
 _dialect = psycopg_dialect.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # untyped in part
 CONNECT_TIMEOUT_S = 2
-POOL_TIMEOUT_S = 2
+# Without anybody's coming through: Postgres is away, or hangs.
+STILL_TIMEOUT_S = 2.0
+# While others come through: it is busy, and who asks again later finds it no less so.
+BUSY_TIMEOUT_S = 10.0
 # Statements that end transactions we rely on to be short (line.SETTLED_S): the server is told, whatever its own defaults.
 SERVER_OPTIONS = "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
 
@@ -96,24 +99,31 @@ class _Turns:
 
     def __init__(self, most: int) -> None:
         self._free = most
+        self._done_at = 0.0
         self._waiting: deque[threading.Event] = deque()
         self._lock = threading.Lock()
 
-    def take(self, timeout_s: float) -> bool:
-        """Whether it is one's turn within this time; `give` must follow then."""
+    def take(self, still_s: float, busy_s: float) -> bool:
+        """Whether it is one's turn; `give` must follow then. still_s: so long while nobody is done; busy_s: so long at most."""
         with self._lock:
             if self._free:
                 self._free -= 1
                 return True
             mine = threading.Event()
             self._waiting.append(mine)
+        asked = time.monotonic()
         try:
-            mine.wait(timeout_s)
+            while not mine.is_set() and (left_s := self._patience_s(asked, still_s, busy_s)) > 0:
+                mine.wait(left_s)
         except BaseException:
             if not self._gives_up(mine):
                 self.give()
             raise
         return not self._gives_up(mine)
+
+    def _patience_s(self, asked: float, still_s: float, busy_s: float) -> float:
+        """How much longer to wait, if nobody is done meanwhile."""
+        return min(max(asked, self._done_at) + still_s, asked + busy_s) - time.monotonic()
 
     def _gives_up(self, mine: threading.Event) -> bool:
         """Whether it was not its turn yet."""
@@ -122,9 +132,11 @@ class _Turns:
                 self._waiting.remove(mine)
         return is_waiting
 
-    def give(self) -> None:
-        """It is the turn of the one who has waited longest."""
+    def give(self, *, is_done: bool = False) -> None:
+        """It is the turn of the one who has waited longest. is_done: what the turn was for is done."""
         with self._lock:
+            if is_done:
+                self._done_at = time.monotonic()
             if self._waiting:
                 self._waiting.popleft().set()
             else:
@@ -148,7 +160,7 @@ def engine() -> Engine:
         pool_size=settings().database_pool,
         max_overflow=0,
         pool_use_lifo=True,
-        pool_timeout=POOL_TIMEOUT_S,
+        pool_timeout=STILL_TIMEOUT_S,
         pool_recycle=1800,
         pool_pre_ping=False,
         # An error's text must not quote prompts and keys.
@@ -201,13 +213,15 @@ def ping() -> None:
 def _borrowed() -> Iterator[psycopg.Connection[Any]]:
     """A connection of the pool, which rolls back what is left open in it when it comes back."""
     turns = _turns(engine())
-    if not turns.take(POOL_TIMEOUT_S):
+    if not turns.take(STILL_TIMEOUT_S, BUSY_TIMEOUT_S):
         raise Unavailable
+    is_done = False
     try:
         with _lent() as connection:
             yield connection
+        is_done = True
     finally:
-        turns.give()
+        turns.give(is_done=is_done)
 
 
 @contextmanager

@@ -120,20 +120,20 @@ def test_turns_are_had_in_the_order_in_which_they_were_asked_for() -> None:
     turns, served = db._Turns(1), list[int]()
 
     def ask(n: int) -> None:
-        assert turns.take(30)
+        assert turns.take(30, 30)
         served.append(n)
         turns.give()
 
-    assert turns.take(30)
+    assert turns.take(30, 30)
     with ThreadPoolExecutor(20) as threads:
         for n in range(20):
             threads.submit(ask, n)
             until(lambda n=n: len(turns._waiting) == n + 1, what="waiting")  # type: ignore[misc]  # mypy: a lambda with a default
-        assert not turns.take(0)
+        assert not turns.take(0, 0)
         turns.give()
 
     assert list(range(20)) == served
-    assert turns.take(0)
+    assert turns.take(0, 0)
 
 
 def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,13 +141,35 @@ def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest
         raise KeyboardInterrupt
 
     turns = db._Turns(1)
-    assert turns.take(0)
+    assert turns.take(0, 0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(threading.Event, "wait", interrupted)
-        turns.take(1)
+        turns.take(1, 1)
     turns.give()
 
-    assert turns.take(0)
+    assert turns.take(0, 0)
+
+
+@pytest.mark.parametrize(("is_done", "waits_s"), [(False, 2.0), (True, 3.0)])
+def test_who_waits_is_patient_as_long_as_others_are_served(monkeypatch: pytest.MonkeyPatch, is_done: bool, waits_s: float) -> None:
+    """Seconds by a clock of the test's: 2 s without anybody's coming through, or 3 s in all."""
+    now = [100.0]
+
+    turns = db._Turns(1)
+    assert turns.take(2.0, 3.0)
+    # Who came before, and is served before.
+    turns._waiting.extend(threading.Event() for _ in range(9))
+
+    def wait(_: object, seconds: float) -> bool:
+        now[0] += min(1.0, seconds)
+        turns.give(is_done=is_done)
+        return False
+
+    monkeypatch.setattr(db.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(threading.Event, "wait", wait)
+
+    assert not turns.take(2.0, 3.0)
+    assert pytest.approx(100.0 + waits_s) == now[0]
 
 
 @pytest.mark.parametrize("asks", [db.begin, db.autocommit])
