@@ -99,12 +99,12 @@ class _Turns:
 
     def __init__(self, most: int) -> None:
         self._free = most
-        self._done_at = 0.0
+        self._served_at = 0.0
         self._waiting: deque[threading.Event] = deque()
         self._lock = threading.Lock()
 
     def take(self, still_s: float, busy_s: float) -> bool:
-        """Whether it is one's turn; `give` must follow then. still_s: so long while nobody is done; busy_s: so long at most."""
+        """Whether it is one's turn; `give` must follow then. still_s: so long while nobody is served; busy_s: so long at most."""
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -122,8 +122,8 @@ class _Turns:
         return not self._gives_up(mine)
 
     def _patience_s(self, asked: float, still_s: float, busy_s: float) -> float:
-        """How much longer to wait, if nobody is done meanwhile."""
-        return min(max(asked, self._done_at) + still_s, asked + busy_s) - time.monotonic()
+        """How much longer to wait, if nobody is served meanwhile."""
+        return min(max(asked, self._served_at) + still_s, asked + busy_s) - time.monotonic()
 
     def _gives_up(self, mine: threading.Event) -> bool:
         """Whether it was not its turn yet."""
@@ -132,11 +132,11 @@ class _Turns:
                 self._waiting.remove(mine)
         return is_waiting
 
-    def give(self, *, is_done: bool = False) -> None:
-        """It is the turn of the one who has waited longest. is_done: what the turn was for is done."""
+    def give(self, *, is_served: bool = False) -> None:
+        """It is the turn of the one who has waited longest. is_served: Postgres did what the turn was for, or refused it."""
         with self._lock:
-            if is_done:
-                self._done_at = time.monotonic()
+            if is_served:
+                self._served_at = time.monotonic()
             if self._waiting:
                 self._waiting.popleft().set()
             else:
@@ -215,13 +215,15 @@ def _borrowed() -> Iterator[psycopg.Connection[Any]]:
     turns = _turns(engine())
     if not turns.take(STILL_TIMEOUT_S, BUSY_TIMEOUT_S):
         raise Unavailable
-    is_done = False
+    is_served = True
     try:
         with _lent() as connection:
             yield connection
-        is_done = True
+    except Unavailable:
+        is_served = False
+        raise
     finally:
-        turns.give(is_done=is_done)
+        turns.give(is_served=is_served)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from psycopg.errors import UniqueViolation
 from sqlalchemy import text
 
 from models import db
-from models.errors import Unavailable
+from models.errors import LineFull, Unavailable
 from models.settings import settings
 from tests.processes import until
 
@@ -150,8 +150,8 @@ def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest
     assert turns.take(0, 0)
 
 
-@pytest.mark.parametrize(("is_done", "waits_s"), [(False, 2.0), (True, 3.0)])
-def test_who_waits_is_patient_as_long_as_others_are_served(monkeypatch: pytest.MonkeyPatch, is_done: bool, waits_s: float) -> None:
+@pytest.mark.parametrize(("is_served", "waits_s"), [(False, 2.0), (True, 3.0)])
+def test_who_waits_is_patient_as_long_as_others_are_served(monkeypatch: pytest.MonkeyPatch, is_served: bool, waits_s: float) -> None:
     """Seconds by a clock of the test's: 2 s without anybody's coming through, or 3 s in all."""
     now = [100.0]
 
@@ -162,7 +162,7 @@ def test_who_waits_is_patient_as_long_as_others_are_served(monkeypatch: pytest.M
 
     def wait(_: object, seconds: float) -> bool:
         now[0] += min(1.0, seconds)
-        turns.give(is_done=is_done)
+        turns.give(is_served=is_served)
         return False
 
     monkeypatch.setattr(db.time, "monotonic", lambda: now[0])
@@ -184,6 +184,17 @@ def test_more_callers_than_connections_wait_for_each_other(override: Callable[..
     with ThreadPoolExecutor(40) as threads:
         assert 40 == sum(threads.map(ask, range(40)))
     db.engine.cache_clear()
+
+
+@pytest.mark.parametrize(("error", "counts"), [(LineFull("full"), True), (Unavailable(), False)])
+def test_who_is_refused_was_served_and_who_found_no_store_was_not(monkeypatch: pytest.MonkeyPatch, error: Exception, counts: bool) -> None:
+    ended = list[bool]()
+    give = db._Turns.give
+    monkeypatch.setattr(db._Turns, "give", lambda turns, *, is_served: (ended.append(is_served), give(turns, is_served=is_served)))
+    with pytest.raises(type(error)), db.begin():
+        raise error
+
+    assert [counts] == ended
 
 
 def test_a_migration_under_a_running_process_costs_it_one_refusal_that_clients_repeat(database: None) -> None:
