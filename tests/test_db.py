@@ -154,7 +154,6 @@ def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest
 def test_who_waits_is_patient_as_long_as_others_are_served(monkeypatch: pytest.MonkeyPatch, is_served: bool, waits_s: float) -> None:
     """Seconds by a clock of the test's: 2 s without anybody's coming through, or 3 s in all."""
     now = [100.0]
-
     turns = db._Turns(1)
     assert turns.take(2.0, 3.0)
     # Who came before, and is served before.

@@ -26,82 +26,82 @@ SEEN, PASSED = 1, 0
 
 @dataclass(frozen=True)
 class Mutant:
-    """breaks: the promise. was and becomes: what stands once in this file, and what stands there instead. also: more such pairs, where
-    several places keep the promise and each alone would do.
+    """breaks: the promise. changes: what stands once in this file, and what stands there instead; all the places, where each of them
+    alone would keep the promise.
     """
 
     breaks: str
     file: str
-    was: str
-    becomes: str
-    also: tuple[tuple[str, str], ...] = ()
+    changes: tuple[tuple[str, str], ...]
 
 
 MUTANTS = (
-    Mutant("a list shows this key's jobs only", "models/view.py", "WHERE job.key_id = :key_id AND (CAST(:before", "WHERE (CAST(:before"),
+    Mutant(
+        "a list shows this key's jobs only", "models/view.py", (("WHERE job.key_id = :key_id AND (CAST(:before", "WHERE (CAST(:before"),)
+    ),
     Mutant(
         "a key's job is found by this key only",
         "models/view.py",
-        "AS is_revoked\n    {_FROM} WHERE job.id = :id AND job.key_id = :key_id",
-        "AS is_revoked\n    {_FROM} WHERE job.id = :id",
+        (("AS is_revoked\n    {_FROM} WHERE job.id = :id AND job.key_id = :key_id", "AS is_revoked\n    {_FROM} WHERE job.id = :id"),),
     ),
-    Mutant("a repeated token with another body is refused", "models/idempotency.py", "if earlier.fingerprint != fingerprint:", "if False:"),
     Mutant(
-        "nobody orders what they cannot pay", "models/budget.py", "if left.microusd < max(1, most_microusd or 0):", "if left.microusd < 1:"
+        "a repeated token with another body is refused", "models/idempotency.py", (("if earlier.fingerprint != fingerprint:", "if False:"),)
+    ),
+    Mutant(
+        "nobody orders what they cannot pay",
+        "models/budget.py",
+        (("if left.microusd < max(1, most_microusd or 0):", "if left.microusd < 1:"),),
     ),
     Mutant(
         "an aborted call is charged",
         "models/job.py",
-        "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})",
-        "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN})",
+        (("frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})", "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN})"),),
     ),
-    Mutant("a lost call is charged", "models/ledger.py", "FROM {arrow} WHERE reserved_microusd > 0", "FROM {arrow} WHERE false"),
+    Mutant("a lost call is charged", "models/ledger.py", (("FROM {arrow} WHERE reserved_microusd > 0", "FROM {arrow} WHERE false"),)),
     Mutant(
         "an old doorbell starts nothing",
         "models/job.py",
-        "AND status = 'admitted' AND dispatch_id = :dispatch_id AND NOT",
-        "AND status = 'admitted' AND NOT",
+        (("AND status = 'admitted' AND dispatch_id = :dispatch_id AND NOT", "AND status = 'admitted' AND NOT"),),
     ),
     Mutant(
         "who was cancelled does not go back into the line",
         "models/job.py",
-        "status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END",
-        "status = 'queued'",
+        (("status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END", "status = 'queued'"),),
     ),
     Mutant(
         "max_attempts is the most",
         "models/job.py",
-        "cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts AS ends",
-        "cancel_requested OR on_lost = 'fail' AS ends",
+        (("cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts AS ends", "cancel_requested OR on_lost = 'fail' AS ends"),),
     ),
     Mutant(
         "every end is an event",
         "models/job.py",
-        "seq, 'job.expired', ended_at FROM ended",
-        "seq, 'job.expired', ended_at FROM ended WHERE false",
+        (("seq, 'job.expired', ended_at FROM ended", "seq, 'job.expired', ended_at FROM ended WHERE false"),),
     ),
     Mutant(
         "a cancelled turn lets the next one go",
         "models/job.py",
-        "row.status == Status.CANCELLED and not row.held:",
-        "row.status == Status.FAILED and not row.held:",
+        (("row.status == Status.CANCELLED and not row.held:", "row.status == Status.FAILED and not row.held:"),),
     ),
     Mutant(
-        "turns are remembered in order", "models/recall.py", "<= :most_bytes ORDER BY job.turn", "<= :most_bytes ORDER BY job.turn DESC"
+        "turns are remembered in order",
+        "models/recall.py",
+        (("<= :most_bytes ORDER BY job.turn", "<= :most_bytes ORDER BY job.turn DESC"),),
     ),
     Mutant(
         "a user's jobs share its turn",
         "models/line.py",
-        "greatest(excluded.last_finish - :share, f.last_finish)",
-        "excluded.last_finish - :share",
+        (("greatest(excluded.last_finish - :share, f.last_finish)", "excluded.last_finish - :share"),),
     ),
-    Mutant("a cap holds", "models/cap.py", "if all(room.left for room in held):", "if True:"),
+    Mutant("a cap holds", "models/cap.py", (("if all(room.left for room in held):", "if True:"),)),
     Mutant(
         "nobody is admitted in a paused lane",
         "models/pacing.py",
-        "AND paused_at IS NULL\n        AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id)",
-        "AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id)",
-        also=(
+        (
+            (
+                "AND paused_at IS NULL\n        AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id)",
+                "AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id)",
+            ),
             (
                 "WHERE wake_at <= now() AND (claimed_until IS NULL OR claimed_until < now()) AND paused_at IS NULL",
                 "WHERE wake_at <= now() AND (claimed_until IS NULL OR claimed_until < now())",
@@ -112,8 +112,7 @@ MUTANTS = (
     Mutant(
         "a call that ended leaves its place",
         "workers/limiter.lua",
-        "  if redis.call('ZREM', LEASES, id) == 1 then",
-        "  if redis.call('ZSCORE', LEASES, id) then",
+        (("  if redis.call('ZREM', LEASES, id) == 1 then", "  if redis.call('ZSCORE', LEASES, id) then"),),
     ),
 )
 
@@ -153,7 +152,7 @@ def _verdict(mutant: Mutant | None) -> int:
 
 def _change(file: Path, mutant: Mutant) -> None:
     text = file.read_text(encoding="utf-8")
-    for was, becomes in ((mutant.was, mutant.becomes), *mutant.also):
+    for was, becomes in mutant.changes:
         if text.count(was) != 1:
             raise click.ClickException(f"{mutant.file} has not once what this mutant changes: {was}")
         text = text.replace(was, becomes)

@@ -81,7 +81,7 @@ class Tales(Service):
         self.submit_several(who, {**wanted, "size": 1})
         for one in self.picture.tickets[-1:]:
             under_way = self.picture.live_within(scope_of(one, kind))
-            self.cap(0, kind, "max_in_flight", under_way + more or 1)
+            self.cap(0, kind, "max_in_flight", max(1, under_way + more))
         self.pace(MANY)
         self.cap(0, kind, "max_in_flight", None)
 
