@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 # A claim later than this after its admission pays again: calls let go evenly must not arrive in a heap. The limiter's
 # windows are longer by just this (LATE in limiter.lua), so calls that are no later keep every window of the upstream's whole.
 LATE_S = 0.5
-# A job that was refused for load lets others try first: so much longer than the pause of its key, where that is not long.
-ASIDE_S = (0.1, 0.3)
+# A job that was refused for load lets others try first: for so many times pause_s after the pause of its key, where that is not long.
+ASIDE = (0.1, 0.3)
 ASIDE_MOST_S = 30.0
 
 
@@ -227,21 +227,21 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
         )
         ending.write(work.done(finding, failed))
     elif verdict.throttled:
-        ending.write(work.back(finding, delay_s=_throttle_delay_s(work, learned), throttled=True))
+        ending.write(work.back(finding, delay_s=_throttle_delay_s(work, learned, told_ms=verdict.pause_ms), throttled=True))
     elif verdict.next == Next.WAIT:
         ending.write(work.back(finding, refusal=learning.refusal_of(work.row, verdict)))
     else:
         ending.write(work.back(finding, delay_s=retry.delay_s(work.row.failures), counts=True))
 
 
-def _throttle_delay_s(work: Work, learned: Learned | None) -> float:
+def _throttle_delay_s(work: Work, learned: Learned | None, *, told_ms: int | None) -> float:
     """How long the job steps aside after a refusal for load: from the second on by itself, after the first until others were tried."""
     refusals = work.row.throttles + 1
     until_us = learned.cooldown_until_us if learned else 0
     pause_s = max(0.0, until_us / 1e6 - time.time())
-    aside_s = pause_s + random.uniform(*ASIDE_S) if pause_s <= ASIDE_MOST_S else 0.0
+    aside_s = pause_s + settings().pause_s * random.uniform(*ASIDE) if pause_s <= ASIDE_MOST_S else 0.0
     if refusals > 1:
-        return max(aside_s, retry.throttle_delay_s(refusals))
+        return max(aside_s, (told_ms or 0) / 1000, retry.throttle_delay_s(refusals))
     return 0.0 if _has_others(work.row) else aside_s
 
 
