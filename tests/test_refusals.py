@@ -21,13 +21,13 @@ from workers.limiter import Meter
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database")
 
-POISON = "[[fake:status=429;retry_after=0.02]]"
+POISON = "[[fake:status=429;retry_after=0.05]]"
 UNNAMED = "[[fake:status=429;kind=rate_no_retry_after]]"
 
 
 @pytest.fixture
 def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> Workshop:
-    override(pause_s=0.02, pause_most_s=0.3, retry_base_s=0.02, max_throttles=5, probe_s=0.3)
+    override(pause_s=0.05, pause_most_s=0.5, retry_base_s=0.02, max_throttles=5, probe_s=0.3)
     return Workshop(redis_client, upstream)
 
 
@@ -63,7 +63,7 @@ def test_with_two_keys_in_the_pool_a_throttled_job_stops_neither(workshop: Works
 
 @settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.booleans(), min_size=2, max_size=12).filter(lambda line: not all(line) and sum(line) <= 10),
+    st.lists(st.booleans(), min_size=2, max_size=12).filter(lambda line: not all(line) and sum(line) <= 6),
     st.sampled_from([POISON, UNNAMED]),
 )
 def test_no_set_of_throttled_jobs_costs_the_others_more_than_two_pauses(
@@ -98,7 +98,7 @@ def test_a_key_that_refuses_everybody_is_asked_ever_less_often(
     workshop.run(lambda: workshop.streak(Meter(credential, "m")) > 2)
 
     at = [call.at for call in upstream.calls()]
-    assert max(later - before for before, later in itertools.pairwise(at)) >= 2 * 0.02
+    assert max(later - before for before, later in itertools.pairwise(at)) >= 4 * 0.02
     upstream.behave("sk-all")
     workshop.run(ended(*jobs))
     assert ["succeeded"] * 20 == [row(one).status for one in jobs]

@@ -36,17 +36,17 @@ class Workshop:
         self._bell = Bell()
         self._pacer = Pacer(limiter=self.limiter, ring=self, bell=self._bell)
         self._processor = Processor(self.limiter, Leases(self.limiter))
-        with db.begin() as session:
-            fleet.report(session, "workshop", slots=SLOTS)
 
     def ring(self, calls: Sequence[Call]) -> bool:
         """Takes what the pacer publishes to Celery."""
         self._dispatched += calls
         return True
 
-    def run(self, is_over: Callable[[], bool], *, within_s: float = 10.0, after_step: Callable[[], None] = lambda: None) -> None:
+    def run(self, is_over: Callable[[], bool], *, within_s: float = 18.0, after_step: Callable[[], None] = lambda: None) -> None:
         """Steps and calls until `is_over`. Raises TimeoutError."""
         until = time.monotonic() + within_s
+        with db.begin() as session:
+            fleet.report(session, "workshop", slots=SLOTS)
         while not is_over():
             if time.monotonic() > until:
                 raise TimeoutError(f"not over: {query('SELECT id, status, throttles, failures, error FROM job')}")

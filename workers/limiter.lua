@@ -350,7 +350,7 @@ local function throttle(told_us, is_repeat, at, base_us, most_us, jitter)
   if is_repeat and not s.streak then return false end -- others were answered since: the job is to blame
   if at and at <= (s.paused or -1) then return cool_down(told_us or 0) end
   if (s.canaries or 0) > 0 then
-    if not is_repeat then s.canaries = s.canaries - 1 end -- one that was refused before waits by itself
+    s.canaries = s.canaries - 1
     return false
   end
   s.streak, s.paused = math.min((s.streak or 0) + 1, 32), now
