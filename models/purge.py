@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -49,12 +50,20 @@ def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "que
     return done
 
 
-def dead(session: Session, which: Filter, *, most: int) -> Sequence[Any]:
-    """Failed and expired jobs that nobody asked again, oldest first. Rows: id, key_id, pool_id, kind (of its key).
+def dead(session: Session, which: Filter, *, after: UUID | None, most: int) -> Sequence[Any]:
+    """Failed and expired jobs that no job repeats, oldest first, behind this one. Rows: id, key_id, pool_id, kind (of its key).
 
-    Those whose request was deleted, and those of revoked keys, are none.
+    Jobs whose request was deleted, and jobs of revoked keys, are left out.
     """
-    return session.execute(_DEAD, {**asdict(which), "most": most}).all()
+    return session.execute(_DEAD, {**asdict(which), "after": after, "most": most}).all()
+
+
+def may_repeat(session: Session, job_id: UUID) -> bool:
+    """Whether no job repeats this one. Holds its row, so that of two bulk retries at once only one repeats it."""
+    if session.execute(_LOCK_DEAD, {"id": job_id}).one_or_none() is None:
+        return False
+    # A statement of its own, after the lock: it must see the commits of earlier holders.
+    return session.execute(_REPEAT, {"id": job_id}).one_or_none() is None
 
 
 def key_of(row: Any) -> Key:
@@ -72,8 +81,11 @@ _OPEN = text(f"""
     SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}
     ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
 """)
+_LOCK_DEAD = text("SELECT id FROM job WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
+_REPEAT = text("SELECT id FROM job WHERE retry_of = :id LIMIT 1")
 _DEAD = text(f"""
     SELECT job.id, job.key_id, key.pool_id, key.kind FROM job JOIN key ON key.id = job.key_id AND key.revoked_at IS NULL
     WHERE job.status IN ('failed', 'expired') AND (length(job.request) > 0 OR job.endpoint LIKE '/v1/models%') AND {_WHICH}
+    AND (CAST(:after AS uuid) IS NULL OR job.id > :after)
     AND NOT EXISTS (SELECT FROM job AS again WHERE again.retry_of = job.id) ORDER BY job.id LIMIT :most
 """)
