@@ -18,6 +18,7 @@ from models.settings import settings
 from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell
+from workers.cleanup import Cleanup
 from workers.due import Due
 from workers.gauges import Gauges
 from workers.limiter import Limiter
@@ -44,7 +45,7 @@ def main() -> None:
     watch = Watch(wake.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, partial(listen, bell, announcer, due, sweep))
+    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, Cleanup().run, partial(listen, bell, announcer, due, sweep))
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     for thread in threads:
         thread.start()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import crash, db, fleet, job, lane_care, meter, pacing, reader, retention, view
+from models import crash, db, fleet, job, lane_care, meter, pacing, reader, view
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import telling, waits, wake
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 FIGURES_EVERY_S = 2.0
-RETENTION_EVERY_S = 60.0
+FORGET_EVERY_S = 60.0
 ABANDONED_MOST = 200
 # A pause of our own longer than this may have been a pause of the whole machine: heartbeats need time to catch up.
 GAP_S = 3.0
@@ -87,9 +87,8 @@ class Sweep:
                     found = self._care.refresh(session, lane, now=now)
                 for credential_id, limits in found.items():
                     self._enforce(Meter(credential_id, lane.model), limits, lane_id=lane.id)
-        if self._is_due("retention", RETENTION_EVERY_S, now):
+        if self._is_due("workers", FORGET_EVERY_S, now):
             with db.begin() as session:
-                retention.sweep(session, days=settings().retention_days, idempotency_hours=settings().idempotency_hours)
                 fleet.forget(session, unseen_s=settings().lease_s * 10)
 
     def enforce(self, lane_ids: Sequence[int], *, forget: bool) -> None:
