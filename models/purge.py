@@ -1,4 +1,4 @@
-"""Many jobs at once: who waits is cancelled by filter, and what failed is found to be asked again. A chunk is one transaction."""
+"""Bulk cancel by filter, a chunk in each transaction; and the jobs that a bulk retry resubmits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Filter:
 
 
 def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "queued") -> list[Any]:
-    """Up to CHUNK of these jobs are cancelled, each as its caller would have done; fewer: there are no more. Rows of job.cancel.
+    """Cancels up to CHUNK of these jobs, as their callers would; an empty list: there are no more. Rows of job.cancel.
+
+    Cancelling a turn that others wait behind locks its conversation, then the next turn. So it is the only job of its transaction, and
+    those that lock nothing beside their own rows (jobs of no conversation, turns held behind another) are cancelled first, together.
 
     status `running`: those that run are told to stop, too. Raises Invalid without any filter: nobody means everything.
     """
@@ -42,9 +45,9 @@ def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "que
         raise Invalid("Say which jobs: pool, lane, key, user or older_than_s.")
     if status not in STATUSES:
         raise Invalid(f"`status` is one of {', '.join(STATUSES)}.", param="status")
-    statuses = ["queued", "admitted"] if status == "queued" else ["queued", "admitted", "running"]
-    found = session.execute(_OPEN, {**asdict(which), "statuses": statuses, "most": CHUNK}).all()
-    done = [row for one in found if (row := job.cancel(session, one.id, one.key_id)) is not None]
+    params = {**asdict(which), "statuses": ["queued", "admitted"] if status == "queued" else ["queued", "admitted", "running"]}
+    rows = session.execute(_ALONE, {**params, "limit": CHUNK}).all() or session.execute(_TURNS, {**params, "limit": 1}).all()
+    done = [row for job_row in rows if (row := job.cancel(session, job_row.id, job_row.key_id)) is not None]
     if done:
         audit.write(session, act, "purge", "jobs", before={**which.said(), "status": status}, after={"cancelled": len(done)})
     return done
@@ -77,10 +80,9 @@ _WHICH = """
     AND (CAST(:user AS text) IS NULL OR job.flow = :user)
     AND (CAST(:older_than_s AS float8) IS NULL OR job.created_at < now() - make_interval(secs => :older_than_s))
 """
-_OPEN = text(f"""
-    SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}
-    ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
-""")
+_OPEN = f"SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}"
+_ALONE = text(f"{_OPEN} AND (conversation_id IS NULL OR held) ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
+_TURNS = text(f"{_OPEN} AND conversation_id IS NOT NULL AND NOT held ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
 _LOCK_DEAD = text("SELECT id FROM job WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
 _REPEAT = text("SELECT id FROM job WHERE retry_of = :id LIMIT 1")
 _DEAD = text(f"""

@@ -21,8 +21,8 @@ STEP_MAX_S = 60.0
 # After each batch a rest of three times its duration: cleanup takes a quarter of one connection, less of a busy Postgres.
 REST = 3.0
 # Batches are halved above this duration and doubled below a quarter of it: rows with large bodies take longer.
-BATCH_S = 0.2
-SMALLEST, FIRST, LARGEST = 10, 500, 2_000
+BATCH_S = 0.1
+SMALLEST, FIRST, LARGEST = 10, 200, 500
 
 
 class Cleanup:

@@ -70,13 +70,10 @@ class Sweep:
         self._reap(now=now)
         if settings().cancel_abandoned:
             self._cancel_abandoned()
+        if any(row.held for row in self._expire()):
+            self._expire()  # held turns first; these are the others
         with db.begin() as session:
-            expired = job.expire(session)
-            since = pacing.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
             forgotten = pacing.find_forgotten(session)
-        self._tell(expired, "ended")
-        for row in expired:
-            waits.gave_up(row, since.get(row.id, row.created_at), why=job.Status.EXPIRED)
         for lane_id in forgotten:
             self._bell.ring(lane_id)
         if self._is_due("figures", FIGURES_EVERY_S, now):
@@ -138,6 +135,15 @@ class Sweep:
             telling.lost(row)
         self._free(lost, Report())
         self._tell(lost, "ended")
+
+    def _expire(self) -> Sequence[Any]:
+        with db.begin() as session:
+            expired = job.expire(session)
+            since = pacing.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
+        self._tell(expired, "ended")
+        for row in expired:
+            waits.gave_up(row, since.get(row.id, row.created_at), why=job.Status.EXPIRED)
+        return expired
 
     def _cancel_abandoned(self) -> None:
         """Jobs that nobody waits for any more are cancelled, as their callers would have done."""
