@@ -10,14 +10,13 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import db, key, logs
+from models import db, key, logs, tokens
 from models.errors import Invalid, Unauthorised
 from models.key import Key
 
 # A revoked key opens nothing after this long.
 REMEMBERED_S = 5.0
 REMEMBERED_MOST = 20_000
-IN_QUERY = ("api_key", "apikey", "apiKey", "access_token", "key", "token")
 
 
 class Callers:
@@ -54,7 +53,7 @@ def token_of(request: Request) -> str:
 
 def refuse_in_query(request: Request) -> None:
     """Raises Invalid when a key stands in the query, where logs would keep it."""
-    for name in IN_QUERY:
+    for name in tokens.QUERY_NAMES:
         if name in request.args:
             raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
 
