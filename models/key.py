@@ -41,8 +41,8 @@ def recognise(session: Session, token: str, *, before_new: Callable[[], None] = 
     """The key that presents this bearer token; an own key is registered on first use where the operator allows it.
 
     before_new: called before a key is registered; what it raises is raised.
-    Raises Unauthorised for an operator's token, for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII characters,
-    and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
+    Raises Unauthorised for an operator's token, for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII
+    characters, and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
     """
     if not 1 <= len(token) <= OWN_MOST_CHARS or not token.isascii() or not token.isprintable():
         raise Unauthorised("A key is 1 to 256 printable ASCII characters, sent as `Authorization: Bearer <key>`.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -131,9 +132,10 @@ def test_every_address_of_operators_is_guarded() -> None:
     routes = [rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ops/") and not rule.endpoint.startswith("ops_page.")]
 
     assert routes
+    addresses = ({"REMOTE_ADDR": f"10.0.{n // 250}.{n % 250}"} for n in itertools.count(1))  # of one, the tenth wrong token is the last
     for rule in routes:
         for method in (rule.methods or set()) & {"GET", "POST", "PUT", "PATCH", "DELETE"}:
             path = re.sub(r"<(?:any\((\w+).*?\)|\w+):?\w*>", lambda found: found[1] or "1", rule.rule)
-            assert 401 == Caller("sk-one", app).send(method, path).status_code, (method, path)
+            assert 401 == Caller("sk-one", app).send(method, path, environ_overrides=next(addresses)).status_code, (method, path)
             if getattr(app.view_functions[rule.endpoint], "needed_role", "write") == "write":
                 assert 403 == Caller(token("read", f"{method}{rule.endpoint}"[:64]), app).send(method, path).status_code, (method, path)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
-from models import operator
+from models import client_address, wrong_tokens
+from models.errors import ServingError, TooManyWrongTokens, Unauthorised
 from models.settings import settings
+from models.wrong_tokens import WrongTokens
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -29,6 +31,7 @@ def forget(counts: Path) -> None:
 
 def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = None) -> ThreadingHTTPServer:
     """Both are answered from now on, in a thread. counts: of the program's processes; None: this one counts alone."""
+    wrong = WrongTokens()
 
     class Answers(BaseHTTPRequestHandler):
         timeout = 10
@@ -38,8 +41,8 @@ def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = No
                 self._send(200 if is_healthy() else 503, b"ok\n" if is_healthy() else b"unhealthy\n", "text/plain")
             elif self.path != "/metrics":
                 self._send(404, b"", "text/plain")
-            elif not is_allowed(self.headers.get("Authorization") or ""):
-                self._send(401, b"", "text/plain")
+            elif refusal := refused(wrong, str(self.client_address[0]), self.headers.get("Authorization") or ""):
+                self._send(refusal.status, b"", "text/plain")
             else:
                 self._send(200, exposition(counts), CONTENT_TYPE_LATEST)
 
@@ -68,6 +71,10 @@ def exposition(counts: Path | None) -> bytes:
     return generate_latest(registry)
 
 
-def is_allowed(said: str) -> bool:
-    """Whether an operator says this as Authorization (operator.opens_metrics)."""
-    return operator.opens_metrics(said.removeprefix("Bearer "))
+def refused(wrong: WrongTokens, peer: str, authorization: str) -> ServingError | None:
+    """Why this header of this peer does not open /metrics; None: it does."""
+    try:
+        wrong_tokens.expect_metrics_token(wrong, client_address.name_of(peer, ""), authorization.removeprefix("Bearer "))
+    except (Unauthorised, TooManyWrongTokens) as error:
+        return error
+    return None
