@@ -28,8 +28,10 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
-    payload = visitor.mark(request, body.read(request))
-    return _accept(orders.make(caller, {**payload, **controls.of_headers(request.headers)}), said=body.canonical(payload))
+    payload = body.read(request)
+    # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
+    wanted = visitor.mark(request, {**payload, **controls.of_headers(request.headers)})
+    return _accept(orders.make(caller, wanted), said=body.canonical(visitor.mark(request, payload)))
 
 
 @routes.get("/jobs")
