@@ -68,8 +68,8 @@ def report(
 ) -> Sequence[Any]:
     """What was used and spent in these days, both included (UTC), newest first; up to `most` rows, each for one value of `by`.
 
-    by: of GROUPS. user: only this one's; None: all users'. Rows: day, model, user (None where not grouped by it), calls, input_tokens, output_tokens, images, unpriced_calls,
-    cost and unknown in micro-USD; cost is without unknown.
+    by: of GROUPS. user: only this one's; None: all users'. Rows: day, model, user (None where not grouped by it), calls, input_tokens,
+    output_tokens, images, unpriced_calls, cost and unknown in micro-USD; cost is without unknown.
     """
     wanted = {"key_id": key_id, "since": since, "until": until, "most": most, "user": user, **{f"by_{one}": one in by for one in GROUPS}}
     return session.execute(_REPORT, wanted).all()
