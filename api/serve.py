@@ -8,23 +8,20 @@ from __future__ import annotations
 import logging.config
 import os
 import resource
-import shutil
-import tempfile
 import threading
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from gunicorn.glogging import Logger
 
 from api import access
 from api.configured import NotConfigured, check
-from models import logs, trace
+from models import logs, metrics_folder, trace
 from models.settings import settings
 
 # The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
-COUNTS = Path(tempfile.mkdtemp(prefix="nowserving-metrics-"))
+COUNTS = metrics_folder.make()
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(COUNTS)
 
 SPARE_CONNECTIONS = 1_000
@@ -90,7 +87,7 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 def on_exit(server: Any) -> None:
     """gunicorn's hook: what was counted goes with the processes."""
-    shutil.rmtree(COUNTS, ignore_errors=True)
+    metrics_folder.remove(COUNTS)
 
 
 def on_starting(server: Any) -> None:

@@ -17,6 +17,7 @@ from models import price_file, secret_files, sentinel
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
+OPS_TOKEN_MIN_CHARS = 24
 
 
 class Settings(BaseSettings):
@@ -205,6 +206,11 @@ class Settings(BaseSettings):
         for secret in self.secret_keys:
             if len(_decode(secret.get_secret_value())) != KEY_BYTES:
                 raise ValueError("each of NOWSERVING_SECRET_KEYS must be 32 random bytes in base64: openssl rand -base64 32")
+        if 0 < len(self.ops_token.get_secret_value()) < OPS_TOKEN_MIN_CHARS:
+            raise ValueError(
+                f"NOWSERVING_OPS_TOKEN must have at least {OPS_TOKEN_MIN_CHARS} characters, for it may do everything: "
+                "openssl rand -hex 24 makes one"
+            )
         if self.heartbeat_s * 3 > self.lease_s:
             raise ValueError("NOWSERVING_HEARTBEAT_S must be at most a third of NOWSERVING_LEASE_S")
         return self

@@ -15,7 +15,7 @@ from deploy import parts
 from models import secret_files
 from models.settings import Settings
 
-CANARY = "canary-of-a-secret"
+CANARY = "canary-of-a-secret-0123456789"
 KEYS = base64.b64encode(bytes(32)).decode()
 # What each may hold.
 VALUES = {
@@ -67,9 +67,9 @@ def test_a_secret_is_what_its_file_says_without_the_last_newline(
 
 
 def test_only_one_newline_is_taken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOWSERVING_OPS_TOKEN_FILE", str(written(tmp_path, " spaces stay \n\n")))
+    monkeypatch.setenv("NOWSERVING_OPS_TOKEN_FILE", str(written(tmp_path, " the spaces of a secret stay \n\n")))
 
-    assert " spaces stay \n" == Settings().ops_token.get_secret_value()
+    assert " the spaces of a secret stay \n" == Settings().ops_token.get_secret_value()
 
 
 @pytest.mark.parametrize("name", secret_files.NAMES)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, secret, turn, usage, view
+from models import artifact, crash, db, job, marks, metrics, secret, turn, usage, view
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
 from models.settings import settings
 from models.usage import Usage
 from workers import counting, retry, wake
+from workers.spool_backoff import SpoolBackoff
 
 log = logging.getLogger(__name__)
 
@@ -156,24 +157,60 @@ def spool(ending: Ending) -> Path:
     return final
 
 
-def replay() -> int:
-    """Spooled endings are stored and their files gone; returns how many. Stops at the first that finds Postgres still away."""
+def replay(*, now: float | None = None) -> int:
+    """Stores spooled endings and deletes their files; returns how many. Ends when Postgres is away.
+
+    A file that cannot be read or stored stays, and is tried again by and by (workers/spool_backoff.py); the others go on.
+    now: monotonic seconds.
+    """
+    now = time.monotonic() if now is None else now
     done = 0
     for file in sorted(_folder().glob("*.ending")):
-        try:
-            ending = _load(secret.unseal(file.read_bytes(), bound_to=file.stem))
-        except FileNotFoundError:
-            continue  # another process of this machine was first
-        except ValueError:
-            log.exception("a spooled answer cannot be read; it stays where it is", extra={"file": file.name})
+        if not _backoff.is_due(file.name, now=now):
             continue
         try:
-            commit(ending)
-        except Unavailable:
-            return done
-        file.unlink(missing_ok=True)
-        done += 1
+            done += _replay(file)
+        except Unavailable as error:
+            if not _is_postgres_there():
+                break
+            _pass_over(file, error, now=now)
+        except Exception as error:
+            # A border: no single file may hold up the answers behind it.
+            _pass_over(file, error, now=now)
+    left = {file.name for file in _folder().glob("*.ending")}
+    _backoff.keep_only(left)
+    metrics.spooled.labels("refused").set(len(_backoff))
+    metrics.spooled.labels("waiting").set(len(left) - len(_backoff))
     return done
+
+
+_backoff = SpoolBackoff()
+
+
+def _replay(file: Path) -> bool:
+    """Whether this file was stored; False: another process of this machine was first."""
+    try:
+        sealed = file.read_bytes()
+    except FileNotFoundError:
+        return False
+    commit(_load(secret.unseal(sealed, bound_to=file.stem)))
+    file.unlink(missing_ok=True)
+    return True
+
+
+def _pass_over(file: Path, error: Exception, *, now: float) -> None:
+    again_s = _backoff.note_failure(file.name, now=now)
+    # Not the error's message: it may quote the answer.
+    about = {"file": file.name, "error": type(error).__name__, "again_s": again_s}
+    log.error("a spooled answer cannot be stored; it stays on disk and is tried again later", extra=about)
+
+
+def _is_postgres_there() -> bool:
+    try:
+        db.ping()
+    except Unavailable:
+        return False
+    return True
 
 
 def _folder() -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from models import logs
+from models import logs, metrics_folder
 from models.settings import settings
 from workers import exposition
 from workers.queues import QUEUE, WEBHOOKS
@@ -43,7 +43,7 @@ def main(processes: int, threads: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     births = itertools.count()
-    counts = exposition.folder()
+    counts = metrics_folder.make()
     children = {n: _start(kind, next(births), counts) for n, kind in enumerate(kinds)}
     if settings().worker_metrics_port:
         exposition.serve(
@@ -56,7 +56,7 @@ def main(processes: int, threads: int) -> None:
                 stop.wait(RESTART_S)
                 children[n] = _start(kinds[n], next(births), counts, again=True)
     _end(list(children.values()))
-    exposition.forget(counts)
+    metrics_folder.remove(counts)
 
 
 @dataclass(frozen=True)
