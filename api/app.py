@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from flask import Flask
 
 from api import (
@@ -44,6 +46,7 @@ def create_app() -> Flask:
     app.url_map.merge_slashes = False
     app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
+    app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
     cors.register(app)
     metrics.register(app)
     errors.register(app)
