@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import runpy
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -101,14 +102,14 @@ def flower() -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def up(*, options: tuple[str, ...]) -> None:
     """Run everything on this machine until Ctrl-C: --local-model, --verbose, --processes N, --threads M."""
-    _become("deploy.stack", *options)
+    _go_on("deploy.stack", *options)
 
 
 @nowserving.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def demo(*, options: tuple[str, ...]) -> None:
     """Start everything with a small local model, run jobs through it, stop."""
-    _become("deploy.demo", *options)
+    _go_on("deploy.demo", *options)
 
 
 def main() -> None:
@@ -116,12 +117,23 @@ def main() -> None:
     nowserving(prog_name="nowserving")
 
 
-def _become(module: str, *words: str) -> None:
-    """This process goes on as that program: signals reach it directly."""
+def _go_on(module: str, *words: str) -> None:
+    """This interpreter goes on with that program, which does not mind the modules that are imported already: a second one takes longer."""
+    _prepare(module)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _prepare(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise click.ClickException(f"{module} is not installed here")
     sys.stdout.flush()
     patience.begin()
+
+
+def _become(module: str, *words: str) -> None:
+    """A new interpreter in this process runs that program: signals reach it directly."""
+    _prepare(module)
     os.execv(sys.executable, [sys.executable, "-m", module, *words])
 
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import psycopg
-import redis
-
-from deploy.server import Server, ServerFailed, die_with_parent, find_binary, free_port
+from deploy import probe
+from deploy.server import Server, ServerFailed, find_binary, free_port
 from deploy.unroot import footing
 from models import patience
+from models.parent_death import die_with_parent
 
 __all__ = ["Postgres", "Server", "ServerFailed", "Valkey", "free_port"]
 
@@ -57,11 +56,7 @@ class Postgres(Server):
             )
 
     def is_ready(self) -> bool:
-        try:
-            psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+        return probe.postgres_accepts(self.port)
 
     @property
     def url(self) -> str:
@@ -149,11 +144,7 @@ class Valkey(Server):
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def is_ready(self) -> bool:
-        try:
-            with redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
+        return probe.redis_answers(self.port, self.password)
 
 
 def _of_a_stack() -> None:

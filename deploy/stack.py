@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,10 @@ from deploy.parts import CannotStart
 from deploy.supervisor import Supervisor
 from models.settings import Settings
 
-__all__ = ["Addresses", "CannotStart", "FolderInUse", "PartFailed", "Stack"]
+# Run instead of forks of our programs; for tests.
+PROGRAM: Sequence[str] | None = None
 
-PROGRAM = (sys.executable, "-m", "api.cli")
+__all__ = ["Addresses", "CannotStart", "FolderInUse", "PartFailed", "Stack"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Stack:
         echo: Callable[[str], None] | None = None,
         program: Sequence[str] | None = None,
     ) -> None:
-        """env: on top of this process's own. echo: gets each line that a part logs. program: the command line `nowserving`."""
+        """env: on top of this process's own. echo: gets each line that a part logs. program: see parts.make."""
         self.data_dir = data_dir.absolute()
         self._given = {"NOWSERVING_OPEN_KEYS": "true", "PYTHONUNBUFFERED": "1", **os.environ, **(env or {})}
         self.environment = {**self._given, "NOWSERVING_DATA_DIR": str(self.data_dir)}
-        self._local_model, self._echo, self._program = local_model, echo, tuple(program or PROGRAM)
+        self._local_model, self._echo, self._program = local_model, echo, program or PROGRAM
         self._supervisor: Supervisor | None = None
         self._lock: int | None = None
         self._is_asked_to_stop = False
@@ -114,7 +114,7 @@ class Stack:
         self._is_asked_to_stop = True
 
     def part(self, name: str) -> Child:
-        """One of postgres, valkey, model, migrate, api, pacer, worker, flower: pid, kill, stop, start, wait_ready, log_file."""
+        """One of postgres, valkey, model, forker, api, migrate, pacer, worker, flower: pid, kill, stop, start, wait_ready, log_file."""
         assert self._supervisor, "start the stack first"
         return self._supervisor.part(name)
 

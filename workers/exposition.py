@@ -1,9 +1,7 @@
-"""/metrics and /healthz of a program that serves no HTTP otherwise, on a port of its own; and the folder that its processes count in."""
+"""/metrics and /healthz of a program that serves no HTTP otherwise, on a port of its own."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,18 +11,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 
 from models import operator
 from models.settings import settings
-
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-
-
-def folder() -> Path:
-    """A new, empty folder for the counts of this program's processes. `forget` takes it away."""
-    return Path(tempfile.mkdtemp(prefix="nowserving-metrics-"))
-
-
-def forget(counts: Path) -> None:
-    """The folder is gone."""
-    shutil.rmtree(counts, ignore_errors=True)
 
 
 def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = None) -> ThreadingHTTPServer:
