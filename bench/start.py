@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +26,19 @@ FIRST_S, AGAIN_S = 8, 5
 POLL_S = 0.02
 PATIENCE_S = 180
 STOP_S = 60
+# What tells the processes of each part: the first that a command line contains.
+PARTS = {
+    "API": "gunicorn", "pacer": "workers.pacer", "webhooks": "webhooks1", "worker": "celeryd", "Flower": "workers.flower",
+    "preloading": "forker", "PostgreSQL": "postgres", "Valkey": "valkey", "up, initdb": "api.cli up",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start. reached: seconds from the command to each milestone. cpu_s: user and system time of all its processes until the answer."""
+    """One start. reached: seconds from the command to each milestone. cpu_s: user and system time of each part until the answer."""
 
     reached: Mapping[str, float]
-    cpu_s: float
+    cpu_s: Mapping[str, float]
     load: float
 
 
@@ -131,14 +137,24 @@ def _figures(what: str, starts: list[Start], most_s: float) -> list[Figure]:
     *parts, last = starts[0].reached
     values = {name: quantile([one.reached[name] for one in starts], 0.5) for name in (*parts, last)}
     order = sorted(parts, key=lambda name: values[name])
+    cpu_s = {part: quantile([one.cpu_s.get(part, 0.0) for one in starts], 0.5) for part in (*PARTS, "other")}
     return [
         *(told(f"{what}: {name}", f"{values[name]:.2f} s", note=how) for name in order),
         at_most(f"{what}: {last}", values[last], most_s, unit="s", note=how),
-        told(f"{what}: CPU of all its processes", f"{quantile([one.cpu_s for one in starts], 0.5):.2f} s", note=how),
+        told(
+            f"{what}: CPU until then",
+            f"{sum(cpu_s.values()):.2f} s",
+            note=", ".join(f"{part} {spent:.2f}" for part, spent in cpu_s.items()),
+        ),
     ]
 
 
-def _cpu_s(pid: int) -> float:
-    """User and system time of this process and all that it started, those included that have ended and were waited for."""
+def _cpu_s(pid: int) -> dict[str, float]:
+    """User and system time of each part of this `up`, with that of processes which have ended and were waited for."""
+    spent: dict[str, float] = defaultdict(float)
     root = psutil.Process(pid)
-    return sum(sum(one.cpu_times()[:4]) for one in (root, *root.children(recursive=True)))
+    for process in (root, *root.children(recursive=True)):
+        words = " ".join(process.cmdline())
+        part = next((part for part, word in PARTS.items() if word in words), "other")
+        spent[part] += sum(process.cpu_times()[:4])
+    return spent
