@@ -25,6 +25,7 @@ from deploy.child import Child
 from deploy.data_folder import FolderInUse
 from deploy.part import PartFailed
 from deploy.parts import CannotStart
+from deploy.server import ServerFailed
 from deploy.supervisor import Supervisor
 from models.settings import Settings
 
@@ -84,6 +85,9 @@ class Stack:
             if is_ready:
                 data_folder.tell_connection(self.data_dir, self.settings)
             return is_ready
+        except (OSError, ServerFailed, data_folder.Damaged) as error:
+            self.stop()
+            raise CannotStart(_why(error, self.data_dir)) from error
         except BaseException:
             self.stop()
             raise
@@ -140,6 +144,13 @@ class Stack:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+def _why(error: Exception, data_dir: Path) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"the data folder {data_dir} cannot be used ({what}): make room or rights there, or choose another with NOWSERVING_DATA_DIR"
 
 
 @click.command()
