@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from api.configured import NotConfigured, check
 from models import patience
 from models.errors import ServingError
+from models.setting_errors import explain
 from models.settings import settings, use_running_stack
 
 # What these need they are told; all others may be typed beside a running `up`.
@@ -35,6 +36,12 @@ _IN = {
 LOADED: Mapping[str, str] = MappingProxyType({name: module for module, names in _IN.items() for name in names})
 
 
+class WrongSetting(click.ClickException):
+    """The program cannot start as configured; trying again does not help."""
+
+    exit_code = 2
+
+
 class Commands(click.Group):
     """Whatever goes wrong is said in one line."""
 
@@ -50,11 +57,12 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ServingError, NotConfigured) as error:
+        except ServingError as error:
             raise click.ClickException(str(error)) from error
+        except NotConfigured as error:
+            raise WrongSetting(str(error)) from None
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise click.ClickException(f"a setting is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise WrongSetting(explain(error)) from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         found = super().resolve_command(ctx, args)
@@ -79,6 +87,7 @@ def api() -> None:
 @nowserving.command()
 def pacer() -> None:
     """Admit jobs in fair order, as fast as the limits allow. Any number of these may run."""
+    check()
     _become("workers.pacer")
 
 
@@ -87,6 +96,7 @@ def pacer() -> None:
 @click.option("--threads", type=click.IntRange(1), help="Calls at a time in each (NOWSERVING_WORKER_THREADS).")
 def worker(*, processes: int | None, threads: int | None) -> None:
     """Call the upstream for admitted jobs."""
+    check()
     processes = settings().worker_processes if processes is None else processes
     threads = threads or settings().worker_threads
     _become("workers.main", "--processes", str(processes), "--threads", str(threads))

@@ -18,6 +18,7 @@ from deploy.embedded import Postgres, Valkey
 from deploy.part import Part, Preloaded, Spawn, program
 from deploy.server import Server, free_port, is_free
 from models.preloads import PRELOADS
+from models.setting_errors import env_name, explain
 from models.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,16 +32,18 @@ class CannotStart(Exception):
     """The stack cannot start as configured. The message says which setting to change."""
 
 
+class WrongSetting(CannotStart):
+    """A setting cannot be used. The message names it and has an example."""
+
+
 def read(env: Mapping[str, str]) -> Settings:
-    """The settings that a process with this environment has. Raises CannotStart, which never shows a value."""
+    """The settings that a process with this environment has. Raises WrongSetting, which never shows a value."""
     given: dict[str, Any] = {name: env[key] for name in Settings.model_fields if (key := f"NOWSERVING_{name.upper()}") in env}
-    if "OPENAI_BASE_URL" in env:
-        given["openai_base_url"] = env["OPENAI_BASE_URL"]
+    given |= {name: env[key] for name in Settings.model_fields if (key := env_name(name)) in env}
     try:
         return Settings(**given)
     except ValidationError as error:
-        wrong = (f"NOWSERVING_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors(include_input=False))
-        raise CannotStart("; ".join(wrong).replace("NOWSERVING_: Value error, ", "")) from None
+        raise WrongSetting(explain(error)) from None
 
 
 def make(env: dict[str, str], data_dir: Path, *, local_model: bool, command: Sequence[str] | None = None) -> list[Part]:
@@ -131,6 +134,14 @@ def _parts(settings: Settings, api: Spawn, migrate: Spawn, pacer: Spawn, worker:
 
 
 def _port(wanted: int, setting: str, *, host: str) -> int:
-    if wanted and not is_free(wanted, host=host):
+    try:
+        is_taken = bool(wanted) and not is_free(wanted, host=host)
+        if not wanted:
+            is_free(0, host=host)
+    except OSError as error:
+        raise WrongSetting(
+            f"NOWSERVING_HOST: it is no address of this machine ({error.strerror}); for example NOWSERVING_HOST=127.0.0.1"
+        ) from error
+    if is_taken:
         raise CannotStart(f"port {wanted} is in use: stop what listens there, or set {setting} (0 picks a free port)")
     return wanted or free_port()

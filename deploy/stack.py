@@ -153,6 +153,10 @@ def _why(error: Exception, data_dir: Path) -> str:
     return f"the data folder {data_dir} cannot be used ({what}): make room or rights there, or choose another with NOWSERVING_DATA_DIR"
 
 
+class _WrongSetting(click.ClickException):
+    exit_code = 2
+
+
 @click.command()
 @click.option("--local-model", is_flag=True, help="Answer from a small model on this machine instead of the OpenAI API.")
 @click.option("--verbose", is_flag=True, help="Show what every part logs.")
@@ -173,7 +177,7 @@ def up(*, local_model: bool, verbose: bool, processes: int | None, threads: int 
             click.echo(_welcome(stack))
         stack.wait()
     except (CannotStart, FolderInUse, PartFailed) as error:
-        raise click.ClickException(str(error)) from error
+        raise (_WrongSetting if isinstance(error, parts.WrongSetting) else click.ClickException)(str(error)) from error
     click.echo("stopped")
 
 

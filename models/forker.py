@@ -31,7 +31,7 @@ from typing import IO, Any, NoReturn, Self
 import setproctitle
 
 from models.parent_death import die_with_parent
-from models.settings import settings
+from models.settings import use_environment
 
 LOOK_S = 0.005
 ANSWER_S = 120.0
@@ -209,9 +209,7 @@ def _become(wanted: Mapping[str, Any], *, server: int) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-    os.environ.clear()
-    os.environ.update(wanted["env"])
-    settings.cache_clear()
+    use_environment(wanted["env"])
     sys.argv = [*wanted["argv"]]
     setproctitle.setproctitle(" ".join(["python", "-m", *sys.argv]))
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -26,6 +26,7 @@ def folder(tmp_path: Path) -> Path:
         "shows": "import json, os, sys; print(json.dumps([sys.argv, os.environ.get('COLOUR'), 'decimal' in sys.modules]), flush=True)",
         "waits": "import time; print('waits', flush=True); time.sleep(600)",
         "refuses": "import sys; sys.exit('no colour is set')",
+        "draws": "import random, uuid_utils; print(uuid_utils.uuid4(), uuid_utils.uuid7(), random.random(), flush=True)",
         "breaks": "raise RuntimeError('broken')",
     }
     for name, code in programs.items():
@@ -35,7 +36,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def forker(folder: Path) -> Iterator[Forker]:
-    made = Forker.spawn(("decimal", "no.such.module"), env={**os.environ, "PYTHONPATH": f"{Path.cwd()}:{folder}", "SPT_NOENV": "1"})
+    environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}:{folder}", "SPT_NOENV": "1"}
+    made = Forker.spawn(("decimal", "models.ids", "no.such.module"), env=environment)
     yield made
     made.close()
 
@@ -51,6 +53,15 @@ def test_a_forked_program_has_its_arguments_environment_and_the_libraries(forker
 
     assert 0 == process.wait(20)
     assert '[["' + str(folder / "shows.py") + '", "--blue"], "blue", true]\n' == (folder / "log").read_text()
+
+
+def test_forked_programs_draw_ids_of_their_own(forker: Forker, folder: Path) -> None:
+    drawn = []
+    for n in range(3):
+        forker.start(["draws"], env={}, log=folder / f"log-{n}").wait(20)
+        drawn += (folder / f"log-{n}").read_text().split()
+
+    assert 9 == len(set(drawn))
 
 
 @pytest.mark.parametrize(("program", "words"), [("refuses", "no colour is set"), ("breaks", "RuntimeError: broken")])

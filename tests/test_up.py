@@ -161,3 +161,11 @@ def test_a_stack_that_is_asked_to_stop_leaves_no_process(stacks: tuple[Up, Up]) 
     assert 0 == status
     assert [] == up.parts()
     assert not (up.folder / "data" / "connection.json").exists()
+
+
+def test_a_stack_that_is_killed_leaves_no_process(stacks: tuple[Up, Up]) -> None:
+    up = stacks[0]
+    assert up.parts()
+    up.process.kill()
+
+    until(lambda: not up.parts(), what=f"gone: {[one.cmdline() for one in up.parts()]}")
