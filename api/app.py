@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from flask import Flask
 
 from api import (
@@ -46,6 +48,7 @@ def create_app() -> Flask:
     app.extensions["wrong_tokens"] = WrongTokens()
     app.extensions["callers"] = Callers(wrong=app.extensions["wrong_tokens"])
     app.extensions["hall"] = hall
+    app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
     cors.register(app)
     metrics.register(app)
     errors.register(app)

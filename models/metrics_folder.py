@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+#: Where a process finds the folder of its program.
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "nowserving-metrics-"
 LOCK = ".lock"
 # Open for the life of this process and of its children: the lock is theirs together.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +240,23 @@ def test_a_file_moved_to_another_name_is_not_believed(good: Ending, folder: Path
     file.rename(folder / "00000000-0000-0000-0000-000000000000.ending")
 
     assert 0 == ending.replay()
+
+
+def test_an_answer_that_neither_postgres_nor_the_disk_takes_is_tried_again(
+    good: Ending, folder: Path, postgres_is: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "TRY_S", 0.05)
+    folder.touch()  # no folder can be made there
+    postgres_is("away")
+    writing = threading.Thread(target=ending.write, args=(good,))
+    writing.start()
+    writing.join(0.5)
+    assert writing.is_alive()
+    postgres_is("back")
+    writing.join(20)
+
+    assert not writing.is_alive()
+    assert "succeeded" == row(good.job_id).status
 
 
 def test_a_half_written_file_is_not_read(good: Ending, folder: Path) -> None:

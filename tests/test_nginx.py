@@ -159,7 +159,7 @@ def test_two_requests_come_over_one_connection(front: Front) -> None:
     with closing(front.connect()) as connection:
         first = asked(connection, "GET", "/healthz", token="sk-x")
         socket = connection.sock
-        second = asked(connection, "GET", "/readyz", token="sk-x")
+        second = asked(connection, "GET", "/healthz", token="sk-x")
 
         assert [200, 200] == [first.status, second.status]
         assert socket is connection.sock

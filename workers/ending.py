@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, metrics, secret, turn, usage, view
+from models import artifact, crash, db, job, marks, metrics, secret, turn, usage, view, whole_file
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
@@ -67,9 +66,23 @@ def write(ending: Ending) -> Usage | None:
             return commit(ending)
         except Unavailable:
             if time.monotonic() > deadline:
-                spool(ending)
-                return None
+                if _spools(ending):
+                    return None
+                deadline = time.monotonic() + TRY_S
             time.sleep(PAUSE_S)
+
+
+def _spools(ending: Ending) -> bool:
+    """Whether it is on disk. False when the disk is full or gone: the thread goes on trying Postgres, because it holds the only copy."""
+    try:
+        spool(ending)
+    except OSError as error:
+        log.error(
+            "an answer can be stored neither in Postgres nor on disk; trying again",
+            extra={"job": view.public_id(ending.job_id), "folder": str(settings().data_dir / "spool"), "error": error.strerror},
+        )
+        return False
+    return True
 
 
 def commit(ending: Ending) -> Usage | None:
@@ -144,14 +157,9 @@ def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
 
 
 def spool(ending: Ending) -> Path:
-    """The ending is on disk, encrypted, fsynced, under its dispatch id."""
-    folder = _folder()
-    final, part = folder / f"{ending.dispatch_id}.ending", folder / f"{ending.dispatch_id}.part"
-    with part.open("wb") as file:
-        file.write(secret.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(final)
+    """The ending is on disk, encrypted, fsynced with its name, under its dispatch id. Raises OSError."""
+    final = _folder() / f"{ending.dispatch_id}.ending"
+    whole_file.write(final, secret.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
     about = {"job": view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
     log.warning("answer kept on disk until Postgres is back", extra=about)
     return final

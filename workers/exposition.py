@@ -14,8 +14,6 @@ from models.errors import ServingError, TooManyWrongTokens, Unauthorised
 from models.settings import settings
 from models.wrong_tokens import WrongTokens
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-
 
 def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = None) -> ThreadingHTTPServer:
     """Both are answered from now on, in a thread. counts: of the program's processes; None: this one counts alone."""
