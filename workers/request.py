@@ -26,6 +26,8 @@ def build(row: Any) -> Request:
         key=secret.unseal(row.secret, bound_to=f"credential:{row.credential_id}").decode(),
         headers=headers,
         content=None if is_read else bytes(row.request),
+        # The attempt before may have failed on a kept connection, and others may be as stale, also in other processes.
+        fresh=row.failures > 0,
     )
 
 

@@ -54,6 +54,7 @@ class Upstream:
         except ValueError as error:
             how, ask.answer = None, partial(_wrong, str(error))
         call = _call(state, request, ask, key=key, request_id=request_id, refusal=refusal, how=how)
+        call.connection = connection.number
         state.journal.begin(call, now=now)
         rate_lines = limits.headers(now) if limits else ""
 
