@@ -14,7 +14,7 @@ import click
 from pydantic import ValidationError
 
 from api.configured import NotConfigured, check
-from models import patience
+from models import patience, setting_errors
 from models.errors import ServingError
 from models.settings import settings, use_running_stack
 
@@ -52,8 +52,7 @@ class Commands(click.Group):
         except (ServingError, NotConfigured) as error:
             raise click.ClickException(str(error)) from error
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise click.ClickException(f"a setting is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise click.ClickException(setting_errors.in_words(error)) from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         found = super().resolve_command(ctx, args)

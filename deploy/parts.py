@@ -17,6 +17,7 @@ from deploy import data_folder, probe
 from deploy.embedded import Postgres, Valkey
 from deploy.part import Part, Spawn, program
 from deploy.server import Server, free_port, is_free
+from models import setting_errors
 from models.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,8 +38,7 @@ def read(env: Mapping[str, str]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        wrong = (f"NOWSERVING_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors(include_input=False))
-        raise CannotStart("; ".join(wrong).replace("NOWSERVING_: Value error, ", "")) from None
+        raise CannotStart(setting_errors.in_words(error)) from None
 
 
 def make(env: dict[str, str], data_dir: Path, *, local_model: bool, command: Sequence[str]) -> list[Part]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from decimal import Decimal
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import price_file, secret_files, sentinel
+from models import price_file, secret_files, sentinel, setting_errors, upstream_url
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
@@ -43,6 +44,13 @@ class Settings(BaseSettings):
     openai_base_url: str = Field(
         OPENAI_API, validation_alias=AliasChoices("OPENAI_BASE_URL", "NOWSERVING_OPENAI_BASE_URL", "openai_base_url")
     )
+
+    # Proxies on the way to the upstream, as other programs read them; webhooks never take one. Ours beats them: empty or `none` is direct.
+    http_proxy: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("HTTP_PROXY", "http_proxy"))
+    https_proxy: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("HTTPS_PROXY", "https_proxy"))
+    all_proxy: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("ALL_PROXY", "all_proxy"))
+    no_proxy: str = Field("", validation_alias=AliasChoices("NO_PROXY", "no_proxy"))
+    upstream_proxy: SecretStr | None = None
 
     # Chat streams are asked for what they used; false for an upstream that refuses stream_options
     stream_usage: bool = True
@@ -178,6 +186,11 @@ class Settings(BaseSettings):
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ip_network(each)) for each in value)
 
+    @field_validator("openai_base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return upstream_url.base_url(value, setting="OPENAI_BASE_URL")
+
     @field_validator("redis_url")
     @classmethod
     def _known(cls, value: str) -> str:
@@ -203,7 +216,23 @@ class Settings(BaseSettings):
                 raise ValueError("each of NOWSERVING_SECRET_KEYS must be 32 random bytes in base64: openssl rand -base64 32")
         if self.heartbeat_s * 3 > self.lease_s:
             raise ValueError("NOWSERVING_HEARTBEAT_S must be at most a third of NOWSERVING_LEASE_S")
+        for scheme in ("http", "https"):
+            self.proxy(scheme)
         return self
+
+    def proxy(self, scheme: str) -> str | None:
+        """The address of the proxy for upstreams of this scheme, with user and password if it has them; None: direct.
+
+        Raises ValueError for an address that is none.
+        """
+        if self.upstream_proxy is not None:
+            ours = self.upstream_proxy.get_secret_value().strip()
+            direct = ours.lower() in ("", "none", "direct")
+            return None if direct else upstream_url.proxy_url(ours, setting="NOWSERVING_UPSTREAM_PROXY")
+        for name, value in ((f"{scheme}_proxy", getattr(self, f"{scheme}_proxy")), ("all_proxy", self.all_proxy)):
+            if found := value.get_secret_value().strip():
+                return upstream_url.proxy_url(found, setting=name.upper())
+        return None
 
     @property
     def has_traces(self) -> bool:
@@ -234,6 +263,15 @@ _running: dict[str, Any] = {}
 def settings() -> Settings:
     """The settings of this process."""
     return Settings(**_running)
+
+
+def settings_or_exit() -> Settings:
+    """The settings of this process, when it starts: with a wrong one it ends with 2 and one line on stderr."""
+    try:
+        return settings()
+    except ValidationError as error:
+        sys.stderr.write(f"error: {setting_errors.in_words(error)}\n")
+        raise SystemExit(2) from None
 
 
 def use_running_stack() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import threading
@@ -17,6 +18,8 @@ import httpx2
 from models.settings import settings
 
 CONNECT_TIMEOUT_S = 10.0
+# What goes to a proxy before the request is none: CONNECT, or the bytes of SOCKS.
+_REQUEST_LINE = re.compile(rb"(?!CONNECT )[A-Z]+ ")
 # After a request that could not be written, an answer that the upstream gave before it closed is here already.
 EARLY_ANSWER_S = 1.0
 # An idle peer is probed after 15 s and given up after 30 s without an ACK, so a connection that a firewall has forgotten is found closed
@@ -100,18 +103,23 @@ class _Stream(httpcore2.NetworkStream):
             call.on_wait()
         if time.monotonic() >= call.deadline:
             raise httpcore2.ReadTimeout("deadline")
-        part = self._stream.read(max_bytes, min(EARLY_ANSWER_S, call.left_s()) if call.is_cut else call.left_s())
+        part = self._stream.read(max_bytes, self._patience_s(call))
         call.received += len(part)
         if call.received > settings().max_answer_bytes:
             raise httpcore2.ReadError("the answer is larger than NOWSERVING_MAX_ANSWER_BYTES")
         return part
+
+    def _patience_s(self, call: Call) -> float:
+        if call.is_sent:
+            return call.left_s()
+        return min(EARLY_ANSWER_S if call.is_cut else CONNECT_TIMEOUT_S, call.left_s())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         call = self._line.call
         if call is None:
             return self._stream.write(buffer, timeout)
         call.uses(self.get_extra_info("socket"))
-        call.is_sent, call.is_cut = True, False
+        call.is_sent, call.is_cut = call.is_sent or _REQUEST_LINE.match(buffer) is not None, False
         try:
             self._stream.write(buffer, call.left_s())
         except Exception:

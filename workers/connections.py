@@ -15,6 +15,7 @@ import httpx2
 import openai
 
 from models.settings import settings
+from workers import proxies
 from workers.call import Backend, Line
 
 # Cloudflare closes idle connections after minutes; below that a reused connection is very likely still open.
@@ -42,10 +43,12 @@ class Connection:
         self.upstream = upstream
         self.line = Line()
         self.idle_since = 0.0
+        self.proxy = proxies.address_for(upstream.origin)
         transport = httpx2.HTTPTransport(verify=tls())
         # httpx2 has no parameter for the network backend; httpcore2 has.
         self._pool = transport._pool = httpcore2.ConnectionPool(
             ssl_context=tls(),
+            proxy=proxies.proxy_for(upstream.origin),
             max_connections=None,
             max_keepalive_connections=1,
             keepalive_expiry=KEEPALIVE_S,

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from models import logs
-from models.settings import settings
+from models.settings import settings, settings_or_exit
 from workers import exposition
 from workers.queues import QUEUE, WEBHOOKS
 
@@ -95,4 +95,5 @@ def _end(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 if __name__ == "__main__":
+    settings_or_exit()
     main()

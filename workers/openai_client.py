@@ -20,6 +20,7 @@ import httpx2
 import openai
 
 from models.settings import settings
+from workers import unreachable
 from workers.call import Call
 from workers.connections import Connection, connections, upstream_of
 
@@ -91,7 +92,9 @@ def listen(request: Request, *, call: Call) -> Iterator[Incoming]:
     """
     connection, response = _opened(request, call)
     try:
-        yield Incoming(response.status_code, {name.lower(): value for name, value in response.headers.items()}, _parts(response, call))
+        yield Incoming(
+            response.status_code, {name.lower(): value for name, value in response.headers.items()}, _parts(response, call, connection)
+        )
     finally:
         response.close()
         call.ends()
@@ -104,8 +107,11 @@ def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
     connection.line.call = call
     connection.line.headers = {**request.headers, "Authorization": f"Bearer {request.key}", "Accept-Encoding": "identity"}
     try:
-        with _naming(call):
-            return connection, _sent(connection, request)
+        with _naming(call, connection):
+            response = _sent(connection, request)
+        if connection.proxy and response.status_code == httpx2.codes.PROXY_AUTHENTICATION_REQUIRED:
+            raise NotSent(unreachable.why(httpx2.ProxyError(_status(response)), origin=upstream.origin, proxy=connection.proxy))
+        return connection, response
     except BaseException as error:
         call.ends()
         connection.close()
@@ -130,8 +136,12 @@ def _sent(connection: Connection, request: Request) -> httpx2.Response:
         return error.response
 
 
-def _parts(response: httpx2.Response, call: Call) -> Iterator[bytes]:
-    with _naming(call):
+def _status(response: httpx2.Response) -> str:
+    return f"{response.status_code} {response.reason_phrase}"
+
+
+def _parts(response: httpx2.Response, call: Call, connection: Connection) -> Iterator[bytes]:
+    with _naming(call, connection):
         if response.is_stream_consumed:
             yield response.content
             return
@@ -139,21 +149,21 @@ def _parts(response: httpx2.Response, call: Call) -> Iterator[bytes]:
 
 
 @contextmanager
-def _naming(call: Call) -> Iterator[None]:
+def _naming(call: Call, connection: Connection) -> Iterator[None]:
     """What breaks in here is one of our own exceptions."""
     try:
         yield
     except (openai.APIConnectionError, httpx2.HTTPError, OSError) as error:
-        raise _named(call, error) from error
+        raise _named(call, error, connection) from error
 
 
-def _named(call: Call, error: Exception) -> Exception:
+def _named(call: Call, error: Exception, connection: Connection) -> Exception:
     if call.is_aborted:
         return Aborted()
     if not call.is_sent:
-        return NotSent(type(error.__cause__ or error).__name__)
+        return NotSent(unreachable.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
     if call.received > settings().max_answer_bytes:
         return TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES")
     if time.monotonic() >= call.deadline - 0.01:
         return TimedOut("no answer before timeout_s")
-    return Lost(type(error.__cause__ or error).__name__)
+    return Lost(unreachable.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
