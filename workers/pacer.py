@@ -14,7 +14,7 @@ import redis
 
 from models import logs, trace
 from models.errors import LineUnavailable, Unavailable
-from models.settings import settings, settings_or_exit
+from models.settings import settings
 from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell
@@ -34,7 +34,7 @@ STUCK_S = 60.0
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT; ends with 1 when one of its threads has died."""
-    logs.configure(settings_or_exit().log_level)
+    logs.configure(settings().log_level)
     trace.start("nowserving-pacer")
     stop, bell, announcer = threading.Event(), Bell(), Announcer()
     limiter = Limiter(wake.client())
