@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render, visitor
+from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, visitor
 from api.accept import accept
 from models import db, endpoint, job, view
 from models.errors import Invalid, Unavailable, WrongState
@@ -30,7 +31,9 @@ def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
     payload = visitor.mark(request, body.read(request))
-    return _accept(orders.make(caller, {**payload, **controls.of_headers(request.headers)}), said=body.canonical(payload))
+    going = forwarded.headers(request, caller)
+    order = replace(orders.make(caller, {**payload, **controls.of_headers(request.headers)}), headers=going)
+    return _accept(order, said=forwarded.said(going) + body.canonical(payload))
 
 
 @routes.get("/jobs")

@@ -64,7 +64,9 @@ def _show(row: Any, models: Sequence[JsonObject]) -> JsonObject:
         "id": row.id,
         "object": "credential",
         "pool": {"id": row.pool_id, "name": row.pool},
+        "kind": row.kind,
         "base_url": _plain(row.base_url),
+        "api_version": row.api_version,
         "weight": row.weight,
         "parked": {"at": epoch(row.parked_at), "reason": row.parked_reason} if row.parked_at else None,
         "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
@@ -127,7 +129,8 @@ _POOLS = text("""
     ORDER BY pool.id
 """)
 _CREDENTIALS = text("""
-    SELECT credential.id, credential.pool_id, pool.name AS pool, credential.base_url, credential.parked_at, credential.parked_reason,
+    SELECT credential.id, credential.pool_id, pool.name AS pool, credential.kind, credential.base_url, credential.api_version,
+           credential.parked_at, credential.parked_reason,
            credential.weight, credential.paused_at, credential.paused_reason, credential.retired_at, credential.created_at
     FROM credential JOIN pool ON pool.id = credential.pool_id
     WHERE (CAST(:after AS bigint) IS NULL OR credential.id > :after) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)

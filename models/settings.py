@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import price_file, secret_files, sentinel, setting_errors, upstream_url
+from models import forwarding, price_file, secret_files, sentinel, setting_errors, upstream_url
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     all_proxy: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("ALL_PROXY", "all_proxy"))
     no_proxy: str = Field("", validation_alias=AliasChoices("NO_PROXY", "no_proxy"))
     upstream_proxy: SecretStr | None = None
+
+    # Headers of callers that go on to the upstream, for own keys and for issued ones (models/forwarding.py)
+    forward_headers: Annotated[tuple[str, ...], NoDecode] = (
+        "OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta", "HTTP-Referer", "X-Title", "Idempotency-Key",
+    )  # fmt: skip
+    forward_headers_issued: Annotated[tuple[str, ...], NoDecode] = ()
 
     # Chat streams are asked for what they used; false for an upstream that refuses stream_options
     stream_usage: bool = True
@@ -176,7 +182,10 @@ class Settings(BaseSettings):
     def _from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
         return secret_files.read(given)
 
-    @field_validator("secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies", mode="before")
+    @field_validator(
+        "secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies", "forward_headers",
+        "forward_headers_issued", mode="before",
+    )  # fmt: skip
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -190,6 +199,11 @@ class Settings(BaseSettings):
     @classmethod
     def _address(cls, value: str) -> str:
         return upstream_url.base_url(value, setting="OPENAI_BASE_URL")
+
+    @field_validator("forward_headers", "forward_headers_issued")
+    @classmethod
+    def _forwardable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(forwarding.check_name, value))
 
     @field_validator("redis_url")
     @classmethod

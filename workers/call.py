@@ -85,6 +85,7 @@ class Line:
 
     def label(self, request: httpx2.Request) -> None:
         # Behind the SDK's back: it refuses ready bytes whose content type is that of a form.
+        request.headers.pop("Authorization", None)
         request.headers.update(self.headers)
 
 

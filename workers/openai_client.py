@@ -47,13 +47,14 @@ class Aborted(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent. content None: a GET without a body. headers: Authorization is added to them. fresh: on a new connection."""
+    """What is sent. content None: a GET without a body. key_header: carries the key, besides headers. fresh: on a new connection."""
 
     url: str
     key: str = field(repr=False)
     headers: Mapping[str, str]
     content: bytes | None = field(repr=False)
     fresh: bool = False
+    key_header: str = "Authorization"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
     upstream = upstream_of(request.url, request.key)
     connection = connections().take(upstream, fresh=request.fresh)
     connection.line.call = call
-    connection.line.headers = {**request.headers, "Authorization": f"Bearer {request.key}", "Accept-Encoding": "identity"}
+    own = {request.key_header: f"Bearer {request.key}" if request.key_header == "Authorization" else request.key}
+    connection.line.headers = {**request.headers, **own, "Accept-Encoding": "identity"}
     try:
         with _naming(call, connection):
             response = _sent(connection, request)
