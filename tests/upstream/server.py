@@ -126,7 +126,8 @@ def _call(state: State, request: Request, ask: Ask, *, key: str, request_id: str
     kept = {name: value for name, value in request.headers.items() if name.startswith(KEPT_HEADERS)}
     who = fingerprint(key)
     return Call(
-        n=len(state.journal.calls), at=time.time(), key=who, model=ask.model, path=request.path, query=request.query, text=ask.text[:TEXT_CHARS], headers=kept,
+        n=len(state.journal.calls), at=time.time(), key=who, model=ask.model, path=request.path, query=request.query,
+        text=ask.text[:TEXT_CHARS], headers=kept,
         tokens=ask.tokens, images=ask.images, is_stream=ask.stream, in_flight_at_start=state.journal.tally(who).in_flight,
         request_id=request_id, is_refused=refusal is not None, behaviour=label(how) if how else "", before=ask.before,
     )  # fmt: skip
