@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import audit, db, halt, job, key, line, purge, reorder, tuning, view
+from models import audit, credential, db, halt, job, key, line, purge, reorder, tuning, view
 from models.audit import Act
 from models.errors import LineFull, NoMoney, NotFound, WrongState
 from models.halt import Target
@@ -57,7 +57,8 @@ def add_credential(
     kind: str = "openai",
     api_version: str | None = None,
 ) -> dict[str, Any]:
-    """One more credential serves the pool from now on."""
+    """One more credential serves the pool from now on. Raises Invalid, NotFound."""
+    base_url, api_version = credential.address(kind, base_url=base_url, api_version=api_version)
     with db.begin() as session:
         halt.state(session, Target("pool", pool_id))
         given = {"kind": kind, "base_url": base_url, "api_version": api_version}
