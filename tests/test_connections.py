@@ -124,6 +124,7 @@ def test_no_more_connections_stay_idle_than_are_allowed(upstream: FakeUpstream) 
     kept = connections.Connections(limit=2)
     used = [kept.take(connections.upstream_of(upstream.base_url, f"sk-{n}")) for n in range(3)]
     for connection in used:
+        connection.line.headers = {"Authorization": f"Bearer {connection.upstream.key}"}
         connection.sdk.get(f"{upstream.base_url}/models", cast_to=httpx2.Response)
     for connection in used:
         kept.give(connection)
