@@ -197,6 +197,16 @@ class ModelSeen(Answer):
     recent: Recent
 
 
+class ParkedModel(Answer):
+    """A model and endpoint that a credential cannot serve for now; the pool's other credentials serve their jobs."""
+
+    model: str
+    endpoint: str
+    reason: str = Field(description="The upstream's status and words.")
+    at: float
+    next_probe_at: float
+
+
 class CredentialSeen(Answer):
     """An upstream key, without itself."""
 
@@ -208,6 +218,7 @@ class CredentialSeen(Answer):
     api_version: str | None = Field(description="Of Azure's deployment paths; null: its v1 API.")
     weight: float
     parked: Pause | None = Field(description="The upstream refuses it altogether.")
+    parked_models: list[ParkedModel]
     paused: Pause | None
     retired_at: float | None
     models: list[ModelSeen]
