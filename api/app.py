@@ -9,6 +9,7 @@ from flask import Flask
 from api import (
     artifacts,
     attachments,
+    azure,
     balance,
     cors,
     dashboard,
@@ -37,6 +38,8 @@ from models.wrong_tokens import WrongTokens
 
 # People paste base URLs with and without /v1, and some programs then double it: the routes of the OpenAI API are at all three.
 PREFIXES = {"": "/v1", "_bare": "", "_doubled": "/v1/v1"}
+# What Azure's SDKs put before the routes of the OpenAI API, besides deployments.
+AZURE_PREFIXES = {"_azure_v1": "/openai/v1", "_azure": "/openai"}
 
 
 def create_app() -> Flask:
@@ -60,6 +63,9 @@ def create_app() -> Flask:
     for routes in (openai.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
+    for suffix, prefix in AZURE_PREFIXES.items():
+        app.register_blueprint(openai.routes, url_prefix=prefix, name=openai.routes.name + suffix)
+    app.register_blueprint(azure.routes, url_prefix="/openai")
     for routes in (
         ops_audit.routes, levers.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs.routes,
         page.routes,

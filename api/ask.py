@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flask import Request
 
-from api import body, controls, form, orders, visitor
+from api import body, controls, form, forwarded, orders, visitor
 from models import endpoint as routes
 from models.errors import NotFound
 from models.key import Key
@@ -27,19 +27,24 @@ class Ask:
     token: str | None
 
 
-def read(request: Request, caller: Key, endpoint: str) -> Ask:
-    """What this request asks for. endpoint: one of models.endpoint, or `/v1/models/<id>`.
+def read(request: Request, caller: Key, endpoint: str, *, model: str | None = None) -> Ask:
+    """What this request asks for. endpoint: one of models.endpoint, or `/v1/models/<id>`. model: beats that of the body.
 
     Raises Invalid and its kinds, with a message that says where and what to do.
     """
-    line = f"{routes.method(endpoint)} {endpoint}\n".encode()
+    going = forwarded.headers(request, caller)
+    line = f"{routes.method(endpoint)} {endpoint}\n".encode() + forwarded.said(going)
     if routes.method(endpoint) == "GET":
         _expect_model(endpoint)
         own, token, _ = controls.read(request.headers, {})
-        return Ask(orders.listing(caller, endpoint, own=visitor.mark_controls(request, own)), line, token)
+        own = visitor.mark_controls(request, own)
+        return Ask(replace(orders.listing(caller, endpoint, own=own), headers=going), line, token)
     sent = form.read(request) if endpoint == routes.EDITS and form.is_form(request) else body.sent(request)
     own, token, value = controls.read(request.headers, sent.value)
-    return Ask(orders.direct(caller, endpoint, value, write=sent.written, own=own), line + sent.said, token)
+    if model is not None and value.get("model") != model:
+        value, line = {**value, "model": model}, line + f"model {model}\n".encode()
+    order = orders.direct(caller, endpoint, value, write=sent.written, own=own)
+    return Ask(replace(order, headers=going), line + sent.said, token)
 
 
 def _expect_model(endpoint: str) -> None:

@@ -68,8 +68,11 @@ def refuse_in_query(request: Request) -> None:
 
 
 def bearer(request: Request) -> str:
-    """The bearer token; empty when there is none."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    """The bearer token, or without an Authorization the `api-key` of Azure's SDKs; empty when there is none."""
+    authorization = request.headers.get("Authorization", "")
+    if not authorization:
+        return request.headers.get("api-key", "").strip()
+    scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 

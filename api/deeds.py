@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import audit, db, halt, job, key, line, purge, reorder, tuning, view
+from models import audit, credential, db, halt, job, key, line, purge, reorder, tuning, view
 from models.audit import Act
 from models.errors import NotFound, WrongState
 from models.halt import Target
@@ -45,12 +45,25 @@ def set_caps(act: Act, on: Target, changes: Mapping[str, int | None], *, endpoin
     return made
 
 
-def add_credential(act: Act, pool_id: int, *, upstream_key: str, base_url: str | None, weight: float | None) -> dict[str, Any]:
-    """One more credential serves the pool from now on."""
+def add_credential(
+    act: Act,
+    pool_id: int,
+    *,
+    upstream_key: str,
+    base_url: str | None,
+    weight: float | None,
+    kind: str = "openai",
+    api_version: str | None = None,
+) -> dict[str, Any]:
+    """One more credential serves the pool from now on. Raises Invalid, NotFound."""
+    base_url, api_version = credential.address(kind, base_url=base_url, api_version=api_version)
     with db.begin() as session:
         halt.state(session, Target("pool", pool_id))
-        number = key.add_credential(session, pool_id=pool_id, upstream_key=upstream_key, base_url=base_url)
-        audit.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, "base_url": base_url})
+        given = {"kind": kind, "base_url": base_url, "api_version": api_version}
+        number = key.add_credential(
+            session, pool_id=pool_id, upstream_key=upstream_key, base_url=base_url, kind=kind, api_version=api_version
+        )
+        audit.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
         made = tuning.change_credential(session, act, number, weight=weight)
         lanes = halt.lanes_of(session, Target("pool", pool_id))
     doorbell.limits(lanes)
@@ -58,11 +71,19 @@ def add_credential(act: Act, pool_id: int, *, upstream_key: str, base_url: str |
 
 
 def change_credential(
-    act: Act, credential_id: int, *, weight: float | None, base_url: str | None, upstream_key: str | None
+    act: Act,
+    credential_id: int,
+    *,
+    weight: float | None,
+    base_url: str | None,
+    upstream_key: str | None,
+    api_version: str | None = None,
 ) -> dict[str, Any]:
     """tuning.change_credential."""
     with db.begin() as session:
-        return tuning.change_credential(session, act, credential_id, weight=weight, base_url=base_url, upstream_key=upstream_key)
+        return tuning.change_credential(
+            session, act, credential_id, weight=weight, base_url=base_url, upstream_key=upstream_key, api_version=api_version
+        )
 
 
 def retire(act: Act, credential_id: int) -> dict[str, Any]:

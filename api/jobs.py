@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render, visitor
+from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, visitor
 from api.accept import accept
 from models import db, job, view
 from models.errors import Invalid, Unavailable, WrongState
@@ -29,9 +30,11 @@ def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
     payload = body.read(request)
+    going = forwarded.headers(request, caller)
     # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
     wanted = visitor.mark(request, {**payload, **controls.of_headers(request.headers)})
-    return _accept(orders.make(caller, wanted), said=body.canonical(visitor.mark(request, payload)))
+    order = replace(orders.make(caller, wanted), headers=going)
+    return _accept(order, said=forwarded.said(going) + body.canonical(visitor.mark(request, payload)))
 
 
 @routes.get("/jobs")

@@ -54,8 +54,9 @@ def add(name: str) -> Response:
     """One more upstream key behind the pool."""
     wanted = _read(ops_schemas.NewCredential)
     made = deeds.add_credential(
-        operators.act(wanted.reason), _number("pool", name), upstream_key=wanted.key, base_url=wanted.base_url, weight=wanted.weight
-    )
+        operators.act(wanted.reason), _number("pool", name), upstream_key=wanted.key, base_url=wanted.base_url, weight=wanted.weight,
+        kind=wanted.kind, api_version=wanted.api_version,
+    )  # fmt: skip
     return render.answer(made, 201)
 
 
@@ -65,8 +66,9 @@ def change(name: str) -> Response:
     """Its weight, address or secret, from the next call on."""
     wanted = _read(ops_schemas.CredentialChange)
     made = deeds.change_credential(
-        operators.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url, upstream_key=wanted.key
-    )
+        operators.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url, upstream_key=wanted.key,
+        api_version=wanted.api_version,
+    )  # fmt: skip
     return render.answer(made)
 
 

@@ -46,54 +46,54 @@ class Arrival:
 @routes.post("/chat/completions")
 def chat() -> Response:
     """A chat completion, whole or as a stream."""
-    return _serve(CHAT)
+    return serve(CHAT)
 
 
 @routes.post("/images/generations")
 def images() -> Response:
     """Pictures from a prompt."""
-    return _serve(IMAGES)
+    return serve(IMAGES)
 
 
 @routes.post("/images/edits")
 def edits() -> Response:
     """Pictures from pictures and a prompt."""
-    return _serve(EDITS)
+    return serve(EDITS)
 
 
 @routes.post("/embeddings")
 def embeddings() -> Response:
     """Vectors for texts."""
-    return _serve(EMBEDDINGS)
+    return serve(EMBEDDINGS)
 
 
 @routes.post("/moderations")
 def moderations() -> Response:
     """Whether texts are harmful."""
-    return _serve(MODERATIONS)
+    return serve(MODERATIONS)
 
 
 @routes.get("/models")
 def models() -> Response:
     """The models there are."""
-    return _serve(MODELS)
+    return serve(MODELS)
 
 
 @routes.get("/models/<path:name>")
 def model(name: str) -> Response:
     """One model. Its name may hold slashes and colons."""
-    return _serve(f"{MODELS}/{name}")
+    return serve(f"{MODELS}/{name}")
 
 
-def _serve(endpoint: str) -> Response:
-    """The answer itself, a stream of it, or 202 and the job, as the caller prefers."""
+def serve(endpoint: str, *, model: str | None = None) -> Response:
+    """The answer itself, a stream of it, or 202 and the job, as the caller prefers. model: beats that of the body."""
     caller = auth.caller(request)
     wanted = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
     who = None if wanted.respond_async else uuid4()
     if who is not None:
         hall.expect_room()
     # Who waits must not hold the body meanwhile: it is read and dropped in there.
-    arrival = _arrive(caller, endpoint, who=who)
+    arrival = _arrive(caller, endpoint, model=model, who=who)
     intake.release()
     if who is None:
         made = _without_waiting(arrival, caller, wanted)
@@ -106,13 +106,13 @@ def _serve(endpoint: str) -> Response:
     return made
 
 
-def _arrive(caller: Key, endpoint: str, *, who: UUID | None) -> Arrival:
+def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) -> Arrival:
     """The job of this request: the one it asks for again, or a new one. who: the reader that waits for it; None: nobody does.
 
     By its Idempotency-Key a request finds its job however it comes. Without one an SDK's own retry, which says so, is recognised by
     what it asks for.
     """
-    asked = ask.read(request, caller, endpoint)
+    asked = ask.read(request, caller, endpoint, model=model)
     order = asked.order
     arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed)
     if asked.token is None and who is not None:

@@ -113,7 +113,11 @@ def document() -> JsonObject:
             "schemas": {**made["$defs"], "Submit": submit},
             "headers": HEADERS,
             "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "Your OpenAI key, or one from the operator."},
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Your OpenAI key, or one from the operator; `api-key` may carry it too.",
+                },
                 "operator": {"type": "http", "scheme": "bearer", "description": "An operator's token, never a caller's key."},
             },
         },

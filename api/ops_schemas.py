@@ -68,7 +68,11 @@ class NewCredential(Order):
     """One more upstream key behind a pool."""
 
     key: str = Field(min_length=1, max_length=4096, pattern="^[ -~]+$", description="The upstream's key. Stored encrypted, shown never.")
-    base_url: str | None = Field(None, max_length=2048, pattern="^https?://", description="Another upstream than OPENAI_BASE_URL.")
+    kind: Literal["openai", "azure"] = Field("openai", description="azure: the header `api-key` and Azure's paths; needs base_url.")
+    base_url: str | None = Field(None, max_length=2048, description="Another upstream than OPENAI_BASE_URL.")
+    api_version: str | None = Field(
+        None, max_length=40, pattern="^[0-9A-Za-z.-]*$", description="Of azure: its deployment paths, e.g. 2024-10-21; none: its v1 API."
+    )
     weight: float | None = Field(None, gt=0, le=1000, description="By which its room counts against that of others.")
 
 
@@ -76,7 +80,10 @@ class CredentialChange(Order):
     """What is left out stays."""
 
     key: str | None = Field(None, min_length=1, max_length=4096, pattern="^[ -~]+$", description="A new secret in place of the old one.")
-    base_url: str | None = Field(None, max_length=2048, pattern="^(https?://.*)?$", description="Empty: OPENAI_BASE_URL.")
+    base_url: str | None = Field(None, max_length=2048, description="Empty: OPENAI_BASE_URL.")
+    api_version: str | None = Field(
+        None, max_length=40, pattern="^[0-9A-Za-z.-]*$", description="Of azure: its deployment paths, e.g. 2024-10-21; none: its v1 API."
+    )
     weight: float | None = Field(None, gt=0, le=1000, description="By which its room counts against that of others.")
 
 

@@ -137,6 +137,8 @@ def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
         webhook_url=ended.webhook_url,
         retry_of=retry_of,
         content_type=ended.content_type,
+        # Called again means called again: an upstream that knows the key would answer as before.
+        headers={name: value for name, value in (ended.headers or {}).items() if name != "idempotency-key"} or None,
         streamed=ended.streamed,
         wants_urls=ended.wants_urls,
         attachments=tuple(ended.attachments or ()),

@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 from api import deeds, doorbell, terminal
-from models import audit, db, key, roster
+from models import audit, credential, db, key, roster
 from models.audit import Act
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -56,30 +56,38 @@ def listing(*, as_json: bool) -> None:
 
 @pools.command("add-credential")
 @click.argument("pool")
-@click.option("--base-url", help="Another upstream than OPENAI_BASE_URL.")
+@click.option("--kind", type=click.Choice(credential.KINDS), default="openai", show_default=True, help="azure: its header and paths.")
+@click.option("--base-url", help="Another upstream than OPENAI_BASE_URL; of azure https://NAME.openai.azure.com.")
+@click.option("--api-version", help="Of azure: the version of its deployment paths; without one its v1 API is called.")
 @terminal.json_option
-def add_credential(*, pool: str, base_url: str | None, as_json: bool) -> None:
+def add_credential(*, pool: str, kind: str, base_url: str | None, api_version: str | None, as_json: bool) -> None:
     """Put an upstream key behind this pool. The key is asked for, or read from standard input: a command line is public."""
     token = _upstream_key()
-    _check_url(base_url)
     with db.begin() as session:
         pool_id = roster.pool_named(session, pool)
-    made = deeds.add_credential(Act(), pool_id, upstream_key=token, base_url=base_url, weight=None)
+    made = deeds.add_credential(
+        Act(), pool_id, upstream_key=token, base_url=base_url, weight=None, kind=kind, api_version=api_version
+    )  # fmt: skip
     doorbell.flush()
-    terminal.show({"id": int(made["id"]), "pool": pool, "base_url": base_url}, as_json=as_json)
+    shown = {name: made[name] for name in ("kind", "base_url", "api_version")}
+    terminal.show({"id": int(made["id"]), "pool": pool, **shown}, as_json=as_json)
 
 
 @pools.command("change-credential")
 @click.argument("credential_id", type=int)
 @click.option("--weight", type=click.FloatRange(0, 1000, min_open=True), help="By which its room counts against that of others.")
 @click.option("--base-url", help="Another upstream; empty: OPENAI_BASE_URL.")
+@click.option("--api-version", help="Of azure; empty: its v1 API.")
 @click.option("--new-key", is_flag=True, help="Its secret too: asked for, or read from standard input.")
 @terminal.json_option
-def change_credential(*, credential_id: int, weight: float | None, base_url: str | None, new_key: bool, as_json: bool) -> None:
+def change_credential(
+    *, credential_id: int, weight: float | None, base_url: str | None, api_version: str | None, new_key: bool, as_json: bool
+) -> None:
     """Change a credential; calls that run end as they began. What is left out stays."""
-    _check_url(base_url)
     token = _upstream_key() if new_key else None
-    made = deeds.change_credential(Act(), credential_id, weight=weight, base_url=base_url, upstream_key=token)
+    made = deeds.change_credential(
+        Act(), credential_id, weight=weight, base_url=base_url, upstream_key=token, api_version=api_version
+    )  # fmt: skip
     terminal.show(made, as_json=as_json)
 
 
@@ -108,8 +116,3 @@ def _upstream_key() -> str:
     if not token or not token.isascii() or not token.isprintable():
         raise click.ClickException("a key is printable ASCII on one line of standard input")
     return token
-
-
-def _check_url(base_url: str | None) -> None:
-    if base_url and not base_url.startswith(("https://", "http://")):
-        raise click.ClickException("--base-url begins with https:// or http://")

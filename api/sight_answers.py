@@ -213,7 +213,9 @@ class CredentialSeen(Answer):
     id: int
     object: Literal["credential"]
     pool: Named
+    kind: Literal["openai", "azure"]
     base_url: str | None = Field(description="null: OPENAI_BASE_URL.")
+    api_version: str | None = Field(description="Of Azure's deployment paths; null: its v1 API.")
     weight: float
     parked: Pause | None = Field(description="The upstream refuses it altogether.")
     parked_models: list[ParkedModel]

@@ -292,11 +292,12 @@ _CLAIM = text(f"""
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.started', started_at FROM mine
     ), {outbox.of("mine", kind="'job.started'", at="started_at")}
     SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
-           mine.timeout_s, mine.calls,
+           mine.headers, mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.throttles, mine.refusals, mine.ran_s, mine.max_attempts, mine.on_lost,
            mine.conversation_id, mine.credential_id,
            mine.turn, mine.since_turn, mine.history_tokens, mine.attachments, mine.request_id, mine.traceparent,
-           credential.base_url, credential.secret, credential.parked_at IS NOT NULL OR EXISTS (
+           credential.base_url, credential.kind AS credential_kind, credential.api_version, credential.secret,
+           credential.parked_at IS NOT NULL OR EXISTS (
                SELECT FROM parked_model AS parked
                WHERE parked.credential_id = mine.credential_id AND parked.model = mine.model AND parked.endpoint = mine.endpoint
            ) AS is_probe,

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from sqlalchemy import text
 
-from models import operator, secret, tokens
+from models import credential, operator, secret, tokens
 from models.db import Session
 from models.errors import Invalid, Unauthorised
 from models.settings import settings
@@ -76,14 +76,26 @@ def revoke(session: Session, key_id: int) -> bool:
     return done.one_or_none() is not None
 
 
-def add_credential(session: Session, *, pool_id: int, upstream_key: str, base_url: str | None = None) -> int:
-    """Another upstream key behind this pool, encrypted; returns its id. Raises Invalid for an operator's token."""
+def add_credential(
+    session: Session,
+    *,
+    pool_id: int,
+    upstream_key: str,
+    base_url: str | None = None,
+    kind: str = "openai",
+    api_version: str | None = None,
+) -> int:
+    """Another upstream key behind this pool, encrypted; returns its id. kind, api_version: see credential.address.
+
+    Raises Invalid, for an operator's token too.
+    """
     expect_upstream(upstream_key)
+    base_url, api_version = credential.address(kind, base_url=base_url, api_version=api_version)
     number = session.execute(text("SELECT nextval(pg_get_serial_sequence('credential', 'id'))")).scalar_one()
     sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{number}")
     session.execute(
-        text("INSERT INTO credential (id, pool_id, base_url, secret) OVERRIDING SYSTEM VALUE VALUES (:id, :pool_id, :base_url, :secret)"),
-        {"id": number, "pool_id": pool_id, "base_url": base_url, "secret": sealed},
+        _ADD_CREDENTIAL,
+        {"id": number, "pool_id": pool_id, "base_url": base_url, "secret": sealed, "kind": kind, "api_version": api_version},
     )
     return int(number)
 
@@ -125,6 +137,10 @@ def _fingerprints(token: str) -> list[bytes]:
 
 _FIND = text("SELECT id, pool_id, kind, revoked_at FROM key WHERE fingerprint = ANY(:prints)")
 _ADD_KEY = text("INSERT INTO key (fingerprint, kind, name, pool_id) VALUES (:print, :kind, :name, :pool_id) RETURNING id")
+_ADD_CREDENTIAL = text("""
+    INSERT INTO credential (id, pool_id, base_url, secret, kind, api_version) OVERRIDING SYSTEM VALUE
+    VALUES (:id, :pool_id, :base_url, :secret, :kind, :api_version)
+""")
 _SET_LIMITS = text("""
     INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
     VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)

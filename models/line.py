@@ -44,8 +44,9 @@ class Order:
     reserved_microusd: what one call may cost at most, 0: it is free, None: no price is known, or the key has no budget.
     content_type: of the request, None: JSON. streamed: the upstream is asked for a stream. wants_urls: pictures are answered as
     links. fingerprint, reader: of a caller that waits on an open connection (models/reader.py). attachments: of its conversation.
-    turn_tokens: what its question weighs in a conversation's history, without them; None: it is no part of one. request_id, traceparent:
-    of the request that brings it, and of the span that tells of that.
+    headers: of the caller's request, that go on to the upstream; names in lower case. turn_tokens: what its question weighs in a
+    conversation's history, without them; None: it is no part of one. request_id, traceparent: of the request that brings it, and of the
+    span that tells of that.
     """
 
     key: Key
@@ -66,6 +67,7 @@ class Order:
     webhook_url: str | None = None
     retry_of: UUID | None = None
     content_type: str | None = None
+    headers: dict[str, str] | None = None
     streamed: bool = False
     wants_urls: bool = False
     fingerprint: bytes | None = None
@@ -161,6 +163,7 @@ def _values(order: Order, job_id: UUID, lane_id: int, turn: conversation.Turn | 
         "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
         "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
         "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
+        "headers": _json(order.headers),
         "fingerprint": order.fingerprint, "reader": order.reader, "request_id": order.request_id, "traceparent": order.traceparent,
         "most": COUNTED_MOST, "key_most": 0 if is_far else key_most, "lane_most": _lane_most() or 0,
         "lane_cap": settings().max_queued_per_lane,
@@ -373,14 +376,15 @@ _JOINED = f"""
             id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, reserved_microusd, endpoint, model,
             request, conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of,
             content_type, streamed, wants_urls, fingerprint, reader, attachments, turn_tokens, since_turn, history_tokens,
-            request_id, traceparent
+            request_id, traceparent, headers
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
                greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
                :share / moved.weight, :cost, :tokens, :images, :reserved, :endpoint, :model, :request, :conversation_id, :turn,
                :timeout_s, :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in,
                :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader,
-               CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens, :request_id, :traceparent
+               CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens, :request_id, :traceparent,
+               CAST(:headers AS jsonb)
         FROM moved, line RETURNING id, start_tag, created_at, expires_at, held, not_before
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined

@@ -64,7 +64,9 @@ def _show(row: Any, models: Sequence[JsonObject]) -> JsonObject:
         "id": row.id,
         "object": "credential",
         "pool": {"id": row.pool_id, "name": row.pool},
+        "kind": row.kind,
         "base_url": _plain(row.base_url),
+        "api_version": row.api_version,
         "weight": row.weight,
         "parked": {"at": epoch(row.parked_at), "reason": row.parked_reason} if row.parked_at else None,
         "parked_models": row.parked_models or [],
@@ -128,7 +130,8 @@ _POOLS = text("""
     ORDER BY pool.id
 """)
 _CREDENTIALS = text("""
-    SELECT credential.id, credential.pool_id, pool.name AS pool, credential.base_url, credential.parked_at, credential.parked_reason,
+    SELECT credential.id, credential.pool_id, pool.name AS pool, credential.kind, credential.base_url, credential.api_version,
+           credential.parked_at, credential.parked_reason,
            credential.weight, credential.paused_at, credential.paused_reason, credential.retired_at, credential.created_at,
            parked.models AS parked_models
     FROM credential JOIN pool ON pool.id = credential.pool_id

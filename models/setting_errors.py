@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from pydantic import AliasChoices, SecretStr, ValidationError
 
-from models.settings import Settings
+from models.settings import Settings, settings
 
 # Where the default says nothing, or is no example.
 EXAMPLES: Mapping[str, str] = MappingProxyType({
@@ -29,7 +30,18 @@ def explain(error: ValidationError) -> str:
         named = re.search(r"NOWSERVING_([A-Z_]+)", said)
         return said if named is None or "openssl" in said or "unset one" in said else said + _example(named.group(1).lower())
     field = _field(str(first["loc"][0]))
+    if said.startswith(env_name(field)):
+        return said  # it names itself, and says what it should be
     return f"{env_name(field)}: {said[:1].lower()}{said[1:]}{_example(field)}"
+
+
+def settings_or_exit() -> Settings:
+    """The settings of this process, when it starts: with a wrong one it ends with 2 and one line on stderr."""
+    try:
+        return settings()
+    except ValidationError as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
+        raise SystemExit(2) from None
 
 
 def env_name(field: str) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import price_file, secret_files
+from models import forwarding, price_file, secret_files, upstream_url
 from models.setting_checks import DatabaseUrl, Folder, Host, Login, LogLevel, Origins, Port, Prefix, RedisUrl, Token, WebUrl
 
 OPENAI_API = "https://api.openai.com/v1"
@@ -47,6 +47,19 @@ class Settings(BaseSettings):
     openai_base_url: str = Field(
         OPENAI_API, validation_alias=AliasChoices("OPENAI_BASE_URL", "NOWSERVING_OPENAI_BASE_URL", "openai_base_url")
     )
+
+    # Proxies on the way to the upstream, as other programs read them; webhooks never take one. Ours beats them: empty or `none` is direct.
+    http_proxy: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("HTTP_PROXY", "http_proxy"))
+    https_proxy: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("HTTPS_PROXY", "https_proxy"))
+    all_proxy: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("ALL_PROXY", "all_proxy"))
+    no_proxy: str = Field("", validation_alias=AliasChoices("NO_PROXY", "no_proxy"))
+    upstream_proxy: SecretStr | None = None
+
+    # Headers of callers that go on to the upstream, for own keys and for issued ones (models/forwarding.py)
+    forward_headers: Annotated[tuple[str, ...], NoDecode] = (
+        "OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta", "HTTP-Referer", "X-Title", "Idempotency-Key",
+    )  # fmt: skip
+    forward_headers_issued: Annotated[tuple[str, ...], NoDecode] = ()
 
     # Chat streams are asked for what they used; false for an upstream that refuses stream_options
     stream_usage: bool = True
@@ -176,7 +189,10 @@ class Settings(BaseSettings):
     def _from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
         return secret_files.read(given)
 
-    @field_validator("secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies", mode="before")
+    @field_validator(
+        "secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies", "forward_headers",
+        "forward_headers_issued", mode="before",
+    )  # fmt: skip
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -185,6 +201,16 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ip_network(each)) for each in value)
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return upstream_url.base_url(value, setting="OPENAI_BASE_URL")
+
+    @field_validator("forward_headers", "forward_headers_issued")
+    @classmethod
+    def _forwardable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(forwarding.check_name, value))
 
     @field_validator("prices_file", mode="before")
     @classmethod
@@ -210,7 +236,23 @@ class Settings(BaseSettings):
             )
         if self.heartbeat_s * 3 > self.lease_s:
             raise ValueError("NOWSERVING_HEARTBEAT_S must be at most a third of NOWSERVING_LEASE_S")
+        for scheme in ("http", "https"):
+            self.proxy(scheme)
         return self
+
+    def proxy(self, scheme: str) -> str | None:
+        """The address of the proxy for upstreams of this scheme, with user and password if it has them; None: direct.
+
+        Raises ValueError for an address that is none.
+        """
+        if self.upstream_proxy is not None:
+            ours = self.upstream_proxy.get_secret_value().strip()
+            direct = ours.lower() in ("", "none", "direct")
+            return None if direct else upstream_url.proxy_url(ours, setting="NOWSERVING_UPSTREAM_PROXY")
+        for name, value in ((f"{scheme}_proxy", getattr(self, f"{scheme}_proxy")), ("all_proxy", self.all_proxy)):
+            if found := value.get_secret_value().strip():
+                return upstream_url.proxy_url(found, setting=name.upper())
+        return None
 
     @property
     def has_traces(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, halt, key, secret
+from models import audit, credential, halt, key, secret
 from models.audit import Act
 from models.cap import NAMES as CAPS
 from models.db import Session
@@ -62,20 +62,30 @@ def change_credential(
     weight: float | None = None,
     base_url: str | None = None,
     upstream_key: str | None = None,
+    api_version: str | None = None,
 ) -> dict[str, Any]:
-    """What is given is changed; calls that run end as they began. base_url empty: OPENAI_BASE_URL. Raises NotFound."""
+    """What is given is changed; calls that run end as they began. Empty: base_url is OPENAI_BASE_URL, api_version none.
+
+    Raises NotFound, Invalid.
+    """
     before = _exists(session, "credential", credential_id)
     if upstream_key:
         key.expect_upstream(upstream_key)
+    checked = credential.address(
+        before.kind,
+        base_url=before.base_url if base_url is None else base_url,
+        api_version=before.api_version if api_version is None else api_version,
+    )
+    base_url, api_version = None if base_url is None else checked[0] or "", None if api_version is None else checked[1] or ""
     sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
-    wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed}
+    wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
     audit.write(
         session, act, "change", f"credential:{credential_id}",
-        before={"weight": before.weight, "base_url": before.base_url},
-        after={"weight": after.weight, "base_url": after.base_url, "new_key": sealed is not None},
+        before={"weight": before.weight, "base_url": before.base_url, "api_version": before.api_version},
+        after={"weight": after.weight, "base_url": after.base_url, "api_version": after.api_version, "new_key": sealed is not None},
     )  # fmt: skip
-    return {"id": str(credential_id), "object": "credential", "weight": after.weight, "base_url": after.base_url}
+    return {"id": str(credential_id), "object": "credential", **after._asdict()}
 
 
 def retire(session: Session, act: Act, credential_id: int) -> dict[str, Any]:
@@ -119,6 +129,7 @@ _DROP_EMPTY = text(f"""
 """)
 _CHANGE_CREDENTIAL = text("""
     UPDATE credential SET weight = coalesce(:weight, weight), secret = coalesce(:secret, secret),
-           base_url = CASE WHEN CAST(:base_url AS text) IS NULL THEN base_url ELSE nullif(:base_url, '') END
-    WHERE id = :id RETURNING weight, base_url
+           base_url = CASE WHEN CAST(:base_url AS text) IS NULL THEN base_url ELSE nullif(:base_url, '') END,
+           api_version = CASE WHEN CAST(:api_version AS text) IS NULL THEN api_version ELSE nullif(:api_version, '') END
+    WHERE id = :id RETURNING weight, kind, base_url, api_version
 """)

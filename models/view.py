@@ -228,7 +228,7 @@ _FIND = text(f"""
 _FIND_ORDER = text(f"""
     SELECT job.status, job.endpoint, job.model, job.request, job.content_type, job.streamed, job.wants_urls, job.flow, job.images,
            job.attachments, job.reserved_microusd, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata,
-           job.webhook_url,
+           job.webhook_url, job.headers,
            conversation.name AS conversation,
            job.tokens - coalesce(job.history_tokens, 0) - attached.tokens AS tokens, job.turn_tokens - attached.tokens AS turn_tokens,
            extract(epoch FROM job.expires_at - job.created_at)::float8 AS expires_in_s

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import socket
 import ssl
 import threading
@@ -15,12 +14,9 @@ from types import TracebackType
 from typing import Self
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from models import reach
+from tests import certificates as own_certificates
 from tests.nameserver import NameServer
 from workers import egress
 from workers.egress import Refused, Reply, Unreachable
@@ -365,28 +361,7 @@ def test_who_answers_before_it_has_heard_everything_is_understood(override: Call
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ca.pem and, for `good.example`, signed by it, server.pem."""
-    folder = tmp_path_factory.mktemp("tls")
-    authority_key, authority = _certificate("a CA of the tests", None)
-    key, server = _certificate("good.example", (authority_key, authority))
-    (folder / "ca.pem").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    plain = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "server.pem").write_bytes(plain + server.public_bytes(serialization.Encoding.PEM))
-    return folder
-
-
-def _certificate(
-    name: str, issuer: tuple[ec.EllipticCurvePrivateKey, x509.Certificate] | None
-) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-    built = x509.CertificateBuilder(
-        issuer[1].subject if issuer else named, named, key.public_key(), x509.random_serial_number(), now - day, now + day
-    )
-    built = built.add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-    built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False) if issuer else built
-    return key, built.sign(issuer[0] if issuer else key, hashes.SHA256())
+    return own_certificates.write(tmp_path_factory.mktemp("tls"), "good.example")
 
 
 @pytest.fixture

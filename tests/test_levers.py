@@ -230,6 +230,39 @@ def test_credentials_come_and_go_and_the_next_one_serves(caller: Key, stage: Sta
     assert "sk-second" not in ops.get("/ops/audit").text
 
 
+def test_a_credential_of_azure_has_its_version_and_is_shown_to_operators(caller: Key, ops: Caller) -> None:
+    address = "https://house.openai.azure.com"
+    made = pull(
+        ops, f"pools/{caller.pool_id}/credentials", want=201, key="azure-key", kind="azure", base_url=f"{address}/openai/v1/",
+        api_version="2024-10-21",
+    )  # fmt: skip
+    changed = pull(ops, f"credentials/{made['id']}/change", api_version="")
+    seen = {one["id"]: one for one in ops.get("/ops/credentials").json["data"]}[int(made["id"])]
+
+    assert ("azure", address, "2024-10-21") == (made["kind"], made["base_url"], made["api_version"])
+    assert ("azure", address, None) == (changed["kind"], changed["base_url"], changed["api_version"])
+    assert ("azure", address, None) == (seen["kind"], seen["base_url"], seen["api_version"])
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"base_url": "https://api.openai.com/v1/chat/completions"}, "base_url"),
+        ({"base_url": "api.openai.com"}, "base_url"),
+        ({"kind": "azure"}, "base_url"),
+        ({"kind": "azure", "base_url": "https://house.openai.azure.com/openai/deployments/gpt"}, "base_url"),
+        ({"kind": "azure", "base_url": "https://house.openai.azure.com?api-version=1"}, "base_url"),
+        ({"kind": "else"}, "kind"),
+        ({"api_version": "2024-10-21"}, "api_version"),
+        ({"kind": "azure", "base_url": "https://house.openai.azure.com", "api_version": "1&x=2"}, "api_version"),
+    ],
+)
+def test_a_credential_with_a_wrong_address_is_refused(caller: Key, ops: Caller, given: dict[str, str], param: str) -> None:
+    refused = ops.post(f"/ops/pools/{caller.pool_id}/credentials", {"key": "sk-x", **given})
+
+    assert (400, param) == (refused.status_code, refused.json["error"]["param"])
+
+
 def test_the_heavier_credential_is_asked_first(caller: Key, stage: Stage, ops: Caller) -> None:
     heavy = int(pull(ops, f"pools/{caller.pool_id}/credentials", want=201, key="sk-second", weight=50)["id"])
     allow(caller, credential_id=heavy, max_in_flight=10, rpm=6_000)

@@ -24,7 +24,7 @@ from tests.line_tools import query
 from tests.processes import Stack, caller, running, until
 from tests.test_api_server import Api, serving
 from tests.upstream.client import FakeUpstream
-from tests.upstream.journal import Call
+from tests.upstream.journal import Call, fingerprint
 
 # Not `database`: the stack of this module works on while tests come and go.
 pytestmark = pytest.mark.usefixtures("environment")
@@ -166,6 +166,39 @@ def test_every_route_answers_with_the_upstreams_own_bytes(world: World, base: st
     assert (expected[0], timeless(expected[1])) == (made.status, timeless(answered))
     assert ("application/json", str(len(answered))) == (made.headers["content-type"], made.headers["content-length"])
     assert f"/v1{path}" == unquote(world.upstream.calls()[-1].path)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_sdk_for_azure_is_served(world: World, word: str, stream: bool) -> None:
+    with openai.AzureOpenAI(
+        azure_endpoint=f"http://127.0.0.1:{world.api.port}", api_key=world.key, api_version="2024-10-21", organization="org-7"
+    ) as client:
+        asked = client.chat.completions.create(model="m", messages=[{"role": "user", "content": word}], stream=stream)
+        if stream:
+            answered = "".join(chunk.choices[0].delta.content or "" for chunk in asked if chunk.choices)
+        else:
+            answered = asked.choices[0].message.content
+        vectors = client.embeddings.create(model="e", input="a").data
+        models = client.models.list().data
+
+    (call,) = world.calls(word)
+    assert (f"echo: {word}", 1, True) == (answered, len(vectors), bool(models))
+    assert ("/v1/chat/completions", "m", "org-7") == (call.path, call.model, call.headers.get("openai-organization"))
+
+
+@pytest.mark.parametrize("version", [None, "2024-10-21"])
+def test_a_credential_of_azure_is_called_as_azure_wants_it(world: World, word: str, version: str | None) -> None:
+    query(
+        "UPDATE credential SET kind = 'azure', base_url = :url, api_version = :version WHERE pool_id = :pool RETURNING id",
+        url=world.upstream.base_url.removesuffix("/v1"), version=version, pool=caller(world.key).pool_id,
+    )  # fmt: skip
+    answered = world.sdk().chat.completions.create(model="m", messages=[{"role": "user", "content": word}])
+
+    (call,) = world.calls(word)
+    path = "/openai/deployments/m/chat/completions" if version else "/openai/v1/chat/completions"
+    assert (f"echo: {word}", path) == (answered.choices[0].message.content, call.path)
+    assert f"api-version={version}" == call.query if version else call.query == ""
+    assert call.key == fingerprint(world.key)
 
 
 def test_an_answer_tells_what_became_of_its_job(world: World) -> None:

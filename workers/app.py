@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 from kombu import Queue  # type: ignore[attr-defined]  # kombu loads its names lazily
 
-from models.settings import settings
+from models.setting_errors import settings_or_exit
 from workers import broker
 from workers.queues import QUEUE, WEBHOOKS
 
@@ -29,7 +29,7 @@ class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
 
 broker.use()
 # Which tasks a process has, its --app says: workers.tasks or workers.webhook_tasks.
-_url, _options = broker.address(settings().redis_url)
+_url, _options = broker.address(settings_or_exit().redis_url)
 app = Doorbell("nowserving", broker=_url)
 app.conf.update(
     result_backend=None,

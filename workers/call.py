@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import threading
@@ -17,15 +18,35 @@ import httpx2
 from models.settings import settings
 
 CONNECT_TIMEOUT_S = 10.0
+# What goes to a proxy before the request is none: CONNECT, or the bytes of SOCKS.
+_REQUEST_LINE = re.compile(rb"(?!CONNECT )[A-Z]+ ")
+# After a request that could not be written, an answer that the upstream gave before it closed is here already.
+EARLY_ANSWER_S = 1.0
+# An idle peer is probed after 15 s and given up after 30 s without an ACK, so a connection that a firewall has forgotten is found closed
+# before it is reused; bytes that nobody acknowledges for 30 s end the call. Linux names; others have a part of them.
+LIVENESS = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
+        if hasattr(socket, name)
+    ),
+]
 
 
 @dataclass
 class Call:
-    """One call on its way, as another thread may see it. on_wait: what its own thread does before it waits for more bytes."""
+    """One call on its way, as another thread may see it. on_wait: what its own thread does before it waits for more bytes.
+
+    is_sent: the whole request may have reached the upstream. is_cut: it could not be written to its end. is_on_kept_connection: nothing
+    was connected for it.
+    """
 
     deadline: float
     on_wait: Callable[[], None] | None = field(default=None, repr=False)
     is_sent: bool = False
+    is_cut: bool = False
+    is_on_kept_connection: bool = True
     is_aborted: bool = False
     received: int = 0
     _socket: socket.socket | None = field(default=None, repr=False)
@@ -64,6 +85,7 @@ class Line:
 
     def label(self, request: httpx2.Request) -> None:
         # Behind the SDK's back: it refuses ready bytes whose content type is that of a form.
+        request.headers.pop("Authorization", None)
         request.headers.update(self.headers)
 
 
@@ -82,19 +104,29 @@ class _Stream(httpcore2.NetworkStream):
             call.on_wait()
         if time.monotonic() >= call.deadline:
             raise httpcore2.ReadTimeout("deadline")
-        part = self._stream.read(max_bytes, call.left_s())
+        part = self._stream.read(max_bytes, self._patience_s(call))
         call.received += len(part)
         if call.received > settings().max_answer_bytes:
             raise httpcore2.ReadError("the answer is larger than NOWSERVING_MAX_ANSWER_BYTES")
         return part
 
+    def _patience_s(self, call: Call) -> float:
+        if call.is_sent:
+            return call.left_s()
+        return min(EARLY_ANSWER_S if call.is_cut else CONNECT_TIMEOUT_S, call.left_s())
+
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         call = self._line.call
-        if call is not None:
-            call.uses(self.get_extra_info("socket"))
-            call.is_sent = True
-            timeout = call.left_s()
-        self._stream.write(buffer, timeout)
+        if call is None:
+            return self._stream.write(buffer, timeout)
+        call.uses(self.get_extra_info("socket"))
+        call.is_sent, call.is_cut = call.is_sent or _REQUEST_LINE.match(buffer) is not None, False
+        try:
+            self._stream.write(buffer, call.left_s())
+        except Exception:
+            # The request is incomplete, and its Content-Length says so to the upstream.
+            call.is_sent, call.is_cut = False, True
+            raise
 
     def close(self) -> None:
         self._stream.close()
@@ -105,7 +137,14 @@ class _Stream(httpcore2.NetworkStream):
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, CONNECT_TIMEOUT_S), self._line)
 
     def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return self._is_readable()
         return self._stream.get_extra_info(info)
+
+    def _is_readable(self) -> bool:
+        """Whether anything has arrived, also within TLS: a decrypted record is no longer on the socket."""
+        tls = self._stream.get_extra_info("ssl_object")
+        return bool(tls is not None and tls.pending()) or bool(self._stream.get_extra_info("is_readable"))
 
 
 class Backend(httpcore2.SyncBackend):
@@ -121,7 +160,10 @@ class Backend(httpcore2.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        return _Stream(super().connect_tcp(host, port, self._patience_s(), local_address, socket_options), self._line)
+        if self._line.call is not None:
+            self._line.call.is_on_kept_connection = False
+        options = [*(socket_options or ()), *LIVENESS]
+        return _Stream(super().connect_tcp(host, port, self._patience_s(), local_address, options), self._line)
 
     def _patience_s(self) -> float:
         call = self._line.call

@@ -16,6 +16,7 @@ from flower.urls import settings as flower_settings
 from tornado.options import options
 
 from models import logs
+from models.setting_errors import settings_or_exit
 from models.settings import settings
 from workers import flower_site
 from workers.app import app
@@ -26,7 +27,7 @@ OFFLINE_S = 300
 
 def main() -> None:
     """Serves until told to stop. Exits with a message when neither a user and password nor a login are set."""
-    logs.configure(settings().log_level)
+    logs.configure(settings_or_exit().log_level)
     configure()
     served = Flower(capp=app, options=options, **flower_settings, template_loader=flower_site.loader(flower_settings["template_path"]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -22,6 +22,7 @@ import click
 from models import logs, metrics_folder
 from models.forker import Forked, Forker
 from models.preloads import PRELOADS
+from models.setting_errors import settings_or_exit
 from models.settings import settings
 from workers.queues import QUEUE, WEBHOOKS
 
@@ -96,4 +97,5 @@ def _end(children: list[Forked]) -> None:
 
 
 if __name__ == "__main__":
+    settings_or_exit()
     main()

@@ -1,30 +1,28 @@
-"""The one place that speaks to the upstream: one OpenAI client and one connection per thread, bytes in, bytes out.
+"""The one place that speaks to the upstream: bytes in, bytes out, over a connection of workers/connections.py.
 
 `send` waits for the whole answer, `listen` hands it out as it arrives. The SDK never retries here, no redirect is
 followed, and three things hold whatever the upstream does (workers/call.py): the call ends at its deadline (a drip of bytes does
 not extend it), `abort` from another thread ends it at once, and an answer over the size cap is cut.
+
+A kept connection may have been closed by the other side. A call that could not be written on it in full is repeated on a fresh one,
+here and uncounted: an incomplete request is never served. One that was written in full is Lost, and `on_lost` decides.
 """
 
 from __future__ import annotations
 
-import ssl
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from typing import cast
 
-import httpcore2
 import httpx2
 import openai
 
 from models.settings import settings
-from workers.call import Backend, Call, Line
-
-# Cloudflare closes idle connections after minutes; below that a reused connection is very likely still open.
-KEEPALIVE_S = 55.0
+from workers import unreachable
+from workers.call import Call
+from workers.connections import Connection, connections, upstream_of
 
 
 class NotSent(Exception):
@@ -49,12 +47,14 @@ class Aborted(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent. content None: a GET without a body. headers: Authorization is added to them."""
+    """What is sent. content None: a GET without a body. key_header: carries the key, besides headers. fresh: on a new connection."""
 
     url: str
     key: str = field(repr=False)
     headers: Mapping[str, str]
     content: bytes | None = field(repr=False)
+    fresh: bool = False
+    key_header: str = "Authorization"
 
 
 @dataclass(frozen=True)
@@ -91,26 +91,45 @@ def listen(request: Request, *, call: Call) -> Iterator[Incoming]:
 
     A connection whose answer was not read to its end is closed.
     """
-    client = _client()
-    client.line.call = call
+    connection, response = _opened(request, call)
     try:
-        with _naming(call):
-            response = _opened(client, request)
-        try:
-            yield Incoming(response.status_code, {name.lower(): value for name, value in response.headers.items()}, _parts(response, call))
-        finally:
-            response.close()
+        yield Incoming(
+            response.status_code, {name.lower(): value for name, value in response.headers.items()}, _parts(response, call, connection)
+        )
     finally:
+        response.close()
         call.ends()
-        client.line.call, client.line.headers = None, {}
+        connections().give(connection)
 
 
-def _opened(client: _Client, request: Request) -> httpx2.Response:
-    client.line.headers = {**request.headers, "Authorization": f"Bearer {request.key}", "Accept-Encoding": "identity"}
+def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
+    upstream = upstream_of(request.url, request.key)
+    connection = connections().take(upstream, fresh=request.fresh)
+    connection.line.call = call
+    own = {request.key_header: f"Bearer {request.key}" if request.key_header == "Authorization" else request.key}
+    connection.line.headers = {**request.headers, **own, "Accept-Encoding": "identity"}
+    try:
+        with _naming(call, connection):
+            response = _sent(connection, request)
+        if connection.proxy and response.status_code == httpx2.codes.PROXY_AUTHENTICATION_REQUIRED:
+            raise NotSent(unreachable.why(httpx2.ProxyError(_status(response)), origin=upstream.origin, proxy=connection.proxy))
+        return connection, response
+    except BaseException as error:
+        call.ends()
+        connection.close()
+        if not call.is_on_kept_connection or not isinstance(error, NotSent | Lost):
+            raise
+        connections().distrust(upstream)
+        if isinstance(error, Lost):
+            raise
+    return _opened(replace(request, fresh=True), call)
+
+
+def _sent(connection: Connection, request: Request) -> httpx2.Response:
     try:
         if request.content is None:
-            return client.sdk.get(request.url, cast_to=httpx2.Response)
-        opened = client.sdk.post(
+            return connection.sdk.get(request.url, cast_to=httpx2.Response)
+        opened = connection.sdk.post(
             request.url, content=request.content, cast_to=httpx2.Response, stream=True, stream_cls=openai.Stream[object]
         )
         # Asked for a response, the SDK hands out just that, unread, whatever its types say.
@@ -119,8 +138,12 @@ def _opened(client: _Client, request: Request) -> httpx2.Response:
         return error.response
 
 
-def _parts(response: httpx2.Response, call: Call) -> Iterator[bytes]:
-    with _naming(call):
+def _status(response: httpx2.Response) -> str:
+    return f"{response.status_code} {response.reason_phrase}"
+
+
+def _parts(response: httpx2.Response, call: Call, connection: Connection) -> Iterator[bytes]:
+    with _naming(call, connection):
         if response.is_stream_consumed:
             yield response.content
             return
@@ -128,66 +151,21 @@ def _parts(response: httpx2.Response, call: Call) -> Iterator[bytes]:
 
 
 @contextmanager
-def _naming(call: Call) -> Iterator[None]:
+def _naming(call: Call, connection: Connection) -> Iterator[None]:
     """What breaks in here is one of our own exceptions."""
     try:
         yield
     except (openai.APIConnectionError, httpx2.HTTPError, OSError) as error:
-        # A broken connection is never used again, and what a pool thinks of it is not worth finding out.
-        _forget_client()
-        raise _named(call, error) from error
+        raise _named(call, error, connection) from error
 
 
-def _named(call: Call, error: Exception) -> Exception:
+def _named(call: Call, error: Exception, connection: Connection) -> Exception:
     if call.is_aborted:
         return Aborted()
     if not call.is_sent:
-        return NotSent(type(error.__cause__ or error).__name__)
+        return NotSent(unreachable.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
     if call.received > settings().max_answer_bytes:
         return TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES")
     if time.monotonic() >= call.deadline - 0.01:
         return TimedOut("no answer before timeout_s")
-    return Lost(type(error.__cause__ or error).__name__)
-
-
-class _Client:
-    """A thread's own client: the pool's bookkeeping grows with its connections, so one connection is the cheapest."""
-
-    def __init__(self) -> None:
-        self.line = Line()
-        transport = httpx2.HTTPTransport(verify=_tls())
-        # httpx2 has no parameter for the network backend; httpcore2 has.
-        transport._pool = httpcore2.ConnectionPool(
-            ssl_context=_tls(),
-            max_connections=None,
-            max_keepalive_connections=1,
-            keepalive_expiry=KEEPALIVE_S,
-            network_backend=Backend(self.line),
-        )
-        self.sdk = openai.OpenAI(
-            api_key="set-per-call",
-            base_url="http://unset.invalid",
-            max_retries=0,
-            timeout=None,
-            http_client=httpx2.Client(transport=transport, event_hooks={"request": [self.line.label]}),
-        )
-
-
-_here = threading.local()
-
-
-def _client() -> _Client:
-    if not hasattr(_here, "client"):
-        _here.client = _Client()
-    return _here.client  # type: ignore[no-any-return]  # threading.local has no types
-
-
-def _forget_client() -> None:
-    client = _here.__dict__.pop("client", None)
-    if client is not None:
-        client.sdk.close()
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return httpx2.create_ssl_context()
+    return Lost(unreachable.why(error, origin=connection.upstream.origin, proxy=connection.proxy))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from models import endpoint, secret
+from models import credential, endpoint, secret
 from models.settings import settings
 from workers.openai_client import Request
 
@@ -16,17 +16,30 @@ SEGMENT_SAFE = "!$&'()*+,;=:@"
 
 def build(row: Any) -> Request:
     """The call for this claimed job."""
-    base_url = (row.base_url or settings().openai_base_url).rstrip("/")
-    headers = {"X-Client-Request-Id": str(row.dispatch_id)}
+    headers = {**(row.headers or {}), "X-Client-Request-Id": str(row.dispatch_id)}
+    is_azure = row.credential_kind == credential.AZURE
     is_read = endpoint.method(row.endpoint) == "GET"
     if not is_read:
         headers["Content-Type"] = row.content_type or JSON
     return Request(
-        url=base_url + _path(row.endpoint),
+        url=_azure_url(row) if is_azure else (row.base_url or settings().openai_base_url).rstrip("/") + _path(row.endpoint),
         key=secret.unseal(row.secret, bound_to=f"credential:{row.credential_id}").decode(),
         headers=headers,
+        key_header="api-key" if is_azure else "Authorization",
         content=None if is_read else bytes(row.request),
+        # The attempt before may have failed on a kept connection, and others may be as stale, also in other processes.
+        fresh=row.failures > 0,
     )
+
+
+def _azure_url(row: Any) -> str:
+    """With a version, the deployment that is called as the model; else Azure's v1 API, which is OpenAI's under another path."""
+    base_url = f"{row.base_url}/openai"
+    if row.api_version is None:
+        return f"{base_url}/v1{_path(row.endpoint)}"
+    is_read = endpoint.method(row.endpoint) == "GET"
+    deployment = "" if is_read else f"/deployments/{quote(row.model, safe=SEGMENT_SAFE)}"
+    return f"{base_url}{deployment}{_path(row.endpoint)}?api-version={row.api_version}"
 
 
 def _path(name: str) -> str:

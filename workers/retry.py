@@ -93,7 +93,7 @@ def broken(error: Exception, *, is_sent: bool) -> Verdict:
 
 def unsent(error: NotSent) -> Verdict:
     """Provably not called: another attempt costs nothing."""
-    message = f"The upstream cannot be reached ({error}); the job was never sent. Try again, or ask the operator to check OPENAI_BASE_URL."
+    message = f"The upstream cannot be reached: {error}. The job was never sent. Try again, or ask the operator to check the upstream."
     return Verdict(Next.AGAIN, Outcome.NOT_SENT, error=own_error(message, "upstream_unreachable"))
 
 

@@ -1,4 +1,4 @@
-"""Listens on 127.0.0.1, prints one JSON line with its port, and ends on SIGTERM."""
+"""Listens on 127.0.0.1, prints one JSON line with its port (and that with TLS), and ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import asyncio
 import gc
 import json
 import signal
+import ssl
+from functools import partial
 
 from tests.upstream.server import Upstream
 from tests.upstream.wire import Connection
 
 
-async def listen(*, port: int) -> None:
+async def listen(*, port: int, certificate: str | None) -> None:
     loop = asyncio.get_running_loop()
     upstream = Upstream()
-    server = await loop.create_server(lambda: Connection(upstream.serve, upstream.connections), "127.0.0.1", port, backlog=2048)
+    listen_on = partial(loop.create_server, lambda: Connection(upstream.serve, upstream.connections), "127.0.0.1", backlog=2048)
+    server = await listen_on(port)
+    ports = {"port": server.sockets[0].getsockname()[1]}
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        ports["tls_port"] = (await listen_on(0, ssl=tls)).sockets[0].getsockname()[1]
     stopped = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stopped.set)
-    print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
+    print(json.dumps(ports), flush=True)
     await stopped.wait()
     server.close()
     for connection in list(upstream.connections):
@@ -29,11 +37,12 @@ async def listen(*, port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.upstream", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    port = parser.parse_args().port
+    parser.add_argument("--certificate", help="a PEM file with key and certificate: listens on another port with TLS too")
+    asked = parser.parse_args()
     # The journal only grows; scanning it again and again would be most of our CPU.
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
-    asyncio.run(listen(port=port))
+    asyncio.run(listen(port=asked.port, certificate=asked.certificate))
 
 
 main()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
+from tests.upstream import surplus
+
 _MARKER = re.compile(r"\[\[fake:([^\]]*)\]\]")
 PLACES = {"hang": ("before", "headers"), "reset": ("before", "body")}
 GARBAGE = ("html", "truncated", "nul", "surrogate", "nan", "long", "short", "empty", "type", "binary", "not_http")
@@ -38,6 +40,8 @@ class Behaviour:
     error_after: int | None = None  # events of a stream, then an error event
     garble_after: int | None = None  # events of a stream, then half of one as if it were whole
     end_after: int | None = None  # events of a stream, then its proper end
+    surplus: str | None = None  # a second answer after the answer, which is of this form; see surplus.KINDS
+    leaves: str | None = None  # after the answer the connection is closed, reset, reset at the next request, or deaf
     plain: bool = False  # a stream is asked for, the whole answer comes
     times: int | None = None  # this many calls, then none; a marker counts calls with the same text
     probability: float | None = None  # never used up
@@ -128,6 +132,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "kind": _one_of(*KINDS), "code": str, "retry_after": float, "garbage": _one_of(*GARBAGE), "drip": int,
     "huge_mb": float, "redirect": lambda where: where if isinstance(where, str) and where else "/elsewhere", "informational": int,
     "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "garble_after": int, "end_after": int,
-    "plain": _yes, "times": int, "probability": float,
+    "surplus": _one_of(*surplus.KINDS), "leaves": _one_of(*surplus.ENDINGS), "plain": _yes, "times": int, "probability": float,
 }  # fmt: skip
 assert set(_READERS) == {field.name for field in fields(Behaviour)}

@@ -27,13 +27,19 @@ PATIENCE_S = 10.0
 class FakeUpstream:
     """An OpenAI of our own on 127.0.0.1. It dies with the thread that started it, so start it in the main one."""
 
-    def __init__(self) -> None:
-        self.port = 0
+    def __init__(self, *, certificate: Path | None = None) -> None:
+        self._certificate = certificate
+        self.port = self.tls_port = 0
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def tls_base_url(self) -> str:
+        """The same over TLS, where it was started with a certificate."""
+        return f"https://localhost:{self.tls_port}/v1"
 
     @property
     def pid(self) -> int:
@@ -42,9 +48,11 @@ class FakeUpstream:
 
     def start(self, *, port: int = 0) -> Self:
         command = [sys.executable, "-m", "tests.upstream", "--port", str(port)]
+        command += ["--certificate", str(self._certificate)] if self._certificate else []
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
         assert self._process.stdout is not None
-        self.port = json.loads(self._process.stdout.readline())["port"]
+        ports = json.loads(self._process.stdout.readline())
+        self.port, self.tls_port = ports["port"], ports.get("tls_port", 0)
         return self
 
     def stop(self) -> None:

@@ -11,6 +11,7 @@ from tests.upstream.behaviour import Behaviour
 from tests.upstream.errors import faked
 from tests.upstream.garbage import spoil
 from tests.upstream.journal import CUT, ERROR, HANG, RESET
+from tests.upstream.surplus import leave, overflow
 from tests.upstream.wire import Connection
 
 HOLD_S = 60
@@ -72,15 +73,23 @@ async def perform(how: Behaviour, turn: Turn, *, delay_s: float) -> None:
     if how.garbage:
         turn.end(str(answer.status))
         return spoil(answer, how.garbage, turn.connection, turn.head_lines())
+    if how.surplus:
+        turn.end(str(answer.status))
+        return await overflow(answer, how.surplus, turn.connection, turn.head_lines())
+    await _send(answer, how, turn)
+    if how.leaves:
+        leave(turn.connection, how.leaves)
+
+
+async def _send(answer: Answer, how: Behaviour, turn: Turn) -> None:
     turn.connection.write(answer.head(turn.head_lines()))
     if how.hang:
         return await _hang(turn)
     if how.reset:
         return await _reset(answer, turn)
     if answer.events is None:
-        await _body(answer, how, turn)
-    else:
-        await _events(answer.events, answer.status, how, turn)
+        return await _body(answer, how, turn)
+    await _events(answer.events, answer.status, how, turn)
 
 
 def _answer(how: Behaviour, turn: Turn) -> Answer:

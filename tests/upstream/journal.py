@@ -37,6 +37,8 @@ class Call:
     before: list[list[str]] = field(default_factory=list)
     outcome: str = OPEN
     ended_at: float | None = None
+    query: str = ""
+    connection: int = 0  # calls of the same number came over the same connection
 
 
 FIELDS = tuple(each.name for each in fields(Call))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -29,7 +30,9 @@ ROUTES: dict[tuple[str, str], Callable[[Request], Ask]] = {
     ("POST", "/elsewhere"): texts.elsewhere,
     ("GET", "/elsewhere"): texts.elsewhere,
 }
-KEPT_HEADERS = ("x-nowserving-", "x-client-request-id", "openai-", "idempotency-key")
+KEPT_HEADERS = ("x-nowserving-", "x-client-request-id", "openai-", "idempotency-key", "http-referer", "x-title", "cookie")
+# Azure's paths: a deployment, or the v1 API, or what belongs to no deployment.
+AZURE = re.compile(r"/openai(?:/deployments/[^/]+|/v1)?(?=/)")
 ALWAYS = "openai-version: 2020-10-01\r\nopenai-organization: org-fake\r\n"
 
 
@@ -44,7 +47,9 @@ class Upstream:
             return None
         arrived = time.perf_counter()
         state, request_id = self._state, fresh("req_")
-        key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        is_azure = request.path.startswith("/openai/")
+        given = request.headers.get("api-key" if is_azure else "authorization", "")
+        key = given.removeprefix("Bearer ").strip()
         ask = _ask(request, key)
         now = time.monotonic()
         limits = state.limits_of(key, ask.model) if ask.is_metered and not ask.is_fixed else None
@@ -54,6 +59,7 @@ class Upstream:
         except ValueError as error:
             how, ask.answer = None, partial(_wrong, str(error))
         call = _call(state, request, ask, key=key, request_id=request_id, refusal=refusal, how=how)
+        call.connection = connection.number
         state.journal.begin(call, now=now)
         rate_lines = limits.headers(now) if limits else ""
 
@@ -95,7 +101,7 @@ async def _perform(how: Behaviour, turn: Turn, *, delay_s: float) -> None:
 
 def _ask(request: Request, key: str) -> Ask:
     """What the call wants. A call that cannot be read wants its error, free of limits."""
-    path = request.path.rstrip("/")
+    path = AZURE.sub("/v1", request.path.rstrip("/"), count=1)
     route = ROUTES.get((request.method, "/v1/models" if path.startswith("/v1/models/") else path))
     if route is None:
         answer = error(404, f"Invalid URL ({request.method} {request.path})", type="invalid_request_error")
@@ -120,7 +126,8 @@ def _call(state: State, request: Request, ask: Ask, *, key: str, request_id: str
     kept = {name: value for name, value in request.headers.items() if name.startswith(KEPT_HEADERS)}
     who = fingerprint(key)
     return Call(
-        n=len(state.journal.calls), at=time.time(), key=who, model=ask.model, path=request.path, text=ask.text[:TEXT_CHARS], headers=kept,
+        n=len(state.journal.calls), at=time.time(), key=who, model=ask.model, path=request.path, query=request.query,
+        text=ask.text[:TEXT_CHARS], headers=kept,
         tokens=ask.tokens, images=ask.images, is_stream=ask.stream, in_flight_at_start=state.journal.tally(who).in_flight,
         request_id=request_id, is_refused=refusal is not None, behaviour=label(how) if how else "", before=ask.before,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import struct
 import sys
@@ -22,6 +23,7 @@ class Request:
     body: bytes = b""
 
 
+_numbers = itertools.count(1)
 Serve = Callable[["Connection", Request], Coroutine[Any, Any, None] | None]
 
 
@@ -37,6 +39,8 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._closing = False
+        self.number = next(_numbers)
+        self._is_deaf = self._resets = False
         self.transport: asyncio.Transport
         self.task: asyncio.Task[None] | None = None
 
@@ -55,6 +59,10 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         self.transport.close()
+
+    def goes_deaf(self, *, resets: bool) -> None:
+        """What comes from now on is read and never answered; resets: the next whole request ends in a TCP reset."""
+        self._is_deaf, self._resets = True, resets
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -75,6 +83,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        if self._is_deaf:
+            return self.abort() if self._resets and self._next() is not None else None
         if self.task is None:
             self._advance()
 

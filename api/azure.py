@@ -1,0 +1,34 @@
+"""Azure's addresses of the OpenAI API: the deployment in the path is the model. `?api-version` may be there, and is not needed."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from api import openai
+from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES
+
+routes = Blueprint("azure", __name__)
+
+
+@routes.post("/deployments/<deployment>/chat/completions")
+def chat(deployment: str) -> Response:
+    """A chat completion, whole or as a stream."""
+    return openai.serve(CHAT, model=deployment)
+
+
+@routes.post("/deployments/<deployment>/embeddings")
+def embeddings(deployment: str) -> Response:
+    """Vectors for texts."""
+    return openai.serve(EMBEDDINGS, model=deployment)
+
+
+@routes.post("/deployments/<deployment>/images/generations")
+def images(deployment: str) -> Response:
+    """Pictures from a prompt."""
+    return openai.serve(IMAGES, model=deployment)
+
+
+@routes.post("/deployments/<deployment>/images/edits")
+def edits(deployment: str) -> Response:
+    """Pictures from pictures and a prompt."""
+    return openai.serve(EDITS, model=deployment)
