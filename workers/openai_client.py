@@ -13,14 +13,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import cast
+from functools import cache, cached_property
+from typing import Any, cast
 
 import httpcore2
 import httpx2
 import openai
 
 from models.settings import settings
+from workers import answer_body, compression
 from workers.call import Backend, Call, Line
 
 # Cloudflare closes idle connections after minutes; below that a reused connection is very likely still open.
@@ -59,16 +60,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. Header names are lower case."""
+    """What came back. Header names are lower case; the body is not compressed."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
+    @cached_property
+    def said(self) -> dict[str, Any] | None:
+        """The JSON object that the body is; None for anything else."""
+        return answer_body.parse(self.body)
+
 
 @dataclass(frozen=True)
 class Incoming:
-    """An answer whose head is here. parts: its bytes as they arrive; raises TimedOut, Lost or Aborted. Header names are lower case."""
+    """An answer whose head is here. parts: its bytes as they arrive, not compressed; raises TimedOut, Lost or Aborted.
+
+    Header names are lower case.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -97,7 +106,8 @@ def listen(request: Request, *, call: Call) -> Iterator[Incoming]:
         with _naming(call):
             response = _opened(client, request)
         try:
-            yield Incoming(response.status_code, {name.lower(): value for name, value in response.headers.items()}, _parts(response, call))
+            parts = _unpacked(_parts(response, call), response)
+            yield Incoming(response.status_code, {name.lower(): value for name, value in response.headers.items()}, parts)
         finally:
             response.close()
     finally:
@@ -125,6 +135,19 @@ def _parts(response: httpx2.Response, call: Call) -> Iterator[bytes]:
             yield response.content
             return
         yield from response.iter_raw()
+
+
+def _keep_packed(response: httpx2.Response) -> None:
+    """A hook, before the body is read: httpx2 would believe the label, and lose an answer whose label is wrong."""
+    response.extensions["content_encoding"] = response.headers.pop("content-encoding", "")
+
+
+def _unpacked(parts: Iterator[bytes], response: httpx2.Response) -> Iterator[bytes]:
+    label = response.extensions.get("content_encoding", "")
+    try:
+        yield from compression.unpacked(parts, label=label, limit=settings().max_answer_bytes)
+    except compression.Oversized as error:
+        raise TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES") from error
 
 
 @contextmanager
@@ -169,7 +192,7 @@ class _Client:
             base_url="http://unset.invalid",
             max_retries=0,
             timeout=None,
-            http_client=httpx2.Client(transport=transport, event_hooks={"request": [self.line.label]}),
+            http_client=httpx2.Client(transport=transport, event_hooks={"request": [self.line.label], "response": [_keep_packed]}),
         )
 
 
