@@ -12,7 +12,7 @@ from models import crash, db, job, logs, pricing, view
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import context, counting, ending, headers, learning, request, retry, stream, wake
+from workers import answer_body, context, counting, ending, event_answer, headers, learning, request, retry, stream, wake
 from workers.call import Call
 from workers.ending import Ending
 from workers.leases import Held, Leases
@@ -190,21 +190,23 @@ def _call(work: Work) -> tuple[Answer, Verdict]:
     asked = request.build(work.row)
     if work.row.streamed:
         return stream.call(work.row, asked, call=work.call, relay=work.relay)
-    answer = send(asked, call=work.call)
+    answer = event_answer.readable(send(asked, call=work.call), work.row)
     return answer, retry.judge(answer)
 
 
 def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None) -> None:
     """The job has failed, or waits again. Never again when somebody may have read a part of its stream."""
     finding = Finding(verdict.outcome, answer.status if answer else None, _request_id(answer) if answer else None)
-    counts = verdict.next in (Next.AGAIN, Next.UNKNOWN)
+    counts = verdict.next in (Next.AGAIN, Next.UNKNOWN, Next.UNREADABLE)
     is_last = counts and work.row.failures + 1 >= work.row.max_attempts
-    is_over = work.relay.has_begun or is_last or (verdict.next == Next.UNKNOWN and work.row.on_lost == "fail")
-    if verdict.next == Next.FAIL or is_over:
+    if verdict.next == Next.FAIL or work.relay.has_begun or is_last or _is_final(verdict, work.row):
+        is_unreadable = verdict.next == Next.UNREADABLE
+        kept, kept_type = answer_body.kept(answer.body, answer.headers, is_unreadable=is_unreadable) if answer else (None, None)
         failed = Result(
             Status.FAILED,
-            http_status=answer.status if answer else None,
-            response=answer.body if answer and retry.is_object(answer.body) else None,
+            http_status=verdict.status or (answer.status if answer else None),
+            response=kept,
+            response_type=kept_type,
             error=verdict.error,
             transcript=work.relay.transcript if work.relay.has_begun else None,
         )
@@ -212,6 +214,12 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None) -> No
     else:
         delay_s = retry.delay_s(work.row.failures) if counts else 0.0
         ending.write(work.back(finding, delay_s=delay_s, counts=counts))
+
+
+def _is_final(verdict: Verdict, row: Any) -> bool:
+    """Whether the job does not want to be called again after this."""
+    policy = {Next.UNKNOWN: row.on_lost, Next.UNREADABLE: row.on_unreadable}.get(verdict.next)
+    return policy == "fail"
 
 
 def _is_ours(row: Any) -> bool:
