@@ -166,7 +166,9 @@ def _beside(value: Mapping[str, Any]) -> ErrorObject:
 
 
 def _short(value: Any) -> Any:
-    return _cut(value, FIELD_BYTES) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return _cut(value, FIELD_BYTES)
+    return value if value is None or abs(value) < 2**63 else None
 
 
 def _has_content(said: Mapping[str, Any]) -> bool:
