@@ -16,7 +16,7 @@ from deploy.server import free_port
 from models import db
 from models.key import Key
 from tests import processes
-from tests.line_tools import submit
+from tests.line_tools import query, submit
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, until, wait_ended
 from tests.stream_tools import content
 from tests.upstream.behaviour import PACKED
@@ -210,6 +210,13 @@ def test_an_answer_that_is_no_json_is_kept_and_not_bought_again(stack: Stack, ki
     assert 1 == len(stack.upstream.calls())
 
 
+def test_an_answer_that_cannot_be_read_is_charged_once_with_what_was_reserved(stack: Stack) -> None:
+    ended = run(stack, "odd [[fake:garbage=html]]", reserved_microusd=700)
+
+    entries = query("SELECT kind, amount_microusd FROM ledger WHERE job_id = :id", id=ended.id)
+    assert [("unknown", -700)] == [(one.kind, one.amount_microusd) for one in entries]
+
+
 def test_an_answer_that_is_no_json_is_asked_for_again_where_the_job_wants_that(stack: Stack) -> None:
     again = run(stack, "odd [[fake:garbage=html;times=1]]", on_unreadable="retry")
     in_vain = run(stack, "odd [[fake:garbage=html]]", on_unreadable="retry", max_attempts=2)
@@ -241,6 +248,17 @@ def test_pictures_are_read_however_they_are_packed(stack: Stack, kind: str) -> N
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", 2) == (ended.status, len(json.loads(ended.response)["data"]))
+
+
+@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/models"])
+def test_every_route_reads_a_compressed_answer(stack: Stack, route: str) -> None:
+    who = caller(f"sk-gzip-{route}")
+    stack.upstream.behave(f"sk-gzip-{route}", {"packed": "gzip"})
+    job_id = submit(who, endpoint=route, request=b'{"model":"m","input":"text"}' if route == "/v1/embeddings" else b"")
+    ring(who)
+    (ended,) = wait_ended([job_id], stack=stack)
+
+    assert ("succeeded", "list") == (ended.status, json.loads(ended.response)["object"])
 
 
 @pytest.mark.parametrize("kind", PACKED)
@@ -306,6 +324,8 @@ def test_an_answer_that_is_too_large_is_cut_and_not_paid_for_again(stack: Stack)
 
     assert ("failed", ["unknown"]) == (ended.status, attempts(ended.id))
     assert ended.response is None
+    packed = run(stack, "big [[fake:huge_mb=2;packed=gzip]]")
+    assert ("upstream_answer_too_large", 1) == (packed.error["code"], packed.calls)
     kept = run(stack, "less [[fake:huge_mb=0.1]]")
     assert ("succeeded", True) == (kept.status, len(kept.response) > 100_000)
 

@@ -132,7 +132,10 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
 
 
 def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
-    """What an answer says that it used, and what was found with its price; None for what is no answer."""
+    """What an answer says that it used, and what was found with its price; None for what is no answer.
+
+    An answer that cannot be read (result.response_type, outcome unknown) keeps cost None: it is charged with what was reserved.
+    """
     if result.status != Status.SUCCEEDED or result.response is None:
         return None, ending.finding
     used = usage.read(answer_body.parse(result.response))
