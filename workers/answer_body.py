@@ -13,7 +13,7 @@ JSON_TYPE = "application/json"
 UNNAMED_TYPE = "application/octet-stream"
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CHARSET = re.compile(r"charset\s*=\s*\"?([\w.:-]{1,40})", re.IGNORECASE)
-_MEDIA_TYPE = re.compile(r"[\w.+-]{1,80}/[\w.+-]{1,80}(\s*;[\x20-\x7e]{0,120})?", re.ASCII)
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,80}/[\w.+-]{1,80}([ \t]*;[\x20-\x7e]{0,120})?", re.ASCII)
 _EVENT_START = re.compile(rb"(data|event|id|retry)\s*:|:")
 # The beginning of an emoji whose end is missing: models that are cut off say that.
 _TORN = re.compile(rb"[\xf0-\xf4][\x80-\xbf]")
