@@ -60,6 +60,7 @@ _MAYBE_PAID = frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})
 class Result:
     """How a job ends: its status, and the upstream's body or our error (the four keys of the wire contract).
 
+    response_type: the media type of a body that is no JSON, or cannot be read as the answer that it should be; None: it is JSON.
     transcript: of a stream, its events as they were relayed; `response` is then the answer they add up to. turn_tokens: what the
     answer weighs in the history of a conversation.
     """
@@ -70,6 +71,7 @@ class Result:
     error: Mapping[str, object] | None = None
     transcript: bytes | None = None
     turn_tokens: int = 0
+    response_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class Finding:
 def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
     """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
 
-    The row has what the call needs: request, content_type, streamed, endpoint, model, timeout_s, ran_s (of it, what earlier attempts
-    took), base_url, secret, credential_id,
-    conversation_id, turn, since_turn, history_tokens, attachments, `late_s`, the seconds since its admission, `due`,
+    The row has what the call needs: request, content_type, streamed, endpoint, model, on_lost, on_unreadable, timeout_s, ran_s (of it,
+    what earlier attempts took), base_url, secret, credential_id, conversation_id, turn, since_turn, history_tokens, attachments,
+    `late_s`, the seconds since its admission, `due`,
     the receivers that are to be told of the start, and to tell of it: request_id, traceparent.
     """
     return session.execute(_CLAIM, {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s}).one_or_none()
@@ -265,6 +267,7 @@ def _end(job_id: UUID, dispatch_id: UUID, result: Result) -> dict[str, object]:
     return {
         "id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
         "response": result.response, "transcript": result.transcript, "error": _json(result.error), "turn_tokens": result.turn_tokens,
+        "response_type": result.response_type,
     }  # fmt: skip
 
 
@@ -294,6 +297,7 @@ _CLAIM = text(f"""
     SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
            mine.headers, mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.throttles, mine.refusals, mine.ran_s, mine.max_attempts, mine.on_lost,
+           mine.on_unreadable,
            mine.conversation_id, mine.credential_id,
            mine.turn, mine.since_turn, mine.history_tokens, mine.attachments, mine.request_id, mine.traceparent,
            credential.base_url, credential.kind AS credential_kind, credential.api_version, credential.secret,
@@ -334,7 +338,8 @@ _ADOPTED = "status IN ('queued', 'admitted') AND lost_dispatch_id = :dispatch_id
 def _done(which: str) -> str:
     return f"""
     done AS (
-        UPDATE job SET status = :status, http_status = :http_status, response = :response, transcript = :transcript,
+        UPDATE job SET status = :status, http_status = :http_status, response = :response, response_type = :response_type,
+               transcript = :transcript,
                error = CAST(:error AS jsonb), turn_tokens = turn_tokens + :turn_tokens,
                ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, seq = seq + 1,
                possible_duplicate_calls = possible_duplicate_calls - CASE WHEN status = 'running' THEN 0 ELSE 1 END

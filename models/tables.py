@@ -234,6 +234,7 @@ job = Table(
     Column("attachments", ARRAY(Uuid)),
     Column("timeout_s", Double, nullable=False),
     Column("on_lost", Text, nullable=False),
+    Column("on_unreadable", Text, nullable=False, server_default=text("'fail'")),
     Column("metadata", JSONB),
     Column("webhook_url", Text),
     Column("retry_of", Uuid, comment="the ended job that this one repeats"),
@@ -263,6 +264,7 @@ job = Table(
     # what came of it
     Column("http_status", SmallInteger),
     Column("response", LargeBinary),
+    Column("response_type", Text, comment="media type of a response that is no JSON, or not the answer it should be; null: JSON"),
     Column("transcript", LargeBinary, comment="of a stream: its events as they were relayed, one after another"),
     Column("error", JSONB),
     CheckConstraint("status IN ('queued','admitted','running','succeeded','failed','cancelled','expired')", name="status"),

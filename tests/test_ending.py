@@ -168,6 +168,7 @@ def test_what_is_kept_on_disk_cannot_be_read_there(good: Ending) -> None:
         {"result": Result(Status.FAILED, error={"message": "é\n", "type": None, "param": None, "code": "x"})},
         {"result": Result(Status.CANCELLED), "finding": Finding(Outcome.CANCELLED)},
         {"result": Result(Status.SUCCEEDED, response=bytes(range(256)))},
+        {"result": Result(Status.FAILED, http_status=200, response=b"\xff<html>", response_type="text/html")},
         {"result": Result(Status.SUCCEEDED, response=b"{}", transcript=b"data: {}\n\n")},
         {},
     ],

@@ -121,6 +121,34 @@ def test_a_result_is_the_upstreams_body(caller: Caller) -> None:
     assert [(1, "succeeded", "req_up")] == [(one["n"], one["outcome"], one["upstream_request_id"]) for one in shown["attempts"]]
 
 
+PAGE = b"<html>\xff</html>"
+
+
+def test_an_answer_that_is_no_result_can_be_fetched(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name, status=Status.FAILED, answer=PAGE, answer_type="text/html; charset=x")
+    shown = caller.get(f"/v1/jobs/{name}").json
+    made = caller.get(shown["result_raw"]["url"])
+
+    assert (None, "text/html; charset=x", len(PAGE)) == (
+        shown["result"], shown["result_raw"]["content_type"], shown["result_raw"]["bytes"],
+    )  # fmt: skip
+    assert (200, PAGE, "application/octet-stream") == (made.status_code, made.data, made.content_type)
+    assert ("text/html; charset=x", "nosniff", f'attachment; filename="{name}.bin"') == (
+        made.headers["X-Nowserving-Content-Type"], made.headers["X-Content-Type-Options"], made.headers["Content-Disposition"],
+    )  # fmt: skip
+    assert shown["result_raw"] == caller.get("/v1/jobs").json["data"][0]["result_raw"]
+    assert 404 == Caller(token="sk-another").get(f"/v1/jobs/{name}/raw").status_code
+
+
+def test_a_job_with_a_result_has_no_raw_answer(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name)
+
+    assert caller.get(f"/v1/jobs/{name}").json["result_raw"] is None
+    assert "result" in error_of(caller.get(f"/v1/jobs/{name}/raw"))["message"]
+
+
 @pytest.mark.parametrize(
     "answer", [b"\xff<html>", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000, b'{"a": "\\ud800"}', b'{"n": ' + b"1" * 5000 + b"}"]
 )

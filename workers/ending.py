@@ -22,7 +22,7 @@ from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
 from models.settings import settings
 from models.usage import Usage
-from workers import counting, retry, wake
+from workers import answer_body, counting, wake
 from workers.spool_backoff import SpoolBackoff
 
 log = logging.getLogger(__name__)
@@ -149,10 +149,13 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
 
 
 def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
-    """What an answer says that it used, and what was found with its price; None for what is no answer."""
+    """What an answer says that it used, and what was found with its price; None for what is no answer.
+
+    An answer that cannot be read (result.response_type, outcome unknown) keeps cost None: it is charged with what was reserved.
+    """
     if result.status != Status.SUCCEEDED or result.response is None:
         return None, ending.finding
-    used = usage.read(retry.parse(result.response))
+    used = usage.read(answer_body.parse(result.response))
     return used, replace(ending.finding, cost_microusd=usage.price(used, model=ending.model))
 
 

@@ -29,6 +29,7 @@ WANTED = st.fixed_dictionaries(
     {"endpoint": st.sampled_from([CHAT, CHAT, CHAT, IMAGES, EMBEDDINGS]), "size": st.sampled_from([1, 20, 300, 2_000]),
      "user": st.sampled_from([None, *FLOWS]), "conversation": st.none() | TALKS,
      "priority": st.sampled_from(["low", "normal", "high"]), "on_lost": st.sampled_from(["retry", "fail"]),
+     "on_unreadable": st.sampled_from(["retry", "fail"]),
      "max_attempts": st.sampled_from([1, 2, 4]), "webhook_url": st.sampled_from([None, None, HOOK])}
 )  # fmt: skip
 TEXTS = {"endpoint": EMBEDDINGS, "body": {"model": "m", "input": "x"}}
@@ -233,7 +234,15 @@ class Callers(Play):
             IMAGES: {"prompt": asked, "n": 1 + size % 3},
             EMBEDDINGS: {"input": asked},
         }[endpoint]
-        names = ("user", "priority", "on_lost", "max_attempts", "webhook_url", *(["conversation"] if endpoint == CHAT else []))
+        names = (
+            "user",
+            "priority",
+            "on_lost",
+            "on_unreadable",
+            "max_attempts",
+            "webhook_url",
+            *(["conversation"] if endpoint == CHAT else []),
+        )
         more = {name: wanted[name] for name in names if wanted[name] is not None}
         return {"endpoint": endpoint, "body": {"model": MODELS[endpoint], **body}, **more}
 
