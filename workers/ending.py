@@ -11,13 +11,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, secret, turn, usage, view
+from models import artifact, crash, db, job, marks, secret, tokens, turn, usage, view
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
@@ -37,7 +37,8 @@ _BYTES = ("response", "transcript")
 class Ending:
     """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
 
-    is_turn: of a conversation, in which its answer will be remembered.
+    is_turn: of a conversation, in which its answer will be remembered. asked_tokens: our count of the prompt, which is only taken where
+    the answer does not say; None: such a call costs nothing.
     """
 
     job_id: UUID
@@ -51,6 +52,7 @@ class Ending:
     counts: bool = False
     why: str = ""
     is_turn: bool = False
+    asked_tokens: int | Callable[[], int] | None = None
 
 
 def write(ending: Ending) -> Usage | None:
@@ -108,7 +110,7 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     if result is None or result.status != Status.SUCCEEDED or result.response is None:
         return ending, []
     made = marks.cut(result.response, result.transcript)
-    weight = turn.weigh([said]) if ending.is_turn and (said := turn.answer(made.response)) else 0
+    weight = tokens.estimate_messages([said], model=ending.model) if ending.is_turn and (said := turn.answer(made.response)) else 0
     return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
@@ -132,11 +134,13 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
 
 
 def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
-    """What an answer says that it used, and what was found with its price; None for what is no answer."""
+    """What an answer used, as it says or as we estimate it, and what was found with its price; None for what is no answer."""
     if result.status != Status.SUCCEEDED or result.response is None:
         return None, ending.finding
-    used = usage.read(retry.parse(result.response))
-    return used, replace(ending.finding, cost_microusd=usage.price(used, model=ending.model))
+    asked = ending.asked_tokens
+    used = usage.read(retry.parse(result.response), asked=(lambda: asked) if isinstance(asked, int) else asked, model=ending.model)
+    cost_microusd = usage.price(used, model=ending.model)
+    return used, replace(ending.finding, cost_microusd=cost_microusd, is_estimated=used.estimated)
 
 
 def spool(ending: Ending) -> Path:
@@ -180,7 +184,8 @@ def _folder() -> Path:
 
 
 def _dump(ending: Ending) -> bytes:
-    plain = asdict(ending)
+    asked = ending.asked_tokens
+    plain = asdict(replace(ending, asked_tokens=asked() if callable(asked) else asked))
     for name in _BYTES if ending.result is not None else ():
         if (kept := plain["result"][name]) is not None:
             plain["result"][name] = base64.b64encode(kept).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from models import endpoint, secret
+from models import endpoint, secret, tokens, turn
 from models.settings import settings
 from workers.openai_client import Request
 
@@ -27,6 +27,12 @@ def build(row: Any) -> Request:
         headers=headers,
         content=None if is_read else bytes(row.request),
     )
+
+
+def asked_tokens(row: Any) -> int:
+    """About how many tokens this job's prompt is: of the request that goes out, or what was reserved where that is a form."""
+    body = None if row.content_type else turn.parse(row.request)
+    return tokens.estimate_request(row.endpoint, body, model=row.model) if body else int(row.tokens)
 
 
 def _path(name: str) -> str:
