@@ -206,7 +206,8 @@ def _file_tokens(inside: object, bytes_per_token: int) -> int:
 
 def _weigh(text: str, encoding: _Encoding) -> float:
     raw = text.encode("utf-8", "surrogatepass")
-    kinds = b" " + raw.translate(_CLASS, _CONTINUATION)
+    # Begins with a byte of no class, so that a run at the start counts as one.
+    kinds = b"?" + raw.translate(_CLASS, _CONTINUATION)
     letters, digits, puncts = kinds.translate(_LETTER), kinds.translate(_DIGIT), kinds.translate(_PUNCT)
     weight = (
         0.99 * letters.count(b" a") + 0.57 * letters.count(b"a" * 8) + 0.6 * kinds.count(b"aA")

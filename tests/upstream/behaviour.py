@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
+from tests.upstream.usages import USAGES
+
 _MARKER = re.compile(r"\[\[fake:([^\]]*)\]\]")
 PLACES = {"hang": ("before", "headers"), "reset": ("before", "body")}
 GARBAGE = ("html", "truncated", "nul", "surrogate", "nan", "long", "short", "empty", "type", "binary", "not_http")
@@ -38,6 +40,7 @@ class Behaviour:
     error_after: int | None = None  # events of a stream, then an error event
     garble_after: int | None = None  # events of a stream, then half of one as if it were whole
     end_after: int | None = None  # events of a stream, then its proper end
+    usage: str | None = None  # of USAGES: the answer says otherwise, or not at all, what it used
     plain: bool = False  # a stream is asked for, the whole answer comes
     times: int | None = None  # this many calls, then none; a marker counts calls with the same text
     probability: float | None = None  # never used up
@@ -125,7 +128,8 @@ def _one_of(*choices: str) -> Callable[[object], str]:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "hold": _yes, "delay": _span, "hang": _one_of(*PLACES["hang"]), "reset": _one_of(*PLACES["reset"]), "status": int,
-    "kind": _one_of(*KINDS), "code": str, "retry_after": float, "garbage": _one_of(*GARBAGE), "drip": int,
+    "kind": _one_of(*KINDS), "code": str, "retry_after": float, "garbage": _one_of(*GARBAGE), "usage": _one_of(*USAGES),
+    "drip": int,
     "huge_mb": float, "redirect": lambda where: where if isinstance(where, str) and where else "/elsewhere", "informational": int,
     "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "garble_after": int, "end_after": int,
     "plain": _yes, "times": int, "probability": float,
