@@ -68,6 +68,8 @@ _O200K_MODELS = ("gpt-4o", "gpt-4.1", "gpt-4.5")
 # Characters that rarely share a token with a neighbour: the words of stories and talk, and forms of traditional Chinese.
 _LONERS = "了我他她你不着就也都很说這們說來會學國沒對"
 
+# Between texts that are counted together: of no class, so that together they weigh no more than one by one.
+_BETWEEN = "\0"
 _CONTINUATION = bytes(range(0x80, 0xC0))
 _SPANS = (
     (0xC3, 0xC3, b"e"), (0xC4, 0xCB, b"E"), (0xCC, 0xCF, b"g"), (0xD0, 0xD3, b"r"), (0xD4, 0xDF, b"b"), (0xE0, 0xE1, b"i"),
@@ -82,6 +84,7 @@ def _classes() -> bytes:
         char = chr(code)
         known = "a" if char.islower() else "A" if char.isupper() else "0" if char.isdigit() else char if char in " \n" else None
         table[code] = ord(known or ("\n" if char.isspace() else "."))
+    table[0] = ord("?")
     for first, last, name in _SPANS:
         table[first : last + 1] = name * (last + 1 - first)
     return bytes(table)
@@ -105,14 +108,14 @@ def estimate_text(text: str, *, model: str = "") -> int:
     pieces = [text[start : start + PIECE_CHARS] for start in starts]
     counted = sum(map(len, pieces))
     weight = sum(_weigh(piece, _encoding(model)) for piece in pieces)
-    return max(1, round(weight * len(text) / counted))
+    return math.ceil(weight * len(text) / counted)
 
 
 def estimate_messages(messages: Iterable[object], *, model: str = "") -> int:
     """About how many tokens these messages of a chat are: texts, tool calls and names, pictures, sound and files."""
     texts: list[str] = []
     tokens = sum(TOKENS_PER_MESSAGE + (_take(message, texts) if isinstance(message, Mapping) else 0) for message in messages)
-    return tokens + estimate_text(" ".join(texts), model=model)
+    return tokens + estimate_text(_BETWEEN.join(texts), model=model)
 
 
 def estimate_request(endpoint: str, body: Mapping[str, Any], *, model: str = "") -> int:
@@ -121,7 +124,7 @@ def estimate_request(endpoint: str, body: Mapping[str, Any], *, model: str = "")
         also = [_json(body[name]) for name in _READ_TOO if body.get(name)]
         messages = body.get("messages")
         asked = estimate_messages(messages if isinstance(messages, list) else [], model=model)
-        return asked + estimate_text(" ".join(also), model=model)
+        return asked + estimate_text(_BETWEEN.join(also), model=model)
     if endpoint in (IMAGES, EDITS):
         pictures = body.get("images") if endpoint == EDITS else None
         seen = sum(map(image_tokens, pictures)) if isinstance(pictures, list) else 0
@@ -135,7 +138,7 @@ def estimate_answer(answer: Mapping[str, Any], *, model: str = "") -> int:
     messages = [choice.get("message") for choice in choices if isinstance(choice, Mapping)] if isinstance(choices, list) else []
     texts: list[str] = []
     seen = sum(_take(message, texts) for message in messages if isinstance(message, Mapping))
-    return seen + estimate_text(" ".join(texts), model=model)
+    return seen + estimate_text(_BETWEEN.join(texts), model=model)
 
 
 def image_tokens(part: object) -> int:
@@ -171,7 +174,7 @@ def _estimate_input(asked: object, model: str) -> int:
     parts = [item for item in items if isinstance(item, Mapping)]
     given = sum(len(item) if isinstance(item, list) else isinstance(item, int) for item in items)
     seen = sum(_take_part(part, texts) for part in parts)
-    return given + seen + estimate_text(" ".join(texts), model=model)
+    return given + seen + estimate_text(_BETWEEN.join(texts), model=model)
 
 
 def _take(message: Mapping[str, Any], texts: list[str]) -> int:
@@ -206,7 +209,7 @@ def _file_tokens(inside: object, bytes_per_token: int) -> int:
 
 def _weigh(text: str, encoding: _Encoding) -> float:
     raw = text.encode("utf-8", "surrogatepass")
-    # Begins with a byte of no class, so that a run at the start counts as one.
+    # Before it a byte of no class, so that a run at its start counts as one.
     kinds = b"?" + raw.translate(_CLASS, _CONTINUATION)
     letters, digits, puncts = kinds.translate(_LETTER), kinds.translate(_DIGIT), kinds.translate(_PUNCT)
     weight = (

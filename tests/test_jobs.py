@@ -89,7 +89,7 @@ PARTS = [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {"u
 @pytest.mark.parametrize(
     ("content", "more", "tokens"),
     [
-        ("12345", {"max_tokens": 10}, 2 + 4 + 10),
+        ("one two", {"max_tokens": 10}, 2 + 4 + 10),
         (None, {"max_completion_tokens": 5, "max_tokens": 7, "n": 3}, 4 + 3 * 5),
         (PARTS, {}, 1 + 1105 + 4 + 1024),
     ],

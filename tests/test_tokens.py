@@ -87,6 +87,14 @@ def test_lone_surrogates_have_an_estimate() -> None:
     assert tokens.estimate_text("\ud800 half") > 0
 
 
+@given(st.lists(st.text()))
+def test_texts_weigh_no_more_together_than_one_by_one(texts: list[str]) -> None:
+    """A conversation reserves its turns' weights one by one, and what goes out is all of them."""
+    messages = [user(text) for text in texts]
+
+    assert tokens.estimate_messages(messages) <= sum(tokens.estimate_messages([message]) for message in messages)
+
+
 def hostile(kind: str, size: int) -> str:
     chosen = {
         "letters": "abcdefghijklmnopqrstuvwxyz",
