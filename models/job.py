@@ -241,6 +241,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
 
 # The upstream's word for messages that its model cannot take.
 TOO_LONG = "context_length_exceeded"
+# Our code for a job whose answer was kept although nobody could read it.
+UNREADABLE = "upstream_invalid_response"
 LOST = {
     "message": "The worker was lost during the call, so nobody knows whether the upstream answered it, and it is not called again "
     "(on_lost is `fail`, its stream had begun, or max_attempts is reached). POST …/retry makes a new job of it.",

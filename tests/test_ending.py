@@ -161,6 +161,17 @@ def test_an_estimate_outlives_its_worker(good: Ending, folder: Path) -> None:
     assert [(100, 4, 0, 290)] == used()
 
 
+def test_an_answer_that_could_not_be_read_is_charged_once_as_an_estimate(good: Ending) -> None:
+    error = {"message": "no JSON", "type": "server_error", "param": None, "code": "upstream_invalid_response"}
+    kept = Result(Status.FAILED, http_status=200, response=b"one two three four", error=error)
+    bad = replace(silent(good, lambda: 100), finding=Finding(Outcome.UNKNOWN, 200), result=kept)
+    ending.write(bad)
+    ending.write(bad)
+
+    assert (Status.FAILED, [(100, 4, 0, 290)], [True]) == (row(good.job_id).status, used(), marked())
+    assert [("charge", -290, "estimated")] == charged(good)
+
+
 # Pictures
 
 

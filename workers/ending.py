@@ -135,12 +135,21 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
 
 def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
     """What an answer used, as it says or as we estimate it, and what was found with its price; None for what is no answer."""
-    if result.status != Status.SUCCEEDED or result.response is None:
-        return None, ending.finding
     asked = ending.asked_tokens
-    used = usage.read(retry.parse(result.response), asked=(lambda: asked) if isinstance(asked, int) else asked, model=ending.model)
+    count = (lambda: asked) if isinstance(asked, int) else asked
+    if result.response is None or not (result.status == Status.SUCCEEDED or _is_unreadable(result)):
+        return None, ending.finding
+    if result.status == Status.SUCCEEDED:
+        used = usage.read(retry.parse(result.response), asked=count, model=ending.model)
+    else:
+        used = usage.of_unreadable(count() if count else 0, result.response, model=ending.model)
     cost_microusd = usage.price(used, model=ending.model)
     return used, replace(ending.finding, cost_microusd=cost_microusd, is_estimated=used.estimated)
+
+
+def _is_unreadable(result: Result) -> bool:
+    """An answer was kept that nobody could read: it may have been paid for."""
+    return (result.error or {}).get("code") == job.UNREADABLE
 
 
 def spool(ending: Ending) -> Path:
