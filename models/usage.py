@@ -46,13 +46,13 @@ def read(answer: object, *, asked: Callable[[], int] | None = None, model: str =
         return Usage(is_told=False)
     usage, data = answer.get("usage"), answer.get("data") if "created" in answer and "choices" not in answer else None
     pictures = len(data) if isinstance(data, list) else 0
-    told = _told(usage if isinstance(usage, Mapping) else {})
-    if asked is None or (pictures and not any(told)):
+    counts = _read_counts(usage if isinstance(usage, Mapping) else {})
+    if asked is None or (pictures and not any(counts)):
         is_told = isinstance(usage, Mapping) or isinstance(data, list)
-        return _fit(Usage(told.input or told.total or 0, told.output or 0, pictures, is_told=is_told), model)
-    read = told.input or min(asked(), told.total or MAX_COUNT)
-    written = told.output or (told.total - read if told.total else tokens.estimate_answer(answer, model=model))
-    is_estimated = (read, written) != (told.input or 0, told.output or 0)
+        return _fit(Usage(counts.input or counts.total or 0, counts.output or 0, pictures, is_told=is_told), model)
+    read = counts.input or min(asked(), counts.total or MAX_COUNT)
+    written = counts.output or (counts.total - read if counts.total else tokens.estimate_answer(answer, model=model))
+    is_estimated = (read, written) != (counts.input or 0, counts.output or 0)
     return _fit(Usage(read, written, pictures, estimated=is_estimated), model)
 
 
@@ -91,7 +91,7 @@ def of(arrow: str) -> str:
     )"""
 
 
-class _Told(NamedTuple):
+class _Counts(NamedTuple):
     """What an answer says, None where it cannot be read. total: only where it says more than the others."""
 
     input: int | None
@@ -99,14 +99,14 @@ class _Told(NamedTuple):
     total: int | None
 
 
-def _told(usage: Mapping[str, object]) -> _Told:
+def _read_counts(usage: Mapping[str, object]) -> _Counts:
     asked, answered = _count(usage, "input_tokens", "prompt_tokens"), _count(usage, "output_tokens", "completion_tokens")
     total = _count(usage, "total_tokens")
     if not total or (asked and answered):
-        return _Told(asked, answered, None)
+        return _Counts(asked, answered, None)
     if asked:
-        return _Told(asked, max(0, total - asked), None)
-    return _Told(max(0, total - answered), answered, None) if answered else _Told(None, None, total)
+        return _Counts(asked, max(0, total - asked), None)
+    return _Counts(max(0, total - answered), answered, None) if answered else _Counts(None, None, total)
 
 
 def _count(usage: Mapping[str, object], *names: str) -> int | None:
