@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models import tokens, view
+from models import recall, tokens, view
 from models.job import Finding, Outcome, Result, Status
 from models.marks import mark
 from tests.http_tools import IMAGE, Caller, error_of
@@ -247,6 +247,25 @@ def test_a_question_that_fills_the_budget_alone_goes_out_alone(caller: Caller) -
     assert ["x" * 4_000] == [one["content"] for one in talk(caller, "x" * 4_000)]
     assert [user("two")] == talk(caller, "two"), "what does not fit hides what was before it"
     assert [user("two"), assistant("yes"), user("three")] == talk(caller, "three")
+
+
+def test_a_system_prompts_tokens_are_stored_with_it_and_reserved(caller: Caller) -> None:
+    chinese = "请用中文回答。" * 20
+    rule(caller, system_prompt="of tea")
+    caller.send("PATCH", f"/v1/sessions/{SESSION}", json={"system_prompt": chinese})
+
+    (kept,) = query("SELECT system_prompt_tokens FROM conversation")
+    row = claim(caller, say(caller, "one"))
+    assert recall.prompt_tokens(chinese) == kept.system_prompt_tokens == row.history_tokens > 100
+
+
+def test_a_system_prompt_of_an_earlier_version_is_reserved_too(caller: Caller) -> None:
+    rule(caller, system_prompt="of tea " * 50)
+    query("UPDATE conversation SET system_prompt_tokens = NULL")
+
+    row = claim(caller, say(caller, "one"))
+    assert recall.prompt_tokens("of tea " * 50) <= row.history_tokens
+    assert 2 == len(sent(row))
 
 
 def test_what_a_turn_remembers_is_reserved_with_it(caller: Caller) -> None:
