@@ -54,11 +54,12 @@ class Attempt(Answer):
 
 
 class Usage(Answer):
-    """What all attempts together used, as the upstream counted it."""
+    """What all attempts together used."""
 
     input_tokens: int
     output_tokens: int
     images: int
+    estimated: bool = Field(description="true: some of it was counted by this server, for the upstream did not say it.")
 
 
 class Artifact(Answer):

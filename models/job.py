@@ -76,17 +76,26 @@ class Result:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one attempt when it is over. cost_microusd: of a call that was made; None: nobody knows."""
+    """What is known of one attempt when it is over. cost_microusd: of a call that was made; None: nobody knows.
+
+    is_estimated: the cost is of tokens that we counted ourselves.
+    """
 
     outcome: Outcome
     http_status: int | None = None
     upstream_request_id: str | None = None
     cost_microusd: int | None = None
+    is_estimated: bool = False
 
     @property
     def owed_microusd(self) -> int | None:
         """What it is charged with; None: nobody knows. The upstream takes nothing for what it refused or failed at."""
         return self.cost_microusd if self.outcome in _MAYBE_PAID else 0
+
+    @property
+    def note(self) -> str | None:
+        """What the ledger's entry says of its amount."""
+        return "estimated" if self.is_estimated and self.cost_microusd is not None else None
 
 
 def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
@@ -141,7 +150,7 @@ def finish_at_once(session: Session, job_id: UUID, dispatch_id: UUID, result: Re
     return session.execute(
         _FINISH_AT_ONCE,
         {**_end(job_id, dispatch_id, result), **_found(dispatch_id, finding), **vars(found), "owed": finding.owed_microusd,
-         "cost": finding.cost_microusd, "is_used": used is not None},
+         "note": finding.note, "cost": finding.cost_microusd, "is_used": used is not None},
     ).one_or_none()  # fmt: skip
 
 
@@ -165,7 +174,7 @@ def settle(session: Session, dispatch_id: UUID, finding: Finding) -> None:
     row = session.execute(_SETTLE, _found(dispatch_id, finding)).one_or_none()
     # A statement of its own, after the lock: it must see what the reaper has charged.
     if row is not None:
-        ledger.settle(session, dispatch_id, cost_microusd=finding.owed_microusd)
+        ledger.settle(session, dispatch_id, cost_microusd=finding.owed_microusd, note=finding.note)
 
 
 def put_back(
@@ -248,6 +257,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
 LEAST_CALL_S = 1
 # The upstream's word for messages that its model cannot take.
 TOO_LONG = "context_length_exceeded"
+# Our code for a job whose answer was kept although nobody could read it.
+UNREADABLE = "upstream_invalid_response"
 LOST = {
     "message": "The worker was lost during the call, so nobody knows whether the upstream answered it, and it is not called again "
     "(on_lost is `fail`, its stream had begun, or max_attempts is reached). POST …/retry makes a new job of it.",

@@ -214,6 +214,7 @@ def _usage(rows: Sequence[Any]) -> JsonObject:
             "input_tokens": sum(row.input_tokens for row in rows),
             "output_tokens": sum(row.output_tokens for row in rows),
             "images": sum(row.images for row in rows),
+            "estimated": any(row.estimated for row in rows),
         },
         "cost_usd": None if None in costs else sum(costs) / 1_000_000,
     }
@@ -277,5 +278,5 @@ _ATTEMPTS = text("""
     SELECT n, outcome, http_status, started_at, ended_at, upstream_request_id FROM attempt
     WHERE job_id = :id AND (n <= 10 OR n > :calls - 10) ORDER BY n
 """)
-_USAGE = text("SELECT input_tokens, output_tokens, images, cost_microusd FROM usage WHERE job_id = :id")
+_USAGE = text("SELECT input_tokens, output_tokens, images, estimated, cost_microusd FROM usage WHERE job_id = :id")
 _EVENTS = text("SELECT seq, type, at, detail FROM job_event WHERE job_id = :id AND seq > :after ORDER BY seq")

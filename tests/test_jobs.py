@@ -83,15 +83,15 @@ def test_who_waits_is_the_first_that_is_named(caller: Caller, fields: dict[str, 
     assert flow == caller.get(f"/v1/jobs/{name}").json["user"]
 
 
-PARTS = [{"type": "text", "text": "1234"}, {"type": "image_url", "image_url": {"url": "https://x.y"}}]
+PARTS = [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {"url": "https://x.y"}}]
 
 
 @pytest.mark.parametrize(
     ("content", "more", "tokens"),
     [
-        ("12345", {"max_tokens": 10}, 2 + 4 + 10),
+        ("one two", {"max_tokens": 10}, 2 + 4 + 10),
         (None, {"max_completion_tokens": 5, "max_tokens": 7, "n": 3}, 4 + 3 * 5),
-        (PARTS, {}, 1 + 1000 + 4 + 1024),
+        (PARTS, {}, 1 + 1105 + 4 + 1024),
     ],
 )
 def test_a_chat_reserves_what_openai_would_count(caller: Caller, content: object, more: dict[str, int], tokens: int) -> None:

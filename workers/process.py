@@ -6,10 +6,12 @@ import logging
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from models import crash, db, job, logs, pricing, view
+from models.endpoint import PAID
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
@@ -50,7 +52,11 @@ class Work:
         """It ends so."""
         row = self.row
         self.telling.found(finding)
-        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None)
+        asked = partial(request.asked_tokens, row) if row.endpoint in PAID else None
+        return Ending(
+            row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None,
+            asked_tokens=asked,
+        )  # fmt: skip
 
     def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> Ending:
         """The job is requeued. more: throttled and refusal, as of Ending."""

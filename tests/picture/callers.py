@@ -14,6 +14,7 @@ from werkzeug.test import TestResponse
 from models import pricing
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES
 from models.settings import settings
+from models.tokens import estimate_request
 from tests.picture import play
 from tests.picture.play import Play
 from tests.picture.things import ENDED, Endpoint, Talk, Tenant, Ticket
@@ -249,7 +250,7 @@ class Callers(Play):
     def _ticket(self, who: Tenant, payload: Mapping[str, Any]) -> Ticket:
         endpoint, body, name = payload["endpoint"], payload["body"], payload.get("conversation")
         asked = body["messages"][0]["content"] if endpoint == CHAT else body.get("prompt") or body["input"]
-        tokens, reply, images = -(-len(asked) // 4) + 4 * (endpoint == CHAT), body.get("max_tokens", 0), body.get("n", 0)
+        tokens, reply, images = estimate_request(endpoint, body), body.get("max_tokens", 0), body.get("n", 0)
         most = pricing.most_microusd(
             body["model"], input_tokens=tokens + (settings().session_context_tokens if name else 0), output_tokens=reply, images=images
         )

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from tests.upstream import surplus
+from tests.upstream.usages import USAGES
 
 _MARKER = re.compile(r"\[\[fake:([^\]]*)\]\]")
 PLACES = {"hang": ("before", "headers"), "reset": ("before", "body")}
@@ -51,6 +52,7 @@ class Behaviour:
     end_after: int | None = None  # events of a stream, then its proper end
     surplus: str | None = None  # a second answer after the answer, which is of this form; see surplus.KINDS
     leaves: str | None = None  # after the answer the connection is closed, reset, reset at the next request, or deaf
+    usage: str | None = None  # of USAGES: the answer says otherwise, or not at all, what it used
     plain: bool = False  # a stream is asked for, the whole answer comes
     times: int | None = None  # this many calls, then none; a marker counts calls with the same text
     probability: float | None = None  # never used up
@@ -138,7 +140,7 @@ def _one_of(*choices: str) -> Callable[[object], str]:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "hold": _yes, "delay": _span, "hang": _one_of(*PLACES["hang"]), "reset": _one_of(*PLACES["reset"]), "status": int,
-    "kind": _one_of(*KINDS), "code": str, "retry_after": float,
+    "kind": _one_of(*KINDS), "code": str, "retry_after": float, "usage": _one_of(*USAGES),
     "garbage": _one_of(*GARBAGE), "packed": _one_of(*PACKED), "shape": _one_of(*SHAPES), "drip": int,
     "huge_mb": float, "redirect": lambda where: where if isinstance(where, str) and where else "/elsewhere", "informational": int,
     "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "garble_after": int, "end_after": int,

@@ -13,6 +13,7 @@ from tests.upstream.garbage import spoil
 from tests.upstream.journal import CUT, ERROR, HANG, RESET
 from tests.upstream.packing import pack
 from tests.upstream.surplus import leave, overflow
+from tests.upstream.usages import with_usage
 from tests.upstream.wire import Connection
 
 HOLD_S = 60
@@ -101,6 +102,8 @@ def _answer(how: Behaviour, turn: Turn) -> Answer:
     if how.status and how.status >= 400:
         return faked(how)
     answer = turn.answer()
+    if how.usage:
+        answer = with_usage(answer, how.usage)
     if how.huge_mb:
         padding = b'{"x_padding":"' + b"x" * int(how.huge_mb * 1_000_000) + b'",'
         answer.body = answer.body.replace(b"{", padding, 1)
