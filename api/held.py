@@ -3,11 +3,9 @@
 For NOWSERVING_STATUS_GRACE_S nothing is sent, so whatever ends within it has its own status. After that `200` is said and a space
 every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte begins a client's read timeout anew.
 
-What fails later cannot have its status any more, and an error in a 200 is one that openai-python does not see: it would hand its
-caller an answer without choices. So its connection is broken off in the middle. Measured with openai 3.54.0, plain and async: it asks
-again after half a second with `x-stainless-retry-count: 1`, is recognised (models/reader.py), gets the stored failure with its real
-status at once and raises the exception of that status; nothing is called again. With `max_retries=0` it raises APIConnectionError.
-Everybody else gets the `{"error": …}`: openai-node 7.57 asks nothing again once a body has begun (`TypeError: terminated`).
+What fails later cannot have its status any more. Clients that do not see an error in a 200 have their connection broken off in the
+middle (api/late_failure.py says which): they raise, or ask again by themselves and are told the stored failure with its real status at
+once (models/reader.py); nothing is called again. Everybody else gets the `{"error": …}`.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from uuid import UUID
 
 from flask import Request, Response
 
-from api import door, errors, pictures, replies
+from api import door, errors, late_failure, pictures, replies
 from api.events import limit_sending
 from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import hall
@@ -98,7 +96,7 @@ class Held:
         self._job_id, self._caller, self._reader = job_id, caller, reader
         self._connection = limit_sending(request)
         self._origin = pictures.origin(request)
-        self._breaks_off = _comes_back(request)
+        self._breaks_off = late_failure.breaks_off(request.headers)
         self._is_settled = False
         self._room = ExitStack()
         try:
@@ -191,7 +189,7 @@ class Held:
             yield self._late(errors.answer(error).data)
 
     def _late(self, said: bytes) -> bytes:
-        """An error that has missed its status, for those who would read it there. Raises BrokenOff for those who come back for it."""
+        """An error that has missed its status, for clients that read it in a body. Raises BrokenOff for those that do not."""
         if self._breaks_off:
             self.leave_now()
             raise BrokenOff
@@ -204,8 +202,3 @@ class Held:
         except Unavailable:
             return None
 
-
-def _comes_back(request: Request) -> bool:
-    """Whether this is openai-python reading the answer whole: it asks again by itself when the connection breaks."""
-    said = request.headers
-    return said.get("x-stainless-lang") == "python" and said.get("x-stainless-raw-response") != "stream"
