@@ -201,4 +201,3 @@ class Held:
                 return view.find(session, self._job_id, self._caller.id)
         except Unavailable:
             return None
-

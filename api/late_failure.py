@@ -8,7 +8,8 @@ status (models/reader.py). The better one was measured for each client; docs/cli
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+
+from werkzeug.datastructures import Headers
 
 # By these the SDKs that are generated for OpenAI say what they are, in browsers too, where User-Agent is not theirs to set.
 SDK_LANGUAGE = "x-stainless-lang"
@@ -19,7 +20,7 @@ SDK_RAW_RESPONSE = "x-stainless-raw-response"
 # Everybody else is told in the body: `litellm/…` raises with its words, curl, requests, httpx, fetch and axios hand it out as it is,
 # while a broken connection gives their programs no words at all.
 _BROKEN_OFF = (
-    # openai-python and openai-node of all ages, as `OpenAI/Python 1.3.9`, `AsyncOpenAI/…`, `OpenAI/v1 PythonBindings/0.28.1`, `OpenAI/NodeJS/3.3.0`
+    # openai-python and openai-node of all ages: `AsyncOpenAI/Python 1.3.9`, `OpenAI/v1 PythonBindings/0.28.1`, `OpenAI/NodeJS/3.3.0`.
     r"\w*OpenAI/(?:Python|JS|NodeJS|v1 PythonBindings)\b",
     # LangChain for JavaScript asks again up to six times, each time as if for the first time.
     r"langchainjs-openai/",
@@ -31,7 +32,7 @@ _BROKEN_OFF = (
 _IS_BROKEN_OFF = re.compile("|".join(f"(?:{pattern})" for pattern in _BROKEN_OFF))
 
 
-def breaks_off(headers: Mapping[str, str]) -> bool:
+def breaks_off(headers: Headers) -> bool:
     """Whether a late failure breaks off the connection of the client with these request headers; False: it is told in the body."""
     if headers.get(SDK_RAW_RESPONSE) == "stream":
         return False

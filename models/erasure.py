@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -28,7 +29,7 @@ def erase(session: Session, *, most: int) -> int:
     """Of deleted sessions up to `most` ended turns have no bodies any more, and those without any turn are gone; how many turns."""
     done = [row.id for row in session.execute(_ERASE, {"most": most})]
     if done:
-        session.execute(_PICTURES, {"ids": done})
+        _erase_belongings(session, done)
     session.execute(_FORGET, {"most": most})
     return len(done)
 
@@ -40,8 +41,18 @@ def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
         raise NotFound("No such message.")
     if row.status in ("queued", "admitted", "running"):
         raise WrongState("This turn has not ended. Cancel its job first.")
-    session.execute(_ERASE_ONE, {"id": row.id})
-    session.execute(_PICTURES, {"ids": [row.id]})
+    erase_job(session, row.id)
+
+
+def erase_job(session: Session, job_id: UUID) -> None:
+    """This job, which has ended, has no bodies any more, no pictures, and is of no conversation."""
+    session.execute(_ERASE_ONE, {"id": job_id})
+    _erase_belongings(session, [job_id])
+
+
+def _erase_belongings(session: Session, job_ids: Sequence[UUID]) -> None:
+    for statement in (_PICTURES, _STORED):
+        session.execute(statement, {"ids": list(job_ids)})
 
 
 _GONE = "request = '', response = NULL, transcript = NULL, metadata = NULL, attachments = NULL, conversation_id = NULL"
@@ -64,6 +75,7 @@ _ERASE = text(f"""
     FROM mine WHERE job.id = mine.id RETURNING job.id
 """)
 _PICTURES = text("DELETE FROM artifact WHERE job_id = ANY(:ids)")
+_STORED = text("DELETE FROM stored_answer WHERE job_id = ANY(:ids)")
 _FORGET = text("""
     WITH gone AS (
         DELETE FROM conversation WHERE id IN (

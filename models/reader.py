@@ -16,8 +16,8 @@ from models.db import Session
 
 # An SDK's own retry comes within 8 s; one that has not come after this long starts anew.
 ANSWER_KEPT_S = 120
-# Clients that ask again without saying so do it at once (LiteLLM), or after 2 and 6 s (AI SDK), or after 1, 4 and 9 s (LangChain.js). A person,
-# or a program that means a new request, comes later.
+# Clients that ask again without saying so do it at once (LiteLLM), or after 2 and 6 s (AI SDK), or after 1, 4 and 9 s (LangChain.js).
+# A person, or a program that means a new request, comes later.
 FAILURE_KEPT_S = 15
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, secret, turn, usage, view
+from models import artifact, crash, db, job, marks, secret, stored_answer, turn, usage, view
+from models.db import Session
+from models.endpoint import CHAT
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
@@ -37,7 +39,8 @@ _BYTES = ("response", "transcript")
 class Ending:
     """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
 
-    is_turn: of a conversation, in which its answer will be remembered.
+    is_turn: of a conversation, in which its answer will be remembered. store_as: the metadata under which its answer is kept; None: it is
+    not.
     """
 
     job_id: UUID
@@ -51,6 +54,7 @@ class Ending:
     counts: bool = False
     why: str = ""
     is_turn: bool = False
+    store_as: dict[str, str] | None = None
 
 
 def write(ending: Ending) -> Usage | None:
@@ -113,7 +117,7 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
 
 
 def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: Usage | None, finding: Finding) -> Any | None:
-    if not ending.is_turn and not pictures:
+    if not ending.is_turn and not pictures and ending.store_as is None:
         with db.autocommit() as session:
             row = job.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
         if row is not None:
@@ -128,7 +132,16 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
             )  # fmt: skip
         if row is not None:
             artifact.store(session, ending.job_id, pictures)
+            if ending.store_as is not None:
+                _keep(session, ending, result, ending.store_as)
         return row
+
+
+def _keep(session: Session, ending: Ending, result: Result, metadata: dict[str, str]) -> None:
+    stored_answer.keep(
+        session, job_id=ending.job_id, key_id=ending.key_id, endpoint=CHAT, model=ending.model, answer=retry.parse(result.response or b""),
+        metadata=metadata,
+    )  # fmt: skip
 
 
 def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, logs, pricing, view
+from models import crash, db, job, logs, pricing, stored_answer, view
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
@@ -43,7 +43,11 @@ class Work:
         """It ends so."""
         row = self.row
         self.telling.found(finding)
-        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None)
+        store_as = stored_answer.metadata_to_store(row.endpoint, bytes(row.request)) if result.status == Status.SUCCEEDED else None
+        return Ending(
+            row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None,
+            store_as=store_as,
+        )  # fmt: skip
 
     def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "") -> Ending:
         """It waits again."""

@@ -1,0 +1,212 @@
+"""Stored chat completions: kept when the request said so, found and changed by the key that stored them, gone when it deletes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from models import db, retention, stored_answer, view
+from models.job import Finding, Outcome, Result, Status
+from tests.http_tools import Caller, error_of, run
+from tests.line_tools import query, row
+from workers import ending
+from workers.ending import Ending
+
+pytestmark = pytest.mark.usefixtures("database")
+
+HELLO = {"role": "user", "content": "hello"}
+COMPLETIONS = "/v1/chat/completions"
+
+
+@pytest.fixture
+def caller() -> Caller:
+    return Caller()
+
+
+def answered(caller: Caller, completion_id: Any, *, path: str = COMPLETIONS, said_model: str = "m-2026", **body: Any) -> UUID:
+    """A job with this body was answered with this id. Returns the job."""
+    more = body.pop("nowserving", {})
+    name = caller.submit(endpoint=path, body={"model": "m", "messages": [HELLO], **body}, **more)
+    job_id, dispatch_id = view.parse_id(name), run(caller, name)
+    answer = {
+        "id": completion_id, "object": "chat.completion", "created": 1, "model": said_model,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+    }  # fmt: skip
+    result = Result(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
+    store_as = stored_answer.metadata_to_store(path, bytes(row(job_id).request))
+    found = Finding(Outcome.SUCCEEDED, 200, "req_up")
+    ending.commit(Ending(job_id, dispatch_id, caller.key.id, row(job_id).lane_id, "m", found, result, store_as=store_as))
+    return job_id
+
+
+def store(caller: Caller, completion_id: str, **body: Any) -> UUID:
+    return answered(caller, completion_id, store=True, **body)
+
+
+def listed(caller: Caller, query_text: str = "") -> list[str]:
+    return [each["id"] for each in caller.get(f"{COMPLETIONS}{query_text}").json["data"]]
+
+
+def test_a_stored_completion_is_the_upstreams_answer_with_its_metadata_and_what_was_asked(caller: Caller) -> None:
+    store(caller, "chatcmpl-1", metadata={"topic": "tea"}, temperature=0.5, user="ann")
+    found = caller.get(f"{COMPLETIONS}/chatcmpl-1")
+
+    assert 200 == found.status_code
+    expected = {"id": "chatcmpl-1", "object": "chat.completion", "model": "m-2026", "metadata": {"topic": "tea"}, "temperature": 0.5,
+                "input_user": "ann", "top_p": None, "request_id": "req_up"}  # fmt: skip
+    assert expected == {name: found.json[name] for name in expected}
+    assert "hi" == found.json["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions", "/v1/v1/chat/completions"])
+def test_they_are_at_every_base_path(caller: Caller, path: str) -> None:
+    store(caller, "chatcmpl-1")
+
+    assert 200 == caller.get(f"{path}/chatcmpl-1").status_code
+    assert 1 == len(caller.get(path).json["data"])
+
+
+@pytest.mark.parametrize("body", [{}, {"store": False}, {"store": None}, {"store": "true"}, {"user": '"store"'}, {"metadata": {"store": "1"}}])
+def test_what_was_not_asked_to_be_stored_is_not(caller: Caller, body: dict[str, Any]) -> None:
+    answered(caller, "chatcmpl-1", **body)
+
+    assert ([], 404) == (listed(caller), caller.get(f"{COMPLETIONS}/chatcmpl-1").status_code)
+
+
+@pytest.mark.parametrize("bad", [None, 7, "", "a/b", "ü", "a b", "x" * 257])
+def test_an_answer_without_an_id_that_an_address_can_hold_is_answered_and_not_stored(caller: Caller, bad: object) -> None:
+    job_id = answered(caller, bad, store=True)
+
+    assert ("succeeded", []) == (row(job_id).status, listed(caller))
+
+
+@pytest.mark.parametrize("bad", [{"a": 1}, {"a": "x" * 513}, {"x" * 65: "a"}, {str(n): "a" for n in range(17)}, ["a"], "a", None])
+def test_metadata_that_is_no_pairs_of_short_strings_is_left_out(caller: Caller, bad: object) -> None:
+    store(caller, "chatcmpl-1", metadata=bad)
+
+    assert {} == caller.get(f"{COMPLETIONS}/chatcmpl-1").json["metadata"]
+
+
+def test_a_list_goes_on_page_by_page_in_both_orders(caller: Caller) -> None:
+    for number in range(5):
+        store(caller, f"chatcmpl-{number}")
+    first = caller.get(f"{COMPLETIONS}?limit=2").json
+
+    assert ("list", "chatcmpl-0", "chatcmpl-1", True) == (first["object"], first["first_id"], first["last_id"], first["has_more"])
+    assert ["chatcmpl-2", "chatcmpl-3"] == listed(caller, "?limit=2&after=chatcmpl-1")
+    assert ["chatcmpl-4"] == listed(caller, "?limit=2&after=chatcmpl-3")
+    assert ["chatcmpl-2", "chatcmpl-1", "chatcmpl-0"] == listed(caller, "?order=desc&after=chatcmpl-3")
+
+
+def test_a_list_has_only_what_fits_model_and_metadata(caller: Caller) -> None:
+    store(caller, "chatcmpl-1", metadata={"topic": "tea", "for": "ann"})
+    store(caller, "chatcmpl-2", metadata={"topic": "tea"})
+    store(caller, "chatcmpl-3", said_model="m-2027")
+
+    assert ["chatcmpl-1", "chatcmpl-2"] == listed(caller, "?metadata[topic]=tea")
+    assert ["chatcmpl-1"] == listed(caller, "?metadata%5Btopic%5D=tea&metadata[for]=ann")
+    assert [] == listed(caller, "?metadata[topic]=te")
+    assert ["chatcmpl-3"] == listed(caller, "?model=m-2027")
+    assert 3 == len(listed(caller, "?model=m"))
+
+
+@pytest.mark.parametrize("bad", [
+    "?limit=0", "?limit=101", "?order=up", "?after=chatcmpl-none", "?model=%00", "?metadata[a]=%00", "?metadata[%00]=a", "?metadata[]=a",
+    f"?metadata[a]={'x' * 513}",
+])  # fmt: skip
+def test_a_list_that_is_asked_for_wrongly_is_refused(caller: Caller, bad: str) -> None:
+    assert 400 == caller.get(COMPLETIONS + bad).status_code
+
+
+def test_metadata_is_changed_all_at_once(caller: Caller) -> None:
+    store(caller, "chatcmpl-1", metadata={"topic": "tea"})
+
+    changed = caller.post(f"{COMPLETIONS}/chatcmpl-1", {"metadata": {"for": "bob"}})
+    assert (200, {"for": "bob"}) == (changed.status_code, changed.json["metadata"])
+    assert ["chatcmpl-1"] == listed(caller, "?metadata[for]=bob")
+    assert {} == caller.post(f"{COMPLETIONS}/chatcmpl-1", {"metadata": None}).json["metadata"]
+
+
+@pytest.mark.parametrize("bad", [{}, {"metadata": {"a": 1}}, {"metadata": {"a": "x" * 513}}, {"metadata": {"": "a"}}, {"store": False}])
+def test_a_change_of_anything_but_metadata_is_refused(caller: Caller, bad: dict[str, Any]) -> None:
+    store(caller, "chatcmpl-1")
+
+    assert 400 == caller.post(f"{COMPLETIONS}/chatcmpl-1", bad).status_code
+
+
+def test_a_deleted_completion_is_gone_and_nothing_of_it_is_kept_but_what_it_used(caller: Caller) -> None:
+    job_id = store(caller, "chatcmpl-1", metadata={"topic": "tea"})
+    deleted = caller.send("DELETE", f"{COMPLETIONS}/chatcmpl-1")
+
+    assert {"object": "chat.completion.deleted", "id": "chatcmpl-1", "deleted": True} == deleted.json
+    assert ([], 404) == (listed(caller), caller.get(f"{COMPLETIONS}/chatcmpl-1").status_code)
+    assert (b"", None) == (bytes(row(job_id).request), row(job_id).response)
+    assert ([], 1) == (query("SELECT FROM stored_answer"), len(query("SELECT FROM usage")))
+    assert 404 == caller.send("DELETE", f"{COMPLETIONS}/chatcmpl-1").status_code
+
+
+def test_the_messages_are_those_that_were_sent(caller: Caller) -> None:
+    parts = [{"type": "text", "text": "what is this?"}]
+    sent = [{"role": "system", "content": "be brief"}, {"role": "user", "content": parts, "name": "ann"}, HELLO]
+    store(caller, "chatcmpl-1", messages=sent)
+    found = caller.get(f"{COMPLETIONS}/chatcmpl-1/messages").json
+
+    assert ("list", "chatcmpl-1-0", "chatcmpl-1-2", False) == (found["object"], found["first_id"], found["last_id"], found["has_more"])
+    assert {"id": "chatcmpl-1-0", "role": "system", "content": "be brief", "name": None, "content_parts": None} == found["data"][0]
+    assert {"id": "chatcmpl-1-1", "role": "user", "content": None, "name": "ann", "content_parts": parts} == found["data"][1]
+    page = caller.get(f"{COMPLETIONS}/chatcmpl-1/messages?limit=1&order=desc&after=chatcmpl-1-2").json
+    assert (["chatcmpl-1-1"], True) == ([each["id"] for each in page["data"]], page["has_more"])
+    assert 400 == caller.get(f"{COMPLETIONS}/chatcmpl-1/messages?after=chatcmpl-2-0").status_code
+
+
+def test_nothing_is_told_of_what_another_key_stored(caller: Caller) -> None:
+    store(caller, "chatcmpl-1")
+    other = Caller("sk-two", app=caller.app)
+
+    assert [] == listed(other)
+    for method, path, more in (("GET", "", {}), ("GET", "/messages", {}), ("DELETE", "", {}), ("POST", "", {"json": {"metadata": {}}})):
+        refused = other.send(method, f"{COMPLETIONS}/chatcmpl-1{path}", **more)
+        assert (404, "invalid_request_error") == (refused.status_code, error_of(refused)["type"])
+    assert ["chatcmpl-1"] == listed(caller)
+
+
+@pytest.mark.parametrize("name", ["chatcmpl-2", "%00", "%F0%9F%98%80", "x" * 300])
+def test_an_unknown_completion_is_not_found(caller: Caller, name: str) -> None:
+    refused = caller.get(f"{COMPLETIONS}/{name}")
+
+    assert (404, "completion_id") == (refused.status_code, error_of(refused)["param"])
+
+
+def test_of_an_id_that_an_upstream_gave_twice_the_newest_is_meant(caller: Caller) -> None:
+    store(caller, "chatcmpl-1", metadata={"n": "1"})
+    store(caller, "chatcmpl-1", metadata={"n": "2"})
+
+    assert "2" == caller.get(f"{COMPLETIONS}/chatcmpl-1").json["metadata"]["n"]
+    caller.send("DELETE", f"{COMPLETIONS}/chatcmpl-1")
+    assert "1" == caller.get(f"{COMPLETIONS}/chatcmpl-1").json["metadata"]["n"]
+
+
+def test_a_stored_completion_goes_with_its_session(caller: Caller) -> None:
+    store(caller, "chatcmpl-1", nowserving={"conversation": "tea"})
+    assert ["chatcmpl-1"] == listed(caller)
+
+    assert 200 == caller.send("DELETE", "/v1/sessions/tea").status_code
+    assert [] == query("SELECT FROM stored_answer")
+
+
+def test_a_stored_completion_goes_when_its_job_is_too_old(caller: Caller) -> None:
+    store(caller, "chatcmpl-1")
+    query("UPDATE job SET ended_at = now() - interval '40 days'")
+    with db.begin() as session:
+        retention.sweep(session, days=30, idempotency_hours=24)
+
+    assert [] == query("SELECT FROM stored_answer")
+
+
+def test_an_answer_that_waits_on_disk_for_postgres_is_stored_when_it_is_back(caller: Caller) -> None:
+    kept = Ending(UUID(int=1), UUID(int=2), 1, 1, "m", Finding(Outcome.SUCCEEDED), store_as={"topic": "tea"})
+
+    assert kept == ending._load(ending._dump(kept))
