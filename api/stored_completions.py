@@ -104,7 +104,14 @@ def _show(session: Session, row: Any) -> JsonObject:
     asked, answer = _request(row), view.result(session, row)
     about = {name: asked.get(name) for name in _ECHOED}
     said = answer if isinstance(answer, dict) else {}
-    return {**about, "input_user": asked.get("user"), "request_id": row.upstream_request_id, **said, "id": row.answer_id, "metadata": row.noted}
+    return {
+        **about,
+        "input_user": asked.get("user"),
+        "request_id": row.upstream_request_id,
+        **said,
+        "id": row.answer_id,
+        "metadata": row.noted,
+    }
 
 
 def _request(row: Any) -> JsonObject:

@@ -20,6 +20,7 @@ from sqlalchemy import text
 
 from models import conversation, lane, ledger, outbox, recall, usage
 from models.db import Session
+from models.settings import settings
 from models.usage import Usage
 
 
@@ -89,7 +90,8 @@ class Finding:
 def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
     """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
 
-    The row has what the call needs: request, content_type, streamed, endpoint, model, timeout_s, base_url, secret, credential_id,
+    The row has what the call needs: request, content_type, streamed, endpoint, model, timeout_s, ran_s (of it, what earlier attempts
+    took), base_url, secret, credential_id,
     conversation_id, turn, since_turn, history_tokens, attachments, `late_s`, the seconds since its admission, `due`,
     the receivers that are to be told of the start, and to tell of it: request_id, traceparent.
     """
@@ -165,17 +167,21 @@ def settle(session: Session, dispatch_id: UUID, finding: Finding) -> None:
 
 
 def put_back(
-    session: Session, job_id: UUID, dispatch_id: UUID, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = ""
-) -> bool:
-    """The job waits again at its old tag, not before `delay_s`; False when this dispatch no longer holds it.
+    session: Session, job_id: UUID, dispatch_id: UUID, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "",
+    throttled: bool = False, refusal: Mapping[str, object] | None = None,
+) -> bool:  # fmt: skip
+    """Requeues the job at its old tag, not before `delay_s`; False when this dispatch no longer holds it.
 
-    counts: whether this attempt counts against max_attempts. A job whose cancellation was asked for is cancelled instead.
+    counts: whether this attempt counts against max_attempts; throttled: whether it counts against NOWSERVING_MAX_THROTTLES. refusal: of a
+    credential that cannot serve the job {credential_id, status, error}; the pacer tries the others. A job whose cancellation was asked
+    for is cancelled instead.
     """
     row = session.execute(
         _PUT_BACK,
         {"id": job_id, "dispatch_id": dispatch_id, "delay_s": delay_s, "failed": int(counts),
          "detail": _json({"reason": why or finding.outcome}),
-         "maybe": int(finding.outcome == Outcome.UNKNOWN)},
+         "maybe": int(finding.outcome == Outcome.UNKNOWN), "throttled": int(throttled), "refusal": _json(refusal),
+         "refused_by": _json([{"credential_id": refusal["credential_id"]}] if refusal else None)},
     ).one_or_none()  # fmt: skip
     settle(session, dispatch_id, finding)
     if row is not None and row.status == Status.CANCELLED:
@@ -197,7 +203,9 @@ def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
     Status and lease are looked at again in the update itself. Rows: id, status, lane_id, dispatch_id, credential_id, model, and to tell
     of it: key_id, endpoint, calls, started_at, ended_at, request_id, traceparent.
     """
-    rows = session.execute(_REAP, {"most": most, "error": _json(LOST), "expected": _json({"reason": "lost"})}).all()
+    rows = session.execute(
+        _REAP, {"most": most, "error": _json(LOST), "expected": _json({"reason": "lost"}), "lease_s": settings().lease_s}
+    ).all()
     waiting = [(row.lane_id, row.start_tag) for row in rows if row.status == Status.QUEUED]
     conversation.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL], also=waiting)
     return rows
@@ -230,6 +238,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
     return rows
 
 
+# A job with less than this of its timeout_s left is not called again.
+LEAST_CALL_S = 1
 # The upstream's word for messages that its model cannot take.
 TOO_LONG = "context_length_exceeded"
 LOST = {
@@ -261,7 +271,7 @@ def _found(dispatch_id: UUID, finding: Finding) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _json(value: Mapping[str, object] | None) -> str | None:
+def _json(value: Mapping[str, object] | Sequence[object] | None) -> str | None:
     return None if value is None else json.dumps(value)
 
 
@@ -279,9 +289,13 @@ _CLAIM = text(f"""
     ), {outbox.of("mine", kind="'job.started'", at="started_at")}
     SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
            mine.timeout_s, mine.calls,
-           mine.tokens, mine.images, mine.failures, mine.max_attempts, mine.on_lost, mine.conversation_id, mine.credential_id,
+           mine.tokens, mine.images, mine.failures, mine.throttles, mine.refusals, mine.ran_s, mine.max_attempts, mine.on_lost,
+           mine.conversation_id, mine.credential_id,
            mine.turn, mine.since_turn, mine.history_tokens, mine.attachments, mine.request_id, mine.traceparent,
-           credential.base_url, credential.secret, credential.parked_at IS NOT NULL AS is_probe,
+           credential.base_url, credential.secret, credential.parked_at IS NOT NULL OR EXISTS (
+               SELECT FROM parked_model AS parked
+               WHERE parked.credential_id = mine.credential_id AND parked.model = mine.model AND parked.endpoint = mine.endpoint
+           ) AS is_probe,
            extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s, {outbox.DUE}
     FROM mine JOIN credential ON credential.id = mine.credential_id
 """)
@@ -346,6 +360,10 @@ _PUT_BACK = text(f"""
             ended_at = CASE WHEN cancel_requested THEN clock_timestamp() END,
             not_before = CASE WHEN :delay_s > 0 THEN clock_timestamp() + make_interval(secs => :delay_s) END,
             failures = failures + :failed, possible_duplicate_calls = possible_duplicate_calls + :maybe,
+            throttles = throttles + :throttled,
+            refusals = CASE WHEN CAST(:refusal AS jsonb) IS NULL OR refusals @> CAST(:refused_by AS jsonb) THEN refusals
+                            ELSE coalesce(refusals, '[]') || CAST(:refusal AS jsonb) END,
+            ran_s = ran_s + CASE WHEN status = 'running' THEN extract(epoch FROM clock_timestamp() - started_at) ELSE 0 END,
             dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         WHERE id = :id AND dispatch_id = :dispatch_id AND status IN ('admitted', 'running')
         RETURNING id, status, seq, ended_at, key_id, lane_id, start_tag, conversation_id, webhook_url
@@ -373,15 +391,21 @@ _RETURN_UNCLAIMED = text("""
 """)
 _REAP = text(f"""
     WITH lost AS (
-        SELECT id, dispatch_id AS dispatch, cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts AS ends FROM job
-        WHERE status = 'running' AND lease_until < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
+        SELECT id, dispatch_id AS dispatch, ran.s AS ran_s,
+               cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts OR ran.s > timeout_s - {LEAST_CALL_S} AS ends
+        FROM job, LATERAL (
+            -- Until the last heartbeat: how long the call went on after it is not known.
+            SELECT job.ran_s + greatest(0, extract(epoch FROM lease_until - started_at) - :lease_s)::float8 AS s
+        ) AS ran
+        WHERE status = 'running' AND lease_until < clock_timestamp() LIMIT :most FOR UPDATE OF job SKIP LOCKED
     ), back AS (
         UPDATE job SET
             status = CASE WHEN cancel_requested THEN 'cancelled' WHEN ends THEN 'failed' ELSE 'queued' END,
             ended_at = CASE WHEN ends THEN clock_timestamp() END,
             error = CASE WHEN ends AND NOT cancel_requested THEN CAST(:error AS jsonb) END,
             possible_duplicate_calls = possible_duplicate_calls + CASE WHEN ends THEN 0 ELSE 1 END,
-            failures = failures + 1, lost_dispatch_id = dispatch, dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
+            failures = failures + 1, ran_s = lost.ran_s, lost_dispatch_id = dispatch,
+            dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         FROM lost WHERE job.id = lost.id AND job.status = 'running' AND job.dispatch_id = dispatch AND job.lease_until < clock_timestamp()
         RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id,
                   job.credential_id, job.model, job.key_id, job.webhook_url, job.ended_at, job.flow, job.reserved_microusd,

@@ -88,12 +88,13 @@ def remember(
     learned_tpm: int | None,
     window_size: float | None,
     cooldown_until: datetime | None,
+    tpm_refuted: bool = False,
 ) -> None:
-    """What the limiter learned survives the loss of Redis."""
+    """Stores what the limiter learned, so that it survives the loss of Redis. tpm_refuted: the learned tpm is known to be wrong."""
     session.execute(
         _REMEMBER,
         {"credential_id": credential_id, "model": model, "learned_rpm": learned_rpm, "learned_tpm": learned_tpm,
-         "window_size": window_size, "cooldown_until": cooldown_until},
+         "window_size": window_size, "cooldown_until": cooldown_until, "tpm_refuted": tpm_refuted},
     )  # fmt: skip
 
 
@@ -125,7 +126,8 @@ _REMEMBER = text("""
     INSERT INTO meter (credential_id, model, learned_rpm, learned_tpm, window_size, cooldown_until)
     VALUES (:credential_id, :model, :learned_rpm, :learned_tpm, :window_size, :cooldown_until)
     ON CONFLICT (credential_id, model) DO UPDATE
-    SET learned_rpm = coalesce(excluded.learned_rpm, meter.learned_rpm), learned_tpm = coalesce(excluded.learned_tpm, meter.learned_tpm),
+    SET learned_rpm = coalesce(excluded.learned_rpm, meter.learned_rpm),
+        learned_tpm = CASE WHEN :tpm_refuted THEN NULL ELSE coalesce(excluded.learned_tpm, meter.learned_tpm) END,
         window_size = coalesce(excluded.window_size, meter.window_size),
         cooldown_until = greatest(excluded.cooldown_until, meter.cooldown_until)
 """)

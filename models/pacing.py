@@ -66,8 +66,8 @@ def held_for_a_moment(session: Session, lane_ids: Sequence[int]) -> bool:
 def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[cap.Room] = ()) -> Sequence[Any]:
     """The first `most` jobs of each lane, in order; those that a cap in `rooms` stops altogether are passed over.
 
-    Rows: id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, request_id,
-    traceparent.
+    Rows: id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, refusals,
+    request_id, traceparent.
     """
     if not lanes:
         return []
@@ -175,7 +175,7 @@ _FREE = text("""
 _HEAD = """
     SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)
     CROSS JOIN LATERAL (
-        SELECT id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls,
+        SELECT id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, refusals,
                request_id, traceparent
         FROM job WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
         AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp())

@@ -1,7 +1,9 @@
-"""Credentials that the upstream refuses altogether: they get no jobs but one probe a minute, and a good answer opens them again.
+"""Credentials that the upstream refuses: parked for everything, or for one model and endpoint. A good answer unparks them.
 
-A parked pool's jobs wait: it is for its operator to mend. Only the jobs of an own key that the upstream does not know are failed at
-once with what the upstream said, since waiting cannot cure a wrong key.
+Parked for everything (wrong key, no money): no jobs but one probe every NOWSERVING_PROBE_S. The jobs of a pool wait, for its operator has
+to mend it; those of an own key fail at once with the upstream's words.
+Parked for one model and endpoint (no access, unknown model, payment required): the pool's other credentials serve these jobs. Probes back
+off up to PROBE_MOST_S. A job fails when every credential of its pool has refused it; while all are parked so, none counts as parked.
 """
 
 from __future__ import annotations
@@ -9,10 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
 from models.db import Session
+from models.settings import settings
+
+# The longest time between two probes of a credential that is parked for one model and endpoint.
+PROBE_MOST_S = 3_600
 
 
 def park(session: Session, credential_id: int, *, reason: str, error: Mapping[str, object] | None) -> Any:
@@ -29,7 +36,11 @@ def unpark(session: Session, credential_id: int) -> None:
 
 
 def open_or_due(session: Session, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
-    """The credentials that may be asked. Rows: id, pool_id, weight, is_probe (parked, and due for one job that tries it)."""
+    """The credentials that may be asked.
+
+    Rows: id, pool_id, weight, is_probe (parked, and due for one job that tries it), shut: [{model, endpoint, is_due}] of what each is
+    parked for alone.
+    """
     return session.execute(_OPEN, {"pools": list(pool_ids), "probe_s": probe_s}).all()
 
 
@@ -39,6 +50,38 @@ def probed(session: Session, credential_ids: Sequence[int]) -> None:
         session.execute(
             text("UPDATE credential SET parked_at = now() WHERE id = ANY(:ids) AND parked_at IS NOT NULL"), {"ids": list(credential_ids)}
         )
+
+
+def refused(
+    session: Session, *, job_id: UUID, credential_id: int, model: str, endpoint: str, reason: str, refused_by: Sequence[int]
+) -> bool:
+    """Parks the credential for this model and endpoint where another credential of its pool may serve the job; returns whether one may.
+
+    refused_by: credentials that refused the job before. When none is left the job itself is refused, so what it parked is open again.
+    """
+    wanted = {"job_id": job_id, "credential_id": credential_id, "model": model, "endpoint": endpoint, "reason": reason}
+    if not has_others(session, credential_id, but=refused_by):
+        session.execute(_FORGIVE, {"job_id": job_id, "model": model, "endpoint": endpoint})
+        return False
+    session.execute(_PARK_MODEL, {**wanted, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
+    return True
+
+
+def has_others(session: Session, credential_id: int, *, but: Sequence[int] = ()) -> bool:
+    """Whether the pool of this credential has another one that is open, besides those in `but`."""
+    return session.execute(_OTHERS, {"credential_id": credential_id, "refused": [*but, credential_id]}).one_or_none() is not None
+
+
+def unpark_model(session: Session, credential_id: int, *, model: str, endpoint: str) -> None:
+    """The credential serves this model and endpoint again."""
+    session.execute(_UNPARK_MODEL, {"credential_id": credential_id, "model": model, "endpoint": endpoint})
+
+
+def probed_models(session: Session, probes: Sequence[tuple[int, str, str]]) -> None:
+    """A probe is on its way with each (credential, model, endpoint); the next is due only after their time."""
+    if probes:
+        columns = dict(zip(("credentials", "models", "endpoints"), map(list, zip(*probes, strict=True)), strict=True))
+        session.execute(_PROBED_MODELS, {**columns, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
 
 
 def hopeless(session: Session, pool_ids: Sequence[int]) -> dict[int, dict[str, object]]:
@@ -61,8 +104,32 @@ _PARK = text("""
     WHERE credential.id = owned.id RETURNING owned.is_own, owned.was_parked
 """)
 _UNPARK = text("UPDATE credential SET parked_at = NULL, parked_reason = NULL, parked_error = NULL WHERE id = :id AND parked_at IS NOT NULL")
+_WAIT = "make_interval(secs => least(:most_s, :probe_s * power(2, least(probes, 20))))"
+_PARK_MODEL = text(f"""
+    INSERT INTO parked_model AS parked (credential_id, model, endpoint, reason, job_id, probe_at)
+    VALUES (:credential_id, :model, :endpoint, :reason, :job_id, now() + make_interval(secs => :probe_s))
+    ON CONFLICT (credential_id, model, endpoint) DO UPDATE
+    SET reason = excluded.reason, job_id = excluded.job_id, probes = parked.probes + 1,
+        probe_at = now() + {_WAIT.replace("probes", "parked.probes + 1")}
+""")
+_PROBED_MODELS = text(f"""
+    UPDATE parked_model SET probe_at = now() + {_WAIT}
+    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[]), CAST(:endpoints AS text[]))
+        AS sent (credential_id, model, endpoint)
+    WHERE parked_model.credential_id = sent.credential_id AND parked_model.model = sent.model AND parked_model.endpoint = sent.endpoint
+""")
+_UNPARK_MODEL = text("DELETE FROM parked_model WHERE credential_id = :credential_id AND model = :model AND endpoint = :endpoint")
+_FORGIVE = text("DELETE FROM parked_model WHERE job_id = :job_id AND model = :model AND endpoint = :endpoint")
+_OTHERS = text("""
+    SELECT other.id FROM credential JOIN credential AS other ON other.pool_id = credential.pool_id
+    WHERE credential.id = :credential_id AND other.id <> ALL(:refused)
+    AND coalesce(other.parked_at, other.paused_at, other.retired_at) IS NULL LIMIT 1
+""")
 _OPEN = text("""
-    SELECT id, pool_id, weight, parked_at IS NOT NULL AS is_probe FROM credential
+    SELECT id, pool_id, weight, parked_at IS NOT NULL AS is_probe, (
+        SELECT jsonb_agg(jsonb_build_object('model', model, 'endpoint', endpoint, 'is_due', probe_at <= now()))
+        FROM parked_model WHERE credential_id = credential.id
+    ) AS shut FROM credential
     WHERE pool_id = ANY(:pools) AND coalesce(paused_at, retired_at) IS NULL
     AND (parked_at IS NULL OR parked_at < now() - make_interval(secs => :probe_s)) ORDER BY id
 """)

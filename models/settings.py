@@ -104,7 +104,11 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(630, ge=0)
     retry_base_s: float = Field(1, gt=0)
     retry_most_s: float = Field(60, gt=0)
-    pause_s: float = Field(2, gt=0)
+    # After a refusal for load that names no time: the first pause of a credential and model, and the longest. It doubles in between.
+    pause_s: float = Field(1, gt=0)
+    pause_most_s: float = Field(300, gt=0)
+    # A job that is refused for load so often fails with the upstream's last words.
+    max_throttles: int = Field(12, ge=1)
     probe_s: float = Field(60, gt=0)
     max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
 

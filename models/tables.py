@@ -75,6 +75,19 @@ credential = Table(
     _at("created_at", nullable=False),
 )
 
+parked_model = Table(
+    "parked_model",
+    metadata,
+    Column("credential_id", ForeignKey("credential.id"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("endpoint", Text, primary_key=True),
+    Column("reason", Text, nullable=False, comment="status and words of the upstream's refusal"),
+    Column("job_id", Uuid, nullable=False, comment="the job that was refused last"),
+    _at("parked_at", nullable=False),
+    _at("probe_at", nullable=False),
+    Column("probes", Integer, nullable=False, server_default=ZERO, comment="refused in a row; each doubles the time until the next"),
+)
+
 meter = Table(
     "meter",
     metadata,
@@ -233,6 +246,9 @@ job = Table(
     Column("credential_id", BigInteger),
     Column("calls", SmallInteger, nullable=False, server_default=ZERO),
     Column("failures", SmallInteger, nullable=False, server_default=ZERO, comment="counts against max_attempts"),
+    Column("throttles", SmallInteger, nullable=False, server_default=ZERO, comment="refusals for load"),
+    Column("refusals", JSONB, comment="of credentials that cannot serve it: [{credential_id, status, error}]"),
+    Column("ran_s", Double, nullable=False, server_default=ZERO, comment="of timeout_s, what attempts that ended have taken"),
     Column("max_attempts", SmallInteger, nullable=False),
     Column("possible_duplicate_calls", SmallInteger, nullable=False, server_default=ZERO),
     # what came of it

@@ -85,10 +85,19 @@ def test_a_429_pauses_everybody_for_as_long_as_it_says() -> None:
     assert (1_500, True, None) == (verdict.pause_ms, verdict.pushed_back, verdict.park)
 
 
-def test_a_429_without_a_time_pauses_for_the_usual_one(override: Callable[..., None]) -> None:
-    override(pause_s=3)
+@pytest.mark.parametrize(
+    "headers", [{}, {"retry_after": "0"}, {"retry_after": "-1"}, {"retry_after": "soon"}, {"retry_after": "Wed, 21 Oct 2015 07:28:00 GMT"}]
+)
+def test_a_429_without_a_usable_time_leaves_the_pause_to_the_backoff(headers: dict[str, str]) -> None:
+    verdict = retry.judge(answer(429, error(), **headers))
 
-    assert 3_000 == retry.judge(answer(429, error())).pause_ms
+    assert (Next.WAIT, None, True) == (verdict.next, verdict.pause_ms, verdict.throttled)
+
+
+def test_a_limit_per_day_that_is_used_up_is_believed_over_a_short_retry_after() -> None:
+    told = {"retry_after": "1", "x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "7h12m0s"}
+
+    assert 25_920_000 == retry.judge(answer(429, error(), **told)).pause_ms
 
 
 @pytest.mark.parametrize("code", sorted(retry.MONEY))

@@ -69,7 +69,9 @@ def test_they_are_at_every_base_path(caller: Caller, path: str) -> None:
     assert 1 == len(caller.get(path).json["data"])
 
 
-@pytest.mark.parametrize("body", [{}, {"store": False}, {"store": None}, {"store": "true"}, {"user": '"store"'}, {"metadata": {"store": "1"}}])
+@pytest.mark.parametrize(
+    "body", [{}, {"store": False}, {"store": None}, {"store": "true"}, {"user": '"store"'}, {"metadata": {"store": "1"}}]
+)
 def test_what_was_not_asked_to_be_stored_is_not(caller: Caller, body: dict[str, Any]) -> None:
     answered(caller, "chatcmpl-1", **body)
 

@@ -19,16 +19,23 @@ log = logging.getLogger(__name__)
 MINUTES_S = 600
 DAY_S = 86_400
 EVEN: Mapping[int, float] = {}
+#: (credential, model, endpoint) that is parked, and whether a probe is due.
+Shut = Mapping[tuple[int, str, str], bool]
+NOTHING_SHUT: Shut = {}
 
 
 @dataclass
 class Reserved:
-    """What one lane got. wake_in_s None with blocked_by None: everything asked for was granted."""
+    """What one lane got. wake_in_s None with blocked_by None: everything asked for was granted.
+
+    probed: (credential, model, endpoint) that were parked and are tried by one of these jobs.
+    """
 
     admissions: list[Admission] = field(default_factory=list)
     wake_in_s: float | None = None
     blocked_by: str | None = None
     never: UUID | None = None
+    probed: list[tuple[int, str, str]] = field(default_factory=list)
 
 
 class Reserver:
@@ -45,38 +52,62 @@ class Reserver:
         credentials: Mapping[int, Sequence[int]],
         probes: Set[int] = frozenset(),
         weights: Mapping[int, float] = EVEN,
+        shut: Shut = NOTHING_SHUT,
     ) -> dict[int, Reserved]:
         """Budget for the first jobs of each lane, as far as it goes. credentials: lane → those that serve it, in any order.
 
         One round trip for all lanes with one credential; a lane with several asks the one with most room first and the next for
         the rest. probes: of these, the parked ones, which get one job at most. weights: by which a credential's
-        room counts, where not 1.
+        room counts, where not 1. shut: what credentials are parked for; their jobs go to the others.
         Raises LineUnavailable when Redis is silent: nothing is admitted then.
         """
         given = {lane: Reserved() for lane in wanted}
         left = {lane: list(jobs) for lane, jobs in wanted.items() if jobs}
         tried: dict[int, set[int]] = {lane: set() for lane in wanted}
+        open_to = {one.id: _open_to(one, credentials[lane], models[lane], shut) for lane, jobs in left.items() for one in jobs}
         while left:
-            chosen = self._choose(left, models=models, credentials=credentials, tried=tried, weights=weights)
+            chosen = self._choose(left, models=models, open_to=open_to, tried=tried, weights=weights)
             for lane in [lane for lane in left if lane not in chosen]:
                 if given[lane].blocked_by is None:
                     given[lane].blocked_by, given[lane].wake_in_s = "parked", 5.0
                 left.pop(lane)
-            most = {lane: 1 if used.credential_id in probes else len(left[lane]) for lane, used in chosen.items()}
-            asks = {lane: [Ask(str(uuid4()), tokens=one.tokens, images=one.images) for one in left[lane][: most[lane]]] for lane in chosen}
+            going = {lane: self._going(left[lane], used, open_to, shut, probes) for lane, used in chosen.items()}
+            asks = {lane: [_ask(one) for one in jobs] for lane, jobs in going.items()}
             grants = self._limiter.admit_many([(chosen[lane], asks[lane]) for lane in chosen], lease_ms=int(settings().lease_s * 1000))
             for lane, grant in zip(chosen, grants, strict=True):
-                self._note(given[lane], left, lane, chosen[lane], asks[lane], grant, tried[lane])
+                used = chosen[lane]
+                given[lane].probed += [
+                    (used.credential_id, used.model, one.endpoint)
+                    for one in going[lane][: grant.admitted] if shut.get((used.credential_id, used.model, one.endpoint))
+                ]  # fmt: skip
+                self._note(given[lane], left, lane, used, going[lane], asks[lane], grant, tried[lane])
         return given
 
+    def _going(
+        self, jobs: Sequence[Any], used: Meter, open_to: Mapping[UUID, Set[int]], shut: Shut, probes: Set[int]
+    ) -> list[Any]:  # fmt: skip
+        """The jobs to ask for with this credential, in order: one alone where the credential is parked, for all or for their endpoint."""
+        mine = [one for one in jobs if used.credential_id in open_to[one.id]]
+        if used.credential_id in probes:
+            return mine[:1]
+        parked: set[str] = set()
+        going = []
+        for one in mine:
+            if (used.credential_id, used.model, one.endpoint) in shut:
+                if one.endpoint in parked and len(open_to[one.id]) > 1:
+                    continue
+                parked.add(one.endpoint)
+            going.append(one)
+        return going
+
     def _note(
-        self, given: Reserved, left: dict[int, list[Any]], lane: int, used: Meter, asks: list[Ask], grant: Grant, tried: set[int]
-    ) -> None:
-        jobs = left[lane]
-        given.admissions += [
-            Admission(one.id, UUID(ask.dispatch_id), used.credential_id) for one, ask in zip(jobs[: grant.admitted], asks, strict=False)
-        ]
-        rest = jobs[grant.admitted :]
+        self, given: Reserved, left: dict[int, list[Any]], lane: int, used: Meter, going: Sequence[Any], asks: list[Ask], grant: Grant,
+        tried: set[int],
+    ) -> None:  # fmt: skip
+        admitted = going[: grant.admitted]
+        given.admissions += [Admission(one.id, UUID(ask.dispatch_id), used.credential_id) for one, ask in zip(admitted, asks, strict=False)]
+        gone = {one.id for one in admitted}
+        rest = [one for one in left[lane] if one.id not in gone]
         if grant.blocked_by == BlockedBy.NO_STATE:
             self.rebuild(used)
             given.blocked_by, given.wake_in_s, given.never = grant.blocked_by, 0.0, None
@@ -92,7 +123,8 @@ class Reserver:
             # What the others said was about a job that goes now: whoever stands first next time asks them all.
             given.wake_in_s, given.never = 0.0, None
             return
-        self._explain(given, grant, rest[0].id)
+        if grant.admitted < len(going):
+            self._explain(given, grant, going[grant.admitted].id)
 
     def _explain(self, given: Reserved, grant: Grant, first: UUID) -> None:
         """Of several credentials that refused, the one that can pay first says when to look again."""
@@ -111,12 +143,12 @@ class Reserver:
         left: Mapping[int, Sequence[Any]],
         *,
         models: Mapping[int, str],
-        credentials: Mapping[int, Sequence[int]],
+        open_to: Mapping[UUID, Set[int]],
         tried: Mapping[int, set[int]],
         weights: Mapping[int, float],
     ) -> dict[int, Meter]:
-        open_to = {lane: [number for number in credentials[lane] if number not in tried[lane]] for lane in left}
-        several = [Meter(number, models[lane]) for lane, numbers in open_to.items() if len(numbers) > 1 for number in numbers]
+        wanted = {lane: sorted({number for one in jobs for number in open_to[one.id]} - tried[lane]) for lane, jobs in left.items()}
+        several = [Meter(number, models[lane]) for lane, numbers in wanted.items() if len(numbers) > 1 for number in numbers]
         rooms = dict(zip(several, self._limiter.peek_many(several), strict=True)) if several else {}
 
         def room(one: Meter) -> tuple[float, float]:
@@ -124,7 +156,7 @@ class Reserver:
             weight = weights.get(one.credential_id, 1.0)
             return (-found.wait_ms, found.share * weight) if found is not None else (0.0, weight)
 
-        return {lane: max((Meter(number, models[lane]) for number in numbers), key=room) for lane, numbers in open_to.items() if numbers}
+        return {lane: max((Meter(number, models[lane]) for number in numbers), key=room) for lane, numbers in wanted.items() if numbers}
 
     def rebuild(self, lost: Meter) -> None:
         """The limiter's state for this credential and model is made again from Postgres, never looser than what was lost.
@@ -153,3 +185,16 @@ class Reserver:
             leases={str(row.dispatch_id): (now_us + int(row.left_s * 1e6), row.tokens, row.images) for row in live},
         )
         log.info("limiter state rebuilt", extra={"credential_id": lost.credential_id, "model": lost.model, "live": len(live)})
+
+
+def _open_to(one: Any, credentials: Sequence[int], model: str, shut: Shut) -> Set[int]:
+    """The credentials that may serve this job: neither parked for it nor such that have refused it; if there are none, the next best."""
+    refused = {refusal["credential_id"] for refusal in one.refusals or ()}
+    untried = [number for number in credentials if number not in refused]
+    open_ = {number for number in untried if (number, model, one.endpoint) not in shut}
+    due = {number for number in untried if shut.get((number, model, one.endpoint))}
+    return open_ | due if open_ else set(untried or credentials)
+
+
+def _ask(one: Any) -> Ask:
+    return Ask(str(uuid4()), tokens=one.tokens, images=one.images, since_us=int(one.created_at.timestamp() * 1e6))

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ _BYTES = ("response", "transcript")
 class Ending:
     """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
 
-    is_turn: of a conversation, in which its answer will be remembered. store_as: the metadata under which its answer is kept; None: it is
-    not.
+    is_turn: of a conversation, in which its answer will be remembered. throttled, refusal: as of job.put_back. store_as: the metadata
+    under which its answer is kept; None: it is not.
     """
 
     job_id: UUID
@@ -54,6 +54,8 @@ class Ending:
     counts: bool = False
     why: str = ""
     is_turn: bool = False
+    throttled: bool = False
+    refusal: Mapping[str, object] | None = None
     store_as: dict[str, str] | None = None
 
 
@@ -85,8 +87,9 @@ def commit(ending: Ending) -> Usage | None:
     if ending.result is None:
         with db.begin() as session:
             took = job.put_back(
-                session, ending.job_id, ending.dispatch_id, ending.finding, delay_s=ending.delay_s, counts=ending.counts, why=ending.why
-            )
+                session, ending.job_id, ending.dispatch_id, ending.finding, delay_s=ending.delay_s, counts=ending.counts, why=ending.why,
+                throttled=ending.throttled, refusal=ending.refusal,
+            )  # fmt: skip
     else:
         used, finding = _used(ending, ending.result)
         row = _finish(ending, ending.result, pictures, used, finding)

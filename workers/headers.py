@@ -6,7 +6,7 @@ import email.utils
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000
@@ -23,6 +23,13 @@ class Told:
     limit_tokens: int | None = None
     reset_requests_ms: int | None = None
     reset_tokens_ms: int | None = None
+
+    def of_refusal(self) -> Told:
+        """Only an answer that served states limits; the resets of a refusal hold."""
+        return replace(self, limit_requests=None, limit_tokens=None)
+
+
+NOTHING = Told()
 
 
 def read(headers: Mapping[str, str]) -> Told:
@@ -41,10 +48,13 @@ def duration_ms(text: str | None) -> int | None:
 
 
 def retry_after_ms(headers: Mapping[str, str], *, now: float | None = None, most_ms: int = PAUSE_MOST_MS) -> int | None:
-    """How long to stay away: retry-after-ms, else retry-after in seconds or as a date; at most `most_ms`."""
+    """How long to stay away: retry-after-ms, else retry-after in seconds or as a date; at most `most_ms`.
+
+    None where neither says so: missing, unreadable, 0, negative or past.
+    """
     for name, factor in (("retry-after-ms", 1.0), ("retry-after", 1000.0)):
         text = headers.get(name, "").strip()
-        if re.fullmatch(r"\d+(\.\d+)?", text):
+        if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0:
             return _pause_ms(float(text) * factor, most_ms)
     parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
     if parsed is None:
@@ -53,7 +63,31 @@ def retry_after_ms(headers: Mapping[str, str], *, now: float | None = None, most
         until = email.utils.mktime_tz(parsed)
     except (ValueError, OverflowError):
         return None  # a date that no calendar has
-    return _pause_ms((until - (time.time() if now is None else now)) * 1000, most_ms)
+    left_s = until - (time.time() if now is None else now)
+    return _pause_ms(left_s * 1000, most_ms) if left_s > 0 else None
+
+
+def pause_ms(headers: Mapping[str, str], *, now: float | None = None) -> int | None:
+    """How long a refusal for load asks to stay away: Retry-After, or the reset of a limit that is used up where that counts more.
+
+    A reset beyond a minute belongs to a limit per hour or day: it is believed where it is longer. A bucket of a minute serves the next call
+    long before its reset, so there Retry-After wins where it is told.
+    """
+    told = retry_after_ms(headers, now=now)
+    resets = [reset for unit in ("requests", "tokens") if (reset := _refused_reset_ms(headers, unit)) is not None]
+    longest = max(resets, default=None)
+    if longest is None or (told is not None and longest <= MINUTE_MS):
+        return told
+    return max(longest, told or 0)
+
+
+def _refused_reset_ms(headers: Mapping[str, str], unit: str) -> int | None:
+    if _count(headers.get(f"x-ratelimit-remaining-{unit}")) != 0:
+        return None
+    text = headers.get(f"x-ratelimit-reset-{unit}", "").strip()
+    if re.fullmatch(r"\d{1,5}(\.\d+)?", text):
+        return _pause_ms(float(text) * 1000, DAY_MS) if float(text) > 0 else None
+    return duration_ms(text)
 
 
 def _pause_ms(told: float, most_ms: int) -> int:

@@ -8,50 +8,80 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from models import db, meter, parking
+from models import db, endpoint, meter, parking
 from models.errors import Unavailable
 from models.job import Outcome
-from workers import retry
-from workers.limiter import Learned, Meter, Report
+from models.settings import settings
+from workers.limiter import Learned, Report
 from workers.retry import Next, Verdict
 
 log = logging.getLogger(__name__)
 
+# Of several refusals of one job by different credentials, what its caller is told: what he can change comes first.
+_TELLING = {status: rank for rank, status in enumerate((400, 404, 403, 402, 429, 401))}
 
-def remember(bound: Meter, learned: Learned | None, verdict: Verdict, *, is_probe: bool) -> Verdict:
-    """What the answer says of the credential is stored; returns the verdict on the job, which may depend on that."""
+
+def remember(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
+    """Stores what the answer taught about the credential; returns the verdict on the job, which may depend on that. row: of job.claim."""
     is_news = learned is not None and learned.changed
-    if not (verdict.park or is_news or is_probe):
+    if not (verdict.park or verdict.unserved or is_news or row.is_probe):
         return verdict
     try:
         with db.begin() as session:
             if learned is not None and is_news:
-                meter.remember(session, bound.credential_id, bound.model, **_lasting(learned))
+                meter.remember(session, row.credential_id, row.model, **_lasting(learned))
             if verdict.park:
-                return _parked(session, bound, verdict)
-            if verdict.next == Next.SUCCEED:
-                parking.unpark(session, bound.credential_id)
+                return _parked(session, row, verdict)
+            if verdict.unserved and not _is_model_lookup(row):
+                return _unserved(session, row, verdict)
+            if verdict.next == Next.SUCCEED and row.is_probe:
+                parking.unpark(session, row.credential_id)
+                parking.unpark_model(session, row.credential_id, model=row.model, endpoint=row.endpoint)
     except Unavailable:
-        log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": bound.credential_id})
+        log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": row.credential_id})
     return verdict
 
 
 def unheard(report: Report) -> Learned | None:
-    """What there is to remember of a report that Redis did not hear: a pause at least, for the state that will be rebuilt."""
-    if report.cooldown_ms is None:
+    """What to store of a report that Redis did not receive: a pause at least, for the state that will be rebuilt."""
+    pause_ms = report.cooldown_ms or (int(settings().pause_s * 1000) if report.throttled else None)
+    if pause_ms is None:
         return None
-    until_us = time.time_ns() // 1000 + report.cooldown_ms * 1000
+    until_us = time.time_ns() // 1000 + pause_ms * 1000
     return Learned(window=None, learned_rpm=None, learned_tpm=None, cooldown_until_us=until_us, changed=True)
 
 
-def _parked(session: db.Session, bound: Meter, verdict: Verdict) -> Verdict:
-    """Of an own key the job that found out fails, with the upstream's own words; of a pool no caller is to blame, so it waits."""
-    is_wrong_key = verdict.park == retry.WRONG_KEY
-    found = parking.park(session, bound.credential_id, reason=verdict.park or "", error=verdict.error if is_wrong_key else None)
-    log.error("credential parked", extra={"credential_id": bound.credential_id, "reason": verdict.park})
-    if found.is_own and (is_wrong_key or not found.was_parked):
-        return verdict
-    return replace(verdict, next=Next.WAIT, outcome=Outcome.THROTTLED)
+def refusal_of(row: Any, verdict: Verdict) -> dict[str, Any]:
+    """The refusal as the job's row keeps it."""
+    return {"credential_id": row.credential_id, "status": verdict.status, "error": verdict.error}
+
+
+def _parked(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
+    """The job of an own key fails with the upstream's words, as those behind it do; a pool's jobs wait for another key or the operator."""
+    found = parking.park(session, row.credential_id, reason=verdict.park or "", error=verdict.error)
+    log.error("credential parked", extra={"credential_id": row.credential_id, "reason": verdict.park})
+    return verdict if found.is_own else replace(verdict, next=Next.WAIT, outcome=Outcome.THROTTLED)
+
+
+def _unserved(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
+    """The pool's other credentials are tried first; when all have refused the job, it fails with the most telling answer."""
+    before = row.refusals or []
+    has_others = parking.refused(
+        session, job_id=row.id, credential_id=row.credential_id, model=row.model, endpoint=row.endpoint, reason=verdict.unserved or "",
+        refused_by=[one["credential_id"] for one in before],
+    )  # fmt: skip
+    if has_others:
+        about = {"credential_id": row.credential_id, "model": row.model, "reason": verdict.unserved}
+        log.warning("credential parked for one model", extra=about)
+        return replace(verdict, next=Next.WAIT)
+    last = refusal_of(row, verdict)
+    best = min([last, *before], key=lambda one: _TELLING.get(one["status"], len(_TELLING)))
+    return verdict if best is last else replace(verdict, error=best["error"], status=best["status"], is_of_another=True)
+
+
+def _is_model_lookup(row: Any) -> bool:
+    # `GET /v1/models/{id}`: a 404 is the answer.
+    return bool(row.endpoint.startswith(f"{endpoint.MODELS}/"))
 
 
 def _lasting(learned: Learned) -> dict[str, Any]:
@@ -61,4 +91,5 @@ def _lasting(learned: Learned) -> dict[str, Any]:
         "learned_tpm": learned.learned_tpm,
         "window_size": learned.window,
         "cooldown_until": cooldown,
+        "tpm_refuted": learned.tpm_refuted,
     }

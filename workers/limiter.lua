@@ -13,10 +13,15 @@ local ALIKE = 3 * SECOND / 2 -- by which two counts of the same minute may diffe
 local KEEP_S = 26 * 3600 -- longer than the longest window
 local MOST_WINDOW = 10000
 local NEVER = math.huge
+local CANARIES = 8 -- jobs tried after the second pause in a row, before the next pause
+local PROBE = MINUTE -- for so long one job that exceeds a learned limit keeps others like it from trying, unless it is answered
 -- pace_: when all that was let go has drained (TAT). up_: the same of the upstream's bucket, as far as we know it.
 -- drains_: until when the upstream's is known to be such a bucket. minutes, days: a tally each, as text. cut: last halving.
+-- streak: pauses in a row without an answered call; paused: when the last of them began; canaries: jobs still to be tried before the
+-- next. confirmed: when an answer last confirmed the learned limits; probe, probed: the job that tries to exceed one, since when.
 local FIELDS = {
   'n', 'rpm', 'tpm', 'ipm', 'rpd', 'cap', 'lrpm', 'ltpm', 'win', 'cut', 'cool', 'cool_us', 'lease_us',
+  'streak', 'paused', 'canaries', 'confirmed', 'probe', 'probed',
   'pace_rpm', 'pace_tpm', 'pace_ipm', 'up_rpm', 'up_tpm', 'drains_rpm', 'drains_tpm', 'minutes', 'days',
 }
 local MINUTES = { name = 'minutes', list = KEYS[4], slot = SECOND / 10, window = MINUTE + LATE }
@@ -185,7 +190,7 @@ end
 local function load()
   local raw = redis.call('HMGET', STATE, unpack(FIELDS))
   for i, field in ipairs(FIELDS) do
-    s[field] = tonumber(raw[i]) or raw[i] ~= '' and raw[i] or nil
+    s[field] = field ~= 'probe' and tonumber(raw[i]) or raw[i] ~= '' and raw[i] or nil
     was[field] = s[field]
   end
   live = redis.call('ZCARD', LEASES)
@@ -224,7 +229,10 @@ local function hold(id, lease_us)
   redis.call('ZADD', LEASES, 'GT', string.format('%.0f', now + lease_us), id)
 end
 
-local function seats() return math.min(s.cap or NEVER, s.win and math.floor(s.win) or NEVER) end
+local function seats()
+  local most = math.min(s.cap or NEVER, s.win and math.floor(s.win) or NEVER)
+  return (s.streak or 0) > 1 and math.min(most, CANARIES) or most
+end
 
 local function seat_wait()
   local most = seats()
@@ -233,8 +241,11 @@ local function seat_wait()
   return redis.call('ZRANGE', LEASES, live - most, live - most, 'WITHSCORES')[2] - now
 end
 
--- The longest wait in µs and the limit that causes it; 0 when all allow. NEVER: larger than the limit itself.
-local function wait_for(units, seat_us)
+-- Whether a job larger than this limit may try it: the limit was learned, and nothing has confirmed it since the job came.
+local function may_exceed(g, since) return not s[g.name] and (s.confirmed or 0) < since end
+
+-- The longest wait in µs and the limit that causes it; 0 when all allow. NEVER: larger than the limit itself. since: when the job came.
+local function wait_for(units, seat_us, since)
   local wait, by = 0, ''
   local function needs(us, why)
     if us > wait then wait, by = us, why end
@@ -244,7 +255,9 @@ local function wait_for(units, seat_us)
   for _, g in ipairs(GATES) do
     local asked = units[g.unit]
     if asked > 0 and g.limit then
-      needs(asked > g.limit and NEVER or window_wait(g, asked), g.name)
+      local is_probe = asked > g.limit and may_exceed(g, since or 0)
+      if is_probe then needs((s.probed or -PROBE) + PROBE - now, g.name) end
+      needs(asked > g.limit and not is_probe and NEVER or window_wait(g, math.min(asked, g.limit)), g.name)
       needs((s[g.pace] or 0) - AHEAD - now, g.name)
     end
     if asked > 0 and s[g.learned] then
@@ -260,6 +273,7 @@ local function denial(admitted, wait, by) return { admitted, wait == NEVER and -
 local function charge(id, units)
   for _, tally in ipairs(TALLIES) do count(tally, units, now) end
   for _, g in ipairs(GATES) do
+    if g.limit and units[g.unit] > g.limit then s.probe, s.probed = id, now end
     fill(g.pace, g.limit, units[g.unit], now)
     fill(g.mirror, s[g.learned], units[g.unit], now)
   end
@@ -322,6 +336,36 @@ local function grow_window()
   if s.win then s.win = math.min(MOST_WINDOW, s.win + (s.cut and 1 / s.win or 1)) end
 end
 
+-- An answer to this call, which left after the last pause began, proves that the key serves others than those it refused.
+local function end_streak(at)
+  if at and at > (s.paused or 0) then s.streak, s.canaries = nil, nil end
+end
+
+-- Pauses everybody after a refusal for load, unless the refusal belongs to the job alone. is_repeat: the job was refused before.
+-- Returns whether the state changed. Only one refusal of those that left together counts; told_us: the pause that the upstream asks for.
+local function throttle(told_us, is_repeat, at, base_us, most_us, jitter)
+  if is_repeat and not s.streak then return false end -- others were answered since: the job is to blame
+  if at and at <= (s.paused or -1) then return cool_down(told_us or 0) end
+  if (s.canaries or 0) > 1 then
+    s.canaries = s.canaries - 1
+    return false
+  end
+  s.streak, s.paused = math.min((s.streak or 0) + 1, 32), now
+  s.canaries = s.streak > 1 and CANARIES or 1
+  local grown_us = math.min(base_us * 2 ^ (s.streak - 1), most_us) * (1 + jitter / 2)
+  cool_down(math.floor(s.streak > 1 and math.max(told_us or 0, grown_us) or told_us or grown_us))
+  return true
+end
+
+-- The job that tried to exceed a learned limit is back. Answered: the limit is gone unless this answer states one. Refused: it holds.
+local function end_probe(id, was_good, is_told)
+  if s.probe ~= id then return false end
+  s.probe, s.probed = nil, nil
+  if not was_good then s.confirmed = now elseif not is_told then s.ltpm = nil end
+  know_limits()
+  return was_good and not is_told
+end
+
 local function is_unknown() return not (GATES[1].limit or GATES[2].limit or s.cap) end
 
 local function set_limits(first)
@@ -356,12 +400,12 @@ end
 
 local operations = {}
 
-function operations.admit() -- lease_us, then {id, tokens, images} each
+function operations.admit() -- lease_us, then {id, tokens, images, when the job came} each
   local lease_us, admitted = tonumber(ARGV[3]), 0
-  for i = 4, #ARGV, 3 do
+  for i = 4, #ARGV, 4 do
     local id, units = ARGV[i], { 1, tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]) }
     if not redis.call('ZSCORE', LEASES, id) then
-      local wait, by = wait_for(units, seat_wait())
+      local wait, by = wait_for(units, seat_wait(), tonumber(ARGV[i + 3]))
       if wait > 0 then return denial(admitted, wait, by) end
       charge(id, units)
       live = live + 1
@@ -376,7 +420,8 @@ function operations.charge_again() -- lease_us, id
   local id = ARGV[4]
   local units, at = paid_by(id)
   if not at then return { 0, -1, '' } end
-  local wait, by = wait_for(units, 0)
+  local wait, by = 0, ''
+  if s.probe ~= id then wait, by = wait_for(units, 0) end
   if wait > 0 then return denial(0, wait, by) end
   charge(id, units)
   hold(id, tonumber(ARGV[3]))
@@ -394,23 +439,40 @@ function operations.renew() -- lease_us, ids
   return held
 end
 
-function operations.release() -- id, sent, good, limit_requests, reset_requests_us, limit_tokens, reset_tokens_us, cooldown_us, pushed_back
+-- id, sent, good, limit_requests, reset_requests_us, limit_tokens, reset_tokens_us, cooldown_us, pushed_back, throttled, is_repeat,
+-- base_us, most_us, jitter
+function operations.release()
   local id, flying = ARGV[3], live
-  local paid = sums_when_paid(id)
-  if redis.call('ZREM', LEASES, id) == 1 then
+  local paid, _, at = sums_when_paid(id), paid_by(id)
+  local is_good, is_held = ARGV[5] == '1', redis.call('ZREM', LEASES, id) == 1
+  if is_held then
     if ARGV[4] == '0' then refund(paid_by(id)) end
     redis.call('HDEL', COSTS, id)
     live = live - 1
-    if ARGV[5] == '1' then grow_window() end
+    if is_good then
+      grow_window()
+      end_streak(at)
+    end
   end
-  local changed = false
+  local changed, is_told, told_us = false, ARGV[6] ~= '' or ARGV[8] ~= '', tonumber(ARGV[10])
   for i = 1, 2 do
     if learn_limit(GATES[i], tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i]), paid) then changed = true end
   end
-  if ARGV[10] ~= '' and cool_down(tonumber(ARGV[10])) then changed = true end
-  if ARGV[11] == '1' and cut_window(flying) then changed = true end
+  if is_good and is_told then s.confirmed = now end
+  local is_refuted = end_probe(id, is_good, is_told)
+  local is_pushed = ARGV[11] == '1'
+  if ARGV[12] == '1' then
+    is_pushed = is_pushed and not (ARGV[13] == '1' and not s.streak)
+    if throttle(told_us, ARGV[13] == '1', at, tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])) then changed = true end
+  elseif told_us and cool_down(told_us) then
+    changed = true
+  end
+  if is_pushed and cut_window(flying) then changed = true end
   -- A window that still starts slowly is not worth keeping: stored, it would only ever grow slowly.
-  return { s.cut and math.floor(s.win) or -1, s.lrpm or -1, s.ltpm or -1, (s.cool or 0) > now and s.cool or 0, changed and 1 or 0 }
+  return {
+    s.cut and math.floor(s.win) or -1, s.lrpm or -1, s.ltpm or -1, (s.cool or 0) > now and s.cool or 0,
+    (changed or is_refuted) and 1 or 0, is_refuted and 1 or 0,
+  }
 end
 
 function operations.peek()
@@ -466,9 +528,10 @@ end
 -- What an answer taught is not lost with the state: the caller stores it, and the rebuild brings it back.
 local function without_state()
   if ARGV[1] == 'release' then
-    local cool = ARGV[10] ~= '' and now + tonumber(ARGV[10]) or 0
+    local pause_us = tonumber(ARGV[10]) or ARGV[12] == '1' and tonumber(ARGV[14]) or 0
+    local cool = pause_us > 0 and now + pause_us or 0
     local rpm, tpm = tonumber(ARGV[6]) or -1, tonumber(ARGV[8]) or -1
-    return { -1, rpm, tpm, cool, (cool > 0 or rpm > 0 or tpm > 0) and 1 or 0 }
+    return { -1, rpm, tpm, cool, (cool > 0 or rpm > 0 or tpm > 0) and 1 or 0, 0 }
   end
   if ARGV[1] == 'admit' or ARGV[1] == 'charge_again' then return { 0, 0, 'no_state' } end
   if ARGV[1] == 'renew' then return {} end

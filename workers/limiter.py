@@ -16,6 +16,7 @@ import redis
 
 from models.errors import LineUnavailable
 from models.key import Limits
+from models.settings import settings
 from workers.wake import Said
 
 __all__ = ["Ask", "BlockedBy", "Grant", "Learned", "Limiter", "Limits", "Meter", "Past", "Report", "Room"]
@@ -43,11 +44,16 @@ class Meter:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request; the dispatch id makes asking twice the same as asking once."""
+    """One request; the dispatch id makes asking twice the same as asking once.
+
+    since_us: when the job came, epoch µs. A job larger than a learned limit is tried once, unless an answer has confirmed the limit
+    since then; 0: it is refused at once.
+    """
 
     dispatch_id: str
     tokens: int
     images: int = 0
+    since_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,12 @@ class Room:
 
 @dataclass(frozen=True)
 class Report:
-    """What one upstream answer taught. sent False: it was never called, so the charges are given back."""
+    """Result of one upstream call. sent False: the call never left, so its charges are given back.
+
+    pushed_back: fewer calls in flight from now on. throttled: refused for load; the credential and model pause for cooldown_ms (what
+    the upstream asked for), else for a time that doubles with each pause until a call is answered. is_repeat: the job was refused so
+    before; when other jobs were answered since, the refusal belongs to the job and nobody pauses. jitter: 0 to 1.
+    """
 
     sent: bool = True
     good: bool = False
@@ -84,13 +95,16 @@ class Report:
     reset_tokens_ms: int | None = None
     cooldown_ms: int | None = None
     pushed_back: bool = False
+    throttled: bool = False
+    is_repeat: bool = False
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
 class Learned:
     """What to store when changed. None and 0 mean that nothing is known: they must not overwrite what is stored.
 
-    window: None until the first push-back.
+    window: None until the first push-back. tpm_refuted: a job larger than the learned limit was answered, so the limit is unknown again.
     """
 
     window: int | None
@@ -98,6 +112,7 @@ class Learned:
     learned_tpm: int | None
     cooldown_until_us: int
     changed: bool
+    tpm_refuted: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,10 +172,17 @@ class Limiter:
         tokens = [_positive(report.limit_tokens), _reset_us(report.reset_tokens_ms)]
         flags = [int(report.sent), int(report.good)]
         cooldown = _us(report.cooldown_ms) if report.cooldown_ms is not None and report.cooldown_ms > 0 else None
-        args = (dispatch_id, *flags, *requests, *tokens, cooldown, int(report.pushed_back))
+        pace = (
+            int(report.throttled),
+            int(report.is_repeat),
+            int(settings().pause_s * 1e6),
+            int(settings().pause_most_s * 1e6),
+            report.jitter,
+        )
+        args = (dispatch_id, *flags, *requests, *tokens, cooldown, int(report.pushed_back), *pace)
         reply = self._run([(meter, "release", args)], tell=tell)[0]
         window, rpm, tpm = (_known(value) for value in reply[:3])
-        return Learned(window, rpm, tpm, cooldown_until_us=reply[3], changed=bool(reply[4]))
+        return Learned(window, rpm, tpm, cooldown_until_us=reply[3], changed=bool(reply[4]), tpm_refuted=bool(reply[5]))
 
     def peek_many(self, meters: Sequence[Meter]) -> list[Room | None]:
         """The room of each meter, for choosing a credential; None is NO_STATE. One round trip."""
@@ -250,7 +272,7 @@ def _room(reply: list[Any] | None) -> Room | None:
 
 
 def _flat(asks: Sequence[Ask]) -> list[object]:
-    return [value for ask in asks for value in (ask.dispatch_id, ask.tokens, ask.images)]
+    return [value for ask in asks for value in (ask.dispatch_id, ask.tokens, ask.images, ask.since_us)]
 
 
 def _counted(history: Sequence[Past]) -> list[int]:

@@ -105,6 +105,7 @@ class Pacer:
             credentials={lane.id: [one.id for one in serving if one.pool_id == lane.pool_id] for lane in lanes},
             probes=probes,
             weights={one.id: one.weight for one in serving},
+            shut={(one.id, each["model"], each["endpoint"]): each["is_due"] for one in serving for each in one.shut or ()},
         )
         crash.at("pacer.after_reserve")
         self._refuse(lanes, wanted, reserved, probes)
@@ -185,12 +186,15 @@ class Pacer:
             if given.never is not None:
                 doomed[given.never] = _never_fits(given.blocked_by)
             if given.blocked_by == "parked" and lane.pool_id in hopeless:
-                doomed |= {head.id: hopeless[lane.pool_id] for head in wanted[lane.id][len(given.admissions) :]}
+                going = {one.job_id for one in given.admissions}
+                doomed |= {head.id: hopeless[lane.pool_id] for head in wanted[lane.id] if head.id not in going}
                 given.wake_in_s = 0.0
         probing = {one.credential_id for given in reserved.values() for one in given.admissions} & probes
-        if doomed or probing:
+        probed = sorted({one for given in reserved.values() for one in given.probed})
+        if doomed or probing or probed:
             with db.begin() as session:
                 parking.probed(session, sorted(probing))
+                parking.probed_models(session, probed)
                 refused = [job_id for job_id, error in doomed.items() if job.refuse(session, job_id, error=error)]
                 since = pacing.waiting_since(session, refused) if refused else {}
             heads = {head.id: head for jobs in wanted.values() for head in jobs}
@@ -231,7 +235,8 @@ class Pacer:
         return len(queue) < self._seen_most and len(wanted) == len(queue) and given.blocked_by is None
 
     def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reserved, later: dict[int, float]) -> Settled:
-        admitted = wanted[: len(given.admissions)]
+        going = {one.job_id for one in given.admissions}
+        admitted = [head for head in wanted if head.id in going]
         virtual_time = max([lane.virtual_time, *(head.start_tag for head in admitted)])
         finish = max([self._last_finish.get(lane.id, 0.0), *(head.start_tag + head.share for head in admitted)])
         self._last_finish[lane.id] = finish

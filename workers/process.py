@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, logs, pricing, stored_answer, view
+from models import crash, db, job, logs, parking, pricing, stored_answer, view
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 # A claim later than this after its admission pays again: calls let go evenly must not arrive in a heap. The limiter's
 # windows are longer by just this (LATE in limiter.lua), so calls that are no later keep every window of the upstream's whole.
 LATE_S = 0.5
+# A job that was refused for load lets others try first: so much longer than the pause of its key, where that is not long.
+ASIDE_S = (0.1, 0.3)
+ASIDE_MOST_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ class Work:
     call: Call
     relay: Relay
     telling: Telling
+    began: float
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of timeout_s that no attempt has used yet."""
+        return float(self.row.timeout_s - self.row.ran_s - (time.monotonic() - self.began))
 
     def done(self, finding: Finding, result: Result) -> Ending:
         """It ends so."""
@@ -49,11 +59,11 @@ class Work:
             store_as=store_as,
         )  # fmt: skip
 
-    def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "") -> Ending:
-        """It waits again."""
+    def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> Ending:
+        """The job is requeued. more: throttled and refusal, as of Ending."""
         row = self.row
         self.telling.found(finding, why=why)
-        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why)
+        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why, **more)
 
 
 class Processor:
@@ -86,7 +96,9 @@ class Processor:
         counting.claimed(row)
         if row.due:
             wake.receivers(row.due)
-        work = Work(row, Meter(row.credential_id, row.model), Call(deadline=time.monotonic() + row.timeout_s), Relay(row), telling)
+        claimed = time.monotonic()
+        call = Call(deadline=claimed + max(job.LEAST_CALL_S, row.timeout_s - row.ran_s))
+        work = Work(row, Meter(row.credential_id, row.model), call, Relay(row), telling, claimed)
         self._leases.add(dispatch_id, Held(job_id=job_id, meter=work.meter, call=work.call))
         try:
             whole = _complete(work)
@@ -138,21 +150,25 @@ class Processor:
         """An answer came: first the limiter learns from it and the slot is free, then the row is written."""
         crash.at("worker.after_answer")
         counting.answered(work.row, answer.status)
+        is_good = verdict.next == Next.SUCCEED
         told = headers.read(answer.headers)
         report = Report(
-            good=verdict.next == Next.SUCCEED,
+            good=is_good,
             cooldown_ms=verdict.pause_ms,
             pushed_back=verdict.pushed_back,
-            **vars(told),
+            throttled=verdict.throttled,
+            is_repeat=work.row.throttles > 0,
+            jitter=random.random(),
+            **vars(told if is_good else told.of_refusal() if verdict.throttled else headers.NOTHING),
         )
         learned = self._release(work.meter, work.row, report)
-        verdict = learning.remember(work.meter, learned, verdict, is_probe=work.row.is_probe)
+        verdict = learning.remember(work.row, learned, verdict)
         if verdict.next == Next.SUCCEED:
             finding = Finding(verdict.outcome, answer.status, _request_id(answer))
             result = Result(Status.SUCCEEDED, http_status=answer.status, response=answer.body, transcript=work.relay.transcript)
             work.telling.used(ending.write(work.done(finding, result)))
         else:
-            _fail_or_again(work, verdict, answer=answer)
+            _fail_or_again(work, verdict, answer=answer, learned=learned)
 
     def _pays_again(self, bound: Meter, dispatch_id: UUID) -> bool:
         try:
@@ -198,24 +214,48 @@ def _call(work: Work) -> tuple[Answer, Verdict]:
     return answer, retry.judge(answer)
 
 
-def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None) -> None:
-    """The job has failed, or waits again. Never again when somebody may have read a part of its stream."""
+def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:
+    """Fails the job, or requeues it. Never again when somebody may have read a part of its stream, or its running time is used up."""
     finding = Finding(verdict.outcome, answer.status if answer else None, _request_id(answer) if answer else None)
     counts = verdict.next in (Next.AGAIN, Next.UNKNOWN)
-    is_last = counts and work.row.failures + 1 >= work.row.max_attempts
-    is_over = work.relay.has_begun or is_last or (verdict.next == Next.UNKNOWN and work.row.on_lost == "fail")
+    is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < job.LEAST_CALL_S)
+    is_refused = verdict.throttled and work.row.throttles + 1 >= settings().max_throttles
+    is_over = work.relay.has_begun or is_last or is_refused or (verdict.next == Next.UNKNOWN and work.row.on_lost == "fail")
     if verdict.next == Next.FAIL or is_over:
         failed = Result(
             Status.FAILED,
-            http_status=answer.status if answer else None,
-            response=answer.body if answer and retry.is_object(answer.body) else None,
+            http_status=verdict.status or (answer.status if answer else None),
+            response=answer.body if answer and not verdict.is_of_another and retry.is_object(answer.body) else None,
             error=verdict.error,
             transcript=work.relay.transcript if work.relay.has_begun else None,
         )
         ending.write(work.done(finding, failed))
+    elif verdict.throttled:
+        ending.write(work.back(finding, delay_s=_throttle_delay_s(work, learned), throttled=True))
+    elif verdict.next == Next.WAIT:
+        ending.write(work.back(finding, refusal=learning.refusal_of(work.row, verdict)))
     else:
-        delay_s = retry.delay_s(work.row.failures) if counts else 0.0
-        ending.write(work.back(finding, delay_s=delay_s, counts=counts))
+        ending.write(work.back(finding, delay_s=retry.delay_s(work.row.failures), counts=True))
+
+
+def _throttle_delay_s(work: Work, learned: Learned | None) -> float:
+    """How long the job steps aside after a refusal for load: from the second on by itself, after the first until others were tried."""
+    refusals = work.row.throttles + 1
+    until_us = learned.cooldown_until_us if learned else 0
+    pause_s = max(0.0, until_us / 1e6 - time.time())
+    aside_s = pause_s + random.uniform(*ASIDE_S) if pause_s <= ASIDE_MOST_S else 0.0
+    if refusals > 1:
+        return max(aside_s, retry.throttle_delay_s(refusals))
+    return 0.0 if _has_others(work.row) else aside_s
+
+
+def _has_others(row: Any) -> bool:
+    """Whether another credential of the pool may serve the job at once."""
+    try:
+        with db.autocommit() as session:
+            return parking.has_others(session, row.credential_id)
+    except Unavailable:
+        return False
 
 
 def _is_ours(row: Any) -> bool:

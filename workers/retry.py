@@ -11,16 +11,13 @@ from typing import Any
 
 from models.job import Outcome
 from models.settings import settings
-from workers import headers
+from workers import blame, headers
+from workers.blame import MONEY, Fault
 from workers.openai_client import Answer, Lost, NotSent, TimedOut, TooLarge
 
-# 429s that no waiting cures.
-MONEY = frozenset(
-    {"insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
-     "organization_usage_limit_exceeded", "billing_hard_limit_reached"}
-)  # fmt: skip
-WRONG_KEY = "the upstream does not accept this key (401)"
+WRONG_KEY = "the upstream does not accept this key"
 NO_MONEY = "the upstream account has no money left"
+_PARKS = {Fault.KEY: WRONG_KEY, Fault.MONEY: NO_MONEY}
 RETRYABLE = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
 # What the code or the type of an error within a stream would have been as a status.
 _EVENT_STATUS: dict[object, int] = {
@@ -42,14 +39,23 @@ class Next(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """next: where the job goes. pause_ms: nobody calls this credential and model for so long. park: why nobody should at all."""
+    """What an answer means for the job (next, outcome, error) and for the credential.
+
+    throttled: refused for load; the credential and model pause for pause_ms, None: the upstream names no time. pushed_back: fewer calls
+    in flight. park: why the credential serves nothing; unserved: why it cannot serve this endpoint and model. status: of the answer that
+    `error` stands for, where that is not the last one.
+    """
 
     next: Next
     outcome: Outcome
     error: ErrorObject | None = None
     pause_ms: int | None = None
     park: str | None = None
+    unserved: str | None = None
     pushed_back: bool = False
+    throttled: bool = False
+    status: int | None = None
+    is_of_another: bool = False
 
 
 def judge(answer: Answer) -> Verdict:
@@ -59,13 +65,11 @@ def judge(answer: Answer) -> Verdict:
         return _judge_body(answer)
     if answer.status == 429:
         return _judge_429(answer, said)
-    if answer.status == 401:
-        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park=WRONG_KEY)
-    if answer.status == 503 and (pause := headers.retry_after_ms(answer.headers)):
-        return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True)
+    if answer.status == 503 and (pause := headers.pause_ms(answer.headers)):
+        return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
     if answer.status in RETRYABLE or answer.status >= 500:
         return Verdict(Next.AGAIN, Outcome.FAILED, error=said, pushed_back=answer.status == 503)
-    return Verdict(Next.FAIL, Outcome.REFUSED, error=said)
+    return _refused(answer.status, said)
 
 
 def judge_event(answer: Answer) -> Verdict:
@@ -109,6 +113,12 @@ def delay_s(failures: int, *, rng: random.Random | None = None) -> float:
     return float(most * (1 + (rng or random).random() / 2))
 
 
+def throttle_delay_s(refusals: int, *, rng: random.Random | None = None) -> float:
+    """How long a job waits by itself after its n-th refusal for load, n ≥ 2: doubling from pause_s to pause_most_s, with jitter."""
+    most = min(settings().pause_most_s, settings().pause_s * 2 ** min(refusals - 2, 16))
+    return float(most * (1 + (rng or random).random() / 2))
+
+
 def is_object(body: bytes) -> bool:
     """Whether this is one JSON object, as every answer of OpenAI's is."""
     return parse(body) is not None
@@ -121,13 +131,19 @@ def _judge_body(answer: Answer) -> Verdict:
 
 
 def _judge_429(answer: Answer, said: ErrorObject) -> Verdict:
-    if {said.get("code"), said.get("type")} & MONEY:
-        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park=NO_MONEY)
+    if blame.find(429, said) == Fault.MONEY:
+        return _refused(429, said)
     if "request too large" in str(said.get("message", "")).lower():
         return Verdict(Next.FAIL, Outcome.REFUSED, error=said)
-    told = headers.retry_after_ms(answer.headers)
-    pause = told if told is not None else int(settings().pause_s * 1000)
-    return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True)
+    pause = headers.pause_ms(answer.headers)
+    return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
+
+
+def _refused(status: int, said: ErrorObject) -> Verdict:
+    """A refusal that waiting does not cure; another credential may serve the job all the same."""
+    fault = blame.find(status, said)
+    unserved = f"{status}: {str(said.get('message'))[:200]}" if fault == Fault.MODEL else None
+    return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park=_PARKS.get(fault), unserved=unserved, status=status)
 
 
 def own_error(message: str, code: str) -> ErrorObject:
