@@ -3,9 +3,9 @@
 For NOWSERVING_STATUS_GRACE_S nothing is sent, so whatever ends within it has its own status. After that `200` is said and a space
 every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte begins a client's read timeout anew.
 
-What fails later cannot have its status any more. Clients that do not see an error in a 200 have their connection broken off in the
-middle (api/late_failure.py says which): they raise, or ask again by themselves and are told the stored failure with its real status at
-once (models/reader.py); nothing is called again. Everybody else gets the `{"error": …}`.
+A later failure has lost its status. api/late_failure.py chooses by client: either `{"error": …}` is the body, or the connection is closed
+before the body is complete. The client then raises; if it retries by itself, it receives the stored failure with its real status
+(models/reader.py). The upstream is not called again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Held:
         self._job_id, self._caller, self._reader = job_id, caller, reader
         self._connection = limit_sending(request)
         self._origin = pictures.origin(request)
-        self._breaks_off = late_failure.breaks_off(request.headers)
+        self._closes_connection = late_failure.closes_connection(request.headers)
         self._is_settled = False
         self._room = ExitStack()
         try:
@@ -189,8 +189,8 @@ class Held:
             yield self._late(errors.answer(error).data)
 
     def _late(self, said: bytes) -> bytes:
-        """An error that has missed its status, for clients that read it in a body. Raises BrokenOff for those that do not."""
-        if self._breaks_off:
+        """Returns the body of a late failure. Raises BrokenOff for clients whose connection is closed instead."""
+        if self._closes_connection:
             self.leave_now()
             raise BrokenOff
         return said

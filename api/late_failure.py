@@ -1,8 +1,8 @@
-"""How a client learns of a failure that has missed its status: 200 was sent already, and spaces, when the job failed.
+"""Chooses how a client receives a failure after the grace time, when the response has begun as `200` with keep-alive spaces.
 
-Two ways are left. The error as the body: `{"error": …}` in a 200, which only a program that looks for it sees. Or the connection is
-broken off in the middle of the body: the client raises, and where it asks again by itself it is told the stored failure with its real
-status (models/reader.py). The better one was measured for each client; docs/clients.md has the versions, the results and the reasons.
+The failure is either the response body, `{"error": …}` under the 200, or the connection is closed before the body is complete. Closing it
+makes the client raise; a client that retries by itself then receives the stored failure with its real status (models/reader.py).
+The choice was measured for each client. docs/clients.md has the versions, the results and the reasons.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import re
 
 from werkzeug.datastructures import Headers
 
-# By these the SDKs that are generated for OpenAI say what they are, in browsers too, where User-Agent is not theirs to set.
+# The SDKs that OpenAI generates send it, in browsers too, where a script cannot set User-Agent.
 SDK_LANGUAGE = "x-stainless-lang"
-# `stream` is openai-python's with_streaming_response: its program reads the bytes itself and is not asked for again.
+# `stream` is openai-python's with_streaming_response: the program reads the bytes itself, and the SDK does not retry.
 SDK_RAW_RESPONSE = "x-stainless-raw-response"
 
-# Clients that hand their program an answer without choices when they read `{"error": …}` in a 200, or that ask again when it breaks.
-# Everybody else is told in the body: `litellm/…` raises with its words, curl, requests, httpx, fetch and axios hand it out as it is,
-# while a broken connection gives their programs no words at all.
-_BROKEN_OFF = (
+# Clients that return `{"error": …}` under a 200 as an answer without choices, or that retry a broken response.
+# The default is the body: `litellm/…` raises with the message in it, curl, requests, httpx, fetch and axios return it unchanged,
+# and a broken connection carries no message at all.
+_CLOSED = (
     # openai-python and openai-node of all ages: `AsyncOpenAI/Python 1.3.9`, `OpenAI/v1 PythonBindings/0.28.1`, `OpenAI/NodeJS/3.3.0`.
     r"\w*OpenAI/(?:Python|JS|NodeJS|v1 PythonBindings)\b",
-    # LangChain for JavaScript asks again up to six times, each time as if for the first time.
+    # LangChain.js retries up to six times, each with x-stainless-retry-count 0.
     r"langchainjs-openai/",
-    # The AI SDK since 5, as `ai/6.0.326 ai-sdk/provider-utils/4.0.66`: asks again after 2 and 6 seconds and does not say so.
+    # AI SDK 5 and later, `ai/6.0.326 ai-sdk/provider-utils/4.0.66`: retries after 2 and 6 s without a header that marks a retry.
     r".*\bai-sdk/",
-    # go-openai has no User-Agent of its own; a structure without choices, and no error, is what Go programs would read.
+    # go-openai sends Go's default. It decodes into a struct, which is then empty, without an error.
     r"Go-http-client/",
 )
-_IS_BROKEN_OFF = re.compile("|".join(f"(?:{pattern})" for pattern in _BROKEN_OFF))
+_IS_CLOSED = re.compile("|".join(f"(?:{pattern})" for pattern in _CLOSED))
 
 
-def breaks_off(headers: Headers) -> bool:
-    """Whether a late failure breaks off the connection of the client with these request headers; False: it is told in the body."""
+def closes_connection(headers: Headers) -> bool:
+    """Whether a late failure closes the connection of the client with these request headers. False: the failure is the body."""
     if headers.get(SDK_RAW_RESPONSE) == "stream":
         return False
-    return bool(headers.get(SDK_LANGUAGE)) or _IS_BROKEN_OFF.match(headers.get("User-Agent", "")) is not None
+    return bool(headers.get(SDK_LANGUAGE)) or _IS_CLOSED.match(headers.get("User-Agent", "")) is not None

@@ -109,8 +109,8 @@ def _serve(endpoint: str) -> Response:
 def _arrive(caller: Key, endpoint: str, *, who: UUID | None) -> Arrival:
     """The job of this request: the one it asks for again, or a new one. who: the reader that waits for it; None: nobody does.
 
-    By its Idempotency-Key a request finds its job however it comes. Without one it is recognised by what it asks for: an SDK's own
-    retry, which says so, finds its job however that stands; one that does not say so finds a failure it was not told, and no other.
+    With an Idempotency-Key the request finds its job. Without one, the fingerprint of a marked SDK retry finds the job in any state;
+    the fingerprint of an unmarked request finds only a failure that was not delivered.
     """
     asked = ask.read(request, caller, endpoint)
     order = asked.order
@@ -132,10 +132,10 @@ def _find_left(order: line.Order) -> UUID | None:
     if _is_retry():
         with db.begin() as session:
             return reader.adopt(session, order.key.id, order.fingerprint, reader=order.reader)
-    if order.streamed or not late_failure.breaks_off(request.headers):
+    if order.streamed or not late_failure.closes_connection(request.headers):
         return None
     with db.autocommit() as session:
-        return reader.find_untold_failure(session, order.key.id, order.fingerprint)
+        return reader.find_undelivered_failure(session, order.key.id, order.fingerprint)
 
 
 def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Response:

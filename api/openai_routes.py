@@ -36,9 +36,9 @@ PAGING = (
     query("order", "Oldest or newest first.", type="string", enum=["asc", "desc"], default="asc"),
 )
 _FILTERS = (
-    query("model", "Only of this model, as it was asked for or as it answered.", type="string"),
+    query("model", "Only completions of this model, as in the request or in the answer.", type="string"),
     {
-        **query("metadata", "Only those with all of these pairs, as `metadata[name]=value`.", type="object",
+        **query("metadata", "Only completions with all of these pairs, as `metadata[name]=value`.", type="object",
                 maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}),
         "style": "deepObject", "explode": True,
     },
@@ -81,19 +81,19 @@ ROUTES: tuple[Route, ...] = (
         "get", "/v1/chat/completions", "listChatCompletions", "List your stored chat completions",
         {200: ("One page.", JSON, stored_answers.StoredCompletionList)}, parameters=(*PAGING, *_FILTERS),
     ),
-    _stored("get", "/v1/chat/completions/{id}", "getChatCompletion", "Look at a stored chat completion", {200: _COMPLETION}),
+    _stored("get", "/v1/chat/completions/{id}", "getChatCompletion", "Retrieve a stored chat completion", {200: _COMPLETION}),
     _stored(
-        "post", "/v1/chat/completions/{id}", "updateChatCompletion", "Change a stored chat completion's metadata", {200: _COMPLETION},
+        "post", "/v1/chat/completions/{id}", "updateChatCompletion", "Update the metadata of a stored chat completion", {200: _COMPLETION},
         takes={JSON: {"schema": {"$ref": f"#/components/schemas/{stored_schemas.CompletionChange.__name__}"},
                       "example": {"metadata": {"topic": "tea"}}}},
         refusals=(400, 401, 404, 408, 413, 415, 503),
     ),
     _stored(
-        "delete", "/v1/chat/completions/{id}", "deleteChatCompletion", "Delete a stored chat completion: what was asked and answered",
-        {200: ("It is gone; its job stays without its bodies, and what it used.", JSON, stored_answers.StoredCompletionDeleted)},
+        "delete", "/v1/chat/completions/{id}", "deleteChatCompletion", "Delete a stored chat completion with its request",
+        {200: ("Deleted. Its job stays without bodies; its usage stays.", JSON, stored_answers.StoredCompletionDeleted)},
     ),
     _stored(
-        "get", "/v1/chat/completions/{id}/messages", "listChatCompletionMessages", "Read what was sent for a stored chat completion",
+        "get", "/v1/chat/completions/{id}/messages", "listChatCompletionMessages", "List the messages of a stored chat completion",
         {200: ("One page.", JSON, stored_answers.StoredMessageList)}, parameters=PAGING,
     ),
     _post(

@@ -1,4 +1,4 @@
-"""What a caller is answered about stored completions, as pydantic models."""
+"""Response models of the stored completion routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.answers import Answer
 
 
 class StoredCompletion(BaseModel):
-    """The upstream's answer, with its metadata and what OpenAI adds of the request."""
+    """The upstream's answer, its metadata, and the members of the request that OpenAI adds."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -29,7 +29,7 @@ class StoredCompletionList(Answer):
 
 
 class StoredMessage(BaseModel):
-    """A message that was sent, as it was sent."""
+    """A message of the request."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -37,7 +37,7 @@ class StoredMessage(BaseModel):
     role: Any
     content: str | None
     name: Any
-    content_parts: list[Any] | None = Field(description="Where the content was a list of parts; `content` is null then.")
+    content_parts: list[Any] | None = Field(description="The content, if it was a list of parts; `content` is null then.")
 
 
 class StoredMessageList(Answer):
@@ -51,7 +51,7 @@ class StoredMessageList(Answer):
 
 
 class StoredCompletionDeleted(Answer):
-    """It is gone."""
+    """Confirms the deletion."""
 
     object: Literal["chat.completion.deleted"]
     id: str

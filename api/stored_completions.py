@@ -1,6 +1,6 @@
-"""Chat completions that were asked for with `store: true`: listed, read, noted about and deleted, as OpenAI's own routes do it.
+"""OpenAI's routes of stored chat completions: list, retrieve, update, delete, messages.
 
-They are answered from our own jobs, for the key that stored them; the upstream is not asked.
+They are served from our own jobs, for the key that stored them. The upstream is not called.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from models.view import JsonObject
 routes = Blueprint("stored_completions", __name__)
 
 _METADATA = re.compile(r"metadata\[([^\]]*)\]")
-# What OpenAI's stored completions say of their request beside the answer.
-_ECHOED = ("tool_choice", "seed", "top_p", "temperature", "presence_penalty", "frequency_penalty", "tools", "response_format")
+# Members of the request that OpenAI adds to a stored completion.
+_REQUEST_MEMBERS = ("tool_choice", "seed", "top_p", "temperature", "presence_penalty", "frequency_penalty", "tools", "response_format")
 
 
 @routes.get("/chat/completions")
 def listing() -> Response:
-    """One page of this key's stored completions, oldest first unless `order=desc`."""
+    """Lists this key's stored completions, oldest first unless `order=desc`."""
     caller, limit, is_ascending = auth.caller(request), paging.limit(), _is_ascending()
-    model, metadata = _readable("model"), _metadata_asked()
+    model, metadata = _text_param("model"), _metadata_filter()
     with db.autocommit() as session:
         rows = stored_answer.page(
             session,
@@ -48,8 +48,8 @@ def listing() -> Response:
 
 
 @routes.get("/chat/completions/<name>")
-def look(name: str) -> Response:
-    """The completion, with its metadata."""
+def retrieve(name: str) -> Response:
+    """Returns a stored completion with its metadata."""
     caller = auth.caller(request)
     with db.autocommit() as session:
         shown = _show(session, _get(session, caller.id, name))
@@ -57,19 +57,19 @@ def look(name: str) -> Response:
 
 
 @routes.post("/chat/completions/<name>")
-def change(name: str) -> Response:
-    """The completion with this metadata instead of what it had."""
+def update(name: str) -> Response:
+    """Replaces the metadata of a stored completion."""
     caller = auth.caller(request)
-    wanted = schemas.check(CompletionChange, body.read(request))
+    change = schemas.check(CompletionChange, body.read(request))
     with db.begin() as session:
-        stored_answer.set_metadata(session, caller.id, CHAT, _parse(name), wanted.metadata or {})
+        stored_answer.set_metadata(session, caller.id, CHAT, _parse(name), change.metadata or {})
         shown = _show(session, _get(session, caller.id, name))
     return render.answer(shown)
 
 
 @routes.delete("/chat/completions/<name>")
 def delete(name: str) -> Response:
-    """The completion is gone, and what was asked for it; what it used stays on record."""
+    """Deletes a stored completion with the bodies of its job. Its usage stays."""
     caller = auth.caller(request)
     with db.begin() as session:
         stored_answer.delete(session, caller.id, CHAT, _parse(name))
@@ -78,14 +78,14 @@ def delete(name: str) -> Response:
 
 @routes.get("/chat/completions/<name>/messages")
 def messages(name: str) -> Response:
-    """One page of the messages that were sent for it, in their order unless `order=desc`."""
+    """Lists the messages of the request, in their order unless `order=desc`."""
     caller, limit, is_ascending = auth.caller(request), paging.limit(), _is_ascending()
     with db.autocommit() as session:
-        sent = _request(_get(session, caller.id, name)).get("messages")
-    shown = [_message(name, number, one) for number, one in enumerate(sent if isinstance(sent, list) else [])]
+        sent = _request_body(_get(session, caller.id, name)).get("messages")
+    shown = [_message(name, number, message) for number, message in enumerate(sent if isinstance(sent, list) else [])]
     shown = shown if is_ascending else shown[::-1]
     if (after := request.args.get("after")) is not None:
-        shown = shown[_place(after, shown) + 1 :]
+        shown = shown[_index_of(after, shown) + 1 :]
     return paging.answer(shown[:limit], has_more=len(shown) > limit)
 
 
@@ -95,56 +95,50 @@ def _get(session: Session, key_id: int, name: str) -> Any:
 
 def _parse(name: str) -> str:
     if not stored_answer.is_answer_id(name):
-        raise NotFound("No completion is stored under this id.", param="completion_id")
+        raise NotFound(stored_answer.NOT_STORED, param="completion_id")
     return name
 
 
 def _show(session: Session, row: Any) -> JsonObject:
-    """The upstream's answer, with the metadata as it is now and what OpenAI adds of the request."""
-    asked, answer = _request(row), view.result(session, row)
-    about = {name: asked.get(name) for name in _ECHOED}
-    said = answer if isinstance(answer, dict) else {}
-    return {
-        **about,
-        "input_user": asked.get("user"),
-        "request_id": row.upstream_request_id,
-        **said,
-        "id": row.answer_id,
-        "metadata": row.noted,
-    }
+    """Returns the upstream's answer, its current metadata, and the members of the request that OpenAI adds."""
+    body_sent, answer = _request_body(row), view.result(session, row)
+    about = {name: body_sent.get(name) for name in _REQUEST_MEMBERS}
+    members = answer if isinstance(answer, dict) else {}
+    about |= {"input_user": body_sent.get("user"), "request_id": row.upstream_request_id}
+    return {**about, **members, "id": row.answer_id, "metadata": row.answer_metadata}
 
 
-def _request(row: Any) -> JsonObject:
+def _request_body(row: Any) -> JsonObject:
     try:
-        asked = json.loads(bytes(row.request))
+        value = json.loads(bytes(row.request))
     except (ValueError, RecursionError):
         return {}
-    return asked if isinstance(asked, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _message(name: str, number: int, message: Any) -> JsonObject:
-    said = message if isinstance(message, dict) else {}
-    content = said.get("content")
+    members = message if isinstance(message, dict) else {}
+    content = members.get("content")
     return {
-        **said,
+        **members,
         "id": f"{name}-{number}",
-        "role": said.get("role"),
+        "role": members.get("role"),
         "content": content if isinstance(content, str) else None,
-        "name": said.get("name"),
+        "name": members.get("name"),
         "content_parts": content if isinstance(content, list) else None,
     }
 
 
-def _place(after: str, shown: list[JsonObject]) -> int:
-    """Where this message stands among them. Raises Invalid."""
-    for place, message in enumerate(shown):
+def _index_of(after: str, shown: list[JsonObject]) -> int:
+    """Returns the index of the message with this id. Raises Invalid."""
+    for index, message in enumerate(shown):
         if message["id"] == after:
-            return place
+            return index
     raise Invalid("`after` is the id of a message of this completion.", param="after")
 
 
 def _after(session: Session, key_id: int) -> UUID | None:
-    """The job of the completion that was seen last. Raises Invalid."""
+    """Returns the job of the `after` completion. Raises Invalid."""
     if "after" not in request.args:
         return None
     try:
@@ -160,17 +154,17 @@ def _is_ascending() -> bool:
     return order == "asc"
 
 
-def _readable(name: str) -> str | None:
-    """This parameter of the query. Raises Invalid for what no text in Postgres can be."""
-    said = request.args.get(name)
-    if said is not None and "\0" in said:
-        raise Invalid(f"`{name}` has a NUL character in it.", param=name)
-    return said
+def _text_param(name: str) -> str | None:
+    """Returns a query parameter. Raises Invalid for NUL, which Postgres text cannot hold."""
+    value = request.args.get(name)
+    if value is not None and "\0" in value:
+        raise Invalid(f"`{name}` contains a NUL character. Send it without.", param=name)
+    return value
 
 
-def _metadata_asked() -> dict[str, str]:
-    """The pairs of `metadata[name]=value`. Raises Invalid."""
-    pairs = {found[1]: value for name, value in request.args.items() if (found := _METADATA.fullmatch(name))}
+def _metadata_filter() -> dict[str, str]:
+    """Returns the pairs of `metadata[name]=value`. Raises Invalid."""
+    pairs = {match[1]: value for name, value in request.args.items() if (match := _METADATA.fullmatch(name))}
     if "\0" in "".join([*pairs, *pairs.values()]):
-        raise Invalid("`metadata` has a NUL character in it.", param="metadata")
+        raise Invalid("`metadata` contains a NUL character. Send it without.", param="metadata")
     return schemas.check(Metadata, {"metadata": pairs}).metadata

@@ -1,24 +1,24 @@
-"""What a caller may say of a stored completion."""
+"""Request models of the stored completion routes."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import MetadataKey, MetadataValue
-from models.stored_answer import PAIRS_MOST
+from models.stored_answer import MAX_PAIRS
 
 
 class Metadata(BaseModel):
-    """Pairs by which stored completions are found."""
+    """Metadata pairs that filter a list of stored completions."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    metadata: dict[MetadataKey, MetadataValue] = Field(max_length=PAIRS_MOST)
+    metadata: dict[MetadataKey, MetadataValue] = Field(max_length=MAX_PAIRS)
 
 
 class CompletionChange(BaseModel):
-    """What to change of a stored completion: its metadata, all of it at once."""
+    """The new metadata of a stored completion; it replaces the old metadata."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    metadata: dict[MetadataKey, MetadataValue] | None = Field(max_length=PAIRS_MOST, description="Yours: given back as it is. null: none.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(max_length=MAX_PAIRS, description="Replaces all metadata. null: none.")

@@ -45,7 +45,7 @@ def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
 
 
 def erase_job(session: Session, job_id: UUID) -> None:
-    """This job, which has ended, has no bodies any more, no pictures, and is of no conversation."""
+    """Deletes the bodies and pictures of an ended job, and removes it from its conversation."""
     session.execute(_ERASE_ONE, {"id": job_id})
     _erase_belongings(session, [job_id])
 

@@ -1,7 +1,7 @@
-"""Answers that their callers asked to keep (`"store": true`): found by the upstream's own id, listed by metadata, deleted.
+"""Stored answers: the answers of requests with `"store": true`, indexed by the upstream's id and by metadata.
 
-An answer is its job's; a row here says only that it is kept, under which id, and what its caller noted about it. The row is written in
-the transaction that ends the job, for those that asked for it alone: other jobs pay nothing. `endpoint` tells the kinds apart.
+The answer itself stays in its job. A row here holds the id and the caller's metadata; the transaction that ends the job inserts it, only
+for requests that asked for it. `endpoint` separates the kinds of answers.
 """
 
 from __future__ import annotations
@@ -19,57 +19,58 @@ from models.endpoint import CHAT
 from models.errors import NotFound
 
 JsonObject = dict[str, Any]
-ID_MOST_CHARS = 256
-MODEL_MOST_CHARS = 256
+MAX_ID_CHARS = 256
+NOT_STORED = "No answer is stored under this id. Send the request with `store: true`, and read it with the same key."
+MAX_MODEL_CHARS = 256
 # As OpenAI limits metadata.
-PAIRS_MOST, KEY_MOST_CHARS, VALUE_MOST_CHARS = 16, 64, 512
+MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 
 
 def metadata_to_store(endpoint: str, request: bytes) -> dict[str, str] | None:
-    """The metadata under which the answer to this request is to be kept; None: it is not to be kept.
+    """Returns the metadata to store with the answer of this request, or None if the request does not store.
 
-    Metadata that is not up to 16 pairs of strings is not kept: the upstream has judged it otherwise, we could not find it again.
+    Metadata other than up to 16 pairs of short strings is dropped: only the upstream validates it.
     """
-    # Looked for before anything is parsed: a prompt may be large, and nearly no request stores.
+    # A substring search first: prompts can be large, and few requests store.
     if endpoint != CHAT or b'"store"' not in request:
         return None
     try:
-        asked = json.loads(request)
+        body = json.loads(request)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(asked, dict) or asked.get("store") is not True:
+    if not isinstance(body, dict) or body.get("store") is not True:
         return None
-    metadata = asked.get("metadata")
+    metadata = body.get("metadata")
     return metadata if _is_metadata(metadata) else {}
 
 
-def keep(
+def insert(
     session: Session, *, job_id: UUID, key_id: int, endpoint: str, model: str, answer: Mapping[str, Any] | None, metadata: Mapping[str, str]
 ) -> None:
-    """The answer of this job can be found by its id; nothing happens when it has none that an address can hold. model: that was asked."""
-    answer_id, said_model = (answer or {}).get("id"), (answer or {}).get("model")
+    """Indexes the answer of this job. Does nothing if its id is missing or unfit for a path. model: of the request."""
+    answer_id, answer_model = (answer or {}).get("id"), (answer or {}).get("model")
     if not isinstance(answer_id, str) or not is_answer_id(answer_id):
         return
     models = [model]
-    if isinstance(said_model, str) and "\0" not in said_model and len(said_model) <= MODEL_MOST_CHARS:
-        models.append(said_model)
-    wanted = {"job_id": job_id, "key_id": key_id, "endpoint": endpoint, "id": answer_id, "models": models}
-    session.execute(_KEEP, {**wanted, "metadata": json.dumps(metadata)})
+    if isinstance(answer_model, str) and "\0" not in answer_model and len(answer_model) <= MAX_MODEL_CHARS:
+        models.append(answer_model)
+    params = {"job_id": job_id, "key_id": key_id, "endpoint": endpoint, "id": answer_id, "models": models}
+    session.execute(_INSERT, {**params, "metadata": json.dumps(metadata)})
 
 
-def is_answer_id(said: str) -> bool:
-    """Whether an answer can be kept under this id: 1 to 256 visible ASCII characters without a slash."""
-    return 1 <= len(said) <= ID_MOST_CHARS and all("!" <= char <= "~" and char != "/" for char in said)
+def is_answer_id(value: str) -> bool:
+    """Whether an answer can be stored under this id: 1 to 256 visible ASCII characters without a slash."""
+    return 1 <= len(value) <= MAX_ID_CHARS and all("!" <= char <= "~" and char != "/" for char in value)
 
 
 def get(session: Session, key_id: int, endpoint: str, answer_id: str) -> Any:
-    """The kept answer of this id, the newest when an upstream gave it twice. Raises NotFound.
+    """Returns the stored answer of this id, the newest if the upstream gave the id twice. Raises NotFound.
 
-    Row: answer_id, noted (its metadata), upstream_request_id, and id, response, request, wants_urls of its job.
+    Row: answer_id, answer_metadata, upstream_request_id, and id, response, request, wants_urls of its job.
     """
     row = session.execute(_GET, {"key_id": key_id, "endpoint": endpoint, "id": answer_id}).one_or_none()
     if row is None:
-        raise NotFound("No answer is stored under this id. It needs `store: true`, and the key that asked.", param="completion_id")
+        raise NotFound(NOT_STORED, param="completion_id")
     return row
 
 
@@ -77,42 +78,42 @@ def page(
     session: Session, key_id: int, endpoint: str, *, limit: int, after: UUID | None, is_ascending: bool, model: str | None,
     metadata: Mapping[str, str],
 ) -> Sequence[Any]:  # fmt: skip
-    """Up to limit + 1 rows as of `get`, oldest first or newest first. after: the job of the last one seen. model: as asked or answered.
+    """Returns up to limit + 1 rows of `get`, in the order in which their jobs were created.
 
-    metadata: pairs that all of them have.
+    after: the job of the previous page's last row. model: of the request or of the answer. metadata: pairs that each row must have.
     """
-    wanted = {
+    params = {
         "key_id": key_id, "endpoint": endpoint, "after": after, "model": model, "metadata": json.dumps(metadata), "most": limit + 1,
     }  # fmt: skip
-    return session.execute(_PAGE_ASCENDING if is_ascending else _PAGE_DESCENDING, wanted).all()
+    return session.execute(_PAGE_ASCENDING if is_ascending else _PAGE_DESCENDING, params).all()
 
 
 def set_metadata(session: Session, key_id: int, endpoint: str, answer_id: str, metadata: Mapping[str, str]) -> None:
-    """It has this metadata, and no other. Raises NotFound."""
+    """Replaces the metadata of a stored answer. Raises NotFound."""
     row = get(session, key_id, endpoint, answer_id)
     session.execute(_SET_METADATA, {"job_id": row.id, "metadata": json.dumps(metadata)})
 
 
 def delete(session: Session, key_id: int, endpoint: str, answer_id: str) -> None:
-    """It is gone, and the bodies of its job with it; what it used stays on record. Raises NotFound."""
+    """Deletes a stored answer and the bodies of its job; usage and ledger entries stay. Raises NotFound."""
     erasure.erase_job(session, get(session, key_id, endpoint, answer_id).id)
 
 
 def _is_metadata(value: object) -> bool:
     return (
         isinstance(value, dict)
-        and len(value) <= PAIRS_MOST
-        and all(len(name) <= KEY_MOST_CHARS and isinstance(said, str) and len(said) <= VALUE_MOST_CHARS for name, said in value.items())
+        and len(value) <= MAX_PAIRS
+        and all(len(name) <= MAX_KEY_CHARS and isinstance(each, str) and len(each) <= MAX_VALUE_CHARS for name, each in value.items())
     )
 
 
-_KEEP = text("""
+_INSERT = text("""
     INSERT INTO stored_answer (job_id, key_id, endpoint, id, models, metadata)
     VALUES (:job_id, :key_id, :endpoint, :id, CAST(:models AS text[]), CAST(:metadata AS jsonb)) ON CONFLICT (job_id) DO NOTHING
 """)
-# A job without its response was emptied with its session.
+# response IS NULL: the job was emptied with its session.
 _ROWS = """
-    SELECT stored.id AS answer_id, stored.metadata AS noted, job.id, job.response, job.request, job.wants_urls,
+    SELECT stored.id AS answer_id, stored.metadata AS answer_metadata, job.id, job.response, job.request, job.wants_urls,
            (SELECT upstream_request_id FROM attempt WHERE job_id = job.id AND outcome = 'succeeded' LIMIT 1) AS upstream_request_id
     FROM stored_answer AS stored JOIN job ON job.id = stored.job_id
     WHERE stored.key_id = :key_id AND stored.endpoint = :endpoint AND job.response IS NOT NULL
@@ -121,7 +122,7 @@ _GET = text(f"{_ROWS} AND stored.id = :id ORDER BY stored.job_id DESC LIMIT 1")
 _FILTER = """
     AND (CAST(:model AS text) IS NULL OR :model = ANY(stored.models)) AND stored.metadata @> CAST(:metadata AS jsonb)
 """
-# A job's id begins with the time at which it was made.
+# A job's id is a UUIDv7: it sorts by creation time.
 _PAGE_ASCENDING = text(f"""
     {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id > :after) ORDER BY stored.job_id LIMIT :most
 """)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
 PYTHON = {"x-stainless-lang": "python"}
 AGENTS = ["ai/6.0.326 ai-sdk/provider-utils/4.0.66 runtime/node.js/v20.20.2", "OpenAI/Python 1.3.9"]
-KEPT = f"{reader.FAILURE_KEPT_S} s"
+REPLAY = f"{reader.FAILURE_REPLAY_S} s"
 BODY = b'{ "id": "chatcmpl-1",\n  "choices": [] }\n'
 BUSY = Result(
     Status.FAILED, http_status=503, response=b'{"error":{"message":"busy","type":"t","param":null,"code":"c"}, "x": 1.0}',
@@ -228,7 +228,7 @@ def test_a_late_failure_breaks_off_for_who_comes_back_and_is_told_then_with_its_
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("agent", AGENTS)
-def test_who_asks_again_without_saying_so_is_told_the_late_failure_each_time_and_nothing_is_called(caller: Caller, agent: str) -> None:
+def test_unmarked_retries_receive_the_stored_failure_and_make_no_job(caller: Caller, agent: str) -> None:
     made, pieces = begin(caller, headers={"User-Agent": agent})
     end(caller, BUSY)
     with pytest.raises(BrokenOff):
@@ -243,21 +243,21 @@ def test_who_asks_again_without_saying_so_is_told_the_late_failure_each_time_and
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_new_request_like_one_that_failed_is_a_new_job_a_little_later(caller: Caller) -> None:
+def test_identical_request_after_the_replay_time_makes_a_new_job(caller: Caller) -> None:
     agent = {"User-Agent": AGENTS[0]}
     made, pieces = begin(caller, headers=agent)
     end(caller, BUSY)
     with pytest.raises(BrokenOff):
         list(pieces)
     made.close()
-    query(f"UPDATE job SET ended_at = ended_at - interval '{KEPT}', left_at = left_at - interval '{KEPT}'")
+    query(f"UPDATE job SET ended_at = ended_at - interval '{REPLAY}', left_at = left_at - interval '{REPLAY}'")
 
     begin(caller, headers=agent)[0].close()
     assert 2 == len(query("SELECT FROM job"))
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_request_that_does_not_say_it_comes_again_gets_no_answer_of_another(caller: Caller) -> None:
+def test_unmarked_request_never_receives_a_stored_answer(caller: Caller) -> None:
     agent = {"User-Agent": AGENTS[0]}
     made, _ = begin(caller, headers=agent)
     end(caller)

@@ -1,4 +1,4 @@
-"""Which clients a late failure breaks off, by what each of them says of itself: as recorded from the real clients (docs/clients.md)."""
+"""Late failures: the choice for each client by its headers, as recorded from the real clients (docs/clients.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 from api import late_failure
 
 DOCS = Path(__file__).parents[1] / "docs" / "clients.md"
-BROKEN_OFF = [
+CLOSED = [
     {"User-Agent": "OpenAI/Python 3.54.0", "x-stainless-lang": "python", "x-stainless-retry-count": "0"},
     {"User-Agent": "AsyncOpenAI/Python 1.40.0", "x-stainless-lang": "python", "x-stainless-async": "async:asyncio"},
     {"User-Agent": "OpenAI/Python 3.57.0", "x-stainless-lang": "python", "x-stainless-raw-response": "true"},
@@ -23,10 +23,10 @@ BROKEN_OFF = [
     {"User-Agent": "ai/6.0.326 ai-sdk/provider-utils/4.0.66 runtime/node.js/v20.20.2"},
     {"User-Agent": "ai-sdk/openai/3.0.141 ai-sdk/provider-utils/4.0.66 runtime/node.js/v20.20.2"},
     {"User-Agent": "Go-http-client/1.1"},
-    # A proxy of its operator took the x-stainless headers away.
+    # Behind a proxy that drops x-stainless headers.
     {"User-Agent": "OpenAI/Python 2.54.0"},
 ]
-TOLD = [
+IN_BODY = [
     {},
     {"User-Agent": ""},
     {"User-Agent": "OpenAI/Python 3.54.0", "x-stainless-lang": "python", "x-stainless-raw-response": "stream"},
@@ -45,19 +45,19 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize("headers", BROKEN_OFF, ids=str)
-def test_a_client_that_does_not_see_an_error_in_a_200_is_broken_off(headers: dict[str, str]) -> None:
-    assert late_failure.breaks_off(Headers(headers))
+@pytest.mark.parametrize("headers", CLOSED, ids=str)
+def test_late_failure_closes_the_connection_of_sdks_that_hide_errors(headers: dict[str, str]) -> None:
+    assert late_failure.closes_connection(Headers(headers))
 
 
-@pytest.mark.parametrize("headers", TOLD, ids=str)
-def test_a_program_that_reads_bodies_itself_is_told_there(headers: dict[str, str]) -> None:
-    assert not late_failure.breaks_off(Headers(headers))
+@pytest.mark.parametrize("headers", IN_BODY, ids=str)
+def test_late_failure_is_the_body_for_other_clients(headers: dict[str, str]) -> None:
+    assert not late_failure.closes_connection(Headers(headers))
 
 
-def test_the_table_in_the_docs_names_each_client_with_what_is_done_for_it() -> None:
-    rows = re.findall(r"^\| [^|]+ \| `([^`|]+)`[^|]* \|.*\| \*\*(broken off|in the body)\*\* \|$", DOCS.read_text(), re.MULTILINE)
+def test_table_in_the_docs_agrees_with_the_code() -> None:
+    rows = re.findall(r"^\| [^|]+ \| `([^`|]+)`[^|]* \|.*\| \*\*(connection closed|error body)\*\* \|$", DOCS.read_text(), re.MULTILINE)
 
     assert 12 <= len(rows)
-    for agent, done in rows:
-        assert ("broken off" == done) == late_failure.breaks_off(Headers({"User-Agent": agent})), agent
+    for agent, choice in rows:
+        assert ("connection closed" == choice) == late_failure.closes_connection(Headers({"User-Agent": agent})), agent

@@ -183,31 +183,31 @@ def test_another_body_or_another_key_finds_nothing(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SUCCEEDED])
-def test_only_a_failure_that_nobody_was_told_is_found_by_who_does_not_say_that_he_comes_again(caller: Key, status: Status) -> None:
+def test_only_undelivered_failures_are_found_for_unmarked_retries(caller: Key, status: Status) -> None:
     who = uuid4()
     job_id = ask(caller, who)
-    assert find_untold(caller) is None
+    assert find_undelivered(caller) is None
     end(caller, job_id, status)
-    assert find_untold(caller) is None
+    assert find_undelivered(caller) is None
     leave(job_id, who)
 
     wanted = job_id if status == Status.FAILED else None
-    assert [wanted, wanted] == [find_untold(caller), find_untold(caller)]
-    assert find_untold(caller, b"something else") is None
-    # Told to who says that it is a retry, it is told.
+    assert [wanted, wanted] == [find_undelivered(caller), find_undelivered(caller)]
+    assert find_undelivered(caller, b"something else") is None
+    # Delivered to a marked retry.
     assert job_id == adopt(caller, uuid4())
-    assert find_untold(caller) is None
+    assert find_undelivered(caller) is None
 
 
-def test_a_job_that_was_cancelled_because_its_reader_left_is_no_untold_failure(caller: Key) -> None:
+def test_job_cancelled_because_its_reader_left_is_no_undelivered_failure(caller: Key) -> None:
     who = uuid4()
     job_id = ask(caller, who)
     leave(job_id, who)
     cancel(caller, job_id)
 
-    assert find_untold(caller) is None
+    assert find_undelivered(caller) is None
 
 
-def find_untold(caller: Key, fingerprint: bytes = SAID) -> UUID | None:
+def find_undelivered(caller: Key, fingerprint: bytes = SAID) -> UUID | None:
     with db.begin() as session:
-        return reader.find_untold_failure(session, caller.id, fingerprint)
+        return reader.find_undelivered_failure(session, caller.id, fingerprint)

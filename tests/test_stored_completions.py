@@ -1,4 +1,4 @@
-"""Stored chat completions: kept when the request said so, found and changed by the key that stored them, gone when it deletes them."""
+"""Stored chat completions: inserted for requests with store: true, served to the key that stored them, deleted with their job."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def caller() -> Caller:
     return Caller()
 
 
-def answered(caller: Caller, completion_id: Any, *, path: str = COMPLETIONS, said_model: str = "m-2026", **body: Any) -> UUID:
-    """A job with this body was answered with this id. Returns the job."""
+def answered(caller: Caller, completion_id: Any, *, path: str = COMPLETIONS, answer_model: str = "m-2026", **body: Any) -> UUID:
+    """Runs a job with this body to an answer with this id. Returns the job's id."""
     more = body.pop("nowserving", {})
     name = caller.submit(endpoint=path, body={"model": "m", "messages": [HELLO], **body}, **more)
     job_id, dispatch_id = view.parse_id(name), run(caller, name)
     answer = {
-        "id": completion_id, "object": "chat.completion", "created": 1, "model": said_model,
+        "id": completion_id, "object": "chat.completion", "created": 1, "model": answer_model,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
     }  # fmt: skip
     result = Result(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
@@ -50,7 +50,7 @@ def listed(caller: Caller, query_text: str = "") -> list[str]:
     return [each["id"] for each in caller.get(f"{COMPLETIONS}{query_text}").json["data"]]
 
 
-def test_a_stored_completion_is_the_upstreams_answer_with_its_metadata_and_what_was_asked(caller: Caller) -> None:
+def test_retrieve_returns_the_answer_with_metadata_and_request_members(caller: Caller) -> None:
     store(caller, "chatcmpl-1", metadata={"topic": "tea"}, temperature=0.5, user="ann")
     found = caller.get(f"{COMPLETIONS}/chatcmpl-1")
 
@@ -62,7 +62,7 @@ def test_a_stored_completion_is_the_upstreams_answer_with_its_metadata_and_what_
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/chat/completions", "/v1/v1/chat/completions"])
-def test_they_are_at_every_base_path(caller: Caller, path: str) -> None:
+def test_routes_exist_at_every_base_path(caller: Caller, path: str) -> None:
     store(caller, "chatcmpl-1")
 
     assert 200 == caller.get(f"{path}/chatcmpl-1").status_code
@@ -72,27 +72,27 @@ def test_they_are_at_every_base_path(caller: Caller, path: str) -> None:
 @pytest.mark.parametrize(
     "body", [{}, {"store": False}, {"store": None}, {"store": "true"}, {"user": '"store"'}, {"metadata": {"store": "1"}}]
 )
-def test_what_was_not_asked_to_be_stored_is_not(caller: Caller, body: dict[str, Any]) -> None:
+def test_requests_without_store_true_are_not_stored(caller: Caller, body: dict[str, Any]) -> None:
     answered(caller, "chatcmpl-1", **body)
 
     assert ([], 404) == (listed(caller), caller.get(f"{COMPLETIONS}/chatcmpl-1").status_code)
 
 
 @pytest.mark.parametrize("bad", [None, 7, "", "a/b", "ü", "a b", "x" * 257])
-def test_an_answer_without_an_id_that_an_address_can_hold_is_answered_and_not_stored(caller: Caller, bad: object) -> None:
+def test_answers_with_an_id_unfit_for_a_path_succeed_and_are_not_stored(caller: Caller, bad: object) -> None:
     job_id = answered(caller, bad, store=True)
 
     assert ("succeeded", []) == (row(job_id).status, listed(caller))
 
 
 @pytest.mark.parametrize("bad", [{"a": 1}, {"a": "x" * 513}, {"x" * 65: "a"}, {str(n): "a" for n in range(17)}, ["a"], "a", None])
-def test_metadata_that_is_no_pairs_of_short_strings_is_left_out(caller: Caller, bad: object) -> None:
+def test_invalid_request_metadata_is_dropped(caller: Caller, bad: object) -> None:
     store(caller, "chatcmpl-1", metadata=bad)
 
     assert {} == caller.get(f"{COMPLETIONS}/chatcmpl-1").json["metadata"]
 
 
-def test_a_list_goes_on_page_by_page_in_both_orders(caller: Caller) -> None:
+def test_list_paginates_in_both_orders(caller: Caller) -> None:
     for number in range(5):
         store(caller, f"chatcmpl-{number}")
     first = caller.get(f"{COMPLETIONS}?limit=2").json
@@ -103,10 +103,10 @@ def test_a_list_goes_on_page_by_page_in_both_orders(caller: Caller) -> None:
     assert ["chatcmpl-2", "chatcmpl-1", "chatcmpl-0"] == listed(caller, "?order=desc&after=chatcmpl-3")
 
 
-def test_a_list_has_only_what_fits_model_and_metadata(caller: Caller) -> None:
+def test_list_filters_by_model_and_metadata(caller: Caller) -> None:
     store(caller, "chatcmpl-1", metadata={"topic": "tea", "for": "ann"})
     store(caller, "chatcmpl-2", metadata={"topic": "tea"})
-    store(caller, "chatcmpl-3", said_model="m-2027")
+    store(caller, "chatcmpl-3", answer_model="m-2027")
 
     assert ["chatcmpl-1", "chatcmpl-2"] == listed(caller, "?metadata[topic]=tea")
     assert ["chatcmpl-1"] == listed(caller, "?metadata%5Btopic%5D=tea&metadata[for]=ann")
@@ -119,11 +119,11 @@ def test_a_list_has_only_what_fits_model_and_metadata(caller: Caller) -> None:
     "?limit=0", "?limit=101", "?order=up", "?after=chatcmpl-none", "?model=%00", "?metadata[a]=%00", "?metadata[%00]=a", "?metadata[]=a",
     f"?metadata[a]={'x' * 513}",
 ])  # fmt: skip
-def test_a_list_that_is_asked_for_wrongly_is_refused(caller: Caller, bad: str) -> None:
+def test_list_rejects_invalid_parameters(caller: Caller, bad: str) -> None:
     assert 400 == caller.get(COMPLETIONS + bad).status_code
 
 
-def test_metadata_is_changed_all_at_once(caller: Caller) -> None:
+def test_update_replaces_all_metadata(caller: Caller) -> None:
     store(caller, "chatcmpl-1", metadata={"topic": "tea"})
 
     changed = caller.post(f"{COMPLETIONS}/chatcmpl-1", {"metadata": {"for": "bob"}})
@@ -133,13 +133,13 @@ def test_metadata_is_changed_all_at_once(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("bad", [{}, {"metadata": {"a": 1}}, {"metadata": {"a": "x" * 513}}, {"metadata": {"": "a"}}, {"store": False}])
-def test_a_change_of_anything_but_metadata_is_refused(caller: Caller, bad: dict[str, Any]) -> None:
+def test_update_rejects_invalid_bodies(caller: Caller, bad: dict[str, Any]) -> None:
     store(caller, "chatcmpl-1")
 
     assert 400 == caller.post(f"{COMPLETIONS}/chatcmpl-1", bad).status_code
 
 
-def test_a_deleted_completion_is_gone_and_nothing_of_it_is_kept_but_what_it_used(caller: Caller) -> None:
+def test_delete_empties_the_job_and_keeps_its_usage(caller: Caller) -> None:
     job_id = store(caller, "chatcmpl-1", metadata={"topic": "tea"})
     deleted = caller.send("DELETE", f"{COMPLETIONS}/chatcmpl-1")
 
@@ -150,7 +150,7 @@ def test_a_deleted_completion_is_gone_and_nothing_of_it_is_kept_but_what_it_used
     assert 404 == caller.send("DELETE", f"{COMPLETIONS}/chatcmpl-1").status_code
 
 
-def test_the_messages_are_those_that_were_sent(caller: Caller) -> None:
+def test_messages_are_those_of_the_request(caller: Caller) -> None:
     parts = [{"type": "text", "text": "what is this?"}]
     sent = [{"role": "system", "content": "be brief"}, {"role": "user", "content": parts, "name": "ann"}, HELLO]
     store(caller, "chatcmpl-1", messages=sent)
@@ -164,7 +164,7 @@ def test_the_messages_are_those_that_were_sent(caller: Caller) -> None:
     assert 400 == caller.get(f"{COMPLETIONS}/chatcmpl-1/messages?after=chatcmpl-2-0").status_code
 
 
-def test_nothing_is_told_of_what_another_key_stored(caller: Caller) -> None:
+def test_completions_of_another_key_are_not_found(caller: Caller) -> None:
     store(caller, "chatcmpl-1")
     other = Caller("sk-two", app=caller.app)
 
@@ -176,13 +176,13 @@ def test_nothing_is_told_of_what_another_key_stored(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("name", ["chatcmpl-2", "%00", "%F0%9F%98%80", "x" * 300])
-def test_an_unknown_completion_is_not_found(caller: Caller, name: str) -> None:
+def test_unknown_ids_are_not_found(caller: Caller, name: str) -> None:
     refused = caller.get(f"{COMPLETIONS}/{name}")
 
     assert (404, "completion_id") == (refused.status_code, error_of(refused)["param"])
 
 
-def test_of_an_id_that_an_upstream_gave_twice_the_newest_is_meant(caller: Caller) -> None:
+def test_duplicate_ids_resolve_to_the_newest(caller: Caller) -> None:
     store(caller, "chatcmpl-1", metadata={"n": "1"})
     store(caller, "chatcmpl-1", metadata={"n": "2"})
 
@@ -191,7 +191,7 @@ def test_of_an_id_that_an_upstream_gave_twice_the_newest_is_meant(caller: Caller
     assert "1" == caller.get(f"{COMPLETIONS}/chatcmpl-1").json["metadata"]["n"]
 
 
-def test_a_stored_completion_goes_with_its_session(caller: Caller) -> None:
+def test_deleting_a_session_deletes_its_stored_completions(caller: Caller) -> None:
     store(caller, "chatcmpl-1", nowserving={"conversation": "tea"})
     assert ["chatcmpl-1"] == listed(caller)
 
@@ -199,7 +199,7 @@ def test_a_stored_completion_goes_with_its_session(caller: Caller) -> None:
     assert [] == query("SELECT FROM stored_answer")
 
 
-def test_a_stored_completion_goes_when_its_job_is_too_old(caller: Caller) -> None:
+def test_retention_deletes_stored_completions_with_their_jobs(caller: Caller) -> None:
     store(caller, "chatcmpl-1")
     query("UPDATE job SET ended_at = now() - interval '40 days'")
     with db.begin() as session:
@@ -208,7 +208,7 @@ def test_a_stored_completion_goes_when_its_job_is_too_old(caller: Caller) -> Non
     assert [] == query("SELECT FROM stored_answer")
 
 
-def test_an_answer_that_waits_on_disk_for_postgres_is_stored_when_it_is_back(caller: Caller) -> None:
+def test_spooled_endings_keep_their_metadata(caller: Caller) -> None:
     kept = Ending(UUID(int=1), UUID(int=2), 1, 1, "m", Finding(Outcome.SUCCEEDED), store_as={"topic": "tea"})
 
     assert kept == ending._load(ending._dump(kept))

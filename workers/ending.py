@@ -40,7 +40,7 @@ class Ending:
     """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
 
     is_turn: of a conversation, in which its answer will be remembered. throttled, refusal: as of job.put_back. store_as: the metadata
-    under which its answer is kept; None: it is not.
+    to store with the answer; None: the request does not store.
     """
 
     job_id: UUID
@@ -136,12 +136,12 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
         if row is not None:
             artifact.store(session, ending.job_id, pictures)
             if ending.store_as is not None:
-                _keep(session, ending, result, ending.store_as)
+                _store(session, ending, result, ending.store_as)
         return row
 
 
-def _keep(session: Session, ending: Ending, result: Result, metadata: dict[str, str]) -> None:
-    stored_answer.keep(
+def _store(session: Session, ending: Ending, result: Result, metadata: dict[str, str]) -> None:
+    stored_answer.insert(
         session, job_id=ending.job_id, key_id=ending.key_id, endpoint=CHAT, model=ending.model, answer=retry.parse(result.response or b""),
         metadata=metadata,
     )  # fmt: skip

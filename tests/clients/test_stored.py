@@ -14,11 +14,11 @@ from tests.clients.programs import HERE, installed
 from tests.upstream.chat import echo
 
 
-def test_openai_python_stores_lists_reads_changes_and_deletes(world: World, key: str) -> None:
+def test_openai_python_uses_every_stored_completion_route(world: World, key: str) -> None:
     with openai.OpenAI(base_url=world.base, api_key=key) as sdk:
         completions = sdk.chat.completions
         made = [completions.create(store=True, metadata={"topic": topic}, **chat(f"about {topic}")) for topic in ("tea", "milk")]
-        completions.create(**chat("not to be kept"))
+        completions.create(**chat("not stored"))
         *_, last = completions.create(store=True, stream=True, metadata={"topic": "tea"}, **chat("as a stream"))
         ids = [*(each.id for each in made), last.id]
 
@@ -34,7 +34,7 @@ def test_openai_python_stores_lists_reads_changes_and_deletes(world: World, key:
             completions.retrieve(ids[0])
 
 
-def test_openai_node_stores_lists_reads_changes_and_deletes(world: World, key: str) -> None:
+def test_openai_node_uses_every_stored_completion_route(world: World, key: str) -> None:
     found = installed()
     run = subprocess.run(
         [found.program, str(HERE / "stored.mjs"), world.base, key, MODEL, "hello"], env=found.environment, capture_output=True, text=True,
