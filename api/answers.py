@@ -89,7 +89,8 @@ class Job(Answer):
     timeout_s: float
     cancel_requested: bool
     possible_duplicate_calls: int
-    attempts: list[Attempt]
+    attempt_count: int
+    attempts: list[Attempt] = Field(description="The first ten and the last ten.")
     http_status: int | None = Field(description="The upstream's last status.")
     usage: Usage | None
     cost_usd: float | None = Field(description="null: no price is known for the model.")

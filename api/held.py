@@ -24,7 +24,7 @@ from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import hall
 from models import db, view
 from models.errors import ServingError, Unauthorised, Unavailable
-from models.job import TERMINAL, Status
+from models.job import TERMINAL
 from models.key import Key
 from models.settings import settings
 
@@ -178,7 +178,7 @@ class Held:
             yield SPACE
             while (row := self.wait(settings().keepalive_every_s)) is None:
                 yield SPACE
-            if row.status == Status.SUCCEEDED:
+            if replies.has_answer(row):
                 yield from pictures.content(row, origin=self._origin)
             else:
                 yield self._late(replies.told_of(row))

@@ -197,6 +197,16 @@ class ModelSeen(Answer):
     recent: Recent
 
 
+class ParkedModel(Answer):
+    """A model and endpoint that a credential cannot serve for now; the pool's other credentials serve their jobs."""
+
+    model: str
+    endpoint: str
+    reason: str = Field(description="The upstream's status and words.")
+    at: float
+    next_probe_at: float
+
+
 class CredentialSeen(Answer):
     """An upstream key, without itself."""
 
@@ -206,6 +216,7 @@ class CredentialSeen(Answer):
     base_url: str | None = Field(description="null: OPENAI_BASE_URL.")
     weight: float
     parked: Pause | None = Field(description="The upstream refuses it altogether.")
+    parked_models: list[ParkedModel]
     paused: Pause | None
     retired_at: float | None
     models: list[ModelSeen]

@@ -95,9 +95,7 @@ def draw(frame: Frame, *, url: str, lanes: int, trouble: str = "") -> Group:
         parts.append(Text("… more lanes: /ops/lanes", style="dim"))
     if frame.flows:
         parts += [Text(""), _flows(frame.flows[:5])]
-    parts += [
-        Text(f"parked: credential {one['id']} of {one['pool']['name']}: {_reason(one['parked'])}", style="red") for one in frame.parked
-    ]
+    parts += [Text(line, style="red") for one in frame.parked for line in _parked(one)]
     silent = [worker["id"] for worker in frame.workers if worker["state"] == "silent"]
     if silent:
         parts.append(Text(f"silent: {', '.join(silent)}", style="red"))
@@ -144,6 +142,12 @@ def _why(lane: Mapping[str, Any]) -> str:
     if lane["paused"]:
         return f"paused: {_reason(lane['paused'])}"
     return lane["blocked_by"] or "-"
+
+
+def _parked(credential: Mapping[str, Any]) -> list[str]:
+    name = f"credential {credential['id']} of {credential['pool']['name']}"
+    whole = [f"parked: {name}: {_reason(credential['parked'])}"] if credential["parked"] else []
+    return whole + [f"parked for {one['model']}: {name}: {one['reason']}" for one in credential["parked_models"]]
 
 
 def _reason(pause: Mapping[str, Any]) -> str:

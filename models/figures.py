@@ -58,7 +58,8 @@ _USE = text(f"""
 """)
 _PARKED = text(f"""
     SELECT pool, count(*)::int AS parked FROM (
-        SELECT {POOL_LABEL} AS pool FROM credential JOIN pool ON pool.id = credential.pool_id WHERE credential.parked_at IS NOT NULL
+        SELECT {POOL_LABEL} AS pool FROM credential JOIN pool ON pool.id = credential.pool_id
+        WHERE credential.parked_at IS NOT NULL OR EXISTS (SELECT FROM parked_model WHERE credential_id = credential.id)
     ) AS found GROUP BY pool
 """)
 _TOTALS = text("""

@@ -53,6 +53,8 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     else:
         change = (_CREDENTIAL if on.kind == "credential" else _CHANGES)[verb]
         session.execute(text(f"UPDATE {on.kind} SET {change} WHERE id = :id"), {"id": on.number, "reason": reason})
+    if verb == "resume" and on.kind == "credential":
+        session.execute(text("DELETE FROM parked_model WHERE credential_id = :id"), {"id": on.number})
     after = state(session, on)
     audit.write(session, act, verb, str(on), before=before, after=after)
     numbers = lanes_of(session, on)

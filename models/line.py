@@ -258,6 +258,8 @@ def _place(job: Any, lane: Any, turns: Sequence[Any], ahead: Any, *, capped: str
         return Place(position=position, eta_s=max(eta_s, rest_s), blocked_by="backoff", wake_at=job.not_before)
     if capped:
         return Place(position=position, eta_s=None, blocked_by=capped, wake_at=None)
+    if lane.blocked_by == "parked":
+        return Place(position=position, eta_s=None, blocked_by="parked", wake_at=None)
     wake_at = lane.wake_at if lane.blocked_by and lane.wake_in_s > 0 else None
     return Place(position=position, eta_s=eta_s, blocked_by=lane.blocked_by, wake_at=wake_at)
 

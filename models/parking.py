@@ -60,16 +60,11 @@ def refused(
     refused_by: credentials that refused the job before. When none is left the job itself is refused, so what it parked is open again.
     """
     wanted = {"job_id": job_id, "credential_id": credential_id, "model": model, "endpoint": endpoint, "reason": reason}
-    if not has_others(session, credential_id, but=refused_by):
+    if session.execute(_OTHERS, {"credential_id": credential_id, "refused": [*refused_by, credential_id]}).one_or_none() is None:
         session.execute(_FORGIVE, {"job_id": job_id, "model": model, "endpoint": endpoint})
         return False
     session.execute(_PARK_MODEL, {**wanted, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
     return True
-
-
-def has_others(session: Session, credential_id: int, *, but: Sequence[int] = ()) -> bool:
-    """Whether the pool of this credential has another one that is open, besides those in `but`."""
-    return session.execute(_OTHERS, {"credential_id": credential_id, "refused": [*but, credential_id]}).one_or_none() is not None
 
 
 def unpark_model(session: Session, credential_id: int, *, model: str, endpoint: str) -> None:

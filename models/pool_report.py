@@ -67,6 +67,7 @@ def _show(row: Any, models: Sequence[JsonObject]) -> JsonObject:
         "base_url": _plain(row.base_url),
         "weight": row.weight,
         "parked": {"at": epoch(row.parked_at), "reason": row.parked_reason} if row.parked_at else None,
+        "parked_models": row.parked_models or [],
         "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
         "retired_at": epoch(row.retired_at),
         "models": list(models),
@@ -128,10 +129,17 @@ _POOLS = text("""
 """)
 _CREDENTIALS = text("""
     SELECT credential.id, credential.pool_id, pool.name AS pool, credential.base_url, credential.parked_at, credential.parked_reason,
-           credential.weight, credential.paused_at, credential.paused_reason, credential.retired_at, credential.created_at
+           credential.weight, credential.paused_at, credential.paused_reason, credential.retired_at, credential.created_at,
+           parked.models AS parked_models
     FROM credential JOIN pool ON pool.id = credential.pool_id
+    CROSS JOIN LATERAL (
+        SELECT jsonb_agg(jsonb_build_object(
+            'model', model, 'endpoint', endpoint, 'reason', reason, 'at', round(extract(epoch FROM parked_at), 3),
+            'next_probe_at', round(extract(epoch FROM probe_at), 3)
+        ) ORDER BY model, endpoint) AS models FROM parked_model WHERE credential_id = credential.id
+    ) AS parked
     WHERE (CAST(:after AS bigint) IS NULL OR credential.id > :after) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
-    AND (CAST(:is_parked AS boolean) IS NULL OR (credential.parked_at IS NOT NULL) = :is_parked)
+    AND (CAST(:is_parked AS boolean) IS NULL OR (credential.parked_at IS NOT NULL OR parked.models IS NOT NULL) = :is_parked)
     ORDER BY credential.id LIMIT :most
 """)
 _MODELS = text("""

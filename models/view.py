@@ -82,7 +82,7 @@ def show(session: Session, job: Any, *, with_result: bool = True, with_pictures:
 def show_joined(order: line.Order, joined: line.Joined, *, job_id: UUID) -> JsonObject:
     """A job that has just come into the line with this order, as `show` shows it; joined has its place."""
     job = SimpleNamespace(
-        id=job_id, endpoint=order.endpoint, model=order.model, status=Status.QUEUED, flow=order.flow, priority=order.priority,
+        id=job_id, endpoint=order.endpoint, model=order.model, status=Status.QUEUED, flow=order.flow, priority=order.priority, calls=0,
         conversation=None, created_at=joined.created_at, expires_at=joined.expires_at, started_at=None, ended_at=None,
         timeout_s=order.timeout_s, cancel_requested=False, possible_duplicate_calls=0, http_status=None, error=None,
         metadata=order.metadata, retry_of=order.retry_of,
@@ -101,7 +101,7 @@ def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, 
     return _object(
         job,
         place,
-        attempts=[_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id})] if job.calls else [],
+        attempts=[_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id, "calls": job.calls})] if job.calls else [],
         usage=_usage(session.execute(_USAGE, {"id": job.id}).all() if job.calls else []),
         result=result,
         artifacts=[artifact.show(one, origin=origin) for one in pictures],
@@ -128,6 +128,7 @@ def _object(
         "timeout_s": job.timeout_s,
         "cancel_requested": job.cancel_requested,
         "possible_duplicate_calls": job.possible_duplicate_calls,
+        "attempt_count": job.calls,
         "attempts": attempts,
         "http_status": job.http_status,
         **usage,
@@ -248,6 +249,10 @@ _GLANCE = text("""
            key.revoked_at IS NOT NULL AS is_revoked
     FROM job JOIN key ON key.id = job.key_id WHERE job.id = ANY(:ids)
 """)
-_ATTEMPTS = text("SELECT n, outcome, http_status, started_at, ended_at, upstream_request_id FROM attempt WHERE job_id = :id ORDER BY n")
+# The first ten and the last ten: a job that is refused for load may have many.
+_ATTEMPTS = text("""
+    SELECT n, outcome, http_status, started_at, ended_at, upstream_request_id FROM attempt
+    WHERE job_id = :id AND (n <= 10 OR n > :calls - 10) ORDER BY n
+""")
 _USAGE = text("SELECT input_tokens, output_tokens, images, cost_microusd FROM usage WHERE job_id = :id")
 _EVENTS = text("SELECT seq, type, at, detail FROM job_event WHERE job_id = :id AND seq > :after ORDER BY seq")

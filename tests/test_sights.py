@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -350,6 +351,23 @@ def test_parked_credentials_are_found_with_their_reason(operator: Caller) -> Non
 
     assert "401 from the upstream" == parked["parked"]["reason"]
     assert 1 == len(seen(operator, "/ops/credentials?parked=false"))
+
+
+def test_a_credential_parked_for_one_model_says_which_and_why_until_it_is_resumed(operator: Caller) -> None:
+    caller = known("sk-partly")
+    with db.begin() as session:
+        number = credential_of(session, caller)
+        key.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-other")
+        assert parking.refused(
+            session, job_id=uuid4(), credential_id=number, model="m", endpoint="/v1/chat/completions", reason="404: no such model",
+            refused_by=[],
+        )  # fmt: skip
+    (parked,) = seen(operator, "/ops/credentials?parked=true")
+    (found,) = parked["parked_models"]
+    operator.post(f"/ops/credentials/{number}/resume", json={"reason": "access was granted"})
+
+    assert ("m", "/v1/chat/completions", "404: no such model") == (found["model"], found["endpoint"], found["reason"])
+    assert [] == seen(operator, "/ops/credentials?parked=true")
 
 
 def test_a_worker_says_what_it_runs_and_when_it_was_heard_of(operator: Caller) -> None:

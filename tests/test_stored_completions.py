@@ -30,13 +30,17 @@ def answered(caller: Caller, completion_id: Any, *, path: str = COMPLETIONS, ans
     """Runs a job with this body to an answer with this id. Returns the job's id."""
     more = body.pop("nowserving", {})
     name = caller.submit(endpoint=path, body={"model": "m", "messages": [HELLO], **body}, **more)
+    return answer_job(caller, name, completion_id, answer_model=answer_model)
+
+
+def answer_job(caller: Caller, name: str, completion_id: Any, *, answer_model: str = "m") -> UUID:
     job_id, dispatch_id = view.parse_id(name), run(caller, name)
     answer = {
         "id": completion_id, "object": "chat.completion", "created": 1, "model": answer_model,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
     }  # fmt: skip
     result = Result(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
-    store_as = stored_answer.metadata_to_store(path, bytes(row(job_id).request))
+    store_as = stored_answer.metadata_to_store(row(job_id).endpoint, bytes(row(job_id).request))
     found = Finding(Outcome.SUCCEEDED, 200, "req_up")
     ending.commit(Ending(job_id, dispatch_id, caller.key.id, row(job_id).lane_id, "m", found, result, store_as=store_as))
     return job_id
@@ -212,3 +216,15 @@ def test_spooled_endings_keep_their_metadata(caller: Caller) -> None:
     kept = Ending(UUID(int=1), UUID(int=2), 1, 1, "m", Finding(Outcome.SUCCEEDED), store_as={"topic": "tea"})
 
     assert kept == ending._load(ending._dump(kept))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_idempotency_key_of_a_deleted_completion_returns_a_conflict(caller: Caller, stream: bool) -> None:
+    body, once = {"model": "m", "messages": [HELLO], "store": True, "stream": stream}, {"Idempotency-Key": "once"}
+    name = caller.post(COMPLETIONS, body, headers={**once, "Prefer": "respond-async"}).json["id"]
+    answer_job(caller, name, "chatcmpl-1")
+    caller.send("DELETE", f"{COMPLETIONS}/chatcmpl-1")
+    again = caller.post(COMPLETIONS, body, headers=once)
+
+    assert (200 if stream else 409) == again.status_code
+    assert "answer_deleted" in again.text

@@ -16,7 +16,7 @@ from deploy.server import free_port
 from models import db
 from models.key import Key
 from tests import processes
-from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, row, until, wait_ended
+from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, until, wait_ended
 from tests.upstream.errors import BY_STATUS, QUOTA
 from workers import retry
 from workers.openai_client import Answer
@@ -110,12 +110,11 @@ def test_a_503_that_says_when_is_a_pause_and_one_that_does_not_is_a_failure(stac
 def test_an_account_without_money_is_parked(stack: Stack, kind: str, code: str) -> None:
     who = caller(f"sk-poor-{kind}")
     (first,) = wait_ended([ask(who, f"pay [[fake:status=429;kind={kind}]]")], stack=stack)
-    second = ask(who, "fine")
-    until(lambda: _blocked_by(who) == "parked", what="a line that waits for its credential")
+    (second,) = wait_ended([ask(who, "fine")], stack=stack)
 
     assert ("failed", ["refused"], QUOTA, code) == (first.status, attempts(first.id), first.error["message"], first.error["code"])
     assert "money" in _parked_reason(who)
-    assert "queued" == row(second).status
+    assert ("failed", code, []) == (second.status, second.error["code"], attempts(second.id)), "uncalled, with the upstream's words"
     assert 1 == len(stack.upstream.calls())
 
 
@@ -126,7 +125,7 @@ def test_a_key_that_the_upstream_does_not_know_is_parked(stack: Stack) -> None:
     time.sleep(0.5)
 
     assert ("failed", 401, ["refused"], "invalid_api_key") == (first.status, first.http_status, attempts(first.id), first.error["code"])
-    assert "401" in _parked_reason(who)
+    assert "does not accept this key" in _parked_reason(who)
     assert 1 == len(stack.upstream.calls())
 
 
@@ -261,9 +260,3 @@ def _parked_reason(who: Key) -> str:
     with db.begin() as session:
         found = session.execute(text("SELECT parked_reason FROM credential WHERE pool_id = :id"), {"id": who.pool_id})
         return str(found.scalar_one())
-
-
-def _blocked_by(who: Key) -> str | None:
-    with db.begin() as session:
-        found = session.execute(text("SELECT blocked_by FROM lane WHERE pool_id = :id"), {"id": who.pool_id}).scalar_one()
-        return None if found is None else str(found)

@@ -20,7 +20,9 @@ _SCOPE = re.compile(r"missing scopes|insufficient permissions|not have (access|p
 _DEAD_KEY_TEXT = re.compile(
     r"api.?key (is )?(not valid|invalid|expired)|invalid api.?key|account.{0,40}(deactivated|suspended)", re.IGNORECASE
 )
-_NO_MODEL = re.compile(r"\bmodel\b.{0,120}(not exist|not found|not a valid|no access)|(no such|unknown|invalid) model\b", re.I | re.S)
+_NO_MODEL = re.compile(
+    r"\bmodel\b.{0,120}(not exist|not found|no access)|(no such|unknown|invalid) model\b|not a valid model", re.IGNORECASE | re.DOTALL
+)
 _NO_MONEY = re.compile(r"budget|credit balance|insufficient (balance|credit|funds|quota)|billing|payment required", re.IGNORECASE)
 _OWN_CONTENT = re.compile(r"moderation|flagged|content.?(policy|filter)|safety|policy.?violation", re.IGNORECASE)
 

@@ -13,7 +13,7 @@ local ALIKE = 3 * SECOND / 2 -- by which two counts of the same minute may diffe
 local KEEP_S = 26 * 3600 -- longer than the longest window
 local MOST_WINDOW = 10000
 local NEVER = math.huge
-local CANARIES = 8 -- jobs tried after the second pause in a row, before the next pause
+local CANARIES = 16 -- jobs tried after the second pause in a row, before the next pause
 local PROBE = MINUTE -- for so long one job that exceeds a learned limit keeps others like it from trying, unless it is answered
 -- pace_: when all that was let go has drained (TAT). up_: the same of the upstream's bucket, as far as we know it.
 -- drains_: until when the upstream's is known to be such a bucket. minutes, days: a tally each, as text. cut: last halving.
@@ -254,15 +254,18 @@ local function wait_for(units, seat_us, since)
   needs(seat_us, 'in_flight')
   for _, g in ipairs(GATES) do
     local asked = units[g.unit]
-    if asked > 0 and g.limit then
-      local is_probe = asked > g.limit and may_exceed(g, since or 0)
-      if is_probe then needs((s.probed or -PROBE) + PROBE - now, g.name) end
-      needs(asked > g.limit and not is_probe and NEVER or window_wait(g, math.min(asked, g.limit)), g.name)
-      needs((s[g.pace] or 0) - AHEAD - now, g.name)
-    end
-    if asked > 0 and s[g.learned] then
-      -- Half of the upstream's bucket is left to whoever else uses the key; alone on it, the pace says no first.
-      needs((s[g.mirror] or 0) - now - math.max(AHEAD, MINUTE / 2 - price(asked, s[g.learned])), 'upstream')
+    if g.limit and asked > g.limit then
+      -- What is known of this limit is in doubt, so it holds nothing back but the second that tries.
+      needs(may_exceed(g, since or 0) and (s.probed or -PROBE) + PROBE - now or NEVER, g.name)
+    elseif asked > 0 then
+      if g.limit then
+        needs(window_wait(g, asked), g.name)
+        needs((s[g.pace] or 0) - AHEAD - now, g.name)
+      end
+      if s[g.learned] then
+        -- Half of the upstream's bucket is left to whoever else uses the key; alone on it, the pace says no first.
+        needs((s[g.mirror] or 0) - now - math.max(AHEAD, MINUTE / 2 - price(asked, s[g.learned])), 'upstream')
+      end
     end
   end
   return wait, by
@@ -346,22 +349,28 @@ end
 local function throttle(told_us, is_repeat, at, base_us, most_us, jitter)
   if is_repeat and not s.streak then return false end -- others were answered since: the job is to blame
   if at and at <= (s.paused or -1) then return cool_down(told_us or 0) end
-  if (s.canaries or 0) > 1 then
+  if (s.canaries or 0) > 0 then
     s.canaries = s.canaries - 1
     return false
   end
   s.streak, s.paused = math.min((s.streak or 0) + 1, 32), now
-  s.canaries = s.streak > 1 and CANARIES or 1
+  s.canaries = s.streak > 1 and CANARIES or nil
   local grown_us = math.min(base_us * 2 ^ (s.streak - 1), most_us) * (1 + jitter / 2)
   cool_down(math.floor(s.streak > 1 and math.max(told_us or 0, grown_us) or told_us or grown_us))
   return true
 end
 
--- The job that tried to exceed a learned limit is back. Answered: the limit is gone unless this answer states one. Refused: it holds.
-local function end_probe(id, was_good, is_told)
+-- The job that tried to exceed a learned limit is back. Answered: the limit is gone unless this answer states one. Refused: it holds,
+-- and the job has used nothing of it.
+local function end_probe(id, was_good, is_told, units, at)
   if s.probe ~= id then return false end
   s.probe, s.probed = nil, nil
-  if not was_good then s.confirmed = now elseif not is_told then s.ltpm = nil end
+  if not was_good then
+    s.confirmed = now
+    if at then refund({ 0, units[2], units[3] }, at) end
+  elseif not is_told then
+    s.ltpm = nil
+  end
   know_limits()
   return was_good and not is_told
 end
@@ -443,10 +452,10 @@ end
 -- base_us, most_us, jitter
 function operations.release()
   local id, flying = ARGV[3], live
-  local paid, _, at = sums_when_paid(id), paid_by(id)
+  local paid, units, at = sums_when_paid(id), paid_by(id)
   local is_good, is_held = ARGV[5] == '1', redis.call('ZREM', LEASES, id) == 1
   if is_held then
-    if ARGV[4] == '0' then refund(paid_by(id)) end
+    if ARGV[4] == '0' then refund(units, at) end
     redis.call('HDEL', COSTS, id)
     live = live - 1
     if is_good then
@@ -459,7 +468,7 @@ function operations.release()
     if learn_limit(GATES[i], tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i]), paid) then changed = true end
   end
   if is_good and is_told then s.confirmed = now end
-  local is_refuted = end_probe(id, is_good, is_told)
+  local is_refuted = end_probe(id, is_good, is_told, units, ARGV[4] == '1' and at)
   local is_pushed = ARGV[11] == '1'
   if ARGV[12] == '1' then
     is_pushed = is_pushed and not (ARGV[13] == '1' and not s.streak)

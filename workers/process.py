@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, logs, parking, pricing, stored_answer, view
+from models import crash, db, job, logs, pricing, stored_answer, view
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
@@ -28,9 +28,6 @@ log = logging.getLogger(__name__)
 # A claim later than this after its admission pays again: calls let go evenly must not arrive in a heap. The limiter's
 # windows are longer by just this (LATE in limiter.lua), so calls that are no later keep every window of the upstream's whole.
 LATE_S = 0.5
-# A job that was refused for load lets others try first: so much longer than the pause of its key, where that is not long.
-ASIDE_S = (0.1, 0.3)
-ASIDE_MOST_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -231,31 +228,22 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
         )
         ending.write(work.done(finding, failed))
     elif verdict.throttled:
-        ending.write(work.back(finding, delay_s=_throttle_delay_s(work, learned), throttled=True))
+        ending.write(work.back(finding, delay_s=_throttle_delay_s(work, verdict, learned), throttled=True))
     elif verdict.next == Next.WAIT:
         ending.write(work.back(finding, refusal=learning.refusal_of(work.row, verdict)))
     else:
         ending.write(work.back(finding, delay_s=retry.delay_s(work.row.failures), counts=True))
 
 
-def _throttle_delay_s(work: Work, learned: Learned | None) -> float:
-    """How long the job steps aside after a refusal for load: from the second on by itself, after the first until others were tried."""
+def _throttle_delay_s(work: Work, verdict: Verdict, learned: Learned | None) -> float:
+    """How long the job waits by itself after a refusal for load, and never shorter than the upstream asks.
+
+    After its first refusal the pause of its key is enough, where it caused one.
+    """
     refusals = work.row.throttles + 1
-    until_us = learned.cooldown_until_us if learned else 0
-    pause_s = max(0.0, until_us / 1e6 - time.time())
-    aside_s = pause_s + random.uniform(*ASIDE_S) if pause_s <= ASIDE_MOST_S else 0.0
-    if refusals > 1:
-        return max(aside_s, retry.throttle_delay_s(refusals))
-    return 0.0 if _has_others(work.row) else aside_s
-
-
-def _has_others(row: Any) -> bool:
-    """Whether another credential of the pool may serve the job at once."""
-    try:
-        with db.autocommit() as session:
-            return parking.has_others(session, row.credential_id)
-    except Unavailable:
-        return False
+    if refusals == 1 and learned is not None and learned.cooldown_until_us:
+        return 0.0
+    return max((verdict.pause_ms or 0) / 1000, retry.throttle_delay_s(refusals))
 
 
 def _is_ours(row: Any) -> bool:

@@ -114,8 +114,8 @@ def delay_s(failures: int, *, rng: random.Random | None = None) -> float:
 
 
 def throttle_delay_s(refusals: int, *, rng: random.Random | None = None) -> float:
-    """How long a job waits by itself after its n-th refusal for load, n ≥ 2: doubling from pause_s to pause_most_s, with jitter."""
-    most = min(settings().pause_most_s, settings().pause_s * 2 ** min(refusals - 2, 16))
+    """How long a job waits by itself after its n-th refusal for load: doubling from twice pause_s to pause_most_s, with jitter."""
+    most = min(settings().pause_most_s, settings().pause_s * 2 ** min(refusals, 16))
     return float(most * (1 + (rng or random).random() / 2))
 
 

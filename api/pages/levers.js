@@ -38,7 +38,7 @@ function makes(verb, row) {
   const has = "paused" in row;
   if (row.retired_at) return false;
   const ended = ["succeeded", "failed", "cancelled", "expired"].includes(row.status);
-  if (verb === "resume") return !has || Boolean(row.paused || row.is_draining || row.parked);
+  if (verb === "resume") return !has || Boolean(row.paused || row.is_draining || row.parked || row.parked_models?.length);
   if (verb === "pause") return !has || !row.paused;
   if (verb === "retry") return row.status === undefined || ended;
   if (["cancel", "boost", "priority"].includes(verb)) return !ended && (verb === "cancel" || row.status !== "running");

@@ -23,7 +23,10 @@ function paused(one) {
   if (one.paused) return el("strong", {}, `paused${one.paused.reason ? `: ${one.paused.reason}` : ""}`);
   return one.is_draining ? el("strong", {}, "draining") : "";
 }
-const parked = (one) => (one.parked ? el("strong", {}, `parked: ${one.parked.reason || "refused"}`) : "");
+const parked = (one) => [
+  one.parked ? el("strong", {}, `parked: ${one.parked.reason || "refused"}`) : "",
+  ...(one.parked_models || []).map((it) => el("small", {}, `parked for ${it.model}: ${it.reason}`)),
+];
 const code = (text) => el("code", {}, text);
 const column = (name, show, kind = "") => ({ name, show, kind });
 const number = (name, show) => column(name, show, "number");
@@ -78,7 +81,7 @@ export const VIEWS = {
     title: "Credentials", fixed: { limit: 50 }, empty: "There is no such credential.",
     filters: [POOL, { name: "parked", label: "Parked", choices: ["true", "false"] }],
     columns: [
-      column("Credential", (one) => [`${one.id}`, el("small", {}, one.pool.name), parked(one), paused(one)]),
+      column("Credential", (one) => [`${one.id}`, el("small", {}, one.pool.name), ...parked(one), paused(one)]),
       column("Upstream", (one) => one.base_url || "default"),
       column("Models", (one) => (one.models.length ? one.models.map(model) : "not used yet")),
     ],

@@ -1,0 +1,251 @@
+"""Refused jobs: one that is always throttled, credentials that cannot serve a job, limits that are no longer true."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+
+import hypothesis.strategies as st
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from models import db, view
+from models.job import Status
+from tests.line_tools import query, row
+from tests.upstream.client import FakeUpstream, upstream
+from tests.workshop import Workshop, ask, issue, pool_of
+from workers.limiter import Meter
+
+__all__ = ["upstream"]
+pytestmark = pytest.mark.usefixtures("database")
+
+POISON = "[[fake:status=429;retry_after=0.05]]"
+UNNAMED = "[[fake:status=429;kind=rate_no_retry_after]]"
+
+
+@pytest.fixture
+def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> Workshop:
+    override(pause_s=0.05, pause_most_s=0.5, retry_base_s=0.02, max_throttles=5, probe_s=0.3)
+    return Workshop(redis_client, upstream)
+
+
+def ended(*jobs: object) -> Callable[[], bool]:
+    return lambda: all(row(one).status in ("succeeded", "failed") for one in jobs)  # type: ignore[arg-type]  # ids
+
+
+# A job that is refused for load again and again
+
+
+def test_a_job_that_is_always_throttled_lets_the_next_pass_and_fails_in_the_end(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, _ = pool_of(upstream, "sk-poison")
+    poisoned = ask(caller, f"never {UNNAMED}")
+    healthy = [ask(caller, f"fine {n}") for n in range(4)]
+    workshop.run(ended(poisoned, *healthy))
+
+    assert ["succeeded"] * 4 == [row(one).status for one in healthy]
+    failed = row(poisoned)
+    assert ("failed", 429, 5, 0) == (failed.status, failed.http_status, failed.calls, failed.failures)
+    assert "Rate limit reached" in failed.error["message"]
+    assert 5 == sum("never" in said for said in workshop.calls())
+
+
+def test_with_two_keys_in_the_pool_a_throttled_job_stops_neither(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, _ = pool_of(upstream, "sk-two-a", "sk-two-b")
+    poisoned = [ask(caller, f"never {n} {POISON}") for n in range(3)]
+    healthy = [ask(caller, f"fine {n}", priority="low") for n in range(6)]
+    workshop.run(ended(*healthy))
+
+    assert ["succeeded"] * 6 == [row(one).status for one in healthy]
+    assert all(row(one).status == Status.QUEUED or row(one).throttles for one in poisoned)
+
+
+@settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=12).filter(lambda line: not all(line) and sum(line) <= 6),
+    st.sampled_from([POISON, UNNAMED]),
+)
+def test_no_set_of_throttled_jobs_costs_the_others_more_than_two_pauses(
+    workshop: Workshop, upstream: FakeUpstream, poisoned: list[bool], marker: str
+) -> None:
+    upstream.reset()
+    workshop.client.flushall()
+    query("DELETE FROM job")
+    caller, (credential,) = pool_of(upstream, "sk-sets")
+    jobs = [ask(caller, f"job {n} {marker if is_poisoned else ''}") for n, is_poisoned in enumerate(poisoned)]
+    healthy = [job_id for job_id, is_poisoned in zip(jobs, poisoned, strict=True) if not is_poisoned]
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        if not all(row(one).calls for one in healthy):
+            most = max(most, workshop.streak(Meter(credential, "m")))
+
+    workshop.run(ended(*healthy), after_step=watch)
+
+    assert ["succeeded"] * len(healthy) == [row(one).status for one in healthy]
+    assert most <= 2
+
+
+def test_a_key_that_refuses_everybody_is_asked_ever_less_often(
+    workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None]
+) -> None:
+    override(pause_s=0.02, pause_most_s=2, max_throttles=50)
+    caller, (credential,) = pool_of(upstream, "sk-all")
+    upstream.behave("sk-all", status=429, kind="rate_no_retry_after")
+    jobs = [ask(caller, f"any {n}") for n in range(20)]
+    workshop.run(lambda: workshop.streak(Meter(credential, "m")) > 2)
+
+    at = [call.at for call in upstream.calls()]
+    assert max(later - before for before, later in itertools.pairwise(at)) >= 4 * 0.02
+    upstream.behave("sk-all")
+    workshop.run(ended(*jobs))
+    assert ["succeeded"] * 20 == [row(one).status for one in jobs]
+    assert 0 == workshop.streak(Meter(credential, "m"))
+
+
+def test_a_job_shows_its_first_and_last_attempts_and_their_number(
+    workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None]
+) -> None:
+    override(pause_s=0.005, pause_most_s=0.005, max_throttles=31)
+    caller, _ = pool_of(upstream, "sk-many")
+    poisoned = ask(caller, f"never {UNNAMED}")
+    workshop.run(ended(poisoned))
+    with db.begin() as session:
+        shown = view.show(session, view.find(session, poisoned, caller.id))
+
+    assert 31 == shown["attempt_count"]
+    assert [*range(1, 11), *range(22, 32)] == [one["n"] for one in shown["attempts"]]
+
+
+# Credentials that cannot serve a job beside one that can
+
+REFUSALS = [
+    {"status": 402, "code": "payment_required"}, {"status": 403}, {"status": 404},
+    {"status": 400, "code": "budget_exceeded"}, {"status": 401}, {"status": 429, "kind": "quota"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", REFUSALS, ids=lambda how: str(how["status"]))
+def test_a_pool_serves_with_its_good_key_what_a_bad_one_refuses(
+    workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None], how: dict[str, object]
+) -> None:
+    override(probe_s=60)
+    caller, _ = pool_of(upstream, "sk-bad", "sk-good")
+    issue(caller)
+    upstream.behave("sk-bad", **how)
+    jobs = [ask(caller, f"job {n}") for n in range(8)]
+    workshop.run(ended(*jobs))
+
+    assert ["succeeded"] * 8 == [row(one).status for one in jobs]
+    assert [0] * 8 == [row(one).failures for one in jobs]
+    assert 1 <= len(upstream.calls(key="sk-bad")) <= 2
+    (found,) = query("SELECT count(*) AS n FROM parked_model") if how["status"] not in (401, 429) else query("SELECT 1 AS n")
+    assert 1 == found.n
+
+
+def test_a_job_that_every_key_refuses_fails_with_the_most_telling_answer(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, _ = pool_of(upstream, "sk-none-a", "sk-none-b", "sk-none-c", rpm=600)
+    issue(caller)
+    upstream.behave("sk-none-a", status=403)
+    upstream.behave("sk-none-b", status=404)
+    upstream.behave("sk-none-c", status=402)
+    one = ask(caller, "nobody")
+    workshop.run(ended(one))
+
+    failed = row(one)
+    assert ("failed", 404, "model_not_found", 3) == (failed.status, failed.http_status, failed.error["code"], failed.calls)
+    assert [] == list(query("SELECT * FROM parked_model")), "what this one job parked is open again"
+
+
+def test_a_key_of_its_own_fails_at_once(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, _ = pool_of(upstream, "sk-alone")
+    upstream.behave("sk-alone", status=404)
+    one = ask(caller, "nobody")
+    workshop.run(ended(one))
+
+    assert (404, 1) == (row(one).http_status, row(one).calls)
+
+
+def test_a_credential_that_was_put_aside_serves_again_after_a_good_probe(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, (bad, _) = pool_of(upstream, "sk-mend", "sk-good", rpm=600)
+    issue(caller)
+    upstream.behave("sk-mend", {"status": 403, "times": 2})
+    jobs = [ask(caller, f"job {n}") for n in range(4)]
+    workshop.run(ended(*jobs))
+    more = [ask(caller, f"late {n}") for n in range(40)]
+    workshop.run(lambda: ended(*more)() or not query("SELECT FROM parked_model"))
+    rest = [ask(caller, f"last {n}") for n in range(40)]
+    workshop.run(lambda: ended(*rest)() and not query("SELECT FROM parked_model"), within_s=5) if query(
+        "SELECT FROM parked_model"
+    ) else None
+
+    assert [] == list(query("SELECT * FROM parked_model WHERE credential_id = :id", id=bad))
+    assert len(upstream.calls(key="sk-mend")) > 2
+
+
+# Limits that were learned
+
+
+def test_a_job_larger_than_a_learned_limit_asks_the_upstream_before_it_is_refused(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, (credential,) = pool_of(upstream, "sk-raised")
+    upstream.limit("sk-raised", rpm=600, tpm=30_000)
+    first = ask(caller, "small")
+    workshop.run(ended(first))
+    upstream.limit("sk-raised", rpm=600, tpm=300_000)
+    large = ask(caller, "large", tokens=50_000)
+    workshop.run(ended(large))
+
+    assert "succeeded" == row(large).status
+    (known,) = query("SELECT learned_tpm FROM meter WHERE credential_id = :id AND model = 'm'", id=credential)
+    assert 300_000 == known.learned_tpm
+
+
+def test_a_job_that_is_still_too_large_is_refused_after_one_try_for_all(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, _ = pool_of(upstream, "sk-low")
+    upstream.limit("sk-low", rpm=600, tpm=2_000)
+    first = ask(caller, "small")
+    workshop.run(ended(first))
+    body = "word " * 9_000
+    large = [ask(caller, body, tokens=50_000) for _ in range(3)]
+    workshop.run(ended(*large))
+
+    assert ["failed"] * 3 == [row(one).status for one in large]
+    assert 2 == len(upstream.calls())
+    assert {"rate_limit_exceeded", "request_exceeds_limit"} == {row(one).error["code"] for one in large}
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_only_answers_that_served_state_limits(workshop: Workshop, upstream: FakeUpstream, status: int) -> None:
+    caller, (credential,) = pool_of(upstream, "sk-liar")
+    upstream.limit("sk-liar", rpm=7, tpm=9)
+    one = ask(caller, f"refused [[fake:status={status};times=1;kind=rate_no_retry_after]]")
+    workshop.run(lambda: bool(upstream.calls()))
+    found = query("SELECT learned_rpm, learned_tpm FROM meter WHERE credential_id = :id", id=credential)
+
+    assert [] == [row for row in found if row.learned_rpm or row.learned_tpm]
+    assert json.loads(row(one).request)["model"] == "m"
+
+
+# The running time of a job
+
+
+def test_timeout_s_bounds_all_calls_of_a_job_together(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, _ = pool_of(upstream, "sk-hung")
+    one = ask(caller, "hung [[fake:hang=before]]", timeout_s=1.2)
+    workshop.run(ended(one))
+
+    failed = row(one)
+    assert ("failed", "upstream_timeout", 1) == (failed.status, failed.error["code"], failed.calls)
+
+
+def test_a_repeat_has_only_the_time_that_is_left(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, _ = pool_of(upstream, "sk-slow")
+    upstream.behave("sk-slow", {"status": 500, "delay": 1.0}, {"hang": "before", "times": 9})
+    one = ask(caller, "twice", timeout_s=2.5)
+    workshop.run(ended(one))
+
+    failed = row(one)
+    assert ("failed", "upstream_timeout", 2) == (failed.status, failed.error["code"], failed.calls)
+    assert (failed.ended_at - failed.started_at).total_seconds() < 1.9

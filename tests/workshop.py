@@ -1,0 +1,95 @@
+"""A pacer and a worker in this process, one step and one call at a time, against the fake upstream."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import redis
+
+from models import db, fleet, key
+from models.key import Key, Limits
+from tests.line_tools import known, query, submit
+from tests.upstream.client import FakeUpstream
+from workers.bell import Bell
+from workers.leases import Leases
+from workers.limiter import Limiter, Meter
+from workers.limiter import keys as redis_keys
+from workers.pace import Pacer
+from workers.process import Processor
+from workers.ring import Call
+
+SLOTS = 64
+
+
+class Workshop:
+    """Runs jobs to their end in the calling thread, so that the order of calls is the order of dispatches."""
+
+    def __init__(self, client: redis.Redis, upstream: FakeUpstream) -> None:
+        self.client = client
+        self.upstream = upstream
+        self.limiter = Limiter(client)
+        self._dispatched: list[Call] = []
+        self._bell = Bell()
+        self._pacer = Pacer(limiter=self.limiter, ring=self, bell=self._bell)
+        self._processor = Processor(self.limiter, Leases(self.limiter))
+
+    def ring(self, calls: Sequence[Call]) -> bool:
+        """Takes what the pacer publishes to Celery."""
+        self._dispatched += calls
+        return True
+
+    def run(self, is_over: Callable[[], bool], *, within_s: float = 18.0, after_step: Callable[[], None] = lambda: None) -> None:
+        """Steps and calls until `is_over`. Raises TimeoutError."""
+        until = time.monotonic() + within_s
+        with db.begin() as session:
+            fleet.report(session, "workshop", slots=SLOTS)
+        while not is_over():
+            if time.monotonic() > until:
+                raise TimeoutError(f"not over: {query('SELECT id, status, throttles, failures, error FROM job')}")
+            for lane in query("SELECT id FROM lane"):
+                self._bell.ring(lane.id)
+            rest_s = self._pacer.step()
+            after_step()
+            for one in self._dispatched:
+                self._processor.serve(one.number, one.ticket)
+                after_step()
+            if not self._dispatched:
+                time.sleep(min(max(rest_s, 0.001), 0.01))
+            self._dispatched.clear()
+
+    def streak(self, bound: Meter) -> int:
+        """Pauses in a row of this credential and model."""
+        found = self.client.hget(redis_keys(bound)[0], "streak")
+        return int(float(found)) if found else 0
+
+    def calls(self) -> list[str]:
+        """The prompts in the order of the upstream's calls."""
+        return [call.text for call in self.upstream.calls()]
+
+
+def pool_of(upstream: FakeUpstream, *tokens: str, **limits: int) -> tuple[Key, list[int]]:
+    """A caller whose pool has a credential for each of these upstream keys, and their ids."""
+    caller = known(tokens[0])
+    (first,) = query("SELECT id FROM credential WHERE pool_id = :id", id=caller.pool_id)
+    numbers = [int(first.id)]
+    with db.begin() as session:
+        numbers += [key.add_credential(session, pool_id=caller.pool_id, upstream_key=token) for token in tokens[1:]]
+        for number in numbers:
+            key.set_limits(session, number, Limits(**limits))
+    query("UPDATE credential SET base_url = :url WHERE pool_id = :id", url=upstream.base_url, id=caller.pool_id)
+    return caller, numbers
+
+
+def issue(caller: Key) -> None:
+    """The caller's key counts as one that the operator issued: its pool is shared."""
+    query("UPDATE key SET kind = 'issued' WHERE id = :id", id=caller.id)
+
+
+def ask(caller: Key, said: str, **wanted: Any) -> UUID:
+    """A chat job that says this, for model `m`."""
+    body = {"model": "m", "messages": [{"role": "user", "content": said}]}
+    return submit(caller, request=json.dumps(body).encode(), **wanted)
