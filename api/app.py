@@ -30,6 +30,7 @@ from api import (
     relay,
     sessions,
     sights,
+    stored_completions,
     webhooks,
 )
 from api.auth import Callers
@@ -60,7 +61,7 @@ def create_app() -> Flask:
         jobs.routes, events.routes, relay.routes, artifacts.routes, deliveries.routes, balance.routes, sessions.routes, attachments.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")
-    for routes in (openai.routes, webhooks.routes, dashboard.routes):
+    for routes in (openai.routes, stored_completions.routes, webhooks.routes, dashboard.routes):
         for suffix, prefix in PREFIXES.items():
             app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
     for suffix, prefix in AZURE_PREFIXES.items():

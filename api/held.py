@@ -3,11 +3,9 @@
 For NOWSERVING_STATUS_GRACE_S nothing is sent, so whatever ends within it has its own status. After that `200` is said and a space
 every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte begins a client's read timeout anew.
 
-What fails later cannot have its status any more, and an error in a 200 is one that openai-python does not see: it would hand its
-caller an answer without choices. So its connection is broken off in the middle. Measured with openai 3.54.0, plain and async: it asks
-again after half a second with `x-stainless-retry-count: 1`, is recognised (models/reader.py), gets the stored failure with its real
-status at once and raises the exception of that status; nothing is called again. With `max_retries=0` it raises APIConnectionError.
-Everybody else gets the `{"error": …}`: openai-node 7.57 asks nothing again once a body has begun (`TypeError: terminated`).
+A later failure has lost its status. api/late_failure.py chooses by client: either `{"error": …}` is the body, or the connection is closed
+before the body is complete. The client then raises; if it retries by itself, it receives the stored failure with its real status
+(models/reader.py). The upstream is not called again.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ from uuid import UUID
 
 from flask import Request, Response
 
-from api import door, errors, pictures, replies
+from api import door, errors, late_failure, pictures, replies
 from api.events import limit_sending
 from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import hall
 from models import db, view
 from models.errors import ServingError, Unauthorised, Unavailable
-from models.job import TERMINAL, Status
+from models.job import TERMINAL
 from models.key import Key
 from models.settings import settings
 
@@ -98,7 +96,7 @@ class Held:
         self._job_id, self._caller, self._reader = job_id, caller, reader
         self._connection = limit_sending(request)
         self._origin = pictures.origin(request)
-        self._breaks_off = _comes_back(request)
+        self._closes_connection = late_failure.closes_connection(request.headers)
         self._is_settled = False
         self._room = ExitStack()
         try:
@@ -180,7 +178,7 @@ class Held:
             yield SPACE
             while (row := self.wait(settings().keepalive_every_s)) is None:
                 yield SPACE
-            if row.status == Status.SUCCEEDED:
+            if replies.has_answer(row):
                 yield from pictures.content(row, origin=self._origin)
             else:
                 yield self._late(replies.told_of(row))
@@ -191,8 +189,8 @@ class Held:
             yield self._late(errors.answer(error).data)
 
     def _late(self, said: bytes) -> bytes:
-        """An error that has missed its status, for those who would read it there. Raises BrokenOff for those who come back for it."""
-        if self._breaks_off:
+        """Returns the body of a late failure. Raises BrokenOff for clients whose connection is closed instead."""
+        if self._closes_connection:
             self.leave_now()
             raise BrokenOff
         return said
@@ -203,9 +201,3 @@ class Held:
                 return view.find(session, self._job_id, self._caller.id)
         except Unavailable:
             return None
-
-
-def _comes_back(request: Request) -> bool:
-    """Whether this is openai-python reading the answer whole: it asks again by itself when the connection breaks."""
-    said = request.headers
-    return said.get("x-stainless-lang") == "python" and said.get("x-stainless-raw-response") != "stream"

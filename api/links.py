@@ -14,6 +14,7 @@ _ENDPOINT = (
     "getWebhookEndpoint", "updateWebhookEndpoint", "deleteWebhookEndpoint", "rotateWebhookSecret", "testWebhookEndpoint", "listDeliveries",
     "redeliverSince",
 )  # fmt: skip
+_COMPLETION = ("getChatCompletion", "updateChatCompletion", "deleteChatCompletion", "listChatCompletionMessages")
 _SESSION = ("getSession", "updateSession", "deleteSession", "listMessages", "attachFiles")
 
 
@@ -37,6 +38,7 @@ _LINKS: Mapping[tuple[str, int], JsonObject] = {
     ("listDeliveries", 200): _to("redeliver", id=_SAME, delivery=_FIRST),
     ("testWebhookEndpoint", 200): _to("redeliver", id=_SAME, delivery="$response.body#/delivery_id"),
     ("listJobDeliveries", 200): _to("redeliverOfJob", id=_SAME, delivery=_FIRST),
+    ("listChatCompletions", 200): {**_to(*_COMPLETION, id=_FIRST), **_to("listChatCompletions", after="$response.body#/last_id")},
     ("createSession", 201): _to(*_SESSION, id=_MADE),
     ("listSessions", 200): _to(*_SESSION, id=_FIRST),
     ("proAsk", 200): _to("proFetch", id="$response.body#/jobId", apiKey="$request.body#/apiKey"),

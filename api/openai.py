@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from flask import Blueprint, Response, request
 
-from api import ask, auth, held, intake, limits, pictures, prefer, relay, render
+from api import ask, auth, held, intake, late_failure, limits, pictures, prefer, relay, render
 from api.accept import accept
 from api.prefer import Preferences
 from api.waiting import hall
@@ -109,15 +109,15 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
 def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) -> Arrival:
     """The job of this request: the one it asks for again, or a new one. who: the reader that waits for it; None: nobody does.
 
-    By its Idempotency-Key a request finds its job however it comes. Without one an SDK's own retry, which says so, is recognised by
-    what it asks for.
+    With an Idempotency-Key the request finds its job. Without one, the fingerprint of a marked SDK retry finds the job in any state;
+    the fingerprint of an unmarked request finds only a failure that was not delivered.
     """
     asked = ask.read(request, caller, endpoint, model=model)
     order = asked.order
     arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed)
     if asked.token is None and who is not None:
         order = replace(order, reader=who, fingerprint=hashlib.sha256(asked.said).digest())
-        if _is_retry() and (found := _find_left(order)) is not None:
+        if (found := _find_left(order)) is not None:
             return arrive(found, is_resumed=True)
     accepted = accept(replace(order, reader=who), token=asked.token, said=asked.said)
     if accepted.is_replayed:
@@ -129,8 +129,13 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
 def _find_left(order: line.Order) -> UUID | None:
     if order.fingerprint is None or order.reader is None:
         return None
-    with db.begin() as session:
-        return reader.adopt(session, order.key.id, order.fingerprint, reader=order.reader)
+    if _is_retry():
+        with db.begin() as session:
+            return reader.adopt(session, order.key.id, order.fingerprint, reader=order.reader)
+    if order.streamed or not late_failure.closes_connection(request.headers):
+        return None
+    with db.autocommit() as session:
+        return reader.find_undelivered_failure(session, order.key.id, order.fingerprint)
 
 
 def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Response:

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from pydantic import BaseModel
 
-from api import answers, bodies
-from api.route import CONTROLS, JSON, ONCE, Route, Said, header
+from api import answers, bodies, stored_answers, stored_schemas
+from api.route import CONTROLS, JSON, ONCE, Route, Said, header, query
 from models.view import JsonObject
 
 FORM = "multipart/form-data"
@@ -30,6 +30,20 @@ SENT = (400, 401, 408, 409, 413, 415, 422, 429, 502, 503, 504, "default")
 CHAT_STREAM = "The upstream's events, with comments while the job waits, then [DONE]. A late failure is a chunk with `error`."
 PICTURE_STREAM = "The upstream's events, with comments while the job waits, then [DONE]. A late failure is an `error` event."
 HELLO: JsonObject = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+PAGING = (
+    query("limit", "How many on a page.", type="integer", minimum=1, maximum=100, default=20),
+    query("after", "The last id of the page before.", type="string"),
+    query("order", "Oldest or newest first.", type="string", enum=["asc", "desc"], default="asc"),
+)
+_FILTERS = (
+    query("model", "Only completions of this model, as in the request or in the answer.", type="string"),
+    {
+        **query("metadata", "Only completions with all of these pairs, as `metadata[name]=value`.", type="object",
+                maxProperties=16, additionalProperties={"type": "string", "maxLength": 512}),
+        "style": "deepObject", "explode": True,
+    },
+)  # fmt: skip
+_COMPLETION: Said = ("The upstream's answer, with its metadata.", JSON, stored_answers.StoredCompletion)
 _FILE: JsonObject = {"type": "string", "format": "binary"}
 _EDIT: JsonObject = {
     "type": "object",
@@ -55,12 +69,32 @@ def _json(body: type[BaseModel], **more: object) -> JsonObject:
 
 
 _post = partial(Route, "post", answers=ANSWERS, tag="openai", parameters=(ASYNC, ONCE, *CONTROLS), headers=HEADERS, refusals=SENT)
+_stored = partial(Route, tag="openai")
 _get = partial(Route, "get", answers=ANSWERS, tag="openai", parameters=(ASYNC, ONCE, *CONTROLS), headers=HEADERS, refusals=READ)
 
 ROUTES: tuple[Route, ...] = (
     _post(
         "/v1/chat/completions", "createChatCompletion", "Ask for a chat completion",
         takes={JSON: _json(bodies.ChatBody, example=HELLO)}, streams=CHAT_STREAM,
+    ),
+    _stored(
+        "get", "/v1/chat/completions", "listChatCompletions", "List your stored chat completions",
+        {200: ("One page.", JSON, stored_answers.StoredCompletionList)}, parameters=(*PAGING, *_FILTERS),
+    ),
+    _stored("get", "/v1/chat/completions/{id}", "getChatCompletion", "Retrieve a stored chat completion", {200: _COMPLETION}),
+    _stored(
+        "post", "/v1/chat/completions/{id}", "updateChatCompletion", "Update the metadata of a stored chat completion", {200: _COMPLETION},
+        takes={JSON: {"schema": {"$ref": f"#/components/schemas/{stored_schemas.CompletionChange.__name__}"},
+                      "example": {"metadata": {"topic": "tea"}}}},
+        refusals=(400, 401, 404, 408, 413, 415, 503),
+    ),
+    _stored(
+        "delete", "/v1/chat/completions/{id}", "deleteChatCompletion", "Delete a stored chat completion with its request",
+        {200: ("Deleted. Its job stays without bodies; its usage stays.", JSON, stored_answers.StoredCompletionDeleted)},
+    ),
+    _stored(
+        "get", "/v1/chat/completions/{id}/messages", "listChatCompletionMessages", "List the messages of a stored chat completion",
+        {200: ("One page.", JSON, stored_answers.StoredMessageList)}, parameters=PAGING,
     ),
     _post(
         "/v1/images/generations", "createImage", "Ask for pictures",

@@ -19,6 +19,8 @@ from api import (
     session_answers,
     session_schemas,
     sight_answers,
+    stored_answers,
+    stored_schemas,
     webhook_answers,
     webhook_schemas,
 )
@@ -89,6 +91,8 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     webhook_answers.WebhookEndpointDeleted, webhook_answers.WebhookTest, webhook_answers.EventTypes, webhook_answers.WebhookSecret,
     webhook_answers.Delivery, webhook_answers.DeliveryList, webhook_answers.Redelivered,
     money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
+    stored_schemas.CompletionChange, stored_answers.StoredCompletion, stored_answers.StoredCompletionList, stored_answers.StoredMessage,
+    stored_answers.StoredMessageList, stored_answers.StoredCompletionDeleted,
     session_schemas.NewSession, session_schemas.SessionChange, session_answers.Session, session_answers.SessionList,
     session_answers.SessionDeleted, session_answers.TurnDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
     *ops_schemas.SHOWN,

@@ -27,7 +27,7 @@ from api.waiting import Seat, hall
 from models import db, view
 from models.endpoint import CHAT
 from models.errors import ServingError, Unauthorised, Unavailable, WrongState
-from models.job import TERMINAL, Status
+from models.job import TERMINAL
 from models.key import Key
 from models.view import JsonObject
 from workers.chunks import Chunk
@@ -151,7 +151,7 @@ class Relay:
         goes_on = bool(events) and hashlib.sha256(b"".join(events[: self._sent])).digest() == self._digest.digest()
         for event in events[self._sent :] if goes_on else ():
             yield self._next(event)
-        if row.status != Status.SUCCEEDED:
+        if not replies.has_answer(row):
             yield from self._failed(replies.failure(row).error, row=row)
         elif goes_on:
             yield from self._done()

@@ -32,6 +32,12 @@ CANCELLED: Mapping[str, object] = {
     "param": None,
     "code": "cancelled",
 }
+DELETED: Mapping[str, object] = {
+    "message": "The answer of this job was deleted. Send the request with another Idempotency-Key to have it answered again.",
+    "type": "invalid_request_error",
+    "param": None,
+    "code": "answer_deleted",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class Failure:
 
 
 def failure(row: Any) -> Failure:
-    """What became of a job that failed, was cancelled or has expired. row: status, http_status and error of it."""
+    """The HTTP error of a job that failed, was cancelled or expired, or whose answer was deleted. row: its status, http_status, error."""
+    if row.status == Status.SUCCEEDED:
+        return Failure(HTTPStatus.CONFLICT, dict(DELETED))
     if row.status == Status.CANCELLED:
         return Failure(HTTPStatus.CONFLICT, {**CANCELLED, **(row.error or {})})
     error = {"message": "The job failed.", "type": "server_error", "param": None, "code": None, **(row.error or {})}
@@ -69,7 +77,7 @@ def answer(row: Any, *, origin: str = "") -> Response:
     An error says that a retry is useless: the line has already tried as often as makes sense, and an SDK's own two retries would
     multiply that.
     """
-    if row.status == Status.SUCCEEDED:
+    if has_answer(row):
         body = pictures.content(row, origin=origin)
         made = Response(iter(body), row.http_status or HTTPStatus.OK, mimetype="application/json")
         made.content_length = body.length
@@ -91,6 +99,11 @@ def _failed(row: Any) -> Response:
     if row.response_type is not None:
         made.headers.update(UNTRUSTED)
     return made
+
+
+def has_answer(row: Any) -> bool:
+    """Whether the job succeeded and its answer was not deleted since."""
+    return row.status == Status.SUCCEEDED and row.response is not None
 
 
 def timing(row: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -28,7 +29,7 @@ def erase(session: Session, *, limit: int, conversation_id: int | None = None) -
     """Deletes the bodies of up to `limit` ended turns of deleted sessions, or of this one; returns how many."""
     ids = [row.id for row in session.execute(_ERASE, {"id": conversation_id, "limit": limit})]
     if ids:
-        session.execute(_PICTURES, {"ids": ids})
+        _erase_belongings(session, ids)
     return len(ids)
 
 
@@ -44,8 +45,18 @@ def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
         raise NotFound("No such message.")
     if row.status in ("queued", "admitted", "running"):
         raise WrongState("This turn has not ended. Cancel its job first.")
-    session.execute(_ERASE_ONE, {"id": row.id})
-    session.execute(_PICTURES, {"ids": [row.id]})
+    erase_job(session, row.id)
+
+
+def erase_job(session: Session, job_id: UUID) -> None:
+    """Deletes the bodies and pictures of an ended job, and removes it from its conversation."""
+    session.execute(_ERASE_ONE, {"id": job_id})
+    _erase_belongings(session, [job_id])
+
+
+def _erase_belongings(session: Session, job_ids: Sequence[UUID]) -> None:
+    for statement in (_PICTURES, _STORED):
+        session.execute(statement, {"ids": list(job_ids)})
 
 
 _GONE = """
@@ -72,6 +83,7 @@ _ERASE = text(f"""
     FROM mine WHERE job.id = mine.id RETURNING job.id
 """)
 _PICTURES = text("DELETE FROM artifact WHERE job_id = ANY(:ids)")
+_STORED = text("DELETE FROM stored_answer WHERE job_id = ANY(:ids)")
 _FORGET = text("""
     WITH gone AS (
         DELETE FROM conversation WHERE id IN (

@@ -16,6 +16,9 @@ from models.db import Session
 
 # An SDK's own retry comes within 8 s; one that has not come after this long starts anew.
 ANSWER_KEPT_S = 120
+# Retries without x-stainless-retry-count come at once (LiteLLM), after 2 and 6 s (AI SDK), or after 1, 4 and 9 s (LangChain.js).
+# A longer time would answer new requests of a user with an old failure.
+FAILURE_REPLAY_S = 15
 
 
 def adopt(session: Session, key_id: int, fingerprint: bytes, *, reader: UUID) -> UUID | None:
@@ -29,6 +32,17 @@ def adopt(session: Session, key_id: int, fingerprint: bytes, *, reader: UUID) ->
     # Several who come back at once each take another job; one that is only locked because it ends right now is waited for.
     found = session.execute(_ADOPT, wanted).scalar_one_or_none()
     return found or session.execute(_ADOPT_BUSY, wanted).scalar_one_or_none()
+
+
+def find_undelivered_failure(session: Session, key_id: int, fingerprint: bytes) -> UUID | None:
+    """Returns the newest job of this fingerprint that failed and whose connection closed before the failure was sent, or None.
+
+    For retries without x-stainless-retry-count, up to FAILURE_REPLAY_S after the connection closed. The job is not adopted: every retry
+    in that time receives the same failure, and none makes a call. Answers are never replayed this way: a second identical request may be
+    intended.
+    """
+    params = {"key_id": key_id, "fingerprint": fingerprint, "replay_s": FAILURE_REPLAY_S}
+    return session.execute(_FIND_UNDELIVERED_FAILURE, params).scalar_one_or_none()
 
 
 def take_over(session: Session, job_id: UUID, *, reader: UUID | None) -> None:
@@ -60,6 +74,11 @@ _FIND_LEFT = """
 """
 _ADOPT = text(f"UPDATE job SET reader = :reader, left_at = NULL WHERE id = ({_FIND_LEFT} SKIP LOCKED) RETURNING id")
 _ADOPT_BUSY = text(f"UPDATE job SET reader = :reader, left_at = NULL WHERE id = ({_FIND_LEFT}) RETURNING id")
+# left_at before ended_at: the reader left first, and the sweep may have cancelled the job because of that.
+_FIND_UNDELIVERED_FAILURE = text("""
+    SELECT id FROM job WHERE key_id = :key_id AND fingerprint = :fingerprint AND status IN ('failed', 'cancelled', 'expired')
+    AND left_at >= ended_at AND left_at > clock_timestamp() - make_interval(secs => :replay_s) ORDER BY left_at DESC LIMIT 1
+""")
 _TAKE_OVER = text("UPDATE job SET reader = :reader, left_at = NULL WHERE id = :id AND reader IS NOT NULL")
 _LEAVE = text("UPDATE job SET left_at = clock_timestamp() WHERE id = :id AND reader = :reader")
 _LEFT = text("""

@@ -82,7 +82,13 @@ _OLD_JOBS = text(f"""
 """)
 _BELONGINGS = [
     text(f"DELETE FROM {table} WHERE {column} = ANY(:ids)")
-    for table, column in (("artifact", "job_id"), ("job_event", "job_id"), ("attempt", "job_id"), ("job", "id"))
+    for table, column in (
+        ("artifact", "job_id"),
+        ("stored_answer", "job_id"),
+        ("job_event", "job_id"),
+        ("attempt", "job_id"),
+        ("job", "id"),
+    )
 ]
 _TOKENS = text("""
     DELETE FROM idempotency WHERE (key_id, token) IN (

@@ -384,6 +384,19 @@ artifact = Table(
     Index("artifact_attached", "conversation_id", "id", postgresql_where=text("conversation_id IS NOT NULL")),
 )
 
+stored_answer = Table(
+    "stored_answer",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("key_id", BigInteger, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("id", Text, nullable=False, comment="the upstream's own, not always given only once"),
+    Column("models", ARRAY(Text), nullable=False, comment="as asked, and as answered"),
+    Column("metadata", JSONB, nullable=False),
+    Index("stored_answer_by_id", "key_id", "id"),
+    Index("stored_answer_by_key", "key_id", "endpoint", "job_id"),
+)
+
 worker = Table(
     "worker",
     metadata,

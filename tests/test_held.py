@@ -18,7 +18,7 @@ from api import held
 from api.leaving import BrokenOff
 from api.waiting import hall
 from deploy.embedded import free_port
-from models import db, key, line
+from models import db, key, line, reader
 from models.job import Finding, Outcome, Result, Status
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import cancel as cancel_job
@@ -30,6 +30,8 @@ from workers import wake
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
 PYTHON = {"x-stainless-lang": "python"}
+AGENTS = ["ai/6.0.326 ai-sdk/provider-utils/4.0.66 runtime/node.js/v20.20.2", "OpenAI/Python 1.3.9"]
+REPLAY = f"{reader.FAILURE_REPLAY_S} s"
 BODY = b'{ "id": "chatcmpl-1",\n  "choices": [] }\n'
 BUSY = Result(
     Status.FAILED, http_status=503, response=b'{"error":{"message":"busy","type":"t","param":null,"code":"c"}, "x": 1.0}',
@@ -197,7 +199,7 @@ def test_an_answer_is_waited_for_until_postgres_is_back(caller: Caller, override
 
 @pytest.mark.usefixtures("at_once")
 def test_a_late_failure_is_told_in_the_body(caller: Caller) -> None:
-    made, pieces = begin(caller, headers={"x-stainless-lang": "js"})
+    made, pieces = begin(caller, headers={"User-Agent": "curl/7.88.1"})
     next(pieces)
     end(caller, BUSY)
 
@@ -222,6 +224,48 @@ def test_a_late_failure_breaks_off_for_who_comes_back_and_is_told_then_with_its_
     assert "true" == again.headers["X-Nowserving-Resumed"]
     again.close()
     assert 1 == len(query("SELECT FROM job"))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("agent", AGENTS)
+def test_unmarked_retries_receive_the_stored_failure_and_make_no_job(caller: Caller, agent: str) -> None:
+    made, pieces = begin(caller, headers={"User-Agent": agent})
+    end(caller, BUSY)
+    with pytest.raises(BrokenOff):
+        list(pieces)
+    made.close()
+
+    for _ in range(3):
+        again = ask(caller, headers={"User-Agent": agent})
+        assert (503, BUSY.response, "true") == (again.status_code, again.data, again.headers["X-Nowserving-Resumed"])
+        again.close()
+    assert 1 == len(query("SELECT FROM job"))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_identical_request_after_the_replay_time_makes_a_new_job(caller: Caller) -> None:
+    agent = {"User-Agent": AGENTS[0]}
+    made, pieces = begin(caller, headers=agent)
+    end(caller, BUSY)
+    with pytest.raises(BrokenOff):
+        list(pieces)
+    made.close()
+    query(f"UPDATE job SET ended_at = ended_at - interval '{REPLAY}', left_at = left_at - interval '{REPLAY}'")
+
+    begin(caller, headers=agent)[0].close()
+    assert 2 == len(query("SELECT FROM job"))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_unmarked_request_never_receives_a_stored_answer(caller: Caller) -> None:
+    agent = {"User-Agent": AGENTS[0]}
+    made, _ = begin(caller, headers=agent)
+    end(caller)
+    made.close()
+    until(lambda: row(the_job()).left_at, what="left")
+
+    begin(caller, headers=agent)[0].close()
+    assert 2 == len(query("SELECT FROM job"))
 
 
 @pytest.mark.usefixtures("at_once")

@@ -18,6 +18,7 @@ from tests.http_tools import CHAT, IMAGE, Caller, end
 ELSEWHERE = (
     "openai_bare.", "openai_doubled.", "openai_azure", "azure.",
     "webhooks_bare.", "webhooks_doubled.", "dashboard_bare.", "dashboard_doubled.",
+    "stored_completions_bare.", "stored_completions_doubled.",
 )  # fmt: skip
 UPSTREAM = ("/v1/chat/", "/v1/images/", "/v1/embeddings", "/v1/moderations", "/v1/models", "/v1/webhook_")
 MONEY = ("/v1/balance", "/v1/usage", "/v1/dashboard/")

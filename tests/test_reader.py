@@ -180,3 +180,34 @@ def test_another_body_or_another_key_finds_nothing(caller: Key) -> None:
 
     assert adopt(caller, uuid4(), fingerprint=b"something else") is None
     assert adopt(other, uuid4()) is None
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.SUCCEEDED])
+def test_only_undelivered_failures_are_found_for_unmarked_retries(caller: Key, status: Status) -> None:
+    who = uuid4()
+    job_id = ask(caller, who)
+    assert find_undelivered(caller) is None
+    end(caller, job_id, status)
+    assert find_undelivered(caller) is None
+    leave(job_id, who)
+
+    wanted = job_id if status == Status.FAILED else None
+    assert [wanted, wanted] == [find_undelivered(caller), find_undelivered(caller)]
+    assert find_undelivered(caller, b"something else") is None
+    # Delivered to a marked retry.
+    assert job_id == adopt(caller, uuid4())
+    assert find_undelivered(caller) is None
+
+
+def test_job_cancelled_because_its_reader_left_is_no_undelivered_failure(caller: Key) -> None:
+    who = uuid4()
+    job_id = ask(caller, who)
+    leave(job_id, who)
+    cancel(caller, job_id)
+
+    assert find_undelivered(caller) is None
+
+
+def find_undelivered(caller: Key, fingerprint: bytes = SAID) -> UUID | None:
+    with db.begin() as session:
+        return reader.find_undelivered_failure(session, caller.id, fingerprint)

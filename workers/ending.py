@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, metrics, secret, tokens, turn, usage, view, whole_file
+from models import artifact, crash, db, job, marks, metrics, secret, stored_answer, tokens, turn, usage, view, whole_file
+from models.db import Session
+from models.endpoint import CHAT
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
@@ -38,7 +40,8 @@ class Ending:
     """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
 
     is_turn: of a conversation, in which its answer will be remembered. throttled, refusal: as of job.put_back. asked_tokens: our count of
-    the prompt, which is only taken where the answer does not say; None: such a call costs nothing.
+    the prompt, which is only taken where the answer does not say; None: such a call costs nothing. store_as: the metadata to store with
+    the answer; None: the request does not store.
     """
 
     job_id: UUID
@@ -55,6 +58,7 @@ class Ending:
     throttled: bool = False
     refusal: Mapping[str, object] | None = None
     asked_tokens: int | Callable[[], int] | None = None
+    store_as: dict[str, str] | None = None
 
 
 def write(ending: Ending) -> Usage | None:
@@ -132,7 +136,7 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
 
 
 def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: Usage | None, finding: Finding) -> Any | None:
-    if not ending.is_turn and not pictures:
+    if not ending.is_turn and not pictures and ending.store_as is None:
         with db.autocommit() as session:
             row = job.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
         if row is not None:
@@ -147,7 +151,16 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
             )  # fmt: skip
         if row is not None:
             artifact.store(session, ending.job_id, pictures)
+            if ending.store_as is not None:
+                _store(session, ending, result, ending.store_as)
         return row
+
+
+def _store(session: Session, ending: Ending, result: Result, metadata: dict[str, str]) -> None:
+    stored_answer.insert(
+        session, job_id=ending.job_id, key_id=ending.key_id, endpoint=CHAT, model=ending.model,
+        answer=answer_body.parse(result.response or b""), metadata=metadata,
+    )  # fmt: skip
 
 
 def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:

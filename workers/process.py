@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, logs, pricing, view
+from models import crash, db, job, logs, pricing, stored_answer, view
 from models.endpoint import PAID
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
@@ -53,9 +53,10 @@ class Work:
         row = self.row
         self.telling.found(finding)
         asked = partial(request.asked_tokens, row) if row.endpoint in PAID else None
+        store_as = stored_answer.metadata_to_store(row.endpoint, bytes(row.request)) if result.status == Status.SUCCEEDED else None
         return Ending(
             row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None,
-            asked_tokens=asked,
+            asked_tokens=asked, store_as=store_as,
         )  # fmt: skip
 
     def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> Ending:
