@@ -292,7 +292,7 @@ def test_what_means_nothing_is_accepted(caller: Caller, accepted: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", "/v1/jobs/", 404), ("GET", "/v1//jobs", 404), ("DELETE", "/v1/jobs", 405), ("PUT", "/healthz", 405)],
+    [("GET", "/nothing", 404), ("GET", "/docs/", 404), ("GET", "/v1//nothing/", 404), ("DELETE", "/v1/jobs", 405), ("PUT", "/healthz", 405)],
 )
 def test_a_wrong_address_is_refused_in_the_same_shape(caller: Caller, method: str, path: str, status: int) -> None:
     answer = caller.send(method, path)
