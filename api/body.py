@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import IO, Any, NoReturn
 
 from flask import Request
+from gunicorn.http.errors import ParseException
 
 from api import intake
 from models.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
@@ -121,6 +122,8 @@ def receive(request: Request, *, most: int) -> bytes:
         return _whole(request, most)
     except TimeoutError as error:
         raise Timeout from error
+    except ParseException as error:
+        raise Invalid("The body's chunks are malformed. HTTP libraries write them by themselves.", code="bad_framing") from error
     except OSError as error:
         raise Invalid("The body broke off. Send it again, whole.") from error
     finally:

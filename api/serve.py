@@ -63,7 +63,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
 logger_class = Log
 bind = [address()]
 workers = settings().api_processes
-worker_class = "gevent"
+worker_class = "api.gunicorn_worker.Worker"
 worker_connections = connections()
 timeout = 30
 graceful_timeout = 30
