@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 from flask import Request
+from werkzeug.datastructures import Headers
 
-from api import body, controls, form, orders
+from api import body, controls, form, offload, orders
 from models import endpoint as routes
 from models.errors import NotFound
 from models.key import Key
@@ -19,11 +22,11 @@ UNREADABLE = "\ufffd"
 
 @dataclass(frozen=True)
 class Ask:
-    """order: ready to be accepted, without a reader. said: what must be the same when an Idempotency-Key, or a client's retry, comes
-    again, whatever base path it came on. token: the Idempotency-Key."""
+    """order: ready to be accepted, without a reader. digest: SHA-256 of all that must be the same when an Idempotency-Key, or a client's
+    retry, comes again, whatever base path it came on. token: the Idempotency-Key."""
 
     order: Order
-    said: bytes
+    digest: bytes
     token: str | None
 
 
@@ -36,10 +39,14 @@ def read(request: Request, caller: Key, endpoint: str) -> Ask:
     if routes.method(endpoint) == "GET":
         _expect_model(endpoint)
         own, token, _ = controls.read(request.headers, {})
-        return Ask(orders.listing(caller, endpoint, own=own), line, token)
+        return Ask(orders.listing(caller, endpoint, own=own), hashlib.sha256(line).digest(), token)
     sent = form.read(request) if endpoint == routes.EDITS and form.is_form(request) else body.sent(request)
-    own, token, value = controls.read(request.headers, sent.value)
-    return Ask(orders.direct(caller, endpoint, value, write=sent.written, own=own), line + sent.said, token)
+    return offload.run(len(sent.content), partial(_ordered, caller, endpoint, line, sent, request.headers))
+
+
+def _ordered(caller: Key, endpoint: str, line: bytes, sent: body.Sent | form.Form, headers: Headers) -> Ask:
+    own, token, value = controls.read(headers, sent.value)
+    return Ask(orders.direct(caller, endpoint, value, write=sent.written, own=own), sent.digest(line), token)
 
 
 def _expect_model(endpoint: str) -> None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from flask import Request
 from werkzeug.http import dump_options_header
 
-from api import body, controls, multipart
+from api import body, controls, multipart, offload
 from api.multipart import Part
 from models.errors import Invalid, UnsupportedMedia
 from models.settings import settings
@@ -37,10 +37,9 @@ class Form:
     parts: Sequence[Part]
     value: JsonObject
 
-    @property
-    def said(self) -> bytes:
-        """The same bytes for the same parts: a client that asks again may choose another boundary."""
-        return b"".join(hashlib.sha256(part.head + b"\r\n\r\n" + part.content).digest() for part in self.parts)
+    def digest(self, line: bytes) -> bytes:
+        """SHA-256 of this line and the form, the same for the same parts: a client that asks again may choose another boundary."""
+        return hashlib.sha256(line + b"".join(map(_digest, self.parts))).digest()
 
     def written(self, value: JsonObject) -> tuple[bytes, str]:
         """The form that says `value`, and its media type: the very bytes that came when that is what they say."""
@@ -57,6 +56,12 @@ class Form:
         return multipart.field(part.root, str(value[part.root])) if part.root in value else None
 
 
+def _digest(part: Part) -> bytes:
+    made = hashlib.sha256(part.head + b"\r\n\r\n")
+    made.update(part.content)
+    return made.digest()
+
+
 def is_form(request: Request) -> bool:
     """Whether a form with files was sent."""
     return request.mimetype == FORM
@@ -67,8 +72,8 @@ def read(request: Request) -> Form:
     boundary = request.mimetype_params.get("boundary", "")
     if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
-    body.expect_plain(request)
-    return parse(body.receive(request, most=settings().max_upload_bytes), boundary)
+    content = body.receive(request, most=settings().max_upload_bytes)
+    return offload.run(len(content), lambda: parse(content, boundary))
 
 
 def parse(content: bytes, boundary: str) -> Form:

@@ -69,10 +69,8 @@ class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
         error, number = refusal(exc), ids.show("req_", uuid4())
         level = logging.WARNING if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else logging.ERROR
         # Never the error's text: it quotes headers, and they hold keys.
-        log.log(
-            level, "request refused",
-            extra={"request_id": number, "status": error.status, "code": error.code, "kinds": [type(exc).__name__], "address": (addr or "-")[0]},
-        )  # fmt: skip
+        about = {"request_id": number, "status": error.status, "code": error.code, "address": (addr or "-")[0]}
+        log.log(level, "request refused", extra={**about, "kinds": [type(exc).__name__]})
         with suppress(Exception):
             self.wsgi.extensions["requests_total"].labels("other", str(error.status)).inc()
         with suppress(OSError):
@@ -97,8 +95,8 @@ def answer(error: ServingError, *, request_id: str) -> bytes:
     content = json.dumps({"error": error.view()}, separators=(",", ":")).encode() + b"\n"
     status = HTTPStatus(error.status)
     head = [
-        f"HTTP/1.1 {status.value} {status.phrase}", "Content-Type: application/json", f"Content-Length: {len(content)}", "Connection: close",
-        "Cache-Control: no-store", "X-Content-Type-Options: nosniff", f"X-Request-Id: {request_id}",
+        f"HTTP/1.1 {status.value} {status.phrase}", "Connection: close", "Content-Type: application/json",
+        f"Content-Length: {len(content)}", "Cache-Control: no-store", "X-Content-Type-Options: nosniff", f"X-Request-Id: {request_id}",
     ]  # fmt: skip
     if not error.retryable:
         head.append("x-should-retry: false")

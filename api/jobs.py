@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render, visitor
+from api import answers, auth, body, controls, doorbell, ended, offload, orders, paging, pictures, render, visitor
 from api.accept import accept
 from models import db, endpoint, job, view
 from models.errors import Invalid, Unavailable, WrongState
@@ -29,8 +30,11 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
-    payload = visitor.mark(request, body.read(request))
-    return _accept(orders.make(caller, {**payload, **controls.of_headers(request.headers)}), said=body.canonical(payload))
+    sent = body.sent(request)
+    payload = visitor.mark(request, sent.value)
+    wanted, line = {**payload, **controls.of_headers(request.headers)}, _line()
+    order, digest = offload.run(len(sent.content), lambda: (orders.make(caller, wanted), body.digest(line, payload)))
+    return _accept(order, digest=digest)
 
 
 @routes.get("/jobs")
@@ -84,12 +88,15 @@ def retry(name: str) -> Response:
         raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
     if not before.request and endpoint.method(before.endpoint) == "POST":
         raise WrongState("What this job asked was deleted with its session. Submit a new one instead.")
-    return _accept(orders.again(caller, before, retry_of=job_id), said=b"")
+    return _accept(orders.again(caller, before, retry_of=job_id), digest=hashlib.sha256(_line()).digest())
 
 
-def _accept(order: Order, *, said: bytes) -> Response:
-    fingerprint = f"{request.method} {request.path}\n".encode() + said
-    accepted = accept(order, token=request.headers.get("Idempotency-Key"), said=fingerprint)
+def _line() -> bytes:
+    return f"{request.method} {request.path}\n".encode()
+
+
+def _accept(order: Order, *, digest: bytes) -> Response:
+    accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     return _ticket(accepted.shown(order, origin=pictures.origin(request)), is_replayed=accepted.is_replayed)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from api import body, controls, estimate, pictures, schemas
+from api import controls, estimate, json_text, pictures, schemas
 from api.bodies import KINDS, Upstream
 from api.schemas import Controls
 from models import attachment, turn
@@ -29,7 +29,7 @@ def make(caller: Key, payload: JsonObject) -> Order:
     wanted = schemas.submit(payload)
     if controls.INSIDE in payload["body"]:
         raise Invalid(f"`body.{controls.INSIDE}`: a job says this beside its `body`, not inside.", param=f"body.{controls.INSIDE}")
-    return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (body.dump(value), None), own=wanted)
+    return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (json_text.dump(value), None), own=wanted)
 
 
 def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Order:

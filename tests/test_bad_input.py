@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api import body
+from api import json_text
 from models.errors import Invalid
 from models.settings import settings
 from tests.http_tools import CHAT, IMAGE, Caller, error_of, stored
@@ -46,19 +46,16 @@ def inside(fragment: bytes) -> bytes:
         (GOOD.decode().encode("utf-16-le"), 415, "unsupported_media_type"),
         (b"[" * 100_000, 400, "too_deep"),
         (b'{"a":' * 50_000, 400, "too_deep"),
-        (inside(b"[" * 31 + b"]" * 31), 400, "too_deep"),
+        (inside(b"[" * 127 + b"]" * 127), 400, "too_deep"),
+        (inside(b"9" * 401), 400, "number_out_of_range"),
         (inside(b"9" * 5_000), 400, "number_out_of_range"),
-        (inside(b"9007199254740993"), 400, "number_out_of_range"),
-        (inside(b"-9007199254740993"), 400, "number_out_of_range"),
+        (inside(b"0." + b"9" * 401), 400, "number_out_of_range"),
+        (inside(b"[" + b"18446744073709551616," * 10_001 + b"1]"), 400, "number_out_of_range"),
         (inside(b"NaN"), 400, "number_out_of_range"),
         (inside(b"-Infinity"), 400, "number_out_of_range"),
         (inside(b"1e400"), 400, "number_out_of_range"),
         (inside(b'{"a": 1, "a": 2}'), 400, "duplicate_key"),
         (GOOD[:-1] + b', "endpoint": "/v1/chat/completions"}', 400, "duplicate_key"),
-        (GOOD.replace(b"hi", rb"h\u0000i"), 400, "invalid_text"),
-        (GOOD.replace(b"hi", rb"h\ud800i"), 400, "invalid_text"),
-        (GOOD.replace(b"hi", rb"h\uDC00i"), 400, "invalid_text"),
-        (inside(rb'{"\ud800": 1}'), 400, "invalid_text"),
         (inside(b"[" + b"1," * 500_000 + b"1]"), 400, "too_many_values"),
         (GOOD + b" " * 2**21, 413, "request_too_large"),
     ],
@@ -92,12 +89,6 @@ def test_only_json_is_taken_for_json(caller: Caller, content_type: str | None) -
     assert (415, "unsupported_media_type", 0) == (answer.status_code, error_of(answer)["code"], stored())
 
 
-def test_a_compressed_body_is_refused(caller: Caller) -> None:
-    answer = caller.post("/v1/jobs", data=GOOD, content_type="application/json", headers={"Content-Encoding": "gzip"})
-
-    assert (415, 0) == (answer.status_code, stored())
-
-
 @pytest.mark.parametrize(
     "piece", [b'\\"', b"[]", b'"', b"[", b"1,", b'"",', b'{"":1},', b"{},", b"1e999999,", b"\\u0000"], ids=lambda piece: piece.decode()
 )
@@ -107,7 +98,7 @@ def test_a_hostile_body_costs_little_time(before: bytes, piece: bytes) -> None:
 
     began = time.process_time()
     with pytest.raises(Invalid):
-        body.parse(content)
+        json_text.parse(content)
 
     assert time.process_time() - began < 1  # 0.2 on a quiet machine; without the guard up to 2
 
@@ -211,7 +202,6 @@ ROUTES: dict[str, dict[str, Any]] = {
         (b'{"model":"m","model":"n"}', 400, "duplicate_key"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, 400, "too_deep"),
         (b'{"user":"caf\xe9"}', 400, "invalid_json"),
-        (b'{"user":"\\ud800"}', 400, "invalid_text"),
         (b'{"nowserving":{"priority":"urgent"}}', 400, "invalid_request"),
         (b'{"a":[' + b"1," * 600_000 + b"1]}", 400, "too_many_values"),
         (b" " * 2**21 + b"{}", 413, "request_too_large"),
@@ -292,7 +282,13 @@ def test_what_means_nothing_is_accepted(caller: Caller, accepted: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", "/docs/", 404), ("GET", "/v1//nothing/", 404), ("DELETE", "/v1/jobs", 405), ("PUT", "/healthz", 405)],
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/docs/", 404),
+        ("GET", "/v1//nothing/", 404),
+        ("DELETE", "/v1/jobs", 405),
+        ("PUT", "/healthz", 405),
+    ],
 )
 def test_a_wrong_address_is_refused_in_the_same_shape(caller: Caller, method: str, path: str, status: int) -> None:
     answer = caller.send(method, path)

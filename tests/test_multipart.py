@@ -174,8 +174,8 @@ def test_the_same_form_is_recognised_under_another_boundary() -> None:
     content = form(IMAGE, PROMPT)
     same, other = content.replace(b"--xYz", b"--other"), form(IMAGE, part("prompt", "a dog"))
 
-    assert read(content).said == read(same, boundary="other").said
-    assert read(content).said != read(other).said
+    assert read(content).digest == read(same, boundary="other").digest
+    assert read(content).digest != read(other).digest
 
 
 def test_edits_may_come_as_json_too() -> None:
