@@ -19,8 +19,11 @@ from models.view import JsonObject
 
 # A sender that pauses longer than this in the middle of a body is gone, or means harm.
 PAUSE_MOST_S = 10
-# Between two pieces others are served: 0.1 ms of work each.
-PIECE_BYTES = 64 * 1024
+# A body holds its place in memory while it comes: slower than this, after a while, it is not let go on.
+SLOWEST_BYTES_PER_S = 8 * 1024
+SLOW_AFTER_S = 60.0
+# Between two pieces others are served. Blocks of this size go back to the system as soon as they are free (api/serve.py).
+PIECE_BYTES = 256 * 1024
 
 
 class Timeout(ServingError):
@@ -48,12 +51,17 @@ class Sent:
 
 
 def read(request: Request) -> JsonObject:
-    """The JSON object that was sent. Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do."""
-    return sent(request).value
+    """The JSON object that was sent to a route of our own, all of whose texts can be stored.
+
+    Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do.
+    """
+    value = sent(request).value
+    json_text.expect_storable(value)
+    return value
 
 
 def sent(request: Request) -> Sent:
-    """The JSON body that was sent. Raises as `read`."""
+    """The JSON body that was sent, whose texts may go on to an upstream alone. Raises as `read`."""
     _expect_json(request)
     content = receive(request, most=settings().max_body_bytes)
     return Sent(json_text.without_mark(content), offload.run(len(content), partial(json_text.parse, content)))
@@ -95,20 +103,24 @@ def receive(request: Request, *, most: int) -> bytes:
 
 def _whole(request: Request, most: int) -> bytes:
     unpack = encodings.decoder(request.headers.get("Content-Encoding", ""))
+    if request.content_length is not None and unpack is None:
+        expect_size(request.content_length, most)
+        intake.reserve(request.content_length)
     as_sent = _pieces(request, most)
     return _joined(unpack(as_sent) if unpack else as_sent, most)
 
 
 def _joined(pieces: Iterator[bytes], most: int) -> bytes:
     """All pieces, counted in memory. Others are served after each."""
-    kept, size = [], 0
+    kept, size, began = [], 0, time.monotonic()
     for piece in pieces:
         size += len(piece)
-        if size > most:
-            raise too_large(most)
+        expect_size(size, most)
         intake.take(len(piece))
         kept.append(piece)
         time.sleep(0)
+        if (took_s := time.monotonic() - began) > SLOW_AFTER_S and size < took_s * SLOWEST_BYTES_PER_S:
+            raise Timeout
     return b"".join(kept)
 
 
@@ -121,8 +133,7 @@ def _pieces(request: Request, most: int) -> Iterator[bytes]:
         if "wsgi.input_terminated" in request.environ:
             yield from iter(partial(stream.read, PIECE_BYTES), b"")
         return
-    if wanted > most:
-        raise too_large(most)
+    expect_size(wanted, most)
     while wanted:
         piece = stream.read(min(PIECE_BYTES, wanted))
         if not piece:
@@ -131,6 +142,7 @@ def _pieces(request: Request, most: int) -> Iterator[bytes]:
         yield piece
 
 
-def too_large(most: int) -> TooLarge:
-    """The refusal of a body of more than so many bytes."""
-    return TooLarge(f"The body is larger than the {most} bytes this server accepts. Send less.")
+def expect_size(size: int, most: int) -> None:
+    """Raises TooLarge for a body of more than so many bytes."""
+    if size > most:
+        raise TooLarge(f"The body is larger than the {most} bytes this server accepts. Send less.")

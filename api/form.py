@@ -18,8 +18,8 @@ from models.settings import settings
 from models.view import JsonObject
 
 FORM = "multipart/form-data"
-# The longest prompt is 32,000 characters of up to four bytes.
-FIELD_MOST_BYTES = 256 * 1024
+# Far beyond the longest prompt that an upstream takes.
+FIELD_MOST_BYTES = 1024 * 1024
 PICTURES = frozenset({"image", "image[]"})
 # RFC 2046: what a boundary may be made of.
 BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
@@ -116,8 +116,6 @@ def _text(part: Part) -> str:
         text = part.content.decode()
     except UnicodeDecodeError:
         raise Invalid("A field is not UTF-8. Encode it as UTF-8.", param=part.shown, code="invalid_text") from None
-    if "\0" in text:
-        raise Invalid("A field holds the character U+0000, which cannot be stored. Remove it.", param=part.shown, code="invalid_text")
     return text
 
 
@@ -125,6 +123,11 @@ def _whole(text: str, name: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise Invalid(f"`{name}`: must be a whole number.", param=name)
     return int(text)
+
+
+def _number(text: str, _name: str) -> object:
+    # The upstream judges what is none.
+    return int(text) if _WHOLE.fullmatch(text) else text
 
 
 def _flag(text: str, name: str) -> bool:
@@ -144,7 +147,7 @@ def _same(text: str, _name: str) -> str:
 # The fields that we read and that are no texts.
 _KINDS: Mapping[str, Callable[[str, str], object]] = MappingProxyType(
     {
-        "n": _whole,
+        "n": _number,
         "stream": _flag,
         "nowserving[max_attempts]": _whole,
         **{f"nowserving[{name}]": _seconds for name in ("expires_in", "expires_in_s", "timeout", "timeout_s")},

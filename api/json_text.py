@@ -10,6 +10,7 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, NoReturn
 
@@ -22,6 +23,8 @@ DEPTH_MOST = 128
 DIGITS_MOST = 400
 # Long texts are read at once, values one by one: 0.1 s for so many. The upstream takes 300,000 tokens in a request.
 PIECES_MOST = 500_000
+# Of all that is no string: 32 for each of them.
+OUTSIDE_MOST_BYTES = 16_000_000
 # Numbers beyond 64 bits are read digit by digit: a few hundred would be a strange request, 100,000 take 0.3 s.
 LONG_NUMBERS_MOST = 10_000
 
@@ -72,6 +75,31 @@ def canonical(value: object) -> bytes:
         return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
+def expect_storable(value: object, at: str = "") -> None:
+    """Raises Invalid when a text in this value cannot be stored as text: of our own fields, not of a request that passes through."""
+    for path, text in _strings(value, at):
+        if "\0" in text:
+            raise Invalid("A text holds the character U+0000, which cannot be stored. Remove it.", param=path, code="invalid_text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Invalid(
+                "A text holds half of a surrogate pair (\\ud800 to \\udfff). Send whole characters.", param=path, code="invalid_text"
+            ) from None
+
+
+def _strings(value: object, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list):
+        for n, item in enumerate(value):
+            yield from _strings(item, f"{path}[{n}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield path or "a member's name", name
+            yield from _strings(item, f"{path}.{_plain(name)}" if path else _plain(name))
+
+
 def _expect_text(content: bytes) -> None:
     if not content.strip():
         raise Invalid("The body is empty. Send a JSON object.", code="invalid_json")
@@ -94,7 +122,7 @@ def _outside_strings(content: bytes) -> bytes:
 
 def _refuse_sprawling(outside: bytes) -> None:
     """Raises Invalid for what is nested too deep, made of too many values, or of numbers that are too long."""
-    if sum(map(outside.count, (b",", b"[", b"{"))) > PIECES_MOST:
+    if len(outside) > OUTSIDE_MOST_BYTES or sum(map(outside.count, (b",", b"[", b"{"))) > PIECES_MOST:
         raise _sprawling()
     depth = max(accumulate(map(_STEP.__getitem__, outside.translate(None, _STRUCTURE_ONLY))), default=0)
     if depth > DEPTH_MOST:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pytest
@@ -14,9 +13,13 @@ from api import json_text
 from models.errors import Invalid
 
 TEXTS = st.text(st.characters(codec=None) | st.sampled_from('\0"\\:,[]{}\ud800\udc00😀'), max_size=8)
-NUMBERS = st.sampled_from(["0", "-0", "-0.0", "1.0", "1e5", "1E-7", "1e22", "0.1", "1e400", "-1e400", "5e-324", "2e308", "NaN", "Infinity", "01", "1."])
+NUMBERS = st.sampled_from(
+    ["0", "-0", "-0.0", "1.0", "1e5", "1E-7", "1e22", "0.1", "1e400", "-1e400", "5e-324", "2e308", "NaN", "Infinity", "01", "1."]
+)
 INTEGERS = st.integers(-(10**400) + 1, 10**400 - 1) | st.sampled_from([2**53 + 1, 2**63, 2**64, 2**64 - 1, -(2**63) - 1])
-LEAVES = TEXTS.map(json.dumps) | NUMBERS | INTEGERS.map(str) | st.sampled_from(["null", "true", "false", "", '"\t"', "'x'", '"\\x"', '"\\u00"'])
+LEAVES = (
+    TEXTS.map(json.dumps) | NUMBERS | INTEGERS.map(str) | st.sampled_from(["null", "true", "false", "", '"\t"', "'x'", '"\\x"', '"\\u00"'])
+)
 BLANKS = st.sampled_from(["", " ", "\n\t"])
 
 
@@ -71,7 +74,6 @@ def test_numbers_survive_being_written_again(digits: str) -> None:
     again = json.loads(json_text.dump(json_text.parse(f'{{"a":{digits}}}'.encode())))["a"]
 
     assert repr(json.loads(digits)) == repr(again)
-    assert math.copysign(1, again) == math.copysign(1, float(digits)) or again == 0
 
 
 @pytest.mark.parametrize("depth", [128, 129])
