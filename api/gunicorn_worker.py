@@ -23,9 +23,10 @@ from models.errors import Invalid, ServingError
 
 log = logging.getLogger(__name__)
 
-# A client that still sends while its answer is written: so much is read and dropped, or the answer would be lost in a reset.
-DRAIN_MOST_BYTES = 1024 * 1024
-DRAIN_MOST_S = 1.0
+# A client that still sends when its answer is written: so much is read and dropped, or the answer would be lost in a reset.
+DRAIN_MOST_BYTES = 128 * 1024 * 1024
+DRAIN_MOST_S = 30.0
+DRAIN_IDLE_S = 1.0
 
 
 class BadFraming(Invalid):
@@ -62,6 +63,20 @@ OF_CONFIGURATION = (http.ConfigurationProblem, http.InvalidResponseHeader, http.
 
 class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
     """Answers what never reaches the application. An error of a body that was answered closes the connection without a word."""
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """A connection whose request was answered before its body was read is closed.
+
+        gunicorn would read the rest by 1 KiB and copy up to 1 MiB each time: half a minute of the event loop for 19 MB.
+        """
+        closes = req.should_close
+        req.should_close = lambda: closes() or is_unread(req)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            if is_unread(req):
+                with suppress(OSError):
+                    drain(sock)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         if isinstance(exc, (*OF_BODIES, GreenletExit)):
@@ -103,13 +118,17 @@ def answer(error: ServingError, *, request_id: str) -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + content
 
 
+def is_unread(req: Any) -> bool:
+    """Whether some of the request's body has not been read by the application."""
+    reader = req.body.reader if req.body else None
+    return bool(req.body and (req.body.failed or getattr(reader, "length", 0) or getattr(reader, "parser", None)))
+
+
 def drain(client: socket.socket) -> None:
-    """Reads what the client still sends, for a moment: closing with unread bytes resets the connection and loses the answer."""
+    """Reads what the client still sends, while it sends: closing with unread bytes resets the connection and loses the answer."""
     client.shutdown(socket.SHUT_WR)
+    client.settimeout(DRAIN_IDLE_S)
     ends, left = time.monotonic() + DRAIN_MOST_S, DRAIN_MOST_BYTES
-    while left > 0 and (rest_s := ends - time.monotonic()) > 0:
-        client.settimeout(rest_s)
-        piece = client.recv(65_536)
-        if not piece:
-            return
+    while left > 0 and time.monotonic() < ends and (piece := client.recv(65_536)):
         left -= len(piece)
+        time.sleep(0)

@@ -277,6 +277,20 @@ def test_what_is_no_http_is_refused_once_in_the_envelope(api: Api, head: str, st
     assert "Traceback" not in logged and secret not in logged and api.token not in logged
 
 
+def test_a_large_body_that_is_refused_costs_little_and_its_answer_arrives(api: Api) -> None:
+    (worker,) = psutil.Process(api.process.pid).children()
+    before = sum(worker.cpu_times()[:2])
+    with closing(api.connect("")) as connection:
+        connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
+        for _ in range(30):
+            connection.sendall(b"x" * 1_000_000)
+        answered = read_all(connection)
+
+    assert answered.startswith(b"HTTP/1.1 401 ") and b"Connection: close" in answered, answered
+    # gunicorn's own way of passing over it takes more than ten seconds.
+    assert sum(worker.cpu_times()[:2]) - before < 2
+
+
 def read_all(connection: socket.socket) -> bytes:
     """Until the server closes it."""
     seen = b""
