@@ -67,7 +67,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """A connection whose request was answered before its body was read is closed.
 
-        gunicorn would read the rest by 1 KiB and copy up to 1 MiB each time: half a minute of the event loop for 19 MB.
+        gunicorn would read the rest by 1 KiB and copy up to 1 MiB each time: 0.6 to 3.4 s of the event loop for 19 MB, as measured.
         """
         closes = req.should_close
         req.should_close = lambda: closes() or is_unread(req)

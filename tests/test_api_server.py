@@ -287,7 +287,7 @@ def test_a_large_body_that_is_refused_costs_little_and_its_answer_arrives(api: A
         answered = read_all(connection)
 
     assert answered.startswith(b"HTTP/1.1 401 ") and b"Connection: close" in answered, answered
-    # gunicorn's own way of passing over it takes more than ten seconds.
+    # gunicorn's own way of passing over it takes five seconds.
     assert sum(worker.cpu_times()[:2]) - before < 2
 
 
