@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # A client that still sends when its answer is written: so much is read and dropped, or the answer would be lost in a reset.
 DRAIN_MOST_BYTES = 128 * 1024 * 1024
 DRAIN_MOST_S = 30.0
-DRAIN_IDLE_S = 1.0
+DRAIN_IDLE_S = 5.0
 
 
 class BadFraming(Invalid):
