@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from api import doorbell, spans
+from api import doorbell, intake, spans
 from models import crash, db, idempotency, line, logs, trace, view
 from models.line import Joined, Order
 from models.view import JsonObject
@@ -31,22 +31,24 @@ class Accepted:
             return view.show(session, view.find(session, self.job_id, order.key.id), origin=origin)
 
 
-def accept(order: Order, *, token: str | None, said: bytes) -> Accepted:
-    """The job is on disk and the pacer hears of it. token: the Idempotency-Key; said: what has to be the same when it comes again.
+def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
+    """The job is on disk and the pacer hears of it. token: the Idempotency-Key; digest: SHA-256 of all that has to be the
+    same when it comes again.
 
     Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
     """
     with spans.submit(order) as told:
         lane_id = line.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
-        accepted = _accept(told.order, lane_id=lane_id, token=token, said=said)
+        with intake.storing(len(order.request)):
+            accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
     about = None if accepted.is_replayed else trace.trace_id(told.order.traceparent)
     logs.add(job=view.public_id(accepted.job_id), lane=lane_id, trace_id=about)
     return accepted
 
 
-def _accept(order: Order, *, lane_id: int, token: str | None, said: bytes) -> Accepted:
-    accepted = _stored(order, token=token, said=said)
+def _accept(order: Order, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
+    accepted = _stored(order, token=token, digest=digest)
     crash.at("api.after_commit")
     if accepted.joined is not None:
         doorbell.joined(accepted.job_id, lane_id=lane_id)
@@ -54,7 +56,7 @@ def _accept(order: Order, *, lane_id: int, token: str | None, said: bytes) -> Ac
     return accepted
 
 
-def _stored(order: Order, *, token: str | None, said: bytes) -> Accepted:
+def _stored(order: Order, *, token: str | None, digest: bytes) -> Accepted:
     wanted = line.new_id()
     if token is None:
         crash.at("api.before_commit")
@@ -65,7 +67,7 @@ def _stored(order: Order, *, token: str | None, said: bytes) -> Accepted:
     with db.begin() as session:
         job_id, joined = wanted, None
         if token is not None:
-            job_id = idempotency.first_or_earlier(session, order.key.id, token, body=said, job_id=wanted)
+            job_id = idempotency.first_or_earlier(session, order.key.id, token, digest=digest, job_id=wanted)
         if job_id == wanted:
             joined = line.join(session, order, job_id=job_id)
         crash.at("api.before_commit")

@@ -7,6 +7,7 @@ import time
 from flask import Flask
 
 from api import (
+    addresses,
     artifacts,
     attachments,
     azure,
@@ -37,16 +38,11 @@ from api.auth import Callers
 from api.waiting import hall
 from models.wrong_tokens import WrongTokens
 
-# People paste base URLs with and without /v1, and some programs then double it: the routes of the OpenAI API are at all three.
-PREFIXES = {"": "/v1", "_bare": "", "_doubled": "/v1/v1"}
-# What Azure's SDKs put before the routes of the OpenAI API, besides deployments.
-AZURE_PREFIXES = {"_azure_v1": "/openai/v1", "_azure": "/openai"}
-
 
 def create_app() -> Flask:
     """A new application; what it remembers of its callers is its own."""
     app = Flask(__name__, static_folder=None)
-    # An address is right or it is unknown: a redirect would lose the body and the key of a POST.
+    # No redirects: one would lose the body and the key of a POST. Other spellings of an address are api/addresses.py's.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     app.extensions["wrong_tokens"] = WrongTokens()
@@ -58,18 +54,15 @@ def create_app() -> Flask:
     errors.register(app)
     intake.register(app)
     for routes in (
-        jobs.routes, events.routes, relay.routes, artifacts.routes, deliveries.routes, balance.routes, sessions.routes, attachments.routes,
+        openai.routes, jobs.routes, events.routes, relay.routes, artifacts.routes, webhooks.routes, deliveries.routes, balance.routes,
+        dashboard.routes, sessions.routes, attachments.routes, stored_completions.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")
-    for routes in (openai.routes, stored_completions.routes, webhooks.routes, dashboard.routes):
-        for suffix, prefix in PREFIXES.items():
-            app.register_blueprint(routes, url_prefix=prefix, name=routes.name + suffix)
-    for suffix, prefix in AZURE_PREFIXES.items():
-        app.register_blueprint(openai.routes, url_prefix=prefix, name=openai.routes.name + suffix)
     app.register_blueprint(azure.routes, url_prefix="/openai")
     for routes in (
         ops_audit.routes, levers.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs.routes,
         page.routes,
     ):  # fmt: skip
         app.register_blueprint(routes)
+    addresses.register(app)
     return app

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flask import Request
+from werkzeug.datastructures import Headers
 
-from api import body, controls, form, forwarded, orders, visitor
+from api import body, controls, form, forwarded, offload, orders, visitor
 from models import endpoint as routes
 from models.errors import NotFound
 from models.key import Key
@@ -19,11 +22,11 @@ UNREADABLE = "\ufffd"
 
 @dataclass(frozen=True)
 class Ask:
-    """order: ready to be accepted, without a reader. said: what must be the same when an Idempotency-Key, or a client's retry, comes
-    again, whatever base path it came on. token: the Idempotency-Key."""
+    """order: ready to be accepted, without a reader. digest: SHA-256 of all that must be the same when an Idempotency-Key, or a client's
+    retry, comes again, whatever base path it came on. token: the Idempotency-Key."""
 
     order: Order
-    said: bytes
+    digest: bytes
     token: str | None
 
 
@@ -37,14 +40,18 @@ def read(request: Request, caller: Key, endpoint: str, *, model: str | None = No
     if routes.method(endpoint) == "GET":
         _expect_model(endpoint)
         own, token, _ = controls.read(request.headers, {})
-        own = visitor.mark_controls(request, own)
-        return Ask(replace(orders.listing(caller, endpoint, own=own), headers=going), line, token)
+        order = orders.listing(caller, endpoint, own=visitor.mark_controls(request, own))
+        return Ask(replace(order, headers=going), hashlib.sha256(line).digest(), token)
     sent = form.read(request) if endpoint == routes.EDITS and form.is_form(request) else body.sent(request)
-    own, token, value = controls.read(request.headers, sent.value)
+    asked = offload.run(len(sent.content), partial(_ordered, caller, endpoint, line, sent, request.headers, model=model))
+    return replace(asked, order=replace(asked.order, headers=going))
+
+
+def _ordered(caller: Key, endpoint: str, line: bytes, sent: body.Sent | form.Form, headers: Headers, *, model: str | None) -> Ask:
+    own, token, value = controls.read(headers, sent.value)
     if model is not None and value.get("model") != model:
         value, line = {**value, "model": model}, line + f"model {model}\n".encode()
-    order = orders.direct(caller, endpoint, value, write=sent.written, own=own)
-    return Ask(replace(order, headers=going), line + sent.said, token)
+    return Ask(orders.direct(caller, endpoint, value, write=sent.written, own=own), sent.digest(line), token)
 
 
 def _expect_model(endpoint: str) -> None:

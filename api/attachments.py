@@ -42,7 +42,6 @@ def _files() -> Sequence[File]:
     boundary = request.mimetype_params.get("boundary", "")
     if request.mimetype != form.FORM or not form.BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the file as `Content-Type: {form.FORM}; boundary=…`, in a part named `file`.")
-    body.expect_plain(request)
     parts = multipart.split(body.receive(request, most=settings().max_upload_bytes), boundary)
     found = [_file(part) for part in parts if part.filename is not None]
     if not found:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
-from pydantic.types import FailFast
 
+from api import json_text
 from models import reach
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
+from models.view import JsonObject
 
 OUTPUT_TOKENS_MOST = 10_000_000
-# Five times what the upstream takes.
-MESSAGES_MOST = 10_000
-# The lanes of requests that may leave the model to the upstream.
+CHOICES_MOST = 128
+PICTURES_MOST = 1_000
+FLOW_MOST = 256
+# The lanes of requests that leave the model to the upstream.
 SOME_MODEL = "default"
 SOME_MODERATION = "omni-moderation-latest"
 
@@ -34,59 +37,34 @@ def session_id(text: str) -> str:
     return text
 
 
-def _content(value: object) -> object:
-    if isinstance(value, list):
-        for n, part in enumerate(value):
-            if not isinstance(part, dict):
-                raise ValueError(f"must be a list of objects, but its item {n} is none")
-    elif value is not None and not isinstance(value, str):
-        raise ValueError("must be a string, a list of parts or null")
+def _objects(value: object) -> object:
+    """A list of objects, however long: others share the memory of `value`."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of objects")
+    for n, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise ValueError(f"must be a list of objects, but its item {n} is none")
     return value
 
 
-def _texts_or_tokens(value: object) -> object:
-    if not isinstance(value, str | list):
-        raise ValueError("must be a string, a list of strings, a list of tokens or a list of such lists")
-    kinds = {type(one) for one in value} if isinstance(value, list) else {str}
-    is_nested = kinds == {list}
-    if not value or kinds not in ({str}, {int}, {list}) or (is_nested and not all(value)):
-        raise ValueError("must not be empty, and all of its items of one kind: strings, tokens or lists of tokens")
-    if is_nested and any(type(token) is not int for tokens in value for token in tokens):
-        raise ValueError("must be lists of tokens: whole numbers")
-    return value
-
-
-def _texts_or_parts(value: object) -> object:
-    items = value if isinstance(value, list) else [value]
-    if not items or {type(one) for one in items} not in ({str}, {dict}) or isinstance(value, dict):
-        raise ValueError("must be a string, a list of strings or a list of parts")
+def _texts(value: object) -> object:
+    if not isinstance(value, str | list | dict):
+        raise ValueError("must be a string, a list or an object")
     return value
 
 
 #: What a document can say of a webhook's URL; the rest is models/reach.py's.
 A_URL: dict[str, Any] = {"format": "uri", "maxLength": reach.MOST_CHARS}
-Model = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(printable)]
-OneOf = Annotated[str, StringConstraints(max_length=256), AfterValidator(printable)]
-Content = Annotated[
-    Any, AfterValidator(_content), WithJsonSchema({"type": ["string", "array", "null"], "items": {"type": "object"}, "title": "Content"})
-]
-TextsOrTokens = Annotated[
-    Any,
-    AfterValidator(_texts_or_tokens),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": ["string", "integer", "array"]}, "minLength": 1, "minItems": 1}),
-]
-TextsOrParts = Annotated[
-    Any,
-    AfterValidator(_texts_or_parts),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": ["string", "object"]}, "minItems": 1}),
-]
-OutputTokens = Annotated[int, Field(ge=1, le=OUTPUT_TOKENS_MOST)]
-Pictures = Annotated[int, Field(ge=1, le=10)]
+Model = Annotated[str, StringConstraints(max_length=200), AfterValidator(printable)]
+Objects = Annotated[Any, AfterValidator(_objects), WithJsonSchema({"type": "array", "items": {"type": "object"}})]
+Texts = Annotated[Any, AfterValidator(_texts), WithJsonSchema({"type": ["string", "array", "object"]})]
+# Of these the upstream alone can judge; what is reserved for strange ones is countable's.
+Number = Annotated[Any, WithJsonSchema({"type": ["integer", "null"], "minimum": 1})]
 PictureFormat = Annotated[
-    Literal["b64_json", "url"] | None,
+    Any,
+    WithJsonSchema({"type": ["string", "null"], "enum": ["b64_json", "url", None]}),
     Field(description="url: links of ours, which expire. Not in a stream. Any model can be asked for it."),
 ]
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=32_000)]
 
 
 class Upstream(BaseModel):
@@ -95,13 +73,21 @@ class Upstream(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: Model | None = Field(None, description="Any model that the upstream knows; null: the upstream's own choice.")
-    user: OneOf | None = None
-    safety_identifier: OneOf | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
 
     @property
     def lane(self) -> str:
         """The model in whose line this waits."""
         return self.model or SOME_MODEL
+
+    @property
+    def flow(self) -> str | None:
+        """Who waits, as the upstream is told: one printable line, or a digest of what is none. None: nobody is named."""
+        named = self.safety_identifier or self.user
+        if not named or (len(named) <= FLOW_MOST and named.isprintable()):
+            return named or None
+        return f"sha256:{hashlib.sha256(named.encode(errors='surrogatepass')).hexdigest()}"
 
     @property
     def is_streamed(self) -> bool:
@@ -116,53 +102,42 @@ class _Streamed(Upstream):
         return bool(self.stream)
 
 
-class Message(BaseModel):
-    """One message of a chat."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    role: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    content: Content = None
-
-
 class ChatBody(_Streamed):
     """The body of POST /v1/chat/completions of the OpenAI API."""
 
-    model: Model = Field(description="Any model that the upstream knows.")
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MOST), FailFast()]
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_tokens: OutputTokens | None = None
-    max_completion_tokens: OutputTokens | None = None
+    messages: Objects
+    n: Number = None
+    max_tokens: Number = None
+    max_completion_tokens: Number = None
 
 
 class ImageBody(_Streamed):
     """The body of POST /v1/images/generations of the OpenAI API."""
 
-    prompt: Prompt
-    n: Pictures | None = None
+    prompt: str
+    n: Number = None
     response_format: PictureFormat = None
 
 
 class EditBody(_Streamed):
     """The body of POST /v1/images/edits of the OpenAI API, as JSON; a form's file parts `image` and `image[]` are its images."""
 
-    prompt: Prompt
-    images: Annotated[list[dict[str, Any]], Field(min_length=1), FailFast()]
-    n: Pictures | None = None
+    prompt: str
+    images: Objects
+    n: Number = None
     response_format: PictureFormat = None
 
 
 class EmbeddingBody(Upstream):
     """The body of POST /v1/embeddings of the OpenAI API."""
 
-    model: Model = Field(description="Any model that the upstream knows.")
-    input: TextsOrTokens
+    input: Texts
 
 
 class ModerationBody(Upstream):
     """The body of POST /v1/moderations of the OpenAI API."""
 
-    input: TextsOrParts
+    input: Texts
 
     @property
     def lane(self) -> str:
@@ -172,3 +147,42 @@ class ModerationBody(Upstream):
 KINDS: Mapping[str, type[Upstream]] = MappingProxyType(
     {CHAT: ChatBody, IMAGES: ImageBody, EDITS: EditBody, EMBEDDINGS: EmbeddingBody, MODERATIONS: ModerationBody}
 )
+
+
+_INPUTS: Mapping[str, frozenset[type]] = MappingProxyType({EMBEDDINGS: frozenset({str, int, list}), MODERATIONS: frozenset({str, dict})})
+
+
+def countable(endpoint: str, value: JsonObject) -> JsonObject:
+    """This body with everything in it that a reservation can be computed from. value: valid; it stays as it is.
+
+    A number that is none, or below 1, is left out, so that the default is reserved; one beyond all reason is the most there is.
+    """
+    numbers = {"n": CHOICES_MOST if endpoint == CHAT else PICTURES_MOST, "max_tokens": OUTPUT_TOKENS_MOST}
+    numbers["max_completion_tokens"] = OUTPUT_TOKENS_MOST
+    made = {**value, **{name: _within(value[name], most) for name, most in numbers.items() if name in value}}
+    if endpoint == CHAT:
+        made["messages"] = [_readable(message) for message in value["messages"]]
+    elif endpoint in _INPUTS:
+        made["input"] = _countable_input(value["input"], _INPUTS[endpoint])
+    return made
+
+
+def _within(value: object, most: int) -> int | None:
+    return min(value, most) if type(value) is int and value >= 1 else None
+
+
+def _readable(message: JsonObject) -> JsonObject:
+    """The message, with texts instead of parts that are bare strings, and without parts that are nothing of the kind."""
+    content = message.get("content")
+    if not isinstance(content, list) or all(isinstance(part, dict) for part in content):
+        return message
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return {**message, "content": [part for part in parts if isinstance(part, dict)]}
+
+
+def _countable_input(value: object, kinds: frozenset[type]) -> object:
+    """The items, all of one of these kinds; texts of them where they are not, and the empty text when there are none."""
+    items = value if isinstance(value, list) else [value]
+    if len(found := {type(item) for item in items}) == 1 and found <= kinds:
+        return items
+    return [item if isinstance(item, str) else json_text.dump(item).decode() for item in items] or ""

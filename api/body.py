@@ -1,38 +1,29 @@
-"""A request's JSON, guarded before it is parsed: size, media type, encoding, depth, and everything that JSON parsers disagree about."""
+"""A request's body, read with limits: its size, packed and unpacked, its media type, the time it takes, and the memory of all together."""
 
 from __future__ import annotations
 
-import codecs
-import json
-import math
-import re
+import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import IO, Any, NoReturn
+from functools import partial
+from typing import IO
 
 from flask import Request
+from gunicorn.http.errors import ParseException
 
-from api import intake
+from api import encodings, intake, json_text, offload
 from models.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
 from models.settings import settings
 from models.view import JsonObject
 
-DEPTH_MOST = 32
-INTEGER_MOST = 2**53
-# Long texts are read at once, values one by one: 0.1 s for so many. The upstream takes 300,000 tokens in a request.
-PIECES_MOST = 500_000
 # A sender that pauses longer than this in the middle of a body is gone, or means harm.
 PAUSE_MOST_S = 10
+# A body holds its place in memory while it comes: slower than this, after a while, it is not let go on.
+SLOWEST_BYTES_PER_S = 8 * 1024
+SLOW_AFTER_S = 60.0
+# Between two pieces others are served. Blocks of this size go back to the system as soon as they are free (api/serve.py).
 PIECE_BYTES = 256 * 1024
-
-# Atomic groups: an unterminated string full of escapes must not be scanned again from each of its quotes.
-_STRING = re.compile(rb'"(?>[^"\\]++|\\.)*+"?', re.DOTALL)
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STEP = [0] * 256
-for _byte, _by in zip(b"[{]}", (1, 1, -1, -1), strict=True):
-    _STEP[_byte] = _by
-_SUSPECT = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class Timeout(ServingError):
@@ -50,70 +41,50 @@ class Sent:
     content: bytes
     value: JsonObject
 
-    @property
-    def said(self) -> bytes:
-        """The same bytes for the same JSON."""
-        return canonical(self.value)
+    def digest(self, line: bytes) -> bytes:
+        """SHA-256 of this line and the body, the same for the same JSON."""
+        return digest(line, self.value)
 
     def written(self, value: JsonObject) -> tuple[bytes, str | None]:
         """The body that says `value`, and its media type (None: JSON): the very bytes that came when that is what they say."""
-        return (self.content if value == self.value else dump(value)), None
+        return (self.content if value == self.value else json_text.dump(value)), None
 
 
 def read(request: Request) -> JsonObject:
-    """The JSON object that was sent. Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do."""
-    return sent(request).value
+    """The JSON object that was sent to a route of our own, all of whose texts can be stored.
 
-
-def sent(request: Request) -> Sent:
-    """The JSON body that was sent. Raises as `read`."""
-    _expect_json(request)
-    content = receive(request, most=settings().max_body_bytes)
-    return Sent(content.removeprefix(codecs.BOM_UTF8), parse(content))
-
-
-def parse(content: bytes) -> JsonObject:
-    """The JSON object in these bytes. Raises Invalid, or UnsupportedMedia for what is not UTF-8."""
-    text = _decode(content)
-    _refuse_sprawling(content)
-    try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise Invalid(
-            f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.", code="invalid_json"
-        ) from error
-    if not isinstance(value, dict):
-        raise Invalid('The body must be a JSON object: {"…": …}.', code="invalid_json")
-    if _SUSPECT.search(text):
-        _refuse_unstorable(value)
+    Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do.
+    """
+    value = sent(request).value
+    json_text.expect_storable(value)
     return value
 
 
-def dump(value: object) -> bytes:
-    """Compact UTF-8 JSON: what goes to the upstream."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def sent(request: Request) -> Sent:
+    """The JSON body that was sent, whose texts may go on to an upstream alone. Raises as `read`."""
+    _expect_json(request)
+    content = receive(request, most=settings().max_body_bytes)
+    return Sent(json_text.without_mark(content), offload.run(len(content), partial(json_text.parse, content)))
 
 
-def canonical(value: object) -> bytes:
-    """The same bytes for the same JSON, whatever its spaces and the order of its members."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+def digest(line: bytes, value: JsonObject) -> bytes:
+    """SHA-256 of this line and the canonical JSON of this value."""
+    made = hashlib.sha256(line)
+    made.update(json_text.canonical(value))
+    return made.digest()
 
 
 def _expect_json(request: Request) -> None:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
         raise UnsupportedMedia
-    expect_plain(request)
-
-
-def expect_plain(request: Request) -> None:
-    """Raises UnsupportedMedia for a compressed body: it may grow without end."""
-    if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        raise UnsupportedMedia("Compressed bodies are not accepted. Send it as it is, without Content-Encoding.")
 
 
 def receive(request: Request, *, most: int) -> bytes:
-    """Every byte of the body, at most so many, with a length or in chunks; a silent sender does not hold us for ever."""
+    """Every byte of the body, unpacked, at most so many, with a length or in chunks; a silent sender does not hold us for ever.
+
+    Raises TooLarge, UnknownEncoding, Timeout, Unavailable (no room in memory), or Invalid for a body that broke off or is damaged.
+    """
     connection = request.environ.get("gunicorn.socket")
     try:
         if connection is not None:
@@ -121,6 +92,8 @@ def receive(request: Request, *, most: int) -> bytes:
         return _whole(request, most)
     except TimeoutError as error:
         raise Timeout from error
+    except ParseException as error:
+        raise Invalid("The body's chunks are malformed. HTTP libraries write them by themselves.", code="bad_framing") from error
     except OSError as error:
         raise Invalid("The body broke off. Send it again, whole.") from error
     finally:
@@ -129,108 +102,47 @@ def receive(request: Request, *, most: int) -> bytes:
 
 
 def _whole(request: Request, most: int) -> bytes:
-    # Read by hand: werkzeug's limited stream cuts a body in chunks off at the limit without a word, and half a text may be JSON.
-    length = request.content_length
-    if length is None and "wsgi.input_terminated" not in request.environ:
-        return b""
-    if length is None or length <= most:
-        content = b"".join(_pieces(request.environ["wsgi.input"], most + 1 if length is None else length))
-        if length is not None and len(content) < length:
-            raise Invalid("The body is shorter than its Content-Length. Send it again, whole.")
-        if len(content) <= most:
-            return content
-    raise TooLarge(f"The body is larger than the {most} bytes this server accepts. Send less.")
+    unpack = encodings.decoder(request.headers.get("Content-Encoding", ""))
+    if request.content_length is not None and unpack is None:
+        expect_size(request.content_length, most)
+        intake.reserve(request.content_length)
+    as_sent = _pieces(request, most)
+    return _joined(unpack(as_sent) if unpack else as_sent, most)
 
 
-def _pieces(stream: IO[bytes], wanted: int) -> Iterator[bytes]:
-    while wanted and (piece := stream.read(min(PIECE_BYTES, wanted))):
+def _joined(pieces: Iterator[bytes], most: int) -> bytes:
+    """All pieces, counted in memory. Others are served after each."""
+    kept, size, began = [], 0, time.monotonic()
+    for piece in pieces:
+        size += len(piece)
+        expect_size(size, most)
         intake.take(len(piece))
+        kept.append(piece)
+        time.sleep(0)
+        if (took_s := time.monotonic() - began) > SLOW_AFTER_S and size < took_s * SLOWEST_BYTES_PER_S:
+            raise Timeout
+    return b"".join(kept)
+
+
+def _pieces(request: Request, most: int) -> Iterator[bytes]:
+    """The body as it is sent, to its end."""
+    # Read by hand: werkzeug's limited stream cuts a body in chunks off at the limit without a word, and half a text may be JSON.
+    stream: IO[bytes] = request.environ["wsgi.input"]
+    wanted = request.content_length
+    if wanted is None:
+        if "wsgi.input_terminated" in request.environ:
+            yield from iter(partial(stream.read, PIECE_BYTES), b"")
+        return
+    expect_size(wanted, most)
+    while wanted:
+        piece = stream.read(min(PIECE_BYTES, wanted))
+        if not piece:
+            raise Invalid("The body is shorter than its Content-Length. Send it again, whole.")
         wanted -= len(piece)
         yield piece
 
 
-def _decode(content: bytes) -> str:
-    if not content.strip():
-        raise Invalid("The body is empty. Send a JSON object.", code="invalid_json")
-    if not json.detect_encoding(content).startswith("utf-8"):
-        raise UnsupportedMedia("The body is UTF-16 or UTF-32. Send UTF-8.")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Invalid(f"The body is not UTF-8 at byte {error.start}. Encode it as UTF-8.", code="invalid_json") from error
-
-
-def _refuse_sprawling(content: bytes) -> None:
-    """Raises Invalid for what is nested too deep, or made of so many pieces that reading it would hold up everybody else."""
-    # Before anything looks at each string. An escaped quote is none, a few too many count here as one.
-    if content.count(b'"') - content.count(b'\\"') > 2 * PIECES_MOST:
-        raise _sprawling()
-    skeleton = _STRING.sub(b"", content)
-    if sum(map(skeleton.count, (b",", b"[", b"{"))) > PIECES_MOST:
-        raise _sprawling()
-    depth = max(accumulate(map(_STEP.__getitem__, skeleton.translate(None, _NOT_BRACKETS))), default=0)
-    if depth > DEPTH_MOST:
-        raise Invalid(f"The body is nested {depth} levels deep; at most {DEPTH_MOST} are accepted. Flatten it.", code="too_deep")
-
-
-def _sprawling() -> Invalid:
-    return Invalid(f"The body is made of more than {PIECES_MOST:,} values. Send fewer in one request.", code="too_many_values")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]  # add says None
-        raise Invalid(f"The member {_shown(twice)} stands twice in one object. Send it once.", code="duplicate_key")
-    return made
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 17 or abs(int(digits)) > INTEGER_MOST:
-        raise Invalid(
-            "An integer in the body is beyond ±2^53, where JSON readers disagree. Send it as a string.", code="number_out_of_range"
-        )
-    return int(digits)
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        _no_constant("A number too large for a double")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise Invalid(f"{name} is not a JSON number. Send a finite number, null or a string.", code="number_out_of_range")
-
-
-def _refuse_unstorable(value: object) -> None:
-    for path, text in _strings(value, ""):
-        if "\0" in text:
-            raise Invalid("A text holds the character U+0000, which cannot be stored. Remove it.", param=path, code="invalid_text")
-        if any("\ud800" <= char <= "\udfff" for char in text):
-            raise Invalid(
-                "A text holds half of a surrogate pair (\\ud800 to \\udfff). Send whole characters.", param=path, code="invalid_text"
-            )
-
-
-def _strings(value: object, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, list):
-        for n, item in enumerate(value):
-            yield from _strings(item, f"{path}[{n}]")
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield path or "a member's name", name
-            yield from _strings(item, f"{path}.{_plain(name)}" if path else _plain(name))
-
-
-def _shown(name: str) -> str:
-    return f"`{_plain(name)}`"
-
-
-def _plain(name: str) -> str:
-    """A member's name as it may stand in an answer: short, printable."""
-    return "".join(char if char.isprintable() else "?" for char in name[:40])
+def expect_size(size: int, most: int) -> None:
+    """Raises TooLarge for a body of more than so many bytes."""
+    if size > most:
+        raise TooLarge(f"The body is larger than the {most} bytes this server accepts. Send less.")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from werkzeug.datastructures import Headers
 
-from api import schemas
+from api import json_text, schemas
 from api.schemas import Controls, Inside
 from models.errors import Invalid
 from models.view import JsonObject
@@ -55,6 +55,7 @@ def seconds(text: str, *, named: str) -> float:
 def _of_body(inside: object) -> tuple[JsonObject, str | None]:
     if not isinstance(inside, dict):
         raise Invalid(f'`{INSIDE}` is an object: {{"priority": "high", …}}.', param=INSIDE)
+    json_text.expect_storable(inside, INSIDE)
     schemas.check(Inside, inside, named=lambda path: f"{INSIDE}.{path}")
     fields = dict(inside)
     token = fields.pop("idempotency_key", None)

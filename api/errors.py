@@ -14,7 +14,7 @@ from uuid import uuid4
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from api import access, render
+from api import access, encodings, render
 from models import ids, logs, view
 from models.errors import Invalid, NotFound, ServingError, Unavailable
 
@@ -53,6 +53,8 @@ def answer(error: ServingError) -> Response:
         made.headers["x-should-retry"] = "false"
     if error.status == HTTPStatus.UNAUTHORIZED:
         made.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, encodings.UnknownEncoding):
+        made.headers["Accept-Encoding"] = encodings.ACCEPTED  # RFC 7694
     return made
 
 

@@ -11,15 +11,15 @@ from types import MappingProxyType
 from flask import Request
 from werkzeug.http import dump_options_header
 
-from api import body, controls, multipart
+from api import body, controls, multipart, offload
 from api.multipart import Part
 from models.errors import Invalid, UnsupportedMedia
 from models.settings import settings
 from models.view import JsonObject
 
 FORM = "multipart/form-data"
-# The longest prompt is 32,000 characters of up to four bytes.
-FIELD_MOST_BYTES = 256 * 1024
+# Far beyond the longest prompt that an upstream takes.
+FIELD_MOST_BYTES = 1024 * 1024
 PICTURES = frozenset({"image", "image[]"})
 # RFC 2046: what a boundary may be made of.
 BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
@@ -37,10 +37,9 @@ class Form:
     parts: Sequence[Part]
     value: JsonObject
 
-    @property
-    def said(self) -> bytes:
-        """The same bytes for the same parts: a client that asks again may choose another boundary."""
-        return b"".join(hashlib.sha256(part.head + b"\r\n\r\n" + part.content).digest() for part in self.parts)
+    def digest(self, line: bytes) -> bytes:
+        """SHA-256 of this line and the form, the same for the same parts: a client that asks again may choose another boundary."""
+        return hashlib.sha256(line + b"".join(map(_digest, self.parts))).digest()
 
     def written(self, value: JsonObject) -> tuple[bytes, str]:
         """The form that says `value`, and its media type: the very bytes that came when that is what they say."""
@@ -57,6 +56,12 @@ class Form:
         return multipart.field(part.root, str(value[part.root])) if part.root in value else None
 
 
+def _digest(part: Part) -> bytes:
+    made = hashlib.sha256(part.head + b"\r\n\r\n")
+    made.update(part.content)
+    return made.digest()
+
+
 def is_form(request: Request) -> bool:
     """Whether a form with files was sent."""
     return request.mimetype == FORM
@@ -67,8 +72,8 @@ def read(request: Request) -> Form:
     boundary = request.mimetype_params.get("boundary", "")
     if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
-    body.expect_plain(request)
-    return parse(body.receive(request, most=settings().max_upload_bytes), boundary)
+    content = body.receive(request, most=settings().max_upload_bytes)
+    return offload.run(len(content), lambda: parse(content, boundary))
 
 
 def parse(content: bytes, boundary: str) -> Form:
@@ -111,8 +116,6 @@ def _text(part: Part) -> str:
         text = part.content.decode()
     except UnicodeDecodeError:
         raise Invalid("A field is not UTF-8. Encode it as UTF-8.", param=part.shown, code="invalid_text") from None
-    if "\0" in text:
-        raise Invalid("A field holds the character U+0000, which cannot be stored. Remove it.", param=part.shown, code="invalid_text")
     return text
 
 
@@ -120,6 +123,11 @@ def _whole(text: str, name: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise Invalid(f"`{name}`: must be a whole number.", param=name)
     return int(text)
+
+
+def _number(text: str, _name: str) -> object:
+    # The upstream judges what is none.
+    return int(text) if _WHOLE.fullmatch(text) else text
 
 
 def _flag(text: str, name: str) -> bool:
@@ -139,7 +147,7 @@ def _same(text: str, _name: str) -> str:
 # The fields that we read and that are no texts.
 _KINDS: Mapping[str, Callable[[str, str], object]] = MappingProxyType(
     {
-        "n": _whole,
+        "n": _number,
         "stream": _flag,
         "nowserving[max_attempts]": _whole,
         **{f"nowserving[{name}]": _seconds for name in ("expires_in", "expires_in_s", "timeout", "timeout_s")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from dataclasses import replace
@@ -9,7 +10,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, replies, visitor
+from api import answers, auth, body, controls, doorbell, ended, forwarded, offload, orders, paging, pictures, render, replies, visitor
 from api.accept import accept
 from models import db, job, view
 from models.errors import Invalid, Unavailable, WrongState
@@ -29,12 +30,13 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
-    payload = body.read(request)
+    sent = body.sent(request)
     going = forwarded.headers(request, caller)
     # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
-    wanted = visitor.mark(request, {**payload, **controls.of_headers(request.headers)})
-    order = replace(orders.make(caller, wanted), headers=going)
-    return _accept(order, said=forwarded.said(going) + body.canonical(visitor.mark(request, payload)))
+    wanted = visitor.mark(request, {**sent.value, **controls.of_headers(request.headers)})
+    payload, line = visitor.mark(request, sent.value), _line() + forwarded.said(going)
+    order, digest = offload.run(len(sent.content), lambda: (orders.make(caller, wanted), body.digest(line, payload)))
+    return _accept(replace(order, headers=going), digest=digest)
 
 
 @routes.get("/jobs")
@@ -93,12 +95,15 @@ def retry(name: str) -> Response:
     caller, job_id = auth.caller(request), view.parse_id(name)
     with db.autocommit() as session:
         before = view.find_order(session, job_id, caller.id)
-    return _accept(orders.again(caller, before, retry_of=job_id), said=b"")
+    return _accept(orders.again(caller, before, retry_of=job_id), digest=hashlib.sha256(_line()).digest())
 
 
-def _accept(order: Order, *, said: bytes) -> Response:
-    fingerprint = f"{request.method} {request.path}\n".encode() + said
-    accepted = accept(order, token=request.headers.get("Idempotency-Key"), said=fingerprint)
+def _line() -> bytes:
+    return f"{request.method} {request.path}\n".encode()
+
+
+def _accept(order: Order, *, digest: bytes) -> Response:
+    accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     return _ticket(accepted.shown(order, origin=pictures.origin(request)), is_replayed=accepted.is_replayed)
 
 

@@ -16,7 +16,8 @@ routes = Blueprint("metrics", __name__)
 
 
 def register(app: Flask) -> None:
-    """Every answer is counted from now on."""
+    """Every answer is counted from now on; the server counts those it gives by itself."""
+    app.extensions["requests_total"] = metrics.requests
 
     @app.after_request
     def _count(response: Response) -> Response:

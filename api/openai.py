@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import UUID, uuid4
@@ -116,10 +115,10 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     order = asked.order
     arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed)
     if asked.token is None and who is not None:
-        order = replace(order, reader=who, fingerprint=hashlib.sha256(asked.said).digest())
+        order = replace(order, reader=who, fingerprint=asked.digest)
         if (found := _find_left(order)) is not None:
             return arrive(found, is_resumed=True)
-    accepted = accept(replace(order, reader=who), token=asked.token, said=asked.said)
+    accepted = accept(replace(order, reader=who), token=asked.token, digest=asked.digest)
     if accepted.is_replayed:
         with db.begin() as session:
             reader.take_over(session, accepted.job_id, reader=who)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from api import body, controls, estimate, pictures, schemas
+from api import bodies, controls, estimate, json_text, pictures, schemas
 from api.bodies import KINDS, Upstream
 from api.schemas import Controls
 from models import attachment, tokens, turn
@@ -29,10 +29,11 @@ Write = Callable[[JsonObject], tuple[bytes, str | None]]
 
 def make(caller: Key, payload: JsonObject) -> Order:
     """The order in this payload of POST /v1/jobs. Raises Invalid."""
+    json_text.expect_storable({name: value for name, value in payload.items() if name != "body"})
     wanted = schemas.submit(payload)
     if controls.INSIDE in payload["body"]:
         raise Invalid(f"`body.{controls.INSIDE}`: a job says this beside its `body`, not inside.", param=f"body.{controls.INSIDE}")
-    return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (body.dump(value), None), own=wanted)
+    return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (json_text.dump(value), None), own=wanted)
 
 
 def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Order:
@@ -54,7 +55,8 @@ def listing(caller: Key, endpoint: str, *, own: Controls) -> Order:
 def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Order:
     if own.attachments and (own.conversation is None or endpoint != CHAT):
         raise Invalid("`attachments` go with a chat that names its `conversation`, to which they were sent.", param="attachments")
-    reserve = estimate.reserve(endpoint, value)
+    counted = bodies.countable(endpoint, value)
+    reserve = estimate.reserve(endpoint, counted)
     going, wants_urls = _outgoing(endpoint, value)
     request, content_type = write(going)
     model = going.get("model") or wanted.lane
@@ -64,14 +66,14 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
         endpoint=endpoint,
         model=model,
         request=request,
-        flow=own.user or wanted.safety_identifier or wanted.user or own.conversation or KEY_FLOW,
+        flow=own.user or wanted.flow or own.conversation or KEY_FLOW,
         tokens=reserve.tokens,
         images=reserve.images,
         reserved_microusd=estimate.most_microusd(caller.kind, endpoint, model, reserve, remembered=remembered),
         content_type=content_type,
         streamed=wanted.is_streamed,
         wants_urls=wants_urls,
-        turn_tokens=_turn_tokens(endpoint, value, model) if own.conversation else None,
+        turn_tokens=_turn_tokens(endpoint, counted, model) if own.conversation else None,
         **_terms(own),
     )
 

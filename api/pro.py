@@ -14,7 +14,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import auth, body, dashboard, ended, errors, orders, render, replies, schemas
+from api import auth, body, dashboard, ended, errors, json_text, orders, render, replies, schemas
 from api.accept import accept
 from api.schemas import Controls
 from models import db, spending, view
@@ -57,9 +57,9 @@ def ask() -> Response:
     words = {name: _words(said, name, most) for name, most in LIMITS.items()}
     caller = _caller(words["apiKey"])
     wanted = {"model": settings().pro_model, "messages": [{"role": "user", "content": words["content"]}]}
-    order = orders.direct(caller, CHAT, wanted, write=lambda value: (body.dump(value), None), own=_session(words["sessionId"]))
-    fingerprint = b"POST /pro\n" + body.canonical({name: words[name] for name in ("sessionId", "content")})
-    accepted = accept(order, token=request.headers.get("Idempotency-Key"), said=fingerprint)
+    order = orders.direct(caller, CHAT, wanted, write=lambda value: (json_text.dump(value), None), own=_session(words["sessionId"]))
+    digest = body.digest(b"POST /pro\n", {name: words[name] for name in ("sessionId", "content")})
+    accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     return _answer(caller, view.public_id(accepted.job_id))
 
 

@@ -34,9 +34,8 @@ from workers.chunks import Chunk
 
 routes = Blueprint("relay", __name__)
 
-# Proxies and browsers give up after 30 to 60 s of silence.
-COMMENT_EVERY_S = 7.0
-MOVED_EVERY_S = 1.0
+# Proxies and browsers give up after 30 to 60 s of silence; go-openai after 300 lines without data, however slowly they come.
+COMMENT_EVERY_S = 10.0
 # Postgres is away while the end is to be read: how soon to try again.
 AGAIN_S = 1.0
 WELCOME = b": waiting\n"
@@ -172,7 +171,7 @@ class Relay:
             self.is_settled = True
 
     def _comment(self) -> Iterator[bytes]:
-        """How the job stands, when it is time to say so."""
+        """How the job stands: its first place at once, then once in COMMENT_EVERY_S, whether the line moves or not."""
         if self._clock() >= self._comment_at():
             place = self._seat.place
             self._position = place.position if place else None
@@ -180,10 +179,8 @@ class Relay:
             yield frames.comment(self._seat.status, place)
 
     def _comment_at(self) -> float:
-        place = self._seat.place
-        if place is None or place.position == self._position:
-            return self._said_at + COMMENT_EVERY_S
-        return self._said_at + (0.0 if self._position is None else MOVED_EVERY_S)
+        is_first = self._seat.place is not None and self._position is None
+        return self._said_at + (0.0 if is_first else COMMENT_EVERY_S)
 
     def _pause_s(self) -> float:
         return AGAIN_S if self._seat.status in TERMINAL else max(0.0, self._comment_at() - self._clock())

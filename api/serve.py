@@ -5,12 +5,14 @@ gevent, because half-sent headers and stalled readers stop the threaded worker (
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging.config
 import os
 import resource
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +29,9 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(COUNTS)
 
 SPARE_CONNECTIONS = 1_000
 SPARE_FILES = 200
+# Of malloc.h.
+M_MMAP_THRESHOLD = -3
+MMAP_FROM_BYTES = 128 * 1024
 
 
 def address() -> str:
@@ -61,7 +66,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
 logger_class = Log
 bind = [address()]
 workers = settings().api_processes
-worker_class = "gevent"
+worker_class = "api.gunicorn_worker.Worker"
 worker_connections = connections()
 timeout = 30
 graceful_timeout = 30
@@ -109,11 +114,22 @@ def on_starting(server: Any) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
+def settle_memory() -> None:
+    """Large blocks are given back as soon as they are free, and the collector passes over all that lives as long as the process.
+
+    glibc raises its threshold for such blocks by itself to 32 MiB, after which a body's pieces stay in its heap.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM_BYTES)
+    gc.collect()
+    gc.freeze()
+
+
 def post_worker_init(worker: Any) -> None:
     """gunicorn's hook: those who wait are let go as soon as the worker is asked to stop, so that it can."""
-    gc.freeze()
     gc.enable()
     trace.start("nowserving-api")
+    settle_memory()
     # Not imported here: this module is read before gevent has patched the locks that the hall is made of.
     hall = worker.wsgi.extensions["hall"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from uuid import UUID
 
 from psycopg.errors import LockNotAvailable
@@ -14,23 +13,22 @@ from models.errors import Conflict, IdempotencyMismatch, Invalid
 TOKEN_MOST_CHARS = 255
 
 
-def first_or_earlier(session: Session, key_id: int, token: str, *, body: bytes, job_id: UUID) -> UUID:
+def first_or_earlier(session: Session, key_id: int, token: str, *, digest: bytes, job_id: UUID) -> UUID:
     """`job_id` when this token is new, else the job it made before. A concurrent first waits here until the other has committed.
 
-    Raises IdempotencyMismatch for another body, Conflict when the other takes too long, Invalid for a token that is not 1 to 255
-    visible ASCII characters.
+    digest: SHA-256 of the request. Raises IdempotencyMismatch for another one, Conflict when the other takes too long, Invalid for a token
+    that is not 1 to 255 visible ASCII characters.
     """
     if not 1 <= len(token) <= TOKEN_MOST_CHARS or not all("!" <= char <= "~" for char in token):
         raise Invalid("An Idempotency-Key is 1 to 255 visible ASCII characters.", param="Idempotency-Key")
-    fingerprint = hashlib.sha256(body).digest()
     try:
-        row = session.execute(_ADD, {"key_id": key_id, "token": token, "fingerprint": fingerprint, "job_id": job_id}).one_or_none()
+        row = session.execute(_ADD, {"key_id": key_id, "token": token, "fingerprint": digest, "job_id": job_id}).one_or_none()
     except LockNotAvailable as error:
         raise Conflict(retry_after_s=1) from error
     if row is not None:
         return job_id
     earlier = session.execute(_FIND, {"key_id": key_id, "token": token}).one()
-    if earlier.fingerprint != fingerprint:
+    if earlier.fingerprint != digest:
         raise IdempotencyMismatch(param="Idempotency-Key")
     return UUID(str(earlier.job_id))
 

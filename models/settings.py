@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
 
     # What a request may be
-    max_body_bytes: int = Field(20 * 1024 * 1024, ge=1024)
+    max_body_bytes: int = Field(50 * 1024 * 1024, ge=1024)
     max_upload_bytes: int = Field(64 * 1024 * 1024, ge=1024)
     # Of all bodies that one API process is taking in; the first MiB of each does not count.
     max_intake_bytes: int = Field(256 * 1024 * 1024, ge=1024)

@@ -226,6 +226,79 @@ def transactions() -> int:
         return int(session.execute(text("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")).scalar_one())
 
 
+HOSTILE = "X-Secret: sk-hostile"
+CHUNKED = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\n{HOSTILE}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2", 400, "bad_framing"),
+        ("POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked", 400, "bad_framing"),
+        ("POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked", 400, "bad_framing"),
+        ("POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip", 400, "bad_framing"),
+        ("POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked", 400, "bad_framing"),
+        ("POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: -1", 400, "bad_framing"),
+        ("POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1e3", 400, "bad_framing"),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y", 400, "bad_framing"),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nBad Name: y", 400, "bad_framing"),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nno colon", 400, "bad_framing"),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nFolded: a\r\n b", 400, "bad_framing"),
+        ("GET /healthz", 400, "bad_framing"),
+        ("GET /healthz HTTP/9.9\r\nHost: x", 400, "bad_framing"),
+        ("get /healthz HTTP/1.1\r\nHost: x", 400, "bad_framing"),
+        ("GET /a b HTTP/1.1\r\nHost: x", 400, "bad_framing"),
+        ("GET /healthz HTTP/1.1\r\nHost: x\r\nExpect: magic", 417, "expectation_failed"),
+        (f"GET /{'a' * 5_000} HTTP/1.1\r\nHost: x", 414, "address_too_long"),
+        (f"GET /healthz HTTP/1.1\r\nHost: x\r\nLong: {'a' * 9_000}", 431, "headers_too_large"),
+        ("GET /healthz HTTP/1.1\r\nHost: x" + "".join(f"\r\nN{n}: a" for n in range(99)), 431, "headers_too_large"),
+        (f"GET /healthz HTTP/1.1\r\nHost: x\r\nLong: {'a' * 900_000}", 431, "headers_too_large"),
+        (f"{CHUNKED}\r\nzz\r\n", 400, "bad_framing"),
+        (f"{CHUNKED}\r\n2\r\nabc\r\n", 400, "bad_framing"),
+        (f"{CHUNKED}\r\n0\r\nno colon\r\n", 400, "bad_framing"),
+        (f"{CHUNKED}Expect: 100-continue\r\n\r\n-1\r\n", 400, "bad_framing"),
+    ],
+    ids=lambda value: value[:60] if isinstance(value, str) else str(value),
+)
+def test_what_is_no_http_is_refused_once_in_the_envelope(api: Api, head: str, status: int, code: str) -> None:
+    secret, before = f"{HOSTILE}-{uuid4().hex}", api.log.stat().st_size
+    first, *rest = head.replace(HOSTILE, f"{secret}\r\nAuthorization: Bearer {api.token}").split("\r\n")
+    lines = [first, *rest] if HOSTILE in head or first == head else [first, secret, *rest]
+    with closing(api.connect("\r\n".join([*lines, "", ""]))) as connection:
+        answered = read_all(connection)
+    answered = answered.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+    answer_head, _, content = answered.partition(b"\r\n\r\n")
+
+    assert (status, code) == (int(answer_head.split()[1]), json.loads(content)["error"]["code"]), answered
+    assert {"message", "type", "param", "code"} == set(json.loads(content)["error"])
+    assert b"X-Request-Id: req_" in answer_head and b"x-should-retry: false" in answer_head
+    logged = api.log.read_text()[before:]
+    assert 1 == logged.count("\n"), logged
+    assert "Traceback" not in logged and secret not in logged and api.token not in logged
+
+
+def test_a_large_body_that_is_refused_costs_little_and_its_answer_arrives(api: Api) -> None:
+    (worker,) = psutil.Process(api.process.pid).children()
+    before = sum(worker.cpu_times()[:2])
+    with closing(api.connect("")) as connection:
+        connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
+        for _ in range(30):
+            connection.sendall(b"x" * 1_000_000)
+        answered = read_all(connection)
+
+    assert answered.startswith(b"HTTP/1.1 401 ") and b"Connection: close" in answered, answered
+    # gunicorn's own way of passing over it takes five seconds.
+    assert sum(worker.cpu_times()[:2]) - before < 2
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the server closes it."""
+    seen = b""
+    while more := connection.recv(65536):
+        seen += more
+    return seen
+
+
 def test_no_key_and_no_prompt_reaches_the_log(api: Api, name: str) -> None:
     api.call("GET", f"/v1/jobs/{name}?api_key={api.token}")
     api.call("POST", "/v1/jobs", b'{"endpoint": 1, "secret-prompt": NaN}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import tracemalloc
@@ -107,26 +108,14 @@ def test_what_is_reserved_follows_the_body(endpoint: str, body: dict[str, Any], 
 @pytest.mark.parametrize(
     ("endpoint", "fields", "param"),
     [
-        (CHAT, {"model": None}, "model"),
+        (CHAT, {"model": 7}, "model"),
         (CHAT, {"messages": {}}, "messages"),
-        (CHAT, {"messages": [7]}, "messages[0]"),
-        (CHAT, {"messages": [{"role": 7}]}, "messages[0].role"),
-        (CHAT, {"n": 2**50}, "n"),
+        (CHAT, {"messages": [7]}, "messages"),
         (CHAT, {"stream": "true"}, "stream"),
         (IMAGES, {"prompt": ["a"]}, "prompt"),
-        (IMAGES, {"n": 11}, "n"),
         (EMBEDDINGS, {"input": None}, "input"),
-        (EMBEDDINGS, {"input": ""}, "input"),
-        (EMBEDDINGS, {"input": []}, "input"),
-        (EMBEDDINGS, {"input": ["a", 1]}, "input"),
-        (EMBEDDINGS, {"input": [True]}, "input"),
-        (EMBEDDINGS, {"input": [[1], []]}, "input"),
-        (EMBEDDINGS, {"input": [["a"]]}, "input"),
-        (EMBEDDINGS, {"input": {"a": 1}}, "input"),
+        (EMBEDDINGS, {"input": 7}, "input"),
         (MODERATIONS, {"input": None}, "input"),
-        (MODERATIONS, {"input": []}, "input"),
-        (MODERATIONS, {"input": {"type": "text"}}, "input"),
-        (MODERATIONS, {"input": [1]}, "input"),
     ],
 )
 def test_a_wrong_field_is_named_as_the_client_named_it(endpoint: str, fields: dict[str, Any], param: str) -> None:
@@ -139,12 +128,25 @@ def test_a_stream_is_a_stream_in_the_line(stream: bool | None) -> None:
     assert bool(stream) == read(IMAGES, {**BODIES[IMAGES], "stream": stream}).order.streamed
 
 
+def test_what_names_no_model_waits_in_a_line_of_its_own() -> None:
+    for endpoint in (CHAT, EMBEDDINGS):
+        for model in (None, ""):
+            assert "default" == read(endpoint, {**BODIES[endpoint], "model": model}).order.model
+
+
+def test_who_waits_is_kept_apart_whatever_the_upstream_is_told() -> None:
+    flows = [read(CHAT, {**BODIES[CHAT], "user": user}).order.flow for user in ("a", "a" * 300, "a" * 301, "a\0", "\ud800", "")]
+
+    assert ["a", "key"] == [flows[0], flows[-1]]
+    assert 6 == len(set(flows)) and all(flow.isprintable() and len(flow) <= 256 for flow in flows)
+
+
 def test_what_is_said_again_is_recognised_whatever_its_spelling() -> None:
-    one, same, other = (read(CHAT, body).said for body in ({"a": 1, **BODIES[CHAT]}, {**BODIES[CHAT], "a": 1}, {**BODIES[CHAT], "a": 2}))
+    one, same, other = (read(CHAT, body).digest for body in ({"a": 1, **BODIES[CHAT]}, {**BODIES[CHAT], "a": 1}, {**BODIES[CHAT], "a": 2}))
 
     assert one == same
     assert other != one
-    assert read(EMBEDDINGS, {"model": "m", "input": "x"}).said != read(MODERATIONS, {"model": "m", "input": "x"}).said
+    assert read(EMBEDDINGS, {"model": "m", "input": "x"}).digest != read(MODERATIONS, {"model": "m", "input": "x"}).digest
 
 
 @pytest.mark.parametrize("endpoint", [MODELS, f"{MODELS}/gpt-6", f"{MODELS}/ft:gpt/acme::x", f"{MODELS}/v1.0..2"])
@@ -152,7 +154,7 @@ def test_models_are_asked_for_in_a_line_of_their_own(endpoint: str) -> None:
     made = read(endpoint, method="GET", content_type=None)
 
     assert ("models", b"", 1, endpoint) == (made.order.model, made.order.request, made.order.tokens, made.order.endpoint)
-    assert f"GET {endpoint}\n".encode() == made.said
+    assert hashlib.sha256(f"GET {endpoint}\n".encode()).digest() == made.digest
 
 
 @pytest.mark.parametrize("name", ["", "..", ".", "../files", "a/../b", "a//b", "a/", "x" * 201, "a\0b", "a\nb"])

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from api import body
+from api import json_text
+from models import db
 from models.errors import Invalid
 from models.settings import settings
 from tests.http_tools import CHAT, IMAGE, Caller, error_of, stored
@@ -46,19 +48,16 @@ def inside(fragment: bytes) -> bytes:
         (GOOD.decode().encode("utf-16-le"), 415, "unsupported_media_type"),
         (b"[" * 100_000, 400, "too_deep"),
         (b'{"a":' * 50_000, 400, "too_deep"),
-        (inside(b"[" * 31 + b"]" * 31), 400, "too_deep"),
+        (inside(b"[" * 127 + b"]" * 127), 400, "too_deep"),
+        (inside(b"9" * 401), 400, "number_out_of_range"),
         (inside(b"9" * 5_000), 400, "number_out_of_range"),
-        (inside(b"9007199254740993"), 400, "number_out_of_range"),
-        (inside(b"-9007199254740993"), 400, "number_out_of_range"),
+        (inside(b"0." + b"9" * 401), 400, "number_out_of_range"),
+        (inside(b"[" + b"18446744073709551616," * 10_001 + b"1]"), 400, "number_out_of_range"),
         (inside(b"NaN"), 400, "number_out_of_range"),
         (inside(b"-Infinity"), 400, "number_out_of_range"),
         (inside(b"1e400"), 400, "number_out_of_range"),
         (inside(b'{"a": 1, "a": 2}'), 400, "duplicate_key"),
         (GOOD[:-1] + b', "endpoint": "/v1/chat/completions"}', 400, "duplicate_key"),
-        (GOOD.replace(b"hi", rb"h\u0000i"), 400, "invalid_text"),
-        (GOOD.replace(b"hi", rb"h\ud800i"), 400, "invalid_text"),
-        (GOOD.replace(b"hi", rb"h\uDC00i"), 400, "invalid_text"),
-        (inside(rb'{"\ud800": 1}'), 400, "invalid_text"),
         (inside(b"[" + b"1," * 500_000 + b"1]"), 400, "too_many_values"),
         (GOOD + b" " * 2**21, 413, "request_too_large"),
     ],
@@ -77,7 +76,8 @@ def test_a_body_that_is_not_plain_json_is_refused(
 
 
 @pytest.mark.parametrize("content", [
-    inside(b"[" * 29 + b"]" * 29), inside(b"9007199254740992"), inside(rb'"\ud83d\ude00 \\u0000 \\ud800 [[[{{{"'), b"\xef\xbb\xbf" + GOOD,
+    inside(b"[" * 126 + b"]" * 126), inside(b"-" + b"9" * 400), inside(b"0." + b"9" * 400),
+    inside(rb'"\ud83d\ude00 \\u0000 \\ud800 [[[{{{"'), b"\xef\xbb\xbf" + GOOD,
 ])  # fmt: skip
 def test_a_body_at_the_edge_is_accepted(caller: Caller, content: bytes) -> None:
     assert 202 == caller.post("/v1/jobs", data=content, content_type="application/json; charset=UTF-8").status_code
@@ -92,12 +92,6 @@ def test_only_json_is_taken_for_json(caller: Caller, content_type: str | None) -
     assert (415, "unsupported_media_type", 0) == (answer.status_code, error_of(answer)["code"], stored())
 
 
-def test_a_compressed_body_is_refused(caller: Caller) -> None:
-    answer = caller.post("/v1/jobs", data=GOOD, content_type="application/json", headers={"Content-Encoding": "gzip"})
-
-    assert (415, 0) == (answer.status_code, stored())
-
-
 @pytest.mark.parametrize(
     "piece", [b'\\"', b"[]", b'"', b"[", b"1,", b'"",', b'{"":1},', b"{},", b"1e999999,", b"\\u0000"], ids=lambda piece: piece.decode()
 )
@@ -107,7 +101,7 @@ def test_a_hostile_body_costs_little_time(before: bytes, piece: bytes) -> None:
 
     began = time.process_time()
     with pytest.raises(Invalid):
-        body.parse(content)
+        json_text.parse(content)
 
     assert time.process_time() - began < 1  # 0.2 on a quiet machine; without the guard up to 2
 
@@ -118,6 +112,10 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 def image(**fields: Any) -> dict[str, Any]:
     return {**IMAGE, "body": {**IMAGE_BODY, **fields}}
+
+
+def embedding(said: object) -> dict[str, Any]:
+    return {"endpoint": "/v1/embeddings", "body": {"model": "e", "input": said}}
 
 
 def without(submit: dict[str, Any], name: str) -> dict[str, Any]:
@@ -155,29 +153,22 @@ def without(submit: dict[str, Any], name: str) -> dict[str, Any]:
         ({**CHAT, "metadata": {"k" * 65: "x"}}, "metadata." + "k" * 64),
         ({**CHAT, "metadata": {str(n): "x" for n in range(17)}}, "metadata"),
         ({**CHAT, "webhook_url": "http://example.com"}, "webhook_url"),
-        (without(CHAT, "model"), "body.model"),
-        (chat(model=""), "body.model"),
+        ({**CHAT, "metadata": {"a": "\0"}}, "metadata.a"),
+        ({**CHAT, "metadata": {"\ud800": "a"}}, "metadata"),
+        ({**CHAT, "user": "\ud800"}, "user"),
         (chat(model="x" * 201), "body.model"),
-        (chat(model=None), "body.model"),
+        (chat(model="a\0"), "body.model"),
+        (chat(model=7), "body.model"),
         (without(CHAT, "messages"), "body.messages"),
-        (chat(messages=[]), "body.messages"),
+        (chat(messages=None), "body.messages"),
         (chat(messages={}), "body.messages"),
-        (chat(messages=["hi"]), "body.messages[0]"),
-        (chat(messages=[CHAT_BODY["messages"][0], {"content": "x"}]), "body.messages[1].role"),
-        (chat(messages=[CHAT_BODY["messages"][0]] * 2 + [{"role": "user", "content": 7}]), "body.messages[2].content"),
-        (chat(messages=[{"role": "user", "content": ["x"]}]), "body.messages[0].content"),
-        (chat(n=0), "body.n"),
-        (chat(n="2"), "body.n"),
-        (chat(max_tokens=0), "body.max_tokens"),
-        (chat(max_completion_tokens=2**40), "body.max_completion_tokens"),
+        (chat(messages=["hi"]), "body.messages"),
         (chat(stream="yes"), "body.stream"),
+        (chat(stream=1), "body.stream"),
         (chat(user=7), "body.user"),
-        (chat(safety_identifier="x" * 257), "body.safety_identifier"),
-        (image(model=""), "body.model"),
+        (image(model="\n"), "body.model"),
         (without(IMAGE, "prompt"), "body.prompt"),
-        (image(prompt=""), "body.prompt"),
-        (image(prompt="x" * 32_001), "body.prompt"),
-        (image(n=11), "body.n"),
+        (image(prompt=["a cat"]), "body.prompt"),
         (image(stream="true"), "body.stream"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -212,7 +203,6 @@ ROUTES: dict[str, dict[str, Any]] = {
         (b'{"model":"m","model":"n"}', 400, "duplicate_key"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, 400, "too_deep"),
         (b'{"user":"caf\xe9"}', 400, "invalid_json"),
-        (b'{"user":"\\ud800"}', 400, "invalid_text"),
         (b'{"nowserving":{"priority":"urgent"}}', 400, "invalid_request"),
         (b'{"a":[' + b"1," * 600_000 + b"1]}", 400, "too_many_values"),
         (b" " * 2**21 + b"{}", 413, "request_too_large"),
@@ -264,8 +254,54 @@ def test_a_models_name_is_no_way_to_other_addresses(caller: Caller, name: str) -
     assert (404, 0) == (answer.status_code, stored())
 
 
+# Of these the upstream alone can judge: tokens and images that are reserved.
+@pytest.mark.parametrize(
+    ("submit", "tokens", "images"),
+    [
+        (chat(max_tokens=0), 1_029, 0),
+        (chat(max_tokens=-1), 1_029, 0),
+        (chat(max_tokens="many"), 1_029, 0),
+        (chat(max_tokens=True), 1_029, 0),
+        (chat(max_completion_tokens=2**70, max_tokens=5), 10_000_005, 0),
+        (chat(n=0), 1_029, 0),
+        (chat(n="2"), 1_029, 0),
+        (chat(n=2, max_tokens=10), 25, 0),
+        (chat(n=10**30, max_tokens=1), 133, 0),
+        (chat(temperature="hot", seed=2**64, logit_bias=[]), 1_029, 0),
+        (chat(messages=[]), 1_024, 0),
+        (chat(messages=[{}, {"role": 7, "content": 7}, {"content": ["abcd", None, {"text": 9}]}], max_tokens=1), 14, 0),
+        (chat(messages=CHAT_BODY["messages"] * 10_001, max_tokens=1), 45_006, 0),
+        (chat(model=""), 1_029, 0),
+        (without(CHAT, "model"), 1_029, 0),
+        (chat(user="x" * 300), 1_029, 0),
+        (chat(user="\ud800"), 1_029, 0),
+        (chat(tools=[{"maximum": 2**63 - 1, "x": "\0\ud800"}]), 1_029, 0),
+        (image(prompt=""), 0, 2),
+        (image(prompt="x" * 400_000), 100_000, 2),
+        (image(n=11), 2, 11),
+        (image(n=0), 2, 1),
+        (image(n=10**30), 2, 1_000),
+        (image(response_format="png"), 2, 2),
+        (embedding(""), 0, 0),
+        (embedding([]), 0, 0),
+        (embedding([1, 2, 3]), 3, 0),
+        (embedding([1, "abcdefgh"]), 3, 0),
+        (embedding([[1, 2], [3]]), 3, 0),
+        (embedding([{"image": "abcd"}, None, 1.5]), 6, 0),
+    ],
+    ids=lambda value: repr(value)[80:160],
+)
+def test_what_only_the_upstream_can_judge_goes_to_it(caller: Caller, submit: dict[str, Any], tokens: int, images: int) -> None:
+    made = caller.post("/v1/jobs", submit)
+
+    assert 202 == made.status_code, made.text
+    with db.begin() as session:
+        row = session.execute(text("SELECT request, tokens, images FROM job")).one()
+    assert (submit["body"], tokens, images) == (json.loads(bytes(row.request)), row.tokens, row.images)
+
+
 def test_a_refusal_does_not_quote_what_was_sent(caller: Caller) -> None:
-    answer = caller.post("/v1/jobs", chat(messages=[{"role": "user", "content": 7, "secret": "my prompt"}], model={"my": "prompt"}))
+    answer = caller.post("/v1/jobs", chat(messages=[7, {"secret": "my prompt"}], model={"my": "prompt"}))
 
     assert "my prompt" not in answer.text
 
@@ -279,6 +315,7 @@ def test_a_refusal_says_what_to_do_instead(caller: Caller) -> None:
     [
         chat(stream=False),
         chat(stream=None),
+        chat(model=None),
         image(model=None),
         image(n=None),
         chat(n=None),
@@ -293,7 +330,13 @@ def test_what_means_nothing_is_accepted(caller: Caller, accepted: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", "/v1/jobs/", 404), ("GET", "/v1//jobs", 404), ("DELETE", "/v1/jobs", 405), ("PUT", "/healthz", 405)],
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/docs/", 404),
+        ("GET", "/v1//nothing/", 404),
+        ("DELETE", "/v1/jobs", 405),
+        ("PUT", "/healthz", 405),
+    ],
 )
 def test_a_wrong_address_is_refused_in_the_same_shape(caller: Caller, method: str, path: str, status: int) -> None:
     answer = caller.send(method, path)

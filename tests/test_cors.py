@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from api.app import PREFIXES
 from tests.http_tools import CHAT, Caller
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -19,7 +18,7 @@ def preflight(path: str, **more: Any) -> Any:
     return Caller().app.test_client().options(path, headers={**PAGE, **ASKING, **more})
 
 
-@pytest.mark.parametrize("prefix", PREFIXES.values())
+@pytest.mark.parametrize("prefix", ["/v1", "", "/v1/v1", "/v1/"])
 def test_a_preflight_needs_no_key_and_allows_what_it_asks_for(prefix: str) -> None:
     said = preflight(f"{prefix}/chat/completions")
 

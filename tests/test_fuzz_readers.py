@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from api import body
+from api import json_text
 from models import reach
 from models.errors import ServingError
 from workers import egress, headers
@@ -170,7 +170,7 @@ def test_a_body_is_read_as_json_has_it_or_refused() -> None:
     @given(st.dictionaries(st.text(max_size=4), JSON, max_size=4).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60))
     def holds(content: bytes) -> None:
         try:
-            value = body.parse(content)
+            value = json_text.parse(content)
         except ServingError as error:
             assert 400 <= error.status < 500
         else:

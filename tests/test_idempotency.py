@@ -48,7 +48,7 @@ def test_twenty_at_once_make_one_job(caller: Caller) -> None:
 def test_one_that_waits_too_long_for_another_is_told_to_come_back(caller: Caller) -> None:
     number = caller.key.id
     with db.begin() as session:
-        idempotency.first_or_earlier(session, number, "k", body=b"", job_id=line.new_id())
+        idempotency.first_or_earlier(session, number, "k", digest=b"", job_id=line.new_id())
         answer = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
 
     assert (409, "conflict", "1", 0) == (answer.status_code, error_of(answer)["code"], answer.headers["Retry-After"], stored())

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 
 import pytest
 from flask import request
 
 from api import body
 from api.app import create_app
-from api.intake import intake
+from api.intake import Intake, intake
 from models.errors import Unavailable
 from tests.http_tools import CHAT, Caller, error_of, stored
+from tests.processes import until
 
 MIB = 2**20
 
@@ -22,8 +25,9 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 @contextmanager
 def sending(size: int) -> Iterator[bytes]:
-    """A request whose body is held."""
-    with create_app().test_request_context(method="POST", data=b"x" * size):
+    """A request in chunks, whose length is not known before, and whose body is held."""
+    environ = {"wsgi.input_terminated": True, "wsgi.input": BytesIO(b"x" * size)}
+    with create_app().test_request_context(method="POST", environ_overrides=environ):
         yield body.receive(request, most=100 * MIB)
 
 
@@ -41,6 +45,36 @@ def test_large_bodies_share_the_memory_there_is_and_small_ones_always_fit(overri
 
     assert (0, 503) == (intake.held_bytes, refused.value.status)
     assert refused.value.retry_after_s
+
+
+def test_bodies_of_known_length_wait_for_room_in_the_order_they_came(override: Callable[..., None]) -> None:
+    override(max_intake_bytes=3 * MIB)
+    own, order = Intake(), []
+    own.reserve(2 * MIB)
+    threads = [threading.Thread(target=lambda size=size: (own.reserve(size), order.append(size))) for size in (3 * MIB, MIB)]
+    for n, thread in enumerate(threads):
+        thread.start()
+        until(lambda n=n: len(own._waiting) > n, what="in line")
+
+    own.give_back(2 * MIB)
+    until(lambda: order == [3 * MIB], what="the first")
+    own.give_back(3 * MIB)
+    for thread in threads:
+        thread.join()
+
+    assert ([3 * MIB, MIB], MIB) == (order, own.held_bytes)
+
+
+def test_a_body_for_which_there_is_no_room_in_time_is_refused(override: Callable[..., None]) -> None:
+    override(max_intake_bytes=3 * MIB)
+    own = Intake()
+    own.reserve(3 * MIB)
+
+    for size, wait_s in ((1, 0), (3 * MIB + 1, 60)):
+        with pytest.raises(Unavailable):
+            own.reserve(size, wait_s=wait_s)
+    own.give_back(3 * MIB)
+    own.reserve(3 * MIB, wait_s=0)
 
 
 @pytest.mark.usefixtures("database")

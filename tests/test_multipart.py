@@ -175,8 +175,8 @@ def test_the_same_form_is_recognised_under_another_boundary() -> None:
     content = form(IMAGE, PROMPT)
     same, other = content.replace(b"--xYz", b"--other"), form(IMAGE, part("prompt", "a dog"))
 
-    assert read(content).said == read(same, boundary="other").said
-    assert read(content).said != read(other).said
+    assert read(content).digest == read(same, boundary="other").digest
+    assert read(content).digest != read(other).digest
 
 
 def test_edits_may_come_as_json_too() -> None:
@@ -217,18 +217,12 @@ HEAD = b'Content-Disposition: form-data; name="prompt"'
         (form(part("image", PNG), PROMPT), "invalid_request"),
         (form(IMAGE), "invalid_request"),
         (form(part("image", PNG, filename="a"), part("prompt", b"caf\xe9")), "invalid_text"),
-        (form(IMAGE, part("prompt", b"a\0b")), "invalid_text"),
-        (form(IMAGE, part("prompt", "x" * 32_001)), "invalid_request"),
-        (form(IMAGE, part("prompt", "x" * 300_000)), "invalid_form"),
+        (form(IMAGE, part("prompt", "x" * 1_100_000)), "invalid_form"),
         (form(IMAGE, PROMPT, PROMPT), "duplicate_key"),
         (form(IMAGE, PROMPT, part("n", "1"), part("n", "10")), "duplicate_key"),
         (form(IMAGE, PROMPT, part("svg", "1"), part("svg[model]", "10")), "duplicate_key"),
-        (form(IMAGE, PROMPT, part("n", "11")), "invalid_request"),
-        (form(IMAGE, PROMPT, part("n", "1" * 5_000)), "invalid_request"),
-        (form(IMAGE, PROMPT, part("n", "-1")), "invalid_request"),
-        (form(IMAGE, PROMPT, part("n", "")), "invalid_request"),
         (form(IMAGE, PROMPT, part("stream", "yes")), "invalid_request"),
-        (form(IMAGE, PROMPT, part("model", "")), "invalid_request"),
+        (form(IMAGE, PROMPT, part("model", "x" * 201)), "invalid_request"),
         (form(IMAGE, PROMPT, part("nowserving", "high")), "invalid_request"),
         (form(IMAGE, PROMPT, part("nowserving[priority]", "urgent")), "invalid_request"),
         (form(IMAGE, PROMPT, part("nowserving[timeout]", "1e3")), "invalid_request"),
@@ -282,3 +276,12 @@ def test_a_hostile_form_costs_little_time(content: bytes) -> None:
         forms.parse(content, "xYz")
 
     assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(("n", "images"), [("11", 11), ("0", 1), ("-1", 1), ("", 1), ("1" * 5_000, 1), ("two", 1)])
+def test_a_number_that_only_the_upstream_can_judge_goes_to_it(n: str, images: int) -> None:
+    content = form(IMAGE, part("prompt", "a\0b" * 20_000), part("n", n), part("model", ""))
+
+    order = read(content).order
+
+    assert (content, images, "default") == (order.request, order.images, order.model)

@@ -132,22 +132,24 @@ def test_who_waits_is_told_its_place_in_one_line(caller: Caller) -> None:
         assert ": queued position=2 eta_s=30\n" == reader.next()
 
 
-def test_a_place_is_told_again_when_it_is_another_and_a_second_has_passed(caller: Caller) -> None:
-    before = streamed(caller)
+def test_a_moving_line_is_told_at_once_and_then_once_in_ten_seconds(caller: Caller) -> None:
+    before = [streamed(caller) for _ in range(3)]
     with Reader(caller, streamed(caller)) as reader:
-        assert [": waiting\n", ": queued position=2 eta_s=0\n"] == [reader.next(), reader.next()]
-        cancel(caller.key, before)
-        until(lambda: reader.seat.place and reader.seat.place.position == 1, what="seen at the head")
-        assert 1.0 == reader.relay._comment_at()
-        reader.now = 1.0
+        assert [": waiting\n", ": queued position=4 eta_s=0\n"] == [reader.next(), reader.next()]
+        for n, first in enumerate(before, 1):
+            cancel(caller.key, first)
+            until(lambda place=4 - n: reader.seat.place and reader.seat.place.position == place, what="seen to move")
+            assert 10.0 == reader.relay._comment_at()
+        reader.now = 10.0
 
         assert ": queued position=1 eta_s=0\n" == reader.next()
+        assert 20.0 == reader.relay._comment_at()
 
 
-def test_who_waits_long_hears_something_every_few_seconds(caller: Caller) -> None:
+def test_who_waits_long_hears_something_every_ten_seconds(caller: Caller) -> None:
     with Reader(caller, streamed(caller)) as reader:
         said = [reader.next(), reader.next()]
-        reader.now = 7.0
+        reader.now = 10.0
 
         assert [*said, said[1]] == [": waiting\n", ": queued position=1 eta_s=0\n", reader.next()]
 
@@ -158,7 +160,7 @@ def test_a_call_that_says_nothing_yet_is_kept_alive(caller: Caller) -> None:
     with Reader(caller, job_id) as reader:
         reader.next()
         until(lambda: reader.seat.status == Status.RUNNING, what="seen running")
-        reader.now = 7.0
+        reader.now = 10.0
 
         assert ": running\n" == reader.next()
 

@@ -254,8 +254,8 @@ def test_young_ended_jobs_stay(caller: Key) -> None:
 def test_idempotency_keys_go_after_their_time(caller: Key) -> None:
     one = submit(caller)
     with db.begin() as session:
-        idempotency.first_or_earlier(session, caller.id, "old", body=b"", job_id=one)
-        idempotency.first_or_earlier(session, caller.id, "new", body=b"", job_id=one)
+        idempotency.first_or_earlier(session, caller.id, "old", digest=b"", job_id=one)
+        idempotency.first_or_earlier(session, caller.id, "new", digest=b"", job_id=one)
     query("UPDATE idempotency SET created_at = now() - interval '25 h' WHERE token = 'old'")
     clean_up()
 
