@@ -1,4 +1,4 @@
-"""An upstream that refuses, fails, hangs, breaks off, answers nonsense, or is slow; for a share of the calls of every key."""
+"""An upstream that refuses, fails, hangs, breaks off, answers nonsense, or is slow: for a share of calls, of prompts, or for one key."""
 
 from __future__ import annotations
 
@@ -75,3 +75,40 @@ class WrongType(UpstreamFault):
     """A good answer that says it is plain text."""
 
     how = {"garbage": "type"}  # noqa: RUF012
+
+
+class PoisonedRequests(Fault):
+    """A share of the prompts is refused for load at every call; the others of the same keys are answered."""
+
+    on = frozenset({"prompts"})
+    lasts_s = 14
+    share = 0.2
+    kinds: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"status": 429, "kind": "rate", "retry_after": 1},
+        {"status": 429, "kind": "rate_no_retry_after"},
+        {"status": 503, "retry_after": 1},
+    )
+
+    def begin(self) -> None:
+        self.plant.refuse_prompts(self.share, **self.chance.choice(self.kinds))
+
+    def end(self) -> None:
+        self.plant.refuse_prompts()
+
+
+class FailingCredential(Fault):
+    """One upstream key of the pool refuses every call; the others are good."""
+
+    on = frozenset({"credential"})
+    lasts_s = 14
+    kinds: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"status": 402}, {"status": 403}, {"status": 404}, {"status": 400, "code": "budget_exceeded"}, {"status": 401},
+        {"status": 429, "kind": "quota"},
+    )  # fmt: skip
+
+    def begin(self) -> None:
+        self.key = self.chance.choice(self.plant.pool_keys)
+        self.plant.refuse_key(self.key, **self.chance.choice(self.kinds))
+
+    def end(self) -> None:
+        self.plant.refuse_key(self.key)
