@@ -45,7 +45,7 @@ def held_up(accepted: Sequence[Note], calls: Sequence[Call], spans: Sequence[Spa
     busy = defaultdict(list)
     for call in calls:
         if call.text in token_of:
-            busy[token_of[call.text]].append((call.at, call.ended_at or float("inf")))
+            busy[token_of[call.text]].append((call.at, call.ended_at if call.ended_at is not None else float("inf")))
     others = [(span.began_at, span.ended_at + AFTERMATH_S) for span in spans if span.fault != POISON]
     for note in accepted:
         # A later turn waits for the one before it.
@@ -76,8 +76,8 @@ def refused_too_often(jobs: Mapping[UUID, Any], outcomes: Mapping[UUID, Sequence
         mine = Counter(outcomes.get(row.id, ()))
         if row.throttles >= MAX_THROTTLES:
             yield f"{row.id} was put back after {row.throttles} refusals for load"
-        uncounted = mine["throttled"] + mine["refused"]
-        if row.failures > mine.total() - uncounted + lost.get(row.id, 0):
+        counted = mine["failed"] + mine["unknown"] + mine["not_sent"] + lost.get(row.id, 0)
+        if row.failures > counted:
             yield f"{row.id} counts {row.failures} failures: {dict(mine)}"
 
 
