@@ -59,8 +59,7 @@ class Found:
 
 
 RULES = ("lost or stuck", "answered twice, unmarked", "unknown without cause", "wrong result", "over a limit", "turn out of order",
-         "ledger off", "webhook missing", "odd answer", "held up by another", "refused too often", "failed beside a good key",
-         "bad key called", "unreadable again")  # fmt: skip
+         "ledger off", "webhook missing", "odd answer", *refusals.RULES)  # fmt: skip
 
 
 def check(evidence: Evidence) -> Found:

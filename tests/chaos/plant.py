@@ -28,6 +28,7 @@ from models.settings import settings
 from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
 from tests.chaos.link import Link
+from tests.chaos.mistreatment import Mistreatment
 from tests.forks import ROOT
 from tests.processes import forks
 from tests.upstream.client import FakeUpstream
@@ -43,9 +44,6 @@ RPM, IN_FLIGHT = 300, 8
 WORKERS, THREADS = 3, 8
 POOL = 8  # connections to Postgres of each process
 START_S = 90
-USUAL_DELAY = (0.2, 1.6)
-# A few calls take longer than a lease.
-LONG_DELAY, LONG_SHARE = (10, 12), 0.02
 AGAIN_S = 0.5
 PAUSE_S, PROBE_S = 1, 3
 MAX_THROTTLES = 5
@@ -106,10 +104,7 @@ class Plant:
         self.pool_keys = [f"sk-pool-{n}" for n in range(POOL_KEYS)]
         self.pool_token = ""
         self.upstream_keys = [*self.tokens, *self.pool_keys]
-        # How the upstream mistreats every key, some prompts of every key, and one key, each on top of the next.
-        self.refused_key: dict[str, dict[str, object]] = {}
-        self.refused_prompts: list[dict[str, object]] = []
-        self.mistreated: list[dict[str, object]] = []
+        self.mistreated = Mistreatment(self.upstream, self.upstream_keys)
         self.parts: dict[str, Part] = {}
         self.sessions: set[int] = set()
         self.surprises: list[str] = []
@@ -192,29 +187,6 @@ class Plant:
         """The parts of this kind: api, worker, pacer, sender."""
         return [part for name, part in self.parts.items() if name.startswith(kind)]
 
-    def upstream_does(self, share: float = 0.0, **how: object) -> None:
-        """This share of the calls is mistreated in this way; the others are answered after a moment."""
-        self.mistreated = [{**how, "probability": share}] if share else []
-        self.set_behaviours()
-
-    def refuse_prompts(self, share: float = 0.0, **how: object) -> None:
-        """This share of the prompts is refused in this way, each at every call."""
-        self.refused_prompts = [{**how, "prompts": share}] if share else []
-        self.set_behaviours()
-
-    def refuse_key(self, upstream_key: str, **how: object) -> None:
-        """Every call with this key is refused in this way; with nothing said it is good again."""
-        self.refused_key = {upstream_key: {**how, "probability": 1}} if how else {}
-        self.set_behaviours()
-
-    def set_behaviours(self) -> None:
-        usual: list[dict[str, object]] = [
-            {"delay": LONG_DELAY, "probability": LONG_SHARE}, {"delay": USUAL_DELAY, "probability": 1}
-        ]  # fmt: skip
-        for name in self.upstream_keys:
-            own = [self.refused_key[name]] if name in self.refused_key else []
-            self.upstream.behave(name, *own, *self.refused_prompts, *self.mistreated, *usual)
-
     def _says_ready(self) -> bool:
         if not all(probe.answers("/readyz", port=port) for port in self.ports):
             return False
@@ -234,7 +206,7 @@ class Plant:
             self._equip(session, issued)
         for name in self.upstream_keys:
             self.upstream.limit(name, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
-        self.upstream_does()
+        self.mistreated.calls()
 
     def _equip(self, session: db.Session, caller: Key) -> None:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():

@@ -17,6 +17,7 @@ from tests.chaos.note import Note, Span
 from tests.chaos.plant import MAX_THROTTLES, PAUSE_S, PROBE_S
 from tests.upstream.journal import Call
 
+RULES = ("held up by another", "refused too often", "failed beside a good key", "bad key called", "unreadable again")
 POISON, CREDENTIAL = "poisoned requests", "failing credential"
 # A fault's effects last for so long after it: leases, lost doorbells, parts that start again.
 AFTERMATH_S = 12.0

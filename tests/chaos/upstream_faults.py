@@ -17,10 +17,10 @@ class UpstreamFault(Fault):
     how: ClassVar[dict[str, Any]] = {}
 
     def begin(self) -> None:
-        self.plant.upstream_does(self.share, **self.how)
+        self.plant.mistreated.calls(self.share, **self.how)
 
     def end(self) -> None:
-        self.plant.upstream_does()
+        self.plant.mistreated.calls()
 
 
 class Storm(UpstreamFault):
@@ -61,7 +61,7 @@ class Garbage(UpstreamFault):
 
     def step(self) -> None:
         if self._steps % 10 == 0:
-            self.plant.upstream_does(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
+            self.plant.mistreated.calls(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
         self._steps += 1
 
 
@@ -90,10 +90,10 @@ class PoisonedRequests(Fault):
     )
 
     def begin(self) -> None:
-        self.plant.refuse_prompts(self.share, **self.chance.choice(self.kinds))
+        self.plant.mistreated.prompts(self.share, **self.chance.choice(self.kinds))
 
     def end(self) -> None:
-        self.plant.refuse_prompts()
+        self.plant.mistreated.prompts()
 
 
 class FailingCredential(Fault):
@@ -108,7 +108,7 @@ class FailingCredential(Fault):
 
     def begin(self) -> None:
         self.key = self.chance.choice(self.plant.pool_keys)
-        self.plant.refuse_key(self.key, **self.chance.choice(self.kinds))
+        self.plant.mistreated.key(self.key, **self.chance.choice(self.kinds))
 
     def end(self) -> None:
-        self.plant.refuse_key(self.key)
+        self.plant.mistreated.key(self.key)

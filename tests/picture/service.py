@@ -170,6 +170,7 @@ class Service(Operators):
             row = job.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
         assert (row is not None) == self.picture.start(one, dispatch)
         if row is not None:
+            assert (one.failures, one.throttles) == (row.failures, row.throttles)
             self._expect_told(one, row)
             self.calls.append((one, dispatch, row))
             return
@@ -192,7 +193,7 @@ class Service(Operators):
         self.picture.end_call(one, dispatch, verdict)
 
     def _end(self, one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
-        written, verdict = _ending(one, row, kind, tokens)
+        written, verdict = _ending(one, attempt, row, kind, tokens)
         if kind == "good":
             learning.remember(row, None, retry.Verdict(retry.Next.SUCCEED, Outcome.SUCCEEDED))
             self.picture.serves_again(one, attempt)
@@ -246,10 +247,10 @@ class Service(Operators):
             one.delayed = False
 
 
-def _ending(one: Ticket, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
+def _ending(one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
     """As a worker makes it of what the upstream did (workers/process.py)."""
     counts = kind in ("failed", "lost")
-    is_over = counts and (row.failures + 1 >= row.max_attempts or (kind == "lost" and row.on_lost == "fail"))
+    is_over = counts and (attempt.failures + 1 >= one.max_attempts or (kind == "lost" and one.on_lost == "fail"))
     outcome = {"good": "succeeded", "lost": "unknown", "aborted": "cancelled"}.get(kind, kind)
     owed = None if kind in ("lost", "aborted") else 0
     common = (row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, Finding(Outcome(outcome), 200 if kind == "good" else None))
