@@ -21,6 +21,7 @@ from api.app import create_app
 from models import view
 from tests.line_tools import query
 from tests.picture.play import job_id
+from tests.picture.refusing import MAX_THROTTLES
 from tests.picture.service import LATER_S
 from tests.picture.tales import Tales
 
@@ -81,8 +82,11 @@ class JobApi(Tales):
 
 
 def test_whatever_anybody_does_everybody_sees_what_is_true(redis_client: redis.Redis, override: Callable[..., None]) -> None:
-    # Leases run out when the test says so.
-    override(lease_s=LATER_S, heartbeat_s=LATER_S / 4)
+    # Leases run out, and whatever waits goes on, when the test says so.
+    override(
+        lease_s=LATER_S, heartbeat_s=LATER_S / 4, pause_s=LATER_S, pause_most_s=LATER_S, retry_base_s=LATER_S, retry_most_s=LATER_S,
+        probe_s=LATER_S, max_throttles=MAX_THROTTLES,
+    )  # fmt: skip
     JobApi.client, JobApi.app = redis_client, create_app()
 
     run_state_machine_as_test(JobApi, settings=PLAYS)

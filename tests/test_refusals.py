@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
+from uuid import uuid4
 
 import hypothesis.strategies as st
 import pytest
@@ -12,10 +14,11 @@ import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from models import db, view
-from models.job import Status
+from models.job import Outcome, Status
 from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, ask, issue, pool_of
+from workers import learning, retry
 from workers.limiter import Meter
 
 __all__ = ["upstream"]
@@ -157,6 +160,16 @@ def test_a_job_that_every_key_refuses_fails_with_the_most_telling_answer(worksho
     failed = row(one)
     assert ("failed", 404, "model_not_found", 3) == (failed.status, failed.http_status, failed.error["code"], failed.calls)
     assert [] == list(query("SELECT * FROM parked_model")), "what this one job parked is open again"
+
+
+@pytest.mark.parametrize("how", [{"unserved": "404: no such model"}, {"park": "no money"}], ids=["for one model", "for everything"])
+def test_a_refusal_while_postgres_is_away_does_not_fail_the_job(override: Callable[..., None], how: dict[str, str]) -> None:
+    override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
+    db.engine.cache_clear()
+    refused = retry.Verdict(retry.Next.FAIL, Outcome.REFUSED, status=404, **how)
+    claimed = SimpleNamespace(id=uuid4(), credential_id=1, model="m", endpoint="/v1/chat/completions", refusals=None, is_probe=False)
+
+    assert retry.Next.WAIT == learning.remember(claimed, None, refused).next
 
 
 def test_a_key_of_its_own_fails_at_once(workshop: Workshop, upstream: FakeUpstream) -> None:

@@ -39,6 +39,9 @@ def remember(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
                 parking.unpark_model(session, row.credential_id, model=row.model, endpoint=row.endpoint)
     except Unavailable:
         log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": row.credential_id})
+        if verdict.park or (verdict.unserved and not _is_model_lookup(row)):
+            # Whether another credential may serve the job is not known: the job is requeued, and asks again.
+            return replace(verdict, next=Next.WAIT)
     return verdict
 
 

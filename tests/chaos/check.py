@@ -12,7 +12,8 @@ from uuid import UUID
 
 from models import view
 from models.job import LOST, TERMINAL
-from tests.chaos.note import Journal, Note
+from tests.chaos import refusals
+from tests.chaos.note import Journal, Note, Span
 from tests.line_tools import query
 from tests.upstream.chat import echo
 from tests.upstream.journal import Call
@@ -26,12 +27,13 @@ PER_RULE = 5  # broken promises shown of each
 
 @dataclass(frozen=True)
 class Evidence:
-    """What client, upstream and receiver wrote down. lost: calls in flight when something was killed."""
+    """What client, upstream and receiver wrote down. lost: calls in flight when something was killed. spans: when each fault was on."""
 
     journal: Journal
     calls: Sequence[Call]
     got: Sequence[Got]
     lost: int = 0
+    spans: Sequence[Span] = ()
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Found:
 
 
 RULES = ("lost or stuck", "answered twice, unmarked", "unknown without cause", "wrong result", "over a limit", "turn out of order",
-         "ledger off", "webhook missing", "odd answer")  # fmt: skip
+         "ledger off", "webhook missing", "odd answer", *refusals.RULES)  # fmt: skip
 
 
 def check(evidence: Evidence) -> Found:
@@ -83,6 +85,25 @@ def check(evidence: Evidence) -> Found:
     found.deliveries = sum(n for (_, _, job_id), n in arrived.items() if job_id in names)
     found.breaks("webhook missing", _untold(accepted, jobs, arrived))
     found.breaks("odd answer", journal.odd)
+    _check_refusals(found, evidence, accepted, jobs, attempts)
+    return found
+
+
+def _check_refusals(found: Found, evidence: Evidence, accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[Any]) -> None:
+    calls, spans, outcomes = evidence.calls, evidence.spans, _outcomes(attempts)
+    lost = {row.job_id: row.n for row in query(_LOST, ids=list(jobs))}
+    found.breaks("held up by another", refusals.held_up(accepted, calls, spans))
+    found.breaks("refused too often", refusals.refused_too_often(jobs, outcomes, lost))
+    found.breaks("failed beside a good key", refusals.failed_beside_good_key(jobs, outcomes))
+    found.breaks("bad key called", refusals.bad_key_called(calls, spans))
+    found.breaks("unreadable again", refusals.unreadable_again(accepted, jobs, calls, lost))
+
+
+def _outcomes(attempts: Sequence[Any]) -> dict[UUID, list[str]]:
+    """What each job's attempts came to, in order."""
+    found = defaultdict(list)
+    for attempt in attempts:
+        found[attempt.job_id].append(attempt.outcome)
     return found
 
 
@@ -97,9 +118,8 @@ def _id(note: Note) -> UUID:
 
 def _lost(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[Any]) -> Iterable[str]:
     """Not there, not ended, ended without a reason, or ended otherwise than the client was told."""
-    reasons = defaultdict(set)
+    outcomes = _outcomes(attempts)
     for one in attempts:
-        reasons[one.job_id].add(one.outcome)
         if one.outcome == "running" and jobs[one.job_id].status in TERMINAL:
             yield f"an attempt of {one.job_id} never ended"
     for note in accepted:
@@ -108,7 +128,7 @@ def _lost(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[An
             yield f"{note.job_id} was accepted and is not there"
         elif row.status not in TERMINAL:
             yield f"{note.job_id} is still {row.status}: {row.error or ''}"
-        elif row.status == "failed" and not reasons[row.id] & _reasons(row.error):
+        elif row.status == "failed" and not _has_reason(row, outcomes.get(row.id, [])):
             yield f"{note.job_id} failed for no reason: {row.error}"
         elif row.status in ("cancelled", "expired") and note.how in ("poll", "wait", "hook"):
             yield f"{note.job_id} was {row.status} though nobody asked for it"
@@ -118,9 +138,10 @@ def _lost(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[An
             yield f"{note.job_id} is {row.status} and its client ({note.how}) never heard of it"
 
 
-def _reasons(error: Any) -> set[str]:
-    """What may have come of a call of a job that failed with this error. One that was given up for lost may have answered since."""
-    return {"unknown", "failed", "refused"} | ({"succeeded"} if error and error.get("code") == LOST["code"] else set())
+def _has_reason(row: Any, outcomes: Sequence[str]) -> bool:
+    """Whether its calls explain why it failed. One that was given up for lost may have answered since, and a refusal has its own rule."""
+    is_lost = bool(row.error) and row.error.get("code") == LOST["code"]
+    return (is_lost and bool(outcomes)) or list(outcomes[-1:]) == ["refused"] or refusals.has_reason(row, outcomes)
 
 
 def _doubles(jobs: dict[UUID, Any], attempts: Sequence[Any], calls: Sequence[Call]) -> Iterable[str]:
@@ -208,6 +229,9 @@ def _untold(accepted: Sequence[Note], jobs: dict[UUID, Any], arrived: Counter[tu
                 yield f"nobody told {path} that {note.job_id} {row.status}"
 
 
+_LOST = """
+    SELECT job_id, count(*) AS n FROM job_event WHERE job_id = ANY(:ids) AND detail->>'reason' = 'lost' GROUP BY job_id
+"""
 _BOOKS = """
     SELECT attempt.job_id, attempt.outcome, usage.cost_microusd AS cost, coalesce(job.reserved_microusd, 0) AS reserved,
            (SELECT coalesce(sum(amount_microusd), 0)::bigint FROM ledger WHERE ledger.dispatch_id = attempt.dispatch_id) AS booked

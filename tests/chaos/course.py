@@ -18,7 +18,7 @@ from tests.chaos import leaks
 from tests.chaos.check import Evidence, Found, check
 from tests.chaos.client import Client
 from tests.chaos.fault import Fault
-from tests.chaos.note import Journal
+from tests.chaos.note import Journal, Span
 from tests.chaos.plant import Plant
 from tests.chaos.schedule import FAULTS, WARM_UP_S, Event
 from tests.line_tools import query
@@ -29,6 +29,8 @@ STEP_S = 0.1
 # Load goes on for so long after the last fault: whoever came through it broken shows it now.
 AFTER_S = 6.0
 HURRY_S = 1.0
+# The longest time between two probes of a credential.
+PROBE_MOST_S = 6
 _numbers = count()
 
 
@@ -53,11 +55,13 @@ def run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: fl
 def _run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: float, say: Callable[[str], None]) -> Outcome:
     number = next(_numbers)
     journal = Journal(plant.folder / f"client-{number}.jsonl")
-    client = Client(plant.ports, plant.tokens, journal, hook=plant.receiver.url("/own", fail=0.1), seed=seed * 100 + number)
+    # The pool has several keys, so it gets more.
+    tokens = [*plant.tokens, plant.pool_token, plant.pool_token]
+    client = Client(plant.ports, tokens, journal, hook=plant.receiver.url("/own", fail=0.1), seed=seed * 100 + number)
     since, surprises = plant.upstream.stats()["all"]["calls"], len(plant.surprises)
     sessions_before = set(plant.sessions)
     client.start(rate=rate)
-    faults = _play(plant, events, say)
+    faults, spans = _play(plant, events, say)
     last = time.monotonic()
     _wait(plant, lambda: time.monotonic() > last + AFTER_S, "some more load", within_s=AFTER_S + 5)
     client.quiet.set()
@@ -74,17 +78,19 @@ def _run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: f
         _wait(plant, lambda: not _open_deliveries(), "every webhook has arrived", within_s=90)
     client.stop()
     lost = sum(fault.lost for fault in faults)
-    evidence = Evidence(journal, plant.upstream.calls(since=since), plant.receiver.got(), lost)
+    evidence = Evidence(journal, plant.upstream.calls(since=since), plant.receiver.got(), lost, spans)
     found = check(evidence)
     broken += found.broken + plant.surprises[surprises:] + leaks.find(plant, sessions=sessions_before | plant.sessions)
     return Outcome(name, events, found, evidence, settled_s, broken)
 
 
-def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> list[Fault]:
-    """Every fault has begun and ended."""
+def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> tuple[list[Fault], list[Span]]:
+    """Every fault has begun and ended; also returns when."""
     began, ahead = time.monotonic(), sorted(events, key=lambda event: event.at_s)
     now_on: list[tuple[float, str, Fault]] = []
-    faults = []
+    faults: list[Fault] = []
+    begun_at: dict[Fault, float] = {}
+    spans: list[Span] = []
     while ahead or now_on or time.monotonic() - began < WARM_UP_S:
         now = time.monotonic() - began
         while ahead and ahead[0].at_s <= now:
@@ -93,20 +99,22 @@ def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> 
                 break
             event = ahead.pop(0)
             fault = FAULTS[event.fault](plant, random.Random(event.seed))
+            begun_at[fault] = time.time()
             fault.begin()
             say(f"{now:6.1f} s  {event.fault}" + (f" ({fault.lost} calls in flight)" if fault.lost else ""))
             faults.append(fault)
             now_on.append((time.monotonic() - began + fault.lasts_s, event.fault, fault))
         for one in list(now_on):
-            ends_at, _, fault = one
+            ends_at, name, fault = one
             if time.monotonic() - began < ends_at or not fault.is_over():
                 fault.step()
             else:
                 fault.end()
                 now_on.remove(one)
+                spans.append(Span(name, begun_at[fault], time.time()))
         plant.keep()
         time.sleep(STEP_S)
-    return faults
+    return faults, spans
 
 
 def _wait(plant: Plant, is_so: Callable[[], bool], what: str, *, within_s: float) -> None:
@@ -132,6 +140,8 @@ def _hurry(over: threading.Event) -> None:
 
 def _bring_forward() -> None:
     query("UPDATE delivery SET next_at = now(), retries_left = 9 WHERE status = 'pending' AND next_at > now() + interval '1 s'")
+    query("UPDATE parked_model SET probe_at = now() + make_interval(secs => :s) WHERE probe_at > now() + make_interval(secs => :s)",
+          s=PROBE_MOST_S)  # fmt: skip
     query("UPDATE delivery SET held_until = now() WHERE status = 'sending' AND sent_at < now() - interval '8 s' AND held_until > now()")
 
 

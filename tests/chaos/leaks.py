@@ -1,4 +1,4 @@
-"""What is left behind when nothing is to be done any more: leases, slots, connections, processes."""
+"""What is left behind when nothing is to be done any more: leases, slots, connections, processes, parked credentials."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from uuid import UUID
 
 import psutil
 import redis
 
+from models import db, key
+from models.key import Key
 from tests import processes
 from tests.chaos.plant import MODEL, POOL, THREADS, WORKERS, Plant
 from tests.line_tools import query
+from tests.upstream.journal import fingerprint
 
 QUIET_S = 25.0
 PROBE_S = 30.0
@@ -24,7 +28,7 @@ def find(plant: Plant, *, sessions: set[int]) -> list[str]:
     while (found := list(_left(plant, sessions))) and time.monotonic() < deadline:
         plant.keep()
         time.sleep(0.5)
-    return [*(f"leak: {one}" for one in found), *(f"leak: {one}" for one in _slots(plant))]
+    return [f"leak: {one}" for one in (*found, *_slots(plant), *_credentials(plant))]
 
 
 def _left(plant: Plant, sessions: set[int]) -> Iterator[str]:
@@ -69,3 +73,29 @@ def _slots(plant: Plant) -> Iterator[str]:
     finally:
         plant.upstream.release()
     plant.wait(lambda: all(row.status == "succeeded" for row in processes.rows(jobs)), "the probes have ended", within_s=PROBE_S)
+
+
+def _credentials(plant: Plant) -> Iterator[str]:
+    """Every upstream key of the pool serves again, whatever it was parked for."""
+    who = _key_of(plant.pool_token)
+    since, jobs = plant.upstream.stats()["all"]["calls"], list[UUID]()
+
+    def missing() -> set[str]:
+        served = {call.key for call in plant.upstream.calls(since=since, outcome="200")}
+        return {name for name in plant.pool_keys if fingerprint(name) not in served}
+
+    def ask_once_more() -> bool:
+        # One at a time: each goes to the key with most room.
+        if not jobs or all(row.status == "succeeded" for row in processes.rows(jobs)):
+            jobs.append(processes.ask(who, f"[[fake:delay=0]] serve {len(jobs)}", model=MODEL))
+        return not missing()
+
+    try:
+        plant.wait(ask_once_more, "every key of the pool serves", within_s=PROBE_S)
+    except TimeoutError:
+        yield f"upstream keys that never served again: {sorted(missing())}; {query('SELECT * FROM parked_model')}"
+
+
+def _key_of(token: str) -> Key:
+    with db.begin() as session:
+        return key.recognise(session, token)

@@ -31,6 +31,15 @@ class Note:
     ended_at: float = 0.0
 
 
+@dataclass(frozen=True)
+class Span:
+    """When a fault was on, in seconds since the epoch."""
+
+    fault: str
+    began_at: float
+    ended_at: float
+
+
 class Journal:
     """Every note, from all threads; the file's name is in every text and Idempotency-Key. odd: answers that no client should ever get."""
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+from tests.chaos import refusals
 from tests.chaos.course import Outcome
 from tests.forks import ROOT
 
@@ -15,7 +16,8 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: written by `make chaos` -->", "<!-- /chaos -->"
 COLUMNS = (
     "fault", "times", "jobs", "succeeded / failed / other", "calls", "unknown (at most)", "lost or stuck", "answered twice, unmarked",
-    "wrong result", "over a limit", "turn out of order", "ledger off", "webhook missing (arrived)", "leaks, surprises", "all ended after",
+    "wrong result", "over a limit", "turn out of order", "ledger off", "refused wrongly", "webhook missing (arrived)",
+    "leaks, surprises", "all ended after",
 )  # fmt: skip
 
 
@@ -33,7 +35,8 @@ def _row(one: Outcome) -> list[str]:
         one.name, str(len(one.events)), str(found.jobs), f"{good} / {bad} / {found.jobs - good - bad}", str(found.calls),
         f"{found.unknown} ({found.allowed})", *(str(count[rule]) for rule in (
             "lost or stuck", "answered twice, unmarked", "wrong result", "over a limit", "turn out of order", "ledger off")),
-        f"{count['webhook missing']} ({found.deliveries})", str(max(0, len(one.broken) - others)), f"{one.settled_s:.0f} s",
+        str(sum(count[rule] for rule in refusals.RULES)), f"{count['webhook missing']} ({found.deliveries})",
+        str(max(0, len(one.broken) - others)), f"{one.settled_s:.0f} s",
     ]  # fmt: skip
 
 

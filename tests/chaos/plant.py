@@ -28,6 +28,7 @@ from models.settings import settings
 from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
 from tests.chaos.link import Link
+from tests.chaos.mistreatment import Mistreatment
 from tests.forks import ROOT
 from tests.processes import forks
 from tests.upstream.client import FakeUpstream
@@ -37,19 +38,20 @@ from workers import wake
 
 MODEL = "gpt-4o-mini"  # one that has a price
 KEYS = 4
+# Upstream keys behind the one issued key.
+POOL_KEYS = 3
 RPM, IN_FLIGHT = 300, 8
 WORKERS, THREADS = 3, 8
 POOL = 8  # connections to Postgres of each process
 START_S = 90
-USUAL_DELAY = (0.2, 1.6)
-# A few calls take longer than a lease.
-LONG_DELAY, LONG_SHARE = (10, 12), 0.02
 AGAIN_S = 0.5
+PAUSE_S, PROBE_S = 1, 3
+MAX_THROTTLES = 5
 SETTINGS: Mapping[str, object] = {
     "open_keys": True, "budgets": "all", "lease_s": 9, "heartbeat_s": 1.5, "unclaimed_after_s": 4, "retry_base_s": 0.3,
-    "retry_most_s": 5, "pause_s": 1, "probe_s": 3, "default_timeout_s": 16, "abandoned_after_s": 90, "status_grace_s": 5,
+    "retry_most_s": 5, "pause_s": PAUSE_S, "probe_s": PROBE_S, "default_timeout_s": 16, "abandoned_after_s": 90, "status_grace_s": 5,
     "webhook_timeout_s": 3, "shutdown_grace_s": 20, "database_pool": POOL, "api_processes": 1, "log_level": "INFO",
-    "webhook_allow_http": True, "webhook_allow_networks": "127.0.0.0/8",
+    "webhook_allow_http": True, "webhook_allow_networks": "127.0.0.0/8", "pause_most_s": 8, "max_throttles": MAX_THROTTLES,
 }  # fmt: skip
 
 
@@ -99,7 +101,10 @@ class Plant:
         self.postman = Postman()
         self.ports = [free_port(), free_port()]
         self.tokens = [f"sk-chaos-{n}" for n in range(KEYS)]
-        self.keys: list[Key] = []
+        self.pool_keys = [f"sk-pool-{n}" for n in range(POOL_KEYS)]
+        self.pool_token = ""
+        self.upstream_keys = [*self.tokens, *self.pool_keys]
+        self.mistreated = Mistreatment(self.upstream, self.upstream_keys)
         self.parts: dict[str, Part] = {}
         self.sessions: set[int] = set()
         self.surprises: list[str] = []
@@ -182,12 +187,6 @@ class Plant:
         """The parts of this kind: api, worker, pacer, sender."""
         return [part for name, part in self.parts.items() if name.startswith(kind)]
 
-    def upstream_does(self, share: float = 0.0, **how: object) -> None:
-        """This share of the calls is mistreated in this way; the others are answered after a moment."""
-        usual = ({"delay": LONG_DELAY, "probability": LONG_SHARE}, {"delay": USUAL_DELAY, "probability": 1})
-        for token in self.tokens:
-            self.upstream.behave(token, *([{**how, "probability": share}] if share else []), *usual)
-
     def _says_ready(self) -> bool:
         if not all(probe.answers("/readyz", port=port) for port in self.ports):
             return False
@@ -195,17 +194,25 @@ class Plant:
             return bool(session.execute(_WORKERS).scalar_one() >= WORKERS)
 
     def _register(self) -> None:
-        """Keys with limits that the upstream enforces to the letter, money, and an endpoint each."""
+        """Own keys and a pool, with limits that the upstream enforces to the letter, money, and a webhook endpoint each."""
         for token in self.tokens:
             with db.begin() as session:
-                made = key.recognise(session, token)
-                found = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": made.pool_id}).scalar_one()
-                key.set_limits(session, found, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
-                budget.grant(session, made.id, 1_000_000_000)
-                webhook.create(session, made.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
-            self.upstream.limit(token, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
-            self.keys.append(made)
-        self.upstream_does()
+                self._equip(session, key.recognise(session, token))
+        with db.begin() as session:
+            pool = key.make_pool(session, "chaos")
+            for upstream_key in self.pool_keys:
+                key.add_credential(session, pool_id=pool, upstream_key=upstream_key)
+            issued, self.pool_token = key.issue(session, name="chaos", pool="chaos")
+            self._equip(session, issued)
+        for name in self.upstream_keys:
+            self.upstream.limit(name, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
+        self.mistreated.calls()
+
+    def _equip(self, session: db.Session, caller: Key) -> None:
+        for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():
+            key.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
+        budget.grant(session, caller.id, 1_000_000_000)
+        webhook.create(session, caller.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
 
     def _plan(self) -> None:
         redis_url, database_url = self.valkey.url, self.postgres.url

@@ -38,6 +38,8 @@ FAULTS: dict[str, type[Fault]] = {
     "upstream packs answers": upstream_faults.Packed,
     "upstream slow bytes": upstream_faults.SlowBytes,
     "upstream wrong content type": upstream_faults.WrongType,
+    "poisoned requests": upstream_faults.PoisonedRequests,
+    "failing credential": upstream_faults.FailingCredential,
     "clock of a worker ±1 h": part_faults.ClockOfWorker,
     "clock of the API ±1 h": part_faults.ClockOfApi,
     "worker cut from Redis": server_faults.CutFromRedis,

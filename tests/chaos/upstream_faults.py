@@ -1,4 +1,4 @@
-"""An upstream that refuses, fails, hangs, breaks off, answers nonsense, or is slow; for a share of the calls of every key."""
+"""An upstream that refuses, fails, hangs, breaks off, answers nonsense, or is slow: for a share of calls, of prompts, or for one key."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class UpstreamFault(Fault):
     how: ClassVar[dict[str, Any]] = {}
 
     def begin(self) -> None:
-        self.plant.upstream_does(self.share, **self.how)
+        self.plant.mistreated.calls(self.share, **self.how)
 
     def end(self) -> None:
-        self.plant.upstream_does()
+        self.plant.mistreated.calls()
 
 
 class Storm(UpstreamFault):
@@ -61,7 +61,7 @@ class Garbage(UpstreamFault):
 
     def step(self) -> None:
         if self._steps % 10 == 0:
-            self.plant.upstream_does(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
+            self.plant.mistreated.calls(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
         self._steps += 1
 
 
@@ -87,3 +87,40 @@ class WrongType(UpstreamFault):
     """A good answer that says it is plain text."""
 
     how = {"garbage": "type"}  # noqa: RUF012
+
+
+class PoisonedRequests(Fault):
+    """A share of the prompts is refused for load at every call; the others of the same keys are answered."""
+
+    on = frozenset({"prompts"})
+    lasts_s = 14
+    share = 0.2
+    kinds: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"status": 429, "kind": "rate", "retry_after": 1},
+        {"status": 429, "kind": "rate_no_retry_after"},
+        {"status": 503, "retry_after": 1},
+    )
+
+    def begin(self) -> None:
+        self.plant.mistreated.prompts(self.share, **self.chance.choice(self.kinds))
+
+    def end(self) -> None:
+        self.plant.mistreated.prompts()
+
+
+class FailingCredential(Fault):
+    """One upstream key of the pool refuses every call; the others are good."""
+
+    on = frozenset({"credential"})
+    lasts_s = 14
+    kinds: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"status": 402}, {"status": 403}, {"status": 404}, {"status": 400, "code": "budget_exceeded"}, {"status": 401},
+        {"status": 429, "kind": "quota"},
+    )  # fmt: skip
+
+    def begin(self) -> None:
+        self.key = self.chance.choice(self.plant.pool_keys)
+        self.plant.mistreated.key(self.key, **self.chance.choice(self.kinds))
+
+    def end(self) -> None:
+        self.plant.mistreated.key(self.key)

@@ -223,8 +223,8 @@ class Callers(Play):
         """A new job that asks the same as this one."""
         return replace(
             one, number=self.count(), talk=None if one.talk is None or one.talk.is_deleted else one.talk, retry_of=one, id="", held=False,
-            delayed=False, status="queued", cancel_requested=False, failures=0, maybe_twice=0, dispatch=None, lost=None, calls=[],
-            events=["queued"], answer=None, said=None, error=None,
+            delayed=False, status="queued", cancel_requested=False, failures=0, throttles=0, refusals=(), credential=0, maybe_twice=0,
+            dispatch=None, lost=None, calls=[], events=["queued"], answer=None, said=None, error=None,
         )  # fmt: skip
 
     def _payload(self, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,12 @@ MUTANTS = (
     Mutant(
         "max_attempts is the most",
         "models/job.py",
-        (("cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts AS ends", "cancel_requested OR on_lost = 'fail' AS ends"),),
+        (
+            (
+                "cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts OR ran.s",
+                "cancel_requested OR on_lost = 'fail' OR ran.s",
+            ),
+        ),
     ),
     Mutant(
         "every end is an event",
@@ -112,7 +117,35 @@ MUTANTS = (
     Mutant(
         "a call that ended leaves its place",
         "workers/limiter.lua",
-        (("  if redis.call('ZREM', LEASES, id) == 1 then", "  if redis.call('ZSCORE', LEASES, id) then"),),
+        (("ARGV[5] == '1', redis.call('ZREM', LEASES, id) == 1", "ARGV[5] == '1', redis.call('ZSCORE', LEASES, id) ~= false"),),
+    ),
+    Mutant(
+        "a job does not go back to a credential that refused it",
+        "workers/admission.py",
+        (
+            ("untried = [number for number in credentials if number not in refused]", "untried = list(credentials)"),
+            ("open_ = {number for number in untried if (number, model, one.endpoint) not in shut}", "open_ = set(untried)"),
+        ),
+    ),
+    Mutant(
+        "a job that is always throttled fails in the end",
+        "workers/process.py",
+        (("verdict.throttled and work.row.throttles + 1 >= settings().max_throttles", "False"),),
+    ),
+    Mutant(
+        "a throttled job waits by itself from the second time on",
+        "workers/process.py",
+        (("    if refusals > 1:\n", "    if refusals > 99:\n"),),
+    ),
+    Mutant(
+        "a refusal by one credential is no failed attempt",
+        "workers/process.py",
+        (("refusal=learning.refusal_of(work.row, verdict))", "refusal=learning.refusal_of(work.row, verdict), counts=True)"),),
+    ),
+    Mutant(
+        "of several refusals the caller gets the most telling",
+        "workers/learning.py",
+        (("best = min([last, *before], key=", "best = max([last, *before], key="),),
     ),
 )
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from tests.picture.things import ENDED, WEIGHTS, Call, Cap, Endpoint, Lane, Talk, Tenant, Ticket, Verdict
+from tests.picture.things import ENDED, WEIGHTS, Aside, Call, Cap, Endpoint, Lane, Talk, Tenant, Ticket, Verdict
 
 
 class Picture:
@@ -22,6 +22,9 @@ class Picture:
         self.weights: dict[tuple[Lane, str], float] = {}
         self.talks: dict[tuple[str, str], Talk] = {}
         self.caps: dict[tuple[Any, ...], Cap] = {}
+        # Of each pool; and those put aside for one of its lanes.
+        self.credentials: dict[int, list[int]] = {}
+        self.aside: dict[tuple[int, Lane], Aside] = {}
         self.paused: set[Any] = set()
         self.draining: set[Any] = set()
         self.endpoints: list[Endpoint] = []
@@ -69,6 +72,18 @@ class Picture:
             if cap.max_in_flight is not None and self.live_within(scope) >= cap.max_in_flight:
                 return f"{scope[0]}_max_in_flight"
         return None
+
+    def serving(self, job: Ticket) -> set[int]:
+        """The credentials that may be called for this job: none that refused it, none that is aside, if there are others."""
+        refused = dict(job.refusals)
+        untried = [each for each in self.credentials[job.lane[0]] if each not in refused]
+        good = {each for each in untried if (each, job.lane) not in self.aside}
+        due = {each for each in untried if (aside := self.aside.get((each, job.lane))) and aside.is_due}
+        return good | due if good else set(untried or self.credentials[job.lane[0]])
+
+    def has_others(self, job: Ticket, call: Call) -> bool:
+        """Whether another credential than those that refused the job may serve it."""
+        return bool(set(self.credentials[job.lane[0]]) - dict(call.refusals).keys() - {call.credential})
 
     def _caps_of(self, who: Tenant, lane: Lane, flow: str) -> list[tuple[tuple[Any, ...], Cap]]:
         names = (("flow", lane, flow), ("key", who.key_id))
@@ -181,9 +196,24 @@ class Picture:
 
     # What pacer, workers and sweep do
 
-    def admit(self, job: Ticket, dispatch: Any) -> None:
+    def admit(self, job: Ticket, dispatch: Any, credential: int) -> None:
         assert job.waits and not job.delayed
-        job.status, job.dispatch = "admitted", dispatch
+        assert credential in self.serving(job), "the job went to a credential that cannot serve it"
+        job.status, job.dispatch, job.credential = "admitted", dispatch, credential
+        if aside := self.aside.get((credential, job.lane)):
+            aside.is_due = False
+
+    def put_aside(self, job: Ticket, call: Call) -> None:
+        """The credential of this call cannot serve the job: the others are tried; when there are none, what the job put aside is back."""
+        if self.has_others(job, call):
+            self.aside[call.credential, job.lane] = Aside(job)
+        else:
+            self.aside = {where: aside for where, aside in self.aside.items() if aside.job is not job}
+
+    def serves_again(self, job: Ticket, call: Call) -> None:
+        """This call was answered."""
+        if call.is_probe:
+            self.aside.pop((call.credential, job.lane), None)
 
     def unclaimed(self, job: Ticket) -> None:
         job.status, job.dispatch = "queued", None
@@ -193,7 +223,8 @@ class Picture:
         if job.status != "admitted" or job.dispatch != dispatch:
             return False
         job.status, job.lost = "running", None
-        job.calls.append(Call(dispatch))
+        is_probe = (job.credential, job.lane) in self.aside
+        job.calls.append(Call(dispatch, job.credential, is_probe, job.throttles, job.failures, job.refusals))
         job.events.append("started")
         self._tell(job, "job.started")
         return True
@@ -209,7 +240,7 @@ class Picture:
         is_mine = job.status == "running" and job.dispatch == dispatch
         if verdict.ends_as is None:
             if is_mine:
-                self._back(job, verdict)
+                self._back(job, verdict, call.credential)
             return is_mine
         adopted = job.status in ("queued", "admitted") and job.lost == dispatch
         if not (is_mine or adopted):
@@ -220,8 +251,11 @@ class Picture:
         self._end(job, verdict.ends_as)
         return True
 
-    def _back(self, job: Ticket, verdict: Verdict) -> None:
+    def _back(self, job: Ticket, verdict: Verdict, credential: int) -> None:
         job.failures += verdict.counts
+        job.throttles += verdict.throttled
+        if verdict.refused is not None and credential not in dict(job.refusals):
+            job.refusals = (*job.refusals, (credential, verdict.refused))
         job.maybe_twice += verdict.outcome == "unknown"
         job.dispatch = None
         if job.cancel_requested:

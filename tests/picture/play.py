@@ -28,7 +28,7 @@ One = TypeVar("One")
 
 
 class Play(RuleBasedStateMachine):
-    """Three callers, of whom two share a pool, the first with a budget; their operator; and what serves them.
+    """Three callers, of whom two share a pool of two upstream keys, the first with a budget; their operator; and what serves them.
 
     bells: every doorbell that ever rang. calls: every call that ever went out, with the claimed row. endings: how each came to an end.
     places: what is held in flight, by dispatch id. forgotten: of which Redis has lost the state.
@@ -58,13 +58,14 @@ class Play(RuleBasedStateMachine):
         own = f"sk-{uuid4().hex}"
         with db.begin() as session:
             pool = key.make_pool(session, "team")
-            key.add_credential(session, pool_id=pool, upstream_key="sk-team")
+            for upstream_key in ("sk-team-a", "sk-team-b"):
+                key.add_credential(session, pool_id=pool, upstream_key=upstream_key)
             made = [key.issue(session, name=name, pool="team") for name in NAMES[:2]]
             made.append((key.recognise(session, own), own))
             budget.grant(session, made[0][0].id, GRANT)
-            self.credentials = {row.pool_id: row.id for row in session.execute(text("SELECT id, pool_id FROM credential"))}
-            for number in self.credentials.values():
-                key.set_limits(session, number, Limits(max_in_flight=1_000))
+            for row in session.execute(text("SELECT id, pool_id FROM credential")):
+                self.picture.credentials.setdefault(row.pool_id, []).append(row.id)
+                key.set_limits(session, row.id, Limits(max_in_flight=1_000))
             self.ops = Caller(operator.create(session, f"ops-{uuid4().hex}", role="write"), self.app)
         self.callers = [Caller(token, self.app) for _, token in made]
         self.tenants = [_tenant(name, each, GRANT if name == NAMES[0] else None) for name, (each, _) in zip(NAMES, made, strict=True)]
@@ -97,7 +98,8 @@ class Play(RuleBasedStateMachine):
         return {row.id: (row.pool_id, row.model) for row in query("SELECT id, pool_id, model FROM lane")}
 
     def meter(self, one: Ticket) -> Meter:
-        return Meter(self.credentials[one.lane[0]], one.lane[1])
+        """Of the credential that it was admitted with last."""
+        return Meter(one.credential, one.lane[1])
 
     def free(self, dispatch: UUID, meter: Meter, report: Report) -> None:
         """The place in flight is free."""

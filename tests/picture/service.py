@@ -16,18 +16,21 @@ from models.endpoint import CHAT, EMBEDDINGS, IMAGES
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
 from tests.line_tools import query
+from tests.picture import refusing
 from tests.picture.callers import WANTED, WHICH, WHO
 from tests.picture.operators import Operators
 from tests.picture.play import job_id
-from tests.picture.things import Lane, Ticket, Verdict
+from tests.picture.things import Call, Lane, Ticket, Verdict
 from tests.test_pacer import due_again, workers_have
-from workers import context, ending
+from workers import context, ending, learning, retry
 from workers.ending import Ending
 from workers.limiter import Meter, Report
 
 # Longer than any test takes: what is put off is so until the test says otherwise.
 LATER_S = 3_600
-KIND = st.sampled_from(["good", "good", "refused", "throttled", "failed", "lost", "unreadable", "aborted", "not_sent"])
+KIND = st.sampled_from(
+    ["good", "good", "refused", "throttled", "failed", "lost", "aborted", "not_sent", "unreadable", "unpaid", "no_access", "no_model"]
+)
 # Pictures whose tokens the upstream does not tell have no price.
 TOKENS = st.integers(1, 400)
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
@@ -45,9 +48,10 @@ class Service(Operators):
         slots += self._notice_rebuilt()
         by_id = {job_id(one): one for one in self.picture.tickets}
         going = [(by_id[number], dispatch) for number, dispatch in rung]
+        called = {row.id: row.credential_id for row in query(_CREDENTIALS, ids=[number for number, _ in rung])}
         for one, dispatch in going:
             assert not self.picture.is_halted(one.lane)
-            self.picture.admit(one, dispatch)
+            self.picture.admit(one, dispatch, called[job_id(one)])
             self.places[dispatch] = self.meter(one)
         self.meters |= {self.meter(one) for one, _ in going}
         self.bells += going
@@ -80,11 +84,13 @@ class Service(Operators):
     def _expect_fair(self, going: list[Ticket], slots: int) -> None:
         """In the order of the line; who was passed over was held up by a cap; and no slot is left while somebody may go."""
         went: dict[Lane, list[Ticket]] = defaultdict(list)
+        with_each: dict[Meter, list[Ticket]] = defaultdict(list)
         for one in going:
             went[one.lane].append(one)
+            with_each[self.meter(one)].append(one)
         left = [one for one in self.picture.tickets if self.picture.may_go(one)]
 
-        assert all(sorted(jobs, key=lambda one: one.place) == jobs for jobs in went.values())
+        assert all(sorted(jobs, key=lambda one: one.place) == jobs for jobs in with_each.values())
         assert len(going) <= slots
         assert left == [] or len(going) == slots, "slots are left, and nothing holds up who waits"
         # What a key may still have in flight can be meant for its job in another lane, whose turn is next.
@@ -164,6 +170,7 @@ class Service(Operators):
             row = job.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
         assert (row is not None) == self.picture.start(one, dispatch)
         if row is not None:
+            assert (one.failures, one.throttles) == (row.failures, row.throttles)
             self._expect_told(one, row)
             self.calls.append((one, dispatch, row))
             return
@@ -175,12 +182,23 @@ class Service(Operators):
     def end(self, call: tuple[Ticket, UUID, Any], kind: str, tokens: int) -> None:
         """The call comes to this, or what it came to before is written once more."""
         one, dispatch, row = call
-        if dispatch not in self.endings:
-            self.endings[dispatch] = _ending(one, row, kind, tokens)
-        written, verdict = self.endings[dispatch]
-        ending.commit(written)
+        if dispatch in self.endings:
+            written, verdict = self.endings[dispatch]
+            ending.commit(written)
+        else:
+            attempt = next(each for each in one.calls if each.dispatch == dispatch)
+            made = refusing.end(self.picture, one, attempt, row, kind) if kind in refusing.ANSWERS else None
+            written, verdict = self.endings[dispatch] = made or self._end(one, attempt, row, kind, tokens)
         self.free(dispatch, Meter(row.credential_id, row.model), Report(sent=verdict.outcome != "not_sent"))
         self.picture.end_call(one, dispatch, verdict)
+
+    def _end(self, one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
+        written, verdict = _ending(one, attempt, row, kind, tokens)
+        if kind == "good":
+            learning.remember(row, None, retry.Verdict(retry.Next.SUCCEED, Outcome.SUCCEEDED))
+            self.picture.serves_again(one, attempt)
+        ending.commit(written)
+        return written, verdict
 
     def lose_it(self, one: Ticket) -> None:
         """The lease of a job that runs is over."""
@@ -217,19 +235,24 @@ class Service(Operators):
             self.picture.expire(one)
 
     @rule()
+    def probes_are_due(self) -> None:
+        query("UPDATE parked_model SET probe_at = now() - interval '1 s'")
+        for aside in self.picture.aside.values():
+            aside.is_due = True
+
+    @rule()
     def backoffs_are_over(self) -> None:
         query("UPDATE job SET not_before = now() - interval '1 s' WHERE not_before > now() AND status = 'queued'")
         for one in self.picture.tickets:
             one.delayed = False
 
 
-def _ending(one: Ticket, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
+def _ending(one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
     """As a worker makes it of what the upstream did (workers/process.py)."""
-    counts = kind in ("failed", "lost", "unreadable")
-    is_final = {"lost": row.on_lost, "unreadable": row.on_unreadable}.get(kind) == "fail"
-    is_over = counts and (row.failures + 1 >= row.max_attempts or is_final)
-    outcome = {"good": "succeeded", "lost": "unknown", "unreadable": "unknown", "aborted": "cancelled"}.get(kind, kind)
-    owed = None if kind in ("lost", "unreadable", "aborted") else 0
+    counts = kind in ("failed", "lost")
+    is_over = counts and (attempt.failures + 1 >= one.max_attempts or (kind == "lost" and one.on_lost == "fail"))
+    outcome = {"good": "succeeded", "lost": "unknown", "aborted": "cancelled"}.get(kind, kind)
+    owed = None if kind in ("lost", "aborted") else 0
     common = (row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, Finding(Outcome(outcome), 200 if kind == "good" else None))
     is_turn = row.conversation_id is not None
     if kind == "good":
@@ -239,12 +262,12 @@ def _ending(one: Ticket, row: Any, kind: str, tokens: int) -> tuple[Ending, Verd
     if kind == "aborted":
         return Ending(*common, Result(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
     if kind == "refused" or is_over:
-        raw = {"response": b"<html>", "response_type": "text/html"} if kind == "unreadable" else {}
-        return Ending(*common, Result(Status.FAILED, error=NO, **raw), is_turn=is_turn), Verdict(
-            outcome, "failed", owed, error=str(NO["code"])
-        )
+        return Ending(*common, Result(Status.FAILED, error=NO), is_turn=is_turn), Verdict(outcome, "failed", owed, error=str(NO["code"]))
     delay_s = LATER_S if kind == "failed" else 0
     return Ending(*common, None, delay_s, counts), Verdict(outcome, None, owed, counts=counts, delay=delay_s > 0)
+
+
+_CREDENTIALS = "SELECT id, credential_id FROM job WHERE id = ANY(:ids)"
 
 
 def _answer(one: Ticket, tokens: int) -> tuple[dict[str, Any], str | None, tuple[int, int, int, int]]:

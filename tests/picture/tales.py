@@ -10,6 +10,7 @@ from hypothesis.stateful import rule
 from models.endpoint import CHAT
 from tests.picture.callers import TALKS, WANTED, WHO
 from tests.picture.operators import Kind, scope_of
+from tests.picture.refusing import MAX_THROTTLES
 from tests.picture.service import Service
 from tests.picture.things import Ticket
 
@@ -86,6 +87,43 @@ class Tales(Service):
             self.cap(0, kind, "max_in_flight", max(1, under_way + more))
         self.pace(MANY)
         self.cap(0, kind, "max_in_flight", None)
+
+    @rule(who=WHO, wanted=WANTED, times=st.integers(1, MAX_THROTTLES))
+    def one_job_is_always_throttled(self, who: int, wanted: dict[str, Any], times: int) -> None:
+        """While others may be answered."""
+        self._somebody_is_served(who, wanted)
+        for one in self._running()[-1:]:
+            for _ in range(times):
+                self._come_again(one, "throttled")
+
+    @rule(
+        who=st.integers(0, 1), wanted=WANTED, kinds=st.lists(st.sampled_from(["unpaid", "no_access", "no_model"]), min_size=1, max_size=2)
+    )
+    def credentials_cannot_serve_a_job(self, who: int, wanted: dict[str, Any], kinds: list[str]) -> None:
+        """One of two refuses it, or both; then the first is tried again."""
+        self._somebody_is_served(who, wanted)
+        for one in self._running()[-1:]:
+            for kind in [*kinds, "good"]:
+                self._come_again(one, kind)
+        self.probes_are_due()
+        self._somebody_is_served(who, wanted)
+
+    @rule(who=WHO, wanted=WANTED, times=st.integers(1, 2))
+    def an_answer_cannot_be_read(self, who: int, wanted: dict[str, Any], times: int) -> None:
+        self._somebody_is_served(who, wanted)
+        for one in self._running()[-1:]:
+            for _ in range(times):
+                self._come_again(one, "unreadable")
+
+    def _come_again(self, one: Ticket, kind: str) -> None:
+        """The job is called, if it is not yet, and its call comes to this."""
+        self._way_is_free()
+        self.pace(MANY)
+        for each, dispatch in self.bells[-MANY:]:
+            if each is one and each.status == "admitted":
+                self.answer(one, dispatch)
+        if one.status == "running":
+            self._comes_to(one, kind, 1)
 
     def _somebody_is_served(self, who: int, wanted: dict[str, Any]) -> None:
         self._way_is_free()

@@ -35,9 +35,18 @@ class Talk:
 
 @dataclass
 class Call:
-    """One attempt. paid: what the ledger says of it; None: nothing was written. is_open: it may still be corrected."""
+    """One attempt. paid: what the ledger says of it; None: nothing was written. is_open: it may still be corrected.
+
+    credential: the upstream key that it went out with, is_probe: which was put aside then. throttles, failures, refusals: of the job
+    when the call began.
+    """
 
     dispatch: Any
+    credential: int = 0
+    is_probe: bool = False
+    throttles: int = 0
+    failures: int = 0
+    refusals: tuple[tuple[int, int], ...] = ()
     outcome: str = "running"
     paid: int | None = None
     is_open: bool = True
@@ -46,7 +55,10 @@ class Call:
 
 @dataclass(eq=False)
 class Ticket:
-    """A job as it must be."""
+    """A job as it must be.
+
+    throttles: refusals for load. refusals: credential and status of each that cannot serve it. credential: of its last dispatch.
+    """
 
     number: int
     who: Tenant
@@ -70,6 +82,9 @@ class Ticket:
     status: str = "queued"
     cancel_requested: bool = False
     failures: int = 0
+    throttles: int = 0
+    refusals: tuple[tuple[int, int], ...] = ()
+    credential: int = 0
     maybe_twice: int = 0
     dispatch: Any = None
     lost: Any = None
@@ -109,6 +124,14 @@ class Cap:
 
 
 @dataclass
+class Aside:
+    """A credential that is not called for one lane's jobs while another can be. job: the one that it refused last. is_due: for a probe."""
+
+    job: Ticket
+    is_due: bool = False
+
+
+@dataclass
 class Endpoint:
     """Where a tenant's events go."""
 
@@ -119,7 +142,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one call comes to. ends_as: None: the job waits again, counting as a failure or not. owed: what it cost; None: nobody knows."""
+    """What one call comes to. ends_as: None: the job waits again, counting as a failure or not. owed: what it cost; None: nobody knows.
+
+    throttled: the upstream refused the call for load. refused: the status with which this credential cannot serve the job.
+    """
 
     outcome: str
     ends_as: str | None
@@ -130,3 +156,5 @@ class Verdict:
     said: str | None = None
     usage: tuple[int, int, int, int] | None = None
     error: str | None = None
+    throttled: bool = False
+    refused: int | None = None

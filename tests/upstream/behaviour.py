@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -56,6 +57,7 @@ class Behaviour:
     plain: bool = False  # a stream is asked for, the whole answer comes
     times: int | None = None  # this many calls, then none; a marker counts calls with the same text
     probability: float | None = None  # never used up
+    prompts: float | None = None  # this share of all prompts, by their text: the same ones each time; never used up
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> Behaviour:
@@ -94,7 +96,7 @@ class Scripts:
         """The marker in the text, else the next of the key's script, else of that of all keys. Raises ValueError on a bad marker."""
         if "[[fake:" in text:
             return self._marked(text)
-        return self._scripted(key) or self._scripted("*")
+        return self._scripted(key, text) or self._scripted("*", text)
 
     def delay_s(self, span: tuple[float, float]) -> float:
         return self._rng.uniform(*span)
@@ -105,17 +107,25 @@ class Scripts:
         self._seen[text] = seen = self._seen.get(text, 0) + 1
         return None if behaviour.times is not None and seen > behaviour.times else behaviour
 
-    def _scripted(self, key: str) -> Behaviour | None:
+    def _scripted(self, key: str, text: str) -> Behaviour | None:
         script = self._scripts.get(key, ())
         for scripted in script:
-            chance = scripted.behaviour.probability
-            if chance is not None:
+            chance, prompts = scripted.behaviour.probability, scripted.behaviour.prompts
+            if prompts is not None:
+                if _place_of(text) < prompts:
+                    return scripted.behaviour
+            elif chance is not None:
                 if self._rng.random() < chance:
                     return scripted.behaviour
             elif scripted.left > 0:
                 scripted.left -= 1
                 return scripted.behaviour
         return None
+
+
+def _place_of(text: str) -> float:
+    """A number from 0 to 1 for each text, evenly spread."""
+    return zlib.crc32(text.encode()) / 2**32
 
 
 def _span(value: object) -> tuple[float, float]:
@@ -145,5 +155,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "huge_mb": float, "redirect": lambda where: where if isinstance(where, str) and where else "/elsewhere", "informational": int,
     "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "garble_after": int, "end_after": int,
     "surplus": _one_of(*surplus.KINDS), "leaves": _one_of(*surplus.ENDINGS), "plain": _yes, "times": int, "probability": float,
+    "prompts": float,
 }  # fmt: skip
 assert set(_READERS) == {field.name for field in fields(Behaviour)}

@@ -1,0 +1,98 @@
+"""Refusals and unreadable answers: the worker judges them and writes the ending, and the picture says which ending it must be."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from models import usage
+from models.endpoint import PAID
+from models.job import Finding, Result
+from tests.picture.picture import Picture
+from tests.picture.things import Call, Ticket, Verdict
+from workers import learning, process, request, retry
+from workers.call import Call as UpstreamCall
+from workers.ending import Ending
+from workers.limiter import Meter
+from workers.openai_client import Answer
+from workers.relay import Relay
+from workers.telling import Telling
+
+MAX_THROTTLES = 3
+# Of several refusals the caller gets the first of these.
+TELLING = (404, 403, 402)
+INVALID = "upstream_invalid_response"
+
+
+def _refusal(status: int) -> Answer:
+    error = {"message": "Not with this key.", "type": "invalid_request_error", "param": None, "code": f"refused_{status}"}
+    return Answer(status, {}, json.dumps({"error": error}).encode())
+
+
+ANSWERS: dict[str, Answer] = {
+    "throttled": _refusal(429), "unpaid": _refusal(402), "no_access": _refusal(403), "no_model": _refusal(404),
+    "unreadable": Answer(200, {"content-type": "text/html"}, b"<html>wait</html>"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Written(process.Work):
+    """A claimed job that keeps the ending that was made of it."""
+
+    endings: list[Ending] = field(default_factory=list)
+
+    def done(self, finding: Finding, result: Result) -> Ending:
+        self.endings.append(super().done(finding, result))
+        return self.endings[-1]
+
+    def back(self, finding: Finding, **how: Any) -> Ending:
+        self.endings.append(super().back(finding, **how))
+        return self.endings[-1]
+
+
+def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple[Ending, Verdict]:
+    """The worker has this answer and writes what becomes of the job; returns that, and what must become of it."""
+    expected = _expected(picture, job, call, row, kind)
+    work = Written(
+        row, Meter(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), Relay(row), Telling(row), time.monotonic()
+    )
+    answer = ANSWERS[kind]
+    process._fail_or_again(work, learning.remember(row, None, retry.judge(answer)), answer=answer)
+    return work.endings[-1], expected
+
+
+def _expected(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> Verdict:
+    if kind == "throttled":
+        return _throttled(call)
+    if kind == "unreadable":
+        return _unreadable(job, call, row)
+    status = ANSWERS[kind].status
+    has_others = picture.has_others(job, call)
+    picture.put_aside(job, call)
+    if has_others:
+        return Verdict("refused", None, refused=status)
+    best = min([status, *dict(call.refusals).values()], key=TELLING.index)
+    return Verdict("refused", "failed", answer=_said(status) if best == status else None, error=f"refused_{best}")
+
+
+def _said(status: int) -> Any:
+    return json.loads(_refusal(status).body)
+
+
+def _throttled(call: Call) -> Verdict:
+    """The job waits by itself: no key pauses here, for the limiter has no part in this."""
+    if call.throttles + 1 >= MAX_THROTTLES:
+        return Verdict("throttled", "failed", answer=_said(429), error="refused_429")
+    return Verdict("throttled", None, throttled=True, delay=True)
+
+
+def _unreadable(job: Ticket, call: Call, row: Any) -> Verdict:
+    """Perhaps paid for: charged by our own count where the job ends with it, else as a call of unknown outcome."""
+    if row.on_unreadable == "fail" or call.failures + 1 >= job.max_attempts:
+        used = usage.of_unreadable(request.asked_tokens(row) if row.endpoint in PAID else 0, ANSWERS["unreadable"].body, model=row.model)
+        cost = usage.price(used, model=row.model)
+        counted = (used.input_tokens, used.output_tokens, used.images, cost or 0)
+        return Verdict("unknown", "failed", cost, error=INVALID, usage=counted)
+    return Verdict("unknown", None, None, counts=True, delay=True)
