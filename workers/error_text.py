@@ -11,11 +11,11 @@ from workers import answer_body
 MESSAGE_BYTES = 2_000
 FIELD_BYTES = 200
 _ROUTES = re.compile(r"/(chat/completions|images/generations|images/edits|embeddings|moderations|models(/.*)?)/*$")
-_DROPPED = re.compile(r"<!--.*?-->|<(script|style|svg)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title\s*>", re.DOTALL | re.IGNORECASE)
+_DROPPED = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style|svg)\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
+_TITLE = re.compile(r"<title[^<>]*>(.*?)(?:</title\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# The patterns below take the square of it at worst: a third of a second.
+# Of a page that is longer, what was opened and not closed in these counts as closed at their end.
 _BODY_BYTES = 16 * 1024
 
 
