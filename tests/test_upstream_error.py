@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers import upstream_error
-from workers.upstream_error import FIELD_BYTES, MESSAGE_BYTES, UNNAMED
+from workers.error_text import FIELD_BYTES, MESSAGE_BYTES
+from workers.upstream_error import UNNAMED
 
 HTML = """<!doctype html><html><head><title>502 Bad Gateway</title><style>b { c: d }</style><script>let x = "<p>";</script></head>
 <body><!-- padding --><center><h1>Oops &amp; sorry</h1></center><hr>nginx</body></html>"""

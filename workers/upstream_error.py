@@ -6,22 +6,18 @@ Known shapes: OpenAI's and Gemini's `{"error": {…}}`, `error` as text, vLLM's 
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from workers import answer_body
+from workers.error_text import FIELD_BYTES, MESSAGE_BYTES, cut, moved, plain_words
 
 ErrorObject = dict[str, object]
 # The code of an error that the upstream itself gave no name: a page of a proxy, a redirect, an empty body.
 UNNAMED = "upstream_error"
-MESSAGE_BYTES = 2_000
-FIELD_BYTES = 200
 FIELDS_MOST = 16
 _DEPTH_MOST = 6
-_BODY_BYTES = 256 * 1024
 # Where other servers put their words, the best first. `title` and `detail` belong together.
 _WORDS = ("message", "detail", "msg", "error_description", "error_message", "errorMessage", "Message", "description", "reason",
           "faultstring", "statusMessage", "title")  # fmt: skip
@@ -38,11 +34,6 @@ _STATUSES = {
 }
 # As OpenAI names them; 403 and 429 as Anthropic does, for OpenAI's own types of those name the limit or nothing.
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}
-_ROUTES = re.compile(r"/(chat/completions|images/generations|images/edits|embeddings|moderations|models(/.*)?)/*$")
-_DROPPED = re.compile(r"<!--.*?-->|<(script|style|svg)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title\s*>", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"<[^<>]*>")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObject:
@@ -50,9 +41,9 @@ def read(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObject:
     content_type = headers.get("content-type", "")
     found = find(body, content_type)
     if found is None and 300 <= status < 400:
-        return own(_moved(status, headers.get("location", "")), status)
+        return own(moved(status, headers.get("location", "")), status)
     if found is None:
-        words = _plain_words(body, content_type)
+        words = plain_words(body, content_type)
         return own(f"The upstream answered {status}: {words}" if words else _silent(status), status)
     return completed(found, status)
 
@@ -99,7 +90,7 @@ def completed(found: ErrorObject, status: int) -> ErrorObject:
 
 def own(message: str, status: int) -> ErrorObject:
     """An error in our words, or in those of a page."""
-    return {"message": _cut(message, MESSAGE_BYTES), "type": type_of(status), "param": None, "code": UNNAMED}
+    return {"message": cut(message, MESSAGE_BYTES), "type": type_of(status), "param": None, "code": UNNAMED}
 
 
 def type_of(status: int) -> str:
@@ -111,7 +102,7 @@ def _in_value(value: Any, *, depth: int) -> ErrorObject | None:
     if depth > _DEPTH_MOST:
         return None
     if isinstance(value, str):
-        return {"message": _cut(value.strip(), MESSAGE_BYTES)} if value.strip() else None
+        return {"message": cut(value.strip(), MESSAGE_BYTES)} if value.strip() else None
     if isinstance(value, list):
         return _in_list(value, depth=depth)
     return _in_object(value, depth=depth) if isinstance(value, dict) else None
@@ -132,7 +123,7 @@ def _words(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
     found = next((found for name in _WORDS if value.get(name) and (found := _in_value(value[name], depth=depth + 1))), None)
     title, detail = value.get("title"), value.get("detail")
     if found and isinstance(title, str) and isinstance(detail, str) and "message" not in value:
-        return {**found, "message": _cut(f"{title}: {detail}", MESSAGE_BYTES)}
+        return {**found, "message": cut(f"{title}: {detail}", MESSAGE_BYTES)}
     return found
 
 
@@ -140,7 +131,7 @@ def _in_list(value: list[Any], *, depth: int) -> ErrorObject | None:
     found = [one for entry in value[:FIELDS_MOST] if (one := _in_entry(entry, depth=depth + 1))]
     if len(found) < 2:
         return found[0] if found else None
-    return {**found[0], "message": _cut("; ".join(str(one["message"]) for one in found), MESSAGE_BYTES)}
+    return {**found[0], "message": cut("; ".join(str(one["message"]) for one in found), MESSAGE_BYTES)}
 
 
 def _in_entry(entry: Any, *, depth: int) -> ErrorObject | None:
@@ -149,15 +140,15 @@ def _in_entry(entry: Any, *, depth: int) -> ErrorObject | None:
     loc = entry.get("loc") if isinstance(entry, dict) else None
     if found is None or not isinstance(loc, list):
         return found
-    path = _cut(".".join(str(step) for step in loc[:FIELDS_MOST] if step != "body"), FIELD_BYTES)
+    path = cut(".".join(str(step) for step in loc[:FIELDS_MOST] if step != "body"), FIELD_BYTES)
     message = f"{path}: {found['message']}" if path else str(found["message"])
-    return {"message": _cut(message, MESSAGE_BYTES), "param": path or None}
+    return {"message": cut(message, MESSAGE_BYTES), "param": path or None}
 
 
 def _fields(value: Mapping[str, Any]) -> ErrorObject:
     """The plain fields of the object that holds the words, without those."""
     plain = [(name, one) for name, one in value.items() if one is None or isinstance(one, str | bool | int)]
-    return {_cut(name, FIELD_BYTES): _short(one) for name, one in plain[:FIELDS_MOST] if name not in _NO_FIELDS}
+    return {cut(name, FIELD_BYTES): _short(one) for name, one in plain[:FIELDS_MOST] if name not in _NO_FIELDS}
 
 
 def _beside(value: Mapping[str, Any]) -> ErrorObject:
@@ -167,7 +158,7 @@ def _beside(value: Mapping[str, Any]) -> ErrorObject:
 
 def _short(value: Any) -> Any:
     if isinstance(value, str):
-        return _cut(value, FIELD_BYTES)
+        return cut(value, FIELD_BYTES)
     return value if value is None or abs(value) < 2**63 else None
 
 
@@ -180,51 +171,5 @@ def _has_content(said: Mapping[str, Any]) -> bool:
     return any(isinstance(said.get(name), list) and said[name] for name in ("data", "results"))
 
 
-def _plain_words(body: bytes, content_type: str) -> str:
-    """What a page or a text says, without its tags; empty for bytes that are no text."""
-    text = answer_body.decode(body[:_BODY_BYTES], content_type)
-    if text.lstrip()[:1] == "<":
-        text = _DROPPED.sub(" ", text)
-        title, rest = _TITLE.search(text), _strip(_TITLE.sub(" ", text))
-        parts = (_strip(title[1]) if title else "", rest)
-        text = ". ".join(part for part in dict.fromkeys(parts) if part)
-    words = " ".join(text.split())
-    if words in ("{}", "[]", "null", '""'):
-        return ""
-    odd = sum(not char.isprintable() or char == "\ufffd" for char in words)
-    return "" if odd > len(words) // 10 else _cut(words, MESSAGE_BYTES - 100)
-
-
-def _strip(markup: str) -> str:
-    return " ".join(html.unescape(_TAG.sub(" ", markup)).split())
-
-
 def _silent(status: int) -> str:
     return f"The upstream answered {status} without saying why. Try again later, or ask the operator to look at the upstream's own logs."
-
-
-def _moved(status: int, location: str) -> str:
-    where, base = _target(location)
-    if not where:
-        return f"The upstream answered {status}, a redirect without an address. Ask the operator to check OPENAI_BASE_URL."
-    advice = f"Set OPENAI_BASE_URL, or the base URL of the pool's credential, to {base}" if base else "Check OPENAI_BASE_URL"
-    return f"The upstream answered {status}: it redirects to {where}, and redirects are not followed, so that no key goes astray. {advice}."
-
-
-def _target(location: str) -> tuple[str, str]:
-    """Where a redirect leads, without user and query, and the base URL there; empty where it has none."""
-    try:
-        parts = urlsplit(location.strip())
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "", ""
-    where = _cut(f"{parts.scheme}://{host}{parts.path}" if host and parts.scheme else parts.path, FIELD_BYTES)
-    is_base = parts.scheme in ("http", "https") and host and _ROUTES.search(parts.path)
-    return where, _cut(f"{parts.scheme}://{host}{_ROUTES.sub('', parts.path)}", FIELD_BYTES) if is_base else ""
-
-
-def _cut(text: str, most: int) -> str:
-    """At most this many bytes of UTF-8, as jsonb takes them: without NUL and lone surrogates."""
-    clean = _SURROGATE.sub("?", text[: most + 1].replace("\x00", "\ufffd"))
-    encoded = clean.encode()
-    return clean if len(encoded) <= most else encoded[: most - 3].decode(errors="ignore") + "…"

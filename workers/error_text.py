@@ -1,0 +1,66 @@
+"""The words in an error that is no JSON: a text, a page of a proxy, a redirect; and how long and clean words are."""
+
+from __future__ import annotations
+
+import html
+import re
+from urllib.parse import urlsplit
+
+from workers import answer_body
+
+MESSAGE_BYTES = 2_000
+FIELD_BYTES = 200
+_ROUTES = re.compile(r"/(chat/completions|images/generations|images/edits|embeddings|moderations|models(/.*)?)/*$")
+_DROPPED = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style|svg)\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
+_TITLE = re.compile(r"<title[^<>]*>(.*?)(?:</title\s*>|\Z)", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Of a page that is longer, what was opened and not closed in these counts as closed at their end.
+_BODY_BYTES = 16 * 1024
+
+
+def plain_words(body: bytes, content_type: str) -> str:
+    """What a page or a text says, without its tags; empty for bytes that are no text."""
+    text = answer_body.decode(body[:_BODY_BYTES], content_type)
+    if text.lstrip()[:1] == "<":
+        text = _DROPPED.sub(" ", text)
+        title, rest = _TITLE.search(text), _strip(_TITLE.sub(" ", text))
+        parts = (_strip(title[1]) if title else "", rest)
+        text = ". ".join(part for part in dict.fromkeys(parts) if part)
+    words = " ".join(text.split())
+    if words in ("{}", "[]", "null", '""'):
+        return ""
+    odd = sum(not char.isprintable() or char == "\ufffd" for char in words)
+    return "" if odd > len(words) // 10 else cut(words, MESSAGE_BYTES - 100)
+
+
+def _strip(markup: str) -> str:
+    return " ".join(html.unescape(_TAG.sub(" ", markup)).split())
+
+
+def moved(status: int, location: str) -> str:
+    """Where a redirect leads, and what to set. location: the header, from which neither user nor query is told."""
+    where, base = _target(location)
+    if not where:
+        return f"The upstream answered {status}, a redirect without an address. Ask the operator to check OPENAI_BASE_URL."
+    advice = f"Set OPENAI_BASE_URL, or the base URL of the pool's credential, to {base}" if base else "Check OPENAI_BASE_URL"
+    return f"The upstream answered {status}: it redirects to {where}, and redirects are not followed, so that no key goes astray. {advice}."
+
+
+def _target(location: str) -> tuple[str, str]:
+    """Where a redirect leads, without user and query, and the base URL there; empty where it has none."""
+    try:
+        parts = urlsplit(location.strip())
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "", ""
+    where = cut(f"{parts.scheme}://{host}{parts.path}" if host and parts.scheme else parts.path, FIELD_BYTES)
+    is_base = parts.scheme in ("http", "https") and host and _ROUTES.search(parts.path)
+    return where, cut(f"{parts.scheme}://{host}{_ROUTES.sub('', parts.path)}", FIELD_BYTES) if is_base else ""
+
+
+def cut(text: str, most: int) -> str:
+    """At most this many bytes of UTF-8, as jsonb takes them: without NUL and lone surrogates."""
+    clean = _SURROGATE.sub("?", text[: most + 1].replace("\x00", "\ufffd"))
+    encoded = clean.encode()
+    return clean if len(encoded) <= most else encoded[: most - 3].decode(errors="ignore") + "…"
