@@ -14,7 +14,8 @@ from api import controls, openapi, page
 from api.app import create_app
 from tests.http_tools import CHAT, IMAGE, Caller, end
 
-ELSEWHERE = ("azure.",)
+# Azure's addresses of the upstream's routes, which are documented once.
+ELSEWHERE = "azure."
 UPSTREAM = ("/v1/chat/", "/v1/images/", "/v1/embeddings", "/v1/moderations", "/v1/models", "/v1/webhook_")
 MONEY = ("/v1/balance", "/v1/usage", "/v1/dashboard/")
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
@@ -53,7 +54,7 @@ def test_every_route_is_in_the_document_and_every_operation_is_a_route(document:
         (path, method.lower())
         for rule in create_app().url_map.iter_rules()
         for method in (rule.methods or ())
-        if method in METHODS
+        if method in METHODS and not rule.endpoint.startswith(ELSEWHERE)
         for path in paths(rule.rule)
     }
 
