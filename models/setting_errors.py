@@ -18,7 +18,7 @@ EXAMPLES: Mapping[str, str] = MappingProxyType({
     "page_key": "sk-...", "ops_token": "$(openssl rand -hex 24)", "flower_basic_auth": "operator:password", "flower_url_prefix": "/flower",
     "cors_origins": "https://chat.example.com", "data_dir": "/var/lib/nowserving", "webhook_allow_networks": "10.0.0.0/8",
     "webhook_allow_ports": "8080,8443", "otlp_endpoint": "http://127.0.0.1:4318", "otlp_traces_endpoint": "http://127.0.0.1:4318/v1/traces",
-    "prices_file": "/etc/nowserving/prices.toml",
+    "prices_file": "/etc/nowserving/prices.toml", "forward_headers_issued": "OpenAI-Project,X-Title",
 })  # fmt: skip
 
 
@@ -28,7 +28,11 @@ def explain(error: ValidationError) -> str:
     said = re.sub(r"^Value error, ", "", first["msg"]).replace("\n", " ")
     if not first["loc"]:  # a check of several settings names them itself
         named = re.search(r"NOWSERVING_([A-Z_]+)", said)
-        return said if named is None or "openssl" in said or "unset one" in said else said + _example(named.group(1).lower())
+        return (
+            said
+            if named is None or any(word in said for word in ("openssl", "unset one", "xample"))
+            else said + _example(named.group(1).lower())
+        )
     field = _field(str(first["loc"][0]))
     if said.startswith(env_name(field)):
         return said  # it names itself, and says what it should be
