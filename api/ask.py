@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from flask import Request
 
-from api import body, controls, form, forwarded, orders
+from api import body, controls, form, forwarded, orders, visitor
 from models import endpoint as routes
 from models.errors import NotFound
 from models.key import Key
@@ -37,6 +37,7 @@ def read(request: Request, caller: Key, endpoint: str, *, model: str | None = No
     if routes.method(endpoint) == "GET":
         _expect_model(endpoint)
         own, token, _ = controls.read(request.headers, {})
+        own = visitor.mark_controls(request, own)
         return Ask(replace(orders.listing(caller, endpoint, own=own), headers=going), line, token)
     sent = form.read(request) if endpoint == routes.EDITS and form.is_form(request) else body.sent(request)
     own, token, value = controls.read(request.headers, sent.value)

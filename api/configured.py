@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from models import setting_errors
+from models.setting_errors import explain
 from models.settings import Settings, settings
 
 
@@ -17,7 +17,7 @@ def check() -> Settings:
     try:
         found = settings()
     except ValidationError as error:
-        raise NotConfigured(setting_errors.in_words(error)) from None
+        raise NotConfigured(explain(error)) from None
     wanted = {
         "NOWSERVING_DATABASE_URL": found.database_url,
         "NOWSERVING_REDIS_URL": found.redis_url,

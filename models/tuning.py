@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, credential, halt, secret
+from models import audit, credential, halt, key, secret
 from models.audit import Act
 from models.cap import NAMES as CAPS
 from models.db import Session
@@ -69,6 +69,8 @@ def change_credential(
     Raises NotFound, Invalid.
     """
     before = _exists(session, "credential", credential_id)
+    if upstream_key:
+        key.expect_upstream(upstream_key)
     checked = credential.address(
         before.kind,
         base_url=before.base_url if base_url is None else base_url,

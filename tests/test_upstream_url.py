@@ -75,10 +75,9 @@ def test_a_wrong_address_is_refused_with_the_setting_and_an_example(given: str, 
 
 def test_a_wrong_setting_is_said_in_one_line_that_names_it() -> None:
     with pytest.raises(ValidationError) as raised:
-        Settings(openai_base_url="api.openai.com", port=70_000)
+        Settings(openai_base_url="api.openai.com")
 
-    first, second = sorted(setting_errors.in_words(raised.value).split("; "))
-    assert first.startswith("NOWSERVING_PORT: ") and second.startswith("OPENAI_BASE_URL must begin with")
+    assert setting_errors.explain(raised.value).startswith("OPENAI_BASE_URL must begin with")
 
 
 def test_a_part_does_not_start_with_a_wrong_address(environment: dict[str, str]) -> None:

@@ -16,7 +16,8 @@ from flower.urls import settings as flower_settings
 from tornado.options import options
 
 from models import logs
-from models.settings import settings, settings_or_exit
+from models.setting_errors import settings_or_exit
+from models.settings import settings
 from workers import flower_site
 from workers.app import app
 
