@@ -54,11 +54,12 @@ class Attempt(Answer):
 
 
 class Usage(Answer):
-    """What all attempts together used, as the upstream counted it."""
+    """What all attempts together used."""
 
     input_tokens: int
     output_tokens: int
     images: int
+    estimated: bool = Field(description="true: some of it was counted by this server, for the upstream did not say it.")
 
 
 class Artifact(Answer):
@@ -68,6 +69,14 @@ class Artifact(Answer):
     content_type: str
     bytes: int
     url: str = Field(description="Opens without a key until it expires; fetch the job again for a fresh one.")
+
+
+class Raw(Answer):
+    """Bytes of an answer that is no result."""
+
+    url: str = Field(description="Where they are: GET it with the same key.")
+    content_type: str = Field(description="As the upstream named it.")
+    bytes: int
 
 
 class Job(Answer):
@@ -91,11 +100,14 @@ class Job(Answer):
     possible_duplicate_calls: int
     attempt_count: int
     attempts: list[Attempt] = Field(description="The first ten and the last ten.")
-    http_status: int | None = Field(description="The upstream's last status.")
+    http_status: int | None = Field(description="The upstream's last status; of an error in a 200 the one that it means.")
     usage: Usage | None
     cost_usd: float | None = Field(description="null: no price is known for the model.")
     result: Any = Field(
         description="The upstream's body, unchanged but for links that were asked for. null in lists and in all events but the last."
+    )
+    result_raw: Raw | None = Field(
+        description="What a failed call answered, where that is no JSON or not the answer it should be; else null, as for most jobs."
     )
     artifacts: list[Artifact]
     error: dict[str, Any] | None

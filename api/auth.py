@@ -10,7 +10,7 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import db, key, logs, operator, tokens
+from models import db, key, logs, operator, token_forms
 from models.errors import Invalid, Unauthorised
 from models.key import Key
 from models.operator import Operator
@@ -62,7 +62,7 @@ def token_of(request: Request) -> str:
 
 def refuse_in_query(request: Request) -> None:
     """Raises Invalid when a key stands in the query, where logs would keep it."""
-    for name in tokens.QUERY_NAMES:
+    for name in token_forms.QUERY_NAMES:
         if name in request.args:
             raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
 

@@ -68,6 +68,7 @@ def _show(row: Any) -> JsonObject:
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "images": row.images,
+        "estimated_calls": row.estimated_calls,
         "cost_usd": usd(row.cost),
         "unknown_usd": usd(row.unknown),
         "unpriced_calls": row.unpriced_calls,

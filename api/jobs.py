@@ -9,7 +9,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, visitor
+from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, replies, visitor
 from api.accept import accept
 from models import db, job, view
 from models.errors import Invalid, Unavailable, WrongState
@@ -60,6 +60,15 @@ def look(name: str) -> Response:
     pictures.put_back(made, job_id)
     made.make_conditional(request.environ)
     return made
+
+
+@routes.get("/jobs/<name>/raw")
+def raw(name: str) -> Response:
+    """The bytes of an answer that is no result, as a download; 404 when the job has none."""
+    caller, job_id = auth.caller(request), view.parse_id(name)
+    with db.autocommit() as session:
+        found = view.raw(session, job_id, caller.id)
+    return replies.raw(found, name=view.public_id(job_id))
 
 
 @routes.post("/jobs/<name>/cancel")

@@ -9,7 +9,7 @@ from models.view import JsonObject
 _MADE = "$response.body#/id"
 _FIRST = "$response.body#/data/0/id"
 _SAME = "$request.path.id"
-_JOB = ("getJob", "followJob", "streamJob", "cancelJob", "retryJob", "listJobDeliveries")
+_JOB = ("getJob", "followJob", "streamJob", "getRawAnswer", "cancelJob", "retryJob", "listJobDeliveries")
 _ENDPOINT = (
     "getWebhookEndpoint", "updateWebhookEndpoint", "deleteWebhookEndpoint", "rotateWebhookSecret", "testWebhookEndpoint", "listDeliveries",
     "redeliverSince",

@@ -35,6 +35,7 @@ class UsageRow(Answer):
     input_tokens: int
     output_tokens: int
     images: int
+    estimated_calls: int = Field(description="Calls whose tokens were counted by this server, for the upstream did not say them.")
     cost_usd: float = Field(description="Without unknown_usd.")
     unknown_usd: float
     unpriced_calls: int

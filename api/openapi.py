@@ -58,6 +58,7 @@ HEADERS: JsonObject = {
     "X-Nowserving-Job-Id": {"description": "The job behind this answer.", "schema": {"type": "string"}},
     "X-Nowserving-Waited-Ms": {"description": "How long it stood in line.", "schema": {"type": "integer"}},
     "X-Nowserving-Resumed": {"description": "true: an SDK's own retry found the job of its first try.", "schema": {"type": "string"}},
+    "X-Nowserving-Content-Type": {"description": "What the upstream called these bytes.", "schema": {"type": "string"}},
     "openai-processing-ms": {"description": "How long the upstream took.", "schema": {"type": "integer"}},
     "Preference-Applied": {"description": "What of `Prefer` was followed.", "schema": {"type": "string"}},
     **{

@@ -9,7 +9,7 @@ from uuid import UUID
 from api import body, controls, estimate, pictures, schemas
 from api.bodies import KINDS, Upstream
 from api.schemas import Controls
-from models import attachment, turn
+from models import attachment, tokens, turn
 from models import endpoint as routes
 from models.endpoint import CHAT, EDITS, IMAGES
 from models.errors import Invalid, WrongState
@@ -71,14 +71,14 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
         content_type=content_type,
         streamed=wanted.is_streamed,
         wants_urls=wants_urls,
-        turn_tokens=_turn_tokens(endpoint, value) if own.conversation else None,
+        turn_tokens=_turn_tokens(endpoint, value, model) if own.conversation else None,
         **_terms(own),
     )
 
 
-def _turn_tokens(endpoint: str, value: JsonObject) -> int | None:
+def _turn_tokens(endpoint: str, value: JsonObject, model: str) -> int | None:
     asked = turn.question(endpoint, value)
-    return turn.weigh(asked) if asked else None
+    return tokens.estimate_messages(asked, model=model) if asked else None
 
 
 def _attachments(own: Controls) -> tuple[UUID, ...]:
@@ -101,6 +101,7 @@ def _terms(own: Controls) -> dict[str, Any]:
         "expires_in_s": own.expires_in_s or settings().default_expires_in_s,
         "timeout_s": own.timeout_s or settings().default_timeout_s,
         "on_lost": own.on_lost,
+        "on_unreadable": own.on_unreadable,
         "max_attempts": own.max_attempts or settings().max_attempts,
         "metadata": own.metadata or None,
         "attachments": _attachments(own),
@@ -132,6 +133,7 @@ def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
         expires_in_s=ended.expires_in_s,
         timeout_s=ended.timeout_s,
         on_lost=ended.on_lost,
+        on_unreadable=ended.on_unreadable,
         max_attempts=ended.max_attempts,
         metadata=ended.metadata,
         webhook_url=ended.webhook_url,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from flask import Response
@@ -21,6 +22,10 @@ STATUSES: Mapping[object, int] = {
     "server_error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "upstream_timeout": HTTPStatus.GATEWAY_TIMEOUT,
 }
+# A page of somebody else's must not run scripts under our address.
+UNTRUSTED: Mapping[str, str] = MappingProxyType(
+    {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+)
 CANCELLED: Mapping[str, object] = {
     "message": "The job was cancelled. Send the request again to have it answered.",
     "type": "invalid_request_error",
@@ -49,6 +54,15 @@ def failure(row: Any) -> Failure:
     return Failure(STATUSES.get(error["code"], HTTPStatus.BAD_GATEWAY), error)
 
 
+def raw(row: Any, *, name: str) -> Response:
+    """The bytes of an answer that is no result, to be saved and not shown. row: response and response_type."""
+    made = Response(bytes(row.response), content_type="application/octet-stream")
+    made.headers["X-Nowserving-Content-Type"] = row.response_type
+    made.headers["Content-Disposition"] = f'attachment; filename="{name}.bin"'
+    made.headers.update(UNTRUSTED)
+    return made
+
+
 def answer(row: Any, *, origin: str = "") -> Response:
     """The ended job as the answer to the request that made it. row: as view.find gives it. origin: of links to its pictures.
 
@@ -60,12 +74,22 @@ def answer(row: Any, *, origin: str = "") -> Response:
         made = Response(iter(body), row.http_status or HTTPStatus.OK, mimetype="application/json")
         made.content_length = body.length
     else:
-        told = failure(row)
-        made = Response(told_of(row), told.status, mimetype="application/json")
+        made = _failed(row)
         made.headers["x-should-retry"] = "false"
     made.headers.update(timing(row))
     made.headers["Cache-Control"] = "no-store"
     made.headers["X-Content-Type-Options"] = "nosniff"
+    return made
+
+
+def _failed(row: Any) -> Response:
+    """The upstream's own status and bytes, whatever they are, where it refused; ours else."""
+    told = failure(row)
+    if not _is_theirs(row):
+        return Response(told_of(row), told.status, mimetype="application/json")
+    made = Response(bytes(row.response), told.status, content_type=row.response_type or "application/json")
+    if row.response_type is not None:
+        made.headers.update(UNTRUSTED)
     return made
 
 
@@ -80,14 +104,18 @@ def timing(row: Any) -> dict[str, str]:
 
 
 def told_of(row: Any) -> bytes:
-    """The body of an error: the upstream's own bytes where it sent an error object, ours else."""
-    if row.status == Status.FAILED and _is_refusal(row.http_status) and _is_envelope(row.response):
+    """The body of an error as JSON that SDKs read: the upstream's own bytes where it sent an error object, ours else."""
+    if _is_theirs(row) and _is_envelope(row.response):
         return bytes(row.response)
     return f"{render.text({'error': failure(row).error})}\n".encode()
 
 
 def _ms(span: timedelta) -> str:
     return str(round(span.total_seconds() * 1000))
+
+
+def _is_theirs(row: Any) -> bool:
+    return row.status == Status.FAILED and _is_refusal(row.http_status) and row.response is not None
 
 
 def _is_refusal(status: int | None) -> bool:

@@ -58,6 +58,11 @@ ROUTES: tuple[Route, ...] = (
         refusals=(400, 401, 404, 409, 429, 503),
     ),
     Route(
+        "get", "/v1/jobs/{id}/raw", "getRawAnswer", "Fetch what a failed call answered, where that is no JSON",
+        {200: ("Its bytes, to be saved; `X-Nowserving-Content-Type` is what the upstream called them.", "application/octet-stream", None)},
+        headers=("X-Nowserving-Content-Type", "Content-Disposition"), refusals=(400, 401, 404, 503),
+    ),
+    Route(
         "post", "/v1/jobs/{id}/cancel", "cancelJob", "Cancel a job",
         {200: ("It is cancelled.", JSON, answers.Job), 202: ("It runs, and has been told to stop.", JSON, answers.Job)},
         refusals=(400, 401, 404, 409, 503),

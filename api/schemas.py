@@ -42,6 +42,9 @@ class Controls(BaseModel):
     expires_in_s: float | None = Field(None, ge=1, le=30 * DAY_S, description="The longest wait in line, then the job is `expired`.")
     timeout_s: float | None = Field(None, ge=1, le=3_600, description="The longest call.")
     on_lost: Literal["retry", "fail"] = Field("retry", description="What to do when nobody knows whether the call was made.")
+    on_unreadable: Literal["retry", "fail"] = Field(
+        "fail", description="What to do when an answer came that cannot be read: it may have been paid for, and is kept."
+    )
     max_attempts: int | None = Field(None, ge=1, le=10, description="Being throttled never counts as one.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Yours: given back as it is.")
     webhook_url: Annotated[str, AfterValidator(reach.clean), Field(json_schema_extra=bodies.A_URL)] | None = Field(

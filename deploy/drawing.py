@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from models import tokens
+
 MODEL = "drawing-card"
 NOTE = "A drawing made by a program, not a picture made by a model."
 FORMATS = ("png", "jpeg", "webp")
@@ -96,7 +98,7 @@ def _drawable(prompt: str) -> str:
 
 
 def _usage(prompt: str, count: int) -> JsonObject:
-    text, image = max(1, len(prompt) // 4), TOKENS_PER_CARD * count
+    text, image = tokens.estimate_text(prompt), TOKENS_PER_CARD * count
     return {
         "input_tokens": text, "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
         "output_tokens": image, "total_tokens": text + image,

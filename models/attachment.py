@@ -10,10 +10,9 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import artifact, ids
+from models import artifact, ids, image_size, tokens
 from models.db import Session
 from models.errors import Invalid, NotFound
-from models.turn import TOKENS_PER_PICTURE, tokens_of
 
 PREFIX = "art_"
 # Of a conversation: who needs more has a file server.
@@ -105,8 +104,10 @@ def show(row: Any, *, now: float, origin: str = "") -> dict[str, Any]:
 
 def _weigh(file: File) -> int:
     if file.content_type == TEXT:
-        return tokens_of(file.content.decode()) + tokens_of(file.name) + _HEADING_TOKENS
-    return TOKENS_PER_PICTURE if file.content_type.startswith("image/") else tokens_of(file.name) + _NAMED_TOKENS
+        return tokens.estimate_text(file.content.decode()) + tokens.estimate_text(file.name) + _HEADING_TOKENS
+    if file.content_type.startswith("image/"):
+        return tokens.sized_image_tokens(image_size.of_bytes(file.content))
+    return tokens.estimate_text(file.name) + _NAMED_TOKENS
 
 
 _COUNT = text("SELECT count(*) FROM artifact WHERE conversation_id = :of")

@@ -8,6 +8,8 @@ EDITS = "/v1/images/edits"
 EMBEDDINGS = "/v1/embeddings"
 MODERATIONS = "/v1/moderations"
 MODELS = "/v1/models"
+# What the upstream takes money for.
+PAID = frozenset({CHAT, IMAGES, EDITS, EMBEDDINGS})
 
 
 def method(endpoint: str) -> str:

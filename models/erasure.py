@@ -48,7 +48,10 @@ def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
     session.execute(_PICTURES, {"ids": [row.id]})
 
 
-_GONE = "request = '', response = NULL, transcript = NULL, metadata = NULL, headers = NULL, attachments = NULL, conversation_id = NULL"
+_GONE = """
+    request = '', response = NULL, response_type = NULL, transcript = NULL, metadata = NULL, headers = NULL, attachments = NULL,
+    conversation_id = NULL
+"""
 _ONE = text("SELECT id, status FROM job WHERE conversation_id = :id AND turn = :turn FOR UPDATE")
 _ERASE_ONE = text(f"UPDATE job SET {_GONE} WHERE id = :id")
 _MARK = text("""

@@ -60,6 +60,7 @@ _MAYBE_PAID = frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})
 class Result:
     """How a job ends: its status, and the upstream's body or our error (the four keys of the wire contract).
 
+    response_type: the media type of a body that is no JSON, or cannot be read as the answer that it should be; None: it is JSON.
     transcript: of a stream, its events as they were relayed; `response` is then the answer they add up to. turn_tokens: what the
     answer weighs in the history of a conversation.
     """
@@ -70,29 +71,39 @@ class Result:
     error: Mapping[str, object] | None = None
     transcript: bytes | None = None
     turn_tokens: int = 0
+    response_type: str | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known of one attempt when it is over. cost_microusd: of a call that was made; None: nobody knows."""
+    """What is known of one attempt when it is over. cost_microusd: of a call that was made; None: nobody knows.
+
+    is_estimated: the cost is of tokens that we counted ourselves.
+    """
 
     outcome: Outcome
     http_status: int | None = None
     upstream_request_id: str | None = None
     cost_microusd: int | None = None
+    is_estimated: bool = False
 
     @property
     def owed_microusd(self) -> int | None:
         """What it is charged with; None: nobody knows. The upstream takes nothing for what it refused or failed at."""
         return self.cost_microusd if self.outcome in _MAYBE_PAID else 0
 
+    @property
+    def note(self) -> str | None:
+        """What the ledger's entry says of its amount."""
+        return "estimated" if self.is_estimated and self.cost_microusd is not None else None
+
 
 def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
     """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
 
-    The row has what the call needs: request, content_type, streamed, endpoint, model, timeout_s, ran_s (of it, what earlier attempts
-    took), base_url, secret, credential_id,
-    conversation_id, turn, since_turn, history_tokens, attachments, `late_s`, the seconds since its admission, `due`,
+    The row has what the call needs: request, content_type, streamed, endpoint, model, on_lost, on_unreadable, timeout_s, ran_s (of it,
+    what earlier attempts took), base_url, secret, credential_id, conversation_id, turn, since_turn, history_tokens, attachments,
+    `late_s`, the seconds since its admission, `due`,
     the receivers that are to be told of the start, and to tell of it: request_id, traceparent.
     """
     return session.execute(_CLAIM, {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s}).one_or_none()
@@ -139,7 +150,7 @@ def finish_at_once(session: Session, job_id: UUID, dispatch_id: UUID, result: Re
     return session.execute(
         _FINISH_AT_ONCE,
         {**_end(job_id, dispatch_id, result), **_found(dispatch_id, finding), **vars(found), "owed": finding.owed_microusd,
-         "cost": finding.cost_microusd, "is_used": used is not None},
+         "note": finding.note, "cost": finding.cost_microusd, "is_used": used is not None},
     ).one_or_none()  # fmt: skip
 
 
@@ -163,7 +174,7 @@ def settle(session: Session, dispatch_id: UUID, finding: Finding) -> None:
     row = session.execute(_SETTLE, _found(dispatch_id, finding)).one_or_none()
     # A statement of its own, after the lock: it must see what the reaper has charged.
     if row is not None:
-        ledger.settle(session, dispatch_id, cost_microusd=finding.owed_microusd)
+        ledger.settle(session, dispatch_id, cost_microusd=finding.owed_microusd, note=finding.note)
 
 
 def put_back(
@@ -246,6 +257,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
 LEAST_CALL_S = 1
 # The upstream's word for messages that its model cannot take.
 TOO_LONG = "context_length_exceeded"
+# Our code for a job whose answer was kept although nobody could read it.
+UNREADABLE = "upstream_invalid_response"
 LOST = {
     "message": "The worker was lost during the call, so nobody knows whether the upstream answered it, and it is not called again "
     "(on_lost is `fail`, its stream had begun, or max_attempts is reached). POST …/retry makes a new job of it.",
@@ -265,6 +278,7 @@ def _end(job_id: UUID, dispatch_id: UUID, result: Result) -> dict[str, object]:
     return {
         "id": job_id, "dispatch_id": dispatch_id, "status": result.status, "http_status": result.http_status,
         "response": result.response, "transcript": result.transcript, "error": _json(result.error), "turn_tokens": result.turn_tokens,
+        "response_type": result.response_type,
     }  # fmt: skip
 
 
@@ -294,6 +308,7 @@ _CLAIM = text(f"""
     SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
            mine.headers, mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.throttles, mine.refusals, mine.ran_s, mine.max_attempts, mine.on_lost,
+           mine.on_unreadable,
            mine.conversation_id, mine.credential_id,
            mine.turn, mine.since_turn, mine.history_tokens, mine.attachments, mine.request_id, mine.traceparent,
            credential.base_url, credential.kind AS credential_kind, credential.api_version, credential.secret,
@@ -334,7 +349,8 @@ _ADOPTED = "status IN ('queued', 'admitted') AND lost_dispatch_id = :dispatch_id
 def _done(which: str) -> str:
     return f"""
     done AS (
-        UPDATE job SET status = :status, http_status = :http_status, response = :response, transcript = :transcript,
+        UPDATE job SET status = :status, http_status = :http_status, response = :response, response_type = :response_type,
+               transcript = :transcript,
                error = CAST(:error AS jsonb), turn_tokens = turn_tokens + :turn_tokens,
                ended_at = clock_timestamp(), lease_until = NULL, lost_dispatch_id = NULL, not_before = NULL, seq = seq + 1,
                possible_duplicate_calls = possible_duplicate_calls - CASE WHEN status = 'running' THEN 0 ELSE 1 END

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from sqlalchemy import text
 
-from models import credential, operator, secret, tokens
+from models import credential, operator, secret, token_forms
 from models.db import Session
 from models.errors import Invalid, Unauthorised
 from models.settings import settings
@@ -51,7 +51,7 @@ def recognise(session: Session, token: str, *, before_new: Callable[[], None] = 
     prints = _fingerprints(token)
     row = session.execute(_FIND, {"prints": prints}).one_or_none()
     if row is None:
-        if token.startswith(tokens.ISSUED) or not settings().open_keys:
+        if token.startswith(token_forms.ISSUED) or not settings().open_keys:
             raise Unauthorised("This key is not known here. Ask the operator for one (`nowserving keys create`).")
         before_new()
         return _register(session, token, prints)
@@ -65,7 +65,7 @@ def issue(session: Session, *, name: str, pool: str) -> tuple[Key, str]:
     row = session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": pool}).one_or_none()
     if row is None:
         raise Invalid(f"There is no pool named {pool!r}. Make it first: nowserving pools create {pool}", param="pool")
-    token = tokens.ISSUED + secrets.token_urlsafe(32)
+    token = token_forms.ISSUED + secrets.token_urlsafe(32)
     made = session.execute(_ADD_KEY, {"print": _fingerprints(token)[0], "kind": "issued", "name": name, "pool_id": row.id}).one()
     return Key(id=made.id, pool_id=row.id, kind="issued"), token
 

@@ -1,7 +1,8 @@
 """The ledger: every micro-USD that a key was granted or has spent. It only grows; a key's balance is the sum of its entries.
 
 grant       the operator's (models/budget.py)
-charge      what one attempt cost, written in the transaction that stores its result; once, however often it is written
+charge      what one attempt cost, written in the transaction that stores its result; once, however often it is written. Its note is
+            `estimated` where the upstream did not say what it used
 unknown     what one attempt was reserved for, when nobody knows whether it was paid for
 correction  of an `unknown`, when its answer came after all; or the operator's own
 """
@@ -30,12 +31,13 @@ def correct(session: Session, key_id: int, amount_microusd: int, *, note: str) -
     session.execute(_ENTER, {"key_id": key_id, "kind": "correction", "amount": amount_microusd, "note": note})
 
 
-def settle(session: Session, dispatch_id: UUID, *, cost_microusd: int | None) -> None:
+def settle(session: Session, dispatch_id: UUID, *, cost_microusd: int | None, note: str | None = None) -> None:
     """The attempt is charged with what it cost; None: nobody knows, and it is charged with what its job had reserved, as `unknown`.
 
-    What was unknown until now is corrected. To be called with the attempt's row locked, so that two who end it go one after the other.
+    note: how the cost was found. What was unknown until now is corrected. To be called with the attempt's row locked, so that two who
+    end it go one after the other.
     """
-    session.execute(_SETTLE, {"dispatch_id": dispatch_id, "cost": cost_microusd})
+    session.execute(_SETTLE, {"dispatch_id": dispatch_id, "cost": cost_microusd, "note": note})
 
 
 def of_lost(arrow: str) -> str:
@@ -52,15 +54,15 @@ def of_lost(arrow: str) -> str:
 
 
 def of_ended(arrow: str) -> str:
-    """SQL: the CTE `owed`, which charges the attempts in the CTE `arrow`, until now neither ended nor charged, with :owed as `settle` does.
+    """SQL: the CTE `owed`, which charges the attempts in the CTE `arrow` with :owed and :note as `settle` does.
 
-    arrow must have id, key_id, model, flow and reserved_microusd.
+    They were until now neither ended nor charged. arrow must have id, key_id, model, flow and reserved_microusd.
     """
     return f"""
     owed AS (
-        INSERT INTO ledger (key_id, kind, amount_microusd, job_id, dispatch_id, model, flow)
+        INSERT INTO ledger (key_id, kind, amount_microusd, job_id, dispatch_id, model, flow, note)
         SELECT key_id, CASE WHEN CAST(:owed AS bigint) IS NULL THEN 'unknown' ELSE 'charge' END,
-               -coalesce(CAST(:owed AS bigint), reserved_microusd), id, :dispatch_id, model, flow
+               -coalesce(CAST(:owed AS bigint), reserved_microusd), id, :dispatch_id, model, flow, CAST(:note AS text)
         FROM {arrow} WHERE coalesce(CAST(:owed AS bigint), reserved_microusd) > 0 ON CONFLICT DO NOTHING
     )"""
 
@@ -79,9 +81,9 @@ _SETTLE = text("""
                END AS amount
         FROM earlier, attempt JOIN job ON job.id = attempt.job_id WHERE attempt.dispatch_id = :dispatch_id AND earlier.is_open
     )
-    INSERT INTO ledger (key_id, kind, amount_microusd, job_id, dispatch_id, model, flow)
+    INSERT INTO ledger (key_id, kind, amount_microusd, job_id, dispatch_id, model, flow, note)
     SELECT key_id, CASE WHEN CAST(:cost AS bigint) IS NULL THEN 'unknown' WHEN entries = 0 THEN 'charge' ELSE 'correction' END,
-           amount, job_id, :dispatch_id, model, flow
+           amount, job_id, :dispatch_id, model, flow, CAST(:note AS text)
     FROM due WHERE amount <> 0 OR (entries > 0 AND CAST(:cost AS bigint) IS NOT NULL)
     ON CONFLICT DO NOTHING
 """)

@@ -62,6 +62,7 @@ class Order:
     expires_in_s: float = 86_400
     timeout_s: float = 600
     on_lost: str = "retry"
+    on_unreadable: str = "fail"
     max_attempts: int = 4
     metadata: dict[str, str] | None = None
     webhook_url: str | None = None
@@ -160,6 +161,7 @@ def _values(order: Order, job_id: UUID, lane_id: int, turn: conversation.Turn | 
         "held": turn is not None and remembered is None, "turn_tokens": order.turn_tokens if turn else None,
         "since_turn": remembered.since_turn if remembered else None, "history_tokens": remembered.tokens if remembered else None,
         "attachments": list(order.attachments) or None, "timeout_s": order.timeout_s, "on_lost": order.on_lost,
+        "on_unreadable": order.on_unreadable,
         "metadata": _json(order.metadata), "webhook_url": order.webhook_url, "expires_in": timedelta(seconds=order.expires_in_s),
         "max_attempts": order.max_attempts, "retry_of": order.retry_of, "settled_s": SETTLED_S,
         "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
@@ -374,15 +376,15 @@ _JOINED = f"""
         -- What was added and taken away again may lack the last bit: never below the lane's time, where the low-water mark may be.
         INSERT INTO job (
             id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, reserved_microusd, endpoint, model,
-            request, conversation_id, turn, timeout_s, on_lost, metadata, webhook_url, created_at, expires_at, max_attempts, retry_of,
-            content_type, streamed, wants_urls, fingerprint, reader, attachments, turn_tokens, since_turn, history_tokens,
-            request_id, traceparent, headers
+            request, conversation_id, turn, timeout_s, on_lost, on_unreadable, metadata, webhook_url, created_at, expires_at,
+            max_attempts, retry_of, content_type, streamed, wants_urls, fingerprint, reader, attachments, turn_tokens, since_turn,
+            history_tokens, request_id, traceparent, headers
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
                greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
                :share / moved.weight, :cost, :tokens, :images, :reserved, :endpoint, :model, :request, :conversation_id, :turn,
-               :timeout_s, :on_lost, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(), clock_timestamp() + :expires_in,
-               :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader,
+               :timeout_s, :on_lost, :on_unreadable, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(),
+               clock_timestamp() + :expires_in, :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader,
                CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens, :request_id, :traceparent,
                CAST(:headers AS jsonb)
         FROM moved, line RETURNING id, start_tag, created_at, expires_at, held, not_before

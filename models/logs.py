@@ -16,10 +16,10 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from models import tokens
+from models import token_forms
 
-_PREFIXES = (*tokens.OURS, *tokens.UPSTREAM)
-_NAMES = (*tokens.QUERY_NAMES, *tokens.SECRET_NAMES)
+_PREFIXES = (*token_forms.OURS, *token_forms.UPSTREAM)
+_NAMES = (*token_forms.QUERY_NAMES, *token_forms.SECRET_NAMES)
 # Pattern, replacement, and parts of which one stands in lower case in all that the pattern matches.
 _SECRETS = (
     (re.compile(rf"(?<![A-Za-z0-9])({'|'.join(_PREFIXES)})[^\s\"',}}]{{3,}}"), r"\1…", tuple(_PREFIXES)),

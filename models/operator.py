@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sqlalchemy import text
 
-from models import db, secret, tokens
+from models import db, secret, token_forms
 from models.db import Session
 from models.errors import Invalid, NotFound, Unauthorised, Unavailable
 from models.settings import settings
@@ -40,7 +40,7 @@ _let_in: set[str] = set()
 
 def is_token(token: str) -> bool:
     """Whether this is an operator's token, by its form, or NOWSERVING_OPS_TOKEN: no key of a caller, never sent upstream."""
-    return token.startswith(tokens.OPERATOR) or _is_root(token)
+    return token.startswith(token_forms.OPERATOR) or _is_root(token)
 
 
 def recognise(session: Session, token: str) -> Operator:
@@ -94,7 +94,7 @@ def create(session: Session, name: str, *, role: Role) -> str:
     """The token of a new operator, shown this once. Raises Invalid where the name is taken or reserved."""
     if not 1 <= len(name) <= 64 or not name.isprintable() or name in (ROOT.name, COMMAND_LINE.name):
         raise Invalid(f"An operator's name is 1 to 64 printable characters, and not {ROOT.name} or {COMMAND_LINE.name}.", param="name")
-    token = tokens.OPERATOR + secrets.token_urlsafe(32)
+    token = token_forms.OPERATOR + secrets.token_urlsafe(32)
     made = session.execute(_CREATE, {"name": name, "role": role, "print": secret.fingerprints(token.encode())[0]})
     if made.one_or_none() is None:
         raise Invalid(f"There is, or was, an operator named {name!r}: names stand in the audit log and are used once.", param="name")

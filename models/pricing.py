@@ -14,12 +14,11 @@ from models import price_file
 from models.money import MICRO
 from models.price_file import Price
 from models.settings import settings
+from models.tokens import MADE_PICTURE_TOKENS
 
 log = logging.getLogger(__name__)
 
 MTOK = 1_000_000
-# What OpenAI's picture models take for the largest picture of the best quality, where pictures are paid for as tokens.
-TOKENS_PER_PICTURE = 6_240
 
 
 @cache
@@ -43,7 +42,7 @@ def most_microusd(model: str, *, input_tokens: int, output_tokens: int, images: 
     Pictures that have no price of their own are taken as the tokens of the dearest.
     """
     own = _own(model)
-    tokens = output_tokens + (images * TOKENS_PER_PICTURE if own is None else 0)
+    tokens = output_tokens + (images * MADE_PICTURE_TOKENS if own is None else 0)
     cost = _of(own, input_tokens, tokens, images) if own is not None else _listed(model, input_tokens, tokens)
     if cost is None:
         _warn(model)

@@ -14,13 +14,16 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from models import tokens
 from models.db import Session
 from models.endpoint import CHAT
 from models.settings import settings
-from models.turn import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE, tokens_of
+from models.tokens import TOKENS_PER_MESSAGE
 
 # However short they are.
 TURNS_MOST = 500
+# Of system prompts stored before their tokens were: rather too many.
+_BYTES_PER_TOKEN = 3
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ def read(session: Session, row: Any, *, most_bytes: int) -> Memory:
 
 
 def prompt_tokens(prompt: str) -> int:
-    """What a system prompt takes; nothing when there is none. The statements below count the same."""
-    return tokens_of(prompt) + TOKENS_PER_MESSAGE if prompt else 0
+    """What a system prompt takes, as it is stored with a conversation's own; nothing when there is none."""
+    return tokens.estimate_text(prompt) + TOKENS_PER_MESSAGE if prompt else 0
 
 
 def shrink(session: Session, job_id: UUID) -> None:
@@ -81,7 +84,7 @@ def shrink(session: Session, job_id: UUID) -> None:
 def _rules() -> dict[str, Any]:
     known = settings()
     return {
-        "context_tokens": known.session_context_tokens, "system_prompt": known.session_system_prompt,
+        "context_tokens": known.session_context_tokens, "usual_prompt_tokens": prompt_tokens(known.session_system_prompt),
         "fresh_after_s": known.session_fresh_after_s, "default_tpm": known.default_tpm, "turns_most": TURNS_MOST,
     }  # fmt: skip
 
@@ -91,9 +94,9 @@ def _rules() -> dict[str, Any]:
 _REMEMBERED = f"""
     bound AS MATERIALIZED (
         SELECT mine.*, coalesce(talk.fresh_after_s, :fresh_after_s) AS fresh_after_s,
-               CASE WHEN coalesce(talk.system_prompt, :system_prompt) = '' THEN 0
-                    ELSE ceil(octet_length(coalesce(talk.system_prompt, :system_prompt)) / {BYTES_PER_TOKEN}.0) + {TOKENS_PER_MESSAGE}
-               END::bigint AS prompt_tokens,
+               CASE WHEN talk.system_prompt IS NULL THEN CAST(:usual_prompt_tokens AS bigint) WHEN talk.system_prompt = '' THEN 0
+                    ELSE coalesce(talk.system_prompt_tokens, octet_length(talk.system_prompt) / {_BYTES_PER_TOKEN} + {TOKENS_PER_MESSAGE})
+               END AS prompt_tokens,
                least(
                    least(coalesce(talk.context_tokens, CAST(:context_tokens AS bigint)), talk.learned_tokens) - mine.turn_tokens,
                    (

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import turn
+from models import recall, turn
 from models.db import Session
 from models.errors import NotFound, WrongState
 
@@ -27,7 +27,7 @@ def parse_id(said: str) -> str:
 
 def create(session: Session, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
     """A new session's row, without turns. said: of FIELDS. Raises WrongState when this key has one of that name."""
-    row = session.execute(_CREATE, {**DEFAULTS, **said, "key_id": key_id, "name": name}).one_or_none()
+    row = session.execute(_CREATE, {**_values({**DEFAULTS, **said}), "key_id": key_id, "name": name}).one_or_none()
     if row is None:
         raise WrongState("This key has a session of that id. PATCH it, or choose another id.")
     return row
@@ -57,7 +57,7 @@ def page(session: Session, key_id: int, *, limit: int, after: str | None = None,
 def update(session: Session, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
     """The session's row with these of FIELDS; what is not said stays. Raises NotFound."""
     before = get(session, key_id, name)._asdict()
-    wanted = {field: said.get(field, before[field]) for field in FIELDS}
+    wanted = _values({field: said.get(field, before[field]) for field in FIELDS})
     return _one(session.execute(_UPDATE, {**wanted, "id": before["id"], "relearn": "context_tokens" in said}).one_or_none())
 
 
@@ -77,6 +77,12 @@ def show(row: Any) -> JsonObject:
         "created_at": _epoch(row.created_at),
         "last_active_at": _epoch(row.last_active_at),
     }
+
+
+def _values(fields: Mapping[str, Any]) -> JsonObject:
+    """With what the system prompt takes of each turn."""
+    own = fields["system_prompt"]
+    return {**fields, "system_prompt_tokens": None if own is None else recall.prompt_tokens(own)}
 
 
 def _preview(row: Any) -> str | None:
@@ -110,8 +116,8 @@ _LAST = """
     ) AS last ON true
 """
 _HERE = "key_id = :key_id AND name = :name AND deleted_at IS NULL"
-_FIELDS = ", ".join(FIELDS)
-_VALUES = ", ".join(f":{name}" for name in FIELDS)
+_FIELDS = ", ".join((*FIELDS, "system_prompt_tokens"))
+_VALUES = ", ".join(f":{name}" for name in (*FIELDS, "system_prompt_tokens"))
 _NOTHING = "NULL AS endpoint, NULL AS request, NULL AS response"
 _CREATE = text(f"""
     INSERT INTO conversation (key_id, name, turns, {_FIELDS}) VALUES (:key_id, :name, 0, {_VALUES})

@@ -7,7 +7,7 @@ import os
 
 from sqlalchemy import text
 
-from models import secret, tokens
+from models import secret, token_forms
 from models.db import Session
 
 SECRET_BYTES = 32
@@ -17,7 +17,7 @@ OVERLAP_HOURS = 24
 
 def make() -> str:
     """A new secret, in the form of Standard Webhooks."""
-    return tokens.SIGNING + base64.b64encode(os.urandom(SECRET_BYTES)).decode()
+    return token_forms.SIGNING + base64.b64encode(os.urandom(SECRET_BYTES)).decode()
 
 
 def seal(plain: str, *, owner: str) -> bytes:
@@ -32,7 +32,7 @@ def unseal(sealed: bytes, *, owner: str) -> str:
 
 def hint(plain: str) -> str:
     """What may be shown of it: enough to tell two apart."""
-    return f"{tokens.SIGNING}…{plain.rstrip('=')[-HINT_CHARS:]}"
+    return f"{token_forms.SIGNING}…{plain.rstrip('=')[-HINT_CHARS:]}"
 
 
 def of_key(key_id: int) -> str:

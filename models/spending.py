@@ -69,7 +69,7 @@ def report(
     """What was used and spent in these days, both included (UTC), newest first; up to `most` rows, each for one value of `by`.
 
     by: of GROUPS. user: only this one's; None: all users'. Rows: day, model, user (None where not grouped by it), calls, input_tokens,
-    output_tokens, images, unpriced_calls, cost and unknown in micro-USD; cost is without unknown.
+    output_tokens, images, estimated_calls, unpriced_calls, cost and unknown in micro-USD; cost is without unknown.
     """
     wanted = {"key_id": key_id, "since": since, "until": until, "most": most, "user": user, **{f"by_{one}": one in by for one in GROUPS}}
     return session.execute(_REPORT, wanted).all()
@@ -112,11 +112,12 @@ _OF_USER = text(f"""
 """)
 _REPORT = text(f"""
     WITH calls AS ({_CALLS}), told AS (
-        SELECT at, model, flow, input_tokens, output_tokens, images, dispatch_id, cost_microusd FROM usage
+        SELECT at, model, flow, input_tokens, output_tokens, images, estimated, dispatch_id, cost_microusd FROM usage
         WHERE key_id = :key_id AND {_USER} AND {_DAYS}
     ), both_ AS (
         SELECT coalesce(calls.at, told.at) AS at, coalesce(calls.model, told.model) AS model, coalesce(calls.flow, told.flow) AS flow,
                coalesce(input_tokens, 0) AS input_tokens, coalesce(output_tokens, 0) AS output_tokens, coalesce(images, 0) AS images,
+               coalesce(estimated, false)::int AS estimated,
                (told.dispatch_id IS NOT NULL AND cost_microusd IS NULL AND calls.dispatch_id IS NULL)::int AS unpriced,
                CASE WHEN is_unknown THEN 0 ELSE -coalesce(amount, 0) END AS cost,
                CASE WHEN is_unknown THEN -amount ELSE 0 END AS unknown
@@ -124,7 +125,8 @@ _REPORT = text(f"""
     )
     SELECT CASE WHEN :by_day THEN to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD') END AS day, CASE WHEN :by_model THEN model END AS model,
            CASE WHEN :by_user THEN flow END AS user, count(*) AS calls, sum(input_tokens)::bigint AS input_tokens,
-           sum(output_tokens)::bigint AS output_tokens, sum(images)::bigint AS images, sum(unpriced)::bigint AS unpriced_calls,
+           sum(output_tokens)::bigint AS output_tokens, sum(images)::bigint AS images, sum(estimated)::bigint AS estimated_calls,
+           sum(unpriced)::bigint AS unpriced_calls,
            sum(cost)::bigint AS cost, sum(unknown)::bigint AS unknown
     FROM both_ GROUP BY 1, 2, 3 ORDER BY 1 DESC NULLS LAST, cost DESC, 2, 3 LIMIT :most
 """)

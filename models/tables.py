@@ -179,6 +179,7 @@ conversation = Table(
     Column("turns", Integer, nullable=False, server_default=text("1")),
     Column("title", Text),
     Column("system_prompt", Text, comment="null here and below: as the settings have it"),
+    Column("system_prompt_tokens", Integer, comment="what it takes of each turn; null: none, or not counted yet"),
     Column("context_tokens", Integer, comment="the most that a turn's messages may be"),
     Column("fresh_after_s", Double, comment="0: never"),
     Column("on_failed_turn", Text, nullable=False, server_default=text("'skip'")),
@@ -234,6 +235,7 @@ job = Table(
     Column("attachments", ARRAY(Uuid)),
     Column("timeout_s", Double, nullable=False),
     Column("on_lost", Text, nullable=False),
+    Column("on_unreadable", Text, nullable=False, server_default=text("'fail'")),
     Column("metadata", JSONB),
     Column("webhook_url", Text),
     Column("retry_of", Uuid, comment="the ended job that this one repeats"),
@@ -263,6 +265,7 @@ job = Table(
     # what came of it
     Column("http_status", SmallInteger),
     Column("response", LargeBinary),
+    Column("response_type", Text, comment="media type of a response that is no JSON, or not the answer it should be; null: JSON"),
     Column("transcript", LargeBinary, comment="of a stream: its events as they were relayed, one after another"),
     Column("error", JSONB),
     CheckConstraint("status IN ('queued','admitted','running','succeeded','failed','cancelled','expired')", name="status"),
@@ -331,6 +334,7 @@ usage = Table(
     Column("output_tokens", Integer, nullable=False),
     Column("images", Integer, nullable=False),
     Column("cost_microusd", BigInteger, comment="null: no price is known for this model"),
+    Column("estimated", Boolean, nullable=False, server_default=text("false"), comment="some of it counted by us, not by the upstream"),
     _at("at", nullable=False),
     Index("usage_by_key", "key_id", "at"),
 )

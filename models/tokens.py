@@ -1,17 +1,146 @@
-"""The forms of all tokens and keys that pass through here, in one place: what is accepted where, and what the log strikes out."""
+"""The project's one estimate of tokens: texts, messages, pictures, files and whole requests."""
 
 from __future__ import annotations
 
-# Of callers, made by `nowserving keys create`.
-ISSUED = "ns-"
-# Of operators, made by `nowserving operators create`.
-OPERATOR = "nsop-"
-# Of webhook secrets, in the form of Standard Webhooks.
-SIGNING = "whsec_"
-OURS = (ISSUED, OPERATOR, SIGNING)
-# Of upstream keys, which are callers' own keys as well.
-UPSTREAM = ("sk-", "gw-")
-# Under these names clients put a key into a URL: refused, and struck out of the log.
-QUERY_NAMES = ("api_key", "apikey", "apiKey", "access_token", "key", "token")
-# And under these, URLs of ours and of servers have a secret.
-SECRET_NAMES = ("signature", "password", "sentinel_password")
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from models import image_size, token_weights
+from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
+
+JsonObject = dict[str, Any]
+TOKENS_PER_MESSAGE = 4
+# A picture whose size is not known: six tiles, as a screen of 16:9 has.
+PICTURE_TOKENS = 85 + 6 * 170
+# The largest picture of the best quality, of models that count the pictures they make as tokens.
+MADE_PICTURE_TOKENS = 6_240
+# Texts are counted in pieces, and of one longer than this only every second, third … piece: no model reads so much.
+PIECE_CHARS = 262_144
+COUNTED_CHARS = 16 * PIECE_CHARS
+# Parts of a message by the size of what they hold: compressed speech of 64 kbit/s is 10 tokens a second; a page of a PDF about 75 kB.
+_BYTES_PER_TOKEN = MappingProxyType({"input_audio": 800, "file": 50})
+# Members of a chat's request that the model reads beside its messages, and of a message beside its content.
+_READ_TOO = ("tools", "functions", "response_format")
+_MESSAGE_TOO = ("name", "tool_calls", "function_call", "tool_call_id", "refusal", "reasoning_content", "reasoning")
+# JPEG's size may stand behind 64 kB of a camera's notes.
+_HEADER_CHARS = 131_072
+# Between texts that are counted together: of no class, so that together they weigh no more than one by one.
+_BETWEEN = "\0"
+
+
+def estimate_text(text: str, *, model: str = "") -> int:
+    """About how many tokens this text is to that model: within 10 % in English, Chinese prose and code. 0 for an empty text only."""
+    if not text:
+        return 0
+    starts = range(0, len(text), PIECE_CHARS * math.ceil(len(text) / COUNTED_CHARS))
+    pieces = [text[start : start + PIECE_CHARS] for start in starts]
+    counted = sum(map(len, pieces))
+    weight = sum(token_weights.weigh(piece, model=model) for piece in pieces)
+    return math.ceil(weight * len(text) / counted)
+
+
+def estimate_messages(messages: Iterable[object], *, model: str = "") -> int:
+    """About how many tokens these messages of a chat are: texts, tool calls and names, pictures, sound and files."""
+    texts: list[str] = []
+    tokens = sum(TOKENS_PER_MESSAGE + (_take(message, texts) if isinstance(message, Mapping) else 0) for message in messages)
+    return tokens + _estimate_all(texts, model)
+
+
+def estimate_request(endpoint: str, body: Mapping[str, Any], *, model: str = "") -> int:
+    """About how many tokens the model is given to read. body: as it was sent to one of the upstream's routes; 0 for any other."""
+    if endpoint == CHAT:
+        also = [_json(body[name]) for name in _READ_TOO if body.get(name)]
+        messages = body.get("messages")
+        asked = estimate_messages(messages if isinstance(messages, list) else [], model=model)
+        return asked + _estimate_all(also, model)
+    if endpoint in (IMAGES, EDITS):
+        pictures = body.get("images") if endpoint == EDITS else None
+        seen = sum(map(image_tokens, pictures)) if isinstance(pictures, list) else 0
+        return estimate_text(str(body.get("prompt") or ""), model=model) + seen
+    return _estimate_input(body.get("input"), model) if endpoint in (EMBEDDINGS, MODERATIONS) else 0
+
+
+def estimate_answer(answer: Mapping[str, Any], *, model: str = "") -> int:
+    """About how many tokens the model wrote: the texts, reasoning and tool calls of a chat's choices; 0 for any other answer."""
+    choices = answer.get("choices")
+    messages = [choice.get("message") for choice in choices if isinstance(choice, Mapping)] if isinstance(choices, list) else []
+    texts: list[str] = []
+    seen = sum(_take(message, texts) for message in messages if isinstance(message, Mapping))
+    return seen + _estimate_all(texts, model)
+
+
+def _estimate_all(texts: Iterable[str], model: str) -> int:
+    return estimate_text(_BETWEEN.join(filter(None, texts)), model=model)
+
+
+def image_tokens(part: object) -> int:
+    """Tokens of a picture in a request, as OpenAI documents them: 85, and 170 for each tile of 512 px unless its detail is `low`.
+
+    part: an `image_url` part, or an edit's picture. PICTURE_TOKENS where the picture is elsewhere or its size cannot be read.
+    """
+    inside = part.get("image_url") if isinstance(part, Mapping) else part
+    detail = inside.get("detail") if isinstance(inside, Mapping) else None
+    if detail == "low" or (isinstance(part, Mapping) and part.get("detail") == "low"):
+        return 85
+    url = inside.get("url") if isinstance(inside, Mapping) else inside
+    size = image_size.of_url(url[:_HEADER_CHARS]) if isinstance(url, str) else None
+    return sized_image_tokens(size)
+
+
+def sized_image_tokens(size: image_size.Size | None) -> int:
+    """The same of a picture of so many pixels; None: not known."""
+    return _tiles(*size) * 170 + 85 if size else PICTURE_TOKENS
+
+
+def _tiles(width: int, height: int) -> int:
+    """As the picture is seen: within 2,048 px, then its shorter side at most 768."""
+    scale = min(1.0, 2048 / max(width, height))
+    scale = min(scale, 768 / min(width, height))
+    return math.ceil(round(width * scale, 6) / 512) * math.ceil(round(height * scale, 6) / 512)
+
+
+def _estimate_input(asked: object, model: str) -> int:
+    """Texts, texts that are tokens already, or parts."""
+    items: Sequence[object] = asked if isinstance(asked, list) else [asked]
+    texts = [item for item in items if isinstance(item, str)]
+    parts = [item for item in items if isinstance(item, Mapping)]
+    given = sum(len(item) if isinstance(item, list) else isinstance(item, int) for item in items)
+    seen = sum(_take_part(part, texts) for part in parts)
+    return given + seen + _estimate_all(texts, model)
+
+
+def _take(message: Mapping[str, Any], texts: list[str]) -> int:
+    """Adds this message's texts; returns the tokens of its pictures, sound and files."""
+    content = message.get("content")
+    if isinstance(content, str):
+        texts.append(content)
+    for name in _MESSAGE_TOO:
+        if value := message.get(name):
+            texts.append(value if isinstance(value, str) else _json(value))
+    return sum(_take_part(part, texts) for part in content if isinstance(part, Mapping)) if isinstance(content, list) else 0
+
+
+def _take_part(part: Mapping[str, Any], texts: list[str]) -> int:
+    if isinstance(part.get("text"), str):
+        texts.append(part["text"])
+        return 0
+    kind = str(part.get("type"))
+    if "image_url" in part or "image" in kind:
+        return image_tokens(part)
+    if kind in _BYTES_PER_TOKEN:
+        return _file_tokens(part.get(kind), _BYTES_PER_TOKEN[kind])
+    texts.append(_json(part))
+    return 0
+
+
+def _file_tokens(inside: object, bytes_per_token: int) -> int:
+    """By the size of what is sent along; a file that is elsewhere counts as a picture."""
+    held = (inside.get("data") or inside.get("file_data")) if isinstance(inside, Mapping) else None
+    return len(held) * 3 // 4 // bytes_per_token + 1 if isinstance(held, str) else PICTURE_TOKENS
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,18 +1,14 @@
-"""What a turn of a conversation says: its question and its answer as messages, and what they weigh as history of the next turn."""
+"""The question and the answer of a conversation's turn, as messages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from models.endpoint import CHAT, EDITS, IMAGES
 
 JsonObject = dict[str, Any]
-# Of UTF-8: four letters of English, one and a third characters of Chinese, one emoji.
-BYTES_PER_TOKEN = 4
-TOKENS_PER_MESSAGE = 4
-TOKENS_PER_PICTURE = 1_000
 # Whoever says how to answer speaks for one turn alone; the conversation's own system prompt is for all.
 INSTRUCTIONS = frozenset({"system", "developer"})
 # What of an answer the upstream takes back; the rest is about how it was made.
@@ -44,16 +40,6 @@ def answer(response: bytes | None) -> JsonObject | None:
     return {"role": "assistant", "content": None if calls else message.get("refusal") or "", **made}
 
 
-def weigh(messages: Iterable[JsonObject]) -> int:
-    """About how many tokens these messages are; rather too many than too few."""
-    return sum(_weigh(one) for one in messages)
-
-
-def tokens_of(text: str) -> int:
-    """About how many tokens this text is."""
-    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
-
-
 def said(messages: Sequence[JsonObject]) -> str:
     """The text of these messages, without instructions, as a person reads it."""
     texts = [text for one in messages if one.get("role") not in INSTRUCTIONS for text in _texts(one.get("content"))]
@@ -81,17 +67,6 @@ def parse(content: bytes) -> JsonObject | None:
     return found if isinstance(found, dict) else None
 
 
-def _weigh(message: JsonObject) -> int:
-    about = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
-    rest = [*_others(message.get("content")), *([about] if about else [])]
-    return (
-        TOKENS_PER_MESSAGE
-        + tokens_of("".join(_texts(message.get("content"))))
-        + sum(tokens_of(json.dumps(one, ensure_ascii=False)) for one in rest)
-        + TOKENS_PER_PICTURE * len(pictures([message]))
-    )
-
-
 def _parts(content: object) -> list[JsonObject]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
@@ -100,7 +75,3 @@ def _texts(content: object) -> list[str]:
     if isinstance(content, str):
         return [content]
     return [part["text"] for part in _parts(content) if isinstance(part.get("text"), str)]
-
-
-def _others(content: object) -> list[JsonObject]:
-    return [part for part in _parts(content) if not isinstance(part.get("text"), str) and "image_url" not in part]

@@ -1,44 +1,69 @@
-"""What a call used and cost, read from the upstream's own answer and written with the result."""
+"""What a call used and cost, read from the upstream's answer, or estimated where that says nothing readable; written with the result."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
 
-from models import pricing
+from models import pricing, tokens
 from models.db import Session
+
+log = logging.getLogger(__name__)
+
+# The columns are 32 bits wide: what is above is written as this, and marked.
+MAX_COUNT = 2**31 - 1
+_NUMBER = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as the upstream counted them; images as it delivered them. is_told: whether the answer says anything of it."""
+    """Tokens, and images as they were delivered.
+
+    is_told: False where neither the answer nor an estimate says anything. estimated: some of it was counted by us.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     images: int = 0
     is_told: bool = True
+    estimated: bool = False
 
 
-def read(answer: object) -> Usage:
-    """The usage in an answer of any OpenAI endpoint (chat's and images' names for the same things); zeros where it has none."""
+def read(answer: object, *, asked: Callable[[], int] | None = None, model: str = "") -> Usage:
+    """The usage in an answer of any OpenAI endpoint, by chat's or images' and responses' names; counts that are missing are estimated.
+
+    Missing is what is no number, below 0, or 0 where our own count is more. asked: our count of the prompt, called only where it is
+    needed; None: nothing is estimated. Pictures that come without tokens are counted as pictures alone.
+    """
     if not isinstance(answer, Mapping):
         return Usage(is_told=False)
-    told = answer.get("usage")
-    said = told if isinstance(told, Mapping) else {}
-    pictures = answer.get("data") if "created" in answer and "choices" not in answer else None
-    return Usage(
-        input_tokens=_count(said, "input_tokens", "prompt_tokens"),
-        output_tokens=_count(said, "output_tokens", "completion_tokens"),
-        images=len(pictures) if isinstance(pictures, list) else 0,
-        is_told=isinstance(told, Mapping) or isinstance(pictures, list),
-    )
+    usage, data = answer.get("usage"), answer.get("data") if "created" in answer and "choices" not in answer else None
+    pictures = len(data) if isinstance(data, list) else 0
+    counts = _read_counts(usage if isinstance(usage, Mapping) else {})
+    if asked is None or (pictures and not any(counts)):
+        is_told = isinstance(usage, Mapping) or isinstance(data, list)
+        return _fit(Usage(counts.input or counts.total or 0, counts.output or 0, pictures, is_told=is_told), model)
+    read = counts.input or min(asked(), counts.total or MAX_COUNT)
+    written = counts.output or (counts.total - read if counts.total else tokens.estimate_answer(answer, model=model))
+    is_estimated = (read, written) != (counts.input or 0, counts.output or 0)
+    return _fit(Usage(read, written, pictures, estimated=is_estimated), model)
+
+
+def of_unreadable(prompt_tokens: int, raw: bytes, *, model: str = "") -> Usage:
+    """The estimated usage of a call that was answered with bytes nobody can read: its prompt, and all of these bytes as a text."""
+    written = tokens.estimate_text(raw.decode("utf-8", "replace"), model=model)
+    return _fit(Usage(prompt_tokens, written, estimated=True), model)
 
 
 def price(usage: Usage, *, model: str) -> int | None:
-    """Micro-USD; None when nobody knows: the answer does not say what it used, or no price is known for the model."""
+    """Micro-USD; None when nobody knows: neither the answer nor an estimate says what it used, or no price is known for the model."""
     if not usage.is_told:
         return None
     return pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, images=usage.images)
@@ -59,24 +84,60 @@ def of(arrow: str) -> str:
     """
     return f"""
     used AS (
-        INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, cost_microusd)
-        SELECT :dispatch_id, id, key_id, model, flow, :input_tokens, :output_tokens, :images,
+        INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, estimated, cost_microusd)
+        SELECT :dispatch_id, id, key_id, model, flow, :input_tokens, :output_tokens, :images, :estimated,
                coalesce(CAST(:cost AS bigint), CASE WHEN reserved_microusd = 0 THEN 0 END)
         FROM {arrow} WHERE :is_used ON CONFLICT (dispatch_id) DO NOTHING
     )"""
 
 
-def _count(said: Mapping[str, object], *names: str) -> int:
-    for name in names:
-        value = said.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
-            return value
-    return 0
+class _Counts(NamedTuple):
+    """What an answer says, None where it cannot be read. total: only where it says more than the others."""
+
+    input: int | None
+    output: int | None
+    total: int | None
+
+
+def _read_counts(usage: Mapping[str, object]) -> _Counts:
+    asked, answered = _count(usage, "input_tokens", "prompt_tokens"), _count(usage, "output_tokens", "completion_tokens")
+    total = _count(usage, "total_tokens")
+    if not total or (asked and answered):
+        return _Counts(asked, answered, None)
+    if asked:
+        return _Counts(asked, max(0, total - asked), None)
+    return _Counts(max(0, total - answered), answered, None) if answered else _Counts(None, None, total)
+
+
+def _count(usage: Mapping[str, object], *names: str) -> int | None:
+    """The first count above 0 under these names, else 0 where one is 0; None where none can be read."""
+    counts = [count for name in names if (count := _whole(usage.get(name))) is not None]
+    return next((count for count in counts if count), 0) if counts else None
+
+
+def _whole(value: object) -> int | None:
+    """12, 12.0 and "12" are 12, a broken number is rounded up; None for anything else, and below 0."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        return None
+    return math.ceil(value)
+
+
+def _fit(usage: Usage, model: str) -> Usage:
+    """As the columns take it."""
+    if max(usage.input_tokens, usage.output_tokens) <= MAX_COUNT:
+        return usage
+    log.warning("an upstream says that a call used more tokens than can be stored", extra={"model": model, "stored": MAX_COUNT})
+    return replace(
+        usage, input_tokens=min(usage.input_tokens, MAX_COUNT), output_tokens=min(usage.output_tokens, MAX_COUNT), estimated=True
+    )
 
 
 _WRITE = text("""
-    INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, cost_microusd)
+    INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, estimated, cost_microusd)
     VALUES (:dispatch_id, :job_id, :key_id, :model, (SELECT flow FROM job WHERE id = :job_id), :input_tokens, :output_tokens, :images,
+            :estimated,
             coalesce(:cost, (SELECT 0 FROM job WHERE id = :job_id AND reserved_microusd = 0)))
     ON CONFLICT (dispatch_id) DO NOTHING
 """)

@@ -45,7 +45,7 @@ def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
 
     Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens and turn_tokens (without what it remembered
     and what was attached), images, attachments, reserved_microusd, priority, conversation, expires_in_s, timeout_s, on_lost,
-    max_attempts, metadata, webhook_url.
+    on_unreadable, max_attempts, metadata, webhook_url.
     """
     row = session.execute(_FIND_ORDER, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -56,6 +56,16 @@ def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
 def transcript(session: Session, job_id: UUID) -> bytes:
     """The events of a stream as they were relayed; empty while it runs, and for a job without one."""
     return artifact.restore(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
+
+
+def raw(session: Session, job_id: UUID, key_id: int) -> Any:
+    """The bytes of an answer that is no result: response and response_type. Raises NotFound when this key has no such job, or it none."""
+    row = session.execute(_RAW, {"id": job_id, "key_id": key_id}).one_or_none()
+    if row is None:
+        raise NotFound("No such job.")
+    if row.response_type is None:
+        raise NotFound("This job has no raw answer: its `result` is all that the upstream sent.")
+    return row
 
 
 def page(session: Session, key_id: int, *, limit: int, before: UUID | None, status: str | None) -> Sequence[Any]:
@@ -85,7 +95,7 @@ def show_joined(order: line.Order, joined: line.Joined, *, job_id: UUID) -> Json
         id=job_id, endpoint=order.endpoint, model=order.model, status=Status.QUEUED, flow=order.flow, priority=order.priority, calls=0,
         conversation=None, created_at=joined.created_at, expires_at=joined.expires_at, started_at=None, ended_at=None,
         timeout_s=order.timeout_s, cancel_requested=False, possible_duplicate_calls=0, http_status=None, error=None,
-        metadata=order.metadata, retry_of=order.retry_of,
+        metadata=order.metadata, retry_of=order.retry_of, response_type=None,
     )  # fmt: skip
     return _object(job, joined.place, attempts=[], usage=_usage([]), result=None, artifacts=[])
 
@@ -133,11 +143,19 @@ def _object(
         "http_status": job.http_status,
         **usage,
         "result": result,
+        "result_raw": _raw(job),
         "artifacts": artifacts,
         "error": job.error,
         "metadata": job.metadata or {},
         "retry_of": public_id(job.retry_of) if job.retry_of else None,
     }
+
+
+def _raw(job: Any) -> JsonObject | None:
+    if job.response_type is None:
+        return None
+    url = f"/v1/jobs/{public_id(job.id)}/raw"
+    return {"url": url, "content_type": job.response_type, "bytes": job.response_bytes}
 
 
 def events(session: Session, job_id: UUID, *, after: int) -> Sequence[Any]:
@@ -156,8 +174,11 @@ def queue(place: line.Place) -> JsonObject:
 
 
 def result(session: Session, job: Any, *, with_pictures: bool = True, origin: str = "") -> Any:
-    """The upstream's body unchanged, but for links where the caller asked for them; bytes that are not JSON are given as text."""
-    if job.response is None:
+    """The upstream's body unchanged, but for links where the caller asked for them; bytes that are not JSON are given as text.
+
+    None for what is no answer: `raw` has that.
+    """
+    if job.response is None or job.response_type is not None:
         return None
     content = bytes(job.response)
     try:
@@ -193,6 +214,7 @@ def _usage(rows: Sequence[Any]) -> JsonObject:
             "input_tokens": sum(row.input_tokens for row in rows),
             "output_tokens": sum(row.output_tokens for row in rows),
             "images": sum(row.images for row in rows),
+            "estimated": any(row.estimated for row in rows),
         },
         "cost_usd": None if None in costs else sum(costs) / 1_000_000,
     }
@@ -218,7 +240,9 @@ _COLUMNS = """
     job.id, job.key_id, job.lane_id, job.status, job.held, job.cancel_requested, job.seq, job.flow, job.priority, job.start_tag,
     job.endpoint, job.model, job.conversation_id, job.turn, job.timeout_s, job.on_lost, job.metadata, job.webhook_url, job.created_at,
     job.expires_at, job.started_at, job.ended_at, job.not_before, job.calls, job.images, job.possible_duplicate_calls, job.http_status,
-    job.error, job.retry_of, job.streamed, job.wants_urls, conversation.name AS conversation
+    job.error, job.retry_of, job.response_type,
+    CASE WHEN job.response_type IS NOT NULL THEN octet_length(job.response) END AS response_bytes,
+    job.streamed, job.wants_urls, conversation.name AS conversation
 """
 _FROM = "FROM job LEFT JOIN conversation ON conversation.id = job.conversation_id AND conversation.deleted_at IS NULL"
 _FIND = text(f"""
@@ -227,9 +251,8 @@ _FIND = text(f"""
 """)
 _FIND_ORDER = text(f"""
     SELECT job.status, job.endpoint, job.model, job.request, job.content_type, job.streamed, job.wants_urls, job.flow, job.images,
-           job.attachments, job.reserved_microusd, job.priority, job.timeout_s, job.on_lost, job.max_attempts, job.metadata,
-           job.webhook_url, job.headers,
-           conversation.name AS conversation,
+           job.attachments, job.reserved_microusd, job.priority, job.timeout_s, job.on_lost, job.on_unreadable, job.max_attempts,
+           job.metadata, job.webhook_url, job.headers, conversation.name AS conversation,
            job.tokens - coalesce(job.history_tokens, 0) - attached.tokens AS tokens, job.turn_tokens - attached.tokens AS turn_tokens,
            extract(epoch FROM job.expires_at - job.created_at)::float8 AS expires_in_s
     {_FROM} CROSS JOIN LATERAL (
@@ -237,6 +260,7 @@ _FIND_ORDER = text(f"""
     ) AS attached
     WHERE job.id = :id AND job.key_id = :key_id
 """)
+_RAW = text("SELECT response, response_type FROM job WHERE id = :id AND key_id = :key_id")
 _TRANSCRIPT = text("SELECT transcript FROM job WHERE id = :id")
 _PAGE = text(f"""
     SELECT {_COLUMNS}, NULL AS response {_FROM}
@@ -254,5 +278,5 @@ _ATTEMPTS = text("""
     SELECT n, outcome, http_status, started_at, ended_at, upstream_request_id FROM attempt
     WHERE job_id = :id AND (n <= 10 OR n > :calls - 10) ORDER BY n
 """)
-_USAGE = text("SELECT input_tokens, output_tokens, images, cost_microusd FROM usage WHERE job_id = :id")
+_USAGE = text("SELECT input_tokens, output_tokens, images, estimated, cost_microusd FROM usage WHERE job_id = :id")
 _EVENTS = text("SELECT seq, type, at, detail FROM job_event WHERE job_id = :id AND seq > :after ORDER BY seq")

@@ -63,16 +63,25 @@ def run(caller: Caller, name: str) -> UUID:
     return UUID(str(row.dispatch_id))
 
 
-def finish(name: str, dispatch_id: UUID, *, status: job.Status = job.Status.SUCCEEDED, answer: bytes | None = ANSWER) -> None:
+def finish(
+    name: str,
+    dispatch_id: UUID,
+    *,
+    status: job.Status = job.Status.SUCCEEDED,
+    answer: bytes | None = ANSWER,
+    answer_type: str | None = None,
+) -> None:
     """The running job has ended."""
-    result = job.Result(status, http_status=200, response=answer)
+    result = job.Result(status, http_status=200, response=answer, response_type=answer_type)
     with db.begin() as session:
         assert job.finish(session, view.parse_id(name), dispatch_id, result, job.Finding(job.Outcome.SUCCEEDED, 200, "req_up"))
 
 
-def end(caller: Caller, name: str, *, status: job.Status = job.Status.SUCCEEDED, answer: bytes | None = ANSWER) -> None:
+def end(
+    caller: Caller, name: str, *, status: job.Status = job.Status.SUCCEEDED, answer: bytes | None = ANSWER, answer_type: str | None = None
+) -> None:
     """The waiting job has run and ended."""
-    finish(name, run(caller, name), status=status, answer=answer)
+    finish(name, run(caller, name), status=status, answer=answer, answer_type=answer_type)
 
 
 def stored() -> int:

@@ -88,13 +88,14 @@ def test_the_operators_image_model_is_filled_in(body: dict[str, Any], override: 
     [
         (CHAT, {**BODIES[CHAT], "max_tokens": 10}, 2 + 4 + 10, 0),
         (CHAT, {**BODIES[CHAT], "max_tokens": 10, "n": 3, "stream": True}, 2 + 4 + 30, 0),
+        (CHAT, {**BODIES[CHAT], "max_tokens": 10, "tools": [{"type": "function", "function": {"name": "find"}}]}, 2 + 4 + 14 + 10, 0),
         (IMAGES, BODIES[IMAGES], 2, 2),
-        (EMBEDDINGS, {"model": "e", "input": "x" * 9}, 3, 0),
-        (EMBEDDINGS, {"model": "e", "input": ["x" * 9, "x"]}, 4, 0),
+        (EMBEDDINGS, {"model": "e", "input": "hi there you"}, 3, 0),
+        (EMBEDDINGS, {"model": "e", "input": ["hi there you", "two"]}, 4, 0),
         (EMBEDDINGS, {"model": "e", "input": [1, 2, 3, 4, 5]}, 5, 0),
         (EMBEDDINGS, {"model": "e", "input": [[1, 2], [3]]}, 3, 0),
-        (MODERATIONS, {"input": ["x" * 8, "x"]}, 3, 0),
-        (MODERATIONS, {"input": [{"type": "text", "text": "x" * 8}, {"type": "image_url", "image_url": {"url": "u"}}]}, 1_002, 0),
+        (MODERATIONS, {"input": ["hi there", "you"]}, 3, 0),
+        (MODERATIONS, {"input": [{"type": "text", "text": "hi there"}, {"type": "image_url", "image_url": {"url": "u"}}]}, 1_107, 0),
     ],
 )
 def test_what_is_reserved_follows_the_body(endpoint: str, body: dict[str, Any], tokens: int, images: int) -> None:

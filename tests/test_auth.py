@@ -12,7 +12,7 @@ import redis
 from sqlalchemy import text
 
 from api.auth import REMEMBERED_S, Callers
-from models import db, key, logs, tokens
+from models import db, key, logs, token_forms
 from models.errors import Unauthorised
 from tests.http_tools import CHAT, Caller, error_of
 
@@ -141,13 +141,13 @@ def logged(text: str) -> str:
     return logs.Lines().format(logging.LogRecord("tests", logging.INFO, "", 0, text, (), None))
 
 
-@pytest.mark.parametrize("prefix", [*tokens.OURS, *tokens.UPSTREAM])
+@pytest.mark.parametrize("prefix", [*token_forms.OURS, *token_forms.UPSTREAM])
 @pytest.mark.parametrize("around", ["{}", "key_{}", "{{'token': '{}'}}", "a,{},b", "https://host/?x={}"])
 def test_the_log_strikes_out_every_prefix_that_we_make_or_hold(prefix: str, around: str) -> None:
     assert "Canary123" not in logged(around.format(f"{prefix}Canary123-_x"))
 
 
-@pytest.mark.parametrize("name", [*tokens.QUERY_NAMES, *tokens.SECRET_NAMES])
+@pytest.mark.parametrize("name", [*token_forms.QUERY_NAMES, *token_forms.SECRET_NAMES])
 def test_the_log_strikes_out_secrets_in_urls(name: str) -> None:
     line = logged(f"GET sentinel://host:26379/0?master=m&{name}=Canary123&after=7")
 

@@ -146,6 +146,7 @@ def without(submit: dict[str, Any], name: str) -> dict[str, Any]:
         ({**CHAT, "timeout_s": -1}, "timeout_s"),
         ({**CHAT, "timeout_s": 1e300}, "timeout_s"),
         ({**CHAT, "on_lost": "ignore"}, "on_lost"),
+        ({**CHAT, "on_unreadable": "ignore"}, "on_unreadable"),
         ({**CHAT, "max_attempts": 0}, "max_attempts"),
         ({**CHAT, "max_attempts": 11}, "max_attempts"),
         ({**CHAT, "max_attempts": 1.5}, "max_attempts"),

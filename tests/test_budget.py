@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,12 +13,14 @@ import pytest
 
 from models import budget, db
 from models.errors import NoMoney, NotFound
-from models.job import Result, Status
+from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from models.money import MICRO
 from tests.http_tools import CHAT, Caller, error_of, stored, together
 from tests.line_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
 from tests.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing
+from workers import ending
+from workers.ending import Ending
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -70,6 +73,21 @@ def test_a_lost_call_is_paid_for_and_its_job_still_reserves(rich: Key) -> None:
     reap()
 
     assert (Status.QUEUED, 700, 400, 300) == (row(one).status, standing(rich).balance, standing(rich).available, standing(rich).unknown)
+
+
+def test_an_upstream_that_never_says_what_it_used_empties_the_budget_all_the_same(rich: Key) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "word " * 400}}], "usage": {}}).encode()
+    for _ in range(3):
+        one = submit(rich, model=MODEL, reserved_microusd=300)
+        good = Finding(Outcome.SUCCEEDED, 200)
+        result = Result(Status.SUCCEEDED, http_status=200, response=body)
+        ending.commit(Ending(one, start(rich, one), rich.id, row(one).lane_id, MODEL, good, result, asked_tokens=100))
+
+    (each,) = {amount for _, amount in entries()[1:]}
+    assert [("grant", 1_000), *[("charge", each)] * 3] == entries()
+    assert -280 < each < -230, "100 tokens in, about 400 out"
+    with pytest.raises(NoMoney):
+        submit(rich, model=MODEL, reserved_microusd=300)
 
 
 def test_a_broke_key_may_ask_what_is_free(rich: Key) -> None:

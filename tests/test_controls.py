@@ -78,9 +78,18 @@ def test_who_says_nothing_gets_the_operators_terms() -> None:
 
 
 def test_all_that_a_job_may_say_can_be_said_in_the_body() -> None:
-    order = read(nowserving={"conversation": "c", "on_lost": "fail", "max_attempts": 2, "metadata": {"a": "b"}}).order
+    order = read(
+        nowserving={"conversation": "c", "on_lost": "fail", "on_unreadable": "retry", "max_attempts": 2, "metadata": {"a": "b"}}
+    ).order
 
-    assert ("c", "fail", 2, {"a": "b"}, "c") == (order.conversation, order.on_lost, order.max_attempts, order.metadata, order.flow)
+    assert ("c", "fail", "retry", 2, {"a": "b"}, "c") == (
+        order.conversation,
+        order.on_lost,
+        order.on_unreadable,
+        order.max_attempts,
+        order.metadata,
+        order.flow,
+    )
 
 
 def test_a_header_beats_the_body() -> None:

@@ -105,6 +105,75 @@ def test_the_usage_of_an_answer_that_came_after_the_cancellation_is_recorded(goo
     assert (Status.CANCELLED, 1) == (row(good.job_id).status, len(used()))
 
 
+# Usage that the upstream does not say
+
+
+SILENT = json.dumps({"id": "chatcmpl-1", "choices": [{"message": {"content": "one two three four"}}]}).encode()
+
+
+def silent(good: Ending, asked_tokens: int | Callable[[], int] | None, body: bytes = SILENT) -> Ending:
+    """The ending of an answer without usage."""
+    result = Result(Status.SUCCEEDED, http_status=200, response=body)
+    return replace(good, result=result, asked_tokens=asked_tokens)
+
+
+def charged(good: Ending) -> list[tuple[str, int, str | None]]:
+    return [tuple(one) for one in query("SELECT kind, amount_microusd, note FROM ledger WHERE job_id = :id ORDER BY id", id=good.job_id)]
+
+
+def marked() -> list[bool]:
+    return [one.estimated for one in query("SELECT estimated FROM usage")]
+
+
+@pytest.mark.parametrize("is_turn", [False, True])
+def test_usage_that_the_upstream_does_not_say_is_estimated_and_charged(good: Ending, is_turn: bool) -> None:
+    ending.write(replace(silent(good, lambda: 100), is_turn=is_turn))
+
+    assert ([(100, 4, 0, 290)], [True]) == (used(), marked())
+    assert [("charge", -290, "estimated")] == charged(good)
+
+
+def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: Ending) -> None:
+    def never() -> int:
+        raise AssertionError
+
+    ending.write(replace(good, asked_tokens=never))
+
+    assert ([(7, 5, 0, 68)], [False], [("charge", -68, None)]) == (used(), marked(), charged(good))
+
+
+def test_what_was_unknown_is_corrected_by_an_estimate_that_says_so(good: Ending) -> None:
+    query("UPDATE job SET reserved_microusd = 1000")
+    reap()
+    ending.write(silent(good, lambda: 100))
+
+    assert [("unknown", -1_000, None), ("correction", 710, "estimated")] == charged(good)
+
+
+def test_a_call_that_costs_nothing_is_not_estimated(good: Ending) -> None:
+    ending.write(silent(good, None, b'{"results": []}'))
+
+    assert ([(0, 0, 0)], [False]) == ([one[:3] for one in used()], marked())
+
+
+def test_an_estimate_outlives_its_worker(good: Ending, folder: Path) -> None:
+    ending.spool(silent(good, lambda: 100))
+    ending.replay()
+
+    assert [(100, 4, 0, 290)] == used()
+
+
+def test_an_answer_that_could_not_be_read_is_charged_once_as_an_estimate(good: Ending) -> None:
+    error = {"message": "no JSON", "type": "server_error", "param": None, "code": "upstream_invalid_response"}
+    kept = Result(Status.FAILED, http_status=200, response=b"one two three four", error=error)
+    bad = replace(silent(good, lambda: 100), finding=Finding(Outcome.UNKNOWN, 200), result=kept)
+    ending.write(bad)
+    ending.write(bad)
+
+    assert (Status.FAILED, [(100, 4, 0, 290)], [True]) == (row(good.job_id).status, used(), marked())
+    assert [("charge", -290, "estimated")] == charged(good)
+
+
 # Pictures
 
 
@@ -168,6 +237,7 @@ def test_what_is_kept_on_disk_cannot_be_read_there(good: Ending) -> None:
         {"result": Result(Status.FAILED, error={"message": "é\n", "type": None, "param": None, "code": "x"})},
         {"result": Result(Status.CANCELLED), "finding": Finding(Outcome.CANCELLED)},
         {"result": Result(Status.SUCCEEDED, response=bytes(range(256)))},
+        {"result": Result(Status.FAILED, http_status=200, response=b"\xff<html>", response_type="text/html")},
         {"result": Result(Status.SUCCEEDED, response=b"{}", transcript=b"data: {}\n\n")},
         {},
     ],

@@ -83,15 +83,15 @@ def test_who_waits_is_the_first_that_is_named(caller: Caller, fields: dict[str, 
     assert flow == caller.get(f"/v1/jobs/{name}").json["user"]
 
 
-PARTS = [{"type": "text", "text": "1234"}, {"type": "image_url", "image_url": {"url": "https://x.y"}}]
+PARTS = [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {"url": "https://x.y"}}]
 
 
 @pytest.mark.parametrize(
     ("content", "more", "tokens"),
     [
-        ("12345", {"max_tokens": 10}, 2 + 4 + 10),
+        ("one two", {"max_tokens": 10}, 2 + 4 + 10),
         (None, {"max_completion_tokens": 5, "max_tokens": 7, "n": 3}, 4 + 3 * 5),
-        (PARTS, {}, 1 + 1000 + 4 + 1024),
+        (PARTS, {}, 1 + 1105 + 4 + 1024),
     ],
 )
 def test_a_chat_reserves_what_openai_would_count(caller: Caller, content: object, more: dict[str, int], tokens: int) -> None:
@@ -119,6 +119,34 @@ def test_a_result_is_the_upstreams_body(caller: Caller) -> None:
 
     assert ("succeeded", json.loads(ANSWER), None) == (shown["status"], shown["result"], shown["queue"])
     assert [(1, "succeeded", "req_up")] == [(one["n"], one["outcome"], one["upstream_request_id"]) for one in shown["attempts"]]
+
+
+PAGE = b"<html>\xff</html>"
+
+
+def test_an_answer_that_is_no_result_can_be_fetched(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name, status=Status.FAILED, answer=PAGE, answer_type="text/html; charset=x")
+    shown = caller.get(f"/v1/jobs/{name}").json
+    made = caller.get(shown["result_raw"]["url"])
+
+    assert (None, "text/html; charset=x", len(PAGE)) == (
+        shown["result"], shown["result_raw"]["content_type"], shown["result_raw"]["bytes"],
+    )  # fmt: skip
+    assert (200, PAGE, "application/octet-stream") == (made.status_code, made.data, made.content_type)
+    assert ("text/html; charset=x", "nosniff", f'attachment; filename="{name}.bin"') == (
+        made.headers["X-Nowserving-Content-Type"], made.headers["X-Content-Type-Options"], made.headers["Content-Disposition"],
+    )  # fmt: skip
+    assert shown["result_raw"] == caller.get("/v1/jobs").json["data"][0]["result_raw"]
+    assert 404 == Caller(token="sk-another").get(f"/v1/jobs/{name}/raw").status_code
+
+
+def test_a_job_with_a_result_has_no_raw_answer(caller: Caller) -> None:
+    name = caller.submit()
+    end(caller, name)
+
+    assert caller.get(f"/v1/jobs/{name}").json["result_raw"] is None
+    assert "result" in error_of(caller.get(f"/v1/jobs/{name}/raw"))["message"]
 
 
 @pytest.mark.parametrize(

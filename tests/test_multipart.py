@@ -23,6 +23,7 @@ from models.endpoint import EDITS
 from models.errors import Invalid
 from models.key import Key
 from models.line import Order
+from models.tokens import PICTURE_TOKENS
 
 CALLER = Key(id=1, pool_id=1, kind="own")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) + b"\r\n--x\r\n--"
@@ -83,7 +84,7 @@ def test_what_the_sdk_sends_goes_on_byte_for_byte() -> None:
     order = read(content, boundary=media.partition("boundary=")[2]).order
 
     assert (content, media) == (order.request, order.content_type)
-    assert ("gpt-image-2", 3, 2 + 2_000, True, "u") == (order.model, order.images, order.tokens, order.streamed, order.flow)
+    assert ("gpt-image-2", 3, 2 + 2 * PICTURE_TOKENS, True, "u") == (order.model, order.images, order.tokens, order.streamed, order.flow)
 
 
 def test_what_our_own_fields_say_is_taken_out_of_the_form() -> None:
@@ -166,7 +167,7 @@ def test_one_picture_or_many_under_either_name() -> None:
         read(form(part("image[]", PNG, filename="a"), part("image[]", PNG, filename="b"), PROMPT)).order,
     )
 
-    assert (2 + 1_000, 2 + 2_000) == (one.tokens, two.tokens)
+    assert (2 + PICTURE_TOKENS, 2 + 2 * PICTURE_TOKENS) == (one.tokens, two.tokens)
     assert ("default", 1) == (one.model, one.images)
 
 
@@ -183,7 +184,7 @@ def test_edits_may_come_as_json_too() -> None:
     with create_app().test_request_context(EDITS, method="POST", data=sent, content_type="application/json"):
         order = ask.read(request, CALLER, EDITS).order
 
-    assert (sent.encode(), None, 2 + 2_000) == (order.request, order.content_type, order.tokens)
+    assert (sent.encode(), None, 2 + 2 * PICTURE_TOKENS) == (order.request, order.content_type, order.tokens)
 
 
 HEAD = b'Content-Disposition: form-data; name="prompt"'

@@ -24,6 +24,8 @@ from tests.line_tools import query
 from tests.processes import Stack, caller, running, until
 from tests.test_api_server import Api, serving
 from tests.upstream.client import FakeUpstream
+from tests.upstream.errors import BY_STATUS
+from tests.upstream.garbage import PAGE
 from tests.upstream.journal import Call, fingerprint
 
 # Not `database`: the stack of this module works on while tests come and go.
@@ -260,6 +262,46 @@ def test_what_became_of_a_broken_call_is_told_once(world: World, said: str, stat
 
     assert (status, code) == (caught.value.status_code, caught.value.code)
     assert 1 == len(world.jobs())
+
+
+@pytest.mark.parametrize(("code", "status", "raised"), [(400, 400, openai.BadRequestError), (500, 500, openai.InternalServerError)])
+def test_an_error_in_a_200_reaches_the_caller_with_the_status_that_it_means(
+    world: World, code: int, status: int, raised: type[openai.APIStatusError]
+) -> None:
+    with pytest.raises(raised) as caught:
+        asked = chat(f"[[fake:status={code};shape=in_200]]")
+        world.sdk().chat.completions.create(**asked, extra_body={"nowserving": {"max_attempts": 1}})
+
+    assert (status, True) == (caught.value.status_code, BY_STATUS[code][2] in str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("shape", "content_type"),
+    [
+        ("detail_list", "application/json"),
+        ("list", "application/json"),
+        ("html", "text/html; charset=utf-8"),
+        ("text", "text/plain; charset=utf-8"),
+    ],
+)
+def test_an_error_in_another_shape_has_the_upstreams_status_bytes_and_type(world: World, shape: str, content_type: str) -> None:
+    said = f"[[fake:status=422;shape={shape}]]"
+    expected = directly(world.upstream, "POST", "/v1/chat/completions", json.dumps(chat(said)).encode(), "application/json")
+    with world.ask(said) as made:
+        answered = made.whole()
+
+    assert expected == (made.status, answered)
+    assert content_type == made.headers["content-type"]
+
+
+def test_what_cannot_be_read_can_be_fetched_by_its_caller(world: World) -> None:
+    with world.ask("[[fake:garbage=html]]") as made:
+        code = made.json["error"]["code"]
+    (job,) = world.jobs()
+    with Raw(world.api.port, job["result_raw"]["url"], key=world.key, method="GET") as raw:
+        assert PAGE == raw.whole()
+
+    assert ("upstream_invalid_response", "text/html; charset=utf-8") == (code, raw.headers["x-nowserving-content-type"])
 
 
 def test_a_call_that_takes_too_long_is_a_gateway_timeout(world: World) -> None:

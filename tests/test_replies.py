@@ -26,6 +26,7 @@ class Row:
     http_status: int | None = None
     error: dict[str, Any] | None = None
     response: bytes | None = None
+    response_type: str | None = None
     wants_urls: bool = False
     id: UUID = NOBODY
     created_at: datetime = CREATED
@@ -73,11 +74,36 @@ def test_an_error_of_the_upstream_is_passed_on_byte_for_byte_and_not_retried() -
     assert "false" == made.headers["x-should-retry"]
 
 
-@pytest.mark.parametrize("body", [None, b'{"detail": "no"}', b'{"error": "no"}', b'{"error": {"code": 1}}', b"[]"])
-def test_what_no_sdk_could_read_as_an_error_is_told_in_the_envelope(body: bytes | None) -> None:
+@pytest.mark.parametrize("body", [b'{"detail": "no"}', b'{"error": "no"}', b'{"error": {"code": 1}}', b"[]"])
+def test_an_error_in_another_shape_is_passed_on_byte_for_byte(body: bytes) -> None:
     made = replies.answer(Row(http_status=418, error=BUSY, response=body))
 
-    assert (418, {"error": BUSY}) == (made.status_code, json.loads(made.data))
+    assert (418, body, "application/json") == (made.status_code, made.data, made.content_type)
+
+
+def test_a_page_of_the_upstreams_is_passed_on_with_its_type_and_runs_no_scripts() -> None:
+    made = replies.answer(Row(http_status=502, error=BUSY, response=b"<script>", response_type="text/html; charset=utf-8"))
+
+    assert (502, b"<script>", "text/html; charset=utf-8") == (made.status_code, made.data, made.content_type)
+    assert ("default-src 'none'; sandbox", "nosniff", "false") == (
+        made.headers["Content-Security-Policy"], made.headers["X-Content-Type-Options"], made.headers["x-should-retry"],
+    )  # fmt: skip
+
+
+def test_an_answer_that_cannot_be_read_is_a_bad_gateway_in_our_words() -> None:
+    row = Row(http_status=200, error=own("upstream_invalid_response"), response=b"<html>", response_type="text/html")
+    made = replies.answer(row)
+
+    assert (502, {"error": own("upstream_invalid_response")}, "application/json") == (
+        made.status_code, json.loads(made.data), made.content_type,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [None, b'{"detail": "no"}', b'{"error": "no"}', b'{"error": {"code": 1}}', b"[]", b"<html>"])
+def test_an_error_that_no_sdk_could_read_is_in_the_envelope_where_json_has_begun(body: bytes | None) -> None:
+    row = Row(http_status=418, error=BUSY, response=body)
+
+    assert {"error": BUSY} == json.loads(replies.told_of(row))
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,10 @@ def test_the_status_decides(status: int, then: Next, outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"1", b'"ok"', b"null", b"{", b"\xff", b"[" * 100_000])
-def test_a_good_status_without_a_json_object_is_of_unknown_outcome(body: bytes) -> None:
+def test_a_good_status_without_a_json_object_is_unreadable_and_may_have_been_paid_for(body: bytes) -> None:
     verdict = retry.judge(answer(200, body))
 
-    assert (Next.UNKNOWN, Outcome.UNKNOWN) == (verdict.next, verdict.outcome)
+    assert (Next.UNREADABLE, Outcome.UNKNOWN) == (verdict.next, verdict.outcome)
     assert {"message", "type", "param", "code"} == set(verdict.error or {})
 
 
@@ -66,6 +66,41 @@ def test_an_error_within_a_stream_counts_as_the_status_it_would_have_had(said: d
     assert (then, outcome, "no", None) == (verdict.next, verdict.outcome, (verdict.error or {})["message"], verdict.park)
 
 
+PLAIN = [
+    (error(code="rate_limit_exceeded"), Next.WAIT, 429),
+    (error(type="insufficient_quota"), Next.FAIL, 429),
+    (error(type="invalid_request_error"), Next.FAIL, 400),
+    (error(code="model_not_found", type="invalid_request_error"), Next.FAIL, 404),
+    (error(code="overloaded_error"), Next.AGAIN, 503),
+    (error(code="502"), Next.AGAIN, 502),
+    (error(code=401), Next.AGAIN, 500),
+    ({"error": "the server is on fire"}, Next.AGAIN, 500),
+    ({"object": "error", "message": "no", "code": 404, "type": "NotFoundError"}, Next.FAIL, 404),
+    ({"error": {"message": "no", "code": 429, "status": "RESOURCE_EXHAUSTED"}, "choices": []}, Next.WAIT, 429),
+]
+
+
+@pytest.mark.parametrize(("said", "then", "status"), PLAIN)
+def test_an_error_in_a_plain_200_counts_as_the_status_it_would_have_had(said: dict[str, object], then: Next, status: int) -> None:
+    verdict = retry.judge(answer(200, said))
+
+    assert (then, status) == (verdict.next, verdict.status)
+
+
+CHOICE = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"error": None, "choices": [CHOICE]}, {"error": "", "choices": []}, {"error": {}}, {"error": False}, {"errors": ["x"]},
+        {"error": {"message": "late"}, "choices": [CHOICE]}, {"error": "odd", "data": [{"embedding": []}]}, {"object": "chat.completion"},
+    ],
+)  # fmt: skip
+def test_an_answer_with_an_empty_error_or_with_content_is_an_answer(said: dict[str, object]) -> None:
+    assert Next.SUCCEED == retry.judge(answer(200, said)).next
+
+
 def test_an_account_that_ran_out_of_money_within_a_stream_is_parked() -> None:
     assert retry.NO_MONEY == retry.judge_event(answer(200, error(type="insufficient_quota"))).park
 
@@ -73,7 +108,7 @@ def test_an_account_that_ran_out_of_money_within_a_stream_is_parked() -> None:
 def test_an_error_that_is_only_a_sentence_is_told() -> None:
     said = retry.judge(answer(404, {"error": "no such model"})).error
 
-    assert {"message": "no such model", "type": None, "param": None, "code": None} == said
+    assert {"message": "no such model", "type": "invalid_request_error", "param": None, "code": None} == said
 
 
 # 429 and 503
@@ -144,7 +179,9 @@ def test_the_upstreams_own_error_is_passed_on_whole() -> None:
 
 
 def test_missing_keys_are_filled_in() -> None:
-    assert {"message": "no", "type": None, "param": None, "code": None} == retry.judge(answer(400, error())).error
+    said = retry.judge(answer(400, error())).error
+
+    assert {"message": "no", "type": "invalid_request_error", "param": None, "code": None} == said
 
 
 @pytest.mark.parametrize("message", ["two\nlines", "a\u00a0b", "tab\there", "日本語", "emoji 🎈"])
@@ -155,10 +192,10 @@ def test_a_message_is_kept_whatever_it_looks_like(message: str) -> None:
 def test_what_postgres_cannot_store_is_replaced() -> None:
     said = retry.judge(answer(400, b'{"error": {"message": "a\\u0000b\\ud800", "\\u0000": "x", "type": {"deep": 1}}}')).error
 
-    assert {"message": "a\ufffdb?", "\ufffd": "x", "type": None, "param": None, "code": None} == said
+    assert {"message": "a\ufffdb?", "\ufffd": "x", "type": "invalid_request_error", "param": None, "code": None} == said
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>502</html>", b'{"error": ["text"]}', b'{"error": {"message": 5}}', b'{"detail": "no"}'])
+@pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"\x00\xff", b"{}", b'{"error": {"message": 5}}'])
 def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -> None:
     said = retry.judge(answer(502, body)).error or {}
 

@@ -208,6 +208,17 @@ def test_what_was_said_in_a_deleted_session_is_gone_and_what_was_used_stays(call
     assert ("succeeded", None, None, 2) == (shown["status"], shown["result"], shown["conversation"], len(query("SELECT id FROM job")))
 
 
+def test_an_answer_that_cannot_be_read_is_gone_with_its_session(caller: Caller) -> None:
+    made = claim(caller, say(caller, "a secret"))
+    end(made, Result(Status.FAILED, http_status=200, response=b"<html>a secret", response_type="text/html"), REFUSED)
+    name = view.public_id(made.id)
+    assert 200 == caller.get(f"/v1/jobs/{name}/raw").status_code
+    caller.send("DELETE", f"/v1/sessions/{SESSION}")
+
+    assert (404, None) == (caller.get(f"/v1/jobs/{name}/raw").status_code, caller.get(f"/v1/jobs/{name}").json["result_raw"])
+    assert [None] == [row.response for row in query("SELECT response FROM job")]
+
+
 def test_a_name_is_free_again_and_remembers_nothing(caller: Caller) -> None:
     talk(caller, "one")
     caller.send("DELETE", f"/v1/sessions/{SESSION}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models import turn, view
+from models import recall, tokens, view
 from models.job import Finding, Outcome, Result, Status
 from models.marks import mark
 from tests.http_tools import IMAGE, Caller, error_of
@@ -217,10 +217,10 @@ def test_a_turns_own_instructions_are_for_it_alone(caller: Caller) -> None:
 def test_the_oldest_turns_are_left_out_whole(caller: Caller) -> None:
     rule(caller, context_tokens=90)
     for n in range(3):
-        talk(caller, f"{n}" * 60, reply=f"{n}" * 60)  # 38 tokens each
+        talk(caller, f"{n}" * 60, reply=f"{n}" * 60)  # 50 tokens each
 
-    messages = talk(caller, "x" * 60)
-    assert ["2" * 60, "2" * 60, "x" * 60] == [one["content"] for one in messages]
+    messages = talk(caller, "and now")
+    assert ["2" * 60, "2" * 60, "and now"] == [one["content"] for one in messages]
 
 
 def test_a_session_of_200_turns_never_exceeds_its_budget(caller: Caller, override: Callable[..., None]) -> None:
@@ -230,11 +230,11 @@ def test_a_session_of_200_turns_never_exceeds_its_budget(caller: Caller, overrid
         row = claim(caller, say(caller, f"{n} " + "word " * (n % 40), session="long"))
         messages = sent(row)
         answer(row, f"{n} " + "reply " * (n % 25))
-        as_the_upstream_counts = sum(-(-len(one["content"]) // 4) + 4 for one in messages)
-        widest = max(widest, turn.weigh(messages))
-        seen.append(as_the_upstream_counts)
-        assert turn.weigh(messages) <= 600
-        assert stored(row.id).tokens >= as_the_upstream_counts + 10, "what goes out was reserved"
+        going = tokens.estimate_messages(messages)
+        widest = max(widest, going)
+        seen.append(going)
+        assert going <= 600
+        assert stored(row.id).tokens >= going + 10, "what goes out was reserved"
 
     assert 200 == len(seen)
     assert 500 < widest, "and the budget is used"
@@ -249,6 +249,25 @@ def test_a_question_that_fills_the_budget_alone_goes_out_alone(caller: Caller) -
     assert [user("two"), assistant("yes"), user("three")] == talk(caller, "three")
 
 
+def test_a_system_prompts_tokens_are_stored_with_it_and_reserved(caller: Caller) -> None:
+    chinese = "请用中文回答。" * 20
+    rule(caller, system_prompt="of tea")
+    caller.send("PATCH", f"/v1/sessions/{SESSION}", json={"system_prompt": chinese})
+
+    (kept,) = query("SELECT system_prompt_tokens FROM conversation")
+    row = claim(caller, say(caller, "one"))
+    assert recall.prompt_tokens(chinese) == kept.system_prompt_tokens == row.history_tokens > 100
+
+
+def test_a_system_prompt_of_an_earlier_version_is_reserved_too(caller: Caller) -> None:
+    rule(caller, system_prompt="of tea " * 50)
+    query("UPDATE conversation SET system_prompt_tokens = NULL")
+
+    row = claim(caller, say(caller, "one"))
+    assert recall.prompt_tokens("of tea " * 50) <= row.history_tokens
+    assert 2 == len(sent(row))
+
+
 def test_what_a_turn_remembers_is_reserved_with_it(caller: Caller) -> None:
     first, second = say(caller, "one"), say(caller, "two")
     alone = stored(view.parse_id(second)).tokens
@@ -256,7 +275,7 @@ def test_what_a_turn_remembers_is_reserved_with_it(caller: Caller) -> None:
     answer(row, "1" * 400)
     told = stored(view.parse_id(second))
 
-    assert alone + turn.weigh([user("one"), assistant("1" * 400)]) == told.tokens
+    assert alone + tokens.estimate_messages([user("one"), assistant("1" * 400)]) == told.tokens
 
 
 def test_a_history_fits_the_keys_tokens_per_minute(caller: Caller) -> None:
@@ -318,7 +337,7 @@ def test_every_script_comes_back_as_it_was(caller: Caller, said: str) -> None:
 
 def test_a_thousand_chinese_characters_weigh_about_what_they_cost() -> None:
     assert 1_000 == len(CHINESE)
-    assert 700 <= turn.weigh([user(CHINESE)]) <= 1_100
+    assert 700 <= tokens.estimate_messages([user(CHINESE)]) <= 1_100
 
 
 def test_half_a_surrogate_pair_in_an_answer_breaks_no_later_turn(caller: Caller) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,6 @@ from workers.call import Call
 from workers.openai_client import Lost, Request
 from workers.relay import Relay
 from workers.retry import Next
-from workers.sse import Splitter
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 ONE = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
@@ -69,14 +69,19 @@ def running(database: None) -> Any:
 
 def hear(running: Any, speaker: Speaker, *, relay: Relay | None = None) -> tuple[Any, Any]:
     """The answer's object and the verdict."""
+    answer, verdict = heard_raw(running, speaker, relay=relay)
+    return json.loads(answer.body) if answer.body else None, verdict
+
+
+def heard_raw(running: Any, speaker: Speaker, *, relay: Relay | None = None) -> tuple[Any, Any]:
+    """The answer and the verdict."""
     request = Request(f"http://127.0.0.1:{speaker.server.getsockname()[1]}/", key="k", headers={}, content=b"")
     call = Call(deadline=time.monotonic() + 10)
     try:
-        answer, verdict = stream.call(running, request, call=call, relay=relay or Relay(running))
+        return stream.call(running, request, call=call, relay=relay or Relay(running))
     finally:
         speaker.is_over.set()
         speaker.join(5)
-    return json.loads(answer.body) if answer.body else None, verdict
 
 
 def said(answer: Any) -> str:
@@ -125,14 +130,55 @@ def test_a_stream_may_end_with_its_last_choice_or_by_saying_so(running: Any, end
     assert (USE in end) == ("usage" in answer)
 
 
-@pytest.mark.parametrize("sent", [ONE, ONE + TWO, USE, DONE, b": nothing\n\n" + ONE[:20]])
+@pytest.mark.parametrize("sent", [ONE, ONE + TWO, USE])
 def test_a_stream_that_ends_before_its_answer_is_lost(running: Any, sent: bytes) -> None:
-    if Splitter().feed(sent):
-        with pytest.raises(Lost):
-            hear(running, Speaker(HEAD + sent))
-    else:
-        _, verdict = hear(running, Speaker(HEAD + sent))
-        assert (Next.UNKNOWN, "upstream_invalid_response") == (verdict.next, verdict.error["code"])
+    with pytest.raises(Lost):
+        hear(running, Speaker(HEAD + sent))
+
+
+PAGE = b"<html>busy</html>"
+GARBLED = b"data: not json\n\n"
+
+
+@pytest.mark.parametrize("sent", [DONE, b": nothing\n\n" + ONE[:20], PAGE, GARBLED + ONE + LAST, ONE + GARBLED + TWO + LAST, b"oops"])
+def test_a_stream_that_cannot_be_read_is_kept_whole(running: Any, sent: bytes) -> None:
+    answer, verdict = heard_raw(running, Speaker(HEAD + sent))
+
+    assert (sent, Next.UNREADABLE, "upstream_invalid_response") == (answer.body, verdict.next, verdict.error["code"])
+
+
+@pytest.mark.parametrize("junk", [GARBLED, b"data: <!-- x -->\n\n", b'data: {"error": {"message": "late"}}\n\n', b"data: [1, 2]\n\n"])
+def test_junk_after_the_last_choice_loses_nothing(running: Any, junk: bytes) -> None:
+    relay = Relay(running)
+    answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + junk + USE + DONE), relay=relay)
+
+    assert ("a", Next.SUCCEED, True) == (said(answer), verdict.next, "usage" in answer)
+    assert ONE + LAST == relay.transcript
+
+
+@pytest.mark.parametrize("done", [b"data: [DONE] \n\n", b"data:[DONE]\n\n", b"data: [DONE]"])
+def test_the_end_is_seen_however_it_is_written(running: Any, done: bytes) -> None:
+    answer, verdict = hear(running, Speaker(HEAD + ONE + done))
+
+    assert ("a", Next.SUCCEED) == (said(answer), verdict.next)
+
+
+def test_a_compressed_stream_is_relayed_as_it_comes(running: Any) -> None:
+    packer = zlib.compressobj(wbits=31)
+    first = packer.compress(ONE) + packer.flush(zlib.Z_SYNC_FLUSH)
+    speaker = Speaker(
+        HEAD + first, packer.compress(LAST + DONE) + packer.flush(), waits=lambda n: until(lambda: heard(running.id), what="one")
+    )
+    answer, _ = hear(running, speaker)
+
+    assert "a" == said(answer)
+
+
+def test_an_event_with_a_list_around_it_is_relayed_without(running: Any) -> None:
+    relay = Relay(running)
+    answer, _ = hear(running, Speaker(HEAD + b"data: [" + ONE[6:-2] + b"]\n\n" + LAST), relay=relay)
+
+    assert ("a", ONE + LAST) == (said(answer), relay.transcript)
 
 
 def test_a_cut_after_the_last_choice_loses_nothing(running: Any) -> None:

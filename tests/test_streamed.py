@@ -106,6 +106,16 @@ def test_who_asked_for_the_use_is_told(stack: Stack) -> None:
     assert json.loads(ended.response)["usage"] == events(ended.transcript)[-1]["usage"]
 
 
+@pytest.mark.parametrize("kind", ["missing", "null", "empty"])
+def test_use_that_a_stream_does_not_say_is_estimated(stack: Stack, kind: str) -> None:
+    ended = streamed(stack, f"one two three four five [[fake:usage={kind}]]")
+
+    ((asked, answered, _),) = usage(ended.id)
+    assert 10 < asked < 25
+    assert 10 < answered < 25
+    assert query("SELECT 1 FROM usage WHERE job_id = :id AND estimated", id=ended.id)
+
+
 def test_what_is_relayed_is_ascii(stack: Stack) -> None:
     ended = streamed(stack, "größer 😀\u2028")
 

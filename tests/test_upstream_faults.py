@@ -16,8 +16,13 @@ from deploy.server import free_port
 from models import db
 from models.key import Key
 from tests import processes
-from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, until, wait_ended
-from tests.upstream.errors import BY_STATUS, QUOTA
+from tests.line_tools import query, submit
+from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, until, wait_ended
+from tests.stream_tools import content
+from tests.upstream.behaviour import PACKED
+from tests.upstream.chat import echo
+from tests.upstream.errors import BY_STATUS, QUOTA, SHAPED, WORDS
+from tests.upstream.garbage import PAGE
 from workers import retry
 from workers.openai_client import Answer
 
@@ -80,6 +85,7 @@ def test_what_the_upstream_refuses_is_not_asked_twice(stack: Stack, status: int)
     kind, code, message = BY_STATUS[status]
     assert ("failed", status, ["refused"]) == (ended.status, ended.http_status, attempts(ended.id))
     assert {"message": message, "type": kind, "param": None, "code": code} == ended.error
+    assert ended.response_type is None
     assert {"error": ended.error} == json.loads(ended.response)
     assert 1 == len(stack.upstream.calls())
 
@@ -195,13 +201,132 @@ def test_odd_json_that_was_paid_for_is_kept(stack: Stack, kind: str) -> None:
     assert wrong in ended.response
 
 
-@pytest.mark.parametrize("kind", ["html", "truncated", "empty", "binary", "short"])
-def test_an_answer_that_is_no_json_is_of_unknown_outcome(stack: Stack, kind: str) -> None:
-    ended = run(stack, f"odd [[fake:garbage={kind}]]", on_lost="fail")
+UNREADABLE = {
+    "html": (200, "text/html; charset=utf-8"), "truncated": (200, "application/json"), "empty": (200, None), "no_content": (204, None),
+    "binary": (200, "application/json"), "short": (200, "application/json"), "trailing_comma": (200, "application/json"),
+    "objects": (200, "application/json"),
+}  # fmt: skip
 
-    assert ("failed", ["unknown"]) == (ended.status, attempts(ended.id))
-    assert "upstream_invalid_response" == ended.error["code"]
-    assert 200 == ended.http_status
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_answer_that_is_no_json_is_kept_and_not_bought_again(stack: Stack, kind: str) -> None:
+    ended = run(stack, f"odd [[fake:garbage={kind}]]")
+
+    status, content_type = UNREADABLE[kind]
+    assert ("failed", ["unknown"], 0) == (ended.status, attempts(ended.id), ended.possible_duplicate_calls)
+    assert ("upstream_invalid_response", status) == (ended.error["code"], ended.http_status)
+    assert content_type == ended.response_type
+    assert (content_type is not None) == bool(ended.response)
+    assert 1 == len(stack.upstream.calls())
+
+
+def test_an_answer_that_cannot_be_read_is_charged_once_with_what_was_reserved(stack: Stack) -> None:
+    ended = run(stack, "odd [[fake:garbage=html]]", reserved_microusd=700)
+
+    entries = query("SELECT kind, amount_microusd FROM ledger WHERE job_id = :id", id=ended.id)
+    assert [("unknown", -700)] == [(one.kind, one.amount_microusd) for one in entries]
+
+
+def test_an_answer_that_is_no_json_is_asked_for_again_where_the_job_wants_that(stack: Stack) -> None:
+    again = run(stack, "odd [[fake:garbage=html;times=1]]", on_unreadable="retry")
+    in_vain = run(stack, "odd [[fake:garbage=html]]", on_unreadable="retry", max_attempts=2)
+
+    assert ("succeeded", ["unknown", "succeeded"], 1) == (again.status, attempts(again.id), again.possible_duplicate_calls)
+    assert ("failed", ["unknown"] * 2, PAGE) == (in_vain.status, attempts(in_vain.id), in_vain.response)
+
+
+PLAIN_FORMS = [kind for kind in PACKED if kind not in ("done_blank", "no_blank", "no_last_line")]
+
+
+@pytest.mark.parametrize("kind", PLAIN_FORMS)
+def test_a_good_answer_is_read_however_it_is_packed(stack: Stack, kind: str) -> None:
+    said = f"größe [[fake:packed={kind}]]"
+    ended = run(stack, said)
+
+    answer = json.loads(ended.response.decode())
+    assert ("succeeded", ["succeeded"], 1) == (ended.status, attempts(ended.id), len(stack.upstream.calls()))
+    assert ("chat.completion", echo(said)) == (answer["object"], answer["choices"][0]["message"]["content"])
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("kind", ["sse", "sse_json", "br"])
+def test_pictures_are_read_however_they_are_packed(stack: Stack, kind: str) -> None:
+    who = caller(f"sk-packed-{kind}")
+    body = {"model": "m", "prompt": f"a fox [[fake:packed={kind}]]", "n": 2}
+    job_id = submit(who, endpoint="/v1/images/generations", images=2, request=json.dumps(body).encode())
+    ring(who)
+    (ended,) = wait_ended([job_id], stack=stack)
+
+    assert ("succeeded", 2) == (ended.status, len(json.loads(ended.response)["data"]))
+
+
+@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/models"])
+def test_every_route_reads_a_compressed_answer(stack: Stack, route: str) -> None:
+    who = caller(f"sk-gzip-{route}")
+    stack.upstream.behave(f"sk-gzip-{route}", {"packed": "gzip"})
+    job_id = submit(who, endpoint=route, request=b'{"model":"m","input":"text"}' if route == "/v1/embeddings" else b"")
+    ring(who)
+    (ended,) = wait_ended([job_id], stack=stack)
+
+    assert ("succeeded", "list") == (ended.status, json.loads(ended.response)["object"])
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_good_stream_is_read_however_it_is_packed(stack: Stack, kind: str) -> None:
+    said = f"grosse [[fake:packed={kind}]]"
+    ended = run(stack, said, streamed=True, body={"stream": True})
+
+    assert ("succeeded", ["succeeded"], 1) == (ended.status, attempts(ended.id), len(stack.upstream.calls()))
+    assert echo(said) == content(ended.transcript) == json.loads(ended.response)["choices"][0]["message"]["content"]
+
+
+def test_a_plain_answer_to_a_stream_is_read_however_it_is_packed(stack: Stack) -> None:
+    said = "plain [[fake:plain;packed=latin1]]"
+    ended = run(stack, said, streamed=True, body={"stream": True})
+
+    assert ("succeeded", echo(said)) == (ended.status, content(ended.transcript))
+
+
+@pytest.mark.parametrize("kind", ["html", "empty", "no_content", "binary"])
+def test_a_stream_that_cannot_be_read_is_kept_and_not_bought_again(stack: Stack, kind: str) -> None:
+    ended = run(stack, f"odd [[fake:garbage={kind}]]", streamed=True, body={"stream": True})
+
+    assert ("failed", "upstream_invalid_response", 1) == (ended.status, ended.error["code"], len(stack.upstream.calls()))
+    assert {"html": PAGE, "binary": bytes(range(256))}.get(kind) == ended.response
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "outcomes"),
+    [
+        ("status=400", 400, ["refused"]),
+        ("status=404", 404, ["refused"]),
+        ("status=500;times=1", 200, ["failed", "succeeded"]),
+        ("status=429;kind=slow_down;retry_after=0.3;times=1", 200, ["throttled", "succeeded"]),
+        ("status=429;kind=quota", 429, ["refused"]),
+    ],
+)
+@pytest.mark.parametrize("shape", ["in_200", "in_200_list"])
+def test_an_error_in_a_200_is_what_it_would_be_with_its_status(
+    stack: Stack, how: str, status: int, outcomes: list[str], shape: str
+) -> None:
+    ended = run(stack, f"error [[fake:{how};shape={shape}]]")
+
+    assert (status, outcomes) == (ended.http_status, attempts(ended.id))
+    assert ("succeeded" if status == 200 else "failed") == ended.status
+
+
+def test_an_answer_that_says_there_is_no_error_is_an_answer(stack: Stack) -> None:
+    assert "succeeded" == run(stack, "fine [[fake:shape=in_200_null]]").status
+
+
+@pytest.mark.parametrize("shape", [*SHAPED, "text", "gzip", "latin1", "html"])
+def test_the_upstreams_words_are_found_in_every_shape(stack: Stack, shape: str) -> None:
+    ended = run(stack, f"words [[fake:status=400;shape={shape}]]")
+
+    assert ("failed", 400, 1) == (ended.status, ended.http_status, len(stack.upstream.calls()))
+    assert WORDS in ended.error["message"]
+    assert {"message", "type", "param", "code"} <= set(ended.error)
+    assert (shape in ("text", "latin1", "html")) == (ended.response_type is not None)
 
 
 def test_an_answer_that_is_too_large_is_cut_and_not_paid_for_again(stack: Stack) -> None:
@@ -209,6 +334,8 @@ def test_an_answer_that_is_too_large_is_cut_and_not_paid_for_again(stack: Stack)
 
     assert ("failed", ["unknown"]) == (ended.status, attempts(ended.id))
     assert ended.response is None
+    packed = run(stack, "big [[fake:huge_mb=2;packed=gzip]]")
+    assert ("upstream_answer_too_large", 1) == (packed.error["code"], packed.calls)
     kept = run(stack, "less [[fake:huge_mb=0.1]]")
     assert ("succeeded", True) == (kept.status, len(kept.response) > 100_000)
 
@@ -217,6 +344,8 @@ def test_a_redirect_is_not_followed(stack: Stack) -> None:
     ended = run(stack, "elsewhere [[fake:redirect=/elsewhere]]")
 
     assert ("failed", 307, ["refused"]) == (ended.status, ended.http_status, attempts(ended.id))
+    assert "/elsewhere" in ended.error["message"]
+    assert "OPENAI_BASE_URL" in ended.error["message"]
     assert ["/v1/chat/completions"] == [call.path for call in stack.upstream.calls()]
 
 
@@ -230,14 +359,15 @@ def test_a_page_of_a_proxy_is_not_taken_for_an_error_object(stack: Stack) -> Non
 
     assert ("failed", 502, "upstream_error") == (ended.status, ended.http_status, ended.error["code"])
     assert {"message", "type", "param", "code"} == set(ended.error)
-    assert ended.response is None
+    assert ("text/html", True) == (ended.response_type, b"cloudflare" in ended.response)
+    assert "cloudflare" in ended.error["message"]
 
 
 def test_what_the_upstream_says_is_kept_whatever_characters_it_has() -> None:
     body = b'{"error": {"message": "first line\\nsecond \\u0000 \\ud800", "code": "odd", "inner": {"dropped": 1}}}'
     said = retry.judge(Answer(400, {}, body)).error
 
-    assert {"message": "first line\nsecond \ufffd ?", "type": None, "param": None, "code": "odd"} == said
+    assert {"message": "first line\nsecond \ufffd ?", "type": "invalid_request_error", "param": None, "code": "odd"} == said
 
 
 def test_a_job_that_we_cannot_process_was_never_sent(stack: Stack) -> None:

@@ -202,6 +202,23 @@ def test_what_a_call_without_an_answers_tokens_used_is_on_record(stack: Stack, w
     ]
 
 
+@pytest.mark.parametrize(("kind", "estimated"), [("floats", False), ("strings", False), *dict.fromkeys(
+    ("missing", "null", "empty", "zeros", "total", "negative", "huge", "text"), True
+).items()])  # fmt: skip
+def test_use_is_read_however_it_is_written_else_estimated(stack: Stack, worker: Process, kind: str, estimated: bool) -> None:
+    who = caller(f"sk-usage-{kind}")
+    job_id = ask(who, f"one two three four five [[fake:usage={kind}]]", model="gpt-4o")
+    (ended,) = wait_ended([job_id], stack=stack)
+
+    with db.begin() as session:
+        used = session.execute(text("SELECT * FROM usage WHERE job_id = :id"), {"id": job_id}).one()
+        (note,) = session.execute(text("SELECT note FROM ledger WHERE job_id = :id"), {"id": job_id}).one()
+    assert ("succeeded", estimated, "estimated" if estimated else None) == (ended.status, used.estimated, note)
+    if kind != "huge":
+        assert 10 < used.input_tokens < 25
+        assert 10 < used.output_tokens < 25
+
+
 def test_a_picture_is_stored_beside_the_answer(stack: Stack, worker: Process) -> None:
     who = caller("sk-picture")
     body = {"model": "gpt-image-1", "prompt": "a fox", "n": 2}

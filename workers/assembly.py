@@ -1,20 +1,22 @@
 """The answer that a stream's events add up to: what the same call would have said at once. And an answer taken apart into events.
 
 Fields that nobody has heard of are kept: of a message, text goes on where it stopped, lists grow, anything else is said anew.
+Tool calls have rules of their own: workers/tool_calls.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from io import StringIO
 from typing import Any, Protocol
 
-from workers import sse
+from workers import sse, tool_calls
 
 JsonObject = dict[str, Any]
 
-# Of a message and its tool calls: said whole, by some upstreams with every delta.
-_WHOLE_NAMES = frozenset({"role", "id", "type"})
+# Of a message and its tool calls: said whole, by some upstreams with every delta. Names may grow: tool_calls.grown_name.
+_WHOLE_NAMES = frozenset({"role", "id", "type", "name"})
 # Of a chunk: what only a stream has.
 _PASSING = frozenset({"choices", "usage", "object", "obfuscation"})
 _OF_A_PICTURE = ("b64_json", "url", "revised_prompt")
@@ -159,12 +161,15 @@ def _merge(so_far: JsonObject, delta: Mapping[str, Any]) -> None:
         had = so_far.get(name)
         if value is None:
             so_far.setdefault(name, None)
+        elif isinstance(value, str) and name == "name" and had:
+            so_far[name] = tool_calls.grown_name(str(had), value)
         elif isinstance(value, str) and name not in _WHOLE_NAMES:
             _kept(so_far, name, StringIO).write(value)
         elif isinstance(value, dict):
             _merge(_kept(so_far, name, dict), value)
         elif isinstance(value, list):
-            _extend(_kept(so_far, name, list), value)
+            extend = partial(tool_calls.extend, merge=_merge) if name == "tool_calls" else _extend
+            extend(_kept(so_far, name, list), value)
         elif value or not had:
             so_far[name] = value
 

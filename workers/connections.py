@@ -59,7 +59,7 @@ class Connection:
             base_url="http://unset.invalid",
             max_retries=0,
             timeout=None,
-            http_client=httpx2.Client(transport=transport, event_hooks={"request": [self.line.label]}),
+            http_client=httpx2.Client(transport=transport, event_hooks={"request": [self.line.label], "response": [_keep_packed]}),
         )
 
     def is_reusable(self) -> bool:
@@ -133,6 +133,11 @@ def connections() -> Connections:
 @cache
 def tls() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
+
+
+def _keep_packed(response: httpx2.Response) -> None:
+    """A hook, before the body is read: httpx2 would believe the label, and lose an answer whose label is wrong."""
+    response.extensions["content_encoding"] = response.headers.pop("content-encoding", "")
 
 
 def _leftover(connection: Any) -> bytes:

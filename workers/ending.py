@@ -10,19 +10,19 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, metrics, secret, turn, usage, view, whole_file
+from models import artifact, crash, db, job, marks, metrics, secret, tokens, turn, usage, view, whole_file
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
 from models.settings import settings
 from models.usage import Usage
-from workers import counting, retry, wake
+from workers import answer_body, counting, wake
 from workers.spool_backoff import SpoolBackoff
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ _BYTES = ("response", "transcript")
 class Ending:
     """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
 
-    is_turn: of a conversation, in which its answer will be remembered. throttled, refusal: as of job.put_back.
+    is_turn: of a conversation, in which its answer will be remembered. throttled, refusal: as of job.put_back. asked_tokens: our count of
+    the prompt, which is only taken where the answer does not say; None: such a call costs nothing.
     """
 
     job_id: UUID
@@ -53,6 +54,7 @@ class Ending:
     is_turn: bool = False
     throttled: bool = False
     refusal: Mapping[str, object] | None = None
+    asked_tokens: int | Callable[[], int] | None = None
 
 
 def write(ending: Ending) -> Usage | None:
@@ -125,7 +127,7 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     if result is None or result.status != Status.SUCCEEDED or result.response is None:
         return ending, []
     made = marks.cut(result.response, result.transcript)
-    weight = turn.weigh([said]) if ending.is_turn and (said := turn.answer(made.response)) else 0
+    weight = tokens.estimate_messages([said], model=ending.model) if ending.is_turn and (said := turn.answer(made.response)) else 0
     return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
@@ -149,11 +151,22 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
 
 
 def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
-    """What an answer says that it used, and what was found with its price; None for what is no answer."""
-    if result.status != Status.SUCCEEDED or result.response is None:
+    """What an answer used, as it says or as we estimate it, and what was found with its price; None for what is no answer."""
+    asked = ending.asked_tokens
+    count = (lambda: asked) if isinstance(asked, int) else asked
+    if result.response is None or not (result.status == Status.SUCCEEDED or _is_unreadable(result)):
         return None, ending.finding
-    used = usage.read(retry.parse(result.response))
-    return used, replace(ending.finding, cost_microusd=usage.price(used, model=ending.model))
+    if result.status == Status.SUCCEEDED:
+        used = usage.read(answer_body.parse(result.response), asked=count, model=ending.model)
+    else:
+        used = usage.of_unreadable(count() if count else 0, result.response, model=ending.model)
+    cost_microusd = usage.price(used, model=ending.model)
+    return used, replace(ending.finding, cost_microusd=cost_microusd, is_estimated=used.estimated)
+
+
+def _is_unreadable(result: Result) -> bool:
+    """An answer was kept that nobody could read: it may have been paid for."""
+    return (result.error or {}).get("code") == job.UNREADABLE
 
 
 def spool(ending: Ending) -> Path:
@@ -228,7 +241,8 @@ def _folder() -> Path:
 
 
 def _dump(ending: Ending) -> bytes:
-    plain = asdict(ending)
+    asked = ending.asked_tokens
+    plain = asdict(replace(ending, asked_tokens=asked() if callable(asked) else asked))
     for name in _BYTES if ending.result is not None else ():
         if (kept := plain["result"][name]) is not None:
             plain["result"][name] = base64.b64encode(kept).decode()

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import cast
+from functools import cached_property
+from typing import Any, cast
 
 import httpx2
 import openai
 
 from models.settings import settings
-from workers import unreachable
+from workers import answer_body, compression, unreachable
 from workers.call import Call
 from workers.connections import Connection, connections, upstream_of
 
@@ -59,16 +60,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. Header names are lower case."""
+    """What came back. Header names are lower case; the body is not compressed."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
+    @cached_property
+    def said(self) -> dict[str, Any] | None:
+        """The JSON object that the body is; None for anything else."""
+        return answer_body.parse(self.body)
+
 
 @dataclass(frozen=True)
 class Incoming:
-    """An answer whose head is here. parts: its bytes as they arrive; raises TimedOut, Lost or Aborted. Header names are lower case."""
+    """An answer whose head is here. parts: its bytes as they arrive, not compressed; raises TimedOut, Lost or Aborted.
+
+    Header names are lower case.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -93,9 +102,8 @@ def listen(request: Request, *, call: Call) -> Iterator[Incoming]:
     """
     connection, response = _opened(request, call)
     try:
-        yield Incoming(
-            response.status_code, {name.lower(): value for name, value in response.headers.items()}, _parts(response, call, connection)
-        )
+        parts = _unpacked(_parts(response, call, connection), response)
+        yield Incoming(response.status_code, {name.lower(): value for name, value in response.headers.items()}, parts)
     finally:
         response.close()
         call.ends()
@@ -148,6 +156,14 @@ def _parts(response: httpx2.Response, call: Call, connection: Connection) -> Ite
             yield response.content
             return
         yield from response.iter_raw()
+
+
+def _unpacked(parts: Iterator[bytes], response: httpx2.Response) -> Iterator[bytes]:
+    label = response.extensions.get("content_encoding", "")
+    try:
+        yield from compression.unpacked(parts, label=label, limit=settings().max_answer_bytes)
+    except compression.Oversized as error:
+        raise TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES") from error
 
 
 @contextmanager

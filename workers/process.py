@@ -6,14 +6,16 @@ import logging
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from models import crash, db, job, logs, pricing, view
+from models.endpoint import PAID
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import context, counting, ending, headers, learning, request, retry, stream, wake
+from workers import answer_body, context, counting, ending, event_answer, headers, learning, request, retry, stream, wake
 from workers.call import Call
 from workers.ending import Ending
 from workers.leases import Held, Leases
@@ -50,7 +52,11 @@ class Work:
         """It ends so."""
         row = self.row
         self.telling.found(finding)
-        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None)
+        asked = partial(request.asked_tokens, row) if row.endpoint in PAID else None
+        return Ending(
+            row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None,
+            asked_tokens=asked,
+        )  # fmt: skip
 
     def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> Ending:
         """The job is requeued. more: throttled and refusal, as of Ending."""
@@ -203,22 +209,26 @@ def _call(work: Work) -> tuple[Answer, Verdict]:
     asked = request.build(work.row)
     if work.row.streamed:
         return stream.call(work.row, asked, call=work.call, relay=work.relay)
-    answer = send(asked, call=work.call)
+    answer = event_answer.readable(send(asked, call=work.call), work.row)
     return answer, retry.judge(answer)
 
 
 def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:
     """Fails the job, or requeues it. Never again when somebody may have read a part of its stream, or its running time is used up."""
     finding = Finding(verdict.outcome, answer.status if answer else None, _request_id(answer) if answer else None)
-    counts = verdict.next in (Next.AGAIN, Next.UNKNOWN)
+    counts = verdict.next in (Next.AGAIN, Next.UNKNOWN, Next.UNREADABLE)
     is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < job.LEAST_CALL_S)
     is_refused = verdict.throttled and work.row.throttles + 1 >= settings().max_throttles
-    is_over = work.relay.has_begun or is_last or is_refused or (verdict.next == Next.UNKNOWN and work.row.on_lost == "fail")
+    is_over = work.relay.has_begun or is_last or is_refused or _is_final(verdict, work.row)
     if verdict.next == Next.FAIL or is_over:
+        is_unreadable = verdict.next == Next.UNREADABLE
+        said = answer if answer and not verdict.is_of_another else None
+        kept, kept_type = answer_body.kept(said.body, said.headers, is_unreadable=is_unreadable) if said else (None, None)
         failed = Result(
             Status.FAILED,
             http_status=verdict.status or (answer.status if answer else None),
-            response=answer.body if answer and not verdict.is_of_another and retry.is_object(answer.body) else None,
+            response=kept,
+            response_type=kept_type,
             error=verdict.error,
             transcript=work.relay.transcript if work.relay.has_begun else None,
         )
@@ -240,6 +250,12 @@ def _throttle_delay_s(work: Work, verdict: Verdict, learned: Learned | None) -> 
     if refusals == 1 and learned is not None and learned.cooldown_until_us:
         return 0.0
     return max((verdict.pause_ms or 0) / 1000, retry.throttle_delay_s(refusals))
+
+
+def _is_final(verdict: Verdict, row: Any) -> bool:
+    """Whether the job does not want to be called again after this."""
+    policy = {Next.UNKNOWN: row.on_lost, Next.UNREADABLE: row.on_unreadable}.get(verdict.next)
+    return policy == "fail"
 
 
 def _is_ours(row: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from models import credential, endpoint, secret
+from models import credential, endpoint, secret, tokens, turn
 from models.settings import settings
 from workers.openai_client import Request
 
@@ -40,6 +40,12 @@ def _azure_url(row: Any) -> str:
     is_read = endpoint.method(row.endpoint) == "GET"
     deployment = "" if is_read else f"/deployments/{quote(row.model, safe=SEGMENT_SAFE)}"
     return f"{base_url}{deployment}{_path(row.endpoint)}?api-version={row.api_version}"
+
+
+def asked_tokens(row: Any) -> int:
+    """About how many tokens this job's prompt is: of the request that goes out, or what was reserved where that is a form."""
+    body = None if row.content_type else turn.parse(row.request)
+    return tokens.estimate_request(row.endpoint, body, model=row.model) if body else int(row.tokens)
 
 
 def _path(name: str) -> str:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 
 from models.job import Outcome
 from models.settings import settings
-from workers import blame, headers
+from workers import blame, headers, upstream_error
 from workers.blame import MONEY, Fault
 from workers.openai_client import Answer, Lost, NotSent, TimedOut, TooLarge
+from workers.upstream_error import ErrorObject
 
+UNREADABLE = (
+    "The upstream's answer is not the JSON that was asked for; the call may have been paid for and is not made again "
+    "(on_unreadable is `fail`, or max_attempts is reached). What it sent is kept: GET /v1/jobs/{id}/raw."
+)
 WRONG_KEY = "the upstream does not accept this key"
 NO_MONEY = "the upstream account has no money left"
 _PARKS = {Fault.KEY: WRONG_KEY, Fault.MONEY: NO_MONEY}
 RETRYABLE = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
-# What the code or the type of an error within a stream would have been as a status.
-_EVENT_STATUS: dict[object, int] = {
-    "invalid_request_error": 400, 400: 400, 403: 403, 404: 404, 422: 422,
-    **dict.fromkeys((*MONEY, "rate_limit_exceeded", "rate_limit_error", "slow_down", 429), 429),
-}  # fmt: skip
-ErrorObject = dict[str, object]
 
 
 class Next(StrEnum):
@@ -35,6 +31,7 @@ class Next(StrEnum):
     AGAIN = "again"  #: back in line after a delay; counts as a failed attempt
     WAIT = "wait"  #: back in line; the attempt does not count
     UNKNOWN = "unknown"  #: on_lost decides
+    UNREADABLE = "unreadable"  #: on_unreadable decides
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,9 @@ class Verdict:
     """What an answer means for the job (next, outcome, error) and for the credential.
 
     throttled: refused for load; the credential and model pause for pause_ms, None: the upstream names no time. pushed_back: fewer calls
-    in flight. park: why the credential serves nothing; unserved: why it cannot serve this endpoint and model. status: of the answer that
-    `error` stands for, where that is not the last one.
+    in flight. park: why the credential serves nothing; unserved: why it cannot serve this endpoint and model. status: what a refusal,
+    or an error in an answer of status 200, counts as; None: the answer's own. is_of_another: `error` and `status` are those of another
+    credential's refusal, which says more than the last one.
     """
 
     next: Next
@@ -60,9 +58,9 @@ class Verdict:
 
 def judge(answer: Answer) -> Verdict:
     """What an answer means, by its status first and its body only where OpenAI's contract says so."""
-    said = _error_in(answer)
     if 200 <= answer.status < 300:
         return _judge_body(answer)
+    said = upstream_error.read(answer.status, answer.headers, answer.body)
     if answer.status == 429:
         return _judge_429(answer, said)
     if answer.status == 503 and (pause := headers.pause_ms(answer.headers)):
@@ -73,16 +71,17 @@ def judge(answer: Answer) -> Verdict:
 
 
 def judge_event(answer: Answer) -> Verdict:
-    """What an error within a stream means; answer: of status 200, its body the event. The key was good, so it is not to blame."""
-    said = _error_in(answer)
-    names = {said["code"], said["type"]} & _EVENT_STATUS.keys()
-    return judge(replace(answer, status=max((_EVENT_STATUS[name] for name in names), default=500)))
+    """What an error in an answer of status 200 means, or in a stream; answer: its body is the error, or the event that says it.
+
+    The key was good, so it is not to blame.
+    """
+    status = upstream_error.status_of(answer.said or {}, money=MONEY)
+    return replace(judge(replace(answer, status=status)), status=status)
 
 
 def garbled() -> Verdict:
-    """Neither JSON nor a stream of it: perhaps a page of a proxy, perhaps a paid answer that nobody can read."""
-    message = "The upstream answered with something that is not JSON; the call may have been paid for."
-    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=own_error(message, "upstream_invalid_response"))
+    """Neither a JSON object nor a stream of them: perhaps a page of a proxy, perhaps a paid answer that nobody can read."""
+    return Verdict(Next.UNREADABLE, Outcome.UNKNOWN, error=own_error(UNREADABLE, "upstream_invalid_response"))
 
 
 def broken(error: Exception, *, is_sent: bool) -> Verdict:
@@ -119,15 +118,12 @@ def throttle_delay_s(refusals: int, *, rng: random.Random | None = None) -> floa
     return float(most * (1 + (rng or random).random() / 2))
 
 
-def is_object(body: bytes) -> bool:
-    """Whether this is one JSON object, as every answer of OpenAI's is."""
-    return parse(body) is not None
-
-
 def _judge_body(answer: Answer) -> Verdict:
-    if is_object(answer.body):
-        return Verdict(Next.SUCCEED, Outcome.SUCCEEDED)
-    return garbled()
+    if answer.said is None:
+        return garbled()
+    if upstream_error.is_error(answer.said):
+        return judge_event(answer)
+    return Verdict(Next.SUCCEED, Outcome.SUCCEEDED)
 
 
 def _judge_429(answer: Answer, said: ErrorObject) -> Verdict:
@@ -149,28 +145,3 @@ def _refused(status: int, said: ErrorObject) -> Verdict:
 def own_error(message: str, code: str) -> ErrorObject:
     """An error of ours in the wire contract's four keys."""
     return {"message": message, "type": "server_error", "param": None, "code": code}
-
-
-def _error_in(answer: Answer) -> ErrorObject:
-    """The upstream's own error object, completed to four keys; one made from the status where it sent none."""
-    found = (parse(answer.body) or {}).get("error")
-    if isinstance(found, str):
-        found = {"message": found}
-    if isinstance(found, Mapping) and isinstance(found.get("message"), str):
-        said = {_storable(name): _storable(value) for name, value in found.items() if value is None or isinstance(value, str | bool | int)}
-        return {"type": None, "param": None, "code": None, **said}
-    return own_error(f"The upstream answered {answer.status} without saying why. Try again later.", "upstream_error")
-
-
-def parse(body: bytes) -> dict[str, Any] | None:
-    """The JSON object that this is; None for anything else, however it is broken."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _storable(value: Any) -> Any:
-    """As jsonb takes it: without NUL and lone surrogates."""
-    return value.replace("\x00", "\ufffd").encode(errors="replace").decode() if isinstance(value, str) else value

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from workers import answer_body
+
 DONE = b"[DONE]"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
@@ -30,9 +32,10 @@ class Event:
 
 
 class Splitter:
-    """Cuts a stream of bytes into events, wherever its parts begin and end."""
+    """Cuts a stream of bytes into events, wherever its parts begin and end. content_type: whose charset is that of what is no UTF-8."""
 
-    def __init__(self) -> None:
+    def __init__(self, content_type: str = "") -> None:
+        self._content_type = content_type
         self._begun: list[bytes] = []  # of a line, what has come of it
         self._is_first = True
         self._after_cr = False
@@ -42,6 +45,10 @@ class Splitter:
     def feed(self, part: bytes) -> list[Event]:
         """The events that this part completes."""
         return [event for line in self._whole_lines(part) if (event := self._take(line)) is not None]
+
+    def rest(self) -> list[Event]:
+        """The last event, when the stream has ended without the empty line behind it. It may have been cut off."""
+        return self.feed(b"\n\n")
 
     def _whole_lines(self, part: bytes) -> Iterator[bytes]:
         if not part:
@@ -65,18 +72,18 @@ class Splitter:
         elif field == b"event":
             self._name = value.removeprefix(b" ")
         elif not line:
-            event = Event(_ascii(self._name), _ascii(b" ".join(self._lines)))
+            event = Event(self._ascii(self._name), self._ascii(b" ".join(self._lines)))
             self._name, self._lines = b"", []
             return event if event.data else None
         return None
+
+    def _ascii(self, text: bytes) -> bytes:
+        if text.isascii():
+            return text
+        said = answer_body.decode(text, self._content_type, guesses=False)
+        return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], said).encode("ascii")
 
 
 def encode(value: object, *, name: str = "") -> bytes:
     """An event of our own that says this in JSON."""
     return Event(name.encode(), json.dumps(value, separators=(",", ":")).encode()).encoded()
-
-
-def _ascii(text: bytes) -> bytes:
-    if text.isascii():
-        return text
-    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text.decode(errors="replace")).encode("ascii")

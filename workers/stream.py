@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from models import endpoint
 from models.job import Outcome
 from models.settings import settings
-from workers import assembly, retry, sse
-from workers.assembly import Assembly, Chat, Pictures
+from workers import answer_body, assembly, event_answer, retry
 from workers.call import Call
+from workers.event_answer import KINDS, Collector, Part
 from workers.openai_client import Aborted, Answer, Incoming, Lost, Request, listen
 from workers.relay import Relay
 from workers.retry import Next, Verdict
@@ -21,7 +22,6 @@ from workers.sse import Event, Splitter
 
 # After [DONE] the connection is only waited for so that it can be used again.
 GOODBYE_S = 1.0
-KINDS = {endpoint.IMAGES: "image_generation", endpoint.EDITS: "image_edit"}
 
 
 @dataclass(frozen=True)
@@ -37,44 +37,52 @@ class Wanted:
 def call(row: Any, request: Request, *, call: Call, relay: Relay) -> tuple[Answer, Verdict]:
     """What came of it; of a success the answer is what the events add up to. Raises NotSent, TimedOut, Lost or Aborted.
 
-    An upstream that answers with plain JSON all the same is taken at its word, and the answer apart into events for the readers.
+    The first bytes decide, not the content type: an answer in plain JSON is taken apart into events for the readers.
     """
     wanted = want(row)
     call.on_wait = relay.flush
     with listen(replace(request, content=wanted.request), call=call) as incoming:
-        first = next(incoming.parts, b"")
-        rest = replace(incoming, parts=chain([first], incoming.parts))
+        head, rest = _peek(incoming)
         if not 200 <= incoming.status < 300:
             answer = rest.whole()
             return answer, retry.judge(answer)
-        if "json" in incoming.headers.get("content-type", "") or first.lstrip().startswith(b"{"):
-            return _at_once(rest.whole(), wanted, relay)
+        if not head or answer_body.begins_whole(head):
+            return _at_once(event_answer.readable(rest.whole(), row), wanted, relay)
         return _Listener(wanted, call, relay).hear(rest)
+
+
+def _peek(incoming: Incoming) -> tuple[bytes, Incoming]:
+    """The first bytes that are not blank, and the answer from its beginning on."""
+    seen: list[bytes] = []
+    head = b""
+    for part in incoming.parts:
+        seen.append(part)
+        head = b"".join(seen).removeprefix(codecs.BOM_UTF8).lstrip()
+        if head:
+            break
+    return head, replace(incoming, parts=chain(seen, incoming.parts))
 
 
 def want(row: Any) -> Wanted:
     """What the upstream is asked for this job: its own request, and what a chat used, which belongs on record."""
     content = bytes(row.request)
     if kind := KINDS.get(row.endpoint, ""):
-        return Wanted(kind, max(1, row.images), with_usage=True, request=content)
-    body = retry.parse(content) or {}
-    said, n = body.get("stream_options"), body.get("n")
+        return Wanted(kind, event_answer.n_of(row), with_usage=True, request=content)
+    body = answer_body.parse(content) or {}
+    said = body.get("stream_options")
     options = said if isinstance(said, dict) else {}
     with_usage = options.get("include_usage") is True
     if settings().stream_usage and not with_usage:
         content = json.dumps({**body, "stream_options": {**options, "include_usage": True}}).encode()
-    return Wanted("", n if isinstance(n, int) else 1, with_usage, content)
+    return Wanted("", event_answer.n_of(row), with_usage, content)
 
 
 def _at_once(answer: Answer, wanted: Wanted, relay: Relay) -> tuple[Answer, Verdict]:
-    said = retry.parse(answer.body)
-    if said is None:
-        return answer, retry.garbled()
-    if said.get("error"):
-        return answer, retry.judge_event(answer)
-    for event in assembly.apart(said, kind=wanted.kind, with_usage=wanted.with_usage):
-        relay.take(event)
-    return answer, Verdict(Next.SUCCEED, Outcome.SUCCEEDED)
+    verdict = retry.judge(answer)
+    if verdict.next == Next.SUCCEED:
+        for event in assembly.apart(answer.said or {}, kind=wanted.kind, with_usage=wanted.with_usage):
+            relay.take(event)
+    return answer, verdict
 
 
 class _Listener:
@@ -84,47 +92,65 @@ class _Listener:
         self._wanted = wanted
         self._call = call
         self._relay = relay
-        self._assembly: Assembly = Pictures(n=wanted.n) if wanted.kind else Chat(n=wanted.n)
-        self._has_heard = False
-        self._is_done = False
+        self._collector = Collector(kind=wanted.kind, n=wanted.n)
+        # What came before the first event was relayed: kept in case that it cannot be read.
+        self._raw: list[bytes] = []
 
     def hear(self, incoming: Incoming) -> tuple[Answer, Verdict]:
         """The answer that the events add up to, or what ended them. Raises TimedOut, Lost or Aborted when they broke off."""
-        splitter = Splitter()
+        splitter = Splitter(incoming.headers.get("content-type", ""))
         try:
-            for event in chain.from_iterable(map(splitter.feed, incoming.parts)):
-                verdict = self._take(event, incoming.headers)
-                if verdict is not None:
-                    return Answer(incoming.status, incoming.headers, event.data), verdict
+            for event in chain.from_iterable(map(splitter.feed, self._keeping(incoming.parts))):
+                if (ended := self._take(event, incoming)) is not None:
+                    return ended
+            for event in splitter.rest():
+                if self._collector.is_readable(event):
+                    self._take(event, incoming)
         except Lost:
-            if not self._is_done and not self._assembly.is_whole:
+            if not self._collector.is_done and not self._collector.assembly.is_whole:
                 raise
-        if not self._has_heard:
-            return Answer(incoming.status, incoming.headers, b""), retry.garbled()
-        if not (self._assembly.is_closed or (self._is_done and self._assembly.is_begun)):
-            raise Aborted if self._call.is_aborted else Lost("the stream broke off")
+        if not self._collector.is_complete:
+            return self._incomplete(incoming)
         if self._relay.has_begun:
             self._relay.flush()
-        body = json.dumps(self._assembly.answer(), separators=(",", ":")).encode()
-        return Answer(incoming.status, incoming.headers, body), Verdict(Next.SUCCEED, Outcome.SUCCEEDED)
+        return Answer(incoming.status, incoming.headers, self._collector.answer()), Verdict(Next.SUCCEED, Outcome.SUCCEEDED)
 
-    def _take(self, event: Event, headers: Mapping[str, str]) -> Verdict | None:
-        """The event is part of the answer and can be relayed; or what it means that it is not one."""
-        self._has_heard = True
-        if event.data == sse.DONE:
-            self._is_done = True
+    def _incomplete(self, incoming: Incoming) -> tuple[Answer, Verdict]:
+        """Nothing of an answer came, but its end. Raises Lost or Aborted when it is the end that is missing."""
+        if self._collector.has_begun and not self._collector.is_done:
+            raise Aborted if self._call.is_aborted else Lost("the stream broke off")
+        return self._unreadable(incoming)
+
+    def _take(self, event: Event, incoming: Incoming) -> tuple[Answer, Verdict] | None:
+        """None: the event is part of the answer, and relayed; else what ended it."""
+        was_done = self._collector.is_done
+        taken = self._collector.take(event)
+        if self._collector.is_done and not was_done:
             self._call.hurry(GOODBYE_S)
-        if self._is_done:
-            return None
-        said = retry.parse(event.data)
-        if said is None:
-            return retry.garbled()
-        if said.get("error") or event.name == b"error":
-            return retry.judge_event(Answer(200, headers, event.data))
-        self._assembly.add(said)
-        if self._is_for_client(said):
-            self._relay.take(event.encoded())
+        if taken.part == Part.ERROR:
+            answer = Answer(incoming.status, incoming.headers, taken.event.data)
+            return answer, retry.judge_event(answer)
+        if taken.part == Part.GARBLED:
+            if self._relay.has_begun:
+                return Answer(incoming.status, incoming.headers, event.data), retry.garbled()
+            return self._unreadable(incoming)
+        if taken.part == Part.CHUNK and self._is_for_client(taken.said):
+            self._relay.take(taken.event.encoded())
         return None
+
+    def _unreadable(self, incoming: Incoming) -> tuple[Answer, Verdict]:
+        """All of it is kept, for it may have been paid for. Raises Aborted."""
+        with suppress(Lost):  # what has come then is what there is
+            self._raw.extend(incoming.parts)
+        return Answer(incoming.status, incoming.headers, b"".join(self._raw)), retry.garbled()
+
+    def _keeping(self, parts: Iterator[bytes]) -> Iterator[bytes]:
+        for part in parts:
+            if self._relay.has_begun:
+                self._raw.clear()
+            else:
+                self._raw.append(part)
+            yield part
 
     def _is_for_client(self, said: Mapping[str, Any]) -> bool:
         # `event: ping` with nothing in it breaks the SDKs.

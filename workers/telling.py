@@ -40,11 +40,11 @@ class Telling:
         self._over_ns, self._finding, self._why = time.time_ns(), finding, why
 
     def used(self, used: Usage | None) -> None:
-        """What the answer says that it used."""
+        """What the answer used."""
         if used is not None and used.is_told and self._span.is_recorded:
             self._span.set({
                 "gen_ai.usage.input_tokens": used.input_tokens, "gen_ai.usage.output_tokens": used.output_tokens,
-                "nowserving.images": used.images or None,
+                "nowserving.images": used.images or None, "nowserving.usage_estimated": used.estimated or None,
             })  # fmt: skip
 
     def end(self) -> None:

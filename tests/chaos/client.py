@@ -104,6 +104,8 @@ class Client:
     def _submit(self, note: Note, chance: random.Random, *, on_lost: str = "retry") -> None:
         """Accepted, however often it takes; now and then sent once more for nothing."""
         body = {"endpoint": "/v1/chat/completions", "body": _chat(note), "on_lost": on_lost, "conversation": note.conversation}
+        if chance.random() < 0.5:
+            body["on_unreadable"] = "retry"
         if note.how == "hook":
             body["webhook_url"] = self._hook
         left = 2 if chance.random() < 0.1 else 1

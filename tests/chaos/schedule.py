@@ -35,6 +35,7 @@ FAULTS: dict[str, type[Fault]] = {
     "upstream hangs": upstream_faults.Hangs,
     "upstream resets": upstream_faults.Resets,
     "upstream garbage": upstream_faults.Garbage,
+    "upstream packs answers": upstream_faults.Packed,
     "upstream slow bytes": upstream_faults.SlowBytes,
     "upstream wrong content type": upstream_faults.WrongType,
     "clock of a worker ±1 h": part_faults.ClockOfWorker,

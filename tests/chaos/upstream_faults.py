@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tests.chaos.fault import Fault
-from tests.upstream.behaviour import GARBAGE
+from tests.upstream.behaviour import GARBAGE, PACKED
 
 
 class UpstreamFault(Fault):
@@ -62,6 +62,18 @@ class Garbage(UpstreamFault):
     def step(self) -> None:
         if self._steps % 10 == 0:
             self.plant.upstream_does(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
+        self._steps += 1
+
+
+class Packed(UpstreamFault):
+    """Good answers compressed, in another charset, as events, or with something around them."""
+
+    def begin(self) -> None:
+        self._steps = 0
+
+    def step(self) -> None:
+        if self._steps % 10 == 0:
+            self.plant.upstream_does(self.share, packed=self.chance.choice(PACKED))
         self._steps += 1
 
 

@@ -14,6 +14,7 @@ from werkzeug.test import TestResponse
 from models import pricing
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES
 from models.settings import settings
+from models.tokens import estimate_request
 from tests.picture import play
 from tests.picture.play import Play
 from tests.picture.things import ENDED, Endpoint, Talk, Tenant, Ticket
@@ -29,6 +30,7 @@ WANTED = st.fixed_dictionaries(
     {"endpoint": st.sampled_from([CHAT, CHAT, CHAT, IMAGES, EMBEDDINGS]), "size": st.sampled_from([1, 20, 300, 2_000]),
      "user": st.sampled_from([None, *FLOWS]), "conversation": st.none() | TALKS,
      "priority": st.sampled_from(["low", "normal", "high"]), "on_lost": st.sampled_from(["retry", "fail"]),
+     "on_unreadable": st.sampled_from(["retry", "fail"]),
      "max_attempts": st.sampled_from([1, 2, 4]), "webhook_url": st.sampled_from([None, None, HOOK])}
 )  # fmt: skip
 TEXTS = {"endpoint": EMBEDDINGS, "body": {"model": "m", "input": "x"}}
@@ -233,14 +235,22 @@ class Callers(Play):
             IMAGES: {"prompt": asked, "n": 1 + size % 3},
             EMBEDDINGS: {"input": asked},
         }[endpoint]
-        names = ("user", "priority", "on_lost", "max_attempts", "webhook_url", *(["conversation"] if endpoint == CHAT else []))
+        names = (
+            "user",
+            "priority",
+            "on_lost",
+            "on_unreadable",
+            "max_attempts",
+            "webhook_url",
+            *(["conversation"] if endpoint == CHAT else []),
+        )
         more = {name: wanted[name] for name in names if wanted[name] is not None}
         return {"endpoint": endpoint, "body": {"model": MODELS[endpoint], **body}, **more}
 
     def _ticket(self, who: Tenant, payload: Mapping[str, Any]) -> Ticket:
         endpoint, body, name = payload["endpoint"], payload["body"], payload.get("conversation")
         asked = body["messages"][0]["content"] if endpoint == CHAT else body.get("prompt") or body["input"]
-        tokens, reply, images = -(-len(asked) // 4) + 4 * (endpoint == CHAT), body.get("max_tokens", 0), body.get("n", 0)
+        tokens, reply, images = estimate_request(endpoint, body), body.get("max_tokens", 0), body.get("n", 0)
         most = pricing.most_microusd(
             body["model"], input_tokens=tokens + (settings().session_context_tokens if name else 0), output_tokens=reply, images=images
         )

@@ -27,7 +27,7 @@ from workers.limiter import Meter, Report
 
 # Longer than any test takes: what is put off is so until the test says otherwise.
 LATER_S = 3_600
-KIND = st.sampled_from(["good", "good", "refused", "throttled", "failed", "lost", "aborted", "not_sent"])
+KIND = st.sampled_from(["good", "good", "refused", "throttled", "failed", "lost", "unreadable", "aborted", "not_sent"])
 # Pictures whose tokens the upstream does not tell have no price.
 TOKENS = st.integers(1, 400)
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
@@ -225,10 +225,11 @@ class Service(Operators):
 
 def _ending(one: Ticket, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
     """As a worker makes it of what the upstream did (workers/process.py)."""
-    counts = kind in ("failed", "lost")
-    is_over = counts and (row.failures + 1 >= row.max_attempts or (kind == "lost" and row.on_lost == "fail"))
-    outcome = {"good": "succeeded", "lost": "unknown", "aborted": "cancelled"}.get(kind, kind)
-    owed = None if kind in ("lost", "aborted") else 0
+    counts = kind in ("failed", "lost", "unreadable")
+    is_final = {"lost": row.on_lost, "unreadable": row.on_unreadable}.get(kind) == "fail"
+    is_over = counts and (row.failures + 1 >= row.max_attempts or is_final)
+    outcome = {"good": "succeeded", "lost": "unknown", "unreadable": "unknown", "aborted": "cancelled"}.get(kind, kind)
+    owed = None if kind in ("lost", "unreadable", "aborted") else 0
     common = (row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, Finding(Outcome(outcome), 200 if kind == "good" else None))
     is_turn = row.conversation_id is not None
     if kind == "good":
@@ -238,7 +239,10 @@ def _ending(one: Ticket, row: Any, kind: str, tokens: int) -> tuple[Ending, Verd
     if kind == "aborted":
         return Ending(*common, Result(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
     if kind == "refused" or is_over:
-        return Ending(*common, Result(Status.FAILED, error=NO), is_turn=is_turn), Verdict(outcome, "failed", owed, error=str(NO["code"]))
+        raw = {"response": b"<html>", "response_type": "text/html"} if kind == "unreadable" else {}
+        return Ending(*common, Result(Status.FAILED, error=NO, **raw), is_turn=is_turn), Verdict(
+            outcome, "failed", owed, error=str(NO["code"])
+        )
     delay_s = LATER_S if kind == "failed" else 0
     return Ending(*common, None, delay_s, counts), Verdict(outcome, None, owed, counts=counts, delay=delay_s > 0)
 

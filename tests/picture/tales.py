@@ -21,7 +21,9 @@ MANY = 50
 class Tales(Service):
     """Service, and what happens to those who are served."""
 
-    @rule(who=WHO, wanted=WANTED, kind=st.sampled_from(["throttled", "failed", "not_sent", "lost", "lease", "aborted", "good"]))
+    @rule(
+        who=WHO, wanted=WANTED, kind=st.sampled_from(["throttled", "failed", "not_sent", "lost", "unreadable", "lease", "aborted", "good"])
+    )
     def callers_change_their_minds(self, who: int, wanted: dict[str, Any], kind: str) -> None:
         """Calls are under way when they are cancelled; then they come to this."""
         self._somebody_is_served(who, wanted)
@@ -39,7 +41,7 @@ class Tales(Service):
             if one.status == "admitted":
                 self.answer(one, dispatch)
 
-    @rule(slots=SLOTS, kind=st.sampled_from(["failed", "lost", "lease"]), times=st.integers(1, 4))
+    @rule(slots=SLOTS, kind=st.sampled_from(["failed", "lost", "unreadable", "lease"]), times=st.integers(1, 4))
     def nothing_goes_well(self, slots: int, kind: str, times: int) -> None:
         """All calls come to nothing, again and again."""
         for _ in range(times):

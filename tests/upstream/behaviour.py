@@ -10,10 +10,18 @@ from functools import lru_cache
 from typing import Any
 
 from tests.upstream import surplus
+from tests.upstream.usages import USAGES
 
 _MARKER = re.compile(r"\[\[fake:([^\]]*)\]\]")
 PLACES = {"hang": ("before", "headers"), "reset": ("before", "body")}
-GARBAGE = ("html", "truncated", "nul", "surrogate", "nan", "long", "short", "empty", "type", "binary", "not_http")
+GARBAGE = ("html", "truncated", "nul", "surrogate", "nan", "long", "short", "empty", "type", "binary", "not_http", "no_content",
+           "trailing_comma", "objects")  # fmt: skip
+# Answers that are good once somebody has undone this.
+PACKED = ("gzip", "zlib", "deflate", "br", "zstd", "gzip_unlabelled", "gzip_label", "latin1", "latin1_unlabelled", "utf16", "bom", "list",
+          "junk", "sse", "sse_json", "done_blank", "no_blank", "no_last_line")  # fmt: skip
+# Shapes of an error's body.
+SHAPES = ("detail", "detail_list", "flat", "message", "text", "string", "errors", "problem", "list", "gzip", "latin1", "html", "empty",
+          "in_200", "in_200_list", "in_200_null")  # fmt: skip
 KINDS = ("rate", "rate_no_retry_after", "quota", "quota_legacy", "slow_down", "html")
 
 
@@ -32,6 +40,8 @@ class Behaviour:
     retry_after: float | None = None  # s
     redirect: str | None = None  # 307, or `status`, to this location
     garbage: str | None = None  # 200, but
+    packed: str | None = None  # 200, but its body is
+    shape: str | None = None  # of the error that `status` asks for; in_200: said in a 200
     huge_mb: float | None = None  # MB of padding in the JSON
     drip: int | None = None  # bytes/s of the body; streams have chunk_delay
     chunk_delay: float | None = None  # s before each event of a stream
@@ -42,6 +52,7 @@ class Behaviour:
     end_after: int | None = None  # events of a stream, then its proper end
     surplus: str | None = None  # a second answer after the answer, which is of this form; see surplus.KINDS
     leaves: str | None = None  # after the answer the connection is closed, reset, reset at the next request, or deaf
+    usage: str | None = None  # of USAGES: the answer says otherwise, or not at all, what it used
     plain: bool = False  # a stream is asked for, the whole answer comes
     times: int | None = None  # this many calls, then none; a marker counts calls with the same text
     probability: float | None = None  # never used up
@@ -129,7 +140,8 @@ def _one_of(*choices: str) -> Callable[[object], str]:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "hold": _yes, "delay": _span, "hang": _one_of(*PLACES["hang"]), "reset": _one_of(*PLACES["reset"]), "status": int,
-    "kind": _one_of(*KINDS), "code": str, "retry_after": float, "garbage": _one_of(*GARBAGE), "drip": int,
+    "kind": _one_of(*KINDS), "code": str, "retry_after": float, "usage": _one_of(*USAGES),
+    "garbage": _one_of(*GARBAGE), "packed": _one_of(*PACKED), "shape": _one_of(*SHAPES), "drip": int,
     "huge_mb": float, "redirect": lambda where: where if isinstance(where, str) and where else "/elsewhere", "informational": int,
     "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "garble_after": int, "end_after": int,
     "surplus": _one_of(*surplus.KINDS), "leaves": _one_of(*surplus.ENDINGS), "plain": _yes, "times": int, "probability": float,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
+from dataclasses import replace
 
-from tests.upstream.answer import Answer, error
+from tests.upstream.answer import Answer, encode, error
 from tests.upstream.behaviour import Behaviour
 from tests.upstream.limits import NAMES, Refusal, duration
 
@@ -57,6 +60,40 @@ def faked(how: Behaviour) -> Answer:
     if wait_s is None and status == 429 and how.kind in (None, "rate", "slow_down"):
         wait_s = FAKE_429_RETRY_AFTER_S
     return error(status, message, type=kind, code=how.code or code, headers=retry_after(wait_s))
+
+
+WORDS = "größe: the model is not here"
+# Other servers' ways to say WORDS: FastAPI, vLLM, RFC 9457, Gemini, and what proxies say.
+SHAPED: dict[str, object] = {
+    "detail": {"detail": WORDS},
+    "detail_list": {"detail": [{"loc": ["body", "model"], "msg": WORDS, "type": "value_error"}]},
+    "flat": {"object": "error", "message": WORDS, "type": "BadRequestError", "param": None, "code": 40303},
+    "message": {"message": WORDS},
+    "string": {"error": WORDS},
+    "errors": {"errors": [{"message": WORDS}]},
+    "problem": {"type": "about:blank", "title": "Bad", "detail": WORDS, "status": 400},
+    "list": [{"error": {"code": 400, "message": WORDS, "status": "INVALID_ARGUMENT"}}],
+}
+
+
+def shaped(how: Behaviour, good: Answer) -> Answer:
+    """The error a behaviour asks for, in another shape than OpenAI's; or OpenAI's in a 200. good: the answer there would have been."""
+    usual, shape = faked(how), how.shape or ""
+    if shape == "in_200_null":
+        return replace(good, body=good.body.replace(b"{", b'{"error":null,', 1))
+    if shape.startswith("in_200"):
+        return replace(usual, status=200, body=b"[" + usual.body + b"]" if shape == "in_200_list" else usual.body)
+    if shape in SHAPED:
+        return replace(usual, body=json.dumps(SHAPED[shape], ensure_ascii=False).encode(), content_type="application/json")
+    page = f"<html><head><title>Oops</title><style>p {{}}</style></head><body><p>{WORDS}</p></body></html>"
+    if shape == "html":
+        return replace(usual, body=page.encode(), content_type="text/html; charset=utf-8")
+    if shape == "gzip":
+        body = gzip.compress(encode({"error": {"message": WORDS}}))
+        return replace(usual, body=body, headers=f"{usual.headers}content-encoding: gzip\r\n")
+    if shape == "latin1":
+        return replace(usual, body=WORDS.encode("latin-1"), content_type="text/plain; charset=iso-8859-1")
+    return replace(usual, body=b"" if shape == "empty" else WORDS.encode(), content_type="text/plain; charset=utf-8")
 
 
 def retry_after(wait_s: float | None) -> str:

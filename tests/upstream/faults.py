@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from tests.upstream.answer import END_OF_CHUNKS, Answer, chunk, event
 from tests.upstream.behaviour import Behaviour
-from tests.upstream.errors import faked
+from tests.upstream.errors import faked, shaped
 from tests.upstream.garbage import spoil
 from tests.upstream.journal import CUT, ERROR, HANG, RESET
+from tests.upstream.packing import pack
 from tests.upstream.surplus import leave, overflow
+from tests.upstream.usages import with_usage
 from tests.upstream.wire import Connection
 
 HOLD_S = 60
@@ -95,15 +97,19 @@ async def _send(answer: Answer, how: Behaviour, turn: Turn) -> None:
 def _answer(how: Behaviour, turn: Turn) -> Answer:
     if how.redirect:
         return Answer(how.status or 307, b"", headers=f"location: {how.redirect}\r\n")
+    if how.shape:
+        return shaped(how, turn.answer())
     if how.status and how.status >= 400:
         return faked(how)
     answer = turn.answer()
+    if how.usage:
+        answer = with_usage(answer, how.usage)
     if how.huge_mb:
         padding = b'{"x_padding":"' + b"x" * int(how.huge_mb * 1_000_000) + b'",'
         answer.body = answer.body.replace(b"{", padding, 1)
         if answer.events:
             answer.events[0] = answer.events[0].replace(b"{", padding, 1)
-    return answer
+    return pack(answer, how.packed) if how.packed else answer
 
 
 async def _hang(turn: Turn) -> None:
@@ -121,11 +127,12 @@ async def _reset(answer: Answer, turn: Turn) -> None:
 
 async def _body(answer: Answer, how: Behaviour, turn: Turn) -> None:
     """Ended in the journal just before the last piece is written."""
+    outcome = ERROR if how.shape in ("in_200", "in_200_list") else str(answer.status)
     size = max(1, int(how.drip * DRIP_STEP_S)) if how.drip else PIECE_BYTES
     starts = range(0, len(answer.body), size) or range(1)
     for start in starts:
         if start == starts[-1]:
-            turn.end(str(answer.status))
+            turn.end(outcome)
         turn.connection.write(answer.body[start : start + size])
         await turn.connection.drain()
         if how.drip:

@@ -20,6 +20,8 @@ def spoil(answer: Answer, kind: str, connection: Connection, head_lines: str) ->
     body = b"".join(answer.events) if answer.events is not None else answer.body
     length = {"long": len(body) + 100, "short": len(body) // 2}.get(kind)
     spoiled = replace(answer, events=None, body=_spoiled(body, kind))
+    if kind == "no_content":
+        return connection.write(f"HTTP/1.1 204 No Content\r\n{head_lines}\r\n".encode())
     if kind in ("html", "type"):
         spoiled.content_type = "text/html; charset=utf-8" if kind == "html" else "text/plain"
     connection.write(spoiled.head(head_lines, length=length) + spoiled.body)
@@ -34,6 +36,10 @@ def _spoiled(body: bytes, kind: str) -> bytes:
         return b""
     if kind == "truncated":
         return body[: len(body) // 2]
+    if kind == "trailing_comma":
+        return body[:-1] + b",}"
+    if kind == "objects":
+        return body + b"\n" + body
     if kind == "binary":
         return bytes(range(256))
     if wrong := WRONG_VALUES.get(kind):

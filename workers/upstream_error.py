@@ -1,0 +1,230 @@
+"""Finds the upstream's words in the body of an error, whatever shape they have, and puts them into the wire contract's four keys.
+
+Known shapes: OpenAI's and Gemini's `{"error": {…}}`, `error` as text, vLLM's flat one, FastAPI's `detail`, `errors`, RFC 9457's
+`title` and `detail`, any of them in a list, and plain text and pages of proxies.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from workers import answer_body
+
+ErrorObject = dict[str, object]
+# The code of an error that the upstream itself gave no name: a page of a proxy, a redirect, an empty body.
+UNNAMED = "upstream_error"
+MESSAGE_BYTES = 2_000
+FIELD_BYTES = 200
+FIELDS_MOST = 16
+_DEPTH_MOST = 6
+_BODY_BYTES = 256 * 1024
+# Where other servers put their words, the best first. `title` and `detail` belong together.
+_WORDS = ("message", "detail", "msg", "error_description", "error_message", "errorMessage", "Message", "description", "reason",
+          "faultstring", "statusMessage", "title")  # fmt: skip
+_INNER = ("error", "errors", "fault", "Error")
+_NO_FIELDS = frozenset({*_WORDS, *_INNER, "object"})
+# What the code or the type of an error in an answer of status 200 would have been as a status; numbers stand for themselves.
+_STATUSES = {
+    **dict.fromkeys(("invalid_request_error", "context_length_exceeded", "content_policy_violation", "invalid_argument"), 400),
+    **dict.fromkeys(("permission_error", "permission_denied"), 403),
+    **dict.fromkeys(("not_found_error", "model_not_found", "not_found"), 404),
+    **dict.fromkeys(("request_too_large",), 413),
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "slow_down", "too_many_requests", "resource_exhausted"), 429),
+    **dict.fromkeys(("overloaded_error", "server_is_overloaded", "engine_overloaded", "unavailable"), 503),
+}
+# As OpenAI names them; 403 and 429 as Anthropic does, for OpenAI's own types of those name the limit or nothing.
+_TYPES = {403: "permission_error", 429: "rate_limit_error"}
+_ROUTES = re.compile(r"/(chat/completions|images/generations|images/edits|embeddings|moderations|models(/.*)?)/*$")
+_DROPPED = re.compile(r"<!--.*?-->|<(script|style|svg)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title\s*>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObject:
+    """The error in this answer, with the upstream's words, safe for jsonb and at most a few kB long."""
+    content_type = headers.get("content-type", "")
+    found = find(body, content_type)
+    if found is None and 300 <= status < 400:
+        return own(_moved(status, headers.get("location", "")), status)
+    if found is None:
+        words = _plain_words(body, content_type)
+        return own(f"The upstream answered {status}: {words}" if words else _silent(status), status)
+    return completed(found, status)
+
+
+def find(body: bytes, content_type: str = "") -> ErrorObject | None:
+    """What a JSON body says of its error: `message` and the fields beside it, without those that are missing. None: it says nothing."""
+    said = answer_body.parse_any(body)
+    if said is None and not body.isascii():
+        said = answer_body.parse_any(answer_body.decode(body, content_type).encode())
+    return _in_value(said, depth=0)
+
+
+def is_error(said: Mapping[str, Any]) -> bool:
+    """Whether this JSON object, which came with a good status, is an error all the same. An answer with content is none."""
+    error = said.get("error")
+    is_told = bool(error) and isinstance(error, dict | list | str)
+    return (is_told or said.get("object") == "error") and not _has_content(said)
+
+
+def status_of(said: Mapping[str, Any], *, money: frozenset[str] = frozenset()) -> int:
+    """The status that an error in an answer of status 200 means. money: codes and types of an account without any.
+
+    One that says 401 is a 500: the key has just been accepted.
+    """
+    found = _in_value(said, depth=0) or {}
+    return max((_status(found.get(name), money) for name in ("code", "type", "status")), default=0) or 500
+
+
+def _status(name: object, money: frozenset[str]) -> int:
+    """0: it names none."""
+    text = str(name).lower() if isinstance(name, str | int) else ""
+    if text in money:
+        return 429
+    if re.fullmatch(r"[45][0-9]{2}", text) and text != "401":
+        return int(text)
+    return _STATUSES.get(text, 0)
+
+
+def completed(found: ErrorObject, status: int) -> ErrorObject:
+    """The four keys. A missing type is that of the status."""
+    named = found.get("type")
+    return {"param": None, "code": None, **found, "type": named if isinstance(named, str) and named else type_of(status)}
+
+
+def own(message: str, status: int) -> ErrorObject:
+    """An error in our words, or in those of a page."""
+    return {"message": _cut(message, MESSAGE_BYTES), "type": type_of(status), "param": None, "code": UNNAMED}
+
+
+def type_of(status: int) -> str:
+    """The `type` of an error with this status."""
+    return _TYPES.get(status, "invalid_request_error" if 400 <= status < 500 else "server_error")
+
+
+def _in_value(value: Any, *, depth: int) -> ErrorObject | None:
+    if depth > _DEPTH_MOST:
+        return None
+    if isinstance(value, str):
+        return {"message": _cut(value.strip(), MESSAGE_BYTES)} if value.strip() else None
+    if isinstance(value, list):
+        return _in_list(value, depth=depth)
+    return _in_object(value, depth=depth) if isinstance(value, dict) else None
+
+
+def _in_object(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
+    for name in _INNER:
+        if value.get(name) and (found := _in_value(value[name], depth=depth + 1)):
+            # `{"error": "not_found", "message": "No such model."}`: the short one is the code.
+            if isinstance(value[name], str) and (longer := _words(value, depth=depth)):
+                return {**_fields(value), "code": found["message"], **longer}
+            return {**_beside(value), **found}
+    words = _words(value, depth=depth)
+    return {**_fields(value), **words} if words else None
+
+
+def _words(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
+    found = next((found for name in _WORDS if value.get(name) and (found := _in_value(value[name], depth=depth + 1))), None)
+    title, detail = value.get("title"), value.get("detail")
+    if found and isinstance(title, str) and isinstance(detail, str) and "message" not in value:
+        return {**found, "message": _cut(f"{title}: {detail}", MESSAGE_BYTES)}
+    return found
+
+
+def _in_list(value: list[Any], *, depth: int) -> ErrorObject | None:
+    found = [one for entry in value[:FIELDS_MOST] if (one := _in_entry(entry, depth=depth + 1))]
+    if len(found) < 2:
+        return found[0] if found else None
+    return {**found[0], "message": _cut("; ".join(str(one["message"]) for one in found), MESSAGE_BYTES)}
+
+
+def _in_entry(entry: Any, *, depth: int) -> ErrorObject | None:
+    """One of several: of FastAPI's, `loc` is where in the request it is."""
+    found = _in_value(entry, depth=depth)
+    loc = entry.get("loc") if isinstance(entry, dict) else None
+    if found is None or not isinstance(loc, list):
+        return found
+    path = _cut(".".join(str(step) for step in loc[:FIELDS_MOST] if step != "body"), FIELD_BYTES)
+    message = f"{path}: {found['message']}" if path else str(found["message"])
+    return {"message": _cut(message, MESSAGE_BYTES), "param": path or None}
+
+
+def _fields(value: Mapping[str, Any]) -> ErrorObject:
+    """The plain fields of the object that holds the words, without those."""
+    plain = [(name, one) for name, one in value.items() if one is None or isinstance(one, str | bool | int)]
+    return {_cut(name, FIELD_BYTES): _short(one) for name, one in plain[:FIELDS_MOST] if name not in _NO_FIELDS}
+
+
+def _beside(value: Mapping[str, Any]) -> ErrorObject:
+    """The four keys, where they stand beside `error` instead of in it."""
+    return {name: _short(value[name]) for name in ("type", "param", "code") if isinstance(value.get(name), str | int)}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str):
+        return _cut(value, FIELD_BYTES)
+    return value if value is None or abs(value) < 2**63 else None
+
+
+def _has_content(said: Mapping[str, Any]) -> bool:
+    choices = said.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if isinstance(message, dict) and any(message.get(name) for name in ("content", "tool_calls", "refusal", "function_call", "audio")):
+            return True
+    return any(isinstance(said.get(name), list) and said[name] for name in ("data", "results"))
+
+
+def _plain_words(body: bytes, content_type: str) -> str:
+    """What a page or a text says, without its tags; empty for bytes that are no text."""
+    text = answer_body.decode(body[:_BODY_BYTES], content_type)
+    if text.lstrip()[:1] == "<":
+        text = _DROPPED.sub(" ", text)
+        title, rest = _TITLE.search(text), _strip(_TITLE.sub(" ", text))
+        parts = (_strip(title[1]) if title else "", rest)
+        text = ". ".join(part for part in dict.fromkeys(parts) if part)
+    words = " ".join(text.split())
+    if words in ("{}", "[]", "null", '""'):
+        return ""
+    odd = sum(not char.isprintable() or char == "\ufffd" for char in words)
+    return "" if odd > len(words) // 10 else _cut(words, MESSAGE_BYTES - 100)
+
+
+def _strip(markup: str) -> str:
+    return " ".join(html.unescape(_TAG.sub(" ", markup)).split())
+
+
+def _silent(status: int) -> str:
+    return f"The upstream answered {status} without saying why. Try again later, or ask the operator to look at the upstream's own logs."
+
+
+def _moved(status: int, location: str) -> str:
+    where, base = _target(location)
+    if not where:
+        return f"The upstream answered {status}, a redirect without an address. Ask the operator to check OPENAI_BASE_URL."
+    advice = f"Set OPENAI_BASE_URL, or the base URL of the pool's credential, to {base}" if base else "Check OPENAI_BASE_URL"
+    return f"The upstream answered {status}: it redirects to {where}, and redirects are not followed, so that no key goes astray. {advice}."
+
+
+def _target(location: str) -> tuple[str, str]:
+    """Where a redirect leads, without user and query, and the base URL there; empty where it has none."""
+    try:
+        parts = urlsplit(location.strip())
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "", ""
+    where = _cut(f"{parts.scheme}://{host}{parts.path}" if host and parts.scheme else parts.path, FIELD_BYTES)
+    is_base = parts.scheme in ("http", "https") and host and _ROUTES.search(parts.path)
+    return where, _cut(f"{parts.scheme}://{host}{_ROUTES.sub('', parts.path)}", FIELD_BYTES) if is_base else ""
+
+
+def _cut(text: str, most: int) -> str:
+    """At most this many bytes of UTF-8, as jsonb takes them: without NUL and lone surrogates."""
+    clean = _SURROGATE.sub("?", text[: most + 1].replace("\x00", "\ufffd"))
+    encoded = clean.encode()
+    return clean if len(encoded) <= most else encoded[: most - 3].decode(errors="ignore") + "…"
