@@ -21,17 +21,19 @@ from models.setting_errors import env_name
 from models.settings import Settings, settings
 
 ROOT = Path(__file__).parents[1]
-# Any text is right there; or others check it (OPENAI_BASE_URL), or a program sets it for itself (metrics_folder).
+# Any text is right there; or others check it (OPENAI_BASE_URL, proxies), or a program sets it for itself (metrics_folder).
 FREE = frozenset({
     "openai_base_url", "metrics_folder", "otel_sdk_disabled", "otel_traces_exporter", "default_image_model", "session_system_prompt",
-    "pro_model", "crash",
+    "pro_model", "crash", "http_proxy", "https_proxy", "all_proxy", "no_proxy", "upstream_proxy",
 })  # fmt: skip
 URL = ("ftp://host", "host:80", "http://", "https://a b.example", "https://host/?a=b")
 HOST = ("http://127.0.0.1", "127.0.0.1:8000", "a b", "256.1.1.1", "host/path")
+HEADERS = ("Cookie", "Authorization", "a b", "X-Title,Host", "X-Forwarded-For")
 TOKEN = ("Bearer sk-hunter2", "sk-hunter2\nmore", "sk hunter2", "sk-hünter2", "\thunter2")
 NETWORKS = ("host", "10.0.0.0/33", "10.0.0.1/8", "10.0.0.0-10.0.0.9", "::/200")
 WRONG: Mapping[str, Sequence[str]] = MappingProxyType({
     "host": HOST, "metrics_host": HOST, "public_url": URL, "otlp_endpoint": URL, "otlp_traces_endpoint": URL, "page_key": TOKEN,
+    "forward_headers": HEADERS, "forward_headers_issued": HEADERS,
     "ops_token": TOKEN, "trusted_proxies": NETWORKS, "webhook_allow_networks": NETWORKS,
     "cors_origins": ("chat.example.com", "https://a.example/page", "https://a.example,b", "ftp://a.example", "https://a b"),
     "data_dir": ("", "/dev/null", "/dev/null/below", "/etc/passwd", "/etc/passwd/below/it"),
