@@ -16,6 +16,8 @@ COPY --from=packages /venv /venv
 COPY . /app
 COPY --from=page /app/api/static /app/api/static
 WORKDIR /app
+# Nothing may be written there later, so each start would compile it again.
+RUN python -m compileall -q api deploy models workers
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONPATH=/app \

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from flask import Flask
 
 from api import (
@@ -32,6 +34,7 @@ from api import (
 )
 from api.auth import Callers
 from api.waiting import hall
+from models.wrong_tokens import WrongTokens
 
 # People paste base URLs with and without /v1, and some programs then double it: the routes of the OpenAI API are at all three.
 PREFIXES = {"": "/v1", "_bare": "", "_doubled": "/v1/v1"}
@@ -43,8 +46,10 @@ def create_app() -> Flask:
     # An address is right or it is unknown: a redirect would lose the body and the key of a POST.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
-    app.extensions["callers"] = Callers()
+    app.extensions["wrong_tokens"] = WrongTokens()
+    app.extensions["callers"] = Callers(wrong=app.extensions["wrong_tokens"])
     app.extensions["hall"] = hall
+    app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
     cors.register(app)
     metrics.register(app)
     errors.register(app)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flask import Request
 
-from api import body, controls, form, orders
+from api import body, controls, form, orders, visitor
 from models import endpoint as routes
 from models.errors import NotFound
 from models.key import Key
@@ -36,7 +36,7 @@ def read(request: Request, caller: Key, endpoint: str) -> Ask:
     if routes.method(endpoint) == "GET":
         _expect_model(endpoint)
         own, token, _ = controls.read(request.headers, {})
-        return Ask(orders.listing(caller, endpoint, own=own), line, token)
+        return Ask(orders.listing(caller, endpoint, own=visitor.mark_controls(request, own)), line, token)
     sent = form.read(request) if endpoint == routes.EDITS and form.is_form(request) else body.sent(request)
     own, token, value = controls.read(request.headers, sent.value)
     return Ask(orders.direct(caller, endpoint, value, write=sent.written, own=own), line + sent.said, token)

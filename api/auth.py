@@ -10,33 +10,41 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import db, key, logs
+from models import db, key, logs, operator, tokens
 from models.errors import Invalid, Unauthorised
 from models.key import Key
+from models.operator import Operator
+from models.wrong_tokens import WrongTokens
 
 # A revoked key opens nothing after this long.
 REMEMBERED_S = 5.0
 REMEMBERED_MOST = 20_000
-IN_QUERY = ("api_key", "apikey", "apiKey", "access_token", "key", "token")
 
 
 class Callers:
     """The keys that were recognised a moment ago, in this process."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, wrong: WrongTokens | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._wrong = wrong or WrongTokens(clock=clock)
         self._newcomers = Newcomers(clock=clock)
         self._known: dict[str, tuple[Key, float]] = {}
 
     def recognise(self, token: str, *, address: str | None = None) -> Key:
-        """The key behind this token. Raises Unauthorised, also within REMEMBERED_S of its revocation; LineFull when this address
-        brings too many new ones (None: nobody counts them)."""
+        """The key behind this token. Raises Unauthorised, until REMEMBERED_S after its revocation not; TooManyWrongTokens when this
+        address has sent too many wrong ones; LineFull when it brings too many new ones (None: nobody counts those)."""
         found = self._known.get(token)
         if found and found[1] > self._clock():
             return found[0]
         self._known.pop(token, None)
-        with db.begin() as session:
-            caller = key.recognise(session, token, before_new=partial(self._newcomers.admit, address))
+        self._wrong.expect_room(address, token)
+        try:
+            with db.begin() as session:
+                caller = key.recognise(session, token, before_new=partial(self._newcomers.admit, address))
+        except Unauthorised:
+            self._wrong.note_wrong(address, token, door="api")
+            raise
+        self._wrong.note_right(address, token)
         if len(self._known) >= REMEMBERED_MOST:
             self._known.clear()
         self._known[token] = (caller, self._clock() + REMEMBERED_S)
@@ -54,7 +62,7 @@ def token_of(request: Request) -> str:
 
 def refuse_in_query(request: Request) -> None:
     """Raises Invalid when a key stands in the query, where logs would keep it."""
-    for name in IN_QUERY:
+    for name in tokens.QUERY_NAMES:
         if name in request.args:
             raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
 
@@ -63,6 +71,28 @@ def bearer(request: Request) -> str:
     """The bearer token; empty when there is none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def operator_of(request: Request) -> Operator:
+    """The operator that makes this request. Raises Unauthorised; TooManyWrongTokens when this address has sent too many wrong tokens."""
+    refuse_in_query(request)
+    token, address, wrong = bearer(request), address_of(request), wrong_tokens()
+    wrong.expect_room(address, token)
+    try:
+        with db.begin() as session:
+            found = operator.recognise(session, token)
+    except Unauthorised:
+        if token:
+            wrong.note_wrong(address, token, door="ops")
+        raise
+    wrong.note_right(address, token)
+    return found
+
+
+def wrong_tokens() -> WrongTokens:
+    """The count of wrong tokens of this app."""
+    found: WrongTokens = current_app.extensions["wrong_tokens"]
+    return found
 
 
 def caller(request: Request, *, token: str | None = None) -> Key:

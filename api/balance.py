@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import auth, dates, render
+from api import auth, dates, render, visitor
 from models import db, spending
 from models.errors import Invalid
 from models.money import usd
@@ -22,22 +22,21 @@ ROWS_MOST = 1_000
 
 @routes.get("/balance")
 def balance() -> Response:
-    """What the key was given, what it spent, what its open jobs reserve, and what is left."""
-    caller = auth.caller(request)
+    """What the key was given, what it spent, what its open jobs reserve, and what is left; of a visitor, only what it spent itself."""
+    caller, visitor_name = auth.caller(request), visitor.name_of(request)
     with db.begin() as session:
         now = spending.standing(session, caller.id, caller.kind)
+        spent = now if visitor_name is None else spending.of_user(session, caller.id, visitor_name)
+    amounts = {"balance_usd": now.balance, "reserved_usd": now.reserved, "granted_usd": now.granted, "corrected_usd": now.corrected}
     return render.answer(
         {
             "object": "balance",
             "has_budget": now.has_budget,
-            "balance_usd": usd(now.balance),
-            "reserved_usd": usd(now.reserved),
             "available_usd": usd(now.available) if now.has_budget else None,
-            "granted_usd": usd(now.granted),
-            "corrected_usd": usd(now.corrected),
-            "spent_usd": usd(now.spent),
-            "unknown_usd": usd(now.unknown),
-            "unpriced_calls": now.unpriced_calls,
+            **{name: usd(amount) if visitor_name is None else None for name, amount in amounts.items()},
+            "spent_usd": usd(spent.spent),
+            "unknown_usd": usd(spent.unknown),
+            "unpriced_calls": spent.unpriced_calls,
         }
     )
 
@@ -52,7 +51,8 @@ def usage() -> Response:
     if (until - since).days >= DAYS_MOST:
         raise Invalid(f"At most {DAYS_MOST} days at a time.", param="start_date")
     with db.begin() as session:
-        rows = spending.report(session, caller.id, since=since, until=until, by=groups, most=ROWS_MOST + 1)
+        # A visitor sees its own.
+        rows = spending.report(session, caller.id, since=since, until=until, by=groups, most=ROWS_MOST + 1, user=visitor.name_of(request))
     shown = [_show(row) for row in rows[:ROWS_MOST]]
     said = {"start_date": since.isoformat(), "end_date": until.isoformat(), "group_by": groups}
     return render.answer({"object": "list", **said, "data": shown, "has_more": len(rows) > ROWS_MOST})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import runpy
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from api.configured import NotConfigured, check
 from models import patience
 from models.errors import ServingError
+from models.setting_errors import explain
 from models.settings import settings, use_running_stack
 
 # What these need they are told; all others may be typed beside a running `up`.
@@ -34,6 +36,12 @@ _IN = {
 LOADED: Mapping[str, str] = MappingProxyType({name: module for module, names in _IN.items() for name in names})
 
 
+class WrongSetting(click.ClickException):
+    """The program cannot start as configured; trying again does not help."""
+
+    exit_code = 2
+
+
 class Commands(click.Group):
     """Whatever goes wrong is said in one line."""
 
@@ -49,11 +57,12 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ServingError, NotConfigured) as error:
+        except ServingError as error:
             raise click.ClickException(str(error)) from error
+        except NotConfigured as error:
+            raise WrongSetting(str(error)) from None
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise click.ClickException(f"a setting is wrong: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise WrongSetting(explain(error)) from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         found = super().resolve_command(ctx, args)
@@ -78,6 +87,7 @@ def api() -> None:
 @nowserving.command()
 def pacer() -> None:
     """Admit jobs in fair order, as fast as the limits allow. Any number of these may run."""
+    check()
     _become("workers.pacer")
 
 
@@ -86,6 +96,7 @@ def pacer() -> None:
 @click.option("--threads", type=click.IntRange(1), help="Calls at a time in each (NOWSERVING_WORKER_THREADS).")
 def worker(*, processes: int | None, threads: int | None) -> None:
     """Call the upstream for admitted jobs."""
+    check()
     processes = settings().worker_processes if processes is None else processes
     threads = threads or settings().worker_threads
     _become("workers.main", "--processes", str(processes), "--threads", str(threads))
@@ -101,14 +112,14 @@ def flower() -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def up(*, options: tuple[str, ...]) -> None:
     """Run everything on this machine until Ctrl-C: --local-model, --verbose, --processes N, --threads M."""
-    _become("deploy.stack", *options)
+    _go_on("deploy.stack", *options)
 
 
 @nowserving.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def demo(*, options: tuple[str, ...]) -> None:
     """Start everything with a small local model, run jobs through it, stop."""
-    _become("deploy.demo", *options)
+    _go_on("deploy.demo", *options)
 
 
 def main() -> None:
@@ -116,12 +127,23 @@ def main() -> None:
     nowserving(prog_name="nowserving")
 
 
-def _become(module: str, *words: str) -> None:
-    """This process goes on as that program: signals reach it directly."""
+def _go_on(module: str, *words: str) -> None:
+    """This interpreter goes on with that program, which does not mind the modules that are imported already: a second one takes longer."""
+    _prepare(module)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _prepare(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise click.ClickException(f"{module} is not installed here")
     sys.stdout.flush()
     patience.begin()
+
+
+def _become(module: str, *words: str) -> None:
+    """A new interpreter in this process runs that program: signals reach it directly."""
+    _prepare(module)
     os.execv(sys.executable, [sys.executable, "-m", module, *words])
 
 

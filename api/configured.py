@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from models.setting_errors import explain
 from models.settings import Settings, settings
 
 
@@ -16,8 +17,7 @@ def check() -> Settings:
     try:
         found = settings()
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise NotConfigured(f"a setting is wrong: {'.'.join(map(str, first['loc']))} {first['msg']}") from None
+        raise NotConfigured(explain(error)) from None
     wanted = {
         "NOWSERVING_DATABASE_URL": found.database_url,
         "NOWSERVING_REDIS_URL": found.redis_url,

@@ -12,11 +12,9 @@ from sqlalchemy import text
 from api import doorbell, orders
 from models import audit, db, halt, job, key, line, purge, reorder, tuning, view
 from models.audit import Act
-from models.errors import LineFull, NoMoney, NotFound, WrongState
+from models.errors import NotFound, WrongState
 from models.halt import Target
 from models.purge import Filter
-
-AGAIN = ("failed", "expired", "cancelled")
 
 
 def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
@@ -143,36 +141,26 @@ def retry(act: Act, job_id: UUID) -> dict[str, Any]:
     """A new job asks the same; it is the caller's, like the old one. Raises NotFound, WrongState, and what a submit raises."""
     with db.begin() as session:
         found = _row(session, job_id)
-    made = _again(act, job_id, key.Key(id=found.key_id, pool_id=found.pool_id, kind=found.kind))
+    made = again(act, job_id, key.Key(id=found.key_id, pool_id=found.pool_id, kind=found.kind))
+    assert made is not None
     return _shown(made)
 
 
-def retry_all(act: Act, which: Filter, *, until: float) -> tuple[int, int, bool]:
-    """What failed and nobody asked again is, oldest first: how many, how many the line refused, and whether there are more."""
-    done = 0
-    while time.monotonic() < until:
-        with db.begin() as session:
-            found = purge.dead(session, which, most=purge.CHUNK)
-        for one in found:
-            try:
-                _again(act, one.id, purge.key_of(one))
-            except (LineFull, NoMoney):
-                return done, len(found), True  # of the others the line would say the same
-            done += 1
-        if len(found) < purge.CHUNK:
-            return done, 0, False
-    return done, 0, True
+def again(act: Act, job_id: UUID, caller: key.Key, *, is_only_once: bool = False) -> UUID | None:
+    """Resubmits an ended job for its caller; returns the new job's id.
 
-
-def _again(act: Act, job_id: UUID, caller: key.Key) -> UUID:
+    is_only_once: None when another job repeats this one already, or is being stored as its repeat right now.
+    Raises NotFound, WrongState, and all that a submit raises.
+    """
     made = line.new_id()
-    with db.begin() as session:
+    with db.autocommit() as session:
         before = view.find_order(session, job_id, caller.id)
-        if before.status not in AGAIN or not before.request:
-            raise WrongState("Only a job that failed, was cancelled or has expired, and whose request is still there, can be tried again.")
+    order = orders.again(caller, before, retry_of=job_id)
     lane_id = line.lane_of(caller.pool_id, before.model)
     with db.begin() as session:
-        line.join(session, orders.again(caller, before, retry_of=job_id), job_id=made)
+        if is_only_once and not purge.may_repeat(session, job_id):
+            return None
+        line.join(session, order, job_id=made)
         audit.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": view.public_id(made)})
     doorbell.joined(made, lane_id=lane_id)
     return made

@@ -1,4 +1,8 @@
-"""Whether the process is alive, and whether it can serve."""
+"""Health checks: whether the process is alive, whether it is ready, and whether jobs are served.
+
+Readiness is a latch in each process: it needs a pacer and a worker to have reported once. After that, and ALONE_AFTER_S after the start in
+any case, a missing pacer or worker no longer makes the process unready, because a submit needs Postgres alone; /healthz/deep reports it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import redis
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app
 
 from api import render
 from models import db, fleet
@@ -51,6 +55,8 @@ class Probe:
 # Longer than a worker takes to report three times, shorter than operators are to wait for news.
 HEARD_S = 25.0
 UNANSWERED_S = 10.0
+# Longer than `up` waits for its parts (deploy/part.py): a process whose workers stay away takes submits all the same.
+ALONE_AFTER_S = 150.0
 
 
 def _paces() -> None:
@@ -69,9 +75,25 @@ def _works() -> None:
             raise Unavailable
 
 
+class Latch:
+    """The parts that a process waits for before it first counts as ready. now: monotonic seconds."""
+
+    def __init__(self, probes: Mapping[str, Probe], *, now: float) -> None:
+        self._probes, self._until, self._is_open = probes, now + ALONE_AFTER_S, False
+
+    def missing(self, *, now: float) -> list[str]:
+        """The parts that have not reported since this process started; none once all of them have, or after ALONE_AFTER_S."""
+        if self._is_open:
+            return []
+        missing = _gone(self._probes)
+        self._is_open = not missing or now >= self._until
+        return [] if self._is_open else missing
+
+
 PROBES = {"postgres": Probe(db.ping), "redis": Probe(lambda: wake.client().ping())}
+PARTS = {"workers": Probe(_works), "pacer": Probe(_paces)}
 # Each only says something when what it asks is there.
-DEEP = {"postgres": {"workers": Probe(_works)}, "redis": {"pacer": Probe(_paces), "consumption": Probe(_consumes)}}
+DEEP = {"postgres": {"workers": PARTS["workers"]}, "redis": {"pacer": PARTS["pacer"], "consumption": Probe(_consumes)}}
 
 
 @routes.get("/healthz")
@@ -82,8 +104,9 @@ def live() -> Response:
 
 @routes.get("/readyz")
 def ready() -> Response:
-    """200 when Postgres and Redis answer within a second, else 503 with those that are gone."""
-    return _answer(_gone(PROBES))
+    """200 when Postgres and Redis answer within a second and a pacer and a worker have reported once, else 503 with what is missing."""
+    latch: Latch = current_app.extensions["first_reports"]
+    return _answer(_gone(PROBES) or latch.missing(now=time.monotonic()))
 
 
 @routes.get("/healthz/deep")

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request
 
 from api import answers, auth, body, controls, doorbell, ended, orders, paging, pictures, render, visitor
 from api.accept import accept
-from models import db, endpoint, job, view
+from models import db, job, view
 from models.errors import Invalid, Unavailable, WrongState
 from models.job import TERMINAL, Status
 from models.line import Order
@@ -19,7 +19,6 @@ from models.view import JsonObject
 
 routes = Blueprint("jobs", __name__)
 
-AGAIN = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 # Who has waited long does not go away empty because Postgres has a bad moment at the end.
 TRIES, AGAIN_S = 4, 0.5
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
@@ -29,8 +28,10 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
-    payload = visitor.mark(request, body.read(request))
-    return _accept(orders.make(caller, {**payload, **controls.of_headers(request.headers)}), said=body.canonical(payload))
+    payload = body.read(request)
+    # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
+    wanted = visitor.mark(request, {**payload, **controls.of_headers(request.headers)})
+    return _accept(orders.make(caller, wanted), said=body.canonical(visitor.mark(request, payload)))
 
 
 @routes.get("/jobs")
@@ -80,10 +81,6 @@ def retry(name: str) -> Response:
     caller, job_id = auth.caller(request), view.parse_id(name)
     with db.autocommit() as session:
         before = view.find_order(session, job_id, caller.id)
-    if before.status not in AGAIN:
-        raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
-    if not before.request and endpoint.method(before.endpoint) == "POST":
-        raise WrongState("What this job asked was deleted with its session. Submit a new one instead.")
     return _accept(orders.again(caller, before, retry_of=job_id), said=b"")
 
 

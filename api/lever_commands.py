@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from api import deeds, doorbell, terminal
+from api import bulk_retry, deeds, doorbell, terminal
 from models import halt, view
 from models.audit import Act
 from models.purge import Filter
+
+RETRY_MAX_S = 3600.0
 
 _reason = click.option("--reason", help="Why: kept in the audit log.")
 _id = click.argument("name", metavar="ID")
@@ -116,11 +118,16 @@ def purge(*, running: bool, reason: str | None, as_json: bool, **which: Any) -> 
 
 
 @click.command("retry-failed")
+@click.option("--after", metavar="ID", help="Go on behind this job: last_id of the command before.")
 @_filtered
-def retry_failed(*, reason: str | None, as_json: bool, **which: Any) -> None:
-    """Ask again what failed or expired and nobody asked again; without a filter: all of it."""
-    done, refused, _ = deeds.retry_all(Act(reason=reason), _filter(which), until=time.monotonic() + 3600)
-    _show({"retried": done, "refused": refused}, as_json=as_json)
+def retry_failed(*, after: str | None, reason: str | None, as_json: bool, **which: Any) -> None:
+    """Retry failed and expired jobs that were not retried yet, oldest first; without a filter: all of them."""
+    begin = None if after is None else view.parse_id(after)
+    report = bulk_retry.run(Act(reason=reason), _filter(which), after=begin, until=time.monotonic() + RETRY_MAX_S).show()
+    if not as_json:
+        report["reasons"] = [f"{code}: {jobs}" for code, jobs in report["reasons"].items()]
+        report["errors"] = [f"{error['job']}: {error['message']}" for error in report["errors"]]
+    _show(report, as_json=as_json)
 
 
 @click.command()

@@ -9,7 +9,7 @@ from uuid import UUID
 from flask import Response, request
 from pydantic import BaseModel
 
-from api import body, deeds, operators, ops_schemas, render, schemas
+from api import body, bulk_retry, deeds, operators, ops_schemas, render, schemas
 from models import halt, view
 from models.errors import NotFound
 from models.halt import Target
@@ -139,11 +139,11 @@ def purge() -> Response:
 @routes.post("/jobs/retry")
 @operators.needs("write")
 def retry_all() -> Response:
-    """What failed and was not asked again is, by filter."""
-    wanted = _read(ops_schemas.FilterOrder)
-    until = time.monotonic() + PATIENCE_S
-    done, refused, has_more = deeds.retry_all(operators.act(wanted.reason), wanted.filter(), until=until)
-    return render.answer({"object": "retries", "retried": done, "refused": refused, "has_more": has_more}, 202)
+    """Failed and expired jobs are retried, by filter."""
+    wanted = _read(ops_schemas.RetryOrder)
+    after = None if wanted.after is None else view.parse_id(wanted.after)
+    report = bulk_retry.run(operators.act(wanted.reason), wanted.filter(), after=after, until=time.monotonic() + PATIENCE_S)
+    return render.answer({"object": "retries", **report.show()}, 202)
 
 
 def _read(kind: type[Wanted]) -> Wanted:

@@ -6,7 +6,6 @@ missed is looked for again once it is back.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -88,7 +87,7 @@ class Listener:
                 if grown is not None:
                     self._news.put([grown])
                 elif said:
-                    self._heard(json.loads(said))
+                    wake.pass_on(wake.JOBS, said, self._heard)
         finally:
             self._subscription = None
             subscription.close()

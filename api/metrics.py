@@ -7,9 +7,9 @@ from pathlib import Path
 from flask import Blueprint, Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
-from api.auth import bearer
-from models import metrics, operator
-from models.errors import Unauthorised
+from api import auth
+from api.newcomers import address_of
+from models import metrics, wrong_tokens
 from models.settings import settings
 
 routes = Blueprint("metrics", __name__)
@@ -27,8 +27,7 @@ def register(app: Flask) -> None:
 @routes.get("/metrics")
 def show() -> Response:
     """Prometheus' text format."""
-    if not operator.opens_metrics(bearer(request)):
-        raise Unauthorised(operator.UNKNOWN)
+    wrong_tokens.expect_metrics_token(auth.wrong_tokens(), address_of(request), auth.bearer(request))
     registry, counts = REGISTRY, settings().metrics_folder
     if counts is not None:
         registry = CollectorRegistry()

@@ -10,15 +10,15 @@ from api.answers import Answer
 
 
 class Balance(Answer):
-    """What a key has left. `balance_usd` is granted + corrected - spent."""
+    """What a key has left. `balance_usd` is granted + corrected - spent. Null for visitors of the chat page, but for what they spent."""
 
     object: Literal["balance"]
     has_budget: bool = Field(description="Whether a job is refused when the money is gone; false: what is spent is only written down.")
-    balance_usd: float
-    reserved_usd: float = Field(description="What the jobs that have not ended may cost at most.")
+    balance_usd: float | None
+    reserved_usd: float | None = Field(description="What the jobs that have not ended may cost at most.")
     available_usd: float | None = Field(description="What the next job may cost; null: as much as you like.")
-    granted_usd: float
-    corrected_usd: float = Field(description="The operator's corrections.")
+    granted_usd: float | None
+    corrected_usd: float | None = Field(description="The operator's corrections.")
     spent_usd: float
     unknown_usd: float = Field(description="The part of it for calls of which nobody knows whether they were paid for.")
     unpriced_calls: int = Field(description="Calls of models without a known price, charged 0.")

@@ -163,7 +163,9 @@ def _data(models: Sequence[type[BaseModel]]) -> JsonObject:
 def _refusals(route: Route) -> JsonObject:
     headers = _headers("X-Request-Id", "Retry-After", "retry-after-ms", "x-should-retry")
     content = {"application/json": {"schema": _ref(answers.Error)}}
-    return {str(status): {"description": REFUSALS[status], "headers": headers, "content": content} for status in route.refusals}
+    # A token that is looked at may be one of too many wrong ones.
+    statuses = dict.fromkeys([*route.refusals, *([429] if 401 in route.refusals else [])])
+    return {str(status): {"description": REFUSALS[status], "headers": headers, "content": content} for status in statuses}
 
 
 def _headers(*names: str) -> JsonObject:

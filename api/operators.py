@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from flask import Blueprint, current_app, g, request
 
 from api import auth
-from models import db, operator
 from models.audit import Act
 from models.errors import Forbidden
 from models.operator import Operator, Role
@@ -48,10 +47,7 @@ def who() -> Operator:
 
 
 def _admit() -> None:
-    auth.refuse_in_query(request)
-    token = auth.bearer(request)
-    with db.begin() as session:
-        g.operator = operator.recognise(session, token)
+    g.operator = auth.operator_of(request)
     view = current_app.view_functions[request.endpoint or ""]
     if g.operator.role != "write" and getattr(view, "needed_role", "write") != "read":
         raise Forbidden

@@ -54,5 +54,5 @@ ROUTES: tuple[Route, ...] = (
     lever("jobs/{id}/cancel", "cancelAnyJob", "Cancel a job", ops_schemas.Order),
     lever("jobs/{id}/retry", "retryAnyJob", "Ask the same once more for its caller", ops_schemas.Order, status=202),
     lever("jobs/purge", "purgeJobs", "Cancel waiting jobs by filter", ops_schemas.PurgeOrder, answers=ops_schemas.Purge),
-    lever("jobs/retry", "retryJobs", "Ask again what failed", ops_schemas.FilterOrder, status=202, answers=ops_schemas.Retries),
+    lever("jobs/retry", "retryJobs", "Retry failed jobs by filter", ops_schemas.RetryOrder, status=202, answers=ops_schemas.Retries),
 )

@@ -111,6 +111,12 @@ class PurgeOrder(FilterOrder):
     status: Literal["queued", "running"] = Field("queued", description="running: those that run are told to stop, too.")
 
 
+class RetryOrder(FilterOrder):
+    """Which jobs are retried."""
+
+    after: str | None = Field(None, max_length=64, description="Go on behind this job: `last_id` of the answer before.")
+
+
 class Purge(BaseModel):
     """What a purge came to."""
 
@@ -119,16 +125,27 @@ class Purge(BaseModel):
     has_more: bool = Field(description="Ask again for the rest.")
 
 
+class RetryError(BaseModel):
+    """Why one job was passed over."""
+
+    job: str
+    code: str
+    message: str
+
+
 class Retries(BaseModel):
-    """What asking again came to."""
+    """Counts of a bulk retry."""
 
     object: Literal["retries"]
     retried: int
-    refused: int = Field(description="The line would not take these; ask again later.")
-    has_more: bool
+    refused: int = Field(description="Jobs that could not be resubmitted; each was passed over.")
+    reasons: dict[str, int] = Field(description="How many of them for which error code.")
+    errors: list[RetryError] = Field(description="The first ten of them.")
+    has_more: bool = Field(description="Send the same again, with `last_id` as `after`.")
+    last_id: str | None = Field(description="The last job that was looked at.")
 
 
 SHOWN: tuple[type[BaseModel], ...] = (
     AuditEntry, AuditList, Order, LimitsOrder, CapsOrder, NewCredential, CredentialChange, WeightOrder, PriorityOrder, FilterOrder,
-    PurgeOrder, Purge, Retries,
+    RetryOrder, PurgeOrder, Purge, RetryError, Retries,
 )  # fmt: skip

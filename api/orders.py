@@ -10,8 +10,10 @@ from api import body, controls, estimate, pictures, schemas
 from api.bodies import KINDS, Upstream
 from api.schemas import Controls
 from models import attachment, turn
+from models import endpoint as routes
 from models.endpoint import CHAT, EDITS, IMAGES
-from models.errors import Invalid
+from models.errors import Invalid, WrongState
+from models.job import Status
 from models.key import Key
 from models.line import Order
 from models.settings import settings
@@ -20,6 +22,7 @@ from models.view import JsonObject
 # Who waits when nobody is named: everything this key sends is one flow.
 KEY_FLOW = "key"
 MODELS_LANE = "models"
+REPEATABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 # The body that says this, and its media type (None: JSON).
 Write = Callable[[JsonObject], tuple[bytes, str | None]]
 
@@ -106,7 +109,15 @@ def _terms(own: Controls) -> dict[str, Any]:
 
 
 def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
-    """The same order once more, with its whole time to wait. ended: a row of view.find_order."""
+    """The same order once more, with its whole time to wait. ended: a row of view.find_order.
+
+    Raises WrongState when the job has not ended without success, or its request was deleted.
+    """
+    if ended.status not in REPEATABLE:
+        raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
+    # A GET has no body, and never had one.
+    if not ended.request and routes.method(ended.endpoint) == "POST":
+        raise WrongState("The request of this job was deleted with its session. Submit a new one instead.")
     return Order(
         key=caller,
         endpoint=ended.endpoint,

@@ -89,7 +89,9 @@ def delete(name: str) -> Response:
     is_more = True
     while is_more:
         with db.begin() as opened:
-            is_more = erasure.erase(opened, most=ERASED_AT_ONCE) == ERASED_AT_ONCE
+            is_more = erasure.erase(opened, conversation_id=number, limit=ERASED_AT_ONCE) == ERASED_AT_ONCE
+    with db.begin() as opened:
+        erasure.forget(opened, conversation_id=number, limit=1)
     return render.answer({"id": name, "object": "session.deleted", "deleted": True})
 
 

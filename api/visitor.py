@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Set as AbstractSet
 
 from flask import Request, Response
 
+from api.schemas import Controls
 from models import secret
-from models.errors import NotFound, Unauthorised
+from models.errors import Invalid, NotFound, Unauthorised
 from models.settings import settings
 from models.view import JsonObject
 
@@ -24,6 +26,8 @@ ROUTES = frozenset({
     "balance.usage", "attachments.attach", "sessions.create", "sessions.listing", "sessions.look", "sessions.change", "sessions.messages",
     "sessions.forget", "sessions.delete",
 })  # fmt: skip
+# What visitors may say of a job. `user` is replaced by the visitor's name, whatever it says.
+FIELDS = frozenset({"endpoint", "body", "conversation", "attachments", "metadata", "user"})
 _NAME = re.compile(r"v[0-9a-f]{20}")
 
 
@@ -72,12 +76,31 @@ def begins(request: Request) -> str:
 
 
 def mark(request: Request, payload: JsonObject) -> JsonObject:
-    """The order as the visitor's own: waits as this visitor, in one of their conversations. Raises NotFound."""
+    """The submit as the visitor's own: it waits as this visitor, in one of their conversations. To be called last, after headers.
+
+    Raises NotFound for another's conversation; Invalid for a field or control that visitors may not set.
+    """
     name = name_of(request)
     if name is None:
         return payload
     expect_own(request, payload.get("conversation"))
+    _expect_allowed(payload.keys() - FIELDS)
     return {**payload, "user": name}
+
+
+def mark_controls(request: Request, own: Controls) -> Controls:
+    """The controls of a request without a body, as the visitor's own. Raises Invalid for those that visitors may not set."""
+    name = name_of(request)
+    if name is None:
+        return own
+    _expect_allowed(own.model_fields_set - FIELDS)
+    return own.model_copy(update={"user": name})
+
+
+def _expect_allowed(others: AbstractSet[str]) -> None:
+    if others:
+        field = min(others)
+        raise Invalid(f"Visitors of the chat page cannot set `{field}`. Leave it out, or send a key of your own.", param=field)
 
 
 def _known(request: Request) -> str | None:

@@ -24,6 +24,7 @@ from bench import (
     limits,
     report,
     scale,
+    start,
     submits,
     surface,
     throughput,
@@ -36,15 +37,16 @@ from bench.stack import Stack
 ALL: dict[str, ModuleType] = {
     "latency": latency, "submits": submits, "throughput": throughput, "fairness": fairness, "limits": limits, "scale": scale,
     "surface": surface, "first_byte": first_byte, "held": held,
-    "webhooks": webhooks, "peers": beside, "growth": growth,
+    "webhooks": webhooks, "peers": beside, "growth": growth, "start": start,
 }  # fmt: skip
 
 
 @click.command()
 @click.option("--only", "names", multiple=True, type=click.Choice(list(ALL)), help="This one; may be given more than once.")
 @click.option("--short", is_flag=True, help="A few minutes, with fewer jobs; docs/benchmarks.md stays as it is.")
+@click.option("--write", is_flag=True, help="With --only: replace these sections of docs/benchmarks.md.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a target is missed.")
-def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
+def main(names: tuple[str, ...], *, short: bool, write: bool, strict: bool) -> None:
     """Without --only: all of it, and docs/benchmarks.md is written."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     load_before, began = os.getloadavg()[0], time.monotonic()
@@ -58,7 +60,9 @@ def main(names: tuple[str, ...], *, short: bool, strict: bool) -> None:
         drawn = {each.TITLE: stack.pictures / each.PICTURE for name in names or ALL if hasattr(each := ALL[name], "PICTURE")}
         pictures = {title: path for title, path in drawn.items() if path.exists()}
     click.echo(f"the machine: {min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second")
-    if names or short:
+    if names and write:
+        report.replace(results, speeds=speeds, load_before=load_before)
+    elif names or short:
         report.keep(pictures.values(), folder=report.SKETCHES)
     else:
         report.write(results, pictures, took_s=time.monotonic() - began, load_before=load_before, servers=servers, speeds=speeds)

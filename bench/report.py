@@ -47,14 +47,34 @@ def write(
     lines = ["# Benchmarks", "", "Made by `make bench`; nothing on this page is typed by hand.", ""]
     about = _circumstances(servers, took_s=took_s, load_before=load_before, speeds=speeds)
     lines += [f"- {name}: {said}" for name, said in about.items()]
-    for (title, figures), (before, after) in zip(results.items(), pairwise(speeds), strict=True):
-        lines += ["", f"## {title}", "", f"One core before and after: {before:.1f} and {after:.1f} million steps a second.", ""]
-        if picture := pictures.get(title):
-            lines += [f"![{title}]({picture.name})", ""]
-        lines += ["| figure | measured | target | met | how |", "|---|--:|---|---|---|"]
-        lines += [f"| {one.what} | {one.value} | {one.target} | {MARKS[one.is_met]} | {one.note} |" for one in figures]
+    for (title, figures), around in zip(results.items(), pairwise(speeds), strict=True):
+        lines += _section(title, figures, around, picture=pictures.get(title))
     keep(pictures.values(), folder=PAGE.parent)
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def replace(results: Mapping[str, Sequence[Figure]], *, speeds: Sequence[float], load_before: float) -> None:
+    """These sections of docs/benchmarks.md are measured anew, and say when and under which load; those without a place come last."""
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    about = f"Measured apart from the other sections: {when}, {_commit()}, load before {load_before:.1f} on {os.cpu_count()} cores."
+    parts = [part.rstrip() + "\n" for part in PAGE.read_text(encoding="utf-8").split("\n## ")]
+    for (title, figures), around in zip(results.items(), pairwise(speeds), strict=True):
+        section = "\n".join(_section(title, figures, around, about=about)[1:]).removeprefix("## ") + "\n"
+        place = next((n for n, part in enumerate(parts) if part.partition("\n")[0] == title), len(parts))
+        parts[place : place + 1] = [section]
+    PAGE.write_text("\n## ".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _section(
+    title: str, figures: Sequence[Figure], speeds: tuple[float, float], *, picture: Path | None = None, about: str = ""
+) -> list[str]:
+    """The lines of one benchmark. speeds: yardstick.mops before and after it."""
+    lines = ["", f"## {title}", "", *([about, ""] if about else [])]
+    lines += [f"One core before and after: {speeds[0]:.1f} and {speeds[1]:.1f} million steps a second.", ""]
+    if picture:
+        lines += [f"![{title}]({picture.name})", ""]
+    lines += ["| figure | measured | target | met | how |", "|---|--:|---|---|---|"]
+    return lines + [f"| {one.what} | {one.value} | {one.target} | {MARKS[one.is_met]} | {one.note} |" for one in figures]
 
 
 def keep(pictures: Iterable[Path], *, folder: Path) -> None:

@@ -17,10 +17,12 @@ from typing import NoReturn
 
 from deploy.part import Part, PartFailed
 from deploy.server import ServerFailed, last_lines
+from models.forker import Forked
 
 BACKOFF_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 FORGIVEN_AFTER_S = 10
 LOG_BYTES = 10 * 1024 * 1024
+DYING_LOOK_S = 0.002
 
 log = logging.getLogger("nowserving.up")
 
@@ -33,7 +35,7 @@ class Child:
     log_file: Path
     tell: Callable[[str], None] = lambda _: None  # the guardian hears of every process group that begins or ends
     is_wanted: bool = field(default=False, init=False)
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    process: subprocess.Popen[bytes] | Forked | None = field(default=None, init=False)
     exit_code: int | None = field(default=None, init=False)
     starts: int = field(default=0, init=False)
     started_at: float = field(default=0.0, init=False)
@@ -51,7 +53,7 @@ class Child:
     def is_running(self) -> bool:
         """Whether it lives; false from the moment of its death, noticed or not."""
         process = self.process
-        return process is not None and not _has_ended(process.pid)
+        return process is not None and not _has_ended(process)
 
     def is_ready(self) -> bool:
         return self.is_running() and self.part.is_ready()
@@ -76,7 +78,7 @@ class Child:
                 with suppress(ProcessLookupError):
                     os.killpg(self.process.pid, how)
                 if how == signal.SIGKILL:
-                    _has_ended(self.process.pid, wait=True)
+                    _await_end(self.process)
 
     def said(self) -> str:
         """The last lines that its present run has written."""
@@ -118,7 +120,7 @@ class Child:
         """Whether it has ended since the last look; then what was left of its process group is gone too."""
         with self._lock:
             # Looked at before it is reaped: until then nobody else can get its number, and its group can be killed safely.
-            if not self.process or not _has_ended(self.process.pid):
+            if not self.process or not _has_ended(self.process):
                 return False
             self.kill()
             self.exit_code = self.process.wait()
@@ -177,12 +179,19 @@ class Child:
             time.sleep(0.02)
 
 
-def _has_ended(pid: int, *, wait: bool = False) -> bool:
-    """Whether this child is dead, without collecting it."""
+def _has_ended(process: subprocess.Popen[bytes] | Forked) -> bool:
+    """Whether it is dead, without collecting it."""
+    if isinstance(process, Forked):
+        return process.has_ended()
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)) is not None
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
     except ChildProcessError:  # collected by somebody else: dead all the same
         return True
+
+
+def _await_end(process: subprocess.Popen[bytes] | Forked) -> None:
+    while not _has_ended(process):
+        time.sleep(DYING_LOOK_S)
 
 
 def _for_us(path: str, flags: int) -> int:

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from models import whole_file
 from models.settings import CONNECTION, KEY_BYTES, Settings
 
 LEAVING_S = 15
@@ -19,6 +20,10 @@ DYING_S = 1
 
 class FolderInUse(Exception):
     """Another stack runs on this data folder. Stop it, or choose another folder with NOWSERVING_DATA_DIR."""
+
+
+class Damaged(Exception):
+    """A file of the data folder that cannot be made again is empty. The message says what to do."""
 
 
 def lock(folder: Path, *, leaving_s: float = LEAVING_S) -> int:
@@ -35,34 +40,39 @@ def lock(folder: Path, *, leaving_s: float = LEAVING_S) -> int:
             os.close(descriptor)
             raise FolderInUse(f"another stack (process {pid}) runs on {folder}: stop it, or choose another folder with NOWSERVING_DATA_DIR")
         time.sleep(0.05)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
 def secret_keys(folder: Path) -> str:
-    """The value of NOWSERVING_SECRET_KEYS kept in this folder; made on first use, mode 600. Lost keys make stored secrets unreadable."""
+    """The value of NOWSERVING_SECRET_KEYS kept in this folder; made on first use, mode 600. Lost keys make stored secrets unreadable.
+
+    Raises OSError when it cannot be written, and Damaged when it is there and empty.
+    """
     file = folder / "secret_keys"
     if not file.exists():
-        unfinished = file.with_suffix(".new")
-        unfinished.unlink(missing_ok=True)
-        unfinished.touch(mode=0o600)
-        unfinished.write_text(base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
-        unfinished.rename(file)
-    return ",".join(file.read_text().split())
+        whole_file.write(file, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
+    keys = ",".join(file.read_text().split())
+    if not keys:
+        raise Damaged(
+            f"{file} is empty: put your copy of it back. Only if no API key was stored yet (the disk was full at the first start): "
+            f"remove the file, then start again"
+        )
+    return keys
 
 
 def tell_connection(folder: Path, settings: Settings) -> None:
     """Commands beside this stack find its servers (models.settings.use_running_stack). For its owner alone: mode 600."""
-    unfinished = folder / f"{CONNECTION}.new"
-    unfinished.unlink(missing_ok=True)
-    unfinished.touch(mode=0o600)
     told = {
         "database_url": settings.database_url, "redis_url": settings.redis_url, "port": settings.port,
         "secret_keys": ",".join(one.get_secret_value() for one in settings.secret_keys),
     }  # fmt: skip
-    unfinished.write_text(json.dumps(told))
-    unfinished.rename(folder / CONNECTION)
+    whole_file.write(folder / CONNECTION, json.dumps(told).encode())
 
 
 def forget_connection(folder: Path) -> None:

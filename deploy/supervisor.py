@@ -1,4 +1,4 @@
-"""Runs named parts as child processes: started in order, started again when they die, stopped in reverse order."""
+"""Runs named parts as child processes: started side by side, started again when they die, stopped in reverse order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Supervisor:
         self._thread = Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> bool:
-        """Every part is ready; False when asked to stop before that. Raises PartFailed, and then nothing runs any more."""
+        """Every part but the late ones is ready; False when asked to stop before that. Raises PartFailed, and nothing runs any more."""
         self._thread.start()
         try:
             self._settled.wait()
@@ -125,25 +125,33 @@ class Supervisor:
                 self._guardian.stdin.flush()
 
     def _start_all(self) -> None:
-        for number, child in enumerate(self.children, 1):
-            child.begin()
-            if child.part.is_first or child.part.is_once:
-                self._await(self.children[:number])
-        self._await(self.children)
-
-    def _await(self, begun: Sequence[Child]) -> None:
-        """Each is ready, or has done its work. A death is final here: what never ran well is not started again and again."""
-        waiting = list(begun)
-        while waiting:
-            if self._stopping.is_set():
-                raise _Stopped
+        """Each part begins as soon as all that it needs is settled. A death is final here: a part that never ran well is not retried."""
+        waiting = list(self.children)
+        begun: list[Child] = []
+        there, settled = {child.part.name for child in self.children}, set[str]()
+        while any(not child.part.is_late for child in waiting):
+            settled |= {child.part.name for child in begun if child.part.ready_after & there <= settled and child.is_settled()}
+            waiting = [child for child in self.children if child.part.name not in settled]
+            startable = [
+                child for child in waiting if child not in begun and not child.part.is_late and child.part.needs & there <= settled
+            ]
+            for child in sorted(startable, key=lambda child: child.part.is_slow_to_spawn):
+                self._refuse_stop()
+                child.begin()
+                begun.append(child)
+            self._refuse_stop()
             self._echo_logs()
             for child in begun:
                 child.refuse_death()
-            waiting = [child for child in waiting if not child.is_settled()]
-            for child in waiting:
-                child.refuse_delay()
+                if child in waiting:
+                    child.refuse_delay()
             time.sleep(TICK_S / 2 if waiting else 0)
+        for child in self.children:
+            child.is_wanted = child.is_wanted or child not in begun  # the late ones
+
+    def _refuse_stop(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
 
     def _turn(self) -> None:
         for child in self.children:

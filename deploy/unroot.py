@@ -21,8 +21,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deploy.server import UNSHARE, ServerFailed, die_with_parent
+from deploy.server import ServerFailed
 from models import patience
+from models.parent_death import UNSHARE, die_with_parent
 
 NOBODY = 65534  # must be in /etc/passwd: initdb looks the uid up
 CLONE_NEWUSER = 0x10000000

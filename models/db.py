@@ -35,6 +35,10 @@ BUSY_TIMEOUT_S = 10.0
 SERVER_OPTIONS = "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
 
 
+# Tables that are not there yet, or are those of an older version: `up` starts its parts while `migrate` still runs.
+NOT_MIGRATED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
+
+
 class Result:
     """The rows of a statement, all of them here. Columns are attributes; `_asdict()` has them by name."""
 
@@ -239,7 +243,7 @@ def _lent() -> Iterator[psycopg.Connection[Any]]:
         is_outdated = _is_outdated(error)
         if connection.closed or is_outdated:
             _doubts.arise()
-        if connection.closed or is_outdated or isinstance(error, psycopg.OperationalError):
+        if connection.closed or is_outdated or isinstance(error, (psycopg.OperationalError, *NOT_MIGRATED)):
             raise Unavailable from error
         raise
     finally:

@@ -25,13 +25,17 @@ def open_turns(session: Session, conversation_id: int) -> Sequence[Any]:
     return session.execute(_OPEN, {"id": conversation_id}).all()
 
 
-def erase(session: Session, *, most: int) -> int:
-    """Of deleted sessions up to `most` ended turns have no bodies any more, and those without any turn are gone; how many turns."""
-    done = [row.id for row in session.execute(_ERASE, {"most": most})]
-    if done:
-        _erase_belongings(session, done)
-    session.execute(_FORGET, {"most": most})
-    return len(done)
+def erase(session: Session, *, limit: int, conversation_id: int | None = None) -> int:
+    """Deletes the bodies of up to `limit` ended turns of deleted sessions, or of this one; returns how many."""
+    ids = [row.id for row in session.execute(_ERASE, {"id": conversation_id, "limit": limit})]
+    if ids:
+        _erase_belongings(session, ids)
+    return len(ids)
+
+
+def forget(session: Session, *, limit: int, conversation_id: int | None = None) -> int:
+    """Removes up to `limit` deleted sessions, or this one, that have no turn any more, with their files; returns how many."""
+    return int(session.execute(_FORGET, {"id": conversation_id, "limit": limit}).scalar_one())
 
 
 def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
@@ -68,8 +72,9 @@ _OPEN = text("""
 _ERASE = text(f"""
     WITH mine AS (
         SELECT job.id FROM conversation JOIN job ON job.conversation_id = conversation.id
-        WHERE conversation.deleted_at IS NOT NULL AND job.status IN ('succeeded', 'failed', 'cancelled', 'expired')
-        LIMIT :most FOR UPDATE OF job SKIP LOCKED
+        WHERE conversation.deleted_at IS NOT NULL AND (CAST(:id AS bigint) IS NULL OR conversation.id = :id)
+        AND job.status IN ('succeeded', 'failed', 'cancelled', 'expired')
+        LIMIT :limit FOR UPDATE OF job SKIP LOCKED
     )
     UPDATE job SET {_GONE}
     FROM mine WHERE job.id = mine.id RETURNING job.id
@@ -80,9 +85,12 @@ _FORGET = text("""
     WITH gone AS (
         DELETE FROM conversation WHERE id IN (
             SELECT id FROM conversation AS talk
-            WHERE deleted_at IS NOT NULL AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id)
-            LIMIT :most FOR UPDATE SKIP LOCKED
+            WHERE deleted_at IS NOT NULL AND (CAST(:id AS bigint) IS NULL OR id = :id)
+            AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id)
+            LIMIT :limit FOR UPDATE SKIP LOCKED
         ) RETURNING id
+    ), files AS (
+        DELETE FROM artifact USING gone WHERE artifact.conversation_id = gone.id
     )
-    DELETE FROM artifact USING gone WHERE artifact.conversation_id = gone.id
+    SELECT count(*) FROM gone
 """)

@@ -111,6 +111,15 @@ class Draining(LineFull):
     code = "draining"
 
 
+class TooManyWrongTokens(ServingError):
+    """Too many wrong keys, tokens or passwords came from this address. Wait a minute, then send the right one."""
+
+    code = "too_many_wrong_tokens"
+    type = "rate_limit_error"
+    status = 429
+    retryable = False
+
+
 class NoMoney(ServingError):
     """This key has no money left. Ask the operator for a grant."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import text
 
+from models import retention
 from models.db import Session
 from models.metrics import POOL_LABEL
 
@@ -29,6 +31,11 @@ def parked(session: Session) -> Sequence[Any]:
 def totals(session: Session, *, seen_within_s: float) -> Any:
     """One row: slots of workers that reported within this time, and webhooks that have not arrived yet."""
     return session.execute(_TOTALS, {"seen_within_s": seen_within_s}).one()
+
+
+def retention_backlog(session: Session, *, days: int, limit: int) -> Any:
+    """Ended jobs past retention. One row: jobs (counted up to `limit`), age_s of the oldest by id (0.0: there is none)."""
+    return session.execute(_BACKLOG, {"before": retention.now(session) - timedelta(days=days), "limit": limit}).one()
 
 
 # Ids are UUIDv7: the least of them is the oldest, and the index of the line has it.
@@ -65,4 +72,8 @@ _PARKED = text(f"""
 _TOTALS = text("""
     SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :seen_within_s)), 0)::int AS slots,
            (SELECT count(*) FROM delivery WHERE status = 'pending')::int AS unsent
+""")
+_BACKLOG = text(f"""
+    SELECT count(*)::int AS jobs, coalesce(extract(epoch FROM :before - min(ended_at)), 0)::float8 AS age_s
+    FROM (SELECT ended_at FROM job WHERE id < {retention.OLD_ID} AND {retention.ENDED} ORDER BY id LIMIT :limit) AS overdue
 """)

@@ -30,7 +30,10 @@ def forget(session: Session, *, unseen_s: float) -> None:
 
 
 def is_heard(session: Session, *, within_s: float) -> bool:
-    """Whether a process that takes jobs has reported within this time."""
+    """Whether a process that takes jobs has reported within this time, and since Postgres started.
+
+    `up` starts its Postgres itself, so a report of a stack that was killed before does not count.
+    """
     return bool(session.execute(_HEARD, {"within_s": within_s}).scalar_one())
 
 
@@ -70,7 +73,12 @@ def _show(row: Any, jobs: Sequence[Any]) -> JsonObject:
     }  # fmt: skip
 
 
-_HEARD = text("SELECT EXISTS (SELECT FROM worker WHERE slots > 0 AND seen_at > now() - make_interval(secs => :within_s))")
+_HEARD = text("""
+    SELECT EXISTS (
+        SELECT FROM worker
+        WHERE slots > 0 AND seen_at > greatest(now() - make_interval(secs => :within_s), pg_postmaster_start_time())
+    )
+""")
 _IDLE = text("""
     SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :within_s)), 0)
          - (SELECT count(*) FROM job WHERE status = 'running' AND lease_until > now())

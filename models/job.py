@@ -229,12 +229,16 @@ def key_of(session: Session, job_id: UUID) -> int | None:
 
 
 def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
-    """Jobs that waited longer than they may are expired.
+    """Expires jobs that waited longer than they may: turns held behind another or, if there are none, the others.
 
-    Rows: id, and to tell of it: key_id, lane_id, calls, created_at, request_id, traceparent.
+    Never both in one transaction: held turns are locked after the conversations of the turns before them.
+    Rows: id, held, and to tell of it: key_id, lane_id, calls, created_at, request_id, traceparent.
     """
-    rows = session.execute(_EXPIRE, {"most": most, "error": _json(EXPIRED)}).all()
-    conversation.let_next(session, [row.conversation_id for row in rows if not row.held])
+    params = {"most": most, "error": _json(EXPIRED)}
+    if held := session.execute(_EXPIRE, {**params, "held": True}).all():
+        return held
+    rows = session.execute(_EXPIRE, {**params, "held": False}).all()
+    conversation.let_next(session, [row.conversation_id for row in rows])
     return rows
 
 
@@ -436,7 +440,8 @@ _CANCEL = text(f"""
 """)
 _EXPIRE = text(f"""
     WITH late AS (
-        SELECT id FROM job WHERE status = 'queued' AND expires_at < clock_timestamp() LIMIT :most FOR UPDATE SKIP LOCKED
+        SELECT id FROM job WHERE status = 'queued' AND held = :held AND expires_at < clock_timestamp()
+        LIMIT :most FOR UPDATE SKIP LOCKED
     ), ended AS (
         UPDATE job SET status = 'expired', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
         FROM late WHERE job.id = late.id AND job.status = 'queued'

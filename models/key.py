@@ -9,12 +9,11 @@ from functools import lru_cache
 
 from sqlalchemy import text
 
-from models import secret
+from models import operator, secret, tokens
 from models.db import Session
 from models.errors import Invalid, Unauthorised
 from models.settings import settings
 
-ISSUED_PREFIX = "ns-"
 OWN_MOST_CHARS = 256
 
 
@@ -42,15 +41,17 @@ def recognise(session: Session, token: str, *, before_new: Callable[[], None] = 
     """The key that presents this bearer token; an own key is registered on first use where the operator allows it.
 
     before_new: called before a key is registered; what it raises is raised.
-    Raises Unauthorised for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII characters,
-    and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
+    Raises Unauthorised for an operator's token, for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII
+    characters, and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
     """
     if not 1 <= len(token) <= OWN_MOST_CHARS or not token.isascii() or not token.isprintable():
         raise Unauthorised("A key is 1 to 256 printable ASCII characters, sent as `Authorization: Bearer <key>`.")
+    if operator.is_token(token):
+        raise Unauthorised("This is an operator's token: it opens /ops only. Send a caller's key (`nowserving keys create`).")
     prints = _fingerprints(token)
     row = session.execute(_FIND, {"prints": prints}).one_or_none()
     if row is None:
-        if token.startswith(ISSUED_PREFIX) or not settings().open_keys:
+        if token.startswith(tokens.ISSUED) or not settings().open_keys:
             raise Unauthorised("This key is not known here. Ask the operator for one (`nowserving keys create`).")
         before_new()
         return _register(session, token, prints)
@@ -64,7 +65,7 @@ def issue(session: Session, *, name: str, pool: str) -> tuple[Key, str]:
     row = session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": pool}).one_or_none()
     if row is None:
         raise Invalid(f"There is no pool named {pool!r}. Make it first: nowserving pools create {pool}", param="pool")
-    token = ISSUED_PREFIX + secrets.token_urlsafe(32)
+    token = tokens.ISSUED + secrets.token_urlsafe(32)
     made = session.execute(_ADD_KEY, {"print": _fingerprints(token)[0], "kind": "issued", "name": name, "pool_id": row.id}).one()
     return Key(id=made.id, pool_id=row.id, kind="issued"), token
 
@@ -76,7 +77,8 @@ def revoke(session: Session, key_id: int) -> bool:
 
 
 def add_credential(session: Session, *, pool_id: int, upstream_key: str, base_url: str | None = None) -> int:
-    """Another upstream key behind this pool, encrypted; returns its id."""
+    """Another upstream key behind this pool, encrypted; returns its id. Raises Invalid for an operator's token."""
+    expect_upstream(upstream_key)
     number = session.execute(text("SELECT nextval(pg_get_serial_sequence('credential', 'id'))")).scalar_one()
     sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{number}")
     session.execute(
@@ -84,6 +86,12 @@ def add_credential(session: Session, *, pool_id: int, upstream_key: str, base_ur
         {"id": number, "pool_id": pool_id, "base_url": base_url, "secret": sealed},
     )
     return int(number)
+
+
+def expect_upstream(upstream_key: str) -> None:
+    """Raises Invalid for an operator's token: it must never be sent upstream."""
+    if operator.is_token(upstream_key):
+        raise Invalid("This is an operator's token of nowserving. Give the key of the upstream.", param="key")
 
 
 def set_limits(session: Session, credential_id: int, limits: Limits, *, model: str = "*") -> None:

@@ -16,12 +16,16 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from models import tokens
+
+_PREFIXES = (*tokens.OURS, *tokens.UPSTREAM)
+_NAMES = (*tokens.QUERY_NAMES, *tokens.SECRET_NAMES)
+# Pattern, replacement, and parts of which one stands in lower case in all that the pattern matches.
 _SECRETS = (
-    (re.compile(r"\b(sk|ns|nsop|gw)-[A-Za-z0-9_\-]{3,}"), r"\1-…"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+"), r"\1 …"),
-    (re.compile(r"whsec_[^\s\"',}]+"), "whsec_…"),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)[^/\s@\"']+@"), r"\1…@"),
-    (re.compile(r"(?i)\b(api_?key|access_token|signature|sentinel_password)=[^&\s\"']+"), r"\1=…"),
+    (re.compile(rf"(?<![A-Za-z0-9])({'|'.join(_PREFIXES)})[^\s\"',}}]{{3,}}"), r"\1…", tuple(_PREFIXES)),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+"), r"\1 …", ("bearer", "basic")),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)[^/\s@\"']+@"), r"\1…@", ("://",)),
+    (re.compile(rf"(?i)\b({'|'.join(_NAMES)})=[^&\s\"']+"), r"\1=…", tuple({f"{name.lower()}=" for name in _NAMES})),
 )
 # Two lines a job between them; the job's own events are in Postgres.
 _TALKATIVE = ("httpx2", "httpcore2", "openai", "kombu", "amqp", "celery.worker.strategy", "celery.app.trace")
@@ -29,8 +33,8 @@ _JSON = json.JSONEncoder(default=str)
 _ORDINARY = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-# What each secret of the list above has somewhere. Not a pattern: that would take ten times as long as all else that makes a line.
-_SUSPECT = ("sk-", "ns-", "gw-", "bearer", "basic", "whsec_", "://", "key=", "access_token=", "signature=")
+# Looked for first: the patterns would take ten times as long as all else that makes a line.
+_SUSPECT = tuple({sign for _, _, signs in _SECRETS for sign in signs})
 _about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
 
 
@@ -58,7 +62,7 @@ def about(**about: object) -> Iterator[None]:
 
 def redact(text: str) -> str:
     """The text without keys, tokens, secrets of webhooks and passwords in addresses."""
-    for pattern, instead in _SECRETS:
+    for pattern, instead, _ in _SECRETS:
         text = pattern.sub(instead, text)
     return text
 

@@ -23,12 +23,21 @@ _SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 
 # API
 requests = Counter("nowserving_http_requests", "Requests answered.", ("method", "status"))
 held_clients = Gauge("nowserving_held_clients", "Callers who wait on an open connection.", multiprocess_mode="livesum")
+wrong_tokens = Counter("nowserving_wrong_tokens", "Wrong keys, tokens and passwords.", ("door",))
 # Workers
 wait = Histogram("nowserving_wait_seconds", "From the submit to the first call.", _LANE, buckets=_SECONDS)
 service = Histogram("nowserving_service_seconds", "From the claim to the end of the attempt.", _LANE, buckets=_SECONDS)
 attempts = Counter("nowserving_attempts", "Attempts that ended, by what they came to.", (*_LANE, "outcome"))
 answers = Counter("nowserving_upstream_answers", "Answers of the upstream, by status.", (*_LANE, "status"))
 webhooks = Counter("nowserving_webhook_attempts", "Webhooks sent, by what came of it.", ("result",))
+spooled = Gauge(
+    "nowserving_spooled_answers",
+    "Answers on this machine's disk: waiting for Postgres, or refused by it and tried again later.",
+    ("state",),
+    multiprocess_mode="livemax",
+)
+# API, pacer and workers
+ignored = Counter("nowserving_messages_ignored", "Messages over Redis that this version cannot read.", ("channel",))
 # Pacer
 admitted = Counter("nowserving_admitted", "Jobs let go.", _LANE)
 blocked = Counter("nowserving_blocked_seconds", "Time that a lane with waiting jobs stood still, by the limit.", (*_LANE, "limit"))
@@ -38,6 +47,9 @@ oldest = Gauge("nowserving_oldest_wait_seconds", "How long the job that waits lo
 used = Gauge("nowserving_limit_used_ratio", "Share of a limit used in the last minute.", (*_LANE, "limit"))
 parked = Gauge("nowserving_parked_credentials", "Credentials that the upstream refuses, for everything or for some model.", ("pool",))
 slots = Gauge("nowserving_worker_slots", "Jobs that the workers can take at once.")
+removed = Counter("nowserving_retention_removed", "Rows removed after their time.", ("kind",))
+overdue = Gauge("nowserving_retention_backlog_jobs", "Ended jobs past retention_days that are still stored, counted up to 10,000.")
+overdue_age = Gauge("nowserving_retention_backlog_seconds", "How long the oldest of them is past retention_days.")
 unsent = Gauge("nowserving_webhooks_waiting", "Webhooks that have not arrived yet.")
 unanswered = Gauge("nowserving_doorbell_unanswered_seconds", "How long the next doorbell has lain in Celery's queue with a slot free.")
 up = Gauge("nowserving_server_up", "1: it answers the pacer.", ("server",))

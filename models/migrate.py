@@ -6,15 +6,14 @@ comes back after a newer one has been there finds tables that it can use, and le
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, inspect, text
 
 from models.settings import settings
+
+VERSIONS = Path(__file__).parent / "migrations" / "versions"
 
 
 def to_latest() -> str | None:
@@ -22,30 +21,27 @@ def to_latest() -> str | None:
 
     Raises what Postgres says when it cannot be reached.
     """
-    if is_newer(found := revision()):
+    found, newest = revision(), head()
+    if found is not None and found > newest:
         return found
-    command.upgrade(config(), "head")
+    if found != newest:
+        importlib.import_module("models.upgrade").upgrade()
     return None
 
 
-def is_newer(found: str | None) -> bool:
-    """Whether this revision came after all that this version knows. Ours are numbers of four digits."""
-    return found is not None and found > (ScriptDirectory.from_config(config()).get_current_head() or "")
+def head() -> str:
+    """The newest revision that this version knows. Revisions are numbers of four digits, and their files' names begin with them."""
+    return max(file.name[:4] for file in VERSIONS.glob("[0-9]*.py"))
 
 
 def revision() -> str | None:
-    """What the database is at; None: empty. Raises what Postgres says when it cannot be reached."""
+    """The revision of the database; None: it has no tables. Raises what Postgres says when it cannot be reached."""
     engine = create_engine(settings().database_url)
     try:
         with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            found: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+            return found
     finally:
         engine.dispose()
-
-
-def config() -> Config:
-    """Alembic's configuration, without a file of its own."""
-    made = Config()
-    made.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    made.set_main_option("sqlalchemy.url", settings().database_url.replace("%", "%%"))
-    return made

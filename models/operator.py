@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 from sqlalchemy import text
 
-from models import db, secret
+from models import db, secret, tokens
 from models.db import Session
 from models.errors import Invalid, NotFound, Unauthorised, Unavailable
 from models.settings import settings
 
-PREFIX = "nsop-"
 TOKEN_MOST_CHARS = 256
 LET_IN_MOST = 100
 Role = Literal["read", "write"]
@@ -39,10 +38,14 @@ COMMAND_LINE = Operator("cli", "write")
 _let_in: set[str] = set()
 
 
+def is_token(token: str) -> bool:
+    """Whether this is an operator's token, by its form, or NOWSERVING_OPS_TOKEN: no key of a caller, never sent upstream."""
+    return token.startswith(tokens.OPERATOR) or _is_root(token)
+
+
 def recognise(session: Session, token: str) -> Operator:
     """The operator with this token. Raises Unauthorised for any other, callers' keys too, and says how to make one where none is."""
-    root = settings().ops_token.get_secret_value()
-    if root and hmac.compare_digest(root.encode(), token.encode("utf-8", "surrogatepass")):
+    if _is_root(token):
         return ROOT
     row = None
     if 1 <= len(token) <= TOKEN_MOST_CHARS and token.isascii():
@@ -58,8 +61,7 @@ def opens_metrics(token: str) -> bool:
 
     Without Postgres, whose absence metrics tell of, to whom this process showed them before.
     """
-    root = settings().ops_token.get_secret_value()
-    if root and hmac.compare_digest(root.encode(), token.encode("utf-8", "surrogatepass")):
+    if _is_root(token):
         return True
     try:
         with db.begin() as session:
@@ -70,6 +72,11 @@ def opens_metrics(token: str) -> bool:
         _let_in.clear()
     (_let_in.add if is_open else _let_in.discard)(token)
     return is_open
+
+
+def _is_root(token: str) -> bool:
+    root = settings().ops_token.get_secret_value()
+    return bool(root) and hmac.compare_digest(root.encode(), token.encode("utf-8", "surrogatepass"))
 
 
 def _opens(session: Session, token: str) -> bool:
@@ -87,7 +94,7 @@ def create(session: Session, name: str, *, role: Role) -> str:
     """The token of a new operator, shown this once. Raises Invalid where the name is taken or reserved."""
     if not 1 <= len(name) <= 64 or not name.isprintable() or name in (ROOT.name, COMMAND_LINE.name):
         raise Invalid(f"An operator's name is 1 to 64 printable characters, and not {ROOT.name} or {COMMAND_LINE.name}.", param="name")
-    token = PREFIX + secrets.token_urlsafe(32)
+    token = tokens.OPERATOR + secrets.token_urlsafe(32)
     made = session.execute(_CREATE, {"name": name, "role": role, "print": secret.fingerprints(token.encode())[0]})
     if made.one_or_none() is None:
         raise Invalid(f"There is, or was, an operator named {name!r}: names stand in the audit log and are used once.", param="name")

@@ -1,10 +1,11 @@
-"""Many jobs at once: who waits is cancelled by filter, and what failed is found to be asked again. A chunk is one transaction."""
+"""Bulk cancel by filter, a chunk in each transaction; and the jobs that a bulk retry resubmits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import text
 
@@ -33,7 +34,10 @@ class Filter:
 
 
 def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "queued") -> list[Any]:
-    """Up to CHUNK of these jobs are cancelled, each as its caller would have done; fewer: there are no more. Rows of job.cancel.
+    """Cancels up to CHUNK of these jobs, as their callers would; an empty list: there are no more. Rows of job.cancel.
+
+    Cancelling a turn that others wait behind locks its conversation, then the next turn. So it is the only job of its transaction, and
+    those that lock nothing beside their own rows (jobs of no conversation, turns held behind another) are cancelled first, together.
 
     status `running`: those that run are told to stop, too. Raises Invalid without any filter: nobody means everything.
     """
@@ -41,20 +45,28 @@ def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "que
         raise Invalid("Say which jobs: pool, lane, key, user or older_than_s.")
     if status not in STATUSES:
         raise Invalid(f"`status` is one of {', '.join(STATUSES)}.", param="status")
-    statuses = ["queued", "admitted"] if status == "queued" else ["queued", "admitted", "running"]
-    found = session.execute(_OPEN, {**asdict(which), "statuses": statuses, "most": CHUNK}).all()
-    done = [row for one in found if (row := job.cancel(session, one.id, one.key_id)) is not None]
+    params = {**asdict(which), "statuses": ["queued", "admitted"] if status == "queued" else ["queued", "admitted", "running"]}
+    rows = session.execute(_ALONE, {**params, "limit": CHUNK}).all() or session.execute(_TURNS, {**params, "limit": 1}).all()
+    done = [row for job_row in rows if (row := job.cancel(session, job_row.id, job_row.key_id)) is not None]
     if done:
         audit.write(session, act, "purge", "jobs", before={**which.said(), "status": status}, after={"cancelled": len(done)})
     return done
 
 
-def dead(session: Session, which: Filter, *, most: int) -> Sequence[Any]:
-    """Failed and expired jobs that nobody asked again, oldest first. Rows: id, key_id, pool_id, kind (of its key).
+def dead(session: Session, which: Filter, *, after: UUID | None, most: int) -> Sequence[Any]:
+    """Failed and expired jobs that no job repeats, oldest first, behind this one. Rows: id, key_id, pool_id, kind (of its key).
 
-    Those whose request was deleted, and those of revoked keys, are none.
+    Jobs whose request was deleted, and jobs of revoked keys, are left out.
     """
-    return session.execute(_DEAD, {**asdict(which), "most": most}).all()
+    return session.execute(_DEAD, {**asdict(which), "after": after, "most": most}).all()
+
+
+def may_repeat(session: Session, job_id: UUID) -> bool:
+    """Whether no job repeats this one. Holds its row, so that of two bulk retries at once only one repeats it."""
+    if session.execute(_LOCK_DEAD, {"id": job_id}).one_or_none() is None:
+        return False
+    # A statement of its own, after the lock: it must see the commits of earlier holders.
+    return session.execute(_REPEAT, {"id": job_id}).one_or_none() is None
 
 
 def key_of(row: Any) -> Key:
@@ -68,12 +80,14 @@ _WHICH = """
     AND (CAST(:user AS text) IS NULL OR job.flow = :user)
     AND (CAST(:older_than_s AS float8) IS NULL OR job.created_at < now() - make_interval(secs => :older_than_s))
 """
-_OPEN = text(f"""
-    SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}
-    ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
-""")
+_OPEN = f"SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}"
+_ALONE = text(f"{_OPEN} AND (conversation_id IS NULL OR held) ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
+_TURNS = text(f"{_OPEN} AND conversation_id IS NOT NULL AND NOT held ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
+_LOCK_DEAD = text("SELECT id FROM job WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
+_REPEAT = text("SELECT id FROM job WHERE retry_of = :id LIMIT 1")
 _DEAD = text(f"""
     SELECT job.id, job.key_id, key.pool_id, key.kind FROM job JOIN key ON key.id = job.key_id AND key.revoked_at IS NULL
     WHERE job.status IN ('failed', 'expired') AND (length(job.request) > 0 OR job.endpoint LIKE '/v1/models%') AND {_WHICH}
+    AND (CAST(:after AS uuid) IS NULL OR job.id > :after)
     AND NOT EXISTS (SELECT FROM job AS again WHERE again.retry_of = job.id) ORDER BY job.id LIMIT :most
 """)

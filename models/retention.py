@@ -1,40 +1,84 @@
-"""What is old goes: ended jobs with bodies, events, attempts and pictures, sessions, and deliveries, after retention_days.
+"""Retention: removes ended jobs with all that belongs to them, sessions, deliveries and tokens after their time. Usage and money stay.
 
-Usage and money stay.
+Each step removes one batch in one transaction; workers/cleanup.py repeats it until a batch is not full.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from sqlalchemy import TextClause, text
 
 from models import erasure
 from models.db import Session
 
-MOST = 1_000
-# A job makes one for each receiver, and they are small.
-DELIVERIES_A_JOB = 4
+FIRST_ID = UUID(int=0)
 
 
-def sweep(session: Session, *, days: int, idempotency_hours: int) -> int:
-    """Up to MOST ended jobs and their belongings are gone, and idempotency keys past their time; returns the number of jobs."""
-    ids = [row.id for row in session.execute(_OLD, {"days": days, "most": MOST})]
-    if ids:
-        for statement in _BELONGINGS:
-            session.execute(statement, {"ids": ids})
-    session.execute(_TOKENS, {"hours": idempotency_hours, "most": MOST})
-    session.execute(_FLOWS, {"most": MOST})
-    session.execute(_DELIVERIES, {"days": days, "most": MOST * DELIVERIES_A_JOB})
-    session.execute(_ENDPOINTS, {"days": days})
-    session.execute(_RECEIVERS, {"most": MOST})
-    session.execute(_ATTACHMENTS, {"days": days, "most": MOST})
-    session.execute(_SESSIONS, {"days": days, "most": MOST})
-    erasure.erase(session, most=MOST)
-    return len(ids)
+class Step(Protocol):
+    """Removes up to `limit` rows of one table; returns how many. Fewer than `limit`: nothing else is due."""
+
+    def __call__(self, session: Session, limit: int) -> int: ...
 
 
-_OLD = text("""
-    SELECT id FROM job WHERE status IN ('succeeded', 'failed', 'cancelled', 'expired') AND ended_at < now() - make_interval(days => :days)
-    ORDER BY id LIMIT :most FOR UPDATE SKIP LOCKED
+def now(session: Session) -> datetime:
+    """Postgres's clock: a pacer's host may have a wrong one, and what is removed is gone."""
+    at: datetime = session.execute(text("SELECT now()")).scalar_one()
+    return at
+
+
+def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, Step]:
+    """The steps of one pass by the name of what they remove. at: the time against which ages are counted."""
+    before = at - timedelta(days=days)
+    return {
+        "jobs": _Jobs(before),
+        "deliveries": _Rows(_DELIVERIES, before),
+        "idempotency": _Rows(_TOKENS, at - timedelta(hours=idempotency_hours)),
+        "flows": _Rows(_FLOWS, None),
+        "endpoints": _Rows(_ENDPOINTS, before),
+        "receivers": _Rows(_RECEIVERS, None),
+        "attachments": _Rows(_ATTACHMENTS, before),
+        "erased_turns": lambda session, limit: erasure.erase(session, limit=limit),
+        "deleted_sessions": lambda session, limit: erasure.forget(session, limit=limit),
+        "sessions": _Rows(_SESSIONS, before),
+    }
+
+
+@dataclass
+class _Jobs:
+    """Goes through ids in order, so that a batch does not pass over the dead index entries of the batches before."""
+
+    before: datetime
+    after: UUID = FIRST_ID
+
+    def __call__(self, session: Session, limit: int) -> int:
+        ids = [row.id for row in session.execute(_OLD_JOBS, {"before": self.before, "after": self.after, "limit": limit})]
+        if ids:
+            self.after = ids[-1]
+            for statement in _BELONGINGS:
+                session.execute(statement, {"ids": ids})
+        return len(ids)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    statement: TextClause
+    before: datetime | None
+
+    def __call__(self, session: Session, limit: int) -> int:
+        values = {"limit": limit} if self.before is None else {"before": self.before, "limit": limit}
+        return len(session.execute(self.statement, values).all())
+
+
+# Ids are UUIDv7 and begin with the milliseconds of their creation, so the primary key finds old rows without an index of their times.
+OLD_ID = "(lpad(to_hex((extract(epoch FROM CAST(:before AS timestamptz)) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid"
+ENDED = "status IN ('succeeded', 'failed', 'cancelled', 'expired') AND ended_at < :before"
+_OLD_JOBS = text(f"""
+    SELECT id FROM job WHERE id > :after AND id < {OLD_ID} AND {ENDED} ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
 _BELONGINGS = [
     text(f"DELETE FROM {table} WHERE {column} = ANY(:ids)")
@@ -48,39 +92,40 @@ _BELONGINGS = [
 ]
 _TOKENS = text("""
     DELETE FROM idempotency WHERE (key_id, token) IN (
-        SELECT key_id, token FROM idempotency WHERE created_at < now() - make_interval(hours => :hours) LIMIT :most
-    )
+        SELECT key_id, token FROM idempotency WHERE created_at < :before ORDER BY created_at LIMIT :limit
+    ) RETURNING 1
 """)
 # A flow whose last finish its lane has passed says nothing that the lane's virtual time does not, unless it has a weight of its own.
+# Locked, so that a submit at the same moment does not lose what it has added.
 _FLOWS = text("""
     DELETE FROM flow WHERE (lane_id, name) IN (
         SELECT flow.lane_id, flow.name FROM flow JOIN lane ON lane.id = flow.lane_id
-        WHERE flow.last_finish < lane.low_water AND flow.weight = 1 LIMIT :most
-    )
+        WHERE flow.last_finish < lane.low_water AND flow.weight = 1 LIMIT :limit FOR UPDATE OF flow SKIP LOCKED
+    ) RETURNING 1
 """)
-# Their ids begin with the time in milliseconds, so the oldest are found along the primary key. What is on its way stays.
-_DELIVERIES = text("""
+# Deliveries on their way stay.
+_DELIVERIES = text(f"""
     DELETE FROM delivery WHERE id IN (
-        SELECT id FROM delivery WHERE status IN ('delivered', 'failed') AND id < (
-            lpad(to_hex((extract(epoch FROM now() - make_interval(days => :days)) * 1000)::bigint), 12, '0') || repeat('0', 20)
-        )::uuid ORDER BY id LIMIT :most
-    ) AND status IN ('delivered', 'failed')
+        SELECT id FROM delivery WHERE status IN ('delivered', 'failed') AND id < {OLD_ID} ORDER BY id LIMIT :limit
+    ) AND status IN ('delivered', 'failed') RETURNING 1
 """)
 _ENDPOINTS = text("""
-    DELETE FROM webhook_endpoint AS endpoint WHERE deleted_at < now() - make_interval(days => :days)
-    AND NOT EXISTS (SELECT FROM delivery WHERE endpoint_id = endpoint.id)
+    DELETE FROM webhook_endpoint WHERE id IN (
+        SELECT id FROM webhook_endpoint AS endpoint WHERE deleted_at < :before
+        AND NOT EXISTS (SELECT FROM delivery WHERE endpoint_id = endpoint.id) LIMIT :limit
+    ) RETURNING 1
 """)
-_ATTACHMENTS = text("""
+_ATTACHMENTS = text(f"""
     DELETE FROM artifact WHERE id IN (
-        SELECT id FROM artifact WHERE conversation_id IS NOT NULL AND created_at < now() - make_interval(days => :days) LIMIT :most
-    )
+        SELECT id FROM artifact WHERE conversation_id IS NOT NULL AND id < {OLD_ID} AND created_at < :before ORDER BY id LIMIT :limit
+    ) RETURNING 1
 """)
 # A turn that is being submitted right now holds its conversation's row.
 _SESSIONS = text("""
     DELETE FROM conversation WHERE id IN (
-        SELECT id FROM conversation AS talk WHERE last_active_at < now() - make_interval(days => :days)
-        AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id) LIMIT :most FOR UPDATE SKIP LOCKED
-    )
+        SELECT id FROM conversation AS talk WHERE last_active_at < :before
+        AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id) LIMIT :limit FOR UPDATE SKIP LOCKED
+    ) RETURNING 1
 """)
 # How a receiver does is of no interest when nothing waits for it; an endpoint's is, for as long as there is the endpoint.
 _RECEIVERS = text("""
@@ -88,6 +133,6 @@ _RECEIVERS = text("""
         SELECT name FROM receiver WHERE NOT EXISTS (SELECT FROM delivery WHERE delivery.receiver = receiver.name AND status = 'pending')
         AND NOT EXISTS (
             SELECT FROM webhook_endpoint WHERE deleted_at IS NULL AND 'whe_' || replace(id::text, '-', '') = receiver.name
-        ) LIMIT :most
-    )
+        ) LIMIT :limit
+    ) RETURNING 1
 """)

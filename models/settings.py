@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
 from ipaddress import ip_network
@@ -13,29 +15,31 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import price_file, secret_files, sentinel
+from models import price_file, secret_files
+from models.setting_checks import DatabaseUrl, Folder, Host, Login, LogLevel, Origins, Port, Prefix, RedisUrl, Token, WebUrl
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
+OPS_TOKEN_MIN_CHARS = 24
 
 
 class Settings(BaseSettings):
     """Frozen for the life of the process. Units are in the names."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NOWSERVING_", frozen=True, populate_by_name=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="NOWSERVING_", frozen=True, populate_by_name=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False
     )
 
     # Addresses. Empty URLs mean: `nowserving up` brings its own servers. Both may hold a password: see secret_files.
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     flower_port: int = Field(5555, ge=0, le=65535)
-    data_dir: Path = Path(".nowserving")
-    database_url: str = ""
-    redis_url: str = ""
+    data_dir: Folder = Path(".nowserving")
+    database_url: DatabaseUrl = ""
+    redis_url: RedisUrl = ""
     database_url_file: Path | None = None
     redis_url_file: Path | None = None
-    public_url: str = ""
+    public_url: WebUrl = ""
     # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, comma-separated; those on this machine always are.
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 
@@ -51,32 +55,32 @@ class Settings(BaseSettings):
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     open_keys: bool = False
     # What the chat page uses for visitors without a key; it never reaches their browsers.
-    page_key: SecretStr = SecretStr("")
+    page_key: Token = SecretStr("")
     new_keys_per_ip_per_hour: int = Field(100, ge=0)  # 0: any number
     # Pages of these origins may call from a browser; a star: any.
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ("*",)
+    cors_origins: Annotated[Origins, NoDecode] = ("*",)
     # A bearer token of /ops that may do everything; others are made with `nowserving operators create`.
-    ops_token: SecretStr = SecretStr("")
-    flower_basic_auth: SecretStr = SecretStr("")
+    ops_token: Token = SecretStr("")
+    flower_basic_auth: Login = SecretStr("")
     # The same from files, as Docker and Kubernetes mount them
     secret_keys_file: Path | None = None
     page_key_file: Path | None = None
     ops_token_file: Path | None = None
     flower_basic_auth_file: Path | None = None
     # Behind a proxy under a path (/flower); and whether Flower's users may cancel jobs.
-    flower_url_prefix: str = ""
+    flower_url_prefix: Prefix = ""
     flower_control: bool = False
 
     # /metrics and /healthz of the pacer and the workers, which serve no other HTTP (port 0: not served)
-    metrics_host: str = "127.0.0.1"
+    metrics_host: Host = "127.0.0.1"
     pacer_metrics_port: int = Field(0, ge=0, le=65535)
     worker_metrics_port: int = Field(0, ge=0, le=65535)
     # Where the processes of one program count together; made by the program itself
     metrics_folder: Path | None = Field(None, validation_alias=AliasChoices("PROMETHEUS_MULTIPROC_DIR", "metrics_folder"))
 
     # Traces: OpenTelemetry's own variables. With an address, spans go there as OTLP over HTTP; without, nothing of it is loaded.
-    otlp_endpoint: str = Field("", validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"))
-    otlp_traces_endpoint: str = Field("", validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp_traces_endpoint"))
+    otlp_endpoint: WebUrl = Field("", validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"))
+    otlp_traces_endpoint: WebUrl = Field("", validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp_traces_endpoint"))
     otel_sdk_disabled: str = Field("", validation_alias=AliasChoices("OTEL_SDK_DISABLED", "otel_sdk_disabled"))
     otel_traces_exporter: str = Field("", validation_alias=AliasChoices("OTEL_TRACES_EXPORTER", "otel_traces_exporter"))
 
@@ -143,7 +147,7 @@ class Settings(BaseSettings):
     # Webhooks: what they may reach besides https on ports 80 and 443 of the public network, and how long one may take
     webhook_allow_networks: Annotated[tuple[str, ...], NoDecode] = ()
     webhook_allow_http: bool = False
-    webhook_allow_ports: Annotated[tuple[int, ...], NoDecode] = ()
+    webhook_allow_ports: Annotated[tuple[Port, ...], NoDecode] = ()
     webhook_timeout_s: float = Field(15, gt=0, le=60)
     webhook_per_receiver: int = Field(8, ge=1)
     webhook_per_host: int = Field(32, ge=1)
@@ -162,7 +166,7 @@ class Settings(BaseSettings):
     webhook_threads: int = Field(128, ge=0)
     # Parts and embedded servers take no core from each other when they wake (models/patience.py)
     batch_scheduling: bool = True
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
 
     # A test's lever: a named place in the code where the process dies, freezes or raises (models/crash.py).
     crash: str = ""
@@ -182,12 +186,6 @@ class Settings(BaseSettings):
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(ip_network(each)) for each in value)
 
-    @field_validator("redis_url")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        sentinel.read(value)
-        return value
-
     @field_validator("prices_file", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
@@ -205,6 +203,11 @@ class Settings(BaseSettings):
         for secret in self.secret_keys:
             if len(_decode(secret.get_secret_value())) != KEY_BYTES:
                 raise ValueError("each of NOWSERVING_SECRET_KEYS must be 32 random bytes in base64: openssl rand -base64 32")
+        if 0 < len(self.ops_token.get_secret_value()) < OPS_TOKEN_MIN_CHARS:
+            raise ValueError(
+                f"NOWSERVING_OPS_TOKEN must have at least {OPS_TOKEN_MIN_CHARS} characters, for it may do everything: "
+                "openssl rand -hex 24 makes one"
+            )
         if self.heartbeat_s * 3 > self.lease_s:
             raise ValueError("NOWSERVING_HEARTBEAT_S must be at most a third of NOWSERVING_LEASE_S")
         return self
@@ -253,4 +256,11 @@ def use_running_stack() -> None:
     except (OSError, ValueError):
         return
     _running.update({name: told[name] for name in ("database_url", "redis_url", "port", "secret_keys") if name in told})
+    settings.cache_clear()
+
+
+def use_environment(environment: Mapping[str, str]) -> None:
+    """In a forked process: its environment is exactly this one from now on, and its settings come from it."""
+    os.environ.clear()
+    os.environ.update(environment)
     settings.cache_clear()

@@ -7,10 +7,9 @@ import os
 
 from sqlalchemy import text
 
-from models import secret
+from models import secret, tokens
 from models.db import Session
 
-PREFIX = "whsec_"
 SECRET_BYTES = 32
 HINT_CHARS = 4
 OVERLAP_HOURS = 24
@@ -18,7 +17,7 @@ OVERLAP_HOURS = 24
 
 def make() -> str:
     """A new secret, in the form of Standard Webhooks."""
-    return PREFIX + base64.b64encode(os.urandom(SECRET_BYTES)).decode()
+    return tokens.SIGNING + base64.b64encode(os.urandom(SECRET_BYTES)).decode()
 
 
 def seal(plain: str, *, owner: str) -> bytes:
@@ -33,7 +32,7 @@ def unseal(sealed: bytes, *, owner: str) -> str:
 
 def hint(plain: str) -> str:
     """What may be shown of it: enough to tell two apart."""
-    return f"{PREFIX}…{plain.rstrip('=')[-HINT_CHARS:]}"
+    return f"{tokens.SIGNING}…{plain.rstrip('=')[-HINT_CHARS:]}"
 
 
 def of_key(key_id: int) -> str:

@@ -55,16 +55,23 @@ def standing(session: Session, key_id: int, kind: str) -> Standing:
 
 def spent_microusd(session: Session, key_id: int, *, since: date | None, until: date | None) -> int:
     """What the calls of these days cost, both included (UTC); None: from the first, to the last."""
-    return int(session.execute(_SPENT, {"key_id": key_id, "since": since, "until": until}).scalar_one())
+    return int(session.execute(_SPENT, {"key_id": key_id, "since": since, "until": until, "user": None}).scalar_one())
 
 
-def report(session: Session, key_id: int, *, since: date, until: date, by: Sequence[str], most: int) -> Sequence[Any]:
+def of_user(session: Session, key_id: int, user: str) -> Any:
+    """What this user of the key spent, ever. One row: spent and unknown in micro-USD, unpriced_calls, as Standing has them."""
+    return session.execute(_OF_USER, {"key_id": key_id, "user": user, "since": None, "until": None}).one()
+
+
+def report(
+    session: Session, key_id: int, *, since: date, until: date, by: Sequence[str], most: int, user: str | None = None
+) -> Sequence[Any]:
     """What was used and spent in these days, both included (UTC), newest first; up to `most` rows, each for one value of `by`.
 
-    by: of GROUPS. Rows: day, model, user (None where not grouped by it), calls, input_tokens, output_tokens, images, unpriced_calls,
-    cost and unknown in micro-USD; cost is without unknown.
+    by: of GROUPS. user: only this one's; None: all users'. Rows: day, model, user (None where not grouped by it), calls, input_tokens,
+    output_tokens, images, unpriced_calls, cost and unknown in micro-USD; cost is without unknown.
     """
-    wanted = {"key_id": key_id, "since": since, "until": until, "most": most, **{f"by_{one}": one in by for one in GROUPS}}
+    wanted = {"key_id": key_id, "since": since, "until": until, "most": most, "user": user, **{f"by_{one}": one in by for one in GROUPS}}
     return session.execute(_REPORT, wanted).all()
 
 
@@ -89,17 +96,24 @@ _DAYS = """
     at >= coalesce(CAST(:since AS date), '-infinity')::timestamp AT TIME ZONE 'UTC'
     AND at < coalesce(CAST(:until AS date) + 1, 'infinity')::timestamp AT TIME ZONE 'UTC'
 """
+_USER = "(CAST(:user AS text) IS NULL OR flow = :user)"
 _CALLS = f"""
     SELECT call.at, call.model, call.flow, call.dispatch_id, call.amount_microusd + coalesce(later.amount_microusd, 0) AS amount,
            call.kind = 'unknown' AND later.id IS NULL AS is_unknown
-    FROM (SELECT * FROM ledger WHERE key_id = :key_id AND kind IN ('charge', 'unknown') AND {_DAYS}) AS call
+    FROM (SELECT * FROM ledger WHERE key_id = :key_id AND kind IN ('charge', 'unknown') AND {_USER} AND {_DAYS}) AS call
     LEFT JOIN ledger AS later ON later.dispatch_id = call.dispatch_id AND later.kind = 'correction'
 """
 _SPENT = text(f"SELECT coalesce(-sum(amount), 0)::bigint FROM ({_CALLS}) AS calls")
+_OF_USER = text(f"""
+    SELECT coalesce(-sum(amount), 0)::bigint AS spent, coalesce(-sum(amount) FILTER (WHERE is_unknown), 0)::bigint AS unknown,
+           (SELECT count(*) FROM usage WHERE key_id = :key_id AND {_USER} AND cost_microusd IS NULL
+            AND NOT EXISTS (SELECT FROM ledger WHERE dispatch_id = usage.dispatch_id)) AS unpriced_calls
+    FROM ({_CALLS}) AS calls
+""")
 _REPORT = text(f"""
     WITH calls AS ({_CALLS}), told AS (
         SELECT at, model, flow, input_tokens, output_tokens, images, dispatch_id, cost_microusd FROM usage
-        WHERE key_id = :key_id AND {_DAYS}
+        WHERE key_id = :key_id AND {_USER} AND {_DAYS}
     ), both_ AS (
         SELECT coalesce(calls.at, told.at) AS at, coalesce(calls.model, told.model) AS model, coalesce(calls.flow, told.flow) AS flow,
                coalesce(input_tokens, 0) AS input_tokens, coalesce(output_tokens, 0) AS output_tokens, coalesce(images, 0) AS images,

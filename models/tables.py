@@ -307,6 +307,7 @@ idempotency = Table(
     Column("fingerprint", LargeBinary, nullable=False),
     Column("job_id", Uuid, nullable=False),
     _at("created_at", nullable=False),
+    Index("idempotency_created", "created_at"),
 )
 
 usage = Table(

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, halt, secret
+from models import audit, halt, key, secret
 from models.audit import Act
 from models.cap import NAMES as CAPS
 from models.db import Session
@@ -65,6 +65,8 @@ def change_credential(
 ) -> dict[str, Any]:
     """What is given is changed; calls that run end as they began. base_url empty: OPENAI_BASE_URL. Raises NotFound."""
     before = _exists(session, "credential", credential_id)
+    if upstream_key:
+        key.expect_upstream(upstream_key)
     sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
     wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed}
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()

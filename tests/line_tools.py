@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import db, job, key, line, pacing
+from models import db, job, key, line, pacing, retention
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
+from workers.cleanup import Cleanup
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
 ANSWER = Result(Status.SUCCEEDED, http_status=200, response=b'{"id": "answer"}')
@@ -108,6 +111,16 @@ def expire(job_id: UUID) -> Sequence[Any]:
         session.execute(text("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job_id})
     with db.begin() as session:
         return job.expire(session)
+
+
+def clean_up(*, later_days: float = 0) -> int:
+    """One pass of cleanup, so many days from now; how many jobs it removed."""
+    with db.begin() as session:
+        at = retention.now(session) + timedelta(days=later_days)
+        before = session.execute(text("SELECT count(*) FROM job")).scalar_one()
+    assert Cleanup().run_pass(threading.Event(), at=at), "a pass ends when nothing is left to remove"
+    with db.begin() as session:
+        return int(before - session.execute(text("SELECT count(*) FROM job")).scalar_one())
 
 
 def row(job_id: UUID) -> Any:

@@ -34,10 +34,10 @@ from tests.upstream.chat import echo
 from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call
 from workers import wake
+from workers.queues import QUEUE, WEBHOOKS
 
 PATIENCE_S = 40.0
 TRIES = 5
-QUEUE = "jobs"
 
 
 def until(is_so: Callable[[], Any], *, what: str, within_s: float = PATIENCE_S, every_s: float = 0.03) -> Any:
@@ -92,9 +92,9 @@ class Process:
         until(lambda: words in self.said(), what=f"{words!r} in the log of {self.name}:\n{last_lines(self.log)}")
 
     def children(self) -> list[int]:
-        """The processes it started, by pid."""
-        found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split()]
+        """The programs it started, by pid, without the prefork server that is their parent."""
+        (forker,) = psutil.Process(self.pid).children()
+        return sorted((child.pid for child in forker.children()), key=lambda pid: psutil.Process(pid).create_time())
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -143,15 +143,13 @@ class Stack:
     def coming_worker(self, *, threads: int = 8, crash: str = "", **settings: object) -> Process:
         """One Celery worker process that has only been started."""
         name = f"worker-{os.getpid()}-{next(self._numbers)}"
-        argv = ["celery", "--app", "workers.tasks", "worker", "--pool", "threads", "--concurrency", str(threads), "--queues", QUEUE]
-        argv += ["--hostname", f"{name}@%h", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+        argv = ["workers.consumer", QUEUE, "--name", name, "--threads", str(threads)]
         return self._start(name, argv, crash=crash, worker_threads=threads, **settings)
 
     def sender(self, *, threads: int = 16, crash: str = "", **settings: object) -> Process:
         """One Celery process that sends webhooks from now on."""
         name = f"webhooks-{os.getpid()}-{next(self._numbers)}"
-        argv = ["celery", "--app", "workers.webhook_tasks", "worker", "--pool", "threads", "--concurrency", str(threads)]
-        argv += ["--queues", "webhooks", "--hostname", f"{name}@%h", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+        argv = ["workers.consumer", WEBHOOKS, "--name", name, "--threads", str(threads)]
         started = self._start(name, argv, crash=crash, **settings)
         started.wait_says("sending webhooks")
         return started

@@ -288,12 +288,12 @@ def timed(act: Any) -> float:
 
 
 def test_what_its_processes_count_is_told_as_one_and_outlives_the_process(environment: dict[str, str], tmp_path: Path) -> None:
-    with serving(tmp_path / "log", NOWSERVING_API_PROCESSES="2", NOWSERVING_OPS_TOKEN="ops") as api:
+    with serving(tmp_path / "log", NOWSERVING_API_PROCESSES="2", NOWSERVING_OPS_TOKEN="ops-token-of-this-test-0123456789") as api:
         wanted = 'nowserving_http_requests_total{method="GET",status="404"} '
 
         def counted() -> float:
             with closing(http.client.HTTPConnection("127.0.0.1", api.port, timeout=30)) as connection:
-                connection.request("GET", "/metrics", headers={"Authorization": "Bearer ops"})
+                connection.request("GET", "/metrics", headers={"Authorization": "Bearer ops-token-of-this-test-0123456789"})
                 text = connection.getresponse().read().decode()
             return sum(float(line.removeprefix(wanted)) for line in text.splitlines() if line.startswith(wanted))
 

@@ -18,11 +18,11 @@ from werkzeug.test import TestResponse
 from api import pieces
 from api.leaving import BrokenOff
 from api.pieces import Content
-from models import artifact, db, retention, view
+from models import artifact, db, view
 from models.errors import NotFound
 from models.marks import Picture
 from tests.http_tools import IMAGE, Caller, end, error_of
-from tests.line_tools import query
+from tests.line_tools import clean_up, query
 from tests.test_api_server import serving
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -225,12 +225,9 @@ def test_a_reader_sees_that_a_picture_is_not_whole(caller: Caller, tmp_path: Pat
 
 
 def test_nothing_of_a_job_outlives_its_retention(caller: Caller, links: list[str]) -> None:
-    with db.begin() as session:
-        assert 0 == retention.sweep(session, days=30, idempotency_hours=24)
+    assert 0 == clean_up(later_days=29)
     assert 200 == fetch(links[0]).status_code
-    query("UPDATE job SET ended_at = now() - interval '31 days'")
-    with db.begin() as session:
-        assert 1 == retention.sweep(session, days=30, idempotency_hours=24)
+    assert 1 == clean_up(later_days=31)
 
     assert (404, "not_found") == (fetch(links[0]).status_code, error_of(fetch(links[0]))["code"])
     assert [] == caller.get("/v1/jobs").json["data"]

@@ -12,7 +12,7 @@ import redis
 from sqlalchemy import text
 
 from api.auth import REMEMBERED_S, Callers
-from models import db, key, logs
+from models import db, key, logs, tokens
 from models.errors import Unauthorised
 from tests.http_tools import CHAT, Caller, error_of
 
@@ -134,6 +134,28 @@ def test_the_log_strikes_out_whatever_looks_like_a_key() -> None:
     assert [] == [secret for secret in secrets if secret in stream.getvalue()]
     assert ("job_1", "error") == (line["job"], line["level"])
     assert "ValueError" in line["traceback"]
+
+
+def logged(text: str) -> str:
+    """The line that the log makes of this message."""
+    return logs.Lines().format(logging.LogRecord("tests", logging.INFO, "", 0, text, (), None))
+
+
+@pytest.mark.parametrize("prefix", [*tokens.OURS, *tokens.UPSTREAM])
+@pytest.mark.parametrize("around", ["{}", "key_{}", "{{'token': '{}'}}", "a,{},b", "https://host/?x={}"])
+def test_the_log_strikes_out_every_prefix_that_we_make_or_hold(prefix: str, around: str) -> None:
+    assert "Canary123" not in logged(around.format(f"{prefix}Canary123-_x"))
+
+
+@pytest.mark.parametrize("name", [*tokens.QUERY_NAMES, *tokens.SECRET_NAMES])
+def test_the_log_strikes_out_secrets_in_urls(name: str) -> None:
+    line = logged(f"GET sentinel://host:26379/0?master=m&{name}=Canary123&after=7")
+
+    assert ("Canary123" not in line, "after=7" in line) == (True, True)
+
+
+def test_the_log_leaves_ordinary_words_alone() -> None:
+    assert "dns-lookup of tokens: risk-free, 3 keys" in logged("dns-lookup of tokens: risk-free, 3 keys")
 
 
 def test_the_log_can_be_set_up_as_gunicorn_does() -> None:

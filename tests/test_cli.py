@@ -164,14 +164,14 @@ def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_the_api_does_not_start_half_configured() -> None:
     result = run("api", NOWSERVING_REDIS_URL="", NOWSERVING_SECRET_KEYS="")
 
-    assert 1 == result.returncode
+    assert 2 == result.returncode
     assert "Error: set NOWSERVING_REDIS_URL, NOWSERVING_SECRET_KEYS" in result.stderr
 
 
 def test_a_wrong_setting_is_named_and_its_value_is_not_shown() -> None:
     result = run("api", NOWSERVING_SECRET_KEYS="c2hvcnQ=")
 
-    assert 1 == result.returncode
+    assert 2 == result.returncode
     assert "32 random bytes" in result.stderr
     assert "c2hvcnQ=" not in result.stderr and "Traceback" not in result.stderr
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -12,7 +14,9 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from sqlalchemy import text
 
+from api import health
 from deploy.server import free_port
 from models import db, fleet
 from tests.forks import ROOT
@@ -21,7 +25,7 @@ from tests.processes import Stack, ask, caller, running, until, wait_ended
 from workers import wake
 from workers.queues import QUEUE
 from workers.stall import DEAF_S, Doorbells, Ear
-from workers.watch import Watch
+from workers.watch import EVERY_S, Watch
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -29,6 +33,13 @@ pytestmark = pytest.mark.usefixtures("database")
 def gone() -> list[str]:
     """What /healthz/deep says is missing."""
     said = Caller().get("/healthz/deep")
+    assert (200 if said.json["status"] == "ok" else 503) == said.status_code
+    return list(said.json["gone"])
+
+
+def missing(who: Caller) -> list[str]:
+    """What /readyz of this process says is missing."""
+    said = who.get("/readyz")
     assert (200 if said.json["status"] == "ok" else 503) == said.status_code
     return list(said.json["gone"])
 
@@ -44,6 +55,59 @@ def ear(broker: redis.Redis, *, running: int = 0) -> Ear:
 
 def test_without_pacer_and_workers_deep_health_names_both(broker: redis.Redis) -> None:
     assert ["workers", "pacer"] == gone()
+
+
+def test_readyz_names_pacer_and_workers_until_both_have_reported(broker: redis.Redis) -> None:
+    api = Caller()
+    assert ["workers", "pacer"] == missing(api)
+    with db.begin() as session:
+        fleet.report(session, "w", slots=1)
+    assert ["pacer"] == missing(api)
+    Watch(broker, stepped_at=lambda: 0.0).step(now=0.0)
+
+    assert [] == missing(api)
+
+
+def test_readyz_stays_ready_while_pacer_and_workers_are_away(broker: redis.Redis) -> None:
+    with db.begin() as session:
+        fleet.report(session, "w", slots=1)
+    Watch(broker, stepped_at=lambda: 0.0).step(now=0.0)
+    api = Caller()
+    assert [] == missing(api)
+    broker.delete(wake.PULSE)
+    with db.begin() as session:
+        fleet.sign_off(session, "w")
+
+    assert [] == missing(api)
+    assert ["workers", "pacer"] == gone()
+
+
+def test_an_api_without_workers_takes_submits_after_a_while(broker: redis.Redis) -> None:
+    latch = health.Latch(health.PARTS, now=0.0)
+
+    assert ["workers", "pacer"] == latch.missing(now=health.ALONE_AFTER_S - 1)
+    assert [] == latch.missing(now=health.ALONE_AFTER_S)
+
+
+def test_a_report_from_before_postgres_started_does_not_count(broker: redis.Redis) -> None:
+    with db.begin() as session:
+        fleet.report(session, "w", slots=1)
+        session.execute(text("UPDATE worker SET seen_at = pg_postmaster_start_time() - interval '1 ms'"))
+
+        assert not fleet.is_heard(session, within_s=10**9)
+
+
+def test_the_pacer_reports_its_first_step_at_once(broker: redis.Redis) -> None:
+    stop = threading.Event()
+    began = time.monotonic()
+    watching = threading.Thread(target=Watch(broker, stepped_at=time.monotonic).run, args=(stop,))
+    watching.start()
+    until(lambda: wake.pulse() is not None, what="reported")
+    took_s = time.monotonic() - began
+    stop.set()
+    watching.join()
+
+    assert took_s < EVERY_S
 
 
 def test_a_pacer_that_takes_no_steps_is_not_pacing(broker: redis.Redis) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prometheus_client import REGISTRY
 
-from models import db
+from models import db, secret
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
@@ -192,11 +194,69 @@ def test_a_file_that_cannot_be_read_stays_and_holds_up_nobody(good: Ending, fold
     assert [bad] == list(folder.iterdir())
 
 
+@pytest.fixture
+def refused(caller: Key) -> Ending:
+    """One that Postgres cannot store: its text has a NUL."""
+    one = submit(caller, model="gpt-4o")
+    error = {"message": "\0", "type": None, "param": None, "code": "x"}
+    return ended(caller, one, start(caller, one), result=Result(Status.FAILED, error=error))
+
+
+def test_an_answer_that_cannot_be_stored_is_put_aside_and_the_others_go_on(
+    good: Ending, refused: Ending, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ending.spool(refused)
+    file = ending.spool(good).with_name(f"{refused.dispatch_id}.ending")
+
+    assert (1, 0, 0) == tuple(ending.replay(now=now) for now in (0.0, 7.0, 14.0))
+    assert (Status.SUCCEEDED, [file]) == (row(good.job_id).status, list(folder.iterdir()))
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [(file.name, 60.0)] == [(record.__dict__["file"], record.__dict__["again_s"]) for record in errors], "said once, not each beat"
+    assert (1, 0) == tuple(REGISTRY.get_sample_value("nowserving_spooled_answers", {"state": state}) for state in ("refused", "waiting"))
+
+
+def test_an_answer_that_was_put_aside_is_stored_once_it_can_be(good: Ending, folder: Path, override: Callable[..., None]) -> None:
+    file = ending.spool(good)
+    sealed = file.read_bytes()
+    file.write_bytes(b"of another key")
+    assert 0 == ending.replay(now=100.0)
+    file.write_bytes(sealed)
+
+    assert (0, 1) == (ending.replay(now=159.0), ending.replay(now=160.0))
+    assert 0 == REGISTRY.get_sample_value("nowserving_spooled_answers", {"state": "refused"})
+
+
+def test_an_answer_of_another_version_holds_up_nobody(good: Ending, folder: Path) -> None:
+    other = folder / f"{UUID(int=1)}.ending"
+    ending.spool(good)
+    other.write_bytes(secret.seal(json.dumps({"version": 9}).encode(), bound_to=other.stem))
+
+    assert 1 == ending.replay(now=0.0)
+    assert [other] == list(folder.iterdir())
+
+
 def test_a_file_moved_to_another_name_is_not_believed(good: Ending, folder: Path) -> None:
     file = ending.spool(good)
     file.rename(folder / "00000000-0000-0000-0000-000000000000.ending")
 
     assert 0 == ending.replay()
+
+
+def test_an_answer_that_neither_postgres_nor_the_disk_takes_is_tried_again(
+    good: Ending, folder: Path, postgres_is: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "TRY_S", 0.05)
+    folder.touch()  # no folder can be made there
+    postgres_is("away")
+    writing = threading.Thread(target=ending.write, args=(good,))
+    writing.start()
+    writing.join(0.5)
+    assert writing.is_alive()
+    postgres_is("back")
+    writing.join(20)
+
+    assert not writing.is_alive()
+    assert "succeeded" == row(good.job_id).status
 
 
 def test_a_half_written_file_is_not_read(good: Ending, folder: Path) -> None:

@@ -238,7 +238,7 @@ def test_a_job_that_ran_is_shown_with_its_worker_and_without_its_secrets(stack: 
     assert all(secret not in pages for secret in os.environ["NOWSERVING_SECRET_KEYS"].split(","))
 
 
-@pytest.mark.parametrize("path", ["/", "/tasks", "/workers", "/api/tasks", "/api/workers", "/metrics", "/healthcheck"])
+@pytest.mark.parametrize("path", ["/", "/tasks", "/workers", "/api/tasks", "/api/workers", "/metrics", "/healthcheck", "/logout"])
 def test_nothing_is_shown_without_the_password(flower: Flower, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         flower.get(path, login=None)

@@ -98,18 +98,20 @@ def configured(folder: Path, *, api: int, port: int, path_port: int) -> Path:
         r"127\.0\.0\.1:8000": f"127.0.0.1:{api}",
         r"queue\.example\.com": "localhost",
         r"/etc/nginx/tls/": f"{folder}/",
+        r"/var/log/nginx/": f"{folder}/",
     }
     for was, now in changes.items():
         own, count = re.subn(was, now, own)
         assert count, f"nothing in nowserving.conf is {was}"
     under = (CONFIGS / "under-a-path.conf").read_text().replace("127.0.0.1:8000", f"127.0.0.1:{api}")
+    under = under.replace("/var/log/nginx/", f"{folder}/")
     user = "user root;" if os.geteuid() == 0 else ""  # the folders of a test are its own
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     file = folder / "nginx.conf"
     file.write_text(
         f"daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; {user}\n"
         f"events {{ worker_connections 256; }}\n"
-        f"http {{\naccess_log off;\n{temporary}{own}\nserver {{ listen 127.0.0.1:{path_port};\n{under}\n}}\n}}\n"
+        f"http {{\naccess_log {folder}/access.log;\n{temporary}{own}\nserver {{ listen 127.0.0.1:{path_port};\n{under}\n}}\n}}\n"
     )
     return file
 
@@ -157,7 +159,7 @@ def test_two_requests_come_over_one_connection(front: Front) -> None:
     with closing(front.connect()) as connection:
         first = asked(connection, "GET", "/healthz", token="sk-x")
         socket = connection.sock
-        second = asked(connection, "GET", "/readyz", token="sk-x")
+        second = asked(connection, "GET", "/healthz", token="sk-x")
 
         assert [200, 200] == [first.status, second.status]
         assert socket is connection.sock
@@ -220,6 +222,28 @@ def test_under_a_path_the_api_is_the_same(front: Front) -> None:
     assert location.startswith("/queue/v1/jobs/job_")
 
 
+QUERIES = ("/pro/balance?apiKey={}", "/pro/chat/completions/x?apiKey={}", "/v1/dashboard/billing/usage?key={}", "/v1/jobs?api_key={}",
+           "/nothing?token={}", "/metrics?key={}")  # fmt: skip
+
+
+def ask_with_keys_in_queries(front: Front, canary: str) -> None:
+    for query_path in QUERIES:
+        front.call("GET", query_path.format(canary))
+        with closing(http.client.HTTPConnection("127.0.0.1", front.path_port, timeout=60)) as connection:
+            asked(connection, "GET", "/queue" + query_path.format(canary), token="sk-path")
+
+
+def logged(front: Front) -> str:
+    return "".join(file.read_text(errors="replace") for file in front.folder.glob("*.log"))
+
+
+def test_no_log_of_nginx_has_a_query(front: Front, api: Api) -> None:
+    ask_with_keys_in_queries(front, "sk-canary-of-nginx")
+
+    until(lambda: '"GET /pro/balance HTTP/1.1" 200' in logged(front), what="logged", every_s=0.1)
+    assert "canary" not in logged(front)
+
+
 def test_an_api_that_is_away_is_said_so_in_its_own_words(front: Front, api: Api) -> None:
     """The last of this file: the API does not come back."""
     api.stop()
@@ -229,3 +253,5 @@ def test_an_api_that_is_away_is_said_so_in_its_own_words(front: Front, api: Api)
     assert (503, "unavailable") == (answer.status, json.loads(answer.body)["error"]["code"])  # type: ignore[attr-defined]
     assert ("application/json", "2") == (answer.headers["Content-Type"], answer.headers["Retry-After"])
     assert time.monotonic() - began < 10
+    ask_with_keys_in_queries(front, "sk-canary-of-an-error")
+    assert "canary" not in logged(front), "nginx quotes the request where the API is away"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from click.testing import CliRunner
 
 from api.app import create_app
 from api.cli import nowserving
-from models import db, operator
-from tests.http_tools import Caller, error_of
+from models import db, key, operator
+from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import query
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -52,11 +53,50 @@ def test_an_operator_s_token_is_no_caller_s_key() -> None:
     assert made not in str(query("SELECT * FROM operator"))
 
 
-def test_the_operator_s_own_token_comes_from_the_settings(override: Callable[..., None]) -> None:
-    override(ops_token="open-sesame-0123456789")
+ROOT_TOKEN = "open-sesame-0123456789-abcdef"
+CALLER_ROUTES = [
+    ("POST", "/v1/jobs"),
+    ("GET", "/v1/jobs"),
+    ("GET", "/v1/models"),
+    ("POST", "/v1/chat/completions"),
+    ("GET", "/v1/sessions"),
+]
 
-    assert 200 == Caller("open-sesame-0123456789").get("/ops/audit").status_code
-    assert 401 == Caller("open-sesame-012345678").get("/ops/audit").status_code
+
+@pytest.mark.parametrize(("method", "path"), CALLER_ROUTES)
+def test_an_operators_token_is_refused_on_caller_routes_and_stored_nowhere(method: str, path: str, override: Callable[..., None]) -> None:
+    override(ops_token=ROOT_TOKEN)
+    with db.begin() as session:
+        revoked = operator.create(session, "gone", role="read")
+        operator.revoke(session, "gone")
+    for sent in (token("write"), revoked, "nsop-of-another-installation", ROOT_TOKEN):
+        refused = Caller(sent).send(method, path, json=CHAT["body"] if "chat" in path else CHAT)
+        assert (401, "invalid_api_key") == (refused.status_code, error_of(refused)["code"])
+        assert "operator's token" in error_of(refused)["message"]
+
+    stored = [query(f"SELECT count(*) AS n FROM {table}")[0].n for table in ("key", "credential", "job")]
+    assert [0, 0, 0] == stored, "an own key would go upstream"
+
+
+def test_an_operators_token_is_no_upstream_key(override: Callable[..., None]) -> None:
+    override(ops_token=ROOT_TOKEN)
+    ops = Caller(ROOT_TOKEN)
+    with db.begin() as session:
+        pool_id = key.make_pool(session, "team")
+        credential_id = key.add_credential(session, pool_id=pool_id, upstream_key="sk-good")
+    for sent in ("nsop-pasted-by-mistake", ROOT_TOKEN):
+        for path in (f"pools/{pool_id}/credentials", f"credentials/{credential_id}/change"):
+            refused = ops.post(f"/ops/{path}", {"key": sent})
+            assert (400, "key") == (refused.status_code, error_of(refused)["param"])
+
+    assert 1 == query("SELECT count(*) AS n FROM credential")[0].n
+
+
+def test_the_operator_s_own_token_comes_from_the_settings(override: Callable[..., None]) -> None:
+    override(ops_token="open-sesame-0123456789-abcdef")
+
+    assert 200 == Caller("open-sesame-0123456789-abcdef").get("/ops/audit").status_code
+    assert 401 == Caller("open-sesame-0123456789-abcde").get("/ops/audit").status_code
 
 
 def test_a_revoked_token_opens_nothing_at_once() -> None:
@@ -92,9 +132,10 @@ def test_every_address_of_operators_is_guarded() -> None:
     routes = [rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/ops/") and not rule.endpoint.startswith("ops_page.")]
 
     assert routes
+    addresses = ({"REMOTE_ADDR": f"10.0.{n // 250}.{n % 250}"} for n in itertools.count(1))  # of one, the tenth wrong token is the last
     for rule in routes:
         for method in (rule.methods or set()) & {"GET", "POST", "PUT", "PATCH", "DELETE"}:
             path = re.sub(r"<(?:any\((\w+).*?\)|\w+):?\w*>", lambda found: found[1] or "1", rule.rule)
-            assert 401 == Caller("sk-one", app).send(method, path).status_code, (method, path)
+            assert 401 == Caller("sk-one", app).send(method, path, environ_overrides=next(addresses)).status_code, (method, path)
             if getattr(app.view_functions[rule.endpoint], "needed_role", "write") == "write":
                 assert 403 == Caller(token("read", f"{method}{rule.endpoint}"[:64]), app).send(method, path).status_code, (method, path)

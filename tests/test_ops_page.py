@@ -20,7 +20,7 @@ from tests.line_tools import credential_of, known, query, start, submit
 from tests.processes import forget_everything
 from tests.test_api_server import Api, serving
 
-TOKEN = "ops-token-of-this-page"
+TOKEN = "ops-token-of-this-page-0123456789"
 HOSTILE = "<img src=x onerror=alert(1)>"
 TABS = {
     "Flows": "bert",

@@ -6,14 +6,18 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from flask.testing import FlaskClient
 
-from api import page
+from api import page, visitor
 from api.app import create_app
-from models import db, key
+from api.schemas import Controls
+from models import budget, db, key
+from models.money import MICRO
 from tests.http_tools import CHAT, Caller, error_of
+from tests.line_tools import query
 from tests.session_tools import SESSION, assistant, say, talk, user
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -81,6 +85,76 @@ def test_a_visitor_needs_no_key_and_waits_under_a_name_of_their_own(visit: Calla
     assert (202, name) == (made.status_code, made.json["user"])
     assert [f"{name}.chat-1"] == [one["id"] for one in browser.get("/v1/sessions", headers=ASK).json["data"]]
     assert f"shared {name}" in browser.get("/").text
+
+
+@pytest.mark.parametrize("said", ["header", "field"])
+def test_a_visitor_cannot_wait_under_anothers_name(visit: Callable[[], tuple[FlaskClient, str]], said: str) -> None:
+    (browser, name), (_, them) = visit(), visit()
+    headers = {**ASK, "X-Nowserving-User": them} if said == "header" else ASK
+    made = browser.post("/v1/jobs", json={**order(name), **({"user": them} if said == "field" else {})}, headers=headers)
+    models = browser.get("/v1/models", headers={**headers, "Prefer": "respond-async"})
+
+    assert (202, name) == (made.status_code, made.json["user"])
+    assert (202, name) == (models.status_code, models.json["user"])
+
+
+CONTROLS = {
+    "X-Nowserving-Priority": ("priority", "high"), "X-Nowserving-Webhook-Url": ("webhook_url", "https://attacker.example/"),
+    "X-Nowserving-Expires-In": ("expires_in_s", 1_000), "X-Nowserving-Timeout": ("timeout_s", 100),
+    None: ("max_attempts", 9), "": ("on_lost", "fail"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", CONTROLS)
+def test_a_visitor_cannot_set_controls_in_headers_or_fields(visit: Callable[[], tuple[FlaskClient, str]], header: str | None) -> None:
+    field, value = CONTROLS[header]
+    browser, name = visit()
+    refused = [browser.post("/v1/jobs", json={**order(name), field: value}, headers=ASK)]
+    if header:
+        headers = {**ASK, header: str(value)}
+        refused += [browser.post("/v1/jobs", json=order(name), headers=headers), browser.get("/v1/models", headers=headers)]
+
+    assert {(400, field)} == {(answer.status_code, error_of(answer)["param"]) for answer in refused}
+    assert [] == query("SELECT id FROM job")
+
+
+def test_every_control_is_allowed_or_refused_on_purpose() -> None:
+    assert {field for field, _ in CONTROLS.values()} == Controls.model_fields.keys() - visitor.FIELDS
+
+
+def test_two_visitors_with_one_idempotency_key_have_a_job_each(visit: Callable[[], tuple[FlaskClient, str]]) -> None:
+    (mine, me), (theirs, them) = visit(), visit()
+    headers = {**ASK, "Idempotency-Key": "guessed"}
+    first = mine.post("/v1/jobs", json=order(me), headers=headers)
+    second = theirs.post("/v1/jobs", json=order(them), headers=headers)
+
+    assert (202, 422) == (first.status_code, second.status_code)
+    assert first.json["id"] not in second.text
+
+
+def test_a_visitor_sees_its_own_usage_only(visit: Callable[[], tuple[FlaskClient, str]]) -> None:
+    (mine, me), (theirs, them) = visit(), visit()
+    (page_key,) = query("SELECT id FROM key WHERE name = 'page'")
+    with db.begin() as session:
+        budget.grant(session, page_key.id, 50 * MICRO)
+    for name, tokens in ((me, 1), (them, 700)):
+        query(
+            "INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, cost_microusd) "
+            "VALUES (:id, :id, :key, 'm', :flow, :n, 0, 0, :n)",
+            id=uuid4(), key=page_key.id, flow=name, n=tokens,
+        )  # fmt: skip
+    query(
+        "INSERT INTO ledger (key_id, kind, amount_microusd, job_id, dispatch_id, model, flow) "
+        "SELECT key_id, 'charge', -cost_microusd, job_id, dispatch_id, model, flow FROM usage"
+    )
+    told = mine.get("/v1/usage", headers=ASK)
+    balance = mine.get("/v1/balance", headers=ASK).json
+
+    assert [(me, 1)] == [(row["user"], row["input_tokens"]) for row in told.json["data"]]
+    assert them not in told.text
+    assert (0.000001, 49.999299) == (balance["spent_usd"], balance["available_usd"])
+    assert {None} == {balance[name] for name in ("balance_usd", "reserved_usd", "granted_usd", "corrected_usd")}
+    assert [(them, 700)] == [(row["user"], row["input_tokens"]) for row in theirs.get("/v1/usage", headers=ASK).json["data"]]
 
 
 def test_visitors_see_nothing_of_each_other(visit: Callable[[], tuple[FlaskClient, str]]) -> None:

@@ -30,8 +30,8 @@ def named(call: ast.Call) -> str:
 
 
 READS = {"os.environ", "os.environb", "os.getenv"}
-# Flower reads its own settings there, all of it but one variable.
-HANDS_IT_ON = {ROOT / "workers" / "flower.py"}
+# Flower reads its own settings there, all of it but one variable. A forked program is given its whole environment by settings.py.
+HANDS_IT_ON = {ROOT / "workers" / "flower.py", ROOT / "models" / "settings.py"}
 
 
 def reads_of_the_environment(file: Path) -> list[str]:

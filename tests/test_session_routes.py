@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 
 from api import openapi
-from models import db, retention, view
+from models import view
 from models.job import Finding, Outcome, Result, Status
 from tests.http_tools import IMAGE, Caller, error_of
-from tests.line_tools import query
+from tests.line_tools import clean_up, query
 from tests.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, say, stored, talk, user
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -224,8 +224,7 @@ def test_what_waits_or_runs_is_cancelled_and_erased_when_it_has_ended(caller: Ca
     assert "cancelled" == caller.get(f"/v1/jobs/{waiting}").json["status"]
     assert stored(running.id).cancel_requested
     answer(running, "too late")
-    with db.begin() as session:
-        retention.sweep(session, days=30, idempotency_hours=24)
+    clean_up()
     assert (b"", None) == (bytes(stored(running.id).request), stored(running.id).response)
     assert [] == query("SELECT id FROM conversation")
 
@@ -242,13 +241,9 @@ def test_a_job_of_a_deleted_session_cannot_be_tried_again(caller: Caller) -> Non
 def test_a_silent_session_goes_with_its_last_turn(caller: Caller) -> None:
     talk(caller, "one")
     talk(caller, "two", session="young")
-    query("UPDATE conversation SET last_active_at = now() - interval '31 d' WHERE name = :name", name=SESSION)
-    query(
-        "UPDATE job SET ended_at = now() - interval '31 d' WHERE turn_tokens > 0 AND conversation_id = (SELECT min(id) FROM conversation)"
-    )
-    for _ in range(2):
-        with db.begin() as session:
-            retention.sweep(session, days=30, idempotency_hours=24)
+    query("UPDATE conversation SET last_active_at = now() + interval '2 d' WHERE name = 'young'")
+    query("UPDATE job SET ended_at = now() + interval '2 d' WHERE conversation_id = (SELECT max(id) FROM conversation)")
+    clean_up(later_days=31)
 
     assert ["young"] == [row.name for row in query("SELECT name FROM conversation")]
 

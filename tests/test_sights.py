@@ -21,7 +21,7 @@ from tests.test_openapi import validate
 
 pytestmark = pytest.mark.usefixtures("database")
 
-TOKEN = "ops-token-of-this-test"
+TOKEN = "ops-token-of-this-test-0123456789"
 
 
 @pytest.fixture

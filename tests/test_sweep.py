@@ -9,10 +9,25 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import db, fleet, idempotency, key, lane_care, retention
+from models import db, fleet, idempotency, key, lane_care
 from models.key import Key
 from models.line import SETTLED_S
-from tests.line_tools import admit, cancel, credential_of, expire, finish, heads, known, outcomes, put_back, query, row, start, submit
+from tests.line_tools import (
+    admit,
+    cancel,
+    clean_up,
+    credential_of,
+    expire,
+    finish,
+    heads,
+    known,
+    outcomes,
+    put_back,
+    query,
+    row,
+    start,
+    submit,
+)
 from workers.bell import Bell
 from workers.limiter import Ask, Limiter, Limits, Meter
 from workers.sweep import GAP_S, Amnesty, Sweep
@@ -203,15 +218,6 @@ def test_the_figures_are_those_of_the_lanes_credentials(caller: Key) -> None:
 # What is old
 
 
-def old(*jobs: UUID) -> None:
-    query("UPDATE job SET ended_at = now() - interval '31 days' WHERE id = ANY(:ids)", ids=list(jobs))
-
-
-def keep(days: int = 30) -> int:
-    with db.begin() as session:
-        return retention.sweep(session, days=days, idempotency_hours=24)
-
-
 def test_old_ended_jobs_go_with_their_belongings_and_usage_stays(caller: Key) -> None:
     one, two = submit(caller), submit(caller)
     dispatch_id = start(caller, one)
@@ -219,9 +225,8 @@ def test_old_ended_jobs_go_with_their_belongings_and_usage_stays(caller: Key) ->
     query("INSERT INTO usage (dispatch_id, job_id, key_id, model, input_tokens, output_tokens, images) VALUES (:d, :j, 1, 'm', 1, 1, 0)",
           d=dispatch_id, j=one)  # fmt: skip
     query("INSERT INTO artifact (id, job_id, n, content_type, content) VALUES (:d, :j, 0, 'image/png', 'x')", d=dispatch_id, j=one)
-    old(one)
 
-    assert 1 == keep()
+    assert (0, 1) == (clean_up(later_days=29), clean_up(later_days=31))
     assert [two] == [each.id for each in query("SELECT id FROM job")]
     left = [len(query(f"SELECT FROM {table} WHERE job_id = :id", id=one)) for table in ("attempt", "job_event", "artifact", "usage")]
     assert [0, 0, 0, 1] == left
@@ -234,9 +239,8 @@ def test_what_has_not_ended_never_goes(caller: Key, state: str) -> None:
         put_back(one, start(caller, one))
     elif state != "queued":
         {"admitted": admit, "running": start}[state](caller, one)
-    query("UPDATE job SET created_at = now() - interval '1 year'")
 
-    assert 0 == keep()
+    assert 0 == clean_up(later_days=365)
 
 
 def test_young_ended_jobs_stay(caller: Key) -> None:
@@ -244,7 +248,7 @@ def test_young_ended_jobs_stay(caller: Key) -> None:
     cancel(caller, one)
     expire(two)
 
-    assert 0 == keep()
+    assert 0 == clean_up(later_days=29)
 
 
 def test_idempotency_keys_go_after_their_time(caller: Key) -> None:
@@ -253,7 +257,7 @@ def test_idempotency_keys_go_after_their_time(caller: Key) -> None:
         idempotency.first_or_earlier(session, caller.id, "old", body=b"", job_id=one)
         idempotency.first_or_earlier(session, caller.id, "new", body=b"", job_id=one)
     query("UPDATE idempotency SET created_at = now() - interval '25 h' WHERE token = 'old'")
-    keep()
+    clean_up()
 
     assert ["new"] == [each.token for each in query("SELECT token FROM idempotency")]
 
@@ -264,7 +268,7 @@ def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) 
     query("UPDATE flow SET weight = 2 WHERE name = 'weighted'")
     query("UPDATE flow SET last_finish = 1e6 WHERE name = 'ahead'")
     query("UPDATE lane SET low_water = 1000")
-    keep()
+    clean_up()
 
     assert {"weighted", "ahead"} == {each.name for each in query("SELECT name FROM flow")}
 

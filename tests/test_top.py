@@ -23,7 +23,7 @@ from tests.line_tools import credential_of, known, query, start, submit
 from tests.processes import forget_everything, until
 from tests.test_api_server import Api, serving
 
-TOKEN = "ops-token-of-top"
+TOKEN = "ops-token-of-top-0123456789"
 
 
 @pytest.fixture(scope="module")

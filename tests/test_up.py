@@ -122,7 +122,7 @@ def beside(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has it")
-@pytest.mark.parametrize("part", ["gunicorn", "workers.pacer", "workers.main", "celery", "bin/postgres", "valkey-server"])
+@pytest.mark.parametrize("part", ["gunicorn", "workers.pacer", "workers.main", "celeryd", "forker", "bin/postgres", "valkey-server"])
 def test_no_part_takes_the_core_from_who_wakes_it(stacks: tuple[Up, Up], part: str) -> None:
     children = psutil.Process(stacks[0].process.pid).children(recursive=True)
     policies = {os.sched_getscheduler(one.pid) for one in children if part in " ".join(one.cmdline())}
@@ -161,3 +161,11 @@ def test_a_stack_that_is_asked_to_stop_leaves_no_process(stacks: tuple[Up, Up]) 
     assert 0 == status
     assert [] == up.parts()
     assert not (up.folder / "data" / "connection.json").exists()
+
+
+def test_a_stack_that_is_killed_leaves_no_process(stacks: tuple[Up, Up]) -> None:
+    up = stacks[0]
+    assert up.parts()
+    up.process.kill()
+
+    until(lambda: not up.parts(), what=f"gone: {[one.cmdline() for one in up.parts()]}")

@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 
-from models import artifact, db, delivery, due, marks, retention
+from models import artifact, db, delivery, due, marks
 from models.delivery import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
 from models.job import Result, Status
 from models.key import Key
 from models.schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
-from tests.line_tools import finish, known, query, start, submit
+from tests.line_tools import clean_up, finish, known, query, start, submit
 from tests.webhook_tools import (
     ARRIVED,
     REFUSED,
@@ -400,11 +400,6 @@ def test_a_claim_that_broke_off_left_nothing_behind(caller: Key) -> None:
     assert claim(picked) is not None
 
 
-def keep(days: int) -> None:
-    with db.begin() as session:
-        retention.sweep(session, days=days, idempotency_hours=24)
-
-
 def test_old_deliveries_go_and_what_is_on_its_way_stays(caller: Key) -> None:
     endpoint(caller)
     happen(caller)
@@ -416,7 +411,7 @@ def test_old_deliveries_go_and_what_is_on_its_way_stays(caller: Key) -> None:
     one = claim(new)
     assert one is not None
     settle(one, ARRIVED)
-    keep(30)
+    clean_up()
 
     assert ["rung", "delivered"] == [one.status for one in deliveries()]
 
@@ -425,10 +420,10 @@ def test_deleted_endpoints_go_when_their_log_has_gone(caller: Key) -> None:
     endpoint(caller)
     happen(caller)
     query("UPDATE webhook_endpoint SET deleted_at = now() - interval '31 d'")
-    keep(30)
+    clean_up()
     assert 1 == len(query("SELECT FROM webhook_endpoint"))
     query("DELETE FROM delivery")
-    keep(30)
+    clean_up()
 
     assert [] == query("SELECT FROM webhook_endpoint")
 
@@ -439,9 +434,9 @@ def test_the_health_of_a_receiver_goes_when_nobody_waits_for_it_but_an_endpoints
     for one in [claim(each) for each in pick()]:
         assert one is not None
         settle(one, REFUSED, retry_in_s=5)
-    keep(30)
+    clean_up()
     assert 2 == len(query("SELECT FROM receiver"))
     query("UPDATE delivery SET status = 'failed'")
-    keep(30)
+    clean_up()
 
     assert ["whe_"] == [one.name[:4] for one in query("SELECT name FROM receiver")]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, secret, stored_answer, turn, usage, view
+from models import artifact, crash, db, job, marks, metrics, secret, stored_answer, turn, usage, view, whole_file
 from models.db import Session
 from models.endpoint import CHAT
 from models.errors import Unavailable
@@ -26,6 +25,7 @@ from models.marks import Picture
 from models.settings import settings
 from models.usage import Usage
 from workers import counting, retry, wake
+from workers.spool_backoff import SpoolBackoff
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,23 @@ def write(ending: Ending) -> Usage | None:
             return commit(ending)
         except Unavailable:
             if time.monotonic() > deadline:
-                spool(ending)
-                return None
+                if _spools(ending):
+                    return None
+                deadline = time.monotonic() + TRY_S
             time.sleep(PAUSE_S)
+
+
+def _spools(ending: Ending) -> bool:
+    """Whether it is on disk. False when the disk is full or gone: the thread goes on trying Postgres, because it holds the only copy."""
+    try:
+        spool(ending)
+    except OSError as error:
+        log.error(
+            "an answer can be stored neither in Postgres nor on disk; trying again",
+            extra={"job": view.public_id(ending.job_id), "folder": str(settings().data_dir / "spool"), "error": error.strerror},
+        )
+        return False
+    return True
 
 
 def commit(ending: Ending) -> Usage | None:
@@ -156,37 +170,68 @@ def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
 
 
 def spool(ending: Ending) -> Path:
-    """The ending is on disk, encrypted, fsynced, under its dispatch id."""
-    folder = _folder()
-    final, part = folder / f"{ending.dispatch_id}.ending", folder / f"{ending.dispatch_id}.part"
-    with part.open("wb") as file:
-        file.write(secret.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(final)
+    """The ending is on disk, encrypted, fsynced with its name, under its dispatch id. Raises OSError."""
+    final = _folder() / f"{ending.dispatch_id}.ending"
+    whole_file.write(final, secret.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
     about = {"job": view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
     log.warning("answer kept on disk until Postgres is back", extra=about)
     return final
 
 
-def replay() -> int:
-    """Spooled endings are stored and their files gone; returns how many. Stops at the first that finds Postgres still away."""
+def replay(*, now: float | None = None) -> int:
+    """Stores spooled endings and deletes their files; returns how many. Ends when Postgres is away.
+
+    A file that cannot be read or stored stays, and is tried again by and by (workers/spool_backoff.py); the others go on.
+    now: monotonic seconds.
+    """
+    now = time.monotonic() if now is None else now
     done = 0
     for file in sorted(_folder().glob("*.ending")):
-        try:
-            ending = _load(secret.unseal(file.read_bytes(), bound_to=file.stem))
-        except FileNotFoundError:
-            continue  # another process of this machine was first
-        except ValueError:
-            log.exception("a spooled answer cannot be read; it stays where it is", extra={"file": file.name})
+        if not _backoff.is_due(file.name, now=now):
             continue
         try:
-            commit(ending)
-        except Unavailable:
-            return done
-        file.unlink(missing_ok=True)
-        done += 1
+            done += _replay(file)
+        except Unavailable as error:
+            if not _is_postgres_there():
+                break
+            _pass_over(file, error, now=now)
+        except Exception as error:
+            # A border: no single file may hold up the answers behind it.
+            _pass_over(file, error, now=now)
+    left = {file.name for file in _folder().glob("*.ending")}
+    _backoff.keep_only(left)
+    metrics.spooled.labels("refused").set(len(_backoff))
+    metrics.spooled.labels("waiting").set(len(left) - len(_backoff))
     return done
+
+
+_backoff = SpoolBackoff()
+
+
+def _replay(file: Path) -> bool:
+    """Whether this file was stored; False: another process of this machine was first."""
+    try:
+        sealed = file.read_bytes()
+    except FileNotFoundError:
+        return False
+    commit(_load(secret.unseal(sealed, bound_to=file.stem)))
+    file.unlink(missing_ok=True)
+    return True
+
+
+def _pass_over(file: Path, error: Exception, *, now: float) -> None:
+    again_s = _backoff.note_failure(file.name, now=now)
+    # Not the error's message: it may quote the answer.
+    about = {"file": file.name, "error": type(error).__name__, "again_s": again_s}
+    log.error("a spooled answer cannot be stored; it stays on disk and is tried again later", extra=about)
+
+
+def _is_postgres_there() -> bool:
+    try:
+        db.ping()
+    except Unavailable:
+        return False
+    return True
 
 
 def _folder() -> Path:

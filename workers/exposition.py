@@ -1,9 +1,7 @@
-"""/metrics and /healthz of a program that serves no HTTP otherwise, on a port of its own; and the folder that its processes count in."""
+"""/metrics and /healthz of a program that serves no HTTP otherwise, on a port of its own."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,24 +9,15 @@ from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
-from models import operator
+from models import client_address, wrong_tokens
+from models.errors import ServingError, TooManyWrongTokens, Unauthorised
 from models.settings import settings
-
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-
-
-def folder() -> Path:
-    """A new, empty folder for the counts of this program's processes. `forget` takes it away."""
-    return Path(tempfile.mkdtemp(prefix="nowserving-metrics-"))
-
-
-def forget(counts: Path) -> None:
-    """The folder is gone."""
-    shutil.rmtree(counts, ignore_errors=True)
+from models.wrong_tokens import WrongTokens
 
 
 def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = None) -> ThreadingHTTPServer:
     """Both are answered from now on, in a thread. counts: of the program's processes; None: this one counts alone."""
+    wrong = WrongTokens()
 
     class Answers(BaseHTTPRequestHandler):
         timeout = 10
@@ -38,8 +27,8 @@ def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = No
                 self._send(200 if is_healthy() else 503, b"ok\n" if is_healthy() else b"unhealthy\n", "text/plain")
             elif self.path != "/metrics":
                 self._send(404, b"", "text/plain")
-            elif not is_allowed(self.headers.get("Authorization") or ""):
-                self._send(401, b"", "text/plain")
+            elif refusal := refused(wrong, str(self.client_address[0]), self.headers.get("Authorization") or ""):
+                self._send(refusal.status, b"", "text/plain")
             else:
                 self._send(200, exposition(counts), CONTENT_TYPE_LATEST)
 
@@ -68,6 +57,10 @@ def exposition(counts: Path | None) -> bytes:
     return generate_latest(registry)
 
 
-def is_allowed(said: str) -> bool:
-    """Whether an operator says this as Authorization (operator.opens_metrics)."""
-    return operator.opens_metrics(said.removeprefix("Bearer "))
+def refused(wrong: WrongTokens, peer: str, authorization: str) -> ServingError | None:
+    """Why this header of this peer does not open /metrics; None: it does."""
+    try:
+        wrong_tokens.expect_metrics_token(wrong, client_address.name_of(peer, ""), authorization.removeprefix("Bearer "))
+    except (Unauthorised, TooManyWrongTokens) as error:
+        return error
+    return None

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import logging
 import re
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
 from flower import urls
 from flower.api.control import ControlHandler
 from flower.views import BaseHandler
+from flower.views.auth import LoginHandler, LogoutHandler
 from flower.views.monitor import Healthcheck, Metrics
 from flower.views.workers import WorkerView
 from tornado import template, web
 from tornado.routing import URLSpec
 
-from models import audit, db, job, view
+from models import audit, client_address, db, job, view
 from models.audit import Act
-from models.errors import NotFound, Unavailable
+from models.errors import NotFound, TooManyWrongTokens, Unavailable
 from models.job import Status
 from models.operator import Operator
+from models.wrong_tokens import WrongTokens
 from workers import wake
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,31 @@ CLOSED = re.compile(r"/api/(worker/.+|task/(apply|async-apply|send-task|abort|ti
 # A job that waits in line is a task that was sent and not received: it can be cancelled like the others.
 BUTTON = 'task.state == "RECEIVED" or'
 OUR_BUTTON = 'task.state == "PENDING" or task.state == "RECEIVED" or'
+
+
+class Slowed:
+    """Before every handler of Flower: wrong passwords are counted for each address, and too many have to wait."""
+
+    wrong = WrongTokens()
+    request: Any
+
+    def get_current_user(self) -> Any:
+        sent = self.request.headers.get("Authorization", "")
+        if not sent:
+            return super().get_current_user()  # type: ignore[misc]  # of the handler behind this class
+        address = client_address.name_of(self.request.remote_ip, self.request.headers.get("X-Forwarded-For", ""))
+        try:
+            self.wrong.expect_room(address, sent)
+        except TooManyWrongTokens as error:
+            raise web.HTTPError(429, str(error)) from None
+        try:
+            user = super().get_current_user()  # type: ignore[misc]
+        except web.HTTPError as error:
+            if error.status_code == HTTPStatus.UNAUTHORIZED:
+                self.wrong.note_wrong(address, sent, door="flower")
+            raise
+        self.wrong.note_right(address, sent)
+        return user
 
 
 class GuardedMetrics(Metrics):  # type: ignore[misc]  # flower ships no types
@@ -112,7 +140,17 @@ def cancel(job_id: UUID, by: str) -> str | None:
     return f"{view.public_id(job_id)} is cancelled" if is_ended else f"{view.public_id(job_id)} runs and was told to stop"
 
 
-OURS = {"/metrics": GuardedMetrics, "/healthcheck": GuardedHealth, "/worker/(.+)": Shown, "/api/task/revoke/(.+)": Cancel}
+class Logout(LogoutHandler):  # type: ignore[misc]
+    """Ends a session: of a stranger there is none."""
+
+    @web.authenticated
+    def get(self) -> None:
+        super().get()
+
+
+OURS = {
+    "/logout": Logout, "/metrics": GuardedMetrics, "/healthcheck": GuardedHealth, "/worker/(.+)": Shown, "/api/task/revoke/(.+)": Cancel
+}  # fmt: skip
 
 
 def take_over() -> None:
@@ -123,11 +161,15 @@ def take_over() -> None:
 def _ours(one: Any) -> Any:
     if isinstance(one, URLSpec):
         pattern = one.regex.pattern.removesuffix("$")
-        return URLSpec(pattern, OURS[pattern], one.kwargs, one.name) if pattern in OURS else one
-    pattern = one[0]
+        return URLSpec(pattern, _slowed(OURS.get(pattern, one.target)), one.kwargs, one.name)
+    pattern, handler = one[0], one[1]
     if pattern in OURS:
-        return (pattern, OURS[pattern])
-    return (pattern, Refused) if CLOSED.fullmatch(pattern) else one
+        return (pattern, _slowed(OURS[pattern]))
+    return (pattern, _slowed(Refused)) if CLOSED.fullmatch(pattern) else (pattern, _slowed(handler), *one[2:])
+
+
+def _slowed(handler: type) -> type:
+    return type(handler.__name__, (Slowed, handler), {}) if issubclass(handler, BaseHandler) and handler is not LoginHandler else handler
 
 
 class _Loader(template.Loader):

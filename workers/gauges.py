@@ -11,12 +11,16 @@ from models.errors import Unavailable
 from models.settings import settings
 from workers import wake
 
+BACKLOG_EVERY_S = 30.0
+BACKLOG_MAX = 10_000
+
 
 class Gauges:
     """`look` brings them up to date. A label that is no more is taken away."""
 
     def __init__(self) -> None:
         self._looked_at: float | None = None
+        self._backlog_at = float("-inf")
 
     def look(self, now: float) -> None:
         """One look. now: monotonic seconds. Raises Unavailable, redis.RedisError: that server is marked as down."""
@@ -43,7 +47,16 @@ class Gauges:
             metrics.parked.labels(row.pool).set(row.parked)
         metrics.slots.set(totals.slots)
         metrics.unsent.set(totals.unsent)
+        if now >= self._backlog_at + BACKLOG_EVERY_S:
+            self._backlog_at = now
+            self._count_backlog()
         self._ask_redis()
+
+    def _count_backlog(self) -> None:
+        with db.begin() as session:
+            backlog = figures.retention_backlog(session, days=settings().retention_days, limit=BACKLOG_MAX)
+        metrics.overdue.set(backlog.jobs)
+        metrics.overdue_age.set(backlog.age_s)
 
     def _ask_redis(self) -> None:
         unanswered_s = wake.pulse()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import redis
@@ -101,10 +102,13 @@ class Leases:
 
 def listen_for_cancels(leases: Leases, stop: threading.Event) -> None:
     """Until `stop`: a cancellation reaches the call within milliseconds; without Redis, at the next beat."""
+
+    def hear(message: dict[str, Any]) -> None:
+        if message["event"] == "cancelling":
+            leases.cancel(UUID(message["job"]))
+
     while not stop.is_set():
         try:
-            for message in wake.listen(wake.JOBS, until=stop.is_set):
-                if message.get("event") == "cancelling":
-                    leases.cancel(UUID(str(message["job"])))
+            wake.listen(wake.JOBS, hear, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(1.0)

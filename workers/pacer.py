@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import redis
@@ -18,6 +19,7 @@ from models.settings import settings
 from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell
+from workers.cleanup import Cleanup
 from workers.due import Due
 from workers.gauges import Gauges
 from workers.limiter import Limiter
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # Without Postgres or Redis a step is tried all the same: then this process is well, and it is others that deep health names.
 STUCK_S = 60.0
+LANE_MAX = 2**63 - 1
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def main() -> None:
     watch = Watch(wake.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, partial(listen, bell, announcer, due, sweep))
+    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, Cleanup().run, partial(listen, bell, announcer, due, sweep))
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
@@ -61,18 +64,21 @@ def main() -> None:
 
 
 def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threading.Event) -> None:
-    """Wake-ups reach the bell, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself."""
+    """Wake-ups reach the bell, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself.
+
+    Messages that this version cannot read are counted and ignored (wake.pass_on).
+    """
+    hear = partial(_hear, bell=bell, announcer=announcer, due=due, sweep=sweep)
     while not stop.is_set():
         try:
-            for message in wake.listen(wake.LINE, until=stop.is_set):
-                _hear(message, bell, announcer, due, sweep)
+            wake.listen(wake.LINE, hear, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(0.5)
 
 
-def _hear(message: dict[str, object], bell: Bell, announcer: Announcer, due: Due, sweep: Sweep) -> None:
+def _hear(message: dict[str, Any], bell: Bell, announcer: Announcer, due: Due, sweep: Sweep) -> None:
     if isinstance(receivers := message.get("receivers"), list):
-        due.wake(receivers)
+        due.wake([str(name) for name in receivers])
         return
     if isinstance(lanes := message.get("limits"), list):
         _enforce(sweep, lanes, forget=bool(message.get("forget")))
@@ -80,7 +86,9 @@ def _hear(message: dict[str, object], bell: Bell, announcer: Announcer, due: Due
     if "slot" in message:
         bell.slot()
         return
-    lane_id = int(str(message["lane"]))
+    lane_id = int(message["lane"])
+    if not 0 < lane_id <= LANE_MAX:
+        raise ValueError("no lane has this number")
     if message.get("budget"):
         bell.budget(lane_id)
         return

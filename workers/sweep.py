@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import crash, db, fleet, job, lane_care, meter, pacing, reader, retention, view
+from models import crash, db, fleet, job, lane_care, meter, pacing, reader, view
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import telling, waits, wake
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 FIGURES_EVERY_S = 2.0
-RETENTION_EVERY_S = 60.0
+FORGET_EVERY_S = 60.0
 ABANDONED_MOST = 200
 # A pause of our own longer than this may have been a pause of the whole machine: heartbeats need time to catch up.
 GAP_S = 3.0
@@ -70,13 +70,10 @@ class Sweep:
         self._reap(now=now)
         if settings().cancel_abandoned:
             self._cancel_abandoned()
+        if any(row.held for row in self._expire()):
+            self._expire()  # held turns first; these are the others
         with db.begin() as session:
-            expired = job.expire(session)
-            since = pacing.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
             forgotten = pacing.find_forgotten(session)
-        self._tell(expired, "ended")
-        for row in expired:
-            waits.gave_up(row, since.get(row.id, row.created_at), why=job.Status.EXPIRED)
         for lane_id in forgotten:
             self._bell.ring(lane_id)
         if self._is_due("figures", FIGURES_EVERY_S, now):
@@ -87,9 +84,8 @@ class Sweep:
                     found = self._care.refresh(session, lane, now=now)
                 for credential_id, limits in found.items():
                     self._enforce(Meter(credential_id, lane.model), limits, lane_id=lane.id)
-        if self._is_due("retention", RETENTION_EVERY_S, now):
+        if self._is_due("workers", FORGET_EVERY_S, now):
             with db.begin() as session:
-                retention.sweep(session, days=settings().retention_days, idempotency_hours=settings().idempotency_hours)
                 fleet.forget(session, unseen_s=settings().lease_s * 10)
 
     def enforce(self, lane_ids: Sequence[int], *, forget: bool) -> None:
@@ -139,6 +135,15 @@ class Sweep:
             telling.lost(row)
         self._free(lost, Report())
         self._tell(lost, "ended")
+
+    def _expire(self) -> Sequence[Any]:
+        with db.begin() as session:
+            expired = job.expire(session)
+            since = pacing.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
+        self._tell(expired, "ended")
+        for row in expired:
+            waits.gave_up(row, since.get(row.id, row.created_at), why=job.Status.EXPIRED)
+        return expired
 
     def _cancel_abandoned(self) -> None:
         """Jobs that nobody waits for any more are cancelled, as their callers would have done."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 from uuid import UUID
 
 import redis
@@ -17,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from models import sentinel
+from models import metrics, sentinel
 from models.settings import settings
 
 log = logging.getLogger(__name__)
@@ -107,19 +108,30 @@ def pulse() -> float | None:
     return None if said is None else float(said)
 
 
-def listen(channel: str, *, until: Callable[[], bool], idle: Callable[[], None] | None = None) -> Iterator[dict[str, object]]:
-    """Messages of this channel until told to stop. Raises redis.RedisError when the connection breaks: call it again.
-
-    idle: called at least once a second while nothing comes.
-    """
+def listen(channel: str, handle: Callable[[dict[str, Any]], None], *, until: Callable[[], bool]) -> None:
+    """Gives messages of this channel to `handle` until told to stop. Raises redis.RedisError when the connection breaks: call it again."""
     with connect(timeout_s=5).pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe(channel)
         while not until():
             message = subscription.get_message(timeout=1.0)
             if message is not None:
-                yield json.loads(message["data"])
-            elif idle:
-                idle()
+                pass_on(channel, message["data"], handle)
+
+
+def pass_on(channel: str, data: bytes, handle: Callable[[dict[str, Any]], None]) -> None:
+    """Handles one message. One that cannot be read, as a newer version may send it, is counted and logged once for each kind of error."""
+    try:
+        handle(json.loads(data))
+    except Exception as error:
+        # A border: wake-ups are never relied on, and none may end the thread that listens.
+        metrics.ignored.labels(channel).inc()
+        kind = (channel, type(error).__name__)
+        if kind not in _logged:
+            _logged.add(kind)
+            log.warning("a message was ignored", extra={"channel": channel, "error": kind[1]})
+
+
+_logged: set[tuple[str, str]] = set()
 
 
 def _lane(lane_id: int, **more: object) -> Said:

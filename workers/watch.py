@@ -18,6 +18,7 @@ from workers.stall import Doorbells
 log = logging.getLogger(__name__)
 
 EVERY_S = 2.0
+FIRST_S = 0.05
 # A step takes milliseconds, and there is one a second at least.
 PACING_S = 15.0
 
@@ -32,17 +33,24 @@ class Watch:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`."""
-        while not stop.wait(EVERY_S):
+        self._wait_for_first_step(stop)
+        while not stop.is_set():
             began = time.monotonic()
             try:
                 self.step(now=began)
                 self._looks(began)
             except (Unavailable, redis.RedisError):
-                continue  # deep health says itself which of them is gone
+                pass  # deep health says itself which of them is gone
             except Exception:
                 # A border: the next look must come whatever this one found.
                 log.exception("a look at the parts failed")
-            stop.wait(10 * (time.monotonic() - began))  # a long line takes a while to count: at most a tenth of the time
+            stop.wait(max(EVERY_S, 10 * (time.monotonic() - began)))  # a long line takes a while to count: at most a tenth of the time
+
+    def _wait_for_first_step(self, stop: threading.Event) -> None:
+        """Returns at the pacer's first step, so that it is reported at once; or after EVERY_S."""
+        until = time.monotonic() + EVERY_S
+        while self._stepped_at() == float("-inf") and time.monotonic() < until:
+            stop.wait(FIRST_S)
 
     def step(self, *, now: float) -> None:
         """One look. Without steps of the pacer nothing is said, and silence is what deep health finds. now: monotonic seconds."""

@@ -223,10 +223,10 @@ class Plant:
             own = {"NOWSERVING_WORKER_THREADS": str(THREADS)}
             if n == WORKERS - 1:
                 own |= {"NOWSERVING_REDIS_URL": through("redis"), "NOWSERVING_DATABASE_URL": through("postgres")}
-            self._add(Part(f"worker{n}", _celery("workers.tasks", "jobs", THREADS), own))
+            self._add(Part(f"worker{n}", _consumer("jobs", THREADS), own))
         for n in range(2):
             self._add(Part(f"pacer{n}", ("workers.pacer",), {"NOWSERVING_REDIS_URL": through("pacer")}))
-        self._add(Part("sender0", _celery("workers.webhook_tasks", "webhooks", 16)))
+        self._add(Part("sender0", _consumer("webhooks", 16)))
 
     def _add(self, part: Part) -> None:
         self.parts[part.name] = part
@@ -234,7 +234,7 @@ class Plant:
 
     def _start(self, part: Part) -> None:
         part.starts += 1
-        argv = [*part.argv, "--hostname", f"{part.name}-{part.starts}@%h"] if part.argv[0] == "celery" else [*part.argv]
+        argv = [*part.argv, *(["--name", f"{part.name}-{part.starts}"] if part.argv[0] == "workers.consumer" else [])]
         env = {**os.environ, **part.env}
         log = self._log(part.name)
         if part.forked and "LD_PRELOAD" not in env:
@@ -254,9 +254,8 @@ class Plant:
         return self.folder / f"{name}.log"
 
 
-def _celery(module: str, queue: str, threads: int) -> tuple[str, ...]:
-    return ("celery", "--app", module, "worker", "--pool", "threads", "--concurrency", str(threads), "--queues", queue,
-            "--without-gossip", "--without-mingle", "--loglevel", "INFO")  # fmt: skip
+def _consumer(queue: str, threads: int) -> tuple[str, ...]:
+    return ("workers.consumer", queue, "--threads", str(threads))
 
 
 _WORKERS = text("SELECT count(*) FROM worker WHERE name LIKE 'worker%' AND slots > 0 AND seen_at > now() - interval '5 s'")

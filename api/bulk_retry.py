@@ -1,0 +1,80 @@
+"""Bulk retry: resubmits failed and expired jobs, oldest first. A job that cannot be resubmitted is counted and passed over."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from api import deeds
+from models import db, purge, view
+from models.audit import Act
+from models.errors import ServingError, Unavailable
+from models.purge import Filter
+
+log = logging.getLogger(__name__)
+
+ERRORS_SHOWN = 10
+
+
+@dataclass
+class Report:
+    """Counts of one bulk retry. reasons: error code → jobs. errors: the first ERRORS_SHOWN. last_id: the cursor for the next call."""
+
+    retried: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: list[Mapping[str, str]] = field(default_factory=list)
+    has_more: bool = False
+    last_id: UUID | None = None
+
+    def pass_over(self, job_id: UUID, error: ServingError) -> None:
+        self.reasons[error.code] += 1
+        if len(self.errors) < ERRORS_SHOWN:
+            self.errors.append({"job": view.public_id(job_id), "code": error.code, "message": str(error)})
+
+    def show(self) -> dict[str, Any]:
+        """The report as the API and the command line show it."""
+        return {
+            "retried": self.retried, "refused": self.reasons.total(), "reasons": dict(self.reasons), "errors": self.errors,
+            "has_more": self.has_more, "last_id": None if self.last_id is None else view.public_id(self.last_id),
+        }  # fmt: skip
+
+
+def run(act: Act, which: Filter, *, after: UUID | None, until: float) -> Report:
+    """Retries the matching jobs that no job repeats yet, in order of their ids, each in its own transaction.
+
+    after: the last job of the call before; None: from the oldest. until: monotonic seconds, when the call returns with has_more.
+    Raises Unavailable when Postgres is away before the first job; later the report has what was done until then.
+    """
+    report = Report(last_id=after)
+    while True:
+        with db.autocommit() as session:
+            rows = purge.dead(session, which, after=report.last_id, most=purge.CHUNK)
+        for row in rows:
+            if time.monotonic() >= until or not _retry(act, row, report):
+                report.has_more = True
+                return report
+            report.last_id = row.id
+        if len(rows) < purge.CHUNK:
+            return report
+
+
+def _retry(act: Act, row: Any, report: Report) -> bool:
+    """Retries one job; False when Postgres is away and the call has to end. row: of purge.dead."""
+    try:
+        report.retried += deeds.again(act, row.id, purge.key_of(row), is_only_once=True) is not None
+    except Unavailable:
+        if not report.retried:
+            raise
+        return False
+    except ServingError as error:
+        report.pass_over(row.id, error)
+    except Exception:
+        # A border: no single job may end the command.
+        log.exception("a job could not be retried", extra={"job": view.public_id(row.id)})
+        report.pass_over(row.id, ServingError("This job could not be retried. The server's log has the cause."))
+    return True

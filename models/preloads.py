@@ -1,0 +1,17 @@
+"""The modules that a prefork server imports before it forks the pacer and the workers (models/forker.py).
+
+None of them may read what differs between the programs: the settings, or prometheus_client, whose counters go where
+PROMETHEUS_MULTIPROC_DIR says when it is imported.
+"""
+
+from __future__ import annotations
+
+PRELOADS = (
+    "sqlalchemy.dialects.postgresql.psycopg", "psycopg", "models.db", "models.job", "models.conversation", "models.outbox",
+    "models.fleet", "models.lane_care", "models.retention", "models.pricing", "models.logs", "models.trace",
+    "kombu.transport.redis", "celery.app.base", "celery.app.amqp", "celery.app.events", "celery.app.log", "celery.app.control",
+    "celery.app.trace", "celery.apps.worker", "celery.concurrency.thread", "celery.events.state", "celery.worker.autoscale",
+    "celery.worker.components", "celery.worker.consumer", "celery.worker.control", "celery.worker.strategy", "celery.fixups.django",
+    "celery.loaders.app", "ssrfguard", "standardwebhooks", "workers.wake", "workers.limiter", "openai", "openai.resources",
+    "workers.openai_client", "workers.retry",
+)  # fmt: skip

@@ -1,0 +1,60 @@
+"""A setting that cannot be used, as one line: its name, what is wrong, and an example. The value is never shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pydantic import AliasChoices, SecretStr, ValidationError
+
+from models.settings import Settings
+
+# Where the default says nothing, or is no example.
+EXAMPLES: Mapping[str, str] = MappingProxyType({
+    "database_url": "postgresql+psycopg://nowserving:password@127.0.0.1:5432/nowserving", "redis_url": "redis://:password@127.0.0.1:6379/0",
+    "public_url": "https://queue.example.com", "trusted_proxies": "10.0.0.0/8", "secret_keys": "$(openssl rand -base64 32)",
+    "page_key": "sk-...", "ops_token": "$(openssl rand -hex 24)", "flower_basic_auth": "operator:password", "flower_url_prefix": "/flower",
+    "cors_origins": "https://chat.example.com", "data_dir": "/var/lib/nowserving", "webhook_allow_networks": "10.0.0.0/8",
+    "webhook_allow_ports": "8080,8443", "otlp_endpoint": "http://127.0.0.1:4318", "otlp_traces_endpoint": "http://127.0.0.1:4318/v1/traces",
+    "prices_file": "/etc/nowserving/prices.toml",
+})  # fmt: skip
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    said = re.sub(r"^Value error, ", "", first["msg"]).replace("\n", " ")
+    if not first["loc"]:  # a check of several settings names them itself
+        named = re.search(r"NOWSERVING_([A-Z_]+)", said)
+        return said if named is None or "openssl" in said or "unset one" in said else said + _example(named.group(1).lower())
+    field = _field(str(first["loc"][0]))
+    return f"{env_name(field)}: {said[:1].lower()}{said[1:]}{_example(field)}"
+
+
+def env_name(field: str) -> str:
+    """The environment variable that this setting comes from."""
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"NOWSERVING_{field.upper()}"
+
+
+def _field(named: str) -> str:
+    """The setting that an error is about: it may name the variable instead."""
+    return next((field for field in Settings.model_fields if named in (field, env_name(field))), named)
+
+
+def _example(field: str) -> str:
+    if field not in Settings.model_fields:
+        return ""
+    plain = field.removesuffix("_file")
+    example = f"/run/secrets/{plain}" if field.endswith("_file") and field not in EXAMPLES else EXAMPLES.get(field) or _default(field)
+    return f"; for example {env_name(field)}={example}" if example else ""
+
+
+def _default(field: str) -> str:
+    default = Settings.model_fields[field].get_default(call_default_factory=True)
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return default.get_secret_value() if isinstance(default, SecretStr) else str(default)

@@ -1,0 +1,81 @@
+"""Slows guesses: after MAX_A_MINUTE wrong tokens or passwords from one address, it has to wait before its next is looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from models import metrics, operator
+from models.address_limit import AddressLimit
+from models.errors import TooManyWrongTokens, Unauthorised
+
+log = logging.getLogger(__name__)
+
+MAX_A_MINUTE = 10
+PERIOD_S = 60.0
+MAX_REMEMBERED = 20_000
+THIS_MACHINE = "this machine"
+
+
+class WrongTokens:
+    """Counts in this process. address: as models/client_address.py names it, None: this machine, which is slowed like the others.
+
+    A token that was right from the same address goes through, so that guesses behind the same proxy do not lock its owner out.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = AddressLimit(period_s=PERIOD_S, clock=clock)
+        self._lock = threading.Lock()
+        self._right: set[bytes] = set()
+        self._logged: set[str] = set()
+
+    def expect_room(self, address: str | None, token: str) -> None:
+        """To be called before the token is looked at. Raises TooManyWrongTokens."""
+        wait_s = self._limit.wait_s(address or THIS_MACHINE, limit=MAX_A_MINUTE)
+        if wait_s and _digest(address, token) not in self._right:
+            raise TooManyWrongTokens(retry_after_s=wait_s)
+
+    def note_right(self, address: str | None, token: str) -> None:
+        """This token is right from this address."""
+        digest = _digest(address, token)
+        if digest in self._right:
+            return
+        with self._lock:
+            if len(self._right) >= MAX_REMEMBERED:
+                self._right.clear()
+            self._right.add(digest)
+
+    def note_wrong(self, address: str | None, token: str, *, door: str) -> None:
+        """One more wrong token of this address. door: what it was to open; logged once, when the address begins to be slowed."""
+        metrics.wrong_tokens.labels(door).inc()
+        name = address or THIS_MACHINE
+        with self._lock:
+            self._right.discard(_digest(address, token))
+            if self._limit.is_full(name):
+                self._logged.discard(name)
+            self._limit.take(name, limit=MAX_A_MINUTE)
+            is_news = self._limit.wait_s(name, limit=MAX_A_MINUTE) > 0 and name not in self._logged
+            if is_news:
+                if len(self._logged) >= MAX_REMEMBERED:
+                    self._logged.clear()
+                self._logged.add(name)
+        if is_news:
+            log.warning("wrong tokens: this address is slowed", extra={"address": name, "door": door})
+
+
+def expect_metrics_token(wrong: WrongTokens, address: str | None, token: str) -> None:
+    """Raises Unauthorised for a token that does not open /metrics, and TooManyWrongTokens."""
+    wrong.expect_room(address, token)
+    if operator.opens_metrics(token):
+        wrong.note_right(address, token)
+        return
+    if token:
+        wrong.note_wrong(address, token, door="metrics")
+    raise Unauthorised(operator.UNKNOWN)
+
+
+def _digest(address: str | None, token: str) -> bytes:
+    return hashlib.sha256(f"{address or THIS_MACHINE} {token}".encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,68 @@
+"""`make audit` finds weak versions, and never calls clean what no registry has told about."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy import audit
+from deploy.audit import NoAnswer, Report
+
+FILE = Path("requirements/runtime.txt")
+
+
+def program(answer: object, *, status: int = 0) -> list[str]:
+    """A command that prints this and ends so, whatever its arguments are."""
+    text = answer if isinstance(answer, str) else json.dumps(answer)
+    return ["/bin/sh", "-c", f"printf %s {shlex.quote(text)}; exit {status}"]
+
+
+WEAK = {"name": "weak", "version": "1.0", "vulns": [{"id": "PYSEC-2026-1"}, {"id": "PYSEC-2026-2"}]}
+GOOD, SKIPPED = {"name": "good", "version": "2.0", "vulns": []}, {"name": "hidden", "skip_reason": "Dependency not found on PyPI"}
+
+
+@pytest.mark.parametrize(
+    ("packages", "weaknesses", "unchecked"),
+    [([GOOD], [], 0), ([GOOD, WEAK], ["weak 1.0: PYSEC-2026-1", "weak 1.0: PYSEC-2026-2"], 0), ([SKIPPED, GOOD], [], 1)],
+)
+def test_python_packages(packages: list[object], weaknesses: list[str], unchecked: int) -> None:
+    command = program({"dependencies": packages}, status=1 if weaknesses else 0)
+
+    assert Report(weaknesses, unchecked) == audit.audit_python(FILE, command=command)
+
+
+def test_node_packages(tmp_path: Path) -> None:
+    weak = {"vulnerabilities": {"left": {"name": "left", "range": "<2", "severity": "high"}}}
+
+    assert Report(["left <2: high"]) == audit.audit_node(tmp_path, command=program(weak, status=1))
+    assert Report([]) == audit.audit_node(tmp_path, command=program({"vulnerabilities": {}}))
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "not json", "[]", {"message": "405 Method Not Allowed"}, {"dependencies": 7}, {"vulnerabilities": 7}]
+)
+def test_a_registry_that_does_not_answer_is_not_clean(answer: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, run in (
+        ("python", lambda: audit.audit_python(FILE, command=program(answer))),
+        ("node", lambda: audit.audit_node(tmp_path, command=program(answer))),
+    ):
+        with pytest.raises(NoAnswer):
+            run()
+        assert Report([]) == audit.show(name, run)
+
+    assert ["python: not checked", "node: not checked"] == [":".join(line.split(":")[:2]) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_skipped_packages_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    audit.show("a.txt", lambda: Report([], unchecked=3))
+
+    assert "no known weakness" not in (said := capsys.readouterr().out)
+    assert "not checked: 3 packages" in said
+
+
+def test_the_auditor_is_pinned_and_run_by_our_own_uv() -> None:
+    assert (str(Path(sys.executable).with_name("uv")), "==") == (audit.PIP_AUDIT[0], audit.PIP_AUDIT[-1].removeprefix("pip-audit")[:2])

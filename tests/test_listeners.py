@@ -1,0 +1,110 @@
+"""Threads that listen on Redis go on after any message, and count those that this version cannot read."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+from prometheus_client import REGISTRY
+
+from api.listener import Listener
+from api.seat import Seat, Seats
+from tests.processes import until
+from workers import chunks, leases, pacer, wake
+from workers.bell import Bell
+from workers.chunks import Chunk
+
+pytestmark = pytest.mark.usefixtures("environment")
+STRANGE = (
+    b"", b"not json", b"\xff\xfe", b"7", b"null", b"[]", b'"text"', b"{}", b'{"event": "ended"}', b'{"job": 7, "event": "cancelling"}',
+    b'{"job": "x", "event": "cancelling"}', b'{"lane": null}', b'{"lane": "x"}', b'{"lane": {"id": 7}}', b'{"lane": 1e400}',
+    b'{"lane": 99999999999999999999}', b'{"lane": 7, "joined": ["x"]}', b'{"version": 9, "moved": []}',
+)  # fmt: skip
+
+
+def ignored(channel: str) -> float:
+    return REGISTRY.get_sample_value("nowserving_messages_ignored_total", {"channel": channel}) or 0
+
+
+@contextmanager
+def listening(work: Callable[[threading.Event], None], channel: str, client: redis.Redis) -> Iterator[threading.Thread]:
+    """The thread listens when this begins, and has ended afterwards."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,), daemon=True)
+    thread.start()
+    until(lambda: client.pubsub_numsub(channel)[0][1], what="subscribed", every_s=0.01)
+    yield thread
+    stop.set()
+    thread.join(10)
+
+
+def test_the_pacer_hears_the_next_message_after_any_other(redis_client: redis.Redis) -> None:
+    bell, due, announced = Bell(), SimpleNamespace(wake=lambda _: None), SimpleNamespace(waits=lambda _: None)
+    before = ignored(wake.LINE)
+
+    def work(stop: threading.Event) -> None:
+        pacer.listen(bell, cast(Any, announced), cast(Any, due), cast(Any, None), stop)
+
+    with listening(work, wake.LINE, redis_client) as thread:
+        for message in STRANGE:
+            redis_client.publish(wake.LINE, message)
+        redis_client.publish(wake.LINE, json.dumps({"lane": 8, "colour": "a newer version's"}))
+        until(lambda: 8 in bell.take(), what="the lane heard", every_s=0.01)
+        assert thread.is_alive()
+
+    assert len(STRANGE) == ignored(wake.LINE) - before
+
+
+def test_a_worker_hears_of_a_cancel_after_any_other_message(redis_client: redis.Redis) -> None:
+    cancelled: list[UUID] = []
+    job_id, before = uuid4(), ignored(wake.JOBS)
+
+    def work(stop: threading.Event) -> None:
+        leases.listen_for_cancels(cast(Any, SimpleNamespace(cancel=cancelled.append)), stop)
+
+    with listening(work, wake.JOBS, redis_client) as thread:
+        for message in STRANGE:
+            redis_client.publish(wake.JOBS, message)
+        redis_client.publish(wake.JOBS, json.dumps({"job": str(job_id), "event": "cancelling"}))
+        until(lambda: cancelled, what="the cancel heard", every_s=0.01)
+        assert thread.is_alive()
+
+    assert [job_id] == cancelled
+    assert ignored(wake.JOBS) - before >= len(STRANGE) - 1
+
+
+def test_the_api_keeps_its_subscription_after_any_message(redis_client: redis.Redis) -> None:
+    job_id, woken, seats = uuid4(), threading.Event(), Seats()
+    seats.add(Seat(job_id, chunks=False, places=False, looks_itself=False, connection=None, ask=lambda _: None))
+    listener = Listener(seats, woken=lambda _: woken.set())
+    with listening(lambda _: listener.listen(), wake.JOBS, redis_client):
+        connections = redis_client.info("stats")["total_connections_received"]
+        until(woken.is_set, what="the look at the beginning", every_s=0.01)
+        woken.clear()
+        for message in STRANGE:
+            redis_client.publish(wake.JOBS, message)
+        redis_client.publish(wake.JOBS, json.dumps({"job": str(job_id), "event": "queued"}))
+        began = time.monotonic()
+        assert woken.wait(5)
+        listener.close()
+
+    assert time.monotonic() - began < 5
+    assert connections == redis_client.info("stats")["total_connections_received"], "no new subscription"
+
+
+def test_a_stream_entry_of_a_newer_version_holds_up_no_other_stream(redis_client: redis.Redis) -> None:
+    strange, plain, before = uuid4(), uuid4(), ignored("ns:stream")
+    redis_client.xadd(f"ns:stream:{strange}", {"version": 9})
+    chunks.add([Chunk(uuid4(), 0, b"data: 1\n\n")], job_id=plain)
+    found = chunks.read({strange: "", plain: ""})
+
+    assert [b"data: 1\n\n"] == [chunk.event for chunk in found[plain][1]]
+    assert (False, 1) == (strange in found, ignored("ns:stream") - before)

@@ -1,0 +1,121 @@
+"""Bulk cancels, expiry, deletion and ends of turns at the same time: no two transactions wait for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from models import db, erasure, job, purge
+from models.audit import Act
+from models.key import Key
+from models.purge import Filter
+from tests.http_tools import Caller
+from tests.line_tools import at_once, finish, known, query, start, submit
+
+pytestmark = pytest.mark.usefixtures("database")
+TALKS = 30
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+def purge_all(user: str) -> int:
+    """As the route does it; raises Unavailable where Postgres ends a deadlock."""
+    total = 0
+    while True:
+        with db.begin() as session:
+            done = purge.cancel_some(session, Act(), Filter(user=user))
+        total += len(done)
+        if not done:
+            return total
+
+
+def expire_all() -> None:
+    for _ in range(20):
+        with db.begin() as session:
+            job.expire(session)
+
+
+def statuses() -> set[str]:
+    return {row.status for row in query("SELECT DISTINCT status FROM job")}
+
+
+def crossed(caller: Key, number: int) -> None:
+    """Conversations of two users: in half of them one waits behind the other, in the other half the reverse."""
+    for first, second in (("ann", "bob"), ("bob", "ann")):
+        for n in range(number):
+            for user in (first, second, first, second):
+                submit(caller, flow=user, conversation=f"{first} {n}")
+
+
+def test_two_users_with_shared_conversations_are_purged_at_once(caller: Key) -> None:
+    crossed(caller, TALKS)
+    done = at_once(lambda: purge_all("ann"), lambda: purge_all("bob"))
+
+    assert 8 * TALKS == sum(done)
+    assert {"cancelled"} == statuses()
+
+
+def test_purges_and_expiry_at_once(caller: Key) -> None:
+    crossed(caller, TALKS)
+    query("UPDATE job SET expires_at = now() - interval '1 s' WHERE flow = 'bob'")
+    at_once(lambda: purge_all("ann"), expire_all, expire_all)
+
+    assert {"cancelled", "expired"} == statuses()
+
+
+def test_eight_threads_cancel_expire_delete_submit_and_end_turns(caller: Key) -> None:
+    crossed(caller, TALKS)
+    running = []
+    for n in range(10):
+        first = submit(caller, flow="cid", conversation=f"running {n}")
+        running.append((first, start(caller, first)))
+        for user in ("ann", "bob"):
+            submit(caller, flow=user, conversation=f"running {n}")
+    query("UPDATE job SET expires_at = now() - interval '1 s' WHERE flow = 'bob' AND id::text < (SELECT max(id::text) FROM job)")
+
+    def end_turns() -> None:
+        for job_id, dispatch_id in running:
+            assert finish(job_id, dispatch_id)
+
+    def submit_more() -> None:
+        for n in range(10):
+            submit(caller, flow="ann", conversation=f"running {n}")
+
+    def delete() -> None:
+        http = Caller("sk-test")
+        for n in range(10):
+            assert 200 == http.send("DELETE", f"/v1/sessions/ann {n}").status_code
+
+    works: list[Callable[[], Any]] = [
+        lambda: purge_all("ann"), lambda: purge_all("ann"), lambda: purge_all("bob"), expire_all, expire_all, end_turns, submit_more, delete
+    ]  # fmt: skip
+    at_once(*works)
+    purge_all("ann")
+
+    assert statuses() <= {"cancelled", "expired", "succeeded"}
+
+
+def test_a_deleted_session_works_off_its_own_rows_only(caller: Key) -> None:
+    """The rows of a large deleted session of another key stay for the cleanup thread."""
+    other = known("sk-other")
+    for n in range(3):
+        finish_job(other, f"turn {n}")
+    with db.begin() as session:
+        erasure.mark(session, other.id, "large")
+    mine = Caller("sk-test")
+    submit(caller, conversation="mine")
+    answer = mine.send("DELETE", "/v1/sessions/mine")
+
+    assert 200 == answer.status_code
+    assert 3 == len(query("SELECT id FROM job WHERE key_id = :id AND length(request) > 0", id=other.id))
+    assert ["large"] == [row.name for row in query("SELECT name FROM conversation")]
+
+
+def finish_job(caller: Key, text: str) -> None:
+    job_id = submit(caller, conversation="large", request=text.encode())
+    assert finish(job_id, start(caller, job_id))
