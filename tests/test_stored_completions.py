@@ -8,10 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from models import db, retention, stored_answer, view
+from models import stored_answer, view
 from models.job import Finding, Outcome, Result, Status
 from tests.http_tools import Caller, error_of, run
-from tests.line_tools import query, row
+from tests.line_tools import clean_up, query, row
 from workers import ending
 from workers.ending import Ending
 
@@ -205,9 +205,7 @@ def test_deleting_a_session_deletes_its_stored_completions(caller: Caller) -> No
 
 def test_retention_deletes_stored_completions_with_their_jobs(caller: Caller) -> None:
     store(caller, "chatcmpl-1")
-    query("UPDATE job SET ended_at = now() - interval '40 days'")
-    with db.begin() as session:
-        retention.sweep(session, days=30, idempotency_hours=24)
+    clean_up(later_days=40)
 
     assert [] == query("SELECT FROM stored_answer")
 
