@@ -51,7 +51,7 @@ SETTINGS: Mapping[str, object] = {
     "open_keys": True, "budgets": "all", "lease_s": 9, "heartbeat_s": 1.5, "unclaimed_after_s": 4, "retry_base_s": 0.3,
     "retry_most_s": 5, "pause_s": PAUSE_S, "probe_s": PROBE_S, "default_timeout_s": 16, "abandoned_after_s": 90, "status_grace_s": 5,
     "webhook_timeout_s": 3, "shutdown_grace_s": 20, "database_pool": POOL, "api_processes": 1, "log_level": "INFO",
-    "webhook_allow_http": True, "webhook_allow_networks": "127.0.0.0/8", "pause_most_s": 8, "max_throttles": MAX_THROTTLES,
+    "webhook_allow_http": True, "webhook_allow_networks": "127.0.0.0/8", "pause_most_s": 4, "max_throttles": MAX_THROTTLES,
 }  # fmt: skip
 
 
@@ -187,6 +187,10 @@ class Plant:
         """The parts of this kind: api, worker, pacer, sender."""
         return [part for name, part in self.parts.items() if name.startswith(kind)]
 
+    def upstream_does(self, share: float = 0.0, **how: object) -> None:
+        """This share of the calls is mistreated in this way; the others are answered after a moment."""
+        self.mistreated.calls(share, **how)
+
     def _says_ready(self) -> bool:
         if not all(probe.answers("/readyz", port=port) for port in self.ports):
             return False
@@ -206,7 +210,7 @@ class Plant:
             self._equip(session, issued)
         for name in self.upstream_keys:
             self.upstream.limit(name, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
-        self.mistreated.calls()
+        self.upstream_does()
 
     def _equip(self, session: db.Session, caller: Key) -> None:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():

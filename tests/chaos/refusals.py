@@ -27,7 +27,7 @@ HELD_UP_S = 1.5 * (PAUSE_S + 2 * PAUSE_S) + 3
 PARKED_AFTER_S = float(PROBE_S)
 LEAST_BETWEEN_PROBES_S = 0.7 * PROBE_S
 INVALID = "upstream_invalid_response"
-_UNREADABLE = re.compile(r"garbage=(html|truncated|empty|binary)\b")
+_UNREADABLE = re.compile(r"garbage=(html|truncated|empty|binary|trailing_comma|objects|no_content)\b")
 
 
 def has_reason(row: Any, outcomes: Sequence[str]) -> bool:

@@ -17,10 +17,10 @@ class UpstreamFault(Fault):
     how: ClassVar[dict[str, Any]] = {}
 
     def begin(self) -> None:
-        self.plant.mistreated.calls(self.share, **self.how)
+        self.plant.upstream_does(self.share, **self.how)
 
     def end(self) -> None:
-        self.plant.mistreated.calls()
+        self.plant.upstream_does()
 
 
 class Storm(UpstreamFault):
@@ -61,7 +61,7 @@ class Garbage(UpstreamFault):
 
     def step(self) -> None:
         if self._steps % 10 == 0:
-            self.plant.mistreated.calls(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
+            self.plant.upstream_does(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
         self._steps += 1
 
 
