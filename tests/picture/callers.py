@@ -37,10 +37,9 @@ TEXTS = {"endpoint": EMBEDDINGS, "body": {"model": "m", "input": "x"}}
 BAD: list[dict[str, Any]] = [
     {"endpoint": CHAT},
     {"endpoint": "/v1/nothing", "body": {}},
-    {"endpoint": CHAT, "body": {"model": "m", "messages": []}},
-    {"endpoint": CHAT, "body": {"messages": [{"role": "user", "content": "hi"}]}},
-    {"endpoint": EMBEDDINGS, "body": {"model": "m", "input": []}},
-    {"endpoint": IMAGES, "body": {"prompt": "x", "n": 0}},
+    {"endpoint": CHAT, "body": []},
+    {"endpoint": CHAT, "body": {"model": 5, "messages": [{"role": "user", "content": "hi"}]}},
+    {"endpoint": CHAT, "body": {"model": "m", "messages": [], "stream": "yes"}},
     {**TEXTS, "priority": "urgent"},
     {**TEXTS, "expires_in_s": 0},
     {**TEXTS, "user": ""},
