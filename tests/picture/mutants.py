@@ -44,9 +44,7 @@ MUTANTS = (
         "models/view.py",
         (("AS is_revoked\n    {_FROM} WHERE job.id = :id AND job.key_id = :key_id", "AS is_revoked\n    {_FROM} WHERE job.id = :id"),),
     ),
-    Mutant(
-        "a repeated token with another body is refused", "models/idempotency.py", (("if earlier.fingerprint != fingerprint:", "if False:"),)
-    ),
+    Mutant("a repeated token with another body is refused", "models/idempotency.py", (("if earlier.fingerprint != digest:", "if False:"),)),
     Mutant(
         "nobody orders what they cannot pay",
         "models/budget.py",
@@ -133,9 +131,9 @@ MUTANTS = (
         (("verdict.throttled and work.row.throttles + 1 >= settings().max_throttles", "False"),),
     ),
     Mutant(
-        "a throttled job waits by itself from the second time on",
+        "a throttled job waits by itself",
         "workers/process.py",
-        (("    if refusals > 1:\n", "    if refusals > 99:\n"),),
+        (("    if refusals == 1 and learned is not None and learned.cooldown_until_us:\n", "    if refusals < 99:\n"),),
     ),
     Mutant(
         "a refusal by one credential is no failed attempt",
