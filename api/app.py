@@ -46,7 +46,7 @@ def create_app() -> Flask:
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     app.extensions["wrong_tokens"] = WrongTokens()
-    app.extensions["callers"] = Callers(wrong=app.extensions["wrong_tokens"])
+    app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
     app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
     cors.register(app)

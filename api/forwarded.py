@@ -18,6 +18,7 @@ def headers(request: Request, caller: Key) -> dict[str, str] | None:
     found = {name.lower(): value for name in allowed if (value := request.headers.get(name))}
     for name, value in found.items():
         if len(value) > VALUE_MOST_CHARS or not value.isascii() or not value.isprintable():
+            name = next(each for each in allowed if each.lower() == name)
             raise Invalid(f"The header {name} is sent on: at most {VALUE_MOST_CHARS} printable ASCII characters.", param=name)
     if sum(map(len, (*found, *found.values()))) > ALL_MOST_CHARS:
         raise Invalid(f"The headers that are sent on ({', '.join(found)}) are longer than {ALL_MOST_CHARS} characters. Send fewer.")

@@ -31,7 +31,7 @@ def prepare(body: JsonObject) -> tuple[JsonObject, bool]:
             "`response_format`: a stream has its pictures in its events, as base64. Leave `url` out, or do not stream.",
             param="response_format",
         )
-    if "response_format" in body and _is_base64_only(body.get("model")):
+    if "response_format" in body and wanted in ("url", "b64_json", None) and _is_base64_only(body.get("model")):
         body = {name: value for name, value in body.items() if name != "response_format"}
     elif wanted == "url":
         body = {**body, "response_format": "b64_json"}

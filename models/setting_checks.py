@@ -77,9 +77,10 @@ def origin(value: str) -> str:
     """A star, or where pages come from: scheme, server, port."""
     if value != "*":
         parts = _parse(value)
-        if parts.scheme in ("http", "https") and parts.path not in ("", "/"):
+        if parts.path not in ("", "/"):
             raise ValueError("an origin ends after the server and its port")
-        web_url(value)
+        if parts.scheme in ("http", "https") or not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s/?#]+/?", value):
+            web_url(value)  # apps have schemes of their own: tauri://localhost
     return value
 
 

@@ -66,7 +66,7 @@ def is_answer_id(value: str) -> bool:
 def get(session: Session, key_id: int, endpoint: str, answer_id: str) -> Any:
     """Returns the stored answer of this id, the newest if the upstream gave the id twice. Raises NotFound.
 
-    Row: answer_id, answer_metadata, upstream_request_id, and id, response, request, wants_urls of its job.
+    Row: answer_id, answer_metadata, upstream_request_id, and id, response, response_type, request, wants_urls of its job.
     """
     row = session.execute(_GET, {"key_id": key_id, "endpoint": endpoint, "id": answer_id}).one_or_none()
     if row is None:
@@ -113,7 +113,7 @@ _INSERT = text("""
 """)
 # response IS NULL: the job was emptied with its session.
 _ROWS = """
-    SELECT stored.id AS answer_id, stored.metadata AS answer_metadata, job.id, job.response, job.request, job.wants_urls,
+    SELECT stored.id AS answer_id, stored.metadata AS answer_metadata, job.id, job.response, job.response_type, job.request, job.wants_urls,
            (SELECT upstream_request_id FROM attempt WHERE job_id = job.id AND outcome = 'succeeded' LIMIT 1) AS upstream_request_id
     FROM stored_answer AS stored JOIN job ON job.id = stored.job_id
     WHERE stored.key_id = :key_id AND stored.endpoint = :endpoint AND job.response IS NOT NULL

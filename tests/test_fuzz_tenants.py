@@ -24,14 +24,19 @@ from tests.http_tools import CHAT, Caller, end
 PER_ANSWER = {"X-Request-Id", "Date"}
 # Whose id is no secret of any key: models are the upstream's, a picture opens with its signed link.
 NOT_OURS = {"retrieveModel", "getArtifact"}
+# Named by the upstream's ids: tests/test_stored_completions.py has their isolation.
+STORED = {"getChatCompletion", "updateChatCompletion", "deleteChatCompletion", "listChatCompletionMessages"}
 OPERATIONS = {
     operation["operationId"]: (method.upper(), path, operation)
     for path, methods in openapi.document()["paths"].items()
     for method, operation in methods.items()
     if operation["security"] == [{"bearer": []}]
 }
-WITH_ID = [name for name, (_, path, _) in OPERATIONS.items() if "{" in path and name not in NOT_OURS]
-WITH_CURSOR = [name for name, (*_, operation) in OPERATIONS.items() if any(one["name"] == "after" for one in operation["parameters"])]
+WITH_ID = [name for name, (_, path, _) in OPERATIONS.items() if "{" in path and name not in NOT_OURS | STORED]
+WITH_CURSOR = [
+    name for name, (*_, operation) in OPERATIONS.items()
+    if name not in STORED and any(one["name"] == "after" for one in operation["parameters"])
+]  # fmt: skip
 FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--b--\r\n'
 KINDS = {"/v1/jobs/": "job", "/v1/sessions/": "session", "/v1/webhook_endpoints/": "endpoint"}
 
@@ -49,7 +54,7 @@ class Things:
 
     def of(self, path: str) -> dict[str, str]:
         """What stands for the names in this path."""
-        kind = next(kind for start, kind in KINDS.items() if path.startswith(start))
+        kind = next((kind for start, kind in KINDS.items() if path.startswith(start)), "job")
         return {"id": getattr(self, kind), "delivery": self.of_job if kind == "job" else self.delivery, "message_name": self.message}
 
 

@@ -84,7 +84,7 @@ def test_what_the_sdk_sends_goes_on_byte_for_byte() -> None:
     order = read(content, boundary=media.partition("boundary=")[2]).order
 
     assert (content, media) == (order.request, order.content_type)
-    assert ("gpt-image-2", 3, 2 + 2 * PICTURE_TOKENS, True, "u") == (order.model, order.images, order.tokens, order.streamed, order.flow)
+    assert ("gpt-image-2", 3, 3 + 2 * PICTURE_TOKENS, True, "u") == (order.model, order.images, order.tokens, order.streamed, order.flow)
 
 
 def test_what_our_own_fields_say_is_taken_out_of_the_form() -> None:

@@ -101,7 +101,7 @@ def test_a_visitor_cannot_wait_under_anothers_name(visit: Callable[[], tuple[Fla
 CONTROLS = {
     "X-Nowserving-Priority": ("priority", "high"), "X-Nowserving-Webhook-Url": ("webhook_url", "https://attacker.example/"),
     "X-Nowserving-Expires-In": ("expires_in_s", 1_000), "X-Nowserving-Timeout": ("timeout_s", 100),
-    None: ("max_attempts", 9), "": ("on_lost", "fail"),
+    None: ("max_attempts", 9), "": ("on_lost", "fail"), 0: ("on_unreadable", "retry"),
 }  # fmt: skip
 
 

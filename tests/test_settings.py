@@ -36,7 +36,7 @@ WRONG: Mapping[str, Sequence[str]] = MappingProxyType({
     "host": HOST, "metrics_host": HOST, "public_url": URL, "otlp_endpoint": URL, "otlp_traces_endpoint": URL, "page_key": TOKEN,
     "ops_token": TOKEN, "openai_base_url": URL, "http_proxy": PROXY, "https_proxy": PROXY, "all_proxy": PROXY, "upstream_proxy": PROXY,
     "forward_headers": HEADERS, "forward_headers_issued": HEADERS, "trusted_proxies": NETWORKS, "webhook_allow_networks": NETWORKS,
-    "cors_origins": ("chat.example.com", "https://a.example/page", "https://a.example,b", "ftp://a.example", "https://a b"),
+    "cors_origins": ("chat.example.com", "https://a.example/page", "https://a.example,b", "tauri://a/b", "https://a b"),
     "data_dir": ("", "/dev/null", "/dev/null/below", "/etc/passwd", "/etc/passwd/below/it"),
     "database_url": ("localhost", "mysql://hunter2@host/x", "postgresql://", "postgresql://u:hunter2@host:port/x", "postgresql://a b/x"),
     "redis_url": ("localhost:6379", "http://host", "redis://", "redis://:hunter2@host:port/0", "redis://host/name"),
