@@ -29,7 +29,7 @@ MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 def metadata_to_store(endpoint: str, request: bytes) -> dict[str, str] | None:
     """Returns the metadata to store with the answer of this request, or None if the request does not store.
 
-    Metadata other than up to 16 pairs of short strings is dropped: only the upstream validates it.
+    Metadata other than up to 16 pairs of short strings that Postgres can store is dropped: only the upstream validates it.
     """
     # A substring search first: prompts can be large, and few requests store.
     if endpoint != CHAT or b'"store"' not in request:
@@ -52,7 +52,7 @@ def insert(
     if not isinstance(answer_id, str) or not is_answer_id(answer_id):
         return
     models = [model]
-    if isinstance(answer_model, str) and "\0" not in answer_model and len(answer_model) <= MAX_MODEL_CHARS:
+    if isinstance(answer_model, str) and _is_storable(answer_model) and len(answer_model) <= MAX_MODEL_CHARS:
         models.append(answer_model)
     params = {"job_id": job_id, "key_id": key_id, "endpoint": endpoint, "id": answer_id, "models": models}
     session.execute(_INSERT, {**params, "metadata": json.dumps(metadata)})
@@ -66,7 +66,7 @@ def is_answer_id(value: str) -> bool:
 def get(session: Session, key_id: int, endpoint: str, answer_id: str) -> Any:
     """Returns the stored answer of this id, the newest if the upstream gave the id twice. Raises NotFound.
 
-    Row: answer_id, answer_metadata, upstream_request_id, and id, response, request, wants_urls of its job.
+    Row: answer_id, answer_metadata, upstream_request_id, and id, response, response_type, request, wants_urls of its job.
     """
     row = session.execute(_GET, {"key_id": key_id, "endpoint": endpoint, "id": answer_id}).one_or_none()
     if row is None:
@@ -104,7 +104,13 @@ def _is_metadata(value: object) -> bool:
         isinstance(value, dict)
         and len(value) <= MAX_PAIRS
         and all(len(name) <= MAX_KEY_CHARS and isinstance(each, str) and len(each) <= MAX_VALUE_CHARS for name, each in value.items())
+        and all(_is_storable(each) for pair in value.items() for each in pair)
     )
+
+
+def _is_storable(value: str) -> bool:
+    """Whether Postgres takes it as text: without U+0000 and halves of surrogate pairs."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 _INSERT = text("""
@@ -113,7 +119,7 @@ _INSERT = text("""
 """)
 # response IS NULL: the job was emptied with its session.
 _ROWS = """
-    SELECT stored.id AS answer_id, stored.metadata AS answer_metadata, job.id, job.response, job.request, job.wants_urls,
+    SELECT stored.id AS answer_id, stored.metadata AS answer_metadata, job.id, job.response, job.response_type, job.request, job.wants_urls,
            (SELECT upstream_request_id FROM attempt WHERE job_id = job.id AND outcome = 'succeeded' LIMIT 1) AS upstream_request_id
     FROM stored_answer AS stored JOIN job ON job.id = stored.job_id
     WHERE stored.key_id = :key_id AND stored.endpoint = :endpoint AND job.response IS NOT NULL
