@@ -157,6 +157,7 @@ class Processor:
             cooldown_ms=verdict.pause_ms,
             pushed_back=verdict.pushed_back,
             throttled=verdict.throttled,
+            exceeds=verdict.exceeds,
             is_repeat=work.row.throttles > 0,
             jitter=random.random(),
             **vars(told if is_good else told.of_refusal() if verdict.throttled else headers.NOTHING),
@@ -237,7 +238,8 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
     elif verdict.throttled:
         ending.write(work.back(finding, delay_s=_throttle_delay_s(work, verdict, learned), throttled=True))
     elif verdict.next == Next.WAIT:
-        ending.write(work.back(finding, refusal=learning.refusal_of(work.row, verdict)))
+        # A credential that serves nobody has not refused this job: mended meanwhile, it may serve it.
+        ending.write(work.back(finding, refusal=None if verdict.park else learning.refusal_of(work.row, verdict)))
     else:
         ending.write(work.back(finding, delay_s=retry.delay_s(work.row.failures), counts=True))
 
