@@ -57,7 +57,8 @@ def refused(
 ) -> bool:
     """Parks the credential for this model and endpoint where another credential of its pool may serve the job; returns whether one may.
 
-    reason None: it serves other jobs of this model, so it is not parked. refused_by: credentials that refused the job before. When none is left the job itself is refused, so what it parked is open again.
+    reason None: it serves other jobs of this model, so it is not parked.
+    refused_by: credentials that refused the job before. When none is left the job itself is refused, so what it parked is open again.
     """
     wanted = {"job_id": job_id, "credential_id": credential_id, "model": model, "endpoint": endpoint, "reason": reason}
     if session.execute(_OTHERS, {"credential_id": credential_id, "refused": [*refused_by, credential_id]}).one_or_none() is None:

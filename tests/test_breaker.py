@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from tests.line_tools import query, row, submit
+from tests.raw_server import RawServer
 from tests.upstream.client import FakeUpstream, upstream
 from tests.breaker_server import Odd, chat, error
 from tests.workshop import Workshop, ask, issue, pool_of
@@ -225,3 +226,38 @@ def test_a_deployment_may_have_a_slash_in_its_name(redis_client: redis.Redis) ->
     for name in ("meta-llama/Llama-3", "meta-llama%2FLlama-3"):
         made = caller.post(f"/openai/deployments/{name}/chat/completions?api-version=1", {"messages": []}, headers={"Prefer": "respond-async"})
         assert (202, "meta-llama/Llama-3") == (made.status_code, made.json["model"])
+
+
+@pytest.mark.parametrize("charset", ["idna", "punycode", "raw-unicode-escape", "unicode_escape", "utf-7", "undefined", "base64"])
+@pytest.mark.parametrize("body", [b"{\xff}", b'{"a":"\\ud800\xff"}', b'{"a":"+2AA-\xff"}', b"{" + b"\xff.a." * 90 + b"}"])
+def test_no_label_of_a_charset_breaks_the_reader(charset: str, body: bytes) -> None:
+    from workers import answer_body
+
+    answer_body.decode(body, f"text/plain; charset={charset}").encode()
+
+
+def test_an_empty_message_beside_the_deltas_empties_no_answer() -> None:
+    from workers.assembly import Chat
+
+    chat_ = Chat(n=1)
+    chat_.add({"choices": [{"index": 0, "delta": {"content": "a"}, "message": {}}]})
+    chat_.add({"choices": [{"index": 0, "delta": {"content": "b"}, "message": {}, "finish_reason": "stop"}]})
+    assert "ab" == chat_.answer()["choices"][0]["message"]["content"]
+
+
+def events(*said: object) -> bytes:
+    return b"".join(b"data: " + (each if isinstance(each, bytes) else json.dumps(each).encode()) + b"\n\n" for each in said)
+
+
+@pytest.mark.parametrize("tail", [events({"error": {"message": "boom", "code": 500}}), events(b"{oops"), b""], ids=["error", "garbage", "cut"])
+def test_a_stream_that_ends_badly_after_its_reader_had_it_is_charged(workshop: Workshop, tail: bytes) -> None:
+    said = {"id": "c", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}
+    there = RawServer([b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", events(*[said] * 500), events(*[said] * 500), tail])
+    caller, _ = pool_of(there, "sk-mid")  # type: ignore[arg-type]
+    body = {"model": "gpt-4o", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    job = submit(caller, request=json.dumps(body).encode(), streamed=True, model="gpt-4o", reserved_microusd=5000)
+    workshop.run(ended(job))
+    there.close()
+
+    assert ("failed", 1) == (row(job).status, row(job).calls)
+    assert [("unknown", -5000)] == [(one.kind, one.amount_microusd) for one in query("SELECT * FROM ledger WHERE job_id = :id", id=job)]

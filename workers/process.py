@@ -217,7 +217,9 @@ def _call(work: Work) -> tuple[Answer, Verdict]:
 
 def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:
     """Fails the job, or requeues it. Never again when somebody may have read a part of its stream, or its running time is used up."""
-    finding = Finding(verdict.outcome, answer.status if answer else None, _request_id(answer) if answer else None)
+    # What a reader has had of an answer may have been paid for, however it ended.
+    outcome = Outcome.UNKNOWN if work.relay.has_begun else verdict.outcome
+    finding = Finding(outcome, answer.status if answer else None, _request_id(answer) if answer else None)
     counts = verdict.next in (Next.AGAIN, Next.UNKNOWN, Next.UNREADABLE)
     is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < job.LEAST_CALL_S)
     is_refused = verdict.throttled and work.row.throttles + 1 >= settings().max_throttles
