@@ -80,7 +80,8 @@ def page(
 ) -> Sequence[Any]:  # fmt: skip
     """Returns up to limit + 1 rows of `get`, in the order in which their jobs were created.
 
-    after: the job of the previous page's last row. model: of the request or of the answer. metadata: pairs that each row must have.
+    Of rows with the same id only the newest, as `get` has it: a page could not go on after another. after: the job of the previous page's
+    last row. model: of the request or of the answer. metadata: pairs that each row must have.
     """
     params = {
         "key_id": key_id, "endpoint": endpoint, "after": after, "model": model, "metadata": json.dumps(metadata), "most": limit + 1,
@@ -126,7 +127,10 @@ _ROWS = """
 """
 _GET = text(f"{_ROWS} AND stored.id = :id ORDER BY stored.job_id DESC LIMIT 1")
 _FILTER = """
-    AND (CAST(:model AS text) IS NULL OR :model = ANY(stored.models)) AND stored.metadata @> CAST(:metadata AS jsonb)
+    AND NOT EXISTS (
+        SELECT FROM stored_answer AS newer
+        WHERE newer.key_id = :key_id AND newer.endpoint = :endpoint AND newer.id = stored.id AND newer.job_id > stored.job_id
+    ) AND (CAST(:model AS text) IS NULL OR :model = ANY(stored.models)) AND stored.metadata @> CAST(:metadata AS jsonb)
 """
 # A job's id is a UUIDv7: it sorts by creation time.
 _PAGE_ASCENDING = text(f"""

@@ -261,3 +261,21 @@ def test_a_stream_that_ends_badly_after_its_reader_had_it_is_charged(workshop: W
 
     assert ("failed", 1) == (row(job).status, row(job).calls)
     assert [("unknown", -5000)] == [(one.kind, one.amount_microusd) for one in query("SELECT * FROM ledger WHERE job_id = :id", id=job)]
+
+
+def test_ids_that_an_upstream_gave_twice_end_no_page_early(redis_client: redis.Redis) -> None:
+    from tests.http_tools import Caller
+    from tests.test_stored_completions import store
+
+    caller = Caller()
+    for name in ("c-0", "c-1", "c-2", "c-3", "c-1"):
+        store(caller, name)
+    for order in ("asc", "desc"):
+        seen: list[str] = []
+        for _ in range(6):
+            after = f"&after={seen[-1]}" if seen else ""
+            page = caller.get(f"/v1/chat/completions?limit=1&order={order}{after}").json
+            seen += [one["id"] for one in page["data"]]
+            if not page["has_more"]:
+                break
+        assert sorted(seen) == ["c-0", "c-1", "c-2", "c-3"]
