@@ -84,8 +84,8 @@ class Report:
 
     pushed_back: fewer calls in flight from now on. throttled: refused for load; the credential and model pause for cooldown_ms (what
     the upstream asked for), else for a time that doubles with each pause until a call is answered. is_repeat: the job was refused so
-    before; when other jobs were answered since, the refusal belongs to the job and nobody pauses. jitter: 0 to 1. exceeds: refused because it is larger
-    than the limit.
+    before; when other jobs were answered since, the refusal belongs to the job and nobody pauses. jitter: 0 to 1. exceeds: refused because
+    it is larger than the limit.
     """
 
     sent: bool = True
