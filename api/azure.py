@@ -10,25 +10,25 @@ from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES
 routes = Blueprint("azure", __name__)
 
 
-@routes.post("/deployments/<deployment>/chat/completions")
+@routes.post("/deployments/<path:deployment>/chat/completions")
 def chat(deployment: str) -> Response:
     """A chat completion, whole or as a stream."""
     return openai.serve(CHAT, model=deployment)
 
 
-@routes.post("/deployments/<deployment>/embeddings")
+@routes.post("/deployments/<path:deployment>/embeddings")
 def embeddings(deployment: str) -> Response:
     """Vectors for texts."""
     return openai.serve(EMBEDDINGS, model=deployment)
 
 
-@routes.post("/deployments/<deployment>/images/generations")
+@routes.post("/deployments/<path:deployment>/images/generations")
 def images(deployment: str) -> Response:
     """Pictures from a prompt."""
     return openai.serve(IMAGES, model=deployment)
 
 
-@routes.post("/deployments/<deployment>/images/edits")
+@routes.post("/deployments/<path:deployment>/images/edits")
 def edits(deployment: str) -> Response:
     """Pictures from pictures and a prompt."""
     return openai.serve(EDITS, model=deployment)

@@ -67,7 +67,7 @@ def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[
     """The first `most` jobs of each lane, in order; those that a cap in `rooms` stops altogether are passed over.
 
     Rows: id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, refusals,
-    request_id, traceparent.
+    failed_with (the credential of the last attempt, of a job that failed before), request_id, traceparent.
     """
     if not lanes:
         return []
@@ -176,7 +176,7 @@ _HEAD = """
     SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)
     CROSS JOIN LATERAL (
         SELECT id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, refusals,
-               request_id, traceparent
+               CASE WHEN failures + throttles > 0 THEN credential_id END AS failed_with, request_id, traceparent
         FROM job WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
         AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp())
         {but} ORDER BY start_tag, id LIMIT :most

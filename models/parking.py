@@ -53,17 +53,19 @@ def probed(session: Session, credential_ids: Sequence[int]) -> None:
 
 
 def refused(
-    session: Session, *, job_id: UUID, credential_id: int, model: str, endpoint: str, reason: str, refused_by: Sequence[int]
+    session: Session, *, job_id: UUID, credential_id: int, model: str, endpoint: str, reason: str | None, refused_by: Sequence[int]
 ) -> bool:
     """Parks the credential for this model and endpoint where another credential of its pool may serve the job; returns whether one may.
 
+    reason None: it serves other jobs of this model, so it is not parked.
     refused_by: credentials that refused the job before. When none is left the job itself is refused, so what it parked is open again.
     """
     wanted = {"job_id": job_id, "credential_id": credential_id, "model": model, "endpoint": endpoint, "reason": reason}
     if session.execute(_OTHERS, {"credential_id": credential_id, "refused": [*refused_by, credential_id]}).one_or_none() is None:
         session.execute(_FORGIVE, {"job_id": job_id, "model": model, "endpoint": endpoint})
         return False
-    session.execute(_PARK_MODEL, {**wanted, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
+    if reason is not None:
+        session.execute(_PARK_MODEL, {**wanted, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
     return True
 
 

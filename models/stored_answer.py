@@ -29,7 +29,7 @@ MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 def metadata_to_store(endpoint: str, request: bytes) -> dict[str, str] | None:
     """Returns the metadata to store with the answer of this request, or None if the request does not store.
 
-    Metadata other than up to 16 pairs of short strings is dropped: only the upstream validates it.
+    Metadata other than up to 16 pairs of short strings that Postgres can store is dropped: only the upstream validates it.
     """
     # A substring search first: prompts can be large, and few requests store.
     if endpoint != CHAT or b'"store"' not in request:
@@ -52,7 +52,7 @@ def insert(
     if not isinstance(answer_id, str) or not is_answer_id(answer_id):
         return
     models = [model]
-    if isinstance(answer_model, str) and "\0" not in answer_model and len(answer_model) <= MAX_MODEL_CHARS:
+    if isinstance(answer_model, str) and _is_storable(answer_model) and len(answer_model) <= MAX_MODEL_CHARS:
         models.append(answer_model)
     params = {"job_id": job_id, "key_id": key_id, "endpoint": endpoint, "id": answer_id, "models": models}
     session.execute(_INSERT, {**params, "metadata": json.dumps(metadata)})
@@ -80,7 +80,8 @@ def page(
 ) -> Sequence[Any]:  # fmt: skip
     """Returns up to limit + 1 rows of `get`, in the order in which their jobs were created.
 
-    after: the job of the previous page's last row. model: of the request or of the answer. metadata: pairs that each row must have.
+    Of rows with the same id only the newest, as `get` has it: a page could not go on after another. after: the job of the previous page's
+    last row. model: of the request or of the answer. metadata: pairs that each row must have.
     """
     params = {
         "key_id": key_id, "endpoint": endpoint, "after": after, "model": model, "metadata": json.dumps(metadata), "most": limit + 1,
@@ -104,7 +105,13 @@ def _is_metadata(value: object) -> bool:
         isinstance(value, dict)
         and len(value) <= MAX_PAIRS
         and all(len(name) <= MAX_KEY_CHARS and isinstance(each, str) and len(each) <= MAX_VALUE_CHARS for name, each in value.items())
+        and all(_is_storable(each) for pair in value.items() for each in pair)
     )
+
+
+def _is_storable(value: str) -> bool:
+    """Whether Postgres takes it as text: without U+0000 and halves of surrogate pairs."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 _INSERT = text("""
@@ -120,7 +127,10 @@ _ROWS = """
 """
 _GET = text(f"{_ROWS} AND stored.id = :id ORDER BY stored.job_id DESC LIMIT 1")
 _FILTER = """
-    AND (CAST(:model AS text) IS NULL OR :model = ANY(stored.models)) AND stored.metadata @> CAST(:metadata AS jsonb)
+    AND NOT EXISTS (
+        SELECT FROM stored_answer AS newer
+        WHERE newer.key_id = :key_id AND newer.endpoint = :endpoint AND newer.id = stored.id AND newer.job_id > stored.job_id
+    ) AND (CAST(:model AS text) IS NULL OR :model = ANY(stored.models)) AND stored.metadata @> CAST(:metadata AS jsonb)
 """
 # A job's id is a UUIDv7: it sorts by creation time.
 _PAGE_ASCENDING = text(f"""

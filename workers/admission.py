@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -151,12 +152,17 @@ class Reserver:
         several = [Meter(number, models[lane]) for lane, numbers in wanted.items() if len(numbers) > 1 for number in numbers]
         rooms = dict(zip(several, self._limiter.peek_many(several), strict=True)) if several else {}
 
-        def room(one: Meter) -> tuple[float, float]:
+        def room(one: Meter, lane: int) -> tuple[int, float, float]:
             found = rooms.get(one)
             weight = weights.get(one.credential_id, 1.0)
-            return (-found.wait_ms, found.share * weight) if found is not None else (0.0, weight)
+            # A credential that fails fast has most room. A job that it failed tries another one first.
+            failed = sum(job.failed_with == one.credential_id for job in left[lane])
+            return (-failed, -found.wait_ms, found.share * weight) if found is not None else (-failed, 0.0, weight)
 
-        return {lane: max((Meter(number, models[lane]) for number in numbers), key=room) for lane, numbers in wanted.items() if numbers}
+        return {
+            lane: max((Meter(number, models[lane]) for number in numbers), key=partial(room, lane=lane))
+            for lane, numbers in wanted.items() if numbers
+        }  # fmt: skip
 
     def rebuild(self, lost: Meter) -> None:
         """The limiter's state for this credential and model is made again from Postgres, never looser than what was lost.

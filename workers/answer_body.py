@@ -17,6 +17,7 @@ _MEDIA_TYPE = re.compile(r"[\w.+-]{1,80}/[\w.+-]{1,80}([ \t]*;[\x20-\x7e]{0,120}
 _EVENT_START = re.compile(rb"(data|event|id|retry)\s*:|:")
 # The beginning of an emoji whose end is missing: models that are cut off say that.
 _TORN = re.compile(rb"[\xf0-\xf4][\x80-\xbf]")
+_ANY_BYTES = b"{" + bytes(range(128, 256)) + b"}"
 _WHITE = " \t\r\n\x00"
 
 
@@ -70,7 +71,8 @@ def decode(body: bytes, content_type: str = "", *, guesses: bool = True) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError:
-        return body.decode(_charset(body, content_type, guesses=guesses), "replace")
+        text = body.decode(_charset(body, content_type, guesses=guesses), "replace")
+    return text.encode(errors="replace").decode()  # some codecs make halves of surrogate pairs
 
 
 def is_event_stream(body: bytes) -> bool:
@@ -115,6 +117,7 @@ def _labelled(content_type: str) -> str:
     found = _CHARSET.search(content_type)
     try:
         name = codecs.lookup(found[1]).name if found else ""
-        return name if not name or isinstance(b"a".decode(name), str) else ""
+        # Some codecs of Python are no charsets, and fail at what is none of theirs whatever `errors` says.
+        return name if not name or isinstance(_ANY_BYTES.decode(name, "replace"), str) else ""
     except (LookupError, ValueError):
         return ""

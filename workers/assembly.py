@@ -83,6 +83,8 @@ class Chat:
         for name, value in said.items():
             if name == "delta":
                 _merge(message, value if isinstance(value, dict) else {})
+            elif name == "message" and "delta" in said:
+                continue  # said beside the delta, empty or with all so far: the deltas add up to it
             elif name == "logprobs":
                 _merge(choice, {name: value})
             elif name != "index" and (value is not None or name not in choice):

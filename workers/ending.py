@@ -178,8 +178,8 @@ def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
 
 
 def _is_unreadable(result: Result) -> bool:
-    """An answer was kept that nobody could read: it may have been paid for."""
-    return (result.error or {}).get("code") == job.UNREADABLE
+    """An answer was kept that nobody could read: it may have been paid for. Of a stream that had begun only its last event was kept."""
+    return (result.error or {}).get("code") == job.UNREADABLE and result.transcript is None
 
 
 def spool(ending: Ending) -> Path:

@@ -16,6 +16,8 @@ from workers.assembly import Assembly, Chat, Pictures
 from workers.openai_client import Answer
 from workers.sse import Event, Splitter
 
+# Levels of an event; an answer that needs more cannot be read.
+DEPTH_MOST = 128
 KINDS = {endpoint.IMAGES: "image_generation", endpoint.EDITS: "image_edit"}
 
 
@@ -124,7 +126,17 @@ def _object(data: bytes) -> JsonObject | None:
     found = answer_body.parse_any(data)
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and not _is_deep(found) else None
+
+
+def _is_deep(value: JsonObject) -> bool:
+    """Whether it is nested deeper than what a request may be: adding it up would overflow Python's stack."""
+    level: list[Any] = [value]
+    for _ in range(DEPTH_MOST):
+        level = [inside for one in level for inside in (one.values() if isinstance(one, dict) else one) if isinstance(inside, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _dump(value: JsonObject) -> bytes:

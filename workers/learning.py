@@ -17,14 +17,20 @@ from workers.retry import Next, Verdict
 
 log = logging.getLogger(__name__)
 
+# Headers of a caller that say whose account pays.
+ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project"})
 # Of several refusals of one job by different credentials, what its caller is told: what he can change comes first.
 _TELLING = {status: rank for rank, status in enumerate((400, 404, 403, 402, 429, 401))}
 
 
 def remember(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
     """Stores what the answer taught about the credential; returns the verdict on the job, which may depend on that. row: of job.claim."""
+    if verdict.park and _chooses_account(row):
+        # The account that this request's own headers name is at fault, not the credential that others use too.
+        verdict = replace(verdict, park=None)
     is_news = learned is not None and learned.changed
-    if not (verdict.park or verdict.unserved or is_news or row.is_probe):
+    is_for_others = bool(verdict.unserved or verdict.exceeds) and not _is_model_lookup(row)
+    if not (verdict.park or is_for_others or is_news or row.is_probe):
         return verdict
     try:
         with db.begin() as session:
@@ -32,14 +38,14 @@ def remember(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
                 meter.remember(session, row.credential_id, row.model, **_lasting(learned))
             if verdict.park:
                 return _parked(session, row, verdict)
-            if verdict.unserved and not _is_model_lookup(row):
+            if is_for_others:
                 return _unserved(session, row, verdict)
             if verdict.next == Next.SUCCEED and row.is_probe:
                 parking.unpark(session, row.credential_id)
                 parking.unpark_model(session, row.credential_id, model=row.model, endpoint=row.endpoint)
     except Unavailable:
         log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": row.credential_id})
-        if verdict.park or (verdict.unserved and not _is_model_lookup(row)):
+        if verdict.park or is_for_others:
             # Whether another credential may serve the job is not known: the job is requeued, and asks again.
             return replace(verdict, next=Next.WAIT)
     return verdict
@@ -70,16 +76,21 @@ def _unserved(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
     """The pool's other credentials are tried first; when all have refused the job, it fails with the most telling answer."""
     before = row.refusals or []
     has_others = parking.refused(
-        session, job_id=row.id, credential_id=row.credential_id, model=row.model, endpoint=row.endpoint, reason=verdict.unserved or "",
+        session, job_id=row.id, credential_id=row.credential_id, model=row.model, endpoint=row.endpoint, reason=verdict.unserved,
         refused_by=[one["credential_id"] for one in before],
     )  # fmt: skip
-    if has_others:
+    if has_others and verdict.unserved:
         about = {"credential_id": row.credential_id, "model": row.model, "reason": verdict.unserved}
         log.warning("credential parked for one model", extra=about)
+    if has_others:
         return replace(verdict, next=Next.WAIT)
     last = refusal_of(row, verdict)
     best = min([last, *before], key=lambda one: _TELLING.get(one["status"], len(_TELLING)))
     return verdict if best is last else replace(verdict, error=best["error"], status=best["status"], is_of_another=True)
+
+
+def _chooses_account(row: Any) -> bool:
+    return not ACCOUNT_HEADERS.isdisjoint(row.headers or ())
 
 
 def _is_model_lookup(row: Any) -> bool:

@@ -360,13 +360,13 @@ local function throttle(told_us, is_repeat, at, base_us, most_us, jitter)
   return true
 end
 
--- The job that tried to exceed a learned limit is back. Answered: the limit is gone unless this answer states one. Refused: it holds,
--- and the job has used nothing of it.
-local function end_probe(id, was_good, is_told, units, at)
+-- The job that tried to exceed a learned limit is back. Answered: the limit is gone unless this answer states one. Refused: the job has
+-- used nothing of it, and the limit holds if it was refused for load or size. What came of another failure says nothing of the limit.
+local function end_probe(id, was_good, is_told, confirms, units, at)
   if s.probe ~= id then return false end
   s.probe, s.probed = nil, nil
   if not was_good then
-    s.confirmed = now
+    if confirms then s.confirmed = now end
     if at then refund({ 0, units[2], units[3] }, at) end
   elseif not is_told then
     s.ltpm = nil
@@ -449,7 +449,7 @@ function operations.renew() -- lease_us, ids
 end
 
 -- id, sent, good, limit_requests, reset_requests_us, limit_tokens, reset_tokens_us, cooldown_us, pushed_back, throttled, is_repeat,
--- base_us, most_us, jitter
+-- base_us, most_us, jitter, exceeds
 function operations.release()
   local id, flying = ARGV[3], live
   local paid, units, at = sums_when_paid(id), paid_by(id)
@@ -468,7 +468,7 @@ function operations.release()
     if learn_limit(GATES[i], tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i]), paid) then changed = true end
   end
   if is_good and is_told then s.confirmed = now end
-  local is_refuted = end_probe(id, is_good, is_told, units, ARGV[4] == '1' and at)
+  local is_refuted = end_probe(id, is_good, is_told, ARGV[12] == '1' or ARGV[17] == '1', units, ARGV[4] == '1' and at)
   local is_pushed = ARGV[11] == '1'
   if ARGV[12] == '1' then
     is_pushed = is_pushed and not (ARGV[13] == '1' and not s.streak)

@@ -84,7 +84,8 @@ class Report:
 
     pushed_back: fewer calls in flight from now on. throttled: refused for load; the credential and model pause for cooldown_ms (what
     the upstream asked for), else for a time that doubles with each pause until a call is answered. is_repeat: the job was refused so
-    before; when other jobs were answered since, the refusal belongs to the job and nobody pauses. jitter: 0 to 1.
+    before; when other jobs were answered since, the refusal belongs to the job and nobody pauses. jitter: 0 to 1. exceeds: refused because
+    it is larger than the limit.
     """
 
     sent: bool = True
@@ -98,6 +99,7 @@ class Report:
     throttled: bool = False
     is_repeat: bool = False
     jitter: float = 0.0
+    exceeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ class Limiter:
             int(settings().pause_s * 1e6),
             int(settings().pause_most_s * 1e6),
             report.jitter,
+            int(report.exceeds),
         )
         args = (dispatch_id, *flags, *requests, *tokens, cooldown, int(report.pushed_back), *pace)
         reply = self._run([(meter, "release", args)], tell=tell)[0]

@@ -157,6 +157,7 @@ class Processor:
             cooldown_ms=verdict.pause_ms,
             pushed_back=verdict.pushed_back,
             throttled=verdict.throttled,
+            exceeds=verdict.exceeds,
             is_repeat=work.row.throttles > 0,
             jitter=random.random(),
             **vars(told if is_good else told.of_refusal() if verdict.throttled else headers.NOTHING),
@@ -216,7 +217,9 @@ def _call(work: Work) -> tuple[Answer, Verdict]:
 
 def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:
     """Fails the job, or requeues it. Never again when somebody may have read a part of its stream, or its running time is used up."""
-    finding = Finding(verdict.outcome, answer.status if answer else None, _request_id(answer) if answer else None)
+    # What a reader has had of an answer may have been paid for, however it ended.
+    outcome = Outcome.UNKNOWN if work.relay.has_begun else verdict.outcome
+    finding = Finding(outcome, answer.status if answer else None, _request_id(answer) if answer else None)
     counts = verdict.next in (Next.AGAIN, Next.UNKNOWN, Next.UNREADABLE)
     is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < job.LEAST_CALL_S)
     is_refused = verdict.throttled and work.row.throttles + 1 >= settings().max_throttles
@@ -237,7 +240,8 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
     elif verdict.throttled:
         ending.write(work.back(finding, delay_s=_throttle_delay_s(work, verdict, learned), throttled=True))
     elif verdict.next == Next.WAIT:
-        ending.write(work.back(finding, refusal=learning.refusal_of(work.row, verdict)))
+        # A credential that serves nobody has not refused this job: mended meanwhile, it may serve it.
+        ending.write(work.back(finding, refusal=None if verdict.park else learning.refusal_of(work.row, verdict)))
     else:
         ending.write(work.back(finding, delay_s=retry.delay_s(work.row.failures), counts=True))
 

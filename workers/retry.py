@@ -41,7 +41,7 @@ class Verdict:
     throttled: refused for load; the credential and model pause for pause_ms, None: the upstream names no time. pushed_back: fewer calls
     in flight. park: why the credential serves nothing; unserved: why it cannot serve this endpoint and model. status: what a refusal,
     or an error in an answer of status 200, counts as; None: the answer's own. is_of_another: `error` and `status` are those of another
-    credential's refusal, which says more than the last one.
+    credential's refusal, which says more than the last one. exceeds: larger than this credential's limit; another's may be higher.
     """
 
     next: Next
@@ -54,6 +54,7 @@ class Verdict:
     throttled: bool = False
     status: int | None = None
     is_of_another: bool = False
+    exceeds: bool = False
 
 
 def judge(answer: Answer) -> Verdict:
@@ -130,7 +131,7 @@ def _judge_429(answer: Answer, said: ErrorObject) -> Verdict:
     if blame.find(429, said) == Fault.MONEY:
         return _refused(429, said)
     if "request too large" in str(said.get("message", "")).lower():
-        return Verdict(Next.FAIL, Outcome.REFUSED, error=said)
+        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, status=429, exceeds=True)
     pause = headers.pause_ms(answer.headers)
     return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
 

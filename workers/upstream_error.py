@@ -58,9 +58,7 @@ def find(body: bytes, content_type: str = "") -> ErrorObject | None:
 
 def is_error(said: Mapping[str, Any]) -> bool:
     """Whether this JSON object, which came with a good status, is an error all the same. An answer with content is none."""
-    error = said.get("error")
-    is_told = bool(error) and isinstance(error, dict | list | str)
-    return (is_told or said.get("object") == "error") and not _has_content(said)
+    return (bool(said.get("error")) or said.get("object") == "error") and not _has_content(said)
 
 
 def status_of(said: Mapping[str, Any], *, money: frozenset[str] = frozenset()) -> int:
