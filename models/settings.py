@@ -205,7 +205,7 @@ class Settings(BaseSettings):
     @field_validator("openai_base_url")
     @classmethod
     def _address(cls, value: str) -> str:
-        return upstream_url.base_url(value, setting="OPENAI_BASE_URL")
+        return upstream_url.base_url(value, setting="OPENAI_BASE_URL") if value.strip() else OPENAI_API
 
     @field_validator("forward_headers", "forward_headers_issued")
     @classmethod

@@ -167,7 +167,8 @@ def test_a_refusal_while_postgres_is_away_does_not_fail_the_job(override: Callab
     override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
     db.engine.cache_clear()
     refused = retry.Verdict(retry.Next.FAIL, Outcome.REFUSED, status=404, **how)
-    claimed = SimpleNamespace(id=uuid4(), credential_id=1, model="m", endpoint="/v1/chat/completions", refusals=None, headers=None, is_probe=False)
+    about = {"model": "m", "endpoint": "/v1/chat/completions", "refusals": None, "headers": None, "is_probe": False}
+    claimed = SimpleNamespace(id=uuid4(), credential_id=1, **about)
 
     assert retry.Next.WAIT == learning.remember(claimed, None, refused).next
 

@@ -73,6 +73,10 @@ def test_a_wrong_address_is_refused_with_the_setting_and_an_example(given: str, 
     assert said.startswith("OPENAI_BASE_URL ") and "https://" in said and "\n" not in said and "sesame" not in said
 
 
+def test_an_empty_address_is_none_and_openai_is_called() -> None:
+    assert "https://api.openai.com/v1" == Settings(openai_base_url=" ").openai_base_url
+
+
 def test_a_wrong_setting_is_said_in_one_line_that_names_it() -> None:
     with pytest.raises(ValidationError) as raised:
         Settings(openai_base_url="api.openai.com")

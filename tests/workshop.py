@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import redis
@@ -23,6 +23,12 @@ from workers.process import Processor
 from workers.ring import Call
 
 SLOTS = 64
+
+
+class HasAddress(Protocol):
+    """An upstream that calls can be sent to."""
+
+    base_url: str
 
 
 class Workshop:
@@ -71,7 +77,7 @@ class Workshop:
         return [call.text for call in self.upstream.calls()]
 
 
-def pool_of(upstream: FakeUpstream, *tokens: str, **limits: int) -> tuple[Key, list[int]]:
+def pool_of(upstream: HasAddress, *tokens: str, **limits: int) -> tuple[Key, list[int]]:
     """A caller whose pool has a credential for each of these upstream keys, and their ids."""
     caller = known(tokens[0])
     (first,) = query("SELECT id FROM credential WHERE pool_id = :id", id=caller.pool_id)

@@ -1,0 +1,252 @@
+"""Upstreams that refuse, fail and answer in ways that no other test plays: nothing is bought twice, and nobody else suffers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from models import db, view
+from tests.http_tools import Caller
+from tests.line_tools import query, row, submit
+from tests.odd_upstream import Answer, Call, OddUpstream, RawUpstream, chat, error, events
+from tests.test_stored_completions import store
+from tests.upstream.client import FakeUpstream, upstream
+from tests.workshop import Workshop, ask, issue, pool_of
+from workers import answer_body
+from workers.assembly import Chat
+
+__all__ = ["upstream"]
+pytestmark = pytest.mark.usefixtures("database")
+Make = Callable[[Callable[[Call], Answer]], OddUpstream]
+
+
+@pytest.fixture
+def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> Workshop:
+    override(pause_s=0.05, pause_most_s=0.5, retry_base_s=0.02, max_throttles=5, probe_s=0.3)
+    return Workshop(redis_client, upstream)
+
+
+@pytest.fixture
+def odd() -> Iterator[Make]:
+    started: list[OddUpstream] = []
+
+    def make(answer: Callable[[Call], Answer]) -> OddUpstream:
+        started.append(OddUpstream(answer))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.close()
+
+
+def ended(*jobs: object) -> Callable[[], bool]:
+    return lambda: all(row(one).status in ("succeeded", "failed") for one in jobs)  # type: ignore[arg-type]  # ids
+
+
+# A key that fails beside a good one
+
+
+@pytest.mark.parametrize("how", [{"status": 500}, {"status": 429, "kind": "rate_no_retry_after"}], ids=["fails", "throttles"])
+def test_a_key_that_fails_is_not_asked_again_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream, how: dict[str, Any]) -> None:
+    caller, _ = pool_of(upstream, "sk-fails", "sk-good")
+    upstream.behave("sk-fails", **how)
+    jobs = [ask(caller, f"any {n}") for n in range(3)]
+    workshop.run(ended(*jobs))
+
+    assert ["succeeded"] * 3 == [row(one).status for one in jobs]
+
+
+def test_a_key_that_cannot_be_reached_is_not_asked_again_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream) -> None:
+    caller, (first, _) = pool_of(upstream, "sk-away", "sk-good")
+    query("UPDATE credential SET base_url = 'http://127.0.0.1:9/v1' WHERE id = :id", id=first)
+    jobs = [ask(caller, f"any {n}") for n in range(3)]
+    workshop.run(ended(*jobs))
+
+    assert ["succeeded"] * 3 == [row(one).status for one in jobs]
+
+
+def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: Workshop, odd: Make) -> None:
+    words = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 50000."
+    there = odd(lambda call: (429, {}, error(words, code="rate_limit_exceeded")) if call.key == "sk-small" else (200, {}, chat()))
+    caller, _ = pool_of(there, "sk-small", "sk-large")
+    job = ask(caller, "large")
+    workshop.run(ended(job))
+
+    assert "succeeded" == row(job).status
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "mismatched_organization"), (429, "project_spend_limit_exceeded")])
+def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: Workshop, odd: Make, status: int, code: str) -> None:
+    there = odd(
+        lambda call: (status, {}, error("No such organization", code=code)) if "openai-organization" in call.headers else (200, {}, chat())
+    )
+    caller, _ = pool_of(there, "sk-org")
+    wrong = ask(caller, "wrong", headers={"openai-organization": "org-wrong"})
+    good = [ask(caller, f"good {n}") for n in range(3)]
+    workshop.run(ended(wrong, *good))
+
+    assert "failed" == row(wrong).status
+    assert ["succeeded"] * 3 == [row(one).status for one in good]
+
+
+def test_a_key_mended_meanwhile_is_tried_before_a_job_fails(workshop: Workshop, odd: Make) -> None:
+    mended: list[int] = []
+
+    def answer(call: Call) -> Answer:
+        if call.key == "sk-poor":
+            quota = error("You exceeded your current quota", code="insufficient_quota", type="insufficient_quota")
+            return (200, {}, chat()) if mended else (429, {}, quota)
+        mended.append(first)
+        query("UPDATE credential SET parked_at = NULL, parked_reason = NULL WHERE id = :id", id=first)
+        return 404, {}, error("The model `m` does not exist", code="model_not_found")
+
+    caller, (first, _) = pool_of(odd(answer), "sk-poor", "sk-without")
+    issue(caller)
+    job = ask(caller, "any")
+    workshop.run(ended(job))
+
+    assert "succeeded" == row(job).status
+
+
+def test_a_probe_that_failed_confirms_no_learned_limit(workshop: Workshop, odd: Make) -> None:
+    tries: list[bytes] = []
+
+    def answer(call: Call) -> Answer:
+        if b"large" in call.body and not tries:
+            tries.append(call.body)
+            return 500, {}, error("The server had an error")
+        limit = "30000" if b"small" in call.body else "900000"
+        return 200, {"x-ratelimit-limit-tokens": limit, "x-ratelimit-remaining-tokens": "29000"}, chat()
+
+    caller, _ = pool_of(odd(answer), "sk-limit")
+    small = ask(caller, "small")
+    workshop.run(ended(small))
+    large = [ask(caller, f"large {n}", tokens=50_000) for n in range(2)]
+    workshop.run(lambda: any(row(one).status in ("succeeded", "failed") for one in large))
+
+    assert not [row(one).error for one in large if row(one).status == "failed"]
+
+
+# Answers
+
+
+@pytest.mark.parametrize("said", [{"error": True, "message": "the model is overloaded"}, {"error": 503, "message": "busy"}])
+def test_an_error_that_is_no_object_is_no_success(workshop: Workshop, odd: Make, said: dict[str, Any]) -> None:
+    caller, _ = pool_of(odd(lambda _: (200, {}, json.dumps(said).encode())), "sk-true")
+    job = ask(caller, "any", max_attempts=1)
+    workshop.run(ended(job))
+
+    assert "failed" == row(job).status
+
+
+@pytest.mark.parametrize("said", [r"\ud800", r"\u0000"])
+def test_metadata_that_cannot_be_stored_loses_no_paid_answer(workshop: Workshop, upstream: FakeUpstream, said: str) -> None:
+    caller, _ = pool_of(upstream, "sk-store")
+    body = f'{{"model":"m","store":true,"metadata":{{"a":"{said}"}},"messages":[{{"role":"user","content":"hi"}}]}}'
+    job = submit(caller, request=body.encode())
+    workshop.run(ended(job))
+
+    assert ("succeeded", 1) == (row(job).status, row(job).calls)
+
+
+def deep(levels: int) -> bytes:
+    """An answer whose tool calls are nested so deep."""
+    return chat().replace(b'"content"', b'"tool_calls": ' + b"[" * levels + b"]" * levels + b', "content"')
+
+
+ODD_ANSWERS = {
+    "surrogates": chat("\ud800\x00", model="\ud800", id="\ud800"),
+    "odd message": chat(
+        choices=[{"index": 0, "message": {"role": 5, "content": [1, None], "tool_calls": "x", "name": 3}, "finish_reason": 4}]
+    ),
+    "odd choices": chat(choices=[None, 3, [], {"message": None}]),
+    "odd usage": chat(usage={"prompt_tokens": 10**300, "completion_tokens": "1e999", "total_tokens": True}),
+    "odd pictures": json.dumps({"created": None, "data": [None, 5, {"b64_json": "%%%"}], "usage": 5}).encode(),
+    "not a number": chat().replace(b'"created": 1', b'"created": NaN'),
+    "nested 480 levels": deep(480),
+    "nested 900 levels": deep(900),
+}
+
+
+def as_events(answer: bytes) -> bytes:
+    """The answer as the one chunk of a stream."""
+    return events(answer.replace(b'"message"', b'"delta"'), b"[DONE]")
+
+
+@pytest.mark.parametrize("shape", ["plain", "stored", "streamed"])
+@pytest.mark.parametrize("name", ODD_ANSWERS)
+def test_no_odd_answer_is_bought_twice(workshop: Workshop, odd: Make, name: str, shape: str) -> None:
+    body = as_events(ODD_ANSWERS[name]) if shape == "streamed" else ODD_ANSWERS[name]
+    there = odd(lambda _: (200, {"content-type": "text/event-stream"} if shape == "streamed" else {}, body))
+    caller, _ = pool_of(there, "sk-odd")
+    request = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "store": shape == "stored", "stream": shape == "streamed"}
+    job = submit(caller, request=json.dumps(request).encode(), streamed=shape == "streamed")
+    workshop.run(ended(job))
+    with db.begin() as session:
+        shown = view.show(session, view.find(session, job, caller.id))
+
+    assert (1, 1) == (len(there.calls), shown["attempt_count"])
+
+
+@pytest.mark.parametrize("charset", ["idna", "punycode", "raw-unicode-escape", "unicode_escape", "utf-7", "undefined", "base64"])
+@pytest.mark.parametrize("body", [b"{\xff}", b'{"a":"\\ud800\xff"}', b'{"a":"+2AA-\xff"}', b"{" + b"\xff.a." * 90 + b"}"])
+def test_no_label_of_a_charset_breaks_the_reader(charset: str, body: bytes) -> None:
+    answer_body.decode(body, f"text/plain; charset={charset}").encode()
+
+
+def test_an_empty_message_beside_the_deltas_empties_no_answer() -> None:
+    answer = Chat(n=1)
+    answer.add({"choices": [{"index": 0, "delta": {"content": "a"}, "message": {}}]})
+    answer.add({"choices": [{"index": 0, "delta": {"content": "b"}, "message": {}, "finish_reason": "stop"}]})
+
+    assert "ab" == answer.answer()["choices"][0]["message"]["content"]
+
+
+BAD_ENDS = [events({"error": {"message": "boom", "code": 500}}), events(b"{oops"), b""]
+
+
+@pytest.mark.parametrize("tail", BAD_ENDS, ids=["error", "garbage", "cut"])
+def test_a_stream_that_ends_badly_after_its_reader_had_it_is_charged(workshop: Workshop, tail: bytes) -> None:
+    said = events(*[{"id": "c", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}] * 500)
+    there = RawUpstream([b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", said, said, tail])
+    caller, _ = pool_of(there, "sk-middle")
+    body = {"model": "gpt-4o", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    job = submit(caller, request=json.dumps(body).encode(), streamed=True, model="gpt-4o", reserved_microusd=5000)
+    workshop.run(ended(job))
+    there.close()
+
+    assert ("failed", 1) == (row(job).status, row(job).calls)
+    assert [("unknown", -5000)] == [(one.kind, one.amount_microusd) for one in query("SELECT * FROM ledger WHERE job_id = :id", id=job)]
+
+
+# Callers
+
+
+@pytest.mark.usefixtures("redis_client")
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3", "meta-llama%2FLlama-3"])
+def test_a_deployment_may_have_a_slash_in_its_name(name: str) -> None:
+    path = f"/openai/deployments/{name}/chat/completions?api-version=1"
+    made = Caller().post(path, {"messages": []}, headers={"Prefer": "respond-async"})
+
+    assert (202, "meta-llama/Llama-3") == (made.status_code, made.json["model"])
+
+
+@pytest.mark.usefixtures("redis_client")
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_ids_that_an_upstream_gave_twice_end_no_page_early(order: str) -> None:
+    caller = Caller()
+    for name in ("c-0", "c-1", "c-2", "c-3", "c-1"):
+        store(caller, name)
+    seen: list[str] = []
+    while True:
+        after = f"&after={seen[-1]}" if seen else ""
+        page = caller.get(f"/v1/chat/completions?limit=1&order={order}{after}").json
+        seen += [one["id"] for one in page["data"]]
+        if not page["has_more"] or len(seen) > 5:
+            break
+
+    assert ["c-0", "c-1", "c-2", "c-3"] == sorted(seen)
