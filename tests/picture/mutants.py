@@ -138,7 +138,7 @@ MUTANTS = (
     Mutant(
         "a refusal by one credential is no failed attempt",
         "workers/process.py",
-        (("refusal=learning.refusal_of(work.row, verdict))", "refusal=learning.refusal_of(work.row, verdict), counts=True)"),),
+        (("else learning.refusal_of(work.row, verdict)))", "else learning.refusal_of(work.row, verdict), counts=True))"),),
     ),
     Mutant(
         "of several refusals the caller gets the most telling",
