@@ -163,7 +163,9 @@ def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, fi
     row = session.execute(_FINISH, _end(job_id, dispatch_id, result)).one_or_none()
     settle(session, dispatch_id, finding)
     if row is not None:
-        if row.conversation_id is not None and (result.error or {}).get("code") == TOO_LONG:
+        if row.conversation_id is not None and not TOO_LONG.isdisjoint(
+            {(result.error or {}).get("code"), (result.error or {}).get("type")}
+        ):
             recall.shrink(session, job_id)
         conversation.let_next(session, [row.conversation_id])
     return row
@@ -255,8 +257,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
 
 # A job with less than this of its timeout_s left is not called again.
 LEAST_CALL_S = 1
-# The upstream's word for messages that its model cannot take.
-TOO_LONG = "context_length_exceeded"
+# Upstreams' words for messages that their model cannot take: OpenAI's, llama.cpp's.
+TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 # Our code for a job whose answer was kept although nobody could read it.
 UNREADABLE = "upstream_invalid_response"
 LOST = {

@@ -67,7 +67,7 @@ class Reserver:
         tried: dict[int, set[int]] = {lane: set() for lane in wanted}
         open_to = {one.id: _open_to(one, credentials[lane], models[lane], shut) for lane, jobs in left.items() for one in jobs}
         while left:
-            chosen = self._choose(left, models=models, open_to=open_to, tried=tried, weights=weights)
+            chosen = self._choose(left, models=models, open_to=open_to, tried=tried, weights=weights, shut=shut)
             for lane in [lane for lane in left if lane not in chosen]:
                 if given[lane].blocked_by is None:
                     given[lane].blocked_by, given[lane].wake_in_s = "parked", 5.0
@@ -147,17 +147,22 @@ class Reserver:
         open_to: Mapping[UUID, Set[int]],
         tried: Mapping[int, set[int]],
         weights: Mapping[int, float],
+        shut: Shut,
     ) -> dict[int, Meter]:
         wanted = {lane: sorted({number for one in jobs for number in open_to[one.id]} - tried[lane]) for lane, jobs in left.items()}
         several = [Meter(number, models[lane]) for lane, numbers in wanted.items() if len(numbers) > 1 for number in numbers]
         rooms = dict(zip(several, self._limiter.peek_many(several), strict=True)) if several else {}
 
-        def room(one: Meter, lane: int) -> tuple[int, float, float]:
+        def room(one: Meter, lane: int) -> tuple[bool, int, float, float]:
             found = rooms.get(one)
             weight = weights.get(one.credential_id, 1.0)
+            # A probe that is due goes first, or a credential with less room than others would never be probed at light load.
+            is_due = any(
+                shut.get((one.credential_id, one.model, job.endpoint)) and one.credential_id in open_to[job.id] for job in left[lane]
+            )
             # A credential that fails fast has most room. A job that it failed tries another one first.
             failed = sum(job.failed_with == one.credential_id for job in left[lane])
-            return (-failed, -found.wait_ms, found.share * weight) if found is not None else (-failed, 0.0, weight)
+            return (is_due, -failed, -found.wait_ms, found.share * weight) if found is not None else (is_due, -failed, 0.0, weight)
 
         return {
             lane: max((Meter(number, models[lane]) for number in numbers), key=partial(room, lane=lane))
