@@ -73,7 +73,7 @@ class PoolSeen(Answer):
     is_draining: bool = Field(description="It takes nothing new; what waits is served.")
     keys: int = Field(description="Not revoked.")
     credentials: int
-    parked: int = Field(description="Of the credentials.")
+    parked: int = Field(description="Of the credentials, for everything or for single models.")
     lanes: int
     waiting: int = Field(description="As last counted.")
     running: int

@@ -120,7 +120,9 @@ _POOLS = text("""
     ) AS pool
     CROSS JOIN LATERAL (SELECT count(*)::int AS keys FROM key WHERE pool_id = pool.id AND revoked_at IS NULL) AS used
     CROSS JOIN LATERAL (
-        SELECT count(*)::int AS credentials, count(parked_at)::int AS parked FROM credential WHERE pool_id = pool.id
+        SELECT count(*)::int AS credentials, (count(*) FILTER (
+            WHERE parked_at IS NOT NULL OR EXISTS (SELECT FROM parked_model WHERE credential_id = credential.id)
+        ))::int AS parked FROM credential WHERE pool_id = pool.id
     ) AS given
     CROSS JOIN LATERAL (
         SELECT count(*)::int AS lanes, coalesce(sum(queued), 0)::int AS waiting,

@@ -52,9 +52,12 @@ _KEYS = text("""
 _POOLS = text("""
     SELECT pool.id, pool.name, pool.paused_reason,
            coalesce(array_agg(credential.id ORDER BY credential.id) FILTER (WHERE credential.id IS NOT NULL), '{}') AS credentials,
-           coalesce(array_agg(credential.id || ': ' || credential.parked_reason) FILTER (WHERE credential.parked_at IS NOT NULL), '{}')
-           AS parked
-    FROM pool LEFT JOIN credential ON credential.pool_id = pool.id GROUP BY pool.id ORDER BY pool.id
+           coalesce(array_agg(credential.id || ': ' || coalesce(credential.parked_reason, partly.reasons))
+                    FILTER (WHERE credential.parked_at IS NOT NULL OR partly.reasons IS NOT NULL), '{}') AS parked
+    FROM pool LEFT JOIN credential ON credential.pool_id = pool.id CROSS JOIN LATERAL (
+        SELECT string_agg(model || ': ' || reason, '; ' ORDER BY model) AS reasons FROM parked_model WHERE credential_id = credential.id
+    ) AS partly
+    GROUP BY pool.id ORDER BY pool.id
 """)
 _BEHIND = text("""
     SELECT credential.id FROM credential LEFT JOIN key ON key.pool_id = credential.pool_id AND key.id = CAST(:key_id AS bigint)

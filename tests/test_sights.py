@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from models import db, fleet, halt, key, lane_care, line, meter, parking, tuning, view
+from models import db, fleet, halt, key, lane_care, line, meter, parking, roster, tuning, view
 from models.audit import Act
 from models.halt import Target
 from models.job import Finding, Outcome, Result, Status
@@ -364,6 +364,9 @@ def test_a_credential_parked_for_one_model_says_which_and_why_until_it_is_resume
         )  # fmt: skip
     (parked,) = seen(operator, "/ops/credentials?parked=true")
     (found,) = parked["parked_models"]
+    assert [1] == [one["parked"] for one in seen(operator, "/ops/pools")]
+    with db.begin() as session:
+        assert [[f"{number}: m: 404: no such model"]] == [row.parked for row in roster.pools(session)]
     operator.post(f"/ops/credentials/{number}/resume", json={"reason": "access was granted"})
 
     assert ("m", "/v1/chat/completions", "404: no such model") == (found["model"], found["endpoint"], found["reason"])
