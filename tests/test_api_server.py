@@ -273,7 +273,7 @@ def test_what_is_no_http_is_refused_once_in_the_envelope(api: Api, head: str, st
     assert {"message", "type", "param", "code"} == set(json.loads(content)["error"])
     assert b"X-Request-Id: req_" in answer_head and b"x-should-retry: false" in answer_head
     logged = api.log.read_text()[before:]
-    assert 1 == logged.count("\n"), logged
+    assert 1 == logged.count('"event": "request refused"'), logged
     assert "Traceback" not in logged and secret not in logged and api.token not in logged
 
 

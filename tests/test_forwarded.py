@@ -70,7 +70,7 @@ def test_issued_keys_send_none_unless_the_operator_lists_them(caller: Caller, ov
 def test_a_header_that_cannot_go_on_is_refused(caller: Caller, value: str) -> None:
     refused = caller.post("/v1/chat/completions", CHAT["body"], headers={**ASYNC, "X-Title": value})
 
-    assert (400, "x-title") == (refused.status_code, error_of(refused)["param"])
+    assert (400, "X-Title") == (refused.status_code, error_of(refused)["param"])
     assert [] == stored()
 
 
