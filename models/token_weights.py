@@ -1,4 +1,4 @@
-"""What a text weighs in tokens, without a tokenizer's tables.
+"""Estimates the tokens of a text without a tokenizer's tables.
 
 A text is reduced to one byte per character, the character's class, and patterns of classes are counted: starts of words, runs of digits
 or punctuation, Chinese characters. Each pattern has a weight, fitted to OpenAI's encodings o200k_base and cl100k_base. bytes.translate

@@ -1,4 +1,4 @@
-"""What is read from the body of an answer: one JSON object, in whatever charset and wrapping it came."""
+"""The body of an answer is read as one JSON object, in any charset and wrapping."""
 
 from __future__ import annotations
 

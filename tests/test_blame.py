@@ -1,4 +1,4 @@
-"""Whether a refusal is about the request, the credential for one model, or the credential itself: the words of real upstreams."""
+"""A refusal is about the request, the credential for one model, or the credential itself: the words of real upstreams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call used: read in every form that upstreams write it, and estimated where it cannot be read."""
+"""Usage is read in every form that upstreams write, and estimated where it cannot be read."""
 
 from __future__ import annotations
 
