@@ -91,7 +91,10 @@ def many_lanes(stack: Stack, lanes: int, *, jobs: int) -> Taken:
 
 def empty(stack: Stack) -> None:
     """No job, key or lane is left, and Redis knows nothing."""
-    stack.do("TRUNCATE job, job_event, attempt, usage, flow, lane, milestones, meter, credential, pool, key, conversation, worker")
+    stack.do(
+        "TRUNCATE job, job_event, attempt, usage, key_flow, key_share, key_milestones, lane, meter, credential, "
+        " pool, key, conversation, worker"
+    )
     line.lane_of.cache_clear()
     with stack.redis() as client:
         client.flushdb()
@@ -198,6 +201,6 @@ _JOBS = """
     FROM generate_series(0, CAST(:jobs AS integer) - 1) AS n JOIN numbered ON numbered.place = n % :lanes
 """
 _LAST = text("""
-    SELECT id, lane_id, start_tag, status, held, conversation_id, not_before, turn FROM job
+    SELECT id, lane_id, key_id, start_tag, status, held, conversation_id, not_before, turn FROM job
     WHERE status = 'queued' ORDER BY lane_id DESC, start_tag DESC, id DESC LIMIT 1
 """)

@@ -95,12 +95,14 @@ _TOKENS = text("""
         SELECT key_id, token FROM idempotency WHERE created_at < :before ORDER BY created_at LIMIT :limit
     ) RETURNING 1
 """)
-# A flow whose last finish its lane has passed says nothing that the lane's virtual time does not, unless it has a weight of its own.
+# A user's last finish that the key's own time has passed says nothing that this time does not, unless the user has a weight.
 # Locked, so that a submit at the same moment does not lose what it has added.
 _FLOWS = text("""
-    DELETE FROM flow WHERE (lane_id, name) IN (
-        SELECT flow.lane_id, flow.name FROM flow JOIN lane ON lane.id = flow.lane_id
-        WHERE flow.last_finish < lane.low_water AND flow.weight = 1 LIMIT :limit FOR UPDATE OF flow SKIP LOCKED
+    DELETE FROM key_flow WHERE (lane_id, key_id, name) IN (
+        SELECT flow.lane_id, flow.key_id, flow.name FROM key_flow AS flow JOIN lane ON lane.id = flow.lane_id
+        LEFT JOIN key_share AS share ON share.lane_id = flow.lane_id AND share.key_id = flow.key_id
+        WHERE flow.last_finish < coalesce(share.low_water, lane.virtual_time) AND flow.weight = 1
+        LIMIT :limit FOR UPDATE OF flow SKIP LOCKED
     ) RETURNING 1
 """)
 # Deliveries on their way stay.

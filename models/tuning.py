@@ -43,15 +43,16 @@ def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int |
     if endpoint not in CLASSES:
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
+    on = halt.certain(session, on)
     halt.state(session, on, lock=True)
-    wanted = {"scope": on.kind, "owner_id": on.number, "flow": on.flow, "endpoint": endpoint}
+    wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()
     before = {name: getattr(found, name, None) for name in CAPS}
     after = {**before, **changes}
     session.execute(_SET_CAPS, {**wanted, **after})
     session.execute(_DROP_EMPTY, wanted)
     audit.write(session, act, "caps", str(on), before={"endpoint": endpoint, **before}, after={"endpoint": endpoint, **after})
-    return {"id": str(on).partition(":")[2], "object": on.kind, "endpoint": endpoint or None, **after}
+    return {"id": on.name, "object": on.kind, "endpoint": endpoint or None, **after}
 
 
 def change_credential(
@@ -119,8 +120,8 @@ _SET_LIMITS = text("""
 _OF_CAP = "scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = :endpoint"
 _FIND_CAPS = text(f"SELECT * FROM cap WHERE {_OF_CAP} FOR UPDATE")
 _SET_CAPS = text("""
-    INSERT INTO cap (scope, owner_id, flow, endpoint, max_queued, max_in_flight, rpm)
-    VALUES (:scope, :owner_id, :flow, :endpoint, :max_queued, :max_in_flight, :rpm)
+    INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, max_queued, max_in_flight, rpm)
+    VALUES (:scope, :owner_id, :flow, :endpoint, :key_id, :max_queued, :max_in_flight, :rpm)
     ON CONFLICT (scope, owner_id, flow, endpoint) DO UPDATE
     SET max_queued = excluded.max_queued, max_in_flight = excluded.max_in_flight, rpm = excluded.rpm
 """)

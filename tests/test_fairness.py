@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from models import db, line, pacing
+from models import db, key_share, line, pacing
 from models.key import Key
 from tests.line_tools import credential_of, known, order, query, row, submit
 
@@ -38,9 +38,9 @@ def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
             lanes = pacing.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], most=100)
             heads = pacing.heads(session, lanes, most=a_step)
             pacing.admit(session, [pacing.Admission(head.id, uuid4(), credential_id) for head in heads])
-            pacing.settle(
-                session, [pacing.Settled(one.id, max([one.virtual_time, *(h.start_tag for h in heads)]), 0.0, None) for one in lanes]
-            )
+            key_share.charge(session, key_share.charges(heads, heads), times={lane.id: lane.virtual_time for lane in lanes})
+            turns = [turn for turn, _ in key_share.turns(heads)]
+            pacing.settle(session, [pacing.Settled(one.id, max([one.virtual_time, *turns]), 0.0, None) for one in lanes])
             served += heads
     return served
 
@@ -110,7 +110,7 @@ def test_weights_of_1_4_and_16_are_honoured(caller: Key) -> None:
 
 def test_a_flows_own_weight_is_honoured(caller: Key) -> None:
     line_up(caller, [{"flow": "double"}, {"flow": "single"}])
-    query("UPDATE flow SET weight = 2 WHERE name = 'double'")
+    query("UPDATE key_flow SET weight = 2 WHERE name = 'double'")
     line_up(caller, [{"flow": flow} for _ in range(60) for flow in ("double", "single")])
     served = Counter(head.flow for head in serve(caller, steps=6, a_step=10))
 
@@ -157,18 +157,18 @@ def test_an_odd_weight_hides_nobody_below_the_low_water_mark(caller: Key, weight
     line_up(caller, [{"flow": "odd"}])
     rng = random.Random(weight)
     for _ in range(40):
-        query("UPDATE flow SET weight = :weight, last_finish = 0", weight=weight)
-        query("UPDATE lane SET virtual_time = :time, low_water = :time", time=rng.random() * 10 ** rng.randint(0, 9))
+        query("UPDATE key_flow SET weight = :weight, last_finish = 0", weight=weight)
+        query("UPDATE key_share SET virtual_time = :time, low_water = :time", time=rng.random() * 10 ** rng.randint(0, 9))
         one = submit(caller, flow="odd", tokens=rng.randint(1, 9_999))
 
-        (lane,) = query("SELECT virtual_time, low_water FROM lane")
-        assert row(one).start_tag >= lane.low_water
+        (share,) = query("SELECT low_water FROM key_share")
+        assert row(one).start_tag >= share.low_water
 
 
 def test_an_odd_weight_leaves_a_flow_in_its_order(caller: Key) -> None:
     line_up(caller, [{"flow": "odd"}])
-    query("UPDATE flow SET weight = 3.3")
-    query("UPDATE lane SET virtual_time = 123456789.123")
+    query("UPDATE key_flow SET weight = 3.3")
+    query("UPDATE key_share SET virtual_time = 123456789.123")
     line_up(caller, [{"flow": "odd", "tokens": n % 7 + 1} for n in range(100)])
 
     assert (tags := [one.start_tag for one in query("SELECT start_tag FROM job ORDER BY id")]) == sorted(tags)

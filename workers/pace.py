@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import cap, crash, db, job, pacing, parking, title
+from models import cap, crash, db, job, key_share, pacing, parking, title
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
@@ -137,6 +137,8 @@ class Pacer:
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
             marked = pacing.admit(session, allowed)
             going = [heads[one.job_id] for one in allowed if one.dispatch_id in marked]
+            charges = key_share.charges(going, [one for jobs in queues.values() for one in jobs])
+            key_share.charge(session, charges, times={lane.id: lane.virtual_time for lane in lanes})
             again = [head.id for head in going if head.calls]
             since = pacing.waiting_since(session, again) if again else {}
             if rooms:
@@ -236,9 +238,9 @@ class Pacer:
 
     def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reserved, later: dict[int, float]) -> Settled:
         going = {one.job_id for one in given.admissions}
-        admitted = [head for head in wanted if head.id in going]
-        virtual_time = max([lane.virtual_time, *(head.start_tag for head in admitted)])
-        finish = max([self._last_finish.get(lane.id, 0.0), *(head.start_tag + head.share for head in admitted)])
+        turns = key_share.turns([head for head in wanted if head.id in going])
+        virtual_time = max([lane.virtual_time, *(turn for turn, _ in turns)])
+        finish = max([self._last_finish.get(lane.id, 0.0), *(finish for _, finish in turns)])
         self._last_finish[lane.id] = finish
         if given.never is not None:
             return Settled(lane.id, virtual_time, 0.0, given.blocked_by)
