@@ -75,7 +75,7 @@ def one_lane(stack: Stack, jobs: int) -> Taken:
     _make_pools(stack, 1)
     _fill(stack, jobs, lanes=1)
     pool = stack.ask("SELECT max(id) FROM pool")
-    caller = Key(id=stack.ask("SELECT max(id) FROM key"), pool_id=pool, kind="issued")
+    caller = Key(id=stack.ask("SELECT max(id) FROM key"), pool_id=pool, kind="own")
     step = _steps(stack)
     _swept(jobs)
     submit = _median(lambda: _submit(caller))
@@ -95,7 +95,7 @@ def empty(stack: Stack) -> None:
     """No job, key or lane is left, and Redis knows nothing."""
     stack.do(
         "TRUNCATE job, job_event, attempt, usage, key_flow, key_share, key_milestones, lane, meter, credential, "
-        " pool, key, conversation, worker"
+        " pool, key, conversation, worker CASCADE"
     )
     line.lane_of.cache_clear()
     with stack.redis() as client:
