@@ -46,12 +46,17 @@ class Care:
 
     def __init__(self) -> None:
         self._seen: dict[int, Seen] = {}
+        self._round: set[int] = set()
         self._last_id = 0
 
     def choose(self, session: Session) -> Sequence[Any]:
         """The next lanes in turn, at most LANES_MOST. Rows for `refresh`."""
         rows = session.execute(_ACTIVE, {"after": self._last_id, "most": LANES_MOST}).all()
         self._last_id = rows[-1].id if len(rows) == LANES_MOST else 0
+        self._round |= {row.id for row in rows}
+        if self._last_id == 0:  # once round: what is not remembered anew has fallen idle
+            self._seen = {number: seen for number, seen in self._seen.items() if number in self._round}
+            self._round = set()
         return rows
 
     def refresh(self, session: Session, lane: Any, *, now: float) -> dict[int, Limits]:

@@ -20,9 +20,9 @@ from psycopg.errors import DivisionByZero
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import attachment, budget, cap, conversation, key_share, milestone
+from models import attachment, budget, cap, conversation, key_share, lane, milestone
 from models.db import Session, begin
-from models.errors import Draining, LineFull, TooLate
+from models.errors import Draining, LineFull, LineUnavailable, TooLate
 from models.key import Key
 from models.key_share import SETTLED_S
 from models.milestone import COUNTED_MOST
@@ -114,10 +114,13 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     Invalid when its conversation has no such attachments.
     """
     budget.reserve(session, order.key, order.reserved_microusd)
-    lane_id = lane_of(order.key.pool_id, order.model)
+    lane_id = _lane_that_is(session, order)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
     row = session.execute(_JOIN, _values(order, job_id, lane_id, turn)).one()
+    if row.is_gone:
+        lane_of.cache_clear()
+        raise LineUnavailable("The line for this model was just cleaned up. Send the request again.")
     if row.is_draining:
         raise Draining(retry_after_s=60)
     _refuse_if_full(row, key_id=order.key.id)
@@ -139,9 +142,11 @@ def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | No
     if _hindered.is_known(lane_id, now=time.monotonic()):
         return None
     try:
-        row = session.execute(_JOIN_AT_ONCE, _values(order, job_id, lane_id, None)).one()
+        row = session.execute(_JOIN_AT_ONCE, _values(order, job_id, lane_id, None)).one_or_none()
     except DivisionByZero:
         _hindered.note(lane_id, now=time.monotonic())
+        return None
+    if row is None:  # the lane has left
         return None
     if row.of_key is not None:
         _tally.note(order.key.id, row.of_key, now=time.monotonic())
@@ -196,11 +201,16 @@ def new_id() -> UUID:
 
 @lru_cache(maxsize=65_536)
 def lane_of(pool_id: int, model: str) -> int:
-    """The id of the lane for this pool and model; made, in a transaction of its own, when a model is asked for the first time."""
+    """The id of the lane for this pool and model, found or made in a transaction of its own. Raises TooManyModels."""
     with begin() as session:
-        wanted = {"pool_id": pool_id, "model": model}
-        found = session.execute(_FIND_LANE, wanted).scalar_one_or_none()
-        return int(found or session.execute(_MAKE_LANE, wanted).scalar_one())
+        return lane.find_or_make(session, pool_id, model)
+
+
+def _lane_that_is(session: Session, order: Order) -> int:
+    """As lane_of, looked up anew where the lane has left since."""
+    if not lane.exists(session, lane_of(order.key.pool_id, order.model)):
+        lane_of.cache_clear()
+    return lane_of(order.key.pool_id, order.model)
 
 
 def place(session: Session, job: Any) -> Place:
@@ -314,11 +324,6 @@ def _json(value: object) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-_FIND_LANE = text("SELECT id FROM lane WHERE pool_id = :pool_id AND model = :model")
-_MAKE_LANE = text("""
-    INSERT INTO lane (pool_id, model) VALUES (:pool_id, :model)
-    ON CONFLICT (pool_id, model) DO UPDATE SET model = excluded.model RETURNING id
-""")
 FIGURES = """
     SELECT lane.*, now() AS now, coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
            lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused,
@@ -352,6 +357,10 @@ _AHEAD = text(f"""
 # A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 # The job itself is not there yet for what is counted.
+# One that cleanup deletes at this moment is not woken: its job must not stay (models/lane.py).
+_IS_DORMANT = """
+    line.wake_at IS NULL AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
+"""
 _AHEAD_OF_JOINED = key_share.ahead(
     milestone.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag", job_id="joined.id"),
     lane_id=":lane_id", key_id=":key_id", lane_time="line.virtual_time", start_tag="joined.start_tag", job_id="joined.id", share="share",
@@ -388,13 +397,13 @@ _JOINED = f"""
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
     ), woken AS (
         UPDATE lane SET wake_at = now(), idle_since = NULL FROM line
-        WHERE lane.id = line.id AND line.wake_at IS NULL AND lane.wake_at IS NULL
-        AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
+        WHERE lane.id = line.id AND {_IS_DORMANT} RETURNING lane.id
     )
     SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
            line.is_draining, line.has_caps, line.wake_at, line.now,
            joined.id, joined.start_tag, joined.held, joined.not_before, joined.created_at, joined.expires_at,
-           ahead.jobs, ahead.tokens, ahead.images, counted.in_lane, counted.of_key
+           ahead.jobs, ahead.tokens, ahead.images, counted.in_lane, counted.of_key,
+           {_IS_DORMANT} AND NOT EXISTS (SELECT FROM woken) AS is_gone
            {{more}}
     FROM joined, line, share, LATERAL (
         SELECT (SELECT count(*) FROM (
@@ -411,8 +420,9 @@ _JOIN = text(_JOINED.format(more=""))
 # What `join` would refuse, or has to look at, fails as a whole, so that nothing of it stays. An estimate is rounded to a tenth of a second.
 _JOIN_AT_ONCE = text(
     _JOINED.format(
-        more="""
-           , 1 / CASE WHEN line.is_draining OR line.has_caps OR counted.of_key >= :key_most
+        more=f"""
+           , 1 / CASE WHEN ({_IS_DORMANT} AND NOT EXISTS (SELECT FROM woken))
+                      OR line.is_draining OR line.has_caps OR counted.of_key >= :key_most
                       OR CASE WHEN :lane_most > 0 THEN counted.in_lane ELSE line.queued END >= :lane_cap
                       OR NOT line.is_paused AND make_interval(secs => 0.1 + greatest(
                           CASE WHEN line.blocked_by IS NOT NULL THEN line.wake_in_s END, ahead.jobs * 60 / nullif(line.rpm, 0),

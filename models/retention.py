@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
-from models import erasure
+from models import erasure, lane
 from models.db import Session
 
 FIRST_ID = UUID(int=0)
@@ -39,6 +39,7 @@ def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, St
         "deliveries": _Rows(_DELIVERIES, before),
         "idempotency": _Rows(_TOKENS, at - timedelta(hours=idempotency_hours)),
         "flows": _Rows(_FLOWS, None),
+        "lanes": lambda session, limit: lane.drop_idle(session, limit=limit),
         "endpoints": _Rows(_ENDPOINTS, before),
         "receivers": _Rows(_RECEIVERS, None),
         "attachments": _Rows(_ATTACHMENTS, before),

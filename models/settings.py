@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     # The line
     max_queued_per_lane: int = Field(200_000, ge=1)
     max_queued_per_key: int = Field(10_000, ge=1)
+    max_lanes_per_pool: int = Field(1_000, ge=1)
     default_expires_in_s: int = Field(86_400, ge=1)
     default_timeout_s: int = Field(600, ge=1)
     max_attempts: int = Field(4, ge=1)

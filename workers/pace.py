@@ -257,6 +257,7 @@ class Pacer:
         if lane.id in later:
             return Settled(lane.id, virtual_time, max(0.0, later[lane.id]), "backoff")
         # Nobody waits: as in the paper, time goes on to the last finish, so that an idle hour owes nobody anything.
+        self._last_finish.pop(lane.id, None)
         return Settled(lane.id, max(virtual_time, finish), None, None)
 
     def _keep_unseen(self, woken: dict[int, float], lanes: Sequence[Any]) -> list[int]:
