@@ -13,7 +13,7 @@ from api.accept import accept
 from api.prefer import Preferences
 from api.waiting import hall
 from models import db, line, reader, view
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
+from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.key import Key
 from models.settings import settings
 
@@ -70,18 +70,6 @@ def embeddings() -> Response:
 def moderations() -> Response:
     """Whether texts are harmful."""
     return serve(MODERATIONS)
-
-
-@routes.get("/models")
-def models() -> Response:
-    """The models there are."""
-    return serve(MODELS)
-
-
-@routes.get("/models/<path:name>")
-def model(name: str) -> Response:
-    """One model. Its name may hold slashes and colons."""
-    return serve(f"{MODELS}/{name}")
 
 
 def serve(endpoint: str, *, model: str | None = None) -> Response:

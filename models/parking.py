@@ -35,6 +35,11 @@ def unpark(session: Session, credential_id: int) -> None:
     session.execute(_UNPARK, {"id": credential_id})
 
 
+def make_probe_due(session: Session, credential_id: int, *, reason: str) -> None:
+    """A credential that is parked for this reason is probed by the next job: what was seen outside the line says that it may be good."""
+    session.execute(_MAKE_PROBE_DUE, {"id": credential_id, "reason": reason, "probe_s": settings().probe_s})
+
+
 def open_or_due(session: Session, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
     """The credentials that may be asked.
 
@@ -101,6 +106,10 @@ _PARK = text("""
     WHERE credential.id = owned.id RETURNING owned.is_own, owned.was_parked
 """)
 _UNPARK = text("UPDATE credential SET parked_at = NULL, parked_reason = NULL, parked_error = NULL WHERE id = :id AND parked_at IS NOT NULL")
+_MAKE_PROBE_DUE = text("""
+    UPDATE credential SET parked_at = now() - make_interval(secs => :probe_s) WHERE id = :id AND parked_reason = :reason
+    AND parked_at >= now() - make_interval(secs => :probe_s)
+""")
 _WAIT = "make_interval(secs => least(:most_s, :probe_s * power(2, least(probes, 20))))"
 _PARK_MODEL = text(f"""
     INSERT INTO parked_model AS parked (credential_id, model, endpoint, reason, job_id, probe_at)

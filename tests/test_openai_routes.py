@@ -152,7 +152,6 @@ ROUTES = [
     ("POST", "/embeddings", {"model": "e", "input": ["a", "b"], "encoding_format": "base64"}),
     ("POST", "/moderations", {"input": "fine"}),
     ("GET", "/models", b""),
-    ("GET", "/models/ft:m:acme/x", b""),
 ]
 
 
