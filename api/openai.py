@@ -85,11 +85,14 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     if who is None:
         made = _without_waiting(arrival, caller, wanted)
     elif arrival.is_streamed:
+        # Read before the first event is here, which must not wait for it.
+        told = limits.headers(arrival.lane_id)
         made = relay.stream(arrival.job_id, caller, reader=who, is_replay=arrival.is_replayed or arrival.is_resumed)
+        made.headers.update({**arrival.headers, **told})
+        return made
     else:
         made = held.answer(arrival.job_id, caller, reader=who, request=request)
-    made.headers.update(arrival.headers)
-    made.headers.update(limits.headers(arrival.lane_id))
+    made.headers.update({**arrival.headers, **limits.headers(arrival.lane_id)})
     return made
 
 
