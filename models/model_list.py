@@ -75,7 +75,7 @@ def want(session: Session, credential_ids: Sequence[int], *, account: str) -> No
 
 
 def claim(session: Session) -> Any | None:
-    """The copy that has been wanted longest and that no worker refreshes, ours for CLAIM_S; None: there is none.
+    """The copy that has been wanted longest, of a credential that no worker refreshes now, ours for CLAIM_S; None: there is none.
 
     Row: credential_id, account, base_url, secret, credential_kind, api_version, source.
     """
@@ -132,6 +132,10 @@ _CLAIM = text("""
     WHERE credential.id = model_list.credential_id AND (model_list.credential_id, model_list.account) = (
         SELECT credential_id, account FROM model_list
         WHERE wanted_at IS NOT NULL AND (claimed_until IS NULL OR claimed_until < now())
+        -- One at a time for each credential: a caller that names many accounts takes no more than one of a worker's threads.
+        AND NOT EXISTS (
+            SELECT FROM model_list AS other WHERE other.credential_id = model_list.credential_id AND other.claimed_until >= now()
+        )
         ORDER BY wanted_at LIMIT 1 FOR UPDATE SKIP LOCKED
     )
     RETURNING model_list.credential_id, model_list.account, credential.base_url, credential.secret, credential.kind AS credential_kind,

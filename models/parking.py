@@ -114,7 +114,8 @@ def waited_out(session: Session, *, longer_than_s: float, limit: int) -> Sequenc
 
 _PARK = text("""
     UPDATE credential SET parked_at = now(), parked_reason = :reason, parked_words = CAST(:words AS jsonb),
-           parked_since = coalesce(credential.parked_since, credential.parked_at, now()),
+           parked_since = CASE WHEN credential.parked_at IS NULL THEN now()
+                               ELSE coalesce(credential.parked_since, credential.parked_at) END,
            parked_error = CASE WHEN owned.is_own THEN CAST(:error AS jsonb) END
     FROM (
         SELECT old.id, old.parked_at IS NOT NULL AS was_parked,

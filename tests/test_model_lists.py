@@ -185,6 +185,22 @@ def test_a_new_address_or_key_of_a_credential_makes_old_copies_void(caller: Call
     assert 503 == caller.get("/v1/models").status_code
 
 
+def test_accounts_of_one_credential_are_refreshed_one_after_the_other(caller: Caller) -> None:
+    (credential,) = query("SELECT id FROM credential")
+    for name in ("a", "b"):
+        with db.begin() as session:
+            model_list.want(session, [credential.id], account=model_list.account({"openai-project": name}))
+    with db.begin() as session:
+        first = model_list.claim(session)
+    with db.begin() as session:
+        assert first is not None and model_list.claim(session) is None
+        model_list.store(session, first, body=only("m"))
+    with db.begin() as session:
+        second = model_list.claim(session)
+
+    assert second is not None and first.account != second.account
+
+
 # What goes wrong
 
 REFUSALS: list[tuple[dict[str, object], str]] = [

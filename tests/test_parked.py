@@ -70,14 +70,19 @@ def probe(workshop: Workshop) -> None:
 # Who probes
 
 
-def test_each_waiting_job_is_the_probe_in_turn(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+@pytest.mark.parametrize(("slots", "turns"), [(64, ["first", "second", "third"]), (1, ["first", "second"])])
+def test_waiting_jobs_are_the_probe_in_turn(
+    workshop: Workshop, upstream: FakeUpstream, caller: Key, slots: int, turns: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one slot free the pacer sees no more than two heads."""
+    monkeypatch.setattr("tests.workshop.SLOTS", slots)
     for said in ("first", "second", "third"):
         ask(caller, said, flow=said)
     park(workshop, upstream, caller, {"status": 401})
-    for _ in range(4):
+    for _ in range(5):
         probe(workshop)
 
-    assert ["first", "second", "third"] * 2 == [*workshop.calls(), "third"]
+    assert turns * (6 // len(turns)) == workshop.calls()
 
 
 def test_a_job_that_alone_is_refused_parks_the_key_for_one_probe_only(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
@@ -99,6 +104,16 @@ def test_a_good_probe_forgets_since_when_the_key_was_parked(workshop: Workshop, 
     workshop.run(lambda: "succeeded" == row(one).status)
 
     assert [(None, None)] == [tuple(one) for one in query("SELECT parked_since, parked_words FROM credential")]
+
+
+def test_a_key_that_an_older_version_opened_is_parked_from_its_next_refusal_on(
+    workshop: Workshop, upstream: FakeUpstream, caller: Key
+) -> None:
+    ask(caller, "one")
+    query("UPDATE credential SET parked_since = now() - interval '1 day'")
+    park(workshop, upstream, caller, MONEY)
+
+    assert [True] == [one.is_new for one in query("SELECT parked_since > now() - interval '1 h' AS is_new FROM credential")]
 
 
 def test_probes_do_not_move_since_when_a_key_is_parked(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:

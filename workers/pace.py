@@ -97,6 +97,7 @@ class Pacer:
         if rooms:
             going = {head.id for head in cap.pass_over(heads, rooms)}
             queues = {number: [head for head in jobs if head.id in going] for number, jobs in queues.items()}
+        _put_probes_first(queues, lanes, serving)
         taken = self._rounds.pick(queues, slots=free)
         wanted = {lane: queues[lane][:most] for lane, most in taken.items()}
         probes = {one.id for one in serving if one.is_probe}
@@ -273,6 +274,17 @@ class Pacer:
             if unseen and pacing.held_for_a_moment(session, unseen):
                 return LOCKED_LOOK_S
             return pacing.next_wake_in_s(session, most_s=IDLE_S)
+
+
+def _put_probes_first(queues: dict[int, list[Any]], lanes: Sequence[Any], serving: Sequence[Any]) -> None:
+    """In lanes that only a probe may leave, jobs with the fewest calls stand first, however few slots are free.
+
+    The job that was refused last keeps its old tag, and would be the probe again and again.
+    """
+    serving_pools = {one.pool_id for one in serving if not one.is_probe}
+    for lane in lanes:
+        if lane.pool_id not in serving_pools:
+            queues[lane.id].sort(key=lambda head: head.calls)
 
 
 def _hopeless(pool_ids: Iterable[int]) -> dict[int, Refusal]:
