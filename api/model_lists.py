@@ -196,7 +196,9 @@ def _without_copy(lists: Lists, caller: Key) -> Response:
     usable = [row for row in lists.rows if not row.is_paused]
     if not usable:
         raise ListUnavailable(
-            "The operator has paused what this key calls, and there is no list of models from before. Ask again later.", retry_after_s=60
+            "Every upstream key behind this key is paused, or there is none, and no list of models is here from before. Ask the operator, "
+            "or ask again later.",
+            retry_after_s=60,
         )
     if lists.is_pending([row.credential_id for row in usable]) or not (refused := [row.refusal for row in usable if row.refusal]):
         raise ListUnavailable(WAIT, retry_after_s=FIRST_S)

@@ -259,6 +259,22 @@ def test_callers_of_a_pool_are_not_told_that_their_key_is_wrong(caller: Caller, 
     assert "ask the operator" in error_of(answer)["message"]
 
 
+@pytest.mark.usefixtures("worker")
+def test_an_upstream_without_a_list_is_a_404_for_everybody(caller: Caller, upstream: FakeUpstream) -> None:
+    issue(caller.key)
+    upstream.behave("sk-lists", status=404)
+
+    assert 404 == caller.get("/v1/models").status_code
+
+
+def test_a_pool_that_calls_nobody_says_so(caller: Caller) -> None:
+    query("UPDATE credential SET retired_at = now()")
+    answer = caller.get("/v1/models")
+
+    assert (503, "60") == (answer.status_code, answer.headers["Retry-After"])
+    assert "Ask the operator" in error_of(answer)["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/any", "/openai/models"])
 def test_without_a_copy_and_without_a_worker_the_answer_says_when_to_come_back(
     caller: Caller, path: str, monkeypatch: pytest.MonkeyPatch
