@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, lane
+from models import audit, lane, parking
 from models.audit import Act
 from models.db import Session
 from models.errors import Invalid, NotFound
@@ -127,7 +127,7 @@ _CHANGES = {
 _CREDENTIAL = {
     "pause": _CHANGES["pause"],
     "drain": _CHANGES["pause"],
-    "resume": "paused_at = NULL, paused_reason = NULL, retired_at = NULL, parked_at = NULL, parked_reason = NULL, parked_error = NULL",
+    "resume": f"paused_at = NULL, paused_reason = NULL, retired_at = NULL, {parking.OPEN}",
 }
 _CAP_KEY = "(scope, owner_id, flow, endpoint)"
 _CAP = {

@@ -133,9 +133,12 @@ def relayed(session: Session, job_id: UUID, dispatch_id: UUID) -> bool:
     return session.execute(_RELAYED, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none() is not None
 
 
-def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object]) -> bool:
-    """A waiting job that could never be admitted has failed, uncalled; False when it no longer waits."""
-    row = session.execute(_REFUSE, {"id": job_id, "error": _json(error)}).one_or_none()
+def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object], http_status: int | None = None) -> bool:
+    """A waiting job that could never be admitted has failed, uncalled; False when it no longer waits.
+
+    http_status: with which the upstream refuses such jobs; None: the error's code says it.
+    """
+    row = session.execute(_REFUSE, {"id": job_id, "error": _json(error), "http_status": http_status}).one_or_none()
     key_share.give_back(session, [row] if row is not None else [])
     conversation.let_next(session, [row.conversation_id] if row is not None else [])
     return row is not None
@@ -339,7 +342,8 @@ _RELAYED = text("""
 """)
 _REFUSE = text(f"""
     WITH refused AS (
-        UPDATE job SET status = 'failed', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
+        UPDATE job SET status = 'failed', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1,
+               http_status = :http_status
         WHERE id = :id AND status = 'queued'
         RETURNING id, key_id, lane_id, flow, share, webhook_url, status, seq, ended_at, conversation_id
     ), told AS (

@@ -92,6 +92,11 @@ class Place:
     blocked_by: str | None
     wake_at: datetime | None
 
+    @property
+    def standstill(self) -> str | None:
+        """What the line stands still for with no end in sight (parked, paused); None where there is an estimate."""
+        return self.blocked_by if self.eta_s is None else None
+
 
 @dataclass(frozen=True)
 class Joined:

@@ -46,6 +46,7 @@ def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, St
         "erased_turns": lambda session, limit: erasure.erase(session, limit=limit),
         "deleted_sessions": lambda session, limit: erasure.forget(session, limit=limit),
         "sessions": _Rows(_SESSIONS, before),
+        "model_lists": _Rows(_MODEL_LISTS, before),
     }
 
 
@@ -128,6 +129,12 @@ _SESSIONS = text("""
     DELETE FROM conversation WHERE id IN (
         SELECT id FROM conversation AS talk WHERE last_active_at < :before
         AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id) LIMIT :limit FOR UPDATE SKIP LOCKED
+    ) RETURNING 1
+""")
+# Nobody has asked for these for as long.
+_MODEL_LISTS = text("""
+    DELETE FROM model_list WHERE (credential_id, account) IN (
+        SELECT credential_id, account FROM model_list WHERE asked_at < :before LIMIT :limit FOR UPDATE SKIP LOCKED
     ) RETURNING 1
 """)
 # How a receiver does is of no interest when nothing waits for it; an endpoint's is, for as long as there is the endpoint.

@@ -76,6 +76,8 @@ credential = Table(
     _at("parked_at"),
     Column("parked_reason", Text),
     Column("parked_error", JSONB, comment="of an own key that the upstream does not know: what its waiting jobs are told"),
+    Column("parked_since", DateTime(timezone=True), comment="of the first refusal; probes move parked_at alone"),
+    Column("parked_words", JSONB, comment="the upstream's last error object"),
     Column("weight", Double, nullable=False, server_default=text("1"), comment="of several with room, how much this one is preferred"),
     _at("paused_at"),
     Column("paused_reason", Text),
@@ -94,6 +96,22 @@ parked_model = Table(
     _at("parked_at", nullable=False),
     _at("probe_at", nullable=False),
     Column("probes", Integer, nullable=False, server_default=ZERO, comment="refused in a row; each doubles the time until the next"),
+)
+
+model_list = Table(
+    "model_list",
+    metadata,
+    Column("credential_id", ForeignKey("credential.id"), primary_key=True),
+    Column("account", Text, primary_key=True, comment="JSON: the caller's headers that choose an account; empty: none"),
+    Column("source", Text, comment="the base URL that the copy came from"),
+    Column("body", LargeBinary, comment="the upstream's last good answer; null: none yet"),
+    _at("fetched_at"),
+    Column("tried_at", DateTime(timezone=True), comment="when the last refresh ended"),
+    Column("refusal", JSONB, comment="of the last refresh: {status, error}; null: it was good"),
+    Column("wanted_at", DateTime(timezone=True), comment="since when a refresh is wanted; null: it is not"),
+    Column("claimed_until", DateTime(timezone=True), comment="until then one worker refreshes it"),
+    _at("asked_at", nullable=False),
+    Index("model_list_wanted", "wanted_at", postgresql_where=text("wanted_at IS NOT NULL")),
 )
 
 meter = Table(

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, credential, halt, key, secret
+from models import audit, credential, halt, key, model_list, secret
 from models.audit import Act
 from models.cap import NAMES as CAPS
 from models.db import Session
@@ -81,6 +81,8 @@ def change_credential(
     sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
     wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
+    if sealed is not None or base_url is not None:
+        model_list.forget(session, credential_id)
     audit.write(
         session, act, "change", f"credential:{credential_id}",
         before={"weight": before.weight, "base_url": before.base_url, "api_version": before.api_version},

@@ -85,7 +85,8 @@ def world(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     with running(folder, **SETTINGS) as stack:
         stack.pacer()
         stack.worker(threads=32)
-        env = stack.environment()
+        # What a stream's head waits for is tests/test_stream_head.py's; here a failure at once is one in the stream, too.
+        env = stack.environment() | {"NOWSERVING_STREAM_HEAD_S": "0"}
         with serving(folder / "api.log", **env) as api, serving(folder / "narrow.log", **env, **NARROW) as narrow:
             yield World(stack, api, narrow)
 
