@@ -1,9 +1,9 @@
-"""One user floods the line; the others, who come later, must not feel it."""
+"""One user floods the line, and keys of one pool mean harm; the others must not feel it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import text
 
@@ -12,6 +12,7 @@ from bench.figure import Figure, at_least, at_most, jain
 from bench.load import Wanted
 from bench.stack import Caller, Stack
 from models import db
+from models import job as jobs
 from models.key import Limits
 
 TITLE = "Fairness"
@@ -20,6 +21,9 @@ EACH = 5
 RPM = 3_000
 JAIN_LEAST = 0.99
 TURNS_MOST = 2.0
+KEYS = 10
+# Of each key of the pool, at least so many jobs wait.
+OF_KEY = 60
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,13 @@ class Called:
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
-    """The flood is being served when the light users come; all of them stand in line before the next is admitted."""
+    """Users of one key, then keys of one pool."""
     stack.serve()
+    return [*users(stack, short=short), *keys(stack)]
+
+
+def users(stack: Stack, *, short: bool) -> list[Figure]:
+    """The flood is being served when the light users come; all of them stand in line before the next is admitted."""
     flood = 700 if short else 1_000
     caller = stack.caller("sk-fair", Limits(rpm=RPM))
     load.submit(Wanted(stack.port, caller.token, jobs=flood, prefix="flood"))
@@ -48,6 +57,41 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     return [
         at_least("Jain index of served cost while all wait", index, JAIN_LEAST, note=how),
         at_most("longest wait of a light user", turns, TURNS_MOST, unit="turns", note="a turn: one job of each user"),
+    ]
+
+
+def keys(stack: Stack) -> list[Figure]:
+    """One floods, one invents a user for each job, one takes other keys' users' names, one cancels half of what it sends."""
+    callers = stack.pool("fair", KEYS, Limits(rpm=RPM))
+    flood, inventor, impostor, canceller, *ordinary = callers
+
+    def attack() -> None:
+        load.submit(Wanted(stack.port, flood.token, jobs=10 * OF_KEY, prefix="key"))
+        load.submit(Wanted(stack.port, inventor.token, jobs=OF_KEY, users=OF_KEY, prefix="new"))
+        load.submit(Wanted(stack.port, impostor.token, jobs=OF_KEY, users=2))
+        load.submit(Wanted(stack.port, impostor.token, jobs=2, users=2, max_tokens=100_000))
+        load.submit(Wanted(stack.port, canceller.token, jobs=2 * OF_KEY, users=2))
+        for each in ordinary:
+            load.submit(Wanted(stack.port, each.token, jobs=OF_KEY, users=2))
+        for caller in (impostor, canceller):
+            for job_id in stack.ask(_TO_CANCEL, id=caller.key.id):
+                with db.begin() as session:
+                    jobs.cancel(session, job_id, caller.key.id)
+
+    stack.pause(flood, until=attack)
+    stack.wait_until(lambda: any(not stack.ask(_WAITING, id=each.key.id) for each in callers), "a key has been served", within_s=120)
+    stack.clear()
+    orders = [_order(caller) for caller in callers]
+    of_keys = sorted((replace(one, flow=str(n)) for n, order in enumerate(orders) for one in order), key=lambda one: one.called)
+    least = min(jain_while_all_wait(order) for order in orders[4:])
+    return [
+        at_least(
+            f"Jain index of {KEYS} keys of one pool",
+            jain_while_all_wait(of_keys),
+            JAIN_LEAST,
+            note="of which one floods, one invents users, one takes others' names, one cancels half",
+        ),
+        at_least("Jain index of two users of a key beside them", least, JAIN_LEAST, note=f"the least of {len(ordinary)} keys"),
     ]
 
 
@@ -89,4 +133,13 @@ def _longest_wait(order: list[Called]) -> float:
     return longest
 
 
+_TO_CANCEL = """
+    SELECT coalesce(array_agg(id), '{}') FROM (
+        SELECT id FROM (
+            SELECT id, cost > 10000 AS is_costly, row_number() OVER (ORDER BY id) AS n, count(*) OVER () AS jobs FROM job
+            WHERE key_id = :id AND status = 'queued'
+        ) AS mine WHERE is_costly OR (jobs > 100 AND n % 2 = 0)
+    ) AS chosen
+"""
+_WAITING = "SELECT count(*) FROM job WHERE key_id = :id AND status = 'queued'"
 _LEFT = "SELECT count(*) FROM job WHERE key_id = :id AND flow LIKE 'light%' AND status IN ('queued', 'admitted', 'running')"

@@ -121,6 +121,16 @@ class Stack:
             key.set_limits(session, credential_id, limits)
         return Caller(token, made, credential_id, line.lane_of(made.pool_id, MODEL))
 
+    def pool(self, name: str, keys: int, limits: Limits) -> list[Caller]:
+        """A new pool of one credential with these limits, and so many issued keys of it."""
+        with db.begin() as session:
+            pool_id = key.make_pool(session, name)
+            credential_id = key.add_credential(session, pool_id=pool_id, upstream_key=f"sk-{name}")
+            key.set_limits(session, credential_id, limits)
+            made = [key.issue(session, name=f"{name} {n}", pool=name) for n in range(keys)]
+        lane_id = line.lane_of(pool_id, MODEL)
+        return [Caller(token, each, credential_id, lane_id) for each, token in made]
+
     def pause(self, caller: Caller, *, until: Callable[[], Any]) -> None:
         """Nobody in this caller's lane is admitted until `until` has returned."""
         self.do("UPDATE lane SET paused_at = now() WHERE id = :id", id=caller.lane_id)

@@ -9,7 +9,7 @@ A row is there while its key has jobs in the lane, or more than its share behind
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,13 @@ def turns(admitted: Sequence[Any]) -> list[tuple[float, float]]:
     return made
 
 
-def charges(going: Sequence[Any], looked_at: Sequence[Any]) -> list[Charge]:
-    """What each key is charged for the jobs that go. The own time of a key of which no other job was looked at goes on to its last finish.
+def charges(going: Sequence[Any], looked_at: Sequence[Any], *, cut: Set[int]) -> list[Charge]:
+    """What each key is charged for the jobs that go. The own time of a key with nobody left in line goes on to its last finish.
 
-    Both: rows of pacing.heads.
+    Both: rows of pacing.heads. cut: lanes of which not all who wait were looked at.
     """
     gone = {head.id for head in going}
-    waits = {(head.lane_id, head.key_id) for head in looked_at if head.id not in gone}
+    waits = {(head.lane_id, head.key_id) for head in looked_at if head.id not in gone or head.lane_id in cut}
     made: dict[tuple[int, int], Charge] = {}
     for head in going:
         where = (head.lane_id, head.key_id)

@@ -55,7 +55,11 @@ def admit_all(caller: Key, *, most: int) -> list[UUID]:
         heads = pacing.heads(session, lanes, most=most)
         given = [pacing.Admission(job_id=head.id, dispatch_id=uuid4(), credential_id=credential_id) for head in heads]
         assert len(given) == len(pacing.admit(session, given))
-        key_share.charge(session, key_share.charges(heads, heads), times={lane.id: lane.virtual_time for lane in lanes})
+        key_share.charge(
+            session,
+            key_share.charges(heads, heads, cut={head.lane_id for head in heads[most - 1 :]}),
+            times={lane.id: lane.virtual_time for lane in lanes},
+        )
         pacing.settle(session, [_moved_on(lane, heads) for lane in lanes])
     return [head.id for head in heads]
 

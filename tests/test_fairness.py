@@ -38,7 +38,11 @@ def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
             lanes = pacing.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], most=100)
             heads = pacing.heads(session, lanes, most=a_step)
             pacing.admit(session, [pacing.Admission(head.id, uuid4(), credential_id) for head in heads])
-            key_share.charge(session, key_share.charges(heads, heads), times={lane.id: lane.virtual_time for lane in lanes})
+            key_share.charge(
+                session,
+                key_share.charges(heads, heads, cut={head.lane_id for head in heads[a_step - 1 :]}),
+                times={lane.id: lane.virtual_time for lane in lanes},
+            )
             turns = [turn for turn, _ in key_share.turns(heads)]
             pacing.settle(session, [pacing.Settled(one.id, max([one.virtual_time, *turns]), 0.0, None) for one in lanes])
             served += heads
@@ -296,3 +300,15 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
         told = line.place(session, found).position
 
     assert 601 == told
+
+
+def test_a_newcomer_does_not_wait_for_all_of_a_user_whose_costly_job_has_just_gone(keys: list[Key]) -> None:
+    """Also where the pacer saw no other job of that key, because another key's stood before them."""
+    mine, others = keys[:2]
+    line_up(mine, [{"flow": "costly", "tokens": 10_000}, *[{"flow": "cheap", "tokens": 100} for _ in range(50)]])
+    line_up(others, [{"flow": "key", "tokens": 10_000} for _ in range(20)])
+    serve(mine, steps=1, a_step=1)
+    late = submit(mine, flow="late", tokens=100)
+
+    before = [head.id for head in serve(mine, steps=1, a_step=70) if head.key_id == mine.id]
+    assert before.index(late) < 5

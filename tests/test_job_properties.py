@@ -127,7 +127,11 @@ class Line(RuleBasedStateMachine):
             empty = {one.id for one in lanes} - {head.lane_id for head in heads}
             later = pacing.later_wakes(session, sorted(empty)) if empty else {}
             went = [head for head, each in zip(going, given, strict=True) if each.dispatch_id in marked]
-            key_share.charge(session, key_share.charges(went, heads), times={one.id: one.virtual_time for one in lanes})
+            key_share.charge(
+                session,
+                key_share.charges(went, heads, cut={head.lane_id for head in heads}),
+                times={one.id: one.virtual_time for one in lanes},
+            )
             pacing.settle(
                 session,
                 [

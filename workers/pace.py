@@ -139,7 +139,7 @@ class Pacer:
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
             marked = pacing.admit(session, allowed)
             going = [heads[one.job_id] for one in allowed if one.dispatch_id in marked]
-            charges = key_share.charges(going, [one for jobs in queues.values() for one in jobs])
+            charges = key_share.charges(going, [one for jobs in queues.values() for one in jobs], cut=cut)
             key_share.charge(session, charges, times={lane.id: lane.virtual_time for lane in lanes})
             again = [head.id for head in going if head.calls]
             since = pacing.waiting_since(session, again) if again else {}
