@@ -119,10 +119,15 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
         if (found := _find_left(order)) is not None:
             return arrive(found, is_resumed=True)
     accepted = accept(replace(order, reader=who), token=asked.token, digest=asked.digest)
-    if accepted.is_replayed:
-        with db.begin() as session:
-            reader.take_over(session, accepted.job_id, reader=who)
+    while accepted.is_replayed and not _take_over(accepted.job_id, who):
+        # Cancelled in between, because its reader had been away too long: now the token makes a new job.
+        accepted = accept(replace(order, reader=who), token=asked.token, digest=asked.digest)
     return arrive(accepted.job_id, is_replayed=accepted.is_replayed)
+
+
+def _take_over(job_id: UUID, who: UUID | None) -> bool:
+    with db.begin() as session:
+        return reader.take_over(session, job_id, reader=who)
 
 
 def _find_left(order: line.Order) -> UUID | None:
