@@ -22,12 +22,13 @@ routes = Blueprint("openai", __name__)
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that has its job, without its body, which may be large and waits in Postgres. is_resumed: it came back to the job that
-    its client's last try had made."""
+    """A request that has its job, without its body, which may be large and waits in Postgres. comes_back: its client can find the job again
+    if the connection breaks. is_resumed: it came back to the job that its client's last try had made."""
 
     job_id: UUID
     lane_id: int
     is_streamed: bool
+    comes_back: bool = True
     is_replayed: bool = False
     is_resumed: bool = False
 
@@ -97,9 +98,10 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     if who is None:
         made = _without_waiting(arrival, caller, wanted)
     elif arrival.is_streamed:
-        made = relay.stream(arrival.job_id, caller, reader=who, is_replay=arrival.is_replayed or arrival.is_resumed)
+        is_replay = arrival.is_replayed or arrival.is_resumed
+        made = relay.stream(arrival.job_id, caller, reader=who, comes_back=arrival.comes_back, is_replay=is_replay)
     else:
-        made = held.answer(arrival.job_id, caller, reader=who, request=request)
+        made = held.answer(arrival.job_id, caller, reader=who, request=request, comes_back=arrival.comes_back)
     made.headers.update(arrival.headers)
     made.headers.update(limits.headers(arrival.lane_id))
     return made
@@ -113,7 +115,8 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     """
     asked = ask.read(request, caller, endpoint, model=model)
     order = asked.order
-    arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed)
+    comes_back = asked.token is not None or _is_sdk()
+    arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
     if asked.token is None and who is not None:
         order = replace(order, reader=who, fingerprint=asked.digest)
         if (found := _find_left(order)) is not None:
@@ -160,3 +163,8 @@ def _is_retry() -> bool:
     """Whether an OpenAI SDK says that it asks again because its last try broke."""
     said = request.headers.get("x-stainless-retry-count", "")
     return said.isdecimal() and said.strip("0") != ""
+
+
+def _is_sdk() -> bool:
+    """Whether an SDK that OpenAI generates sent this. It asks again by itself when its connection breaks, and says so when it does."""
+    return any(name.lower().startswith("x-stainless-") for name in request.headers.keys())

@@ -58,11 +58,11 @@ def follow(name: str) -> Response:
     return stream(job_id, caller, reader=None, is_replay=True)
 
 
-def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = False) -> Response:
+def stream(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool = True, is_replay: bool = False) -> Response:
     """The stream as the answer to the current request. Raises Unavailable and LineFull when no more can be open.
 
-    reader: who has left the job when this connection breaks before the end; None: somebody else waits for it. is_replay: the
-    completion gets an id of its own.
+    reader: who has left the job when this connection breaks before the end; None: somebody else waits for it. comes_back: its client can
+    find the job again. is_replay: the completion gets an id of its own.
     """
     room = ExitStack()
     try:
@@ -71,7 +71,7 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = 
         seat = room.enter_context(hall.wait_for(job_id, chunks=True, places=True, connection=limit_sending(request)))
     except ServingError:
         room.close()
-        leave(job_id, reader)
+        leave(job_id, reader, for_good=not comes_back)
         raise
     relay = Relay(caller, seat, new_name=frames.new_name() if is_replay else None)
     made = Response(relay.events(), mimetype="text/event-stream", headers=HEADERS)
@@ -80,7 +80,8 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = 
         room.close()
         if not relay.is_settled:
             relay.is_settled = True
-            (leave_now if hall.is_closing else leave)(job_id, reader)
+            # Not for good when it was this server that hung up.
+            (leave_now if hall.is_closing else leave)(job_id, reader, for_good=not (comes_back or hall.is_closing))
 
     # Not a `finally` in the generator: one that was never begun does not run it.
     made.call_on_close(settle)

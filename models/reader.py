@@ -2,7 +2,8 @@
 
 A reader is one HTTP connection. A job whose last reader left is cancelled after a while (`abandon`), unless the same client asks
 again: the retry of an SDK is recognised by its fingerprint (key, route and body) and takes the place of the reader before it. Only time
-in which an API process could have taken that retry counts (models/api_process.py).
+in which an API process could have taken that retry counts (models/api_process.py). A client that cannot be recognised when it asks again
+has its job cancelled as soon as it hangs up (`leave_for_good`).
 """
 
 from __future__ import annotations
@@ -60,6 +61,15 @@ def leave(session: Session, job_id: UUID, *, reader: UUID) -> None:
     session.execute(_LEAVE, {"id": job_id, "reader": reader})
 
 
+def leave_for_good(session: Session, job_id: UUID, *, reader: UUID) -> Any | None:
+    """This reader is gone and cannot come back: its job is cancelled at once. The row is job.cancel's.
+
+    None: another reader has come since, or the job has ended.
+    """
+    key_id = session.execute(_LEAVE, {"id": job_id, "reader": reader}).scalar_one_or_none()
+    return None if key_id is None else job.cancel(session, job_id, key_id, abandoned=True)
+
+
 def abandon(session: Session, *, longer_than_s: float) -> Any | None:
     """Cancels the job that was left first, if its reader could have come back all that time and did not; None: there is no such job.
 
@@ -92,7 +102,7 @@ _TAKE_OVER = text(f"""
                    left_at = CASE WHEN {IS_ABANDONED} THEN left_at END
     WHERE id = :id AND reader IS NOT NULL RETURNING {IS_ABANDONED}
 """)
-_LEAVE = text("UPDATE job SET left_at = clock_timestamp() WHERE id = :id AND reader = :reader")
+_LEAVE = text("UPDATE job SET left_at = clock_timestamp() WHERE id = :id AND reader = :reader RETURNING key_id")
 # Locked: nobody comes back to it in this transaction.
 _LEFT = text(f"""
     SELECT id, key_id FROM job

@@ -169,7 +169,7 @@ def test_after_the_grace_time_spaces_come_until_the_answer(caller: Caller) -> No
 
 @pytest.mark.usefixtures("at_once")
 def test_how_long_a_running_job_waited_is_told_when_its_answer_begins(caller: Caller, threads: ThreadPoolExecutor) -> None:
-    waiting = threads.submit(ask, caller)
+    waiting = threads.submit(ask, caller, headers=PYTHON)
     job_id = the_job()
     waiting.result(30).close()
     start(caller.key, job_id)
