@@ -23,7 +23,7 @@ from api.events import limit_sending
 from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import hall
 from models import db, view
-from models.errors import ServingError, Unauthorised, Unavailable
+from models.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 from models.job import TERMINAL
 from models.key import Key
 from models.settings import settings
@@ -48,10 +48,9 @@ class Closing(Unavailable):
 
 
 def answer(job_id: UUID, caller: Key, *, reader: UUID, request: Request, comes_back: bool = True) -> Response:
-    """The ended job as the answer to this request, or the beginning of one that goes on until it has ended.
+    """The ended job as the answer to this request, or the beginning of one that goes on until it has ended. Raises Closing, Unauthorised.
 
     When the connection breaks before all of the answer was handed over, its reader has left. comes_back: its client can find the job again.
-    Raises Closing and Unauthorised.
     """
     held = Held(job_id, caller, reader=reader, request=request, comes_back=comes_back)
     try:
@@ -72,7 +71,7 @@ def answer_within(seconds: float, job_id: UUID, caller: Key, *, request: Request
     """The ended job as the answer to this request, None when it does not end in time. Nobody who leaves here leaves the job."""
     try:
         held = Held(job_id, caller, reader=None, request=request)
-    except Unavailable:
+    except (Unavailable, TooManyWaiting):
         return None
     try:
         if (row := held.wait(seconds)) is not None:
@@ -93,7 +92,7 @@ class Held:
     """One caller on one connection. `close` must follow; a response that was made here sees to it itself."""
 
     def __init__(self, job_id: UUID, caller: Key, *, reader: UUID | None, request: Request, comes_back: bool = True) -> None:
-        """Raises Unavailable when too many wait here."""
+        """Raises Unavailable when too many wait here, TooManyWaiting when too many of this key do."""
         self._job_id, self._caller, self._reader, self._comes_back = job_id, caller, reader, comes_back
         self._connection = limit_sending(request)
         self._origin = pictures.origin(request)
@@ -101,8 +100,8 @@ class Held:
         self._is_settled = False
         self._room = ExitStack()
         try:
-            self._seat = self._room.enter_context(hall.wait_for(job_id, looks_itself=True, connection=self._connection))
-        except Unavailable:
+            self._seat = self._room.enter_context(hall.wait_for(job_id, caller.id, looks_itself=True, connection=self._connection))
+        except (Unavailable, TooManyWaiting):
             self.close()
             raise
 

@@ -91,7 +91,7 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     wanted = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
     who = None if wanted.respond_async else uuid4()
     if who is not None:
-        hall.expect_room()
+        hall.expect_room(caller.id)
     # Who waits must not hold the body meanwhile: it is read and dropped in there.
     arrival = _arrive(caller, endpoint, model=model, who=who)
     intake.release()
@@ -115,6 +115,8 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     """
     asked = ask.read(request, caller, endpoint, model=model)
     order = asked.order
+    if who is not None:
+        hall.expect_room(caller.id, is_stream=order.streamed)
     comes_back = asked.token is not None or _is_sdk()
     arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
     if asked.token is None and who is not None:
@@ -167,4 +169,4 @@ def _is_retry() -> bool:
 
 def _is_sdk() -> bool:
     """Whether an SDK that OpenAI generates sent this. It asks again by itself when its connection breaks, and says so when it does."""
-    return any(name.lower().startswith("x-stainless-") for name in request.headers.keys())
+    return any(name.lower().startswith("x-stainless-") for name, _ in request.headers)

@@ -59,16 +59,15 @@ def follow(name: str) -> Response:
 
 
 def stream(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool = True, is_replay: bool = False) -> Response:
-    """The stream as the answer to the current request. Raises Unavailable and LineFull when no more can be open.
+    """The stream as the answer to the current request. Raises Unavailable, TooManyWaiting and LineFull when no more can be open.
 
     reader: who has left the job when this connection breaks before the end; None: somebody else waits for it. comes_back: its client can
     find the job again. is_replay: the completion gets an id of its own.
     """
     room = ExitStack()
     try:
-        hall.open_stream(caller.id)
-        room.callback(hall.close_stream, caller.id)
-        seat = room.enter_context(hall.wait_for(job_id, chunks=True, places=True, connection=limit_sending(request)))
+        connection = limit_sending(request)
+        seat = room.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, chunks=True, places=True, connection=connection))
     except ServingError:
         room.close()
         leave(job_id, reader, for_good=not comes_back)

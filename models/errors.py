@@ -111,6 +111,15 @@ class Draining(LineFull):
     code = "draining"
 
 
+class TooManyWaiting(ServingError):
+    """This key has as many connections waiting as it may while others need some. Wait for fewer answers at a time: send `Prefer:
+    respond-async`, and look with GET /v1/jobs/{id}, without `wait`."""
+
+    code = "too_many_waiting"
+    type = "rate_limit_error"
+    status = 429
+
+
 class TooManyWrongTokens(ServingError):
     """Too many wrong keys, tokens or passwords came from this address. Wait a minute, then send the right one."""
 

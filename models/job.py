@@ -227,7 +227,8 @@ def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
 def cancel(session: Session, job_id: UUID, key_id: int, *, abandoned: bool = False) -> Any | None:
     """A waiting job is cancelled, a running one is told to stop; None when the key has no such job, or it has already ended.
 
-    abandoned: because its reader had left. Row: id, key_id, lane_id, status, dispatch_id (of a running or admitted job, else None), credential_id, model.
+    abandoned: because its reader had left. Row: id, key_id, lane_id, status, dispatch_id (of a running or admitted job, else None),
+    credential_id, model.
     """
     row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id, "abandoned": abandoned}).one_or_none()
     if row is not None and row.status == Status.CANCELLED and not row.held:

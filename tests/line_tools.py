@@ -136,7 +136,8 @@ def pass_time(seconds: float, *reporting: str) -> None:
     while left_s > 0:
         step_s = min(left_s, api_process.EVERY_S) if reporting else left_s
         query("UPDATE job SET left_at = left_at - make_interval(secs => :s) WHERE left_at IS NOT NULL", s=step_s)
-        query("UPDATE api_process SET seen_at = seen_at - make_interval(secs => :s), up_since = up_since - make_interval(secs => :s)", s=step_s)
+        query("UPDATE api_process SET seen_at = seen_at - make_interval(secs => :s)", s=step_s)
+        query("UPDATE api_process SET up_since = up_since - make_interval(secs => :s)", s=step_s)
         report(*reporting)
         left_s -= step_s
 

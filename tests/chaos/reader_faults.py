@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from typing import Any
 
 from models import db, key
 from tests.chaos.fault import Fault
@@ -32,15 +33,14 @@ class Waiter:
 
     def _run(self) -> None:
         while not self.is_served and not self._over.is_set():
-            try:
+            with suppress(http.client.HTTPException, OSError, ValueError):  # away, or cut off in the middle
                 self.is_served = self._ask()
-            except (http.client.HTTPException, OSError, ValueError):
-                pass  # away, or cut off in the middle
             self.tries += 1
             self._over.wait(AGAIN_S)
 
     def _ask(self) -> bool:
-        body = {"model": MODEL, "max_completion_tokens": 64, "messages": [{"role": "user", "content": self.said}], "stream": self._is_stream}
+        messages = [{"role": "user", "content": self.said}]
+        body = {"model": MODEL, "max_completion_tokens": 64, "messages": messages, "stream": self._is_stream}
         headers = {
             "Authorization": f"Bearer {self._token}", "Content-Type": "application/json", "x-stainless-lang": "python",
             "x-stainless-retry-count": str(self.tries),
@@ -107,5 +107,5 @@ class ApisAway(Fault):
     def _apis(self) -> list[Part]:
         return self.plant.named("api")
 
-    def _jobs(self) -> Sequence[object]:
+    def _jobs(self) -> Sequence[Any]:
         return query("SELECT job.id, job.status FROM job JOIN lane ON lane.id = job.lane_id WHERE lane.pool_id = :id", id=self.pool_id)
