@@ -112,8 +112,7 @@ class Draining(LineFull):
 
 
 class TooManyWaiting(ServingError):
-    """This key has as many connections waiting as it may while others need some. Wait for fewer answers at a time: send `Prefer:
-    respond-async`, and look with GET /v1/jobs/{id}, without `wait`."""
+    """Too many connections of this key wait. Let fewer wait, or send `Prefer: respond-async` and look with GET /v1/jobs/{id}."""
 
     code = "too_many_waiting"
     type = "rate_limit_error"
