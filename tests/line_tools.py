@@ -131,15 +131,15 @@ def report(*names: str) -> None:
 
 
 def pass_time(seconds: float, *reporting: str) -> None:
-    """Time passes for readers that left and for API processes; `reporting`, of them, send their heartbeats meanwhile."""
-    left_s = seconds
-    while left_s > 0:
-        step_s = min(left_s, api_process.EVERY_S) if reporting else left_s
-        query("UPDATE job SET left_at = left_at - make_interval(secs => :s) WHERE left_at IS NOT NULL", s=step_s)
-        query("UPDATE api_process SET seen_at = seen_at - make_interval(secs => :s)", s=step_s)
-        query("UPDATE api_process SET up_since = up_since - make_interval(secs => :s)", s=step_s)
-        report(*reporting)
-        left_s -= step_s
+    """Time passes for readers that left and for API processes. `reporting`, of these, send heartbeats all that time, and a minute more."""
+    report(*reporting)
+    query("UPDATE job SET left_at = left_at - make_interval(secs => :s) WHERE left_at IS NOT NULL", s=seconds)
+    query(
+        "UPDATE api_process SET up_since = up_since - make_interval(secs => :s), "
+        "seen_at = least(seen_at, clock_timestamp()) - make_interval(secs => :s)",
+        s=seconds,
+    )
+    query("UPDATE api_process SET seen_at = clock_timestamp() + interval '1 min' WHERE name = ANY(:names)", names=list(reporting))
 
 
 def row(job_id: UUID) -> Any:

@@ -12,7 +12,7 @@ from api import leaving
 from deploy.embedded import free_port
 from models import db, line
 from models.key import Key
-from tests.line_tools import admit, known, pass_time, query, report, row, start, submit, told
+from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
 from tests.processes import until
 from workers import wake
 from workers.bell import Bell
@@ -30,9 +30,7 @@ def caller(database: None) -> Key:
 @pytest.fixture
 def sweep(redis_client: redis.Redis) -> Sweep:
     """One beside an API process that has been there for a long time."""
-    report("api")
-    pass_time(1)
-    query("UPDATE api_process SET up_since = now() - interval '1 h'")
+    pass_time(3600, "api")
     return Sweep(limiter=Limiter(redis_client), bell=Bell())
 
 
