@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from flask import Flask
 
@@ -36,6 +37,7 @@ from api import (
     webhooks,
 )
 from api.auth import Callers
+from api.heartbeat import Heartbeat
 from api.waiting import hall
 from models.wrong_tokens import WrongTokens
 
@@ -49,7 +51,8 @@ def create_app() -> Flask:
     app.extensions["wrong_tokens"] = WrongTokens()
     app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
-    app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
+    latch = app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
+    app.extensions["heartbeat"] = Heartbeat(missing=partial(health.missing, latch))
     cors.register(app)
     metrics.register(app)
     errors.register(app)

@@ -95,7 +95,7 @@ def client_of(url: str | None, key: str | None) -> Client:
 def _ended(client: Client, job_id: str, *, as_json: bool) -> dict[str, Any]:
     said = None
     while True:
-        job = client.call("GET", f"/v1/jobs/{job_id}", {"wait": WAIT_S})
+        job = client.wait(job_id, wait_s=WAIT_S)
         if job["status"] in ENDED:
             return job
         news = _standing(job)

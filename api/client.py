@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
@@ -18,21 +19,32 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Client:
-    """Speaks to the API at `url` with `key`, which is never shown."""
+    """Speaks to the API at `url` with `key`, which is never shown. rest: how it waits, in seconds."""
 
     url: str
     key: str = field(repr=False)
+    rest: Callable[[float], None] = time.sleep
+
+    def wait(self, job_id: str, *, wait_s: float) -> dict[str, Any]:
+        """The job when it has ended, or as it is after this time. A server without a free seat answers at once: then it rests as told."""
+        job, retry_after_s = self._send("GET", f"/v1/jobs/{job_id}", {"wait": wait_s})
+        if retry_after_s is not None:
+            self.rest(retry_after_s)
+        return job
 
     def call(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The answer, parsed. fields: the query of a GET, the body of a POST. Raises ClickException, in one line."""
+        return self._send(method, path, fields)[0]
+
+    def _send(self, method: str, path: str, fields: Mapping[str, Any] | None) -> tuple[dict[str, Any], float | None]:
         query = f"?{urllib.parse.urlencode(fields)}" if fields and method == "GET" else ""
         body = json.dumps(fields).encode() if fields and method == "POST" else None
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         try:
             asked = urllib.request.Request(self.url.rstrip("/") + path + query, body, headers, method=method)
             with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
-                made: dict[str, Any] = json.load(answer)
-                return made
+                again_s = answer.headers.get("Retry-After")
+                return json.load(answer), None if again_s is None else float(again_s)
         except urllib.error.HTTPError as error:
             raise click.ClickException(_reason(error)) from None
         except (OSError, HTTPException, ValueError) as error:

@@ -9,6 +9,8 @@ import threading
 from api.seat import Seats
 
 LOOK_EVERY_S = 1.0
+# Of linux/tcp.h, the first byte of tcp_info.
+ESTABLISHED = 1
 
 
 class Door:
@@ -31,17 +33,29 @@ class Door:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the other side has hung up. One that has sent something we have not read yet is still there."""
+    """Whether the other side has hung up: closed or reset its connection, or closed its sending half (FIN).
+
+    Where the kernel tells (Linux), bytes that we have not read yet do not hide it.
+    """
     number = connection.fileno()
     if number < 0:
         return True
     # Borrowed, not owned: whatever happens, the connection must not be closed with it.
     looked = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, number)
     try:
-        return not looked.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        state = _tcp_state(looked)
+        return state != ESTABLISHED if state is not None else not looked.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError:
         return True
     finally:
         looked.detach()
+
+
+def _tcp_state(looked: _socket.socket) -> int | None:
+    """TCP's state of this connection, None where it is not known."""
+    try:
+        return looked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except (AttributeError, OSError):  # not Linux, or no TCP
+        return None

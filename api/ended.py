@@ -9,18 +9,28 @@ from flask import request
 
 from api.waiting import hall
 from models import db, view
-from models.errors import Unauthorised
+from models.errors import TooManyWaiting, Unauthorised, Unavailable
 from models.job import TERMINAL
 
 
-def wait(job_id: UUID, key_id: int, *, wait_s: float) -> None:
-    """Returns when the job has ended, the client of this request has gone or the time is up. Raises NotFound, Unauthorised when the key
-    was revoked."""
-    until = time.monotonic() + wait_s
+def wait(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:
+    """Returns when the job has ended, the client of this request has gone or the time is up.
+
+    At once when this process has no seat for this key: then it returns after how many seconds to ask again, else None. Raises NotFound,
+    Unauthorised when the key was revoked.
+    """
     with db.autocommit() as session:
         if view.find(session, job_id, key_id).status in TERMINAL:
-            return
-    with hall.wait_for(job_id, connection=request.environ.get("gunicorn.socket")) as seat:
+            return None
+    try:
+        _wait(job_id, key_id, until=time.monotonic() + wait_s)
+    except (TooManyWaiting, Unavailable) as error:
+        return error.retry_after_s
+    return None
+
+
+def _wait(job_id: UUID, key_id: int, *, until: float) -> None:
+    with hall.wait_for(job_id, key_id, connection=request.environ.get("gunicorn.socket")) as seat:
         while seat.status not in TERMINAL and not (seat.is_gone or seat.is_revoked or hall.is_closing):
             if (left_s := until - time.monotonic()) <= 0:
                 break

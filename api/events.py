@@ -6,8 +6,8 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from uuid import UUID
 
 from flask import Blueprint, Request, Response, request
 
@@ -37,22 +37,22 @@ def follow(name: str) -> Response:
         found = view.find(session, job_id, caller.id)
     if found.status in TERMINAL and after >= found.seq:
         return Response(status=204)
-    hall.open_stream(caller.id)
-    stream = Stream(job_id, caller, seen=after, connection=limit_sending(request), origin=pictures.origin(request))
+    room = ExitStack()
+    seat = room.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, places=True, connection=limit_sending(request)))
+    stream = Stream(seat, caller, seen=after, origin=pictures.origin(request))
     made = Response(_guarded(stream), mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
     # Not a `finally` in the generator: one that was never begun does not run it.
-    made.call_on_close(lambda: hall.close_stream(caller.id))
+    made.call_on_close(room.close)
     return made
 
 
 @dataclass
 class Stream:
-    """One caller who follows one job. place: the last that was told or passed over. origin: of the links in its job."""
+    """One caller who follows the job of its seat. place: the last that was told or passed over. origin: of the links in its job."""
 
-    job_id: UUID
+    seat: Seat
     caller: Key
     seen: int
-    connection: socket.socket | None = None
     origin: str = ""
     clock: Callable[[], float] = time.monotonic
     pause_s: float = LOOK_AGAIN_S
@@ -63,38 +63,37 @@ class Stream:
 
     def lines(self) -> Iterator[str]:
         """Chunks of the stream, each a whole event or comment."""
-        ends = self.clock() + LIFE_S
-        with hall.wait_for(self.job_id, places=True, connection=self.connection) as seat:
-            yield self._said(f"retry: {RECONNECT_MS}\n\n")
-            is_new = True
-            while self.clock() < ends and not (hall.is_closing or seat.is_gone):
-                if is_new or seat.seq > self.seen:
-                    yield from map(self._said, self._news(seat))
-                is_new = False
-                if self.is_over:
-                    return
-                yield from map(self._said, self._moved(seat.place))
-                if self.clock() - self.said_at >= HEARTBEAT_S:
-                    yield self._said(": waiting\n\n")
-                seat.wait(self.pause_s)
-                if seat.is_revoked:
-                    raise Unauthorised
+        ends, seat = self.clock() + LIFE_S, self.seat
+        yield self._said(f"retry: {RECONNECT_MS}\n\n")
+        is_new = True
+        while self.clock() < ends and not (hall.is_closing or seat.is_gone):
+            if is_new or seat.seq > self.seen:
+                yield from map(self._said, self._news())
+            is_new = False
+            if self.is_over:
+                return
+            yield from map(self._said, self._moved(seat.place))
+            if self.clock() - self.said_at >= HEARTBEAT_S:
+                yield self._said(": waiting\n\n")
+            seat.wait(self.pause_s)
+            if seat.is_revoked:
+                raise Unauthorised
         yield f"retry: {RECONNECT_MS}\n\n"
 
-    def _news(self, seat: Seat) -> list[str]:
+    def _news(self) -> list[str]:
         """What has happened since; nothing while Postgres is away."""
         try:
             with db.autocommit() as session:
-                found = view.find(session, self.job_id, self.caller.id)
+                found = view.find(session, self.seat.job_id, self.caller.id)
                 # What came in since `found` was read waits for the next look: an event must not carry an older job.
-                past = [row for row in view.events(session, self.job_id, after=self.seen) if row.seq <= found.seq]
+                past = [row for row in view.events(session, self.seat.job_id, after=self.seen) if row.seq <= found.seq]
                 shown = view.show(session, found, with_result=False, origin=self.origin)
                 self.is_over = found.status in TERMINAL
                 last = view.show(session, found, origin=self.origin) if self.is_over else shown
         except Unavailable:
             return []
         if past:
-            self.seen, self.place = past[-1].seq, seat.place
+            self.seen, self.place = past[-1].seq, self.seat.place
             queue = shown["queue"]
             self.told = (queue["position"], queue["blocked_by"] if queue["eta_s"] is None else None) if queue else None
         return [_event(row, last if self.is_over and row is past[-1] else shown) for row in past]
@@ -107,7 +106,7 @@ class Stream:
         if place is None or place is self.place or (place.position, place.standstill) == self.told:
             return []
         self.place, self.told = place, (place.position, place.standstill)
-        return [_chunk("queue", {"type": "queue", "job_id": view.public_id(self.job_id), "queue": view.queue(place)})]
+        return [_chunk("queue", {"type": "queue", "job_id": view.public_id(self.seat.job_id), "queue": view.queue(place)})]
 
     def _said(self, chunk: str) -> str:
         self.said_at = self.clock()

@@ -105,8 +105,12 @@ def live() -> Response:
 @routes.get("/readyz")
 def ready() -> Response:
     """200 when Postgres and Redis answer within a second and a pacer and a worker have reported once, else 503 with what is missing."""
-    latch: Latch = current_app.extensions["first_reports"]
-    return _answer(_gone(PROBES) or latch.missing(now=time.monotonic()))
+    return _answer(missing(current_app.extensions["first_reports"]))
+
+
+def missing(latch: Latch) -> list[str]:
+    """What /readyz of the process with this latch misses."""
+    return _gone(PROBES) or latch.missing(now=time.monotonic())
 
 
 @routes.get("/healthz/deep")

@@ -23,7 +23,7 @@ from api.events import limit_sending
 from api.leaving import BrokenOff, Closing, leave, leave_now
 from api.waiting import hall
 from models import db, view
-from models.errors import ServingError, Unauthorised, Unavailable
+from models.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 from models.job import TERMINAL
 from models.key import Key
 from models.settings import settings
@@ -43,12 +43,13 @@ class Gone(Exception):
     """The client has hung up."""
 
 
-def answer(job_id: UUID, caller: Key, *, reader: UUID, request: Request) -> Response:
+def answer(job_id: UUID, caller: Key, *, reader: UUID, request: Request, comes_back: bool = True) -> Response:
     """The ended job as the answer to this request, or the beginning of one that goes on until it has ended.
 
-    When the connection breaks before all of the answer was handed over, its reader has left. Raises Closing and Unauthorised.
+    When the connection breaks before all of the answer was handed over, its reader has left. comes_back: its client can find the job again.
+    Raises Closing and Unauthorised.
     """
-    held = Held(job_id, caller, reader=reader, request=request)
+    held = Held(job_id, caller, reader=reader, request=request, comes_back=comes_back)
     try:
         row = held.wait(settings().status_grace_s)
         return held.begun() if row is None else held.told(row)
@@ -67,7 +68,7 @@ def answer_within(seconds: float, job_id: UUID, caller: Key, *, request: Request
     """The ended job as the answer to this request, None when it does not end in time. Nobody who leaves here leaves the job."""
     try:
         held = Held(job_id, caller, reader=None, request=request)
-    except Unavailable:
+    except (Unavailable, TooManyWaiting):
         return None
     try:
         if (row := held.wait(seconds)) is not None:
@@ -87,17 +88,17 @@ def answer_within(seconds: float, job_id: UUID, caller: Key, *, request: Request
 class Held:
     """One caller on one connection. `close` must follow; a response that was made here sees to it itself."""
 
-    def __init__(self, job_id: UUID, caller: Key, *, reader: UUID | None, request: Request) -> None:
-        """Raises Unavailable when too many wait here."""
-        self._job_id, self._caller, self._reader = job_id, caller, reader
+    def __init__(self, job_id: UUID, caller: Key, *, reader: UUID | None, request: Request, comes_back: bool = True) -> None:
+        """Raises Unavailable when too many wait here, TooManyWaiting when too many of this key do."""
+        self._job_id, self._caller, self._reader, self._comes_back = job_id, caller, reader, comes_back
         self._connection = limit_sending(request)
         self._origin = pictures.origin(request)
         self._closes_connection = late_failure.closes_connection(request.headers)
         self._is_settled = False
         self._room = ExitStack()
         try:
-            self._seat = self._room.enter_context(hall.wait_for(job_id, looks_itself=True, connection=self._connection))
-        except Unavailable:
+            self._seat = self._room.enter_context(hall.wait_for(job_id, caller.id, looks_itself=True, connection=self._connection))
+        except (Unavailable, TooManyWaiting):
             self.close()
             raise
 
@@ -144,11 +145,12 @@ class Held:
         """The seat is free. A reader that was not told everything has left."""
         self._leave(leave)
 
-    def _leave(self, write: Callable[[UUID, UUID | None], None]) -> None:
+    def _leave(self, write: Callable[..., None]) -> None:
         self._room.close()
         if not self._is_settled:
             self._is_settled = True
-            write(self._job_id, self._reader)
+            # Not for good when it was this server that hung up.
+            write(self._job_id, self._reader, for_good=not (self._comes_back or hall.is_closing))
 
     def _sending(self, made: Response) -> Response:
         made.response = self._pieces(made.iter_encoded())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from dataclasses import replace
@@ -54,10 +55,11 @@ def listing() -> Response:
 def look(name: str) -> Response:
     """The job as it is now, or as it is when it ends within ?wait= seconds."""
     caller, job_id, wait_s = auth.caller(request), view.parse_id(name), _wait_s()
-    if wait_s:
-        ended.wait(job_id, caller.id, wait_s=wait_s)
+    again_s = ended.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
     shown = _shown(job_id, caller.id, tries=TRIES if wait_s else 1)
     made = render.answer(shown)
+    if again_s is not None and shown["status"] not in TERMINAL:
+        made.headers["Retry-After"] = str(math.ceil(again_s))
     made.set_etag(render.etag(shown), weak=True)
     pictures.put_back(made, job_id)
     made.make_conditional(request.environ)

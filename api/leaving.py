@@ -1,4 +1,7 @@
-"""Readers on their way out: said to Postgres by one thread of this process, so that nobody who leaves waits for it."""
+"""Readers on their way out: written to Postgres by one thread of this process, so that no request waits for it.
+
+A reader whose client can find its job again (`comes_back`) leaves it for NOWSERVING_ABANDONED_AFTER_S; any other one cancels it at once.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ import logging
 import queue
 import threading
 import time
+from typing import NamedTuple
 from uuid import UUID
 
+from api import doorbell
 from models import db, reader, view
 from models.errors import Unavailable
+from models.job import Status
+from models.settings import settings
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +38,23 @@ class Closing(Unavailable):
     """This server restarts. Send the same request again: its job goes on, and is found."""
 
 
+class Leaver(NamedTuple):
+    """A reader that is gone. for_good: its client cannot find the job again."""
+
+    job_id: UUID
+    reader: UUID
+    for_good: bool = False
+
+
 class Leavers:
     """Those who left, in order. While Postgres is away they are kept; what comes while too many are kept is dropped."""
 
     def __init__(self) -> None:
-        self._pending: queue.Queue[tuple[UUID, UUID]] = queue.Queue(PENDING_MOST)
+        self._pending: queue.Queue[Leaver] = queue.Queue(PENDING_MOST)
         self._lock = threading.Lock()
         self._writer: threading.Thread | None = None
 
-    def add(self, job_id: UUID, who: UUID) -> None:
+    def add(self, leaver: Leaver) -> None:
         """Written soon. Returns at once."""
         with self._lock:
             if self._writer is None:
@@ -47,39 +62,54 @@ class Leavers:
                 self._writer = threading.Thread(target=self._run, name="leaving", daemon=True)
                 self._writer.start()
         try:
-            self._pending.put_nowait((job_id, who))
+            self._pending.put_nowait(leaver)
         except queue.Full:
-            log.warning("a reader left unseen: its job goes on", extra={"job": view.public_id(job_id)})
+            log.warning("a reader left unseen: its job goes on", extra={"job": view.public_id(leaver.job_id)})
 
     def _run(self) -> None:
         while True:
-            job_id, who = self._pending.get()
-            while not write(job_id, who):
+            leaver = self._pending.get()
+            while not write(leaver):
                 time.sleep(PAUSE_S)
 
 
-def leave(job_id: UUID, who: UUID | None) -> None:
-    """This reader is gone; said soon, or never. Returns at once and never raises. None: the job has no reader."""
+def leave(job_id: UUID, who: UUID | None, *, for_good: bool = False) -> None:
+    """This reader is gone; written soon, or never. Returns at once and never raises. None: the job has no reader.
+
+    for_good: its client cannot find the job again, so the job is cancelled.
+    """
     if who is not None:
-        _leavers.add(job_id, who)
+        _leavers.add(Leaver(job_id, who, for_good))
 
 
-def leave_now(job_id: UUID, who: UUID | None) -> None:
-    """This reader is gone, on record before its client can come back; soon when Postgres is away. Never raises."""
-    if who is not None and not write(job_id, who):
-        leave(job_id, who)
+def leave_now(job_id: UUID, who: UUID | None, *, for_good: bool = False) -> None:
+    """This reader is gone, on record before its client can be back; soon when Postgres is away. Never raises."""
+    if who is not None and not write(Leaver(job_id, who, for_good)):
+        leave(job_id, who, for_good=for_good)
 
 
-def write(job_id: UUID, who: UUID) -> bool:
+def write(leaver: Leaver) -> bool:
     """Whether there is nothing left to do: it is on record, or never will be. False while Postgres is away. Never raises."""
     try:
-        with db.begin() as session:
-            reader.leave(session, job_id, reader=who)
+        _write(leaver)
     except Unavailable:
         return False
     except Exception as error:  # the border of the writing thread: one bad leaver must not end it
-        log.error("a reader's leaving could not be written", extra={"job": view.public_id(job_id), "error": type(error).__name__})
+        log.error("a reader's leaving could not be written", extra={"job": view.public_id(leaver.job_id), "error": type(error).__name__})
     return True
+
+
+def _write(leaver: Leaver) -> None:
+    done = None
+    with db.begin() as session:
+        if leaver.for_good and settings().cancel_abandoned:
+            done = reader.leave_for_good(session, leaver.job_id, reader=leaver.reader)
+        else:
+            reader.leave(session, leaver.job_id, reader=leaver.reader)
+    if done is not None:
+        doorbell.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == Status.CANCELLED)
+        about = {"job": view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status}
+        log.info("cancelled: its caller hung up", extra=about)
 
 
 _leavers = Leavers()

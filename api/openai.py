@@ -22,12 +22,13 @@ routes = Blueprint("openai", __name__)
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that has its job, without its body, which may be large and waits in Postgres. is_resumed: it came back to the job that
-    its client's last try had made."""
+    """A request that has its job, without its body, which may be large and waits in Postgres. comes_back: its client can find the job again
+    if the connection breaks. is_resumed: it came back to the job that its client's last try had made."""
 
     job_id: UUID
     lane_id: int
     is_streamed: bool
+    comes_back: bool = True
     is_replayed: bool = False
     is_resumed: bool = False
 
@@ -78,7 +79,7 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     wanted = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
     who = None if wanted.respond_async else uuid4()
     if who is not None:
-        hall.expect_room()
+        hall.expect_room(caller.id)
     # Who waits must not hold the body meanwhile: it is read and dropped in there.
     arrival = _arrive(caller, endpoint, model=model, who=who)
     intake.release()
@@ -87,11 +88,12 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     elif arrival.is_streamed:
         # Read before the first event is here, which must not wait for it.
         told = limits.headers(arrival.lane_id)
-        made = relay.stream(arrival.job_id, caller, reader=who, is_replay=arrival.is_replayed or arrival.is_resumed)
+        is_replay = arrival.is_replayed or arrival.is_resumed
+        made = relay.stream(arrival.job_id, caller, reader=who, comes_back=arrival.comes_back, is_replay=is_replay)
         made.headers.update({**arrival.headers, **told})
         return made
     else:
-        made = held.answer(arrival.job_id, caller, reader=who, request=request)
+        made = held.answer(arrival.job_id, caller, reader=who, request=request, comes_back=arrival.comes_back)
     made.headers.update({**arrival.headers, **limits.headers(arrival.lane_id)})
     return made
 
@@ -104,16 +106,24 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     """
     asked = ask.read(request, caller, endpoint, model=model)
     order = asked.order
-    arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed)
+    if who is not None:
+        hall.expect_room(caller.id, is_stream=order.streamed)
+    comes_back = asked.token is not None or _is_sdk()
+    arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
     if asked.token is None and who is not None:
         order = replace(order, reader=who, fingerprint=asked.digest)
         if (found := _find_left(order)) is not None:
             return arrive(found, is_resumed=True)
     accepted = accept(replace(order, reader=who), token=asked.token, digest=asked.digest)
-    if accepted.is_replayed:
-        with db.begin() as session:
-            reader.take_over(session, accepted.job_id, reader=who)
+    while accepted.is_replayed and not _take_over(accepted.job_id, who):
+        # Cancelled in between, because its reader had been away too long: now the token makes a new job.
+        accepted = accept(replace(order, reader=who), token=asked.token, digest=asked.digest)
     return arrive(accepted.job_id, is_replayed=accepted.is_replayed)
+
+
+def _take_over(job_id: UUID, who: UUID | None) -> bool:
+    with db.begin() as session:
+        return reader.take_over(session, job_id, reader=who)
 
 
 def _find_left(order: line.Order) -> UUID | None:
@@ -146,3 +156,8 @@ def _is_retry() -> bool:
     """Whether an OpenAI SDK says that it asks again because its last try broke."""
     said = request.headers.get("x-stainless-retry-count", "")
     return said.isdecimal() and said.strip("0") != ""
+
+
+def _is_sdk() -> bool:
+    """Whether an SDK that OpenAI generates sent this. It asks again by itself when its connection breaks, and says so when it does."""
+    return any(name.lower().startswith("x-stainless-") for name, _ in request.headers)

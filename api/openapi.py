@@ -43,7 +43,8 @@ REFUSALS: Mapping[int | str, str] = {
     415: "The body is not UTF-8 JSON.",
     416: "The picture does not have the bytes that `Range` names; `Content-Range` says how many it has.",
     422: "This Idempotency-Key was used with another body.",
-    429: "The line is full, or longer than the job may wait: `Retry-After` says when to come back. Or the key has no money left.",
+    429: "The line is full or longer than the job may wait, or too many of the key's connections wait: `Retry-After` says when to come "
+    "back. Or the key has no money left.",
     502: "The upstream could not be reached, or its answer is lost or cannot be used, as often as it was tried.",
     504: "The request expired in line, or the upstream took longer than it may.",
     503: "The store cannot be reached; nothing was accepted.",

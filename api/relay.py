@@ -61,21 +61,20 @@ def follow(name: str) -> Response:
     return stream(job_id, caller, reader=None, is_replay=True)
 
 
-def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = False) -> Response:
-    """The stream as the answer to the current request. Raises Unavailable and LineFull when no more can be open.
+def stream(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool = True, is_replay: bool = False) -> Response:
+    """The stream as the answer to the current request. Raises Unavailable, TooManyWaiting and LineFull when no more can be open.
 
     reader: who has left the job when this connection breaks before the end; None: somebody else waits for it, and the status is 200 at
-    once. is_replay: the completion gets an id of its own. With a reader, a failure before the first event is answered with its status;
-    raises Closing and Unauthorised.
+    once. comes_back: its client can find the job again. is_replay: the completion gets an id of its own. With a reader, a failure before
+    the first event is answered with its status; raises Closing and Unauthorised.
     """
     room = ExitStack()
     try:
-        hall.open_stream(caller.id)
-        room.callback(hall.close_stream, caller.id)
-        seat = room.enter_context(hall.wait_for(job_id, chunks=True, places=True, connection=limit_sending(request)))
+        connection = limit_sending(request)
+        seat = room.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, chunks=True, places=True, connection=connection))
     except ServingError:
         room.close()
-        leave(job_id, reader)
+        leave(job_id, reader, for_good=not comes_back)
         raise
     relay = Relay(caller, seat, new_name=frames.new_name() if is_replay else None)
 
@@ -83,7 +82,8 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = 
         room.close()
         if not relay.is_settled:
             relay.is_settled = True
-            (leave_now if hall.is_closing else leave)(job_id, reader)
+            # Not for good when it was this server that hung up.
+            (leave_now if hall.is_closing else leave)(job_id, reader, for_good=not (comes_back or hall.is_closing))
 
     try:
         head_s = settings().stream_head_s if reader is not None else None

@@ -35,10 +35,10 @@ ROUTES: tuple[Route, ...] = (
         "get", "/v1/jobs/{id}", "getJob", "Look at a job, or wait for it",
         {200: ("The job.", JSON, answers.Job), 304: ("It is as you know it.", "", None)},
         parameters=(
-            query("wait", "Answer when the job has ended, or after so many seconds.", type="number", minimum=0, default=0),
+            query("wait", "Answer when the job ends, or after so many seconds, if a seat is free.", type="number", minimum=0, default=0),
             header("If-None-Match", "The ETag you have.", type="string"),
         ),
-        headers=("ETag",),
+        headers=("ETag", "Retry-After"),
     ),
     Route(
         "get", "/v1/jobs/{id}/events", "followJob", "Follow a job",

@@ -131,7 +131,7 @@ def post_worker_init(worker: Any) -> None:
     trace.start("nowserving-api")
     settle_memory()
     # Not imported here: this module is read before gevent has patched the locks that the hall is made of.
-    hall = worker.wsgi.extensions["hall"]
+    hall, beat = worker.wsgi.extensions["hall"], worker.wsgi.extensions["heartbeat"]
 
     def watch() -> None:
         while worker.alive:
@@ -139,3 +139,4 @@ def post_worker_init(worker: Any) -> None:
         hall.close()
 
     threading.Thread(target=watch, name="leaving", daemon=True).start()
+    threading.Thread(target=beat.run, args=(lambda: worker.alive,), name="heartbeat", daemon=True).start()

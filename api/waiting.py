@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
@@ -17,8 +16,7 @@ from api.listener import Listener
 from api.looker import LOOK_AGAIN_S, Looker
 from api.seat import Seat, Seats
 from models import metrics
-from models.errors import LineFull, Unavailable
-from models.settings import settings
+from models.errors import Unavailable
 
 __all__ = ["LOOK_AGAIN_S", "Hall", "Seat", "hall"]
 
@@ -32,7 +30,6 @@ class Hall:
         self._looker = Looker(self._seats)
         self._listener = Listener(self._seats, woken=self._looker.look)
         self._door = Door(self._seats)
-        self._streams: Counter[int] = Counter()
         self._is_open = False
         self.is_closing = False
 
@@ -43,22 +40,25 @@ class Hall:
     @property
     def streams(self) -> int:
         """How many streams are open."""
-        return self._streams.total()
+        return self._seats.streams
 
     @contextmanager
     def wait_for(
-        self, job_id: UUID, *, chunks: bool = False, places: bool = False, looks_itself: bool = False,
-        connection: socket.socket | None = None,
+        self, job_id: UUID, key_id: int, *, is_stream: bool = False, chunks: bool = False, places: bool = False,
+        looks_itself: bool = False, connection: socket.socket | None = None,
     ) -> Iterator[Seat]:  # fmt: skip
-        """A seat, where is seen what becomes of this job. Raises Unavailable when too many wait here.
+        """A seat, where is seen what becomes of this job. Raises what `expect_room` raises.
 
-        chunks: its stream is read, too. places: its place in line is looked up every second or few. looks_itself: when its end is
-        said, see Seat. connection: of the client.
+        key_id: of the caller. is_stream: the answer is an event stream. chunks: the job's stream is read, too. places: its place in line is
+        looked up every second or few. looks_itself: when its end is said, see Seat. connection: of the client.
         """
-        seat = Seat(job_id, chunks=chunks, places=places, looks_itself=looks_itself, connection=connection, ask=self._listener.attend)
+        seat = Seat(
+            job_id, key_id, is_stream=is_stream, chunks=chunks, places=places, looks_itself=looks_itself, connection=connection,
+            ask=self._listener.attend,
+        )  # fmt: skip
         self._open()
         with self._lock:
-            self.expect_room()
+            self.expect_room(key_id, is_stream=is_stream)
             self._seats.add(seat)
             metrics.held_clients.inc()
         try:
@@ -74,27 +74,12 @@ class Hall:
             if chunks:
                 self._listener.attend(job_id)
 
-    def expect_room(self) -> None:
-        """Raises Unavailable when too many wait here: to be asked before there is a job that nobody could wait for."""
-        if len(self._seats) >= settings().max_waiting_per_process:
-            raise Unavailable("Too many callers wait here. Ask again in a few seconds, without waiting.", retry_after_s=5)
-
-    def open_stream(self, key_id: int) -> None:
-        """One more stream of this key; `close_stream` must follow. Raises Unavailable or LineFull when there are too many."""
-        most = settings().max_streams_per_key
-        with self._lock:
-            if self.is_closing or self.streams >= settings().max_waiting_per_process:
-                raise Unavailable("This server has as many streams open as it can bear. Try again in a few seconds.", retry_after_s=5)
-            if self._streams[key_id] >= most:
-                raise LineFull(f"This key has {most} streams open, as many as it may.", code="too_many_streams", retry_after_s=10)
-            self._streams[key_id] += 1
-
-    def close_stream(self, key_id: int) -> None:
-        """The stream is over."""
-        with self._lock:
-            self._streams[key_id] -= 1
-            if self._streams[key_id] <= 0:
-                del self._streams[key_id]
+    def expect_room(self, key_id: int, *, is_stream: bool = False) -> None:
+        """Raises Unavailable, TooManyWaiting or LineFull (429) when this key can have no seat now: to be asked before there is a job that
+        nobody could wait for."""
+        if is_stream and self.is_closing:
+            raise Unavailable("This server restarts. Send the same request again.", retry_after_s=1)
+        self._seats.expect_room(key_id, is_stream=is_stream)
 
     def close(self) -> None:
         """The process ends: whoever waits is let go now, and comes back elsewhere."""

@@ -117,6 +117,14 @@ class Draining(LineFull):
     code = "draining"
 
 
+class TooManyWaiting(ServingError):
+    """Too many connections of this key wait. Let fewer wait, or send `Prefer: respond-async` and look with GET /v1/jobs/{id}."""
+
+    code = "too_many_waiting"
+    type = "rate_limit_error"
+    status = 429
+
+
 class TooManyWrongTokens(ServingError):
     """Too many wrong keys, tokens or passwords came from this address. Wait a minute, then send the right one."""
 

@@ -231,12 +231,13 @@ def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
     return rows
 
 
-def cancel(session: Session, job_id: UUID, key_id: int) -> Any | None:
+def cancel(session: Session, job_id: UUID, key_id: int, *, abandoned: bool = False) -> Any | None:
     """A waiting job is cancelled, a running one is told to stop; None when the key has no such job, or it has already ended.
 
-    Row: status, dispatch_id (of a running or admitted job, else None), credential_id, model.
+    abandoned: because its reader had left. Row: id, key_id, lane_id, status, dispatch_id (of a running or admitted job, else None),
+    credential_id, model.
     """
-    row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id}).one_or_none()
+    row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id, "abandoned": abandoned}).one_or_none()
     if row is not None and row.status == Status.CANCELLED:
         key_share.give_back(session, [row])
         if not row.held:
@@ -456,6 +457,7 @@ _CANCEL = text(f"""
     WITH stopped AS (
         UPDATE job SET
             cancel_requested = true,
+            abandoned = :abandoned,
             status = CASE WHEN status = 'running' THEN status ELSE 'cancelled' END,
             ended_at = CASE WHEN status = 'running' THEN NULL ELSE clock_timestamp() END,
             seq = seq + 1

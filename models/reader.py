@@ -1,17 +1,19 @@
 """Who waits for a job on an open connection: readers come, leave, and come back.
 
-A reader is one HTTP connection. A job whose last reader left is cancelled after a while (`left`), unless the same client asks
-again: the retry of an SDK is recognised by its fingerprint (key, route and body) and takes the place of the reader before it.
+A reader is one HTTP connection. A job whose last reader left is cancelled after a while (`abandon`), unless the same client asks
+again: the retry of an SDK is recognised by its fingerprint (key, route and body) and takes the place of the reader before it. Only time
+in which an API process could have taken that retry counts (models/api_process.py). A client that cannot be recognised when it asks again
+has its job cancelled as soon as it hangs up (`leave_for_good`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 
+from models import api_process, job
 from models.db import Session
 
 # An SDK's own retry comes within 8 s; one that has not come after this long starts anew.
@@ -45,12 +47,13 @@ def find_undelivered_failure(session: Session, key_id: int, fingerprint: bytes) 
     return session.execute(_FIND_UNDELIVERED_FAILURE, params).scalar_one_or_none()
 
 
-def take_over(session: Session, job_id: UUID, *, reader: UUID | None) -> None:
-    """Whoever asked again by Idempotency-Key is the job's reader now; None: it is nobody's, and nobody's leaving cancels it.
+def take_over(session: Session, job_id: UUID, *, reader: UUID | None) -> bool:
+    """The request that came again by Idempotency-Key is the job's reader now; None: the job has none, and nobody's leaving cancels it.
 
-    A job that is nobody's already stays so.
+    A job that has none already stays so. False when the job was cancelled a moment ago because its reader had left: it takes no other.
     """
-    session.execute(_TAKE_OVER, {"id": job_id, "reader": reader})
+    is_abandoned = session.execute(_TAKE_OVER, {"id": job_id, "reader": reader}).scalar_one_or_none()
+    return not is_abandoned
 
 
 def leave(session: Session, job_id: UUID, *, reader: UUID) -> None:
@@ -58,9 +61,22 @@ def leave(session: Session, job_id: UUID, *, reader: UUID) -> None:
     session.execute(_LEAVE, {"id": job_id, "reader": reader})
 
 
-def left(session: Session, *, longer_than_s: float, most: int = 200) -> Sequence[Any]:
-    """Open jobs that nobody has waited for since so long, locked: nobody comes back to them in this transaction. Rows: id, key_id."""
-    return session.execute(_LEFT, {"longer_than_s": longer_than_s, "most": most}).all()
+def leave_for_good(session: Session, job_id: UUID, *, reader: UUID) -> Any | None:
+    """This reader is gone and cannot come back: its job is cancelled at once. The row is job.cancel's.
+
+    None: another reader has come since, or the job has ended.
+    """
+    key_id = session.execute(_LEAVE, {"id": job_id, "reader": reader}).scalar_one_or_none()
+    return None if key_id is None else job.cancel(session, job_id, key_id, abandoned=True)
+
+
+def abandon(session: Session, *, longer_than_s: float) -> Any | None:
+    """Cancels the job that was left first, if its reader could have come back all that time and did not; None: there is no such job.
+
+    longer_than_s: how long it must have been left, and an API process must have been there for its client. The row is job.cancel's.
+    """
+    row = session.execute(_LEFT, {"longer_than_s": longer_than_s}).one_or_none()
+    return None if row is None else job.cancel(session, row.id, row.key_id, abandoned=True)
 
 
 _FIND_LEFT = """
@@ -79,10 +95,17 @@ _FIND_UNDELIVERED_FAILURE = text("""
     SELECT id FROM job WHERE key_id = :key_id AND fingerprint = :fingerprint AND status IN ('failed', 'cancelled', 'expired')
     AND left_at >= ended_at AND left_at > clock_timestamp() - make_interval(secs => :replay_s) ORDER BY left_at DESC LIMIT 1
 """)
-_TAKE_OVER = text("UPDATE job SET reader = :reader, left_at = NULL WHERE id = :id AND reader IS NOT NULL")
-_LEAVE = text("UPDATE job SET left_at = clock_timestamp() WHERE id = :id AND reader = :reader")
-_LEFT = text("""
+# Abandoned, and not answered all the same before the cancellation arrived.
+IS_ABANDONED = "(job.abandoned AND job.status IN ('running', 'cancelled'))"
+_TAKE_OVER = text(f"""
+    UPDATE job SET reader = CASE WHEN {IS_ABANDONED} THEN reader ELSE :reader END,
+                   left_at = CASE WHEN {IS_ABANDONED} THEN left_at END
+    WHERE id = :id AND reader IS NOT NULL RETURNING {IS_ABANDONED}
+""")
+_LEAVE = text("UPDATE job SET left_at = clock_timestamp() WHERE id = :id AND reader = :reader RETURNING key_id")
+# Locked: nobody comes back to it in this transaction.
+_LEFT = text(f"""
     SELECT id, key_id FROM job
     WHERE left_at < clock_timestamp() - make_interval(secs => :longer_than_s) AND status IN ('queued', 'admitted', 'running')
-    AND NOT cancel_requested ORDER BY left_at LIMIT :most FOR UPDATE SKIP LOCKED
+    AND NOT cancel_requested AND {api_process.REACHABLE} ORDER BY left_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """)

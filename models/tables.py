@@ -304,6 +304,7 @@ job = Table(
     Column("fingerprint", LargeBinary, comment="of a request that waits: by it a client's own retry is recognised"),
     Column("reader", Uuid, comment="the connection that waits for the answer now"),
     _at("left_at"),
+    Column("abandoned", Boolean, nullable=False, server_default=text("false"), comment="cancelled because its reader had left"),
     # its life
     _at("created_at", nullable=False),
     _at("expires_at"),
@@ -472,6 +473,14 @@ worker = Table(
     Column("slots", Integer, nullable=False),
     Column("jobs", ARRAY(Uuid), comment="those it holds, by its last report"),
     _at("started_at", nullable=False),
+    _at("seen_at", nullable=False),
+)
+
+api_process = Table(
+    "api_process",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _at("up_since", nullable=False),
     _at("seen_at", nullable=False),
 )
 

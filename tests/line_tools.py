@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import db, job, key, key_share, line, pacing, retention
+from models import api_process, db, job, key, key_share, line, pacing, retention
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from workers.cleanup import Cleanup
@@ -126,6 +126,25 @@ def clean_up(*, later_days: float = 0) -> int:
     assert Cleanup().run_pass(threading.Event(), at=at), "a pass ends when nothing is left to remove"
     with db.begin() as session:
         return int(before - session.execute(text("SELECT count(*) FROM job")).scalar_one())
+
+
+def report(*names: str) -> None:
+    """These API processes send a heartbeat."""
+    for name in names:
+        with db.begin() as session:
+            api_process.report(session, name)
+
+
+def pass_time(seconds: float, *reporting: str) -> None:
+    """Time passes for readers that left and for API processes. `reporting`, of these, send heartbeats all that time, and a minute more."""
+    report(*reporting)
+    query("UPDATE job SET left_at = left_at - make_interval(secs => :s) WHERE left_at IS NOT NULL", s=seconds)
+    query(
+        "UPDATE api_process SET up_since = up_since - make_interval(secs => :s), "
+        "seen_at = least(seen_at, clock_timestamp()) - make_interval(secs => :s)",
+        s=seconds,
+    )
+    query("UPDATE api_process SET seen_at = clock_timestamp() + interval '1 min' WHERE name = ANY(:names)", names=list(reporting))
 
 
 def row(job_id: UUID) -> Any:

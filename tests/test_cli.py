@@ -14,7 +14,9 @@ from click.testing import CliRunner, Result
 from werkzeug.serving import make_server
 
 from api.cli import nowserving
-from models import db, meter, view
+from api.client import Client
+from api.waiting import hall
+from models import db, line, meter, view
 from tests.http_tools import Caller, end
 from tests.line_tools import known, row, submit
 from workers import main as workers_main
@@ -137,6 +139,20 @@ def test_a_caller_waits_for_the_answer(address: str) -> None:
     end(Caller(), str(job["id"]))
 
     assert "hello\n" == say("wait", str(job["id"]), **here).stdout
+
+
+def test_the_command_line_rests_where_no_seat_is_free(address: str, override: Callable[..., None]) -> None:
+    override(max_waiting_per_process=1)
+    caller, rests = Caller(), list[float]()
+    name = caller.submit()
+
+    client = Client(address, caller.token, rest=rests.append)
+    with hall.wait_for(line.new_id(), 1):
+        assert "queued" == client.wait(name, wait_s=30)["status"]
+    end(caller, name)
+
+    assert "succeeded" == client.wait(name, wait_s=30)["status"]
+    assert [5.0] == rests
 
 
 def test_a_picture_can_be_asked_for(address: str) -> None:

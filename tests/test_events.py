@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from api.waiting import hall
 from models import db, key, view
 from models.job import Status
 from models.line import Place
-from models.settings import settings
 from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
 from workers import wake
 
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("database", "redis_client")
 @pytest.fixture
 def caller() -> Iterator[Caller]:
     yield Caller()
-    assert 0 == hall.streams
+    assert (0, 0) == (hall.streams, len(hall))
 
 
 def parse(content: str) -> list[dict[str, Any]]:
@@ -139,9 +138,8 @@ def test_a_line_that_stands_still_is_told_once(caller: Caller) -> None:
 def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> None:
     name = caller.submit()
     seconds = iter(range(0, 100_000, 9))
-    stream = events.Stream(view.parse_id(name), caller.key, seen=0, clock=lambda: float(next(seconds)), pause_s=0)
-
-    chunks = list(stream.lines())
+    with hall.wait_for(view.parse_id(name), caller.key.id, places=True) as seat:
+        chunks = list(events.Stream(seat, caller.key, seen=0, clock=lambda: float(next(seconds)), pause_s=0).lines())
 
     assert ": waiting\n\n" in chunks
     assert chunks[0].startswith("retry:") and chunks[-1].startswith("retry:")
@@ -168,16 +166,12 @@ def test_a_revoked_key_loses_its_stream() -> None:
     assert ("error", "invalid_api_key") == (last["event"], last["data"]["error"]["code"])
 
 
-def test_a_key_has_only_so_many_streams(caller: Caller) -> None:
+def test_a_key_has_only_so_many_streams(caller: Caller, override: Callable[..., None]) -> None:
+    override(max_streams_per_key=1)
     name = caller.submit()
-    number = caller.key.id
-    for _ in range(settings().max_streams_per_key):
-        hall.open_stream(number)
+    with hall.wait_for(view.parse_id(name), caller.key.id, is_stream=True):
+        answer = caller.get(f"/v1/jobs/{name}/events")
 
-    answer = caller.get(f"/v1/jobs/{name}/events")
-
-    for _ in range(settings().max_streams_per_key):
-        hall.close_stream(number)
     assert (429, "too_many_streams") == (answer.status_code, error_of(answer)["code"])
 
 

@@ -169,7 +169,7 @@ def test_after_the_grace_time_spaces_come_until_the_answer(caller: Caller) -> No
 
 @pytest.mark.usefixtures("at_once")
 def test_how_long_a_running_job_waited_is_told_when_its_answer_begins(caller: Caller, threads: ThreadPoolExecutor) -> None:
-    waiting = threads.submit(ask, caller)
+    waiting = threads.submit(ask, caller, headers=PYTHON)
     job_id = the_job()
     waiting.result(30).close()
     start(caller.key, job_id)
@@ -356,7 +356,7 @@ def test_a_revoked_key_is_told_nothing_more(
 
 def test_a_full_hall_refuses_before_there_is_a_job(caller: Caller, override: Callable[..., None]) -> None:
     override(max_waiting_per_process=1)
-    with hall.wait_for(line.new_id()):
+    with hall.wait_for(line.new_id(), 1):
         refused = ask(caller)
 
     assert (503, "unavailable") == (refused.status_code, error_of(refused)["code"])

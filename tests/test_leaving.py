@@ -12,7 +12,7 @@ from api import leaving
 from deploy.embedded import free_port
 from models import db, line
 from models.key import Key
-from tests.line_tools import admit, known, query, row, start, submit, told
+from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
 from tests.processes import until
 from workers import wake
 from workers.bell import Bell
@@ -29,6 +29,8 @@ def caller(database: None) -> Key:
 
 @pytest.fixture
 def sweep(redis_client: redis.Redis) -> Sweep:
+    """One beside an API process that has been there for a long time."""
+    pass_time(3600, "api")
     return Sweep(limiter=Limiter(redis_client), bell=Bell())
 
 
@@ -84,8 +86,8 @@ def test_who_leaves_while_postgres_is_away_is_remembered(caller: Key, override: 
     engine = db.engine()
     override(database_url=f"postgresql+psycopg://x@127.0.0.1:{free_port()}/x")
     db.engine.cache_clear()
-    assert not leaving.write(job_id, who)
-    leavers.add(job_id, who)
+    assert not leaving.write(leaving.Leaver(job_id, who))
+    leavers.add(leaving.Leaver(job_id, who))
     db.engine().dispose()
     override(database_url=environment["NOWSERVING_DATABASE_URL"])
     db.engine.cache_clear()

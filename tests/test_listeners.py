@@ -83,7 +83,7 @@ def test_a_worker_hears_of_a_cancel_after_any_other_message(redis_client: redis.
 
 def test_the_api_keeps_its_subscription_after_any_message(redis_client: redis.Redis) -> None:
     job_id, woken, seats = uuid4(), threading.Event(), Seats()
-    seats.add(Seat(job_id, chunks=False, places=False, looks_itself=False, connection=None, ask=lambda _: None))
+    seats.add(Seat(job_id, 1, chunks=False, places=False, looks_itself=False, connection=None, ask=lambda _: None))
     listener = Listener(seats, woken=lambda _: woken.set())
     with listening(lambda _: listener.listen(), wake.JOBS, redis_client):
         connections = redis_client.info("stats")["total_connections_received"]

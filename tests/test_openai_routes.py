@@ -6,7 +6,11 @@ import asyncio
 import http.client
 import json
 import re
-from collections.abc import Iterator
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 SETTINGS = {"retry_base_s": 0.05, "retry_most_s": 0.1, "abandoned_after_s": 300, "max_attempts": 2}
 # An API that soon says 200.
 HASTY = {"NOWSERVING_STATUS_GRACE_S": "0.3", "NOWSERVING_KEEPALIVE_EVERY_S": "0.2"}
+SDK = {"x-stainless-retry-count": "0"}
 RETRY = {"x-stainless-retry-count": "1"}
 FORM = (
     b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na hat\r\n'
@@ -56,10 +61,12 @@ class World:
     def upstream(self) -> FakeUpstream:
         return self.stack.upstream
 
-    def ask(self, said: str = "hi", *, path: str = "/v1/chat/completions", api: Api | None = None, **headers: str) -> Raw:
+    def ask(
+        self, said: str = "hi", *, path: str = "/v1/chat/completions", api: Api | None = None, stream: bool = False, **headers: str
+    ) -> Raw:
         """A chat call that has been sent."""
         more = {name.replace("_", "-"): value for name, value in headers.items()}
-        return Raw((api or self.api).port, path, chat(said), self.key, more=more)
+        return Raw((api or self.api).port, path, chat(said, stream=stream), self.key, more=more)
 
     def calls(self, words: str) -> list[Call]:
         """What the upstream was asked with these words in it."""
@@ -120,10 +127,11 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def long_ago(world: World) -> None:
-    """This key's jobs that somebody left were left long ago, as soon as one is."""
+    """This key's jobs that somebody left were left long ago, as soon as one is, and API processes were there since."""
     key_id = caller(world.key).id
     wanted = "UPDATE job SET left_at = left_at - interval '1 h' WHERE key_id = :id AND left_at IS NOT NULL RETURNING id"
     until(lambda: query(wanted, id=key_id), what="a job left")
+    until(lambda: query("UPDATE api_process SET up_since = up_since - interval '1 h' RETURNING name"), what="a heartbeat")
 
 
 def newest(world: World) -> Any:
@@ -356,7 +364,7 @@ def test_a_wait_without_respond_async_is_for_the_answer(world: World, word: str)
 def test_who_prefers_not_to_wait_may_leave(world: World, word: str) -> None:
     with world.ask(f"{word} [[fake:hold]]", Prefer="respond-async, wait=30"):
         world.wait_held(word)
-    with world.ask("[[fake:hold]] left"):
+    with world.ask("[[fake:hold]] left", **SDK):
         until(lambda: 2 == len(world.jobs()), what="a second job")
     long_ago(world)
 
@@ -368,7 +376,7 @@ def test_who_prefers_not_to_wait_may_leave(world: World, word: str) -> None:
 
 
 def test_a_lost_connection_costs_no_second_call(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]"):
+    with world.ask(f"{word} [[fake:hold]]", **SDK):
         world.wait_held(word)
     first = newest(world)
     with world.ask(f"{word} [[fake:hold]]", **RETRY) as again:
@@ -381,7 +389,7 @@ def test_a_lost_connection_costs_no_second_call(world: World, word: str) -> None
 
 
 def test_an_answer_that_nobody_took_is_there_for_who_comes_back(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]"):
+    with world.ask(f"{word} [[fake:hold]]", **SDK):
         world.wait_held(word)
     until(lambda: query("SELECT FROM job WHERE left_at IS NOT NULL AND status = 'running'"), what="left", within_s=3)
     world.upstream.release()
@@ -411,12 +419,106 @@ def test_a_first_try_is_never_taken_for_a_second(world: World, word: str) -> Non
 
 
 def test_who_stays_away_has_the_job_cancelled_and_the_call_ended(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]"):
+    with world.ask(f"{word} [[fake:hold]]", **SDK):
         world.wait_held(word)
     long_ago(world)
 
     until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
     until(lambda: "client_gone" == world.calls(word)[0].outcome, what="the upstream connection closed")
+
+
+# Clients that hang up and cannot come back
+
+
+def close(raw: Raw) -> None:
+    raw.close()
+
+
+def reset(raw: Raw) -> None:
+    """RST instead of FIN."""
+    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.close()
+
+
+def close_half(raw: Raw) -> None:
+    """FIN, and the client could still read."""
+    raw.socket.shutdown(socket.SHUT_WR)
+
+
+def close_after_more(raw: Raw) -> None:
+    """FIN behind bytes that the server has not read."""
+    raw.socket.sendall(b"\r\n")
+    raw.socket.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["held", "stream"])
+@pytest.mark.parametrize("hang_up", [close, reset, close_half, close_after_more])
+def test_a_hang_up_ends_the_running_call(world: World, word: str, hang_up: Callable[[Raw], None], is_stream: bool) -> None:
+    said = f"{word} [[fake:hold_after=2]]" if is_stream else f"{word} [[fake:hold]]"
+    with world.ask(said, stream=is_stream) as raw:
+        world.wait_held(word)
+        if is_stream:
+            raw.until(b"data: ")
+        hang_up(raw)
+
+        until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
+    until(lambda: "client_gone" == world.calls(word)[0].outcome, what="the upstream connection closed")
+    assert 1 == len(world.calls(word))
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["held", "stream"])
+def test_a_hang_up_takes_a_waiting_job_out_of_the_line(world: World, word: str, is_stream: bool) -> None:
+    pool_id = caller(world.key).pool_id
+    query("UPDATE credential SET paused_at = now() WHERE pool_id = :id", id=pool_id)
+    world.ask(f"{word} first", stream=is_stream).close()
+    until(lambda: ["cancelled"] == [one["status"] for one in world.jobs()], what="cancelled")
+    query("UPDATE credential SET paused_at = NULL WHERE pool_id = :id", id=pool_id)
+    world.ask(f"{word} second").whole()
+
+    assert [f"{word} second"] == [call.text for call in world.calls(word)]
+
+
+def test_a_client_that_is_killed_has_hung_up(world: World, word: str) -> None:
+    body = json.dumps(chat(f"{word} [[fake:hold]]"))
+    url = f"http://127.0.0.1:{world.api.port}/v1/chat/completions"
+    program = (
+        "import sys, urllib.request as r; "
+        f"r.urlopen(r.Request({url!r}, {body.encode()!r}, {{'Authorization': 'Bearer {world.key}', 'Content-Type': 'application/json'}}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as client:
+        world.wait_held(word)
+        client.kill()
+
+    until(lambda: "client_gone" == world.calls(word)[0].outcome, what="the upstream connection closed")
+    until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
+
+
+@pytest.mark.parametrize("header", ["x-stainless-lang", "X-Stainless-Retry-Count", "Idempotency-Key"])
+def test_a_client_that_can_come_back_keeps_its_job_for_a_while(world: World, word: str, header: str) -> None:
+    with world.ask(f"{word} [[fake:hold]]", **{header: word}):
+        world.wait_held(word)
+    until(lambda: query("SELECT FROM job WHERE id = :id AND left_at IS NOT NULL", id=newest(world).id), what="left")
+    with world.ask(f"{word} beside [[fake:hold]]"):
+        world.wait_held(f"{word} beside")
+    until(lambda: "cancelled" == world.jobs()[1]["status"], what="the one beside it cancelled")
+
+    assert "running" == world.jobs()[0]["status"]
+    assert "open" == world.calls(word)[0].outcome
+
+
+def test_a_job_of_an_idempotency_key_that_was_given_up_is_made_anew(world: World, word: str) -> None:
+    with world.ask(f"{word} [[fake:hold]]", Idempotency_Key=word):
+        world.wait_held(word)
+    long_ago(world)
+    until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
+    world.upstream.release()
+
+    made = world.ask(f"{word} [[fake:hold]]", Idempotency_Key=word)
+    until(lambda: 2 == len(world.calls(word)), what="called anew")
+    world.upstream.release()
+
+    assert 200 == made.head().status
+    assert "idempotent-replayed" not in made.headers
 
 
 def test_the_same_idempotency_key_gives_the_same_job_and_a_new_reader(world: World, word: str) -> None:

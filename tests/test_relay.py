@@ -46,7 +46,7 @@ class Reader:
 
     def __init__(self, caller: Caller, job_id: UUID, **how: Any) -> None:
         self.now, self._room = 0.0, ExitStack()
-        self.seat: Seat = self._room.enter_context(hall.wait_for(job_id, chunks=True, places=True))
+        self.seat: Seat = self._room.enter_context(hall.wait_for(job_id, caller.key.id, chunks=True, places=True))
         self.relay = Relay(caller.key, self.seat, clock=lambda: self.now, **how)
         self.writes = self.relay.events()
 

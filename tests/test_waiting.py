@@ -19,9 +19,8 @@ from api.seat import Seat
 from api.waiting import Hall
 from deploy.embedded import Postgres, Valkey
 from models import db, line, view
-from models.errors import LineFull, Unavailable
+from models.errors import LineFull, TooManyWaiting, Unavailable
 from models.job import Status
-from models.settings import settings
 from tests.http_tools import Caller, end, error_of
 from tests.line_tools import submit
 from tests.processes import until
@@ -30,6 +29,10 @@ from workers import chunks, wake
 from workers.chunks import Chunk
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
+
+
+# A key that waits.
+KEY = 1
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_nothing_of_the_database_is_held_while_waiting(caller: Caller) -> None:
 def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
     hall, mine, other = Hall(), view.parse_id(caller.submit()), line.new_id()
 
-    with hall.wait_for(mine) as first, hall.wait_for(mine) as second, hall.wait_for(other) as third:
+    with hall.wait_for(mine, KEY) as first, hall.wait_for(mine, KEY) as second, hall.wait_for(other, KEY) as third:
         assert first.wait(5) and second.wait(5)
         end(caller, view.public_id(mine))
         wake.job(mine, "ended")
@@ -113,12 +116,12 @@ def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
 def test_many_waiters_share_four_threads(override: Callable[..., None]) -> None:
     override(max_waiting_per_process=300)
     hall, before = Hall(), set(threading.enumerate())
-    rooms = [hall.wait_for(line.new_id()) for _ in range(300)]
+    rooms = [hall.wait_for(line.new_id(), n) for n in range(300)]
     for room in rooms:
         room.__enter__()
 
     assert 4 == len(set(threading.enumerate()) - before)
-    with pytest.raises(Unavailable), hall.wait_for(line.new_id()):
+    with pytest.raises(Unavailable), hall.wait_for(line.new_id(), KEY):
         pass
     for room in rooms:
         room.__exit__(None, None, None)
@@ -126,29 +129,78 @@ def test_many_waiters_share_four_threads(override: Callable[..., None]) -> None:
     hall.close()
 
 
-def test_a_process_has_only_so_many_streams(override: Callable[..., None]) -> None:
-    override(max_waiting_per_process=30)
-    hall = Hall()
-    for n in range(30):
-        hall.open_stream(n)
-
-    with pytest.raises(Unavailable):
-        hall.open_stream(1)
+# What one key may hold
 
 
-def test_a_key_has_only_so_many_streams() -> None:
-    hall = Hall()
-    for _ in range(settings().max_streams_per_key):
-        hall.open_stream(7)
+def fill(hall: Hall, rooms: ExitStack, key_id: int, *, most: int = 10_000, **how: bool) -> int:
+    """How many seats this key gets until it is refused."""
+    for taken in range(most):
+        try:
+            rooms.enter_context(hall.wait_for(line.new_id(), key_id, **how))
+        except (TooManyWaiting, Unavailable):
+            return taken
+    return most
+
+
+def test_one_key_alone_gets_most_seats_and_never_all(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+    override(max_waiting_per_process=1000)
+
+    assert 869 == fill(own, rooms, 1)
+
+
+def test_two_greedy_keys_get_less_than_half_each(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+    override(max_waiting_per_process=1000)
+    taken = [0, 0]
+    for _ in range(1000):
+        for n in (0, 1):
+            taken[n] += fill(own, rooms, n, most=1)
+
+    assert [453, 452] == taken
+
+
+@pytest.mark.parametrize("greedy", [1, 2, 10])
+def test_a_key_that_waits_for_nothing_yet_gets_a_seat_at_once(
+    override: Callable[..., None], own: Hall, rooms: ExitStack, greedy: int
+) -> None:
+    override(max_waiting_per_process=1000)
+    for key_id in range(greedy):
+        fill(own, rooms, key_id)
+
+    assert 1 <= fill(own, rooms, greedy + 1)
+
+
+def test_a_seat_that_is_left_is_the_keys_again(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+    override(max_waiting_per_process=100)
+    with own.wait_for(line.new_id(), KEY):
+        fill(own, rooms, KEY)
+        with pytest.raises(TooManyWaiting):
+            own.expect_room(KEY)
+
+    own.expect_room(KEY)
+
+
+def test_the_share_is_a_setting(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+    override(max_waiting_per_process=1000, waiting_share=0.1)
+
+    assert 730 == fill(own, rooms, 1)
+
+
+def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+    override(max_streams_per_key=5)
+    for _ in range(5):
+        rooms.enter_context(own.wait_for(line.new_id(), KEY, is_stream=True))
 
     with pytest.raises(LineFull):
-        hall.open_stream(7)
+        own.expect_room(KEY, is_stream=True)
+    own.expect_room(KEY)
+    own.expect_room(KEY + 1, is_stream=True)
+    assert 5 == own.streams
 
 
 def test_who_waits_is_let_go_when_the_process_ends() -> None:
     hall = Hall()
 
-    with hall.wait_for(line.new_id()) as seat:
+    with hall.wait_for(line.new_id(), KEY) as seat:
         hall.close()
         assert seat.wait(0)
 
@@ -177,7 +229,7 @@ def seen(seat: Seat, status: Status, *, within_s: float = 20) -> None:
 
 def test_five_hundred_who_wait_cost_a_handful_of_transactions(caller: Caller, own: Hall, rooms: ExitStack) -> None:
     jobs = [submit(caller.key, flow=str(n)) for n in range(50)]
-    seats = [rooms.enter_context(own.wait_for(jobs[n % 50], places=True)) for n in range(500)]
+    seats = [rooms.enter_context(own.wait_for(jobs[n % 50], KEY, places=True)) for n in range(500)]
     until(lambda: all(seat.place for seat in seats), what="every place known")
     committed = transactions()
     time.sleep(6)
@@ -191,7 +243,7 @@ def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, 
     jobs = [submit(caller.key, streamed=True) for _ in range(100)]
     before = subscribers(redis_client)
     for job_id in jobs:
-        rooms.enter_context(own.wait_for(job_id, chunks=True))
+        rooms.enter_context(own.wait_for(job_id, KEY, chunks=True))
     until(lambda: followed(redis_client) == 100, what="all streams followed")
 
     # What a test before this one has left may go meanwhile.
@@ -202,7 +254,7 @@ def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, 
 
 def test_streams_that_nobody_reads_any_more_are_not_listened_to(redis_client: redis.Redis, caller: Caller, own: Hall) -> None:
     job_id = submit(caller.key, streamed=True)
-    with own.wait_for(job_id, chunks=True), own.wait_for(job_id, chunks=True):
+    with own.wait_for(job_id, KEY, chunks=True), own.wait_for(job_id, KEY, chunks=True):
         until(lambda: followed(redis_client) == 1, what="followed")
 
     until(lambda: followed(redis_client) == 0, what="followed no more")
@@ -211,10 +263,10 @@ def test_streams_that_nobody_reads_any_more_are_not_listened_to(redis_client: re
 def test_chunks_reach_every_reader_once_and_in_order(caller: Caller, own: Hall, rooms: ExitStack) -> None:
     job_id, dispatch_id = submit(caller.key, streamed=True), uuid4()
     heard: list[list[int]] = [[] for _ in range(5)]
-    seats = [rooms.enter_context(own.wait_for(job_id, chunks=True)) for _ in range(3)]
+    seats = [rooms.enter_context(own.wait_for(job_id, KEY, chunks=True)) for _ in range(3)]
     for n in range(200):
         if n in (50, 120):
-            seats.append(rooms.enter_context(own.wait_for(job_id, chunks=True)))
+            seats.append(rooms.enter_context(own.wait_for(job_id, KEY, chunks=True)))
         chunks.add([Chunk(dispatch_id, n, b"data: x\n\n")], job_id=job_id)
         for seat, numbers in zip(seats, heard, strict=False):
             numbers += [chunk.n for chunk in seat.take()]
@@ -230,7 +282,7 @@ def test_chunks_reach_every_reader_once_and_in_order(caller: Caller, own: Hall, 
 
 def test_a_slow_reader_holds_only_so_much_and_loses_nothing(caller: Caller, own: Hall) -> None:
     job_id, dispatch_id, numbers = submit(caller.key, streamed=True), uuid4(), []
-    with own.wait_for(job_id, chunks=True) as seat:
+    with own.wait_for(job_id, KEY, chunks=True) as seat:
         for start in range(0, 6_000, 500):
             chunks.add([Chunk(dispatch_id, n, b"data: x\n\n") for n in range(start, start + 500)], job_id=job_id)
             until(lambda: seat.is_full or seat.read_to, what="fed")
@@ -246,7 +298,7 @@ def test_a_slow_reader_holds_only_so_much_and_loses_nothing(caller: Caller, own:
 
 def test_redis_may_be_away_and_forget_everything(caller: Caller, valkey: Valkey, own: Hall) -> None:
     job_id, dispatch_id = submit(caller.key, streamed=True), uuid4()
-    with own.wait_for(job_id, chunks=True) as seat:
+    with own.wait_for(job_id, KEY, chunks=True) as seat:
         chunks.add([Chunk(dispatch_id, 0, b"data: 0\n\n")], job_id=job_id)
         until(lambda: [0] == [chunk.n for chunk in seat.take()], what="the first chunk")
         valkey.stop()
@@ -261,7 +313,7 @@ def test_redis_may_be_away_and_forget_everything(caller: Caller, valkey: Valkey,
 
 def test_postgres_may_be_away_and_come_back(caller: Caller, postgres: Postgres, own: Hall) -> None:
     name = caller.submit()
-    with own.wait_for(view.parse_id(name), places=True) as seat:
+    with own.wait_for(view.parse_id(name), KEY, places=True) as seat:
         seen(seat, Status.QUEUED)
         postgres.stop(immediate=True)
         wake.job(view.parse_id(name), "started")
@@ -284,7 +336,7 @@ def failed(act: Callable[[], object]) -> bool:
 def test_a_client_that_hangs_up_is_noticed_and_one_that_speaks_is_there(caller: Caller, own: Hall) -> None:
     job_id = view.parse_id(caller.submit())
     (here, client), (there, other) = socket.socketpair(), socket.socketpair()
-    with here, there, other, own.wait_for(job_id, connection=here) as gone, own.wait_for(job_id, connection=there) as stays:
+    with here, there, other, own.wait_for(job_id, KEY, connection=here) as gone, own.wait_for(job_id, KEY, connection=there) as stays:
         other.sendall(b"GET")
         client.close()
         until(lambda: gone.is_gone, what="gone")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import crash, db, fleet, job, lane_care, meter, pacing, parking, reader, view
+from models import api_process, crash, db, fleet, job, lane_care, meter, pacing, parking, reader, view
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import telling, waits, wake
@@ -93,6 +93,7 @@ class Sweep:
         if self._is_due("workers", FORGET_EVERY_S, now):
             with db.begin() as session:
                 fleet.forget(session, unseen_s=settings().lease_s * 10)
+                api_process.forget(session, unseen_s=settings().lease_s * 10)
 
     def enforce(self, lane_ids: Sequence[int], *, forget: bool) -> None:
         """The operator's limits of these lanes hold from now on. forget: the limiter's state is made again from Postgres.
@@ -156,8 +157,7 @@ class Sweep:
         for _ in range(ABANDONED_MOST):
             # Each in a transaction of its own, as job.cancel takes several locks; in it nobody can come back to the job.
             with db.begin() as session:
-                left = reader.left(session, longer_than_s=settings().abandoned_after_s, most=1)
-                done = job.cancel(session, left[0].id, left[0].key_id) if left else None
+                done = reader.abandon(session, longer_than_s=settings().abandoned_after_s)
             if done is None:
                 return
             log.info(

@@ -146,7 +146,7 @@ class Client:
                 self.journal.accept(note, job_id)
             content = answer.read()  # IncompleteRead when it was cut
         if answer.status == 200:
-            said = _streamed(content) if is_stream else _held(content)
+            said = streamed(content) if is_stream else held(content)
             if said is not None:
                 return self.journal.end(note, "succeeded", said=said)
         elif answer.status not in LATER and not note.job_id:
@@ -178,13 +178,13 @@ def _said(result: Any) -> str:
     return str(whole["choices"][0]["message"]["content"])
 
 
-def _held(content: bytes) -> str | None:
+def held(content: bytes) -> str | None:
     """What a completion says; None for an error under a status of 200."""
     answer = json.loads(content)
     return str(answer["choices"][0]["message"]["content"]) if "choices" in answer else None
 
 
-def _streamed(content: bytes) -> str | None:
+def streamed(content: bytes) -> str | None:
     """What a whole stream says; None when it ended in an error or not at all."""
     data = [line[6:] for line in content.decode().split("\n") if line.startswith("data: ")]
     if not data or data[-1] != "[DONE]":

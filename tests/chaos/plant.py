@@ -49,7 +49,7 @@ PAUSE_S, PROBE_S = 1, 3
 MAX_THROTTLES = 5
 SETTINGS: Mapping[str, object] = {
     "open_keys": True, "budgets": "all", "lease_s": 9, "heartbeat_s": 1.5, "unclaimed_after_s": 4, "retry_base_s": 0.3,
-    "retry_most_s": 5, "pause_s": PAUSE_S, "probe_s": PROBE_S, "default_timeout_s": 16, "abandoned_after_s": 90, "status_grace_s": 5,
+    "retry_most_s": 5, "pause_s": PAUSE_S, "probe_s": PROBE_S, "default_timeout_s": 16, "status_grace_s": 5,
     "webhook_timeout_s": 3, "shutdown_grace_s": 20, "database_pool": POOL, "api_processes": 1, "log_level": "INFO",
     "webhook_allow_http": True, "webhook_allow_networks": "127.0.0.0/8", "pause_most_s": 4, "max_throttles": MAX_THROTTLES,
 }  # fmt: skip

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from tests.chaos import part_faults, server_faults, upstream_faults
+from tests.chaos import part_faults, reader_faults, server_faults, upstream_faults
 from tests.chaos.fault import Fault
 
 FAULTS: dict[str, type[Fault]] = {
@@ -45,6 +45,7 @@ FAULTS: dict[str, type[Fault]] = {
     "worker cut from Redis": server_faults.CutFromRedis,
     "worker cut from Postgres": server_faults.CutFromPostgres,
     "rolling restart": part_faults.RollingRestart,
+    "API away 60 s, clients waiting": reader_faults.ApisAway,
     "every doorbell twice": server_faults.DoorbellsTwice,
     "every tenth doorbell lost": server_faults.DoorbellsLost,
 }
