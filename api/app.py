@@ -19,6 +19,7 @@ from api import (
     errors,
     events,
     health,
+    host_check,
     intake,
     jobs,
     levers,
@@ -49,9 +50,10 @@ def create_app() -> Flask:
     app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
     app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
-    cors.register(app)
     metrics.register(app)
     errors.register(app)
+    host_check.register(app)
+    cors.register(app)
     intake.register(app)
     for routes in (
         openai.routes, jobs.routes, events.routes, relay.routes, artifacts.routes, webhooks.routes, deliveries.routes, balance.routes,
