@@ -41,7 +41,7 @@ KEYS = 4
 # Upstream keys behind the one issued key.
 POOL_KEYS = 3
 RPM, IN_FLIGHT = 300, 8
-WORKERS, THREADS = 3, 8
+WORKERS, THREADS = 3, 12
 GUNICORN = ("gunicorn", "-c", "python:api.serve", "api.app:create_app()")
 POOL = 8  # connections to Postgres of each process
 START_S = 90

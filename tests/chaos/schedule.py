@@ -13,6 +13,7 @@ from tests.chaos.fault import Fault
 Faults = Mapping[str, type[Fault]]
 FAULTS: Faults = {
     "worker killed": part_faults.KillWorker,
+    "worker killed with 10 calls in flight": part_faults.KillBusyWorker,
     "all workers killed": part_faults.KillWorkers,
     "API killed": part_faults.KillApi,
     "API dies before commit": part_faults.CrashBeforeCommit,

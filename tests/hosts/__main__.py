@@ -21,7 +21,7 @@ from tests.hosts.plant import Hosts
 
 # One after another, and two at once, of 6 s each: as long as a test may take.
 SHORT = ("worker0 | postgres", "worker1 | valkey", "api | postgres", "pacer | valkey", "worker1 | upstream")
-SHORT_S, SHORT_EVERY_S = 6.0, 4.0
+SHORT_S, SHORT_EVERY_S = 6.0, 2.5
 LEFT_OUT = 77  # as automake's tests exit
 
 
