@@ -94,7 +94,7 @@ class Part:
 class Plant:
     """Start it, and call `keep` often, in the main thread: processes die with the thread that started them."""
 
-    apis_many, workers = 2, WORKERS
+    apis_many, workers, forks = 2, WORKERS, True
     settings = SETTINGS
 
     def __init__(self, folder: Path, *, small_disk: Path | None = None) -> None:
@@ -118,7 +118,8 @@ class Plant:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        forks()
+        if self.forks:
+            forks()
         for server, host in ((self.postgres, "postgres"), (self.valkey, "valkey"), (self.upstream, "upstream")):
             with self.on(host):
                 server.start()

@@ -62,7 +62,8 @@ class ValkeyOfHost(Valkey):
 class Hosts(Plant):
     """Made in a process with one thread, which is a host of its own from then on: clients and the webhooks' receiver are there."""
 
-    apis_many, workers = 1, len(WORKERS)
+    # Not forked: the forker would be on the test's own host.
+    apis_many, workers, forks = 1, len(WORKERS), False
     settings: Mapping[str, object] = {**SETTINGS, "webhook_allow_networks": NETWORK, "host": "0.0.0.0"}
 
     def __init__(self, folder: Path) -> None:
@@ -92,5 +93,4 @@ class Hosts(Plant):
 
     def _run(self, name: str, argv: tuple[str, ...], *, on: str, **env: str) -> None:
         own_clock = self.clocks[on].env if on in self.clocks else {}
-        # Not forked: the forker is on the test's own host.
         self.add(Part(name, argv, env={**env, **own_clock}, host=on, forked=False))
