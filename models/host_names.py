@@ -36,7 +36,7 @@ def is_loopback(name: str) -> bool:
 def is_configured(name: str) -> bool:
     """Whether the operator has named it: NOWSERVING_HOST, the host of NOWSERVING_PUBLIC_URL or one of NOWSERVING_ALLOWED_HOSTS."""
     own = {settings().host.lower().removesuffix("."), (urlsplit(settings().public_url).hostname or "").removesuffix(".")}
-    return name in own or any(_matches(name, pattern) for pattern in settings().allowed_hosts)
+    return name in own - {""} or any(_matches(name, pattern) for pattern in settings().allowed_hosts)
 
 
 def is_ours(host: str) -> bool:

@@ -54,7 +54,7 @@ class TestHost:
         "host",
         [
             "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "xlocalhost", "evil.internal", "localhost:80@evil.example",
-            "127.0.0.1/evil", "[::1", "localhost evil.example", "1.2.3.4.5", "[evil.example]", "localhost\\.evil.example",
+            "127.0.0.1/evil", "[::1", "localhost evil.example", "1.2.3.4.5", ".", "[evil.example]", "localhost\\.evil.example",
         ],
     )  # fmt: skip
     def test_names_that_only_look_like_ours_are_not_served(self, host: str) -> None:
