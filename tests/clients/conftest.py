@@ -85,7 +85,8 @@ def world(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     with running(folder, **SETTINGS) as stack:
         stack.pacer()
         stack.worker(threads=32)
-        env = stack.environment()
+        # Set, because open keys on loopback are for pages on this machine alone otherwise.
+        env = {**stack.environment(), "NOWSERVING_CORS_ORIGINS": "*"}
         with serving(folder / "api.log", **env) as api, serving(folder / "narrow.log", **env, **NARROW) as narrow:
             yield World(stack, api, narrow)
 
