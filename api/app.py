@@ -24,6 +24,7 @@ from api import (
     jobs,
     levers,
     metrics,
+    model_lists,
     openai,
     ops_audit,
     ops_page,
@@ -56,8 +57,8 @@ def create_app() -> Flask:
     cors.register(app)
     intake.register(app)
     for routes in (
-        openai.routes, jobs.routes, events.routes, relay.routes, artifacts.routes, webhooks.routes, deliveries.routes, balance.routes,
-        dashboard.routes, sessions.routes, attachments.routes, stored_completions.routes,
+        openai.routes, model_lists.routes, jobs.routes, events.routes, relay.routes, artifacts.routes, webhooks.routes, deliveries.routes,
+        balance.routes, dashboard.routes, sessions.routes, attachments.routes, stored_completions.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")
     app.register_blueprint(azure.routes, url_prefix="/openai")

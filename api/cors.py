@@ -28,6 +28,7 @@ EXPOSED = ", ".join(
     (
         "Retry-After", "retry-after-ms", "x-should-retry", "X-Request-Id", "X-Client-Request-Id", "Location", "Preference-Applied",
         "Idempotent-Replayed", "ETag", "openai-processing-ms", "X-Nowserving-Job-Id", "X-Nowserving-Waited-Ms", "X-Nowserving-Resumed",
+        "Age", "X-Nowserving-Refresh-Error",
         "X-Nowserving-Content-Type",
         *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
     )

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import audit, credential, db, halt, job, key, line, purge, reorder, tuning, view
+from models import audit, credential, db, halt, job, key, key_share, line, purge, reorder, tuning, view
 from models.audit import Act
 from models.errors import NotFound, WrongState
 from models.halt import Target
@@ -95,8 +95,9 @@ def retire(act: Act, credential_id: int) -> dict[str, Any]:
 def weigh(act: Act, on: Target, *, weight: float) -> dict[str, Any]:
     """reorder.weigh, and the pacer looks."""
     with db.begin() as session:
-        made = reorder.weigh(session, act, on.number, on.flow, weight=weight)
-    doorbell.moved(on.number)
+        made, lanes = reorder.weigh(session, act, on, weight=weight)
+    for lane_id in lanes:
+        doorbell.moved(lane_id)
     return made
 
 
@@ -120,6 +121,7 @@ def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
     """What Redis holds of the lane's limits is made again from the attempts on record; the lane's counters from its jobs."""
     with db.begin() as session:
         halt.state(session, Target("lane", lane_id), lock=True)
+        key_share.rebuild(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
         audit.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
     doorbell.limits([lane_id], forget=True)
@@ -210,7 +212,7 @@ _FIND = text("""
     SELECT job.status, job.cancel_requested, job.key_id, key.pool_id, key.kind FROM job JOIN key ON key.id = job.key_id WHERE job.id = :id
 """)
 _RECOUNT = text("""
-    UPDATE lane SET queued = found.jobs, low_water = least(lane.low_water, coalesce(found.lowest, lane.low_water)), wake_at = now()
-    FROM (SELECT count(*) AS jobs, min(start_tag) AS lowest FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held) AS found
+    UPDATE lane SET queued = found.jobs, wake_at = now()
+    FROM (SELECT count(*) AS jobs FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held) AS found
     WHERE lane.id = :id
 """)

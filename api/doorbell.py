@@ -111,6 +111,11 @@ def limits(lane_ids: Sequence[int], *, forget: bool = False) -> None:
     _doorbell.ring(partial(wake.limits, lane_ids, forget=forget))
 
 
+def model_lists() -> None:
+    """The workers refresh the lists of models that are wanted."""
+    _doorbell.ring(wake.model_lists)
+
+
 def flush(*, within_s: float = 3.0) -> None:
     """For a process that ends now: what was to be said has been."""
     _doorbell.flush(within_s=within_s)

@@ -56,7 +56,7 @@ class Stream:
     origin: str = ""
     clock: Callable[[], float] = time.monotonic
     pause_s: float = LOOK_AGAIN_S
-    position: int | None = None
+    told: tuple[int, str | None] | None = None
     place: Place | None = None
     is_over: bool = False
     said_at: float = 0.0
@@ -95,14 +95,18 @@ class Stream:
             return []
         if past:
             self.seen, self.place = past[-1].seq, seat.place
-            self.position = shown["queue"] and shown["queue"]["position"]
+            queue = shown["queue"]
+            self.told = (queue["position"], queue["blocked_by"] if queue["eta_s"] is None else None) if queue else None
         return [_event(row, last if self.is_over and row is past[-1] else shown) for row in past]
 
     def _moved(self, place: Place | None) -> list[str]:
-        """A queue event when the job's place is another than the caller was last told. Places are looked up once a second at most."""
-        if place is None or place is self.place or place.position == self.position:
+        """A queue event when the job's place is another than the caller was last told, or its line stands still or moves again.
+
+        Places are looked up once a second at most.
+        """
+        if place is None or place is self.place or (place.position, place.standstill) == self.told:
             return []
-        self.place, self.position = place, place.position
+        self.place, self.told = place, (place.position, place.standstill)
         return [_chunk("queue", {"type": "queue", "job_id": view.public_id(self.job_id), "queue": view.queue(place)})]
 
     def _said(self, chunk: str) -> str:

@@ -31,6 +31,8 @@ def comment(status: Status | None, place: Place | None) -> bytes:
         words.append(f"position={place.position}")
         if place.eta_s is not None:
             words.append(f"eta_s={math.ceil(place.eta_s)}")
+        if place.standstill is not None:
+            words.append(f"blocked_by={place.standstill}")
     return f"{' '.join(words)}\n".encode()
 
 

@@ -20,7 +20,7 @@ from flask import Request, Response
 
 from api import door, errors, late_failure, pictures, replies
 from api.events import limit_sending
-from api.leaving import BrokenOff, leave, leave_now
+from api.leaving import BrokenOff, Closing, leave, leave_now
 from api.waiting import hall
 from models import db, view
 from models.errors import ServingError, Unauthorised, Unavailable
@@ -41,10 +41,6 @@ CLIENT_CLOSED_REQUEST = 499
 
 class Gone(Exception):
     """The client has hung up."""
-
-
-class Closing(Unavailable):
-    """This server restarts. Send the same request again: its job goes on, and is found."""
 
 
 def answer(job_id: UUID, caller: Key, *, reader: UUID, request: Request) -> Response:

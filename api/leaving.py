@@ -27,6 +27,10 @@ class BrokenOff(ConnectionResetError):
         super().__init__(errno.ECONNRESET, "broken off")
 
 
+class Closing(Unavailable):
+    """This server restarts. Send the same request again: its job goes on, and is found."""
+
+
 class Leavers:
     """Those who left, in order. While Postgres is away they are kept; what comes while too many are kept is dropped."""
 

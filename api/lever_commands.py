@@ -31,7 +31,7 @@ def _halt(verb: str, said: str) -> click.Command:
     return command
 
 
-pause = _halt("pause", "Let nothing of it start; what runs ends. ID of a flow: LANE:USER.")
+pause = _halt("pause", "Let nothing of it start; what runs ends. ID of a flow: LANE.KEY:USER.")
 resume = _halt("resume", "Let it go on: ends a pause, a drain and a parked credential's probation.")
 drain = _halt("drain", "Take nothing new for it; what waits is served.")
 
@@ -52,13 +52,14 @@ def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bo
 
 
 @click.command()
-@click.argument("flow", metavar="LANE:USER")
+@click.argument("name", metavar="KEY|LANE.KEY:USER")
 @click.argument("share", type=float)
 @_reason
 @terminal.json_option
-def weight(*, flow: str, share: float, reason: str | None, as_json: bool) -> None:
-    """Give a user SHARE times what others have of a lane."""
-    _show(deeds.weigh(Act(reason=reason), halt.target("flow", flow), weight=share), as_json=as_json)
+def weight(*, name: str, share: float, reason: str | None, as_json: bool) -> None:
+    """Give a key SHARE times what others of its pool have, or a user SHARE times what others of its key have."""
+    on = halt.target("flow" if ":" in name else "key", name)
+    _show(deeds.weigh(Act(reason=reason), on, weight=share), as_json=as_json)
 
 
 @click.command()

@@ -80,12 +80,12 @@ def retire(name: str) -> Response:
     return render.answer(deeds.retire(operators.act(wanted.reason), _number("credential", name)))
 
 
-@routes.post("/flows/<path:name>/weight")
+@routes.post("/<any(keys, flows):things>/<path:name>/weight")
 @operators.needs("write")
-def weight(name: str) -> Response:
-    """The user's share of the lane, against others'."""
+def weight(things: str, name: str) -> Response:
+    """The key's share of each lane beside the pool's other keys; the user's beside the key's other users."""
     wanted = _read(ops_schemas.WeightOrder)
-    return render.answer(deeds.weigh(operators.act(wanted.reason), _target("flows", name), weight=wanted.weight))
+    return render.answer(deeds.weigh(operators.act(wanted.reason), _target(things, name), weight=wanted.weight))
 
 
 @routes.post("/lanes/<path:name>/rebuild")

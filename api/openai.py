@@ -13,7 +13,7 @@ from api.accept import accept
 from api.prefer import Preferences
 from api.waiting import hall
 from models import db, line, reader, view
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
+from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.key import Key
 from models.settings import settings
 
@@ -72,18 +72,6 @@ def moderations() -> Response:
     return serve(MODERATIONS)
 
 
-@routes.get("/models")
-def models() -> Response:
-    """The models there are."""
-    return serve(MODELS)
-
-
-@routes.get("/models/<path:name>")
-def model(name: str) -> Response:
-    """One model. Its name may hold slashes and colons."""
-    return serve(f"{MODELS}/{name}")
-
-
 def serve(endpoint: str, *, model: str | None = None) -> Response:
     """The answer itself, a stream of it, or 202 and the job, as the caller prefers. model: beats that of the body."""
     caller = auth.caller(request)
@@ -97,11 +85,14 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     if who is None:
         made = _without_waiting(arrival, caller, wanted)
     elif arrival.is_streamed:
+        # Read before the first event is here, which must not wait for it.
+        told = limits.headers(arrival.lane_id)
         made = relay.stream(arrival.job_id, caller, reader=who, is_replay=arrival.is_replayed or arrival.is_resumed)
+        made.headers.update({**arrival.headers, **told})
+        return made
     else:
         made = held.answer(arrival.job_id, caller, reader=who, request=request)
-    made.headers.update(arrival.headers)
-    made.headers.update(limits.headers(arrival.lane_id))
+    made.headers.update({**arrival.headers, **limits.headers(arrival.lane_id)})
     return made
 
 

@@ -25,7 +25,6 @@ ANSWERS: Mapping[int, Said] = MappingProxyType({
     200: ("The upstream's own answer, unchanged. While it waits longer than a while, spaces come before it.", JSON, None),
     202: ("As preferred: the job stands in line.", JSON, answers.Job),
 })  # fmt: skip
-READ = (401, 404, 429, 502, 503, 504, "default")
 SENT = (400, 401, 408, 409, 413, 415, 422, 429, 502, 503, 504, "default")
 CHAT_STREAM = "The upstream's events, with comments while the job waits, then [DONE]. A late failure is a chunk with `error`."
 PICTURE_STREAM = "The upstream's events, with comments while the job waits, then [DONE]. A late failure is an `error` event."
@@ -70,7 +69,7 @@ def _json(body: type[BaseModel], **more: object) -> JsonObject:
 
 _post = partial(Route, "post", answers=ANSWERS, tag="openai", parameters=(ASYNC, ONCE, *CONTROLS), headers=HEADERS, refusals=SENT)
 _stored = partial(Route, tag="openai")
-_get = partial(Route, "get", answers=ANSWERS, tag="openai", parameters=(ASYNC, ONCE, *CONTROLS), headers=HEADERS, refusals=READ)
+_models = partial(Route, "get", tag="openai", headers=("Age", "X-Nowserving-Refresh-Error"), refusals=(400, 401, 404, 503, "default"))
 
 ROUTES: tuple[Route, ...] = (
     _post(
@@ -106,6 +105,9 @@ ROUTES: tuple[Route, ...] = (
     ),
     _post("/v1/embeddings", "createEmbedding", "Ask for embeddings", takes={JSON: _json(bodies.EmbeddingBody)}),
     _post("/v1/moderations", "createModeration", "Ask whether something is harmful", takes={JSON: _json(bodies.ModerationBody)}),
-    _get("/v1/models", "listModels", "Which models there are"),
-    _get("/v1/models/{model}", "retrieveModel", "One model; its name may hold slashes"),
+    _models("/v1/models", "listModels", "Which models there are", {200: ("The upstream's list, from a copy of it.", JSON, None)}),
+    _models(
+        "/v1/models/{model}", "retrieveModel", "One model; its name may hold slashes",
+        {200: ("The upstream's own words for it, from a copy of its list.", JSON, None)},
+    ),
 )  # fmt: skip

@@ -59,6 +59,11 @@ HEADERS: JsonObject = {
     "Idempotent-Replayed": {"description": "true: this job was made earlier with the same Idempotency-Key.", "schema": {"type": "string"}},
     "X-Nowserving-Job-Id": {"description": "The job behind this answer.", "schema": {"type": "string"}},
     "X-Nowserving-Waited-Ms": {"description": "How long it stood in line.", "schema": {"type": "integer"}},
+    "Age": {"description": "Seconds since the upstream gave this list.", "schema": {"type": "integer"}},
+    "X-Nowserving-Refresh-Error": {
+        "description": "Status and code of the last refresh, where the upstream refused it; the list is the last good one.",
+        "schema": {"type": "string"},
+    },
     "X-Nowserving-Resumed": {"description": "true: an SDK's own retry found the job of its first try.", "schema": {"type": "string"}},
     "X-Nowserving-Content-Type": {"description": "What the upstream called these bytes.", "schema": {"type": "string"}},
     "openai-processing-ms": {"description": "How long the upstream took.", "schema": {"type": "integer"}},

@@ -48,6 +48,7 @@ ROUTES: tuple[Route, ...] = (
     lever("keys/{id}/caps", "capKey", "Cap what a key may have of the line", ops_schemas.CapsOrder),
     lever("flows/{id}/caps", "capFlow", "Cap what a user may have of a lane", ops_schemas.CapsOrder),
     lever("flows/{id}/weight", "weighFlow", "Change a user's share of a lane", ops_schemas.WeightOrder),
+    lever("keys/{id}/weight", "weighKey", "Change a key's share of its pool's lanes", ops_schemas.WeightOrder),
     lever("lanes/{id}/rebuild", "rebuildLane", "Make limiter state and counters again", ops_schemas.Order, status=202),
     lever("jobs/{id}/boost", "boostJob", "Put a job at the head of its lane", ops_schemas.Order),
     lever("jobs/{id}/priority", "prioritiseJob", "Change a waiting job's priority", ops_schemas.PriorityOrder),

@@ -21,7 +21,6 @@ from models.view import JsonObject
 
 # Who waits when nobody is named: everything this key sends is one flow.
 KEY_FLOW = "key"
-MODELS_LANE = "models"
 REPEATABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 # The body that says this, and its media type (None: JSON).
 Write = Callable[[JsonObject], tuple[bytes, str | None]]
@@ -42,14 +41,6 @@ def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: 
     Raises Invalid.
     """
     return _order(caller, endpoint, schemas.check(KINDS[endpoint], value), value, write=write, own=own)
-
-
-def listing(caller: Key, endpoint: str, *, own: Controls) -> Order:
-    """The order that asks which models there are, or for one of them."""
-    flow = own.user or KEY_FLOW
-    return Order(
-        key=caller, endpoint=endpoint, model=MODELS_LANE, request=b"", flow=flow, tokens=1, reserved_microusd=0, **_terms(own)
-    )  # fmt: skip
 
 
 def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Order:

@@ -1,7 +1,9 @@
 """A streamed answer on its way to its reader, in OpenAI's shape: the place in line as comments, then the upstream's events, then [DONE].
 
-The status is 200 at once, whatever becomes of the job. Events come from Redis while the call runs; what has not come that way, be it that
-Redis lost it or the reader came late, is taken from the transcript when the job has ended: the n-th event is the same in both.
+On the OpenAI routes status and headers wait for the first event, NOWSERVING_STREAM_HEAD_S at most (api/stream_head.py): a job that fails
+before is answered as a call without a stream. After that the status is 200, whatever becomes of the job. Events come from Redis while the
+call runs; what has not come that way, be it that Redis lost it or the reader came late, is taken from the transcript when the job has
+ended: the n-th event is the same in both.
 
 A stream that was said to its end ends with [DONE], a failure too. One that this process cannot go on with because it is stopped is broken
 off in the middle, so that nobody takes it for whole: SDKs raise APIConnectionError. Its job goes on and is found by who asks again
@@ -19,7 +21,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import auth, errors, frames, replies
+from api import auth, errors, frames, replies, stream_head
 from api.door import is_closed
 from api.events import limit_sending
 from api.leaving import BrokenOff, leave, leave_now
@@ -29,6 +31,7 @@ from models.endpoint import CHAT
 from models.errors import ServingError, Unauthorised, Unavailable, WrongState
 from models.job import TERMINAL
 from models.key import Key
+from models.settings import settings
 from models.view import JsonObject
 from workers.chunks import Chunk
 
@@ -61,8 +64,9 @@ def follow(name: str) -> Response:
 def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = False) -> Response:
     """The stream as the answer to the current request. Raises Unavailable and LineFull when no more can be open.
 
-    reader: who has left the job when this connection breaks before the end; None: somebody else waits for it. is_replay: the
-    completion gets an id of its own.
+    reader: who has left the job when this connection breaks before the end; None: somebody else waits for it, and the status is 200 at
+    once. is_replay: the completion gets an id of its own. With a reader, a failure before the first event is answered with its status;
+    raises Closing and Unauthorised.
     """
     room = ExitStack()
     try:
@@ -74,7 +78,6 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = 
         leave(job_id, reader)
         raise
     relay = Relay(caller, seat, new_name=frames.new_name() if is_replay else None)
-    made = Response(relay.events(), mimetype="text/event-stream", headers=HEADERS)
 
     def settle() -> None:
         room.close()
@@ -82,6 +85,17 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, is_replay: bool = 
             relay.is_settled = True
             (leave_now if hall.is_closing else leave)(job_id, reader)
 
+    try:
+        head_s = settings().stream_head_s if reader is not None else None
+        failed = None if head_s is None else stream_head.wait_for_failure(seat, relay.read_end, most_s=head_s)
+    except BaseException:
+        settle()
+        raise
+    if failed is not None:
+        relay.is_settled = seat.connection is None or not is_closed(seat.connection)
+        settle()
+        return replies.answer(failed)
+    made = Response(relay.events(), mimetype="text/event-stream", headers=HEADERS)
     # Not a `finally` in the generator: one that was never begun does not run it.
     made.call_on_close(settle)
     return made
@@ -115,7 +129,7 @@ class Relay:
         yield WELCOME
         while not self._seat.is_gone:
             yield from self._relayed(self._seat.take())
-            if self._seat.status in TERMINAL and (ended := self._ended()) is not None:
+            if self._seat.status in TERMINAL and (ended := self.read_end()) is not None:
                 yield from self._rest(*ended)
                 return
             if self._seat.is_revoked:
@@ -137,7 +151,7 @@ class Relay:
             if chunk.n == self._sent:
                 yield self._next(chunk.event)
 
-    def _ended(self) -> tuple[Any, Sequence[bytes]] | None:
+    def read_end(self) -> tuple[Any, Sequence[bytes]] | None:
         """The ended job and the events of its transcript; None while Postgres is away."""
         try:
             with db.begin() as session:

@@ -64,16 +64,21 @@ class Seat:
         return taken
 
     @property
+    def has_chunks(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._chunks)
+
+    @property
     def is_full(self) -> bool:
         """Whether its reader has to take chunks before there is room for more."""
         return len(self._chunks) >= PENDING_MOST
 
     def see(self, job: Any, place: Place | None) -> None:
         """The job was seen like this. job: a row of view.glance. place None: it has none, or was not asked for it this time."""
-        before = (self.status, self.seq, self.is_revoked, self.place.position if self.place else None)
+        before = (self.status, self.seq, self.is_revoked, _shown(self.place))
         self.status, self.seq, self.is_revoked = Status(job.status), job.seq, job.is_revoked
         self.place = (place or self.place) if self.status in view.WAITING else None
-        if before != (self.status, self.seq, self.is_revoked, self.place.position if self.place else None):
+        if before != (self.status, self.seq, self.is_revoked, _shown(self.place)):
             self.wake()
 
     def feed(self, chunks: Sequence[Chunk], *, read_to: str) -> None:
@@ -95,6 +100,10 @@ class Seat:
     def wake(self) -> None:
         """Whoever sits here looks around."""
         self._woken.set()
+
+
+def _shown(place: Place | None) -> tuple[int, str | None] | None:
+    return None if place is None else (place.position, place.standstill)
 
 
 class Seats:

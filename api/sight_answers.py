@@ -106,14 +106,23 @@ class KeySeen(Answer):
     revoked_at: float | None
 
 
-class FlowSeen(Answer):
-    """Who waits inside a lane."""
+class KeyNamed(Answer):
+    """A caller's key, without itself."""
 
-    id: str = Field(description="The lane's id, a colon, the user.")
+    id: int
+    name: str | None
+    kind: Literal["own", "issued"]
+
+
+class FlowSeen(Answer):
+    """A user of a key, inside a lane."""
+
+    id: str = Field(description="The lane's id, a dot, the key's id, a colon, the user.")
     object: Literal["flow"]
     lane: int
     pool: str
     model: str
+    key: KeyNamed
     user: str
     weight: float
     waiting: int
@@ -123,14 +132,6 @@ class FlowSeen(Answer):
     paused: Pause | None
     is_draining: bool = Field(description="It takes nothing new; what waits is served.")
     is_whole: bool = Field(description="false: only the head of a very long line was counted.")
-
-
-class KeyNamed(Answer):
-    """A caller's key, without itself."""
-
-    id: int
-    name: str | None
-    kind: Literal["own", "issued"]
 
 
 class JobSeen(Answer):

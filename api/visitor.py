@@ -12,7 +12,6 @@ from collections.abc import Set as AbstractSet
 
 from flask import Request, Response
 
-from api.schemas import Controls
 from models import secret
 from models.errors import Invalid, NotFound, Unauthorised
 from models.settings import settings
@@ -22,7 +21,7 @@ COOKIE = "nowserving_visitor"
 HEADER = "X-Nowserving-Page"
 KEPT_S = 400 * 86_400
 ROUTES = frozenset({
-    "jobs.submit", "jobs.look", "jobs.cancel", "jobs.retry", "events.follow", "relay.follow", "openai.models", "balance.balance",
+    "jobs.submit", "jobs.look", "jobs.cancel", "jobs.retry", "events.follow", "relay.follow", "model_lists.models", "balance.balance",
     "balance.usage", "attachments.attach", "sessions.create", "sessions.listing", "sessions.look", "sessions.change", "sessions.messages",
     "sessions.forget", "sessions.delete",
 })  # fmt: skip
@@ -86,15 +85,6 @@ def mark(request: Request, payload: JsonObject) -> JsonObject:
     expect_own(request, payload.get("conversation"))
     _expect_allowed(payload.keys() - FIELDS)
     return {**payload, "user": name}
-
-
-def mark_controls(request: Request, own: Controls) -> Controls:
-    """The controls of a request without a body, as the visitor's own. Raises Invalid for those that visitors may not set."""
-    name = name_of(request)
-    if name is None:
-        return own
-    _expect_allowed(own.model_fields_set - FIELDS)
-    return own.model_copy(update={"user": name})
 
 
 def _expect_allowed(others: AbstractSet[str]) -> None:

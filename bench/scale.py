@@ -28,6 +28,8 @@ FEW = 1_000
 RATIO_MOST = 2.0
 SLOTS = 16
 FLOWS = 1_000
+# Of each pool.
+KEYS = 10
 BODY = b'{"model": "gpt-4o-mini", "max_tokens": 100, "messages": [{"role": "user", "content": "Say hello."}]}'
 
 
@@ -73,7 +75,7 @@ def one_lane(stack: Stack, jobs: int) -> Taken:
     _make_pools(stack, 1)
     _fill(stack, jobs, lanes=1)
     pool = stack.ask("SELECT max(id) FROM pool")
-    caller = Key(id=10_000_000, pool_id=pool, kind="own")
+    caller = Key(id=stack.ask("SELECT max(id) FROM key"), pool_id=pool, kind="own")
     step = _steps(stack)
     _swept(jobs)
     submit = _median(lambda: _submit(caller))
@@ -91,7 +93,10 @@ def many_lanes(stack: Stack, lanes: int, *, jobs: int) -> Taken:
 
 def empty(stack: Stack) -> None:
     """No job, key or lane is left, and Redis knows nothing."""
-    stack.do("TRUNCATE job, job_event, attempt, usage, flow, lane, milestones, meter, credential, pool, key, conversation, worker")
+    stack.do(
+        "TRUNCATE job, job_event, attempt, usage, key_flow, key_share, key_milestones, lane, meter, credential, "
+        " pool, key, conversation, worker CASCADE"
+    )
     line.lane_of.cache_clear()
     with stack.redis() as client:
         client.flushdb()
@@ -168,6 +173,13 @@ def _make_pools(stack: Stack, pools: int) -> None:
     stack.do("INSERT INTO pool (name) SELECT 'bench' || n FROM generate_series(1, :pools) AS n", pools=pools)
     stack.do("INSERT INTO credential (pool_id, secret) SELECT id, '' FROM pool")
     stack.do("INSERT INTO lane (pool_id, model, wake_at) SELECT id, :model, now() FROM pool", model=MODEL)
+    stack.do(
+        "INSERT INTO key (fingerprint, kind, pool_id) "
+        "SELECT convert_to(pool.id || '-' || n, 'UTF8'), 'issued', pool.id FROM pool, generate_series(1, :keys) AS n",
+        keys=KEYS,
+    )
+    stack.do("INSERT INTO key_share (lane_id, key_id, last_finish, virtual_time) "
+             "SELECT lane.id, key.id, 0, 0 FROM lane JOIN key ON key.pool_id = lane.pool_id")  # fmt: skip
     limiter = Limiter(wake.client())
     with db.begin() as session:
         for row in session.execute(text("SELECT id FROM credential")):
@@ -177,7 +189,7 @@ def _make_pools(stack: Stack, pools: int) -> None:
 def _fill(stack: Stack, jobs: int, *, lanes: int) -> None:
     """Jobs as `line.join` would have made them, in turn over the lanes, and in each over FLOWS flows."""
     with _in_order(stack):
-        stack.do(_JOBS, jobs=jobs, lanes=lanes, flows=FLOWS, body=BODY, model=MODEL)
+        stack.do(_JOBS, jobs=jobs, lanes=lanes, flows=FLOWS, keys=KEYS, body=BODY, model=MODEL)
 
 
 @contextmanager
@@ -186,18 +198,20 @@ def _in_order(stack: Stack) -> Iterator[None]:
     yield
     with db.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))
-        connection.execute(text("VACUUM ANALYZE job, lane"))
+        connection.execute(text("VACUUM ANALYZE job, lane, key, key_share"))
 
 
 _JOBS = """
-    WITH numbered AS (SELECT id, row_number() OVER (ORDER BY id) - 1 AS place FROM lane)
+    WITH numbered AS (SELECT id, pool_id, row_number() OVER (ORDER BY id) - 1 AS place FROM lane),
+    keys AS (SELECT id, pool_id, row_number() OVER (PARTITION BY pool_id ORDER BY id) - 1 AS place FROM key)
     INSERT INTO job (id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, endpoint, model,
                      request, timeout_s, on_lost, created_at, expires_at, max_attempts)
-    SELECT uuidv7(), n % 1000, numbered.id, 'queued', false, 'flow' || (n / :lanes % :flows), 'normal', n / :lanes / :flows * 27.5,
+    SELECT uuidv7(), keys.id, numbered.id, 'queued', false, 'flow' || (n / :lanes % :flows), 'normal', n / :lanes / :flows * 27.5,
            27.5, 110, 110, 0, '/v1/chat/completions', :model, :body, 600, 'retry', now(), now() + interval '1 day', 4
     FROM generate_series(0, CAST(:jobs AS integer) - 1) AS n JOIN numbered ON numbered.place = n % :lanes
+    JOIN keys ON keys.pool_id = numbered.pool_id AND keys.place = n / :lanes % :keys
 """
 _LAST = text("""
-    SELECT id, lane_id, start_tag, status, held, conversation_id, not_before, turn FROM job
+    SELECT id, lane_id, key_id, start_tag, status, held, conversation_id, not_before, turn FROM job
     WHERE status = 'queued' ORDER BY lane_id DESC, start_tag DESC, id DESC LIMIT 1
 """)

@@ -26,12 +26,16 @@ NAMES = ("max_queued", "max_in_flight", "rpm")
 
 @dataclass
 class Room:
-    """What one cap lets through now; left None: anything. why: what it says to those it stops. wake_in_s: when to look again."""
+    """What one cap lets through now; left None: anything. why: what it says to those it stops. wake_in_s: when to look again.
+
+    flow: as the column has it, `<key>:<user>`. key_id 0: of a key itself, or set before 0016 for a user of any key.
+    """
 
     scope: str
     owner_id: int
     flow: str
     endpoint: str
+    key_id: int
     left: int | None
     why: str
     wake_in_s: float
@@ -40,7 +44,10 @@ class Room:
         """Whether this job is one of those it counts. job: a row with key_id, lane_id, flow and endpoint."""
         if self.endpoint not in ("", job.endpoint):
             return False
-        return self.owner_id == job.key_id if self.scope == "key" else (self.owner_id, self.flow) == (job.lane_id, job.flow)
+        if self.scope == "key":
+            return bool(self.owner_id == job.key_id)
+        user = f"{job.key_id}:{job.flow}" if self.key_id else job.flow
+        return (self.owner_id, self.flow) == (job.lane_id, user) and self.key_id in (0, job.key_id)
 
 
 def rooms(session: Session, *, lanes: Sequence[int], pools: Sequence[int], lock: bool = False) -> list[Room]:
@@ -81,7 +88,7 @@ def shut(within: Sequence[Room]) -> dict[str, list[Any]]:
     none = [room for room in within if room.left is not None and room.left <= 0]
     return {
         "scopes": [room.scope for room in none], "owners": [room.owner_id for room in none], "flows": [room.flow for room in none],
-        "endpoints": [room.endpoint for room in none],
+        "endpoints": [room.endpoint for room in none], "capped_keys": [room.key_id for room in none],
     }  # fmt: skip
 
 
@@ -116,7 +123,7 @@ def refuse_if_full(session: Session, *, key_id: int, lane_id: int, flow: str, en
 
 
 def _room(row: Any) -> Room:
-    where = (row.scope, row.owner_id, row.flow, row.endpoint)
+    where = (row.scope, row.owner_id, row.flow, row.endpoint, row.key_id)
     if row.paused_at is not None:
         return Room(*where, left=0, why="paused", wake_in_s=PAUSED_LOOK_S)
     flying = None if row.max_in_flight is None else max(0, row.max_in_flight - row.live)
@@ -127,7 +134,9 @@ def _room(row: Any) -> Room:
 
 
 _MINE = """
-    CASE cap.scope WHEN 'key' THEN job.key_id = cap.owner_id ELSE job.lane_id = cap.owner_id AND job.flow = cap.flow END
+    CASE WHEN cap.scope = 'key' THEN job.key_id = cap.owner_id
+         WHEN cap.key_id = 0 THEN job.lane_id = cap.owner_id AND job.flow = cap.flow
+         ELSE job.lane_id = cap.owner_id AND job.key_id = cap.key_id AND job.key_id || ':' || job.flow = cap.flow END
     AND (cap.endpoint = '' OR job.endpoint = cap.endpoint)
 """
 _USED = "cap_use.scope = cap.scope AND cap_use.owner_id = cap.owner_id AND cap_use.flow = cap.flow AND cap_use.endpoint = cap.endpoint"
@@ -159,17 +168,18 @@ _NOTE = text(f"""
         CAST(:dispatches AS uuid[]), CAST(:scopes AS text[]), CAST(:owners AS bigint[]), CAST(:flows AS text[]), CAST(:endpoints AS text[])
     ) AS given
 """)
-#: of a job: that one of the caps in scopes, owners, flows, endpoints holds it
+#: of a job: that one of the caps in scopes, owners, flows, endpoints, capped_keys holds it
 SHUT = f"""
     EXISTS (
         SELECT FROM unnest(
-            CAST(:scopes AS text[]), CAST(:owners AS bigint[]), CAST(:flows AS text[]), CAST(:endpoints AS text[])
-        ) AS cap (scope, owner_id, flow, endpoint) WHERE {_MINE}
+            CAST(:scopes AS text[]), CAST(:owners AS bigint[]), CAST(:flows AS text[]), CAST(:endpoints AS text[]),
+            CAST(:capped_keys AS bigint[])
+        ) AS cap (scope, owner_id, flow, endpoint, key_id) WHERE {_MINE}
     )
 """
 _WAITING = text(f"""
     SELECT id FROM lane WHERE id = ANY(:lanes) AND EXISTS (
-        SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water AND {SHUT}
+        SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND {SHUT}
     )
 """)
 _JOBS = text("""
@@ -180,6 +190,9 @@ _ALLOWED = text(f"""
     SELECT scope, max_queued, draining_at, CASE WHEN max_queued IS NOT NULL THEN (
         SELECT count(*) FROM job WHERE status = 'queued' AND {_MINE}
     ) END AS queued
-    FROM cap WHERE ((scope = 'key' AND owner_id = :key_id) OR (scope = 'flow' AND owner_id = :lane_id AND flow = :flow))
+    FROM cap WHERE ((scope = 'key' AND owner_id = :key_id) OR (
+        scope = 'flow' AND owner_id = :lane_id AND cap.key_id IN (0, :key_id)
+        AND flow = CASE WHEN cap.key_id = 0 THEN :flow ELSE CAST(:key_id AS bigint)::text || ':' || :flow END
+    ))
     AND endpoint IN ('', :endpoint)
 """)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import lane, recall, stopping
+from models import key_share, lane, recall, stopping
 from models.db import Session
 from models.recall import Recall
 
@@ -40,11 +40,11 @@ def take_turn(session: Session, key_id: int, name: str, *, endpoint: str, lane_i
     return Turn(row.id, row.turns, recall=remembered)
 
 
-def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, float]] = ()) -> None:
+def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, int, float, float]] = ()) -> None:
     """The next held turn of each of these conversations stands in line, unless a turn that is not held is open.
 
-    To be called when such a turn has ended. Locks go from that turn to the conversation, to the held turn, to the lane.
-    also: lanes that are to be woken with theirs, as `lane.wake` takes them.
+    To be called when such a turn has ended. Locks go from that turn to the conversation, to the held turn, to the share, to the lane.
+    also: jobs that come back beside them, as `key_share.come_back` takes them.
     """
     ids = sorted({number for number in conversation_ids if number is not None})
     let: Sequence[Any] = []
@@ -53,7 +53,9 @@ def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: 
             stopping.stop(session, ids)
         let = session.execute(_LET_NEXT, {"ids": ids}).all()
         recall.fit(session, [row.id for row in let])
-    lane.wake(session, [*((row.lane_id, row.start_tag) for row in let), *also])
+    back = [*((row.lane_id, row.key_id, row.start_tag, 0.0) for row in let), *also]
+    key_share.come_back(session, back)
+    lane.wake(session, [one[0] for one in back])
 
 
 def open_before(session: Session, job: Any) -> Sequence[Any]:
@@ -88,7 +90,7 @@ _LET_NEXT = text("""
         SELECT FROM job AS other WHERE other.conversation_id = job.conversation_id AND other.id <> job.id
         AND (other.status IN ('admitted', 'running') OR (other.status = 'queued' AND NOT other.held))
     )
-    RETURNING job.id, job.lane_id, job.start_tag
+    RETURNING job.id, job.lane_id, job.key_id, job.start_tag
 """)
 _BEFORE = text("""
     SELECT id, lane_id, status, held, start_tag FROM job

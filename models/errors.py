@@ -119,6 +119,12 @@ class TooLate(LineFull):
     code = "wait_exceeds_deadline"
 
 
+class TooManyModels(LineFull):
+    """Jobs of this pool's keys wait for as many different models as may be. Ask for one of those, or come back later."""
+
+    code = "too_many_models"
+
+
 class Draining(LineFull):
     """This line takes nothing new just now: its operator lets it run empty. Come back later."""
 

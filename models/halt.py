@@ -5,12 +5,12 @@ Paused: nobody starts. Draining: nothing new is taken, what waits is served. Res
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, lane
+from models import audit, lane, parking
 from models.audit import Act
 from models.db import Session
 from models.errors import Invalid, NotFound
@@ -21,22 +21,53 @@ VERBS = ("pause", "resume", "drain")
 
 @dataclass(frozen=True)
 class Target:
-    """What an operator acts on. number: its id; of a flow: its lane's. flow: its name."""
+    """What an operator acts on. number: its id; of a flow: its lane's. flow: its name, key_id: whose it is; 0: not said."""
 
     kind: str
     number: int
     flow: str = ""
+    key_id: int = 0
+
+    @property
+    def name(self) -> str:
+        """As operators write it: a number, or `<lane>.<key>:<user>`."""
+        if self.kind != "flow":
+            return str(self.number)
+        return f"{self.number}{f'.{self.key_id}' if self.key_id else ''}:{self.flow}"
+
+    @property
+    def capped(self) -> dict[str, Any]:
+        """The columns of its caps: scope, owner_id, flow and key_id."""
+        flow = f"{self.key_id}:{self.flow}" if self.key_id else self.flow
+        return {"scope": self.kind, "owner_id": self.number, "flow": flow, "key_id": self.key_id}
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.number}" + (f":{self.flow}" if self.kind == "flow" else "")
+        return f"{self.kind}:{self.name}"
 
 
 def target(kind: str, said: str) -> Target:
-    """The target of this kind and id; a flow's is `<lane>:<user>`. Raises NotFound."""
+    """The target of this kind and id; a flow's is `<lane>.<key>:<user>`, or `<lane>:<user>` where one key alone has it. Raises NotFound."""
     number, _, flow = said.partition(":")
-    if not number.isascii() or not number.isdigit() or len(number) > 18 or (kind == "flow") != bool(flow):
+    lane_id, dot, key_id = number.partition(".")
+    if not _is_id(lane_id) or (kind == "flow") != bool(flow) or (bool(dot) and (kind != "flow" or not _is_id(key_id))):
         raise NotFound(f"There is no {kind} {said[:80]!r}.")
-    return Target(kind, int(number), flow)
+    return Target(kind, int(lane_id), flow, int(key_id or 0))
+
+
+def _is_id(said: str) -> bool:
+    return said.isascii() and said.isdigit() and len(said) <= 18
+
+
+def certain(session: Session, on: Target) -> Target:
+    """The same target, with the key of a flow. Raises NotFound, and Invalid where several keys have a user of this name there."""
+    if on.kind != "flow" or on.key_id:
+        return on
+    keys = [row.key_id for row in session.execute(_KEYS_OF_FLOW, {"lane_id": on.number, "flow": on.flow})]
+    if not keys:
+        raise NotFound(f"There is no flow {on.name!r}.")
+    if len(keys) > 1:
+        raise Invalid(f"{len(keys)} keys have a user of this name there. Say which: {on.number}.{keys[0]}:{on.flow} is the first's.")
+    return replace(on, key_id=keys[0])
 
 
 def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
@@ -46,10 +77,11 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     """
     if verb not in VERBS:
         raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
+    on = certain(session, on)
     before = state(session, on, lock=True)
     reason = act.reason or f"by {act.operator.name}"
     if on.kind in ("key", "flow"):
-        session.execute(_CAP[verb], {"scope": on.kind, "owner_id": on.number, "flow": on.flow, "reason": reason})
+        session.execute(_CAP[verb], {**on.capped, "reason": reason})
     else:
         change = (_CREDENTIAL if on.kind == "credential" else _CHANGES)[verb]
         session.execute(text(f"UPDATE {on.kind} SET {change} WHERE id = :id"), {"id": on.number, "reason": reason})
@@ -59,23 +91,23 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     audit.write(session, act, verb, str(on), before=before, after=after)
     numbers = lanes_of(session, on)
     if verb == "resume":
-        lane.wake(session, [(number, float("inf")) for number in numbers])
+        lane.wake(session, numbers)
     return after, numbers
 
 
 def state(session: Session, on: Target, *, lock: bool = False) -> dict[str, Any]:
     """paused_at, paused_reason and what else stops it. Raises NotFound."""
-    table, where = {"key": ("key", "id = :number"), "flow": ("flow", "lane_id = :number AND name = :flow")}.get(
-        on.kind, (on.kind, "id = :number")
-    )
-    wanted = {"number": on.number, "flow": on.flow, "scope": on.kind}
+    on = certain(session, on)
+    is_flow = on.kind == "flow"
+    table, where = ("key_flow", "lane_id = :number AND key_id = :key_id AND name = :flow") if is_flow else (on.kind, "id = :number")
+    wanted = {"number": on.number, "key_id": on.key_id, "flow": on.flow}
     row = session.execute(text(f"SELECT * FROM {table} WHERE {where}" + (" FOR UPDATE" if lock else "")), wanted).one_or_none()
     if row is None:
-        raise NotFound(f"There is no {on.kind} {str(on).partition(':')[2]!r}.")
+        raise NotFound(f"There is no {on.kind} {on.name!r}.")
     if on.kind in ("key", "flow"):
-        row = session.execute(_FIND_CAP, wanted).one_or_none()
+        row = session.execute(_FIND_CAP, on.capped).one_or_none()
     names = ("paused_at", "paused_reason", "parked_reason" if on.kind == "credential" else "draining_at")
-    return {"id": str(on).partition(":")[2], "object": on.kind, **{name: _plain(getattr(row, name, None)) for name in names}}
+    return {"id": on.name, "object": on.kind, **{name: _plain(getattr(row, name, None)) for name in names}}
 
 
 def lanes_of(session: Session, on: Target) -> list[int]:
@@ -95,16 +127,17 @@ _CHANGES = {
 _CREDENTIAL = {
     "pause": _CHANGES["pause"],
     "drain": _CHANGES["pause"],
-    "resume": "paused_at = NULL, paused_reason = NULL, retired_at = NULL, parked_at = NULL, parked_reason = NULL, parked_error = NULL",
+    "resume": f"paused_at = NULL, paused_reason = NULL, retired_at = NULL, {parking.OPEN}",
 }
 _CAP_KEY = "(scope, owner_id, flow, endpoint)"
 _CAP = {
     "pause": text(f"""
-        INSERT INTO cap (scope, owner_id, flow, endpoint, paused_at, paused_reason) VALUES (:scope, :owner_id, :flow, '', now(), :reason)
+        INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, paused_at, paused_reason)
+        VALUES (:scope, :owner_id, :flow, '', :key_id, now(), :reason)
         ON CONFLICT {_CAP_KEY} DO UPDATE SET paused_at = now(), paused_reason = excluded.paused_reason
     """),
     "drain": text(f"""
-        INSERT INTO cap (scope, owner_id, flow, endpoint, draining_at) VALUES (:scope, :owner_id, :flow, '', now())
+        INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, draining_at) VALUES (:scope, :owner_id, :flow, '', :key_id, now())
         ON CONFLICT {_CAP_KEY} DO UPDATE SET draining_at = now()
     """),
     # A cap that says nothing any more is none: whoever has none pays nothing.
@@ -118,7 +151,8 @@ _CAP = {
         AND coalesce(max_queued, max_in_flight, rpm) IS NOT NULL
     """),
 }
-_FIND_CAP = text("SELECT * FROM cap WHERE scope = :scope AND owner_id = :number AND flow = :flow AND endpoint = ''")
+_FIND_CAP = text("SELECT * FROM cap WHERE scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = ''")
+_KEYS_OF_FLOW = text("SELECT key_id FROM key_flow WHERE lane_id = :lane_id AND name = :flow ORDER BY key_id")
 _LANES = {
     "pool": text("SELECT id FROM lane WHERE pool_id = :number"),
     "lane": text("SELECT id FROM lane WHERE id = :number"),

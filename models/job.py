@@ -18,7 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, lane, ledger, outbox, recall, usage
+from models import conversation, key_share, lane, ledger, outbox, recall, usage
 from models.db import Session
 from models.settings import settings
 from models.usage import Usage
@@ -133,9 +133,13 @@ def relayed(session: Session, job_id: UUID, dispatch_id: UUID) -> bool:
     return session.execute(_RELAYED, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none() is not None
 
 
-def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object]) -> bool:
-    """A waiting job that could never be admitted has failed, uncalled; False when it no longer waits."""
-    row = session.execute(_REFUSE, {"id": job_id, "error": _json(error)}).one_or_none()
+def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object], http_status: int | None = None) -> bool:
+    """A waiting job that could never be admitted has failed, uncalled; False when it no longer waits.
+
+    http_status: with which the upstream refuses such jobs; None: the error's code says it.
+    """
+    row = session.execute(_REFUSE, {"id": job_id, "error": _json(error), "http_status": http_status}).one_or_none()
+    key_share.give_back(session, [row] if row is not None else [])
     conversation.let_next(session, [row.conversation_id] if row is not None else [])
     return row is not None
 
@@ -197,8 +201,9 @@ def put_back(
          "refused_by": _json([{"credential_id": refusal["credential_id"]}] if refusal else None)},
     ).one_or_none()  # fmt: skip
     settle(session, dispatch_id, finding)
-    if row is not None and row.status == Status.CANCELLED:
-        conversation.let_next(session, [row.conversation_id])
+    if row is not None:
+        back = [(row.lane_id, row.key_id, row.start_tag, row.cost)] if row.status == Status.QUEUED else []
+        conversation.let_next(session, [row.conversation_id] if row.status == Status.CANCELLED else [], also=back)
     return row is not None
 
 
@@ -206,7 +211,8 @@ def return_unclaimed(session: Session, *, older_than_s: float, credential_id: in
     """Admitted jobs that nobody claimed stand in line again at their old tags. Rows: id, dispatch_id, lane_id, credential_id, model."""
     wanted = {"older_than_s": older_than_s, "credential_id": credential_id, "model": model, "most": 500}
     rows = session.execute(_RETURN_UNCLAIMED, wanted).all()
-    lane.wake(session, [(row.lane_id, row.start_tag) for row in rows])
+    key_share.come_back(session, [(row.lane_id, row.key_id, row.start_tag, row.cost) for row in rows])
+    lane.wake(session, [row.lane_id for row in rows])
     return rows
 
 
@@ -219,7 +225,8 @@ def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
     rows = session.execute(
         _REAP, {"most": most, "error": _json(LOST), "expected": _json({"reason": "lost"}), "lease_s": settings().lease_s}
     ).all()
-    waiting = [(row.lane_id, row.start_tag) for row in rows if row.status == Status.QUEUED]
+    # What was sent and lost may have been answered: it stays charged.
+    waiting = [(row.lane_id, row.key_id, row.start_tag, 0.0) for row in rows if row.status == Status.QUEUED]
     conversation.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL], also=waiting)
     return rows
 
@@ -230,8 +237,10 @@ def cancel(session: Session, job_id: UUID, key_id: int) -> Any | None:
     Row: status, dispatch_id (of a running or admitted job, else None), credential_id, model.
     """
     row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id}).one_or_none()
-    if row is not None and row.status == Status.CANCELLED and not row.held:
-        conversation.let_next(session, [row.conversation_id])
+    if row is not None and row.status == Status.CANCELLED:
+        key_share.give_back(session, [row])
+        if not row.held:
+            conversation.let_next(session, [row.conversation_id])
     return row
 
 
@@ -249,8 +258,10 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
     """
     params = {"most": most, "error": _json(EXPIRED)}
     if held := session.execute(_EXPIRE, {**params, "held": True}).all():
+        key_share.give_back(session, held)
         return held
     rows = session.execute(_EXPIRE, {**params, "held": False}).all()
+    key_share.give_back(session, rows)
     conversation.let_next(session, [row.conversation_id for row in rows])
     return rows
 
@@ -331,12 +342,14 @@ _RELAYED = text("""
 """)
 _REFUSE = text(f"""
     WITH refused AS (
-        UPDATE job SET status = 'failed', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
-        WHERE id = :id AND status = 'queued' RETURNING id, key_id, webhook_url, status, seq, ended_at, conversation_id
+        UPDATE job SET status = 'failed', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1,
+               http_status = :http_status
+        WHERE id = :id AND status = 'queued'
+        RETURNING id, key_id, lane_id, flow, share, webhook_url, status, seq, ended_at, conversation_id
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.failed', ended_at FROM refused
     ), {outbox.of("refused")}
-    SELECT conversation_id FROM refused
+    SELECT conversation_id, lane_id, key_id, flow, share FROM refused
 """)
 _BEAT = text("""
     UPDATE job SET lease_until = clock_timestamp() + make_interval(secs => :lease_s)
@@ -389,13 +402,10 @@ _PUT_BACK = text(f"""
             ran_s = ran_s + CASE WHEN status = 'running' THEN extract(epoch FROM clock_timestamp() - started_at) ELSE 0 END,
             dispatch_id = NULL, lease_until = NULL, admitted_at = NULL, seq = seq + 1
         WHERE id = :id AND dispatch_id = :dispatch_id AND status IN ('admitted', 'running')
-        RETURNING id, status, seq, ended_at, key_id, lane_id, start_tag, conversation_id, webhook_url
+        RETURNING id, status, seq, ended_at, key_id, lane_id, start_tag, cost, conversation_id, webhook_url
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at, detail)
         SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:detail AS jsonb) FROM back
-    ), lowered AS (
-        UPDATE lane SET low_water = least(low_water, back.start_tag), wake_at = now(), idle_since = NULL
-        FROM back WHERE lane.id = back.lane_id AND back.status = 'queued'
     ), {outbox.of("back")}
     SELECT * FROM back
 """)
@@ -408,7 +418,7 @@ _RETURN_UNCLAIMED = text("""
     ), back AS (
         UPDATE job SET status = 'queued', dispatch_id = NULL, admitted_at = NULL FROM late
         WHERE job.id = late.id AND job.status = 'admitted'
-        RETURNING job.id, late.dispatch_id, job.lane_id, job.start_tag, job.credential_id, job.model
+        RETURNING job.id, late.dispatch_id, job.lane_id, job.key_id, job.start_tag, job.cost, job.credential_id, job.model
     )
     SELECT * FROM back
 """)
@@ -450,7 +460,8 @@ _CANCEL = text(f"""
             ended_at = CASE WHEN status = 'running' THEN NULL ELSE clock_timestamp() END,
             seq = seq + 1
         WHERE id = :id AND key_id = :key_id AND status IN ('queued', 'admitted', 'running') AND NOT cancel_requested
-        RETURNING id, status, seq, ended_at, key_id, lane_id, conversation_id, held, dispatch_id, credential_id, model, webhook_url
+        RETURNING id, status, seq, ended_at, key_id, lane_id, flow, share, conversation_id, held, dispatch_id, credential_id, model,
+                  webhook_url
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at)
         SELECT id, seq, CASE WHEN status = 'running' THEN 'job.cancelling' ELSE 'job.cancelled' END, clock_timestamp() FROM stopped
@@ -465,7 +476,7 @@ _EXPIRE = text(f"""
         UPDATE job SET status = 'expired', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
         FROM late WHERE job.id = late.id AND job.status = 'queued'
         RETURNING job.id, job.status, job.seq, job.conversation_id, job.held, job.ended_at, job.key_id, job.webhook_url,
-                  job.lane_id, job.calls, job.created_at, job.request_id, job.traceparent
+                  job.lane_id, job.flow, job.share, job.calls, job.created_at, job.request_id, job.traceparent
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.expired', ended_at FROM ended
     ), {outbox.of("ended")}

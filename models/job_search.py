@@ -67,14 +67,14 @@ def find(session: Session, wanted: Wanted, *, limit: int, after: UUID | None) ->
 
 
 def _values(session: Session, wanted: Wanted) -> Mapping[str, Any] | None:
-    """What the statements are told; None when there is no such key, pool or lane."""
+    """What the statements are told; None when there is no such key or pool."""
     key_ids = [row.id for row in session.execute(_KEYS, {"key": wanted.key})] if wanted.key is not None else []
-    lanes = wanted.lane is not None or wanted.pool is not None or wanted.model is not None
-    lane_ids = [row.id for row in session.execute(_LANES, vars(wanted))] if lanes else None
-    if (wanted.key is not None and not key_ids) or lane_ids == []:
+    pool = session.execute(_POOL, {"pool": wanted.pool}).one_or_none() if wanted.pool is not None else None
+    if (wanted.key is not None and not key_ids) or (wanted.pool is not None and pool is None):
         return None
     return {
-        "key_ids": key_ids, "lane_ids": lane_ids, "user": wanted.user, "status": wanted.status,
+        "key_ids": key_ids, "lane": wanted.lane, "pool_id": None if pool is None else pool.id, "model": wanted.model,
+        "user": wanted.user, "status": wanted.status,
         "low": _first_id(wanted.since) if wanted.since else UUID(int=0),
         "high": _first_id(wanted.until) if wanted.until else UUID(int=2**128 - 1),
     }  # fmt: skip
@@ -118,28 +118,26 @@ def _show(row: Any, place: line.Place | None) -> JsonObject:
 
 
 _KEYS = text("SELECT id FROM key WHERE id::text = :key OR name = :key LIMIT 100")
-_LANES = text("""
-    SELECT lane.id FROM lane JOIN pool ON pool.id = lane.pool_id
-    WHERE (CAST(:lane AS bigint) IS NULL OR lane.id = :lane) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
-    AND (CAST(:model AS text) IS NULL OR lane.model = :model) LIMIT 10000
-""")
+_POOL = text("SELECT id FROM pool WHERE name = :pool")
 _SHOWING = """
     SELECT job.id, job.lane_id, job.status, job.held, job.flow, job.priority, job.start_tag, job.endpoint, job.model, job.conversation_id,
            job.turn, job.not_before, job.key_id, job.created_at, job.started_at, job.ended_at, job.calls, job.credential_id,
            job.cancel_requested, job.http_status, job.error, now() AS now, key.name AS key_name, key.kind AS key_kind, pool.name AS pool
-    FROM job JOIN key ON key.id = job.key_id JOIN lane ON lane.id = job.lane_id JOIN pool ON pool.id = lane.pool_id
+    FROM job JOIN key ON key.id = job.key_id JOIN pool ON pool.id = key.pool_id
 """
 _ONE = text(f"{_SHOWING} WHERE job.id = :id")
 _SHOWN = text(f"{_SHOWING} WHERE job.id = ANY(:ids) ORDER BY job.id DESC")
 _LOOKED = """
     WITH looked AS MATERIALIZED (
-        SELECT id, lane_id, flow, status, key_id FROM job
+        SELECT id, lane_id, flow, model, status, key_id FROM job
         WHERE id >= :low AND id < :high AND (CAST(:after AS uuid) IS NULL OR id < :after) AND {where} ORDER BY id DESC LIMIT :looked
     )
     SELECT (SELECT count(*)::int FROM looked) AS looked, (SELECT id FROM looked ORDER BY id LIMIT 1) AS last, ARRAY(
         SELECT id FROM looked
         WHERE (CAST(:user AS text) IS NULL OR flow = :user) AND (CAST(:status AS text) IS NULL OR status = :status)
-        AND (CAST(:lane_ids AS bigint[]) IS NULL OR lane_id = ANY(:lane_ids))
+        -- Lanes leave before their jobs do.
+        AND (CAST(:lane AS bigint) IS NULL OR lane_id = :lane) AND (CAST(:model AS text) IS NULL OR model = :model)
+        AND (CAST(:pool_id AS bigint) IS NULL OR EXISTS (SELECT FROM key WHERE key.id = looked.key_id AND key.pool_id = :pool_id))
         AND (cardinality(CAST(:key_ids AS bigint[])) = 0 OR key_id = ANY(:key_ids)) ORDER BY id DESC LIMIT :most
     ) AS fits
 """

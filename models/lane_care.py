@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import meter, milestone, pacing
+from models import key_share, meter, milestone, pacing
 from models.db import Session
 from models.key import Limits
-from models.line import SETTLED_S
+from models.key_share import SETTLED_S
 
 LANES_MOST = 50
 # Jobs waiting, as last counted, from which on a lane has milestones.
@@ -24,9 +24,12 @@ COUNTING_SHARE = 1 / 20
 
 @dataclass
 class Seen:
-    """What is remembered of a lane: its virtual time at moments of the last SETTLED_S, and until when what takes long has to rest."""
+    """What is remembered of a lane.
 
-    times: deque[tuple[float, float]] = field(default_factory=deque)
+    times: its keys' virtual times at moments of the last SETTLED_S; rests_until: until when what takes long has to rest.
+    """
+
+    times: dict[int, deque[tuple[float, float]]] = field(default_factory=dict)
     rests_until: dict[str, float] = field(default_factory=dict)
 
     def at_leisure(self, what: str, work: Callable[[], object], *, now: float) -> None:
@@ -43,12 +46,17 @@ class Care:
 
     def __init__(self) -> None:
         self._seen: dict[int, Seen] = {}
+        self._round: set[int] = set()
         self._last_id = 0
 
     def choose(self, session: Session) -> Sequence[Any]:
         """The next lanes in turn, at most LANES_MOST. Rows for `refresh`."""
         rows = session.execute(_ACTIVE, {"after": self._last_id, "most": LANES_MOST}).all()
         self._last_id = rows[-1].id if len(rows) == LANES_MOST else 0
+        self._round |= {row.id for row in rows}
+        if self._last_id == 0:  # once round: what is not remembered anew has fallen idle
+            self._seen = {number: seen for number, seen in self._seen.items() if number in self._round}
+            self._round = set()
         return rows
 
     def refresh(self, session: Session, lane: Any, *, now: float) -> dict[int, Limits]:
@@ -57,9 +65,9 @@ class Care:
         Returns the operator's limits of each credential that serves it, as they are now.
         """
         seen = self._seen.setdefault(lane.id, Seen())
-        ceiling = _settled(seen.times, lane.virtual_time, now=now)
-        if ceiling is not None:
-            pacing.raise_low_water(session, lane.id, ceiling=ceiling)
+        # Shares before the lane's row, as everybody locks them.
+        self._raise_low_water(session, lane.id, seen, now=now)
+        seen.at_leisure("shares", lambda: key_share.recount(session, lane.id), now=now)
         credentials = meter.credentials_of(session, [lane.pool_id])[lane.pool_id]
         states = [meter.read(session, number, lane.model) for number in credentials]
         usual_s = _usual_s(session, credentials, lane.model)
@@ -68,6 +76,12 @@ class Care:
         if lane.queued >= LONG or lane.has_milestones:
             seen.at_leisure("milestones", lambda: milestone.set_anew(session, lane.id), now=now)
         return {number: state.limits for number, state in zip(credentials, states, strict=True)}
+
+    def _raise_low_water(self, session: Session, lane_id: int, seen: Seen, *, now: float) -> None:
+        rows = {row.key_id: row.virtual_time for row in key_share.of(session, lane_id)}
+        seen.times = {number: seen.times.get(number, deque()) for number in rows}
+        ceilings = {number: _settled(seen.times[number], virtual_time, now=now) for number, virtual_time in rows.items()}
+        key_share.raise_low_water(session, lane_id, {number: one for number, one in ceilings.items() if one is not None})
 
 
 def _settled(times: deque[tuple[float, float]], virtual_time: float, *, now: float) -> float | None:
@@ -93,7 +107,7 @@ def _usual_s(session: Session, credential_ids: list[int], model: str) -> float |
 
 _ACTIVE = text("""
     SELECT id, pool_id, model, virtual_time, queued,
-           EXISTS (SELECT FROM milestones WHERE milestones.lane_id = lane.id AND ids <> '{}') AS has_milestones
+           EXISTS (SELECT FROM key_milestones WHERE key_milestones.lane_id = lane.id) AS has_milestones
     FROM lane
     WHERE id > :after AND (wake_at IS NOT NULL OR idle_since > now() - interval '30 s') ORDER BY id LIMIT :most
 """)

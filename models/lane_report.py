@@ -135,8 +135,7 @@ _HEADS = text("""
         SELECT count(*)::int AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images, min(created_at) AS oldest_at
         FROM (
             SELECT tokens, images, created_at FROM job
-            WHERE lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water
-            ORDER BY start_tag, id LIMIT :most
+            WHERE lane_id = lane.id AND status = 'queued' AND NOT held LIMIT :most
         ) AS one
     ) AS head
     WHERE lane.id = ANY(:ids)

@@ -1,7 +1,8 @@
-"""The line: start-time fair queueing in columns (Goyal, Vin, Cheng 1996), positions, and how long it will take.
+"""The line: hierarchical start-time fair queueing in columns (Goyal, Vin, Cheng 1996), positions, and how long it will take.
 
-A lane is one (pool, model). A job's start tag is `max(lane.virtual_time, flow.last_finish)` and its flow's last finish moves on by
-cost over weight; the pacer takes the lowest tag. Nothing here is ever rebuilt: the order is the column.
+A lane is one (pool, model). Its keys share it (models/key_share.py), and each key's users share what the key gets: a job's start tag is
+`max(share.virtual_time, flow.last_finish)` and its flow's last finish moves on by cost over weight. The pacer takes the key whose turn
+is first, and of its jobs the one with the lowest tag. Nothing here is ever rebuilt: the order is in the columns.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from psycopg.errors import DivisionByZero
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import attachment, budget, cap, conversation, milestone
+from models import attachment, budget, cap, conversation, key_share, lane, milestone
 from models.db import Session, begin
-from models.errors import Draining, LineFull, TooLate
+from models.errors import Draining, LineFull, LineUnavailable, TooLate
 from models.key import Key
+from models.key_share import SETTLED_S
 from models.milestone import COUNTED_MOST
 from models.settings import settings
 from models.tables import OPEN
@@ -33,8 +35,6 @@ WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 IMAGE_COST = 1_000.0
 # The column is 32 bits wide, and nobody's limit is higher.
 TOKENS_MOST = 2**31 - 1
-# Longer than any transaction of ours can stay open (db.SERVER_OPTIONS): what was true this long ago, every submit has seen.
-SETTLED_S = 20
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Place:
     blocked_by: str | None
     wake_at: datetime | None
 
+    @property
+    def standstill(self) -> str | None:
+        """What the line stands still for with no end in sight (parked, paused); None where there is an estimate."""
+        return self.blocked_by if self.eta_s is None else None
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -114,10 +119,13 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     Invalid when its conversation has no such attachments.
     """
     budget.reserve(session, order.key, order.reserved_microusd)
-    lane_id = lane_of(order.key.pool_id, order.model)
+    lane_id = _lane_that_is(session, order)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
     row = session.execute(_JOIN, _values(order, job_id, lane_id, turn)).one()
+    if row.is_gone:
+        lane_of.cache_clear()
+        raise LineUnavailable("The line for this model was just cleaned up. Send the request again.")
     if row.is_draining:
         raise Draining(retry_after_s=60)
     _refuse_if_full(row, key_id=order.key.id)
@@ -139,9 +147,11 @@ def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | No
     if _hindered.is_known(lane_id, now=time.monotonic()):
         return None
     try:
-        row = session.execute(_JOIN_AT_ONCE, _values(order, job_id, lane_id, None)).one()
+        row = session.execute(_JOIN_AT_ONCE, _values(order, job_id, lane_id, None)).one_or_none()
     except DivisionByZero:
         _hindered.note(lane_id, now=time.monotonic())
+        return None
+    if row is None:  # the lane has left
         return None
     if row.of_key is not None:
         _tally.note(order.key.id, row.of_key, now=time.monotonic())
@@ -196,30 +206,29 @@ def new_id() -> UUID:
 
 @lru_cache(maxsize=65_536)
 def lane_of(pool_id: int, model: str) -> int:
-    """The id of the lane for this pool and model; made, in a transaction of its own, when a model is asked for the first time."""
+    """The id of the lane for this pool and model, found or made in a transaction of its own. Raises TooManyModels."""
     with begin() as session:
-        wanted = {"pool_id": pool_id, "model": model}
-        found = session.execute(_FIND_LANE, wanted).scalar_one_or_none()
-        return int(found or session.execute(_MAKE_LANE, wanted).scalar_one())
+        return lane.find_or_make(session, pool_id, model)
+
+
+def _lane_that_is(session: Session, order: Order) -> int:
+    """As lane_of, looked up anew where the lane has left since."""
+    if not lane.exists(session, lane_of(order.key.pool_id, order.model)):
+        lane_of.cache_clear()
+    return lane_of(order.key.pool_id, order.model)
 
 
 def place(session: Session, job: Any) -> Place:
-    """Where this job stands now. job: a row with id, lane_id, start_tag, status, held, conversation_id, turn and not_before.
+    """Where this job stands now. job: a row with id, lane_id, key_id, start_tag, status, held, conversation_id, turn and not_before.
 
-    The count is exact where few stand ahead (milestone.EVERY), in part a few seconds old behind them, and ends at COUNTED_MOST.
-    A held turn stands behind the turns before it and behind every lower tag of its lane.
+    The count is exact where few stand ahead (milestone.EVERY, key_share.LOOKED_MOST), in part a few seconds old behind them, and ends
+    at COUNTED_MOST. A held turn stands behind the turns before it and behind every lower tag of its key.
     """
-    if job.status != "queued":
-        return ON_ITS_WAY
-    lane = session.execute(_LANE, {"id": job.lane_id}).one()
-    turns = conversation.open_before(session, job) if job.held else []
-    last = _last(job, _here(job, turns))
-    capped = cap.reasons(session, [job]).get(job.id) if lane.has_caps else None
-    return _place(job, lane, turns, _ahead(session, lane, start_tag=last.start_tag, job_id=last.id), capped=capped)
+    return places(session, [job])[job.id]
 
 
 def places(session: Session, jobs: Sequence[Any]) -> dict[UUID, Place]:
-    """Where each of these jobs stands now, as `place` says it, in three statements for all of them."""
+    """Where each of these jobs stands now, as `place` says it, in few statements for all of them."""
     queued = [job for job in jobs if job.status == "queued"]
     made = {job.id: ON_ITS_WAY for job in jobs}
     if not queued:
@@ -229,11 +238,11 @@ def places(session: Session, jobs: Sequence[Any]) -> dict[UUID, Place]:
     turns = [[one for one in talks[job.conversation_id] if one.turn < job.turn] if job.held else [] for job in queued]
     lasts = [_last(job, _here(job, before)) for job, before in zip(queued, turns, strict=True)]
     wanted = {
-        "lanes": [job.lane_id for job in queued], "tags": [last.start_tag for last in lasts], "ids": [last.id for last in lasts],
-        "most": COUNTED_MOST,
+        "lanes": [job.lane_id for job in queued], "keys": [job.key_id for job in queued], "tags": [last.start_tag for last in lasts],
+        "ids": [last.id for last in lasts], "most": COUNTED_MOST,
     }  # fmt: skip
     capped = cap.reasons(session, queued) if any(lane.has_caps for lane in lanes.values()) else {}
-    for ahead in session.execute(_ALL_AHEAD, wanted):
+    for ahead in session.execute(_AHEAD, wanted):
         job = queued[ahead.n - 1]
         made[job.id] = _place(job, lanes[job.lane_id], turns[ahead.n - 1], ahead, capped=capped.get(job.id))
     return made
@@ -267,12 +276,6 @@ def _place(job: Any, lane: Any, turns: Sequence[Any], ahead: Any, *, capped: str
         return Place(position=position, eta_s=None, blocked_by="parked", wake_at=None)
     wake_at = lane.wake_at if lane.blocked_by and lane.wake_in_s > 0 else None
     return Place(position=position, eta_s=eta_s, blocked_by=lane.blocked_by, wake_at=wake_at)
-
-
-def _ahead(session: Session, lane: Any, *, start_tag: float, job_id: UUID) -> Any:
-    return session.execute(
-        _AHEAD, {"lane_id": lane.id, "low_water": lane.low_water, "tag": start_tag, "id": job_id, "most": COUNTED_MOST}
-    ).one()
 
 
 def estimate_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
@@ -326,54 +329,57 @@ def _json(value: object) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-_FIND_LANE = text("SELECT id FROM lane WHERE pool_id = :pool_id AND model = :model")
-_MAKE_LANE = text("""
-    INSERT INTO lane (pool_id, model) VALUES (:pool_id, :model)
-    ON CONFLICT (pool_id, model) DO UPDATE SET model = excluded.model RETURNING id
-""")
 FIGURES = """
     SELECT lane.*, now() AS now, coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
            lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused,
            lane.draining_at IS NOT NULL OR pool.draining_at IS NOT NULL AS is_draining, EXISTS (SELECT FROM cap) AS has_caps
     FROM lane JOIN pool ON pool.id = lane.pool_id
 """
-_LANE = text(f"{FIGURES} WHERE lane.id = :id")
 _LANES = text(f"{FIGURES} WHERE lane.id = ANY(:ids)")
-_AHEAD = text(milestone.ahead(lane_id=":lane_id", low_water=":low_water", start_tag=":tag", job_id=":id"))
-# The heads of the lines and the places that are asked for, in one order: what was summed up before a place stands ahead of it. A place
-# counts nothing itself, and goes before the job that stands on it.
-_ALL_AHEAD = text("""
-    WITH asked AS (
-        SELECT * FROM unnest(CAST(:lanes AS bigint[]), CAST(:tags AS float8[]), CAST(:ids AS uuid[]))
-        WITH ORDINALITY AS asked (lane_id, start_tag, id, n)
-    ), marked AS (
-        SELECT NULL::bigint AS n, line.id AS lane_id, one.start_tag, one.id, 1 AS jobs, one.tokens, one.images
-        FROM (SELECT lane_id, max(start_tag) AS furthest FROM asked GROUP BY lane_id) AS wanted
-        JOIN lane AS line ON line.id = wanted.lane_id
-        CROSS JOIN LATERAL (
-            SELECT start_tag, id, tokens, images FROM job
-            WHERE lane_id = line.id AND status = 'queued' AND NOT held AND start_tag BETWEEN line.low_water AND wanted.furthest
-            ORDER BY start_tag, id LIMIT :most
-        ) AS one
-        UNION ALL SELECT n, lane_id, start_tag, id, 0, 0, 0 FROM asked
-    ), summed AS (
-        SELECT n, sum(jobs) OVER ahead AS jobs, sum(tokens) OVER ahead AS tokens, sum(images) OVER ahead AS images FROM marked
-        WINDOW ahead AS (PARTITION BY lane_id ORDER BY start_tag, id, jobs ROWS UNBOUNDED PRECEDING)
+_AHEAD = text(f"""
+    SELECT asked.n::int, ahead.*
+    FROM unnest(CAST(:lanes AS bigint[]), CAST(:keys AS bigint[]), CAST(:tags AS float8[]), CAST(:ids AS uuid[]))
+        WITH ORDINALITY AS asked (lane_id, key_id, start_tag, id, n)
+    JOIN lane AS line ON line.id = asked.lane_id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(found.last_finish, line.virtual_time) AS last_finish, coalesce(found.low_water, '-infinity') AS low_water, weight
+        FROM key LEFT JOIN key_share AS found ON found.lane_id = asked.lane_id AND found.key_id = key.id WHERE key.id = asked.key_id
+    ) AS share
+    CROSS JOIN LATERAL ({
+    key_share.ahead(
+        milestone.of_key(
+            lane_id="asked.lane_id", key_id="asked.key_id", low_water="share.low_water", start_tag="asked.start_tag", job_id="asked.id"
+        ),
+        lane_id="asked.lane_id",
+        key_id="asked.key_id",
+        lane_time="line.virtual_time",
+        start_tag="asked.start_tag",
+        job_id="asked.id",
+        share="share",
     )
-    SELECT n::int, jobs::int, tokens, images FROM summed WHERE n IS NOT NULL
+}) AS ahead
 """)
 # A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 # The job itself is not there yet for what is counted.
+# One that cleanup deletes at this moment is not woken: its job must not stay (models/lane.py).
+_IS_DORMANT = """
+    line.wake_at IS NULL AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
+"""
+_AHEAD_OF_JOINED = key_share.ahead(
+    milestone.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag", job_id="joined.id"),
+    lane_id=":lane_id", key_id=":key_id", lane_time="line.virtual_time", start_tag="joined.start_tag", job_id="joined.id", share="share",
+)  # fmt: skip
 _JOINED = f"""
-    WITH line AS ({FIGURES} WHERE lane.id = :lane_id), moved AS (
-        INSERT INTO flow AS f (lane_id, name, last_finish)
-        SELECT id, :flow, virtual_time + CAST(:share AS float8) FROM line
-        ON CONFLICT (lane_id, name) DO UPDATE
+    WITH line AS ({FIGURES} WHERE lane.id = :lane_id), {key_share.JOINING}, moved AS (
+        INSERT INTO key_flow AS f (lane_id, key_id, name, last_finish)
+        SELECT line.id, :key_id, :flow, share.virtual_time + CAST(:share AS float8) FROM line, share
+        ON CONFLICT (lane_id, key_id, name) DO UPDATE
         SET last_finish = greatest(excluded.last_finish - :share, f.last_finish) + :share / f.weight
         RETURNING last_finish, weight
     ), joined AS (
-        -- What was added and taken away again may lack the last bit: never below the lane's time, where the low-water mark may be.
+        -- Behind the user's last job, whatever was cancelled before that one and given back.
+        -- What was added and taken away again may lack the last bit: never below the key's time, where the low-water mark may be.
         INSERT INTO job (
             id, key_id, lane_id, status, held, flow, priority, start_tag, share, cost, tokens, images, reserved_microusd, endpoint, model,
             request, conversation_id, turn, timeout_s, on_lost, on_unreadable, metadata, webhook_url, created_at, expires_at,
@@ -381,26 +387,30 @@ _JOINED = f"""
             history_tokens, request_id, traceparent, headers
         )
         SELECT :id, :key_id, :lane_id, 'queued', :held, :flow, :priority,
-               greatest(moved.last_finish - :share / moved.weight, line.virtual_time),
+               greatest(moved.last_finish - :share / moved.weight, share.virtual_time, (
+                   SELECT last.start_tag + last.share FROM job AS last
+                   WHERE last.lane_id = :lane_id AND last.key_id = :key_id AND last.flow = :flow AND last.status = 'queued'
+                   ORDER BY last.start_tag DESC LIMIT 1
+               )),
                :share / moved.weight, :cost, :tokens, :images, :reserved, :endpoint, :model, :request, :conversation_id, :turn,
                :timeout_s, :on_lost, :on_unreadable, CAST(:metadata AS jsonb), :webhook_url, clock_timestamp(),
                clock_timestamp() + :expires_in, :max_attempts, :retry_of, :content_type, :streamed, :wants_urls, :fingerprint, :reader,
                CAST(:attachments AS uuid[]), :turn_tokens, :since_turn, :history_tokens, :request_id, :traceparent,
                CAST(:headers AS jsonb)
-        FROM moved, line RETURNING id, start_tag, created_at, expires_at, held, not_before
+        FROM moved, share RETURNING id, start_tag, created_at, expires_at, held, not_before
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
     ), woken AS (
         UPDATE lane SET wake_at = now(), idle_since = NULL FROM line
-        WHERE lane.id = line.id AND line.wake_at IS NULL AND lane.wake_at IS NULL
-        AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
+        WHERE lane.id = line.id AND {_IS_DORMANT} RETURNING lane.id
     )
     SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
            line.is_draining, line.has_caps, line.wake_at, line.now,
            joined.id, joined.start_tag, joined.held, joined.not_before, joined.created_at, joined.expires_at,
-           ahead.jobs, ahead.tokens, ahead.images, counted.in_lane, counted.of_key
+           ahead.jobs, ahead.tokens, ahead.images, counted.in_lane, counted.of_key,
+           {_IS_DORMANT} AND NOT EXISTS (SELECT FROM woken) AS is_gone
            {{more}}
-    FROM joined, line, LATERAL (
+    FROM joined, line, share, LATERAL (
         SELECT (SELECT count(*) FROM (
                    SELECT FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held LIMIT :lane_most
                ) AS queued) AS in_lane,
@@ -408,15 +418,16 @@ _JOINED = f"""
                    SELECT count(*) FROM (SELECT FROM job WHERE key_id = :key_id AND {OPEN} LIMIT :key_most) AS open
                ) END AS of_key
     ) AS counted, LATERAL (
-        {milestone.ahead(lane_id=":lane_id", low_water="line.low_water", start_tag="joined.start_tag", job_id="joined.id")}
+        {_AHEAD_OF_JOINED}
     ) AS ahead
 """
 _JOIN = text(_JOINED.format(more=""))
 # What `join` would refuse, or has to look at, fails as a whole, so that nothing of it stays. An estimate is rounded to a tenth of a second.
 _JOIN_AT_ONCE = text(
     _JOINED.format(
-        more="""
-           , 1 / CASE WHEN line.is_draining OR line.has_caps OR counted.of_key >= :key_most
+        more=f"""
+           , 1 / CASE WHEN ({_IS_DORMANT} AND NOT EXISTS (SELECT FROM woken))
+                      OR line.is_draining OR line.has_caps OR counted.of_key >= :key_most
                       OR CASE WHEN :lane_most > 0 THEN counted.in_lane ELSE line.queued END >= :lane_cap
                       OR NOT line.is_paused AND make_interval(secs => 0.1 + greatest(
                           CASE WHEN line.blocked_by IS NOT NULL THEN line.wake_in_s END, ahead.jobs * 60 / nullif(line.rpm, 0),

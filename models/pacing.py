@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from models import cap
 from models.db import Session
-from models.line import SETTLED_S
+from models.key_share import SETTLED_S, TURN
 from models.settings import settings
 
 CLAIM_S = 3
@@ -52,8 +52,7 @@ def free_slots(session: Session, *, seen_within_s: float) -> int:
 def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequence[Any]:
     """Lanes that are woken or due, ours for CLAIM_S.
 
-    Rows: id, pool_id, pool (its name), model, virtual_time, low_water, blocked_by (as last concluded), has_caps
-    (of anybody).
+    Rows: id, pool_id, pool (its name), model, virtual_time, blocked_by (as last concluded), has_caps (of anybody).
     """
     return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
 
@@ -64,14 +63,15 @@ def held_for_a_moment(session: Session, lane_ids: Sequence[int]) -> bool:
 
 
 def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[cap.Room] = ()) -> Sequence[Any]:
-    """The first `most` jobs of each lane, in order; those that a cap in `rooms` stops altogether are passed over.
+    """The first `most` jobs of each lane, in the order of their turns; those that a cap in `rooms` stops altogether are passed over.
 
-    Rows: id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, refusals,
+    Rows: turn (in the lane's time; below 0: an operator put it first), starts and weight (of its key: its next turn, its part of the lane),
+    id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, refusals,
     failed_with (the credential of the last attempt, of a job that failed before), request_id, traceparent.
     """
     if not lanes:
         return []
-    wanted = {"lanes": [lane.id for lane in lanes], "lows": [lane.low_water for lane in lanes], "most": most}
+    wanted = {"lanes": [lane.id for lane in lanes], "times": [lane.virtual_time for lane in lanes], "most": most}
     shut = cap.shut(rooms)
     if shut["scopes"]:
         return session.execute(_HEADS_BUT, {**wanted, **shut}).all()
@@ -128,16 +128,6 @@ def later_wakes(session: Session, lane_ids: Sequence[int]) -> dict[int, float]:
     return {row.lane_id: row.wake_in_s for row in session.execute(_LATER, {"lanes": list(lane_ids)})}
 
 
-def raise_low_water(session: Session, lane_id: int, *, ceiling: float) -> None:
-    """No queued job has a lower tag than the mark. ceiling: the lane's virtual time of SETTLED_S ago.
-
-    A submit that has not committed yet read a virtual time no older than that, so its tag is at or above the ceiling; a job
-    put back lowers the mark under the lane's lock, which is taken here before looking.
-    """
-    if session.execute(_LOCK_LANE, {"id": lane_id}).one_or_none():
-        session.execute(_RAISE_LOW_WATER, {"id": lane_id, "ceiling": ceiling})
-
-
 def write_figures(session: Session, lane_id: int, *, usual_s: float | None, limits: dict[str, float | None]) -> None:
     """The lane's row has the figures that estimates are made from. limits: rpm, tpm, ipm, max_in_flight of its credentials together."""
     session.execute(_FIGURES, {"id": lane_id, "usual_s": usual_s, **limits})
@@ -163,7 +153,7 @@ _CLAIM_LANES = text("""
         AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id) IS NULL
         ORDER BY wake_at NULLS LAST LIMIT :most FOR UPDATE SKIP LOCKED
     ))
-    RETURNING id, pool_id, (SELECT name FROM pool WHERE pool.id = lane.pool_id) AS pool, model, virtual_time, low_water,
+    RETURNING id, pool_id, (SELECT name FROM pool WHERE pool.id = lane.pool_id) AS pool, model, virtual_time,
               blocked_by, EXISTS (SELECT FROM cap) AS has_caps
 """)
 _FREE = text("""
@@ -172,18 +162,36 @@ _FREE = text("""
         AND (claimed_until IS NULL OR claimed_until < now()) AND lane.paused_at IS NULL AND pool.paused_at IS NULL
     )
 """)
-_HEAD = """
-    SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:lows AS float8[])) AS wanted (lane_id, low)
+# The first keys by their turns, then the first jobs of these: no more of either than are wanted together.
+_GOES = """
+    job.lane_id = wanted.lane_id AND job.key_id = share.key_id AND status = 'queued' AND NOT held AND start_tag >= share.low_water
+    AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp()) {but}
+    ORDER BY start_tag, id
+"""
+_HEAD = f"""
+    SELECT head.* FROM unnest(CAST(:lanes AS bigint[]), CAST(:times AS float8[])) AS wanted (lane_id, virtual_time)
     CROSS JOIN LATERAL (
-        SELECT id, lane_id, key_id, endpoint, start_tag, share, cost, tokens, images, flow, created_at, not_before, calls, refusals,
-               CASE WHEN failures + throttles > 0 THEN credential_id END AS failed_with, request_id, traceparent
-        FROM job WHERE lane_id = wanted.lane_id AND status = 'queued' AND NOT held AND start_tag >= wanted.low
-        AND (not_before IS NULL OR not_before <= clock_timestamp()) AND (expires_at IS NULL OR expires_at > clock_timestamp())
-        {but} ORDER BY start_tag, id LIMIT :most
+        SELECT one.*, {TURN.format(share="one")} AS turn
+        FROM (
+            SELECT first.starts, first.weight, each.* FROM (
+                SELECT share.key_id, share.low_water, key.weight, greatest(wanted.virtual_time, share.last_finish) AS starts
+                FROM key_share AS share JOIN key ON key.id = share.key_id
+                CROSS JOIN LATERAL (SELECT id, start_tag FROM job WHERE {{goes}} LIMIT 1) AS next
+                WHERE share.lane_id = wanted.lane_id
+                ORDER BY CASE WHEN next.start_tag < 0 THEN next.start_tag ELSE greatest(wanted.virtual_time, share.last_finish) END, next.id
+                LIMIT :most
+            ) AS first CROSS JOIN LATERAL (
+                SELECT id, lane_id, job.key_id, endpoint, start_tag, job.share, cost, tokens, images, flow, created_at, not_before,
+                       calls, refusals,
+                       CASE WHEN failures + throttles > 0 THEN credential_id END AS failed_with, request_id, traceparent
+                FROM (SELECT first.key_id, first.low_water) AS share, job WHERE {{goes}} LIMIT :most
+            ) AS each
+        ) AS one
+        ORDER BY turn, id LIMIT :most
     ) AS head
 """
-_HEADS = text(_HEAD.format(but=""))
-_HEADS_BUT = text(_HEAD.format(but=f"AND NOT {cap.SHUT}"))
+_HEADS = text(_HEAD.format(goes=_GOES.format(but="")))
+_HEADS_BUT = text(_HEAD.format(goes=_GOES.format(but=f"AND NOT {cap.SHUT}")))
 # What is paused between the look and the admission lets nobody through.
 _ADMIT = text("""
     UPDATE job SET status = 'admitted', dispatch_id = given.dispatch_id, credential_id = given.credential_id,
@@ -220,7 +228,7 @@ _FORGOTTEN = text("""
     UPDATE lane SET wake_at = now(), idle_since = NULL
     WHERE id IN (
         SELECT id FROM lane WHERE idle_since > now() - make_interval(secs => :settled_s) AND EXISTS (
-            SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water
+            SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held
         ) FOR UPDATE SKIP LOCKED
     ) RETURNING id
 """)
@@ -232,12 +240,6 @@ _LATER = text("""
         WHERE lane_id = wanted.lane_id AND status = 'queued' AND not_before IS NOT NULL AND NOT held
         AND (expires_at IS NULL OR expires_at > clock_timestamp())
     ) AS later WHERE later.first IS NOT NULL
-""")
-_LOCK_LANE = text("SELECT id FROM lane WHERE id = :id FOR UPDATE SKIP LOCKED")
-_RAISE_LOW_WATER = text("""
-    UPDATE lane SET low_water = greatest(low_water, least(CAST(:ceiling AS float8), coalesce((
-        SELECT min(start_tag) FROM job WHERE lane_id = lane.id AND status = 'queued' AND NOT held AND start_tag >= lane.low_water
-    ), CAST(:ceiling AS float8)))) WHERE id = :id
 """)
 _FIGURES = text("""
     UPDATE lane SET usual_s = coalesce(:usual_s, usual_s), rpm = :rpm, tpm = :tpm, ipm = :ipm, max_in_flight = :max_in_flight

@@ -1,7 +1,8 @@
 """Credentials that the upstream refuses: parked for everything, or for one model and endpoint. A good answer unparks them.
 
 Parked for everything (wrong key, no money): no jobs but one probe every NOWSERVING_PROBE_S. The jobs of a pool wait, for its operator has
-to mend it; those of an own key fail at once with the upstream's words.
+to mend it; those whose callers wait on a connection fail after NOWSERVING_PARKED_MOST_S. Those of an own key fail at once with the
+upstream's words.
 Parked for one model and endpoint (no access, unknown model, payment required): the pool's other credentials serve these jobs. Probes back
 off up to PROBE_MOST_S. A job fails when every credential of its pool has refused it; while all are parked so, none counts as parked.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -22,17 +24,32 @@ from models.settings import settings
 PROBE_MOST_S = 3_600
 
 
-def park(session: Session, credential_id: int, *, reason: str, error: Mapping[str, object] | None) -> Any:
-    """The credential is parked from now. error: what the jobs of an own key are told, None: they wait.
+@dataclass(frozen=True)
+class Refusal:
+    """How the upstream refuses everything that a parked credential sends. status: None where an older version parked it."""
+
+    error: dict[str, object]
+    status: int | None
+
+
+def park(session: Session, credential_id: int, *, reason: str, error: Mapping[str, object] | None, status: int | None = None) -> Any:
+    """The credential is parked from now. error, status: of the refusal, with which jobs fail.
 
     Row: is_own (the pool of a caller's own key), was_parked (this was a probe).
     """
-    return session.execute(_PARK, {"id": credential_id, "reason": reason, "error": json.dumps(error) if error else None}).one()
+    words = json.dumps({"status": status, "error": error}) if error else None
+    params = {"id": credential_id, "reason": reason, "error": json.dumps(error) if error else None, "words": words}
+    return session.execute(_PARK, params).one()
 
 
 def unpark(session: Session, credential_id: int) -> None:
     """The credential takes part again."""
     session.execute(_UNPARK, {"id": credential_id})
+
+
+def make_probe_due(session: Session, credential_id: int, *, reason: str) -> None:
+    """A credential that is parked for this reason is probed by the next job: what was seen outside the line says that it may be good."""
+    session.execute(_MAKE_PROBE_DUE, {"id": credential_id, "reason": reason, "probe_s": settings().probe_s})
 
 
 def open_or_due(session: Session, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
@@ -81,17 +98,24 @@ def probed_models(session: Session, probes: Sequence[tuple[int, str, str]]) -> N
         session.execute(_PROBED_MODELS, {**columns, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
 
 
-def hopeless(session: Session, pool_ids: Sequence[int]) -> dict[int, dict[str, object]]:
-    """Pools of own keys that the upstream does not know, and what it said."""
-    rows = session.execute(
-        text("SELECT pool_id, parked_error FROM credential WHERE pool_id = ANY(:pools) AND parked_error IS NOT NULL"),
-        {"pools": list(pool_ids)},
-    )
-    return {row.pool_id: row.parked_error for row in rows}
+def hopeless(session: Session, pool_ids: Sequence[int]) -> dict[int, Refusal]:
+    """Pools of own keys that the upstream does not serve, and how it refuses them."""
+    rows = session.execute(_HOPELESS, {"pools": list(pool_ids)})
+    return {row.pool_id: Refusal(row.parked_error, row.status) for row in rows}
+
+
+def waited_out(session: Session, *, longer_than_s: float, limit: int) -> Sequence[Any]:
+    """Jobs that have waited so long, with callers on a connection, in pools of which every credential has been parked for so long.
+
+    Rows: id, key_id, lane_id, calls, created_at, request_id, traceparent, words ({status, error} of the last refusal; None: not known).
+    """
+    return session.execute(_WAITED_OUT, {"longer_than_s": longer_than_s, "limit": limit}).all()
 
 
 _PARK = text("""
-    UPDATE credential SET parked_at = now(), parked_reason = :reason,
+    UPDATE credential SET parked_at = now(), parked_reason = :reason, parked_words = CAST(:words AS jsonb),
+           parked_since = CASE WHEN credential.parked_at IS NULL THEN now()
+                               ELSE coalesce(credential.parked_since, credential.parked_at) END,
            parked_error = CASE WHEN owned.is_own THEN CAST(:error AS jsonb) END
     FROM (
         SELECT old.id, old.parked_at IS NOT NULL AS was_parked,
@@ -100,7 +124,31 @@ _PARK = text("""
     ) AS owned
     WHERE credential.id = owned.id RETURNING owned.is_own, owned.was_parked
 """)
-_UNPARK = text("UPDATE credential SET parked_at = NULL, parked_reason = NULL, parked_error = NULL WHERE id = :id AND parked_at IS NOT NULL")
+#: What `resume` of an operator writes too.
+OPEN = "parked_at = NULL, parked_reason = NULL, parked_error = NULL, parked_since = NULL, parked_words = NULL"
+_UNPARK = text(f"UPDATE credential SET {OPEN} WHERE id = :id AND parked_at IS NOT NULL")
+_HOPELESS = text("""
+    SELECT pool_id, parked_error, CAST(parked_words ->> 'status' AS int) AS status FROM credential
+    WHERE pool_id = ANY(:pools) AND parked_error IS NOT NULL
+""")
+_WAITED_OUT = text("""
+    WITH parked AS (
+        SELECT pool_id, (array_agg(parked_words ORDER BY parked_at DESC))[1] AS words FROM credential
+        WHERE coalesce(paused_at, retired_at) IS NULL AND pool_id IN (SELECT pool_id FROM credential WHERE parked_at IS NOT NULL)
+        GROUP BY pool_id
+        HAVING bool_and(parked_at IS NOT NULL)
+        AND max(coalesce(parked_since, parked_at)) < clock_timestamp() - make_interval(secs => :longer_than_s)
+    )
+    SELECT job.id, job.key_id, job.lane_id, job.calls, job.created_at, job.request_id, job.traceparent, parked.words
+    FROM parked JOIN pool ON pool.id = parked.pool_id JOIN lane ON lane.pool_id = pool.id JOIN job ON job.lane_id = lane.id
+    WHERE coalesce(pool.paused_at, lane.paused_at) IS NULL AND job.status = 'queued' AND NOT job.held
+    AND job.reader IS NOT NULL AND job.left_at IS NULL
+    AND job.created_at < clock_timestamp() - make_interval(secs => :longer_than_s) LIMIT :limit
+""")
+_MAKE_PROBE_DUE = text("""
+    UPDATE credential SET parked_at = now() - make_interval(secs => :probe_s) WHERE id = :id AND parked_reason = :reason
+    AND parked_at >= now() - make_interval(secs => :probe_s)
+""")
 _WAIT = "make_interval(secs => least(:most_s, :probe_s * power(2, least(probes, 20))))"
 _PARK_MODEL = text(f"""
     INSERT INTO parked_model AS parked (credential_id, model, endpoint, reason, job_id, probe_at)

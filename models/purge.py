@@ -75,7 +75,7 @@ def key_of(row: Any) -> Key:
 
 
 _WHICH = """
-    (CAST(:pool_id AS bigint) IS NULL OR job.lane_id IN (SELECT id FROM lane WHERE pool_id = :pool_id))
+    (CAST(:pool_id AS bigint) IS NULL OR job.key_id IN (SELECT id FROM key WHERE pool_id = :pool_id))
     AND (CAST(:lane_id AS bigint) IS NULL OR job.lane_id = :lane_id) AND (CAST(:key_id AS bigint) IS NULL OR job.key_id = :key_id)
     AND (CAST(:user AS text) IS NULL OR job.flow = :user)
     AND (CAST(:older_than_s AS float8) IS NULL OR job.created_at < now() - make_interval(secs => :older_than_s))

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
-from models import erasure
+from models import erasure, lane
 from models.db import Session
 
 FIRST_ID = UUID(int=0)
@@ -39,12 +39,14 @@ def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, St
         "deliveries": _Rows(_DELIVERIES, before),
         "idempotency": _Rows(_TOKENS, at - timedelta(hours=idempotency_hours)),
         "flows": _Rows(_FLOWS, None),
+        "lanes": lambda session, limit: lane.drop_idle(session, limit=limit),
         "endpoints": _Rows(_ENDPOINTS, before),
         "receivers": _Rows(_RECEIVERS, None),
         "attachments": _Rows(_ATTACHMENTS, before),
         "erased_turns": lambda session, limit: erasure.erase(session, limit=limit),
         "deleted_sessions": lambda session, limit: erasure.forget(session, limit=limit),
         "sessions": _Rows(_SESSIONS, before),
+        "model_lists": _Rows(_MODEL_LISTS, before),
     }
 
 
@@ -95,12 +97,14 @@ _TOKENS = text("""
         SELECT key_id, token FROM idempotency WHERE created_at < :before ORDER BY created_at LIMIT :limit
     ) RETURNING 1
 """)
-# A flow whose last finish its lane has passed says nothing that the lane's virtual time does not, unless it has a weight of its own.
+# A user's last finish that the key's own time has passed says nothing that this time does not, unless the user has a weight.
 # Locked, so that a submit at the same moment does not lose what it has added.
 _FLOWS = text("""
-    DELETE FROM flow WHERE (lane_id, name) IN (
-        SELECT flow.lane_id, flow.name FROM flow JOIN lane ON lane.id = flow.lane_id
-        WHERE flow.last_finish < lane.low_water AND flow.weight = 1 LIMIT :limit FOR UPDATE OF flow SKIP LOCKED
+    DELETE FROM key_flow WHERE (lane_id, key_id, name) IN (
+        SELECT flow.lane_id, flow.key_id, flow.name FROM key_flow AS flow JOIN lane ON lane.id = flow.lane_id
+        LEFT JOIN key_share AS share ON share.lane_id = flow.lane_id AND share.key_id = flow.key_id
+        WHERE flow.last_finish < coalesce(share.low_water, lane.virtual_time) AND flow.weight = 1
+        LIMIT :limit FOR UPDATE OF flow SKIP LOCKED
     ) RETURNING 1
 """)
 # Deliveries on their way stay.
@@ -125,6 +129,12 @@ _SESSIONS = text("""
     DELETE FROM conversation WHERE id IN (
         SELECT id FROM conversation AS talk WHERE last_active_at < :before
         AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id) LIMIT :limit FOR UPDATE SKIP LOCKED
+    ) RETURNING 1
+""")
+# Nobody has asked for these for as long.
+_MODEL_LISTS = text("""
+    DELETE FROM model_list WHERE (credential_id, account) IN (
+        SELECT credential_id, account FROM model_list WHERE asked_at < :before LIMIT :limit FOR UPDATE SKIP LOCKED
     ) RETURNING 1
 """)
 # How a receiver does is of no interest when nothing waits for it; an endpoint's is, for as long as there is the endpoint.

@@ -49,6 +49,9 @@ def _room(limit: float | None, taken: int, reset_s: float | None) -> Room | None
     return None if limit is None else Room(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)
 
 
+_OF_KEY = milestone.of_key(
+    lane_id="lane.id", key_id="share.key_id", low_water="share.low_water", start_tag=milestone.END, job_id=milestone.FIRST
+)
 # Where no limit is known what was sent is not counted. Admitted jobs are on their way and not sent yet.
 _LOOK = text(f"""
     SELECT lane.*, sent.requests AS sent_requests, sent.tokens AS sent_tokens, sent.newest_s,
@@ -63,7 +66,9 @@ _LOOK = text(f"""
         AND started_at > now() - make_interval(secs => :minute_s)
     ) AS sent
     CROSS JOIN LATERAL (
-        {milestone.ahead(lane_id="lane.id", low_water="lane.low_water", start_tag=milestone.END, job_id=milestone.FIRST)}
+        SELECT coalesce(sum(of_key.jobs), 0)::int AS jobs, coalesce(sum(of_key.tokens), 0)::bigint AS tokens,
+               coalesce(sum(of_key.images), 0)::bigint AS images
+        FROM key_share AS share CROSS JOIN LATERAL ({_OF_KEY}) AS of_key WHERE share.lane_id = lane.id
     ) AS queued
     CROSS JOIN LATERAL (
         SELECT count(*) AS jobs, coalesce(sum(tokens), 0)::bigint AS tokens, coalesce(sum(images), 0)::bigint AS images FROM job

@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     # The line
     max_queued_per_lane: int = Field(200_000, ge=1)
     max_queued_per_key: int = Field(10_000, ge=1)
+    max_lanes_per_pool: int = Field(1_000, ge=1)
     default_expires_in_s: int = Field(86_400, ge=1)
     default_timeout_s: int = Field(600, ge=1)
     max_attempts: int = Field(4, ge=1)
@@ -129,6 +130,8 @@ class Settings(BaseSettings):
     # A job that is refused for load so often fails with the upstream's last words.
     max_throttles: int = Field(12, ge=1)
     probe_s: float = Field(60, gt=0)
+    # Callers that wait on a connection fail when every credential of their pool has been parked for so long.
+    parked_most_s: float = Field(600, ge=0)
     max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
 
     # What a request may be
@@ -144,6 +147,10 @@ class Settings(BaseSettings):
     # Jobs whose caller went away are cancelled after this time: longer than an SDK's longest back-off of 8 s, for it may come back.
     cancel_abandoned: bool = True
     abandoned_after_s: float = Field(15, ge=0)
+    # A stream's status and headers wait so long for its first event, so that a failure at once has its real status.
+    stream_head_s: float = Field(1, ge=0)
+    # Copies of the upstream's list of models older than this are refreshed, in the background.
+    models_age_s: float = Field(300, ge=1)
     artifact_url_s: int = Field(3_600, ge=60)
 
     # Money: whose keys have a budget once they were granted something (issued, all, off), and what such a key is granted when it is new

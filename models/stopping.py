@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import text
 
-from models import outbox
+from models import key_share, outbox
 from models.db import Session
 
 STOPPED = {
@@ -24,7 +24,7 @@ def stop(session: Session, conversation_ids: Sequence[int]) -> None:
 
     Their conversations have to be locked. Turns submitted later go on: their caller has seen how the failed one ended.
     """
-    session.execute(_STOP, {"ids": list(conversation_ids), "error": json.dumps(STOPPED)})
+    key_share.give_back(session, session.execute(_STOP, {"ids": list(conversation_ids), "error": json.dumps(STOPPED)}).all())
 
 
 _STOP = text(f"""
@@ -39,9 +39,9 @@ _STOP = text(f"""
     ), stopped AS (
         UPDATE job SET status = 'cancelled', ended_at = clock_timestamp(), error = CAST(:error AS jsonb), seq = seq + 1
         FROM held WHERE job.id = held.id AND job.status = 'queued'
-        RETURNING job.id, job.key_id, job.webhook_url, job.status, job.seq, job.ended_at
+        RETURNING job.id, job.key_id, job.lane_id, job.flow, job.share, job.webhook_url, job.status, job.seq, job.ended_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.cancelled', ended_at FROM stopped
     ), {outbox.of("stopped")}
-    SELECT id FROM stopped
+    SELECT id, lane_id, key_id, flow, share FROM stopped
 """)

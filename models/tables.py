@@ -76,6 +76,8 @@ credential = Table(
     _at("parked_at"),
     Column("parked_reason", Text),
     Column("parked_error", JSONB, comment="of an own key that the upstream does not know: what its waiting jobs are told"),
+    Column("parked_since", DateTime(timezone=True), comment="of the first refusal; probes move parked_at alone"),
+    Column("parked_words", JSONB, comment="the upstream's last error object"),
     Column("weight", Double, nullable=False, server_default=text("1"), comment="of several with room, how much this one is preferred"),
     _at("paused_at"),
     Column("paused_reason", Text),
@@ -94,6 +96,22 @@ parked_model = Table(
     _at("parked_at", nullable=False),
     _at("probe_at", nullable=False),
     Column("probes", Integer, nullable=False, server_default=ZERO, comment="refused in a row; each doubles the time until the next"),
+)
+
+model_list = Table(
+    "model_list",
+    metadata,
+    Column("credential_id", ForeignKey("credential.id"), primary_key=True),
+    Column("account", Text, primary_key=True, comment="JSON: the caller's headers that choose an account; empty: none"),
+    Column("source", Text, comment="the base URL that the copy came from"),
+    Column("body", LargeBinary, comment="the upstream's last good answer; null: none yet"),
+    _at("fetched_at"),
+    Column("tried_at", DateTime(timezone=True), comment="when the last refresh ended"),
+    Column("refusal", JSONB, comment="of the last refresh: {status, error}; null: it was good"),
+    Column("wanted_at", DateTime(timezone=True), comment="since when a refresh is wanted; null: it is not"),
+    Column("claimed_until", DateTime(timezone=True), comment="until then one worker refreshes it"),
+    _at("asked_at", nullable=False),
+    Index("model_list_wanted", "wanted_at", postgresql_where=text("wanted_at IS NOT NULL")),
 )
 
 meter = Table(
@@ -116,6 +134,7 @@ key = Table(
     Column("kind", Text, CheckConstraint("kind IN ('own', 'issued')", name="kind"), nullable=False),
     Column("name", Text),
     Column("pool_id", ForeignKey("pool.id"), nullable=False, index=True),
+    Column("weight", Double, nullable=False, server_default=text("1"), comment="its part of each lane beside the pool's other keys"),
     _at("created_at", nullable=False),
     _at("revoked_at"),
 )
@@ -126,8 +145,8 @@ lane = Table(
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("pool_id", ForeignKey("pool.id"), nullable=False),
     Column("model", Text, nullable=False),
-    Column("virtual_time", Double, nullable=False, server_default=ZERO, comment="the tag last admitted"),
-    Column("low_water", Double, nullable=False, server_default=ZERO, comment="no queued job has a lower tag"),
+    Column("virtual_time", Double, nullable=False, server_default=ZERO, comment="the turn last admitted, of all its keys"),
+    Column("low_water", Double, nullable=False, server_default=ZERO, comment="of versions before 0016"),
     _at("wake_at"),
     _at("claimed_until"),
     _at("idle_since"),
@@ -148,6 +167,47 @@ lane = Table(
     postgresql_with={"fillfactor": "50"},
 )
 
+# What holds of one key in one lane while it has jobs there. Keys without any have no row.
+key_share = Table(
+    "key_share",
+    metadata,
+    Column("lane_id", BigInteger, primary_key=True),
+    Column("key_id", BigInteger, primary_key=True),
+    Column("last_finish", Double, nullable=False, comment="in the lane's time: when what it was given ends"),
+    Column("virtual_time", Double, nullable=False, comment="in the key's own time: the start tag last admitted"),
+    Column("low_water", Double, nullable=False, server_default=text("'-infinity'"), comment="no queued job of it has a lower tag"),
+    Column("queued", Integer, nullable=False, server_default=ZERO, comment="as last counted"),
+    _at("idle_since"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+# One user of one key in one lane.
+key_flow = Table(
+    "key_flow",
+    metadata,
+    Column("lane_id", BigInteger, primary_key=True),
+    Column("key_id", BigInteger, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("last_finish", Double, nullable=False, comment="in the key's own time"),
+    Column("weight", Double, nullable=False, server_default=text("1")),
+    postgresql_with={"fillfactor": "50"},
+)
+
+key_milestones = Table(
+    "key_milestones",
+    metadata,
+    Column("lane_id", BigInteger, primary_key=True),
+    Column("key_id", BigInteger, primary_key=True),
+    _at("set_at", nullable=False),
+    Column("start_tags", ARRAY(Double), nullable=False),
+    Column("ids", ARRAY(Uuid), nullable=False),
+    Column("jobs", ARRAY(Integer), nullable=False, comment="how many of the key's stand before each"),
+    Column("tokens", ARRAY(BigInteger), nullable=False),
+    Column("images", ARRAY(BigInteger), nullable=False),
+    Column("costs", ARRAY(Double), nullable=False),
+)
+
+# Of versions before 0016, which may still run beside this one during an upgrade. To be dropped by a later migration.
 milestones = Table(
     "milestones",
     metadata,
@@ -159,7 +219,6 @@ milestones = Table(
     Column("tokens", ARRAY(BigInteger), nullable=False),
     Column("images", ARRAY(BigInteger), nullable=False),
 )
-
 flow = Table(
     "flow",
     metadata,
@@ -212,7 +271,7 @@ job = Table(
     # the line
     Column("flow", Text, nullable=False),
     Column("priority", Text, nullable=False),
-    Column("start_tag", Double, nullable=False),
+    Column("start_tag", Double, nullable=False, comment="in its key's own time; below 0: before all jobs of the lane"),
     Column("share", Double, nullable=False, comment="cost over weight: how far its flow moves on"),
     Column("cost", Double, nullable=False),
     Column("tokens", Integer, nullable=False, comment="reserved: the prompt's estimate and the most the reply may use"),
@@ -269,7 +328,16 @@ job = Table(
     Column("transcript", LargeBinary, comment="of a stream: its events as they were relayed, one after another"),
     Column("error", JSONB),
     CheckConstraint("status IN ('queued','admitted','running','succeeded','failed','cancelled','expired')", name="status"),
-    Index("job_line", "lane_id", "start_tag", "id", postgresql_where=text(QUEUED), postgresql_include=["tokens", "images"]),
+    Index(
+        "job_queue",
+        "lane_id",
+        "key_id",
+        "start_tag",
+        "id",
+        postgresql_where=text(QUEUED),
+        postgresql_include=["tokens", "images", "cost"],
+    ),
+    Index("job_flow", "lane_id", "key_id", "flow", "start_tag", postgresql_where=text("status = 'queued'")),
     Index("job_later", "lane_id", "not_before", postgresql_where=text("not_before IS NOT NULL AND status = 'queued'")),
     # With a time in its condition: on an empty table the planner has taken it for the line's own, and kept that plan (measured).
     Index("job_deadline", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND status = 'queued'")),
@@ -520,8 +588,9 @@ cap = Table(
     metadata,
     Column("scope", Text, primary_key=True, comment="key, or flow"),
     Column("owner_id", BigInteger, primary_key=True, autoincrement=False, comment="the key; of a flow: its lane"),
-    Column("flow", Text, primary_key=True, comment="of a key: empty"),
+    Column("flow", Text, primary_key=True, comment="<key>:<user>; of a key: empty"),
     Column("endpoint", Text, primary_key=True, comment="the class of requests it is for; empty: all"),
+    Column("key_id", BigInteger, nullable=False, server_default=ZERO, comment="of a flow; 0: of a key, or of this user of any key"),
     *(Column(name, Integer, comment="null: open") for name in ("max_queued", "max_in_flight", "rpm")),
     _at("paused_at"),
     Column("paused_reason", Text),

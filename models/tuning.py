@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, credential, halt, key, secret
+from models import audit, credential, halt, key, model_list, secret
 from models.audit import Act
 from models.cap import NAMES as CAPS
 from models.db import Session
@@ -43,15 +43,16 @@ def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int |
     if endpoint not in CLASSES:
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
+    on = halt.certain(session, on)
     halt.state(session, on, lock=True)
-    wanted = {"scope": on.kind, "owner_id": on.number, "flow": on.flow, "endpoint": endpoint}
+    wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()
     before = {name: getattr(found, name, None) for name in CAPS}
     after = {**before, **changes}
     session.execute(_SET_CAPS, {**wanted, **after})
     session.execute(_DROP_EMPTY, wanted)
     audit.write(session, act, "caps", str(on), before={"endpoint": endpoint, **before}, after={"endpoint": endpoint, **after})
-    return {"id": str(on).partition(":")[2], "object": on.kind, "endpoint": endpoint or None, **after}
+    return {"id": on.name, "object": on.kind, "endpoint": endpoint or None, **after}
 
 
 def change_credential(
@@ -80,6 +81,8 @@ def change_credential(
     sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
     wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
+    if sealed is not None or base_url is not None:
+        model_list.forget(session, credential_id)
     audit.write(
         session, act, "change", f"credential:{credential_id}",
         before={"weight": before.weight, "base_url": before.base_url, "api_version": before.api_version},
@@ -119,8 +122,8 @@ _SET_LIMITS = text("""
 _OF_CAP = "scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = :endpoint"
 _FIND_CAPS = text(f"SELECT * FROM cap WHERE {_OF_CAP} FOR UPDATE")
 _SET_CAPS = text("""
-    INSERT INTO cap (scope, owner_id, flow, endpoint, max_queued, max_in_flight, rpm)
-    VALUES (:scope, :owner_id, :flow, :endpoint, :max_queued, :max_in_flight, :rpm)
+    INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, max_queued, max_in_flight, rpm)
+    VALUES (:scope, :owner_id, :flow, :endpoint, :key_id, :max_queued, :max_in_flight, :rpm)
     ON CONFLICT (scope, owner_id, flow, endpoint) DO UPDATE
     SET max_queued = excluded.max_queued, max_in_flight = excluded.max_in_flight, rpm = excluded.rpm
 """)

@@ -269,7 +269,7 @@ _PAGE = text(f"""
     ORDER BY job.id DESC LIMIT :most
 """)
 _GLANCE = text("""
-    SELECT job.id, job.status, job.seq, job.lane_id, job.start_tag, job.held, job.conversation_id, job.turn, job.not_before,
+    SELECT job.id, job.status, job.seq, job.lane_id, job.key_id, job.start_tag, job.held, job.conversation_id, job.turn, job.not_before,
            key.revoked_at IS NOT NULL AS is_revoked
     FROM job JOIN key ON key.id = job.key_id WHERE job.id = ANY(:ids)
 """)

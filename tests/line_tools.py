@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import db, job, key, line, pacing, retention
+from models import db, job, key, key_share, line, pacing, retention
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from workers.cleanup import Cleanup
@@ -55,6 +55,7 @@ def admit_all(caller: Key, *, most: int) -> list[UUID]:
         heads = pacing.heads(session, lanes, most=most)
         given = [pacing.Admission(job_id=head.id, dispatch_id=uuid4(), credential_id=credential_id) for head in heads]
         assert len(given) == len(pacing.admit(session, given))
+        key_share.charge(session, key_share.charges(heads, heads), times={lane.id: lane.virtual_time for lane in lanes})
         pacing.settle(session, [_moved_on(lane, heads) for lane in lanes])
     return [head.id for head in heads]
 
@@ -142,7 +143,7 @@ def outcomes(job_id: UUID) -> list[str]:
 def heads(*, most: int = 100) -> list[UUID]:
     """Who stands at the head of the lines, from their low-water marks, as the pacer finds them."""
     with db.begin() as session:
-        lanes = session.execute(text("SELECT id, low_water FROM lane")).all()
+        lanes = session.execute(text("SELECT id, virtual_time FROM lane")).all()
         return [head.id for head in pacing.heads(session, lanes, most=most)]
 
 
@@ -165,5 +166,5 @@ def at_once(*works: Callable[[], Any]) -> list[Any]:
 
 
 def _moved_on(lane: Any, served: Sequence[Any]) -> pacing.Settled:
-    tags = [head.start_tag for head in served if head.lane_id == lane.id]
-    return pacing.Settled(lane_id=lane.id, virtual_time=max([lane.virtual_time, *tags]), wake_in_s=0, blocked_by=None)
+    turns = [turn for turn, _ in key_share.turns([head for head in served if head.lane_id == lane.id])]
+    return pacing.Settled(lane_id=lane.id, virtual_time=max([lane.virtual_time, *turns]), wake_in_s=0, blocked_by=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import tracemalloc
@@ -18,8 +17,8 @@ from api.app import create_app
 from api.ask import Ask
 from api.intake import intake
 from api.waiting import hall
-from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
-from models.errors import Invalid, NotFound, UnsupportedMedia
+from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
+from models.errors import Invalid, UnsupportedMedia
 from models.key import Key
 from tests.http_tools import Caller, end
 from tests.processes import until
@@ -147,19 +146,6 @@ def test_what_is_said_again_is_recognised_whatever_its_spelling() -> None:
     assert one == same
     assert other != one
     assert read(EMBEDDINGS, {"model": "m", "input": "x"}).digest != read(MODERATIONS, {"model": "m", "input": "x"}).digest
-
-
-@pytest.mark.parametrize("endpoint", [MODELS, f"{MODELS}/gpt-6", f"{MODELS}/ft:gpt/acme::x", f"{MODELS}/v1.0..2"])
-def test_models_are_asked_for_in_a_line_of_their_own(endpoint: str) -> None:
-    made = read(endpoint, method="GET", content_type=None)
-
-    assert ("models", b"", 1, endpoint) == (made.order.model, made.order.request, made.order.tokens, made.order.endpoint)
-    assert hashlib.sha256(f"GET {endpoint}\n".encode()).digest() == made.digest
-
-
-@pytest.mark.parametrize("name", ["", "..", ".", "../files", "a/../b", "a//b", "a/", "x" * 201, "a\0b", "a\nb"])
-def test_what_is_no_models_name_reaches_no_upstream(name: str) -> None:
-    assert isinstance(refusal(f"{MODELS}/{name}", method="GET", path="/v1/models/x"), NotFound)
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "multipart/form-data; boundary=x"])

@@ -75,8 +75,9 @@ def test_every_table_is_drained_in_one_pass(caller: Key) -> None:
     query("INSERT INTO idempotency (key_id, token, fingerprint, job_id, created_at) "
           "SELECT 1, n::text, '', gen_random_uuid(), now() - interval '2 d' FROM generate_series(1, :n) AS n", n=many)  # fmt: skip
     submit(caller)
-    query("INSERT INTO flow (lane_id, name, last_finish) SELECT lane.id, n::text, 0 FROM lane, generate_series(1, :n) AS n", n=many)
-    query("UPDATE lane SET low_water = 1e9")
+    query("INSERT INTO key_flow (lane_id, key_id, name, last_finish) "
+          "SELECT lane.id, :key, n::text, 0 FROM lane, generate_series(1, :n) AS n", key=caller.id, n=many)  # fmt: skip
+    query("UPDATE key_share SET low_water = 1e9")
     query("INSERT INTO receiver (name) SELECT n::text FROM generate_series(1, :n) AS n", n=many)
     query("INSERT INTO conversation (key_id, name, last_active_at) "
           "SELECT key.id, n::text, now() - interval '31 d' FROM key, generate_series(1, :n) AS n", n=many)  # fmt: skip
@@ -135,12 +136,12 @@ def test_a_step_out_of_time_leaves_the_rest_to_the_next_pass_and_other_steps_run
 
 def test_a_submit_at_the_same_time_keeps_its_flow(caller: Key) -> None:
     submit(caller, flow="ann")
-    query("UPDATE lane SET low_water = 1e9")
+    query("UPDATE key_share SET low_water = 1e9")
     with db.begin() as session:
-        session.execute(retention.text("UPDATE flow SET last_finish = 2e9"))
+        session.execute(retention.text("UPDATE key_flow SET last_finish = 2e9"))
         clean_up()
 
-    assert 1 == len(query("SELECT FROM flow")), "its row was locked: passed over"
+    assert 1 == len(query("SELECT FROM key_flow")), "its row was locked: passed over"
 
 
 def test_the_backlog_is_shown_and_is_gone_afterwards(caller: Key, redis_client: redis.Redis) -> None:

@@ -11,7 +11,7 @@ from flask import request
 from api import ask
 from api.app import create_app
 from api.ask import Ask
-from models.endpoint import CHAT, MODELS
+from models.endpoint import CHAT
 from models.errors import Invalid
 from models.key import Key
 from tests.http_tools import CHAT as SUBMIT
@@ -169,13 +169,6 @@ def test_a_wrong_header_is_named(header: str, value: str) -> None:
 )
 def test_a_wrong_field_of_ours_is_named(said: object, param: str) -> None:
     assert param == refusal(nowserving=said).param
-
-
-def test_headers_hold_for_models_too() -> None:
-    with create_app().test_request_context(MODELS, headers={"X-Nowserving-Priority": "low", "X-Nowserving-User": "ann"}):
-        order = ask.read(request, CALLER, MODELS).order
-
-    assert ("low", "ann") == (order.priority, order.flow)
 
 
 @pytest.mark.usefixtures("database")

@@ -15,6 +15,7 @@ from api import events
 from api.waiting import hall
 from models import db, key, view
 from models.job import Status
+from models.line import Place
 from models.settings import settings
 from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
 from workers import wake
@@ -125,6 +126,14 @@ def test_moving_up_the_line_is_told(caller: Caller) -> None:
     moves = [event for event in parse(answer.text) if event["event"] == "queue"]
     assert [(None, 1)] == [(event["id"], event["data"]["queue"]["position"]) for event in moves]
     assert 2 == parse(answer.text)[0]["data"]["job"]["queue"]["position"]
+
+
+def test_a_line_that_stands_still_is_told_once(caller: Caller) -> None:
+    stream = events.Stream(view.parse_id(caller.submit()), caller.key, seen=0)
+    places = [Place(2, 2.0, "rpm", None), Place(2, 3.0, "tpm", None), Place(2, None, "parked", None), Place(2, None, "parked", None)]
+    told = [parse(chunk)[0]["data"]["queue"] for place in places for chunk in stream._moved(place)]
+
+    assert [(2.0, "rpm"), (None, "parked")] == [(one["eta_s"], one["blocked_by"]) for one in told]
 
 
 def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> None:

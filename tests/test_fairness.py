@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from models import db, line, pacing
+from models import db, key, key_share, line, pacing, view
 from models.key import Key
-from tests.line_tools import credential_of, known, order, query, row, submit
+from tests.line_tools import cancel, credential_of, known, order, put_back, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -38,9 +38,9 @@ def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
             lanes = pacing.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], most=100)
             heads = pacing.heads(session, lanes, most=a_step)
             pacing.admit(session, [pacing.Admission(head.id, uuid4(), credential_id) for head in heads])
-            pacing.settle(
-                session, [pacing.Settled(one.id, max([one.virtual_time, *(h.start_tag for h in heads)]), 0.0, None) for one in lanes]
-            )
+            key_share.charge(session, key_share.charges(heads, heads), times={lane.id: lane.virtual_time for lane in lanes})
+            turns = [turn for turn, _ in key_share.turns(heads)]
+            pacing.settle(session, [pacing.Settled(one.id, max([one.virtual_time, *turns]), 0.0, None) for one in lanes])
             served += heads
     return served
 
@@ -110,7 +110,7 @@ def test_weights_of_1_4_and_16_are_honoured(caller: Key) -> None:
 
 def test_a_flows_own_weight_is_honoured(caller: Key) -> None:
     line_up(caller, [{"flow": "double"}, {"flow": "single"}])
-    query("UPDATE flow SET weight = 2 WHERE name = 'double'")
+    query("UPDATE key_flow SET weight = 2 WHERE name = 'double'")
     line_up(caller, [{"flow": flow} for _ in range(60) for flow in ("double", "single")])
     served = Counter(head.flow for head in serve(caller, steps=6, a_step=10))
 
@@ -157,18 +157,142 @@ def test_an_odd_weight_hides_nobody_below_the_low_water_mark(caller: Key, weight
     line_up(caller, [{"flow": "odd"}])
     rng = random.Random(weight)
     for _ in range(40):
-        query("UPDATE flow SET weight = :weight, last_finish = 0", weight=weight)
-        query("UPDATE lane SET virtual_time = :time, low_water = :time", time=rng.random() * 10 ** rng.randint(0, 9))
+        query("UPDATE key_flow SET weight = :weight, last_finish = 0", weight=weight)
+        query("UPDATE key_share SET virtual_time = :time, low_water = :time", time=rng.random() * 10 ** rng.randint(0, 9))
         one = submit(caller, flow="odd", tokens=rng.randint(1, 9_999))
 
-        (lane,) = query("SELECT virtual_time, low_water FROM lane")
-        assert row(one).start_tag >= lane.low_water
+        (share,) = query("SELECT low_water FROM key_share")
+        assert row(one).start_tag >= share.low_water
 
 
 def test_an_odd_weight_leaves_a_flow_in_its_order(caller: Key) -> None:
     line_up(caller, [{"flow": "odd"}])
-    query("UPDATE flow SET weight = 3.3")
-    query("UPDATE lane SET virtual_time = 123456789.123")
+    query("UPDATE key_flow SET weight = 3.3")
+    query("UPDATE key_share SET virtual_time = 123456789.123")
     line_up(caller, [{"flow": "odd", "tokens": n % 7 + 1} for n in range(100)])
 
     assert (tags := [one.start_tag for one in query("SELECT start_tag FROM job ORDER BY id")]) == sorted(tags)
+
+
+# Keys of one pool, of whom some mean harm
+
+
+@pytest.fixture
+def keys() -> list[Key]:
+    """Ten keys of one pool, as an operator issues them."""
+    with db.begin() as session:
+        pool = key.make_pool(session, "team")
+        key.add_credential(session, pool_id=pool, upstream_key="sk-upstream")
+        return [key.issue(session, name=f"key {n}", pool="team")[0] for n in range(10)]
+
+
+def costs_of_keys(served: Iterable[Any]) -> dict[int, float]:
+    got: dict[int, float] = defaultdict(float)
+    for head in served:
+        got[head.key_id] += head.cost
+    return got
+
+
+def test_the_first_job_of_a_key_does_not_wait_for_another_keys_flood(keys: list[Key]) -> None:
+    line_up(keys[0], [{"flow": "key"} for _ in range(60)])
+    late = submit(keys[1], flow="key")
+
+    assert late in [head.id for head in serve(keys[0], steps=1, a_step=3)]
+
+
+def test_among_attackers_every_key_gets_the_same_and_so_does_every_user_of_a_key(keys: list[Key]) -> None:
+    """One floods, one invents a user for each job, one takes another's name, one cancels most of what it sends; six do nothing odd."""
+    flood, inventor, impostor, canceller, *ordinary = keys
+    served: list[Any] = []
+    line_up(flood, [{"flow": "key"} for _ in range(400)])
+    for n in range(30):
+        line_up(inventor, [{"flow": f"new {n} {m}"} for m in range(8)])
+        line_up(impostor, [{"flow": f"user {m % 2}", "priority": "low"} for m in range(4)])
+        impostors = submit(impostor, flow="user 0", priority="low", tokens=10_000_000)
+        mine = [submit(canceller, flow=f"user {m % 2}") for m in range(12)]
+        for one in mine[:8]:
+            cancel(canceller, one)
+        cancel(impostor, impostors)
+        for each in ordinary:
+            line_up(each, [{"flow": f"user {m % 2}"} for m in range(4)])
+        served += serve(keys[0], steps=7, a_step=3)
+
+    assert jain([costs_of_keys(served)[each.id] for each in keys]) >= 0.99
+    for each in (*ordinary, impostor, canceller):
+        users = costs(head for head in served if head.key_id == each.id)
+        assert jain([users["user 0"], users["user 1"]]) >= 0.99, each.id
+
+
+def test_another_keys_user_of_the_same_name_is_someone_else(keys: list[Key]) -> None:
+    """A job with a victim's user name, as costly as can be and cancelled at once, moves nobody."""
+    victim, impostor = keys[:2]
+    submit(victim, flow="ann")
+    cancel(impostor, submit(impostor, flow="ann", priority="low", tokens=10_000_000))
+    line_up(impostor, [{"flow": f"user {n}"} for n in range(40)])
+    again = submit(victim, flow="ann")
+
+    assert again in [head.id for head in serve(victim, steps=1, a_step=4)]
+
+
+def test_a_key_of_twice_the_weight_gets_twice_as_much(keys: list[Key]) -> None:
+    query("UPDATE key SET weight = 2 WHERE id = :id", id=keys[0].id)
+    for each in keys[:2]:
+        line_up(each, [{"flow": f"user {n % 3}"} for n in range(90)])
+    got = costs_of_keys(serve(keys[0], steps=9, a_step=10))
+
+    assert got[keys[0].id] / got[keys[1].id] == pytest.approx(2, rel=0.05)
+
+
+def test_what_the_upstream_refused_is_not_charged(keys: list[Key]) -> None:
+    """A key whose costly job is refused for load again and again has had nothing, and its turn is still first."""
+    unlucky, other = keys[:2]
+    costly = submit(unlucky, tokens=10_000)
+    line_up(other, [{"flow": "key"} for _ in range(30)])
+
+    for _ in range(5):
+        assert [costly] == [head.id for head in serve(unlucky, steps=1, a_step=1)]
+        put_back(costly, row(costly).dispatch_id)
+
+
+def test_what_a_user_cancels_is_given_back_and_leaves_its_order(caller: Key) -> None:
+    first = [submit(caller, flow="ann") for _ in range(10)]
+    line_up(caller, [{"flow": "bob"} for _ in range(10)])
+    for one in first[:5]:
+        cancel(caller, one)
+    more = [submit(caller, flow="ann") for _ in range(2)]
+    mine = [head.id for head in serve(caller, steps=3, a_step=10) if head.flow == "ann"]
+    assert [*first[5:], *more] == mine
+
+    line_up(caller, [{"flow": "bob"} for _ in range(8)])
+    for one in [submit(caller, flow="ann") for _ in range(8)]:
+        cancel(caller, one)
+    last = submit(caller, flow="ann")
+    assert last in [head.id for head in serve(caller, steps=1, a_step=4)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key], seed: int) -> None:
+    rng = random.Random(seed)
+    query("UPDATE key SET weight = 4 WHERE id = :id", id=keys[2].id)
+    for _ in range(60):
+        submit(rng.choice(keys[:4]), flow=rng.choice("ab"), priority=rng.choice(["low", "normal", "high"]), tokens=rng.randint(1, 9_999))
+    serve(keys[0], steps=2, a_step=7)
+    waiting = [one.id for one in query("SELECT id FROM job WHERE status = 'queued'")]
+    with db.begin() as session:
+        places = line.places(session, view.glance(session, waiting))
+    told = sorted(waiting, key=lambda one: places[one].position)
+
+    assert list(range(1, 47)) == [places[one].position for one in told]
+    assert told == [head.id for head in serve(keys[0], steps=1, a_step=60)]
+
+
+def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -> None:
+    for each in keys[:2]:
+        line_up(each, [{"flow": "key"} for _ in range(300)])
+    query("UPDATE key_share SET queued = 300")
+    last = submit(keys[0], flow="key")
+    with db.begin() as session:
+        (found,) = view.glance(session, [last])
+        told = line.place(session, found).position
+
+    assert 601 == told

@@ -20,9 +20,11 @@ from flask import Flask
 from schemathesis import engine
 from schemathesis.engine.events import EngineEvent, FatalError, NonFatalError, ScenarioFinished
 
-from api import health
+from api import health, model_lists
 from api.app import create_app
 from tests.crew import Crew
+from tests.http_tools import Caller
+from tests.test_model_lists import keep, only
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 AT_LEAST = 20_000 if NIGHTLY else 200
@@ -66,10 +68,15 @@ WALKS: dict[str, Any] = {
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.slow]
 
 
-def test_every_answer_is_one_that_the_document_names(redis_client: redis.Redis, override: Callable[..., None]) -> None:
+def test_every_answer_is_one_that_the_document_names(
+    redis_client: redis.Redis, override: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A minute is as long as the crew may take on a busy machine.
     override(long_poll_most_s=60, pro_wait_s=60, webhook_timeout_s=60, max_queued_per_key=1_000_000, max_streams_per_key=100_000)
     app = create_app()
+    # No worker refreshes lists of models here.
+    keep(Caller("sk-fuzz", app).key, only("m"))
+    monkeypatch.setattr(model_lists, "MISSING_AGE_S", 3_600.0)
     # No pacer and no worker runs here: as in a process that has waited long enough for them.
     app.extensions["first_reports"] = health.Latch({}, now=0.0)
     asked: Counter[str] = Counter()

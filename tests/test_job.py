@@ -231,7 +231,8 @@ def test_an_unknown_outcome_counts_as_a_possible_duplicate(caller: Key) -> None:
 def test_a_job_put_back_is_found_however_far_the_line_has_moved(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
-    query("UPDATE lane SET virtual_time = 1e9, low_water = 1e9")
+    query("UPDATE lane SET virtual_time = 1e9")
+    query("UPDATE key_share SET virtual_time = 1e9, low_water = 1e9")
     put_back(one, dispatch_id)
 
     assert [one] == heads()

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from models import db, job, line, pacing
+from models import db, job, key_share, line, pacing
 from models.errors import LineFull, Unavailable
 from models.job import TERMINAL, Finding, Outcome, Result, Status
 from models.key import Key
@@ -58,7 +58,8 @@ class Line(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        query("DELETE FROM job; DELETE FROM job_event; DELETE FROM attempt; DELETE FROM flow; DELETE FROM conversation; DELETE FROM lane")
+        for table in ("job", "job_event", "attempt", "key_flow", "key_share", "conversation", "lane"):
+            query(f"DELETE FROM {table}")
         line.lane_of.cache_clear()
         self.caller: Key = known()
         self.doorbells: list[tuple[UUID, UUID]] = []
@@ -68,7 +69,7 @@ class Line(RuleBasedStateMachine):
         self.ended: dict[UUID, Any] = {}
         self.virtual_times: dict[int, float] = {}
         self.open = ExitStack()
-        self.open_since: dict[int, float] | None = None
+        self.open_since: dict[tuple[int, int], float] | None = None
 
     def teardown(self) -> None:
         if hasattr(self, "open"):
@@ -125,10 +126,12 @@ class Line(RuleBasedStateMachine):
             marked = pacing.admit(session, given)
             empty = {one.id for one in lanes} - {head.lane_id for head in heads}
             later = pacing.later_wakes(session, sorted(empty)) if empty else {}
+            went = [head for head, each in zip(going, given, strict=True) if each.dispatch_id in marked]
+            key_share.charge(session, key_share.charges(went, heads), times={one.id: one.virtual_time for one in lanes})
             pacing.settle(
                 session,
                 [
-                    Settled(one.id, max([one.virtual_time, *(h.start_tag for h in going if h.lane_id == one.id)]),
+                    Settled(one.id, max([one.virtual_time, *(at for at, _ in key_share.turns([h for h in going if h.lane_id == one.id]))]),
                             later.get(one.id) if one.id in empty else 0.0, None)
                     for one in lanes
                 ],
@@ -242,9 +245,9 @@ class Line(RuleBasedStateMachine):
     @rule()
     def the_mark_is_raised(self) -> None:
         """To the time that the oldest open submit may have seen, as SETTLED_S makes sure of."""
-        for lane_id, ceiling in (self.times() if self.open_since is None else self.open_since).items():
+        for (lane_id, key_id), ceiling in (self.times() if self.open_since is None else self.open_since).items():
             with db.begin() as session:
-                pacing.raise_low_water(session, lane_id, ceiling=ceiling)
+                key_share.raise_low_water(session, lane_id, {key_id: ceiling})
 
     @rule()
     def forgotten_lanes_are_found(self) -> None:
@@ -321,8 +324,9 @@ class Line(RuleBasedStateMachine):
     def never_went(self, one: Any) -> bool:
         return one.status == Status.QUEUED and not one.held and one.id not in self.admitted_once
 
-    def times(self) -> dict[int, float]:
-        return {one.id: one.virtual_time for one in query("SELECT id, virtual_time FROM lane")}
+    def times(self) -> dict[tuple[int, int], float]:
+        """Each key's own time in each lane."""
+        return {(one.lane_id, one.key_id): one.virtual_time for one in query("SELECT lane_id, key_id, virtual_time FROM key_share")}
 
     def pick(self, statement: str, which: int) -> list[Any]:
         rows = list(query(statement))
@@ -437,8 +441,10 @@ _STUCK = """
     GROUP BY conversation_id HAVING count(*) FILTER (WHERE NOT held) <> 1
 """
 _HIDDEN = """
-    SELECT job.id FROM job JOIN lane ON lane.id = job.lane_id WHERE status = 'queued' AND NOT held
-    AND (start_tag < low_water OR (wake_at IS NULL AND idle_since IS NULL))
+    SELECT job.id FROM job JOIN lane ON lane.id = job.lane_id
+    LEFT JOIN key_share AS share ON share.lane_id = job.lane_id AND share.key_id = job.key_id
+    WHERE status = 'queued' AND NOT held
+    AND (share.low_water IS NULL OR start_tag < share.low_water OR (wake_at IS NULL AND lane.idle_since IS NULL))
 """
 
 

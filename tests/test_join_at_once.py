@@ -117,7 +117,7 @@ def test_a_turn_of_a_conversation_is_left_to_a_closer_look(caller: Key, wanted: 
 def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wanted: dict[str, Any]) -> None:
     joined, rows = [], []
     for each in (False, True):
-        query("DELETE FROM job; DELETE FROM job_event; DELETE FROM flow; DELETE FROM lane")
+        query("DELETE FROM job; DELETE FROM job_event; DELETE FROM key_flow; DELETE FROM key_share; DELETE FROM lane")
         line.lane_of.cache_clear()
         submit(caller, flow="before")
         job_id = line.new_id()
@@ -125,7 +125,8 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
             done = line.join_at_once if each else line.join
             joined.append(done(session, order(caller, **wanted), job_id=job_id))
         apart = "- ARRAY['id', 'lane_id', 'created_at', 'expires_at']"
-        rows += query(f"SELECT to_jsonb(job) {apart} AS job, to_jsonb(f) - 'lane_id' AS flow FROM job JOIN flow AS f ON f.name = job.flow "
+        rows += query(f"SELECT to_jsonb(job) {apart} AS job, to_jsonb(f) - 'lane_id' AS flow FROM job "
+                      "JOIN key_flow AS f ON f.name = job.flow "
                       "WHERE job.id = :id", id=job_id)  # fmt: skip
 
     assert rows[0] == rows[1]

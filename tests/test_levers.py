@@ -52,7 +52,7 @@ def things(caller: Key, one: UUID) -> dict[str, str]:
     (credential,) = query("SELECT id FROM credential WHERE pool_id = :id", id=caller.pool_id)
     number = lane_id(one)
     return {
-        "pools": str(caller.pool_id), "lanes": str(number), "keys": str(caller.id), "flows": f"{number}:{row(one).flow}",
+        "pools": str(caller.pool_id), "lanes": str(number), "keys": str(caller.id), "flows": f"{number}.{caller.id}:{row(one).flow}",
         "credentials": str(credential.id),
     }  # fmt: skip
 
@@ -356,7 +356,8 @@ def test_one_is_cancelled_or_asked_again_for_its_caller(caller: Key, ops: Caller
 
 def test_a_lane_is_counted_again(caller: Key, ops: Caller) -> None:
     one = submit(caller)
-    query("UPDATE lane SET queued = 77, low_water = 1e9")
+    query("UPDATE lane SET queued = 77")
+    query("UPDATE key_share SET queued = 77, low_water = 1e9")
     pull(ops, f"lanes/{lane_id(one)}/rebuild", want=202)
 
     assert [one] == heads()

@@ -152,7 +152,6 @@ ROUTES = [
     ("POST", "/embeddings", {"model": "e", "input": ["a", "b"], "encoding_format": "base64"}),
     ("POST", "/moderations", {"input": "fine"}),
     ("GET", "/models", b""),
-    ("GET", "/models/ft:m:acme/x", b""),
 ]
 
 
@@ -436,6 +435,44 @@ def test_another_body_under_the_same_idempotency_key_is_refused(world: World, wo
     world.ask(word, Idempotency_Key=word).whole()
 
     assert 422 == world.ask(f"{word}!", Idempotency_Key=word).head().status
+
+
+# Streams that fail at once, as the official SDK meets them
+
+
+@pytest.fixture(scope="module")
+def patient(whole: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API whose streams wait for their first event for longer than any call here takes."""
+    env = whole.stack.environment()
+    with serving(tmp_path_factory.mktemp("patient") / "log", **env, NOWSERVING_STREAM_HEAD_S="60") as api:
+        yield api
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        ("status=400", openai.BadRequestError), ("status=401", openai.AuthenticationError), ("status=404", openai.NotFoundError),
+        ("status=429;kind=quota", openai.RateLimitError),
+    ],
+)  # fmt: skip
+def test_openai_python_raises_what_it_raises_without_a_stream(
+    world: World, patient: Api, word: str, said: str, raised: type[openai.APIStatusError]
+) -> None:
+    with pytest.raises(raised):
+        messages: Any = [{"role": "user", "content": f"{word} [[fake:{said}]]"}]
+        world.sdk(patient).chat.completions.create(model="m", messages=messages, stream=True)
+
+    assert 1 == len(world.calls(word))
+
+
+def test_a_first_event_comes_at_once_however_long_a_head_may_wait(world: World, patient: Api, word: str) -> None:
+    messages: Any = [{"role": "user", "content": f"{word} [[fake:hold_after=1]]"}]
+    answer = world.sdk(patient).chat.completions.create(model="m", messages=messages, stream=True)
+    first = next(iter(answer))
+
+    assert first.choices
+    assert ["open"] == [call.outcome for call in world.calls(word)], "the upstream has not gone on"
+    answer.close()
 
 
 # Late failures, as the official SDK meets them

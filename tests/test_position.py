@@ -76,7 +76,7 @@ def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypat
     for one in rng.sample([one for one in jobs if not row(one).held], 12):
         rng.choice([cancel, admit, start, lambda caller, one: put_back(one, start(caller, one), delay_s=60)])(caller, one)
     lane_has(rpm=60, tpm=30_000, ipm=5, usual_s=3, max_in_flight=2)
-    query("UPDATE lane SET blocked_by = 'tpm', wake_at = now() + interval '90 s', low_water = 0.1 WHERE model = 'n'")
+    query("UPDATE lane SET blocked_by = 'tpm', wake_at = now() + interval '90 s' WHERE model = 'n'")
     query("UPDATE job SET start_tag = 77 WHERE flow = 'a' AND NOT held")
 
     with db.begin() as session:
@@ -107,7 +107,7 @@ def test_a_job_put_back_stands_where_it_stood(caller: Key) -> None:
 def test_dead_rows_below_the_low_water_mark_are_not_counted(caller: Key) -> None:
     one, two = submit(caller), submit(caller)
     finish(one, start(caller, one))
-    lane_has(low_water=row(two).start_tag)
+    query("UPDATE key_share SET low_water = :tag", tag=row(two).start_tag)
 
     assert 1 == place(caller, two).position
 

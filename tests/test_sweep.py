@@ -186,12 +186,12 @@ def test_the_mark_follows_the_line_only_after_every_submit_has_seen_it(caller: K
     care = lane_care.Care()
     one = submit(caller)
     finish(one, start(caller, one))
-    query("UPDATE lane SET virtual_time = 500")
+    query("UPDATE key_share SET virtual_time = 500, low_water = 0")
 
     marks = []
     for now in (0.0, SETTLED_S - 1.0, float(SETTLED_S)):
         refresh(care, now=now)
-        marks += [mark.low_water for mark in query("SELECT low_water FROM lane")]
+        marks += [mark.low_water for mark in query("SELECT low_water FROM key_share")]
     assert [0, 0, 500] == marks
 
 
@@ -199,11 +199,11 @@ def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
     care = lane_care.Care()
     one = submit(caller)
     query("UPDATE job SET start_tag = 300")
-    query("UPDATE lane SET virtual_time = 500")
+    query("UPDATE key_share SET virtual_time = 500, low_water = 0")
     for now in (0.0, SETTLED_S + 1.0):
         refresh(care, now=now)
 
-    assert [(300,)] == query("SELECT low_water FROM lane")
+    assert [(300,)] == query("SELECT low_water FROM key_share")
     assert [one] == heads()
 
 
@@ -265,12 +265,12 @@ def test_idempotency_keys_go_after_their_time(caller: Key) -> None:
 def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) -> None:
     for flow in ("gone", "weighted", "ahead"):
         submit(caller, flow=flow)
-    query("UPDATE flow SET weight = 2 WHERE name = 'weighted'")
-    query("UPDATE flow SET last_finish = 1e6 WHERE name = 'ahead'")
-    query("UPDATE lane SET low_water = 1000")
+    query("UPDATE key_flow SET weight = 2 WHERE name = 'weighted'")
+    query("UPDATE key_flow SET last_finish = 1e6 WHERE name = 'ahead'")
+    query("UPDATE key_share SET low_water = 1000")
     clean_up()
 
-    assert {"weighted", "ahead"} == {each.name for each in query("SELECT name FROM flow")}
+    assert {"weighted", "ahead"} == {each.name for each in query("SELECT name FROM key_flow")}
 
 
 def test_limits_that_the_operator_changes_hold_without_a_restart(caller: Key, sweep: Sweep, limiter: Limiter) -> None:

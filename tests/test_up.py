@@ -168,4 +168,4 @@ def test_a_stack_that_is_killed_leaves_no_process(stacks: tuple[Up, Up]) -> None
     assert up.parts()
     up.process.kill()
 
-    until(lambda: not up.parts(), what=f"gone: {[one.cmdline() for one in up.parts()]}")
+    until(lambda: not up.parts(), what=f"gone: {[one.pid for one in up.parts()]}")

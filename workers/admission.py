@@ -90,7 +90,8 @@ class Reserver:
         """The jobs to ask for with this credential, in order: one alone where the credential is parked, for all or for their endpoint."""
         mine = [one for one in jobs if used.credential_id in open_to[one.id]]
         if used.credential_id in probes:
-            return mine[:1]
+            # The job that was refused last stands first in line. The one with the fewest calls goes, so every job is the probe in turn.
+            return [min(mine, key=lambda one: one.calls)]
         parked: set[str] = set()
         going = []
         for one in mine:

@@ -67,7 +67,7 @@ def refusal_of(row: Any, verdict: Verdict) -> dict[str, Any]:
 
 def _parked(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
     """The job of an own key fails with the upstream's words, as those behind it do; a pool's jobs wait for another key or the operator."""
-    found = parking.park(session, row.credential_id, reason=verdict.park or "", error=verdict.error)
+    found = parking.park(session, row.credential_id, reason=verdict.park or "", error=verdict.error, status=verdict.status)
     log.error("credential parked", extra={"credential_id": row.credential_id, "reason": verdict.park})
     return verdict if found.is_own else replace(verdict, next=Next.WAIT, outcome=Outcome.THROTTLED)
 

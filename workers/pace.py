@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import cap, crash, db, job, pacing, parking, title
+from models import cap, crash, db, job, key_share, pacing, parking, title
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
+from models.parking import Refusal
 from models.settings import settings
 from workers import counting, wake
 from workers.admission import Reserved, Reserver
@@ -96,6 +97,7 @@ class Pacer:
         if rooms:
             going = {head.id for head in cap.pass_over(heads, rooms)}
             queues = {number: [head for head in jobs if head.id in going] for number, jobs in queues.items()}
+        _put_probes_first(queues, lanes, serving)
         taken = self._rounds.pick(queues, slots=free)
         wanted = {lane: queues[lane][:most] for lane, most in taken.items()}
         probes = {one.id for one in serving if one.is_probe}
@@ -137,6 +139,8 @@ class Pacer:
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
             marked = pacing.admit(session, allowed)
             going = [heads[one.job_id] for one in allowed if one.dispatch_id in marked]
+            charges = key_share.charges(going, [one for jobs in queues.values() for one in jobs])
+            key_share.charge(session, charges, times={lane.id: lane.virtual_time for lane in lanes})
             again = [head.id for head in going if head.calls]
             since = pacing.waiting_since(session, again) if again else {}
             if rooms:
@@ -179,12 +183,12 @@ class Pacer:
         probes: set[int],
     ) -> None:
         """Jobs that could never be sent have failed: larger than a whole limit, or of a key that the upstream does not know."""
-        doomed: dict[UUID, dict[str, object]] = {}
+        doomed: dict[UUID, Refusal] = {}
         hopeless = _hopeless(lane.pool_id for lane in lanes if reserved[lane.id].blocked_by == "parked")
         for lane in lanes:
             given = reserved[lane.id]
             if given.never is not None:
-                doomed[given.never] = _never_fits(given.blocked_by)
+                doomed[given.never] = Refusal(_never_fits(given.blocked_by), status=None)
             if given.blocked_by == "parked" and lane.pool_id in hopeless:
                 going = {one.job_id for one in given.admissions}
                 doomed |= {head.id: hopeless[lane.pool_id] for head in wanted[lane.id] if head.id not in going}
@@ -195,11 +199,11 @@ class Pacer:
             with db.begin() as session:
                 parking.probed(session, sorted(probing))
                 parking.probed_models(session, probed)
-                refused = [job_id for job_id, error in doomed.items() if job.refuse(session, job_id, error=error)]
+                refused = [job_id for job_id, of in doomed.items() if job.refuse(session, job_id, error=of.error, http_status=of.status)]
                 since = pacing.waiting_since(session, refused) if refused else {}
             heads = {head.id: head for jobs in wanted.values() for head in jobs}
             for job_id in refused:
-                gave_up(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id]["code"]))
+                gave_up(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id].error["code"]))
         for job_id in doomed:
             wake.job(job_id, "ended")
 
@@ -236,9 +240,9 @@ class Pacer:
 
     def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reserved, later: dict[int, float]) -> Settled:
         going = {one.job_id for one in given.admissions}
-        admitted = [head for head in wanted if head.id in going]
-        virtual_time = max([lane.virtual_time, *(head.start_tag for head in admitted)])
-        finish = max([self._last_finish.get(lane.id, 0.0), *(head.start_tag + head.share for head in admitted)])
+        turns = key_share.turns([head for head in wanted if head.id in going])
+        virtual_time = max([lane.virtual_time, *(turn for turn, _ in turns)])
+        finish = max([self._last_finish.get(lane.id, 0.0), *(finish for _, finish in turns)])
         self._last_finish[lane.id] = finish
         if given.never is not None:
             return Settled(lane.id, virtual_time, 0.0, given.blocked_by)
@@ -255,6 +259,7 @@ class Pacer:
         if lane.id in later:
             return Settled(lane.id, virtual_time, max(0.0, later[lane.id]), "backoff")
         # Nobody waits: as in the paper, time goes on to the last finish, so that an idle hour owes nobody anything.
+        self._last_finish.pop(lane.id, None)
         return Settled(lane.id, max(virtual_time, finish), None, None)
 
     def _keep_unseen(self, woken: dict[int, float], lanes: Sequence[Any]) -> list[int]:
@@ -274,8 +279,19 @@ class Pacer:
             return pacing.next_wake_in_s(session, most_s=IDLE_S)
 
 
-def _hopeless(pool_ids: Iterable[int]) -> dict[int, dict[str, object]]:
-    """Of these pools those whose key the upstream does not know, and what their jobs are told."""
+def _put_probes_first(queues: dict[int, list[Any]], lanes: Sequence[Any], serving: Sequence[Any]) -> None:
+    """In lanes that only a probe may leave, jobs with the fewest calls stand first, however few slots are free.
+
+    The job that was refused last keeps its old tag, and would be the probe again and again.
+    """
+    serving_pools = {one.pool_id for one in serving if not one.is_probe}
+    for lane in lanes:
+        if lane.pool_id not in serving_pools:
+            queues[lane.id].sort(key=lambda head: head.calls)
+
+
+def _hopeless(pool_ids: Iterable[int]) -> dict[int, Refusal]:
+    """Of these pools those whose key the upstream does not serve, and how their jobs fail."""
     if not (wanted := sorted(set(pool_ids))):
         return {}
     with db.autocommit() as session:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import crash, db, fleet, job, lane_care, meter, pacing, reader, view
+from models import crash, db, fleet, job, lane_care, meter, pacing, parking, reader, view
 from models.errors import LineUnavailable, Unavailable
 from models.settings import settings
 from workers import telling, waits, wake
@@ -22,6 +22,10 @@ EVERY_S = 1.0
 FIGURES_EVERY_S = 2.0
 FORGET_EVERY_S = 60.0
 ABANDONED_MOST = 200
+# A line of 200,000 jobs that is parked is read as a whole for those whose callers wait on a connection: 0.2 s.
+PARKED_EVERY_S = 5.0
+PARKED_MOST = 200
+TOO_MANY, UNAVAILABLE = 429, 503
 # A pause of our own longer than this may have been a pause of the whole machine: heartbeats need time to catch up.
 GAP_S = 3.0
 
@@ -72,6 +76,8 @@ class Sweep:
             self._cancel_abandoned()
         if any(row.held for row in self._expire()):
             self._expire()  # held turns first; these are the others
+        if self._is_due("parked", PARKED_EVERY_S, now):
+            self._fail_parked()
         with db.begin() as session:
             forgotten = pacing.find_forgotten(session)
         for lane_id in forgotten:
@@ -163,6 +169,19 @@ class Sweep:
             if is_ended:
                 wake.line(done.lane_id, cancelled=done.id)
 
+    def _fail_parked(self) -> None:
+        """Fails jobs whose callers have waited too long on a connection for a pool that the upstream refuses."""
+        with db.autocommit() as session:
+            rows = parking.waited_out(session, longer_than_s=settings().parked_most_s, limit=PARKED_MOST)
+        for row in rows:
+            error, status = _parked(row.words or {})
+            with db.begin() as session:
+                is_refused = job.refuse(session, row.id, error=error, http_status=status)
+                since = pacing.waiting_since(session, [row.id]) if is_refused and row.calls else {}
+            if is_refused:
+                wake.job(row.id, "ended")
+                waits.gave_up(row, since.get(row.id, row.created_at), why=str(error["code"]))
+
     def _free(self, rows: Iterable[Any], report: Report) -> None:
         for row in rows:
             try:
@@ -180,6 +199,21 @@ class Sweep:
             return False
         self._due[what] = now + every_s
         return True
+
+
+def _parked(words: Mapping[str, Any]) -> tuple[dict[str, object], int]:
+    """The error and status of a job that waited too long for a parked pool. words: status and error of the upstream's last refusal.
+
+    An account without money is a 429 as at the upstream. A refused key is a 503: it is the operator's, not the caller's.
+    """
+    theirs: dict[str, Any] = words.get("error") or {}
+    message = (
+        f"The upstream refuses every key of this pool, and has for {settings().parked_most_s:g} s or longer. Its last words: "
+        f"{theirs.get('message') or 'none'} Ask the operator to mend it and send the request again; a job of POST /v1/jobs goes on waiting."
+    )
+    unnamed = {"type": "server_error", "param": None, "code": "parked"}
+    status = words.get("status")
+    return {**unnamed, **theirs, "message": message}, TOO_MANY if status == TOO_MANY else UNAVAILABLE
 
 
 def _limits_of(session: db.Session, lane: Any) -> Iterator[tuple[Meter, Limits]]:

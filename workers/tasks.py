@@ -17,6 +17,7 @@ from workers import lanes_told, life, registry, wake
 from workers.app import app
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
+from workers.model_lists import ModelLists
 from workers.process import Processor
 from workers.queues import NAME, QUEUE
 from workers.stall import Doorbells, Ear, end_when_deaf
@@ -56,6 +57,7 @@ def _start(sender: Any, **_: Any) -> None:
     for work in (
         lambda: beat.run(_stop),
         lambda: listen_for_cancels(leases, _stop),
+        lambda: ModelLists().listen(_stop),
         lambda: life.tell_flower(sender, _stop),
         lambda: end_when_deaf(ear, _stop, draining=registry.draining, running=leases.__len__),
     ):

@@ -1,7 +1,8 @@
 """Wake-ups over Redis: said once, lost when nobody listens, never relied on. Who waits looks again by itself.
 
-Two channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job), whose budget or which slot is
-free, and for which receivers there are webhooks; `ns:jobs` tells waiting callers and workers that something happened to a job.
+Three channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job), whose budget or which slot is
+free, and for which receivers there are webhooks; `ns:jobs` tells waiting callers and workers that something happened to a job;
+`ns:models` wakes the workers to refresh lists of models.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LINE = "ns:line"
 JOBS = "ns:jobs"
+MODELS = "ns:models"
 # What the pacer last said of itself; gone when it has said nothing for so long.
 PULSE = "ns:pulse"
 PULSE_MS = 10_000
@@ -81,6 +83,11 @@ def limits(lane_ids: Sequence[int], *, forget: bool = False) -> None:
 def receivers(names: Sequence[str]) -> None:
     """The pacer is told that there are webhooks for these (delivery.receiver, webhook.test, delivery_log.redeliver say who)."""
     _say(_receivers(names))
+
+
+def model_lists() -> None:
+    """Wakes the workers: copies of lists of models are wanted (models/model_list.py)."""
+    _say((MODELS, "{}"))
 
 
 def job(job_id: UUID, event: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import openai
 import pytest
 
-from tests.clients.conftest import World, chat
+from tests.clients.conftest import MODEL, World, chat
 from tests.clients.raw import Raw
 from tests.upstream.texts import MODELS as NAMES
 
@@ -51,6 +52,26 @@ def test_a_single_model_and_one_that_is_not_there(world: World, key: str) -> Non
     with Raw(world.api.port, "/v1/models/gone/with:colon", key=key, method="GET") as answer:
         assert "model_not_found" == answer.json["error"]["code"]
         assert 404 == answer.status
+
+
+def test_openai_python_lists_the_models_of_a_key_without_money(world: World, key: str) -> None:
+    with openai.OpenAI(api_key=key, base_url=world.base) as client:
+        first = [model.id for model in client.models.list()]
+        with pytest.raises(openai.RateLimitError) as raised:
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "[[fake:status=429;kind=quota]]"}])
+        later = [model.id for model in client.models.list()]
+        one = client.models.retrieve(NAMES[0]).id
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("no-such-model")
+
+    assert "credit_balance_exhausted" == raised.value.code
+    assert (list(NAMES), NAMES[0]) == (first, one) and first == later
+
+
+def test_openai_python_raises_the_401_of_a_new_key(world: World, key: str) -> None:
+    world.upstream.behave(key, status=401)
+    with openai.OpenAI(api_key=key, base_url=world.base) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
 
 
 def test_pictures_are_links_for_those_who_want_links(world: World, key: str) -> None:

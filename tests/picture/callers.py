@@ -203,13 +203,13 @@ class Callers(Play):
 
     def join(self, one: Ticket, ask: Any) -> None:
         """What the line must say to this job is what it says."""
-        refusal, times = self.picture.refusal(one), self.virtual_times()
+        refusal, times = self.picture.refusal(one), self.own_times()
         made: TestResponse = ask()
         if refusal is not None:
             assert (429, refusal) == (made.status_code, made.json["error"]["code"]), made.text
             return
         assert 202 == made.status_code, made.text
-        self.stand(one, made.json["id"], at=times.get(one.lane, 0.0))
+        self.stand(one, made.json["id"], at=times[one.lane, one.who.key_id])
 
     def stand(self, one: Ticket, name: str, *, at: float) -> None:
         """The job was accepted under this id."""

@@ -84,7 +84,7 @@ MUTANTS = (
     Mutant(
         "a cancelled turn lets the next one go",
         "models/job.py",
-        (("row.status == Status.CANCELLED and not row.held:", "row.status == Status.FAILED and not row.held:"),),
+        (("        if not row.held:\n", "        if False:\n"),),
     ),
     Mutant(
         "turns are remembered in order",
@@ -95,6 +95,16 @@ MUTANTS = (
         "a user's jobs share its turn",
         "models/line.py",
         (("greatest(excluded.last_finish - :share, f.last_finish)", "excluded.last_finish - :share"),),
+    ),
+    Mutant(
+        "a key is charged for what it was given",
+        "models/key_share.py",
+        (("given.lane_time) + given.cost / key.weight", "given.lane_time) + 0 * given.cost"),),
+    ),
+    Mutant(
+        "what ends uncalled is given back to its user",
+        "models/key_share.py",
+        (("last_finish = key_flow.last_finish - given.share", "last_finish = key_flow.last_finish"),),
     ),
     Mutant("a cap holds", "models/cap.py", (("if all(room.left for room in held):", "if True:"),)),
     Mutant(

@@ -65,14 +65,14 @@ class Operators(Callers):
             self.pull(f"jobs/{one.id}/priority", want=200 if one.status == "queued" else 409, priority=priority)
             if one.status == "queued":
                 one.priority = priority
-                self.picture.retag(one.lane, one.flow)
+                self.picture.retag(one.of)
 
     @rule(which=WHICH, weight=st.sampled_from([0.5, 1, 2, 8]))
     def weigh(self, which: int, weight: float) -> None:
         for one in self.pick(self.picture.tickets, which):
             self.pull(f"flows/{self._name(one, 'flows')}/weight", weight=weight)
-            self.picture.weights[one.lane, one.flow] = weight
-            self.picture.retag(one.lane, one.flow)
+            self.picture.weights[one.of] = weight
+            self.picture.retag(one.of)
 
     @rule(which=WHICH)
     def cancel_for_a_caller(self, which: int) -> None:
@@ -94,7 +94,7 @@ class Operators(Callers):
         """Oldest first, until the line takes no more."""
         asked_again = {one.retry_of for one in self.picture.tickets}
         dead = [one for one in self._of(flow, who) if one.status in ("failed", "expired") and not one.is_erased and one not in asked_again]
-        times = self.virtual_times()
+        times = self.own_times()
         made = self.pull("jobs/retry", want=202, **self._filter(flow, who))
         rows = query("SELECT id, retry_of FROM job WHERE retry_of = ANY(:ids)", ids=[job_id(one) for one in dead])
         names: dict[UUID, str] = {row.retry_of: view.public_id(row.id) for row in rows}
@@ -103,7 +103,7 @@ class Operators(Callers):
             again = self.again(one)
             if self.picture.refusal(again) is not None:
                 break
-            self.stand(again, names[job_id(one)], at=times[one.lane])
+            self.stand(again, names[job_id(one)], at=times[one.lane, one.who.key_id])
             done += 1
 
         is_whole = done == len(dead)
@@ -131,10 +131,10 @@ class Operators(Callers):
         assert bool({lane, lane[0]} & self.picture.draining) == shown["is_draining"]
 
     def _expect_flows(self, lane: Lane, shown: list[dict[str, Any]]) -> None:
-        waiting = Counter(one.flow for one in self.picture.in_line(lane))
-        running = Counter(one.flow for one in self.picture.on_the_way(lane))
+        waiting = Counter((one.who.key_id, one.flow) for one in self.picture.in_line(lane))
+        running = Counter((one.who.key_id, one.flow) for one in self.picture.on_the_way(lane))
         expected = {flow: (waiting[flow], running[flow]) for flow in waiting | running}
-        assert expected == {one["user"]: (one["waiting"], one["running"]) for one in shown}
+        assert expected == {(one["key"]["id"], one["user"]): (one["waiting"], one["running"]) for one in shown}
 
     def _of(self, flow: str, who: int | None) -> list[Ticket]:
         found = [one for one in self.picture.tickets if one.flow == flow and who in (None, self.tenants.index(one.who))]
@@ -145,7 +145,12 @@ class Operators(Callers):
 
     def _name(self, one: Ticket, kind: Kind) -> str:
         number = next((number for number, lane in self.lanes().items() if lane == one.lane), 0)
-        return {"lanes": str(number), "pools": str(one.lane[0]), "keys": str(one.who.key_id), "flows": f"{number}:{one.flow}"}[kind]
+        return {
+            "lanes": str(number),
+            "pools": str(one.lane[0]),
+            "keys": str(one.who.key_id),
+            "flows": f"{number}.{one.who.key_id}:{one.flow}",
+        }[kind]
 
 
 def _target(one: Ticket, kind: str) -> Any:
@@ -153,4 +158,4 @@ def _target(one: Ticket, kind: str) -> Any:
 
 
 def scope_of(one: Ticket, kind: str) -> tuple[Any, ...]:
-    return ("flow", one.lane, one.flow) if kind == "flows" else ("key", one.who.key_id) if kind == "keys" else ()
+    return ("flow", one.of) if kind == "flows" else ("key", one.who.key_id) if kind == "keys" else ()

@@ -7,10 +7,10 @@ weights are powers of two, so tags are exact.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.picture.things import ENDED, WEIGHTS, Aside, Call, Cap, Endpoint, Lane, Talk, Tenant, Ticket, Verdict
+from tests.picture.things import ENDED, WEIGHTS, Aside, Call, Cap, Endpoint, Flow, Lane, Talk, Tenant, Ticket, Verdict
 
 
 class Picture:
@@ -18,8 +18,11 @@ class Picture:
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
-        self.finishes: dict[tuple[Lane, str], float] = {}
-        self.weights: dict[tuple[Lane, str], float] = {}
+        # Of each user of a key in a lane, in the key's own time.
+        self.finishes: dict[Flow, float] = {}
+        self.weights: dict[Flow, float] = {}
+        # As the tables have it: when each key's next turn is in a lane, and its weight.
+        self.starts: dict[tuple[Lane, int], tuple[float, float]] = {}
         self.talks: dict[tuple[str, str], Talk] = {}
         self.caps: dict[tuple[Any, ...], Cap] = {}
         # Of each pool; and those put aside for one of its lanes.
@@ -38,17 +41,27 @@ class Picture:
 
     def in_line(self, lane: Lane) -> list[Ticket]:
         """Who waits in this lane and is not held, in order."""
-        return sorted((one for one in self.tickets if one.lane == lane and one.waits), key=lambda one: one.place)
+        return sorted((one for one in self.tickets if one.lane == lane and one.waits), key=lambda one: self.turn(one))
+
+    def turn(self, job: Ticket, *, among: Callable[[Ticket], bool] = lambda one: one.waits) -> tuple[float, str]:
+        """When it is this job's turn in its lane: after its key's earlier ones have had theirs."""
+        if job.tag < 0:
+            return job.tag, job.id
+        starts, weight = self.starts.get((job.lane, job.who.key_id), (0.0, 1.0))
+        before = [one for one in self.tickets if one.lane == job.lane and one.who is job.who and among(one) and one.place < job.place]
+        return starts + sum(one.cost for one in before) / weight, job.id
 
     def on_the_way(self, lane: Lane) -> list[Ticket]:
         return [one for one in self.tickets if one.lane == lane and one.status in ("admitted", "running")]
 
     def position(self, job: Ticket) -> int:
-        """Who must go before it, and itself: all with a lower tag, and the turns before it."""
+        """Who must go before it, and itself: its key's with lower tags, others' whose turn is earlier, the turns before it."""
         before = [one for one in (job.talk.turns if job.talk and job.held else []) if one.status == "queued" and one.lane == job.lane]
         before = before[: before.index(job)] if job in before else []
         last = max([job, *before], key=lambda one: one.place)
-        return len({id(one) for one in self.in_line(job.lane) if one.place < last.place} | {id(one) for one in before} | {id(job)})
+        turn = self.turn(last)
+        ahead = [one for one in self.in_line(job.lane) if (one.place < last.place if one.who is job.who else self.turn(one) < turn)]
+        return len({id(one) for one in [*ahead, *before, job]})
 
     def blocked_by(self, job: Ticket) -> str | None:
         """Why a waiting job waits, as far as it is not about limits, workers or time."""
@@ -86,7 +99,7 @@ class Picture:
         return bool(set(self.credentials[job.lane[0]]) - dict(call.refusals).keys() - {call.credential})
 
     def _caps_of(self, who: Tenant, lane: Lane, flow: str) -> list[tuple[tuple[Any, ...], Cap]]:
-        names = (("flow", lane, flow), ("key", who.key_id))
+        names = (("flow", (lane, who.key_id, flow)), ("key", who.key_id))
         return [(name, self.caps[name]) for name in names if name in self.caps]
 
     def cap_of_key(self, who: Tenant) -> Cap:
@@ -98,7 +111,7 @@ class Picture:
     def within(self, scope: tuple[Any, ...]) -> Iterable[Ticket]:
         if scope[0] == "key":
             return (one for one in self.tickets if one.who.key_id == scope[1])
-        return (one for one in self.tickets if (one.lane, one.flow) == scope[1:])
+        return (one for one in self.tickets if one.of == scope[1])
 
     def spent(self, who: Tenant) -> int:
         return sum(call.paid or 0 for one in self.of(who) for call in one.calls)
@@ -128,12 +141,13 @@ class Picture:
         return self.talks.setdefault((who.name, name), Talk(name))
 
     def join(self, job: Ticket, *, at: float) -> None:
-        """The job stands in line. at: its lane's virtual time."""
-        flow = (job.lane, job.flow)
+        """The job stands in line. at: its key's own time in the lane."""
+        flow = job.of
         share = job.cost / WEIGHTS[job.priority]
         job.share = share / self.weights.setdefault(flow, 1.0)
-        job.tag = max(at, self.finishes.get(flow, at))
-        self.finishes[flow] = job.tag + (job.share if flow in self.finishes else share)
+        free = max(at, self.finishes.get(flow, at))
+        job.tag = max([free, *(one.tag + one.share for one in self.tickets if one.of == flow and one.status == "queued")])
+        self.finishes[flow] = free + (job.share if flow in self.finishes else share)
         if job.talk is not None:
             job.held = any(one.is_open for one in job.talk.turns)
             job.talk.turns.append(job)
@@ -147,8 +161,13 @@ class Picture:
         if job.status == "running":
             job.events.append("cancelling")
         else:
+            self._give_back(job)
             self._end(job, "cancelled")
         return True
+
+    def _give_back(self, job: Ticket) -> None:
+        """It ends uncalled: its user has its share again."""
+        self.finishes[job.of] -= job.share
 
     def delete_talk(self, who: Tenant, name: str) -> None:
         talk = self.talks.pop((who.name, name))
@@ -167,19 +186,19 @@ class Picture:
 
     def boost(self, job: Ticket) -> None:
         job.delayed = False
-        job.tag = min([job.tag, *(one.tag - 1 for one in self.in_line(job.lane)[:1])])
+        job.tag = min([0.0, *(one.tag for one in self.in_line(job.lane))]) - 1
 
-    def retag(self, lane: Lane, flow: str) -> None:
-        """The flow's waiting jobs stand one share after the other, from where the first one stood."""
+    def retag(self, flow: Flow) -> None:
+        """The user's waiting jobs stand one share after the other, from where the first one stood; what was put first stays so."""
         mine = sorted(
-            (one for one in self.tickets if (one.lane, one.flow) == (lane, flow) and one.status == "queued"), key=lambda one: one.place
+            (one for one in self.tickets if one.of == flow and one.status == "queued" and one.tag >= 0), key=lambda one: one.place
         )
         tag = mine[0].tag if mine else 0.0
         for one in mine:
-            one.tag, one.share = tag, one.cost / (WEIGHTS[one.priority] * self.weights[lane, flow])
+            one.tag, one.share = tag, one.cost / (WEIGHTS[one.priority] * self.weights[flow])
             tag += one.share
         if mine:
-            self.finishes[lane, flow] = tag
+            self.finishes[flow] = tag
 
     def cap(self, scope: tuple[Any, ...]) -> Cap:
         return self.caps.setdefault(scope, Cap())
@@ -284,6 +303,7 @@ class Picture:
 
     def expire(self, job: Ticket) -> None:
         job.error = "expired"
+        self._give_back(job)
         self._end(job, "expired")
 
     def _charge(self, job: Ticket, call: Call, owed: int | None) -> None:
@@ -306,6 +326,7 @@ class Picture:
         if talk.stops and after.status in ("failed", "expired"):
             for one in held:
                 one.error = "earlier_turn_failed"
+                self._give_back(one)
                 self._end(one, "cancelled")
         elif held:
             held[0].held = False

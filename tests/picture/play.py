@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -106,8 +107,13 @@ class Play(RuleBasedStateMachine):
         self.limiter.release(meter, str(dispatch), report)
         self.places.pop(dispatch, None)
 
-    def virtual_times(self) -> dict[Lane, float]:
-        return {(row.pool_id, row.model): row.virtual_time for row in query("SELECT pool_id, model, virtual_time FROM lane")}
+    def own_times(self) -> dict[tuple[Lane, int], float]:
+        """Of each key that is or was in a lane, its own time there; of others what they would begin with."""
+        return defaultdict(float, {((row.pool_id, row.model), row.key_id): row.own_time for row in query(_TIMES)})
+
+    def hear_turns(self) -> None:
+        """The picture has the turns of all keys as they are now."""
+        self.picture.starts = {((row.pool_id, row.model), row.key_id): (row.starts, row.weight) for row in query(_STARTS)}
 
     # What is to be seen of a job
 
@@ -129,6 +135,7 @@ class Play(RuleBasedStateMachine):
     def _expect_place(self, one: Ticket, queue: dict[str, Any] | None) -> None:
         if one.status == "queued":
             assert queue is not None
+            self.hear_turns()
             assert self.picture.position(one) == queue["position"]
             why = self.picture.blocked_by(one)
             assert why == queue["blocked_by"] if why else queue["blocked_by"] not in ("paused", "conversation")
@@ -158,6 +165,19 @@ def _used(shown: dict[str, Any]) -> list[int]:
 
 def _tenant(name: str, made: Key, granted: int | None) -> Tenant:
     return Tenant(name, made.id, made.pool_id, counted=made.kind == "issued", granted=granted)
+
+
+# A key that comes to a lane for the first time begins at the lane's time; one that comes back, where its users ended if that is later.
+_TIMES = """
+    SELECT lane.pool_id, lane.model, key.id AS key_id, coalesce(share.virtual_time, greatest(lane.virtual_time, (
+        SELECT max(last_finish) FROM key_flow WHERE lane_id = lane.id AND key_id = key.id
+    ))) AS own_time
+    FROM lane JOIN key ON key.pool_id = lane.pool_id LEFT JOIN key_share AS share ON share.lane_id = lane.id AND share.key_id = key.id
+"""
+_STARTS = """
+    SELECT lane.pool_id, lane.model, share.key_id, greatest(lane.virtual_time, share.last_finish) AS starts, key.weight
+    FROM key_share AS share JOIN lane ON lane.id = share.lane_id JOIN key ON key.id = share.key_id
+"""
 
 
 def _empty() -> None:

@@ -44,6 +44,9 @@ class Service(Operators):
     def pace(self, slots: int) -> None:
         """Workers have so many free slots, and the pacer steps until nothing more goes."""
         workers_have(slots + len([one for one in self.picture.tickets if one.status in ("admitted", "running")]))
+        self.hear_turns()
+        free = {id(one) for one in self.picture.tickets if self.picture.may_go(one)}
+        before = {one: self.picture.turn(one, among=lambda each: id(each) in free) for one in self.picture.tickets if id(one) in free}
         rung = self._step()
         slots += self._notice_rebuilt()
         by_id = {job_id(one): one for one in self.picture.tickets}
@@ -55,7 +58,7 @@ class Service(Operators):
             self.places[dispatch] = self.meter(one)
         self.meters |= {self.meter(one) for one, _ in going}
         self.bells += going
-        self._expect_fair([one for one, _ in going], slots)
+        self._expect_fair([one for one, _ in going], slots, before)
 
     def _step(self) -> list[tuple[UUID, UUID]]:
         bells, rung = self.stage.bells, list[tuple[UUID, UUID]]()
@@ -81,13 +84,16 @@ class Service(Operators):
         }
         return len(back)
 
-    def _expect_fair(self, going: list[Ticket], slots: int) -> None:
-        """In the order of the line; who was passed over was held up by a cap; and no slot is left while somebody may go."""
+    def _expect_fair(self, going: list[Ticket], slots: int, before: dict[Ticket, tuple[float, str]]) -> None:
+        """In the order of the line; who was passed over was held up by a cap; and no slot is left while somebody may go.
+
+        before: of all who could go, when it was their turn.
+        """
         went: dict[Lane, list[Ticket]] = defaultdict(list)
-        with_each: dict[Meter, list[Ticket]] = defaultdict(list)
+        with_each: dict[tuple[Meter, int], list[Ticket]] = defaultdict(list)
         for one in going:
             went[one.lane].append(one)
-            with_each[self.meter(one)].append(one)
+            with_each[self.meter(one), one.who.key_id].append(one)
         left = [one for one in self.picture.tickets if self.picture.may_go(one)]
 
         assert all(sorted(jobs, key=lambda one: one.place) == jobs for jobs in with_each.values())
@@ -95,7 +101,11 @@ class Service(Operators):
         assert left == [] or len(going) == slots, "slots are left, and nothing holds up who waits"
         # What a key may still have in flight can be meant for its job in another lane, whose turn is next.
         alone = [one for one in left if self.picture.cap_of_key(one.who).max_in_flight is None]
-        assert all(other.place < one.place for one in alone for other in went[one.lane]), "somebody was passed over"
+        mine = [(one, other) for one in alone for other in went[one.lane] if one.who is other.who]
+        assert all(other.place < one.place for one, other in mine), "somebody was passed over"
+        if not self.picture.caps:
+            others = [(one, other) for one in alone for other in went[one.lane] if one.who is not other.who]
+            assert all(before[other] < before[one] for one, other in others), "a key had more than its turn"
         for scope, cap in self.picture.caps.items():
             if cap.max_in_flight is not None and any(one in going for one in self.picture.within(scope)):
                 assert self.picture.live_within(scope) <= cap.max_in_flight

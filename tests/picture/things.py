@@ -9,6 +9,8 @@ WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 OPEN = frozenset({"queued", "admitted", "running"})
 ENDED = frozenset({"succeeded", "failed", "cancelled", "expired"})
 Lane = tuple[int, str]
+# One user of one key in a lane.
+Flow = tuple[Lane, int, str]
 
 
 @dataclass
@@ -96,7 +98,12 @@ class Ticket:
     is_erased: bool = False
 
     @property
+    def of(self) -> Flow:
+        return self.lane, self.who.key_id, self.flow
+
+    @property
     def place(self) -> tuple[float, str]:
+        """Among the jobs of its key."""
         return self.tag, self.id
 
     @property

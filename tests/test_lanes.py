@@ -1,0 +1,158 @@
+"""Lanes: no more of them than a pool may have, and none that nobody has used for a day."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from models import db, job_search, lane, line
+from models.errors import TooManyModels
+from models.key import Key
+from tests.http_tools import CHAT, Caller
+from tests.line_tools import at_once, finish, heads, known, query, row, start, submit
+from tests.processes import until
+
+pytestmark = pytest.mark.usefixtures("database")
+
+
+@pytest.fixture
+def caller() -> Key:
+    return known()
+
+
+def leave() -> int:
+    """How many lanes leave, a day after they were last used."""
+    query("UPDATE lane SET idle_since = now() - interval '25 h' WHERE wake_at IS NULL")
+    with db.begin() as session:
+        return lane.drop_idle(session, limit=100)
+
+
+def used(caller: Key, model: str = "m") -> int:
+    """The number of a lane whose only job has ended, and that the pacer has left."""
+    one = submit(caller, model=model)
+    finish(one, start(caller, one))
+    query("UPDATE lane SET wake_at = NULL, idle_since = now()")
+    return int(row(one).lane_id)
+
+
+def test_a_pool_has_lanes_for_so_many_models_and_no_more(caller: Key, override: Callable[..., None]) -> None:
+    override(max_lanes_per_pool=3)
+    for n in range(3):
+        submit(caller, model=f"m{n}")
+
+    with pytest.raises(TooManyModels, match="lines for 3 models"):
+        submit(caller, model="m3")
+    submit(caller, model="m1")
+    submit(known("sk-another"), model="m3")
+    assert 4 == len(query("SELECT FROM lane"))
+
+
+def test_one_model_too_many_is_told_what_to_do(caller: Key, override: Callable[..., None]) -> None:
+    override(max_lanes_per_pool=1)
+    client = Caller("sk-test")
+    client.submit()
+    refused = client.post("/v1/jobs", {**CHAT, "body": {**CHAT["body"], "model": "another"}})
+
+    assert (429, "too_many_models", "model") == (refused.status_code, refused.json["error"]["code"], refused.json["error"]["param"])
+    assert "false" == refused.headers["x-should-retry"]
+    assert 1 == len(query("SELECT FROM job"))
+
+
+def test_many_at_once_make_one_lane_of_each_model(caller: Key) -> None:
+    at_once(*[lambda n=n: submit(caller, model=f"m{n % 3}") for n in range(12)])
+
+    assert 3 == len(query("SELECT FROM lane"))
+
+
+def test_a_lane_leaves_a_day_after_its_last_job_with_all_that_was_its(caller: Key) -> None:
+    gone, stays = used(caller), submit(caller, model="waits")
+
+    assert 1 == leave()
+    for table in ("lane", "key_flow", "key_share"):
+        column = "id" if table == "lane" else "lane_id"
+        assert [(row(stays).lane_id,)] == query(f"SELECT {column} FROM {table}")
+    assert gone != row(stays).lane_id
+
+
+def test_a_lane_that_was_made_and_never_used_leaves_too(caller: Key) -> None:
+    line.lane_of(caller.pool_id, "misspelt")
+    with db.begin() as session:
+        assert 0 == lane.drop_idle(session, limit=100), "its day begins"
+    assert 1 == leave()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "UPDATE lane SET paused_at = now()", "UPDATE lane SET draining_at = now()", "UPDATE key_flow SET weight = 2",
+        "INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, rpm) SELECT 'flow', id, '1:someone', '', 1, 5 FROM lane",
+    ],
+)  # fmt: skip
+def test_a_lane_of_which_an_operator_has_said_something_stays(caller: Key, said: str) -> None:
+    used(caller)
+    query(said)
+
+    assert 0 == leave()
+
+
+def test_a_lane_with_a_call_under_way_stays(caller: Key) -> None:
+    start(caller, submit(caller))
+    query("UPDATE lane SET wake_at = NULL, idle_since = now()")
+
+    assert 0 == leave()
+
+
+@pytest.mark.parametrize("conversation", [None, "talk"])
+def test_whoever_comes_after_it_left_gets_a_new_one(caller: Key, conversation: str | None) -> None:
+    before = used(caller)
+    leave()
+    one = submit(caller, conversation=conversation)
+
+    assert before != row(one).lane_id
+    assert [one] == heads()
+
+
+def test_what_was_served_there_is_still_seen_by_operators(caller: Key) -> None:
+    used(caller)
+    leave()
+    with db.begin() as session:
+        found = job_search.find(session, job_search.Wanted(model="m"), limit=10, after=None)
+
+    assert ["own"] == [one["key"]["kind"] for one in found.jobs]
+
+
+def test_a_submit_while_its_lane_leaves_waits_in_a_new_one(caller: Key) -> None:
+    """The job is stored before it is known that the lane is gone: it must not stay in a lane that nobody looks at."""
+    before = used(caller)
+    query("UPDATE lane SET idle_since = now() - interval '25 h'")
+    made = []
+    with db.begin() as session:
+        assert 1 == lane.drop_idle(session, limit=100)
+        joining = threading.Thread(target=lambda: made.append(submit(caller)))
+        joining.start()
+        waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        until(lambda: query(waits), what="a submit that waits for the lane")
+    joining.join(20)
+
+    (one,) = made
+    assert before != row(one).lane_id
+    assert [(one,)] == query("SELECT id FROM job WHERE status = 'queued'")
+    assert [one] == heads()
+
+
+def test_a_lane_does_not_leave_while_somebody_joins_it(caller: Key) -> None:
+    used(caller)
+    query("UPDATE lane SET idle_since = now() - interval '25 h'")
+    with db.begin() as session:
+        joined = line.join_at_once(session, _order(caller), job_id=line.new_id())
+        assert joined is not None
+        with db.begin() as other:
+            assert 0 == lane.drop_idle(other, limit=100)
+
+    assert 1 == len(heads())
+
+
+def _order(caller: Key) -> line.Order:
+    return line.Order(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="someone", tokens=100)

@@ -1,0 +1,384 @@
+"""GET /v1/models from copies: the API in this process, the workers' refresh in a thread, the fake upstream."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from werkzeug.test import TestResponse
+
+from api import doorbell, model_lists
+from models import db, model_list
+from models.key import Key
+from tests.http_tools import Caller, error_of, stored, together
+from tests.line_tools import query
+from tests.upstream.client import FakeUpstream, upstream
+from tests.upstream.texts import MODELS as NAMES
+from tests.workshop import Workshop, ask, issue, pool_of
+from workers.model_lists import ModelLists, refresh_one
+
+__all__ = ["upstream"]
+pytestmark = pytest.mark.usefixtures("database", "redis_client")
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelLists]:
+    """What a worker process runs beside its jobs; callers wait for it however slow the machine is."""
+    monkeypatch.setattr(model_lists, "FIRST_S", 20.0)
+    stop, lists = threading.Event(), ModelLists()
+    thread = threading.Thread(target=lists.listen, args=(stop,))
+    thread.start()
+    yield lists
+    stop.set()
+    doorbell.model_lists()
+    thread.join()
+
+
+@pytest.fixture
+def caller(upstream: FakeUpstream) -> Caller:
+    return of(upstream, "sk-lists")
+
+
+def of(upstream: FakeUpstream, *tokens: str) -> Caller:
+    """A caller of the API whose pool has a credential for each of these upstream keys."""
+    pool_of(upstream, *tokens)
+    return Caller(tokens[0])
+
+
+def ids(answer: TestResponse) -> list[str]:
+    assert 200 == answer.status_code, answer.text
+    return [one["id"] for one in answer.json["data"]]
+
+
+def age(seconds: float) -> None:
+    """All copies, and their last refreshes, are so much older."""
+    query("UPDATE model_list SET fetched_at = fetched_at - make_interval(secs => :s), tried_at = tried_at - make_interval(secs => :s)",
+          s=seconds)  # fmt: skip
+
+
+def copies() -> list[Any]:
+    return list(query("SELECT * FROM model_list ORDER BY credential_id, account"))
+
+
+def only(*names: str) -> bytes:
+    return json.dumps({"object": "list", "data": [{"id": name, "from": "copy"} for name in names]}).encode()
+
+
+def keep(caller: Key, *bodies: bytes) -> None:
+    """The copies of the pool's credentials, in their order, just fetched."""
+    credentials = query("SELECT id FROM credential WHERE pool_id = :id ORDER BY id", id=caller.pool_id)
+    for found, body in zip(credentials, bodies, strict=True):
+        with db.begin() as session:
+            model_list.want(session, [found.id], account="")
+            model_list.store(session, model_list.claim(session), body=body)
+
+
+# The list
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_first_list_is_the_upstreams_own_bytes_and_no_job(caller: Caller, upstream: FakeUpstream) -> None:
+    answer = caller.get("/v1/models")
+
+    assert list(NAMES) == ids(answer)
+    assert {"kept": True} == answer.json["x_extra"]
+    assert (0, "0") == (stored(), answer.headers["Age"])
+    assert ["/v1/models"] == [call.path for call in upstream.calls()]
+
+
+@pytest.mark.usefixtures("worker")
+def test_callers_at_once_and_later_ones_cost_one_call(caller: Caller, upstream: FakeUpstream) -> None:
+    upstream.behave("sk-lists", {"delay": 0.2})
+    answers = together(*[lambda: caller.get("/v1/models")] * 6)
+    answers.append(caller.get("/v1/models"))
+
+    assert [list(NAMES)] * 7 == [ids(one) for one in answers]
+    assert 1 == len(upstream.calls())
+
+
+def test_an_old_copy_is_answered_at_once_and_refreshed_by_one_worker(caller: Caller, upstream: FakeUpstream) -> None:
+    keep(caller.key, only("old"))
+    age(400)
+    answers = [caller.get("/v1/models") for _ in range(3)]
+
+    assert [["old"]] * 3 == [ids(one) for one in answers]
+    assert int(answers[0].headers["Age"]) >= 400
+    assert [True, False] == [refresh_one(), refresh_one()]
+    assert list(NAMES) == ids(caller.get("/v1/models"))
+    assert 1 == len(upstream.calls())
+
+
+def test_a_copy_that_is_young_enough_is_not_refreshed(caller: Caller, override: Callable[..., None]) -> None:
+    override(models_age_s=1_000)
+    keep(caller.key, only("old"))
+    age(900)
+
+    assert ["old"] == ids(caller.get("/v1/models"))
+    assert not refresh_one()
+
+
+def test_two_workers_do_not_refresh_one_copy(caller: Caller) -> None:
+    with db.begin() as session:
+        model_list.want(session, [row.id for row in query("SELECT id FROM credential")], account="")
+    with db.begin() as first:
+        claimed = model_list.claim(first)
+    with db.begin() as second:
+        assert claimed is not None and model_list.claim(second) is None
+
+    query("UPDATE model_list SET claimed_until = now() - interval '1 s'")
+    with db.begin() as session:
+        assert model_list.claim(session) is not None, "a claim of a worker that died runs out"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_pool_lists_the_union_of_its_credentials(upstream: FakeUpstream) -> None:
+    caller = of(upstream, "sk-union-a", "sk-union-b")
+    issue(caller.key)
+    keep(caller.key, only("a", "both"), json.dumps({"data": [{"id": "both", "from": "b"}, {"id": "b"}, {"id": 7}, None]}).encode())
+    answer = caller.get("/v1/models")
+
+    assert ["a", "both", "b"] == ids(answer)
+    assert "copy" == answer.json["data"][1]["from"]
+    assert "b" == caller.get("/v1/models/b").json["id"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_pool_with_one_bad_credential_lists_what_the_others_have(upstream: FakeUpstream) -> None:
+    caller = of(upstream, "sk-half-a", "sk-half-b")
+    issue(caller.key)
+    upstream.behave("sk-half-a", status=401)
+    answer = caller.get("/v1/models")
+
+    assert list(NAMES) == ids(answer)
+    assert "401 invalid_api_key" == answer.headers["X-Nowserving-Refresh-Error"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_account_that_the_caller_names_has_a_copy_of_its_own(caller: Caller, upstream: FakeUpstream) -> None:
+    caller.get("/v1/models")
+    caller.get("/v1/models", headers={"OpenAI-Organization": "org-7", "X-Title": "not an account"})
+
+    assert [None, "org-7"] == [call.headers.get("openai-organization") for call in upstream.calls()]
+    assert 2 == len(copies())
+
+
+def test_accounts_beyond_the_most_take_the_place_of_the_oldest(caller: Caller) -> None:
+    (credential,) = query("SELECT id FROM credential")
+    for n in range(model_list.ACCOUNTS_MAX + 3):
+        with db.begin() as session:
+            model_list.want(session, [credential.id], account=model_list.account({"openai-project": f"p{n}"}))
+
+    found = [json.loads(one.account)["openai-project"] for one in copies()]
+    assert model_list.ACCOUNTS_MAX == len(found)
+    assert "p18" in found and "p0" not in found
+
+
+def test_a_new_address_or_key_of_a_credential_makes_old_copies_void(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_lists, "FIRST_S", 0.0)
+    keep(caller.key, only("old"))
+    query("UPDATE credential SET base_url = 'http://127.0.0.1:1/v1'")
+
+    assert 503 == caller.get("/v1/models").status_code
+
+
+def test_accounts_of_one_credential_are_refreshed_one_after_the_other(caller: Caller) -> None:
+    (credential,) = query("SELECT id FROM credential")
+    for name in ("a", "b"):
+        with db.begin() as session:
+            model_list.want(session, [credential.id], account=model_list.account({"openai-project": name}))
+    with db.begin() as session:
+        first = model_list.claim(session)
+    with db.begin() as session:
+        assert first is not None and model_list.claim(session) is None
+        model_list.store(session, first, body=only("m"))
+    with db.begin() as session:
+        second = model_list.claim(session)
+
+    assert second is not None and first.account != second.account
+
+
+# What goes wrong
+
+REFUSALS: list[tuple[dict[str, object], str]] = [
+    ({"status": 401}, "401 invalid_api_key"), ({"status": 429, "kind": "quota"}, "429 credit_balance_exhausted"), ({"status": 500}, "500"),
+    ({"garbage": "html"}, "502 upstream_invalid_response"), ({"garbage": "truncated"}, "502 upstream_invalid_response"),
+    ({"garbage": "binary"}, "502 upstream_invalid_response"), ({"reset": "before"}, "502 upstream_unreachable"),
+    ({"redirect": True}, "307 upstream_error"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "told"), REFUSALS, ids=lambda one: str(one) if isinstance(one, str) else "")
+def test_a_refused_refresh_keeps_the_last_copy_and_parks_nothing(
+    caller: Caller, upstream: FakeUpstream, how: dict[str, object], told: str
+) -> None:
+    keep(caller.key, only("old"))
+    age(400)
+    upstream.behave("sk-lists", **how)
+    caller.get("/v1/models")
+    assert refresh_one()
+    answer = caller.get("/v1/models")
+
+    assert ["old"] == ids(answer)
+    assert answer.headers["X-Nowserving-Refresh-Error"].startswith(told)
+    assert not refresh_one(), "no second try within a few seconds"
+    assert [(None, None)] == [(row.parked_at, row.paused_at) for row in query("SELECT parked_at, paused_at FROM credential")]
+    assert [] == list(query("SELECT * FROM meter WHERE cooldown_until IS NOT NULL"))
+
+
+def test_a_refresh_that_hangs_ends_and_keeps_the_last_copy(caller: Caller, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.model_lists.TIMEOUT_S", 0.2)
+    keep(caller.key, only("old"))
+    age(400)
+    upstream.behave("sk-lists", hang="before")
+    caller.get("/v1/models")
+    assert refresh_one()
+
+    assert "502 upstream_timeout" == caller.get("/v1/models").headers["X-Nowserving-Refresh-Error"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_new_key_that_the_upstream_refuses_gets_its_401(caller: Caller, upstream: FakeUpstream) -> None:
+    upstream.behave("sk-lists", status=401)
+    answers = [caller.get("/v1/models"), caller.get("/v1/models/any")]
+
+    assert [(401, "invalid_api_key")] * 2 == [(one.status_code, error_of(one)["code"]) for one in answers]
+    assert 1 == len(upstream.calls())
+
+
+@pytest.mark.usefixtures("worker")
+def test_callers_of_a_pool_are_not_told_that_their_key_is_wrong(caller: Caller, upstream: FakeUpstream) -> None:
+    issue(caller.key)
+    upstream.behave("sk-lists", status=401)
+    answer = caller.get("/v1/models")
+
+    assert (503, "models_unavailable", "10") == (answer.status_code, error_of(answer)["code"], answer.headers["Retry-After"])
+    assert "ask the operator" in error_of(answer)["message"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_upstream_without_a_list_is_a_404_for_everybody(caller: Caller, upstream: FakeUpstream) -> None:
+    issue(caller.key)
+    upstream.behave("sk-lists", status=404)
+
+    assert 404 == caller.get("/v1/models").status_code
+
+
+def test_a_pool_that_calls_nobody_says_so(caller: Caller) -> None:
+    query("UPDATE credential SET retired_at = now()")
+    answer = caller.get("/v1/models")
+
+    assert (503, "60") == (answer.status_code, answer.headers["Retry-After"])
+    assert "Ask the operator" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/any", "/openai/models"])
+def test_without_a_copy_and_without_a_worker_the_answer_says_when_to_come_back(
+    caller: Caller, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_lists, "FIRST_S", 0.1)
+    answer = caller.get(path)
+
+    assert (503, "models_unavailable") == (answer.status_code, error_of(answer)["code"])
+    assert answer.headers["Retry-After"] and "x-should-retry" not in answer.headers
+    assert 0 == stored()
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_wake_up_that_was_lost_is_published_again(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(model_lists, "PUBLISH_AGAIN_S", 0.05)
+    real = doorbell.model_lists
+    monkeypatch.setattr(doorbell, "model_lists", lambda: (sent.append(1), len(sent) > 2 and real()))
+
+    assert list(NAMES) == ids(caller.get("/v1/models"))
+    assert len(sent) > 2
+
+
+@pytest.mark.parametrize(
+    "state", ["parked_at = now(), parked_reason = 'r'", "paused_at = now()"], ids=["parked", "paused"]
+)  # fmt: skip
+def test_the_copy_is_answered_while_the_credential_serves_nobody(caller: Caller, state: str) -> None:
+    keep(caller.key, only("old"))
+    query(f"UPDATE credential SET {state}")
+    age(400)
+
+    assert ["old"] == ids(caller.get("/v1/models"))
+    assert state.startswith("parked") == refresh_one(), "a paused credential calls nobody"
+
+
+def test_a_list_behind_a_long_line_does_not_wait(caller: Caller, upstream: FakeUpstream) -> None:
+    for n in range(20):
+        ask(caller.key, f"job {n}")
+    keep(caller.key, only("old"))
+    query("UPDATE pool SET draining_at = now()")
+
+    assert ["old"] == ids(caller.get("/v1/models"))
+    assert [] == upstream.calls()
+
+
+# One model
+
+
+@pytest.mark.usefixtures("worker")
+def test_one_model_is_the_upstreams_own_words(caller: Caller) -> None:
+    answer = caller.get(f"/v1/models/{NAMES[0]}")
+
+    assert (200, NAMES[0], "fake") == (answer.status_code, answer.json["id"], answer.json["owned_by"])
+
+
+@pytest.mark.parametrize("name", ["ft:m:acme/x", "a/b:free"])
+def test_a_models_name_may_hold_slashes_and_colons(caller: Caller, name: str) -> None:
+    keep(caller.key, only("other", name))
+
+    assert name == caller.get(f"/v1/models/{name}").json["id"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_model_that_a_young_list_lacks_is_not_there(caller: Caller, upstream: FakeUpstream) -> None:
+    keep(caller.key, only("old"))
+    answer = caller.get("/v1/models/new")
+
+    assert (404, "model_not_found", "model") == (answer.status_code, error_of(answer)["code"], error_of(answer)["param"])
+    assert [] == upstream.calls()
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_model_that_an_older_list_lacks_is_looked_for_in_a_new_one(caller: Caller, upstream: FakeUpstream) -> None:
+    keep(caller.key, only("old"))
+    age(60)
+    found, missing = caller.get(f"/v1/models/{NAMES[0]}"), caller.get("/v1/models/new")
+
+    assert (200, 404, 1) == (found.status_code, missing.status_code, len(upstream.calls()))
+
+
+def test_a_model_that_an_outdated_list_lacks_may_be_there(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_lists, "FIRST_S", 0.05)
+    keep(caller.key, only("old"))
+    age(400)
+
+    assert [200, 503] == [caller.get(f"/v1/models/{name}").status_code for name in ("old", "new")]
+
+
+# A good list and a parked key
+
+
+def test_a_good_list_has_the_next_job_probe_a_key_that_was_refused(
+    redis_client: redis.Redis, caller: Caller, upstream: FakeUpstream, override: Callable[..., None]
+) -> None:
+    override(probe_s=600)
+    keep(caller.key, only("old"))
+    age(400)
+    issue(caller.key)
+    workshop = Workshop(redis_client, upstream)
+    upstream.behave("sk-lists", {"status": 401})
+    waiting = ask(caller.key, "waits")
+    workshop.run(lambda: bool(query("SELECT FROM credential WHERE parked_at IS NOT NULL")))
+    caller.get("/v1/models")
+    assert refresh_one()
+    workshop.run(lambda: "succeeded" == query("SELECT status FROM job WHERE id = :id", id=waiting)[0].status)
+
+    assert [None] == [row.parked_at for row in query("SELECT parked_at FROM credential")]

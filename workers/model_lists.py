@@ -1,0 +1,131 @@
+"""Refreshes copies of upstreams' lists of models, beside the line: no job, no reservation, no money.
+
+Every worker process listens for wake-ups of the API; one process claims each wanted copy in Postgres. An outcome parks, pauses and
+teaches nothing. A good list only makes the probe of a key that was refused due at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from models import db, model_list, parking
+from models.endpoint import MODELS
+from models.errors import Unavailable
+from workers import answer_body, request, retry, upstream_error, wake
+from workers.call import Call
+from workers.openai_client import Answer, Lost, NotSent, TimedOut, send
+from workers.upstream_error import ErrorObject
+
+log = logging.getLogger(__name__)
+
+# A refresh that takes longer has failed; shorter than model_list.CLAIM_S.
+TIMEOUT_S = 10.0
+# Refreshes at once in one process: a few upstreams that hang keep nobody else waiting.
+THREADS_MAX = 8
+BAD_GATEWAY = 502
+
+
+class Refusal(Exception):
+    """The upstream gave no list of models. status: the upstream's, or 502 where it gave no usable answer."""
+
+    def __init__(self, status: int, error: ErrorObject) -> None:
+        super().__init__(str(error.get("message")))
+        self.status, self.error = status, error
+
+
+class ModelLists:
+    """The refreshes of one process."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def listen(self, stop: threading.Event) -> None:
+        """Until `stop`: a wake-up of the API has every copy refreshed that is wanted by then."""
+        while not stop.is_set():
+            try:
+                wake.listen(wake.MODELS, lambda _: self.begin(), until=stop.is_set)
+            except (redis.RedisError, OSError):
+                stop.wait(1.0)
+
+    def begin(self) -> None:
+        """One more thread refreshes, if there are fewer than THREADS_MAX. Returns at once."""
+        with self._lock:
+            if self._running >= THREADS_MAX:
+                return
+            self._running += 1
+        threading.Thread(target=self._work, name="model list", daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            while refresh_one():
+                pass
+        except Unavailable:
+            log.warning("lists of models not refreshed: Postgres is away")
+        except Exception:
+            # A border: the claim runs out, and the next wake-up begins another thread.
+            log.exception("a list of models could not be refreshed")
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+def refresh_one() -> bool:
+    """Claims and refreshes the copy that has been wanted longest; False: none is wanted. Raises Unavailable."""
+    with db.begin() as session:
+        row = model_list.claim(session)
+    if row is None:
+        return False
+    try:
+        body = _fetch(row)
+    except Refusal as refusal:
+        about = {"credential_id": row.credential_id, "status": refusal.status, "code": refusal.error.get("code")}
+        log.warning("list of models not refreshed: the last copy is kept", extra=about)
+        with db.begin() as session:
+            model_list.refuse(session, row, status=refusal.status, error=refusal.error)
+    else:
+        with db.begin() as session:
+            model_list.store(session, row, body=body)
+            parking.make_probe_due(session, row.credential_id, reason=retry.WRONG_KEY)
+    return True
+
+
+def _fetch(row: Any) -> bytes:
+    """The upstream's list. Raises Refusal."""
+    about = {"endpoint": MODELS, "headers": json.loads(row.account or "{}"), "dispatch_id": uuid4(), "model": "", "failures": 0}
+    try:
+        answer = send(request.build(SimpleNamespace(**row._asdict(), **about)), call=Call(deadline=time.monotonic() + TIMEOUT_S))
+    except TimedOut as error:
+        message = f"The upstream did not give its list of models within {TIMEOUT_S:g} s. Ask again later."
+        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_timeout")) from error
+    except (NotSent, Lost) as error:
+        message = f"The upstream did not give its list of models: {error}. Ask again later, or ask the operator to check the upstream."
+        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_unreachable")) from error
+    return _list_in(answer)
+
+
+def _list_in(answer: Answer) -> bytes:
+    """The bytes of the list; a bare array, as some servers send it, is wrapped in OpenAI's shape. Raises Refusal."""
+    if not 200 <= answer.status < 300:
+        raise Refusal(answer.status, upstream_error.read(answer.status, answer.headers, answer.body))
+    value = answer_body.parse_any(answer.body)
+    if isinstance(value, dict) and upstream_error.is_error(value):
+        raise Refusal(upstream_error.status_of(value), upstream_error.read(BAD_GATEWAY, answer.headers, answer.body))
+    body = json.dumps({"object": "list", "data": value}).encode() if isinstance(value, list) else answer.body
+    if len(body) > model_list.LIST_MAX_BYTES:
+        message = f"The upstream's list of models is larger than {model_list.LIST_MAX_BYTES >> 20} MiB. Use model names without it."
+        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_answer_too_large"))
+    try:
+        list(model_list.entries(body))
+    except ValueError as error:
+        message = "The upstream's answer is no list of models. Ask the operator to check the upstream's address (base URL)."
+        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_invalid_response")) from error
+    return body
