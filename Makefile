@@ -1,6 +1,6 @@
 # Only Python >= 3.11 (with venv) and make are needed; `make setup PYTHON=/path/to/python3` chooses another Python.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench chaos audit requirements format
+.PHONY: help setup demo up test lint bench chaos hosts audit requirements format
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
@@ -37,6 +37,9 @@ bench: setup ## measures what the README claims
 chaos: setup ## breaks a running stack in every way, each alone and then mixed for 30 minutes (ARGS="--only FLUSHALL --minutes 0"), then at every named point
 	@$(BIN)/python -m tests.chaos $(if $(ARGS),$(ARGS),--write)
 	@$(if $(ARGS),,HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_webhooks.py tests/test_job_properties.py tests/test_limiter_properties.py tests/test_fuzz_document.py tests/test_fuzz_readers.py tests/test_api_machine.py)
+
+hosts: setup ## cuts and slows the network between the parts, each on a host of its own: every pair alone, then mixed for 20 minutes (root)
+	@$(BIN)/python -m tests.hosts $(ARGS)
 
 audit: setup ## asks PyPI and npm for known weaknesses of the pinned versions
 	@$(BIN)/python -m deploy.audit

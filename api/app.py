@@ -20,6 +20,7 @@ from api import (
     errors,
     events,
     health,
+    host_check,
     intake,
     jobs,
     levers,
@@ -53,9 +54,10 @@ def create_app() -> Flask:
     app.extensions["hall"] = hall
     latch = app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
     app.extensions["heartbeat"] = Heartbeat(missing=partial(health.missing, latch))
-    cors.register(app)
     metrics.register(app)
     errors.register(app)
+    host_check.register(app)
+    cors.register(app)
     intake.register(app)
     for routes in (
         openai.routes, model_lists.routes, jobs.routes, events.routes, relay.routes, artifacts.routes, webhooks.routes, deliveries.routes,

@@ -32,7 +32,12 @@ STILL_TIMEOUT_S = 2.0
 # While others come through: it is busy, and who asks again later finds it no less so.
 BUSY_TIMEOUT_S = 10.0
 # Statements that end transactions we rely on to be short (line.SETTLED_S): the server is told, whatever its own defaults.
-SERVER_OPTIONS = "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+# And a connection whose client was cut off ends on the server too, after half a minute instead of two hours: each partition would leave
+# a pool of them behind until max_connections is used up. Three probes may be lost: with a shorter tcp_user_timeout one would be enough.
+SERVER_OPTIONS = (
+    "-c statement_timeout=5s -c lock_timeout=2s -c idle_in_transaction_session_timeout=10s -c timezone=UTC"
+    " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=30s"
+)
 
 
 # Tables that are not there yet, or are those of an older version: `up` starts its parts while `migrate` still runs.
@@ -173,7 +178,9 @@ def engine() -> Engine:
             "connect_timeout": CONNECT_TIMEOUT_S,
             "options": SERVER_OPTIONS,
             "application_name": "nowserving",
+            # Of one that waits for an answer: without the interval the second probe came after 75 s.
             "keepalives_idle": 10,
+            "keepalives_interval": 5,
             # A server that is cut off rather than gone: give up on what it does not acknowledge.
             "tcp_user_timeout": 5000,
         },

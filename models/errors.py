@@ -47,6 +47,20 @@ class Forbidden(Invalid):
     status = 403
 
 
+class HostNotAllowed(Invalid):
+    """The Host header of this request is no name of this server. The operator adds names with NOWSERVING_ALLOWED_HOSTS."""
+
+    code = "host_not_allowed"
+    status = 421
+
+
+class OriginNotAllowed(Invalid):
+    """Pages of this origin may not call this server. The operator allows origins with NOWSERVING_CORS_ORIGINS=https://chat.example.com."""
+
+    code = "origin_not_allowed"
+    status = 403
+
+
 class NotFound(Invalid):
     """There is no such thing here. Check the id, and that the key is the one that made it."""
 

@@ -34,6 +34,20 @@ def host(value: str) -> str:
     return value
 
 
+def host_pattern(value: str) -> str:
+    """A name in a URL without scheme and port, in small letters; `.example.com` for `*.example.com` too; a star."""
+    if value == "*":
+        return value
+    plain = value.lower().removeprefix("*").removesuffix(".")
+    if value.startswith("*") and not plain.startswith("."):
+        raise ValueError("a star stands alone or before a dot: *.example.com")
+    name = plain.removeprefix("[").removesuffix("]") if plain.startswith("[") else plain
+    host(name.removeprefix("."))
+    if not name.removeprefix("."):
+        raise ValueError("it must name a host, without scheme and port")
+    return name
+
+
 def database_url(value: str) -> str:
     """The URL of a PostgreSQL, for psycopg: the shorter schemes that others hand out are completed."""
     if not value:
@@ -146,6 +160,7 @@ def _each(check: Callable[[str], str]) -> Callable[[tuple[str, ...]], tuple[str,
 
 
 Host = Annotated[str, AfterValidator(host)]
+HostPatterns = Annotated[tuple[str, ...], AfterValidator(_each(host_pattern))]
 DatabaseUrl = Annotated[str, AfterValidator(database_url)]
 RedisUrl = Annotated[str, AfterValidator(redis_url)]
 WebUrl = Annotated[str, AfterValidator(web_url)]

@@ -16,6 +16,7 @@ EXAMPLES: Mapping[str, str] = MappingProxyType({
     "database_url": "postgresql+psycopg://nowserving:password@127.0.0.1:5432/nowserving", "redis_url": "redis://:password@127.0.0.1:6379/0",
     "public_url": "https://queue.example.com", "trusted_proxies": "10.0.0.0/8", "secret_keys": "$(openssl rand -base64 32)",
     "page_key": "sk-...", "ops_token": "$(openssl rand -hex 24)", "flower_basic_auth": "operator:password", "flower_url_prefix": "/flower",
+    "allowed_hosts": "queue.example.com,.example.net",
     "cors_origins": "https://chat.example.com", "data_dir": "/var/lib/nowserving", "webhook_allow_networks": "10.0.0.0/8",
     "webhook_allow_ports": "8080,8443", "otlp_endpoint": "http://127.0.0.1:4318", "otlp_traces_endpoint": "http://127.0.0.1:4318/v1/traces",
     "prices_file": "/etc/nowserving/prices.toml", "forward_headers_issued": "OpenAI-Project,X-Title",

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import forwarding, price_file, secret_files, upstream_url
-from models.setting_checks import DatabaseUrl, Folder, Host, Login, LogLevel, Origins, Port, Prefix, RedisUrl, Token, WebUrl
+from models.setting_checks import DatabaseUrl, Folder, Host, HostPatterns, Login, LogLevel, Origins, Port, Prefix, RedisUrl, Token, WebUrl
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     database_url_file: Path | None = None
     redis_url_file: Path | None = None
     public_url: WebUrl = ""
+    # Further names of this server in a URL, comma-separated: .example.com with all below it, * any (models/host_names.py).
+    allowed_hosts: Annotated[HostPatterns, NoDecode] = ()
     # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, comma-separated; those on this machine always are.
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 
@@ -200,8 +202,8 @@ class Settings(BaseSettings):
         return secret_files.read(given)
 
     @field_validator(
-        "secret_keys", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies", "forward_headers",
-        "forward_headers_issued", mode="before",
+        "secret_keys", "allowed_hosts", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies",
+        "forward_headers", "forward_headers_issued", mode="before",
     )  # fmt: skip
     @classmethod
     def _split(cls, value: object) -> object:

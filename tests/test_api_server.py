@@ -65,11 +65,11 @@ class Api:
 
     def connect_status(self, path: str) -> int:
         """The status alone, of an answer that may have no end."""
-        with closing(self.connect(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.token}\r\n\r\n")) as connection:
+        with closing(self.connect(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.token}\r\n\r\n")) as connection:
             return int(read_until(connection, b"\r\n\r\n").split()[1])
 
     def follow(self, name: str) -> socket.socket:
-        return self.connect(f"GET /v1/jobs/{name}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.token}\r\n\r\n")
+        return self.connect(f"GET /v1/jobs/{name}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.token}\r\n\r\n")
 
     def stop(self) -> float:
         """Seconds until it had ended by itself."""
@@ -198,7 +198,7 @@ def test_hundreds_held_cost_no_thread_no_connection_to_redis_and_hardly_a_transa
     api.call("GET", f"/v1/jobs/{names[0]}?wait=0.1")
     before = (worker.num_fds(), worker.num_threads(), len(subscribers(redis_client)))
     held = [
-        api.connect(f"GET /v1/jobs/{names[n % 50]}?wait=60 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.token}\r\n\r\n")
+        api.connect(f"GET /v1/jobs/{names[n % 50]}?wait=60 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api.token}\r\n\r\n")
         for n in range(300)
     ]
     # Connections that were idle before may be closed meanwhile.
@@ -228,7 +228,7 @@ def transactions() -> int:
 
 
 HOSTILE = "X-Secret: sk-hostile"
-CHUNKED = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\n{HOSTILE}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+CHUNKED = f"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n{HOSTILE}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_large_body_that_is_refused_costs_little_and_its_answer_arrives(api: A
     (worker,) = psutil.Process(api.process.pid).children()
     before = sum(worker.cpu_times()[:2])
     with closing(api.connect("")) as connection:
-        connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
+        connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000000\r\n\r\n")
         for _ in range(30):
             connection.sendall(b"x" * 1_000_000)
         answered = read_all(connection)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,9 @@ NAMES = text("SELECT name FROM pool ORDER BY name")
 CLOSE_OTHERS = text("""
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 """)
+
+KEEPALIVES = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
+CLIENT_KEEPALIVES = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -52,6 +57,16 @@ def test_nothing_of_a_step_that_broke_off_is_stored() -> None:
         raise ZeroDivisionError
 
     assert [] == names()
+
+
+def test_both_ends_of_a_connection_notice_within_half_a_minute_that_the_other_is_cut_off() -> None:
+    with db.begin() as session:
+        server = {name: session.execute(text(f"SHOW {name}")).scalar_one() for name in KEEPALIVES}
+        with socket.socket(fileno=os.dup(session._connection.fileno())) as client:
+            found = [client.getsockopt(socket.IPPROTO_TCP, option) for option in CLIENT_KEEPALIVES]
+
+    assert {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3", "tcp_user_timeout": "30000"} == server
+    assert [10, 5, 5000] == found
 
 
 def test_a_single_statement_is_stored_by_itself() -> None:

@@ -183,7 +183,8 @@ class TestAnswered:
         assert {**json.loads(answered(usage={"total_tokens": 3})), "data": said["data"]} == said
         assert said == asked.look()["result"]
 
-    def test_links_begin_with_the_address_that_was_called(self) -> None:
+    def test_links_begin_with_the_address_that_was_called(self, override: Callable[..., None]) -> None:
+        override(allowed_hosts="*")
         asked = ask(response_format="url")
         asked.ends(answered(PNG))
 

@@ -483,7 +483,8 @@ def api(server: Api) -> Api:
 def asked(api: Api) -> Iterator[tuple[socket.socket, UUID]]:
     """A chat that was asked for as a stream: its connection, after the headers and the welcome, and its job."""
     said = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True})
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.token}\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Authorization: Bearer {api.token}\r\n"
     with closing(api.connect(f"{head}Content-Length: {len(said)}\r\n\r\n{said}")) as connection:
         began = read_until(connection, b": waiting\n")
         found = re.search(rb"X-Nowserving-Job-Id: (\S+)", began)

@@ -36,6 +36,7 @@ WRONG: Mapping[str, Sequence[str]] = MappingProxyType({
     "host": HOST, "metrics_host": HOST, "public_url": URL, "otlp_endpoint": URL, "otlp_traces_endpoint": URL, "page_key": TOKEN,
     "ops_token": TOKEN, "openai_base_url": URL, "http_proxy": PROXY, "https_proxy": PROXY, "all_proxy": PROXY, "upstream_proxy": PROXY,
     "forward_headers": HEADERS, "forward_headers_issued": HEADERS, "trusted_proxies": NETWORKS, "webhook_allow_networks": NETWORKS,
+    "allowed_hosts": ("https://a.example", "a.example:8000", "a b", "a.*.example", "*example"),
     "cors_origins": ("chat.example.com", "https://a.example/page", "https://a.example,b", "tauri://a/b", "https://a b"),
     "data_dir": ("", "/dev/null", "/dev/null/below", "/etc/passwd", "/etc/passwd/below/it"),
     "database_url": ("localhost", "mysql://hunter2@host/x", "postgresql://", "postgresql://u:hunter2@host:port/x", "postgresql://a b/x"),
@@ -105,6 +106,7 @@ def test_a_wrong_setting_is_one_line_with_an_example_and_status_2(field: str, va
         ("redis_url", "rediss://:p%20@[::1]:6379/1", "rediss://:p%20@[::1]:6379/1"), ("log_level", "debug", "DEBUG"),
         ("public_url", "https://host/path/", "https://host/path/"), ("host", "::", "::"), ("host", "0.0.0.0", "0.0.0.0"),
         ("host", "my-host_1.example", "my-host_1.example"), ("flower_url_prefix", "/flower", "/flower"),
+        ("allowed_hosts", "*.A.example., [::1], 10.0.0.1,*", (".a.example", "::1", "10.0.0.1", "*")),
         ("cors_origins", "*", ("*",)), ("webhook_allow_ports", "80, 8080", (80, 8080)), ("page_key", "sk-x_Y.z=", SecretStr("sk-x_Y.z=")),
     ],
 )  # fmt: skip

@@ -52,10 +52,11 @@ class Receiver:
 
     folder: Path
     port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"
     _process: subprocess.Popen[bytes] | None = None
 
     def url(self, path: str = "/hook", **how: object) -> str:
-        return f"http://127.0.0.1:{self.port}{path}" + (f"?{urlencode(how)}" if how else "")
+        return f"http://{self.host}:{self.port}{path}" + (f"?{urlencode(how)}" if how else "")
 
     def settings(self) -> dict[str, object]:
         """What lets webhooks come here."""
@@ -74,7 +75,7 @@ class Receiver:
         return self.got(path)
 
     def start(self) -> None:
-        argv = [sys.executable, "-m", "tests.webhook_receiver", str(self.port), str(self._notes)]
+        argv = [sys.executable, "-m", "tests.webhook_receiver", self.host, str(self.port), str(self._notes)]
         self._process = subprocess.Popen(argv, preexec_fn=die_with_parent, start_new_session=True)
         until(self._answers, what="the receiver listens")
 
@@ -88,7 +89,7 @@ class Receiver:
         return self.folder / "received.jsonl"
 
     def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+        with suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
             return True
         return False
 
@@ -144,9 +145,9 @@ class Server(ThreadingHTTPServer):
         """Whoever hangs up on us is no news."""
 
 
-def main(port: str, notes: str) -> None:
+def main(host: str, port: str, notes: str) -> None:
     Handler.notes = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    Server(("127.0.0.1", int(port)), Handler).serve_forever()
+    Server((host, int(port)), Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ LATER = (429, 503)
 class Client:
     """Threads that send until `quiet` is set, and stay until they know how everything ended or `over` is set."""
 
-    def __init__(self, ports: Sequence[int], tokens: Sequence[str], journal: Journal, *, hook: str, seed: int) -> None:
-        self._ports, self._tokens, self.journal, self._hook = ports, tokens, journal, hook
+    def __init__(self, apis: Sequence[tuple[str, int]], tokens: Sequence[str], journal: Journal, *, hook: str, seed: int) -> None:
+        self._apis, self._tokens, self.journal, self._hook = apis, tokens, journal, hook
         self._seed = seed
         self.quiet, self.over = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -138,7 +138,7 @@ class Client:
     def _read(self, note: Note, chance: random.Random) -> None:
         """One open connection, held or streamed, from the request to the last byte. Raises EXPECTED when it breaks."""
         is_stream = note.how == "stream"
-        with closing(http.client.HTTPConnection("127.0.0.1", chance.choice(self._ports), timeout=TIMEOUT_S)) as connection:
+        with closing(http.client.HTTPConnection(*chance.choice(self._apis), timeout=TIMEOUT_S)) as connection:
             body = json.dumps(_chat(note) | ({"stream": True} if is_stream else {}))
             connection.request("POST", "/v1/chat/completions", body, _headers(note))
             answer = connection.getresponse()
@@ -158,7 +158,7 @@ class Client:
         self.over.wait(AGAIN_S)
 
     def _call(self, note: Note, method: str, path: str, body: Any, chance: random.Random) -> tuple[int, Any, Any]:
-        with closing(http.client.HTTPConnection("127.0.0.1", chance.choice(self._ports), timeout=TIMEOUT_S)) as connection:
+        with closing(http.client.HTTPConnection(*chance.choice(self._apis), timeout=TIMEOUT_S)) as connection:
             connection.request(method, path, json.dumps(body) if body else None, _headers(note))
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read()), answer.headers

@@ -20,7 +20,7 @@ from tests.chaos.client import Client
 from tests.chaos.fault import Fault
 from tests.chaos.note import Journal, Span
 from tests.chaos.plant import Plant
-from tests.chaos.schedule import FAULTS, WARM_UP_S, Event
+from tests.chaos.schedule import FAULTS, WARM_UP_S, Event, Faults
 from tests.line_tools import query
 
 # Accepted jobs have ended this long after the last fault, or are stuck.
@@ -46,22 +46,26 @@ class Outcome:
     broken: list[str] = field(default_factory=list)
 
 
-def run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: float, say: Callable[[str], None]) -> Outcome:
-    """The course is over and the plant whole again. rate: requests a second."""
+def run(
+    plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: float, say: Callable[[str], None], faults: Faults = FAULTS
+) -> Outcome:
+    """The course is over and the plant whole again. rate: requests a second. faults: what the events name."""
     with _hurried():
-        return _run(plant, name, events, seed=seed, rate=rate, say=say)
+        return _run(plant, name, [(event, faults[event.fault]) for event in events], seed=seed, rate=rate, say=say)
 
 
-def _run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: float, say: Callable[[str], None]) -> Outcome:
+def _run(
+    plant: Plant, name: str, plan: Sequence[tuple[Event, type[Fault]]], *, seed: int, rate: float, say: Callable[[str], None]
+) -> Outcome:
     number = next(_numbers)
     journal = Journal(plant.folder / f"client-{number}.jsonl")
     # The pool has several keys, so it gets more.
     tokens = [*plant.tokens, plant.pool_token, plant.pool_token]
-    client = Client(plant.ports, tokens, journal, hook=plant.receiver.url("/own", fail=0.1), seed=seed * 100 + number)
+    client = Client(plant.apis, tokens, journal, hook=plant.receiver.url("/own", fail=0.1), seed=seed * 100 + number)
     since, surprises = plant.upstream.stats()["all"]["calls"], len(plant.surprises)
     sessions_before = set(plant.sessions)
     client.start(rate=rate)
-    faults, spans = _play(plant, events, say)
+    faults, spans = _play(plant, plan, say)
     last = time.monotonic()
     _wait(plant, lambda: time.monotonic() > last + AFTER_S, "some more load", within_s=AFTER_S + 5)
     client.quiet.set()
@@ -81,24 +85,24 @@ def _run(plant: Plant, name: str, events: Sequence[Event], *, seed: int, rate: f
     evidence = Evidence(journal, plant.upstream.calls(since=since), plant.receiver.got(), lost, spans)
     found = check(evidence)
     broken += found.broken + plant.surprises[surprises:] + leaks.find(plant, sessions=sessions_before | plant.sessions)
-    return Outcome(name, events, found, evidence, settled_s, broken)
+    return Outcome(name, [event for event, _ in plan], found, evidence, settled_s, broken)
 
 
-def _play(plant: Plant, events: Sequence[Event], say: Callable[[str], None]) -> tuple[list[Fault], list[Span]]:
+def _play(plant: Plant, plan: Sequence[tuple[Event, type[Fault]]], say: Callable[[str], None]) -> tuple[list[Fault], list[Span]]:
     """Every fault has begun and ended; also returns when."""
-    began, ahead = time.monotonic(), sorted(events, key=lambda event: event.at_s)
+    began, ahead = time.monotonic(), sorted(plan, key=lambda planned: planned[0].at_s)
     now_on: list[tuple[float, str, Fault]] = []
     faults: list[Fault] = []
     begun_at: dict[Fault, float] = {}
     spans: list[Span] = []
     while ahead or now_on or time.monotonic() - began < WARM_UP_S:
         now = time.monotonic() - began
-        while ahead and ahead[0].at_s <= now:
+        while ahead and ahead[0][0].at_s <= now:
             # One that takes longer than planned keeps what it needs for itself: two on the same part would wait for each other.
-            if any(FAULTS[ahead[0].fault].on & fault.on for _, _, fault in now_on):
+            if any(ahead[0][1].on & fault.on for _, _, fault in now_on):
                 break
-            event = ahead.pop(0)
-            fault = FAULTS[event.fault](plant, random.Random(event.seed))
+            event, kind = ahead.pop(0)
+            fault = kind(plant, random.Random(event.seed))
             begun_at[fault] = time.time()
             fault.begin()
             say(f"{now:6.1f} s  {event.fault}" + (f" ({fault.lost} calls in flight)" if fault.lost else ""))

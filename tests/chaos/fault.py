@@ -23,7 +23,7 @@ class Fault:
     """
 
     on: ClassVar[frozenset[str]] = frozenset()
-    lasts_s: ClassVar[float] = 0.0
+    lasts_s: float = 0.0
 
     def __init__(self, plant: Plant, chance: random.Random) -> None:
         self.plant, self.chance = plant, chance

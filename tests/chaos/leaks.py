@@ -14,7 +14,7 @@ import redis
 from models import db, key
 from models.key import Key
 from tests import processes
-from tests.chaos.plant import MODEL, POOL, THREADS, WORKERS, Plant
+from tests.chaos.plant import MODEL, POOL, THREADS, Plant
 from tests.line_tools import query
 from tests.upstream.journal import fingerprint
 
@@ -54,14 +54,17 @@ def _left(plant: Plant, sessions: set[int]) -> Iterator[str]:
 
 def _sockets(plant: Plant) -> Iterator[str]:
     """The API has let everybody go: each connection there is a greenlet."""
-    for one in psutil.net_connections("tcp"):
-        if one.laddr and one.laddr.port in plant.ports and one.status in ("ESTABLISHED", "CLOSE_WAIT") and one.pid != os.getpid():
+    ports = {port for _, port in plant.apis}
+    with plant.on("api"):
+        seen = psutil.net_connections("tcp")
+    for one in seen:
+        if one.laddr and one.laddr.port in ports and one.status in ("ESTABLISHED", "CLOSE_WAIT") and one.pid != os.getpid():
             yield f"a connection at the API's port {one.laddr.port} is {one.status}"
 
 
 def _slots(plant: Plant) -> Iterator[str]:
     """Every slot of every worker takes a job at once."""
-    slots = WORKERS * THREADS
+    slots = plant.workers * THREADS
     who = processes.caller("sk-probe", model=MODEL, max_in_flight=slots)
     time.sleep(2.5)  # new limits hold within seconds
     jobs = [processes.ask(who, f"[[fake:hold]] probe {n}", model=MODEL) for n in range(slots)]
@@ -94,6 +97,9 @@ def _credentials(plant: Plant) -> Iterator[str]:
         plant.wait(ask_once_more, "every key of the pool serves", within_s=PROBE_S)
     except TimeoutError:
         yield f"upstream keys that never served again: {sorted(missing())}; {query('SELECT * FROM parked_model')}"
+    with suppress(TimeoutError):
+        # Or the last call would be counted among those of the next course.
+        plant.wait(lambda: all(row.status == "succeeded" for row in processes.rows(jobs)), "the last job has ended", within_s=PROBE_S)
 
 
 def _key_of(token: str) -> Key:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
 
+from models.errors import ServingError
+from tests.chaos import asking
 from tests.chaos.clock import Clock
 from tests.chaos.fault import Fault, in_flight
 from tests.chaos.plant import THREADS, Part, Plant
+from tests.line_tools import query
 
+# Of 12 threads. The calls take longer than a lease.
+BUSY, BUSY_DELAY_S = 10, (9.5, 11)
 HOUR_S = 3600
 STAY_S = 3.0  # how long a clock stays wrong
 
@@ -36,6 +42,34 @@ class KillWorker(Fault):
         victim.kill()
 
 
+class KillBusyWorker(Fault):
+    """A worker dies with at least BUSY calls in flight: the upstream takes its time until one has so many."""
+
+    on = frozenset({"workers", "upstream"})
+    lasts_s = 25.0
+
+    def begin(self) -> None:
+        self.plant.upstream_does(1.0, delay=BUSY_DELAY_S)
+        self.ends_at = time.monotonic() + self.lasts_s
+        self.calls = 0
+
+    def step(self) -> None:
+        held = _held()
+        busiest = max(self.plant.named("worker"), key=lambda part: held.get(part.name, 0))
+        if self.is_over() or held.get(busiest.name, 0) < BUSY:
+            return
+        busiest.signal(signal.SIGSTOP, group=True)
+        self.calls, self.lost = held[busiest.name], in_flight(most=THREADS)
+        busiest.kill()
+        self.plant.upstream_does()
+
+    def end(self) -> None:
+        self.plant.upstream_does()
+
+    def is_over(self) -> bool:
+        return self.calls > 0 or time.monotonic() > self.ends_at
+
+
 class KillWorkers(Fault):
     """All workers die at once."""
 
@@ -48,6 +82,16 @@ class KillWorkers(Fault):
         self.lost = in_flight(most=THREADS * len(victims))
         for victim in victims:
             victim.kill()
+
+
+def _held() -> dict[str, int]:
+    """How many jobs each worker has, by its last report; nothing while Postgres is away."""
+    with suppress(ServingError, TimeoutError):
+        rows = asking.within(
+            lambda: query("SELECT name, cardinality(jobs) AS jobs FROM worker WHERE seen_at > now() - interval '4 s'"), s=2
+        )
+        return {row.name.split("-")[0]: row.jobs or 0 for row in rows}
+    return {}
 
 
 class KillPacer(_Kill):

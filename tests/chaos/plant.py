@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +41,8 @@ KEYS = 4
 # Upstream keys behind the one issued key.
 POOL_KEYS = 3
 RPM, IN_FLIGHT = 300, 8
-WORKERS, THREADS = 3, 8
+WORKERS, THREADS = 3, 12
+GUNICORN = ("gunicorn", "-c", "python:api.serve", "api.app:create_app()")
 POOL = 8  # connections to Postgres of each process
 START_S = 90
 AGAIN_S = 0.5
@@ -57,11 +58,12 @@ SETTINGS: Mapping[str, object] = {
 
 @dataclass
 class Part:
-    """One of our programs. env: what its process has beyond the others'. want: False keeps it down."""
+    """One of our programs. env: what its process has beyond the others'. host: where it runs, see `Plant.on`. want: False keeps it down."""
 
     name: str
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
+    host: str = ""
     forked: bool = True
     want: bool = True
     pid: int = 0
@@ -92,14 +94,19 @@ class Part:
 class Plant:
     """Start it, and call `keep` often, in the main thread: processes die with the thread that started them."""
 
+    apis_many, workers, forks = 2, WORKERS, True
+    settings = SETTINGS
+
     def __init__(self, folder: Path, *, small_disk: Path | None = None) -> None:
         self.folder = folder
         self.postgres = Postgres((small_disk or folder) / "postgres")
         self.valkey = Valkey(folder / "valkey")
-        self.upstream = FakeUpstream()
-        self.receiver = Receiver(folder)
+        self.upstream = FakeUpstream(host=self.address("upstream"))
+        self.receiver = Receiver(folder, host=self.address("client"))
         self.postman = Postman()
-        self.ports = [free_port(), free_port()]
+        # Of each API process: its host and port.
+        self.apis = [(self.address("api"), free_port()) for _ in range(self.apis_many)]
+        self.links: dict[str, Link] = {}
         self.tokens = [f"sk-chaos-{n}" for n in range(KEYS)]
         self.pool_keys = [f"sk-pool-{n}" for n in range(POOL_KEYS)]
         self.pool_token = ""
@@ -111,12 +118,15 @@ class Plant:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        forks()
-        for start in (self.postgres.start, self.valkey.start, self.upstream.start, self.receiver.start):
-            start()
+        if self.forks:
+            forks()
+        for server, host in ((self.postgres, "postgres"), (self.valkey, "valkey"), (self.upstream, "upstream")):
+            with self.on(host):
+                server.start()
+        self.receiver.start()
         for name in [name for name in os.environ if name.startswith("NOWSERVING_")]:
             del os.environ[name]
-        wanted = {**SETTINGS, "webhook_allow_ports": self.receiver.port, "data_dir": self.folder / "data"}
+        wanted = {**self.settings, "webhook_allow_ports": self.receiver.port, "data_dir": self.folder / "data"}
         os.environ |= {f"NOWSERVING_{name.upper()}": str(value) for name, value in wanted.items()} | {
             "NOWSERVING_DATABASE_URL": self.postgres.url,
             "NOWSERVING_REDIS_URL": self.valkey.url,
@@ -127,10 +137,6 @@ class Plant:
             cached.cache_clear()
         migrate.to_latest()
         self._register()
-        self.links = {
-            "redis": Link(self.valkey.port), "postgres": Link(self.postgres.port),
-            "pacer": Link(self.valkey.port, rewrite=lambda: Rewriter(self.postman)),
-        }  # fmt: skip
         self._plan()
         self.wait_ready()
         return self
@@ -146,6 +152,14 @@ class Plant:
         self.receiver.kill()
         self.valkey.kill()
         self.postgres.kill()
+
+    def on(self, host: str) -> AbstractContextManager[None]:
+        """What this thread starts and opens meanwhile is on this host: api, pacer, worker, postgres, … Here all are on one machine."""
+        return nullcontext()
+
+    def address(self, host: str) -> str:
+        """Where the servers of this host listen."""
+        return "127.0.0.1"
 
     def keep(self) -> None:
         """Whatever should run and does not is started; whatever ended without a fault is written down."""
@@ -192,10 +206,10 @@ class Plant:
         self.mistreated.calls(share, **how)
 
     def _says_ready(self) -> bool:
-        if not all(probe.answers("/readyz", port=port) for port in self.ports):
+        if not all(probe.answers("/readyz", host=host, port=port) for host, port in self.apis):
             return False
         with db.begin() as session:
-            return bool(session.execute(_WORKERS).scalar_one() >= WORKERS)
+            return bool(session.execute(_WORKERS).scalar_one() >= self.workers)
 
     def _register(self) -> None:
         """Own keys and a pool, with limits that the upstream enforces to the letter, money, and a webhook endpoint each."""
@@ -220,26 +234,29 @@ class Plant:
 
     def _plan(self) -> None:
         redis_url, database_url = self.valkey.url, self.postgres.url
+        self.links = {
+            "redis": Link(self.valkey.port), "postgres": Link(self.postgres.port),
+            "pacer": Link(self.valkey.port, rewrite=lambda: Rewriter(self.postman)),
+        }  # fmt: skip
 
         def through(link: str) -> str:
             url, port = (database_url, self.postgres.port) if link == "postgres" else (redis_url, self.valkey.port)
             return url.replace(f":{port}/", f":{self.links[link].port}/")
 
-        for n, port in enumerate(self.ports):
-            self._add(
-                Part(f"api{n}", ("gunicorn", "-c", "python:api.serve", "api.app:create_app()"), {"NOWSERVING_PORT": str(port)}, False)
-            )
+        for n, (_, port) in enumerate(self.apis):
+            self.add(Part(f"api{n}", GUNICORN, {"NOWSERVING_PORT": str(port)}, forked=False))
         for n in range(WORKERS):
             # The last of them speaks to its servers over wires that can be cut.
             own = {"NOWSERVING_WORKER_THREADS": str(THREADS)}
             if n == WORKERS - 1:
                 own |= {"NOWSERVING_REDIS_URL": through("redis"), "NOWSERVING_DATABASE_URL": through("postgres")}
-            self._add(Part(f"worker{n}", _consumer("jobs", THREADS), own))
+            self.add(Part(f"worker{n}", consumer("jobs", THREADS), own))
         for n in range(2):
-            self._add(Part(f"pacer{n}", ("workers.pacer",), {"NOWSERVING_REDIS_URL": through("pacer")}))
-        self._add(Part("sender0", _consumer("webhooks", 16)))
+            self.add(Part(f"pacer{n}", ("workers.pacer",), {"NOWSERVING_REDIS_URL": through("pacer")}))
+        self.add(Part("sender0", consumer("webhooks", 16)))
 
-    def _add(self, part: Part) -> None:
+    def add(self, part: Part) -> None:
+        """It is one of the parts, and starts."""
         self.parts[part.name] = part
         self._start(part)
 
@@ -251,7 +268,7 @@ class Plant:
         if part.forked and "LD_PRELOAD" not in env:
             part.pid = forks().start(argv, env=env, log=log)
         else:
-            with log.open("ab") as output:
+            with log.open("ab") as output, self.on(part.host):
                 child = subprocess.Popen(
                     [sys.executable, "-m", *argv], cwd=ROOT, env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
                     preexec_fn=lambda: die_with_parent(signal.SIGKILL), start_new_session=True,
@@ -265,7 +282,8 @@ class Plant:
         return self.folder / f"{name}.log"
 
 
-def _consumer(queue: str, threads: int) -> tuple[str, ...]:
+def consumer(queue: str, threads: int) -> tuple[str, ...]:
+    """The command line of a worker process."""
     return ("workers.consumer", queue, "--threads", str(threads))
 
 

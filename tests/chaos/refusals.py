@@ -33,7 +33,8 @@ _UNREADABLE = re.compile(r"garbage=(html|truncated|empty|binary|trailing_comma|o
 def has_reason(row: Any, outcomes: Sequence[str]) -> bool:
     """Whether the calls of a failed job explain its error. outcomes: of its attempts, in order."""
     is_throttled = "throttled" in outcomes and row.throttles == MAX_THROTTLES - 1
-    return is_throttled or bool({"unknown", "failed"} & set(outcomes))
+    is_unreachable = bool(row.error) and row.error.get("code") == "upstream_unreachable" and list(outcomes[-1:]) == ["not_sent"]
+    return is_throttled or is_unreachable or bool({"unknown", "failed"} & set(outcomes))
 
 
 def held_up(accepted: Sequence[Note], calls: Sequence[Call], spans: Sequence[Span]) -> Iterable[str]:

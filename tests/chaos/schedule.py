@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from tests.chaos import part_faults, reader_faults, server_faults, upstream_faults
 from tests.chaos.fault import Fault
 
-FAULTS: dict[str, type[Fault]] = {
+Faults = Mapping[str, type[Fault]]
+FAULTS: Faults = {
     "worker killed": part_faults.KillWorker,
+    "worker killed with 10 calls in flight": part_faults.KillBusyWorker,
     "all workers killed": part_faults.KillWorkers,
     "API killed": part_faults.KillApi,
     "API dies before commit": part_faults.CrashBeforeCommit,
@@ -64,10 +66,10 @@ class Event:
     seed: int
 
 
-def alone(name: str, *, seed: int, times: int) -> list[Event]:
+def alone(name: str, *, seed: int, times: int, faults: Faults = FAULTS) -> list[Event]:
     """The same fault so many times, with a pause in between."""
     chance = random.Random(f"{seed} {name}")
-    lasts_s = FAULTS[name].lasts_s
+    lasts_s = faults[name].lasts_s
     at_s, events = WARM_UP_S, []
     for _ in range(times):
         events.append(Event(round(at_s, 1), name, chance.randrange(2**32)))
@@ -75,17 +77,17 @@ def alone(name: str, *, seed: int, times: int) -> list[Event]:
     return events
 
 
-def mixed(names: Iterable[str], *, seed: int, for_s: float) -> list[Event]:
+def mixed(names: Iterable[str], *, seed: int, for_s: float, faults: Faults = FAULTS) -> list[Event]:
     """Faults at random, one beginning every few seconds, and never two on the same thing at once."""
     chance, choice = random.Random(seed), sorted(names)
     free_at: dict[str, float] = {}
     at_s, events = WARM_UP_S, []
     while at_s < for_s:
-        free = [name for name in choice if all(free_at.get(thing, 0) <= at_s for thing in FAULTS[name].on)]
+        free = [name for name in choice if all(free_at.get(thing, 0) <= at_s for thing in faults[name].on)]
         if free:
             name = chance.choice(free)
             events.append(Event(round(at_s, 1), name, chance.randrange(2**32)))
-            free_at |= dict.fromkeys(FAULTS[name].on, at_s + FAULTS[name].lasts_s + RECOVERY_S)
+            free_at |= dict.fromkeys(faults[name].on, at_s + faults[name].lasts_s + RECOVERY_S)
         at_s += chance.uniform(*PAUSE_S)
     return events
 

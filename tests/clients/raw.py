@@ -32,7 +32,7 @@ class Raw:
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=self.timeout_s)
         body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         given = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        usual = {"Host": "x", "Content-Type": "application/json", "Content-Length": str(len(body)), **given, **self.more}
+        usual = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body)), **given, **self.more}
         lines = "".join(f"{name}: {value}\r\n" for name, value in usual.items() if value)
         self.socket.sendall(f"{self.method} {self.path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
 

@@ -82,6 +82,6 @@ def test_pictures_are_links_for_those_who_want_links(world: World, key: str) -> 
     assert 2 == len(set(links))
     for link in links:
         # The name that the client called us by.
-        assert link.startswith("http://x/v1/artifacts/")
+        assert link.startswith("http://localhost/v1/artifacts/")
         with Raw(world.api.port, link.removeprefix("http://x"), method="GET") as picture:
             assert picture.whole().startswith(b"\x89PNG")

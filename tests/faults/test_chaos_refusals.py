@@ -107,6 +107,13 @@ def test_a_job_fails_for_load_only_after_all_its_refusals(throttles: int, outcom
     assert is_reason == refusals.has_reason(row, outcomes)
 
 
+@pytest.mark.parametrize(("outcome", "is_reason"), [("not_sent", True), ("succeeded", False)])
+def test_a_job_whose_last_call_could_not_be_sent_may_say_so(outcome: str, is_reason: bool) -> None:
+    (row,) = job(status="failed", error={"code": "upstream_unreachable"}).values()
+
+    assert is_reason == refusals.has_reason(row, ["not_sent", outcome])
+
+
 # Credentials that refuse everything
 
 

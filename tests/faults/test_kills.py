@@ -15,6 +15,7 @@ import redis
 
 from deploy.embedded import Postgres, Valkey
 from models import db
+from models.job import LOST
 from tests import processes
 from tests.processes import QUEUE, Process, Stack, ask, attempts, broken_promises, caller, pretended_slots, rows, said_in, until, wait_ended
 from workers import wake
@@ -90,6 +91,24 @@ def test_exactly_the_calls_of_a_killed_worker_are_flagged_and_made_again(stack: 
     assert cut == {said_in(one) for one in flagged}
     assert cut == {said for said, n in calls_of(stack).items() if n > 1}
     assert all(["unknown", "succeeded"] == attempts(one.id) for one in flagged)
+
+
+def test_calls_in_flight_at_a_killed_worker_end_as_on_lost_says(stack: Stack) -> None:
+    for worker in alive(stack, "worker-"):
+        worker.stop()
+    only = stack.worker(threads=IN_FLIGHT)
+    who = caller("sk-on-lost", max_in_flight=IN_FLIGHT)
+    jobs = {how: [ask(who, f"[[fake:hold;times=1]] {how} {n}", on_lost=how) for n in range(IN_FLIGHT // 2)] for how in ("retry", "fail")}
+    stack.upstream.wait_for_held(IN_FLIGHT)
+    only.kill()
+    stack.worker(threads=IN_FLIGHT)
+    again, failed = (wait_ended(jobs[how], stack=stack, within_s=60) for how in ("retry", "fail"))
+
+    assert [] == broken_promises([*jobs["retry"], *jobs["fail"]], stack.upstream.calls())
+    assert {("succeeded", 1)} == {(one.status, one.possible_duplicate_calls) for one in again}
+    assert {("failed", LOST["code"])} == {(one.status, one.error["code"]) for one in failed}
+    assert {said_in(one): 2 for one in again} | {said_in(one): 1 for one in failed} == calls_of(stack)
+    assert {"unknown"} == {attempts(one.id)[0] for one in (*again, *failed)}
 
 
 def test_a_worker_process_that_dies_is_started_again(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""Listens on 127.0.0.1, prints one JSON line with its port (and that with TLS), and ends on SIGTERM."""
+"""Listens on 127.0.0.1 or another host, prints one JSON line with its port (and that with TLS), and ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.upstream.server import Upstream
 from tests.upstream.wire import Connection
 
 
-async def listen(*, port: int, certificate: str | None) -> None:
+async def listen(*, host: str, port: int, certificate: str | None) -> None:
     loop = asyncio.get_running_loop()
     upstream = Upstream()
-    listen_on = partial(loop.create_server, lambda: Connection(upstream.serve, upstream.connections), "127.0.0.1", backlog=2048)
+    listen_on = partial(loop.create_server, lambda: Connection(upstream.serve, upstream.connections), host, backlog=2048)
     server = await listen_on(port)
     ports = {"port": server.sockets[0].getsockname()[1]}
     if certificate:
@@ -37,12 +37,13 @@ async def listen(*, port: int, certificate: str | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.upstream", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="of a network namespace of a test's own (tests/hosts)")
     parser.add_argument("--certificate", help="a PEM file with key and certificate: listens on another port with TLS too")
     asked = parser.parse_args()
     # The journal only grows; scanning it again and again would be most of our CPU.
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
-    asyncio.run(listen(port=asked.port, certificate=asked.certificate))
+    asyncio.run(listen(host=asked.host, port=asked.port, certificate=asked.certificate))
 
 
 main()

@@ -27,14 +27,14 @@ PATIENCE_S = 10.0
 class FakeUpstream:
     """An OpenAI of our own on 127.0.0.1. It dies with the thread that started it, so start it in the main one."""
 
-    def __init__(self, *, certificate: Path | None = None) -> None:
-        self._certificate = certificate
+    def __init__(self, *, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
+        self._certificate, self._host = certificate, host
         self.port = self.tls_port = 0
         self._process: subprocess.Popen[str] | None = None
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http://{self._host}:{self.port}/v1"
 
     @property
     def tls_base_url(self) -> str:
@@ -47,7 +47,7 @@ class FakeUpstream:
         return self._process.pid
 
     def start(self, *, port: int = 0) -> Self:
-        command = [sys.executable, "-m", "tests.upstream", "--port", str(port)]
+        command = [sys.executable, "-m", "tests.upstream", "--host", self._host, "--port", str(port)]
         command += ["--certificate", str(self._certificate)] if self._certificate else []
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
         assert self._process.stdout is not None
@@ -132,7 +132,7 @@ class FakeUpstream:
             time.sleep(POLL_S)
 
     def _ask(self, method: str, path: str, said: dict[str, Any] | None = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection(self._host, self.port, timeout=PATIENCE_S)
         try:
             connection.request(method, f"/_fake/{path}", json.dumps(said or {}) if method == "POST" else None)
             response = connection.getresponse()

@@ -1,0 +1,120 @@
+"""The short form of `make hosts`: five partitions between parts on hosts of their own, with traffic, and every promise checked."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.chaos import schedule
+from tests.forks import ROOT
+from tests.hosts.__main__ import LEFT_OUT
+from tests.hosts.faults import FAULTS, PAIRS
+from tests.hosts.router import Router
+
+A, B = "10.77.0.1", "10.77.0.2"
+
+
+def test_every_promise_is_kept_while_hosts_are_cut_off_from_each_other() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOWSERVING_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.hosts", "--short"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+
+    if done.returncode == LEFT_OUT and "CI" not in environment:
+        pytest.skip(done.stdout.strip())
+    assert 0 == done.returncode, done.stdout + done.stderr[-4000:]
+
+
+def test_every_part_is_cut_off_from_every_server_that_it_needs() -> None:
+    ours = ("api", "pacer", "worker0", "worker1")
+
+    assert {*((one, server) for one in ours for server in ("postgres", "valkey")), ("worker0", "upstream"), ("worker1", "upstream")} <= {
+        *PAIRS
+    }
+    assert all(f"{one} | {other}" in FAULTS for one, other in PAIRS)
+    assert {event.fault for event in schedule.mixed(FAULTS, seed=1, for_s=3600, faults=FAULTS)} == {*FAULTS}
+
+
+class Wire:
+    """Two hosts at a router: what each sends, and what it has got."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._ends = {}
+        devices = {}
+        for address in (A, B):
+            host, device = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+            for end in (host, device):
+                end.setblocking(False)
+            self._ends[address], devices[socket.inet_aton(address)] = host, device.fileno()
+        self.router, self._devices = Router(devices, random.Random(1)), devices
+
+    def send(self, source: str, target: str, text: bytes, *, now: float = 0.0, first: int = 0x45) -> None:
+        head = bytes([first]) + b"\0" * 11 + socket.inet_aton(source) + socket.inet_aton(target)
+        self._ends[source].send(head + text)
+        self.router.take_from(self._devices[socket.inet_aton(source)], now)
+
+    def got(self, address: str) -> list[bytes]:
+        found = []
+        while True:
+            try:
+                found.append(self._ends[address].recv(1500)[20:])
+            except BlockingIOError:
+                return found
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    with ExitStack() as stack:
+        yield Wire(stack)
+
+
+def test_a_cut_direction_passes_nothing_and_the_other_passes_all(wire: Wire) -> None:
+    wire.router.set([{"from": A, "to": B, "cut": True}])
+    wire.send(A, B, b"there")
+    wire.send(B, A, b"back")
+
+    assert ([], [b"back"]) == (wire.got(B), wire.got(A))
+
+
+def test_late_packets_arrive_in_order_and_when_they_are_due(wire: Wire) -> None:
+    wire.router.set([{"from": A, "to": B, "delay_s": 0.2}])
+    wire.send(A, B, b"1", now=10.0)
+    wire.send(A, B, b"2", now=10.05)
+    seen = []
+    for now in (10.1, 10.21, 10.3):
+        wire.router.deliver(now)
+        seen.append(wire.got(B))
+
+    assert [[], [b"1"], [b"2"]] == seen
+    assert wire.router.deliver(11.0) is None
+
+
+def test_a_lossy_link_loses_its_share(wire: Wire) -> None:
+    wire.router.set([{"from": A, "to": B, "loss": 0.05}])
+    arrived = 0
+    for _ in range(1000):
+        wire.send(A, B, b"x")
+        arrived += len(wire.got(B))
+
+    assert 920 < arrived < 980
+
+
+def test_packets_to_no_host_and_of_another_protocol_go_nowhere(wire: Wire) -> None:
+    wire.send(A, "10.77.0.9", b"x")
+    wire.send(A, "8.8.8.8", b"x")
+    wire.send(A, B, b"x", first=0x60)
+
+    assert ([], []) == (wire.got(A), wire.got(B))
