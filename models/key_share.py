@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.db import Session, begin
 
 # Of every other key so many jobs are looked at for a place; of more, as many as their mean cost lets pass are taken to stand ahead.
 LOOKED_MOST = 100
@@ -62,6 +62,14 @@ def charges(going: Sequence[Any], looked_at: Sequence[Any], *, cut: Set[int]) ->
         reached = head.start_tag + (0.0 if where in waits or head.start_tag < 0 else head.share)
         made[where] = Charge(*where, cost=before.cost + head.cost, virtual_time=max(before.virtual_time, reached))
     return list(made.values())
+
+
+def open_for(lane_id: int, key_id: int) -> None:
+    """The key has a row in this lane, committed: whoever submits next with this key does not wait for a longer transaction to make one."""
+    wanted = {"lane_id": lane_id, "key_id": key_id}
+    with begin() as session:
+        if session.execute(_KNOWN, wanted).one_or_none() is None:
+            session.execute(_OPEN, wanted)
 
 
 def charge(session: Session, charges: Sequence[Charge], *, times: Mapping[int, float]) -> None:
@@ -217,6 +225,12 @@ TURN = """
         sum(cost) OVER (PARTITION BY key_id ORDER BY start_tag, id) - cost
     ) / {share}.weight END
 """
+_KNOWN = text("SELECT FROM key_share WHERE lane_id = :lane_id AND key_id = :key_id")
+_OPEN = text(f"""
+    INSERT INTO key_share (lane_id, key_id, last_finish, virtual_time)
+    SELECT line.id, :key_id, line.virtual_time, {_BEGINNING.format(key_id=":key_id")} FROM lane AS line WHERE line.id = :lane_id
+    ON CONFLICT DO NOTHING
+""")
 _CHARGE = text("""
     UPDATE key_share SET last_finish = greatest(key_share.last_finish, given.lane_time) + given.cost / key.weight,
            virtual_time = greatest(key_share.virtual_time, given.virtual_time)

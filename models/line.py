@@ -120,6 +120,7 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     """
     budget.reserve(session, order.key, order.reserved_microusd)
     lane_id = _lane_that_is(session, order)
+    key_share.open_for(lane_id, order.key.id)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
     row = session.execute(_JOIN, _values(order, job_id, lane_id, turn)).one()
