@@ -347,7 +347,7 @@ _CLAIM = text(f"""
 _CLAIMABLE = text("""
     SELECT id, dispatch_id, lane_id, credential_id, model, octet_length(request) AS request_bytes,
            conversation_id IS NOT NULL AND (coalesce(history_tokens, 0) > 0 OR attachments IS NOT NULL) AS remembers
-    FROM job WHERE id = :id AND status = 'admitted' AND dispatch_id = :dispatch_id AND NOT cancel_requested
+    FROM job WHERE id = :id AND dispatch_id = :dispatch_id AND status = 'admitted' AND NOT cancel_requested
 """)
 _PIECE = text("SELECT substring(request FROM CAST(:at AS int) FOR CAST(:bytes AS int)) FROM job WHERE id = :id")
 _GHOST = text("""

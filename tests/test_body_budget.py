@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.processes import until
+from workers import body_budget
 from workers.body_budget import FREE_BYTES, STALLED_S, STEP_BYTES, BodyBudget, Room
 
 MIB = 2**20
@@ -160,3 +161,17 @@ def test_many_threads_never_hold_more_than_the_budget_and_one_of_them_more() -> 
 
     assert (0, 0) == (budget.held_bytes, budget.waiting())
     assert budget.most_bytes <= 8 * MIB + 4 * MIB
+
+
+def test_a_peak_is_forgotten_once_nothing_is_held(override: Callable[..., None]) -> None:
+    override(worker_body_bytes=10 * MIB)
+    body_budget.budget.cache_clear()
+    known = body_budget.budget()
+    with known.room() as room:
+        room.take_at_once(8 * MIB)
+        body_budget.trim_after_peak()
+        assert 8 * MIB == known.most_bytes
+    body_budget.trim_after_peak()
+    body_budget.budget.cache_clear()
+
+    assert 0 == known.most_bytes

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -52,6 +53,10 @@ def peak_mib(process: Process) -> float:
     """The most memory that it had since it began, or since `forget_peak`."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+def now_mib(process: Process) -> float:
+    return psutil.Process(process.pid).memory_info().rss / MIB
 
 
 def forget_peak(process: Process) -> None:
@@ -119,6 +124,7 @@ def test_many_large_answers_at_once_take_a_bounded_memory(stack: Stack) -> None:
 
     assert len(stored_bytes(jobs)) == 1
     assert peak_mib(worker) - before < 2 * 8 + 2 * 8 + 48
+    until(lambda: now_mib(worker) < before + 12, what="given back, with a heartbeat")
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import count
 from types import TracebackType
 
+from models import memory
 from models.settings import settings
 
 # Of each body; 64 calls with short bodies are 32 MiB at most.
@@ -25,6 +26,8 @@ STEP_BYTES = 1024 * 1024
 WAIT_S = 5.0
 # An answer was paid for. When nobody has given anything back for so long, it is read on all the same.
 STALLED_S = 20.0
+# Of bodies held at once, after which memory is given back.
+TRIM_FROM_BYTES = 4 * 1024 * 1024
 LOOK_S = 0.5
 
 
@@ -33,6 +36,7 @@ class BodyBudget:
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
+        # most_bytes: held at once, since `trim_after_peak`
         self.held_bytes = self.most_bytes = 0
         self._clock = clock
         self._changed = threading.Condition()
@@ -159,3 +163,11 @@ class Room:
 def budget() -> BodyBudget:
     """That of this process."""
     return BodyBudget(settings().worker_body_bytes)
+
+
+def trim_after_peak() -> None:
+    """Gives free memory back to the system once large bodies are gone. Called with each heartbeat."""
+    known = budget()
+    if known.most_bytes > TRIM_FROM_BYTES and not known.held_bytes:
+        known.most_bytes = 0
+        memory.trim()
