@@ -65,7 +65,7 @@ def test_many_large_bodies_at_once_take_a_bounded_memory(tmp_path: Path, route: 
         before = peak_mib(pid)
         assert [202] * 12 == upload(api, route, chat(6 * MB, route), times=12)
 
-        # The budget; a copy of one that is joined; three of one that is parsed; one of each of two that are stored.
+        # The budget; a copy of one that is joined; three of one that is parsed; one of each that is stored.
         assert peak_mib(pid) - before < 16 + 6 * (1 + 3 + 2) + 24
 
 

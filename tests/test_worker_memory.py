@@ -108,7 +108,7 @@ def test_many_large_requests_at_once_take_a_bounded_memory(stack: Stack, streame
     jobs = [submit(who, request=body, streamed=streamed) for _ in range(THREADS)]
     serve(stack, who, jobs)
 
-    # Two copies of the budget's bytes, a copy more of each of the two that are loaded at a time, and what 16 threads take.
+    # Two copies of the budget's bytes, a copy or two more of what is loaded at the time, and what 16 threads take.
     assert peak_mib(worker) - before < 2 * 8 + 2 * 4 + 48
 
 
