@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from api import doorbell, intake, spans
+from api import doorbell, spans
 from models import crash, db, idempotency, line, logs, trace, view
 from models.line import Joined, Order
 from models.view import JsonObject
@@ -39,7 +39,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
     """
     with spans.submit(order) as told:
         lane_id = line.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
-        with intake.storing(len(order.request)):
+        with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
     about = None if accepted.is_replayed else trace.trace_id(told.order.traceparent)

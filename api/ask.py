@@ -8,7 +8,7 @@ from functools import partial
 from flask import Request
 from werkzeug.datastructures import Headers
 
-from api import body, controls, form, forwarded, offload, orders
+from api import body, controls, form, forwarded, orders
 from models import endpoint as routes
 from models.key import Key
 from models.line import Order
@@ -31,12 +31,13 @@ def read(request: Request, caller: Key, endpoint: str, *, model: str | None = No
     """
     going = forwarded.headers(request, caller)
     line = f"{routes.method(endpoint)} {endpoint}\n".encode() + forwarded.said(going)
-    sent = form.read(request) if endpoint == routes.EDITS and form.is_form(request) else body.sent(request)
-    asked = offload.run(len(sent.content), partial(_ordered, caller, endpoint, line, sent, request.headers, model=model))
+    then = partial(_ordered, caller, endpoint, line, request.headers, model=model)
+    is_form = endpoint == routes.EDITS and form.is_form(request)
+    asked = form.read_then(request, then) if is_form else body.read_then(request, then)
     return replace(asked, order=replace(asked.order, headers=going))
 
 
-def _ordered(caller: Key, endpoint: str, line: bytes, sent: body.Sent | form.Form, headers: Headers, *, model: str | None) -> Ask:
+def _ordered(caller: Key, endpoint: str, line: bytes, headers: Headers, sent: body.Sent | form.Form, *, model: str | None) -> Ask:
     own, token, value = controls.read(headers, sent.value)
     if model is not None and value.get("model") != model:
         value, line = {**value, "model": model}, line + f"model {model}\n".encode()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import IO
+from io import BytesIO
+from typing import IO, TypeVar
 
 from flask import Request
 from gunicorn.http.errors import ParseException
@@ -24,6 +25,8 @@ SLOWEST_BYTES_PER_S = 8 * 1024
 SLOW_AFTER_S = 60.0
 # Between two pieces others are served. Blocks of this size go back to the system as soon as they are free (api/serve.py).
 PIECE_BYTES = 256 * 1024
+
+Made = TypeVar("Made")
 
 
 class Timeout(ServingError):
@@ -55,16 +58,23 @@ def read(request: Request) -> JsonObject:
 
     Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do.
     """
-    value = sent(request).value
-    json_text.expect_storable(value)
-    return value
+    return read_then(request, _storable)
 
 
-def sent(request: Request) -> Sent:
-    """The JSON body that was sent, whose texts may go on to an upstream alone. Raises as `read`."""
+def read_then(request: Request, then: Callable[[Sent], Made]) -> Made:
+    """What `then` makes of the JSON body that was sent, whose texts may go on to an upstream alone. Raises as `read`.
+
+    then: works where a large body is parsed, off the event loop, with neither a request's context nor a database. What was parsed is
+    gone when it returns, so that many bodies that wait to be stored are held once each.
+    """
     _expect_json(request)
     content = receive(request, most=settings().max_body_bytes)
-    return Sent(json_text.without_mark(content), offload.run(len(content), partial(json_text.parse, content)))
+    return offload.run(len(content), lambda: then(Sent(json_text.without_mark(content), json_text.parse(content))))
+
+
+def _storable(sent: Sent) -> JsonObject:
+    json_text.expect_storable(sent.value)
+    return sent.value
 
 
 def digest(line: bytes, value: JsonObject) -> bytes:
@@ -112,16 +122,17 @@ def _whole(request: Request, most: int) -> bytes:
 
 def _joined(pieces: Iterator[bytes], most: int) -> bytes:
     """All pieces, counted in memory. Others are served after each."""
-    kept, size, began = [], 0, time.monotonic()
+    # A join would copy all of it at once, and hold the event loop for that long.
+    kept, size, began = BytesIO(), 0, time.monotonic()
     for piece in pieces:
         size += len(piece)
         expect_size(size, most)
         intake.take(len(piece))
-        kept.append(piece)
+        kept.write(piece)
         time.sleep(0)
         if (took_s := time.monotonic() - began) > SLOW_AFTER_S and size < took_s * SLOWEST_BYTES_PER_S:
             raise Timeout
-    return b"".join(kept)
+    return kept.getvalue()
 
 
 def _pieces(request: Request, most: int) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from flask import Request
 from werkzeug.http import dump_options_header
 
 from api import body, controls, multipart, offload
+from api.body import Made
 from api.multipart import Part
 from models.errors import Invalid, UnsupportedMedia
 from models.settings import settings
@@ -67,13 +68,13 @@ def is_form(request: Request) -> bool:
     return request.mimetype == FORM
 
 
-def read(request: Request) -> Form:
-    """The form that was sent. Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do."""
+def read_then(request: Request, then: Callable[[Form], Made]) -> Made:
+    """What `then` makes of the form that was sent, as body.read_then. Raises TooLarge, UnsupportedMedia or Invalid, likewise."""
     boundary = request.mimetype_params.get("boundary", "")
     if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
     content = body.receive(request, most=settings().max_upload_bytes)
-    return offload.run(len(content), lambda: parse(content, boundary))
+    return offload.run(len(content), lambda: then(parse(content, boundary)))
 
 
 def parse(content: bytes, boundary: str) -> Form:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from gevent import GreenletExit
 from gunicorn.http import errors as http
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
 from models import ids, logs
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 DRAIN_MOST_BYTES = 128 * 1024 * 1024
 DRAIN_MOST_S = 30.0
 DRAIN_IDLE_S = 5.0
+# As much as api/body.py reads at a time. gunicorn's 1 MiB ahead of that would be copied again with each piece that is taken of it, and
+# each upload would hold the event loop for that long in every turn.
+SocketUnreader.max_body_chunk = 256 * 1024
 
 
 class BadFraming(Invalid):

@@ -1,12 +1,11 @@
-"""A process's memory budget for bodies: a large one waits for room before it is read, and few are written to Postgres at once."""
+"""A process's memory budget for bodies: a large one waits for room before it is read. Few are moved to Postgres at once: models/db.py."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from flask import Flask, g
 
@@ -18,8 +17,6 @@ FREE_BYTES = 1024 * 1024
 AGAIN_S = 5.0
 # Most clients wait longer than this for their answer.
 WAIT_MOST_S = 30.0
-# The driver makes two copies of a body while it is sent to Postgres.
-STORED_AT_ONCE = 2
 
 
 class Intake:
@@ -65,7 +62,6 @@ class Intake:
 
 
 intake = Intake()
-_storing = threading.BoundedSemaphore(STORED_AT_ONCE)
 
 
 def register(app: Flask) -> None:
@@ -93,16 +89,6 @@ def release() -> None:
     """This request's body is no longer held: it is stored, or refused."""
     g.pop("reserved_bytes", None)
     intake.give_back(_counted(g.pop("body_bytes", 0)))
-
-
-@contextmanager
-def storing(size: int) -> Iterator[None]:
-    """While a body of this size is written to Postgres: a large one waits until few others are."""
-    if size <= FREE_BYTES:
-        yield
-        return
-    with _storing:
-        yield
 
 
 def _counted(size: int) -> int:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, forwarded, offload, orders, paging, pictures, render, replies, visitor
+from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, replies, visitor
 from api.accept import accept
 from models import db, job, view
 from models.errors import Invalid, Unavailable, WrongState
@@ -31,12 +31,17 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
-    sent = body.sent(request)
     going = forwarded.headers(request, caller)
-    # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
-    wanted = visitor.mark(request, {**sent.value, **controls.of_headers(request.headers)})
-    payload, line = visitor.mark(request, sent.value), _line() + forwarded.said(going)
-    order, digest = offload.run(len(sent.content), lambda: (orders.make(caller, wanted), body.digest(line, payload)))
+    # Not the proxy: there is no request's context where a body is parsed.
+    asked = request._get_current_object()  # type: ignore[attr-defined]  # typed as what it stands for
+    line = _line() + forwarded.said(going)
+
+    def read(sent: body.Sent) -> tuple[Order, bytes]:
+        # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
+        wanted = visitor.mark(asked, {**sent.value, **controls.of_headers(asked.headers)})
+        return orders.make(caller, wanted), body.digest(line, visitor.mark(asked, sent.value))
+
+    order, digest = body.read_then(request, read)
     return _accept(replace(order, headers=going), digest=digest)
 
 

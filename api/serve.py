@@ -5,14 +5,12 @@ gevent, because half-sent headers and stalled readers stop the threaded worker (
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging.config
 import os
 import resource
 import threading
 import time
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +18,7 @@ from gunicorn.glogging import Logger
 
 from api import access
 from api.configured import NotConfigured, check
-from models import logs, metrics_folder, trace
+from models import logs, memory, metrics_folder, trace
 from models.settings import settings
 
 # The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
@@ -29,9 +27,6 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(COUNTS)
 
 SPARE_CONNECTIONS = 1_000
 SPARE_FILES = 200
-# Of malloc.h.
-M_MMAP_THRESHOLD = -3
-MMAP_FROM_BYTES = 128 * 1024
 
 
 def address() -> str:
@@ -115,12 +110,8 @@ def on_starting(server: Any) -> None:
 
 
 def settle_memory() -> None:
-    """Large blocks are given back as soon as they are free, and the collector passes over all that lives as long as the process.
-
-    glibc raises its threshold for such blocks by itself to 32 MiB, after which a body's pieces stay in its heap.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM_BYTES)
+    """Large blocks are given back as soon as they are free, and the collector passes over all that lives as long as the process."""
+    memory.return_large_blocks()
     gc.collect()
     gc.freeze()
 

@@ -28,6 +28,7 @@ from bench import (
     submits,
     surface,
     throughput,
+    uploads,
     webhooks,
     yardstick,
 )
@@ -37,7 +38,7 @@ from bench.stack import Stack
 ALL: dict[str, ModuleType] = {
     "latency": latency, "submits": submits, "throughput": throughput, "fairness": fairness, "limits": limits, "scale": scale,
     "surface": surface, "first_byte": first_byte, "held": held,
-    "webhooks": webhooks, "peers": beside, "growth": growth, "start": start,
+    "webhooks": webhooks, "peers": beside, "growth": growth, "start": start, "uploads": uploads,
 }  # fmt: skip
 
 

@@ -98,15 +98,34 @@ class Finding:
         return "estimated" if self.is_estimated and self.cost_microusd is not None else None
 
 
-def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float) -> Any | None:
+def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float, most_bytes: int = 2**31 - 1) -> Any | None:
     """The job is running and its attempt is on record, before any byte goes out; None when this dispatch is no longer the one.
 
-    The row has what the call needs: request, content_type, streamed, endpoint, model, on_lost, on_unreadable, timeout_s, ran_s (of it,
+    The row has what the call needs: request_bytes, request (None where it has more than most_bytes: `read_request` loads it),
+    content_type, streamed, endpoint, model, on_lost, on_unreadable, timeout_s, ran_s (of it,
     what earlier attempts took), base_url, secret, credential_id, conversation_id, turn, since_turn, history_tokens, attachments,
     `late_s`, the seconds since its admission, `due`,
     the receivers that are to be told of the start, and to tell of it: request_id, traceparent.
     """
-    return session.execute(_CLAIM, {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s}).one_or_none()
+    params = {"id": job_id, "dispatch_id": dispatch_id, "lease_s": lease_s, "most_bytes": most_bytes}
+    return session.execute(_CLAIM, params).one_or_none()
+
+
+def claimable(session: Session, job_id: UUID, dispatch_id: UUID) -> Any | None:
+    """What `claim` would find, None where it would find nothing: id, dispatch_id, lane_id, credential_id, model, request_bytes, remembers.
+
+    remembers: whether a turn of a conversation may bring more to send than its own request.
+    """
+    return session.execute(_CLAIMABLE, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none()
+
+
+def read_request(session: Session, job_id: UUID, *, size: int) -> bytes:
+    """The job's request, in pieces: the driver would hold all of it twice more. Shorter than `size` when it was erased meanwhile."""
+    pieces: list[bytes] = []
+    for at in range(0, size, PIECE_BYTES):
+        piece = session.execute(_PIECE, {"id": job_id, "at": at + 1, "bytes": PIECE_BYTES}).scalar_one_or_none()
+        pieces.append(bytes(piece or b""))
+    return b"".join(pieces)
 
 
 def beat(session: Session, leases: Mapping[UUID, UUID], *, lease_s: float) -> dict[UUID, bool]:
@@ -267,6 +286,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
     return rows
 
 
+# Of a large request, read at a time. A compressed one is unpacked up to the end of each piece: 50 MB take half a second so.
+PIECE_BYTES = 2 * 1024 * 1024
 # A job with less than this of its timeout_s left is not called again.
 LEAST_CALL_S = 1
 # Upstreams' words for messages that their model cannot take: OpenAI's, llama.cpp's.
@@ -319,8 +340,10 @@ _CLAIM = text(f"""
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.started', started_at FROM mine
     ), {outbox.of("mine", kind="'job.started'", at="started_at")}
-    SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model, mine.request, mine.content_type, mine.streamed,
-           mine.headers, mine.timeout_s, mine.calls,
+    SELECT mine.id, mine.dispatch_id, mine.key_id, mine.lane_id, mine.endpoint, mine.model,
+           CASE WHEN octet_length(mine.request) <= :most_bytes THEN mine.request END AS request,
+           octet_length(mine.request) AS request_bytes,
+           mine.content_type, mine.streamed, mine.headers, mine.timeout_s, mine.calls,
            mine.tokens, mine.images, mine.failures, mine.throttles, mine.refusals, mine.ran_s, mine.max_attempts, mine.on_lost,
            mine.on_unreadable,
            mine.conversation_id, mine.credential_id,
@@ -333,6 +356,12 @@ _CLAIM = text(f"""
            extract(epoch FROM mine.started_at - mine.admitted_at)::float8 AS late_s, {outbox.DUE}
     FROM mine JOIN credential ON credential.id = mine.credential_id
 """)
+_CLAIMABLE = text("""
+    SELECT id, dispatch_id, lane_id, credential_id, model, octet_length(request) AS request_bytes,
+           conversation_id IS NOT NULL AND (coalesce(history_tokens, 0) > 0 OR attachments IS NOT NULL) AS remembers
+    FROM job WHERE id = :id AND dispatch_id = :dispatch_id AND status = 'admitted' AND NOT cancel_requested
+""")
+_PIECE = text("SELECT substring(request FROM CAST(:at AS int) FOR CAST(:bytes AS int)) FROM job WHERE id = :id")
 _GHOST = text("""
     SELECT dispatch_id, lane_id, credential_id, model FROM job
     WHERE id = :id AND dispatch_id = :dispatch_id AND status IN ('succeeded', 'failed', 'cancelled', 'expired')

@@ -23,6 +23,8 @@ KEY = b'"b64_json"'
 _VALUE = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
 _MARK = re.compile(rb'"(art_[0-9a-f]{32}\.b64)"')
 _END = b'.b64"'
+# A multiple of three: its base64 has no padding.
+_COMPARED_BYTES = 3 * 2**16
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def cut(response: bytes, transcript: bytes | None = None) -> Cut:
     if KEY not in response:
         return Cut(response, transcript, [])
     found = {span: content for span in _spans(response) if (content := _decode(response, span)) is not None}
-    names = _name(found, _replace(response, dict.fromkeys(found, b"")) + (transcript or b""))
+    names = _name(found, _replace(response, dict.fromkeys(found, b"")), transcript or b"")
     marked = _replace(response, {span: mark(name).encode() for span, name in names.items()})
     pictures = list(_number(marked, {mark(names[span]): Picture(names[span], 0, content) for span, content in found.items()}))
     if not pictures:
@@ -86,6 +88,11 @@ def cut(response: bytes, transcript: bytes | None = None) -> Cut:
     if len(kept) < len(found):
         marked = _replace(response, kept)
     return Cut(marked, _cut_again(transcript, response, kept), pictures)
+
+
+def without_pictures(response: bytes) -> bytes:
+    """The answer with empty texts where its base64 stands."""
+    return _replace(response, dict.fromkeys(_spans(response), b""))
 
 
 def parts(content: bytes, stored: Sequence[Stored]) -> list[bytes | Stored]:
@@ -100,7 +107,7 @@ def parts(content: bytes, stored: Sequence[Stored]) -> list[bytes | Stored]:
     return [*made, content[at:]]
 
 
-def encoded(content: bytes) -> bytes:
+def encoded(content: bytes | memoryview) -> bytes:
     """Base64 as a picture's mark stands for it."""
     return binascii.b2a_base64(content, newline=False)
 
@@ -130,16 +137,23 @@ def _decode(content: bytes, span: _Span) -> bytes | None:
         found = binascii.a2b_base64(memoryview(content)[start:end], strict_mode=True)
     except binascii.Error:
         return None
-    again = encoded(found)
-    return found if len(again) == end - start and content.startswith(again, start) else None
+    return found if length(len(found)) == end - start and _encodes_to(found, content, start) else None
 
 
-def _name(spans: Mapping[_Span, bytes], rest: bytes) -> dict[_Span, UUID]:
-    """A new id for each; one that the rest of the answer does not hold, by chance or by intent."""
+def _encodes_to(picture: bytes, content: bytes, start: int) -> bool:
+    """Whether its base64 is what stands at `start`; compared piece by piece, for a whole one would be a copy more."""
+    view = memoryview(picture)
+    return all(
+        content.startswith(encoded(view[at : at + _COMPARED_BYTES]), start + length(at)) for at in range(0, len(picture), _COMPARED_BYTES)
+    )
+
+
+def _name(spans: Mapping[_Span, bytes], *rests: bytes) -> dict[_Span, UUID]:
+    """A new id for each; one that the rest of the answer and its stream do not hold, by chance or by intent."""
     made = {}
     for span in spans:
         made[span] = uuid7()
-        while made[span].hex.encode() in rest:
+        while any(made[span].hex.encode() in rest for rest in rests):
             made[span] = uuid7()
     return made
 

@@ -57,6 +57,15 @@ def fit(session: Session, job_ids: Sequence[UUID]) -> None:
         session.execute(_FIT, {"ids": list(job_ids), **_rules()})
 
 
+def weigh(session: Session, row: Any, *, most_bytes: int) -> int:
+    """About how many bytes `read` would find, with the files that go with them and with this turn, in base64."""
+    wanted = {
+        "conversation_id": row.conversation_id, "since": row.since_turn, "turn": row.turn, "room": row.history_tokens or 0,
+        "most_bytes": most_bytes, "turns_most": TURNS_MOST, "attachments": list(row.attachments or ()),
+    }  # fmt: skip
+    return int(session.execute(_WEIGH, wanted).scalar_one())
+
+
 def read(session: Session, row: Any, *, most_bytes: int) -> Memory:
     """What this claimed turn remembers, within what it reserved. row: id, conversation_id, turn, since_turn, history_tokens.
 
@@ -147,16 +156,28 @@ _FIT = text(f"""
     FROM remembered WHERE job.id = remembered.id
 """)
 _PROMPT = text("SELECT coalesce(system_prompt, :system_prompt) AS prompt FROM conversation WHERE id = :id")
-_READ = text("""
+_NEWEST = """
     WITH newest AS (
         SELECT id, turn, turn_tokens, octet_length(request) + coalesce(octet_length(response), 0) AS bytes FROM job
         WHERE conversation_id = :conversation_id AND turn >= :since AND turn < :turn AND status = 'succeeded' AND turn_tokens IS NOT NULL
         ORDER BY turn DESC LIMIT :turns_most
     ), summed AS (
         SELECT id, sum(turn_tokens) OVER newer AS tokens, sum(bytes) OVER newer AS bytes FROM newest WINDOW newer AS (ORDER BY turn DESC)
-    )
+    )"""
+_READ = text(f"""
+    {_NEWEST}
     SELECT job.id, job.endpoint, job.request, job.response, job.attachments FROM summed JOIN job ON job.id = summed.id
     WHERE summed.tokens <= :room AND summed.bytes <= :most_bytes ORDER BY job.turn
+""")
+_WEIGH = text(f"""
+    {_NEWEST}, remembered AS (
+        SELECT summed.bytes, job.attachments FROM summed JOIN job ON job.id = summed.id
+        WHERE summed.tokens <= :room AND summed.bytes <= :most_bytes
+    )
+    SELECT coalesce((SELECT max(bytes) FROM remembered), 0) + coalesce((
+        SELECT sum(octet_length(content) / 3 * 4) FROM artifact
+        WHERE id = ANY(CAST(:attachments AS uuid[])) OR id IN (SELECT unnest(attachments) FROM remembered)
+    ), 0)
 """)
 # A turn that was too long all by itself says nothing about its history.
 _SHRINK = text("""

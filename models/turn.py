@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from models import json_reading
 from models.endpoint import CHAT, EDITS, IMAGES
 
 JsonObject = dict[str, Any]
@@ -60,10 +60,7 @@ def pictures(messages: Sequence[JsonObject]) -> list[str]:
 
 def parse(content: bytes) -> JsonObject | None:
     """The JSON object in these bytes; None for anything else."""
-    try:
-        found = json.loads(bytes(content))
-    except (ValueError, RecursionError):
-        return None
+    found = json_reading.value(content)
     return found if isinstance(found, dict) else None
 
 

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,7 +129,7 @@ def test_moving_up_the_line_is_told(caller: Caller) -> None:
 
 
 def test_a_line_that_stands_still_is_told_once(caller: Caller) -> None:
-    stream = events.Stream(view.parse_id(caller.submit()), caller.key, seen=0)
+    stream = events.Stream(SimpleNamespace(job_id=view.parse_id(caller.submit()), place=None), caller.key, seen=0)  # type: ignore[arg-type]
     places = [Place(2, 2.0, "rpm", None), Place(2, 3.0, "tpm", None), Place(2, None, "parked", None), Place(2, None, "parked", None)]
     told = [parse(chunk)[0]["data"]["queue"] for place in places for chunk in stream._moved(place)]
 

@@ -123,14 +123,16 @@ def row(**more: Any) -> SimpleNamespace:
     ],
 )
 def test_azure_is_called_on_its_own_paths_with_its_own_header(environment: object, endpoint: str, version: str | None, path: str) -> None:
-    made = outgoing.build(row(endpoint=endpoint, api_version=version, credential_kind="azure", base_url="https://house.openai.azure.com"))
+    made = outgoing.build(
+        row(endpoint=endpoint, api_version=version, credential_kind="azure", base_url="https://house.openai.azure.com"), b"{}"
+    )
 
     assert (f"https://house.openai.azure.com{path}", "api-key") == (made.url, made.key_header)
 
 
 def test_headers_go_out_and_ours_beat_them(environment: object) -> None:
     one = row(headers={"x-title": "An app", "X-Client-Request-Id": "theirs"})
-    made = outgoing.build(one)
+    made = outgoing.build(one, b"{}")
 
     assert ("An app", str(one.dispatch_id)) == (made.headers["x-title"], made.headers["X-Client-Request-Id"])
     assert ("https://up.example/v1/chat/completions", "Authorization") == (made.url, made.key_header)

@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from uuid import uuid4
 
+import psycopg
 import pytest
+import redis
+import sqlalchemy.exc
 
 from deploy import data_folder
 from deploy.embedded import Postgres, Valkey
-from deploy.part import PartFailed
-from deploy.server import ServerFailed
+from deploy.part import Part, PartFailed, program
+from deploy.server import Server, ServerFailed
 from deploy.stack import CannotStart, Stack
-from models import whole_file
+from deploy.supervisor import Supervisor
+from models import migrate, whole_file
+from models.job import Finding, Outcome, Result, Status
+from models.settings import settings
 from tests.test_supervisor import ANY_PORTS, STAND_IN
+from workers import ending
+from workers.ending import Ending
 
+ROOT = Path(__file__).parents[1]
 SMALL_KB = 256
 
 
@@ -124,6 +136,130 @@ def test_a_start_on_a_full_disk_is_one_message_and_works_once_there_is_room(disk
         assert stack.part("postgres").is_ready()
 
 
+def _lock(folder: Path) -> None:
+    os.close(data_folder.lock(folder))
+
+
+def _spool(folder: Path) -> None:
+    whole = Ending(uuid4(), uuid4(), 1, 1, "m", Finding(Outcome.SUCCEEDED), Result(Status.SUCCEEDED, response=b"{}"))
+    kept = ending.spool(whole)
+    assert [kept] == list((folder / "spool").iterdir())
+    kept.unlink()
+
+
+def _log(folder: Path) -> None:
+    """A part that writes a line when it starts, and ends when it cannot."""
+    code = "print('started', flush=True); import time; time.sleep(600)"
+    log = folder / "logs" / "part.log"
+    part = Part("part", program([sys.executable, "-c", code], env={}), lambda: "started" in log.read_text(), grace_s=5)
+    with Supervisor([part], logs=log.parent):
+        pass
+
+
+def _count(folder: Path) -> None:
+    """A program counts something, in a process of its own. Where the temporary folder is full, Python takes another."""
+    code = """
+import os
+from models import metrics_folder
+os.environ[metrics_folder.VARIABLE] = str(metrics_folder.make())
+from models import metrics
+metrics.slots.set(3)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})
+
+
+METRICS = "the metrics folder"
+# What a first start writes, in order; each of these is what `nowserving up` or a part of it runs.
+STEPS: dict[str, Callable[[Path], object]] = {
+    "the folder's lock": _lock,
+    "secret_keys": data_folder.secret_keys,
+    "postgres/password": lambda folder: Postgres(folder / "postgres").prepare(),
+    "valkey/password": lambda folder: Valkey(folder / "valkey").prepare(),
+    "a part's log": _log,
+    "connection.json": lambda folder: data_folder.tell_connection(folder, settings()),
+    METRICS: _count,
+    "the spool": _spool,
+}
+CHEAP = frozenset(STEPS) - {METRICS, "a part's log"}
+MADE = ("secret_keys", "postgres/password", "valkey/password", "connection.json")
+
+
+@pytest.mark.parametrize("point", STEPS)
+def test_a_start_that_finds_the_disk_full_at_any_point_works_once_there_is_room(
+    disk: Disk, override: Callable[..., None], point: str
+) -> None:
+    folder = disk.folder / "data"
+    override(data_dir=folder)
+    disk.resize(4_096)
+    names = [name for name in STEPS if name in (point, *CHEAP)]
+    for name in names[: names.index(point)]:
+        STEPS[name](folder)
+    before = _contents(folder)
+    disk.fill()
+    with nullcontext() if point == METRICS else pytest.raises((OSError, PartFailed)):
+        STEPS[point](folder)
+    assert before.items() <= _contents(folder).items(), "what was made before is as it was"
+    assert [] == [name for name in MADE if (file := folder / name).exists() and not file.read_text().strip()]
+    disk.empty()
+    for name in names:
+        STEPS[name](folder)
+
+    after = _contents(folder)
+    assert {name: after[name] for name in before if name in MADE and name != "connection.json"} == {
+        name: content for name, content in before.items() if name in MADE and name != "connection.json"
+    }
+    assert {0o600} == {stat.S_IMODE((folder / name).stat().st_mode) for name in MADE}
+    assert all(len(after[name]) > 30 for name in MADE)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in MADE if (folder / name).exists()}
+
+
+def test_servers_that_find_the_disk_full_start_once_there_is_room_and_want_their_passwords(
+    disk: Disk, override: Callable[..., None]
+) -> None:
+    """Points of a first start: initdb, the database's own start, its tables, and Valkey's start."""
+    disk.resize(1_024)
+    postgres, valkey = Postgres(disk.folder / "postgres", options=("-c", "fsync=off")), Valkey(disk.folder / "valkey")
+    with pytest.raises((OSError, subprocess.CalledProcessError)):
+        postgres.start()  # initdb needs 40 MB
+    assert not postgres.cluster.exists()
+    disk.resize(200_000)
+    postgres.start()
+    postgres.stop()
+    try:
+        disk.fill()
+        with pytest.raises((OSError, ServerFailed)):
+            postgres.start()
+        disk.empty()
+        postgres.start()
+        override(database_url=postgres.url)
+        disk.fill()
+        with pytest.raises((sqlalchemy.exc.DBAPIError, psycopg.Error)):
+            migrate.to_latest()
+        with suppress(OSError, ServerFailed):
+            valkey.start()
+        disk.empty()
+        _start_again(postgres, valkey)
+        assert migrate.to_latest() is None
+        assert migrate.head() == migrate.revision()
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(host="127.0.0.1", port=postgres.port, user="postgres", password="", passfile="/dev/null").close()
+        with redis.Redis(port=valkey.port) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+    finally:
+        valkey.stop()
+        postgres.stop()
+
+
+def _start_again(*servers: Server) -> None:
+    """As `up` that is started again: what ran is stopped, and all of it starts."""
+    for server in servers:
+        server.stop()
+        server.start()
+
+
 def test_compose_secrets_that_are_empty_are_refused(tmp_path: Path) -> None:
     (tmp_path / "redis_password").touch()
     made = subprocess.run(
@@ -131,7 +267,7 @@ def test_compose_secrets_that_are_empty_are_refused(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env={**os.environ},
     )
 

@@ -94,3 +94,15 @@ def test_what_stands_outside_of_strings_is_found(value: list[dict[str, str]]) ->
 
     assert sum(map(len, value)) == outside.count(b":") == json_text._members(value)
     assert b"a" not in outside and b"\\" not in outside
+
+
+@given(st.lists(st.sampled_from(["\\", '"', "a", "{", ","]), max_size=40).map("".join), st.integers(1, 6))
+def test_blocks_of_any_size_find_the_same_outside_of_strings(said: str, block: int) -> None:
+    content = said.encode()
+    found = []
+    for size in (block, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(json_text, "BLOCK_BYTES", size)
+            found.append(json_text._outside_strings(content))
+
+    assert found[0] == found[1]

@@ -75,7 +75,7 @@ def hear(running: Any, speaker: Speaker, *, relay: Relay | None = None) -> tuple
 
 def heard_raw(running: Any, speaker: Speaker, *, relay: Relay | None = None) -> tuple[Any, Any]:
     """The answer and the verdict."""
-    request = Request(f"http://127.0.0.1:{speaker.server.getsockname()[1]}/", key="k", headers={}, content=b"")
+    request = Request(f"http://127.0.0.1:{speaker.server.getsockname()[1]}/", key="k", headers={}, content=b"{}")
     call = Call(deadline=time.monotonic() + 10)
     try:
         return stream.call(running, request, call=call, relay=relay or Relay(running))
@@ -241,17 +241,18 @@ def test_a_stream_that_redis_lost_is_not_begun_again_in_its_middle(running: Any)
 )
 def test_use_is_asked_for_beside_what_the_client_wants(environment: dict[str, str], asked: Any, sent: Any) -> None:
     body = {"model": "m", "stream": True, "temperature": 0.1, **({"stream_options": asked} if asked else {})}
-    wanted = stream.want(SimpleNamespace(endpoint="/v1/chat/completions", request=json.dumps(body).encode()))
+    content = json.dumps(body).encode()
+    row = SimpleNamespace(endpoint="/v1/chat/completions", request=content, streamed=True)
 
-    assert {**body, "stream_options": sent} == json.loads(wanted.request)
-    assert wanted.with_usage == bool(asked and asked.get("include_usage"))
+    assert {**body, "stream_options": sent} == json.loads(stream.asking(row, content))
+    assert stream.want(row).with_usage == bool(asked and asked.get("include_usage"))
 
 
 def test_use_is_not_asked_for_of_an_upstream_that_refuses_it(override: Callable[..., None]) -> None:
     override(stream_usage=False)
     body = b'{"model":"m",  "stream":true}'
 
-    assert body == stream.want(SimpleNamespace(endpoint="/v1/chat/completions", request=body)).request
+    assert body == stream.asking(SimpleNamespace(endpoint="/v1/chat/completions", streamed=True), body)
 
 
 def test_a_lost_call_of_a_stream_that_had_begun_is_not_made_again(database: None) -> None:

@@ -129,9 +129,10 @@ def test_a_late_claim_pays_again(stack: Stack) -> None:
     assert "not_sent" in [outcome for number in jobs for outcome in attempts(number)]
 
 
-def test_an_answer_is_kept_byte_for_byte_and_a_request_goes_out_so(stack: Stack, worker: Process, recorder: Recorder) -> None:
+@pytest.mark.parametrize("padding", [0, 3_000_000])
+def test_an_answer_is_kept_byte_for_byte_and_a_request_goes_out_so(stack: Stack, worker: Process, recorder: Recorder, padding: int) -> None:
     who = _caller_of(recorder, "sk-bytes")
-    body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}'
+    body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}' + b" " * padding
     job_id = submit(who, request=body)
     ring(who)
     wait_ended([job_id], stack=stack)
@@ -140,6 +141,7 @@ def test_an_answer_is_kept_byte_for_byte_and_a_request_goes_out_so(stack: Stack,
     assert [body] == recorder.bodies
     assert "Bearer sk-bytes" == recorder.headers[0]["authorization"]
     assert "identity" == recorder.headers[0]["accept-encoding"]
+    assert "transfer-encoding" not in recorder.headers[0]
 
 
 EDIT = (

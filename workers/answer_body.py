@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from models import json_reading, marks
+
 JsonObject = dict[str, Any]
 JSON_TYPE = "application/json"
 UNNAMED_TYPE = "application/octet-stream"
@@ -29,10 +31,15 @@ def parse(body: bytes) -> JsonObject | None:
 
 def parse_any(body: bytes) -> Any:
     """The JSON value that this is; None for what is none, and for `null`."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+    return json_reading.value(body)
+
+
+def parse_without_pictures(body: bytes) -> JsonObject | None:
+    """As `parse`, but with empty texts instead of the base64 of pictures, of which an answer is mostly made where it is large."""
+    if len(body) < json_reading.LARGE_BYTES or marks.KEY not in body:
+        return parse(body)
+    found = parse(marks.without_pictures(body))
+    return parse(body) if found is None else found
 
 
 def json_object(body: bytes, content_type: str = "") -> bytes | None:

@@ -16,6 +16,7 @@ import httpcore2
 import httpx2
 
 from models.settings import settings
+from workers.body_budget import Room
 
 CONNECT_TIMEOUT_S = 10.0
 # What goes to a proxy before the request is none: CONNECT, or the bytes of SOCKS.
@@ -36,13 +37,16 @@ LIVENESS = [
 
 @dataclass
 class Call:
-    """One call on its way, as another thread may see it. on_wait: what its own thread does before it waits for more bytes.
+    """One call on its way, as another thread may see it.
+
+    room: of its answer in the process's memory budget. on_wait: what its own thread does before it waits for more bytes.
 
     is_sent: the whole request may have reached the upstream. is_cut: it could not be written to its end. is_on_kept_connection: nothing
     was connected for it.
     """
 
     deadline: float
+    room: Room | None = field(default=None, repr=False)
     on_wait: Callable[[], None] | None = field(default=None, repr=False)
     is_sent: bool = False
     is_cut: bool = False
@@ -69,6 +73,11 @@ class Call:
         with self._lock:
             self._socket = None
 
+    def arrived(self, size: int, *, expected: int) -> None:
+        """So many bytes more of its answer are here. Waits for room in the memory budget; that time is not the upstream's."""
+        if self.room is not None:
+            self.deadline += self.room.arrive(size, expected=expected, is_over=lambda: self.is_aborted)
+
     def hurry(self, within_s: float) -> None:
         """The call ends within this time, if not earlier."""
         self.deadline = min(self.deadline, time.monotonic() + within_s)
@@ -78,15 +87,20 @@ class Call:
 
 
 class Line:
-    """What a thread's connection is used for right now."""
+    """What a thread's connection is used for right now. body_bytes: of a request that is written in pieces."""
 
     call: Call | None = None
+    body_bytes: int | None = None
     headers: Mapping[str, str] = MappingProxyType({})
 
     def label(self, request: httpx2.Request) -> None:
         # Behind the SDK's back: it refuses ready bytes whose content type is that of a form.
         request.headers.pop("Authorization", None)
         request.headers.update(self.headers)
+        if self.body_bytes is not None:
+            # A body in pieces would go out in chunks, which not every upstream takes.
+            request.headers.pop("Transfer-Encoding", None)
+            request.headers["Content-Length"] = str(self.body_bytes)
 
 
 class _Stream(httpcore2.NetworkStream):

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from models import attachment, recall, turn
+import msgspec
+
+from models import attachment, json_reading, recall, turn
 from models.db import Session
 from models.endpoint import CHAT
 from models.recall import Memory
@@ -31,10 +33,17 @@ def complete(session: Session, row: Any) -> Any:
     memory = recall.read(session, row, most_bytes=settings().max_body_bytes)
     if not (memory.prompt or memory.turns or row.attachments):
         return row
-    body = json.loads(bytes(row.request))
+    body = json_reading.value(bytes(row.request))
     asked = _attach(session, body["messages"], row.attachments)
     messages = [*_instructions(memory, asked), *_history(session, memory, asked), *_talk(asked)]
-    return row._replace(request=json.dumps({**body, "messages": messages}, separators=(",", ":")).encode())
+    return row._replace(request=_dump({**body, "messages": messages}))
+
+
+def _dump(body: JsonObject) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 def _instructions(memory: Memory, asked: Messages) -> Messages:

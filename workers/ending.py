@@ -78,10 +78,24 @@ def write(ending: Ending) -> Usage | None:
             time.sleep(PAUSE_S)
 
 
+def put_back(row: Any, *, why: str, delay_s: float) -> None:
+    """The admitted job, which nobody has claimed, waits in its line again. row: as of job.claimable.
+
+    Where Postgres is away, the pacer finds it unclaimed after a while.
+    """
+    try:
+        with db.begin() as session:
+            job.put_back(session, row.id, row.dispatch_id, Finding(Outcome.NOT_SENT), delay_s=delay_s, why=why)
+    except Unavailable:
+        return
+    wake.served(row.id, "queued", lane_id=row.lane_id, receivers=())
+
+
 def _spools(ending: Ending) -> bool:
     """Whether it is on disk. False when the disk is full or gone: the thread goes on trying Postgres, because it holds the only copy."""
     try:
-        spool(ending)
+        with db.moving(_size(ending)):
+            spool(ending)
     except OSError as error:
         log.error(
             "an answer can be stored neither in Postgres nor on disk; trying again",
@@ -97,6 +111,16 @@ def commit(ending: Ending) -> Usage | None:
     Returns what the answer used, where it is one.
     """
     crash.at("worker.before_finish")
+    with db.moving(_size(ending)):
+        return _commit(ending)
+
+
+def _size(ending: Ending) -> int:
+    result = ending.result
+    return 0 if result is None else len(result.response or b"") + len(result.transcript or b"")
+
+
+def _commit(ending: Ending) -> Usage | None:
     ending, pictures = _cut(ending)
     due: Sequence[str] | None = None
     used: Usage | None = None
@@ -254,21 +278,30 @@ def _folder() -> Path:
 
 
 def _dump(ending: Ending) -> bytes:
+    """A line of JSON, which says how long the bytes behind it are, and those: encoded in the JSON they would be copied five times."""
     asked = ending.asked_tokens
-    plain = asdict(replace(ending, asked_tokens=asked() if callable(asked) else asked))
-    for name in _BYTES if ending.result is not None else ():
-        if (kept := plain["result"][name]) is not None:
-            plain["result"][name] = base64.b64encode(kept).decode()
-    return json.dumps(plain, default=str).encode()
+    result = ending.result
+    kept: dict[str, bytes] = {}
+    if result is not None:
+        kept = {name: found for name in _BYTES if (found := getattr(result, name)) is not None}
+        result = replace(result, response=None, transcript=None)
+    plain = asdict(replace(ending, result=result, asked_tokens=asked() if callable(asked) else asked))
+    plain["bytes"] = {name: len(found) for name, found in kept.items()}
+    return b"".join([json.dumps(plain, default=str).encode(), b"\n", *kept.values()])
 
 
 def _load(text: bytes) -> Ending:
-    plain = json.loads(text)
+    line, _, rest = text.partition(b"\n")
+    plain = json.loads(line)
+    kept, at = {}, 0
+    for name, length in plain.pop("bytes", {}).items():
+        kept[name], at = rest[at : at + length], at + length
     finding = Finding(**{**plain["finding"], "outcome": Outcome(plain["finding"]["outcome"])})
     ending = Ending(
         **{**plain, "job_id": UUID(plain["job_id"]), "dispatch_id": UUID(plain["dispatch_id"]), "finding": finding, "result": None}
     )
     if (said := plain["result"]) is None:
         return ending
-    kept = {name: base64.b64decode(said[name]) for name in _BYTES if said.get(name) is not None}
-    return replace(ending, result=Result(**{**said, "status": Status(said["status"]), **kept}))
+    # Of an older version, which wrote them in base64 into the one line
+    old = {name: base64.b64decode(said[name]) for name in _BYTES if said.get(name) is not None}
+    return replace(ending, result=Result(**{**said, "status": Status(said["status"]), **old, **kept}))

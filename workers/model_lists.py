@@ -102,7 +102,7 @@ def _fetch(row: Any) -> bytes:
     """The upstream's list. Raises Refusal."""
     about = {"endpoint": MODELS, "headers": json.loads(row.account or "{}"), "dispatch_id": uuid4(), "model": "", "failures": 0}
     try:
-        answer = send(request.build(SimpleNamespace(**row._asdict(), **about)), call=Call(deadline=time.monotonic() + TIMEOUT_S))
+        answer = send(request.build(SimpleNamespace(**row._asdict(), **about), b""), call=Call(deadline=time.monotonic() + TIMEOUT_S))
     except TimedOut as error:
         message = f"The upstream did not give its list of models within {TIMEOUT_S:g} s. Ask again later."
         raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_timeout")) from error

@@ -11,10 +11,11 @@ here and uncounted: an incomplete request is never served. One that was written 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from io import BytesIO
 from typing import Any, cast
 
 import httpx2
@@ -24,6 +25,9 @@ from models.settings import settings
 from workers import answer_body, compression, unreachable
 from workers.call import Call
 from workers.connections import Connection, connections, upstream_of
+
+# Of a large request, handed to the connection at a time.
+PIECE_BYTES = 256 * 1024
 
 
 class NotSent(Exception):
@@ -46,6 +50,29 @@ class Aborted(Exception):
     """Cancelled from our side; the connection was closed."""
 
 
+class Body:
+    """A large request on its way: a byte stream that is freed, with its room in the budget, as soon as all of it was written.
+
+    is_stored: it is what the job's row has, to the byte. Iterated again after a failed write, it begins anew.
+    """
+
+    def __init__(self, content: bytes, *, is_stored: bool, on_written: Callable[[], None]) -> None:
+        self.size, self.is_stored = len(content), is_stored
+        self._content, self._on_written = content, on_written
+
+    def __iter__(self) -> Iterator[bytes]:
+        view = memoryview(self._content)
+        for at in range(0, self.size, PIECE_BYTES):
+            yield view[at : at + PIECE_BYTES]  # type: ignore[misc]  # sockets and h11 take what is like bytes
+        del view
+        self._content = b""
+        self._on_written()
+
+    def content(self) -> bytes:
+        """All of it. Empty once it was written."""
+        return self._content
+
+
 @dataclass(frozen=True)
 class Request:
     """What is sent. content None: a GET without a body. key_header: carries the key, besides headers. fresh: on a new connection."""
@@ -53,14 +80,14 @@ class Request:
     url: str
     key: str = field(repr=False)
     headers: Mapping[str, str]
-    content: bytes | None = field(repr=False)
+    content: bytes | Body | None = field(repr=False)
     fresh: bool = False
     key_header: str = "Authorization"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. Header names are lower case; the body is not compressed."""
+    """What came back. Header names are lower case; the body is not compressed. said: without the base64 of pictures, if it is large."""
 
     status: int
     headers: Mapping[str, str]
@@ -69,7 +96,7 @@ class Answer:
     @cached_property
     def said(self) -> dict[str, Any] | None:
         """The JSON object that the body is; None for anything else."""
-        return answer_body.parse(self.body)
+        return answer_body.parse_without_pictures(self.body)
 
 
 @dataclass(frozen=True)
@@ -85,7 +112,10 @@ class Incoming:
 
     def whole(self) -> Answer:
         """What is left of it, in one piece."""
-        return Answer(self.status, self.headers, b"".join(self.parts))
+        body = BytesIO()  # grows without a second copy, which a join would need
+        for part in self.parts:
+            body.write(part)
+        return Answer(self.status, self.headers, body.getvalue())
 
 
 def send(request: Request, *, call: Call) -> Answer:
@@ -102,7 +132,7 @@ def listen(request: Request, *, call: Call) -> Iterator[Incoming]:
     """
     connection, response = _opened(request, call)
     try:
-        parts = _unpacked(_parts(response, call, connection), response)
+        parts = _unpacked(_parts(response, call, connection), response, call)
         yield Incoming(response.status_code, {name.lower(): value for name, value in response.headers.items()}, parts)
     finally:
         response.close()
@@ -116,6 +146,7 @@ def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
     connection.line.call = call
     own = {request.key_header: f"Bearer {request.key}" if request.key_header == "Authorization" else request.key}
     connection.line.headers = {**request.headers, **own, "Accept-Encoding": "identity"}
+    connection.line.body_bytes = request.content.size if isinstance(request.content, Body) else None
     try:
         with _naming(call, connection):
             response = _sent(connection, request)
@@ -125,12 +156,17 @@ def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
     except BaseException as error:
         call.ends()
         connection.close()
-        if not call.is_on_kept_connection or not isinstance(error, NotSent | Lost):
+        if not call.is_on_kept_connection or not isinstance(error, NotSent | Lost) or _is_gone(request):
             raise
         connections().distrust(upstream)
         if isinstance(error, Lost):
             raise
     return _opened(replace(request, fresh=True), call)
+
+
+def _is_gone(request: Request) -> bool:
+    """Whether its body was written once, and freed: a proxy that wants a password has read all of it."""
+    return isinstance(request.content, Body) and not request.content.content()
 
 
 def _sent(connection: Connection, request: Request) -> httpx2.Response:
@@ -158,10 +194,19 @@ def _parts(response: httpx2.Response, call: Call, connection: Connection) -> Ite
         yield from response.iter_raw()
 
 
-def _unpacked(parts: Iterator[bytes], response: httpx2.Response) -> Iterator[bytes]:
+def _expected_bytes(response: httpx2.Response) -> int:
+    """How long the answer says it is; 0: it does not say."""
+    named = response.headers.get("content-length", "")
+    return min(int(named), settings().max_answer_bytes) if named.isdecimal() else 0
+
+
+def _unpacked(parts: Iterator[bytes], response: httpx2.Response, call: Call) -> Iterator[bytes]:
     label = response.extensions.get("content_encoding", "")
+    expected = _expected_bytes(response)
     try:
-        yield from compression.unpacked(parts, label=label, limit=settings().max_answer_bytes)
+        for part in compression.unpacked(parts, label=label, limit=settings().max_answer_bytes):
+            call.arrived(len(part), expected=expected)
+            yield part
     except compression.Oversized as error:
         raise TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES") from error
 

@@ -15,12 +15,13 @@ from models.endpoint import PAID
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.settings import settings
-from workers import answer_body, context, counting, ending, event_answer, headers, learning, request, retry, stream, wake
+from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream, wake
+from workers.body_budget import FREE_BYTES, Room
 from workers.call import Call
 from workers.ending import Ending
 from workers.leases import Held, Leases
 from workers.limiter import Learned, Limiter, Meter, Report
-from workers.openai_client import Aborted, Answer, Lost, NotSent, send
+from workers.openai_client import Aborted, Answer, Body, Lost, NotSent, send
 from workers.relay import Relay
 from workers.retry import Next, Verdict
 from workers.telling import Telling
@@ -30,11 +31,14 @@ log = logging.getLogger(__name__)
 # A claim later than this after its admission pays again: calls let go evenly must not arrive in a heap. The limiter's
 # windows are longer by just this (LATE in limiter.lua), so calls that are no later keep every window of the upstream's whole.
 LATE_S = 0.5
+# A job that found no room in the memory budget waits so long before it is admitted again, perhaps for another process.
+NO_ROOM_DELAY_S = 1.0
+NO_ROOM = "no memory for its body"
 
 
 @dataclass(frozen=True)
 class Work:
-    """A claimed job in the hands of one thread."""
+    """A claimed job in the hands of one thread. content: what goes out, once it was loaded."""
 
     row: Any
     meter: Meter
@@ -42,6 +46,7 @@ class Work:
     relay: Relay
     telling: Telling
     began: float
+    content: bytes | Body = b""
 
     @property
     def left_s(self) -> float:
@@ -52,7 +57,7 @@ class Work:
         """It ends so."""
         row = self.row
         self.telling.found(finding)
-        asked = partial(request.asked_tokens, row) if row.endpoint in PAID else None
+        asked = partial(request.asked_tokens, row, self.content) if row.endpoint in PAID else None
         store_as = stored_answer.metadata_to_store(row.endpoint, bytes(row.request)) if result.status == Status.SUCCEEDED else None
         return Ending(
             row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None,
@@ -82,9 +87,31 @@ class Processor:
     def _serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         began = time.monotonic()
         crash.at("worker.before_claim")
+        with body_budget.budget().room() as room:
+            if self._has_room(job_id, dispatch_id, room):
+                self._run_claimed(job_id, dispatch_id, room, began=began)
+
+    def _has_room(self, job_id: UUID, dispatch_id: UUID, room: Room) -> bool:
+        """Waits for memory before the job is claimed, so that its running time does not pass. False: it is back in its line."""
+        if not room.is_short():
+            return True
         try:
             with db.autocommit() as session:
-                row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s)
+                row = job.claimable(session, job_id, dispatch_id)
+        except Unavailable:
+            return True  # as the claim will find out
+        if row is None or not (wanted := _body_bytes(row)):
+            return True
+        if room.may_wait(settings().worker_threads // 2) and room.reserve(wanted):
+            return True
+        self._release(Meter(row.credential_id, row.model), row, Report(sent=False))
+        ending.put_back(row, why=NO_ROOM, delay_s=NO_ROOM_DELAY_S)
+        return False
+
+    def _run_claimed(self, job_id: UUID, dispatch_id: UUID, room: Room, *, began: float) -> None:
+        try:
+            with db.autocommit() as session:
+                row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s, most_bytes=FREE_BYTES)
         except Unavailable:
             log.warning("claim failed: Postgres is away; the job goes back to the line by itself")
             return
@@ -97,16 +124,16 @@ class Processor:
         if row.due:
             wake.receivers(row.due)
         claimed = time.monotonic()
-        call = Call(deadline=claimed + max(job.LEAST_CALL_S, row.timeout_s - row.ran_s))
+        call = Call(deadline=claimed + max(job.LEAST_CALL_S, row.timeout_s - row.ran_s), room=room)
         work = Work(row, Meter(row.credential_id, row.model), call, Relay(row), telling, claimed)
         self._leases.add(dispatch_id, Held(job_id=job_id, meter=work.meter, call=work.call))
         try:
-            whole = _complete(work)
-            if why := self._why_not(whole, began=began) if whole else "what it remembers could not be read":
+            work, why = _load(work, room)
+            if why := why or self._why_not(work, began=began):
                 self._release(work.meter, row, Report(sent=False))
-                ending.write(work.back(Finding(Outcome.NOT_SENT), why=why))
+                ending.write(work.back(Finding(Outcome.NOT_SENT), why=why, delay_s=NO_ROOM_DELAY_S if why == NO_ROOM else 0))
             else:
-                self._run(whole or work)
+                self._run(work)
         except Exception as error:
             # A border: the job must not wait for its lease to run out, nor count as called when it was not.
             log.exception("a job could not be processed", extra={"dispatch_id": str(dispatch_id)})
@@ -196,19 +223,25 @@ class Processor:
             self._release(Meter(ghost.credential_id, ghost.model), ghost, Report(sent=False))
 
 
-def _complete(work: Work) -> Work | None:
-    """With all that goes out: a turn of a conversation remembers those before it. None: Postgres is away."""
-    if work.row.conversation_id is None:
-        return work
+def _load(work: Work, room: Room) -> tuple[Work, str]:
+    """With all that goes out: a turn of a conversation remembers those before it. And why it could not be loaded; empty: it was."""
     try:
-        with db.begin() as session:
-            return replace(work, row=context.complete(session, work.row))
+        row, content = outgoing.load(work.row, room, is_over=lambda: work.call.is_aborted)
     except Unavailable:
-        return None
+        return work, "what it asks could not be read"
+    except outgoing.NoRoom:
+        return work, NO_ROOM
+    return replace(work, row=row, content=content), ""
+
+
+def _body_bytes(row: Any) -> int:
+    """About how much a job that was not claimed yet will load, as far as it counts. row: as of job.claimable."""
+    size = row.request_bytes + (settings().max_body_bytes if row.remembers else 0)
+    return size if size > FREE_BYTES else 0
 
 
 def _call(work: Work) -> tuple[Answer, Verdict]:
-    asked = request.build(work.row)
+    asked = request.build(work.row, work.content)
     if work.row.streamed:
         return stream.call(work.row, asked, call=work.call, relay=work.relay)
     answer = event_answer.readable(send(asked, call=work.call), work.row)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from models import db, fleet
 from models.errors import Unavailable
 from models.settings import settings
-from workers import ending
+from workers import body_budget, ending
 from workers.leases import Leases
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Beat:
             with db.begin() as session:
                 fleet.report(session, self.name, slots=slots, jobs=self.leases.jobs())
             ending.replay()
+            body_budget.trim_after_peak()
         except Unavailable:
             log.warning("beat missed: Postgres is away", extra={"worker": self.name})
             return False

@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import quote
 
-from models import credential, endpoint, secret, tokens, turn
+import msgspec
+
+from models import credential, db, endpoint, job, secret, tokens, turn
+from models.errors import Unavailable
 from models.settings import settings
-from workers.openai_client import Request
+from workers.answer_body import JsonObject
+from workers.openai_client import Body, Request
 
 JSON = "application/json"
+# Members of a large request that are longer are prompts; the others say how it is to be answered and stored.
+OUTLINE_BYTES = 64 * 1024
 # RFC 3986 lets these stand in a segment as they are; a slash in a model's id does not end one.
 SEGMENT_SAFE = "!$&'()*+,;=:@"
 
 
-def build(row: Any) -> Request:
-    """The call for this claimed job."""
+def read(row: Any) -> bytes:
+    """The request of a claimed row that came without it. Raises Unavailable, also when it was erased meanwhile."""
+    with db.autocommit() as session:
+        content = job.read_request(session, row.id, size=row.request_bytes)
+    if len(content) != row.request_bytes:
+        raise Unavailable
+    return content
+
+
+def outline(content: bytes) -> bytes:
+    """The JSON object without its long members: what the rest of the call has to know of a request that is not kept."""
+    members = _members(content)
+    return (
+        b"{}"
+        if members is None
+        else msgspec.json.encode({name: raw for name, raw in members.items() if memoryview(raw).nbytes <= OUTLINE_BYTES})
+    )
+
+
+def with_member(content: bytes, name: str, value: JsonObject) -> bytes:
+    """The JSON object with this member, and every other one as it was, byte for byte. Raises ValueError for what is no object."""
+    members = _members(content)
+    if members is None:
+        return json.dumps({**json.loads(content), name: value}, separators=(",", ":")).encode()
+    return msgspec.json.encode({**members, name: msgspec.Raw(msgspec.json.encode(value))})
+
+
+def _members(content: bytes) -> dict[str, msgspec.Raw] | None:
+    """The members of the JSON object, each as it is written: no copies of them. None where msgspec refuses it."""
+    try:
+        return _MEMBERS.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def build(row: Any, content: bytes | Body) -> Request:
+    """The call for this claimed job. content: as workers/outgoing.py made it."""
     headers = {**(row.headers or {}), "X-Client-Request-Id": str(row.dispatch_id)}
     is_azure = row.credential_kind == credential.AZURE
     is_read = endpoint.method(row.endpoint) == "GET"
@@ -26,7 +71,7 @@ def build(row: Any) -> Request:
         key=secret.unseal(row.secret, bound_to=f"credential:{row.credential_id}").decode(),
         headers=headers,
         key_header="api-key" if is_azure else "Authorization",
-        content=None if is_read else bytes(row.request),
+        content=None if is_read else content,
         # The attempt before may have failed on a kept connection, and others may be as stale, also in other processes.
         fresh=row.failures > 0,
     )
@@ -42,10 +87,20 @@ def _azure_url(row: Any) -> str:
     return f"{base_url}{deployment}{_path(row.endpoint)}?api-version={row.api_version}"
 
 
-def asked_tokens(row: Any) -> int:
-    """About how many tokens this job's prompt is: of the request that goes out, or what was reserved where that is a form."""
-    body = None if row.content_type else turn.parse(row.request)
-    return tokens.estimate_request(row.endpoint, body, model=row.model) if body else int(row.tokens)
+def asked_tokens(row: Any, content: bytes | Body) -> int:
+    """About how many tokens this job's prompt is: of the request that goes out, or what was reserved where that is no longer known.
+
+    content: as for `build`; a large one was freed when it was written, so it is read again. Not known are forms and large histories.
+    """
+    if row.content_type:
+        return int(row.tokens)
+    if isinstance(content, Body):
+        try:
+            content = read(row) if content.is_stored else b""
+        except Unavailable:
+            content = b""
+    asked = turn.parse(content)
+    return tokens.estimate_request(row.endpoint, asked, model=row.model) if asked else int(row.tokens)
 
 
 def _path(name: str) -> str:

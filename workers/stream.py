@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,10 +12,12 @@ from typing import Any
 from models.job import Outcome
 from models.settings import settings
 from workers import answer_body, assembly, event_answer, retry
+from workers.answer_body import JsonObject
 from workers.call import Call
 from workers.event_answer import KINDS, Collector, Part
 from workers.openai_client import Aborted, Answer, Incoming, Lost, Request, listen
 from workers.relay import Relay
+from workers.request import with_member
 from workers.retry import Next, Verdict
 from workers.sse import Event, Splitter
 
@@ -31,7 +32,6 @@ class Wanted:
     kind: str
     n: int
     with_usage: bool
-    request: bytes
 
 
 def call(row: Any, request: Request, *, call: Call, relay: Relay) -> tuple[Answer, Verdict]:
@@ -41,7 +41,7 @@ def call(row: Any, request: Request, *, call: Call, relay: Relay) -> tuple[Answe
     """
     wanted = want(row)
     call.on_wait = relay.flush
-    with listen(replace(request, content=wanted.request), call=call) as incoming:
+    with listen(request, call=call) as incoming:
         head, rest = _peek(incoming)
         if not 200 <= incoming.status < 300:
             answer = rest.whole()
@@ -64,23 +64,31 @@ def _peek(incoming: Incoming) -> tuple[bytes, Incoming]:
 
 
 def want(row: Any) -> Wanted:
-    """What the upstream is asked for this job: its own request, and what a chat used, which belongs on record."""
-    content = bytes(row.request)
+    """What the client of this job wants of its stream. row: its request may be an outline."""
     if kind := KINDS.get(row.endpoint, ""):
-        return Wanted(kind, event_answer.n_of(row), with_usage=True, request=content)
-    body = answer_body.parse(content) or {}
-    said = body.get("stream_options")
-    options = said if isinstance(said, dict) else {}
-    with_usage = options.get("include_usage") is True
-    if settings().stream_usage and not with_usage:
-        content = json.dumps({**body, "stream_options": {**options, "include_usage": True}}).encode()
-    return Wanted("", event_answer.n_of(row), with_usage, content)
+        return Wanted(kind, event_answer.n_of(row), with_usage=True)
+    return Wanted("", event_answer.n_of(row), with_usage=_options(bytes(row.request)).get("include_usage") is True)
+
+
+def asking(row: Any, content: bytes) -> bytes:
+    """The request as it goes out: a chat's stream is also asked for what it used, which belongs on record. row, content: as claimed."""
+    if not row.streamed or row.endpoint in KINDS or not settings().stream_usage:
+        return content
+    options = _options(content)
+    if options.get("include_usage") is True:
+        return content
+    return with_member(content, "stream_options", {**options, "include_usage": True})
+
+
+def _options(content: bytes) -> JsonObject:
+    said = (answer_body.parse(content) or {}).get("stream_options")
+    return said if isinstance(said, dict) else {}
 
 
 def _at_once(answer: Answer, wanted: Wanted, relay: Relay) -> tuple[Answer, Verdict]:
     verdict = retry.judge(answer)
     if verdict.next == Next.SUCCEED:
-        for event in assembly.apart(answer.said or {}, kind=wanted.kind, with_usage=wanted.with_usage):
+        for event in assembly.apart(answer_body.parse(answer.body) or {}, kind=wanted.kind, with_usage=wanted.with_usage):
             relay.take(event)
     return answer, verdict
 

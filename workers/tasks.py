@@ -10,7 +10,7 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import logs, trace
+from models import logs, memory, trace
 from models.errors import Unavailable
 from models.settings import settings
 from workers import lanes_told, life, registry, wake
@@ -47,6 +47,7 @@ def run(job_id: str, dispatch_id: str) -> None:
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _log(**_: Any) -> None:
+    memory.return_large_blocks()
     logs.configure(settings().log_level)
     trace.start("nowserving-worker")
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import logs, reach, trace
+from models import logs, memory, reach, trace
 from models.settings import settings
 from workers import life
 from workers.app import app
@@ -38,6 +38,7 @@ def run(delivery_id: str, ticket: str) -> None:
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _log(**_: Any) -> None:
+    memory.return_large_blocks()
     logs.configure(settings().log_level)
     trace.start("nowserving-webhooks")
 

@@ -44,6 +44,7 @@ class Behaviour:
     packed: str | None = None  # 200, but its body is
     shape: str | None = None  # of the error that `status` asks for; in_200: said in a 200
     huge_mb: float | None = None  # MB of padding in the JSON
+    picture_mb: float | None = None  # MB of base64 more in each picture
     drip: int | None = None  # bytes/s of the body; streams have chunk_delay
     chunk_delay: float | None = None  # s before each event of a stream
     hold_after: int | None = None  # events of a stream, then as hold
@@ -153,6 +154,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "kind": _one_of(*KINDS), "code": str, "retry_after": float, "usage": _one_of(*USAGES),
     "garbage": _one_of(*GARBAGE), "packed": _one_of(*PACKED), "shape": _one_of(*SHAPES), "drip": int,
     "huge_mb": float, "redirect": lambda where: where if isinstance(where, str) and where else "/elsewhere", "informational": int,
+    "picture_mb": float,
     "chunk_delay": float, "hold_after": int, "cut_after": int, "error_after": int, "garble_after": int, "end_after": int,
     "surplus": _one_of(*surplus.KINDS), "leaves": _one_of(*surplus.ENDINGS), "plain": _yes, "times": int, "probability": float,
     "prompts": float,

@@ -109,6 +109,10 @@ def _answer(how: Behaviour, turn: Turn) -> Answer:
         answer.body = answer.body.replace(b"{", padding, 1)
         if answer.events:
             answer.events[0] = answer.events[0].replace(b"{", padding, 1)
+    if how.picture_mb:
+        more = b'"b64_json":"' + b"A" * (4 * int(how.picture_mb * 250_000))
+        answer.body = answer.body.replace(b'"b64_json":"', more)
+        answer.events = answer.events and [event.replace(b'"b64_json":"', more) for event in answer.events]
     return pack(answer, how.packed) if how.packed else answer
 
 

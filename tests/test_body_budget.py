@@ -1,0 +1,177 @@
+"""The memory budget of a worker: first come, first served, and never so that all wait for each other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tests.processes import until
+from workers import body_budget
+from workers.body_budget import FREE_BYTES, STALLED_S, STEP_BYTES, BodyBudget, Room
+
+MIB = 2**20
+
+
+class Later:
+    """Something that is done in a thread, and waits there."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self) -> Any:
+        self._thread.join(20)
+        assert self.is_over
+        return self.result
+
+    def _run(self) -> None:
+        self.result = self._work()
+
+
+def waiting(budget: BodyBudget, *works: Callable[[], Any]) -> list[Later]:
+    """These wait, in this order."""
+    made = []
+    for work in works:
+        before = budget.waiting()
+        made.append(Later(work))
+        until(lambda before=before: budget.waiting() > before, what="in line")
+    return made
+
+
+def test_a_room_gives_back_what_it_held_however_it_ends() -> None:
+    budget = BodyBudget(10)
+    for _ in range(2):
+        with budget.room() as room:
+            assert room.take_at_once(10)
+            assert not budget.room().take_at_once(1)
+            room.settle(4)
+            assert 4 == budget.held_bytes
+        assert 0 == budget.held_bytes
+
+
+def test_a_large_one_is_not_overtaken_and_small_ones_come_after_it() -> None:
+    budget, served = BodyBudget(10), []
+    first = budget.room()
+    first.take_at_once(6)
+
+    def ask(size: int) -> Callable[[], None]:
+        room = budget.room()
+
+        def wait() -> None:
+            assert room.reserve(size, wait_s=60)
+            served.append(size)
+            room.settle(0)
+
+        return wait
+
+    large, small = waiting(budget, ask(9), ask(2))
+    assert not budget.room().take_at_once(1), "somebody overtook those who wait"
+    first.settle(0)
+    large.join()
+    small.join()
+
+    assert ([9, 2], 0) == (served, budget.held_bytes)
+
+
+def test_larger_than_all_of_it_is_served_alone() -> None:
+    budget = BodyBudget(10)
+    first, larger = budget.room(), budget.room()
+    first.take_at_once(3)
+    (waits,) = waiting(budget, lambda: larger.reserve(25, wait_s=60))
+    first.settle(0)
+
+    assert waits.join()
+    assert 25 == budget.held_bytes
+
+
+def test_who_finds_no_room_in_time_leaves_the_line() -> None:
+    budget = BodyBudget(10)
+    budget.room().take_at_once(10)
+
+    assert not budget.room().reserve(1, wait_s=0)
+    assert not budget.room().reserve(1, wait_s=60, is_over=lambda: True)
+    assert (0, 10) == (budget.waiting(), budget.held_bytes)
+
+
+def test_when_all_who_hold_wait_the_oldest_goes_on_alone() -> None:
+    budget = BodyBudget(10)
+    rooms = [budget.room() for _ in range(2)]
+    for room in rooms:
+        assert room.take_at_once(5)
+    younger, older = waiting(budget, lambda: rooms[1].reserve(5, wait_s=60)), Later(lambda: rooms[0].reserve(5, wait_s=60))
+    assert older.join()
+    assert 15 == budget.held_bytes
+    assert not younger[0].is_over
+    rooms[0].settle(0)
+
+    assert younger[0].join()
+    assert 10 == budget.held_bytes
+
+
+def test_an_answer_takes_room_at_once_where_its_length_is_known_and_else_in_steps() -> None:
+    budget = BodyBudget(100 * MIB)
+    known, unknown, short = budget.room(), budget.room(), budget.room()
+    known.arrive(1000, expected=5 * MIB)
+    known.arrive(5 * MIB - 1000, expected=5 * MIB)
+    short.arrive(FREE_BYTES)
+    unknown.arrive(FREE_BYTES + 1)
+    unknown.arrive(10)
+
+    assert (5 * MIB - FREE_BYTES, 0, STEP_BYTES + 1) == (known.held_bytes, short.held_bytes, unknown.held_bytes)
+    unknown.arrive(STEP_BYTES)
+    assert unknown.held_bytes > 2 * STEP_BYTES
+
+
+def test_an_answer_waits_while_room_is_given_back_and_goes_on_when_nothing_moves() -> None:
+    now = 0.0
+    budget = BodyBudget(MIB, clock=lambda: now)
+    holder, answer = budget.room(), budget.room()
+    holder.take_at_once(MIB)
+    (waits,) = waiting(budget, lambda: answer.arrive(MIB + FREE_BYTES))
+    now = STALLED_S - 1
+    holder.settle(MIB - 1)
+    now = STALLED_S + 5
+    until(lambda: budget.waiting(), what="still waiting")
+    assert not waits.is_over
+    now = 2 * STALLED_S + 5
+
+    assert waits.join() > STALLED_S
+    assert answer.held_bytes > MIB
+
+
+def test_many_threads_never_hold_more_than_the_budget_and_one_of_them_more() -> None:
+    budget = BodyBudget(8 * MIB)
+
+    def call(room: Room) -> None:
+        with room:
+            assert room.reserve(2 * MIB, wait_s=60)
+            room.arrive(MIB, expected=4 * MIB)
+            room.arrive(3 * MIB, expected=4 * MIB)
+
+    calls = [Later(lambda: call(budget.room())) for _ in range(40)]
+    for each in calls:
+        each.join()
+
+    assert (0, 0) == (budget.held_bytes, budget.waiting())
+    assert budget.most_bytes <= 8 * MIB + 4 * MIB
+
+
+def test_a_peak_is_forgotten_once_nothing_is_held(override: Callable[..., None]) -> None:
+    override(worker_body_bytes=10 * MIB)
+    body_budget.budget.cache_clear()
+    known = body_budget.budget()
+    with known.room() as room:
+        room.take_at_once(8 * MIB)
+        body_budget.trim_after_peak()
+        assert 8 * MIB == known.most_bytes
+    body_budget.trim_after_peak()
+    body_budget.budget.cache_clear()
+
+    assert 0 == known.most_bytes
