@@ -338,7 +338,8 @@ job = Table(
         postgresql_where=text(QUEUED),
         postgresql_include=["tokens", "images", "cost"],
     ),
-    Index("job_flow", "lane_id", "key_id", "flow", "start_tag", postgresql_where=text("status = 'queued'")),
+    # With the flow in its condition, for the same reason as below: it is for one user's last job, never for a key's first.
+    Index("job_flow", "lane_id", "key_id", "flow", "start_tag", postgresql_where=text("flow IS NOT NULL AND status = 'queued'")),
     Index("job_later", "lane_id", "not_before", postgresql_where=text("not_before IS NOT NULL AND status = 'queued'")),
     # With a time in its condition: on an empty table the planner has taken it for the line's own, and kept that plan (measured).
     Index("job_deadline", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND status = 'queued'")),

@@ -117,7 +117,8 @@ def test_a_turn_of_a_conversation_is_left_to_a_closer_look(caller: Key, wanted: 
 def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wanted: dict[str, Any]) -> None:
     joined, rows = [], []
     for each in (False, True):
-        query("DELETE FROM job; DELETE FROM job_event; DELETE FROM key_flow; DELETE FROM key_share; DELETE FROM lane")
+        for table in ("job", "job_event", "key_flow", "key_share", "lane"):
+            query(f"DELETE FROM {table}")
         line.lane_of.cache_clear()
         submit(caller, flow="before")
         job_id = line.new_id()

@@ -75,7 +75,8 @@ def upgrade() -> None:
         "job_queue", "job", ["lane_id", "key_id", "start_tag", "id"],
         postgresql_where=sa.text("status = 'queued' AND NOT held"), postgresql_include=["tokens", "images", "cost"],
     )  # fmt: skip
-    op.create_index("job_flow", "job", ["lane_id", "key_id", "flow", "start_tag"], postgresql_where=sa.text("status = 'queued'"))
+    op.create_index("job_flow", "job", ["lane_id", "key_id", "flow", "start_tag"],
+                    postgresql_where=sa.text("flow IS NOT NULL AND status = 'queued'"))  # fmt: skip
     op.drop_index("job_line", "job")
 
 
