@@ -10,11 +10,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 import redis
-from sqlalchemy import text
 
 from deploy.embedded import Postgres, Valkey
 from models import db, line, migrate
 from models.settings import settings
+from tests import tables
 from tests.browser import browser, visit
 from workers import wake
 
@@ -73,10 +73,7 @@ def environment(postgres: Postgres, valkey: Valkey) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def database(environment: dict[str, str]) -> Iterator[None]:
     """Every table is empty; the sequences go on."""
-    with db.begin() as session:
-        tables = session.execute(text("SELECT string_agg(tablename, ', ') FROM pg_tables WHERE schemaname = 'public'")).scalar_one()
-        session.execute(text(f"TRUNCATE {tables.replace('alembic_version, ', '').replace(', alembic_version', '')}"))
-    line.lane_of.cache_clear()
+    tables.empty()
     yield
 
 
