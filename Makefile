@@ -36,7 +36,7 @@ bench: setup ## measures what the README claims
 
 chaos: setup ## breaks a running stack in every way, each alone and then mixed for 30 minutes (ARGS="--only FLUSHALL --minutes 0"), then at every named point
 	@$(BIN)/python -m tests.chaos $(if $(ARGS),$(ARGS),--write)
-	@$(if $(ARGS),,HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_webhooks.py tests/test_job_properties.py tests/test_limiter_properties.py tests/test_fuzz_document.py tests/test_fuzz_readers.py tests/test_api_machine.py)
+	@$(if $(ARGS),,HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_webhooks.py tests/test_conversations.py tests/test_job_properties.py tests/test_limiter_properties.py tests/test_fuzz_document.py tests/test_fuzz_readers.py tests/test_api_machine.py)
 
 audit: setup ## asks PyPI and npm for known weaknesses of the pinned versions
 	@$(BIN)/python -m deploy.audit
