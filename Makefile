@@ -16,8 +16,9 @@ demo: setup ## the whole stack with a small local model: jobs run through it, th
 up: setup ## the stack in the foreground until Ctrl-C (ARGS="--local-model --verbose")
 	@$(BIN)/nowserving up $(ARGS)
 
+# More processes than a small machine has cores: many tests wait for timers. Files keep the order of tests/order.py.
 test: setup ## every test, a few files at a time (ARGS="-k line" for some, ARGS="-n0 -x" one after another)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff, mypy, import-linter, the chat page, the Dockerfile and docker-compose.yml
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import redis
 from deploy.embedded import Postgres, Valkey
 from models import db, line, migrate
 from models.settings import settings
-from tests import tables
+from tests import order, tables
 from tests.browser import browser, visit
 from workers import wake
 
@@ -23,6 +23,10 @@ __all__ = ["browser", "visit"]
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order.long_first(items)
 
 
 @pytest.fixture(scope="session")
