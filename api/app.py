@@ -45,10 +45,8 @@ def create_app() -> Flask:
     # No redirects: one would lose the body and the key of a POST. Other spellings of an address are api/addresses.py's.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
-    app.extensions["wrong_tokens"] = WrongTokens()
-    app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
-    app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
+    reset_memory(app)
     cors.register(app)
     metrics.register(app)
     errors.register(app)
@@ -66,3 +64,10 @@ def create_app() -> Flask:
         app.register_blueprint(routes)
     addresses.register(app)
     return app
+
+
+def reset_memory(app: Flask) -> None:
+    """The application remembers nothing of its callers and of other processes, as when it was new."""
+    app.extensions["wrong_tokens"] = WrongTokens()
+    app.extensions["callers"] = Callers()
+    app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
