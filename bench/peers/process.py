@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +32,11 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], *, l
         time.sleep(0.1)
 
 
-def stop(process: subprocess.Popen[bytes] | None) -> None:
-    """It has ended."""
+def stop(process: subprocess.Popen[bytes] | None, *, by: signal.Signals = signal.SIGTERM) -> None:
+    """It has ended. by: the first signal; what has not ended after STOP_S is killed."""
     if process is None:
         return
-    process.terminate()
+    process.send_signal(by)
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
