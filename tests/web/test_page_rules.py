@@ -13,12 +13,12 @@ from time import monotonic
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser import Visit
+from tests.browser import PATIENCE_MS, Visit
 from tests.clients.conftest import World, serving
 from tests.clients.conftest import chat as ask_for
 from tests.clients.raw import Raw
 from tests.steady import least
-from tests.web.conftest import PATIENCE_MS, Chat
+from tests.web.conftest import Chat
 from tests.web.measures import kept, serious
 
 FIRST_LOAD_MOST = 250_000
