@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +31,11 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], *, l
         time.sleep(0.1)
 
 
-def stop(process: subprocess.Popen[bytes] | None, *, by: signal.Signals = signal.SIGTERM) -> None:
-    """It has ended. by: the first signal; what has not ended after STOP_S is killed."""
+def stop(process: subprocess.Popen[bytes] | None) -> None:
+    """It has ended."""
     if process is None:
         return
-    process.send_signal(by)
+    process.terminate()
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:

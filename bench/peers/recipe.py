@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -108,9 +107,12 @@ class Recipe(Peer):
         return {"Flask": self._web.pid, "Celery": self._worker.pid, "Valkey": self._valkey.process.pid}
 
     def halt(self) -> None:
-        # gunicorn waits for connections that are kept open, Celery for what it still has, which may be a retry in a minute.
-        process.stop(self._web, by=signal.SIGKILL)
-        process.stop(self._worker, by=signal.SIGQUIT)
+        process.stop(self._web)
+        if self._worker is not None:
+            # Asked twice it does not wait for what it still has, which may be a retry in a minute.
+            self._worker.terminate()
+            time.sleep(0.5)
+            process.stop(self._worker)
         self._web = self._worker = self._terms = None
         self._valkey.stop()
 
