@@ -49,11 +49,8 @@ def create_app() -> Flask:
     # No redirects: one would lose the body and the key of a POST. Other spellings of an address are api/addresses.py's.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
-    app.extensions["wrong_tokens"] = WrongTokens()
-    app.extensions["callers"] = Callers()
     app.extensions["hall"] = hall
-    latch = app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
-    app.extensions["heartbeat"] = Heartbeat(missing=partial(health.missing, latch))
+    reset_memory(app)
     metrics.register(app)
     errors.register(app)
     host_check.register(app)
@@ -72,3 +69,11 @@ def create_app() -> Flask:
         app.register_blueprint(routes)
     addresses.register(app)
     return app
+
+
+def reset_memory(app: Flask) -> None:
+    """The application remembers nothing of its callers and of other processes, as when it was new."""
+    app.extensions["wrong_tokens"] = WrongTokens()
+    app.extensions["callers"] = Callers()
+    latch = app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
+    app.extensions["heartbeat"] = Heartbeat(missing=partial(health.missing, latch))

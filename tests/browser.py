@@ -8,11 +8,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 DESK, PHONE = (1280, 800), (390, 844)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 Visit = Callable[..., Page]
+# Playwright itself waits 5 s for what is expected, and 30 s for what is clicked; a loaded machine takes longer for both.
+PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def find() -> str | None:
@@ -47,6 +50,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
             viewport={"width": viewport[0], "height": viewport[1]},
             http_credentials={"username": login[0], "password": login[1]} if login else None,
         )
+        context.set_default_timeout(PATIENCE_MS)
         opened.append(context)
         page = context.new_page()
         _watch(page, troubles, host=urlsplit(url).netloc, forgives=forgives)

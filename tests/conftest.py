@@ -10,20 +10,26 @@ from pathlib import Path
 import hypothesis
 import pytest
 import redis
-from sqlalchemy import text
 
 from deploy.embedded import Postgres, Valkey
 from models import db, line, migrate
 from models.errors import Unavailable
 from models.settings import settings
+from tests import order, tables
 from tests.browser import browser, visit
 from workers import wake
 
 __all__ = ["browser", "visit"]
 
-# How long an example takes says how busy the machine is, and nothing of the code.
+# How long an example takes says how busy the machine is, and nothing of the code. CI plays the same examples each time, so that a
+# red run is red again; every other run looks for new ones.
 hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else "untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order.long_first(items)
 
 
 EMPTY_TRIES = 5
@@ -79,12 +85,11 @@ def database(environment: dict[str, str]) -> Iterator[None]:
     """Every table is empty; the sequences go on."""
     for left in reversed(range(EMPTY_TRIES)):
         try:
-            _empty()
+            tables.empty()
             break
         except Unavailable:  # a deadlock with a client of the test before, whose leaving is being written
             if not left:
                 raise
-    line.lane_of.cache_clear()
     yield
 
 
@@ -100,12 +105,6 @@ def override(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> It
     yield change
     monkeypatch.undo()
     forget()
-
-
-def _empty() -> None:
-    with db.begin() as session:
-        tables = session.execute(text("SELECT string_agg(tablename, ', ') FROM pg_tables WHERE schemaname = 'public'")).scalar_one()
-        session.execute(text(f"TRUNCATE {tables.replace('alembic_version, ', '').replace(', alembic_version', '')}"))
 
 
 def forget() -> None:

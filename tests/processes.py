@@ -28,6 +28,7 @@ from models import db, fleet, job, key, line
 from models.errors import Unavailable
 from models.job import TERMINAL
 from models.key import Key, Limits
+from tests import tables
 from tests.forks import ROOT, Forks
 from tests.line_tools import submit
 from tests.upstream.chat import echo
@@ -271,17 +272,8 @@ def forget_everything() -> None:
     # Beside a stack that reads several tables at once one of the two may be picked as the victim of a deadlock.
     for _ in range(TRIES - 1):
         with suppress(Unavailable):
-            return _truncate()
-    return _truncate()
-
-
-def _truncate() -> None:
-    with db.begin() as session:
-        tables = session.execute(
-            text("SELECT string_agg(tablename, ', ') FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
-        ).scalar_one()
-        session.execute(text(f"TRUNCATE {tables}"))
-    line.lane_of.cache_clear()
+            return tables.empty()
+    return tables.empty()
 
 
 def broken_promises(job_ids: Iterable[UUID], calls: Iterable[Call]) -> list[str]:

@@ -13,14 +13,13 @@ from flask import request
 from werkzeug.test import TestResponse
 
 from api import ask
-from api.app import create_app
 from api.ask import Ask
 from api.intake import intake
 from api.waiting import hall
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.errors import Invalid, UnsupportedMedia
 from models.key import Key
-from tests.http_tools import Caller, end
+from tests.http_tools import Caller, end, new_app
 from tests.processes import until
 
 CALLER = Key(id=1, pool_id=1, kind="own")
@@ -39,7 +38,7 @@ def read(endpoint: str, body: object = None, **more: Any) -> Ask:
     """What is asked for by this body (bytes as they are, anything else as JSON)."""
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     sent = {"path": endpoint, "method": "POST", "data": content, "content_type": "application/json", **more}
-    with create_app().test_request_context(**sent):
+    with new_app().test_request_context(**sent):
         return ask.read(request, CALLER, endpoint)
 
 

@@ -9,13 +9,12 @@ import pytest
 from flask import request
 
 from api import ask
-from api.app import create_app
 from api.ask import Ask
 from models.endpoint import CHAT
 from models.errors import Invalid
 from models.key import Key
 from tests.http_tools import CHAT as SUBMIT
-from tests.http_tools import Caller, error_of, stored
+from tests.http_tools import Caller, error_of, new_app, stored
 
 CALLER = Key(id=1, pool_id=1, kind="own")
 BODY: dict[str, Any] = {"model": "m", "temperature": 0.10, "messages": [{"role": "user", "content": "hi"}]}
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 def read(headers: dict[str, str] | None = None, endpoint: str = CHAT, **fields: Any) -> Ask:
     content = json.dumps({**BODY, **fields})
-    with create_app().test_request_context(endpoint, method="POST", headers=headers, data=content, content_type="application/json"):
+    with new_app().test_request_context(endpoint, method="POST", headers=headers, data=content, content_type="application/json"):
         return ask.read(request, CALLER, endpoint)
 
 
@@ -101,7 +100,7 @@ def test_a_header_beats_the_body() -> None:
 @pytest.mark.parametrize("said", [INSIDE, {}, None])
 def test_the_upstream_never_sees_what_is_said_to_us(said: object) -> None:
     content = json.dumps({"temperature": 0.10, "nowserving": said, **BODY}).encode()
-    with create_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
+    with new_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
         order = ask.read(request, CALLER, CHAT).order
 
     assert b'{"temperature":0.1,"model":"m","messages":[{"role":"user","content":"hi"}]}' == order.request

@@ -1,8 +1,12 @@
-"""Conversations through a real pacer and real workers: each answer saw exactly the turns before it, in the order of submission."""
+"""Conversations through a real pacer and real workers: each answer saw exactly the turns before it, in the order of submission.
+
+HYPOTHESIS_PROFILE=nightly (`make chaos`) has 50 conversations of 10 turns.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from uuid import UUID
@@ -15,7 +19,8 @@ from tests.line_tools import query, submit
 from tests.processes import Stack, caller, ring, wait_ended
 from tests.upstream.chat import echo
 
-TALKS, TURNS, WORKERS = 50, 10, 8
+WORKERS = 8
+TALKS, TURNS = (50, 10) if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else (16, 6)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from deploy.server import free_port
 from models import db, fleet
 from tests.forks import ROOT
 from tests.http_tools import Caller
+from tests.line_tools import query
 from tests.processes import Stack, ask, caller, running, until, wait_ended
 from workers import wake
 from workers.queues import QUEUE
@@ -201,7 +202,10 @@ def test_a_worker_that_stopped_consuming_is_told_of_ends_itself_and_the_backlog_
     workers = stack.workers(processes=1, threads=4)
     until(lambda: gone() == [], what="healthy")
     before = workers.children()
-    command = [sys.executable, "-m", "celery", "--app", "workers.tasks", "control", "--timeout", "20", "cancel_consumer", QUEUE]
+    (node,) = query("SELECT name FROM worker WHERE slots > 0")
+    # With a destination celery leaves when that one has answered; else it waits out the whole timeout.
+    control = ["control", "--destination", node.name, "--timeout", "60", "cancel_consumer", QUEUE]
+    command = [sys.executable, "-m", "celery", "--app", "workers.tasks", *control]
     told = subprocess.run(command, cwd=ROOT, env=stack.environment(), capture_output=True, text=True, check=False)
     assert "no longer consuming" in told.stdout, told.stderr
     who = caller("sk-deaf")

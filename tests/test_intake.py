@@ -12,10 +12,9 @@ import pytest
 from flask import request
 
 from api import body
-from api.app import create_app
 from api.intake import Intake, intake
 from models.errors import Unavailable
-from tests.http_tools import CHAT, Caller, error_of, stored
+from tests.http_tools import CHAT, Caller, error_of, new_app, stored
 from tests.processes import until
 
 MIB = 2**20
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 def sending(size: int) -> Iterator[bytes]:
     """A request in chunks, whose length is not known before, and whose body is held."""
     environ = {"wsgi.input_terminated": True, "wsgi.input": BytesIO(b"x" * size)}
-    with create_app().test_request_context(method="POST", environ_overrides=environ):
+    with new_app().test_request_context(method="POST", environ_overrides=environ):
         yield body.receive(request, most=100 * MIB)
 
 

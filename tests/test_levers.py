@@ -8,10 +8,9 @@ from uuid import UUID
 import pytest
 import redis
 
-from api.app import create_app
 from models import db, operator, view
 from models.key import Key
-from tests.http_tools import CHAT, Caller, error_of
+from tests.http_tools import CHAT, Caller, error_of, new_app
 from tests.line_tools import admit_all, at_once, finish, heads, known, query, row, start, submit
 from tests.test_pacer import Stage, allow, due_again, end_all, workers_have
 
@@ -35,7 +34,7 @@ def caller() -> Key:
 @pytest.fixture
 def ops() -> Caller:
     with db.begin() as session:
-        return Caller(operator.create(session, "day-shift", role="write"), create_app())
+        return Caller(operator.create(session, "day-shift", role="write"), new_app())
 
 
 def pull(ops: Caller, path: str, want: int = 200, **said: Any) -> dict[str, Any]:

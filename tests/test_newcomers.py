@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 from flask import request
 
-from api.app import create_app
 from api.newcomers import HOUR_S, Newcomers, address_of
 from models.errors import LineFull
-from tests.http_tools import Caller, error_of
+from tests.http_tools import Caller, error_of, new_app
 from tests.line_tools import query
 
 
@@ -85,7 +84,7 @@ def test_without_a_cap_everybody_does(override: Callable[..., None]) -> None:
 )
 def test_an_address_is_what_nobody_can_choose_at_will(peer: str, forwarded: str | None, counted: str | None) -> None:
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
-    with create_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
+    with new_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
         assert counted == address_of(request)
 
 
@@ -106,7 +105,7 @@ def test_proxies_elsewhere_are_believed_where_the_operator_names_them(
 ) -> None:
     override(trusted_proxies="10.0.0.0/8, fd00::/8")
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
-    with create_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
+    with new_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
         assert counted == address_of(request)
 
 

@@ -118,7 +118,7 @@ def test_the_table_keeps_itself_up_to_date(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api))
     query("UPDATE lane SET paused_at = now(), paused_reason = 'lunch' WHERE model = 'gpt-4o-mini'")
 
-    expect(page.locator("tbody tr", has_text="gpt-4o-mini")).to_contain_text("paused: lunch", timeout=10_000)
+    expect(page.locator("tbody tr", has_text="gpt-4o-mini")).to_contain_text("paused: lunch")
 
 
 def test_a_tab_that_nobody_looks_at_asks_nothing(api: Api, visit: Visit) -> None:
@@ -197,11 +197,11 @@ def test_levers_are_pulled_with_a_reason_and_what_they_did_is_seen(api: Api, vis
     page.get_by_label("reason").fill("lunch")
     picture(page, tmp_path / "lever.png")
     page.get_by_role("dialog").get_by_role("button", name="pause").click()
-    expect(lane).to_contain_text("paused: lunch", timeout=10_000)
+    expect(lane).to_contain_text("paused: lunch")
     picture(page, tmp_path / "paused.png")
     lane.get_by_role("button", name="resume").click()
     page.get_by_role("dialog").get_by_role("button", name="resume").click()
-    expect(lane).not_to_contain_text("lunch", timeout=10_000)
+    expect(lane).not_to_contain_text("lunch")
 
     done = [(one.operator, one.action, one.reason) for one in query("SELECT operator, action, reason FROM audit ORDER BY id")]
     assert [("root", "pause", "lunch"), ("root", "resume", None)] == done
@@ -217,12 +217,12 @@ def test_a_job_is_cancelled_and_many_are_purged_from_the_page(api: Api, visit: V
     name = row.locator("code").inner_text()
     row.get_by_role("button", name="cancel").click()
     page.get_by_role("dialog").get_by_role("button", name="cancel").click()
-    expect(page.locator("tbody tr", has_text=name)).to_contain_text("cancelled", timeout=10_000)
+    expect(page.locator("tbody tr", has_text=name)).to_contain_text("cancelled")
     page.get_by_role("button", name="purge many…").click()
     page.get_by_role("dialog").get_by_label("user").fill("bert")
     picture(page, tmp_path / "purge.png")
     page.get_by_role("dialog").get_by_role("button", name="purge").click()
-    expect(page.locator("tbody .badge.cancelled")).to_have_count(4, timeout=10_000)
+    expect(page.locator("tbody .badge.cancelled")).to_have_count(4)
 
     assert 4 == query("SELECT count(*) AS n FROM job WHERE status = 'cancelled'")[0].n
 
@@ -241,7 +241,7 @@ def test_who_may_only_look_is_told_so_and_changes_nothing(api: Api, visit: Visit
 def test_without_a_server_it_says_so_and_tries_again(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api), forgives=("ERR_",))
     page.route(re.compile("/ops/lanes"), lambda route: route.abort())
-    expect(page.get_by_role("alert")).to_contain_text("does not answer", timeout=10_000)
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
     expect(page.locator("#state")).to_contain_text("next try")
     page.unroute_all()
 

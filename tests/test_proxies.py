@@ -172,7 +172,7 @@ def test_a_call_through_a_proxy_ends_at_its_deadline_or_when_it_is_cancelled(sec
     with Proxy() as proxy:
         override(upstream_proxy=proxy.url)
         with pytest.raises(TimedOut):
-            call(secure, "hello", tls=True, timeout_s=0.5)
+            call(secure, "hello", tls=True, timeout_s=3)
         request = Request(f"{secure.tls_base_url}/models", key="sk-a", headers={}, content=None)
         running = Call(deadline=time.monotonic() + 20)
         threading.Timer(0.3, running.abort).start()
@@ -181,7 +181,7 @@ def test_a_call_through_a_proxy_ends_at_its_deadline_or_when_it_is_cancelled(sec
         with pytest.raises(Aborted):
             send(request, call=running)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # its deadline is in 20 s
 
 
 def test_a_webhook_takes_no_proxy(environ: Override, override: Override) -> None:

@@ -388,7 +388,7 @@ def test_who_goes_before_the_end_has_left(caller: Caller, writes: int) -> None:
     answer.close()
 
     assert [b": waiting\n", event(0), frames.DONE][:writes] == said
-    until(lambda: has_left(job_id), what="on record that it has left", within_s=5)
+    until(lambda: has_left(job_id), what="on record that it has left")
 
 
 def test_who_was_told_everything_has_not_left(caller: Caller) -> None:
@@ -401,7 +401,7 @@ def test_who_was_told_everything_has_not_left(caller: Caller) -> None:
     answer.close()
     other = submit(caller.key, reader=who)
     ask(caller, other, who).close()
-    until(lambda: has_left(other), what="written, and all before it", within_s=5)
+    until(lambda: has_left(other), what="written, and all before it")
     assert not has_left(job_id)
 
 
@@ -414,7 +414,7 @@ def test_who_finds_too_many_streams_has_left(caller: Caller, override: Any) -> N
         ask(caller, job_id, who)
     first.close()
 
-    until(lambda: has_left(job_id), what="on record that it has left", within_s=5)
+    until(lambda: has_left(job_id), what="on record that it has left")
 
 
 def test_a_process_that_stops_breaks_its_streams_off(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,7 +524,7 @@ def test_a_client_that_hangs_up_has_left_its_job(api: Api, is_running: bool) -> 
             dispatch_id = start(known(api.token), job_id)
             say(job_id, dispatch_id, 0)
 
-    until(lambda: has_left(job_id), what="on record that it has left", within_s=10)
+    until(lambda: has_left(job_id), what="on record that it has left")
 
 
 def test_a_stopped_server_cuts_its_streams_so_that_nobody_takes_them_for_whole(environment: dict[str, str], tmp_path: Path) -> None:

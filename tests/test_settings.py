@@ -85,9 +85,9 @@ def test_every_setting_is_tried_with_five_values() -> None:
 @pytest.mark.parametrize(("field", "value"), CASES)
 def test_a_wrong_setting_is_one_line_with_an_example_and_status_2(field: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(env_name(field), value)
-    began = time.process_time()
+    began = time.thread_time()
     said = CliRunner().invoke(nowserving, ["health", "api"])
-    took_s = time.process_time() - began  # of CPU: nothing here waits
+    took_s = time.thread_time() - began  # of CPU: nothing here waits
     name = env_name(field)
 
     assert 2 == said.exit_code, said.output

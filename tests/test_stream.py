@@ -96,7 +96,7 @@ def test_what_came_in_one_read_is_relayed_in_one_step(running: Any) -> None:
         counts = {1: 3, 2: 4}
         speaker = Speaker(
             HEAD + ONE + TWO + ONE, TWO, LAST + DONE,
-            waits=lambda n: until(lambda: len(heard(running.id)) == counts[n], what="relayed", within_s=5),
+            waits=lambda n: until(lambda: len(heard(running.id)) == counts[n], what="relayed"),
         )  # fmt: skip
         answer, verdict = hear(running, speaker)
         while (message := listener.get_message(timeout=0.2)) is not None or not messages:

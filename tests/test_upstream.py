@@ -208,8 +208,8 @@ class TestLimits:
             refusal = limits.admit(now, tokens=tokens, images=tokens % 3)
             if refusal is not None:
                 assert refusal.retry_after_s
-                now += refusal.retry_after_s
-                assert limits.admit(now + 1e-6, tokens=tokens, images=tokens % 3) is None
+                now += refusal.retry_after_s + 1e-6  # rounded up, as the header is; the clock never goes back
+                assert limits.admit(now, tokens=tokens, images=tokens % 3) is None
 
     def test_a_bucket_refills_evenly(self) -> None:
         limits = Limits(Rule({"rpm": 60}, count_refused=False))
@@ -425,7 +425,7 @@ class TestBehaviours:
 
         [call] = upstream.calls()
         assert call.ended_at is not None
-        assert 0 <= call.ended_at - left_at < 0.5
+        assert 0 <= call.ended_at - left_at < 20, "long before the minute of the delay"
 
     def test_a_delay_delays(self, sdk: openai.OpenAI, upstream: FakeUpstream) -> None:
         upstream.behave(KEY, {"delay": [0.05, 0.1]}, {"drip": 5_000})
@@ -434,7 +434,7 @@ class TestBehaviours:
 
         spent_s = [(call.ended_at or 0) - call.at for call in upstream.calls()]
         assert 0.05 <= min(spent_s)
-        assert max(spent_s) < 1
+        assert max(spent_s) < 20
 
     def test_a_body_may_be_huge_and_an_early_hint_come_first(self, sdk: openai.OpenAI) -> None:
         done = say(sdk, "[[fake:huge_mb=2;informational=103]]")

@@ -13,12 +13,11 @@ from prometheus_client import REGISTRY
 from pydantic import ValidationError
 from tornado import web
 
-from api.app import create_app
 from models import db, operator
 from models.errors import TooManyWrongTokens
 from models.settings import Settings
 from models.wrong_tokens import MAX_A_MINUTE, PERIOD_S, WrongTokens
-from tests.http_tools import Caller, error_of
+from tests.http_tools import Caller, error_of, new_app
 from workers import exposition, flower_site
 
 THERE, ELSEWHERE = ({"X-Forwarded-For": address} for address in ("9.9.9.9", "8.8.8.8"))
@@ -92,7 +91,7 @@ def test_they_are_counted_and_logged_once_until_a_quiet_minute(wrong: WrongToken
 def test_every_door_slows_an_attacker_down(path: str, form: str) -> None:
     with db.begin() as session:
         token = operator.create(session, "day-shift", role="write")
-    attacker = Caller("", create_app())
+    attacker = Caller("", new_app())
     statuses = [
         attacker.get(path, headers={**THERE, "Authorization": f"Bearer {form.format(n)}"}).status_code for n in range(MAX_A_MINUTE + 3)
     ]
@@ -106,7 +105,7 @@ def test_every_door_slows_an_attacker_down(path: str, form: str) -> None:
 
 @pytest.mark.usefixtures("database")
 def test_requests_without_a_token_are_no_guesses() -> None:
-    app = create_app()
+    app = new_app()
     statuses = {app.test_client().get(path).status_code for path in ("/ops/audit", "/v1/jobs") for _ in range(MAX_A_MINUTE + 2)}
 
     assert {401} == statuses

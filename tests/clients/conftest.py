@@ -21,7 +21,7 @@ from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call
 
 MODEL = "gpt-6-astra-mini"
-SETTINGS = {"retry_base_s": 0.05, "retry_most_s": 0.1, "abandoned_after_s": 3}
+SETTINGS = {"retry_base_s": 0.05, "retry_most_s": 0.1, "abandoned_after_s": 8}
 # An API that gives up early: for what happens after its patience, and when the line is full.
 NARROW = {"NOWSERVING_STATUS_GRACE_S": "0.3", "NOWSERVING_MAX_QUEUED_PER_KEY": "2"}
 

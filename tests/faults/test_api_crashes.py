@@ -17,7 +17,11 @@ pytestmark = pytest.mark.usefixtures("database")
 @pytest.mark.parametrize(("point", "was_stored"), [("api.before_commit", False), ("api.after_commit", True), ("api.before_reply", True)])
 def test_a_submit_that_got_no_answer_may_be_repeated(point: str, was_stored: bool, environment: dict[str, str], tmp_path: Path) -> None:
     with serving(tmp_path / "dies", NOWSERVING_CRASH=point) as dying, pytest.raises((http.client.HTTPException, OSError)):
-        dying.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
+        try:
+            dying.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
+        finally:
+            # Asked to stop while it starts another process in place of the dead one, gunicorn would wait for its whole grace period.
+            dying.process.kill()
     with serving(tmp_path / "lives") as api:
         status, _, headers = api.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
 

@@ -105,7 +105,7 @@ class Case:
         """The process got as far as its point with this job."""
         self.process = process
         self.open()
-        until(lambda: _has_crashed(process, self.how), what=f"crashed at {self.point}:\n{process.said()[-3000:]}", within_s=15)
+        until(lambda: _has_crashed(process, self.how), what=f"crashed at {self.point}:\n{process.said()[-3000:]}")
         self.close()
         self.at_crash = row(self.job_id).status
 

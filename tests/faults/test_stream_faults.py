@@ -124,7 +124,8 @@ def test_no_stream_is_longer_than_its_timeout(stack: Stack, how: str, has_begun:
 
     assert ("failed", has_begun, 1) == (found.status, found.transcript is not None, len(stack.upstream.calls()))
     assert "timeout_s" in found.error["message"]
-    assert 1 <= (found.ended_at - found.started_at).total_seconds() < 3
+    # The upstream would hang for ever.
+    assert 1 <= (found.ended_at - found.started_at).total_seconds() < 20
 
 
 def test_a_stream_that_is_too_large_is_cut_and_not_paid_for_again(stack: Stack) -> None:

@@ -12,13 +12,12 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from deploy import page as built
-from tests.browser import DESK, Visit
+from tests.browser import DESK, PATIENCE_MS, Visit
 from tests.clients.conftest import SETTINGS, World, serving
 from tests.processes import running
 from tests.web.words import WORDS
 
 SHOTS = Path(__file__).resolve().parents[2] / ".screenshots"
-PATIENCE_MS = 30_000
 
 
 @pytest.fixture(scope="package")
