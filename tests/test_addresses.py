@@ -49,11 +49,13 @@ def test_an_address_is_read_in_every_spelling(sent: str, meant: str) -> None:
 @pytest.mark.parametrize("path", ["/v1//jobs", "/v1/jobs/", "/v1/v1/jobs", "//v1//jobs//", "/jobs"])
 def test_a_post_keeps_its_body_and_a_get_finds_the_same(path: str) -> None:
     caller = Caller()
+    # Of a path that begins with two slashes the test client would take the name of a host.
+    host = {"Host": "localhost"}
 
-    made = caller.post(path, CHAT)
+    made = caller.post(path, CHAT, headers=host)
 
     assert 202 == made.status_code
-    assert [made.json["id"]] == [job["id"] for job in caller.get(f"{path}?limit=5").json["data"]]
+    assert [made.json["id"]] == [job["id"] for job in caller.get(f"{path}?limit=5", headers=host).json["data"]]
 
 
 @pytest.mark.usefixtures("database")

@@ -56,8 +56,9 @@ def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple
     """The worker has this answer and writes what becomes of the job; returns that, and what must become of it."""
     expected = _expected(picture, job, call, row, kind)
     work = Written(
-        row, Meter(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), Relay(row), Telling(row), time.monotonic()
-    )
+        row, Meter(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), Relay(row), Telling(row), time.monotonic(),
+        content=bytes(row.request),
+    )  # fmt: skip
     answer = ANSWERS[kind]
     process._fail_or_again(work, learning.remember(row, None, retry.judge(answer)), answer=answer)
     return work.endings[-1], expected
