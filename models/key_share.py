@@ -164,14 +164,15 @@ def of(session: Session, lane_id: int) -> Sequence[Any]:
 _BEGINNING = """
     greatest(line.virtual_time, (SELECT max(last_finish) FROM key_flow WHERE lane_id = line.id AND key_id = {key_id}))
 """
-#: CTEs of a submit: `share`, the key's row in the lane, made where there is none. Before them: `line`, the lane's.
+#: CTEs of a submit: `share`, the key's row in the lane, made where there is none; empty where another submit makes it at this moment.
+#: Before them: `line`, the lane's. Nobody locks a row that is there: a key's submits would stand in line for it, one commit each.
 JOINING = f"""
     known AS (
         SELECT last_finish, virtual_time, low_water FROM key_share WHERE lane_id = :lane_id AND key_id = :key_id
     ), opened AS (
         INSERT INTO key_share AS share (lane_id, key_id, last_finish, virtual_time)
         SELECT line.id, :key_id, line.virtual_time, {_BEGINNING.format(key_id=":key_id")} FROM line WHERE NOT EXISTS (SELECT FROM known)
-        ON CONFLICT (lane_id, key_id) DO UPDATE SET idle_since = NULL RETURNING last_finish, virtual_time, low_water
+        ON CONFLICT DO NOTHING RETURNING last_finish, virtual_time, low_water
     ), kept AS (
         UPDATE key_share SET idle_since = NULL
         WHERE lane_id = :lane_id AND key_id = :key_id AND idle_since < now() - make_interval(secs => :settled_s)

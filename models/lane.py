@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from models.db import Session
 from models.errors import TooManyModels
+from models.key_share import SETTLED_S
 from models.settings import settings
 
 # A day without jobs: then a lane leaves, unless an operator has said something of it.
@@ -30,17 +31,20 @@ def find_or_make(session: Session, pool_id: int, model: str) -> int:
 
 
 def exists(session: Session, lane_id: int) -> bool:
-    """False: it has left since its id was looked up."""
-    return bool(session.execute(text("SELECT EXISTS (SELECT FROM lane WHERE id = :id)"), {"id": lane_id}).scalar_one())
+    """False: it has left since its id was looked up, or is about to."""
+    return bool(
+        session.execute(text("SELECT EXISTS (SELECT FROM lane WHERE id = :id AND leaving_at IS NULL)"), {"id": lane_id}).scalar_one()
+    )
 
 
 def drop_idle(session: Session, *, limit: int) -> int:
     """Up to `limit` lanes that nobody has used for KEPT_S leave, with what was kept of their keys and users; returns how many.
 
-    A lane stays while it is paused or drains, or while a user has a cap or a weight there. A submit that finds it at the same moment
-    either keeps it or fails as a whole (line.join).
+    First a lane is marked, and no submit joins it any more: find_or_make takes the mark away again. It is deleted 2 SETTLED_S later, when
+    every submit that had not seen the mark has ended. A lane stays while it is paused or drains, or a user has a cap or a weight there.
     """
-    ids = [row.id for row in session.execute(_DROP_IDLE, {"kept_s": KEPT_S, "limit": limit})]
+    session.execute(_MARK, {"kept_s": KEPT_S})
+    ids = [row.id for row in session.execute(_DROP_MARKED, {"settled_s": 2 * SETTLED_S, "limit": limit})]
     for statement in _BELONGINGS if ids else ():
         session.execute(statement, {"ids": ids})
     return len(ids)
@@ -61,27 +65,37 @@ _WAKE = text("""
     WITH found AS (SELECT id FROM lane WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR UPDATE)
     UPDATE lane SET wake_at = now(), idle_since = NULL FROM found WHERE lane.id = found.id
 """)
-_FIND = text("SELECT id FROM lane WHERE pool_id = :pool_id AND model = :model")
+_FIND = text("SELECT id FROM lane WHERE pool_id = :pool_id AND model = :model AND leaving_at IS NULL")
 _MAKE = text("""
     INSERT INTO lane (pool_id, model)
-    SELECT CAST(:pool_id AS bigint), :model WHERE (SELECT count(*) FROM lane WHERE pool_id = :pool_id) < :most
-    ON CONFLICT (pool_id, model) DO UPDATE SET model = excluded.model RETURNING id
+    SELECT CAST(:pool_id AS bigint), CAST(:model AS text)
+    WHERE (SELECT count(*) FROM lane WHERE pool_id = :pool_id) < :most
+    OR EXISTS (SELECT FROM lane WHERE pool_id = :pool_id AND model = :model)
+    ON CONFLICT (pool_id, model) DO UPDATE SET leaving_at = NULL, idle_since = NULL RETURNING id
 """)
-# One that was made and never used begins its day now.
-_DROP_IDLE = text("""
-    WITH unused AS (
+_UNUSED = """
+    wake_at IS NULL AND coalesce(paused_at, draining_at) IS NULL
+    AND NOT EXISTS (SELECT FROM job WHERE job.lane_id = old.id AND status = 'queued')
+    AND NOT EXISTS (SELECT FROM job WHERE job.lane_id = old.id AND status IN ('admitted', 'running'))
+    AND NOT EXISTS (SELECT FROM cap WHERE scope = 'flow' AND owner_id = old.id)
+    AND NOT EXISTS (SELECT FROM key_flow WHERE key_flow.lane_id = old.id AND weight <> 1)
+"""
+# The day of one that was made and never used begins now.
+_MARK = text(f"""
+    WITH begun AS (
         UPDATE lane SET idle_since = now() WHERE id IN (
             SELECT id FROM lane WHERE wake_at IS NULL AND idle_since IS NULL LIMIT 1000 FOR UPDATE SKIP LOCKED
         )
     )
+    UPDATE lane SET leaving_at = now() WHERE id IN (
+        SELECT id FROM lane AS old WHERE leaving_at IS NULL AND idle_since < now() - make_interval(secs => :kept_s) AND {_UNUSED}
+        ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ) AND wake_at IS NULL
+""")
+_DROP_MARKED = text(f"""
     DELETE FROM lane WHERE id IN (
-        SELECT id FROM lane AS old
-        WHERE idle_since < now() - make_interval(secs => :kept_s) AND wake_at IS NULL AND coalesce(paused_at, draining_at) IS NULL
-        AND NOT EXISTS (SELECT FROM job WHERE job.lane_id = old.id AND status = 'queued')
-        AND NOT EXISTS (SELECT FROM job WHERE job.lane_id = old.id AND status IN ('admitted', 'running'))
-        AND NOT EXISTS (SELECT FROM cap WHERE scope = 'flow' AND owner_id = old.id)
-        AND NOT EXISTS (SELECT FROM key_flow WHERE key_flow.lane_id = old.id AND weight <> 1)
+        SELECT id FROM lane AS old WHERE leaving_at < now() - make_interval(secs => :settled_s) AND {_UNUSED}
         ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
-    ) AND wake_at IS NULL RETURNING id
+    ) AND wake_at IS NULL AND leaving_at IS NOT NULL RETURNING id
 """)
 _BELONGINGS = [text(f"DELETE FROM {table} WHERE lane_id = ANY(:ids)") for table in ("key_flow", "key_share", "key_milestones", "flow")]

@@ -123,10 +123,10 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     key_share.open_for(lane_id, order.key.id)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
-    row = session.execute(_JOIN, _values(order, job_id, lane_id, turn)).one()
-    if row.is_gone:
+    row = session.execute(_JOIN, _values(order, job_id, lane_id, turn)).one_or_none()
+    if row is None:
         lane_of.cache_clear()
-        raise LineUnavailable("The line for this model was just cleaned up. Send the request again.")
+        raise LineUnavailable("The line for this model is just being cleaned up. Send the request again.")
     if row.is_draining:
         raise Draining(retry_after_s=60)
     _refuse_if_full(row, key_id=order.key.id)
@@ -152,7 +152,7 @@ def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | No
     except DivisionByZero:
         _hindered.note(lane_id, now=time.monotonic())
         return None
-    if row is None:  # the lane has left
+    if row is None:  # the lane has left, or another submit of this key is the first here
         return None
     if row.of_key is not None:
         _tally.note(order.key.id, row.of_key, now=time.monotonic())
@@ -363,16 +363,12 @@ _AHEAD = text(f"""
 # A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 # The job itself is not there yet for what is counted.
-# One that cleanup deletes at this moment is not woken: its job must not stay (models/lane.py).
-_IS_DORMANT = """
-    line.wake_at IS NULL AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
-"""
 _AHEAD_OF_JOINED = key_share.ahead(
     milestone.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag", job_id="joined.id"),
     lane_id=":lane_id", key_id=":key_id", lane_time="line.virtual_time", start_tag="joined.start_tag", job_id="joined.id", share="share",
 )  # fmt: skip
 _JOINED = f"""
-    WITH line AS ({FIGURES} WHERE lane.id = :lane_id), {key_share.JOINING}, moved AS (
+    WITH line AS ({FIGURES} WHERE lane.id = :lane_id AND lane.leaving_at IS NULL), {key_share.JOINING}, moved AS (
         INSERT INTO key_flow AS f (lane_id, key_id, name, last_finish)
         SELECT line.id, :key_id, :flow, share.virtual_time + CAST(:share AS float8) FROM line, share
         ON CONFLICT (lane_id, key_id, name) DO UPDATE
@@ -403,13 +399,13 @@ _JOINED = f"""
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
     ), woken AS (
         UPDATE lane SET wake_at = now(), idle_since = NULL FROM line
-        WHERE lane.id = line.id AND {_IS_DORMANT} RETURNING lane.id
+        WHERE lane.id = line.id AND line.wake_at IS NULL AND lane.wake_at IS NULL
+        AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
     )
     SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
            line.is_draining, line.has_caps, line.wake_at, line.now,
            joined.id, joined.start_tag, joined.held, joined.not_before, joined.created_at, joined.expires_at,
-           ahead.jobs, ahead.tokens, ahead.images, counted.in_lane, counted.of_key,
-           {_IS_DORMANT} AND NOT EXISTS (SELECT FROM woken) AS is_gone
+           ahead.jobs, ahead.tokens, ahead.images, counted.in_lane, counted.of_key
            {{more}}
     FROM joined, line, share, LATERAL (
         SELECT (SELECT count(*) FROM (
@@ -426,9 +422,8 @@ _JOIN = text(_JOINED.format(more=""))
 # What `join` would refuse, or has to look at, fails as a whole, so that nothing of it stays. An estimate is rounded to a tenth of a second.
 _JOIN_AT_ONCE = text(
     _JOINED.format(
-        more=f"""
-           , 1 / CASE WHEN ({_IS_DORMANT} AND NOT EXISTS (SELECT FROM woken))
-                      OR line.is_draining OR line.has_caps OR counted.of_key >= :key_most
+        more="""
+           , 1 / CASE WHEN line.is_draining OR line.has_caps OR counted.of_key >= :key_most
                       OR CASE WHEN :lane_most > 0 THEN counted.in_lane ELSE line.queued END >= :lane_cap
                       OR NOT line.is_paused AND make_interval(secs => 0.1 + greatest(
                           CASE WHEN line.blocked_by IS NOT NULL THEN line.wake_in_s END, ahead.jobs * 60 / nullif(line.rpm, 0),

@@ -154,6 +154,7 @@ lane = Table(
     Column("paused_reason", Text),
     _at("draining_at"),
     Column("blocked_by", Text),
+    Column("leaving_at", DateTime(timezone=True), comment="since when no submit joins it any more: it will be deleted"),
     Column("queued", Integer, nullable=False, server_default=ZERO, comment="as last counted"),
     Column("oldest_at", DateTime(timezone=True), comment="since when the longest wait lasts; as last counted"),
     Column("rpm", Double, comment="what the credentials together may do; null: no limit known"),

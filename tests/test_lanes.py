@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,7 +12,7 @@ from models import db, job_search, lane, line
 from models.errors import TooManyModels
 from models.key import Key
 from tests.http_tools import CHAT, Caller
-from tests.line_tools import at_once, finish, heads, known, query, row, start, submit
+from tests.line_tools import at_once, finish, heads, known, order, query, row, start, submit
 from tests.processes import until
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -22,11 +23,22 @@ def caller() -> Key:
     return known()
 
 
-def leave() -> int:
-    """How many lanes leave, a day after they were last used."""
-    query("UPDATE lane SET idle_since = now() - interval '25 h' WHERE wake_at IS NULL")
+def drop() -> int:
     with db.begin() as session:
         return lane.drop_idle(session, limit=100)
+
+
+def mark() -> None:
+    """A day after they were last used."""
+    query("UPDATE lane SET idle_since = now() - interval '25 h' WHERE wake_at IS NULL")
+    assert 0 == drop(), "marked only"
+
+
+def leave() -> int:
+    """How many lanes leave, a day and a minute after they were last used."""
+    mark()
+    query("UPDATE lane SET leaving_at = leaving_at - interval '1 min'")
+    return drop()
 
 
 def used(caller: Key, model: str = "m") -> int:
@@ -78,8 +90,7 @@ def test_a_lane_leaves_a_day_after_its_last_job_with_all_that_was_its(caller: Ke
 
 def test_a_lane_that_was_made_and_never_used_leaves_too(caller: Key) -> None:
     line.lane_of(caller.pool_id, "misspelt")
-    with db.begin() as session:
-        assert 0 == lane.drop_idle(session, limit=100), "its day begins"
+    assert 0 == drop(), "its day begins"
     assert 1 == leave()
 
 
@@ -123,36 +134,57 @@ def test_what_was_served_there_is_still_seen_by_operators(caller: Key) -> None:
     assert ["own"] == [one["key"]["kind"] for one in found.jobs]
 
 
-def test_a_submit_while_its_lane_leaves_waits_in_a_new_one(caller: Key) -> None:
-    """The job is stored before it is known that the lane is gone: it must not stay in a lane that nobody looks at."""
+@pytest.mark.parametrize("conversation", [None, "talk"])
+def test_a_submit_to_a_lane_that_is_marked_keeps_it(caller: Key, conversation: str | None) -> None:
     before = used(caller)
-    query("UPDATE lane SET idle_since = now() - interval '25 h'")
-    made = []
-    with db.begin() as session:
-        assert 1 == lane.drop_idle(session, limit=100)
-        joining = threading.Thread(target=lambda: made.append(submit(caller)))
-        joining.start()
-        waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        until(lambda: query(waits), what="a submit that waits for the lane")
-    joining.join(20)
+    mark()
+    one = submit(caller, conversation=conversation)
+    query("UPDATE lane SET leaving_at = leaving_at - interval '1 min'")
 
-    (one,) = made
-    assert before != row(one).lane_id
-    assert [(one,)] == query("SELECT id FROM job WHERE status = 'queued'")
+    assert (before, 0) == (row(one).lane_id, drop())
     assert [one] == heads()
 
 
-def test_a_lane_does_not_leave_while_somebody_joins_it(caller: Key) -> None:
+def test_a_submit_that_began_before_the_mark_keeps_the_lane(caller: Key) -> None:
+    """It stores its job after the mark; when that is old enough for the lane to go, the job is seen."""
     used(caller)
-    query("UPDATE lane SET idle_since = now() - interval '25 h'")
     with db.begin() as session:
-        joined = line.join_at_once(session, _order(caller), job_id=line.new_id())
-        assert joined is not None
-        with db.begin() as other:
-            assert 0 == lane.drop_idle(other, limit=100)
+        assert line.join_at_once(session, order(caller), job_id=line.new_id()) is not None
+        mark()
+    query("UPDATE lane SET leaving_at = coalesce(leaving_at, now()) - interval '1 min'")
 
+    assert 0 == drop()
     assert 1 == len(heads())
 
 
-def _order(caller: Key) -> line.Order:
-    return line.Order(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="someone", tokens=100)
+def test_a_pool_with_as_many_lanes_as_it_may_have_takes_a_marked_one_back(caller: Key, override: Callable[..., None]) -> None:
+    override(max_lanes_per_pool=1)
+    used(caller)
+    mark()
+    line.lane_of.cache_clear()
+
+    assert [submit(caller)] == heads()
+
+
+def test_after_the_first_submit_of_a_key_nobody_waits_for_anothers_commit(caller: Key) -> None:
+    """In a lane that is awake, two that came while the first was stored go on side by side: neither holds the key's row."""
+    line.lane_of(caller.pool_id, "m")
+    query("UPDATE lane SET wake_at = now()")
+    both = threading.Barrier(2, timeout=30)
+
+    def join(user: str) -> None:
+        with db.begin() as session:
+            if line.join_at_once(session, order(caller, flow=user), job_id=line.new_id()) is None:
+                line.join(session, order(caller, flow=user), job_id=line.new_id())
+            both.wait()
+
+    with ThreadPoolExecutor(2) as threads:
+        with db.begin() as session:
+            line.join_at_once(session, order(caller, flow="first"), job_id=line.new_id())
+            joining = [threads.submit(join, user) for user in ("second", "third")]
+            waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            until(lambda: len(query(waits)) == 2, what="both wait for the first")
+        for one in joining:
+            one.result()
+
+    assert 3 == len(heads())

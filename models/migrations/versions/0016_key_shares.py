@@ -21,6 +21,7 @@ def upgrade() -> None:
     one = sa.text("1")
     op.add_column("key", sa.Column("weight", sa.Double(), server_default=one, nullable=False, comment="its part of each lane beside the pool's other keys"))  # fmt: skip  # noqa: E501
     op.add_column("cap", sa.Column("key_id", sa.BigInteger(), server_default=sa.text("0"), nullable=False, comment="of a flow; 0: of a key, or of this user of any key"))  # fmt: skip  # noqa: E501
+    op.add_column("lane", sa.Column("leaving_at", sa.DateTime(timezone=True), comment="since when no submit joins it any more: it will be deleted"))  # fmt: skip  # noqa: E501
     op.create_table(
         "key_share",
         sa.Column("lane_id", sa.BigInteger(), nullable=False),
@@ -89,5 +90,6 @@ def downgrade() -> None:
     op.drop_index("job_queue", "job")
     for table in ("key_milestones", "key_flow", "key_share"):
         op.drop_table(table)
+    op.drop_column("lane", "leaving_at")
     op.drop_column("cap", "key_id")
     op.drop_column("key", "weight")
