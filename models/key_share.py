@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session, begin
+from models.db import Session
 
 # Of every other key so many jobs are looked at for a place; of more, as many as their mean cost lets pass are taken to stand ahead.
 LOOKED_MOST = 100
@@ -64,12 +64,11 @@ def charges(going: Sequence[Any], looked_at: Sequence[Any], *, cut: Set[int]) ->
     return list(made.values())
 
 
-def open_for(lane_id: int, key_id: int) -> None:
-    """The key has a row in this lane, committed: whoever submits next with this key does not wait for a longer transaction to make one."""
+def open_for(session: Session, lane_id: int, key_id: int) -> None:
+    """The key has a row in this lane. To be committed soon: whoever submits next with this key waits for it."""
     wanted = {"lane_id": lane_id, "key_id": key_id}
-    with begin() as session:
-        if session.execute(_KNOWN, wanted).one_or_none() is None:
-            session.execute(_OPEN, wanted)
+    if session.execute(_KNOWN, wanted).one_or_none() is None:
+        session.execute(_OPEN, wanted)
 
 
 def charge(session: Session, charges: Sequence[Charge], *, times: Mapping[int, float]) -> None:
@@ -113,7 +112,8 @@ def come_back(session: Session, rows: Iterable[tuple[int, int, float, float]]) -
 def give_back(session: Session, rows: Iterable[Any]) -> None:
     """Users whose jobs ended uncalled get back the share that these had in line. Rows: lane_id, key_id, flow, share.
 
-    A user who submits or is moved at this moment is passed over: whoever holds the row may be waiting for these jobs.
+    A user who submits or is moved at this moment is passed over: whoever holds the row may be waiting for these jobs. Last in its
+    transaction: the submit of a next turn holds the conversation while it waits for this row.
     """
     sums: dict[tuple[int, int, str], float] = {}
     for row in rows:
@@ -144,7 +144,7 @@ def raise_low_water(session: Session, lane_id: int, ceilings: Mapping[int, float
 
 
 def recount(session: Session, lane_id: int) -> None:
-    """The lane's keys have rows with what waits of each; those that have had nothing here for a while have none any more."""
+    """The lane's keys have rows with what waits of each, and no mark above it; those without jobs for a while have none any more."""
     session.execute(_COUNT, {"lane_id": lane_id})
     session.execute(_DROP_IDLE, {"lane_id": lane_id, "settled_s": 2 * SETTLED_S})
 
@@ -164,8 +164,9 @@ def of(session: Session, lane_id: int) -> Sequence[Any]:
 _BEGINNING = """
     greatest(line.virtual_time, (SELECT max(last_finish) FROM key_flow WHERE lane_id = line.id AND key_id = {key_id}))
 """
-#: CTEs of a submit: `share`, the key's row in the lane, made where there is none; empty where another submit makes it at this moment.
-#: Before them: `line`, the lane's. Nobody locks a row that is there: a key's submits would stand in line for it, one commit each.
+#: CTEs of a submit: `share`, the key's row in the lane, made where there is none, and empty where another submit makes it at this moment;
+#: `kept`, which marks it as in use and is to be read before the lane is locked. Before them: `line`, the lane's.
+#: Nobody locks a row that is there: a key's submits would stand in line for it, one commit each.
 JOINING = f"""
     known AS (
         SELECT last_finish, virtual_time, low_water FROM key_share WHERE lane_id = :lane_id AND key_id = :key_id
@@ -175,7 +176,7 @@ JOINING = f"""
         ON CONFLICT DO NOTHING RETURNING last_finish, virtual_time, low_water
     ), kept AS (
         UPDATE key_share SET idle_since = NULL
-        WHERE lane_id = :lane_id AND key_id = :key_id AND idle_since < now() - make_interval(secs => :settled_s)
+        WHERE lane_id = :lane_id AND key_id = :key_id AND idle_since < now() - make_interval(secs => :settled_s) RETURNING key_id
     ), share AS (
         SELECT one.*, (SELECT weight FROM key WHERE id = :key_id) AS weight
         FROM (SELECT * FROM known UNION ALL SELECT * FROM opened) AS one
@@ -272,22 +273,25 @@ _RAISE_LOW_WATER = text("""
     FROM unnest(CAST(:keys AS bigint[]), CAST(:ceilings AS float8[])) AS given (key_id, ceiling)
     WHERE share.lane_id = :lane_id AND share.key_id = given.key_id
 """)
-# Jobs of the version before come without their key's row: it is made here.
+# The version before submits jobs without their key's row, and puts jobs back without lowering the mark: both are put right here.
 _COUNT = text(f"""
     WITH waiting AS MATERIALIZED (
-        SELECT key_id, count(*) AS jobs FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held GROUP BY key_id
+        SELECT key_id, count(*) AS jobs, min(start_tag) AS first FROM job
+        WHERE lane_id = :lane_id AND status = 'queued' AND NOT held GROUP BY key_id
     ), missing AS (
         INSERT INTO key_share (lane_id, key_id, last_finish, virtual_time)
         SELECT line.id, key_id, line.virtual_time, {_BEGINNING.format(key_id="waiting.key_id")} FROM waiting, lane AS line
         WHERE line.id = :lane_id AND key_id NOT IN (SELECT key_id FROM key_share WHERE lane_id = :lane_id)
         ORDER BY key_id ON CONFLICT DO NOTHING
     ), changed AS MATERIALIZED (
-        SELECT share.key_id, coalesce(waiting.jobs, 0) AS jobs FROM key_share AS share LEFT JOIN waiting ON waiting.key_id = share.key_id
-        WHERE share.lane_id = :lane_id AND (share.queued, share.idle_since IS NULL)
-            IS DISTINCT FROM (coalesce(waiting.jobs, 0), waiting.jobs IS NOT NULL)
+        SELECT share.key_id, coalesce(waiting.jobs, 0) AS jobs, waiting.first
+        FROM key_share AS share LEFT JOIN waiting ON waiting.key_id = share.key_id
+        WHERE share.lane_id = :lane_id AND (waiting.first < share.low_water OR (share.queued, share.idle_since IS NULL)
+            IS DISTINCT FROM (coalesce(waiting.jobs, 0), waiting.jobs IS NOT NULL))
         ORDER BY share.key_id FOR UPDATE OF share SKIP LOCKED
     )
-    UPDATE key_share AS share SET queued = changed.jobs, idle_since = CASE WHEN changed.jobs = 0 THEN coalesce(share.idle_since, now()) END
+    UPDATE key_share AS share SET queued = changed.jobs, idle_since = CASE WHEN changed.jobs = 0 THEN coalesce(share.idle_since, now()) END,
+        low_water = least(share.low_water, changed.first)
     FROM changed WHERE share.lane_id = :lane_id AND share.key_id = changed.key_id
 """)
 _DROP_IDLE = text("""
