@@ -144,7 +144,7 @@ def raise_low_water(session: Session, lane_id: int, ceilings: Mapping[int, float
 
 
 def recount(session: Session, lane_id: int) -> None:
-    """The lane's keys have rows with what waits of each; those that have had nothing here for a while have none any more."""
+    """The lane's keys have rows with what waits of each, and no mark above it; those without jobs for a while have none any more."""
     session.execute(_COUNT, {"lane_id": lane_id})
     session.execute(_DROP_IDLE, {"lane_id": lane_id, "settled_s": 2 * SETTLED_S})
 
@@ -165,7 +165,8 @@ _BEGINNING = """
     greatest(line.virtual_time, (SELECT max(last_finish) FROM key_flow WHERE lane_id = line.id AND key_id = {key_id}))
 """
 #: CTEs of a submit: `share`, the key's row in the lane, made where there is none; empty where another submit makes it at this moment.
-#: Before them: `line`, the lane's. Nobody locks a row that is there: a key's submits would stand in line for it, one commit each.
+#: And `kept`, which marks it as in use; to be read before the lane is locked. Before them: `line`, the lane's. Nobody locks a row that is
+#: there and in use: a key's submits would stand in line for it, one commit each.
 JOINING = f"""
     known AS (
         SELECT last_finish, virtual_time, low_water FROM key_share WHERE lane_id = :lane_id AND key_id = :key_id
@@ -175,7 +176,7 @@ JOINING = f"""
         ON CONFLICT DO NOTHING RETURNING last_finish, virtual_time, low_water
     ), kept AS (
         UPDATE key_share SET idle_since = NULL
-        WHERE lane_id = :lane_id AND key_id = :key_id AND idle_since < now() - make_interval(secs => :settled_s)
+        WHERE lane_id = :lane_id AND key_id = :key_id AND idle_since < now() - make_interval(secs => :settled_s) RETURNING key_id
     ), share AS (
         SELECT one.*, (SELECT weight FROM key WHERE id = :key_id) AS weight
         FROM (SELECT * FROM known UNION ALL SELECT * FROM opened) AS one
@@ -272,22 +273,25 @@ _RAISE_LOW_WATER = text("""
     FROM unnest(CAST(:keys AS bigint[]), CAST(:ceilings AS float8[])) AS given (key_id, ceiling)
     WHERE share.lane_id = :lane_id AND share.key_id = given.key_id
 """)
-# Jobs of the version before come without their key's row: it is made here.
+# The version before submits jobs without their key's row, and puts jobs back without lowering the mark: both are put right here.
 _COUNT = text(f"""
     WITH waiting AS MATERIALIZED (
-        SELECT key_id, count(*) AS jobs FROM job WHERE lane_id = :lane_id AND status = 'queued' AND NOT held GROUP BY key_id
+        SELECT key_id, count(*) AS jobs, min(start_tag) AS first FROM job
+        WHERE lane_id = :lane_id AND status = 'queued' AND NOT held GROUP BY key_id
     ), missing AS (
         INSERT INTO key_share (lane_id, key_id, last_finish, virtual_time)
         SELECT line.id, key_id, line.virtual_time, {_BEGINNING.format(key_id="waiting.key_id")} FROM waiting, lane AS line
         WHERE line.id = :lane_id AND key_id NOT IN (SELECT key_id FROM key_share WHERE lane_id = :lane_id)
         ORDER BY key_id ON CONFLICT DO NOTHING
     ), changed AS MATERIALIZED (
-        SELECT share.key_id, coalesce(waiting.jobs, 0) AS jobs FROM key_share AS share LEFT JOIN waiting ON waiting.key_id = share.key_id
-        WHERE share.lane_id = :lane_id AND (share.queued, share.idle_since IS NULL)
-            IS DISTINCT FROM (coalesce(waiting.jobs, 0), waiting.jobs IS NOT NULL)
+        SELECT share.key_id, coalesce(waiting.jobs, 0) AS jobs, waiting.first
+        FROM key_share AS share LEFT JOIN waiting ON waiting.key_id = share.key_id
+        WHERE share.lane_id = :lane_id AND (waiting.first < share.low_water OR (share.queued, share.idle_since IS NULL)
+            IS DISTINCT FROM (coalesce(waiting.jobs, 0), waiting.jobs IS NOT NULL))
         ORDER BY share.key_id FOR UPDATE OF share SKIP LOCKED
     )
-    UPDATE key_share AS share SET queued = changed.jobs, idle_since = CASE WHEN changed.jobs = 0 THEN coalesce(share.idle_since, now()) END
+    UPDATE key_share AS share SET queued = changed.jobs, idle_since = CASE WHEN changed.jobs = 0 THEN coalesce(share.idle_since, now()) END,
+        low_water = least(share.low_water, changed.first)
     FROM changed WHERE share.lane_id = :lane_id AND share.key_id = changed.key_id
 """)
 _DROP_IDLE = text("""

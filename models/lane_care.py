@@ -85,7 +85,12 @@ class Care:
 
 
 def _settled(times: deque[tuple[float, float]], virtual_time: float, *, now: float) -> float | None:
-    """The virtual time that was true at least SETTLED_S ago; None while nobody has looked for that long."""
+    """The virtual time that was true at least SETTLED_S ago; None while nobody has looked for that long.
+
+    One that is lower than before is of a row that was dropped and made again in between: what was seen of the old row is forgotten.
+    """
+    if times and virtual_time < times[-1][1]:
+        times.clear()
     times.append((now, virtual_time))
     ceiling = None
     while now - times[0][0] >= SETTLED_S:

@@ -207,6 +207,37 @@ def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
     assert [one] == heads()
 
 
+def test_a_job_that_the_version_before_put_back_is_found_again(caller: Key) -> None:
+    """Workers of before 0016 lower the lane's mark alone."""
+    care = lane_care.Care()
+    one = submit(caller)
+    start(caller, one)
+    query("UPDATE key_share SET virtual_time = 500")
+    for now in (0.0, SETTLED_S + 1.0):
+        refresh(care, now=now)
+    query("UPDATE job SET status = 'queued', dispatch_id = NULL, lease_until = NULL, admitted_at = NULL")
+    refresh(care, now=SETTLED_S + 3.0)
+
+    assert [one] == heads()
+
+
+def test_a_share_that_was_made_again_has_no_mark_of_the_one_before(caller: Key) -> None:
+    care = lane_care.Care()
+    submit(known("sk-other"))
+    one = submit(caller)
+    finish(one, start(caller, one))
+    # Its users' last finish is behind the key's own time where a job was admitted, put back and cancelled.
+    query("UPDATE key_share SET virtual_time = 1000 WHERE key_id = :id", id=caller.id)
+    refresh(care, now=0.0)
+    query("DELETE FROM key_share WHERE key_id = :id", id=caller.id)
+    finish(two := submit(caller), start(caller, two))
+    for now in (2.0, SETTLED_S + 1.0, SETTLED_S + 3.0):
+        refresh(care, now=now)
+    three = submit(caller)
+
+    assert three in heads()
+
+
 def test_the_figures_are_those_of_the_lanes_credentials(caller: Key) -> None:
     submit(caller)
     query("INSERT INTO meter (credential_id, model, rpm, tpm) SELECT id, '*', 60, 1000 FROM credential")
