@@ -398,9 +398,11 @@ _JOINED = f"""
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, 1, 'job.queued', created_at FROM joined
     ), woken AS (
+        -- The share before the lane, as everybody locks them.
         UPDATE lane SET wake_at = now(), idle_since = NULL FROM line
         WHERE lane.id = line.id AND line.wake_at IS NULL AND lane.wake_at IS NULL
         AND (line.idle_since IS NULL OR line.idle_since < now() - make_interval(secs => :settled_s))
+        AND (SELECT count(*) FROM kept) >= 0
     )
     SELECT line.queued, line.rpm, line.tpm, line.ipm, line.max_in_flight, line.usual_s, line.blocked_by, line.wake_in_s, line.is_paused,
            line.is_draining, line.has_caps, line.wake_at, line.now,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from models import db, erasure, job, purge
 from models.audit import Act
@@ -13,6 +15,7 @@ from models.key import Key
 from models.purge import Filter
 from tests.http_tools import Caller
 from tests.line_tools import at_once, finish, known, query, start, submit
+from tests.processes import until
 
 pytestmark = pytest.mark.usefixtures("database")
 TALKS = 30
@@ -114,6 +117,20 @@ def test_a_deleted_session_works_off_its_own_rows_only(caller: Key) -> None:
     assert 200 == answer.status_code
     assert 3 == len(query("SELECT id FROM job WHERE key_id = :id AND length(request) > 0", id=other.id))
     assert ["large"] == [row.name for row in query("SELECT name FROM conversation")]
+
+
+def test_a_submit_to_a_dormant_lane_and_the_sweep_lock_in_one_order(caller: Key) -> None:
+    """Shares before the lane."""
+    one = submit(caller)
+    assert finish(one, start(caller, one))
+    query("UPDATE lane SET wake_at = NULL, idle_since = now() - interval '25 s'")
+    query("UPDATE key_share SET idle_since = now() - interval '25 s'")
+    with ThreadPoolExecutor(1) as threads, db.begin() as session:
+        session.execute(text("SELECT FROM key_share FOR UPDATE"))
+        submitted = threads.submit(submit, caller)
+        until(lambda: bool(query("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'")), what="a submit that waits")
+        session.execute(text("UPDATE lane SET usual_s = 1"))
+    assert submitted.result()
 
 
 def finish_job(caller: Key, text: str) -> None:
