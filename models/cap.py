@@ -122,6 +122,15 @@ def refuse_if_full(session: Session, *, key_id: int, lane_id: int, flow: str, en
             )  # fmt: skip
 
 
+def split(session: Session, *, lane_id: int, user: str) -> None:
+    """Caps set before 0016 for this user of any key become caps of this user of each key that has one there: nobody could lift them else.
+
+    user: empty: of no user, and nothing happens.
+    """
+    if user:
+        session.execute(_SPLIT, {"lane_id": lane_id, "flow": user})
+
+
 def _room(row: Any) -> Room:
     where = (row.scope, row.owner_id, row.flow, row.endpoint, row.key_id)
     if row.paused_at is not None:
@@ -181,6 +190,19 @@ _WAITING = text(f"""
     SELECT id FROM lane WHERE id = ANY(:lanes) AND EXISTS (
         SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND {SHUT}
     )
+""")
+_SPLIT = text("""
+    WITH old AS (
+        DELETE FROM cap WHERE scope = 'flow' AND owner_id = :lane_id AND flow = :flow AND key_id = 0 RETURNING *
+    )
+    INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, max_queued, max_in_flight, rpm, paused_at, paused_reason, draining_at)
+    SELECT old.scope, old.owner_id, each.key_id || ':' || old.flow, old.endpoint, each.key_id, old.max_queued, old.max_in_flight, old.rpm,
+           old.paused_at, old.paused_reason, old.draining_at
+    FROM old JOIN key_flow AS each ON each.lane_id = old.owner_id AND each.name = old.flow
+    ON CONFLICT (scope, owner_id, flow, endpoint) DO UPDATE SET
+        max_queued = coalesce(cap.max_queued, excluded.max_queued), max_in_flight = coalesce(cap.max_in_flight, excluded.max_in_flight),
+        rpm = coalesce(cap.rpm, excluded.rpm), paused_at = coalesce(cap.paused_at, excluded.paused_at),
+        paused_reason = coalesce(cap.paused_reason, excluded.paused_reason), draining_at = coalesce(cap.draining_at, excluded.draining_at)
 """)
 _JOBS = text("""
     SELECT job.id, job.key_id, job.lane_id, job.flow, job.endpoint, lane.pool_id

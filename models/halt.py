@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, lane, parking
+from models import audit, cap, lane, parking
 from models.audit import Act
 from models.db import Session
 from models.errors import Invalid, NotFound
@@ -78,6 +78,7 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     if verb not in VERBS:
         raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
     on = certain(session, on)
+    cap.split(session, lane_id=on.number, user=on.flow)
     before = state(session, on, lock=True)
     reason = act.reason or f"by {act.operator.name}"
     if on.kind in ("key", "flow"):

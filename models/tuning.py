@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, credential, halt, key, model_list, secret
+from models import audit, cap, credential, halt, key, model_list, secret
 from models.audit import Act
 from models.cap import NAMES as CAPS
 from models.db import Session
@@ -44,6 +44,7 @@ def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int |
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
     on = halt.certain(session, on)
+    cap.split(session, lane_id=on.number, user=on.flow)
     halt.state(session, on, lock=True)
     wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()

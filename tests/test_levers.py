@@ -88,6 +88,28 @@ def test_nothing_paused_starts_until_it_is_resumed_and_the_order_is_kept(kind: s
     assert [("pause", target), ("resume", target)] == log(ops)
 
 
+@pytest.mark.parametrize("name", ["{lane}:ann", "{lane}.{key}:ann"])
+def test_a_user_who_was_paused_before_users_were_of_a_key_is_resumed(name: str, caller: Key, stage: Stage, ops: Caller) -> None:
+    one = submit(caller, flow="ann")
+    query("INSERT INTO cap (scope, owner_id, flow, endpoint, paused_at) VALUES ('flow', :lane, 'ann', '', now())", lane=lane_id(one))
+    assert [] == steps(stage)
+
+    pull(ops, f"flows/{name.format(lane=lane_id(one), key=caller.id)}/resume")
+    assert [one] == steps(stage)
+    assert [] == query("SELECT FROM cap")
+
+
+def test_a_cap_from_before_users_were_of_a_key_is_lifted_for_one_key(caller: Key, ops: Caller) -> None:
+    one, other = submit(caller, flow="ann"), Key(query(
+        "INSERT INTO key (fingerprint, kind, pool_id) VALUES ('\\x01', 'issued', :pool) RETURNING id", pool=caller.pool_id
+    )[0].id, caller.pool_id, "issued")  # fmt: skip
+    submit(other, flow="ann")
+    query("INSERT INTO cap (scope, owner_id, flow, endpoint, rpm) VALUES ('flow', :lane, 'ann', '', 5)", lane=lane_id(one))
+
+    pull(ops, f"flows/{lane_id(one)}.{caller.id}:ann/caps", rpm=None)
+    assert [(f"{other.id}:ann", other.id, 5)] == query("SELECT flow, key_id, rpm FROM cap")
+
+
 @pytest.mark.parametrize("kind", ["keys", "flows"])
 def test_others_go_past_a_paused_key_or_user(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(200)]
