@@ -64,6 +64,7 @@ def _stored(order: Order, *, token: str | None, digest: bytes) -> Accepted:
             joined = line.join_at_once(session, order, job_id=wanted)
         if joined is not None:
             return Accepted(wanted, joined)
+    line.prepare(order)
     with db.begin() as session:
         job_id, joined = wanted, None
         if token is not None:

@@ -179,7 +179,7 @@ def again(act: Act, job_id: UUID, caller: key.Key, *, is_only_once: bool = False
     with db.autocommit() as session:
         before = view.find_order(session, job_id, caller.id)
     order = orders.again(caller, before, retry_of=job_id)
-    lane_id = line.lane_of(caller.pool_id, before.model)
+    lane_id = line.prepare(order)
     with db.begin() as session:
         if is_only_once and not purge.may_repeat(session, job_id):
             return None

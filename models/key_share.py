@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session, begin
+from models.db import Session
 
 # Of every other key so many jobs are looked at for a place; of more, as many as their mean cost lets pass are taken to stand ahead.
 LOOKED_MOST = 100
@@ -64,12 +64,11 @@ def charges(going: Sequence[Any], looked_at: Sequence[Any], *, cut: Set[int]) ->
     return list(made.values())
 
 
-def open_for(lane_id: int, key_id: int) -> None:
-    """The key has a row in this lane, committed: whoever submits next with this key does not wait for a longer transaction to make one."""
+def open_for(session: Session, lane_id: int, key_id: int) -> None:
+    """The key has a row in this lane. To be committed soon: whoever submits next with this key waits for it."""
     wanted = {"lane_id": lane_id, "key_id": key_id}
-    with begin() as session:
-        if session.execute(_KNOWN, wanted).one_or_none() is None:
-            session.execute(_OPEN, wanted)
+    if session.execute(_KNOWN, wanted).one_or_none() is None:
+        session.execute(_OPEN, wanted)
 
 
 def charge(session: Session, charges: Sequence[Charge], *, times: Mapping[int, float]) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from models import attachment, budget, cap, conversation, key_share, lane, milestone
-from models.db import Session, begin
+from models.db import Session, autocommit, begin
 from models.errors import Draining, LineFull, LineUnavailable, TooLate
 from models.key import Key
 from models.key_share import SETTLED_S
@@ -112,15 +112,30 @@ _hindered = Hindered()
 ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 
 
+def prepare(order: Order) -> int:
+    """The id of the order's lane, which is there, and in which its key has a share. To be called before the transaction of `join`.
+
+    In statements of its own, so that the first submit of a key does not hold up the others. While a transaction is open they would wait
+    for a second connection, and as many submits as there are connections would all wait for each other.
+    """
+    lane_id = lane_of(order.key.pool_id, order.model)
+    with autocommit() as session:
+        is_there = lane.exists(session, lane_id)
+        if is_there:
+            key_share.open_for(session, lane_id, order.key.id)
+    if not is_there:
+        lane_of.cache_clear()
+    return lane_id if is_there else lane_of(order.key.pool_id, order.model)
+
+
 def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
-    """The job stands in line, with its first event, and what it may cost is reserved.
+    """The job stands in line, with its first event, and what it may cost is reserved. `prepare` comes before.
 
     Raises NoMoney, LineFull (Draining where the operator lets it run empty), or TooLate when the line is longer than it may wait;
     Invalid when its conversation has no such attachments.
     """
     budget.reserve(session, order.key, order.reserved_microusd)
-    lane_id = _lane_that_is(session, order)
-    key_share.open_for(lane_id, order.key.id)
+    lane_id = lane_of(order.key.pool_id, order.model)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
     row = session.execute(_JOIN, _values(order, job_id, lane_id, turn)).one_or_none()
@@ -210,13 +225,6 @@ def lane_of(pool_id: int, model: str) -> int:
     """The id of the lane for this pool and model, found or made in a transaction of its own. Raises TooManyModels."""
     with begin() as session:
         return lane.find_or_make(session, pool_id, model)
-
-
-def _lane_that_is(session: Session, order: Order) -> int:
-    """As lane_of, looked up anew where the lane has left since."""
-    if not lane.exists(session, lane_of(order.key.pool_id, order.model)):
-        lane_of.cache_clear()
-    return lane_of(order.key.pool_id, order.model)
 
 
 def place(session: Session, job: Any) -> Place:

@@ -41,6 +41,7 @@ def submit(caller: Key, **wanted: Any) -> UUID:
     with db.autocommit() as session:
         if line.join_at_once(session, order(caller, **wanted), job_id=job_id) is not None:
             return job_id
+    line.prepare(order(caller, **wanted))
     with db.begin() as session:
         line.join(session, order(caller, **wanted), job_id=job_id)
     return job_id

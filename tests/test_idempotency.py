@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -43,6 +44,17 @@ def test_twenty_at_once_make_one_job(caller: Caller) -> None:
     assert {202} == {answer.status_code for answer in answers}
     assert 1 == len({answer.json["id"] for answer in answers}) == stored()
     assert 19 == sum(answer.headers.get("Idempotent-Replayed") == "true" for answer in answers)
+
+
+def test_more_at_once_than_connections_do_not_wait_for_each_other(caller: Caller, override: Callable[..., None]) -> None:
+    """A submit that opened a second connection inside its transaction held up all others of the process for two seconds, and failed."""
+    override(database_pool=3)
+    db.engine().dispose()
+    db.engine.cache_clear()
+    posts = [partial(caller.post, "/v1/jobs", CHAT, headers={"Idempotency-Key": f"k{n}"}) for n in range(24)]
+
+    assert {202} == {answer.status_code for answer in together(*posts)}
+    assert 24 == stored()
 
 
 def test_one_that_waits_too_long_for_another_is_told_to_come_back(caller: Caller) -> None:

@@ -90,11 +90,12 @@ class Line(RuleBasedStateMachine):
     @rule(wanted=wanted_orders)
     def begin_a_submit(self, wanted: dict[str, Any]) -> None:
         """Its transaction stays open; it locks nothing that the others need."""
-        line.lane_of(self.caller.pool_id, wanted["model"])
+        submitted = order(self.caller, **{**wanted, "flow": "open", "conversation": None})
+        line.prepare(submitted)
         query("UPDATE lane SET wake_at = coalesce(wake_at, now()), idle_since = NULL")
         self.open_since = self.times()
         session = self.open.enter_context(db.begin())
-        line.join(session, order(self.caller, **{**wanted, "flow": "open", "conversation": None}), job_id=line.new_id())
+        line.join(session, submitted, job_id=line.new_id())
 
     @precondition(lambda self: self.open_since is not None)
     @rule()
