@@ -158,8 +158,8 @@ def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object], http_
     http_status: with which the upstream refuses such jobs; None: the error's code says it.
     """
     row = session.execute(_REFUSE, {"id": job_id, "error": _json(error), "http_status": http_status}).one_or_none()
-    key_share.give_back(session, [row] if row is not None else [])
     conversation.let_next(session, [row.conversation_id] if row is not None else [])
+    key_share.give_back(session, [row] if row is not None else [])
     return row is not None
 
 
@@ -258,9 +258,9 @@ def cancel(session: Session, job_id: UUID, key_id: int, *, abandoned: bool = Fal
     """
     row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id, "abandoned": abandoned}).one_or_none()
     if row is not None and row.status == Status.CANCELLED:
-        key_share.give_back(session, [row])
         if not row.held:
             conversation.let_next(session, [row.conversation_id])
+        key_share.give_back(session, [row])
     return row
 
 
@@ -281,8 +281,8 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
         key_share.give_back(session, held)
         return held
     rows = session.execute(_EXPIRE, {**params, "held": False}).all()
-    key_share.give_back(session, rows)
     conversation.let_next(session, [row.conversation_id for row in rows])
+    key_share.give_back(session, rows)
     return rows
 
 

@@ -112,7 +112,8 @@ def come_back(session: Session, rows: Iterable[tuple[int, int, float, float]]) -
 def give_back(session: Session, rows: Iterable[Any]) -> None:
     """Users whose jobs ended uncalled get back the share that these had in line. Rows: lane_id, key_id, flow, share.
 
-    A user who submits or is moved at this moment is passed over: whoever holds the row may be waiting for these jobs.
+    A user who submits or is moved at this moment is passed over: whoever holds the row may be waiting for these jobs. Last in its
+    transaction: the submit of a next turn holds the conversation while it waits for this row.
     """
     sums: dict[tuple[int, int, str], float] = {}
     for row in rows:

@@ -46,7 +46,7 @@ def prioritise(session: Session, act: Act, job_id: UUID, *, priority: str) -> in
     """The waiting job has this priority, and those behind it in its flow move accordingly; returns its lane. Raises WrongState, Invalid."""
     if priority not in WEIGHTS:
         raise Invalid(f"`priority` is one of {', '.join(WEIGHTS)}.", param="priority")
-    one = _waiting(session, job_id)
+    one = _waiting(session, job_id, with_others=True)
     session.execute(text("UPDATE job SET priority = :priority WHERE id = :id"), {"id": job_id, "priority": priority})
     _retag(session, one.lane_id, one.key_id, one.flow)
     audit.write(session, act, "priority", f"job:{job_id}", before={"priority": one.priority}, after={"priority": priority})
@@ -63,12 +63,15 @@ def boost(session: Session, act: Act, job_id: UUID) -> int:
     return int(one.lane_id)
 
 
-def _waiting(session: Session, job_id: UUID) -> Any:
+def _waiting(session: Session, job_id: UUID, *, with_others: bool = False) -> Any:
+    """The job's row. Locks it; with_others: and all that wait in its flow."""
     # The flow first, as a submit takes it.
     flow = session.execute(text("SELECT lane_id, key_id, flow FROM job WHERE id = :id"), {"id": job_id}).one_or_none()
     if flow is None:
         raise NotFound("No such job.")
     session.execute(_LOCK_FLOW, {"lane_id": flow.lane_id, "key_id": flow.key_id, "flow": flow.flow})
+    if with_others:
+        session.execute(_LOCK_JOBS, {"lane_id": flow.lane_id, "key_id": flow.key_id, "flow": flow.flow})
     row = session.execute(text("SELECT * FROM job WHERE id = :id FOR UPDATE"), {"id": job_id}).one()
     if row.status != "queued":
         raise WrongState("Only a job that waits can be moved in its line.")
@@ -76,6 +79,7 @@ def _waiting(session: Session, job_id: UUID) -> Any:
 
 
 def _retag(session: Session, lane_id: int, key_id: int, flow: str) -> None:
+    session.execute(_LOCK_JOBS, {"lane_id": lane_id, "key_id": key_id, "flow": flow})
     row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **WEIGHTS}).one()
     if row.first is not None:
         key_share.come_back(session, [(lane_id, key_id, row.first, 0.0)])
@@ -86,6 +90,10 @@ _FLOW = "lane_id = :lane_id AND key_id = :key_id AND name = :flow"
 _LOCK_FLOW = text(f"SELECT weight, last_finish FROM key_flow WHERE {_FLOW} FOR UPDATE")
 _LOCK_KEY = text("SELECT weight FROM key WHERE id = :id FOR UPDATE")
 _WEIGH_FLOW = text(f"UPDATE key_flow SET weight = :weight WHERE {_FLOW}")
+# In the order in which the pacer admits them.
+_LOCK_JOBS = text("""
+    SELECT FROM job WHERE lane_id = :lane_id AND key_id = :key_id AND flow = :flow AND status = 'queued' ORDER BY start_tag, id FOR UPDATE
+""")
 # What was put first stays first.
 _RETAG = text(f"""
     WITH shares AS (

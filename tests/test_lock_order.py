@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 
-from models import db, erasure, job, purge
+from models import db, erasure, job, pacing, purge, reorder
 from models.audit import Act
+from models.errors import WrongState
 from models.key import Key
 from models.purge import Filter
 from tests.http_tools import Caller
-from tests.line_tools import at_once, finish, known, query, start, submit
+from tests.line_tools import at_once, credential_of, finish, known, query, start, submit
 from tests.processes import until
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -128,9 +130,51 @@ def test_a_submit_to_a_dormant_lane_and_the_sweep_lock_in_one_order(caller: Key)
     with ThreadPoolExecutor(1) as threads, db.begin() as session:
         session.execute(text("SELECT FROM key_share FOR UPDATE"))
         submitted = threads.submit(submit, caller)
-        until(lambda: bool(query("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'")), what="a submit that waits")
+        until_one_waits()
         session.execute(text("UPDATE lane SET usual_s = 1"))
     assert submitted.result()
+
+
+@pytest.mark.parametrize("how", ["cancel", "expire", "refuse"])
+def test_a_turn_ends_uncalled_while_the_next_one_is_submitted(caller: Key, how: str) -> None:
+    """A submit locks the conversation before the user's row."""
+    one = submit(caller, conversation="talk")
+    query("UPDATE job SET expires_at = now() - interval '1 s'")
+
+    def end() -> Any:
+        with db.begin() as session:
+            return {
+                "cancel": lambda: job.cancel(session, one, caller.id), "expire": lambda: job.expire(session),
+                "refuse": lambda: job.refuse(session, one, error={}),
+            }[how]()  # fmt: skip
+
+    with ThreadPoolExecutor(1) as threads, db.begin() as session:
+        session.execute(text("SELECT FROM conversation FOR UPDATE"))
+        ended = threads.submit(end)
+        until_one_waits()
+        session.execute(text("SELECT FROM key_flow FOR UPDATE"))
+    assert ended.result()
+    assert [(0,)] == query("SELECT last_finish FROM key_flow")
+
+
+def test_a_job_gets_another_priority_while_the_pacer_admits_its_user(caller: Key) -> None:
+    first, last = submit(caller), submit(caller)
+
+    def prioritise() -> int:
+        with db.begin() as session:
+            return reorder.prioritise(session, Act(), last, priority="high")
+
+    with ThreadPoolExecutor(1) as threads, db.begin() as session:
+        pacing.admit(session, [pacing.Admission(first, uuid4(), credential_of(session, caller))])
+        moved = threads.submit(prioritise)
+        until_one_waits()
+        pacing.admit(session, [pacing.Admission(last, uuid4(), credential_of(session, caller))])
+    with pytest.raises(WrongState):
+        moved.result()
+
+
+def until_one_waits() -> None:
+    until(lambda: bool(query("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'")), what="a transaction that waits")
 
 
 def finish_job(caller: Key, text: str) -> None:
