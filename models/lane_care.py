@@ -123,13 +123,15 @@ _USUAL = text("""
         WHERE credential_id = used.id AND model = :model AND outcome = 'succeeded' ORDER BY started_at DESC LIMIT 30
     ) AS last
 """)
+# The mark is of versions before 0016, which read the line from there: one that comes back must find those who wait.
 _COUNT = text("""
-    UPDATE lane SET queued = counted.jobs, oldest_at = counted.oldest_at
+    UPDATE lane SET queued = counted.jobs, oldest_at = counted.oldest_at, low_water = least(lane.low_water, counted.first)
     FROM (
         -- An id says when its job was submitted: the index alone is read. (There is no min() of a uuid.)
-        SELECT count(*) AS jobs,
+        SELECT count(*) AS jobs, min(start_tag) AS first,
                to_timestamp(('x' || left(replace(min(id::text COLLATE "C"), '-', ''), 12))::bit(48)::bigint / 1000.0) AS oldest_at
         FROM job WHERE lane_id = :id AND status = 'queued' AND NOT held
     ) AS counted
-    WHERE lane.id = :id AND (lane.queued, lane.oldest_at) IS DISTINCT FROM (counted.jobs, counted.oldest_at)
+    WHERE lane.id = :id AND (lane.low_water > counted.first
+                             OR (lane.queued, lane.oldest_at) IS DISTINCT FROM (counted.jobs, counted.oldest_at))
 """)

@@ -221,6 +221,15 @@ def test_a_job_that_the_version_before_put_back_is_found_again(caller: Key) -> N
     assert [one] == heads()
 
 
+def test_the_version_before_finds_those_who_wait_when_it_comes_back(caller: Key) -> None:
+    """It reads a lane from the lane's own mark, and has raised that in the lane's time while both ran."""
+    one = submit(caller)
+    query("UPDATE lane SET low_water = 1e9")
+    refresh(lane_care.Care(), now=0.0)
+
+    assert [(True,)] == query("SELECT low_water <= start_tag FROM lane, job WHERE job.id = :id", id=one)
+
+
 def test_a_share_that_was_made_again_has_no_mark_of_the_one_before(caller: Key) -> None:
     care = lane_care.Care()
     submit(known("sk-other"))
