@@ -11,6 +11,8 @@ from io import BytesIO
 from typing import IO, TypeVar
 
 from flask import Request
+from gevent import Timeout as Deadline
+from gevent import monkey
 from gunicorn.http.errors import ParseException
 
 from api import encodings, intake, json_text, offload
@@ -142,15 +144,23 @@ def _pieces(request: Request, most: int) -> Iterator[bytes]:
     wanted = request.content_length
     if wanted is None:
         if "wsgi.input_terminated" in request.environ:
-            yield from iter(partial(stream.read, PIECE_BYTES), b"")
+            yield from iter(partial(_read, stream, PIECE_BYTES), b"")
         return
     expect_size(wanted, most)
     while wanted:
-        piece = stream.read(min(PIECE_BYTES, wanted))
+        piece = _read(stream, min(PIECE_BYTES, wanted))
         if not piece:
             raise Invalid("The body is shorter than its Content-Length. Send it again, whole.")
         wanted -= len(piece)
         yield piece
+
+
+def _read(stream: IO[bytes], size: int) -> bytes:
+    """The next so many bytes. Raises TimeoutError when they come too slowly: the server's reader returns only with all of them."""
+    if not monkey.is_module_patched("socket"):
+        return stream.read(size)
+    with Deadline(SLOW_AFTER_S + size / SLOWEST_BYTES_PER_S, TimeoutError()):
+        return stream.read(size)
 
 
 def expect_size(size: int, most: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +76,39 @@ def test_a_body_for_which_there_is_no_room_in_time_is_refused(override: Callable
             own.reserve(size, wait_s=wait_s)
     own.give_back(3 * MIB)
     own.reserve(3 * MIB, wait_s=0)
+
+
+TRICKLE = """
+from gevent import monkey; monkey.patch_all()
+import socket, time, gevent
+from flask import request
+from gunicorn.http.body import Body, LengthReader
+from gunicorn.http.unreader import SocketUnreader
+from api import body
+from tests.http_tools import new_app
+body.SLOW_AFTER_S, body.SLOWEST_BYTES_PER_S = 0.5, 1024 * 1024
+ours, theirs = socket.socketpair()
+def trickle():
+    while True:
+        theirs.sendall(b" ")
+        gevent.sleep(0.1)
+gevent.spawn(trickle)
+environ = {
+    "wsgi.input": Body(LengthReader(SocketUnreader(ours), 1_000_000)), "gunicorn.socket": ours, "CONTENT_LENGTH": "1000000"
+}
+with new_app().test_request_context(method="POST", environ_overrides=environ), gevent.Timeout(10):
+    try:
+        body.receive(request, most=2_000_000)
+    except body.Timeout:
+        print("too slow")
+"""
+
+
+def test_a_body_that_trickles_is_given_up(environment: dict[str, str]) -> None:
+    """Each byte comes within the longest pause, but the whole body would take a day, and hold its room for that long."""
+    done = subprocess.run([sys.executable, "-c", TRICKLE], capture_output=True, text=True, timeout=60)
+
+    assert "too slow\n" == done.stdout, done.stderr
 
 
 @pytest.mark.usefixtures("database")
