@@ -186,6 +186,23 @@ def test_who_waits_is_patient_as_long_as_others_are_served(monkeypatch: pytest.M
     assert pytest.approx(100.0 + waits_s) == now[0]
 
 
+def test_large_bodies_do_not_wait_for_ever_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "LARGE_STILL_S", 0.2)
+    came = []
+
+    def move(*, gives_up: bool) -> None:
+        with db.moving(db.FREE_BYTES + 1, gives_up=gives_up):
+            came.append(gives_up)
+
+    with ThreadPoolExecutor(2) as threads, db.moving(db.FREE_BYTES + 1):
+        given_up, done = threads.submit(move, gives_up=True), threads.submit(move, gives_up=False)
+        assert isinstance(given_up.exception(10), Unavailable)
+        done.result(10)
+    move(gives_up=True)
+
+    assert [False, True] == came
+
+
 @pytest.mark.parametrize("asks", [db.begin, db.autocommit])
 def test_more_callers_than_connections_wait_for_each_other(override: Callable[..., None], asks: Callable[[], Any]) -> None:
     override(database_pool=2)

@@ -94,7 +94,7 @@ def put_back(row: Any, *, why: str, delay_s: float) -> None:
 def _spools(ending: Ending) -> bool:
     """Whether it is on disk. False when the disk is full or gone: the thread goes on trying Postgres, because it holds the only copy."""
     try:
-        with db.moving(_size(ending)):
+        with db.moving(_size(ending), gives_up=False):
             spool(ending)
     except OSError as error:
         log.error(
