@@ -164,9 +164,9 @@ def of(session: Session, lane_id: int) -> Sequence[Any]:
 _BEGINNING = """
     greatest(line.virtual_time, (SELECT max(last_finish) FROM key_flow WHERE lane_id = line.id AND key_id = {key_id}))
 """
-#: CTEs of a submit: `share`, the key's row in the lane, made where there is none, and empty where another submit makes it at this moment;
-#: `kept`, which marks it as in use and is to be read before the lane is locked. Before them: `line`, the lane's.
-#: Nobody locks a row that is there: a key's submits would stand in line for it, one commit each.
+#: CTEs of a submit: `share`, the key's row in the lane, made where there is none; empty where another submit makes it at this moment.
+#: And `kept`, which marks it as in use; to be read before the lane is locked. Before them: `line`, the lane's. Nobody locks a row that is
+#: there and in use: a key's submits would stand in line for it, one commit each.
 JOINING = f"""
     known AS (
         SELECT last_finish, virtual_time, low_water FROM key_share WHERE lane_id = :lane_id AND key_id = :key_id

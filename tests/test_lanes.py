@@ -166,6 +166,25 @@ def test_a_pool_with_as_many_lanes_as_it_may_have_takes_a_marked_one_back(caller
     assert [submit(caller)] == heads()
 
 
+def test_a_longer_submit_while_another_makes_the_keys_share_again_is_stored(caller: Key) -> None:
+    """The sweep may have dropped the share since `prepare`."""
+    line.lane_of(caller.pool_id, "m")
+    query("UPDATE lane SET wake_at = now()")
+
+    def join() -> None:
+        with db.begin() as session:
+            line.join(session, order(caller, flow="second"), job_id=line.new_id())
+
+    with ThreadPoolExecutor(1) as threads, db.begin() as session:
+        line.join_at_once(session, order(caller, flow="first"), job_id=line.new_id())
+        joining = threads.submit(join)
+        waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        until(lambda: query(waits), what="a submit that waits for the first")
+    joining.result()
+
+    assert 2 == len(heads())
+
+
 def test_after_the_first_submit_of_a_key_nobody_waits_for_anothers_commit(caller: Key) -> None:
     """In a lane that is awake, two that came while the first was stored go on side by side: neither holds the key's row."""
     line.lane_of(caller.pool_id, "m")
