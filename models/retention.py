@@ -97,13 +97,17 @@ _TOKENS = text("""
         SELECT key_id, token FROM idempotency WHERE created_at < :before ORDER BY created_at LIMIT :limit
     ) RETURNING 1
 """)
-# A user's last finish that the key's own time has passed says nothing that this time does not, unless the user has a weight.
+# A user's last finish that the key's own time has passed says nothing that this time does not, unless the user has a weight. One who waits
+# stays, for operators: what was given back for cancelled jobs may have put the last finish before the jobs that are left.
 # Locked, so that a submit at the same moment does not lose what it has added.
 _FLOWS = text("""
     DELETE FROM key_flow WHERE (lane_id, key_id, name) IN (
         SELECT flow.lane_id, flow.key_id, flow.name FROM key_flow AS flow JOIN lane ON lane.id = flow.lane_id
         LEFT JOIN key_share AS share ON share.lane_id = flow.lane_id AND share.key_id = flow.key_id
         WHERE flow.last_finish < coalesce(share.low_water, lane.virtual_time) AND flow.weight = 1
+        AND NOT EXISTS (
+            SELECT FROM job WHERE job.lane_id = flow.lane_id AND job.key_id = flow.key_id AND job.flow = flow.name AND status = 'queued'
+        )
         LIMIT :limit FOR UPDATE OF flow SKIP LOCKED
     ) RETURNING 1
 """)

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from models import db, figures, retention
 from models.key import Key
-from tests.line_tools import clean_up, known, query, submit
+from tests.line_tools import cancel, clean_up, known, query, submit
 from workers.cleanup import FIRST, REST, SMALLEST, Cleanup
 from workers.gauges import Gauges
 
@@ -68,6 +68,16 @@ def test_five_thousand_old_jobs_are_gone_after_one_pass(caller: Key) -> None:
 
     assert 5_000 == clean_up()
     assert [1, 1, 0, 0] == left(), "the job that waits stays"
+
+
+def test_a_user_who_waits_stays_known_to_operators_whatever_was_cancelled(caller: Key) -> None:
+    jobs = [submit(caller, flow="ann") for _ in range(10)]
+    for one in jobs[:9]:
+        cancel(caller, one)
+    query("UPDATE key_share SET low_water = (SELECT start_tag FROM job WHERE id = :id)", id=jobs[9])
+    clean_up()
+
+    assert [("ann",)] == query("SELECT name FROM key_flow")
 
 
 def test_every_table_is_drained_in_one_pass(caller: Key) -> None:

@@ -304,7 +304,7 @@ def test_idempotency_keys_go_after_their_time(caller: Key) -> None:
 
 def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) -> None:
     for flow in ("gone", "weighted", "ahead"):
-        submit(caller, flow=flow)
+        cancel(caller, submit(caller, flow=flow))
     query("UPDATE key_flow SET weight = 2 WHERE name = 'weighted'")
     query("UPDATE key_flow SET last_finish = 1e6 WHERE name = 'ahead'")
     query("UPDATE key_share SET low_water = 1000")
