@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from uuid import uuid4
 
 import pytest
 from flask import request
@@ -25,10 +26,11 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 
 @contextmanager
-def sending(size: int) -> Iterator[bytes]:
-    """A request in chunks, whose length is not known before, and whose body is held."""
+def sending(size: int, *, key: str | None = None) -> Iterator[bytes]:
+    """A request in chunks, whose length is not known before, and whose body is held. key: None: one of its own."""
     environ = {"wsgi.input_terminated": True, "wsgi.input": BytesIO(b"x" * size)}
-    with new_app().test_request_context(method="POST", environ_overrides=environ):
+    headers = {"Authorization": f"Bearer {key or uuid4()}"}
+    with new_app().test_request_context(method="POST", headers=headers, environ_overrides=environ):
         yield body.receive(request, most=100 * MIB)
 
 
@@ -46,6 +48,34 @@ def test_large_bodies_share_the_memory_there_is_and_small_ones_always_fit(overri
 
     assert (0, 503) == (intake.held_bytes, refused.value.status)
     assert refused.value.retry_after_s
+
+
+def test_one_key_holds_half_of_the_memory_or_a_single_body(override: Callable[..., None]) -> None:
+    override(max_intake_bytes=4 * MIB)
+
+    with sending(4 * MIB, key="large"), pytest.raises(Unavailable), sending(MIB + 1, key="large"):
+        pass
+    with sending(2 * MIB, key="a"), sending(2 * MIB, key="a"):
+        with pytest.raises(Unavailable), sending(MIB + 1, key="a"):
+            pass
+        with sending(MIB, key="a"), sending(3 * MIB, key="b"):
+            assert 4 * MIB == intake.held_bytes
+    assert 0 == intake.held_bytes
+
+
+def test_who_waits_behind_a_key_that_has_its_share_is_not_held_up(override: Callable[..., None]) -> None:
+    override(max_intake_bytes=4 * MIB)
+    own, order = Intake(), []
+    own.reserve(2 * MIB, key="a")
+    waits = threading.Thread(target=lambda: (own.reserve(MIB, key="a"), order.append("a")))
+    waits.start()
+    until(lambda: own._waiting, what="the key's second body in line")
+    own.reserve(MIB, key="b", wait_s=0)
+    order.append("b")
+    own.give_back(2 * MIB, key="a")
+    waits.join(20)
+
+    assert ["b", "a"] == order
 
 
 def test_bodies_of_known_length_wait_for_room_in_the_order_they_came(override: Callable[..., None]) -> None:
