@@ -1,4 +1,4 @@
-"""How this process asks the C library for memory: large blocks go back to the system as soon as they are free."""
+"""Settings of the C library's allocator: large blocks go back to the system as soon as they are free."""
 
 from __future__ import annotations
 

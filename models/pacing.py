@@ -1,4 +1,4 @@
-"""What the pacer asks of the line: which lanes to look at, who stands at their head, and that these are admitted.
+"""The pacer's statements: claim lanes that are due, read the first jobs of each, admit them, settle the lanes.
 
 Two short transactions around one round trip to Redis: `claim_lanes` + `heads`, then `admit` + `settle`. A lane claimed by a
 pacer that dies is open to the next after CLAIM_S. No network call happens inside either.

@@ -1,4 +1,4 @@
-"""Who waits for a job on an open connection: readers come, leave, and come back.
+"""Readers of jobs: the open connections that wait for an answer. They come, leave, and come back.
 
 A reader is one HTTP connection. A job whose last reader left is cancelled after a while (`abandon`), unless the same client asks
 again: the retry of an SDK is recognised by its fingerprint (key, route and body) and takes the place of the reader before it. Only time

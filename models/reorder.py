@@ -1,4 +1,4 @@
-"""Who stands where, changed by an operator: weight of a key or of a user, priority of a job, boost. The order is still in the columns.
+"""Operators move waiting jobs: weights of keys and users, priorities, boosts. The order stays in the columns.
 
 A user's waiting jobs get their tags anew as if they had joined now with what holds now: the first where the user's first stood, each
 next one share later. So the user's own order stays, others' tags too, and the next to join goes on from the last.

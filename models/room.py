@@ -1,4 +1,4 @@
-"""What a lane has room for in this minute: what its credentials may do together, less what was sent and what waits."""
+"""The room of a lane in this minute: the limits of its credentials together, less what was sent and what waits."""
 
 from __future__ import annotations
 

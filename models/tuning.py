@@ -1,4 +1,4 @@
-"""What operators change of credentials, keys and flows: limits, weights, caps, addresses. Each change is on record."""
+"""Operators change limits, weights and addresses of credentials, and caps of keys and flows. Each change is in the audit log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets how much when many want more than there is: the line itself, without a limiter and without waiting."""
+"""Fair shares of keys and users when many want more than there is: the line itself, without a limiter and without waiting."""
 
 from __future__ import annotations
 

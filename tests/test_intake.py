@@ -1,4 +1,4 @@
-"""What is being sent is held in memory, all bodies of a process together: large ones are refused before that is too much."""
+"""Bodies in memory: all of one process together have a budget, and one key has a share of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes out for a job: its own bytes, to the address and with the key of the credential that the pacer chose."""
+"""The upstream request of a job: the job's bytes, with the address and key of the credential that the pacer chose."""
 
 from __future__ import annotations
 

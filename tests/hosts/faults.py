@@ -1,4 +1,4 @@
-"""What happens between hosts: partitions of every pair, of one host from all others, slow and lossy links, clocks that go apart."""
+"""Faults between hosts: partitions of every pair, of one host from all others, slow and lossy links, clocks that go apart."""
 
 from __future__ import annotations
 
