@@ -12,8 +12,8 @@ from api import auth, body, filetypes, form, multipart, pictures, render
 from api.multipart import Part
 from models import attachment, db, session
 from models.attachment import File
+from models.config.settings import settings
 from models.errors import Invalid, TooLarge, UnsupportedMedia
-from models.settings import settings
 
 routes = Blueprint("attachments", __name__)
 

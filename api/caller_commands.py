@@ -9,7 +9,7 @@ import click
 
 from api import terminal
 from api.client import Client
-from models.settings import settings
+from models.config.settings import settings
 
 Command = TypeVar("Command", bound=Callable[..., None])
 MODELS = {False: "gpt-4o-mini", True: "gpt-image-1-mini"}

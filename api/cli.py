@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from api.configured import NotConfigured, check
 from models import patience
+from models.config.setting_errors import explain
+from models.config.settings import settings, use_running_stack
 from models.errors import ServingError
-from models.setting_errors import explain
-from models.settings import settings, use_running_stack
 
 # What these need they are told; all others may be typed beside a running `up`.
 PARTS = frozenset({"api", "pacer", "worker", "flower", "up", "demo", "migrate"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from models.setting_errors import explain
-from models.settings import Settings, settings
+from models.config.setting_errors import explain
+from models.config.settings import Settings, settings
 
 
 class NotConfigured(Exception):

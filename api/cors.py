@@ -14,8 +14,8 @@ from flask import Flask, Response, request
 
 from api import errors
 from models import host_names
+from models.config.settings import settings
 from models.errors import OriginNotAllowed
-from models.settings import settings
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models import budget, pricing, tokens
+from models.config.settings import settings
 from models.endpoint import CHAT, EDITS, IMAGES, PAID
 from models.line import TOKENS_MOST
-from models.settings import settings
 from models.view import JsonObject
 
 

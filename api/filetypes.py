@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 from models import artifact
 from models.attachment import KINDS, TEXT
+from models.config.settings import settings
 from models.errors import Invalid
-from models.settings import settings
 
 PDF, ZIP = "application/pdf", "application/zip"
 WORD, EXCEL, POWERPOINT = "application/msword", "application/vnd.ms-excel", "application/vnd.ms-powerpoint"

@@ -14,8 +14,8 @@ from werkzeug.http import dump_options_header
 from api import body, controls, multipart, offload
 from api.body import Made
 from api.multipart import Part
+from models.config.settings import settings
 from models.errors import Invalid, UnsupportedMedia
-from models.settings import settings
 from models.view import JsonObject
 
 FORM = "multipart/form-data"

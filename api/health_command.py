@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPException
 
 import click
 
-from models.settings import settings
+from models.config.settings import settings
 
 PATIENCE_S = 5.0
 

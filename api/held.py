@@ -23,10 +23,10 @@ from api.events import limit_sending
 from api.leaving import BrokenOff, Closing, leave, leave_now
 from api.waiting import hall
 from models import db, view
+from models.config.settings import settings
 from models.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 from models.job import TERMINAL
 from models.key import Key
-from models.settings import settings
 
 SPACE = b" "
 # What a reader has to take within events.SEND_TIMEOUT_S.

@@ -12,8 +12,8 @@ from flask import Flask, Response, request
 
 from api import access, auth, errors, visitor
 from models import host_names, token_forms
+from models.config.settings import settings
 from models.errors import HostNotAllowed
-from models.settings import settings
 
 log = logging.getLogger(__name__)
 

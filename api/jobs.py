@@ -14,10 +14,10 @@ from flask import Blueprint, Response, request
 from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, replies, visitor
 from api.accept import accept
 from models import db, job, view
+from models.config.settings import settings
 from models.errors import Invalid, Unavailable, WrongState
 from models.job import TERMINAL, Status
 from models.line import Order
-from models.settings import settings
 from models.view import JsonObject
 
 routes = Blueprint("jobs", __name__)

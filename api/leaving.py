@@ -15,9 +15,9 @@ from uuid import UUID
 
 from api import doorbell
 from models import db, reader, view
+from models.config.settings import settings
 from models.errors import Unavailable
 from models.job import Status
-from models.settings import settings
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from api import auth
 from api.newcomers import address_of
 from models import metrics, wrong_tokens
-from models.settings import settings
+from models.config.settings import settings
 
 routes = Blueprint("metrics", __name__)
 

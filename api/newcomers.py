@@ -9,8 +9,8 @@ from flask import Request
 
 from models import client_address
 from models.address_limit import AddressLimit
+from models.config.settings import settings
 from models.errors import LineFull
-from models.settings import settings
 
 HOUR_S = 3_600.0
 

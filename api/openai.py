@@ -13,9 +13,9 @@ from api.accept import accept
 from api.prefer import Preferences
 from api.waiting import hall
 from models import db, line, reader, view
+from models.config.settings import settings
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.key import Key
-from models.settings import settings
 
 routes = Blueprint("openai", __name__)
 

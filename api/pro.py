@@ -18,12 +18,12 @@ from api import auth, body, dashboard, ended, errors, json_text, orders, render,
 from api.accept import accept
 from api.schemas import Controls
 from models import db, spending, view
+from models.config.settings import settings
 from models.endpoint import CHAT
 from models.errors import Invalid, NotFound, ServingError
 from models.job import TERMINAL, Status
 from models.key import Key
 from models.money import usd
-from models.settings import settings
 
 routes = Blueprint("pro", __name__, url_prefix="/pro")
 

@@ -27,11 +27,11 @@ from api.events import limit_sending
 from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import Seat, hall
 from models import db, view
+from models.config.settings import settings
 from models.endpoint import CHAT
 from models.errors import ServingError, Unauthorised, Unavailable, WrongState
 from models.job import TERMINAL
 from models.key import Key
-from models.settings import settings
 from models.view import JsonObject
 from workers.chunks import Chunk
 

@@ -13,10 +13,10 @@ from typing import Any
 from uuid import UUID
 
 from models import view
+from models.config.settings import settings
 from models.errors import LineFull, TooManyWaiting, Unavailable
 from models.job import Status
 from models.line import Place
-from models.settings import settings
 from workers.chunks import Chunk
 
 # Events of a stream that lie here while their reader is slow; the rest stays in Redis until it has taken them.

@@ -19,7 +19,7 @@ from gunicorn.glogging import Logger
 from api import access
 from api.configured import NotConfigured, check
 from models import logs, memory, metrics_folder, trace
-from models.settings import settings
+from models.config.settings import settings
 
 # The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
 COUNTS = metrics_folder.make()

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.client import Client
-from models.settings import settings
+from models.config.settings import settings
 
 LANES, FLOWS, WORKERS, CREDENTIALS = 50, 10, 100, 20
 # Lines of the screen that are not lanes.

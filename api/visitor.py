@@ -13,8 +13,8 @@ from collections.abc import Set as AbstractSet
 from flask import Request, Response
 
 from models import secret
+from models.config.settings import settings
 from models.errors import Invalid, NotFound, Unauthorised
-from models.settings import settings
 from models.view import JsonObject
 
 COOKIE = "nowserving_visitor"

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from api import auth, body, doorbell, paging, render, schemas
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
 from models import db, delivery_log, ids, signing, webhook
+from models.config.settings import settings
 from models.errors import ServingError
 from models.key import Key
 from models.outbox import EventType
-from models.settings import settings
 
 routes = Blueprint("webhooks", __name__)
 

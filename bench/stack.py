@@ -20,8 +20,8 @@ from sqlalchemy import text
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
 from models import db, key, line, migrate
+from models.config.settings import settings
 from models.key import Key, Limits
-from models.settings import settings
 from tests.upstream.client import FakeUpstream
 
 ROOT = Path(__file__).parents[1]

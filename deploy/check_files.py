@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft7Validator
 
-from models.settings import Settings
+from models.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
@@ -49,7 +49,7 @@ def setting_errors(name: str) -> Iterator[str]:
     """Every NOWSERVING_… in the file that no part would read."""
     known = {f"NOWSERVING_{field.upper()}" for field in Settings.model_fields}
     for setting in sorted(set(re.findall(r"\bNOWSERVING_[A-Z_]+\b", (ROOT / name).read_text())) - known):
-        yield f"{name}: {setting} is not a field of models/settings.py"
+        yield f"{name}: {setting} is not a field of models/config/settings.py"
 
 
 def dockerfile_errors() -> Iterator[str]:

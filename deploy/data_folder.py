@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from models import whole_file
-from models.settings import CONNECTION, KEY_BYTES, Settings
+from models.config.settings import CONNECTION, KEY_BYTES, Settings
 
 LEAVING_S = 15
 DYING_S = 1
@@ -67,7 +67,7 @@ def secret_keys(folder: Path) -> str:
 
 
 def tell_connection(folder: Path, settings: Settings) -> None:
-    """Commands beside this stack find its servers (models.settings.use_running_stack). For its owner alone: mode 600."""
+    """Commands beside this stack find its servers (models.config.settings.use_running_stack). For its owner alone: mode 600."""
     told = {
         "database_url": settings.database_url, "redis_url": settings.redis_url, "port": settings.port,
         "secret_keys": ",".join(one.get_secret_value() for one in settings.secret_keys),

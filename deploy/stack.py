@@ -27,7 +27,7 @@ from deploy.part import PartFailed
 from deploy.parts import CannotStart
 from deploy.server import ServerFailed
 from deploy.supervisor import Supervisor
-from models.settings import Settings
+from models.config.settings import Settings
 
 # Run instead of forks of our programs; for tests.
 PROGRAM: Sequence[str] | None = None

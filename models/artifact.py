@@ -10,10 +10,10 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import marks, secret
+from models.config.settings import settings
 from models.db import Session
 from models.errors import NotFound
 from models.marks import Picture, Stored
-from models.settings import settings
 
 # Links made in the same quarter of their life are the same, so that a job is the same when it is looked at again.
 QUARTERS = 4

@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import text
 
 from models import ledger, money, roster
+from models.config.settings import settings
 from models.db import Session
 from models.errors import NoMoney
 from models.key import Key
-from models.settings import settings
 
 # Summing a thousand entries takes 0.3 ms (measured): what is older is summed once.
 COUNTED_EVERY = 1_000

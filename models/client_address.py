@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from models.settings import settings
+from models.config.settings import settings
 
 # One person's share of IPv6.
 NETWORK_BITS = 64

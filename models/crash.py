@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import defaultdict
 
-from models.settings import settings
+from models.config.settings import settings
 
 _passings: dict[str, itertools.count[int]] = defaultdict(lambda: itertools.count(1))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from models import upstream_url
+from models.config import upstream_url
 from models.errors import Invalid
 
 OPENAI, AZURE = "openai", "azure"

@@ -25,8 +25,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from models.config.settings import settings
 from models.errors import Unavailable
-from models.settings import settings
 
 _dialect = psycopg_dialect.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # untyped in part
 CONNECT_TIMEOUT_S = 2

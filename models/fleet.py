@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import view
+from models.config.settings import settings
 from models.db import Session
-from models.settings import settings
 from models.view import JsonObject, epoch
 
 

@@ -30,8 +30,8 @@ from typing import IO, Any, NoReturn, Self
 
 import setproctitle
 
+from models.config.settings import use_environment
 from models.parent_death import die_with_parent
-from models.settings import use_environment
 
 LOOK_S = 0.005
 ANSWER_S = 120.0

@@ -10,7 +10,7 @@ import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from models.settings import settings
+from models.config.settings import settings
 
 ANY = "*"
 # Container engines give these to the machine that a container runs on. No one can register a name below .internal.

@@ -19,8 +19,8 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import conversation, key_share, lane, ledger, outbox, recall, usage
+from models.config.settings import settings
 from models.db import Session
-from models.settings import settings
 from models.usage import Usage
 
 

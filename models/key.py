@@ -10,9 +10,9 @@ from functools import lru_cache
 from sqlalchemy import text
 
 from models import credential, operator, secret, token_forms
+from models.config.settings import settings
 from models.db import Session
 from models.errors import Invalid, Unauthorised
-from models.settings import settings
 
 OWN_MOST_CHARS = 256
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from sqlalchemy import text
 
+from models.config.settings import settings
 from models.db import Session
 from models.errors import TooManyModels
 from models.key_share import SETTLED_S
-from models.settings import settings
 
 # A day without jobs: then a lane leaves, unless an operator has said something of it.
 KEPT_S = 86_400

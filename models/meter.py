@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import text
 
+from models.config.settings import settings
 from models.db import Session
 from models.key import Limits
-from models.settings import settings
 
 
 @dataclass(frozen=True)

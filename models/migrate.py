@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, inspect, text
 
-from models.settings import settings
+from models.config.settings import settings
 
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import text
 
+from models.config.settings import settings
 from models.db import Session
-from models.settings import settings
 
 # A claim of a worker that died is open to the next one after this; longer than a refresh may take.
 CLAIM_S = 20

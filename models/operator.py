@@ -11,9 +11,9 @@ from typing import Any, Literal
 from sqlalchemy import text
 
 from models import db, secret, token_forms
+from models.config.settings import settings
 from models.db import Session
 from models.errors import Invalid, NotFound, Unauthorised, Unavailable
-from models.settings import settings
 
 TOKEN_MOST_CHARS = 256
 LET_IN_MOST = 100

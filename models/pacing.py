@@ -15,9 +15,9 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import cap
+from models.config.settings import settings
 from models.db import Session
 from models.key_share import SETTLED_S, TURN
-from models.settings import settings
 
 CLAIM_S = 3
 

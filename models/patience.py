@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from models.settings import settings
+from models.config.settings import settings
 
 
 def begin() -> None:

@@ -10,10 +10,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from models import price_file
+from models.config import price_file
+from models.config.price_file import Price
+from models.config.settings import settings
 from models.money import MICRO
-from models.price_file import Price
-from models.settings import settings
 from models.tokens import MADE_PICTURE_TOKENS
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 from ssrfguard import Policy, SSRFGuardError, Target
 
-from models.settings import settings
+from models.config.settings import settings
 
 MOST_CHARS = 2_048
 PORTS = frozenset({80, 443})

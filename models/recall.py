@@ -15,9 +15,9 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import tokens
+from models.config.settings import settings
 from models.db import Session
 from models.endpoint import CHAT
-from models.settings import settings
 from models.tokens import TOKENS_PER_MESSAGE
 
 # However short they are.

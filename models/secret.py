@@ -10,7 +10,7 @@ import os
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from models.settings import settings
+from models.config.settings import settings
 
 NONCE_BYTES = 12
 MARK_BYTES = 4  # tells which of NOWSERVING_SECRET_KEYS sealed it

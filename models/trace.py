@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from models.settings import settings
+from models.config.settings import settings
 
 log = logging.getLogger(__name__)
 

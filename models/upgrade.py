@@ -7,7 +7,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
-from models.settings import settings
+from models.config.settings import settings
 
 HERE = Path(__file__).parent
 

@@ -13,8 +13,8 @@ import redis
 
 from deploy.embedded import Postgres, Valkey
 from models import db, line, migrate
+from models.config.settings import settings
 from models.errors import Unavailable
-from models.settings import settings
 from tests import order, tables
 from tests.browser import browser, visit
 from workers import wake

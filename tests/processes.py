@@ -116,7 +116,7 @@ def forks() -> Forks:
 
 @dataclass
 class Stack:
-    """Processes that share settings, one upstream, and the servers of the run. settings: as models.settings names them."""
+    """Processes that share settings, one upstream, and the servers of the run. settings: as models.config.settings names them."""
 
     folder: Path
     upstream: FakeUpstream

@@ -13,8 +13,8 @@ from sqlalchemy import text
 from api import json_text
 from api.app import create_app
 from models import db
+from models.config.settings import settings
 from models.errors import Invalid
-from models.settings import settings
 from tests.http_tools import CHAT, IMAGE, Caller, error_of, stored
 from tests.steady import least, seconds
 

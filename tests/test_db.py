@@ -15,8 +15,8 @@ from psycopg.errors import UniqueViolation
 from sqlalchemy import text
 
 from models import db
+from models.config.settings import settings
 from models.errors import LineFull, Unavailable
-from models.settings import settings
 from tests.processes import until
 
 ADD = text("INSERT INTO pool (name) VALUES (:name)")

@@ -15,10 +15,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from models import db, secret
+from models.config.settings import settings
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
-from models.settings import settings
 from tests.line_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
 from workers import ending
 from workers.ending import Ending

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from models import db, key, secret
-from models.settings import Settings
+from models.config.settings import Settings
 from tests.http_tools import CHAT, Caller, end, error_of
 from tests.line_tools import query
 from tests.test_openai_routes import FORM

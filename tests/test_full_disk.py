@@ -23,8 +23,8 @@ from deploy.server import Server, ServerFailed
 from deploy.stack import CannotStart, Stack
 from deploy.supervisor import Supervisor
 from models import migrate, whole_file
+from models.config.settings import settings
 from models.job import Finding, Outcome, Result, Status
-from models.settings import settings
 from tests.test_supervisor import ANY_PORTS, STAND_IN
 from workers import ending
 from workers.ending import Ending

@@ -17,7 +17,7 @@ import yaml
 
 from api.app import create_app
 from api.cli import nowserving
-from models.settings import Settings
+from models.config.settings import Settings
 from tests import manifests
 from tests.manifests import FILES, FOLDER, Manifest, components, containers, everything, of_kind, selected, settings
 

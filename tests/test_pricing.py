@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from models import pricing
-from models.settings import Settings
+from models.config.settings import Settings
 
 
 @pytest.fixture(autouse=True)

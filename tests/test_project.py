@@ -16,8 +16,8 @@ import yaml
 
 from deploy import check_files
 from deploy.embedded import POSTGRES_SETTINGS
-from models import secret_files
-from models.settings import Settings
+from models.config import secret_files
+from models.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))

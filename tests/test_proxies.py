@@ -11,7 +11,7 @@ import pytest
 
 from deploy.server import free_port
 from models import logs
-from models.settings import Settings, settings
+from models.config.settings import Settings, settings
 from tests import certificates
 from tests.nameserver import NameServer
 from tests.proxy import Proxy

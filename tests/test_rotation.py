@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from api.cli import nowserving
 from models import db, key, secret, signing
-from models.settings import settings
+from models.config.settings import settings
 from tests.line_tools import known, query
 
 pytestmark = pytest.mark.usefixtures("database")

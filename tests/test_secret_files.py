@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from deploy import parts
-from models import secret_files
-from models.settings import Settings
+from models.config import secret_files
+from models.config.settings import Settings
 
 CANARY = "canary-of-a-secret-0123456789"
 KEYS = base64.b64encode(bytes(32)).decode()

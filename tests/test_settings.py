@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 
 from api.cli import nowserving
-from models import secret_files
-from models.setting_errors import env_name
-from models.settings import Settings, settings
+from models.config import secret_files
+from models.config.setting_errors import env_name
+from models.config.settings import Settings, settings
 
 ROOT = Path(__file__).parents[1]
 # Any text is right there, or a program sets it for itself (metrics_folder).

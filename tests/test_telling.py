@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from models import view
-from models.settings import Settings
+from models.config.settings import Settings
 from tests import processes
 from tests.forks import ROOT
 from tests.http_tools import CHAT

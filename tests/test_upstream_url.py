@@ -15,8 +15,8 @@ import pytest
 from pydantic import ValidationError
 
 from deploy.server import free_port
-from models import setting_errors, upstream_url
-from models.settings import Settings
+from models.config import setting_errors, upstream_url
+from models.config.settings import Settings
 from tests import certificates
 from tests.test_connections import none_idle
 from tests.upstream.client import FakeUpstream

@@ -18,8 +18,8 @@ import pytest
 from sqlalchemy import text
 
 from models import db
+from models.config.settings import settings
 from models.key import Key
-from models.settings import settings
 from tests import processes
 from tests.line_tools import submit
 from tests.processes import Process, Stack, caller, ring, until, wait_ended

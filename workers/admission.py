@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from models import crash, db, job, meter
+from models.config.settings import settings
 from models.pacing import Admission
-from models.settings import settings
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
 
 log = logging.getLogger(__name__)

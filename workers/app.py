@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 from kombu import Queue  # type: ignore[attr-defined]  # kombu loads its names lazily
 
-from models.setting_errors import settings_or_exit
+from models.config.setting_errors import settings_or_exit
 from workers import broker
 from workers.queues import QUEUE, WEBHOOKS
 

@@ -16,7 +16,7 @@ from itertools import count
 from types import TracebackType
 
 from models import memory
-from models.settings import settings
+from models.config.settings import settings
 
 # Of each body; 64 calls with short bodies are 32 MiB at most.
 FREE_BYTES = 256 * 1024

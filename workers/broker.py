@@ -9,7 +9,7 @@ from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
 
-from models import sentinel
+from models.config import redis_sentinel
 
 
 class _Plain:
@@ -58,7 +58,7 @@ def use() -> None:
 
 def address(url: str) -> tuple[str, dict[str, Any]]:
     """NOWSERVING_REDIS_URL as kombu reads it: a URL, and what else its transport has to know."""
-    watched = sentinel.read(url)
+    watched = redis_sentinel.read(url)
     if watched is None:
         return url, {}
     patience = {"socket_timeout": 1, "socket_connect_timeout": 1, "password": watched.sentinel_password}

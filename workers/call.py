@@ -15,7 +15,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from models.settings import settings
+from models.config.settings import settings
 from workers.body_budget import Room
 
 CONNECT_TIMEOUT_S = 10.0

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from models import db, metrics, retention
+from models.config.settings import settings
 from models.errors import Unavailable
 from models.retention import Step
-from models.settings import settings
 
 log = logging.getLogger(__name__)
 

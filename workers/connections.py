@@ -14,7 +14,7 @@ import httpcore2
 import httpx2
 import openai
 
-from models.settings import settings
+from models.config.settings import settings
 from workers import proxies
 from workers.call import Backend, Line
 

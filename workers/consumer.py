@@ -13,7 +13,7 @@ from types import MappingProxyType
 import click
 from celery.utils.nodenames import default_nodename, host_format
 
-from models.settings import settings
+from models.config.settings import settings
 from workers.queues import QUEUE, WEBHOOKS
 
 # Each registers its task at the same app; a process has the one task of its queue.

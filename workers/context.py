@@ -14,10 +14,10 @@ from uuid import UUID
 import msgspec
 
 from models import attachment, json_reading, recall, turn
+from models.config.settings import settings
 from models.db import Session
 from models.endpoint import CHAT
 from models.recall import Memory
-from models.settings import settings
 from models.turn import INSTRUCTIONS, JsonObject
 
 Messages = list[JsonObject]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import redis
 
 from models import db, due
+from models.config.settings import settings
 from models.errors import Unavailable
-from models.settings import settings
 from workers.queues import WEBHOOKS
 from workers.ring import Call, Ring
 

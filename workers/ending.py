@@ -17,12 +17,12 @@ from typing import Any
 from uuid import UUID
 
 from models import artifact, crash, db, job, marks, metrics, secret, stored_answer, tokens, turn, usage, view, whole_file
+from models.config.settings import settings
 from models.db import Session
 from models.endpoint import CHAT
 from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
-from models.settings import settings
 from models.usage import Usage
 from workers import answer_body, counting, wake
 from workers.spool_backoff import SpoolBackoff

@@ -10,8 +10,8 @@ from pathlib import Path
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
 from models import client_address, wrong_tokens
+from models.config.settings import settings
 from models.errors import ServingError, TooManyWrongTokens, Unauthorised
-from models.settings import settings
 from models.wrong_tokens import WrongTokens
 
 

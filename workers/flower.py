@@ -16,8 +16,8 @@ from flower.urls import settings as flower_settings
 from tornado.options import options
 
 from models import logs
-from models.setting_errors import settings_or_exit
-from models.settings import settings
+from models.config.setting_errors import settings_or_exit
+from models.config.settings import settings
 from workers import flower_site
 from workers.app import app
 

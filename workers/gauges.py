@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from models import db, figures, metrics
+from models.config.settings import settings
 from models.errors import Unavailable
-from models.settings import settings
 from workers import wake
 
 BACKLOG_EVERY_S = 30.0

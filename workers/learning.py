@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from models import db, endpoint, meter, parking
+from models.config.settings import settings
 from models.errors import Unavailable
 from models.job import Outcome
-from models.settings import settings
 from workers.limiter import Learned, Report
 from workers.retry import Next, Verdict
 

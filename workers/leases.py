@@ -11,8 +11,8 @@ from uuid import UUID
 import redis
 
 from models import db, job, view
+from models.config.settings import settings
 from models.errors import LineUnavailable, Unavailable
-from models.settings import settings
 from workers import wake
 from workers.call import Call
 from workers.limiter import Limiter, Meter

@@ -20,10 +20,10 @@ from pathlib import Path
 import click
 
 from models import logs, metrics_folder
+from models.config.setting_errors import settings_or_exit
+from models.config.settings import settings
 from models.forker import Forked, Forker
 from models.preloads import PRELOADS
-from models.setting_errors import settings_or_exit
-from models.settings import settings
 from workers.queues import QUEUE, WEBHOOKS
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Any, cast
 import httpx2
 import openai
 
-from models.settings import settings
+from models.config.settings import settings
 from workers import answer_body, compression, unreachable
 from workers.call import Call
 from workers.connections import Connection, connections, upstream_of

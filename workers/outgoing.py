@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from models import db, endpoint, recall
-from models.settings import settings
+from models.config.settings import settings
 from workers import context, request, stream
 from workers.body_budget import FREE_BYTES, WAIT_S, Room
 from workers.openai_client import Body

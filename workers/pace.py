@@ -10,11 +10,11 @@ from typing import Any
 from uuid import UUID
 
 from models import cap, crash, db, job, key_share, pacing, parking, title
+from models.config.settings import settings
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
 from models.parking import Refusal
-from models.settings import settings
 from workers import counting, wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell

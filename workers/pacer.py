@@ -14,8 +14,8 @@ from uuid import UUID
 import redis
 
 from models import logs, trace
+from models.config.settings import settings
 from models.errors import LineUnavailable, Unavailable
-from models.settings import settings
 from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from models import db, meter
-from models.settings import settings
+from models.config.settings import settings
 from workers.limiter import Limiter, Meter
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from typing import Any
 from uuid import UUID
 
 from models import crash, db, job, logs, pricing, stored_answer, view
+from models.config.settings import settings
 from models.endpoint import PAID
 from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
-from models.settings import settings
 from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream, wake
 from workers.body_budget import FREE_BYTES, Room
 from workers.call import Call

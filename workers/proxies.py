@@ -7,8 +7,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpcore2
 
-from models import upstream_url
-from models.settings import settings
+from models.config import upstream_url
+from models.config.settings import settings
 
 
 def address_for(origin: str) -> str | None:

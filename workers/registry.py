@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 
 from models import db, fleet
+from models.config.settings import settings
 from models.errors import Unavailable
-from models.settings import settings
 from workers import body_budget, ending
 from workers.leases import Leases
 

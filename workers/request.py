@@ -9,8 +9,8 @@ from urllib.parse import quote
 import msgspec
 
 from models import credential, db, endpoint, job, secret, tokens, turn
+from models.config.settings import settings
 from models.errors import Unavailable
-from models.settings import settings
 from workers.answer_body import JsonObject
 from workers.openai_client import Body, Request
 

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from models.config.settings import settings
 from models.job import Outcome
-from models.settings import settings
 from workers import blame, headers, upstream_error
 from workers.blame import MONEY, Fault
 from workers.openai_client import Answer, Lost, NotSent, TimedOut, TooLarge

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import redis
 
-from models.settings import settings
+from models.config.settings import settings
 
 log = logging.getLogger(__name__)
 

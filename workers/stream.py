@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from models.config.settings import settings
 from models.job import Outcome
-from models.settings import settings
 from workers import answer_body, assembly, event_answer, retry
 from workers.answer_body import JsonObject
 from workers.call import Call

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models import api_process, crash, db, fleet, job, lane_care, meter, pacing, parking, reader, view
+from models.config.settings import settings
 from models.errors import LineUnavailable, Unavailable
-from models.settings import settings
 from workers import telling, waits, wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Limits, Meter, Report

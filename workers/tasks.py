@@ -11,8 +11,8 @@ from uuid import UUID
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
 from models import logs, memory, trace
+from models.config.settings import settings
 from models.errors import Unavailable
-from models.settings import settings
 from workers import lanes_told, life, registry, wake
 from workers.app import app
 from workers.leases import Leases, listen_for_cancels

@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from models import ids, logs, trace
+from models.config.settings import settings
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.job import Finding, Outcome
-from models.settings import settings
 from models.trace import Attributes, Kind, Span
 from models.usage import Usage
 

@@ -19,8 +19,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from models import metrics, sentinel
-from models.settings import settings
+from models import metrics
+from models.config import redis_sentinel
+from models.config.settings import settings
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def connect(*, timeout_s: float = TIMEOUT_S, health_check_s: int = 10) -> redis.
     Behind Sentinels it asks them for the master whenever it connects anew.
     """
     patience = {"socket_timeout": timeout_s, "socket_connect_timeout": TIMEOUT_S, "retry": Retry(NoBackoff(), 0)}
-    watched = sentinel.read(settings().redis_url)
+    watched = redis_sentinel.read(settings().redis_url)
     if watched is None:
         return redis.Redis.from_url(settings().redis_url, health_check_interval=health_check_s, **patience)
     asking = {**patience, "socket_timeout": TIMEOUT_S, "password": watched.sentinel_password}

@@ -10,7 +10,7 @@ from uuid import UUID
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
 from models import logs, memory, reach, trace
-from models.settings import settings
+from models.config.settings import settings
 from workers import life
 from workers.app import app
 from workers.queues import WEBHOOK_NAME

@@ -15,10 +15,10 @@ from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
 from models import crash, db, delivery, ids, logs, schedule, trace, view
+from models.config.settings import settings
 from models.delivery import Attempt, Claimed
 from models.delivery_log import PREFIX
 from models.errors import Unavailable
-from models.settings import settings
 from models.trace import Kind, Span
 from workers import counting, egress, headers, telling, wake
 from workers.egress import Refused, Reply, Unreachable

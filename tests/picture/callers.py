@@ -12,8 +12,8 @@ from hypothesis.stateful import initialize, precondition, rule
 from werkzeug.test import TestResponse
 
 from models import pricing
+from models.config.settings import settings
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES
-from models.settings import settings
 from models.tokens import estimate_request
 from tests.picture import play
 from tests.picture.play import Play

@@ -12,9 +12,9 @@ import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
 from models import db, job, pricing
+from models.config.settings import settings
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES
 from models.job import Finding, Outcome, Result, Status
-from models.settings import settings
 from tests.line_tools import query
 from tests.picture import refusing
 from tests.picture.callers import WANTED, WHICH, WHO

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from pydantic import AliasChoices, SecretStr, ValidationError
 
-from models.settings import Settings, settings
+from models.config.settings import Settings, settings
 
 # Where the default says nothing, or is no example.
 EXAMPLES: Mapping[str, str] = MappingProxyType({

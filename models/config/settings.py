@@ -15,8 +15,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import forwarding, price_file, secret_files, upstream_url
-from models.setting_checks import DatabaseUrl, Folder, Host, HostPatterns, Login, LogLevel, Origins, Port, Prefix, RedisUrl, Token, WebUrl
+from models.config import forwarded_headers, price_file, secret_files, upstream_url
+from models.config.setting_checks import (
+    DatabaseUrl,
+    Folder,
+    Host,
+    HostPatterns,
+    Login,
+    LogLevel,
+    Origins,
+    Port,
+    Prefix,
+    RedisUrl,
+    Token,
+    WebUrl,
+)
 
 OPENAI_API = "https://api.openai.com/v1"
 KEY_BYTES = 32
@@ -57,7 +70,7 @@ class Settings(BaseSettings):
     no_proxy: str = Field("", validation_alias=AliasChoices("NO_PROXY", "no_proxy"))
     upstream_proxy: SecretStr | None = None
 
-    # Headers of callers that go on to the upstream, for own keys and for issued ones (models/forwarding.py)
+    # Headers of callers that go on to the upstream, for own keys and for issued ones (models/config/forwarded_headers.py)
     forward_headers: Annotated[tuple[str, ...], NoDecode] = (
         "OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta", "HTTP-Referer", "X-Title", "Idempotency-Key",
     )  # fmt: skip
@@ -224,7 +237,7 @@ class Settings(BaseSettings):
     @field_validator("forward_headers", "forward_headers_issued")
     @classmethod
     def _forwardable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(forwarding.check_name, value))
+        return tuple(map(forwarded_headers.check_name, value))
 
     @field_validator("prices_file", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from models import sentinel
+from models.config import redis_sentinel
 
 NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?")
 POSTGRES = ("postgresql+psycopg", "postgresql", "postgres")
@@ -65,7 +65,7 @@ def redis_url(value: str) -> str:
     """The URL of a Redis or Valkey, or of Sentinels."""
     if not value:
         return value
-    if sentinel.read(value) is not None:
+    if redis_sentinel.read(value) is not None:
         return value
     parts = _parse(value)
     if parts.scheme not in REDIS or not parts.hostname:
