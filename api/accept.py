@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api import doorbell, spans
-from models import crash, db, idempotency, line, logs, trace, view
+from models import db, idempotency, line, logs, trace, view
 from models.line import Joined, Order
+from models.platform import crash_points
 from models.view import JsonObject
 
 
@@ -49,17 +50,17 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
 
 def _accept(order: Order, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
     accepted = _stored(order, token=token, digest=digest)
-    crash.at("api.after_commit")
+    crash_points.at("api.after_commit")
     if accepted.joined is not None:
         doorbell.joined(accepted.job_id, lane_id=lane_id)
-    crash.at("api.before_reply")
+    crash_points.at("api.before_reply")
     return accepted
 
 
 def _stored(order: Order, *, token: str | None, digest: bytes) -> Accepted:
     wanted = line.new_id()
     if token is None:
-        crash.at("api.before_commit")
+        crash_points.at("api.before_commit")
         with db.autocommit() as session:
             joined = line.join_at_once(session, order, job_id=wanted)
         if joined is not None:
@@ -71,5 +72,5 @@ def _stored(order: Order, *, token: str | None, digest: bytes) -> Accepted:
             job_id = idempotency.first_or_earlier(session, order.key.id, token, digest=digest, job_id=wanted)
         if job_id == wanted:
             joined = line.join(session, order, job_id=job_id)
-        crash.at("api.before_commit")
+        crash_points.at("api.before_commit")
     return Accepted(job_id, joined)

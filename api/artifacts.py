@@ -12,7 +12,7 @@ from api import errors
 from api.events import limit_sending
 from api.pieces import Content
 from models import artifact, db, message
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 routes = Blueprint("artifacts", __name__)
 

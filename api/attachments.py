@@ -13,7 +13,7 @@ from api.multipart import Part
 from models import attachment, db, session
 from models.attachment import File
 from models.config.settings import settings
-from models.errors import Invalid, TooLarge, UnsupportedMedia
+from models.platform.errors import Invalid, TooLarge, UnsupportedMedia
 
 routes = Blueprint("attachments", __name__)
 

@@ -10,10 +10,11 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import db, key, logs, metrics, operator, token_forms
-from models.errors import Invalid, Unauthorised
+from models import db, key, logs, metrics, operator
 from models.key import Key
 from models.operator import Operator
+from models.platform import token_forms
+from models.platform.errors import Invalid, Unauthorised
 from models.wrong_tokens import WrongTokens
 
 # A revoked key opens nothing after this long.

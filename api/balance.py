@@ -9,8 +9,8 @@ from flask import Blueprint, Response, request
 
 from api import auth, dates, render, visitor
 from models import db, spending
-from models.errors import Invalid
 from models.money import usd
+from models.platform.errors import Invalid
 from models.spending import GROUPS
 from models.view import JsonObject
 

@@ -17,7 +17,7 @@ from gunicorn.http.errors import ParseException
 
 from api import encodings, intake, json_text, offload
 from models.config.settings import settings
-from models.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
+from models.platform.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
 from models.view import JsonObject
 
 # A sender that pauses longer than this in the middle of a body is gone, or means harm.

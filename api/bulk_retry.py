@@ -13,7 +13,7 @@ from uuid import UUID
 from api import deeds
 from models import db, purge, view
 from models.audit import Act
-from models.errors import ServingError, Unavailable
+from models.platform.errors import ServingError, Unavailable
 from models.purge import Filter
 
 log = logging.getLogger(__name__)

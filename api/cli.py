@@ -15,10 +15,10 @@ import click
 from pydantic import ValidationError
 
 from api.configured import NotConfigured, check
-from models import patience
 from models.config.setting_errors import explain
 from models.config.settings import settings, use_running_stack
-from models.errors import ServingError
+from models.platform import cpu_scheduling
+from models.platform.errors import ServingError
 
 # What these need they are told; all others may be typed beside a running `up`.
 PARTS = frozenset({"api", "pacer", "worker", "flower", "up", "demo", "migrate"})
@@ -138,7 +138,7 @@ def _prepare(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise click.ClickException(f"{module} is not installed here")
     sys.stdout.flush()
-    patience.begin()
+    cpu_scheduling.begin()
 
 
 def _become(module: str, *words: str) -> None:

@@ -10,7 +10,7 @@ from werkzeug.datastructures import Headers
 
 from api import json_text, schemas
 from api.schemas import Controls, Inside
-from models.errors import Invalid
+from models.platform.errors import Invalid
 from models.view import JsonObject
 
 INSIDE = "nowserving"

@@ -15,7 +15,7 @@ from flask import Flask, Response, request
 from api import errors
 from models import host_names
 from models.config.settings import settings
-from models.errors import OriginNotAllowed
+from models.platform.errors import OriginNotAllowed
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from datetime import date
 
 from flask import request
 
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 # Before it nothing was called, and beyond it Postgres has days that Python cannot name.

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from api import doorbell, orders
 from models import audit, credential, db, halt, job, key, key_share, line, purge, reorder, tuning, view
 from models.audit import Act
-from models.errors import NotFound, WrongState
 from models.halt import Target
+from models.platform.errors import NotFound, WrongState
 from models.purge import Filter
 
 

@@ -10,9 +10,10 @@ from flask import Blueprint, Response, request
 from api import auth, doorbell, paging, render
 from api.webhook_schemas import Redelivery
 from api.webhooks import said
-from models import db, delivery_log, ids, view, webhook
+from models import db, delivery_log, view, webhook
 from models.delivery_log import Log
 from models.key import Key
+from models.platform import ids
 from models.webhook import PREFIX
 
 routes = Blueprint("deliveries", __name__)

@@ -10,7 +10,7 @@ from typing import IO, cast
 
 import zstandard
 
-from models.errors import Invalid, UnsupportedMedia
+from models.platform.errors import Invalid, UnsupportedMedia
 
 PIECE_BYTES = 64 * 1024
 # RFC 8878: what every decoder should take. A frame's header may ask for gigabytes.

@@ -9,8 +9,8 @@ from flask import request
 
 from api.waiting import hall
 from models import db, view
-from models.errors import TooManyWaiting, Unauthorised, Unavailable
 from models.job import TERMINAL
+from models.platform.errors import TooManyWaiting, Unauthorised, Unavailable
 
 
 def wait(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:

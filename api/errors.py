@@ -15,8 +15,9 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from api import access, encodings, render
-from models import ids, logs, view
-from models.errors import Invalid, NotFound, ServingError, Unavailable
+from models import logs, view
+from models.platform import ids
+from models.platform.errors import Invalid, NotFound, ServingError, Unavailable
 
 log = logging.getLogger(__name__)
 

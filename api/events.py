@@ -14,10 +14,10 @@ from flask import Blueprint, Request, Response, request
 from api import auth, errors, pictures, render
 from api.waiting import LOOK_AGAIN_S, Seat, hall
 from models import db, view
-from models.errors import Invalid, ServingError, Unauthorised, Unavailable
 from models.job import TERMINAL
 from models.key import Key
 from models.line import Place
+from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable
 from models.view import JsonObject
 
 routes = Blueprint("events", __name__)

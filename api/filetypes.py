@@ -11,7 +11,7 @@ from types import MappingProxyType
 from models import artifact
 from models.attachment import KINDS, TEXT
 from models.config.settings import settings
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 PDF, ZIP = "application/pdf", "application/zip"
 WORD, EXCEL, POWERPOINT = "application/msword", "application/vnd.ms-excel", "application/vnd.ms-powerpoint"

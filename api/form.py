@@ -15,7 +15,7 @@ from api import body, controls, multipart, offload
 from api.body import Made
 from api.multipart import Part
 from models.config.settings import settings
-from models.errors import Invalid, UnsupportedMedia
+from models.platform.errors import Invalid, UnsupportedMedia
 from models.view import JsonObject
 
 FORM = "multipart/form-data"

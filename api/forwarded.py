@@ -5,8 +5,8 @@ from __future__ import annotations
 from flask import Request
 
 from models.config.settings import settings
-from models.errors import Invalid
 from models.key import Key
+from models.platform.errors import Invalid
 
 VALUE_MOST_CHARS = 1024
 ALL_MOST_CHARS = 4096

@@ -15,7 +15,7 @@ from flask import Blueprint, Response, current_app
 
 from api import render
 from models import db, fleet
-from models.errors import ServingError, Unavailable
+from models.platform.errors import ServingError, Unavailable
 from workers import wake
 
 routes = Blueprint("health", __name__)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from uuid import uuid4
 
 from models import api_process, db
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from api.leaving import BrokenOff, Closing, leave, leave_now
 from api.waiting import hall
 from models import db, view
 from models.config.settings import settings
-from models.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 from models.job import TERMINAL
 from models.key import Key
+from models.platform.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 
 SPACE = b" "
 # What a reader has to take within events.SEND_TIMEOUT_S.

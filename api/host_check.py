@@ -11,9 +11,10 @@ import logging
 from flask import Flask, Response, request
 
 from api import access, auth, errors, visitor
-from models import host_names, token_forms
+from models import host_names
 from models.config.settings import settings
-from models.errors import HostNotAllowed
+from models.platform import token_forms
+from models.platform.errors import HostNotAllowed
 
 log = logging.getLogger(__name__)
 

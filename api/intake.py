@@ -15,7 +15,7 @@ from flask import Flask, g, request
 
 from api import auth
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 
 # Every request's first so many bytes are free: chats go on while pictures have to wait.
 FREE_BYTES = 1024 * 1024

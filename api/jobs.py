@@ -15,9 +15,9 @@ from api import answers, auth, body, controls, doorbell, ended, forwarded, order
 from api.accept import accept
 from models import db, job, view
 from models.config.settings import settings
-from models.errors import Invalid, Unavailable, WrongState
 from models.job import TERMINAL, Status
 from models.line import Order
+from models.platform.errors import Invalid, Unavailable, WrongState
 from models.view import JsonObject
 
 routes = Blueprint("jobs", __name__)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from models.errors import Invalid, UnsupportedMedia
+from models.platform.errors import Invalid, UnsupportedMedia
 from models.view import JsonObject
 
 DEPTH_MOST = 128

@@ -16,8 +16,8 @@ from uuid import UUID
 from api import doorbell
 from models import db, reader, view
 from models.config.settings import settings
-from models.errors import Unavailable
 from models.job import Status
+from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from api import body, bulk_retry, deeds, operators, ops_schemas, render, schemas
 from models import halt, view
-from models.errors import NotFound
 from models.halt import Target
+from models.platform.errors import NotFound
 
 routes = operators.blueprint("levers")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from models import db, room
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from models.room import Rooms
 
 log = logging.getLogger(__name__)

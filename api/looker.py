@@ -11,7 +11,7 @@ from uuid import UUID
 from api.inbox import Inbox
 from api.seat import Seats
 from models import db, line, view
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from flask import Blueprint, Request, Response, request
 from api import auth, doorbell, forwarded, offload, render
 from models import db, model_list
 from models.config.settings import settings
-from models.errors import NotFound, Unavailable
 from models.key import Key
+from models.platform.errors import NotFound, Unavailable
 from models.view import JsonObject
 
 routes = Blueprint("model_lists", __name__)

@@ -9,7 +9,7 @@ import click
 
 from api import terminal
 from models import budget, db, ledger, money, roster, spending
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 # A click option begins with a minus; so does an amount.
 AMOUNTS: dict[str, Any] = {"ignore_unknown_options": True}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from werkzeug.http import parse_options_header
 
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 PARTS_MOST = 200
 HEAD_MOST_BYTES = 4_096

@@ -10,7 +10,7 @@ from flask import Request
 from models import client_address
 from models.address_limit import AddressLimit
 from models.config.settings import settings
-from models.errors import LineFull
+from models.platform.errors import LineFull
 
 HOUR_S = 3_600.0
 

@@ -12,8 +12,8 @@ from flask import Blueprint, current_app, g, request
 
 from api import auth
 from models.audit import Act
-from models.errors import Forbidden
 from models.operator import Operator, Role
+from models.platform.errors import Forbidden
 
 View = TypeVar("View", bound=Callable[..., Any])
 

@@ -8,7 +8,7 @@ from flask import Response
 
 from api import operators, paging
 from models import audit, db
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 routes = operators.blueprint("audit")
 

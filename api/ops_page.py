@@ -7,7 +7,7 @@ from pathlib import Path
 from flask import Blueprint, Response, redirect, request, send_from_directory
 from werkzeug.wrappers import Response as AnyResponse
 
-from models.errors import NotFound
+from models.platform.errors import NotFound
 
 routes = Blueprint("ops_page", __name__)
 

@@ -13,10 +13,10 @@ from models import attachment, tokens, turn
 from models import endpoint as routes
 from models.config.settings import settings
 from models.endpoint import CHAT, EDITS, IMAGES
-from models.errors import Invalid, WrongState
 from models.job import Status
 from models.key import Key
 from models.line import Order
+from models.platform.errors import Invalid, WrongState
 from models.view import JsonObject
 
 # Who waits when nobody is named: everything this key sends is one flow.

@@ -9,7 +9,7 @@ from typing import TypeVar
 from flask import Response, request
 
 from api import render
-from models.errors import Invalid
+from models.platform.errors import Invalid
 from models.view import JsonObject
 
 PAGE, PAGE_MOST = 20, 100

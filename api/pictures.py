@@ -11,7 +11,7 @@ from api import render
 from api.pieces import Body
 from models import artifact, db, marks, view
 from models.config.settings import settings
-from models.errors import Invalid
+from models.platform.errors import Invalid
 from models.view import JsonObject
 
 # OpenAI's own models answer base64 always and refuse the field with a 400, whatever it says.

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from api.leaving import BrokenOff
 from models import artifact, db, marks
-from models.errors import Unavailable
 from models.marks import Stored
+from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
 

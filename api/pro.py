@@ -20,10 +20,10 @@ from api.schemas import Controls
 from models import db, spending, view
 from models.config.settings import settings
 from models.endpoint import CHAT
-from models.errors import Invalid, NotFound, ServingError
 from models.job import TERMINAL, Status
 from models.key import Key
 from models.money import usd
+from models.platform.errors import Invalid, NotFound, ServingError
 
 routes = Blueprint("pro", __name__, url_prefix="/pro")
 

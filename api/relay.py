@@ -29,9 +29,9 @@ from api.waiting import Seat, hall
 from models import db, view
 from models.config.settings import settings
 from models.endpoint import CHAT
-from models.errors import ServingError, Unauthorised, Unavailable, WrongState
 from models.job import TERMINAL
 from models.key import Key
+from models.platform.errors import ServingError, Unauthorised, Unavailable, WrongState
 from models.view import JsonObject
 from workers.chunks import Chunk
 

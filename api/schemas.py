@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from api import bodies
 from models import reach
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
-from models.errors import Invalid
+from models.platform.errors import Invalid
 from models.view import JsonObject
 
 DAY_S = 86_400

@@ -18,8 +18,9 @@ from gunicorn.glogging import Logger
 
 from api import access
 from api.configured import NotConfigured, check
-from models import logs, memory, metrics_folder, trace
+from models import logs, metrics_folder, trace
 from models.config.settings import settings
+from models.platform import allocator
 
 # The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
 COUNTS = metrics_folder.make()
@@ -111,7 +112,7 @@ def on_starting(server: Any) -> None:
 
 def settle_memory() -> None:
     """Large blocks are given back as soon as they are free, and the collector passes over all that lives as long as the process."""
-    memory.return_large_blocks()
+    allocator.return_large_blocks()
     gc.collect()
     gc.freeze()
 

@@ -11,8 +11,8 @@ from uuid import UUID
 from flask import g, request
 
 from models import trace, view
-from models.errors import ServingError
 from models.line import Order
+from models.platform.errors import ServingError
 from models.trace import Span
 
 

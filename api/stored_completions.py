@@ -17,7 +17,7 @@ from api.stored_schemas import CompletionChange, Metadata
 from models import db, stored_answer, view
 from models.db import Session
 from models.endpoint import CHAT
-from models.errors import Invalid, NotFound
+from models.platform.errors import Invalid, NotFound
 from models.view import JsonObject
 
 routes = Blueprint("stored_completions", __name__)

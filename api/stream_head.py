@@ -10,8 +10,8 @@ from api import replies
 from api.leaving import Closing
 from api.seat import Seat
 from api.waiting import hall
-from models.errors import Unauthorised
 from models.job import TERMINAL
+from models.platform.errors import Unauthorised
 
 # Postgres is away while the end is to be read: how soon to try again.
 AGAIN_S = 0.2

@@ -12,9 +12,9 @@ from collections.abc import Set as AbstractSet
 
 from flask import Request, Response
 
-from models import secret
 from models.config.settings import settings
-from models.errors import Invalid, NotFound, Unauthorised
+from models.platform import crypto
+from models.platform.errors import Invalid, NotFound, Unauthorised
 from models.view import JsonObject
 
 COOKIE = "nowserving_visitor"
@@ -95,8 +95,8 @@ def _expect_allowed(others: AbstractSet[str]) -> None:
 
 def _known(request: Request) -> str | None:
     name, _, signature = request.cookies.get(COOKIE, "").partition(".")
-    return name if _NAME.fullmatch(name) and secret.is_signed(f"visitor {name}", signature) else None
+    return name if _NAME.fullmatch(name) and crypto.is_signed(f"visitor {name}", signature) else None
 
 
 def _sign(name: str) -> str:
-    return secret.sign(f"visitor {name}")
+    return crypto.sign(f"visitor {name}")

@@ -16,7 +16,7 @@ from api.listener import Listener
 from api.looker import LOOK_AGAIN_S, Looker
 from api.seat import Seat, Seats
 from models import metrics
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 
 __all__ = ["LOOK_AGAIN_S", "Hall", "Seat", "hall"]
 

@@ -11,11 +11,12 @@ from pydantic import BaseModel
 
 from api import auth, body, doorbell, paging, render, schemas
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
-from models import db, delivery_log, ids, signing, webhook
+from models import db, delivery_log, signing, webhook
 from models.config.settings import settings
-from models.errors import ServingError
 from models.key import Key
 from models.outbox import EventType
+from models.platform import ids
+from models.platform.errors import ServingError
 
 routes = Blueprint("webhooks", __name__)
 

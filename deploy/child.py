@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from deploy.part import Part, PartFailed
 from deploy.server import ServerFailed, last_lines
-from models.forker import Forked
+from models.platform.fork_server import Forked
 
 BACKOFF_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 FORGIVEN_AFTER_S = 10

@@ -11,8 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from models import whole_file
 from models.config.settings import CONNECTION, KEY_BYTES, Settings
+from models.platform import atomic_file
 
 LEAVING_S = 15
 DYING_S = 1
@@ -56,7 +56,7 @@ def secret_keys(folder: Path) -> str:
     """
     file = folder / "secret_keys"
     if not file.exists():
-        whole_file.write(file, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
+        atomic_file.write(file, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
     keys = ",".join(file.read_text().split())
     if not keys:
         raise Damaged(
@@ -72,7 +72,7 @@ def tell_connection(folder: Path, settings: Settings) -> None:
         "database_url": settings.database_url, "redis_url": settings.redis_url, "port": settings.port,
         "secret_keys": ",".join(one.get_secret_value() for one in settings.secret_keys),
     }  # fmt: skip
-    whole_file.write(folder / CONNECTION, json.dumps(told).encode())
+    atomic_file.write(folder / CONNECTION, json.dumps(told).encode())
 
 
 def forget_connection(folder: Path) -> None:

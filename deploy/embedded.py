@@ -20,8 +20,8 @@ from typing import IO
 from deploy import probe
 from deploy.server import Server, ServerFailed, find_binary, free_port
 from deploy.unroot import footing
-from models import patience, whole_file
-from models.parent_death import die_with_parent
+from models.platform import atomic_file, cpu_scheduling
+from models.platform.parent_death import die_with_parent
 
 __all__ = ["Postgres", "Server", "ServerFailed", "Valkey", "free_port"]
 
@@ -95,7 +95,7 @@ class Postgres(Server):
                 check=True, stdin=password, stdout=log, stderr=log, **here.popen,
             )  # fmt: skip
         unfinished.rename(self.cluster)
-        whole_file.sync_folder(self.folder)
+        atomic_file.sync_folder(self.folder)
 
     def _wait_for_others(self) -> None:
         """No other PostgreSQL uses the cluster, and a pid file left by a dead one is gone."""
@@ -156,7 +156,7 @@ class Valkey(Server):
 
 def _of_a_stack() -> None:
     die_with_parent()
-    patience.begin()
+    cpu_scheduling.begin()
 
 
 def _programs() -> Path:
@@ -166,7 +166,7 @@ def _programs() -> Path:
 def _make_password(file: Path) -> None:
     """The file holds a password; made on first use. Raises OSError, and ServerFailed when it is there and empty."""
     if not file.exists():
-        whole_file.write(file, secrets.token_urlsafe(24).encode() + b"\n")
+        atomic_file.write(file, secrets.token_urlsafe(24).encode() + b"\n")
     if not file.read_text().strip():
         raise ServerFailed(f"{file} is empty (the disk was full when it was made): remove it, then start again")
 

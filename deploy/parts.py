@@ -19,7 +19,7 @@ from deploy.part import Part, Preloaded, Spawn, program
 from deploy.server import Server, free_port, is_free
 from models.config.setting_errors import env_name, explain
 from models.config.settings import Settings
-from models.preloads import PRELOADS
+from models.platform.preloads import PRELOADS
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a program needs to run at all. The local model gets this and nothing else: no secret, no address.

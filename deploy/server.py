@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, ClassVar
 
-from models.parent_death import die_with_parent
+from models.platform.parent_death import die_with_parent
 
 __all__ = ["Server", "ServerFailed", "die_with_parent", "find_binary", "free_port", "is_free", "last_lines"]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.server import ServerFailed
-from models import patience
-from models.parent_death import UNSHARE, die_with_parent
+from models.platform import cpu_scheduling
+from models.platform.parent_death import UNSHARE, die_with_parent
 
 NOBODY = 65534  # must be in /etc/passwd: initdb looks the uid up
 CLONE_NEWUSER = 0x10000000
@@ -96,7 +96,7 @@ def _give(cluster: Path, uid: int) -> None:
 def _dies_fast() -> None:
     # SIGTERM would have PostgreSQL wait for its clients to leave.
     die_with_parent(signal.SIGINT)
-    patience.begin()
+    cpu_scheduling.begin()
 
 
 def _hides_root() -> None:

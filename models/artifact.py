@@ -9,11 +9,12 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import marks, secret
+from models import marks
 from models.config.settings import settings
 from models.db import Session
-from models.errors import NotFound
 from models.marks import Picture, Stored
+from models.platform import crypto
+from models.platform.errors import NotFound
 
 # Links made in the same quarter of their life are the same, so that a job is the same when it is looked at again.
 QUARTERS = 4
@@ -80,7 +81,7 @@ def signed(name: str, *, now: float, origin: str = "") -> str:
     quarter_s = settings().artifact_url_s // QUARTERS
     expires = (int(now) // quarter_s + QUARTERS) * quarter_s
     begins = settings().public_url.rstrip("/") or origin
-    return f"{begins}/v1/artifacts/{name}?expires={expires}&signature={secret.sign(f'{name}.{expires}')}"
+    return f"{begins}/v1/artifacts/{name}?expires={expires}&signature={crypto.sign(f'{name}.{expires}')}"
 
 
 def show(one: Stored, *, origin: str = "") -> dict[str, Any]:
@@ -91,7 +92,7 @@ def show(one: Stored, *, origin: str = "") -> dict[str, Any]:
 
 def expect_signed(name: str, *, expires: str, signature: str, now: float) -> None:
     """Raises NotFound for a wrong, changed or expired link."""
-    if not (expires.isascii() and expires.isdigit()) or not secret.is_signed(f"{name}.{expires}", signature) or int(expires) < now:
+    if not (expires.isascii() and expires.isdigit()) or not crypto.is_signed(f"{name}.{expires}", signature) or int(expires) < now:
         raise NotFound("This link is wrong or has expired. Fetch the job again: it carries fresh ones.")
 
 

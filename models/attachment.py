@@ -10,9 +10,10 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import artifact, ids, image_size, tokens
+from models import artifact, image_size, tokens
 from models.db import Session
-from models.errors import Invalid, NotFound
+from models.platform import ids
+from models.platform.errors import Invalid, NotFound
 
 PREFIX = "art_"
 # Of a conversation: who needs more has a file server.

@@ -16,8 +16,8 @@ from sqlalchemy import text
 from models import ledger, money, roster
 from models.config.settings import settings
 from models.db import Session
-from models.errors import NoMoney
 from models.key import Key
+from models.platform.errors import NoMoney
 
 # Summing a thousand entries takes 0.3 ms (measured): what is older is summed once.
 COUNTED_EVERY = 1_000

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.db import Session
-from models.errors import Draining, LineFull
+from models.platform.errors import Draining, LineFull
 
 MINUTE_S = 60
 # Slots of a cap are freed in other lanes too, whose end wakes this one no sooner.

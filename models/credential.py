@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from models.config import upstream_url
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 OPENAI, AZURE = "openai", "azure"
 KINDS = (OPENAI, AZURE)

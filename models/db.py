@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 
 _dialect = psycopg_dialect.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # untyped in part
 CONNECT_TIMEOUT_S = 2

@@ -15,9 +15,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import ids, outbox, signing, view, webhook
+from models import outbox, signing, view, webhook
 from models.db import Session
-from models.errors import NotFound
+from models.platform import ids
+from models.platform.errors import NotFound
 from models.webhook import PREFIX as ENDPOINT
 
 # A receiver at which so many attempts in a row have failed gets one at a time, until one arrives.

@@ -10,9 +10,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import ids, outbox, view, webhook
+from models import outbox, view, webhook
 from models.db import Session
-from models.errors import NotFound, WrongState
+from models.platform import ids
+from models.platform.errors import NotFound, WrongState
 from models.schedule import RETRIES
 
 JsonObject = dict[str, Any]

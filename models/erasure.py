@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.db import Session
-from models.errors import NotFound, WrongState
+from models.platform.errors import NotFound, WrongState
 
 
 def mark(session: Session, key_id: int, name: str) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from models import audit, cap, lane, parking
 from models.audit import Act
 from models.db import Session
-from models.errors import Invalid, NotFound
+from models.platform.errors import Invalid, NotFound
 
 KINDS = ("pool", "lane", "key", "flow", "credential")
 VERBS = ("pause", "resume", "drain")

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from models import reader
 from models.db import Session
-from models.errors import Conflict, IdempotencyMismatch, Invalid
+from models.platform.errors import Conflict, IdempotencyMismatch, Invalid
 
 TOKEN_MOST_CHARS = 255
 

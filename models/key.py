@@ -9,10 +9,11 @@ from functools import lru_cache
 
 from sqlalchemy import text
 
-from models import credential, operator, secret, token_forms
+from models import credential, operator
 from models.config.settings import settings
 from models.db import Session
-from models.errors import Invalid, Unauthorised
+from models.platform import crypto, token_forms
+from models.platform.errors import Invalid, Unauthorised
 
 OWN_MOST_CHARS = 256
 
@@ -92,7 +93,7 @@ def add_credential(
     expect_upstream(upstream_key)
     base_url, api_version = credential.address(kind, base_url=base_url, api_version=api_version)
     number = session.execute(text("SELECT nextval(pg_get_serial_sequence('credential', 'id'))")).scalar_one()
-    sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{number}")
+    sealed = crypto.seal(upstream_key.encode(), bound_to=f"credential:{number}")
     session.execute(
         _ADD_CREDENTIAL,
         {"id": number, "pool_id": pool_id, "base_url": base_url, "secret": sealed, "kind": kind, "api_version": api_version},
@@ -132,7 +133,7 @@ def _register(session: Session, token: str, prints: list[bytes]) -> Key:
 
 @lru_cache(maxsize=4096)
 def _fingerprints(token: str) -> list[bytes]:
-    return secret.fingerprints(token.encode())
+    return crypto.fingerprints(token.encode())
 
 
 _FIND = text("SELECT id, pool_id, kind, revoked_at FROM key WHERE fingerprint = ANY(:prints)")

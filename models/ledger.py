@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.db import Session
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 
 def grant(session: Session, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:

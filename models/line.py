@@ -23,10 +23,10 @@ from uuid_utils.compat import uuid7
 from models import attachment, budget, cap, conversation, key_share, lane, milestone
 from models.config.settings import settings
 from models.db import Session, autocommit, begin
-from models.errors import Draining, LineFull, LineUnavailable, TooLate
 from models.key import Key
 from models.key_share import SETTLED_S
 from models.milestone import COUNTED_MOST
+from models.platform.errors import Draining, LineFull, LineUnavailable, TooLate
 from models.tables import OPEN
 from models.tally import Hindered, Tally
 

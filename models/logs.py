@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from models import token_forms
+from models.platform import token_forms
 
 _PREFIXES = (*token_forms.OURS, *token_forms.UPSTREAM)
 _NAMES = (*token_forms.QUERY_NAMES, *token_forms.SECRET_NAMES)

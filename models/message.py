@@ -11,10 +11,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import artifact, attachment, ids, turn
+from models import artifact, attachment, turn
 from models.db import Session
-from models.errors import NotFound
 from models.job import Status
+from models.platform import ids
+from models.platform.errors import NotFound
 
 JsonObject = dict[str, Any]
 PREFIX = "msg_"

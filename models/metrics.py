@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy import text
 
 from models import db
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 
 MODELS_MOST = 50
 OTHER = "other"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
 
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 MICRO = 1_000_000
 # More than anybody grants, and far from where a sum of 64 bits ends.

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from sqlalchemy import text
 
-from models import db, secret, token_forms
+from models import db
 from models.config.settings import settings
 from models.db import Session
-from models.errors import Invalid, NotFound, Unauthorised, Unavailable
+from models.platform import crypto, token_forms
+from models.platform.errors import Invalid, NotFound, Unauthorised, Unavailable
 
 TOKEN_MOST_CHARS = 256
 LET_IN_MOST = 100
@@ -50,7 +51,7 @@ def recognise(session: Session, token: str) -> Operator:
     row = None
     if 1 <= len(token) <= TOKEN_MOST_CHARS and token.isascii():
         # By a keyed hash: what can be timed says nothing of the token.
-        row = session.execute(_FIND, {"prints": secret.fingerprints(token.encode())}).one_or_none()
+        row = session.execute(_FIND, {"prints": crypto.fingerprints(token.encode())}).one_or_none()
     if row is None:
         raise Unauthorised(UNKNOWN if _is_anybody(session) else NONE_YET)
     return Operator(row.name, row.role)
@@ -95,7 +96,7 @@ def create(session: Session, name: str, *, role: Role) -> str:
     if not 1 <= len(name) <= 64 or not name.isprintable() or name in (ROOT.name, COMMAND_LINE.name):
         raise Invalid(f"An operator's name is 1 to 64 printable characters, and not {ROOT.name} or {COMMAND_LINE.name}.", param="name")
     token = token_forms.OPERATOR + secrets.token_urlsafe(32)
-    made = session.execute(_CREATE, {"name": name, "role": role, "print": secret.fingerprints(token.encode())[0]})
+    made = session.execute(_CREATE, {"name": name, "role": role, "print": crypto.fingerprints(token.encode())[0]})
     if made.one_or_none() is None:
         raise Invalid(f"There is, or was, an operator named {name!r}: names stand in the audit log and are used once.", param="name")
     return token

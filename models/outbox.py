@@ -13,8 +13,8 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import ids
 from models.db import Session
+from models.platform import ids
 from models.schedule import RETRIES
 
 EVENT_PREFIX = "evt_"

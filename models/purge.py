@@ -12,8 +12,8 @@ from sqlalchemy import text
 from models import audit, job
 from models.audit import Act
 from models.db import Session
-from models.errors import Invalid
 from models.key import Key
+from models.platform.errors import Invalid
 
 CHUNK = 100
 STATUSES = ("queued", "running")

@@ -14,9 +14,9 @@ from sqlalchemy import text
 from models import audit, halt, key_share, lane
 from models.audit import Act
 from models.db import Session
-from models.errors import Invalid, NotFound, WrongState
 from models.halt import Target
 from models.line import WEIGHTS
+from models.platform.errors import Invalid, NotFound, WrongState
 
 
 def weigh(session: Session, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:

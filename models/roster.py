@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.db import Session
-from models.errors import NotFound
+from models.platform.errors import NotFound
 
 
 def keys(session: Session) -> Sequence[Any]:

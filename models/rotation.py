@@ -10,9 +10,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, ids, secret, signing, webhook
+from models import audit, signing, webhook
 from models.audit import Act
 from models.db import Session
+from models.platform import crypto, ids
 
 
 def reseal(session: Session, act: Act) -> dict[str, int]:
@@ -28,7 +29,7 @@ def _credentials(session: Session) -> int:
     rows = session.execute(text("SELECT id, secret FROM credential ORDER BY id FOR UPDATE")).all()
     for row in rows:
         bound_to = f"credential:{row.id}"
-        sealed = secret.seal(secret.unseal(bytes(row.secret), bound_to=bound_to), bound_to=bound_to)
+        sealed = crypto.seal(crypto.unseal(bytes(row.secret), bound_to=bound_to), bound_to=bound_to)
         session.execute(text("UPDATE credential SET secret = :secret WHERE id = :id"), {"id": row.id, "secret": sealed})
     return len(rows)
 
@@ -36,8 +37,8 @@ def _credentials(session: Session) -> int:
 def _own_keys(session: Session) -> int:
     rows = session.execute(_OWN).all()
     for row in rows:
-        plain = secret.unseal(bytes(row.secret), bound_to=f"credential:{row.credential_id}")
-        prints = secret.fingerprints(plain)
+        plain = crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.credential_id}")
+        prints = crypto.fingerprints(plain)
         if bytes(row.fingerprint) in prints:
             session.execute(text("UPDATE key SET fingerprint = :print WHERE id = :id"), {"id": row.id, "print": prints[0]})
     return len(rows)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from models import recall, turn
 from models.db import Session
-from models.errors import NotFound, WrongState
+from models.platform.errors import NotFound, WrongState
 
 JsonObject = dict[str, Any]
 FIELDS = ("title", "system_prompt", "context_tokens", "fresh_after_s", "on_failed_turn")

@@ -7,8 +7,8 @@ import os
 
 from sqlalchemy import text
 
-from models import secret, token_forms
 from models.db import Session
+from models.platform import crypto, token_forms
 
 SECRET_BYTES = 32
 HINT_CHARS = 4
@@ -22,12 +22,12 @@ def make() -> str:
 
 def seal(plain: str, *, owner: str) -> bytes:
     """As it is stored. owner: of_endpoint() or of_key(), whose row it is bound to."""
-    return secret.seal(plain.encode(), bound_to=f"signing:{owner}")
+    return crypto.seal(plain.encode(), bound_to=f"signing:{owner}")
 
 
 def unseal(sealed: bytes, *, owner: str) -> str:
     """What was sealed for this owner. Raises ValueError when it cannot be read."""
-    return secret.unseal(bytes(sealed), bound_to=f"signing:{owner}").decode()
+    return crypto.unseal(bytes(sealed), bound_to=f"signing:{owner}").decode()
 
 
 def hint(plain: str) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from models import erasure
 from models.db import Session
 from models.endpoint import CHAT
-from models.errors import NotFound
+from models.platform.errors import NotFound
 
 JsonObject = dict[str, Any]
 MAX_ID_CHARS = 256

@@ -7,13 +7,14 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, cap, credential, halt, key, model_list, secret
+from models import audit, cap, credential, halt, key, model_list
 from models.audit import Act
 from models.cap import NAMES as CAPS
 from models.db import Session
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
-from models.errors import Invalid, NotFound
 from models.halt import Target
+from models.platform import crypto
+from models.platform.errors import Invalid, NotFound
 
 LIMITS = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
 CLASSES = ("", CHAT, IMAGES, EDITS, EMBEDDINGS, MODERATIONS)
@@ -79,7 +80,7 @@ def change_credential(
         api_version=before.api_version if api_version is None else api_version,
     )
     base_url, api_version = None if base_url is None else checked[0] or "", None if api_version is None else checked[1] or ""
-    sealed = secret.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
+    sealed = crypto.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
     wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
     if sealed is not None or base_url is not None:

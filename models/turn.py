@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from models import json_reading
 from models.endpoint import CHAT, EDITS, IMAGES
+from models.platform import json_reading
 
 JsonObject = dict[str, Any]
 # Whoever says how to answer speaks for one turn alone; the conversation's own system prompt is for all.

@@ -12,10 +12,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import artifact, ids, line, marks
+from models import artifact, line, marks
 from models.db import Session
-from models.errors import NotFound
 from models.job import Status
+from models.platform import ids
+from models.platform.errors import NotFound
 
 JsonObject = dict[str, Any]
 PREFIX = "job_"

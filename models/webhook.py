@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import ids, outbox, reach, signing
+from models import outbox, reach, signing
 from models.db import Session
-from models.errors import Invalid, NotFound
 from models.outbox import EventType
+from models.platform import ids
+from models.platform.errors import Invalid, NotFound
 
 JsonObject = dict[str, Any]
 PREFIX = "whe_"

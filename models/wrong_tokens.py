@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from models import metrics, operator
 from models.address_limit import AddressLimit
-from models.errors import TooManyWrongTokens, Unauthorised
+from models.platform.errors import TooManyWrongTokens, Unauthorised
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import redis
 from deploy.embedded import Postgres, Valkey
 from models import db, line, migrate
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from tests import order, tables
 from tests.browser import browser, visit
 from workers import wake

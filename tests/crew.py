@@ -10,8 +10,8 @@ from typing import Any, Self
 from uuid import UUID, uuid4
 
 from models import db, job, pacing
-from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
+from models.platform.errors import Unavailable
 from tests import webhook_tools
 from tests.line_tools import query
 from workers import ending, wake

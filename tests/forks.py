@@ -7,8 +7,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from models.forker import Forker
-from models.preloads import PRELOADS
+from models.platform.fork_server import Forker
+from models.platform.preloads import PRELOADS
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,9 +25,9 @@ from sqlalchemy import text
 
 from deploy.server import die_with_parent, last_lines
 from models import db, fleet, job, key, line
-from models.errors import Unavailable
 from models.job import TERMINAL
 from models.key import Key, Limits
+from models.platform.errors import Unavailable
 from tests import tables
 from tests.forks import ROOT, Forks
 from tests.line_tools import submit

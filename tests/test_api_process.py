@@ -11,8 +11,8 @@ import redis
 from api.heartbeat import Heartbeat
 from api.leaving import leave_now
 from models import api_process, db
-from models.errors import Unavailable
 from models.key import Key
+from models.platform.errors import Unavailable
 from tests.line_tools import known, pass_time, query, report, row, submit
 from workers.bell import Bell
 from workers.limiter import Limiter

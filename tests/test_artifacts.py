@@ -19,8 +19,8 @@ from api import pieces
 from api.leaving import BrokenOff
 from api.pieces import Content
 from models import artifact, db, view
-from models.errors import NotFound
 from models.marks import Picture
+from models.platform.errors import NotFound
 from tests.http_tools import IMAGE, Caller, end, error_of
 from tests.line_tools import clean_up, query
 from tests.test_api_server import serving

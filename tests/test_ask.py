@@ -17,8 +17,8 @@ from api.ask import Ask
 from api.intake import intake
 from api.waiting import hall
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
-from models.errors import Invalid, UnsupportedMedia
 from models.key import Key
+from models.platform.errors import Invalid, UnsupportedMedia
 from tests.http_tools import Caller, end, new_app
 from tests.processes import until
 

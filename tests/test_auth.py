@@ -12,8 +12,9 @@ import redis
 from sqlalchemy import text
 
 from api.auth import REMEMBERED_S, Callers
-from models import db, key, logs, token_forms
-from models.errors import Unauthorised
+from models import db, key, logs
+from models.platform import token_forms
+from models.platform.errors import Unauthorised
 from tests.http_tools import CHAT, Caller, error_of
 
 pytestmark = pytest.mark.usefixtures("database")

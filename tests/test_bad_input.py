@@ -14,7 +14,7 @@ from api import json_text
 from api.app import create_app
 from models import db
 from models.config.settings import settings
-from models.errors import Invalid
+from models.platform.errors import Invalid
 from tests.http_tools import CHAT, IMAGE, Caller, error_of, stored
 from tests.steady import least, seconds
 

@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 
 from models import budget, db
-from models.errors import NoMoney, NotFound
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from models.money import MICRO
+from models.platform.errors import NoMoney, NotFound
 from tests.http_tools import CHAT, Caller, error_of, stored, together
 from tests.line_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
 from tests.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from models import db
 from models.config.settings import settings
-from models.errors import LineFull, Unavailable
+from models.platform.errors import LineFull, Unavailable
 from tests.processes import until
 
 ADD = text("INSERT INTO pool (name) VALUES (:name)")

@@ -14,11 +14,12 @@ from uuid import UUID
 import pytest
 from prometheus_client import REGISTRY
 
-from models import db, secret
+from models import db
 from models.config.settings import settings
-from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
+from models.platform import crypto
+from models.platform.errors import Unavailable
 from tests.line_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
 from workers import ending
 from workers.ending import Ending
@@ -299,7 +300,7 @@ def test_an_answer_that_was_put_aside_is_stored_once_it_can_be(good: Ending, fol
 def test_an_answer_of_another_version_holds_up_nobody(good: Ending, folder: Path) -> None:
     other = folder / f"{UUID(int=1)}.ending"
     ending.spool(good)
-    other.write_bytes(secret.seal(json.dumps({"version": 9}).encode(), bound_to=other.stem))
+    other.write_bytes(crypto.seal(json.dumps({"version": 9}).encode(), bound_to=other.stem))
 
     assert 1 == ending.replay(now=0.0)
     assert [other] == list(folder.iterdir())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from models.forker import Forker, ForkerGone
-from models.preloads import PRELOADS
+from models.platform.fork_server import Forker, ForkerGone
+from models.platform.preloads import PRELOADS
 from tests.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def forker(folder: Path) -> Iterator[Forker]:
     environment = {**os.environ, "PYTHONPATH": f"{Path.cwd()}:{folder}", "SPT_NOENV": "1"}
-    made = Forker.spawn(("decimal", "models.ids", "no.such.module"), env=environment)
+    made = Forker.spawn(("decimal", "models.platform.ids", "no.such.module"), env=environment)
     yield made
     made.close()
 

@@ -11,8 +11,9 @@ from uuid import uuid4
 import pytest
 from pydantic import ValidationError
 
-from models import db, key, secret
+from models import db, key
 from models.config.settings import Settings
+from models.platform import crypto
 from tests.http_tools import CHAT, Caller, end, error_of
 from tests.line_tools import query
 from tests.test_openai_routes import FORM
@@ -106,7 +107,7 @@ def row(**more: Any) -> SimpleNamespace:
         "dispatch_id": uuid4(), "endpoint": "/v1/chat/completions", "model": "gpt-4o", "content_type": None, "request": b"{}",
         "headers": None,
         "failures": 0, "credential_id": 1, "credential_kind": "openai", "api_version": None, "base_url": "https://up.example/v1",
-        "secret": secret.seal(b"the-key", bound_to="credential:1"),
+        "secret": crypto.seal(b"the-key", bound_to="credential:1"),
     }  # fmt: skip
     return SimpleNamespace(**{**given, **more})
 

@@ -22,9 +22,10 @@ from deploy.part import Part, PartFailed, program
 from deploy.server import Server, ServerFailed
 from deploy.stack import CannotStart, Stack
 from deploy.supervisor import Supervisor
-from models import migrate, whole_file
+from models import migrate
 from models.config.settings import settings
 from models.job import Finding, Outcome, Result, Status
+from models.platform import atomic_file
 from tests.test_supervisor import ANY_PORTS, STAND_IN
 from workers import ending
 from workers.ending import Ending
@@ -113,10 +114,10 @@ def test_a_database_without_its_password_gets_no_new_one(tmp_path: Path, *, is_e
 
 def test_a_failed_write_keeps_the_old_content(disk: Disk) -> None:
     file = disk.folder / "kept"
-    whole_file.write(file, b"old")
+    atomic_file.write(file, b"old")
     disk.fill()
     with pytest.raises(OSError, match="No space left"):
-        whole_file.write(file, bytes(8192))
+        atomic_file.write(file, bytes(8192))
 
     assert b"old" == file.read_bytes()
     assert {"kept", "filler"} == {left.name for left in disk.folder.iterdir()}

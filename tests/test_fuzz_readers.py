@@ -17,7 +17,7 @@ from hypothesis import given, settings
 
 from api import json_text
 from models import reach
-from models.errors import ServingError
+from models.platform.errors import ServingError
 from workers import egress, headers
 from workers.egress import Unreachable
 from workers.headers import DAY_MS, PAUSE_MOST_MS

@@ -16,7 +16,7 @@ from flask import request
 
 from api import body
 from api.intake import Intake, intake
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from tests.http_tools import CHAT, Caller, error_of, new_app, stored
 from tests.processes import until
 

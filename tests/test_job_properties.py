@@ -24,10 +24,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import text
 
 from models import db, job, key_share, line, pacing
-from models.errors import LineFull, Unavailable
 from models.job import TERMINAL, Finding, Outcome, Result, Status
 from models.key import Key
 from models.pacing import Admission, Settled
+from models.platform.errors import LineFull, Unavailable
 from tests.line_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"

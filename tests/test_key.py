@@ -8,9 +8,10 @@ from functools import partial
 
 import pytest
 
-from models import db, key, secret
-from models.errors import Invalid, Unauthorised
+from models import db, key
 from models.key import Key
+from models.platform import crypto
+from models.platform.errors import Invalid, Unauthorised
 from tests.line_tools import at_once, known, query
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -56,7 +57,7 @@ def test_an_own_key_is_its_own_credential_and_is_not_stored_in_plain() -> None:
     known("sk-canary-77")
 
     (row,) = query("SELECT id, secret FROM credential")
-    assert b"sk-canary-77" == secret.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
+    assert b"sk-canary-77" == crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
     assert b"canary" not in bytes(row.secret)
 
 
@@ -112,7 +113,7 @@ def test_keys_are_found_after_a_new_secret_was_put_in_front(secrets_are: Callabl
     assert (own, issued) == (known("sk-own"), known(token))
     assert known("sk-newer") == known("sk-newer")
     (row,) = query("SELECT id, secret FROM credential WHERE pool_id = :id", id=own.pool_id)
-    assert b"sk-own" == secret.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
+    assert b"sk-own" == crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
 
 
 def test_an_issued_key_is_unknown_once_its_secret_is_gone(secrets_are: Callable[..., None]) -> None:

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from models import db, job_search, lane, line
-from models.errors import TooManyModels
 from models.key import Key
+from models.platform.errors import TooManyModels
 from tests.http_tools import CHAT, Caller
 from tests.line_tools import at_once, finish, heads, known, order, query, row, start, submit
 from tests.processes import until

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 
 from models import db, job, ledger
-from models.errors import Invalid
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
+from models.platform.errors import Invalid
 from tests.line_tools import ANSWER, finish, known, put_back, query, reap, row, start, submit
 from tests.money_tools import LOST, REFUSED, cost, entries, standing
 

@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deploy.embedded import Valkey
-from models.errors import LineUnavailable
+from models.platform.errors import LineUnavailable
 from workers.limiter import Ask, BlockedBy, Grant, Learned, Limiter, Limits, Meter, Past, Report, Room, keys
 from workers.process import LATE_S
 

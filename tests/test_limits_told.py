@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from api import limits
 from api.limits import Told, duration
 from models import db, line, room
-from models.errors import Unavailable
 from models.key import Key
+from models.platform.errors import Unavailable
 from models.room import Room, Rooms
 from tests.line_tools import admit, finish, known, query, start, submit
 

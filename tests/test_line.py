@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from models import db, job, key, pacing, view
-from models.errors import LineFull, TooLate
 from models.key import Key
+from models.platform.errors import LineFull, TooLate
 from tests.line_tools import admit_all, submit
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from models import db, erasure, job, pacing, purge, reorder
 from models.audit import Act
-from models.errors import WrongState
 from models.key import Key
+from models.platform.errors import WrongState
 from models.purge import Filter
 from tests.http_tools import Caller
 from tests.line_tools import at_once, credential_of, finish, known, query, start, submit

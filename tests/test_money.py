@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models import money
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 
 @pytest.mark.parametrize(

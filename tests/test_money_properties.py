@@ -18,10 +18,10 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from models import db, job
-from models.errors import NoMoney
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from models.pacing import Admission, admit
+from models.platform.errors import NoMoney
 from tests.line_tools import at_once, cancel, credential_of, expire, finish, put_back, query, submit
 from tests.money_tools import grant, issued, standing
 from tests.test_job_properties import COMMON, NIGHTLY

@@ -19,9 +19,9 @@ from api import ask
 from api import form as forms
 from api.ask import Ask
 from models.endpoint import EDITS
-from models.errors import Invalid
 from models.key import Key
 from models.line import Order
+from models.platform.errors import Invalid
 from models.tokens import PICTURE_TOKENS
 from tests.http_tools import new_app
 from tests.steady import least, seconds

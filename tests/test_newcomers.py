@@ -8,7 +8,7 @@ import pytest
 from flask import request
 
 from api.newcomers import HOUR_S, Newcomers, address_of
-from models.errors import LineFull
+from models.platform.errors import LineFull
 from tests.http_tools import Caller, error_of, new_app
 from tests.line_tools import query
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from api import offload
-from models.errors import Invalid
+from models.platform.errors import Invalid
 
 # The work is a native sleep: it holds no lock, so that a loop that goes on ticks all the time.
 SCRIPT = """
@@ -18,7 +18,7 @@ native_sleep = time.sleep
 monkey.patch_all()
 import gevent
 from api import offload
-from models.errors import Invalid
+from models.platform.errors import Invalid
 ticks = 0
 def tick():
     global ticks

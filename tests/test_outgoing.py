@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from models import db, erasure
-from models.errors import Unavailable
 from models.job import Status
+from models.platform.errors import Unavailable
 from tests.line_tools import admit, known, outcomes, query, row, submit, told
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, pool_of

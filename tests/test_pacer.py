@@ -14,8 +14,8 @@ import redis
 from sqlalchemy import text
 
 from models import db, fleet, job, key, meter, pacing
-from models.errors import LineUnavailable
 from models.key import Key, Limits
+from models.platform.errors import LineUnavailable
 from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
 from workers import wake
 from workers.admission import Reserver

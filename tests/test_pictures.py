@@ -18,9 +18,9 @@ from werkzeug.test import TestResponse
 from api import pictures
 from models import artifact, db, view
 from models.endpoint import EDITS, IMAGES
-from models.errors import Invalid
 from models.job import Result, Status
 from models.marks import Picture
+from models.platform.errors import Invalid
 from tests import processes
 from tests.http_tools import Caller, finish, run
 from tests.line_tools import GOOD, query, row

@@ -7,8 +7,8 @@ from typing import NoReturn
 import pytest
 import redis
 
-from models.errors import Unavailable
 from models.job import Status
+from models.platform.errors import Unavailable
 from tests.line_tools import admit, known, outcomes, row, submit
 from workers import context
 from workers.leases import Leases

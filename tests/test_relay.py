@@ -20,8 +20,8 @@ from api.leaving import BrokenOff
 from api.relay import Relay
 from api.waiting import Hall, Seat, hall
 from models import db, job, view
-from models.errors import LineFull
 from models.job import Finding, Outcome, Result, Status
+from models.platform.errors import LineFull
 from tests.http_tools import Caller, error_of
 from tests.line_tools import cancel, expire, known, query, row, start, submit
 from tests.processes import until

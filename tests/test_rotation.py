@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from api.cli import nowserving
-from models import db, key, secret, signing
+from models import db, key, signing
 from models.config.settings import settings
+from models.platform import crypto
 from tests.line_tools import known, query
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -32,7 +33,7 @@ def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[...,
 
     assert {"credentials": 1, "own_keys": 1, "webhook_secrets": 1} == told
     (row,) = query("SELECT id, secret FROM credential")
-    assert b"sk-old" == secret.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
+    assert b"sk-old" == crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
     assert caller == known("sk-old"), "the caller is the same, with the same jobs"
     with db.begin() as session:
         assert hook == signing.default(session, caller.id)

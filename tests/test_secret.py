@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from models import secret
+from models.platform import crypto
 
 
 def fresh() -> str:
@@ -21,11 +21,11 @@ def _settings(override: Callable[..., None]) -> None:
 
 
 def test_what_was_sealed_opens() -> None:
-    assert b"sk-1" == secret.unseal(secret.seal(b"sk-1", bound_to="credential:1"), bound_to="credential:1")
+    assert b"sk-1" == crypto.unseal(crypto.seal(b"sk-1", bound_to="credential:1"), bound_to="credential:1")
 
 
 def test_the_plain_text_is_not_in_it_and_twice_is_not_the_same() -> None:
-    one, two = (secret.seal(b"sk-canary", bound_to="a") for _ in range(2))
+    one, two = (crypto.seal(b"sk-canary", bound_to="a") for _ in range(2))
 
     assert one != two
     assert b"canary" not in one
@@ -33,55 +33,55 @@ def test_the_plain_text_is_not_in_it_and_twice_is_not_the_same() -> None:
 
 def test_it_does_not_open_for_another_row() -> None:
     with pytest.raises(ValueError, match="does not belong"):
-        secret.unseal(secret.seal(b"sk-1", bound_to="credential:1"), bound_to="credential:2")
+        crypto.unseal(crypto.seal(b"sk-1", bound_to="credential:1"), bound_to="credential:2")
 
 
 @pytest.mark.parametrize("at", [4, 15, 16, -1])
 def test_a_changed_byte_is_noticed(at: int) -> None:
-    sealed = bytearray(secret.seal(b"sk-1", bound_to="a"))
+    sealed = bytearray(crypto.seal(b"sk-1", bound_to="a"))
     sealed[at] ^= 1
 
     with pytest.raises(ValueError, match="does not belong"):
-        secret.unseal(bytes(sealed), bound_to="a")
+        crypto.unseal(bytes(sealed), bound_to="a")
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 16, 20])
 def test_what_is_cut_short_does_not_open(length: int) -> None:
     with pytest.raises(ValueError):
-        secret.unseal(secret.seal(b"sk-1", bound_to="a")[:length], bound_to="a")
+        crypto.unseal(crypto.seal(b"sk-1", bound_to="a")[:length], bound_to="a")
 
 
 def test_old_rows_open_after_a_new_key_was_put_in_front(override: Callable[..., None]) -> None:
     old, new = fresh(), fresh()
     override(secret_keys=old)
-    sealed, prints, signature = secret.seal(b"sk-1", bound_to="a"), secret.fingerprints(b"k"), secret.sign("m")
+    sealed, prints, signature = crypto.seal(b"sk-1", bound_to="a"), crypto.fingerprints(b"k"), crypto.sign("m")
     override(secret_keys=f"{new},{old}")
 
-    assert b"sk-1" == secret.unseal(sealed, bound_to="a")
-    assert prints == secret.fingerprints(b"k")[1:]
-    assert secret.is_signed("m", signature)
+    assert b"sk-1" == crypto.unseal(sealed, bound_to="a")
+    assert prints == crypto.fingerprints(b"k")[1:]
+    assert crypto.is_signed("m", signature)
     override(secret_keys=new)
-    assert not secret.is_signed("m", signature)
+    assert not crypto.is_signed("m", signature)
     with pytest.raises(ValueError, match="no longer lists"):
-        secret.unseal(sealed, bound_to="a")
+        crypto.unseal(sealed, bound_to="a")
 
 
 def test_new_rows_are_sealed_with_the_newest_key(override: Callable[..., None]) -> None:
     old, new = fresh(), fresh()
     override(secret_keys=f"{new},{old}")
-    sealed = secret.seal(b"sk-1", bound_to="a")
+    sealed = crypto.seal(b"sk-1", bound_to="a")
     override(secret_keys=new)
 
-    assert b"sk-1" == secret.unseal(sealed, bound_to="a")
+    assert b"sk-1" == crypto.unseal(sealed, bound_to="a")
 
 
 @pytest.mark.parametrize("signature", ["", "x", "é", "\ud800", "A" * 43])
 def test_a_wrong_signature_is_refused_whatever_it_is_made_of(signature: str) -> None:
-    assert not secret.is_signed("m", signature)
+    assert not crypto.is_signed("m", signature)
 
 
 def test_without_a_key_nothing_is_sealed(override: Callable[..., None]) -> None:
     override(secret_keys="")
 
     with pytest.raises(ValueError, match="openssl rand"):
-        secret.seal(b"sk-1", bound_to="a")
+        crypto.seal(b"sk-1", bound_to="a")

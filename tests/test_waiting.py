@@ -19,8 +19,8 @@ from api.seat import Seat
 from api.waiting import Hall
 from deploy.embedded import Postgres, Valkey
 from models import db, line, view
-from models.errors import LineFull, TooManyWaiting, Unavailable
 from models.job import Status
+from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from tests.http_tools import Caller, end, error_of, together
 from tests.line_tools import query, submit
 from tests.processes import until

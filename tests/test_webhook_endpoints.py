@@ -9,8 +9,8 @@ import pytest
 
 from models import db, delivery_log, signing, webhook
 from models.delivery_log import Log
-from models.errors import Invalid, NotFound, WrongState
 from models.key import Key
+from models.platform.errors import Invalid, NotFound, WrongState
 from tests.line_tools import finish, known, query, start, submit
 from tests.webhook_tools import ARRIVED, ENDED, REFUSED, claim_one, deliveries, endpoint, endpoint_and_secret, pick, put_right, settle
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from models import delivery_log, ids, outbox, signing, webhook
+from models import delivery_log, outbox, signing, webhook
+from models.platform import ids
 from tests.http_tools import CHAT, IMAGE, Caller, end, error_of
 from tests.line_tools import query
 from tests.test_multipart import BOUNDARY, form, part

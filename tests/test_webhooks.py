@@ -19,7 +19,7 @@ import pytest
 
 from models import db, delivery_log, signing, view, webhook
 from models.delivery_log import Log
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from tests import processes
 from tests.line_tools import query
 from tests.processes import Stack, ask, caller, until, wait_ended

@@ -15,7 +15,7 @@ from tornado import web
 
 from models import db, operator
 from models.config.settings import Settings
-from models.errors import TooManyWrongTokens
+from models.platform.errors import TooManyWrongTokens
 from models.wrong_tokens import MAX_A_MINUTE, PERIOD_S, WrongTokens
 from tests.http_tools import Caller, error_of, new_app
 from workers import exposition, flower_site

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from models import crash, db, job, meter
+from models import db, job, meter
 from models.config.settings import settings
 from models.pacing import Admission
+from models.platform import crash_points
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class Reserver:
             past = meter.history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)
             day = meter.history(session, lost.credential_id, lost.model, seconds=DAY_S, step_s=60) if known.limits.rpd else []
             live = meter.live(session, lost.credential_id, lost.model)
-        crash.at("rebuild.before_init")
+        crash_points.at("rebuild.before_init")
         now_us = time.time_ns() // 1000
         self._limiter.init(
             lost,

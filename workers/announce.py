@@ -15,7 +15,7 @@ from uuid import UUID
 from kombu.exceptions import OperationalError
 
 from models import db, title
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from models.view import parse_id, public_id
 from workers.app import app
 from workers.queues import NAME, QUEUE

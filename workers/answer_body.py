@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models import json_reading, marks
+from models import marks
+from models.platform import json_reading
 
 JsonObject = dict[str, Any]
 JSON_TYPE = "application/json"

@@ -15,8 +15,8 @@ from functools import cache
 from itertools import count
 from types import TracebackType
 
-from models import memory
 from models.config.settings import settings
+from models.platform import allocator
 
 # Of each body; 64 calls with short bodies are 32 MiB at most.
 FREE_BYTES = 256 * 1024
@@ -170,4 +170,4 @@ def trim_after_peak() -> None:
     known = budget()
     if known.most_bytes > TRIM_FROM_BYTES and not known.held_bytes:
         known.most_bytes = 0
-        memory.trim()
+        allocator.trim()

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from models import db, metrics, retention
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from models.retention import Step
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,11 @@ from uuid import UUID
 
 import msgspec
 
-from models import attachment, json_reading, recall, turn
+from models import attachment, recall, turn
 from models.config.settings import settings
 from models.db import Session
 from models.endpoint import CHAT
+from models.platform import json_reading
 from models.recall import Memory
 from models.turn import INSTRUCTIONS, JsonObject
 

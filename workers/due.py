@@ -11,7 +11,7 @@ import redis
 
 from models import db, due
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from workers.queues import WEBHOOKS
 from workers.ring import Call, Ring
 

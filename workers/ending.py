@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, crash, db, job, marks, metrics, secret, stored_answer, tokens, turn, usage, view, whole_file
+from models import artifact, db, job, marks, metrics, stored_answer, tokens, turn, usage, view
 from models.config.settings import settings
 from models.db import Session
 from models.endpoint import CHAT
-from models.errors import Unavailable
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
+from models.platform import atomic_file, crash_points, crypto
+from models.platform.errors import Unavailable
 from models.usage import Usage
 from workers import answer_body, counting, wake
 from workers.spool_backoff import SpoolBackoff
@@ -110,7 +111,7 @@ def commit(ending: Ending) -> Usage | None:
 
     Returns what the answer used, where it is one.
     """
-    crash.at("worker.before_finish")
+    crash_points.at("worker.before_finish")
     with db.moving(_size(ending)):
         return _commit(ending)
 
@@ -134,7 +135,7 @@ def _commit(ending: Ending) -> Usage | None:
         used, finding = _used(ending, ending.result)
         row = _finish(ending, ending.result, pictures, used, finding)
         took, due = row is not None, row.due if row is not None else None
-    crash.at("worker.after_finish")
+    crash_points.at("worker.after_finish")
     counting.ended(ending)
     if not took:
         log.warning(
@@ -209,7 +210,7 @@ def _is_unreadable(result: Result) -> bool:
 def spool(ending: Ending) -> Path:
     """The ending is on disk, encrypted, fsynced with its name, under its dispatch id. Raises OSError."""
     final = _folder() / f"{ending.dispatch_id}.ending"
-    whole_file.write(final, secret.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
+    atomic_file.write(final, crypto.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
     about = {"job": view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
     log.warning("answer kept on disk until Postgres is back", extra=about)
     return final
@@ -251,7 +252,7 @@ def _replay(file: Path) -> bool:
         sealed = file.read_bytes()
     except FileNotFoundError:
         return False
-    commit(_load(secret.unseal(sealed, bound_to=file.stem)))
+    commit(_load(crypto.unseal(sealed, bound_to=file.stem)))
     file.unlink(missing_ok=True)
     return True
 

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 
 from models import client_address, wrong_tokens
 from models.config.settings import settings
-from models.errors import ServingError, TooManyWrongTokens, Unauthorised
+from models.platform.errors import ServingError, TooManyWrongTokens, Unauthorised
 from models.wrong_tokens import WrongTokens
 
 

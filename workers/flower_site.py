@@ -23,9 +23,9 @@ from tornado.routing import URLSpec
 
 from models import audit, client_address, db, job, view
 from models.audit import Act
-from models.errors import NotFound, TooManyWrongTokens, Unavailable
 from models.job import Status
 from models.operator import Operator
+from models.platform.errors import NotFound, TooManyWrongTokens, Unavailable
 from models.wrong_tokens import WrongTokens
 from workers import wake
 

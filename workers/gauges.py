@@ -8,7 +8,7 @@ from typing import Any
 
 from models import db, figures, metrics
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from workers import wake
 
 BACKLOG_EVERY_S = 30.0

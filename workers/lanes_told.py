@@ -11,7 +11,7 @@ from celery import bootsteps
 from sqlalchemy import text
 
 from models import db, title
-from models.errors import ServingError
+from models.platform.errors import ServingError
 from workers.app import app
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 
 from models import db, endpoint, meter, parking
 from models.config.settings import settings
-from models.errors import Unavailable
 from models.job import Outcome
+from models.platform.errors import Unavailable
 from workers.limiter import Learned, Report
 from workers.retry import Next, Verdict
 

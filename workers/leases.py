@@ -12,7 +12,7 @@ import redis
 
 from models import db, job, view
 from models.config.settings import settings
-from models.errors import LineUnavailable, Unavailable
+from models.platform.errors import LineUnavailable, Unavailable
 from workers import wake
 from workers.call import Call
 from workers.limiter import Limiter, Meter

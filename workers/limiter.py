@@ -15,8 +15,8 @@ from urllib.parse import quote
 import redis
 
 from models.config.settings import settings
-from models.errors import LineUnavailable
 from models.key import Limits
+from models.platform.errors import LineUnavailable
 from workers.wake import Said
 
 __all__ = ["Ask", "BlockedBy", "Grant", "Learned", "Limiter", "Limits", "Meter", "Past", "Report", "Room"]

@@ -22,8 +22,8 @@ import click
 from models import logs, metrics_folder
 from models.config.setting_errors import settings_or_exit
 from models.config.settings import settings
-from models.forker import Forked, Forker
-from models.preloads import PRELOADS
+from models.platform.fork_server import Forked, Forker
+from models.platform.preloads import PRELOADS
 from workers.queues import QUEUE, WEBHOOKS
 
 log = logging.getLogger(__name__)

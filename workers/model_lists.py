@@ -18,7 +18,7 @@ import redis
 
 from models import db, model_list, parking
 from models.endpoint import MODELS
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from workers import answer_body, request, retry, upstream_error, wake
 from workers.call import Call
 from workers.openai_client import Answer, Lost, NotSent, TimedOut, send

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import cap, crash, db, job, key_share, pacing, parking, title
+from models import cap, db, job, key_share, pacing, parking, title
 from models.config.settings import settings
-from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
 from models.parking import Refusal
+from models.platform import crash_points
+from models.platform.errors import LineUnavailable, Unavailable
 from workers import counting, wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
@@ -87,7 +88,7 @@ class Pacer:
             if free <= 0:
                 self._bell.conclude(at_rest=(), waiting=woken, capped=(), is_short=True)
             return self._rest_s(free, unseen)
-        crash.at("pacer.after_claim_lanes")
+        crash_points.at("pacer.after_claim_lanes")
         for lane in lanes:
             self._waits.note(lane.id, lane.blocked_by)
         queues: dict[int, list[Any]] = {lane.id: [] for lane in lanes}
@@ -109,7 +110,7 @@ class Pacer:
             weights={one.id: one.weight for one in serving},
             shut={(one.id, each["model"], each["endpoint"]): each["is_due"] for one in serving for each in one.shut or ()},
         )
-        crash.at("pacer.after_reserve")
+        crash_points.at("pacer.after_reserve")
         self._refuse(lanes, wanted, reserved, probes)
         settled = self._admit(lanes, queues, wanted, reserved, rooms=rooms, cut=cut)
         return 0.0 if any(one.wake_in_s == 0 for one in settled) else self._rest_s(1, unseen)
@@ -153,7 +154,7 @@ class Pacer:
             capped=[one.lane_id for one in settled if one.wake_in_s is not None] if rooms else (),
             is_short=any(one.blocked_by == "workers" for one in settled),
         )
-        crash.at("pacer.after_admit")
+        crash_points.at("pacer.after_admit")
         by_id = {lane.id: lane for lane in lanes}
         bound = {one.dispatch_id: Meter(one.credential_id, by_id[heads[one.job_id].lane_id].model) for one in admissions}
         titles = {one.job_id: title.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
@@ -214,7 +215,7 @@ class Pacer:
         """
         held = self._still_held([one.dispatch_id for one in admitted], bound)
         self._ring.ring([Call(one.job_id, one.dispatch_id, titles[one.job_id]) for one in admitted if one.dispatch_id in held])
-        crash.at("pacer.mid_publish")
+        crash_points.at("pacer.mid_publish")
         for one in admitted:
             if one.dispatch_id not in held:
                 with db.begin() as session:

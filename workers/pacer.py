@@ -15,7 +15,7 @@ import redis
 
 from models import logs, trace
 from models.config.settings import settings
-from models.errors import LineUnavailable, Unavailable
+from models.platform.errors import LineUnavailable, Unavailable
 from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell

@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from models import crash, db, job, logs, pricing, stored_answer, view
+from models import db, job, logs, pricing, stored_answer, view
 from models.config.settings import settings
 from models.endpoint import PAID
-from models.errors import LineUnavailable, Unavailable
 from models.job import Finding, Outcome, Result, Status
+from models.platform import crash_points
+from models.platform.errors import LineUnavailable, Unavailable
 from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream, wake
 from workers.body_budget import FREE_BYTES, Room
 from workers.call import Call
@@ -86,7 +87,7 @@ class Processor:
 
     def _serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         began = time.monotonic()
-        crash.at("worker.before_claim")
+        crash_points.at("worker.before_claim")
         with body_budget.budget().room() as room:
             if self._has_room(job_id, dispatch_id, room):
                 self._run_claimed(job_id, dispatch_id, room, began=began)
@@ -118,7 +119,7 @@ class Processor:
         if row is None:
             self._give_back(job_id, dispatch_id)
             return
-        crash.at("worker.after_claim")
+        crash_points.at("worker.after_claim")
         telling = Telling(row)
         counting.claimed(row)
         if row.due:
@@ -147,7 +148,7 @@ class Processor:
 
     def _why_not(self, work: Work, *, began: float) -> str:
         """Why the call must not go out after all; empty: it may. began: before the claim, in monotonic seconds."""
-        crash.at("worker.before_send")
+        crash_points.at("worker.before_send")
         held_s = time.monotonic() - began
         # Frozen since the claim? Then the lease may have run out, and the job may be another's already.
         if held_s > settings().lease_s / 2 and not _is_ours(work.row):
@@ -175,7 +176,7 @@ class Processor:
 
     def _take(self, work: Work, answer: Answer, verdict: Verdict) -> None:
         """An answer came: first the limiter learns from it and the slot is free, then the row is written."""
-        crash.at("worker.after_answer")
+        crash_points.at("worker.after_answer")
         counting.answered(work.row, answer.status)
         is_good = verdict.next == Next.SUCCEED
         told = headers.read(answer.headers)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from models import db, fleet
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from workers import body_budget, ending
 from workers.leases import Leases
 

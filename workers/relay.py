@@ -8,8 +8,9 @@ from typing import Any
 
 import redis
 
-from models import crash, db, job
-from models.errors import Unavailable
+from models import db, job
+from models.platform import crash_points
+from models.platform.errors import Unavailable
 from workers import chunks
 from workers.chunks import Chunk
 
@@ -60,7 +61,7 @@ class Relay:
             return False
         if not self.has_begun:
             log.warning("a stream is not relayed: the lease is lost", extra=self._said())
-        crash.at("worker.after_relayed")
+        crash_points.at("worker.after_relayed")
         return self.has_begun
 
     def _add(self) -> bool:

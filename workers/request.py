@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from models import credential, db, endpoint, job, secret, tokens, turn
+from models import credential, db, endpoint, job, tokens, turn
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform import crypto
+from models.platform.errors import Unavailable
 from workers.answer_body import JsonObject
 from workers.openai_client import Body, Request
 
@@ -68,7 +69,7 @@ def build(row: Any, content: bytes | Body) -> Request:
         headers["Content-Type"] = row.content_type or JSON
     return Request(
         url=_azure_url(row) if is_azure else (row.base_url or settings().openai_base_url).rstrip("/") + _path(row.endpoint),
-        key=secret.unseal(row.secret, bound_to=f"credential:{row.credential_id}").decode(),
+        key=crypto.unseal(row.secret, bound_to=f"credential:{row.credential_id}").decode(),
         headers=headers,
         key_header="api-key" if is_azure else "Authorization",
         content=None if is_read else content,

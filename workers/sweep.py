@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import api_process, crash, db, fleet, job, lane_care, meter, pacing, parking, reader, view
+from models import api_process, db, fleet, job, lane_care, meter, pacing, parking, reader, view
 from models.config.settings import settings
-from models.errors import LineUnavailable, Unavailable
+from models.platform import crash_points
+from models.platform.errors import LineUnavailable, Unavailable
 from workers import telling, waits, wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Limits, Meter, Report
@@ -137,7 +138,7 @@ class Sweep:
                 return
             lost = job.reap(session)
         if lost:
-            crash.at("sweep.mid_reap")
+            crash_points.at("sweep.mid_reap")
         for row in lost:
             telling.lost(row)
         self._free(lost, Report())

@@ -10,9 +10,10 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import logs, memory, trace
+from models import logs, trace
 from models.config.settings import settings
-from models.errors import Unavailable
+from models.platform import allocator
+from models.platform.errors import Unavailable
 from workers import lanes_told, life, registry, wake
 from workers.app import app
 from workers.leases import Leases, listen_for_cancels
@@ -47,7 +48,7 @@ def run(job_id: str, dispatch_id: str) -> None:
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _log(**_: Any) -> None:
-    memory.return_large_blocks()
+    allocator.return_large_blocks()
     logs.configure(settings().log_level)
     trace.start("nowserving-worker")
 

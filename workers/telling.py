@@ -9,10 +9,11 @@ import logging
 import time
 from typing import Any
 
-from models import ids, logs, trace
+from models import logs, trace
 from models.config.settings import settings
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.job import Finding, Outcome
+from models.platform import ids
 from models.trace import Attributes, Kind, Span
 from models.usage import Usage
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import redis
 
 from models import db, fleet
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from workers import wake
 from workers.queues import QUEUE
 from workers.stall import Doorbells

@@ -9,8 +9,9 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import logs, memory, reach, trace
+from models import logs, reach, trace
 from models.config.settings import settings
+from models.platform import allocator
 from workers import life
 from workers.app import app
 from workers.queues import WEBHOOK_NAME
@@ -38,7 +39,7 @@ def run(delivery_id: str, ticket: str) -> None:
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _log(**_: Any) -> None:
-    memory.return_large_blocks()
+    allocator.return_large_blocks()
     logs.configure(settings().log_level)
     trace.start("nowserving-webhooks")
 

@@ -14,11 +14,12 @@ from uuid import UUID, uuid4
 from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
-from models import crash, db, delivery, ids, logs, schedule, trace, view
+from models import db, delivery, logs, schedule, trace, view
 from models.config.settings import settings
 from models.delivery import Attempt, Claimed
 from models.delivery_log import PREFIX
-from models.errors import Unavailable
+from models.platform import crash_points, ids
+from models.platform.errors import Unavailable
 from models.trace import Kind, Span
 from workers import counting, egress, headers, telling, wake
 from workers.egress import Refused, Reply, Unreachable
@@ -45,7 +46,7 @@ class Sender:
 
     def serve(self, delivery_id: UUID, ticket: UUID) -> None:
         """The delivery was sent once, or is somebody else's; and others of its receiver while there are some. Safe to call twice."""
-        crash.at("webhook.before_claim")
+        crash_points.at("webhook.before_claim")
         try:
             with db.begin() as session:
                 one = delivery.claim(session, delivery_id, ticket, lease_s=_lease_s())
@@ -56,11 +57,11 @@ class Sender:
         until = time.monotonic() + CHAIN_S
         while one is not None:
             with logs.about(**_about(one)):
-                crash.at("webhook.after_claim")
+                crash_points.at("webhook.after_claim")
                 span = trace.go_on("webhook", one.traceparent, kind=Kind.CLIENT)
                 attempt, wait_s = self._send(one, traceparent=span.traceparent)
                 _end(span, one, attempt)
-                crash.at("webhook.after_send")
+                crash_points.at("webhook.after_send")
                 one = self._settle(one, attempt, wait_s=wait_s, may_go_on=time.monotonic() < until)
 
     def _send(self, one: Claimed, *, traceparent: str | None) -> tuple[Attempt, float | None]:
@@ -96,7 +97,7 @@ class Sender:
         except Unavailable:
             log.warning("outcome lost: Postgres is away; the delivery is sent again")
             return None
-        crash.at("webhook.after_finish")
+        crash_points.at("webhook.after_finish")
         _report(one, attempt, settled)
         # What fails all the time is tried once a second; others go on at once, in another slot.
         if following is None and not goes_on and settled is not None and not settled.is_failing:

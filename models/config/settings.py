@@ -204,11 +204,11 @@ class Settings(BaseSettings):
     # Of the large bodies that the calls of one worker process hold; the first 256 KiB of each does not count (workers/body_budget.py).
     worker_body_bytes: int = Field(256 * 1024 * 1024, ge=1024)
     webhook_threads: int = Field(128, ge=0)
-    # Parts and embedded servers take no core from each other when they wake (models/patience.py)
+    # Parts and embedded servers take no core from each other when they wake (models/platform/cpu_scheduling.py)
     batch_scheduling: bool = True
     log_level: LogLevel = "INFO"
 
-    # A test's lever: a named place in the code where the process dies, freezes or raises (models/crash.py).
+    # A test's lever: a named place in the code where the process dies, freezes or raises (models/platform/crash_points.py).
     crash: str = ""
 
     @model_validator(mode="before")

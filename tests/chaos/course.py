@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psycopg
 
-from models.errors import ServingError
+from models.platform.errors import ServingError
 from tests.chaos import leaks
 from tests.chaos.check import Evidence, Found, check
 from tests.chaos.client import Client

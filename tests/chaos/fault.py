@@ -9,7 +9,7 @@ from typing import ClassVar
 from sqlalchemy import text
 
 from models import db
-from models.errors import ServingError
+from models.platform.errors import ServingError
 from tests.chaos import asking
 from tests.chaos.plant import Plant
 

@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import suppress
 
-from models.errors import ServingError
+from models.platform.errors import ServingError
 from tests.chaos import asking
 from tests.chaos.clock import Clock
 from tests.chaos.fault import Fault, in_flight

@@ -23,8 +23,8 @@ from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
 from models import budget, db, key, line, migrate, webhook
 from models.config.settings import settings
-from models.errors import ServingError
 from models.key import Key, Limits
+from models.platform.errors import ServingError
 from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
 from tests.chaos.link import Link

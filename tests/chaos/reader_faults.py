@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from models import db, key
-from models.errors import ServingError
+from models.platform.errors import ServingError
 from tests.chaos.client import held, streamed
 from tests.chaos.fault import Fault
 from tests.chaos.plant import MODEL

@@ -16,9 +16,9 @@ import pytest
 from sqlalchemy import text
 
 from models import db, job, line, pacing
-from models.errors import Unavailable
 from models.job import TERMINAL
 from models.key import Key
+from models.platform.errors import Unavailable
 from tests import processes
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, rows, until, wait_ended
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from sqlalchemy import text
 
 from models import db
-from models.errors import Unavailable
+from models.platform.errors import Unavailable
 from tests.chaos.fault import Fault
 from tests.chaos.schedule import Faults
 from tests.hosts.network import HERE, both

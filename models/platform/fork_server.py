@@ -31,7 +31,7 @@ from typing import IO, Any, NoReturn, Self
 import setproctitle
 
 from models.config.settings import use_environment
-from models.parent_death import die_with_parent
+from models.platform.parent_death import die_with_parent
 
 LOOK_S = 0.005
 ANSWER_S = 120.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from models.errors import NotFound
+from models.platform.errors import NotFound
 
 
 def show(prefix: str, number: UUID) -> str:
