@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api import doorbell, spans
-from models import db, idempotency, line, logs, trace, view
+from models import db, idempotency, line, view
 from models.line import Joined, Order
 from models.platform import crash_points
+from models.telemetry import logs, tracing
 from models.view import JsonObject
 
 
@@ -43,7 +44,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
         with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
-    about = None if accepted.is_replayed else trace.trace_id(told.order.traceparent)
+    about = None if accepted.is_replayed else tracing.trace_id(told.order.traceparent)
     logs.add(job=view.public_id(accepted.job_id), lane=lane_id, trace_id=about)
     return accepted
 

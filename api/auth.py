@@ -10,11 +10,12 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import db, key, logs, metrics, operator
+from models import db, key, operator
 from models.key import Key
 from models.operator import Operator
 from models.platform import token_forms
 from models.platform.errors import Invalid, Unauthorised
+from models.telemetry import logs, metrics
 from models.wrong_tokens import WrongTokens
 
 # A revoked key opens nothing after this long.

@@ -15,9 +15,10 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from api import access, encodings, render
-from models import logs, view
+from models import view
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound, ServingError, Unavailable
+from models.telemetry import logs
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from gunicorn.http import errors as http
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 
-from models import logs
 from models.platform import ids
 from models.platform.errors import Invalid, ServingError
+from models.telemetry import logs
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 
 from api import auth
 from api.newcomers import address_of
-from models import metrics, wrong_tokens
+from models import wrong_tokens
 from models.config.settings import settings
+from models.telemetry import metrics
 
 routes = Blueprint("metrics", __name__)
 

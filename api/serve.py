@@ -18,9 +18,9 @@ from gunicorn.glogging import Logger
 
 from api import access
 from api.configured import NotConfigured, check
-from models import logs, metrics_folder, trace
 from models.config.settings import settings
 from models.platform import allocator
+from models.telemetry import logs, metrics_folder, tracing
 
 # The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
 COUNTS = metrics_folder.make()
@@ -89,7 +89,7 @@ def child_exit(server: Any, worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     """gunicorn's hook, in the worker itself: what was told of its requests is sent."""
-    trace.stop()
+    tracing.stop()
 
 
 def on_exit(server: Any) -> None:
@@ -120,7 +120,7 @@ def settle_memory() -> None:
 def post_worker_init(worker: Any) -> None:
     """gunicorn's hook: those who wait are let go as soon as the worker is asked to stop, so that it can."""
     gc.enable()
-    trace.start("nowserving-api")
+    tracing.start("nowserving-api")
     settle_memory()
     # Not imported here: this module is read before gevent has patched the locks that the hall is made of.
     hall, beat = worker.wsgi.extensions["hall"], worker.wsgi.extensions["heartbeat"]

@@ -10,10 +10,11 @@ from uuid import UUID
 
 from flask import g, request
 
-from models import trace, view
+from models import view
 from models.line import Order
 from models.platform.errors import ServingError
-from models.trace import Span
+from models.telemetry import tracing
+from models.telemetry.tracing import Span
 
 
 class Submit:
@@ -45,8 +46,8 @@ class Submit:
 @contextmanager
 def submit(order: Order) -> Iterator[Submit]:
     """Inside, the order is put in line; what is raised ends the span with its kind."""
-    headers = {name: said for name in ("traceparent", "tracestate") if (said := request.headers.get(name))} if trace.is_on() else {}
-    told = Submit(order, trace.arrive("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
+    headers = {name: said for name in ("traceparent", "tracestate") if (said := request.headers.get(name))} if tracing.is_on() else {}
+    told = Submit(order, tracing.arrive("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
     try:
         yield told
     except ServingError as error:

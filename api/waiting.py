@@ -15,8 +15,8 @@ from api.door import Door
 from api.listener import Listener
 from api.looker import LOOK_AGAIN_S, Looker
 from api.seat import Seat, Seats
-from models import metrics
 from models.platform.errors import Unavailable
+from models.telemetry import metrics
 
 __all__ = ["LOOK_AGAIN_S", "Hall", "Seat", "hall"]
 

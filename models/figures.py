@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from models import retention
 from models.db import Session
-from models.metrics import POOL_LABEL
+from models.telemetry.metrics import POOL_LABEL
 
 
 def lanes(session: Session) -> Sequence[Any]:

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from models import metrics, operator
+from models import operator
 from models.address_limit import AddressLimit
 from models.platform.errors import TooManyWrongTokens, Unauthorised
+from models.telemetry import metrics
 
 log = logging.getLogger(__name__)
 

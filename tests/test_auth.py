@@ -12,9 +12,10 @@ import redis
 from sqlalchemy import text
 
 from api.auth import REMEMBERED_S, Callers
-from models import db, key, logs
+from models import db, key
 from models.platform import token_forms
 from models.platform.errors import Unauthorised
+from models.telemetry import logs
 from tests.http_tools import CHAT, Caller, error_of
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from models import metrics_folder
+from models.telemetry import metrics_folder
 
 PROGRAM = """
 import os, sys, time

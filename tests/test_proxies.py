@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.server import free_port
-from models import logs
 from models.config.settings import Settings, settings
+from models.telemetry import logs
 from tests import certificates
 from tests.nameserver import NameServer
 from tests.proxy import Proxy

@@ -326,7 +326,7 @@ import os, sys
 import api.app, workers.pacer, workers.tasks, workers.webhook_tasks
 from models import settings, trace
 def loaded():
-    return [name for name in ("models.otlp", "opentelemetry.sdk.trace.export", "opentelemetry.exporter") if name in sys.modules]
+    return [name for name in ("models.telemetry.otlp", "opentelemetry.sdk.trace.export", "opentelemetry.exporter") if name in sys.modules]
 trace.start("quiet")
 print(loaded())
 os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "{HERE}"

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import redis
 
-from models import metrics
+from models.telemetry import metrics
 from workers import wake
 
 # How long a stream may be silent.

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from models import db, metrics, retention
+from models import db, retention
 from models.config.settings import settings
 from models.platform.errors import Unavailable
 from models.retention import Step
+from models.telemetry import metrics
 
 log = logging.getLogger(__name__)
 

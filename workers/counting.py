@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from models import metrics
+from models.telemetry import metrics
 
 
 def claimed(row: Any) -> None:

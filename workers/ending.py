@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, db, job, marks, metrics, stored_answer, tokens, turn, usage, view
+from models import artifact, db, job, marks, stored_answer, tokens, turn, usage, view
 from models.config.settings import settings
 from models.db import Session
 from models.endpoint import CHAT
@@ -24,6 +24,7 @@ from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture
 from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
+from models.telemetry import metrics
 from models.usage import Usage
 from workers import answer_body, counting, wake
 from workers.spool_backoff import SpoolBackoff

@@ -15,9 +15,9 @@ from flower.app import Flower
 from flower.urls import settings as flower_settings
 from tornado.options import options
 
-from models import logs
 from models.config.setting_errors import settings_or_exit
 from models.config.settings import settings
+from models.telemetry import logs
 from workers import flower_site
 from workers.app import app
 

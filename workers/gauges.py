@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from models import db, figures, metrics
+from models import db, figures
 from models.config.settings import settings
 from models.platform.errors import Unavailable
+from models.telemetry import metrics
 from workers import wake
 
 BACKLOG_EVERY_S = 30.0

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import click
 
-from models import logs, metrics_folder
 from models.config.setting_errors import settings_or_exit
 from models.config.settings import settings
 from models.platform.fork_server import Forked, Forker
 from models.platform.preloads import PRELOADS
+from models.telemetry import logs, metrics_folder
 from workers.queues import QUEUE, WEBHOOKS
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from uuid import UUID
 
 import redis
 
-from models import logs, trace
 from models.config.settings import settings
 from models.platform.errors import LineUnavailable, Unavailable
+from models.telemetry import logs, tracing
 from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell
@@ -38,7 +38,7 @@ LANE_MAX = 2**63 - 1
 def main() -> None:
     """Runs until SIGTERM or SIGINT; ends with 1 when one of its threads has died."""
     logs.configure(settings().log_level)
-    trace.start("nowserving-pacer")
+    tracing.start("nowserving-pacer")
     stop, bell, announcer = threading.Event(), Bell(), Announcer()
     limiter = Limiter(wake.client())
     pacer = Pacer(limiter=limiter, ring=CeleryRing(), bell=bell)
@@ -60,7 +60,7 @@ def main() -> None:
             sys.exit(1)
     for thread in threads[:3]:
         thread.join(5)
-    trace.stop()
+    tracing.stop()
 
 
 def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threading.Event) -> None:

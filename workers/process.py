@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from models import db, job, logs, pricing, stored_answer, view
+from models import db, job, pricing, stored_answer, view
 from models.config.settings import settings
 from models.endpoint import PAID
 from models.job import Finding, Outcome, Result, Status
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
+from models.telemetry import logs
 from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream, wake
 from workers.body_budget import FREE_BYTES, Room
 from workers.call import Call

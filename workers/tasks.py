@@ -10,10 +10,10 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import logs, trace
 from models.config.settings import settings
 from models.platform import allocator
 from models.platform.errors import Unavailable
+from models.telemetry import logs, tracing
 from workers import lanes_told, life, registry, wake
 from workers.app import app
 from workers.leases import Leases, listen_for_cancels
@@ -50,7 +50,7 @@ def run(job_id: str, dispatch_id: str) -> None:
 def _log(**_: Any) -> None:
     allocator.return_large_blocks()
     logs.configure(settings().log_level)
-    trace.start("nowserving-worker")
+    tracing.start("nowserving-worker")
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
@@ -79,4 +79,4 @@ def _leave(sender: Any, **_: Any) -> None:
         registry.leave(sender.hostname)
     except Unavailable:
         log.warning("could not sign off: Postgres is away", extra={"pid": os.getpid()})
-    trace.stop()
+    tracing.stop()

@@ -9,12 +9,12 @@ import logging
 import time
 from typing import Any
 
-from models import logs, trace
 from models.config.settings import settings
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.job import Finding, Outcome
 from models.platform import ids
-from models.trace import Attributes, Kind, Span
+from models.telemetry import logs, tracing
+from models.telemetry.tracing import Attributes, Kind, Span
 from models.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Telling:
         self._finding: Finding | None = None
         self._why = ""
         logs.add(attempt=row.calls, **about(row))
-        self._span = trace.go_on("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=self._began_ns)
+        self._span = tracing.go_on("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=self._began_ns)
 
     def found(self, finding: Finding, *, why: str = "") -> None:
         """The call is over, and this is what is known of it; what is still to be written belongs to no call."""
@@ -69,13 +69,13 @@ def lost(row: Any) -> None:
     )  # fmt: skip
     if row.started_at is not None:
         began_ns = int(row.started_at.timestamp() * 1e9)
-        span = trace.go_on("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=began_ns)
+        span = tracing.go_on("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=began_ns)
         end(span, row, found, at_ns=time.time_ns())
 
 
 def about(row: Any) -> dict[str, object]:
     """What log lines say of a job's row, besides its id and its attempt."""
-    return {"lane": row.lane_id, "key": row.key_id, "request_id": request(row), "trace_id": trace.trace_id(row.traceparent)}
+    return {"lane": row.lane_id, "key": row.key_id, "request_id": request(row), "trace_id": tracing.trace_id(row.traceparent)}
 
 
 def request(row: Any) -> str | None:
@@ -94,7 +94,7 @@ def end(span: Span, row: Any, found: Finding, *, at_ns: int) -> None:
 def _attributes(row: Any, found: Finding) -> Attributes:
     return {
         "gen_ai.operation.name": _OPERATIONS.get(row.endpoint, "list_models"), "gen_ai.provider.name": "openai",
-        "gen_ai.request.model": row.model, **trace.address(getattr(row, "base_url", None) or settings().openai_base_url),
+        "gen_ai.request.model": row.model, **tracing.address(getattr(row, "base_url", None) or settings().openai_base_url),
         "http.response.status_code": found.http_status, "nowserving.outcome": str(found.outcome),
         "nowserving.job": ids.show("job_", row.id), "nowserving.lane": row.lane_id, "nowserving.key": row.key_id,
         "nowserving.attempt": row.calls, "nowserving.credential": row.credential_id,

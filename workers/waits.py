@@ -14,9 +14,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from models import trace, view
+from models import view
 from models.pacing import Settled
-from models.trace import Attributes
+from models.telemetry import tracing
+from models.telemetry.tracing import Attributes
 from workers.telling import about
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Waits:
 
     def note(self, lane_id: int, blocked_by: str | None) -> None:
         """The lane stands still for this from now on; None: it moves."""
-        if not trace.is_on():
+        if not tracing.is_on():
             return
         known = self._reasons.setdefault(lane_id, deque(maxlen=REASONS_MOST))
         if blocked_by != (known[-1][1] if known else None):
@@ -54,7 +55,7 @@ class Waits:
             began_ns = min(over_ns, _ns(since.get(head.id, head.created_at)))
             waited = {"credential_id": credentials[head.id], "waited_s": round((over_ns - began_ns) / 1e9, 3)}
             log.info("admitted", extra={**_about(head), **waited})
-            span = trace.go_on("wait", head.traceparent, at_ns=began_ns)
+            span = tracing.go_on("wait", head.traceparent, at_ns=began_ns)
             if span.is_recorded:
                 blocks = self._between(head, began_ns)
                 reasons = sorted({why for _, why in blocks if why})
@@ -78,7 +79,7 @@ class Waits:
 def gave_up(row: Any, since: datetime, *, why: str) -> None:
     """This job left the line without its turn. row: id, lane_id, key_id, calls, request_id, traceparent."""
     log.info("left the line", extra={**_about(row), "why": why})
-    span = trace.go_on("wait", row.traceparent, at_ns=_ns(since))
+    span = tracing.go_on("wait", row.traceparent, at_ns=_ns(since))
     span.set(_named(row))
     span.end(error=why)
 

@@ -19,9 +19,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from models import metrics
 from models.config import redis_sentinel
 from models.config.settings import settings
+from models.telemetry import metrics
 
 log = logging.getLogger(__name__)
 

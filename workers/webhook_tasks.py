@@ -9,9 +9,10 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import logs, reach, trace
+from models import reach
 from models.config.settings import settings
 from models.platform import allocator
+from models.telemetry import logs, tracing
 from workers import life
 from workers.app import app
 from workers.queues import WEBHOOK_NAME
@@ -41,7 +42,7 @@ def run(delivery_id: str, ticket: str) -> None:
 def _log(**_: Any) -> None:
     allocator.return_large_blocks()
     logs.configure(settings().log_level)
-    trace.start("nowserving-webhooks")
+    tracing.start("nowserving-webhooks")
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
@@ -59,4 +60,4 @@ def _drain(**_: Any) -> None:
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _leave(**_: Any) -> None:
     _stop.set()
-    trace.stop()
+    tracing.stop()

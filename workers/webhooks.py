@@ -14,13 +14,14 @@ from uuid import UUID, uuid4
 from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
-from models import db, delivery, logs, schedule, trace, view
+from models import db, delivery, schedule, view
 from models.config.settings import settings
 from models.delivery import Attempt, Claimed
 from models.delivery_log import PREFIX
 from models.platform import crash_points, ids
 from models.platform.errors import Unavailable
-from models.trace import Kind, Span
+from models.telemetry import logs, tracing
+from models.telemetry.tracing import Kind, Span
 from workers import counting, egress, headers, telling, wake
 from workers.egress import Refused, Reply, Unreachable
 
@@ -58,7 +59,7 @@ class Sender:
         while one is not None:
             with logs.about(**_about(one)):
                 crash_points.at("webhook.after_claim")
-                span = trace.go_on("webhook", one.traceparent, kind=Kind.CLIENT)
+                span = tracing.go_on("webhook", one.traceparent, kind=Kind.CLIENT)
                 attempt, wait_s = self._send(one, traceparent=span.traceparent)
                 _end(span, one, attempt)
                 crash_points.at("webhook.after_send")
@@ -158,7 +159,7 @@ def _end(span: Span, one: Claimed, attempt: Attempt) -> None:
     """The span `webhook` is over: where it went to and what came back, not what was sent."""
     if span.is_recorded:
         span.set({
-            "http.request.method": "POST", "http.response.status_code": attempt.http_status, **trace.address(one.url),
+            "http.request.method": "POST", "http.response.status_code": attempt.http_status, **tracing.address(one.url),
             "nowserving.job": view.public_id(one.job_id) if one.job_id else None, "nowserving.lane": one.lane_id,
             "nowserving.key": one.key_id, "nowserving.delivery": ids.show(PREFIX, one.id), "nowserving.event": one.event_type,
             "nowserving.attempt": one.attempts,

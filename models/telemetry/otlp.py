@@ -1,4 +1,4 @@
-"""Spans on their way to an OTLP endpoint, by OpenTelemetry's own SDK and variables. Loaded only where they go somewhere (models/trace.py).
+"""Spans on their way to an OTLP endpoint, by OpenTelemetry's own SDK and variables. Loaded only where they go somewhere (models/telemetry/tracing.py).
 
 The SDK queues OTEL_BSP_MAX_QUEUE_SIZE spans, sends them in a thread of its own, and drops the oldest when nobody takes them. What of
 that it would log by the line is one warning here, and one line when they arrive again.
@@ -19,7 +19,7 @@ from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from models.trace import Attributes, Kind, Span
+from models.telemetry.tracing import Attributes, Kind, Span
 
 log = logging.getLogger(__name__)
 

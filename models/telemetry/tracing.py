@@ -60,7 +60,7 @@ NOBODY = Span()
 
 
 class Sink(Protocol):
-    """Where spans go: models/otlp.py, which is loaded only where they go somewhere."""
+    """Where spans go: models/telemetry/otlp.py, which is loaded only where they go somewhere."""
 
     def begin(self, name: str, *, under: Mapping[str, str], kind: Kind, at_ns: int | None) -> Span: ...
 
@@ -79,7 +79,7 @@ def start(service: str) -> None:
     if _sink is not None or not settings().has_traces:
         return
     try:
-        _sink = importlib.import_module("models.otlp").Sender(service)
+        _sink = importlib.import_module("models.telemetry.otlp").Sender(service)
     except ModuleNotFoundError as error:
         log.error("traces are wanted, and OpenTelemetry is not installed: pip install 'nowserving[otel]'", extra={"missing": error.name})
     except Exception:
