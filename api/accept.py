@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api import doorbell, spans
-from models import db, idempotency, line, view
+from models import idempotency, line, view
+from models.database import db
 from models.line import Joined, Order
 from models.platform import crash_points
 from models.telemetry import logs, tracing

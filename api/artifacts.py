@@ -11,7 +11,8 @@ from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from api import errors
 from api.events import limit_sending
 from api.pieces import Content
-from models import artifact, db, message
+from models import artifact, message
+from models.database import db
 from models.platform.errors import Invalid
 
 routes = Blueprint("artifacts", __name__)

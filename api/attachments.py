@@ -10,9 +10,10 @@ from flask import Blueprint, Response, request
 
 from api import auth, body, filetypes, form, multipart, pictures, render
 from api.multipart import Part
-from models import attachment, db, session
+from models import attachment, session
 from models.attachment import File
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import Invalid, TooLarge, UnsupportedMedia
 
 routes = Blueprint("attachments", __name__)

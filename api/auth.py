@@ -10,7 +10,8 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import db, key, operator
+from models import key, operator
+from models.database import db
 from models.key import Key
 from models.operator import Operator
 from models.platform import token_forms

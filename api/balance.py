@@ -8,7 +8,8 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from api import auth, dates, render, visitor
-from models import db, spending
+from models import spending
+from models.database import db
 from models.money import usd
 from models.platform.errors import Invalid
 from models.spending import GROUPS

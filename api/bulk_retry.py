@@ -11,8 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from api import deeds
-from models import db, purge, view
+from models import purge, view
 from models.audit import Act
+from models.database import db
 from models.platform.errors import ServingError, Unavailable
 from models.purge import Filter
 

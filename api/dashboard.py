@@ -5,7 +5,8 @@ from __future__ import annotations
 from flask import Blueprint, Response, request
 
 from api import auth, dates, render
-from models import db, spending
+from models import spending
+from models.database import db
 from models.money import MICRO, usd
 from models.spending import Standing
 

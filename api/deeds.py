@@ -10,8 +10,9 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import audit, credential, db, halt, job, key, key_share, line, purge, reorder, tuning, view
+from models import audit, credential, halt, job, key, key_share, line, purge, reorder, tuning, view
 from models.audit import Act
+from models.database import db
 from models.halt import Target
 from models.platform.errors import NotFound, WrongState
 from models.purge import Filter

@@ -10,7 +10,8 @@ from flask import Blueprint, Response, request
 from api import auth, doorbell, paging, render
 from api.webhook_schemas import Redelivery
 from api.webhooks import said
-from models import db, delivery_log, view, webhook
+from models import delivery_log, view, webhook
+from models.database import db
 from models.delivery_log import Log
 from models.key import Key
 from models.platform import ids

@@ -8,7 +8,8 @@ from uuid import UUID
 from flask import request
 
 from api.waiting import hall
-from models import db, view
+from models import view
+from models.database import db
 from models.job import TERMINAL
 from models.platform.errors import TooManyWaiting, Unauthorised, Unavailable
 

@@ -13,7 +13,8 @@ from flask import Blueprint, Request, Response, request
 
 from api import auth, errors, pictures, render
 from api.waiting import LOOK_AGAIN_S, Seat, hall
-from models import db, view
+from models import view
+from models.database import db
 from models.job import TERMINAL
 from models.key import Key
 from models.line import Place

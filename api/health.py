@@ -14,7 +14,8 @@ import redis
 from flask import Blueprint, Response, current_app
 
 from api import render
-from models import db, fleet
+from models import fleet
+from models.database import db
 from models.platform.errors import ServingError, Unavailable
 from workers import wake
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from uuid import uuid4
 
-from models import api_process, db
+from models import api_process
+from models.database import db
 from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)

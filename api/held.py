@@ -22,8 +22,9 @@ from api import door, errors, late_failure, pictures, replies
 from api.events import limit_sending
 from api.leaving import BrokenOff, Closing, leave, leave_now
 from api.waiting import hall
-from models import db, view
+from models import view
 from models.config.settings import settings
+from models.database import db
 from models.job import TERMINAL
 from models.key import Key
 from models.platform.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable

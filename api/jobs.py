@@ -13,8 +13,9 @@ from flask import Blueprint, Response, request
 
 from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, replies, visitor
 from api.accept import accept
-from models import db, job, view
+from models import job, view
 from models.config.settings import settings
+from models.database import db
 from models.job import TERMINAL, Status
 from models.line import Order
 from models.platform.errors import Invalid, Unavailable, WrongState

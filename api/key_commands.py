@@ -6,8 +6,9 @@ import click
 
 from api import deeds, doorbell, money_commands, terminal
 from api.pool_commands import limit_options
-from models import audit, db, key, roster, rotation
+from models import audit, key, roster, rotation
 from models.audit import Act
+from models.database import db
 
 
 @click.group()

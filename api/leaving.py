@@ -14,8 +14,9 @@ from typing import NamedTuple
 from uuid import UUID
 
 from api import doorbell
-from models import db, reader, view
+from models import reader, view
 from models.config.settings import settings
+from models.database import db
 from models.job import Status
 from models.platform.errors import Unavailable
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from models import db, room
+from models import room
+from models.database import db
 from models.platform.errors import Unavailable
 from models.room import Rooms
 

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from api.inbox import Inbox
 from api.seat import Seats
-from models import db, line, view
+from models import line, view
+from models.database import db
 from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)

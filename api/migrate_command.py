@@ -8,7 +8,7 @@ import click
 from sqlalchemy.exc import OperationalError
 
 from api.configured import check
-from models import migrate as migration
+from models.database import migrate as migration
 
 SERVER_PATIENCE_S = 30
 

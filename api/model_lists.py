@@ -17,8 +17,9 @@ from typing import Any
 from flask import Blueprint, Request, Response, request
 
 from api import auth, doorbell, forwarded, offload, render
-from models import db, model_list
+from models import model_list
 from models.config.settings import settings
+from models.database import db
 from models.key import Key
 from models.platform.errors import NotFound, Unavailable
 from models.view import JsonObject

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from api import terminal
-from models import budget, db, ledger, money, roster, spending
+from models import budget, ledger, money, roster, spending
+from models.database import db
 from models.platform.errors import Invalid
 
 # A click option begins with a minus; so does an amount.

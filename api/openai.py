@@ -12,8 +12,9 @@ from api import ask, auth, held, intake, late_failure, limits, pictures, prefer,
 from api.accept import accept
 from api.prefer import Preferences
 from api.waiting import hall
-from models import db, line, reader, view
+from models import line, reader, view
 from models.config.settings import settings
+from models.database import db
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.key import Key
 

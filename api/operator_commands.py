@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from api import terminal
-from models import audit, db, operator
+from models import audit, operator
 from models.audit import Act
+from models.database import db
 
 
 @click.group()

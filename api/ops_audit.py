@@ -7,7 +7,8 @@ import re
 from flask import Response
 
 from api import operators, paging
-from models import audit, db
+from models import audit
+from models.database import db
 from models.platform.errors import Invalid
 
 routes = operators.blueprint("audit")

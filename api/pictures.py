@@ -9,8 +9,9 @@ from flask import Request, Response
 
 from api import render
 from api.pieces import Body
-from models import artifact, db, marks, view
+from models import artifact, marks, view
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import Invalid
 from models.view import JsonObject
 

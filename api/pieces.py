@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api.leaving import BrokenOff
-from models import artifact, db, marks
+from models import artifact, marks
+from models.database import db
 from models.marks import Stored
 from models.platform.errors import Unavailable
 

@@ -9,8 +9,9 @@ from typing import TypeVar
 import click
 
 from api import deeds, doorbell, terminal
-from models import audit, credential, db, key, roster
+from models import audit, credential, key, roster
 from models.audit import Act
+from models.database import db
 
 Command = TypeVar("Command", bound=Callable[..., None])
 LIMITS = {

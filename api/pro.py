@@ -17,8 +17,9 @@ from flask import Blueprint, Response, request
 from api import auth, body, dashboard, ended, errors, json_text, orders, render, replies, schemas
 from api.accept import accept
 from api.schemas import Controls
-from models import db, spending, view
+from models import spending, view
 from models.config.settings import settings
+from models.database import db
 from models.endpoint import CHAT
 from models.job import TERMINAL, Status
 from models.key import Key

@@ -26,8 +26,9 @@ from api.door import is_closed
 from api.events import limit_sending
 from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import Seat, hall
-from models import db, view
+from models import view
 from models.config.settings import settings
+from models.database import db
 from models.endpoint import CHAT
 from models.job import TERMINAL
 from models.key import Key

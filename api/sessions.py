@@ -8,7 +8,8 @@ from flask import Blueprint, Response, request
 
 from api import auth, body, doorbell, paging, pictures, render, schemas, visitor
 from api.session_schemas import NewSession, SessionChange
-from models import db, erasure, job, message, session
+from models import erasure, job, message, session
+from models.database import db
 from models.job import Status
 from models.key import Key
 from models.platform.errors import Invalid

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from flask import Response, request
 
 from api import operators, paging, render
-from models import db, fleet, flow_report, job_search, key_report, lane_report, pool_report, view
+from models import fleet, flow_report, job_search, key_report, lane_report, pool_report, view
 from models.config.settings import settings
+from models.database import db
 from models.job import Status
 from models.job_search import Wanted
 from models.lane_report import Which

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from api import auth, body, doorbell, paging, render, schemas
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
-from models import db, delivery_log, signing, webhook
+from models import delivery_log, signing, webhook
 from models.config.settings import settings
+from models.database import db
 from models.key import Key
 from models.outbox import EventType
 from models.platform import ids

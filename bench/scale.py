@@ -13,7 +13,8 @@ from sqlalchemy import text
 
 from bench.figure import Figure, at_most, quantile, told
 from bench.stack import MODEL, Stack
-from models import db, fleet, line, milestone
+from models import fleet, line, milestone
+from models.database import db
 from models.key import Key
 from models.lane_care import LONG
 from models.line import Order

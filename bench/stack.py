@@ -19,8 +19,9 @@ from sqlalchemy import text
 
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
-from models import db, key, line, migrate
+from models import key, line
 from models.config.settings import settings
+from models.database import db, migrate
 from models.key import Key, Limits
 from tests.upstream.client import FakeUpstream
 

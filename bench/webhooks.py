@@ -9,7 +9,8 @@ from bench.figure import Figure, at_least, at_most, quantile, told
 from bench.load import Wanted
 from bench.receiver import Receiver
 from bench.stack import Caller, Stack
-from models import db, webhook
+from models import webhook
+from models.database import db
 from models.delivery_log import PREFIX
 from models.key import Limits
 from models.platform import ids

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 
 EVERY_S = 2.0
 # A process without a heartbeat for this long counts as away; its next one begins anew. Three heartbeats, as for workers.

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models import marks
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.marks import Picture, Stored
 from models.platform import crypto
 from models.platform.errors import NotFound

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from models import artifact, image_size, tokens
-from models.db import Session
+from models.database.db import Session
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.operator import COMMAND_LINE, Operator
 
 

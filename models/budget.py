@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from models import ledger, money, roster
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.key import Key
 from models.platform.errors import NoMoney
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.platform.errors import Draining, LineFull
 
 MINUTE_S = 60

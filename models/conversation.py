@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models import key_share, lane, recall, stopping
-from models.db import Session
+from models.database.db import Session
 from models.recall import Recall
 
 

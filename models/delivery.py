@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import outbox, signing, view, webhook
-from models.db import Session
+from models.database.db import Session
 from models.platform import ids
 from models.platform.errors import NotFound
 from models.webhook import PREFIX as ENDPOINT

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import outbox, view, webhook
-from models.db import Session
+from models.database.db import Session
 from models.platform import ids
 from models.platform.errors import NotFound, WrongState
 from models.schedule import RETRIES

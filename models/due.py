@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.delivery import FAILING
 
 UNCLAIMED_S = 10

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.platform.errors import NotFound, WrongState
 
 

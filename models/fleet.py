@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from models import view
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.view import JsonObject, epoch
 
 

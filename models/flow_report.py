@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.view import JsonObject, epoch
 
 LOOKED_MOST = 10_000

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models import meter
-from models.db import Session
+from models.database.db import Session
 from models.meter import State
 
 MINUTE_S = 60

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from models import audit, cap, lane, parking
 from models.audit import Act
-from models.db import Session
+from models.database.db import Session
 from models.platform.errors import Invalid, NotFound
 
 KINDS = ("pool", "lane", "key", "flow", "credential")

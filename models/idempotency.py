@@ -11,7 +11,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import text
 
 from models import reader
-from models.db import Session
+from models.database.db import Session
 from models.platform.errors import Conflict, IdempotencyMismatch, Invalid
 
 TOKEN_MOST_CHARS = 255

@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from models import conversation, key_share, lane, ledger, outbox, recall, usage
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.usage import Usage
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import line, view
-from models.db import Session
+from models.database.db import Session
 from models.job import Status
 from models.view import JsonObject, epoch
 

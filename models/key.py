@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models import credential, operator
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.platform import crypto, token_forms
 from models.platform.errors import Invalid, Unauthorised
 

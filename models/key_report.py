@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.view import JsonObject, epoch
 
 # Of one key; beyond it the figure stands still.

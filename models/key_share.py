@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 
 # Of every other key so many jobs are looked at for a place; of more, as many as their mean cost lets pass are taken to stand ahead.
 LOOKED_MOST = 100

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.key_share import SETTLED_S
 from models.platform.errors import TooManyModels
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models import key_share, meter, milestone, pacing
-from models.db import Session
+from models.database.db import Session
 from models.key import Limits
 from models.key_share import SETTLED_S
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models import gauge, line
-from models.db import Session
+from models.database.db import Session
 from models.gauge import Gauge
 from models.view import JsonObject, epoch
 

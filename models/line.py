@@ -22,12 +22,12 @@ from uuid_utils.compat import uuid7
 
 from models import attachment, budget, cap, conversation, key_share, lane, milestone
 from models.config.settings import settings
-from models.db import Session, autocommit, begin
+from models.database.db import Session, autocommit, begin
+from models.database.tables import OPEN
 from models.key import Key
 from models.key_share import SETTLED_S
 from models.milestone import COUNTED_MOST
 from models.platform.errors import Draining, LineFull, LineUnavailable, TooLate
-from models.tables import OPEN
 from models.tally import Hindered, Tally
 
 WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}

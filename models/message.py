@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import artifact, attachment, turn
-from models.db import Session
+from models.database.db import Session
 from models.job import Status
 from models.platform import ids
 from models.platform.errors import NotFound

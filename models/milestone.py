@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 
 # Jobs from one to the next: so many a count reads at most, and the places before the first are exact.
 EVERY = 250

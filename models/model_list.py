@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 
 # A claim of a worker that died is open to the next one after this; longer than a refresh may take.
 CLAIM_S = 20

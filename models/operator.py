@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from sqlalchemy import text
 
-from models import db
 from models.config.settings import settings
-from models.db import Session
+from models.database import db
+from models.database.db import Session
 from models.platform import crypto, token_forms
 from models.platform.errors import Invalid, NotFound, Unauthorised, Unavailable
 

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.platform import ids
 from models.schedule import RETRIES
 

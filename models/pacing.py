@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from models import cap
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.key_share import SETTLED_S, TURN
 
 CLAIM_S = 3

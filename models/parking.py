@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 
 # The longest time between two probes of a credential that is parked for one model and endpoint.
 PROBE_MOST_S = 3_600

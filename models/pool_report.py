@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import text
 
 from models import gauge
-from models.db import Session
+from models.database.db import Session
 from models.gauge import Reading
 from models.lane_report import show_gauge
 from models.view import JsonObject, epoch

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models import audit, job
 from models.audit import Act
-from models.db import Session
+from models.database.db import Session
 from models.key import Key
 from models.platform.errors import Invalid
 

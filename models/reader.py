@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import api_process, job
-from models.db import Session
+from models.database.db import Session
 
 # An SDK's own retry comes within 8 s; one that has not come after this long starts anew.
 ANSWER_KEPT_S = 120

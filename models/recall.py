@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from models import tokens
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.endpoint import CHAT
 from models.tokens import TOKENS_PER_MESSAGE
 

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from models import audit, halt, key_share, lane
 from models.audit import Act
-from models.db import Session
+from models.database.db import Session
 from models.halt import Target
 from models.line import WEIGHTS
 from models.platform.errors import Invalid, NotFound, WrongState

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import TextClause, text
 
 from models import erasure, lane
-from models.db import Session
+from models.database.db import Session
 
 FIRST_ID = UUID(int=0)
 

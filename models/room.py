@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from models import line, milestone
-from models.db import Session
+from models.database.db import Session
 
 MINUTE_S = 60
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.platform.errors import NotFound
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from models import audit, signing, webhook
 from models.audit import Act
-from models.db import Session
+from models.database.db import Session
 from models.platform import crypto, ids
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models import recall, turn
-from models.db import Session
+from models.database.db import Session
 from models.platform.errors import NotFound, WrongState
 
 JsonObject = dict[str, Any]

@@ -7,7 +7,7 @@ import os
 
 from sqlalchemy import text
 
-from models.db import Session
+from models.database.db import Session
 from models.platform import crypto, token_forms
 
 SECRET_BYTES = 32

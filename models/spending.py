@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models import budget
-from models.db import Session
+from models.database.db import Session
 
 GROUPS = ("day", "model", "user")
 

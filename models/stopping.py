@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import text
 
 from models import key_share, outbox
-from models.db import Session
+from models.database.db import Session
 
 STOPPED = {
     "message": "An earlier turn of this conversation failed, and its on_failed_turn is `stop`: the turns that waited behind it were "

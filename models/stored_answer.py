@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import erasure
-from models.db import Session
+from models.database.db import Session
 from models.endpoint import CHAT
 from models.platform.errors import NotFound
 

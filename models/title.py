@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import endpoint
-from models.db import Session
+from models.database.db import Session
 
 KINDS = {
     endpoint.CHAT: "chat",

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from models import audit, cap, credential, halt, key, model_list
 from models.audit import Act
 from models.cap import NAMES as CAPS
-from models.db import Session
+from models.database.db import Session
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.halt import Target
 from models.platform import crypto

@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import pricing, tokens
-from models.db import Session
+from models.database.db import Session
 
 log = logging.getLogger(__name__)
 

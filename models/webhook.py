@@ -11,7 +11,7 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from models import outbox, reach, signing
-from models.db import Session
+from models.database.db import Session
 from models.outbox import EventType
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound

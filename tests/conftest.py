@@ -12,8 +12,9 @@ import pytest
 import redis
 
 from deploy.embedded import Postgres, Valkey
-from models import db, line, migrate
+from models import line
 from models.config.settings import settings
+from models.database import db, migrate
 from models.platform.errors import Unavailable
 from tests import order, tables
 from tests.browser import browser, visit

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
-from models import db, job, pacing
+from models import job, pacing
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.platform.errors import Unavailable
 from tests import webhook_tools

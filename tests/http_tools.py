@@ -16,7 +16,8 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from api.app import create_app, reset_memory
-from models import db, job, key, view
+from models import job, key, view
+from models.database import db
 from models.key import Key
 from tests.line_tools import at_once, start
 

@@ -11,7 +11,8 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import api_process, db, job, key, key_share, line, pacing, retention
+from models import api_process, job, key, key_share, line, pacing, retention
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from workers.cleanup import Cleanup

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from models import budget, db, key, spending
+from models import budget, key, spending
+from models.database import db
 from models.job import Finding, Outcome
 from models.key import Key
 from models.money import MICRO

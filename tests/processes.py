@@ -24,7 +24,8 @@ import psutil
 from sqlalchemy import text
 
 from deploy.server import die_with_parent, last_lines
-from models import db, fleet, job, key, line
+from models import fleet, job, key, line
+from models.database import db
 from models.job import TERMINAL
 from models.key import Key, Limits
 from models.platform.errors import Unavailable

@@ -6,7 +6,8 @@ import json
 from typing import Any
 from uuid import UUID
 
-from models import db, job, view
+from models import job, view
+from models.database import db
 from models.endpoint import CHAT
 from models.job import Finding, Outcome, Result, Status
 from tests.http_tools import Caller

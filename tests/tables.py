@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models import db, line
+from models import line
+from models.database import db
 
 # From this size on tables are truncated. Below, DELETE is much quicker: TRUNCATE makes new files for every table and index.
 LARGE_BYTES = 2_000_000

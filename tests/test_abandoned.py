@@ -9,7 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 from werkzeug.test import TestResponse
 
-from models import db, reader
+from models import reader
+from models.database import db
 from tests.http_tools import CHAT, Caller, error_of, together
 from tests.line_tools import finish, pass_time, query, report, row, start, told
 from tests.processes import until

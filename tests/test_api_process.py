@@ -10,7 +10,8 @@ import redis
 
 from api.heartbeat import Heartbeat
 from api.leaving import leave_now
-from models import api_process, db
+from models import api_process
+from models.database import db
 from models.key import Key
 from models.platform.errors import Unavailable
 from tests.line_tools import known, pass_time, query, report, row, submit

@@ -25,7 +25,8 @@ from sqlalchemy import text
 
 from deploy import probe
 from deploy.embedded import Postgres, Valkey, free_port
-from models import db, view
+from models import view
+from models.database import db
 from tests.http_tools import CHAT, Caller, end, together
 from tests.processes import forget_everything, until
 from tests.steady import least, seconds

@@ -18,7 +18,8 @@ from werkzeug.test import TestResponse
 from api import pieces
 from api.leaving import BrokenOff
 from api.pieces import Content
-from models import artifact, db, view
+from models import artifact, view
+from models.database import db
 from models.marks import Picture
 from models.platform.errors import NotFound
 from tests.http_tools import IMAGE, Caller, end, error_of

@@ -12,7 +12,8 @@ import redis
 from sqlalchemy import text
 
 from api.auth import REMEMBERED_S, Callers
-from models import db, key
+from models import key
+from models.database import db
 from models.platform import token_forms
 from models.platform.errors import Unauthorised
 from models.telemetry import logs

@@ -11,7 +11,7 @@ import redis
 from sqlalchemy import create_engine, make_url, text
 
 from deploy.server import find_binary
-from models import db
+from models.database import db
 from tests import processes
 from tests.line_tools import ANSWER, finish, query, start
 from tests.processes import Stack, ask, attempts, caller, wait_ended

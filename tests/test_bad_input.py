@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from api import json_text
 from api.app import create_app
-from models import db
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import Invalid
 from tests.http_tools import CHAT, IMAGE, Caller, error_of, stored
 from tests.steady import least, seconds

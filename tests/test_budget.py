@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from models import budget, db
+from models import budget
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from models.money import MICRO

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from api import bulk_retry
 from api.cli import nowserving
-from models import db, halt, operator, view
+from models import halt, operator, view
 from models.audit import Act
+from models.database import db
 from models.halt import Target
 from models.key import Key
 from models.purge import Filter

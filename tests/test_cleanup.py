@@ -11,7 +11,8 @@ import pytest
 import redis
 from prometheus_client import REGISTRY
 
-from models import db, figures, retention
+from models import figures, retention
+from models.database import db
 from models.key import Key
 from tests.line_tools import cancel, clean_up, known, query, submit
 from workers.cleanup import FIRST, REST, SMALLEST, Cleanup

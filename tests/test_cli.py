@@ -16,7 +16,8 @@ from werkzeug.serving import make_server
 from api.cli import nowserving
 from api.client import Client
 from api.waiting import hall
-from models import db, line, meter, view
+from models import line, meter, view
+from models.database import db
 from tests.http_tools import Caller, end
 from tests.line_tools import known, row, submit
 from workers import main as workers_main

@@ -14,8 +14,8 @@ import pytest
 from psycopg.errors import UniqueViolation
 from sqlalchemy import text
 
-from models import db
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import LineFull, Unavailable
 from tests.processes import until
 

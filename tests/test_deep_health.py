@@ -18,7 +18,8 @@ from sqlalchemy import text
 
 from api import health
 from deploy.server import free_port
-from models import db, fleet
+from models import fleet
+from models.database import db
 from tests.forks import ROOT
 from tests.http_tools import Caller
 from tests.line_tools import query

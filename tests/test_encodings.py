@@ -15,7 +15,7 @@ import zstandard
 from sqlalchemy import text
 
 from api import encodings
-from models import db
+from models.database import db
 from tests.http_tools import CHAT, Caller, error_of, stored
 
 TEXT = json.dumps(CHAT).encode() + b" " * 200_000 + bytes(range(10, 11)) * 50

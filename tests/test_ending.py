@@ -14,8 +14,8 @@ from uuid import UUID
 import pytest
 from prometheus_client import REGISTRY
 
-from models import db
 from models.config.settings import settings
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from models.platform import crypto

@@ -14,7 +14,8 @@ from werkzeug.test import TestResponse
 
 from api import events
 from api.waiting import hall
-from models import db, key, view
+from models import key, view
+from models.database import db
 from models.job import Status
 from models.line import Place
 from tests.http_tools import ANSWER, Caller, end, error_of, finish, run

@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from models import db, key, key_share, line, pacing, view
+from models import key, key_share, line, pacing, view
+from models.database import db
 from models.key import Key
 from tests.line_tools import cancel, credential_of, known, order, put_back, query, row, submit
 

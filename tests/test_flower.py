@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import text
 
 from deploy.server import free_port
-from models import db, job, key, line
+from models import job, key, line
+from models.database import db
 from models.view import public_id
 from tests.browser import Visit, picture
 from tests.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status

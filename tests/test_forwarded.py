@@ -11,8 +11,9 @@ from uuid import uuid4
 import pytest
 from pydantic import ValidationError
 
-from models import db, key
+from models import key
 from models.config.settings import Settings
+from models.database import db
 from models.platform import crypto
 from tests.http_tools import CHAT, Caller, end, error_of
 from tests.line_tools import query

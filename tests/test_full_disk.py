@@ -22,8 +22,8 @@ from deploy.part import Part, PartFailed, program
 from deploy.server import Server, ServerFailed
 from deploy.stack import CannotStart, Stack
 from deploy.supervisor import Supervisor
-from models import migrate
 from models.config.settings import settings
+from models.database import migrate
 from models.job import Finding, Outcome, Result, Status
 from models.platform import atomic_file
 from tests.test_supervisor import ANY_PORTS, STAND_IN

@@ -18,7 +18,8 @@ from sqlalchemy import TextClause
 from werkzeug.test import TestResponse
 
 from api import openapi
-from models import db, delivery_log, line, view, webhook
+from models import delivery_log, line, view, webhook
+from models.database import db
 from models.platform import ids
 from tests.http_tools import CHAT, Caller, end
 

@@ -18,7 +18,8 @@ from api import held
 from api.leaving import BrokenOff
 from api.waiting import hall
 from deploy.embedded import free_port
-from models import db, key, line, reader
+from models import key, line, reader
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import cancel as cancel_job

@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 
-from models import db, idempotency, line
+from models import idempotency, line
+from models.database import db
 from tests.http_tools import CHAT, Caller, error_of, stored, together
 
 pytestmark = pytest.mark.usefixtures("database")

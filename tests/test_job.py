@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from models import db, job
+from models import job
+from models.database import db
 from models.job import TERMINAL, Finding, Outcome, Result, Status
 from models.key import Key
 from tests.line_tools import (

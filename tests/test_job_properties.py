@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from models import db, job, key_share, line, pacing
+from models import job, key_share, line, pacing
+from models.database import db
 from models.job import TERMINAL, Finding, Outcome, Result, Status
 from models.key import Key
 from models.pacing import Admission, Settled

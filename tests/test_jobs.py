@@ -7,7 +7,8 @@ import json
 import pytest
 from sqlalchemy import text
 
-from models import db, line, view
+from models import line, view
+from models.database import db
 from models.job import Status
 from tests.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored
 

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from models import budget, db, line
+from models import budget, line
+from models.database import db
 from models.key import Key
 from models.line import Joined
 from models.tally import FRESH_S, SLACK, Hindered, Tally

@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from models import db, key
+from models import key
+from models.database import db
 from models.key import Key
 from models.platform import crypto
 from models.platform.errors import Invalid, Unauthorised

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models import db, job_search, lane, line
+from models import job_search, lane, line
+from models.database import db
 from models.key import Key
 from models.platform.errors import TooManyModels
 from tests.http_tools import CHAT, Caller

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import redis
 
-from models import db
+from models.database import db
 from workers.call import Call
 from workers.leases import Held, Leases
 from workers.limiter import Ask, Limiter, Limits, Meter

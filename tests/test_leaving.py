@@ -10,7 +10,8 @@ import redis
 
 from api import leaving
 from deploy.embedded import free_port
-from models import db, line
+from models import line
+from models.database import db
 from models.key import Key
 from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
 from tests.processes import until

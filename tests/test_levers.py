@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import db, operator, view
+from models import operator, view
+from models.database import db
 from models.key import Key
 from tests.http_tools import CHAT, Caller, error_of, new_app
 from tests.line_tools import admit_all, at_once, finish, heads, known, query, row, start, submit

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from models import db, key, operator
+from models import key, operator
+from models.database import db
 from models.key import Key, Limits
 from tests import processes
 from tests.http_tools import Caller

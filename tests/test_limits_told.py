@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from api import limits
 from api.limits import Told, duration
-from models import db, line, room
+from models import line, room
+from models.database import db
 from models.key import Key
 from models.platform.errors import Unavailable
 from models.room import Room, Rooms

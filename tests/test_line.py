@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from models import db, job, key, pacing, view
+from models import job, key, pacing, view
+from models.database import db
 from models.key import Key
 from models.platform.errors import LineFull, TooLate
 from tests.line_tools import admit_all, submit

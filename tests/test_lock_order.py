@@ -10,8 +10,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from models import db, erasure, job, pacing, purge, reorder
+from models import erasure, job, pacing, purge, reorder
 from models.audit import Act
+from models.database import db
 from models.key import Key
 from models.platform.errors import WrongState
 from models.purge import Filter

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from models import db, key, meter
+from models import key, meter
+from models.database import db
 from models.key import Limits
 from models.meter import State
 from tests.line_tools import credential_of, known

@@ -10,7 +10,8 @@ import redis
 from prometheus_client import REGISTRY, generate_latest
 
 from deploy.server import free_port
-from models import db, fleet, operator
+from models import fleet, operator
+from models.database import db
 from models.telemetry import metrics
 from models.wrong_tokens import WrongTokens
 from tests import monitoring

@@ -1,4 +1,4 @@
-"""What the migrations build is what models/tables.py says; and two versions can use one database."""
+"""What the migrations build is what models/database/tables.py says; and two versions can use one database."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from sqlalchemy import create_engine, make_url, text
 
 from api.cli import nowserving
-from models import migrate
-from models.tables import metadata
+from models.database import migrate
+from models.database.tables import metadata
 from tests.processes import until
 
 VERSIONS = sorted((Path(migrate.__file__).parent / "migrations" / "versions").glob("[0-9]*.py"))

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from models import db, lane_care, line, milestone, room, view
+from models import lane_care, line, milestone, room, view
+from models.database import db
 from models.key import Key
 from models.line import Place
 from tests.line_tools import cancel, known, query, row, submit

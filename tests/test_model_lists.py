@@ -12,7 +12,8 @@ import redis
 from werkzeug.test import TestResponse
 
 from api import doorbell, model_lists
-from models import db, model_list
+from models import model_list
+from models.database import db
 from models.key import Key
 from tests.http_tools import Caller, error_of, stored, together
 from tests.line_tools import query

@@ -17,7 +17,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from models import db, job
+from models import job
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from models.pacing import Admission, admit

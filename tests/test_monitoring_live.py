@@ -13,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.server import free_port
-from models import db, key
+from models import key
+from models.database import db
 from models.key import Key, Limits
 from tests import monitoring, processes
 from tests.line_tools import query

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import redis
 
-from models import db, view
+from models import view
+from models.database import db
 from tests.http_tools import Caller
 from tests.line_tools import query, row, submit
 from tests.odd_upstream import Answer, Call, OddUpstream, RawUpstream, chat, error, events

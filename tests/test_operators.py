@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from api.app import create_app
 from api.cli import nowserving
-from models import db, key, operator
+from models import key, operator
+from models.database import db
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import query
 

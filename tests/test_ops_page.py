@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from models import db, fleet, key, operator, parking
+from models import fleet, key, operator, parking
+from models.database import db
 from models.key import Limits
 from tests.browser import PHONE, Visit, picture
 from tests.line_tools import credential_of, known, query, start, submit

@@ -11,7 +11,8 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import db, erasure
+from models import erasure
+from models.database import db
 from models.job import Status
 from models.platform.errors import Unavailable
 from tests.line_tools import admit, known, outcomes, query, row, submit, told

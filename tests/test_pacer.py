@@ -13,7 +13,8 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from models import db, fleet, job, key, meter, pacing
+from models import fleet, job, key, meter, pacing
+from models.database import db
 from models.key import Key, Limits
 from models.platform.errors import LineUnavailable
 from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit

@@ -14,7 +14,8 @@ from flask.testing import FlaskClient
 from api import page, visitor
 from api.app import create_app
 from api.schemas import Controls
-from models import budget, db, key
+from models import budget, key
+from models.database import db
 from models.money import MICRO
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import query

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from api import frames
-from models import db, line, parking, view
+from models import line, parking, view
+from models.database import db
 from models.job import Status
 from models.key import Key
 from tests.http_tools import Caller

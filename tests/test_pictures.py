@@ -16,7 +16,8 @@ from uuid_utils.compat import uuid7
 from werkzeug.test import TestResponse
 
 from api import pictures
-from models import artifact, db, view
+from models import artifact, view
+from models.database import db
 from models.endpoint import EDITS, IMAGES
 from models.job import Result, Status
 from models.marks import Picture

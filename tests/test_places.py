@@ -13,7 +13,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deploy.embedded import Valkey
-from models import db, job
+from models import job
+from models.database import db
 from models.key import Key
 from tests.chaos.link import Link
 from tests.line_tools import finish, known, query, row, submit

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from models import db, line, view
+from models import line, view
+from models.database import db
 from models.key import Key
 from models.line import Place
 from tests.line_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit

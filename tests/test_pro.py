@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from models import budget, db, job
+from models import budget, job
+from models.database import db
 from tests.http_tools import ANSWER, Caller, end, finish, run, stored
 from tests.line_tools import query
 

@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from models import db, job, key, reader
+from models import job, key, reader
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from tests.line_tools import admit_all, cancel, query, submit

@@ -13,7 +13,8 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from models import db, view
+from models import view
+from models.database import db
 from models.job import Outcome, Status
 from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream

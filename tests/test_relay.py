@@ -19,7 +19,8 @@ from api import frames, relay
 from api.leaving import BrokenOff
 from api.relay import Relay
 from api.waiting import Hall, Seat, hall
-from models import db, job, view
+from models import job, view
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.platform.errors import LineFull
 from tests.http_tools import Caller, error_of

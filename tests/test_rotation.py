@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from api.cli import nowserving
-from models import db, key, signing
+from models import key, signing
 from models.config.settings import settings
+from models.database import db
 from models.platform import crypto
 from tests.line_tools import known, query
 

@@ -9,8 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from models import db, fleet, halt, key, lane_care, line, meter, parking, roster, tuning, view
+from models import fleet, halt, key, lane_care, line, meter, parking, roster, tuning, view
 from models.audit import Act
+from models.database import db
 from models.halt import Target
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key, Limits

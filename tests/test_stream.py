@@ -14,7 +14,8 @@ from uuid import UUID
 
 import pytest
 
-from models import db, job
+from models import job
+from models.database import db
 from tests.line_tools import known, query, reap, row, start, submit
 from tests.processes import until
 from tests.stream_tools import content, heard

@@ -12,7 +12,8 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api.waiting import hall
-from models import db, job
+from models import job
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from tests.http_tools import Caller, error_of
 from tests.line_tools import cancel, expire, known, query, row, start

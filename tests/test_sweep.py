@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import db, fleet, idempotency, key, lane_care
+from models import fleet, idempotency, key, lane_care
+from models.database import db
 from models.key import Key
 from models.line import SETTLED_S
 from tests.line_tools import (

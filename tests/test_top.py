@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 
 from api.cli import nowserving
 from api.top import span
-from models import db, fleet, key, parking
+from models import fleet, key, parking
+from models.database import db
 from models.key import Limits
 from tests.line_tools import credential_of, known, query, start, submit
 from tests.processes import forget_everything, until

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from deploy.server import free_port
-from models import db
+from models.database import db
 from models.key import Key
 from tests import processes
 from tests.line_tools import query, submit

@@ -18,7 +18,8 @@ from api.door import is_closed
 from api.seat import Seat
 from api.waiting import Hall
 from deploy.embedded import Postgres, Valkey
-from models import db, line, view
+from models import line, view
+from models.database import db
 from models.job import Status
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from tests.http_tools import Caller, end, error_of, together

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from models import artifact, db, delivery, due, marks
+from models import artifact, delivery, due, marks
+from models.database import db
 from models.delivery import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
 from models.job import Result, Status
 from models.key import Key

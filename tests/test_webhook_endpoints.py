@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from models import db, delivery_log, signing, webhook
+from models import delivery_log, signing, webhook
+from models.database import db
 from models.delivery_log import Log
 from models.key import Key
 from models.platform.errors import Invalid, NotFound, WrongState

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from models import db, job
+from models import job
+from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.key import Key
 from tests.line_tools import ANSWER, GOOD, LOST, admit, cancel, expire, finish, known, put_back, reap, row, start, submit

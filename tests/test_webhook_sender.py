@@ -14,7 +14,8 @@ import openai
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from models import db, signing, webhook
+from models import signing, webhook
+from models.database import db
 from models.delivery import FAILING
 from models.key import Key
 from models.schedule import RETRIES, SCHEDULE_S

@@ -17,7 +17,8 @@ from uuid import UUID
 import openai
 import pytest
 
-from models import db, delivery_log, signing, view, webhook
+from models import delivery_log, signing, view, webhook
+from models.database import db
 from models.delivery_log import Log
 from models.platform.errors import Unavailable
 from tests import processes

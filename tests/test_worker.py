@@ -17,7 +17,7 @@ import redis
 from sqlalchemy import text
 
 from deploy.embedded import Valkey
-from models import db
+from models.database import db
 from models.key import Key
 from models.view import public_id
 from tests import processes

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from models import db
 from models.config.settings import settings
+from models.database import db
 from models.key import Key
 from tests import processes
 from tests.line_tools import submit

@@ -13,8 +13,9 @@ from prometheus_client import REGISTRY
 from pydantic import ValidationError
 from tornado import web
 
-from models import db, operator
+from models import operator
 from models.config.settings import Settings
+from models.database import db
 from models.platform.errors import TooManyWrongTokens
 from models.wrong_tokens import MAX_A_MINUTE, PERIOD_S, WrongTokens
 from tests.http_tools import Caller, error_of, new_app

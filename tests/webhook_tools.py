@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from models import db, delivery, due, webhook
+from models import delivery, due, webhook
+from models.database import db
 from models.delivery import Attempt, Claimed, Settled
 from models.key import Key
 from tests.line_tools import query

@@ -10,7 +10,8 @@ from uuid import UUID
 
 import redis
 
-from models import db, fleet, key
+from models import fleet, key
+from models.database import db
 from models.key import Key, Limits
 from tests.line_tools import known, query, submit
 from tests.upstream.client import FakeUpstream

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from models import db, job, meter
+from models import job, meter
 from models.config.settings import settings
+from models.database import db
 from models.pacing import Admission
 from models.platform import crash_points
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past

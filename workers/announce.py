@@ -14,7 +14,8 @@ from uuid import UUID
 
 from kombu.exceptions import OperationalError
 
-from models import db, title
+from models import title
+from models.database import db
 from models.platform.errors import Unavailable
 from models.view import parse_id, public_id
 from workers.app import app

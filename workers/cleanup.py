@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from models import db, retention
+from models import retention
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import Unavailable
 from models.retention import Step
 from models.telemetry import metrics

@@ -15,7 +15,7 @@ import msgspec
 
 from models import attachment, recall, turn
 from models.config.settings import settings
-from models.db import Session
+from models.database.db import Session
 from models.endpoint import CHAT
 from models.platform import json_reading
 from models.recall import Memory

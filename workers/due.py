@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import redis
 
-from models import db, due
+from models import due
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import Unavailable
 from workers.queues import WEBHOOKS
 from workers.ring import Call, Ring

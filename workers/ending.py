@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, db, job, marks, stored_answer, tokens, turn, usage, view
+from models import artifact, job, marks, stored_answer, tokens, turn, usage, view
 from models.config.settings import settings
-from models.db import Session
+from models.database import db
+from models.database.db import Session
 from models.endpoint import CHAT
 from models.job import Finding, Outcome, Result, Status
 from models.marks import Picture

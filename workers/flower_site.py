@@ -21,8 +21,9 @@ from flower.views.workers import WorkerView
 from tornado import template, web
 from tornado.routing import URLSpec
 
-from models import audit, client_address, db, job, view
+from models import audit, client_address, job, view
 from models.audit import Act
+from models.database import db
 from models.job import Status
 from models.operator import Operator
 from models.platform.errors import NotFound, TooManyWrongTokens, Unavailable

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from models import db, figures
+from models import figures
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import Unavailable
 from models.telemetry import metrics
 from workers import wake

@@ -10,7 +10,8 @@ from uuid import UUID
 from celery import bootsteps
 from sqlalchemy import text
 
-from models import db, title
+from models import title
+from models.database import db
 from models.platform.errors import ServingError
 from workers.app import app
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from models import db, endpoint, meter, parking
+from models import endpoint, meter, parking
 from models.config.settings import settings
+from models.database import db
 from models.job import Outcome
 from models.platform.errors import Unavailable
 from workers.limiter import Learned, Report

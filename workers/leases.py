@@ -10,8 +10,9 @@ from uuid import UUID
 
 import redis
 
-from models import db, job, view
+from models import job, view
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import LineUnavailable, Unavailable
 from workers import wake
 from workers.call import Call

@@ -16,7 +16,8 @@ from uuid import uuid4
 
 import redis
 
-from models import db, model_list, parking
+from models import model_list, parking
+from models.database import db
 from models.endpoint import MODELS
 from models.platform.errors import Unavailable
 from workers import answer_body, request, retry, upstream_error, wake

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from models import db, endpoint, recall
+from models import endpoint, recall
 from models.config.settings import settings
+from models.database import db
 from workers import context, request, stream
 from workers.body_budget import FREE_BYTES, WAIT_S, Room
 from workers.openai_client import Body

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import cap, db, job, key_share, pacing, parking, title
+from models import cap, job, key_share, pacing, parking, title
 from models.config.settings import settings
+from models.database import db
 from models.job import Finding, Outcome
 from models.pacing import Admission, Settled
 from models.parking import Refusal

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 
-from models import db, meter
+from models import meter
 from models.config.settings import settings
+from models.database import db
 from workers.limiter import Limiter, Meter
 
 log = logging.getLogger(__name__)

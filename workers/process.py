@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from models import db, job, pricing, stored_answer, view
+from models import job, pricing, stored_answer, view
 from models.config.settings import settings
+from models.database import db
 from models.endpoint import PAID
 from models.job import Finding, Outcome, Result, Status
 from models.platform import crash_points

@@ -9,8 +9,9 @@ import threading
 import time
 from dataclasses import dataclass
 
-from models import db, fleet
+from models import fleet
 from models.config.settings import settings
+from models.database import db
 from models.platform.errors import Unavailable
 from workers import body_budget, ending
 from workers.leases import Leases

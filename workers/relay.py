@@ -8,7 +8,8 @@ from typing import Any
 
 import redis
 
-from models import db, job
+from models import job
+from models.database import db
 from models.platform import crash_points
 from models.platform.errors import Unavailable
 from workers import chunks

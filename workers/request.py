@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from models import credential, db, endpoint, job, tokens, turn
+from models import credential, endpoint, job, tokens, turn
 from models.config.settings import settings
+from models.database import db
 from models.platform import crypto
 from models.platform.errors import Unavailable
 from workers.answer_body import JsonObject

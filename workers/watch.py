@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import redis
 
-from models import db, fleet
+from models import fleet
+from models.database import db
 from models.platform.errors import Unavailable
 from workers import wake
 from workers.queues import QUEUE

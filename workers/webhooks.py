@@ -14,8 +14,9 @@ from uuid import UUID, uuid4
 from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
-from models import db, delivery, schedule, view
+from models import delivery, schedule, view
 from models.config.settings import settings
+from models.database import db
 from models.delivery import Attempt, Claimed
 from models.delivery_log import PREFIX
 from models.platform import crash_points, ids

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import create_engine, text
 
-from models.tables import metadata
+from models.database.tables import metadata
 
 LOCK = 0x6E6F7773  # "nows": held while migrating, so that two deployments at once do it one after the other
 

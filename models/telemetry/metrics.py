@@ -11,7 +11,7 @@ from functools import lru_cache
 from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy import text
 
-from models import db
+from models.database import db
 from models.platform.errors import Unavailable
 
 MODELS_MOST = 50

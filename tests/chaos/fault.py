@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sqlalchemy import text
 
-from models import db
+from models.database import db
 from models.platform.errors import ServingError
 from tests.chaos import asking
 from tests.chaos.plant import Plant

@@ -11,7 +11,8 @@ from uuid import UUID
 import psutil
 import redis
 
-from models import db, key
+from models import key
+from models.database import db
 from models.key import Key
 from tests import processes
 from tests.chaos.plant import MODEL, POOL, THREADS, Plant

@@ -21,8 +21,9 @@ from sqlalchemy import text
 from deploy import probe
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
-from models import budget, db, key, line, migrate, webhook
+from models import budget, key, line, webhook
 from models.config.settings import settings
+from models.database import db, migrate
 from models.key import Key, Limits
 from models.platform.errors import ServingError
 from tests.chaos import asking

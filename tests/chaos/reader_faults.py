@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from models import db, key
+from models import key
+from models.database import db
 from models.platform.errors import ServingError
 from tests.chaos.client import held, streamed
 from tests.chaos.fault import Fault

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from models import db
+from models.database import db
 from tests.test_api_server import BODY, serving
 
 pytestmark = pytest.mark.usefixtures("database")

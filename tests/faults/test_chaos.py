@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from models import db
+from models.database import db
 from tests import conftest
 from tests.chaos import clock, course, doorbells, schedule
 from tests.chaos.check import Evidence, Found, check

@@ -15,7 +15,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from models import db, job, line, pacing
+from models import job, line, pacing
+from models.database import db
 from models.job import TERMINAL
 from models.key import Key
 from models.platform.errors import Unavailable

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from deploy.embedded import Postgres, Valkey
-from models import db
+from models.database import db
 from models.job import LOST
 from tests import processes
 from tests.processes import QUEUE, Process, Stack, ask, attempts, broken_promises, caller, pretended_slots, rows, said_in, until, wait_ended

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from deploy.embedded import Postgres, Valkey
-from models import db
+from models.database import db
 from tests import processes
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, cancel, row, until, wait_ended
 from tests.stream_tools import content, heard

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from sqlalchemy import text
 
-from models import db
+from models.database import db
 from models.platform.errors import Unavailable
 from tests.chaos.fault import Fault
 from tests.chaos.schedule import Faults

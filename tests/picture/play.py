@@ -13,7 +13,8 @@ from flask import Flask
 from hypothesis.stateful import RuleBasedStateMachine
 from sqlalchemy import text
 
-from models import budget, db, key, line, operator
+from models import budget, key, line, operator
+from models.database import db
 from models.key import Key, Limits
 from tests.http_tools import Caller
 from tests.line_tools import query

@@ -11,8 +11,9 @@ from uuid import UUID
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
-from models import db, job, pricing
+from models import job, pricing
 from models.config.settings import settings
+from models.database import db
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES
 from models.job import Finding, Outcome, Result, Status
 from tests.line_tools import query

@@ -9,7 +9,7 @@ from alembic.config import Config
 
 from models.config.settings import settings
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def upgrade() -> None:

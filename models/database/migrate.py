@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, inspect, text
 
 from models.config.settings import settings
 
-VERSIONS = Path(__file__).parent / "migrations" / "versions"
+VERSIONS = Path(__file__).parents[1] / "migrations" / "versions"
 
 
 def to_latest() -> str | None:
@@ -25,7 +25,7 @@ def to_latest() -> str | None:
     if found is not None and found > newest:
         return found
     if found != newest:
-        importlib.import_module("models.upgrade").upgrade()
+        importlib.import_module("models.database.upgrade").upgrade()
     return None
 
 
