@@ -40,7 +40,7 @@ from api import (
 from api.auth import Callers
 from api.heartbeat import Heartbeat
 from api.waiting import hall
-from models.wrong_tokens import WrongTokens
+from models.access.wrong_tokens import WrongTokens
 
 
 def create_app() -> Flask:

@@ -10,14 +10,15 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import key, operator
+from models import key
+from models.access import operators
+from models.access.operators import Operator
+from models.access.wrong_tokens import WrongTokens
 from models.database import db
 from models.key import Key
-from models.operator import Operator
 from models.platform import token_forms
 from models.platform.errors import Invalid, Unauthorised
 from models.telemetry import logs, metrics
-from models.wrong_tokens import WrongTokens
 
 # A revoked key opens nothing after this long.
 REMEMBERED_S = 5.0
@@ -84,7 +85,7 @@ def operator_of(request: Request) -> Operator:
     wrong.expect_room(address, token)
     try:
         with db.begin() as session:
-            found = operator.recognise(session, token)
+            found = operators.recognise(session, token)
     except Unauthorised:
         if token:
             wrong.note_wrong(address, token, door="ops")

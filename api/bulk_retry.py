@@ -12,7 +12,7 @@ from uuid import UUID
 
 from api import deeds
 from models import purge, view
-from models.audit import Act
+from models.access.audit_log import Act
 from models.database import db
 from models.platform.errors import ServingError, Unavailable
 from models.purge import Filter

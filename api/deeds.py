@@ -10,8 +10,9 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import audit, credential, halt, job, key, key_share, line, purge, reorder, tuning, view
-from models.audit import Act
+from models import credential, halt, job, key, key_share, line, purge, reorder, tuning, view
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
 from models.platform.errors import NotFound, WrongState
@@ -64,7 +65,7 @@ def add_credential(
         number = key.add_credential(
             session, pool_id=pool_id, upstream_key=upstream_key, base_url=base_url, kind=kind, api_version=api_version
         )
-        audit.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
+        audit_log.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
         made = tuning.change_credential(session, act, number, weight=weight)
         lanes = halt.lanes_of(session, Target("pool", pool_id))
     doorbell.limits(lanes)
@@ -124,7 +125,7 @@ def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
         halt.state(session, Target("lane", lane_id), lock=True)
         key_share.rebuild(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
-        audit.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
+        audit_log.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
     doorbell.limits([lane_id], forget=True)
     return {"id": str(lane_id), "object": "lane", "rebuilding": True}
 
@@ -136,7 +137,7 @@ def cancel(act: Act, job_id: UUID) -> dict[str, Any]:
         done = job.cancel(session, job_id, found.key_id)
         if done is None and not found.cancel_requested:
             raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
-        audit.write(session, act, "cancel", f"job:{job_id}", before={"status": found.status}, after=None)
+        audit_log.write(session, act, "cancel", f"job:{job_id}", before={"status": found.status}, after=None)
     _tell(done)
     return _shown(job_id)
 
@@ -185,7 +186,7 @@ def again(act: Act, job_id: UUID, caller: key.Key, *, is_only_once: bool = False
         if is_only_once and not purge.may_repeat(session, job_id):
             return None
         line.join(session, order, job_id=made)
-        audit.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": view.public_id(made)})
+        audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": view.public_id(made)})
     doorbell.joined(made, lane_id=lane_id)
     return made
 

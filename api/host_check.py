@@ -11,7 +11,7 @@ import logging
 from flask import Flask, Response, request
 
 from api import access, auth, errors, visitor
-from models import host_names
+from models.access import host_names
 from models.config.settings import settings
 from models.platform import token_forms
 from models.platform.errors import HostNotAllowed

@@ -6,8 +6,9 @@ import click
 
 from api import deeds, doorbell, money_commands, terminal
 from api.pool_commands import limit_options
-from models import audit, key, roster, rotation
-from models.audit import Act
+from models import key, roster, rotation
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.database import db
 
 
@@ -24,7 +25,7 @@ def create(*, name: str, pool: str, as_json: bool) -> None:
     """Issue a key. It is shown this once and stored nowhere."""
     with db.begin() as session:
         made, token = key.issue(session, name=name, pool=pool)
-        audit.write(session, Act(), "create", f"key:{made.id}", before=None, after={"name": name, "pool": pool})
+        audit_log.write(session, Act(), "create", f"key:{made.id}", before=None, after={"name": name, "pool": pool})
     terminal.show({"id": made.id, "name": name, "pool": pool, "key": token}, as_json=as_json)
 
 
@@ -45,7 +46,7 @@ def revoke(*, key_id: int, as_json: bool) -> None:
     with db.begin() as session:
         done = key.revoke(session, key_id)
         if done:
-            audit.write(session, Act(), "revoke", f"key:{key_id}", before=None, after=None)
+            audit_log.write(session, Act(), "revoke", f"key:{key_id}", before=None, after=None)
     if not done:
         raise click.ClickException(f"there is no key {key_id}, or it was revoked before")
     terminal.show({"id": key_id, "revoked": True}, as_json=as_json)

@@ -9,7 +9,7 @@ import click
 
 from api import bulk_retry, deeds, doorbell, terminal
 from models import halt, view
-from models.audit import Act
+from models.access.audit_log import Act
 from models.purge import Filter
 
 RETRY_MAX_S = 3600.0

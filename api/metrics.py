@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 
 from api import auth
 from api.newcomers import address_of
-from models import wrong_tokens
+from models.access import wrong_tokens
 from models.config.settings import settings
 from models.telemetry import metrics
 

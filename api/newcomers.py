@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from flask import Request
 
-from models import client_address
-from models.address_limit import AddressLimit
+from models.access import client_address
+from models.access.address_limit import AddressLimit
 from models.config.settings import settings
 from models.platform.errors import LineFull
 
@@ -35,5 +35,5 @@ class Newcomers:
 
 
 def address_of(request: Request) -> str | None:
-    """The address that sent this request, as models/client_address.py names it. None: a program on this machine."""
+    """The address that sent this request, as models/access/client_address.py names it. None: a program on this machine."""
     return client_address.name_of(request.remote_addr, request.headers.get("X-Forwarded-For", ""))

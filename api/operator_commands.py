@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from api import terminal
-from models import audit, operator
-from models.audit import Act
+from models.access import audit_log
+from models.access import operators as operator
+from models.access.audit_log import Act
 from models.database import db
 
 
@@ -23,7 +24,7 @@ def create(*, name: str, role: operator.Role, as_json: bool) -> None:
     """Make a token. It is shown this once and stored nowhere."""
     with db.begin() as session:
         token = operator.create(session, name, role=role)
-        audit.write(session, Act(), "create", f"operator:{name}", before=None, after={"role": role})
+        audit_log.write(session, Act(), "create", f"operator:{name}", before=None, after={"role": role})
     terminal.show({"name": name, "role": role, "token": token}, as_json=as_json)
 
 
@@ -43,7 +44,7 @@ def revoke(*, name: str, as_json: bool) -> None:
     """The token opens nothing from now on."""
     with db.begin() as session:
         operator.revoke(session, name)
-        audit.write(session, Act(), "revoke", f"operator:{name}", before=None, after=None)
+        audit_log.write(session, Act(), "revoke", f"operator:{name}", before=None, after=None)
     terminal.show({"name": name, "revoked": True}, as_json=as_json)
 
 
@@ -53,5 +54,5 @@ def revoke(*, name: str, as_json: bool) -> None:
 def log(*, limit: int, as_json: bool) -> None:
     """What operators did, newest first."""
     with db.begin() as session:
-        rows = [audit.show(row) for row in audit.page(session, limit=limit, before=None)[:limit]]
+        rows = [audit_log.show(row) for row in audit_log.page(session, limit=limit, before=None)[:limit]]
     terminal.table(rows, columns=("id", "at", "operator", "action", "target", "before", "after", "reason"), as_json=as_json)

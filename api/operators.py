@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from flask import Blueprint, current_app, g, request
 
 from api import auth
-from models.audit import Act
-from models.operator import Operator, Role
+from models.access.audit_log import Act
+from models.access.operators import Operator, Role
 from models.platform.errors import Forbidden
 
 View = TypeVar("View", bound=Callable[..., Any])

@@ -7,7 +7,7 @@ import re
 from flask import Response
 
 from api import operators, paging
-from models import audit
+from models.access import audit_log
 from models.database import db
 from models.platform.errors import Invalid
 
@@ -20,8 +20,8 @@ def listing() -> Response:
     """One page of the log."""
     limit, before = paging.limit(), paging.after(_number)
     with db.begin() as session:
-        rows = audit.page(session, limit=limit, before=before)
-    return paging.answer([audit.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        rows = audit_log.page(session, limit=limit, before=before)
+    return paging.answer([audit_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 def _number(said: str) -> int:

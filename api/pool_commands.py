@@ -9,8 +9,9 @@ from typing import TypeVar
 import click
 
 from api import deeds, doorbell, terminal
-from models import audit, credential, key, roster
-from models.audit import Act
+from models import credential, key, roster
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.database import db
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -42,7 +43,7 @@ def create(*, name: str, as_json: bool) -> None:
     """A pool of this name is there, new or not."""
     with db.begin() as session:
         number = key.make_pool(session, name)
-        audit.write(session, Act(), "create", f"pool:{number}", before=None, after={"name": name})
+        audit_log.write(session, Act(), "create", f"pool:{number}", before=None, after={"name": name})
     terminal.show({"id": number, "name": name}, as_json=as_json)
 
 

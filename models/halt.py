@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, cap, lane, parking
-from models.audit import Act
+from models import cap, lane, parking
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.database.db import Session
 from models.platform.errors import Invalid, NotFound
 
@@ -89,7 +90,7 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     if verb == "resume" and on.kind == "credential":
         session.execute(text("DELETE FROM parked_model WHERE credential_id = :id"), {"id": on.number})
     after = state(session, on)
-    audit.write(session, act, verb, str(on), before=before, after=after)
+    audit_log.write(session, act, verb, str(on), before=before, after=after)
     numbers = lanes_of(session, on)
     if verb == "resume":
         lane.wake(session, numbers)

@@ -9,7 +9,8 @@ from functools import lru_cache
 
 from sqlalchemy import text
 
-from models import credential, operator
+from models import credential
+from models.access import operators
 from models.config.settings import settings
 from models.database.db import Session
 from models.platform import crypto, token_forms
@@ -47,7 +48,7 @@ def recognise(session: Session, token: str, *, before_new: Callable[[], None] = 
     """
     if not 1 <= len(token) <= OWN_MOST_CHARS or not token.isascii() or not token.isprintable():
         raise Unauthorised("A key is 1 to 256 printable ASCII characters, sent as `Authorization: Bearer <key>`.")
-    if operator.is_token(token):
+    if operators.is_token(token):
         raise Unauthorised("This is an operator's token: it opens /ops only. Send a caller's key (`nowserving keys create`).")
     prints = _fingerprints(token)
     row = session.execute(_FIND, {"prints": prints}).one_or_none()
@@ -103,7 +104,7 @@ def add_credential(
 
 def expect_upstream(upstream_key: str) -> None:
     """Raises Invalid for an operator's token: it must never be sent upstream."""
-    if operator.is_token(upstream_key):
+    if operators.is_token(upstream_key):
         raise Invalid("This is an operator's token of nowserving. Give the key of the upstream.", param="key")
 
 

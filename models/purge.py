@@ -9,8 +9,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import audit, job
-from models.audit import Act
+from models import job
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.database.db import Session
 from models.key import Key
 from models.platform.errors import Invalid
@@ -49,7 +50,7 @@ def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "que
     rows = session.execute(_ALONE, {**params, "limit": CHUNK}).all() or session.execute(_TURNS, {**params, "limit": 1}).all()
     done = [row for job_row in rows if (row := job.cancel(session, job_row.id, job_row.key_id)) is not None]
     if done:
-        audit.write(session, act, "purge", "jobs", before={**which.said(), "status": status}, after={"cancelled": len(done)})
+        audit_log.write(session, act, "purge", "jobs", before={**which.said(), "status": status}, after={"cancelled": len(done)})
     return done
 
 

@@ -11,8 +11,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import audit, halt, key_share, lane
-from models.audit import Act
+from models import halt, key_share, lane
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.database.db import Session
 from models.halt import Target
 from models.line import WEIGHTS
@@ -38,7 +39,7 @@ def weigh(session: Session, act: Act, on: Target, *, weight: float) -> tuple[dic
         _retag(session, on.number, on.key_id, on.flow)
     else:
         session.execute(text("UPDATE key SET weight = :weight WHERE id = :id"), wanted)
-    audit.write(session, act, "weight", str(on), before={"weight": found.weight}, after={"weight": weight})
+    audit_log.write(session, act, "weight", str(on), before={"weight": found.weight}, after={"weight": weight})
     return {"id": on.name, "object": on.kind, "weight": weight}, halt.lanes_of(session, on)
 
 
@@ -49,7 +50,7 @@ def prioritise(session: Session, act: Act, job_id: UUID, *, priority: str) -> in
     one = _waiting(session, job_id, with_others=True)
     session.execute(text("UPDATE job SET priority = :priority WHERE id = :id"), {"id": job_id, "priority": priority})
     _retag(session, one.lane_id, one.key_id, one.flow)
-    audit.write(session, act, "priority", f"job:{job_id}", before={"priority": one.priority}, after={"priority": priority})
+    audit_log.write(session, act, "priority", f"job:{job_id}", before={"priority": one.priority}, after={"priority": priority})
     return int(one.lane_id)
 
 
@@ -57,7 +58,7 @@ def boost(session: Session, act: Act, job_id: UUID) -> int:
     """The waiting job stands at the head of its lane, before all who wait now; returns its lane. Raises WrongState."""
     one = _waiting(session, job_id)
     tag = session.execute(_BOOST, {"id": job_id, "lane_id": one.lane_id}).scalar_one()
-    audit.write(session, act, "boost", f"job:{job_id}", before={"start_tag": one.start_tag}, after={"start_tag": tag})
+    audit_log.write(session, act, "boost", f"job:{job_id}", before={"start_tag": one.start_tag}, after={"start_tag": tag})
     key_share.come_back(session, [(one.lane_id, one.key_id, tag, 0.0)])
     lane.wake(session, [one.lane_id])
     return int(one.lane_id)

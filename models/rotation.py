@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, signing, webhook
-from models.audit import Act
+from models import signing, webhook
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.database.db import Session
 from models.platform import crypto, ids
 
@@ -21,7 +22,7 @@ def reseal(session: Session, act: Act) -> dict[str, int]:
     done = {"credentials": _credentials(session), "own_keys": _own_keys(session)}
     done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.show(webhook.PREFIX, number))
     done["webhook_secrets"] += _signing(session, "webhook_secret", "key_id", signing.of_key)
-    audit.write(session, act, "rotate-secret", "secrets", before=None, after=done)
+    audit_log.write(session, act, "rotate-secret", "secrets", before=None, after=done)
     return done
 
 

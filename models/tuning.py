@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import audit, cap, credential, halt, key, model_list
-from models.audit import Act
+from models import cap, credential, halt, key, model_list
+from models.access import audit_log
+from models.access.audit_log import Act
 from models.cap import NAMES as CAPS
 from models.database.db import Session
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
@@ -30,7 +31,9 @@ def set_limits(session: Session, act: Act, credential_id: int, changes: Mapping[
     before = {name: getattr(found, name, None) for name in LIMITS}
     after = {**before, **changes}
     session.execute(_SET_LIMITS, {**wanted, **after})
-    audit.write(session, act, "limits", f"credential:{credential_id}", before={"model": model, **before}, after={"model": model, **after})
+    audit_log.write(
+        session, act, "limits", f"credential:{credential_id}", before={"model": model, **before}, after={"model": model, **after}
+    )
     return {"id": str(credential_id), "object": "credential", "model": model, **after}
 
 
@@ -53,7 +56,7 @@ def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int |
     after = {**before, **changes}
     session.execute(_SET_CAPS, {**wanted, **after})
     session.execute(_DROP_EMPTY, wanted)
-    audit.write(session, act, "caps", str(on), before={"endpoint": endpoint, **before}, after={"endpoint": endpoint, **after})
+    audit_log.write(session, act, "caps", str(on), before={"endpoint": endpoint, **before}, after={"endpoint": endpoint, **after})
     return {"id": on.name, "object": on.kind, "endpoint": endpoint or None, **after}
 
 
@@ -85,7 +88,7 @@ def change_credential(
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
     if sealed is not None or base_url is not None:
         model_list.forget(session, credential_id)
-    audit.write(
+    audit_log.write(
         session, act, "change", f"credential:{credential_id}",
         before={"weight": before.weight, "base_url": before.base_url, "api_version": before.api_version},
         after={"weight": after.weight, "base_url": after.base_url, "api_version": after.api_version, "new_key": sealed is not None},
@@ -97,7 +100,7 @@ def retire(session: Session, act: Act, credential_id: int) -> dict[str, Any]:
     """The credential gets no more jobs; its calls end, its history stays. Resume brings it back. Raises NotFound."""
     _exists(session, "credential", credential_id)
     session.execute(text("UPDATE credential SET retired_at = now() WHERE id = :id"), {"id": credential_id})
-    audit.write(session, act, "retire", f"credential:{credential_id}", before=None, after=None)
+    audit_log.write(session, act, "retire", f"credential:{credential_id}", before=None, after=None)
     return {"id": str(credential_id), "object": "credential", "retired": True}
 
 

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from api import bulk_retry
 from api.cli import nowserving
-from models import halt, operator, view
-from models.audit import Act
+from models import halt, view
+from models.access import operators
+from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
 from models.key import Key
@@ -32,7 +33,7 @@ def caller() -> Key:
 @pytest.fixture
 def ops() -> Caller:
     with db.begin() as session:
-        return Caller(operator.create(session, "day-shift", role="write"))
+        return Caller(operators.create(session, "day-shift", role="write"))
 
 
 def failed(caller: Key, **wanted: object) -> UUID:

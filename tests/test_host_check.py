@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models import host_names
+from models.access import host_names
 from tests.http_tools import CHAT, Caller, error_of, stored
 
 pytestmark = pytest.mark.usefixtures("database")

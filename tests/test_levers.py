@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import operator, view
+from models import view
+from models.access import operators
 from models.database import db
 from models.key import Key
 from tests.http_tools import CHAT, Caller, error_of, new_app
@@ -35,7 +36,7 @@ def caller() -> Key:
 @pytest.fixture
 def ops() -> Caller:
     with db.begin() as session:
-        return Caller(operator.create(session, "day-shift", role="write"), new_app())
+        return Caller(operators.create(session, "day-shift", role="write"), new_app())
 
 
 def pull(ops: Caller, path: str, want: int = 200, **said: Any) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def test_what_is_not_there_cannot_be_paused(path: str, ops: Caller) -> None:
 
 def test_a_read_token_and_a_caller_change_nothing(caller: Key) -> None:
     with db.begin() as session:
-        reader = Caller(operator.create(session, "reader", role="read"))
+        reader = Caller(operators.create(session, "reader", role="read"))
     for who, status in ((reader, 403), (Caller(CALLER), 401)):
         assert status == who.post(f"/ops/pools/{caller.pool_id}/pause", {}).status_code
     assert None is query("SELECT paused_at FROM pool WHERE id = :id", id=caller.pool_id)[0].paused_at

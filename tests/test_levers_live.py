@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from models import key, operator
+from models import key
+from models.access import operators
 from models.database import db
 from models.key import Key, Limits
 from tests import processes
@@ -31,7 +32,7 @@ def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 def ops(stack: Stack) -> Caller:
     stack.upstream.reset()
     with db.begin() as session:
-        return Caller(operator.create(session, f"operator {time.monotonic_ns()}", role="write"))
+        return Caller(operators.create(session, f"operator {time.monotonic_ns()}", role="write"))
 
 
 def pull(ops: Caller, path: str, **said: Any) -> None:

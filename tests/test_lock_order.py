@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from models import erasure, job, pacing, purge, reorder
-from models.audit import Act
+from models.access.audit_log import Act
 from models.database import db
 from models.key import Key
 from models.platform.errors import WrongState

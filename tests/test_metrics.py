@@ -10,10 +10,11 @@ import redis
 from prometheus_client import REGISTRY, generate_latest
 
 from deploy.server import free_port
-from models import fleet, operator
+from models import fleet
+from models.access import operators
+from models.access.wrong_tokens import WrongTokens
 from models.database import db
 from models.telemetry import metrics
-from models.wrong_tokens import WrongTokens
 from tests import monitoring
 from tests.http_tools import Caller
 from tests.line_tools import admit_all
@@ -105,20 +106,20 @@ def test_metrics_need_the_operators_token_where_there_is_one(override: object) -
 def test_any_operator_reads_the_metrics_and_with_the_first_nobody_else_does() -> None:
     everybody = Caller("none").get("/metrics").status_code
     with db.begin() as session:
-        token = operator.create(session, "prometheus", role="read")
+        token = operators.create(session, "prometheus", role="read")
 
     assert 200 == everybody
     assert [401, 401, 200] == [Caller(one).get("/metrics").status_code for one in ("none", "sk-client", token)]
     assert [False, True] == [opens(said) for said in ("", f"Bearer {token}")]
     with db.begin() as session:
-        operator.revoke(session, "prometheus")
-        operator.create(session, "another", role="write")
+        operators.revoke(session, "prometheus")
+        operators.create(session, "another", role="write")
     assert 401 == Caller(token).get("/metrics").status_code
 
 
 def test_without_postgres_the_metrics_are_shown_to_whom_they_were_shown_before(override: Callable[..., None]) -> None:
     with db.begin() as session:
-        token = operator.create(session, "prometheus", role="read")
+        token = operators.create(session, "prometheus", role="read")
     before = [Caller(one).get("/metrics").status_code for one in (token, "sk-other")]
     override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/none")
     db.engine().dispose()

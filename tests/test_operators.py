@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from api.app import create_app
 from api.cli import nowserving
-from models import key, operator
+from models import key
+from models.access import operators
 from models.database import db
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import query
@@ -21,9 +22,9 @@ from tests.line_tools import query
 pytestmark = pytest.mark.usefixtures("database")
 
 
-def token(role: operator.Role, name: str = "night-shift") -> str:
+def token(role: operators.Role, name: str = "night-shift") -> str:
     with db.begin() as session:
-        return operator.create(session, name, role=role)
+        return operators.create(session, name, role=role)
 
 
 def said(*words: str) -> dict[str, object]:
@@ -68,8 +69,8 @@ CALLER_ROUTES = [
 def test_an_operators_token_is_refused_on_caller_routes_and_stored_nowhere(method: str, path: str, override: Callable[..., None]) -> None:
     override(ops_token=ROOT_TOKEN)
     with db.begin() as session:
-        revoked = operator.create(session, "gone", role="read")
-        operator.revoke(session, "gone")
+        revoked = operators.create(session, "gone", role="read")
+        operators.revoke(session, "gone")
     for sent in (token("write"), revoked, "nsop-of-another-installation", ROOT_TOKEN):
         refused = Caller(sent).send(method, path, json=CHAT["body"] if "chat" in path else CHAT)
         assert (401, "invalid_api_key") == (refused.status_code, error_of(refused)["code"])

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from models import fleet, key, operator, parking
+from models import fleet, key, parking
+from models.access import operators
 from models.database import db
 from models.key import Limits
 from tests.browser import PHONE, Visit, picture
@@ -230,7 +231,7 @@ def test_a_job_is_cancelled_and_many_are_purged_from_the_page(api: Api, visit: V
 
 def test_who_may_only_look_is_told_so_and_changes_nothing(api: Api, visit: Visit) -> None:
     with db.begin() as session:
-        token = operator.create(session, "looker", role="read")
+        token = operators.create(session, "looker", role="read")
     page = signed_in(visit, url(api), token=token, forgives=("403",))
     page.locator("tbody tr", has_text="gpt-4o-mini").get_by_role("button", name="pause").click()
     page.get_by_role("dialog").get_by_role("button", name="pause").click()

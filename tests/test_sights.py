@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from models import fleet, halt, key, lane_care, line, meter, parking, roster, tuning, view
-from models.audit import Act
+from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
 from models.job import Finding, Outcome, Result, Status

@@ -13,11 +13,11 @@ from prometheus_client import REGISTRY
 from pydantic import ValidationError
 from tornado import web
 
-from models import operator
+from models.access import operators
+from models.access.wrong_tokens import MAX_A_MINUTE, PERIOD_S, WrongTokens
 from models.config.settings import Settings
 from models.database import db
 from models.platform.errors import TooManyWrongTokens
-from models.wrong_tokens import MAX_A_MINUTE, PERIOD_S, WrongTokens
 from tests.http_tools import Caller, error_of, new_app
 from workers import exposition, flower_site
 
@@ -91,7 +91,7 @@ def test_they_are_counted_and_logged_once_until_a_quiet_minute(wrong: WrongToken
 @pytest.mark.parametrize(("path", "form"), [("/ops/audit", "nsop-{}"), ("/metrics", "nsop-{}")])
 def test_every_door_slows_an_attacker_down(path: str, form: str) -> None:
     with db.begin() as session:
-        token = operator.create(session, "day-shift", role="write")
+        token = operators.create(session, "day-shift", role="write")
     attacker = Caller("", new_app())
     statuses = [
         attacker.get(path, headers={**THERE, "Authorization": f"Bearer {form.format(n)}"}).status_code for n in range(MAX_A_MINUTE + 3)
@@ -115,7 +115,7 @@ def test_requests_without_a_token_are_no_guesses() -> None:
 @pytest.mark.usefixtures("database")
 def test_the_metrics_of_pacer_and_workers_slow_them_down_too(wrong: WrongTokens) -> None:
     with db.begin() as session:
-        operator.create(session, "day-shift", role="read")
+        operators.create(session, "day-shift", role="read")
     answers = [exposition.refused(wrong, "9.9.9.9", f"Bearer nsop-{n}") for n in range(MAX_A_MINUTE + 1)]
 
     assert [401] * MAX_A_MINUTE + [429] == [answer.status for answer in answers if answer is not None]

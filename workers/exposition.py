@@ -9,10 +9,10 @@ from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
-from models import client_address, wrong_tokens
+from models.access import client_address, wrong_tokens
+from models.access.wrong_tokens import WrongTokens
 from models.config.settings import settings
 from models.platform.errors import ServingError, TooManyWrongTokens, Unauthorised
-from models.wrong_tokens import WrongTokens
 
 
 def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = None) -> ThreadingHTTPServer:

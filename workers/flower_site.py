@@ -21,13 +21,14 @@ from flower.views.workers import WorkerView
 from tornado import template, web
 from tornado.routing import URLSpec
 
-from models import audit, client_address, job, view
-from models.audit import Act
+from models import job, view
+from models.access import audit_log, client_address
+from models.access.audit_log import Act
+from models.access.operators import Operator
+from models.access.wrong_tokens import WrongTokens
 from models.database import db
 from models.job import Status
-from models.operator import Operator
 from models.platform.errors import NotFound, TooManyWrongTokens, Unavailable
-from models.wrong_tokens import WrongTokens
 from workers import wake
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def cancel(job_id: UUID, by: str) -> str | None:
             return None
         done = job.cancel(session, job_id, found)
         if done is not None:
-            audit.write(session, Act(Operator(by, "write")), "cancel", f"job:{job_id}", before=None, after={"status": done.status})
+            audit_log.write(session, Act(Operator(by, "write")), "cancel", f"job:{job_id}", before=None, after={"status": done.status})
     if done is None:
         return f"{view.public_id(job_id)} has ended already, or is being cancelled"
     is_ended = done.status == Status.CANCELLED

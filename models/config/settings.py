@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     database_url_file: Path | None = None
     redis_url_file: Path | None = None
     public_url: WebUrl = ""
-    # Further names of this server in a URL, comma-separated: .example.com with all below it, * any (models/host_names.py).
+    # Further names of this server in a URL, comma-separated: .example.com with all below it, * any (models/access/host_names.py).
     allowed_hosts: Annotated[HostPatterns, NoDecode] = ()
     # Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, comma-separated; those on this machine always are.
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()

@@ -13,7 +13,8 @@ from flask import Flask
 from hypothesis.stateful import RuleBasedStateMachine
 from sqlalchemy import text
 
-from models import budget, key, line, operator
+from models import budget, key, line
+from models.access import operators
 from models.database import db
 from models.key import Key, Limits
 from tests.http_tools import Caller
@@ -68,7 +69,7 @@ class Play(RuleBasedStateMachine):
             for row in session.execute(text("SELECT id, pool_id FROM credential")):
                 self.picture.credentials.setdefault(row.pool_id, []).append(row.id)
                 key.set_limits(session, row.id, Limits(max_in_flight=1_000))
-            self.ops = Caller(operator.create(session, f"ops-{uuid4().hex}", role="write"), self.app)
+            self.ops = Caller(operators.create(session, f"ops-{uuid4().hex}", role="write"), self.app)
         self.callers = [Caller(token, self.app) for _, token in made]
         self.tenants = [_tenant(name, each, GRANT if name == NAMES[0] else None) for name, (each, _) in zip(NAMES, made, strict=True)]
 

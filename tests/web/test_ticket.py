@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from deploy import probe
 from deploy.server import die_with_parent, free_port, last_lines
 from models import key, meter, tuning
-from models.audit import Act
+from models.access.audit_log import Act
 from models.database import db
 from models.key import Limits
 from tests.browser import DESK, PHONE, Visit

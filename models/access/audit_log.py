@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import text
 
+from models.access.operators import COMMAND_LINE, Operator
 from models.database.db import Session
-from models.operator import COMMAND_LINE, Operator
 
 
 @dataclass(frozen=True)

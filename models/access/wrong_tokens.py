@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from models import operator
-from models.address_limit import AddressLimit
+from models.access import operators
+from models.access.address_limit import AddressLimit
 from models.platform.errors import TooManyWrongTokens, Unauthorised
 from models.telemetry import metrics
 
@@ -22,7 +22,7 @@ THIS_MACHINE = "this machine"
 
 
 class WrongTokens:
-    """Counts in this process. address: as models/client_address.py names it, None: this machine, which is slowed like the others.
+    """Counts in this process. address: as models/access/client_address.py names it, None: this machine, which is slowed like the others.
 
     A token that was right from the same address goes through, so that guesses behind the same proxy do not lock its owner out.
     """
@@ -70,12 +70,12 @@ class WrongTokens:
 def expect_metrics_token(wrong: WrongTokens, address: str | None, token: str) -> None:
     """Raises Unauthorised for a token that does not open /metrics, and TooManyWrongTokens."""
     wrong.expect_room(address, token)
-    if operator.opens_metrics(token):
+    if operators.opens_metrics(token):
         wrong.note_right(address, token)
         return
     if token:
         wrong.note_wrong(address, token, door="metrics")
-    raise Unauthorised(operator.UNKNOWN)
+    raise Unauthorised(operators.UNKNOWN)
 
 
 def _digest(address: str | None, token: str) -> bytes:
