@@ -10,7 +10,7 @@ from werkzeug.datastructures import Headers
 
 from api import body, controls, form, forwarded, orders
 from models import endpoint as routes
-from models.key import Key
+from models.keys.keys import Key
 from models.line import Order
 
 

@@ -10,12 +10,12 @@ from flask import Request, current_app
 
 from api import visitor
 from api.newcomers import Newcomers, address_of
-from models import key
 from models.access import operators
 from models.access.operators import Operator
 from models.access.wrong_tokens import WrongTokens
 from models.database import db
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from models.platform import token_forms
 from models.platform.errors import Invalid, Unauthorised
 from models.telemetry import logs, metrics
@@ -43,7 +43,7 @@ class Callers:
         self._known.pop(token, None)
         try:
             with db.begin() as session:
-                caller = key.recognise(session, token, before_new=partial(self._newcomers.admit, address))
+                caller = keys.recognise(session, token, before_new=partial(self._newcomers.admit, address))
         except Unauthorised:
             metrics.wrong_tokens.labels("api").inc()
             raise

@@ -10,11 +10,12 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import credential, halt, job, key, key_share, line, purge, reorder, tuning, view
+from models import halt, job, key_share, line, purge, reorder, tuning, view
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
+from models.keys import credential_address, keys
 from models.platform.errors import NotFound, WrongState
 from models.purge import Filter
 
@@ -58,11 +59,11 @@ def add_credential(
     api_version: str | None = None,
 ) -> dict[str, Any]:
     """One more credential serves the pool from now on. Raises Invalid, NotFound."""
-    base_url, api_version = credential.address(kind, base_url=base_url, api_version=api_version)
+    base_url, api_version = credential_address.address(kind, base_url=base_url, api_version=api_version)
     with db.begin() as session:
         halt.state(session, Target("pool", pool_id))
         given = {"kind": kind, "base_url": base_url, "api_version": api_version}
-        number = key.add_credential(
+        number = keys.add_credential(
             session, pool_id=pool_id, upstream_key=upstream_key, base_url=base_url, kind=kind, api_version=api_version
         )
         audit_log.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
@@ -166,12 +167,12 @@ def retry(act: Act, job_id: UUID) -> dict[str, Any]:
     """A new job asks the same; it is the caller's, like the old one. Raises NotFound, WrongState, and what a submit raises."""
     with db.begin() as session:
         found = _row(session, job_id)
-    made = again(act, job_id, key.Key(id=found.key_id, pool_id=found.pool_id, kind=found.kind))
+    made = again(act, job_id, keys.Key(id=found.key_id, pool_id=found.pool_id, kind=found.kind))
     assert made is not None
     return _shown(made)
 
 
-def again(act: Act, job_id: UUID, caller: key.Key, *, is_only_once: bool = False) -> UUID | None:
+def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = False) -> UUID | None:
     """Resubmits an ended job for its caller; returns the new job's id.
 
     is_only_once: None when another job repeats this one already, or is being stored as its repeat right now.

@@ -13,7 +13,7 @@ from api.webhooks import said
 from models import delivery_log, view, webhook
 from models.database import db
 from models.delivery_log import Log
-from models.key import Key
+from models.keys.keys import Key
 from models.platform import ids
 from models.webhook import PREFIX
 

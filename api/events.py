@@ -16,7 +16,7 @@ from api.waiting import LOOK_AGAIN_S, Seat, hall
 from models import view
 from models.database import db
 from models.job import TERMINAL
-from models.key import Key
+from models.keys.keys import Key
 from models.line import Place
 from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable
 from models.view import JsonObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Request
 
 from models.config.settings import settings
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Invalid
 
 VALUE_MOST_CHARS = 1024

@@ -26,7 +26,7 @@ from models import view
 from models.config.settings import settings
 from models.database import db
 from models.job import TERMINAL
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 
 SPACE = b" "

@@ -6,10 +6,12 @@ import click
 
 from api import deeds, doorbell, money_commands, terminal
 from api.pool_commands import limit_options
-from models import key, roster, rotation
+from models import rotation
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
+from models.keys import keys as key
+from models.keys import listing as roster
 
 
 @click.group()

@@ -17,10 +17,10 @@ from typing import Any
 from flask import Blueprint, Request, Response, request
 
 from api import auth, doorbell, forwarded, offload, render
-from models import model_list
 from models.config.settings import settings
 from models.database import db
-from models.key import Key
+from models.keys import model_lists
+from models.keys.keys import Key
 from models.platform.errors import NotFound, Unavailable
 from models.view import JsonObject
 
@@ -79,7 +79,7 @@ class Lists:
 
     def bodies(self) -> list[bytes]:
         with db.autocommit() as session:
-            return model_list.bodies(session, [row.credential_id for row in self.with_body], account=self.account)
+            return model_lists.bodies(session, [row.credential_id for row in self.with_body], account=self.account)
 
 
 @routes.get("/models")
@@ -127,7 +127,7 @@ def _is_plain(name: str) -> bool:
 
 def _account(request: Request, caller: Key) -> str:
     going = forwarded.headers(request, caller) or {}
-    return model_list.account({name: value for name, value in going.items() if name in ACCOUNT_HEADERS})
+    return model_lists.account({name: value for name, value in going.items() if name in ACCOUNT_HEADERS})
 
 
 def _current(caller: Key, account: str, age_s: float, *, waits: Callable[[Lists], bool]) -> Lists:
@@ -136,7 +136,7 @@ def _current(caller: Key, account: str, age_s: float, *, waits: Callable[[Lists]
     if not (due := lists.due(age_s)):
         return lists
     with db.begin() as session:
-        model_list.want(session, due, account=account)
+        model_lists.want(session, due, account=account)
     doorbell.model_lists()
     if not waits(lists):
         return lists
@@ -155,7 +155,7 @@ def _current(caller: Key, account: str, age_s: float, *, waits: Callable[[Lists]
 
 def _read(caller: Key, account: str) -> Lists:
     with db.autocommit() as session:
-        return Lists(model_list.standing(session, caller.pool_id, account=account), account)
+        return Lists(model_lists.standing(session, caller.pool_id, account=account), account)
 
 
 def _find(lists: Lists, name: str) -> bytes | None:
@@ -166,14 +166,14 @@ def _find(lists: Lists, name: str) -> bytes | None:
 
 
 def _find_in(body: bytes, name: str) -> bytes | None:
-    return next((raw for one, raw in model_list.entries(body) if one == name), None)
+    return next((raw for one, raw in model_lists.entries(body) if one == name), None)
 
 
 def _union(bodies: Sequence[bytes]) -> bytes:
     """One list of all models in these lists; of those with the same id the first."""
     found: dict[str, bytes] = {}
     for body in bodies:
-        for name, raw in model_list.entries(body):
+        for name, raw in model_lists.entries(body):
             found.setdefault(name, raw)
     return b'{"object":"list","data":[' + b",".join(found.values()) + b"]}"
 

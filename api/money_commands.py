@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from api import terminal
-from models import budget, ledger, money, roster, spending
+from models import budget, ledger, money, spending
 from models.database import db
+from models.keys import listing
 from models.platform.errors import Invalid
 
 # A click option begins with a minus; so does an amount.
@@ -49,7 +50,7 @@ def grant(*, key_id: int, amount: int, note: str | None, as_json: bool) -> None:
 def correct(*, key_id: int, amount: int, note: str, as_json: bool) -> None:
     """Add to what a key was given, or take away from it (-3.50). Entries are never changed."""
     with db.begin() as session:
-        roster.kind_of(session, key_id)
+        listing.kind_of(session, key_id)
         ledger.correct(session, key_id, amount, note=note)
         shown = _standing(session, key_id)
     terminal.show(shown, as_json=as_json)
@@ -66,7 +67,7 @@ def balance(*, key_id: int, as_json: bool) -> None:
 
 
 def _standing(session: db.Session, key_id: int) -> dict[str, Any]:
-    now = spending.standing(session, key_id, roster.kind_of(session, key_id))
+    now = spending.standing(session, key_id, listing.kind_of(session, key_id))
     amounts = {name: value for name, value in asdict(now).items() if name not in ("has_budget", "unpriced_calls")}
     return {
         "id": key_id,

@@ -16,7 +16,7 @@ from models import line, reader, view
 from models.config.settings import settings
 from models.database import db
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
-from models.key import Key
+from models.keys.keys import Key
 
 routes = Blueprint("openai", __name__)
 

@@ -14,7 +14,7 @@ from models import endpoint as routes
 from models.config.settings import settings
 from models.endpoint import CHAT, EDITS, IMAGES
 from models.job import Status
-from models.key import Key
+from models.keys.keys import Key
 from models.line import Order
 from models.platform.errors import Invalid, WrongState
 from models.view import JsonObject

@@ -9,10 +9,11 @@ from typing import TypeVar
 import click
 
 from api import deeds, doorbell, terminal
-from models import credential, key, roster
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
+from models.keys import credential_address, keys
+from models.keys import listing as roster
 
 Command = TypeVar("Command", bound=Callable[..., None])
 LIMITS = {
@@ -42,7 +43,7 @@ def pools() -> None:
 def create(*, name: str, as_json: bool) -> None:
     """A pool of this name is there, new or not."""
     with db.begin() as session:
-        number = key.make_pool(session, name)
+        number = keys.make_pool(session, name)
         audit_log.write(session, Act(), "create", f"pool:{number}", before=None, after={"name": name})
     terminal.show({"id": number, "name": name}, as_json=as_json)
 
@@ -58,7 +59,9 @@ def listing(*, as_json: bool) -> None:
 
 @pools.command("add-credential")
 @click.argument("pool")
-@click.option("--kind", type=click.Choice(credential.KINDS), default="openai", show_default=True, help="azure: its header and paths.")
+@click.option(
+    "--kind", type=click.Choice(credential_address.KINDS), default="openai", show_default=True, help="azure: its header and paths."
+)
 @click.option("--base-url", help="Another upstream than OPENAI_BASE_URL; of azure https://NAME.openai.azure.com.")
 @click.option("--api-version", help="Of azure: the version of its deployment paths; without one its v1 API is called.")
 @terminal.json_option

@@ -22,7 +22,7 @@ from models.config.settings import settings
 from models.database import db
 from models.endpoint import CHAT
 from models.job import TERMINAL, Status
-from models.key import Key
+from models.keys.keys import Key
 from models.money import usd
 from models.platform.errors import Invalid, NotFound, ServingError
 

@@ -31,7 +31,7 @@ from models.config.settings import settings
 from models.database import db
 from models.endpoint import CHAT
 from models.job import TERMINAL
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import ServingError, Unauthorised, Unavailable, WrongState
 from models.view import JsonObject
 from workers.chunks import Chunk

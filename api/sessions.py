@@ -11,7 +11,7 @@ from api.session_schemas import NewSession, SessionChange
 from models import erasure, job, message, session
 from models.database import db
 from models.job import Status
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Invalid
 
 routes = Blueprint("sessions", __name__)

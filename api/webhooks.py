@@ -14,7 +14,7 @@ from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEnd
 from models import delivery_log, signing, webhook
 from models.config.settings import settings
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.outbox import EventType
 from models.platform import ids
 from models.platform.errors import ServingError

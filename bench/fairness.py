@@ -13,7 +13,7 @@ from bench.load import Wanted
 from bench.stack import Caller, Stack
 from models import job as jobs
 from models.database import db
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "Fairness"
 LIGHT = 99

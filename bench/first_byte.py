@@ -9,7 +9,7 @@ import time
 from bench.figure import Figure, at_most, quantile, told
 from bench.load import CHAT
 from bench.stack import MODEL, Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "First chunk of a stream"
 ADDED_P50_MS = 40

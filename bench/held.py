@@ -12,7 +12,7 @@ from bench.crowd import Crowd, Served, Wish
 from bench.figure import Figure, at_least, at_most, quantile, told
 from bench.load import Load, Wanted
 from bench.stack import Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "Clients held waiting by one API process"
 HELD = 2_000

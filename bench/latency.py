@@ -9,7 +9,7 @@ from bench import load
 from bench.figure import Figure, at_most, quantile, told
 from bench.load import Wanted
 from bench.stack import Stack
-from models.key import Limits
+from models.keys.keys import Limits
 from tests.upstream.journal import Call
 
 TITLE = "Latency"

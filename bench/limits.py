@@ -9,7 +9,7 @@ from bench import load
 from bench.figure import Figure, at_least, at_most
 from bench.load import Wanted
 from bench.stack import Caller, Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "Use of limits"
 RPM = 600

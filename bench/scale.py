@@ -15,7 +15,7 @@ from bench.figure import Figure, at_most, quantile, told
 from bench.stack import MODEL, Stack
 from models import fleet, line, milestone
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.lane_care import LONG
 from models.line import Order
 from workers import wake

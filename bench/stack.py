@@ -19,10 +19,11 @@ from sqlalchemy import text
 
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
-from models import key, line
+from models import line
 from models.config.settings import settings
 from models.database import db, migrate
-from models.key import Key, Limits
+from models.keys import keys as key
+from models.keys.keys import Key, Limits
 from tests.upstream.client import FakeUpstream
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from bench import load
 from bench.figure import Figure, at_least, at_most, quantile, told
 from bench.load import Load, Wanted
 from bench.stack import Caller, Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "Submits"
 CONNECTIONS = 8

@@ -11,7 +11,7 @@ from bench.load import CHAT, Load, Wanted
 from bench.peers import litellm
 from bench.peers.litellm import Litellm
 from bench.stack import MODEL, Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "Calls that wait for their answer, beside litellm"
 CLIENTS = (16, 64)

@@ -9,7 +9,7 @@ from bench import cpu, load
 from bench.figure import Figure, at_least, told
 from bench.load import Load, Wanted
 from bench.stack import Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "Throughput, everything durable"
 CONNECTIONS = 16

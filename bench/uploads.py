@@ -22,7 +22,7 @@ from bench import load
 from bench.figure import Figure, at_most, quantile, told
 from bench.load import CHAT, Wanted
 from bench.stack import MODEL, ROOT, Caller, Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 TITLE = "Small requests beside large uploads"
 UPLOADS, UPLOAD_MB = 30, 19

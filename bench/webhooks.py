@@ -12,7 +12,7 @@ from bench.stack import Caller, Stack
 from models import webhook
 from models.database import db
 from models.delivery_log import PREFIX
-from models.key import Limits
+from models.keys.keys import Limits
 from models.platform import ids
 
 TITLE = "Webhooks"

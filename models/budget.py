@@ -13,10 +13,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import ledger, money, roster
+from models import ledger, money
 from models.config.settings import settings
 from models.database.db import Session
-from models.key import Key
+from models.keys import listing
+from models.keys.keys import Key
 from models.platform.errors import NoMoney
 
 # Summing a thousand entries takes 0.3 ms (measured): what is older is summed once.
@@ -56,7 +57,7 @@ def reserve(session: Session, key: Key, most_microusd: int | None) -> None:
 
 def grant(session: Session, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
     """The key has this much more, and a budget where its kind is covered. Raises NotFound; Invalid for what is no gain."""
-    begin(session, key_id, roster.kind_of(session, key_id))
+    begin(session, key_id, listing.kind_of(session, key_id))
     session.execute(_BEGIN, {"key_id": key_id})
     ledger.grant(session, key_id, amount_microusd, note=note)
 

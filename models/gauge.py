@@ -12,9 +12,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import meter
 from models.database.db import Session
-from models.meter import State
+from models.keys import limits
+from models.keys.limits import State
 
 MINUTE_S = 60
 NAMES = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
@@ -47,7 +47,7 @@ class Reading:
 
 def read(session: Session, bounds: Sequence[Bound]) -> dict[Bound, Reading]:
     """The gauges of these credentials and models. Three statements for all of them, one more where a day is limited."""
-    states = meter.read_many(session, bounds)
+    states = limits.read_many(session, bounds)
     used: dict[Bound, Any] = {}
     if bounds:
         wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "minute_s": MINUTE_S}

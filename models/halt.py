@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import cap, lane, parking
+from models import cap, lane
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Session
+from models.keys import parking
 from models.platform.errors import Invalid, NotFound
 
 KINDS = ("pool", "lane", "key", "flow", "credential")

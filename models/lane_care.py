@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import key_share, meter, milestone, pacing
+from models import key_share, milestone, pacing
 from models.database.db import Session
-from models.key import Limits
 from models.key_share import SETTLED_S
+from models.keys import limits
+from models.keys.keys import Limits
 
 LANES_MOST = 50
 # Jobs waiting, as last counted, from which on a lane has milestones.
@@ -68,10 +69,10 @@ class Care:
         # Shares before the lane's row, as everybody locks them.
         self._raise_low_water(session, lane.id, seen, now=now)
         seen.at_leisure("shares", lambda: key_share.recount(session, lane.id), now=now)
-        credentials = meter.credentials_of(session, [lane.pool_id])[lane.pool_id]
-        states = [meter.read(session, number, lane.model) for number in credentials]
+        credentials = limits.credentials_of(session, [lane.pool_id])[lane.pool_id]
+        states = [limits.read(session, number, lane.model) for number in credentials]
         usual_s = _usual_s(session, credentials, lane.model)
-        pacing.write_figures(session, lane.id, usual_s=usual_s, limits=meter.together(states))
+        pacing.write_figures(session, lane.id, usual_s=usual_s, limits=limits.together(states))
         seen.at_leisure("count", lambda: session.execute(_COUNT, {"id": lane.id}), now=now)
         if lane.queued >= LONG or lane.has_milestones:
             seen.at_leisure("milestones", lambda: milestone.set_anew(session, lane.id), now=now)

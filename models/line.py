@@ -24,8 +24,8 @@ from models import attachment, budget, cap, conversation, key_share, lane, miles
 from models.config.settings import settings
 from models.database.db import Session, autocommit, begin
 from models.database.tables import OPEN
-from models.key import Key
 from models.key_share import SETTLED_S
+from models.keys.keys import Key
 from models.milestone import COUNTED_MOST
 from models.platform.errors import Draining, LineFull, LineUnavailable, TooLate
 from models.tally import Hindered, Tally

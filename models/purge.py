@@ -13,7 +13,7 @@ from models import job
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Session
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Invalid
 
 CHUNK = 100

@@ -7,13 +7,14 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import cap, credential, halt, key, model_list
+from models import cap, halt
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.cap import NAMES as CAPS
 from models.database.db import Session
 from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.halt import Target
+from models.keys import credential_address, keys, model_lists
 from models.platform import crypto
 from models.platform.errors import Invalid, NotFound
 
@@ -76,8 +77,8 @@ def change_credential(
     """
     before = _exists(session, "credential", credential_id)
     if upstream_key:
-        key.expect_upstream(upstream_key)
-    checked = credential.address(
+        keys.expect_upstream(upstream_key)
+    checked = credential_address.address(
         before.kind,
         base_url=before.base_url if base_url is None else base_url,
         api_version=before.api_version if api_version is None else api_version,
@@ -87,7 +88,7 @@ def change_credential(
     wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
     if sealed is not None or base_url is not None:
-        model_list.forget(session, credential_id)
+        model_lists.forget(session, credential_id)
     audit_log.write(
         session, act, "change", f"credential:{credential_id}",
         before={"weight": before.weight, "base_url": before.base_url, "api_version": before.api_version},

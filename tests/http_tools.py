@@ -16,9 +16,10 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from api.app import create_app, reset_memory
-from models import job, key, view
+from models import job, view
 from models.database import db
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from tests.line_tools import at_once, start
 
 CHAT: dict[str, Any] = {"endpoint": "/v1/chat/completions", "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}
@@ -70,7 +71,7 @@ class Caller:
     @property
     def key(self) -> Key:
         with db.begin() as session:
-            return key.recognise(session, self.token)
+            return keys.recognise(session, self.token)
 
 
 def run(caller: Caller, name: str) -> UUID:

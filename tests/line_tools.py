@@ -11,10 +11,11 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import api_process, job, key, key_share, line, pacing, retention
+from models import api_process, job, key_share, line, pacing, retention
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from workers.cleanup import Cleanup
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
@@ -27,7 +28,7 @@ BUSY = Finding(Outcome.THROTTLED, 429)
 def known(token: str = "sk-test") -> Key:
     """The key of this token, registered."""
     with db.begin() as session:
-        return key.recognise(session, token)
+        return keys.recognise(session, token)
 
 
 def order(caller: Key, **wanted: Any) -> line.Order:

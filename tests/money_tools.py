@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from models import budget, key, spending
+from models import budget, spending
 from models.database import db
 from models.job import Finding, Outcome
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from models.money import MICRO
 from models.spending import Standing
 from tests.line_tools import query
@@ -21,9 +22,9 @@ REFUSED = Finding(Outcome.REFUSED, 400)
 def issued(name: str = "ann", *, grant_usd: int = 0) -> tuple[Key, str]:
     """An issued key with a credential behind it, and its plain text."""
     with db.begin() as session:
-        pool_id = key.make_pool(session, name)
-        key.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
-        made, token = key.issue(session, name=name, pool=name)
+        pool_id = keys.make_pool(session, name)
+        keys.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
+        made, token = keys.issue(session, name=name, pool=name)
         if grant_usd:
             budget.grant(session, made.id, grant_usd * MICRO)
     return made, token

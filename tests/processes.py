@@ -24,10 +24,11 @@ import psutil
 from sqlalchemy import text
 
 from deploy.server import die_with_parent, last_lines
-from models import fleet, job, key, line
+from models import fleet, job, line
 from models.database import db
 from models.job import TERMINAL
-from models.key import Key, Limits
+from models.keys import keys
+from models.keys.keys import Key, Limits
 from models.platform.errors import Unavailable
 from tests import tables
 from tests.forks import ROOT, Forks
@@ -204,10 +205,10 @@ class Stack:
 def caller(token: str, *, model: str = "m", **limits: int) -> Key:
     """The own key of this token, with these limits for every model."""
     with db.begin() as session:
-        found = key.recognise(session, token)
+        found = keys.recognise(session, token)
         if limits:
             credential_id = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": found.pool_id}).scalar_one()
-            key.set_limits(session, credential_id, Limits(**limits))
+            keys.set_limits(session, credential_id, Limits(**limits))
     return found
 
 

@@ -12,7 +12,7 @@ from api.heartbeat import Heartbeat
 from api.leaving import leave_now
 from models import api_process
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from tests.line_tools import known, pass_time, query, report, row, submit
 from workers.bell import Bell

@@ -17,7 +17,7 @@ from api.ask import Ask
 from api.intake import intake
 from api.waiting import hall
 from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Invalid, UnsupportedMedia
 from tests.http_tools import Caller, end, new_app
 from tests.processes import until

@@ -12,8 +12,8 @@ import redis
 from sqlalchemy import text
 
 from api.auth import REMEMBERED_S, Callers
-from models import key
 from models.database import db
+from models.keys import keys
 from models.platform import token_forms
 from models.platform.errors import Unauthorised
 from models.telemetry import logs
@@ -73,13 +73,13 @@ def test_where_own_keys_are_not_accepted_an_unknown_one_is_refused(override) -> 
 
 def test_a_revoked_key_opens_nothing_after_a_few_seconds() -> None:
     with db.begin() as session:
-        key.make_pool(session, "p")
-        made, token = key.issue(session, name="n", pool="p")
+        keys.make_pool(session, "p")
+        made, token = keys.issue(session, name="n", pool="p")
     clock = Clock()
     callers = Callers(clock=clock)
     callers.recognise(token)
     with db.begin() as session:
-        key.revoke(session, made.id)
+        keys.revoke(session, made.id)
 
     assert made == callers.recognise(token)
     clock.now += REMEMBERED_S

@@ -14,7 +14,7 @@ import pytest
 from models import budget
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from models.money import MICRO
 from models.platform.errors import NoMoney, NotFound
 from tests.http_tools import CHAT, Caller, error_of, stored, together

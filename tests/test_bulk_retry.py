@@ -16,7 +16,7 @@ from models.access import operators
 from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
-from models.key import Key
+from models.keys.keys import Key
 from models.purge import Filter
 from tests.http_tools import Caller
 from tests.line_tools import at_once, known, query, submit

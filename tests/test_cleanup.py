@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from models import figures, retention
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from tests.line_tools import cancel, clean_up, known, query, submit
 from workers.cleanup import FIRST, REST, SMALLEST, Cleanup
 from workers.gauges import Gauges

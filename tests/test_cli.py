@@ -16,8 +16,9 @@ from werkzeug.serving import make_server
 from api.cli import nowserving
 from api.client import Client
 from api.waiting import hall
-from models import line, meter, view
+from models import line, view
 from models.database import db
+from models.keys import limits
 from tests.http_tools import Caller, end
 from tests.line_tools import known, row, submit
 from workers import main as workers_main
@@ -78,7 +79,7 @@ def test_limits_are_set_for_a_credential_and_for_a_key() -> None:
     say("keys", "limits", str(made["id"]), "--model", "m", "--tpm", "1000", "--max-in-flight", "3")
 
     with db.begin() as session:
-        usual, own = (meter.read(session, int(str(credential["id"])), model).limits for model in ("other", "m"))
+        usual, own = (limits.read(session, int(str(credential["id"])), model).limits for model in ("other", "m"))
     assert (60, None, 1000, 3) == (usual.rpm, usual.tpm, own.tpm, own.max_in_flight)
 
 

@@ -11,7 +11,7 @@ from flask import request
 from api import ask
 from api.ask import Ask
 from models.endpoint import CHAT
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Invalid
 from tests.http_tools import CHAT as SUBMIT
 from tests.http_tools import Caller, error_of, new_app, stored

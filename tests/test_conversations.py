@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from models.key import Key
+from models.keys.keys import Key
 from tests import processes
 from tests.line_tools import query, submit
 from tests.processes import Stack, caller, ring, wait_ended

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 from models.config.settings import settings
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Unavailable
 from tests.line_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told

@@ -14,9 +14,10 @@ from werkzeug.test import TestResponse
 
 from api import events
 from api.waiting import hall
-from models import key, view
+from models import view
 from models.database import db
 from models.job import Status
+from models.keys import keys
 from models.line import Place
 from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
 from tests.steady import least, seconds
@@ -149,15 +150,15 @@ def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> 
 
 def test_a_revoked_key_loses_its_stream() -> None:
     with db.begin() as session:
-        pool = key.make_pool(session, "p")
-        key.add_credential(session, pool_id=pool, upstream_key="sk-up")
-        made, token = key.issue(session, name="n", pool="p")
+        pool = keys.make_pool(session, "p")
+        keys.add_credential(session, pool_id=pool, upstream_key="sk-up")
+        made, token = keys.issue(session, name="n", pool="p")
     caller = Caller(token)
     name = caller.submit()
 
     def revoke() -> None:
         with db.begin() as session:
-            key.revoke(session, made.id)
+            keys.revoke(session, made.id)
         caller.app.extensions["callers"]._known.clear()
 
     mover = later(0.2, revoke)

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 import pytest
 
-from models import key, key_share, line, pacing, view
+from models import key_share, line, pacing, view
 from models.database import db
-from models.key import Key
+from models.keys import keys as key
+from models.keys.keys import Key
 from tests.line_tools import cancel, credential_of, known, order, put_back, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")

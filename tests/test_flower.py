@@ -16,8 +16,9 @@ import pytest
 from sqlalchemy import text
 
 from deploy.server import free_port
-from models import job, key, line
+from models import job, line
 from models.database import db
+from models.keys import keys
 from models.view import public_id
 from tests.browser import Visit, picture
 from tests.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
@@ -187,9 +188,9 @@ def test_the_page_of_a_worker_shows_its_lanes_and_no_levers(
     stack: Stack, levers: Flower, worker: str, visit: Visit, tmp_path: Path
 ) -> None:
     with db.begin() as session:
-        key.make_pool(session, "team-a")
-        who, token = key.issue(session, name="team", pool="team-a")
-        key.add_credential(session, pool_id=who.pool_id, upstream_key=SECRET)
+        keys.make_pool(session, "team-a")
+        who, token = keys.issue(session, name="team", pool="team-a")
+        keys.add_credential(session, pool_id=who.pool_id, upstream_key=SECRET)
     job_id = ask(who, LONG, model="gpt-4o-mini")
     wait_status(job_id, "running")
     assert "chat [team-a]" == levers.wait_state(job_id, "STARTED")["name"]

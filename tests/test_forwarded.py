@@ -11,9 +11,9 @@ from uuid import uuid4
 import pytest
 from pydantic import ValidationError
 
-from models import key
 from models.config.settings import Settings
 from models.database import db
+from models.keys import keys
 from models.platform import crypto
 from tests.http_tools import CHAT, Caller, end, error_of
 from tests.line_tools import query
@@ -36,8 +36,8 @@ def caller(database: None) -> Caller:
 
 def issued(pool: str) -> Caller:
     with db.begin() as session:
-        key.make_pool(session, pool)
-        return Caller(key.issue(session, name="someone", pool=pool)[1])
+        keys.make_pool(session, pool)
+        return Caller(keys.issue(session, name="someone", pool=pool)[1])
 
 
 def stored() -> list[Any]:

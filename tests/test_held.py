@@ -18,9 +18,10 @@ from api import held
 from api.leaving import BrokenOff
 from api.waiting import hall
 from deploy.embedded import free_port
-from models import key, line, reader
+from models import line, reader
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
+from models.keys import keys
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import cancel as cancel_job
 from tests.line_tools import expire as expire_job
@@ -347,7 +348,7 @@ def test_a_revoked_key_is_told_nothing_more(
     override(status_grace_s=grace_s)
     reading = read(threads, caller, begins=not grace_s)
     with db.begin() as session:
-        key.revoke(session, caller.key.id)
+        keys.revoke(session, caller.key.id)
     wake.job(the_job(), "queued")
 
     made, said = reading.result(30)

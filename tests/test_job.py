@@ -11,7 +11,7 @@ import pytest
 from models import job
 from models.database import db
 from models.job import TERMINAL, Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from tests.line_tools import (
     ANSWER,
     BUSY,

@@ -26,7 +26,7 @@ from sqlalchemy import text
 from models import job, key_share, line, pacing
 from models.database import db
 from models.job import TERMINAL, Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from models.pacing import Admission, Settled
 from models.platform.errors import LineFull, Unavailable
 from tests.line_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit

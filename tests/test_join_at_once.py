@@ -10,7 +10,7 @@ import pytest
 
 from models import budget, line
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.line import Joined
 from models.tally import FRESH_S, SLACK, Hindered, Tally
 from tests.line_tools import known, order, query, submit

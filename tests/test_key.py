@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 
-from models import key
 from models.database import db
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Invalid, Unauthorised
 from tests.line_tools import at_once, known, query
@@ -20,24 +20,24 @@ pytestmark = pytest.mark.usefixtures("database")
 
 @pytest.fixture(autouse=True)
 def _fresh_fingerprints() -> Iterator[None]:
-    key._fingerprints.cache_clear()
+    keys._fingerprints.cache_clear()
     yield
-    key._fingerprints.cache_clear()
+    keys._fingerprints.cache_clear()
 
 
 @pytest.fixture
 def secrets_are(override: Callable[..., None]) -> Callable[..., None]:
     def change(*names: str) -> None:
         override(secret_keys=",".join(base64.b64encode(name.encode() * 32).decode() for name in names))
-        key._fingerprints.cache_clear()
+        keys._fingerprints.cache_clear()
 
     return change
 
 
 def issue(pool: str = "shared") -> tuple[Key, str]:
     with db.begin() as session:
-        key.make_pool(session, pool)
-        return key.issue(session, name="team", pool=pool)
+        keys.make_pool(session, pool)
+        return keys.issue(session, name="team", pool=pool)
 
 
 def test_an_own_key_is_registered_on_first_use_and_then_known() -> None:
@@ -88,14 +88,14 @@ def test_an_issued_key_opens_its_pool() -> None:
 
 def test_a_key_for_no_pool_is_not_issued() -> None:
     with db.begin() as session, pytest.raises(Invalid, match="pools create"):
-        key.issue(session, name="team", pool="nowhere")
+        keys.issue(session, name="team", pool="nowhere")
 
 
 @pytest.mark.parametrize("make", [issue, lambda: (known("sk-own"), "sk-own")])
 def test_a_revoked_key_opens_nothing_and_is_not_registered_anew(make: Callable[[], tuple[Key, str]]) -> None:
     made, token = make()
     with db.begin() as session:
-        assert (True, False) == (key.revoke(session, made.id), key.revoke(session, made.id))
+        assert (True, False) == (keys.revoke(session, made.id), keys.revoke(session, made.id))
 
     with pytest.raises(Unauthorised, match="revoked"):
         known(token)
@@ -103,7 +103,7 @@ def test_a_revoked_key_opens_nothing_and_is_not_registered_anew(make: Callable[[
 
 def test_a_pool_is_made_once() -> None:
     with db.begin() as session:
-        assert key.make_pool(session, "p") == key.make_pool(session, "p")
+        assert keys.make_pool(session, "p") == keys.make_pool(session, "p")
 
 
 def test_keys_are_found_after_a_new_secret_was_put_in_front(secrets_are: Callable[..., None]) -> None:
@@ -130,8 +130,8 @@ def test_limits_for_one_model_come_before_those_for_all() -> None:
     own = known("sk-own")
     (row,) = query("SELECT id FROM credential WHERE pool_id = :id", id=own.pool_id)
     with db.begin() as session:
-        key.set_limits(session, row.id, key.Limits(rpm=60))
-        key.set_limits(session, row.id, key.Limits(rpm=5), model="m")
-        key.set_limits(session, row.id, key.Limits(rpm=7), model="m")
+        keys.set_limits(session, row.id, keys.Limits(rpm=60))
+        keys.set_limits(session, row.id, keys.Limits(rpm=5), model="m")
+        keys.set_limits(session, row.id, keys.Limits(rpm=7), model="m")
 
     assert {("*", 60), ("m", 7)} == {(one.model, one.rpm) for one in query("SELECT model, rpm FROM meter")}

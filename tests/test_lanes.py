@@ -10,7 +10,7 @@ import pytest
 
 from models import job_search, lane, line
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import TooManyModels
 from tests.http_tools import CHAT, Caller
 from tests.line_tools import at_once, finish, heads, known, order, query, row, start, submit

@@ -12,7 +12,7 @@ from api import leaving
 from deploy.embedded import free_port
 from models import line
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
 from tests.processes import until
 from workers import wake

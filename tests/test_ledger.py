@@ -10,7 +10,7 @@ import pytest
 from models import job, ledger
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Invalid
 from tests.line_tools import ANSWER, finish, known, put_back, query, reap, row, start, submit
 from tests.money_tools import LOST, REFUSED, cost, entries, standing

@@ -11,7 +11,7 @@ import redis
 from models import view
 from models.access import operators
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from tests.http_tools import CHAT, Caller, error_of, new_app
 from tests.line_tools import admit_all, at_once, finish, heads, known, query, row, start, submit
 from tests.test_pacer import Stage, allow, due_again, end_all, workers_have

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from models import key
 from models.access import operators
 from models.database import db
-from models.key import Key, Limits
+from models.keys import keys
+from models.keys.keys import Key, Limits
 from tests import processes
 from tests.http_tools import Caller
 from tests.line_tools import query
@@ -84,11 +84,11 @@ def test_a_limit_that_was_changed_is_obeyed_by_the_next_admission(stack: Stack, 
 
 def test_what_a_parked_credential_had_is_served_by_the_next(stack: Stack, ops: Caller) -> None:
     with db.begin() as session:
-        pool_id = key.make_pool(session, "team")
-        numbers = [key.add_credential(session, pool_id=pool_id, upstream_key=token) for token in ("sk-bad", "sk-good")]
+        pool_id = keys.make_pool(session, "team")
+        numbers = [keys.add_credential(session, pool_id=pool_id, upstream_key=token) for token in ("sk-bad", "sk-good")]
         for number in numbers:
-            key.set_limits(session, number, Limits(max_in_flight=4))
-        who, _ = key.issue(session, name="ann", pool="team")
+            keys.set_limits(session, number, Limits(max_in_flight=4))
+        who, _ = keys.issue(session, name="ann", pool="team")
     stack.upstream.behave("sk-bad", status=401)
     jobs = [ask(who, f"n{n}") for n in range(20)]
 

@@ -13,7 +13,7 @@ from api import limits
 from api.limits import Told, duration
 from models import line, room
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.room import Room, Rooms
 from tests.line_tools import admit, finish, known, query, start, submit

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from models import job, key, pacing, view
+from models import job, pacing, view
 from models.database import db
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from models.platform.errors import LineFull, TooLate
 from tests.line_tools import admit_all, submit
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("database")
 @pytest.fixture
 def caller() -> Key:
     with db.begin() as session:
-        return key.recognise(session, "sk-test")
+        return keys.recognise(session, "sk-test")
 
 
 def test_one_user_with_many_jobs_delays_another_by_one(caller: Key) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from models import erasure, job, pacing, purge, reorder
 from models.access.audit_log import Act
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import WrongState
 from models.purge import Filter
 from tests.http_tools import Caller

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from models import key, meter
 from models.database import db
-from models.key import Limits
-from models.meter import State
+from models.keys import keys, limits
+from models.keys.keys import Limits
+from models.keys.limits import State
 from tests.line_tools import credential_of, known
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -27,18 +27,18 @@ def credential_id() -> int:
 
 def limit(credential_id: int, *, model: str = "*", **limits: int) -> None:
     with db.begin() as session:
-        key.set_limits(session, credential_id, Limits(**limits), model=model)
+        keys.set_limits(session, credential_id, Limits(**limits), model=model)
 
 
 def learn(credential_id: int, **learned: Any) -> None:
     nothing = {"learned_rpm": None, "learned_tpm": None, "window_size": None, "cooldown_until": None}
     with db.begin() as session:
-        meter.remember(session, credential_id, "m", **{**nothing, **learned})
+        limits.remember(session, credential_id, "m", **{**nothing, **learned})
 
 
 def read(credential_id: int) -> State:
     with db.begin() as session:
-        return meter.read(session, credential_id, "m")
+        return limits.read(session, credential_id, "m")
 
 
 def state(**limits: int) -> State:
@@ -89,8 +89,8 @@ def test_open_limits_take_the_settings_defaults(credential_id: int, override: Ca
 def test_credentials_add_up() -> None:
     states = [state(rpm=60, max_in_flight=2), State(Limits(), learned_rpm=40, learned_tpm=1, window_size=3.0, cooldown_until=None)]
 
-    assert {"rpm": 100, "tpm": None, "ipm": None, "max_in_flight": 5.0} == meter.together(states)
+    assert {"rpm": 100, "tpm": None, "ipm": None, "max_in_flight": 5.0} == limits.together(states)
 
 
 def test_no_credentials_have_no_known_limit() -> None:
-    assert {None} == set(meter.together([]).values())
+    assert {None} == set(limits.together([]).values())

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models import lane_care, line, milestone, room, view
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.line import Place
 from tests.line_tools import cancel, known, query, row, submit
 

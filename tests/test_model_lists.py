@@ -12,9 +12,9 @@ import redis
 from werkzeug.test import TestResponse
 
 from api import doorbell, model_lists
-from models import model_list
 from models.database import db
-from models.key import Key
+from models.keys import model_lists as model_list
+from models.keys.keys import Key
 from tests.http_tools import Caller, error_of, stored, together
 from tests.line_tools import query
 from tests.upstream.client import FakeUpstream, upstream

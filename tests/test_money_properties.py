@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from models import job
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from models.pacing import Admission, admit
 from models.platform.errors import NoMoney
 from tests.line_tools import at_once, cancel, credential_of, expire, finish, put_back, query, submit

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.key import Key
+from models.keys.keys import Key
 from models.money import MICRO
 from tests.http_tools import Caller, error_of, together
 from tests.line_tools import finish, known, query, reap, start, submit

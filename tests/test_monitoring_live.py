@@ -13,9 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.server import free_port
-from models import key
 from models.database import db
-from models.key import Key, Limits
+from models.keys import keys
+from models.keys.keys import Key, Limits
 from tests import monitoring, processes
 from tests.line_tools import query
 from tests.processes import ask, caller, until
@@ -28,10 +28,10 @@ Shown = Mapping[str, set[str]]
 def team(name: str, **limits: int) -> Key:
     """An issued key of a pool of this name with one credential."""
     with db.begin() as session:
-        pool_id = key.make_pool(session, name)
-        number = key.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
-        key.set_limits(session, number, Limits(**limits))
-        return key.issue(session, name=name, pool=name)[0]
+        pool_id = keys.make_pool(session, name)
+        number = keys.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
+        keys.set_limits(session, number, Limits(**limits))
+        return keys.issue(session, name=name, pool=name)[0]
 
 
 def scrape(*ports: int) -> Shown:

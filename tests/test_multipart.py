@@ -19,7 +19,7 @@ from api import ask
 from api import form as forms
 from api.ask import Ask
 from models.endpoint import EDITS
-from models.key import Key
+from models.keys.keys import Key
 from models.line import Order
 from models.platform.errors import Invalid
 from models.tokens import PICTURE_TOKENS

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from api.app import create_app
 from api.cli import nowserving
-from models import key
 from models.access import operators
 from models.database import db
+from models.keys import keys
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import query
 
@@ -84,8 +84,8 @@ def test_an_operators_token_is_no_upstream_key(override: Callable[..., None]) ->
     override(ops_token=ROOT_TOKEN)
     ops = Caller(ROOT_TOKEN)
     with db.begin() as session:
-        pool_id = key.make_pool(session, "team")
-        credential_id = key.add_credential(session, pool_id=pool_id, upstream_key="sk-good")
+        pool_id = keys.make_pool(session, "team")
+        credential_id = keys.add_credential(session, pool_id=pool_id, upstream_key="sk-good")
     for sent in ("nsop-pasted-by-mistake", ROOT_TOKEN):
         for path in (f"pools/{pool_id}/credentials", f"credentials/{credential_id}/change"):
             refused = ops.post(f"/ops/{path}", {"key": sent})

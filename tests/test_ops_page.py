@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from models import fleet, key, parking
+from models import fleet
 from models.access import operators
 from models.database import db
-from models.key import Limits
+from models.keys import keys, parking
+from models.keys.keys import Limits
 from tests.browser import PHONE, Visit, picture
 from tests.line_tools import credential_of, known, query, start, submit
 from tests.processes import forget_everything
@@ -48,7 +49,7 @@ def scene(api: Api) -> None:
     forget_everything()
     who = known("sk-scene")
     with db.begin() as session:
-        key.set_limits(session, credential_of(session, who), Limits(rpm=10, tpm=5_000, max_in_flight=4))
+        keys.set_limits(session, credential_of(session, who), Limits(rpm=10, tpm=5_000, max_in_flight=4))
     runs = submit(who, model="gpt-4o-mini", flow="anna")
     start(who, runs)
     for n in range(12):

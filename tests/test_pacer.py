@@ -13,9 +13,11 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from models import fleet, job, key, meter, pacing
+from models import fleet, job, pacing
 from models.database import db
-from models.key import Key, Limits
+from models.keys import keys
+from models.keys import limits as meter
+from models.keys.keys import Key, Limits
 from models.platform.errors import LineUnavailable
 from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
 from workers import wake
@@ -76,13 +78,13 @@ def caller() -> Key:
 def allow(caller: Key, *, credential_id: int | None = None, **limits: int) -> None:
     with db.begin() as session:
         for each in [credential_id] if credential_id else meter.credentials_of(session, [caller.pool_id])[caller.pool_id]:
-            key.set_limits(session, each, Limits(**limits))
+            keys.set_limits(session, each, Limits(**limits))
 
 
 def another_credential(caller: Key, **limits: int) -> int:
     with db.begin() as session:
-        made = key.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-another")
-        key.set_limits(session, made, Limits(**limits))
+        made = keys.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-another")
+        keys.set_limits(session, made, Limits(**limits))
     return made
 
 

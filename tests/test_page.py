@@ -14,8 +14,9 @@ from flask.testing import FlaskClient
 from api import page, visitor
 from api.app import create_app
 from api.schemas import Controls
-from models import budget, key
+from models import budget
 from models.database import db
+from models.keys import keys
 from models.money import MICRO
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import query
@@ -39,8 +40,8 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def visit(override: Callable[..., None]) -> Callable[[], tuple[FlaskClient, str]]:
     """visit(): a browser that has opened the page of an operator's shared key, and its visitor's name."""
     with db.begin() as session:
-        key.make_pool(session, "team")
-        _, token = key.issue(session, name="page", pool="team")
+        keys.make_pool(session, "team")
+        _, token = keys.issue(session, name="page", pool="team")
     override(page_key=token)
     app = create_app()
 

@@ -9,10 +9,11 @@ import pytest
 import redis
 
 from api import frames
-from models import line, parking, view
+from models import line, view
 from models.database import db
 from models.job import Status
-from models.key import Key
+from models.keys import parking
+from models.keys.keys import Key
 from tests.http_tools import Caller
 from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream

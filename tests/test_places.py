@@ -15,7 +15,7 @@ from redis.retry import Retry
 from deploy.embedded import Valkey
 from models import job
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from tests.chaos.link import Link
 from tests.line_tools import finish, known, query, row, submit
 from tests.test_pacer import Doorbells, allow, due_again, workers_have

@@ -10,7 +10,7 @@ import pytest
 
 from models import line, view
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.line import Place
 from tests.line_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
 

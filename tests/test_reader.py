@@ -8,10 +8,11 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from models import job, key, reader
+from models import job, reader
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from tests.line_tools import admit_all, cancel, query, submit
 from tests.processes import until
 
@@ -22,7 +23,7 @@ SAID = b"what was asked"
 @pytest.fixture
 def caller(database: None) -> Key:
     with db.begin() as session:
-        return key.recognise(session, "sk-reader")
+        return keys.recognise(session, "sk-reader")
 
 
 def ask(caller: Key, who: UUID) -> UUID:
@@ -176,7 +177,7 @@ def test_a_job_that_was_promised_to_nobody_in_particular_is_nobodys_to_leave(cal
 def test_another_body_or_another_key_finds_nothing(caller: Key) -> None:
     ask(caller, uuid4())
     with db.begin() as session:
-        other = key.recognise(session, "sk-other")
+        other = keys.recognise(session, "sk-other")
 
     assert adopt(caller, uuid4(), fingerprint=b"something else") is None
     assert adopt(other, uuid4()) is None

@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from api.cli import nowserving
-from models import key, signing
+from models import signing
 from models.config.settings import settings
 from models.database import db
+from models.keys import keys
 from models.platform import crypto
 from tests.line_tools import known, query
 
@@ -27,10 +28,10 @@ def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[...,
         hook = signing.default(session, caller.id)
     new = base64.b64encode(os.urandom(32)).decode()
     override(secret_keys=f"{new},{old}")
-    key._fingerprints.cache_clear()
+    keys._fingerprints.cache_clear()
     told = json.loads(CliRunner().invoke(nowserving, ["keys", "rotate-secret", "--json"]).stdout)
     override(secret_keys=new)
-    key._fingerprints.cache_clear()
+    keys._fingerprints.cache_clear()
 
     assert {"credentials": 1, "own_keys": 1, "webhook_secrets": 1} == told
     (row,) = query("SELECT id, secret FROM credential")
@@ -38,7 +39,7 @@ def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[...,
     assert caller == known("sk-old"), "the caller is the same, with the same jobs"
     with db.begin() as session:
         assert hook == signing.default(session, caller.id)
-    key._fingerprints.cache_clear()
+    keys._fingerprints.cache_clear()
 
 
 def test_without_the_old_secret_nothing_is_changed(override: Callable[..., None]) -> None:

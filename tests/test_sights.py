@@ -9,12 +9,13 @@ from uuid import uuid4
 
 import pytest
 
-from models import fleet, halt, key, lane_care, line, meter, parking, roster, tuning, view
+from models import fleet, halt, lane_care, line, tuning, view
 from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key, Limits
+from models.keys import keys, limits, listing, parking
+from models.keys.keys import Key, Limits
 from models.lane_care import Care
 from tests.http_tools import Caller
 from tests.line_tools import ANSWER, credential_of, finish, known, put_back, query, start, submit
@@ -43,7 +44,7 @@ def seen(operator: Caller, path: str) -> list[dict[str, Any]]:
 
 def limit(who: Key, **limits: int) -> None:
     with db.begin() as session:
-        key.set_limits(session, credential_of(session, who), Limits(**limits))
+        keys.set_limits(session, credential_of(session, who), Limits(**limits))
 
 
 # Lanes
@@ -305,8 +306,8 @@ def test_a_key_says_what_stops_it_and_how_much_of_it_waits(operator: Caller) -> 
 def test_keys_are_found_by_name_and_kind(operator: Caller) -> None:
     known()
     with db.begin() as session:
-        key.make_pool(session, "team")
-        made, token = key.issue(session, name="shop", pool="team")
+        keys.make_pool(session, "team")
+        made, token = keys.issue(session, name="shop", pool="team")
 
     assert [made.id] == [one["id"] for one in seen(operator, "/ops/keys?name=shop")]
     assert [made.id] == [one["id"] for one in seen(operator, "/ops/keys?kind=issued")]
@@ -334,7 +335,7 @@ def test_a_credential_says_what_was_learned_and_until_when_it_is_paused(operator
     with db.begin() as session:
         number = credential_of(session, who)
         until = session.execute(line.text("SELECT now() + interval '1 hour'")).scalar_one()
-        meter.remember(session, number, "m", learned_rpm=99, learned_tpm=5_000, window_size=3.5, cooldown_until=until)
+        limits.remember(session, number, "m", learned_rpm=99, learned_tpm=5_000, window_size=3.5, cooldown_until=until)
     (model,) = seen(operator, "/ops/credentials")[0]["models"]
 
     assert {"rpm": 99, "tpm": 5_000, "window": 3.5} == model["learned"]
@@ -358,7 +359,7 @@ def test_a_credential_parked_for_one_model_says_which_and_why_until_it_is_resume
     caller = known("sk-partly")
     with db.begin() as session:
         number = credential_of(session, caller)
-        key.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-other")
+        keys.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-other")
         assert parking.refused(
             session, job_id=uuid4(), credential_id=number, model="m", endpoint="/v1/chat/completions", reason="404: no such model",
             refused_by=[],
@@ -367,7 +368,7 @@ def test_a_credential_parked_for_one_model_says_which_and_why_until_it_is_resume
     (found,) = parked["parked_models"]
     assert [1] == [one["parked"] for one in seen(operator, "/ops/pools")]
     with db.begin() as session:
-        assert [[f"{number}: m: 404: no such model"]] == [row.parked for row in roster.pools(session)]
+        assert [[f"{number}: m: 404: no such model"]] == [row.parked for row in listing.pools(session)]
     operator.post(f"/ops/credentials/{number}/resume", json={"reason": "access was granted"})
 
     assert ("m", "/v1/chat/completions", "404: no such model") == (found["model"], found["endpoint"], found["reason"])

@@ -9,9 +9,10 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import fleet, idempotency, key, lane_care
+from models import fleet, idempotency, lane_care
 from models.database import db
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from models.line import SETTLED_S
 from tests.line_tools import (
     admit,
@@ -334,6 +335,6 @@ def limited_later(caller: Key, sweep: Sweep, limiter: Limiter, limits: Limits) -
     limiter.init(bound, Limits(max_in_flight=50))
     sweep.step(now=time.monotonic())
     with db.begin() as session:
-        key.set_limits(session, bound.credential_id, limits)
+        keys.set_limits(session, bound.credential_id, limits)
     sweep.step(now=time.monotonic() + 10)
     return bound

@@ -17,9 +17,10 @@ from click.testing import CliRunner, Result
 
 from api.cli import nowserving
 from api.top import span
-from models import fleet, key, parking
+from models import fleet
 from models.database import db
-from models.key import Limits
+from models.keys import keys, parking
+from models.keys.keys import Limits
 from tests.line_tools import credential_of, known, query, start, submit
 from tests.processes import forget_everything, until
 from tests.test_api_server import Api, serving
@@ -42,7 +43,7 @@ def top(api: Api, *words: str, token: str | None = TOKEN) -> Result:
 def test_one_picture_says_who_waits_why_and_how_long(api: Api) -> None:
     who = known("sk-scene")
     with db.begin() as session:
-        key.set_limits(session, credential_of(session, who), Limits(rpm=10))
+        keys.set_limits(session, credential_of(session, who), Limits(rpm=10))
     runs = submit(who, model="gpt-4o-mini")
     start(who, runs)
     for _ in range(3):

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from deploy.server import free_port
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from tests import processes
 from tests.line_tools import query, submit
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, until, wait_ended

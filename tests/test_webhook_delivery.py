@@ -13,7 +13,7 @@ from models import artifact, delivery, due, marks
 from models.database import db
 from models.delivery import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
 from models.job import Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from models.schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
 from tests.line_tools import clean_up, finish, known, query, start, submit
 from tests.webhook_tools import (

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from models.key import Key
+from models.keys.keys import Key
 from tests.line_tools import finish, known, query, start, submit
 from tests.processes import until
 from tests.webhook_tools import deliveries, endpoint

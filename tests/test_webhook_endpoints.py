@@ -10,7 +10,7 @@ import pytest
 from models import delivery_log, signing, webhook
 from models.database import db
 from models.delivery_log import Log
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Invalid, NotFound, WrongState
 from tests.line_tools import finish, known, query, start, submit
 from tests.webhook_tools import ARRIVED, ENDED, REFUSED, claim_one, deliveries, endpoint, endpoint_and_secret, pick, put_right, settle

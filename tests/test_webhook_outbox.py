@@ -12,7 +12,7 @@ from sqlalchemy import text
 from models import job
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
-from models.key import Key
+from models.keys.keys import Key
 from tests.line_tools import ANSWER, GOOD, LOST, admit, cancel, expire, finish, known, put_back, reap, row, start, submit
 from tests.webhook_tools import ENDED, deliveries, endpoint, payloads
 

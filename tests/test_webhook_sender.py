@@ -17,7 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from models import signing, webhook
 from models.database import db
 from models.delivery import FAILING
-from models.key import Key
+from models.keys.keys import Key
 from models.schedule import RETRIES, SCHEDULE_S
 from tests.line_tools import finish, known, query, start, submit
 from tests.webhook_receiver import Got, Receiver

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from deploy.embedded import Valkey
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from models.view import public_id
 from tests import processes
 from tests.line_tools import submit

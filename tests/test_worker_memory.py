@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.database import db
-from models.key import Key
+from models.keys.keys import Key
 from tests import processes
 from tests.line_tools import submit
 from tests.processes import Process, Stack, caller, ring, until, wait_ended

@@ -10,7 +10,7 @@ from uuid import UUID
 from models import delivery, due, webhook
 from models.database import db
 from models.delivery import Attempt, Claimed, Settled
-from models.key import Key
+from models.keys.keys import Key
 from tests.line_tools import query
 
 ENDED = ["job.succeeded", "job.failed", "job.cancelled", "job.expired"]

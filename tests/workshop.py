@@ -10,9 +10,10 @@ from uuid import UUID
 
 import redis
 
-from models import fleet, key
+from models import fleet
 from models.database import db
-from models.key import Key, Limits
+from models.keys import keys
+from models.keys.keys import Key, Limits
 from tests.line_tools import known, query, submit
 from tests.upstream.client import FakeUpstream
 from workers.bell import Bell
@@ -84,9 +85,9 @@ def pool_of(upstream: HasAddress, *tokens: str, **limits: int) -> tuple[Key, lis
     (first,) = query("SELECT id FROM credential WHERE pool_id = :id", id=caller.pool_id)
     numbers = [int(first.id)]
     with db.begin() as session:
-        numbers += [key.add_credential(session, pool_id=caller.pool_id, upstream_key=token) for token in tokens[1:]]
+        numbers += [keys.add_credential(session, pool_id=caller.pool_id, upstream_key=token) for token in tokens[1:]]
         for number in numbers:
-            key.set_limits(session, number, Limits(**limits))
+            keys.set_limits(session, number, Limits(**limits))
     query("UPDATE credential SET base_url = :url WHERE pool_id = :id", url=upstream.base_url, id=caller.pool_id)
     return caller, numbers
 

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from models import job, meter
+from models import job
 from models.config.settings import settings
 from models.database import db
+from models.keys import limits
 from models.pacing import Admission
 from models.platform import crash_points
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
@@ -181,10 +182,10 @@ class Reserver:
         with db.begin() as session:
             job.return_unclaimed(session, older_than_s=0, credential_id=lost.credential_id, model=lost.model)
         with db.begin() as session:
-            known = meter.read(session, lost.credential_id, lost.model)
-            past = meter.history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)
-            day = meter.history(session, lost.credential_id, lost.model, seconds=DAY_S, step_s=60) if known.limits.rpd else []
-            live = meter.live(session, lost.credential_id, lost.model)
+            known = limits.read(session, lost.credential_id, lost.model)
+            past = limits.history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)
+            day = limits.history(session, lost.credential_id, lost.model, seconds=DAY_S, step_s=60) if known.limits.rpd else []
+            live = limits.live(session, lost.credential_id, lost.model)
         crash_points.at("rebuild.before_init")
         now_us = time.time_ns() // 1000
         self._limiter.init(

@@ -8,10 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from models import endpoint, meter, parking
+from models import endpoint
 from models.config.settings import settings
 from models.database import db
 from models.job import Outcome
+from models.keys import limits, parking
 from models.platform.errors import Unavailable
 from workers.limiter import Learned, Report
 from workers.retry import Next, Verdict
@@ -36,7 +37,7 @@ def remember(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
     try:
         with db.begin() as session:
             if learned is not None and is_news:
-                meter.remember(session, row.credential_id, row.model, **_lasting(learned))
+                limits.remember(session, row.credential_id, row.model, **_lasting(learned))
             if verdict.park:
                 return _parked(session, row, verdict)
             if is_for_others:

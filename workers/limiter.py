@@ -15,7 +15,7 @@ from urllib.parse import quote
 import redis
 
 from models.config.settings import settings
-from models.key import Limits
+from models.keys.keys import Limits
 from models.platform.errors import LineUnavailable
 from workers.wake import Said
 

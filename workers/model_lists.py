@@ -16,9 +16,9 @@ from uuid import uuid4
 
 import redis
 
-from models import model_list, parking
 from models.database import db
 from models.endpoint import MODELS
+from models.keys import model_lists, parking
 from models.platform.errors import Unavailable
 from workers import answer_body, request, retry, upstream_error, wake
 from workers.call import Call
@@ -82,7 +82,7 @@ class ModelLists:
 def refresh_one() -> bool:
     """Claims and refreshes the copy that has been wanted longest; False: none is wanted. Raises Unavailable."""
     with db.begin() as session:
-        row = model_list.claim(session)
+        row = model_lists.claim(session)
     if row is None:
         return False
     try:
@@ -91,10 +91,10 @@ def refresh_one() -> bool:
         about = {"credential_id": row.credential_id, "status": refusal.status, "code": refusal.error.get("code")}
         log.warning("list of models not refreshed: the last copy is kept", extra=about)
         with db.begin() as session:
-            model_list.refuse(session, row, status=refusal.status, error=refusal.error)
+            model_lists.refuse(session, row, status=refusal.status, error=refusal.error)
     else:
         with db.begin() as session:
-            model_list.store(session, row, body=body)
+            model_lists.store(session, row, body=body)
             parking.make_probe_due(session, row.credential_id, reason=retry.WRONG_KEY)
     return True
 
@@ -121,11 +121,11 @@ def _list_in(answer: Answer) -> bytes:
     if isinstance(value, dict) and upstream_error.is_error(value):
         raise Refusal(upstream_error.status_of(value), upstream_error.read(BAD_GATEWAY, answer.headers, answer.body))
     body = json.dumps({"object": "list", "data": value}).encode() if isinstance(value, list) else answer.body
-    if len(body) > model_list.LIST_MAX_BYTES:
-        message = f"The upstream's list of models is larger than {model_list.LIST_MAX_BYTES >> 20} MiB. Use model names without it."
+    if len(body) > model_lists.LIST_MAX_BYTES:
+        message = f"The upstream's list of models is larger than {model_lists.LIST_MAX_BYTES >> 20} MiB. Use model names without it."
         raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_answer_too_large"))
     try:
-        list(model_list.entries(body))
+        list(model_lists.entries(body))
     except ValueError as error:
         message = "The upstream's answer is no list of models. Ask the operator to check the upstream's address (base URL)."
         raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_invalid_response")) from error

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import cap, job, key_share, pacing, parking, title
+from models import cap, job, key_share, pacing, title
 from models.config.settings import settings
 from models.database import db
 from models.job import Finding, Outcome
+from models.keys import parking
+from models.keys.parking import Refusal
 from models.pacing import Admission, Settled
-from models.parking import Refusal
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from workers import counting, wake

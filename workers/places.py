@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 
-from models import meter
 from models.config.settings import settings
 from models.database import db
+from models.keys import limits
 from workers.limiter import Limiter, Meter
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Places:
         if gap_s < settings().heartbeat_s:
             return
         with db.autocommit() as session:
-            rows = meter.running(session)
+            rows = limits.running(session)
         wanted: dict[Meter, set[str]] = {}
         for row in rows:
             wanted.setdefault(Meter(row.credential_id, row.model), set()).add(str(row.dispatch_id))

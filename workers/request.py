@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from models import credential, endpoint, job, tokens, turn
+from models import endpoint, job, tokens, turn
 from models.config.settings import settings
 from models.database import db
+from models.keys import credential_address
 from models.platform import crypto
 from models.platform.errors import Unavailable
 from workers.answer_body import JsonObject
@@ -64,7 +65,7 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def build(row: Any, content: bytes | Body) -> Request:
     """The call for this claimed job. content: as workers/outgoing.py made it."""
     headers = {**(row.headers or {}), "X-Client-Request-Id": str(row.dispatch_id)}
-    is_azure = row.credential_kind == credential.AZURE
+    is_azure = row.credential_kind == credential_address.AZURE
     is_read = endpoint.method(row.endpoint) == "GET"
     if not is_read:
         headers["Content-Type"] = row.content_type or JSON

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import api_process, fleet, job, lane_care, meter, pacing, parking, reader, view
+from models import api_process, fleet, job, lane_care, pacing, reader, view
 from models.config.settings import settings
 from models.database import db
+from models.keys import limits as meter
+from models.keys import parking
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from workers import telling, waits, wake

@@ -87,7 +87,7 @@ def receivers(names: Sequence[str]) -> None:
 
 
 def model_lists() -> None:
-    """Wakes the workers: copies of lists of models are wanted (models/model_list.py)."""
+    """Wakes the workers: copies of lists of models are wanted (models/keys/model_lists.py)."""
     _say((MODELS, "{}"))
 
 

@@ -9,7 +9,7 @@ from bench import load
 from bench.load import CHAT, OK, Line, Wanted
 from bench.peers.peer import PROMPT, Peer, Terms, Work
 from bench.stack import Caller, Stack
-from models.key import Limits
+from models.keys.keys import Limits
 
 
 class Ours(Peer):

@@ -11,9 +11,9 @@ from uuid import UUID
 import psutil
 import redis
 
-from models import key
 from models.database import db
-from models.key import Key
+from models.keys import keys
+from models.keys.keys import Key
 from tests import processes
 from tests.chaos.plant import MODEL, POOL, THREADS, Plant
 from tests.line_tools import query
@@ -105,4 +105,4 @@ def _credentials(plant: Plant) -> Iterator[str]:
 
 def _key_of(token: str) -> Key:
     with db.begin() as session:
-        return key.recognise(session, token)
+        return keys.recognise(session, token)

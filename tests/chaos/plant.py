@@ -21,10 +21,11 @@ from sqlalchemy import text
 from deploy import probe
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
-from models import budget, key, line, webhook
+from models import budget, line, webhook
 from models.config.settings import settings
 from models.database import db, migrate
-from models.key import Key, Limits
+from models.keys import keys
+from models.keys.keys import Key, Limits
 from models.platform.errors import ServingError
 from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
@@ -216,12 +217,12 @@ class Plant:
         """Own keys and a pool, with limits that the upstream enforces to the letter, money, and a webhook endpoint each."""
         for token in self.tokens:
             with db.begin() as session:
-                self._equip(session, key.recognise(session, token))
+                self._equip(session, keys.recognise(session, token))
         with db.begin() as session:
-            pool = key.make_pool(session, "chaos")
+            pool = keys.make_pool(session, "chaos")
             for upstream_key in self.pool_keys:
-                key.add_credential(session, pool_id=pool, upstream_key=upstream_key)
-            issued, self.pool_token = key.issue(session, name="chaos", pool="chaos")
+                keys.add_credential(session, pool_id=pool, upstream_key=upstream_key)
+            issued, self.pool_token = keys.issue(session, name="chaos", pool="chaos")
             self._equip(session, issued)
         for name in self.upstream_keys:
             self.upstream.limit(name, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
@@ -229,7 +230,7 @@ class Plant:
 
     def _equip(self, session: db.Session, caller: Key) -> None:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():
-            key.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
+            keys.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
         budget.grant(session, caller.id, 1_000_000_000)
         webhook.create(session, caller.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from models import key
 from models.database import db
+from models.keys import keys
 from models.platform.errors import ServingError
 from tests.chaos.client import held, streamed
 from tests.chaos.fault import Fault
@@ -99,7 +99,7 @@ class ApisAway(Fault):
     def _come(self) -> None:
         token = f"sk-waiting-{self.number}"
         with db.begin() as session:
-            self.pool_id = key.recognise(session, token).pool_id
+            self.pool_id = keys.recognise(session, token).pool_id
         query("UPDATE credential SET paused_at = now() WHERE pool_id = :id", id=self.pool_id)
         self.waiters = [
             Waiter(self.plant.ports, token, f"waits {self.number}-{n}", is_stream=n % 2 == 0, over=self.over) for n in range(CLIENTS)

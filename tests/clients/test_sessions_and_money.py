@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from deploy.server import die_with_parent
-from models import key as keys
 from models.database import db
+from models.keys import keys
 from tests.clients.calls import CHAT, STREAM, Call
 from tests.clients.conftest import MODEL, World, chat
 from tests.clients.programs import CLIENTS, HERE, Client, installed

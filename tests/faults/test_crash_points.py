@@ -18,7 +18,7 @@ from sqlalchemy import text
 from models import job, line, pacing
 from models.database import db
 from models.job import TERMINAL
-from models.key import Key
+from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from tests import processes
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, rows, until, wait_ended

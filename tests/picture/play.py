@@ -13,10 +13,11 @@ from flask import Flask
 from hypothesis.stateful import RuleBasedStateMachine
 from sqlalchemy import text
 
-from models import budget, key, line
+from models import budget, line
 from models.access import operators
 from models.database import db
-from models.key import Key, Limits
+from models.keys import keys
+from models.keys.keys import Key, Limits
 from tests.http_tools import Caller
 from tests.line_tools import query
 from tests.picture.picture import Picture
@@ -60,15 +61,15 @@ class Play(RuleBasedStateMachine):
     def _let_in(self) -> None:
         own = f"sk-{uuid4().hex}"
         with db.begin() as session:
-            pool = key.make_pool(session, "team")
+            pool = keys.make_pool(session, "team")
             for upstream_key in ("sk-team-a", "sk-team-b"):
-                key.add_credential(session, pool_id=pool, upstream_key=upstream_key)
-            made = [key.issue(session, name=name, pool="team") for name in NAMES[:2]]
-            made.append((key.recognise(session, own), own))
+                keys.add_credential(session, pool_id=pool, upstream_key=upstream_key)
+            made = [keys.issue(session, name=name, pool="team") for name in NAMES[:2]]
+            made.append((keys.recognise(session, own), own))
             budget.grant(session, made[0][0].id, GRANT)
             for row in session.execute(text("SELECT id, pool_id FROM credential")):
                 self.picture.credentials.setdefault(row.pool_id, []).append(row.id)
-                key.set_limits(session, row.id, Limits(max_in_flight=1_000))
+                keys.set_limits(session, row.id, Limits(max_in_flight=1_000))
             self.ops = Caller(operators.create(session, f"ops-{uuid4().hex}", role="write"), self.app)
         self.callers = [Caller(token, self.app) for _, token in made]
         self.tenants = [_tenant(name, each, GRANT if name == NAMES[0] else None) for name, (each, _) in zip(NAMES, made, strict=True)]

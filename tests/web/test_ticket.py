@@ -12,10 +12,11 @@ from playwright.sync_api import expect
 
 from deploy import probe
 from deploy.server import die_with_parent, free_port, last_lines
-from models import key, meter, tuning
+from models import tuning
 from models.access.audit_log import Act
 from models.database import db
-from models.key import Limits
+from models.keys import keys, limits
+from models.keys.keys import Limits
 from tests.browser import DESK, PHONE, Visit
 from tests.clients.conftest import World, serving
 from tests.line_tools import query
@@ -28,15 +29,15 @@ ARABIC = "مرحبا بالعالم، هذا نص طويل من اليمين إ�
 
 def credentials(session: db.Session, chat: Chat) -> list[int]:
     """What serves the key behind this chat."""
-    pool = key.recognise(session, chat.key).pool_id
-    return meter.credentials_of(session, [pool])[pool]
+    pool = keys.recognise(session, chat.key).pool_id
+    return limits.credentials_of(session, [pool])[pool]
 
 
 def allow(chat: Chat, **limits: int) -> None:
     """The key behind this chat may do so much, from its first question on."""
     with db.begin() as session:
         for number in credentials(session, chat):
-            key.set_limits(session, number, Limits(**limits))
+            keys.set_limits(session, number, Limits(**limits))
 
 
 def reserved(words: str) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.database.db import Session
-from models.key import Limits
+from models.keys.keys import Limits
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 from sqlalchemy import text
 
-from models import credential
 from models.access import operators
 from models.config.settings import settings
 from models.database.db import Session
+from models.keys import credential_address
 from models.platform import crypto, token_forms
 from models.platform.errors import Invalid, Unauthorised
 
@@ -92,7 +92,7 @@ def add_credential(
     Raises Invalid, for an operator's token too.
     """
     expect_upstream(upstream_key)
-    base_url, api_version = credential.address(kind, base_url=base_url, api_version=api_version)
+    base_url, api_version = credential_address.address(kind, base_url=base_url, api_version=api_version)
     number = session.execute(text("SELECT nextval(pg_get_serial_sequence('credential', 'id'))")).scalar_one()
     sealed = crypto.seal(upstream_key.encode(), bound_to=f"credential:{number}")
     session.execute(
