@@ -11,7 +11,8 @@ from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from api import errors
 from api.events import limit_sending
 from api.pieces import Content
-from models import artifact, message
+from models import message
+from models.content import artifacts
 from models.database import db
 from models.platform.errors import Invalid
 
@@ -37,11 +38,11 @@ def fetch(name: str) -> Response:
     if name.startswith("img_"):
         return _asked(name, expires=expires, signature=signature)
     with db.begin() as session:
-        one = artifact.find(session, name, expires=expires, signature=signature, now=time.time())
+        one = artifacts.find(session, name, expires=expires, signature=signature, now=time.time())
     headers = _headers(name, one.content_type, filename=one.name)
     made = Response(Content(one.id, size=one.size), content_type=one.content_type, headers=headers)
     made.content_length = one.size
-    made.set_etag(artifact.public_id(one.id))
+    made.set_etag(artifacts.public_id(one.id))
     try:
         made.make_conditional(request, accept_ranges=True, complete_length=one.size if _is_ranged(one.size) else None)
     except RequestedRangeNotSatisfiable:
@@ -52,10 +53,10 @@ def fetch(name: str) -> Response:
 
 def _asked(name: str, *, expires: str, signature: str) -> Response:
     """A picture that stands in the question of a session's turn."""
-    artifact.expect_signed(name, expires=expires, signature=signature, now=time.time())
+    artifacts.expect_signed(name, expires=expires, signature=signature, now=time.time())
     with db.begin() as session:
         content = message.picture(session, name)
-    content_type = artifact.sniff(content)
+    content_type = artifacts.sniff(content)
     made = Response(content, content_type=content_type, headers=_headers(name, content_type))
     made.set_etag(name)
     made.make_conditional(request)

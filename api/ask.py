@@ -9,7 +9,7 @@ from flask import Request
 from werkzeug.datastructures import Headers
 
 from api import body, controls, form, forwarded, orders
-from models import endpoint as routes
+from models.content import endpoints as routes
 from models.keys.keys import Key
 from models.line import Order
 
@@ -25,7 +25,7 @@ class Ask:
 
 
 def read(request: Request, caller: Key, endpoint: str, *, model: str | None = None) -> Ask:
-    """What this request asks for. endpoint: one of models.endpoint. model: beats that of the body.
+    """What this request asks for. endpoint: one of models.content.endpoints. model: beats that of the body.
 
     Raises Invalid and its kinds, with a message that says where and what to do.
     """

@@ -10,9 +10,10 @@ from flask import Blueprint, Response, request
 
 from api import auth, body, filetypes, form, multipart, pictures, render
 from api.multipart import Part
-from models import attachment, session
-from models.attachment import File
+from models import session
 from models.config.settings import settings
+from models.content import attachments
+from models.content.attachments import File
 from models.database import db
 from models.platform.errors import Invalid, TooLarge, UnsupportedMedia
 
@@ -33,8 +34,8 @@ def attach(name: str) -> Response:
     files = _files()
     with db.begin() as opened:
         number = session.touch(opened, caller.id, name)
-        rows = [attachment.store(opened, number, one) for one in files]
-    shown = [attachment.show(row, now=time.time(), origin=pictures.origin(request)) for row in rows]
+        rows = [attachments.store(opened, number, one) for one in files]
+    shown = [attachments.show(row, now=time.time(), origin=pictures.origin(request)) for row in rows]
     return render.answer({"object": "list", "data": shown}, 201)
 
 

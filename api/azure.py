@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from api import openai
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES
+from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES
 
 routes = Blueprint("azure", __name__)
 

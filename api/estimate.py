@@ -1,12 +1,13 @@
-"""What a job reserves: the estimate of its prompt (models/tokens.py), and all that the reply may use."""
+"""What a job reserves: the estimate of its prompt (models/content/token_estimate.py), and all that the reply may use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models import budget, pricing, tokens
+from models import budget, pricing
 from models.config.settings import settings
-from models.endpoint import CHAT, EDITS, IMAGES, PAID
+from models.content import token_estimate
+from models.content.endpoints import CHAT, EDITS, IMAGES, PAID
 from models.line import TOKENS_MOST
 from models.view import JsonObject
 
@@ -22,7 +23,7 @@ class Reserve:
 
 def reserve(endpoint: str, body: JsonObject) -> Reserve:
     """What this request is charged with. body: validated."""
-    asked = tokens.estimate_request(endpoint, body, model=body.get("model") or "")
+    asked = token_estimate.estimate_request(endpoint, body, model=body.get("model") or "")
     replies = _chat_replies(body) if endpoint == CHAT else 0
     pictures = body.get("n") or 1 if endpoint in (IMAGES, EDITS) else 0
     return Reserve(tokens=min(TOKENS_MOST, asked + replies), images=pictures, reply=replies)

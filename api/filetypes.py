@@ -8,9 +8,9 @@ import zipfile
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from models import artifact
-from models.attachment import KINDS, TEXT
 from models.config.settings import settings
+from models.content import artifacts
+from models.content.attachments import KINDS, TEXT
 from models.platform.errors import Invalid
 
 PDF, ZIP = "application/pdf", "application/zip"
@@ -58,7 +58,7 @@ def recognise(content: bytes, *, name: str, declared: str) -> str:
 
 
 def _detect(content: bytes) -> str | None:
-    if (picture := artifact.sniff(content)) in KINDS:
+    if (picture := artifacts.sniff(content)) in KINDS:
         return picture
     if b"%PDF-" in content[:1024]:
         return PDF

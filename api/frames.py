@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from api import render
 from models import view
-from models.endpoint import EDITS, IMAGES
+from models.content.endpoints import EDITS, IMAGES
 from models.job import Status
 from models.line import Place
 from models.view import JsonObject

@@ -14,8 +14,8 @@ from api.prefer import Preferences
 from api.waiting import hall
 from models import line, reader, view
 from models.config.settings import settings
+from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database import db
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
 
 routes = Blueprint("openai", __name__)

@@ -9,10 +9,10 @@ from uuid import UUID
 from api import bodies, controls, estimate, json_text, pictures, schemas
 from api.bodies import KINDS, Upstream
 from api.schemas import Controls
-from models import attachment, tokens, turn
-from models import endpoint as routes
 from models.config.settings import settings
-from models.endpoint import CHAT, EDITS, IMAGES
+from models.content import attachments, chat_messages, token_estimate
+from models.content import endpoints as routes
+from models.content.endpoints import CHAT, EDITS, IMAGES
 from models.job import Status
 from models.keys.keys import Key
 from models.line import Order
@@ -70,12 +70,12 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
 
 
 def _turn_tokens(endpoint: str, value: JsonObject, model: str) -> int | None:
-    asked = turn.question(endpoint, value)
-    return tokens.estimate_messages(asked, model=model) if asked else None
+    asked = chat_messages.question(endpoint, value)
+    return token_estimate.estimate_messages(asked, model=model) if asked else None
 
 
 def _attachments(own: Controls) -> tuple[UUID, ...]:
-    return tuple(dict.fromkeys(attachment.parse_id(name) for name in own.attachments or ()))
+    return tuple(dict.fromkeys(attachments.parse_id(name) for name in own.attachments or ()))
 
 
 def _outgoing(endpoint: str, value: JsonObject) -> tuple[JsonObject, bool]:

@@ -9,8 +9,9 @@ from flask import Request, Response
 
 from api import render
 from api.pieces import Body
-from models import artifact, marks, view
+from models import view
 from models.config.settings import settings
+from models.content import artifacts, image_placeholders
 from models.database import db
 from models.platform.errors import Invalid
 from models.view import JsonObject
@@ -70,10 +71,10 @@ def content(row: Any, *, origin: str) -> Body:
 
 
 def _body(job_id: UUID, content: bytes) -> Body:
-    if not marks.is_cut(content):
+    if not image_placeholders.is_cut(content):
         return Body([content])
     with db.begin() as session:
-        return Body(marks.parts(content, artifact.of(session, job_id)))
+        return Body(image_placeholders.parts(content, artifacts.of(session, job_id)))
 
 
 def _is_base64_only(model: object) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api.leaving import BrokenOff
-from models import artifact, marks
+from models.content import artifacts, image_placeholders
+from models.content.image_placeholders import Stored
 from models.database import db
-from models.marks import Stored
 from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Content:
             raise StopIteration
         try:
             with db.begin() as session:
-                piece = artifact.piece(session, self._id, start=self._at, size=PIECE_BYTES)
+                piece = artifacts.piece(session, self._id, start=self._at, size=PIECE_BYTES)
         except Unavailable as error:
             raise self._broken("Postgres is away") from error
         if not piece:
@@ -70,11 +70,11 @@ class Body:
     @property
     def length(self) -> int:
         """Of the whole, in bytes."""
-        return sum(len(part) if isinstance(part, bytes) else marks.length(part.size) for part in self.parts)
+        return sum(len(part) if isinstance(part, bytes) else image_placeholders.length(part.size) for part in self.parts)
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self.parts:
             if isinstance(part, bytes):
                 yield part
             else:
-                yield from map(marks.encoded, Content(part.id, size=part.size))
+                yield from map(image_placeholders.encoded, Content(part.id, size=part.size))

@@ -19,8 +19,8 @@ from api.accept import accept
 from api.schemas import Controls
 from models import spending, view
 from models.config.settings import settings
+from models.content.endpoints import CHAT
 from models.database import db
-from models.endpoint import CHAT
 from models.job import TERMINAL, Status
 from models.keys.keys import Key
 from models.money import usd

@@ -28,8 +28,8 @@ from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import Seat, hall
 from models import view
 from models.config.settings import settings
+from models.content.endpoints import CHAT
 from models.database import db
-from models.endpoint import CHAT
 from models.job import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import ServingError, Unauthorised, Unavailable, WrongState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api import answers, money_routes, openai_routes, ops_routes, pro_routes, session_routes, sight_routes, webhook_routes
 from api.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
-from models.endpoint import CHAT
+from models.content.endpoints import CHAT
 from models.view import JsonObject
 
 _OPEN: JsonObject = {"needs_key": False, "refusals": ()}

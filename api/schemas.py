@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from api import bodies
 from models import reach
-from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
+from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.platform.errors import Invalid
 from models.view import JsonObject
 

@@ -15,9 +15,9 @@ from flask import Blueprint, Response, request
 from api import auth, body, paging, render, schemas
 from api.stored_schemas import CompletionChange, Metadata
 from models import stored_answer, view
+from models.content.endpoints import CHAT
 from models.database import db
 from models.database.db import Session
-from models.endpoint import CHAT
 from models.platform.errors import Invalid, NotFound
 from models.view import JsonObject
 

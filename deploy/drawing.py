@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from models import tokens
+from models.content import token_estimate
 
 MODEL = "drawing-card"
 NOTE = "A drawing made by a program, not a picture made by a model."
@@ -98,7 +98,7 @@ def _drawable(prompt: str) -> str:
 
 
 def _usage(prompt: str, count: int) -> JsonObject:
-    text, image = tokens.estimate_text(prompt), TOKENS_PER_CARD * count
+    text, image = token_estimate.estimate_text(prompt), TOKENS_PER_CARD * count
     return {
         "input_tokens": text, "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
         "output_tokens": image, "total_tokens": text + image,

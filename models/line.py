@@ -20,8 +20,9 @@ from psycopg.errors import DivisionByZero
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import attachment, budget, cap, conversation, key_share, lane, milestone
+from models import budget, cap, conversation, key_share, lane, milestone
 from models.config.settings import settings
+from models.content import attachments
 from models.database.db import Session, autocommit, begin
 from models.database.tables import OPEN
 from models.key_share import SETTLED_S
@@ -204,7 +205,7 @@ def _with_attachments(session: Session, order: Order) -> Order:
     """What is attached is a part of the question: it is reserved, and remembered."""
     if not order.attachments or order.conversation is None:
         return order
-    weight = attachment.weigh(session, order.key.id, order.conversation, order.attachments)
+    weight = attachments.weigh(session, order.key.id, order.conversation, order.attachments)
     return replace(order, tokens=order.tokens + weight, turn_tokens=(order.turn_tokens or 0) + weight)
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import artifact, attachment, turn
+from models.content import artifacts, attachments, chat_messages
 from models.database.db import Session
 from models.job import Status
 from models.platform import ids
@@ -59,7 +59,7 @@ def picture(session: Session, name: str) -> bytes:
     """The picture behind `img_…`, which stands in the question of a turn. Raises NotFound."""
     found = _PICTURE.fullmatch(name)
     row = session.execute(_REQUEST, {"id": UUID(hex=found[1])}).one_or_none() if found else None
-    urls = turn.pictures(turn.asked(row.endpoint, row.request)) if row else []
+    urls = chat_messages.pictures(chat_messages.asked(row.endpoint, row.request)) if row else []
     url = urls[int(found[2])] if found and int(found[2]) < len(urls) else ""
     if not _DATA_URL.match(url):
         raise NotFound("This picture was deleted.")
@@ -70,18 +70,20 @@ def picture(session: Session, name: str) -> bytes:
 
 
 def _question(session: Session, row: Any, *, now: float, origin: str) -> JsonObject:
-    messages = turn.asked(row.endpoint, row.request)
-    images = [_image(row.id, n, url, now=now, origin=origin) for n, url in enumerate(turn.pictures(messages))]
-    files = [attachment.show(one, now=now, origin=origin) for one in attachment.of(session, row.attachments)]
-    said = turn.said(messages) or None
+    messages = chat_messages.asked(row.endpoint, row.request)
+    images = [_image(row.id, n, url, now=now, origin=origin) for n, url in enumerate(chat_messages.pictures(messages))]
+    files = [attachments.show(one, now=now, origin=origin) for one in attachments.of(session, row.attachments)]
+    said = chat_messages.said(messages) or None
     return _message(row, 2 * row.turn - 1, role="user", text=said, images=images, attachments=files, at=row.created_at)
 
 
 def _answer(session: Session, row: Any, *, now: float, origin: str) -> JsonObject:
-    message = turn.answer(row.response) if row.status == Status.SUCCEEDED else None
-    made = artifact.of(session, row.id) if row.images and row.status == Status.SUCCEEDED else []
-    images = [{"url": artifact.link(one.id, now=now, origin=origin), "content_type": one.content_type} for one in made]
-    return _message(row, 2 * row.turn, role="assistant", text=turn.said([message]) if message else None, images=images, at=row.ended_at)
+    message = chat_messages.answer(row.response) if row.status == Status.SUCCEEDED else None
+    made = artifacts.of(session, row.id) if row.images and row.status == Status.SUCCEEDED else []
+    images = [{"url": artifacts.link(one.id, now=now, origin=origin), "content_type": one.content_type} for one in made]
+    return _message(
+        row, 2 * row.turn, role="assistant", text=chat_messages.said([message]) if message else None, images=images, at=row.ended_at
+    )
 
 
 def _message(
@@ -108,7 +110,7 @@ def _image(job_id: UUID, n: int, url: str, *, now: float, origin: str) -> JsonOb
     """What the caller linked stays that link; what it sent along can be opened here."""
     if not url.startswith("data:"):
         return {"url": url, "content_type": None}
-    return {"url": artifact.signed(f"img_{job_id.hex}_{n}", now=now, origin=origin), "content_type": url[5:].partition(";")[0][:100]}
+    return {"url": artifacts.signed(f"img_{job_id.hex}_{n}", now=now, origin=origin), "content_type": url[5:].partition(";")[0][:100]}
 
 
 _REQUEST = text("SELECT endpoint, request FROM job WHERE id = :id")

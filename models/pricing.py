@@ -13,8 +13,8 @@ from typing import Any
 from models.config import price_file
 from models.config.price_file import Price
 from models.config.settings import settings
+from models.content.token_estimate import MADE_PICTURE_TOKENS
 from models.money import MICRO
-from models.tokens import MADE_PICTURE_TOKENS
 
 log = logging.getLogger(__name__)
 

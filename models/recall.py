@@ -14,11 +14,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import tokens
 from models.config.settings import settings
+from models.content import token_estimate
+from models.content.endpoints import CHAT
+from models.content.token_estimate import TOKENS_PER_MESSAGE
 from models.database.db import Session
-from models.endpoint import CHAT
-from models.tokens import TOKENS_PER_MESSAGE
 
 # However short they are.
 TURNS_MOST = 500
@@ -82,7 +82,7 @@ def read(session: Session, row: Any, *, most_bytes: int) -> Memory:
 
 def prompt_tokens(prompt: str) -> int:
     """What a system prompt takes, as it is stored with a conversation's own; nothing when there is none."""
-    return tokens.estimate_text(prompt) + TOKENS_PER_MESSAGE if prompt else 0
+    return token_estimate.estimate_text(prompt) + TOKENS_PER_MESSAGE if prompt else 0
 
 
 def shrink(session: Session, job_id: UUID) -> None:

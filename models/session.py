@@ -8,7 +8,8 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import recall, turn
+from models import recall
+from models.content import chat_messages
 from models.database.db import Session
 from models.platform.errors import NotFound, WrongState
 
@@ -89,8 +90,8 @@ def _preview(row: Any) -> str | None:
     """How its last turn that was answered begins: the answer, or what was asked where that has no words."""
     if row.request is None:
         return None
-    message = turn.answer(row.response)
-    said = turn.said([message]) if message else turn.said(turn.asked(row.endpoint, row.request))
+    message = chat_messages.answer(row.response)
+    said = chat_messages.said([message]) if message else chat_messages.said(chat_messages.asked(row.endpoint, row.request))
     return said[:PREVIEW_CHARS]
 
 

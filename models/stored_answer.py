@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models import erasure
+from models.content.endpoints import CHAT
 from models.database.db import Session
-from models.endpoint import CHAT
 from models.platform.errors import NotFound
 
 JsonObject = dict[str, Any]

@@ -7,15 +7,15 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import endpoint
+from models.content import endpoints
 from models.database.db import Session
 
 KINDS = {
-    endpoint.CHAT: "chat",
-    endpoint.IMAGES: "images",
-    endpoint.EDITS: "image edits",
-    endpoint.EMBEDDINGS: "embeddings",
-    endpoint.MODERATIONS: "moderations",
+    endpoints.CHAT: "chat",
+    endpoints.IMAGES: "images",
+    endpoints.EDITS: "image edits",
+    endpoints.EMBEDDINGS: "embeddings",
+    endpoints.MODERATIONS: "moderations",
 }
 OWN = "own:"
 

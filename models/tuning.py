@@ -11,8 +11,8 @@ from models import cap, halt
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.cap import NAMES as CAPS
+from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database.db import Session
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.halt import Target
 from models.keys import credential_address, keys, model_lists
 from models.platform import crypto

@@ -12,7 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import pricing, tokens
+from models import pricing
+from models.content import token_estimate
 from models.database.db import Session
 
 log = logging.getLogger(__name__)
@@ -51,14 +52,14 @@ def read(answer: object, *, asked: Callable[[], int] | None = None, model: str =
         is_told = isinstance(usage, Mapping) or isinstance(data, list)
         return _fit(Usage(counts.input or counts.total or 0, counts.output or 0, pictures, is_told=is_told), model)
     read = counts.input or min(asked(), counts.total or MAX_COUNT)
-    written = counts.output or (counts.total - read if counts.total else tokens.estimate_answer(answer, model=model))
+    written = counts.output or (counts.total - read if counts.total else token_estimate.estimate_answer(answer, model=model))
     is_estimated = (read, written) != (counts.input or 0, counts.output or 0)
     return _fit(Usage(read, written, pictures, estimated=is_estimated), model)
 
 
 def of_unreadable(prompt_tokens: int, raw: bytes, *, model: str = "") -> Usage:
     """The estimated usage of a call that was answered with bytes nobody can read: its prompt, and all of these bytes as a text."""
-    written = tokens.estimate_text(raw.decode("utf-8", "replace"), model=model)
+    written = token_estimate.estimate_text(raw.decode("utf-8", "replace"), model=model)
     return _fit(Usage(prompt_tokens, written, estimated=True), model)
 
 

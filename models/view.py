@@ -12,7 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import artifact, line, marks
+from models import line
+from models.content import artifacts, image_placeholders
 from models.database.db import Session
 from models.job import Status
 from models.platform import ids
@@ -56,7 +57,7 @@ def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
 
 def transcript(session: Session, job_id: UUID) -> bytes:
     """The events of a stream as they were relayed; empty while it runs, and for a job without one."""
-    return artifact.restore(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
+    return artifacts.restore(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
 
 
 def raw(session: Session, job_id: UUID, key_id: int) -> Any:
@@ -108,14 +109,14 @@ def show_all(session: Session, jobs: Sequence[Any], *, origin: str = "") -> list
 
 
 def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, origin: str) -> JsonObject:
-    pictures = artifact.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
+    pictures = artifacts.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
     return _object(
         job,
         place,
         attempts=[_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id, "calls": job.calls})] if job.calls else [],
         usage=_usage(session.execute(_USAGE, {"id": job.id}).all() if job.calls else []),
         result=result,
-        artifacts=[artifact.show(one, origin=origin) for one in pictures],
+        artifacts=[artifacts.show(one, origin=origin) for one in pictures],
     )
 
 
@@ -185,18 +186,18 @@ def result(session: Session, job: Any, *, with_pictures: bool = True, origin: st
     try:
         answer = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
-        return artifact.restore(session, job.id, content).decode("utf-8", "replace")
-    if job.wants_urls or (with_pictures and marks.is_cut(content)):
-        artifact.fill(session, answer, artifact.of(session, job.id), as_links=job.wants_urls, origin=origin)
+        return artifacts.restore(session, job.id, content).decode("utf-8", "replace")
+    if job.wants_urls or (with_pictures and image_placeholders.is_cut(content)):
+        artifacts.fill(session, answer, artifacts.of(session, job.id), as_links=job.wants_urls, origin=origin)
     return answer
 
 
 def result_bytes(session: Session, job: Any) -> int:
     """How long `result` is, pictures put back: an upper bound within a few bytes."""
     content = bytes(job.response or b"")
-    if job.wants_urls or not marks.is_cut(content):
+    if job.wants_urls or not image_placeholders.is_cut(content):
         return len(content)
-    return len(content) + sum(one.size for one in artifact.of(session, job.id)) * 4 // 3
+    return len(content) + sum(one.size for one in artifacts.of(session, job.id)) * 4 // 3
 
 
 def _finite(digits: str) -> float:

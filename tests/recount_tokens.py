@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any
 
-from models import tokens
+from models.content import token_estimate
 from tests.test_tokens import COUNTS, ENCODINGS, TEXTS, fixture
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     counts = {name: {of: len(known.encode(fixture(name))) for of, known in encodings.items()} for name in sorted(COUNTS)}
     for name, exact in counts.items():
         for of, count in exact.items():
-            estimate = tokens.estimate_text(fixture(name), model=ENCODINGS[of])
+            estimate = token_estimate.estimate_text(fixture(name), model=ENCODINGS[of])
             known = "" if COUNTS[name].get(of) == count else f"  counts.json has {COUNTS[name].get(of)}"
             print(f"{name:24} {of:12} {count:6} estimated {estimate:6} {estimate / count - 1:+7.1%}{known}")
     if "--write" in sys.argv:

@@ -7,8 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from models import job, view
+from models.content.endpoints import CHAT
 from models.database import db
-from models.endpoint import CHAT
 from models.job import Finding, Outcome, Result, Status
 from tests.http_tools import Caller
 from tests.line_tools import admit, query

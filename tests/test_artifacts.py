@@ -18,9 +18,10 @@ from werkzeug.test import TestResponse
 from api import pieces
 from api.leaving import BrokenOff
 from api.pieces import Content
-from models import artifact, view
+from models import view
+from models.content import artifacts
+from models.content.image_placeholders import Picture
 from models.database import db
-from models.marks import Picture
 from models.platform.errors import NotFound
 from tests.http_tools import IMAGE, Caller, end, error_of
 from tests.line_tools import clean_up, query
@@ -42,7 +43,7 @@ def links_of(caller: Caller, *pictures: bytes) -> list[str]:
     name = caller.post("/v1/jobs", IMAGE).json["id"]
     end(caller, name)
     with db.begin() as session:
-        artifact.store(session, view.parse_id(name), [Picture(uuid7(), n, content) for n, content in enumerate(pictures)])
+        artifacts.store(session, view.parse_id(name), [Picture(uuid7(), n, content) for n, content in enumerate(pictures)])
     return [one["url"] for one in caller.get(f"/v1/jobs/{name}").json["artifacts"]]
 
 
@@ -108,7 +109,7 @@ def test_a_link_expires(links: list[str], override: Callable[..., None]) -> None
     id_ = UUID(hex=links[0].split("art_")[1][:32])
 
     for age_s, opens in ((0, True), (2_600, True), (3_601, False)):
-        made = artifact.link(id_, now=time.time() - age_s)
+        made = artifacts.link(id_, now=time.time() - age_s)
         assert (200 if opens else 404) == fetch(made).status_code
 
 
@@ -118,8 +119,8 @@ def test_a_job_is_the_same_while_its_links_are(caller: Caller, links: list[str])
     now = int(time.time()) // quarter_s * quarter_s
     id_ = UUID(hex=links[0].split("art_")[1][:32])
 
-    assert artifact.link(id_, now=now) == artifact.link(id_, now=now + quarter_s - 1)
-    assert artifact.link(id_, now=now) != artifact.link(id_, now=now + quarter_s)
+    assert artifacts.link(id_, now=now) == artifacts.link(id_, now=now + quarter_s - 1)
+    assert artifacts.link(id_, now=now) != artifacts.link(id_, now=now + quarter_s)
     assert 304 == caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": caller.get(f"/v1/jobs/{name}").headers["ETag"]}).status_code
 
 
@@ -200,12 +201,12 @@ def test_an_answer_whose_picture_was_deleted_is_not_made_up(links: list[str]) ->
     assert links
     with db.begin() as session:
         (job_id,) = session.execute(text("SELECT id FROM job")).scalars()
-        first, _ = artifact.of(session, job_id)
-        assert base64.b64encode(PNG) == artifact.base64_of(session, first)
+        first, _ = artifacts.of(session, job_id)
+        assert base64.b64encode(PNG) == artifacts.base64_of(session, first)
         session.execute(text("DELETE FROM artifact"))
 
         with pytest.raises(NotFound):
-            artifact.base64_of(session, first)
+            artifacts.base64_of(session, first)
 
 
 def test_a_reader_sees_that_a_picture_is_not_whole(caller: Caller, tmp_path: Path) -> None:

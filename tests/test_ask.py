@@ -16,7 +16,7 @@ from api import ask
 from api.ask import Ask
 from api.intake import intake
 from api.waiting import hall
-from models.endpoint import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
+from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
 from models.platform.errors import Invalid, UnsupportedMedia
 from tests.http_tools import Caller, end, new_app

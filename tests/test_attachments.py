@@ -185,7 +185,7 @@ def test_a_large_file_is_refused(caller: Caller, override: Callable[..., None]) 
 
 
 def test_a_session_holds_so_many_files(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.attachment.FILES_MOST", 1)
+    monkeypatch.setattr("models.content.attachments.FILES_MOST", 1)
     attach(caller)
 
     assert "too_many_attachments" == error_of(send(caller, "a.txt", TXT))["code"]

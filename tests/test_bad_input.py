@@ -256,7 +256,7 @@ def test_a_models_name_is_no_way_to_other_addresses(caller: Caller, name: str) -
     assert (404, 0) == (answer.status_code, stored())
 
 
-# Only the upstream can judge these. tokens (as models/tokens.py estimates them) and images: what is reserved.
+# Only the upstream can judge these. tokens (as models/content/token_estimate.py estimates them) and images: what is reserved.
 @pytest.mark.parametrize(
     ("submit", "tokens", "images"),
     [

@@ -10,7 +10,7 @@ from flask import request
 
 from api import ask
 from api.ask import Ask
-from models.endpoint import CHAT
+from models.content.endpoints import CHAT
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 from tests.http_tools import CHAT as SUBMIT

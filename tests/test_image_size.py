@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from models import image_size
+from models.content import image_size
 
 JPEG = b"\xff\xd8"
 

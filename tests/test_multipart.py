@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from api import ask
 from api import form as forms
 from api.ask import Ask
-from models.endpoint import EDITS
+from models.content.endpoints import EDITS
+from models.content.token_estimate import PICTURE_TOKENS
 from models.keys.keys import Key
 from models.line import Order
 from models.platform.errors import Invalid
-from models.tokens import PICTURE_TOKENS
 from tests.http_tools import new_app
 from tests.steady import least, seconds
 

@@ -16,11 +16,12 @@ from uuid_utils.compat import uuid7
 from werkzeug.test import TestResponse
 
 from api import pictures
-from models import artifact, view
+from models import view
+from models.content import artifacts
+from models.content.endpoints import EDITS, IMAGES
+from models.content.image_placeholders import Picture
 from models.database import db
-from models.endpoint import EDITS, IMAGES
 from models.job import Result, Status
-from models.marks import Picture
 from models.platform.errors import Invalid
 from tests import processes
 from tests.http_tools import Caller, finish, run
@@ -235,7 +236,7 @@ class TestAnswered:
         body = answered(PNG, PNG)
         finish(asked.name, run(asked.caller, asked.name), answer=body)
         with db.begin() as session:
-            artifact.store(session, asked.id, [Picture(uuid7(), n, PNG) for n in range(2)])
+            artifacts.store(session, asked.id, [Picture(uuid7(), n, PNG) for n in range(2)])
 
         assert (body, json.loads(body)) == (asked.post().data, asked.look()["result"])
         assert [PNG, PNG] == [get(one["url"]) for one in asked.look()["artifacts"]]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from models import recall, tokens, view
+from models import recall, view
+from models.content import token_estimate
+from models.content.image_placeholders import mark
 from models.job import Finding, Outcome, Result, Status
-from models.marks import mark
 from tests.http_tools import IMAGE, Caller, error_of
 from tests.line_tools import query
 from tests.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, pass_time, say, sent, stored, talk, user
@@ -230,7 +231,7 @@ def test_a_session_of_200_turns_never_exceeds_its_budget(caller: Caller, overrid
         row = claim(caller, say(caller, f"{n} " + "word " * (n % 40), session="long"))
         messages = sent(row)
         answer(row, f"{n} " + "reply " * (n % 25))
-        going = tokens.estimate_messages(messages)
+        going = token_estimate.estimate_messages(messages)
         widest = max(widest, going)
         seen.append(going)
         assert going <= 600
@@ -275,7 +276,7 @@ def test_what_a_turn_remembers_is_reserved_with_it(caller: Caller) -> None:
     answer(row, "1" * 400)
     told = stored(view.parse_id(second))
 
-    assert alone + tokens.estimate_messages([user("one"), assistant("1" * 400)]) == told.tokens
+    assert alone + token_estimate.estimate_messages([user("one"), assistant("1" * 400)]) == told.tokens
 
 
 def test_a_history_fits_the_keys_tokens_per_minute(caller: Caller) -> None:
@@ -337,7 +338,7 @@ def test_every_script_comes_back_as_it_was(caller: Caller, said: str) -> None:
 
 def test_a_thousand_chinese_characters_weigh_about_what_they_cost() -> None:
     assert 1_000 == len(CHINESE)
-    assert 700 <= tokens.estimate_messages([user(CHINESE)]) <= 1_100
+    assert 700 <= token_estimate.estimate_messages([user(CHINESE)]) <= 1_100
 
 
 def test_half_a_surrogate_pair_in_an_answer_breaks_no_later_turn(caller: Caller) -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import image_size, tokens
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
+from models.content import image_size, token_estimate
+from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
 
 TEXTS = Path(__file__).parent / "texts"
 COUNTS: dict[str, dict[str, int]] = json.loads((TEXTS / "counts.json").read_text())
@@ -33,7 +33,7 @@ def fixture(name: str) -> str:
 
 def off(name: str, encoding: str) -> float:
     """By which part the estimate is above the exact count."""
-    return tokens.estimate_text(fixture(name), model=ENCODINGS[encoding]) / COUNTS[name][encoding] - 1
+    return token_estimate.estimate_text(fixture(name), model=ENCODINGS[encoding]) / COUNTS[name][encoding] - 1
 
 
 def test_every_text_has_its_counts() -> None:
@@ -58,7 +58,7 @@ def test_estimates_of_all_texts_together_are_not_too_low() -> None:
     for encoding, model in ENCODINGS.items():
         exact = sum(counts[encoding] for counts in COUNTS.values())
 
-        assert 0.97 <= sum(tokens.estimate_text(fixture(name), model=model) for name in COUNTS) / exact <= 1.05
+        assert 0.97 <= sum(token_estimate.estimate_text(fixture(name), model=model) for name in COUNTS) / exact <= 1.05
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ def test_estimates_of_all_texts_together_are_not_too_low() -> None:
 def test_model_decides_the_encoding(model: str, like: str) -> None:
     text = fixture("chinese.txt")
 
-    assert tokens.estimate_text(text, model=like) == tokens.estimate_text(text, model=model)
+    assert token_estimate.estimate_text(text, model=like) == token_estimate.estimate_text(text, model=model)
 
 
 @given(st.text())
 def test_every_text_has_an_estimate(text: str) -> None:
-    estimate = tokens.estimate_text(text)
+    estimate = token_estimate.estimate_text(text)
 
     assert bool(text) == bool(estimate)
     assert estimate <= 4 * len(text) + 1
 
 
 def test_lone_surrogates_have_an_estimate() -> None:
-    assert tokens.estimate_text("\ud800 half") > 0
+    assert token_estimate.estimate_text("\ud800 half") > 0
 
 
 @given(st.lists(st.text()))
@@ -92,7 +92,7 @@ def test_texts_weigh_no_more_together_than_one_by_one(texts: list[str]) -> None:
     """A conversation reserves its turns' weights one by one, and what goes out is all of them."""
     messages = [user(text) for text in texts]
 
-    assert tokens.estimate_messages(messages) <= sum(tokens.estimate_messages([message]) for message in messages)
+    assert token_estimate.estimate_messages(messages) <= sum(token_estimate.estimate_messages([message]) for message in messages)
 
 
 def hostile(kind: str, size: int) -> str:
@@ -118,12 +118,12 @@ def test_of_a_huge_text_a_part_is_counted() -> None:
     text = prose * (20_000_000 // len(prose))
 
     assert _seconds(text) < 1.5
-    assert tokens.estimate_text(text) == pytest.approx(len(text) / len(prose) * tokens.estimate_text(prose), rel=0.02)
+    assert token_estimate.estimate_text(text) == pytest.approx(len(text) / len(prose) * token_estimate.estimate_text(prose), rel=0.02)
 
 
 def _seconds(text: str) -> float:
     began = time.thread_time()
-    tokens.estimate_text(text)
+    token_estimate.estimate_text(text)
     return time.thread_time() - began
 
 
@@ -141,19 +141,19 @@ def picture(url: object, **more: object) -> dict[str, object]:
         (picture(PICTURE), 85 + 4 * 170),
         (picture(PICTURE, detail="high"), 85 + 4 * 170),
         (picture(PICTURE, detail="low"), 85),
-        (picture("https://x.y/z.png"), tokens.PICTURE_TOKENS),
+        (picture("https://x.y/z.png"), token_estimate.PICTURE_TOKENS),
         (picture("https://x.y/z.png", detail="low"), 85),
-        (picture("data:image/png;base64,AAAA"), tokens.PICTURE_TOKENS),
-        (picture("data:image/png;base64,é\ud800"), tokens.PICTURE_TOKENS),
-        (picture(7), tokens.PICTURE_TOKENS),
+        (picture("data:image/png;base64,AAAA"), token_estimate.PICTURE_TOKENS),
+        (picture("data:image/png;base64,é\ud800"), token_estimate.PICTURE_TOKENS),
+        (picture(7), token_estimate.PICTURE_TOKENS),
         ({"image_url": PICTURE}, 85 + 4 * 170),
-        ({"file_id": "file-1"}, tokens.PICTURE_TOKENS),
+        ({"file_id": "file-1"}, token_estimate.PICTURE_TOKENS),
         ({"type": "input_image", "image_url": PICTURE, "detail": "low"}, 85),
-        (None, tokens.PICTURE_TOKENS),
+        (None, token_estimate.PICTURE_TOKENS),
     ],
 )  # fmt: skip
 def test_picture_has_the_tokens_of_its_tiles(part: object, expected: int) -> None:
-    assert expected == tokens.image_tokens(part)
+    assert expected == token_estimate.image_tokens(part)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_picture_has_the_tokens_of_its_tiles(part: object, expected: int) -> Non
      ((10_000, 1), 4), ((2**31, 2**31), 4), (None, 6)],
 )  # fmt: skip
 def test_large_pictures_are_scaled_as_openai_documents(size: image_size.Size | None, tiles: int) -> None:
-    assert 85 + 170 * tiles == tokens.sized_image_tokens(size)
+    assert 85 + 170 * tiles == token_estimate.sized_image_tokens(size)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +173,16 @@ def test_large_pictures_are_scaled_as_openai_documents(size: image_size.Size | N
         (CHAT, {"messages": []}, 0),
         (CHAT, {}, 0),
         (IMAGES, {"prompt": "a cat", "n": 3}, 2),
-        (EDITS, {"prompt": "a cat", "images": [{"image_url": PICTURE}, {"file_id": "x"}]}, 2 + 765 + tokens.PICTURE_TOKENS),
+        (EDITS, {"prompt": "a cat", "images": [{"image_url": PICTURE}, {"file_id": "x"}]}, 2 + 765 + token_estimate.PICTURE_TOKENS),
         (EMBEDDINGS, {"input": ["hi there", "you"]}, 3),
         (EMBEDDINGS, {"input": [1, 2, 3]}, 3),
         (EMBEDDINGS, {"input": [[1, 2], [3]]}, 3),
-        (MODERATIONS, {"input": [{"type": "text", "text": "hi there"}, picture("u")]}, 2 + tokens.PICTURE_TOKENS),
+        (MODERATIONS, {"input": [{"type": "text", "text": "hi there"}, picture("u")]}, 2 + token_estimate.PICTURE_TOKENS),
         (MODELS, {}, 0),
     ],
 )
 def test_request_has_the_tokens_that_its_model_reads(endpoint: str, body: dict[str, Any], expected: int) -> None:
-    assert expected == tokens.estimate_request(endpoint, body)
+    assert expected == token_estimate.estimate_request(endpoint, body)
 
 
 @pytest.mark.parametrize("name", ["tools", "functions", "response_format"])
@@ -190,7 +190,7 @@ def test_what_is_beside_the_messages_counts_too(name: str) -> None:
     asked = {"messages": [user("hi there")]}
     schema = json.loads(fixture("tools.json"))
 
-    more = tokens.estimate_request(CHAT, {**asked, name: schema}) - tokens.estimate_request(CHAT, asked)
+    more = token_estimate.estimate_request(CHAT, {**asked, name: schema}) - token_estimate.estimate_request(CHAT, asked)
     assert -0.05 <= more / COUNTS["tools.json"]["o200k_base"] - 1 <= 0.1
 
 
@@ -204,7 +204,7 @@ def test_what_is_beside_the_messages_counts_too(name: str) -> None:
     ],
 )  # fmt: skip
 def test_sound_and_files_count_by_their_size(part: dict[str, object], least: int, most: int) -> None:
-    assert least <= tokens.estimate_messages([user([part])]) <= most
+    assert least <= token_estimate.estimate_messages([user([part])]) <= most
 
 
 def test_answer_has_the_tokens_of_all_that_was_written() -> None:
@@ -212,6 +212,10 @@ def test_answer_has_the_tokens_of_all_that_was_written() -> None:
     written = {"role": "assistant", "content": "hi there", "reasoning_content": "one two three", "tool_calls": [call]}
     audio = {"role": "assistant", "content": None, "audio": {"data": "A" * 100_000}}
 
-    assert 5 + 20 <= tokens.estimate_answer({"choices": [{"message": written}]}) <= 5 + 45
-    assert 4 == tokens.estimate_answer({"choices": [{"message": user("hi there")}, {"message": user("hi there")}]})
-    assert 0 == tokens.estimate_answer({"choices": [{"message": audio}, None, {"message": 3}]}) == tokens.estimate_answer({"data": []})
+    assert 5 + 20 <= token_estimate.estimate_answer({"choices": [{"message": written}]}) <= 5 + 45
+    assert 4 == token_estimate.estimate_answer({"choices": [{"message": user("hi there")}, {"message": user("hi there")}]})
+    assert (
+        0
+        == token_estimate.estimate_answer({"choices": [{"message": audio}, None, {"message": 3}]})
+        == token_estimate.estimate_answer({"data": []})
+    )

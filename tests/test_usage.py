@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import tokens, usage
+from models import usage
+from models.content import token_estimate
 from models.usage import MAX_COUNT, Usage
 
 ASKED = 40
 TEXT = "one two three four five six seven eight nine ten"
-WRITTEN = tokens.estimate_text(TEXT)
+WRITTEN = token_estimate.estimate_text(TEXT)
 PICTURES = {"created": 1, "data": [{"b64_json": "x"}, {"b64_json": "y"}]}
 
 

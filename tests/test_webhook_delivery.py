@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from models import artifact, delivery, due, marks
+from models import delivery, due
+from models.content import artifacts, image_placeholders
 from models.database import db
 from models.delivery import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
 from models.job import Result, Status
@@ -370,11 +371,11 @@ def test_a_result_that_is_too_large_to_push_is_left_out(caller: Key) -> None:
 def test_pictures_count_as_long_as_they_are_in_the_answer(caller: Key, picture_bytes: int, is_sent: bool) -> None:
     endpoint(caller, include_result=True)
     answer = {"created": 1, "data": [{"b64_json": base64.b64encode(bytes(picture_bytes)).decode()}]}
-    made = marks.cut(json.dumps(answer).encode())
+    made = image_placeholders.cut(json.dumps(answer).encode())
     job_id = submit(caller)
     finish(job_id, start(caller, job_id), Result(Status.SUCCEEDED, http_status=200, response=made.response))
     with db.begin() as session:
-        artifact.store(session, job_id, made.pictures)
+        artifacts.store(session, job_id, made.pictures)
 
     assert (answer if is_sent else None) == json.loads(claim_one().payload)["data"]["result"]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from models import marks
+from models.content import image_placeholders
 from models.platform import json_reading
 
 JsonObject = dict[str, Any]
@@ -37,9 +37,9 @@ def parse_any(body: bytes) -> Any:
 
 def parse_without_pictures(body: bytes) -> JsonObject | None:
     """As `parse`, but with empty texts instead of the base64 of pictures, of which an answer is mostly made where it is large."""
-    if len(body) < json_reading.LARGE_BYTES or marks.KEY not in body:
+    if len(body) < json_reading.LARGE_BYTES or image_placeholders.KEY not in body:
         return parse(body)
-    found = parse(marks.without_pictures(body))
+    found = parse(image_placeholders.without_pictures(body))
     return parse(body) if found is None else found
 
 

@@ -13,13 +13,15 @@ from uuid import UUID
 
 import msgspec
 
-from models import attachment, recall, turn
+from models import recall
 from models.config.settings import settings
+from models.content import attachments as attachment
+from models.content import chat_messages
+from models.content.chat_messages import INSTRUCTIONS, JsonObject
+from models.content.endpoints import CHAT
 from models.database.db import Session
-from models.endpoint import CHAT
 from models.platform import json_reading
 from models.recall import Memory
-from models.turn import INSTRUCTIONS, JsonObject
 
 Messages = list[JsonObject]
 
@@ -70,8 +72,8 @@ def _history(session: Session, memory: Memory, asked: Messages) -> Messages:
 
 
 def _turn(session: Session, row: Any) -> Messages:
-    answer = turn.answer(row.response)
-    asked = _attach(session, turn.asked(row.endpoint, row.request), row.attachments)
+    answer = chat_messages.answer(row.response)
+    asked = _attach(session, chat_messages.asked(row.endpoint, row.request), row.attachments)
     return [*_talk(asked), *([answer] if answer else [])]
 
 

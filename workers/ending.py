@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import artifact, job, marks, stored_answer, tokens, turn, usage, view
+from models import job, stored_answer, usage, view
 from models.config.settings import settings
+from models.content import artifacts, chat_messages, image_placeholders, token_estimate
+from models.content.endpoints import CHAT
+from models.content.image_placeholders import Picture
 from models.database import db
 from models.database.db import Session
-from models.endpoint import CHAT
 from models.job import Finding, Outcome, Result, Status
-from models.marks import Picture
 from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
 from models.telemetry import metrics
@@ -157,8 +158,12 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     result = ending.result
     if result is None or result.status != Status.SUCCEEDED or result.response is None:
         return ending, []
-    made = marks.cut(result.response, result.transcript)
-    weight = tokens.estimate_messages([said], model=ending.model) if ending.is_turn and (said := turn.answer(made.response)) else 0
+    made = image_placeholders.cut(result.response, result.transcript)
+    weight = (
+        token_estimate.estimate_messages([said], model=ending.model)
+        if ending.is_turn and (said := chat_messages.answer(made.response))
+        else 0
+    )
     return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
@@ -177,7 +182,7 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
                 cost_microusd=finding.cost_microusd,
             )  # fmt: skip
         if row is not None:
-            artifact.store(session, ending.job_id, pictures)
+            artifacts.store(session, ending.job_id, pictures)
             if ending.store_as is not None:
                 _store(session, ending, result, ending.store_as)
         return row

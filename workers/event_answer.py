@@ -9,7 +9,7 @@ from enum import Enum, auto
 from itertools import chain
 from typing import Any
 
-from models import endpoint
+from models.content import endpoints
 from workers import answer_body, sse
 from workers.answer_body import JsonObject
 from workers.assembly import Assembly, Chat, Pictures
@@ -18,7 +18,7 @@ from workers.sse import Event, Splitter
 
 # Levels of an event; an answer that needs more cannot be read.
 DEPTH_MOST = 128
-KINDS = {endpoint.IMAGES: "image_generation", endpoint.EDITS: "image_edit"}
+KINDS = {endpoints.IMAGES: "image_generation", endpoints.EDITS: "image_edit"}
 
 
 class Part(Enum):

@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from models import endpoint
 from models.config.settings import settings
+from models.content import endpoints
 from models.database import db
 from models.job import Outcome
 from models.keys import limits, parking
@@ -97,7 +97,7 @@ def _chooses_account(row: Any) -> bool:
 
 def _is_model_lookup(row: Any) -> bool:
     # `GET /v1/models/{id}`: a 404 is the answer.
-    return bool(row.endpoint.startswith(f"{endpoint.MODELS}/"))
+    return bool(row.endpoint.startswith(f"{endpoints.MODELS}/"))
 
 
 def _lasting(learned: Learned) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 import redis
 
+from models.content.endpoints import MODELS
 from models.database import db
-from models.endpoint import MODELS
 from models.keys import model_lists, parking
 from models.platform.errors import Unavailable
 from workers import answer_body, request, retry, upstream_error, wake

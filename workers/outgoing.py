@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from models import endpoint, recall
+from models import recall
 from models.config.settings import settings
+from models.content import endpoints
 from models.database import db
 from workers import context, request, stream
 from workers.body_budget import FREE_BYTES, WAIT_S, Room
@@ -52,7 +53,7 @@ def _remembered_bytes(row: Any) -> int:
 
 def _whole(row: Any, wanted: int) -> bytes:
     content = request.read(row) if row.request is None else bytes(row.request)
-    if row.conversation_id is None or row.endpoint != endpoint.CHAT:
+    if row.conversation_id is None or row.endpoint != endpoints.CHAT:
         return content
     with db.begin() as session:
         return bytes(context.complete(session, row._replace(request=content)).request)

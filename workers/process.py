@@ -12,8 +12,8 @@ from uuid import UUID
 
 from models import job, pricing, stored_answer, view
 from models.config.settings import settings
+from models.content.endpoints import PAID
 from models.database import db
-from models.endpoint import PAID
 from models.job import Finding, Outcome, Result, Status
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable

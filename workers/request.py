@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from models import endpoint, job, tokens, turn
+from models import job
 from models.config.settings import settings
+from models.content import chat_messages, endpoints, token_estimate
 from models.database import db
 from models.keys import credential_address
 from models.platform import crypto
@@ -66,7 +67,7 @@ def build(row: Any, content: bytes | Body) -> Request:
     """The call for this claimed job. content: as workers/outgoing.py made it."""
     headers = {**(row.headers or {}), "X-Client-Request-Id": str(row.dispatch_id)}
     is_azure = row.credential_kind == credential_address.AZURE
-    is_read = endpoint.method(row.endpoint) == "GET"
+    is_read = endpoints.method(row.endpoint) == "GET"
     if not is_read:
         headers["Content-Type"] = row.content_type or JSON
     return Request(
@@ -85,7 +86,7 @@ def _azure_url(row: Any) -> str:
     base_url = f"{row.base_url}/openai"
     if row.api_version is None:
         return f"{base_url}/v1{_path(row.endpoint)}"
-    is_read = endpoint.method(row.endpoint) == "GET"
+    is_read = endpoints.method(row.endpoint) == "GET"
     deployment = "" if is_read else f"/deployments/{quote(row.model, safe=SEGMENT_SAFE)}"
     return f"{base_url}{deployment}{_path(row.endpoint)}?api-version={row.api_version}"
 
@@ -102,12 +103,12 @@ def asked_tokens(row: Any, content: bytes | Body) -> int:
             content = read(row) if content.is_stored else b""
         except Unavailable:
             content = b""
-    asked = turn.parse(content)
-    return tokens.estimate_request(row.endpoint, asked, model=row.model) if asked else int(row.tokens)
+    asked = chat_messages.parse(content)
+    return token_estimate.estimate_request(row.endpoint, asked, model=row.model) if asked else int(row.tokens)
 
 
 def _path(name: str) -> str:
-    model_id = name.removeprefix(f"{endpoint.MODELS}/")
+    model_id = name.removeprefix(f"{endpoints.MODELS}/")
     if model_id == name:
         return name.removeprefix("/v1")
     return f"/models/{quote(model_id, safe=SEGMENT_SAFE)}"

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from models.config.settings import settings
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
+from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.job import Finding, Outcome
 from models.platform import ids
 from models.telemetry import logs, tracing

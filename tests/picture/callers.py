@@ -13,8 +13,8 @@ from werkzeug.test import TestResponse
 
 from models import pricing
 from models.config.settings import settings
-from models.endpoint import CHAT, EMBEDDINGS, IMAGES
-from models.tokens import estimate_request
+from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
+from models.content.token_estimate import estimate_request
 from tests.picture import play
 from tests.picture.play import Play
 from tests.picture.things import ENDED, Endpoint, Talk, Tenant, Ticket

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models import usage
-from models.endpoint import PAID
+from models.content.endpoints import PAID
 from models.job import Finding, Result
 from tests.picture.picture import Picture
 from tests.picture.things import Call, Ticket, Verdict

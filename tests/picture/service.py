@@ -13,8 +13,8 @@ from hypothesis.stateful import rule
 
 from models import job, pricing
 from models.config.settings import settings
+from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.database import db
-from models.endpoint import CHAT, EMBEDDINGS, IMAGES
 from models.job import Finding, Outcome, Result, Status
 from tests.line_tools import query
 from tests.picture import refusing

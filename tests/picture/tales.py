@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
-from models.endpoint import CHAT
+from models.content.endpoints import CHAT
 from tests.picture.callers import TALKS, WANTED, WHO
 from tests.picture.operators import Kind, scope_of
 from tests.picture.refusing import MAX_THROTTLES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from models.endpoint import CHAT, EDITS, IMAGES
+from models.content.endpoints import CHAT, EDITS, IMAGES
 from models.platform import json_reading
 
 JsonObject = dict[str, Any]

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from models import image_size, token_weights
-from models.endpoint import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
+from models.content import image_size, token_weights
+from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 
 JsonObject = dict[str, Any]
 TOKENS_PER_MESSAGE = 4

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import marks
 from models.config.settings import settings
+from models.content import image_placeholders
+from models.content.image_placeholders import Picture, Stored
 from models.database.db import Session
-from models.marks import Picture, Stored
 from models.platform import crypto
 from models.platform.errors import NotFound
 
@@ -42,14 +42,14 @@ def base64_of(session: Session, one: Stored) -> bytes:
     """The whole picture as it stood in the answer. Raises NotFound when it was deleted just now, and its job with it."""
     if (content := piece(session, one.id, start=0, size=one.size)) is None:
         raise NotFound("This picture was deleted.")
-    return marks.encoded(content)
+    return image_placeholders.encoded(content)
 
 
 def restore(session: Session, job_id: UUID, content: bytes) -> bytes:
     """An answer or a stream of this job, or a part of either, with its pictures where they were: the upstream's own bytes."""
-    if not marks.is_cut(content):
+    if not image_placeholders.is_cut(content):
         return content
-    found = marks.parts(content, of(session, job_id))
+    found = image_placeholders.parts(content, of(session, job_id))
     return b"".join(one if isinstance(one, bytes) else base64_of(session, one) for one in found)
 
 
@@ -64,7 +64,7 @@ def fill(session: Session, answer: Any, stored: Sequence[Stored], *, as_links: b
         if as_links:
             others = {name: value for name, value in item.items() if name not in ("b64_json", "url")}
             data[one.n] = {"url": link(one.id, now=time.time(), origin=origin), **others}
-        elif item["b64_json"] == marks.mark(one.id):
+        elif item["b64_json"] == image_placeholders.mark(one.id):
             item["b64_json"] = base64_of(session, one).decode()
 
 

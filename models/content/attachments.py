@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import artifact, image_size, tokens
+from models.content import artifacts, image_size, token_estimate
 from models.database.db import Session
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound
@@ -93,22 +93,22 @@ def content(session: Session, attachment_id: UUID) -> bytes:
 def show(row: Any, *, now: float, origin: str = "") -> dict[str, Any]:
     """The file as its session lists it, with a link that expires."""
     return {
-        "id": artifact.public_id(row.id),
+        "id": artifacts.public_id(row.id),
         "object": "session.attachment",
         "name": row.name,
         "kind": KINDS.get(row.content_type, "unknown"),
         "content_type": row.content_type,
         "bytes": row.size,
-        "url": artifact.link(row.id, now=now, origin=origin),
+        "url": artifacts.link(row.id, now=now, origin=origin),
     }
 
 
 def _weigh(file: File) -> int:
     if file.content_type == TEXT:
-        return tokens.estimate_text(file.content.decode()) + tokens.estimate_text(file.name) + _HEADING_TOKENS
+        return token_estimate.estimate_text(file.content.decode()) + token_estimate.estimate_text(file.name) + _HEADING_TOKENS
     if file.content_type.startswith("image/"):
-        return tokens.sized_image_tokens(image_size.of_bytes(file.content))
-    return tokens.estimate_text(file.name) + _NAMED_TOKENS
+        return token_estimate.sized_image_tokens(image_size.of_bytes(file.content))
+    return token_estimate.estimate_text(file.name) + _NAMED_TOKENS
 
 
 _COUNT = text("SELECT count(*) FROM artifact WHERE conversation_id = :of")
