@@ -8,11 +8,11 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from api import auth, dates, render, visitor
-from models import spending
+from models.billing import statement
+from models.billing.money import usd
+from models.billing.statement import GROUPS
 from models.database import db
-from models.money import usd
 from models.platform.errors import Invalid
-from models.spending import GROUPS
 from models.view import JsonObject
 
 routes = Blueprint("balance", __name__)
@@ -26,8 +26,8 @@ def balance() -> Response:
     """What the key was given, what it spent, what its open jobs reserve, and what is left; of a visitor, only what it spent itself."""
     caller, visitor_name = auth.caller(request), visitor.name_of(request)
     with db.begin() as session:
-        now = spending.standing(session, caller.id, caller.kind)
-        spent = now if visitor_name is None else spending.of_user(session, caller.id, visitor_name)
+        now = statement.standing(session, caller.id, caller.kind)
+        spent = now if visitor_name is None else statement.of_user(session, caller.id, visitor_name)
     amounts = {"balance_usd": now.balance, "reserved_usd": now.reserved, "granted_usd": now.granted, "corrected_usd": now.corrected}
     return render.answer(
         {
@@ -53,7 +53,7 @@ def usage() -> Response:
         raise Invalid(f"At most {DAYS_MOST} days at a time.", param="start_date")
     with db.begin() as session:
         # A visitor sees its own.
-        rows = spending.report(session, caller.id, since=since, until=until, by=groups, most=ROWS_MOST + 1, user=visitor.name_of(request))
+        rows = statement.report(session, caller.id, since=since, until=until, by=groups, most=ROWS_MOST + 1, user=visitor.name_of(request))
     shown = [_show(row) for row in rows[:ROWS_MOST]]
     said = {"start_date": since.isoformat(), "end_date": until.isoformat(), "group_by": groups}
     return render.answer({"object": "list", **said, "data": shown, "has_more": len(rows) > ROWS_MOST})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from flask import Blueprint, Response, request
 
 from api import auth, dates, render
-from models import spending
+from models.billing import statement
+from models.billing.money import MICRO, usd
+from models.billing.statement import Standing
 from models.database import db
-from models.money import MICRO, usd
-from models.spending import Standing
 
 routes = Blueprint("dashboard", __name__)
 
@@ -41,7 +41,7 @@ def usage() -> Response:
     caller = auth.caller(request)
     since, until = dates.read()
     with db.begin() as session:
-        spent = spending.spent_microusd(session, caller.id, since=since, until=until)
+        spent = statement.spent_microusd(session, caller.id, since=since, until=until)
     return render.answer({"object": "list", "total_usage": spent / MICROUSD_PER_CENT})
 
 
@@ -64,7 +64,7 @@ def credit_grants() -> Response:
 def _standing() -> Standing:
     caller = auth.caller(request)
     with db.begin() as session:
-        return spending.standing(session, caller.id, caller.kind)
+        return statement.standing(session, caller.id, caller.kind)
 
 
 def total(now: Standing) -> int:

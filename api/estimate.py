@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models import budget, pricing
+from models.billing import budgets, pricing
 from models.config.settings import settings
 from models.content import token_estimate
 from models.content.endpoints import CHAT, EDITS, IMAGES, PAID
@@ -37,7 +37,7 @@ def most_microusd(kind: str, endpoint: str, model: str, reserve: Reserve, *, rem
     """
     if endpoint not in PAID:
         return 0
-    if not budget.covers(kind):
+    if not budgets.covers(kind):
         return None
     asked = reserve.tokens - reserve.reply + remembered
     return pricing.most_microusd(model, input_tokens=asked, output_tokens=reserve.reply, images=reserve.images)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from api import terminal
-from models import budget, ledger, money, spending
+from models.billing import budgets, ledger, money, statement
 from models.database import db
 from models.keys import listing
 from models.platform.errors import Invalid
@@ -37,7 +37,7 @@ class Usd(click.ParamType[int]):
 def grant(*, key_id: int, amount: int, note: str | None, as_json: bool) -> None:
     """Give a key money. From its first grant on, an issued key spends no more than it was given."""
     with db.begin() as session:
-        budget.grant(session, key_id, amount, note=note)
+        budgets.grant(session, key_id, amount, note=note)
         shown = _standing(session, key_id)
     terminal.show(shown, as_json=as_json)
 
@@ -67,7 +67,7 @@ def balance(*, key_id: int, as_json: bool) -> None:
 
 
 def _standing(session: db.Session, key_id: int) -> dict[str, Any]:
-    now = spending.standing(session, key_id, listing.kind_of(session, key_id))
+    now = statement.standing(session, key_id, listing.kind_of(session, key_id))
     amounts = {name: value for name, value in asdict(now).items() if name not in ("has_budget", "unpriced_calls")}
     return {
         "id": key_id,

@@ -6,7 +6,7 @@ from functools import partial
 
 from api import money_answers
 from api.route import JSON, Route, query
-from models.spending import GROUPS
+from models.billing.statement import GROUPS
 
 _DAYS = (
     query("start_date", "The first day, in UTC.", type="string", format="date"),

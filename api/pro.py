@@ -17,13 +17,14 @@ from flask import Blueprint, Response, request
 from api import auth, body, dashboard, ended, errors, json_text, orders, render, replies, schemas
 from api.accept import accept
 from api.schemas import Controls
-from models import spending, view
+from models import view
+from models.billing import statement
+from models.billing.money import usd
 from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
 from models.job import TERMINAL, Status
 from models.keys.keys import Key
-from models.money import usd
 from models.platform.errors import Invalid, NotFound, ServingError
 
 routes = Blueprint("pro", __name__, url_prefix="/pro")
@@ -76,8 +77,8 @@ def balance() -> Response:
     caller = _caller(request.args.get("apiKey"))
     since = datetime.now(UTC).date() - timedelta(days=SPENT_DAYS)
     with db.begin() as session:
-        given = dashboard.total(spending.standing(session, caller.id, caller.kind))
-        used = spending.spent_microusd(session, caller.id, since=since, until=None)
+        given = dashboard.total(statement.standing(session, caller.id, caller.kind))
+        used = statement.spent_microusd(session, caller.id, since=since, until=None)
     told = {"total": usd(given), "balance": usd(given - used), "used": usd(used)}
     return _told(200, DONE, data=told, timestamp=_now_ms())
 

@@ -18,10 +18,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, key_share, lane, ledger, outbox, recall, usage
+from models import conversation, key_share, lane, outbox, recall
+from models.billing import ledger, usage
+from models.billing.usage import Usage
 from models.config.settings import settings
 from models.database.db import Session
-from models.usage import Usage
 
 
 class Status(StrEnum):

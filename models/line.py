@@ -20,7 +20,8 @@ from psycopg.errors import DivisionByZero
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import budget, cap, conversation, key_share, lane, milestone
+from models import cap, conversation, key_share, lane, milestone
+from models.billing import budgets
 from models.config.settings import settings
 from models.content import attachments
 from models.database.db import Session, autocommit, begin
@@ -135,7 +136,7 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     Raises NoMoney, LineFull (Draining where the operator lets it run empty), or TooLate when the line is longer than it may wait;
     Invalid when its conversation has no such attachments.
     """
-    budget.reserve(session, order.key, order.reserved_microusd)
+    budgets.reserve(session, order.key, order.reserved_microusd)
     lane_id = lane_of(order.key.pool_id, order.model)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
@@ -160,7 +161,7 @@ def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | No
 
     None: nothing was stored, and `join` has to take a closer look: there is a budget, a conversation or a cap, or the line may be full.
     """
-    if order.conversation is not None or budget.limits(order.key, order.reserved_microusd):
+    if order.conversation is not None or budgets.limits(order.key, order.reserved_microusd):
         return None
     lane_id = lane_of(order.key.pool_id, order.model)
     if _hindered.is_known(lane_id, now=time.monotonic()):

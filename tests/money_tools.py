@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from models import budget, spending
+from models.billing import budgets, statement
+from models.billing.money import MICRO
+from models.billing.statement import Standing
 from models.database import db
 from models.job import Finding, Outcome
 from models.keys import keys
 from models.keys.keys import Key
-from models.money import MICRO
-from models.spending import Standing
 from tests.line_tools import query
 
 # gpt-4o-mini: 0.15 USD for a million tokens in, 0.60 for a million out.
@@ -26,18 +26,18 @@ def issued(name: str = "ann", *, grant_usd: int = 0) -> tuple[Key, str]:
         keys.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
         made, token = keys.issue(session, name=name, pool=name)
         if grant_usd:
-            budget.grant(session, made.id, grant_usd * MICRO)
+            budgets.grant(session, made.id, grant_usd * MICRO)
     return made, token
 
 
 def grant(caller: Key, microusd: int) -> None:
     with db.begin() as session:
-        budget.grant(session, caller.id, microusd)
+        budgets.grant(session, caller.id, microusd)
 
 
 def standing(caller: Key) -> Standing:
     with db.begin() as session:
-        return spending.standing(session, caller.id, caller.kind)
+        return statement.standing(session, caller.id, caller.kind)
 
 
 def entries(*, of: UUID | None = None) -> list[tuple[str, int]]:

@@ -11,11 +11,11 @@ from uuid import uuid4
 
 import pytest
 
-from models import budget
+from models.billing import budgets
+from models.billing.money import MICRO
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.keys.keys import Key
-from models.money import MICRO
 from models.platform.errors import NoMoney, NotFound
 from tests.http_tools import CHAT, Caller, error_of, stored, together
 from tests.line_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
@@ -137,7 +137,7 @@ def test_a_grant_comes_on_top_of_the_default(override: Callable[..., None]) -> N
 
 def test_nobody_is_granted_anything_who_is_not_there() -> None:
     with pytest.raises(NotFound, match="no key 12345"), db.begin() as session:
-        budget.grant(session, 12345, 1)
+        budgets.grant(session, 12345, 1)
 
     assert [] == entries()
     assert [] == list(query("SELECT * FROM budget"))

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from models import budget, line
+from models import line
+from models.billing import budgets
 from models.database import db
 from models.keys.keys import Key
 from models.line import Joined
@@ -69,7 +70,7 @@ def cap(caller: Key, override: Override) -> None:
 def give_a_budget(caller: Key, override: Override) -> None:
     override(budgets="all")
     with db.begin() as session:
-        budget.grant(session, caller.id, 1_000_000)
+        budgets.grant(session, caller.id, 1_000_000)
 
 
 @pytest.mark.parametrize("hindrance", [fill_the_lane, fill_a_long_lane, fill_the_key, drain, cap, give_a_budget])

@@ -7,7 +7,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import job, ledger
+from models import job
+from models.billing import ledger
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.keys.keys import Key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models import money
+from models.billing import money
 from models.platform.errors import Invalid
 
 

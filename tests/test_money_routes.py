@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from models.billing.money import MICRO
 from models.keys.keys import Key
-from models.money import MICRO
 from tests.http_tools import Caller, error_of, together
 from tests.line_tools import finish, known, query, reap, start, submit
 from tests.money_tools import MODEL, cost, grant, issued

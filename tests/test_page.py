@@ -14,10 +14,10 @@ from flask.testing import FlaskClient
 from api import page, visitor
 from api.app import create_app
 from api.schemas import Controls
-from models import budget
+from models.billing import budgets
+from models.billing.money import MICRO
 from models.database import db
 from models.keys import keys
-from models.money import MICRO
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import query
 from tests.session_tools import SESSION, assistant, say, talk, user
@@ -136,7 +136,7 @@ def test_a_visitor_sees_its_own_usage_only(visit: Callable[[], tuple[FlaskClient
     (mine, me), (theirs, them) = visit(), visit()
     (page_key,) = query("SELECT id FROM key WHERE name = 'page'")
     with db.begin() as session:
-        budget.grant(session, page_key.id, 50 * MICRO)
+        budgets.grant(session, page_key.id, 50 * MICRO)
     for name, tokens in ((me, 1), (them, 700)):
         query(
             "INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, cost_microusd) "

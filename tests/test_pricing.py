@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from models import pricing
+from models.billing import pricing
 from models.config.settings import Settings
 
 

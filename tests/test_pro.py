@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from models import budget, job
+from models import job
+from models.billing import budgets
 from models.database import db
 from tests.http_tools import ANSWER, Caller, end, finish, run, stored
 from tests.line_tools import query
@@ -185,7 +186,7 @@ def test_the_key_is_in_no_log(caller: Caller, caplog: pytest.LogCaptureFixture, 
 def test_a_balance_is_what_was_given_less_what_was_spent_in_a_hundred_days(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=0, budgets="all")
     with db.begin() as session:
-        budget.grant(session, caller.key.id, 18_000_000)
+        budgets.grant(session, caller.key.id, 18_000_000)
     query(
         "INSERT INTO ledger (key_id, kind, amount_microusd, dispatch_id, at) VALUES "
         "(:id, 'charge', -80000, gen_random_uuid(), now() - interval '3 days'), "

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import usage
+from models.billing import usage
+from models.billing.usage import MAX_COUNT, Usage
 from models.content import token_estimate
-from models.usage import MAX_COUNT, Usage
 
 ASKED = 40
 TEXT = "one two three four five six seven eight nine ten"
@@ -118,7 +118,7 @@ def test_what_costs_nothing_is_not_estimated(answer: object) -> None:
 
 @pytest.mark.parametrize("large", [2**31, 2**63, 1e300, "9999999999"])
 def test_more_than_can_be_stored_is_the_most_and_logged(large: object, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "models.usage"):
+    with caplog.at_level(logging.WARNING, "models.billing.usage"):
         found = read(chat({"prompt_tokens": large, "completion_tokens": 5}))
 
     assert Usage(MAX_COUNT, 5, estimated=True) == found

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import job, stored_answer, usage, view
+from models import job, stored_answer, view
+from models.billing import usage
+from models.billing.usage import Usage
 from models.config.settings import settings
 from models.content import artifacts, chat_messages, image_placeholders, token_estimate
 from models.content.endpoints import CHAT
@@ -27,7 +29,6 @@ from models.job import Finding, Outcome, Result, Status
 from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
 from models.telemetry import metrics
-from models.usage import Usage
 from workers import answer_body, counting, wake
 from workers.spool_backoff import SpoolBackoff
 

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from models import job, pricing, stored_answer, view
+from models import job, stored_answer, view
+from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import PAID
 from models.database import db

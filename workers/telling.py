@@ -9,13 +9,13 @@ import logging
 import time
 from typing import Any
 
+from models.billing.usage import Usage
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.job import Finding, Outcome
 from models.platform import ids
 from models.telemetry import logs, tracing
 from models.telemetry.tracing import Attributes, Kind, Span
-from models.usage import Usage
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from sqlalchemy import text
 from deploy import probe
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
-from models import budget, line, webhook
+from models import line, webhook
+from models.billing import budgets
 from models.config.settings import settings
 from models.database import db, migrate
 from models.keys import keys
@@ -231,7 +232,7 @@ class Plant:
     def _equip(self, session: db.Session, caller: Key) -> None:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():
             keys.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
-        budget.grant(session, caller.id, 1_000_000_000)
+        budgets.grant(session, caller.id, 1_000_000_000)
         webhook.create(session, caller.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
 
     def _plan(self) -> None:

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from werkzeug.test import TestResponse
 
-from models import pricing
+from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.content.token_estimate import estimate_request

@@ -47,7 +47,7 @@ MUTANTS = (
     Mutant("a repeated token with another body is refused", "models/idempotency.py", (("if earlier.fingerprint != digest:", "if False:"),)),
     Mutant(
         "nobody orders what they cannot pay",
-        "models/budget.py",
+        "models/billing/budgets.py",
         (("if left.microusd < max(1, most_microusd or 0):", "if left.microusd < 1:"),),
     ),
     Mutant(
@@ -55,7 +55,9 @@ MUTANTS = (
         "models/job.py",
         (("frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})", "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN})"),),
     ),
-    Mutant("a lost call is charged", "models/ledger.py", (("FROM {arrow} WHERE reserved_microusd > 0", "FROM {arrow} WHERE false"),)),
+    Mutant(
+        "a lost call is charged", "models/billing/ledger.py", (("FROM {arrow} WHERE reserved_microusd > 0", "FROM {arrow} WHERE false"),)
+    ),
     Mutant(
         "an old doorbell starts nothing",
         "models/job.py",

@@ -13,8 +13,9 @@ from flask import Flask
 from hypothesis.stateful import RuleBasedStateMachine
 from sqlalchemy import text
 
-from models import budget, line
+from models import line
 from models.access import operators
+from models.billing import budgets
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
@@ -66,7 +67,7 @@ class Play(RuleBasedStateMachine):
                 keys.add_credential(session, pool_id=pool, upstream_key=upstream_key)
             made = [keys.issue(session, name=name, pool="team") for name in NAMES[:2]]
             made.append((keys.recognise(session, own), own))
-            budget.grant(session, made[0][0].id, GRANT)
+            budgets.grant(session, made[0][0].id, GRANT)
             for row in session.execute(text("SELECT id, pool_id FROM credential")):
                 self.picture.credentials.setdefault(row.pool_id, []).append(row.id)
                 keys.set_limits(session, row.id, Limits(max_in_flight=1_000))

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import usage
+from models.billing import usage
 from models.content.endpoints import PAID
 from models.job import Finding, Result
 from tests.picture.picture import Picture

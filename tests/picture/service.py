@@ -11,7 +11,8 @@ from uuid import UUID
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
-from models import job, pricing
+from models import job
+from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.database import db

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import ledger, money
+from models.billing import ledger, money
 from models.config.settings import settings
 from models.database.db import Session
 from models.keys import listing

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import budget
+from models.billing import budgets
 from models.database.db import Session
 
 GROUPS = ("day", "model", "user")
@@ -48,9 +48,9 @@ class Standing:
 
 def standing(session: Session, key_id: int, kind: str) -> Standing:
     """How this key stands now. kind: `own` or `issued`."""
-    budget.begin(session, key_id, kind)
+    budgets.begin(session, key_id, kind)
     row = session.execute(_STANDING, {"key_id": key_id}).one()
-    return Standing(**{**row._asdict(), "has_budget": row.has_budget and budget.covers(kind)})
+    return Standing(**{**row._asdict(), "has_budget": row.has_budget and budgets.covers(kind)})
 
 
 def spent_microusd(session: Session, key_id: int, *, since: date | None, until: date | None) -> int:

@@ -10,11 +10,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from models.billing.money import MICRO
 from models.config import price_file
 from models.config.price_file import Price
 from models.config.settings import settings
 from models.content.token_estimate import MADE_PICTURE_TOKENS
-from models.money import MICRO
 
 log = logging.getLogger(__name__)
 

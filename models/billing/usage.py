@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import pricing
+from models.billing import pricing
 from models.content import token_estimate
 from models.database.db import Session
 

@@ -1,6 +1,6 @@
 """The ledger: every micro-USD that a key was granted or has spent. It only grows; a key's balance is the sum of its entries.
 
-grant       the operator's (models/budget.py)
+grant       the operator's (models/billing/budgets.py)
 charge      what one attempt cost, written in the transaction that stores its result; once, however often it is written. Its note is
             `estimated` where the upstream did not say what it used
 unknown     what one attempt was reserved for, when nobody knows whether it was paid for
