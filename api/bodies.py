@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from api import json_text
-from models import reach
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.view import JsonObject
+from models.webhooks import url_policy
 
 OUTPUT_TOKENS_MOST = 10_000_000
 CHOICES_MOST = 128
@@ -53,8 +53,8 @@ def _texts(value: object) -> object:
     return value
 
 
-#: What a document can say of a webhook's URL; the rest is models/reach.py's.
-A_URL: dict[str, Any] = {"format": "uri", "maxLength": reach.MOST_CHARS}
+#: What a document can say of a webhook's URL; the rest is models/webhooks/url_policy.py's.
+A_URL: dict[str, Any] = {"format": "uri", "maxLength": url_policy.MOST_CHARS}
 Model = Annotated[str, StringConstraints(max_length=200), AfterValidator(printable)]
 Objects = Annotated[Any, AfterValidator(_objects), WithJsonSchema({"type": "array", "items": {"type": "object"}})]
 Texts = Annotated[Any, AfterValidator(_texts), WithJsonSchema({"type": ["string", "array", "object"]})]

@@ -10,12 +10,13 @@ from flask import Blueprint, Response, request
 from api import auth, doorbell, paging, render
 from api.webhook_schemas import Redelivery
 from api.webhooks import said
-from models import delivery_log, view, webhook
+from models import view
 from models.database import db
-from models.delivery_log import Log
 from models.keys.keys import Key
 from models.platform import ids
-from models.webhook import PREFIX
+from models.webhooks import delivery_log, endpoints
+from models.webhooks.delivery_log import Log
+from models.webhooks.endpoints import PREFIX
 
 routes = Blueprint("deliveries", __name__)
 
@@ -23,7 +24,7 @@ routes = Blueprint("deliveries", __name__)
 @routes.get("/webhook_endpoints/<name>/deliveries")
 def to_endpoint(name: str) -> Response:
     """One page of an endpoint's deliveries, newest first."""
-    return _page(auth.caller(request), Log(endpoint_id=webhook.parse_id(name)))
+    return _page(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)))
 
 
 @routes.get("/jobs/<name>/deliveries")
@@ -35,7 +36,7 @@ def of_job(name: str) -> Response:
 @routes.post("/webhook_endpoints/<name>/deliveries/<delivery>/redeliver")
 def again_to_endpoint(name: str, delivery: str) -> Response:
     """202: the delivery is sent once more."""
-    return _again(auth.caller(request), Log(endpoint_id=webhook.parse_id(name)), delivery)
+    return _again(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)), delivery)
 
 
 @routes.post("/jobs/<name>/deliveries/<delivery>/redeliver")
@@ -47,7 +48,7 @@ def again_of_job(name: str, delivery: str) -> Response:
 @routes.post("/webhook_endpoints/<name>/redeliver")
 def again_since(name: str) -> Response:
     """202: what failed of an endpoint's events since a time is sent once more."""
-    caller, endpoint_id, wanted = auth.caller(request), webhook.parse_id(name), said(Redelivery)
+    caller, endpoint_id, wanted = auth.caller(request), endpoints.parse_id(name), said(Redelivery)
     since = datetime.fromtimestamp(wanted.since, UTC)
     with db.begin() as session:
         count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.AGAIN_MOST)

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from api import bodies
-from models import reach
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.platform.errors import Invalid
 from models.view import JsonObject
+from models.webhooks import url_policy
 
 DAY_S = 86_400
 
@@ -47,7 +47,7 @@ class Controls(BaseModel):
     )
     max_attempts: int | None = Field(None, ge=1, le=10, description="Being throttled never counts as one.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Yours: given back as it is.")
-    webhook_url: Annotated[str, AfterValidator(reach.clean), Field(json_schema_extra=bodies.A_URL)] | None = Field(
+    webhook_url: Annotated[str, AfterValidator(url_policy.clean), Field(json_schema_extra=bodies.A_URL)] | None = Field(
         None, description="Where to say how the job ended, signed with GET /v1/webhook_secret."
     )
 

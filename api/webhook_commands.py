@@ -14,7 +14,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from api import terminal
 from api.caller_commands import client_of, with_client
 from api.client import Client
-from models.outbox import EventType
+from models.webhooks.outbox import EventType
 
 HOST = "127.0.0.1"
 BODY_MOST = 4 * 1024 * 1024

@@ -11,13 +11,13 @@ from pydantic import BaseModel
 
 from api import auth, body, doorbell, paging, render, schemas
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
-from models import delivery_log, signing, webhook
 from models.config.settings import settings
 from models.database import db
 from models.keys.keys import Key
-from models.outbox import EventType
 from models.platform import ids
 from models.platform.errors import ServingError
+from models.webhooks import delivery_log, endpoints, signing
+from models.webhooks.outbox import EventType
 
 routes = Blueprint("webhooks", __name__)
 
@@ -55,7 +55,7 @@ def create() -> Response:
     """A new endpoint; the one answer, with that of a rotation, that holds its secret."""
     caller, wanted = auth.caller(request), said(NewWebhookEndpoint)
     with db.begin() as session:
-        row, plain = webhook.create(
+        row, plain = endpoints.create(
             session,
             caller.id,
             name=wanted.name,
@@ -63,33 +63,33 @@ def create() -> Response:
             event_types=wanted.event_types,
             include_result="result" in wanted.include,
         )
-    return render.answer(webhook.show(row, plain_secret=plain))
+    return render.answer(endpoints.show(row, plain_secret=plain))
 
 
 @routes.get("/webhook_endpoints")
 def listing() -> Response:
     """One page of this key's endpoints, newest first."""
-    caller, limit, after = auth.caller(request), paging.limit(), paging.after(webhook.parse_id)
+    caller, limit, after = auth.caller(request), paging.limit(), paging.after(endpoints.parse_id)
     with db.begin() as session:
-        rows = webhook.page(session, caller.id, limit=limit, after=after)
-    return paging.answer([webhook.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        rows = endpoints.page(session, caller.id, limit=limit, after=after)
+    return paging.answer([endpoints.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @routes.get("/webhook_endpoints/<name>")
 def look(name: str) -> Response:
     """The endpoint as it is now."""
-    caller, endpoint_id = auth.caller(request), webhook.parse_id(name)
+    caller, endpoint_id = auth.caller(request), endpoints.parse_id(name)
     with db.begin() as session:
-        row = webhook.get(session, caller.id, endpoint_id)
-    return render.answer(webhook.show(row))
+        row = endpoints.get(session, caller.id, endpoint_id)
+    return render.answer(endpoints.show(row))
 
 
 @routes.post("/webhook_endpoints/<name>")
 def update(name: str) -> Response:
     """The endpoint with these changes."""
-    caller, endpoint_id, wanted = auth.caller(request), webhook.parse_id(name), said(WebhookEndpointChange)
+    caller, endpoint_id, wanted = auth.caller(request), endpoints.parse_id(name), said(WebhookEndpointChange)
     with db.begin() as session:
-        row = webhook.update(
+        row = endpoints.update(
             session,
             caller.id,
             endpoint_id,
@@ -99,33 +99,33 @@ def update(name: str) -> Response:
             include_result=None if wanted.include is None else "result" in wanted.include,
             is_enabled=wanted.enabled,
         )
-    return render.answer(webhook.show(row))
+    return render.answer(endpoints.show(row))
 
 
 @routes.delete("/webhook_endpoints/<name>")
 def delete(name: str) -> Response:
     """The endpoint is called no more."""
-    caller, endpoint_id = auth.caller(request), webhook.parse_id(name)
+    caller, endpoint_id = auth.caller(request), endpoints.parse_id(name)
     with db.begin() as session:
-        webhook.delete(session, caller.id, endpoint_id)
-    return render.answer({"id": ids.show(webhook.PREFIX, endpoint_id), "object": "webhook_endpoint.deleted", "deleted": True})
+        endpoints.delete(session, caller.id, endpoint_id)
+    return render.answer({"id": ids.show(endpoints.PREFIX, endpoint_id), "object": "webhook_endpoint.deleted", "deleted": True})
 
 
 @routes.post("/webhook_endpoints/<name>/rotate_secret")
 def rotate_secret(name: str) -> Response:
     """The endpoint with a new secret."""
-    caller, endpoint_id, wanted = auth.caller(request), webhook.parse_id(name), said(Rotation)
+    caller, endpoint_id, wanted = auth.caller(request), endpoints.parse_id(name), said(Rotation)
     with db.begin() as session:
-        row, plain = webhook.rotate_secret(session, caller.id, endpoint_id, keep_old=wanted.keep_old_secret_active_for_24_hours)
-    return render.answer(webhook.show(row, plain_secret=plain))
+        row, plain = endpoints.rotate_secret(session, caller.id, endpoint_id, keep_old=wanted.keep_old_secret_active_for_24_hours)
+    return render.answer(endpoints.show(row, plain_secret=plain))
 
 
 @routes.post("/webhook_endpoints/<name>/test")
 def test(name: str) -> Response:
     """What the receiver answers to a sample. 502 when it could not be reached."""
-    caller, endpoint_id, wanted = auth.caller(request), webhook.parse_id(name), said(Sample)
+    caller, endpoint_id, wanted = auth.caller(request), endpoints.parse_id(name), said(Sample)
     with db.begin() as session:
-        made = webhook.test(session, caller.id, endpoint_id, wanted.event_type)
+        made = endpoints.test(session, caller.id, endpoint_id, wanted.event_type)
     doorbell.deliver([made.receiver])
     sent = _once_sent(caller, made.id)
     if sent.http_status is None:
@@ -133,7 +133,7 @@ def test(name: str) -> Response:
     return render.answer(
         {
             "object": "webhook_endpoint.test",
-            "webhook_endpoint_id": ids.show(webhook.PREFIX, endpoint_id),
+            "webhook_endpoint_id": ids.show(endpoints.PREFIX, endpoint_id),
             "event_type": wanted.event_type,
             "status_code": sent.http_status,
             "success": True,

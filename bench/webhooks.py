@@ -9,11 +9,11 @@ from bench.figure import Figure, at_least, at_most, quantile, told
 from bench.load import Wanted
 from bench.receiver import Receiver
 from bench.stack import Caller, Stack
-from models import webhook
 from models.database import db
-from models.delivery_log import PREFIX
 from models.keys.keys import Limits
 from models.platform import ids
+from models.webhooks import endpoints
+from models.webhooks.delivery_log import PREFIX
 
 TITLE = "Webhooks"
 IDLE_P95_MS = 100
@@ -87,7 +87,7 @@ def _hang(stack: Stack, receiver: Receiver) -> None:
 
 def _endpoint(caller: Caller, url: str) -> None:
     with db.begin() as session:
-        webhook.create(session, caller.key.id, name="bench", url=url, event_types=["job.succeeded"])
+        endpoints.create(session, caller.key.id, name="bench", url=url, event_types=["job.succeeded"])
 
 
 def _fill(stack: Stack, caller: Caller, each: int) -> None:

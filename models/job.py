@@ -18,11 +18,12 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, key_share, lane, outbox, recall
+from models import conversation, key_share, lane, recall
 from models.billing import ledger, usage
 from models.billing.usage import Usage
 from models.config.settings import settings
 from models.database.db import Session
+from models.webhooks import outbox
 
 
 class Status(StrEnum):

@@ -10,17 +10,17 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import signing, webhook
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Session
 from models.platform import crypto, ids
+from models.webhooks import endpoints, signing
 
 
 def reseal(session: Session, act: Act) -> dict[str, int]:
     """Everything is sealed with the newest secret; how many of each. Raises ValueError where none opens one, and nothing is changed."""
     done = {"credentials": _credentials(session), "own_keys": _own_keys(session)}
-    done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.show(webhook.PREFIX, number))
+    done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.show(endpoints.PREFIX, number))
     done["webhook_secrets"] += _signing(session, "webhook_secret", "key_id", signing.of_key)
     audit_log.write(session, act, "rotate-secret", "secrets", before=None, after=done)
     return done

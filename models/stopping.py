@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import text
 
-from models import key_share, outbox
+from models import key_share
 from models.database.db import Session
+from models.webhooks import outbox
 
 STOPPED = {
     "message": "An earlier turn of this conversation failed, and its on_failed_turn is `stop`: the turns that waited behind it were "

@@ -15,7 +15,7 @@ from typing import Self
 
 import pytest
 
-from models import reach
+from models.webhooks import url_policy
 from tests import certificates as own_certificates
 from tests.nameserver import NameServer
 from workers import egress
@@ -225,8 +225,8 @@ def test_without_a_setting_only_https_on_its_own_ports_is_called(override: Calla
 
     with pytest.raises(Refused):
         post(url)
-    with pytest.raises(reach.NotAllowed):
-        reach.clean(url)
+    with pytest.raises(url_policy.NotAllowed):
+        url_policy.clean(url)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ def test_without_a_setting_only_https_on_its_own_ports_is_called(override: Calla
 def test_a_url_is_stored_in_one_form(override: Callable[..., None], url: str, cleaned: str) -> None:
     override()
 
-    assert cleaned == reach.clean(url)
-    assert cleaned == reach.clean(cleaned)
+    assert cleaned == url_policy.clean(url)
+    assert cleaned == url_policy.clean(cleaned)
 
 
 def test_a_network_that_the_operator_allows_is_reached(override: Callable[..., None]) -> None:

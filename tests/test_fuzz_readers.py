@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 
 from api import json_text
-from models import reach
 from models.platform.errors import ServingError
+from models.webhooks import url_policy
 from workers import egress, headers
 from workers.egress import Unreachable
 from workers.headers import DAY_MS, PAUSE_MOST_MS
@@ -156,10 +156,10 @@ def test_a_url_is_refused_or_becomes_one_that_means_the_same_again() -> None:
     )
     def holds(text: str) -> None:
         for url in (text, f"https://{text}", f"https://example.com/{text}"):
-            with suppress(reach.NotAllowed):
-                cleaned = reach.clean(url)
+            with suppress(url_policy.NotAllowed):
+                cleaned = url_policy.clean(url)
                 assert cleaned.isascii() and cleaned.isprintable() and " " not in cleaned
-                assert cleaned == reach.clean(cleaned)
+                assert cleaned == url_policy.clean(cleaned)
 
     holds()
 

@@ -18,9 +18,10 @@ from sqlalchemy import TextClause
 from werkzeug.test import TestResponse
 
 from api import openapi
-from models import delivery_log, line, view, webhook
+from models import line, view
 from models.database import db
 from models.platform import ids
+from models.webhooks import delivery_log, endpoints
 from tests.http_tools import CHAT, Caller, end
 
 PER_ANSWER = {"X-Request-Id", "Date"}
@@ -96,7 +97,7 @@ def make_things(caller: Caller, session: str) -> Things:
 def never() -> Things:
     """Well-formed ids that nobody has."""
     delivery = ids.show(delivery_log.PREFIX, line.new_id())
-    return Things(view.public_id(line.new_id()), f"s-{uuid4()}", ids.show(webhook.PREFIX, line.new_id()), delivery, delivery, "msg_1")
+    return Things(view.public_id(line.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, line.new_id()), delivery, delivery, "msg_1")
 
 
 def malformed() -> Things:

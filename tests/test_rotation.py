@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from api.cli import nowserving
-from models import signing
 from models.config.settings import settings
 from models.database import db
 from models.keys import keys
 from models.platform import crypto
+from models.webhooks import signing
 from tests.line_tools import known, query
 
 pytestmark = pytest.mark.usefixtures("database")

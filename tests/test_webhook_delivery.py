@@ -9,13 +9,14 @@ from collections import Counter
 
 import pytest
 
-from models import delivery, due
 from models.content import artifacts, image_placeholders
 from models.database import db
-from models.delivery import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
 from models.job import Result, Status
 from models.keys.keys import Key
-from models.schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
+from models.webhooks import deliveries as delivery
+from models.webhooks import dispatch
+from models.webhooks.deliveries import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
+from models.webhooks.retry_schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
 from tests.line_tools import clean_up, finish, known, query, start, submit
 from tests.webhook_tools import (
     ARRIVED,
@@ -212,8 +213,8 @@ def test_two_that_pick_at_once_do_not_take_more_together_than_one_may(caller: Ke
     limits = {"per_receiver": 4, "per_host": 4, "most": 100}
 
     with db.begin() as first, db.begin() as second:
-        taken = len(due.pick(first, receivers=[f"whe_{one.id.hex}"], **limits))
-        beside = len(due.pick(second, receivers=[f"whe_{two.id.hex}"], **limits))
+        taken = len(dispatch.pick(first, receivers=[f"whe_{one.id.hex}"], **limits))
+        beside = len(dispatch.pick(second, receivers=[f"whe_{two.id.hex}"], **limits))
 
     assert (4, 0) == (taken, beside)
 

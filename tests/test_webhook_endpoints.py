@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import pytest
 
-from models import delivery_log, signing, webhook
 from models.database import db
-from models.delivery_log import Log
 from models.keys.keys import Key
 from models.platform.errors import Invalid, NotFound, WrongState
+from models.webhooks import delivery_log, endpoints, signing
+from models.webhooks.delivery_log import Log
 from tests.line_tools import finish, known, query, start, submit
 from tests.webhook_tools import ARRIVED, ENDED, REFUSED, claim_one, deliveries, endpoint, endpoint_and_secret, pick, put_right, settle
 
@@ -32,10 +32,10 @@ def happen(caller: Key) -> None:
 def test_an_endpoint_is_shown_as_the_sdk_wants_it_and_without_its_secret(caller: Key) -> None:
     row, plain = endpoint_and_secret(caller, include_result=True)
 
-    shown = webhook.show(row)
+    shown = endpoints.show(row)
 
     assert "signing_secret" not in shown
-    assert plain == webhook.show(row, plain_secret=plain)["signing_secret"]
+    assert plain == endpoints.show(row, plain_secret=plain)["signing_secret"]
     assert ("webhook_endpoint", "mine", URL, ENDED, ["result"]) == tuple(
         shown[name] for name in ("object", "name", "url", "event_types", "include")
     )
@@ -54,11 +54,11 @@ def test_a_secret_is_stored_sealed(caller: Key) -> None:
 def test_another_keys_endpoint_cannot_be_told_from_none(caller: Key) -> None:
     row, other = endpoint(caller), known("sk-other")
     for act in (
-        lambda session, number: webhook.get(session, other.id, number),
-        lambda session, number: webhook.update(session, other.id, number, name="x"),
-        lambda session, number: webhook.delete(session, other.id, number),
-        lambda session, number: webhook.rotate_secret(session, other.id, number, keep_old=True),
-        lambda session, number: webhook.test(session, other.id, number, "job.failed"),
+        lambda session, number: endpoints.get(session, other.id, number),
+        lambda session, number: endpoints.update(session, other.id, number, name="x"),
+        lambda session, number: endpoints.delete(session, other.id, number),
+        lambda session, number: endpoints.rotate_secret(session, other.id, number, keep_old=True),
+        lambda session, number: endpoints.test(session, other.id, number, "job.failed"),
         lambda session, number: delivery_log.page(session, other.id, Log(endpoint_id=number), limit=1),
     ):
         for number in (row.id, uuid4()):
@@ -69,22 +69,22 @@ def test_another_keys_endpoint_cannot_be_told_from_none(caller: Key) -> None:
 @pytest.mark.parametrize("said", ["", "whe_", "whe_zz", "evt_" + "0" * 32, "whe_" + "٣" * 32, "whe_" + "0" * 33])
 def test_a_malformed_id_is_not_found(said: str) -> None:
     with pytest.raises(NotFound):
-        webhook.parse_id(said)
+        endpoints.parse_id(said)
 
 
 def test_endpoints_come_newest_first_page_by_page(caller: Key) -> None:
     rows = [endpoint(caller) for _ in range(3)]
 
     with db.begin() as session:
-        first = webhook.page(session, caller.id, limit=1)
-        rest = webhook.page(session, caller.id, limit=5, after=first[0].id)
+        first = endpoints.page(session, caller.id, limit=1)
+        rest = endpoints.page(session, caller.id, limit=5, after=first[0].id)
 
     assert [rows[2].id, rows[1].id] == [row.id for row in first]
     assert [rows[1].id, rows[0].id] == [row.id for row in rest]
 
 
 def test_a_key_has_only_so_many(caller: Key) -> None:
-    for _ in range(webhook.ENDPOINTS_MOST):
+    for _ in range(endpoints.ENDPOINTS_MOST):
         endpoint(caller)
 
     with pytest.raises(Invalid, match="as many as it may"):
@@ -101,8 +101,8 @@ def test_only_what_was_asked_for_is_changed(caller: Key) -> None:
     row = endpoint(caller)
 
     with db.begin() as session:
-        changed = webhook.update(session, caller.id, row.id, event_types=["job.failed"])
-        same = webhook.update(session, caller.id, row.id, event_types=["job.failed"])
+        changed = endpoints.update(session, caller.id, row.id, event_types=["job.failed"])
+        same = endpoints.update(session, caller.id, row.id, event_types=["job.failed"])
 
     assert (row.name, row.url, ["job.failed"]) == (changed.name, changed.url, changed.event_types)
     assert row.updated_at < changed.updated_at == same.updated_at
@@ -112,7 +112,7 @@ def test_what_waits_goes_to_the_new_url(caller: Key) -> None:
     row = endpoint(caller)
     happen(caller)
     with db.begin() as session:
-        webhook.update(session, caller.id, row.id, url="https://new.example.com/x")
+        endpoints.update(session, caller.id, row.id, url="https://new.example.com/x")
 
     assert "https://new.example.com/x" == claim_one().url
 
@@ -121,20 +121,20 @@ def test_a_deleted_endpoint_is_gone_and_what_waited_for_it_is_dropped(caller: Ke
     row = endpoint(caller)
     happen(caller)
     with db.begin() as session:
-        webhook.delete(session, caller.id, row.id)
+        endpoints.delete(session, caller.id, row.id)
 
     assert 1 == put_right()
     assert [] == pick()
     assert ["failed"] == [one.status for one in deliveries()]
     with pytest.raises(NotFound), db.begin() as session:
-        webhook.get(session, caller.id, row.id)
+        endpoints.get(session, caller.id, row.id)
 
 
 def test_after_a_rotation_both_secrets_sign_if_that_was_asked_for(caller: Key) -> None:
     row, old = endpoint_and_secret(caller)
     happen(caller)
     with db.begin() as session:
-        changed, new = webhook.rotate_secret(session, caller.id, row.id, keep_old=True)
+        changed, new = endpoints.rotate_secret(session, caller.id, row.id, keep_old=True)
 
     assert new != old and signing.hint(new) == changed.hint
     assert [new, old] == claim_one().secrets
@@ -144,7 +144,7 @@ def test_the_old_secret_signs_for_a_day_and_no_longer(caller: Key) -> None:
     row = endpoint(caller)
     happen(caller)
     with db.begin() as session:
-        _, new = webhook.rotate_secret(session, caller.id, row.id, keep_old=True)
+        _, new = endpoints.rotate_secret(session, caller.id, row.id, keep_old=True)
     (stored,) = query("SELECT extract(epoch FROM old_secret_until - now()) / 3600 AS hours FROM webhook_endpoint")
     query("UPDATE webhook_endpoint SET old_secret_until = old_secret_until - interval '24 h 1 s'")
 
@@ -156,8 +156,8 @@ def test_a_leaked_secret_can_be_dropped_at_once(caller: Key) -> None:
     row = endpoint(caller)
     happen(caller)
     with db.begin() as session:
-        webhook.rotate_secret(session, caller.id, row.id, keep_old=True)
-        _, last = webhook.rotate_secret(session, caller.id, row.id, keep_old=False)
+        endpoints.rotate_secret(session, caller.id, row.id, keep_old=True)
+        _, last = endpoints.rotate_secret(session, caller.id, row.id, keep_old=False)
 
     assert [last] == claim_one().secrets
 
@@ -188,8 +188,8 @@ def test_a_key_that_never_asked_for_its_secret_has_one_when_its_job_ends(caller:
 def test_a_test_is_sent_once_on_or_off_and_says_nothing_of_health(caller: Key, is_off: bool) -> None:
     row = endpoint(caller, kinds=["job.failed"])
     with db.begin() as session:
-        webhook.update(session, caller.id, row.id, is_enabled=not is_off)
-        made = webhook.test(session, caller.id, row.id, "job.expired")
+        endpoints.update(session, caller.id, row.id, is_enabled=not is_off)
+        made = endpoints.test(session, caller.id, row.id, "job.expired")
     put_right()
     one = claim_one()
     settle(one, REFUSED)
@@ -208,10 +208,10 @@ def test_a_disabled_endpoint_starts_again_in_good_health(caller: Key, change: di
     happen(caller)
     settle(claim_one(), REFUSED, retry_in_s=5)
     with db.begin() as session:
-        assert webhook.disable(session, row.id, reason="why not")
-        assert not webhook.disable(session, row.id, reason="twice")
-        off = webhook.show(webhook.get(session, caller.id, row.id))
-        on = webhook.show(webhook.update(session, caller.id, row.id, **change))  # type: ignore[arg-type]
+        assert endpoints.disable(session, row.id, reason="why not")
+        assert not endpoints.disable(session, row.id, reason="twice")
+        off = endpoints.show(endpoints.get(session, caller.id, row.id))
+        on = endpoints.show(endpoints.update(session, caller.id, row.id, **change))  # type: ignore[arg-type]
 
     assert (False, "why not") == (off["enabled"], off["disabled_reason"])
     assert (True, None, None) == (on["enabled"], on["disabled_at"], on["disabled_reason"])
@@ -221,8 +221,8 @@ def test_a_disabled_endpoint_starts_again_in_good_health(caller: Key, change: di
 def test_a_change_of_name_does_not_switch_an_endpoint_on(caller: Key) -> None:
     row = endpoint(caller)
     with db.begin() as session:
-        webhook.disable(session, row.id, reason="why not")
-        changed = webhook.update(session, caller.id, row.id, name="other")
+        endpoints.disable(session, row.id, reason="why not")
+        changed = endpoints.update(session, caller.id, row.id, name="other")
 
     assert "why not" == changed.disabled_reason
 
@@ -230,7 +230,7 @@ def test_a_change_of_name_does_not_switch_an_endpoint_on(caller: Key) -> None:
 def test_the_other_endpoints_are_told_that_one_was_disabled(caller: Key) -> None:
     row, watcher = endpoint(caller), endpoint(caller, kinds=["webhook_endpoint.disabled"])
     with db.begin() as session:
-        webhook.disable(session, row.id, reason="why not")
+        endpoints.disable(session, row.id, reason="why not")
 
     (one,) = deliveries()
     assert (watcher.id, "webhook_endpoint.disabled") == (one.endpoint_id, one.event_type)
@@ -273,7 +273,7 @@ def test_nothing_is_delivered_again_to_an_endpoint_that_is_off_nor_while_it_is_b
     with pytest.raises(WrongState, match="being sent"), db.begin() as session:
         again(session, caller.id, Log(endpoint_id=row.id), one.id)
     with db.begin() as session:
-        webhook.disable(session, row.id, reason="why not")
+        endpoints.disable(session, row.id, reason="why not")
     with pytest.raises(WrongState, match="disabled"), db.begin() as session:
         again(session, caller.id, Log(endpoint_id=row.id), one.id)
 

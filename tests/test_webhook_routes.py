@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from models import delivery_log, outbox, signing, webhook
 from models.platform import ids
+from models.webhooks import delivery_log, endpoints, outbox, signing
 from tests.http_tools import CHAT, IMAGE, Caller, end, error_of
 from tests.line_tools import query
 from tests.test_multipart import BOUNDARY, form, part
@@ -339,7 +339,12 @@ def test_nobody_learns_of_anothers_endpoints_and_deliveries(caller: Caller) -> N
 
 
 def test_without_a_key_nothing_is_told() -> None:
-    for path in ("webhook_endpoints", "webhook_event_types", "webhook_secret", f"webhook_endpoints/{webhook.PREFIX}{'0' * 32}/deliveries"):
+    for path in (
+        "webhook_endpoints",
+        "webhook_event_types",
+        "webhook_secret",
+        f"webhook_endpoints/{endpoints.PREFIX}{'0' * 32}/deliveries",
+    ):
         assert 401 == Caller().get(f"/v1/{path}", headers={"Authorization": ""}).status_code
 
 

@@ -14,11 +14,11 @@ import openai
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from models import signing, webhook
 from models.database import db
-from models.delivery import FAILING
 from models.keys.keys import Key
-from models.schedule import RETRIES, SCHEDULE_S
+from models.webhooks import endpoints, signing
+from models.webhooks.deliveries import FAILING
+from models.webhooks.retry_schedule import RETRIES, SCHEDULE_S
 from tests.line_tools import finish, known, query, start, submit
 from tests.webhook_receiver import Got, Receiver
 from tests.webhook_tools import claim, deliveries, endpoint, endpoint_and_secret, make_due, pick, put_right
@@ -128,7 +128,7 @@ def test_a_changed_body_or_another_secret_is_found_out(caller: Key, receiver: Re
 def test_during_a_rotation_both_secrets_verify(caller: Key, receiver: Receiver, sender: Sender) -> None:
     row, old = endpoint_and_secret(caller, receiver.url())
     with db.begin() as session:
-        _, new = webhook.rotate_secret(session, caller.id, row.id, keep_old=True)
+        _, new = endpoints.rotate_secret(session, caller.id, row.id, keep_old=True)
     happen(caller)
     send(sender)
 
@@ -224,7 +224,7 @@ def test_gone_disables_the_endpoint_and_the_operator_reads_it(
     (said,) = [record for record in caplog.records if record.getMessage() == "webhook endpoint disabled"]
     assert (f"whe_{row.id.hex}", "it answered 410 Gone", caller.id) == (said.receiver, said.reason, said.key)  # type: ignore[attr-defined]
     with db.begin() as session:
-        assert webhook.get(session, caller.id, row.id).disabled_at is not None
+        assert endpoints.get(session, caller.id, row.id).disabled_at is not None
 
 
 def test_no_answer_in_time_is_a_failure(caller: Key, receiver: Receiver, sender: Sender, override: Callable[..., None]) -> None:

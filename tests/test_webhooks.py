@@ -17,10 +17,11 @@ from uuid import UUID
 import openai
 import pytest
 
-from models import delivery_log, signing, view, webhook
+from models import view
 from models.database import db
-from models.delivery_log import Log
 from models.platform.errors import Unavailable
+from models.webhooks import delivery_log, endpoints, signing
+from models.webhooks.delivery_log import Log
 from tests import processes
 from tests.line_tools import query
 from tests.processes import Stack, ask, caller, until, wait_ended
@@ -93,7 +94,7 @@ def test_a_sample_and_a_second_delivery_reach_the_receiver_when_asked_for(stack:
     who = caller("sk-again")
     row = endpoint(who, receiver.url())
     with db.begin() as session:
-        made = webhook.test(session, who.id, row.id, "job.failed")
+        made = endpoints.test(session, who.id, row.id, "job.failed")
     wake.receivers([made.receiver])
     (first,) = receiver.wait_got(1)
     until(lambda: settled("delivered"), what="on record")
@@ -129,7 +130,7 @@ def test_every_event_arrives_though_receivers_fail_and_everything_is_killed(stac
     chance = random.Random(7)
     who = caller("sk-chaos", model="m")
     with db.begin() as session:
-        _, secret = webhook.create(session, who.id, name="c", url=receiver.url("/chaos", fail=0.3, hang=0.05), event_types=ENDED)
+        _, secret = endpoints.create(session, who.id, name="c", url=receiver.url("/chaos", fail=0.3, hang=0.05), event_types=ENDED)
     stack.settings = {**stack.settings, "webhook_timeout_s": 0.5}
     pacer, worker, sender = stack.pacer(), stack.worker(), stack.sender()
     over = threading.Event()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from models import delivery, due, webhook
 from models.database import db
-from models.delivery import Attempt, Claimed, Settled
 from models.keys.keys import Key
+from models.webhooks import deliveries as delivery
+from models.webhooks import dispatch, endpoints
+from models.webhooks.deliveries import Attempt, Claimed, Settled
 from tests.line_tools import query
 
 ENDED = ["job.succeeded", "job.failed", "job.cancelled", "job.expired"]
@@ -28,7 +29,7 @@ def endpoint_and_secret(
 ) -> tuple[Any, str]:
     """A new endpoint's row, and its secret."""
     with db.begin() as session:
-        return webhook.create(session, caller.id, name="mine", url=url, event_types=kinds, **more)
+        return endpoints.create(session, caller.id, name="mine", url=url, event_types=kinds, **more)
 
 
 def deliveries() -> Sequence[Any]:
@@ -44,7 +45,7 @@ def payloads() -> list[Any]:
 def pick(receivers: Sequence[str] | None = None, *, per_receiver: int = 4, per_host: int = 16, most: int = 100) -> list[Any]:
     """What is rung for now."""
     with db.begin() as session:
-        return list(due.pick(session, receivers=receivers, per_receiver=per_receiver, per_host=per_host, most=most))
+        return list(dispatch.pick(session, receivers=receivers, per_receiver=per_receiver, per_host=per_host, most=most))
 
 
 def claim(picked: Any, *, lease_s: float = 30) -> Claimed | None:
@@ -70,7 +71,7 @@ def settle(one: Claimed, attempt: Attempt = ARRIVED, **how: Any) -> Settled | No
 def put_right() -> int:
     """How many deliveries were put right."""
     with db.begin() as session:
-        return due.put_right(session)
+        return dispatch.put_right(session)
 
 
 def make_due(delivery_id: UUID | None = None) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import redis
 
-from models import due
 from models.config.settings import settings
 from models.database import db
 from models.platform.errors import Unavailable
+from models.webhooks import dispatch
 from workers.queues import WEBHOOKS
 from workers.ring import Call, Ring
 
@@ -75,7 +75,7 @@ class Due:
                 self._all_at = now + EVERY_S
         if looks_at_all:
             with db.begin() as session:
-                due.put_right(session)
+                dispatch.put_right(session)
         elif not named:
             return 0
         return self._pick(None if looks_at_all else sorted(named), now=now)
@@ -83,7 +83,7 @@ class Due:
     def _pick(self, receivers: Sequence[str] | None, *, now: float) -> int:
         room = QUEUE_MOST - int(self._broker.llen(WEBHOOKS))
         with db.begin() as session:
-            picked = due.pick(
+            picked = dispatch.pick(
                 session,
                 receivers=receivers,
                 per_receiver=settings().webhook_per_receiver,

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from ssrfguard import Address, BlockedAddressError, Resolver, Target, connect, resolve
 
-from models import reach
+from models.webhooks import url_policy
 
 # Of the whole answer, its headers too. What comes after is not read.
 READ_MOST_BYTES = 64 * 1024
@@ -60,11 +60,11 @@ def post(url: str, *, headers: Mapping[str, str], body: bytes, timeout_s: float,
     """
     until = _Deadline(timeout_s)
     with _named(timeout_s):
-        cleaned = reach.clean(url)
-        target = reach.check(cleaned)
+        cleaned = url_policy.clean(url)
+        target = url_policy.check(cleaned)
         addresses = _resolve(target, resolver, until)
-        each_s = until.left_s() / min(len(addresses), reach.ADDRESSES_MOST)
-        with connect(addresses, policy=reach.policy(), timeout=each_s) as plain:
+        each_s = until.left_s() / min(len(addresses), url_policy.ADDRESSES_MOST)
+        with connect(addresses, policy=url_policy.policy(), timeout=each_s) as plain:
             plain.settimeout(until.left_s())
             with _secure(plain, target) as secured:
                 return _exchange(_Wire(secured, until), _head(target, cleaned, headers, body) + body)
@@ -116,7 +116,7 @@ class _Wire(io.RawIOBase):
 
 def _resolve(target: Target, resolver: Resolver | None, until: _Deadline) -> tuple[Address, ...]:
     """The checked addresses. The system's lookup knows no deadline, so it is left alone in a thread when ours has passed."""
-    policy = reach.policy()
+    policy = url_policy.policy()
     if target.is_literal_address:
         return resolve(target, policy=policy)
     said: queue.SimpleQueue[tuple[Address, ...] | Exception] = queue.SimpleQueue()
@@ -149,7 +149,7 @@ def _tls() -> ssl.SSLContext:
 def _head(target: Target, url: str, headers: Mapping[str, str], body: bytes) -> bytes:
     split = urlsplit(url)
     path = split.path + (f"?{split.query}" if split.query else "")
-    lines = {"Host": reach.authority(target), "Content-Length": str(len(body)), "Connection": "close", **headers}
+    lines = {"Host": url_policy.authority(target), "Content-Length": str(len(body)), "Connection": "close", **headers}
     return "".join([f"POST {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines.items()), "\r\n"]).encode("ascii")
 
 
@@ -175,7 +175,7 @@ def _named(timeout_s: float) -> Iterator[None]:
     """Whatever goes wrong inside is Unreachable, with a name for it."""
     try:
         yield
-    except reach.NotAllowed as error:
+    except url_policy.NotAllowed as error:
         raise Refused(f"its URL {error}", detail=str(error)) from None
     except BlockedAddressError as error:
         raise Refused("its address is not one that webhooks may be sent to", detail=str(error)) from None

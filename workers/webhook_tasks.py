@@ -9,10 +9,10 @@ from uuid import UUID
 
 from celery.signals import setup_logging, worker_ready, worker_shutdown, worker_shutting_down
 
-from models import reach
 from models.config.settings import settings
 from models.platform import allocator
 from models.telemetry import logs, tracing
+from models.webhooks import url_policy
 from workers import life
 from workers.app import app
 from workers.queues import WEBHOOK_NAME
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _draining = threading.Event()
 _stop = threading.Event()
 sender = Sender(stop=_draining)
-reach.policy()  # settings that make no sense stop the process here, not each delivery
+url_policy.policy()  # settings that make no sense stop the process here, not each delivery
 
 
 @app.task(name=WEBHOOK_NAME)  # type: ignore[untyped-decorator]  # celery ships no types

@@ -14,15 +14,16 @@ from uuid import UUID, uuid4
 from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
-from models import delivery, schedule, view
+from models import view
 from models.config.settings import settings
 from models.database import db
-from models.delivery import Attempt, Claimed
-from models.delivery_log import PREFIX
 from models.platform import crash_points, ids
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
 from models.telemetry.tracing import Kind, Span
+from models.webhooks import deliveries, retry_schedule
+from models.webhooks.deliveries import Attempt, Claimed
+from models.webhooks.delivery_log import PREFIX
 from workers import counting, egress, headers, telling, wake
 from workers.egress import Refused, Reply, Unreachable
 
@@ -51,7 +52,7 @@ class Sender:
         crash_points.at("webhook.before_claim")
         try:
             with db.begin() as session:
-                one = delivery.claim(session, delivery_id, ticket, lease_s=_lease_s())
+                one = deliveries.claim(session, delivery_id, ticket, lease_s=_lease_s())
         except Unavailable:
             about = {"delivery": ids.show(PREFIX, delivery_id)}
             log.warning("claim failed: Postgres is away; the delivery waits again by itself", extra=about)
@@ -78,21 +79,21 @@ class Sender:
             if isinstance(error, Refused):
                 log.warning("webhook refused", extra={"why": error.detail})
             return Attempt(has_arrived=False, duration_ms=_since_ms(began), error=str(error)), None
-        wait_ms = headers.retry_after_ms(reply.headers, most_ms=int(schedule.RETRY_AFTER_MOST_S * 1000))
+        wait_ms = headers.retry_after_ms(reply.headers, most_ms=int(retry_schedule.RETRY_AFTER_MOST_S * 1000))
         return _judge(reply, duration_ms=_since_ms(began)), None if wait_ms is None else wait_ms / 1000
 
     def _settle(self, one: Claimed, attempt: Attempt, *, wait_s: float | None, may_go_on: bool) -> Claimed | None:
         """The attempt is on record; the next to send, in the same transaction, unless the receiver fails all the time."""
         goes_on = may_go_on and not self._stop.is_set()
-        retry_in_s = schedule.delay_s(one.retries_left, rng=self._rng, retry_after_s=wait_s) if one.retries_left else 0.0
+        retry_in_s = retry_schedule.delay_s(one.retries_left, rng=self._rng, retry_after_s=wait_s) if one.retries_left else 0.0
         pause_s = wait_s if wait_s is not None and attempt.http_status in PAUSING else 0.0
 
-        def commit() -> tuple[delivery.Settled | None, Claimed | None]:
+        def commit() -> tuple[deliveries.Settled | None, Claimed | None]:
             with db.begin() as session:
-                settled = delivery.finish(session, one.id, one.ticket, attempt, retry_in_s=retry_in_s, pause_s=pause_s)
+                settled = deliveries.finish(session, one.id, one.ticket, attempt, retry_in_s=retry_in_s, pause_s=pause_s)
                 if not goes_on or settled is None or settled.is_failing:
                     return settled, None
-                return settled, delivery.claim_next(session, one.receiver, uuid4(), lease_s=_lease_s())
+                return settled, deliveries.claim_next(session, one.receiver, uuid4(), lease_s=_lease_s())
 
         try:
             settled, following = _patiently(commit)
@@ -138,7 +139,7 @@ def _judge(reply: Reply, *, duration_ms: int) -> Attempt:
     )
 
 
-def _report(one: Claimed, attempt: Attempt, settled: delivery.Settled | None) -> None:
+def _report(one: Claimed, attempt: Attempt, settled: deliveries.Settled | None) -> None:
     counting.sent(has_arrived=attempt.has_arrived, http_status=attempt.http_status)
     about = {"receiver": one.receiver, "key": one.key_id}
     if settled is None:

@@ -21,13 +21,14 @@ from sqlalchemy import text
 from deploy import probe
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
-from models import line, webhook
+from models import line
 from models.billing import budgets
 from models.config.settings import settings
 from models.database import db, migrate
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import ServingError
+from models.webhooks import endpoints
 from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
 from tests.chaos.link import Link
@@ -233,7 +234,7 @@ class Plant:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():
             keys.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
         budgets.grant(session, caller.id, 1_000_000_000)
-        webhook.create(session, caller.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
+        endpoints.create(session, caller.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
 
     def _plan(self) -> None:
         redis_url, database_url = self.valkey.url, self.postgres.url

@@ -4,7 +4,7 @@
        ▲               │                 │
        └───────────────┴─────────────────┘  not claimed, not arrived, sender lost
 
-Who is picked, and what was lost on the way, is in models/due.py.
+Who is picked, and what was lost on the way, is in models/webhooks/dispatch.py.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import outbox, signing, view, webhook
+from models import view
 from models.database.db import Session
 from models.platform import ids
 from models.platform.errors import NotFound
-from models.webhook import PREFIX as ENDPOINT
+from models.webhooks import endpoints, outbox, signing
+from models.webhooks.endpoints import PREFIX as ENDPOINT
 
 # A receiver at which so many attempts in a row have failed gets one at a time, until one arrives.
 FAILING = 5
@@ -103,7 +104,7 @@ def finish(
     if row is None:
         return None
     why = _why_disable(row, attempt) if row.endpoint_id and not row.is_test else None
-    disabled = why if why and webhook.disable(session, row.endpoint_id, reason=why) else None
+    disabled = why if why and endpoints.disable(session, row.endpoint_id, reason=why) else None
     return Settled(status=row.status, is_failing=(row.attempts_in_row or 0) >= FAILING, disabled=disabled)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.delivery import FAILING
+from models.webhooks.deliveries import FAILING
 
 UNCLAIMED_S = 10
 # Any number of pacers pick, one after another: what each counts must hold until it has taken.

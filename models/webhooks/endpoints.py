@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import outbox, reach, signing
 from models.database.db import Session
-from models.outbox import EventType
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound
+from models.webhooks import outbox, signing, url_policy
+from models.webhooks.outbox import EventType
 
 JsonObject = dict[str, Any]
 PREFIX = "whe_"
@@ -152,8 +152,8 @@ def show(row: Any, *, plain_secret: str | None = None) -> JsonObject:
 
 def _clean(url: str) -> str:
     try:
-        return reach.clean(url)
-    except reach.NotAllowed as error:
+        return url_policy.clean(url)
+    except url_policy.NotAllowed as error:
         raise Invalid(f"`url` {error}.", param="url") from None
 
 

@@ -10,11 +10,12 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import outbox, view, webhook
+from models import view
 from models.database.db import Session
 from models.platform import ids
 from models.platform.errors import NotFound, WrongState
-from models.schedule import RETRIES
+from models.webhooks import endpoints, outbox
+from models.webhooks.retry_schedule import RETRIES
 
 JsonObject = dict[str, Any]
 PREFIX = "wh_"
@@ -75,7 +76,7 @@ def redeliver_since(session: Session, key_id: int, endpoint_id: UUID, *, since: 
 
     The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while the endpoint is disabled.
     """
-    _refuse_disabled(webhook.get(session, key_id, endpoint_id))
+    _refuse_disabled(endpoints.get(session, key_id, endpoint_id))
     wanted = {"endpoint_id": endpoint_id, "since": since, "retries": RETRIES, "most": most}
     return len(session.execute(_AGAIN_SINCE, wanted).all())
 
@@ -85,7 +86,7 @@ def show(row: Any) -> JsonObject:
     return {
         "id": ids.show(PREFIX, row.id),
         "object": "webhook_delivery",
-        "webhook_endpoint_id": ids.show(webhook.PREFIX, row.endpoint_id) if row.endpoint_id else None,
+        "webhook_endpoint_id": ids.show(endpoints.PREFIX, row.endpoint_id) if row.endpoint_id else None,
         "event_id": ids.show(outbox.EVENT_PREFIX, row.event_id),
         "event_type": row.event_type,
         "job_id": view.public_id(row.job_id) if row.job_id else None,
@@ -106,7 +107,7 @@ def show(row: Any) -> JsonObject:
 def _expect(session: Session, key_id: int, log: Log) -> Any | None:
     """The endpoint whose log this is; None: it is a job's. Raises NotFound when the key has no such endpoint or job."""
     if log.endpoint_id:
-        return webhook.get(session, key_id, log.endpoint_id)
+        return endpoints.get(session, key_id, log.endpoint_id)
     if session.execute(_IS_JOB, {"id": log.job_id, "key_id": key_id}).one_or_none() is None:
         raise NotFound("No such job.")
     return None

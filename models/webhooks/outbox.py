@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from models.database.db import Session
 from models.platform import ids
-from models.schedule import RETRIES
+from models.webhooks.retry_schedule import RETRIES
 
 EVENT_PREFIX = "evt_"
 # SQL: the receivers of the deliveries that `outbox` made; null when there are none.
