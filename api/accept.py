@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api import doorbell, spans
-from models import idempotency, line, view
+from models import idempotency, view
 from models.database import db
-from models.line import Joined, Order
 from models.platform import crash_points
+from models.queue import enqueue
+from models.queue.enqueue import Joined, Order
 from models.telemetry import logs, tracing
 from models.view import JsonObject
 
@@ -41,7 +42,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
     Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
     """
     with spans.submit(order) as told:
-        lane_id = line.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
+        lane_id = enqueue.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
         with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
@@ -60,19 +61,19 @@ def _accept(order: Order, *, lane_id: int, token: str | None, digest: bytes) -> 
 
 
 def _stored(order: Order, *, token: str | None, digest: bytes) -> Accepted:
-    wanted = line.new_id()
+    wanted = enqueue.new_id()
     if token is None:
         crash_points.at("api.before_commit")
         with db.autocommit() as session:
-            joined = line.join_at_once(session, order, job_id=wanted)
+            joined = enqueue.join_at_once(session, order, job_id=wanted)
         if joined is not None:
             return Accepted(wanted, joined)
-    line.prepare(order)
+    enqueue.prepare(order)
     with db.begin() as session:
         job_id, joined = wanted, None
         if token is not None:
             job_id = idempotency.first_or_earlier(session, order.key.id, token, digest=digest, job_id=wanted)
         if job_id == wanted:
-            joined = line.join(session, order, job_id=job_id)
+            joined = enqueue.join(session, order, job_id=job_id)
         crash_points.at("api.before_commit")
     return Accepted(job_id, joined)

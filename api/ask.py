@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 from api import body, controls, form, forwarded, orders
 from models.content import endpoints as routes
 from models.keys.keys import Key
-from models.line import Order
+from models.queue.enqueue import Order
 
 
 @dataclass(frozen=True)

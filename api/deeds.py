@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import halt, job, key_share, line, purge, reorder, tuning, view
+from models import halt, job, purge, reorder, tuning, view
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
@@ -18,6 +18,7 @@ from models.halt import Target
 from models.keys import credential_address, keys
 from models.platform.errors import NotFound, WrongState
 from models.purge import Filter
+from models.queue import enqueue, key_shares
 
 
 def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
     """What Redis holds of the lane's limits is made again from the attempts on record; the lane's counters from its jobs."""
     with db.begin() as session:
         halt.state(session, Target("lane", lane_id), lock=True)
-        key_share.rebuild(session, lane_id)
+        key_shares.rebuild(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
         audit_log.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
     doorbell.limits([lane_id], forget=True)
@@ -178,15 +179,15 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     is_only_once: None when another job repeats this one already, or is being stored as its repeat right now.
     Raises NotFound, WrongState, and all that a submit raises.
     """
-    made = line.new_id()
+    made = enqueue.new_id()
     with db.autocommit() as session:
         before = view.find_order(session, job_id, caller.id)
     order = orders.again(caller, before, retry_of=job_id)
-    lane_id = line.prepare(order)
+    lane_id = enqueue.prepare(order)
     with db.begin() as session:
         if is_only_once and not purge.may_repeat(session, job_id):
             return None
-        line.join(session, order, job_id=made)
+        enqueue.join(session, order, job_id=made)
         audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": view.public_id(made)})
     doorbell.joined(made, lane_id=lane_id)
     return made

@@ -17,8 +17,8 @@ from models import view
 from models.database import db
 from models.job import TERMINAL
 from models.keys.keys import Key
-from models.line import Place
 from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable
+from models.queue.enqueue import Place
 from models.view import JsonObject
 
 routes = Blueprint("events", __name__)

@@ -15,7 +15,7 @@ from api import render
 from models import view
 from models.content.endpoints import EDITS, IMAGES
 from models.job import Status
-from models.line import Place
+from models.queue.enqueue import Place
 from models.view import JsonObject
 
 DONE = b"data: [DONE]\n\n"

@@ -17,8 +17,8 @@ from models import job, view
 from models.config.settings import settings
 from models.database import db
 from models.job import TERMINAL, Status
-from models.line import Order
 from models.platform.errors import Invalid, Unavailable, WrongState
+from models.queue.enqueue import Order
 from models.view import JsonObject
 
 routes = Blueprint("jobs", __name__)

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from models import room
 from models.database import db
 from models.platform.errors import Unavailable
-from models.room import Rooms
+from models.queue import headroom
+from models.queue.headroom import Rooms
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def duration(seconds: float) -> str:
 
 def _look(lane_id: int) -> Rooms:
     with db.autocommit() as session:
-        return room.look(session, lane_id)
+        return headroom.look(session, lane_id)
 
 
 _told = Told(_look)

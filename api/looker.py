@@ -10,9 +10,10 @@ from uuid import UUID
 
 from api.inbox import Inbox
 from api.seat import Seats
-from models import line, view
+from models import view
 from models.database import db
 from models.platform.errors import Unavailable
+from models.queue import enqueue
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Looker:
     def _see(self, job_ids: Sequence[UUID], placed: set[UUID]) -> None:
         with db.autocommit() as session:
             rows = view.glance(session, job_ids)
-            places = line.places(session, [row for row in rows if row.status in view.WAITING and self._has_to_place(row, placed)])
+            places = enqueue.places(session, [row for row in rows if row.status in view.WAITING and self._has_to_place(row, placed)])
         for row in rows:
             for seat in self._seats.of(row.id):
                 seat.see(row, places.get(row.id) if seat.wants_place else None)

@@ -12,11 +12,12 @@ from api import ask, auth, held, intake, late_failure, limits, pictures, prefer,
 from api.accept import accept
 from api.prefer import Preferences
 from api.waiting import hall
-from models import line, reader, view
+from models import reader, view
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database import db
 from models.keys.keys import Key
+from models.queue import enqueue
 
 routes = Blueprint("openai", __name__)
 
@@ -110,7 +111,7 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     if who is not None:
         hall.expect_room(caller.id, is_stream=order.streamed)
     comes_back = asked.token is not None or _is_sdk()
-    arrive = partial(Arrival, lane_id=line.lane_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
+    arrive = partial(Arrival, lane_id=enqueue.lane_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
     if asked.token is None and who is not None:
         order = replace(order, reader=who, fingerprint=asked.digest)
         if (found := _find_left(order)) is not None:
@@ -127,7 +128,7 @@ def _take_over(job_id: UUID, who: UUID | None) -> bool:
         return reader.take_over(session, job_id, reader=who)
 
 
-def _find_left(order: line.Order) -> UUID | None:
+def _find_left(order: enqueue.Order) -> UUID | None:
     if order.fingerprint is None or order.reader is None:
         return None
     if _is_retry():

@@ -15,8 +15,8 @@ from models.content import endpoints as routes
 from models.content.endpoints import CHAT, EDITS, IMAGES
 from models.job import Status
 from models.keys.keys import Key
-from models.line import Order
 from models.platform.errors import Invalid, WrongState
+from models.queue.enqueue import Order
 from models.view import JsonObject
 
 # Who waits when nobody is named: everything this key sends is one flow.

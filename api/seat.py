@@ -15,8 +15,8 @@ from uuid import UUID
 from models import view
 from models.config.settings import settings
 from models.job import Status
-from models.line import Place
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
+from models.queue.enqueue import Place
 from workers.chunks import Chunk
 
 # Events of a stream that lie here while their reader is slow; the rest stays in Redis until it has taken them.

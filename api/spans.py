@@ -11,8 +11,8 @@ from uuid import UUID
 from flask import g, request
 
 from models import view
-from models.line import Order
 from models.platform.errors import ServingError
+from models.queue.enqueue import Order
 from models.telemetry import tracing
 from models.telemetry.tracing import Span
 

@@ -13,11 +13,12 @@ from sqlalchemy import text
 
 from bench.figure import Figure, at_most, quantile, told
 from bench.stack import MODEL, Stack
-from models import fleet, line, milestone
+from models import fleet
 from models.database import db
 from models.keys.keys import Key
-from models.lane_care import LONG
-from models.line import Order
+from models.queue import enqueue, position_index
+from models.queue.enqueue import Order
+from models.queue.lane_maintenance import LONG
 from workers import wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Limits, Meter, Report
@@ -98,7 +99,7 @@ def empty(stack: Stack) -> None:
         "TRUNCATE job, job_event, attempt, usage, key_flow, key_share, key_milestones, lane, meter, credential, "
         " pool, key, conversation, worker CASCADE"
     )
-    line.lane_of.cache_clear()
+    enqueue.lane_of.cache_clear()
     with stack.redis() as client:
         client.flushdb()
 
@@ -147,13 +148,13 @@ def _swept(jobs: int) -> None:
     """As the sweep, which does not run here, would have left the one lane a moment ago."""
     if jobs >= LONG:
         with db.begin() as session:
-            milestone.set_anew(session, session.execute(text("SELECT id FROM lane")).scalar_one())
+            position_index.set_anew(session, session.execute(text("SELECT id FROM lane")).scalar_one())
 
 
 def _submit(caller: Key) -> None:
     order = Order(key=caller, endpoint="/v1/chat/completions", model=MODEL, request=BODY, flow="late", tokens=110, expires_in_s=1e9)
     with db.autocommit() as session:
-        assert line.join_at_once(session, order, job_id=line.new_id()) is not None
+        assert enqueue.join_at_once(session, order, job_id=enqueue.new_id()) is not None
 
 
 def _last() -> SimpleNamespace:
@@ -164,7 +165,7 @@ def _last() -> SimpleNamespace:
 def _position_of(job: SimpleNamespace) -> Callable[[], None]:
     def look() -> None:
         with db.begin() as session:
-            line.place(session, job)
+            enqueue.place(session, job)
 
     return look
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import cap, lane
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Session
 from models.keys import parking
 from models.platform.errors import Invalid, NotFound
+from models.queue import caps, lanes
 
 KINDS = ("pool", "lane", "key", "flow", "credential")
 VERBS = ("pause", "resume", "drain")
@@ -80,7 +80,7 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     if verb not in VERBS:
         raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
     on = certain(session, on)
-    cap.split(session, lane_id=on.number, user=on.flow)
+    caps.split(session, lane_id=on.number, user=on.flow)
     before = state(session, on, lock=True)
     reason = act.reason or f"by {act.operator.name}"
     if on.kind in ("key", "flow"):
@@ -94,7 +94,7 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     audit_log.write(session, act, verb, str(on), before=before, after=after)
     numbers = lanes_of(session, on)
     if verb == "resume":
-        lane.wake(session, numbers)
+        lanes.wake(session, numbers)
     return after, numbers
 
 

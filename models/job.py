@@ -18,11 +18,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import conversation, key_share, lane, recall
 from models.billing import ledger, usage
 from models.billing.usage import Usage
 from models.config.settings import settings
 from models.database.db import Session
+from models.queue import conversations, history_window, key_shares, lanes
 from models.webhooks import outbox
 
 
@@ -160,8 +160,8 @@ def refuse(session: Session, job_id: UUID, *, error: Mapping[str, object], http_
     http_status: with which the upstream refuses such jobs; None: the error's code says it.
     """
     row = session.execute(_REFUSE, {"id": job_id, "error": _json(error), "http_status": http_status}).one_or_none()
-    conversation.let_next(session, [row.conversation_id] if row is not None else [])
-    key_share.give_back(session, [row] if row is not None else [])
+    conversations.let_next(session, [row.conversation_id] if row is not None else [])
+    key_shares.give_back(session, [row] if row is not None else [])
     return row is not None
 
 
@@ -191,8 +191,8 @@ def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: Result, fi
         if row.conversation_id is not None and not TOO_LONG.isdisjoint(
             {(result.error or {}).get("code"), (result.error or {}).get("type")}
         ):
-            recall.shrink(session, job_id)
-        conversation.let_next(session, [row.conversation_id])
+            history_window.shrink(session, job_id)
+        conversations.let_next(session, [row.conversation_id])
     return row
 
 
@@ -224,7 +224,7 @@ def put_back(
     settle(session, dispatch_id, finding)
     if row is not None:
         back = [(row.lane_id, row.key_id, row.start_tag, row.cost)] if row.status == Status.QUEUED else []
-        conversation.let_next(session, [row.conversation_id] if row.status == Status.CANCELLED else [], also=back)
+        conversations.let_next(session, [row.conversation_id] if row.status == Status.CANCELLED else [], also=back)
     return row is not None
 
 
@@ -232,8 +232,8 @@ def return_unclaimed(session: Session, *, older_than_s: float, credential_id: in
     """Admitted jobs that nobody claimed stand in line again at their old tags. Rows: id, dispatch_id, lane_id, credential_id, model."""
     wanted = {"older_than_s": older_than_s, "credential_id": credential_id, "model": model, "most": 500}
     rows = session.execute(_RETURN_UNCLAIMED, wanted).all()
-    key_share.come_back(session, [(row.lane_id, row.key_id, row.start_tag, row.cost) for row in rows])
-    lane.wake(session, [row.lane_id for row in rows])
+    key_shares.come_back(session, [(row.lane_id, row.key_id, row.start_tag, row.cost) for row in rows])
+    lanes.wake(session, [row.lane_id for row in rows])
     return rows
 
 
@@ -248,7 +248,7 @@ def reap(session: Session, *, most: int = 200) -> Sequence[Any]:
     ).all()
     # What was sent and lost may have been answered: it stays charged.
     waiting = [(row.lane_id, row.key_id, row.start_tag, 0.0) for row in rows if row.status == Status.QUEUED]
-    conversation.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL], also=waiting)
+    conversations.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL], also=waiting)
     return rows
 
 
@@ -261,8 +261,8 @@ def cancel(session: Session, job_id: UUID, key_id: int, *, abandoned: bool = Fal
     row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id, "abandoned": abandoned}).one_or_none()
     if row is not None and row.status == Status.CANCELLED:
         if not row.held:
-            conversation.let_next(session, [row.conversation_id])
-        key_share.give_back(session, [row])
+            conversations.let_next(session, [row.conversation_id])
+        key_shares.give_back(session, [row])
     return row
 
 
@@ -280,11 +280,11 @@ def expire(session: Session, *, most: int = 500) -> Sequence[Any]:
     """
     params = {"most": most, "error": _json(EXPIRED)}
     if held := session.execute(_EXPIRE, {**params, "held": True}).all():
-        key_share.give_back(session, held)
+        key_shares.give_back(session, held)
         return held
     rows = session.execute(_EXPIRE, {**params, "held": False}).all()
-    conversation.let_next(session, [row.conversation_id for row in rows])
-    key_share.give_back(session, rows)
+    conversations.let_next(session, [row.conversation_id for row in rows])
+    key_shares.give_back(session, rows)
     return rows
 
 

@@ -13,9 +13,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import line, view
+from models import view
 from models.database.db import Session
 from models.job import Status
+from models.queue import enqueue
 from models.view import JsonObject, epoch
 
 LOOKED_MOST = 20_000
@@ -86,11 +87,11 @@ def _first_id(at: datetime) -> UUID:
 
 
 def _show_all(session: Session, rows: Sequence[Any]) -> list[JsonObject]:
-    places = line.places(session, [row for row in rows if row.status == Status.QUEUED])
+    places = enqueue.places(session, [row for row in rows if row.status == Status.QUEUED])
     return [_show(row, places.get(row.id)) for row in rows]
 
 
-def _show(row: Any, place: line.Place | None) -> JsonObject:
+def _show(row: Any, place: enqueue.Place | None) -> JsonObject:
     waited_to = row.started_at or row.ended_at or row.now
     return {
         "id": view.public_id(row.id),

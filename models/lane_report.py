@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import gauge, line
+from models import gauge
 from models.database.db import Session
 from models.gauge import Gauge
+from models.queue import enqueue
 from models.view import JsonObject, epoch
 
 LOOKED_MOST = 1_000
@@ -101,7 +102,7 @@ def _eta_last_s(row: Any, head: Any, waiting: int) -> float | None:
     if row.is_paused or not waiting:
         return None
     times = (waiting - 1) / head.jobs
-    return line.estimate_s(row, _Ahead(jobs=waiting - 1, tokens=float(head.tokens) * times, images=float(head.images) * times))
+    return enqueue.estimate_s(row, _Ahead(jobs=waiting - 1, tokens=float(head.tokens) * times, images=float(head.images) * times))
 
 
 def _page(which: Which) -> Any:

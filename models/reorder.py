@@ -11,13 +11,14 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import halt, key_share, lane
+from models import halt
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Session
 from models.halt import Target
-from models.line import WEIGHTS
 from models.platform.errors import Invalid, NotFound, WrongState
+from models.queue import key_shares, lanes
+from models.queue.enqueue import WEIGHTS
 
 
 def weigh(session: Session, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
@@ -59,8 +60,8 @@ def boost(session: Session, act: Act, job_id: UUID) -> int:
     one = _waiting(session, job_id)
     tag = session.execute(_BOOST, {"id": job_id, "lane_id": one.lane_id}).scalar_one()
     audit_log.write(session, act, "boost", f"job:{job_id}", before={"start_tag": one.start_tag}, after={"start_tag": tag})
-    key_share.come_back(session, [(one.lane_id, one.key_id, tag, 0.0)])
-    lane.wake(session, [one.lane_id])
+    key_shares.come_back(session, [(one.lane_id, one.key_id, tag, 0.0)])
+    lanes.wake(session, [one.lane_id])
     return int(one.lane_id)
 
 
@@ -83,8 +84,8 @@ def _retag(session: Session, lane_id: int, key_id: int, flow: str) -> None:
     session.execute(_LOCK_JOBS, {"lane_id": lane_id, "key_id": key_id, "flow": flow})
     row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **WEIGHTS}).one()
     if row.first is not None:
-        key_share.come_back(session, [(lane_id, key_id, row.first, 0.0)])
-    lane.wake(session, [lane_id])
+        key_shares.come_back(session, [(lane_id, key_id, row.first, 0.0)])
+    lanes.wake(session, [lane_id])
 
 
 _FLOW = "lane_id = :lane_id AND key_id = :key_id AND name = :flow"

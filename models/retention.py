@@ -13,8 +13,9 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
-from models import erasure, lane
+from models import erasure
 from models.database.db import Session
+from models.queue import lanes
 
 FIRST_ID = UUID(int=0)
 
@@ -39,7 +40,7 @@ def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, St
         "deliveries": _Rows(_DELIVERIES, before),
         "idempotency": _Rows(_TOKENS, at - timedelta(hours=idempotency_hours)),
         "flows": _Rows(_FLOWS, None),
-        "lanes": lambda session, limit: lane.drop_idle(session, limit=limit),
+        "lanes": lambda session, limit: lanes.drop_idle(session, limit=limit),
         "endpoints": _Rows(_ENDPOINTS, before),
         "receivers": _Rows(_RECEIVERS, None),
         "attachments": _Rows(_ATTACHMENTS, before),

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import recall
 from models.content import chat_messages
 from models.database.db import Session
 from models.platform.errors import NotFound, WrongState
+from models.queue import history_window
 
 JsonObject = dict[str, Any]
 FIELDS = ("title", "system_prompt", "context_tokens", "fresh_after_s", "on_failed_turn")
@@ -83,7 +83,7 @@ def show(row: Any) -> JsonObject:
 def _values(fields: Mapping[str, Any]) -> JsonObject:
     """With what the system prompt takes of each turn."""
     own = fields["system_prompt"]
-    return {**fields, "system_prompt_tokens": None if own is None else recall.prompt_tokens(own)}
+    return {**fields, "system_prompt_tokens": None if own is None else history_window.prompt_tokens(own)}
 
 
 def _preview(row: Any) -> str | None:

@@ -7,16 +7,17 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import cap, halt
+from models import halt
 from models.access import audit_log
 from models.access.audit_log import Act
-from models.cap import NAMES as CAPS
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database.db import Session
 from models.halt import Target
 from models.keys import credential_address, keys, model_lists
 from models.platform import crypto
 from models.platform.errors import Invalid, NotFound
+from models.queue import caps
+from models.queue.caps import NAMES as CAPS
 
 LIMITS = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
 CLASSES = ("", CHAT, IMAGES, EDITS, EMBEDDINGS, MODERATIONS)
@@ -49,7 +50,7 @@ def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int |
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
     on = halt.certain(session, on)
-    cap.split(session, lane_id=on.number, user=on.flow)
+    caps.split(session, lane_id=on.number, user=on.flow)
     halt.state(session, on, lock=True)
     wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()

@@ -12,12 +12,12 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import line
 from models.content import artifacts, image_placeholders
 from models.database.db import Session
 from models.job import Status
 from models.platform import ids
 from models.platform.errors import NotFound
+from models.queue import enqueue
 
 JsonObject = dict[str, Any]
 PREFIX = "job_"
@@ -86,12 +86,12 @@ def show(session: Session, job: Any, *, with_result: bool = True, with_pictures:
     with_pictures: False leaves their marks in the result, for who puts them back while sending it. origin: of its links, see
     artifact.link.
     """
-    place = line.place(session, job) if job.status in WAITING else None
+    place = enqueue.place(session, job) if job.status in WAITING else None
     found = result(session, job, with_pictures=with_pictures, origin=origin) if with_result else None
     return _show(session, job, place, result=found, origin=origin)
 
 
-def show_joined(order: line.Order, joined: line.Joined, *, job_id: UUID) -> JsonObject:
+def show_joined(order: enqueue.Order, joined: enqueue.Joined, *, job_id: UUID) -> JsonObject:
     """A job that has just come into the line with this order, as `show` shows it; joined has its place."""
     job = SimpleNamespace(
         id=job_id, endpoint=order.endpoint, model=order.model, status=Status.QUEUED, flow=order.flow, priority=order.priority, calls=0,
@@ -104,11 +104,11 @@ def show_joined(order: line.Order, joined: line.Joined, *, job_id: UUID) -> Json
 
 def show_all(session: Session, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
     """These jobs as `show` shows them, without their results."""
-    places = line.places(session, [job for job in jobs if job.status in WAITING])
+    places = enqueue.places(session, [job for job in jobs if job.status in WAITING])
     return [_show(session, job, places.get(job.id), result=None, origin=origin) for job in jobs]
 
 
-def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, origin: str) -> JsonObject:
+def _show(session: Session, job: Any, place: enqueue.Place | None, *, result: Any, origin: str) -> JsonObject:
     pictures = artifacts.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
     return _object(
         job,
@@ -121,7 +121,7 @@ def _show(session: Session, job: Any, place: line.Place | None, *, result: Any, 
 
 
 def _object(
-    job: Any, place: line.Place | None, *, attempts: list[JsonObject], usage: JsonObject, result: Any, artifacts: list[JsonObject]
+    job: Any, place: enqueue.Place | None, *, attempts: list[JsonObject], usage: JsonObject, result: Any, artifacts: list[JsonObject]
 ) -> JsonObject:
     return {
         "id": public_id(job.id),
@@ -165,7 +165,7 @@ def events(session: Session, job_id: UUID, *, after: int) -> Sequence[Any]:
     return session.execute(_EVENTS, {"id": job_id, "after": after}).all()
 
 
-def queue(place: line.Place) -> JsonObject:
+def queue(place: enqueue.Place) -> JsonObject:
     """A waiting job's place as it is shown."""
     return {
         "position": place.position,

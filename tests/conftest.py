@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from deploy.embedded import Postgres, Valkey
-from models import line
 from models.config.settings import settings
 from models.database import db, migrate
 from models.platform.errors import Unavailable
+from models.queue import enqueue
 from tests import order, tables
 from tests.browser import browser, visit
 from workers import wake
@@ -112,7 +112,7 @@ def forget() -> None:
     """Nothing in this process remembers settings or servers of before."""
     settings.cache_clear()
     wake.client.cache_clear()
-    line.lane_of.cache_clear()
+    enqueue.lane_of.cache_clear()
     if db.engine.cache_info().currsize:
         db.engine().dispose()
     db.engine.cache_clear()

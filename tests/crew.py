@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
-from models import job, pacing
+from models import job
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.platform.errors import Unavailable
+from models.queue import admission
 from tests import webhook_tools
 from tests.line_tools import query
 from workers import ending, wake
@@ -66,9 +67,9 @@ class Crew:
 
 def end(row: Any, result: Result, finding: Finding) -> bool:
     """The waiting job of this row (id, credential_id) was called and has ended like this; False: somebody cancelled it before."""
-    given = pacing.Admission(UUID(str(row.id)), uuid4(), row.credential_id)
+    given = admission.Admission(UUID(str(row.id)), uuid4(), row.credential_id)
     with db.begin() as session:
-        pacing.admit(session, [given])
+        admission.admit(session, [given])
     with db.begin() as session:
         if (claimed := job.claim(session, given.job_id, given.dispatch_id, lease_s=30)) is None:
             return False

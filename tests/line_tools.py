@@ -11,11 +11,12 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import api_process, job, key_share, line, pacing, retention
+from models import api_process, job, retention
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.keys import keys
 from models.keys.keys import Key
+from models.queue import admission, enqueue, key_shares
 from workers.cleanup import Cleanup
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
@@ -31,21 +32,21 @@ def known(token: str = "sk-test") -> Key:
         return keys.recognise(session, token)
 
 
-def order(caller: Key, **wanted: Any) -> line.Order:
+def order(caller: Key, **wanted: Any) -> enqueue.Order:
     """An order for model `m` where nothing else is wanted."""
     usual = {"endpoint": "/v1/chat/completions", "model": "m", "request": BODY, "flow": "someone", "tokens": 100}
-    return line.Order(key=caller, **{**usual, **wanted})
+    return enqueue.Order(key=caller, **{**usual, **wanted})
 
 
 def submit(caller: Key, **wanted: Any) -> UUID:
     """One more job in this key's line for model `m`, by the way that a request would take; returns its id."""
-    job_id = line.new_id()
+    job_id = enqueue.new_id()
     with db.autocommit() as session:
-        if line.join_at_once(session, order(caller, **wanted), job_id=job_id) is not None:
+        if enqueue.join_at_once(session, order(caller, **wanted), job_id=job_id) is not None:
             return job_id
-    line.prepare(order(caller, **wanted))
+    enqueue.prepare(order(caller, **wanted))
     with db.begin() as session:
-        line.join(session, order(caller, **wanted), job_id=job_id)
+        enqueue.join(session, order(caller, **wanted), job_id=job_id)
     return job_id
 
 
@@ -54,24 +55,24 @@ def admit_all(caller: Key, *, most: int) -> list[UUID]:
     with db.begin() as session:
         credential_id = credential_of(session, caller)
         session.execute(text("UPDATE lane SET claimed_until = NULL, wake_at = now() - interval '1 s'"))
-        lanes = pacing.claim_lanes(session, woken=[], most=100)
-        heads = pacing.heads(session, lanes, most=most)
-        given = [pacing.Admission(job_id=head.id, dispatch_id=uuid4(), credential_id=credential_id) for head in heads]
-        assert len(given) == len(pacing.admit(session, given))
-        key_share.charge(
+        lanes = admission.claim_lanes(session, woken=[], most=100)
+        heads = admission.heads(session, lanes, most=most)
+        given = [admission.Admission(job_id=head.id, dispatch_id=uuid4(), credential_id=credential_id) for head in heads]
+        assert len(given) == len(admission.admit(session, given))
+        key_shares.charge(
             session,
-            key_share.charges(heads, heads, cut={head.lane_id for head in heads[most - 1 :]}),
+            key_shares.charges(heads, heads, cut={head.lane_id for head in heads[most - 1 :]}),
             times={lane.id: lane.virtual_time for lane in lanes},
         )
-        pacing.settle(session, [_moved_on(lane, heads) for lane in lanes])
+        admission.settle(session, [_moved_on(lane, heads) for lane in lanes])
     return [head.id for head in heads]
 
 
 def admit(caller: Key, job_id: UUID) -> UUID:
     """This one job is admitted, whatever stands before it; returns the dispatch id."""
     with db.begin() as session:
-        one = pacing.Admission(job_id, uuid4(), credential_of(session, caller))
-        assert {one.dispatch_id} == pacing.admit(session, [one])
+        one = admission.Admission(job_id, uuid4(), credential_of(session, caller))
+        assert {one.dispatch_id} == admission.admit(session, [one])
     return one.dispatch_id
 
 
@@ -170,7 +171,7 @@ def heads(*, most: int = 100) -> list[UUID]:
     """Who stands at the head of the lines, from their low-water marks, as the pacer finds them."""
     with db.begin() as session:
         lanes = session.execute(text("SELECT id, virtual_time FROM lane")).all()
-        return [head.id for head in pacing.heads(session, lanes, most=most)]
+        return [head.id for head in admission.heads(session, lanes, most=most)]
 
 
 def query(statement: str, **values: Any) -> Sequence[Any]:
@@ -191,6 +192,6 @@ def at_once(*works: Callable[[], Any]) -> list[Any]:
         return [one.result() for one in [threads.submit(work) for work in works]]
 
 
-def _moved_on(lane: Any, served: Sequence[Any]) -> pacing.Settled:
-    turns = [turn for turn, _ in key_share.turns([head for head in served if head.lane_id == lane.id])]
-    return pacing.Settled(lane_id=lane.id, virtual_time=max([lane.virtual_time, *turns]), wake_in_s=0, blocked_by=None)
+def _moved_on(lane: Any, served: Sequence[Any]) -> admission.Settled:
+    turns = [turn for turn, _ in key_shares.turns([head for head in served if head.lane_id == lane.id])]
+    return admission.Settled(lane_id=lane.id, virtual_time=max([lane.virtual_time, *turns]), wake_in_s=0, blocked_by=None)

@@ -24,12 +24,13 @@ import psutil
 from sqlalchemy import text
 
 from deploy.server import die_with_parent, last_lines
-from models import fleet, job, line
+from models import fleet, job
 from models.database import db
 from models.job import TERMINAL
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import Unavailable
+from models.queue import enqueue
 from tests import tables
 from tests.forks import ROOT, Forks
 from tests.line_tools import submit
@@ -229,7 +230,7 @@ def cancel(job_id: UUID) -> None:
 
 
 def ring(who: Key, *, model: str = "m") -> None:
-    wake.line(line.lane_of(who.pool_id, model))
+    wake.line(enqueue.lane_of(who.pool_id, model))
 
 
 def row(job_id: UUID) -> Any:

@@ -16,9 +16,10 @@ from werkzeug.serving import make_server
 from api.cli import nowserving
 from api.client import Client
 from api.waiting import hall
-from models import line, view
+from models import view
 from models.database import db
 from models.keys import limits
+from models.queue import enqueue
 from tests.http_tools import Caller, end
 from tests.line_tools import known, row, submit
 from workers import main as workers_main
@@ -149,7 +150,7 @@ def test_the_command_line_rests_where_no_seat_is_free(address: str, override: Ca
     name = caller.submit()
 
     client = Client(address, caller.token, rest=rests.append)
-    with hall.wait_for(line.new_id(), 1):
+    with hall.wait_for(enqueue.new_id(), 1):
         assert "queued" == client.wait(name, wait_s=30)["status"]
     end(caller, name)
 

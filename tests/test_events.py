@@ -18,7 +18,7 @@ from models import view
 from models.database import db
 from models.job import Status
 from models.keys import keys
-from models.line import Place
+from models.queue.enqueue import Place
 from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
 from tests.steady import least, seconds
 from workers import wake

@@ -10,10 +10,11 @@ from uuid import uuid4
 
 import pytest
 
-from models import key_share, line, pacing, view
+from models import view
 from models.database import db
 from models.keys import keys as key
 from models.keys.keys import Key
+from models.queue import admission, enqueue, key_shares
 from tests.line_tools import cancel, credential_of, known, order, put_back, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -28,7 +29,7 @@ def line_up(caller: Key, wanted: Iterable[dict[str, Any]]) -> None:
     """All of these stand in line, in this order."""
     with db.begin() as session:
         for each in wanted:
-            line.join(session, order(caller, **each), job_id=line.new_id())
+            enqueue.join(session, order(caller, **each), job_id=enqueue.new_id())
 
 
 def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
@@ -37,16 +38,16 @@ def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
     with db.begin() as session:
         credential_id = credential_of(session, caller)
         for _ in range(steps):
-            lanes = pacing.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], most=100)
-            heads = pacing.heads(session, lanes, most=a_step)
-            pacing.admit(session, [pacing.Admission(head.id, uuid4(), credential_id) for head in heads])
-            key_share.charge(
+            lanes = admission.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], most=100)
+            heads = admission.heads(session, lanes, most=a_step)
+            admission.admit(session, [admission.Admission(head.id, uuid4(), credential_id) for head in heads])
+            key_shares.charge(
                 session,
-                key_share.charges(heads, heads, cut={head.lane_id for head in heads[a_step - 1 :]}),
+                key_shares.charges(heads, heads, cut={head.lane_id for head in heads[a_step - 1 :]}),
                 times={lane.id: lane.virtual_time for lane in lanes},
             )
-            turns = [turn for turn, _ in key_share.turns(heads)]
-            pacing.settle(session, [pacing.Settled(one.id, max([one.virtual_time, *turns]), 0.0, None) for one in lanes])
+            turns = [turn for turn, _ in key_shares.turns(heads)]
+            admission.settle(session, [admission.Settled(one.id, max([one.virtual_time, *turns]), 0.0, None) for one in lanes])
             served += heads
     return served
 
@@ -285,7 +286,7 @@ def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key
     serve(keys[0], steps=2, a_step=7)
     waiting = [one.id for one in query("SELECT id FROM job WHERE status = 'queued'")]
     with db.begin() as session:
-        places = line.places(session, view.glance(session, waiting))
+        places = enqueue.places(session, view.glance(session, waiting))
     told = sorted(waiting, key=lambda one: places[one].position)
 
     assert list(range(1, 47)) == [places[one].position for one in told]
@@ -299,7 +300,7 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
     last = submit(keys[0], flow="key")
     with db.begin() as session:
         (found,) = view.glance(session, [last])
-        told = line.place(session, found).position
+        told = enqueue.place(session, found).position
 
     assert 601 == told
 

@@ -16,9 +16,10 @@ import pytest
 from sqlalchemy import text
 
 from deploy.server import free_port
-from models import job, line
+from models import job
 from models.database import db
 from models.keys import keys
+from models.queue import enqueue
 from models.view import public_id
 from tests.browser import Visit, picture
 from tests.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
@@ -115,7 +116,7 @@ def test_a_cancelled_job_is_shown_as_revoked(stack: Stack, flower: Flower) -> No
     job_id = _announced(who, flower)
     with db.begin() as session:
         job.cancel(session, job_id, who.id)
-    wake.line(line.lane_of(who.pool_id, "m"), cancelled=job_id)
+    wake.line(enqueue.lane_of(who.pool_id, "m"), cancelled=job_id)
 
     assert flower.wait_state(job_id, "REVOKED")
 
@@ -259,7 +260,7 @@ def _announced(who: Any, flower: Flower) -> UUID:
     job_id = ask(who, PROMPT)
 
     def heard() -> bool:
-        wake.joined({line.lane_of(who.pool_id, "m"): [job_id]})
+        wake.joined({enqueue.lane_of(who.pool_id, "m"): [job_id]})
         return bool(flower.task(job_id))
 
     until(heard, what="announced", every_s=0.3)

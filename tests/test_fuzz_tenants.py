@@ -18,9 +18,10 @@ from sqlalchemy import TextClause
 from werkzeug.test import TestResponse
 
 from api import openapi
-from models import line, view
+from models import view
 from models.database import db
 from models.platform import ids
+from models.queue import enqueue
 from models.webhooks import delivery_log, endpoints
 from tests.http_tools import CHAT, Caller, end
 
@@ -96,8 +97,10 @@ def make_things(caller: Caller, session: str) -> Things:
 
 def never() -> Things:
     """Well-formed ids that nobody has."""
-    delivery = ids.show(delivery_log.PREFIX, line.new_id())
-    return Things(view.public_id(line.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, line.new_id()), delivery, delivery, "msg_1")
+    delivery = ids.show(delivery_log.PREFIX, enqueue.new_id())
+    return Things(
+        view.public_id(enqueue.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_id()), delivery, delivery, "msg_1"
+    )
 
 
 def malformed() -> Things:

@@ -18,10 +18,11 @@ from api import held
 from api.leaving import BrokenOff
 from api.waiting import hall
 from deploy.embedded import free_port
-from models import line, reader
+from models import reader
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.keys import keys
+from models.queue import enqueue
 from tests.http_tools import CHAT, Caller, error_of
 from tests.line_tools import cancel as cancel_job
 from tests.line_tools import expire as expire_job
@@ -358,7 +359,7 @@ def test_a_revoked_key_is_told_nothing_more(
 
 def test_a_full_hall_refuses_before_there_is_a_job(caller: Caller, override: Callable[..., None]) -> None:
     override(max_waiting_per_process=1)
-    with hall.wait_for(line.new_id(), 1):
+    with hall.wait_for(enqueue.new_id(), 1):
         refused = ask(caller)
 
     assert (503, "unavailable") == (refused.status_code, error_of(refused)["code"])

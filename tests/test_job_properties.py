@@ -23,12 +23,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from models import job, key_share, line, pacing
+from models import job
 from models.database import db
 from models.job import TERMINAL, Finding, Outcome, Result, Status
 from models.keys.keys import Key
-from models.pacing import Admission, Settled
 from models.platform.errors import LineFull, Unavailable
+from models.queue import admission, enqueue, key_shares
+from models.queue.admission import Admission, Settled
 from tests.line_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -61,7 +62,7 @@ class Line(RuleBasedStateMachine):
     def begin(self) -> None:
         for table in ("job", "job_event", "attempt", "key_flow", "key_share", "conversation", "lane"):
             query(f"DELETE FROM {table}")
-        line.lane_of.cache_clear()
+        enqueue.lane_of.cache_clear()
         self.caller: Key = known()
         self.doorbells: list[tuple[UUID, UUID]] = []
         self.calls: list[tuple[UUID, UUID]] = []
@@ -92,11 +93,11 @@ class Line(RuleBasedStateMachine):
     def begin_a_submit(self, wanted: dict[str, Any]) -> None:
         """Its transaction stays open; it locks nothing that the others need."""
         submitted = order(self.caller, **{**wanted, "flow": "open", "conversation": None})
-        line.prepare(submitted)
+        enqueue.prepare(submitted)
         query("UPDATE lane SET wake_at = coalesce(wake_at, now()), idle_since = NULL")
         self.open_since = self.times()
         session = self.open.enter_context(db.begin())
-        line.join(session, submitted, job_id=line.new_id())
+        enqueue.join(session, submitted, job_id=enqueue.new_id())
 
     @precondition(lambda self: self.open_since is not None)
     @rule()
@@ -115,8 +116,8 @@ class Line(RuleBasedStateMachine):
     def look(self, pacer: int, most: int) -> None:
         query("UPDATE lane SET wake_at = now() WHERE wake_at > now() AND claimed_until IS NULL")
         with db.begin() as session:
-            lanes = pacing.claim_lanes(session, woken=[], most=5)
-            self.looks[pacer] = (lanes, pacing.heads(session, lanes, most=most))
+            lanes = admission.claim_lanes(session, woken=[], most=5)
+            self.looks[pacer] = (lanes, admission.heads(session, lanes, most=most))
 
     @rule(pacer=PACER, granted=st.integers(0, 5))
     def conclude(self, pacer: int, granted: int) -> None:
@@ -125,19 +126,19 @@ class Line(RuleBasedStateMachine):
         with db.begin() as session:
             credential_id = credential_of(session, self.caller)
             given = [Admission(head.id, uuid4(), credential_id) for head in going]
-            marked = pacing.admit(session, given)
+            marked = admission.admit(session, given)
             empty = {one.id for one in lanes} - {head.lane_id for head in heads}
-            later = pacing.later_wakes(session, sorted(empty)) if empty else {}
+            later = admission.later_wakes(session, sorted(empty)) if empty else {}
             went = [head for head, each in zip(going, given, strict=True) if each.dispatch_id in marked]
-            key_share.charge(
+            key_shares.charge(
                 session,
-                key_share.charges(went, heads, cut={head.lane_id for head in heads}),
+                key_shares.charges(went, heads, cut={head.lane_id for head in heads}),
                 times={one.id: one.virtual_time for one in lanes},
             )
-            pacing.settle(
+            admission.settle(
                 session,
                 [
-                    Settled(one.id, max([one.virtual_time, *(at for at, _ in key_share.turns([h for h in going if h.lane_id == one.id]))]),
+                    Settled(one.id, max([one.virtual_time, *(at for at, _ in key_shares.turns([h for h in going if h.lane_id == one.id]))]),
                             later.get(one.id) if one.id in empty else 0.0, None)
                     for one in lanes
                 ],
@@ -253,12 +254,12 @@ class Line(RuleBasedStateMachine):
         """To the time that the oldest open submit may have seen, as SETTLED_S makes sure of."""
         for (lane_id, key_id), ceiling in (self.times() if self.open_since is None else self.open_since).items():
             with db.begin() as session:
-                key_share.raise_low_water(session, lane_id, {key_id: ceiling})
+                key_shares.raise_low_water(session, lane_id, {key_id: ceiling})
 
     @rule()
     def forgotten_lanes_are_found(self) -> None:
         with db.begin() as session:
-            pacing.find_forgotten(session)
+            admission.find_forgotten(session)
 
     # What is always true
 
@@ -280,7 +281,7 @@ class Line(RuleBasedStateMachine):
     def check_reachable(self, jobs: dict[UUID, Any]) -> None:
         lanes = query("SELECT *, idle_since > now() - interval '39 s' AS is_watched FROM lane")
         with db.begin() as session:
-            found = {head.id for head in pacing.heads(session, lanes, most=1_000)}
+            found = {head.id for head in admission.heads(session, lanes, most=1_000)}
         (now,) = query("SELECT now() AS at")
         waiting = {one.id for one in jobs.values() if one.status == Status.QUEUED and not one.held}
         may_go = {one for one in waiting if jobs[one].not_before is None or jobs[one].not_before <= now.at}
@@ -372,12 +373,12 @@ class Crowd:
 
     def pace(self) -> None:
         with db.begin() as session:
-            lanes = pacing.claim_lanes(session, woken=[], most=10)
-            heads = pacing.heads(session, lanes, most=4)
+            lanes = admission.claim_lanes(session, woken=[], most=10)
+            heads = admission.heads(session, lanes, most=4)
             credential_id = credential_of(session, self.caller)
         with db.begin() as session:
-            pacing.admit(session, [Admission(head.id, uuid4(), credential_id) for head in heads])
-            pacing.settle(session, [Settled(one.id, one.virtual_time, None if not heads else 0.0, None) for one in lanes])
+            admission.admit(session, [Admission(head.id, uuid4(), credential_id) for head in heads])
+            admission.settle(session, [Settled(one.id, one.virtual_time, None if not heads else 0.0, None) for one in lanes])
 
     def claim(self) -> None:
         for one in self.some("admitted"):
@@ -398,7 +399,7 @@ class Crowd:
         with db.begin() as session:
             job.expire(session)
         with db.begin() as session:
-            pacing.find_forgotten(session)
+            admission.find_forgotten(session)
 
     def reap(self) -> None:
         for one in [*self.some("running"), *self.some("running")]:
@@ -466,7 +467,7 @@ def test_cancelling_the_next_turn_while_the_first_one_ends_holds_nobody_up() -> 
     one, two, three = (submit(caller, conversation="c") for _ in range(3))
     with db.begin() as session:
         given = Admission(one, uuid4(), credential_of(session, caller))
-        pacing.admit(session, [given])
+        admission.admit(session, [given])
         job.claim(session, one, given.dispatch_id, lease_s=30)
 
     def hold_the_conversation() -> None:

@@ -7,9 +7,10 @@ import json
 import pytest
 from sqlalchemy import text
 
-from models import line, view
+from models import view
 from models.database import db
 from models.job import Status
+from models.queue import enqueue
 from tests.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -288,4 +289,4 @@ def test_a_new_model_gets_a_lane_of_its_own(caller: Caller) -> None:
     other = caller.submit(body={**CHAT["body"], "model": "other"})
 
     assert 1 == caller.get(f"/v1/jobs/{other}").json["queue"]["position"]
-    assert line.lane_of(caller.key.pool_id, "m") != line.lane_of(caller.key.pool_id, "other")
+    assert enqueue.lane_of(caller.key.pool_id, "m") != enqueue.lane_of(caller.key.pool_id, "other")

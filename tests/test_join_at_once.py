@@ -8,12 +8,12 @@ from uuid import UUID
 
 import pytest
 
-from models import line
 from models.billing import budgets
 from models.database import db
 from models.keys.keys import Key
-from models.line import Joined
-from models.tally import FRESH_S, SLACK, Hindered, Tally
+from models.queue import enqueue
+from models.queue.count_cache import FRESH_S, SLACK, Hindered, Tally
+from models.queue.enqueue import Joined
 from tests.line_tools import known, order, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -28,14 +28,14 @@ def caller() -> Key:
 @pytest.fixture(autouse=True)
 def hindered(monkeypatch: pytest.MonkeyPatch) -> Hindered:
     """What is remembered of lanes: of no other test's."""
-    monkeypatch.setattr(line, "_hindered", made := Hindered())
+    monkeypatch.setattr(enqueue, "_hindered", made := Hindered())
     return made
 
 
 def at_once(caller: Key, **wanted: Any) -> tuple[UUID, Joined | None]:
-    job_id = line.new_id()
+    job_id = enqueue.new_id()
     with db.autocommit() as session:
-        return job_id, line.join_at_once(session, order(caller, **wanted), job_id=job_id)
+        return job_id, enqueue.join_at_once(session, order(caller, **wanted), job_id=job_id)
 
 
 def stored() -> list[list[tuple[Any, ...]]]:
@@ -96,12 +96,12 @@ def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(
     assert at_once(caller, expires_in_s=30)[1] is None
     assert before == stored()
     query("UPDATE lane SET paused_at = now()")
-    monkeypatch.setattr("models.tally.FRESH_S", 0.0)
+    monkeypatch.setattr("models.queue.count_cache.FRESH_S", 0.0)
     assert at_once(caller, expires_in_s=30)[1] is not None  # nobody knows how long a pause lasts
 
 
 def test_a_line_of_pictures_is_late_by_its_pictures(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.tally.FRESH_S", 0.0)
+    monkeypatch.setattr("models.queue.count_cache.FRESH_S", 0.0)
     submit(caller, images=10)
     limit(ipm=10)
 
@@ -121,11 +121,11 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
     for each in (False, True):
         for table in ("job", "job_event", "key_flow", "key_share", "lane"):
             query(f"DELETE FROM {table}")
-        line.lane_of.cache_clear()
+        enqueue.lane_of.cache_clear()
         submit(caller, flow="before")
-        job_id = line.new_id()
+        job_id = enqueue.new_id()
         with db.begin() as session:
-            done = line.join_at_once if each else line.join
+            done = enqueue.join_at_once if each else enqueue.join
             joined.append(done(session, order(caller, **wanted), job_id=job_id))
         apart = "- ARRAY['id', 'lane_id', 'created_at', 'expires_at']"
         rows += query(f"SELECT to_jsonb(job) {apart} AS job, to_jsonb(f) - 'lane_id' AS flow FROM job "
@@ -154,7 +154,7 @@ def test_a_lane_that_was_full_a_moment_ago_is_not_tried_twice(caller: Key, overr
     override(max_queued_per_lane=1)
     assert at_once(caller)[1] is None
 
-    monkeypatch.setattr(line, "_JOIN_AT_ONCE", None)  # what would be run
+    monkeypatch.setattr(enqueue, "_JOIN_AT_ONCE", None)  # what would be run
     assert at_once(caller)[1] is None
 
 
@@ -176,11 +176,11 @@ def test_a_small_cap_is_never_passed(caller: Key, override: Override) -> None:
 
 def test_a_key_far_from_its_cap_is_counted_once_in_a_while(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
     tally = Tally()
-    monkeypatch.setattr(line, "_tally", tally)
+    monkeypatch.setattr(enqueue, "_tally", tally)
     for _ in range(3):
         at_once(caller)
 
     assert 0 == tally._counted[caller.id].jobs
-    monkeypatch.setattr("models.tally.FRESH_S", 0.0)
+    monkeypatch.setattr("models.queue.count_cache.FRESH_S", 0.0)
     at_once(caller)
     assert 3 == tally._counted[caller.id].jobs

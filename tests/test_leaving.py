@@ -10,9 +10,9 @@ import redis
 
 from api import leaving
 from deploy.embedded import free_port
-from models import line
 from models.database import db
 from models.keys.keys import Key
+from models.queue import enqueue
 from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
 from tests.processes import until
 from workers import wake
@@ -171,4 +171,4 @@ def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Sweep, hear
     said = b" ".join(heard()).decode()
     assert f'{{"job": "{running}", "event": "cancelling"}}' in said
     assert f'{{"job": "{waiting}", "event": "cancelled"}}' in said
-    assert f'{{"lane": {line.lane_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in said
+    assert f'{{"lane": {enqueue.lane_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in said

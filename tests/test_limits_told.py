@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from api import limits
 from api.limits import Told, duration
-from models import line, room
 from models.database import db
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
-from models.room import Room, Rooms
+from models.queue import enqueue, headroom
+from models.queue.headroom import Room, Rooms
 from tests.line_tools import admit, finish, known, query, start, submit
 
 FREE = Rooms(requests=Room(60, 59, 1.0), tokens=None)
@@ -35,7 +35,7 @@ def caller(database: None) -> Key:
 
 def limit(caller: Key, **figures: float) -> int:
     """The lane of this key for model `m`, with these figures."""
-    lane_id = line.lane_of(caller.pool_id, "m")
+    lane_id = enqueue.lane_of(caller.pool_id, "m")
     for name, value in figures.items():
         query(f"UPDATE lane SET {name} = :value WHERE id = :id", value=value, id=lane_id)
     return lane_id
@@ -43,7 +43,7 @@ def limit(caller: Key, **figures: float) -> int:
 
 def look(lane_id: int) -> Rooms:
     with db.begin() as session:
-        return room.look(session, lane_id)
+        return headroom.look(session, lane_id)
 
 
 def of_requests(lane_id: int) -> tuple[int, int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from models import job, pacing, view
+from models import job, view
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key
 from models.platform.errors import LineFull, TooLate
+from models.queue import admission
 from tests.line_tools import admit_all, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -90,5 +91,5 @@ def test_a_lane_is_claimed_by_one_pacer_at_a_time(caller: Key) -> None:
     submit(caller)
 
     with db.begin() as session:
-        assert 1 == len(pacing.claim_lanes(session, woken=[], most=5))
-        assert 0 == len(pacing.claim_lanes(session, woken=[], most=5))
+        assert 1 == len(admission.claim_lanes(session, woken=[], most=5))
+        assert 0 == len(admission.claim_lanes(session, woken=[], most=5))

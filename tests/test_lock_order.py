@@ -10,12 +10,13 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from models import erasure, job, pacing, purge, reorder
+from models import erasure, job, purge, reorder
 from models.access.audit_log import Act
 from models.database import db
 from models.keys.keys import Key
 from models.platform.errors import WrongState
 from models.purge import Filter
+from models.queue import admission
 from tests.http_tools import Caller
 from tests.line_tools import at_once, credential_of, finish, known, query, start, submit
 from tests.processes import until
@@ -166,10 +167,10 @@ def test_a_job_gets_another_priority_while_the_pacer_admits_its_user(caller: Key
             return reorder.prioritise(session, Act(), last, priority="high")
 
     with ThreadPoolExecutor(1) as threads, db.begin() as session:
-        pacing.admit(session, [pacing.Admission(first, uuid4(), credential_of(session, caller))])
+        admission.admit(session, [admission.Admission(first, uuid4(), credential_of(session, caller))])
         moved = threads.submit(prioritise)
         until_one_waits()
-        pacing.admit(session, [pacing.Admission(last, uuid4(), credential_of(session, caller))])
+        admission.admit(session, [admission.Admission(last, uuid4(), credential_of(session, caller))])
     with pytest.raises(WrongState):
         moved.result()
 

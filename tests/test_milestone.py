@@ -9,10 +9,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from models import lane_care, line, milestone, room, view
+from models import view
 from models.database import db
 from models.keys.keys import Key
-from models.line import Place
+from models.queue import enqueue, headroom, lane_maintenance, position_index
+from models.queue.enqueue import Place
 from tests.line_tools import cancel, known, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -26,19 +27,19 @@ def caller() -> Key:
 @pytest.fixture
 def every(monkeypatch: pytest.MonkeyPatch) -> int:
     """So few jobs from one milestone to the next, and twice as many make a long line."""
-    monkeypatch.setattr(milestone, "EVERY", 5)
-    monkeypatch.setattr(lane_care, "LONG", 10)
-    return milestone.EVERY
+    monkeypatch.setattr(position_index, "EVERY", 5)
+    monkeypatch.setattr(lane_maintenance, "LONG", 10)
+    return position_index.EVERY
 
 
 def set_anew(job_id: UUID) -> None:
     with db.begin() as session:
-        milestone.set_anew(session, row(job_id).lane_id)
+        position_index.set_anew(session, row(job_id).lane_id)
 
 
 def place(caller: Key, job_id: UUID) -> Place:
     with db.begin() as session:
-        return line.place(session, view.find(session, job_id, caller.id))
+        return enqueue.place(session, view.find(session, job_id, caller.id))
 
 
 def crowd(caller: Key, jobs: int, *, seed: int = 0) -> list[UUID]:
@@ -86,16 +87,16 @@ def test_those_with_one_tag_are_told_apart_by_their_ids(caller: Key, every: int)
 def test_who_joins_is_told_the_place_that_a_look_tells(caller: Key, every: int) -> None:
     jobs = crowd(caller, 21)
     set_anew(jobs[0])
-    job_id = line.new_id()
+    job_id = enqueue.new_id()
     with db.begin() as session:
-        joined = line.join(session, order_of(caller), job_id=job_id)
+        joined = enqueue.join(session, order_of(caller), job_id=job_id)
 
     assert joined.place is not None
     assert (in_order([*jobs, job_id]).index(job_id) + 1, place(caller, job_id)) == (joined.place.position, joined.place)
 
 
-def order_of(caller: Key) -> line.Order:
-    return line.Order(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="late", tokens=10)
+def order_of(caller: Key) -> enqueue.Order:
+    return enqueue.Order(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="late", tokens=10)
 
 
 def test_before_the_first_milestone_nobody_is_told_of_those_who_have_gone(caller: Key, every: int) -> None:
@@ -115,14 +116,14 @@ def test_old_milestones_are_not_believed(caller: Key, every: int) -> None:
     set_anew(jobs[0])
     for one in jobs[:4]:
         cancel(caller, one)
-    query(f"UPDATE key_milestones SET set_at = now() - interval '{milestone.GOOD_S + 1} s'")
+    query(f"UPDATE key_milestones SET set_at = now() - interval '{position_index.GOOD_S + 1} s'")
 
     assert 29 == place(caller, jobs[-1]).position
 
 
 def test_nobody_is_counted_beyond_the_most(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(milestone, "COUNTED_MOST", 12)
-    monkeypatch.setattr(line, "COUNTED_MOST", 12)
+    monkeypatch.setattr(position_index, "COUNTED_MOST", 12)
+    monkeypatch.setattr(enqueue, "COUNTED_MOST", 12)
     jobs = crowd(caller, 20)
     set_anew(jobs[0])
 
@@ -133,15 +134,15 @@ def test_what_a_minute_has_room_for_counts_all_who_wait(caller: Key, every: int)
     jobs = crowd(caller, 33)
     query("UPDATE lane SET rpm = 60")
     with db.begin() as session:
-        without = room.look(session, row(jobs[0]).lane_id)
+        without = headroom.look(session, row(jobs[0]).lane_id)
     set_anew(jobs[0])
 
     with db.begin() as session:
-        assert without == room.look(session, row(jobs[0]).lane_id)
+        assert without == headroom.look(session, row(jobs[0]).lane_id)
 
 
 def test_the_sweep_sets_them_while_the_line_is_long(caller: Key, every: int) -> None:
-    care = lane_care.Care()
+    care = lane_maintenance.Care()
     jobs = crowd(caller, 9)
     look(care, now=0)
     assert set_at() is None
@@ -157,7 +158,7 @@ def test_the_sweep_sets_them_while_the_line_is_long(caller: Key, every: int) -> 
     assert set_at() is None
 
 
-def look(care: lane_care.Care, *, now: float) -> None:
+def look(care: lane_maintenance.Care, *, now: float) -> None:
     with db.begin() as session:
         for lane in care.choose(session):
             care.refresh(session, lane, now=now)
@@ -165,9 +166,9 @@ def look(care: lane_care.Care, *, now: float) -> None:
 
 def test_what_takes_long_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.5, 100.0, 100.0])
-    monkeypatch.setattr(lane_care.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(lane_maintenance.time, "monotonic", lambda: next(clock))
     done: list[float] = []
-    seen = lane_care.Seen()
+    seen = lane_maintenance.Seen()
 
     def at(now: float) -> None:
         seen.at_leisure("count", lambda: done.append(now), now=now)
@@ -186,7 +187,7 @@ def test_the_line_is_read_along_its_own_index_however_empty_it_was_when_that_was
         "SELECT pg_clear_attribute_stats('public', 'job', attname, false) FROM pg_stats WHERE schemaname = 'public' AND tablename = 'job'"
     )
     with db.begin() as session:
-        lane_id = line.lane_of(caller.pool_id, "m")
+        lane_id = enqueue.lane_of(caller.pool_id, "m")
         plan = explained(session, counted, lane_id)
 
     assert "job_queue" in plan

@@ -21,8 +21,8 @@ from models import job
 from models.database import db
 from models.job import Finding, Outcome, Result, Status
 from models.keys.keys import Key
-from models.pacing import Admission, admit
 from models.platform.errors import NoMoney
+from models.queue.admission import Admission, admit
 from tests.line_tools import at_once, cancel, credential_of, expire, finish, put_back, query, submit
 from tests.money_tools import grant, issued, standing
 from tests.test_job_properties import COMMON, NIGHTLY

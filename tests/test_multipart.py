@@ -21,8 +21,8 @@ from api.ask import Ask
 from models.content.endpoints import EDITS
 from models.content.token_estimate import PICTURE_TOKENS
 from models.keys.keys import Key
-from models.line import Order
 from models.platform.errors import Invalid
+from models.queue.enqueue import Order
 from tests.http_tools import new_app
 from tests.steady import least, seconds
 

@@ -9,11 +9,12 @@ import pytest
 import redis
 
 from api import frames
-from models import line, view
+from models import view
 from models.database import db
 from models.job import Status
 from models.keys import parking
 from models.keys.keys import Key
+from models.queue import enqueue
 from tests.http_tools import Caller
 from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
@@ -136,7 +137,7 @@ def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: Fak
     jobs = [ask(caller, f"job {n}") for n in range(2)]
     park(workshop, upstream, caller, MONEY)
     with db.begin() as session:
-        place = line.place(session, view.find(session, jobs[1], caller.id))
+        place = enqueue.place(session, view.find(session, jobs[1], caller.id))
         shown = view.queue(place)
 
     assert (2, None, "parked") == (shown["position"], shown["eta_s"], shown["blocked_by"])

@@ -8,10 +8,11 @@ from uuid import UUID
 
 import pytest
 
-from models import line, view
+from models import view
 from models.database import db
 from models.keys.keys import Key
-from models.line import Place
+from models.queue import enqueue
+from models.queue.enqueue import Place
 from tests.line_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -35,7 +36,7 @@ class Counted:
 
 def place(caller: Key, job_id: UUID) -> Place:
     with db.begin() as session:
-        return line.place(session, view.find(session, job_id, caller.id))
+        return enqueue.place(session, view.find(session, job_id, caller.id))
 
 
 def positions(caller: Key, jobs: list[UUID]) -> list[int]:
@@ -65,7 +66,7 @@ def test_position_is_the_place_in_the_sorted_line(caller: Key, seed: int) -> Non
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "COUNTED_MOST", 20)
+    monkeypatch.setattr(enqueue, "COUNTED_MOST", 20)
     rng = random.Random(seed)
     jobs = [
         submit(
@@ -82,7 +83,7 @@ def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypat
 
     with db.begin() as session:
         found = view.glance(session, jobs)
-        assert {one.id: line.place(session, one) for one in found} == line.places(session, found)
+        assert {one.id: enqueue.place(session, one) for one in found} == enqueue.places(session, found)
 
 
 def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:

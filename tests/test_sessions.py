@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from models import recall, view
+from models import view
 from models.content import token_estimate
 from models.content.image_placeholders import mark
 from models.job import Finding, Outcome, Result, Status
+from models.queue import history_window
 from tests.http_tools import IMAGE, Caller, error_of
 from tests.line_tools import query
 from tests.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, pass_time, say, sent, stored, talk, user
@@ -257,7 +258,7 @@ def test_a_system_prompts_tokens_are_stored_with_it_and_reserved(caller: Caller)
 
     (kept,) = query("SELECT system_prompt_tokens FROM conversation")
     row = claim(caller, say(caller, "one"))
-    assert recall.prompt_tokens(chinese) == kept.system_prompt_tokens == row.history_tokens > 100
+    assert history_window.prompt_tokens(chinese) == kept.system_prompt_tokens == row.history_tokens > 100
 
 
 def test_a_system_prompt_of_an_earlier_version_is_reserved_too(caller: Caller) -> None:
@@ -265,7 +266,7 @@ def test_a_system_prompt_of_an_earlier_version_is_reserved_too(caller: Caller) -
     query("UPDATE conversation SET system_prompt_tokens = NULL")
 
     row = claim(caller, say(caller, "one"))
-    assert recall.prompt_tokens("of tea " * 50) <= row.history_tokens
+    assert history_window.prompt_tokens("of tea " * 50) <= row.history_tokens
     assert 2 == len(sent(row))
 
 

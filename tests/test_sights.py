@@ -9,14 +9,15 @@ from uuid import uuid4
 
 import pytest
 
-from models import fleet, halt, lane_care, line, tuning, view
+from models import fleet, halt, tuning, view
 from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
 from models.job import Finding, Outcome, Result, Status
 from models.keys import keys, limits, listing, parking
 from models.keys.keys import Key, Limits
-from models.lane_care import Care
+from models.queue import enqueue, lane_maintenance
+from models.queue.lane_maintenance import Care
 from tests.http_tools import Caller
 from tests.line_tools import ANSWER, credential_of, finish, known, put_back, query, start, submit
 from tests.test_openapi import validate
@@ -121,7 +122,7 @@ def test_a_line_longer_than_is_looked_at_is_as_it_was_counted(operator: Caller, 
     query("UPDATE job SET id = overlay(id::text PLACING '0190' FROM 1 FOR 4)::uuid WHERE id = :id", id=oldest)
     care = Care()
     with db.begin() as session:
-        (row,) = session.execute(lane_care._ACTIVE, {"after": 0, "most": 2})
+        (row,) = session.execute(lane_maintenance._ACTIVE, {"after": 0, "most": 2})
         care.refresh(session, row, now=0.0)
     (lane,) = seen(operator, "/ops/lanes")
 
@@ -334,7 +335,7 @@ def test_a_credential_says_what_was_learned_and_until_when_it_is_paused(operator
     limit(who, rpm=7)
     with db.begin() as session:
         number = credential_of(session, who)
-        until = session.execute(line.text("SELECT now() + interval '1 hour'")).scalar_one()
+        until = session.execute(enqueue.text("SELECT now() + interval '1 hour'")).scalar_one()
         limits.remember(session, number, "m", learned_rpm=99, learned_tpm=5_000, window_size=3.5, cooldown_until=until)
     (model,) = seen(operator, "/ops/credentials")[0]["models"]
 

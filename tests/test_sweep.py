@@ -9,11 +9,12 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import fleet, idempotency, lane_care
+from models import fleet, idempotency
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key
-from models.line import SETTLED_S
+from models.queue import lane_maintenance
+from models.queue.enqueue import SETTLED_S
 from tests.line_tools import (
     admit,
     cancel,
@@ -55,7 +56,7 @@ def sweep(limiter: Limiter, bell: Bell) -> Sweep:
     """One whose amnesty is over."""
     made = Sweep(limiter=limiter, bell=bell)
     with db.begin() as session:
-        postmaster = lane_care.postmaster_started(session)
+        postmaster = lane_maintenance.postmaster_started(session)
     made._amnesty = Amnesty(postmaster=postmaster, until=0.0, last=time.monotonic())
     return made
 
@@ -176,7 +177,7 @@ def test_silent_workers_are_forgotten(caller: Key, sweep: Sweep) -> None:
 # The low-water mark and the figures
 
 
-def refresh(care: lane_care.Care, *, now: float) -> None:
+def refresh(care: lane_maintenance.Care, *, now: float) -> None:
     with db.begin() as session:
         lanes = care.choose(session)
     for lane in lanes:
@@ -185,7 +186,7 @@ def refresh(care: lane_care.Care, *, now: float) -> None:
 
 
 def test_the_mark_follows_the_line_only_after_every_submit_has_seen_it(caller: Key) -> None:
-    care = lane_care.Care()
+    care = lane_maintenance.Care()
     one = submit(caller)
     finish(one, start(caller, one))
     query("UPDATE key_share SET virtual_time = 500, low_water = 0")
@@ -198,7 +199,7 @@ def test_the_mark_follows_the_line_only_after_every_submit_has_seen_it(caller: K
 
 
 def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
-    care = lane_care.Care()
+    care = lane_maintenance.Care()
     one = submit(caller)
     query("UPDATE job SET start_tag = 300")
     query("UPDATE key_share SET virtual_time = 500, low_water = 0")
@@ -211,7 +212,7 @@ def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
 
 def test_a_job_that_the_version_before_put_back_is_found_again(caller: Key) -> None:
     """Workers of before 0016 lower the lane's mark alone."""
-    care = lane_care.Care()
+    care = lane_maintenance.Care()
     one = submit(caller)
     start(caller, one)
     query("UPDATE key_share SET virtual_time = 500")
@@ -227,13 +228,13 @@ def test_the_version_before_finds_those_who_wait_when_it_comes_back(caller: Key)
     """It reads a lane from the lane's own mark, and has raised that in the lane's time while both ran."""
     one = submit(caller)
     query("UPDATE lane SET low_water = 1e9")
-    refresh(lane_care.Care(), now=0.0)
+    refresh(lane_maintenance.Care(), now=0.0)
 
     assert [(True,)] == query("SELECT low_water <= start_tag FROM lane, job WHERE job.id = :id", id=one)
 
 
 def test_a_share_that_was_made_again_has_no_mark_of_the_one_before(caller: Key) -> None:
-    care = lane_care.Care()
+    care = lane_maintenance.Care()
     submit(known("sk-other"))
     one = submit(caller)
     finish(one, start(caller, one))
@@ -252,7 +253,7 @@ def test_a_share_that_was_made_again_has_no_mark_of_the_one_before(caller: Key) 
 def test_the_figures_are_those_of_the_lanes_credentials(caller: Key) -> None:
     submit(caller)
     query("INSERT INTO meter (credential_id, model, rpm, tpm) SELECT id, '*', 60, 1000 FROM credential")
-    refresh(lane_care.Care(), now=0.0)
+    refresh(lane_maintenance.Care(), now=0.0)
 
     assert [(60, 1_000, None, 1)] == query("SELECT rpm, tpm, ipm, queued FROM lane")
 

@@ -18,10 +18,11 @@ from api.door import is_closed
 from api.seat import Seat
 from api.waiting import Hall
 from deploy.embedded import Postgres, Valkey
-from models import line, view
+from models import view
 from models.database import db
 from models.job import Status
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
+from models.queue import enqueue
 from tests.http_tools import Caller, end, error_of, together
 from tests.line_tools import query, submit
 from tests.processes import until
@@ -105,7 +106,7 @@ def test_nothing_of_the_database_is_held_while_waiting(caller: Caller) -> None:
 
 
 def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
-    hall, mine, other = Hall(), view.parse_id(caller.submit()), line.new_id()
+    hall, mine, other = Hall(), view.parse_id(caller.submit()), enqueue.new_id()
 
     with hall.wait_for(mine, KEY) as first, hall.wait_for(mine, KEY) as second, hall.wait_for(other, KEY) as third:
         assert first.wait(5) and second.wait(5)
@@ -119,12 +120,12 @@ def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
 def test_many_waiters_share_four_threads(override: Callable[..., None]) -> None:
     override(max_waiting_per_process=300)
     hall, before = Hall(), set(threading.enumerate())
-    rooms = [hall.wait_for(line.new_id(), n) for n in range(300)]
+    rooms = [hall.wait_for(enqueue.new_id(), n) for n in range(300)]
     for room in rooms:
         room.__enter__()
 
     assert 4 == len(set(threading.enumerate()) - before)
-    with pytest.raises(Unavailable), hall.wait_for(line.new_id(), KEY):
+    with pytest.raises(Unavailable), hall.wait_for(enqueue.new_id(), KEY):
         pass
     for room in rooms:
         room.__exit__(None, None, None)
@@ -139,7 +140,7 @@ def fill(hall: Hall, rooms: ExitStack, key_id: int, *, most: int = 10_000, **how
     """How many seats this key gets until it is refused."""
     for taken in range(most):
         try:
-            rooms.enter_context(hall.wait_for(line.new_id(), key_id, **how))
+            rooms.enter_context(hall.wait_for(enqueue.new_id(), key_id, **how))
         except (TooManyWaiting, Unavailable):
             return taken
     return most
@@ -174,7 +175,7 @@ def test_a_key_that_waits_for_nothing_yet_gets_a_seat_at_once(
 
 def test_a_seat_that_is_left_is_the_keys_again(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
     override(max_waiting_per_process=100)
-    with own.wait_for(line.new_id(), KEY):
+    with own.wait_for(enqueue.new_id(), KEY):
         fill(own, rooms, KEY)
         with pytest.raises(TooManyWaiting):
             own.expect_room(KEY)
@@ -191,7 +192,7 @@ def test_the_share_is_a_setting(override: Callable[..., None], own: Hall, rooms:
 def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
     override(max_streams_per_key=5)
     for _ in range(5):
-        rooms.enter_context(own.wait_for(line.new_id(), KEY, is_stream=True))
+        rooms.enter_context(own.wait_for(enqueue.new_id(), KEY, is_stream=True))
 
     with pytest.raises(LineFull):
         own.expect_room(KEY, is_stream=True)
@@ -203,7 +204,7 @@ def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Hall
 def test_who_waits_is_let_go_when_the_process_ends() -> None:
     hall = Hall()
 
-    with hall.wait_for(line.new_id(), KEY) as seat:
+    with hall.wait_for(enqueue.new_id(), KEY) as seat:
         hall.close()
         assert seat.wait(0)
 

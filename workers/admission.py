@@ -14,8 +14,8 @@ from models import job
 from models.config.settings import settings
 from models.database import db
 from models.keys import limits
-from models.pacing import Admission
 from models.platform import crash_points
+from models.queue.admission import Admission
 from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from uuid import UUID
 
 import msgspec
 
-from models import recall
 from models.config.settings import settings
 from models.content import attachments as attachment
 from models.content import chat_messages
@@ -21,7 +20,8 @@ from models.content.chat_messages import INSTRUCTIONS, JsonObject
 from models.content.endpoints import CHAT
 from models.database.db import Session
 from models.platform import json_reading
-from models.recall import Memory
+from models.queue import history_window
+from models.queue.history_window import Memory
 
 Messages = list[JsonObject]
 
@@ -33,7 +33,7 @@ def complete(session: Session, row: Any) -> Any:
     """
     if row.conversation_id is None or row.endpoint != CHAT:
         return row
-    memory = recall.read(session, row, most_bytes=settings().max_body_bytes)
+    memory = history_window.read(session, row, most_bytes=settings().max_body_bytes)
     if not (memory.prompt or memory.turns or row.attachments):
         return row
     body = json_reading.value(bytes(row.request))

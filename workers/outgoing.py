@@ -9,10 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from models import recall
 from models.config.settings import settings
 from models.content import endpoints
 from models.database import db
+from models.queue import history_window
 from workers import context, request, stream
 from workers.body_budget import FREE_BYTES, WAIT_S, Room
 from workers.openai_client import Body
@@ -48,7 +48,7 @@ def _remembered_bytes(row: Any) -> int:
     if row.conversation_id is None or not (row.history_tokens or row.attachments):
         return 0
     with db.autocommit() as session:
-        return recall.weigh(session, row, most_bytes=settings().max_body_bytes)
+        return history_window.weigh(session, row, most_bytes=settings().max_body_bytes)
 
 
 def _whole(row: Any, wanted: int) -> bytes:

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import cap, job, key_share, pacing, title
+from models import job, title
 from models.config.settings import settings
 from models.database import db
 from models.job import Finding, Outcome
 from models.keys import parking
 from models.keys.parking import Refusal
-from models.pacing import Admission, Settled
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
+from models.queue import admission, caps, key_shares
+from models.queue.admission import Admission, Settled
 from workers import counting, wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
@@ -77,13 +78,13 @@ class Pacer:
         self._places.keep(now=time.monotonic())
         woken = self._bell.take()
         with db.autocommit() as session:
-            free = pacing.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
-            lanes = pacing.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
+            free = admission.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
+            lanes = admission.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
             self._seen_most = min(HEADS_MOST, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
             pool_ids = sorted({lane.pool_id for lane in lanes})
             has_caps = any(lane.has_caps for lane in lanes)
-            rooms = cap.rooms(session, lanes=[lane.id for lane in lanes], pools=pool_ids) if has_caps else []
-            heads = pacing.heads(session, lanes, most=self._seen_most, rooms=rooms)
+            rooms = caps.rooms(session, lanes=[lane.id for lane in lanes], pools=pool_ids) if has_caps else []
+            heads = admission.heads(session, lanes, most=self._seen_most, rooms=rooms)
             serving = parking.open_or_due(session, pool_ids, probe_s=settings().probe_s) if lanes else []
         unseen = self._keep_unseen(woken, lanes)
         if not lanes:
@@ -98,7 +99,7 @@ class Pacer:
             queues[head.lane_id].append(head)
         cut = {number for number, jobs in queues.items() if len(jobs) >= self._seen_most}
         if rooms:
-            going = {head.id for head in cap.pass_over(heads, rooms)}
+            going = {head.id for head in caps.pass_over(heads, rooms)}
             queues = {number: [head for head in jobs if head.id in going] for number, jobs in queues.items()}
         _put_probes_first(queues, lanes, serving)
         taken = self._rounds.pick(queues, slots=free)
@@ -124,7 +125,7 @@ class Pacer:
         wanted: dict[int, list[Any]],
         reserved: dict[int, Reserved],
         *,
-        rooms: Sequence[cap.Room],
+        rooms: Sequence[caps.Room],
         cut: set[int],
     ) -> list[Settled]:
         admissions = [one for given in reserved.values() for one in given.admissions]
@@ -132,23 +133,23 @@ class Pacer:
         empty = [lane.id for lane in lanes if self._is_done(queues[lane.id], wanted[lane.id], reserved[lane.id])]
         with db.begin() as session:
             if rooms:
-                rooms = cap.rooms(session, lanes=[lane.id for lane in lanes], pools=sorted({lane.pool_id for lane in lanes}), lock=True)
+                rooms = caps.rooms(session, lanes=[lane.id for lane in lanes], pools=sorted({lane.pool_id for lane in lanes}), lock=True)
             allowed = self._within(admissions, queues, rooms)
-            later = pacing.later_wakes(session, empty) if empty else {}
-            for number, wake_in_s in cap.waiting(session, empty, rooms).items():
+            later = admission.later_wakes(session, empty) if empty else {}
+            for number, wake_in_s in caps.waiting(session, empty, rooms).items():
                 later[number] = min(later.get(number, wake_in_s), wake_in_s)
             for number in cut.intersection(empty):
                 later[number] = 0.0  # behind those that were passed over there may be others
             settled = [self._conclude(lane, queues[lane.id], wanted[lane.id], reserved[lane.id], later) for lane in lanes]
-            marked = pacing.admit(session, allowed)
+            marked = admission.admit(session, allowed)
             going = [heads[one.job_id] for one in allowed if one.dispatch_id in marked]
-            charges = key_share.charges(going, [one for jobs in queues.values() for one in jobs], cut=cut)
-            key_share.charge(session, charges, times={lane.id: lane.virtual_time for lane in lanes})
+            charges = key_shares.charges(going, [one for jobs in queues.values() for one in jobs], cut=cut)
+            key_shares.charge(session, charges, times={lane.id: lane.virtual_time for lane in lanes})
             again = [head.id for head in going if head.calls]
-            since = pacing.waiting_since(session, again) if again else {}
+            since = admission.waiting_since(session, again) if again else {}
             if rooms:
-                cap.note(session, {one.dispatch_id: heads[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
-            pacing.settle(session, settled)
+                caps.note(session, {one.dispatch_id: heads[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
+            admission.settle(session, settled)
         admitted_ns = time.time_ns()
         self._bell.conclude(
             at_rest=[one.lane_id for one in settled if one.wake_in_s is None],
@@ -170,12 +171,12 @@ class Pacer:
         self._give_back([one.dispatch_id for one in admissions if one.dispatch_id not in marked], bound)
         return settled
 
-    def _within(self, admissions: list[Admission], queues: dict[int, list[Any]], rooms: Sequence[cap.Room]) -> list[Admission]:
+    def _within(self, admissions: list[Admission], queues: dict[int, list[Any]], rooms: Sequence[caps.Room]) -> list[Admission]:
         """Those that the caps still allow, with another pacer's admissions counted."""
         if not rooms:
             return admissions
         wanted = {one.job_id for one in admissions}
-        going = {head.id for head in cap.pass_over([head for jobs in queues.values() for head in jobs if head.id in wanted], rooms)}
+        going = {head.id for head in caps.pass_over([head for jobs in queues.values() for head in jobs if head.id in wanted], rooms)}
         return [one for one in admissions if one.job_id in going]
 
     def _refuse(
@@ -203,7 +204,7 @@ class Pacer:
                 parking.probed(session, sorted(probing))
                 parking.probed_models(session, probed)
                 refused = [job_id for job_id, of in doomed.items() if job.refuse(session, job_id, error=of.error, http_status=of.status)]
-                since = pacing.waiting_since(session, refused) if refused else {}
+                since = admission.waiting_since(session, refused) if refused else {}
             heads = {head.id: head for jobs in wanted.values() for head in jobs}
             for job_id in refused:
                 gave_up(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id].error["code"]))
@@ -243,7 +244,7 @@ class Pacer:
 
     def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reserved, later: dict[int, float]) -> Settled:
         going = {one.job_id for one in given.admissions}
-        turns = key_share.turns([head for head in wanted if head.id in going])
+        turns = key_shares.turns([head for head in wanted if head.id in going])
         virtual_time = max([lane.virtual_time, *(turn for turn, _ in turns)])
         finish = max([self._last_finish.get(lane.id, 0.0), *(finish for _, finish in turns)])
         self._last_finish[lane.id] = finish
@@ -277,9 +278,9 @@ class Pacer:
         if free <= 0:
             return IDLE_S
         with db.autocommit() as session:
-            if unseen and pacing.held_for_a_moment(session, unseen):
+            if unseen and admission.held_for_a_moment(session, unseen):
                 return LOCKED_LOOK_S
-            return pacing.next_wake_in_s(session, most_s=IDLE_S)
+            return admission.next_wake_in_s(session, most_s=IDLE_S)
 
 
 def _put_probes_first(queues: dict[int, list[Any]], lanes: Sequence[Any], serving: Sequence[Any]) -> None:

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import api_process, fleet, job, lane_care, pacing, reader, view
+from models import api_process, fleet, job, reader, view
 from models.config.settings import settings
 from models.database import db
 from models.keys import limits as meter
 from models.keys import parking
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
+from models.queue import admission, lane_maintenance
 from workers import telling, waits, wake
 from workers.bell import Bell
 from workers.limiter import Limiter, Limits, Meter, Report
@@ -57,7 +58,7 @@ class Sweep:
         self._limiter = limiter
         self._bell = bell
         self._amnesty = Amnesty()
-        self._care = lane_care.Care()
+        self._care = lane_maintenance.Care()
         self._due: dict[str, float] = {}
         self._enforced: dict[Meter, Limits] = {}
 
@@ -83,7 +84,7 @@ class Sweep:
         if self._is_due("parked", PARKED_EVERY_S, now):
             self._fail_parked()
         with db.begin() as session:
-            forgotten = pacing.find_forgotten(session)
+            forgotten = admission.find_forgotten(session)
         for lane_id in forgotten:
             self._bell.ring(lane_id)
         if self._is_due("figures", FIGURES_EVERY_S, now):
@@ -137,7 +138,7 @@ class Sweep:
 
     def _reap(self, *, now: float) -> None:
         with db.begin() as session:
-            if self._amnesty.is_on(postmaster=lane_care.postmaster_started(session), now=now):
+            if self._amnesty.is_on(postmaster=lane_maintenance.postmaster_started(session), now=now):
                 return
             lost = job.reap(session)
         if lost:
@@ -150,7 +151,7 @@ class Sweep:
     def _expire(self) -> Sequence[Any]:
         with db.begin() as session:
             expired = job.expire(session)
-            since = pacing.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
+            since = admission.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
         self._tell(expired, "ended")
         for row in expired:
             waits.gave_up(row, since.get(row.id, row.created_at), why=job.Status.EXPIRED)
@@ -181,7 +182,7 @@ class Sweep:
             error, status = _parked(row.words or {})
             with db.begin() as session:
                 is_refused = job.refuse(session, row.id, error=error, http_status=status)
-                since = pacing.waiting_since(session, [row.id]) if is_refused and row.calls else {}
+                since = admission.waiting_since(session, [row.id]) if is_refused and row.calls else {}
             if is_refused:
                 wake.job(row.id, "ended")
                 waits.gave_up(row, since.get(row.id, row.created_at), why=str(error["code"]))

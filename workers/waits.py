@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from models import view
-from models.pacing import Settled
+from models.queue.admission import Settled
 from models.telemetry import tracing
 from models.telemetry.tracing import Attributes
 from workers.telling import about

@@ -21,13 +21,13 @@ from sqlalchemy import text
 from deploy import probe
 from deploy.embedded import Postgres, Valkey, free_port
 from deploy.server import die_with_parent, last_lines
-from models import line
 from models.billing import budgets
 from models.config.settings import settings
 from models.database import db, migrate
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import ServingError
+from models.queue import enqueue
 from models.webhooks import endpoints
 from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
@@ -137,7 +137,7 @@ class Plant:
             "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
             "OPENAI_BASE_URL": self.upstream.base_url,
         }
-        for cached in (settings, wake.client, db.engine, line.lane_of):
+        for cached in (settings, wake.client, db.engine, enqueue.lane_of):
             cached.cache_clear()
         migrate.to_latest()
         self._register()

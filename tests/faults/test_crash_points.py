@@ -15,11 +15,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from models import job, line, pacing
+from models import job
 from models.database import db
 from models.job import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
+from models.queue import admission, enqueue
 from tests import processes
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, rows, until, wait_ended
 
@@ -90,7 +91,7 @@ class Case:
         self.who: Key = caller(f"sk-{point}-{how}")
         self.at_crash = ""
         self.process: Process | None = None
-        line.lane_of(self.who.pool_id, "m")
+        enqueue.lane_of(self.who.pool_id, "m")
         self.close()
         self.said = f"{point} {how}"
         self.job_id: UUID = ask(self.who, self.said)
@@ -244,7 +245,7 @@ def _lost_call(case: Case) -> Case:
         credential_id = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": case.who.pool_id}).scalar_one()
         # Nobody is admitted where it is paused. No pacer sees it open.
         session.execute(text("UPDATE lane SET paused_at = NULL WHERE pool_id = :id"), {"id": case.who.pool_id})
-        assert pacing.admit(session, [pacing.Admission(case.job_id, dispatch_id, credential_id)])
+        assert admission.admit(session, [admission.Admission(case.job_id, dispatch_id, credential_id)])
         session.execute(text("UPDATE lane SET paused_at = now() WHERE pool_id = :id"), {"id": case.who.pool_id})
         assert job.claim(session, case.job_id, dispatch_id, lease_s=3600)
     return case

@@ -90,28 +90,28 @@ MUTANTS = (
     ),
     Mutant(
         "turns are remembered in order",
-        "models/recall.py",
+        "models/queue/history_window.py",
         (("<= :most_bytes ORDER BY job.turn", "<= :most_bytes ORDER BY job.turn DESC"),),
     ),
     Mutant(
         "a user's jobs share its turn",
-        "models/line.py",
+        "models/queue/enqueue.py",
         (("greatest(excluded.last_finish - :share, f.last_finish)", "excluded.last_finish - :share"),),
     ),
     Mutant(
         "a key is charged for what it was given",
-        "models/key_share.py",
+        "models/queue/key_shares.py",
         (("given.lane_time) + given.cost / key.weight", "given.lane_time) + 0 * given.cost"),),
     ),
     Mutant(
         "what ends uncalled is given back to its user",
-        "models/key_share.py",
+        "models/queue/key_shares.py",
         (("last_finish = key_flow.last_finish - given.share", "last_finish = key_flow.last_finish"),),
     ),
-    Mutant("a cap holds", "models/cap.py", (("if all(room.left for room in held):", "if True:"),)),
+    Mutant("a cap holds", "models/queue/caps.py", (("if all(room.left for room in held):", "if True:"),)),
     Mutant(
         "nobody is admitted in a paused lane",
-        "models/pacing.py",
+        "models/queue/admission.py",
         (
             (
                 "AND paused_at IS NULL\n        AND (SELECT pool.paused_at FROM pool WHERE pool.id = found.pool_id)",

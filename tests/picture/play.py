@@ -13,12 +13,12 @@ from flask import Flask
 from hypothesis.stateful import RuleBasedStateMachine
 from sqlalchemy import text
 
-from models import line
 from models.access import operators
 from models.billing import budgets
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
+from models.queue import enqueue
 from tests.http_tools import Caller
 from tests.line_tools import query
 from tests.picture.picture import Picture
@@ -187,4 +187,4 @@ _STARTS = """
 def _empty() -> None:
     names = "SELECT string_agg(tablename, ', ') AS names FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
     query(f"TRUNCATE {query(names)[0].names}")
-    line.lane_of.cache_clear()
+    enqueue.lane_of.cache_clear()

@@ -10,15 +10,15 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import key_share, milestone, pacing
 from models.database.db import Session
-from models.key_share import SETTLED_S
 from models.keys import limits
 from models.keys.keys import Limits
+from models.queue import admission, key_shares, position_index
+from models.queue.key_shares import SETTLED_S
 
 LANES_MOST = 50
 # Jobs waiting, as last counted, from which on a lane has milestones.
-LONG = 2 * milestone.EVERY
+LONG = 2 * position_index.EVERY
 # Of one core, at most, for counting one long lane.
 COUNTING_SHARE = 1 / 20
 
@@ -68,21 +68,21 @@ class Care:
         seen = self._seen.setdefault(lane.id, Seen())
         # Shares before the lane's row, as everybody locks them.
         self._raise_low_water(session, lane.id, seen, now=now)
-        seen.at_leisure("shares", lambda: key_share.recount(session, lane.id), now=now)
+        seen.at_leisure("shares", lambda: key_shares.recount(session, lane.id), now=now)
         credentials = limits.credentials_of(session, [lane.pool_id])[lane.pool_id]
         states = [limits.read(session, number, lane.model) for number in credentials]
         usual_s = _usual_s(session, credentials, lane.model)
-        pacing.write_figures(session, lane.id, usual_s=usual_s, limits=limits.together(states))
+        admission.write_figures(session, lane.id, usual_s=usual_s, limits=limits.together(states))
         seen.at_leisure("count", lambda: session.execute(_COUNT, {"id": lane.id}), now=now)
         if lane.queued >= LONG or lane.has_milestones:
-            seen.at_leisure("milestones", lambda: milestone.set_anew(session, lane.id), now=now)
+            seen.at_leisure("milestones", lambda: position_index.set_anew(session, lane.id), now=now)
         return {number: state.limits for number, state in zip(credentials, states, strict=True)}
 
     def _raise_low_water(self, session: Session, lane_id: int, seen: Seen, *, now: float) -> None:
-        rows = {row.key_id: row.virtual_time for row in key_share.of(session, lane_id)}
+        rows = {row.key_id: row.virtual_time for row in key_shares.of(session, lane_id)}
         seen.times = {number: seen.times.get(number, deque()) for number in rows}
         ceilings = {number: _settled(seen.times[number], virtual_time, now=now) for number, virtual_time in rows.items()}
-        key_share.raise_low_water(session, lane_id, {number: one for number, one in ceilings.items() if one is not None})
+        key_shares.raise_low_water(session, lane_id, {number: one for number, one in ceilings.items() if one is not None})
 
 
 def _settled(times: deque[tuple[float, float]], virtual_time: float, *, now: float) -> float | None:

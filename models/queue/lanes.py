@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.database.db import Session
-from models.key_share import SETTLED_S
 from models.platform.errors import TooManyModels
+from models.queue.key_shares import SETTLED_S
 
 # A day without jobs: then a lane leaves, unless an operator has said something of it.
 KEPT_S = 86_400

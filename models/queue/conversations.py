@@ -1,6 +1,6 @@
 """Conversations in order: at most one job of a conversation is in line, admitted or running; the later turns are held behind it.
 
-What a turn remembers of those before it is reserved with it when it is let into the line (models/recall.py).
+What a turn remembers of those before it is reserved with it when it is let into the line (models/queue/history_window.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import key_share, lane, recall, stopping
 from models.database.db import Session
-from models.recall import Recall
+from models.queue import cascade, history_window, key_shares, lanes
+from models.queue.history_window import Recall
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Turn:
 def take_turn(session: Session, key_id: int, name: str, *, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None) -> Turn:
     """The next turn of this key's conversation, which is made on first use. Holds its row until the transaction ends.
 
-    tokens, turn_tokens: as models.line.Order has them.
+    tokens, turn_tokens: as models.queue.enqueue.Order has them.
     """
     row = session.execute(_TAKE, {"key_id": key_id, "name": name}).one()
     # A statement of its own, after the lock: it must see what those before us have committed.
     if session.execute(_HAS_OPEN, {"id": row.id}).scalar_one():
         return Turn(row.id, row.turns, recall=None)
-    remembered = recall.begin(
+    remembered = history_window.begin(
         session, conversation_id=row.id, turn=row.turns, endpoint=endpoint, lane_id=lane_id, tokens=tokens, turn_tokens=turn_tokens
     )
     return Turn(row.id, row.turns, recall=remembered)
@@ -50,12 +50,12 @@ def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: 
     let: Sequence[Any] = []
     if ids:
         if any(row.stops for row in session.execute(_LOCK, {"ids": ids})):
-            stopping.stop(session, ids)
+            cascade.stop(session, ids)
         let = session.execute(_LET_NEXT, {"ids": ids}).all()
-        recall.fit(session, [row.id for row in let])
+        history_window.fit(session, [row.id for row in let])
     back = [*((row.lane_id, row.key_id, row.start_tag, 0.0) for row in let), *also]
-    key_share.come_back(session, back)
-    lane.wake(session, [one[0] for one in back])
+    key_shares.come_back(session, back)
+    lanes.wake(session, [one[0] for one in back])
 
 
 def open_before(session: Session, job: Any) -> Sequence[Any]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from models import line, milestone
 from models.database.db import Session
+from models.queue import enqueue, position_index
 
 MINUTE_S = 60
 
@@ -34,11 +34,11 @@ class Rooms:
 
 def look(session: Session, lane_id: int) -> Rooms:
     """The room in this lane, for all who stand in it together."""
-    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": milestone.COUNTED_MOST}).one()
+    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": position_index.COUNTED_MOST}).one()
     reset_s: float | None = max(0.0, MINUTE_S - lane.newest_s) if lane.sent_requests else 0.0
     if lane.jobs:
         # The row has both: the lane's figures, and what stands before somebody who joins now.
-        reset_s = None if lane.is_paused else line.estimate_s(lane, lane)
+        reset_s = None if lane.is_paused else enqueue.estimate_s(lane, lane)
     return Rooms(
         requests=_room(lane.rpm, lane.sent_requests + lane.jobs, reset_s),
         tokens=_room(lane.tpm, lane.sent_tokens + lane.tokens, reset_s),
@@ -49,14 +49,14 @@ def _room(limit: float | None, taken: int, reset_s: float | None) -> Room | None
     return None if limit is None else Room(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)
 
 
-_OF_KEY = milestone.of_key(
-    lane_id="lane.id", key_id="share.key_id", low_water="share.low_water", start_tag=milestone.END, job_id=milestone.FIRST
+_OF_KEY = position_index.of_key(
+    lane_id="lane.id", key_id="share.key_id", low_water="share.low_water", start_tag=position_index.END, job_id=position_index.FIRST
 )
 # Where no limit is known what was sent is not counted. Admitted jobs are on their way and not sent yet.
 _LOOK = text(f"""
     SELECT lane.*, sent.requests AS sent_requests, sent.tokens AS sent_tokens, sent.newest_s,
            queued.jobs + admitted.jobs AS jobs, queued.tokens + admitted.tokens AS tokens, queued.images + admitted.images AS images
-    FROM ({line.FIGURES} WHERE lane.id = :id) AS lane
+    FROM ({enqueue.FIGURES} WHERE lane.id = :id) AS lane
     CROSS JOIN LATERAL (
         SELECT count(*) AS requests, coalesce(sum(tokens), 0) AS tokens,
                extract(epoch FROM clock_timestamp() - max(started_at))::float8 AS newest_s

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import text
 
-from models import key_share
 from models.database.db import Session
+from models.queue import key_shares
 from models.webhooks import outbox
 
 STOPPED = {
@@ -25,7 +25,7 @@ def stop(session: Session, conversation_ids: Sequence[int]) -> None:
 
     Their conversations have to be locked. Turns submitted later go on: their caller has seen how the failed one ended.
     """
-    key_share.give_back(session, session.execute(_STOP, {"ids": list(conversation_ids), "error": json.dumps(STOPPED)}).all())
+    key_shares.give_back(session, session.execute(_STOP, {"ids": list(conversation_ids), "error": json.dumps(STOPPED)}).all())
 
 
 _STOP = text(f"""

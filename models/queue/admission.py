@@ -14,10 +14,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import cap
 from models.config.settings import settings
 from models.database.db import Session
-from models.key_share import SETTLED_S, TURN
+from models.queue import caps
+from models.queue.key_shares import SETTLED_S, TURN
 
 CLAIM_S = 3
 
@@ -62,7 +62,7 @@ def held_for_a_moment(session: Session, lane_ids: Sequence[int]) -> bool:
     return bool(session.execute(_FREE, {"ids": list(lane_ids)}).scalar_one())
 
 
-def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[cap.Room] = ()) -> Sequence[Any]:
+def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[caps.Room] = ()) -> Sequence[Any]:
     """The first `most` jobs of each lane, in the order of their turns; those that a cap in `rooms` stops altogether are passed over.
 
     Rows: turn (in the lane's time; below 0: an operator put it first), starts and weight (of its key: its next turn, its part of the lane),
@@ -72,7 +72,7 @@ def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[
     if not lanes:
         return []
     wanted = {"lanes": [lane.id for lane in lanes], "times": [lane.virtual_time for lane in lanes], "most": most}
-    shut = cap.shut(rooms)
+    shut = caps.shut(rooms)
     if shut["scopes"]:
         return session.execute(_HEADS_BUT, {**wanted, **shut}).all()
     return session.execute(_HEADS, wanted).all()
@@ -191,7 +191,7 @@ _HEAD = f"""
     ) AS head
 """
 _HEADS = text(_HEAD.format(goes=_GOES.format(but="")))
-_HEADS_BUT = text(_HEAD.format(goes=_GOES.format(but=f"AND NOT {cap.SHUT}")))
+_HEADS_BUT = text(_HEAD.format(goes=_GOES.format(but=f"AND NOT {caps.SHUT}")))
 # What is paused between the look and the admission lets nobody through.
 _ADMIT = text("""
     UPDATE job SET status = 'admitted', dispatch_id = given.dispatch_id, credential_id = given.credential_id,

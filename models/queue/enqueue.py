@@ -1,6 +1,6 @@
 """The line: hierarchical start-time fair queueing in columns (Goyal, Vin, Cheng 1996), positions, and how long it will take.
 
-A lane is one (pool, model). Its keys share it (models/key_share.py), and each key's users share what the key gets: a job's start tag is
+A lane is one (pool, model). Its keys share it (models/queue/key_shares.py), and each key's users share what the key gets: a job's start tag is
 `max(share.virtual_time, flow.last_finish)` and its flow's last finish moves on by cost over weight. The pacer takes the key whose turn
 is first, and of its jobs the one with the lowest tag. Nothing here is ever rebuilt: the order is in the columns.
 """
@@ -20,17 +20,17 @@ from psycopg.errors import DivisionByZero
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models import cap, conversation, key_share, lane, milestone
 from models.billing import budgets
 from models.config.settings import settings
 from models.content import attachments
 from models.database.db import Session, autocommit, begin
 from models.database.tables import OPEN
-from models.key_share import SETTLED_S
 from models.keys.keys import Key
-from models.milestone import COUNTED_MOST
 from models.platform.errors import Draining, LineFull, LineUnavailable, TooLate
-from models.tally import Hindered, Tally
+from models.queue import caps, conversations, key_shares, lanes, position_index
+from models.queue.count_cache import Hindered, Tally
+from models.queue.key_shares import SETTLED_S
+from models.queue.position_index import COUNTED_MOST
 
 WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 # An image stands for this many tokens where fair shares are counted: lanes rarely mix the two, so only the order of size matters.
@@ -122,9 +122,9 @@ def prepare(order: Order) -> int:
     """
     lane_id = lane_of(order.key.pool_id, order.model)
     with autocommit() as session:
-        is_there = lane.exists(session, lane_id)
+        is_there = lanes.exists(session, lane_id)
         if is_there:
-            key_share.open_for(session, lane_id, order.key.id)
+            key_shares.open_for(session, lane_id, order.key.id)
     if not is_there:
         lane_of.cache_clear()
     return lane_id if is_there else lane_of(order.key.pool_id, order.model)
@@ -150,7 +150,7 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
         raise Draining(retry_after_s=60)
     _refuse_if_full(row, key_id=order.key.id)
     if row.has_caps:
-        cap.refuse_if_full(session, key_id=order.key.id, lane_id=lane_id, flow=order.flow, endpoint=order.endpoint)
+        caps.refuse_if_full(session, key_id=order.key.id, lane_id=lane_id, flow=order.flow, endpoint=order.endpoint)
     _refuse_if_late(order, row)
     is_plain = turn is None and not row.has_caps
     return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None) if is_plain else None)
@@ -178,7 +178,7 @@ def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | No
     return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None))
 
 
-def _values(order: Order, job_id: UUID, lane_id: int, turn: conversation.Turn | None) -> dict[str, Any]:
+def _values(order: Order, job_id: UUID, lane_id: int, turn: conversations.Turn | None) -> dict[str, Any]:
     remembered = turn.recall if turn else None
     key_most = settings().max_queued_per_key
     is_far = _tally.has_room(order.key.id, most=key_most, now=time.monotonic())
@@ -210,10 +210,10 @@ def _with_attachments(session: Session, order: Order) -> Order:
     return replace(order, tokens=order.tokens + weight, turn_tokens=(order.turn_tokens or 0) + weight)
 
 
-def _turn(session: Session, order: Order, *, lane_id: int) -> conversation.Turn | None:
+def _turn(session: Session, order: Order, *, lane_id: int) -> conversations.Turn | None:
     if order.conversation is None:
         return None
-    return conversation.take_turn(
+    return conversations.take_turn(
         session, order.key.id, order.conversation, endpoint=order.endpoint, lane_id=lane_id, tokens=order.tokens,
         turn_tokens=order.turn_tokens,
     )  # fmt: skip
@@ -228,7 +228,7 @@ def new_id() -> UUID:
 def lane_of(pool_id: int, model: str) -> int:
     """The id of the lane for this pool and model, found or made in a transaction of its own. Raises TooManyModels."""
     with begin() as session:
-        return lane.find_or_make(session, pool_id, model)
+        return lanes.find_or_make(session, pool_id, model)
 
 
 def place(session: Session, job: Any) -> Place:
@@ -247,14 +247,14 @@ def places(session: Session, jobs: Sequence[Any]) -> dict[UUID, Place]:
     if not queued:
         return made
     lanes = {lane.id: lane for lane in session.execute(_LANES, {"ids": sorted({job.lane_id for job in queued})})}
-    talks = conversation.open_turns(session, {job.conversation_id for job in queued if job.held})
+    talks = conversations.open_turns(session, {job.conversation_id for job in queued if job.held})
     turns = [[one for one in talks[job.conversation_id] if one.turn < job.turn] if job.held else [] for job in queued]
     lasts = [_last(job, _here(job, before)) for job, before in zip(queued, turns, strict=True)]
     wanted = {
         "lanes": [job.lane_id for job in queued], "keys": [job.key_id for job in queued], "tags": [last.start_tag for last in lasts],
         "ids": [last.id for last in lasts], "most": COUNTED_MOST,
     }  # fmt: skip
-    capped = cap.reasons(session, queued) if any(lane.has_caps for lane in lanes.values()) else {}
+    capped = caps.reasons(session, queued) if any(lane.has_caps for lane in lanes.values()) else {}
     for ahead in session.execute(_AHEAD, wanted):
         job = queued[ahead.n - 1]
         made[job.id] = _place(job, lanes[job.lane_id], turns[ahead.n - 1], ahead, capped=capped.get(job.id))
@@ -359,8 +359,8 @@ _AHEAD = text(f"""
         FROM key LEFT JOIN key_share AS found ON found.lane_id = asked.lane_id AND found.key_id = key.id WHERE key.id = asked.key_id
     ) AS share
     CROSS JOIN LATERAL ({
-    key_share.ahead(
-        milestone.of_key(
+    key_shares.ahead(
+        position_index.of_key(
             lane_id="asked.lane_id", key_id="asked.key_id", low_water="share.low_water", start_tag="asked.start_tag", job_id="asked.id"
         ),
         lane_id="asked.lane_id",
@@ -375,12 +375,12 @@ _AHEAD = text(f"""
 # A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 # The job itself is not there yet for what is counted.
-_AHEAD_OF_JOINED = key_share.ahead(
-    milestone.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag", job_id="joined.id"),
+_AHEAD_OF_JOINED = key_shares.ahead(
+    position_index.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag", job_id="joined.id"),
     lane_id=":lane_id", key_id=":key_id", lane_time="line.virtual_time", start_tag="joined.start_tag", job_id="joined.id", share="share",
 )  # fmt: skip
 _JOINED = f"""
-    WITH line AS ({FIGURES} WHERE lane.id = :lane_id AND lane.leaving_at IS NULL), {key_share.JOINING}, moved AS (
+    WITH line AS ({FIGURES} WHERE lane.id = :lane_id AND lane.leaving_at IS NULL), {key_shares.JOINING}, moved AS (
         INSERT INTO key_flow AS f (lane_id, key_id, name, last_finish)
         SELECT line.id, :key_id, :flow, share.virtual_time + CAST(:share AS float8) FROM line, share
         ON CONFLICT (lane_id, key_id, name) DO UPDATE

@@ -1,6 +1,6 @@
 """Milestones along a key's long line, every 250 jobs: what stands before a job is counted from the last one on.
 
-The sweep sets them anew every few seconds (models/lane_care.py). A short line has none, and is counted whole, exactly.
+The sweep sets them anew every few seconds (models/queue/lane_maintenance.py). A short line has none, and is counted whole, exactly.
 """
 
 from __future__ import annotations
