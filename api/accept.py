@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from api import doorbell, spans
-from models import idempotency, view
 from models.database import db
+from models.jobs import idempotency, job_view
+from models.jobs.job_view import JsonObject
 from models.platform import crash_points
 from models.queue import enqueue
 from models.queue.enqueue import Joined, Order
 from models.telemetry import logs, tracing
-from models.view import JsonObject
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Accepted:
     def shown(self, order: Order, *, origin: str) -> JsonObject:
         """The job object. order: what was accepted."""
         if self.joined is not None and self.joined.place is not None:
-            return view.show_joined(order, self.joined, job_id=self.job_id)
+            return job_view.show_joined(order, self.joined, job_id=self.job_id)
         # Not in the transaction that accepted it: that one holds its flow's row, for which the next submit of this user waits.
         with db.autocommit() as session:
-            return view.show(session, view.find(session, self.job_id, order.key.id), origin=origin)
+            return job_view.show(session, job_view.find(session, self.job_id, order.key.id), origin=origin)
 
 
 def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
@@ -47,7 +47,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
     about = None if accepted.is_replayed else tracing.trace_id(told.order.traceparent)
-    logs.add(job=view.public_id(accepted.job_id), lane=lane_id, trace_id=about)
+    logs.add(job=job_view.public_id(accepted.job_id), lane=lane_id, trace_id=about)
     return accepted
 
 

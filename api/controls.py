@@ -10,8 +10,8 @@ from werkzeug.datastructures import Headers
 
 from api import json_text, schemas
 from api.schemas import Controls, Inside
+from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
-from models.view import JsonObject
 
 INSIDE = "nowserving"
 TOKEN = "Idempotency-Key"

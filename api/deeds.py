@@ -10,11 +10,12 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import halt, job, purge, reorder, tuning, view
+from models import halt, purge, reorder, tuning
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
 from models.halt import Target
+from models.jobs import job_view, jobs
 from models.keys import credential_address, keys
 from models.platform.errors import NotFound, WrongState
 from models.purge import Filter
@@ -136,7 +137,7 @@ def cancel(act: Act, job_id: UUID) -> dict[str, Any]:
     """The job is cancelled, or told to stop. Raises NotFound, WrongState."""
     with db.begin() as session:
         found = _row(session, job_id)
-        done = job.cancel(session, job_id, found.key_id)
+        done = jobs.cancel(session, job_id, found.key_id)
         if done is None and not found.cancel_requested:
             raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
         audit_log.write(session, act, "cancel", f"job:{job_id}", before={"status": found.status}, after=None)
@@ -181,14 +182,14 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     """
     made = enqueue.new_id()
     with db.autocommit() as session:
-        before = view.find_order(session, job_id, caller.id)
+        before = job_view.find_order(session, job_id, caller.id)
     order = orders.again(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
         if is_only_once and not purge.may_repeat(session, job_id):
             return None
         enqueue.join(session, order, job_id=made)
-        audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": view.public_id(made)})
+        audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": job_view.public_id(made)})
     doorbell.joined(made, lane_id=lane_id)
     return made
 
@@ -203,13 +204,13 @@ def _row(session: db.Session, job_id: UUID) -> Any:
 def _shown(job_id: UUID) -> dict[str, Any]:
     """The job without what was asked and answered: that is its caller's."""
     with db.begin() as session:
-        shown = view.show(session, view.find(session, job_id, _row(session, job_id).key_id), with_result=False)
+        shown = job_view.show(session, job_view.find(session, job_id, _row(session, job_id).key_id), with_result=False)
     return {name: value for name, value in shown.items() if name not in ("metadata", "artifacts")}
 
 
 def _tell(done: Any) -> None:
     if done is not None:
-        doorbell.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == job.Status.CANCELLED)
+        doorbell.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == jobs.Status.CANCELLED)
 
 
 _FIND = text("""

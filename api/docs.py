@@ -7,7 +7,7 @@ from functools import cache
 from flask import Blueprint, Response, render_template, request
 
 from api import openapi, render
-from models.view import JsonObject
+from models.jobs.job_view import JsonObject
 
 routes = Blueprint("docs", __name__)
 

@@ -8,9 +8,9 @@ from uuid import UUID
 from flask import request
 
 from api.waiting import hall
-from models import view
 from models.database import db
-from models.job import TERMINAL
+from models.jobs import job_view
+from models.jobs.jobs import TERMINAL
 from models.platform.errors import TooManyWaiting, Unauthorised, Unavailable
 
 
@@ -21,7 +21,7 @@ def wait(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:
     Unauthorised when the key was revoked.
     """
     with db.autocommit() as session:
-        if view.find(session, job_id, key_id).status in TERMINAL:
+        if job_view.find(session, job_id, key_id).status in TERMINAL:
             return None
     try:
         _wait(job_id, key_id, until=time.monotonic() + wait_s)

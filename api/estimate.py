@@ -8,8 +8,8 @@ from models.billing import budgets, pricing
 from models.config.settings import settings
 from models.content import token_estimate
 from models.content.endpoints import CHAT, EDITS, IMAGES, PAID
+from models.jobs.job_view import JsonObject
 from models.queue.enqueue import TOKENS_MOST
-from models.view import JsonObject
 
 
 @dataclass(frozen=True)

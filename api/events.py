@@ -13,13 +13,13 @@ from flask import Blueprint, Request, Response, request
 
 from api import auth, errors, pictures, render
 from api.waiting import LOOK_AGAIN_S, Seat, hall
-from models import view
 from models.database import db
-from models.job import TERMINAL
+from models.jobs import job_view
+from models.jobs.job_view import JsonObject
+from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable
 from models.queue.enqueue import Place
-from models.view import JsonObject
 
 routes = Blueprint("events", __name__)
 
@@ -33,9 +33,9 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 @routes.get("/jobs/<name>/events")
 def follow(name: str) -> Response:
     """The stream; 204 when the caller has seen its last event already, which tells browsers not to come back."""
-    caller, job_id, after = auth.caller(request), view.parse_id(name), _last_seen()
+    caller, job_id, after = auth.caller(request), job_view.parse_id(name), _last_seen()
     with db.autocommit() as session:
-        found = view.find(session, job_id, caller.id)
+        found = job_view.find(session, job_id, caller.id)
     if found.status in TERMINAL and after >= found.seq:
         return Response(status=204)
     room = ExitStack()
@@ -85,12 +85,12 @@ class Stream:
         """What has happened since; nothing while Postgres is away."""
         try:
             with db.autocommit() as session:
-                found = view.find(session, self.seat.job_id, self.caller.id)
+                found = job_view.find(session, self.seat.job_id, self.caller.id)
                 # What came in since `found` was read waits for the next look: an event must not carry an older job.
-                past = [row for row in view.events(session, self.seat.job_id, after=self.seen) if row.seq <= found.seq]
-                shown = view.show(session, found, with_result=False, origin=self.origin)
+                past = [row for row in job_view.events(session, self.seat.job_id, after=self.seen) if row.seq <= found.seq]
+                shown = job_view.show(session, found, with_result=False, origin=self.origin)
                 self.is_over = found.status in TERMINAL
-                last = view.show(session, found, origin=self.origin) if self.is_over else shown
+                last = job_view.show(session, found, origin=self.origin) if self.is_over else shown
         except Unavailable:
             return []
         if past:
@@ -107,7 +107,7 @@ class Stream:
         if place is None or place is self.place or (place.position, place.standstill) == self.told:
             return []
         self.place, self.told = place, (place.position, place.standstill)
-        return [_chunk("queue", {"type": "queue", "job_id": view.public_id(self.seat.job_id), "queue": view.queue(place)})]
+        return [_chunk("queue", {"type": "queue", "job_id": job_view.public_id(self.seat.job_id), "queue": job_view.queue(place)})]
 
     def _said(self, chunk: str) -> str:
         self.said_at = self.clock()

@@ -15,8 +15,8 @@ from api import body, controls, multipart, offload
 from api.body import Made
 from api.multipart import Part
 from models.config.settings import settings
+from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, UnsupportedMedia
-from models.view import JsonObject
 
 FORM = "multipart/form-data"
 # Far beyond the longest prompt that an upstream takes.

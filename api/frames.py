@@ -12,11 +12,11 @@ import time
 from uuid import uuid4
 
 from api import render
-from models import view
 from models.content.endpoints import EDITS, IMAGES
-from models.job import Status
+from models.jobs import job_view
+from models.jobs.job_view import JsonObject
+from models.jobs.jobs import Status
 from models.queue.enqueue import Place
-from models.view import JsonObject
 
 DONE = b"data: [DONE]\n\n"
 CHUNK = "chat.completion.chunk"
@@ -24,7 +24,7 @@ CHUNK = "chat.completion.chunk"
 
 def comment(status: Status | None, place: Place | None) -> bytes:
     """How the job stands. One newline: it precedes the next event's lines, and an empty one would be an event to some readers."""
-    if status is not None and status not in view.WAITING:
+    if status is not None and status not in job_view.WAITING:
         return b": running\n"
     words = [": queued"]
     if place is not None:

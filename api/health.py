@@ -14,8 +14,8 @@ import redis
 from flask import Blueprint, Response, current_app
 
 from api import render
-from models import fleet
 from models.database import db
+from models.jobs import workers
 from models.platform.errors import ServingError, Unavailable
 from workers import wake
 
@@ -72,7 +72,7 @@ def _consumes() -> None:
 
 def _works() -> None:
     with db.autocommit() as session:
-        if not fleet.is_heard(session, within_s=HEARD_S):
+        if not workers.is_heard(session, within_s=HEARD_S):
             raise Unavailable
 
 

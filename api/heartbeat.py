@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from uuid import uuid4
 
-from models import api_process
 from models.database import db
+from models.jobs import api_processes
 from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -31,18 +31,18 @@ class Heartbeat:
         due = time.monotonic()
         while is_up():
             if time.monotonic() >= due:
-                due = time.monotonic() + api_process.EVERY_S
+                due = time.monotonic() + api_processes.EVERY_S
                 self.step()
             time.sleep(LOOK_S)
         with suppress(Unavailable), db.autocommit() as session:
-            api_process.sign_off(session, self._name)
+            api_processes.sign_off(session, self._name)
 
     def step(self) -> None:
         """One heartbeat, if the process is ready."""
         try:
             if not self._missing():
                 with db.autocommit() as session:
-                    api_process.report(session, self._name)
+                    api_processes.report(session, self._name)
         except Unavailable:
             pass  # the silence is what the sweep has to see
         except Exception as error:  # the border of this thread: whatever it was, the next heartbeat must come

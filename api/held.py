@@ -5,7 +5,7 @@ every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte be
 
 A later failure has lost its status. api/late_failure.py chooses by client: either `{"error": …}` is the body, or the connection is closed
 before the body is complete. The client then raises; if it retries by itself, it receives the stored failure with its real status
-(models/reader.py). The upstream is not called again.
+(models/jobs/waiters.py). The upstream is not called again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from api import door, errors, late_failure, pictures, replies
 from api.events import limit_sending
 from api.leaving import BrokenOff, Closing, leave, leave_now
 from api.waiting import hall
-from models import view
 from models.config.settings import settings
 from models.database import db
-from models.job import TERMINAL
+from models.jobs import job_view
+from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 
@@ -197,6 +197,6 @@ class Held:
     def _row(self) -> Any | None:
         try:
             with db.autocommit() as session:
-                return view.find(session, self._job_id, self._caller.id)
+                return job_view.find(session, self._job_id, self._caller.id)
         except Unavailable:
             return None

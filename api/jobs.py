@@ -13,13 +13,13 @@ from flask import Blueprint, Response, request
 
 from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, replies, visitor
 from api.accept import accept
-from models import job, view
 from models.config.settings import settings
 from models.database import db
-from models.job import TERMINAL, Status
+from models.jobs import job_view, jobs
+from models.jobs.job_view import JsonObject
+from models.jobs.jobs import TERMINAL, Status
 from models.platform.errors import Invalid, Unavailable, WrongState
 from models.queue.enqueue import Order
-from models.view import JsonObject
 
 routes = Blueprint("jobs", __name__)
 
@@ -50,17 +50,17 @@ def submit() -> Response:
 def listing() -> Response:
     """One page of this key's jobs, newest first."""
     caller = auth.caller(request)
-    limit, before, status = paging.limit(), paging.after(view.parse_id), _status()
+    limit, before, status = paging.limit(), paging.after(job_view.parse_id), _status()
     with db.autocommit() as session:
-        rows = view.page(session, caller.id, limit=limit, before=before, status=status)
-        shown = view.show_all(session, rows[:limit], origin=pictures.origin(request))
+        rows = job_view.page(session, caller.id, limit=limit, before=before, status=status)
+        shown = job_view.show_all(session, rows[:limit], origin=pictures.origin(request))
     return paging.answer(shown, has_more=len(rows) > limit)
 
 
 @routes.get("/jobs/<name>")
 def look(name: str) -> Response:
     """The job as it is now, or as it is when it ends within ?wait= seconds."""
-    caller, job_id, wait_s = auth.caller(request), view.parse_id(name), _wait_s()
+    caller, job_id, wait_s = auth.caller(request), job_view.parse_id(name), _wait_s()
     again_s = ended.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
     shown = _shown(job_id, caller.id, tries=TRIES if wait_s else 1)
     made = render.answer(shown)
@@ -75,22 +75,22 @@ def look(name: str) -> Response:
 @routes.get("/jobs/<name>/raw")
 def raw(name: str) -> Response:
     """The bytes of an answer that is no result, as a download; 404 when the job has none."""
-    caller, job_id = auth.caller(request), view.parse_id(name)
+    caller, job_id = auth.caller(request), job_view.parse_id(name)
     with db.autocommit() as session:
-        found = view.raw(session, job_id, caller.id)
-    return replies.raw(found, name=view.public_id(job_id))
+        found = job_view.raw(session, job_id, caller.id)
+    return replies.raw(found, name=job_view.public_id(job_id))
 
 
 @routes.post("/jobs/<name>/cancel")
 def cancel(name: str) -> Response:
     """200: cancelled; 202: it runs and has been told to stop. 409 when it ended otherwise."""
-    caller, job_id = auth.caller(request), view.parse_id(name)
+    caller, job_id = auth.caller(request), job_view.parse_id(name)
     with db.begin() as session:
-        done = job.cancel(session, job_id, caller.id)
-        found = view.find(session, job_id, caller.id)
+        done = jobs.cancel(session, job_id, caller.id)
+        found = job_view.find(session, job_id, caller.id)
         if found.status in TERMINAL - {Status.CANCELLED}:
             raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
-        shown = view.show(session, found, origin=pictures.origin(request))
+        shown = job_view.show(session, found, origin=pictures.origin(request))
     is_ended = found.status == Status.CANCELLED
     if done is not None:
         doorbell.cancelled(job_id, lane_id=found.lane_id, is_ended=is_ended)
@@ -100,9 +100,9 @@ def cancel(name: str) -> Response:
 @routes.post("/jobs/<name>/retry")
 def retry(name: str) -> Response:
     """202: a new job asks the same once more."""
-    caller, job_id = auth.caller(request), view.parse_id(name)
+    caller, job_id = auth.caller(request), job_view.parse_id(name)
     with db.autocommit() as session:
-        before = view.find_order(session, job_id, caller.id)
+        before = job_view.find_order(session, job_id, caller.id)
     return _accept(orders.again(caller, before, retry_of=job_id), digest=hashlib.sha256(_line()).digest())
 
 
@@ -127,7 +127,7 @@ def _shown(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
     while True:
         try:
             with db.autocommit() as session:
-                return view.show(session, view.find(session, job_id, key_id), with_pictures=False, origin=pictures.origin(request))
+                return job_view.show(session, job_view.find(session, job_id, key_id), with_pictures=False, origin=pictures.origin(request))
         except Unavailable:
             tries -= 1
             if tries <= 0:

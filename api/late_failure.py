@@ -1,7 +1,7 @@
 """Chooses how a client receives a failure after the grace time, when the response has begun as `200` with keep-alive spaces.
 
 The failure is either the response body, `{"error": …}` under the 200, or the connection is closed before the body is complete. Closing it
-makes the client raise; a client that retries by itself then receives the stored failure with its real status (models/reader.py).
+makes the client raise; a client that retries by itself then receives the stored failure with its real status (models/jobs/waiters.py).
 The choice was measured for each client. docs/clients.md has the versions, the results and the reasons.
 """
 

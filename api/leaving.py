@@ -14,10 +14,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 from api import doorbell
-from models import reader, view
 from models.config.settings import settings
 from models.database import db
-from models.job import Status
+from models.jobs import job_view, waiters
+from models.jobs.jobs import Status
 from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Leavers:
         try:
             self._pending.put_nowait(leaver)
         except queue.Full:
-            log.warning("a reader left unseen: its job goes on", extra={"job": view.public_id(leaver.job_id)})
+            log.warning("a reader left unseen: its job goes on", extra={"job": job_view.public_id(leaver.job_id)})
 
     def _run(self) -> None:
         while True:
@@ -96,7 +96,9 @@ def write(leaver: Leaver) -> bool:
     except Unavailable:
         return False
     except Exception as error:  # the border of the writing thread: one bad leaver must not end it
-        log.error("a reader's leaving could not be written", extra={"job": view.public_id(leaver.job_id), "error": type(error).__name__})
+        log.error(
+            "a reader's leaving could not be written", extra={"job": job_view.public_id(leaver.job_id), "error": type(error).__name__}
+        )
     return True
 
 
@@ -104,12 +106,12 @@ def _write(leaver: Leaver) -> None:
     done = None
     with db.begin() as session:
         if leaver.for_good and settings().cancel_abandoned:
-            done = reader.leave_for_good(session, leaver.job_id, reader=leaver.reader)
+            done = waiters.leave_for_good(session, leaver.job_id, reader=leaver.reader)
         else:
-            reader.leave(session, leaver.job_id, reader=leaver.reader)
+            waiters.leave(session, leaver.job_id, reader=leaver.reader)
     if done is not None:
         doorbell.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == Status.CANCELLED)
-        about = {"job": view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status}
+        about = {"job": job_view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status}
         log.info("cancelled: its caller hung up", extra=about)
 
 

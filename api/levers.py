@@ -10,8 +10,9 @@ from flask import Response, request
 from pydantic import BaseModel
 
 from api import body, bulk_retry, deeds, operators, ops_schemas, render, schemas
-from models import halt, view
+from models import halt
 from models.halt import Target
+from models.jobs import job_view
 from models.platform.errors import NotFound
 
 routes = operators.blueprint("levers")
@@ -143,7 +144,7 @@ def purge() -> Response:
 def retry_all() -> Response:
     """Failed and expired jobs are retried, by filter."""
     wanted = _read(ops_schemas.RetryOrder)
-    after = None if wanted.after is None else view.parse_id(wanted.after)
+    after = None if wanted.after is None else job_view.parse_id(wanted.after)
     report = bulk_retry.run(operators.act(wanted.reason), wanted.filter(), after=after, until=time.monotonic() + PATIENCE_S)
     return render.answer({"object": "retries", **report.show()}, 202)
 
@@ -163,6 +164,6 @@ def _number(kind: str, name: str) -> int:
 
 def _job(name: str) -> UUID:
     try:
-        return view.parse_id(name)
+        return job_view.parse_id(name)
     except NotFound:
         raise NotFound("No such job.") from None

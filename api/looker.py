@@ -10,8 +10,8 @@ from uuid import UUID
 
 from api.inbox import Inbox
 from api.seat import Seats
-from models import view
 from models.database import db
+from models.jobs import job_view
 from models.platform.errors import Unavailable
 from models.queue import enqueue
 
@@ -62,7 +62,7 @@ class Looker:
             self._look_at = now + LOOK_AGAIN_S
         placed = set()
         if now >= self._place_at:
-            placed = {seat.job_id for seat in self._seats.everybody() if seat.wants_place and seat.status in view.WAITING}
+            placed = {seat.job_id for seat in self._seats.everybody() if seat.wants_place and seat.status in job_view.WAITING}
             self._place_at = now + max(PLACES_EVERY_S, len(placed) / PLACES_PER_S)
         wanted = [job_id for job_id in woken | placed if self._seats.of(job_id)]
         for start in range(0, len(wanted), AT_ONCE):
@@ -70,8 +70,8 @@ class Looker:
 
     def _see(self, job_ids: Sequence[UUID], placed: set[UUID]) -> None:
         with db.autocommit() as session:
-            rows = view.glance(session, job_ids)
-            places = enqueue.places(session, [row for row in rows if row.status in view.WAITING and self._has_to_place(row, placed)])
+            rows = job_view.glance(session, job_ids)
+            places = enqueue.places(session, [row for row in rows if row.status in job_view.WAITING and self._has_to_place(row, placed)])
         for row in rows:
             for seat in self._seats.of(row.id):
                 seat.see(row, places.get(row.id) if seat.wants_place else None)

@@ -19,10 +19,10 @@ from flask import Blueprint, Request, Response, request
 from api import auth, doorbell, forwarded, offload, render
 from models.config.settings import settings
 from models.database import db
+from models.jobs.job_view import JsonObject
 from models.keys import model_lists
 from models.keys.keys import Key
 from models.platform.errors import NotFound, Unavailable
-from models.view import JsonObject
 
 routes = Blueprint("model_lists", __name__)
 

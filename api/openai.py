@@ -12,10 +12,10 @@ from api import ask, auth, held, intake, late_failure, limits, pictures, prefer,
 from api.accept import accept
 from api.prefer import Preferences
 from api.waiting import hall
-from models import reader, view
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database import db
+from models.jobs import job_view, waiters
 from models.keys.keys import Key
 from models.queue import enqueue
 
@@ -37,7 +37,7 @@ class Arrival:
     @property
     def headers(self) -> dict[str, str]:
         """What is told of it."""
-        told = {"X-Nowserving-Job-Id": view.public_id(self.job_id)}
+        told = {"X-Nowserving-Job-Id": job_view.public_id(self.job_id)}
         if self.is_replayed:
             told["Idempotent-Replayed"] = "true"
         if self.is_resumed:
@@ -125,7 +125,7 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
 
 def _take_over(job_id: UUID, who: UUID | None) -> bool:
     with db.begin() as session:
-        return reader.take_over(session, job_id, reader=who)
+        return waiters.take_over(session, job_id, reader=who)
 
 
 def _find_left(order: enqueue.Order) -> UUID | None:
@@ -133,11 +133,11 @@ def _find_left(order: enqueue.Order) -> UUID | None:
         return None
     if _is_retry():
         with db.begin() as session:
-            return reader.adopt(session, order.key.id, order.fingerprint, reader=order.reader)
+            return waiters.adopt(session, order.key.id, order.fingerprint, reader=order.reader)
     if order.streamed or not late_failure.closes_connection(request.headers):
         return None
     with db.autocommit() as session:
-        return reader.find_undelivered_failure(session, order.key.id, order.fingerprint)
+        return waiters.find_undelivered_failure(session, order.key.id, order.fingerprint)
 
 
 def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Response:
@@ -147,7 +147,7 @@ def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Resp
         made = held.answer_within(wanted.wait_s, arrival.job_id, caller, request=request)
     if made is None:
         with db.autocommit() as session:
-            shown = view.show(session, view.find(session, arrival.job_id, caller.id), origin=pictures.origin(request))
+            shown = job_view.show(session, job_view.find(session, arrival.job_id, caller.id), origin=pictures.origin(request))
         made = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
     applied = replace(wanted, wait_s=None) if arrival.is_streamed else wanted
     made.headers["Preference-Applied"] = applied.applied()

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from api import answers, bodies, stored_answers, stored_schemas
 from api.route import CONTROLS, JSON, ONCE, Route, Said, header, query
-from models.view import JsonObject
+from models.jobs.job_view import JsonObject
 
 FORM = "multipart/form-data"
 ASYNC = header(

@@ -26,7 +26,7 @@ from api import (
 )
 from api.route import JSON, STREAM, Route
 from api.routes import ROUTES
-from models.view import JsonObject
+from models.jobs.job_view import JsonObject
 
 TITLE = "nowserving"
 VERSION = "1"

@@ -9,12 +9,12 @@ from flask import Request, Response
 
 from api import render
 from api.pieces import Body
-from models import view
 from models.config.settings import settings
 from models.content import artifacts, image_placeholders
 from models.database import db
+from models.jobs import job_view
+from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
-from models.view import JsonObject
 
 # OpenAI's own models answer base64 always and refuse the field with a 400, whatever it says.
 BASE64_ONLY = ("gpt-image", "chatgpt-image")
@@ -64,7 +64,7 @@ def content(row: Any, *, origin: str) -> Body:
     answer = bytes(row.response)
     if row.wants_urls:
         with db.begin() as session:
-            said = view.result(session, row, origin=origin)
+            said = job_view.result(session, row, origin=origin)
         if isinstance(said, dict):
             return Body([render.text(said).encode()])
     return _body(row.id, answer)

@@ -17,13 +17,13 @@ from flask import Blueprint, Response, request
 from api import auth, body, dashboard, ended, errors, json_text, orders, render, replies, schemas
 from api.accept import accept
 from api.schemas import Controls
-from models import view
 from models.billing import statement
 from models.billing.money import usd
 from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
-from models.job import TERMINAL, Status
+from models.jobs import job_view
+from models.jobs.jobs import TERMINAL, Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid, NotFound, ServingError
 
@@ -62,7 +62,7 @@ def ask() -> Response:
     order = orders.direct(caller, CHAT, wanted, write=lambda value: (json_text.dump(value), None), own=_session(words["sessionId"]))
     digest = body.digest(b"POST /pro\n", {name: words[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
-    return _answer(caller, view.public_id(accepted.job_id))
+    return _answer(caller, job_view.public_id(accepted.job_id))
 
 
 @routes.get("/chat/completions/<name>")
@@ -126,15 +126,15 @@ def _caller(token: str | None) -> Key:
 
 def _answer(caller: Key, name: str) -> Response:
     try:
-        job_id = view.parse_id(name)
+        job_id = job_view.parse_id(name)
         ended.wait(job_id, caller.id, wait_s=settings().pro_wait_s)
         with db.begin() as session:
-            row = view.find(session, job_id, caller.id)
-            answer = view.result(session, row) if row.status == Status.SUCCEEDED else None
+            row = job_view.find(session, job_id, caller.id)
+            answer = job_view.result(session, row) if row.status == Status.SUCCEEDED else None
     except NotFound:
         raise _Wrong("jobId 不存在，请检查后重试") from None
     if row.status not in TERMINAL:
-        return _told(202, WAITS, data=None, jobId=view.public_id(job_id))
+        return _told(202, WAITS, data=None, jobId=job_view.public_id(job_id))
     if row.status == Status.SUCCEEDED:
         return _told(200, DONE, data=_content(answer), timestamp=_now_ms())
     if row.status == Status.CANCELLED:

@@ -7,7 +7,7 @@ from functools import partial
 from api import answers
 from api.pro import LIMITS
 from api.route import JSON, Route, query
-from models.view import JsonObject
+from models.jobs.job_view import JsonObject
 
 _ASK: JsonObject = {
     "schema": {

@@ -26,14 +26,14 @@ from api.door import is_closed
 from api.events import limit_sending
 from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import Seat, hall
-from models import view
 from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
-from models.job import TERMINAL
+from models.jobs import job_view
+from models.jobs.job_view import JsonObject
+from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import ServingError, Unauthorised, Unavailable, WrongState
-from models.view import JsonObject
 from workers.chunks import Chunk
 
 routes = Blueprint("relay", __name__)
@@ -55,9 +55,9 @@ class Restarted(ServingError):
 @routes.get("/jobs/<name>/stream")
 def follow(name: str) -> Response:
     """The stream of a job from its beginning, for those who come late or lost it."""
-    caller, job_id = auth.caller(request), view.parse_id(name)
+    caller, job_id = auth.caller(request), job_view.parse_id(name)
     with db.begin() as session:
-        if not view.find(session, job_id, caller.id).streamed:
+        if not job_view.find(session, job_id, caller.id).streamed:
             raise WrongState("This job was not asked for as a stream: GET /v1/jobs/{id} has its answer, …/events its life.")
     return stream(job_id, caller, reader=None, is_replay=True)
 
@@ -156,8 +156,8 @@ class Relay:
         """The ended job and the events of its transcript; None while Postgres is away."""
         try:
             with db.begin() as session:
-                row = view.find(session, self._seat.job_id, self._caller.id)
-                return row, frames.split(view.transcript(session, row.id))
+                row = job_view.find(session, self._seat.job_id, self._caller.id)
+                return row, frames.split(job_view.transcript(session, row.id))
         except Unavailable:
             return None
 
@@ -208,10 +208,10 @@ class Relay:
     def _row(self) -> Any | None:
         try:
             with db.begin() as session:
-                return view.find(session, self._seat.job_id, self._caller.id)
+                return job_view.find(session, self._seat.job_id, self._caller.id)
         except ServingError:
             return None
 
     def _restarted(self) -> Restarted:
-        name = view.public_id(self._seat.job_id)
+        name = job_view.public_id(self._seat.job_id)
         return Restarted(f"The call broke in the middle of its answer and was made again. GET /v1/jobs/{name} has the whole answer.")

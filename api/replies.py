@@ -13,7 +13,7 @@ from typing import Any
 from flask import Response
 
 from api import pictures, render
-from models.job import Status
+from models.jobs.jobs import Status
 
 # What the upstream never said, by what became of the call; everything else that went wrong out there is a bad gateway.
 STATUSES: Mapping[object, int] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from api import controls, schemas
-from models.view import JsonObject
+from models.jobs.job_view import JsonObject
 
 JSON, STREAM, HTML = "application/json", "text/event-stream", "text/html"
 #: what it means, its media type ("": no body), the model of its body (None: text or bytes)

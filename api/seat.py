@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import view
 from models.config.settings import settings
-from models.job import Status
+from models.jobs import job_view
+from models.jobs.jobs import Status
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from models.queue.enqueue import Place
 from workers.chunks import Chunk
@@ -88,7 +88,7 @@ class Seat:
         """The job was seen like this. job: a row of view.glance. place None: it has none, or was not asked for it this time."""
         before = (self.status, self.seq, self.is_revoked, _shown(self.place))
         self.status, self.seq, self.is_revoked = Status(job.status), job.seq, job.is_revoked
-        self.place = (place or self.place) if self.status in view.WAITING else None
+        self.place = (place or self.place) if self.status in job_view.WAITING else None
         if before != (self.status, self.seq, self.is_revoked, _shown(self.place)):
             self.wake()
 

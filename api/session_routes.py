@@ -10,7 +10,7 @@ from api import session_answers as answers
 from api import session_schemas
 from api.openai_routes import FORM
 from api.route import JSON, Route, query
-from models.view import JsonObject
+from models.jobs.job_view import JsonObject
 
 PAGING = (
     query("limit", "How many on a page.", type="integer", minimum=1, maximum=100, default=20),

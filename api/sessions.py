@@ -8,9 +8,10 @@ from flask import Blueprint, Response, request
 
 from api import auth, body, doorbell, paging, pictures, render, schemas, visitor
 from api.session_schemas import NewSession, SessionChange
-from models import erasure, job, message, session
+from models import erasure, message, session
 from models.database import db
-from models.job import Status
+from models.jobs import jobs
+from models.jobs.jobs import Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 
@@ -102,7 +103,7 @@ def _cancel(caller: Key, conversation_id: int) -> None:
         rows = erasure.open_turns(opened, conversation_id)
     for row in rows:
         with db.begin() as opened:
-            done = job.cancel(opened, row.id, caller.id)
+            done = jobs.cancel(opened, row.id, caller.id)
         if done is not None:
             doorbell.cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
 

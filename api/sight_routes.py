@@ -6,8 +6,8 @@ from functools import partial
 
 from api import sight_answers
 from api.route import HTML, JSON, Route, query
-from models.job import Status
-from models.view import JsonObject
+from models.jobs.job_view import JsonObject
+from models.jobs.jobs import Status
 
 _PAGING = (
     query("limit", "How many on a page.", type="integer", minimum=1, maximum=100, default=20),

@@ -14,12 +14,13 @@ from flask import Blueprint, Response, request
 
 from api import auth, body, paging, render, schemas
 from api.stored_schemas import CompletionChange, Metadata
-from models import stored_answer, view
+from models import stored_answer
 from models.content.endpoints import CHAT
 from models.database import db
 from models.database.db import Session
+from models.jobs import job_view
+from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, NotFound
-from models.view import JsonObject
 
 routes = Blueprint("stored_completions", __name__)
 
@@ -102,7 +103,7 @@ def _parse(name: str) -> str:
 
 def _show(session: Session, row: Any) -> JsonObject:
     """Returns the upstream's answer, its current metadata, and the members of the request that OpenAI adds."""
-    body_sent, answer = _request_body(row), view.result(session, row)
+    body_sent, answer = _request_body(row), job_view.result(session, row)
     about = {name: body_sent.get(name) for name in _REQUEST_MEMBERS}
     members = answer if isinstance(answer, dict) else {}
     about |= {"input_user": body_sent.get("user"), "request_id": row.upstream_request_id}

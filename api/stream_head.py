@@ -10,7 +10,7 @@ from api import replies
 from api.leaving import Closing
 from api.seat import Seat
 from api.waiting import hall
-from models.job import TERMINAL
+from models.jobs.jobs import TERMINAL
 from models.platform.errors import Unauthorised
 
 # Postgres is away while the end is to be read: how soon to try again.

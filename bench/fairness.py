@@ -11,8 +11,8 @@ from bench import load
 from bench.figure import Figure, at_least, at_most, jain
 from bench.load import Wanted
 from bench.stack import Caller, Stack
-from models import job as jobs
 from models.database import db
+from models.jobs import jobs
 from models.keys.keys import Limits
 
 TITLE = "Fairness"

@@ -13,8 +13,8 @@ from sqlalchemy import text
 
 from bench.figure import Figure, at_most, quantile, told
 from bench.stack import MODEL, Stack
-from models import fleet
 from models.database import db
+from models.jobs import workers
 from models.keys.keys import Key
 from models.queue import enqueue, position_index
 from models.queue.enqueue import Order
@@ -114,7 +114,7 @@ def _steps(stack: Stack, *, times: int = 25) -> float:
     pacer = Pacer(limiter=limiter, ring=ears, bell=Bell())
     for _ in range(times):
         with db.begin() as session:
-            fleet.report(session, "bench", slots=SLOTS)
+            workers.report(session, "bench", slots=SLOTS)
             session.execute(text("UPDATE lane SET wake_at = now() - interval '1 s', claimed_until = NULL WHERE wake_at > now()"))
         began = time.perf_counter()
         pacer.step()

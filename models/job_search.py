@@ -13,11 +13,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import view
 from models.database.db import Session
-from models.job import Status
+from models.jobs import job_view
+from models.jobs.job_view import JsonObject, epoch
+from models.jobs.jobs import Status
 from models.queue import enqueue
-from models.view import JsonObject, epoch
 
 LOOKED_MOST = 20_000
 # Most searches find enough among the first few.
@@ -94,10 +94,10 @@ def _show_all(session: Session, rows: Sequence[Any]) -> list[JsonObject]:
 def _show(row: Any, place: enqueue.Place | None) -> JsonObject:
     waited_to = row.started_at or row.ended_at or row.now
     return {
-        "id": view.public_id(row.id),
+        "id": job_view.public_id(row.id),
         "object": "job",
         "status": row.status,
-        "queue": None if place is None else view.queue(place),
+        "queue": None if place is None else job_view.queue(place),
         "key": {"id": row.key_id, "name": row.key_name, "kind": row.key_kind},
         "lane": row.lane_id,
         "pool": row.pool,

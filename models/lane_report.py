@@ -15,8 +15,8 @@ from sqlalchemy import text
 from models import gauge
 from models.database.db import Session
 from models.gauge import Gauge
+from models.jobs.job_view import JsonObject, epoch
 from models.queue import enqueue
-from models.view import JsonObject, epoch
 
 LOOKED_MOST = 1_000
 # Of the newest submits, so many are enough to tell how fast they come.

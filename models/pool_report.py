@@ -14,8 +14,8 @@ from sqlalchemy import text
 from models import gauge
 from models.database.db import Session
 from models.gauge import Reading
+from models.jobs.job_view import JsonObject, epoch
 from models.lane_report import show_gauge
-from models.view import JsonObject, epoch
 
 # Of a credential: the models of its pool's lanes with most waiting; and of its attempts the newest, for the rates of errors.
 MODELS_MOST = 20

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
-from models import job
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform.errors import Unavailable
 from models.queue import admission
 from tests import webhook_tools
@@ -71,7 +71,7 @@ def end(row: Any, result: Result, finding: Finding) -> bool:
     with db.begin() as session:
         admission.admit(session, [given])
     with db.begin() as session:
-        if (claimed := job.claim(session, given.job_id, given.dispatch_id, lease_s=30)) is None:
+        if (claimed := jobs.claim(session, given.job_id, given.dispatch_id, lease_s=30)) is None:
             return False
     ended = Ending(
         claimed.id, given.dispatch_id, claimed.key_id, claimed.lane_id, claimed.model, finding, result,

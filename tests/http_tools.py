@@ -16,8 +16,8 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from api.app import create_app, reset_memory
-from models import job, view
 from models.database import db
+from models.jobs import job_view, jobs
 from models.keys import keys
 from models.keys.keys import Key
 from tests.line_tools import at_once, start
@@ -76,25 +76,25 @@ class Caller:
 
 def run(caller: Caller, name: str) -> UUID:
     """The job is running; returns its dispatch id."""
-    return start(caller.key, view.parse_id(name))
+    return start(caller.key, job_view.parse_id(name))
 
 
 def finish(
     name: str,
     dispatch_id: UUID,
     *,
-    status: job.Status = job.Status.SUCCEEDED,
+    status: jobs.Status = jobs.Status.SUCCEEDED,
     answer: bytes | None = ANSWER,
     answer_type: str | None = None,
 ) -> None:
     """The running job has ended."""
-    result = job.Result(status, http_status=200, response=answer, response_type=answer_type)
+    result = jobs.Result(status, http_status=200, response=answer, response_type=answer_type)
     with db.begin() as session:
-        assert job.finish(session, view.parse_id(name), dispatch_id, result, job.Finding(job.Outcome.SUCCEEDED, 200, "req_up"))
+        assert jobs.finish(session, job_view.parse_id(name), dispatch_id, result, jobs.Finding(jobs.Outcome.SUCCEEDED, 200, "req_up"))
 
 
 def end(
-    caller: Caller, name: str, *, status: job.Status = job.Status.SUCCEEDED, answer: bytes | None = ANSWER, answer_type: str | None = None
+    caller: Caller, name: str, *, status: jobs.Status = jobs.Status.SUCCEEDED, answer: bytes | None = ANSWER, answer_type: str | None = None
 ) -> None:
     """The waiting job has run and ended."""
     finish(name, run(caller, name), status=status, answer=answer, answer_type=answer_type)

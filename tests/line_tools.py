@@ -11,9 +11,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import api_process, job, retention
+from models import retention
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import api_processes, jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys
 from models.keys.keys import Key
 from models.queue import admission, enqueue, key_shares
@@ -80,7 +81,7 @@ def start(caller: Key, job_id: UUID) -> UUID:
     """This one job is running; returns the dispatch id."""
     dispatch_id = admit(caller, job_id)
     with db.begin() as session:
-        assert job.claim(session, job_id, dispatch_id, lease_s=30) is not None
+        assert jobs.claim(session, job_id, dispatch_id, lease_s=30) is not None
     return dispatch_id
 
 
@@ -88,22 +89,22 @@ def finish(job_id: UUID, dispatch_id: UUID, result: Result = ANSWER, finding: Fi
     """Whether this result was taken, by the way that a worker would take."""
     if row(job_id).conversation_id is None:
         with db.autocommit() as session:
-            if job.finish_at_once(session, job_id, dispatch_id, result, finding, None) is not None:
+            if jobs.finish_at_once(session, job_id, dispatch_id, result, finding, None) is not None:
                 return True
     with db.begin() as session:
-        return job.finish(session, job_id, dispatch_id, result, finding) is not None
+        return jobs.finish(session, job_id, dispatch_id, result, finding) is not None
 
 
 def put_back(job_id: UUID, dispatch_id: UUID, finding: Finding = BUSY, **how: Any) -> bool:
     """Whether the job went back in line."""
     with db.begin() as session:
-        return job.put_back(session, job_id, dispatch_id, finding, **how)
+        return jobs.put_back(session, job_id, dispatch_id, finding, **how)
 
 
 def cancel(caller: Key, job_id: UUID) -> Any:
     """What job.cancel answers."""
     with db.begin() as session:
-        return job.cancel(session, job_id, caller.id)
+        return jobs.cancel(session, job_id, caller.id)
 
 
 def reap() -> Sequence[Any]:
@@ -111,7 +112,7 @@ def reap() -> Sequence[Any]:
     with db.begin() as session:
         session.execute(text("UPDATE job SET lease_until = now() - interval '1 s' WHERE status = 'running'"))
     with db.begin() as session:
-        return job.reap(session)
+        return jobs.reap(session)
 
 
 def expire(job_id: UUID) -> Sequence[Any]:
@@ -119,7 +120,7 @@ def expire(job_id: UUID) -> Sequence[Any]:
     with db.begin() as session:
         session.execute(text("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job_id})
     with db.begin() as session:
-        return job.expire(session)
+        return jobs.expire(session)
 
 
 def clean_up(*, later_days: float = 0) -> int:
@@ -136,7 +137,7 @@ def report(*names: str) -> None:
     """These API processes send a heartbeat."""
     for name in names:
         with db.begin() as session:
-            api_process.report(session, name)
+            api_processes.report(session, name)
 
 
 def pass_time(seconds: float, *reporting: str) -> None:

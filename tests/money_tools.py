@@ -8,7 +8,7 @@ from models.billing import budgets, statement
 from models.billing.money import MICRO
 from models.billing.statement import Standing
 from models.database import db
-from models.job import Finding, Outcome
+from models.jobs.jobs import Finding, Outcome
 from models.keys import keys
 from models.keys.keys import Key
 from tests.line_tools import query

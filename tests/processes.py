@@ -24,9 +24,9 @@ import psutil
 from sqlalchemy import text
 
 from deploy.server import die_with_parent, last_lines
-from models import fleet, job
 from models.database import db
-from models.job import TERMINAL
+from models.jobs import jobs, workers
+from models.jobs.jobs import TERMINAL
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import Unavailable
@@ -224,7 +224,7 @@ def ask(who: Key, said: str, *, model: str = "m", **wanted: Any) -> UUID:
 def cancel(job_id: UUID) -> None:
     """As the API does it."""
     with db.begin() as session:
-        stopped = job.cancel(session, job_id, row(job_id).key_id)
+        stopped = jobs.cancel(session, job_id, row(job_id).key_id)
     if stopped is not None:
         wake.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
 
@@ -326,12 +326,12 @@ def _is_own(one: Any) -> bool:
 def pretended_slots(slots: int) -> Iterator[None]:
     """The pacer believes that a worker could take jobs."""
     with db.begin() as session:
-        fleet.report(session, "pretended", slots=slots)
+        workers.report(session, "pretended", slots=slots)
     try:
         yield
     finally:
         with db.begin() as session:
-            fleet.sign_off(session, "pretended")
+            workers.sign_off(session, "pretended")
 
 
 def decoded(body: str) -> bytes:

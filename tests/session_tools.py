@@ -6,10 +6,10 @@ import json
 from typing import Any
 from uuid import UUID
 
-from models import job, view
 from models.content.endpoints import CHAT
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import job_view, jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from tests.http_tools import Caller
 from tests.line_tools import admit, query
 from workers import context, ending
@@ -38,9 +38,9 @@ def say(caller: Caller, *said: str | dict[str, Any], session: str = SESSION, bod
 
 def claim(caller: Caller, name: str) -> Any:
     """The turn's row as a worker has it when its call goes out."""
-    dispatch_id = admit(caller.key, view.parse_id(name))
+    dispatch_id = admit(caller.key, job_view.parse_id(name))
     with db.begin() as session:
-        return context.complete(session, job.claim(session, view.parse_id(name), dispatch_id, lease_s=30))
+        return context.complete(session, jobs.claim(session, job_view.parse_id(name), dispatch_id, lease_s=30))
 
 
 def sent(row: Any) -> Messages:

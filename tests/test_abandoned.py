@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 from werkzeug.test import TestResponse
 
-from models import reader
 from models.database import db
+from models.jobs import waiters
 from tests.http_tools import CHAT, Caller, error_of, together
 from tests.line_tools import finish, pass_time, query, report, row, start, told
 from tests.processes import until
@@ -51,7 +51,7 @@ def abandon(job_id: UUID) -> None:
     report("api")
     pass_time(20, "api")
     with db.begin() as session:
-        done = reader.abandon(session, longer_than_s=15)
+        done = waiters.abandon(session, longer_than_s=15)
     assert done and done.id == job_id
 
 
@@ -100,7 +100,7 @@ def test_a_job_that_its_user_cancelled_stays_so(caller: Caller, is_running: bool
     report("api")
     pass_time(20, "api")
     with db.begin() as session:
-        assert reader.abandon(session, longer_than_s=15) is None
+        assert waiters.abandon(session, longer_than_s=15) is None
     again = ask(caller, **NO_WAIT)
 
     assert ("true", job_id) == (again.headers["Idempotent-Replayed"], id_of(again))
@@ -143,7 +143,7 @@ def test_an_abandoned_job_takes_no_other_reader(caller: Caller) -> None:
     abandon(job_id)
 
     with db.begin() as session:
-        assert not reader.take_over(session, job_id, reader=uuid4())
+        assert not waiters.take_over(session, job_id, reader=uuid4())
     assert row(job_id).left_at
 
 
@@ -163,9 +163,9 @@ def test_a_marked_retry_without_a_key_gets_a_new_job_too(caller: Caller) -> None
 def test_a_job_taken_over_in_time_is_not_abandoned(caller: Caller) -> None:
     job_id = left(caller)
     with db.begin() as session:
-        assert reader.take_over(session, job_id, reader=uuid4())
+        assert waiters.take_over(session, job_id, reader=uuid4())
     report("api")
     pass_time(20, "api")
 
     with db.begin() as session:
-        assert reader.abandon(session, longer_than_s=15) is None
+        assert waiters.abandon(session, longer_than_s=15) is None

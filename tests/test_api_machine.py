@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from api.app import create_app
-from models import view
+from models.jobs import job_view
 from tests.line_tools import query
 from tests.picture.play import job_id
 from tests.picture.refusing import MAX_THROTTLES
@@ -63,7 +63,7 @@ class JobApi(Tales):
         for row in query("SELECT job_id, type FROM job_event ORDER BY job_id, seq"):
             events[row.job_id].append(row.type.removeprefix("job."))
         assert {job_id(one): one.events for one in self.picture.tickets} == events
-        told = Counter((row.endpoint or row.url, view.public_id(row.job_id), row.event_type) for row in query(_DELIVERIES))
+        told = Counter((row.endpoint or row.url, job_view.public_id(row.job_id), row.event_type) for row in query(_DELIVERIES))
         assert self.picture.told == told
 
     @invariant()

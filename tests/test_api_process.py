@@ -10,8 +10,8 @@ import redis
 
 from api.heartbeat import Heartbeat
 from api.leaving import leave_now
-from models import api_process
 from models.database import db
+from models.jobs import api_processes
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from tests.line_tools import known, pass_time, query, report, row, submit
@@ -116,7 +116,7 @@ def test_processes_that_come_and_go_never_give_a_reader_up(caller: Key, is_cance
     job_id = left(caller)
     for n in range(6):
         pass_time(AFTER_S - MARGIN_S, f"process {n}")
-        pass_time(2 * api_process.SILENT_S)
+        pass_time(2 * api_processes.SILENT_S)
 
         assert not is_cancelled(job_id)
 
@@ -143,7 +143,7 @@ def test_a_silence_begins_the_time_of_a_process_anew() -> None:
     report("a")
     assert up_s("a") >= 3600
 
-    pass_time(2 * api_process.SILENT_S)
+    pass_time(2 * api_processes.SILENT_S)
     report("a")
 
     assert up_s("a") < 3600
@@ -196,6 +196,6 @@ def test_killed_processes_are_forgotten() -> None:
     report("b")
 
     with db.begin() as session:
-        api_process.forget(session, unseen_s=300)
+        api_processes.forget(session, unseen_s=300)
 
     assert ["b"] == [one.name for one in query("SELECT name FROM api_process")]

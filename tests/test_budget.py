@@ -14,7 +14,7 @@ import pytest
 from models.billing import budgets
 from models.billing.money import MICRO
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import NoMoney, NotFound
 from tests.http_tools import CHAT, Caller, error_of, stored, together

@@ -16,8 +16,8 @@ from werkzeug.serving import make_server
 from api.cli import nowserving
 from api.client import Client
 from api.waiting import hall
-from models import view
 from models.database import db
+from models.jobs import job_view
 from models.keys import limits
 from models.queue import enqueue
 from tests.http_tools import Caller, end
@@ -111,7 +111,7 @@ def test_a_credential_is_changed_and_retired() -> None:
 
 def test_one_job_of_anybody_is_moved_stopped_and_asked_again() -> None:
     caller = known()
-    first, job_id = submit(caller, flow="ann"), view.public_id(submit(caller, flow="ann"))
+    first, job_id = submit(caller, flow="ann"), job_view.public_id(submit(caller, flow="ann"))
 
     assert 2 == read("priority", job_id, "high")["position"]
     assert "cancelled" == read("stop", job_id, "--reason", "asked to")["status"]

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from models.config.settings import settings
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Unavailable

@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from models import view
 from models.database import db
+from models.jobs import job_view
 from models.keys import keys as key
 from models.keys.keys import Key
 from models.queue import admission, enqueue, key_shares
@@ -286,7 +286,7 @@ def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key
     serve(keys[0], steps=2, a_step=7)
     waiting = [one.id for one in query("SELECT id FROM job WHERE status = 'queued'")]
     with db.begin() as session:
-        places = enqueue.places(session, view.glance(session, waiting))
+        places = enqueue.places(session, job_view.glance(session, waiting))
     told = sorted(waiting, key=lambda one: places[one].position)
 
     assert list(range(1, 47)) == [places[one].position for one in told]
@@ -299,7 +299,7 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
     query("UPDATE key_share SET queued = 300")
     last = submit(keys[0], flow="key")
     with db.begin() as session:
-        (found,) = view.glance(session, [last])
+        (found,) = job_view.glance(session, [last])
         told = enqueue.place(session, found).position
 
     assert 601 == told

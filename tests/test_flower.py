@@ -16,11 +16,11 @@ import pytest
 from sqlalchemy import text
 
 from deploy.server import free_port
-from models import job
 from models.database import db
+from models.jobs import jobs
+from models.jobs.job_view import public_id
 from models.keys import keys
 from models.queue import enqueue
-from models.view import public_id
 from tests.browser import Visit, picture
 from tests.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
 from tests.processes import cancel as _cancel
@@ -115,7 +115,7 @@ def test_a_cancelled_job_is_shown_as_revoked(stack: Stack, flower: Flower) -> No
     who = caller(SECRET)
     job_id = _announced(who, flower)
     with db.begin() as session:
-        job.cancel(session, job_id, who.id)
+        jobs.cancel(session, job_id, who.id)
     wake.line(enqueue.lane_of(who.pool_id, "m"), cancelled=job_id)
 
     assert flower.wait_state(job_id, "REVOKED")

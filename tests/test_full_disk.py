@@ -24,7 +24,7 @@ from deploy.stack import CannotStart, Stack
 from deploy.supervisor import Supervisor
 from models.config.settings import settings
 from models.database import migrate
-from models.job import Finding, Outcome, Result, Status
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform import atomic_file
 from tests.test_supervisor import ANY_PORTS, STAND_IN
 from workers import ending

@@ -18,8 +18,8 @@ from sqlalchemy import TextClause
 from werkzeug.test import TestResponse
 
 from api import openapi
-from models import view
 from models.database import db
+from models.jobs import job_view
 from models.platform import ids
 from models.queue import enqueue
 from models.webhooks import delivery_log, endpoints
@@ -99,7 +99,7 @@ def never() -> Things:
     """Well-formed ids that nobody has."""
     delivery = ids.show(delivery_log.PREFIX, enqueue.new_id())
     return Things(
-        view.public_id(enqueue.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_id()), delivery, delivery, "msg_1"
+        job_view.public_id(enqueue.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_id()), delivery, delivery, "msg_1"
     )
 
 

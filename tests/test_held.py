@@ -18,9 +18,9 @@ from api import held
 from api.leaving import BrokenOff
 from api.waiting import hall
 from deploy.embedded import free_port
-from models import reader
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import waiters
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys
 from models.queue import enqueue
 from tests.http_tools import CHAT, Caller, error_of
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
 PYTHON = {"x-stainless-lang": "python"}
 AGENTS = ["ai/6.0.326 ai-sdk/provider-utils/4.0.66 runtime/node.js/v20.20.2", "OpenAI/Python 1.3.9"]
-REPLAY = f"{reader.FAILURE_REPLAY_S} s"
+REPLAY = f"{waiters.FAILURE_REPLAY_S} s"
 BODY = b'{ "id": "chatcmpl-1",\n  "choices": [] }\n'
 BUSY = Result(
     Status.FAILED, http_status=503, response=b'{"error":{"message":"busy","type":"t","param":null,"code":"c"}, "x": 1.0}',

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from models import idempotency
 from models.database import db
+from models.jobs import idempotency
 from models.queue import enqueue
 from tests.http_tools import CHAT, Caller, error_of, stored, together
 

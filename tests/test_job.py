@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from models import job
 from models.database import db
-from models.job import TERMINAL, Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import TERMINAL, Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from tests.line_tools import (
     ANSWER,
@@ -45,27 +45,27 @@ def caller() -> Key:
 
 def claim(job_id: UUID, dispatch_id: UUID) -> object:
     with db.begin() as session:
-        return job.claim(session, job_id, dispatch_id, lease_s=30)
+        return jobs.claim(session, job_id, dispatch_id, lease_s=30)
 
 
 def ghost(job_id: UUID, dispatch_id: UUID) -> object:
     with db.begin() as session:
-        return job.ghost(session, job_id, dispatch_id)
+        return jobs.ghost(session, job_id, dispatch_id)
 
 
 def beat(leases: dict[UUID, UUID]) -> dict[UUID, bool]:
     with db.begin() as session:
-        return job.beat(session, leases, lease_s=30)
+        return jobs.beat(session, leases, lease_s=30)
 
 
 def return_unclaimed(*, older_than_s: float = 0, credential_id: int | None = None, model: str | None = None) -> list[UUID]:
     with db.begin() as session:
-        return [one.id for one in job.return_unclaimed(session, older_than_s=older_than_s, credential_id=credential_id, model=model)]
+        return [one.id for one in jobs.return_unclaimed(session, older_than_s=older_than_s, credential_id=credential_id, model=model)]
 
 
 def refuse(job_id: UUID) -> bool:
     with db.begin() as session:
-        return job.refuse(session, job_id, error={"message": "too large"})
+        return jobs.refuse(session, job_id, error={"message": "too large"})
 
 
 # Claim
@@ -307,7 +307,7 @@ def test_a_lease_that_holds_is_not_reaped(caller: Key) -> None:
     start(caller, submit(caller))
 
     with db.begin() as session:
-        assert [] == list(job.reap(session))
+        assert [] == list(jobs.reap(session))
 
 
 @pytest.mark.parametrize("wanted", [{"on_lost": "fail"}, {"max_attempts": 1}])

@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
 
-from models import job
 from models.database import db
-from models.job import TERMINAL, Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import TERMINAL, Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import LineFull, Unavailable
 from models.queue import admission, enqueue, key_shares
@@ -173,7 +173,7 @@ class Line(RuleBasedStateMachine):
     def refuse_a_head(self, which: int) -> None:
         for one in self.pick("SELECT * FROM job WHERE status = 'queued' AND NOT held ORDER BY start_tag, id", which):
             with db.begin() as session:
-                assert job.refuse(session, one.id, error={"message": "too large"})
+                assert jobs.refuse(session, one.id, error={"message": "too large"})
 
     # Workers
 
@@ -183,7 +183,7 @@ class Line(RuleBasedStateMachine):
         for job_id, dispatch_id in self.doorbells[-1 - which % 4 :][:1]:
             (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
             with db.begin() as session:
-                claimed = job.claim(session, job_id, dispatch_id, lease_s=30)
+                claimed = jobs.claim(session, job_id, dispatch_id, lease_s=30)
             assert (claimed is not None) == (before.status == Status.ADMITTED and before.dispatch_id == dispatch_id)
             if claimed is not None:
                 assert (job_id, dispatch_id) not in self.calls
@@ -215,7 +215,7 @@ class Line(RuleBasedStateMachine):
         leases = {dispatch_id: job_id for job_id, dispatch_id in self.calls}
         running = {one.dispatch_id: one.cancel_requested for one in query("SELECT * FROM job WHERE status = 'running'")}
         with db.begin() as session:
-            assert running == job.beat(session, leases, lease_s=30)
+            assert running == jobs.beat(session, leases, lease_s=30)
 
     # Time and the sweep
 
@@ -226,7 +226,7 @@ class Line(RuleBasedStateMachine):
             most=" 7ag"[every],
         )
         with db.begin() as session:
-            job.reap(session)
+            jobs.reap(session)
 
     @rule()
     def every_lease_runs_out(self) -> None:
@@ -235,14 +235,14 @@ class Line(RuleBasedStateMachine):
     @rule()
     def admissions_are_not_claimed(self) -> None:
         with db.begin() as session:
-            job.return_unclaimed(session, older_than_s=0)
+            jobs.return_unclaimed(session, older_than_s=0)
 
     @rule(which=ANY)
     def time_to_wait_is_over(self, which: int) -> None:
         for one in self.pick("SELECT id FROM job WHERE status = 'queued' ORDER BY id", which):
             query("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id", id=one.id)
             with db.begin() as session:
-                assert [one.id] == [late.id for late in job.expire(session)]
+                assert [one.id] == [late.id for late in jobs.expire(session)]
 
     @rule()
     def backoffs_are_over(self) -> None:
@@ -383,7 +383,7 @@ class Crowd:
     def claim(self) -> None:
         for one in self.some("admitted"):
             with db.begin() as session:
-                job.claim(session, one.id, one.dispatch_id, lease_s=30)
+                jobs.claim(session, one.id, one.dispatch_id, lease_s=30)
 
     def end(self) -> None:
         for one in self.some("running"):
@@ -397,7 +397,7 @@ class Crowd:
         for one in self.some("queued"):
             query("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id", id=one.id)
         with db.begin() as session:
-            job.expire(session)
+            jobs.expire(session)
         with db.begin() as session:
             admission.find_forgotten(session)
 
@@ -405,11 +405,11 @@ class Crowd:
         for one in [*self.some("running"), *self.some("running")]:
             query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id AND status = 'running'", id=one.id)
         with db.begin() as session:
-            job.reap(session)
+            jobs.reap(session)
 
     def return_unclaimed(self) -> None:
         with db.begin() as session:
-            job.return_unclaimed(session, older_than_s=0)
+            jobs.return_unclaimed(session, older_than_s=0)
 
     def some(self, status: str) -> list[Any]:
         rows = list(query("SELECT id, dispatch_id FROM job WHERE status = :status LIMIT 20", status=status))
@@ -468,7 +468,7 @@ def test_cancelling_the_next_turn_while_the_first_one_ends_holds_nobody_up() -> 
     with db.begin() as session:
         given = Admission(one, uuid4(), credential_of(session, caller))
         admission.admit(session, [given])
-        job.claim(session, one, given.dispatch_id, lease_s=30)
+        jobs.claim(session, one, given.dispatch_id, lease_s=30)
 
     def hold_the_conversation() -> None:
         with db.begin() as session:

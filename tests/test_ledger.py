@@ -7,10 +7,10 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from models import job
 from models.billing import ledger
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 from tests.line_tools import ANSWER, finish, known, put_back, query, reap, row, start, submit
@@ -130,7 +130,7 @@ def test_a_job_of_unknown_price_is_charged_nothing(caller: Key) -> None:
 def test_a_charge_that_is_not_committed_is_not_there(caller: Key) -> None:
     one, lease = running(caller)
     with pytest.raises(ZeroDivisionError), db.begin() as session:
-        job.finish(session, one, lease, ANSWER, cost(120))
+        jobs.finish(session, one, lease, ANSWER, cost(120))
         raise ZeroDivisionError
 
     assert (Status.RUNNING, []) == (row(one).status, entries())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from models import job, view
 from models.database import db
+from models.jobs import job_view, jobs
 from models.keys import keys
 from models.keys.keys import Key
 from models.platform.errors import LineFull, TooLate
@@ -52,7 +52,7 @@ def test_position_counts_those_before(caller: Key) -> None:
     jobs = [submit(caller, flow="one") for _ in range(3)]
 
     with db.begin() as session:
-        assert [1, 2, 3] == [view.show(session, view.find(session, number, caller.id))["queue"]["position"] for number in jobs]
+        assert [1, 2, 3] == [job_view.show(session, job_view.find(session, number, caller.id))["queue"]["position"] for number in jobs]
 
 
 def test_a_full_line_refuses_and_stores_nothing(caller: Key, override) -> None:
@@ -82,8 +82,8 @@ def test_turns_of_a_conversation_go_one_by_one(caller: Key) -> None:
     assert [] == admit_all(caller, most=5)
     with db.begin() as session:
         row = session.execute(text("SELECT dispatch_id FROM job WHERE id = :id"), {"id": first}).one()
-        job.claim(session, first, row.dispatch_id, lease_s=30)
-        job.finish(session, first, row.dispatch_id, job.Result(job.Status.SUCCEEDED), job.Finding(job.Outcome.SUCCEEDED))
+        jobs.claim(session, first, row.dispatch_id, lease_s=30)
+        jobs.finish(session, first, row.dispatch_id, jobs.Result(jobs.Status.SUCCEEDED), jobs.Finding(jobs.Outcome.SUCCEEDED))
     assert [second] == admit_all(caller, most=5)
 
 

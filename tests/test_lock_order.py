@@ -10,9 +10,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from models import erasure, job, purge, reorder
+from models import erasure, purge, reorder
 from models.access.audit_log import Act
 from models.database import db
+from models.jobs import jobs
 from models.keys.keys import Key
 from models.platform.errors import WrongState
 from models.purge import Filter
@@ -44,7 +45,7 @@ def purge_all(user: str) -> int:
 def expire_all() -> None:
     for _ in range(20):
         with db.begin() as session:
-            job.expire(session)
+            jobs.expire(session)
 
 
 def statuses() -> set[str]:
@@ -146,8 +147,8 @@ def test_a_turn_ends_uncalled_while_the_next_one_is_submitted(caller: Key, how: 
     def end() -> Any:
         with db.begin() as session:
             return {
-                "cancel": lambda: job.cancel(session, one, caller.id), "expire": lambda: job.expire(session),
-                "refuse": lambda: job.refuse(session, one, error={}),
+                "cancel": lambda: jobs.cancel(session, one, caller.id), "expire": lambda: jobs.expire(session),
+                "refuse": lambda: jobs.refuse(session, one, error={}),
             }[how]()  # fmt: skip
 
     with ThreadPoolExecutor(1) as threads, db.begin() as session:

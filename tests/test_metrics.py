@@ -10,10 +10,10 @@ import redis
 from prometheus_client import REGISTRY, generate_latest
 
 from deploy.server import free_port
-from models import fleet
 from models.access import operators
 from models.access.wrong_tokens import WrongTokens
 from models.database import db
+from models.jobs import workers
 from models.telemetry import metrics
 from tests import monitoring
 from tests.http_tools import Caller
@@ -54,7 +54,7 @@ def test_a_line_that_is_served_leaves_the_gauges(redis_client: redis.Redis) -> N
 
 def test_slots_and_servers_are_shown(redis_client: redis.Redis) -> None:
     with db.begin() as session:
-        fleet.report(session, "w", slots=7)
+        workers.report(session, "w", slots=7)
     look()
 
     assert 7 == value("nowserving_worker_slots")

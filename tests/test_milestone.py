@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from models import view
 from models.database import db
+from models.jobs import job_view
 from models.keys.keys import Key
 from models.queue import enqueue, headroom, lane_maintenance, position_index
 from models.queue.enqueue import Place
@@ -39,7 +39,7 @@ def set_anew(job_id: UUID) -> None:
 
 def place(caller: Key, job_id: UUID) -> Place:
     with db.begin() as session:
-        return enqueue.place(session, view.find(session, job_id, caller.id))
+        return enqueue.place(session, job_view.find(session, job_id, caller.id))
 
 
 def crowd(caller: Key, jobs: int, *, seed: int = 0) -> list[UUID]:

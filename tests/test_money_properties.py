@@ -17,9 +17,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from models import job
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import NoMoney
 from models.queue.admission import Admission, admit
@@ -70,7 +70,7 @@ class Books(RuleBasedStateMachine):
             call = uuid4()
             with db.begin() as session:
                 admit(session, [Admission(one.id, call, credential_of(session, self.key))])
-                assert job.claim(session, one.id, call, lease_s=30)
+                assert jobs.claim(session, one.id, call, lease_s=30)
             self.calls.append((one.id, call, one.reserved_microusd))
 
     @rule(amounts=st.lists(st.integers(1, 900), min_size=1, max_size=3))
@@ -117,7 +117,7 @@ class Books(RuleBasedStateMachine):
         for one in self.pick("running", which):
             query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=one.id)
             with db.begin() as session:
-                job.reap(session)
+                jobs.reap(session)
             self.lose(one.dispatch_id, one.reserved_microusd)
 
     @rule(which=WHICH, status=st.sampled_from(OPEN))
@@ -182,7 +182,7 @@ class Crowd:
             with db.begin() as session:
                 call = Admission(one.id, uuid4(), credential_of(session, self.caller))
                 if admit(session, [call]):
-                    job.claim(session, one.id, call.dispatch_id, lease_s=30)
+                    jobs.claim(session, one.id, call.dispatch_id, lease_s=30)
 
     def end(self) -> None:
         for one in self.some("running"):
@@ -201,7 +201,7 @@ class Crowd:
         for one in self.some("running"):
             query("UPDATE job SET lease_until = now() - interval '1 s', on_lost = 'fail' WHERE id = :id AND status = 'running'", id=one.id)
         with db.begin() as session:
-            job.reap(session)
+            jobs.reap(session)
 
     def cancel(self) -> None:
         for one in self.some(self.rng.choice(OPEN)):

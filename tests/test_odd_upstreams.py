@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import redis
 
-from models import view
 from models.database import db
+from models.jobs import job_view
 from tests.http_tools import Caller
 from tests.line_tools import query, row, submit
 from tests.odd_upstream import Answer, Call, OddUpstream, RawUpstream, chat, error, events
@@ -188,7 +188,7 @@ def test_no_odd_answer_is_bought_twice(workshop: Workshop, odd: Make, name: str,
     job = submit(caller, request=json.dumps(request).encode(), streamed=shape == "streamed")
     workshop.run(ended(job))
     with db.begin() as session:
-        shown = view.show(session, view.find(session, job, caller.id))
+        shown = job_view.show(session, job_view.find(session, job, caller.id))
 
     assert (1, 1) == (len(there.calls), shown["attempt_count"])
 

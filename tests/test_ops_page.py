@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from models import fleet
 from models.access import operators
 from models.database import db
+from models.jobs import workers
 from models.keys import keys, parking
 from models.keys.keys import Limits
 from tests.browser import PHONE, Visit, picture
@@ -59,7 +59,7 @@ def scene(api: Api) -> None:
     submit(other, model="gpt-image-1")
     with db.begin() as session:
         parking.park(session, credential_of(session, other), reason="401: Incorrect API key", error=None)
-        fleet.report(session, "worker0@here", slots=64, jobs=[runs])
+        workers.report(session, "worker0@here", slots=64, jobs=[runs])
 
 
 def url(api: Api, hash_: str = "") -> str:

@@ -13,7 +13,7 @@ import redis
 
 from models import erasure
 from models.database import db
-from models.job import Status
+from models.jobs.jobs import Status
 from models.platform.errors import Unavailable
 from tests.line_tools import admit, known, outcomes, query, row, submit, told
 from tests.upstream.client import FakeUpstream, upstream

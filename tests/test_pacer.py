@@ -13,8 +13,8 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from models import fleet, job
 from models.database import db
+from models.jobs import jobs, workers
 from models.keys import keys
 from models.keys import limits as meter
 from models.keys.keys import Key, Limits
@@ -91,7 +91,7 @@ def another_credential(caller: Key, **limits: int) -> int:
 
 def workers_have(slots: int) -> None:
     with db.begin() as session:
-        fleet.report(session, "worker", slots=slots)
+        workers.report(session, "worker", slots=slots)
 
 
 def lane(one: UUID) -> object:
@@ -106,7 +106,7 @@ def due_again() -> None:
 def end_all() -> None:
     for each in query("SELECT id, dispatch_id FROM job WHERE status = 'admitted'"):
         with db.begin() as session:
-            job.claim(session, each.id, each.dispatch_id, lease_s=30)
+            jobs.claim(session, each.id, each.dispatch_id, lease_s=30)
         finish(each.id, each.dispatch_id)
 
 

@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from api import frames
-from models import view
 from models.database import db
-from models.job import Status
+from models.jobs import job_view
+from models.jobs.jobs import Status
 from models.keys import parking
 from models.keys.keys import Key
 from models.queue import enqueue
@@ -137,8 +137,8 @@ def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: Fak
     jobs = [ask(caller, f"job {n}") for n in range(2)]
     park(workshop, upstream, caller, MONEY)
     with db.begin() as session:
-        place = enqueue.place(session, view.find(session, jobs[1], caller.id))
-        shown = view.queue(place)
+        place = enqueue.place(session, job_view.find(session, jobs[1], caller.id))
+        shown = job_view.queue(place)
 
     assert (2, None, "parked") == (shown["position"], shown["eta_s"], shown["blocked_by"])
     assert b": queued position=2 blocked_by=parked\n" == frames.comment(Status.QUEUED, place)
@@ -235,7 +235,7 @@ def test_a_late_caller_reads_the_stored_failure_of_a_parked_pool(workshop: Works
     park(workshop, upstream, caller, MONEY)
     later(601)
     sweep(workshop)
-    name = view.public_id(waiting)
+    name = job_view.public_id(waiting)
     shown = Caller("sk-parked").get(f"/v1/jobs/{name}").json
 
     assert ("failed", 429) == (shown["status"], shown["http_status"])

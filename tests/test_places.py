@@ -13,8 +13,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deploy.embedded import Valkey
-from models import job
 from models.database import db
+from models.jobs import jobs
 from models.keys.keys import Key
 from tests.chaos.link import Link
 from tests.line_tools import finish, known, query, row, submit
@@ -61,7 +61,7 @@ class Machine:
         assert [one] == self.paces()
         dispatch = UUID(str(row(one).dispatch_id))
         with db.begin() as session:
-            claimed: Any = job.claim(session, one, dispatch, lease_s=LEASE_S)
+            claimed: Any = jobs.claim(session, one, dispatch, lease_s=LEASE_S)
         meter = Meter(claimed.credential_id, claimed.model)
         self.leases.add(dispatch, Held(one, meter, Call(deadline=time.monotonic() + 600)))
         return meter

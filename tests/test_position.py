@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from models import view
 from models.database import db
+from models.jobs import job_view
 from models.keys.keys import Key
 from models.queue import enqueue
 from models.queue.enqueue import Place
@@ -36,7 +36,7 @@ class Counted:
 
 def place(caller: Key, job_id: UUID) -> Place:
     with db.begin() as session:
-        return enqueue.place(session, view.find(session, job_id, caller.id))
+        return enqueue.place(session, job_view.find(session, job_id, caller.id))
 
 
 def positions(caller: Key, jobs: list[UUID]) -> list[int]:
@@ -82,7 +82,7 @@ def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypat
     query("UPDATE job SET start_tag = 77 WHERE flow = 'a' AND NOT held")
 
     with db.begin() as session:
-        found = view.glance(session, jobs)
+        found = job_view.glance(session, jobs)
         assert {one.id: enqueue.place(session, one) for one in found} == enqueue.places(session, found)
 
 
@@ -91,10 +91,10 @@ def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
     counted = Counted()
     with db.begin() as session:
         counted.session = session
-        shown = view.show_all(counted, view.page(session, caller.id, limit=20, before=None, status=None))
+        shown = job_view.show_all(counted, job_view.page(session, caller.id, limit=20, before=None, status=None))
 
     assert 3 == counted.statements
-    assert {view.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}
+    assert {job_view.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}
 
 
 def test_a_job_put_back_stands_where_it_stood(caller: Key) -> None:

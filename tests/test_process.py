@@ -7,7 +7,7 @@ from typing import NoReturn
 import pytest
 import redis
 
-from models.job import Status
+from models.jobs.jobs import Status
 from models.platform.errors import Unavailable
 from tests.line_tools import admit, known, outcomes, row, submit
 from workers import context

@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from models import job, reader
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import jobs, waiters
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys
 from models.keys.keys import Key
 from tests.line_tools import admit_all, cancel, query, submit
@@ -32,17 +32,17 @@ def ask(caller: Key, who: UUID) -> UUID:
 
 def adopt(caller: Key, who: UUID, *, fingerprint: bytes = SAID) -> UUID | None:
     with db.begin() as session:
-        return reader.adopt(session, caller.id, fingerprint, reader=who)
+        return waiters.adopt(session, caller.id, fingerprint, reader=who)
 
 
 def leave(job_id: UUID, who: UUID) -> None:
     with db.begin() as session:
-        reader.leave(session, job_id, reader=who)
+        waiters.leave(session, job_id, reader=who)
 
 
 def take_over(job_id: UUID, who: UUID | None) -> None:
     with db.begin() as session:
-        reader.take_over(session, job_id, reader=who)
+        waiters.take_over(session, job_id, reader=who)
 
 
 def left() -> list[UUID]:
@@ -53,8 +53,8 @@ def end(caller: Key, job_id: UUID, status: Status) -> None:
     admit_all(caller, most=10)
     with db.begin() as session:
         dispatch_id = session.execute(text("SELECT dispatch_id FROM job WHERE id = :id"), {"id": job_id}).scalar_one()
-        assert job.claim(session, job_id, dispatch_id, lease_s=30)
-        assert job.finish(session, job_id, dispatch_id, Result(status), Finding(Outcome.SUCCEEDED))
+        assert jobs.claim(session, job_id, dispatch_id, lease_s=30)
+        assert jobs.finish(session, job_id, dispatch_id, Result(status), Finding(Outcome.SUCCEEDED))
 
 
 def test_who_comes_back_finds_the_job_still_waiting(caller: Key) -> None:
@@ -145,7 +145,7 @@ def test_two_who_come_back_at_once_take_two_jobs(caller: Key) -> None:
         leave(job_id, who)
 
     with db.begin() as session:
-        assert jobs[0] == reader.adopt(session, caller.id, SAID, reader=uuid4())
+        assert jobs[0] == waiters.adopt(session, caller.id, SAID, reader=uuid4())
         assert jobs[1] == adopt(caller, uuid4())
 
 
@@ -211,4 +211,4 @@ def test_job_cancelled_because_its_reader_left_is_no_undelivered_failure(caller:
 
 def find_undelivered(caller: Key, fingerprint: bytes = SAID) -> UUID | None:
     with db.begin() as session:
-        return reader.find_undelivered_failure(session, caller.id, fingerprint)
+        return waiters.find_undelivered_failure(session, caller.id, fingerprint)

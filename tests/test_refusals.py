@@ -13,9 +13,9 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from models import view
 from models.database import db
-from models.job import Outcome, Status
+from models.jobs import job_view
+from models.jobs.jobs import Outcome, Status
 from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, ask, issue, pool_of
@@ -117,7 +117,7 @@ def test_a_job_shows_its_first_and_last_attempts_and_their_number(
     poisoned = ask(caller, f"never {UNNAMED}")
     workshop.run(ended(poisoned))
     with db.begin() as session:
-        shown = view.show(session, view.find(session, poisoned, caller.id))
+        shown = job_view.show(session, job_view.find(session, poisoned, caller.id))
 
     assert 31 == shown["attempt_count"]
     assert [*range(1, 11), *range(22, 32)] == [one["n"] for one in shown["attempts"]]

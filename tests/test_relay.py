@@ -19,9 +19,9 @@ from api import frames, relay
 from api.leaving import BrokenOff
 from api.relay import Relay
 from api.waiting import Hall, Seat, hall
-from models import job, view
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import job_view, jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform.errors import LineFull
 from tests.http_tools import Caller, error_of
 from tests.line_tools import cancel, expire, known, query, row, start, submit
@@ -90,7 +90,7 @@ def end(job_id: UUID, dispatch_id: UUID, *numbers: int, status: Status = Status.
     said = b"".join(event(n) for n in numbers)
     result = Result(status, http_status=200, response=b"{}", transcript=said, error=error)
     with db.begin() as session:
-        assert job.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
+        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
     wake.job(job_id, "ended")
 
 
@@ -107,7 +107,7 @@ def texts(events: list[str]) -> list[str]:
 
 def look(caller: Caller, job_id: UUID) -> str:
     """The whole stream as a late reader gets it, comments left out."""
-    answer = caller.get(f"/v1/jobs/{view.public_id(job_id)}/stream")
+    answer = caller.get(f"/v1/jobs/{job_view.public_id(job_id)}/stream")
     assert ("text/event-stream", "no-cache", "no") == (
         answer.mimetype,
         answer.headers["Cache-Control"],
@@ -327,7 +327,7 @@ def test_a_failed_call_of_which_nothing_was_kept_says_so_after_what_was_said(cal
         reader.next()
         say(job_id, dispatch_id, 0)
         reader.until_event()
-        end(job_id, dispatch_id, status=Status.FAILED, error=dict(job.LOST))
+        end(job_id, dispatch_id, status=Status.FAILED, error=dict(jobs.LOST))
 
         failed, *_ = reader.rest()
         assert ("upstream_outcome_unknown", "chatcmpl-up") == (data(failed)["error"]["code"], data(failed)["id"])
@@ -455,13 +455,13 @@ def test_a_job_without_a_stream_has_none(caller: Caller) -> None:
 
 
 def test_another_key_does_not_find_it(caller: Caller) -> None:
-    name = view.public_id(streamed(caller))
+    name = job_view.public_id(streamed(caller))
 
     assert 404 == Caller("sk-two", caller.app).get(f"/v1/jobs/{name}/stream").status_code
 
 
 def test_a_stream_that_is_asked_for_but_not_read_is_given_back(caller: Caller) -> None:
-    assert 200 == caller.send("HEAD", f"/v1/jobs/{view.public_id(streamed(caller))}/stream").status_code
+    assert 200 == caller.send("HEAD", f"/v1/jobs/{job_view.public_id(streamed(caller))}/stream").status_code
 
 
 # Over the wire
@@ -490,7 +490,7 @@ def asked(api: Api) -> Iterator[tuple[socket.socket, UUID]]:
         began = read_until(connection, b": waiting\n")
         found = re.search(rb"X-Nowserving-Job-Id: (\S+)", began)
         assert found and b"Content-Type: text/event-stream" in began, began
-        yield connection, view.parse_id(found[1].decode())
+        yield connection, job_view.parse_id(found[1].decode())
 
 
 def rest_of(connection: socket.socket) -> bytes:

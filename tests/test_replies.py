@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from api import replies
-from models.job import EXPIRED, LOST, Status
+from models.jobs.jobs import EXPIRED, LOST, Status
 
 NOBODY = UUID(int=0)
 CREATED = datetime(2026, 11, 23, tzinfo=UTC)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from models.job import Outcome
+from models.jobs.jobs import Outcome
 from workers import retry
 from workers.openai_client import Answer, Lost, NotSent
 from workers.retry import Next

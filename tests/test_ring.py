@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from deploy.embedded import Valkey, free_port
-from models.view import public_id
+from models.jobs.job_view import public_id
 from workers import ring
 from workers.app import Doorbell, app
 from workers.queues import NAME, QUEUE, WEBHOOKS

@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api.waiting import hall
-from models import view
+from models.jobs import job_view
 from tests.http_tools import CHAT, Caller, error_of, stored
 from tests.line_tools import finish, start
 from tests.processes import until
@@ -116,7 +116,7 @@ def test_a_long_poll_without_a_seat_is_answered_at_once(opener: Callable[[str], 
     greedy = opener("sk-greedy")
     flood(greedy)
     name = greedy.caller.submit()
-    job_id = view.parse_id(name)
+    job_id = job_view.parse_id(name)
 
     answer = greedy.caller.get(f"/v1/jobs/{name}?wait=50")
     assert (200, "queued", "5") == (answer.status_code, answer.json["status"], answer.headers["Retry-After"])

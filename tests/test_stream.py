@@ -14,8 +14,8 @@ from uuid import UUID
 
 import pytest
 
-from models import job
 from models.database import db
+from models.jobs import jobs
 from tests.line_tools import known, query, reap, row, start, submit
 from tests.processes import until
 from tests.stream_tools import content, heard
@@ -261,8 +261,8 @@ def test_a_lost_call_of_a_stream_that_had_begun_is_not_made_again(database: None
     job_id = submit(who, streamed=True)
     dispatch_id = start(who, job_id)
     with db.begin() as session:
-        assert job.relayed(session, job_id, dispatch_id)
-        assert not job.relayed(session, job_id, UUID(int=1))
+        assert jobs.relayed(session, job_id, dispatch_id)
+        assert not jobs.relayed(session, job_id, UUID(int=1))
     reap()
 
     assert ("failed", "upstream_outcome_unknown") == (row(job_id).status, row(job_id).error["code"])

@@ -12,9 +12,9 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api.waiting import hall
-from models import job
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from tests.http_tools import Caller, error_of
 from tests.line_tools import cancel, expire, known, query, row, start
 from tests.processes import until
@@ -59,7 +59,7 @@ def fail(job_id: UUID, caller: Caller, *, status: int, body: bytes | None = None
     answered = json.dumps({"error": error}).encode() if body is None else body
     result = Result(Status.FAILED, http_status=status, response=answered, error=error, transcript=transcript)
     with db.begin() as session:
-        assert job.finish(session, job_id, dispatch_id, result, Finding(Outcome.REFUSED, status, "req_1"))
+        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.REFUSED, status, "req_1"))
     wake.job(job_id, "ended")
 
 
@@ -103,7 +103,7 @@ def _expired(_: Caller, job_id: UUID) -> None:
 
 def _refused_by_us(_: Caller, job_id: UUID) -> None:
     with db.begin() as session:
-        assert job.refuse(session, job_id, error={**ERROR, "code": "request_exceeds_limit"})
+        assert jobs.refuse(session, job_id, error={**ERROR, "code": "request_exceeds_limit"})
 
 
 @pytest.mark.parametrize(("end", "status"), [(_cancelled, 409), (_expired, 504), (_refused_by_us, 400)])
@@ -132,7 +132,7 @@ def test_the_first_event_ends_the_wait_and_a_later_failure_is_in_the_stream(call
     answer = waiting.result(30)
     result = Result(Status.FAILED, http_status=400, response=b"{}", error=ERROR, transcript=event(0))
     with db.begin() as session:
-        assert job.finish(session, job_id, dispatch_id, result, Finding(Outcome.UNKNOWN, 200, "req_1"))
+        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.UNKNOWN, 200, "req_1"))
     wake.job(job_id, "ended")
     told = text_of(answer)
 
@@ -146,7 +146,7 @@ def test_an_end_with_events_that_redis_lost_is_a_stream(caller: Caller, threads:
     dispatch_id = start(caller.key, job_id)
     result = Result(status, http_status=200, response=b"{}", error=None if status == Status.SUCCEEDED else ERROR, transcript=event(0))
     with db.begin() as session:
-        assert job.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
+        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
     wake.job(job_id, "ended")
     answer = waiting.result(30)
 

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import fleet, idempotency
 from models.database import db
+from models.jobs import idempotency, workers
 from models.keys import keys
 from models.keys.keys import Key
 from models.queue import lane_maintenance
@@ -166,8 +166,8 @@ def test_a_waiting_job_expires(caller: Key, sweep: Sweep) -> None:
 
 def test_silent_workers_are_forgotten(caller: Key, sweep: Sweep) -> None:
     with db.begin() as session:
-        fleet.report(session, "gone", slots=4)
-        fleet.report(session, "here", slots=4)
+        workers.report(session, "gone", slots=4)
+        workers.report(session, "here", slots=4)
     query("UPDATE worker SET seen_at = now() - interval '1 h' WHERE name = 'gone'")
     sweep.step(now=time.monotonic())
 

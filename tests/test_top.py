@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 
 from api.cli import nowserving
 from api.top import span
-from models import fleet
 from models.database import db
+from models.jobs import workers
 from models.keys import keys, parking
 from models.keys.keys import Limits
 from tests.line_tools import credential_of, known, query, start, submit
@@ -50,7 +50,7 @@ def test_one_picture_says_who_waits_why_and_how_long(api: Api) -> None:
         submit(who, model="gpt-4o-mini", flow="[bold]anna")
     query("UPDATE lane SET queued = 3, blocked_by = 'rpm', rpm = 10")
     with db.begin() as session:
-        fleet.report(session, "worker0@here", slots=64, jobs=[runs])
+        workers.report(session, "worker0@here", slots=64, jobs=[runs])
         parking.park(session, credential_of(session, known("sk-parked")), reason="401 from the upstream", error=None)
     said = top(api, "--once").output
 

@@ -11,7 +11,7 @@ import pytest
 
 from models.content import artifacts, image_placeholders
 from models.database import db
-from models.job import Result, Status
+from models.jobs.jobs import Result, Status
 from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch

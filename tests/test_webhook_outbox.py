@@ -9,9 +9,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from models import job
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from tests.line_tools import ANSWER, GOOD, LOST, admit, cancel, expire, finish, known, put_back, reap, row, start, submit
 from tests.webhook_tools import ENDED, deliveries, endpoint, payloads
@@ -26,7 +26,7 @@ def caller(database: None) -> Key:
 
 def refuse(caller: Key, job_id: UUID) -> None:
     with db.begin() as session:
-        job.refuse(session, job_id, error={"message": "no"})
+        jobs.refuse(session, job_id, error={"message": "no"})
 
 
 def fail(caller: Key, job_id: UUID) -> None:
@@ -147,7 +147,7 @@ def test_what_did_not_happen_is_not_told(caller: Key) -> None:
     dispatch_id = start(caller, job_id)
 
     with pytest.raises(RuntimeError), db.begin() as session:
-        job.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+        jobs.finish(session, job_id, dispatch_id, ANSWER, GOOD)
         raise RuntimeError("before the commit")
 
     assert [] == deliveries()
@@ -169,8 +169,8 @@ def test_who_is_to_be_woken_is_told_with_the_row(caller: Key) -> None:
     job_id = submit(caller, webhook_url=URL)
     dispatch_id = admit(caller, job_id)
     with db.begin() as session:
-        claimed = job.claim(session, job_id, dispatch_id, lease_s=30)
-        done = job.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+        claimed = jobs.claim(session, job_id, dispatch_id, lease_s=30)
+        done = jobs.finish(session, job_id, dispatch_id, ANSWER, GOOD)
 
     assert claimed is not None and done is not None
     assert [f"whe_{hook.id.hex}"] == claimed.due
@@ -182,6 +182,6 @@ def test_a_job_of_which_nobody_is_told_wakes_nobody(caller: Key) -> None:
     dispatch_id = start(caller, job_id)
 
     with db.begin() as session:
-        done = job.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+        done = jobs.finish(session, job_id, dispatch_id, ANSWER, GOOD)
 
     assert done is not None and done.due is None

@@ -18,8 +18,8 @@ from sqlalchemy import text
 
 from deploy.embedded import Valkey
 from models.database import db
+from models.jobs.job_view import public_id
 from models.keys.keys import Key
-from models.view import public_id
 from tests import processes
 from tests.line_tools import submit
 from tests.processes import (

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import redis
 
-from models import fleet
 from models.database import db
+from models.jobs import workers
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from tests.line_tools import known, query, submit
@@ -54,7 +54,7 @@ class Workshop:
         """Steps and calls until `is_over`. Raises TimeoutError."""
         until = time.monotonic() + within_s
         with db.begin() as session:
-            fleet.report(session, "workshop", slots=SLOTS)
+            workers.report(session, "workshop", slots=SLOTS)
         while not is_over():
             if time.monotonic() > until:
                 raise TimeoutError(f"not over: {query('SELECT id, status, throttles, failures, error FROM job')}")

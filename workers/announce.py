@@ -14,10 +14,10 @@ from uuid import UUID
 
 from kombu.exceptions import OperationalError
 
-from models import title
 from models.database import db
+from models.jobs import task_names
+from models.jobs.job_view import parse_id, public_id
 from models.platform.errors import Unavailable
-from models.view import parse_id, public_id
 from workers.app import app
 from workers.queues import NAME, QUEUE
 
@@ -79,7 +79,7 @@ def _titles(job_ids: Sequence[str]) -> dict[str, str]:
         return {}
     try:
         with db.begin() as session:
-            return {public_id(number): said for number, said in title.of_jobs(session, [parse_id(one) for one in job_ids]).items()}
+            return {public_id(number): said for number, said in task_names.of_jobs(session, [parse_id(one) for one in job_ids]).items()}
     except Unavailable:
         return {}
 

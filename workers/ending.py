@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import job, stored_answer, view
+from models import stored_answer
 from models.billing import usage
 from models.billing.usage import Usage
 from models.config.settings import settings
@@ -25,7 +25,8 @@ from models.content.endpoints import CHAT
 from models.content.image_placeholders import Picture
 from models.database import db
 from models.database.db import Session
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import job_view, jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
 from models.telemetry import metrics
@@ -90,7 +91,7 @@ def put_back(row: Any, *, why: str, delay_s: float) -> None:
     """
     try:
         with db.begin() as session:
-            job.put_back(session, row.id, row.dispatch_id, Finding(Outcome.NOT_SENT), delay_s=delay_s, why=why)
+            jobs.put_back(session, row.id, row.dispatch_id, Finding(Outcome.NOT_SENT), delay_s=delay_s, why=why)
     except Unavailable:
         return
     wake.served(row.id, "queued", lane_id=row.lane_id, receivers=())
@@ -104,7 +105,7 @@ def _spools(ending: Ending) -> bool:
     except OSError as error:
         log.error(
             "an answer can be stored neither in Postgres nor on disk; trying again",
-            extra={"job": view.public_id(ending.job_id), "folder": str(settings().data_dir / "spool"), "error": error.strerror},
+            extra={"job": job_view.public_id(ending.job_id), "folder": str(settings().data_dir / "spool"), "error": error.strerror},
         )
         return False
     return True
@@ -131,7 +132,7 @@ def _commit(ending: Ending) -> Usage | None:
     used: Usage | None = None
     if ending.result is None:
         with db.begin() as session:
-            took = job.put_back(
+            took = jobs.put_back(
                 session, ending.job_id, ending.dispatch_id, ending.finding, delay_s=ending.delay_s, counts=ending.counts, why=ending.why,
                 throttled=ending.throttled, refusal=ending.refusal,
             )  # fmt: skip
@@ -144,7 +145,7 @@ def _commit(ending: Ending) -> Usage | None:
     if not took:
         log.warning(
             "too late: the job went on without this attempt",
-            extra={"job": view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)},
+            extra={"job": job_view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)},
         )
     # Who may go now: the job again, or its conversation's next turn.
     moves = ending.result is None or ending.is_turn
@@ -171,11 +172,11 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
 def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: Usage | None, finding: Finding) -> Any | None:
     if not ending.is_turn and not pictures and ending.store_as is None:
         with db.autocommit() as session:
-            row = job.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
+            row = jobs.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
         if row is not None:
             return row
     with db.begin() as session:
-        row = job.finish(session, ending.job_id, ending.dispatch_id, result, finding)
+        row = jobs.finish(session, ending.job_id, ending.dispatch_id, result, finding)
         if used is not None:
             # Of a late answer too: it was paid for, whoever gets it.
             usage.write(
@@ -212,14 +213,14 @@ def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
 
 def _is_unreadable(result: Result) -> bool:
     """An answer was kept that nobody could read: it may have been paid for. Of a stream that had begun only its last event was kept."""
-    return (result.error or {}).get("code") == job.UNREADABLE and result.transcript is None
+    return (result.error or {}).get("code") == jobs.UNREADABLE and result.transcript is None
 
 
 def spool(ending: Ending) -> Path:
     """The ending is on disk, encrypted, fsynced with its name, under its dispatch id. Raises OSError."""
     final = _folder() / f"{ending.dispatch_id}.ending"
     atomic_file.write(final, crypto.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
-    about = {"job": view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
+    about = {"job": job_view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
     log.warning("answer kept on disk until Postgres is back", extra=about)
     return final
 

@@ -21,13 +21,13 @@ from flower.views.workers import WorkerView
 from tornado import template, web
 from tornado.routing import URLSpec
 
-from models import job, view
 from models.access import audit_log, client_address
 from models.access.audit_log import Act
 from models.access.operators import Operator
 from models.access.wrong_tokens import WrongTokens
 from models.database import db
-from models.job import Status
+from models.jobs import job_view, jobs
+from models.jobs.jobs import Status
 from models.platform.errors import NotFound, TooManyWrongTokens, Unavailable
 from workers import wake
 
@@ -95,7 +95,7 @@ class Cancel(ControlHandler):  # type: ignore[misc]
         if self.application.options.read_only:
             raise web.HTTPError(403, "Flower only shows here. NOWSERVING_FLOWER_CONTROL=true lets its users cancel jobs.")
         try:
-            job_id = view.parse_id(name)
+            job_id = job_view.parse_id(name)
         except NotFound:
             raise web.HTTPError(404, "This is no job: only jobs can be cancelled.") from None
         said = await self.run_blocking("job.cancel", name, cancel, job_id, self._who(), connection_errors=(Unavailable,))
@@ -126,20 +126,20 @@ class Refused(BaseHandler):  # type: ignore[misc]
 def cancel(job_id: UUID, by: str) -> str | None:
     """The job is cancelled, or told to stop when it runs; what to tell who asked. None when there is no such job."""
     with db.begin() as session:
-        found = job.key_of(session, job_id)
+        found = jobs.key_of(session, job_id)
         if found is None:
             return None
-        done = job.cancel(session, job_id, found)
+        done = jobs.cancel(session, job_id, found)
         if done is not None:
             audit_log.write(session, Act(Operator(by, "write")), "cancel", f"job:{job_id}", before=None, after={"status": done.status})
     if done is None:
-        return f"{view.public_id(job_id)} has ended already, or is being cancelled"
+        return f"{job_view.public_id(job_id)} has ended already, or is being cancelled"
     is_ended = done.status == Status.CANCELLED
-    log.info("cancelled in Flower", extra={"job": view.public_id(job_id), "status": done.status})
+    log.info("cancelled in Flower", extra={"job": job_view.public_id(job_id), "status": done.status})
     wake.job(job_id, "cancelled" if is_ended else "cancelling")
     if is_ended:
         wake.line(done.lane_id, cancelled=job_id)
-    return f"{view.public_id(job_id)} is cancelled" if is_ended else f"{view.public_id(job_id)} runs and was told to stop"
+    return f"{job_view.public_id(job_id)} is cancelled" if is_ended else f"{job_view.public_id(job_id)} runs and was told to stop"
 
 
 class Logout(LogoutHandler):  # type: ignore[misc]

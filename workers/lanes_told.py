@@ -10,8 +10,8 @@ from uuid import UUID
 from celery import bootsteps
 from sqlalchemy import text
 
-from models import title
 from models.database import db
+from models.jobs import task_names
 from models.platform.errors import ServingError
 from workers.app import app
 
@@ -43,7 +43,7 @@ class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no t
 
 
 def _name(row: Any) -> str:
-    return row.model if row.pool.startswith(title.OWN) else f"{row.model} [{row.pool}]"
+    return row.model if row.pool.startswith(task_names.OWN) else f"{row.model} [{row.pool}]"
 
 
 def _said(row: Any) -> str:

@@ -10,9 +10,10 @@ from uuid import UUID
 
 import redis
 
-from models import job, view
 from models.config.settings import settings
 from models.database import db
+from models.jobs import job_view
+from models.jobs import jobs as job
 from models.platform.errors import LineUnavailable, Unavailable
 from workers import wake
 from workers.call import Call
@@ -73,7 +74,7 @@ class Leases:
             return
         for dispatch_id, one in held.items():
             if dispatch_id not in alive and self._holds(dispatch_id):
-                log.warning("lease lost", extra={"job": view.public_id(one.job_id), "dispatch_id": str(dispatch_id)})
+                log.warning("lease lost", extra={"job": job_view.public_id(one.job_id), "dispatch_id": str(dispatch_id)})
             elif alive.get(dispatch_id):
                 one.call.abort()
         self._renew_slots(held)

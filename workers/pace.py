@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models import job, title
 from models.config.settings import settings
 from models.database import db
-from models.job import Finding, Outcome
+from models.jobs import jobs, task_names
+from models.jobs.jobs import Finding, Outcome
 from models.keys import parking
 from models.keys.parking import Refusal
 from models.platform import crash_points
@@ -160,7 +160,7 @@ class Pacer:
         crash_points.at("pacer.after_admit")
         by_id = {lane.id: lane for lane in lanes}
         bound = {one.dispatch_id: Meter(one.credential_id, by_id[heads[one.job_id].lane_id].model) for one in admissions}
-        titles = {one.job_id: title.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
+        titles = {one.job_id: task_names.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
         for one in admissions:
             if one.dispatch_id in marked:
                 counting.admitted(heads[one.job_id].lane_id, bound[one.dispatch_id].model)
@@ -203,7 +203,7 @@ class Pacer:
             with db.begin() as session:
                 parking.probed(session, sorted(probing))
                 parking.probed_models(session, probed)
-                refused = [job_id for job_id, of in doomed.items() if job.refuse(session, job_id, error=of.error, http_status=of.status)]
+                refused = [job_id for job_id, of in doomed.items() if jobs.refuse(session, job_id, error=of.error, http_status=of.status)]
                 since = admission.waiting_since(session, refused) if refused else {}
             heads = {head.id: head for jobs in wanted.values() for head in jobs}
             for job_id in refused:
@@ -222,7 +222,7 @@ class Pacer:
         for one in admitted:
             if one.dispatch_id not in held:
                 with db.begin() as session:
-                    job.put_back(session, one.job_id, one.dispatch_id, Finding(Outcome.NOT_SENT), why="reservation lost")
+                    jobs.put_back(session, one.job_id, one.dispatch_id, Finding(Outcome.NOT_SENT), why="reservation lost")
 
     def _still_held(self, dispatches: Sequence[UUID], bound: Mapping[UUID, Meter]) -> set[UUID]:
         by_meter: dict[Meter, list[str]] = {}

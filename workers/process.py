@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from models import job, stored_answer, view
+from models import stored_answer
 from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import PAID
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import job_view, jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.telemetry import logs
@@ -85,7 +86,7 @@ class Processor:
 
     def serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
-        with logs.about(job=view.public_id(job_id)):
+        with logs.about(job=job_view.public_id(job_id)):
             self._serve(job_id, dispatch_id)
 
     def _serve(self, job_id: UUID, dispatch_id: UUID) -> None:
@@ -101,7 +102,7 @@ class Processor:
             return True
         try:
             with db.autocommit() as session:
-                row = job.claimable(session, job_id, dispatch_id)
+                row = jobs.claimable(session, job_id, dispatch_id)
         except Unavailable:
             return True  # as the claim will find out
         if row is None or not (wanted := _body_bytes(row)):
@@ -115,7 +116,7 @@ class Processor:
     def _run_claimed(self, job_id: UUID, dispatch_id: UUID, room: Room, *, began: float) -> None:
         try:
             with db.autocommit() as session:
-                row = job.claim(session, job_id, dispatch_id, lease_s=settings().lease_s, most_bytes=FREE_BYTES)
+                row = jobs.claim(session, job_id, dispatch_id, lease_s=settings().lease_s, most_bytes=FREE_BYTES)
         except Unavailable:
             log.warning("claim failed: Postgres is away; the job goes back to the line by itself")
             return
@@ -128,7 +129,7 @@ class Processor:
         if row.due:
             wake.receivers(row.due)
         claimed = time.monotonic()
-        call = Call(deadline=claimed + max(job.LEAST_CALL_S, row.timeout_s - row.ran_s), room=room)
+        call = Call(deadline=claimed + max(jobs.LEAST_CALL_S, row.timeout_s - row.ran_s), room=room)
         work = Work(row, Meter(row.credential_id, row.model), call, Relay(row), telling, claimed)
         self._leases.add(dispatch_id, Held(job_id=job_id, meter=work.meter, call=work.call))
         try:
@@ -220,7 +221,7 @@ class Processor:
         """A doorbell for a job that ended meanwhile without this call: what was reserved for it is free again."""
         try:
             with db.begin() as session:
-                ghost = job.ghost(session, job_id, dispatch_id)
+                ghost = jobs.ghost(session, job_id, dispatch_id)
         except Unavailable:
             return  # the slot frees itself when its lease runs out
         if ghost is not None:
@@ -258,7 +259,7 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
     outcome = Outcome.UNKNOWN if work.relay.has_begun else verdict.outcome
     finding = Finding(outcome, answer.status if answer else None, _request_id(answer) if answer else None)
     counts = verdict.next in (Next.AGAIN, Next.UNKNOWN, Next.UNREADABLE)
-    is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < job.LEAST_CALL_S)
+    is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < jobs.LEAST_CALL_S)
     is_refused = verdict.throttled and work.row.throttles + 1 >= settings().max_throttles
     is_over = work.relay.has_begun or is_last or is_refused or _is_final(verdict, work.row)
     if verdict.next == Next.FAIL or is_over:
@@ -303,7 +304,7 @@ def _is_final(verdict: Verdict, row: Any) -> bool:
 def _is_ours(row: Any) -> bool:
     try:
         with db.begin() as session:
-            return bool(job.beat(session, {row.dispatch_id: row.id}, lease_s=settings().lease_s))
+            return bool(jobs.beat(session, {row.dispatch_id: row.id}, lease_s=settings().lease_s))
     except Unavailable:
         return False
 

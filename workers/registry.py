@@ -9,9 +9,9 @@ import threading
 import time
 from dataclasses import dataclass
 
-from models import fleet
 from models.config.settings import settings
 from models.database import db
+from models.jobs import workers
 from models.platform.errors import Unavailable
 from workers import body_budget, ending
 from workers.leases import Leases
@@ -53,7 +53,7 @@ class Beat:
         try:
             self.leases.renew()
             with db.begin() as session:
-                fleet.report(session, self.name, slots=slots, jobs=self.leases.jobs())
+                workers.report(session, self.name, slots=slots, jobs=self.leases.jobs())
             ending.replay()
             body_budget.trim_after_peak()
         except Unavailable:
@@ -69,4 +69,4 @@ class Beat:
 def leave(name: str) -> None:
     """The pacer counts on this process no more."""
     with db.begin() as session:
-        fleet.sign_off(session, name)
+        workers.sign_off(session, name)

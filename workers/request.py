@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from models import job
 from models.config.settings import settings
 from models.content import chat_messages, endpoints, token_estimate
 from models.database import db
+from models.jobs import jobs
 from models.keys import credential_address
 from models.platform import crypto
 from models.platform.errors import Unavailable
@@ -28,7 +28,7 @@ SEGMENT_SAFE = "!$&'()*+,;=:@"
 def read(row: Any) -> bytes:
     """The request of a claimed row that came without it. Raises Unavailable, also when it was erased meanwhile."""
     with db.autocommit() as session:
-        content = job.read_request(session, row.id, size=row.request_bytes)
+        content = jobs.read_request(session, row.id, size=row.request_bytes)
     if len(content) != row.request_bytes:
         raise Unavailable
     return content

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from models.config.settings import settings
-from models.job import Outcome
+from models.jobs.jobs import Outcome
 from workers import blame, headers, upstream_error
 from workers.blame import MONEY, Fault
 from workers.openai_client import Answer, Lost, NotSent, TimedOut, TooLarge

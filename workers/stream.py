@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from models.config.settings import settings
-from models.job import Outcome
+from models.jobs.jobs import Outcome
 from workers import answer_body, assembly, event_answer, retry
 from workers.answer_body import JsonObject
 from workers.call import Call

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import api_process, fleet, job, reader, view
 from models.config.settings import settings
 from models.database import db
+from models.jobs import api_processes, job_view, jobs, waiters, workers
 from models.keys import limits as meter
 from models.keys import parking
 from models.platform import crash_points
@@ -97,8 +97,8 @@ class Sweep:
                     self._enforce(Meter(credential_id, lane.model), limits, lane_id=lane.id)
         if self._is_due("workers", FORGET_EVERY_S, now):
             with db.begin() as session:
-                fleet.forget(session, unseen_s=settings().lease_s * 10)
-                api_process.forget(session, unseen_s=settings().lease_s * 10)
+                workers.forget(session, unseen_s=settings().lease_s * 10)
+                api_processes.forget(session, unseen_s=settings().lease_s * 10)
 
     def enforce(self, lane_ids: Sequence[int], *, forget: bool) -> None:
         """The operator's limits of these lanes hold from now on. forget: the limiter's state is made again from Postgres.
@@ -131,7 +131,7 @@ class Sweep:
 
     def _return_unclaimed(self) -> None:
         with db.begin() as session:
-            returned = job.return_unclaimed(session, older_than_s=settings().unclaimed_after_s)
+            returned = jobs.return_unclaimed(session, older_than_s=settings().unclaimed_after_s)
         if returned:
             log.warning("admissions not claimed in time went back to the line", extra={"jobs": len(returned)})
         self._free(returned, Report(sent=False))
@@ -140,7 +140,7 @@ class Sweep:
         with db.begin() as session:
             if self._amnesty.is_on(postmaster=lane_maintenance.postmaster_started(session), now=now):
                 return
-            lost = job.reap(session)
+            lost = jobs.reap(session)
         if lost:
             crash_points.at("sweep.mid_reap")
         for row in lost:
@@ -150,11 +150,11 @@ class Sweep:
 
     def _expire(self) -> Sequence[Any]:
         with db.begin() as session:
-            expired = job.expire(session)
+            expired = jobs.expire(session)
             since = admission.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
         self._tell(expired, "ended")
         for row in expired:
-            waits.gave_up(row, since.get(row.id, row.created_at), why=job.Status.EXPIRED)
+            waits.gave_up(row, since.get(row.id, row.created_at), why=jobs.Status.EXPIRED)
         return expired
 
     def _cancel_abandoned(self) -> None:
@@ -162,14 +162,14 @@ class Sweep:
         for _ in range(ABANDONED_MOST):
             # Each in a transaction of its own, as job.cancel takes several locks; in it nobody can come back to the job.
             with db.begin() as session:
-                done = reader.abandon(session, longer_than_s=settings().abandoned_after_s)
+                done = waiters.abandon(session, longer_than_s=settings().abandoned_after_s)
             if done is None:
                 return
             log.info(
                 "cancelled: its caller went away",
-                extra={"job": view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status},
+                extra={"job": job_view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status},
             )
-            is_ended = done.status == job.Status.CANCELLED
+            is_ended = done.status == jobs.Status.CANCELLED
             wake.job(done.id, "cancelled" if is_ended else "cancelling")
             if is_ended:
                 wake.line(done.lane_id, cancelled=done.id)
@@ -181,7 +181,7 @@ class Sweep:
         for row in rows:
             error, status = _parked(row.words or {})
             with db.begin() as session:
-                is_refused = job.refuse(session, row.id, error=error, http_status=status)
+                is_refused = jobs.refuse(session, row.id, error=error, http_status=status)
                 since = admission.waiting_since(session, [row.id]) if is_refused and row.calls else {}
             if is_refused:
                 wake.job(row.id, "ended")

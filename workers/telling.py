@@ -12,7 +12,7 @@ from typing import Any
 from models.billing.usage import Usage
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
-from models.job import Finding, Outcome
+from models.jobs.jobs import Finding, Outcome
 from models.platform import ids
 from models.telemetry import logs, tracing
 from models.telemetry.tracing import Attributes, Kind, Span

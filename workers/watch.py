@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import redis
 
-from models import fleet
 from models.database import db
+from models.jobs import workers
 from models.platform.errors import Unavailable
 from workers import wake
 from workers.queues import QUEUE
@@ -58,7 +58,7 @@ class Watch:
         unanswered_s = self._doorbells.unanswered_s(now=now) or 0.0
         if unanswered_s:
             with db.autocommit() as session:
-                if fleet.idle_slots(session) <= 0:
+                if workers.idle_slots(session) <= 0:
                     unanswered_s = 0.0  # everybody is busy: it waits its turn
         if now - self._stepped_at() < PACING_S:
             wake.paces(unanswered_s=unanswered_s)

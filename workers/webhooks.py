@@ -14,9 +14,9 @@ from uuid import UUID, uuid4
 from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
-from models import view
 from models.config.settings import settings
 from models.database import db
+from models.jobs import job_view
 from models.platform import crash_points, ids
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
@@ -153,7 +153,7 @@ def _report(one: Claimed, attempt: Attempt, settled: deliveries.Settled | None) 
 
 def _about(one: Claimed) -> dict[str, object]:
     """What log lines say of it: of the job too, where it tells of one. attempt: of sending."""
-    job_id = view.public_id(one.job_id) if one.job_id else None
+    job_id = job_view.public_id(one.job_id) if one.job_id else None
     return {"job": job_id, "attempt": one.attempts, **telling.about(one), "delivery": ids.show(PREFIX, one.id)}
 
 
@@ -162,7 +162,7 @@ def _end(span: Span, one: Claimed, attempt: Attempt) -> None:
     if span.is_recorded:
         span.set({
             "http.request.method": "POST", "http.response.status_code": attempt.http_status, **tracing.address(one.url),
-            "nowserving.job": view.public_id(one.job_id) if one.job_id else None, "nowserving.lane": one.lane_id,
+            "nowserving.job": job_view.public_id(one.job_id) if one.job_id else None, "nowserving.lane": one.lane_id,
             "nowserving.key": one.key_id, "nowserving.delivery": ids.show(PREFIX, one.id), "nowserving.event": one.event_type,
             "nowserving.attempt": one.attempts,
         })  # fmt: skip

@@ -45,7 +45,7 @@ class Order:
 
     reserved_microusd: what one call may cost at most, 0: it is free, None: no price is known, or the key has no budget.
     content_type: of the request, None: JSON. streamed: the upstream is asked for a stream. wants_urls: pictures are answered as
-    links. fingerprint, reader: of a caller that waits on an open connection (models/reader.py). attachments: of its conversation.
+    links. fingerprint, reader: of a caller that waits on an open connection (models/jobs/waiters.py). attachments: of its conversation.
     headers: of the caller's request, that go on to the upstream; names in lower case. turn_tokens: what its question weighs in a
     conversation's history, without them; None: it is no part of one. request_id, traceparent: of the request that brings it, and of the
     span that tells of that.

@@ -15,8 +15,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import view
 from models.database.db import Session
+from models.jobs import job_view
 from models.platform import ids
 from models.platform.errors import NotFound
 from models.webhooks import endpoints, outbox, signing
@@ -140,13 +140,13 @@ def _secrets(session: Session, row: Any) -> list[str]:
 
 def _render(session: Session, row: Any) -> bytes:
     """The event with the whole job as it is now; with its id alone when the job is gone."""
-    data: dict[str, Any] = {"id": view.public_id(row.job_id)}
+    data: dict[str, Any] = {"id": job_view.public_id(row.job_id)}
     try:
-        job = view.find(session, row.job_id, row.key_id)
+        job = job_view.find(session, row.job_id, row.key_id)
     except NotFound:
         pass
     else:
-        data = view.show(session, job, with_result=view.result_bytes(session, job) <= RESULT_MOST_BYTES)
+        data = job_view.show(session, job, with_result=job_view.result_bytes(session, job) <= RESULT_MOST_BYTES)
     return outbox.event(row.event_id, outbox.EventType(row.event_type), at=int(row.event_at.timestamp()), data=data)
 
 

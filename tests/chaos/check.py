@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from models import view
-from models.job import LOST, TERMINAL
+from models.jobs import job_view
+from models.jobs.jobs import LOST, TERMINAL
 from tests.chaos import refusals
 from tests.chaos.note import Journal, Note, Span
 from tests.line_tools import query
@@ -113,7 +113,7 @@ def _content(row: Any) -> str:
 
 
 def _id(note: Note) -> UUID:
-    return view.parse_id(str(note.job_id))
+    return job_view.parse_id(str(note.job_id))
 
 
 def _lost(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[Any]) -> Iterable[str]:

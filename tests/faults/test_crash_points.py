@@ -15,9 +15,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from models import job
 from models.database import db
-from models.job import TERMINAL
+from models.jobs import jobs
+from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.queue import admission, enqueue
@@ -247,7 +247,7 @@ def _lost_call(case: Case) -> Case:
         session.execute(text("UPDATE lane SET paused_at = NULL WHERE pool_id = :id"), {"id": case.who.pool_id})
         assert admission.admit(session, [admission.Admission(case.job_id, dispatch_id, credential_id)])
         session.execute(text("UPDATE lane SET paused_at = now() WHERE pool_id = :id"), {"id": case.who.pool_id})
-        assert job.claim(session, case.job_id, dispatch_id, lease_s=3600)
+        assert jobs.claim(session, case.job_id, dispatch_id, lease_s=3600)
     return case
 
 

@@ -15,7 +15,7 @@ import redis
 
 from deploy.embedded import Postgres, Valkey
 from models.database import db
-from models.job import LOST
+from models.jobs.jobs import LOST
 from tests import processes
 from tests.processes import QUEUE, Process, Stack, ask, attempts, broken_promises, caller, pretended_slots, rows, said_in, until, wait_ended
 from workers import wake

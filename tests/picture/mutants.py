@@ -37,14 +37,18 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "a list shows this key's jobs only", "models/view.py", (("WHERE job.key_id = :key_id AND (CAST(:before", "WHERE (CAST(:before"),)
+        "a list shows this key's jobs only",
+        "models/jobs/job_view.py",
+        (("WHERE job.key_id = :key_id AND (CAST(:before", "WHERE (CAST(:before"),),
     ),
     Mutant(
         "a key's job is found by this key only",
-        "models/view.py",
+        "models/jobs/job_view.py",
         (("AS is_revoked\n    {_FROM} WHERE job.id = :id AND job.key_id = :key_id", "AS is_revoked\n    {_FROM} WHERE job.id = :id"),),
     ),
-    Mutant("a repeated token with another body is refused", "models/idempotency.py", (("if earlier.fingerprint != digest:", "if False:"),)),
+    Mutant(
+        "a repeated token with another body is refused", "models/jobs/idempotency.py", (("if earlier.fingerprint != digest:", "if False:"),)
+    ),
     Mutant(
         "nobody orders what they cannot pay",
         "models/billing/budgets.py",
@@ -52,7 +56,7 @@ MUTANTS = (
     ),
     Mutant(
         "an aborted call is charged",
-        "models/job.py",
+        "models/jobs/jobs.py",
         (("frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})", "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN})"),),
     ),
     Mutant(
@@ -60,17 +64,17 @@ MUTANTS = (
     ),
     Mutant(
         "an old doorbell starts nothing",
-        "models/job.py",
+        "models/jobs/jobs.py",
         (("AND status = 'admitted' AND dispatch_id = :dispatch_id AND NOT", "AND status = 'admitted' AND NOT"),),
     ),
     Mutant(
         "who was cancelled does not go back into the line",
-        "models/job.py",
+        "models/jobs/jobs.py",
         (("status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END", "status = 'queued'"),),
     ),
     Mutant(
         "max_attempts is the most",
-        "models/job.py",
+        "models/jobs/jobs.py",
         (
             (
                 "cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts OR ran.s",
@@ -80,12 +84,12 @@ MUTANTS = (
     ),
     Mutant(
         "every end is an event",
-        "models/job.py",
+        "models/jobs/jobs.py",
         (("seq, 'job.expired', ended_at FROM ended", "seq, 'job.expired', ended_at FROM ended WHERE false"),),
     ),
     Mutant(
         "a cancelled turn lets the next one go",
-        "models/job.py",
+        "models/jobs/jobs.py",
         (("        if not row.held:\n", "        if False:\n"),),
     ),
     Mutant(

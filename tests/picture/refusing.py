@@ -9,7 +9,7 @@ from typing import Any
 
 from models.billing import usage
 from models.content.endpoints import PAID
-from models.job import Finding, Result
+from models.jobs.jobs import Finding, Result
 from tests.picture.picture import Picture
 from tests.picture.things import Call, Ticket, Verdict
 from workers import learning, process, request, retry

@@ -11,12 +11,12 @@ from uuid import UUID
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
-from models import job
 from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.database import db
-from models.job import Finding, Outcome, Result, Status
+from models.jobs import jobs
+from models.jobs.jobs import Finding, Outcome, Result, Status
 from tests.line_tools import query
 from tests.picture import refusing
 from tests.picture.callers import WANTED, WHICH, WHO
@@ -121,7 +121,7 @@ class Service(Operators):
     @rule()
     def admissions_are_not_claimed(self) -> None:
         with db.begin() as session:
-            returned = job.return_unclaimed(session, older_than_s=0)
+            returned = jobs.return_unclaimed(session, older_than_s=0)
         for row in returned:
             self.free(row.dispatch_id, Meter(row.credential_id, row.model), Report(sent=False))
         for one in self.picture.tickets:
@@ -179,7 +179,7 @@ class Service(Operators):
     def answer(self, one: Ticket, dispatch: UUID) -> None:
         """A worker hears this doorbell."""
         with db.begin() as session:
-            row = job.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
+            row = jobs.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
         assert (row is not None) == self.picture.start(one, dispatch)
         if row is not None:
             assert (one.failures, one.throttles) == (row.failures, row.throttles)
@@ -187,7 +187,7 @@ class Service(Operators):
             self.calls.append((one, dispatch, row))
             return
         with db.begin() as session:
-            ghost = job.ghost(session, job_id(one), dispatch)
+            ghost = jobs.ghost(session, job_id(one), dispatch)
         if ghost is not None:
             self.free(dispatch, Meter(ghost.credential_id, ghost.model), Report(sent=False))
 
@@ -216,7 +216,7 @@ class Service(Operators):
         """The lease of a job that runs is over."""
         query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=job_id(one))
         with db.begin() as session:
-            (lost,) = job.reap(session)
+            (lost,) = jobs.reap(session)
         self.free(lost.dispatch_id, Meter(lost.credential_id, lost.model), Report())
         self.picture.lose(one)
 
@@ -243,7 +243,7 @@ class Service(Operators):
                 "WHERE id = :id", id=job_id(one),
             )  # fmt: skip
             with db.begin() as session:
-                assert [job_id(one)] == [row.id for row in job.expire(session)]
+                assert [job_id(one)] == [row.id for row in jobs.expire(session)]
             self.picture.expire(one)
 
     @rule()

@@ -2,7 +2,7 @@
 
 A reader is one HTTP connection. A job whose last reader left is cancelled after a while (`abandon`), unless the same client asks
 again: the retry of an SDK is recognised by its fingerprint (key, route and body) and takes the place of the reader before it. Only time
-in which an API process could have taken that retry counts (models/api_process.py). A client that cannot be recognised when it asks again
+in which an API process could have taken that retry counts (models/jobs/api_processes.py). A client that cannot be recognised when it asks again
 has its job cancelled as soon as it hangs up (`leave_for_good`).
 """
 
@@ -13,8 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import api_process, job
 from models.database.db import Session
+from models.jobs import api_processes, jobs
 
 # An SDK's own retry comes within 8 s; one that has not come after this long starts anew.
 ANSWER_KEPT_S = 120
@@ -67,7 +67,7 @@ def leave_for_good(session: Session, job_id: UUID, *, reader: UUID) -> Any | Non
     None: another reader has come since, or the job has ended.
     """
     key_id = session.execute(_LEAVE, {"id": job_id, "reader": reader}).scalar_one_or_none()
-    return None if key_id is None else job.cancel(session, job_id, key_id, abandoned=True)
+    return None if key_id is None else jobs.cancel(session, job_id, key_id, abandoned=True)
 
 
 def abandon(session: Session, *, longer_than_s: float) -> Any | None:
@@ -76,7 +76,7 @@ def abandon(session: Session, *, longer_than_s: float) -> Any | None:
     longer_than_s: how long it must have been left, and an API process must have been there for its client. The row is job.cancel's.
     """
     row = session.execute(_LEFT, {"longer_than_s": longer_than_s}).one_or_none()
-    return None if row is None else job.cancel(session, row.id, row.key_id, abandoned=True)
+    return None if row is None else jobs.cancel(session, row.id, row.key_id, abandoned=True)
 
 
 _FIND_LEFT = """
@@ -107,5 +107,5 @@ _LEAVE = text("UPDATE job SET left_at = clock_timestamp() WHERE id = :id AND rea
 _LEFT = text(f"""
     SELECT id, key_id FROM job
     WHERE left_at < clock_timestamp() - make_interval(secs => :longer_than_s) AND status IN ('queued', 'admitted', 'running')
-    AND NOT cancel_requested AND {api_process.REACHABLE} ORDER BY left_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    AND NOT cancel_requested AND {api_processes.REACHABLE} ORDER BY left_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """)

@@ -10,8 +10,8 @@ from uuid import UUID
 from psycopg.errors import LockNotAvailable
 from sqlalchemy import text
 
-from models import reader
 from models.database.db import Session
+from models.jobs import waiters
 from models.platform.errors import Conflict, IdempotencyMismatch, Invalid
 
 TOKEN_MOST_CHARS = 255
@@ -49,7 +49,7 @@ _ADD = text("""
     ON CONFLICT (key_id, token) DO NOTHING RETURNING job_id
 """)
 _FIND = text(f"""
-    SELECT idempotency.fingerprint, idempotency.job_id, coalesce({reader.IS_ABANDONED}, false) AS is_abandoned
+    SELECT idempotency.fingerprint, idempotency.job_id, coalesce({waiters.IS_ABANDONED}, false) AS is_abandoned
     FROM idempotency LEFT JOIN job ON job.id = idempotency.job_id
     WHERE idempotency.key_id = :key_id AND token = :token
 """)

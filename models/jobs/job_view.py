@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from models.content import artifacts, image_placeholders
 from models.database.db import Session
-from models.job import Status
+from models.jobs.jobs import Status
 from models.platform import ids
 from models.platform.errors import NotFound
 from models.queue import enqueue
