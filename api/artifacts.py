@@ -11,10 +11,10 @@ from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from api import errors
 from api.events import limit_sending
 from api.pieces import Content
-from models import message
 from models.content import artifacts
 from models.database import db
 from models.platform.errors import Invalid
+from models.sessions import messages
 
 routes = Blueprint("artifacts", __name__)
 
@@ -55,7 +55,7 @@ def _asked(name: str, *, expires: str, signature: str) -> Response:
     """A picture that stands in the question of a session's turn."""
     artifacts.expect_signed(name, expires=expires, signature=signature, now=time.time())
     with db.begin() as session:
-        content = message.picture(session, name)
+        content = messages.picture(session, name)
     content_type = artifacts.sniff(content)
     made = Response(content, content_type=content_type, headers=_headers(name, content_type))
     made.set_etag(name)

@@ -10,12 +10,12 @@ from flask import Blueprint, Response, request
 
 from api import auth, body, filetypes, form, multipart, pictures, render
 from api.multipart import Part
-from models import session
 from models.config.settings import settings
 from models.content import attachments
 from models.content.attachments import File
 from models.database import db
 from models.platform.errors import Invalid, TooLarge, UnsupportedMedia
+from models.sessions import sessions
 
 routes = Blueprint("attachments", __name__)
 
@@ -28,12 +28,12 @@ _TYPE = re.compile(rb"^content-type:[ \t]*([^;\r\n]*)", re.IGNORECASE | re.MULTI
 @routes.post("/sessions/<name>/attachments")
 def attach(name: str) -> Response:
     """201: the files are kept, and a turn can name their ids."""
-    caller, name = auth.caller(request), session.parse_id(name)
+    caller, name = auth.caller(request), sessions.parse_id(name)
     with db.begin() as opened:
-        session.get(opened, caller.id, name)
+        sessions.get(opened, caller.id, name)
     files = _files()
     with db.begin() as opened:
-        number = session.touch(opened, caller.id, name)
+        number = sessions.touch(opened, caller.id, name)
         rows = [attachments.store(opened, number, one) for one in files]
     shown = [attachments.show(row, now=time.time(), origin=pictures.origin(request)) for row in rows]
     return render.answer({"object": "list", "data": shown}, 201)

@@ -33,7 +33,7 @@ class SessionChange(BaseModel):
     )
 
     def fields(self) -> dict[str, Any]:
-        """What is said, by the names of models.session.FIELDS."""
+        """What is said, by the names of models.sessions.sessions.FIELDS."""
         said = self.model_dump(exclude_unset=True, exclude={"id"})
         return {**said, "on_failed_turn": said["on_failed_turn"] or "skip"} if "on_failed_turn" in said else said
 

@@ -14,13 +14,13 @@ from flask import Blueprint, Response, request
 
 from api import auth, body, paging, render, schemas
 from api.stored_schemas import CompletionChange, Metadata
-from models import stored_answer
 from models.content.endpoints import CHAT
 from models.database import db
 from models.database.db import Session
 from models.jobs import job_view
 from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, NotFound
+from models.sessions import stored_completions
 
 routes = Blueprint("stored_completions", __name__)
 
@@ -35,7 +35,7 @@ def listing() -> Response:
     caller, limit, is_ascending = auth.caller(request), paging.limit(), _is_ascending()
     model, metadata = _text_param("model"), _metadata_filter()
     with db.autocommit() as session:
-        rows = stored_answer.page(
+        rows = stored_completions.page(
             session,
             caller.id,
             CHAT,
@@ -64,7 +64,7 @@ def update(name: str) -> Response:
     caller = auth.caller(request)
     change = schemas.check(CompletionChange, body.read(request))
     with db.begin() as session:
-        stored_answer.set_metadata(session, caller.id, CHAT, _parse(name), change.metadata or {})
+        stored_completions.set_metadata(session, caller.id, CHAT, _parse(name), change.metadata or {})
         shown = _show(session, _get(session, caller.id, name))
     return render.answer(shown)
 
@@ -74,7 +74,7 @@ def delete(name: str) -> Response:
     """Deletes a stored completion with the bodies of its job. Its usage stays."""
     caller = auth.caller(request)
     with db.begin() as session:
-        stored_answer.delete(session, caller.id, CHAT, _parse(name))
+        stored_completions.delete(session, caller.id, CHAT, _parse(name))
     return render.answer({"object": "chat.completion.deleted", "id": name, "deleted": True})
 
 
@@ -92,12 +92,12 @@ def messages(name: str) -> Response:
 
 
 def _get(session: Session, key_id: int, name: str) -> Any:
-    return stored_answer.get(session, key_id, CHAT, _parse(name))
+    return stored_completions.get(session, key_id, CHAT, _parse(name))
 
 
 def _parse(name: str) -> str:
-    if not stored_answer.is_answer_id(name):
-        raise NotFound(stored_answer.NOT_STORED, param="completion_id")
+    if not stored_completions.is_answer_id(name):
+        raise NotFound(stored_completions.NOT_STORED, param="completion_id")
     return name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import MetadataKey, MetadataValue
-from models.stored_answer import MAX_PAIRS
+from models.sessions.stored_completions import MAX_PAIRS
 
 
 class Metadata(BaseModel):

@@ -13,9 +13,9 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
-from models import erasure
 from models.database.db import Session
 from models.queue import lanes
+from models.sessions import deletion
 
 FIRST_ID = UUID(int=0)
 
@@ -44,8 +44,8 @@ def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, St
         "endpoints": _Rows(_ENDPOINTS, before),
         "receivers": _Rows(_RECEIVERS, None),
         "attachments": _Rows(_ATTACHMENTS, before),
-        "erased_turns": lambda session, limit: erasure.erase(session, limit=limit),
-        "deleted_sessions": lambda session, limit: erasure.forget(session, limit=limit),
+        "erased_turns": lambda session, limit: deletion.erase(session, limit=limit),
+        "deleted_sessions": lambda session, limit: deletion.forget(session, limit=limit),
         "sessions": _Rows(_SESSIONS, before),
         "model_lists": _Rows(_MODEL_LISTS, before),
     }

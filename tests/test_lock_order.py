@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from models import erasure, purge, reorder
+from models import purge, reorder
 from models.access.audit_log import Act
 from models.database import db
 from models.jobs import jobs
@@ -18,6 +18,7 @@ from models.keys.keys import Key
 from models.platform.errors import WrongState
 from models.purge import Filter
 from models.queue import admission
+from models.sessions import deletion
 from tests.http_tools import Caller
 from tests.line_tools import at_once, credential_of, finish, known, query, start, submit
 from tests.processes import until
@@ -114,7 +115,7 @@ def test_a_deleted_session_works_off_its_own_rows_only(caller: Key) -> None:
     for n in range(3):
         finish_job(other, f"turn {n}")
     with db.begin() as session:
-        erasure.mark(session, other.id, "large")
+        deletion.mark(session, other.id, "large")
     mine = Caller("sk-test")
     submit(caller, conversation="mine")
     answer = mine.send("DELETE", "/v1/sessions/mine")

@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 import redis
 
-from models import erasure
 from models.database import db
 from models.jobs.jobs import Status
 from models.platform.errors import Unavailable
+from models.sessions import deletion
 from tests.line_tools import admit, known, outcomes, query, row, submit, told
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, pool_of
@@ -130,7 +130,7 @@ def test_a_request_that_was_erased_meanwhile_is_not_sent(budget: BodyBudget, ups
     job_id = submit(caller, request=chat("gone"))
     claimed = SimpleNamespace(id=job_id, request_bytes=len(chat("gone")))
     with db.begin() as session:
-        erasure.erase_job(session, job_id)
+        deletion.erase_job(session, job_id)
 
     with pytest.raises(Unavailable):
         request.read(claimed)

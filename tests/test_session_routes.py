@@ -134,7 +134,7 @@ def test_messages_come_page_by_page_either_way(caller: Caller, order: str, limit
 
 
 def test_a_page_of_very_large_turns_ends_early(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.message.PAGE_BYTES", 1_000)
+    monkeypatch.setattr("models.sessions.messages.PAGE_BYTES", 1_000)
     for n in range(3):
         talk(caller, f"{n}" * 2_000)
     page = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from models import stored_answer
 from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.sessions import stored_completions
 from tests.http_tools import Caller, error_of, run
 from tests.line_tools import clean_up, query, row
 from workers import ending
@@ -41,7 +41,7 @@ def answer_job(caller: Caller, name: str, completion_id: Any, *, answer_model: s
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
     }  # fmt: skip
     result = Result(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
-    store_as = stored_answer.metadata_to_store(row(job_id).endpoint, bytes(row(job_id).request))
+    store_as = stored_completions.metadata_to_store(row(job_id).endpoint, bytes(row(job_id).request))
     found = Finding(Outcome.SUCCEEDED, 200, "req_up")
     ending.commit(Ending(job_id, dispatch_id, caller.key.id, row(job_id).lane_id, "m", found, result, store_as=store_as))
     return job_id

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from models import stored_answer
 from models.billing import usage
 from models.billing.usage import Usage
 from models.config.settings import settings
@@ -29,6 +28,7 @@ from models.jobs import job_view, jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
+from models.sessions import stored_completions
 from models.telemetry import metrics
 from workers import answer_body, counting, wake
 from workers.spool_backoff import SpoolBackoff
@@ -191,7 +191,7 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
 
 
 def _store(session: Session, ending: Ending, result: Result, metadata: dict[str, str]) -> None:
-    stored_answer.insert(
+    stored_completions.insert(
         session, job_id=ending.job_id, key_id=ending.key_id, endpoint=CHAT, model=ending.model,
         answer=answer_body.parse(result.response or b""), metadata=metadata,
     )  # fmt: skip

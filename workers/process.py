@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from models import stored_answer
 from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import PAID
@@ -19,6 +18,7 @@ from models.jobs import job_view, jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
+from models.sessions import stored_completions
 from models.telemetry import logs
 from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream, wake
 from workers.body_budget import FREE_BYTES, Room
@@ -63,7 +63,7 @@ class Work:
         row = self.row
         self.telling.found(finding)
         asked = partial(request.asked_tokens, row, self.content) if row.endpoint in PAID else None
-        store_as = stored_answer.metadata_to_store(row.endpoint, bytes(row.request)) if result.status == Status.SUCCEEDED else None
+        store_as = stored_completions.metadata_to_store(row.endpoint, bytes(row.request)) if result.status == Status.SUCCEEDED else None
         return Ending(
             row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None,
             asked_tokens=asked, store_as=store_as,

@@ -13,10 +13,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import erasure
 from models.content.endpoints import CHAT
 from models.database.db import Session
 from models.platform.errors import NotFound
+from models.sessions import deletion
 
 JsonObject = dict[str, Any]
 MAX_ID_CHARS = 256
@@ -97,7 +97,7 @@ def set_metadata(session: Session, key_id: int, endpoint: str, answer_id: str, m
 
 def delete(session: Session, key_id: int, endpoint: str, answer_id: str) -> None:
     """Deletes a stored answer and the bodies of its job; usage and ledger entries stay. Raises NotFound."""
-    erasure.erase_job(session, get(session, key_id, endpoint, answer_id).id)
+    deletion.erase_job(session, get(session, key_id, endpoint, answer_id).id)
 
 
 def _is_metadata(value: object) -> bool:
