@@ -11,12 +11,12 @@ from typing import Any
 from uuid import UUID
 
 from api import deeds
-from models import purge
 from models.access.audit_log import Act
 from models.database import db
 from models.jobs import job_view
+from models.ops import bulk
+from models.ops.bulk import Filter
 from models.platform.errors import ServingError, Unavailable
-from models.purge import Filter
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +55,20 @@ def run(act: Act, which: Filter, *, after: UUID | None, until: float) -> Report:
     report = Report(last_id=after)
     while True:
         with db.autocommit() as session:
-            rows = purge.dead(session, which, after=report.last_id, most=purge.CHUNK)
+            rows = bulk.dead(session, which, after=report.last_id, most=bulk.CHUNK)
         for row in rows:
             if time.monotonic() >= until or not _retry(act, row, report):
                 report.has_more = True
                 return report
             report.last_id = row.id
-        if len(rows) < purge.CHUNK:
+        if len(rows) < bulk.CHUNK:
             return report
 
 
 def _retry(act: Act, row: Any, report: Report) -> bool:
     """Retries one job; False when Postgres is away and the call has to end. row: of purge.dead."""
     try:
-        report.retried += deeds.again(act, row.id, purge.key_of(row), is_only_once=True) is not None
+        report.retried += deeds.again(act, row.id, bulk.key_of(row), is_only_once=True) is not None
     except Unavailable:
         if not report.retried:
             raise

@@ -10,22 +10,22 @@ from uuid import UUID
 from sqlalchemy import text
 
 from api import doorbell, orders
-from models import halt, purge, reorder, tuning
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
-from models.halt import Target
 from models.jobs import job_view, jobs
 from models.keys import credential_address, keys
+from models.ops import bulk, limits_and_caps, pause, priorities
+from models.ops.bulk import Filter
+from models.ops.pause import Target
 from models.platform.errors import NotFound, WrongState
-from models.purge import Filter
 from models.queue import enqueue, key_shares
 
 
 def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
     """halt.act_on, and the pacer looks."""
     with db.begin() as session:
-        made, lanes = halt.act_on(session, act, verb, on)
+        made, lanes = pause.act_on(session, act, verb, on)
     for number in lanes if verb == "resume" else ():
         doorbell.moved(number)
     return made
@@ -34,8 +34,8 @@ def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
 def set_limits(act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
     """tuning.set_limits, and the limiter is told at once."""
     with db.begin() as session:
-        made = tuning.set_limits(session, act, credential_id, changes, model=model)
-        lanes = halt.lanes_of(session, Target("credential", credential_id))
+        made = limits_and_caps.set_limits(session, act, credential_id, changes, model=model)
+        lanes = pause.lanes_of(session, Target("credential", credential_id))
     doorbell.limits(lanes)
     return made
 
@@ -43,8 +43,8 @@ def set_limits(act: Act, credential_id: int, changes: Mapping[str, int | None], 
 def set_caps(act: Act, on: Target, changes: Mapping[str, int | None], *, endpoint: str) -> dict[str, Any]:
     """tuning.set_caps, and the pacer looks."""
     with db.begin() as session:
-        made = tuning.set_caps(session, act, on, changes, endpoint=endpoint)
-        lanes = halt.lanes_of(session, on)
+        made = limits_and_caps.set_caps(session, act, on, changes, endpoint=endpoint)
+        lanes = pause.lanes_of(session, on)
     for number in lanes:
         doorbell.moved(number)
     return made
@@ -63,14 +63,14 @@ def add_credential(
     """One more credential serves the pool from now on. Raises Invalid, NotFound."""
     base_url, api_version = credential_address.address(kind, base_url=base_url, api_version=api_version)
     with db.begin() as session:
-        halt.state(session, Target("pool", pool_id))
+        pause.state(session, Target("pool", pool_id))
         given = {"kind": kind, "base_url": base_url, "api_version": api_version}
         number = keys.add_credential(
             session, pool_id=pool_id, upstream_key=upstream_key, base_url=base_url, kind=kind, api_version=api_version
         )
         audit_log.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
-        made = tuning.change_credential(session, act, number, weight=weight)
-        lanes = halt.lanes_of(session, Target("pool", pool_id))
+        made = limits_and_caps.change_credential(session, act, number, weight=weight)
+        lanes = pause.lanes_of(session, Target("pool", pool_id))
     doorbell.limits(lanes)
     return made
 
@@ -86,7 +86,7 @@ def change_credential(
 ) -> dict[str, Any]:
     """tuning.change_credential."""
     with db.begin() as session:
-        return tuning.change_credential(
+        return limits_and_caps.change_credential(
             session, act, credential_id, weight=weight, base_url=base_url, upstream_key=upstream_key, api_version=api_version
         )
 
@@ -94,13 +94,13 @@ def change_credential(
 def retire(act: Act, credential_id: int) -> dict[str, Any]:
     """tuning.retire."""
     with db.begin() as session:
-        return tuning.retire(session, act, credential_id)
+        return limits_and_caps.retire(session, act, credential_id)
 
 
 def weigh(act: Act, on: Target, *, weight: float) -> dict[str, Any]:
     """reorder.weigh, and the pacer looks."""
     with db.begin() as session:
-        made, lanes = reorder.weigh(session, act, on, weight=weight)
+        made, lanes = priorities.weigh(session, act, on, weight=weight)
     for lane_id in lanes:
         doorbell.moved(lane_id)
     return made
@@ -109,7 +109,7 @@ def weigh(act: Act, on: Target, *, weight: float) -> dict[str, Any]:
 def boost(act: Act, job_id: UUID) -> dict[str, Any]:
     """reorder.boost, and the pacer looks."""
     with db.begin() as session:
-        lane_id = reorder.boost(session, act, job_id)
+        lane_id = priorities.boost(session, act, job_id)
     doorbell.moved(lane_id)
     return _shown(job_id)
 
@@ -117,7 +117,7 @@ def boost(act: Act, job_id: UUID) -> dict[str, Any]:
 def prioritise(act: Act, job_id: UUID, *, priority: str) -> dict[str, Any]:
     """reorder.prioritise, and the pacer looks."""
     with db.begin() as session:
-        lane_id = reorder.prioritise(session, act, job_id, priority=priority)
+        lane_id = priorities.prioritise(session, act, job_id, priority=priority)
     doorbell.moved(lane_id)
     return _shown(job_id)
 
@@ -125,7 +125,7 @@ def prioritise(act: Act, job_id: UUID, *, priority: str) -> dict[str, Any]:
 def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
     """What Redis holds of the lane's limits is made again from the attempts on record; the lane's counters from its jobs."""
     with db.begin() as session:
-        halt.state(session, Target("lane", lane_id), lock=True)
+        pause.state(session, Target("lane", lane_id), lock=True)
         key_shares.rebuild(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
         audit_log.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
@@ -148,7 +148,7 @@ def cancel(act: Act, job_id: UUID) -> dict[str, Any]:
 def purge_some(act: Act, which: Filter, *, status: str) -> int:
     """One chunk of purge.cancel_some; how many."""
     with db.begin() as session:
-        done = purge.cancel_some(session, act, which, status=status)
+        done = bulk.cancel_some(session, act, which, status=status)
     for one in done:
         _tell(one)
     return len(done)
@@ -186,7 +186,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     order = orders.again(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
-        if is_only_once and not purge.may_repeat(session, job_id):
+        if is_only_once and not bulk.may_repeat(session, job_id):
             return None
         enqueue.join(session, order, job_id=made)
         audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": job_view.public_id(made)})

@@ -6,12 +6,12 @@ import click
 
 from api import deeds, doorbell, money_commands, terminal
 from api.pool_commands import limit_options
-from models import rotation
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
 from models.keys import keys as key
 from models.keys import listing as roster
+from models.ops import key_rotation
 
 
 @click.group()
@@ -73,7 +73,7 @@ def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> No
 def rotate_secret(*, as_json: bool) -> None:
     """Encrypt everything stored again with the first of NOWSERVING_SECRET_KEYS. Put the new one before the old one first."""
     with db.begin() as session:
-        done = rotation.reseal(session, Act())
+        done = key_rotation.reseal(session, Act())
     terminal.show(done, as_json=as_json)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from api import bulk_retry, deeds, doorbell, terminal
-from models import halt
 from models.access.audit_log import Act
 from models.jobs import job_view
-from models.purge import Filter
+from models.ops import pause as halt
+from models.ops.bulk import Filter
 
 RETRY_MAX_S = 3600.0
 

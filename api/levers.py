@@ -10,9 +10,9 @@ from flask import Response, request
 from pydantic import BaseModel
 
 from api import body, bulk_retry, deeds, operators, ops_schemas, render, schemas
-from models import halt
-from models.halt import Target
 from models.jobs import job_view
+from models.ops import pause
+from models.ops.pause import Target
 from models.platform.errors import NotFound
 
 routes = operators.blueprint("levers")
@@ -155,11 +155,11 @@ def _read(kind: type[Wanted]) -> Wanted:
 
 
 def _target(things: str, name: str) -> Target:
-    return halt.target(THINGS[things], name)
+    return pause.target(THINGS[things], name)
 
 
 def _number(kind: str, name: str) -> int:
-    return halt.target(kind, name).number
+    return pause.target(kind, name).number
 
 
 def _job(name: str) -> UUID:

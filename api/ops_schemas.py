@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.purge import Filter
+from models.ops.bulk import Filter
 
 Limit = Annotated[int, Field(ge=1, le=2**31 - 1)] | None
 

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from flask import Response, request
 
 from api import operators, paging, render
-from models import flow_report, job_search, key_report, lane_report, pool_report
 from models.config.settings import settings
 from models.database import db
-from models.job_search import Wanted
 from models.jobs import job_view
 from models.jobs import workers as fleet
 from models.jobs.jobs import Status
-from models.lane_report import Which
+from models.ops import flow_report, job_search, key_report, lane_report, pool_report
+from models.ops.job_search import Wanted
+from models.ops.lane_report import Which
 from models.platform.errors import Invalid
 
 routes = operators.blueprint("sights")

@@ -11,12 +11,12 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models import retention
 from models.database import db
 from models.jobs import api_processes, jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys
 from models.keys.keys import Key
+from models.ops import retention
 from models.queue import admission, enqueue, key_shares
 from workers.cleanup import Cleanup
 

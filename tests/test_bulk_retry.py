@@ -11,14 +11,14 @@ from click.testing import CliRunner
 
 from api import bulk_retry
 from api.cli import nowserving
-from models import halt
 from models.access import operators
 from models.access.audit_log import Act
 from models.database import db
-from models.halt import Target
 from models.jobs import job_view
 from models.keys.keys import Key
-from models.purge import Filter
+from models.ops import pause
+from models.ops.bulk import Filter
+from models.ops.pause import Target
 from tests.http_tools import Caller
 from tests.line_tools import at_once, known, query, submit
 
@@ -77,7 +77,7 @@ def test_a_full_or_draining_lane_does_not_stop_other_lanes(caller: Key, ops: Cal
     draining, other = failed(caller, model="a"), failed(caller, model="b")
     with db.begin() as session:
         (row,) = query("SELECT lane_id FROM job WHERE id = :id", id=draining)
-        halt.act_on(session, Act(), "drain", Target("lane", row.lane_id))
+        pause.act_on(session, Act(), "drain", Target("lane", row.lane_id))
     answer = ops.post("/ops/jobs/retry", {}).json
 
     assert (1, {"draining": 1}, {other}) == (answer["retried"], answer["reasons"], repeated())

@@ -11,9 +11,9 @@ import pytest
 import redis
 from prometheus_client import REGISTRY
 
-from models import figures, retention
 from models.database import db
 from models.keys.keys import Key
+from models.ops import queue_metrics, retention
 from tests.line_tools import cancel, clean_up, known, query, submit
 from workers.cleanup import FIRST, REST, SMALLEST, Cleanup
 from workers.gauges import Gauges
@@ -194,6 +194,6 @@ def test_the_backlog_is_counted_up_to_a_limit(caller: Key) -> None:
     add_old_jobs(caller, 30)
     began = time.monotonic()
     with db.begin() as session:
-        backlog = figures.retention_backlog(session, days=30, limit=10)
+        backlog = queue_metrics.retention_backlog(session, days=30, limit=10)
 
     assert (10, True) == (backlog.jobs, backlog.age_s > time.monotonic() - began)

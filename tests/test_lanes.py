@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models import job_search
 from models.database import db
 from models.keys.keys import Key
+from models.ops import job_search
 from models.platform.errors import TooManyModels
 from models.queue import enqueue, lanes
 from tests.http_tools import CHAT, Caller

@@ -10,13 +10,13 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from models import purge, reorder
 from models.access.audit_log import Act
 from models.database import db
 from models.jobs import jobs
 from models.keys.keys import Key
+from models.ops import bulk, priorities
+from models.ops.bulk import Filter
 from models.platform.errors import WrongState
-from models.purge import Filter
 from models.queue import admission
 from models.sessions import deletion
 from tests.http_tools import Caller
@@ -37,7 +37,7 @@ def purge_all(user: str) -> int:
     total = 0
     while True:
         with db.begin() as session:
-            done = purge.cancel_some(session, Act(), Filter(user=user))
+            done = bulk.cancel_some(session, Act(), Filter(user=user))
         total += len(done)
         if not done:
             return total
@@ -166,7 +166,7 @@ def test_a_job_gets_another_priority_while_the_pacer_admits_its_user(caller: Key
 
     def prioritise() -> int:
         with db.begin() as session:
-            return reorder.prioritise(session, Act(), last, priority="high")
+            return priorities.prioritise(session, Act(), last, priority="high")
 
     with ThreadPoolExecutor(1) as threads, db.begin() as session:
         admission.admit(session, [admission.Admission(first, uuid4(), credential_of(session, caller))])

@@ -9,15 +9,15 @@ from uuid import uuid4
 
 import pytest
 
-from models import halt, tuning
 from models.access.audit_log import Act
 from models.database import db
-from models.halt import Target
 from models.jobs import job_view
 from models.jobs import workers as fleet
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys, limits, listing, parking
 from models.keys.keys import Key, Limits
+from models.ops import limits_and_caps, pause
+from models.ops.pause import Target
 from models.queue import enqueue, lane_maintenance
 from models.queue.lane_maintenance import Care
 from tests.http_tools import Caller
@@ -115,7 +115,7 @@ def test_a_paused_lane_says_why(operator: Caller, what: str) -> None:
 
 
 def test_a_line_longer_than_is_looked_at_is_as_it_was_counted(operator: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.lane_report.LOOKED_MOST", 3)
+    monkeypatch.setattr("models.ops.lane_report.LOOKED_MOST", 3)
     who = known()
     for _ in range(8):
         submit(who, priority="low")
@@ -236,8 +236,8 @@ def test_jobs_of_any_key_are_listed_a_page_at_a_time(operator: Caller, some: dic
 
 
 def test_a_search_that_has_looked_at_enough_goes_on_where_it_stopped(operator: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.job_search.LOOKED_FIRST", 2)
-    monkeypatch.setattr("models.job_search.LOOKED_MOST", 4)
+    monkeypatch.setattr("models.ops.job_search.LOOKED_FIRST", 2)
+    monkeypatch.setattr("models.ops.job_search.LOOKED_MOST", 4)
     who = known()
     wanted = submit(who, flow="rare")
     for _ in range(9):
@@ -296,8 +296,8 @@ def test_a_key_says_what_stops_it_and_how_much_of_it_waits(operator: Caller) -> 
     start(who, submit(who))
     with db.begin() as session:
         act, on = Act(reason="the bill"), Target("key", who.id)
-        halt.act_on(session, act, "pause", on)
-        tuning.set_caps(session, act, on, {"rpm": 5}, endpoint="/v1/embeddings")
+        pause.act_on(session, act, "pause", on)
+        limits_and_caps.set_caps(session, act, on, {"rpm": 5}, endpoint="/v1/embeddings")
     one, two = seen(operator, "/ops/keys")
 
     assert (who.id, 2, 1, "own") == tuple(one[name] for name in ("id", "waiting", "running", "kind"))

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from models import retention
 from models.config.settings import settings
 from models.database import db
+from models.ops import retention
+from models.ops.retention import Step
 from models.platform.errors import Unavailable
-from models.retention import Step
 from models.telemetry import metrics
 
 log = logging.getLogger(__name__)

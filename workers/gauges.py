@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from models import figures
 from models.config.settings import settings
 from models.database import db
+from models.ops import queue_metrics
 from models.platform.errors import Unavailable
 from models.telemetry import metrics
 from workers import wake
@@ -32,9 +32,9 @@ class Gauges:
         metrics.up.labels("redis").set(0)
         try:
             with db.begin() as session:
-                self._lanes(figures.lanes(session), since_s)
-                used, parked = figures.use(session), figures.parked(session)
-                totals = figures.totals(session, seen_within_s=settings().heartbeat_s * 3)
+                self._lanes(queue_metrics.lanes(session), since_s)
+                used, parked = queue_metrics.use(session), queue_metrics.parked(session)
+                totals = queue_metrics.totals(session, seen_within_s=settings().heartbeat_s * 3)
             metrics.up.labels("postgres").set(1)
         except Unavailable:
             self._ask_redis()
@@ -56,7 +56,7 @@ class Gauges:
 
     def _count_backlog(self) -> None:
         with db.begin() as session:
-            backlog = figures.retention_backlog(session, days=settings().retention_days, limit=BACKLOG_MAX)
+            backlog = queue_metrics.retention_backlog(session, days=settings().retention_days, limit=BACKLOG_MAX)
         metrics.overdue.set(backlog.jobs)
         metrics.overdue_age.set(backlog.age_s)
 

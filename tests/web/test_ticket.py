@@ -12,11 +12,11 @@ from playwright.sync_api import expect
 
 from deploy import probe
 from deploy.server import die_with_parent, free_port, last_lines
-from models import tuning
 from models.access.audit_log import Act
 from models.database import db
 from models.keys import keys, limits
 from models.keys.keys import Limits
+from models.ops import limits_and_caps
 from tests.browser import DESK, PHONE, Visit
 from tests.clients.conftest import World, serving
 from tests.line_tools import query
@@ -136,7 +136,7 @@ def test_a_small_model_on_this_machine_writes_and_draws(visit: Visit, world: Wor
         chat = enter(visit, world)
         with db.begin() as session:
             for number in credentials(session, chat):
-                tuning.change_credential(session, Act(), number, base_url=f"http://127.0.0.1:{port}/v1")
+                limits_and_caps.change_credential(session, Act(), number, base_url=f"http://127.0.0.1:{port}/v1")
         chat.page.reload()
         expect(chat.page.locator(".cards")).to_be_attached()
         chat.make("Geographer", prompt="Answer in one short sentence.", temperature="0")

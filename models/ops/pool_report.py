@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import text
 
-from models import gauge
 from models.database.db import Session
-from models.gauge import Reading
 from models.jobs.job_view import JsonObject, epoch
-from models.lane_report import show_gauge
+from models.ops import limit_usage
+from models.ops.lane_report import show_gauge
+from models.ops.limit_usage import Reading
 
 # Of a credential: the models of its pool's lanes with most waiting; and of its attempts the newest, for the rates of errors.
 MODELS_MOST = 20
@@ -51,7 +51,7 @@ def credentials(session: Session, *, limit: int, after: int | None, pool: str | 
     rows = session.execute(_CREDENTIALS, wanted).all()
     served = session.execute(_MODELS, {"ids": [row.id for row in rows], "models_most": MODELS_MOST}).all() if rows else []
     bounds = [(one.credential_id, one.model) for one in served]
-    readings = gauge.read(session, bounds)
+    readings = limit_usage.read(session, bounds)
     ends = _recent(session, bounds)
     return [
         _show(row, [_model(name, readings[number, name], ends.get((number, name))) for number, name in bounds if number == row.id])

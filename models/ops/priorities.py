@@ -11,11 +11,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models import halt
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Session
-from models.halt import Target
+from models.ops import pause
+from models.ops.pause import Target
 from models.platform.errors import Invalid, NotFound, WrongState
 from models.queue import key_shares, lanes
 from models.queue.enqueue import WEIGHTS
@@ -30,7 +30,7 @@ def weigh(session: Session, act: Act, on: Target, *, weight: float) -> tuple[dic
         raise Invalid("`weight` is a number from 0.01 to 1000.", param="weight")
     if on.kind not in ("key", "flow"):
         raise Invalid("Only keys and flows have weights of this kind; a credential's is changed with change-credential.")
-    on = halt.certain(session, on)
+    on = pause.certain(session, on)
     wanted = {"lane_id": on.number, "key_id": on.key_id, "flow": on.flow, "weight": weight, "id": on.number}
     found = session.execute(_LOCK_FLOW if on.kind == "flow" else _LOCK_KEY, wanted).one_or_none()
     if found is None:
@@ -41,7 +41,7 @@ def weigh(session: Session, act: Act, on: Target, *, weight: float) -> tuple[dic
     else:
         session.execute(text("UPDATE key SET weight = :weight WHERE id = :id"), wanted)
     audit_log.write(session, act, "weight", str(on), before={"weight": found.weight}, after={"weight": weight})
-    return {"id": on.name, "object": on.kind, "weight": weight}, halt.lanes_of(session, on)
+    return {"id": on.name, "object": on.kind, "weight": weight}, pause.lanes_of(session, on)
 
 
 def prioritise(session: Session, act: Act, job_id: UUID, *, priority: str) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import retention
 from models.database.db import Session
+from models.ops import retention
 from models.telemetry.metrics import POOL_LABEL
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import gauge
 from models.database.db import Session
-from models.gauge import Gauge
 from models.jobs.job_view import JsonObject, epoch
+from models.ops import limit_usage
+from models.ops.limit_usage import Gauge
 from models.queue import enqueue
 
 LOOKED_MOST = 1_000
@@ -49,8 +49,8 @@ def page(session: Session, which: Which, *, limit: int, after: int | None) -> li
     heads = {row.lane_id: row for row in session.execute(_HEADS, {"ids": ids, "most": LOOKED_MOST})}
     rates = {row.lane_id: row for row in session.execute(_RATES, {"ids": ids, "most": ARRIVALS_MOST})}
     served = _credentials(session, rows)
-    readings = gauge.read(session, [(number, row.model) for row in rows for number in served[row.id]])
-    limits = {row.id: gauge.together([readings[number, row.model] for number in served[row.id]]) for row in rows}
+    readings = limit_usage.read(session, [(number, row.model) for row in rows for number in served[row.id]])
+    limits = {row.id: limit_usage.together([readings[number, row.model] for number in served[row.id]]) for row in rows}
     return [_show(row, heads[row.id], rates.get(row.id), limits[row.id]) for row in rows]
 
 

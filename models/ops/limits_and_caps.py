@@ -7,13 +7,13 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models import halt
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database.db import Session
-from models.halt import Target
 from models.keys import credential_address, keys, model_lists
+from models.ops import pause
+from models.ops.pause import Target
 from models.platform import crypto
 from models.platform.errors import Invalid, NotFound
 from models.queue import caps
@@ -49,9 +49,9 @@ def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int |
     if endpoint not in CLASSES:
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
-    on = halt.certain(session, on)
+    on = pause.certain(session, on)
     caps.split(session, lane_id=on.number, user=on.flow)
-    halt.state(session, on, lock=True)
+    pause.state(session, on, lock=True)
     wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()
     before = {name: getattr(found, name, None) for name in CAPS}
