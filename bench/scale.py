@@ -21,9 +21,9 @@ from models.queue.enqueue import Order
 from models.queue.lane_maintenance import LONG
 from workers import wake
 from workers.bell import Bell
+from workers.broker.publish import Call
 from workers.limiter import Limiter, Limits, Meter, Report
 from workers.pace import Pacer
-from workers.ring import Call
 
 TITLE = "Scale"
 FEW = 1_000

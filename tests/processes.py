@@ -38,7 +38,7 @@ from tests.upstream.chat import echo
 from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call
 from workers import wake
-from workers.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import QUEUE, WEBHOOKS
 
 PATIENCE_S = 40.0
 TRIES = 5

@@ -25,8 +25,8 @@ from tests.http_tools import Caller
 from tests.line_tools import query
 from tests.processes import Stack, ask, caller, running, until, wait_ended
 from workers import wake
-from workers.queues import QUEUE
-from workers.stall import DEAF_S, Doorbells, Ear
+from workers.broker.consumer_watchdog import DEAF_S, Doorbells, Ear
+from workers.broker.queues import QUEUE
 from workers.watch import EVERY_S, Watch
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -106,7 +106,7 @@ def test_preloaded_modules_read_no_setting_and_choose_no_counters(tmp_path: Path
 import sys
 from models import forker, settings
 forker.preload({PRELOADS!r})
-print(settings.settings.cache_info().currsize, sorted({{'prometheus_client', 'workers.app', 'flower'}} & set(sys.modules)),
+print(settings.settings.cache_info().currsize, sorted({{'prometheus_client', 'workers.broker.celery_app', 'flower'}} & set(sys.modules)),
       sorted(set({PRELOADS!r}) - set(sys.modules)))"""
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
 

@@ -24,9 +24,9 @@ from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back,
 from workers import wake
 from workers.admission import Reserver
 from workers.bell import Bell
+from workers.broker.publish import Call
 from workers.limiter import Limiter, Meter, Report
 from workers.pace import Pacer
-from workers.ring import Call
 
 pytestmark = pytest.mark.usefixtures("database")
 

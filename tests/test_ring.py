@@ -11,10 +11,10 @@ import redis
 
 from deploy.embedded import Valkey, free_port
 from models.jobs.job_view import public_id
-from workers import ring
-from workers.app import Doorbell, app
-from workers.queues import NAME, QUEUE, WEBHOOKS
-from workers.ring import Call, CeleryRing, WebhookRing
+from workers.broker import publish
+from workers.broker.celery_app import Doorbell, app
+from workers.broker.publish import Call, CeleryRing, WebhookRing
+from workers.broker.queues import NAME, QUEUE, WEBHOOKS
 
 CALLS = [Call(uuid4(), uuid4(), f"chat {n}") for n in range(3)]
 
@@ -24,7 +24,7 @@ def ring_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Doorbell("elsewhere", broker=url)
     alike = ("broker_transport_options", "broker_connection_timeout", "task_queues", "task_create_missing_queues", "task_publish_retry")
     made.conf.update({name: app.conf[name] for name in alike})
-    monkeypatch.setattr(ring, "app", made)
+    monkeypatch.setattr(publish, "app", made)
 
 
 def rung(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def test_deliveries_go_to_their_own_queue(valkey: Valkey, redis_client: redis.Re
 
 
 def test_nobody_to_ring_for_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring, "app", None)  # what would be asked
+    monkeypatch.setattr(publish, "app", None)  # what would be asked
 
     assert CeleryRing().ring([])
 

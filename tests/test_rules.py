@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.app import app
-from workers.queues import QUEUE, WEBHOOKS
+from workers.broker.celery_app import app
+from workers.broker.queues import QUEUE, WEBHOOKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = sorted(file for folder in ("api", "models", "workers", "deploy") for file in (ROOT / folder).rglob("*.py"))

@@ -14,9 +14,9 @@ from models.keys.keys import Key
 from tests.line_tools import finish, known, query, start, submit
 from tests.processes import until
 from tests.webhook_tools import deliveries, endpoint
+from workers.broker.publish import Call
+from workers.broker.queues import WEBHOOKS
 from workers.due import AGAIN_S, EVERY_S, QUEUE_MOST, Due
-from workers.queues import WEBHOOKS
-from workers.ring import Call
 
 
 @dataclass

@@ -17,12 +17,12 @@ from models.keys.keys import Key, Limits
 from tests.line_tools import known, query, submit
 from tests.upstream.client import FakeUpstream
 from workers.bell import Bell
+from workers.broker.publish import Call
 from workers.leases import Leases
 from workers.limiter import Limiter, Meter
 from workers.limiter import keys as redis_keys
 from workers.pace import Pacer
 from workers.process import Processor
-from workers.ring import Call
 
 SLOTS = 64
 

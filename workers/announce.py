@@ -18,8 +18,8 @@ from models.database import db
 from models.jobs import task_names
 from models.jobs.job_view import parse_id, public_id
 from models.platform.errors import Unavailable
-from workers.app import app
-from workers.queues import NAME, QUEUE
+from workers.broker.celery_app import app
+from workers.broker.queues import NAME, QUEUE
 
 log = logging.getLogger(__name__)
 

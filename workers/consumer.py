@@ -14,7 +14,7 @@ import click
 from celery.utils.nodenames import default_nodename, host_format
 
 from models.config.settings import settings
-from workers.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import QUEUE, WEBHOOKS
 
 # Each registers its task at the same app; a process has the one task of its queue.
 MODULES: Mapping[str, str] = MappingProxyType({QUEUE: "workers.tasks", WEBHOOKS: "workers.webhook_tasks"})

@@ -13,8 +13,8 @@ from models.config.settings import settings
 from models.database import db
 from models.platform.errors import Unavailable
 from models.webhooks import dispatch
-from workers.queues import WEBHOOKS
-from workers.ring import Call, Ring
+from workers.broker.publish import Call, Ring
+from workers.broker.queues import WEBHOOKS
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from models.config.setting_errors import settings_or_exit
 from models.config.settings import settings
 from models.telemetry import logs
 from workers import flower_site
-from workers.app import app
+from workers.broker.celery_app import app
 
 TASKS_MOST = 5_000
 OFFLINE_S = 300

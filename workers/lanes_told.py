@@ -13,7 +13,7 @@ from sqlalchemy import text
 from models.database import db
 from models.jobs import task_names
 from models.platform.errors import ServingError
-from workers.app import app
+from workers.broker.celery_app import app
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from models.config.settings import settings
 from models.platform.fork_server import Forked, Forker
 from models.platform.preloads import PRELOADS
 from models.telemetry import logs, metrics_folder
-from workers.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import QUEUE, WEBHOOKS
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from models.queue.admission import Admission, Settled
 from workers import counting, wake
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
+from workers.broker.publish import Call, Ring
 from workers.limiter import Limiter, Meter, Report
 from workers.places import Places
-from workers.ring import Call, Ring
 from workers.rounds import Rounds
 from workers.waits import Waits, gave_up
 

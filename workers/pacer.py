@@ -19,12 +19,12 @@ from models.telemetry import logs, tracing
 from workers import exposition, wake
 from workers.announce import Announcer
 from workers.bell import Bell
+from workers.broker.publish import CeleryRing, WebhookRing
 from workers.cleanup import Cleanup
 from workers.due import Due
 from workers.gauges import Gauges
 from workers.limiter import Limiter
 from workers.pace import Pacer
-from workers.ring import CeleryRing, WebhookRing
 from workers.sweep import Sweep
 from workers.watch import Watch
 

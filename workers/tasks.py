@@ -14,14 +14,15 @@ from models.config.settings import settings
 from models.platform import allocator
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
-from workers import lanes_told, life, registry, wake
-from workers.app import app
+from workers import lanes_told, registry, wake
+from workers.broker import lifecycle
+from workers.broker.celery_app import app
+from workers.broker.consumer_watchdog import Doorbells, Ear, end_when_deaf
+from workers.broker.queues import NAME, QUEUE
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
 from workers.model_lists import ModelLists
 from workers.process import Processor
-from workers.queues import NAME, QUEUE
-from workers.stall import Doorbells, Ear, end_when_deaf
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def _start(sender: Any, **_: Any) -> None:
         lambda: beat.run(_stop),
         lambda: listen_for_cancels(leases, _stop),
         lambda: ModelLists().listen(_stop),
-        lambda: life.tell_flower(sender, _stop),
+        lambda: lifecycle.tell_flower(sender, _stop),
         lambda: end_when_deaf(ear, _stop, draining=registry.draining, running=leases.__len__),
     ):
         threading.Thread(target=work, daemon=True).start()

@@ -13,8 +13,8 @@ from models.database import db
 from models.jobs import workers
 from models.platform.errors import Unavailable
 from workers import wake
-from workers.queues import QUEUE
-from workers.stall import Doorbells
+from workers.broker.consumer_watchdog import Doorbells
+from workers.broker.queues import QUEUE
 
 log = logging.getLogger(__name__)
 

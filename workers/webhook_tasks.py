@@ -13,9 +13,9 @@ from models.config.settings import settings
 from models.platform import allocator
 from models.telemetry import logs, tracing
 from models.webhooks import url_policy
-from workers import life
-from workers.app import app
-from workers.queues import WEBHOOK_NAME
+from workers.broker import lifecycle
+from workers.broker.celery_app import app
+from workers.broker.queues import WEBHOOK_NAME
 from workers.webhooks import Sender
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def _log(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
-    for work in (lambda: life.tell_flower(sender, _stop), lambda: life.end_with_parent(_stop)):
+    for work in (lambda: lifecycle.tell_flower(sender, _stop), lambda: lifecycle.end_with_parent(_stop)):
         threading.Thread(target=work, daemon=True).start()
     log.info("sending webhooks")
 

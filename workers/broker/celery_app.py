@@ -14,8 +14,8 @@ from celery import Celery
 from kombu import Queue  # type: ignore[attr-defined]  # kombu loads its names lazily
 
 from models.config.setting_errors import settings_or_exit
-from workers import broker
-from workers.queues import QUEUE, WEBHOOKS
+from workers.broker import redis_transport
+from workers.broker.queues import QUEUE, WEBHOOKS
 
 
 class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
@@ -27,9 +27,9 @@ class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
         return super().send_task(name, args, kwargs, **options)
 
 
-broker.use()
+redis_transport.use()
 # Which tasks a process has, its --app says: workers.tasks or workers.webhook_tasks.
-_url, _options = broker.address(settings_or_exit().redis_url)
+_url, _options = redis_transport.address(settings_or_exit().redis_url)
 app = Doorbell("nowserving", broker=_url)
 app.conf.update(
     result_backend=None,

@@ -12,8 +12,8 @@ from kombu.exceptions import BatchPublishError, OperationalError
 from models.jobs.job_view import public_id
 from models.platform import ids
 from models.webhooks.delivery_log import PREFIX
-from workers.app import app
-from workers.queues import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS
+from workers.broker.celery_app import app
+from workers.broker.queues import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS
 
 log = logging.getLogger(__name__)
 
