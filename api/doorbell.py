@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
-from workers import wake
+from workers.channels import notify
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ def _together(waiting: Sequence[Callable[[], None] | _Joined]) -> Iterator[Calla
             jobs.setdefault(one.lane_id, []).append(one.job_id)
             continue
         if jobs:
-            yield partial(wake.joined, jobs)
+            yield partial(notify.joined, jobs)
             jobs = {}
         yield one
     if jobs:
-        yield partial(wake.joined, jobs)
+        yield partial(notify.joined, jobs)
 
 
 _doorbell = Doorbell()
@@ -91,29 +91,29 @@ def joined(job_id: UUID, *, lane_id: int) -> None:
 
 def cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:
     """Whoever waits for the job, its worker and the pacer hear of it."""
-    _doorbell.ring(partial(wake.job, job_id, "cancelled" if is_ended else "cancelling"))
+    _doorbell.ring(partial(notify.job, job_id, "cancelled" if is_ended else "cancelling"))
     if is_ended:
-        _doorbell.ring(partial(wake.line, lane_id, cancelled=job_id))
+        _doorbell.ring(partial(notify.line, lane_id, cancelled=job_id))
 
 
 def deliver(receivers: Sequence[str]) -> None:
     """The sender of webhooks hears that something is due for these (wake.receivers says who)."""
-    _doorbell.ring(partial(wake.receivers, receivers))
+    _doorbell.ring(partial(notify.receivers, receivers))
 
 
 def moved(lane_id: int) -> None:
     """The pacer looks at this lane: an operator changed something."""
-    _doorbell.ring(partial(wake.line, lane_id))
+    _doorbell.ring(partial(notify.line, lane_id))
 
 
 def limits(lane_ids: Sequence[int], *, forget: bool = False) -> None:
     """The limiter hears that limits of these lanes were changed; forget: that it has to begin anew."""
-    _doorbell.ring(partial(wake.limits, lane_ids, forget=forget))
+    _doorbell.ring(partial(notify.limits, lane_ids, forget=forget))
 
 
 def model_lists() -> None:
     """The workers refresh the lists of models that are wanted."""
-    _doorbell.ring(wake.model_lists)
+    _doorbell.ring(notify.model_lists)
 
 
 def flush(*, within_s: float = 3.0) -> None:

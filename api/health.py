@@ -17,7 +17,7 @@ from api import render
 from models.database import db
 from models.jobs import workers
 from models.platform.errors import ServingError, Unavailable
-from workers import wake
+from workers.channels import notify
 
 routes = Blueprint("health", __name__)
 
@@ -61,12 +61,12 @@ ALONE_AFTER_S = 150.0
 
 
 def _paces() -> None:
-    if wake.pulse() is None:
+    if notify.pulse() is None:
         raise Unavailable
 
 
 def _consumes() -> None:
-    if (wake.pulse() or 0.0) >= UNANSWERED_S:
+    if (notify.pulse() or 0.0) >= UNANSWERED_S:
         raise Unavailable
 
 
@@ -91,7 +91,7 @@ class Latch:
         return [] if self._is_open else missing
 
 
-PROBES = {"postgres": Probe(db.ping), "redis": Probe(lambda: wake.client().ping())}
+PROBES = {"postgres": Probe(db.ping), "redis": Probe(lambda: notify.client().ping())}
 PARTS = {"workers": Probe(_works), "pacer": Probe(_paces)}
 # Each only says something when what it asks is there.
 DEEP = {"postgres": {"workers": PARTS["workers"]}, "redis": {"pacer": PARTS["pacer"], "consumption": Probe(_consumes)}}

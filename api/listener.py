@@ -16,7 +16,7 @@ import redis
 from api.inbox import Inbox
 from api.seat import Seat, Seats
 from api.subscription import PING_S, Subscription
-from workers import chunks, wake
+from workers.channels import notify, token_stream
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Listener:
             except redis.RedisError as error:
                 log.warning("streams stand still until Redis is back", extra={"error": type(error).__name__})
                 self._news.put(news)
-                time.sleep(wake.TIMEOUT_S)
+                time.sleep(notify.TIMEOUT_S)
             except Exception as error:  # the border of this thread: one bad entry must not end it
                 log.error("a stream could not be read", extra={"error": type(error).__name__})
 
@@ -87,7 +87,7 @@ class Listener:
                 if grown is not None:
                     self._news.put([grown])
                 elif said:
-                    wake.pass_on(wake.JOBS, said, self._heard)
+                    notify.pass_on(notify.JOBS, said, self._heard)
         finally:
             self._subscription = None
             subscription.close()
@@ -115,7 +115,7 @@ class Listener:
         """What has come of these streams is at their seats. Those who sat down at different times are at different places."""
         places = {job_id: {seat.read_to for seat in self._readers(job_id)} for job_id in job_ids}
         while after := {job_id: left.pop() for job_id, left in places.items() if left}:
-            for job_id, (read_to, came) in chunks.read(after).items():
+            for job_id, (read_to, came) in token_stream.read(after).items():
                 for seat in self._readers(job_id):
                     if seat.read_to == after[job_id]:
                         seat.feed(came, read_to=read_to)

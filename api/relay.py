@@ -34,7 +34,7 @@ from models.jobs.job_view import JsonObject
 from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import ServingError, Unauthorised, Unavailable, WrongState
-from workers.chunks import Chunk
+from workers.channels.token_stream import Chunk
 
 routes = Blueprint("relay", __name__)
 

@@ -17,7 +17,7 @@ from models.jobs import job_view
 from models.jobs.jobs import Status
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from models.queue.enqueue import Place
-from workers.chunks import Chunk
+from workers.channels.token_stream import Chunk
 
 # Events of a stream that lie here while their reader is slow; the rest stays in Redis until it has taken them.
 PENDING_MOST = 2_000
@@ -53,7 +53,7 @@ class Seat:
         self.seq = 0
         self.looks_itself = looks_itself
         self.is_revoked = self.is_gone = self.end_said = False
-        #: How far the job's stream has been read for this seat, as workers.chunks counts.
+        #: How far the job's stream has been read for this seat, as workers.channels.token_stream counts.
         self.read_to = ""
         self._chunks: deque[Chunk] = deque()
         self._woken = threading.Event()

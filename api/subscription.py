@@ -9,7 +9,7 @@ from uuid import UUID
 
 import redis
 
-from workers import chunks, wake
+from workers.channels import notify, token_stream
 
 # One that says nothing for so long, not even an answer to a ping, is dead.
 PING_S = 3.0
@@ -23,11 +23,11 @@ class Subscription:
 
     def __init__(self) -> None:
         # Nothing but what the writing thread sends: redis-py's own checks would be sent by the one that reads.
-        self._subscription = wake.connect(timeout_s=5, health_check_s=0).pubsub()  # type: ignore[no-untyped-call]
+        self._subscription = notify.connect(timeout_s=5, health_check_s=0).pubsub()  # type: ignore[no-untyped-call]
         self._followed: dict[bytes, UUID] = {}
         self._is_broken = threading.Event()
         self._heard_at = self._pinged_at = time.monotonic()
-        self._subscription.subscribe(wake.JOBS)
+        self._subscription.subscribe(notify.JOBS)
 
     def hear(self) -> tuple[UUID | None, bytes]:
         """What is said next, within a second. A job's id: there may be more of its stream. Bytes: a wake-up. Neither: nothing."""
@@ -39,14 +39,14 @@ class Subscription:
             raise redis.ConnectionError("broken")
         if message is None or message["type"] not in ("message", "subscribe"):
             return None, b""
-        if message["channel"] == wake.JOBS.encode():
+        if message["channel"] == notify.JOBS.encode():
             return None, message["data"] if message["type"] == "message" else b""
         # Also when the subscription has come to hold: what came before that was not heard.
         return self._followed.get(message["channel"]), b""
 
     def follow(self, wanted: Mapping[UUID, bool]) -> None:
         """Of these jobs' streams is heard from now on, or no more. For the writing thread, once every PING_S at least."""
-        channels = {chunks.channel(job_id).encode(): job_id for job_id in wanted}
+        channels = {token_stream.channel(job_id).encode(): job_id for job_id in wanted}
         self._keep({name: job_id for name, job_id in channels.items() if wanted[job_id] and name not in self._followed})
         self._drop([name for name, job_id in channels.items() if not wanted[job_id] and name in self._followed])
         if time.monotonic() - self._pinged_at >= PING_S:

@@ -19,9 +19,9 @@ from models.keys.keys import Key
 from models.queue import enqueue, position_index
 from models.queue.enqueue import Order
 from models.queue.lane_maintenance import LONG
-from workers import wake
 from workers.bell import Bell
 from workers.broker.publish import Call
+from workers.channels import notify
 from workers.limiter import Limiter, Limits, Meter, Report
 from workers.pace import Pacer
 
@@ -110,7 +110,7 @@ def _ratio(what: str, many: Taken, few: Taken, *, note: str) -> Figure:
 
 def _steps(stack: Stack, *, times: int = 25) -> float:
     """The median step, in ms. Between steps what was admitted ends, as if it had been answered at once."""
-    limiter, ears, took = Limiter(wake.client()), Ears(), []
+    limiter, ears, took = Limiter(notify.client()), Ears(), []
     pacer = Pacer(limiter=limiter, ring=ears, bell=Bell())
     for _ in range(times):
         with db.begin() as session:
@@ -182,7 +182,7 @@ def _make_pools(stack: Stack, pools: int) -> None:
     )
     stack.do("INSERT INTO key_share (lane_id, key_id, last_finish, virtual_time) "
              "SELECT lane.id, key.id, 0, 0 FROM lane JOIN key ON key.pool_id = lane.pool_id")  # fmt: skip
-    limiter = Limiter(wake.client())
+    limiter = Limiter(notify.client())
     with db.begin() as session:
         for row in session.execute(text("SELECT id FROM credential")):
             limiter.init(Meter(row.id, MODEL), Limits(max_in_flight=1_000))

@@ -18,7 +18,7 @@ from models.platform.errors import Unavailable
 from models.queue import enqueue
 from tests import order, tables
 from tests.browser import browser, visit
-from workers import wake
+from workers.channels import notify
 
 __all__ = ["browser", "visit"]
 
@@ -111,7 +111,7 @@ def override(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> It
 def forget() -> None:
     """Nothing in this process remembers settings or servers of before."""
     settings.cache_clear()
-    wake.client.cache_clear()
+    notify.client.cache_clear()
     enqueue.lane_of.cache_clear()
     if db.engine.cache_info().currsize:
         db.engine().dispose()

@@ -16,7 +16,8 @@ from models.platform.errors import Unavailable
 from models.queue import admission
 from tests import webhook_tools
 from tests.line_tools import query
-from workers import ending, wake
+from workers import ending
+from workers.channels import notify
 from workers.ending import Ending
 
 EVERY_S = 0.02
@@ -78,7 +79,7 @@ def end(row: Any, result: Result, finding: Finding) -> bool:
         is_turn=claimed.conversation_id is not None,
     )  # fmt: skip
     ending.commit(ended)
-    wake.job(given.job_id, "ended")
+    notify.job(given.job_id, "ended")
     return True
 
 

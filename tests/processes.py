@@ -37,8 +37,8 @@ from tests.line_tools import submit
 from tests.upstream.chat import echo
 from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call
-from workers import wake
 from workers.broker.queues import QUEUE, WEBHOOKS
+from workers.channels import notify
 
 PATIENCE_S = 40.0
 TRIES = 5
@@ -226,11 +226,11 @@ def cancel(job_id: UUID) -> None:
     with db.begin() as session:
         stopped = jobs.cancel(session, job_id, row(job_id).key_id)
     if stopped is not None:
-        wake.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
+        notify.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
 
 
 def ring(who: Key, *, model: str = "m") -> None:
-    wake.line(enqueue.lane_of(who.pool_id, model))
+    notify.line(enqueue.lane_of(who.pool_id, model))
 
 
 def row(job_id: UUID) -> Any:

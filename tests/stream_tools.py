@@ -6,14 +6,14 @@ import json
 from typing import Any
 from uuid import UUID
 
-from workers import chunks
-from workers.chunks import Chunk
+from workers.channels import token_stream
+from workers.channels.token_stream import Chunk
 from workers.sse import Splitter
 
 
 def heard(job_id: UUID) -> list[Chunk]:
     """What can be read of it in Redis."""
-    return chunks.read({job_id: ""}).get(job_id, ("", []))[1]
+    return token_stream.read({job_id: ""}).get(job_id, ("", []))[1]
 
 
 def events(transcript: bytes) -> list[Any]:

@@ -24,9 +24,9 @@ from tests.forks import ROOT
 from tests.http_tools import Caller
 from tests.line_tools import query
 from tests.processes import Stack, ask, caller, running, until, wait_ended
-from workers import wake
 from workers.broker.consumer_watchdog import DEAF_S, Doorbells, Ear
 from workers.broker.queues import QUEUE
+from workers.channels import notify
 from workers.watch import EVERY_S, Watch
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -76,7 +76,7 @@ def test_readyz_stays_ready_while_pacer_and_workers_are_away(broker: redis.Redis
     Watch(broker, stepped_at=lambda: 0.0).step(now=0.0)
     api = Caller()
     assert [] == missing(api)
-    broker.delete(wake.PULSE)
+    broker.delete(notify.PULSE)
     with db.begin() as session:
         workers.sign_off(session, "w")
 
@@ -104,7 +104,7 @@ def test_the_pacer_reports_its_first_step_at_once(broker: redis.Redis) -> None:
     began = time.monotonic()
     watching = threading.Thread(target=Watch(broker, stepped_at=time.monotonic).run, args=(stop,))
     watching.start()
-    until(lambda: wake.pulse() is not None, what="reported")
+    until(lambda: notify.pulse() is not None, what="reported")
     took_s = time.monotonic() - began
     stop.set()
     watching.join()
@@ -142,7 +142,7 @@ def test_doorbells_wait_without_alarm_while_every_slot_is_taken(broker: redis.Re
     watch.step(now=200.0)
     watch.step(now=211.0)
 
-    assert 0.0 == wake.pulse()
+    assert 0.0 == notify.pulse()
 
 
 def test_a_worker_is_deaf_when_a_doorbell_waits_for_it_too_long(broker: redis.Redis) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from api.doorbell import Doorbell
-from workers import wake
+from workers.channels import notify
 
 FIRST, SECOND, THIRD = (uuid4() for _ in range(3))
 Told = list[Any]
@@ -19,7 +19,7 @@ Told = list[Any]
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     said: Told = []
-    monkeypatch.setattr(wake, "joined", lambda jobs: said.append({lane: list(ids) for lane, ids in jobs.items()}))
+    monkeypatch.setattr(notify, "joined", lambda jobs: said.append({lane: list(ids) for lane, ids in jobs.items()}))
     return said
 
 

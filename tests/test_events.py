@@ -21,7 +21,7 @@ from models.keys import keys
 from models.queue.enqueue import Place
 from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
 from tests.steady import least, seconds
-from workers import wake
+from workers.channels import notify
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
@@ -99,7 +99,7 @@ def test_a_strange_event_id_is_refused(caller: Caller, value: str) -> None:
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SUCCEEDED])
 def test_a_follower_sees_the_job_run_and_end(caller: Caller, status: Status) -> None:
     name = caller.submit()
-    mover = later(0.2, lambda: end(caller, name, status=status), lambda: wake.job(job_view.parse_id(name), status))
+    mover = later(0.2, lambda: end(caller, name, status=status), lambda: notify.job(job_view.parse_id(name), status))
 
     answer = caller.get(f"/v1/jobs/{name}/events")
 

@@ -24,7 +24,7 @@ from models.queue import enqueue
 from tests.browser import Visit, picture
 from tests.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
 from tests.processes import cancel as _cancel
-from workers import wake
+from workers.channels import notify
 
 LOGIN = "operator:correct-horse"
 SECRET, PROMPT = "sk-canary-0123456789abcdef", "the canary sings in the dark"
@@ -116,7 +116,7 @@ def test_a_cancelled_job_is_shown_as_revoked(stack: Stack, flower: Flower) -> No
     job_id = _announced(who, flower)
     with db.begin() as session:
         jobs.cancel(session, job_id, who.id)
-    wake.line(enqueue.lane_of(who.pool_id, "m"), cancelled=job_id)
+    notify.line(enqueue.lane_of(who.pool_id, "m"), cancelled=job_id)
 
     assert flower.wait_state(job_id, "REVOKED")
 
@@ -260,7 +260,7 @@ def _announced(who: Any, flower: Flower) -> UUID:
     job_id = ask(who, PROMPT)
 
     def heard() -> bool:
-        wake.joined({enqueue.lane_of(who.pool_id, "m"): [job_id]})
+        notify.joined({enqueue.lane_of(who.pool_id, "m"): [job_id]})
         return bool(flower.task(job_id))
 
     until(heard, what="announced", every_s=0.3)

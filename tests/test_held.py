@@ -28,7 +28,7 @@ from tests.line_tools import cancel as cancel_job
 from tests.line_tools import expire as expire_job
 from tests.line_tools import finish, query, row, start
 from tests.processes import until
-from workers import wake
+from workers.channels import notify
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
@@ -64,7 +64,7 @@ def end(caller: Caller, result: Result | None = None) -> UUID:
     job_id = the_job()
     wanted = result or Result(Status.SUCCEEDED, http_status=200, response=BODY)
     finish(job_id, start(caller.key, job_id), wanted, Finding(Outcome.SUCCEEDED, wanted.http_status))
-    wake.job(job_id, "ended")
+    notify.job(job_id, "ended")
     return job_id
 
 
@@ -135,13 +135,13 @@ def test_a_failure_within_the_grace_time_has_its_real_status(caller: Caller, thr
 def test_a_job_that_expires_or_is_cancelled_is_told_so(caller: Caller, threads: ThreadPoolExecutor) -> None:
     waiting = asked(threads, caller)
     expire_job(the_job())
-    wake.job(the_job(), "ended")
+    notify.job(the_job(), "ended")
     assert (504, "expired") == (waiting.result(30).status_code, error_of(waiting.result())["code"])
 
     query("DELETE FROM job")
     waiting = asked(threads, caller)
     cancel_job(caller.key, the_job())
-    wake.job(the_job(), "cancelled")
+    notify.job(the_job(), "cancelled")
     assert (409, "cancelled") == (waiting.result(30).status_code, error_of(waiting.result())["code"])
 
 
@@ -275,7 +275,7 @@ def test_unmarked_request_never_receives_a_stored_answer(caller: Caller) -> None
 def test_a_late_cancellation_breaks_off_and_is_told_once(caller: Caller) -> None:
     made, pieces = begin(caller, headers=PYTHON)
     cancel_job(caller.key, the_job())
-    wake.job(the_job(), "cancelled")
+    notify.job(the_job(), "cancelled")
     with pytest.raises(BrokenOff):
         list(pieces)
     made.close()
@@ -350,7 +350,7 @@ def test_a_revoked_key_is_told_nothing_more(
     reading = read(threads, caller, begins=not grace_s)
     with db.begin() as session:
         keys.revoke(session, caller.key.id)
-    wake.job(the_job(), "queued")
+    notify.job(the_job(), "queued")
 
     made, said = reading.result(30)
     assert (401, 200)[not grace_s] == made.status_code

@@ -15,8 +15,8 @@ from models.keys.keys import Key
 from models.queue import enqueue
 from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
 from tests.processes import until
-from workers import wake
 from workers.bell import Bell
+from workers.channels import notify
 from workers.limiter import Limiter
 from workers.sweep import Sweep
 
@@ -39,7 +39,7 @@ def sweep(redis_client: redis.Redis) -> Sweep:
 def heard(redis_client: redis.Redis) -> Iterator[Callable[[], list[bytes]]]:
     """What was said on the wake-up channels since the last look."""
     with redis_client.pubsub() as subscription:
-        subscription.subscribe(wake.JOBS, wake.LINE)
+        subscription.subscribe(notify.JOBS, notify.LINE)
 
         def listen() -> list[bytes]:
             came = list(iter(lambda: subscription.get_message(timeout=0.3), None))

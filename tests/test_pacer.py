@@ -21,10 +21,10 @@ from models.keys.keys import Key, Limits
 from models.platform.errors import LineUnavailable
 from models.queue import admission
 from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
-from workers import wake
 from workers.admission import Reserver
 from workers.bell import Bell
 from workers.broker.publish import Call
+from workers.channels import notify
 from workers.limiter import Limiter, Meter, Report
 from workers.pace import Pacer
 
@@ -366,7 +366,7 @@ def test_admissions_whose_doorbell_was_lost_with_the_state_go_again(caller: Key,
 
 def test_without_redis_nothing_is_admitted(caller: Key, override: Callable[..., None]) -> None:
     override(redis_url="redis://127.0.0.1:1")
-    stage = Stage(wake.connect())
+    stage = Stage(notify.connect())
     workers_have(5)
     one = submit(caller)
 

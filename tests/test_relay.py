@@ -27,8 +27,8 @@ from tests.http_tools import Caller, error_of
 from tests.line_tools import cancel, expire, known, query, row, start, submit
 from tests.processes import until
 from tests.test_api_server import Api, read_until, serving
-from workers import chunks, wake
-from workers.chunks import Chunk
+from workers.channels import notify, token_stream
+from workers.channels.token_stream import Chunk
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
@@ -82,7 +82,7 @@ def streamed(caller: Caller, **more: Any) -> UUID:
 
 def say(job_id: UUID, dispatch_id: UUID, *numbers: int) -> None:
     """A worker has read these events."""
-    chunks.add([Chunk(dispatch_id, n, event(n)) for n in numbers], job_id=job_id)
+    token_stream.add([Chunk(dispatch_id, n, event(n)) for n in numbers], job_id=job_id)
 
 
 def end(job_id: UUID, dispatch_id: UUID, *numbers: int, status: Status = Status.SUCCEEDED, error: dict[str, Any] | None = None) -> None:
@@ -91,7 +91,7 @@ def end(job_id: UUID, dispatch_id: UUID, *numbers: int, status: Status = Status.
     result = Result(status, http_status=200, response=b"{}", transcript=said, error=error)
     with db.begin() as session:
         assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
-    wake.job(job_id, "ended")
+    notify.job(job_id, "ended")
 
 
 def data(said: str) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def test_what_is_no_chunk_of_a_chat_keeps_its_bytes(said: bytes) -> None:
 def test_of_a_call_made_again_only_the_last_is_told_when_nothing_was(caller: Caller) -> None:
     job_id = streamed(caller)
     first, second = uuid4(), start(caller.key, job_id)
-    chunks.add([Chunk(first, 0, event(7)), Chunk(first, 1, event(8))], job_id=job_id)
+    token_stream.add([Chunk(first, 0, event(7)), Chunk(first, 1, event(8))], job_id=job_id)
     say(job_id, second, 0, 1)
     with Reader(caller, job_id) as reader:
         assert event(0).decode() == reader.until_event()
@@ -295,7 +295,7 @@ def test_a_transcript_of_another_call_is_not_gone_on_with(caller: Caller) -> Non
     second = start(caller.key, job_id)
     with Reader(caller, job_id) as reader:
         reader.next()
-        chunks.add([Chunk(uuid4(), 0, event(9))], job_id=job_id)
+        token_stream.add([Chunk(uuid4(), 0, event(9))], job_id=job_id)
         assert event(9).decode() == reader.until_event()
         end(job_id, second, 0, 1)
 

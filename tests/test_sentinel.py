@@ -19,8 +19,8 @@ from models.config.redis_sentinel import Sentinels
 from models.config.settings import settings
 from tests import processes
 from tests.processes import Stack, ask, caller, until, wait_ended
-from workers import wake
 from workers.broker import redis_transport
+from workers.channels import notify
 
 MASTER = "queue"
 
@@ -105,7 +105,7 @@ def _replicas(port: int) -> int:
 def here(watched: Watched, override: Callable[..., None]) -> None:
     """This process speaks to the watched Redis."""
     override(redis_url=watched.url)
-    wake.client.cache_clear()
+    notify.client.cache_clear()
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_jobs_are_served_across_a_failover(stack: Stack, watched: Watched) -> No
     # Nothing was called twice, and nothing was taken for lost.
     assert 14 == len(stack.upstream.calls())
     assert settings().redis_url == watched.url
-    assert wake.client().ping()
+    assert notify.client().ping()
 
 
 def _serves(server: Valkey) -> bool:

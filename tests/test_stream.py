@@ -20,8 +20,9 @@ from tests.line_tools import known, query, reap, row, start, submit
 from tests.processes import until
 from tests.stream_tools import content, heard
 from tests.upstream.answer import END_OF_CHUNKS, chunk
-from workers import chunks, stream, wake
+from workers import stream
 from workers.call import Call
+from workers.channels import notify, token_stream
 from workers.openai_client import Lost, Request
 from workers.relay import Relay
 from workers.retry import Next
@@ -91,8 +92,8 @@ def said(answer: Any) -> str:
 
 def test_what_came_in_one_read_is_relayed_in_one_step(running: Any) -> None:
     messages: list[Any] = []
-    with wake.client().pubsub(ignore_subscribe_messages=True) as listener:
-        listener.subscribe(chunks.channel(running.id))
+    with notify.client().pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(token_stream.channel(running.id))
         listener.get_message(timeout=1)
         counts = {1: 3, 2: 4}
         speaker = Speaker(
@@ -226,7 +227,7 @@ def test_a_stream_that_redis_lost_is_not_begun_again_in_its_middle(running: Any)
         relay.take(event)
         relay.flush()
         if event == ONE:
-            wake.client().delete(f"ns:stream:{running.id}")
+            notify.client().delete(f"ns:stream:{running.id}")
 
     assert (True, [], ONE + TWO + LAST) == (relay.has_begun, heard(running.id), relay.transcript)
 

@@ -19,7 +19,7 @@ from tests.http_tools import Caller, error_of
 from tests.line_tools import cancel, expire, known, query, row, start
 from tests.processes import until
 from tests.test_relay import DONE, event, say
-from workers import wake
+from workers.channels import notify
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
@@ -60,7 +60,7 @@ def fail(job_id: UUID, caller: Caller, *, status: int, body: bytes | None = None
     result = Result(Status.FAILED, http_status=status, response=answered, error=error, transcript=transcript)
     with db.begin() as session:
         assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.REFUSED, status, "req_1"))
-    wake.job(job_id, "ended")
+    notify.job(job_id, "ended")
 
 
 def text_of(answer: TestResponse) -> str:
@@ -112,7 +112,7 @@ def test_a_job_that_ends_without_a_call_has_our_status(
 ) -> None:
     waiting, job_id = asked(threads, caller)
     end(caller, job_id)
-    wake.job(job_id, "ended")
+    notify.job(job_id, "ended")
 
     assert status == waiting.result(30).status_code
 
@@ -120,7 +120,7 @@ def test_a_job_that_ends_without_a_call_has_our_status(
 def test_a_revoked_key_is_a_401(caller: Caller, threads: ThreadPoolExecutor) -> None:
     waiting, job_id = asked(threads, caller)
     query("UPDATE key SET revoked_at = now()")
-    wake.job(job_id, "moved")
+    notify.job(job_id, "moved")
 
     assert 401 == waiting.result(30).status_code
 
@@ -133,7 +133,7 @@ def test_the_first_event_ends_the_wait_and_a_later_failure_is_in_the_stream(call
     result = Result(Status.FAILED, http_status=400, response=b"{}", error=ERROR, transcript=event(0))
     with db.begin() as session:
         assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.UNKNOWN, 200, "req_1"))
-    wake.job(job_id, "ended")
+    notify.job(job_id, "ended")
     told = text_of(answer)
 
     assert (200, "text/event-stream") == (answer.status_code, answer.mimetype)
@@ -147,7 +147,7 @@ def test_an_end_with_events_that_redis_lost_is_a_stream(caller: Caller, threads:
     result = Result(status, http_status=200, response=b"{}", error=None if status == Status.SUCCEEDED else ERROR, transcript=event(0))
     with db.begin() as session:
         assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
-    wake.job(job_id, "ended")
+    notify.job(job_id, "ended")
     answer = waiting.result(30)
 
     assert 200 == answer.status_code
@@ -182,7 +182,7 @@ def test_a_server_that_stops_meanwhile_says_when_to_come_back(
 ) -> None:
     waiting, job_id = asked(threads, caller)
     monkeypatch.setattr(hall, "is_closing", True)
-    wake.job(job_id, "moved")
+    notify.job(job_id, "moved")
     for seat in hall._seats.everybody():
         seat.wake()
     answer = waiting.result(30)

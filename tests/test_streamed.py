@@ -16,7 +16,7 @@ from tests.processes import Stack, ask, attempts, broken_promises, caller, cance
 from tests.stream_tools import content, events, heard
 from tests.upstream.chat import echo
 from tests.upstream.images import png
-from workers import chunks, wake
+from workers.channels import notify, token_stream
 from workers.sse import Splitter
 
 FORM = (
@@ -73,12 +73,12 @@ def test_redis_soon_forgets_a_stream_that_has_its_transcript(stack: Stack) -> No
     job_id = _ask("short [[fake:hold_after=1]]")
     until(lambda: heard(job_id), what="a chunk")
     key = f"ns:stream:{job_id}"
-    during = wake.client().ttl(key)
+    during = notify.client().ttl(key)
     stack.upstream.release()
     wait_ended([job_id], stack=stack)
-    until(lambda: wake.client().ttl(key) <= chunks.KEPT_ENDED_S, what="a shorter life")
+    until(lambda: notify.client().ttl(key) <= token_stream.KEPT_ENDED_S, what="a shorter life")
 
-    assert chunks.KEPT_ENDED_S < during <= chunks.KEPT_S
+    assert token_stream.KEPT_ENDED_S < during <= token_stream.KEPT_S
 
 
 def test_what_is_kept_is_what_a_plain_call_answers(stack: Stack) -> None:

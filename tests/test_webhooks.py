@@ -27,7 +27,7 @@ from tests.line_tools import query
 from tests.processes import Stack, ask, caller, until, wait_ended
 from tests.webhook_receiver import Receiver
 from tests.webhook_tools import ENDED, deliveries, endpoint, endpoint_and_secret
-from workers import wake
+from workers.channels import notify
 
 K = 8  # webhook_per_receiver
 SDK = openai.OpenAI(api_key="none")
@@ -95,12 +95,12 @@ def test_a_sample_and_a_second_delivery_reach_the_receiver_when_asked_for(stack:
     row = endpoint(who, receiver.url())
     with db.begin() as session:
         made = endpoints.test(session, who.id, row.id, "job.failed")
-    wake.receivers([made.receiver])
+    notify.receivers([made.receiver])
     (first,) = receiver.wait_got(1)
     until(lambda: settled("delivered"), what="on record")
     with db.begin() as session:
         again = delivery_log.redeliver(session, who.id, Log(endpoint_id=row.id), made.id)
-    wake.receivers([again.receiver])
+    notify.receivers([again.receiver])
     second = receiver.wait_got(2)[1]
 
     assert (first.id, first.body) == (second.id, second.body)

@@ -30,7 +30,8 @@ from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
 from models.sessions import stored_completions
 from models.telemetry import metrics
-from workers import answer_body, counting, wake
+from workers import answer_body, counting
+from workers.channels import notify
 from workers.spool_backoff import SpoolBackoff
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def put_back(row: Any, *, why: str, delay_s: float) -> None:
             jobs.put_back(session, row.id, row.dispatch_id, Finding(Outcome.NOT_SENT), delay_s=delay_s, why=why)
     except Unavailable:
         return
-    wake.served(row.id, "queued", lane_id=row.lane_id, receivers=())
+    notify.served(row.id, "queued", lane_id=row.lane_id, receivers=())
 
 
 def _spools(ending: Ending) -> bool:
@@ -149,7 +150,7 @@ def _commit(ending: Ending) -> Usage | None:
         )
     # Who may go now: the job again, or its conversation's next turn.
     moves = ending.result is None or ending.is_turn
-    wake.served(
+    notify.served(
         ending.job_id, "ended" if ending.result else "queued", lane_id=ending.lane_id if moves else None, receivers=due or ()
     )  # fmt: skip
     return used

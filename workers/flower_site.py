@@ -29,7 +29,7 @@ from models.database import db
 from models.jobs import job_view, jobs
 from models.jobs.jobs import Status
 from models.platform.errors import NotFound, TooManyWrongTokens, Unavailable
-from workers import wake
+from workers.channels import notify
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +136,9 @@ def cancel(job_id: UUID, by: str) -> str | None:
         return f"{job_view.public_id(job_id)} has ended already, or is being cancelled"
     is_ended = done.status == Status.CANCELLED
     log.info("cancelled in Flower", extra={"job": job_view.public_id(job_id), "status": done.status})
-    wake.job(job_id, "cancelled" if is_ended else "cancelling")
+    notify.job(job_id, "cancelled" if is_ended else "cancelling")
     if is_ended:
-        wake.line(done.lane_id, cancelled=job_id)
+        notify.line(done.lane_id, cancelled=job_id)
     return f"{job_view.public_id(job_id)} is cancelled" if is_ended else f"{job_view.public_id(job_id)} runs and was told to stop"
 
 

@@ -11,7 +11,7 @@ from models.database import db
 from models.ops import queue_metrics
 from models.platform.errors import Unavailable
 from models.telemetry import metrics
-from workers import wake
+from workers.channels import notify
 
 BACKLOG_EVERY_S = 30.0
 BACKLOG_MAX = 10_000
@@ -61,7 +61,7 @@ class Gauges:
         metrics.overdue_age.set(backlog.age_s)
 
     def _ask_redis(self) -> None:
-        unanswered_s = wake.pulse()
+        unanswered_s = notify.pulse()
         metrics.up.labels("redis").set(1)
         metrics.unanswered.set(unanswered_s or 0.0)
 

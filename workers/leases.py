@@ -15,8 +15,8 @@ from models.database import db
 from models.jobs import job_view
 from models.jobs import jobs as job
 from models.platform.errors import LineUnavailable, Unavailable
-from workers import wake
 from workers.call import Call
+from workers.channels import notify
 from workers.limiter import Limiter, Meter
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,6 @@ def listen_for_cancels(leases: Leases, stop: threading.Event) -> None:
 
     while not stop.is_set():
         try:
-            wake.listen(wake.JOBS, hear, until=stop.is_set)
+            notify.listen(notify.JOBS, hear, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(1.0)

@@ -17,7 +17,7 @@ import redis
 from models.config.settings import settings
 from models.keys.keys import Limits
 from models.platform.errors import LineUnavailable
-from workers.wake import Said
+from workers.channels.notify import Said
 
 __all__ = ["Ask", "BlockedBy", "Grant", "Learned", "Limiter", "Limits", "Meter", "Past", "Report", "Room"]
 

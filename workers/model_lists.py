@@ -20,8 +20,9 @@ from models.content.endpoints import MODELS
 from models.database import db
 from models.keys import model_lists, parking
 from models.platform.errors import Unavailable
-from workers import answer_body, request, retry, upstream_error, wake
+from workers import answer_body, request, retry, upstream_error
 from workers.call import Call
+from workers.channels import notify
 from workers.openai_client import Answer, Lost, NotSent, TimedOut, send
 from workers.upstream_error import ErrorObject
 
@@ -53,7 +54,7 @@ class ModelLists:
         """Until `stop`: a wake-up of the API has every copy refreshed that is wanted by then."""
         while not stop.is_set():
             try:
-                wake.listen(wake.MODELS, lambda _: self.begin(), until=stop.is_set)
+                notify.listen(notify.MODELS, lambda _: self.begin(), until=stop.is_set)
             except (redis.RedisError, OSError):
                 stop.wait(1.0)
 

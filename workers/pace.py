@@ -19,10 +19,11 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, caps, key_shares
 from models.queue.admission import Admission, Settled
-from workers import counting, wake
+from workers import counting
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.broker.publish import Call, Ring
+from workers.channels import notify
 from workers.limiter import Limiter, Meter, Report
 from workers.places import Places
 from workers.rounds import Rounds
@@ -209,7 +210,7 @@ class Pacer:
             for job_id in refused:
                 gave_up(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id].error["code"]))
         for job_id in doomed:
-            wake.job(job_id, "ended")
+            notify.job(job_id, "ended")
 
     def _ring_all(self, admitted: Sequence[Admission], bound: Mapping[UUID, Meter], titles: Mapping[UUID, str]) -> None:
         """Celery is rung for those whose budget is still reserved.

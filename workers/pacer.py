@@ -16,10 +16,11 @@ import redis
 from models.config.settings import settings
 from models.platform.errors import LineUnavailable, Unavailable
 from models.telemetry import logs, tracing
-from workers import exposition, wake
+from workers import exposition
 from workers.announce import Announcer
 from workers.bell import Bell
 from workers.broker.publish import CeleryRing, WebhookRing
+from workers.channels import notify
 from workers.cleanup import Cleanup
 from workers.due import Due
 from workers.gauges import Gauges
@@ -40,11 +41,11 @@ def main() -> None:
     logs.configure(settings().log_level)
     tracing.start("nowserving-pacer")
     stop, bell, announcer = threading.Event(), Bell(), Announcer()
-    limiter = Limiter(wake.client())
+    limiter = Limiter(notify.client())
     pacer = Pacer(limiter=limiter, ring=CeleryRing(), bell=bell)
-    sweep = Sweep(limiter=Limiter(wake.connect()), bell=bell)
-    due = Due(broker=wake.connect(), ring=WebhookRing())
-    watch = Watch(wake.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
+    sweep = Sweep(limiter=Limiter(notify.connect()), bell=bell)
+    due = Due(broker=notify.connect(), ring=WebhookRing())
+    watch = Watch(notify.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, Cleanup().run, partial(listen, bell, announcer, due, sweep))
@@ -71,7 +72,7 @@ def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threa
     hear = partial(_hear, bell=bell, announcer=announcer, due=due, sweep=sweep)
     while not stop.is_set():
         try:
-            wake.listen(wake.LINE, hear, until=stop.is_set)
+            notify.listen(notify.LINE, hear, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(0.5)
 

@@ -20,9 +20,10 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
 from models.telemetry import logs
-from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream, wake
+from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream
 from workers.body_budget import FREE_BYTES, Room
 from workers.call import Call
+from workers.channels import notify
 from workers.ending import Ending
 from workers.leases import Held, Leases
 from workers.limiter import Learned, Limiter, Meter, Report
@@ -127,7 +128,7 @@ class Processor:
         telling = Telling(row)
         counting.claimed(row)
         if row.due:
-            wake.receivers(row.due)
+            notify.receivers(row.due)
         claimed = time.monotonic()
         call = Call(deadline=claimed + max(jobs.LEAST_CALL_S, row.timeout_s - row.ran_s), room=room)
         work = Work(row, Meter(row.credential_id, row.model), call, Relay(row), telling, claimed)
@@ -212,7 +213,7 @@ class Processor:
     def _release(self, bound: Meter, row: Any, report: Report) -> Learned | None:
         """The slot is free and the limiter has the report; what it learned, None when it cannot be reached."""
         try:
-            return self._limiter.release(bound, str(row.dispatch_id), report, tell=wake.budget(row.lane_id))
+            return self._limiter.release(bound, str(row.dispatch_id), report, tell=notify.budget(row.lane_id))
         except LineUnavailable:
             # A pause that the upstream asked for is stored at least, for the state that will be rebuilt.
             return learning.unheard(report)

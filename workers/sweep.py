@@ -17,8 +17,9 @@ from models.keys import parking
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, lane_maintenance
-from workers import telling, waits, wake
+from workers import telling, waits
 from workers.bell import Bell
+from workers.channels import notify
 from workers.limiter import Limiter, Limits, Meter, Report
 
 log = logging.getLogger(__name__)
@@ -170,9 +171,9 @@ class Sweep:
                 extra={"job": job_view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status},
             )
             is_ended = done.status == jobs.Status.CANCELLED
-            wake.job(done.id, "cancelled" if is_ended else "cancelling")
+            notify.job(done.id, "cancelled" if is_ended else "cancelling")
             if is_ended:
-                wake.line(done.lane_id, cancelled=done.id)
+                notify.line(done.lane_id, cancelled=done.id)
 
     def _fail_parked(self) -> None:
         """Fails jobs whose callers have waited too long on a connection for a pool that the upstream refuses."""
@@ -184,7 +185,7 @@ class Sweep:
                 is_refused = jobs.refuse(session, row.id, error=error, http_status=status)
                 since = admission.waiting_since(session, [row.id]) if is_refused and row.calls else {}
             if is_refused:
-                wake.job(row.id, "ended")
+                notify.job(row.id, "ended")
                 waits.gave_up(row, since.get(row.id, row.created_at), why=str(error["code"]))
 
     def _free(self, rows: Iterable[Any], report: Report) -> None:
@@ -197,7 +198,7 @@ class Sweep:
 
     def _tell(self, rows: Iterable[Any], event: str) -> None:
         for row in rows:
-            wake.job(row.id, event)
+            notify.job(row.id, event)
 
     def _is_due(self, what: str, every_s: float, now: float) -> bool:
         if now < self._due.get(what, float("-inf")):

@@ -14,11 +14,12 @@ from models.config.settings import settings
 from models.platform import allocator
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
-from workers import lanes_told, registry, wake
+from workers import lanes_told, registry
 from workers.broker import lifecycle
 from workers.broker.celery_app import app
 from workers.broker.consumer_watchdog import Doorbells, Ear, end_when_deaf
 from workers.broker.queues import NAME, QUEUE
+from workers.channels import notify
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
 from workers.model_lists import ModelLists
@@ -26,12 +27,12 @@ from workers.process import Processor
 
 log = logging.getLogger(__name__)
 
-limiter = Limiter(wake.client())
+limiter = Limiter(notify.client())
 leases = Leases(limiter)
 processor = Processor(limiter, leases)
 lanes_told.tell(leases.jobs)
 _stop = threading.Event()
-ear = Ear(Doorbells(wake.connect(), QUEUE), slots=settings().worker_threads, running=leases.__len__)
+ear = Ear(Doorbells(notify.connect(), QUEUE), slots=settings().worker_threads, running=leases.__len__)
 
 
 @app.task(name=NAME)  # type: ignore[untyped-decorator]  # celery ships no types

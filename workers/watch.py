@@ -12,9 +12,9 @@ import redis
 from models.database import db
 from models.jobs import workers
 from models.platform.errors import Unavailable
-from workers import wake
 from workers.broker.consumer_watchdog import Doorbells
 from workers.broker.queues import QUEUE
+from workers.channels import notify
 
 log = logging.getLogger(__name__)
 
@@ -61,4 +61,4 @@ class Watch:
                 if workers.idle_slots(session) <= 0:
                     unanswered_s = 0.0  # everybody is busy: it waits its turn
         if now - self._stepped_at() < PACING_S:
-            wake.paces(unanswered_s=unanswered_s)
+            notify.paces(unanswered_s=unanswered_s)

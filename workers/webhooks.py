@@ -24,7 +24,8 @@ from models.telemetry.tracing import Kind, Span
 from models.webhooks import deliveries, retry_schedule
 from models.webhooks.deliveries import Attempt, Claimed
 from models.webhooks.delivery_log import PREFIX
-from workers import counting, egress, headers, telling, wake
+from workers import counting, egress, headers, telling
+from workers.channels import notify
 from workers.egress import Refused, Reply, Unreachable
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Sender:
         _report(one, attempt, settled)
         # What fails all the time is tried once a second; others go on at once, in another slot.
         if following is None and not goes_on and settled is not None and not settled.is_failing:
-            wake.receivers([one.receiver])
+            notify.receivers([one.receiver])
         return following
 
 

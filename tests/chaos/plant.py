@@ -38,7 +38,7 @@ from tests.processes import forks
 from tests.upstream.client import FakeUpstream
 from tests.webhook_receiver import Receiver
 from tests.webhook_tools import ENDED
-from workers import wake
+from workers.channels import notify
 
 MODEL = "gpt-4o-mini"  # one that has a price
 KEYS = 4
@@ -137,7 +137,7 @@ class Plant:
             "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
             "OPENAI_BASE_URL": self.upstream.base_url,
         }
-        for cached in (settings, wake.client, db.engine, enqueue.lane_of):
+        for cached in (settings, notify.client, db.engine, enqueue.lane_of):
             cached.cache_clear()
         migrate.to_latest()
         self._register()

@@ -18,7 +18,7 @@ from models.database import db
 from models.jobs.jobs import LOST
 from tests import processes
 from tests.processes import QUEUE, Process, Stack, ask, attempts, broken_promises, caller, pretended_slots, rows, said_in, until, wait_ended
-from workers import wake
+from workers.channels import notify
 
 THREADS = 8
 IN_FLIGHT = 12
@@ -45,7 +45,7 @@ def healthy(stack: Stack) -> Iterator[None]:
     while len(alive(stack, "worker-")) < 2:
         stack.worker(threads=THREADS)
     yield
-    wake.client().connection_pool.disconnect()
+    notify.client().connection_pool.disconnect()
 
 
 def alive(stack: Stack, name: str) -> list[Process]:
@@ -274,4 +274,4 @@ def _spooled(stack: Stack) -> list[Path]:
 def _reconnect() -> None:
     """This test process has no connection left to a server that was restarted."""
     db.engine().dispose()
-    wake.client().connection_pool.disconnect()
+    notify.client().connection_pool.disconnect()

@@ -16,7 +16,7 @@ from tests import processes
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, cancel, row, until, wait_ended
 from tests.stream_tools import content, heard
 from tests.upstream.chat import echo
-from workers import wake
+from workers.channels import notify
 
 MOST_BYTES = 200_000
 LONG = "a question whose answer takes more than a few events"
@@ -41,7 +41,7 @@ def worker(stack: Stack) -> Iterator[Process]:
     stack.upstream.reset()
     found = [one for one in stack.processes if one.name.startswith("worker") and one.is_alive()]
     yield found[0] if found else stack.worker(threads=8)
-    wake.client().connection_pool.disconnect()
+    notify.client().connection_pool.disconnect()
 
 
 @pytest.fixture
@@ -274,4 +274,4 @@ def test_a_storm_of_broken_streams_loses_none(stack: Stack) -> None:
 def _reconnect() -> None:
     """This test process has no connection left to a server that was restarted."""
     db.engine().dispose()
-    wake.client().connection_pool.disconnect()
+    notify.client().connection_pool.disconnect()

@@ -12,7 +12,7 @@ from uuid import UUID
 import redis
 
 from models.telemetry import metrics
-from workers import wake
+from workers.channels import notify
 
 # How long a stream may be silent.
 KEPT_S = 600
@@ -40,7 +40,7 @@ def add(chunks: Sequence[Chunk], *, job_id: UUID) -> None:
     What is here is always the beginning of the stream without a gap: one that Redis lost is not begun again in its middle.
     """
     key = _key(job_id)
-    pipe = wake.client().pipeline(transaction=True)
+    pipe = notify.client().pipeline(transaction=True)
     for chunk in chunks:
         pipe.xadd(key, {"d": chunk.dispatch_id.bytes, "n": chunk.n, "e": chunk.event}, nomkstream=chunk.n > 0)
     pipe.expire(key, KEPT_S)
@@ -51,7 +51,7 @@ def add(chunks: Sequence[Chunk], *, job_id: UUID) -> None:
 
 def end(job_id: UUID) -> None:
     """The job has ended and its transcript is stored: the stream will soon be gone. Raises redis.RedisError."""
-    wake.client().expire(_key(job_id), KEPT_ENDED_S)
+    notify.client().expire(_key(job_id), KEPT_ENDED_S)
 
 
 def read(after: Mapping[UUID, str]) -> dict[UUID, tuple[str, list[Chunk]]]:
@@ -59,7 +59,7 @@ def read(after: Mapping[UUID, str]) -> dict[UUID, tuple[str, list[Chunk]]]:
 
     One round trip for all of them; jobs without news are absent. Raises redis.RedisError.
     """
-    pipe = wake.client().pipeline(transaction=False)
+    pipe = notify.client().pipeline(transaction=False)
     for job_id, place in after.items():
         pipe.xrange(_key(job_id), min=f"({place}" if place else "-")
     found: dict[UUID, tuple[str, list[Chunk]]] = {}
