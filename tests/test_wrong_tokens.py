@@ -19,7 +19,8 @@ from models.config.settings import Settings
 from models.database import db
 from models.platform.errors import TooManyWrongTokens
 from tests.http_tools import Caller, error_of, new_app
-from workers import exposition, flower_site
+from workers import exposition
+from workers.flower import handlers
 
 THERE, ELSEWHERE = ({"X-Forwarded-For": address} for address in ("9.9.9.9", "8.8.8.8"))
 
@@ -134,7 +135,7 @@ class Door:
 
 
 def flower_status(password: str, wrong: WrongTokens) -> int:
-    handler = type("Handler", (flower_site.Slowed, Door), {"wrong": wrong})(password)
+    handler = type("Handler", (handlers.Slowed, Door), {"wrong": wrong})(password)
     try:
         return 200 if handler.get_current_user() else 401
     except web.HTTPError as error:

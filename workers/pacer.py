@@ -17,12 +17,12 @@ from models.config.settings import settings
 from models.platform.errors import LineUnavailable, Unavailable
 from models.telemetry import logs, tracing
 from workers import exposition
-from workers.announce import Announcer
 from workers.bell import Bell
 from workers.broker.publish import CeleryRing, WebhookRing
 from workers.channels import notify
 from workers.cleanup import Cleanup
 from workers.due import Due
+from workers.flower.events import Announcer
 from workers.gauges import Gauges
 from workers.limiter import Limiter
 from workers.pace import Pacer

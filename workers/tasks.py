@@ -14,12 +14,13 @@ from models.config.settings import settings
 from models.platform import allocator
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
-from workers import lanes_told, registry
+from workers import registry
 from workers.broker import lifecycle
 from workers.broker.celery_app import app
 from workers.broker.consumer_watchdog import Doorbells, Ear, end_when_deaf
 from workers.broker.queues import NAME, QUEUE
 from workers.channels import notify
+from workers.flower import worker_info
 from workers.leases import Leases, listen_for_cancels
 from workers.limiter import Limiter
 from workers.model_lists import ModelLists
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 limiter = Limiter(notify.client())
 leases = Leases(limiter)
 processor = Processor(limiter, leases)
-lanes_told.tell(leases.jobs)
+worker_info.tell(leases.jobs)
 _stop = threading.Event()
 ear = Ear(Doorbells(notify.connect(), QUEUE), slots=settings().worker_threads, running=leases.__len__)
 

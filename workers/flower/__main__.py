@@ -18,8 +18,8 @@ from tornado.options import options
 from models.config.setting_errors import settings_or_exit
 from models.config.settings import settings
 from models.telemetry import logs
-from workers import flower_site
 from workers.broker.celery_app import app
+from workers.flower import handlers
 
 TASKS_MOST = 5_000
 OFFLINE_S = 300
@@ -29,7 +29,7 @@ def main() -> None:
     """Serves until told to stop. Exits with a message when neither a user and password nor a login are set."""
     logs.configure(settings_or_exit().log_level)
     configure()
-    served = Flower(capp=app, options=options, **flower_settings, template_loader=flower_site.loader(flower_settings["template_path"]))
+    served = Flower(capp=app, options=options, **flower_settings, template_loader=handlers.loader(flower_settings["template_path"]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     served.start_http_server()
     try:
@@ -52,7 +52,7 @@ def configure() -> None:
     options.read_only = not ours.flower_control
     options.max_tasks, options.purge_offline_workers, options.persistent = TASKS_MOST, OFFLINE_S, False
     command.extract_settings()
-    flower_site.take_over()
+    handlers.take_over()
 
 
 if __name__ == "__main__":
