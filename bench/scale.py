@@ -22,7 +22,7 @@ from models.queue.lane_maintenance import LONG
 from workers.bell import Bell
 from workers.broker.publish import Call
 from workers.channels import notify
-from workers.limiter import Limiter, Limits, Meter, Report
+from workers.limiter.limiter import Limiter, Limits, Meter, Report
 from workers.pace import Pacer
 
 TITLE = "Scale"

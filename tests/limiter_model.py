@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.limiter import Ask, BlockedBy, Grant, Learned, Limits, Past, Report
+from workers.limiter.limiter import Ask, BlockedBy, Grant, Learned, Limits, Past, Report
 
 MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000
 LATE = AHEAD = 500_000

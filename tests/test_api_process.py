@@ -16,7 +16,7 @@ from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from tests.line_tools import known, pass_time, query, report, row, submit
 from workers.bell import Bell
-from workers.limiter import Limiter
+from workers.limiter.limiter import Limiter
 from workers.sweep import Sweep
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -11,7 +11,7 @@ import redis
 from models.database import db
 from workers.call import Call
 from workers.leases import Held, Leases
-from workers.limiter import Ask, Limiter, Limits, Meter
+from workers.limiter.limiter import Ask, Limiter, Limits, Meter
 
 METER = Meter(1, "m")
 

@@ -17,7 +17,7 @@ from tests.line_tools import admit, known, pass_time, query, row, start, submit,
 from tests.processes import until
 from workers.bell import Bell
 from workers.channels import notify
-from workers.limiter import Limiter
+from workers.limiter.limiter import Limiter
 from workers.sweep import Sweep
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -11,7 +11,7 @@ from redis.retry import Retry
 
 from deploy.embedded import Valkey
 from models.platform.errors import LineUnavailable
-from workers.limiter import Ask, BlockedBy, Grant, Learned, Limiter, Limits, Meter, Past, Report, Room, keys
+from workers.limiter.limiter import Ask, BlockedBy, Grant, Learned, Limiter, Limits, Meter, Past, Report, Room, keys
 from workers.process import LATE_S
 
 METER = Meter(1, "gpt-4o")

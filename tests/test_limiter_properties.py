@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.limiter_model import DAY, LATE, MINUTE, WINDOW_US, Lease, Model, units_of
 from tests.upstream.meters import Window
-from workers.limiter import Ask, BlockedBy, Grant, Limiter, Limits, Meter, Past, Report, keys
+from workers.limiter.limiter import Ask, BlockedBy, Grant, Limiter, Limits, Meter, Past, Report, keys
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 settings.register_profile("limiter", max_examples=200, stateful_step_count=40)

@@ -21,7 +21,7 @@ from tests.workshop import Workshop, pool_of
 from workers import body_budget, request
 from workers.body_budget import FREE_BYTES, BodyBudget
 from workers.leases import Leases
-from workers.limiter import Limiter
+from workers.limiter.limiter import Limiter
 from workers.openai_client import Body
 from workers.process import Processor
 

@@ -25,7 +25,7 @@ from workers.admission import Reserver
 from workers.bell import Bell
 from workers.broker.publish import Call
 from workers.channels import notify
-from workers.limiter import Limiter, Meter, Report
+from workers.limiter.limiter import Limiter, Meter, Report
 from workers.pace import Pacer
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -22,7 +22,7 @@ from tests.test_pacer import Doorbells, allow, due_again, workers_have
 from workers.bell import Bell
 from workers.call import Call
 from workers.leases import Held, Leases
-from workers.limiter import Limiter, Meter, Report
+from workers.limiter.limiter import Limiter, Meter, Report
 from workers.pace import Pacer
 from workers.places import Places
 

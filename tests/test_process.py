@@ -12,7 +12,7 @@ from models.platform.errors import Unavailable
 from tests.line_tools import admit, known, outcomes, row, submit
 from workers import context
 from workers.leases import Leases
-from workers.limiter import Limiter
+from workers.limiter.limiter import Limiter
 from workers.process import Processor
 
 pytestmark = pytest.mark.usefixtures("database")

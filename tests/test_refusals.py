@@ -20,7 +20,7 @@ from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, ask, issue, pool_of
 from workers import learning, retry
-from workers.limiter import Meter
+from workers.limiter.limiter import Meter
 
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database")

@@ -32,7 +32,7 @@ from tests.line_tools import (
     submit,
 )
 from workers.bell import Bell
-from workers.limiter import Ask, Limiter, Limits, Meter
+from workers.limiter.limiter import Ask, Limiter, Limits, Meter
 from workers.sweep import GAP_S, Amnesty, Sweep
 
 

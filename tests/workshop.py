@@ -19,8 +19,8 @@ from tests.upstream.client import FakeUpstream
 from workers.bell import Bell
 from workers.broker.publish import Call
 from workers.leases import Leases
-from workers.limiter import Limiter, Meter
-from workers.limiter import keys as redis_keys
+from workers.limiter.limiter import Limiter, Meter
+from workers.limiter.limiter import keys as redis_keys
 from workers.pace import Pacer
 from workers.process import Processor
 

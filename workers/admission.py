@@ -16,7 +16,7 @@ from models.jobs import jobs
 from models.keys import limits
 from models.platform import crash_points
 from models.queue.admission import Admission
-from workers.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
+from workers.limiter.limiter import Ask, BlockedBy, Grant, Limiter, Meter, Past
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from models.jobs import jobs as job
 from models.platform.errors import LineUnavailable, Unavailable
 from workers.call import Call
 from workers.channels import notify
-from workers.limiter import Limiter, Meter
+from workers.limiter.limiter import Limiter, Meter
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.broker.publish import Call, Ring
 from workers.channels import notify
-from workers.limiter import Limiter, Meter, Report
+from workers.limiter.limiter import Limiter, Meter, Report
 from workers.places import Places
 from workers.rounds import Rounds
 from workers.waits import Waits, gave_up

@@ -24,7 +24,7 @@ from workers.cleanup import Cleanup
 from workers.due import Due
 from workers.flower.events import Announcer
 from workers.gauges import Gauges
-from workers.limiter import Limiter
+from workers.limiter.limiter import Limiter
 from workers.pace import Pacer
 from workers.sweep import Sweep
 from workers.watch import Watch

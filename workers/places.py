@@ -10,7 +10,7 @@ import logging
 from models.config.settings import settings
 from models.database import db
 from models.keys import limits
-from workers.limiter import Limiter, Meter
+from workers.limiter.limiter import Limiter, Meter
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from workers.call import Call
 from workers.channels import notify
 from workers.ending import Ending
 from workers.leases import Held, Leases
-from workers.limiter import Learned, Limiter, Meter, Report
+from workers.limiter.limiter import Learned, Limiter, Meter, Report
 from workers.openai_client import Aborted, Answer, Body, Lost, NotSent, send
 from workers.relay import Relay
 from workers.retry import Next, Verdict

@@ -20,7 +20,7 @@ from models.queue import admission, lane_maintenance
 from workers import telling, waits
 from workers.bell import Bell
 from workers.channels import notify
-from workers.limiter import Limiter, Limits, Meter, Report
+from workers.limiter.limiter import Limiter, Limits, Meter, Report
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from workers.broker.queues import NAME, QUEUE
 from workers.channels import notify
 from workers.flower import worker_info
 from workers.leases import Leases, listen_for_cancels
-from workers.limiter import Limiter
+from workers.limiter.limiter import Limiter
 from workers.model_lists import ModelLists
 from workers.process import Processor
 

@@ -25,7 +25,7 @@ from tests.picture.picture import Picture
 from tests.picture.things import Lane, Tenant, Ticket, Verdict
 from tests.test_pacer import Stage
 from workers.ending import Ending
-from workers.limiter import Limiter, Meter, Report
+from workers.limiter.limiter import Limiter, Meter, Report
 
 GRANT = 3_000
 NAMES = ("ann", "bob", "cas")

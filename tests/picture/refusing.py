@@ -15,7 +15,7 @@ from tests.picture.things import Call, Ticket, Verdict
 from workers import learning, process, request, retry
 from workers.call import Call as UpstreamCall
 from workers.ending import Ending
-from workers.limiter import Meter
+from workers.limiter.limiter import Meter
 from workers.openai_client import Answer
 from workers.relay import Relay
 from workers.telling import Telling

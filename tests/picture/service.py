@@ -26,7 +26,7 @@ from tests.picture.things import Call, Lane, Ticket, Verdict
 from tests.test_pacer import due_again, workers_have
 from workers import context, ending, learning, retry
 from workers.ending import Ending
-from workers.limiter import Meter, Report
+from workers.limiter.limiter import Meter, Report
 
 # Longer than any test takes: what is put off is so until the test says otherwise.
 LATER_S = 3_600
