@@ -18,8 +18,8 @@ from models.telemetry import metrics
 from tests import monitoring
 from tests.http_tools import Caller
 from tests.line_tools import admit_all
-from workers import counting, exposition
 from workers.gauges import Gauges
+from workers.observe import counters, metrics_server
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -92,7 +92,7 @@ def test_unknown_methods_and_addresses_share_a_label() -> None:
 
 
 def opens(authorization: str) -> bool:
-    return exposition.refused(WrongTokens(), "10.0.0.1", authorization) is None
+    return metrics_server.refused(WrongTokens(), "10.0.0.1", authorization) is None
 
 
 def test_metrics_need_the_operators_token_where_there_is_one(override: object) -> None:
@@ -130,7 +130,7 @@ def test_without_postgres_the_metrics_are_shown_to_whom_they_were_shown_before(o
 
 def test_a_program_without_http_serves_metrics_and_its_health(environment: dict[str, str]) -> None:
     port, health = free_port(), [True]
-    server = exposition.serve(port, is_healthy=lambda: health[0])
+    server = metrics_server.serve(port, is_healthy=lambda: health[0])
 
     def ask(path: str) -> tuple[int, str]:
         connection = HTTPConnection("127.0.0.1", port, timeout=10)
@@ -151,7 +151,7 @@ def test_a_program_without_http_serves_metrics_and_its_health(environment: dict[
 
 def test_a_webhook_that_reached_nobody_is_counted_as_such() -> None:
     before = value("nowserving_webhook_attempts_total", result="unreachable") or 0
-    counting.sent(has_arrived=False, http_status=None)
+    counters.sent(has_arrived=False, http_status=None)
 
     assert before + 1 == value("nowserving_webhook_attempts_total", result="unreachable")
 

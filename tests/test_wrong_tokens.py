@@ -19,8 +19,8 @@ from models.config.settings import Settings
 from models.database import db
 from models.platform.errors import TooManyWrongTokens
 from tests.http_tools import Caller, error_of, new_app
-from workers import exposition
 from workers.flower import handlers
+from workers.observe import metrics_server
 
 THERE, ELSEWHERE = ({"X-Forwarded-For": address} for address in ("9.9.9.9", "8.8.8.8"))
 
@@ -117,7 +117,7 @@ def test_requests_without_a_token_are_no_guesses() -> None:
 def test_the_metrics_of_pacer_and_workers_slow_them_down_too(wrong: WrongTokens) -> None:
     with db.begin() as session:
         operators.create(session, "day-shift", role="read")
-    answers = [exposition.refused(wrong, "9.9.9.9", f"Bearer nsop-{n}") for n in range(MAX_A_MINUTE + 1)]
+    answers = [metrics_server.refused(wrong, "9.9.9.9", f"Bearer nsop-{n}") for n in range(MAX_A_MINUTE + 1)]
 
     assert [401] * MAX_A_MINUTE + [429] == [answer.status for answer in answers if answer is not None]
 

@@ -30,8 +30,9 @@ from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
 from models.sessions import stored_completions
 from models.telemetry import metrics
-from workers import answer_body, counting
+from workers import answer_body
 from workers.channels import notify
+from workers.observe import counters
 from workers.spool_backoff import SpoolBackoff
 
 log = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _commit(ending: Ending) -> Usage | None:
         row = _finish(ending, ending.result, pictures, used, finding)
         took, due = row is not None, row.due if row is not None else None
     crash_points.at("worker.after_finish")
-    counting.ended(ending)
+    counters.ended(ending)
     if not took:
         log.warning(
             "too late: the job went on without this attempt",

@@ -50,7 +50,7 @@ def main(processes: int, threads: int) -> None:
     children = {n: _start(forker, kind, next(births), folder) for n, kind in enumerate(kinds)}
     if settings().worker_metrics_port:
         # Imported here: what prometheus_client is at its import, a forked process could not change any more.
-        importlib.import_module("workers.exposition").serve(
+        importlib.import_module("workers.observe.metrics_server").serve(
             settings().worker_metrics_port, counts=folder, is_healthy=lambda: not any(child.has_ended() for child in children.values())
         )
     while not stop.wait(0.2):

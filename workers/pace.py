@@ -19,12 +19,12 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, caps, key_shares
 from models.queue.admission import Admission, Settled
-from workers import counting
 from workers.admission import Reserved, Reserver
 from workers.bell import Bell
 from workers.broker.publish import Call, Ring
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report
+from workers.observe import counters
 from workers.places import Places
 from workers.rounds import Rounds
 from workers.waits import Waits, gave_up
@@ -164,7 +164,7 @@ class Pacer:
         titles = {one.job_id: task_names.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
         for one in admissions:
             if one.dispatch_id in marked:
-                counting.admitted(heads[one.job_id].lane_id, bound[one.dispatch_id].model)
+                counters.admitted(heads[one.job_id].lane_id, bound[one.dispatch_id].model)
         self._ring_all([one for one in admissions if one.dispatch_id in marked], bound, titles)
         # After the doorbells: nobody waits for what is said here.
         self._waits.tell(going, {one.job_id: one.credential_id for one in allowed}, since, over_ns=admitted_ns)

@@ -16,7 +16,6 @@ import redis
 from models.config.settings import settings
 from models.platform.errors import LineUnavailable, Unavailable
 from models.telemetry import logs, tracing
-from workers import exposition
 from workers.bell import Bell
 from workers.broker.publish import CeleryRing, WebhookRing
 from workers.channels import notify
@@ -25,6 +24,7 @@ from workers.due import Due
 from workers.flower.events import Announcer
 from workers.gauges import Gauges
 from workers.limiter.limiter import Limiter
+from workers.observe import metrics_server
 from workers.pace import Pacer
 from workers.sweep import Sweep
 from workers.watch import Watch
@@ -53,7 +53,7 @@ def main() -> None:
     for thread in threads:
         thread.start()
     if settings().pacer_metrics_port:
-        exposition.serve(settings().pacer_metrics_port, is_healthy=lambda: time.monotonic() - pacer.tried_at < STUCK_S)
+        metrics_server.serve(settings().pacer_metrics_port, is_healthy=lambda: time.monotonic() - pacer.tried_at < STUCK_S)
     log.info("pacing")
     while not stop.wait(1.0):
         if not all(thread.is_alive() for thread in threads):

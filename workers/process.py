@@ -20,17 +20,18 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
 from models.telemetry import logs
-from workers import answer_body, body_budget, counting, ending, event_answer, headers, learning, outgoing, request, retry, stream
+from workers import answer_body, body_budget, ending, event_answer, headers, learning, outgoing, request, retry, stream
 from workers.body_budget import FREE_BYTES, Room
 from workers.call import Call
 from workers.channels import notify
 from workers.ending import Ending
 from workers.leases import Held, Leases
 from workers.limiter.limiter import Learned, Limiter, Meter, Report
+from workers.observe import counters
+from workers.observe.attempt_log import Telling
 from workers.openai_client import Aborted, Answer, Body, Lost, NotSent, send
 from workers.relay import Relay
 from workers.retry import Next, Verdict
-from workers.telling import Telling
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Processor:
             return
         crash_points.at("worker.after_claim")
         telling = Telling(row)
-        counting.claimed(row)
+        counters.claimed(row)
         if row.due:
             notify.receivers(row.due)
         claimed = time.monotonic()
@@ -149,7 +150,7 @@ class Processor:
             self._leases.drop(dispatch_id)
             work.relay.end()
             telling.end()
-            counting.served(row, seconds=time.monotonic() - began)
+            counters.served(row, seconds=time.monotonic() - began)
 
     def _why_not(self, work: Work, *, began: float) -> str:
         """Why the call must not go out after all; empty: it may. began: before the claim, in monotonic seconds."""
@@ -182,7 +183,7 @@ class Processor:
     def _take(self, work: Work, answer: Answer, verdict: Verdict) -> None:
         """An answer came: first the limiter learns from it and the slot is free, then the row is written."""
         crash_points.at("worker.after_answer")
-        counting.answered(work.row, answer.status)
+        counters.answered(work.row, answer.status)
         is_good = verdict.next == Next.SUCCEED
         told = headers.read(answer.headers)
         report = Report(

@@ -17,10 +17,11 @@ from models.keys import parking
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, lane_maintenance
-from workers import telling, waits
+from workers import waits
 from workers.bell import Bell
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Limits, Meter, Report
+from workers.observe import attempt_log
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class Sweep:
         if lost:
             crash_points.at("sweep.mid_reap")
         for row in lost:
-            telling.lost(row)
+            attempt_log.lost(row)
         self._free(lost, Report())
         self._tell(lost, "ended")
 

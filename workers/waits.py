@@ -18,7 +18,7 @@ from models.jobs import job_view
 from models.queue.admission import Settled
 from models.telemetry import tracing
 from models.telemetry.tracing import Attributes
-from workers.telling import about
+from workers.observe.attempt_log import about
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,10 @@ from models.telemetry.tracing import Kind, Span
 from models.webhooks import deliveries, retry_schedule
 from models.webhooks.deliveries import Attempt, Claimed
 from models.webhooks.delivery_log import PREFIX
-from workers import counting, egress, headers, telling
+from workers import egress, headers
 from workers.channels import notify
 from workers.egress import Refused, Reply, Unreachable
+from workers.observe import attempt_log, counters
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -141,7 +142,7 @@ def _judge(reply: Reply, *, duration_ms: int) -> Attempt:
 
 
 def _report(one: Claimed, attempt: Attempt, settled: deliveries.Settled | None) -> None:
-    counting.sent(has_arrived=attempt.has_arrived, http_status=attempt.http_status)
+    counters.sent(has_arrived=attempt.has_arrived, http_status=attempt.http_status)
     about = {"receiver": one.receiver, "key": one.key_id}
     if settled is None:
         log.warning("too late: the delivery went on without this attempt", extra=about)
@@ -155,7 +156,7 @@ def _report(one: Claimed, attempt: Attempt, settled: deliveries.Settled | None) 
 def _about(one: Claimed) -> dict[str, object]:
     """What log lines say of it: of the job too, where it tells of one. attempt: of sending."""
     job_id = job_view.public_id(one.job_id) if one.job_id else None
-    return {"job": job_id, "attempt": one.attempts, **telling.about(one), "delivery": ids.show(PREFIX, one.id)}
+    return {"job": job_id, "attempt": one.attempts, **attempt_log.about(one), "delivery": ids.show(PREFIX, one.id)}
 
 
 def _end(span: Span, one: Claimed, attempt: Attempt) -> None:

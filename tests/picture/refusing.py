@@ -16,9 +16,9 @@ from workers import learning, process, request, retry
 from workers.call import Call as UpstreamCall
 from workers.ending import Ending
 from workers.limiter.limiter import Meter
+from workers.observe.attempt_log import Telling
 from workers.openai_client import Answer
 from workers.relay import Relay
-from workers.telling import Telling
 
 MAX_THROTTLES = 3
 # Of several refusals the caller gets the first of these.
