@@ -19,11 +19,11 @@ from models.keys.keys import Key
 from models.queue import enqueue, position_index
 from models.queue.enqueue import Order
 from models.queue.lane_maintenance import LONG
-from workers.bell import Bell
 from workers.broker.publish import Call
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Limits, Meter, Report
-from workers.pace import Pacer
+from workers.pacer.step import Pacer
+from workers.pacer.wakeups import Bell
 
 TITLE = "Scale"
 FEW = 1_000

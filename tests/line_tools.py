@@ -18,7 +18,7 @@ from models.keys import keys
 from models.keys.keys import Key
 from models.ops import retention
 from models.queue import admission, enqueue, key_shares
-from workers.cleanup import Cleanup
+from workers.pacer.cleanup import Cleanup
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
 ANSWER = Result(Status.SUCCEEDED, http_status=200, response=b'{"id": "answer"}')

@@ -15,9 +15,9 @@ from models.jobs import api_processes
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from tests.line_tools import known, pass_time, query, report, row, submit
-from workers.bell import Bell
 from workers.limiter.limiter import Limiter
-from workers.sweep import Sweep
+from workers.pacer.reaper import Sweep
+from workers.pacer.wakeups import Bell
 
 pytestmark = pytest.mark.usefixtures("database")
 AFTER_S = 900

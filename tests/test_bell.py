@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from workers.bell import TOGETHER_S, Bell
+from workers.pacer.wakeups import TOGETHER_S, Bell
 
 LANE, OTHER = 1, 2
 

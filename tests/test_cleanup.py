@@ -15,8 +15,8 @@ from models.database import db
 from models.keys.keys import Key
 from models.ops import queue_metrics, retention
 from tests.line_tools import cancel, clean_up, known, query, submit
-from workers.cleanup import FIRST, REST, SMALLEST, Cleanup
-from workers.gauges import Gauges
+from workers.pacer.cleanup import FIRST, REST, SMALLEST, Cleanup
+from workers.pacer.gauges import Gauges
 
 pytestmark = pytest.mark.usefixtures("database")
 # Ids of jobs that were submitted at this time.

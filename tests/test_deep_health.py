@@ -27,7 +27,7 @@ from tests.processes import Stack, ask, caller, running, until, wait_ended
 from workers.broker.consumer_watchdog import DEAF_S, Doorbells, Ear
 from workers.broker.queues import QUEUE
 from workers.channels import notify
-from workers.watch import EVERY_S, Watch
+from workers.pacer.heartbeat import EVERY_S, Watch
 
 pytestmark = pytest.mark.usefixtures("database")
 

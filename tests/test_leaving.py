@@ -15,10 +15,10 @@ from models.keys.keys import Key
 from models.queue import enqueue
 from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
 from tests.processes import until
-from workers.bell import Bell
 from workers.channels import notify
 from workers.limiter.limiter import Limiter
-from workers.sweep import Sweep
+from workers.pacer.reaper import Sweep
+from workers.pacer.wakeups import Bell
 
 pytestmark = pytest.mark.usefixtures("database")
 

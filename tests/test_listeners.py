@@ -18,10 +18,11 @@ from api.listener import Listener
 from api.seat import Seat, Seats
 from tests.processes import until
 from tests.test_api_server import subscribers
-from workers import leases, pacer
-from workers.bell import Bell
+from workers import leases
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk
+from workers.pacer import __main__ as pacer_main
+from workers.pacer.wakeups import Bell
 
 pytestmark = pytest.mark.usefixtures("environment")
 STRANGE = (
@@ -52,7 +53,7 @@ def test_the_pacer_hears_the_next_message_after_any_other(redis_client: redis.Re
     before = ignored(notify.LINE)
 
     def work(stop: threading.Event) -> None:
-        pacer.listen(bell, cast(Any, announced), cast(Any, due), cast(Any, None), stop)
+        pacer_main.listen(bell, cast(Any, announced), cast(Any, due), cast(Any, None), stop)
 
     with listening(work, notify.LINE, redis_client) as thread:
         for message in STRANGE:

@@ -18,8 +18,8 @@ from models.telemetry import metrics
 from tests import monitoring
 from tests.http_tools import Caller
 from tests.line_tools import admit_all
-from workers.gauges import Gauges
 from workers.observe import counters, metrics_server
+from workers.pacer.gauges import Gauges
 
 pytestmark = pytest.mark.usefixtures("database")
 

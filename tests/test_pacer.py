@@ -21,12 +21,12 @@ from models.keys.keys import Key, Limits
 from models.platform.errors import LineUnavailable
 from models.queue import admission
 from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
-from workers.admission import Reserver
-from workers.bell import Bell
 from workers.broker.publish import Call
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report
-from workers.pace import Pacer
+from workers.pacer.reserve import Reserver
+from workers.pacer.step import Pacer
+from workers.pacer.wakeups import Bell
 
 pytestmark = pytest.mark.usefixtures("database")
 

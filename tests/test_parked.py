@@ -19,8 +19,8 @@ from tests.http_tools import Caller
 from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, ask, issue, pool_of
-from workers.bell import Bell
-from workers.sweep import Sweep
+from workers.pacer.reaper import Sweep
+from workers.pacer.wakeups import Bell
 
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database")

@@ -19,12 +19,12 @@ from models.keys.keys import Key
 from tests.chaos.link import Link
 from tests.line_tools import finish, known, query, row, submit
 from tests.test_pacer import Doorbells, allow, due_again, workers_have
-from workers.bell import Bell
 from workers.call import Call
 from workers.leases import Held, Leases
 from workers.limiter.limiter import Limiter, Meter, Report
-from workers.pace import Pacer
-from workers.places import Places
+from workers.pacer.in_flight import Places
+from workers.pacer.step import Pacer
+from workers.pacer.wakeups import Bell
 
 pytestmark = pytest.mark.usefixtures("database")
 

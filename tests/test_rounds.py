@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from workers.rounds import Rounds
+from workers.pacer.round_robin import Rounds
 
 
 def jobs(*costs: float) -> list[Any]:

@@ -31,9 +31,9 @@ from tests.line_tools import (
     start,
     submit,
 )
-from workers.bell import Bell
 from workers.limiter.limiter import Ask, Limiter, Limits, Meter
-from workers.sweep import GAP_S, Amnesty, Sweep
+from workers.pacer.reaper import GAP_S, Amnesty, Sweep
+from workers.pacer.wakeups import Bell
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.processes import until
 from tests.webhook_tools import deliveries, endpoint
 from workers.broker.publish import Call
 from workers.broker.queues import WEBHOOKS
-from workers.due import AGAIN_S, EVERY_S, QUEUE_MOST, Due
+from workers.pacer.webhook_dispatch import AGAIN_S, EVERY_S, QUEUE_MOST, Due
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Retention: removes ended jobs with all that belongs to them, sessions, deliveries and tokens after their time. Usage and money stay.
 
-Each step removes one batch in one transaction; workers/cleanup.py repeats it until a batch is not full.
+Each step removes one batch in one transaction; workers/pacer/cleanup.py repeats it until a batch is not full.
 """
 
 from __future__ import annotations

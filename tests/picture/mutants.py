@@ -135,7 +135,7 @@ MUTANTS = (
     ),
     Mutant(
         "a job does not go back to a credential that refused it",
-        "workers/admission.py",
+        "workers/pacer/reserve.py",
         (
             ("untried = [number for number in credentials if number not in refused]", "untried = list(credentials)"),
             ("open_ = {number for number in untried if (number, model, one.endpoint) not in shut}", "open_ = set(untried)"),

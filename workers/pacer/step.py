@@ -19,15 +19,15 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, caps, key_shares
 from models.queue.admission import Admission, Settled
-from workers.admission import Reserved, Reserver
-from workers.bell import Bell
 from workers.broker.publish import Call, Ring
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.observe import counters
-from workers.places import Places
-from workers.rounds import Rounds
-from workers.waits import Waits, gave_up
+from workers.pacer.in_flight import Places
+from workers.pacer.reserve import Reserved, Reserver
+from workers.pacer.round_robin import Rounds
+from workers.pacer.wait_log import Waits, gave_up
+from workers.pacer.wakeups import Bell
 
 log = logging.getLogger(__name__)
 

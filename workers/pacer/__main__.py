@@ -16,18 +16,18 @@ import redis
 from models.config.settings import settings
 from models.platform.errors import LineUnavailable, Unavailable
 from models.telemetry import logs, tracing
-from workers.bell import Bell
 from workers.broker.publish import CeleryRing, WebhookRing
 from workers.channels import notify
-from workers.cleanup import Cleanup
-from workers.due import Due
 from workers.flower.events import Announcer
-from workers.gauges import Gauges
 from workers.limiter.limiter import Limiter
 from workers.observe import metrics_server
-from workers.pace import Pacer
-from workers.sweep import Sweep
-from workers.watch import Watch
+from workers.pacer.cleanup import Cleanup
+from workers.pacer.gauges import Gauges
+from workers.pacer.heartbeat import Watch
+from workers.pacer.reaper import Sweep
+from workers.pacer.step import Pacer
+from workers.pacer.wakeups import Bell
+from workers.pacer.webhook_dispatch import Due
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from models.keys import parking
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, lane_maintenance
-from workers import waits
-from workers.bell import Bell
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Limits, Meter, Report
 from workers.observe import attempt_log
+from workers.pacer import wait_log
+from workers.pacer.wakeups import Bell
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Sweep:
             since = admission.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
         self._tell(expired, "ended")
         for row in expired:
-            waits.gave_up(row, since.get(row.id, row.created_at), why=jobs.Status.EXPIRED)
+            wait_log.gave_up(row, since.get(row.id, row.created_at), why=jobs.Status.EXPIRED)
         return expired
 
     def _cancel_abandoned(self) -> None:
@@ -187,7 +187,7 @@ class Sweep:
                 since = admission.waiting_since(session, [row.id]) if is_refused and row.calls else {}
             if is_refused:
                 notify.job(row.id, "ended")
-                waits.gave_up(row, since.get(row.id, row.created_at), why=str(error["code"]))
+                wait_log.gave_up(row, since.get(row.id, row.created_at), why=str(error["code"]))
 
     def _free(self, rows: Iterable[Any], report: Report) -> None:
         for row in rows:
