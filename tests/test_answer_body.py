@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from workers import answer_body
+from workers.upstream import answer_body
 
 OBJECT = {"id": "x", "text": "größer"}
 TEXT = json.dumps(OBJECT, ensure_ascii=False)

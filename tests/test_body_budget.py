@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.processes import until
-from workers import body_budget
-from workers.body_budget import FREE_BYTES, STALLED_S, STEP_BYTES, BodyBudget, Room
+from workers.upstream import body_budget
+from workers.upstream.body_budget import FREE_BYTES, STALLED_S, STEP_BYTES, BodyBudget, Room
 
 MIB = 2**20
 

@@ -10,7 +10,7 @@ import brotli
 import pytest
 from backports import zstd
 
-from workers.compression import Oversized, unpacked
+from workers.upstream.compression import Oversized, unpacked
 
 PLAIN = json.dumps({"id": "chatcmpl-1", "text": "größer 日本 " * 200}).encode()
 LIMIT = 1_000_000

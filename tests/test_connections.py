@@ -16,9 +16,9 @@ import pytest
 from tests import certificates
 from tests.upstream import surplus
 from tests.upstream.client import FakeUpstream, upstream
-from workers import connections
-from workers.call import Call
-from workers.openai_client import Answer, Lost, NotSent, Request, listen, send
+from workers.upstream import connections
+from workers.upstream.call import Call
+from workers.upstream.client import Answer, Lost, NotSent, Request, listen, send
 
 __all__ = ["upstream"]
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"

@@ -18,7 +18,7 @@ from models.platform import crypto
 from tests.http_tools import CHAT, Caller, end, error_of
 from tests.line_tools import query
 from tests.test_openai_routes import FORM
-from workers import request as outgoing
+from workers.upstream import request as outgoing
 
 ASYNC = {"Prefer": "respond-async"}
 SENT = {

@@ -18,9 +18,9 @@ from tests.proxy import Proxy
 from tests.test_connections import call, none_idle, text_of
 from tests.test_egress import OK, Listener, post
 from tests.upstream.client import FakeUpstream, upstream
-from workers import connections, proxies
-from workers.call import Call
-from workers.openai_client import Aborted, NotSent, Request, TimedOut, send
+from workers.upstream import connections, proxies
+from workers.upstream.call import Call
+from workers.upstream.client import Aborted, NotSent, Request, TimedOut, send
 
 __all__ = ["none_idle", "upstream"]
 PROXY = "http://proxy.example:3128"

@@ -10,8 +10,8 @@ import pytest
 
 from models.jobs.jobs import Outcome
 from workers import retry
-from workers.openai_client import Answer, Lost, NotSent
 from workers.retry import Next
+from workers.upstream.client import Answer, Lost, NotSent
 
 
 def answer(status: int, body: object = None, **headers: str) -> Answer:

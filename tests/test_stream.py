@@ -21,11 +21,11 @@ from tests.processes import until
 from tests.stream_tools import content, heard
 from tests.upstream.answer import END_OF_CHUNKS, chunk
 from workers import stream
-from workers.call import Call
 from workers.channels import notify, token_stream
-from workers.openai_client import Lost, Request
 from workers.relay import Relay
 from workers.retry import Next
+from workers.upstream.call import Call
+from workers.upstream.client import Lost, Request
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 ONE = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'

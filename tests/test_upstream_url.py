@@ -20,10 +20,10 @@ from models.config.settings import Settings
 from tests import certificates
 from tests.test_connections import none_idle
 from tests.upstream.client import FakeUpstream
-from workers import call as call_module
 from workers import retry
-from workers.call import Call
-from workers.openai_client import Lost, NotSent, Request, send
+from workers.upstream import call as call_module
+from workers.upstream.call import Call
+from workers.upstream.client import Lost, NotSent, Request, send
 
 __all__ = ["none_idle"]
 

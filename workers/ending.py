@@ -30,10 +30,10 @@ from models.platform import atomic_file, crash_points, crypto
 from models.platform.errors import Unavailable
 from models.sessions import stored_completions
 from models.telemetry import metrics
-from workers import answer_body
 from workers.channels import notify
 from workers.observe import counters
 from workers.spool_backoff import SpoolBackoff
+from workers.upstream import answer_body
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import html
 import re
 from urllib.parse import urlsplit
 
-from workers import answer_body
+from workers.upstream import answer_body
 
 MESSAGE_BYTES = 2_000
 FIELD_BYTES = 200

@@ -10,11 +10,12 @@ from itertools import chain
 from typing import Any
 
 from models.content import endpoints
-from workers import answer_body, sse
-from workers.answer_body import JsonObject
+from workers import sse
 from workers.assembly import Assembly, Chat, Pictures
-from workers.openai_client import Answer
 from workers.sse import Event, Splitter
+from workers.upstream import answer_body
+from workers.upstream.answer_body import JsonObject
+from workers.upstream.client import Answer
 
 # Levels of an event; an answer that needs more cannot be read.
 DEPTH_MOST = 128

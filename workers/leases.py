@@ -15,9 +15,9 @@ from models.database import db
 from models.jobs import job_view
 from models.jobs import jobs as job
 from models.platform.errors import LineUnavailable, Unavailable
-from workers.call import Call
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter
+from workers.upstream.call import Call
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,11 @@ from models.content.endpoints import MODELS
 from models.database import db
 from models.keys import model_lists, parking
 from models.platform.errors import Unavailable
-from workers import answer_body, request, retry, upstream_error
-from workers.call import Call
+from workers import retry, upstream_error
 from workers.channels import notify
-from workers.openai_client import Answer, Lost, NotSent, TimedOut, send
+from workers.upstream import answer_body, request
+from workers.upstream.call import Call
+from workers.upstream.client import Answer, Lost, NotSent, TimedOut, send
 from workers.upstream_error import ErrorObject
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ from models.config.settings import settings
 from models.content import endpoints
 from models.database import db
 from models.queue import history_window
-from workers import context, request, stream
-from workers.body_budget import FREE_BYTES, WAIT_S, Room
-from workers.openai_client import Body
+from workers import context, stream
+from workers.upstream import request
+from workers.upstream.body_budget import FREE_BYTES, WAIT_S, Room
+from workers.upstream.client import Body
 
 
 class NoRoom(Exception):

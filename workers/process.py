@@ -20,18 +20,19 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
 from models.telemetry import logs
-from workers import answer_body, body_budget, ending, event_answer, headers, learning, outgoing, request, retry, stream
-from workers.body_budget import FREE_BYTES, Room
-from workers.call import Call
+from workers import ending, event_answer, headers, learning, outgoing, retry, stream
 from workers.channels import notify
 from workers.ending import Ending
 from workers.leases import Held, Leases
 from workers.limiter.limiter import Learned, Limiter, Meter, Report
 from workers.observe import counters
 from workers.observe.attempt_log import Telling
-from workers.openai_client import Aborted, Answer, Body, Lost, NotSent, send
 from workers.relay import Relay
 from workers.retry import Next, Verdict
+from workers.upstream import answer_body, body_budget, request
+from workers.upstream.body_budget import FREE_BYTES, Room
+from workers.upstream.call import Call
+from workers.upstream.client import Aborted, Answer, Body, Lost, NotSent, send
 
 log = logging.getLogger(__name__)
 

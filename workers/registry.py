@@ -13,8 +13,9 @@ from models.config.settings import settings
 from models.database import db
 from models.jobs import workers
 from models.platform.errors import Unavailable
-from workers import body_budget, ending
+from workers import ending
 from workers.leases import Leases
+from workers.upstream import body_budget
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from models.config.settings import settings
 from models.jobs.jobs import Outcome
 from workers import blame, headers, upstream_error
 from workers.blame import MONEY, Fault
-from workers.openai_client import Answer, Lost, NotSent, TimedOut, TooLarge
+from workers.upstream.client import Answer, Lost, NotSent, TimedOut, TooLarge
 from workers.upstream_error import ErrorObject
 
 UNREADABLE = (

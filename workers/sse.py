@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from workers import answer_body
+from workers.upstream import answer_body
 
 DONE = b"[DONE]"
 _LINE_END = re.compile(rb"\r\n|\n|\r")

@@ -11,15 +11,16 @@ from typing import Any
 
 from models.config.settings import settings
 from models.jobs.jobs import Outcome
-from workers import answer_body, assembly, event_answer, retry
-from workers.answer_body import JsonObject
-from workers.call import Call
+from workers import assembly, event_answer, retry
 from workers.event_answer import KINDS, Collector, Part
-from workers.openai_client import Aborted, Answer, Incoming, Lost, Request, listen
 from workers.relay import Relay
-from workers.request import with_member
 from workers.retry import Next, Verdict
 from workers.sse import Event, Splitter
+from workers.upstream import answer_body
+from workers.upstream.answer_body import JsonObject
+from workers.upstream.call import Call
+from workers.upstream.client import Aborted, Answer, Incoming, Lost, Request, listen
+from workers.upstream.request import with_member
 
 # After [DONE] the connection is only waited for so that it can be used again.
 GOODBYE_S = 1.0

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workers import answer_body
 from workers.error_text import FIELD_BYTES, MESSAGE_BYTES, cut, moved, plain_words
+from workers.upstream import answer_body
 
 ErrorObject = dict[str, object]
 # The code of an error that the upstream itself gave no name: a page of a proxy, a redirect, an empty body.

@@ -12,13 +12,14 @@ from models.content.endpoints import PAID
 from models.jobs.jobs import Finding, Result
 from tests.picture.picture import Picture
 from tests.picture.things import Call, Ticket, Verdict
-from workers import learning, process, request, retry
-from workers.call import Call as UpstreamCall
+from workers import learning, process, retry
 from workers.ending import Ending
 from workers.limiter.limiter import Meter
 from workers.observe.attempt_log import Telling
-from workers.openai_client import Answer
 from workers.relay import Relay
+from workers.upstream import request
+from workers.upstream.call import Call as UpstreamCall
+from workers.upstream.client import Answer
 
 MAX_THROTTLES = 3
 # Of several refusals the caller gets the first of these.

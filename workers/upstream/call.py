@@ -16,7 +16,7 @@ import httpcore2
 import httpx2
 
 from models.config.settings import settings
-from workers.body_budget import Room
+from workers.upstream.body_budget import Room
 
 CONNECT_TIMEOUT_S = 10.0
 # What goes to a proxy before the request is none: CONNECT, or the bytes of SOCKS.

@@ -1,7 +1,7 @@
-"""The one place that speaks to the upstream: bytes in, bytes out, over a connection of workers/connections.py.
+"""The one place that speaks to the upstream: bytes in, bytes out, over a connection of workers/upstream/connections.py.
 
 `send` waits for the whole answer, `listen` hands it out as it arrives. The SDK never retries here, no redirect is
-followed, and three things hold whatever the upstream does (workers/call.py): the call ends at its deadline (a drip of bytes does
+followed, and three things hold whatever the upstream does (workers/upstream/call.py): the call ends at its deadline (a drip of bytes does
 not extend it), `abort` from another thread ends it at once, and an answer over the size cap is cut.
 
 A kept connection may have been closed by the other side. A call that could not be written on it in full is repeated on a fresh one,
@@ -22,9 +22,9 @@ import httpx2
 import openai
 
 from models.config.settings import settings
-from workers import answer_body, compression, unreachable
-from workers.call import Call
-from workers.connections import Connection, connections, upstream_of
+from workers.upstream import answer_body, compression, connect_errors
+from workers.upstream.call import Call
+from workers.upstream.connections import Connection, connections, upstream_of
 
 # Of a large request, handed to the connection at a time.
 PIECE_BYTES = 256 * 1024
@@ -151,7 +151,7 @@ def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
         with _naming(call, connection):
             response = _sent(connection, request)
         if connection.proxy and response.status_code == httpx2.codes.PROXY_AUTHENTICATION_REQUIRED:
-            raise NotSent(unreachable.why(httpx2.ProxyError(_status(response)), origin=upstream.origin, proxy=connection.proxy))
+            raise NotSent(connect_errors.why(httpx2.ProxyError(_status(response)), origin=upstream.origin, proxy=connection.proxy))
         return connection, response
     except BaseException as error:
         call.ends()
@@ -224,9 +224,9 @@ def _named(call: Call, error: Exception, connection: Connection) -> Exception:
     if call.is_aborted:
         return Aborted()
     if not call.is_sent:
-        return NotSent(unreachable.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
+        return NotSent(connect_errors.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
     if call.received > settings().max_answer_bytes:
         return TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES")
     if time.monotonic() >= call.deadline - 0.01:
         return TimedOut("no answer before timeout_s")
-    return Lost(unreachable.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
+    return Lost(connect_errors.why(error, origin=connection.upstream.origin, proxy=connection.proxy))

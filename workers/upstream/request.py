@@ -15,8 +15,8 @@ from models.jobs import jobs
 from models.keys import credential_address
 from models.platform import crypto
 from models.platform.errors import Unavailable
-from workers.answer_body import JsonObject
-from workers.openai_client import Body, Request
+from workers.upstream.answer_body import JsonObject
+from workers.upstream.client import Body, Request
 
 JSON = "application/json"
 # Members of a large request that are longer are prompts; the others say how it is to be answered and stored.

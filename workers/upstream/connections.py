@@ -15,8 +15,8 @@ import httpx2
 import openai
 
 from models.config.settings import settings
-from workers import proxies
-from workers.call import Backend, Line
+from workers.upstream import proxies
+from workers.upstream.call import Backend, Line
 
 # Cloudflare closes idle connections after minutes; below that a reused connection is very likely still open.
 KEEPALIVE_S = 55.0
