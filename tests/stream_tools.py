@@ -6,9 +6,9 @@ import json
 from typing import Any
 from uuid import UUID
 
+from workers.answers.sse import Splitter
 from workers.channels import token_stream
 from workers.channels.token_stream import Chunk
-from workers.sse import Splitter
 
 
 def heard(job_id: UUID) -> list[Chunk]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers import assembly
-from workers.assembly import Chat, JsonObject, Pictures
-from workers.sse import Splitter
+from workers.answers import chat_chunks
+from workers.answers.chat_chunks import Chat, JsonObject, Pictures
+from workers.answers.sse import Splitter
 
 FRAME = {"id": "chatcmpl-1", "created": 7, "model": "m", "system_fingerprint": "fp", "x_extra": {"kept": True}}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
@@ -152,7 +152,7 @@ LOGPROBS = st.none() | st.fixed_dictionaries({"content": st.lists(TOKEN)})
 def test_an_answer_taken_apart_adds_up_to_itself(said: list[tuple[JsonObject, Any, str]], with_usage: bool) -> None:
     choices = [{"index": n, "message": one, "logprobs": odds, "finish_reason": why} for n, (one, odds, why) in enumerate(said)]
     answer = {**FRAME, "object": "chat.completion", "choices": choices, **({"usage": USAGE} if with_usage else {})}
-    chat = added(*_read(assembly.apart(answer, kind="", with_usage=with_usage)), n=len(choices))
+    chat = added(*_read(chat_chunks.apart(answer, kind="", with_usage=with_usage)), n=len(choices))
 
     assert chat.is_whole
     assert answer == chat.answer()
@@ -161,7 +161,7 @@ def test_an_answer_taken_apart_adds_up_to_itself(said: list[tuple[JsonObject, An
 def test_pictures_taken_apart_add_up_to_themselves() -> None:
     answer = {"created": 7, "data": [{"b64_json": "aaaa"}, {"b64_json": "bbbb"}], "size": "1x1", "usage": {"input_tokens": 1}}
     pictures = Pictures(n=2)
-    events = list(assembly.apart(answer, kind="image_edit", with_usage=True))
+    events = list(chat_chunks.apart(answer, kind="image_edit", with_usage=True))
     for said in _read(events):
         pictures.add(said)
 
@@ -170,7 +170,7 @@ def test_pictures_taken_apart_add_up_to_themselves() -> None:
 
 
 def test_an_answer_of_an_unknown_kind_is_one_event() -> None:
-    assert [{"odd": ["é"]}] == _read(assembly.apart({"odd": ["é"]}, kind="", with_usage=True))
+    assert [{"odd": ["é"]}] == _read(chat_chunks.apart({"odd": ["é"]}, kind="", with_usage=True))
 
 
 def _read(events: Any) -> list[JsonObject]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workers import blame
-from workers.blame import Fault
+from workers.answers import blame
+from workers.answers.blame import Fault
 
 CASES = [
     (401, {"code": "invalid_api_key", "message": "Incorrect API key provided."}, Fault.KEY),

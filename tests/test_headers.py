@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workers import headers
-from workers.headers import DAY_MS, PAUSE_MOST_MS, Told
+from workers.answers import rate_limit_headers
+from workers.answers.rate_limit_headers import DAY_MS, PAUSE_MOST_MS, Told
 
 NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
@@ -19,7 +19,7 @@ NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
     ],
 )  # fmt: skip
 def test_durations_are_whole_milliseconds_rounded_up(text: str | None, ms: int | None) -> None:
-    assert ms == headers.duration_ms(text)
+    assert ms == rate_limit_headers.duration_ms(text)
 
 
 def test_limits_and_resets_are_read_together() -> None:
@@ -28,7 +28,7 @@ def test_limits_and_resets_are_read_together() -> None:
         "x-ratelimit-reset-requests": "120ms", "x-ratelimit-reset-tokens": "6s",
     }  # fmt: skip
 
-    assert Told(500, 30_000, 120, 6_000) == headers.read(said)
+    assert Told(500, 30_000, 120, 6_000) == rate_limit_headers.read(said)
 
 
 def test_a_limit_that_takes_longer_than_a_minute_to_refill_is_not_one_per_minute() -> None:
@@ -37,17 +37,17 @@ def test_a_limit_that_takes_longer_than_a_minute_to_refill_is_not_one_per_minute
         "x-ratelimit-limit-tokens": "30000", "x-ratelimit-reset-tokens": "1m0s",
     }  # fmt: skip
 
-    assert Told(limit_tokens=30_000, reset_tokens_ms=60_000) == headers.read(free_tier)
-    assert Told() == headers.read({"x-ratelimit-limit-tokens": "100000", "x-ratelimit-reset-tokens": "23h59m0s"})
+    assert Told(limit_tokens=30_000, reset_tokens_ms=60_000) == rate_limit_headers.read(free_tier)
+    assert Told() == rate_limit_headers.read({"x-ratelimit-limit-tokens": "100000", "x-ratelimit-reset-tokens": "23h59m0s"})
 
 
 @pytest.mark.parametrize("nonsense", ["-1", "0", "", "many", "1.5", "99999999999", "²", " 5", "9" * 5_000])
 def test_a_limit_that_is_none_is_not_learned(nonsense: str) -> None:
-    assert Told() == headers.read({"x-ratelimit-limit-requests": nonsense, "x-ratelimit-limit-tokens": nonsense})
+    assert Told() == rate_limit_headers.read({"x-ratelimit-limit-requests": nonsense, "x-ratelimit-limit-tokens": nonsense})
 
 
 def test_no_headers_say_nothing() -> None:
-    assert Told() == headers.read({})
+    assert Told() == rate_limit_headers.read({})
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_no_headers_say_nothing() -> None:
     ],
 )  # fmt: skip
 def test_how_long_to_stay_away(said: dict[str, str], ms: int | None) -> None:
-    assert ms == headers.retry_after_ms(said, now=NOW)
+    assert ms == rate_limit_headers.retry_after_ms(said, now=NOW)
 
 
 def test_a_reset_that_is_the_end_of_a_window_is_read_by_what_remains() -> None:
     window = {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "594", "x-ratelimit-reset-requests": "59s"}
     bucket = {"x-ratelimit-limit-requests": "5000", "x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "12ms"}
 
-    assert 600 == headers.read(window).reset_requests_ms
-    assert 12 == headers.read(bucket).reset_requests_ms
+    assert 600 == rate_limit_headers.read(window).reset_requests_ms
+    assert 12 == rate_limit_headers.read(bucket).reset_requests_ms

@@ -17,7 +17,7 @@ from tests.odd_upstream import Answer, Call, OddUpstream, RawUpstream, chat, err
 from tests.test_stored_completions import store
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, ask, issue, pool_of
-from workers.assembly import Chat
+from workers.answers.chat_chunks import Chat
 from workers.upstream import answer_body
 
 __all__ = ["upstream"]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from models.jobs.jobs import Outcome
-from workers import retry
-from workers.retry import Next
+from workers.answers import retry_policy
+from workers.answers.retry_policy import Next
 from workers.upstream.client import Answer, Lost, NotSent
 
 
@@ -36,14 +36,14 @@ TABLE = [
 
 @pytest.mark.parametrize(("status", "then", "outcome"), TABLE)
 def test_the_status_decides(status: int, then: Next, outcome: Outcome) -> None:
-    verdict = retry.judge(answer(status, {}))
+    verdict = retry_policy.judge(answer(status, {}))
 
     assert (then, outcome) == (verdict.next, verdict.outcome)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"1", b'"ok"', b"null", b"{", b"\xff", b"[" * 100_000])
 def test_a_good_status_without_a_json_object_is_unreadable_and_may_have_been_paid_for(body: bytes) -> None:
-    verdict = retry.judge(answer(200, body))
+    verdict = retry_policy.judge(answer(200, body))
 
     assert (Next.UNREADABLE, Outcome.UNKNOWN) == (verdict.next, verdict.outcome)
     assert {"message", "type", "param", "code"} == set(verdict.error or {})
@@ -61,7 +61,7 @@ EVENTS = [
 
 @pytest.mark.parametrize(("said", "then", "outcome"), EVENTS)
 def test_an_error_within_a_stream_counts_as_the_status_it_would_have_had(said: dict[str, object], then: Next, outcome: Outcome) -> None:
-    verdict = retry.judge_event(answer(200, error(**said)))
+    verdict = retry_policy.judge_event(answer(200, error(**said)))
 
     assert (then, outcome, "no", None) == (verdict.next, verdict.outcome, (verdict.error or {})["message"], verdict.park)
 
@@ -82,7 +82,7 @@ PLAIN = [
 
 @pytest.mark.parametrize(("said", "then", "status"), PLAIN)
 def test_an_error_in_a_plain_200_counts_as_the_status_it_would_have_had(said: dict[str, object], then: Next, status: int) -> None:
-    verdict = retry.judge(answer(200, said))
+    verdict = retry_policy.judge(answer(200, said))
 
     assert (then, status) == (verdict.next, verdict.status)
 
@@ -98,15 +98,15 @@ CHOICE = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish
     ],
 )  # fmt: skip
 def test_an_answer_with_an_empty_error_or_with_content_is_an_answer(said: dict[str, object]) -> None:
-    assert Next.SUCCEED == retry.judge(answer(200, said)).next
+    assert Next.SUCCEED == retry_policy.judge(answer(200, said)).next
 
 
 def test_an_account_that_ran_out_of_money_within_a_stream_is_parked() -> None:
-    assert retry.NO_MONEY == retry.judge_event(answer(200, error(type="insufficient_quota"))).park
+    assert retry_policy.NO_MONEY == retry_policy.judge_event(answer(200, error(type="insufficient_quota"))).park
 
 
 def test_an_error_that_is_only_a_sentence_is_told() -> None:
-    said = retry.judge(answer(404, {"error": "no such model"})).error
+    said = retry_policy.judge(answer(404, {"error": "no such model"})).error
 
     assert {"message": "no such model", "type": "invalid_request_error", "param": None, "code": None} == said
 
@@ -115,7 +115,7 @@ def test_an_error_that_is_only_a_sentence_is_told() -> None:
 
 
 def test_a_429_pauses_everybody_for_as_long_as_it_says() -> None:
-    verdict = retry.judge(answer(429, error(), retry_after_ms="1500"))
+    verdict = retry_policy.judge(answer(429, error(), retry_after_ms="1500"))
 
     assert (1_500, True, None) == (verdict.pause_ms, verdict.pushed_back, verdict.park)
 
@@ -124,7 +124,7 @@ def test_a_429_pauses_everybody_for_as_long_as_it_says() -> None:
     "headers", [{}, {"retry_after": "0"}, {"retry_after": "-1"}, {"retry_after": "soon"}, {"retry_after": "Wed, 21 Oct 2015 07:28:00 GMT"}]
 )
 def test_a_429_without_a_usable_time_leaves_the_pause_to_the_backoff(headers: dict[str, str]) -> None:
-    verdict = retry.judge(answer(429, error(), **headers))
+    verdict = retry_policy.judge(answer(429, error(), **headers))
 
     assert (Next.WAIT, None, True) == (verdict.next, verdict.pause_ms, verdict.throttled)
 
@@ -132,41 +132,41 @@ def test_a_429_without_a_usable_time_leaves_the_pause_to_the_backoff(headers: di
 def test_a_limit_per_day_that_is_used_up_is_believed_over_a_short_retry_after() -> None:
     told = {"retry_after": "1", "x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "7h12m0s"}
 
-    assert 25_920_000 == retry.judge(answer(429, error(), **told)).pause_ms
+    assert 25_920_000 == retry_policy.judge(answer(429, error(), **told)).pause_ms
 
 
-@pytest.mark.parametrize("code", sorted(retry.MONEY))
+@pytest.mark.parametrize("code", sorted(retry_policy.MONEY))
 @pytest.mark.parametrize("where", ["code", "type"])
 def test_an_account_without_money_is_parked(where: str, code: str) -> None:
-    verdict = retry.judge(answer(429, error(**{where: code}), retry_after="1"))
+    verdict = retry_policy.judge(answer(429, error(**{where: code}), retry_after="1"))
 
-    assert (Next.FAIL, retry.NO_MONEY, None) == (verdict.next, verdict.park, verdict.pause_ms)
+    assert (Next.FAIL, retry_policy.NO_MONEY, None) == (verdict.next, verdict.park, verdict.pause_ms)
 
 
 def test_a_request_that_is_too_large_does_not_wait_for_ever() -> None:
-    verdict = retry.judge(answer(429, {"error": {"message": "Request too large for gpt-4o: Limit 30000, Requested 50000."}}))
+    verdict = retry_policy.judge(answer(429, {"error": {"message": "Request too large for gpt-4o: Limit 30000, Requested 50000."}}))
 
     assert (Next.FAIL, None, None) == (verdict.next, verdict.park, verdict.pause_ms)
 
 
 @pytest.mark.parametrize("code", [["insufficient_quota"], {"a": 1}, 7, None])
 def test_a_code_that_is_no_text_breaks_nothing(code: object) -> None:
-    assert Next.WAIT == retry.judge(answer(429, error(code=code))).next
+    assert Next.WAIT == retry_policy.judge(answer(429, error(code=code))).next
 
 
 def test_a_503_with_a_time_is_a_pause_and_does_not_count() -> None:
-    verdict = retry.judge(answer(503, error(), retry_after="7"))
+    verdict = retry_policy.judge(answer(503, error(), retry_after="7"))
 
     assert (Next.WAIT, Outcome.THROTTLED, 7_000, True) == (verdict.next, verdict.outcome, verdict.pause_ms, verdict.pushed_back)
 
 
 def test_a_503_without_a_time_counts_and_pushes_back() -> None:
-    assert retry.judge(answer(503, error())).pushed_back
-    assert not retry.judge(answer(500, error())).pushed_back
+    assert retry_policy.judge(answer(503, error())).pushed_back
+    assert not retry_policy.judge(answer(500, error())).pushed_back
 
 
 def test_a_key_that_is_not_accepted_is_parked() -> None:
-    assert retry.WRONG_KEY == retry.judge(answer(401, error())).park
+    assert retry_policy.WRONG_KEY == retry_policy.judge(answer(401, error())).park
 
 
 # The error a caller sees
@@ -175,29 +175,29 @@ def test_a_key_that_is_not_accepted_is_parked() -> None:
 def test_the_upstreams_own_error_is_passed_on_whole() -> None:
     said = {"message": "Bad", "type": "invalid_request_error", "param": "n", "code": "x", "extra": 3}
 
-    assert said == retry.judge(answer(400, {"error": said})).error
+    assert said == retry_policy.judge(answer(400, {"error": said})).error
 
 
 def test_missing_keys_are_filled_in() -> None:
-    said = retry.judge(answer(400, error())).error
+    said = retry_policy.judge(answer(400, error())).error
 
     assert {"message": "no", "type": "invalid_request_error", "param": None, "code": None} == said
 
 
 @pytest.mark.parametrize("message", ["two\nlines", "a\u00a0b", "tab\there", "日本語", "emoji 🎈"])
 def test_a_message_is_kept_whatever_it_looks_like(message: str) -> None:
-    assert message == (retry.judge(answer(400, {"error": {"message": message}})).error or {})["message"]
+    assert message == (retry_policy.judge(answer(400, {"error": {"message": message}})).error or {})["message"]
 
 
 def test_what_postgres_cannot_store_is_replaced() -> None:
-    said = retry.judge(answer(400, b'{"error": {"message": "a\\u0000b\\ud800", "\\u0000": "x", "type": {"deep": 1}}}')).error
+    said = retry_policy.judge(answer(400, b'{"error": {"message": "a\\u0000b\\ud800", "\\u0000": "x", "type": {"deep": 1}}}')).error
 
     assert {"message": "a\ufffdb?", "\ufffd": "x", "type": "invalid_request_error", "param": None, "code": None} == said
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"\x00\xff", b"{}", b'{"error": {"message": 5}}'])
 def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -> None:
-    said = retry.judge(answer(502, body)).error or {}
+    said = retry_policy.judge(answer(502, body)).error or {}
 
     assert "upstream_error" == said["code"]
     assert "502" in str(said["message"])
@@ -207,20 +207,20 @@ def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -
 
 
 def test_what_was_never_sent_is_tried_again() -> None:
-    verdict = retry.unsent(NotSent("ConnectError"))
+    verdict = retry_policy.unsent(NotSent("ConnectError"))
 
     assert (Next.AGAIN, Outcome.NOT_SENT) == (verdict.next, verdict.outcome)
 
 
 def test_what_was_lost_on_the_way_is_of_unknown_outcome() -> None:
-    verdict = retry.lost(Lost("ReadError"))
+    verdict = retry_policy.lost(Lost("ReadError"))
 
     assert (Next.UNKNOWN, Outcome.UNKNOWN) == (verdict.next, verdict.outcome)
 
 
 @pytest.mark.parametrize(("is_sent", "then"), [(True, Next.UNKNOWN), (False, Next.AGAIN)])
 def test_a_failure_of_our_own_is_never_a_silent_second_call(is_sent: bool, then: Next) -> None:
-    assert then == retry.broken(KeyError("x"), is_sent=is_sent).next
+    assert then == retry_policy.broken(KeyError("x"), is_sent=is_sent).next
 
 
 # Delays
@@ -228,7 +228,7 @@ def test_a_failure_of_our_own_is_never_a_silent_second_call(is_sent: bool, then:
 
 def test_delays_double_up_to_the_most(override: Callable[..., None]) -> None:
     override(retry_base_s=1, retry_most_s=60)
-    bases = [retry.delay_s(n, rng=random.Random(1)) / (1 + random.Random(1).random() / 2) for n in range(8)]
+    bases = [retry_policy.delay_s(n, rng=random.Random(1)) / (1 + random.Random(1).random() / 2) for n in range(8)]
 
     assert [1, 2, 4, 8, 16, 32, 60, 60] == pytest.approx(bases)
 
@@ -236,17 +236,17 @@ def test_delays_double_up_to_the_most(override: Callable[..., None]) -> None:
 def test_delays_differ_by_up_to_half(override: Callable[..., None]) -> None:
     override(retry_base_s=1, retry_most_s=60)
     rng = random.Random(7)
-    delays = [retry.delay_s(0, rng=rng) for _ in range(200)]
+    delays = [retry_policy.delay_s(0, rng=rng) for _ in range(200)]
 
     assert 1 <= min(delays) < 1.05
     assert 1.45 < max(delays) <= 1.5
 
 
 def test_the_same_seed_gives_the_same_delays() -> None:
-    assert retry.delay_s(3, rng=random.Random(5)) == retry.delay_s(3, rng=random.Random(5))
+    assert retry_policy.delay_s(3, rng=random.Random(5)) == retry_policy.delay_s(3, rng=random.Random(5))
 
 
 def test_a_huge_number_of_failures_is_no_huge_number_of_seconds(override: Callable[..., None]) -> None:
     override(retry_most_s=60)
 
-    assert retry.delay_s(10**6, rng=random.Random(1)) <= 90
+    assert retry_policy.delay_s(10**6, rng=random.Random(1)) <= 90

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers import sse
-from workers.sse import Event, Splitter
+from workers.answers import sse
+from workers.answers.sse import Event, Splitter
 
 TALK = (
     b": a comment\r\n"

@@ -16,8 +16,8 @@ from tests.processes import Stack, ask, attempts, broken_promises, caller, cance
 from tests.stream_tools import content, events, heard
 from tests.upstream.chat import echo
 from tests.upstream.images import png
+from workers.answers.sse import Splitter
 from workers.channels import notify, token_stream
-from workers.sse import Splitter
 
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na fox\r\n'

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from workers.assembly import Chat, JsonObject
-from workers.tool_calls import grown_name
+from workers.answers.chat_chunks import Chat, JsonObject
+from workers.answers.tool_calls import grown_name
 
 NAMES = st.from_regex(r"[a-z_]{1,10}", fullmatch=True)
 VALUES = st.none() | st.integers(-9, 9) | st.text(max_size=4) | st.just({"b": [{}, "}"]})

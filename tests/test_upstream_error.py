@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers import upstream_error
-from workers.error_text import FIELD_BYTES, MESSAGE_BYTES
-from workers.upstream_error import UNNAMED
+from workers.answers import upstream_error
+from workers.answers.error_text import FIELD_BYTES, MESSAGE_BYTES
+from workers.answers.upstream_error import UNNAMED
 
 HTML = """<!doctype html><html><head><title>502 Bad Gateway</title><style>b { c: d }</style><script>let x = "<p>";</script></head>
 <body><!-- padding --><center><h1>Oops &amp; sorry</h1></center><hr>nginx</body></html>"""

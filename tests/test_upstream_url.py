@@ -20,7 +20,7 @@ from models.config.settings import Settings
 from tests import certificates
 from tests.test_connections import none_idle
 from tests.upstream.client import FakeUpstream
-from workers import retry
+from workers.answers import retry_policy
 from workers.upstream import call as call_module
 from workers.upstream.call import Call
 from workers.upstream.client import Lost, NotSent, Request, send
@@ -101,7 +101,7 @@ def serve_once(server: socket.socket, answer: Callable[[socket.socket], None]) -
 def unsent(url: str) -> str:
     with pytest.raises(NotSent) as raised:
         send(Request(f"{url}/models", key="k", headers={}, content=None), call=Call(deadline=time.monotonic() + 5))
-    return str(retry.unsent(raised.value).error["message"])  # type: ignore[index]  # there is one
+    return str(retry_policy.unsent(raised.value).error["message"])  # type: ignore[index]  # there is one
 
 
 def test_who_refuses_connections_is_named() -> None:

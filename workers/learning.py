@@ -14,8 +14,8 @@ from models.database import db
 from models.jobs.jobs import Outcome
 from models.keys import limits, parking
 from models.platform.errors import Unavailable
+from workers.answers.retry_policy import Next, Verdict
 from workers.limiter.limiter import Learned, Report
-from workers.retry import Next, Verdict
 
 log = logging.getLogger(__name__)
 

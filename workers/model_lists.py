@@ -20,12 +20,12 @@ from models.content.endpoints import MODELS
 from models.database import db
 from models.keys import model_lists, parking
 from models.platform.errors import Unavailable
-from workers import retry, upstream_error
+from workers.answers import retry_policy, upstream_error
+from workers.answers.upstream_error import ErrorObject
 from workers.channels import notify
 from workers.upstream import answer_body, request
 from workers.upstream.call import Call
 from workers.upstream.client import Answer, Lost, NotSent, TimedOut, send
-from workers.upstream_error import ErrorObject
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def refresh_one() -> bool:
     else:
         with db.begin() as session:
             model_lists.store(session, row, body=body)
-            parking.make_probe_due(session, row.credential_id, reason=retry.WRONG_KEY)
+            parking.make_probe_due(session, row.credential_id, reason=retry_policy.WRONG_KEY)
     return True
 
 
@@ -108,10 +108,10 @@ def _fetch(row: Any) -> bytes:
         answer = send(request.build(SimpleNamespace(**row._asdict(), **about), b""), call=Call(deadline=time.monotonic() + TIMEOUT_S))
     except TimedOut as error:
         message = f"The upstream did not give its list of models within {TIMEOUT_S:g} s. Ask again later."
-        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_timeout")) from error
+        raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_timeout")) from error
     except (NotSent, Lost) as error:
         message = f"The upstream did not give its list of models: {error}. Ask again later, or ask the operator to check the upstream."
-        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_unreachable")) from error
+        raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_unreachable")) from error
     return _list_in(answer)
 
 
@@ -125,10 +125,10 @@ def _list_in(answer: Answer) -> bytes:
     body = json.dumps({"object": "list", "data": value}).encode() if isinstance(value, list) else answer.body
     if len(body) > model_lists.LIST_MAX_BYTES:
         message = f"The upstream's list of models is larger than {model_lists.LIST_MAX_BYTES >> 20} MiB. Use model names without it."
-        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_answer_too_large"))
+        raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_answer_too_large"))
     try:
         list(model_lists.entries(body))
     except ValueError as error:
         message = "The upstream's answer is no list of models. Ask the operator to check the upstream's address (base URL)."
-        raise Refusal(BAD_GATEWAY, retry.own_error(message, "upstream_invalid_response")) from error
+        raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_invalid_response")) from error
     return body

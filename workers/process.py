@@ -20,7 +20,9 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
 from models.telemetry import logs
-from workers import ending, event_answer, headers, learning, outgoing, retry, stream
+from workers import ending, learning, outgoing, stream
+from workers.answers import event_answer, rate_limit_headers, retry_policy
+from workers.answers.retry_policy import Next, Verdict
 from workers.channels import notify
 from workers.ending import Ending
 from workers.leases import Held, Leases
@@ -28,7 +30,6 @@ from workers.limiter.limiter import Learned, Limiter, Meter, Report
 from workers.observe import counters
 from workers.observe.attempt_log import Telling
 from workers.relay import Relay
-from workers.retry import Next, Verdict
 from workers.upstream import answer_body, body_budget, request
 from workers.upstream.body_budget import FREE_BYTES, Room
 from workers.upstream.call import Call
@@ -146,7 +147,7 @@ class Processor:
             # A border: the job must not wait for its lease to run out, nor count as called when it was not.
             log.exception("a job could not be processed", extra={"dispatch_id": str(dispatch_id)})
             self._release(work.meter, row, Report(sent=work.call.is_sent))
-            _fail_or_again(work, retry.broken(error, is_sent=work.call.is_sent), answer=None)
+            _fail_or_again(work, retry_policy.broken(error, is_sent=work.call.is_sent), answer=None)
         finally:
             self._leases.drop(dispatch_id)
             work.relay.end()
@@ -169,7 +170,7 @@ class Processor:
             answer, verdict = _call(work)
         except NotSent as error:
             self._release(work.meter, work.row, Report(sent=False))
-            _fail_or_again(work, retry.unsent(error), answer=None)
+            _fail_or_again(work, retry_policy.unsent(error), answer=None)
         except Aborted:
             self._release(work.meter, work.row, Report())
             cost = None if work.call.is_sent else 0
@@ -177,7 +178,7 @@ class Processor:
             ending.write(work.done(Finding(Outcome.CANCELLED, cost_microusd=cost), result))
         except Lost as error:
             self._release(work.meter, work.row, Report(pushed_back=True))
-            _fail_or_again(work, retry.lost(error), answer=None)
+            _fail_or_again(work, retry_policy.lost(error), answer=None)
         else:
             self._take(work, answer, verdict)
 
@@ -186,7 +187,7 @@ class Processor:
         crash_points.at("worker.after_answer")
         counters.answered(work.row, answer.status)
         is_good = verdict.next == Next.SUCCEED
-        told = headers.read(answer.headers)
+        told = rate_limit_headers.read(answer.headers)
         report = Report(
             good=is_good,
             cooldown_ms=verdict.pause_ms,
@@ -195,7 +196,7 @@ class Processor:
             exceeds=verdict.exceeds,
             is_repeat=work.row.throttles > 0,
             jitter=random.random(),
-            **vars(told if is_good else told.of_refusal() if verdict.throttled else headers.NOTHING),
+            **vars(told if is_good else told.of_refusal() if verdict.throttled else rate_limit_headers.NOTHING),
         )
         learned = self._release(work.meter, work.row, report)
         verdict = learning.remember(work.row, learned, verdict)
@@ -253,7 +254,7 @@ def _call(work: Work) -> tuple[Answer, Verdict]:
     if work.row.streamed:
         return stream.call(work.row, asked, call=work.call, relay=work.relay)
     answer = event_answer.readable(send(asked, call=work.call), work.row)
-    return answer, retry.judge(answer)
+    return answer, retry_policy.judge(answer)
 
 
 def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:
@@ -284,7 +285,7 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
         # A credential that serves nobody has not refused this job: mended meanwhile, it may serve it.
         ending.write(work.back(finding, refusal=None if verdict.park else learning.refusal_of(work.row, verdict)))
     else:
-        ending.write(work.back(finding, delay_s=retry.delay_s(work.row.failures), counts=True))
+        ending.write(work.back(finding, delay_s=retry_policy.delay_s(work.row.failures), counts=True))
 
 
 def _throttle_delay_s(work: Work, verdict: Verdict, learned: Learned | None) -> float:
@@ -295,7 +296,7 @@ def _throttle_delay_s(work: Work, verdict: Verdict, learned: Learned | None) -> 
     refusals = work.row.throttles + 1
     if refusals == 1 and learned is not None and learned.cooldown_until_us:
         return 0.0
-    return max((verdict.pause_ms or 0) / 1000, retry.throttle_delay_s(refusals))
+    return max((verdict.pause_ms or 0) / 1000, retry_policy.throttle_delay_s(refusals))
 
 
 def _is_final(verdict: Verdict, row: Any) -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 
 from models.config.settings import settings
 from models.jobs.jobs import Outcome
-from workers import assembly, event_answer, retry
-from workers.event_answer import KINDS, Collector, Part
+from workers.answers import chat_chunks, event_answer, retry_policy
+from workers.answers.event_answer import KINDS, Collector, Part
+from workers.answers.retry_policy import Next, Verdict
+from workers.answers.sse import Event, Splitter
 from workers.relay import Relay
-from workers.retry import Next, Verdict
-from workers.sse import Event, Splitter
 from workers.upstream import answer_body
 from workers.upstream.answer_body import JsonObject
 from workers.upstream.call import Call
@@ -46,7 +46,7 @@ def call(row: Any, request: Request, *, call: Call, relay: Relay) -> tuple[Answe
         head, rest = _peek(incoming)
         if not 200 <= incoming.status < 300:
             answer = rest.whole()
-            return answer, retry.judge(answer)
+            return answer, retry_policy.judge(answer)
         if not head or answer_body.begins_whole(head):
             return _at_once(event_answer.readable(rest.whole(), row), wanted, relay)
         return _Listener(wanted, call, relay).hear(rest)
@@ -87,9 +87,9 @@ def _options(content: bytes) -> JsonObject:
 
 
 def _at_once(answer: Answer, wanted: Wanted, relay: Relay) -> tuple[Answer, Verdict]:
-    verdict = retry.judge(answer)
+    verdict = retry_policy.judge(answer)
     if verdict.next == Next.SUCCEED:
-        for event in assembly.apart(answer_body.parse(answer.body) or {}, kind=wanted.kind, with_usage=wanted.with_usage):
+        for event in chat_chunks.apart(answer_body.parse(answer.body) or {}, kind=wanted.kind, with_usage=wanted.with_usage):
             relay.take(event)
     return answer, verdict
 
@@ -138,10 +138,10 @@ class _Listener:
             self._call.hurry(GOODBYE_S)
         if taken.part == Part.ERROR:
             answer = Answer(incoming.status, incoming.headers, taken.event.data)
-            return answer, retry.judge_event(answer)
+            return answer, retry_policy.judge_event(answer)
         if taken.part == Part.GARBLED:
             if self._relay.has_begun:
-                return Answer(incoming.status, incoming.headers, event.data), retry.garbled()
+                return Answer(incoming.status, incoming.headers, event.data), retry_policy.garbled()
             return self._unreadable(incoming)
         if taken.part == Part.CHUNK and self._is_for_client(taken.said):
             self._relay.take(taken.event.encoded())
@@ -151,7 +151,7 @@ class _Listener:
         """All of it is kept, for it may have been paid for. Raises Aborted."""
         with suppress(Lost):  # what has come then is what there is
             self._raw.extend(incoming.parts)
-        return Answer(incoming.status, incoming.headers, b"".join(self._raw)), retry.garbled()
+        return Answer(incoming.status, incoming.headers, b"".join(self._raw)), retry_policy.garbled()
 
     def _keeping(self, parts: Iterator[bytes]) -> Iterator[bytes]:
         for part in parts:

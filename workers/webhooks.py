@@ -24,7 +24,8 @@ from models.telemetry.tracing import Kind, Span
 from models.webhooks import deliveries, retry_schedule
 from models.webhooks.deliveries import Attempt, Claimed
 from models.webhooks.delivery_log import PREFIX
-from workers import egress, headers
+from workers import egress
+from workers.answers import rate_limit_headers
 from workers.channels import notify
 from workers.egress import Refused, Reply, Unreachable
 from workers.observe import attempt_log, counters
@@ -81,7 +82,7 @@ class Sender:
             if isinstance(error, Refused):
                 log.warning("webhook refused", extra={"why": error.detail})
             return Attempt(has_arrived=False, duration_ms=_since_ms(began), error=str(error)), None
-        wait_ms = headers.retry_after_ms(reply.headers, most_ms=int(retry_schedule.RETRY_AFTER_MOST_S * 1000))
+        wait_ms = rate_limit_headers.retry_after_ms(reply.headers, most_ms=int(retry_schedule.RETRY_AFTER_MOST_S * 1000))
         return _judge(reply, duration_ms=_since_ms(began)), None if wait_ms is None else wait_ms / 1000
 
     def _settle(self, one: Claimed, attempt: Attempt, *, wait_s: float | None, may_go_on: bool) -> Claimed | None:

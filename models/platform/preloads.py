@@ -13,5 +13,5 @@ PRELOADS = (
     "celery.app.trace", "celery.apps.worker", "celery.concurrency.thread", "celery.events.state", "celery.worker.autoscale",
     "celery.worker.components", "celery.worker.consumer", "celery.worker.control", "celery.worker.strategy", "celery.fixups.django",
     "celery.loaders.app", "redis.sentinel", "ssrfguard", "standardwebhooks", "openai", "openai.resources",
-    "workers.upstream.client", "workers.retry",
+    "workers.upstream.client", "workers.answers.retry_policy",
 )  # fmt: skip

@@ -12,7 +12,8 @@ from models.content.endpoints import PAID
 from models.jobs.jobs import Finding, Result
 from tests.picture.picture import Picture
 from tests.picture.things import Call, Ticket, Verdict
-from workers import learning, process, retry
+from workers import learning, process
+from workers.answers import retry_policy
 from workers.ending import Ending
 from workers.limiter.limiter import Meter
 from workers.observe.attempt_log import Telling
@@ -61,7 +62,7 @@ def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple
         content=bytes(row.request),
     )  # fmt: skip
     answer = ANSWERS[kind]
-    process._fail_or_again(work, learning.remember(row, None, retry.judge(answer)), answer=answer)
+    process._fail_or_again(work, learning.remember(row, None, retry_policy.judge(answer)), answer=answer)
     return work.endings[-1], expected
 
 

@@ -24,7 +24,8 @@ from tests.picture.operators import Operators
 from tests.picture.play import job_id
 from tests.picture.things import Call, Lane, Ticket, Verdict
 from tests.test_pacer import due_again, workers_have
-from workers import context, ending, learning, retry
+from workers import context, ending, learning
+from workers.answers import retry_policy
 from workers.ending import Ending
 from workers.limiter.limiter import Meter, Report
 
@@ -207,7 +208,7 @@ class Service(Operators):
     def _end(self, one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
         written, verdict = _ending(one, attempt, row, kind, tokens)
         if kind == "good":
-            learning.remember(row, None, retry.Verdict(retry.Next.SUCCEED, Outcome.SUCCEEDED))
+            learning.remember(row, None, retry_policy.Verdict(retry_policy.Next.SUCCEED, Outcome.SUCCEEDED))
             self.picture.serves_again(one, attempt)
         ending.commit(written)
         return written, verdict

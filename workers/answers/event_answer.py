@@ -10,9 +10,9 @@ from itertools import chain
 from typing import Any
 
 from models.content import endpoints
-from workers import sse
-from workers.assembly import Assembly, Chat, Pictures
-from workers.sse import Event, Splitter
+from workers.answers import sse
+from workers.answers.chat_chunks import Assembly, Chat, Pictures
+from workers.answers.sse import Event, Splitter
 from workers.upstream import answer_body
 from workers.upstream.answer_body import JsonObject
 from workers.upstream.client import Answer

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from workers.error_text import FIELD_BYTES, MESSAGE_BYTES, cut, moved, plain_words
+from workers.answers.error_text import FIELD_BYTES, MESSAGE_BYTES, cut, moved, plain_words
 from workers.upstream import answer_body
 
 ErrorObject = dict[str, object]

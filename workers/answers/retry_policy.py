@@ -8,10 +8,10 @@ from enum import StrEnum
 
 from models.config.settings import settings
 from models.jobs.jobs import Outcome
-from workers import blame, headers, upstream_error
-from workers.blame import MONEY, Fault
+from workers.answers import blame, rate_limit_headers, upstream_error
+from workers.answers.blame import MONEY, Fault
+from workers.answers.upstream_error import ErrorObject
 from workers.upstream.client import Answer, Lost, NotSent, TimedOut, TooLarge
-from workers.upstream_error import ErrorObject
 
 UNREADABLE = (
     "The upstream's answer is not the JSON that was asked for; the call may have been paid for and is not made again "
@@ -64,7 +64,7 @@ def judge(answer: Answer) -> Verdict:
     said = upstream_error.read(answer.status, answer.headers, answer.body)
     if answer.status == 429:
         return _judge_429(answer, said)
-    if answer.status == 503 and (pause := headers.pause_ms(answer.headers)):
+    if answer.status == 503 and (pause := rate_limit_headers.pause_ms(answer.headers)):
         return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
     if answer.status in RETRYABLE or answer.status >= 500:
         return Verdict(Next.AGAIN, Outcome.FAILED, error=said, pushed_back=answer.status == 503)
@@ -132,7 +132,7 @@ def _judge_429(answer: Answer, said: ErrorObject) -> Verdict:
         return _refused(429, said)
     if "request too large" in str(said.get("message", "")).lower():
         return Verdict(Next.FAIL, Outcome.REFUSED, error=said, status=429, exceeds=True)
-    pause = headers.pause_ms(answer.headers)
+    pause = rate_limit_headers.pause_ms(answer.headers)
     return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
 
 

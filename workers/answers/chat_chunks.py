@@ -1,7 +1,7 @@
 """The answer that a stream's events add up to: what the same call would have said at once. And an answer taken apart into events.
 
 Fields that nobody has heard of are kept: of a message, text goes on where it stopped, lists grow, anything else is said anew.
-Tool calls have rules of their own: workers/tool_calls.py.
+Tool calls have rules of their own: workers/answers/tool_calls.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 from io import StringIO
 from typing import Any, Protocol
 
-from workers import sse, tool_calls
+from workers.answers import sse, tool_calls
 
 JsonObject = dict[str, Any]
 
