@@ -16,9 +16,9 @@ from models.platform.errors import Unavailable
 from models.queue import admission
 from tests import webhook_tools
 from tests.line_tools import query
-from workers import ending
 from workers.channels import notify
-from workers.ending import Ending
+from workers.runner import finish
+from workers.runner.finish import Ending
 
 EVERY_S = 0.02
 CHAT = {"id": "chatcmpl-1", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]}
@@ -78,7 +78,7 @@ def end(row: Any, result: Result, finding: Finding) -> bool:
         claimed.id, given.dispatch_id, claimed.key_id, claimed.lane_id, claimed.model, finding, result,
         is_turn=claimed.conversation_id is not None,
     )  # fmt: skip
-    ending.commit(ended)
+    finish.commit(ended)
     notify.job(given.job_id, "ended")
     return True
 

@@ -12,8 +12,8 @@ from models.jobs import job_view, jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from tests.http_tools import Caller
 from tests.line_tools import admit, query
-from workers import context, ending
-from workers.ending import Ending
+from workers.runner import finish, prompt
+from workers.runner.finish import Ending
 
 Messages = list[dict[str, Any]]
 SESSION = "tea"
@@ -40,7 +40,7 @@ def claim(caller: Caller, name: str) -> Any:
     """The turn's row as a worker has it when its call goes out."""
     dispatch_id = admit(caller.key, job_view.parse_id(name))
     with db.begin() as session:
-        return context.complete(session, jobs.claim(session, job_view.parse_id(name), dispatch_id, lease_s=30))
+        return prompt.complete(session, jobs.claim(session, job_view.parse_id(name), dispatch_id, lease_s=30))
 
 
 def sent(row: Any) -> Messages:
@@ -63,7 +63,7 @@ def fail(row: Any, *, code: str = "bad") -> None:
 
 
 def end(row: Any, result: Result, finding: Finding) -> None:
-    ending.commit(Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=True))
+    finish.commit(Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=True))
 
 
 def talk(caller: Caller, *said: str | dict[str, Any], reply: str | dict[str, Any] = "yes", **more: Any) -> Messages:

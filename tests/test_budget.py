@@ -20,8 +20,8 @@ from models.platform.errors import NoMoney, NotFound
 from tests.http_tools import CHAT, Caller, error_of, stored, together
 from tests.line_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
 from tests.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing
-from workers import ending
-from workers.ending import Ending
+from workers.runner import finish as ending
+from workers.runner.finish import Ending
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -21,8 +21,8 @@ from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Unavailable
 from tests.line_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
-from workers import ending
-from workers.ending import Ending
+from workers.runner import finish as ending
+from workers.runner.finish import Ending
 
 pytestmark = pytest.mark.usefixtures("database")
 PNG = b"\x89PNG\r\n\x1a\n picture"

@@ -27,8 +27,8 @@ from models.database import migrate
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform import atomic_file
 from tests.test_supervisor import ANY_PORTS, STAND_IN
-from workers import ending
-from workers.ending import Ending
+from workers.runner import finish
+from workers.runner.finish import Ending
 
 ROOT = Path(__file__).parents[1]
 SMALL_KB = 256
@@ -143,7 +143,7 @@ def _lock(folder: Path) -> None:
 
 def _spool(folder: Path) -> None:
     whole = Ending(uuid4(), uuid4(), 1, 1, "m", Finding(Outcome.SUCCEEDED), Result(Status.SUCCEEDED, response=b"{}"))
-    kept = ending.spool(whole)
+    kept = finish.spool(whole)
     assert [kept] == list((folder / "spool").iterdir())
     kept.unlink()
 

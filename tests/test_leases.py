@@ -9,8 +9,8 @@ from uuid import uuid4
 import redis
 
 from models.database import db
-from workers.leases import Held, Leases
 from workers.limiter.limiter import Ask, Limiter, Limits, Meter
+from workers.runner.leases import Held, Leases
 from workers.upstream.call import Call
 
 METER = Meter(1, "m")

@@ -12,7 +12,7 @@ from redis.retry import Retry
 from deploy.embedded import Valkey
 from models.platform.errors import LineUnavailable
 from workers.limiter.limiter import Ask, BlockedBy, Grant, Learned, Limiter, Limits, Meter, Past, Report, Room, keys
-from workers.process import LATE_S
+from workers.runner.run_job import LATE_S
 
 METER = Meter(1, "gpt-4o")
 START_US = 1_767_000_000_000_000

@@ -18,11 +18,11 @@ from api.listener import Listener
 from api.seat import Seat, Seats
 from tests.processes import until
 from tests.test_api_server import subscribers
-from workers import leases
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk
 from workers.pacer import __main__ as pacer_main
 from workers.pacer.wakeups import Bell
+from workers.runner import leases
 
 pytestmark = pytest.mark.usefixtures("environment")
 STRANGE = (

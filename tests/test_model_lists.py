@@ -20,7 +20,7 @@ from tests.line_tools import query
 from tests.upstream.client import FakeUpstream, upstream
 from tests.upstream.texts import MODELS as NAMES
 from tests.workshop import Workshop, ask, issue, pool_of
-from workers.model_lists import ModelLists, refresh_one
+from workers.runner.model_list_refresh import ModelLists, refresh_one
 
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
@@ -231,7 +231,7 @@ def test_a_refused_refresh_keeps_the_last_copy_and_parks_nothing(
 
 
 def test_a_refresh_that_hangs_ends_and_keeps_the_last_copy(caller: Caller, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.model_lists.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("workers.runner.model_list_refresh.TIMEOUT_S", 0.2)
     keep(caller.key, only("old"))
     age(400)
     upstream.behave("sk-lists", hang="before")

@@ -14,8 +14,8 @@ from models.keys.keys import Key
 from tests.http_tools import Caller, error_of, together
 from tests.line_tools import finish, known, query, reap, start, submit
 from tests.money_tools import MODEL, cost, grant, issued
-from workers import ending
-from workers.ending import Ending
+from workers.runner import finish as ending
+from workers.runner.finish import Ending
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -18,9 +18,9 @@ from models.sessions import deletion
 from tests.line_tools import admit, known, outcomes, query, row, submit, told
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, pool_of
-from workers.leases import Leases
 from workers.limiter.limiter import Limiter
-from workers.process import Processor
+from workers.runner.leases import Leases
+from workers.runner.run_job import Processor
 from workers.upstream import body_budget, request
 from workers.upstream.body_budget import FREE_BYTES, BodyBudget
 from workers.upstream.client import Body

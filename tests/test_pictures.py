@@ -28,8 +28,8 @@ from tests.http_tools import Caller, finish, run
 from tests.line_tools import GOOD, query, row
 from tests.processes import Stack
 from tests.upstream.images import png
-from workers import ending
-from workers.ending import Ending
+from workers.runner import finish as ending
+from workers.runner.finish import Ending
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
 MB = 1_000_000

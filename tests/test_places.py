@@ -19,11 +19,11 @@ from models.keys.keys import Key
 from tests.chaos.link import Link
 from tests.line_tools import finish, known, query, row, submit
 from tests.test_pacer import Doorbells, allow, due_again, workers_have
-from workers.leases import Held, Leases
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.pacer.in_flight import Places
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Bell
+from workers.runner.leases import Held, Leases
 from workers.upstream.call import Call
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -10,10 +10,10 @@ import redis
 from models.jobs.jobs import Status
 from models.platform.errors import Unavailable
 from tests.line_tools import admit, known, outcomes, row, submit
-from workers import context
-from workers.leases import Leases
 from workers.limiter.limiter import Limiter
-from workers.process import Processor
+from workers.runner import prompt
+from workers.runner.leases import Leases
+from workers.runner.run_job import Processor
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -27,7 +27,7 @@ def test_a_turn_whose_memory_cannot_be_read_waits_again_and_has_not_failed(
     limiter = Limiter(redis_client)
     caller = known()
     turn = submit(caller, conversation="c1")
-    monkeypatch.setattr(context, "complete", away)
+    monkeypatch.setattr(prompt, "complete", away)
     Processor(limiter, Leases(limiter)).serve(turn, admit(caller, turn))
 
     after = row(turn)

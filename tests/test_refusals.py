@@ -19,9 +19,9 @@ from models.jobs.jobs import Outcome, Status
 from tests.line_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from tests.workshop import Workshop, ask, issue, pool_of
-from workers import learning
 from workers.answers import retry_policy
 from workers.limiter.limiter import Meter
+from workers.runner import feedback
 
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database")
@@ -172,7 +172,7 @@ def test_a_refusal_while_postgres_is_away_does_not_fail_the_job(override: Callab
     about = {"model": "m", "endpoint": "/v1/chat/completions", "refusals": None, "headers": None, "is_probe": False}
     claimed = SimpleNamespace(id=uuid4(), credential_id=1, **about)
 
-    assert retry_policy.Next.WAIT == learning.remember(claimed, None, refused).next
+    assert retry_policy.Next.WAIT == feedback.remember(claimed, None, refused).next
 
 
 def test_a_key_of_its_own_fails_at_once(workshop: Workshop, upstream: FakeUpstream) -> None:

@@ -20,10 +20,10 @@ from tests.line_tools import known, query, reap, row, start, submit
 from tests.processes import until
 from tests.stream_tools import content, heard
 from tests.upstream.answer import END_OF_CHUNKS, chunk
-from workers import stream
 from workers.answers.retry_policy import Next
 from workers.channels import notify, token_stream
-from workers.relay import Relay
+from workers.runner import stream
+from workers.runner.stream_publisher import Relay
 from workers.upstream.call import Call
 from workers.upstream.client import Lost, Request
 

@@ -17,12 +17,12 @@ from models.keys.keys import Key, Limits
 from tests.line_tools import known, query, submit
 from tests.upstream.client import FakeUpstream
 from workers.broker.publish import Call
-from workers.leases import Leases
 from workers.limiter.limiter import Limiter, Meter
 from workers.limiter.limiter import keys as redis_keys
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Bell
-from workers.process import Processor
+from workers.runner.leases import Leases
+from workers.runner.run_job import Processor
 
 SLOTS = 64
 

@@ -14,17 +14,17 @@ from models.config.settings import settings
 from models.platform import allocator
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
-from workers import registry
 from workers.broker import lifecycle
 from workers.broker.celery_app import app
 from workers.broker.consumer_watchdog import Doorbells, Ear, end_when_deaf
 from workers.broker.queues import NAME, QUEUE
 from workers.channels import notify
 from workers.flower import worker_info
-from workers.leases import Leases, listen_for_cancels
 from workers.limiter.limiter import Limiter
-from workers.model_lists import ModelLists
-from workers.process import Processor
+from workers.runner import heartbeat
+from workers.runner.leases import Leases, listen_for_cancels
+from workers.runner.model_list_refresh import ModelLists
+from workers.runner.run_job import Processor
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +58,13 @@ def _log(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
-    beat = registry.Beat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
+    beat = heartbeat.Beat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
     for work in (
         lambda: beat.run(_stop),
         lambda: listen_for_cancels(leases, _stop),
         lambda: ModelLists().listen(_stop),
         lambda: lifecycle.tell_flower(sender, _stop),
-        lambda: end_when_deaf(ear, _stop, draining=registry.draining, running=leases.__len__),
+        lambda: end_when_deaf(ear, _stop, draining=heartbeat.draining, running=leases.__len__),
     ):
         threading.Thread(target=work, daemon=True).start()
 
@@ -72,14 +72,14 @@ def _start(sender: Any, **_: Any) -> None:
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _drain(**_: Any) -> None:
     # Signal handlers run in the main loop: only a flag here, the beat tells the pacer.
-    registry.draining.set()
+    heartbeat.draining.set()
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _leave(sender: Any, **_: Any) -> None:
     _stop.set()
     try:
-        registry.leave(sender.hostname)
+        heartbeat.leave(sender.hostname)
     except Unavailable:
         log.warning("could not sign off: Postgres is away", extra={"pid": os.getpid()})
     tracing.stop()

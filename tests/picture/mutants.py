@@ -143,22 +143,22 @@ MUTANTS = (
     ),
     Mutant(
         "a job that is always throttled fails in the end",
-        "workers/process.py",
+        "workers/runner/run_job.py",
         (("verdict.throttled and work.row.throttles + 1 >= settings().max_throttles", "False"),),
     ),
     Mutant(
         "a throttled job waits by itself",
-        "workers/process.py",
+        "workers/runner/run_job.py",
         (("    if refusals == 1 and learned is not None and learned.cooldown_until_us:\n", "    if refusals < 99:\n"),),
     ),
     Mutant(
         "a refusal by one credential is no failed attempt",
-        "workers/process.py",
+        "workers/runner/run_job.py",
         (("else learning.refusal_of(work.row, verdict)))", "else learning.refusal_of(work.row, verdict), counts=True))"),),
     ),
     Mutant(
         "of several refusals the caller gets the most telling",
-        "workers/learning.py",
+        "workers/runner/feedback.py",
         (("best = min([last, *before], key=", "best = max([last, *before], key="),),
     ),
 )

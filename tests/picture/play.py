@@ -24,8 +24,8 @@ from tests.line_tools import query
 from tests.picture.picture import Picture
 from tests.picture.things import Lane, Tenant, Ticket, Verdict
 from tests.test_pacer import Stage
-from workers.ending import Ending
 from workers.limiter.limiter import Limiter, Meter, Report
+from workers.runner.finish import Ending
 
 GRANT = 3_000
 NAMES = ("ann", "bob", "cas")

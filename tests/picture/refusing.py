@@ -12,12 +12,12 @@ from models.content.endpoints import PAID
 from models.jobs.jobs import Finding, Result
 from tests.picture.picture import Picture
 from tests.picture.things import Call, Ticket, Verdict
-from workers import learning, process
 from workers.answers import retry_policy
-from workers.ending import Ending
 from workers.limiter.limiter import Meter
 from workers.observe.attempt_log import Telling
-from workers.relay import Relay
+from workers.runner import feedback, run_job
+from workers.runner.finish import Ending
+from workers.runner.stream_publisher import Relay
 from workers.upstream import request
 from workers.upstream.call import Call as UpstreamCall
 from workers.upstream.client import Answer
@@ -40,7 +40,7 @@ ANSWERS: dict[str, Answer] = {
 
 
 @dataclass(frozen=True)
-class Written(process.Work):
+class Written(run_job.Work):
     """A claimed job that keeps the ending that was made of it."""
 
     endings: list[Ending] = field(default_factory=list)
@@ -62,7 +62,7 @@ def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple
         content=bytes(row.request),
     )  # fmt: skip
     answer = ANSWERS[kind]
-    process._fail_or_again(work, learning.remember(row, None, retry_policy.judge(answer)), answer=answer)
+    run_job._fail_or_again(work, feedback.remember(row, None, retry_policy.judge(answer)), answer=answer)
     return work.endings[-1], expected
 
 

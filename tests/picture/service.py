@@ -24,10 +24,10 @@ from tests.picture.operators import Operators
 from tests.picture.play import job_id
 from tests.picture.things import Call, Lane, Ticket, Verdict
 from tests.test_pacer import due_again, workers_have
-from workers import context, ending, learning
 from workers.answers import retry_policy
-from workers.ending import Ending
 from workers.limiter.limiter import Meter, Report
+from workers.runner import feedback, finish, prompt
+from workers.runner.finish import Ending
 
 # Longer than any test takes: what is put off is so until the test says otherwise.
 LATER_S = 3_600
@@ -197,7 +197,7 @@ class Service(Operators):
         one, dispatch, row = call
         if dispatch in self.endings:
             written, verdict = self.endings[dispatch]
-            ending.commit(written)
+            finish.commit(written)
         else:
             attempt = next(each for each in one.calls if each.dispatch == dispatch)
             made = refusing.end(self.picture, one, attempt, row, kind) if kind in refusing.ANSWERS else None
@@ -208,9 +208,9 @@ class Service(Operators):
     def _end(self, one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
         written, verdict = _ending(one, attempt, row, kind, tokens)
         if kind == "good":
-            learning.remember(row, None, retry_policy.Verdict(retry_policy.Next.SUCCEED, Outcome.SUCCEEDED))
+            feedback.remember(row, None, retry_policy.Verdict(retry_policy.Next.SUCCEED, Outcome.SUCCEEDED))
             self.picture.serves_again(one, attempt)
-        ending.commit(written)
+        finish.commit(written)
         return written, verdict
 
     def lose_it(self, one: Ticket) -> None:
@@ -227,7 +227,7 @@ class Service(Operators):
             return
         before = one.talk.turns[: one.talk.turns.index(one)]
         with db.begin() as session:
-            going = json.loads(bytes(context.complete(session, row).request))["messages"]
+            going = json.loads(bytes(prompt.complete(session, row).request))["messages"]
 
         assert not any(each.is_open for each in before)
         told = [said for each in before if each.status == "succeeded" for said in (each.asked, each.said)]
@@ -261,7 +261,7 @@ class Service(Operators):
 
 
 def _ending(one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
-    """As a worker makes it of what the upstream did (workers/process.py)."""
+    """As a worker makes it of what the upstream did (workers/runner/run_job.py)."""
     counts = kind in ("failed", "lost")
     is_over = counts and (attempt.failures + 1 >= one.max_attempts or (kind == "lost" and one.on_lost == "fail"))
     outcome = {"good": "succeeded", "lost": "unknown", "aborted": "cancelled"}.get(kind, kind)

@@ -64,7 +64,7 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def build(row: Any, content: bytes | Body) -> Request:
-    """The call for this claimed job. content: as workers/outgoing.py made it."""
+    """The call for this claimed job. content: as workers/runner/outgoing.py made it."""
     headers = {**(row.headers or {}), "X-Client-Request-Id": str(row.dispatch_id)}
     is_azure = row.credential_kind == credential_address.AZURE
     is_read = endpoints.method(row.endpoint) == "GET"

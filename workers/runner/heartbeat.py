@@ -13,8 +13,8 @@ from models.config.settings import settings
 from models.database import db
 from models.jobs import workers
 from models.platform.errors import Unavailable
-from workers import ending
-from workers.leases import Leases
+from workers.runner import finish
+from workers.runner.leases import Leases
 from workers.upstream import body_budget
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Beat:
             self.leases.renew()
             with db.begin() as session:
                 workers.report(session, self.name, slots=slots, jobs=self.leases.jobs())
-            ending.replay()
+            finish.replay()
             body_budget.trim_after_peak()
         except Unavailable:
             log.warning("beat missed: Postgres is away", extra={"worker": self.name})

@@ -20,16 +20,16 @@ from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
 from models.telemetry import logs
-from workers import ending, learning, outgoing, stream
 from workers.answers import event_answer, rate_limit_headers, retry_policy
 from workers.answers.retry_policy import Next, Verdict
 from workers.channels import notify
-from workers.ending import Ending
-from workers.leases import Held, Leases
 from workers.limiter.limiter import Learned, Limiter, Meter, Report
 from workers.observe import counters
 from workers.observe.attempt_log import Telling
-from workers.relay import Relay
+from workers.runner import feedback, finish, outgoing, stream
+from workers.runner.finish import Ending
+from workers.runner.leases import Held, Leases
+from workers.runner.stream_publisher import Relay
 from workers.upstream import answer_body, body_budget, request
 from workers.upstream.body_budget import FREE_BYTES, Room
 from workers.upstream.call import Call
@@ -114,7 +114,7 @@ class Processor:
         if room.may_wait(settings().worker_threads // 2) and room.reserve(wanted):
             return True
         self._release(Meter(row.credential_id, row.model), row, Report(sent=False))
-        ending.put_back(row, why=NO_ROOM, delay_s=NO_ROOM_DELAY_S)
+        finish.put_back(row, why=NO_ROOM, delay_s=NO_ROOM_DELAY_S)
         return False
 
     def _run_claimed(self, job_id: UUID, dispatch_id: UUID, room: Room, *, began: float) -> None:
@@ -140,7 +140,7 @@ class Processor:
             work, why = _load(work, room)
             if why := why or self._why_not(work, began=began):
                 self._release(work.meter, row, Report(sent=False))
-                ending.write(work.back(Finding(Outcome.NOT_SENT), why=why, delay_s=NO_ROOM_DELAY_S if why == NO_ROOM else 0))
+                finish.write(work.back(Finding(Outcome.NOT_SENT), why=why, delay_s=NO_ROOM_DELAY_S if why == NO_ROOM else 0))
             else:
                 self._run(work)
         except Exception as error:
@@ -175,7 +175,7 @@ class Processor:
             self._release(work.meter, work.row, Report())
             cost = None if work.call.is_sent else 0
             result = Result(Status.CANCELLED, transcript=work.relay.transcript)
-            ending.write(work.done(Finding(Outcome.CANCELLED, cost_microusd=cost), result))
+            finish.write(work.done(Finding(Outcome.CANCELLED, cost_microusd=cost), result))
         except Lost as error:
             self._release(work.meter, work.row, Report(pushed_back=True))
             _fail_or_again(work, retry_policy.lost(error), answer=None)
@@ -199,11 +199,11 @@ class Processor:
             **vars(told if is_good else told.of_refusal() if verdict.throttled else rate_limit_headers.NOTHING),
         )
         learned = self._release(work.meter, work.row, report)
-        verdict = learning.remember(work.row, learned, verdict)
+        verdict = feedback.remember(work.row, learned, verdict)
         if verdict.next == Next.SUCCEED:
             finding = Finding(verdict.outcome, answer.status, _request_id(answer))
             result = Result(Status.SUCCEEDED, http_status=answer.status, response=answer.body, transcript=work.relay.transcript)
-            work.telling.used(ending.write(work.done(finding, result)))
+            work.telling.used(finish.write(work.done(finding, result)))
         else:
             _fail_or_again(work, verdict, answer=answer, learned=learned)
 
@@ -219,7 +219,7 @@ class Processor:
             return self._limiter.release(bound, str(row.dispatch_id), report, tell=notify.budget(row.lane_id))
         except LineUnavailable:
             # A pause that the upstream asked for is stored at least, for the state that will be rebuilt.
-            return learning.unheard(report)
+            return feedback.unheard(report)
 
     def _give_back(self, job_id: UUID, dispatch_id: UUID) -> None:
         """A doorbell for a job that ended meanwhile without this call: what was reserved for it is free again."""
@@ -278,14 +278,14 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
             error=verdict.error,
             transcript=work.relay.transcript if work.relay.has_begun else None,
         )
-        ending.write(work.done(finding, failed))
+        finish.write(work.done(finding, failed))
     elif verdict.throttled:
-        ending.write(work.back(finding, delay_s=_throttle_delay_s(work, verdict, learned), throttled=True))
+        finish.write(work.back(finding, delay_s=_throttle_delay_s(work, verdict, learned), throttled=True))
     elif verdict.next == Next.WAIT:
         # A credential that serves nobody has not refused this job: mended meanwhile, it may serve it.
-        ending.write(work.back(finding, refusal=None if verdict.park else learning.refusal_of(work.row, verdict)))
+        finish.write(work.back(finding, refusal=None if verdict.park else feedback.refusal_of(work.row, verdict)))
     else:
-        ending.write(work.back(finding, delay_s=retry_policy.delay_s(work.row.failures), counts=True))
+        finish.write(work.back(finding, delay_s=retry_policy.delay_s(work.row.failures), counts=True))
 
 
 def _throttle_delay_s(work: Work, verdict: Verdict, learned: Learned | None) -> float:

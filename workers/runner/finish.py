@@ -32,7 +32,7 @@ from models.sessions import stored_completions
 from models.telemetry import metrics
 from workers.channels import notify
 from workers.observe import counters
-from workers.spool_backoff import SpoolBackoff
+from workers.runner.spool_backoff import SpoolBackoff
 from workers.upstream import answer_body
 
 log = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def spool(ending: Ending) -> Path:
 def replay(*, now: float | None = None) -> int:
     """Stores spooled endings and deletes their files; returns how many. Ends when Postgres is away.
 
-    A file that cannot be read or stored stays, and is tried again by and by (workers/spool_backoff.py); the others go on.
+    A file that cannot be read or stored stays, and is tried again by and by (workers/runner/spool_backoff.py); the others go on.
     now: monotonic seconds.
     """
     now = time.monotonic() if now is None else now

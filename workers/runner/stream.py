@@ -15,7 +15,7 @@ from workers.answers import chat_chunks, event_answer, retry_policy
 from workers.answers.event_answer import KINDS, Collector, Part
 from workers.answers.retry_policy import Next, Verdict
 from workers.answers.sse import Event, Splitter
-from workers.relay import Relay
+from workers.runner.stream_publisher import Relay
 from workers.upstream import answer_body
 from workers.upstream.answer_body import JsonObject
 from workers.upstream.call import Call

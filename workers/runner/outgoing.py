@@ -13,7 +13,7 @@ from models.config.settings import settings
 from models.content import endpoints
 from models.database import db
 from models.queue import history_window
-from workers import context, stream
+from workers.runner import prompt, stream
 from workers.upstream import request
 from workers.upstream.body_budget import FREE_BYTES, WAIT_S, Room
 from workers.upstream.client import Body
@@ -57,4 +57,4 @@ def _whole(row: Any, wanted: int) -> bytes:
     if row.conversation_id is None or row.endpoint != endpoints.CHAT:
         return content
     with db.begin() as session:
-        return bytes(context.complete(session, row._replace(request=content)).request)
+        return bytes(prompt.complete(session, row._replace(request=content)).request)
