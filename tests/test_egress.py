@@ -18,8 +18,8 @@ import pytest
 from models.webhooks import url_policy
 from tests import certificates as own_certificates
 from tests.nameserver import NameServer
-from workers import egress
-from workers.egress import Refused, Reply, Unreachable
+from workers.webhooks import safe_http
+from workers.webhooks.safe_http import Refused, Reply, Unreachable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Said: yes\r\n\r\nok"
 TIMEOUT_S = 20.0  # long: nothing here may depend on the machine being quick
@@ -102,7 +102,7 @@ def receiver(override: Callable[..., None], answer: Callable[[socket.socket], No
 
 
 def post(url: str, *, timeout_s: float = TIMEOUT_S, names: NameServer | None = None, body: bytes = b"{}") -> Reply:
-    return egress.post(url, headers={"X-Ours": "1"}, body=body, timeout_s=timeout_s, resolver=names.resolver() if names else None)
+    return safe_http.post(url, headers={"X-Ours": "1"}, body=body, timeout_s=timeout_s, resolver=names.resolver() if names else None)
 
 
 # Decimal, octal, hexadecimal and short; with dots and digits of other scripts; IPv6 that is or embeds it; dressed up with names.
@@ -279,7 +279,7 @@ def test_no_more_than_the_first_64_kilobytes_of_an_answer_are_read(override: Cal
         reply = post(f"http://127.0.0.1:{server.port}/")
 
     assert 200 == reply.status
-    assert egress.READ_MOST_BYTES - 100 < len(reply.body) <= egress.READ_MOST_BYTES
+    assert safe_http.READ_MOST_BYTES - 100 < len(reply.body) <= safe_http.READ_MOST_BYTES
 
 
 def drip(piece: bytes, *, first: bytes = b"") -> Callable[[socket.socket], None]:
@@ -303,7 +303,7 @@ def test_a_drip_does_not_extend_the_time(override: Callable[..., None], piece: b
 
 
 def test_an_answer_that_never_ends_is_judged_by_its_status(override: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egress, "BODY_S", 0.1)
+    monkeypatch.setattr(safe_http, "BODY_S", 0.1)
     with receiver(override, drip(b"x", first=b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\n")) as server:
         reply = post(f"http://127.0.0.1:{server.port}/")
 
@@ -368,13 +368,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def secure(certificates: Path, override: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     """A receiver over TLS whose certificate is for good.example; our own CA is known to the machine."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
-    egress._tls.cache_clear()
+    safe_http._tls.cache_clear()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "server.pem")
     with Listener(OK, tls=context) as listener:
         override(webhook_allow_ports=str(listener.port), webhook_allow_networks="127.0.0.0/8")
         yield listener
-    egress._tls.cache_clear()
+    safe_http._tls.cache_clear()
 
 
 def test_tls_is_verified_by_the_name_though_the_socket_goes_to_an_address(secure: Listener) -> None:
@@ -390,7 +390,7 @@ def test_tls_is_verified_by_the_name_though_the_socket_goes_to_an_address(secure
 
 def test_a_certificate_of_a_stranger_is_not_taken(secure: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    egress._tls.cache_clear()
+    safe_http._tls.cache_clear()
     with NameServer({"good.example": [["127.0.0.1"]]}) as names, pytest.raises(Unreachable, match="its certificate is not valid"):
         post(f"https://good.example:{secure.port}/", names=names)
 

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from api import json_text
 from models.platform.errors import ServingError
 from models.webhooks import url_policy
-from workers import egress
 from workers.answers import rate_limit_headers
 from workers.answers.rate_limit_headers import DAY_MS, PAUSE_MOST_MS
 from workers.answers.sse import Event, Splitter
-from workers.egress import Unreachable
+from workers.webhooks import safe_http
+from workers.webhooks.safe_http import Unreachable
 
 MANY = settings(max_examples=20_000 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 150, deadline=None)
 # Bytes of which streams are made, and others.
@@ -119,7 +119,7 @@ def test_no_inner_address_is_reached_however_it_is_written() -> None:
     @given(INSIDE, st.integers(0, 16), st.sampled_from(["", ":443", ":80"]))
     def holds(address: ipaddress.IPv4Address, which: int, port: str) -> None:
         with pytest.raises(Unreachable):
-            egress.post(f"https://{spellings(address)[which]}{port}/", headers={}, body=b"", timeout_s=60)
+            safe_http.post(f"https://{spellings(address)[which]}{port}/", headers={}, body=b"", timeout_s=60)
 
     holds()
 
@@ -138,7 +138,7 @@ def test_a_name_whose_answers_change_leads_to_a_public_address_or_nowhere() -> N
 
         is_public = all(ipaddress.ip_address(each).is_global for each in answers[0])
         try:
-            egress.post("https://example.com/", headers={}, body=b"", timeout_s=60, resolver=resolver)
+            safe_http.post("https://example.com/", headers={}, body=b"", timeout_s=60, resolver=resolver)
         except Connected as error:
             assert is_public
             assert error.args[0][0] in answers[0], "the address that was checked"

@@ -22,7 +22,7 @@ from models.webhooks.retry_schedule import RETRIES, SCHEDULE_S
 from tests.line_tools import finish, known, query, start, submit
 from tests.webhook_receiver import Got, Receiver
 from tests.webhook_tools import claim, deliveries, endpoint, endpoint_and_secret, make_due, pick, put_right
-from workers.webhooks import Sender, sign
+from workers.webhooks.sender import Sender, sign
 
 
 @pytest.fixture

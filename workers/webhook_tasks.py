@@ -16,7 +16,7 @@ from models.webhooks import url_policy
 from workers.broker import lifecycle
 from workers.broker.celery_app import app
 from workers.broker.queues import WEBHOOK_NAME
-from workers.webhooks import Sender
+from workers.webhooks.sender import Sender
 
 log = logging.getLogger(__name__)
 

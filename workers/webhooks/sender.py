@@ -24,11 +24,11 @@ from models.telemetry.tracing import Kind, Span
 from models.webhooks import deliveries, retry_schedule
 from models.webhooks.deliveries import Attempt, Claimed
 from models.webhooks.delivery_log import PREFIX
-from workers import egress
 from workers.answers import rate_limit_headers
 from workers.channels import notify
-from workers.egress import Refused, Reply, Unreachable
 from workers.observe import attempt_log, counters
+from workers.webhooks import safe_http
+from workers.webhooks.safe_http import Refused, Reply, Unreachable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Sender:
         """What came of sending it once, and how long the receiver asked to wait."""
         began = time.monotonic()
         try:
-            reply = egress.post(
+            reply = safe_http.post(
                 one.url, headers=_headers(one, traceparent), body=one.payload, timeout_s=settings().webhook_timeout_s,
                 resolver=self._resolver,
             )  # fmt: skip
@@ -189,4 +189,4 @@ def _since_ms(began: float) -> int:
 
 
 def _lease_s() -> float:
-    return settings().webhook_timeout_s + egress.BODY_S + TRY_S + 8
+    return settings().webhook_timeout_s + safe_http.BODY_S + TRY_S + 8
