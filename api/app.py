@@ -17,11 +17,9 @@ from api import (
     dashboard,
     deliveries,
     docs,
-    errors,
     events,
     health,
     host_check,
-    intake,
     jobs,
     levers,
     metrics,
@@ -39,6 +37,7 @@ from api import (
 )
 from api.auth import Callers
 from api.heartbeat import Heartbeat
+from api.http import body_budget, errors
 from api.waiting import hall
 from models.access.wrong_tokens import WrongTokens
 
@@ -55,7 +54,7 @@ def create_app() -> Flask:
     errors.register(app)
     host_check.register(app)
     cors.register(app)
-    intake.register(app)
+    body_budget.register(app)
     for routes in (
         openai.routes, model_lists.routes, jobs.routes, events.routes, relay.routes, artifacts.routes, webhooks.routes, deliveries.routes,
         balance.routes, dashboard.routes, sessions.routes, attachments.routes, stored_completions.routes,

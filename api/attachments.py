@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from flask import Blueprint, Response, request
 
-from api import auth, body, filetypes, form, multipart, pictures, render
-from api.multipart import Part
+from api import auth, filetypes, form, pictures
+from api.http import multipart, render, request_body
+from api.http.multipart import Part
 from models.config.settings import settings
 from models.content import attachments
 from models.content.attachments import File
@@ -44,7 +45,7 @@ def _files() -> Sequence[File]:
     boundary = request.mimetype_params.get("boundary", "")
     if request.mimetype != form.FORM or not form.BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the file as `Content-Type: {form.FORM}; boundary=…`, in a part named `file`.")
-    parts = multipart.split(body.receive(request, most=settings().max_upload_bytes), boundary)
+    parts = multipart.split(request_body.receive(request, most=settings().max_upload_bytes), boundary)
     found = [_file(part) for part in parts if part.filename is not None]
     if not found:
         raise Invalid("`file` is required: at least one part of the form with a `filename`.", param="file")

@@ -7,7 +7,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import auth, dates, render, visitor
+from api import auth, dates, visitor
+from api.http import render
 from models.billing import statement
 from models.billing.money import usd
 from models.billing.statement import GROUPS

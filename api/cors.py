@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, request
 
-from api import errors
+from api.http import errors
 from models.access import host_names
 from models.config.settings import settings
 from models.platform.errors import OriginNotAllowed

@@ -6,7 +6,8 @@ from functools import cache
 
 from flask import Blueprint, Response, render_template, request
 
-from api import openapi, render
+from api import openapi
+from api.http import render
 from models.jobs.job_view import JsonObject
 
 routes = Blueprint("docs", __name__)

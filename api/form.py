@@ -11,9 +11,10 @@ from types import MappingProxyType
 from flask import Request
 from werkzeug.http import dump_options_header
 
-from api import body, controls, multipart, offload
-from api.body import Made
-from api.multipart import Part
+from api import controls
+from api.http import multipart, offload, request_body
+from api.http.multipart import Part
+from api.http.request_body import Made
 from models.config.settings import settings
 from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, UnsupportedMedia
@@ -73,7 +74,7 @@ def read_then(request: Request, then: Callable[[Form], Made]) -> Made:
     boundary = request.mimetype_params.get("boundary", "")
     if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
-    content = body.receive(request, most=settings().max_upload_bytes)
+    content = request_body.receive(request, most=settings().max_upload_bytes)
     return offload.run(len(content), lambda: then(parse(content, boundary)))
 
 

@@ -11,7 +11,7 @@ import math
 import time
 from uuid import uuid4
 
-from api import render
+from api.http import render
 from models.content.endpoints import EDITS, IMAGES
 from models.jobs import job_view
 from models.jobs.job_view import JsonObject

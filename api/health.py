@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import redis
 from flask import Blueprint, Response, current_app
 
-from api import render
+from api.http import render
 from models.database import db
 from models.jobs import workers
 from models.platform.errors import ServingError, Unavailable

@@ -18,8 +18,9 @@ from uuid import UUID
 
 from flask import Request, Response
 
-from api import door, errors, late_failure, pictures, replies
+from api import door, late_failure, pictures, replies
 from api.events import limit_sending
+from api.http import errors
 from api.leaving import BrokenOff, Closing, leave, leave_now
 from api.waiting import hall
 from models.config.settings import settings

@@ -10,7 +10,8 @@ import logging
 
 from flask import Flask, Response, request
 
-from api import access, auth, errors, visitor
+from api import auth, visitor
+from api.http import access_log, errors
 from models.access import host_names
 from models.config.settings import settings
 from models.platform import token_forms
@@ -41,7 +42,9 @@ def _refuse() -> Response | None:
 
 def _is_guarded() -> bool:
     """Whether a page elsewhere could use this request."""
-    if request.environ.get(access.ROUTE) in access.WATCHED or auth.bearer(request).startswith((token_forms.ISSUED, token_forms.OPERATOR)):
+    if request.environ.get(access_log.ROUTE) in access_log.WATCHED or auth.bearer(request).startswith(
+        (token_forms.ISSUED, token_forms.OPERATOR)
+    ):
         return False
     return host_names.has_open_loopback() or _is_visitor()
 

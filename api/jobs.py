@@ -11,8 +11,9 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, body, controls, doorbell, ended, forwarded, orders, paging, pictures, render, replies, visitor
+from api import answers, auth, controls, doorbell, ended, orders, pictures, replies, visitor
 from api.accept import accept
+from api.http import forwarded_headers, paging, render, request_body
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view, jobs
@@ -32,17 +33,17 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 def submit() -> Response:
     """202: the job stands in line, and is on disk."""
     caller = auth.caller(request)
-    going = forwarded.headers(request, caller)
+    going = forwarded_headers.headers(request, caller)
     # Not the proxy: there is no request's context where a body is parsed.
     asked = request._get_current_object()  # type: ignore[attr-defined]  # typed as what it stands for
-    line = _line() + forwarded.said(going)
+    line = _line() + forwarded_headers.said(going)
 
-    def read(sent: body.Sent) -> tuple[Order, bytes]:
+    def read(sent: request_body.Sent) -> tuple[Order, bytes]:
         # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
         wanted = visitor.mark(asked, {**sent.value, **controls.of_headers(asked.headers)})
-        return orders.make(caller, wanted), body.digest(line, visitor.mark(asked, sent.value))
+        return orders.make(caller, wanted), request_body.digest(line, visitor.mark(asked, sent.value))
 
-    order, digest = body.read_then(request, read)
+    order, digest = request_body.read_then(request, read)
     return _accept(replace(order, headers=going), digest=digest)
 
 

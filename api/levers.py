@@ -9,7 +9,8 @@ from uuid import UUID
 from flask import Response, request
 from pydantic import BaseModel
 
-from api import body, bulk_retry, deeds, operators, ops_schemas, render, schemas
+from api import bulk_retry, deeds, operators, ops_schemas, schemas
+from api.http import render, request_body
 from models.jobs import job_view
 from models.ops import pause
 from models.ops.pause import Target
@@ -151,7 +152,7 @@ def retry_all() -> Response:
 
 def _read(kind: type[Wanted]) -> Wanted:
     """The body; none is an empty one."""
-    return schemas.check(kind, body.read(request) if request.content_length or request.mimetype else {})
+    return schemas.check(kind, request_body.read(request) if request.content_length or request.mimetype else {})
 
 
 def _target(things: str, name: str) -> Target:

@@ -16,7 +16,8 @@ from typing import Any
 
 from flask import Blueprint, Request, Response, request
 
-from api import auth, doorbell, forwarded, offload, render
+from api import auth, doorbell
+from api.http import forwarded_headers, offload, render
 from models.config.settings import settings
 from models.database import db
 from models.jobs.job_view import JsonObject
@@ -126,7 +127,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _account(request: Request, caller: Key) -> str:
-    going = forwarded.headers(request, caller) or {}
+    going = forwarded_headers.headers(request, caller) or {}
     return model_lists.account({name: value for name, value in going.items() if name in ACCOUNT_HEADERS})
 
 

@@ -8,9 +8,10 @@ from uuid import UUID, uuid4
 
 from flask import Blueprint, Response, request
 
-from api import ask, auth, held, intake, late_failure, limits, pictures, prefer, relay, render
+from api import ask, auth, held, late_failure, limits, pictures, relay
 from api.accept import accept
-from api.prefer import Preferences
+from api.http import body_budget, prefer, render
+from api.http.prefer import Preferences
 from api.waiting import hall
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
@@ -84,7 +85,7 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
         hall.expect_room(caller.id)
     # Who waits must not hold the body meanwhile: it is read and dropped in there.
     arrival = _arrive(caller, endpoint, model=model, who=who)
-    intake.release()
+    body_budget.release()
     if who is None:
         made = _without_waiting(arrival, caller, wanted)
     elif arrival.is_streamed:

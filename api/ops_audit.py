@@ -6,7 +6,8 @@ import re
 
 from flask import Response
 
-from api import operators, paging
+from api import operators
+from api.http import paging
 from models.access import audit_log
 from models.database import db
 from models.platform.errors import Invalid

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from api import bodies, controls, estimate, json_text, pictures, schemas
+from api import bodies, controls, estimate, pictures, schemas
 from api.bodies import KINDS, Upstream
+from api.http import json_text
 from api.schemas import Controls
 from models.config.settings import settings
 from models.content import attachments, chat_messages, token_estimate

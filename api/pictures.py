@@ -7,7 +7,7 @@ from uuid import UUID
 
 from flask import Request, Response
 
-from api import render
+from api.http import render
 from api.pieces import Body
 from models.config.settings import settings
 from models.content import artifacts, image_placeholders

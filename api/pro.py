@@ -14,8 +14,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import auth, body, dashboard, ended, errors, json_text, orders, render, replies, schemas
+from api import auth, dashboard, ended, orders, replies, schemas
 from api.accept import accept
+from api.http import errors, json_text, render, request_body
 from api.schemas import Controls
 from models.billing import statement
 from models.billing.money import usd
@@ -55,12 +56,12 @@ _CANCELLED = "任务已取消，请重新提交"
 @routes.post("/chat/completions")
 def ask() -> Response:
     """The answer when it is there within NOWSERVING_PRO_WAIT_S, else the job's id to fetch it by."""
-    said = body.read(request)
+    said = request_body.read(request)
     words = {name: _words(said, name, most) for name, most in LIMITS.items()}
     caller = _caller(words["apiKey"])
     wanted = {"model": settings().pro_model, "messages": [{"role": "user", "content": words["content"]}]}
     order = orders.direct(caller, CHAT, wanted, write=lambda value: (json_text.dump(value), None), own=_session(words["sessionId"]))
-    digest = body.digest(b"POST /pro\n", {name: words[name] for name in ("sessionId", "content")})
+    digest = request_body.digest(b"POST /pro\n", {name: words[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     return _answer(caller, job_view.public_id(accepted.job_id))
 

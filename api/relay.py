@@ -21,9 +21,10 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import auth, errors, frames, replies, stream_head
+from api import auth, frames, replies, stream_head
 from api.door import is_closed
 from api.events import limit_sending
+from api.http import errors
 from api.leaving import BrokenOff, leave, leave_now
 from api.waiting import Seat, hall
 from models.config.settings import settings

@@ -12,7 +12,8 @@ from typing import Any
 
 from flask import Response
 
-from api import pictures, render
+from api import pictures
+from api.http import render
 from models.jobs.jobs import Status
 
 # What the upstream never said, by what became of the call; everything else that went wrong out there is a bad gateway.

@@ -16,8 +16,8 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from api import access
 from api.configured import NotConfigured, check
+from api.http import access_log
 from models.config.settings import settings
 from models.platform import allocator
 from models.telemetry import logs, metrics_folder, tracing
@@ -44,7 +44,7 @@ def connections() -> int:
 
 
 class Log(Logger):  # type: ignore[misc]  # its base is Any
-    """gunicorn's log, on the lines and behind the redaction of ours. Its line for each request is ours too (api/access.py)."""
+    """gunicorn's log, on the lines and behind the redaction of ours. Its line for each request is ours too (api/http/access_log.py)."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
@@ -54,7 +54,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
             own.propagate = True
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
-        access.say(environ, status=resp.status_code, sent_bytes=resp.sent, took_s=request_time.total_seconds())
+        access_log.say(environ, status=resp.status_code, sent_bytes=resp.sent, took_s=request_time.total_seconds())
         # What comes next on this connection is another matter.
         logs.begin()
 

@@ -6,7 +6,8 @@ import time
 
 from flask import Blueprint, Response, request
 
-from api import auth, body, doorbell, paging, pictures, render, schemas, visitor
+from api import auth, doorbell, pictures, schemas, visitor
+from api.http import paging, render, request_body
 from api.session_schemas import NewSession, SessionChange
 from models.database import db
 from models.jobs import jobs
@@ -25,7 +26,7 @@ ERASED_AT_ONCE = 200
 def create() -> Response:
     """201: a session without turns. Not needed: the first job that names it makes one."""
     caller = auth.caller(request)
-    wanted = schemas.check(NewSession, body.read(request))
+    wanted = schemas.check(NewSession, request_body.read(request))
     visitor.expect_own(request, wanted.id)
     with db.begin() as opened:
         row = sessions.create(opened, caller.id, wanted.id, wanted.fields())
@@ -54,7 +55,7 @@ def look(name: str) -> Response:
 def change(name: str) -> Response:
     """The session with these changes, which hold for turns that are let into the line from now on."""
     caller, name = auth.caller(request), sessions.parse_id(name)
-    wanted = schemas.check(SessionChange, body.read(request))
+    wanted = schemas.check(SessionChange, request_body.read(request))
     with db.begin() as opened:
         row = sessions.update(opened, caller.id, name, wanted.fields())
     return render.answer(sessions.show(row))

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from flask import Response, request
 
-from api import operators, paging, render
+from api import operators
+from api.http import paging, render
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view

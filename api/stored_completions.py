@@ -12,7 +12,8 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import auth, body, paging, render, schemas
+from api import auth, schemas
+from api.http import paging, render, request_body
 from api.stored_schemas import CompletionChange, Metadata
 from models.content.endpoints import CHAT
 from models.database import db
@@ -62,7 +63,7 @@ def retrieve(name: str) -> Response:
 def update(name: str) -> Response:
     """Replaces the metadata of a stored completion."""
     caller = auth.caller(request)
-    change = schemas.check(CompletionChange, body.read(request))
+    change = schemas.check(CompletionChange, request_body.read(request))
     with db.begin() as session:
         stored_completions.set_metadata(session, caller.id, CHAT, _parse(name), change.metadata or {})
         shown = _show(session, _get(session, caller.id, name))

@@ -9,7 +9,8 @@ from uuid import UUID
 from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
-from api import auth, body, doorbell, paging, render, schemas
+from api import auth, doorbell, schemas
+from api.http import paging, render, request_body
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
 from models.config.settings import settings
 from models.database import db
@@ -47,7 +48,7 @@ class NoSender(ServingError):
 def said(kind: type[Body]) -> Body:
     """The body of this request; one that was left out says nothing. Raises Invalid and its kinds."""
     is_empty = not request.content_length and "Transfer-Encoding" not in request.headers
-    return schemas.check(kind, {} if is_empty else body.read(request))
+    return schemas.check(kind, {} if is_empty else request_body.read(request))
 
 
 @routes.post("/webhook_endpoints")

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from api import ask
 from api.ask import Ask
-from api.intake import intake
+from api.http.body_budget import intake
 from api.waiting import hall
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from api import json_text
 from api.app import create_app
+from api.http import json_text
 from models.config.settings import settings
 from models.database import db
 from models.platform.errors import Invalid

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from sqlalchemy import text
 
-from api import encodings
+from api.http import encodings
 from models.database import db
 from tests.http_tools import CHAT, Caller, error_of, stored
 

@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from api import json_text
+from api.http import json_text
 from models.platform.errors import ServingError
 from models.webhooks import url_policy
 from workers.answers import rate_limit_headers

@@ -14,8 +14,8 @@ from uuid import uuid4
 import pytest
 from flask import request
 
-from api import body
-from api.intake import Intake, intake
+from api.http import request_body
+from api.http.body_budget import Intake, intake
 from models.platform.errors import Unavailable
 from tests.http_tools import CHAT, Caller, error_of, new_app, stored
 from tests.processes import until
@@ -31,7 +31,7 @@ def sending(size: int, *, key: str | None = None) -> Iterator[bytes]:
     environ = {"wsgi.input_terminated": True, "wsgi.input": BytesIO(b"x" * size)}
     headers = {"Authorization": f"Bearer {key or uuid4()}"}
     with new_app().test_request_context(method="POST", headers=headers, environ_overrides=environ):
-        yield body.receive(request, most=100 * MIB)
+        yield request_body.receive(request, most=100 * MIB)
 
 
 def test_large_bodies_share_the_memory_there_is_and_small_ones_always_fit(override: Callable[..., None]) -> None:

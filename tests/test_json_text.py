@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from api import json_text
+from api.http import json_text
 from models.platform.errors import Invalid
 
 TEXTS = st.text(st.characters(codec=None) | st.sampled_from('\0"\\:,[]{}\ud800\udc00😀'), max_size=8)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from api import offload
+from api.http import offload
 from models.platform.errors import Invalid
 
 # The work is a native sleep: it holds no lock, so that a loop that goes on ticks all the time.

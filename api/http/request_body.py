@@ -15,7 +15,7 @@ from gevent import Timeout as Deadline
 from gevent import monkey
 from gunicorn.http.errors import ParseException
 
-from api import encodings, intake, json_text, offload
+from api.http import body_budget, encodings, json_text, offload
 from models.config.settings import settings
 from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
@@ -117,7 +117,7 @@ def _whole(request: Request, most: int) -> bytes:
     unpack = encodings.decoder(request.headers.get("Content-Encoding", ""))
     if request.content_length is not None and unpack is None:
         expect_size(request.content_length, most)
-        intake.reserve(request.content_length)
+        body_budget.reserve(request.content_length)
     as_sent = _pieces(request, most)
     return _joined(unpack(as_sent) if unpack else as_sent, most)
 
@@ -129,7 +129,7 @@ def _joined(pieces: Iterator[bytes], most: int) -> bytes:
     for piece in pieces:
         size += len(piece)
         expect_size(size, most)
-        intake.take(len(piece))
+        body_budget.take(len(piece))
         kept.write(piece)
         time.sleep(0)
         if (took_s := time.monotonic() - began) > SLOW_AFTER_S and size < took_s * SLOWEST_BYTES_PER_S:

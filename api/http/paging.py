@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from flask import Response, request
 
-from api import render
+from api.http import render
 from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
 

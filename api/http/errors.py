@@ -14,7 +14,7 @@ from uuid import uuid4
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
-from api import access, encodings, render
+from api.http import access_log, encodings, render
 from models.jobs import job_view
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound, ServingError, Unavailable
@@ -76,7 +76,7 @@ def _begin() -> None:
     g.began_ns, g.request_number = time.time_ns(), uuid4()
     g.request_id = ids.show("req_", g.request_number)
     route = request.url_rule.rule if request.url_rule else ""
-    request.environ[access.ROUTE] = route or None
+    request.environ[access_log.ROUTE] = route or None
     logs.begin(request_id=g.request_id)
     if "/jobs/<name>" in route:
         with suppress(NotFound):
