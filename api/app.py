@@ -35,7 +35,7 @@ from api import (
     stored_completions,
     webhooks,
 )
-from api.auth import Callers
+from api.access.auth import Callers
 from api.heartbeat import Heartbeat
 from api.http import body_budget, errors
 from api.waiting import hall

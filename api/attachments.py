@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from flask import Blueprint, Response, request
 
-from api import auth, filetypes, form, pictures
+from api import filetypes, form, pictures
+from api.access import auth
 from api.http import multipart, render, request_body
 from api.http.multipart import Part
 from models.config.settings import settings

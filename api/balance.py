@@ -7,7 +7,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import auth, dates, visitor
+from api import dates
+from api.access import auth, visitors
 from api.http import render
 from models.billing import statement
 from models.billing.money import usd
@@ -25,7 +26,7 @@ ROWS_MOST = 1_000
 @routes.get("/balance")
 def balance() -> Response:
     """What the key was given, what it spent, what its open jobs reserve, and what is left; of a visitor, only what it spent itself."""
-    caller, visitor_name = auth.caller(request), visitor.name_of(request)
+    caller, visitor_name = auth.caller(request), visitors.name_of(request)
     with db.begin() as session:
         now = statement.standing(session, caller.id, caller.kind)
         spent = now if visitor_name is None else statement.of_user(session, caller.id, visitor_name)
@@ -54,7 +55,7 @@ def usage() -> Response:
         raise Invalid(f"At most {DAYS_MOST} days at a time.", param="start_date")
     with db.begin() as session:
         # A visitor sees its own.
-        rows = statement.report(session, caller.id, since=since, until=until, by=groups, most=ROWS_MOST + 1, user=visitor.name_of(request))
+        rows = statement.report(session, caller.id, since=since, until=until, by=groups, most=ROWS_MOST + 1, user=visitors.name_of(request))
     shown = [_show(row) for row in rows[:ROWS_MOST]]
     said = {"start_date": since.isoformat(), "end_date": until.isoformat(), "group_by": groups}
     return render.answer({"object": "list", **said, "data": shown, "has_more": len(rows) > ROWS_MOST})

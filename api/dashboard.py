@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from api import auth, dates
+from api import dates
+from api.access import auth
 from api.http import render
 from models.billing import statement
 from models.billing.money import MICRO, usd

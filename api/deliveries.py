@@ -7,7 +7,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import auth, doorbell
+from api import doorbell
+from api.access import auth
 from api.http import paging, render
 from api.webhook_schemas import Redelivery
 from api.webhooks import said

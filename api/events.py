@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from flask import Blueprint, Request, Response, request
 
-from api import auth, pictures
+from api import pictures
+from api.access import auth
 from api.http import errors, render
 from api.waiting import LOOK_AGAIN_S, Seat, hall
 from models.database import db

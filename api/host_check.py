@@ -10,7 +10,7 @@ import logging
 
 from flask import Flask, Response, request
 
-from api import auth, visitor
+from api.access import auth, visitors
 from api.http import access_log, errors
 from models.access import host_names
 from models.config.settings import settings
@@ -51,5 +51,5 @@ def _is_guarded() -> bool:
 
 def _is_visitor() -> bool:
     """Whether the request gets the visitors' cookie, or comes with it."""
-    is_page = request.endpoint == "page.home" or (visitor.HEADER in request.headers and "Authorization" not in request.headers)
+    is_page = request.endpoint == "page.home" or (visitors.HEADER in request.headers and "Authorization" not in request.headers)
     return is_page and bool(settings().page_key.get_secret_value())

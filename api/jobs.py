@@ -11,8 +11,9 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, auth, controls, doorbell, ended, orders, pictures, replies, visitor
+from api import answers, controls, doorbell, ended, orders, pictures, replies
 from api.accept import accept
+from api.access import auth, visitors
 from api.http import forwarded_headers, paging, render, request_body
 from models.config.settings import settings
 from models.database import db
@@ -40,8 +41,8 @@ def submit() -> Response:
 
     def read(sent: request_body.Sent) -> tuple[Order, bytes]:
         # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
-        wanted = visitor.mark(asked, {**sent.value, **controls.of_headers(asked.headers)})
-        return orders.make(caller, wanted), request_body.digest(line, visitor.mark(asked, sent.value))
+        wanted = visitors.mark(asked, {**sent.value, **controls.of_headers(asked.headers)})
+        return orders.make(caller, wanted), request_body.digest(line, visitors.mark(asked, sent.value))
 
     order, digest = request_body.read_then(request, read)
     return _accept(replace(order, headers=going), digest=digest)

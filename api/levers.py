@@ -9,14 +9,15 @@ from uuid import UUID
 from flask import Response, request
 from pydantic import BaseModel
 
-from api import bulk_retry, deeds, operators, ops_schemas, schemas
+from api import bulk_retry, deeds, ops_schemas, schemas
+from api.access import operator_auth
 from api.http import render, request_body
 from models.jobs import job_view
 from models.ops import pause
 from models.ops.pause import Target
 from models.platform.errors import NotFound
 
-routes = operators.blueprint("levers")
+routes = operator_auth.blueprint("levers")
 
 Wanted = TypeVar("Wanted", bound=BaseModel)
 THINGS = {"pools": "pool", "lanes": "lane", "keys": "key", "flows": "flow", "credentials": "credential"}
@@ -25,128 +26,128 @@ PATIENCE_S = 15.0
 
 
 @routes.post("/<any(pools, lanes, keys, flows, credentials):things>/<path:name>/<any(pause, resume, drain):verb>")
-@operators.needs("write")
+@operator_auth.needs("write")
 def act_on(things: str, name: str, verb: str) -> Response:
     """Nobody starts, everybody may start again, or nothing new is taken."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.halt_it(operators.act(wanted.reason), verb, _target(things, name)))
+    return render.answer(deeds.halt_it(operator_auth.act(wanted.reason), verb, _target(things, name)))
 
 
 @routes.post("/credentials/<path:name>/limits")
-@operators.needs("write")
+@operator_auth.needs("write")
 def limits(name: str) -> Response:
     """What the credential may do, from the next admission on."""
     wanted = _read(ops_schemas.LimitsOrder)
     changes = {one: getattr(wanted, one) for one in wanted.model_fields_set - {"reason", "model"}}
-    return render.answer(deeds.set_limits(operators.act(wanted.reason), _number("credential", name), changes, model=wanted.model))
+    return render.answer(deeds.set_limits(operator_auth.act(wanted.reason), _number("credential", name), changes, model=wanted.model))
 
 
 @routes.post("/<any(keys, flows):things>/<path:name>/caps")
-@operators.needs("write")
+@operator_auth.needs("write")
 def caps(things: str, name: str) -> Response:
     """How much of the line the key or the user may have."""
     wanted = _read(ops_schemas.CapsOrder)
     changes = {one: getattr(wanted, one) for one in wanted.model_fields_set - {"reason", "endpoint"}}
-    return render.answer(deeds.set_caps(operators.act(wanted.reason), _target(things, name), changes, endpoint=wanted.endpoint or ""))
+    return render.answer(deeds.set_caps(operator_auth.act(wanted.reason), _target(things, name), changes, endpoint=wanted.endpoint or ""))
 
 
 @routes.post("/pools/<path:name>/credentials")
-@operators.needs("write")
+@operator_auth.needs("write")
 def add(name: str) -> Response:
     """One more upstream key behind the pool."""
     wanted = _read(ops_schemas.NewCredential)
     made = deeds.add_credential(
-        operators.act(wanted.reason), _number("pool", name), upstream_key=wanted.key, base_url=wanted.base_url, weight=wanted.weight,
+        operator_auth.act(wanted.reason), _number("pool", name), upstream_key=wanted.key, base_url=wanted.base_url, weight=wanted.weight,
         kind=wanted.kind, api_version=wanted.api_version,
     )  # fmt: skip
     return render.answer(made, 201)
 
 
 @routes.post("/credentials/<path:name>/change")
-@operators.needs("write")
+@operator_auth.needs("write")
 def change(name: str) -> Response:
     """Its weight, address or secret, from the next call on."""
     wanted = _read(ops_schemas.CredentialChange)
     made = deeds.change_credential(
-        operators.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url, upstream_key=wanted.key,
+        operator_auth.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url, upstream_key=wanted.key,
         api_version=wanted.api_version,
     )  # fmt: skip
     return render.answer(made)
 
 
 @routes.post("/credentials/<path:name>/retire")
-@operators.needs("write")
+@operator_auth.needs("write")
 def retire(name: str) -> Response:
     """It gets no more jobs."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.retire(operators.act(wanted.reason), _number("credential", name)))
+    return render.answer(deeds.retire(operator_auth.act(wanted.reason), _number("credential", name)))
 
 
 @routes.post("/<any(keys, flows):things>/<path:name>/weight")
-@operators.needs("write")
+@operator_auth.needs("write")
 def weight(things: str, name: str) -> Response:
     """The key's share of each lane beside the pool's other keys; the user's beside the key's other users."""
     wanted = _read(ops_schemas.WeightOrder)
-    return render.answer(deeds.weigh(operators.act(wanted.reason), _target(things, name), weight=wanted.weight))
+    return render.answer(deeds.weigh(operator_auth.act(wanted.reason), _target(things, name), weight=wanted.weight))
 
 
 @routes.post("/lanes/<path:name>/rebuild")
-@operators.needs("write")
+@operator_auth.needs("write")
 def rebuild(name: str) -> Response:
     """Limiter state and counters, made again from Postgres."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.rebuild(operators.act(wanted.reason), _number("lane", name)), 202)
+    return render.answer(deeds.rebuild(operator_auth.act(wanted.reason), _number("lane", name)), 202)
 
 
 @routes.post("/jobs/<name>/boost")
-@operators.needs("write")
+@operator_auth.needs("write")
 def boost(name: str) -> Response:
     """The job stands at the head of its lane."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.boost(operators.act(wanted.reason), _job(name)))
+    return render.answer(deeds.boost(operator_auth.act(wanted.reason), _job(name)))
 
 
 @routes.post("/jobs/<name>/priority")
-@operators.needs("write")
+@operator_auth.needs("write")
 def priority(name: str) -> Response:
     """The job's weight in its flow."""
     wanted = _read(ops_schemas.PriorityOrder)
-    return render.answer(deeds.prioritise(operators.act(wanted.reason), _job(name), priority=wanted.priority))
+    return render.answer(deeds.prioritise(operator_auth.act(wanted.reason), _job(name), priority=wanted.priority))
 
 
 @routes.post("/jobs/<name>/cancel")
-@operators.needs("write")
+@operator_auth.needs("write")
 def cancel(name: str) -> Response:
     """As its caller would."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.cancel(operators.act(wanted.reason), _job(name)))
+    return render.answer(deeds.cancel(operator_auth.act(wanted.reason), _job(name)))
 
 
 @routes.post("/jobs/<name>/retry")
-@operators.needs("write")
+@operator_auth.needs("write")
 def retry(name: str) -> Response:
     """A new job of the same caller asks the same once more."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.retry(operators.act(wanted.reason), _job(name)), 202)
+    return render.answer(deeds.retry(operator_auth.act(wanted.reason), _job(name)), 202)
 
 
 @routes.post("/jobs/purge")
-@operators.needs("write")
+@operator_auth.needs("write")
 def purge() -> Response:
     """Waiting jobs are cancelled by filter."""
     wanted = _read(ops_schemas.PurgeOrder)
     until = time.monotonic() + PATIENCE_S
-    done, has_more = deeds.purge_all(operators.act(wanted.reason), wanted.filter(), status=wanted.status, until=until)
+    done, has_more = deeds.purge_all(operator_auth.act(wanted.reason), wanted.filter(), status=wanted.status, until=until)
     return render.answer({"object": "purge", "cancelled": done, "has_more": has_more})
 
 
 @routes.post("/jobs/retry")
-@operators.needs("write")
+@operator_auth.needs("write")
 def retry_all() -> Response:
     """Failed and expired jobs are retried, by filter."""
     wanted = _read(ops_schemas.RetryOrder)
     after = None if wanted.after is None else job_view.parse_id(wanted.after)
-    report = bulk_retry.run(operators.act(wanted.reason), wanted.filter(), after=after, until=time.monotonic() + PATIENCE_S)
+    report = bulk_retry.run(operator_auth.act(wanted.reason), wanted.filter(), after=after, until=time.monotonic() + PATIENCE_S)
     return render.answer({"object": "retries", **report.show()}, 202)
 
 

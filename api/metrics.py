@@ -7,8 +7,8 @@ from pathlib import Path
 from flask import Blueprint, Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
-from api import auth
-from api.newcomers import address_of
+from api.access import auth
+from api.access.signup_limit import address_of
 from models.access import wrong_tokens
 from models.config.settings import settings
 from models.telemetry import metrics

@@ -16,7 +16,8 @@ from typing import Any
 
 from flask import Blueprint, Request, Response, request
 
-from api import auth, doorbell
+from api import doorbell
+from api.access import auth
 from api.http import forwarded_headers, offload, render
 from models.config.settings import settings
 from models.database import db

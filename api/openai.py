@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 
 from flask import Blueprint, Response, request
 
-from api import ask, auth, held, late_failure, limits, pictures, relay
+from api import ask, held, late_failure, limits, pictures, relay
 from api.accept import accept
+from api.access import auth
 from api.http import body_budget, prefer, render
 from api.http.prefer import Preferences
 from api.waiting import hall

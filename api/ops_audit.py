@@ -6,17 +6,17 @@ import re
 
 from flask import Response
 
-from api import operators
+from api.access import operator_auth
 from api.http import paging
 from models.access import audit_log
 from models.database import db
 from models.platform.errors import Invalid
 
-routes = operators.blueprint("audit")
+routes = operator_auth.blueprint("audit")
 
 
 @routes.get("/audit")
-@operators.needs("read")
+@operator_auth.needs("read")
 def listing() -> Response:
     """One page of the log."""
     limit, before = paging.limit(), paging.after(_number)

@@ -11,7 +11,7 @@ from pathlib import Path
 from flask import Blueprint, Response, redirect, request, send_from_directory
 from werkzeug.wrappers import Response as AnyResponse
 
-from api import visitor
+from api.access import visitors
 
 routes = Blueprint("page", __name__)
 
@@ -33,7 +33,7 @@ def home() -> AnyResponse:
     # Read anew: the page may be built again under a server that runs.
     found = (BUILT / "index.html").read_text()
     made = Response(found, mimetype="text/html")
-    if (name := visitor.welcome(request, made)) is not None:
+    if (name := visitors.welcome(request, made)) is not None:
         made.set_data(found.replace(OWN_KEY, f'name="nowserving-key" content="shared {name}"'))
         made.headers["Cache-Control"] = "no-store"
     else:

@@ -14,8 +14,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import auth, dashboard, ended, orders, replies, schemas
+from api import dashboard, ended, orders, replies, schemas
 from api.accept import accept
+from api.access import auth
 from api.http import errors, json_text, render, request_body
 from api.schemas import Controls
 from models.billing import statement

@@ -21,7 +21,8 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import auth, frames, replies, stream_head
+from api import frames, replies, stream_head
+from api.access import auth
 from api.door import is_closed
 from api.events import limit_sending
 from api.http import errors

@@ -6,7 +6,8 @@ import time
 
 from flask import Blueprint, Response, request
 
-from api import auth, doorbell, pictures, schemas, visitor
+from api import doorbell, pictures, schemas
+from api.access import auth, visitors
 from api.http import paging, render, request_body
 from api.session_schemas import NewSession, SessionChange
 from models.database import db
@@ -27,7 +28,7 @@ def create() -> Response:
     """201: a session without turns. Not needed: the first job that names it makes one."""
     caller = auth.caller(request)
     wanted = schemas.check(NewSession, request_body.read(request))
-    visitor.expect_own(request, wanted.id)
+    visitors.expect_own(request, wanted.id)
     with db.begin() as opened:
         row = sessions.create(opened, caller.id, wanted.id, wanted.fields())
     return render.answer(sessions.show(row), 201)
@@ -38,7 +39,7 @@ def listing() -> Response:
     """One page of this key's sessions, the one last active first."""
     caller, limit, after = auth.caller(request), paging.limit(), paging.after(sessions.parse_id)
     with db.begin() as opened:
-        rows = sessions.page(opened, caller.id, limit=limit, after=after, begins=visitor.begins(request))
+        rows = sessions.page(opened, caller.id, limit=limit, after=after, begins=visitors.begins(request))
     return paging.answer([sessions.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 

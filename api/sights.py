@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from flask import Response, request
 
-from api import operators
+from api.access import operator_auth
 from api.http import paging, render
 from models.config.settings import settings
 from models.database import db
@@ -19,7 +19,7 @@ from models.ops.job_search import Wanted
 from models.ops.lane_report import Which
 from models.platform.errors import Invalid
 
-routes = operators.blueprint("sights")
+routes = operator_auth.blueprint("sights")
 
 NUMBER_MOST = 2**63 - 1
 # Of the 21st century: what is before or after it was mistyped.
@@ -27,7 +27,7 @@ EPOCH_MOST = 4_102_444_800
 
 
 @routes.get("/lanes")
-@operators.needs("read")
+@operator_auth.needs("read")
 def lanes() -> Response:
     """The lines."""
     which = Which(
@@ -41,7 +41,7 @@ def lanes() -> Response:
 
 
 @routes.get("/pools")
-@operators.needs("read")
+@operator_auth.needs("read")
 def pools() -> Response:
     """The pools."""
     limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
@@ -51,7 +51,7 @@ def pools() -> Response:
 
 
 @routes.get("/keys")
-@operators.needs("read")
+@operator_auth.needs("read")
 def keys() -> Response:
     """The callers' keys, without themselves."""
     limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
@@ -61,7 +61,7 @@ def keys() -> Response:
 
 
 @routes.get("/credentials")
-@operators.needs("read")
+@operator_auth.needs("read")
 def credentials() -> Response:
     """The upstream keys, without themselves."""
     limit, after = paging.limit(), paging.after(_number)
@@ -71,7 +71,7 @@ def credentials() -> Response:
 
 
 @routes.get("/flows")
-@operators.needs("read")
+@operator_auth.needs("read")
 def flows() -> Response:
     """Who waits in the lines."""
     limit, lane, after = paging.limit(), _maybe_number("lane"), _text("after")
@@ -82,7 +82,7 @@ def flows() -> Response:
 
 
 @routes.get("/jobs")
-@operators.needs("read")
+@operator_auth.needs("read")
 def jobs() -> Response:
     """The jobs that fit."""
     limit, after = paging.limit(), paging.after(job_view.parse_id)
@@ -102,7 +102,7 @@ def jobs() -> Response:
 
 
 @routes.get("/workers")
-@operators.needs("read")
+@operator_auth.needs("read")
 def workers() -> Response:
     """The worker processes."""
     limit = paging.limit()

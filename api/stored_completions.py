@@ -12,7 +12,8 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import auth, schemas
+from api import schemas
+from api.access import auth
 from api.http import paging, render, request_body
 from api.stored_schemas import CompletionChange, Metadata
 from models.content.endpoints import CHAT

@@ -9,7 +9,8 @@ from uuid import UUID
 from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
-from api import auth, doorbell, schemas
+from api import doorbell, schemas
+from api.access import auth
 from api.http import paging, render, request_body
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
 from models.config.settings import settings

@@ -11,7 +11,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from api.auth import REMEMBERED_S, Callers
+from api.access.auth import REMEMBERED_S, Callers
 from models.database import db
 from models.keys import keys
 from models.platform import token_forms

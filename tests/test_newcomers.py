@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from flask import request
 
-from api.newcomers import HOUR_S, Newcomers, address_of
+from api.access.signup_limit import HOUR_S, Newcomers, address_of
 from models.platform.errors import LineFull
 from tests.http_tools import Caller, error_of, new_app
 from tests.line_tools import query

@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 from flask.testing import FlaskClient
 
-from api import page, visitor
+from api import page
+from api.access import visitors
 from api.app import create_app
 from api.schemas import Controls
 from models.billing import budgets
@@ -119,7 +120,7 @@ def test_a_visitor_cannot_set_controls_in_headers_or_fields(visit: Callable[[], 
 
 
 def test_every_control_is_allowed_or_refused_on_purpose() -> None:
-    assert {field for field, _ in CONTROLS.values()} == Controls.model_fields.keys() - visitor.FIELDS
+    assert {field for field, _ in CONTROLS.values()} == Controls.model_fields.keys() - visitors.FIELDS
 
 
 def test_two_visitors_with_one_idempotency_key_have_a_job_each(visit: Callable[[], tuple[FlaskClient, str]]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from flask import Flask, g, request
 
-from api import auth
+from api.access import auth
 from models.config.settings import settings
 from models.platform.errors import Unavailable
 

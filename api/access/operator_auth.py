@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from flask import Blueprint, current_app, g, request
 
-from api import auth
+from api.access import auth
 from models.access.audit_log import Act
 from models.access.operators import Operator, Role
 from models.platform.errors import Forbidden

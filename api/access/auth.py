@@ -8,8 +8,8 @@ from functools import partial
 
 from flask import Request, current_app
 
-from api import visitor
-from api.newcomers import Newcomers, address_of
+from api.access import visitors
+from api.access.signup_limit import Newcomers, address_of
 from models.access import operators
 from models.access.operators import Operator
 from models.access.wrong_tokens import WrongTokens
@@ -57,7 +57,7 @@ def token_of(request: Request) -> str:
     """The bearer token, or that of the chat page for its visitors. Raises Unauthorised without one, Invalid when a key stands in the query,
     where logs would keep it."""
     refuse_in_query(request)
-    if not (token := bearer(request) or visitor.key_of(request)):
+    if not (token := bearer(request) or visitors.key_of(request)):
         raise Unauthorised
     return token
 
