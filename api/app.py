@@ -13,10 +13,10 @@ from api import (
     attachments,
     azure,
     balance,
+    chat_page,
     cors,
     dashboard,
     deliveries,
-    docs,
     events,
     health,
     host_check,
@@ -27,7 +27,6 @@ from api import (
     openai,
     ops_audit,
     ops_page,
-    page,
     pro,
     relay,
     sessions,
@@ -36,6 +35,7 @@ from api import (
     webhooks,
 )
 from api.access.auth import Callers
+from api.document import docs_page
 from api.heartbeat import Heartbeat
 from api.http import body_budget, errors
 from api.waiting import hall
@@ -62,8 +62,8 @@ def create_app() -> Flask:
         app.register_blueprint(routes, url_prefix="/v1")
     app.register_blueprint(azure.routes, url_prefix="/openai")
     for routes in (
-        ops_audit.routes, levers.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs.routes,
-        page.routes,
+        ops_audit.routes, levers.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs_page.routes,
+        chat_page.routes,
     ):  # fmt: skip
         app.register_blueprint(routes)
     addresses.register(app)

@@ -17,7 +17,7 @@ import redis
 from sqlalchemy import TextClause
 from werkzeug.test import TestResponse
 
-from api import openapi
+from api.document import openapi
 from models.database import db
 from models.jobs import job_view
 from models.platform import ids

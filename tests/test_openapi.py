@@ -10,8 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from api import controls, openapi, page
+from api import chat_page, controls
 from api.app import create_app
+from api.document import openapi
 from tests.http_tools import CHAT, IMAGE, Caller, end
 
 # Azure's addresses of the upstream's routes, which are documented once.
@@ -181,7 +182,7 @@ def test_the_page_is_self_contained_and_names_every_operation(document: dict[str
 
 
 def test_without_the_chat_page_the_front_door_leads_to_the_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(page, "BUILT", tmp_path)
+    monkeypatch.setattr(chat_page, "BUILT", tmp_path)
 
     answer = create_app().test_client().get("/")
 

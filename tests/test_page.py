@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from flask.testing import FlaskClient
 
-from api import page
+from api import chat_page
 from api.access import visitors
 from api.app import create_app
 from api.schemas import Controls
@@ -34,7 +34,7 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text('<meta name="nowserving-key" content="own" />')
     (tmp_path / "assets" / "a-1.js").write_text("plain")
     (tmp_path / "assets" / "a-1.js.gz").write_bytes(b"packed")
-    monkeypatch.setattr(page, "BUILT", tmp_path)
+    monkeypatch.setattr(chat_page, "BUILT", tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from api import openapi
+from api.document import openapi
 from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from tests.http_tools import IMAGE, Caller, error_of

@@ -24,8 +24,8 @@ from api import (
     webhook_answers,
     webhook_schemas,
 )
+from api.document.routes import ROUTES
 from api.route import JSON, STREAM, Route
-from api.routes import ROUTES
 from models.jobs.job_view import JsonObject
 
 TITLE = "nowserving"

@@ -6,7 +6,7 @@ from functools import cache
 
 from flask import Blueprint, Response, render_template, request
 
-from api import openapi
+from api.document import openapi
 from api.http import render
 from models.jobs.job_view import JsonObject
 
