@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from api import money_answers
-from api.route import JSON, Route, query
+from api.openapi.route import JSON, Route, query
 from models.billing.statement import GROUPS
 
 _DAYS = (

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from pydantic import BaseModel
 
 from api import answers, bodies, stored_answers, stored_schemas
-from api.route import CONTROLS, JSON, ONCE, Route, Said, header, query
+from api.openapi.route import CONTROLS, JSON, ONCE, Route, Said, header, query
 from models.jobs.job_view import JsonObject
 
 FORM = "multipart/form-data"

@@ -8,7 +8,7 @@ from functools import partial
 from pydantic import BaseModel
 
 from api import ops_schemas
-from api.route import JSON, Route, query
+from api.openapi.route import JSON, Route, query
 
 PAGE = (
     query("limit", "Entries on a page.", type="integer", minimum=1, maximum=100, default=20),

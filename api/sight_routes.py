@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from api import sight_answers
-from api.route import HTML, JSON, Route, query
+from api.openapi.route import HTML, JSON, Route, query
 from models.jobs.job_view import JsonObject
 from models.jobs.jobs import Status
 

@@ -7,7 +7,7 @@ from functools import partial
 from pydantic import BaseModel
 
 from api import webhook_answers, webhook_schemas
-from api.route import JSON, Route, query
+from api.openapi.route import JSON, Route, query
 from models.jobs.job_view import JsonObject
 
 HOOK: JsonObject = {"name": "answers", "url": "https://example.com/hook", "event_types": ["job.succeeded", "job.failed"]}

@@ -12,7 +12,6 @@ from pydantic.json_schema import models_json_schema
 from api import (
     answers,
     bodies,
-    links,
     money_answers,
     ops_schemas,
     schemas,
@@ -25,7 +24,8 @@ from api import (
     webhook_schemas,
 )
 from api.document.routes import ROUTES
-from api.route import JSON, STREAM, Route
+from api.openapi import links
+from api.openapi.route import JSON, STREAM, Route
 from models.jobs.job_view import JsonObject
 
 TITLE = "nowserving"
