@@ -8,21 +8,16 @@ from functools import partial
 from flask import Flask
 
 from api import (
-    addresses,
     artifacts,
     attachments,
     azure,
     balance,
     chat_page,
-    cors,
     dashboard,
     deliveries,
     events,
-    health,
-    host_check,
     jobs,
     levers,
-    metrics,
     model_lists,
     openai,
     ops_audit,
@@ -36,8 +31,9 @@ from api import (
 )
 from api.access.auth import Callers
 from api.document import docs_page
-from api.heartbeat import Heartbeat
 from api.http import body_budget, errors
+from api.server import cors, health, host_check, metrics, url_rewriting
+from api.server.heartbeat import Heartbeat
 from api.waiting import hall
 from models.access.wrong_tokens import WrongTokens
 
@@ -45,7 +41,7 @@ from models.access.wrong_tokens import WrongTokens
 def create_app() -> Flask:
     """A new application; what it remembers of its callers is its own."""
     app = Flask(__name__, static_folder=None)
-    # No redirects: one would lose the body and the key of a POST. Other spellings of an address are api/addresses.py's.
+    # No redirects: one would lose the body and the key of a POST. Other spellings of an address are api/server/url_rewriting.py's.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     app.extensions["hall"] = hall
@@ -66,7 +62,7 @@ def create_app() -> Flask:
         chat_page.routes,
     ):  # fmt: skip
         app.register_blueprint(routes)
-    addresses.register(app)
+    url_rewriting.register(app)
     return app
 
 

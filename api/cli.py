@@ -14,7 +14,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from api.configured import NotConfigured, check
+from api.server.startup_checks import NotConfigured, check
 from models.config.setting_errors import explain
 from models.config.settings import settings, use_running_stack
 from models.platform import cpu_scheduling

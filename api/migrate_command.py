@@ -7,7 +7,7 @@ import time
 import click
 from sqlalchemy.exc import OperationalError
 
-from api.configured import check
+from api.server.startup_checks import check
 from models.database import migrate as migration
 
 SERVER_PATIENCE_S = 30

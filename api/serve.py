@@ -16,8 +16,8 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from api.configured import NotConfigured, check
 from api.http import access_log
+from api.server.startup_checks import NotConfigured, check
 from models.config.settings import settings
 from models.platform import allocator
 from models.telemetry import logs, metrics_folder, tracing
@@ -62,7 +62,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
 logger_class = Log
 bind = [address()]
 workers = settings().api_processes
-worker_class = "api.gunicorn_worker.Worker"
+worker_class = "api.server.gunicorn_worker.Worker"
 worker_connections = connections()
 timeout = 30
 graceful_timeout = 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api import addresses
+from api.server import url_rewriting
 from tests.http_tools import CHAT, Caller, error_of
 
 CHATS = "/v1/chat/completions"
@@ -42,7 +42,7 @@ NAMES = frozenset({"chat", "models", "jobs", "artifacts", "embeddings"})
     ],
 )
 def test_an_address_is_read_in_every_spelling(sent: str, meant: str) -> None:
-    assert meant == addresses.plain(sent, NAMES)
+    assert meant == url_rewriting.plain(sent, NAMES)
 
 
 @pytest.mark.usefixtures("database")

@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import text
 
-from api import health
+from api.server import health
 from deploy.server import free_port
 from models.database import db
 from models.jobs import workers

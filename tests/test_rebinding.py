@@ -75,7 +75,7 @@ def test_a_page_of_another_origin_submits_nothing_unless_its_origin_is_allowed(
 
 def test_a_request_without_a_preflight_is_refused_by_its_origin(server: int, page: Page, caplog: pytest.LogCaptureFixture) -> None:
     open_hostile(page, server + 1)
-    with caplog.at_level(logging.WARNING, logger="api.cors"):
+    with caplog.at_level(logging.WARNING, logger="api.server.cors"):
         assert "sent" == page.evaluate(SIMPLE, f"http://127.0.0.1:{server}")
 
     assert [f"http://{EVIL}:{server + 1}"] == [record.origin for record in caplog.records if hasattr(record, "origin")]

@@ -1,0 +1,4 @@
+"""The API process: health, heartbeat, metrics, CORS, host check, URL rewriting and the gunicorn worker.
+
+The configuration of gunicorn is api/serve.py.
+"""
