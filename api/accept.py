@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from api import doorbell, spans
+from api import spans
+from api.waiting import notify_queue
 from models.database import db
 from models.jobs import idempotency, job_view
 from models.jobs.job_view import JsonObject
@@ -55,7 +56,7 @@ def _accept(order: Order, *, lane_id: int, token: str | None, digest: bytes) -> 
     accepted = _stored(order, token=token, digest=digest)
     crash_points.at("api.after_commit")
     if accepted.joined is not None:
-        doorbell.joined(accepted.job_id, lane_id=lane_id)
+        notify_queue.joined(accepted.job_id, lane_id=lane_id)
     crash_points.at("api.before_reply")
     return accepted
 

@@ -34,7 +34,7 @@ from api.document import docs_page
 from api.http import body_budget, errors
 from api.server import cors, health, host_check, metrics, url_rewriting
 from api.server.heartbeat import Heartbeat
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.access.wrong_tokens import WrongTokens
 
 

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from api import doorbell, orders
+from api import orders
+from api.waiting import notify_queue
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
@@ -27,7 +28,7 @@ def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
     with db.begin() as session:
         made, lanes = pause.act_on(session, act, verb, on)
     for number in lanes if verb == "resume" else ():
-        doorbell.moved(number)
+        notify_queue.moved(number)
     return made
 
 
@@ -36,7 +37,7 @@ def set_limits(act: Act, credential_id: int, changes: Mapping[str, int | None], 
     with db.begin() as session:
         made = limits_and_caps.set_limits(session, act, credential_id, changes, model=model)
         lanes = pause.lanes_of(session, Target("credential", credential_id))
-    doorbell.limits(lanes)
+    notify_queue.limits(lanes)
     return made
 
 
@@ -46,7 +47,7 @@ def set_caps(act: Act, on: Target, changes: Mapping[str, int | None], *, endpoin
         made = limits_and_caps.set_caps(session, act, on, changes, endpoint=endpoint)
         lanes = pause.lanes_of(session, on)
     for number in lanes:
-        doorbell.moved(number)
+        notify_queue.moved(number)
     return made
 
 
@@ -71,7 +72,7 @@ def add_credential(
         audit_log.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
         made = limits_and_caps.change_credential(session, act, number, weight=weight)
         lanes = pause.lanes_of(session, Target("pool", pool_id))
-    doorbell.limits(lanes)
+    notify_queue.limits(lanes)
     return made
 
 
@@ -102,7 +103,7 @@ def weigh(act: Act, on: Target, *, weight: float) -> dict[str, Any]:
     with db.begin() as session:
         made, lanes = priorities.weigh(session, act, on, weight=weight)
     for lane_id in lanes:
-        doorbell.moved(lane_id)
+        notify_queue.moved(lane_id)
     return made
 
 
@@ -110,7 +111,7 @@ def boost(act: Act, job_id: UUID) -> dict[str, Any]:
     """reorder.boost, and the pacer looks."""
     with db.begin() as session:
         lane_id = priorities.boost(session, act, job_id)
-    doorbell.moved(lane_id)
+    notify_queue.moved(lane_id)
     return _shown(job_id)
 
 
@@ -118,7 +119,7 @@ def prioritise(act: Act, job_id: UUID, *, priority: str) -> dict[str, Any]:
     """reorder.prioritise, and the pacer looks."""
     with db.begin() as session:
         lane_id = priorities.prioritise(session, act, job_id, priority=priority)
-    doorbell.moved(lane_id)
+    notify_queue.moved(lane_id)
     return _shown(job_id)
 
 
@@ -129,7 +130,7 @@ def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
         key_shares.rebuild(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
         audit_log.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
-    doorbell.limits([lane_id], forget=True)
+    notify_queue.limits([lane_id], forget=True)
     return {"id": str(lane_id), "object": "lane", "rebuilding": True}
 
 
@@ -190,7 +191,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
             return None
         enqueue.join(session, order, job_id=made)
         audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": job_view.public_id(made)})
-    doorbell.joined(made, lane_id=lane_id)
+    notify_queue.joined(made, lane_id=lane_id)
     return made
 
 
@@ -210,7 +211,7 @@ def _shown(job_id: UUID) -> dict[str, Any]:
 
 def _tell(done: Any) -> None:
     if done is not None:
-        doorbell.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == jobs.Status.CANCELLED)
+        notify_queue.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == jobs.Status.CANCELLED)
 
 
 _FIND = text("""

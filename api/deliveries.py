@@ -7,9 +7,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import doorbell
 from api.access import auth
 from api.http import paging, render
+from api.waiting import notify_queue
 from api.webhook_schemas import Redelivery
 from api.webhooks import said
 from models.database import db
@@ -55,7 +55,7 @@ def again_since(name: str) -> Response:
     with db.begin() as session:
         count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.AGAIN_MOST)
     shown = ids.show(PREFIX, endpoint_id)
-    doorbell.deliver([shown])
+    notify_queue.deliver([shown])
     told = {"object": "webhook_endpoint.redelivery", "webhook_endpoint_id": shown, "since": wanted.since, "redelivered": count}
     return render.answer({**told, "has_more": count == delivery_log.AGAIN_MOST}, 202)
 
@@ -71,5 +71,5 @@ def _again(caller: Key, log: Log, name: str) -> Response:
     delivery_id = delivery_log.parse_id(name)
     with db.begin() as session:
         row: Any = delivery_log.redeliver(session, caller.id, log, delivery_id)
-    doorbell.deliver([row.receiver])
+    notify_queue.deliver([row.receiver])
     return render.answer(delivery_log.show(row), 202)

@@ -14,7 +14,7 @@ from flask import Blueprint, Request, Response, request
 from api import pictures
 from api.access import auth
 from api.http import errors, render
-from api.waiting import LOOK_AGAIN_S, Seat, hall
+from api.waiting.waiters import LOOK_AGAIN_S, Seat, hall
 from models.database import db
 from models.jobs import job_view
 from models.jobs.job_view import JsonObject

@@ -18,11 +18,12 @@ from uuid import UUID
 
 from flask import Request, Response
 
-from api import door, late_failure, pictures, replies
+from api import late_failure, pictures, replies
 from api.events import limit_sending
 from api.http import errors
-from api.leaving import BrokenOff, Closing, leave, leave_now
-from api.waiting import hall
+from api.waiting import disconnect_poller
+from api.waiting.disconnects import BrokenOff, Closing, leave, leave_now
+from api.waiting.waiters import hall
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view
@@ -128,7 +129,7 @@ class Held:
 
     def told(self, row: Any) -> Response:
         """The whole answer, with its status. Raises Gone."""
-        if self._connection is not None and door.is_closed(self._connection):
+        if self._connection is not None and disconnect_poller.is_closed(self._connection):
             raise Gone
         return self._sending(replies.answer(row, origin=self._origin))
 

@@ -11,10 +11,11 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, controls, doorbell, ended, orders, pictures, replies
+from api import answers, controls, orders, pictures, replies
 from api.accept import accept
 from api.access import auth, visitors
 from api.http import forwarded_headers, paging, render, request_body
+from api.waiting import notify_queue, wait
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view, jobs
@@ -63,7 +64,7 @@ def listing() -> Response:
 def look(name: str) -> Response:
     """The job as it is now, or as it is when it ends within ?wait= seconds."""
     caller, job_id, wait_s = auth.caller(request), job_view.parse_id(name), _wait_s()
-    again_s = ended.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
+    again_s = wait.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
     shown = _shown(job_id, caller.id, tries=TRIES if wait_s else 1)
     made = render.answer(shown)
     if again_s is not None and shown["status"] not in TERMINAL:
@@ -95,7 +96,7 @@ def cancel(name: str) -> Response:
         shown = job_view.show(session, found, origin=pictures.origin(request))
     is_ended = found.status == Status.CANCELLED
     if done is not None:
-        doorbell.cancelled(job_id, lane_id=found.lane_id, is_ended=is_ended)
+        notify_queue.cancelled(job_id, lane_id=found.lane_id, is_ended=is_ended)
     return render.answer(shown, 200 if is_ended else 202)
 
 

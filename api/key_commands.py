@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from api import deeds, doorbell, money_commands, terminal
+from api import deeds, money_commands, terminal
 from api.pool_commands import limit_options
+from api.waiting import notify_queue
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
@@ -64,7 +65,7 @@ def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> No
         numbers = roster.credentials_behind(session, key_id=key_id)
     for number in numbers:
         deeds.set_limits(Act(), number, given, model=model)
-    doorbell.flush()
+    notify_queue.flush()
     terminal.show({"key": key_id, "credentials": numbers, "model": model, **given}, as_json=as_json)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from api import bulk_retry, deeds, doorbell, terminal
+from api import bulk_retry, deeds, terminal
+from api.waiting import notify_queue
 from models.access.audit_log import Act
 from models.jobs import job_view
 from models.ops import pause as halt
@@ -152,5 +153,5 @@ def _filter(which: dict[str, Any]) -> Filter:
 
 
 def _show(made: dict[str, Any], *, as_json: bool) -> None:
-    doorbell.flush()
+    notify_queue.flush()
     terminal.show(made, as_json=as_json)

@@ -16,9 +16,9 @@ from typing import Any
 
 from flask import Blueprint, Request, Response, request
 
-from api import doorbell
 from api.access import auth
 from api.http import forwarded_headers, offload, render
+from api.waiting import notify_queue
 from models.config.settings import settings
 from models.database import db
 from models.jobs.job_view import JsonObject
@@ -139,7 +139,7 @@ def _current(caller: Key, account: str, age_s: float, *, waits: Callable[[Lists]
         return lists
     with db.begin() as session:
         model_lists.want(session, due, account=account)
-    doorbell.model_lists()
+    notify_queue.model_lists()
     if not waits(lists):
         return lists
     now = time.monotonic()
@@ -150,7 +150,7 @@ def _current(caller: Key, account: str, age_s: float, *, waits: Callable[[Lists]
         if not lists.is_pending(due):
             break
         if now >= publish_at:
-            doorbell.model_lists()
+            notify_queue.model_lists()
             publish_at = now + PUBLISH_AGAIN_S
     return lists
 

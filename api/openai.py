@@ -13,7 +13,7 @@ from api.accept import accept
 from api.access import auth
 from api.http import body_budget, prefer, render
 from api.http.prefer import Preferences
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database import db

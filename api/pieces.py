@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from api.leaving import BrokenOff
+from api.waiting.disconnects import BrokenOff
 from models.content import artifacts, image_placeholders
 from models.content.image_placeholders import Stored
 from models.database import db

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import click
 
-from api import deeds, doorbell, terminal
+from api import deeds, terminal
+from api.waiting import notify_queue
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
@@ -73,7 +74,7 @@ def add_credential(*, pool: str, kind: str, base_url: str | None, api_version: s
     made = deeds.add_credential(
         Act(), pool_id, upstream_key=token, base_url=base_url, weight=None, kind=kind, api_version=api_version
     )  # fmt: skip
-    doorbell.flush()
+    notify_queue.flush()
     shown = {name: made[name] for name in ("kind", "base_url", "api_version")}
     terminal.show({"id": int(made["id"]), "pool": pool, **shown}, as_json=as_json)
 
@@ -111,7 +112,7 @@ def retire_credential(*, credential_id: int, as_json: bool) -> None:
 def limits(*, credential_id: int, model: str, as_json: bool, **given: int | None) -> None:
     """What this credential may do; a limit that is left out is open, and learned from the upstream."""
     deeds.set_limits(Act(), credential_id, given, model=model)
-    doorbell.flush()
+    notify_queue.flush()
     terminal.show({"credential": credential_id, "model": model, **given}, as_json=as_json)
 
 

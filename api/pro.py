@@ -14,11 +14,12 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import dashboard, ended, orders, replies, schemas
+from api import dashboard, orders, replies, schemas
 from api.accept import accept
 from api.access import auth
 from api.http import errors, json_text, render, request_body
 from api.schemas import Controls
+from api.waiting import wait
 from models.billing import statement
 from models.billing.money import usd
 from models.config.settings import settings
@@ -129,7 +130,7 @@ def _caller(token: str | None) -> Key:
 def _answer(caller: Key, name: str) -> Response:
     try:
         job_id = job_view.parse_id(name)
-        ended.wait(job_id, caller.id, wait_s=settings().pro_wait_s)
+        wait.wait(job_id, caller.id, wait_s=settings().pro_wait_s)
         with db.begin() as session:
             row = job_view.find(session, job_id, caller.id)
             answer = job_view.result(session, row) if row.status == Status.SUCCEEDED else None

@@ -23,11 +23,11 @@ from flask import Blueprint, Response, request
 
 from api import frames, replies, stream_head
 from api.access import auth
-from api.door import is_closed
 from api.events import limit_sending
 from api.http import errors
-from api.leaving import BrokenOff, leave, leave_now
-from api.waiting import Seat, hall
+from api.waiting.disconnect_poller import is_closed
+from api.waiting.disconnects import BrokenOff, leave, leave_now
+from api.waiting.waiters import Seat, hall
 from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db

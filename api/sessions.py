@@ -6,10 +6,11 @@ import time
 
 from flask import Blueprint, Response, request
 
-from api import doorbell, pictures, schemas
+from api import pictures, schemas
 from api.access import auth, visitors
 from api.http import paging, render, request_body
 from api.session_schemas import NewSession, SessionChange
+from api.waiting import notify_queue
 from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import Status
@@ -108,7 +109,7 @@ def _cancel(caller: Key, conversation_id: int) -> None:
         with db.begin() as opened:
             done = jobs.cancel(opened, row.id, caller.id)
         if done is not None:
-            doorbell.cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
+            notify_queue.cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
 
 
 def _is_ascending() -> bool:

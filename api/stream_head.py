@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from api import replies
-from api.leaving import Closing
-from api.seat import Seat
-from api.waiting import hall
+from api.waiting.disconnects import Closing
+from api.waiting.waiter import Seat
+from api.waiting.waiters import hall
 from models.jobs.jobs import TERMINAL
 from models.platform.errors import Unauthorised
 

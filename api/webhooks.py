@@ -9,9 +9,10 @@ from uuid import UUID
 from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
-from api import doorbell, schemas
+from api import schemas
 from api.access import auth
 from api.http import paging, render, request_body
+from api.waiting import notify_queue
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
 from models.config.settings import settings
 from models.database import db
@@ -128,7 +129,7 @@ def test(name: str) -> Response:
     caller, endpoint_id, wanted = auth.caller(request), endpoints.parse_id(name), said(Sample)
     with db.begin() as session:
         made = endpoints.test(session, caller.id, endpoint_id, wanted.event_type)
-    doorbell.deliver([made.receiver])
+    notify_queue.deliver([made.receiver])
     sent = _once_sent(caller, made.id)
     if sent.http_status is None:
         raise NotDelivered(f"No answer came from the receiver: {sent.error}. Correct that, or the endpoint's `url`, and test again.")

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
-from api.leaving import leave_now
 from api.server.heartbeat import Heartbeat
+from api.waiting.disconnects import leave_now
 from models.database import db
 from models.jobs import api_processes
 from models.keys.keys import Key

@@ -16,8 +16,8 @@ from uuid_utils.compat import uuid7
 from werkzeug.test import TestResponse
 
 from api import pieces
-from api.leaving import BrokenOff
 from api.pieces import Content
+from api.waiting.disconnects import BrokenOff
 from models.content import artifacts
 from models.content.image_placeholders import Picture
 from models.database import db

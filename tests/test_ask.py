@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 from api import ask
 from api.ask import Ask
 from api.http.body_budget import intake
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
 from models.platform.errors import Invalid, UnsupportedMedia

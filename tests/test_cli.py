@@ -15,7 +15,7 @@ from werkzeug.serving import make_server
 
 from api.cli import nowserving
 from api.client import Client
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import job_view
 from models.keys import limits

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from api.doorbell import Doorbell
+from api.waiting.notify_queue import Doorbell
 from workers.channels import notify
 
 FIRST, SECOND, THIRD = (uuid4() for _ in range(3))

@@ -13,7 +13,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api import events
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import Status

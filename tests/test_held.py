@@ -15,8 +15,8 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api import held
-from api.leaving import BrokenOff
-from api.waiting import hall
+from api.waiting.disconnects import BrokenOff
+from api.waiting.waiters import hall
 from deploy.embedded import free_port
 from models.database import db
 from models.jobs import waiters

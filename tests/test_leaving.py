@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
-from api import leaving
+from api.waiting import disconnects
 from deploy.embedded import free_port
 from models.database import db
 from models.keys.keys import Key
@@ -57,7 +57,7 @@ def test_leaving_is_on_record_soon(caller: Key) -> None:
     who = uuid4()
     job_id = submit(caller, reader=who)
 
-    leaving.leave(job_id, who)
+    disconnects.leave(job_id, who)
 
     until(lambda: row(job_id).left_at, what="left")
 
@@ -66,7 +66,7 @@ def test_leaving_now_is_on_record_when_it_returns(caller: Key) -> None:
     who = uuid4()
     job_id = submit(caller, reader=who)
 
-    leaving.leave_now(job_id, who)
+    disconnects.leave_now(job_id, who)
 
     assert row(job_id).left_at
 
@@ -74,8 +74,8 @@ def test_leaving_now_is_on_record_when_it_returns(caller: Key) -> None:
 def test_a_job_without_a_reader_is_not_left(caller: Key) -> None:
     job_id = submit(caller)
 
-    leaving.leave_now(job_id, None)
-    leaving.leave_now(job_id, uuid4())
+    disconnects.leave_now(job_id, None)
+    disconnects.leave_now(job_id, uuid4())
 
     assert row(job_id).left_at is None
 
@@ -83,12 +83,12 @@ def test_a_job_without_a_reader_is_not_left(caller: Key) -> None:
 def test_who_leaves_while_postgres_is_away_is_remembered(caller: Key, override: Callable[..., None], environment: dict[str, str]) -> None:
     who = uuid4()
     job_id = submit(caller, reader=who)
-    leavers = leaving.Leavers()
+    leavers = disconnects.Leavers()
     engine = db.engine()
     override(database_url=f"postgresql+psycopg://x@127.0.0.1:{free_port()}/x")
     db.engine.cache_clear()
-    assert not leaving.write(leaving.Leaver(job_id, who))
-    leavers.add(leaving.Leaver(job_id, who))
+    assert not disconnects.write(disconnects.Leaver(job_id, who))
+    leavers.add(disconnects.Leaver(job_id, who))
     db.engine().dispose()
     override(database_url=environment["NOWSERVING_DATABASE_URL"])
     db.engine.cache_clear()
@@ -141,7 +141,7 @@ def test_an_operator_may_want_abandoned_jobs_answered(caller: Key, sweep: Sweep,
 
 def test_a_job_that_nobody_waits_for_by_promise_is_never_cancelled(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
     job_id = submit(caller)
-    leaving.leave_now(job_id, uuid4())
+    disconnects.leave_now(job_id, uuid4())
     override(abandoned_after_s=0)
 
     sweep.step(now=0)

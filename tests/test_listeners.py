@@ -14,8 +14,8 @@ import pytest
 import redis
 from prometheus_client import REGISTRY
 
-from api.listener import Listener
-from api.seat import Seat, Seats
+from api.waiting.redis_listener import Listener
+from api.waiting.waiter import Seat, Seats
 from tests.processes import until
 from tests.test_api_server import subscribers
 from workers.channels import notify, token_stream

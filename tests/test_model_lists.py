@@ -11,7 +11,8 @@ import pytest
 import redis
 from werkzeug.test import TestResponse
 
-from api import doorbell, model_lists
+from api import model_lists
+from api.waiting import notify_queue
 from models.database import db
 from models.keys import model_lists as model_list
 from models.keys.keys import Key
@@ -35,7 +36,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelLists]:
     thread.start()
     yield lists
     stop.set()
-    doorbell.model_lists()
+    notify_queue.model_lists()
     thread.join()
 
 
@@ -292,8 +293,8 @@ def test_without_a_copy_and_without_a_worker_the_answer_says_when_to_come_back(
 def test_a_wake_up_that_was_lost_is_published_again(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     monkeypatch.setattr(model_lists, "PUBLISH_AGAIN_S", 0.05)
-    real = doorbell.model_lists
-    monkeypatch.setattr(doorbell, "model_lists", lambda: (sent.append(1), len(sent) > 2 and real()))
+    real = notify_queue.model_lists
+    monkeypatch.setattr(notify_queue, "model_lists", lambda: (sent.append(1), len(sent) > 2 and real()))
 
     assert list(NAMES) == ids(caller.get("/v1/models"))
     assert len(sent) > 2

@@ -16,9 +16,9 @@ import pytest
 import redis
 
 from api import frames, relay
-from api.leaving import BrokenOff
 from api.relay import Relay
-from api.waiting import Hall, Seat, hall
+from api.waiting.disconnects import BrokenOff
+from api.waiting.waiters import Hall, Seat, hall
 from models.database import db
 from models.jobs import job_view, jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 from werkzeug.test import TestResponse
 
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.jobs import job_view
 from tests.http_tools import CHAT, Caller, error_of, stored
 from tests.line_tools import finish, start

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from werkzeug.test import TestResponse
 
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status

@@ -14,9 +14,9 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from api.door import is_closed
-from api.seat import Seat
-from api.waiting import Hall
+from api.waiting.disconnect_poller import is_closed
+from api.waiting.waiter import Seat
+from api.waiting.waiters import Hall
 from deploy.embedded import Postgres, Valkey
 from models.database import db
 from models.jobs import job_view

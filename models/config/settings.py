@@ -193,7 +193,7 @@ class Settings(BaseSettings):
 
     # Processes
     database_pool: int = Field(20, ge=1)
-    # Connections that wait in one API process, and what one key may hold of them while a tenth is free (api/seat.py)
+    # Connections that wait in one API process, and what one key may hold of them while a tenth is free (api/waiting/waiter.py)
     max_waiting_per_process: int = Field(5_000, ge=1)
     waiting_share: float = Field(0.5, gt=0, le=1)
     # Streams among them that one key may have open, however many are free

@@ -13,9 +13,9 @@ from uuid import UUID
 
 import redis
 
-from api.inbox import Inbox
-from api.seat import Seat, Seats
-from api.subscription import PING_S, Subscription
+from api.waiting.coalescing_queue import Inbox
+from api.waiting.subscription import PING_S, Subscription
+from api.waiting.waiter import Seat, Seats
 from workers.channels import notify, token_stream
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from api.door import Door
-from api.listener import Listener
-from api.looker import LOOK_AGAIN_S, Looker
-from api.seat import Seat, Seats
+from api.waiting.db_poller import LOOK_AGAIN_S, Looker
+from api.waiting.disconnect_poller import Door
+from api.waiting.redis_listener import Listener
+from api.waiting.waiter import Seat, Seats
 from models.platform.errors import Unavailable
 from models.telemetry import metrics
 

@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 from uuid import UUID
 
-from api import doorbell
+from api.waiting import notify_queue
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view, waiters
@@ -110,7 +110,7 @@ def _write(leaver: Leaver) -> None:
         else:
             waiters.leave(session, leaver.job_id, reader=leaver.reader)
     if done is not None:
-        doorbell.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == Status.CANCELLED)
+        notify_queue.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == Status.CANCELLED)
         about = {"job": job_view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status}
         log.info("cancelled: its caller hung up", extra=about)
 

@@ -6,7 +6,7 @@ import _socket  # not `socket`: gevent's own waits there until something comes
 import socket
 import threading
 
-from api.seat import Seats
+from api.waiting.waiter import Seats
 
 LOOK_EVERY_S = 1.0
 # Of linux/tcp.h, the first byte of tcp_info.

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from flask import request
 
-from api.waiting import hall
+from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import TERMINAL

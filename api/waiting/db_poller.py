@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from api.inbox import Inbox
-from api.seat import Seats
+from api.waiting.coalescing_queue import Inbox
+from api.waiting.waiter import Seats
 from models.database import db
 from models.jobs import job_view
 from models.platform.errors import Unavailable
