@@ -10,7 +10,7 @@ from werkzeug.exceptions import RequestedRangeNotSatisfiable
 
 from api.events import limit_sending
 from api.http import errors
-from api.pieces import Content
+from api.submit.image_stream import Content
 from models.content import artifacts
 from models.database import db
 from models.platform.errors import Invalid

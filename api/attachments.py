@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from flask import Blueprint, Response, request
 
-from api import filetypes, form, pictures
+from api import filetypes
 from api.access import auth
 from api.http import multipart, render, request_body
 from api.http.multipart import Part
+from api.submit import image_form, images
 from models.config.settings import settings
 from models.content import attachments
 from models.content.attachments import File
@@ -37,15 +38,15 @@ def attach(name: str) -> Response:
     with db.begin() as opened:
         number = sessions.touch(opened, caller.id, name)
         rows = [attachments.store(opened, number, one) for one in files]
-    shown = [attachments.show(row, now=time.time(), origin=pictures.origin(request)) for row in rows]
+    shown = [attachments.show(row, now=time.time(), origin=images.origin(request)) for row in rows]
     return render.answer({"object": "list", "data": shown}, 201)
 
 
 def _files() -> Sequence[File]:
     """The files of the form that was sent. Raises Invalid and its kinds."""
     boundary = request.mimetype_params.get("boundary", "")
-    if request.mimetype != form.FORM or not form.BOUNDARY.fullmatch(boundary):
-        raise UnsupportedMedia(f"Send the file as `Content-Type: {form.FORM}; boundary=…`, in a part named `file`.")
+    if request.mimetype != image_form.FORM or not image_form.BOUNDARY.fullmatch(boundary):
+        raise UnsupportedMedia(f"Send the file as `Content-Type: {image_form.FORM}; boundary=…`, in a part named `file`.")
     parts = multipart.split(request_body.receive(request, most=settings().max_upload_bytes), boundary)
     found = [_file(part) for part in parts if part.filename is not None]
     if not found:

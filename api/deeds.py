@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from api import orders
+from api.submit import build
 from api.waiting import notify_queue
 from models.access import audit_log
 from models.access.audit_log import Act
@@ -184,7 +184,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     made = enqueue.new_id()
     with db.autocommit() as session:
         before = job_view.find_order(session, job_id, caller.id)
-    order = orders.again(caller, before, retry_of=job_id)
+    order = build.again(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
         if is_only_once and not bulk.may_repeat(session, job_id):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from flask import Blueprint, Request, Response, request
 
-from api import pictures
 from api.access import auth
 from api.http import errors, render
+from api.submit import images
 from api.waiting.waiters import LOOK_AGAIN_S, Seat, hall
 from models.database import db
 from models.jobs import job_view
@@ -42,7 +42,7 @@ def follow(name: str) -> Response:
         return Response(status=204)
     room = ExitStack()
     seat = room.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, places=True, connection=limit_sending(request)))
-    stream = Stream(seat, caller, seen=after, origin=pictures.origin(request))
+    stream = Stream(seat, caller, seen=after, origin=images.origin(request))
     made = Response(_guarded(stream), mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
     # Not a `finally` in the generator: one that was never begun does not run it.
     made.call_on_close(room.close)

@@ -18,9 +18,10 @@ from uuid import UUID
 
 from flask import Request, Response
 
-from api import late_failure, pictures, replies
+from api import late_failure, replies
 from api.events import limit_sending
 from api.http import errors
+from api.submit import images
 from api.waiting import disconnect_poller
 from api.waiting.disconnects import BrokenOff, Closing, leave, leave_now
 from api.waiting.waiters import hall
@@ -95,7 +96,7 @@ class Held:
         """Raises Unavailable when too many wait here, TooManyWaiting when too many of this key do."""
         self._job_id, self._caller, self._reader, self._comes_back = job_id, caller, reader, comes_back
         self._connection = limit_sending(request)
-        self._origin = pictures.origin(request)
+        self._origin = images.origin(request)
         self._closes_connection = late_failure.closes_connection(request.headers)
         self._is_settled = False
         self._room = ExitStack()
@@ -180,7 +181,7 @@ class Held:
             while (row := self.wait(settings().keepalive_every_s)) is None:
                 yield SPACE
             if replies.has_answer(row):
-                yield from pictures.content(row, origin=self._origin)
+                yield from images.content(row, origin=self._origin)
             else:
                 yield self._late(replies.told_of(row))
         except (BrokenOff, Gone, Closing) as error:

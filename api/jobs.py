@@ -11,10 +11,12 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import answers, controls, orders, pictures, replies
-from api.accept import accept
+from api import replies
 from api.access import auth, visitors
 from api.http import forwarded_headers, paging, render, request_body
+from api.submit import build, images, options
+from api.submit import responses as answers
+from api.submit.enqueue import accept
 from api.waiting import notify_queue, wait
 from models.config.settings import settings
 from models.database import db
@@ -42,8 +44,8 @@ def submit() -> Response:
 
     def read(sent: request_body.Sent) -> tuple[Order, bytes]:
         # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
-        wanted = visitors.mark(asked, {**sent.value, **controls.of_headers(asked.headers)})
-        return orders.make(caller, wanted), request_body.digest(line, visitors.mark(asked, sent.value))
+        wanted = visitors.mark(asked, {**sent.value, **options.of_headers(asked.headers)})
+        return build.make(caller, wanted), request_body.digest(line, visitors.mark(asked, sent.value))
 
     order, digest = request_body.read_then(request, read)
     return _accept(replace(order, headers=going), digest=digest)
@@ -56,7 +58,7 @@ def listing() -> Response:
     limit, before, status = paging.limit(), paging.after(job_view.parse_id), _status()
     with db.autocommit() as session:
         rows = job_view.page(session, caller.id, limit=limit, before=before, status=status)
-        shown = job_view.show_all(session, rows[:limit], origin=pictures.origin(request))
+        shown = job_view.show_all(session, rows[:limit], origin=images.origin(request))
     return paging.answer(shown, has_more=len(rows) > limit)
 
 
@@ -70,7 +72,7 @@ def look(name: str) -> Response:
     if again_s is not None and shown["status"] not in TERMINAL:
         made.headers["Retry-After"] = str(math.ceil(again_s))
     made.set_etag(render.etag(shown), weak=True)
-    pictures.put_back(made, job_id)
+    images.put_back(made, job_id)
     made.make_conditional(request.environ)
     return made
 
@@ -93,7 +95,7 @@ def cancel(name: str) -> Response:
         found = job_view.find(session, job_id, caller.id)
         if found.status in TERMINAL - {Status.CANCELLED}:
             raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
-        shown = job_view.show(session, found, origin=pictures.origin(request))
+        shown = job_view.show(session, found, origin=images.origin(request))
     is_ended = found.status == Status.CANCELLED
     if done is not None:
         notify_queue.cancelled(job_id, lane_id=found.lane_id, is_ended=is_ended)
@@ -106,7 +108,7 @@ def retry(name: str) -> Response:
     caller, job_id = auth.caller(request), job_view.parse_id(name)
     with db.autocommit() as session:
         before = job_view.find_order(session, job_id, caller.id)
-    return _accept(orders.again(caller, before, retry_of=job_id), digest=hashlib.sha256(_line()).digest())
+    return _accept(build.again(caller, before, retry_of=job_id), digest=hashlib.sha256(_line()).digest())
 
 
 def _line() -> bytes:
@@ -115,7 +117,7 @@ def _line() -> bytes:
 
 def _accept(order: Order, *, digest: bytes) -> Response:
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
-    return _ticket(accepted.shown(order, origin=pictures.origin(request)), is_replayed=accepted.is_replayed)
+    return _ticket(accepted.shown(order, origin=images.origin(request)), is_replayed=accepted.is_replayed)
 
 
 def _ticket(shown: JsonObject, *, is_replayed: bool) -> Response:
@@ -130,7 +132,7 @@ def _shown(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
     while True:
         try:
             with db.autocommit() as session:
-                return job_view.show(session, job_view.find(session, job_id, key_id), with_pictures=False, origin=pictures.origin(request))
+                return job_view.show(session, job_view.find(session, job_id, key_id), with_pictures=False, origin=images.origin(request))
         except Unavailable:
             tries -= 1
             if tries <= 0:

@@ -9,9 +9,10 @@ from uuid import UUID
 from flask import Response, request
 from pydantic import BaseModel
 
-from api import bulk_retry, deeds, ops_schemas, schemas
+from api import bulk_retry, deeds, ops_schemas
 from api.access import operator_auth
 from api.http import render, request_body
+from api.submit import schemas
 from models.jobs import job_view
 from models.ops import pause
 from models.ops.pause import Target

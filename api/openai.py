@@ -8,11 +8,13 @@ from uuid import UUID, uuid4
 
 from flask import Blueprint, Response, request
 
-from api import ask, held, late_failure, limits, pictures, relay
-from api.accept import accept
+from api import held, late_failure, limits, relay
 from api.access import auth
 from api.http import body_budget, prefer, render
 from api.http.prefer import Preferences
+from api.submit import images as pictures
+from api.submit import openai_parse
+from api.submit.enqueue import accept
 from api.waiting.waiters import hall
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
@@ -108,7 +110,7 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     With an Idempotency-Key the request finds its job. Without one, the fingerprint of a marked SDK retry finds the job in any state;
     the fingerprint of an unmarked request finds only a failure that was not delivered.
     """
-    asked = ask.read(request, caller, endpoint, model=model)
+    asked = openai_parse.read(request, caller, endpoint, model=model)
     order = asked.order
     if who is not None:
         hall.expect_room(caller.id, is_stream=order.streamed)

@@ -8,8 +8,10 @@ from types import MappingProxyType
 
 from pydantic import BaseModel
 
-from api import answers, bodies, stored_answers, stored_schemas
+from api import stored_answers, stored_schemas
 from api.openapi.route import CONTROLS, JSON, ONCE, Route, Said, header, query
+from api.submit import openai_requests
+from api.submit import responses as answers
 from models.jobs.job_view import JsonObject
 
 FORM = "multipart/form-data"
@@ -74,7 +76,7 @@ _models = partial(Route, "get", tag="openai", headers=("Age", "X-Nowserving-Refr
 ROUTES: tuple[Route, ...] = (
     _post(
         "/v1/chat/completions", "createChatCompletion", "Ask for a chat completion",
-        takes={JSON: _json(bodies.ChatBody, example=HELLO)}, streams=CHAT_STREAM,
+        takes={JSON: _json(openai_requests.ChatBody, example=HELLO)}, streams=CHAT_STREAM,
     ),
     _stored(
         "get", "/v1/chat/completions", "listChatCompletions", "List your stored chat completions",
@@ -97,14 +99,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     _post(
         "/v1/images/generations", "createImage", "Ask for pictures",
-        takes={JSON: _json(bodies.ImageBody, example={"prompt": "a cat", "response_format": "url"})}, streams=PICTURE_STREAM,
+        takes={JSON: _json(openai_requests.ImageBody, example={"prompt": "a cat", "response_format": "url"})}, streams=PICTURE_STREAM,
     ),
     _post(
         "/v1/images/edits", "createImageEdit", "Ask for changed pictures",
-        takes={FORM: {"schema": _EDIT}, JSON: _json(bodies.EditBody)}, streams=PICTURE_STREAM,
+        takes={FORM: {"schema": _EDIT}, JSON: _json(openai_requests.EditBody)}, streams=PICTURE_STREAM,
     ),
-    _post("/v1/embeddings", "createEmbedding", "Ask for embeddings", takes={JSON: _json(bodies.EmbeddingBody)}),
-    _post("/v1/moderations", "createModeration", "Ask whether something is harmful", takes={JSON: _json(bodies.ModerationBody)}),
+    _post("/v1/embeddings", "createEmbedding", "Ask for embeddings", takes={JSON: _json(openai_requests.EmbeddingBody)}),
+    _post("/v1/moderations", "createModeration", "Ask whether something is harmful", takes={JSON: _json(openai_requests.ModerationBody)}),
     _models("/v1/models", "listModels", "Which models there are", {200: ("The upstream's list, from a copy of it.", JSON, None)}),
     _models(
         "/v1/models/{model}", "retrieveModel", "One model; its name may hold slashes",

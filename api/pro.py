@@ -14,11 +14,12 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import dashboard, orders, replies, schemas
-from api.accept import accept
+from api import dashboard, replies
 from api.access import auth
 from api.http import errors, json_text, render, request_body
-from api.schemas import Controls
+from api.submit import build, schemas
+from api.submit.enqueue import accept
+from api.submit.schemas import Controls
 from api.waiting import wait
 from models.billing import statement
 from models.billing.money import usd
@@ -62,7 +63,7 @@ def ask() -> Response:
     words = {name: _words(said, name, most) for name, most in LIMITS.items()}
     caller = _caller(words["apiKey"])
     wanted = {"model": settings().pro_model, "messages": [{"role": "user", "content": words["content"]}]}
-    order = orders.direct(caller, CHAT, wanted, write=lambda value: (json_text.dump(value), None), own=_session(words["sessionId"]))
+    order = build.direct(caller, CHAT, wanted, write=lambda value: (json_text.dump(value), None), own=_session(words["sessionId"]))
     digest = request_body.digest(b"POST /pro\n", {name: words[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     return _answer(caller, job_view.public_id(accepted.job_id))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from api import answers
 from api.openapi.route import JSON, Route, query
 from api.pro import LIMITS
+from api.submit import responses as answers
 from models.jobs.job_view import JsonObject
 
 _ASK: JsonObject = {

@@ -12,8 +12,8 @@ from typing import Any
 
 from flask import Response
 
-from api import pictures
 from api.http import render
+from api.submit import images
 from models.jobs.jobs import Status
 
 # What the upstream never said, by what became of the call; everything else that went wrong out there is a bad gateway.
@@ -79,7 +79,7 @@ def answer(row: Any, *, origin: str = "") -> Response:
     multiply that.
     """
     if has_answer(row):
-        body = pictures.content(row, origin=origin)
+        body = images.content(row, origin=origin)
         made = Response(iter(body), row.http_status or HTTPStatus.OK, mimetype="application/json")
         made.content_length = body.length
     else:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from api.answers import Answer, Shown
+from api.submit.responses import Answer, Shown
 
 
 class Session(Answer):

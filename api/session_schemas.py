@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from api import bodies
-from api.schemas import SessionId
+from api.submit import openai_requests
+from api.submit.schemas import SessionId
 
-Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(bodies.printable)]
+Title = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(openai_requests.printable)]
 DEFAULT = "null: as the operator's settings have it."
 
 

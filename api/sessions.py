@@ -6,10 +6,10 @@ import time
 
 from flask import Blueprint, Response, request
 
-from api import pictures, schemas
 from api.access import auth, visitors
 from api.http import paging, render, request_body
 from api.session_schemas import NewSession, SessionChange
+from api.submit import images, schemas
 from api.waiting import notify_queue
 from models.database import db
 from models.jobs import jobs
@@ -71,7 +71,7 @@ def messages(name: str) -> Response:
     with db.begin() as opened:
         number = sessions.get(opened, caller.id, name).id
         shown, has_more = message.page(
-            opened, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=pictures.origin(request)
+            opened, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=images.origin(request)
         )
     return paging.answer(shown, has_more=has_more)
 

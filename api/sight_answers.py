@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from api.answers import Answer, Queue
+from api.submit.responses import Answer, Queue
 
 
 class Named(Answer):

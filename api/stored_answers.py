@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.answers import Answer
+from api.submit.responses import Answer
 
 
 class StoredCompletion(BaseModel):

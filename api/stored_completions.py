@@ -12,10 +12,10 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import schemas
 from api.access import auth
 from api.http import paging, render, request_body
 from api.stored_schemas import CompletionChange, Metadata
+from api.submit import schemas
 from models.content.endpoints import CHAT
 from models.database import db
 from models.database.db import Session

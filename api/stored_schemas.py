@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas import MetadataKey, MetadataValue
+from api.submit.schemas import MetadataKey, MetadataValue
 from models.sessions.stored_completions import MAX_PAIRS
 
 

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from api import bodies
+from api.submit import openai_requests
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(bodies.printable)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(openai_requests.printable)]
 Url = Annotated[
     str,
     Field(
-        json_schema_extra=bodies.A_URL,
+        json_schema_extra=openai_requests.A_URL,
         description="https, on the public network; what the operator allows beyond that, docs/webhooks.md says.",
     ),
 ]

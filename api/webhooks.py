@@ -9,9 +9,9 @@ from uuid import UUID
 from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
-from api import schemas
 from api.access import auth
 from api.http import paging, render, request_body
+from api.submit import schemas
 from api.waiting import notify_queue
 from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
 from models.config.settings import settings

@@ -15,8 +15,8 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 from werkzeug.test import TestResponse
 
-from api import pieces
-from api.pieces import Content
+from api.submit import image_stream
+from api.submit.image_stream import Content
 from api.waiting.disconnects import BrokenOff
 from models.content import artifacts
 from models.content.image_placeholders import Picture
@@ -156,7 +156,7 @@ def test_a_picture_that_is_known_is_not_sent_again(links: list[str]) -> None:
     ],
 )
 def test_a_part_is_sent_alone(caller: Caller, monkeypatch: pytest.MonkeyPatch, asked: str, got: slice) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 3)
+    monkeypatch.setattr(image_stream, "PIECE_BYTES", 3)
     content = PNG[:8] + b"twelve bytes"
     (link,) = links_of(caller, content)
     answer = fetch(link, Range=asked)
@@ -188,7 +188,7 @@ def test_a_part_of_a_picture_that_changed_is_the_whole(links: list[str]) -> None
 
 
 def test_a_picture_deleted_while_it_is_sent_breaks_off(links: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 3)
+    monkeypatch.setattr(image_stream, "PIECE_BYTES", 3)
     sent = Content(UUID(hex=links[0].split("art_")[1][:32]), size=len(PNG))
 
     assert PNG[:3] == next(sent)

@@ -12,9 +12,9 @@ import pytest
 from flask import request
 from werkzeug.test import TestResponse
 
-from api import ask
-from api.ask import Ask
 from api.http.body_budget import intake
+from api.submit import openai_parse
+from api.submit.openai_parse import Ask
 from api.waiting.waiters import hall
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
@@ -39,7 +39,7 @@ def read(endpoint: str, body: object = None, **more: Any) -> Ask:
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     sent = {"path": endpoint, "method": "POST", "data": content, "content_type": "application/json", **more}
     with new_app().test_request_context(**sent):
-        return ask.read(request, CALLER, endpoint)
+        return openai_parse.read(request, CALLER, endpoint)
 
 
 def refusal(endpoint: str, body: object = None, **more: Any) -> Invalid:

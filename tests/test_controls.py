@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from flask import request
 
-from api import ask
-from api.ask import Ask
+from api.submit import openai_parse
+from api.submit.openai_parse import Ask
 from models.content.endpoints import CHAT
 from models.keys.keys import Key
 from models.platform.errors import Invalid
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 def read(headers: dict[str, str] | None = None, endpoint: str = CHAT, **fields: Any) -> Ask:
     content = json.dumps({**BODY, **fields})
     with new_app().test_request_context(endpoint, method="POST", headers=headers, data=content, content_type="application/json"):
-        return ask.read(request, CALLER, endpoint)
+        return openai_parse.read(request, CALLER, endpoint)
 
 
 def refusal(headers: dict[str, str] | None = None, **fields: Any) -> Invalid:
@@ -101,7 +101,7 @@ def test_a_header_beats_the_body() -> None:
 def test_the_upstream_never_sees_what_is_said_to_us(said: object) -> None:
     content = json.dumps({"temperature": 0.10, "nowserving": said, **BODY}).encode()
     with new_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
-        order = ask.read(request, CALLER, CHAT).order
+        order = openai_parse.read(request, CALLER, CHAT).order
 
     assert b'{"temperature":0.1,"model":"m","messages":[{"role":"user","content":"hi"}]}' == order.request
 

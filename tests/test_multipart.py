@@ -15,9 +15,9 @@ from flask import request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import ask
-from api import form as forms
-from api.ask import Ask
+from api.submit import image_form as forms
+from api.submit import openai_parse
+from api.submit.openai_parse import Ask
 from models.content.endpoints import EDITS
 from models.content.token_estimate import PICTURE_TOKENS
 from models.keys.keys import Key
@@ -49,7 +49,7 @@ IMAGE, PROMPT = part("image", PNG, filename="cat.png"), part("prompt", "a cat")
 def read(content: bytes, *, boundary: str = BOUNDARY, headers: dict[str, str] | None = None) -> Ask:
     media = f"multipart/form-data; boundary={boundary}"
     with new_app().test_request_context(EDITS, method="POST", data=content, content_type=media, headers=headers):
-        return ask.read(request, CALLER, EDITS)
+        return openai_parse.read(request, CALLER, EDITS)
 
 
 def again(order: Order) -> dict[str, str | bytes]:
@@ -183,7 +183,7 @@ def test_the_same_form_is_recognised_under_another_boundary() -> None:
 def test_edits_may_come_as_json_too() -> None:
     sent = json.dumps({"prompt": "a cat", "images": [{"image_url": "data:image/png;base64,AA"}] * 2, "model": "p"})
     with new_app().test_request_context(EDITS, method="POST", data=sent, content_type="application/json"):
-        order = ask.read(request, CALLER, EDITS).order
+        order = openai_parse.read(request, CALLER, EDITS).order
 
     assert (sent.encode(), None, 2 + 2 * PICTURE_TOKENS) == (order.request, order.content_type, order.tokens)
 
@@ -246,7 +246,7 @@ def test_a_form_that_is_not_plain_is_refused(content: bytes, code: str | None) -
 def test_a_form_without_a_boundary_is_refused(media: str) -> None:
     sent = new_app().test_request_context(EDITS, method="POST", data=form(IMAGE), content_type="multipart/form-data" + media)
     with sent, pytest.raises(Invalid) as error:
-        ask.read(request, CALLER, EDITS)
+        openai_parse.read(request, CALLER, EDITS)
 
     assert (415, "unsupported_media_type") == (error.value.status, error.value.code)
 

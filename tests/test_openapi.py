@@ -10,9 +10,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from api import chat_page, controls
+from api import chat_page
 from api.app import create_app
 from api.document import openapi
+from api.submit import options
 from tests.http_tools import CHAT, IMAGE, Caller, end
 
 # Azure's addresses of the upstream's routes, which are documented once.
@@ -134,7 +135,7 @@ def test_forms_streams_and_headers_are_in_the_document(document: dict[str, Any])
 
     assert {"multipart/form-data", "application/json"} == set(edit["requestBody"]["content"])
     assert {"text/event-stream", "application/json"} == set(chat["responses"]["200"]["content"])
-    assert {*controls.HEADERS, "Idempotency-Key", "Prefer"} == {one["name"] for one in chat["parameters"]}
+    assert {*options.HEADERS, "Idempotency-Key", "Prefer"} == {one["name"] for one in chat["parameters"]}
     assert {"202", "429", "502", "504", "default"} <= set(chat["responses"])
 
 

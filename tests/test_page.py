@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from api import chat_page
 from api.access import visitors
 from api.app import create_app
-from api.schemas import Controls
+from api.submit.schemas import Controls
 from models.billing import budgets
 from models.billing.money import MICRO
 from models.database import db

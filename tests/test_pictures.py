@@ -15,7 +15,7 @@ import pytest
 from uuid_utils.compat import uuid7
 from werkzeug.test import TestResponse
 
-from api import pictures
+from api.submit import images
 from models.content import artifacts
 from models.content.endpoints import EDITS, IMAGES
 from models.content.image_placeholders import Picture
@@ -95,27 +95,27 @@ def get(link: str) -> bytes:
 def test_openais_own_models_are_not_told_what_they_refuse(model: str | None, wanted: str | None, wants_urls: bool) -> None:
     body = {"model": model, "prompt": "a cat", "response_format": wanted}
 
-    assert ({"model": model, "prompt": "a cat"}, wants_urls) == pictures.prepare(body)
+    assert ({"model": model, "prompt": "a cat"}, wants_urls) == images.prepare(body)
     assert wanted == body["response_format"]
 
 
 def test_other_models_are_always_asked_for_bytes() -> None:
     asked = {"model": "flux", "response_format": "b64_json"}
 
-    assert (asked, True) == pictures.prepare({"model": "flux", "response_format": "url"})
-    assert (asked, False) == pictures.prepare(asked)
-    assert ({"model": "flux"}, False) == pictures.prepare({"model": "flux"})
+    assert (asked, True) == images.prepare({"model": "flux", "response_format": "url"})
+    assert (asked, False) == images.prepare(asked)
+    assert ({"model": "flux"}, False) == images.prepare({"model": "flux"})
 
 
 def test_what_does_not_change_is_the_same_object() -> None:
     body = {"model": "gpt-image-2", "prompt": "a cat"}
 
-    assert body is pictures.prepare(body)[0]
+    assert body is images.prepare(body)[0]
 
 
 def test_links_cannot_be_streamed() -> None:
     with pytest.raises(Invalid) as refused:
-        pictures.prepare({"model": "gpt-image-2", "stream": True, "response_format": "url"})
+        images.prepare({"model": "gpt-image-2", "stream": True, "response_format": "url"})
 
     assert "response_format" == refused.value.param
 

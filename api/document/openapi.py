@@ -10,11 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api import (
-    answers,
-    bodies,
     money_answers,
     ops_schemas,
-    schemas,
     session_answers,
     session_schemas,
     sight_answers,
@@ -26,6 +23,8 @@ from api import (
 from api.document.routes import ROUTES
 from api.openapi import links
 from api.openapi.route import JSON, STREAM, Route
+from api.submit import openai_requests, schemas
+from api.submit import responses as answers
 from models.jobs.job_view import JsonObject
 
 TITLE = "nowserving"
@@ -90,7 +89,7 @@ _EVENT: JsonObject = {
     "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
 }
 _SHOWN: tuple[type[BaseModel], ...] = (
-    *schemas.SUBMITS.values(), bodies.EditBody, schemas.Inside,
+    *schemas.SUBMITS.values(), openai_requests.EditBody, schemas.Inside,
     answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health, answers.Pro,
     webhook_schemas.NewWebhookEndpoint, webhook_schemas.WebhookEndpointChange, webhook_schemas.Rotation, webhook_schemas.Sample,
     webhook_schemas.Redelivery, webhook_answers.WebhookEndpoint, webhook_answers.WebhookEndpointList,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from api import controls, schemas
+from api.submit import options, schemas
 from models.jobs.job_view import JsonObject
 
 JSON, STREAM, HTML = "application/json", "text/event-stream", "text/html"
@@ -69,4 +69,4 @@ def _control(name: str, at: str) -> JsonObject:
 #: What a field of a body has and a header's value does not.
 _OF_FIELDS = {"title", "default", "description"}
 #: the headers that say how a job waits and runs
-CONTROLS = tuple(_control(name, at) for name, at in controls.HEADERS.items())
+CONTROLS = tuple(_control(name, at) for name, at in options.HEADERS.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from api import spans
+from api.submit import submit_span
 from api.waiting import notify_queue
 from models.database import db
 from models.jobs import idempotency, job_view
@@ -42,7 +42,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
 
     Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
     """
-    with spans.submit(order) as told:
+    with submit_span.submit(order) as told:
         lane_id = enqueue.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
         with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)

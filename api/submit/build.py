@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from api import bodies, controls, estimate, pictures, schemas
-from api.bodies import KINDS, Upstream
 from api.http import json_text
-from api.schemas import Controls
+from api.submit import images, openai_requests, options, reserve_estimate, schemas
+from api.submit.openai_requests import KINDS, Upstream
+from api.submit.schemas import Controls
 from models.config.settings import settings
 from models.content import attachments, chat_messages, token_estimate
 from models.content import endpoints as routes
@@ -31,8 +31,8 @@ def make(caller: Key, payload: JsonObject) -> Order:
     """The order in this payload of POST /v1/jobs. Raises Invalid."""
     json_text.expect_storable({name: value for name, value in payload.items() if name != "body"})
     wanted = schemas.submit(payload)
-    if controls.INSIDE in payload["body"]:
-        raise Invalid(f"`body.{controls.INSIDE}`: a job says this beside its `body`, not inside.", param=f"body.{controls.INSIDE}")
+    if options.INSIDE in payload["body"]:
+        raise Invalid(f"`body.{options.INSIDE}`: a job says this beside its `body`, not inside.", param=f"body.{options.INSIDE}")
     return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (json_text.dump(value), None), own=wanted)
 
 
@@ -47,8 +47,8 @@ def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: 
 def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Order:
     if own.attachments and (own.conversation is None or endpoint != CHAT):
         raise Invalid("`attachments` go with a chat that names its `conversation`, to which they were sent.", param="attachments")
-    counted = bodies.countable(endpoint, value)
-    reserve = estimate.reserve(endpoint, counted)
+    counted = openai_requests.countable(endpoint, value)
+    reserve = reserve_estimate.reserve(endpoint, counted)
     going, wants_urls = _outgoing(endpoint, value)
     request, content_type = write(going)
     model = going.get("model") or wanted.lane
@@ -61,7 +61,7 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
         flow=own.user or wanted.flow or own.conversation or KEY_FLOW,
         tokens=reserve.tokens,
         images=reserve.images,
-        reserved_microusd=estimate.most_microusd(caller.kind, endpoint, model, reserve, remembered=remembered),
+        reserved_microusd=reserve_estimate.most_microusd(caller.kind, endpoint, model, reserve, remembered=remembered),
         content_type=content_type,
         streamed=wanted.is_streamed,
         wants_urls=wants_urls,
@@ -85,7 +85,7 @@ def _outgoing(endpoint: str, value: JsonObject) -> tuple[JsonObject, bool]:
         return value, False
     if not value.get("model") and settings().default_image_model:
         value = {**value, "model": settings().default_image_model}
-    return pictures.prepare(value)
+    return images.prepare(value)
 
 
 def _terms(own: Controls) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from functools import partial
 from flask import Request
 from werkzeug.datastructures import Headers
 
-from api import controls, form, orders
 from api.http import forwarded_headers, request_body
+from api.submit import build, image_form, options
 from models.content import endpoints as routes
 from models.keys.keys import Key
 from models.queue.enqueue import Order
@@ -33,13 +33,15 @@ def read(request: Request, caller: Key, endpoint: str, *, model: str | None = No
     going = forwarded_headers.headers(request, caller)
     line = f"{routes.method(endpoint)} {endpoint}\n".encode() + forwarded_headers.said(going)
     then = partial(_ordered, caller, endpoint, line, request.headers, model=model)
-    is_form = endpoint == routes.EDITS and form.is_form(request)
-    asked = form.read_then(request, then) if is_form else request_body.read_then(request, then)
+    is_form = endpoint == routes.EDITS and image_form.is_form(request)
+    asked = image_form.read_then(request, then) if is_form else request_body.read_then(request, then)
     return replace(asked, order=replace(asked.order, headers=going))
 
 
-def _ordered(caller: Key, endpoint: str, line: bytes, headers: Headers, sent: request_body.Sent | form.Form, *, model: str | None) -> Ask:
-    own, token, value = controls.read(headers, sent.value)
+def _ordered(
+    caller: Key, endpoint: str, line: bytes, headers: Headers, sent: request_body.Sent | image_form.Form, *, model: str | None
+) -> Ask:
+    own, token, value = options.read(headers, sent.value)
     if model is not None and value.get("model") != model:
         value, line = {**value, "model": model}, line + f"model {model}\n".encode()
-    return Ask(orders.direct(caller, endpoint, value, write=sent.written, own=own), sent.digest(line), token)
+    return Ask(build.direct(caller, endpoint, value, write=sent.written, own=own), sent.digest(line), token)

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from flask import Request
 from werkzeug.http import dump_options_header
 
-from api import controls
 from api.http import multipart, offload, request_body
 from api.http.multipart import Part
 from api.http.request_body import Made
+from api.submit import options
 from models.config.settings import settings
 from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, UnsupportedMedia
@@ -139,7 +139,7 @@ def _flag(text: str, name: str) -> bool:
 
 
 def _seconds(text: str, name: str) -> float:
-    return controls.seconds(text, named=name)
+    return options.seconds(text, named=name)
 
 
 def _same(text: str, _name: str) -> str:

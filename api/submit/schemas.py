@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from api import bodies
+from api.submit import openai_requests
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
@@ -17,8 +17,8 @@ from models.webhooks import url_policy
 DAY_S = 86_400
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(bodies.printable)]
-SessionId = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(bodies.session_id)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(openai_requests.printable)]
+SessionId = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(openai_requests.session_id)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -47,7 +47,7 @@ class Controls(BaseModel):
     )
     max_attempts: int | None = Field(None, ge=1, le=10, description="Being throttled never counts as one.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Yours: given back as it is.")
-    webhook_url: Annotated[str, AfterValidator(url_policy.clean), Field(json_schema_extra=bodies.A_URL)] | None = Field(
+    webhook_url: Annotated[str, AfterValidator(url_policy.clean), Field(json_schema_extra=openai_requests.A_URL)] | None = Field(
         None, description="Where to say how the job ended, signed with GET /v1/webhook_secret."
     )
 
@@ -64,35 +64,35 @@ class Submit(Controls):
     """A job to put in line."""
 
     endpoint: str
-    body: bodies.Upstream
+    body: openai_requests.Upstream
 
 
 class ChatSubmit(Submit):
     """A chat completion to put in line."""
 
     endpoint: Literal["/v1/chat/completions"]
-    body: bodies.ChatBody
+    body: openai_requests.ChatBody
 
 
 class ImageSubmit(Submit):
     """Images to put in line."""
 
     endpoint: Literal["/v1/images/generations"]
-    body: bodies.ImageBody
+    body: openai_requests.ImageBody
 
 
 class EmbeddingSubmit(Submit):
     """Embeddings to put in line."""
 
     endpoint: Literal["/v1/embeddings"]
-    body: bodies.EmbeddingBody
+    body: openai_requests.EmbeddingBody
 
 
 class ModerationSubmit(Submit):
     """A moderation to put in line."""
 
     endpoint: Literal["/v1/moderations"]
-    body: bodies.ModerationBody
+    body: openai_requests.ModerationBody
 
 
 # Pictures to edit come as a form, which a job's JSON cannot hold: they have a route of their own.

@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 from werkzeug.datastructures import Headers
 
-from api import schemas
 from api.http import json_text
-from api.schemas import Controls, Inside
+from api.submit import schemas
+from api.submit.schemas import Controls, Inside
 from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import Request, Response
 
 from api.http import render
-from api.pieces import Body
+from api.submit.image_stream import Body
 from models.config.settings import settings
 from models.content import artifacts, image_placeholders
 from models.database import db
