@@ -8,15 +8,12 @@ from functools import partial
 from flask import Flask
 
 from api import (
-    artifacts,
     attachments,
     azure,
     balance,
     chat_page,
     dashboard,
     deliveries,
-    events,
-    jobs,
     levers,
     model_lists,
     openai,
@@ -32,6 +29,8 @@ from api import (
 from api.access.auth import Callers
 from api.document import docs_page
 from api.http import body_budget, errors
+from api.jobs import artifact_views, event_stream
+from api.jobs import views as job_views
 from api.server import cors, health, host_check, metrics, url_rewriting
 from api.server.heartbeat import Heartbeat
 from api.waiting.waiters import hall
@@ -52,7 +51,7 @@ def create_app() -> Flask:
     cors.register(app)
     body_budget.register(app)
     for routes in (
-        openai.routes, model_lists.routes, jobs.routes, events.routes, relay.routes, artifacts.routes, webhooks.routes, deliveries.routes,
+        openai.routes, model_lists.routes, job_views.routes, event_stream.routes, relay.routes, artifact_views.routes, webhooks.routes, deliveries.routes,
         balance.routes, dashboard.routes, sessions.routes, attachments.routes, stored_completions.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")

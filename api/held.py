@@ -19,8 +19,8 @@ from uuid import UUID
 from flask import Request, Response
 
 from api import late_failure, replies
-from api.events import limit_sending
 from api.http import errors
+from api.jobs.event_stream import limit_sending
 from api.submit import images
 from api.waiting import disconnect_poller
 from api.waiting.disconnects import BrokenOff, Closing, leave, leave_now

@@ -23,8 +23,8 @@ from flask import Blueprint, Response, request
 
 from api import frames, replies, stream_head
 from api.access import auth
-from api.events import limit_sending
 from api.http import errors
+from api.jobs.event_stream import limit_sending
 from api.waiting.disconnect_poller import is_closed
 from api.waiting.disconnects import BrokenOff, leave, leave_now
 from api.waiting.waiters import Seat, hall

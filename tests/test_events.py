@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from api import events
+from api.jobs import event_stream
 from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import job_view
@@ -131,7 +131,7 @@ def test_moving_up_the_line_is_told(caller: Caller) -> None:
 
 
 def test_a_line_that_stands_still_is_told_once(caller: Caller) -> None:
-    stream = events.Stream(SimpleNamespace(job_id=job_view.parse_id(caller.submit()), place=None), caller.key, seen=0)  # type: ignore[arg-type]
+    stream = event_stream.Stream(SimpleNamespace(job_id=job_view.parse_id(caller.submit()), place=None), caller.key, seen=0)  # type: ignore[arg-type]
     places = [Place(2, 2.0, "rpm", None), Place(2, 3.0, "tpm", None), Place(2, None, "parked", None), Place(2, None, "parked", None)]
     told = [parse(chunk)[0]["data"]["queue"] for place in places for chunk in stream._moved(place)]
 
@@ -142,7 +142,7 @@ def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> 
     name = caller.submit()
     seconds = iter(range(0, 100_000, 9))
     with hall.wait_for(job_view.parse_id(name), caller.key.id, places=True) as seat:
-        chunks = list(events.Stream(seat, caller.key, seen=0, clock=lambda: float(next(seconds)), pause_s=0).lines())
+        chunks = list(event_stream.Stream(seat, caller.key, seen=0, clock=lambda: float(next(seconds)), pause_s=0).lines())
 
     assert ": waiting\n\n" in chunks
     assert chunks[0].startswith("retry:") and chunks[-1].startswith("retry:")
