@@ -9,18 +9,14 @@ from flask import Flask
 
 from api import (
     attachments,
-    azure,
     balance,
     chat_page,
     dashboard,
     deliveries,
     levers,
-    model_lists,
-    openai,
     ops_audit,
     ops_page,
     pro,
-    relay,
     sessions,
     sights,
     stored_completions,
@@ -31,6 +27,8 @@ from api.document import docs_page
 from api.http import body_budget, errors
 from api.jobs import artifact_views, event_stream
 from api.jobs import views as job_views
+from api.openai import azure, model_lists, stream_response
+from api.openai import views as openai_views
 from api.server import cors, health, host_check, metrics, url_rewriting
 from api.server.heartbeat import Heartbeat
 from api.waiting.waiters import hall
@@ -51,7 +49,7 @@ def create_app() -> Flask:
     cors.register(app)
     body_budget.register(app)
     for routes in (
-        openai.routes, model_lists.routes, job_views.routes, event_stream.routes, relay.routes, artifact_views.routes, webhooks.routes, deliveries.routes,
+        openai_views.routes, model_lists.routes, job_views.routes, event_stream.routes, stream_response.routes, artifact_views.routes, webhooks.routes, deliveries.routes,
         balance.routes, dashboard.routes, sessions.routes, attachments.routes, stored_completions.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")

@@ -14,9 +14,10 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import dashboard, replies
+from api import dashboard
 from api.access import auth
 from api.http import errors, json_text, render, request_body
+from api.openai import replies
 from api.submit import build, schemas
 from api.submit.enqueue import accept
 from api.submit.schemas import Controls

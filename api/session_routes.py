@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from api import session_answers as answers
 from api import session_schemas
-from api.openai_routes import FORM
+from api.openai.routes import FORM
 from api.openapi.route import JSON, Route, query
 from models.jobs.job_view import JsonObject
 

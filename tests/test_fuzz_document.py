@@ -20,8 +20,8 @@ from flask import Flask
 from schemathesis import engine
 from schemathesis.engine.events import EngineEvent, FatalError, NonFatalError, ScenarioFinished
 
-from api import model_lists
 from api.app import create_app
+from api.openai import model_lists
 from api.server import health
 from tests.crew import Crew
 from tests.http_tools import Caller

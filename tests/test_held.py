@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from werkzeug.test import TestResponse
 
-from api import held
+from api.openai import keepalive_response
 from api.waiting.disconnects import BrokenOff
 from api.waiting.waiters import hall
 from deploy.embedded import free_port
@@ -307,8 +307,8 @@ def test_a_client_that_goes_away_leaves_its_job(caller: Caller, pieces_read: int
 @pytest.mark.usefixtures("at_once")
 def test_a_client_that_goes_away_in_the_middle_of_its_answer_leaves_its_job(caller: Caller) -> None:
     made, pieces = begin(caller)
-    end(caller, Result(Status.SUCCEEDED, http_status=200, response=b"[" + b" " * held.PIECE_BYTES * 2 + b"]"))
-    while len(next(pieces)) < held.PIECE_BYTES:
+    end(caller, Result(Status.SUCCEEDED, http_status=200, response=b"[" + b" " * keepalive_response.PIECE_BYTES * 2 + b"]"))
+    while len(next(pieces)) < keepalive_response.PIECE_BYTES:
         pass
     made.close()
 
@@ -334,7 +334,7 @@ def test_a_client_that_has_gone_when_its_answer_comes_can_fetch_it_later(caller:
     waiting = asked(threads, caller, environ_overrides={"gunicorn.socket": ours})
     theirs.close()
     end(caller)
-    assert held.CLIENT_CLOSED_REQUEST == waiting.result(30).status_code
+    assert keepalive_response.CLIENT_CLOSED_REQUEST == waiting.result(30).status_code
     ours.close()
 
     again = ask(caller, headers={"x-stainless-retry-count": "2"})
@@ -367,10 +367,10 @@ def test_a_full_hall_refuses_before_there_is_a_job(caller: Caller, override: Cal
 
 
 def test_the_answer_of_a_big_job_goes_out_in_pieces(caller: Caller, threads: ThreadPoolExecutor) -> None:
-    body = b"[" + b"7," * held.PIECE_BYTES + b"7]"
+    body = b"[" + b"7," * keepalive_response.PIECE_BYTES + b"7]"
     waiting = asked(threads, caller)
     end(caller, Result(Status.SUCCEEDED, http_status=200, response=body))
     pieces = list(waiting.result(30).response)
 
     assert body == b"".join(pieces)
-    assert held.PIECE_BYTES == max(map(len, pieces))
+    assert keepalive_response.PIECE_BYTES == max(map(len, pieces))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from werkzeug.datastructures import Headers
 
-from api import late_failure
+from api.openai import late_failure
 
 DOCS = Path(__file__).parents[1] / "docs" / "clients.md"
 CLOSED = [

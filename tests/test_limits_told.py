@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import limits
-from api.limits import Told, duration
+from api.openai import rate_limit_headers
+from api.openai.rate_limit_headers import Told, duration
 from models.database import db
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
@@ -60,7 +60,7 @@ def test_where_no_limit_is_known_nothing_is_told(caller: Key) -> None:
     submit(caller)
 
     assert Rooms(None, None) == look(limit(caller))
-    assert {} == limits.show(Rooms(None, None))
+    assert {} == rate_limit_headers.show(Rooms(None, None))
 
 
 def test_what_was_sent_in_the_last_minute_is_gone_and_what_was_sent_before_is_not(caller: Key) -> None:
@@ -120,7 +120,7 @@ def test_of_a_paused_line_nobody_knows_when_it_moves(caller: Key) -> None:
     submit(caller)
     query("UPDATE lane SET paused_at = now()")
 
-    assert {"x-ratelimit-limit-requests": "2", "x-ratelimit-remaining-requests": "1"} == limits.show(look(lane_id))
+    assert {"x-ratelimit-limit-requests": "2", "x-ratelimit-remaining-requests": "1"} == rate_limit_headers.show(look(lane_id))
 
 
 def test_other_lanes_calls_and_waiters_are_not_counted(caller: Key) -> None:
@@ -134,7 +134,7 @@ def test_other_lanes_calls_and_waiters_are_not_counted(caller: Key) -> None:
 
 
 def test_the_headers_are_those_of_openai() -> None:
-    told = limits.show(Rooms(Room(60, 59, 1.0), Room(150_000, 149_984, 360.0)))
+    told = rate_limit_headers.show(Rooms(Room(60, 59, 1.0), Room(150_000, 149_984, 360.0)))
 
     assert {
         "x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59", "x-ratelimit-reset-requests": "1s",
@@ -153,7 +153,7 @@ def test_a_lane_is_looked_at_once_a_second_however_many_ask() -> None:
     for _ in range(100):
         assert "60" == told.headers(1)["x-ratelimit-limit-requests"]
     told.headers(2)
-    clock.now += limits.FRESH_S
+    clock.now += rate_limit_headers.FRESH_S
     told.headers(1)
 
     assert [1, 2, 1] == looked
@@ -169,10 +169,10 @@ def test_while_one_looks_the_others_are_told_what_was_known() -> None:
 
     told = Told(ask_again, clock=clock)
     told.headers(1)
-    clock.now += limits.FRESH_S
+    clock.now += rate_limit_headers.FRESH_S
     told.headers(1)
 
-    assert [{}, limits.show(FREE)] == meanwhile
+    assert [{}, rate_limit_headers.show(FREE)] == meanwhile
 
 
 def test_without_postgres_nothing_is_told() -> None:

@@ -11,7 +11,7 @@ import pytest
 import redis
 from werkzeug.test import TestResponse
 
-from api import model_lists
+from api.openai import model_lists
 from api.waiting import notify_queue
 from models.database import db
 from models.keys import model_lists as model_list

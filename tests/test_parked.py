@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 
-from api import frames
+from api.openai import sse_frames
 from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import Status
@@ -141,7 +141,7 @@ def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: Fak
         shown = job_view.queue(place)
 
     assert (2, None, "parked") == (shown["position"], shown["eta_s"], shown["blocked_by"])
-    assert b": queued position=2 blocked_by=parked\n" == frames.comment(Status.QUEUED, place)
+    assert b": queued position=2 blocked_by=parked\n" == sse_frames.comment(Status.QUEUED, place)
 
 
 def test_a_line_whose_probe_is_on_its_way_stays_parked_for_the_others(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:

@@ -15,8 +15,8 @@ import openai
 import pytest
 import redis
 
-from api import frames, relay
-from api.relay import Relay
+from api.openai import sse_frames, stream_response
+from api.openai.stream_response import Relay
 from api.waiting.disconnects import BrokenOff
 from api.waiting.waiters import Hall, Seat, hall
 from models.database import db
@@ -251,14 +251,14 @@ def test_a_late_reader_gets_another_id_in_all_chunks(caller: Caller) -> None:
 def test_another_id_changes_nothing_else(text: str) -> None:
     was = event(0, text=text)
 
-    made = frames.renamed(was, "chatcmpl-new")
+    made = sse_frames.renamed(was, "chatcmpl-new")
 
     assert {**data(was.decode()), "id": "chatcmpl-new"} == data(made.decode())
 
 
 @pytest.mark.parametrize("said", [b'event: image_generation.completed\ndata: {"type":"x"}\n\n', b"data: [1]\n\n", b"data: {\n\n"])
 def test_what_is_no_chunk_of_a_chat_keeps_its_bytes(said: bytes) -> None:
-    assert said == frames.renamed(said, "chatcmpl-new")
+    assert said == sse_frames.renamed(said, "chatcmpl-new")
 
 
 # A call that was made again
@@ -369,7 +369,7 @@ def test_a_revoked_key_loses_its_stream_readably(caller: Caller) -> None:
 def ask(caller: Caller, job_id: UUID, who: UUID | None) -> Any:
     """The response to who has just sent this job, not yet read."""
     with caller.app.test_request_context():
-        return relay.stream(job_id, caller.key, reader=who)
+        return stream_response.stream(job_id, caller.key, reader=who)
 
 
 def has_left(job_id: UUID) -> bool:
@@ -388,7 +388,7 @@ def test_who_goes_before_the_end_has_left(caller: Caller, writes: int) -> None:
     said = [next(reader) for _ in range(writes)]
     answer.close()
 
-    assert [b": waiting\n", event(0), frames.DONE][:writes] == said
+    assert [b": waiting\n", event(0), sse_frames.DONE][:writes] == said
     until(lambda: has_left(job_id), what="on record that it has left")
 
 
@@ -398,7 +398,7 @@ def test_who_was_told_everything_has_not_left(caller: Caller) -> None:
     end(job_id, start(caller.key, job_id), 0)
     answer = ask(caller, job_id, who)
 
-    assert frames.DONE == list(answer.response)[-1]
+    assert sse_frames.DONE == list(answer.response)[-1]
     answer.close()
     other = submit(caller.key, reader=who)
     ask(caller, other, who).close()
@@ -419,13 +419,13 @@ def test_who_finds_too_many_streams_has_left(caller: Caller, override: Any) -> N
 
 
 def test_a_process_that_stops_breaks_its_streams_off(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "hall", Hall())
+    monkeypatch.setattr(stream_response, "hall", Hall())
     who = uuid4()
     job_id = streamed(caller, reader=who)
     answer = ask(caller, job_id, who)
     reader = iter(answer.response)
     next(reader)
-    relay.hall.close()
+    stream_response.hall.close()
 
     with pytest.raises(BrokenOff):
         list(reader)
@@ -434,14 +434,14 @@ def test_a_process_that_stops_breaks_its_streams_off(caller: Caller, monkeypatch
 
 
 def test_a_stream_that_ended_is_told_to_its_end_even_then(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "hall", Hall())
+    monkeypatch.setattr(stream_response, "hall", Hall())
     job_id = streamed(caller)
     end(job_id, start(caller.key, job_id), 0)
     answer = ask(caller, job_id, None)
-    until(lambda: relay.hall._seats.everybody()[0].status == Status.SUCCEEDED, what="seen ended")  # type: ignore[index]
-    relay.hall.close()
+    until(lambda: stream_response.hall._seats.everybody()[0].status == Status.SUCCEEDED, what="seen ended")  # type: ignore[index]
+    stream_response.hall.close()
 
-    assert [b": waiting\n", event(0), frames.DONE] == list(answer.response)
+    assert [b": waiting\n", event(0), sse_frames.DONE] == list(answer.response)
     answer.close()
 
 
@@ -514,7 +514,7 @@ def test_each_event_goes_out_as_one_piece_when_it_comes(api: Api) -> None:
             assert piece(event(n)) in read_until(connection, b"\n\n\r\n")
         end(job_id, dispatch_id, 0, 1, 2)
 
-        assert piece(frames.DONE) in read_until(connection, b"\r\n0\r\n\r\n")
+        assert piece(sse_frames.DONE) in read_until(connection, b"\r\n0\r\n\r\n")
     assert not has_left(job_id)
 
 

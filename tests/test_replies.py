@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from api import replies
+from api.openai import replies
 from models.jobs.jobs import EXPIRED, LOST, Status
 
 NOBODY = UUID(int=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from api import money_routes, openai_routes, ops_routes, pro_routes, session_routes, sight_routes, webhook_routes
+from api import money_routes, ops_routes, pro_routes, session_routes, sight_routes, webhook_routes
+from api.openai import routes as openai_routes
 from api.openapi.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from api.submit import responses as answers
 from models.content.endpoints import CHAT

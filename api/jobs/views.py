@@ -11,9 +11,9 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import replies
 from api.access import auth, visitors
 from api.http import forwarded_headers, paging, render, request_body
+from api.openai import replies
 from api.submit import build, images, options
 from api.submit import responses as answers
 from api.submit.enqueue import accept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from api import openai
+from api.openai import views as openai_views
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES
 
 routes = Blueprint("azure", __name__)
@@ -13,22 +13,22 @@ routes = Blueprint("azure", __name__)
 @routes.post("/deployments/<path:deployment>/chat/completions")
 def chat(deployment: str) -> Response:
     """A chat completion, whole or as a stream."""
-    return openai.serve(CHAT, model=deployment)
+    return openai_views.serve(CHAT, model=deployment)
 
 
 @routes.post("/deployments/<path:deployment>/embeddings")
 def embeddings(deployment: str) -> Response:
     """Vectors for texts."""
-    return openai.serve(EMBEDDINGS, model=deployment)
+    return openai_views.serve(EMBEDDINGS, model=deployment)
 
 
 @routes.post("/deployments/<path:deployment>/images/generations")
 def images(deployment: str) -> Response:
     """Pictures from a prompt."""
-    return openai.serve(IMAGES, model=deployment)
+    return openai_views.serve(IMAGES, model=deployment)
 
 
 @routes.post("/deployments/<path:deployment>/images/edits")
 def edits(deployment: str) -> Response:
     """Pictures from pictures and a prompt."""
-    return openai.serve(EDITS, model=deployment)
+    return openai_views.serve(EDITS, model=deployment)

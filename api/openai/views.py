@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 from flask import Blueprint, Response, request
 
-from api import held, late_failure, limits, relay
 from api.access import auth
 from api.http import body_budget, prefer, render
 from api.http.prefer import Preferences
+from api.openai import keepalive_response, late_failure, rate_limit_headers, stream_response
 from api.submit import images as pictures
 from api.submit import openai_parse
 from api.submit.enqueue import accept
@@ -93,14 +93,14 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
         made = _without_waiting(arrival, caller, wanted)
     elif arrival.is_streamed:
         # Read before the first event is here, which must not wait for it.
-        told = limits.headers(arrival.lane_id)
+        told = rate_limit_headers.headers(arrival.lane_id)
         is_replay = arrival.is_replayed or arrival.is_resumed
-        made = relay.stream(arrival.job_id, caller, reader=who, comes_back=arrival.comes_back, is_replay=is_replay)
+        made = stream_response.stream(arrival.job_id, caller, reader=who, comes_back=arrival.comes_back, is_replay=is_replay)
         made.headers.update({**arrival.headers, **told})
         return made
     else:
-        made = held.answer(arrival.job_id, caller, reader=who, request=request, comes_back=arrival.comes_back)
-    made.headers.update({**arrival.headers, **limits.headers(arrival.lane_id)})
+        made = keepalive_response.answer(arrival.job_id, caller, reader=who, request=request, comes_back=arrival.comes_back)
+    made.headers.update({**arrival.headers, **rate_limit_headers.headers(arrival.lane_id)})
     return made
 
 
@@ -148,7 +148,7 @@ def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Resp
     """202 and the job; or its answer when it is there within the time that the caller would rather wait. No stream is waited for."""
     made = None
     if wanted.wait_s and not arrival.is_streamed:
-        made = held.answer_within(wanted.wait_s, arrival.job_id, caller, request=request)
+        made = keepalive_response.answer_within(wanted.wait_s, arrival.job_id, caller, request=request)
     if made is None:
         with db.autocommit() as session:
             shown = job_view.show(session, job_view.find(session, arrival.job_id, caller.id), origin=pictures.origin(request))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from api import replies
+from api.openai import replies
 from api.waiting.disconnects import Closing
 from api.waiting.waiter import Seat
 from api.waiting.waiters import hall

@@ -1,6 +1,6 @@
 """A streamed answer on its way to its reader, in OpenAI's shape: the place in line as comments, then the upstream's events, then [DONE].
 
-On the OpenAI routes status and headers wait for the first event, NOWSERVING_STREAM_HEAD_S at most (api/stream_head.py): a job that fails
+On the OpenAI routes status and headers wait for the first event, NOWSERVING_STREAM_HEAD_S at most (api/openai/stream_head.py): a job that fails
 before is answered as a call without a stream. After that the status is 200, whatever becomes of the job. Events come from Redis while the
 call runs; what has not come that way, be it that Redis lost it or the reader came late, is taken from the transcript when the job has
 ended: the n-th event is the same in both.
@@ -21,10 +21,10 @@ from uuid import UUID
 
 from flask import Blueprint, Response, request
 
-from api import frames, replies, stream_head
 from api.access import auth
 from api.http import errors
 from api.jobs.event_stream import limit_sending
+from api.openai import replies, sse_frames, stream_head
 from api.waiting.disconnect_poller import is_closed
 from api.waiting.disconnects import BrokenOff, leave, leave_now
 from api.waiting.waiters import Seat, hall
@@ -79,7 +79,7 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool =
         room.close()
         leave(job_id, reader, for_good=not comes_back)
         raise
-    relay = Relay(caller, seat, new_name=frames.new_name() if is_replay else None)
+    relay = Relay(caller, seat, new_name=sse_frames.new_name() if is_replay else None)
 
     def settle() -> None:
         room.close()
@@ -159,7 +159,7 @@ class Relay:
         try:
             with db.begin() as session:
                 row = job_view.find(session, self._seat.job_id, self._caller.id)
-                return row, frames.split(job_view.transcript(session, row.id))
+                return row, sse_frames.split(job_view.transcript(session, row.id))
         except Unavailable:
             return None
 
@@ -176,15 +176,15 @@ class Relay:
 
     def _failed(self, error: JsonObject, *, row: Any) -> Iterator[bytes]:
         row = row or self._row()
-        name = self._name or frames.name_of(self._last)
+        name = self._name or sse_frames.name_of(self._last)
         endpoint, model = (row.endpoint, row.model) if row else (CHAT, "")
-        yield from frames.failure(error, endpoint=endpoint, model=model, name=name, is_begun=bool(self._sent))
+        yield from sse_frames.failure(error, endpoint=endpoint, model=model, name=name, is_begun=bool(self._sent))
         yield from self._done()
 
     def _done(self) -> Iterator[bytes]:
         # The last words to one who has just hung up would be taken by the kernel alone.
         if self._seat.connection is None or not is_closed(self._seat.connection):
-            yield frames.DONE
+            yield sse_frames.DONE
             self.is_settled = True
 
     def _comment(self) -> Iterator[bytes]:
@@ -193,7 +193,7 @@ class Relay:
             place = self._seat.place
             self._position = place.position if place else None
             self._said_at = self._clock()
-            yield frames.comment(self._seat.status, place)
+            yield sse_frames.comment(self._seat.status, place)
 
     def _comment_at(self) -> float:
         is_first = self._seat.place is not None and self._position is None
@@ -205,7 +205,7 @@ class Relay:
     def _next(self, event: bytes) -> bytes:
         self._sent, self._last, self._said_at = self._sent + 1, event, self._clock()
         self._digest.update(event)
-        return event if self._name is None else frames.renamed(event, self._name)
+        return event if self._name is None else sse_frames.renamed(event, self._name)
 
     def _row(self) -> Any | None:
         try:
