@@ -9,20 +9,12 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import (
-    money_answers,
-    ops_schemas,
-    session_answers,
-    session_schemas,
-    sight_answers,
-    stored_answers,
-    stored_schemas,
-    webhook_answers,
-    webhook_schemas,
-)
+from api import money_answers, ops_schemas, session_answers, session_schemas, sight_answers, webhook_answers, webhook_schemas
 from api.document.routes import ROUTES
 from api.openapi import links
 from api.openapi.route import JSON, STREAM, Route
+from api.stored import responses as stored_responses
+from api.stored import schemas as stored_schemas
 from api.submit import openai_requests, schemas
 from api.submit import responses as answers
 from models.jobs.job_view import JsonObject
@@ -96,8 +88,8 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     webhook_answers.WebhookEndpointDeleted, webhook_answers.WebhookTest, webhook_answers.EventTypes, webhook_answers.WebhookSecret,
     webhook_answers.Delivery, webhook_answers.DeliveryList, webhook_answers.Redelivered,
     money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
-    stored_schemas.CompletionChange, stored_answers.StoredCompletion, stored_answers.StoredCompletionList, stored_answers.StoredMessage,
-    stored_answers.StoredMessageList, stored_answers.StoredCompletionDeleted,
+    stored_schemas.CompletionChange, stored_responses.StoredCompletion, stored_responses.StoredCompletionList, stored_responses.StoredMessage,
+    stored_responses.StoredMessageList, stored_responses.StoredCompletionDeleted,
     session_schemas.NewSession, session_schemas.SessionChange, session_answers.Session, session_answers.SessionList,
     session_answers.SessionDeleted, session_answers.TurnDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
     *ops_schemas.SHOWN,

@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from pydantic import BaseModel
 
-from api import stored_answers, stored_schemas
 from api.openapi.route import CONTROLS, JSON, ONCE, Route, Said, header, query
+from api.stored import responses as stored_responses
+from api.stored import schemas as stored_schemas
 from api.submit import openai_requests
 from api.submit import responses as answers
 from models.jobs.job_view import JsonObject
@@ -44,7 +45,7 @@ _FILTERS = (
         "style": "deepObject", "explode": True,
     },
 )  # fmt: skip
-_COMPLETION: Said = ("The upstream's answer, with its metadata.", JSON, stored_answers.StoredCompletion)
+_COMPLETION: Said = ("The upstream's answer, with its metadata.", JSON, stored_responses.StoredCompletion)
 _FILE: JsonObject = {"type": "string", "format": "binary"}
 _EDIT: JsonObject = {
     "type": "object",
@@ -80,7 +81,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     _stored(
         "get", "/v1/chat/completions", "listChatCompletions", "List your stored chat completions",
-        {200: ("One page.", JSON, stored_answers.StoredCompletionList)}, parameters=(*PAGING, *_FILTERS),
+        {200: ("One page.", JSON, stored_responses.StoredCompletionList)}, parameters=(*PAGING, *_FILTERS),
     ),
     _stored("get", "/v1/chat/completions/{id}", "getChatCompletion", "Retrieve a stored chat completion", {200: _COMPLETION}),
     _stored(
@@ -91,11 +92,11 @@ ROUTES: tuple[Route, ...] = (
     ),
     _stored(
         "delete", "/v1/chat/completions/{id}", "deleteChatCompletion", "Delete a stored chat completion with its request",
-        {200: ("Deleted. Its job stays without bodies; its usage stays.", JSON, stored_answers.StoredCompletionDeleted)},
+        {200: ("Deleted. Its job stays without bodies; its usage stays.", JSON, stored_responses.StoredCompletionDeleted)},
     ),
     _stored(
         "get", "/v1/chat/completions/{id}/messages", "listChatCompletionMessages", "List the messages of a stored chat completion",
-        {200: ("One page.", JSON, stored_answers.StoredMessageList)}, parameters=PAGING,
+        {200: ("One page.", JSON, stored_responses.StoredMessageList)}, parameters=PAGING,
     ),
     _post(
         "/v1/images/generations", "createImage", "Ask for pictures",

@@ -14,7 +14,7 @@ from flask import Blueprint, Response, request
 
 from api.access import auth
 from api.http import paging, render, request_body
-from api.stored_schemas import CompletionChange, Metadata
+from api.stored.schemas import CompletionChange, Metadata
 from api.submit import schemas
 from models.content.endpoints import CHAT
 from models.database import db
