@@ -7,7 +7,7 @@ from functools import partial
 
 from flask import Flask
 
-from api import attachments, balance, chat_page, dashboard, deliveries, levers, ops_audit, ops_page, pro, sessions, sights, webhooks
+from api import balance, chat_page, dashboard, deliveries, levers, ops_audit, ops_page, pro, sights, webhooks
 from api.access.auth import Callers
 from api.document import docs_page
 from api.http import body_budget, errors
@@ -17,6 +17,8 @@ from api.openai import azure, model_lists, stream_response
 from api.openai import views as openai_views
 from api.server import cors, health, host_check, metrics, url_rewriting
 from api.server.heartbeat import Heartbeat
+from api.sessions import attachments
+from api.sessions import views as session_views
 from api.stored import views as stored_views
 from api.waiting.waiters import hall
 from models.access.wrong_tokens import WrongTokens
@@ -37,7 +39,7 @@ def create_app() -> Flask:
     body_budget.register(app)
     for routes in (
         openai_views.routes, model_lists.routes, job_views.routes, event_stream.routes, stream_response.routes, artifact_views.routes, webhooks.routes, deliveries.routes,
-        balance.routes, dashboard.routes, sessions.routes, attachments.routes, stored_views.routes,
+        balance.routes, dashboard.routes, session_views.routes, attachments.routes, stored_views.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")
     app.register_blueprint(azure.routes, url_prefix="/openai")

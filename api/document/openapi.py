@@ -9,10 +9,12 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import money_answers, ops_schemas, session_answers, session_schemas, sight_answers, webhook_answers, webhook_schemas
+from api import money_answers, ops_schemas, sight_answers, webhook_answers, webhook_schemas
 from api.document.routes import ROUTES
 from api.openapi import links
 from api.openapi.route import JSON, STREAM, Route
+from api.sessions import responses as session_responses
+from api.sessions import schemas as session_schemas
 from api.stored import responses as stored_responses
 from api.stored import schemas as stored_schemas
 from api.submit import openai_requests, schemas
@@ -90,8 +92,8 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
     stored_schemas.CompletionChange, stored_responses.StoredCompletion, stored_responses.StoredCompletionList, stored_responses.StoredMessage,
     stored_responses.StoredMessageList, stored_responses.StoredCompletionDeleted,
-    session_schemas.NewSession, session_schemas.SessionChange, session_answers.Session, session_answers.SessionList,
-    session_answers.SessionDeleted, session_answers.TurnDeleted, session_answers.SessionMessageList, session_answers.AttachmentList,
+    session_schemas.NewSession, session_schemas.SessionChange, session_responses.Session, session_responses.SessionList,
+    session_responses.SessionDeleted, session_responses.TurnDeleted, session_responses.SessionMessageList, session_responses.AttachmentList,
     *ops_schemas.SHOWN,
     *sight_answers.LISTS,
 )  # fmt: skip

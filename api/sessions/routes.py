@@ -6,10 +6,10 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from api import session_answers as answers
-from api import session_schemas
 from api.openai.routes import FORM
 from api.openapi.route import JSON, Route, query
+from api.sessions import responses as answers
+from api.sessions import schemas as session_schemas
 from models.jobs.job_view import JsonObject
 
 PAGING = (

@@ -8,7 +8,7 @@ from flask import Blueprint, Response, request
 
 from api.access import auth, visitors
 from api.http import paging, render, request_body
-from api.session_schemas import NewSession, SessionChange
+from api.sessions.schemas import NewSession, SessionChange
 from api.submit import images, schemas
 from api.waiting import notify_queue
 from models.database import db

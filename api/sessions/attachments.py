@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from flask import Blueprint, Response, request
 
-from api import filetypes
 from api.access import auth
 from api.http import multipart, render, request_body
 from api.http.multipart import Part
+from api.sessions import filetypes
 from api.submit import image_form, images
 from models.config.settings import settings
 from models.content import attachments
