@@ -7,7 +7,7 @@ from functools import partial
 
 from flask import Flask
 
-from api import balance, chat_page, dashboard, deliveries, levers, ops_audit, ops_page, pro, sights, webhooks
+from api import balance, chat_page, dashboard, levers, ops_audit, ops_page, pro, sights
 from api.access.auth import Callers
 from api.document import docs_page
 from api.http import body_budget, errors
@@ -21,6 +21,8 @@ from api.sessions import attachments
 from api.sessions import views as session_views
 from api.stored import views as stored_views
 from api.waiting.waiters import hall
+from api.webhooks import deliveries
+from api.webhooks import views as webhook_views
 from models.access.wrong_tokens import WrongTokens
 
 
@@ -38,7 +40,7 @@ def create_app() -> Flask:
     cors.register(app)
     body_budget.register(app)
     for routes in (
-        openai_views.routes, model_lists.routes, job_views.routes, event_stream.routes, stream_response.routes, artifact_views.routes, webhooks.routes, deliveries.routes,
+        openai_views.routes, model_lists.routes, job_views.routes, event_stream.routes, stream_response.routes, artifact_views.routes, webhook_views.routes, deliveries.routes,
         balance.routes, dashboard.routes, session_views.routes, attachments.routes, stored_views.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import money_answers, ops_schemas, sight_answers, webhook_answers, webhook_schemas
+from api import money_answers, ops_schemas, sight_answers
 from api.document.routes import ROUTES
 from api.openapi import links
 from api.openapi.route import JSON, STREAM, Route
@@ -19,6 +19,8 @@ from api.stored import responses as stored_responses
 from api.stored import schemas as stored_schemas
 from api.submit import openai_requests, schemas
 from api.submit import responses as answers
+from api.webhooks import responses as webhook_responses
+from api.webhooks import schemas as webhook_schemas
 from models.jobs.job_view import JsonObject
 
 TITLE = "nowserving"
@@ -86,9 +88,9 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     *schemas.SUBMITS.values(), openai_requests.EditBody, schemas.Inside,
     answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health, answers.Pro,
     webhook_schemas.NewWebhookEndpoint, webhook_schemas.WebhookEndpointChange, webhook_schemas.Rotation, webhook_schemas.Sample,
-    webhook_schemas.Redelivery, webhook_answers.WebhookEndpoint, webhook_answers.WebhookEndpointList,
-    webhook_answers.WebhookEndpointDeleted, webhook_answers.WebhookTest, webhook_answers.EventTypes, webhook_answers.WebhookSecret,
-    webhook_answers.Delivery, webhook_answers.DeliveryList, webhook_answers.Redelivered,
+    webhook_schemas.Redelivery, webhook_responses.WebhookEndpoint, webhook_responses.WebhookEndpointList,
+    webhook_responses.WebhookEndpointDeleted, webhook_responses.WebhookTest, webhook_responses.EventTypes, webhook_responses.WebhookSecret,
+    webhook_responses.Delivery, webhook_responses.DeliveryList, webhook_responses.Redelivered,
     money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
     stored_schemas.CompletionChange, stored_responses.StoredCompletion, stored_responses.StoredCompletionList, stored_responses.StoredMessage,
     stored_responses.StoredMessageList, stored_responses.StoredCompletionDeleted,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from api import money_routes, ops_routes, pro_routes, sight_routes, webhook_routes
+from api import money_routes, ops_routes, pro_routes, sight_routes
 from api.openai import routes as openai_routes
 from api.openapi.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from api.sessions import routes as session_routes
 from api.submit import responses as answers
+from api.webhooks import routes as webhook_routes
 from models.content.endpoints import CHAT
 from models.jobs.job_view import JsonObject
 

@@ -10,8 +10,8 @@ from flask import Blueprint, Response, request
 from api.access import auth
 from api.http import paging, render
 from api.waiting import notify_queue
-from api.webhook_schemas import Redelivery
-from api.webhooks import said
+from api.webhooks.schemas import Redelivery
+from api.webhooks.views import said
 from models.database import db
 from models.jobs import job_view
 from models.keys.keys import Key

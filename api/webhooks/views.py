@@ -13,7 +13,7 @@ from api.access import auth
 from api.http import paging, render, request_body
 from api.submit import schemas
 from api.waiting import notify_queue
-from api.webhook_schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
+from api.webhooks.schemas import NewWebhookEndpoint, Rotation, Sample, WebhookEndpointChange
 from models.config.settings import settings
 from models.database import db
 from models.keys.keys import Key

@@ -1,0 +1,4 @@
+"""The routes of webhook endpoints and deliveries.
+
+The deliveries themselves are sent by workers/webhooks.
+"""
