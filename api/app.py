@@ -7,8 +7,9 @@ from functools import partial
 
 from flask import Flask
 
-from api import balance, chat_page, dashboard, levers, ops_audit, ops_page, pro, sights
+from api import chat_page, levers, ops_audit, ops_page, pro, sights
 from api.access.auth import Callers
+from api.billing import balance, openai_dashboard
 from api.document import docs_page
 from api.http import body_budget, errors
 from api.jobs import artifact_views, event_stream
@@ -41,7 +42,7 @@ def create_app() -> Flask:
     body_budget.register(app)
     for routes in (
         openai_views.routes, model_lists.routes, job_views.routes, event_stream.routes, stream_response.routes, artifact_views.routes, webhook_views.routes, deliveries.routes,
-        balance.routes, dashboard.routes, session_views.routes, attachments.routes, stored_views.routes,
+        balance.routes, openai_dashboard.routes, session_views.routes, attachments.routes, stored_views.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")
     app.register_blueprint(azure.routes, url_prefix="/openai")

@@ -14,8 +14,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import dashboard
 from api.access import auth
+from api.billing import openai_dashboard
 from api.http import errors, json_text, render, request_body
 from api.openai import replies
 from api.submit import build, schemas
@@ -82,7 +82,7 @@ def balance() -> Response:
     caller = _caller(request.args.get("apiKey"))
     since = datetime.now(UTC).date() - timedelta(days=SPENT_DAYS)
     with db.begin() as session:
-        given = dashboard.total(statement.standing(session, caller.id, caller.kind))
+        given = openai_dashboard.total(statement.standing(session, caller.id, caller.kind))
         used = statement.spent_microusd(session, caller.id, since=since, until=None)
     told = {"total": usd(given), "balance": usd(given - used), "used": usd(used)}
     return _told(200, DONE, data=told, timestamp=_now_ms())

@@ -9,7 +9,8 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import money_answers, ops_schemas, sight_answers
+from api import ops_schemas, sight_answers
+from api.billing import responses as billing_responses
 from api.document.routes import ROUTES
 from api.openapi import links
 from api.openapi.route import JSON, STREAM, Route
@@ -91,7 +92,7 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     webhook_schemas.Redelivery, webhook_responses.WebhookEndpoint, webhook_responses.WebhookEndpointList,
     webhook_responses.WebhookEndpointDeleted, webhook_responses.WebhookTest, webhook_responses.EventTypes, webhook_responses.WebhookSecret,
     webhook_responses.Delivery, webhook_responses.DeliveryList, webhook_responses.Redelivered,
-    money_answers.Balance, money_answers.UsageList, money_answers.Subscription, money_answers.BillingUsage, money_answers.CreditSummary,
+    billing_responses.Balance, billing_responses.UsageList, billing_responses.Subscription, billing_responses.BillingUsage, billing_responses.CreditSummary,
     stored_schemas.CompletionChange, stored_responses.StoredCompletion, stored_responses.StoredCompletionList, stored_responses.StoredMessage,
     stored_responses.StoredMessageList, stored_responses.StoredCompletionDeleted,
     session_schemas.NewSession, session_schemas.SessionChange, session_responses.Session, session_responses.SessionList,

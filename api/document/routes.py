@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from api import money_routes, ops_routes, pro_routes, sight_routes
+from api import ops_routes, pro_routes, sight_routes
+from api.billing import routes as billing_routes
 from api.openai import routes as openai_routes
 from api.openapi.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from api.sessions import routes as session_routes
@@ -22,7 +23,7 @@ ROUTES: tuple[Route, ...] = (
     *openai_routes.ROUTES,
     *session_routes.ROUTES,
     *webhook_routes.ROUTES,
-    *money_routes.ROUTES,
+    *billing_routes.ROUTES,
     Route(
         "post", "/v1/jobs", "submitJob", "Put a request in line", {202: _TICKET}, parameters=(ONCE, *CONTROLS), takes={JSON: _SUBMIT},
         headers=("Location", "Idempotent-Replayed"), refusals=(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),

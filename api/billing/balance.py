@@ -7,8 +7,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from api import dates
 from api.access import auth, visitors
+from api.billing import date_range
 from api.http import render
 from models.billing import statement
 from models.billing.money import usd
@@ -48,8 +48,8 @@ def balance() -> Response:
 def usage() -> Response:
     """What was used, newest first: of the last 30 days where none are named."""
     caller, groups = auth.caller(request), _groups()
-    since, until = dates.read()
-    until = until or max(datetime.now(UTC).date(), since or dates.FIRST)
+    since, until = date_range.read()
+    until = until or max(datetime.now(UTC).date(), since or date_range.FIRST)
     since = since or until - timedelta(days=DAYS - 1)
     if (until - since).days >= DAYS_MOST:
         raise Invalid(f"At most {DAYS_MOST} days at a time.", param="start_date")

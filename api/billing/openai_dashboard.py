@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from api import dates
 from api.access import auth
+from api.billing import date_range
 from api.http import render
 from models.billing import statement
 from models.billing.money import MICRO, usd
@@ -41,7 +41,7 @@ def subscription() -> Response:
 def usage() -> Response:
     """What was spent in these days, in cents; without days, ever."""
     caller = auth.caller(request)
-    since, until = dates.read()
+    since, until = date_range.read()
     with db.begin() as session:
         spent = statement.spent_microusd(session, caller.id, since=since, until=until)
     return render.answer({"object": "list", "total_usage": spent / MICROUSD_PER_CENT})
