@@ -7,7 +7,7 @@ from functools import partial
 
 from flask import Flask
 
-from api import chat_page, levers, ops_audit, ops_page, pro, sights
+from api import chat_page, pro
 from api.access.auth import Callers
 from api.billing import balance, openai_dashboard
 from api.document import docs_page
@@ -16,6 +16,8 @@ from api.jobs import artifact_views, event_stream
 from api.jobs import views as job_views
 from api.openai import azure, model_lists, stream_response
 from api.openai import views as openai_views
+from api.ops import action_views, audit_views, list_views
+from api.ops import page as ops_page
 from api.server import cors, health, host_check, metrics, url_rewriting
 from api.server.heartbeat import Heartbeat
 from api.sessions import attachments
@@ -47,7 +49,7 @@ def create_app() -> Flask:
         app.register_blueprint(routes, url_prefix="/v1")
     app.register_blueprint(azure.routes, url_prefix="/openai")
     for routes in (
-        ops_audit.routes, levers.routes, ops_page.routes, sights.routes, pro.routes, health.routes, metrics.routes, docs_page.routes,
+        audit_views.routes, action_views.routes, ops_page.routes, list_views.routes, pro.routes, health.routes, metrics.routes, docs_page.routes,
         chat_page.routes,
     ):  # fmt: skip
         app.register_blueprint(routes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from api import deeds, money_commands, terminal
+from api import money_commands, terminal
+from api.ops import actions
 from api.pool_commands import limit_options
 from api.waiting import notify_queue
 from models.access import audit_log
@@ -64,7 +65,7 @@ def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> No
     with db.begin() as session:
         numbers = roster.credentials_behind(session, key_id=key_id)
     for number in numbers:
-        deeds.set_limits(Act(), number, given, model=model)
+        actions.set_limits(Act(), number, given, model=model)
     notify_queue.flush()
     terminal.show({"key": key_id, "credentials": numbers, "model": model, **given}, as_json=as_json)
 

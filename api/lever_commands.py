@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from api import bulk_retry, deeds, terminal
+from api import terminal
+from api.ops import actions, bulk_retry
 from api.waiting import notify_queue
 from models.access.audit_log import Act
 from models.jobs import job_view
@@ -28,7 +29,7 @@ def _halt(verb: str, said: str) -> click.Command:
     @_reason
     @terminal.json_option
     def command(*, kind: str, name: str, reason: str | None, as_json: bool) -> None:
-        _show(deeds.halt_it(Act(reason=reason), verb, halt.target(kind, name)), as_json=as_json)
+        _show(actions.halt_it(Act(reason=reason), verb, halt.target(kind, name)), as_json=as_json)
 
     return command
 
@@ -50,7 +51,7 @@ drain = _halt("drain", "Take nothing new for it; what waits is served.")
 def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bool, **given: int | None) -> None:
     """Cap what a key or a user may have of the line; what is left out stays."""
     changes = {one: value or None for one, value in given.items() if value is not None}
-    _show(deeds.set_caps(Act(reason=reason), halt.target(kind, name), changes, endpoint=endpoint), as_json=as_json)
+    _show(actions.set_caps(Act(reason=reason), halt.target(kind, name), changes, endpoint=endpoint), as_json=as_json)
 
 
 @click.command()
@@ -61,7 +62,7 @@ def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bo
 def weight(*, name: str, share: float, reason: str | None, as_json: bool) -> None:
     """Give a key SHARE times what others of its pool have, or a user SHARE times what others of its key have."""
     on = halt.target("flow" if ":" in name else "key", name)
-    _show(deeds.weigh(Act(reason=reason), on, weight=share), as_json=as_json)
+    _show(actions.weigh(Act(reason=reason), on, weight=share), as_json=as_json)
 
 
 @click.command()
@@ -70,7 +71,7 @@ def weight(*, name: str, share: float, reason: str | None, as_json: bool) -> Non
 @terminal.json_option
 def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
     """Put a waiting job at the head of its lane."""
-    _show(_place(deeds.boost(Act(reason=reason), job_view.parse_id(job_id))), as_json=as_json)
+    _show(_place(actions.boost(Act(reason=reason), job_view.parse_id(job_id))), as_json=as_json)
 
 
 @click.command()
@@ -80,7 +81,7 @@ def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
 @terminal.json_option
 def priority(*, job_id: str, level: str, reason: str | None, as_json: bool) -> None:
     """Change a waiting job's weight among its user's own jobs."""
-    _show(_place(deeds.prioritise(Act(reason=reason), job_view.parse_id(job_id), priority=level)), as_json=as_json)
+    _show(_place(actions.prioritise(Act(reason=reason), job_view.parse_id(job_id), priority=level)), as_json=as_json)
 
 
 @click.command()
@@ -89,7 +90,7 @@ def priority(*, job_id: str, level: str, reason: str | None, as_json: bool) -> N
 @terminal.json_option
 def stop(*, job_id: str, reason: str | None, as_json: bool) -> None:
     """Cancel anybody's job, waiting or running."""
-    made = deeds.cancel(Act(reason=reason), job_view.parse_id(job_id))
+    made = actions.cancel(Act(reason=reason), job_view.parse_id(job_id))
     _show({"id": made["id"], "status": made["status"], "cancel_requested": made["cancel_requested"]}, as_json=as_json)
 
 
@@ -99,7 +100,7 @@ def stop(*, job_id: str, reason: str | None, as_json: bool) -> None:
 @terminal.json_option
 def retry(*, job_id: str, reason: str | None, as_json: bool) -> None:
     """Ask again what failed, expired or was cancelled: a new job of the same caller."""
-    _show(_place(deeds.retry(Act(reason=reason), job_view.parse_id(job_id))), as_json=as_json)
+    _show(_place(actions.retry(Act(reason=reason), job_view.parse_id(job_id))), as_json=as_json)
 
 
 def _filtered(command: Any) -> Any:
@@ -116,7 +117,7 @@ def _filtered(command: Any) -> Any:
 @_filtered
 def purge(*, running: bool, reason: str | None, as_json: bool, **which: Any) -> None:
     """Cancel waiting jobs by filter."""
-    done, _ = deeds.purge_all(Act(reason=reason), _filter(which), status="running" if running else "queued", until=float("inf"))
+    done, _ = actions.purge_all(Act(reason=reason), _filter(which), status="running" if running else "queued", until=float("inf"))
     _show({"cancelled": done}, as_json=as_json)
 
 
@@ -139,7 +140,7 @@ def retry_failed(*, after: str | None, reason: str | None, as_json: bool, **whic
 @terminal.json_option
 def rebuild(*, lane: int, reason: str | None, as_json: bool) -> None:
     """Make a lane's limiter state and counters again from Postgres."""
-    _show(deeds.rebuild(Act(reason=reason), lane), as_json=as_json)
+    _show(actions.rebuild(Act(reason=reason), lane), as_json=as_json)
 
 
 def _place(made: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import click
 
-from api import deeds, terminal
+from api import terminal
+from api.ops import actions
 from api.waiting import notify_queue
 from models.access import audit_log
 from models.access.audit_log import Act
@@ -71,7 +72,7 @@ def add_credential(*, pool: str, kind: str, base_url: str | None, api_version: s
     token = _upstream_key()
     with db.begin() as session:
         pool_id = roster.pool_named(session, pool)
-    made = deeds.add_credential(
+    made = actions.add_credential(
         Act(), pool_id, upstream_key=token, base_url=base_url, weight=None, kind=kind, api_version=api_version
     )  # fmt: skip
     notify_queue.flush()
@@ -91,7 +92,7 @@ def change_credential(
 ) -> None:
     """Change a credential; calls that run end as they began. What is left out stays."""
     token = _upstream_key() if new_key else None
-    made = deeds.change_credential(
+    made = actions.change_credential(
         Act(), credential_id, weight=weight, base_url=base_url, upstream_key=token, api_version=api_version
     )  # fmt: skip
     terminal.show(made, as_json=as_json)
@@ -102,7 +103,7 @@ def change_credential(
 @terminal.json_option
 def retire_credential(*, credential_id: int, as_json: bool) -> None:
     """Give it no more jobs; its history stays. `nowserving resume credential ID` brings it back."""
-    terminal.show(deeds.retire(Act(), credential_id), as_json=as_json)
+    terminal.show(actions.retire(Act(), credential_id), as_json=as_json)
 
 
 @pools.command()
@@ -111,7 +112,7 @@ def retire_credential(*, credential_id: int, as_json: bool) -> None:
 @terminal.json_option
 def limits(*, credential_id: int, model: str, as_json: bool, **given: int | None) -> None:
     """What this credential may do; a limit that is left out is open, and learned from the upstream."""
-    deeds.set_limits(Act(), credential_id, given, model=model)
+    actions.set_limits(Act(), credential_id, given, model=model)
     notify_queue.flush()
     terminal.show({"credential": credential_id, "model": model, **given}, as_json=as_json)
 

@@ -9,11 +9,12 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api import ops_schemas, sight_answers
 from api.billing import responses as billing_responses
 from api.document.routes import ROUTES
 from api.openapi import links
 from api.openapi.route import JSON, STREAM, Route
+from api.ops import responses as ops_responses
+from api.ops import schemas as ops_schemas
 from api.sessions import responses as session_responses
 from api.sessions import schemas as session_schemas
 from api.stored import responses as stored_responses
@@ -98,7 +99,7 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     session_schemas.NewSession, session_schemas.SessionChange, session_responses.Session, session_responses.SessionList,
     session_responses.SessionDeleted, session_responses.TurnDeleted, session_responses.SessionMessageList, session_responses.AttachmentList,
     *ops_schemas.SHOWN,
-    *sight_answers.LISTS,
+    *ops_responses.LISTS,
 )  # fmt: skip
 
 

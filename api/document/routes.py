@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from api import ops_routes, pro_routes, sight_routes
+from api import pro_routes
 from api.billing import routes as billing_routes
 from api.openai import routes as openai_routes
 from api.openapi.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
+from api.ops import action_routes, list_routes
 from api.sessions import routes as session_routes
 from api.submit import responses as answers
 from api.webhooks import routes as webhook_routes
@@ -92,9 +93,9 @@ ROUTES: tuple[Route, ...] = (
         ),
         needs_key=False, refusals=(404, 416, 503),
     ),
-    *ops_routes.ROUTES,
+    *action_routes.ROUTES,
     *pro_routes.ROUTES,
-    *sight_routes.ROUTES,
+    *list_routes.ROUTES,
     Route("get", "/healthz", "isAlive", "Is this process alive?", {200: ("It is.", JSON, answers.Health)}, tag="health", **_OPEN),
     Route(
         "get", "/readyz", "isReady", "Can it serve?",

@@ -11,7 +11,7 @@ from models.platform.errors import NotFound
 
 routes = Blueprint("ops_page", __name__)
 
-PAGES = Path(__file__).parent / "pages"
+PAGES = Path(__file__).parents[1] / "pages"
 KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 # Nothing inline, nothing from elsewhere, no frame around it: what an upstream's words could slip in would not run.
 POLICY = (

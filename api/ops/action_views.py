@@ -9,9 +9,10 @@ from uuid import UUID
 from flask import Response, request
 from pydantic import BaseModel
 
-from api import bulk_retry, deeds, ops_schemas
 from api.access import operator_auth
 from api.http import render, request_body
+from api.ops import actions, bulk_retry
+from api.ops import schemas as ops_schemas
 from api.submit import schemas
 from models.jobs import job_view
 from models.ops import pause
@@ -31,7 +32,7 @@ PATIENCE_S = 15.0
 def act_on(things: str, name: str, verb: str) -> Response:
     """Nobody starts, everybody may start again, or nothing new is taken."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.halt_it(operator_auth.act(wanted.reason), verb, _target(things, name)))
+    return render.answer(actions.halt_it(operator_auth.act(wanted.reason), verb, _target(things, name)))
 
 
 @routes.post("/credentials/<path:name>/limits")
@@ -40,7 +41,7 @@ def limits(name: str) -> Response:
     """What the credential may do, from the next admission on."""
     wanted = _read(ops_schemas.LimitsOrder)
     changes = {one: getattr(wanted, one) for one in wanted.model_fields_set - {"reason", "model"}}
-    return render.answer(deeds.set_limits(operator_auth.act(wanted.reason), _number("credential", name), changes, model=wanted.model))
+    return render.answer(actions.set_limits(operator_auth.act(wanted.reason), _number("credential", name), changes, model=wanted.model))
 
 
 @routes.post("/<any(keys, flows):things>/<path:name>/caps")
@@ -49,7 +50,7 @@ def caps(things: str, name: str) -> Response:
     """How much of the line the key or the user may have."""
     wanted = _read(ops_schemas.CapsOrder)
     changes = {one: getattr(wanted, one) for one in wanted.model_fields_set - {"reason", "endpoint"}}
-    return render.answer(deeds.set_caps(operator_auth.act(wanted.reason), _target(things, name), changes, endpoint=wanted.endpoint or ""))
+    return render.answer(actions.set_caps(operator_auth.act(wanted.reason), _target(things, name), changes, endpoint=wanted.endpoint or ""))
 
 
 @routes.post("/pools/<path:name>/credentials")
@@ -57,7 +58,7 @@ def caps(things: str, name: str) -> Response:
 def add(name: str) -> Response:
     """One more upstream key behind the pool."""
     wanted = _read(ops_schemas.NewCredential)
-    made = deeds.add_credential(
+    made = actions.add_credential(
         operator_auth.act(wanted.reason), _number("pool", name), upstream_key=wanted.key, base_url=wanted.base_url, weight=wanted.weight,
         kind=wanted.kind, api_version=wanted.api_version,
     )  # fmt: skip
@@ -69,7 +70,7 @@ def add(name: str) -> Response:
 def change(name: str) -> Response:
     """Its weight, address or secret, from the next call on."""
     wanted = _read(ops_schemas.CredentialChange)
-    made = deeds.change_credential(
+    made = actions.change_credential(
         operator_auth.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url, upstream_key=wanted.key,
         api_version=wanted.api_version,
     )  # fmt: skip
@@ -81,7 +82,7 @@ def change(name: str) -> Response:
 def retire(name: str) -> Response:
     """It gets no more jobs."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.retire(operator_auth.act(wanted.reason), _number("credential", name)))
+    return render.answer(actions.retire(operator_auth.act(wanted.reason), _number("credential", name)))
 
 
 @routes.post("/<any(keys, flows):things>/<path:name>/weight")
@@ -89,7 +90,7 @@ def retire(name: str) -> Response:
 def weight(things: str, name: str) -> Response:
     """The key's share of each lane beside the pool's other keys; the user's beside the key's other users."""
     wanted = _read(ops_schemas.WeightOrder)
-    return render.answer(deeds.weigh(operator_auth.act(wanted.reason), _target(things, name), weight=wanted.weight))
+    return render.answer(actions.weigh(operator_auth.act(wanted.reason), _target(things, name), weight=wanted.weight))
 
 
 @routes.post("/lanes/<path:name>/rebuild")
@@ -97,7 +98,7 @@ def weight(things: str, name: str) -> Response:
 def rebuild(name: str) -> Response:
     """Limiter state and counters, made again from Postgres."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.rebuild(operator_auth.act(wanted.reason), _number("lane", name)), 202)
+    return render.answer(actions.rebuild(operator_auth.act(wanted.reason), _number("lane", name)), 202)
 
 
 @routes.post("/jobs/<name>/boost")
@@ -105,7 +106,7 @@ def rebuild(name: str) -> Response:
 def boost(name: str) -> Response:
     """The job stands at the head of its lane."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.boost(operator_auth.act(wanted.reason), _job(name)))
+    return render.answer(actions.boost(operator_auth.act(wanted.reason), _job(name)))
 
 
 @routes.post("/jobs/<name>/priority")
@@ -113,7 +114,7 @@ def boost(name: str) -> Response:
 def priority(name: str) -> Response:
     """The job's weight in its flow."""
     wanted = _read(ops_schemas.PriorityOrder)
-    return render.answer(deeds.prioritise(operator_auth.act(wanted.reason), _job(name), priority=wanted.priority))
+    return render.answer(actions.prioritise(operator_auth.act(wanted.reason), _job(name), priority=wanted.priority))
 
 
 @routes.post("/jobs/<name>/cancel")
@@ -121,7 +122,7 @@ def priority(name: str) -> Response:
 def cancel(name: str) -> Response:
     """As its caller would."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.cancel(operator_auth.act(wanted.reason), _job(name)))
+    return render.answer(actions.cancel(operator_auth.act(wanted.reason), _job(name)))
 
 
 @routes.post("/jobs/<name>/retry")
@@ -129,7 +130,7 @@ def cancel(name: str) -> Response:
 def retry(name: str) -> Response:
     """A new job of the same caller asks the same once more."""
     wanted = _read(ops_schemas.Order)
-    return render.answer(deeds.retry(operator_auth.act(wanted.reason), _job(name)), 202)
+    return render.answer(actions.retry(operator_auth.act(wanted.reason), _job(name)), 202)
 
 
 @routes.post("/jobs/purge")
@@ -138,7 +139,7 @@ def purge() -> Response:
     """Waiting jobs are cancelled by filter."""
     wanted = _read(ops_schemas.PurgeOrder)
     until = time.monotonic() + PATIENCE_S
-    done, has_more = deeds.purge_all(operator_auth.act(wanted.reason), wanted.filter(), status=wanted.status, until=until)
+    done, has_more = actions.purge_all(operator_auth.act(wanted.reason), wanted.filter(), status=wanted.status, until=until)
     return render.answer({"object": "purge", "cancelled": done, "has_more": has_more})
 
 

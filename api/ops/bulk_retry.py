@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from api import deeds
+from api.ops import actions
 from models.access.audit_log import Act
 from models.database import db
 from models.jobs import job_view
@@ -68,7 +68,7 @@ def run(act: Act, which: Filter, *, after: UUID | None, until: float) -> Report:
 def _retry(act: Act, row: Any, report: Report) -> bool:
     """Retries one job; False when Postgres is away and the call has to end. row: of purge.dead."""
     try:
-        report.retried += deeds.again(act, row.id, bulk.key_of(row), is_only_once=True) is not None
+        report.retried += actions.again(act, row.id, bulk.key_of(row), is_only_once=True) is not None
     except Unavailable:
         if not report.retried:
             raise

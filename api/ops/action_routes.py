@@ -7,8 +7,8 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from api import ops_schemas
 from api.openapi.route import JSON, Route, query
+from api.ops import schemas as ops_schemas
 
 PAGE = (
     query("limit", "Entries on a page.", type="integer", minimum=1, maximum=100, default=20),
