@@ -7,13 +7,14 @@ from functools import partial
 
 from flask import Flask
 
-from api import chat_page, pro
+from api import chat_page
 from api.access.auth import Callers
 from api.billing import balance, openai_dashboard
 from api.document import docs_page
 from api.http import body_budget, errors
 from api.jobs import artifact_views, event_stream
 from api.jobs import views as job_views
+from api.legacy import pro
 from api.openai import azure, model_lists, stream_response
 from api.openai import views as openai_views
 from api.ops import action_views, audit_views, list_views

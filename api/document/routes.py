@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from api import pro_routes
 from api.billing import routes as billing_routes
+from api.legacy import routes as legacy_routes
 from api.openai import routes as openai_routes
 from api.openapi.route import CONTROLS, HTML, JSON, ONCE, STREAM, Route, Said, header, query
 from api.ops import action_routes, list_routes
@@ -94,7 +94,7 @@ ROUTES: tuple[Route, ...] = (
         needs_key=False, refusals=(404, 416, 503),
     ),
     *action_routes.ROUTES,
-    *pro_routes.ROUTES,
+    *legacy_routes.ROUTES,
     *list_routes.ROUTES,
     Route("get", "/healthz", "isAlive", "Is this process alive?", {200: ("It is.", JSON, answers.Health)}, tag="health", **_OPEN),
     Route(

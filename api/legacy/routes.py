@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from api.legacy.pro import LIMITS
 from api.openapi.route import JSON, Route, query
-from api.pro import LIMITS
 from api.submit import responses as answers
 from models.jobs.job_view import JsonObject
 
