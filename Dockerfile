@@ -10,7 +10,7 @@ RUN python -m venv /venv \
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /data nowserving \
-    && printf '#!/bin/sh\nexec python -m api.cli "$@"\n' > /usr/local/bin/nowserving \
+    && printf '#!/bin/sh\nexec python -m cli.main "$@"\n' > /usr/local/bin/nowserving \
     && chmod 755 /usr/local/bin/nowserving
 COPY --from=packages /venv /venv
 COPY . /app

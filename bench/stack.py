@@ -100,7 +100,7 @@ class Stack:
         for name in wanted:
             if name not in self._parts:
                 with self._log(name).open("ab") as log:
-                    command = [sys.executable, "-m", "api.cli", name.split()[0]]
+                    command = [sys.executable, "-m", "cli.main", name.split()[0]]
                     self._parts[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, preexec_fn=die_with_parent)
         self.wait_until(lambda: self._is_ready(workers), "the stack is ready", START_S)
 

@@ -29,7 +29,7 @@ STOP_S = 60
 # What tells the processes of each part: the first that a command line contains.
 PARTS = {
     "API": "gunicorn", "pacer": "workers.pacer", "webhooks": "webhooks1", "worker": "celeryd", "Flower": "workers.flower",
-    "preloading": "forker", "PostgreSQL": "postgres", "Valkey": "valkey", "up, initdb": "api.cli up",
+    "preloading": "forker", "PostgreSQL": "postgres", "Valkey": "valkey", "up, initdb": "cli.main up",
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ class Up:
         ours = {"OPENAI_BASE_URL": self.upstream, "NOWSERVING_PORT": str(self.port), "NOWSERVING_FLOWER_PORT": "0"}
         with (self.folder.parent / "up.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "api.cli", "up"], cwd=self.root, stdout=log, stderr=log, preexec_fn=die_with_parent,
+                [sys.executable, "-m", "cli.main", "up"], cwd=self.root, stdout=log, stderr=log, preexec_fn=die_with_parent,
                 env={**plain, **ours, "NOWSERVING_DATA_DIR": str(self.folder)},
             )  # fmt: skip
 

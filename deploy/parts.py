@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What a program needs to run at all. The local model gets this and nothing else: no secret, no address.
 PLAIN = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
 FLOWER_USER = "operator"
-PROGRAM = (sys.executable, "-m", "api.cli")
+PROGRAM = (sys.executable, "-m", "cli.main")
 
 
 class CannotStart(Exception):
@@ -96,7 +96,7 @@ def _ours(env: dict[str, str]) -> list[Part]:
     worker = ("workers.main", "--processes", str(settings.worker_processes), "--threads", str(settings.worker_threads))
     return [
         Part("forker", preloaded.spawn, preloaded.is_ready, stop_signal=signal.SIGKILL),
-        *_parts(settings, program(api, env=env, cwd=ROOT), preloaded.program(("api.cli", "migrate")),
+        *_parts(settings, program(api, env=env, cwd=ROOT), preloaded.program(("cli.main", "migrate")),
                 preloaded.program(("workers.pacer",)), preloaded.program(worker),
                 preloaded.program(("workers.flower",), NOWSERVING_HOST="127.0.0.1")),
     ]  # fmt: skip

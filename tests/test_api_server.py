@@ -46,7 +46,7 @@ class Api:
         # The environment of now, with the addresses and secrets of this run.
         own = {**os.environ, "NOWSERVING_PORT": str(self.port), **env}
         with log.open("wb") as out:
-            self.process = subprocess.Popen([sys.executable, "-m", "api.cli", "api"], env=own, stdout=out, stderr=out)
+            self.process = subprocess.Popen([sys.executable, "-m", "cli.main", "api"], env=own, stdout=out, stderr=out)
         give_up_at = time.monotonic() + 180
         while not probe.answers("/healthz", port=self.port):
             assert self.process.poll() is None and time.monotonic() < give_up_at, log.read_text()

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 from click.testing import CliRunner
 
-from api.cli import nowserving
 from api.ops import bulk_retry
+from cli.main import nowserving
 from models.access import operators
 from models.access.audit_log import Act
 from models.database import db

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from werkzeug.serving import make_server
 
-from api.cli import nowserving
-from api.client import Client
 from api.waiting.waiters import hall
+from cli.http_client import Client
+from cli.main import nowserving
 from models.database import db
 from models.jobs import job_view
 from models.keys import limits
@@ -177,7 +177,9 @@ def test_a_server_that_is_not_there_is_named() -> None:
 
 
 def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "api.cli", *words], env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *words], env={**os.environ, **env}, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_api_does_not_start_half_configured() -> None:
@@ -208,7 +210,7 @@ print(round(time.perf_counter() - began, 2), *sorted({heavy} & set(sys.modules))
 """
     heavy = {"celery", "kombu", "openai", "httpx2", "flower"}
     # The command line becomes the part that was asked for: what it loads before is loaded twice.
-    for module, never in (("api.app", heavy), ("api.cli", heavy | {"flask", "redis", "sqlalchemy", "alembic"})):
+    for module, never in (("api.app", heavy), ("cli.main", heavy | {"flask", "redis", "sqlalchemy", "alembic"})):
         said = code.format(module=module, heavy=never)
         told = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.split()
         with capsys.disabled():

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from api.app import create_app
-from api.cli import nowserving
+from cli.main import nowserving
 from models.config.settings import Settings
 from tests import manifests
 from tests.manifests import FILES, FOLDER, Manifest, components, containers, everything, of_kind, selected, settings

@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from click.testing import CliRunner
 from sqlalchemy import create_engine, make_url, text
 
-from api.cli import nowserving
+from cli.main import nowserving
 from models.database import migrate
 from models.database.tables import metadata
 from tests.processes import until

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from api.app import create_app
-from api.cli import nowserving
+from cli.main import nowserving
 from models.access import operators
 from models.database import db
 from models.keys import keys

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from click.testing import CliRunner
 
-from api.cli import nowserving
+from cli.main import nowserving
 from models.config.settings import settings
 from models.database import db
 from models.keys import keys

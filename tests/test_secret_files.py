@@ -129,7 +129,7 @@ def test_the_parts_of_a_stack_read_the_files_that_it_was_told(tmp_path: Path, mo
 
 def test_a_command_says_in_one_line_which_file_it_cannot_read(tmp_path: Path) -> None:
     environment = {**os.environ, "NOWSERVING_SECRET_KEYS_FILE": str(tmp_path / "none")}
-    argv = [sys.executable, "-m", "api.cli", "keys", "list"]
+    argv = [sys.executable, "-m", "cli.main", "keys", "list"]
     run = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
 
     assert 2 == run.returncode

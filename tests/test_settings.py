@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import SecretStr
 
-from api.cli import nowserving
+from cli.main import nowserving
 from models.config import secret_files
 from models.config.setting_errors import env_name
 from models.config.settings import Settings, settings
@@ -126,7 +126,7 @@ def test_right_values_are_taken(field: str, value: str, used: object, monkeypatc
 def test_every_part_refuses_to_start_with_status_2(command: list[str], wrong_setting: dict[str, str], tmp_path: Path) -> None:
     environment = {**os.environ, "NOWSERVING_DATA_DIR": str(tmp_path), **wrong_setting}
     said = subprocess.run(
-        [sys.executable, "-m", "api.cli", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "cli.main", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
 
     assert 2 == said.returncode, said.stderr

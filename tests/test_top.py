@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from api.cli import nowserving
-from api.top import span
+from cli.main import nowserving
+from cli.top import span
 from models.database import db
 from models.jobs import workers
 from models.keys import keys, parking
@@ -88,7 +88,7 @@ def test_it_goes_on_until_ctrl_c_and_leaves_the_terminal_as_it_was(api: Api, tmp
     screen, terminal = pty.openpty()
     environment = {**os.environ, "NOWSERVING_URL": f"http://127.0.0.1:{api.port}", "NOWSERVING_OPS_TOKEN": TOKEN, "TERM": "xterm-256color"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli", "top", "--every", "0.5"], env=environment, stdin=terminal, stdout=terminal, stderr=terminal,
+        [sys.executable, "-m", "cli.main", "top", "--every", "0.5"], env=environment, stdin=terminal, stdout=terminal, stderr=terminal,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # deaf to it is what a shell starts in its background
     )  # fmt: skip
     os.close(terminal)

@@ -42,7 +42,7 @@ class Up:
         }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "api.cli", "up"], cwd=ROOT, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
+                [sys.executable, "-m", "cli.main", "up"], cwd=ROOT, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
             )
 
     def wait_ready(self) -> None:
@@ -117,7 +117,7 @@ def beside(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
     """A command typed beside this stack, told of nothing but its folder."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("NOWSERVING_")}
     environment = {**plain, "NOWSERVING_DATA_DIR": str(up.folder / "data")}
-    argv = [sys.executable, "-m", "api.cli", *words]
+    argv = [sys.executable, "-m", "cli.main", *words]
     return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 

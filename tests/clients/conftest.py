@@ -97,7 +97,7 @@ def serving(log: Path, *, port: int = 0, **env: str) -> Iterator[Api]:
     port = port or free_port()
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api.cli", "api"], env={**env, "NOWSERVING_PORT": str(port)}, stdout=out, stderr=out,
+            [sys.executable, "-m", "cli.main", "api"], env={**env, "NOWSERVING_PORT": str(port)}, stdout=out, stderr=out,
             preexec_fn=die_with_parent,
         )  # fmt: skip
     try:

@@ -230,7 +230,7 @@ def as_from_a_terminal() -> None:
 def test_a_developer_sees_events_arrive_on_a_port_of_the_own_machine(hooks: Hooks, key: str) -> None:
     env = {**hooks.stack.environment(), "NOWSERVING_URL": hooks.base.removesuffix("/v1"), "NOWSERVING_KEY": key}
     process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli", "webhooks", "listen", "--port", str(hooks.ports["listen"]), "--test"], env=env,
+        [sys.executable, "-m", "cli.main", "webhooks", "listen", "--port", str(hooks.ports["listen"]), "--test"], env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal,
     )  # fmt: skip
     try:
@@ -255,7 +255,7 @@ def test_a_developer_sees_events_arrive_on_a_port_of_the_own_machine(hooks: Hook
 def test_a_developer_whose_nowserving_may_not_call_back_is_told_how_to_allow_it(hooks: Hooks, key: str) -> None:
     env = {**hooks.stack.environment(), "NOWSERVING_URL": hooks.base.removesuffix("/v1"), "NOWSERVING_KEY": key}
     run = subprocess.run(
-        [sys.executable, "-m", "api.cli", "webhooks", "listen", "--port", str(free_port())], env=env, capture_output=True, text=True,
+        [sys.executable, "-m", "cli.main", "webhooks", "listen", "--port", str(free_port())], env=env, capture_output=True, text=True,
         timeout=30, check=False,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from api.client import Client
+from cli.http_client import Client
 from models.config.settings import settings
 
 LANES, FLOWS, WORKERS, CREDENTIALS = 50, 10, 100, 20

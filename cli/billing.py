@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from api import terminal
+from cli import terminal
 from models.billing import budgets, ledger, money, statement
 from models.database import db
 from models.keys import listing

@@ -11,9 +11,9 @@ from typing import Any
 import click
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from api import terminal
-from api.caller_commands import client_of, with_client
-from api.client import Client
+from cli import terminal
+from cli.caller import client_of, with_client
+from cli.http_client import Client
 from models.webhooks.outbox import EventType
 
 HOST = "127.0.0.1"

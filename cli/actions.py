@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from api import terminal
 from api.ops import actions, bulk_retry
 from api.waiting import notify_queue
+from cli import terminal
 from models.access.audit_log import Act
 from models.jobs import job_view
 from models.ops import pause as halt

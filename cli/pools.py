@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import click
 
-from api import terminal
 from api.ops import actions
 from api.waiting import notify_queue
+from cli import terminal
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db

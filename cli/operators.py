@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from api import terminal
+from cli import terminal
 from models.access import audit_log
 from models.access import operators as operator
 from models.access.audit_log import Act

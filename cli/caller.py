@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from api import terminal
-from api.client import Client
+from cli import terminal
+from cli.http_client import Client
 from models.config.settings import settings
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from api import money_commands, terminal
 from api.ops import actions
-from api.pool_commands import limit_options
 from api.waiting import notify_queue
+from cli import billing, terminal
+from cli.pools import limit_options
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
@@ -79,5 +79,5 @@ def rotate_secret(*, as_json: bool) -> None:
     terminal.show(done, as_json=as_json)
 
 
-for _command in (money_commands.grant, money_commands.correct, money_commands.balance):
+for _command in (billing.grant, billing.correct, billing.balance):
     keys.add_command(_command)
