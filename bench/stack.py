@@ -17,8 +17,8 @@ from typing import Any, Self
 import redis
 from sqlalchemy import text
 
-from deploy.embedded import Postgres, Valkey, free_port
-from deploy.server import die_with_parent, last_lines
+from deploy.local.embedded_servers import Postgres, Valkey, free_port
+from deploy.local.server_process import die_with_parent, last_lines
 from models.config.settings import settings
 from models.database import db, migrate
 from models.keys import keys as key

@@ -19,7 +19,7 @@ import psutil
 from bench.figure import Figure, at_most, quantile, told
 from bench.load import CHAT
 from bench.stack import MODEL, ROOT, Stack
-from deploy.server import die_with_parent, free_port
+from deploy.local.server_process import die_with_parent, free_port
 
 TITLE = "Start"
 FIRST_S, AGAIN_S = 8, 5

@@ -112,7 +112,7 @@ def flower() -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def up(*, options: tuple[str, ...]) -> None:
     """Run everything on this machine until Ctrl-C: --local-model, --verbose, --processes N, --threads M."""
-    _go_on("deploy.stack", *options)
+    _go_on("deploy.local.stack", *options)
 
 
 @nowserving.command(context_settings={"ignore_unknown_options": True})

@@ -23,8 +23,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from deploy.part import PartFailed
-from deploy.stack import CannotStart, Stack
+from deploy.local.service import PartFailed
+from deploy.local.stack import CannotStart, Stack
 
 CHAT, DRAWING = "smollm2-135m", "drawing-card"
 QUESTIONS = {

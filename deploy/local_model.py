@@ -14,7 +14,7 @@ import click
 import xllamacpp
 
 from deploy.front import CHAT_MODEL, Front, Upstream
-from deploy.server import die_with_parent, free_port
+from deploy.local.server_process import die_with_parent, free_port
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import redis
 
-from deploy.embedded import Postgres, Valkey
+from deploy.local.embedded_servers import Postgres, Valkey
 from models.config.settings import settings
 from models.database import db, migrate
 from models.platform.errors import Unavailable

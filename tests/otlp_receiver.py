@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from tests.processes import until
 
 

@@ -23,7 +23,7 @@ from uuid import UUID
 import psutil
 from sqlalchemy import text
 
-from deploy.server import die_with_parent, last_lines
+from deploy.local.server_process import die_with_parent, last_lines
 from models.database import db
 from models.jobs import jobs, workers
 from models.jobs.jobs import TERMINAL

@@ -23,8 +23,8 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from deploy import probe
-from deploy.embedded import Postgres, Valkey, free_port
+from deploy.local import probe
+from deploy.local.embedded_servers import Postgres, Valkey, free_port
 from models.database import db
 from models.jobs import job_view
 from tests.http_tools import CHAT, Caller, end, together

@@ -10,7 +10,7 @@ import pytest
 import redis
 from sqlalchemy import create_engine, make_url, text
 
-from deploy.server import find_binary
+from deploy.local.server_process import find_binary
 from models.database import db
 from tests import processes
 from tests.line_tools import ANSWER, finish, query, start

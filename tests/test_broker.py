@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from deploy.embedded import Valkey
+from deploy.local.embedded_servers import Valkey
 from tests import processes
 from tests.processes import QUEUE, Stack, ask, caller, wait_ended
 

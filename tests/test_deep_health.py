@@ -17,7 +17,7 @@ from redis.retry import Retry
 from sqlalchemy import text
 
 from api.server import health
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from models.database import db
 from models.jobs import workers
 from tests.forks import ROOT

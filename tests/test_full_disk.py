@@ -16,12 +16,12 @@ import pytest
 import redis
 import sqlalchemy.exc
 
-from deploy import data_folder
-from deploy.embedded import Postgres, Valkey
-from deploy.part import Part, PartFailed, program
-from deploy.server import Server, ServerFailed
-from deploy.stack import CannotStart, Stack
-from deploy.supervisor import Supervisor
+from deploy.local import data_folder
+from deploy.local.embedded_servers import Postgres, Valkey
+from deploy.local.server_process import Server, ServerFailed
+from deploy.local.service import Part, PartFailed, program
+from deploy.local.stack import CannotStart, Stack
+from deploy.local.supervisor import Supervisor
 from models.config.settings import settings
 from models.database import migrate
 from models.jobs.jobs import Finding, Outcome, Result, Status

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 from api.openai import keepalive_response
 from api.waiting.disconnects import BrokenOff
 from api.waiting.waiters import hall
-from deploy.embedded import free_port
+from deploy.local.embedded_servers import free_port
 from models.database import db
 from models.jobs import waiters
 from models.jobs.jobs import Finding, Outcome, Result, Status

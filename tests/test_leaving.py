@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from api.waiting import disconnects
-from deploy.embedded import free_port
+from deploy.local.embedded_servers import free_port
 from models.database import db
 from models.keys.keys import Key
 from models.queue import enqueue

@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy.embedded import Valkey
+from deploy.local.embedded_servers import Valkey
 from models.platform.errors import LineUnavailable
 from workers.limiter.limiter import Ask, BlockedBy, Grant, Learned, Limiter, Limits, Meter, Past, Report, Room, keys
 from workers.runner.run_job import LATE_S

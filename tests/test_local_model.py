@@ -15,8 +15,8 @@ import openai
 import pytest
 from PIL import Image
 
-from deploy import probe
-from deploy.server import free_port, last_lines
+from deploy.local import probe
+from deploy.local.server_process import free_port, last_lines
 from tests.steady import seconds
 
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 from prometheus_client import REGISTRY, generate_latest
 
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from models.access import operators
 from models.access.wrong_tokens import WrongTokens
 from models.database import db

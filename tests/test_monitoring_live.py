@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits

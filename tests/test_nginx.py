@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from deploy import probe
-from deploy.server import die_with_parent, free_port
+from deploy.local import probe
+from deploy.local.server_process import die_with_parent, free_port
 from tests.line_tools import query
 from tests.processes import until
 from tests.test_api_server import Api, serving

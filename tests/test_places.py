@@ -12,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy.embedded import Valkey
+from deploy.local.embedded_servers import Valkey
 from models.database import db
 from models.jobs import jobs
 from models.keys.keys import Key

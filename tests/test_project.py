@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from deploy import check_files
-from deploy.embedded import POSTGRES_SETTINGS
+from deploy.local.embedded_servers import POSTGRES_SETTINGS
 from models.config import secret_files
 from models.config.settings import Settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from models.config.settings import Settings, settings
 from models.telemetry import logs
 from tests import certificates

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from deploy.embedded import Valkey, free_port
+from deploy.local.embedded_servers import Valkey, free_port
 from models.jobs.job_view import public_id
 from workers.broker import publish
 from workers.broker.celery_app import Doorbell, app

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from deploy import parts
+from deploy.local import services
 from models.config import secret_files
 from models.config.settings import Settings
 
@@ -121,9 +121,9 @@ def test_the_parts_of_a_stack_read_the_files_that_it_was_told(tmp_path: Path, mo
     told = {"NOWSERVING_REDIS_URL_FILE": str(written(tmp_path, VALUES["redis_url"]))}
     monkeypatch.setenv(*next(iter(told.items())))  # as where the stack's own environment names it
 
-    assert VALUES["redis_url"] == parts.read(told).redis_url
-    with pytest.raises(parts.CannotStart, match="NOWSERVING_REDIS_URL and NOWSERVING_REDIS_URL_FILE are both set") as caught:
-        parts.read({**told, "NOWSERVING_REDIS_URL": "redis://x"})
+    assert VALUES["redis_url"] == services.read(told).redis_url
+    with pytest.raises(services.CannotStart, match="NOWSERVING_REDIS_URL and NOWSERVING_REDIS_URL_FILE are both set") as caught:
+        services.read({**told, "NOWSERVING_REDIS_URL": "redis://x"})
     assert CANARY not in str(caught.value)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import redis
 
-from deploy.embedded import Valkey
-from deploy.server import die_with_parent, find_binary, free_port
+from deploy.local.embedded_servers import Valkey
+from deploy.local.server_process import die_with_parent, find_binary, free_port
 from models.config import redis_sentinel
 from models.config.redis_sentinel import Sentinels
 from models.config.settings import settings

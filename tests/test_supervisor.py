@@ -16,11 +16,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from deploy import child
-from deploy.embedded import Postgres, Valkey
-from deploy.part import Part, PartFailed, program
-from deploy.stack import CannotStart, FolderInUse, Stack
-from deploy.supervisor import Supervisor
+from deploy.local import child_process
+from deploy.local.embedded_servers import Postgres, Valkey
+from deploy.local.service import Part, PartFailed, program
+from deploy.local.stack import CannotStart, FolderInUse, Stack
+from deploy.local.supervisor import Supervisor
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
 PARTS = ("postgres", "valkey", "api", "pacer", "worker", "flower")
@@ -47,7 +47,7 @@ def test_a_part_that_keeps_dying_is_given_more_and_more_time(tmp_path: Path, cap
 
 
 def test_a_log_that_grows_is_moved_aside_while_its_part_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "LOG_BYTES", 100_000)
+    monkeypatch.setattr(child_process, "LOG_BYTES", 100_000)
     # Enough for one cut, then so slowly that there is no second one while this test looks.
     code = """
 import itertools, time

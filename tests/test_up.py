@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from deploy.server import die_with_parent
+from deploy.local.server_process import die_with_parent
 from tests.processes import until
 from tests.upstream.client import FakeUpstream
 

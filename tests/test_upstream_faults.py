@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from models.database import db
 from models.keys.keys import Key
 from tests import processes

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 from pydantic import ValidationError
 
-from deploy.server import free_port
+from deploy.local.server_process import free_port
 from models.config import setting_errors, upstream_url
 from models.config.settings import Settings
 from tests import certificates

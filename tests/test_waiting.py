@@ -17,7 +17,7 @@ from sqlalchemy import text
 from api.waiting.disconnect_poller import is_closed
 from api.waiting.waiter import Seat
 from api.waiting.waiters import Hall
-from deploy.embedded import Postgres, Valkey
+from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import Status

@@ -16,7 +16,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from deploy.embedded import Valkey
+from deploy.local.embedded_servers import Valkey
 from models.database import db
 from models.jobs.job_view import public_id
 from models.keys.keys import Key

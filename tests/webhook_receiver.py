@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from deploy.server import die_with_parent, free_port
+from deploy.local.server_process import die_with_parent, free_port
 from tests.processes import until
 
 

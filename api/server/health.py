@@ -56,7 +56,7 @@ class Probe:
 # Longer than a worker takes to report three times, shorter than operators are to wait for news.
 HEARD_S = 25.0
 UNANSWERED_S = 10.0
-# Longer than `up` waits for its parts (deploy/part.py): a process whose workers stay away takes submits all the same.
+# Longer than `up` waits for its parts (deploy/local/service.py): a process whose workers stay away takes submits all the same.
 ALONE_AFTER_S = 150.0
 
 

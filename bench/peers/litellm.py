@@ -20,7 +20,7 @@ from bench.peers import process
 from bench.peers.peer import MODEL, PROMPT, Peer, Terms, Work
 from bench.peers.script import Chore
 from bench.peers.scripted import Scripted
-from deploy.embedded import free_port
+from deploy.local.embedded_servers import free_port
 
 ROOT = Path(__file__).parents[2]
 HOME: Path = ROOT / ".bench" / "peers"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from deploy.server import die_with_parent, last_lines
+from deploy.local.server_process import die_with_parent, last_lines
 
 ROOT = Path(__file__).parents[2]
 STOP_S = 10

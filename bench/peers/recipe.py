@@ -18,7 +18,7 @@ from bench import load
 from bench.load import JOBS, OK, Line, Wanted
 from bench.peers import process
 from bench.peers.peer import PROMPT, Peer, Terms, Work
-from deploy.embedded import Valkey, free_port
+from deploy.local.embedded_servers import Valkey, free_port
 
 START_S = 300
 # Connections stay open between requests, as behind a proxy.

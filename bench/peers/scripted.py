@@ -14,7 +14,7 @@ from typing import Any
 from bench.peers.peer import Peer, Terms, Work
 from bench.peers.process import ROOT, STOP_S
 from bench.peers.script import Batch, Chore
-from deploy.server import die_with_parent
+from deploy.local.server_process import die_with_parent
 
 START_S = 300
 

@@ -18,9 +18,9 @@ from typing import Self
 import psutil
 from sqlalchemy import text
 
-from deploy import probe
-from deploy.embedded import Postgres, Valkey, free_port
-from deploy.server import die_with_parent, last_lines
+from deploy.local import probe
+from deploy.local.embedded_servers import Postgres, Valkey, free_port
+from deploy.local.server_process import die_with_parent, last_lines
 from models.billing import budgets
 from models.config.settings import settings
 from models.database import db, migrate

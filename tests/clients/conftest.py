@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import pytest
 
-from deploy import probe
-from deploy.server import die_with_parent, free_port, last_lines
+from deploy.local import probe
+from deploy.local.server_process import die_with_parent, free_port, last_lines
 from tests.clients.raw import Raw
 from tests.processes import Stack, running, until
 from tests.upstream.client import FakeUpstream

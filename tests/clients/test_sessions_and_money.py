@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from deploy.server import die_with_parent
+from deploy.local.server_process import die_with_parent
 from models.database import db
 from models.keys import keys
 from tests.clients.calls import CHAT, STREAM, Call

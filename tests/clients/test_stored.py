@@ -8,7 +8,7 @@ import subprocess
 import openai
 import pytest
 
-from deploy.server import die_with_parent
+from deploy.local.server_process import die_with_parent
 from tests.clients.conftest import MODEL, World, chat
 from tests.clients.programs import HERE, installed
 from tests.upstream.chat import echo

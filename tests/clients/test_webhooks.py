@@ -18,7 +18,7 @@ import openai
 import pytest
 import standardwebhooks
 
-from deploy.server import die_with_parent, free_port
+from deploy.local.server_process import die_with_parent, free_port
 from tests.clients.conftest import Api, chat, serving
 from tests.clients.programs import HERE, installed
 from tests.processes import Stack, running, until

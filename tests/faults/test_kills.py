@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from deploy.embedded import Postgres, Valkey
+from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from models.jobs.jobs import LOST
 from tests import processes

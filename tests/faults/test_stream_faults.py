@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 import redis
 
-from deploy.embedded import Postgres, Valkey
+from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from tests import processes
 from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, cancel, row, until, wait_ended

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from deploy import probe
-from deploy.embedded import Postgres, Valkey
+from deploy.local import probe
+from deploy.local.embedded_servers import Postgres, Valkey
 from tests.chaos import clock
 from tests.chaos.clock import Clock
 from tests.chaos.plant import GUNICORN, SETTINGS, THREADS, Part, Plant, consumer

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from deploy.server import die_with_parent
+from deploy.local.server_process import die_with_parent
 from tests.upstream.journal import Call, fingerprint
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from deploy import probe
-from deploy.server import die_with_parent, free_port, last_lines
+from deploy.local import probe
+from deploy.local.server_process import die_with_parent, free_port, last_lines
 from models.access.audit_log import Act
 from models.database import db
 from models.keys import keys, limits

@@ -13,9 +13,9 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-from deploy import guardian
-from deploy.child import Child
-from deploy.part import Part, PartFailed
+from deploy.local import orphan_reaper
+from deploy.local.child_process import Child
+from deploy.local.service import Part, PartFailed
 
 TICK_S = 0.05
 PATIENCE_S = 2
@@ -113,7 +113,7 @@ class Supervisor:
                 self._done.set()
 
     def _guard(self) -> None:
-        command = [sys.executable, "-I", "-S", guardian.__file__]
+        command = [sys.executable, "-I", "-S", orphan_reaper.__file__]
         self._guardian = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, pass_fds=self._held
         )

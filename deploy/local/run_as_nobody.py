@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deploy.server import ServerFailed
+from deploy.local.server_process import ServerFailed
 from models.platform import cpu_scheduling
 from models.platform.parent_death import UNSHARE, die_with_parent
 

@@ -13,15 +13,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deploy import data_folder, probe
-from deploy.embedded import Postgres, Valkey
-from deploy.part import Part, Preloaded, Spawn, program
-from deploy.server import Server, free_port, is_free
+from deploy.local import data_folder, probe
+from deploy.local.embedded_servers import Postgres, Valkey
+from deploy.local.server_process import Server, free_port, is_free
+from deploy.local.service import Part, Preloaded, Spawn, program
 from models.config.setting_errors import env_name, explain
 from models.config.settings import Settings
 from models.platform.preloads import PRELOADS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # What a program needs to run at all. The local model gets this and nothing else: no secret, no address.
 PLAIN = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
 FLOWER_USER = "operator"

@@ -4,7 +4,7 @@
         print(stack.addresses.api)
         stack.part("worker").kill()
 
-`nowserving up` is this file as a program: python -m deploy.stack [--local-model] [--verbose] [--processes N] [--threads M].
+`nowserving up` is this file as a program: python -m deploy.local.stack [--local-model] [--verbose] [--processes N] [--threads M].
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Self
 
 import click
 
-from deploy import data_folder, parts, probe
-from deploy.child import Child
-from deploy.data_folder import FolderInUse
-from deploy.part import PartFailed
-from deploy.parts import CannotStart
-from deploy.server import ServerFailed
-from deploy.supervisor import Supervisor
+from deploy.local import data_folder, probe, services
+from deploy.local.child_process import Child
+from deploy.local.data_folder import FolderInUse
+from deploy.local.server_process import ServerFailed
+from deploy.local.service import PartFailed
+from deploy.local.services import CannotStart
+from deploy.local.supervisor import Supervisor
 from models.config.settings import Settings
 
 # Run instead of forks of our programs; for tests.
@@ -77,7 +77,7 @@ class Stack:
             raise CannotStart(f"the data folder cannot be used ({error}): choose another with NOWSERVING_DATA_DIR") from error
         self.environment = {**self._given, "NOWSERVING_DATA_DIR": str(self.data_dir)}
         try:
-            made = parts.make(self.environment, self.data_dir, local_model=self._local_model, command=self._program)
+            made = services.make(self.environment, self.data_dir, local_model=self._local_model, command=self._program)
             self._supervisor = Supervisor(made, logs=self.data_dir / "logs", echo=self._echo, held=(self._lock,))
             if self._is_asked_to_stop:
                 self._supervisor.ask_to_stop()
@@ -125,7 +125,7 @@ class Stack:
     @property
     def settings(self) -> Settings:
         """What the parts read from their environment."""
-        return parts.read(self.environment)
+        return services.read(self.environment)
 
     @property
     def addresses(self) -> Addresses:
@@ -167,7 +167,7 @@ def up(*, local_model: bool, verbose: bool, processes: int | None, threads: int 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     counts = {"NOWSERVING_WORKER_PROCESSES": processes, "NOWSERVING_WORKER_THREADS": threads}
     try:
-        data_dir = parts.read(os.environ).data_dir
+        data_dir = services.read(os.environ).data_dir
         env = {name: str(count) for name, count in counts.items() if count is not None}
         stack = Stack(data_dir, local_model=local_model, env=env, echo=click.echo if verbose else None)
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -177,7 +177,7 @@ def up(*, local_model: bool, verbose: bool, processes: int | None, threads: int 
             click.echo(_welcome(stack))
         stack.wait()
     except (CannotStart, FolderInUse, PartFailed) as error:
-        raise (_WrongSetting if isinstance(error, parts.WrongSetting) else click.ClickException)(str(error)) from error
+        raise (_WrongSetting if isinstance(error, services.WrongSetting) else click.ClickException)(str(error)) from error
     click.echo("stopped")
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import RLock
 from typing import NoReturn
 
-from deploy.part import Part, PartFailed
-from deploy.server import ServerFailed, last_lines
+from deploy.local.server_process import ServerFailed, last_lines
+from deploy.local.service import Part, PartFailed
 from models.platform.fork_server import Forked
 
 BACKOFF_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)

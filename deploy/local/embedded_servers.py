@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from deploy import probe
-from deploy.server import Server, ServerFailed, find_binary, free_port
-from deploy.unroot import footing
+from deploy.local import probe
+from deploy.local.run_as_nobody import footing
+from deploy.local.server_process import Server, ServerFailed, find_binary, free_port
 from models.platform import atomic_file, cpu_scheduling
 from models.platform.parent_death import die_with_parent
 
