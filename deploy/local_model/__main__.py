@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import xllamacpp
 
-from deploy.front import CHAT_MODEL, Front, Upstream
 from deploy.local.server_process import die_with_parent, free_port
+from deploy.local_model.openai_front import CHAT_MODEL, Front, Upstream
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

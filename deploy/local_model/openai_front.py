@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
-from deploy import drawing
+from deploy.local_model import fake_images
 
 CHAT_MODEL = "smollm2-135m"
 PASSED_ON = ("/v1/chat/completions", "/v1/responses")
@@ -73,8 +73,8 @@ class Upstream(BaseHTTPRequestHandler):
     def _route(self, body: bytes | None) -> None:
         path = self.path.split("?")[0].rstrip("/")
         if body is None and self.command == "GET" and path == "/v1/models":
-            self._send(200, {"object": "list", "data": [_model(name) for name in (CHAT_MODEL, drawing.MODEL)]})
-        elif body is None and self.command == "GET" and path in (f"/v1/models/{CHAT_MODEL}", f"/v1/models/{drawing.MODEL}"):
+            self._send(200, {"object": "list", "data": [_model(name) for name in (CHAT_MODEL, fake_images.MODEL)]})
+        elif body is None and self.command == "GET" and path in (f"/v1/models/{CHAT_MODEL}", f"/v1/models/{fake_images.MODEL}"):
             self._send(200, _model(path.rpartition("/")[2]))
         elif body is not None and path == "/v1/images/generations":
             self._send(200, _draw(_parse(body)))
@@ -148,8 +148,8 @@ def _parse(body: bytes) -> JsonObject:
 
 def _draw(body: JsonObject) -> JsonObject:
     try:
-        return drawing.generate(body, now=int(time.time()))
-    except drawing.Impossible as error:
+        return fake_images.generate(body, now=int(time.time()))
+    except fake_images.Impossible as error:
         raise Refused(400, str(error), param=error.param) from error
 
 
