@@ -25,8 +25,8 @@ lint: setup ## ruff, mypy, import-linter, the chat page, the Dockerfile and dock
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict api models workers deploy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m deploy.page check
-	@$(BIN)/python -m deploy.check_files
+	@$(BIN)/python -m deploy.checks.web_build check
+	@$(BIN)/python -m deploy.checks.files
 
 format: setup ## puts the code into the house's shape
 	@$(BIN)/ruff check --fix .
@@ -43,7 +43,7 @@ hosts: setup ## cuts and slows the network between the parts, each on a host of 
 	@$(BIN)/python -m tests.hosts $(ARGS)
 
 audit: setup ## asks PyPI and npm for known weaknesses of the pinned versions
-	@$(BIN)/python -m deploy.audit
+	@$(BIN)/python -m deploy.checks.audit
 
 requirements: setup ## compiles requirements/*.txt again after a change in pyproject.toml
 	@$(COMPILE) pyproject.toml --extra embedded --extra local --extra bench --extra otel --extra dev -o requirements/dev.txt

@@ -50,7 +50,7 @@ install() {
 
 # Quick when nothing in web/ has changed. Everything else works without the page, so a machine without npm's registry is not turned away.
 page() {
-    .venv/bin/python -m deploy.page || echo "setup: going on without the chat page; \`make setup\` tries again" >&2
+    .venv/bin/python -m deploy.checks.web_build || echo "setup: going on without the chat page; \`make setup\` tries again" >&2
 }
 
 # Bytecode of all that a start imports: where none may be written later, each start would compile it again.

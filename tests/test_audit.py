@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import audit
-from deploy.audit import NoAnswer, Report
+from deploy.checks import audit
+from deploy.checks.audit import NoAnswer, Report
 
 FILE = Path("requirements/runtime.txt")
 

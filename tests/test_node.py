@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import node
+from deploy.checks import node
 
 CLIENTS = Path(__file__).parent / "clients"
 

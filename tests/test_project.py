@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy import check_files
+from deploy.checks import files as check_files
 from deploy.local.embedded_servers import POSTGRES_SETTINGS
 from models.config import secret_files
 from models.config.settings import Settings

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from deploy import node
+from deploy.checks import node
 from deploy.local.server_process import die_with_parent
 from tests.clients.calls import CHAT, EDIT, EMBED, IMAGE, MODEL, MODELS, MODERATE, PARTIALS, STREAM, Call, Seen
 from tests.clients.sdk import python, python_async

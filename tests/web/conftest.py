@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from deploy import page as built
+from deploy.checks import web_build as built
 from tests.browser import DESK, PATIENCE_MS, Visit
 from tests.clients.conftest import SETTINGS, World, serving
 from tests.processes import running

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy import node
+from deploy.checks import node
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEB, BUILT = ROOT / "web", ROOT / "api" / "static"
 STAMP = BUILT / ".built"
 PACKED = (".js", ".css", ".svg")

@@ -19,7 +19,7 @@ from jsonschema import Draft7Validator
 
 from models.config.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 RULES = ("alerts", "scaling")
 

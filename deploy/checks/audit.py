@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import node
+from deploy.checks import node
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PIP_AUDIT = (str(Path(sys.executable).with_name("uv")), "tool", "run", "pip-audit==2.10.1")
 TIMEOUT_S = 300
 SHOWN_CHARS = 300
