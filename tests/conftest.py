@@ -16,8 +16,9 @@ from models.config.settings import settings
 from models.database import db, migrate
 from models.platform.errors import Unavailable
 from models.queue import enqueue
-from tests import order, tables
-from tests.browser import browser, visit
+from tests import order
+from tests.support import tables
+from tests.support.browser import browser, visit
 from workers.channels import notify
 
 __all__ = ["browser", "visit"]

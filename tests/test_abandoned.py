@@ -11,9 +11,9 @@ from werkzeug.test import TestResponse
 
 from models.database import db
 from models.jobs import waiters
-from tests.http_tools import CHAT, Caller, error_of, together
-from tests.line_tools import finish, pass_time, query, report, row, start, told
-from tests.processes import until
+from tests.support.http_tools import CHAT, Caller, error_of, together
+from tests.support.programs.processes import until
+from tests.support.queue_tools import finish, pass_time, query, report, row, start, told
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client", "at_once")
 KEY = {"Idempotency-Key": "k"}

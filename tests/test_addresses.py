@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.server import url_rewriting
-from tests.http_tools import CHAT, Caller, error_of
+from tests.support.http_tools import CHAT, Caller, error_of
 
 CHATS = "/v1/chat/completions"
 NAMES = frozenset({"chat", "models", "jobs", "artifacts", "embeddings"})

@@ -19,11 +19,11 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from api.app import create_app
 from models.jobs import job_view
-from tests.line_tools import query
 from tests.picture.play import job_id
 from tests.picture.refusing import MAX_THROTTLES
 from tests.picture.service import LATER_S
 from tests.picture.tales import Tales
+from tests.support.queue_tools import query
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 # Who only wants to know whether something is wrong (tests/picture/mutants.py) needs no shortest play of it.

@@ -14,7 +14,7 @@ from models.database import db
 from models.jobs import api_processes
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
-from tests.line_tools import known, pass_time, query, report, row, submit
+from tests.support.queue_tools import known, pass_time, query, report, row, submit
 from workers.limiter.limiter import Limiter
 from workers.pacer.reaper import Sweep
 from workers.pacer.wakeups import Bell

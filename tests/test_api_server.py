@@ -27,9 +27,9 @@ from deploy.local import probe
 from deploy.local.embedded_servers import Postgres, Valkey, free_port
 from models.database import db
 from models.jobs import job_view
-from tests.http_tools import CHAT, Caller, end, together
-from tests.processes import forget_everything, until
-from tests.steady import least, seconds
+from tests.support.http_tools import CHAT, Caller, end, together
+from tests.support.programs.processes import forget_everything, until
+from tests.support.time_limits import least, seconds
 from workers.channels import notify
 
 # Not `database`: a server that still works on the test before would be in the way of emptying the tables.

@@ -19,8 +19,8 @@ from api.waiting.waiters import hall
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
 from models.platform.errors import Invalid, UnsupportedMedia
-from tests.http_tools import Caller, end, new_app
-from tests.processes import until
+from tests.support.http_tools import Caller, end, new_app
+from tests.support.programs.processes import until
 
 CALLER = Key(id=1, pool_id=1, kind="own")
 MESSAGES = [{"role": "user", "content": "hi there"}]

@@ -13,9 +13,9 @@ import pytest
 from werkzeug.test import TestResponse
 
 from models.jobs import job_view
-from tests.http_tools import CHAT, Caller, error_of
-from tests.line_tools import query
-from tests.session_tools import SESSION, answer, assistant, claim, fail, say, sent, stored, talk, user
+from tests.support.http_tools import CHAT, Caller, error_of
+from tests.support.queue_tools import query
+from tests.support.session_tools import SESSION, answer, assistant, claim, fail, say, sent, stored, talk, user
 from tests.test_multipart import BOUNDARY, form, part
 
 pytestmark = pytest.mark.usefixtures("database")

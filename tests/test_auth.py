@@ -17,7 +17,7 @@ from models.keys import keys
 from models.platform import token_forms
 from models.platform.errors import Unauthorised
 from models.telemetry import logs
-from tests.http_tools import CHAT, Caller, error_of
+from tests.support.http_tools import CHAT, Caller, error_of
 
 pytestmark = pytest.mark.usefixtures("database")
 

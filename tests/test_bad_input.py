@@ -15,8 +15,8 @@ from api.http import json_text
 from models.config.settings import settings
 from models.database import db
 from models.platform.errors import Invalid
-from tests.http_tools import CHAT, IMAGE, Caller, error_of, stored
-from tests.steady import least, seconds
+from tests.support.http_tools import CHAT, IMAGE, Caller, error_of, stored
+from tests.support.time_limits import least, seconds
 
 pytestmark = pytest.mark.usefixtures("database")
 

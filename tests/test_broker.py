@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from deploy.local.embedded_servers import Valkey
-from tests import processes
-from tests.processes import QUEUE, Stack, ask, caller, wait_ended
+from tests.support.programs import processes
+from tests.support.programs.processes import QUEUE, Stack, ask, caller, wait_ended
 
 
 @pytest.fixture(scope="module")

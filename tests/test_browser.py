@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import Browser
 
-from tests.browser import PHONE, Visit, _watch
+from tests.support.browser import PHONE, Visit, _watch
 
 PAGES = {
     "/good": "<title>good</title><link rel=icon href=data:,><p id=wide></p><script src=/wide.js></script>",

@@ -17,9 +17,9 @@ from models.database import db
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import NoMoney, NotFound
-from tests.http_tools import CHAT, Caller, error_of, stored, together
-from tests.line_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
-from tests.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing
+from tests.support.http_tools import CHAT, Caller, error_of, stored, together
+from tests.support.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing
+from tests.support.queue_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
 from workers.runner import finish as ending
 from workers.runner.finish import Ending
 

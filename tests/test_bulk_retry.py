@@ -19,8 +19,8 @@ from models.keys.keys import Key
 from models.ops import pause
 from models.ops.bulk import Filter
 from models.ops.pause import Target
-from tests.http_tools import Caller
-from tests.line_tools import at_once, known, query, submit
+from tests.support.http_tools import Caller
+from tests.support.queue_tools import at_once, known, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 ATTACHMENT = UUID(int=7)

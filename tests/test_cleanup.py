@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from models.database import db
 from models.keys.keys import Key
 from models.ops import queue_metrics, retention
-from tests.line_tools import cancel, clean_up, known, query, submit
+from tests.support.queue_tools import cancel, clean_up, known, query, submit
 from workers.pacer.cleanup import FIRST, REST, SMALLEST, Cleanup
 from workers.pacer.gauges import Gauges
 

@@ -20,8 +20,8 @@ from models.database import db
 from models.jobs import job_view
 from models.keys import limits
 from models.queue import enqueue
-from tests.http_tools import Caller, end
-from tests.line_tools import known, row, submit
+from tests.support.http_tools import Caller, end
+from tests.support.queue_tools import known, row, submit
 from workers import main as workers_main
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests import certificates
+from tests.support.servers import certificates
 from tests.upstream import surplus
 from tests.upstream.client import FakeUpstream, upstream
 from workers.upstream import connections

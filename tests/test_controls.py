@@ -13,8 +13,8 @@ from api.submit.openai_parse import Ask
 from models.content.endpoints import CHAT
 from models.keys.keys import Key
 from models.platform.errors import Invalid
-from tests.http_tools import CHAT as SUBMIT
-from tests.http_tools import Caller, error_of, new_app, stored
+from tests.support.http_tools import CHAT as SUBMIT
+from tests.support.http_tools import Caller, error_of, new_app, stored
 
 CALLER = Key(id=1, pool_id=1, kind="own")
 BODY: dict[str, Any] = {"model": "m", "temperature": 0.10, "messages": [{"role": "user", "content": "hi"}]}

@@ -14,9 +14,9 @@ from uuid import UUID
 import pytest
 
 from models.keys.keys import Key
-from tests import processes
-from tests.line_tools import query, submit
-from tests.processes import Stack, caller, ring, wait_ended
+from tests.support.programs import processes
+from tests.support.programs.processes import Stack, caller, ring, wait_ended
+from tests.support.queue_tools import query, submit
 from tests.upstream.chat import echo
 
 WORKERS = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.http_tools import CHAT, Caller
+from tests.support.http_tools import CHAT, Caller
 
 pytestmark = pytest.mark.usefixtures("database")
 PAGE = {"Origin": "https://chat.example"}

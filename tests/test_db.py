@@ -17,7 +17,7 @@ from sqlalchemy import text
 from models.config.settings import settings
 from models.database import db
 from models.platform.errors import LineFull, Unavailable
-from tests.processes import until
+from tests.support.programs.processes import until
 
 ADD = text("INSERT INTO pool (name) VALUES (:name)")
 NAMES = text("SELECT name FROM pool ORDER BY name")

@@ -20,10 +20,10 @@ from api.server import health
 from deploy.local.server_process import free_port
 from models.database import db
 from models.jobs import workers
-from tests.forks import ROOT
-from tests.http_tools import Caller
-from tests.line_tools import query
-from tests.processes import Stack, ask, caller, running, until, wait_ended
+from tests.support.http_tools import Caller
+from tests.support.programs.forks import ROOT
+from tests.support.programs.processes import Stack, ask, caller, running, until, wait_ended
+from tests.support.queue_tools import query
 from workers.broker.consumer_watchdog import DEAF_S, Doorbells, Ear
 from workers.broker.queues import QUEUE
 from workers.channels import notify

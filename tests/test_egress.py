@@ -16,8 +16,8 @@ from typing import Self
 import pytest
 
 from models.webhooks import url_policy
-from tests import certificates as own_certificates
-from tests.nameserver import NameServer
+from tests.support.servers import certificates as own_certificates
+from tests.support.servers.nameserver import NameServer
 from workers.webhooks import safe_http
 from workers.webhooks.safe_http import Refused, Reply, Unreachable
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from api.http import encodings
 from models.database import db
-from tests.http_tools import CHAT, Caller, error_of, stored
+from tests.support.http_tools import CHAT, Caller, error_of, stored
 
 TEXT = json.dumps(CHAT).encode() + b" " * 200_000 + bytes(range(10, 11)) * 50
 

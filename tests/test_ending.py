@@ -20,7 +20,7 @@ from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Unavailable
-from tests.line_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
+from tests.support.queue_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
 from workers.runner import finish as ending
 from workers.runner.finish import Ending
 

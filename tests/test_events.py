@@ -19,8 +19,8 @@ from models.jobs import job_view
 from models.jobs.jobs import Status
 from models.keys import keys
 from models.queue.enqueue import Place
-from tests.http_tools import ANSWER, Caller, end, error_of, finish, run
-from tests.steady import least, seconds
+from tests.support.http_tools import ANSWER, Caller, end, error_of, finish, run
+from tests.support.time_limits import least, seconds
 from workers.channels import notify
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")

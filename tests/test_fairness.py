@@ -15,7 +15,7 @@ from models.jobs import job_view
 from models.keys import keys as key
 from models.keys.keys import Key
 from models.queue import admission, enqueue, key_shares
-from tests.line_tools import cancel, credential_of, known, order, put_back, query, row, submit
+from tests.support.queue_tools import cancel, credential_of, known, order, put_back, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 

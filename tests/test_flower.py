@@ -21,9 +21,9 @@ from models.jobs import jobs
 from models.jobs.job_view import public_id
 from models.keys import keys
 from models.queue import enqueue
-from tests.browser import Visit, picture
-from tests.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
-from tests.processes import cancel as _cancel
+from tests.support.browser import Visit, picture
+from tests.support.programs.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
+from tests.support.programs.processes import cancel as _cancel
 from workers.channels import notify
 
 LOGIN = "operator:correct-horse"

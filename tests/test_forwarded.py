@@ -15,8 +15,8 @@ from models.config.settings import Settings
 from models.database import db
 from models.keys import keys
 from models.platform import crypto
-from tests.http_tools import CHAT, Caller, end, error_of
-from tests.line_tools import query
+from tests.support.http_tools import CHAT, Caller, end, error_of
+from tests.support.queue_tools import query
 from tests.test_openai_routes import FORM
 from workers.upstream import request as outgoing
 

@@ -23,8 +23,8 @@ from schemathesis.engine.events import EngineEvent, FatalError, NonFatalError, S
 from api.app import create_app
 from api.openai import model_lists
 from api.server import health
-from tests.crew import Crew
-from tests.http_tools import Caller
+from tests.support.http_tools import Caller
+from tests.support.programs.fake_workers import Crew
 from tests.test_model_lists import keep, only
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"

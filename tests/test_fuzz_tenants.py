@@ -23,7 +23,7 @@ from models.jobs import job_view
 from models.platform import ids
 from models.queue import enqueue
 from models.webhooks import delivery_log, endpoints
-from tests.http_tools import CHAT, Caller, end
+from tests.support.http_tools import CHAT, Caller, end
 
 PER_ANSWER = {"X-Request-Id", "Date"}
 # Whose id is no secret of any key: models are the upstream's, a picture opens with its signed link.

@@ -23,11 +23,11 @@ from models.jobs import waiters
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys
 from models.queue import enqueue
-from tests.http_tools import CHAT, Caller, error_of
-from tests.line_tools import cancel as cancel_job
-from tests.line_tools import expire as expire_job
-from tests.line_tools import finish, query, row, start
-from tests.processes import until
+from tests.support.http_tools import CHAT, Caller, error_of
+from tests.support.programs.processes import until
+from tests.support.queue_tools import cancel as cancel_job
+from tests.support.queue_tools import expire as expire_job
+from tests.support.queue_tools import finish, query, row, start
 from workers.channels import notify
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")

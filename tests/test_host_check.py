@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from models.access import host_names
-from tests.http_tools import CHAT, Caller, error_of, stored
+from tests.support.http_tools import CHAT, Caller, error_of, stored
 
 pytestmark = pytest.mark.usefixtures("database")
 REBOUND = {"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}

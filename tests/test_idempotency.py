@@ -10,7 +10,7 @@ import pytest
 from models.database import db
 from models.jobs import idempotency
 from models.queue import enqueue
-from tests.http_tools import CHAT, Caller, error_of, stored, together
+from tests.support.http_tools import CHAT, Caller, error_of, stored, together
 
 pytestmark = pytest.mark.usefixtures("database")
 

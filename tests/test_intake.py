@@ -17,8 +17,8 @@ from flask import request
 from api.http import request_body
 from api.http.body_budget import Intake, intake
 from models.platform.errors import Unavailable
-from tests.http_tools import CHAT, Caller, error_of, new_app, stored
-from tests.processes import until
+from tests.support.http_tools import CHAT, Caller, error_of, new_app, stored
+from tests.support.programs.processes import until
 
 MIB = 2**20
 
@@ -115,7 +115,7 @@ from flask import request
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
 from api import body
-from tests.http_tools import new_app
+from tests.support.http_tools import new_app
 body.SLOW_AFTER_S, body.SLOWEST_BYTES_PER_S = 0.5, 1024 * 1024
 ours, theirs = socket.socketpair()
 def trickle():

@@ -6,7 +6,7 @@ import pytest
 
 from models.jobs import job_view
 from models.queue import enqueue
-from tests.http_tools import Caller, end, error_of
+from tests.support.http_tools import Caller, end, error_of
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -12,7 +12,7 @@ from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import TERMINAL, Finding, Outcome, Result, Status
 from models.keys.keys import Key
-from tests.line_tools import (
+from tests.support.queue_tools import (
     ANSWER,
     BUSY,
     GOOD,

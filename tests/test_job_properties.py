@@ -30,7 +30,7 @@ from models.keys.keys import Key
 from models.platform.errors import LineFull, Unavailable
 from models.queue import admission, enqueue, key_shares
 from models.queue.admission import Admission, Settled
-from tests.line_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
+from tests.support.queue_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 COMMON = settings(

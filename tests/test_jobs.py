@@ -11,7 +11,7 @@ from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import Status
 from models.queue import enqueue
-from tests.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored
+from tests.support.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored
 
 pytestmark = pytest.mark.usefixtures("database")
 

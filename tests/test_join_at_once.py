@@ -14,7 +14,7 @@ from models.keys.keys import Key
 from models.queue import enqueue
 from models.queue.count_cache import FRESH_S, SLACK, Hindered, Tally
 from models.queue.enqueue import Joined
-from tests.line_tools import known, order, query, submit
+from tests.support.queue_tools import known, order, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 Override = Callable[..., None]

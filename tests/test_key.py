@@ -13,7 +13,7 @@ from models.keys import keys
 from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Invalid, Unauthorised
-from tests.line_tools import at_once, known, query
+from tests.support.queue_tools import at_once, known, query
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -13,9 +13,9 @@ from models.keys.keys import Key
 from models.ops import job_search
 from models.platform.errors import TooManyModels
 from models.queue import enqueue, lanes
-from tests.http_tools import CHAT, Caller
-from tests.line_tools import at_once, finish, heads, known, order, query, row, start, submit
-from tests.processes import until
+from tests.support.http_tools import CHAT, Caller
+from tests.support.programs.processes import until
+from tests.support.queue_tools import at_once, finish, heads, known, order, query, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 

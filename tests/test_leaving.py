@@ -13,8 +13,8 @@ from deploy.local.embedded_servers import free_port
 from models.database import db
 from models.keys.keys import Key
 from models.queue import enqueue
-from tests.line_tools import admit, known, pass_time, query, row, start, submit, told
-from tests.processes import until
+from tests.support.programs.processes import until
+from tests.support.queue_tools import admit, known, pass_time, query, row, start, submit, told
 from workers.channels import notify
 from workers.limiter.limiter import Limiter
 from workers.pacer.reaper import Sweep

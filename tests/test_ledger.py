@@ -13,8 +13,8 @@ from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid
-from tests.line_tools import ANSWER, finish, known, put_back, query, reap, row, start, submit
-from tests.money_tools import LOST, REFUSED, cost, entries, standing
+from tests.support.money_tools import LOST, REFUSED, cost, entries, standing
+from tests.support.queue_tools import ANSWER, finish, known, put_back, query, reap, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 

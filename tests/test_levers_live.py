@@ -12,10 +12,10 @@ from models.access import operators
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
-from tests import processes
-from tests.http_tools import Caller
-from tests.line_tools import query
-from tests.processes import Stack, ask, caller, until, wait_ended
+from tests.support.http_tools import Caller
+from tests.support.programs import processes
+from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
+from tests.support.queue_tools import query
 
 OBEYED_S = 0.1
 

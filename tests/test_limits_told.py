@@ -16,7 +16,7 @@ from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.queue import enqueue, headroom
 from models.queue.headroom import Room, Rooms
-from tests.line_tools import admit, finish, known, query, start, submit
+from tests.support.queue_tools import admit, finish, known, query, start, submit
 
 FREE = Rooms(requests=Room(60, 59, 1.0), tokens=None)
 

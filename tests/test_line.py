@@ -11,7 +11,7 @@ from models.keys import keys
 from models.keys.keys import Key
 from models.platform.errors import LineFull, TooLate
 from models.queue import admission
-from tests.line_tools import admit_all, submit
+from tests.support.queue_tools import admit_all, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 

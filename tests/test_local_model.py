@@ -17,7 +17,7 @@ from PIL import Image
 
 from deploy.local import probe
 from deploy.local.server_process import free_port, last_lines
-from tests.steady import seconds
+from tests.support.time_limits import seconds
 
 
 @pytest.fixture(scope="module")

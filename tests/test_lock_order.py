@@ -19,9 +19,9 @@ from models.ops.bulk import Filter
 from models.platform.errors import WrongState
 from models.queue import admission
 from models.sessions import deletion
-from tests.http_tools import Caller
-from tests.line_tools import at_once, credential_of, finish, known, query, start, submit
-from tests.processes import until
+from tests.support.http_tools import Caller
+from tests.support.programs.processes import until
+from tests.support.queue_tools import at_once, credential_of, finish, known, query, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 TALKS = 30

@@ -12,7 +12,7 @@ from models.database import db
 from models.keys import keys, limits
 from models.keys.keys import Limits
 from models.keys.limits import State
-from tests.line_tools import credential_of, known
+from tests.support.queue_tools import credential_of, known
 
 pytestmark = pytest.mark.usefixtures("database")
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -16,8 +16,8 @@ from models.database import db
 from models.jobs import workers
 from models.telemetry import metrics
 from tests import monitoring
-from tests.http_tools import Caller
-from tests.line_tools import admit_all
+from tests.support.http_tools import Caller
+from tests.support.queue_tools import admit_all
 from workers.observe import counters, metrics_server
 from workers.pacer.gauges import Gauges
 

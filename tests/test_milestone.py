@@ -14,7 +14,7 @@ from models.jobs import job_view
 from models.keys.keys import Key
 from models.queue import enqueue, headroom, lane_maintenance, position_index
 from models.queue.enqueue import Place
-from tests.line_tools import cancel, known, query, row, submit
+from tests.support.queue_tools import cancel, known, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 

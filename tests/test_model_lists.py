@@ -16,11 +16,11 @@ from api.waiting import notify_queue
 from models.database import db
 from models.keys import model_lists as model_list
 from models.keys.keys import Key
-from tests.http_tools import Caller, error_of, stored, together
-from tests.line_tools import query
+from tests.support.http_tools import Caller, error_of, stored, together
+from tests.support.programs.in_process import Workshop, ask, issue, pool_of
+from tests.support.queue_tools import query
 from tests.upstream.client import FakeUpstream, upstream
 from tests.upstream.texts import MODELS as NAMES
-from tests.workshop import Workshop, ask, issue, pool_of
 from workers.runner.model_list_refresh import ModelLists, refresh_one
 
 __all__ = ["upstream"]

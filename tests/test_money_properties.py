@@ -23,8 +23,8 @@ from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import NoMoney
 from models.queue.admission import Admission, admit
-from tests.line_tools import at_once, cancel, credential_of, expire, finish, put_back, query, submit
-from tests.money_tools import grant, issued, standing
+from tests.support.money_tools import grant, issued, standing
+from tests.support.queue_tools import at_once, cancel, credential_of, expire, finish, put_back, query, submit
 from tests.test_job_properties import COMMON, NIGHTLY
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -11,9 +11,9 @@ import pytest
 
 from models.billing.money import MICRO
 from models.keys.keys import Key
-from tests.http_tools import Caller, error_of, together
-from tests.line_tools import finish, known, query, reap, start, submit
-from tests.money_tools import MODEL, cost, grant, issued
+from tests.support.http_tools import Caller, error_of, together
+from tests.support.money_tools import MODEL, cost, grant, issued
+from tests.support.queue_tools import finish, known, query, reap, start, submit
 from workers.runner import finish as ending
 from workers.runner.finish import Ending
 

@@ -23,8 +23,8 @@ from models.content.token_estimate import PICTURE_TOKENS
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 from models.queue.enqueue import Order
-from tests.http_tools import new_app
-from tests.steady import least, seconds
+from tests.support.http_tools import new_app
+from tests.support.time_limits import least, seconds
 
 CALLER = Key(id=1, pool_id=1, kind="own")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) + b"\r\n--x\r\n--"

@@ -9,8 +9,8 @@ from flask import request
 
 from api.access.signup_limit import HOUR_S, Newcomers, address_of
 from models.platform.errors import LineFull
-from tests.http_tools import Caller, error_of, new_app
-from tests.line_tools import query
+from tests.support.http_tools import Caller, error_of, new_app
+from tests.support.queue_tools import query
 
 
 class Clock:

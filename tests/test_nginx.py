@@ -25,8 +25,8 @@ from cryptography.x509.oid import NameOID
 
 from deploy.local import probe
 from deploy.local.server_process import die_with_parent, free_port
-from tests.line_tools import query
-from tests.processes import until
+from tests.support.programs.processes import until
+from tests.support.queue_tools import query
 from tests.test_api_server import Api, serving
 
 CONFIGS = Path(__file__).resolve().parent.parent / "deploy" / "nginx"

@@ -24,8 +24,8 @@ import openai
 import pytest
 
 from tests.clients.raw import Raw
-from tests.line_tools import query
-from tests.processes import Stack, caller, running, until
+from tests.support.programs.processes import Stack, caller, running, until
+from tests.support.queue_tools import query
 from tests.test_api_server import Api, serving
 from tests.upstream.client import FakeUpstream
 from tests.upstream.errors import BY_STATUS

@@ -14,7 +14,7 @@ from api import chat_page
 from api.app import create_app
 from api.document import openapi
 from api.submit import options
-from tests.http_tools import CHAT, IMAGE, Caller, end
+from tests.support.http_tools import CHAT, IMAGE, Caller, end
 
 # Azure's addresses of the upstream's routes, which are documented once.
 ELSEWHERE = "azure."

@@ -16,8 +16,8 @@ from cli.main import nowserving
 from models.access import operators
 from models.database import db
 from models.keys import keys
-from tests.http_tools import CHAT, Caller, error_of
-from tests.line_tools import query
+from tests.support.http_tools import CHAT, Caller, error_of
+from tests.support.queue_tools import query
 
 pytestmark = pytest.mark.usefixtures("database")
 

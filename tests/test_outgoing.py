@@ -15,9 +15,9 @@ from models.database import db
 from models.jobs.jobs import Status
 from models.platform.errors import Unavailable
 from models.sessions import deletion
-from tests.line_tools import admit, known, outcomes, query, row, submit, told
+from tests.support.programs.in_process import Workshop, pool_of
+from tests.support.queue_tools import admit, known, outcomes, query, row, submit, told
 from tests.upstream.client import FakeUpstream, upstream
-from tests.workshop import Workshop, pool_of
 from workers.limiter.limiter import Limiter
 from workers.runner.leases import Leases
 from workers.runner.run_job import Processor

@@ -20,7 +20,7 @@ from models.keys import limits as meter
 from models.keys.keys import Key, Limits
 from models.platform.errors import LineUnavailable
 from models.queue import admission
-from tests.line_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
+from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
 from workers.broker.publish import Call
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report

@@ -19,9 +19,9 @@ from models.billing import budgets
 from models.billing.money import MICRO
 from models.database import db
 from models.keys import keys
-from tests.http_tools import CHAT, Caller, error_of
-from tests.line_tools import query
-from tests.session_tools import SESSION, assistant, say, talk, user
+from tests.support.http_tools import CHAT, Caller, error_of
+from tests.support.queue_tools import query
+from tests.support.session_tools import SESSION, assistant, say, talk, user
 
 pytestmark = pytest.mark.usefixtures("database")
 ASK = {"X-Nowserving-Page": "1"}

@@ -15,10 +15,10 @@ from models.jobs.jobs import Status
 from models.keys import parking
 from models.keys.keys import Key
 from models.queue import enqueue
-from tests.http_tools import Caller
-from tests.line_tools import query, row
+from tests.support.http_tools import Caller
+from tests.support.programs.in_process import Workshop, ask, issue, pool_of
+from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
-from tests.workshop import Workshop, ask, issue, pool_of
 from workers.pacer.reaper import Sweep
 from workers.pacer.wakeups import Bell
 
@@ -78,7 +78,7 @@ def test_waiting_jobs_are_the_probe_in_turn(
     workshop: Workshop, upstream: FakeUpstream, caller: Key, slots: int, turns: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one slot free the pacer sees no more than two heads."""
-    monkeypatch.setattr("tests.workshop.SLOTS", slots)
+    monkeypatch.setattr("tests.support.programs.in_process.SLOTS", slots)
     for said in ("first", "second", "third"):
         ask(caller, said, flow=said)
     park(workshop, upstream, caller, {"status": 401})

@@ -23,10 +23,10 @@ from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import Result, Status
 from models.platform.errors import Invalid
-from tests import processes
-from tests.http_tools import Caller, finish, run
-from tests.line_tools import GOOD, query, row
-from tests.processes import Stack
+from tests.support.http_tools import Caller, finish, run
+from tests.support.programs import processes
+from tests.support.programs.processes import Stack
+from tests.support.queue_tools import GOOD, query, row
 from tests.upstream.images import png
 from workers.runner import finish as ending
 from workers.runner.finish import Ending

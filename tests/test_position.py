@@ -13,7 +13,7 @@ from models.jobs import job_view
 from models.keys.keys import Key
 from models.queue import enqueue
 from models.queue.enqueue import Place
-from tests.line_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
+from tests.support.queue_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.http.prefer import Preferences, read
-from tests.steady import least, seconds
+from tests.support.time_limits import least, seconds
 
 TOKEN = st.text(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~", min_size=1, max_size=12)
 SPACE = st.text(" \t", max_size=3)

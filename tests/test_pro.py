@@ -15,8 +15,8 @@ from werkzeug.test import TestResponse
 from models.billing import budgets
 from models.database import db
 from models.jobs import jobs
-from tests.http_tools import ANSWER, Caller, end, finish, run, stored
-from tests.line_tools import query
+from tests.support.http_tools import ANSWER, Caller, end, finish, run, stored
+from tests.support.queue_tools import query
 
 ASK: dict[str, Any] = {"apiKey": "sk-one", "sessionId": "ana", "content": "你好"}
 PATH = "/pro/chat/completions"

@@ -9,7 +9,7 @@ import redis
 
 from models.jobs.jobs import Status
 from models.platform.errors import Unavailable
-from tests.line_tools import admit, known, outcomes, row, submit
+from tests.support.queue_tools import admit, known, outcomes, row, submit
 from workers.limiter.limiter import Limiter
 from workers.runner import prompt
 from workers.runner.leases import Leases

@@ -12,9 +12,9 @@ import pytest
 from deploy.local.server_process import free_port
 from models.config.settings import Settings, settings
 from models.telemetry import logs
-from tests import certificates
-from tests.nameserver import NameServer
-from tests.proxy import Proxy
+from tests.support.servers import certificates
+from tests.support.servers.nameserver import NameServer
+from tests.support.servers.proxy import Proxy
 from tests.test_connections import call, none_idle, text_of
 from tests.test_egress import OK, Listener, post
 from tests.upstream.client import FakeUpstream, upstream

@@ -13,8 +13,8 @@ from models.jobs import jobs, waiters
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys
 from models.keys.keys import Key
-from tests.line_tools import admit_all, cancel, query, submit
-from tests.processes import until
+from tests.support.programs.processes import until
+from tests.support.queue_tools import admit_all, cancel, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 SAID = b"what was asked"

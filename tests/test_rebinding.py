@@ -12,8 +12,8 @@ from playwright.sync_api import Page, sync_playwright
 from werkzeug.serving import make_server
 
 from api.app import create_app
-from tests.browser import find
-from tests.http_tools import CHAT, stored
+from tests.support.browser import find
+from tests.support.http_tools import CHAT, stored
 
 pytestmark = pytest.mark.usefixtures("database")
 EVIL = "evil.example"

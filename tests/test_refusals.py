@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import Outcome, Status
-from tests.line_tools import query, row
+from tests.support.programs.in_process import Workshop, ask, issue, pool_of
+from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
-from tests.workshop import Workshop, ask, issue, pool_of
 from workers.answers import retry_policy
 from workers.limiter.limiter import Meter
 from workers.runner import feedback

@@ -16,7 +16,7 @@ from models.database import db
 from models.keys import keys
 from models.platform import crypto
 from models.webhooks import signing
-from tests.line_tools import known, query
+from tests.support.queue_tools import known, query
 
 pytestmark = pytest.mark.usefixtures("database")
 

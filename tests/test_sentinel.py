@@ -17,8 +17,8 @@ from deploy.local.server_process import die_with_parent, find_binary, free_port
 from models.config import redis_sentinel
 from models.config.redis_sentinel import Sentinels
 from models.config.settings import settings
-from tests import processes
-from tests.processes import Stack, ask, caller, until, wait_ended
+from tests.support.programs import processes
+from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
 from workers.broker import redis_transport
 from workers.channels import notify
 

@@ -11,9 +11,9 @@ import pytest
 from api.document import openapi
 from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
-from tests.http_tools import IMAGE, Caller, error_of
-from tests.line_tools import clean_up, query
-from tests.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, say, stored, talk, user
+from tests.support.http_tools import IMAGE, Caller, error_of
+from tests.support.queue_tools import clean_up, query
+from tests.support.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, say, stored, talk, user
 
 pytestmark = pytest.mark.usefixtures("database")
 PIXEL = "iVBORw0KGgo="

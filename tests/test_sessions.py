@@ -13,9 +13,9 @@ from models.content.image_placeholders import mark
 from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.queue import history_window
-from tests.http_tools import IMAGE, Caller, error_of
-from tests.line_tools import query
-from tests.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, pass_time, say, sent, stored, talk, user
+from tests.support.http_tools import IMAGE, Caller, error_of
+from tests.support.queue_tools import query
+from tests.support.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, pass_time, say, sent, stored, talk, user
 
 pytestmark = pytest.mark.usefixtures("database")
 

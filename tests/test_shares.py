@@ -11,9 +11,9 @@ from werkzeug.test import TestResponse
 
 from api.waiting.waiters import hall
 from models.jobs import job_view
-from tests.http_tools import CHAT, Caller, error_of, stored
-from tests.line_tools import finish, start
-from tests.processes import until
+from tests.support.http_tools import CHAT, Caller, error_of, stored
+from tests.support.programs.processes import until
+from tests.support.queue_tools import finish, start
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client", "small")
 SEATS = 60

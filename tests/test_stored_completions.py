@@ -11,8 +11,8 @@ import pytest
 from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.sessions import stored_completions
-from tests.http_tools import Caller, error_of, run
-from tests.line_tools import clean_up, query, row
+from tests.support.http_tools import Caller, error_of, run
+from tests.support.queue_tools import clean_up, query, row
 from workers.runner import finish
 from workers.runner.finish import Ending
 

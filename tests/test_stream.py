@@ -16,9 +16,9 @@ import pytest
 
 from models.database import db
 from models.jobs import jobs
-from tests.line_tools import known, query, reap, row, start, submit
-from tests.processes import until
-from tests.stream_tools import content, heard
+from tests.support.programs.processes import until
+from tests.support.queue_tools import known, query, reap, row, start, submit
+from tests.support.stream_tools import content, heard
 from tests.upstream.answer import END_OF_CHUNKS, chunk
 from workers.answers.retry_policy import Next
 from workers.channels import notify, token_stream

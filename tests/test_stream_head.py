@@ -15,9 +15,9 @@ from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
-from tests.http_tools import Caller, error_of
-from tests.line_tools import cancel, expire, known, query, row, start
-from tests.processes import until
+from tests.support.http_tools import Caller, error_of
+from tests.support.programs.processes import until
+from tests.support.queue_tools import cancel, expire, known, query, row, start
 from tests.test_relay import DONE, event, say
 from workers.channels import notify
 

@@ -10,10 +10,10 @@ from uuid import UUID
 
 import pytest
 
-from tests import processes
-from tests.line_tools import query, submit
-from tests.processes import Stack, ask, attempts, broken_promises, caller, cancel, ring, row, until, wait_ended
-from tests.stream_tools import content, events, heard
+from tests.support.programs import processes
+from tests.support.programs.processes import Stack, ask, attempts, broken_promises, caller, cancel, ring, row, until, wait_ended
+from tests.support.queue_tools import query, submit
+from tests.support.stream_tools import content, events, heard
 from tests.upstream.chat import echo
 from tests.upstream.images import png
 from workers.answers.sse import Splitter

@@ -15,7 +15,7 @@ from models.keys import keys
 from models.keys.keys import Key
 from models.queue import lane_maintenance
 from models.queue.enqueue import SETTLED_S
-from tests.line_tools import (
+from tests.support.queue_tools import (
     admit,
     cancel,
     clean_up,

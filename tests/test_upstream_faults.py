@@ -15,10 +15,10 @@ from sqlalchemy import text
 from deploy.local.server_process import free_port
 from models.database import db
 from models.keys.keys import Key
-from tests import processes
-from tests.line_tools import query, submit
-from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, until, wait_ended
-from tests.stream_tools import content
+from tests.support.programs import processes
+from tests.support.programs.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, until, wait_ended
+from tests.support.queue_tools import query, submit
+from tests.support.stream_tools import content
 from tests.upstream.behaviour import PACKED
 from tests.upstream.chat import echo
 from tests.upstream.errors import BY_STATUS, QUOTA, SHAPED, WORDS

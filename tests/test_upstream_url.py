@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from deploy.local.server_process import free_port
 from models.config import setting_errors, upstream_url
 from models.config.settings import Settings
-from tests import certificates
+from tests.support.servers import certificates
 from tests.test_connections import none_idle
 from tests.upstream.client import FakeUpstream
 from workers.answers import retry_policy

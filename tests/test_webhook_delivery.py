@@ -17,19 +17,8 @@ from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch
 from models.webhooks.deliveries import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
 from models.webhooks.retry_schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
-from tests.line_tools import clean_up, finish, known, query, start, submit
-from tests.webhook_tools import (
-    ARRIVED,
-    REFUSED,
-    claim,
-    claim_one,
-    deliveries,
-    endpoint,
-    make_due,
-    pick,
-    put_right,
-    settle,
-)
+from tests.support.queue_tools import clean_up, finish, known, query, start, submit
+from tests.support.webhook_tools import ARRIVED, REFUSED, claim, claim_one, deliveries, endpoint, make_due, pick, put_right, settle
 
 GONE = Attempt(has_arrived=False, duration_ms=5, http_status=410, is_gone=True)
 

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from models.keys.keys import Key
-from tests.line_tools import finish, known, query, start, submit
-from tests.processes import until
-from tests.webhook_tools import deliveries, endpoint
+from tests.support.programs.processes import until
+from tests.support.queue_tools import finish, known, query, start, submit
+from tests.support.webhook_tools import deliveries, endpoint
 from workers.broker.publish import Call
 from workers.broker.queues import WEBHOOKS
 from workers.pacer.webhook_dispatch import AGAIN_S, EVERY_S, QUEUE_MOST, Due

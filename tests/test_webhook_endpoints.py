@@ -12,8 +12,19 @@ from models.keys.keys import Key
 from models.platform.errors import Invalid, NotFound, WrongState
 from models.webhooks import delivery_log, endpoints, signing
 from models.webhooks.delivery_log import Log
-from tests.line_tools import finish, known, query, start, submit
-from tests.webhook_tools import ARRIVED, ENDED, REFUSED, claim_one, deliveries, endpoint, endpoint_and_secret, pick, put_right, settle
+from tests.support.queue_tools import finish, known, query, start, submit
+from tests.support.webhook_tools import (
+    ARRIVED,
+    ENDED,
+    REFUSED,
+    claim_one,
+    deliveries,
+    endpoint,
+    endpoint_and_secret,
+    pick,
+    put_right,
+    settle,
+)
 
 URL = "https://example.com/hook"
 

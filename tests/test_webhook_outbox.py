@@ -13,8 +13,8 @@ from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
-from tests.line_tools import ANSWER, GOOD, LOST, admit, cancel, expire, finish, known, put_back, reap, row, start, submit
-from tests.webhook_tools import ENDED, deliveries, endpoint, payloads
+from tests.support.queue_tools import ANSWER, GOOD, LOST, admit, cancel, expire, finish, known, put_back, reap, row, start, submit
+from tests.support.webhook_tools import ENDED, deliveries, endpoint, payloads
 
 URL = "https://example.com:8443/hook?a=b"
 

@@ -19,9 +19,9 @@ from models.keys.keys import Key
 from models.webhooks import endpoints, signing
 from models.webhooks.deliveries import FAILING
 from models.webhooks.retry_schedule import RETRIES, SCHEDULE_S
-from tests.line_tools import finish, known, query, start, submit
-from tests.webhook_receiver import Got, Receiver
-from tests.webhook_tools import claim, deliveries, endpoint, endpoint_and_secret, make_due, pick, put_right
+from tests.support.queue_tools import finish, known, query, start, submit
+from tests.support.servers.webhook_receiver import Got, Receiver
+from tests.support.webhook_tools import claim, deliveries, endpoint, endpoint_and_secret, make_due, pick, put_right
 from workers.webhooks.sender import Sender, sign
 
 

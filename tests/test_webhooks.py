@@ -22,11 +22,11 @@ from models.jobs import job_view
 from models.platform.errors import Unavailable
 from models.webhooks import delivery_log, endpoints, signing
 from models.webhooks.delivery_log import Log
-from tests import processes
-from tests.line_tools import query
-from tests.processes import Stack, ask, caller, until, wait_ended
-from tests.webhook_receiver import Receiver
-from tests.webhook_tools import ENDED, deliveries, endpoint, endpoint_and_secret
+from tests.support.programs import processes
+from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
+from tests.support.queue_tools import query
+from tests.support.servers.webhook_receiver import Receiver
+from tests.support.webhook_tools import ENDED, deliveries, endpoint, endpoint_and_secret
 from workers.channels import notify
 
 K = 8  # webhook_per_receiver

@@ -20,9 +20,8 @@ from deploy.local.embedded_servers import Valkey
 from models.database import db
 from models.jobs.job_view import public_id
 from models.keys.keys import Key
-from tests import processes
-from tests.line_tools import submit
-from tests.processes import (
+from tests.support.programs import processes
+from tests.support.programs.processes import (
     QUEUE,
     Process,
     Stack,
@@ -38,7 +37,8 @@ from tests.processes import (
     until,
     wait_ended,
 )
-from tests.steady import least, seconds
+from tests.support.queue_tools import submit
+from tests.support.time_limits import least, seconds
 from tests.upstream.images import png
 
 CANARY = "sk-canary-9f3c2b7e5d1a"

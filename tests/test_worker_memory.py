@@ -20,9 +20,9 @@ from sqlalchemy import text
 from models.config.settings import settings
 from models.database import db
 from models.keys.keys import Key
-from tests import processes
-from tests.line_tools import submit
-from tests.processes import Process, Stack, caller, ring, until, wait_ended
+from tests.support.programs import processes
+from tests.support.programs.processes import Process, Stack, caller, ring, until, wait_ended
+from tests.support.queue_tools import submit
 
 MB = 1_000_000
 MIB = 2**20

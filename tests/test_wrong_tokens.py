@@ -18,7 +18,7 @@ from models.access.wrong_tokens import MAX_A_MINUTE, PERIOD_S, WrongTokens
 from models.config.settings import Settings
 from models.database import db
 from models.platform.errors import TooManyWrongTokens
-from tests.http_tools import Caller, error_of, new_app
+from tests.support.http_tools import Caller, error_of, new_app
 from workers.flower import handlers
 from workers.observe import metrics_server
 

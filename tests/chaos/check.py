@@ -14,10 +14,10 @@ from models.jobs import job_view
 from models.jobs.jobs import LOST, TERMINAL
 from tests.chaos import refusals
 from tests.chaos.note import Journal, Note, Span
-from tests.line_tools import query
+from tests.support.queue_tools import query
+from tests.support.servers.webhook_receiver import Got
 from tests.upstream.chat import echo
 from tests.upstream.journal import Call
-from tests.webhook_receiver import Got
 
 # What the upstream itself does to a call so that nobody can know what came of it.
 SPOILS = ("hang=", "reset=", "garbage=", "cut_after=", "drip=")

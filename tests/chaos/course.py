@@ -21,7 +21,7 @@ from tests.chaos.fault import Fault
 from tests.chaos.note import Journal, Span
 from tests.chaos.plant import Plant
 from tests.chaos.schedule import FAULTS, WARM_UP_S, Event, Faults
-from tests.line_tools import query
+from tests.support.queue_tools import query
 
 # Accepted jobs have ended this long after the last fault, or are stuck.
 SETTLE_S = 120.0

@@ -14,9 +14,9 @@ import redis
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key
-from tests import processes
 from tests.chaos.plant import MODEL, POOL, THREADS, Plant
-from tests.line_tools import query
+from tests.support.programs import processes
+from tests.support.queue_tools import query
 from tests.upstream.journal import fingerprint
 
 QUIET_S = 25.0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tests.chaos import refusals
 from tests.chaos.course import Outcome
-from tests.forks import ROOT
+from tests.support.programs.forks import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: written by `make chaos` -->", "<!-- /chaos -->"

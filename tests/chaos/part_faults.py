@@ -12,7 +12,7 @@ from tests.chaos import asking
 from tests.chaos.clock import Clock
 from tests.chaos.fault import Fault, in_flight
 from tests.chaos.plant import THREADS, Part, Plant
-from tests.line_tools import query
+from tests.support.queue_tools import query
 
 # Of 12 threads. The calls take longer than a lease.
 BUSY, BUSY_DELAY_S = 10, (9.5, 11)

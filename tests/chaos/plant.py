@@ -33,11 +33,11 @@ from tests.chaos import asking
 from tests.chaos.doorbells import Postman, Rewriter
 from tests.chaos.link import Link
 from tests.chaos.mistreatment import Mistreatment
-from tests.forks import ROOT
-from tests.processes import forks
+from tests.support.programs.forks import ROOT
+from tests.support.programs.processes import forks
+from tests.support.servers.webhook_receiver import Receiver
+from tests.support.webhook_tools import ENDED
 from tests.upstream.client import FakeUpstream
-from tests.webhook_receiver import Receiver
-from tests.webhook_tools import ENDED
 from workers.channels import notify
 
 MODEL = "gpt-4o-mini"  # one that has a price

@@ -16,7 +16,7 @@ from models.platform.errors import ServingError
 from tests.chaos.client import held, streamed
 from tests.chaos.fault import Fault
 from tests.chaos.plant import MODEL
-from tests.line_tools import query
+from tests.support.queue_tools import query
 from tests.upstream.chat import echo
 
 CLIENTS = 8

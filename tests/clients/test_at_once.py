@@ -13,7 +13,7 @@ import pytest
 from tests.clients.calls import CHAT, EDIT, EMBED, IMAGE, MODEL, MODELS, MODERATE, PARTIALS, STREAM, Call, Seen
 from tests.clients.conftest import World, fresh_key
 from tests.clients.programs import CLIENTS, Client, params, readme
-from tests.http_tools import together
+from tests.support.http_tools import together
 from tests.upstream.ask import count_tokens
 from tests.upstream.chat import echo
 from tests.upstream.images import png

@@ -17,7 +17,7 @@ from tests.clients.calls import CHAT, STREAM, Call
 from tests.clients.conftest import MODEL, World, chat
 from tests.clients.programs import CLIENTS, HERE, Client, installed
 from tests.clients.raw import Raw
-from tests.line_tools import query
+from tests.support.queue_tools import query
 from tests.upstream.chat import echo
 
 # What they send, they send as it was given; openai-python wants `extra_body`, and chatgpt knows its own history only.

@@ -21,8 +21,8 @@ import standardwebhooks
 from deploy.local.server_process import die_with_parent, free_port
 from tests.clients.conftest import Api, chat, serving
 from tests.clients.programs import HERE, installed
-from tests.processes import Stack, running, until
-from tests.webhook_receiver import Got, Receiver
+from tests.support.programs.processes import Stack, running, until
+from tests.support.servers.webhook_receiver import Got, Receiver
 
 DOCS = HERE.parents[1] / "docs" / "webhooks.md"
 OTHER_SECRET = "whsec_" + "bm90IHlvdXIgc2VjcmV0IGF0IGFsbCE="

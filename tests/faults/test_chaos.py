@@ -23,7 +23,7 @@ from tests.chaos.course import Outcome
 from tests.chaos.note import Journal, Note
 from tests.chaos.plant import Plant
 from tests.chaos.schedule import Event
-from tests.line_tools import query
+from tests.support.queue_tools import query
 from tests.upstream.journal import Call
 
 # Those that last come first.

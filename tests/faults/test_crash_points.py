@@ -21,8 +21,8 @@ from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.queue import admission, enqueue
-from tests import processes
-from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, rows, until, wait_ended
+from tests.support.programs import processes
+from tests.support.programs.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, rows, until, wait_ended
 
 HOWS = ("exit", "freeze", "raise")
 # The first step only finds that the limiter has no state yet.

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 import pytest
 
 from tests.chaos import schedule
-from tests.forks import ROOT
 from tests.hosts.__main__ import LEFT_OUT
 from tests.hosts.faults import FAULTS, PAIRS
 from tests.hosts.router import Router
+from tests.support.programs.forks import ROOT
 
 A, B = "10.77.0.1", "10.77.0.2"
 

@@ -16,8 +16,21 @@ import redis
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from models.jobs.jobs import LOST
-from tests import processes
-from tests.processes import QUEUE, Process, Stack, ask, attempts, broken_promises, caller, pretended_slots, rows, said_in, until, wait_ended
+from tests.support.programs import processes
+from tests.support.programs.processes import (
+    QUEUE,
+    Process,
+    Stack,
+    ask,
+    attempts,
+    broken_promises,
+    caller,
+    pretended_slots,
+    rows,
+    said_in,
+    until,
+    wait_ended,
+)
 from workers.channels import notify
 
 THREADS = 8

@@ -12,9 +12,9 @@ import redis
 
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
-from tests import processes
-from tests.processes import Process, Stack, ask, attempts, broken_promises, caller, cancel, row, until, wait_ended
-from tests.stream_tools import content, heard
+from tests.support.programs import processes
+from tests.support.programs.processes import Process, Stack, ask, attempts, broken_promises, caller, cancel, row, until, wait_ended
+from tests.support.stream_tools import content, heard
 from tests.upstream.chat import echo
 from workers.channels import notify
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tests.forks import ROOT
 from tests.hosts import namespace
+from tests.support.programs.forks import ROOT
 
 NETWORK = "10.77.0.0/24"
 # Of the process that makes the network: the test itself.

@@ -15,7 +15,7 @@ from tests.chaos import clock
 from tests.chaos.clock import Clock
 from tests.chaos.plant import GUNICORN, SETTINGS, THREADS, Part, Plant, consumer
 from tests.hosts.network import NETWORK, Network
-from tests.processes import until
+from tests.support.programs.processes import until
 
 WORKERS = ("worker0", "worker1")
 HOSTS = ("api", "pacer", *WORKERS, "postgres", "valkey", "upstream")

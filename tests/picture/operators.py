@@ -10,10 +10,10 @@ import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
 from models.jobs import job_view
-from tests.line_tools import query
 from tests.picture.callers import FLOWS, WHICH, WHO, Callers
 from tests.picture.play import job_id
 from tests.picture.things import ENDED, Lane, Ticket
+from tests.support.queue_tools import query
 
 Kind = Literal["lanes", "pools", "keys", "flows"]
 KIND = st.sampled_from(["lanes", "pools", "keys", "flows"])

@@ -19,10 +19,10 @@ from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.queue import enqueue
-from tests.http_tools import Caller
-from tests.line_tools import query
 from tests.picture.picture import Picture
 from tests.picture.things import Lane, Tenant, Ticket, Verdict
+from tests.support.http_tools import Caller
+from tests.support.queue_tools import query
 from tests.test_pacer import Stage
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.runner.finish import Ending

@@ -17,12 +17,12 @@ from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
-from tests.line_tools import query
 from tests.picture import refusing
 from tests.picture.callers import WANTED, WHICH, WHO
 from tests.picture.operators import Operators
 from tests.picture.play import job_id
 from tests.picture.things import Call, Lane, Ticket, Verdict
+from tests.support.queue_tools import query
 from tests.test_pacer import due_again, workers_have
 from workers.answers import retry_policy
 from workers.limiter.limiter import Meter, Report

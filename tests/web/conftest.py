@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from deploy.checks import web_build as built
-from tests.browser import DESK, PATIENCE_MS, Visit
 from tests.clients.conftest import SETTINGS, World, serving
-from tests.processes import running
+from tests.support.browser import DESK, PATIENCE_MS, Visit
+from tests.support.programs.processes import running
 from tests.web.words import WORDS
 
 SHOTS = Path(__file__).resolve().parents[2] / ".screenshots"

@@ -13,11 +13,11 @@ from time import monotonic
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser import PATIENCE_MS, Visit
 from tests.clients.conftest import World, serving
 from tests.clients.conftest import chat as ask_for
 from tests.clients.raw import Raw
-from tests.steady import least
+from tests.support.browser import PATIENCE_MS, Visit
+from tests.support.time_limits import least
 from tests.web.conftest import Chat
 from tests.web.measures import kept, serious
 

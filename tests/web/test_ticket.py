@@ -17,10 +17,10 @@ from models.database import db
 from models.keys import keys, limits
 from models.keys.keys import Limits
 from models.ops import limits_and_caps
-from tests.browser import DESK, PHONE, Visit
 from tests.clients.conftest import World, serving
-from tests.line_tools import query
-from tests.processes import until
+from tests.support.browser import DESK, PHONE, Visit
+from tests.support.programs.processes import until
+from tests.support.queue_tools import query
 from tests.web.conftest import PATIENCE_MS, Chat, enter
 from tests.web.words import WORDS
 

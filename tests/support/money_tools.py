@@ -11,7 +11,7 @@ from models.database import db
 from models.jobs.jobs import Finding, Outcome
 from models.keys import keys
 from models.keys.keys import Key
-from tests.line_tools import query
+from tests.support.queue_tools import query
 
 # gpt-4o-mini: 0.15 USD for a million tokens in, 0.60 for a million out.
 MODEL = "gpt-4o-mini"

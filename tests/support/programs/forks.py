@@ -10,7 +10,7 @@ from pathlib import Path
 from models.platform.fork_server import Forker
 from models.platform.preloads import PRELOADS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 class Forks:

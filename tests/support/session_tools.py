@@ -10,8 +10,8 @@ from models.content.endpoints import CHAT
 from models.database import db
 from models.jobs import job_view, jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
-from tests.http_tools import Caller
-from tests.line_tools import admit, query
+from tests.support.http_tools import Caller
+from tests.support.queue_tools import admit, query
 from workers.runner import finish, prompt
 from workers.runner.finish import Ending
 

@@ -12,7 +12,7 @@ from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch, endpoints
 from models.webhooks.deliveries import Attempt, Claimed, Settled
-from tests.line_tools import query
+from tests.support.queue_tools import query
 
 ENDED = ["job.succeeded", "job.failed", "job.cancelled", "job.expired"]
 ARRIVED = Attempt(has_arrived=True, duration_ms=12, http_status=200, answer=b"ok")

@@ -14,7 +14,7 @@ from models.database import db
 from models.jobs import workers
 from models.keys import keys
 from models.keys.keys import Key, Limits
-from tests.line_tools import known, query, submit
+from tests.support.queue_tools import known, query, submit
 from tests.upstream.client import FakeUpstream
 from workers.broker.publish import Call
 from workers.limiter.limiter import Limiter, Meter

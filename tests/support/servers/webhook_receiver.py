@@ -24,7 +24,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from deploy.local.server_process import die_with_parent, free_port
-from tests.processes import until
+from tests.support.programs.processes import until
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Receiver:
         return self.got(path)
 
     def start(self) -> None:
-        argv = [sys.executable, "-m", "tests.webhook_receiver", self.host, str(self.port), str(self._notes)]
+        argv = [sys.executable, "-m", "tests.support.servers.webhook_receiver", self.host, str(self.port), str(self._notes)]
         self._process = subprocess.Popen(argv, preexec_fn=die_with_parent, start_new_session=True)
         until(self._answers, what="the receiver listens")
 

@@ -31,9 +31,9 @@ from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import Unavailable
 from models.queue import enqueue
-from tests import tables
-from tests.forks import ROOT, Forks
-from tests.line_tools import submit
+from tests.support import tables
+from tests.support.programs.forks import ROOT, Forks
+from tests.support.queue_tools import submit
 from tests.upstream.chat import echo
 from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call

@@ -14,8 +14,8 @@ from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform.errors import Unavailable
 from models.queue import admission
-from tests import webhook_tools
-from tests.line_tools import query
+from tests.support import webhook_tools
+from tests.support.queue_tools import query
 from workers.channels import notify
 from workers.runner import finish
 from workers.runner.finish import Ending

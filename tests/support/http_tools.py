@@ -20,7 +20,7 @@ from models.database import db
 from models.jobs import job_view, jobs
 from models.keys import keys
 from models.keys.keys import Key
-from tests.line_tools import at_once, start
+from tests.support.queue_tools import at_once, start
 
 CHAT: dict[str, Any] = {"endpoint": "/v1/chat/completions", "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}
 IMAGE: dict[str, Any] = {"endpoint": "/v1/images/generations", "body": {"model": "p", "prompt": "a cat", "n": 2}}
