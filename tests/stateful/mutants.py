@@ -1,7 +1,7 @@
-"""`python -m tests.picture.mutants`: breaks a promise at a time in a copy of the code, and shows that the picture sees it.
+"""`python -m tests.stateful.mutants`: breaks a promise at a time in a copy of the code, and shows that the picture sees it.
 
 Each mutant changes one place as a slip of the hand would, or all places that keep one promise together. One that the plays of
-tests/test_api_machine.py do not see has survived, and the command ends with 1.
+tests/stateful/test_state_machine.py do not see has survived, and the command ends with 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("api", "deploy", "models", "tests", "workers", "pyproject.toml")
-PLAYS = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_api_machine.py")
+PLAYS = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/stateful/test_state_machine.py")
 # pytest's word for tests that failed; anything else is no answer.
 SEEN, PASSED = 1, 0
 

@@ -19,14 +19,14 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from api.app import create_app
 from models.jobs import job_view
-from tests.picture.play import job_id
-from tests.picture.refusing import MAX_THROTTLES
-from tests.picture.service import LATER_S
-from tests.picture.tales import Tales
+from tests.stateful.refusing import MAX_THROTTLES
+from tests.stateful.scenarios import Tales
+from tests.stateful.service import LATER_S
+from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-# Who only wants to know whether something is wrong (tests/picture/mutants.py) needs no shortest play of it.
+# Who only wants to know whether something is wrong (tests/stateful/mutants.py) needs no shortest play of it.
 PHASES = (Phase.generate,) if os.environ.get("NOWSERVING_PLAYS") == "unshrunk" else tuple(Phase)
 # The same steps each time in the ordinary suite, others each night.
 PLAYS = settings(

@@ -1,10 +1,10 @@
-"""The mutants of tests/picture/mutants.py fit the code as it is."""
+"""The mutants of tests/stateful/mutants.py fit the code as it is."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.picture.mutants import MUTANTS, ROOT, Mutant
+from tests.stateful.mutants import MUTANTS, ROOT, Mutant
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.breaks)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.picture.things import ENDED, WEIGHTS, Aside, Call, Cap, Endpoint, Flow, Lane, Talk, Tenant, Ticket, Verdict
+from tests.stateful.records import ENDED, WEIGHTS, Aside, Call, Cap, Endpoint, Flow, Lane, Talk, Tenant, Ticket, Verdict
 
 
 class Picture:

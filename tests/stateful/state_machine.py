@@ -19,8 +19,8 @@ from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.queue import enqueue
-from tests.picture.picture import Picture
-from tests.picture.things import Lane, Tenant, Ticket, Verdict
+from tests.stateful.records import Lane, Tenant, Ticket, Verdict
+from tests.stateful.reference_model import Picture
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
 from tests.test_pacer import Stage

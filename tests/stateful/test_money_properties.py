@@ -23,9 +23,9 @@ from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys.keys import Key
 from models.platform.errors import NoMoney
 from models.queue.admission import Admission, admit
+from tests.stateful.test_job_properties import COMMON, NIGHTLY
 from tests.support.money_tools import grant, issued, standing
 from tests.support.queue_tools import at_once, cancel, credential_of, expire, finish, put_back, query, submit
-from tests.test_job_properties import COMMON, NIGHTLY
 
 pytestmark = pytest.mark.usefixtures("database")
 

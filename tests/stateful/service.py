@@ -17,11 +17,11 @@ from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
-from tests.picture import refusing
-from tests.picture.callers import WANTED, WHICH, WHO
-from tests.picture.operators import Operators
-from tests.picture.play import job_id
-from tests.picture.things import Call, Lane, Ticket, Verdict
+from tests.stateful import refusing
+from tests.stateful.callers import WANTED, WHICH, WHO
+from tests.stateful.operators import Operators
+from tests.stateful.records import Call, Lane, Ticket, Verdict
+from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
 from tests.test_pacer import due_again, workers_have
 from workers.answers import retry_policy

@@ -10,8 +10,8 @@ from typing import Any
 from models.billing import usage
 from models.content.endpoints import PAID
 from models.jobs.jobs import Finding, Result
-from tests.picture.picture import Picture
-from tests.picture.things import Call, Ticket, Verdict
+from tests.stateful.records import Call, Ticket, Verdict
+from tests.stateful.reference_model import Picture
 from workers.answers import retry_policy
 from workers.limiter.limiter import Meter
 from workers.observe.attempt_log import Telling

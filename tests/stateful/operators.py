@@ -10,9 +10,9 @@ import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
 from models.jobs import job_view
-from tests.picture.callers import FLOWS, WHICH, WHO, Callers
-from tests.picture.play import job_id
-from tests.picture.things import ENDED, Lane, Ticket
+from tests.stateful.callers import FLOWS, WHICH, WHO, Callers
+from tests.stateful.records import ENDED, Lane, Ticket
+from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
 
 Kind = Literal["lanes", "pools", "keys", "flows"]

@@ -8,11 +8,11 @@ import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
 from models.content.endpoints import CHAT
-from tests.picture.callers import TALKS, WANTED, WHO
-from tests.picture.operators import Kind, scope_of
-from tests.picture.refusing import MAX_THROTTLES
-from tests.picture.service import Service
-from tests.picture.things import Ticket
+from tests.stateful.callers import TALKS, WANTED, WHO
+from tests.stateful.operators import Kind, scope_of
+from tests.stateful.records import Ticket
+from tests.stateful.refusing import MAX_THROTTLES
+from tests.stateful.service import Service
 
 SLOTS = st.integers(1, 4)
 # Slots for everybody who waits.

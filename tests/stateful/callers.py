@@ -15,9 +15,9 @@ from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.content.token_estimate import estimate_request
-from tests.picture import play
-from tests.picture.play import Play
-from tests.picture.things import ENDED, Endpoint, Talk, Tenant, Ticket
+from tests.stateful import state_machine
+from tests.stateful.records import ENDED, Endpoint, Talk, Tenant, Ticket
+from tests.stateful.state_machine import Play
 
 WHICH = st.integers(0, 1_000)
 WHO = st.integers(0, 2)
@@ -122,7 +122,7 @@ class Callers(Play):
                 break
             after = {"after": page["last_id"]}
 
-        assert [one.id for one in self.picture.of(self.tenants[who]) if status in (None, play.seen(one.status))] == seen
+        assert [one.id for one in self.picture.of(self.tenants[who]) if status in (None, state_machine.seen(one.status))] == seen
 
     @rule(which=WHICH)
     def cancel(self, which: int) -> None:
