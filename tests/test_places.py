@@ -16,7 +16,7 @@ from deploy.local.embedded_servers import Valkey
 from models.database import db
 from models.jobs import jobs
 from models.keys.keys import Key
-from tests.chaos.link import Link
+from tests.chaos.tcp_proxy import Link
 from tests.support.queue_tools import finish, known, query, row, submit
 from tests.test_pacer import Doorbells, allow, due_again, workers_have
 from workers.limiter.limiter import Limiter, Meter, Report

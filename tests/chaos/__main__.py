@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import clock, course, page, part_faults, schedule, server_faults
-from tests.chaos.course import Outcome
-from tests.chaos.plant import Plant
+from tests.chaos import clock, page, process_faults, run, schedule, server_faults
+from tests.chaos.run import Outcome
+from tests.chaos.stack import Plant
 
 DISK_MB = 768
 
@@ -50,7 +50,7 @@ def main(
             courses.append((f"mixed, {minutes:g} min", schedule.mixed(names, seed=seed, for_s=minutes * 60)))
         for name, events in courses:
             click.echo(f"== {name}\n{schedule.write(events)}", nl=False)
-            outcomes.append(course.run(plant, name, events, seed=seed, rate=rate, say=click.echo))
+            outcomes.append(run.run(plant, name, events, seed=seed, rate=rate, say=click.echo))
             click.echo(page.table(outcomes[-1:]).splitlines()[-1])
             for broken in outcomes[-1].broken:
                 click.echo(f"BROKEN {broken}")
@@ -70,7 +70,7 @@ def _can(name: str, disk: Path | None) -> bool:
     if schedule.FAULTS[name] is server_faults.DiskFull and disk is None:
         click.echo(f"left out: {name} (needs root, to mount a small tmpfs)")
         return False
-    if issubclass(schedule.FAULTS[name], part_faults.ClockSteps) and clock.COMPILER is None:
+    if issubclass(schedule.FAULTS[name], process_faults.ClockSteps) and clock.COMPILER is None:
         click.echo(f"left out: {name} (needs a C compiler, cc)")
         return False
     return True

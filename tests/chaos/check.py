@@ -13,7 +13,7 @@ from uuid import UUID
 from models.jobs import job_view
 from models.jobs.jobs import LOST, TERMINAL
 from tests.chaos import refusals
-from tests.chaos.note import Journal, Note, Span
+from tests.chaos.journal import Journal, Note, Span
 from tests.support.queue_tools import query
 from tests.support.servers.webhook_receiver import Got
 from tests.upstream.chat import echo

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
-from tests.chaos.note import Journal, Note
-from tests.chaos.plant import MODEL
+from tests.chaos.journal import Journal, Note
+from tests.chaos.stack import MODEL
 
 ENDED = ("succeeded", "failed", "cancelled", "expired")
 TIMEOUT_S = 30

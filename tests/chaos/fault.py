@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from models.database import db
 from models.platform.errors import ServingError
-from tests.chaos import asking
-from tests.chaos.plant import Plant
+from tests.chaos import requests as chaos_requests
+from tests.chaos.stack import Plant
 
 SETTLED_S = 0.6
 
@@ -52,8 +52,8 @@ def in_flight(*, most: int) -> int:
 
     try:
         # Twice: what was being written when its sender was stopped is there a moment later.
-        first = asking.within(ask, s=2)
+        first = chaos_requests.within(ask, s=2)
         time.sleep(SETTLED_S)
-        return min(most, max(first, asking.within(ask, s=2)))
+        return min(most, max(first, chaos_requests.within(ask, s=2)))
     except (TimeoutError, ServingError):
         return most

@@ -14,7 +14,7 @@ import redis
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key
-from tests.chaos.plant import MODEL, POOL, THREADS, Plant
+from tests.chaos.stack import MODEL, POOL, THREADS, Plant
 from tests.support.programs import processes
 from tests.support.queue_tools import query
 from tests.upstream.journal import fingerprint

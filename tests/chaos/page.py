@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from tests.chaos import refusals
-from tests.chaos.course import Outcome
+from tests.chaos.run import Outcome
 from tests.support.programs.forks import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"

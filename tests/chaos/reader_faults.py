@@ -15,7 +15,7 @@ from models.keys import keys
 from models.platform.errors import ServingError
 from tests.chaos.client import held, streamed
 from tests.chaos.fault import Fault
-from tests.chaos.plant import MODEL
+from tests.chaos.stack import MODEL
 from tests.support.queue_tools import query
 from tests.upstream.chat import echo
 

@@ -13,8 +13,8 @@ from typing import Any
 from uuid import UUID
 
 from models.jobs import job_view
-from tests.chaos.note import Note, Span
-from tests.chaos.plant import MAX_THROTTLES, PAUSE_S, PROBE_S
+from tests.chaos.journal import Note, Span
+from tests.chaos.stack import MAX_THROTTLES, PAUSE_S, PROBE_S
 from tests.upstream.journal import Call
 
 RULES = ("held up by another", "refused too often", "failed beside a good key", "bad key called", "unreadable again")

@@ -7,20 +7,20 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from tests.chaos import part_faults, reader_faults, server_faults, upstream_faults
+from tests.chaos import process_faults, reader_faults, server_faults, upstream_faults
 from tests.chaos.fault import Fault
 
 Faults = Mapping[str, type[Fault]]
 FAULTS: Faults = {
-    "worker killed": part_faults.KillWorker,
-    "worker killed with 10 calls in flight": part_faults.KillBusyWorker,
-    "all workers killed": part_faults.KillWorkers,
-    "API killed": part_faults.KillApi,
-    "API dies before commit": part_faults.CrashBeforeCommit,
-    "API dies after commit": part_faults.CrashAfterCommit,
-    "API dies after publish": part_faults.CrashAfterPublish,
-    "pacer killed": part_faults.KillPacer,
-    "sender of webhooks killed": part_faults.KillSender,
+    "worker killed": process_faults.KillWorker,
+    "worker killed with 10 calls in flight": process_faults.KillBusyWorker,
+    "all workers killed": process_faults.KillWorkers,
+    "API killed": process_faults.KillApi,
+    "API dies before commit": process_faults.CrashBeforeCommit,
+    "API dies after commit": process_faults.CrashAfterCommit,
+    "API dies after publish": process_faults.CrashAfterPublish,
+    "pacer killed": process_faults.KillPacer,
+    "sender of webhooks killed": process_faults.KillSender,
     "Valkey restarted empty": server_faults.ValkeyEmptied,
     "Valkey restarted with its data": server_faults.ValkeyRestarted,
     "FLUSHALL": server_faults.FlushAll,
@@ -42,11 +42,11 @@ FAULTS: Faults = {
     "upstream wrong content type": upstream_faults.WrongType,
     "poisoned requests": upstream_faults.PoisonedRequests,
     "failing credential": upstream_faults.FailingCredential,
-    "clock of a worker ±1 h": part_faults.ClockOfWorker,
-    "clock of the API ±1 h": part_faults.ClockOfApi,
+    "clock of a worker ±1 h": process_faults.ClockOfWorker,
+    "clock of the API ±1 h": process_faults.ClockOfApi,
     "worker cut from Redis": server_faults.CutFromRedis,
     "worker cut from Postgres": server_faults.CutFromPostgres,
-    "rolling restart": part_faults.RollingRestart,
+    "rolling restart": process_faults.RollingRestart,
     "API away 60 s, clients waiting": reader_faults.ApisAway,
     "every doorbell twice": server_faults.DoorbellsTwice,
     "every tenth doorbell lost": server_faults.DoorbellsLost,

@@ -11,7 +11,7 @@ import psycopg
 import redis
 
 from tests.chaos.fault import Fault, in_flight
-from tests.chaos.plant import THREADS
+from tests.chaos.stack import THREADS
 
 FROZEN_S = 10.0
 

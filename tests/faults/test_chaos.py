@@ -17,12 +17,12 @@ from sqlalchemy import text
 
 from models.database import db
 from tests import conftest
-from tests.chaos import clock, course, doorbells, schedule
+from tests.chaos import broker_faults, clock, run, schedule
 from tests.chaos.check import Evidence, Found, check
-from tests.chaos.course import Outcome
-from tests.chaos.note import Journal, Note
-from tests.chaos.plant import Plant
+from tests.chaos.journal import Journal, Note
+from tests.chaos.run import Outcome
 from tests.chaos.schedule import Event
+from tests.chaos.stack import Plant
 from tests.support.queue_tools import query
 from tests.upstream.journal import Call
 
@@ -47,7 +47,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     try:
         with Plant(tmp_path_factory.mktemp("chaos")) as plant:
             events = [Event(1.0 + 1.2 * n, name, seed=n) for n, name in enumerate(MIX)]
-            yield course.run(plant, "short", events, seed=7, rate=6, say=print)
+            yield run.run(plant, "short", events, seed=7, rate=6, say=print)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -180,10 +180,10 @@ def test_two_faults_on_the_same_thing_never_overlap() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_doorbells_are_doubled_and_lost_whatever_pieces_they_come_in(size: int) -> None:
-    said = b"".join(doorbells.encoded([b"LPUSH", b"jobs", b"job \r\n %d" % n]) + doorbells.encoded([b"PING"]) for n in range(20))
+    said = b"".join(broker_faults.encoded([b"LPUSH", b"jobs", b"job \r\n %d" % n]) + broker_faults.encoded([b"PING"]) for n in range(20))
     pieces = [said[start : start + size] for start in range(0, len(said), size)]
-    twice, lossy, once = (doorbells.Postman(how) for how in ("twice", "lossy", "once"))
-    out = {post.how: b"".join(map(doorbells.Rewriter(post).feed, pieces)) for post in (twice, lossy, once)}
+    twice, lossy, once = (broker_faults.Postman(how) for how in ("twice", "lossy", "once"))
+    out = {post.how: b"".join(map(broker_faults.Rewriter(post).feed, pieces)) for post in (twice, lossy, once)}
 
     assert said == out["once"]
     assert (20, out["twice"].count(b"job ")) == (twice.doubled, 40)

@@ -10,9 +10,9 @@ from uuid import UUID
 import pytest
 
 from tests.chaos import refusals
-from tests.chaos.note import Note, Span
-from tests.chaos.plant import MAX_THROTTLES
+from tests.chaos.journal import Note, Span
 from tests.chaos.refusals import CREDENTIAL, POISON
+from tests.chaos.stack import MAX_THROTTLES
 from tests.upstream.behaviour import Scripts
 from tests.upstream.journal import Call
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import course, page, schedule
-from tests.chaos.course import Outcome
+from tests.chaos import page, run, schedule
+from tests.chaos.run import Outcome
 from tests.chaos.schedule import Event
 from tests.hosts import namespace
 from tests.hosts.faults import FAULTS, Cut
@@ -48,7 +48,7 @@ def main(*, seed: int, minutes: float, only: tuple[str, ...], times: int, rate: 
         names = [name for name in only or FAULTS if hosts.clocks or "clocks" not in name]
         for name, events in [("short", _short())] if short else _courses(names, seed=seed, times=times, minutes=minutes):
             click.echo(f"== {name}\n{schedule.write(events)}", nl=False)
-            outcomes.append(course.run(hosts, name, events, seed=seed, rate=rate, say=click.echo, faults=FAULTS))
+            outcomes.append(run.run(hosts, name, events, seed=seed, rate=rate, say=click.echo, faults=FAULTS))
             click.echo(page.table(outcomes[-1:]).splitlines()[-1])
             for broken in outcomes[-1].broken:
                 click.echo(f"BROKEN {broken}")

@@ -13,7 +13,7 @@ from deploy.local import probe
 from deploy.local.embedded_servers import Postgres, Valkey
 from tests.chaos import clock
 from tests.chaos.clock import Clock
-from tests.chaos.plant import GUNICORN, SETTINGS, THREADS, Part, Plant, consumer
+from tests.chaos.stack import GUNICORN, SETTINGS, THREADS, Part, Plant, consumer
 from tests.hosts.network import NETWORK, Network
 from tests.support.programs.processes import until
 

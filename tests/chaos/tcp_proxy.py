@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.chaos import doorbells
+from tests.chaos import broker_faults
 
 RESET = struct.pack("ii", 1, 0)  # close() then sends RST
 MODES = ("open", "silent", "reset")
@@ -17,7 +17,7 @@ MODES = ("open", "silent", "reset")
 class Link:
     """Passes bytes on between a port of its own and that one. While `silent` nothing arrives; while `reset` nothing stays open."""
 
-    def __init__(self, to_port: int, *, rewrite: Callable[[], doorbells.Rewriter] | None = None) -> None:
+    def __init__(self, to_port: int, *, rewrite: Callable[[], broker_faults.Rewriter] | None = None) -> None:
         self._to_port = to_port
         self._rewrite = rewrite
         self._server = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -71,7 +71,7 @@ class Link:
             threading.Thread(target=self._pass, args=(here, there, rewriter), daemon=True).start()
             threading.Thread(target=self._pass, args=(there, here, None), daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, rewriter: doorbells.Rewriter | None) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, rewriter: broker_faults.Rewriter | None) -> None:
         with suppress(OSError):
             while piece := source.recv(65536):
                 self._passing.wait()

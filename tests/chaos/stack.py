@@ -29,10 +29,10 @@ from models.keys.keys import Key, Limits
 from models.platform.errors import ServingError
 from models.queue import enqueue
 from models.webhooks import endpoints
-from tests.chaos import asking
-from tests.chaos.doorbells import Postman, Rewriter
-from tests.chaos.link import Link
+from tests.chaos import requests as chaos_requests
+from tests.chaos.broker_faults import Postman, Rewriter
 from tests.chaos.mistreatment import Mistreatment
+from tests.chaos.tcp_proxy import Link
 from tests.support.programs.forks import ROOT
 from tests.support.programs.processes import forks
 from tests.support.servers.webhook_receiver import Receiver
@@ -185,7 +185,7 @@ class Plant:
         if not all(part.is_alive() for part in self.parts.values()):
             return False
         try:
-            return asking.within(self._says_ready, s=5)
+            return chaos_requests.within(self._says_ready, s=5)
         except (TimeoutError, ServingError):
             return False
 
@@ -195,7 +195,7 @@ class Plant:
         while True:
             self.keep()
             with suppress(Exception):
-                if asking.within(is_so, s=10):
+                if chaos_requests.within(is_so, s=10):
                     return
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"not after {within_s:g} s: {what}. Logs are in {self.folder}")

@@ -18,9 +18,9 @@ from tests.chaos import leaks
 from tests.chaos.check import Evidence, Found, check
 from tests.chaos.client import Client
 from tests.chaos.fault import Fault
-from tests.chaos.note import Journal, Span
-from tests.chaos.plant import Plant
+from tests.chaos.journal import Journal, Span
 from tests.chaos.schedule import FAULTS, WARM_UP_S, Event, Faults
+from tests.chaos.stack import Plant
 from tests.support.queue_tools import query
 
 # Accepted jobs have ended this long after the last fault, or are stuck.

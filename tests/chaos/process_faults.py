@@ -8,10 +8,10 @@ import time
 from contextlib import suppress
 
 from models.platform.errors import ServingError
-from tests.chaos import asking
+from tests.chaos import requests as chaos_requests
 from tests.chaos.clock import Clock
 from tests.chaos.fault import Fault, in_flight
-from tests.chaos.plant import THREADS, Part, Plant
+from tests.chaos.stack import THREADS, Part, Plant
 from tests.support.queue_tools import query
 
 # Of 12 threads. The calls take longer than a lease.
@@ -87,7 +87,7 @@ class KillWorkers(Fault):
 def _held() -> dict[str, int]:
     """How many jobs each worker has, by its last report; nothing while Postgres is away."""
     with suppress(ServingError, TimeoutError):
-        rows = asking.within(
+        rows = chaos_requests.within(
             lambda: query("SELECT name, cardinality(jobs) AS jobs FROM worker WHERE seen_at > now() - interval '4 s'"), s=2
         )
         return {row.name.split("-")[0]: row.jobs or 0 for row in rows}
