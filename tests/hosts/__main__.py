@@ -17,7 +17,7 @@ from tests.chaos.run import Outcome
 from tests.chaos.schedule import Event
 from tests.hosts import namespace
 from tests.hosts.faults import FAULTS, Cut
-from tests.hosts.plant import Hosts
+from tests.hosts.stack import Hosts
 
 # One after another, and two at once, of 6 s each: as long as a test may take.
 SHORT = ("worker0 | postgres", "worker1 | valkey", "api | postgres", "pacer | valkey", "worker1 | upstream")

@@ -15,7 +15,7 @@ from models.platform.errors import Unavailable
 from tests.chaos.fault import Fault
 from tests.chaos.schedule import Faults
 from tests.hosts.network import HERE, both
-from tests.hosts.plant import OURS, WORKERS, Hosts
+from tests.hosts.stack import OURS, WORKERS, Hosts
 from tests.support.programs.processes import until
 
 CUT_S = (5.0, 60.0)
