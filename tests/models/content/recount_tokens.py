@@ -1,7 +1,7 @@
 """Counts the fixture texts of test_tokens.py again, with the tokenizer itself, and compares the estimates with it.
 
 `pip install bpe-openai` (75 MB, all ranks inside, no network) or `tiktoken` (it needs its ranks in TIKTOKEN_CACHE_DIR), then
-`python -m tests.recount_tokens`; with `--write` the counts are stored in tests/texts/counts.json.
+`python -m tests.models.content.recount_tokens`; with `--write` the counts are stored in tests/texts/counts.json.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from models.content import token_estimate
-from tests.test_tokens import COUNTS, ENCODINGS, TEXTS, fixture
+from tests.models.content.test_token_estimate import COUNTS, ENCODINGS, TEXTS, fixture
 
 
 def main() -> None:

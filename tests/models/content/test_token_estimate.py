@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from models.content import image_size, token_estimate
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODELS, MODERATIONS
 
-TEXTS = Path(__file__).parent / "texts"
+TEXTS = Path(__file__).parents[2] / "texts"
 COUNTS: dict[str, dict[str, int]] = json.loads((TEXTS / "counts.json").read_text())
 # A model that reads each encoding.
 ENCODINGS = {"o200k_base": "gpt-5", "cl100k_base": "gpt-4-turbo"}

@@ -20,7 +20,7 @@ from models.config import secret_files
 from models.config.setting_errors import env_name
 from models.config.settings import Settings, settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 # Any text is right there, or a program sets it for itself (metrics_folder).
 FREE = frozenset({
     "no_proxy", "metrics_folder", "otel_sdk_disabled", "otel_traces_exporter", "default_image_model", "session_system_prompt",

@@ -30,7 +30,7 @@ from tests.test_supervisor import ANY_PORTS, STAND_IN
 from workers.runner import finish
 from workers.runner.finish import Ending
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SMALL_KB = 256
 
 
