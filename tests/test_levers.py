@@ -14,7 +14,7 @@ from models.jobs import job_view
 from models.keys.keys import Key
 from tests.support.http_tools import CHAT, Caller, error_of, new_app
 from tests.support.queue_tools import admit_all, at_once, finish, heads, known, query, row, start, submit
-from tests.test_pacer import Stage, allow, due_again, end_all, workers_have
+from tests.workers.pacer.test_step import Stage, allow, due_again, end_all, workers_have
 
 pytestmark = pytest.mark.usefixtures("database")
 CALLER = "sk-test"

@@ -23,7 +23,7 @@ from tests.stateful.operators import Operators
 from tests.stateful.records import Call, Lane, Ticket, Verdict
 from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
-from tests.test_pacer import due_again, workers_have
+from tests.workers.pacer.test_step import due_again, workers_have
 from workers.answers import retry_policy
 from workers.limiter.limiter import Meter, Report
 from workers.runner import feedback, finish, prompt

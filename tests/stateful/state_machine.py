@@ -23,7 +23,7 @@ from tests.stateful.records import Lane, Tenant, Ticket, Verdict
 from tests.stateful.reference_model import Picture
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
-from tests.test_pacer import Stage
+from tests.workers.pacer.test_step import Stage
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.runner.finish import Ending
 

@@ -18,8 +18,8 @@ from deploy.local.server_process import free_port
 from models.config import setting_errors, upstream_url
 from models.config.settings import Settings
 from tests.support.servers import certificates
-from tests.test_connections import none_idle
 from tests.upstream.client import FakeUpstream
+from tests.workers.upstream.test_connections import none_idle
 from workers.answers import retry_policy
 from workers.upstream import call as call_module
 from workers.upstream.call import Call

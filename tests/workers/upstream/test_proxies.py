@@ -15,9 +15,9 @@ from models.telemetry import logs
 from tests.support.servers import certificates
 from tests.support.servers.nameserver import NameServer
 from tests.support.servers.proxy import Proxy
-from tests.test_connections import call, none_idle, text_of
-from tests.test_egress import OK, Listener, post
 from tests.upstream.client import FakeUpstream, upstream
+from tests.workers.upstream.test_connections import call, none_idle, text_of
+from tests.workers.webhooks.test_safe_http import OK, Listener, post
 from workers.upstream import connections, proxies
 from workers.upstream.call import Call
 from workers.upstream.client import Aborted, NotSent, Request, TimedOut, send

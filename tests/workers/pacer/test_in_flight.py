@@ -18,7 +18,7 @@ from models.jobs import jobs
 from models.keys.keys import Key
 from tests.chaos.tcp_proxy import Link
 from tests.support.queue_tools import finish, known, query, row, submit
-from tests.test_pacer import Doorbells, allow, due_again, workers_have
+from tests.workers.pacer.test_step import Doorbells, allow, due_again, workers_have
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.pacer.in_flight import Places
 from workers.pacer.step import Pacer

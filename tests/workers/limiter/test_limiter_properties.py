@@ -15,8 +15,8 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.limiter_model import DAY, LATE, MINUTE, WINDOW_US, Lease, Model, units_of
 from tests.upstream.meters import Window
+from tests.workers.limiter.limiter_model import DAY, LATE, MINUTE, WINDOW_US, Lease, Model, units_of
 from workers.limiter.limiter import Ask, BlockedBy, Grant, Limiter, Limits, Meter, Past, Report, keys
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
