@@ -17,10 +17,10 @@ from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from tests import monitoring
+from tests.api.server.test_api_server import serving
 from tests.support.programs import processes
 from tests.support.programs.processes import ask, caller, until
 from tests.support.queue_tools import query
-from tests.test_api_server import serving
 from tests.upstream.client import FakeUpstream
 
 Shown = Mapping[str, set[str]]

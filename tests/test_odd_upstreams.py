@@ -11,11 +11,11 @@ import redis
 
 from models.database import db
 from models.jobs import job_view
+from tests.api.stored.test_views import store
 from tests.support.http_tools import Caller
 from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query, row, submit
 from tests.support.servers.odd_upstream import Answer, Call, OddUpstream, RawUpstream, chat, error, events
-from tests.test_stored_completions import store
 from tests.upstream.client import FakeUpstream, upstream
 from workers.answers.chat_chunks import Chat
 from workers.upstream import answer_body

@@ -23,10 +23,10 @@ from uuid import uuid4
 import openai
 import pytest
 
+from tests.api.server.test_api_server import Api, serving
 from tests.clients.raw import Raw
 from tests.support.programs.processes import Stack, caller, running, until
 from tests.support.queue_tools import query
-from tests.test_api_server import Api, serving
 from tests.upstream.client import FakeUpstream
 from tests.upstream.errors import BY_STATUS
 from tests.upstream.garbage import PAGE

@@ -21,9 +21,9 @@ from models.database import db
 from models.jobs import workers
 from models.keys import keys, parking
 from models.keys.keys import Limits
+from tests.api.server.test_api_server import Api, serving
 from tests.support.programs.processes import forget_everything, until
 from tests.support.queue_tools import credential_of, known, query, start, submit
-from tests.test_api_server import Api, serving
 
 TOKEN = "ops-token-of-top-0123456789"
 

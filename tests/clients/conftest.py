@@ -85,7 +85,7 @@ def world(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     with running(folder, **SETTINGS) as stack:
         stack.pacer()
         stack.worker(threads=32)
-        # What a stream's head waits for is tests/test_stream_head.py's; here a failure at once is one in the stream, too.
+        # What a stream's head waits for is tests/api/openai/test_stream_head.py's; here a failure at once is one in the stream, too.
         # And open keys on loopback are for pages on this machine alone unless it is set whose pages may call.
         env = stack.environment() | {"NOWSERVING_STREAM_HEAD_S": "0", "NOWSERVING_CORS_ORIGINS": "*"}
         with serving(folder / "api.log", **env) as api, serving(folder / "narrow.log", **env, **NARROW) as narrow:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from tests.test_api_server import BODY, serving
+from tests.api.server.test_api_server import BODY, serving
 
 pytestmark = pytest.mark.usefixtures("database")
 

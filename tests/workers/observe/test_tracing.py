@@ -19,13 +19,13 @@ import pytest
 
 from models.config.settings import Settings
 from models.jobs import job_view
+from tests.api.server.test_api_server import Api, serving
 from tests.support.http_tools import CHAT
 from tests.support.programs import processes
 from tests.support.programs.forks import ROOT
 from tests.support.programs.processes import Process, Stack, attempts, caller, row, until, wait_ended
 from tests.support.servers.otlp_receiver import Collector, Seen
 from tests.support.servers.webhook_receiver import Receiver
-from tests.test_api_server import Api, serving
 
 SERVER, CLIENT = 2, 3
 SERVED = ["submit", "wait", "attempt"]

@@ -10,10 +10,10 @@ import pytest
 
 from models.platform import ids
 from models.webhooks import delivery_log, endpoints, outbox, signing
+from tests.api.http.test_multipart import BOUNDARY, form, part
 from tests.support.http_tools import CHAT, IMAGE, Caller, end, error_of
 from tests.support.queue_tools import query
 from tests.support.webhook_tools import ARRIVED, REFUSED, claim, claim_one, deliveries, make_due, pick, settle
-from tests.test_multipart import BOUNDARY, form, part
 
 URL = "https://example.com/hook"
 ENDPOINT: dict[str, Any] = {"name": "answers", "url": URL, "event_types": ["job.succeeded", "job.failed"]}

@@ -15,10 +15,10 @@ from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
+from tests.api.openai.test_stream_response import DONE, event, say
 from tests.support.http_tools import Caller, error_of
 from tests.support.programs.processes import until
 from tests.support.queue_tools import cancel, expire, known, query, row, start
-from tests.test_relay import DONE, event, say
 from workers.channels import notify
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")

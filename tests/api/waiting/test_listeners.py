@@ -16,8 +16,8 @@ from prometheus_client import REGISTRY
 
 from api.waiting.redis_listener import Listener
 from api.waiting.waiter import Seat, Seats
+from tests.api.server.test_api_server import subscribers
 from tests.support.programs.processes import until
-from tests.test_api_server import subscribers
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk
 from workers.pacer import __main__ as pacer_main

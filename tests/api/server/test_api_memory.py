@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.test_api_server import Api, serving
+from tests.api.server.test_api_server import Api, serving
 
 pytestmark = pytest.mark.usefixtures("environment")
 MB, MIB = 1_000_000, 2**20

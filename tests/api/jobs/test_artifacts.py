@@ -23,9 +23,9 @@ from models.content.image_placeholders import Picture
 from models.database import db
 from models.jobs import job_view
 from models.platform.errors import NotFound
+from tests.api.server.test_api_server import serving
 from tests.support.http_tools import IMAGE, Caller, end, error_of
 from tests.support.queue_tools import clean_up, query
-from tests.test_api_server import serving
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -16,7 +16,7 @@ ASKING = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Heade
 
 @pytest.fixture(autouse=True)
 def any_origin(override: Callable[..., None]) -> None:
-    """Set, because open keys on loopback are for pages on this machine alone otherwise (tests/test_host_check.py)."""
+    """Set, because open keys on loopback are for pages on this machine alone otherwise (tests/api/server/test_host_check.py)."""
     override(cors_origins="*")
 
 

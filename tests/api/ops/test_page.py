@@ -18,10 +18,10 @@ from models.database import db
 from models.jobs import workers
 from models.keys import keys, parking
 from models.keys.keys import Limits
+from tests.api.server.test_api_server import Api, serving
 from tests.support.browser import PHONE, Visit, picture
 from tests.support.programs.processes import forget_everything
 from tests.support.queue_tools import credential_of, known, query, start, submit
-from tests.test_api_server import Api, serving
 
 TOKEN = "ops-token-of-this-page-0123456789"
 HOSTILE = "<img src=x onerror=alert(1)>"

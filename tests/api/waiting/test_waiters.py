@@ -23,11 +23,11 @@ from models.jobs import job_view
 from models.jobs.jobs import Status
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from models.queue import enqueue
+from tests.api.server.test_api_server import subscribers, transactions
 from tests.support.http_tools import Caller, end, error_of, together
 from tests.support.programs.processes import until
 from tests.support.queue_tools import query, submit
 from tests.support.time_limits import least, seconds
-from tests.test_api_server import subscribers, transactions
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk
 

@@ -23,9 +23,9 @@ from schemathesis.engine.events import EngineEvent, FatalError, NonFatalError, S
 from api.app import create_app
 from api.openai import model_lists
 from api.server import health
+from tests.api.openai.test_model_lists import keep, only
 from tests.support.http_tools import Caller
 from tests.support.programs.fake_workers import Crew
-from tests.test_model_lists import keep, only
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 AT_LEAST = 20_000 if NIGHTLY else 200

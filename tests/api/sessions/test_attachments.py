@@ -13,10 +13,10 @@ import pytest
 from werkzeug.test import TestResponse
 
 from models.jobs import job_view
+from tests.api.http.test_multipart import BOUNDARY, form, part
 from tests.support.http_tools import CHAT, Caller, error_of
 from tests.support.queue_tools import query
 from tests.support.session_tools import SESSION, answer, assistant, claim, fail, say, sent, stored, talk, user
-from tests.test_multipart import BOUNDARY, form, part
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -28,7 +28,7 @@ from tests.support.http_tools import CHAT, Caller, end
 PER_ANSWER = {"X-Request-Id", "Date"}
 # Whose id is no secret of any key: models are the upstream's, a picture opens with its signed link.
 NOT_OURS = {"retrieveModel", "getArtifact"}
-# Named by the upstream's ids: tests/test_stored_completions.py has their isolation.
+# Named by the upstream's ids: tests/api/stored/test_views.py has their isolation.
 STORED = {"getChatCompletion", "updateChatCompletion", "deleteChatCompletion", "listChatCompletionMessages"}
 OPERATIONS = {
     operation["operationId"]: (method.upper(), path, operation)

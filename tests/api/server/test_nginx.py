@@ -25,11 +25,11 @@ from cryptography.x509.oid import NameOID
 
 from deploy.local import probe
 from deploy.local.server_process import die_with_parent, free_port
+from tests.api.server.test_api_server import Api, serving
 from tests.support.programs.processes import until
 from tests.support.queue_tools import query
-from tests.test_api_server import Api, serving
 
-CONFIGS = Path(__file__).resolve().parent.parent / "deploy" / "nginx"
+CONFIGS = Path(__file__).resolve().parents[3] / "deploy" / "nginx"
 # As Debian has it; who is not root has no sbin on his path.
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 NEWCOMERS = 3

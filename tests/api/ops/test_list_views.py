@@ -20,9 +20,9 @@ from models.ops import limits_and_caps, pause
 from models.ops.pause import Target
 from models.queue import enqueue, lane_maintenance
 from models.queue.lane_maintenance import Care
+from tests.api.document.test_openapi import validate
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import ANSWER, credential_of, finish, known, put_back, query, start, submit
-from tests.test_openapi import validate
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -23,10 +23,10 @@ from models.database import db
 from models.jobs import job_view, jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform.errors import LineFull
+from tests.api.server.test_api_server import Api, read_until, serving
 from tests.support.http_tools import Caller, error_of
 from tests.support.programs.processes import until
 from tests.support.queue_tools import cancel, expire, known, query, row, start, submit
-from tests.test_api_server import Api, read_until, serving
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk
 
