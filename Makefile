@@ -37,7 +37,7 @@ bench: setup ## measures what the README claims
 
 chaos: setup ## breaks a running stack in every way, each alone and then mixed for 30 minutes (ARGS="--only FLUSHALL --minutes 0"), then at every named point
 	@$(BIN)/python -m tests.chaos $(if $(ARGS),$(ARGS),--write)
-	@$(if $(ARGS),,HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/test_webhooks.py tests/test_conversations.py tests/stateful/test_job_properties.py tests/workers/limiter/test_limiter_properties.py tests/api/document/test_fuzz_document.py tests/api/http/test_fuzz_readers.py tests/stateful/test_state_machine.py tests/workers/runner/test_worker_memory.py tests/api/server/test_api_memory.py)
+	@$(if $(ARGS),,HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/faults tests/system/test_webhooks.py tests/system/test_conversations.py tests/stateful/test_job_properties.py tests/workers/limiter/test_limiter_properties.py tests/api/document/test_fuzz_document.py tests/api/http/test_fuzz_readers.py tests/stateful/test_state_machine.py tests/workers/runner/test_worker_memory.py tests/api/server/test_api_memory.py)
 
 hosts: setup ## cuts and slows the network between the parts, each on a host of its own: every pair alone, then mixed for 20 minutes (root)
 	@$(BIN)/python -m tests.hosts $(ARGS)

@@ -17,7 +17,7 @@ from models.keys import keys
 from models.platform import crypto
 from tests.support.http_tools import CHAT, Caller, end, error_of
 from tests.support.queue_tools import query
-from tests.test_openai_routes import FORM
+from tests.system.test_openai_routes import FORM
 from workers.upstream import request as outgoing
 
 ASYNC = {"Prefer": "respond-async"}
