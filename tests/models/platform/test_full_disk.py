@@ -26,7 +26,7 @@ from models.config.settings import settings
 from models.database import migrate
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.platform import atomic_file
-from tests.test_supervisor import ANY_PORTS, STAND_IN
+from tests.deploy.test_supervisor import ANY_PORTS, STAND_IN
 from workers.runner import finish
 from workers.runner.finish import Ending
 

@@ -15,7 +15,7 @@ from models.access.wrong_tokens import WrongTokens
 from models.database import db
 from models.jobs import workers
 from models.telemetry import metrics
-from tests import monitoring
+from tests.deploy import monitoring
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import admit_all
 from workers.observe import counters, metrics_server

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "monitoring"
+FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "monitoring"
 RULES = ("alerts.yml", "scaling.yml")
 
 

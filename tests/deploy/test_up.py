@@ -21,7 +21,7 @@ from deploy.local.server_process import die_with_parent
 from tests.support.programs.processes import until
 from tests.upstream.client import FakeUpstream
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Two stacks start at once; a machine that does other things too must not fail them.
 START_S = 240
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "kubernetes"
+FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 # Of kustomize, of a Helm chart and of KEDA: no kinds of Kubernetes' own.
 FOREIGN = {"kustomization.yaml", "adapter-rules.yaml", "scaledobject.yaml"}
 FILES = sorted(file for file in FOLDER.rglob("*.yaml") if file.name not in FOREIGN)

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.checks import node
 
-CLIENTS = Path(__file__).parent / "clients"
+CLIENTS = Path(__file__).parents[1] / "clients"
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import yaml
 from api.app import create_app
 from cli.main import nowserving
 from models.config.settings import Settings
-from tests import manifests
-from tests.manifests import FILES, FOLDER, Manifest, components, containers, everything, of_kind, selected, settings
+from tests.deploy import manifests
+from tests.deploy.manifests import FILES, FOLDER, Manifest, components, containers, everything, of_kind, selected, settings
 
 ROOT = FOLDER.parent.parent
 # The oldest that is still kept up somewhere, and the newest that there are schemas of.

@@ -16,8 +16,8 @@ from deploy.local.server_process import free_port
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
-from tests import monitoring
 from tests.api.server.test_api_server import serving
+from tests.deploy import monitoring
 from tests.support.programs import processes
 from tests.support.programs.processes import ask, caller, until
 from tests.support.queue_tools import query
