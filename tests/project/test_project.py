@@ -19,7 +19,7 @@ from deploy.local.embedded_servers import POSTGRES_SETTINGS
 from models.config import secret_files
 from models.config.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 
 

@@ -13,7 +13,7 @@ import pytest
 from workers.broker.celery_app import app
 from workers.broker.queues import QUEUE, WEBHOOKS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = sorted(file for folder in ("api", "models", "workers", "deploy") for file in (ROOT / folder).rglob("*.py"))
 SERVING = [file for file in PRODUCT if "deploy" not in file.parts and "migrations" not in file.parts]
 
