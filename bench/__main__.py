@@ -14,31 +14,30 @@ from types import ModuleType
 
 import click
 
-from bench import (
-    beside,
+from bench.measure import machine_speed, report
+from bench.measure.figure import Figure
+from bench.measure.stack import Stack
+from bench.suites import (
     fairness,
     first_byte,
     growth,
-    held,
+    held_clients,
     latency,
     limits,
-    report,
-    scale,
-    start,
+    peers,
+    queue_length,
+    start_time,
     submits,
     surface,
     throughput,
     uploads,
     webhooks,
-    yardstick,
 )
-from bench.figure import Figure
-from bench.stack import Stack
 
 ALL: dict[str, ModuleType] = {
-    "latency": latency, "submits": submits, "throughput": throughput, "fairness": fairness, "limits": limits, "scale": scale,
-    "surface": surface, "first_byte": first_byte, "held": held,
-    "webhooks": webhooks, "peers": beside, "growth": growth, "start": start, "uploads": uploads,
+    "latency": latency, "submits": submits, "throughput": throughput, "fairness": fairness, "limits": limits, "scale": queue_length,
+    "surface": surface, "first_byte": first_byte, "held": held_clients,
+    "webhooks": webhooks, "peers": peers, "growth": growth, "start": start_time, "uploads": uploads,
 }  # fmt: skip
 
 
@@ -53,10 +52,10 @@ def main(names: tuple[str, ...], *, short: bool, write: bool, strict: bool) -> N
     load_before, began = os.getloadavg()[0], time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="nowserving-bench-"))
     with Stack(folder) as stack:
-        speeds, results = [yardstick.mops()], {}
+        speeds, results = [machine_speed.mops()], {}
         for name in names or ALL:
             results[ALL[name].TITLE] = _measure(name, stack, short=short)
-            speeds.append(yardstick.mops())
+            speeds.append(machine_speed.mops())
         servers = stack.versions()
         drawn = {each.TITLE: stack.pictures / each.PICTURE for name in names or ALL if hasattr(each := ALL[name], "PICTURE")}
         pictures = {title: path for title, path in drawn.items() if path.exists()}

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bench import load
-from bench.load import CHAT, OK, Line, Wanted
+from bench.measure import load
+from bench.measure.load import CHAT, OK, Line, Wanted
 from bench.peers import process
 from bench.peers.peer import MODEL, PROMPT, Peer, Terms, Work
 from bench.peers.script import Chore

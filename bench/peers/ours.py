@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from itertools import count
 
-from bench import load
-from bench.load import CHAT, OK, Line, Wanted
+from bench.measure import load
+from bench.measure.load import CHAT, OK, Line, Wanted
+from bench.measure.stack import Caller, Stack
 from bench.peers.peer import PROMPT, Peer, Terms, Work
-from bench.stack import Caller, Stack
 from models.keys.keys import Limits
 
 

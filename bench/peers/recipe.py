@@ -14,8 +14,8 @@ from pathlib import Path
 
 import redis
 
-from bench import load
-from bench.load import JOBS, OK, Line, Wanted
+from bench.measure import load
+from bench.measure.load import JOBS, OK, Line, Wanted
 from bench.peers import process
 from bench.peers.peer import PROMPT, Peer, Terms, Work
 from deploy.local.embedded_servers import Valkey, free_port

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import plots, report
-from bench.contests import Fair
-from bench.fairness import Called, jain_while_all_wait
-from bench.figure import told
-from bench.latency import gaps
-from bench.load import Wanted
+from bench.measure import plots, report
+from bench.measure.figure import told
+from bench.measure.load import Wanted
+from bench.measure.plots import Line, Panel
+from bench.peers.contests import Fair
 from bench.peers.peer import PROMPT, Work, user_of
-from bench.plots import Line, Panel
+from bench.suites.fairness import Called, jain_while_all_wait
+from bench.suites.latency import gaps
 from tests.upstream.journal import Call
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench import contests
+from bench.peers import contests
 from bench.peers.peer import Peer, Terms, Work
 from bench.peers.recipe import Recipe
 from bench.peers.scripted import BareScript

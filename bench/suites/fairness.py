@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import text
 
-from bench import load
-from bench.figure import Figure, at_least, at_most, jain
-from bench.load import Wanted
-from bench.stack import Caller, Stack
+from bench.measure import load
+from bench.measure.figure import Figure, at_least, at_most, jain
+from bench.measure.load import Wanted
+from bench.measure.stack import Caller, Stack
 from models.database import db
 from models.jobs import jobs
 from models.keys.keys import Limits

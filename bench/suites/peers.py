@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from bench import contests, plots
-from bench.contests import Fair, Limited, Rushed
-from bench.figure import Figure, quantile, told
+from bench.measure import plots
+from bench.measure.figure import Figure, quantile, told
+from bench.measure.stack import Stack
+from bench.peers import contests
+from bench.peers.contests import Fair, Limited, Rushed
 from bench.peers.litellm import LitellmPeer
 from bench.peers.ours import Ours
 from bench.peers.peer import Peer
 from bench.peers.recipe import Recipe
 from bench.peers.scripted import BareScript
-from bench.stack import Stack
 
 TITLE = "Beside its peers"
 PICTURE = "fairness.svg"

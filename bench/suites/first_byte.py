@@ -6,9 +6,9 @@ import http.client
 import json
 import time
 
-from bench.figure import Figure, at_most, quantile, told
-from bench.load import CHAT
-from bench.stack import MODEL, Stack
+from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.load import CHAT
+from bench.measure.stack import MODEL, Stack
 from models.keys.keys import Limits
 
 TITLE = "First chunk of a stream"

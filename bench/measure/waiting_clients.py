@@ -16,9 +16,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.load import CHAT, JOBS, OK, Line, request
+from bench.measure.load import CHAT, JOBS, OK, Line, request
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KINDS = ("stream", "call", "poll")
 AT_ONCE = 16
 POLL_S = 50
@@ -51,7 +51,7 @@ class Crowd:
     """The process, as the one that measures sees it."""
 
     def __init__(self, wish: Wish) -> None:
-        command = [sys.executable, "-m", "bench.crowd", json.dumps(asdict(wish))]
+        command = [sys.executable, "-m", "bench.measure.waiting_clients", json.dumps(asdict(wish))]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def wait_until_in(self) -> int:

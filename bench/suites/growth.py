@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bench import held, plots, scale, throughput
-from bench.figure import Figure, quantile, told
-from bench.held import Held
-from bench.plots import Line, Panel
-from bench.scale import Taken
-from bench.stack import Stack
-from bench.throughput import Done
+from bench.measure import plots
+from bench.measure.figure import Figure, quantile, told
+from bench.measure.plots import Line, Panel
+from bench.measure.stack import Stack
+from bench.suites import held_clients, queue_length, throughput
+from bench.suites.held_clients import Held
+from bench.suites.queue_length import Taken
+from bench.suites.throughput import Done
 
 TITLE = "Growth"
 PICTURE = "growth.svg"
@@ -25,11 +26,11 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     """One thing grows at a time; everything else stays as it is."""
     upto = 2 if short else None
     workers = {n: _workers(stack, n, jobs=400 if short else 3_000) for n in WORKERS[:upto]}
-    clients = {n: held.hold(stack, n) for n in CLIENTS[: 1 if short else None]}
+    clients = {n: held_clients.hold(stack, n) for n in CLIENTS[: 1 if short else None]}
     stack.halt()
-    waiting = {n: scale.one_lane(stack, n) for n in WAITING[:upto]}
-    keys = {n: scale.many_lanes(stack, n, jobs=1_000 if short else SPREAD) for n in KEYS[:upto]}
-    scale.empty(stack)
+    waiting = {n: queue_length.one_lane(stack, n) for n in WAITING[:upto]}
+    keys = {n: queue_length.many_lanes(stack, n, jobs=1_000 if short else SPREAD) for n in KEYS[:upto]}
+    queue_length.empty(stack)
     plots.growth(_panels(waiting, keys, clients, workers), to=stack.pictures / PICTURE)
     return [*_told_waiting(waiting), *_told_keys(keys), *_told_clients(clients), *_told_workers(workers)]
 
@@ -42,13 +43,13 @@ def _workers(stack: Stack, n: int, *, jobs: int) -> Done:
 def _told_waiting(found: Mapping[int, Taken]) -> list[Figure]:
     return [
         told(f"{n:,} waiting: admission step / submit / position", f"{one.step:.1f} / {one.submit:.1f} / {one.position:.1f} ms",
-             note=f"{scale.SLOTS} jobs a step; in process, p50")
+             note=f"{queue_length.SLOTS} jobs a step; in process, p50")
         for n, one in found.items()
     ]  # fmt: skip
 
 
 def _told_keys(found: Mapping[int, Taken]) -> list[Figure]:
-    how = f"{scale.SLOTS} jobs a step, p50"
+    how = f"{queue_length.SLOTS} jobs a step, p50"
     return [
         told(f"{n:,} key{'s' if n > 1 else ''} with jobs waiting: admission step", f"{one.step:.1f} ms", note=how)
         for n, one in found.items()
@@ -76,7 +77,7 @@ def _panels(
 ) -> list[Panel]:
     return [
         Panel("Jobs waiting in one line", "waiting", "ms", [
-            Line(f"admission step of {scale.SLOTS}", list(waiting), [one.step for one in waiting.values()]),
+            Line(f"admission step of {queue_length.SLOTS}", list(waiting), [one.step for one in waiting.values()]),
             Line("submit", list(waiting), [one.submit for one in waiting.values()]),
         ]),
         Panel("Keys with jobs waiting", "keys", "ms", [Line("admission step", list(keys), [one.step for one in keys.values()])]),

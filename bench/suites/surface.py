@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from bench import cpu, load
-from bench.figure import Figure, at_least, quantile, told
-from bench.load import CHAT, Load, Wanted
+from bench.measure import cpu, load
+from bench.measure.figure import Figure, at_least, quantile, told
+from bench.measure.load import CHAT, Load, Wanted
+from bench.measure.stack import MODEL, Stack
 from bench.peers import litellm
 from bench.peers.litellm import Litellm
-from bench.stack import MODEL, Stack
 from models.keys.keys import Limits
 
 TITLE = "Calls that wait for their answer, beside litellm"

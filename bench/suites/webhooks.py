@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from bench import cpu, load
-from bench.figure import Figure, at_least, at_most, quantile, told
-from bench.load import Wanted
-from bench.receiver import Receiver
-from bench.stack import Caller, Stack
+from bench.measure import cpu, load
+from bench.measure.figure import Figure, at_least, at_most, quantile, told
+from bench.measure.load import Wanted
+from bench.measure.receiver import Receiver
+from bench.measure.stack import Caller, Stack
 from models.database import db
 from models.keys.keys import Limits
 from models.platform import ids

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from bench import load
-from bench.figure import Figure, at_most, quantile, told
-from bench.load import Wanted
-from bench.stack import Stack
+from bench.measure import load
+from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.load import Wanted
+from bench.measure.stack import Stack
 from models.keys.keys import Limits
 from tests.upstream.journal import Call
 

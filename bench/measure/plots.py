@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.contests import Fair
+from bench.peers.contests import Fair
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "nowserving",

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from bench.figure import Figure, at_most, quantile, told
-from bench.stack import MODEL, Stack
+from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.stack import MODEL, Stack
 from models.database import db
 from models.jobs import workers
 from models.keys.keys import Key

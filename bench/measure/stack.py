@@ -26,7 +26,7 @@ from models.keys.keys import Key, Limits
 from models.queue import enqueue
 from tests.upstream.client import FakeUpstream
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PARTS = ("api", "pacer", "worker")
 MODEL = "gpt-4o-mini"
 START_S = 300

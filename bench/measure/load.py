@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JOBS = "/v1/jobs"
 CHAT = "/v1/chat/completions"
 OK, ACCEPTED = 200, 202
@@ -93,7 +93,9 @@ def submit(wanted: Wanted) -> Load:
 
 def start(wanted: Wanted) -> subprocess.Popen[str]:
     """The generator runs beside us; its output is a Load."""
-    return subprocess.Popen([sys.executable, "-m", "bench.load", json.dumps(asdict(wanted))], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.measure.load", json.dumps(asdict(wanted))], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
 
 
 class Line:

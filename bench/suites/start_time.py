@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil
 
-from bench.figure import Figure, at_most, quantile, told
-from bench.load import CHAT
-from bench.stack import MODEL, ROOT, Stack
+from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.load import CHAT
+from bench.measure.stack import MODEL, ROOT, Stack
 from deploy.local.server_process import die_with_parent, free_port
 
 TITLE = "Start"

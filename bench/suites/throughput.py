@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from bench import cpu, load
-from bench.figure import Figure, at_least, told
-from bench.load import Load, Wanted
-from bench.stack import Stack
+from bench.measure import cpu, load
+from bench.measure.figure import Figure, at_least, told
+from bench.measure.load import Load, Wanted
+from bench.measure.stack import Stack
 from models.keys.keys import Limits
 
 TITLE = "Throughput, everything durable"

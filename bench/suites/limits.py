@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bench import load
-from bench.figure import Figure, at_least, at_most
-from bench.load import Wanted
-from bench.stack import Caller, Stack
+from bench.measure import load
+from bench.measure.figure import Figure, at_least, at_most
+from bench.measure.load import Wanted
+from bench.measure.stack import Caller, Stack
 from models.keys.keys import Limits
 
 TITLE = "Use of limits"

@@ -1,6 +1,6 @@
 """Small requests beside 30 uploads of 19 MB: how long each takes, and what the API process needs of memory meanwhile.
 
-`python -m bench.uploads PORT TOKEN N MB` is the sender of the uploads, in a process of its own.
+`python -m bench.suites.uploads PORT TOKEN N MB` is the sender of the uploads, in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psutil
 
-from bench import load
-from bench.figure import Figure, at_most, quantile, told
-from bench.load import CHAT, Wanted
-from bench.stack import MODEL, ROOT, Caller, Stack
+from bench.measure import load
+from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.load import CHAT, Wanted
+from bench.measure.stack import MODEL, ROOT, Caller, Stack
 from models.keys.keys import Limits
 
 TITLE = "Small requests beside large uploads"
@@ -112,7 +112,7 @@ def _looks(stack: Stack) -> list[float]:
 
 
 def _send(stack: Stack, caller: Caller) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "bench.uploads", str(stack.port), caller.token, str(UPLOADS), str(UPLOAD_MB)]
+    argv = [sys.executable, "-m", "bench.suites.uploads", str(stack.port), caller.token, str(UPLOADS), str(UPLOAD_MB)]
     return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 

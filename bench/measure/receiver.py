@@ -1,4 +1,4 @@
-"""A webhook receiver that costs little: `python -m bench.receiver <port>` notes what arrives; under /hangs it never answers."""
+"""A webhook receiver that costs little: `python -m bench.measure.receiver <port>` notes what arrives; under /hangs it never answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Receiver:
             return dict(json.load(answer))
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen([sys.executable, "-m", "bench.receiver", str(self.port)], preexec_fn=die_with_parent)
+        self._process = subprocess.Popen([sys.executable, "-m", "bench.measure.receiver", str(self.port)], preexec_fn=die_with_parent)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from bench import cpu
-from bench.fairness import Called, jain_while_all_wait
-from bench.latency import gaps
+from bench.measure import cpu
 from bench.peers.peer import Peer, Terms, Work, user_of
+from bench.suites.fairness import Called, jain_while_all_wait
+from bench.suites.latency import gaps
 from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from bench import load
-from bench.figure import Figure, at_least, at_most, quantile, told
-from bench.load import Load, Wanted
-from bench.stack import Caller, Stack
+from bench.measure import load
+from bench.measure.figure import Figure, at_least, at_most, quantile, told
+from bench.measure.load import Load, Wanted
+from bench.measure.stack import Caller, Stack
 from models.keys.keys import Limits
 
 TITLE = "Submits"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import psutil
 
-from bench import load
-from bench.crowd import Crowd, Served, Wish
-from bench.figure import Figure, at_least, at_most, quantile, told
-from bench.load import Load, Wanted
-from bench.stack import Stack
+from bench.measure import load
+from bench.measure.figure import Figure, at_least, at_most, quantile, told
+from bench.measure.load import Load, Wanted
+from bench.measure.stack import Stack
+from bench.measure.waiting_clients import Crowd, Served, Wish
 from models.keys.keys import Limits
 
 TITLE = "Clients held waiting by one API process"
