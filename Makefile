@@ -23,7 +23,7 @@ test: setup ## every test, a few files at a time (ARGS="-k line" for some, ARGS=
 lint: setup ## ruff, mypy, import-linter, the chat page, the Dockerfile and docker-compose.yml
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy --strict api models workers deploy
+	@$(BIN)/mypy --strict api models workers deploy cli
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m deploy.checks.web_build check
 	@$(BIN)/python -m deploy.checks.files

@@ -44,13 +44,15 @@ def create_app() -> Flask:
     cors.register(app)
     body_budget.register(app)
     for routes in (
-        openai_views.routes, model_lists.routes, job_views.routes, event_stream.routes, stream_response.routes, artifact_views.routes, webhook_views.routes, deliveries.routes,
+        openai_views.routes, model_lists.routes, job_views.routes, event_stream.routes, stream_response.routes, artifact_views.routes,
+        webhook_views.routes, deliveries.routes,
         balance.routes, openai_dashboard.routes, session_views.routes, attachments.routes, stored_views.routes,
     ):  # fmt: skip
         app.register_blueprint(routes, url_prefix="/v1")
     app.register_blueprint(azure.routes, url_prefix="/openai")
     for routes in (
-        audit_views.routes, action_views.routes, ops_page.routes, list_views.routes, pro.routes, health.routes, metrics.routes, docs_page.routes,
+        audit_views.routes, action_views.routes, ops_page.routes, list_views.routes, pro.routes, health.routes, metrics.routes,
+        docs_page.routes,
         chat_page.routes,
     ):  # fmt: skip
         app.register_blueprint(routes)

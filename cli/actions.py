@@ -11,9 +11,9 @@ from api.ops import actions, bulk_retry
 from api.waiting import notify_queue
 from cli import terminal
 from models.access.audit_log import Act
-from models.jobs import job_view
 from models.ops import pause as halt
 from models.ops.bulk import Filter
+from models.platform import wire
 
 RETRY_MAX_S = 3600.0
 
@@ -71,7 +71,7 @@ def weight(*, name: str, share: float, reason: str | None, as_json: bool) -> Non
 @terminal.json_option
 def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
     """Put a waiting job at the head of its lane."""
-    _show(_place(actions.boost(Act(reason=reason), job_view.parse_id(job_id))), as_json=as_json)
+    _show(_place(actions.boost(Act(reason=reason), wire.parse_id(job_id))), as_json=as_json)
 
 
 @click.command()
@@ -81,7 +81,7 @@ def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
 @terminal.json_option
 def priority(*, job_id: str, level: str, reason: str | None, as_json: bool) -> None:
     """Change a waiting job's weight among its user's own jobs."""
-    _show(_place(actions.prioritise(Act(reason=reason), job_view.parse_id(job_id), priority=level)), as_json=as_json)
+    _show(_place(actions.prioritise(Act(reason=reason), wire.parse_id(job_id), priority=level)), as_json=as_json)
 
 
 @click.command()
@@ -90,7 +90,7 @@ def priority(*, job_id: str, level: str, reason: str | None, as_json: bool) -> N
 @terminal.json_option
 def stop(*, job_id: str, reason: str | None, as_json: bool) -> None:
     """Cancel anybody's job, waiting or running."""
-    made = actions.cancel(Act(reason=reason), job_view.parse_id(job_id))
+    made = actions.cancel(Act(reason=reason), wire.parse_id(job_id))
     _show({"id": made["id"], "status": made["status"], "cancel_requested": made["cancel_requested"]}, as_json=as_json)
 
 
@@ -100,7 +100,7 @@ def stop(*, job_id: str, reason: str | None, as_json: bool) -> None:
 @terminal.json_option
 def retry(*, job_id: str, reason: str | None, as_json: bool) -> None:
     """Ask again what failed, expired or was cancelled: a new job of the same caller."""
-    _show(_place(actions.retry(Act(reason=reason), job_view.parse_id(job_id))), as_json=as_json)
+    _show(_place(actions.retry(Act(reason=reason), wire.parse_id(job_id))), as_json=as_json)
 
 
 def _filtered(command: Any) -> Any:
@@ -126,7 +126,7 @@ def purge(*, running: bool, reason: str | None, as_json: bool, **which: Any) -> 
 @_filtered
 def retry_failed(*, after: str | None, reason: str | None, as_json: bool, **which: Any) -> None:
     """Retry failed and expired jobs that were not retried yet, oldest first; without a filter: all of them."""
-    begin = None if after is None else job_view.parse_id(after)
+    begin = None if after is None else wire.parse_id(after)
     report = bulk_retry.run(Act(reason=reason), _filter(which), after=begin, until=time.monotonic() + RETRY_MAX_S).show()
     if not as_json:
         report["reasons"] = [f"{code}: {jobs}" for code, jobs in report["reasons"].items()]

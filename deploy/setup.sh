@@ -56,7 +56,7 @@ page() {
 # Bytecode of all that a start imports: where none may be written later, each start would compile it again.
 compile() {
     env -u PYTHONDONTWRITEBYTECODE NOWSERVING_REDIS_URL=redis://127.0.0.1 .venv/bin/python -c "
-import cli.main, deploy.local.stack, models.database.upgrade, workers.consumer, workers.flower, workers.main, workers.pacer, workers.tasks
+import cli.main, deploy.local.stack, models.database.upgrade, workers.consumer, workers.flower.__main__, workers.main, workers.pacer.__main__, workers.tasks
 import api.app, gunicorn.app.wsgiapp, gunicorn.workers.ggevent, workers.observe.metrics_server, workers.webhook_tasks
 " || echo "setup: not everything could be compiled; the first start takes longer" >&2
 }

@@ -13,9 +13,9 @@ from collections.abc import Set as AbstractSet
 from flask import Request, Response
 
 from models.config.settings import settings
-from models.jobs.job_view import JsonObject
 from models.platform import crypto
 from models.platform.errors import Invalid, NotFound, Unauthorised
+from models.platform.wire import JsonObject
 
 COOKIE = "nowserving_visitor"
 HEADER = "X-Nowserving-Page"

@@ -14,8 +14,8 @@ from models.billing import statement
 from models.billing.money import usd
 from models.billing.statement import GROUPS
 from models.database import db
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
+from models.platform.wire import JsonObject
 
 routes = Blueprint("balance", __name__)
 

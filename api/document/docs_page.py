@@ -8,7 +8,7 @@ from flask import Blueprint, Response, render_template, request
 
 from api.document import openapi
 from api.http import render
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 routes = Blueprint("docs", __name__)
 

@@ -23,7 +23,7 @@ from api.submit import openai_requests, schemas
 from api.submit import responses as answers
 from api.webhooks import responses as webhook_responses
 from api.webhooks import schemas as webhook_schemas
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 TITLE = "nowserving"
 VERSION = "1"
@@ -93,8 +93,10 @@ _SHOWN: tuple[type[BaseModel], ...] = (
     webhook_schemas.Redelivery, webhook_responses.WebhookEndpoint, webhook_responses.WebhookEndpointList,
     webhook_responses.WebhookEndpointDeleted, webhook_responses.WebhookTest, webhook_responses.EventTypes, webhook_responses.WebhookSecret,
     webhook_responses.Delivery, webhook_responses.DeliveryList, webhook_responses.Redelivered,
-    billing_responses.Balance, billing_responses.UsageList, billing_responses.Subscription, billing_responses.BillingUsage, billing_responses.CreditSummary,
-    stored_schemas.CompletionChange, stored_responses.StoredCompletion, stored_responses.StoredCompletionList, stored_responses.StoredMessage,
+    billing_responses.Balance, billing_responses.UsageList, billing_responses.Subscription, billing_responses.BillingUsage,
+    billing_responses.CreditSummary,
+    stored_schemas.CompletionChange, stored_responses.StoredCompletion, stored_responses.StoredCompletionList,
+    stored_responses.StoredMessage,
     stored_responses.StoredMessageList, stored_responses.StoredCompletionDeleted,
     session_schemas.NewSession, session_schemas.SessionChange, session_responses.Session, session_responses.SessionList,
     session_responses.SessionDeleted, session_responses.TurnDeleted, session_responses.SessionMessageList, session_responses.AttachmentList,

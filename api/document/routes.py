@@ -11,7 +11,7 @@ from api.sessions import routes as session_routes
 from api.submit import responses as answers
 from api.webhooks import routes as webhook_routes
 from models.content.endpoints import CHAT
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 _OPEN: JsonObject = {"needs_key": False, "refusals": ()}
 _TICKET: Said = ("The job stands in line, and is on disk.", JSON, answers.Job)

@@ -1,4 +1,5 @@
-"""A process's memory budget for bodies: a large one waits for room before it is read. Few are moved to Postgres at once: models/database/db.py.
+"""A process's memory budget for bodies: a large one waits for room before it is read. Few are moved to Postgres at once:
+models/database/db.py.
 
 One key holds at most KEY_SHARE of it, or a single body: who sends slowly, and much at a time, leaves room for others.
 """

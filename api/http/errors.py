@@ -15,8 +15,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from api.http import access_log, encodings, render
-from models.jobs import job_view
-from models.platform import ids
+from models.platform import ids, wire
 from models.platform.errors import Invalid, NotFound, ServingError, Unavailable
 from models.telemetry import logs
 
@@ -80,7 +79,7 @@ def _begin() -> None:
     logs.begin(request_id=g.request_id)
     if "/jobs/<name>" in route:
         with suppress(NotFound):
-            logs.add(job=job_view.public_id(job_view.parse_id((request.view_args or {})["name"])))
+            logs.add(job=wire.public_id(wire.parse_id((request.view_args or {})["name"])))
 
 
 def _sign(made: Response) -> Response:

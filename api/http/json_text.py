@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, UnsupportedMedia
+from models.platform.wire import JsonObject
 
 DEPTH_MOST = 128
 DIGITS_MOST = 400

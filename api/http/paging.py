@@ -9,8 +9,8 @@ from typing import TypeVar
 from flask import Response, request
 
 from api.http import render
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
+from models.platform.wire import JsonObject
 
 PAGE, PAGE_MOST = 20, 100
 Id = TypeVar("Id")

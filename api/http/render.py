@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from flask import Response
 
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 
 def answer(value: object, status: int = 200, *, headers: Mapping[str, str] | None = None) -> Response:

@@ -17,8 +17,8 @@ from gunicorn.http.errors import ParseException
 
 from api.http import body_budget, encodings, json_text, offload
 from models.config.settings import settings
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
+from models.platform.wire import JsonObject
 
 # A sender that pauses longer than this in the middle of a body is gone, or means harm.
 PAUSE_MOST_S = 10

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request
 from werkzeug.exceptions import RequestedRangeNotSatisfiable
 
 from api.http import errors
-from api.jobs.event_stream import limit_sending
+from api.http.send_timeout import limit_sending
 from api.submit.image_stream import Content
 from models.content import artifacts
 from models.database import db

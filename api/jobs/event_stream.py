@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from flask import Blueprint, Request, Response, request
+from flask import Blueprint, Response, request
 
 from api.access import auth
 from api.http import errors, render
+from api.http.send_timeout import limit_sending
 from api.submit import images
 from api.waiting.waiters import LOOK_AGAIN_S, Seat, hall
 from models.database import db
 from models.jobs import job_view
-from models.jobs.job_view import JsonObject
 from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
+from models.platform import wire
 from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable
+from models.platform.wire import JsonObject
 from models.queue.enqueue import Place
 
 routes = Blueprint("events", __name__)
 
 LIFE_S = 600
 HEARTBEAT_S = 15
-SEND_TIMEOUT_S = 10
 RECONNECT_MS = 2_000
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -35,7 +35,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 @routes.get("/jobs/<name>/events")
 def follow(name: str) -> Response:
     """The stream; 204 when the caller has seen its last event already, which tells browsers not to come back."""
-    caller, job_id, after = auth.caller(request), job_view.parse_id(name), _last_seen()
+    caller, job_id, after = auth.caller(request), wire.parse_id(name), _last_seen()
     with db.autocommit() as session:
         found = job_view.find(session, job_id, caller.id)
     if found.status in TERMINAL and after >= found.seq:
@@ -109,7 +109,7 @@ class Stream:
         if place is None or place is self.place or (place.position, place.standstill) == self.told:
             return []
         self.place, self.told = place, (place.position, place.standstill)
-        return [_chunk("queue", {"type": "queue", "job_id": job_view.public_id(self.seat.job_id), "queue": job_view.queue(place)})]
+        return [_chunk("queue", {"type": "queue", "job_id": wire.public_id(self.seat.job_id), "queue": job_view.queue(place)})]
 
     def _said(self, chunk: str) -> str:
         self.said_at = self.clock()
@@ -142,11 +142,3 @@ def _last_seen() -> int:
     if not _NUMBER.fullmatch(text):
         raise Invalid("Last-Event-ID is the id of the last event that was received: a whole number.", param="Last-Event-ID")
     return int(text)
-
-
-def limit_sending(request: Request) -> socket.socket | None:
-    """The client's connection. A reader that stops reading is cut off, instead of holding its stream for ever."""
-    connection: socket.socket | None = request.environ.get("gunicorn.socket")
-    if connection is not None:
-        connection.settimeout(SEND_TIMEOUT_S)
-    return connection

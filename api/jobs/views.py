@@ -21,9 +21,10 @@ from api.waiting import notify_queue, wait
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view, jobs
-from models.jobs.job_view import JsonObject
 from models.jobs.jobs import TERMINAL, Status
+from models.platform import wire
 from models.platform.errors import Invalid, Unavailable, WrongState
+from models.platform.wire import JsonObject
 from models.queue.enqueue import Order
 
 routes = Blueprint("jobs", __name__)
@@ -55,7 +56,7 @@ def submit() -> Response:
 def listing() -> Response:
     """One page of this key's jobs, newest first."""
     caller = auth.caller(request)
-    limit, before, status = paging.limit(), paging.after(job_view.parse_id), _status()
+    limit, before, status = paging.limit(), paging.after(wire.parse_id), _status()
     with db.autocommit() as session:
         rows = job_view.page(session, caller.id, limit=limit, before=before, status=status)
         shown = job_view.show_all(session, rows[:limit], origin=images.origin(request))
@@ -65,7 +66,7 @@ def listing() -> Response:
 @routes.get("/jobs/<name>")
 def look(name: str) -> Response:
     """The job as it is now, or as it is when it ends within ?wait= seconds."""
-    caller, job_id, wait_s = auth.caller(request), job_view.parse_id(name), _wait_s()
+    caller, job_id, wait_s = auth.caller(request), wire.parse_id(name), _wait_s()
     again_s = wait.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
     shown = _shown(job_id, caller.id, tries=TRIES if wait_s else 1)
     made = render.answer(shown)
@@ -80,16 +81,16 @@ def look(name: str) -> Response:
 @routes.get("/jobs/<name>/raw")
 def raw(name: str) -> Response:
     """The bytes of an answer that is no result, as a download; 404 when the job has none."""
-    caller, job_id = auth.caller(request), job_view.parse_id(name)
+    caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.autocommit() as session:
         found = job_view.raw(session, job_id, caller.id)
-    return replies.raw(found, name=job_view.public_id(job_id))
+    return replies.raw(found, name=wire.public_id(job_id))
 
 
 @routes.post("/jobs/<name>/cancel")
 def cancel(name: str) -> Response:
     """200: cancelled; 202: it runs and has been told to stop. 409 when it ended otherwise."""
-    caller, job_id = auth.caller(request), job_view.parse_id(name)
+    caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.begin() as session:
         done = jobs.cancel(session, job_id, caller.id)
         found = job_view.find(session, job_id, caller.id)
@@ -105,7 +106,7 @@ def cancel(name: str) -> Response:
 @routes.post("/jobs/<name>/retry")
 def retry(name: str) -> Response:
     """202: a new job asks the same once more."""
-    caller, job_id = auth.caller(request), job_view.parse_id(name)
+    caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.autocommit() as session:
         before = job_view.find_order(session, job_id, caller.id)
     return _accept(build.again(caller, before, retry_of=job_id), digest=hashlib.sha256(_line()).digest())

@@ -30,6 +30,7 @@ from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import TERMINAL, Status
 from models.keys.keys import Key
+from models.platform import wire
 from models.platform.errors import Invalid, NotFound, ServingError
 
 routes = Blueprint("pro", __name__, url_prefix="/pro")
@@ -67,7 +68,7 @@ def ask() -> Response:
     order = build.direct(caller, CHAT, wanted, write=lambda value: (json_text.dump(value), None), own=_session(words["sessionId"]))
     digest = request_body.digest(b"POST /pro\n", {name: words[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
-    return _answer(caller, job_view.public_id(accepted.job_id))
+    return _answer(caller, wire.public_id(accepted.job_id))
 
 
 @routes.get("/chat/completions/<name>")
@@ -131,7 +132,7 @@ def _caller(token: str | None) -> Key:
 
 def _answer(caller: Key, name: str) -> Response:
     try:
-        job_id = job_view.parse_id(name)
+        job_id = wire.parse_id(name)
         wait.wait(job_id, caller.id, wait_s=settings().pro_wait_s)
         with db.begin() as session:
             row = job_view.find(session, job_id, caller.id)
@@ -139,7 +140,7 @@ def _answer(caller: Key, name: str) -> Response:
     except NotFound:
         raise _Wrong("jobId 不存在，请检查后重试") from None
     if row.status not in TERMINAL:
-        return _told(202, WAITS, data=None, jobId=job_view.public_id(job_id))
+        return _told(202, WAITS, data=None, jobId=wire.public_id(job_id))
     if row.status == Status.SUCCEEDED:
         return _told(200, DONE, data=_content(answer), timestamp=_now_ms())
     if row.status == Status.CANCELLED:

@@ -7,7 +7,7 @@ from functools import partial
 from api.legacy.pro import LIMITS
 from api.openapi.route import JSON, Route, query
 from api.submit import responses as answers
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 _ASK: JsonObject = {
     "schema": {

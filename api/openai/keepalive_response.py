@@ -3,7 +3,8 @@
 For NOWSERVING_STATUS_GRACE_S nothing is sent, so whatever ends within it has its own status. After that `200` is said and a space
 every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte begins a client's read timeout anew.
 
-A later failure has lost its status. api/openai/late_failure.py chooses by client: either `{"error": …}` is the body, or the connection is closed
+A later failure has lost its status. api/openai/late_failure.py chooses by client: either `{"error": …}` is the body, or the connection
+is closed
 before the body is complete. The client then raises; if it retries by itself, it receives the stored failure with its real status
 (models/jobs/waiters.py). The upstream is not called again.
 """
@@ -19,7 +20,7 @@ from uuid import UUID
 from flask import Request, Response
 
 from api.http import errors
-from api.jobs.event_stream import limit_sending
+from api.http.send_timeout import limit_sending
 from api.openai import late_failure, replies
 from api.submit import images
 from api.waiting import disconnect_poller

@@ -21,10 +21,10 @@ from api.http import forwarded_headers, offload, render
 from api.waiting import notify_queue
 from models.config.settings import settings
 from models.database import db
-from models.jobs.job_view import JsonObject
 from models.keys import model_lists
 from models.keys.keys import Key
 from models.platform.errors import NotFound, Unavailable
+from models.platform.wire import JsonObject
 
 routes = Blueprint("model_lists", __name__)
 

@@ -13,7 +13,7 @@ from api.stored import responses as stored_responses
 from api.stored import schemas as stored_schemas
 from api.submit import openai_requests
 from api.submit import responses as answers
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 FORM = "multipart/form-data"
 ASYNC = header(

@@ -1,6 +1,7 @@
 """A streamed answer on its way to its reader, in OpenAI's shape: the place in line as comments, then the upstream's events, then [DONE].
 
-On the OpenAI routes status and headers wait for the first event, NOWSERVING_STREAM_HEAD_S at most (api/openai/stream_head.py): a job that fails
+On the OpenAI routes status and headers wait for the first event, NOWSERVING_STREAM_HEAD_S at most (api/openai/stream_head.py): a job
+that fails
 before is answered as a call without a stream. After that the status is 200, whatever becomes of the job. Events come from Redis while the
 call runs; what has not come that way, be it that Redis lost it or the reader came late, is taken from the transcript when the job has
 ended: the n-th event is the same in both.
@@ -23,7 +24,7 @@ from flask import Blueprint, Response, request
 
 from api.access import auth
 from api.http import errors
-from api.jobs.event_stream import limit_sending
+from api.http.send_timeout import limit_sending
 from api.openai import replies, sse_frames, stream_head
 from api.waiting.disconnect_poller import is_closed
 from api.waiting.disconnects import BrokenOff, leave, leave_now
@@ -32,10 +33,11 @@ from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
 from models.jobs import job_view
-from models.jobs.job_view import JsonObject
 from models.jobs.jobs import TERMINAL
 from models.keys.keys import Key
+from models.platform import wire
 from models.platform.errors import ServingError, Unauthorised, Unavailable, WrongState
+from models.platform.wire import JsonObject
 from workers.channels.token_stream import Chunk
 
 routes = Blueprint("relay", __name__)
@@ -57,7 +59,7 @@ class Restarted(ServingError):
 @routes.get("/jobs/<name>/stream")
 def follow(name: str) -> Response:
     """The stream of a job from its beginning, for those who come late or lost it."""
-    caller, job_id = auth.caller(request), job_view.parse_id(name)
+    caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.begin() as session:
         if not job_view.find(session, job_id, caller.id).streamed:
             raise WrongState("This job was not asked for as a stream: GET /v1/jobs/{id} has its answer, …/events its life.")
@@ -215,5 +217,5 @@ class Relay:
             return None
 
     def _restarted(self) -> Restarted:
-        name = job_view.public_id(self._seat.job_id)
+        name = wire.public_id(self._seat.job_id)
         return Restarted(f"The call broke in the middle of its answer and was made again. GET /v1/jobs/{name} has the whole answer.")

@@ -21,6 +21,7 @@ from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATION
 from models.database import db
 from models.jobs import job_view, waiters
 from models.keys.keys import Key
+from models.platform import wire
 from models.queue import enqueue
 
 routes = Blueprint("openai", __name__)
@@ -41,7 +42,7 @@ class Arrival:
     @property
     def headers(self) -> dict[str, str]:
         """What is told of it."""
-        told = {"X-Nowserving-Job-Id": job_view.public_id(self.job_id)}
+        told = {"X-Nowserving-Job-Id": wire.public_id(self.job_id)}
         if self.is_replayed:
             told["Idempotent-Replayed"] = "true"
         if self.is_resumed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 _MADE = "$response.body#/id"
 _FIRST = "$response.body#/data/0/id"

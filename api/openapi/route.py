@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from api.submit import options, schemas
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 JSON, STREAM, HTML = "application/json", "text/event-stream", "text/html"
 #: what it means, its media type ("": no body), the model of its body (None: text or bytes)

@@ -14,9 +14,9 @@ from api.http import render, request_body
 from api.ops import actions, bulk_retry
 from api.ops import schemas as ops_schemas
 from api.submit import schemas
-from models.jobs import job_view
 from models.ops import pause
 from models.ops.pause import Target
+from models.platform import wire
 from models.platform.errors import NotFound
 
 routes = operator_auth.blueprint("levers")
@@ -71,7 +71,8 @@ def change(name: str) -> Response:
     """Its weight, address or secret, from the next call on."""
     wanted = _read(ops_schemas.CredentialChange)
     made = actions.change_credential(
-        operator_auth.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url, upstream_key=wanted.key,
+        operator_auth.act(wanted.reason), _number("credential", name), weight=wanted.weight, base_url=wanted.base_url,
+        upstream_key=wanted.key,
         api_version=wanted.api_version,
     )  # fmt: skip
     return render.answer(made)
@@ -148,7 +149,7 @@ def purge() -> Response:
 def retry_all() -> Response:
     """Failed and expired jobs are retried, by filter."""
     wanted = _read(ops_schemas.RetryOrder)
-    after = None if wanted.after is None else job_view.parse_id(wanted.after)
+    after = None if wanted.after is None else wire.parse_id(wanted.after)
     report = bulk_retry.run(operator_auth.act(wanted.reason), wanted.filter(), after=after, until=time.monotonic() + PATIENCE_S)
     return render.answer({"object": "retries", **report.show()}, 202)
 
@@ -168,6 +169,6 @@ def _number(kind: str, name: str) -> int:
 
 def _job(name: str) -> UUID:
     try:
-        return job_view.parse_id(name)
+        return wire.parse_id(name)
     except NotFound:
         raise NotFound("No such job.") from None

@@ -19,6 +19,7 @@ from models.keys import credential_address, keys
 from models.ops import bulk, limits_and_caps, pause, priorities
 from models.ops.bulk import Filter
 from models.ops.pause import Target
+from models.platform import wire
 from models.platform.errors import NotFound, WrongState
 from models.queue import enqueue, key_shares
 
@@ -190,7 +191,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
         if is_only_once and not bulk.may_repeat(session, job_id):
             return None
         enqueue.join(session, order, job_id=made)
-        audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": job_view.public_id(made)})
+        audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": wire.public_id(made)})
     notify_queue.joined(made, lane_id=lane_id)
     return made
 

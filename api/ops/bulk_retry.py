@@ -13,9 +13,9 @@ from uuid import UUID
 from api.ops import actions
 from models.access.audit_log import Act
 from models.database import db
-from models.jobs import job_view
 from models.ops import bulk
 from models.ops.bulk import Filter
+from models.platform import wire
 from models.platform.errors import ServingError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ class Report:
     def pass_over(self, job_id: UUID, error: ServingError) -> None:
         self.reasons[error.code] += 1
         if len(self.errors) < ERRORS_SHOWN:
-            self.errors.append({"job": job_view.public_id(job_id), "code": error.code, "message": str(error)})
+            self.errors.append({"job": wire.public_id(job_id), "code": error.code, "message": str(error)})
 
     def show(self) -> dict[str, Any]:
         """The report as the API and the command line show it."""
         return {
             "retried": self.retried, "refused": self.reasons.total(), "reasons": dict(self.reasons), "errors": self.errors,
-            "has_more": self.has_more, "last_id": None if self.last_id is None else job_view.public_id(self.last_id),
+            "has_more": self.has_more, "last_id": None if self.last_id is None else wire.public_id(self.last_id),
         }  # fmt: skip
 
 
@@ -77,6 +77,6 @@ def _retry(act: Act, row: Any, report: Report) -> bool:
         report.pass_over(row.id, error)
     except Exception:
         # A border: no single job may end the command.
-        log.exception("a job could not be retried", extra={"job": job_view.public_id(row.id)})
+        log.exception("a job could not be retried", extra={"job": wire.public_id(row.id)})
         report.pass_over(row.id, ServingError("This job could not be retried. The server's log has the cause."))
     return True

@@ -6,8 +6,8 @@ from functools import partial
 
 from api.openapi.route import HTML, JSON, Route, query
 from api.ops import responses as ops_responses
-from models.jobs.job_view import JsonObject
 from models.jobs.jobs import Status
+from models.platform.wire import JsonObject
 
 _PAGING = (
     query("limit", "How many on a page.", type="integer", minimum=1, maximum=100, default=20),

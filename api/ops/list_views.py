@@ -11,12 +11,12 @@ from api.access import operator_auth
 from api.http import paging, render
 from models.config.settings import settings
 from models.database import db
-from models.jobs import job_view
 from models.jobs import workers as fleet
 from models.jobs.jobs import Status
 from models.ops import flow_report, job_search, key_report, lane_report, pool_report
 from models.ops.job_search import Wanted
 from models.ops.lane_report import Which
+from models.platform import wire
 from models.platform.errors import Invalid
 
 routes = operator_auth.blueprint("sights")
@@ -85,16 +85,16 @@ def flows() -> Response:
 @operator_auth.needs("read")
 def jobs() -> Response:
     """The jobs that fit."""
-    limit, after = paging.limit(), paging.after(job_view.parse_id)
+    limit, after = paging.limit(), paging.after(wire.parse_id)
     status = _one_of("status", tuple(Status))
     wanted = Wanted(
-        id=job_view.parse_id(request.args["id"]) if "id" in request.args else None, key=_text("caller"),
+        id=wire.parse_id(request.args["id"]) if "id" in request.args else None, key=_text("caller"),
         user=_text("user"), status=Status(status) if status else None, lane=_maybe_number("lane"),
         pool=_text("pool"), model=_text("model"), since=_time("since"), until=_time("until"),
     )  # fmt: skip
     with db.begin() as session:
         found = job_search.find(session, wanted, limit=limit, after=after)
-    last = job_view.public_id(found.next_after) if found.next_after else found.jobs[-1]["id"] if found.jobs else None
+    last = wire.public_id(found.next_after) if found.next_after else found.jobs[-1]["id"] if found.jobs else None
     first = found.jobs[0]["id"] if found.jobs else None
     return render.answer(
         {"object": "list", "data": found.jobs, "has_more": found.next_after is not None, "first_id": first, "last_id": last}

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 DRAIN_MOST_BYTES = 128 * 1024 * 1024
 DRAIN_MOST_S = 30.0
 DRAIN_IDLE_S = 5.0
-# As much as api/http/request_body.py reads at a time. gunicorn's 1 MiB ahead of that would be copied again with each piece that is taken of it, and
+# As much as api/http/request_body.py reads at a time. gunicorn's 1 MiB ahead of that would be copied again with each piece that is taken
+# of it, and
 # each upload would hold the event loop for that long in every turn.
 SocketUnreader.max_body_chunk = 256 * 1024
 

@@ -10,7 +10,7 @@ from api.openai.routes import FORM
 from api.openapi.route import JSON, Route, query
 from api.sessions import responses as answers
 from api.sessions import schemas as session_schemas
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 PAGING = (
     query("limit", "How many on a page.", type="integer", minimum=1, maximum=100, default=20),

@@ -20,8 +20,8 @@ from models.content.endpoints import CHAT
 from models.database import db
 from models.database.db import Session
 from models.jobs import job_view
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, NotFound
+from models.platform.wire import JsonObject
 from models.sessions import stored_completions
 
 routes = Blueprint("stored_completions", __name__)

@@ -14,10 +14,10 @@ from models.config.settings import settings
 from models.content import attachments, chat_messages, token_estimate
 from models.content import endpoints as routes
 from models.content.endpoints import CHAT, EDITS, IMAGES
-from models.jobs.job_view import JsonObject
 from models.jobs.jobs import Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid, WrongState
+from models.platform.wire import JsonObject
 from models.queue.enqueue import Order
 
 # Who waits when nobody is named: everything this key sends is one flow.

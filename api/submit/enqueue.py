@@ -9,8 +9,8 @@ from api.submit import submit_span
 from api.waiting import notify_queue
 from models.database import db
 from models.jobs import idempotency, job_view
-from models.jobs.job_view import JsonObject
-from models.platform import crash_points
+from models.platform import crash_points, wire
+from models.platform.wire import JsonObject
 from models.queue import enqueue
 from models.queue.enqueue import Joined, Order
 from models.telemetry import logs, tracing
@@ -48,7 +48,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
     about = None if accepted.is_replayed else tracing.trace_id(told.order.traceparent)
-    logs.add(job=job_view.public_id(accepted.job_id), lane=lane_id, trace_id=about)
+    logs.add(job=wire.public_id(accepted.job_id), lane=lane_id, trace_id=about)
     return accepted
 
 

@@ -16,8 +16,8 @@ from api.http.multipart import Part
 from api.http.request_body import Made
 from api.submit import options
 from models.config.settings import settings
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid, UnsupportedMedia
+from models.platform.wire import JsonObject
 
 FORM = "multipart/form-data"
 # Far beyond the longest prompt that an upstream takes.

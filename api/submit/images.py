@@ -13,8 +13,8 @@ from models.config.settings import settings
 from models.content import artifacts, image_placeholders
 from models.database import db
 from models.jobs import job_view
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
+from models.platform.wire import JsonObject
 
 # OpenAI's own models answer base64 always and refuse the field with a 400, whatever it says.
 BASE64_ONLY = ("gpt-image", "chatgpt-image")

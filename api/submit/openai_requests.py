@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from api.http import json_text
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 from models.webhooks import url_policy
 
 OUTPUT_TOKENS_MOST = 10_000_000

@@ -11,8 +11,8 @@ from werkzeug.datastructures import Headers
 from api.http import json_text
 from api.submit import schemas
 from api.submit.schemas import Controls, Inside
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
+from models.platform.wire import JsonObject
 
 INSIDE = "nowserving"
 TOKEN = "Idempotency-Key"

@@ -8,7 +8,7 @@ from models.billing import budgets, pricing
 from models.config.settings import settings
 from models.content import token_estimate
 from models.content.endpoints import CHAT, EDITS, IMAGES, PAID
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 from models.queue.enqueue import TOKENS_MOST
 
 

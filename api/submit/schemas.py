@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from api.submit import openai_requests
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
-from models.jobs.job_view import JsonObject
 from models.platform.errors import Invalid
+from models.platform.wire import JsonObject
 from models.webhooks import url_policy
 
 DAY_S = 86_400

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from flask import g, request
 
-from models.jobs import job_view
+from models.platform import wire
 from models.platform.errors import ServingError
 from models.queue.enqueue import Order
 from models.telemetry import tracing
@@ -28,7 +28,7 @@ class Submit:
         """It is this job."""
         if self._span.is_recorded:
             self._span.set(
-                {"nowserving.job": job_view.public_id(job_id), "nowserving.lane": lane_id, "nowserving.replayed": is_replayed or None}
+                {"nowserving.job": wire.public_id(job_id), "nowserving.lane": lane_id, "nowserving.replayed": is_replayed or None}
             )
 
     def over(self, status: int | None = None, error: str | None = None) -> None:

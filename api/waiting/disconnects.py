@@ -16,8 +16,9 @@ from uuid import UUID
 from api.waiting import notify_queue
 from models.config.settings import settings
 from models.database import db
-from models.jobs import job_view, waiters
+from models.jobs import waiters
 from models.jobs.jobs import Status
+from models.platform import wire
 from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Leavers:
         try:
             self._pending.put_nowait(leaver)
         except queue.Full:
-            log.warning("a reader left unseen: its job goes on", extra={"job": job_view.public_id(leaver.job_id)})
+            log.warning("a reader left unseen: its job goes on", extra={"job": wire.public_id(leaver.job_id)})
 
     def _run(self) -> None:
         while True:
@@ -96,9 +97,7 @@ def write(leaver: Leaver) -> bool:
     except Unavailable:
         return False
     except Exception as error:  # the border of the writing thread: one bad leaver must not end it
-        log.error(
-            "a reader's leaving could not be written", extra={"job": job_view.public_id(leaver.job_id), "error": type(error).__name__}
-        )
+        log.error("a reader's leaving could not be written", extra={"job": wire.public_id(leaver.job_id), "error": type(error).__name__})
     return True
 
 
@@ -111,7 +110,7 @@ def _write(leaver: Leaver) -> None:
             waiters.leave(session, leaver.job_id, reader=leaver.reader)
     if done is not None:
         notify_queue.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == Status.CANCELLED)
-        about = {"job": job_view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status}
+        about = {"job": wire.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status}
         log.info("cancelled: its caller hung up", extra=about)
 
 

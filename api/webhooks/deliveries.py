@@ -13,9 +13,8 @@ from api.waiting import notify_queue
 from api.webhooks.schemas import Redelivery
 from api.webhooks.views import said
 from models.database import db
-from models.jobs import job_view
 from models.keys.keys import Key
-from models.platform import ids
+from models.platform import ids, wire
 from models.webhooks import delivery_log, endpoints
 from models.webhooks.delivery_log import Log
 from models.webhooks.endpoints import PREFIX
@@ -32,7 +31,7 @@ def to_endpoint(name: str) -> Response:
 @routes.get("/jobs/<name>/deliveries")
 def of_job(name: str) -> Response:
     """One page of the deliveries to a job's own webhook_url, newest first."""
-    return _page(auth.caller(request), Log(job_id=job_view.parse_id(name)))
+    return _page(auth.caller(request), Log(job_id=wire.parse_id(name)))
 
 
 @routes.post("/webhook_endpoints/<name>/deliveries/<delivery>/redeliver")
@@ -44,7 +43,7 @@ def again_to_endpoint(name: str, delivery: str) -> Response:
 @routes.post("/jobs/<name>/deliveries/<delivery>/redeliver")
 def again_of_job(name: str, delivery: str) -> Response:
     """202: the delivery is sent once more."""
-    return _again(auth.caller(request), Log(job_id=job_view.parse_id(name)), delivery)
+    return _again(auth.caller(request), Log(job_id=wire.parse_id(name)), delivery)
 
 
 @routes.post("/webhook_endpoints/<name>/redeliver")

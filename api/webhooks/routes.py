@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from api.openapi.route import JSON, Route, query
 from api.webhooks import responses as webhook_responses
 from api.webhooks import schemas as webhook_schemas
-from models.jobs.job_view import JsonObject
+from models.platform.wire import JsonObject
 
 HOOK: JsonObject = {"name": "answers", "url": "https://example.com/hook", "event_types": ["job.succeeded", "job.failed"]}
 PAGING = (

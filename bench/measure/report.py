@@ -91,7 +91,7 @@ def _circumstances(servers: Mapping[str, str], *, took_s: float, load_before: fl
         "what": _commit(),
         "machine": f"{os.cpu_count()} cores of {_processor()}, {memory_gb:.0f} GB, {platform.system()} {platform.release()}",
         "load before the run": f"{load_before:.2f}" + (" (busy: other programs were running)" if load_before > 0.5 else ""),
-        "speed of one core": f"{min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second (bench/measure/machine_speed.py); "
+        "speed of one core": f"{min(speeds):.1f} to {max(speeds):.1f} million steps of plain Python a second (bench/measure); "
         "figures of different days, and of different sections, are to be compared with that in mind",
         "servers": ", ".join(f"{name} {said}" for name, said in servers.items()) + f", Python {platform.python_version()}",
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),

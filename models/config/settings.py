@@ -201,7 +201,8 @@ class Settings(BaseSettings):
     api_processes: int = Field(1, ge=1)
     worker_processes: int = Field(1, ge=1)
     worker_threads: int = Field(64, ge=1)
-    # Of the large bodies that the calls of one worker process hold; the first 256 KiB of each does not count (workers/upstream/body_budget.py).
+    # Of the large bodies that the calls of one worker process hold; the first 256 KiB of each does not count
+    # (workers/upstream/body_budget.py).
     worker_body_bytes: int = Field(256 * 1024 * 1024, ge=1024)
     webhook_threads: int = Field(128, ge=0)
     # Parts and embedded servers take no core from each other when they wake (models/platform/cpu_scheduling.py)

@@ -2,7 +2,8 @@
 
 A text is reduced to one byte per character, the character's class, and patterns of classes are counted: starts of words, runs of digits
 or punctuation, Chinese characters. Each pattern has a weight, fitted to OpenAI's encodings o200k_base and cl100k_base. bytes.translate
-and bytes.count do the work, so the time is linear in the text, whatever it says. tests/models/content/test_token_estimate.py compares with exact counts.
+and bytes.count do the work, so the time is linear in the text, whatever it says. tests/models/content/test_token_estimate.py compares
+with exact counts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Heartbeats of the API processes: since when a caller that lost its connection could reach one of them, without a break.
 
-One row for each process, written by itself every EVERY_S while it is ready (api/server/heartbeat.py). All times are Postgres's, so the hosts'
+One row for each process, written by itself every EVERY_S while it is ready (api/server/heartbeat.py). All times are Postgres's, so the
+hosts'
 clocks do not matter, and every pacer reads the same.
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -15,23 +14,11 @@ from sqlalchemy import text
 from models.content import artifacts, image_placeholders
 from models.database.db import Session
 from models.jobs.jobs import Status
-from models.platform import ids
 from models.platform.errors import NotFound
+from models.platform.wire import JsonObject, epoch, public_id
 from models.queue import enqueue
 
-JsonObject = dict[str, Any]
-PREFIX = "job_"
 WAITING = frozenset({Status.QUEUED, Status.ADMITTED})
-
-
-def public_id(job_id: UUID) -> str:
-    """`job_` and the 32 hex digits of the UUIDv7."""
-    return ids.show(PREFIX, job_id)
-
-
-def parse_id(text_id: str) -> UUID:
-    """The id behind `job_…`. Raises NotFound for anything else: malformed, foreign and deleted ids look the same."""
-    return ids.parse(PREFIX, text_id, otherwise="No such job.")
 
 
 def find(session: Session, job_id: UUID, key_id: int) -> Any:
@@ -231,11 +218,6 @@ def _attempt(row: Any) -> JsonObject:
         "ended_at": epoch(row.ended_at),
         "upstream_request_id": row.upstream_request_id,
     }
-
-
-def epoch(at: datetime | None) -> float | None:
-    """Seconds since 1970, as every time is shown."""
-    return None if at is None else round(at.timestamp(), 3)
 
 
 _COLUMNS = """

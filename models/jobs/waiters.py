@@ -2,7 +2,8 @@
 
 A reader is one HTTP connection. A job whose last reader left is cancelled after a while (`abandon`), unless the same client asks
 again: the retry of an SDK is recognised by its fingerprint (key, route and body) and takes the place of the reader before it. Only time
-in which an API process could have taken that retry counts (models/jobs/api_processes.py). A client that cannot be recognised when it asks again
+in which an API process could have taken that retry counts (models/jobs/api_processes.py). A client that cannot be recognised when it
+asks again
 has its job cancelled as soon as it hangs up (`leave_for_good`).
 """
 

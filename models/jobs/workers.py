@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.database.db import Session
-from models.jobs import job_view
-from models.jobs.job_view import JsonObject, epoch
+from models.platform import wire
+from models.platform.wire import JsonObject, epoch
 
 
 def report(session: Session, name: str, *, slots: int, jobs: Sequence[UUID] = ()) -> None:
@@ -65,7 +65,7 @@ def _show(row: Any, jobs: Sequence[Any]) -> JsonObject:
         "seen_at": epoch(row.seen_at),
         "jobs": [
             {
-                "id": job_view.public_id(job.id), "lane": job.lane_id, "pool": job.pool, "model": job.model, "attempt": job.calls,
+                "id": wire.public_id(job.id), "lane": job.lane_id, "pool": job.pool, "model": job.model, "attempt": job.calls,
                 "started_at": epoch(job.started_at),
             }
             for job in jobs

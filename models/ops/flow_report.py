@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.jobs.job_view import JsonObject, epoch
+from models.platform.wire import JsonObject, epoch
 
 LOOKED_MOST = 10_000
 # Without a lane: so many of the longest lines, and fewer jobs of each.

@@ -15,8 +15,9 @@ from sqlalchemy import text
 
 from models.database.db import Session
 from models.jobs import job_view
-from models.jobs.job_view import JsonObject, epoch
 from models.jobs.jobs import Status
+from models.platform import wire
+from models.platform.wire import JsonObject, epoch
 from models.queue import enqueue
 
 LOOKED_MOST = 20_000
@@ -94,7 +95,7 @@ def _show_all(session: Session, rows: Sequence[Any]) -> list[JsonObject]:
 def _show(row: Any, place: enqueue.Place | None) -> JsonObject:
     waited_to = row.started_at or row.ended_at or row.now
     return {
-        "id": job_view.public_id(row.id),
+        "id": wire.public_id(row.id),
         "object": "job",
         "status": row.status,
         "queue": None if place is None else job_view.queue(place),

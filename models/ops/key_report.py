@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.jobs.job_view import JsonObject, epoch
+from models.platform.wire import JsonObject, epoch
 
 # Of one key; beyond it the figure stands still.
 COUNT_MOST = 1_000

@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.jobs.job_view import JsonObject, epoch
 from models.ops import limit_usage
 from models.ops.limit_usage import Gauge
+from models.platform.wire import JsonObject, epoch
 from models.queue import enqueue
 
 LOOKED_MOST = 1_000

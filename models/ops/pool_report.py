@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.jobs.job_view import JsonObject, epoch
 from models.ops import limit_usage
 from models.ops.lane_report import show_gauge
 from models.ops.limit_usage import Reading
+from models.platform.wire import JsonObject, epoch
 
 # Of a credential: the models of its pool's lanes with most waiting; and of its attempts the newest, for the rates of errors.
 MODELS_MOST = 20

@@ -7,8 +7,10 @@ PROMETHEUS_MULTIPROC_DIR says when it is imported. tests/models/platform/test_fo
 from __future__ import annotations
 
 PRELOADS = (
-    "sqlalchemy.dialects.postgresql.psycopg", "psycopg", "models.database.db", "models.jobs.jobs", "models.queue.conversations", "models.webhooks.outbox",
-    "models.jobs.workers", "models.queue.lane_maintenance", "models.ops.retention", "models.billing.pricing", "models.telemetry.logs", "models.telemetry.tracing",
+    "sqlalchemy.dialects.postgresql.psycopg", "psycopg", "models.database.db", "models.jobs.jobs", "models.queue.conversations",
+    "models.webhooks.outbox",
+    "models.jobs.workers", "models.queue.lane_maintenance", "models.ops.retention", "models.billing.pricing", "models.telemetry.logs",
+    "models.telemetry.tracing",
     "kombu.transport.redis", "celery.app.base", "celery.app.amqp", "celery.app.events", "celery.app.log", "celery.app.control",
     "celery.app.trace", "celery.apps.worker", "celery.concurrency.thread", "celery.events.state", "celery.worker.autoscale",
     "celery.worker.components", "celery.worker.consumer", "celery.worker.control", "celery.worker.strategy", "celery.fixups.django",

@@ -1,6 +1,7 @@
 """The line: hierarchical start-time fair queueing in columns (Goyal, Vin, Cheng 1996), positions, and how long it will take.
 
-A lane is one (pool, model). Its keys share it (models/queue/key_shares.py), and each key's users share what the key gets: a job's start tag is
+A lane is one (pool, model). Its keys share it (models/queue/key_shares.py), and each key's users share what the key gets: a job's start
+tag is
 `max(share.virtual_time, flow.last_finish)` and its flow's last finish moves on by cost over weight. The pacer takes the key whose turn
 is first, and of its jobs the one with the lowest tag. Nothing here is ever rebuilt: the order is in the columns.
 """
@@ -376,7 +377,8 @@ _AHEAD = text(f"""
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 # The job itself is not there yet for what is counted.
 _AHEAD_OF_JOINED = key_shares.ahead(
-    position_index.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag", job_id="joined.id"),
+    position_index.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag",
+    job_id="joined.id"),
     lane_id=":lane_id", key_id=":key_id", lane_time="line.virtual_time", start_tag="joined.start_tag", job_id="joined.id", share="share",
 )  # fmt: skip
 _JOINED = f"""

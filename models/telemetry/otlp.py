@@ -1,4 +1,5 @@
-"""Spans on their way to an OTLP endpoint, by OpenTelemetry's own SDK and variables. Loaded only where they go somewhere (models/telemetry/tracing.py).
+"""Spans on their way to an OTLP endpoint, by OpenTelemetry's own SDK and variables. Loaded only where they go somewhere
+(models/telemetry/tracing.py).
 
 The SDK queues OTEL_BSP_MAX_QUEUE_SIZE spans, sends them in a thread of its own, and drops the oldest when nobody takes them. What of
 that it would log by the line is one warning here, and one line when they arrive again.

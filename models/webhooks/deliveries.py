@@ -9,6 +9,7 @@ Who is picked, and what was lost on the way, is in models/webhooks/dispatch.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -16,10 +17,8 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.jobs import job_view
 from models.platform import ids
-from models.platform.errors import NotFound
-from models.webhooks import endpoints, outbox, signing
+from models.webhooks import endpoints, signing
 from models.webhooks.endpoints import PREFIX as ENDPOINT
 
 # A receiver at which so many attempts in a row have failed gets one at a time, until one arrives.
@@ -29,8 +28,9 @@ FAILING_MOST_DAYS = 5
 # or when so many in a row were given up, each after all its retries.
 FAILED_IN_ROW_MOST = 10
 ANSWER_MOST_BYTES = 1_024
-# A result larger than this is not pushed: the job in the event says null, and is fetched by its id.
-RESULT_MOST_BYTES = 1024 * 1024
+
+# Makes the payload of a delivery from its row.
+Render = Callable[[Session, Any], bytes]
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,19 @@ class Settled:
     disabled: str | None
 
 
-def claim(session: Session, delivery_id: UUID, ticket: UUID, *, lease_s: float) -> Claimed | None:
-    """The delivery is this sender's, its attempt counted and its payload stored, before any byte goes out; None: the ticket is void."""
-    return _claimed(session, session.execute(_CLAIM, {"id": delivery_id, "ticket": ticket, "lease_s": lease_s}).one_or_none())
+def claim(session: Session, delivery_id: UUID, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
+    """Claims a delivery for this sender: counts the attempt and stores the payload before any byte goes out; None when the ticket is void.
+
+    render: makes the payload from the delivery's row when it has none yet (models/jobs/webhook_payload.py).
+    """
+    row = session.execute(_CLAIM, {"id": delivery_id, "ticket": ticket, "lease_s": lease_s}).one_or_none()
+    return _claimed(session, row, render)
 
 
-def claim_next(session: Session, receiver: str, ticket: UUID, *, lease_s: float) -> Claimed | None:
+def claim_next(session: Session, receiver: str, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
     """The next due for this receiver, in the place of one that is over for now; None when there is none, or it may not be sent."""
-    return _claimed(session, session.execute(_CLAIM_NEXT, {"receiver": receiver, "ticket": ticket, "lease_s": lease_s}).one_or_none())
+    row = session.execute(_CLAIM_NEXT, {"receiver": receiver, "ticket": ticket, "lease_s": lease_s}).one_or_none()
+    return _claimed(session, row, render)
 
 
 def finish(
@@ -118,12 +123,12 @@ def _why_disable(row: Any, attempt: Attempt) -> str | None:
     return None
 
 
-def _claimed(session: Session, row: Any | None) -> Claimed | None:
+def _claimed(session: Session, row: Any | None, render: Render) -> Claimed | None:
     if row is None:
         return None
     payload = row.payload
     if payload is None:
-        payload = _render(session, row)
+        payload = render(session, row)
         session.execute(_STORE_PAYLOAD, {"id": row.id, "payload": payload})
     return Claimed(
         id=row.id, ticket=row.ticket, key_id=row.key_id, endpoint_id=row.endpoint_id, receiver=row.receiver, url=row.to_url,
@@ -136,18 +141,6 @@ def _secrets(session: Session, row: Any) -> list[str]:
     owner = ids.show(ENDPOINT, row.endpoint_id) if row.endpoint_id else signing.of_key(row.key_id)
     sealed = [each for each in (row.secret, row.old_secret) if each is not None]
     return [signing.unseal(each, owner=owner) for each in sealed] or [signing.default(session, row.key_id)]
-
-
-def _render(session: Session, row: Any) -> bytes:
-    """The event with the whole job as it is now; with its id alone when the job is gone."""
-    data: dict[str, Any] = {"id": job_view.public_id(row.job_id)}
-    try:
-        job = job_view.find(session, row.job_id, row.key_id)
-    except NotFound:
-        pass
-    else:
-        data = job_view.show(session, job, with_result=job_view.result_bytes(session, job) <= RESULT_MOST_BYTES)
-    return outbox.event(row.event_id, outbox.EventType(row.event_type), at=int(row.event_at.timestamp()), data=data)
 
 
 _SENDING = """

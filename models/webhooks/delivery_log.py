@@ -11,8 +11,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.jobs import job_view
-from models.platform import ids
+from models.platform import ids, wire
 from models.platform.errors import NotFound, WrongState
 from models.webhooks import endpoints, outbox
 from models.webhooks.retry_schedule import RETRIES
@@ -89,7 +88,7 @@ def show(row: Any) -> JsonObject:
         "webhook_endpoint_id": ids.show(endpoints.PREFIX, row.endpoint_id) if row.endpoint_id else None,
         "event_id": ids.show(outbox.EVENT_PREFIX, row.event_id),
         "event_type": row.event_type,
-        "job_id": job_view.public_id(row.job_id) if row.job_id else None,
+        "job_id": wire.public_id(row.job_id) if row.job_id else None,
         "is_test": row.is_test,
         "status": "pending" if row.status in ("rung", "sending") else row.status,
         "attempts": row.attempts,

@@ -1,4 +1,5 @@
-"""What webhooks may reach, as far as a URL can say. Where a name leads is looked at in the connection itself (workers/webhooks/safe_http.py)."""
+"""What webhooks may reach, as far as a URL can say. Where a name leads is looked at in the connection itself
+(workers/webhooks/safe_http.py)."""
 
 from __future__ import annotations
 

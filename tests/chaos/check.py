@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from models.jobs import job_view
 from models.jobs.jobs import LOST, TERMINAL
+from models.platform import wire
 from tests.chaos import refusals
 from tests.chaos.journal import Journal, Note, Span
 from tests.support.queue_tools import query
@@ -113,7 +113,7 @@ def _content(row: Any) -> str:
 
 
 def _id(note: Note) -> UUID:
-    return job_view.parse_id(str(note.job_id))
+    return wire.parse_id(str(note.job_id))
 
 
 def _lost(accepted: Sequence[Note], jobs: dict[UUID, Any], attempts: Sequence[Any]) -> Iterable[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from models.jobs import job_view
+from models.platform import wire
 from tests.chaos.journal import Note, Span
 from tests.chaos.stack import MAX_THROTTLES, PAUSE_S, PROBE_S
 from tests.upstream.journal import Call
@@ -114,7 +114,7 @@ def unreadable_again(
     unreadable = Counter(call.text for call in calls if not call.is_stream and _UNREADABLE.search(call.behaviour))
     spoiled = {call.text for call in calls if "garbage=" in call.behaviour}
     for note in accepted:
-        row = jobs.get(job_view.parse_id(str(note.job_id)))
+        row = jobs.get(wire.parse_id(str(note.job_id)))
         if row is None:
             continue
         if row.error and row.error.get("code") == INVALID and note.text not in spoiled:

@@ -17,8 +17,8 @@ from api.waiting.waiters import hall
 from cli.http_client import Client
 from cli.main import nowserving
 from models.database import db
-from models.jobs import job_view
 from models.keys import limits
+from models.platform import wire
 from models.queue import enqueue
 from tests.support.http_tools import Caller, end
 from tests.support.queue_tools import known, row, submit
@@ -111,7 +111,7 @@ def test_a_credential_is_changed_and_retired() -> None:
 
 def test_one_job_of_anybody_is_moved_stopped_and_asked_again() -> None:
     caller = known()
-    first, job_id = submit(caller, flow="ann"), job_view.public_id(submit(caller, flow="ann"))
+    first, job_id = submit(caller, flow="ann"), wire.public_id(submit(caller, flow="ann"))
 
     assert 2 == read("priority", job_id, "high")["position"]
     assert "cancelled" == read("stop", job_id, "--reason", "asked to")["status"]

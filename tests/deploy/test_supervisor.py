@@ -21,8 +21,9 @@ from deploy.local.embedded_servers import Postgres, Valkey
 from deploy.local.service import Part, PartFailed, program
 from deploy.local.stack import CannotStart, FolderInUse, Stack
 from deploy.local.supervisor import Supervisor
+from tests.support.programs import fake_cli
 
-STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
+STAND_IN = (sys.executable, fake_cli.__file__)
 PARTS = ("postgres", "valkey", "api", "pacer", "worker", "flower")
 # Nothing of the servers that other tests of this run use.
 ALONE = {"NOWSERVING_DATABASE_URL": "", "NOWSERVING_REDIS_URL": "", "NOWSERVING_SECRET_KEYS": ""}

@@ -9,7 +9,7 @@ from uuid import UUID
 import hypothesis.strategies as st
 from hypothesis.stateful import rule
 
-from models.jobs import job_view
+from models.platform import wire
 from tests.stateful.callers import FLOWS, WHICH, WHO, Callers
 from tests.stateful.records import ENDED, Lane, Ticket
 from tests.stateful.state_machine import job_id
@@ -97,7 +97,7 @@ class Operators(Callers):
         times = self.own_times()
         made = self.pull("jobs/retry", want=202, **self._filter(flow, who))
         rows = query("SELECT id, retry_of FROM job WHERE retry_of = ANY(:ids)", ids=[job_id(one) for one in dead])
-        names: dict[UUID, str] = {row.retry_of: job_view.public_id(row.id) for row in rows}
+        names: dict[UUID, str] = {row.retry_of: wire.public_id(row.id) for row in rows}
         done = 0
         for one in dead:
             again = self.again(one)

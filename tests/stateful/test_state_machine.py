@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from api.app import create_app
-from models.jobs import job_view
+from models.platform import wire
 from tests.stateful.refusing import MAX_THROTTLES
 from tests.stateful.scenarios import Tales
 from tests.stateful.service import LATER_S
@@ -63,7 +63,7 @@ class JobApi(Tales):
         for row in query("SELECT job_id, type FROM job_event ORDER BY job_id, seq"):
             events[row.job_id].append(row.type.removeprefix("job."))
         assert {job_id(one): one.events for one in self.picture.tickets} == events
-        told = Counter((row.endpoint or row.url, job_view.public_id(row.job_id), row.event_type) for row in query(_DELIVERIES))
+        told = Counter((row.endpoint or row.url, wire.public_id(row.job_id), row.event_type) for row in query(_DELIVERIES))
         assert self.picture.told == told
 
     @invariant()

@@ -17,9 +17,10 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app, reset_memory
 from models.database import db
-from models.jobs import job_view, jobs
+from models.jobs import jobs
 from models.keys import keys
 from models.keys.keys import Key
+from models.platform import wire
 from tests.support.queue_tools import at_once, start
 
 CHAT: dict[str, Any] = {"endpoint": "/v1/chat/completions", "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}
@@ -76,7 +77,7 @@ class Caller:
 
 def run(caller: Caller, name: str) -> UUID:
     """The job is running; returns its dispatch id."""
-    return start(caller.key, job_view.parse_id(name))
+    return start(caller.key, wire.parse_id(name))
 
 
 def finish(
@@ -90,7 +91,7 @@ def finish(
     """The running job has ended."""
     result = jobs.Result(status, http_status=200, response=answer, response_type=answer_type)
     with db.begin() as session:
-        assert jobs.finish(session, job_view.parse_id(name), dispatch_id, result, jobs.Finding(jobs.Outcome.SUCCEEDED, 200, "req_up"))
+        assert jobs.finish(session, wire.parse_id(name), dispatch_id, result, jobs.Finding(jobs.Outcome.SUCCEEDED, 200, "req_up"))
 
 
 def end(

@@ -8,8 +8,9 @@ from uuid import UUID
 
 from models.content.endpoints import CHAT
 from models.database import db
-from models.jobs import job_view, jobs
+from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.platform import wire
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import admit, query
 from workers.runner import finish, prompt
@@ -38,9 +39,9 @@ def say(caller: Caller, *said: str | dict[str, Any], session: str = SESSION, bod
 
 def claim(caller: Caller, name: str) -> Any:
     """The turn's row as a worker has it when its call goes out."""
-    dispatch_id = admit(caller.key, job_view.parse_id(name))
+    dispatch_id = admit(caller.key, wire.parse_id(name))
     with db.begin() as session:
-        return prompt.complete(session, jobs.claim(session, job_view.parse_id(name), dispatch_id, lease_s=30))
+        return prompt.complete(session, jobs.claim(session, wire.parse_id(name), dispatch_id, lease_s=30))
 
 
 def sent(row: Any) -> Messages:

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from models.database import db
+from models.jobs import webhook_payload
 from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch, endpoints
@@ -51,7 +52,7 @@ def pick(receivers: Sequence[str] | None = None, *, per_receiver: int = 4, per_h
 def claim(picked: Any, *, lease_s: float = 30) -> Claimed | None:
     """What the sender gets for this doorbell."""
     with db.begin() as session:
-        return delivery.claim(session, picked.id, picked.ticket, lease_s=lease_s)
+        return delivery.claim(session, picked.id, picked.ticket, lease_s=lease_s, render=webhook_payload.render)
 
 
 def claim_one() -> Claimed:

@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from models.database import db
-from models.jobs import job_view
+from models.platform import wire
 from models.platform.errors import Unavailable
 from models.webhooks import delivery_log, endpoints, signing
 from models.webhooks.delivery_log import Log
@@ -242,7 +242,7 @@ def test_a_sender_whose_parent_was_killed_ends(receiver: Receiver, tmp_path: Pat
 
 def _said(one: object) -> tuple[str, UUID]:
     event = one.event  # type: ignore[attr-defined]
-    return event["type"], job_view.parse_id(event["data"]["id"])
+    return event["type"], wire.parse_id(event["data"]["id"])
 
 
 def _verify(one: object, secret: str) -> None:

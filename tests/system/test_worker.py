@@ -18,8 +18,8 @@ from sqlalchemy import text
 
 from deploy.local.embedded_servers import Valkey
 from models.database import db
-from models.jobs.job_view import public_id
 from models.keys.keys import Key
+from models.platform.wire import public_id
 from tests.support.programs import processes
 from tests.support.programs.processes import (
     QUEUE,

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from kombu.exceptions import BatchPublishError, OperationalError
 
-from models.jobs.job_view import public_id
 from models.platform import ids
+from models.platform.wire import public_id
 from models.webhooks.delivery_log import PREFIX
 from workers.broker.celery_app import app
 from workers.broker.queues import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS

@@ -16,8 +16,8 @@ from kombu.exceptions import OperationalError
 
 from models.database import db
 from models.jobs import task_names
-from models.jobs.job_view import parse_id, public_id
 from models.platform.errors import Unavailable
+from models.platform.wire import parse_id, public_id
 from workers.broker.celery_app import app
 from workers.broker.queues import NAME, QUEUE
 

@@ -26,8 +26,9 @@ from models.access.audit_log import Act
 from models.access.operators import Operator
 from models.access.wrong_tokens import WrongTokens
 from models.database import db
-from models.jobs import job_view, jobs
+from models.jobs import jobs
 from models.jobs.jobs import Status
+from models.platform import wire
 from models.platform.errors import NotFound, TooManyWrongTokens, Unavailable
 from workers.channels import notify
 
@@ -95,7 +96,7 @@ class Cancel(ControlHandler):  # type: ignore[misc]
         if self.application.options.read_only:
             raise web.HTTPError(403, "Flower only shows here. NOWSERVING_FLOWER_CONTROL=true lets its users cancel jobs.")
         try:
-            job_id = job_view.parse_id(name)
+            job_id = wire.parse_id(name)
         except NotFound:
             raise web.HTTPError(404, "This is no job: only jobs can be cancelled.") from None
         said = await self.run_blocking("job.cancel", name, cancel, job_id, self._who(), connection_errors=(Unavailable,))
@@ -133,13 +134,13 @@ def cancel(job_id: UUID, by: str) -> str | None:
         if done is not None:
             audit_log.write(session, Act(Operator(by, "write")), "cancel", f"job:{job_id}", before=None, after={"status": done.status})
     if done is None:
-        return f"{job_view.public_id(job_id)} has ended already, or is being cancelled"
+        return f"{wire.public_id(job_id)} has ended already, or is being cancelled"
     is_ended = done.status == Status.CANCELLED
-    log.info("cancelled in Flower", extra={"job": job_view.public_id(job_id), "status": done.status})
+    log.info("cancelled in Flower", extra={"job": wire.public_id(job_id), "status": done.status})
     notify.job(job_id, "cancelled" if is_ended else "cancelling")
     if is_ended:
         notify.line(done.lane_id, cancelled=job_id)
-    return f"{job_view.public_id(job_id)} is cancelled" if is_ended else f"{job_view.public_id(job_id)} runs and was told to stop"
+    return f"{wire.public_id(job_id)} is cancelled" if is_ended else f"{wire.public_id(job_id)} runs and was told to stop"
 
 
 class Logout(LogoutHandler):  # type: ignore[misc]

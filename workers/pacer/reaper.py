@@ -11,10 +11,10 @@ from typing import Any
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs import api_processes, job_view, jobs, waiters, workers
+from models.jobs import api_processes, jobs, waiters, workers
 from models.keys import limits as meter
 from models.keys import parking
-from models.platform import crash_points
+from models.platform import crash_points, wire
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, lane_maintenance
 from workers.channels import notify
@@ -169,7 +169,7 @@ class Sweep:
                 return
             log.info(
                 "cancelled: its caller went away",
-                extra={"job": job_view.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status},
+                extra={"job": wire.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status},
             )
             is_ended = done.status == jobs.Status.CANCELLED
             notify.job(done.id, "cancelled" if is_ended else "cancelling")

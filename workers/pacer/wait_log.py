@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from models.jobs import job_view
+from models.platform import wire
 from models.queue.admission import Settled
 from models.telemetry import tracing
 from models.telemetry.tracing import Attributes
@@ -85,12 +85,12 @@ def gave_up(row: Any, since: datetime, *, why: str) -> None:
 
 
 def _about(row: Any) -> dict[str, object]:
-    return {"job": job_view.public_id(row.id), "attempt": row.calls + 1, **about(row)}
+    return {"job": wire.public_id(row.id), "attempt": row.calls + 1, **about(row)}
 
 
 def _named(row: Any) -> Attributes:
     return {
-        "nowserving.job": job_view.public_id(row.id), "nowserving.lane": row.lane_id, "nowserving.key": row.key_id,
+        "nowserving.job": wire.public_id(row.id), "nowserving.lane": row.lane_id, "nowserving.key": row.key_id,
         "nowserving.attempt": row.calls + 1,
     }  # fmt: skip
 

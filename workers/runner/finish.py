@@ -24,9 +24,9 @@ from models.content.endpoints import CHAT
 from models.content.image_placeholders import Picture
 from models.database import db
 from models.database.db import Session
-from models.jobs import job_view, jobs
+from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
-from models.platform import atomic_file, crash_points, crypto
+from models.platform import atomic_file, crash_points, crypto, wire
 from models.platform.errors import Unavailable
 from models.sessions import stored_completions
 from models.telemetry import metrics
@@ -107,7 +107,7 @@ def _spools(ending: Ending) -> bool:
     except OSError as error:
         log.error(
             "an answer can be stored neither in Postgres nor on disk; trying again",
-            extra={"job": job_view.public_id(ending.job_id), "folder": str(settings().data_dir / "spool"), "error": error.strerror},
+            extra={"job": wire.public_id(ending.job_id), "folder": str(settings().data_dir / "spool"), "error": error.strerror},
         )
         return False
     return True
@@ -147,7 +147,7 @@ def _commit(ending: Ending) -> Usage | None:
     if not took:
         log.warning(
             "too late: the job went on without this attempt",
-            extra={"job": job_view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)},
+            extra={"job": wire.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)},
         )
     # Who may go now: the job again, or its conversation's next turn.
     moves = ending.result is None or ending.is_turn
@@ -222,7 +222,7 @@ def spool(ending: Ending) -> Path:
     """The ending is on disk, encrypted, fsynced with its name, under its dispatch id. Raises OSError."""
     final = _folder() / f"{ending.dispatch_id}.ending"
     atomic_file.write(final, crypto.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
-    about = {"job": job_view.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
+    about = {"job": wire.public_id(ending.job_id), "dispatch_id": str(ending.dispatch_id)}
     log.warning("answer kept on disk until Postgres is back", extra=about)
     return final
 

@@ -12,8 +12,8 @@ import redis
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs import job_view
 from models.jobs import jobs as job
+from models.platform import wire
 from models.platform.errors import LineUnavailable, Unavailable
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter
@@ -74,7 +74,7 @@ class Leases:
             return
         for dispatch_id, one in held.items():
             if dispatch_id not in alive and self._holds(dispatch_id):
-                log.warning("lease lost", extra={"job": job_view.public_id(one.job_id), "dispatch_id": str(dispatch_id)})
+                log.warning("lease lost", extra={"job": wire.public_id(one.job_id), "dispatch_id": str(dispatch_id)})
             elif alive.get(dispatch_id):
                 one.call.abort()
         self._renew_slots(held)

@@ -14,9 +14,9 @@ from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import PAID
 from models.database import db
-from models.jobs import job_view, jobs
+from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
-from models.platform import crash_points
+from models.platform import crash_points, wire
 from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
 from models.telemetry import logs
@@ -90,7 +90,7 @@ class Processor:
 
     def serve(self, job_id: UUID, dispatch_id: UUID) -> None:
         """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
-        with logs.about(job=job_view.public_id(job_id)):
+        with logs.about(job=wire.public_id(job_id)):
             self._serve(job_id, dispatch_id)
 
     def _serve(self, job_id: UUID, dispatch_id: UUID) -> None:

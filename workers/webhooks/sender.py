@@ -16,8 +16,8 @@ from standardwebhooks import Webhook
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs import job_view
-from models.platform import crash_points, ids
+from models.jobs import webhook_payload
+from models.platform import crash_points, ids, wire
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
 from models.telemetry.tracing import Kind, Span
@@ -55,7 +55,7 @@ class Sender:
         crash_points.at("webhook.before_claim")
         try:
             with db.begin() as session:
-                one = deliveries.claim(session, delivery_id, ticket, lease_s=_lease_s())
+                one = deliveries.claim(session, delivery_id, ticket, lease_s=_lease_s(), render=webhook_payload.render)
         except Unavailable:
             about = {"delivery": ids.show(PREFIX, delivery_id)}
             log.warning("claim failed: Postgres is away; the delivery waits again by itself", extra=about)
@@ -96,7 +96,7 @@ class Sender:
                 settled = deliveries.finish(session, one.id, one.ticket, attempt, retry_in_s=retry_in_s, pause_s=pause_s)
                 if not goes_on or settled is None or settled.is_failing:
                     return settled, None
-                return settled, deliveries.claim_next(session, one.receiver, uuid4(), lease_s=_lease_s())
+                return settled, deliveries.claim_next(session, one.receiver, uuid4(), lease_s=_lease_s(), render=webhook_payload.render)
 
         try:
             settled, following = _patiently(commit)
@@ -156,7 +156,7 @@ def _report(one: Claimed, attempt: Attempt, settled: deliveries.Settled | None) 
 
 def _about(one: Claimed) -> dict[str, object]:
     """What log lines say of it: of the job too, where it tells of one. attempt: of sending."""
-    job_id = job_view.public_id(one.job_id) if one.job_id else None
+    job_id = wire.public_id(one.job_id) if one.job_id else None
     return {"job": job_id, "attempt": one.attempts, **attempt_log.about(one), "delivery": ids.show(PREFIX, one.id)}
 
 
@@ -165,7 +165,7 @@ def _end(span: Span, one: Claimed, attempt: Attempt) -> None:
     if span.is_recorded:
         span.set({
             "http.request.method": "POST", "http.response.status_code": attempt.http_status, **tracing.address(one.url),
-            "nowserving.job": job_view.public_id(one.job_id) if one.job_id else None, "nowserving.lane": one.lane_id,
+            "nowserving.job": wire.public_id(one.job_id) if one.job_id else None, "nowserving.lane": one.lane_id,
             "nowserving.key": one.key_id, "nowserving.delivery": ids.show(PREFIX, one.id), "nowserving.event": one.event_type,
             "nowserving.attempt": one.attempts,
         })  # fmt: skip

@@ -19,8 +19,7 @@ from werkzeug.test import TestResponse
 
 from api.document import openapi
 from models.database import db
-from models.jobs import job_view
-from models.platform import ids
+from models.platform import ids, wire
 from models.queue import enqueue
 from models.webhooks import delivery_log, endpoints
 from tests.support.http_tools import CHAT, Caller, end
@@ -99,7 +98,7 @@ def never() -> Things:
     """Well-formed ids that nobody has."""
     delivery = ids.show(delivery_log.PREFIX, enqueue.new_id())
     return Things(
-        job_view.public_id(enqueue.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_id()), delivery, delivery, "msg_1"
+        wire.public_id(enqueue.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_id()), delivery, delivery, "msg_1"
     )
 
 

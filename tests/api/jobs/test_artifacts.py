@@ -21,7 +21,7 @@ from api.waiting.disconnects import BrokenOff
 from models.content import artifacts
 from models.content.image_placeholders import Picture
 from models.database import db
-from models.jobs import job_view
+from models.platform import wire
 from models.platform.errors import NotFound
 from tests.api.server.test_api_server import serving
 from tests.support.http_tools import IMAGE, Caller, end, error_of
@@ -43,7 +43,7 @@ def links_of(caller: Caller, *pictures: bytes) -> list[str]:
     name = caller.post("/v1/jobs", IMAGE).json["id"]
     end(caller, name)
     with db.begin() as session:
-        artifacts.store(session, job_view.parse_id(name), [Picture(uuid7(), n, content) for n, content in enumerate(pictures)])
+        artifacts.store(session, wire.parse_id(name), [Picture(uuid7(), n, content) for n, content in enumerate(pictures)])
     return [one["url"] for one in caller.get(f"/v1/jobs/{name}").json["artifacts"]]
 
 

@@ -15,9 +15,9 @@ from werkzeug.test import TestResponse
 from api.jobs import event_stream
 from api.waiting.waiters import hall
 from models.database import db
-from models.jobs import job_view
 from models.jobs.jobs import Status
 from models.keys import keys
+from models.platform import wire
 from models.queue.enqueue import Place
 from tests.support.http_tools import ANSWER, Caller, end, error_of, finish, run
 from tests.support.time_limits import least, seconds
@@ -99,7 +99,7 @@ def test_a_strange_event_id_is_refused(caller: Caller, value: str) -> None:
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SUCCEEDED])
 def test_a_follower_sees_the_job_run_and_end(caller: Caller, status: Status) -> None:
     name = caller.submit()
-    mover = later(0.2, lambda: end(caller, name, status=status), lambda: notify.job(job_view.parse_id(name), status))
+    mover = later(0.2, lambda: end(caller, name, status=status), lambda: notify.job(wire.parse_id(name), status))
 
     answer = caller.get(f"/v1/jobs/{name}/events")
 
@@ -131,7 +131,7 @@ def test_moving_up_the_line_is_told(caller: Caller) -> None:
 
 
 def test_a_line_that_stands_still_is_told_once(caller: Caller) -> None:
-    stream = event_stream.Stream(SimpleNamespace(job_id=job_view.parse_id(caller.submit()), place=None), caller.key, seen=0)  # type: ignore[arg-type]
+    stream = event_stream.Stream(SimpleNamespace(job_id=wire.parse_id(caller.submit()), place=None), caller.key, seen=0)  # type: ignore[arg-type]
     places = [Place(2, 2.0, "rpm", None), Place(2, 3.0, "tpm", None), Place(2, None, "parked", None), Place(2, None, "parked", None)]
     told = [parse(chunk)[0]["data"]["queue"] for place in places for chunk in stream._moved(place)]
 
@@ -141,7 +141,7 @@ def test_a_line_that_stands_still_is_told_once(caller: Caller) -> None:
 def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> None:
     name = caller.submit()
     seconds = iter(range(0, 100_000, 9))
-    with hall.wait_for(job_view.parse_id(name), caller.key.id, places=True) as seat:
+    with hall.wait_for(wire.parse_id(name), caller.key.id, places=True) as seat:
         chunks = list(event_stream.Stream(seat, caller.key, seen=0, clock=lambda: float(next(seconds)), pause_s=0).lines())
 
     assert ": waiting\n\n" in chunks
@@ -172,7 +172,7 @@ def test_a_revoked_key_loses_its_stream() -> None:
 def test_a_key_has_only_so_many_streams(caller: Caller, override: Callable[..., None]) -> None:
     override(max_streams_per_key=1)
     name = caller.submit()
-    with hall.wait_for(job_view.parse_id(name), caller.key.id, is_stream=True):
+    with hall.wait_for(wire.parse_id(name), caller.key.id, is_stream=True):
         answer = caller.get(f"/v1/jobs/{name}/events")
 
     assert (429, "too_many_streams") == (answer.status_code, error_of(answer)["code"])

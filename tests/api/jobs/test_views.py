@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import job_view
 from models.jobs.jobs import Status
+from models.platform import wire
 from models.queue import enqueue
 from tests.support.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored
 
@@ -65,7 +65,7 @@ def test_the_upstream_body_is_kept_with_fields_we_do_not_know(caller: Caller) ->
     name = caller.submit(body=body)
 
     with db.begin() as session:
-        row = session.execute(text("SELECT request FROM job WHERE id = :id"), {"id": job_view.parse_id(name)}).one()
+        row = session.execute(text("SELECT request FROM job WHERE id = :id"), {"id": wire.parse_id(name)}).one()
     assert body == json.loads(bytes(row.request))
 
 

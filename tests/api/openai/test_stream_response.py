@@ -20,8 +20,9 @@ from api.openai.stream_response import Relay
 from api.waiting.disconnects import BrokenOff
 from api.waiting.waiters import Hall, Seat, hall
 from models.database import db
-from models.jobs import job_view, jobs
+from models.jobs import jobs
 from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.platform import wire
 from models.platform.errors import LineFull
 from tests.api.server.test_api_server import Api, read_until, serving
 from tests.support.http_tools import Caller, error_of
@@ -107,7 +108,7 @@ def texts(events: list[str]) -> list[str]:
 
 def look(caller: Caller, job_id: UUID) -> str:
     """The whole stream as a late reader gets it, comments left out."""
-    answer = caller.get(f"/v1/jobs/{job_view.public_id(job_id)}/stream")
+    answer = caller.get(f"/v1/jobs/{wire.public_id(job_id)}/stream")
     assert ("text/event-stream", "no-cache", "no") == (
         answer.mimetype,
         answer.headers["Cache-Control"],
@@ -455,13 +456,13 @@ def test_a_job_without_a_stream_has_none(caller: Caller) -> None:
 
 
 def test_another_key_does_not_find_it(caller: Caller) -> None:
-    name = job_view.public_id(streamed(caller))
+    name = wire.public_id(streamed(caller))
 
     assert 404 == Caller("sk-two", caller.app).get(f"/v1/jobs/{name}/stream").status_code
 
 
 def test_a_stream_that_is_asked_for_but_not_read_is_given_back(caller: Caller) -> None:
-    assert 200 == caller.send("HEAD", f"/v1/jobs/{job_view.public_id(streamed(caller))}/stream").status_code
+    assert 200 == caller.send("HEAD", f"/v1/jobs/{wire.public_id(streamed(caller))}/stream").status_code
 
 
 # Over the wire
@@ -490,7 +491,7 @@ def asked(api: Api) -> Iterator[tuple[socket.socket, UUID]]:
         began = read_until(connection, b": waiting\n")
         found = re.search(rb"X-Nowserving-Job-Id: (\S+)", began)
         assert found and b"Content-Type: text/event-stream" in began, began
-        yield connection, job_view.parse_id(found[1].decode())
+        yield connection, wire.parse_id(found[1].decode())
 
 
 def rest_of(connection: socket.socket) -> bytes:

@@ -10,8 +10,8 @@ import redis
 
 from models.access import operators
 from models.database import db
-from models.jobs import job_view
 from models.keys.keys import Key
+from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, error_of, new_app
 from tests.support.queue_tools import admit_all, at_once, finish, heads, known, query, row, start, submit
 from tests.workers.pacer.test_step import Stage, allow, due_again, end_all, workers_have
@@ -64,7 +64,7 @@ def steps(stage: Stage) -> list[UUID]:
 
 
 def blocked_by(one: UUID) -> str | None:
-    queue = Caller(CALLER).get(f"/v1/jobs/{job_view.public_id(one)}").json["queue"]
+    queue = Caller(CALLER).get(f"/v1/jobs/{wire.public_id(one)}").json["queue"]
     return None if queue is None else queue["blocked_by"]
 
 
@@ -302,7 +302,7 @@ def test_the_heavier_credential_is_asked_first(caller: Key, stage: Stage, ops: C
 def test_a_boosted_job_goes_first(caller: Key, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(4)]
     admit_all(caller, most=1)
-    pull(ops, f"jobs/{job_view.public_id(jobs[3])}/boost")
+    pull(ops, f"jobs/{wire.public_id(jobs[3])}/boost")
 
     assert [jobs[3], jobs[1], jobs[2]] == heads()
 
@@ -321,7 +321,7 @@ def test_a_heavier_user_gets_its_share_of_what_waits_already(caller: Key, ops: C
 def test_a_job_of_higher_priority_lets_its_flow_move_up(caller: Key, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(3)]
     before = [row(one).start_tag for one in jobs]
-    pull(ops, f"jobs/{job_view.public_id(jobs[0])}/priority", priority="high")
+    pull(ops, f"jobs/{wire.public_id(jobs[0])}/priority", priority="high")
 
     assert "high" == row(jobs[0]).priority
     assert before[0] == row(jobs[0]).start_tag
@@ -332,7 +332,7 @@ def test_a_job_of_higher_priority_lets_its_flow_move_up(caller: Key, ops: Caller
 def test_who_runs_cannot_be_moved(caller: Key, ops: Caller) -> None:
     one = submit(caller)
     start(caller, one)
-    pull(ops, f"jobs/{job_view.public_id(one)}/boost", want=409)
+    pull(ops, f"jobs/{wire.public_id(one)}/boost", want=409)
 
 
 # Many at once
@@ -369,7 +369,7 @@ def test_what_failed_is_asked_again_once(caller: Key, ops: Caller) -> None:
 
 
 def test_one_is_cancelled_or_asked_again_for_its_caller(caller: Key, ops: Caller) -> None:
-    name = job_view.public_id(submit(caller))
+    name = wire.public_id(submit(caller))
     assert "cancelled" == pull(ops, f"jobs/{name}/cancel")["status"]
     made = pull(ops, f"jobs/{name}/retry", want=202)
 

@@ -14,11 +14,11 @@ from cli.main import nowserving
 from models.access import operators
 from models.access.audit_log import Act
 from models.database import db
-from models.jobs import job_view
 from models.keys.keys import Key
 from models.ops import pause
 from models.ops.bulk import Filter
 from models.ops.pause import Target
+from models.platform import wire
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import at_once, known, query, submit
 
@@ -57,7 +57,7 @@ def repeated() -> set[UUID]:
 def test_a_failed_models_job_is_retried_in_bulk_and_by_itself(caller: Key, ops: Caller) -> None:
     listing = failed(caller, endpoint="/v1/models", model="models", request=b"")
 
-    assert 202 == ops.post(f"/ops/jobs/{job_view.public_id(listing)}/retry").status_code
+    assert 202 == ops.post(f"/ops/jobs/{wire.public_id(listing)}/retry").status_code
     query("DELETE FROM job WHERE retry_of IS NOT NULL")
     answer = ops.post("/ops/jobs/retry", {}).json
     assert (1, 0, {listing}) == (answer["retried"], answer["refused"], repeated())
@@ -69,7 +69,7 @@ def test_a_job_that_cannot_be_resubmitted_is_counted_and_passed_over(caller: Key
     answer = ops.post("/ops/jobs/retry", {}).json
 
     assert (3, 12, {"not_found": 12}, False) == (answer["retried"], answer["refused"], answer["reasons"], answer["has_more"])
-    assert [job_view.public_id(job_id) for job_id in poisoned[:10]] == [error["job"] for error in answer["errors"]]
+    assert [wire.public_id(job_id) for job_id in poisoned[:10]] == [error["job"] for error in answer["errors"]]
     assert set(good) == repeated()
 
 
@@ -87,7 +87,7 @@ def test_the_cursor_goes_past_refused_jobs(caller: Key, ops: Caller) -> None:
     poisoned = [failed_with_expired_attachment(caller) for _ in range(3)]
     failed(caller)
     first = bulk_retry.run(Act(), Filter(), after=None, until=0.0)
-    answer = ops.post("/ops/jobs/retry", {"after": job_view.public_id(poisoned[-1])}).json
+    answer = ops.post("/ops/jobs/retry", {"after": wire.public_id(poisoned[-1])}).json
 
     assert (0, True, None) == (first.retried, first.has_more, first.last_id), "out of time: nothing was done, and it says so"
     assert (1, 0, False) == (answer["retried"], answer["refused"], answer["has_more"])
@@ -109,7 +109,7 @@ def test_the_command_says_how_many_and_why(caller: Key) -> None:
     result = CliRunner().invoke(nowserving, ["retry-failed", "--json"])
     said = json.loads(result.output)
 
-    assert (0, 1, {"not_found": 1}, job_view.public_id(good)) == (result.exit_code, said["retried"], said["reasons"], said["last_id"])
+    assert (0, 1, {"not_found": 1}, wire.public_id(good)) == (result.exit_code, said["retried"], said["reasons"], said["last_id"])
     plain = CliRunner().invoke(nowserving, ["retry-failed"]).output
     assert "not_found: 1" in plain and "This session has no such attachment" in plain
 
@@ -118,7 +118,7 @@ def test_a_deleted_request_is_refused_alike_for_callers_and_operators(ops: Calle
     caller = Caller("sk-own")
     job_id = failed(caller.key)
     query("UPDATE job SET request = '' WHERE id = :id", id=job_id)
-    path = f"jobs/{job_view.public_id(job_id)}/retry"
+    path = f"jobs/{wire.public_id(job_id)}/retry"
 
     answers = [caller.post(f"/v1/{path}"), ops.post(f"/ops/{path}")]
     assert [409, 409] == [answer.status_code for answer in answers]

@@ -11,13 +11,13 @@ import pytest
 
 from models.access.audit_log import Act
 from models.database import db
-from models.jobs import job_view
 from models.jobs import workers as fleet
 from models.jobs.jobs import Finding, Outcome, Result, Status
 from models.keys import keys, limits, listing, parking
 from models.keys.keys import Key, Limits
 from models.ops import limits_and_caps, pause
 from models.ops.pause import Target
+from models.platform import wire
 from models.queue import enqueue, lane_maintenance
 from models.queue.lane_maintenance import Care
 from tests.api.document.test_openapi import validate
@@ -218,11 +218,11 @@ def some(database: None) -> dict[str, Any]:
 def test_jobs_are_found(operator: Caller, some: dict[str, Any], wanted: str, names: list[str]) -> None:
     found = seen(operator, f"/ops/jobs{wanted}")
 
-    assert [job_view.public_id(some[name]) for name in names] == [one["id"] for one in found]
+    assert [wire.public_id(some[name]) for name in names] == [one["id"] for one in found]
 
 
 def test_a_job_is_found_by_its_id_with_its_place_in_line(operator: Caller, some: dict[str, Any]) -> None:
-    (found,) = seen(operator, f"/ops/jobs?id={job_view.public_id(some['waits'])}")
+    (found,) = seen(operator, f"/ops/jobs?id={wire.public_id(some['waits'])}")
 
     assert (1, "anna", some["key"].id) == (found["queue"]["position"], found["user"], found["key"]["id"])
 
@@ -250,7 +250,7 @@ def test_a_search_that_has_looked_at_enough_goes_on_where_it_stopped(operator: C
             break
         after = f"&after={page['last_id']}"
 
-    assert [job_view.public_id(wanted)] == [one["id"] for one in found]
+    assert [wire.public_id(wanted)] == [one["id"] for one in found]
     assert 3 == pages
 
 
@@ -391,7 +391,7 @@ def test_a_worker_says_what_it_runs_and_when_it_was_heard_of(operator: Caller) -
     workers = seen(operator, "/ops/workers")
 
     assert ["working", "draining", "silent"] == [one["state"] for one in workers]
-    assert [job_view.public_id(runs)] == [one["id"] for one in workers[0]["jobs"]]
+    assert [wire.public_id(runs)] == [one["id"] for one in workers[0]["jobs"]]
 
 
 # Refusals

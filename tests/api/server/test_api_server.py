@@ -26,7 +26,7 @@ from sqlalchemy import text
 from deploy.local import probe
 from deploy.local.embedded_servers import Postgres, Valkey, free_port
 from models.database import db
-from models.jobs import job_view
+from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, end, together
 from tests.support.programs.processes import forget_everything, until
 from tests.support.time_limits import least, seconds
@@ -159,7 +159,7 @@ def test_a_wait_over_the_wire_ends_within_a_second_of_the_job(api: Api) -> None:
         def finish() -> float:
             time.sleep(0.5)
             end(caller, name)
-            notify.job(job_view.parse_id(name), "succeeded")
+            notify.job(wire.parse_id(name), "succeeded")
             return time.monotonic()
 
         (status, at), ended_at = together(wait, finish)
@@ -177,7 +177,7 @@ def test_a_stream_over_the_wire_ends_with_its_job(api: Api) -> None:
         with closing(api.follow(name)) as stream:
             read_until(stream, b"event: job.queued")
             end(caller, name)
-            notify.job(job_view.parse_id(name), "succeeded")
+            notify.job(wire.parse_id(name), "succeeded")
             began = time.monotonic()
             assert b"event: job.succeeded" in read_until(stream, b"\r\n0\r\n\r\n")
             return time.monotonic() - began

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from models.jobs import job_view
+from models.platform import wire
 from tests.api.http.test_multipart import BOUNDARY, form, part
 from tests.support.http_tools import CHAT, Caller, error_of
 from tests.support.queue_tools import query
@@ -254,10 +254,10 @@ def test_what_they_weigh_is_reserved_once_also_when_the_turn_is_tried_again(call
     plain = say(caller, "one", session="other")
     row = claim(caller, say(caller, "one", attachments=files))
     fail(row)
-    again = caller.post(f"/v1/jobs/{job_view.public_id(row.id)}/retry").json["id"]
+    again = caller.post(f"/v1/jobs/{wire.public_id(row.id)}/retry").json["id"]
 
-    assert 5_000 <= row.tokens - stored(job_view.parse_id(plain)).tokens <= 5_200
-    assert row.tokens == stored(job_view.parse_id(again)).tokens
+    assert 5_000 <= row.tokens - stored(wire.parse_id(plain)).tokens <= 5_200
+    assert row.tokens == stored(wire.parse_id(again)).tokens
     assert sent(row) == sent(claim(caller, again))
 
 

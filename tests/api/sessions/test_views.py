@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from api.document import openapi
-from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.platform import wire
 from tests.support.http_tools import IMAGE, Caller, error_of
 from tests.support.queue_tools import clean_up, query
 from tests.support.session_tools import REFUSED, SESSION, answer, assistant, claim, end, fail, say, stored, talk, user
@@ -204,14 +204,14 @@ def test_what_was_said_in_a_deleted_session_is_gone_and_what_was_used_stays(call
     assert {(b"", None, None)} == {(bytes(row.request), row.response, row.transcript) for row in rows}
     assert [] == query("SELECT id FROM artifact") == query("SELECT id FROM conversation")
     assert 2 == len(query("SELECT * FROM usage"))
-    shown = caller.get(f"/v1/jobs/{job_view.public_id(made.id)}").json
+    shown = caller.get(f"/v1/jobs/{wire.public_id(made.id)}").json
     assert ("succeeded", None, None, 2) == (shown["status"], shown["result"], shown["conversation"], len(query("SELECT id FROM job")))
 
 
 def test_an_answer_that_cannot_be_read_is_gone_with_its_session(caller: Caller) -> None:
     made = claim(caller, say(caller, "a secret"))
     end(made, Result(Status.FAILED, http_status=200, response=b"<html>a secret", response_type="text/html"), REFUSED)
-    name = job_view.public_id(made.id)
+    name = wire.public_id(made.id)
     assert 200 == caller.get(f"/v1/jobs/{name}/raw").status_code
     caller.send("DELETE", f"/v1/sessions/{SESSION}")
 

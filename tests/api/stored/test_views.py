@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.platform import wire
 from models.sessions import stored_completions
 from tests.support.http_tools import Caller, error_of, run
 from tests.support.queue_tools import clean_up, query, row
@@ -35,7 +35,7 @@ def answered(caller: Caller, completion_id: Any, *, path: str = COMPLETIONS, ans
 
 
 def answer_job(caller: Caller, name: str, completion_id: Any, *, answer_model: str = "m") -> UUID:
-    job_id, dispatch_id = job_view.parse_id(name), run(caller, name)
+    job_id, dispatch_id = wire.parse_id(name), run(caller, name)
     answer = {
         "id": completion_id, "object": "chat.completion", "created": 1, "model": answer_model,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],

@@ -22,6 +22,7 @@ from models.content.image_placeholders import Picture
 from models.database import db
 from models.jobs import job_view
 from models.jobs.jobs import Result, Status
+from models.platform import wire
 from models.platform.errors import Invalid
 from tests.support.http_tools import Caller, finish, run
 from tests.support.programs import processes
@@ -53,7 +54,7 @@ class Asked:
 
     @property
     def id(self) -> UUID:
-        return job_view.parse_id(self.name)
+        return wire.parse_id(self.name)
 
     def post(self, **headers: str) -> TestResponse:
         """Asked once more: the answer, if there is one, as it would have been at first."""
@@ -130,7 +131,7 @@ class TestAsked:
     def test_a_job_is_asked_for_in_the_same_way(self) -> None:
         body = {"model": "flux", "prompt": "a cat", "response_format": "url"}
         made = Caller().post("/v1/jobs", {"endpoint": IMAGES, "body": body})
-        job = row(job_view.parse_id(made.json["id"]))
+        job = row(wire.parse_id(made.json["id"]))
 
         assert ({**body, "response_format": "b64_json"}, True) == (json.loads(job.request), job.wants_urls)
 
@@ -139,7 +140,7 @@ class TestAsked:
         parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{said}\r\n' for name, said in fields.items()]
         form = "".join([*parts, "--x--\r\n"]).encode("latin-1")
         made = Caller().post(EDITS, data=form, content_type="multipart/form-data; boundary=x", headers={"Prefer": "respond-async"})
-        job = row(job_view.parse_id(made.json["id"]))
+        job = row(wire.parse_id(made.json["id"]))
 
         assert (True, False, True) == (job.wants_urls, b"response_format" in bytes(job.request), PNG in bytes(job.request))
 
@@ -147,7 +148,7 @@ class TestAsked:
     def test_anything_else_is_for_the_upstream_to_judge(self, wrong: object) -> None:
         body = {"model": "gpt-image-2", "prompt": "a cat", "response_format": wrong}
         made = Caller().post("/v1/jobs", {"endpoint": IMAGES, "body": body})
-        job = row(job_view.parse_id(made.json["id"]))
+        job = row(wire.parse_id(made.json["id"]))
 
         assert (body, False) == (json.loads(job.request), job.wants_urls)
 
@@ -334,7 +335,7 @@ def test_a_streamed_picture_is_stored_once_and_streamed_again(stack: Stack) -> N
     answer = Caller().post(IMAGES, body)
     name = answer.headers["X-Nowserving-Job-Id"]
     again = Caller().get(f"/v1/jobs/{name}/stream")
-    job = row(job_view.parse_id(name))
+    job = row(wire.parse_id(name))
 
     assert [event for event in again.data.split(b"\n") if event[:1] != b":"] == [one for one in answer.data.split(b"\n") if one[:1] != b":"]
     assert base64.b64encode(png("a dog", 0)) in answer.data

@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api.waiting.waiters import hall
-from models.jobs import job_view
+from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, error_of, stored
 from tests.support.programs.processes import until
 from tests.support.queue_tools import finish, start
@@ -116,7 +116,7 @@ def test_a_long_poll_without_a_seat_is_answered_at_once(opener: Callable[[str], 
     greedy = opener("sk-greedy")
     flood(greedy)
     name = greedy.caller.submit()
-    job_id = job_view.parse_id(name)
+    job_id = wire.parse_id(name)
 
     answer = greedy.caller.get(f"/v1/jobs/{name}?wait=50")
     assert (200, "queued", "5") == (answer.status_code, answer.json["status"], answer.headers["Retry-After"])

@@ -19,8 +19,8 @@ from api.waiting.waiter import Seat
 from api.waiting.waiters import Hall
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
-from models.jobs import job_view
 from models.jobs.jobs import Status
+from models.platform import wire
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from models.queue import enqueue
 from tests.api.server.test_api_server import subscribers, transactions
@@ -77,7 +77,7 @@ def test_a_wait_ends_soon_after_the_job(caller: Caller) -> None:
         def finish() -> float:
             time.sleep(0.5)
             end(caller, name)
-            notify.job(job_view.parse_id(name), "succeeded")
+            notify.job(wire.parse_id(name), "succeeded")
             return time.monotonic()
 
         (status, at), ended_at = together(wait, finish)
@@ -106,11 +106,11 @@ def test_nothing_of_the_database_is_held_while_waiting(caller: Caller) -> None:
 
 
 def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
-    hall, mine, other = Hall(), job_view.parse_id(caller.submit()), enqueue.new_id()
+    hall, mine, other = Hall(), wire.parse_id(caller.submit()), enqueue.new_id()
 
     with hall.wait_for(mine, KEY) as first, hall.wait_for(mine, KEY) as second, hall.wait_for(other, KEY) as third:
         assert first.wait(5) and second.wait(5)
-        end(caller, job_view.public_id(mine))
+        end(caller, wire.public_id(mine))
         notify.job(mine, "ended")
         assert first.wait(5) and second.wait(5)
         assert not third.wait(0)
@@ -311,16 +311,16 @@ def test_redis_may_be_away_and_forget_everything(caller: Caller, valkey: Valkey,
         token_stream.add([Chunk(dispatch_id, 0, b"data: 0\n\n"), Chunk(dispatch_id, 1, b"data: 1\n\n")], job_id=job_id)
 
         until(lambda: 1 in [chunk.n for chunk in seat.take()], what="the next chunk")
-        end(caller, job_view.public_id(job_id))
+        end(caller, wire.public_id(job_id))
         seen(seat, Status.SUCCEEDED)
 
 
 def test_postgres_may_be_away_and_come_back(caller: Caller, postgres: Postgres, own: Hall) -> None:
     name = caller.submit()
-    with own.wait_for(job_view.parse_id(name), KEY, places=True) as seat:
+    with own.wait_for(wire.parse_id(name), KEY, places=True) as seat:
         seen(seat, Status.QUEUED)
         postgres.stop(immediate=True)
-        notify.job(job_view.parse_id(name), "started")
+        notify.job(wire.parse_id(name), "started")
         time.sleep(0.5)
         postgres.start()
         until(lambda: not failed(partial(query, "SELECT 1")), what="served again")
@@ -339,7 +339,7 @@ def failed(act: Callable[[], object]) -> bool:
 
 
 def test_a_client_that_hangs_up_is_noticed_and_one_that_speaks_is_there(caller: Caller, own: Hall) -> None:
-    job_id = job_view.parse_id(caller.submit())
+    job_id = wire.parse_id(caller.submit())
     (here, client), (there, other) = socket.socketpair(), socket.socketpair()
     with here, there, other, own.wait_for(job_id, KEY, connection=here) as gone, own.wait_for(job_id, KEY, connection=there) as stays:
         other.sendall(b"GET")

@@ -14,6 +14,7 @@ from models.jobs import job_view
 from models.jobs.jobs import Status
 from models.keys import parking
 from models.keys.keys import Key
+from models.platform import wire
 from models.queue import enqueue
 from tests.support.http_tools import Caller
 from tests.support.programs.in_process import Workshop, ask, issue, pool_of
@@ -235,7 +236,7 @@ def test_a_late_caller_reads_the_stored_failure_of_a_parked_pool(workshop: Works
     park(workshop, upstream, caller, MONEY)
     later(601)
     sweep(workshop)
-    name = job_view.public_id(waiting)
+    name = wire.public_id(waiting)
     shown = Caller("sk-parked").get(f"/v1/jobs/{name}").json
 
     assert ("failed", 429) == (shown["status"], shown["http_status"])

@@ -11,6 +11,7 @@ import pytest
 from models.database import db
 from models.jobs import job_view
 from models.keys.keys import Key
+from models.platform import wire
 from models.queue import enqueue
 from models.queue.enqueue import Place
 from tests.support.queue_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
@@ -94,7 +95,7 @@ def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
         shown = job_view.show_all(counted, job_view.page(session, caller.id, limit=20, before=None, status=None))
 
     assert 3 == counted.statements
-    assert {job_view.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}
+    assert {wire.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}
 
 
 def test_a_job_put_back_stands_where_it_stood(caller: Key) -> None:

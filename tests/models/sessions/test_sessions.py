@@ -10,8 +10,8 @@ import pytest
 
 from models.content import token_estimate
 from models.content.image_placeholders import mark
-from models.jobs import job_view
 from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.platform import wire
 from models.queue import history_window
 from tests.support.http_tools import IMAGE, Caller, error_of
 from tests.support.queue_tools import query
@@ -114,7 +114,7 @@ def test_where_it_is_wanted_a_failed_turn_stops_those_behind_it(caller: Caller) 
     assert ["failed", "cancelled", "cancelled"] == [status(caller, name) for name in (first, second, third)]
     assert "earlier_turn_failed" == caller.get(f"/v1/jobs/{third}").json["error"]["code"]
     assert ["job.queued", "job.cancelled"] == [
-        one.type for one in query("SELECT type FROM job_event WHERE job_id = :id ORDER BY seq", id=job_view.parse_id(third))
+        one.type for one in query("SELECT type FROM job_event WHERE job_id = :id ORDER BY seq", id=wire.parse_id(third))
     ]
     assert [user("four")] == talk(caller, "four")
 
@@ -132,7 +132,7 @@ def test_a_stopped_turn_is_told_to_its_webhook(caller: Caller) -> None:
     first, second = say(caller, "one"), say(caller, "two", webhook_url="https://example.com/hook")
     fail(claim(caller, first))
 
-    assert [(job_view.parse_id(second), "job.cancelled")] == [(one.job_id, one.event_type) for one in query("SELECT * FROM delivery")]
+    assert [(wire.parse_id(second), "job.cancelled")] == [(one.job_id, one.event_type) for one in query("SELECT * FROM delivery")]
 
 
 # Fresh starts
@@ -272,10 +272,10 @@ def test_a_system_prompt_of_an_earlier_version_is_reserved_too(caller: Caller) -
 
 def test_what_a_turn_remembers_is_reserved_with_it(caller: Caller) -> None:
     first, second = say(caller, "one"), say(caller, "two")
-    alone = stored(job_view.parse_id(second)).tokens
+    alone = stored(wire.parse_id(second)).tokens
     row = claim(caller, first)
     answer(row, "1" * 400)
-    told = stored(job_view.parse_id(second))
+    told = stored(wire.parse_id(second))
 
     assert alone + token_estimate.estimate_messages([user("one"), assistant("1" * 400)]) == told.tokens
 
@@ -312,9 +312,9 @@ def test_a_turn_tried_again_reserves_once(caller: Caller) -> None:
     talk(caller, "one", reply="1" * 100)
     row = claim(caller, say(caller, "two"))
     fail(row)
-    again = caller.post(f"/v1/jobs/{job_view.public_id(row.id)}/retry").json["id"]
+    again = caller.post(f"/v1/jobs/{wire.public_id(row.id)}/retry").json["id"]
 
-    assert row.tokens == stored(job_view.parse_id(again)).tokens
+    assert row.tokens == stored(wire.parse_id(again)).tokens
     assert [user("one"), assistant("1" * 100), user("two")] == sent(claim(caller, again))
 
 
@@ -403,7 +403,7 @@ def test_a_picture_that_was_asked_for_is_told_as_its_prompt(caller: Caller) -> N
     assert [user("one"), assistant("1"), user("a cat"), user("two")] == messages
     assert ("a cat", None, "image/png") == (told[2]["text"], told[3]["text"], told[3]["images"][0]["content_type"])
     assert b"\x89PNG\r\n\x1a\n" == caller.get(told[3]["images"][0]["url"]).data
-    assert mark(job_view.parse_id(made)) not in json.dumps(told)
+    assert mark(wire.parse_id(made)) not in json.dumps(told)
 
 
 def test_other_requests_keep_their_place_and_are_not_told_of(caller: Caller) -> None:

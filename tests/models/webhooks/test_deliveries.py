@@ -11,11 +11,13 @@ import pytest
 
 from models.content import artifacts, image_placeholders
 from models.database import db
+from models.jobs import webhook_payload
 from models.jobs.jobs import Result, Status
+from models.jobs.webhook_payload import MAX_RESULT_BYTES
 from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch
-from models.webhooks.deliveries import FAILED_IN_ROW_MOST, FAILING, RESULT_MOST_BYTES, Attempt
+from models.webhooks.deliveries import FAILED_IN_ROW_MOST, FAILING, Attempt
 from models.webhooks.retry_schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
 from tests.support.queue_tools import clean_up, finish, known, query, start, submit
 from tests.support.webhook_tools import ARRIVED, REFUSED, claim, claim_one, deliveries, endpoint, make_due, pick, put_right, settle
@@ -350,14 +352,14 @@ def test_the_whole_job_is_sent_to_who_asked_for_it_the_same_each_time(caller: Ke
 
 def test_a_result_that_is_too_large_to_push_is_left_out(caller: Key) -> None:
     endpoint(caller, include_result=True)
-    happen(caller, answer=b'{"id": "' + b"x" * RESULT_MOST_BYTES + b'"}')
+    happen(caller, answer=b'{"id": "' + b"x" * MAX_RESULT_BYTES + b'"}')
 
     said = json.loads(claim_one().payload)
 
     assert (None, "succeeded") == (said["data"]["result"], said["data"]["status"])
 
 
-@pytest.mark.parametrize(("picture_bytes", "is_sent"), [(1_000, True), (RESULT_MOST_BYTES, False)])
+@pytest.mark.parametrize(("picture_bytes", "is_sent"), [(1_000, True), (MAX_RESULT_BYTES, False)])
 def test_pictures_count_as_long_as_they_are_in_the_answer(caller: Key, picture_bytes: int, is_sent: bool) -> None:
     endpoint(caller, include_result=True)
     answer = {"created": 1, "data": [{"b64_json": base64.b64encode(bytes(picture_bytes)).decode()}]}
@@ -385,7 +387,7 @@ def test_a_claim_that_broke_off_left_nothing_behind(caller: Key) -> None:
     (picked,) = pick()
 
     with pytest.raises(RuntimeError), db.begin() as session:
-        assert delivery.claim(session, picked.id, picked.ticket, lease_s=30)
+        assert delivery.claim(session, picked.id, picked.ticket, lease_s=30, render=webhook_payload.render)
         raise RuntimeError("before the commit")
 
     assert [("rung", 0, None)] == [(one.status, one.attempts, one.payload) for one in deliveries()]

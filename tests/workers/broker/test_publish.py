@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from deploy.local.embedded_servers import Valkey, free_port
-from models.jobs.job_view import public_id
+from models.platform.wire import public_id
 from workers.broker import publish
 from workers.broker.celery_app import Doorbell, app
 from workers.broker.publish import Call, CeleryRing, WebhookRing

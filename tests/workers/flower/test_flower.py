@@ -18,8 +18,8 @@ from sqlalchemy import text
 from deploy.local.server_process import free_port
 from models.database import db
 from models.jobs import jobs
-from models.jobs.job_view import public_id
 from models.keys import keys
+from models.platform.wire import public_id
 from models.queue import enqueue
 from tests.support.browser import Visit, picture
 from tests.support.programs.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from models.config.settings import Settings
-from models.jobs import job_view
+from models.platform import wire
 from tests.api.server.test_api_server import Api, serving
 from tests.support.http_tools import CHAT
 from tests.support.programs import processes
@@ -49,7 +49,7 @@ class Traced:
         headers = {"traceparent": parent} if parent else {}
         status, made, _ = self.api.call("POST", "/v1/jobs", json.dumps(body).encode(), **headers)
         assert 202 == status, made
-        return job_view.parse_id(made["id"])
+        return wire.parse_id(made["id"])
 
     def trace_of(self, job_id: UUID) -> str:
         return str(row(job_id).traceparent[3:35])
@@ -94,7 +94,7 @@ def test_a_job_is_one_trace_under_that_of_its_caller(traced: Traced) -> None:
     assert [span_id, submit.span_id, submit.span_id, submit.span_id] == [one.parent_id for one in spans]
     assert ["nowserving-api", "nowserving-pacer", "nowserving-worker", "nowserving-webhooks"] == [one.service for one in spans]
     assert [SERVER, CLIENT, CLIENT] == [submit.kind, attempt.kind, webhook.kind]
-    assert {job_view.public_id(job_id)} == {one.attributes["nowserving.job"] for one in spans}
+    assert {wire.public_id(job_id)} == {one.attributes["nowserving.job"] for one in spans}
     assert not [one.name for one in spans if one.is_error]
     assert wait.began_ns >= submit.began_ns and wait.over_ns <= attempt.over_ns <= webhook.began_ns
 
@@ -239,7 +239,7 @@ def test_what_was_told_is_sent_before_a_process_ends(traced: Traced, monkeypatch
         body = {**CHAT, "webhook_url": traced.hooks.url("/slow")}
         _, made, _ = api.call("POST", "/v1/jobs", json.dumps(body).encode())
         traced.hooks.wait_got(1, "/slow")
-        told_early = traced.collector.of(traced.trace_of(job_view.parse_id(made["id"])))
+        told_early = traced.collector.of(traced.trace_of(wire.parse_id(made["id"])))
         for one in slow:
             one.ask_to_stop()
         api.stop()
@@ -251,7 +251,7 @@ def test_what_was_told_is_sent_before_a_process_ends(traced: Traced, monkeypatch
     traced.stack.sender()
 
     assert [] == told_early
-    assert traced.served(job_view.parse_id(made["id"]), [*SERVED, "webhook"])
+    assert traced.served(wire.parse_id(made["id"]), [*SERVED, "webhook"])
 
 
 def test_the_lines_of_a_job_are_found_by_its_id_in_every_log(traced: Traced) -> None:
@@ -272,7 +272,7 @@ def test_the_lines_of_a_job_are_found_by_its_id_in_every_log(traced: Traced) -> 
 
 def test_a_request_is_one_line_with_its_route_and_without_what_it_asked(traced: Traced) -> None:
     job_id = traced.submit()
-    name = job_view.public_id(job_id)
+    name = wire.public_id(job_id)
     _, _, headers = traced.api.call("GET", f"/v1/jobs/{name}?secret=in-the-query")
     traced.api.call("GET", "/nowhere/in-the-path")
     traced.api.call("GET", "/healthz")
@@ -294,7 +294,7 @@ def test_no_line_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
     traced.hooks.wait_got(1, "/unread")
 
     said = "".join(traced.logs().values())
-    assert job_view.public_id(failed) in said
+    assert wire.public_id(failed) in said
     assert [] == [word for word in (words, "somebody", "sk-traced-unread") if word in said]
 
 
@@ -345,7 +345,7 @@ def _parsed(said: str) -> list[dict[str, Any]]:
 
 def _lines(traced: Traced, job_id: UUID) -> list[tuple[str, dict[str, Any]]]:
     """The lines that have this job's id, each with the process that wrote it."""
-    name = job_view.public_id(job_id)
+    name = wire.public_id(job_id)
     return [(process, line) for process, said in traced.logs().items() for line in _parsed(said) if line.get("job") == name]
 
 
