@@ -1,4 +1,4 @@
-"""What must be true of every job, whatever was done: the rules of docs/design.md told once more, in plain Python.
+"""What must be true of every job, whatever was done: the rules of docs/internals (queue, jobs) once more, in plain Python.
 
 Whoever plays callers, operators and workers tells the picture what was done; it says what must be seen then. Costs are whole numbers and
 weights are powers of two, so tags are exact.
