@@ -26,10 +26,10 @@ PARTS = frozenset({"api", "pacer", "worker", "flower", "up", "demo", "migrate"})
 
 # Loaded when they are asked for: with all that they need they take longer than a part takes to start.
 _IN = {
-    "key_commands": ("keys",), "health_command": ("health",), "pool_commands": ("pools",), "operator_commands": ("operators", "audit"),
-    "webhook_commands": ("webhooks",), "caller_commands": ("submit", "wait", "jobs", "cancel"), "top": ("top",),
-    "migrate_command": ("migrate",),
-    "lever_commands": (
+    "keys": ("keys",), "health": ("health",), "pools": ("pools",), "operators": ("operators", "audit"),
+    "webhooks": ("webhooks",), "caller": ("submit", "wait", "jobs", "cancel"), "top": ("top",),
+    "migrate": ("migrate",),
+    "actions": (
         "pause", "resume", "drain", "caps", "weight", "boost", "priority", "stop", "retry", "purge", "retry-failed", "rebuild",
     ),
 }  # fmt: skip
@@ -51,7 +51,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in LOADED:
             return super().get_command(ctx, cmd_name)
-        there = vars(importlib.import_module(f"api.{LOADED[cmd_name]}")).values()
+        there = vars(importlib.import_module(f"cli.{LOADED[cmd_name]}")).values()
         return next(one for one in there if isinstance(one, click.Command) and one.name == cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -14,7 +14,7 @@ from workers.broker.celery_app import app
 from workers.broker.queues import QUEUE, WEBHOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = sorted(file for folder in ("api", "models", "workers", "deploy") for file in (ROOT / folder).rglob("*.py"))
+PRODUCT = sorted(file for folder in ("api", "cli", "deploy", "models", "workers") for file in (ROOT / folder).rglob("*.py"))
 SERVING = [file for file in PRODUCT if "deploy" not in file.parts and "migrations" not in file.parts]
 
 
@@ -31,7 +31,7 @@ def named(call: ast.Call) -> str:
 
 READS = {"os.environ", "os.environb", "os.getenv"}
 # Flower reads its own settings there, all of it but one variable. A forked program is given its whole environment by settings.py.
-HANDS_IT_ON = {ROOT / "workers" / "flower.py", ROOT / "models" / "settings.py"}
+HANDS_IT_ON = {ROOT / "workers" / "flower" / "__main__.py", ROOT / "models" / "config" / "settings.py"}
 
 
 def reads_of_the_environment(file: Path) -> list[str]:
