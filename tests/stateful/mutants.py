@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("api", "deploy", "models", "tests", "workers", "pyproject.toml")
+COPIED = ("api", "cli", "deploy", "models", "tests", "workers", "pyproject.toml")
 PLAYS = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/stateful/test_state_machine.py")
 # pytest's word for tests that failed; anything else is no answer.
 SEEN, PASSED = 1, 0
@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     Mutant(
         "a call that ended leaves its place",
-        "workers/limiter.lua",
+        "workers/limiter/limiter.lua",
         (("ARGV[5] == '1', redis.call('ZREM', LEASES, id) == 1", "ARGV[5] == '1', redis.call('ZSCORE', LEASES, id) ~= false"),),
     ),
     Mutant(
@@ -154,7 +154,7 @@ MUTANTS = (
     Mutant(
         "a refusal by one credential is no failed attempt",
         "workers/runner/run_job.py",
-        (("else learning.refusal_of(work.row, verdict)))", "else learning.refusal_of(work.row, verdict), counts=True))"),),
+        (("else feedback.refusal_of(work.row, verdict)))", "else feedback.refusal_of(work.row, verdict), counts=True))"),),
     ),
     Mutant(
         "of several refusals the caller gets the most telling",
