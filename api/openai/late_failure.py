@@ -2,7 +2,7 @@
 
 The failure is either the response body, `{"error": …}` under the 200, or the connection is closed before the body is complete. Closing it
 makes the client raise; a client that retries by itself then receives the stored failure with its real status (models/jobs/waiters.py).
-The choice was measured for each client. docs/clients.md has the versions, the results and the reasons.
+The choice was measured for each client. docs/guides/late-failures.md has the versions, the results and the reasons.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Url = Annotated[
     str,
     Field(
         json_schema_extra=openai_requests.A_URL,
-        description="https, on the public network; what the operator allows beyond that, docs/webhooks.md says.",
+        description="https, on the public network; what the operator allows beyond that, docs/guides/webhooks.md says.",
     ),
 ]
 EventTypes = Annotated[list[str], Field(min_length=1, max_length=32, description="GET /v1/webhook_event_types lists them.")]

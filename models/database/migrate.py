@@ -1,7 +1,7 @@
 """The database's tables are brought to this version; safe to run from several processes at once.
 
-Two versions may run on one database: a migration only adds what the version before it does without (docs/deploy.md). So a version that
-comes back after a newer one has been there finds tables that it can use, and leaves them alone.
+Two versions may run on one database: a migration only adds what the version before it does without (docs/guides/deploy.md). So a version
+that comes back after a newer one has been there finds tables that it can use, and leaves them alone.
 """
 
 from __future__ import annotations

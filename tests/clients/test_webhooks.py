@@ -24,7 +24,7 @@ from tests.clients.programs import HERE, installed
 from tests.support.programs.processes import Stack, running, until
 from tests.support.servers.webhook_receiver import Got, Receiver
 
-DOCS = HERE.parents[1] / "docs" / "webhooks.md"
+DOCS = HERE.parents[1] / "docs" / "guides" / "webhooks.md"
 OTHER_SECRET = "whsec_" + "bm90IHlvdXIgc2VjcmV0IGF0IGFsbCE="
 
 

@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # A day's keys at most, a few bytes each: submits with an Idempotency-Key wait while it is built (docs/deploy.md).
+    # A day's keys at most, a few bytes each: submits with an Idempotency-Key wait while it is built (docs/guides/deploy.md).
     op.create_index("idempotency_created", "idempotency", ["created_at"])
 
 

@@ -71,7 +71,7 @@ def upgrade() -> None:
         SELECT DISTINCT job.lane_id, job.key_id, lane.virtual_time, lane.virtual_time
         FROM job JOIN lane ON lane.id = job.lane_id WHERE job.status = 'queued'
     """)
-    # Writes wait while it is built (docs/deploy.md). The old one goes last: the version before finds the line by sorting then.
+    # Writes wait while it is built (docs/guides/deploy.md). The old one goes last: the version before finds the line by sorting then.
     op.create_index(
         "job_queue", "job", ["lane_id", "key_id", "start_tag", "id"],
         postgresql_where=sa.text("status = 'queued' AND NOT held"), postgresql_include=["tokens", "images", "cost"],

@@ -1,4 +1,4 @@
-"""Late failures: the choice for each client by its headers, as recorded from the real clients (docs/clients.md)."""
+"""Late failures: the choice for each client by its headers, as recorded from the real clients (docs/guides/late-failures.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from werkzeug.datastructures import Headers
 
 from api.openai import late_failure
 
-DOCS = Path(__file__).parents[3] / "docs" / "clients.md"
+DOCS = Path(__file__).parents[3] / "docs" / "guides" / "late-failures.md"
 CLOSED = [
     {"User-Agent": "OpenAI/Python 3.54.0", "x-stainless-lang": "python", "x-stainless-retry-count": "0"},
     {"User-Agent": "AsyncOpenAI/Python 1.40.0", "x-stainless-lang": "python", "x-stainless-async": "async:asyncio"},

@@ -27,7 +27,7 @@ from tests.support.queue_tools import submit
 MB = 1_000_000
 MIB = 2**20
 THREADS = 16
-# Of the 1 GiB of a Kubernetes pod, the supervisor and the process that forks have the rest (docs/deploy.md).
+# Of the 1 GiB of a Kubernetes pod, the supervisor and the process that forks have the rest (docs/guides/deploy.md).
 PROCESS_MIB = 860
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 IMAGES = "/v1/images/generations"
