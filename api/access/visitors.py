@@ -21,7 +21,7 @@ COOKIE = "nowserving_visitor"
 HEADER = "X-Nowserving-Page"
 KEPT_S = 400 * 86_400
 ROUTES = frozenset({
-    "jobs.submit", "jobs.look", "jobs.cancel", "jobs.retry", "events.follow", "relay.follow", "model_lists.models", "balance.balance",
+    "jobs.submit", "jobs.get", "jobs.cancel", "jobs.retry", "events.follow", "relay.follow", "model_lists.models", "balance.balance",
     "balance.usage", "attachments.attach", "sessions.create", "sessions.listing", "sessions.look", "sessions.change", "sessions.messages",
     "sessions.forget", "sessions.delete",
 })  # fmt: skip

@@ -1,4 +1,4 @@
-"""A job's life as server-sent events: what has happened, then what happens, until it has ended."""
+"""Server-sent events of a job: its past events first, then each new event until the job ends."""
 
 from __future__ import annotations
 
@@ -26,100 +26,105 @@ from models.queue.enqueue import Place
 
 routes = Blueprint("events", __name__)
 
-LIFE_S = 600
+MAX_STREAM_S = 600
 HEARTBEAT_S = 15
 RECONNECT_MS = 2_000
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @routes.get("/jobs/<name>/events")
 def follow(name: str) -> Response:
-    """The stream; 204 when the caller has seen its last event already, which tells browsers not to come back."""
-    caller, job_id, after = auth.caller(request), wire.parse_id(name), _last_seen()
+    """Streams the job's events. 204 after its last event, so that browsers do not reconnect."""
+    caller, job_id, after = auth.caller(request), wire.parse_id(name), _last_event_id()
     with db.autocommit() as session:
-        found = job_view.find(session, job_id, caller.id)
-    if found.status in TERMINAL and after >= found.seq:
+        job = job_view.find(session, job_id, caller.id)
+    if job.status in TERMINAL and after >= job.seq:
         return Response(status=204)
-    room = ExitStack()
-    seat = room.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, places=True, connection=limit_sending(request)))
-    stream = Stream(seat, caller, seen=after, origin=images.origin(request))
-    made = Response(_guarded(stream), mimetype="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-    # Not a `finally` in the generator: one that was never begun does not run it.
-    made.call_on_close(room.close)
-    return made
+    origin = images.origin(request)
+    with ExitStack() as resources:
+        seat = resources.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, places=True, connection=limit_sending(request)))
+        stream = EventStream(seat, caller, last_seq=after, origin=origin)
+        response = Response(_guarded(stream), mimetype="text/event-stream", headers=HEADERS)
+        # Not a `finally` in the generator: a generator that was never started does not run it.
+        response.call_on_close(resources.pop_all().close)
+    return response
 
 
 @dataclass
-class Stream:
-    """One caller who follows the job of its seat. place: the last that was told or passed over. origin: of the links in its job."""
+class EventStream:
+    """The event stream of one client.
+
+    place: the last queue position that was sent or skipped. origin: prefix of the links in the job.
+    """
 
     seat: Seat
     caller: Key
-    seen: int
+    last_seq: int
     origin: str = ""
     clock: Callable[[], float] = time.monotonic
     pause_s: float = LOOK_AGAIN_S
-    told: tuple[int, str | None] | None = None
+    sent_position: tuple[int, str | None] | None = None
     place: Place | None = None
     is_over: bool = False
-    said_at: float = 0.0
+    sent_at: float = 0.0
 
-    def lines(self) -> Iterator[str]:
-        """Chunks of the stream, each a whole event or comment."""
-        ends, seat = self.clock() + LIFE_S, self.seat
-        yield self._said(f"retry: {RECONNECT_MS}\n\n")
-        is_new = True
-        while self.clock() < ends and not (hall.is_closing or seat.is_gone):
-            if is_new or seat.seq > self.seen:
-                yield from map(self._said, self._news())
-            is_new = False
+    def chunks(self) -> Iterator[str]:
+        """Yields the stream; each chunk is a whole event or comment."""
+        deadline, seat = self.clock() + MAX_STREAM_S, self.seat
+        yield self._sent(f"retry: {RECONNECT_MS}\n\n")
+        is_first = True
+        while self.clock() < deadline and not (hall.is_closing or seat.is_gone):
+            if is_first or seat.seq > self.last_seq:
+                yield from map(self._sent, self._new_events())
+            is_first = False
             if self.is_over:
                 return
-            yield from map(self._said, self._moved(seat.place))
-            if self.clock() - self.said_at >= HEARTBEAT_S:
-                yield self._said(": waiting\n\n")
+            yield from map(self._sent, self._position_event(seat.place))
+            if self.clock() - self.sent_at >= HEARTBEAT_S:
+                yield self._sent(": waiting\n\n")
             seat.wait(self.pause_s)
             if seat.is_revoked:
                 raise Unauthorised
         yield f"retry: {RECONNECT_MS}\n\n"
 
-    def _news(self) -> list[str]:
-        """What has happened since; nothing while Postgres is away."""
+    def _new_events(self) -> list[str]:
+        """Returns the events since the last one sent; none while Postgres is unavailable."""
         try:
             with db.autocommit() as session:
-                found = job_view.find(session, self.seat.job_id, self.caller.id)
-                # What came in since `found` was read waits for the next look: an event must not carry an older job.
-                past = [row for row in job_view.events(session, self.seat.job_id, after=self.seen) if row.seq <= found.seq]
-                shown = job_view.show(session, found, with_result=False, origin=self.origin)
-                self.is_over = found.status in TERMINAL
-                last = job_view.show(session, found, origin=self.origin) if self.is_over else shown
+                job = job_view.find(session, self.seat.job_id, self.caller.id)
+                # Events newer than `job` wait for the next poll: an event must not carry an older job.
+                rows = [row for row in job_view.events(session, self.seat.job_id, after=self.last_seq) if row.seq <= job.seq]
+                shown = job_view.show(session, job, with_result=False, origin=self.origin)
+                self.is_over = job.status in TERMINAL
+                final = job_view.show(session, job, origin=self.origin) if self.is_over else shown
         except Unavailable:
             return []
-        if past:
-            self.seen, self.place = past[-1].seq, self.seat.place
+        if rows:
+            self.last_seq, self.place = rows[-1].seq, self.seat.place
             queue = shown["queue"]
-            self.told = (queue["position"], queue["blocked_by"] if queue["eta_s"] is None else None) if queue else None
-        return [_event(row, last if self.is_over and row is past[-1] else shown) for row in past]
+            self.sent_position = (queue["position"], queue["blocked_by"] if queue["eta_s"] is None else None) if queue else None
+        return [_event(row, final if self.is_over and row is rows[-1] else shown) for row in rows]
 
-    def _moved(self, place: Place | None) -> list[str]:
-        """A queue event when the job's place is another than the caller was last told, or its line stands still or moves again.
+    def _position_event(self, place: Place | None) -> list[str]:
+        """Returns a queue event when the position differs from the one last sent, or the lane stops or resumes.
 
-        Places are looked up once a second at most.
+        Positions are read at most once a second.
         """
-        if place is None or place is self.place or (place.position, place.standstill) == self.told:
+        if place is None or place is self.place or (place.position, place.standstill) == self.sent_position:
             return []
-        self.place, self.told = place, (place.position, place.standstill)
+        self.place, self.sent_position = place, (place.position, place.standstill)
         return [_chunk("queue", {"type": "queue", "job_id": wire.public_id(self.seat.job_id), "queue": job_view.queue(place)})]
 
-    def _said(self, chunk: str) -> str:
-        self.said_at = self.clock()
+    def _sent(self, chunk: str) -> str:
+        self.sent_at = self.clock()
         return chunk
 
 
-def _guarded(stream: Stream) -> Iterator[str]:
-    """The stream; an error ends it with an event of its own, for its status has long been sent."""
+def _guarded(stream: EventStream) -> Iterator[str]:
+    """Yields the stream. An error becomes an event at its end, because the HTTP status was sent long ago."""
     try:
-        yield from stream.lines()
+        yield from stream.chunks()
     except ServingError as error:
         yield _chunk("error", {"error": error.view()})
     except Exception as error:
@@ -128,7 +133,7 @@ def _guarded(stream: Stream) -> Iterator[str]:
 
 
 def _event(row: object, shown: JsonObject) -> str:
-    kind, seq = row.type, row.seq  # type: ignore[attr-defined]  # a row of view.events
+    kind, seq = row.type, row.seq  # type: ignore[attr-defined]  # a row of job_view.events
     at = round(row.at.timestamp(), 3)  # type: ignore[attr-defined]
     return _chunk(kind, {"type": kind, "seq": seq, "at": at, "detail": row.detail, "job": shown}, seq=seq)  # type: ignore[attr-defined]
 
@@ -137,7 +142,7 @@ def _chunk(kind: str, content: JsonObject, *, seq: int | None = None) -> str:
     return ("" if seq is None else f"id: {seq}\n") + f"event: {kind}\ndata: {render.text(content)}\n\n"
 
 
-def _last_seen() -> int:
+def _last_event_id() -> int:
     text = request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or "0"
     if not _NUMBER.fullmatch(text):
         raise Invalid("Last-Event-ID is the id of the last event that was received: a whole number.", param="Last-Event-ID")

@@ -1,4 +1,4 @@
-"""Jobs: put in line, looked at, waited for, cancelled, tried again."""
+"""The job routes: submit, list, read and wait, cancel, retry."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from models.queue.enqueue import Order
 
 routes = Blueprint("jobs", __name__)
 
-# Who has waited long does not go away empty because Postgres has a bad moment at the end.
-TRIES, AGAIN_S = 4, 0.5
+# A request that waited long retries its final read, so that a short Postgres outage does not lose the answer.
+READ_TRIES, RETRY_READ_S = 4, 0.5
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
 
 @routes.post("/jobs")
 def submit() -> Response:
-    """202: the job stands in line, and is on disk."""
+    """Enqueues a job and returns 202 after the commit."""
     caller = auth.caller(request)
-    going = forwarded_headers.headers(request, caller)
-    # Not the proxy: there is no request's context where a body is parsed.
-    asked = request._get_current_object()  # type: ignore[attr-defined]  # typed as what it stands for
-    line = _line() + forwarded_headers.said(going)
+    forwarded = forwarded_headers.headers(request, caller)
+    # Not the proxy: the thread that parses the body has no request context.
+    http_request = request._get_current_object()  # type: ignore[attr-defined]  # typed as the request itself
+    prefix = _digest_prefix() + forwarded_headers.said(forwarded)
 
-    def read(sent: request_body.Sent) -> tuple[Order, bytes]:
-        # Last, so that no header beats it; and in the fingerprint, so that no visitor is given another's job.
-        wanted = visitors.mark(asked, {**sent.value, **options.of_headers(asked.headers)})
-        return build.make(caller, wanted), request_body.digest(line, visitors.mark(asked, sent.value))
+    def parse(sent: request_body.Sent) -> tuple[Order, bytes]:
+        # Marked last, so that no header overrides the visitor; and in the digest, so that no visitor gets another's job.
+        params = visitors.mark(http_request, {**sent.value, **options.of_headers(http_request.headers)})
+        return build.make(caller, params), request_body.digest(prefix, visitors.mark(http_request, sent.value))
 
-    order, digest = request_body.read_then(request, read)
-    return _accept(replace(order, headers=going), digest=digest)
+    order, digest = request_body.read_then(request, parse)
+    return _accept(replace(order, headers=forwarded), digest=digest)
 
 
 @routes.get("/jobs")
-def listing() -> Response:
-    """One page of this key's jobs, newest first."""
+def list_jobs() -> Response:
+    """Lists this key's jobs, newest first."""
     caller = auth.caller(request)
     limit, before, status = paging.limit(), paging.after(wire.parse_id), _status()
     with db.autocommit() as session:
@@ -64,72 +64,69 @@ def listing() -> Response:
 
 
 @routes.get("/jobs/<name>")
-def look(name: str) -> Response:
-    """The job as it is now, or as it is when it ends within ?wait= seconds."""
+def get(name: str) -> Response:
+    """Returns the job. With ?wait= it returns when the job ends, or after that many seconds."""
     caller, job_id, wait_s = auth.caller(request), wire.parse_id(name), _wait_s()
-    again_s = wait.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
-    shown = _shown(job_id, caller.id, tries=TRIES if wait_s else 1)
-    made = render.answer(shown)
-    if again_s is not None and shown["status"] not in TERMINAL:
-        made.headers["Retry-After"] = str(math.ceil(again_s))
-    made.set_etag(render.etag(shown), weak=True)
-    images.put_back(made, job_id)
-    made.make_conditional(request.environ)
-    return made
+    retry_after_s = wait.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
+    shown = _show(job_id, caller.id, tries=READ_TRIES if wait_s else 1)
+    response = render.answer(shown)
+    if retry_after_s is not None and shown["status"] not in TERMINAL:
+        response.headers["Retry-After"] = str(math.ceil(retry_after_s))
+    response.set_etag(render.etag(shown), weak=True)
+    images.put_back(response, job_id)
+    response.make_conditional(request.environ)
+    return response
 
 
 @routes.get("/jobs/<name>/raw")
-def raw(name: str) -> Response:
-    """The bytes of an answer that is no result, as a download; 404 when the job has none."""
+def raw_response(name: str) -> Response:
+    """Downloads the bytes of a response that is not a result; 404 when the job has none."""
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.autocommit() as session:
-        found = job_view.raw(session, job_id, caller.id)
-    return replies.raw(found, name=wire.public_id(job_id))
+        row = job_view.raw(session, job_id, caller.id)
+        return replies.raw(row, name=wire.public_id(job_id))
 
 
 @routes.post("/jobs/<name>/cancel")
 def cancel(name: str) -> Response:
-    """200: cancelled; 202: it runs and has been told to stop. 409 when it ended otherwise."""
+    """Cancels a job. 200: cancelled; 202: it runs and was signalled to stop; 409: it had ended."""
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.begin() as session:
-        done = jobs.cancel(session, job_id, caller.id)
-        found = job_view.find(session, job_id, caller.id)
-        if found.status in TERMINAL - {Status.CANCELLED}:
-            raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
-        shown = job_view.show(session, found, origin=images.origin(request))
-    is_ended = found.status == Status.CANCELLED
-    if done is not None:
-        notify_queue.cancelled(job_id, lane_id=found.lane_id, is_ended=is_ended)
+        cancelled = jobs.cancel(session, job_id, caller.id)
+        job = job_view.find(session, job_id, caller.id)
+        if job.status in TERMINAL - {Status.CANCELLED}:
+            raise WrongState(f"The job has already {job.status}: it cannot be cancelled.")
+        shown = job_view.show(session, job, origin=images.origin(request))
+    is_ended = job.status == Status.CANCELLED
+    if cancelled is not None:
+        notify_queue.cancelled(job_id, lane_id=job.lane_id, is_ended=is_ended)
     return render.answer(shown, 200 if is_ended else 202)
 
 
 @routes.post("/jobs/<name>/retry")
 def retry(name: str) -> Response:
-    """202: a new job asks the same once more."""
+    """Enqueues a new job with the same request and returns 202."""
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.autocommit() as session:
-        before = job_view.find_order(session, job_id, caller.id)
-    return _accept(build.again(caller, before, retry_of=job_id), digest=hashlib.sha256(_line()).digest())
+        row = job_view.find_order(session, job_id, caller.id)
+        return _accept(build.again(caller, row, retry_of=job_id), digest=hashlib.sha256(_digest_prefix()).digest())
 
 
-def _line() -> bytes:
+def _digest_prefix() -> bytes:
     return f"{request.method} {request.path}\n".encode()
 
 
 def _accept(order: Order, *, digest: bytes) -> Response:
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
-    return _ticket(accepted.shown(order, origin=images.origin(request)), is_replayed=accepted.is_replayed)
+    shown = accepted.shown(order, origin=images.origin(request))
+    response = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
+    if accepted.is_replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return response
 
 
-def _ticket(shown: JsonObject, *, is_replayed: bool) -> Response:
-    made = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
-    if is_replayed:
-        made.headers["Idempotent-Replayed"] = "true"
-    return made
-
-
-def _shown(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
-    """The job, its pictures left out. Raises NotFound; Unavailable when Postgres was away each time."""
+def _show(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
+    """Returns the job without its images. Raises NotFound; Unavailable when every try failed."""
     while True:
         try:
             with db.autocommit() as session:
@@ -138,13 +135,13 @@ def _shown(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
             tries -= 1
             if tries <= 0:
                 raise
-            time.sleep(AGAIN_S)
+            time.sleep(RETRY_READ_S)
 
 
 def _wait_s() -> float:
-    text, most = request.args.get("wait", "0"), settings().long_poll_most_s
-    if not _SECONDS.fullmatch(text) or float(text) > most:
-        raise Invalid(f"`wait` is a number of seconds from 0 to {most:g}.", param="wait")
+    text, limit_s = request.args.get("wait", "0"), settings().long_poll_most_s
+    if not _SECONDS.fullmatch(text) or float(text) > limit_s:
+        raise Invalid(f"`wait` is a number of seconds from 0 to {limit_s:g}.", param="wait")
     return float(text)
 
 

@@ -1,4 +1,4 @@
-"""Pictures by signed links: opened without a key, until they expire, and never run by a browser."""
+"""Image downloads by signed link need no key, expire, and never run in a browser."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def caller() -> Caller:
 
 
 def links_of(caller: Caller, *pictures: bytes) -> list[str]:
-    """The links of a job that made these."""
+    """Returns the links of a job that produced these images."""
     name = caller.post("/v1/jobs", IMAGE).json["id"]
     end(caller, name)
     with db.begin() as session:
         artifacts.store(session, wire.parse_id(name), [Picture(uuid7(), n, content) for n, content in enumerate(pictures)])
-    return [one["url"] for one in caller.get(f"/v1/jobs/{name}").json["artifacts"]]
+    return [artifact["url"] for artifact in caller.get(f"/v1/jobs/{name}").json["artifacts"]]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def fetch(link: str, *, method: str = "GET", **headers: str) -> TestResponse:
     return Caller().app.test_client().open(link, method=method, headers=named)
 
 
-def test_a_link_opens_its_picture_without_a_key(links: list[str]) -> None:
+def test_signed_link_opens_image_without_key(links: list[str]) -> None:
     answer = fetch(links[0])
 
     assert (200, PNG, "image/png", len(PNG)) == (answer.status_code, answer.data, answer.mimetype, answer.content_length)
@@ -79,16 +79,16 @@ def test_a_link_opens_its_picture_without_a_key(links: list[str]) -> None:
         (b"\0", "application/octet-stream", "attachment .bin"),
     ],
 )
-def test_only_what_cannot_run_is_shown_by_a_browser(caller: Caller, content: bytes, kind: str, shown: str) -> None:
+def test_only_inert_types_are_displayed_inline(caller: Caller, content: bytes, kind: str, shown: str) -> None:
     (link,) = links_of(caller, content)
-    how, ending = shown.split()
+    disposition, extension = shown.split()
     answer = fetch(link)
 
     assert (kind, content) == (answer.content_type, answer.data)
-    assert f'{how}; filename="{link.split("/")[-1].split("?")[0]}{ending}"' == answer.headers["Content-Disposition"]
+    assert f'{disposition}; filename="{link.split("/")[-1].split("?")[0]}{extension}"' == answer.headers["Content-Disposition"]
 
 
-def test_a_changed_or_old_link_opens_nothing(links: list[str]) -> None:
+def test_changed_or_outdated_link_is_refused(links: list[str]) -> None:
     path, query = links[0].split("?")
     old = str(int(time.time()) - 1)
     changed = [
@@ -104,16 +104,16 @@ def test_a_changed_or_old_link_opens_nothing(links: list[str]) -> None:
         assert (404, "not_found") == (fetch(link).status_code, error_of(fetch(link))["code"])
 
 
-def test_a_link_expires(links: list[str], override: Callable[..., None]) -> None:
+def test_signed_link_expires(links: list[str], override: Callable[..., None]) -> None:
     override(artifact_url_s=3600)
     id_ = UUID(hex=links[0].split("art_")[1][:32])
 
     for age_s, opens in ((0, True), (2_600, True), (3_601, False)):
-        made = artifacts.link(id_, now=time.time() - age_s)
-        assert (200 if opens else 404) == fetch(made).status_code
+        link = artifacts.link(id_, now=time.time() - age_s)
+        assert (200 if opens else 404) == fetch(link).status_code
 
 
-def test_a_job_is_the_same_while_its_links_are(caller: Caller, links: list[str]) -> None:
+def test_job_etag_is_stable_while_links_are_valid(caller: Caller, links: list[str]) -> None:
     name = caller.get("/v1/jobs").json["data"][0]["id"]
     quarter_s = 900
     now = int(time.time()) // quarter_s * quarter_s
@@ -124,10 +124,10 @@ def test_a_job_is_the_same_while_its_links_are(caller: Caller, links: list[str])
     assert 304 == caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": caller.get(f"/v1/jobs/{name}").headers["ETag"]}).status_code
 
 
-# Parts of a picture
+# Ranges
 
 
-def test_the_head_of_a_picture_says_how_long_it_is(links: list[str]) -> None:
+def test_head_request_returns_image_size(links: list[str]) -> None:
     answer = fetch(links[0], method="HEAD")
 
     assert (200, b"", str(len(PNG)), "bytes") == (
@@ -135,7 +135,7 @@ def test_the_head_of_a_picture_says_how_long_it_is(links: list[str]) -> None:
     )  # fmt: skip
 
 
-def test_a_picture_that_is_known_is_not_sent_again(links: list[str]) -> None:
+def test_known_image_returns_304(links: list[str]) -> None:
     known = fetch(links[0]).headers["ETag"]
     again = fetch(links[0], If_None_Match=known)
 
@@ -144,7 +144,7 @@ def test_a_picture_that_is_known_is_not_sent_again(links: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "got"),
+    ("header", "expected"),
     [
         ("bytes=0-0", slice(0, 1)),
         ("bytes=2-4", slice(2, 5)),
@@ -155,49 +155,49 @@ def test_a_picture_that_is_known_is_not_sent_again(links: list[str]) -> None:
         ("bytes=6-12", slice(6, 13)),
     ],
 )
-def test_a_part_is_sent_alone(caller: Caller, monkeypatch: pytest.MonkeyPatch, asked: str, got: slice) -> None:
+def test_range_request_returns_only_that_range(caller: Caller, monkeypatch: pytest.MonkeyPatch, header: str, expected: slice) -> None:
     monkeypatch.setattr(image_stream, "PIECE_BYTES", 3)
     content = PNG[:8] + b"twelve bytes"
     (link,) = links_of(caller, content)
-    answer = fetch(link, Range=asked)
+    answer = fetch(link, Range=header)
 
-    assert (206, content[got]) == (answer.status_code, answer.data)
-    assert f"bytes {got.start}-{got.stop - 1}/20" == answer.headers["Content-Range"]
-    assert got.stop - got.start == answer.content_length
+    assert (206, content[expected]) == (answer.status_code, answer.data)
+    assert f"bytes {expected.start}-{expected.stop - 1}/20" == answer.headers["Content-Range"]
+    assert expected.stop - expected.start == answer.content_length
 
 
-@pytest.mark.parametrize("asked", ["bytes=0-1,3-4", "bytes=x", "lines=0-1", "bytes=-5000", "bytes=4-2", "nonsense"])
-def test_a_range_that_means_nothing_gets_the_whole(links: list[str], asked: str) -> None:
-    answer = fetch(links[0], Range=asked)
+@pytest.mark.parametrize("header", ["bytes=0-1,3-4", "bytes=x", "lines=0-1", "bytes=-5000", "bytes=4-2", "nonsense"])
+def test_invalid_range_returns_whole_image(links: list[str], header: str) -> None:
+    answer = fetch(links[0], Range=header)
 
     assert (200, PNG) == (answer.status_code, answer.data)
 
 
-def test_a_part_beyond_the_end_is_refused_with_the_length(links: list[str]) -> None:
+def test_range_beyond_end_returns_416_with_size(links: list[str]) -> None:
     answer = fetch(links[0], Range="bytes=5000-")
 
     assert (416, "range_not_satisfiable") == (answer.status_code, error_of(answer)["code"])
     assert f"bytes */{len(PNG)}" == answer.headers["Content-Range"]
 
 
-def test_a_part_of_a_picture_that_changed_is_the_whole(links: list[str]) -> None:
+def test_if_range_mismatch_returns_whole_image(links: list[str]) -> None:
     known = fetch(links[0]).headers["ETag"]
 
     assert 206 == fetch(links[0], Range="bytes=0-1", If_Range=known).status_code
     assert 200 == fetch(links[0], Range="bytes=0-1", If_Range='"another"').status_code
 
 
-def test_a_picture_deleted_while_it_is_sent_breaks_off(links: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_deleted_while_sending_aborts_response(links: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_stream, "PIECE_BYTES", 3)
-    sent = Content(UUID(hex=links[0].split("art_")[1][:32]), size=len(PNG))
+    content = Content(UUID(hex=links[0].split("art_")[1][:32]), size=len(PNG))
 
-    assert PNG[:3] == next(sent)
+    assert PNG[:3] == next(content)
     query("DELETE FROM artifact")
     with pytest.raises(BrokenOff):
-        next(sent)
+        next(content)
 
 
-def test_an_answer_whose_picture_was_deleted_is_not_made_up(links: list[str]) -> None:
+def test_result_with_deleted_image_is_not_invented(links: list[str]) -> None:
     assert links
     with db.begin() as session:
         (job_id,) = session.execute(text("SELECT id FROM job")).scalars()
@@ -209,7 +209,7 @@ def test_an_answer_whose_picture_was_deleted_is_not_made_up(links: list[str]) ->
             artifacts.base64_of(session, first)
 
 
-def test_a_reader_sees_that_a_picture_is_not_whole(caller: Caller, tmp_path: Path) -> None:
+def test_client_detects_truncated_image(caller: Caller, tmp_path: Path) -> None:
     (link,) = links_of(caller, PNG + bytes(30_000_000))
     with serving(tmp_path / "log") as api, closing(http.client.HTTPConnection("127.0.0.1", api.port, timeout=30)) as connection:
         connection.request("GET", link.removeprefix("http://localhost"))
@@ -223,10 +223,10 @@ def test_a_reader_sees_that_a_picture_is_not_whole(caller: Caller, tmp_path: Pat
         assert "signature" not in api.log.read_text()
 
 
-# The end of everything
+# Retention
 
 
-def test_nothing_of_a_job_outlives_its_retention(caller: Caller, links: list[str]) -> None:
+def test_job_and_images_are_deleted_after_retention(caller: Caller, links: list[str]) -> None:
     assert 0 == clean_up(later_days=29)
     assert 200 == fetch(links[0]).status_code
     assert 1 == clean_up(later_days=31)

@@ -1,4 +1,4 @@
-"""A job's events as a stream: everything once, in order, to the end."""
+"""The job event stream sends each event once, in order, to the end."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def caller() -> Iterator[Caller]:
 
 
 def parse(content: str) -> list[dict[str, Any]]:
-    """The events of a stream as readers understand them: id, event, data."""
-    made = []
+    """Returns the events of a stream as clients read them: id, event, data."""
+    events = []
     for chunk in content.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in chunk.splitlines() if line and not line.startswith(":"))
         if "data" in fields:
-            made.append({"id": fields.get("id"), "event": fields["event"], "data": json.loads(fields["data"])})
-    return made
+            events.append({"id": fields.get("id"), "event": fields["event"], "data": json.loads(fields["data"])})
+    return events
 
 
 def names(answer: TestResponse) -> list[str]:
@@ -57,16 +57,16 @@ def later(seconds: float, *steps: Any) -> threading.Thread:
     return thread
 
 
-def test_an_ended_job_tells_its_whole_life(caller: Caller) -> None:
+def test_ended_job_streams_all_events(caller: Caller) -> None:
     name = caller.submit()
     end(caller, name)
 
     answer = caller.get(f"/v1/jobs/{name}/events")
 
-    told = parse(answer.text)
+    events = parse(answer.text)
     assert ["job.queued", "job.started", "job.succeeded"] == names(answer)
-    assert ["1", "2", "3"] == [event["id"] for event in told]
-    assert [None, None, json.loads(ANSWER)] == [event["data"]["job"]["result"] for event in told]
+    assert ["1", "2", "3"] == [event["id"] for event in events]
+    assert [None, None, json.loads(ANSWER)] == [event["data"]["job"]["result"] for event in events]
     assert ("text/event-stream", "no-cache", "no") == (
         answer.mimetype,
         answer.headers["Cache-Control"],
@@ -75,14 +75,14 @@ def test_an_ended_job_tells_its_whole_life(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("sent", [{"headers": {"Last-Event-ID": "2"}}, {"query_string": {"last_event_id": "2"}}])
-def test_a_reader_goes_on_where_it_was(caller: Caller, sent: dict[str, Any]) -> None:
+def test_stream_resumes_after_last_event_id(caller: Caller, sent: dict[str, Any]) -> None:
     name = caller.submit()
     end(caller, name)
 
     assert ["job.succeeded"] == names(caller.get(f"/v1/jobs/{name}/events", **sent))
 
 
-def test_a_reader_who_has_seen_the_end_need_not_come_back(caller: Caller) -> None:
+def test_stream_after_last_event_returns_204(caller: Caller) -> None:
     name = caller.submit()
     end(caller, name)
 
@@ -90,14 +90,14 @@ def test_a_reader_who_has_seen_the_end_need_not_come_back(caller: Caller) -> Non
 
 
 @pytest.mark.parametrize("value", ["x", "-1", "1" * 10, "1.0"])
-def test_a_strange_event_id_is_refused(caller: Caller, value: str) -> None:
+def test_invalid_last_event_id_is_refused(caller: Caller, value: str) -> None:
     answer = caller.get(f"/v1/jobs/{caller.submit()}/events", headers={"Last-Event-ID": value})
 
     assert (400, "Last-Event-ID") == (answer.status_code, error_of(answer)["param"])
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SUCCEEDED])
-def test_a_follower_sees_the_job_run_and_end(caller: Caller, status: Status) -> None:
+def test_stream_shows_job_run_and_end(caller: Caller, status: Status) -> None:
     name = caller.submit()
     mover = later(0.2, lambda: end(caller, name, status=status), lambda: notify.job(wire.parse_id(name), status))
 
@@ -107,7 +107,7 @@ def test_a_follower_sees_the_job_run_and_end(caller: Caller, status: Status) -> 
     assert ["job.queued", "job.started", f"job.{status}"] == names(answer)
 
 
-def test_a_cancelled_job_ends_its_stream_at_once(caller: Caller) -> None:
+def test_cancelled_job_ends_stream_at_once(caller: Caller) -> None:
     def follow() -> None:
         name = caller.submit()
         mover = later(0.3, lambda: caller.post(f"/v1/jobs/{name}/cancel"))
@@ -118,7 +118,7 @@ def test_a_cancelled_job_ends_its_stream_at_once(caller: Caller) -> None:
     assert least(lambda: seconds(follow), below=1.5) < 1.5
 
 
-def test_moving_up_the_line_is_told(caller: Caller) -> None:
+def test_queue_move_sends_queue_event(caller: Caller) -> None:
     before, name = caller.submit(), caller.submit()
     mover = later(1.1, lambda: caller.post(f"/v1/jobs/{before}/cancel"), lambda: None, lambda: caller.post(f"/v1/jobs/{name}/cancel"))
 
@@ -130,25 +130,25 @@ def test_moving_up_the_line_is_told(caller: Caller) -> None:
     assert 2 == parse(answer.text)[0]["data"]["job"]["queue"]["position"]
 
 
-def test_a_line_that_stands_still_is_told_once(caller: Caller) -> None:
-    stream = event_stream.Stream(SimpleNamespace(job_id=wire.parse_id(caller.submit()), place=None), caller.key, seen=0)  # type: ignore[arg-type]
+def test_stopped_lane_sends_one_queue_event(caller: Caller) -> None:
+    stream = event_stream.EventStream(SimpleNamespace(job_id=wire.parse_id(caller.submit()), place=None), caller.key, last_seq=0)  # type: ignore[arg-type]
     places = [Place(2, 2.0, "rpm", None), Place(2, 3.0, "tpm", None), Place(2, None, "parked", None), Place(2, None, "parked", None)]
-    told = [parse(chunk)[0]["data"]["queue"] for place in places for chunk in stream._moved(place)]
+    queues = [parse(chunk)[0]["data"]["queue"] for place in places for chunk in stream._position_event(place)]
 
-    assert [(2.0, "rpm"), (None, "parked")] == [(one["eta_s"], one["blocked_by"]) for one in told]
+    assert [(2.0, "rpm"), (None, "parked")] == [(queue["eta_s"], queue["blocked_by"]) for queue in queues]
 
 
-def test_a_quiet_stream_is_kept_alive_and_ends_with_its_life(caller: Caller) -> None:
+def test_idle_stream_sends_heartbeats_and_ends(caller: Caller) -> None:
     name = caller.submit()
     seconds = iter(range(0, 100_000, 9))
     with hall.wait_for(wire.parse_id(name), caller.key.id, places=True) as seat:
-        chunks = list(event_stream.Stream(seat, caller.key, seen=0, clock=lambda: float(next(seconds)), pause_s=0).lines())
+        chunks = list(event_stream.EventStream(seat, caller.key, last_seq=0, clock=lambda: float(next(seconds)), pause_s=0).chunks())
 
     assert ": waiting\n\n" in chunks
     assert chunks[0].startswith("retry:") and chunks[-1].startswith("retry:")
 
 
-def test_a_revoked_key_loses_its_stream() -> None:
+def test_revoked_key_ends_stream() -> None:
     with db.begin() as session:
         pool = keys.make_pool(session, "p")
         keys.add_credential(session, pool_id=pool, upstream_key="sk-up")
@@ -169,7 +169,7 @@ def test_a_revoked_key_loses_its_stream() -> None:
     assert ("error", "invalid_api_key") == (last["event"], last["data"]["error"]["code"])
 
 
-def test_a_key_has_only_so_many_streams(caller: Caller, override: Callable[..., None]) -> None:
+def test_streams_per_key_are_limited(caller: Caller, override: Callable[..., None]) -> None:
     override(max_streams_per_key=1)
     name = caller.submit()
     with hall.wait_for(wire.parse_id(name), caller.key.id, is_stream=True):
@@ -178,11 +178,11 @@ def test_a_key_has_only_so_many_streams(caller: Caller, override: Callable[..., 
     assert (429, "too_many_streams") == (answer.status_code, error_of(answer)["code"])
 
 
-def test_a_stream_that_is_asked_for_but_not_read_is_given_back(caller: Caller) -> None:
+def test_unread_stream_releases_its_slot(caller: Caller) -> None:
     assert 200 == caller.send("HEAD", f"/v1/jobs/{caller.submit()}/events").status_code
 
 
-def test_a_job_put_back_in_line_says_why(caller: Caller) -> None:
+def test_succeeded_job_sends_final_event(caller: Caller) -> None:
     name = caller.submit()
     dispatch = run(caller, name)
     finish(name, dispatch)
@@ -190,3 +190,11 @@ def test_a_job_put_back_in_line_says_why(caller: Caller) -> None:
     last = parse(caller.get(f"/v1/jobs/{name}/events").text)[-1]["data"]
 
     assert ("job.succeeded", None, "succeeded") == (last["type"], last["detail"], last["job"]["status"])
+
+
+def test_failed_stream_setup_releases_its_slot(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = caller.submit()
+    monkeypatch.setattr(event_stream, "EventStream", None)
+
+    assert 500 == caller.get(f"/v1/jobs/{name}/events").status_code
+    assert (0, 0) == (hall.streams, len(hall))

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: what is accepted, what is shown, what may be done with one."""
+"""The job routes: submit, read, list, cancel, retry."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def caller() -> Caller:
     return Caller()
 
 
-def test_a_submit_gets_a_number_and_an_address(caller: Caller) -> None:
-    made = caller.post("/v1/jobs", {**CHAT, "metadata": {"order": "7"}})
+def test_submit_returns_position_and_location(caller: Caller) -> None:
+    response = caller.post("/v1/jobs", {**CHAT, "metadata": {"order": "7"}})
 
-    assert 202 == made.status_code
-    assert f"/v1/jobs/{made.json['id']}" == made.headers["Location"]
+    assert 202 == response.status_code
+    assert f"/v1/jobs/{response.json['id']}" == response.headers["Location"]
     assert ("job", "queued", 1, {"order": "7"}) == (
-        made.json["object"],
-        made.json["status"],
-        made.json["queue"]["position"],
-        made.json["metadata"],
+        response.json["object"],
+        response.json["status"],
+        response.json["queue"]["position"],
+        response.json["metadata"],
     )
-    assert made.json == caller.get(made.headers["Location"]).json
+    assert response.json == caller.get(response.headers["Location"]).json
 
 
 @pytest.mark.parametrize(
-    "said",
+    "params",
     [
         {"user": "ann", "priority": "high", "expires_in_s": 90.5, "timeout_s": 7, "metadata": {"a": "b"}},
         {"endpoint": IMAGE["endpoint"], "body": IMAGE["body"]},
@@ -47,19 +47,19 @@ def test_a_submit_gets_a_number_and_an_address(caller: Caller) -> None:
 @pytest.mark.parametrize(
     "state", ["wake_at = wake_at", "paused_at = now()", "rpm = 3, blocked_by = 'rpm', wake_at = now() + interval '30 s'"]
 )
-def test_a_ticket_says_what_a_look_at_it_says(caller: Caller, said: dict[str, object], state: str) -> None:
+def test_submit_response_equals_job(caller: Caller, params: dict[str, object], state: str) -> None:
     for _ in range(2):
         caller.submit()
         caller.submit(conversation="c2")
     with db.begin() as session:
         session.execute(text(f"UPDATE lane SET {state}"))
-    made = caller.post("/v1/jobs", {**CHAT, **said})
-    looked = caller.get(made.headers["Location"])
+    response = caller.post("/v1/jobs", {**CHAT, **params})
+    read = caller.get(response.headers["Location"])
 
-    assert (202, looked.json) == (made.status_code, made.json)
+    assert (202, read.json) == (response.status_code, response.json)
 
 
-def test_the_upstream_body_is_kept_with_fields_we_do_not_know(caller: Caller) -> None:
+def test_upstream_body_keeps_unknown_fields(caller: Caller) -> None:
     body = {**CHAT["body"], "temperature": 0.2, "tools": [{"type": "x", "deep": {"ü": None}}], "new_field": [1, True]}
 
     name = caller.submit(body=body)
@@ -79,7 +79,7 @@ def test_the_upstream_body_is_kept_with_fields_we_do_not_know(caller: Caller) ->
         ({}, "key"),
     ],
 )
-def test_who_waits_is_the_first_that_is_named(caller: Caller, fields: dict[str, object], flow: str) -> None:
+def test_user_comes_from_first_named_field(caller: Caller, fields: dict[str, object], flow: str) -> None:
     name = caller.submit(**fields)
 
     assert flow == caller.get(f"/v1/jobs/{name}").json["user"]
@@ -96,13 +96,13 @@ PARTS = [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {"u
         (PARTS, {}, 1 + 1105 + 4 + 1024),
     ],
 )
-def test_a_chat_reserves_what_openai_would_count(caller: Caller, content: object, more: dict[str, int], tokens: int) -> None:
+def test_chat_reserves_estimated_tokens(caller: Caller, content: object, more: dict[str, int], tokens: int) -> None:
     caller.submit(body={"model": "m", "messages": [{"role": "user", "content": content}], **more})
 
     assert (tokens, 0) == reserved()
 
 
-def test_pictures_are_reserved_as_pictures(caller: Caller) -> None:
+def test_image_job_reserves_images(caller: Caller) -> None:
     caller.post("/v1/jobs", IMAGE)
 
     assert (2, 2) == reserved()
@@ -113,37 +113,37 @@ def reserved() -> tuple[int, ...]:
         return tuple(session.execute(text("SELECT tokens, images FROM job")).one())
 
 
-def test_a_result_is_the_upstreams_body(caller: Caller) -> None:
+def test_result_is_upstream_body(caller: Caller) -> None:
     name = caller.submit()
     end(caller, name)
 
     shown = caller.get(f"/v1/jobs/{name}").json
 
     assert ("succeeded", json.loads(ANSWER), None) == (shown["status"], shown["result"], shown["queue"])
-    assert [(1, "succeeded", "req_up")] == [(one["n"], one["outcome"], one["upstream_request_id"]) for one in shown["attempts"]]
+    assert [(1, "succeeded", "req_up")] == [(item["n"], item["outcome"], item["upstream_request_id"]) for item in shown["attempts"]]
 
 
 PAGE = b"<html>\xff</html>"
 
 
-def test_an_answer_that_is_no_result_can_be_fetched(caller: Caller) -> None:
+def test_raw_response_can_be_downloaded(caller: Caller) -> None:
     name = caller.submit()
     end(caller, name, status=Status.FAILED, answer=PAGE, answer_type="text/html; charset=x")
     shown = caller.get(f"/v1/jobs/{name}").json
-    made = caller.get(shown["result_raw"]["url"])
+    response = caller.get(shown["result_raw"]["url"])
 
     assert (None, "text/html; charset=x", len(PAGE)) == (
         shown["result"], shown["result_raw"]["content_type"], shown["result_raw"]["bytes"],
     )  # fmt: skip
-    assert (200, PAGE, "application/octet-stream") == (made.status_code, made.data, made.content_type)
+    assert (200, PAGE, "application/octet-stream") == (response.status_code, response.data, response.content_type)
     assert ("text/html; charset=x", "nosniff", f'attachment; filename="{name}.bin"') == (
-        made.headers["X-Nowserving-Content-Type"], made.headers["X-Content-Type-Options"], made.headers["Content-Disposition"],
+        response.headers["X-Nowserving-Content-Type"], response.headers["X-Content-Type-Options"], response.headers["Content-Disposition"],
     )  # fmt: skip
     assert shown["result_raw"] == caller.get("/v1/jobs").json["data"][0]["result_raw"]
     assert 404 == Caller(token="sk-another").get(f"/v1/jobs/{name}/raw").status_code
 
 
-def test_a_job_with_a_result_has_no_raw_answer(caller: Caller) -> None:
+def test_job_with_result_has_no_raw_response(caller: Caller) -> None:
     name = caller.submit()
     end(caller, name)
 
@@ -154,7 +154,7 @@ def test_a_job_with_a_result_has_no_raw_answer(caller: Caller) -> None:
 @pytest.mark.parametrize(
     "answer", [b"\xff<html>", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000, b'{"a": "\\ud800"}', b'{"n": ' + b"1" * 5000 + b"}"]
 )
-def test_a_strange_answer_can_still_be_fetched(caller: Caller, answer: bytes) -> None:
+def test_job_with_unusual_response_can_be_read(caller: Caller, answer: bytes) -> None:
     name = caller.submit()
     end(caller, name, answer=answer)
 
@@ -164,7 +164,7 @@ def test_a_strange_answer_can_still_be_fetched(caller: Caller, answer: bytes) ->
     assert "succeeded" == json.loads(shown.text, parse_constant=pytest.fail)["status"]
 
 
-def test_jobs_are_listed_newest_first_page_by_page(caller: Caller) -> None:
+def test_jobs_are_listed_newest_first_in_pages(caller: Caller) -> None:
     names = [caller.submit() for _ in range(5)][::-1]
 
     first = caller.get("/v1/jobs?limit=3").json
@@ -175,7 +175,7 @@ def test_jobs_are_listed_newest_first_page_by_page(caller: Caller) -> None:
     assert (names[0], names[2]) == (first["first_id"], first["last_id"])
 
 
-def test_a_list_can_be_of_one_status(caller: Caller) -> None:
+def test_job_list_filters_by_status(caller: Caller) -> None:
     waiting, ended = caller.submit(user="a"), caller.submit(user="b")
     caller.post(f"/v1/jobs/{ended}/cancel")
 
@@ -184,14 +184,14 @@ def test_a_list_can_be_of_one_status(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=", "status=admitted", "status=", "limit=1e1"])
-def test_a_list_is_asked_for_in_plain_numbers_and_words(caller: Caller, query: str) -> None:
+def test_invalid_list_parameters_are_refused(caller: Caller, query: str) -> None:
     answer = caller.get(f"/v1/jobs?{query}")
 
     assert 400 == answer.status_code
     assert query.split("=")[0] == error_of(answer)["param"]
 
 
-def test_an_unchanged_job_is_not_sent_again(caller: Caller) -> None:
+def test_unchanged_job_returns_304(caller: Caller) -> None:
     name = caller.submit()
     end(caller, name)
     tag = caller.get(f"/v1/jobs/{name}").headers["ETag"]
@@ -202,7 +202,7 @@ def test_an_unchanged_job_is_not_sent_again(caller: Caller) -> None:
     assert (304, b"") == (again.status_code, again.data)
 
 
-def test_a_changed_job_is_sent_again(caller: Caller) -> None:
+def test_changed_job_is_returned(caller: Caller) -> None:
     name = caller.submit()
     tag = caller.get(f"/v1/jobs/{name}").headers["ETag"]
     caller.post(f"/v1/jobs/{name}/cancel")
@@ -210,7 +210,7 @@ def test_a_changed_job_is_sent_again(caller: Caller) -> None:
     assert 200 == caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": tag}).status_code
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_only_once(caller: Caller) -> None:
+def test_queued_job_is_cancelled_once(caller: Caller) -> None:
     name = caller.submit()
 
     first, second = caller.post(f"/v1/jobs/{name}/cancel"), caller.post(f"/v1/jobs/{name}/cancel")
@@ -219,7 +219,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_only_once(caller: Caller) -> Non
     assert (200, first.json) == (second.status_code, second.json)
 
 
-def test_a_running_job_is_told_to_stop(caller: Caller) -> None:
+def test_running_job_cancel_requests_stop(caller: Caller) -> None:
     name = caller.submit()
     run(caller, name)
 
@@ -228,7 +228,7 @@ def test_a_running_job_is_told_to_stop(caller: Caller) -> None:
         assert (202, "running", True) == (answer.status_code, answer.json["status"], answer.json["cancel_requested"])
 
 
-def test_an_ended_job_cannot_be_cancelled(caller: Caller) -> None:
+def test_ended_job_cannot_be_cancelled(caller: Caller) -> None:
     name = caller.submit()
     end(caller, name)
 
@@ -237,7 +237,7 @@ def test_an_ended_job_cannot_be_cancelled(caller: Caller) -> None:
     assert (409, "wrong_state", "false") == (answer.status_code, error_of(answer)["code"], answer.headers["x-should-retry"])
 
 
-def test_a_job_that_failed_can_be_tried_again_as_a_new_one(caller: Caller) -> None:
+def test_failed_job_is_retried_as_new_job(caller: Caller) -> None:
     name = caller.submit(user="ann", priority="high", metadata={"a": "b"}, conversation="c", timeout_s=9, expires_in_s=60)
     end(caller, name, status=Status.FAILED)
 
@@ -252,7 +252,7 @@ def test_a_job_that_failed_can_be_tried_again_as_a_new_one(caller: Caller) -> No
     assert 60 == pytest.approx(job["expires_at"] - job["created_at"], abs=0.1)
 
 
-def test_a_job_that_waits_or_succeeded_cannot_be_tried_again(caller: Caller) -> None:
+def test_queued_or_succeeded_job_cannot_be_retried(caller: Caller) -> None:
     name = caller.submit()
     waiting = caller.post(f"/v1/jobs/{name}/retry")
     dispatch = run(caller, name)
@@ -263,7 +263,7 @@ def test_a_job_that_waits_or_succeeded_cannot_be_tried_again(caller: Caller) -> 
     assert 1 == stored()
 
 
-def test_a_full_line_says_when_to_come_back_and_not_to_hammer(caller: Caller, override) -> None:
+def test_full_queue_returns_retry_after(caller: Caller, override) -> None:
     override(max_queued_per_key=1)
     caller.submit()
 
@@ -274,7 +274,7 @@ def test_a_full_line_says_when_to_come_back_and_not_to_hammer(caller: Caller, ov
     assert 1 == stored()
 
 
-def test_a_job_that_cannot_make_its_deadline_is_refused_with_the_time(caller: Caller) -> None:
+def test_unreachable_deadline_is_refused_with_eta(caller: Caller) -> None:
     caller.submit()
     with db.begin() as session:
         session.execute(text("UPDATE lane SET rpm = 1"))
@@ -284,7 +284,7 @@ def test_a_job_that_cannot_make_its_deadline_is_refused_with_the_time(caller: Ca
     assert (429, "wait_exceeds_deadline", "50") == (answer.status_code, error_of(answer)["code"], answer.headers["Retry-After"])
 
 
-def test_a_new_model_gets_a_lane_of_its_own(caller: Caller) -> None:
+def test_new_model_gets_its_own_lane(caller: Caller) -> None:
     caller.submit()
     other = caller.submit(body={**CHAT["body"], "model": "other"})
 

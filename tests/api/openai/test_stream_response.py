@@ -461,7 +461,7 @@ def test_another_key_does_not_find_it(caller: Caller) -> None:
     assert 404 == Caller("sk-two", caller.app).get(f"/v1/jobs/{name}/stream").status_code
 
 
-def test_a_stream_that_is_asked_for_but_not_read_is_given_back(caller: Caller) -> None:
+def test_unread_stream_releases_its_slot(caller: Caller) -> None:
     assert 200 == caller.send("HEAD", f"/v1/jobs/{wire.public_id(streamed(caller))}/stream").status_code
 
 
