@@ -16,7 +16,7 @@ class Ours(Peer):
     """Jobs are submitted and counted when they have ended; every time it serves, it is a new key."""
 
     name = "nowserving"
-    settings = "as it comes; everything durable; limits and calls at a time on the credential"
+    settings = "defaults; everything durable; limits and calls at a time set on the credential"
     upstream_key = ""
 
     def __init__(self, stack: Stack) -> None:

@@ -32,7 +32,7 @@ class Recipe(Peer):
     name = "Flask + Celery recipe"
     settings = (
         "gunicorn 2 processes of 8 threads; 1 prefork worker with a process a call, rate_limit, autoretry_for with "
-        "back-off and 5 retries, acks_late, prefetch 1; broker and results in a Valkey that keeps nothing"
+        "back-off and 5 retries, acks_late, prefetch 1; broker and results in a Valkey without persistence"
     )
     upstream_key = "sk-recipe"
 

@@ -74,7 +74,7 @@ class BareScript(Peer):
     """One process that has everybody's work, and makes the calls itself."""
 
     name = "bare script"
-    settings = "1 process, a semaphore, retries without end; nothing stored"
+    settings = "1 process, a semaphore, unlimited retries; nothing stored"
     upstream_key = "sk-script"
 
     def __init__(self, *, base_url: str) -> None:

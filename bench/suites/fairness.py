@@ -89,9 +89,9 @@ def keys(stack: Stack) -> list[Figure]:
             f"Jain index of {KEYS} keys of one pool",
             jain_while_all_wait(of_keys),
             JAIN_LEAST,
-            note="of which one floods, one invents users, one takes others' names, one cancels half",
+            note="one floods, one invents users, one uses others' names, one cancels half",
         ),
-        at_least("Jain index of two users of a key beside them", least, JAIN_LEAST, note=f"the least of {len(ordinary)} keys"),
+        at_least("Jain index of two users of a key beside them", least, JAIN_LEAST, note=f"the lowest of {len(ordinary)} keys"),
     ]
 
 

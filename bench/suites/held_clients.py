@@ -35,7 +35,7 @@ class Held:
     def ends(self) -> str:
         """How it ended for them, in words."""
         ends = ", ".join(f"{n:,} {end}" for end, n in self.served.ends.items() if n)
-        return f"{self.came_in:,} came in, {ends}"
+        return f"{self.came_in:,} connected, {ends}"
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
@@ -85,10 +85,10 @@ def _figures(held: Held, alone: Load) -> list[Figure]:
     how = f"{held.clients:,} held"
     slower = quantile(held.submits.took_s, 0.5) / quantile(alone.took_s, 0.5)
     return [
-        at_least("clients answered in the end", held.served.served, held.clients, note=f"{how}; {held.ends}"),
+        at_least("clients answered", held.served.served, held.clients, note=f"{how}; {held.ends}"),
         told("memory per client", f"{held.rss / held.clients / 1024:.0f} KiB", note=how),
-        at_most("submit beside them, p50, times that of nobody waiting", slower, SLOWER_MOST, unit="times", note=how),
-        told("submit beside them, p50 / p99", _latency(held.submits), note=f"{_latency(alone)} when nobody waits"),
+        at_most("submit beside them, p50, relative to no waiting clients", slower, SLOWER_MOST, unit="times", note=how),
+        told("submit beside them, p50 / p99", _latency(held.submits), note=f"{_latency(alone)} without waiting clients"),
     ]
 
 

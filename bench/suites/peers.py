@@ -17,7 +17,7 @@ from bench.peers.peer import Peer
 from bench.peers.recipe import Recipe
 from bench.peers.scripted import BareScript
 
-TITLE = "Beside its peers"
+TITLE = "Compared with other tools"
 PICTURE = "fairness.svg"
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -103,7 +103,7 @@ def _told_limits(results: list[Results], effort: Effort) -> Iterator[Figure]:
         for each in results:
             one = each.limited[tokens]
             lost = f", {one.given_up} jobs given up" if one.given_up else ""
-            note = f"{bound} bind, exact window; {one.calls} calls in {effort.limit_s:g} s{lost}"
+            note = f"{bound} as the limit, exact window; {one.calls} calls in {effort.limit_s:g} s{lost}"
             yield told(f"limit used / 429s, {each.title}", f"{one.used * 100:.1f} % / {one.refused:,}", note=note)
 
 
@@ -117,7 +117,7 @@ def _told_fair(results: list[Results], effort: Effort) -> Iterator[Figure]:
     for each in results:
         if each.fair:
             p50, longest = quantile(each.fair.waits_s, 0.5), max(each.fair.waits_s)
-            yield told(f"a light user's wait, p50 / longest, {each.title}", f"{p50:.1f} / {longest:.1f} s", note="handed in → called")
+            yield told(f"a light user's wait, p50 / longest, {each.title}", f"{p50:.1f} / {longest:.1f} s", note="submitted → called")
 
 
 def _told_wakes(results: list[Results]) -> Iterator[Figure]:
@@ -131,7 +131,7 @@ def _told_wakes(results: list[Results]) -> Iterator[Figure]:
 def _told_idle(results: list[Results]) -> Iterator[Figure]:
     for each in results:
         what = f"added to a call at idle, {' / '.join(SHARES)}, {each.title}"
-        yield told(what, _spread(each.idle_ms), note=f"asked → answer in hand, {len(each.idle_ms)} calls; the upstream answers at once")
+        yield told(what, _spread(each.idle_ms), note=f"request → answer, {len(each.idle_ms)} calls; the upstream answers at once")
 
 
 def _told_rush(results: list[Results]) -> Iterator[Figure]:

@@ -66,8 +66,10 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     return [
         _ratio(f"admission step, {many:,} waiting against {FEW:,}", full, few, note=f"{SLOTS} jobs a step"),
         _ratio(f"admission step, {lanes:,} lanes against {FEW:,}", wide, thin, note=f"1 job a lane, {SLOTS} a step"),
-        told(f"submit into a line of {many:,}", f"{full.submit:.1f} ms", note=f"{few.submit:.1f} ms into one of {FEW:,}; in process"),
-        told(f"position of the last of {many:,}", f"{full.position:.1f} ms", note=f"{few.position:.1f} ms of {FEW:,}; counted to 10,000"),
+        told(f"submit into a queue of {many:,}", f"{full.submit:.1f} ms", note=f"{few.submit:.1f} ms into one of {FEW:,}; in process"),
+        told(
+            f"position of the last job of {many:,}", f"{full.position:.1f} ms", note=f"{few.position:.1f} ms of {FEW:,}; counted to 10,000"
+        ),
     ]
 
 

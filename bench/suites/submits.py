@@ -53,7 +53,7 @@ def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
         *_latency(alone, "1 connection"),
         at_most("Redis keys per waiting job", (keys_after - keys) / waiting, 0, unit=""),
         told(
-            "Redis memory per waiting job", f"{(memory_after - memory) / waiting:.0f} B", note="what is left of it is the connections' own"
+            "Redis memory per waiting job", f"{(memory_after - memory) / waiting:.0f} B", note="memory of the connections, not of the jobs"
         ),
     ]
 

@@ -13,7 +13,7 @@ from bench.peers import litellm
 from bench.peers.litellm import Litellm
 from models.keys.keys import Limits
 
-TITLE = "Calls that wait for their answer, beside litellm"
+TITLE = "Calls that wait for their answer, compared with litellm"
 CLIENTS = (16, 64)
 WARM = 200
 TIMES_LEAST = 3.0
@@ -66,7 +66,7 @@ def _figures(clients: int, ours: Measured, theirs: Measured, name: str) -> list[
         told(f"p50 / p99, {name}", _latency(theirs), note=how),
         told("CPU per answer, ours", f"{ours.cpu_ms:.2f} ms", note=_parts(ours)),
         told(f"CPU per answer, {name}", f"{theirs.cpu_ms:.2f} ms", note="one process, nothing stored"),
-        at_least("answers per core beside litellm's", theirs.cpu_ms / ours.cpu_ms, TIMES_LEAST, unit="times", note=how),
+        at_least("answers per core, relative to litellm", theirs.cpu_ms / ours.cpu_ms, TIMES_LEAST, unit="times", note=how),
     ]
 
 

@@ -42,7 +42,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     return [
         at_least("jobs per second, submit to result", done.per_s, LEAST_PER_S, note=f"{jobs:,} jobs, {CONNECTIONS} connections"),
         told("submits per second meanwhile", f"{done.submitted.per_s:.0f}"),
-        told("CPU per job, all parts", f"{done.cpu_ms:.2f} ms", note="load generator not counted"),
+        told("CPU per job, all parts", f"{done.cpu_ms:.2f} ms", note="without the load generator"),
         *(told(f"CPU per job, {name}", f"{spent / jobs * 1000:.2f} ms") for name, spent in done.used_s.items()),
     ]
 

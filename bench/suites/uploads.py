@@ -69,7 +69,7 @@ def _measure(stack: Stack, small: Caller, large: Caller, *, rounds: int) -> list
         refused += int(sender.communicate()[0] or 0)
         if sender.returncode:
             raise RuntimeError(f"an upload failed: exit {sender.returncode}")
-    how = f"{CONNECTIONS} connections; load {loads[0]:.1f} to {max(loads):.1f}, which these uploads are a part of"
+    how = f"{CONNECTIONS} connections; load {loads[0]:.1f} to {max(loads):.1f}, these uploads included"
     p99, p99_alone = (quantile(times, 0.99) * 1000 for times in (beside, alone))
     return [
         *_told("alone", alone),
@@ -82,9 +82,9 @@ def _measure(stack: Stack, small: Caller, large: Caller, *, rounds: int) -> list
         told(
             f"{UPLOADS} uploads of {UPLOAD_MB} MB",
             f"{quantile(took_s, 0.5):.1f} s",
-            note=f"until the last 202; median. Told 503 and sent again: {refused}",
+            note=f"until the last 202; median. Sent again after 503: {refused}",
         ),
-        told("API process: idle / most / afterwards", _memory(stack, idle_mib), note="resident; most: the kernel's high-water mark"),
+        told("API process: idle / highest / afterwards", _memory(stack, idle_mib), note="resident; highest: the kernel's high-water mark"),
     ]
 
 

@@ -39,8 +39,10 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
         told("end of job → arrival, idle, p50", f"{quantile(quiet, 0.5):.1f} ms", note=f"{jobs} jobs, one after another"),
         at_most("end of job → arrival, idle, p95", before, IDLE_P95_MS, unit="ms"),
         *found,
-        told("end of job → arrival beside one that hangs, p95", f"{after:.1f} ms", note=f"{HANGING:,} deliveries wait for it, 15 s each"),
-        at_most("the same, in times of idle", after / before, SLOWER_MOST, unit="times"),
+        told(
+            "end of job → arrival beside a hanging receiver, p95", f"{after:.1f} ms", note=f"{HANGING:,} deliveries wait for it, 15 s each"
+        ),
+        at_most("the same, relative to idle", after / before, SLOWER_MOST, unit="times"),
     ]
 
 
@@ -73,7 +75,7 @@ def _burst(stack: Stack, receiver: Receiver, *, deliveries: int) -> list[Figure]
     how = f"{deliveries:,} due at once, {ENDPOINTS} endpoints"
     return [
         at_least("deliveries per second", deliveries / seconds, LEAST_PER_S, note=how),
-        told("CPU per delivery, all parts", f"{sum(used.values()) / deliveries * 1000:.2f} ms", note="the receiver not counted"),
+        told("CPU per delivery, all parts", f"{sum(used.values()) / deliveries * 1000:.2f} ms", note="without the receiver"),
         *(told(f"CPU per delivery, {name}", f"{used[name] / deliveries * 1000:.2f} ms") for name in ("pacer", "worker", "Postgres")),
     ]
 

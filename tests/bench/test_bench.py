@@ -81,6 +81,6 @@ def test_the_page_shows_a_picture_above_its_figures(tmp_path: Path, monkeypatch:
     report.write({"Growth": [told("step", "9.0 ms")]}, {"Growth": tmp_path / "growth.svg"}, **about)  # type: ignore[arg-type]  # as named
 
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
-    assert "One core before and after: 10.0 and 17.5 million" in page
+    assert "Speed of one core before and after: 10.0 and 17.5 million" in page
     assert page.index("![Growth](growth.svg)") < page.index("| step | 9.0 ms |")
     assert (tmp_path / "docs" / "growth.svg").exists()
