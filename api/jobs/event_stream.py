@@ -17,7 +17,7 @@ from api.submit import images
 from api.waiting.waiters import LOOK_AGAIN_S, Seat, hall
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import TERMINAL
+from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform import wire
 from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable

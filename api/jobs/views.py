@@ -20,8 +20,8 @@ from api.submit.enqueue import accept
 from api.waiting import notify_queue, wait
 from models.config.settings import settings
 from models.database import db
-from models.jobs import job_view, jobs
-from models.jobs.jobs import TERMINAL, Status
+from models.jobs import cancellation, job_view
+from models.jobs.states import TERMINAL, Status
 from models.platform import wire
 from models.platform.errors import Invalid, Unavailable, WrongState
 from models.platform.wire import JsonObject
@@ -92,7 +92,7 @@ def cancel(name: str) -> Response:
     """Cancels a job. 200: cancelled; 202: it runs and was signalled to stop; 409: it had ended."""
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.begin() as session:
-        cancelled = jobs.cancel(session, job_id, caller.id)
+        cancelled = cancellation.cancel(session, job_id, caller.id)
         job = job_view.find(session, job_id, caller.id)
         if job.status in TERMINAL - {Status.CANCELLED}:
             raise WrongState(f"The job has already {job.status}: it cannot be cancelled.")

@@ -28,7 +28,7 @@ from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import TERMINAL, Status
+from models.jobs.states import TERMINAL, Status
 from models.keys.keys import Key
 from models.platform import wire
 from models.platform.errors import Invalid, NotFound, ServingError

@@ -29,7 +29,7 @@ from api.waiting.waiters import hall
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import TERMINAL
+from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 

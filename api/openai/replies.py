@@ -14,7 +14,7 @@ from flask import Response
 
 from api.http import render
 from api.submit import images
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 
 # What the upstream never said, by what became of the call; everything else that went wrong out there is a bad gateway.
 STATUSES: Mapping[object, int] = {

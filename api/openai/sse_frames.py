@@ -14,7 +14,7 @@ from uuid import uuid4
 from api.http import render
 from models.content.endpoints import EDITS, IMAGES
 from models.jobs import job_view
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform.wire import JsonObject
 from models.queue.enqueue import Place
 

@@ -10,7 +10,7 @@ from api.openai import replies
 from api.waiting.disconnects import Closing
 from api.waiting.waiter import Seat
 from api.waiting.waiters import hall
-from models.jobs.jobs import TERMINAL
+from models.jobs.states import TERMINAL
 from models.platform.errors import Unauthorised
 
 # Postgres is away while the end is to be read: how soon to try again.

@@ -33,7 +33,7 @@ from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import TERMINAL
+from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform import wire
 from models.platform.errors import ServingError, Unauthorised, Unavailable, WrongState

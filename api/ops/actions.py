@@ -14,7 +14,7 @@ from api.waiting import notify_queue
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
-from models.jobs import job_view, jobs
+from models.jobs import cancellation, job_view, states
 from models.keys import credential_address, keys
 from models.ops import bulk, limits_and_caps, pause, priorities
 from models.ops.bulk import Filter
@@ -139,7 +139,7 @@ def cancel(act: Act, job_id: UUID) -> dict[str, Any]:
     """The job is cancelled, or told to stop. Raises NotFound, WrongState."""
     with db.begin() as session:
         found = _row(session, job_id)
-        done = jobs.cancel(session, job_id, found.key_id)
+        done = cancellation.cancel(session, job_id, found.key_id)
         if done is None and not found.cancel_requested:
             raise WrongState(f"The job has already {found.status}: there is nothing left to cancel.")
         audit_log.write(session, act, "cancel", f"job:{job_id}", before={"status": found.status}, after=None)
@@ -212,7 +212,7 @@ def _shown(job_id: UUID) -> dict[str, Any]:
 
 def _tell(done: Any) -> None:
     if done is not None:
-        notify_queue.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == jobs.Status.CANCELLED)
+        notify_queue.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == states.Status.CANCELLED)
 
 
 _FIND = text("""

@@ -6,7 +6,7 @@ from functools import partial
 
 from api.openapi.route import HTML, JSON, Route, query
 from api.ops import responses as ops_responses
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform.wire import JsonObject
 
 _PAGING = (

@@ -12,7 +12,7 @@ from api.http import paging, render
 from models.config.settings import settings
 from models.database import db
 from models.jobs import workers as fleet
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.ops import flow_report, job_search, key_report, lane_report, pool_report
 from models.ops.job_search import Wanted
 from models.ops.lane_report import Which

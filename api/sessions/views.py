@@ -12,8 +12,8 @@ from api.sessions.schemas import NewSession, SessionChange
 from api.submit import images, schemas
 from api.waiting import notify_queue
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Status
+from models.jobs import cancellation
+from models.jobs.states import Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 from models.sessions import deletion, sessions
@@ -107,7 +107,7 @@ def _cancel(caller: Key, conversation_id: int) -> None:
         rows = deletion.open_turns(opened, conversation_id)
     for row in rows:
         with db.begin() as opened:
-            done = jobs.cancel(opened, row.id, caller.id)
+            done = cancellation.cancel(opened, row.id, caller.id)
         if done is not None:
             notify_queue.cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
 

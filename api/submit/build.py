@@ -14,7 +14,7 @@ from models.config.settings import settings
 from models.content import attachments, chat_messages, token_estimate
 from models.content import endpoints as routes
 from models.content.endpoints import CHAT, EDITS, IMAGES
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid, WrongState
 from models.platform.wire import JsonObject

@@ -17,7 +17,7 @@ from api.waiting import notify_queue
 from models.config.settings import settings
 from models.database import db
 from models.jobs import waiters
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform import wire
 from models.platform.errors import Unavailable
 

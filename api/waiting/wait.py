@@ -10,7 +10,7 @@ from flask import request
 from api.waiting.waiters import hall
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import TERMINAL
+from models.jobs.states import TERMINAL
 from models.platform.errors import TooManyWaiting, Unauthorised, Unavailable
 
 

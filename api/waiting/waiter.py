@@ -14,7 +14,7 @@ from uuid import UUID
 
 from models.config.settings import settings
 from models.jobs import job_view
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from models.queue.enqueue import Place
 from workers.channels.token_stream import Chunk

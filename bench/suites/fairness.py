@@ -12,7 +12,7 @@ from bench.measure.figure import Figure, at_least, at_most, jain
 from bench.measure.load import Wanted
 from bench.measure.stack import Caller, Stack
 from models.database import db
-from models.jobs import jobs
+from models.jobs import cancellation
 from models.keys.keys import Limits
 
 TITLE = "Fairness"
@@ -76,7 +76,7 @@ def keys(stack: Stack) -> list[Figure]:
         for caller in (impostor, canceller):
             for job_id in stack.ask(_TO_CANCEL, id=caller.key.id):
                 with db.begin() as session:
-                    jobs.cancel(session, job_id, caller.key.id)
+                    cancellation.cancel(session, job_id, caller.key.id)
 
     stack.pause(flood, until=attack)
     stack.wait_until(lambda: any(not stack.ask(_WAITING, id=each.key.id) for each in callers), "a key has been served", within_s=120)

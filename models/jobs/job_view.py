@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from models.content import artifacts, image_placeholders
 from models.database.db import Session
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform.errors import NotFound
 from models.platform.wire import JsonObject, epoch, public_id
 from models.queue import enqueue

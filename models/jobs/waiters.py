@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.database.db import Session
-from models.jobs import api_processes, jobs
+from models.jobs import api_processes, cancellation
 
 # An SDK's own retry comes within 8 s; one that has not come after this long starts anew.
 ANSWER_KEPT_S = 120
@@ -68,7 +68,7 @@ def leave_for_good(session: Session, job_id: UUID, *, reader: UUID) -> Any | Non
     None: another reader has come since, or the job has ended.
     """
     key_id = session.execute(_LEAVE, {"id": job_id, "reader": reader}).scalar_one_or_none()
-    return None if key_id is None else jobs.cancel(session, job_id, key_id, abandoned=True)
+    return None if key_id is None else cancellation.cancel(session, job_id, key_id, abandoned=True)
 
 
 def abandon(session: Session, *, longer_than_s: float) -> Any | None:
@@ -77,7 +77,7 @@ def abandon(session: Session, *, longer_than_s: float) -> Any | None:
     longer_than_s: how long it must have been left, and an API process must have been there for its client. The row is job.cancel's.
     """
     row = session.execute(_LEFT, {"longer_than_s": longer_than_s}).one_or_none()
-    return None if row is None else jobs.cancel(session, row.id, row.key_id, abandoned=True)
+    return None if row is None else cancellation.cancel(session, row.id, row.key_id, abandoned=True)
 
 
 _FIND_LEFT = """

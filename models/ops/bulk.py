@@ -12,7 +12,7 @@ from sqlalchemy import text
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Session
-from models.jobs import jobs
+from models.jobs import cancellation
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 
@@ -48,7 +48,7 @@ def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "que
         raise Invalid(f"`status` is one of {', '.join(STATUSES)}.", param="status")
     params = {**asdict(which), "statuses": ["queued", "admitted"] if status == "queued" else ["queued", "admitted", "running"]}
     rows = session.execute(_ALONE, {**params, "limit": CHUNK}).all() or session.execute(_TURNS, {**params, "limit": 1}).all()
-    done = [row for job_row in rows if (row := jobs.cancel(session, job_row.id, job_row.key_id)) is not None]
+    done = [row for job_row in rows if (row := cancellation.cancel(session, job_row.id, job_row.key_id)) is not None]
     if done:
         audit_log.write(session, act, "purge", "jobs", before={**which.said(), "status": status}, after={"cancelled": len(done)})
     return done

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from models.database.db import Session
 from models.jobs import job_view
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform import wire
 from models.platform.wire import JsonObject, epoch
 from models.queue import enqueue

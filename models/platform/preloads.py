@@ -7,7 +7,7 @@ PROMETHEUS_MULTIPROC_DIR says when it is imported. tests/models/platform/test_fo
 from __future__ import annotations
 
 PRELOADS = (
-    "sqlalchemy.dialects.postgresql.psycopg", "psycopg", "models.database.db", "models.jobs.jobs", "models.queue.conversations",
+    "sqlalchemy.dialects.postgresql.psycopg", "psycopg", "models.database.db", "models.jobs.completion", "models.queue.conversations",
     "models.webhooks.outbox",
     "models.jobs.workers", "models.queue.lane_maintenance", "models.ops.retention", "models.billing.pricing", "models.telemetry.logs",
     "models.telemetry.tracing",

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from models.content import artifacts, attachments, chat_messages
 from models.database.db import Session
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform import ids
 from models.platform.errors import NotFound
 

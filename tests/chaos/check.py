@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from models.jobs.jobs import LOST, TERMINAL
+from models.jobs.requeue import LOST
+from models.jobs.states import TERMINAL
 from models.platform import wire
 from tests.chaos import refusals
 from tests.chaos.journal import Journal, Note, Span

@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import TERMINAL
+from models.jobs import claims
+from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.queue import admission, enqueue
@@ -247,7 +247,7 @@ def _lost_call(case: Case) -> Case:
         session.execute(text("UPDATE lane SET paused_at = NULL WHERE pool_id = :id"), {"id": case.who.pool_id})
         assert admission.admit(session, [admission.Admission(case.job_id, dispatch_id, credential_id)])
         session.execute(text("UPDATE lane SET paused_at = now() WHERE pool_id = :id"), {"id": case.who.pool_id})
-        assert jobs.claim(session, case.job_id, dispatch_id, lease_s=3600)
+        assert claims.claim(session, case.job_id, dispatch_id, lease_s=3600)
     return case
 
 

@@ -15,7 +15,7 @@ import redis
 
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
-from models.jobs.jobs import LOST
+from models.jobs.requeue import LOST
 from tests.support.programs import processes
 from tests.support.programs.processes import (
     QUEUE,

@@ -56,25 +56,25 @@ MUTANTS = (
     ),
     Mutant(
         "an aborted call is charged",
-        "models/jobs/jobs.py",
+        "models/jobs/states.py",
         (("frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN, Outcome.CANCELLED})", "frozenset({Outcome.SUCCEEDED, Outcome.UNKNOWN})"),),
     ),
     Mutant(
         "a lost call is charged", "models/billing/ledger.py", (("FROM {arrow} WHERE reserved_microusd > 0", "FROM {arrow} WHERE false"),)
     ),
     Mutant(
-        "an old doorbell starts nothing",
-        "models/jobs/jobs.py",
+        "a stale dispatch starts nothing",
+        "models/jobs/claims.py",
         (("AND status = 'admitted' AND dispatch_id = :dispatch_id AND NOT", "AND status = 'admitted' AND NOT"),),
     ),
     Mutant(
-        "who was cancelled does not go back into the line",
-        "models/jobs/jobs.py",
+        "a cancelled job is not requeued",
+        "models/jobs/requeue.py",
         (("status = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END", "status = 'queued'"),),
     ),
     Mutant(
-        "max_attempts is the most",
-        "models/jobs/jobs.py",
+        "no job exceeds max_attempts",
+        "models/jobs/requeue.py",
         (
             (
                 "cancel_requested OR on_lost = 'fail' OR failures + 1 >= max_attempts OR ran.s",
@@ -83,13 +83,13 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "every end is an event",
-        "models/jobs/jobs.py",
-        (("seq, 'job.expired', ended_at FROM ended", "seq, 'job.expired', ended_at FROM ended WHERE false"),),
+        "each end of a job is an event",
+        "models/jobs/cancellation.py",
+        (("seq, 'job.expired', ended_at FROM expired", "seq, 'job.expired', ended_at FROM expired WHERE false"),),
     ),
     Mutant(
-        "a cancelled turn lets the next one go",
-        "models/jobs/jobs.py",
+        "a cancelled turn enqueues the next one",
+        "models/jobs/cancellation.py",
         (("        if not row.held:\n", "        if False:\n"),),
     ),
     Mutant(

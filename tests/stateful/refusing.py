@@ -9,7 +9,7 @@ from typing import Any
 
 from models.billing import usage
 from models.content.endpoints import PAID
-from models.jobs.jobs import Finding, Result
+from models.jobs.states import AttemptResult, JobResult
 from tests.stateful.records import Call, Ticket, Verdict
 from tests.stateful.reference_model import Picture
 from workers.answers import retry_policy
@@ -45,11 +45,11 @@ class Written(run_job.Work):
 
     endings: list[Ending] = field(default_factory=list)
 
-    def done(self, finding: Finding, result: Result) -> Ending:
+    def done(self, finding: AttemptResult, result: JobResult) -> Ending:
         self.endings.append(super().done(finding, result))
         return self.endings[-1]
 
-    def back(self, finding: Finding, **how: Any) -> Ending:
+    def back(self, finding: AttemptResult, **how: Any) -> Ending:
         self.endings.append(super().back(finding, **how))
         return self.endings[-1]
 

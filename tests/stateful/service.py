@@ -15,8 +15,8 @@ from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import cancellation, claims, requeue
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from tests.stateful import refusing
 from tests.stateful.callers import WANTED, WHICH, WHO
 from tests.stateful.operators import Operators
@@ -122,7 +122,7 @@ class Service(Operators):
     @rule()
     def admissions_are_not_claimed(self) -> None:
         with db.begin() as session:
-            returned = jobs.return_unclaimed(session, older_than_s=0)
+            returned = requeue.requeue_unclaimed(session, older_than_s=0)
         for row in returned:
             self.free(row.dispatch_id, Meter(row.credential_id, row.model), Report(sent=False))
         for one in self.picture.tickets:
@@ -180,7 +180,7 @@ class Service(Operators):
     def answer(self, one: Ticket, dispatch: UUID) -> None:
         """A worker hears this doorbell."""
         with db.begin() as session:
-            row = jobs.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
+            row = claims.claim(session, job_id(one), dispatch, lease_s=settings().lease_s)
         assert (row is not None) == self.picture.start(one, dispatch)
         if row is not None:
             assert (one.failures, one.throttles) == (row.failures, row.throttles)
@@ -188,7 +188,7 @@ class Service(Operators):
             self.calls.append((one, dispatch, row))
             return
         with db.begin() as session:
-            ghost = jobs.ghost(session, job_id(one), dispatch)
+            ghost = claims.ended_unclaimed(session, job_id(one), dispatch)
         if ghost is not None:
             self.free(dispatch, Meter(ghost.credential_id, ghost.model), Report(sent=False))
 
@@ -217,7 +217,7 @@ class Service(Operators):
         """The lease of a job that runs is over."""
         query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=job_id(one))
         with db.begin() as session:
-            (lost,) = jobs.reap(session)
+            (lost,) = requeue.reap(session)
         self.free(lost.dispatch_id, Meter(lost.credential_id, lost.model), Report())
         self.picture.lose(one)
 
@@ -244,7 +244,7 @@ class Service(Operators):
                 "WHERE id = :id", id=job_id(one),
             )  # fmt: skip
             with db.begin() as session:
-                assert [job_id(one)] == [row.id for row in jobs.expire(session)]
+                assert [job_id(one)] == [row.id for row in cancellation.expire(session)]
             self.picture.expire(one)
 
     @rule()
@@ -266,16 +266,16 @@ def _ending(one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tup
     is_over = counts and (attempt.failures + 1 >= one.max_attempts or (kind == "lost" and one.on_lost == "fail"))
     outcome = {"good": "succeeded", "lost": "unknown", "aborted": "cancelled"}.get(kind, kind)
     owed = None if kind in ("lost", "aborted") else 0
-    common = (row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, Finding(Outcome(outcome), 200 if kind == "good" else None))
+    common = (row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, AttemptResult(Outcome(outcome), 200 if kind == "good" else None))
     is_turn = row.conversation_id is not None
     if kind == "good":
         answer, said, usage = _answer(one, tokens)
-        result = Result(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
+        result = JobResult(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
         return Ending(*common, result, is_turn=is_turn), Verdict(outcome, "succeeded", usage[3], answer=answer, said=said, usage=usage)
     if kind == "aborted":
-        return Ending(*common, Result(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
+        return Ending(*common, JobResult(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
     if kind == "refused" or is_over:
-        return Ending(*common, Result(Status.FAILED, error=NO), is_turn=is_turn), Verdict(outcome, "failed", owed, error=str(NO["code"]))
+        return Ending(*common, JobResult(Status.FAILED, error=NO), is_turn=is_turn), Verdict(outcome, "failed", owed, error=str(NO["code"]))
     delay_s = LATER_S if kind == "failed" else 0
     return Ending(*common, None, delay_s, counts), Verdict(outcome, None, owed, counts=counts, delay=delay_s > 0)
 

@@ -24,8 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import TERMINAL, Finding, Outcome, Result, Status
+from models.jobs import cancellation, claims, completion, requeue
+from models.jobs.states import TERMINAL, AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from models.platform.errors import LineFull, Unavailable
 from models.queue import admission, enqueue, key_shares
@@ -42,11 +42,11 @@ pytestmark = pytest.mark.usefixtures("database")
 ANY = st.integers(0, 1_000)
 PACER = st.integers(0, 1)
 ENDS = [
-    (Result(Status.SUCCEEDED, 200, b"{}"), Finding(Outcome.SUCCEEDED, 200)),
-    (Result(Status.FAILED, 400, error={"message": "no"}), Finding(Outcome.REFUSED, 400)),
-    (Result(Status.CANCELLED), Finding(Outcome.CANCELLED)),
+    (JobResult(Status.SUCCEEDED, 200, b"{}"), AttemptResult(Outcome.SUCCEEDED, 200)),
+    (JobResult(Status.FAILED, 400, error={"message": "no"}), AttemptResult(Outcome.REFUSED, 400)),
+    (JobResult(Status.CANCELLED), AttemptResult(Outcome.CANCELLED)),
 ]
-BACKS = [(Finding(Outcome.THROTTLED, 429), False), (Finding(Outcome.FAILED, 500), True), (Finding(Outcome.UNKNOWN), True)]
+BACKS = [(AttemptResult(Outcome.THROTTLED, 429), False), (AttemptResult(Outcome.FAILED, 500), True), (AttemptResult(Outcome.UNKNOWN), True)]
 TOLD = {"queued": {"queued"}, "admitted": {"queued"}, "running": {"started", "cancelling"}} | {str(one): {str(one)} for one in TERMINAL}
 wanted_orders = st.fixed_dictionaries(
     {"flow": st.sampled_from("ab"), "model": st.sampled_from("mmn"), "priority": st.sampled_from(["low", "normal", "high"]),
@@ -173,7 +173,7 @@ class Line(RuleBasedStateMachine):
     def refuse_a_head(self, which: int) -> None:
         for one in self.pick("SELECT * FROM job WHERE status = 'queued' AND NOT held ORDER BY start_tag, id", which):
             with db.begin() as session:
-                assert jobs.refuse(session, one.id, error={"message": "too large"})
+                assert completion.fail_queued(session, one.id, error={"message": "too large"})
 
     # Workers
 
@@ -183,18 +183,18 @@ class Line(RuleBasedStateMachine):
         for job_id, dispatch_id in self.doorbells[-1 - which % 4 :][:1]:
             (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
             with db.begin() as session:
-                claimed = jobs.claim(session, job_id, dispatch_id, lease_s=30)
+                claimed = claims.claim(session, job_id, dispatch_id, lease_s=30)
             assert (claimed is not None) == (before.status == Status.ADMITTED and before.dispatch_id == dispatch_id)
             if claimed is not None:
                 assert (job_id, dispatch_id) not in self.calls
                 self.calls.append((job_id, dispatch_id))
 
     @rule(end=st.sampled_from(ENDS))
-    def finish_the_last(self, end: tuple[Result, Finding]) -> None:
+    def finish_the_last(self, end: tuple[JobResult, AttemptResult]) -> None:
         self.finish(0, end)
 
     @rule(which=ANY, end=st.sampled_from(ENDS))
-    def finish(self, which: int, end: tuple[Result, Finding]) -> None:
+    def finish(self, which: int, end: tuple[JobResult, AttemptResult]) -> None:
         """Any call that ever went out, however late its answer."""
         for job_id, dispatch_id in self.calls[-1 - which % 4 :][:1]:
             (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
@@ -204,7 +204,7 @@ class Line(RuleBasedStateMachine):
             assert (running or adopts) == finish(job_id, dispatch_id, *end)
 
     @rule(which=ANY, back=st.sampled_from(BACKS), delay_s=st.sampled_from([0, 60]))
-    def put_back(self, which: int, back: tuple[Finding, bool], delay_s: float) -> None:
+    def put_back(self, which: int, back: tuple[AttemptResult, bool], delay_s: float) -> None:
         for job_id, dispatch_id in self.calls[-1 - which % 4 :][:1]:
             (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
             running = before.status == Status.RUNNING and before.dispatch_id == dispatch_id
@@ -215,7 +215,7 @@ class Line(RuleBasedStateMachine):
         leases = {dispatch_id: job_id for job_id, dispatch_id in self.calls}
         running = {one.dispatch_id: one.cancel_requested for one in query("SELECT * FROM job WHERE status = 'running'")}
         with db.begin() as session:
-            assert running == jobs.beat(session, leases, lease_s=30)
+            assert running == claims.renew_leases(session, leases, lease_s=30)
 
     # Time and the sweep
 
@@ -226,7 +226,7 @@ class Line(RuleBasedStateMachine):
             most=" 7ag"[every],
         )
         with db.begin() as session:
-            jobs.reap(session)
+            requeue.reap(session)
 
     @rule()
     def every_lease_runs_out(self) -> None:
@@ -235,14 +235,14 @@ class Line(RuleBasedStateMachine):
     @rule()
     def admissions_are_not_claimed(self) -> None:
         with db.begin() as session:
-            jobs.return_unclaimed(session, older_than_s=0)
+            requeue.requeue_unclaimed(session, older_than_s=0)
 
     @rule(which=ANY)
     def time_to_wait_is_over(self, which: int) -> None:
         for one in self.pick("SELECT id FROM job WHERE status = 'queued' ORDER BY id", which):
             query("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id", id=one.id)
             with db.begin() as session:
-                assert [one.id] == [late.id for late in jobs.expire(session)]
+                assert [one.id] == [late.id for late in cancellation.expire(session)]
 
     @rule()
     def backoffs_are_over(self) -> None:
@@ -383,7 +383,7 @@ class Crowd:
     def claim(self) -> None:
         for one in self.some("admitted"):
             with db.begin() as session:
-                jobs.claim(session, one.id, one.dispatch_id, lease_s=30)
+                claims.claim(session, one.id, one.dispatch_id, lease_s=30)
 
     def end(self) -> None:
         for one in self.some("running"):
@@ -397,7 +397,7 @@ class Crowd:
         for one in self.some("queued"):
             query("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id", id=one.id)
         with db.begin() as session:
-            jobs.expire(session)
+            cancellation.expire(session)
         with db.begin() as session:
             admission.find_forgotten(session)
 
@@ -405,11 +405,11 @@ class Crowd:
         for one in [*self.some("running"), *self.some("running")]:
             query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id AND status = 'running'", id=one.id)
         with db.begin() as session:
-            jobs.reap(session)
+            requeue.reap(session)
 
     def return_unclaimed(self) -> None:
         with db.begin() as session:
-            jobs.return_unclaimed(session, older_than_s=0)
+            requeue.requeue_unclaimed(session, older_than_s=0)
 
     def some(self, status: str) -> list[Any]:
         rows = list(query("SELECT id, dispatch_id FROM job WHERE status = :status LIMIT 20", status=status))
@@ -468,7 +468,7 @@ def test_cancelling_the_next_turn_while_the_first_one_ends_holds_nobody_up() -> 
     with db.begin() as session:
         given = Admission(one, uuid4(), credential_of(session, caller))
         admission.admit(session, [given])
-        jobs.claim(session, one, given.dispatch_id, lease_s=30)
+        claims.claim(session, one, given.dispatch_id, lease_s=30)
 
     def hold_the_conversation() -> None:
         with db.begin() as session:

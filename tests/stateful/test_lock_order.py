@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from models.access.audit_log import Act
 from models.database import db
-from models.jobs import jobs
+from models.jobs import cancellation, completion
 from models.keys.keys import Key
 from models.ops import bulk, priorities
 from models.ops.bulk import Filter
@@ -46,7 +46,7 @@ def purge_all(user: str) -> int:
 def expire_all() -> None:
     for _ in range(20):
         with db.begin() as session:
-            jobs.expire(session)
+            cancellation.expire(session)
 
 
 def statuses() -> set[str]:
@@ -148,8 +148,8 @@ def test_a_turn_ends_uncalled_while_the_next_one_is_submitted(caller: Key, how: 
     def end() -> Any:
         with db.begin() as session:
             return {
-                "cancel": lambda: jobs.cancel(session, one, caller.id), "expire": lambda: jobs.expire(session),
-                "refuse": lambda: jobs.refuse(session, one, error={}),
+                "cancel": lambda: cancellation.cancel(session, one, caller.id), "expire": lambda: cancellation.expire(session),
+                "refuse": lambda: completion.fail_queued(session, one, error={}),
             }[how]()  # fmt: skip
 
     with ThreadPoolExecutor(1) as threads, db.begin() as session:

@@ -18,8 +18,8 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import claims, requeue
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from models.platform.errors import NoMoney
 from models.queue.admission import Admission, admit
@@ -33,7 +33,12 @@ OPEN = ("queued", "admitted", "running")
 WHICH = st.integers(0, 1_000)
 # Of what was reserved: nothing, a part, all.
 PARTS = st.sampled_from([0.0, 0.3, 1.0])
-FAILED = [Finding(Outcome.REFUSED, 400), Finding(Outcome.FAILED, 500), Finding(Outcome.THROTTLED, 429), Finding(Outcome.NOT_SENT)]
+FAILED = [
+    AttemptResult(Outcome.REFUSED, 400),
+    AttemptResult(Outcome.FAILED, 500),
+    AttemptResult(Outcome.THROTTLED, 429),
+    AttemptResult(Outcome.NOT_SENT),
+]
 
 
 class Books(RuleBasedStateMachine):
@@ -70,7 +75,7 @@ class Books(RuleBasedStateMachine):
             call = uuid4()
             with db.begin() as session:
                 admit(session, [Admission(one.id, call, credential_of(session, self.key))])
-                assert jobs.claim(session, one.id, call, lease_s=30)
+                assert claims.claim(session, one.id, call, lease_s=30)
             self.calls.append((one.id, call, one.reserved_microusd))
 
     @rule(amounts=st.lists(st.integers(1, 900), min_size=1, max_size=3))
@@ -90,22 +95,22 @@ class Books(RuleBasedStateMachine):
         """Of any call that ever went out, however late, and perhaps not for the first time."""
         for job_id, call, most in self.calls[-1 - which % 4 :][:1]:
             owed = int(most * part)
-            finish(job_id, call, finding=Finding(Outcome.SUCCEEDED, 200, cost_microusd=owed))
+            finish(job_id, call, finding=AttemptResult(Outcome.SUCCEEDED, 200, cost_microusd=owed))
             self.settle(call, owed)
 
     @rule(which=WHICH, finding=st.sampled_from(FAILED), again=st.booleans())
-    def a_call_fails(self, which: int, finding: Finding, again: bool) -> None:
+    def a_call_fails(self, which: int, finding: AttemptResult, again: bool) -> None:
         for job_id, call, _ in self.calls[-1 - which % 4 :][:1]:
             if again:
                 put_back(job_id, call, finding)
             else:
-                finish(job_id, call, Result(Status.FAILED), finding)
+                finish(job_id, call, JobResult(Status.FAILED), finding)
             self.settle(call, 0)
 
     @rule(which=WHICH, outcome=st.sampled_from([Outcome.UNKNOWN, Outcome.CANCELLED]))
     def a_call_is_lost_or_aborted(self, which: int, outcome: Outcome) -> None:
         for job_id, call, most in self.calls[-1 - which % 4 :][:1]:
-            finish(job_id, call, Result(Status.FAILED), Finding(outcome))
+            finish(job_id, call, JobResult(Status.FAILED), AttemptResult(outcome))
             if outcome == Outcome.UNKNOWN:
                 self.lose(call, most)
             elif call not in self.paid or call in self.unknown:
@@ -117,7 +122,7 @@ class Books(RuleBasedStateMachine):
         for one in self.pick("running", which):
             query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=one.id)
             with db.begin() as session:
-                jobs.reap(session)
+                requeue.reap(session)
             self.lose(one.dispatch_id, one.reserved_microusd)
 
     @rule(which=WHICH, status=st.sampled_from(OPEN))
@@ -182,26 +187,26 @@ class Crowd:
             with db.begin() as session:
                 call = Admission(one.id, uuid4(), credential_of(session, self.caller))
                 if admit(session, [call]):
-                    jobs.claim(session, one.id, call.dispatch_id, lease_s=30)
+                    claims.claim(session, one.id, call.dispatch_id, lease_s=30)
 
     def end(self) -> None:
         for one in self.some("running"):
             self.rng.choice([self.good, self.good, self.bad, self.lost])(one)
 
     def good(self, one: Any) -> None:
-        finish(one.id, one.dispatch_id, finding=Finding(Outcome.SUCCEEDED, 200, cost_microusd=self.rng.choice([0, 30, 100])))
+        finish(one.id, one.dispatch_id, finding=AttemptResult(Outcome.SUCCEEDED, 200, cost_microusd=self.rng.choice([0, 30, 100])))
 
     def bad(self, one: Any) -> None:
-        finish(one.id, one.dispatch_id, Result(Status.FAILED), self.rng.choice(FAILED))
+        finish(one.id, one.dispatch_id, JobResult(Status.FAILED), self.rng.choice(FAILED))
 
     def lost(self, one: Any) -> None:
-        finish(one.id, one.dispatch_id, Result(Status.FAILED), Finding(Outcome.UNKNOWN))
+        finish(one.id, one.dispatch_id, JobResult(Status.FAILED), AttemptResult(Outcome.UNKNOWN))
 
     def reap(self) -> None:
         for one in self.some("running"):
             query("UPDATE job SET lease_until = now() - interval '1 s', on_lost = 'fail' WHERE id = :id AND status = 'running'", id=one.id)
         with db.begin() as session:
-            jobs.reap(session)
+            requeue.reap(session)
 
     def cancel(self) -> None:
         for one in self.some(self.rng.choice(OPEN)):

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from api.app import create_app, reset_memory
 from models.database import db
-from models.jobs import jobs
+from models.jobs import completion, states
 from models.keys import keys
 from models.keys.keys import Key
 from models.platform import wire
@@ -84,18 +84,25 @@ def finish(
     name: str,
     dispatch_id: UUID,
     *,
-    status: jobs.Status = jobs.Status.SUCCEEDED,
+    status: states.Status = states.Status.SUCCEEDED,
     answer: bytes | None = ANSWER,
     answer_type: str | None = None,
 ) -> None:
     """The running job has ended."""
-    result = jobs.Result(status, http_status=200, response=answer, response_type=answer_type)
+    result = states.JobResult(status, http_status=200, response=answer, response_type=answer_type)
     with db.begin() as session:
-        assert jobs.finish(session, wire.parse_id(name), dispatch_id, result, jobs.Finding(jobs.Outcome.SUCCEEDED, 200, "req_up"))
+        assert completion.finish(
+            session, wire.parse_id(name), dispatch_id, result, states.AttemptResult(states.Outcome.SUCCEEDED, 200, "req_up")
+        )
 
 
 def end(
-    caller: Caller, name: str, *, status: jobs.Status = jobs.Status.SUCCEEDED, answer: bytes | None = ANSWER, answer_type: str | None = None
+    caller: Caller,
+    name: str,
+    *,
+    status: states.Status = states.Status.SUCCEEDED,
+    answer: bytes | None = ANSWER,
+    answer_type: str | None = None,
 ) -> None:
     """The waiting job has run and ended."""
     finish(name, run(caller, name), status=status, answer=answer, answer_type=answer_type)

@@ -8,15 +8,15 @@ from models.billing import budgets, statement
 from models.billing.money import MICRO
 from models.billing.statement import Standing
 from models.database import db
-from models.jobs.jobs import Finding, Outcome
+from models.jobs.states import AttemptResult, Outcome
 from models.keys import keys
 from models.keys.keys import Key
 from tests.support.queue_tools import query
 
 # gpt-4o-mini: 0.15 USD for a million tokens in, 0.60 for a million out.
 MODEL = "gpt-4o-mini"
-LOST = Finding(Outcome.UNKNOWN)
-REFUSED = Finding(Outcome.REFUSED, 400)
+LOST = AttemptResult(Outcome.UNKNOWN)
+REFUSED = AttemptResult(Outcome.REFUSED, 400)
 
 
 def issued(name: str = "ann", *, grant_usd: int = 0) -> tuple[Key, str]:
@@ -46,9 +46,9 @@ def entries(*, of: UUID | None = None) -> list[tuple[str, int]]:
     return [(row.kind, row.amount_microusd) for row in rows]
 
 
-def cost(microusd: int | None) -> Finding:
+def cost(microusd: int | None) -> AttemptResult:
     """A good answer that cost this."""
-    return Finding(Outcome.SUCCEEDED, 200, "req_1", cost_microusd=microusd)
+    return AttemptResult(Outcome.SUCCEEDED, 200, "req_1", cost_microusd=microusd)
 
 
 def sums() -> dict[int, int]:

@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import api_processes, jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import api_processes, cancellation, claims, completion, requeue
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
 from models.keys.keys import Key
 from models.ops import retention
@@ -21,10 +21,10 @@ from models.queue import admission, enqueue, key_shares
 from workers.pacer.cleanup import Cleanup
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
-ANSWER = Result(Status.SUCCEEDED, http_status=200, response=b'{"id": "answer"}')
-GOOD = Finding(Outcome.SUCCEEDED, 200, "req_1")
-LOST = Finding(Outcome.UNKNOWN)
-BUSY = Finding(Outcome.THROTTLED, 429)
+ANSWER = JobResult(Status.SUCCEEDED, http_status=200, response=b'{"id": "answer"}')
+GOOD = AttemptResult(Outcome.SUCCEEDED, 200, "req_1")
+LOST = AttemptResult(Outcome.UNKNOWN)
+BUSY = AttemptResult(Outcome.THROTTLED, 429)
 
 
 def known(token: str = "sk-test") -> Key:
@@ -81,30 +81,30 @@ def start(caller: Key, job_id: UUID) -> UUID:
     """This one job is running; returns the dispatch id."""
     dispatch_id = admit(caller, job_id)
     with db.begin() as session:
-        assert jobs.claim(session, job_id, dispatch_id, lease_s=30) is not None
+        assert claims.claim(session, job_id, dispatch_id, lease_s=30) is not None
     return dispatch_id
 
 
-def finish(job_id: UUID, dispatch_id: UUID, result: Result = ANSWER, finding: Finding = GOOD) -> bool:
+def finish(job_id: UUID, dispatch_id: UUID, result: JobResult = ANSWER, finding: AttemptResult = GOOD) -> bool:
     """Whether this result was taken, by the way that a worker would take."""
     if row(job_id).conversation_id is None:
         with db.autocommit() as session:
-            if jobs.finish_at_once(session, job_id, dispatch_id, result, finding, None) is not None:
+            if completion.finish_fast(session, job_id, dispatch_id, result, finding, None) is not None:
                 return True
     with db.begin() as session:
-        return jobs.finish(session, job_id, dispatch_id, result, finding) is not None
+        return completion.finish(session, job_id, dispatch_id, result, finding) is not None
 
 
-def put_back(job_id: UUID, dispatch_id: UUID, finding: Finding = BUSY, **how: Any) -> bool:
+def put_back(job_id: UUID, dispatch_id: UUID, finding: AttemptResult = BUSY, **how: Any) -> bool:
     """Whether the job went back in line."""
     with db.begin() as session:
-        return jobs.put_back(session, job_id, dispatch_id, finding, **how)
+        return requeue.requeue_job(session, job_id, dispatch_id, finding, **how)
 
 
 def cancel(caller: Key, job_id: UUID) -> Any:
     """What job.cancel answers."""
     with db.begin() as session:
-        return jobs.cancel(session, job_id, caller.id)
+        return cancellation.cancel(session, job_id, caller.id)
 
 
 def reap() -> Sequence[Any]:
@@ -112,7 +112,7 @@ def reap() -> Sequence[Any]:
     with db.begin() as session:
         session.execute(text("UPDATE job SET lease_until = now() - interval '1 s' WHERE status = 'running'"))
     with db.begin() as session:
-        return jobs.reap(session)
+        return requeue.reap(session)
 
 
 def expire(job_id: UUID) -> Sequence[Any]:
@@ -120,7 +120,7 @@ def expire(job_id: UUID) -> Sequence[Any]:
     with db.begin() as session:
         session.execute(text("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job_id})
     with db.begin() as session:
-        return jobs.expire(session)
+        return cancellation.expire(session)
 
 
 def clean_up(*, later_days: float = 0) -> int:

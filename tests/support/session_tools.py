@@ -8,8 +8,8 @@ from uuid import UUID
 
 from models.content.endpoints import CHAT
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import claims
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import admit, query
@@ -18,8 +18,8 @@ from workers.runner.finish import Ending
 
 Messages = list[dict[str, Any]]
 SESSION = "tea"
-GOOD = Finding(Outcome.SUCCEEDED, 200, "req_1")
-REFUSED = Finding(Outcome.REFUSED, 400, "req_1")
+GOOD = AttemptResult(Outcome.SUCCEEDED, 200, "req_1")
+REFUSED = AttemptResult(Outcome.REFUSED, 400, "req_1")
 
 
 def user(text: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def claim(caller: Caller, name: str) -> Any:
     """The turn's row as a worker has it when its call goes out."""
     dispatch_id = admit(caller.key, wire.parse_id(name))
     with db.begin() as session:
-        return prompt.complete(session, jobs.claim(session, wire.parse_id(name), dispatch_id, lease_s=30))
+        return prompt.complete(session, claims.claim(session, wire.parse_id(name), dispatch_id, lease_s=30))
 
 
 def sent(row: Any) -> Messages:
@@ -54,16 +54,16 @@ def answer(row: Any, said: str | dict[str, Any]) -> None:
     """The claimed turn has this answer: a text, or a whole message."""
     message = assistant(said) if isinstance(said, str) else said
     body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
-    end(row, Result(Status.SUCCEEDED, http_status=200, response=body), GOOD)
+    end(row, JobResult(Status.SUCCEEDED, http_status=200, response=body), GOOD)
 
 
 def fail(row: Any, *, code: str = "bad") -> None:
     """The claimed turn was refused by its upstream."""
     error = {"message": "no", "type": "invalid_request_error", "param": None, "code": code}
-    end(row, Result(Status.FAILED, http_status=400, error=error), REFUSED)
+    end(row, JobResult(Status.FAILED, http_status=400, error=error), REFUSED)
 
 
-def end(row: Any, result: Result, finding: Finding) -> None:
+def end(row: Any, result: JobResult, finding: AttemptResult) -> None:
     finish.commit(Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=True))
 
 

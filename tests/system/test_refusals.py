@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import Outcome, Status
+from models.jobs.states import Outcome, Status
 from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from models.config.settings import settings
-from models.jobs.jobs import Outcome
+from models.jobs.states import Outcome
 from workers.answers import blame, rate_limit_headers, upstream_error
 from workers.answers.blame import MONEY, Fault
 from workers.answers.upstream_error import ErrorObject

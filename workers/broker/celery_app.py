@@ -23,7 +23,7 @@ class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         if any(options.get(delay) for delay in ("countdown", "eta", "expires", "retries")):
-            raise RuntimeError("nothing waits in Celery: put the job back in line with job.put_back()")
+            raise RuntimeError("nothing waits in Celery: requeue the job with requeue.requeue_job()")
         return super().send_task(name, args, kwargs, **options)
 
 

@@ -26,8 +26,8 @@ from models.access.audit_log import Act
 from models.access.operators import Operator
 from models.access.wrong_tokens import WrongTokens
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Status
+from models.jobs import cancellation
+from models.jobs.states import Status
 from models.platform import wire
 from models.platform.errors import NotFound, TooManyWrongTokens, Unavailable
 from workers.channels import notify
@@ -127,10 +127,10 @@ class Refused(BaseHandler):  # type: ignore[misc]
 def cancel(job_id: UUID, by: str) -> str | None:
     """The job is cancelled, or told to stop when it runs; what to tell who asked. None when there is no such job."""
     with db.begin() as session:
-        found = jobs.key_of(session, job_id)
+        found = cancellation.key_of(session, job_id)
         if found is None:
             return None
-        done = jobs.cancel(session, job_id, found)
+        done = cancellation.cancel(session, job_id, found)
         if done is not None:
             audit_log.write(session, Act(Operator(by, "write")), "cancel", f"job:{job_id}", before=None, after={"status": done.status})
     if done is None:

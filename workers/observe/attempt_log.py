@@ -12,7 +12,7 @@ from typing import Any
 from models.billing.usage import Usage
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
-from models.jobs.jobs import Finding, Outcome
+from models.jobs.states import AttemptResult, Outcome
 from models.platform import ids
 from models.telemetry import logs, tracing
 from models.telemetry.tracing import Attributes, Kind, Span
@@ -31,12 +31,12 @@ class Telling:
         self._row = row
         self._began_ns = time.time_ns()
         self._over_ns: int | None = None
-        self._finding: Finding | None = None
+        self._finding: AttemptResult | None = None
         self._why = ""
         logs.add(attempt=row.calls, **about(row))
         self._span = tracing.go_on("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=self._began_ns)
 
-    def found(self, finding: Finding, *, why: str = "") -> None:
+    def found(self, finding: AttemptResult, *, why: str = "") -> None:
         """The call is over, and this is what is known of it; what is still to be written belongs to no call."""
         self._over_ns, self._finding, self._why = time.time_ns(), finding, why
 
@@ -50,7 +50,7 @@ class Telling:
 
     def end(self) -> None:
         """Said, whatever was found. Never raises."""
-        over_ns, found = self._over_ns or time.time_ns(), self._finding or Finding(Outcome.UNKNOWN)
+        over_ns, found = self._over_ns or time.time_ns(), self._finding or AttemptResult(Outcome.UNKNOWN)
         log.info(
             "attempt over",
             extra={
@@ -63,7 +63,7 @@ class Telling:
 
 def lost(row: Any) -> None:
     """Said for the worker that is gone: its lease ran out, and nobody knows what became of the call. row: of job.reap."""
-    found = Finding(Outcome.UNKNOWN)
+    found = AttemptResult(Outcome.UNKNOWN)
     log.warning(
         "lease ran out", extra={"job": ids.show("job_", row.id), "attempt": row.calls, **about(row), "status": row.status}
     )  # fmt: skip
@@ -83,7 +83,7 @@ def request(row: Any) -> str | None:
     return ids.show(REQUEST, row.request_id) if row.request_id is not None else None
 
 
-def end(span: Span, row: Any, found: Finding, *, at_ns: int) -> None:
+def end(span: Span, row: Any, found: AttemptResult, *, at_ns: int) -> None:
     """The span of this attempt is over. row: lane_id, key_id, credential_id, calls, endpoint, model, and base_url where it is known."""
     if span.is_recorded:
         span.set(_attributes(row, found))
@@ -91,7 +91,7 @@ def end(span: Span, row: Any, found: Finding, *, at_ns: int) -> None:
     span.end(at_ns=at_ns, error=failed)
 
 
-def _attributes(row: Any, found: Finding) -> Attributes:
+def _attributes(row: Any, found: AttemptResult) -> Attributes:
     return {
         "gen_ai.operation.name": _OPERATIONS.get(row.endpoint, "list_models"), "gen_ai.provider.name": "openai",
         "gen_ai.request.model": row.model, **tracing.address(getattr(row, "base_url", None) or settings().openai_base_url),

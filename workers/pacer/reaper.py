@@ -11,7 +11,7 @@ from typing import Any
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs import api_processes, jobs, waiters, workers
+from models.jobs import api_processes, cancellation, completion, requeue, states, waiters, workers
 from models.keys import limits as meter
 from models.keys import parking
 from models.platform import crash_points, wire
@@ -133,7 +133,7 @@ class Sweep:
 
     def _return_unclaimed(self) -> None:
         with db.begin() as session:
-            returned = jobs.return_unclaimed(session, older_than_s=settings().unclaimed_after_s)
+            returned = requeue.requeue_unclaimed(session, older_than_s=settings().unclaimed_after_s)
         if returned:
             log.warning("admissions not claimed in time went back to the line", extra={"jobs": len(returned)})
         self._free(returned, Report(sent=False))
@@ -142,7 +142,7 @@ class Sweep:
         with db.begin() as session:
             if self._amnesty.is_on(postmaster=lane_maintenance.postmaster_started(session), now=now):
                 return
-            lost = jobs.reap(session)
+            lost = requeue.reap(session)
         if lost:
             crash_points.at("sweep.mid_reap")
         for row in lost:
@@ -152,11 +152,11 @@ class Sweep:
 
     def _expire(self) -> Sequence[Any]:
         with db.begin() as session:
-            expired = jobs.expire(session)
+            expired = cancellation.expire(session)
             since = admission.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
         self._tell(expired, "ended")
         for row in expired:
-            wait_log.gave_up(row, since.get(row.id, row.created_at), why=jobs.Status.EXPIRED)
+            wait_log.gave_up(row, since.get(row.id, row.created_at), why=states.Status.EXPIRED)
         return expired
 
     def _cancel_abandoned(self) -> None:
@@ -171,7 +171,7 @@ class Sweep:
                 "cancelled: its caller went away",
                 extra={"job": wire.public_id(done.id), "lane": done.lane_id, "key": done.key_id, "status": done.status},
             )
-            is_ended = done.status == jobs.Status.CANCELLED
+            is_ended = done.status == states.Status.CANCELLED
             notify.job(done.id, "cancelled" if is_ended else "cancelling")
             if is_ended:
                 notify.line(done.lane_id, cancelled=done.id)
@@ -183,7 +183,7 @@ class Sweep:
         for row in rows:
             error, status = _parked(row.words or {})
             with db.begin() as session:
-                is_refused = jobs.refuse(session, row.id, error=error, http_status=status)
+                is_refused = completion.fail_queued(session, row.id, error=error, http_status=status)
                 since = admission.waiting_since(session, [row.id]) if is_refused and row.calls else {}
             if is_refused:
                 notify.job(row.id, "ended")

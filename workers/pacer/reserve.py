@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs import jobs
+from models.jobs import requeue
 from models.keys import limits
 from models.platform import crash_points
 from models.queue.admission import Admission
@@ -180,7 +180,7 @@ class Reserver:
         call that the history below does not show.
         """
         with db.begin() as session:
-            jobs.return_unclaimed(session, older_than_s=0, credential_id=lost.credential_id, model=lost.model)
+            requeue.requeue_unclaimed(session, older_than_s=0, credential_id=lost.credential_id, model=lost.model)
         with db.begin() as session:
             known = limits.read(session, lost.credential_id, lost.model)
             past = limits.history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs import jobs, task_names
-from models.jobs.jobs import Finding, Outcome
+from models.jobs import completion, requeue, task_names
+from models.jobs.states import AttemptResult, Outcome
 from models.keys import parking
 from models.keys.parking import Refusal
 from models.platform import crash_points
@@ -204,7 +204,11 @@ class Pacer:
             with db.begin() as session:
                 parking.probed(session, sorted(probing))
                 parking.probed_models(session, probed)
-                refused = [job_id for job_id, of in doomed.items() if jobs.refuse(session, job_id, error=of.error, http_status=of.status)]
+                refused = [
+                    job_id
+                    for job_id, of in doomed.items()
+                    if completion.fail_queued(session, job_id, error=of.error, http_status=of.status)
+                ]
                 since = admission.waiting_since(session, refused) if refused else {}
             heads = {head.id: head for jobs in wanted.values() for head in jobs}
             for job_id in refused:
@@ -223,7 +227,7 @@ class Pacer:
         for one in admitted:
             if one.dispatch_id not in held:
                 with db.begin() as session:
-                    jobs.put_back(session, one.job_id, one.dispatch_id, Finding(Outcome.NOT_SENT), why="reservation lost")
+                    requeue.requeue_job(session, one.job_id, one.dispatch_id, AttemptResult(Outcome.NOT_SENT), reason="reservation lost")
 
     def _still_held(self, dispatches: Sequence[UUID], bound: Mapping[UUID, Meter]) -> set[UUID]:
         by_meter: dict[Meter, list[str]] = {}

@@ -11,7 +11,7 @@ from typing import Any
 from models.config.settings import settings
 from models.content import endpoints
 from models.database import db
-from models.jobs.jobs import Outcome
+from models.jobs.states import Outcome
 from models.keys import limits, parking
 from models.platform.errors import Unavailable
 from workers.answers.retry_policy import Next, Verdict

@@ -24,8 +24,8 @@ from models.content.endpoints import CHAT
 from models.content.image_placeholders import Picture
 from models.database import db
 from models.database.db import Session
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import completion, requeue, states
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import atomic_file, crash_points, crypto, wire
 from models.platform.errors import Unavailable
 from models.sessions import stored_completions
@@ -57,8 +57,8 @@ class Ending:
     key_id: int
     lane_id: int
     model: str
-    finding: Finding
-    result: Result | None = None
+    finding: AttemptResult
+    result: JobResult | None = None
     delay_s: float = 0
     counts: bool = False
     why: str = ""
@@ -93,7 +93,7 @@ def put_back(row: Any, *, why: str, delay_s: float) -> None:
     """
     try:
         with db.begin() as session:
-            jobs.put_back(session, row.id, row.dispatch_id, Finding(Outcome.NOT_SENT), delay_s=delay_s, why=why)
+            requeue.requeue_job(session, row.id, row.dispatch_id, AttemptResult(Outcome.NOT_SENT), delay_s=delay_s, reason=why)
     except Unavailable:
         return
     notify.served(row.id, "queued", lane_id=row.lane_id, receivers=())
@@ -134,8 +134,8 @@ def _commit(ending: Ending) -> Usage | None:
     used: Usage | None = None
     if ending.result is None:
         with db.begin() as session:
-            took = jobs.put_back(
-                session, ending.job_id, ending.dispatch_id, ending.finding, delay_s=ending.delay_s, counts=ending.counts, why=ending.why,
+            took = requeue.requeue_job(
+                session, ending.job_id, ending.dispatch_id, ending.finding, delay_s=ending.delay_s, counts=ending.counts, reason=ending.why,
                 throttled=ending.throttled, refusal=ending.refusal,
             )  # fmt: skip
     else:
@@ -171,14 +171,14 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
-def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: Usage | None, finding: Finding) -> Any | None:
+def _finish(ending: Ending, result: JobResult, pictures: Sequence[Picture], used: Usage | None, finding: AttemptResult) -> Any | None:
     if not ending.is_turn and not pictures and ending.store_as is None:
         with db.autocommit() as session:
-            row = jobs.finish_at_once(session, ending.job_id, ending.dispatch_id, result, finding, used)
+            row = completion.finish_fast(session, ending.job_id, ending.dispatch_id, result, finding, used)
         if row is not None:
             return row
     with db.begin() as session:
-        row = jobs.finish(session, ending.job_id, ending.dispatch_id, result, finding)
+        row = completion.finish(session, ending.job_id, ending.dispatch_id, result, finding)
         if used is not None:
             # Of a late answer too: it was paid for, whoever gets it.
             usage.write(
@@ -192,14 +192,14 @@ def _finish(ending: Ending, result: Result, pictures: Sequence[Picture], used: U
         return row
 
 
-def _store(session: Session, ending: Ending, result: Result, metadata: dict[str, str]) -> None:
+def _store(session: Session, ending: Ending, result: JobResult, metadata: dict[str, str]) -> None:
     stored_completions.insert(
         session, job_id=ending.job_id, key_id=ending.key_id, endpoint=CHAT, model=ending.model,
         answer=answer_body.parse(result.response or b""), metadata=metadata,
     )  # fmt: skip
 
 
-def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
+def _used(ending: Ending, result: JobResult) -> tuple[Usage | None, AttemptResult]:
     """What an answer used, as it says or as we estimate it, and what was found with its price; None for what is no answer."""
     asked = ending.asked_tokens
     count = (lambda: asked) if isinstance(asked, int) else asked
@@ -213,9 +213,9 @@ def _used(ending: Ending, result: Result) -> tuple[Usage | None, Finding]:
     return used, replace(ending.finding, cost_microusd=cost_microusd, is_estimated=used.estimated)
 
 
-def _is_unreadable(result: Result) -> bool:
+def _is_unreadable(result: JobResult) -> bool:
     """An answer was kept that nobody could read: it may have been paid for. Of a stream that had begun only its last event was kept."""
-    return (result.error or {}).get("code") == jobs.UNREADABLE and result.transcript is None
+    return (result.error or {}).get("code") == states.UNREADABLE and result.transcript is None
 
 
 def spool(ending: Ending) -> Path:
@@ -308,7 +308,7 @@ def _load(text: bytes) -> Ending:
     kept, at = {}, 0
     for name, length in plain.pop("bytes", {}).items():
         kept[name], at = rest[at : at + length], at + length
-    finding = Finding(**{**plain["finding"], "outcome": Outcome(plain["finding"]["outcome"])})
+    finding = AttemptResult(**{**plain["finding"], "outcome": Outcome(plain["finding"]["outcome"])})
     ending = Ending(
         **{**plain, "job_id": UUID(plain["job_id"]), "dispatch_id": UUID(plain["dispatch_id"]), "finding": finding, "result": None}
     )
@@ -316,4 +316,4 @@ def _load(text: bytes) -> Ending:
         return ending
     # Of an older version, which wrote them in base64 into the one line
     old = {name: base64.b64decode(said[name]) for name in _BYTES if said.get(name) is not None}
-    return replace(ending, result=Result(**{**said, "status": Status(said["status"]), **old, **kept}))
+    return replace(ending, result=JobResult(**{**said, "status": Status(said["status"]), **old, **kept}))

@@ -12,7 +12,7 @@ import redis
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs import jobs as job
+from models.jobs import claims
 from models.platform import wire
 from models.platform.errors import LineUnavailable, Unavailable
 from workers.channels import notify
@@ -67,7 +67,7 @@ class Leases:
             return
         try:
             with db.begin() as session:
-                alive = job.beat(session, {number: one.job_id for number, one in held.items()}, lease_s=settings().lease_s)
+                alive = claims.renew_leases(session, {number: one.job_id for number, one in held.items()}, lease_s=settings().lease_s)
         except Unavailable:
             log.warning("leases not renewed: Postgres is away", extra={"leases": len(held)})
             self._renew_slots(held)  # the calls are in flight all the same

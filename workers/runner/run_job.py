@@ -14,8 +14,8 @@ from models.billing import pricing
 from models.config.settings import settings
 from models.content.endpoints import PAID
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import claims, states
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import crash_points, wire
 from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
@@ -62,7 +62,7 @@ class Work:
         """Seconds of timeout_s that no attempt has used yet."""
         return float(self.row.timeout_s - self.row.ran_s - (time.monotonic() - self.began))
 
-    def done(self, finding: Finding, result: Result) -> Ending:
+    def done(self, finding: AttemptResult, result: JobResult) -> Ending:
         """It ends so."""
         row = self.row
         self.telling.found(finding)
@@ -73,7 +73,7 @@ class Work:
             asked_tokens=asked, store_as=store_as,
         )  # fmt: skip
 
-    def back(self, finding: Finding, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> Ending:
+    def back(self, finding: AttemptResult, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> Ending:
         """The job is requeued. more: throttled and refusal, as of Ending."""
         row = self.row
         self.telling.found(finding, why=why)
@@ -106,7 +106,7 @@ class Processor:
             return True
         try:
             with db.autocommit() as session:
-                row = jobs.claimable(session, job_id, dispatch_id)
+                row = claims.find_claimable(session, job_id, dispatch_id)
         except Unavailable:
             return True  # as the claim will find out
         if row is None or not (wanted := _body_bytes(row)):
@@ -120,7 +120,7 @@ class Processor:
     def _run_claimed(self, job_id: UUID, dispatch_id: UUID, room: Room, *, began: float) -> None:
         try:
             with db.autocommit() as session:
-                row = jobs.claim(session, job_id, dispatch_id, lease_s=settings().lease_s, most_bytes=FREE_BYTES)
+                row = claims.claim(session, job_id, dispatch_id, lease_s=settings().lease_s, max_bytes=FREE_BYTES)
         except Unavailable:
             log.warning("claim failed: Postgres is away; the job goes back to the line by itself")
             return
@@ -133,14 +133,14 @@ class Processor:
         if row.due:
             notify.receivers(row.due)
         claimed = time.monotonic()
-        call = Call(deadline=claimed + max(jobs.LEAST_CALL_S, row.timeout_s - row.ran_s), room=room)
+        call = Call(deadline=claimed + max(states.MIN_CALL_S, row.timeout_s - row.ran_s), room=room)
         work = Work(row, Meter(row.credential_id, row.model), call, Relay(row), telling, claimed)
         self._leases.add(dispatch_id, Held(job_id=job_id, meter=work.meter, call=work.call))
         try:
             work, why = _load(work, room)
             if why := why or self._why_not(work, began=began):
                 self._release(work.meter, row, Report(sent=False))
-                finish.write(work.back(Finding(Outcome.NOT_SENT), why=why, delay_s=NO_ROOM_DELAY_S if why == NO_ROOM else 0))
+                finish.write(work.back(AttemptResult(Outcome.NOT_SENT), why=why, delay_s=NO_ROOM_DELAY_S if why == NO_ROOM else 0))
             else:
                 self._run(work)
         except Exception as error:
@@ -174,8 +174,8 @@ class Processor:
         except Aborted:
             self._release(work.meter, work.row, Report())
             cost = None if work.call.is_sent else 0
-            result = Result(Status.CANCELLED, transcript=work.relay.transcript)
-            finish.write(work.done(Finding(Outcome.CANCELLED, cost_microusd=cost), result))
+            result = JobResult(Status.CANCELLED, transcript=work.relay.transcript)
+            finish.write(work.done(AttemptResult(Outcome.CANCELLED, cost_microusd=cost), result))
         except Lost as error:
             self._release(work.meter, work.row, Report(pushed_back=True))
             _fail_or_again(work, retry_policy.lost(error), answer=None)
@@ -201,8 +201,8 @@ class Processor:
         learned = self._release(work.meter, work.row, report)
         verdict = feedback.remember(work.row, learned, verdict)
         if verdict.next == Next.SUCCEED:
-            finding = Finding(verdict.outcome, answer.status, _request_id(answer))
-            result = Result(Status.SUCCEEDED, http_status=answer.status, response=answer.body, transcript=work.relay.transcript)
+            finding = AttemptResult(verdict.outcome, answer.status, _request_id(answer))
+            result = JobResult(Status.SUCCEEDED, http_status=answer.status, response=answer.body, transcript=work.relay.transcript)
             work.telling.used(finish.write(work.done(finding, result)))
         else:
             _fail_or_again(work, verdict, answer=answer, learned=learned)
@@ -225,7 +225,7 @@ class Processor:
         """A doorbell for a job that ended meanwhile without this call: what was reserved for it is free again."""
         try:
             with db.begin() as session:
-                ghost = jobs.ghost(session, job_id, dispatch_id)
+                ghost = claims.ended_unclaimed(session, job_id, dispatch_id)
         except Unavailable:
             return  # the slot frees itself when its lease runs out
         if ghost is not None:
@@ -261,16 +261,16 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
     """Fails the job, or requeues it. Never again when somebody may have read a part of its stream, or its running time is used up."""
     # What a reader has had of an answer may have been paid for, however it ended.
     outcome = Outcome.UNKNOWN if work.relay.has_begun else verdict.outcome
-    finding = Finding(outcome, answer.status if answer else None, _request_id(answer) if answer else None)
+    finding = AttemptResult(outcome, answer.status if answer else None, _request_id(answer) if answer else None)
     counts = verdict.next in (Next.AGAIN, Next.UNKNOWN, Next.UNREADABLE)
-    is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < jobs.LEAST_CALL_S)
+    is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < states.MIN_CALL_S)
     is_refused = verdict.throttled and work.row.throttles + 1 >= settings().max_throttles
     is_over = work.relay.has_begun or is_last or is_refused or _is_final(verdict, work.row)
     if verdict.next == Next.FAIL or is_over:
         is_unreadable = verdict.next == Next.UNREADABLE
         said = answer if answer and not verdict.is_of_another else None
         kept, kept_type = answer_body.kept(said.body, said.headers, is_unreadable=is_unreadable) if said else (None, None)
-        failed = Result(
+        failed = JobResult(
             Status.FAILED,
             http_status=verdict.status or (answer.status if answer else None),
             response=kept,
@@ -308,7 +308,7 @@ def _is_final(verdict: Verdict, row: Any) -> bool:
 def _is_ours(row: Any) -> bool:
     try:
         with db.begin() as session:
-            return bool(jobs.beat(session, {row.dispatch_id: row.id}, lease_s=settings().lease_s))
+            return bool(claims.renew_leases(session, {row.dispatch_id: row.id}, lease_s=settings().lease_s))
     except Unavailable:
         return False
 

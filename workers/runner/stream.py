@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from models.config.settings import settings
-from models.jobs.jobs import Outcome
+from models.jobs.states import Outcome
 from workers.answers import chat_chunks, event_answer, retry_policy
 from workers.answers.event_answer import KINDS, Collector, Part
 from workers.answers.retry_policy import Next, Verdict

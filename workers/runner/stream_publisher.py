@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from models.database import db
-from models.jobs import jobs
+from models.jobs import claims
 from models.platform import crash_points
 from models.platform.errors import Unavailable
 from workers.channels import token_stream
@@ -56,7 +56,7 @@ class Relay:
         """On record before the first event can be read: from here on a lost call is a failed job."""
         try:
             with db.begin() as session:
-                self.has_begun = jobs.relayed(session, **self._ids)
+                self.has_begun = claims.mark_streaming(session, **self._ids)
         except Unavailable:
             log.warning("a stream is not relayed: Postgres is away", extra=self._said())
             return False

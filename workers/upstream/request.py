@@ -11,7 +11,7 @@ import msgspec
 from models.config.settings import settings
 from models.content import chat_messages, endpoints, token_estimate
 from models.database import db
-from models.jobs import jobs
+from models.jobs import claims
 from models.keys import credential_address
 from models.platform import crypto
 from models.platform.errors import Unavailable
@@ -28,7 +28,7 @@ SEGMENT_SAFE = "!$&'()*+,;=:@"
 def read(row: Any) -> bytes:
     """The request of a claimed row that came without it. Raises Unavailable, also when it was erased meanwhile."""
     with db.autocommit() as session:
-        content = jobs.read_request(session, row.id, size=row.request_bytes)
+        content = claims.read_request(session, row.id, size=row.request_bytes)
     if len(content) != row.request_bytes:
         raise Unavailable
     return content

@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 from api.jobs import event_stream
 from api.waiting.waiters import hall
 from models.database import db
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.keys import keys
 from models.platform import wire
 from models.queue.enqueue import Place

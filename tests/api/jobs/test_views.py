@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform import wire
 from models.queue import enqueue
 from tests.support.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from models.billing import budgets
 from models.database import db
-from models.jobs import jobs
+from models.jobs import states
 from tests.support.http_tools import ANSWER, Caller, end, finish, run, stored
 from tests.support.queue_tools import query
 
@@ -144,7 +144,7 @@ def test_a_full_line_says_so(caller: Caller, override: Callable[..., None]) -> N
 )
 def test_what_the_upstream_refuses_has_its_own_number(caller: Caller, status: int, code: str, shown: int) -> None:
     name = told(ask(caller))["jobId"]
-    finish(name, run(caller, name), status=jobs.Status.FAILED, answer=None)
+    finish(name, run(caller, name), status=states.Status.FAILED, answer=None)
     query("UPDATE job SET http_status = :status, error = CAST(:error AS jsonb)", status=status, error=json.dumps({"code": code}))
 
     refused = fetch(caller, name)

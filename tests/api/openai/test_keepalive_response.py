@@ -20,7 +20,7 @@ from api.waiting.waiters import hall
 from deploy.local.embedded_servers import free_port
 from models.database import db
 from models.jobs import waiters
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
 from models.queue import enqueue
 from tests.support.http_tools import CHAT, Caller, error_of
@@ -36,7 +36,7 @@ PYTHON = {"x-stainless-lang": "python"}
 AGENTS = ["ai/6.0.326 ai-sdk/provider-utils/4.0.66 runtime/node.js/v20.20.2", "OpenAI/Python 1.3.9"]
 REPLAY = f"{waiters.FAILURE_REPLAY_S} s"
 BODY = b'{ "id": "chatcmpl-1",\n  "choices": [] }\n'
-BUSY = Result(
+BUSY = JobResult(
     Status.FAILED, http_status=503, response=b'{"error":{"message":"busy","type":"t","param":null,"code":"c"}, "x": 1.0}',
     error={"message": "busy", "type": "t", "param": None, "code": "c"},
 )  # fmt: skip
@@ -59,11 +59,11 @@ def the_job() -> UUID:
     return UUID(str(found.id))
 
 
-def end(caller: Caller, result: Result | None = None) -> UUID:
+def end(caller: Caller, result: JobResult | None = None) -> UUID:
     """The only job has run and ended like this."""
     job_id = the_job()
-    wanted = result or Result(Status.SUCCEEDED, http_status=200, response=BODY)
-    finish(job_id, start(caller.key, job_id), wanted, Finding(Outcome.SUCCEEDED, wanted.http_status))
+    wanted = result or JobResult(Status.SUCCEEDED, http_status=200, response=BODY)
+    finish(job_id, start(caller.key, job_id), wanted, AttemptResult(Outcome.SUCCEEDED, wanted.http_status))
     notify.job(job_id, "ended")
     return job_id
 
@@ -307,7 +307,7 @@ def test_a_client_that_goes_away_leaves_its_job(caller: Caller, pieces_read: int
 @pytest.mark.usefixtures("at_once")
 def test_a_client_that_goes_away_in_the_middle_of_its_answer_leaves_its_job(caller: Caller) -> None:
     made, pieces = begin(caller)
-    end(caller, Result(Status.SUCCEEDED, http_status=200, response=b"[" + b" " * keepalive_response.PIECE_BYTES * 2 + b"]"))
+    end(caller, JobResult(Status.SUCCEEDED, http_status=200, response=b"[" + b" " * keepalive_response.PIECE_BYTES * 2 + b"]"))
     while len(next(pieces)) < keepalive_response.PIECE_BYTES:
         pass
     made.close()
@@ -369,7 +369,7 @@ def test_a_full_hall_refuses_before_there_is_a_job(caller: Caller, override: Cal
 def test_the_answer_of_a_big_job_goes_out_in_pieces(caller: Caller, threads: ThreadPoolExecutor) -> None:
     body = b"[" + b"7," * keepalive_response.PIECE_BYTES + b"7]"
     waiting = asked(threads, caller)
-    end(caller, Result(Status.SUCCEEDED, http_status=200, response=body))
+    end(caller, JobResult(Status.SUCCEEDED, http_status=200, response=body))
     pieces = list(waiting.result(30).response)
 
     assert body == b"".join(pieces)

@@ -11,7 +11,9 @@ from uuid import UUID
 import pytest
 
 from api.openai import replies
-from models.jobs.jobs import EXPIRED, LOST, Status
+from models.jobs.cancellation import EXPIRED
+from models.jobs.requeue import LOST
+from models.jobs.states import Status
 
 NOBODY = UUID(int=0)
 CREATED = datetime(2026, 11, 23, tzinfo=UTC)

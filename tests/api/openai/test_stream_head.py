@@ -13,8 +13,8 @@ from werkzeug.test import TestResponse
 
 from api.waiting.waiters import hall
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import completion
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from tests.api.openai.test_stream_response import DONE, event, say
 from tests.support.http_tools import Caller, error_of
 from tests.support.programs.processes import until
@@ -57,9 +57,9 @@ def fail(job_id: UUID, caller: Caller, *, status: int, body: bytes | None = None
     dispatch_id = start(caller.key, job_id)
     error = {**ERROR, "code": f"code_{status}"}
     answered = json.dumps({"error": error}).encode() if body is None else body
-    result = Result(Status.FAILED, http_status=status, response=answered, error=error, transcript=transcript)
+    result = JobResult(Status.FAILED, http_status=status, response=answered, error=error, transcript=transcript)
     with db.begin() as session:
-        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.REFUSED, status, "req_1"))
+        assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.REFUSED, status, "req_1"))
     notify.job(job_id, "ended")
 
 
@@ -103,7 +103,7 @@ def _expired(_: Caller, job_id: UUID) -> None:
 
 def _refused_by_us(_: Caller, job_id: UUID) -> None:
     with db.begin() as session:
-        assert jobs.refuse(session, job_id, error={**ERROR, "code": "request_exceeds_limit"})
+        assert completion.fail_queued(session, job_id, error={**ERROR, "code": "request_exceeds_limit"})
 
 
 @pytest.mark.parametrize(("end", "status"), [(_cancelled, 409), (_expired, 504), (_refused_by_us, 400)])
@@ -130,9 +130,9 @@ def test_the_first_event_ends_the_wait_and_a_later_failure_is_in_the_stream(call
     dispatch_id = start(caller.key, job_id)
     say(job_id, dispatch_id, 0)
     answer = waiting.result(30)
-    result = Result(Status.FAILED, http_status=400, response=b"{}", error=ERROR, transcript=event(0))
+    result = JobResult(Status.FAILED, http_status=400, response=b"{}", error=ERROR, transcript=event(0))
     with db.begin() as session:
-        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.UNKNOWN, 200, "req_1"))
+        assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.UNKNOWN, 200, "req_1"))
     notify.job(job_id, "ended")
     told = text_of(answer)
 
@@ -144,9 +144,9 @@ def test_the_first_event_ends_the_wait_and_a_later_failure_is_in_the_stream(call
 def test_an_end_with_events_that_redis_lost_is_a_stream(caller: Caller, threads: ThreadPoolExecutor, status: Status) -> None:
     waiting, job_id = asked(threads, caller)
     dispatch_id = start(caller.key, job_id)
-    result = Result(status, http_status=200, response=b"{}", error=None if status == Status.SUCCEEDED else ERROR, transcript=event(0))
+    result = JobResult(status, http_status=200, response=b"{}", error=None if status == Status.SUCCEEDED else ERROR, transcript=event(0))
     with db.begin() as session:
-        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
+        assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.SUCCEEDED, 200, "req_1"))
     notify.job(job_id, "ended")
     answer = waiting.result(30)
 

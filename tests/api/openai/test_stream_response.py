@@ -20,8 +20,8 @@ from api.openai.stream_response import Relay
 from api.waiting.disconnects import BrokenOff
 from api.waiting.waiters import Hall, Seat, hall
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import completion, requeue
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
 from models.platform.errors import LineFull
 from tests.api.server.test_api_server import Api, read_until, serving
@@ -89,9 +89,9 @@ def say(job_id: UUID, dispatch_id: UUID, *numbers: int) -> None:
 def end(job_id: UUID, dispatch_id: UUID, *numbers: int, status: Status = Status.SUCCEEDED, error: dict[str, Any] | None = None) -> None:
     """Its stream is over, after these events."""
     said = b"".join(event(n) for n in numbers)
-    result = Result(status, http_status=200, response=b"{}", transcript=said, error=error)
+    result = JobResult(status, http_status=200, response=b"{}", transcript=said, error=error)
     with db.begin() as session:
-        assert jobs.finish(session, job_id, dispatch_id, result, Finding(Outcome.SUCCEEDED, 200, "req_1"))
+        assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.SUCCEEDED, 200, "req_1"))
     notify.job(job_id, "ended")
 
 
@@ -328,7 +328,7 @@ def test_a_failed_call_of_which_nothing_was_kept_says_so_after_what_was_said(cal
         reader.next()
         say(job_id, dispatch_id, 0)
         reader.until_event()
-        end(job_id, dispatch_id, status=Status.FAILED, error=dict(jobs.LOST))
+        end(job_id, dispatch_id, status=Status.FAILED, error=dict(requeue.LOST))
 
         failed, *_ = reader.rest()
         assert ("upstream_outcome_unknown", "chatcmpl-up") == (data(failed)["error"]["code"], data(failed)["id"])

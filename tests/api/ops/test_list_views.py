@@ -12,7 +12,7 @@ import pytest
 from models.access.audit_log import Act
 from models.database import db
 from models.jobs import workers as fleet
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys, limits, listing, parking
 from models.keys.keys import Key, Limits
 from models.ops import limits_and_caps, pause
@@ -87,7 +87,7 @@ def test_a_lane_says_what_is_left_of_each_limit(operator: Caller) -> None:
 def test_what_was_never_sent_uses_nothing_up(operator: Caller) -> None:
     who = known()
     limit(who, rpm=10)
-    put_back(job_id := submit(who), start(who, job_id), Finding(Outcome.NOT_SENT))
+    put_back(job_id := submit(who), start(who, job_id), AttemptResult(Outcome.NOT_SENT))
     (lane,) = seen(operator, "/ops/lanes")
 
     assert 10 == lane["limits"]["rpm"]["left"]
@@ -193,7 +193,12 @@ def some(database: None) -> dict[str, Any]:
     made = {"waits": submit(one, flow="anna"), "runs": submit(one, flow="bert"), "fails": submit(two, flow="anna", model="n")}
     start(one, made["runs"])
     error = {"message": "canary in the message", "type": "invalid_request_error", "param": None, "code": "bad"}
-    finish(made["fails"], start(two, made["fails"]), Result(Status.FAILED, http_status=400, error=error), Finding(Outcome.REFUSED, 400))
+    finish(
+        made["fails"],
+        start(two, made["fails"]),
+        JobResult(Status.FAILED, http_status=400, error=error),
+        AttemptResult(Outcome.REFUSED, 400),
+    )
     return {**made, "key": one}
 
 
@@ -258,7 +263,7 @@ def test_prompts_answers_and_secrets_are_never_shown(operator: Caller) -> None:
     who = known("sk-canary-secret")
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "canary prompt"}]}).encode()
     done = submit(who, request=body, metadata={"note": "canary note"}, webhook_url="https://canary.example/hook?token=canary")
-    finish(done, start(who, done), Result(Status.SUCCEEDED, 200, response=b'{"said": "canary answer"}'))
+    finish(done, start(who, done), JobResult(Status.SUCCEEDED, 200, response=b'{"said": "canary answer"}'))
     error = {
         "message": "canary: Incorrect API key provided: sk-canary-secret",
         "type": "invalid_request_error",
@@ -266,7 +271,7 @@ def test_prompts_answers_and_secrets_are_never_shown(operator: Caller) -> None:
         "param": None,
     }
     failed = submit(who, request=body)
-    finish(failed, start(who, failed), Result(Status.FAILED, 400, error=error), Finding(Outcome.REFUSED, 400))
+    finish(failed, start(who, failed), JobResult(Status.FAILED, 400, error=error), AttemptResult(Outcome.REFUSED, 400))
     submit(who, request=body)
     query("UPDATE credential SET base_url = 'https://user:canary@upstream.example/v1?key=canary'")
     said = "".join(operator.get(f"/ops/{what}").text for what in ("lanes", "pools", "keys", "flows", "jobs", "credentials", "workers"))
@@ -320,7 +325,7 @@ def test_keys_are_found_by_name_and_kind(operator: Caller) -> None:
 
 def test_a_credential_says_how_its_calls_end(operator: Caller) -> None:
     who = known()
-    for finding in (None, None, Finding(Outcome.FAILED, 500), Finding(Outcome.THROTTLED, 429)):
+    for finding in (None, None, AttemptResult(Outcome.FAILED, 500), AttemptResult(Outcome.THROTTLED, 429)):
         job_id = submit(who)
         dispatch = start(who, job_id)
         finish(job_id, dispatch) if finding is None else put_back(job_id, dispatch, finding)

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from api.document import openapi
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
 from tests.support.http_tools import IMAGE, Caller, error_of
 from tests.support.queue_tools import clean_up, query
@@ -192,7 +192,7 @@ def test_what_was_said_in_a_deleted_session_is_gone_and_what_was_used_stays(call
     talk(caller, "a secret", reply="another secret")
     made = claim(caller, caller.post("/v1/jobs", {**IMAGE, "conversation": SESSION}).json["id"])
     usage = b'{"created":1,"data":[{"b64_json":"iVBORw0KGgo="}],"usage":{"input_tokens":3,"output_tokens":4}}'
-    end(made, Result(Status.SUCCEEDED, http_status=200, response=usage), REFUSED)
+    end(made, JobResult(Status.SUCCEEDED, http_status=200, response=usage), REFUSED)
     link = messages(caller)[3]["images"][0]["url"]
     gone = caller.send("DELETE", f"/v1/sessions/{SESSION}")
 
@@ -210,7 +210,7 @@ def test_what_was_said_in_a_deleted_session_is_gone_and_what_was_used_stays(call
 
 def test_an_answer_that_cannot_be_read_is_gone_with_its_session(caller: Caller) -> None:
     made = claim(caller, say(caller, "a secret"))
-    end(made, Result(Status.FAILED, http_status=200, response=b"<html>a secret", response_type="text/html"), REFUSED)
+    end(made, JobResult(Status.FAILED, http_status=200, response=b"<html>a secret", response_type="text/html"), REFUSED)
     name = wire.public_id(made.id)
     assert 200 == caller.get(f"/v1/jobs/{name}/raw").status_code
     caller.send("DELETE", f"/v1/sessions/{SESSION}")
@@ -308,7 +308,11 @@ def test_answers_fit_the_document(caller: Caller) -> None:
 
 def test_a_lost_turn_says_so(caller: Caller) -> None:
     row = claim(caller, say(caller, "one"))
-    end(row, Result(Status.FAILED, error={"message": "lost", "type": "server_error", "param": None, "code": "x"}), Finding(Outcome.UNKNOWN))
+    end(
+        row,
+        JobResult(Status.FAILED, error={"message": "lost", "type": "server_error", "param": None, "code": "x"}),
+        AttemptResult(Outcome.UNKNOWN),
+    )
 
     assert ("failed", "lost") == (messages(caller)[1]["status"], messages(caller)[1]["error"]["message"])
     assert json.dumps(messages(caller))

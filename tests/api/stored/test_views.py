@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
 from models.sessions import stored_completions
 from tests.support.http_tools import Caller, error_of, run
@@ -40,9 +40,9 @@ def answer_job(caller: Caller, name: str, completion_id: Any, *, answer_model: s
         "id": completion_id, "object": "chat.completion", "created": 1, "model": answer_model,
         "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
     }  # fmt: skip
-    result = Result(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
+    result = JobResult(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
     store_as = stored_completions.metadata_to_store(row(job_id).endpoint, bytes(row(job_id).request))
-    found = Finding(Outcome.SUCCEEDED, 200, "req_up")
+    found = AttemptResult(Outcome.SUCCEEDED, 200, "req_up")
     finish.commit(Ending(job_id, dispatch_id, caller.key.id, row(job_id).lane_id, "m", found, result, store_as=store_as))
     return job_id
 
@@ -212,7 +212,7 @@ def test_retention_deletes_stored_completions_with_their_jobs(caller: Caller) ->
 
 
 def test_spooled_endings_keep_their_metadata(caller: Caller) -> None:
-    kept = Ending(UUID(int=1), UUID(int=2), 1, 1, "m", Finding(Outcome.SUCCEEDED), store_as={"topic": "tea"})
+    kept = Ending(UUID(int=1), UUID(int=2), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), store_as={"topic": "tea"})
 
     assert kept == finish._load(finish._dump(kept))
 

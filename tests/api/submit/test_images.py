@@ -21,7 +21,7 @@ from models.content.endpoints import EDITS, IMAGES
 from models.content.image_placeholders import Picture
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import Result, Status
+from models.jobs.states import JobResult, Status
 from models.platform import wire
 from models.platform.errors import Invalid
 from tests.support.http_tools import Caller, finish, run
@@ -68,7 +68,7 @@ class Asked:
     def ends(self, response: bytes, *, transcript: bytes | None = None, status: Status = Status.SUCCEEDED, http_status: int = 200) -> None:
         """It has run, and its result is stored as the worker does it."""
         dispatch_id, found = run(self.caller, self.name), row(self.id)
-        result = Result(status, http_status, response, transcript=transcript)
+        result = JobResult(status, http_status, response, transcript=transcript)
         ending.commit(Ending(self.id, dispatch_id, found.key_id, found.lane_id, found.model, GOOD, result))
 
 

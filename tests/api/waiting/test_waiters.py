@@ -19,7 +19,7 @@ from api.waiting.waiter import Seat
 from api.waiting.waiters import Hall
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform import wire
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 from models.queue import enqueue

@@ -14,7 +14,7 @@ import pytest
 from models.billing import budgets
 from models.billing.money import MICRO
 from models.database import db
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from models.platform.errors import NoMoney, NotFound
 from tests.support.http_tools import CHAT, Caller, error_of, stored, together
@@ -63,7 +63,7 @@ def test_what_ends_gives_back_what_it_reserved(rich: Key, how: str) -> None:
     elif how == "expire":
         expire(one)
     else:
-        finish(one, start(rich, one), Result(Status.FAILED), REFUSED)
+        finish(one, start(rich, one), JobResult(Status.FAILED), REFUSED)
 
     assert 1_000 == standing(rich).available
 
@@ -80,8 +80,8 @@ def test_an_upstream_that_never_says_what_it_used_empties_the_budget_all_the_sam
     body = json.dumps({"choices": [{"message": {"content": "word " * 400}}], "usage": {}}).encode()
     for _ in range(3):
         one = submit(rich, model=MODEL, reserved_microusd=300)
-        good = Finding(Outcome.SUCCEEDED, 200)
-        result = Result(Status.SUCCEEDED, http_status=200, response=body)
+        good = AttemptResult(Outcome.SUCCEEDED, 200)
+        result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
         ending.commit(Ending(one, start(rich, one), rich.id, row(one).lane_id, MODEL, good, result, asked_tokens=100))
 
     (each,) = {amount for _, amount in entries()[1:]}

@@ -9,8 +9,8 @@ import pytest
 
 from models.billing import ledger
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import completion
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 from tests.support.money_tools import LOST, REFUSED, cost, entries, standing
@@ -60,18 +60,19 @@ def test_each_attempt_is_charged_by_itself(caller: Key) -> None:
 
 
 @pytest.mark.parametrize(
-    "finding", [REFUSED, Finding(Outcome.FAILED, 500), Finding(Outcome.THROTTLED, 429), Finding(Outcome.NOT_SENT), cost(0)]
+    "finding",
+    [REFUSED, AttemptResult(Outcome.FAILED, 500), AttemptResult(Outcome.THROTTLED, 429), AttemptResult(Outcome.NOT_SENT), cost(0)],
 )
-def test_what_costs_nothing_is_not_written(caller: Key, finding: Finding) -> None:
+def test_what_costs_nothing_is_not_written(caller: Key, finding: AttemptResult) -> None:
     put_back(*running(caller), finding)
-    finish(*running(caller), Result(Status.FAILED), finding)
+    finish(*running(caller), JobResult(Status.FAILED), finding)
 
     assert [] == entries()
 
 
 def test_an_aborted_call_is_unknown_unless_it_never_went_out(caller: Key) -> None:
-    finish(*running(caller), Result(Status.CANCELLED), Finding(Outcome.CANCELLED))
-    finish(*running(caller), Result(Status.CANCELLED), Finding(Outcome.CANCELLED, cost_microusd=0))
+    finish(*running(caller), JobResult(Status.CANCELLED), AttemptResult(Outcome.CANCELLED))
+    finish(*running(caller), JobResult(Status.CANCELLED), AttemptResult(Outcome.CANCELLED, cost_microusd=0))
 
     assert [("unknown", -500)] == entries()
 
@@ -90,7 +91,7 @@ def test_a_lost_worker_s_call_is_charged_as_unknown(caller: Key) -> None:
 
 
 @pytest.mark.parametrize(("finding", "correction"), [(cost(120), 380), (cost(500), 0), (cost(700), -200), (REFUSED, 500)])
-def test_a_late_answer_corrects_what_was_unknown(caller: Key, finding: Finding, correction: int) -> None:
+def test_a_late_answer_corrects_what_was_unknown(caller: Key, finding: AttemptResult, correction: int) -> None:
     one, lease = running(caller)
     reap()
     for _ in range(2):
@@ -114,7 +115,7 @@ def test_what_stays_unknown_is_charged_once(caller: Key) -> None:
     one, lease = running(caller)
     reap()
     put_back(one, lease, LOST)
-    finish(one, lease, Result(Status.FAILED), LOST)
+    finish(one, lease, JobResult(Status.FAILED), LOST)
 
     assert [("unknown", -500)] == entries(of=one)
 
@@ -130,7 +131,7 @@ def test_a_job_of_unknown_price_is_charged_nothing(caller: Key) -> None:
 def test_a_charge_that_is_not_committed_is_not_there(caller: Key) -> None:
     one, lease = running(caller)
     with pytest.raises(ZeroDivisionError), db.begin() as session:
-        jobs.finish(session, one, lease, ANSWER, cost(120))
+        completion.finish(session, one, lease, ANSWER, cost(120))
         raise ZeroDivisionError
 
     assert (Status.RUNNING, []) == (row(one).status, entries())

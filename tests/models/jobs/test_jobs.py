@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import TERMINAL, Finding, Outcome, Result, Status
+from models.jobs import claims, completion, requeue
+from models.jobs.states import TERMINAL, AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from tests.support.queue_tools import (
     ANSWER,
@@ -35,7 +35,7 @@ from tests.support.queue_tools import (
 )
 
 pytestmark = pytest.mark.usefixtures("database")
-FAILED = Result(Status.FAILED, http_status=400, error={"message": "no", "type": None, "param": None, "code": None})
+FAILED = JobResult(Status.FAILED, http_status=400, error={"message": "no", "type": None, "param": None, "code": None})
 
 
 @pytest.fixture
@@ -45,27 +45,27 @@ def caller() -> Key:
 
 def claim(job_id: UUID, dispatch_id: UUID) -> object:
     with db.begin() as session:
-        return jobs.claim(session, job_id, dispatch_id, lease_s=30)
+        return claims.claim(session, job_id, dispatch_id, lease_s=30)
 
 
 def ghost(job_id: UUID, dispatch_id: UUID) -> object:
     with db.begin() as session:
-        return jobs.ghost(session, job_id, dispatch_id)
+        return claims.ended_unclaimed(session, job_id, dispatch_id)
 
 
 def beat(leases: dict[UUID, UUID]) -> dict[UUID, bool]:
     with db.begin() as session:
-        return jobs.beat(session, leases, lease_s=30)
+        return claims.renew_leases(session, leases, lease_s=30)
 
 
 def return_unclaimed(*, older_than_s: float = 0, credential_id: int | None = None, model: str | None = None) -> list[UUID]:
     with db.begin() as session:
-        return [one.id for one in jobs.return_unclaimed(session, older_than_s=older_than_s, credential_id=credential_id, model=model)]
+        return [one.id for one in requeue.requeue_unclaimed(session, older_than_s=older_than_s, credential_id=credential_id, model=model)]
 
 
 def refuse(job_id: UUID) -> bool:
     with db.begin() as session:
-        return jobs.refuse(session, job_id, error={"message": "too large"})
+        return completion.fail_queued(session, job_id, error={"message": "too large"})
 
 
 # Claim
@@ -147,7 +147,7 @@ def test_a_job_finishes_once(caller: Key) -> None:
     dispatch_id = start(caller, one)
     finish(one, dispatch_id)
 
-    assert not finish(one, dispatch_id, FAILED, Finding(Outcome.REFUSED, 400))
+    assert not finish(one, dispatch_id, FAILED, AttemptResult(Outcome.REFUSED, 400))
     assert (Status.SUCCEEDED, ["succeeded"]) == (row(one).status, outcomes(one))
 
 
@@ -217,7 +217,7 @@ def test_a_throttled_job_goes_back_to_its_old_tag_without_counting(caller: Key) 
 
 def test_a_failed_attempt_counts_and_waits_its_delay(caller: Key) -> None:
     one = submit(caller)
-    put_back(one, start(caller, one), Finding(Outcome.FAILED, 500), delay_s=60, counts=True)
+    put_back(one, start(caller, one), AttemptResult(Outcome.FAILED, 500), delay_s=60, counts=True)
 
     assert (1, []) == (row(one).failures, heads())
 
@@ -307,7 +307,7 @@ def test_a_lease_that_holds_is_not_reaped(caller: Key) -> None:
     start(caller, submit(caller))
 
     with db.begin() as session:
-        assert [] == list(jobs.reap(session))
+        assert [] == list(requeue.reap(session))
 
 
 @pytest.mark.parametrize("wanted", [{"on_lost": "fail"}, {"max_attempts": 1}])
@@ -414,7 +414,7 @@ def test_a_job_that_was_called_is_no_ghost(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     cancel(caller, one)
-    finish(one, dispatch_id, Result(Status.CANCELLED), Finding(Outcome.CANCELLED))
+    finish(one, dispatch_id, JobResult(Status.CANCELLED), AttemptResult(Outcome.CANCELLED))
 
     assert ghost(one, dispatch_id) is None
 

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import jobs, waiters
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import claims, completion, waiters
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
 from models.keys.keys import Key
 from tests.support.programs.processes import until
@@ -53,8 +53,8 @@ def end(caller: Key, job_id: UUID, status: Status) -> None:
     admit_all(caller, most=10)
     with db.begin() as session:
         dispatch_id = session.execute(text("SELECT dispatch_id FROM job WHERE id = :id"), {"id": job_id}).scalar_one()
-        assert jobs.claim(session, job_id, dispatch_id, lease_s=30)
-        assert jobs.finish(session, job_id, dispatch_id, Result(status), Finding(Outcome.SUCCEEDED))
+        assert claims.claim(session, job_id, dispatch_id, lease_s=30)
+        assert completion.finish(session, job_id, dispatch_id, JobResult(status), AttemptResult(Outcome.SUCCEEDED))
 
 
 def test_who_comes_back_finds_the_job_still_waiting(caller: Key) -> None:

@@ -11,7 +11,7 @@ import redis
 from api.openai import sse_frames
 from models.database import db
 from models.jobs import job_view
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.keys import parking
 from models.keys.keys import Key
 from models.platform import wire

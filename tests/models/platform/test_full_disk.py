@@ -24,7 +24,7 @@ from deploy.local.stack import CannotStart, Stack
 from deploy.local.supervisor import Supervisor
 from models.config.settings import settings
 from models.database import migrate
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import atomic_file
 from tests.deploy.test_supervisor import ANY_PORTS, STAND_IN
 from workers.runner import finish
@@ -142,7 +142,7 @@ def _lock(folder: Path) -> None:
 
 
 def _spool(folder: Path) -> None:
-    whole = Ending(uuid4(), uuid4(), 1, 1, "m", Finding(Outcome.SUCCEEDED), Result(Status.SUCCEEDED, response=b"{}"))
+    whole = Ending(uuid4(), uuid4(), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), JobResult(Status.SUCCEEDED, response=b"{}"))
     kept = finish.spool(whole)
     assert [kept] == list((folder / "spool").iterdir())
     kept.unlink()

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import job_view, jobs
+from models.jobs import claims, completion, job_view, states
 from models.keys import keys
 from models.keys.keys import Key
 from models.platform.errors import LineFull, TooLate
@@ -82,8 +82,10 @@ def test_turns_of_a_conversation_go_one_by_one(caller: Key) -> None:
     assert [] == admit_all(caller, most=5)
     with db.begin() as session:
         row = session.execute(text("SELECT dispatch_id FROM job WHERE id = :id"), {"id": first}).one()
-        jobs.claim(session, first, row.dispatch_id, lease_s=30)
-        jobs.finish(session, first, row.dispatch_id, jobs.Result(jobs.Status.SUCCEEDED), jobs.Finding(jobs.Outcome.SUCCEEDED))
+        claims.claim(session, first, row.dispatch_id, lease_s=30)
+        completion.finish(
+            session, first, row.dispatch_id, states.JobResult(states.Status.SUCCEEDED), states.AttemptResult(states.Outcome.SUCCEEDED)
+        )
     assert [second] == admit_all(caller, most=5)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from models.content import token_estimate
 from models.content.image_placeholders import mark
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
 from models.queue import history_window
 from tests.support.http_tools import IMAGE, Caller, error_of
@@ -101,7 +101,7 @@ def test_a_failed_turn_is_kept_and_marked_and_the_next_one_runs_without_it(calle
 def test_a_turn_without_an_answer_is_not_told_of(caller: Caller, how: str) -> None:
     row = claim(caller, say(caller, "one"))
     outcome = Outcome.CANCELLED if how == "cancelled" else Outcome.UNKNOWN
-    end(row, Result(Status.CANCELLED if how == "cancelled" else Status.FAILED), Finding(outcome))
+    end(row, JobResult(Status.CANCELLED if how == "cancelled" else Status.FAILED), AttemptResult(outcome))
 
     assert [user("two")] == talk(caller, "two")
 
@@ -345,7 +345,7 @@ def test_a_thousand_chinese_characters_weigh_about_what_they_cost() -> None:
 def test_half_a_surrogate_pair_in_an_answer_breaks_no_later_turn(caller: Caller) -> None:
     row = claim(caller, say(caller, "one"))
     body = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"\\ud83d cut \\u0000"},"finish_reason":"stop"}]}'
-    end(row, Result(Status.SUCCEEDED, http_status=200, response=body), REFUSED)
+    end(row, JobResult(Status.SUCCEEDED, http_status=200, response=body), REFUSED)
 
     assert "\ud83d cut \0" == talk(caller, "two")[1]["content"]
     assert 200 == caller.get(f"/v1/sessions/{SESSION}/messages").status_code
@@ -353,7 +353,7 @@ def test_half_a_surrogate_pair_in_an_answer_breaks_no_later_turn(caller: Caller)
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b'{"choices":[]}', b'{"choices":[{"message":7}]}', b'{"choices":{"a":1}}'])
 def test_an_answer_that_makes_no_sense_breaks_no_later_turn(caller: Caller, body: bytes) -> None:
-    end(claim(caller, say(caller, "one")), Result(Status.SUCCEEDED, http_status=200, response=body), REFUSED)
+    end(claim(caller, say(caller, "one")), JobResult(Status.SUCCEEDED, http_status=200, response=body), REFUSED)
 
     assert [user("one"), user("two")] == talk(caller, "two")
     assert 200 == caller.get(f"/v1/sessions/{SESSION}").status_code
@@ -396,7 +396,7 @@ def test_a_picture_that_was_asked_for_is_told_as_its_prompt(caller: Caller) -> N
     made = caller.post("/v1/jobs", {**IMAGE, "conversation": SESSION}).json["id"]
     row = claim(caller, made)
     assert "a cat" == json.loads(row.request)["prompt"]
-    end(row, Result(Status.SUCCEEDED, http_status=200, response=b'{"created":1,"data":[{"b64_json":"iVBORw0KGgo="}]}'), REFUSED)
+    end(row, JobResult(Status.SUCCEEDED, http_status=200, response=b'{"created":1,"data":[{"b64_json":"iVBORw0KGgo="}]}'), REFUSED)
     messages = talk(caller, "two")
     told = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
 
@@ -411,7 +411,7 @@ def test_other_requests_keep_their_place_and_are_not_told_of(caller: Caller) -> 
     job = claim(caller, caller.get("/v1/jobs").json["data"][0]["id"])
     waiting = say(caller, "one")
     assert "conversation" == caller.get(f"/v1/jobs/{waiting}").json["queue"]["blocked_by"]
-    end(job, Result(Status.SUCCEEDED, http_status=200, response=b'{"data":[]}'), REFUSED)
+    end(job, JobResult(Status.SUCCEEDED, http_status=200, response=b'{"data":[]}'), REFUSED)
 
     assert [user("one")] == sent(claim(caller, waiting))
 

@@ -12,7 +12,7 @@ import pytest
 from models.content import artifacts, image_placeholders
 from models.database import db
 from models.jobs import webhook_payload
-from models.jobs.jobs import Result, Status
+from models.jobs.states import JobResult, Status
 from models.jobs.webhook_payload import MAX_RESULT_BYTES
 from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
@@ -33,7 +33,7 @@ def caller(database: None) -> Key:
 def happen(caller: Key, *, url: str | None = None, answer: bytes = b'{"id": "answer"}') -> None:
     """A job has succeeded."""
     job_id = submit(caller, webhook_url=url)
-    finish(job_id, start(caller, job_id), Result(Status.SUCCEEDED, http_status=200, response=answer))
+    finish(job_id, start(caller, job_id), JobResult(Status.SUCCEEDED, http_status=200, response=answer))
 
 
 def receivers(picked: list[object]) -> Counter[str]:
@@ -365,7 +365,7 @@ def test_pictures_count_as_long_as_they_are_in_the_answer(caller: Key, picture_b
     answer = {"created": 1, "data": [{"b64_json": base64.b64encode(bytes(picture_bytes)).decode()}]}
     made = image_placeholders.cut(json.dumps(answer).encode())
     job_id = submit(caller)
-    finish(job_id, start(caller, job_id), Result(Status.SUCCEEDED, http_status=200, response=made.response))
+    finish(job_id, start(caller, job_id), JobResult(Status.SUCCEEDED, http_status=200, response=made.response))
     with db.begin() as session:
         artifacts.store(session, job_id, made.pictures)
 

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import claims, completion
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from tests.support.queue_tools import ANSWER, GOOD, LOST, admit, cancel, expire, finish, known, put_back, reap, row, start, submit
 from tests.support.webhook_tools import ENDED, deliveries, endpoint, payloads
@@ -26,11 +26,11 @@ def caller(database: None) -> Key:
 
 def refuse(caller: Key, job_id: UUID) -> None:
     with db.begin() as session:
-        jobs.refuse(session, job_id, error={"message": "no"})
+        completion.fail_queued(session, job_id, error={"message": "no"})
 
 
 def fail(caller: Key, job_id: UUID) -> None:
-    finish(job_id, start(caller, job_id), Result(Status.FAILED, error={"message": "no"}), Finding(Outcome.REFUSED, 400))
+    finish(job_id, start(caller, job_id), JobResult(Status.FAILED, error={"message": "no"}), AttemptResult(Outcome.REFUSED, 400))
 
 
 def cancel_running(caller: Key, job_id: UUID) -> None:
@@ -147,7 +147,7 @@ def test_what_did_not_happen_is_not_told(caller: Key) -> None:
     dispatch_id = start(caller, job_id)
 
     with pytest.raises(RuntimeError), db.begin() as session:
-        jobs.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+        completion.finish(session, job_id, dispatch_id, ANSWER, GOOD)
         raise RuntimeError("before the commit")
 
     assert [] == deliveries()
@@ -169,8 +169,8 @@ def test_who_is_to_be_woken_is_told_with_the_row(caller: Key) -> None:
     job_id = submit(caller, webhook_url=URL)
     dispatch_id = admit(caller, job_id)
     with db.begin() as session:
-        claimed = jobs.claim(session, job_id, dispatch_id, lease_s=30)
-        done = jobs.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+        claimed = claims.claim(session, job_id, dispatch_id, lease_s=30)
+        done = completion.finish(session, job_id, dispatch_id, ANSWER, GOOD)
 
     assert claimed is not None and done is not None
     assert [f"whe_{hook.id.hex}"] == claimed.due
@@ -182,6 +182,6 @@ def test_a_job_of_which_nobody_is_told_wakes_nobody(caller: Key) -> None:
     dispatch_id = start(caller, job_id)
 
     with db.begin() as session:
-        done = jobs.finish(session, job_id, dispatch_id, ANSWER, GOOD)
+        done = completion.finish(session, job_id, dispatch_id, ANSWER, GOOD)
 
     assert done is not None and done.due is None

@@ -10,8 +10,8 @@ from typing import Any, Self
 from uuid import UUID, uuid4
 
 from models.database import db
-from models.jobs import jobs
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs import claims
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform.errors import Unavailable
 from models.queue import admission
 from tests.support import webhook_tools
@@ -22,11 +22,11 @@ from workers.runner.finish import Ending
 
 EVERY_S = 0.02
 CHAT = {"id": "chatcmpl-1", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]}
-GOOD = (Result(Status.SUCCEEDED, http_status=200, response=json.dumps(CHAT).encode()), Finding(Outcome.SUCCEEDED, 200, "req_1"))
+GOOD = (JobResult(Status.SUCCEEDED, http_status=200, response=json.dumps(CHAT).encode()), AttemptResult(Outcome.SUCCEEDED, 200, "req_1"))
 REFUSED = (
-    Result(Status.FAILED, http_status=400, response=b'{"error":{"message":"no","type":"t","param":null,"code":"c"}}',
+    JobResult(Status.FAILED, http_status=400, response=b'{"error":{"message":"no","type":"t","param":null,"code":"c"}}',
            error={"message": "no", "type": "t", "param": None, "code": "c"}),
-    Finding(Outcome.REFUSED, 400, "req_1"),
+    AttemptResult(Outcome.REFUSED, 400, "req_1"),
 )  # fmt: skip
 
 
@@ -66,13 +66,13 @@ class Crew:
                 webhook_tools.settle(claimed)
 
 
-def end(row: Any, result: Result, finding: Finding) -> bool:
+def end(row: Any, result: JobResult, finding: AttemptResult) -> bool:
     """The waiting job of this row (id, credential_id) was called and has ended like this; False: somebody cancelled it before."""
     given = admission.Admission(UUID(str(row.id)), uuid4(), row.credential_id)
     with db.begin() as session:
         admission.admit(session, [given])
     with db.begin() as session:
-        if (claimed := jobs.claim(session, given.job_id, given.dispatch_id, lease_s=30)) is None:
+        if (claimed := claims.claim(session, given.job_id, given.dispatch_id, lease_s=30)) is None:
             return False
     ended = Ending(
         claimed.id, given.dispatch_id, claimed.key_id, claimed.lane_id, claimed.model, finding, result,

@@ -25,8 +25,8 @@ from sqlalchemy import text
 
 from deploy.local.server_process import die_with_parent, last_lines
 from models.database import db
-from models.jobs import jobs, workers
-from models.jobs.jobs import TERMINAL
+from models.jobs import cancellation, workers
+from models.jobs.states import TERMINAL
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import Unavailable
@@ -224,7 +224,7 @@ def ask(who: Key, said: str, *, model: str = "m", **wanted: Any) -> UUID:
 def cancel(job_id: UUID) -> None:
     """As the API does it."""
     with db.begin() as session:
-        stopped = jobs.cancel(session, job_id, row(job_id).key_id)
+        stopped = cancellation.cancel(session, job_id, row(job_id).key_id)
     if stopped is not None:
         notify.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from models.jobs.jobs import Outcome
+from models.jobs.states import Outcome
 from workers.answers import retry_policy
 from workers.answers.retry_policy import Next
 from workers.upstream.client import Answer, Lost, NotSent

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from deploy.local.server_process import free_port
 from models.database import db
-from models.jobs import jobs
+from models.jobs import cancellation
 from models.keys import keys
 from models.platform.wire import public_id
 from models.queue import enqueue
@@ -115,7 +115,7 @@ def test_a_cancelled_job_is_shown_as_revoked(stack: Stack, flower: Flower) -> No
     who = caller(SECRET)
     job_id = _announced(who, flower)
     with db.begin() as session:
-        jobs.cancel(session, job_id, who.id)
+        cancellation.cancel(session, job_id, who.id)
     notify.line(enqueue.lane_of(who.pool_id, "m"), cancelled=job_id)
 
     assert flower.wait_state(job_id, "REVOKED")

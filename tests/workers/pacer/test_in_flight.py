@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from deploy.local.embedded_servers import Valkey
 from models.database import db
-from models.jobs import jobs
+from models.jobs import claims
 from models.keys.keys import Key
 from tests.chaos.tcp_proxy import Link
 from tests.support.queue_tools import finish, known, query, row, submit
@@ -61,7 +61,7 @@ class Machine:
         assert [one] == self.paces()
         dispatch = UUID(str(row(one).dispatch_id))
         with db.begin() as session:
-            claimed: Any = jobs.claim(session, one, dispatch, lease_s=LEASE_S)
+            claimed: Any = claims.claim(session, one, dispatch, lease_s=LEASE_S)
         meter = Meter(claimed.credential_id, claimed.model)
         self.leases.add(dispatch, Held(one, meter, Call(deadline=time.monotonic() + 600)))
         return meter

@@ -14,7 +14,7 @@ import redis
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import jobs, workers
+from models.jobs import claims, workers
 from models.keys import keys
 from models.keys import limits as meter
 from models.keys.keys import Key, Limits
@@ -106,7 +106,7 @@ def due_again() -> None:
 def end_all() -> None:
     for each in query("SELECT id, dispatch_id FROM job WHERE status = 'admitted'"):
         with db.begin() as session:
-            jobs.claim(session, each.id, each.dispatch_id, lease_s=30)
+            claims.claim(session, each.id, each.dispatch_id, lease_s=30)
         finish(each.id, each.dispatch_id)
 
 

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from models.config.settings import settings
 from models.database import db
-from models.jobs.jobs import Finding, Outcome, Result, Status
+from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Unavailable
@@ -53,8 +53,8 @@ def postgres_is(override: Callable[..., None]) -> Callable[[str], None]:
 
 
 def ended(caller: Key, job_id: UUID, dispatch_id: UUID, body: bytes = BODY, **other: Any) -> Ending:
-    good = Finding(Outcome.SUCCEEDED, 200, "req_1")
-    result = Result(Status.SUCCEEDED, http_status=200, response=body)
+    good = AttemptResult(Outcome.SUCCEEDED, 200, "req_1")
+    result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
     return replace(Ending(job_id, dispatch_id, caller.id, row(job_id).lane_id, "gpt-4o", good, result), **other)
 
 
@@ -83,7 +83,7 @@ def test_twice_is_the_same_as_once(good: Ending) -> None:
 
 
 def test_a_job_goes_back_in_line_when_there_is_no_result(good: Ending) -> None:
-    ending.write(replace(good, result=None, finding=Finding(Outcome.FAILED, 500), counts=True))
+    ending.write(replace(good, result=None, finding=AttemptResult(Outcome.FAILED, 500), counts=True))
 
     assert (Status.QUEUED, 1, [good.job_id], []) == (row(good.job_id).status, row(good.job_id).failures, heads(), used())
 
@@ -114,7 +114,7 @@ SILENT = json.dumps({"id": "chatcmpl-1", "choices": [{"message": {"content": "on
 
 def silent(good: Ending, asked_tokens: int | Callable[[], int] | None, body: bytes = SILENT) -> Ending:
     """The ending of an answer without usage."""
-    result = Result(Status.SUCCEEDED, http_status=200, response=body)
+    result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
     return replace(good, result=result, asked_tokens=asked_tokens)
 
 
@@ -166,8 +166,8 @@ def test_an_estimate_outlives_its_worker(good: Ending, folder: Path) -> None:
 
 def test_an_answer_that_could_not_be_read_is_charged_once_as_an_estimate(good: Ending) -> None:
     error = {"message": "no JSON", "type": "server_error", "param": None, "code": "upstream_invalid_response"}
-    kept = Result(Status.FAILED, http_status=200, response=b"one two three four", error=error)
-    bad = replace(silent(good, lambda: 100), finding=Finding(Outcome.UNKNOWN, 200), result=kept)
+    kept = JobResult(Status.FAILED, http_status=200, response=b"one two three four", error=error)
+    bad = replace(silent(good, lambda: 100), finding=AttemptResult(Outcome.UNKNOWN, 200), result=kept)
     ending.write(bad)
     ending.write(bad)
 
@@ -235,11 +235,11 @@ def test_what_is_kept_on_disk_cannot_be_read_there(good: Ending) -> None:
     "change",
     [
         {"result": None, "delay_s": 2.5, "counts": True, "why": "lost"},
-        {"result": Result(Status.FAILED, error={"message": "é\n", "type": None, "param": None, "code": "x"})},
-        {"result": Result(Status.CANCELLED), "finding": Finding(Outcome.CANCELLED)},
-        {"result": Result(Status.SUCCEEDED, response=bytes(range(256)))},
-        {"result": Result(Status.FAILED, http_status=200, response=b"\xff<html>", response_type="text/html")},
-        {"result": Result(Status.SUCCEEDED, response=b"{}", transcript=b"data: {}\n\n")},
+        {"result": JobResult(Status.FAILED, error={"message": "é\n", "type": None, "param": None, "code": "x"})},
+        {"result": JobResult(Status.CANCELLED), "finding": AttemptResult(Outcome.CANCELLED)},
+        {"result": JobResult(Status.SUCCEEDED, response=bytes(range(256)))},
+        {"result": JobResult(Status.FAILED, http_status=200, response=b"\xff<html>", response_type="text/html")},
+        {"result": JobResult(Status.SUCCEEDED, response=b"{}", transcript=b"data: {}\n\n")},
         {},
     ],
 )
@@ -270,7 +270,7 @@ def refused(caller: Key) -> Ending:
     """One that Postgres cannot store: its text has a NUL."""
     one = submit(caller, model="gpt-4o")
     error = {"message": "\0", "type": None, "param": None, "code": "x"}
-    return ended(caller, one, start(caller, one), result=Result(Status.FAILED, error=error))
+    return ended(caller, one, start(caller, one), result=JobResult(Status.FAILED, error=error))
 
 
 def test_an_answer_that_cannot_be_stored_is_put_aside_and_the_others_go_on(

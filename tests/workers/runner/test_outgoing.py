@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from models.database import db
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform.errors import Unavailable
 from models.sessions import deletion
 from tests.support.programs.in_process import Workshop, pool_of

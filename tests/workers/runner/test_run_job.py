@@ -7,7 +7,7 @@ from typing import NoReturn
 import pytest
 import redis
 
-from models.jobs.jobs import Status
+from models.jobs.states import Status
 from models.platform.errors import Unavailable
 from tests.support.queue_tools import admit, known, outcomes, row, submit
 from workers.limiter.limiter import Limiter

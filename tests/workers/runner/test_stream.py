@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 
 from models.database import db
-from models.jobs import jobs
+from models.jobs import claims
 from tests.support.programs.processes import until
 from tests.support.queue_tools import known, query, reap, row, start, submit
 from tests.support.stream_tools import content, heard
@@ -262,8 +262,8 @@ def test_a_lost_call_of_a_stream_that_had_begun_is_not_made_again(database: None
     job_id = submit(who, streamed=True)
     dispatch_id = start(who, job_id)
     with db.begin() as session:
-        assert jobs.relayed(session, job_id, dispatch_id)
-        assert not jobs.relayed(session, job_id, UUID(int=1))
+        assert claims.mark_streaming(session, job_id, dispatch_id)
+        assert not claims.mark_streaming(session, job_id, UUID(int=1))
     reap()
 
     assert ("failed", "upstream_outcome_unknown") == (row(job_id).status, row(job_id).error["code"])
