@@ -1,6 +1,6 @@
 """gunicorn's configuration: `gunicorn -c python:api.serve "api.app:create_app()"`, which is what `nowserving api` runs.
 
-gevent, because half-sent headers and stalled readers stop the threaded worker (measured: docs/reliability.md §5.4).
+gevent, because half-sent headers and stalled readers stop the threaded worker (measured).
 """
 
 from __future__ import annotations
