@@ -23,14 +23,14 @@ from workers.flower import worker_info
 from workers.limiter.limiter import Limiter
 from workers.runner import heartbeat
 from workers.runner.leases import Leases, listen_for_cancels
-from workers.runner.model_list_refresh import ModelLists
-from workers.runner.run_job import Processor
+from workers.runner.model_list_refresh import ModelListRefresher
+from workers.runner.run_job import JobRunner
 
 log = logging.getLogger(__name__)
 
 limiter = Limiter(notify.client())
 leases = Leases(limiter)
-processor = Processor(limiter, leases)
+processor = JobRunner(limiter, leases)
 worker_info.tell(leases.jobs)
 _stop = threading.Event()
 ear = Ear(Doorbells(notify.connect(), QUEUE), slots=settings().worker_threads, running=leases.__len__)
@@ -41,7 +41,7 @@ def run(job_id: str, dispatch_id: str) -> None:
     """Serve one doorbell; the Celery task id is the job id that callers see."""
     ear.hears()
     try:
-        processor.serve(UUID(job_id), UUID(dispatch_id))
+        processor.run(UUID(job_id), UUID(dispatch_id))
     except Exception:
         raise
     except BaseException as error:
@@ -58,11 +58,11 @@ def _log(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
-    beat = heartbeat.Beat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
+    beat = heartbeat.WorkerHeartbeat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
     for work in (
         lambda: beat.run(_stop),
         lambda: listen_for_cancels(leases, _stop),
-        lambda: ModelLists().listen(_stop),
+        lambda: ModelListRefresher().listen(_stop),
         lambda: lifecycle.tell_flower(sender, _stop),
         lambda: end_when_deaf(ear, _stop, draining=heartbeat.draining, running=leases.__len__),
     ):
@@ -79,7 +79,7 @@ def _drain(**_: Any) -> None:
 def _leave(sender: Any, **_: Any) -> None:
     _stop.set()
     try:
-        heartbeat.leave(sender.hostname)
+        heartbeat.sign_off(sender.hostname)
     except Unavailable:
         log.warning("could not sign off: Postgres is away", extra={"pid": os.getpid()})
     tracing.stop()

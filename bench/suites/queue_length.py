@@ -23,7 +23,7 @@ from workers.broker.publish import Call
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Limits, Meter, Report
 from workers.pacer.step import Pacer
-from workers.pacer.wakeups import Bell
+from workers.pacer.wakeups import Wakeups
 
 TITLE = "Scale"
 FEW = 1_000
@@ -113,7 +113,7 @@ def _ratio(what: str, many: Taken, few: Taken, *, note: str) -> Figure:
 def _steps(stack: Stack, *, times: int = 25) -> float:
     """The median step, in ms. Between steps what was admitted ends, as if it had been answered at once."""
     limiter, ears, took = Limiter(notify.client()), Ears(), []
-    pacer = Pacer(limiter=limiter, ring=ears, bell=Bell())
+    pacer = Pacer(limiter=limiter, ring=ears, wakeups=Wakeups())
     for _ in range(times):
         with db.begin() as session:
             workers.report(session, "bench", slots=SLOTS)

@@ -16,10 +16,10 @@ from workers.answers import retry_policy
 from workers.limiter.limiter import Meter
 from workers.observe.attempt_log import Telling
 from workers.runner import feedback, run_job
-from workers.runner.finish import Ending
-from workers.runner.stream_publisher import Relay
+from workers.runner.finish import AttemptRecord
+from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream import request
-from workers.upstream.call import Call as UpstreamCall
+from workers.upstream.call import CallControl as UpstreamCall
 from workers.upstream.client import Answer
 
 MAX_THROTTLES = 3
@@ -40,29 +40,30 @@ ANSWERS: dict[str, Answer] = {
 
 
 @dataclass(frozen=True)
-class Written(run_job.Work):
+class Written(run_job.Attempt):
     """A claimed job that keeps the ending that was made of it."""
 
-    endings: list[Ending] = field(default_factory=list)
+    endings: list[AttemptRecord] = field(default_factory=list)
 
-    def done(self, finding: AttemptResult, result: JobResult) -> Ending:
+    def done(self, finding: AttemptResult, result: JobResult) -> AttemptRecord:
         self.endings.append(super().done(finding, result))
         return self.endings[-1]
 
-    def back(self, finding: AttemptResult, **how: Any) -> Ending:
+    def back(self, finding: AttemptResult, **how: Any) -> AttemptRecord:
         self.endings.append(super().back(finding, **how))
         return self.endings[-1]
 
 
-def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple[Ending, Verdict]:
+def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple[AttemptRecord, Verdict]:
     """The worker has this answer and writes what becomes of the job; returns that, and what must become of it."""
     expected = _expected(picture, job, call, row, kind)
     work = Written(
-        row, Meter(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), Relay(row), Telling(row), time.monotonic(),
+        row, Meter(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), StreamPublisher(row), Telling(row),
+        time.monotonic(),
         content=bytes(row.request),
     )  # fmt: skip
     answer = ANSWERS[kind]
-    run_job._fail_or_again(work, feedback.remember(row, None, retry_policy.judge(answer)), answer=answer)
+    run_job._fail_or_again(work, feedback.store_feedback(row, None, retry_policy.classify(answer)), answer=answer)
     return work.endings[-1], expected
 
 

@@ -27,7 +27,7 @@ from tests.workers.pacer.test_step import due_again, workers_have
 from workers.answers import retry_policy
 from workers.limiter.limiter import Meter, Report
 from workers.runner import feedback, finish, prompt
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 # Longer than any test takes: what is put off is so until the test says otherwise.
 LATER_S = 3_600
@@ -205,10 +205,10 @@ class Service(Operators):
         self.free(dispatch, Meter(row.credential_id, row.model), Report(sent=verdict.outcome != "not_sent"))
         self.picture.end_call(one, dispatch, verdict)
 
-    def _end(self, one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
+    def _end(self, one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[AttemptRecord, Verdict]:
         written, verdict = _ending(one, attempt, row, kind, tokens)
         if kind == "good":
-            feedback.remember(row, None, retry_policy.Verdict(retry_policy.Next.SUCCEED, Outcome.SUCCEEDED))
+            feedback.store_feedback(row, None, retry_policy.Verdict(retry_policy.NextStep.SUCCEED, Outcome.SUCCEEDED))
             self.picture.serves_again(one, attempt)
         finish.commit(written)
         return written, verdict
@@ -227,7 +227,7 @@ class Service(Operators):
             return
         before = one.talk.turns[: one.talk.turns.index(one)]
         with db.begin() as session:
-            going = json.loads(bytes(prompt.complete(session, row).request))["messages"]
+            going = json.loads(bytes(prompt.assemble(session, row).request))["messages"]
 
         assert not any(each.is_open for each in before)
         told = [said for each in before if each.status == "succeeded" for said in (each.asked, each.said)]
@@ -260,7 +260,7 @@ class Service(Operators):
             one.delayed = False
 
 
-def _ending(one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[Ending, Verdict]:
+def _ending(one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[AttemptRecord, Verdict]:
     """As a worker makes it of what the upstream did (workers/runner/run_job.py)."""
     counts = kind in ("failed", "lost")
     is_over = counts and (attempt.failures + 1 >= one.max_attempts or (kind == "lost" and one.on_lost == "fail"))
@@ -271,13 +271,17 @@ def _ending(one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tup
     if kind == "good":
         answer, said, usage = _answer(one, tokens)
         result = JobResult(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
-        return Ending(*common, result, is_turn=is_turn), Verdict(outcome, "succeeded", usage[3], answer=answer, said=said, usage=usage)
+        return AttemptRecord(*common, result, is_turn=is_turn), Verdict(
+            outcome, "succeeded", usage[3], answer=answer, said=said, usage=usage
+        )
     if kind == "aborted":
-        return Ending(*common, JobResult(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
+        return AttemptRecord(*common, JobResult(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
     if kind == "refused" or is_over:
-        return Ending(*common, JobResult(Status.FAILED, error=NO), is_turn=is_turn), Verdict(outcome, "failed", owed, error=str(NO["code"]))
+        return AttemptRecord(*common, JobResult(Status.FAILED, error=NO), is_turn=is_turn), Verdict(
+            outcome, "failed", owed, error=str(NO["code"])
+        )
     delay_s = LATER_S if kind == "failed" else 0
-    return Ending(*common, None, delay_s, counts), Verdict(outcome, None, owed, counts=counts, delay=delay_s > 0)
+    return AttemptRecord(*common, None, delay_s, counts), Verdict(outcome, None, owed, counts=counts, delay=delay_s > 0)
 
 
 _CREDENTIALS = "SELECT id, credential_id FROM job WHERE id = ANY(:ids)"

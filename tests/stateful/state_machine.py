@@ -25,7 +25,7 @@ from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import Stage
 from workers.limiter.limiter import Limiter, Meter, Report
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 GRANT = 3_000
 NAMES = ("ann", "bob", "cas")
@@ -52,7 +52,7 @@ class Play(RuleBasedStateMachine):
         self.asked = 0
         self.bells: list[tuple[Ticket, UUID]] = []
         self.calls: list[tuple[Ticket, UUID, Any]] = []
-        self.endings: dict[UUID, tuple[Ending, Verdict]] = {}
+        self.endings: dict[UUID, tuple[AttemptRecord, Verdict]] = {}
         self.places: dict[UUID, Meter] = {}
         self.meters: set[Meter] = set()
         self.forgotten: set[Meter] = set()

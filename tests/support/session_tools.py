@@ -14,7 +14,7 @@ from models.platform import wire
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import admit, query
 from workers.runner import finish, prompt
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 Messages = list[dict[str, Any]]
 SESSION = "tea"
@@ -41,7 +41,7 @@ def claim(caller: Caller, name: str) -> Any:
     """The turn's row as a worker has it when its call goes out."""
     dispatch_id = admit(caller.key, wire.parse_id(name))
     with db.begin() as session:
-        return prompt.complete(session, claims.claim(session, wire.parse_id(name), dispatch_id, lease_s=30))
+        return prompt.assemble(session, claims.claim(session, wire.parse_id(name), dispatch_id, lease_s=30))
 
 
 def sent(row: Any) -> Messages:
@@ -64,7 +64,7 @@ def fail(row: Any, *, code: str = "bad") -> None:
 
 
 def end(row: Any, result: JobResult, finding: AttemptResult) -> None:
-    finish.commit(Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=True))
+    finish.commit(AttemptRecord(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=True))
 
 
 def talk(caller: Caller, *said: str | dict[str, Any], reply: str | dict[str, Any] = "yes", **more: Any) -> Messages:

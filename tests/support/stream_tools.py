@@ -6,7 +6,7 @@ import json
 from typing import Any
 from uuid import UUID
 
-from workers.answers.sse import Splitter
+from workers.answers.sse import EventParser
 from workers.channels import token_stream
 from workers.channels.token_stream import Chunk
 
@@ -18,7 +18,7 @@ def heard(job_id: UUID) -> list[Chunk]:
 
 def events(transcript: bytes) -> list[Any]:
     """What its events say."""
-    return [json.loads(event.data) for event in Splitter().feed(transcript)]
+    return [json.loads(event.data) for event in EventParser().feed(transcript)]
 
 
 def content(transcript: bytes) -> str:

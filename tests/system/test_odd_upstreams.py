@@ -17,7 +17,7 @@ from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query, row, submit
 from tests.support.servers.odd_upstream import Answer, Call, OddUpstream, RawUpstream, chat, error, events
 from tests.upstream.client import FakeUpstream, upstream
-from workers.answers.chat_chunks import Chat
+from workers.answers.chat_chunks import ChatAccumulator
 from workers.upstream import answer_body
 
 __all__ = ["upstream"]
@@ -200,7 +200,7 @@ def test_no_label_of_a_charset_breaks_the_reader(charset: str, body: bytes) -> N
 
 
 def test_an_empty_message_beside_the_deltas_empties_no_answer() -> None:
-    answer = Chat(n=1)
+    answer = ChatAccumulator(n=1)
     answer.add({"choices": [{"index": 0, "delta": {"content": "a"}, "message": {}}]})
     answer.add({"choices": [{"index": 0, "delta": {"content": "b"}, "message": {}, "finish_reason": "stop"}]})
 

@@ -168,11 +168,11 @@ def test_a_job_that_every_key_refuses_fails_with_the_most_telling_answer(worksho
 def test_a_refusal_while_postgres_is_away_does_not_fail_the_job(override: Callable[..., None], how: dict[str, str]) -> None:
     override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/nowhere")
     db.engine.cache_clear()
-    refused = retry_policy.Verdict(retry_policy.Next.FAIL, Outcome.REFUSED, status=404, **how)
+    refused = retry_policy.Verdict(retry_policy.NextStep.FAIL, Outcome.REFUSED, status=404, **how)
     about = {"model": "m", "endpoint": "/v1/chat/completions", "refusals": None, "headers": None, "is_probe": False}
     claimed = SimpleNamespace(id=uuid4(), credential_id=1, **about)
 
-    assert retry_policy.Next.WAIT == feedback.remember(claimed, None, refused).next
+    assert retry_policy.NextStep.WAIT == feedback.store_feedback(claimed, None, refused).next
 
 
 def test_a_key_of_its_own_fails_at_once(workshop: Workshop, upstream: FakeUpstream) -> None:

@@ -16,7 +16,7 @@ from tests.support.queue_tools import query, submit
 from tests.support.stream_tools import content, events, heard
 from tests.upstream.chat import echo
 from tests.upstream.images import png
-from workers.answers.sse import Splitter
+from workers.answers.sse import EventParser
 from workers.channels import notify, token_stream
 
 FORM = (
@@ -134,7 +134,7 @@ def test_a_picture_is_streamed_and_stored(stack: Stack) -> None:
     ring(who)
     (ended,) = wait_ended([job_id], stack=stack)
 
-    names = [event.name.decode() for event in Splitter().feed(ended.transcript)]
+    names = [event.name.decode() for event in EventParser().feed(ended.transcript)]
     assert ["image_generation.partial_image"] * 2 + ["image_generation.completed"] == names
     (stored,) = query("SELECT content FROM artifact WHERE job_id = :id", id=job_id)
     assert png("a fox") == bytes(stored.content)

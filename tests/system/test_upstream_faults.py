@@ -364,7 +364,7 @@ def test_a_page_of_a_proxy_is_not_taken_for_an_error_object(stack: Stack) -> Non
 
 def test_what_the_upstream_says_is_kept_whatever_characters_it_has() -> None:
     body = b'{"error": {"message": "first line\\nsecond \\u0000 \\ud800", "code": "odd", "inner": {"dropped": 1}}}'
-    said = retry_policy.judge(Answer(400, {}, body)).error
+    said = retry_policy.classify(Answer(400, {}, body)).error
 
     assert {"message": "first line\nsecond \ufffd ?", "type": "invalid_request_error", "param": None, "code": "odd"} == said
 

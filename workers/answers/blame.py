@@ -36,7 +36,7 @@ class Fault(StrEnum):
     MONEY = "money"  #: The credential's account has nothing to spend.
 
 
-def find(status: int, error: Mapping[str, object]) -> Fault:
+def fault_of(status: int, error: Mapping[str, object]) -> Fault:
     """The fault behind a refusal. status: 400 to 429; error: the upstream's error object, with code, type and message where it has them."""
     names = {str(error.get(name)).lower() for name in ("code", "type") if isinstance(error.get(name), str)}
     message = str(error.get("message") or "")

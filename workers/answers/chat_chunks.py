@@ -15,7 +15,7 @@ from workers.answers import sse, tool_calls
 
 JsonObject = dict[str, Any]
 
-# Of a message and its tool calls: said whole, by some upstreams with every delta. Names may grow: tool_calls.grown_name.
+# Of a message and its tool calls: said whole, by some upstreams with every delta. Names may grow: tool_calls.joined_name.
 _WHOLE_NAMES = frozenset({"role", "id", "type", "name"})
 # Of a chunk: what only a stream has.
 _PASSING = frozenset({"choices", "usage", "object", "obfuscation"})
@@ -23,7 +23,7 @@ _OF_A_PICTURE = ("b64_json", "url", "revised_prompt")
 _OF_AN_EVENT = frozenset({"type", "created_at", "partial_image_index", "sequence_number", *_OF_A_PICTURE})
 
 
-class Assembly(Protocol):
+class Accumulator(Protocol):
     """What has been heard so far. is_begun: anything of the answer; is_closed: what has begun is finished; is_whole: nothing is missing."""
 
     def add(self, said: JsonObject) -> None: ...
@@ -36,7 +36,7 @@ class Assembly(Protocol):
     def answer(self) -> JsonObject: ...
 
 
-class Chat:
+class ChatAccumulator:
     """Chunks of a chat completion with n choices."""
 
     def __init__(self, *, n: int) -> None:
@@ -91,7 +91,7 @@ class Chat:
                 choice[name] = value
 
 
-class Pictures:
+class ImageAccumulator:
     """Events of n pictures: those on the way are passed over, the completed ones count."""
 
     def __init__(self, *, n: int) -> None:
@@ -123,13 +123,13 @@ class Pictures:
         return {"created": last.get("created_at", 0), "data": pictures, **about}
 
 
-def apart(answer: JsonObject, *, kind: str, with_usage: bool) -> Iterator[bytes]:
+def events_from_answer(answer: JsonObject, *, kind: str, with_usage: bool) -> Iterator[bytes]:
     """The events of a stream that adds up to this answer, in ASCII. kind: of images, what their events are called; else empty."""
     if isinstance(answer.get("choices"), list):
         return _chunks(answer, with_usage=with_usage)
     if isinstance(answer.get("data"), list) and kind:
         return _completed(answer, name=f"{kind}.completed")
-    return iter([sse.encode(answer)])
+    return iter([sse.encode_event(answer)])
 
 
 def _chunks(answer: JsonObject, *, with_usage: bool) -> Iterator[bytes]:
@@ -138,10 +138,10 @@ def _chunks(answer: JsonObject, *, with_usage: bool) -> Iterator[bytes]:
         said = choice if isinstance(choice, dict) else {}
         about = {"index": said.get("index", place), "logprobs": said.get("logprobs")}
         delta = _numbered(said.get("message"))
-        yield sse.encode({**frame, "choices": [{**about, "delta": delta, "finish_reason": None}]})
-        yield sse.encode({**frame, "choices": [{**about, "delta": {}, "logprobs": None, "finish_reason": said.get("finish_reason")}]})
+        yield sse.encode_event({**frame, "choices": [{**about, "delta": delta, "finish_reason": None}]})
+        yield sse.encode_event({**frame, "choices": [{**about, "delta": {}, "logprobs": None, "finish_reason": said.get("finish_reason")}]})
     if with_usage and "usage" in answer:
-        yield sse.encode({**frame, "choices": [], "usage": answer["usage"]})
+        yield sse.encode_event({**frame, "choices": [], "usage": answer["usage"]})
 
 
 def _numbered(message: object) -> JsonObject:
@@ -155,7 +155,7 @@ def _completed(answer: JsonObject, *, name: str) -> Iterator[bytes]:
     about = {field: value for field, value in answer.items() if field not in ("data", "created")}
     for picture in answer["data"]:
         said = picture if isinstance(picture, dict) else {}
-        yield sse.encode({"type": name, **said, "created_at": answer.get("created", 0), **about}, name=name)
+        yield sse.encode_event({"type": name, **said, "created_at": answer.get("created", 0), **about}, name=name)
 
 
 def _merge(so_far: JsonObject, delta: Mapping[str, Any]) -> None:
@@ -164,13 +164,13 @@ def _merge(so_far: JsonObject, delta: Mapping[str, Any]) -> None:
         if value is None:
             so_far.setdefault(name, None)
         elif isinstance(value, str) and name == "name" and had:
-            so_far[name] = tool_calls.grown_name(str(had), value)
+            so_far[name] = tool_calls.joined_name(str(had), value)
         elif isinstance(value, str) and name not in _WHOLE_NAMES:
             _kept(so_far, name, StringIO).write(value)
         elif isinstance(value, dict):
             _merge(_kept(so_far, name, dict), value)
         elif isinstance(value, list):
-            extend = partial(tool_calls.extend, merge=_merge) if name == "tool_calls" else _extend
+            extend = partial(tool_calls.merge_deltas, merge=_merge) if name == "tool_calls" else _extend
             extend(_kept(so_far, name, list), value)
         elif value or not had:
             so_far[name] = value

@@ -11,8 +11,8 @@ from typing import Any
 
 from models.content import endpoints
 from workers.answers import sse
-from workers.answers.chat_chunks import Assembly, Chat, Pictures
-from workers.answers.sse import Event, Splitter
+from workers.answers.chat_chunks import Accumulator, ChatAccumulator, ImageAccumulator
+from workers.answers.sse import Event, EventParser
 from workers.upstream import answer_body
 from workers.upstream.answer_body import JsonObject
 from workers.upstream.client import Answer
@@ -22,7 +22,7 @@ DEPTH_MOST = 128
 KINDS = {endpoints.IMAGES: "image_generation", endpoints.EDITS: "image_edit"}
 
 
-class Part(Enum):
+class EventKind(Enum):
     """How one event belongs to the answer."""
 
     CHUNK = auto()
@@ -32,10 +32,10 @@ class Part(Enum):
 
 
 @dataclass(frozen=True)
-class Taken:
+class CollectedEvent:
     """What one event was. said: its JSON object; empty for what is garbled or behind the end. event: as it can be relayed."""
 
-    part: Part
+    part: EventKind
     event: Event
     said: JsonObject
 
@@ -44,7 +44,7 @@ class Collector:
     """The events of one answer so far. kind: of images, what their events are called; else empty. n: how many choices or pictures."""
 
     def __init__(self, *, kind: str, n: int) -> None:
-        self.assembly: Assembly = Pictures(n=n) if kind else Chat(n=n)
+        self.assembly: Accumulator = ImageAccumulator(n=n) if kind else ChatAccumulator(n=n)
         self.has_begun = self.is_done = False
 
     @property
@@ -52,21 +52,21 @@ class Collector:
         """Whether the answer can be taken for whole when nothing more comes."""
         return self.assembly.is_closed or (self.is_done and self.assembly.is_begun)
 
-    def take(self, event: Event) -> Taken:
+    def take(self, event: Event) -> CollectedEvent:
         """One event more."""
         self.has_begun = True
         if event.data.strip() == sse.DONE:
             self.is_done = True
         if self.is_done:
-            return Taken(Part.BEHIND, event, {})
+            return CollectedEvent(EventKind.BEHIND, event, {})
         said = _object(event.data)
         is_error = said is not None and (bool(said.get("error")) or event.name == b"error")
         if said is None or is_error:
             if self.assembly.is_whole:
-                return Taken(Part.BEHIND, event, {})
-            return _failed(event, said) if said is not None else Taken(Part.GARBLED, event, {})
+                return CollectedEvent(EventKind.BEHIND, event, {})
+            return _failed(event, said) if said is not None else CollectedEvent(EventKind.GARBLED, event, {})
         self.assembly.add(said)
-        return Taken(Part.CHUNK, event if event.data.startswith(b"{") else replace(event, data=_dump(said)), said)
+        return CollectedEvent(EventKind.CHUNK, event if event.data.startswith(b"{") else replace(event, data=_dump(said)), said)
 
     def is_readable(self, event: Event) -> bool:
         """Whether this event is the end or holds a JSON object."""
@@ -77,7 +77,7 @@ class Collector:
         return _dump(self.assembly.answer())
 
 
-def readable(answer: Answer, row: Any) -> Answer:
+def with_json_body(answer: Answer, row: Any) -> Answer:
     """The answer with a JSON object in UTF-8 as its body, if its body holds one or is events that add up to one; else as it is.
 
     row: of the job, as it was claimed. An error in the events becomes the body.
@@ -91,7 +91,7 @@ def readable(answer: Answer, row: Any) -> Answer:
     return answer if found is None else replace(answer, body=found)
 
 
-def n_of(row: Any) -> int:
+def number_of_choices(row: Any) -> int:
     """How many choices or pictures this job asks for."""
     if row.endpoint in KINDS:
         return max(1, int(row.images))
@@ -101,25 +101,25 @@ def n_of(row: Any) -> int:
 
 def events_of(body: bytes) -> Iterator[Event]:
     """The events of a whole body, the last one too when no empty line follows it."""
-    splitter = Splitter()
+    splitter = EventParser()
     return chain(splitter.feed(body), splitter.rest())
 
 
 def _assembled(body: bytes, row: Any) -> bytes | None:
     if not answer_body.is_event_stream(body):
         return None
-    collector = Collector(kind=KINDS.get(row.endpoint, ""), n=n_of(row))
+    collector = Collector(kind=KINDS.get(row.endpoint, ""), n=number_of_choices(row))
     for taken in map(collector.take, events_of(body)):
-        if taken.part == Part.ERROR:
+        if taken.part == EventKind.ERROR:
             return taken.event.data
-        if taken.part == Part.GARBLED:
+        if taken.part == EventKind.GARBLED:
             return None
     return collector.answer() if collector.is_complete else None
 
 
-def _failed(event: Event, said: JsonObject) -> Taken:
+def _failed(event: Event, said: JsonObject) -> CollectedEvent:
     named = said if said.get("error") else {"error": said}
-    return Taken(Part.ERROR, replace(event, data=_dump(named)), named)
+    return CollectedEvent(EventKind.ERROR, replace(event, data=_dump(named)), named)
 
 
 def _object(data: bytes) -> JsonObject | None:

@@ -16,7 +16,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
 
 
 @dataclass(frozen=True)
-class Told:
+class RateLimitHeaders:
     """Limits per minute and the time until they are whole again; None where nothing sensible was said (Azure sends -1 and 0)."""
 
     limit_requests: int | None = None
@@ -24,19 +24,19 @@ class Told:
     reset_requests_ms: int | None = None
     reset_tokens_ms: int | None = None
 
-    def of_refusal(self) -> Told:
+    def of_refusal(self) -> RateLimitHeaders:
         """Only an answer that served states limits; the resets of a refusal hold."""
         return replace(self, limit_requests=None, limit_tokens=None)
 
 
-NOTHING = Told()
+NO_RATE_LIMITS = RateLimitHeaders()
 
 
-def read(headers: Mapping[str, str]) -> Told:
+def parse_headers(headers: Mapping[str, str]) -> RateLimitHeaders:
     """The x-ratelimit headers of OpenAI. headers: names in lower case."""
     limit_requests, reset_requests_ms = _per_minute(headers, "requests")
     limit_tokens, reset_tokens_ms = _per_minute(headers, "tokens")
-    return Told(limit_requests, limit_tokens, reset_requests_ms, reset_tokens_ms)
+    return RateLimitHeaders(limit_requests, limit_tokens, reset_requests_ms, reset_tokens_ms)
 
 
 def duration_ms(text: str | None) -> int | None:

@@ -23,7 +23,7 @@ _PARKS = {Fault.KEY: WRONG_KEY, Fault.MONEY: NO_MONEY}
 RETRYABLE = frozenset({408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
-class Next(StrEnum):
+class NextStep(StrEnum):
     """Where the job goes."""
 
     SUCCEED = "succeed"
@@ -44,7 +44,7 @@ class Verdict:
     credential's refusal, which says more than the last one. exceeds: larger than this credential's limit; another's may be higher.
     """
 
-    next: Next
+    next: NextStep
     outcome: Outcome
     error: ErrorObject | None = None
     pause_ms: int | None = None
@@ -57,57 +57,57 @@ class Verdict:
     exceeds: bool = False
 
 
-def judge(answer: Answer) -> Verdict:
+def classify(answer: Answer) -> Verdict:
     """What an answer means, by its status first and its body only where OpenAI's contract says so."""
     if 200 <= answer.status < 300:
         return _judge_body(answer)
-    said = upstream_error.read(answer.status, answer.headers, answer.body)
+    said = upstream_error.error_of(answer.status, answer.headers, answer.body)
     if answer.status == 429:
         return _judge_429(answer, said)
     if answer.status == 503 and (pause := rate_limit_headers.pause_ms(answer.headers)):
-        return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
+        return Verdict(NextStep.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
     if answer.status in RETRYABLE or answer.status >= 500:
-        return Verdict(Next.AGAIN, Outcome.FAILED, error=said, pushed_back=answer.status == 503)
+        return Verdict(NextStep.AGAIN, Outcome.FAILED, error=said, pushed_back=answer.status == 503)
     return _refused(answer.status, said)
 
 
-def judge_event(answer: Answer) -> Verdict:
+def classify_error_event(answer: Answer) -> Verdict:
     """What an error in an answer of status 200 means, or in a stream; answer: its body is the error, or the event that says it.
 
     The key was good, so it is not to blame.
     """
     status = upstream_error.status_of(answer.said or {}, money=MONEY)
-    return replace(judge(replace(answer, status=status)), status=status)
+    return replace(classify(replace(answer, status=status)), status=status)
 
 
-def garbled() -> Verdict:
+def classify_unreadable() -> Verdict:
     """Neither a JSON object nor a stream of them: perhaps a page of a proxy, perhaps a paid answer that nobody can read."""
-    return Verdict(Next.UNREADABLE, Outcome.UNKNOWN, error=own_error(UNREADABLE, "upstream_invalid_response"))
+    return Verdict(NextStep.UNREADABLE, Outcome.UNKNOWN, error=own_error(UNREADABLE, "upstream_invalid_response"))
 
 
-def broken(error: Exception, *, is_sent: bool) -> Verdict:
+def classify_internal_error(error: Exception, *, is_sent: bool) -> Verdict:
     """Our own failure, of whatever kind: what the upstream may have answered is lost with it."""
     said = own_error(f"This server could not process the job ({type(error).__name__}). Ask the operator.", "server_error")
-    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=said) if is_sent else Verdict(Next.AGAIN, Outcome.NOT_SENT, error=said)
+    return Verdict(NextStep.UNKNOWN, Outcome.UNKNOWN, error=said) if is_sent else Verdict(NextStep.AGAIN, Outcome.NOT_SENT, error=said)
 
 
-def unsent(error: NotSent) -> Verdict:
+def classify_not_sent(error: NotSent) -> Verdict:
     """Provably not called: another attempt costs nothing."""
     message = f"The upstream cannot be reached: {error}. The job was never sent. Try again, or ask the operator to check the upstream."
-    return Verdict(Next.AGAIN, Outcome.NOT_SENT, error=own_error(message, "upstream_unreachable"))
+    return Verdict(NextStep.AGAIN, Outcome.NOT_SENT, error=own_error(message, "upstream_unreachable"))
 
 
-def lost(error: Lost) -> Verdict:
+def classify_lost(error: Lost) -> Verdict:
     """Sent, and no whole answer: on_lost decides. One that is too large would be too large again, and paid for again."""
     if isinstance(error, TooLarge):
         message = "The upstream's answer is larger than this server keeps. Ask for less, or have NOWSERVING_MAX_ANSWER_BYTES raised."
-        return Verdict(Next.FAIL, Outcome.UNKNOWN, error=own_error(message, "upstream_answer_too_large"))
+        return Verdict(NextStep.FAIL, Outcome.UNKNOWN, error=own_error(message, "upstream_answer_too_large"))
     message = f"The call went out and no whole answer came back ({error}); it may have been paid for. POST …/retry calls again."
     code = "upstream_timeout" if isinstance(error, TimedOut) else "upstream_outcome_unknown"
-    return Verdict(Next.UNKNOWN, Outcome.UNKNOWN, error=own_error(message, code))
+    return Verdict(NextStep.UNKNOWN, Outcome.UNKNOWN, error=own_error(message, code))
 
 
-def delay_s(failures: int, *, rng: random.Random | None = None) -> float:
+def retry_delay_s(failures: int, *, rng: random.Random | None = None) -> float:
     """How long a job waits after its n-th failed attempt: doubling from retry_base_s up to retry_most_s, with up to half of it jitter."""
     most = min(settings().retry_most_s, settings().retry_base_s * 2 ** min(failures, 16))
     return float(most * (1 + (rng or random).random() / 2))
@@ -121,26 +121,26 @@ def throttle_delay_s(refusals: int, *, rng: random.Random | None = None) -> floa
 
 def _judge_body(answer: Answer) -> Verdict:
     if answer.said is None:
-        return garbled()
+        return classify_unreadable()
     if upstream_error.is_error(answer.said):
-        return judge_event(answer)
-    return Verdict(Next.SUCCEED, Outcome.SUCCEEDED)
+        return classify_error_event(answer)
+    return Verdict(NextStep.SUCCEED, Outcome.SUCCEEDED)
 
 
 def _judge_429(answer: Answer, said: ErrorObject) -> Verdict:
-    if blame.find(429, said) == Fault.MONEY:
+    if blame.fault_of(429, said) == Fault.MONEY:
         return _refused(429, said)
     if "request too large" in str(said.get("message", "")).lower():
-        return Verdict(Next.FAIL, Outcome.REFUSED, error=said, status=429, exceeds=True)
+        return Verdict(NextStep.FAIL, Outcome.REFUSED, error=said, status=429, exceeds=True)
     pause = rate_limit_headers.pause_ms(answer.headers)
-    return Verdict(Next.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
+    return Verdict(NextStep.WAIT, Outcome.THROTTLED, error=said, pause_ms=pause, pushed_back=True, throttled=True)
 
 
 def _refused(status: int, said: ErrorObject) -> Verdict:
     """A refusal that waiting does not cure; another credential may serve the job all the same."""
-    fault = blame.find(status, said)
+    fault = blame.fault_of(status, said)
     unserved = f"{status}: {str(said.get('message'))[:200]}" if fault == Fault.MODEL else None
-    return Verdict(Next.FAIL, Outcome.REFUSED, error=said, park=_PARKS.get(fault), unserved=unserved, status=status)
+    return Verdict(NextStep.FAIL, Outcome.REFUSED, error=said, park=_PARKS.get(fault), unserved=unserved, status=status)
 
 
 def own_error(message: str, code: str) -> ErrorObject:

@@ -31,7 +31,7 @@ class Event:
         return b"%bdata: %b\n\n" % (first, self.data)
 
 
-class Splitter:
+class EventParser:
     """Cuts a stream of bytes into events, wherever its parts begin and end. content_type: whose charset is that of what is no UTF-8."""
 
     def __init__(self, content_type: str = "") -> None:
@@ -84,6 +84,6 @@ class Splitter:
         return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], said).encode("ascii")
 
 
-def encode(value: object, *, name: str = "") -> bytes:
+def encode_event(value: object, *, name: str = "") -> bytes:
     """An event of our own that says this in JSON."""
     return Event(name.encode(), json.dumps(value, separators=(",", ":")).encode()).encoded()

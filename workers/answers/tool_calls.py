@@ -22,7 +22,7 @@ JsonObject = dict[str, Any]
 Merge = Callable[[JsonObject, Mapping[str, Any]], None]
 
 
-def extend(calls: list[Any], deltas: Sequence[Any], *, merge: Merge) -> None:
+def merge_deltas(calls: list[Any], deltas: Sequence[Any], *, merge: Merge) -> None:
     """These deltas are part of the calls."""
     for delta in deltas:
         if not isinstance(delta, dict):
@@ -36,7 +36,7 @@ def extend(calls: list[Any], deltas: Sequence[Any], *, merge: Merge) -> None:
         merge(found, {**_written(delta), **index})
 
 
-def grown_name(had: str, more: str) -> str:
+def joined_name(had: str, more: str) -> str:
     """A name after a further piece of it. A piece that repeats what is there, or says it and more, stands for the whole.
 
     So a name whose second piece equals its first ("ta", "ta") is taken for one that was repeated: servers that repeat names are many,

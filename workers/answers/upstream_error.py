@@ -16,7 +16,7 @@ from workers.upstream import answer_body
 ErrorObject = dict[str, object]
 # The code of an error that the upstream itself gave no name: a page of a proxy, a redirect, an empty body.
 UNNAMED = "upstream_error"
-FIELDS_MOST = 16
+MAX_FIELDS = 16
 _DEPTH_MOST = 6
 # Where other servers put their words, the best first. `title` and `detail` belong together.
 _WORDS = ("message", "detail", "msg", "error_description", "error_message", "errorMessage", "Message", "description", "reason",
@@ -36,19 +36,19 @@ _STATUSES = {
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}
 
 
-def read(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObject:
+def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObject:
     """The error in this answer, with the upstream's words, safe for jsonb and at most a few kB long."""
     content_type = headers.get("content-type", "")
-    found = find(body, content_type)
+    found = find_error(body, content_type)
     if found is None and 300 <= status < 400:
-        return own(moved(status, headers.get("location", "")), status)
+        return own_error(moved(status, headers.get("location", "")), status)
     if found is None:
         words = plain_words(body, content_type)
-        return own(f"The upstream answered {status}: {words}" if words else _silent(status), status)
-    return completed(found, status)
+        return own_error(f"The upstream answered {status}: {words}" if words else _silent(status), status)
+    return with_all_fields(found, status)
 
 
-def find(body: bytes, content_type: str = "") -> ErrorObject | None:
+def find_error(body: bytes, content_type: str = "") -> ErrorObject | None:
     """What a JSON body says of its error: `message` and the fields beside it, without those that are missing. None: it says nothing."""
     said = answer_body.parse_any(body)
     if said is None and not body.isascii():
@@ -80,13 +80,13 @@ def _status(name: object, money: frozenset[str]) -> int:
     return _STATUSES.get(text, 0)
 
 
-def completed(found: ErrorObject, status: int) -> ErrorObject:
+def with_all_fields(found: ErrorObject, status: int) -> ErrorObject:
     """The four keys. A missing type is that of the status."""
     named = found.get("type")
     return {"param": None, "code": None, **found, "type": named if isinstance(named, str) and named else type_of(status)}
 
 
-def own(message: str, status: int) -> ErrorObject:
+def own_error(message: str, status: int) -> ErrorObject:
     """An error in our words, or in those of a page."""
     return {"message": cut(message, MESSAGE_BYTES), "type": type_of(status), "param": None, "code": UNNAMED}
 
@@ -126,7 +126,7 @@ def _words(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
 
 
 def _in_list(value: list[Any], *, depth: int) -> ErrorObject | None:
-    found = [one for entry in value[:FIELDS_MOST] if (one := _in_entry(entry, depth=depth + 1))]
+    found = [one for entry in value[:MAX_FIELDS] if (one := _in_entry(entry, depth=depth + 1))]
     if len(found) < 2:
         return found[0] if found else None
     return {**found[0], "message": cut("; ".join(str(one["message"]) for one in found), MESSAGE_BYTES)}
@@ -138,7 +138,7 @@ def _in_entry(entry: Any, *, depth: int) -> ErrorObject | None:
     loc = entry.get("loc") if isinstance(entry, dict) else None
     if found is None or not isinstance(loc, list):
         return found
-    path = cut(".".join(str(step) for step in loc[:FIELDS_MOST] if step != "body"), FIELD_BYTES)
+    path = cut(".".join(str(step) for step in loc[:MAX_FIELDS] if step != "body"), FIELD_BYTES)
     message = f"{path}: {found['message']}" if path else str(found["message"])
     return {"message": cut(message, MESSAGE_BYTES), "param": path or None}
 
@@ -146,7 +146,7 @@ def _in_entry(entry: Any, *, depth: int) -> ErrorObject | None:
 def _fields(value: Mapping[str, Any]) -> ErrorObject:
     """The plain fields of the object that holds the words, without those."""
     plain = [(name, one) for name, one in value.items() if one is None or isinstance(one, str | bool | int)]
-    return {cut(name, FIELD_BYTES): _short(one) for name, one in plain[:FIELDS_MOST] if name not in _NO_FIELDS}
+    return {cut(name, FIELD_BYTES): _short(one) for name, one in plain[:MAX_FIELDS] if name not in _NO_FIELDS}
 
 
 def _beside(value: Mapping[str, Any]) -> ErrorObject:

@@ -23,11 +23,11 @@ from workers.limiter.limiter import Limiter
 from workers.observe import metrics_server
 from workers.pacer.cleanup import Cleanup
 from workers.pacer.gauges import Gauges
-from workers.pacer.heartbeat import Watch
-from workers.pacer.reaper import Sweep
+from workers.pacer.heartbeat import PacerHeartbeat
+from workers.pacer.reaper import Reaper
 from workers.pacer.step import Pacer
-from workers.pacer.wakeups import Bell
-from workers.pacer.webhook_dispatch import Due
+from workers.pacer.wakeups import Wakeups
+from workers.pacer.webhook_dispatch import WebhookDispatcher
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +40,15 @@ def main() -> None:
     """Runs until SIGTERM or SIGINT; ends with 1 when one of its threads has died."""
     logs.configure(settings().log_level)
     tracing.start("nowserving-pacer")
-    stop, bell, announcer = threading.Event(), Bell(), Announcer()
+    stop, wakeups, announcer = threading.Event(), Wakeups(), Announcer()
     limiter = Limiter(notify.client())
-    pacer = Pacer(limiter=limiter, ring=CeleryRing(), bell=bell)
-    sweep = Sweep(limiter=Limiter(notify.connect()), bell=bell)
-    due = Due(broker=notify.connect(), ring=WebhookRing())
-    watch = Watch(notify.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
+    pacer = Pacer(limiter=limiter, ring=CeleryRing(), wakeups=wakeups)
+    sweep = Reaper(limiter=Limiter(notify.connect()), wakeups=wakeups)
+    due = WebhookDispatcher(broker=notify.connect(), ring=WebhookRing())
+    watch = PacerHeartbeat(notify.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, Cleanup().run, partial(listen, bell, announcer, due, sweep))
+    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, Cleanup().run, partial(listen, wakeups, announcer, due, sweep))
     threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
@@ -64,12 +64,12 @@ def main() -> None:
     tracing.stop()
 
 
-def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threading.Event) -> None:
-    """Wake-ups reach the bell, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself.
+def listen(wakeups: Wakeups, announcer: Announcer, due: WebhookDispatcher, sweep: Reaper, stop: threading.Event) -> None:
+    """Wake-ups reach the wakeups, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself.
 
     Messages that this version cannot read are counted and ignored (wake.pass_on).
     """
-    hear = partial(_hear, bell=bell, announcer=announcer, due=due, sweep=sweep)
+    hear = partial(_hear, wakeups=wakeups, announcer=announcer, due=due, sweep=sweep)
     while not stop.is_set():
         try:
             notify.listen(notify.LINE, hear, until=stop.is_set)
@@ -77,7 +77,7 @@ def listen(bell: Bell, announcer: Announcer, due: Due, sweep: Sweep, stop: threa
             stop.wait(0.5)
 
 
-def _hear(message: dict[str, Any], bell: Bell, announcer: Announcer, due: Due, sweep: Sweep) -> None:
+def _hear(message: dict[str, Any], wakeups: Wakeups, announcer: Announcer, due: WebhookDispatcher, sweep: Reaper) -> None:
     if isinstance(receivers := message.get("receivers"), list):
         due.wake([str(name) for name in receivers])
         return
@@ -85,26 +85,26 @@ def _hear(message: dict[str, Any], bell: Bell, announcer: Announcer, due: Due, s
         _enforce(sweep, lanes, forget=bool(message.get("forget")))
         return
     if "slot" in message:
-        bell.slot()
+        wakeups.slot_freed()
         return
     lane_id = int(message["lane"])
     if not 0 < lane_id <= LANE_MAX:
         raise ValueError("no lane has this number")
     if message.get("budget"):
-        bell.budget(lane_id)
+        wakeups.budget_freed(lane_id)
         return
     if isinstance(joined := message.get("joined"), list):
-        bell.joined(lane_id)
+        wakeups.job_enqueued(lane_id)
         for job_id in joined:
             announcer.waits(UUID(job_id))
         return
-    bell.ring(lane_id)
+    wakeups.wake(lane_id)
     if message.get("cancelled"):
         announcer.cancelled(UUID(str(message["cancelled"])))
         due.wake(None)
 
 
-def _enforce(sweep: Sweep, lanes: list[int], *, forget: bool) -> None:
+def _enforce(sweep: Reaper, lanes: list[int], *, forget: bool) -> None:
     """What fails here is found by the sweep within seconds."""
     try:
         sweep.enforce(lanes, forget=forget)

@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 EVERY_S = 2.0
 FIRST_S = 0.05
 # A step takes milliseconds, and there is one a second at least.
-PACING_S = 15.0
+STALLED_STEP_S = 15.0
 
 
-class Watch:
+class PacerHeartbeat:
     """stepped_at: when the pacer last took a step, in monotonic seconds. looks: what else is to be done at each turn."""
 
     def __init__(self, broker: redis.Redis, *, stepped_at: Callable[[], float], looks: Callable[[float], None] = lambda _: None) -> None:
@@ -60,5 +60,5 @@ class Watch:
             with db.autocommit() as session:
                 if workers.idle_slots(session) <= 0:
                     unanswered_s = 0.0  # everybody is busy: it waits its turn
-        if now - self._stepped_at() < PACING_S:
+        if now - self._stepped_at() < STALLED_STEP_S:
             notify.paces(unanswered_s=unanswered_s)

@@ -15,14 +15,14 @@ from workers.limiter.limiter import Limiter, Meter
 log = logging.getLogger(__name__)
 
 
-class Places:
+class InFlightLeases:
     """What one pacer has kept, and when."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self._kept_at = float("-inf")
 
-    def keep(self, *, now: float) -> None:
+    def renew(self, *, now: float) -> None:
         """No call that runs has lost its place unnoticed; where one has, nothing is admitted before the limiter's state was made again.
 
         Looks every NOWSERVING_HEARTBEAT_S. now: monotonic seconds. Raises Unavailable, LineUnavailable: then nobody may be admitted.

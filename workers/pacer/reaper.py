@@ -21,24 +21,24 @@ from workers.channels import notify
 from workers.limiter.limiter import Limiter, Limits, Meter, Report
 from workers.observe import attempt_log
 from workers.pacer import wait_log
-from workers.pacer.wakeups import Bell
+from workers.pacer.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 FIGURES_EVERY_S = 2.0
 FORGET_EVERY_S = 60.0
-ABANDONED_MOST = 200
+MAX_ABANDONED = 200
 # A line of 200,000 jobs that is parked is read as a whole for those whose callers wait on a connection: 0.2 s.
 PARKED_EVERY_S = 5.0
-PARKED_MOST = 200
+MAX_PARKED = 200
 TOO_MANY, UNAVAILABLE = 429, 503
 # A pause of our own longer than this may have been a pause of the whole machine: heartbeats need time to catch up.
-GAP_S = 3.0
+MAX_PASS_GAP_S = 3.0
 
 
 @dataclass
-class Amnesty:
+class ReapGrace:
     """No lease is called lost until workers have had time to renew it after Postgres, or we ourselves, were away."""
 
     postmaster: str | None = None
@@ -47,19 +47,19 @@ class Amnesty:
 
     def is_on(self, *, postmaster: str, now: float) -> bool:
         """Whether leases may not be reaped now. postmaster: Postgres's start time; now: monotonic seconds."""
-        if postmaster != self.postmaster or now - self.last > GAP_S:
+        if postmaster != self.postmaster or now - self.last > MAX_PASS_GAP_S:
             self.until = now + settings().lease_s + 2
         self.postmaster, self.last = postmaster, now
         return now < self.until
 
 
-class Sweep:
+class Reaper:
     """All of it, step by step; `step` may run in any number of processes at once."""
 
-    def __init__(self, *, limiter: Limiter, bell: Bell) -> None:
+    def __init__(self, *, limiter: Limiter, wakeups: Wakeups) -> None:
         self._limiter = limiter
-        self._bell = bell
-        self._amnesty = Amnesty()
+        self._wakeups = wakeups
+        self._amnesty = ReapGrace()
         self._care = lane_maintenance.Care()
         self._due: dict[str, float] = {}
         self._enforced: dict[Meter, Limits] = {}
@@ -88,7 +88,7 @@ class Sweep:
         with db.begin() as session:
             forgotten = admission.find_forgotten(session)
         for lane_id in forgotten:
-            self._bell.ring(lane_id)
+            self._wakeups.wake(lane_id)
         if self._is_due("figures", FIGURES_EVERY_S, now):
             with db.begin() as session:
                 lanes = self._care.choose(session)
@@ -114,7 +114,7 @@ class Sweep:
                 self._limiter.forget(bound)
             self._enforce(bound, limits, lane_id=lane_id)
         for lane_id in lane_ids:
-            self._bell.ring(lane_id)
+            self._wakeups.wake(lane_id)
 
     def _enforce(self, bound: Meter, limits: Limits, *, lane_id: int) -> None:
         """What the operator has changed holds from now on; who waits may go sooner."""
@@ -129,7 +129,7 @@ class Sweep:
         except LineUnavailable:
             return  # tried again at the next look; an emptied limiter is rebuilt with them anyway
         self._enforced[bound] = limits
-        self._bell.ring(lane_id)
+        self._wakeups.wake(lane_id)
 
     def _return_unclaimed(self) -> None:
         with db.begin() as session:
@@ -156,12 +156,12 @@ class Sweep:
             since = admission.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
         self._tell(expired, "ended")
         for row in expired:
-            wait_log.gave_up(row, since.get(row.id, row.created_at), why=states.Status.EXPIRED)
+            wait_log.log_left_queue(row, since.get(row.id, row.created_at), why=states.Status.EXPIRED)
         return expired
 
     def _cancel_abandoned(self) -> None:
         """Jobs that nobody waits for any more are cancelled, as their callers would have done."""
-        for _ in range(ABANDONED_MOST):
+        for _ in range(MAX_ABANDONED):
             # Each in a transaction of its own, as job.cancel takes several locks; in it nobody can come back to the job.
             with db.begin() as session:
                 done = waiters.abandon(session, longer_than_s=settings().abandoned_after_s)
@@ -179,7 +179,7 @@ class Sweep:
     def _fail_parked(self) -> None:
         """Fails jobs whose callers have waited too long on a connection for a pool that the upstream refuses."""
         with db.autocommit() as session:
-            rows = parking.waited_out(session, longer_than_s=settings().parked_most_s, limit=PARKED_MOST)
+            rows = parking.waited_out(session, longer_than_s=settings().parked_most_s, limit=MAX_PARKED)
         for row in rows:
             error, status = _parked(row.words or {})
             with db.begin() as session:
@@ -187,7 +187,7 @@ class Sweep:
                 since = admission.waiting_since(session, [row.id]) if is_refused and row.calls else {}
             if is_refused:
                 notify.job(row.id, "ended")
-                wait_log.gave_up(row, since.get(row.id, row.created_at), why=str(error["code"]))
+                wait_log.log_left_queue(row, since.get(row.id, row.created_at), why=str(error["code"]))
 
     def _free(self, rows: Iterable[Any], report: Report) -> None:
         for row in rows:
@@ -195,7 +195,7 @@ class Sweep:
                 self._limiter.release(Meter(row.credential_id, row.model), str(row.dispatch_id), report)
             except LineUnavailable:
                 log.info("slot not freed: Redis is away, it frees itself")
-            self._bell.ring(row.lane_id)
+            self._wakeups.wake(row.lane_id)
 
     def _tell(self, rows: Iterable[Any], event: str) -> None:
         for row in rows:

@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 MINUTES_S = 600
 DAY_S = 86_400
-EVEN: Mapping[int, float] = {}
+EQUAL_WEIGHTS: Mapping[int, float] = {}
 #: (credential, model, endpoint) that is parked, and whether a probe is due.
-Shut = Mapping[tuple[int, str, str], bool]
-NOTHING_SHUT: Shut = {}
+ParkedRoutes = Mapping[tuple[int, str, str], bool]
+NO_PARKED_ROUTES: ParkedRoutes = {}
 
 
 @dataclass
-class Reserved:
+class Reservation:
     """What one lane got. wake_in_s None with blocked_by None: everything asked for was granted.
 
     probed: (credential, model, endpoint) that were parked and are tried by one of these jobs.
@@ -55,9 +55,9 @@ class Reserver:
         models: Mapping[int, str],
         credentials: Mapping[int, Sequence[int]],
         probes: Set[int] = frozenset(),
-        weights: Mapping[int, float] = EVEN,
-        shut: Shut = NOTHING_SHUT,
-    ) -> dict[int, Reserved]:
+        weights: Mapping[int, float] = EQUAL_WEIGHTS,
+        shut: ParkedRoutes = NO_PARKED_ROUTES,
+    ) -> dict[int, Reservation]:
         """Budget for the first jobs of each lane, as far as it goes. credentials: lane → those that serve it, in any order.
 
         One round trip for all lanes with one credential; a lane with several asks the one with most room first and the next for
@@ -65,7 +65,7 @@ class Reserver:
         room counts, where not 1. shut: what credentials are parked for; their jobs go to the others.
         Raises LineUnavailable when Redis is silent: nothing is admitted then.
         """
-        given = {lane: Reserved() for lane in wanted}
+        given = {lane: Reservation() for lane in wanted}
         left = {lane: list(jobs) for lane, jobs in wanted.items() if jobs}
         tried: dict[int, set[int]] = {lane: set() for lane in wanted}
         open_to = {one.id: _open_to(one, credentials[lane], models[lane], shut) for lane, jobs in left.items() for one in jobs}
@@ -88,7 +88,7 @@ class Reserver:
         return given
 
     def _going(
-        self, jobs: Sequence[Any], used: Meter, open_to: Mapping[UUID, Set[int]], shut: Shut, probes: Set[int]
+        self, jobs: Sequence[Any], used: Meter, open_to: Mapping[UUID, Set[int]], shut: ParkedRoutes, probes: Set[int]
     ) -> list[Any]:  # fmt: skip
         """The jobs to ask for with this credential, in order: one alone where the credential is parked, for all or for their endpoint."""
         mine = [one for one in jobs if used.credential_id in open_to[one.id]]
@@ -106,7 +106,7 @@ class Reserver:
         return going
 
     def _note(
-        self, given: Reserved, left: dict[int, list[Any]], lane: int, used: Meter, going: Sequence[Any], asks: list[Ask], grant: Grant,
+        self, given: Reservation, left: dict[int, list[Any]], lane: int, used: Meter, going: Sequence[Any], asks: list[Ask], grant: Grant,
         tried: set[int],
     ) -> None:  # fmt: skip
         admitted = going[: grant.admitted]
@@ -131,7 +131,7 @@ class Reserver:
         if grant.admitted < len(going):
             self._explain(given, grant, going[grant.admitted].id)
 
-    def _explain(self, given: Reserved, grant: Grant, first: UUID) -> None:
+    def _explain(self, given: Reservation, grant: Grant, first: UUID) -> None:
         """Of several credentials that refused, the one that can pay first says when to look again."""
         if grant.blocked_by is None:
             return  # a probe went out; the rest waits for another credential, or for what becomes of it
@@ -151,7 +151,7 @@ class Reserver:
         open_to: Mapping[UUID, Set[int]],
         tried: Mapping[int, set[int]],
         weights: Mapping[int, float],
-        shut: Shut,
+        shut: ParkedRoutes,
     ) -> dict[int, Meter]:
         wanted = {lane: sorted({number for one in jobs for number in open_to[one.id]} - tried[lane]) for lane, jobs in left.items()}
         several = [Meter(number, models[lane]) for lane, numbers in wanted.items() if len(numbers) > 1 for number in numbers]
@@ -202,7 +202,7 @@ class Reserver:
         log.info("limiter state rebuilt", extra={"credential_id": lost.credential_id, "model": lost.model, "live": len(live)})
 
 
-def _open_to(one: Any, credentials: Sequence[int], model: str, shut: Shut) -> Set[int]:
+def _open_to(one: Any, credentials: Sequence[int], model: str, shut: ParkedRoutes) -> Set[int]:
     """The credentials that may serve this job: neither parked for it nor such that have refused it; if there are none, the next best."""
     refused = {refusal["credential_id"] for refusal in one.refusals or ()}
     untried = [number for number in credentials if number not in refused]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-class Rounds:
+class DeficitRoundRobin:
     """Remembers each lane's deficit, and where the round stopped, from one step of the pacer to the next."""
 
     def __init__(self) -> None:

@@ -23,36 +23,36 @@ from workers.broker.publish import Call, Ring
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.observe import counters
-from workers.pacer.in_flight import Places
-from workers.pacer.reserve import Reserved, Reserver
-from workers.pacer.round_robin import Rounds
-from workers.pacer.wait_log import Waits, gave_up
-from workers.pacer.wakeups import Bell
+from workers.pacer.in_flight import InFlightLeases
+from workers.pacer.reserve import Reservation, Reserver
+from workers.pacer.round_robin import DeficitRoundRobin
+from workers.pacer.wait_log import WaitLog, log_left_queue
+from workers.pacer.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
 
-LANES_MOST = 64
-HEADS_MOST = 64
+MAX_LANES = 64
+MAX_HEADS = 64
 IDLE_S = 1.0
 # Slots freed elsewhere wake the lane at once; this is for the wake-up that got lost.
-IN_FLIGHT_LOOK_S = 2.0
+IN_FLIGHT_RECHECK_S = 2.0
 # A lane whose row was locked just then (by a submit, by the sweep) is looked at again so soon.
-LOCKED_LOOK_S = 0.01
+LOCKED_RECHECK_S = 0.01
 # A lane woken while another pacer has it is kept in mind for this long.
-REMEMBER_S = 4.0
+KEEP_WOKEN_S = 4.0
 
 
 class Pacer:
     """One step after another; `step` is all of it, so that a test can take steps by hand."""
 
-    def __init__(self, *, limiter: Limiter, ring: Ring, bell: Bell) -> None:
+    def __init__(self, *, limiter: Limiter, ring: Ring, wakeups: Wakeups) -> None:
         self._limiter = limiter
         self._reserver = Reserver(limiter)
-        self._places = Places(limiter)
+        self._in_flight = InFlightLeases(limiter)
         self._ring = ring
-        self._bell = bell
-        self._rounds = Rounds()
-        self._waits = Waits()
+        self._wakeups = wakeups
+        self._rounds = DeficitRoundRobin()
+        self._waits = WaitLog()
         self._last_finish: dict[int, float] = {}
         self._seen_most = 0
         #: In monotonic seconds: the last step that was taken, and the last that was tried.
@@ -65,7 +65,7 @@ class Pacer:
                 self.tried_at = time.monotonic()
                 rest_s = self.step()
                 self.stepped_at = time.monotonic()
-                self._bell.sleep(rest_s)
+                self._wakeups.wait(rest_s)
             except (Unavailable, LineUnavailable) as error:
                 log.warning("pacing waits", extra={"why": str(error.__cause__ or error)})
                 stop.wait(0.2)
@@ -76,12 +76,12 @@ class Pacer:
 
     def step(self) -> float:
         """Whatever can go now is admitted and rung; returns the seconds until the next step is due (less, when rung)."""
-        self._places.keep(now=time.monotonic())
-        woken = self._bell.take()
+        self._in_flight.renew(now=time.monotonic())
+        woken = self._wakeups.take()
         with db.autocommit() as session:
             free = admission.free_slots(session, seen_within_s=settings().heartbeat_s * 3)
-            lanes = admission.claim_lanes(session, woken=list(woken), most=LANES_MOST) if free > 0 else []
-            self._seen_most = min(HEADS_MOST, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
+            lanes = admission.claim_lanes(session, woken=list(woken), most=MAX_LANES) if free > 0 else []
+            self._seen_most = min(MAX_HEADS, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
             pool_ids = sorted({lane.pool_id for lane in lanes})
             has_caps = any(lane.has_caps for lane in lanes)
             rooms = caps.rooms(session, lanes=[lane.id for lane in lanes], pools=pool_ids) if has_caps else []
@@ -90,7 +90,7 @@ class Pacer:
         unseen = self._keep_unseen(woken, lanes)
         if not lanes:
             if free <= 0:
-                self._bell.conclude(at_rest=(), waiting=woken, capped=(), is_short=True)
+                self._wakeups.update(at_rest=(), waiting=woken, capped=(), is_short=True)
             return self._rest_s(free, unseen)
         crash_points.at("pacer.after_claim_lanes")
         for lane in lanes:
@@ -124,7 +124,7 @@ class Pacer:
         lanes: Sequence[Any],
         queues: dict[int, list[Any]],
         wanted: dict[int, list[Any]],
-        reserved: dict[int, Reserved],
+        reserved: dict[int, Reservation],
         *,
         rooms: Sequence[caps.Room],
         cut: set[int],
@@ -152,7 +152,7 @@ class Pacer:
                 caps.note(session, {one.dispatch_id: heads[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
             admission.settle(session, settled)
         admitted_ns = time.time_ns()
-        self._bell.conclude(
+        self._wakeups.update(
             at_rest=[one.lane_id for one in settled if one.wake_in_s is None],
             waiting=[one.lane_id for one in settled if one.wake_in_s is not None],
             capped=[one.lane_id for one in settled if one.wake_in_s is not None] if rooms else (),
@@ -184,7 +184,7 @@ class Pacer:
         self,
         lanes: Sequence[Any],
         wanted: dict[int, list[Any]],
-        reserved: dict[int, Reserved],
+        reserved: dict[int, Reservation],
         probes: set[int],
     ) -> None:
         """Jobs that could never be sent have failed: larger than a whole limit, or of a key that the upstream does not know."""
@@ -212,7 +212,7 @@ class Pacer:
                 since = admission.waiting_since(session, refused) if refused else {}
             heads = {head.id: head for jobs in wanted.values() for head in jobs}
             for job_id in refused:
-                gave_up(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id].error["code"]))
+                log_left_queue(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id].error["code"]))
         for job_id in doomed:
             notify.job(job_id, "ended")
 
@@ -244,10 +244,10 @@ class Pacer:
             except LineUnavailable:
                 log.info("slot not freed: Redis is away, it frees itself")
 
-    def _is_done(self, queue: list[Any], wanted: list[Any], given: Reserved) -> bool:
+    def _is_done(self, queue: list[Any], wanted: list[Any], given: Reservation) -> bool:
         return len(queue) < self._seen_most and len(wanted) == len(queue) and given.blocked_by is None
 
-    def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reserved, later: dict[int, float]) -> Settled:
+    def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reservation, later: dict[int, float]) -> Settled:
         going = {one.job_id for one in given.admissions}
         turns = key_shares.turns([head for head in wanted if head.id in going])
         virtual_time = max([lane.virtual_time, *(turn for turn, _ in turns)])
@@ -257,11 +257,11 @@ class Pacer:
             return Settled(lane.id, virtual_time, 0.0, given.blocked_by)
         if given.blocked_by is not None:
             look_s = given.wake_in_s or 0.0
-            most_s = IN_FLIGHT_LOOK_S if given.blocked_by == "in_flight" else look_s
+            most_s = IN_FLIGHT_RECHECK_S if given.blocked_by == "in_flight" else look_s
             return Settled(lane.id, virtual_time, min(look_s, most_s), given.blocked_by)
         if not self._is_done(queue, wanted, given):
             # Others had the slots. The lane is next in turn as soon as one is free, whoever frees it.
-            self._bell.keep({lane.id: time.monotonic()})
+            self._wakeups.keep_for_later({lane.id: time.monotonic()})
             return Settled(
                 lane.id, virtual_time, IDLE_S if len(wanted) < len(queue) else 0.0, "workers" if len(wanted) < len(queue) else None
             )
@@ -275,8 +275,8 @@ class Pacer:
         """Those that were woken and could not be claimed; they are kept in mind."""
         seen = {lane.id for lane in lanes}
         now = time.monotonic()
-        unseen = {lane: at for lane, at in woken.items() if lane not in seen and now - at < REMEMBER_S}
-        self._bell.keep(unseen)
+        unseen = {lane: at for lane, at in woken.items() if lane not in seen and now - at < KEEP_WOKEN_S}
+        self._wakeups.keep_for_later(unseen)
         return list(unseen)
 
     def _rest_s(self, free: int, unseen: Sequence[int]) -> float:
@@ -284,7 +284,7 @@ class Pacer:
             return IDLE_S
         with db.autocommit() as session:
             if unseen and admission.held_for_a_moment(session, unseen):
-                return LOCKED_LOOK_S
+                return LOCKED_RECHECK_S
             return admission.next_wake_in_s(session, most_s=IDLE_S)
 
 

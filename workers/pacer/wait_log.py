@@ -23,11 +23,11 @@ from workers.observe.attempt_log import about
 log = logging.getLogger(__name__)
 
 # Of a lane's reasons the last so many changes.
-REASONS_MOST = 32
+MAX_REASONS = 32
 BACKOFF = "backoff"
 
 
-class Waits:
+class WaitLog:
     """Since when each lane stands still, and what for. Remembers nothing while traces are off."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Waits:
         """The lane stands still for this from now on; None: it moves."""
         if not tracing.is_on():
             return
-        known = self._reasons.setdefault(lane_id, deque(maxlen=REASONS_MOST))
+        known = self._reasons.setdefault(lane_id, deque(maxlen=MAX_REASONS))
         if blocked_by != (known[-1][1] if known else None):
             known.append((time.time_ns(), blocked_by))
 
@@ -76,7 +76,7 @@ class Waits:
         return [(began_ns, BACKOFF), *found] if is_retry else found
 
 
-def gave_up(row: Any, since: datetime, *, why: str) -> None:
+def log_left_queue(row: Any, since: datetime, *, why: str) -> None:
     """This job left the line without its turn. row: id, lane_id, key_id, calls, request_id, traceparent."""
     log.info("left the line", extra={**_about(row), "why": why})
     span = tracing.go_on("wait", row.traceparent, at_ns=_ns(since))

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 TOGETHER_S = 0.02
 
 
-class Bell:
+class Wakeups:
     """Safe to ring from any thread."""
 
     def __init__(self) -> None:
@@ -27,14 +27,14 @@ class Bell:
         self._rung = threading.Event()
         self._lock = threading.Lock()
 
-    def ring(self, lane_id: int) -> None:
+    def wake(self, lane_id: int) -> None:
         """Somebody waits in this lane, or may."""
         with self._lock:
             self._lanes[lane_id] = time.monotonic()
             self._at_rest.discard(lane_id)
         self._rung.set()
 
-    def joined(self, lane_id: int) -> None:
+    def job_enqueued(self, lane_id: int) -> None:
         """A job has joined this lane. Heard at once, but where somebody waited at the last look: then TOGETHER_S after it."""
         with self._lock:
             is_late = self._is_soon and lane_id in self._waiting
@@ -42,16 +42,16 @@ class Bell:
                 self._lanes[lane_id] = time.monotonic()
                 self._has_joined = True
         if not is_late:
-            self.ring(lane_id)
+            self.wake(lane_id)
 
-    def budget(self, lane_id: int) -> None:
+    def budget_freed(self, lane_id: int) -> None:
         """Budget of this lane is free again. Heard unless nobody waits there as far as the pacer knows."""
         with self._lock:
             is_needed = lane_id not in self._at_rest
         if is_needed:
-            self.ring(lane_id)
+            self.wake(lane_id)
 
-    def slot(self) -> None:
+    def slot_freed(self) -> None:
         """A worker has a slot free, and a key and a flow one job less under way. Heard when there were too few, and where caps hold."""
         with self._lock:
             self._lanes.update(dict.fromkeys(self._capped, time.monotonic()))
@@ -66,13 +66,13 @@ class Bell:
             self._rung.clear()
         return taken
 
-    def keep(self, lanes: dict[int, float]) -> None:
+    def keep_for_later(self, lanes: dict[int, float]) -> None:
         """Lanes that were not ours to look at this time; they do not wake anybody by themselves."""
         with self._lock:
             self._lanes = {**lanes, **self._lanes}
             self._waiting.update(lanes)
 
-    def conclude(self, *, at_rest: Iterable[int], waiting: Iterable[int], capped: Iterable[int], is_short: bool) -> None:
+    def update(self, *, at_rest: Iterable[int], waiting: Iterable[int], capped: Iterable[int], is_short: bool) -> None:
         """What the pacer's step found: where nobody waits, where somebody does, of those where there are caps, and whether more could
         go than there are slots."""
         with self._lock:
@@ -84,7 +84,7 @@ class Bell:
             self._at_rest.update(lane_id for lane_id in at_rest if lane_id not in self._lanes)
         self._is_short = is_short
 
-    def sleep(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> None:
         """Until somebody rings, or so long; it ends after TOGETHER_S when somebody has joined meanwhile where others wait."""
         if self._rung.wait(min(seconds, TOGETHER_S)):
             return

@@ -22,12 +22,12 @@ EVERY_S = 1.0
 # Wake-ups that come within this time are looked at together.
 TOGETHER_S = 0.01
 # No more doorbells than this stand in Celery's queue: what waits, waits in Postgres.
-QUEUE_MOST = 64
+MAX_QUEUED = 64
 # How soon to look again when the queue had no room for all.
-AGAIN_S = 0.05
+FULL_QUEUE_RETRY_S = 0.05
 
 
-class Due:
+class WebhookDispatcher:
     """Any number of processes may run one; they pick one after another."""
 
     def __init__(self, *, broker: redis.Redis, ring: Ring) -> None:
@@ -81,7 +81,7 @@ class Due:
         return self._pick(None if looks_at_all else sorted(named), now=now)
 
     def _pick(self, receivers: Sequence[str] | None, *, now: float) -> int:
-        room = QUEUE_MOST - int(self._broker.llen(WEBHOOKS))
+        room = MAX_QUEUED - int(self._broker.llen(WEBHOOKS))
         with db.begin() as session:
             picked = dispatch.pick(
                 session,
@@ -92,6 +92,6 @@ class Due:
             )
         if len(picked) >= room:
             with self._lock:
-                self._all_at = now + AGAIN_S
+                self._all_at = now + FULL_QUEUE_RETRY_S
         # Those that were not rung for wait again when nobody has claimed them.
         return len(picked) if self._ring.ring([Call(one.id, one.ticket) for one in picked]) else 0

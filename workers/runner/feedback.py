@@ -14,7 +14,7 @@ from models.database import db
 from models.jobs.states import Outcome
 from models.keys import limits, parking
 from models.platform.errors import Unavailable
-from workers.answers.retry_policy import Next, Verdict
+from workers.answers.retry_policy import NextStep, Verdict
 from workers.limiter.limiter import Learned, Report
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project"})
 _TELLING = {status: rank for rank, status in enumerate((400, 404, 403, 402, 429, 401))}
 
 
-def remember(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
+def store_feedback(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
     """Stores what the answer taught about the credential; returns the verdict on the job, which may depend on that. row: of job.claim."""
     if verdict.park and _chooses_account(row):
         # The account that this request's own headers name is at fault, not the credential that others use too.
@@ -42,18 +42,18 @@ def remember(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
                 return _parked(session, row, verdict)
             if is_for_others:
                 return _unserved(session, row, verdict)
-            if verdict.next == Next.SUCCEED and row.is_probe:
+            if verdict.next == NextStep.SUCCEED and row.is_probe:
                 parking.unpark(session, row.credential_id)
                 parking.unpark_model(session, row.credential_id, model=row.model, endpoint=row.endpoint)
     except Unavailable:
         log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": row.credential_id})
         if verdict.park or is_for_others:
             # Whether another credential may serve the job is not known: the job is requeued, and asks again.
-            return replace(verdict, next=Next.WAIT)
+            return replace(verdict, next=NextStep.WAIT)
     return verdict
 
 
-def unheard(report: Report) -> Learned | None:
+def unreported_pause(report: Report) -> Learned | None:
     """What to store of a report that Redis did not receive: a pause at least, for the state that will be rebuilt."""
     pause_ms = report.cooldown_ms or (int(settings().pause_s * 1000) if report.throttled else None)
     if pause_ms is None:
@@ -71,7 +71,7 @@ def _parked(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
     """The job of an own key fails with the upstream's words, as those behind it do; a pool's jobs wait for another key or the operator."""
     found = parking.park(session, row.credential_id, reason=verdict.park or "", error=verdict.error, status=verdict.status)
     log.error("credential parked", extra={"credential_id": row.credential_id, "reason": verdict.park})
-    return verdict if found.is_own else replace(verdict, next=Next.WAIT, outcome=Outcome.THROTTLED)
+    return verdict if found.is_own else replace(verdict, next=NextStep.WAIT, outcome=Outcome.THROTTLED)
 
 
 def _unserved(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
@@ -85,7 +85,7 @@ def _unserved(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
         about = {"credential_id": row.credential_id, "model": row.model, "reason": verdict.unserved}
         log.warning("credential parked for one model", extra=about)
     if has_others:
-        return replace(verdict, next=Next.WAIT)
+        return replace(verdict, next=NextStep.WAIT)
     last = refusal_of(row, verdict)
     best = min([last, *before], key=lambda one: _TELLING.get(one["status"], len(_TELLING)))
     return verdict if best is last else replace(verdict, error=best["error"], status=best["status"], is_of_another=True)

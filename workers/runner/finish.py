@@ -44,7 +44,7 @@ _BYTES = ("response", "transcript")
 
 
 @dataclass(frozen=True)
-class Ending:
+class AttemptRecord:
     """What is to be written. result None: the job goes back in line after delay_s, counting as a failure or not.
 
     is_turn: of a conversation, in which its answer will be remembered. throttled, refusal: as of job.put_back. asked_tokens: our count of
@@ -69,7 +69,7 @@ class Ending:
     store_as: dict[str, str] | None = None
 
 
-def write(ending: Ending) -> Usage | None:
+def write(ending: AttemptRecord) -> Usage | None:
     """The ending is stored, or in the spool when Postgres stays away. Waiters are told after the commit.
 
     Returns what the answer used, None where it is not known: of what is no answer, or was spooled.
@@ -99,7 +99,7 @@ def put_back(row: Any, *, why: str, delay_s: float) -> None:
     notify.served(row.id, "queued", lane_id=row.lane_id, receivers=())
 
 
-def _spools(ending: Ending) -> bool:
+def _spools(ending: AttemptRecord) -> bool:
     """Whether it is on disk. False when the disk is full or gone: the thread goes on trying Postgres, because it holds the only copy."""
     try:
         with db.moving(_size(ending), gives_up=False):
@@ -113,7 +113,7 @@ def _spools(ending: Ending) -> bool:
     return True
 
 
-def commit(ending: Ending) -> Usage | None:
+def commit(ending: AttemptRecord) -> Usage | None:
     """One transaction with the result, the usage, its price, the pictures, the event and the next turn; then the wake-ups.
 
     Returns what the answer used, where it is one.
@@ -123,12 +123,12 @@ def commit(ending: Ending) -> Usage | None:
         return _commit(ending)
 
 
-def _size(ending: Ending) -> int:
+def _size(ending: AttemptRecord) -> int:
     result = ending.result
     return 0 if result is None else len(result.response or b"") + len(result.transcript or b"")
 
 
-def _commit(ending: Ending) -> Usage | None:
+def _commit(ending: AttemptRecord) -> Usage | None:
     ending, pictures = _cut(ending)
     due: Sequence[str] | None = None
     used: Usage | None = None
@@ -157,7 +157,7 @@ def _commit(ending: Ending) -> Usage | None:
     return used
 
 
-def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
+def _cut(ending: AttemptRecord) -> tuple[AttemptRecord, Sequence[Picture]]:
     """The ending with marks for the pictures of its answer, and those. Before the transaction: 50 MB take a tenth of a second."""
     result = ending.result
     if result is None or result.status != Status.SUCCEEDED or result.response is None:
@@ -171,7 +171,9 @@ def _cut(ending: Ending) -> tuple[Ending, Sequence[Picture]]:
     return replace(ending, result=replace(result, response=made.response, transcript=made.transcript, turn_tokens=weight)), made.pictures
 
 
-def _finish(ending: Ending, result: JobResult, pictures: Sequence[Picture], used: Usage | None, finding: AttemptResult) -> Any | None:
+def _finish(
+    ending: AttemptRecord, result: JobResult, pictures: Sequence[Picture], used: Usage | None, finding: AttemptResult
+) -> Any | None:
     if not ending.is_turn and not pictures and ending.store_as is None:
         with db.autocommit() as session:
             row = completion.finish_fast(session, ending.job_id, ending.dispatch_id, result, finding, used)
@@ -192,14 +194,14 @@ def _finish(ending: Ending, result: JobResult, pictures: Sequence[Picture], used
         return row
 
 
-def _store(session: Session, ending: Ending, result: JobResult, metadata: dict[str, str]) -> None:
+def _store(session: Session, ending: AttemptRecord, result: JobResult, metadata: dict[str, str]) -> None:
     stored_completions.insert(
         session, job_id=ending.job_id, key_id=ending.key_id, endpoint=CHAT, model=ending.model,
         answer=answer_body.parse(result.response or b""), metadata=metadata,
     )  # fmt: skip
 
 
-def _used(ending: Ending, result: JobResult) -> tuple[Usage | None, AttemptResult]:
+def _used(ending: AttemptRecord, result: JobResult) -> tuple[Usage | None, AttemptResult]:
     """What an answer used, as it says or as we estimate it, and what was found with its price; None for what is no answer."""
     asked = ending.asked_tokens
     count = (lambda: asked) if isinstance(asked, int) else asked
@@ -218,7 +220,7 @@ def _is_unreadable(result: JobResult) -> bool:
     return (result.error or {}).get("code") == states.UNREADABLE and result.transcript is None
 
 
-def spool(ending: Ending) -> Path:
+def spool(ending: AttemptRecord) -> Path:
     """The ending is on disk, encrypted, fsynced with its name, under its dispatch id. Raises OSError."""
     final = _folder() / f"{ending.dispatch_id}.ending"
     atomic_file.write(final, crypto.seal(_dump(ending), bound_to=str(ending.dispatch_id)))
@@ -289,7 +291,7 @@ def _folder() -> Path:
     return folder
 
 
-def _dump(ending: Ending) -> bytes:
+def _dump(ending: AttemptRecord) -> bytes:
     """A line of JSON, which says how long the bytes behind it are, and those: encoded in the JSON they would be copied five times."""
     asked = ending.asked_tokens
     result = ending.result
@@ -302,14 +304,14 @@ def _dump(ending: Ending) -> bytes:
     return b"".join([json.dumps(plain, default=str).encode(), b"\n", *kept.values()])
 
 
-def _load(text: bytes) -> Ending:
+def _load(text: bytes) -> AttemptRecord:
     line, _, rest = text.partition(b"\n")
     plain = json.loads(line)
     kept, at = {}, 0
     for name, length in plain.pop("bytes", {}).items():
         kept[name], at = rest[at : at + length], at + length
     finding = AttemptResult(**{**plain["finding"], "outcome": Outcome(plain["finding"]["outcome"])})
-    ending = Ending(
+    ending = AttemptRecord(
         **{**plain, "job_id": UUID(plain["job_id"]), "dispatch_id": UUID(plain["dispatch_id"]), "finding": finding, "result": None}
     )
     if (said := plain["result"]) is None:

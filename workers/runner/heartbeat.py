@@ -27,7 +27,7 @@ AGAIN_S = 1.0
 
 
 @dataclass
-class Beat:
+class WorkerHeartbeat:
     """The pulse of one worker process: leases, slots, and answers that wait on disk for Postgres."""
 
     name: str
@@ -67,7 +67,7 @@ class Beat:
         return True
 
 
-def leave(name: str) -> None:
+def sign_off(name: str) -> None:
     """The pacer counts on this process no more."""
     with db.begin() as session:
         workers.sign_off(session, name)

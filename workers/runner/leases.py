@@ -17,18 +17,18 @@ from models.platform import wire
 from models.platform.errors import LineUnavailable, Unavailable
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter
-from workers.upstream.call import Call
+from workers.upstream.call import CallControl
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Held:
+class RunningJob:
     """One job in this process."""
 
     job_id: UUID
     meter: Meter
-    call: Call
+    call: CallControl
 
 
 class Leases:
@@ -36,14 +36,14 @@ class Leases:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._held: dict[UUID, Held] = {}
+        self._held: dict[UUID, RunningJob] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """How many jobs run here."""
         return len(self._held)
 
-    def add(self, dispatch_id: UUID, held: Held) -> None:
+    def add(self, dispatch_id: UUID, held: RunningJob) -> None:
         with self._lock:
             self._held[dispatch_id] = held
 
@@ -91,7 +91,7 @@ class Leases:
         with self._lock:
             return dispatch_id in self._held
 
-    def _renew_slots(self, held: dict[UUID, Held]) -> None:
+    def _renew_slots(self, held: dict[UUID, RunningJob]) -> None:
         by_meter: dict[Meter, list[str]] = {}
         for dispatch_id, one in held.items():
             by_meter.setdefault(one.meter, []).append(str(dispatch_id))

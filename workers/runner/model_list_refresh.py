@@ -24,7 +24,7 @@ from workers.answers import retry_policy, upstream_error
 from workers.answers.upstream_error import ErrorObject
 from workers.channels import notify
 from workers.upstream import answer_body, request
-from workers.upstream.call import Call
+from workers.upstream.call import CallControl
 from workers.upstream.client import Answer, Lost, NotSent, TimedOut, send
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Refusal(Exception):
         self.status, self.error = status, error
 
 
-class ModelLists:
+class ModelListRefresher:
     """The refreshes of one process."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class ModelLists:
 
     def _work(self) -> None:
         try:
-            while refresh_one():
+            while refresh_next():
                 pass
         except Unavailable:
             log.warning("lists of models not refreshed: Postgres is away")
@@ -81,7 +81,7 @@ class ModelLists:
                 self._running -= 1
 
 
-def refresh_one() -> bool:
+def refresh_next() -> bool:
     """Claims and refreshes the copy that has been wanted longest; False: none is wanted. Raises Unavailable."""
     with db.begin() as session:
         row = model_lists.claim(session)
@@ -105,7 +105,9 @@ def _fetch(row: Any) -> bytes:
     """The upstream's list. Raises Refusal."""
     about = {"endpoint": MODELS, "headers": json.loads(row.account or "{}"), "dispatch_id": uuid4(), "model": "", "failures": 0}
     try:
-        answer = send(request.build(SimpleNamespace(**row._asdict(), **about), b""), call=Call(deadline=time.monotonic() + TIMEOUT_S))
+        answer = send(
+            request.build(SimpleNamespace(**row._asdict(), **about), b""), call=CallControl(deadline=time.monotonic() + TIMEOUT_S)
+        )
     except TimedOut as error:
         message = f"The upstream did not give its list of models within {TIMEOUT_S:g} s. Ask again later."
         raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_timeout")) from error
@@ -118,10 +120,10 @@ def _fetch(row: Any) -> bytes:
 def _list_in(answer: Answer) -> bytes:
     """The bytes of the list; a bare array, as some servers send it, is wrapped in OpenAI's shape. Raises Refusal."""
     if not 200 <= answer.status < 300:
-        raise Refusal(answer.status, upstream_error.read(answer.status, answer.headers, answer.body))
+        raise Refusal(answer.status, upstream_error.error_of(answer.status, answer.headers, answer.body))
     value = answer_body.parse_any(answer.body)
     if isinstance(value, dict) and upstream_error.is_error(value):
-        raise Refusal(upstream_error.status_of(value), upstream_error.read(BAD_GATEWAY, answer.headers, answer.body))
+        raise Refusal(upstream_error.status_of(value), upstream_error.error_of(BAD_GATEWAY, answer.headers, answer.body))
     body = json.dumps({"object": "list", "data": value}).encode() if isinstance(value, list) else answer.body
     if len(body) > model_lists.LIST_MAX_BYTES:
         message = f"The upstream's list of models is larger than {model_lists.LIST_MAX_BYTES >> 20} MiB. Use model names without it."

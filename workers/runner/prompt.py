@@ -26,7 +26,7 @@ from models.queue.history_window import Memory
 Messages = list[JsonObject]
 
 
-def complete(session: Session, row: Any) -> Any:
+def assemble(session: Session, row: Any) -> Any:
     """The claimed row with the request that is to go out: byte for byte its own where nothing is remembered or attached.
 
     Only chats are told what was before. row: as job.claim gives it.

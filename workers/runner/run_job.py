@@ -21,18 +21,18 @@ from models.platform.errors import LineUnavailable, Unavailable
 from models.sessions import stored_completions
 from models.telemetry import logs
 from workers.answers import event_answer, rate_limit_headers, retry_policy
-from workers.answers.retry_policy import Next, Verdict
+from workers.answers.retry_policy import NextStep, Verdict
 from workers.channels import notify
 from workers.limiter.limiter import Learned, Limiter, Meter, Report
 from workers.observe import counters
 from workers.observe.attempt_log import Telling
 from workers.runner import feedback, finish, outgoing, stream
-from workers.runner.finish import Ending
-from workers.runner.leases import Held, Leases
-from workers.runner.stream_publisher import Relay
+from workers.runner.finish import AttemptRecord
+from workers.runner.leases import Leases, RunningJob
+from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream import answer_body, body_budget, request
-from workers.upstream.body_budget import FREE_BYTES, Room
-from workers.upstream.call import Call
+from workers.upstream.body_budget import FREE_BYTES, BodyReservation
+from workers.upstream.call import CallControl
 from workers.upstream.client import Aborted, Answer, Body, Lost, NotSent, send
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,13 @@ NO_ROOM = "no memory for its body"
 
 
 @dataclass(frozen=True)
-class Work:
+class Attempt:
     """A claimed job in the hands of one thread. content: what goes out, once it was loaded."""
 
     row: Any
     meter: Meter
-    call: Call
-    relay: Relay
+    call: CallControl
+    relay: StreamPublisher
     telling: Telling
     began: float
     content: bytes | Body = b""
@@ -62,25 +62,25 @@ class Work:
         """Seconds of timeout_s that no attempt has used yet."""
         return float(self.row.timeout_s - self.row.ran_s - (time.monotonic() - self.began))
 
-    def done(self, finding: AttemptResult, result: JobResult) -> Ending:
+    def done(self, finding: AttemptResult, result: JobResult) -> AttemptRecord:
         """It ends so."""
         row = self.row
         self.telling.found(finding)
         asked = partial(request.asked_tokens, row, self.content) if row.endpoint in PAID else None
         store_as = stored_completions.metadata_to_store(row.endpoint, bytes(row.request)) if result.status == Status.SUCCEEDED else None
-        return Ending(
+        return AttemptRecord(
             row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=row.conversation_id is not None,
             asked_tokens=asked, store_as=store_as,
         )  # fmt: skip
 
-    def back(self, finding: AttemptResult, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> Ending:
+    def back(self, finding: AttemptResult, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> AttemptRecord:
         """The job is requeued. more: throttled and refusal, as of Ending."""
         row = self.row
         self.telling.found(finding, why=why)
-        return Ending(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why, **more)
+        return AttemptRecord(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why, **more)
 
 
-class Processor:
+class JobRunner:
     """What the Celery task runs, with the process's limiter and leases."""
 
     def __init__(self, limiter: Limiter, leases: Leases) -> None:
@@ -88,19 +88,19 @@ class Processor:
         self._leases = leases
         pricing.load()  # not while the first job waits to be stored
 
-    def serve(self, job_id: UUID, dispatch_id: UUID) -> None:
+    def run(self, job_id: UUID, dispatch_id: UUID) -> None:
         """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
         with logs.about(job=wire.public_id(job_id)):
-            self._serve(job_id, dispatch_id)
+            self._run_once(job_id, dispatch_id)
 
-    def _serve(self, job_id: UUID, dispatch_id: UUID) -> None:
+    def _run_once(self, job_id: UUID, dispatch_id: UUID) -> None:
         began = time.monotonic()
         crash_points.at("worker.before_claim")
         with body_budget.budget().room() as room:
             if self._has_room(job_id, dispatch_id, room):
                 self._run_claimed(job_id, dispatch_id, room, began=began)
 
-    def _has_room(self, job_id: UUID, dispatch_id: UUID, room: Room) -> bool:
+    def _has_room(self, job_id: UUID, dispatch_id: UUID, room: BodyReservation) -> bool:
         """Waits for memory before the job is claimed, so that its running time does not pass. False: it is back in its line."""
         if not room.is_short():
             return True
@@ -117,7 +117,7 @@ class Processor:
         finish.put_back(row, why=NO_ROOM, delay_s=NO_ROOM_DELAY_S)
         return False
 
-    def _run_claimed(self, job_id: UUID, dispatch_id: UUID, room: Room, *, began: float) -> None:
+    def _run_claimed(self, job_id: UUID, dispatch_id: UUID, room: BodyReservation, *, began: float) -> None:
         try:
             with db.autocommit() as session:
                 row = claims.claim(session, job_id, dispatch_id, lease_s=settings().lease_s, max_bytes=FREE_BYTES)
@@ -133,28 +133,28 @@ class Processor:
         if row.due:
             notify.receivers(row.due)
         claimed = time.monotonic()
-        call = Call(deadline=claimed + max(states.MIN_CALL_S, row.timeout_s - row.ran_s), room=room)
-        work = Work(row, Meter(row.credential_id, row.model), call, Relay(row), telling, claimed)
-        self._leases.add(dispatch_id, Held(job_id=job_id, meter=work.meter, call=work.call))
+        call = CallControl(deadline=claimed + max(states.MIN_CALL_S, row.timeout_s - row.ran_s), room=room)
+        work = Attempt(row, Meter(row.credential_id, row.model), call, StreamPublisher(row), telling, claimed)
+        self._leases.add(dispatch_id, RunningJob(job_id=job_id, meter=work.meter, call=work.call))
         try:
             work, why = _load(work, room)
             if why := why or self._why_not(work, began=began):
                 self._release(work.meter, row, Report(sent=False))
                 finish.write(work.back(AttemptResult(Outcome.NOT_SENT), why=why, delay_s=NO_ROOM_DELAY_S if why == NO_ROOM else 0))
             else:
-                self._run(work)
+                self._call(work)
         except Exception as error:
             # A border: the job must not wait for its lease to run out, nor count as called when it was not.
             log.exception("a job could not be processed", extra={"dispatch_id": str(dispatch_id)})
             self._release(work.meter, row, Report(sent=work.call.is_sent))
-            _fail_or_again(work, retry_policy.broken(error, is_sent=work.call.is_sent), answer=None)
+            _fail_or_again(work, retry_policy.classify_internal_error(error, is_sent=work.call.is_sent), answer=None)
         finally:
             self._leases.drop(dispatch_id)
             work.relay.end()
             telling.end()
             counters.served(row, seconds=time.monotonic() - began)
 
-    def _why_not(self, work: Work, *, began: float) -> str:
+    def _why_not(self, work: Attempt, *, began: float) -> str:
         """Why the call must not go out after all; empty: it may. began: before the claim, in monotonic seconds."""
         crash_points.at("worker.before_send")
         held_s = time.monotonic() - began
@@ -165,12 +165,12 @@ class Processor:
             return "claimed too late"
         return ""
 
-    def _run(self, work: Work) -> None:
+    def _call(self, work: Attempt) -> None:
         try:
-            answer, verdict = _call(work)
+            answer, verdict = _send(work)
         except NotSent as error:
             self._release(work.meter, work.row, Report(sent=False))
-            _fail_or_again(work, retry_policy.unsent(error), answer=None)
+            _fail_or_again(work, retry_policy.classify_not_sent(error), answer=None)
         except Aborted:
             self._release(work.meter, work.row, Report())
             cost = None if work.call.is_sent else 0
@@ -178,16 +178,16 @@ class Processor:
             finish.write(work.done(AttemptResult(Outcome.CANCELLED, cost_microusd=cost), result))
         except Lost as error:
             self._release(work.meter, work.row, Report(pushed_back=True))
-            _fail_or_again(work, retry_policy.lost(error), answer=None)
+            _fail_or_again(work, retry_policy.classify_lost(error), answer=None)
         else:
             self._take(work, answer, verdict)
 
-    def _take(self, work: Work, answer: Answer, verdict: Verdict) -> None:
+    def _take(self, work: Attempt, answer: Answer, verdict: Verdict) -> None:
         """An answer came: first the limiter learns from it and the slot is free, then the row is written."""
         crash_points.at("worker.after_answer")
         counters.answered(work.row, answer.status)
-        is_good = verdict.next == Next.SUCCEED
-        told = rate_limit_headers.read(answer.headers)
+        is_good = verdict.next == NextStep.SUCCEED
+        told = rate_limit_headers.parse_headers(answer.headers)
         report = Report(
             good=is_good,
             cooldown_ms=verdict.pause_ms,
@@ -196,11 +196,11 @@ class Processor:
             exceeds=verdict.exceeds,
             is_repeat=work.row.throttles > 0,
             jitter=random.random(),
-            **vars(told if is_good else told.of_refusal() if verdict.throttled else rate_limit_headers.NOTHING),
+            **vars(told if is_good else told.of_refusal() if verdict.throttled else rate_limit_headers.NO_RATE_LIMITS),
         )
         learned = self._release(work.meter, work.row, report)
-        verdict = feedback.remember(work.row, learned, verdict)
-        if verdict.next == Next.SUCCEED:
+        verdict = feedback.store_feedback(work.row, learned, verdict)
+        if verdict.next == NextStep.SUCCEED:
             finding = AttemptResult(verdict.outcome, answer.status, _request_id(answer))
             result = JobResult(Status.SUCCEEDED, http_status=answer.status, response=answer.body, transcript=work.relay.transcript)
             work.telling.used(finish.write(work.done(finding, result)))
@@ -219,7 +219,7 @@ class Processor:
             return self._limiter.release(bound, str(row.dispatch_id), report, tell=notify.budget(row.lane_id))
         except LineUnavailable:
             # A pause that the upstream asked for is stored at least, for the state that will be rebuilt.
-            return feedback.unheard(report)
+            return feedback.unreported_pause(report)
 
     def _give_back(self, job_id: UUID, dispatch_id: UUID) -> None:
         """A doorbell for a job that ended meanwhile without this call: what was reserved for it is free again."""
@@ -232,13 +232,13 @@ class Processor:
             self._release(Meter(ghost.credential_id, ghost.model), ghost, Report(sent=False))
 
 
-def _load(work: Work, room: Room) -> tuple[Work, str]:
+def _load(work: Attempt, room: BodyReservation) -> tuple[Attempt, str]:
     """With all that goes out: a turn of a conversation remembers those before it. And why it could not be loaded; empty: it was."""
     try:
         row, content = outgoing.load(work.row, room, is_over=lambda: work.call.is_aborted)
     except Unavailable:
         return work, "what it asks could not be read"
-    except outgoing.NoRoom:
+    except outgoing.NoMemory:
         return work, NO_ROOM
     return replace(work, row=row, content=content), ""
 
@@ -249,27 +249,27 @@ def _body_bytes(row: Any) -> int:
     return size if size > FREE_BYTES else 0
 
 
-def _call(work: Work) -> tuple[Answer, Verdict]:
+def _send(work: Attempt) -> tuple[Answer, Verdict]:
     asked = request.build(work.row, work.content)
     if work.row.streamed:
-        return stream.call(work.row, asked, call=work.call, relay=work.relay)
-    answer = event_answer.readable(send(asked, call=work.call), work.row)
-    return answer, retry_policy.judge(answer)
+        return stream.call_streamed(work.row, asked, call=work.call, relay=work.relay)
+    answer = event_answer.with_json_body(send(asked, call=work.call), work.row)
+    return answer, retry_policy.classify(answer)
 
 
-def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:
+def _fail_or_again(work: Attempt, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:
     """Fails the job, or requeues it. Never again when somebody may have read a part of its stream, or its running time is used up."""
     # What a reader has had of an answer may have been paid for, however it ended.
     outcome = Outcome.UNKNOWN if work.relay.has_begun else verdict.outcome
     finding = AttemptResult(outcome, answer.status if answer else None, _request_id(answer) if answer else None)
-    counts = verdict.next in (Next.AGAIN, Next.UNKNOWN, Next.UNREADABLE)
+    counts = verdict.next in (NextStep.AGAIN, NextStep.UNKNOWN, NextStep.UNREADABLE)
     is_last = counts and (work.row.failures + 1 >= work.row.max_attempts or work.left_s < states.MIN_CALL_S)
     is_refused = verdict.throttled and work.row.throttles + 1 >= settings().max_throttles
     is_over = work.relay.has_begun or is_last or is_refused or _is_final(verdict, work.row)
-    if verdict.next == Next.FAIL or is_over:
-        is_unreadable = verdict.next == Next.UNREADABLE
+    if verdict.next == NextStep.FAIL or is_over:
+        is_unreadable = verdict.next == NextStep.UNREADABLE
         said = answer if answer and not verdict.is_of_another else None
-        kept, kept_type = answer_body.kept(said.body, said.headers, is_unreadable=is_unreadable) if said else (None, None)
+        kept, kept_type = answer_body.body_to_store(said.body, said.headers, is_unreadable=is_unreadable) if said else (None, None)
         failed = JobResult(
             Status.FAILED,
             http_status=verdict.status or (answer.status if answer else None),
@@ -281,14 +281,14 @@ def _fail_or_again(work: Work, verdict: Verdict, *, answer: Answer | None, learn
         finish.write(work.done(finding, failed))
     elif verdict.throttled:
         finish.write(work.back(finding, delay_s=_throttle_delay_s(work, verdict, learned), throttled=True))
-    elif verdict.next == Next.WAIT:
+    elif verdict.next == NextStep.WAIT:
         # A credential that serves nobody has not refused this job: mended meanwhile, it may serve it.
         finish.write(work.back(finding, refusal=None if verdict.park else feedback.refusal_of(work.row, verdict)))
     else:
-        finish.write(work.back(finding, delay_s=retry_policy.delay_s(work.row.failures), counts=True))
+        finish.write(work.back(finding, delay_s=retry_policy.retry_delay_s(work.row.failures), counts=True))
 
 
-def _throttle_delay_s(work: Work, verdict: Verdict, learned: Learned | None) -> float:
+def _throttle_delay_s(work: Attempt, verdict: Verdict, learned: Learned | None) -> float:
     """How long the job waits by itself after a refusal for load, and never shorter than the upstream asks.
 
     After its first refusal the pause of its key is enough, where it caused one.
@@ -301,7 +301,7 @@ def _throttle_delay_s(work: Work, verdict: Verdict, learned: Learned | None) -> 
 
 def _is_final(verdict: Verdict, row: Any) -> bool:
     """Whether the job does not want to be called again after this."""
-    policy = {Next.UNKNOWN: row.on_lost, Next.UNREADABLE: row.on_unreadable}.get(verdict.next)
+    policy = {NextStep.UNKNOWN: row.on_lost, NextStep.UNREADABLE: row.on_unreadable}.get(verdict.next)
     return policy == "fail"
 
 

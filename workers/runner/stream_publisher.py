@@ -18,7 +18,7 @@ from workers.channels.token_stream import Chunk
 log = logging.getLogger(__name__)
 
 
-class Relay:
+class StreamPublisher:
     """has_begun: an event may have been read, so the call is not to be made again. Event k of the transcript is chunk k."""
 
     def __init__(self, row: Any) -> None:

@@ -88,12 +88,12 @@ def is_event_stream(body: bytes) -> bool:
     return _EVENT_START.match(body.lstrip()) is not None
 
 
-def begins_whole(head: bytes) -> bool:
+def is_not_event_stream(head: bytes) -> bool:
     """Whether a body that begins so is no stream of events: JSON, a page, or not ASCII. head: without blanks before it, not empty."""
     return head[:1] in (b"{", b"[", b'"', b"<", b"\x00") or not head[:1].isascii()
 
 
-def kept(body: bytes, headers: Mapping[str, str], *, is_unreadable: bool) -> tuple[bytes | None, str | None]:
+def body_to_store(body: bytes, headers: Mapping[str, str], *, is_unreadable: bool) -> tuple[bytes | None, str | None]:
     """What is stored of a failed call's answer, and its media type; that is None for a JSON object or list, which callers get as JSON."""
     if not body:
         return None, None

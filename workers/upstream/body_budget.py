@@ -41,13 +41,13 @@ class BodyBudget:
         self._clock = clock
         self._changed = threading.Condition()
         self._tickets = count()
-        self._holders: set[Room] = set()
-        self._waiting: list[Room] = []  # the oldest call first
+        self._holders: set[BodyReservation] = set()
+        self._waiting: list[BodyReservation] = []  # the oldest call first
         self._given_back_at = clock()
 
-    def room(self) -> Room:
+    def room(self) -> BodyReservation:
         """Nothing yet, for one call."""
-        return Room(self, next(self._tickets))
+        return BodyReservation(self, next(self._tickets))
 
     def waiting(self) -> int:
         """How many calls wait for room."""
@@ -57,14 +57,14 @@ class BodyBudget:
         """Whether a call that came now could not have so many bytes at once."""
         return bool(self._waiting) or self.held_bytes + size > self.limit
 
-    def _try(self, room: Room, size: int) -> bool:
+    def _try(self, room: BodyReservation, size: int) -> bool:
         with self._changed:
             if self._waiting or self.held_bytes + size > self.limit:
                 return False
             self._add(room, size)
             return True
 
-    def _wait(self, room: Room, size: int, *, wait_s: float, is_over: Callable[[], bool]) -> bool:
+    def _wait(self, room: BodyReservation, size: int, *, wait_s: float, is_over: Callable[[], bool]) -> bool:
         """Whether the room has so many bytes more, in the end. The oldest call is served first, so that large ones are not overtaken."""
         ends = self._clock() + wait_s
         with self._changed:
@@ -81,7 +81,7 @@ class BodyBudget:
                 self._waiting.remove(room)
                 self._changed.notify_all()
 
-    def _wait_for_answer(self, room: Room, size: int, *, is_over: Callable[[], bool]) -> float:
+    def _wait_for_answer(self, room: BodyReservation, size: int, *, is_over: Callable[[], bool]) -> float:
         """The seconds until the room had so many bytes more; see STALLED_S."""
         began = self._clock()
         while not self._wait(room, size, wait_s=LOOK_S, is_over=is_over):
@@ -90,13 +90,13 @@ class BodyBudget:
                 break
         return self._clock() - began
 
-    def _may(self, room: Room, size: int) -> bool:
+    def _may(self, room: BodyReservation, size: int) -> bool:
         if self._waiting[0] is not room:
             return False
         # Where every holder waits for more, nobody would ever give anything back.
         return self.held_bytes + size <= self.limit or self._holders <= set(self._waiting)
 
-    def _add(self, room: Room, size: int) -> None:
+    def _add(self, room: BodyReservation, size: int) -> None:
         room.held_bytes += size
         self.held_bytes += size
         self.most_bytes = max(self.most_bytes, self.held_bytes)
@@ -105,12 +105,12 @@ class BodyBudget:
             self._given_back_at = self._clock()
             self._changed.notify_all()
 
-    def _change(self, room: Room, size: int) -> None:
+    def _change(self, room: BodyReservation, size: int) -> None:
         with self._changed:
             self._add(room, size)
 
 
-class Room:
+class BodyReservation:
     """What one call holds of the budget. A context manager: at its end all is given back."""
 
     def __init__(self, budget: BodyBudget, ticket: int) -> None:
@@ -118,10 +118,10 @@ class Room:
         self.held_bytes = 0
         self._arrived = self._of_answer = 0
 
-    def __lt__(self, other: Room) -> bool:
+    def __lt__(self, other: BodyReservation) -> bool:
         return self._ticket < other._ticket
 
-    def __enter__(self) -> Room:
+    def __enter__(self) -> BodyReservation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

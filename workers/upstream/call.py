@@ -16,7 +16,7 @@ import httpcore2
 import httpx2
 
 from models.config.settings import settings
-from workers.upstream.body_budget import Room
+from workers.upstream.body_budget import BodyReservation
 
 CONNECT_TIMEOUT_S = 10.0
 # What goes to a proxy before the request is none: CONNECT, or the bytes of SOCKS.
@@ -36,7 +36,7 @@ LIVENESS = [
 
 
 @dataclass
-class Call:
+class CallControl:
     """One call on its way, as another thread may see it.
 
     room: of its answer in the process's memory budget. on_wait: what its own thread does before it waits for more bytes.
@@ -46,7 +46,7 @@ class Call:
     """
 
     deadline: float
-    room: Room | None = field(default=None, repr=False)
+    room: BodyReservation | None = field(default=None, repr=False)
     on_wait: Callable[[], None] | None = field(default=None, repr=False)
     is_sent: bool = False
     is_cut: bool = False
@@ -86,10 +86,10 @@ class Call:
         return max(0.001, self.deadline - time.monotonic())
 
 
-class Line:
+class CurrentCall:
     """What a thread's connection is used for right now. body_bytes: of a request that is written in pieces."""
 
-    call: Call | None = None
+    call: CallControl | None = None
     body_bytes: int | None = None
     headers: Mapping[str, str] = MappingProxyType({})
 
@@ -106,7 +106,7 @@ class Line:
 class _Stream(httpcore2.NetworkStream):
     """A connection whose reads and writes end at the deadline of the call it carries."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, line: Line) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, line: CurrentCall) -> None:
         self._stream = stream
         self._line = line
 
@@ -124,7 +124,7 @@ class _Stream(httpcore2.NetworkStream):
             raise httpcore2.ReadError("the answer is larger than NOWSERVING_MAX_ANSWER_BYTES")
         return part
 
-    def _patience_s(self, call: Call) -> float:
+    def _patience_s(self, call: CallControl) -> float:
         if call.is_sent:
             return call.left_s()
         return min(EARLY_ANSWER_S if call.is_cut else CONNECT_TIMEOUT_S, call.left_s())
@@ -162,7 +162,7 @@ class _Stream(httpcore2.NetworkStream):
 
 
 class Backend(httpcore2.SyncBackend):
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: CurrentCall) -> None:
         super().__init__()
         self._line = line
 

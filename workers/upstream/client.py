@@ -23,7 +23,7 @@ import openai
 
 from models.config.settings import settings
 from workers.upstream import answer_body, compression, connect_errors
-from workers.upstream.call import Call
+from workers.upstream.call import CallControl
 from workers.upstream.connections import Connection, connections, upstream_of
 
 # Of a large request, handed to the connection at a time.
@@ -100,7 +100,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Incoming:
+class IncomingAnswer:
     """An answer whose head is here. parts: its bytes as they arrive, not compressed; raises TimedOut, Lost or Aborted.
 
     Header names are lower case.
@@ -118,14 +118,14 @@ class Incoming:
         return Answer(self.status, self.headers, body.getvalue())
 
 
-def send(request: Request, *, call: Call) -> Answer:
+def send(request: Request, *, call: CallControl) -> Answer:
     """The upstream's answer, whatever its status. Raises NotSent, TimedOut, Lost or Aborted."""
-    with listen(request, call=call) as incoming:
+    with open_answer(request, call=call) as incoming:
         return incoming.whole()
 
 
 @contextmanager
-def listen(request: Request, *, call: Call) -> Iterator[Incoming]:
+def open_answer(request: Request, *, call: CallControl) -> Iterator[IncomingAnswer]:
     """The upstream's answer from its head on, whatever its status. Raises NotSent, TimedOut, Lost or Aborted.
 
     A connection whose answer was not read to its end is closed.
@@ -133,14 +133,14 @@ def listen(request: Request, *, call: Call) -> Iterator[Incoming]:
     connection, response = _opened(request, call)
     try:
         parts = _unpacked(_parts(response, call, connection), response, call)
-        yield Incoming(response.status_code, {name.lower(): value for name, value in response.headers.items()}, parts)
+        yield IncomingAnswer(response.status_code, {name.lower(): value for name, value in response.headers.items()}, parts)
     finally:
         response.close()
         call.ends()
         connections().give(connection)
 
 
-def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
+def _opened(request: Request, call: CallControl) -> tuple[Connection, httpx2.Response]:
     upstream = upstream_of(request.url, request.key)
     connection = connections().take(upstream, fresh=request.fresh)
     connection.line.call = call
@@ -151,7 +151,7 @@ def _opened(request: Request, call: Call) -> tuple[Connection, httpx2.Response]:
         with _naming(call, connection):
             response = _sent(connection, request)
         if connection.proxy and response.status_code == httpx2.codes.PROXY_AUTHENTICATION_REQUIRED:
-            raise NotSent(connect_errors.why(httpx2.ProxyError(_status(response)), origin=upstream.origin, proxy=connection.proxy))
+            raise NotSent(connect_errors.describe(httpx2.ProxyError(_status(response)), origin=upstream.origin, proxy=connection.proxy))
         return connection, response
     except BaseException as error:
         call.ends()
@@ -186,7 +186,7 @@ def _status(response: httpx2.Response) -> str:
     return f"{response.status_code} {response.reason_phrase}"
 
 
-def _parts(response: httpx2.Response, call: Call, connection: Connection) -> Iterator[bytes]:
+def _parts(response: httpx2.Response, call: CallControl, connection: Connection) -> Iterator[bytes]:
     with _naming(call, connection):
         if response.is_stream_consumed:
             yield response.content
@@ -200,11 +200,11 @@ def _expected_bytes(response: httpx2.Response) -> int:
     return min(int(named), settings().max_answer_bytes) if named.isdecimal() else 0
 
 
-def _unpacked(parts: Iterator[bytes], response: httpx2.Response, call: Call) -> Iterator[bytes]:
+def _unpacked(parts: Iterator[bytes], response: httpx2.Response, call: CallControl) -> Iterator[bytes]:
     label = response.extensions.get("content_encoding", "")
     expected = _expected_bytes(response)
     try:
-        for part in compression.unpacked(parts, label=label, limit=settings().max_answer_bytes):
+        for part in compression.decompress(parts, label=label, limit=settings().max_answer_bytes):
             call.arrived(len(part), expected=expected)
             yield part
     except compression.Oversized as error:
@@ -212,7 +212,7 @@ def _unpacked(parts: Iterator[bytes], response: httpx2.Response, call: Call) -> 
 
 
 @contextmanager
-def _naming(call: Call, connection: Connection) -> Iterator[None]:
+def _naming(call: CallControl, connection: Connection) -> Iterator[None]:
     """What breaks in here is one of our own exceptions."""
     try:
         yield
@@ -220,13 +220,13 @@ def _naming(call: Call, connection: Connection) -> Iterator[None]:
         raise _named(call, error, connection) from error
 
 
-def _named(call: Call, error: Exception, connection: Connection) -> Exception:
+def _named(call: CallControl, error: Exception, connection: Connection) -> Exception:
     if call.is_aborted:
         return Aborted()
     if not call.is_sent:
-        return NotSent(connect_errors.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
+        return NotSent(connect_errors.describe(error, origin=connection.upstream.origin, proxy=connection.proxy))
     if call.received > settings().max_answer_bytes:
         return TooLarge("more than NOWSERVING_MAX_ANSWER_BYTES")
     if time.monotonic() >= call.deadline - 0.01:
         return TimedOut("no answer before timeout_s")
-    return Lost(connect_errors.why(error, origin=connection.upstream.origin, proxy=connection.proxy))
+    return Lost(connect_errors.describe(error, origin=connection.upstream.origin, proxy=connection.proxy))

@@ -28,9 +28,9 @@ class Oversized(Exception):
     """The answer unpacks to more than it may."""
 
 
-def unpacked(parts: Iterable[bytes], *, label: str, limit: int) -> Iterator[bytes]:
+def decompress(parts: Iterable[bytes], *, label: str, limit: int) -> Iterator[bytes]:
     """These parts of a body without compression. label: its Content-Encoding; limit: bytes it may unpack to. Raises Oversized."""
-    unpacker = Unpacker(label, limit=limit)
+    unpacker = Decompressor(label, limit=limit)
     for part in parts:
         if plain := unpacker.feed(part):
             yield plain
@@ -38,7 +38,7 @@ def unpacked(parts: Iterable[bytes], *, label: str, limit: int) -> Iterator[byte
         yield plain
 
 
-class Unpacker:
+class Decompressor:
     """One body on its way. Broken data that nothing has come out of yet passes as it is; later it ends the output."""
 
     def __init__(self, label: str, *, limit: int, layers: int = _LAYERS_MOST) -> None:
@@ -69,7 +69,7 @@ class Unpacker:
             self._is_plain = True
             return head
         # What is inside may be compressed again; it has no label of its own then.
-        inner = Unpacker("", limit=self._limit, layers=self._layers - 1)
+        inner = Decompressor("", limit=self._limit, layers=self._layers - 1)
         self._stream = _Stream(opener, inner, limit=self._limit)
         return self._stream.feed(head)
 
@@ -80,7 +80,7 @@ _Step = Callable[[bytes, int], bytes]
 class _Stream:
     """A compressed stream and what is inside it. _fallback: all that came, kept until the first byte comes out."""
 
-    def __init__(self, opener: Callable[[], _Decoder], inner: Unpacker, *, limit: int) -> None:
+    def __init__(self, opener: Callable[[], _Decoder], inner: Decompressor, *, limit: int) -> None:
         self._opener, self._inner, self._limit = opener, inner, limit
         self._decoder = opener()
         self._fallback: list[bytes] | None = []

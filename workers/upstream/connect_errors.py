@@ -13,7 +13,7 @@ import httpx2
 TIMEOUTS = (TimeoutError, httpx2.TimeoutException, httpcore2.TimeoutException)
 
 
-def why(error: BaseException, *, origin: str, proxy: str | None) -> str:
+def describe(error: BaseException, *, origin: str, proxy: str | None) -> str:
     """For example `the name api.example.com cannot be resolved`. origin, proxy: their addresses; of a password nothing is shown."""
     causes = list(_chain(error))
     upstream, hop = _shown(origin), f"the proxy {_shown(proxy)}" if proxy else _shown(origin)

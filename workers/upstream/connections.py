@@ -16,7 +16,7 @@ import openai
 
 from models.config.settings import settings
 from workers.upstream import proxies
-from workers.upstream.call import Backend, Line
+from workers.upstream.call import Backend, CurrentCall
 
 # Cloudflare closes idle connections after minutes; below that a reused connection is very likely still open.
 KEEPALIVE_S = 55.0
@@ -41,7 +41,7 @@ class Connection:
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
-        self.line = Line()
+        self.line = CurrentCall()
         self.idle_since = 0.0
         self.proxy = proxies.address_for(upstream.origin)
         transport = httpx2.HTTPTransport(verify=tls())

@@ -15,7 +15,7 @@ from tests.support.http_tools import Caller, error_of, together
 from tests.support.money_tools import MODEL, cost, grant, issued
 from tests.support.queue_tools import finish, known, query, reap, start, submit
 from workers.runner import finish as ending
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -42,7 +42,7 @@ def answered(caller: Key, usage: dict[str, int], *, model: str = MODEL, flow: st
     body = json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage}).encode()
     lane_id = query("SELECT lane_id FROM job WHERE id = :id", id=one)[0].lane_id
     result = ending.Result(ending.Status.SUCCEEDED, http_status=200, response=body)
-    ending.commit(Ending(one, start(caller, one), caller.id, lane_id, model, cost(None), result))
+    ending.commit(AttemptRecord(one, start(caller, one), caller.id, lane_id, model, cost(None), result))
 
 
 def test_a_balance_says_where_the_money_is(ann: tuple[Key, Caller]) -> None:
@@ -183,7 +183,7 @@ def test_what_is_free_costs_nothing_and_is_not_unpriced() -> None:
     one = submit(known("sk-one"), model="models", reserved_microusd=0)
     lane_id = query("SELECT lane_id FROM job")[0].lane_id
     result = ending.Result(ending.Status.SUCCEEDED, http_status=200, response=b'{"object":"list","data":[]}')
-    ending.commit(Ending(one, start(known("sk-one"), one), known("sk-one").id, lane_id, "models", cost(None), result))
+    ending.commit(AttemptRecord(one, start(known("sk-one"), one), known("sk-one").id, lane_id, "models", cost(None), result))
 
     assert (0, 0) == (Caller().get("/v1/balance").json["unpriced_calls"], Caller().get("/v1/balance").json["spent_usd"])
 

@@ -20,7 +20,7 @@ from models.platform.errors import ServingError
 from models.webhooks import url_policy
 from workers.answers import rate_limit_headers
 from workers.answers.rate_limit_headers import DAY_MS, PAUSE_MOST_MS
-from workers.answers.sse import Event, Splitter
+from workers.answers.sse import Event, EventParser
 from workers.webhooks import safe_http
 from workers.webhooks.safe_http import Unreachable
 
@@ -42,7 +42,7 @@ JSON = st.recursive(
 
 
 def split(*parts: bytes) -> list[Event]:
-    splitter = Splitter()
+    splitter = EventParser()
     return [event for part in parts for event in splitter.feed(part)]
 
 
@@ -69,7 +69,7 @@ def test_what_is_relayed_is_one_event_in_ascii_and_reads_the_same_again(sent: by
 def test_whatever_is_said_of_limits_is_a_sane_number_or_nothing(reset: str, limit: str, left: str) -> None:
     said = {f"x-ratelimit-{name}-{of}": value for of in ("requests", "tokens")
             for name, value in (("limit", limit), ("remaining", left), ("reset", reset))}  # fmt: skip
-    told = rate_limit_headers.read(said)
+    told = rate_limit_headers.parse_headers(said)
 
     assert rate_limit_headers.duration_ms(reset) is None or 0 < rate_limit_headers.duration_ms(reset) <= DAY_MS  # type: ignore[operator]  # no None here
     assert all(each is None or 0 < each < 2**31 for each in (told.limit_requests, told.limit_tokens))

@@ -21,17 +21,17 @@ from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query
 from tests.upstream.client import FakeUpstream, upstream
 from tests.upstream.texts import MODELS as NAMES
-from workers.runner.model_list_refresh import ModelLists, refresh_one
+from workers.runner.model_list_refresh import ModelListRefresher, refresh_next
 
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelLists]:
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelListRefresher]:
     """What a worker process runs beside its jobs; callers wait for it however slow the machine is."""
     monkeypatch.setattr(model_lists, "FIRST_S", 20.0)
-    stop, lists = threading.Event(), ModelLists()
+    stop, lists = threading.Event(), ModelListRefresher()
     thread = threading.Thread(target=lists.listen, args=(stop,))
     thread.start()
     yield lists
@@ -109,7 +109,7 @@ def test_an_old_copy_is_answered_at_once_and_refreshed_by_one_worker(caller: Cal
 
     assert [["old"]] * 3 == [ids(one) for one in answers]
     assert int(answers[0].headers["Age"]) >= 400
-    assert [True, False] == [refresh_one(), refresh_one()]
+    assert [True, False] == [refresh_next(), refresh_next()]
     assert list(NAMES) == ids(caller.get("/v1/models"))
     assert 1 == len(upstream.calls())
 
@@ -120,7 +120,7 @@ def test_a_copy_that_is_young_enough_is_not_refreshed(caller: Caller, override: 
     age(900)
 
     assert ["old"] == ids(caller.get("/v1/models"))
-    assert not refresh_one()
+    assert not refresh_next()
 
 
 def test_two_workers_do_not_refresh_one_copy(caller: Caller) -> None:
@@ -221,12 +221,12 @@ def test_a_refused_refresh_keeps_the_last_copy_and_parks_nothing(
     age(400)
     upstream.behave("sk-lists", **how)
     caller.get("/v1/models")
-    assert refresh_one()
+    assert refresh_next()
     answer = caller.get("/v1/models")
 
     assert ["old"] == ids(answer)
     assert answer.headers["X-Nowserving-Refresh-Error"].startswith(told)
-    assert not refresh_one(), "no second try within a few seconds"
+    assert not refresh_next(), "no second try within a few seconds"
     assert [(None, None)] == [(row.parked_at, row.paused_at) for row in query("SELECT parked_at, paused_at FROM credential")]
     assert [] == list(query("SELECT * FROM meter WHERE cooldown_until IS NOT NULL"))
 
@@ -237,7 +237,7 @@ def test_a_refresh_that_hangs_ends_and_keeps_the_last_copy(caller: Caller, upstr
     age(400)
     upstream.behave("sk-lists", hang="before")
     caller.get("/v1/models")
-    assert refresh_one()
+    assert refresh_next()
 
     assert "502 upstream_timeout" == caller.get("/v1/models").headers["X-Nowserving-Refresh-Error"]
 
@@ -309,7 +309,7 @@ def test_the_copy_is_answered_while_the_credential_serves_nobody(caller: Caller,
     age(400)
 
     assert ["old"] == ids(caller.get("/v1/models"))
-    assert state.startswith("parked") == refresh_one(), "a paused credential calls nobody"
+    assert state.startswith("parked") == refresh_next(), "a paused credential calls nobody"
 
 
 def test_a_list_behind_a_long_line_does_not_wait(caller: Caller, upstream: FakeUpstream) -> None:
@@ -380,7 +380,7 @@ def test_a_good_list_has_the_next_job_probe_a_key_that_was_refused(
     waiting = ask(caller.key, "waits")
     workshop.run(lambda: bool(query("SELECT FROM credential WHERE parked_at IS NOT NULL")))
     caller.get("/v1/models")
-    assert refresh_one()
+    assert refresh_next()
     workshop.run(lambda: "succeeded" == query("SELECT status FROM job WHERE id = :id", id=waiting)[0].status)
 
     assert [None] == [row.parked_at for row in query("SELECT parked_at FROM credential")]

@@ -16,8 +16,8 @@ from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from tests.support.queue_tools import known, pass_time, query, report, row, submit
 from workers.limiter.limiter import Limiter
-from workers.pacer.reaper import Sweep
-from workers.pacer.wakeups import Bell
+from workers.pacer.reaper import Reaper
+from workers.pacer.wakeups import Wakeups
 
 pytestmark = pytest.mark.usefixtures("database")
 AFTER_S = 900
@@ -34,7 +34,7 @@ def caller(database: None, override: Callable[..., None]) -> Key:
 @pytest.fixture
 def sweep(redis_client: redis.Redis) -> Callable[[], None]:
     """One pass of a pacer that has just started: what it has to know is in Postgres."""
-    return lambda: Sweep(limiter=Limiter(redis_client), bell=Bell()).step(now=0)
+    return lambda: Reaper(limiter=Limiter(redis_client), wakeups=Wakeups()).step(now=0)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.support.queue_tools import query
 from workers.broker.consumer_watchdog import DEAF_S, Doorbells, Ear
 from workers.broker.queues import QUEUE
 from workers.channels import notify
-from workers.pacer.heartbeat import EVERY_S, Watch
+from workers.pacer.heartbeat import EVERY_S, PacerHeartbeat
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -65,7 +65,7 @@ def test_readyz_names_pacer_and_workers_until_both_have_reported(broker: redis.R
     with db.begin() as session:
         workers.report(session, "w", slots=1)
     assert ["pacer"] == missing(api)
-    Watch(broker, stepped_at=lambda: 0.0).step(now=0.0)
+    PacerHeartbeat(broker, stepped_at=lambda: 0.0).step(now=0.0)
 
     assert [] == missing(api)
 
@@ -73,7 +73,7 @@ def test_readyz_names_pacer_and_workers_until_both_have_reported(broker: redis.R
 def test_readyz_stays_ready_while_pacer_and_workers_are_away(broker: redis.Redis) -> None:
     with db.begin() as session:
         workers.report(session, "w", slots=1)
-    Watch(broker, stepped_at=lambda: 0.0).step(now=0.0)
+    PacerHeartbeat(broker, stepped_at=lambda: 0.0).step(now=0.0)
     api = Caller()
     assert [] == missing(api)
     broker.delete(notify.PULSE)
@@ -102,7 +102,7 @@ def test_a_report_from_before_postgres_started_does_not_count(broker: redis.Redi
 def test_the_pacer_reports_its_first_step_at_once(broker: redis.Redis) -> None:
     stop = threading.Event()
     began = time.monotonic()
-    watching = threading.Thread(target=Watch(broker, stepped_at=time.monotonic).run, args=(stop,))
+    watching = threading.Thread(target=PacerHeartbeat(broker, stepped_at=time.monotonic).run, args=(stop,))
     watching.start()
     until(lambda: notify.pulse() is not None, what="reported")
     took_s = time.monotonic() - began
@@ -115,7 +115,7 @@ def test_the_pacer_reports_its_first_step_at_once(broker: redis.Redis) -> None:
 def test_a_pacer_that_takes_no_steps_is_not_pacing(broker: redis.Redis) -> None:
     with db.begin() as session:
         workers.report(session, "w", slots=1)
-    Watch(broker, stepped_at=lambda: 0.0).step(now=60.0)
+    PacerHeartbeat(broker, stepped_at=lambda: 0.0).step(now=60.0)
 
     assert ["pacer"] == gone()
 
@@ -125,7 +125,7 @@ def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: 
         workers.report(session, "w", slots=1)
     broker.lpush(QUEUE, "one")
     now = 100.0
-    watch = Watch(broker, stepped_at=lambda: now)
+    watch = PacerHeartbeat(broker, stepped_at=lambda: now)
     watch.step(now=now)
     assert [] == gone()
     now = 111.0
@@ -138,7 +138,7 @@ def test_doorbells_wait_without_alarm_while_every_slot_is_taken(broker: redis.Re
     with db.begin() as session:
         workers.report(session, "w", slots=0)
     broker.lpush(QUEUE, "one")
-    watch = Watch(broker, stepped_at=lambda: 200.0)
+    watch = PacerHeartbeat(broker, stepped_at=lambda: 200.0)
     watch.step(now=200.0)
     watch.step(now=211.0)
 

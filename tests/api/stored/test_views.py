@@ -14,7 +14,7 @@ from models.sessions import stored_completions
 from tests.support.http_tools import Caller, error_of, run
 from tests.support.queue_tools import clean_up, query, row
 from workers.runner import finish
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -43,7 +43,7 @@ def answer_job(caller: Caller, name: str, completion_id: Any, *, answer_model: s
     result = JobResult(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
     store_as = stored_completions.metadata_to_store(row(job_id).endpoint, bytes(row(job_id).request))
     found = AttemptResult(Outcome.SUCCEEDED, 200, "req_up")
-    finish.commit(Ending(job_id, dispatch_id, caller.key.id, row(job_id).lane_id, "m", found, result, store_as=store_as))
+    finish.commit(AttemptRecord(job_id, dispatch_id, caller.key.id, row(job_id).lane_id, "m", found, result, store_as=store_as))
     return job_id
 
 
@@ -212,7 +212,7 @@ def test_retention_deletes_stored_completions_with_their_jobs(caller: Caller) ->
 
 
 def test_spooled_endings_keep_their_metadata(caller: Caller) -> None:
-    kept = Ending(UUID(int=1), UUID(int=2), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), store_as={"topic": "tea"})
+    kept = AttemptRecord(UUID(int=1), UUID(int=2), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), store_as={"topic": "tea"})
 
     assert kept == finish._load(finish._dump(kept))
 

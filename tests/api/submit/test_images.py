@@ -30,7 +30,7 @@ from tests.support.programs.processes import Stack
 from tests.support.queue_tools import GOOD, query, row
 from tests.upstream.images import png
 from workers.runner import finish as ending
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
 MB = 1_000_000
@@ -69,7 +69,7 @@ class Asked:
         """It has run, and its result is stored as the worker does it."""
         dispatch_id, found = run(self.caller, self.name), row(self.id)
         result = JobResult(status, http_status, response, transcript=transcript)
-        ending.commit(Ending(self.id, dispatch_id, found.key_id, found.lane_id, found.model, GOOD, result))
+        ending.commit(AttemptRecord(self.id, dispatch_id, found.key_id, found.lane_id, found.model, GOOD, result))
 
 
 def ask(**body: Any) -> Asked:

@@ -17,8 +17,8 @@ from tests.support.programs.processes import until
 from tests.support.queue_tools import admit, known, pass_time, query, row, start, submit, told
 from workers.channels import notify
 from workers.limiter.limiter import Limiter
-from workers.pacer.reaper import Sweep
-from workers.pacer.wakeups import Bell
+from workers.pacer.reaper import Reaper
+from workers.pacer.wakeups import Wakeups
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -29,10 +29,10 @@ def caller(database: None) -> Key:
 
 
 @pytest.fixture
-def sweep(redis_client: redis.Redis) -> Sweep:
+def sweep(redis_client: redis.Redis) -> Reaper:
     """One beside an API process that has been there for a long time."""
     pass_time(3600, "api")
-    return Sweep(limiter=Limiter(redis_client), bell=Bell())
+    return Reaper(limiter=Limiter(redis_client), wakeups=Wakeups())
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_who_leaves_while_postgres_is_away_is_remembered(caller: Key, override: 
 
 
 @pytest.mark.parametrize("state", ["queued", "admitted", "running"])
-def test_a_job_that_was_left_long_ago_is_cancelled(caller: Key, sweep: Sweep, state: str) -> None:
+def test_a_job_that_was_left_long_ago_is_cancelled(caller: Key, sweep: Reaper, state: str) -> None:
     job_id = submit(caller, reader=uuid4())
     {"queued": lambda *_: None, "admitted": admit, "running": start}[state](caller, job_id)
     left_ago(job_id, 16)
@@ -110,7 +110,7 @@ def test_a_job_that_was_left_long_ago_is_cancelled(caller: Key, sweep: Sweep, st
     assert "cancelling" if state == "running" else "cancelled" in told(job_id)
 
 
-def test_a_job_that_was_left_a_moment_ago_waits_for_its_caller_to_come_back(caller: Key, sweep: Sweep) -> None:
+def test_a_job_that_was_left_a_moment_ago_waits_for_its_caller_to_come_back(caller: Key, sweep: Reaper) -> None:
     job_id = submit(caller, reader=uuid4())
     left_ago(job_id, 10)
 
@@ -119,7 +119,7 @@ def test_a_job_that_was_left_a_moment_ago_waits_for_its_caller_to_come_back(call
     assert not row(job_id).cancel_requested
 
 
-def test_how_long_it_waits_is_a_setting(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+def test_how_long_it_waits_is_a_setting(caller: Key, sweep: Reaper, override: Callable[..., None]) -> None:
     job_id = submit(caller, reader=uuid4())
     left_ago(job_id, 10)
     override(abandoned_after_s=9)
@@ -129,7 +129,7 @@ def test_how_long_it_waits_is_a_setting(caller: Key, sweep: Sweep, override: Cal
     assert row(job_id).cancel_requested
 
 
-def test_an_operator_may_want_abandoned_jobs_answered(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+def test_an_operator_may_want_abandoned_jobs_answered(caller: Key, sweep: Reaper, override: Callable[..., None]) -> None:
     job_id = submit(caller, reader=uuid4())
     left_ago(job_id, 1000)
     override(cancel_abandoned="false")
@@ -139,7 +139,7 @@ def test_an_operator_may_want_abandoned_jobs_answered(caller: Key, sweep: Sweep,
     assert not row(job_id).cancel_requested
 
 
-def test_a_job_that_nobody_waits_for_by_promise_is_never_cancelled(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+def test_a_job_that_nobody_waits_for_by_promise_is_never_cancelled(caller: Key, sweep: Reaper, override: Callable[..., None]) -> None:
     job_id = submit(caller)
     disconnects.leave_now(job_id, uuid4())
     override(abandoned_after_s=0)
@@ -149,7 +149,7 @@ def test_a_job_that_nobody_waits_for_by_promise_is_never_cancelled(caller: Key, 
     assert not row(job_id).cancel_requested
 
 
-def test_many_abandoned_jobs_are_cancelled_in_one_pass(caller: Key, sweep: Sweep) -> None:
+def test_many_abandoned_jobs_are_cancelled_in_one_pass(caller: Key, sweep: Reaper) -> None:
     jobs = [submit(caller, reader=uuid4()) for _ in range(20)]
     for job_id in jobs:
         left_ago(job_id, 16)
@@ -159,7 +159,7 @@ def test_many_abandoned_jobs_are_cancelled_in_one_pass(caller: Key, sweep: Sweep
     assert {"cancelled"} == {row(job_id).status for job_id in jobs}
 
 
-def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Sweep, heard: Callable[[], list[bytes]]) -> None:
+def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Reaper, heard: Callable[[], list[bytes]]) -> None:
     waiting, running = submit(caller, reader=uuid4()), submit(caller, reader=uuid4())
     start(caller, running)
     left_ago(waiting, 16)

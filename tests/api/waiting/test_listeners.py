@@ -21,7 +21,7 @@ from tests.support.programs.processes import until
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk
 from workers.pacer import __main__ as pacer_main
-from workers.pacer.wakeups import Bell
+from workers.pacer.wakeups import Wakeups
 from workers.runner import leases
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -49,17 +49,17 @@ def listening(work: Callable[[threading.Event], None], channel: str, client: red
 
 
 def test_the_pacer_hears_the_next_message_after_any_other(redis_client: redis.Redis) -> None:
-    bell, due, announced = Bell(), SimpleNamespace(wake=lambda _: None), SimpleNamespace(waits=lambda _: None)
+    wakeups, due, announced = Wakeups(), SimpleNamespace(wake=lambda _: None), SimpleNamespace(waits=lambda _: None)
     before = ignored(notify.LINE)
 
     def work(stop: threading.Event) -> None:
-        pacer_main.listen(bell, cast(Any, announced), cast(Any, due), cast(Any, None), stop)
+        pacer_main.listen(wakeups, cast(Any, announced), cast(Any, due), cast(Any, None), stop)
 
     with listening(work, notify.LINE, redis_client) as thread:
         for message in STRANGE:
             redis_client.publish(notify.LINE, message)
         redis_client.publish(notify.LINE, json.dumps({"lane": 8, "colour": "a newer version's"}))
-        until(lambda: 8 in bell.take(), what="the lane heard", every_s=0.01)
+        until(lambda: 8 in wakeups.take(), what="the lane heard", every_s=0.01)
         assert thread.is_alive()
 
     assert len(STRANGE) == ignored(notify.LINE) - before

@@ -21,7 +21,7 @@ from tests.support.http_tools import CHAT, Caller, error_of, stored, together
 from tests.support.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing
 from tests.support.queue_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
 from workers.runner import finish as ending
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -82,7 +82,7 @@ def test_an_upstream_that_never_says_what_it_used_empties_the_budget_all_the_sam
         one = submit(rich, model=MODEL, reserved_microusd=300)
         good = AttemptResult(Outcome.SUCCEEDED, 200)
         result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
-        ending.commit(Ending(one, start(rich, one), rich.id, row(one).lane_id, MODEL, good, result, asked_tokens=100))
+        ending.commit(AttemptRecord(one, start(rich, one), rich.id, row(one).lane_id, MODEL, good, result, asked_tokens=100))
 
     (each,) = {amount for _, amount in entries()[1:]}
     assert [("grant", 1_000), *[("charge", each)] * 3] == entries()

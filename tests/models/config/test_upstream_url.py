@@ -22,7 +22,7 @@ from tests.upstream.client import FakeUpstream
 from tests.workers.upstream.test_connections import none_idle
 from workers.answers import retry_policy
 from workers.upstream import call as call_module
-from workers.upstream.call import Call
+from workers.upstream.call import CallControl
 from workers.upstream.client import Lost, NotSent, Request, send
 
 __all__ = ["none_idle"]
@@ -100,8 +100,8 @@ def serve_once(server: socket.socket, answer: Callable[[socket.socket], None]) -
 
 def unsent(url: str) -> str:
     with pytest.raises(NotSent) as raised:
-        send(Request(f"{url}/models", key="k", headers={}, content=None), call=Call(deadline=time.monotonic() + 5))
-    return str(retry_policy.unsent(raised.value).error["message"])  # type: ignore[index]  # there is one
+        send(Request(f"{url}/models", key="k", headers={}, content=None), call=CallControl(deadline=time.monotonic() + 5))
+    return str(retry_policy.classify_not_sent(raised.value).error["message"])  # type: ignore[index]  # there is one
 
 
 def test_who_refuses_connections_is_named() -> None:
@@ -161,6 +161,6 @@ def test_who_breaks_an_answer_off_is_named(answer: Callable[[socket.socket], Non
         threading.Thread(target=serve_once, args=(server, answer), daemon=True).start()
         origin = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(Lost, match=why) as raised:
-            send(Request(f"http://{origin}/", key="k", headers={}, content=None), call=Call(deadline=time.monotonic() + 5))
+            send(Request(f"http://{origin}/", key="k", headers={}, content=None), call=CallControl(deadline=time.monotonic() + 5))
 
     assert origin in str(raised.value)

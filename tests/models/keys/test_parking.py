@@ -20,8 +20,8 @@ from tests.support.http_tools import Caller
 from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
-from workers.pacer.reaper import Sweep
-from workers.pacer.wakeups import Bell
+from workers.pacer.reaper import Reaper
+from workers.pacer.wakeups import Wakeups
 
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database")
@@ -55,7 +55,7 @@ def park(workshop: Workshop, upstream: FakeUpstream, caller: Key, how: dict[str,
 
 
 def sweep(workshop: Workshop) -> None:
-    Sweep(limiter=workshop.limiter, bell=Bell()).step(now=0.0)
+    Reaper(limiter=workshop.limiter, wakeups=Wakeups()).step(now=0.0)
 
 
 def later(seconds: float) -> None:

@@ -28,7 +28,7 @@ from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import atomic_file
 from tests.deploy.test_supervisor import ANY_PORTS, STAND_IN
 from workers.runner import finish
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 ROOT = Path(__file__).parents[3]
 SMALL_KB = 256
@@ -142,7 +142,7 @@ def _lock(folder: Path) -> None:
 
 
 def _spool(folder: Path) -> None:
-    whole = Ending(uuid4(), uuid4(), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), JobResult(Status.SUCCEEDED, response=b"{}"))
+    whole = AttemptRecord(uuid4(), uuid4(), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), JobResult(Status.SUCCEEDED, response=b"{}"))
     kept = finish.spool(whole)
     assert [kept] == list((folder / "spool").iterdir())
     kept.unlink()

@@ -18,7 +18,7 @@ from tests.support import webhook_tools
 from tests.support.queue_tools import query
 from workers.channels import notify
 from workers.runner import finish
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 EVERY_S = 0.02
 CHAT = {"id": "chatcmpl-1", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]}
@@ -74,7 +74,7 @@ def end(row: Any, result: JobResult, finding: AttemptResult) -> bool:
     with db.begin() as session:
         if (claimed := claims.claim(session, given.job_id, given.dispatch_id, lease_s=30)) is None:
             return False
-    ended = Ending(
+    ended = AttemptRecord(
         claimed.id, given.dispatch_id, claimed.key_id, claimed.lane_id, claimed.model, finding, result,
         is_turn=claimed.conversation_id is not None,
     )  # fmt: skip

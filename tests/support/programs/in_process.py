@@ -20,9 +20,9 @@ from workers.broker.publish import Call
 from workers.limiter.limiter import Limiter, Meter
 from workers.limiter.limiter import keys as redis_keys
 from workers.pacer.step import Pacer
-from workers.pacer.wakeups import Bell
+from workers.pacer.wakeups import Wakeups
 from workers.runner.leases import Leases
-from workers.runner.run_job import Processor
+from workers.runner.run_job import JobRunner
 
 SLOTS = 64
 
@@ -41,9 +41,9 @@ class Workshop:
         self.upstream = upstream
         self.limiter = Limiter(client)
         self._dispatched: list[Call] = []
-        self._bell = Bell()
-        self._pacer = Pacer(limiter=self.limiter, ring=self, bell=self._bell)
-        self._processor = Processor(self.limiter, Leases(self.limiter))
+        self._wakeups = Wakeups()
+        self._pacer = Pacer(limiter=self.limiter, ring=self, wakeups=self._wakeups)
+        self._processor = JobRunner(self.limiter, Leases(self.limiter))
 
     def ring(self, calls: Sequence[Call]) -> bool:
         """Takes what the pacer publishes to Celery."""
@@ -59,11 +59,11 @@ class Workshop:
             if time.monotonic() > until:
                 raise TimeoutError(f"not over: {query('SELECT id, status, throttles, failures, error FROM job')}")
             for lane in query("SELECT id FROM lane"):
-                self._bell.ring(lane.id)
+                self._wakeups.wake(lane.id)
             rest_s = self._pacer.step()
             after_step()
             for one in self._dispatched:
-                self._processor.serve(one.number, one.ticket)
+                self._processor.run(one.number, one.ticket)
                 after_step()
             if not self._dispatched:
                 time.sleep(min(max(rest_s, 0.001), 0.01))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.answers import chat_chunks
-from workers.answers.chat_chunks import Chat, JsonObject, Pictures
-from workers.answers.sse import Splitter
+from workers.answers.chat_chunks import ChatAccumulator, ImageAccumulator, JsonObject
+from workers.answers.sse import EventParser
 
 FRAME = {"id": "chatcmpl-1", "created": 7, "model": "m", "system_fingerprint": "fp", "x_extra": {"kept": True}}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
@@ -22,8 +22,8 @@ def chunk(delta: object, *, index: int = 0, finish_reason: str | None = None, **
     return {**FRAME, "object": "chat.completion.chunk", "choices": [{**choice, **more}], "usage": None}
 
 
-def added(*said: JsonObject, n: int = 1) -> Chat:
-    chat = Chat(n=n)
+def added(*said: JsonObject, n: int = 1) -> ChatAccumulator:
+    chat = ChatAccumulator(n=n)
     for each in said:
         chat.add(each)
     return chat
@@ -123,7 +123,7 @@ def test_odd_chunks_hurt_nobody(odd: JsonObject) -> None:
 
 
 def test_pictures_that_are_completed_are_the_answer() -> None:
-    pictures = Pictures(n=1)
+    pictures = ImageAccumulator(n=1)
     pictures.add({"type": "image_generation.partial_image", "b64_json": "aaaa", "partial_image_index": 0, "created_at": 6})
     assert not pictures.is_begun
     pictures.add({"type": "image_generation.completed", "b64_json": "bbbb", "created_at": 7, "size": "1x1", "usage": {"input_tokens": 1}})
@@ -152,7 +152,7 @@ LOGPROBS = st.none() | st.fixed_dictionaries({"content": st.lists(TOKEN)})
 def test_an_answer_taken_apart_adds_up_to_itself(said: list[tuple[JsonObject, Any, str]], with_usage: bool) -> None:
     choices = [{"index": n, "message": one, "logprobs": odds, "finish_reason": why} for n, (one, odds, why) in enumerate(said)]
     answer = {**FRAME, "object": "chat.completion", "choices": choices, **({"usage": USAGE} if with_usage else {})}
-    chat = added(*_read(chat_chunks.apart(answer, kind="", with_usage=with_usage)), n=len(choices))
+    chat = added(*_read(chat_chunks.events_from_answer(answer, kind="", with_usage=with_usage)), n=len(choices))
 
     assert chat.is_whole
     assert answer == chat.answer()
@@ -160,8 +160,8 @@ def test_an_answer_taken_apart_adds_up_to_itself(said: list[tuple[JsonObject, An
 
 def test_pictures_taken_apart_add_up_to_themselves() -> None:
     answer = {"created": 7, "data": [{"b64_json": "aaaa"}, {"b64_json": "bbbb"}], "size": "1x1", "usage": {"input_tokens": 1}}
-    pictures = Pictures(n=2)
-    events = list(chat_chunks.apart(answer, kind="image_edit", with_usage=True))
+    pictures = ImageAccumulator(n=2)
+    events = list(chat_chunks.events_from_answer(answer, kind="image_edit", with_usage=True))
     for said in _read(events):
         pictures.add(said)
 
@@ -170,9 +170,9 @@ def test_pictures_taken_apart_add_up_to_themselves() -> None:
 
 
 def test_an_answer_of_an_unknown_kind_is_one_event() -> None:
-    assert [{"odd": ["é"]}] == _read(chat_chunks.apart({"odd": ["é"]}, kind="", with_usage=True))
+    assert [{"odd": ["é"]}] == _read(chat_chunks.events_from_answer({"odd": ["é"]}, kind="", with_usage=True))
 
 
 def _read(events: Any) -> list[JsonObject]:
-    splitter = Splitter()
+    splitter = EventParser()
     return [json.loads(event.data) for sent in events for event in splitter.feed(sent)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workers.answers import rate_limit_headers
-from workers.answers.rate_limit_headers import DAY_MS, PAUSE_MOST_MS, Told
+from workers.answers.rate_limit_headers import DAY_MS, PAUSE_MOST_MS, RateLimitHeaders
 
 NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
@@ -28,7 +28,7 @@ def test_limits_and_resets_are_read_together() -> None:
         "x-ratelimit-reset-requests": "120ms", "x-ratelimit-reset-tokens": "6s",
     }  # fmt: skip
 
-    assert Told(500, 30_000, 120, 6_000) == rate_limit_headers.read(said)
+    assert RateLimitHeaders(500, 30_000, 120, 6_000) == rate_limit_headers.parse_headers(said)
 
 
 def test_a_limit_that_takes_longer_than_a_minute_to_refill_is_not_one_per_minute() -> None:
@@ -37,17 +37,21 @@ def test_a_limit_that_takes_longer_than_a_minute_to_refill_is_not_one_per_minute
         "x-ratelimit-limit-tokens": "30000", "x-ratelimit-reset-tokens": "1m0s",
     }  # fmt: skip
 
-    assert Told(limit_tokens=30_000, reset_tokens_ms=60_000) == rate_limit_headers.read(free_tier)
-    assert Told() == rate_limit_headers.read({"x-ratelimit-limit-tokens": "100000", "x-ratelimit-reset-tokens": "23h59m0s"})
+    assert RateLimitHeaders(limit_tokens=30_000, reset_tokens_ms=60_000) == rate_limit_headers.parse_headers(free_tier)
+    assert RateLimitHeaders() == rate_limit_headers.parse_headers(
+        {"x-ratelimit-limit-tokens": "100000", "x-ratelimit-reset-tokens": "23h59m0s"}
+    )
 
 
 @pytest.mark.parametrize("nonsense", ["-1", "0", "", "many", "1.5", "99999999999", "²", " 5", "9" * 5_000])
 def test_a_limit_that_is_none_is_not_learned(nonsense: str) -> None:
-    assert Told() == rate_limit_headers.read({"x-ratelimit-limit-requests": nonsense, "x-ratelimit-limit-tokens": nonsense})
+    assert RateLimitHeaders() == rate_limit_headers.parse_headers(
+        {"x-ratelimit-limit-requests": nonsense, "x-ratelimit-limit-tokens": nonsense}
+    )
 
 
 def test_no_headers_say_nothing() -> None:
-    assert Told() == rate_limit_headers.read({})
+    assert RateLimitHeaders() == rate_limit_headers.parse_headers({})
 
 
 @pytest.mark.parametrize(
@@ -69,5 +73,5 @@ def test_a_reset_that_is_the_end_of_a_window_is_read_by_what_remains() -> None:
     window = {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "594", "x-ratelimit-reset-requests": "59s"}
     bucket = {"x-ratelimit-limit-requests": "5000", "x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "12ms"}
 
-    assert 600 == rate_limit_headers.read(window).reset_requests_ms
-    assert 12 == rate_limit_headers.read(bucket).reset_requests_ms
+    assert 600 == rate_limit_headers.parse_headers(window).reset_requests_ms
+    assert 12 == rate_limit_headers.parse_headers(bucket).reset_requests_ms

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.answers import sse
-from workers.answers.sse import Event, Splitter
+from workers.answers.sse import Event, EventParser
 
 TALK = (
     b": a comment\r\n"
@@ -31,7 +31,7 @@ EVENTS = [
 
 
 def split(*parts: bytes) -> list[Event]:
-    splitter = Splitter()
+    splitter = EventParser()
     return [event for part in parts for event in splitter.feed(part)]
 
 
@@ -63,7 +63,7 @@ def test_any_text_comes_through_however_the_stream_is_torn(texts: list[str], tea
 
 
 def test_an_event_is_complete_with_its_empty_line_and_not_a_byte_later() -> None:
-    splitter = Splitter()
+    splitter = EventParser()
 
     assert [] == splitter.feed(b"data: 1\r\n\r"[:-1])
     assert [Event(b"", b"1")] == splitter.feed(b"\r")
@@ -95,4 +95,4 @@ def test_a_name_is_passed_on_before_the_data() -> None:
 
 
 def test_an_event_of_our_own_can_be_read_back() -> None:
-    assert [Event(b"x", b'{"a":"\\u00e9"}')] == split(sse.encode({"a": "é"}, name="x"))
+    assert [Event(b"x", b'{"a":"\\u00e9"}')] == split(sse.encode_event({"a": "é"}, name="x"))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from workers.answers.chat_chunks import Chat, JsonObject
-from workers.answers.tool_calls import grown_name
+from workers.answers.chat_chunks import ChatAccumulator, JsonObject
+from workers.answers.tool_calls import joined_name
 
 NAMES = st.from_regex(r"[a-z_]{1,10}", fullmatch=True)
 VALUES = st.none() | st.integers(-9, 9) | st.text(max_size=4) | st.just({"b": [{}, "}"]})
@@ -64,7 +64,7 @@ DIALECTS: dict[str, JsonObject] = {
 
 
 def added(deltas: Iterator[list[JsonObject]]) -> Any:
-    chat = Chat(n=1)
+    chat = ChatAccumulator(n=1)
     for tool_calls in deltas:
         chat.add({"choices": [{"index": 0, "delta": {"tool_calls": tool_calls}, "finish_reason": None}]})
     return chat.answer()["choices"][0]["message"]["tool_calls"]
@@ -111,12 +111,12 @@ def test_arguments_sent_as_an_object_are_kept_as_text(calls: list[JsonObject]) -
 def test_a_name_cut_in_two_is_put_together(name: str, cut: int) -> None:
     first, second = name[:cut], name[cut:]
     if second and not second.startswith(first):
-        assert name == grown_name(first, second)
-    assert name == grown_name(name, name) == grown_name(name, "") == grown_name(first, name)
+        assert name == joined_name(first, second)
+    assert name == joined_name(name, name) == joined_name(name, "") == joined_name(first, name)
 
 
 def test_a_repeated_name_of_a_function_call_of_old_is_no_longer_name() -> None:
-    chat = Chat(n=1)
+    chat = ChatAccumulator(n=1)
     for arguments in ('{"a"', ":1}"):
         delta = {"function_call": {"name": "f", "arguments": arguments}}
         chat.add({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})

@@ -19,7 +19,7 @@ HTML = """<!doctype html><html><head><title>502 Bad Gateway</title><style>b { c:
 
 def read(body: object, *, status: int = 400, **headers: str) -> Any:
     said = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return upstream_error.read(status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
+    return upstream_error.error_of(status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
 
 
 SHAPES: dict[str, tuple[object, dict[str, object]]] = {

@@ -20,11 +20,11 @@ from tests.chaos.tcp_proxy import Link
 from tests.support.queue_tools import finish, known, query, row, submit
 from tests.workers.pacer.test_step import Doorbells, allow, due_again, workers_have
 from workers.limiter.limiter import Limiter, Meter, Report
-from workers.pacer.in_flight import Places
+from workers.pacer.in_flight import InFlightLeases
 from workers.pacer.step import Pacer
-from workers.pacer.wakeups import Bell
-from workers.runner.leases import Held, Leases
-from workers.upstream.call import Call
+from workers.pacer.wakeups import Wakeups
+from workers.runner.leases import Leases, RunningJob
+from workers.upstream.call import CallControl
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -63,14 +63,14 @@ class Machine:
         with db.begin() as session:
             claimed: Any = claims.claim(session, one, dispatch, lease_s=LEASE_S)
         meter = Meter(claimed.credential_id, claimed.model)
-        self.leases.add(dispatch, Held(one, meter, Call(deadline=time.monotonic() + 600)))
+        self.leases.add(dispatch, RunningJob(one, meter, CallControl(deadline=time.monotonic() + 600)))
         return meter
 
     def paces(self) -> list[UUID]:
         """A pacer that has just been started steps until nothing more goes; who was rung."""
         workers_have(100)
         bells = Doorbells()
-        pacer = Pacer(limiter=self.limiter, ring=bells, bell=Bell())
+        pacer = Pacer(limiter=self.limiter, ring=bells, wakeups=Wakeups())
         due_again()
         for _ in range(8):
             if pacer.step() > 0:
@@ -103,11 +103,11 @@ def caller() -> Key:
 
 
 def test_a_worker_cut_off_from_redis_keeps_its_places_for_as_long_as_its_calls_run(machine: Machine, caller: Key, link: Link) -> None:
-    meter, places = machine.started(caller), Places(machine.limiter)
+    meter, places = machine.started(caller), InFlightLeases(machine.limiter)
     link.set("reset")
     for beat in range(10):
         machine.leases.renew()  # reaches Postgres, and not Redis
-        places.keep(now=beat * HEARTBEAT_S)
+        places.renew(now=beat * HEARTBEAT_S)
         machine.clock.goes_on(HEARTBEAT_S)
 
         assert 1 == machine.in_flight(meter)
@@ -115,7 +115,7 @@ def test_a_worker_cut_off_from_redis_keeps_its_places_for_as_long_as_its_calls_r
     (running,) = query("SELECT id, dispatch_id FROM job WHERE status = 'running'")
     assert finish(running.id, running.dispatch_id)
     for beat in range(10, 15):
-        places.keep(now=beat * HEARTBEAT_S)
+        places.renew(now=beat * HEARTBEAT_S)
         machine.clock.goes_on(HEARTBEAT_S)
     assert 0 == machine.in_flight(meter), "nobody keeps the place of a call that has ended"
 
@@ -140,10 +140,10 @@ def test_so_are_those_of_calls_whose_leases_could_not_be_renewed_either(machine:
 
 
 def test_an_answer_that_is_not_in_its_row_yet_frees_its_place(machine: Machine, caller: Key) -> None:
-    meter, places = machine.started(caller), Places(machine.limiter)
-    places.keep(now=0)
+    meter, places = machine.started(caller), InFlightLeases(machine.limiter)
+    places.renew(now=0)
     (running,) = query("SELECT dispatch_id FROM job WHERE status = 'running'")
     machine.limiter.release(meter, str(running.dispatch_id), Report(good=True))
-    places.keep(now=HEARTBEAT_S)
+    places.renew(now=HEARTBEAT_S)
 
     assert 0 == machine.in_flight(meter)

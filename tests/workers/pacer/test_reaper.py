@@ -32,8 +32,8 @@ from tests.support.queue_tools import (
     submit,
 )
 from workers.limiter.limiter import Ask, Limiter, Limits, Meter
-from workers.pacer.reaper import GAP_S, Amnesty, Sweep
-from workers.pacer.wakeups import Bell
+from workers.pacer.reaper import MAX_PASS_GAP_S, Reaper, ReapGrace
+from workers.pacer.wakeups import Wakeups
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def caller(database: None) -> Key:
 
 
 @pytest.fixture
-def bell() -> Bell:
-    return Bell()
+def wakeups() -> Wakeups:
+    return Wakeups()
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def limiter(redis_client: redis.Redis) -> Limiter:
 
 
 @pytest.fixture
-def sweep(limiter: Limiter, bell: Bell) -> Sweep:
+def sweep(limiter: Limiter, wakeups: Wakeups) -> Reaper:
     """One whose amnesty is over."""
-    made = Sweep(limiter=limiter, bell=bell)
+    made = Reaper(limiter=limiter, wakeups=wakeups)
     with db.begin() as session:
         postmaster = lane_maintenance.postmaster_started(session)
-    made._amnesty = Amnesty(postmaster=postmaster, until=0.0, last=time.monotonic())
+    made._amnesty = ReapGrace(postmaster=postmaster, until=0.0, last=time.monotonic())
     return made
 
 
@@ -81,35 +81,35 @@ def free_and_used(limiter: Limiter, bound: Meter) -> tuple[int | None, int]:
 
 
 def test_nothing_is_lost_right_after_the_start() -> None:
-    assert Amnesty().is_on(postmaster="a", now=100.0)
+    assert ReapGrace().is_on(postmaster="a", now=100.0)
 
 
 def test_amnesty_ends_a_lease_and_two_seconds_later(override: Callable[..., None]) -> None:
     override(lease_s=30)
-    amnesty = Amnesty()
+    amnesty = ReapGrace()
 
     assert [True] * 31 + [True] + [False] * 3 == [amnesty.is_on(postmaster="a", now=float(now)) for now in range(35)]
 
 
 def test_a_restart_of_postgres_begins_a_new_amnesty() -> None:
-    amnesty = Amnesty(postmaster="a", until=0.0, last=99.0)
+    amnesty = ReapGrace(postmaster="a", until=0.0, last=99.0)
 
     assert [False, True, True] == [amnesty.is_on(postmaster=began, now=now) for began, now in (("a", 100.0), ("b", 101.0), ("b", 102.0))]
 
 
 def test_a_gap_of_our_own_begins_a_new_amnesty() -> None:
-    amnesty = Amnesty(postmaster="a", until=0.0, last=100.0)
+    amnesty = ReapGrace(postmaster="a", until=0.0, last=100.0)
 
-    assert not amnesty.is_on(postmaster="a", now=100.0 + GAP_S)
-    assert amnesty.is_on(postmaster="a", now=100.0 + 2 * GAP_S + 0.1)
+    assert not amnesty.is_on(postmaster="a", now=100.0 + MAX_PASS_GAP_S)
+    assert amnesty.is_on(postmaster="a", now=100.0 + 2 * MAX_PASS_GAP_S + 0.1)
 
 
-def test_a_lease_is_not_reaped_during_an_amnesty(caller: Key, limiter: Limiter, bell: Bell) -> None:
+def test_a_lease_is_not_reaped_during_an_amnesty(caller: Key, limiter: Limiter, wakeups: Wakeups) -> None:
     one = submit(caller)
     start(caller, one)
     query("UPDATE job SET lease_until = now() - interval '1 s'")
 
-    Sweep(limiter=limiter, bell=bell).step(now=time.monotonic())
+    Reaper(limiter=limiter, wakeups=wakeups).step(now=time.monotonic())
 
     assert "running" == row(one).status
 
@@ -117,27 +117,27 @@ def test_a_lease_is_not_reaped_during_an_amnesty(caller: Key, limiter: Limiter, 
 # Lost and not claimed
 
 
-def test_a_lost_job_goes_back_and_its_slot_is_free(caller: Key, limiter: Limiter, bell: Bell, sweep: Sweep) -> None:
+def test_a_lost_job_goes_back_and_its_slot_is_free(caller: Key, limiter: Limiter, wakeups: Wakeups, sweep: Reaper) -> None:
     one = submit(caller)
     bound = reserved(limiter, caller, start(caller, one))
     query("UPDATE job SET lease_until = now() - interval '1 s'")
     sweep.step(now=time.monotonic())
 
     assert (["unknown"], [one], (1, 0)) == (outcomes(one), heads(), free_and_used(limiter, bound))
-    assert {row(one).lane_id} == set(bell.take())
+    assert {row(one).lane_id} == set(wakeups.take())
 
 
-def test_an_unclaimed_job_goes_back_and_its_slot_is_free(caller: Key, limiter: Limiter, bell: Bell, sweep: Sweep) -> None:
+def test_an_unclaimed_job_goes_back_and_its_slot_is_free(caller: Key, limiter: Limiter, wakeups: Wakeups, sweep: Reaper) -> None:
     one = submit(caller)
     bound = reserved(limiter, caller, admit(caller, one))
     query("UPDATE job SET admitted_at = now() - interval '1 min'")
     sweep.step(now=time.monotonic())
 
     assert ([one], (1, 0)) == (heads(), free_and_used(limiter, bound))
-    assert {row(one).lane_id} == set(bell.take())
+    assert {row(one).lane_id} == set(wakeups.take())
 
 
-def test_without_redis_jobs_go_back_all_the_same(caller: Key, sweep: Sweep, override: Callable[..., None]) -> None:
+def test_without_redis_jobs_go_back_all_the_same(caller: Key, sweep: Reaper, override: Callable[..., None]) -> None:
     one = submit(caller)
     admit(caller, one)
     query("UPDATE job SET admitted_at = now() - interval '1 min'")
@@ -148,15 +148,15 @@ def test_without_redis_jobs_go_back_all_the_same(caller: Key, sweep: Sweep, over
     assert [one] == heads()
 
 
-def test_a_forgotten_lane_is_woken(caller: Key, bell: Bell, sweep: Sweep) -> None:
+def test_a_forgotten_lane_is_woken(caller: Key, wakeups: Wakeups, sweep: Reaper) -> None:
     one = submit(caller)
     query("UPDATE lane SET wake_at = NULL, idle_since = now()")
     sweep.step(now=time.monotonic())
 
-    assert {row(one).lane_id} == set(bell.take())
+    assert {row(one).lane_id} == set(wakeups.take())
 
 
-def test_a_waiting_job_expires(caller: Key, sweep: Sweep) -> None:
+def test_a_waiting_job_expires(caller: Key, sweep: Reaper) -> None:
     one = submit(caller)
     query("UPDATE job SET expires_at = now() - interval '1 s'")
     sweep.step(now=time.monotonic())
@@ -164,7 +164,7 @@ def test_a_waiting_job_expires(caller: Key, sweep: Sweep) -> None:
     assert "expired" == row(one).status
 
 
-def test_silent_workers_are_forgotten(caller: Key, sweep: Sweep) -> None:
+def test_silent_workers_are_forgotten(caller: Key, sweep: Reaper) -> None:
     with db.begin() as session:
         workers.report(session, "gone", slots=4)
         workers.report(session, "here", slots=4)
@@ -316,19 +316,19 @@ def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) 
     assert {"weighted", "ahead"} == {each.name for each in query("SELECT name FROM key_flow")}
 
 
-def test_limits_that_the_operator_changes_hold_without_a_restart(caller: Key, sweep: Sweep, limiter: Limiter) -> None:
+def test_limits_that_the_operator_changes_hold_without_a_restart(caller: Key, sweep: Reaper, limiter: Limiter) -> None:
     bound = limited_later(caller, sweep, limiter, Limits(max_in_flight=2))
 
     assert 2 == limiter.admit(bound, [Ask(str(n), 1) for n in range(5)], lease_ms=30_000).admitted
 
 
-def test_a_daily_limit_that_is_new_has_the_state_made_again_from_the_ledger(caller: Key, sweep: Sweep, limiter: Limiter) -> None:
+def test_a_daily_limit_that_is_new_has_the_state_made_again_from_the_ledger(caller: Key, sweep: Reaper, limiter: Limiter) -> None:
     bound = limited_later(caller, sweep, limiter, Limits(rpd=100))
 
     assert [None] == limiter.peek_many([bound])
 
 
-def limited_later(caller: Key, sweep: Sweep, limiter: Limiter, limits: Limits) -> Meter:
+def limited_later(caller: Key, sweep: Reaper, limiter: Limiter, limits: Limits) -> Meter:
     """A meter in use, for which the operator has set these limits between two sweeps."""
     submit(caller)
     with db.begin() as session:

@@ -26,7 +26,7 @@ from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.pacer.reserve import Reserver
 from workers.pacer.step import Pacer
-from workers.pacer.wakeups import Bell
+from workers.pacer.wakeups import Wakeups
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -48,13 +48,13 @@ class Doorbells:
 
 
 class Stage:
-    """A pacer with its limiter, its bell and its doorbells."""
+    """A pacer with its limiter, its wakeups and its doorbells."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.limiter = Limiter(client)
         self.bells = Doorbells()
-        self.bell = Bell()
-        self.pacer = Pacer(limiter=self.limiter, ring=self.bells, bell=self.bell)
+        self.wakeups = Wakeups()
+        self.pacer = Pacer(limiter=self.limiter, ring=self.bells, wakeups=self.wakeups)
 
     def steps(self, most: int = 8) -> list[UUID]:
         """Steps until the next is not due at once; returns who was rung."""
@@ -118,7 +118,7 @@ def test_a_lane_whose_row_is_being_written_when_it_is_woken_is_looked_at_again_a
     one = submit(caller)
     with db.begin() as session:
         session.execute(text("SELECT FROM lane FOR UPDATE"))
-        stage.bell.ring(row(one).lane_id)
+        stage.wakeups.wake(row(one).lane_id)
         rest_s = stage.pacer.step()
 
     assert 0 < rest_s < 0.1
@@ -130,7 +130,7 @@ def test_a_woken_lane_that_is_paused_or_another_s_is_not_asked_for_again_and_aga
     one = submit(caller)
     for held in ("paused_at = now()", "paused_at = NULL, claimed_until = now() + interval '1 min'"):
         query(f"UPDATE lane SET wake_at = now() + interval '1 h', {held}")
-        stage.bell.ring(row(one).lane_id)
+        stage.wakeups.wake(row(one).lane_id)
 
         assert stage.pacer.step() > 0.5
 
@@ -512,7 +512,7 @@ def test_a_reservation_that_redis_forgot_in_between_is_not_rung(caller: Key, sta
         other.pacer._reserver.rebuild(Meter(row(one).credential_id, "m"))
 
     stage.pacer._reserver = Interrupted(stage.limiter, forget)
-    stage.bell.ring(row(two).lane_id)
+    stage.wakeups.wake(row(two).lane_id)
     stage.pacer.step()
 
     assert [] == stage.bells.take()

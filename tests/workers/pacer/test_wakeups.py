@@ -6,114 +6,114 @@ import time
 
 import pytest
 
-from workers.pacer.wakeups import TOGETHER_S, Bell
+from workers.pacer.wakeups import TOGETHER_S, Wakeups
 
 LANE, OTHER = 1, 2
 
 
 @pytest.fixture
-def bell() -> Bell:
-    return Bell()
+def wakeups() -> Wakeups:
+    return Wakeups()
 
 
-def is_rung(bell: Bell) -> bool:
-    return bell._rung.is_set()
+def is_rung(wakeups: Wakeups) -> bool:
+    return wakeups._rung.is_set()
 
 
-def test_a_job_that_joins_is_always_heard(bell: Bell) -> None:
-    bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
-    bell.ring(LANE)
+def test_a_job_that_joins_is_always_heard(wakeups: Wakeups) -> None:
+    wakeups.update(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+    wakeups.wake(LANE)
 
-    assert is_rung(bell)
-    assert {LANE} == set(bell.take())
-    assert not is_rung(bell)
+    assert is_rung(wakeups)
+    assert {LANE} == set(wakeups.take())
+    assert not is_rung(wakeups)
 
 
-def test_budget_of_a_lane_in_which_nobody_waits_is_not_heard(bell: Bell) -> None:
-    bell.conclude(at_rest=[LANE], waiting=[OTHER], capped=[], is_short=False)
-    bell.budget(LANE)
+def test_budget_of_a_lane_in_which_nobody_waits_is_not_heard(wakeups: Wakeups) -> None:
+    wakeups.update(at_rest=[LANE], waiting=[OTHER], capped=[], is_short=False)
+    wakeups.budget_freed(LANE)
 
-    assert (False, {}) == (is_rung(bell), bell.take())
+    assert (False, {}) == (is_rung(wakeups), wakeups.take())
 
 
 @pytest.mark.parametrize("what", ["not looked at yet", "somebody waits", "somebody came since"])
-def test_budget_of_any_other_lane_is_heard(bell: Bell, what: str) -> None:
+def test_budget_of_any_other_lane_is_heard(wakeups: Wakeups, what: str) -> None:
     if what == "somebody waits":
-        bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
-        bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
+        wakeups.update(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+        wakeups.update(at_rest=[], waiting=[LANE], capped=[], is_short=False)
     if what == "somebody came since":
-        bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
-        bell.ring(LANE)
-        bell.take()
-    bell.budget(LANE)
+        wakeups.update(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+        wakeups.wake(LANE)
+        wakeups.take()
+    wakeups.budget_freed(LANE)
 
-    assert (True, {LANE}) == (is_rung(bell), set(bell.take()))
+    assert (True, {LANE}) == (is_rung(wakeups), set(wakeups.take()))
 
 
-def test_who_comes_while_the_pacer_concludes_is_not_forgotten(bell: Bell) -> None:
-    bell.ring(LANE)
-    bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
-    bell.take()
-    bell.budget(LANE)
+def test_who_comes_while_the_pacer_concludes_is_not_forgotten(wakeups: Wakeups) -> None:
+    wakeups.wake(LANE)
+    wakeups.update(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+    wakeups.take()
+    wakeups.budget_freed(LANE)
 
-    assert {LANE} == set(bell.take())
+    assert {LANE} == set(wakeups.take())
 
 
 @pytest.mark.parametrize("is_short", [True, False])
-def test_a_free_slot_is_heard_when_there_were_too_few(bell: Bell, is_short: bool) -> None:
-    bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=is_short)
-    bell.slot()
+def test_a_free_slot_is_heard_when_there_were_too_few(wakeups: Wakeups, is_short: bool) -> None:
+    wakeups.update(at_rest=[], waiting=[LANE], capped=[], is_short=is_short)
+    wakeups.slot_freed()
 
-    assert is_short == is_rung(bell)
-
-
-def test_lanes_kept_in_mind_wake_nobody_but_are_looked_at_next(bell: Bell) -> None:
-    bell.keep({LANE: 1.0})
-
-    assert not is_rung(bell)
-    assert {LANE} == set(bell.take())
+    assert is_short == is_rung(wakeups)
 
 
-def test_the_end_of_any_job_is_heard_where_caps_hold(bell: Bell) -> None:
-    bell.conclude(at_rest=[], waiting=[LANE, OTHER], capped=[LANE], is_short=False)
-    bell.slot()
-    assert (True, {LANE}) == (is_rung(bell), set(bell.take()))
+def test_lanes_kept_in_mind_wake_nobody_but_are_looked_at_next(wakeups: Wakeups) -> None:
+    wakeups.keep_for_later({LANE: 1.0})
 
-    bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
-    bell.slot()
-    assert not is_rung(bell)
+    assert not is_rung(wakeups)
+    assert {LANE} == set(wakeups.take())
 
 
-def test_a_flood_of_submits_where_others_wait_costs_one_look_in_a_while(bell: Bell) -> None:
-    bell.take()
-    bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
+def test_the_end_of_any_job_is_heard_where_caps_hold(wakeups: Wakeups) -> None:
+    wakeups.update(at_rest=[], waiting=[LANE, OTHER], capped=[LANE], is_short=False)
+    wakeups.slot_freed()
+    assert (True, {LANE}) == (is_rung(wakeups), set(wakeups.take()))
+
+    wakeups.update(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+    wakeups.slot_freed()
+    assert not is_rung(wakeups)
+
+
+def test_a_flood_of_submits_where_others_wait_costs_one_look_in_a_while(wakeups: Wakeups) -> None:
+    wakeups.take()
+    wakeups.update(at_rest=[], waiting=[LANE], capped=[], is_short=False)
     for _ in range(10):
-        bell.joined(LANE)
+        wakeups.job_enqueued(LANE)
 
-    assert not is_rung(bell)
+    assert not is_rung(wakeups)
     began = time.monotonic()
-    bell.sleep(60)
+    wakeups.wait(60)
     assert time.monotonic() - began < 30
-    assert {LANE} == set(bell.take())
+    assert {LANE} == set(wakeups.take())
 
 
 @pytest.mark.parametrize("what", ["nobody waits", "not looked at yet", "the last look is a while ago"])
-def test_who_joins_is_heard_at_once_where_others_do_not_wait_or_nobody_looked_just_now(bell: Bell, what: str) -> None:
-    bell.take()
+def test_who_joins_is_heard_at_once_where_others_do_not_wait_or_nobody_looked_just_now(wakeups: Wakeups, what: str) -> None:
+    wakeups.take()
     if what == "nobody waits":
-        bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
-        bell.conclude(at_rest=[LANE], waiting=[], capped=[], is_short=False)
+        wakeups.update(at_rest=[], waiting=[LANE], capped=[], is_short=False)
+        wakeups.update(at_rest=[LANE], waiting=[], capped=[], is_short=False)
     if what == "the last look is a while ago":
-        bell.conclude(at_rest=[], waiting=[LANE], capped=[], is_short=False)
-        bell.sleep(TOGETHER_S)
-    bell.joined(LANE)
+        wakeups.update(at_rest=[], waiting=[LANE], capped=[], is_short=False)
+        wakeups.wait(TOGETHER_S)
+    wakeups.job_enqueued(LANE)
 
-    assert (True, {LANE}) == (is_rung(bell), set(bell.take()))
+    assert (True, {LANE}) == (is_rung(wakeups), set(wakeups.take()))
 
 
-def test_a_lane_that_could_not_be_looked_at_is_one_where_others_wait(bell: Bell) -> None:
-    bell.take()
-    bell.keep({LANE: 1.0})
-    bell.joined(LANE)
+def test_a_lane_that_could_not_be_looked_at_is_one_where_others_wait(wakeups: Wakeups) -> None:
+    wakeups.take()
+    wakeups.keep_for_later({LANE: 1.0})
+    wakeups.job_enqueued(LANE)
 
-    assert (False, {LANE}) == (is_rung(bell), set(bell.take()))
+    assert (False, {LANE}) == (is_rung(wakeups), set(wakeups.take()))

@@ -16,7 +16,7 @@ from tests.support.queue_tools import finish, known, query, start, submit
 from tests.support.webhook_tools import deliveries, endpoint
 from workers.broker.publish import Call
 from workers.broker.queues import WEBHOOKS
-from workers.pacer.webhook_dispatch import AGAIN_S, EVERY_S, QUEUE_MOST, Due
+from workers.pacer.webhook_dispatch import EVERY_S, FULL_QUEUE_RETRY_S, MAX_QUEUED, WebhookDispatcher
 
 
 @dataclass
@@ -43,9 +43,9 @@ def bells() -> Bells:
 
 
 @pytest.fixture
-def due(bells: Bells, redis_client: redis.Redis) -> Due:
+def due(bells: Bells, redis_client: redis.Redis) -> WebhookDispatcher:
     """One that has looked at everybody at 100.0."""
-    made = Due(broker=redis_client, ring=bells)
+    made = WebhookDispatcher(broker=redis_client, ring=bells)
     made.step(now=100.0)
     return made
 
@@ -57,7 +57,7 @@ def happen(caller: Key, many: int = 1) -> None:
         finish(job_id, start(caller, job_id))
 
 
-def test_who_is_named_is_looked_at_at_once_and_nobody_else(caller: Key, due: Due, bells: Bells) -> None:
+def test_who_is_named_is_looked_at_at_once_and_nobody_else(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
     row, _ = endpoint(caller, "https://one.example.com/"), endpoint(caller, "https://two.example.com/")
     happen(caller)
 
@@ -67,7 +67,7 @@ def test_who_is_named_is_looked_at_at_once_and_nobody_else(caller: Key, due: Due
     assert [one.id for one in deliveries() if one.endpoint_id == row.id] == bells.rung
 
 
-def test_everybody_is_looked_at_once_a_second(caller: Key, due: Due, bells: Bells) -> None:
+def test_everybody_is_looked_at_once_a_second(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
     endpoint(caller)
     happen(caller)
 
@@ -76,7 +76,7 @@ def test_everybody_is_looked_at_once_a_second(caller: Key, due: Due, bells: Bell
     assert 1 == len(bells.rung)
 
 
-def test_when_it_is_not_known_who_everybody_is_looked_at_at_once(caller: Key, due: Due) -> None:
+def test_when_it_is_not_known_who_everybody_is_looked_at_at_once(caller: Key, due: WebhookDispatcher) -> None:
     endpoint(caller)
     happen(caller)
     due.wake(None)
@@ -84,7 +84,7 @@ def test_when_it_is_not_known_who_everybody_is_looked_at_at_once(caller: Key, du
     assert 1 == due.step(now=100.1)
 
 
-def test_what_was_rung_for_in_vain_is_rung_for_again(caller: Key, due: Due, bells: Bells) -> None:
+def test_what_was_rung_for_in_vain_is_rung_for_again(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
     endpoint(caller)
     happen(caller)
     bells.is_deaf = True
@@ -96,24 +96,24 @@ def test_what_was_rung_for_in_vain_is_rung_for_again(caller: Key, due: Due, bell
     assert 1 == due.step(now=106.0)
 
 
-def test_no_more_doorbells_wait_in_celery_than_that(caller: Key, due: Due, bells: Bells, redis_client: redis.Redis) -> None:
+def test_no_more_doorbells_wait_in_celery_than_that(caller: Key, due: WebhookDispatcher, bells: Bells, redis_client: redis.Redis) -> None:
     for n in range(20):
         endpoint(caller, f"https://{n}.example.com/")
     happen(caller, 4)
-    redis_client.rpush(WEBHOOKS, *["x"] * (QUEUE_MOST - 3))
+    redis_client.rpush(WEBHOOKS, *["x"] * (MAX_QUEUED - 3))
 
     assert 3 == due.step(now=102.0)
     redis_client.rpush(WEBHOOKS, *["x"] * 10)
     assert 0 == due.step(now=104.0)
     redis_client.delete(WEBHOOKS)
-    assert QUEUE_MOST == due.step(now=104.0 + AGAIN_S), "it looks again as soon as there may be room"
-    assert 80 - 3 - QUEUE_MOST == len(query("SELECT FROM delivery WHERE status = 'pending'"))
+    assert MAX_QUEUED == due.step(now=104.0 + FULL_QUEUE_RETRY_S), "it looks again as soon as there may be room"
+    assert 80 - 3 - MAX_QUEUED == len(query("SELECT FROM delivery WHERE status = 'pending'"))
 
 
 def test_without_redis_nothing_is_picked_and_the_thread_lives(caller: Key, bells: Bells, override: Callable[..., None]) -> None:
     stop = threading.Event()
     away = redis.Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2)
-    made = Due(broker=away, ring=bells)
+    made = WebhookDispatcher(broker=away, ring=bells)
     endpoint(caller)
     happen(caller)
     thread = threading.Thread(target=made.run, args=(stop,), daemon=True)

@@ -22,7 +22,7 @@ from models.platform import crypto
 from models.platform.errors import Unavailable
 from tests.support.queue_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
 from workers.runner import finish as ending
-from workers.runner.finish import Ending
+from workers.runner.finish import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 PNG = b"\x89PNG\r\n\x1a\n picture"
@@ -52,14 +52,14 @@ def postgres_is(override: Callable[..., None]) -> Callable[[str], None]:
     return change
 
 
-def ended(caller: Key, job_id: UUID, dispatch_id: UUID, body: bytes = BODY, **other: Any) -> Ending:
+def ended(caller: Key, job_id: UUID, dispatch_id: UUID, body: bytes = BODY, **other: Any) -> AttemptRecord:
     good = AttemptResult(Outcome.SUCCEEDED, 200, "req_1")
     result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
-    return replace(Ending(job_id, dispatch_id, caller.id, row(job_id).lane_id, "gpt-4o", good, result), **other)
+    return replace(AttemptRecord(job_id, dispatch_id, caller.id, row(job_id).lane_id, "gpt-4o", good, result), **other)
 
 
 @pytest.fixture
-def good(caller: Key) -> Ending:
+def good(caller: Key) -> AttemptRecord:
     one = submit(caller, model="gpt-4o")
     return ended(caller, one, start(caller, one))
 
@@ -68,27 +68,27 @@ def used() -> list[tuple[Any, ...]]:
     return [tuple(one) for one in query("SELECT input_tokens, output_tokens, images, cost_microusd FROM usage")]
 
 
-def test_an_answer_its_usage_and_its_price_are_stored_together(good: Ending) -> None:
+def test_an_answer_its_usage_and_its_price_are_stored_together(good: AttemptRecord) -> None:
     ending.write(good)
 
     assert (Status.SUCCEEDED, BODY) == (row(good.job_id).status, bytes(row(good.job_id).response))
     assert [(7, 5, 0, 68)] == used()
 
 
-def test_twice_is_the_same_as_once(good: Ending) -> None:
+def test_twice_is_the_same_as_once(good: AttemptRecord) -> None:
     ending.commit(good)
     ending.commit(good)
 
     assert (1, ["queued", "started", "succeeded"]) == (len(used()), told(good.job_id))
 
 
-def test_a_job_goes_back_in_line_when_there_is_no_result(good: Ending) -> None:
+def test_a_job_goes_back_in_line_when_there_is_no_result(good: AttemptRecord) -> None:
     ending.write(replace(good, result=None, finding=AttemptResult(Outcome.FAILED, 500), counts=True))
 
     assert (Status.QUEUED, 1, [good.job_id], []) == (row(good.job_id).status, row(good.job_id).failures, heads(), used())
 
 
-def test_the_usage_of_an_answer_that_nobody_takes_is_recorded(caller: Key, good: Ending) -> None:
+def test_the_usage_of_an_answer_that_nobody_takes_is_recorded(caller: Key, good: AttemptRecord) -> None:
     reap()
     again = start(caller, good.job_id)
     ending.write(good)
@@ -98,7 +98,7 @@ def test_the_usage_of_an_answer_that_nobody_takes_is_recorded(caller: Key, good:
     assert finish(good.job_id, again)
 
 
-def test_the_usage_of_an_answer_that_came_after_the_cancellation_is_recorded(good: Ending) -> None:
+def test_the_usage_of_an_answer_that_came_after_the_cancellation_is_recorded(good: AttemptRecord) -> None:
     query("UPDATE job SET cancel_requested = true")
     reap()
     ending.write(good)
@@ -112,13 +112,13 @@ def test_the_usage_of_an_answer_that_came_after_the_cancellation_is_recorded(goo
 SILENT = json.dumps({"id": "chatcmpl-1", "choices": [{"message": {"content": "one two three four"}}]}).encode()
 
 
-def silent(good: Ending, asked_tokens: int | Callable[[], int] | None, body: bytes = SILENT) -> Ending:
+def silent(good: AttemptRecord, asked_tokens: int | Callable[[], int] | None, body: bytes = SILENT) -> AttemptRecord:
     """The ending of an answer without usage."""
     result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
     return replace(good, result=result, asked_tokens=asked_tokens)
 
 
-def charged(good: Ending) -> list[tuple[str, int, str | None]]:
+def charged(good: AttemptRecord) -> list[tuple[str, int, str | None]]:
     return [tuple(one) for one in query("SELECT kind, amount_microusd, note FROM ledger WHERE job_id = :id ORDER BY id", id=good.job_id)]
 
 
@@ -127,14 +127,14 @@ def marked() -> list[bool]:
 
 
 @pytest.mark.parametrize("is_turn", [False, True])
-def test_usage_that_the_upstream_does_not_say_is_estimated_and_charged(good: Ending, is_turn: bool) -> None:
+def test_usage_that_the_upstream_does_not_say_is_estimated_and_charged(good: AttemptRecord, is_turn: bool) -> None:
     ending.write(replace(silent(good, lambda: 100), is_turn=is_turn))
 
     assert ([(100, 4, 0, 290)], [True]) == (used(), marked())
     assert [("charge", -290, "estimated")] == charged(good)
 
 
-def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: Ending) -> None:
+def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: AttemptRecord) -> None:
     def never() -> int:
         raise AssertionError
 
@@ -143,7 +143,7 @@ def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: E
     assert ([(7, 5, 0, 68)], [False], [("charge", -68, None)]) == (used(), marked(), charged(good))
 
 
-def test_what_was_unknown_is_corrected_by_an_estimate_that_says_so(good: Ending) -> None:
+def test_what_was_unknown_is_corrected_by_an_estimate_that_says_so(good: AttemptRecord) -> None:
     query("UPDATE job SET reserved_microusd = 1000")
     reap()
     ending.write(silent(good, lambda: 100))
@@ -151,20 +151,20 @@ def test_what_was_unknown_is_corrected_by_an_estimate_that_says_so(good: Ending)
     assert [("unknown", -1_000, None), ("correction", 710, "estimated")] == charged(good)
 
 
-def test_a_call_that_costs_nothing_is_not_estimated(good: Ending) -> None:
+def test_a_call_that_costs_nothing_is_not_estimated(good: AttemptRecord) -> None:
     ending.write(silent(good, None, b'{"results": []}'))
 
     assert ([(0, 0, 0)], [False]) == ([one[:3] for one in used()], marked())
 
 
-def test_an_estimate_outlives_its_worker(good: Ending, folder: Path) -> None:
+def test_an_estimate_outlives_its_worker(good: AttemptRecord, folder: Path) -> None:
     ending.spool(silent(good, lambda: 100))
     ending.replay()
 
     assert [(100, 4, 0, 290)] == used()
 
 
-def test_an_answer_that_could_not_be_read_is_charged_once_as_an_estimate(good: Ending) -> None:
+def test_an_answer_that_could_not_be_read_is_charged_once_as_an_estimate(good: AttemptRecord) -> None:
     error = {"message": "no JSON", "type": "server_error", "param": None, "code": "upstream_invalid_response"}
     kept = JobResult(Status.FAILED, http_status=200, response=b"one two three four", error=error)
     bad = replace(silent(good, lambda: 100), finding=AttemptResult(Outcome.UNKNOWN, 200), result=kept)
@@ -182,7 +182,7 @@ def picture(*contents: bytes) -> bytes:
     return json.dumps({"created": 1, "data": [{"b64_json": base64.b64encode(each).decode()} for each in contents]}).encode()
 
 
-def test_pictures_are_stored_in_order_with_their_type(caller: Key, good: Ending) -> None:
+def test_pictures_are_stored_in_order_with_their_type(caller: Key, good: AttemptRecord) -> None:
     ending.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG, b"\xff\xd8\xff jpeg", b"<script>")))
 
     kinds = query("SELECT n, content_type, content FROM artifact ORDER BY n")
@@ -190,7 +190,7 @@ def test_pictures_are_stored_in_order_with_their_type(caller: Key, good: Ending)
     assert (PNG, 3) == (bytes(kinds[0].content), used()[0][2])
 
 
-def test_pictures_of_a_late_answer_that_nobody_takes_are_not_stored(caller: Key, good: Ending) -> None:
+def test_pictures_of_a_late_answer_that_nobody_takes_are_not_stored(caller: Key, good: AttemptRecord) -> None:
     reap()
     start(caller, good.job_id)
     ending.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG)))
@@ -201,7 +201,7 @@ def test_pictures_of_a_late_answer_that_nobody_takes_are_not_stored(caller: Key,
 @pytest.mark.parametrize(
     "data", [None, {}, "x", [None], ["x"], [{}], [{"b64_json": None}], [{"b64_json": "no base64!"}], [{"url": "http://x"}]]
 )
-def test_data_that_is_no_picture_stores_none_and_keeps_the_answer(caller: Key, good: Ending, data: object) -> None:
+def test_data_that_is_no_picture_stores_none_and_keeps_the_answer(caller: Key, good: AttemptRecord, data: object) -> None:
     body = json.dumps({"created": 1, "data": data}).encode()
     ending.write(ended(caller, good.job_id, good.dispatch_id, body))
 
@@ -211,7 +211,7 @@ def test_data_that_is_no_picture_stores_none_and_keeps_the_answer(caller: Key, g
 # Postgres away
 
 
-def test_an_answer_is_kept_on_disk_while_postgres_is_away(good: Ending, folder: Path, postgres_is: Callable[[str], None]) -> None:
+def test_an_answer_is_kept_on_disk_while_postgres_is_away(good: AttemptRecord, folder: Path, postgres_is: Callable[[str], None]) -> None:
     postgres_is("away")
     with pytest.raises(Unavailable):
         ending.commit(good)
@@ -224,7 +224,7 @@ def test_an_answer_is_kept_on_disk_while_postgres_is_away(good: Ending, folder: 
     assert (Status.SUCCEEDED, BODY, []) == (row(good.job_id).status, bytes(row(good.job_id).response), list(folder.iterdir()))
 
 
-def test_what_is_kept_on_disk_cannot_be_read_there(good: Ending) -> None:
+def test_what_is_kept_on_disk_cannot_be_read_there(good: AttemptRecord) -> None:
     file = ending.spool(good)
 
     assert b"chatcmpl" not in file.read_bytes()
@@ -243,20 +243,20 @@ def test_what_is_kept_on_disk_cannot_be_read_there(good: Ending) -> None:
         {},
     ],
 )
-def test_what_comes_back_from_disk_is_what_went_there(good: Ending, change: dict[str, Any]) -> None:
+def test_what_comes_back_from_disk_is_what_went_there(good: AttemptRecord, change: dict[str, Any]) -> None:
     one = replace(good, **change)
 
     assert one == ending._load(ending._dump(one))
 
 
-def test_what_was_spooled_twice_is_stored_once(good: Ending) -> None:
+def test_what_was_spooled_twice_is_stored_once(good: AttemptRecord) -> None:
     ending.commit(good)
     ending.spool(good)
 
     assert (1, 1) == (ending.replay(), len(used()))
 
 
-def test_a_file_that_cannot_be_read_stays_and_holds_up_nobody(good: Ending, folder: Path) -> None:
+def test_a_file_that_cannot_be_read_stays_and_holds_up_nobody(good: AttemptRecord, folder: Path) -> None:
     ending.spool(good)
     bad = folder / "00000000-0000-0000-0000-000000000000.ending"
     bad.write_bytes(b"not sealed by us")
@@ -266,7 +266,7 @@ def test_a_file_that_cannot_be_read_stays_and_holds_up_nobody(good: Ending, fold
 
 
 @pytest.fixture
-def refused(caller: Key) -> Ending:
+def refused(caller: Key) -> AttemptRecord:
     """One that Postgres cannot store: its text has a NUL."""
     one = submit(caller, model="gpt-4o")
     error = {"message": "\0", "type": None, "param": None, "code": "x"}
@@ -274,7 +274,7 @@ def refused(caller: Key) -> Ending:
 
 
 def test_an_answer_that_cannot_be_stored_is_put_aside_and_the_others_go_on(
-    good: Ending, refused: Ending, folder: Path, caplog: pytest.LogCaptureFixture
+    good: AttemptRecord, refused: AttemptRecord, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ending.spool(refused)
     file = ending.spool(good).with_name(f"{refused.dispatch_id}.ending")
@@ -286,7 +286,7 @@ def test_an_answer_that_cannot_be_stored_is_put_aside_and_the_others_go_on(
     assert (1, 0) == tuple(REGISTRY.get_sample_value("nowserving_spooled_answers", {"state": state}) for state in ("refused", "waiting"))
 
 
-def test_an_answer_that_was_put_aside_is_stored_once_it_can_be(good: Ending, folder: Path, override: Callable[..., None]) -> None:
+def test_an_answer_that_was_put_aside_is_stored_once_it_can_be(good: AttemptRecord, folder: Path, override: Callable[..., None]) -> None:
     file = ending.spool(good)
     sealed = file.read_bytes()
     file.write_bytes(b"of another key")
@@ -297,7 +297,7 @@ def test_an_answer_that_was_put_aside_is_stored_once_it_can_be(good: Ending, fol
     assert 0 == REGISTRY.get_sample_value("nowserving_spooled_answers", {"state": "refused"})
 
 
-def test_an_answer_of_another_version_holds_up_nobody(good: Ending, folder: Path) -> None:
+def test_an_answer_of_another_version_holds_up_nobody(good: AttemptRecord, folder: Path) -> None:
     other = folder / f"{UUID(int=1)}.ending"
     ending.spool(good)
     other.write_bytes(crypto.seal(json.dumps({"version": 9}).encode(), bound_to=other.stem))
@@ -306,7 +306,7 @@ def test_an_answer_of_another_version_holds_up_nobody(good: Ending, folder: Path
     assert [other] == list(folder.iterdir())
 
 
-def test_a_file_moved_to_another_name_is_not_believed(good: Ending, folder: Path) -> None:
+def test_a_file_moved_to_another_name_is_not_believed(good: AttemptRecord, folder: Path) -> None:
     file = ending.spool(good)
     file.rename(folder / "00000000-0000-0000-0000-000000000000.ending")
 
@@ -314,7 +314,7 @@ def test_a_file_moved_to_another_name_is_not_believed(good: Ending, folder: Path
 
 
 def test_an_answer_that_neither_postgres_nor_the_disk_takes_is_tried_again(
-    good: Ending, folder: Path, postgres_is: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    good: AttemptRecord, folder: Path, postgres_is: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ending, "TRY_S", 0.05)
     folder.touch()  # no folder can be made there
@@ -330,7 +330,7 @@ def test_an_answer_that_neither_postgres_nor_the_disk_takes_is_tried_again(
     assert "succeeded" == row(good.job_id).status
 
 
-def test_a_half_written_file_is_not_read(good: Ending, folder: Path) -> None:
+def test_a_half_written_file_is_not_read(good: AttemptRecord, folder: Path) -> None:
     ending.spool(good).rename(folder / f"{good.dispatch_id}.part")
 
     assert 0 == ending.replay()

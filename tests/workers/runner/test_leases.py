@@ -10,8 +10,8 @@ import redis
 
 from models.database import db
 from workers.limiter.limiter import Ask, Limiter, Limits, Meter
-from workers.runner.leases import Held, Leases
-from workers.upstream.call import Call
+from workers.runner.leases import Leases, RunningJob
+from workers.upstream.call import CallControl
 
 METER = Meter(1, "m")
 
@@ -23,7 +23,7 @@ def test_calls_keep_their_places_in_flight_while_postgres_is_away(redis_client: 
     dispatch_id = uuid4()
     limiter.admit(METER, [Ask(str(dispatch_id), 1)], lease_ms=10_000)
     leases = Leases(limiter)
-    leases.add(dispatch_id, Held(uuid4(), METER, Call(deadline=time.monotonic() + 600)))
+    leases.add(dispatch_id, RunningJob(uuid4(), METER, CallControl(deadline=time.monotonic() + 600)))
     override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/none", lease_s=30)
     db.engine.cache_clear()
     now_us += 9_000_000

@@ -20,7 +20,7 @@ from tests.support.queue_tools import admit, known, outcomes, query, row, submit
 from tests.upstream.client import FakeUpstream, upstream
 from workers.limiter.limiter import Limiter
 from workers.runner.leases import Leases
-from workers.runner.run_job import Processor
+from workers.runner.run_job import JobRunner
 from workers.upstream import body_budget, request
 from workers.upstream.body_budget import FREE_BYTES, BodyBudget
 from workers.upstream.client import Body
@@ -112,12 +112,12 @@ def test_without_room_a_large_job_is_back_in_its_line_and_a_small_one_is_served(
 ) -> None:
     caller, _ = pool_of(upstream, "sk-full")
     limiter = Limiter(redis_client)
-    processor = Processor(limiter, Leases(limiter))
+    processor = JobRunner(limiter, Leases(limiter))
     budget.room().take_at_once(3_900_000)
     large, small = submit(caller, request=chat("large")), submit(caller)
     budget._waiting.append(budget.room())  # one waits already: with two threads no more may
     for job_id in (large, small):
-        processor.serve(job_id, admit(caller, job_id))
+        processor.run(job_id, admit(caller, job_id))
 
     waits = row(large)
     assert (Status.QUEUED, 0, [], True) == (waits.status, waits.calls, outcomes(large), waits.not_before is not None)

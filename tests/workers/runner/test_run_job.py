@@ -13,7 +13,7 @@ from tests.support.queue_tools import admit, known, outcomes, row, submit
 from workers.limiter.limiter import Limiter
 from workers.runner import prompt
 from workers.runner.leases import Leases
-from workers.runner.run_job import Processor
+from workers.runner.run_job import JobRunner
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -27,8 +27,8 @@ def test_a_turn_whose_memory_cannot_be_read_waits_again_and_has_not_failed(
     limiter = Limiter(redis_client)
     caller = known()
     turn = submit(caller, conversation="c1")
-    monkeypatch.setattr(prompt, "complete", away)
-    Processor(limiter, Leases(limiter)).serve(turn, admit(caller, turn))
+    monkeypatch.setattr(prompt, "assemble", away)
+    JobRunner(limiter, Leases(limiter)).run(turn, admit(caller, turn))
 
     after = row(turn)
     assert (Status.QUEUED, 0, 0, ["not_sent"]) == (after.status, after.failures, after.possible_duplicate_calls, outcomes(turn))

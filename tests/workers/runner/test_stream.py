@@ -20,11 +20,11 @@ from tests.support.programs.processes import until
 from tests.support.queue_tools import known, query, reap, row, start, submit
 from tests.support.stream_tools import content, heard
 from tests.upstream.answer import END_OF_CHUNKS, chunk
-from workers.answers.retry_policy import Next
+from workers.answers.retry_policy import NextStep
 from workers.channels import notify, token_stream
 from workers.runner import stream
-from workers.runner.stream_publisher import Relay
-from workers.upstream.call import Call
+from workers.runner.stream_publisher import StreamPublisher
+from workers.upstream.call import CallControl
 from workers.upstream.client import Lost, Request
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -69,18 +69,18 @@ def running(database: None) -> Any:
     return SimpleNamespace(**{**found._asdict(), "dispatch_id": dispatch_id})
 
 
-def hear(running: Any, speaker: Speaker, *, relay: Relay | None = None) -> tuple[Any, Any]:
+def hear(running: Any, speaker: Speaker, *, relay: StreamPublisher | None = None) -> tuple[Any, Any]:
     """The answer's object and the verdict."""
     answer, verdict = heard_raw(running, speaker, relay=relay)
     return json.loads(answer.body) if answer.body else None, verdict
 
 
-def heard_raw(running: Any, speaker: Speaker, *, relay: Relay | None = None) -> tuple[Any, Any]:
+def heard_raw(running: Any, speaker: Speaker, *, relay: StreamPublisher | None = None) -> tuple[Any, Any]:
     """The answer and the verdict."""
     request = Request(f"http://127.0.0.1:{speaker.server.getsockname()[1]}/", key="k", headers={}, content=b"{}")
-    call = Call(deadline=time.monotonic() + 10)
+    call = CallControl(deadline=time.monotonic() + 10)
     try:
-        return stream.call(running, request, call=call, relay=relay or Relay(running))
+        return stream.call_streamed(running, request, call=call, relay=relay or StreamPublisher(running))
     finally:
         speaker.is_over.set()
         speaker.join(5)
@@ -104,12 +104,12 @@ def test_what_came_in_one_read_is_relayed_in_one_step(running: Any) -> None:
         while (message := listener.get_message(timeout=0.2)) is not None or not messages:
             messages.append(message)
 
-    assert ("abab", Next.SUCCEED) == (said(answer), verdict.next)
+    assert ("abab", NextStep.SUCCEED) == (said(answer), verdict.next)
     assert 3 == len(messages)
 
 
 def test_a_stream_that_came_at_once_is_only_in_its_transcript(running: Any) -> None:
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     answer, _ = hear(running, Speaker(CHUNKED + chunk(ONE + LAST + DONE) + END_OF_CHUNKS), relay=relay)
 
     assert ("a", ONE + LAST) == (said(answer), relay.transcript)
@@ -120,7 +120,7 @@ def test_a_connection_that_stays_open_after_the_end_holds_up_nobody(running: Any
     began = time.monotonic()
     answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + DONE, stays=True))
 
-    assert ("a", Next.SUCCEED) == (said(answer), verdict.next)
+    assert ("a", NextStep.SUCCEED) == (said(answer), verdict.next)
     assert time.monotonic() - began < 5
 
 
@@ -128,7 +128,7 @@ def test_a_connection_that_stays_open_after_the_end_holds_up_nobody(running: Any
 def test_a_stream_may_end_with_its_last_choice_or_by_saying_so(running: Any, end: bytes) -> None:
     answer, verdict = hear(running, Speaker(HEAD + ONE + end))
 
-    assert Next.SUCCEED == verdict.next
+    assert NextStep.SUCCEED == verdict.next
     assert (USE in end) == ("usage" in answer)
 
 
@@ -146,15 +146,15 @@ GARBLED = b"data: not json\n\n"
 def test_a_stream_that_cannot_be_read_is_kept_whole(running: Any, sent: bytes) -> None:
     answer, verdict = heard_raw(running, Speaker(HEAD + sent))
 
-    assert (sent, Next.UNREADABLE, "upstream_invalid_response") == (answer.body, verdict.next, verdict.error["code"])
+    assert (sent, NextStep.UNREADABLE, "upstream_invalid_response") == (answer.body, verdict.next, verdict.error["code"])
 
 
 @pytest.mark.parametrize("junk", [GARBLED, b"data: <!-- x -->\n\n", b'data: {"error": {"message": "late"}}\n\n', b"data: [1, 2]\n\n"])
 def test_junk_after_the_last_choice_loses_nothing(running: Any, junk: bytes) -> None:
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + junk + USE + DONE), relay=relay)
 
-    assert ("a", Next.SUCCEED, True) == (said(answer), verdict.next, "usage" in answer)
+    assert ("a", NextStep.SUCCEED, True) == (said(answer), verdict.next, "usage" in answer)
     assert ONE + LAST == relay.transcript
 
 
@@ -162,7 +162,7 @@ def test_junk_after_the_last_choice_loses_nothing(running: Any, junk: bytes) -> 
 def test_the_end_is_seen_however_it_is_written(running: Any, done: bytes) -> None:
     answer, verdict = hear(running, Speaker(HEAD + ONE + done))
 
-    assert ("a", Next.SUCCEED) == (said(answer), verdict.next)
+    assert ("a", NextStep.SUCCEED) == (said(answer), verdict.next)
 
 
 def test_a_compressed_stream_is_relayed_as_it_comes(running: Any) -> None:
@@ -177,7 +177,7 @@ def test_a_compressed_stream_is_relayed_as_it_comes(running: Any) -> None:
 
 
 def test_an_event_with_a_list_around_it_is_relayed_without(running: Any) -> None:
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     answer, _ = hear(running, Speaker(HEAD + b"data: [" + ONE[6:-2] + b"]\n\n" + LAST), relay=relay)
 
     assert ("a", ONE + LAST) == (said(answer), relay.transcript)
@@ -186,18 +186,18 @@ def test_an_event_with_a_list_around_it_is_relayed_without(running: Any) -> None
 def test_a_cut_after_the_last_choice_loses_nothing(running: Any) -> None:
     answer, verdict = hear(running, Speaker(CHUNKED + chunk(ONE + LAST)))
 
-    assert ("a", Next.SUCCEED) == (said(answer), verdict.next)
+    assert ("a", NextStep.SUCCEED) == (said(answer), verdict.next)
 
 
 def test_a_ping_is_not_relayed(running: Any) -> None:
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     hear(running, Speaker(HEAD + b"event: ping\ndata: {}\n\n" + ONE + LAST), relay=relay)
 
     assert ONE + LAST == relay.transcript
 
 
 def test_json_is_recognised_whatever_it_is_called(running: Any) -> None:
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     body = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]})
     answer, _ = hear(running, Speaker(HEAD + b" \n" + body.encode()), relay=relay)
 
@@ -205,16 +205,16 @@ def test_json_is_recognised_whatever_it_is_called(running: Any) -> None:
 
 
 def test_an_error_in_place_of_a_stream_is_an_error(running: Any) -> None:
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     head = HEAD.replace(b"text/event-stream", b"application/json")
     _, verdict = hear(running, Speaker(head + b'{"error":{"message":"slow down","code":"slow_down"}}'), relay=relay)
 
-    assert (Next.WAIT, "slow down", None) == (verdict.next, verdict.error["message"], relay.transcript)
+    assert (NextStep.WAIT, "slow down", None) == (verdict.next, verdict.error["message"], relay.transcript)
 
 
 def test_nothing_is_relayed_without_the_lease(running: Any) -> None:
     query("UPDATE job SET dispatch_id = gen_random_uuid() WHERE id = :id", id=running.id)
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     relay.take(ONE)
     relay.flush()
 
@@ -222,7 +222,7 @@ def test_nothing_is_relayed_without_the_lease(running: Any) -> None:
 
 
 def test_a_stream_that_redis_lost_is_not_begun_again_in_its_middle(running: Any) -> None:
-    relay = Relay(running)
+    relay = StreamPublisher(running)
     for event in (ONE, TWO, LAST):
         relay.take(event)
         relay.flush()
@@ -246,15 +246,15 @@ def test_use_is_asked_for_beside_what_the_client_wants(environment: dict[str, st
     content = json.dumps(body).encode()
     row = SimpleNamespace(endpoint="/v1/chat/completions", request=content, streamed=True)
 
-    assert {**body, "stream_options": sent} == json.loads(stream.asking(row, content))
-    assert stream.want(row).with_usage == bool(asked and asked.get("include_usage"))
+    assert {**body, "stream_options": sent} == json.loads(stream.with_usage_requested(row, content))
+    assert stream.reader_options(row).with_usage == bool(asked and asked.get("include_usage"))
 
 
 def test_use_is_not_asked_for_of_an_upstream_that_refuses_it(override: Callable[..., None]) -> None:
     override(stream_usage=False)
     body = b'{"model":"m",  "stream":true}'
 
-    assert body == stream.asking(SimpleNamespace(endpoint="/v1/chat/completions", streamed=True), body)
+    assert body == stream.with_usage_requested(SimpleNamespace(endpoint="/v1/chat/completions", streamed=True), body)
 
 
 def test_a_lost_call_of_a_stream_that_had_begun_is_not_made_again(database: None) -> None:

@@ -65,12 +65,12 @@ def test_broken_characters_in_utf8_are_replaced_and_the_others_kept() -> None:
 @pytest.mark.parametrize("body", [b"data: {}", b"\n\nevent: x", b": comment", b"id:1", b"retry: 1", b"data:{}"])
 def test_events_are_told_from_other_text(body: bytes) -> None:
     assert answer_body.is_event_stream(body)
-    assert not answer_body.begins_whole(body.strip())
+    assert not answer_body.is_not_event_stream(body.strip())
 
 
 @pytest.mark.parametrize("body", [b"{", b"[{}]", b"<html>", b"\xff\xfe{\x00", b"\x00{", b'"text"'])
 def test_a_whole_body_is_told_from_events(body: bytes) -> None:
-    assert answer_body.begins_whole(body)
+    assert answer_body.is_not_event_stream(body)
     assert not answer_body.is_event_stream(body)
 
 
@@ -85,7 +85,7 @@ def test_a_whole_body_is_told_from_events(body: bytes) -> None:
     ],
 )
 def test_a_body_is_kept_with_its_type_unless_it_is_json(body: bytes, is_unreadable: bool, kept: object) -> None:
-    assert kept == answer_body.kept(body, {"content-type": "text/html; charset=x"}, is_unreadable=is_unreadable)
+    assert kept == answer_body.body_to_store(body, {"content-type": "text/html; charset=x"}, is_unreadable=is_unreadable)
 
 
 @pytest.mark.parametrize("named", ["", "text", "text/html\r\nx: 1", "text/html\n;x", "é/ü", "a/b;" + "x" * 500])

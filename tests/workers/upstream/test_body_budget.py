@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.programs.processes import until
 from workers.upstream import body_budget
-from workers.upstream.body_budget import FREE_BYTES, STALLED_S, STEP_BYTES, BodyBudget, Room
+from workers.upstream.body_budget import FREE_BYTES, STALLED_S, STEP_BYTES, BodyBudget, BodyReservation
 
 MIB = 2**20
 
@@ -149,7 +149,7 @@ def test_an_answer_waits_while_room_is_given_back_and_goes_on_when_nothing_moves
 def test_many_threads_never_hold_more_than_the_budget_and_one_of_them_more() -> None:
     budget = BodyBudget(8 * MIB)
 
-    def call(room: Room) -> None:
+    def call(room: BodyReservation) -> None:
         with room:
             assert room.reserve(2 * MIB, wait_s=60)
             room.arrive(MIB, expected=4 * MIB)

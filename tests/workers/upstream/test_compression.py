@@ -10,7 +10,7 @@ import brotli
 import pytest
 from backports import zstd
 
-from workers.upstream.compression import Oversized, unpacked
+from workers.upstream.compression import Oversized, decompress
 
 PLAIN = json.dumps({"id": "chatcmpl-1", "text": "größer 日本 " * 200}).encode()
 LIMIT = 1_000_000
@@ -42,7 +42,7 @@ FORMS = {
 
 
 def unpack(body: bytes, label: str, *, size: int = 1_000_000, limit: int = LIMIT) -> bytes:
-    return b"".join(unpacked((body[start : start + size] for start in range(0, len(body), size)), label=label, limit=limit))
+    return b"".join(decompress((body[start : start + size] for start in range(0, len(body), size)), label=label, limit=limit))
 
 
 @pytest.mark.parametrize("size", [1, 7, 1_000_000])
@@ -57,7 +57,7 @@ def test_a_part_comes_out_before_the_next_has_come() -> None:
     packer = zlib.compressobj(wbits=31)
     first = packer.compress(b"data: 1\n\n") + packer.flush(zlib.Z_SYNC_FLUSH)
 
-    assert b"data: 1\n\n" == next(unpacked([first], label="gzip", limit=LIMIT))
+    assert b"data: 1\n\n" == next(decompress([first], label="gzip", limit=LIMIT))
 
 
 @pytest.mark.parametrize("label", ["gzip", "deflate", "br", "zstd", ""])

@@ -17,8 +17,8 @@ from tests.support.servers import certificates
 from tests.upstream import surplus
 from tests.upstream.client import FakeUpstream, upstream
 from workers.upstream import connections
-from workers.upstream.call import Call
-from workers.upstream.client import Answer, Lost, NotSent, Request, listen, send
+from workers.upstream.call import CallControl
+from workers.upstream.client import Answer, Lost, NotSent, Request, open_answer, send
 
 __all__ = ["upstream"]
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -51,7 +51,7 @@ def asked(upstream: FakeUpstream, text: str, *, key: str = "sk-a", fresh: bool =
 
 
 def call(upstream: FakeUpstream, text: str, *, timeout_s: float = 5, **how: Any) -> Answer:
-    return send(asked(upstream, text, **how), call=Call(deadline=time.monotonic() + timeout_s))
+    return send(asked(upstream, text, **how), call=CallControl(deadline=time.monotonic() + timeout_s))
 
 
 def idle_socket() -> socket.socket:
@@ -95,7 +95,7 @@ def test_surplus_bytes_over_tls_are_never_the_answer_of_the_next_call(secure: Fa
 
 def test_surplus_bytes_of_a_stream_are_never_the_answer_of_the_next_call(upstream: FakeUpstream) -> None:
     upstream.behave("sk-a", {"surplus": "twice"})
-    with listen(asked(upstream, "first", stream=True), call=Call(deadline=time.monotonic() + 5)) as incoming:
+    with open_answer(asked(upstream, "first", stream=True), call=CallControl(deadline=time.monotonic() + 5)) as incoming:
         whole = incoming.whole()
     second = call(upstream, "second")
 
@@ -181,10 +181,10 @@ def test_a_request_that_could_not_be_written_is_sent_again_on_a_new_connection()
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=answer_one_each, args=(server,), daemon=True).start()
         request = Request(f"http://127.0.0.1:{server.getsockname()[1]}/", key="k", headers={}, content=None)
-        send(request, call=Call(deadline=time.monotonic() + 5))
+        send(request, call=CallControl(deadline=time.monotonic() + 5))
         # There is nothing to read on the kept connection, and no byte goes out any more.
         idle_socket().shutdown(socket.SHUT_WR)
-        done = Call(deadline=time.monotonic() + 5)
+        done = CallControl(deadline=time.monotonic() + 5)
         answer = send(request, call=done)
 
     assert b"{}" == answer.body
@@ -199,7 +199,7 @@ def test_a_request_cut_off_while_it_is_written_was_not_sent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=refuse, args=(server,), daemon=True).start()
         request = Request(f"http://127.0.0.1:{server.getsockname()[1]}/", key="k", headers={}, content=b"x" * 50_000_000)
-        done = Call(deadline=time.monotonic() + 5)
+        done = CallControl(deadline=time.monotonic() + 5)
         with pytest.raises(NotSent):
             send(request, call=done)
 

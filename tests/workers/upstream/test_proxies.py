@@ -19,7 +19,7 @@ from tests.upstream.client import FakeUpstream, upstream
 from tests.workers.upstream.test_connections import call, none_idle, text_of
 from tests.workers.webhooks.test_safe_http import OK, Listener, post
 from workers.upstream import connections, proxies
-from workers.upstream.call import Call
+from workers.upstream.call import CallControl
 from workers.upstream.client import Aborted, NotSent, Request, TimedOut, send
 
 __all__ = ["none_idle", "upstream"]
@@ -174,7 +174,7 @@ def test_a_call_through_a_proxy_ends_at_its_deadline_or_when_it_is_cancelled(sec
         with pytest.raises(TimedOut):
             call(secure, "hello", tls=True, timeout_s=3)
         request = Request(f"{secure.tls_base_url}/models", key="sk-a", headers={}, content=None)
-        running = Call(deadline=time.monotonic() + 20)
+        running = CallControl(deadline=time.monotonic() + 20)
         threading.Timer(0.3, running.abort).start()
         secure.behave("sk-a", hang="before")
         began = time.monotonic()
