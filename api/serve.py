@@ -56,7 +56,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
         access_log.say(environ, status=resp.status_code, sent_bytes=resp.sent, took_s=request_time.total_seconds())
         # What comes next on this connection is another matter.
-        logs.begin()
+        logs.bind()
 
 
 logger_class = Log

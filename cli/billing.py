@@ -66,7 +66,7 @@ def balance(*, key_id: int, as_json: bool) -> None:
     terminal.show(shown, as_json=as_json)
 
 
-def _standing(session: db.Session, key_id: int) -> dict[str, Any]:
+def _standing(session: db.Transaction, key_id: int) -> dict[str, Any]:
     now = statement.standing(session, key_id, listing.kind_of(session, key_id))
     amounts = {name: value for name, value in asdict(now).items() if name not in ("has_budget", "unpriced_calls")}
     return {

@@ -107,5 +107,5 @@ def caller(request: Request, *, token: str | None = None) -> Key:
     """
     callers: Callers = current_app.extensions["callers"]
     found = callers.recognise(token_of(request) if token is None else token, address=address_of(request))
-    logs.add(key=found.id)
+    logs.extend(key=found.id)
     return found

@@ -76,10 +76,10 @@ def _begin() -> None:
     g.request_id = ids.show("req_", g.request_number)
     route = request.url_rule.rule if request.url_rule else ""
     request.environ[access_log.ROUTE] = route or None
-    logs.begin(request_id=g.request_id)
+    logs.bind(request_id=g.request_id)
     if "/jobs/<name>" in route:
         with suppress(NotFound):
-            logs.add(job=wire.public_id(wire.parse_id((request.view_args or {})["name"])))
+            logs.extend(job=wire.public_id(wire.parse_id((request.view_args or {})["name"])))
 
 
 def _sign(made: Response) -> Response:

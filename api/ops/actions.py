@@ -196,7 +196,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     return made
 
 
-def _row(session: db.Session, job_id: UUID) -> Any:
+def _row(session: db.Transaction, job_id: UUID) -> Any:
     row = session.execute(_FIND, {"id": job_id}).one_or_none()
     if row is None:
         raise NotFound("No such job.")

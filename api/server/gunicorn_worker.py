@@ -97,7 +97,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
         with suppress(OSError):
             client.sendall(answer(error, request_id=number))
             drain(client)
-        logs.begin()
+        logs.bind()
 
 
 def refusal(exc: BaseException) -> ServingError:

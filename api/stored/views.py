@@ -18,7 +18,7 @@ from api.stored.schemas import CompletionChange, Metadata
 from api.submit import schemas
 from models.content.endpoints import CHAT
 from models.database import db
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs import job_view
 from models.platform.errors import Invalid, NotFound
 from models.platform.wire import JsonObject
@@ -93,7 +93,7 @@ def messages(name: str) -> Response:
     return paging.answer(shown[:limit], has_more=len(shown) > limit)
 
 
-def _get(session: Session, key_id: int, name: str) -> Any:
+def _get(session: Transaction, key_id: int, name: str) -> Any:
     return stored_completions.get(session, key_id, CHAT, _parse(name))
 
 
@@ -103,7 +103,7 @@ def _parse(name: str) -> str:
     return name
 
 
-def _show(session: Session, row: Any) -> JsonObject:
+def _show(session: Transaction, row: Any) -> JsonObject:
     """Returns the upstream's answer, its current metadata, and the members of the request that OpenAI adds."""
     body_sent, answer = _request_body(row), job_view.result(session, row)
     about = {name: body_sent.get(name) for name in _REQUEST_MEMBERS}
@@ -141,7 +141,7 @@ def _index_of(after: str, shown: list[JsonObject]) -> int:
     raise Invalid("`after` is the id of a message of this completion.", param="after")
 
 
-def _after(session: Session, key_id: int) -> UUID | None:
+def _after(session: Transaction, key_id: int) -> UUID | None:
     """Returns the job of the `after` completion. Raises Invalid."""
     if "after" not in request.args:
         return None

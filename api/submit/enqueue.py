@@ -48,7 +48,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
     about = None if accepted.is_replayed else tracing.trace_id(told.order.traceparent)
-    logs.add(job=wire.public_id(accepted.job_id), lane=lane_id, trace_id=about)
+    logs.extend(job=wire.public_id(accepted.job_id), lane=lane_id, trace_id=about)
     return accepted
 
 

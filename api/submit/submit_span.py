@@ -47,7 +47,7 @@ class Submit:
 def submit(order: Order) -> Iterator[Submit]:
     """Inside, the order is put in line; what is raised ends the span with its kind."""
     headers = {name: said for name in ("traceparent", "tracestate") if (said := request.headers.get(name))} if tracing.is_on() else {}
-    told = Submit(order, tracing.arrive("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
+    told = Submit(order, tracing.start_root("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
     try:
         yield told
     except ServingError as error:

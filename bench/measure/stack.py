@@ -159,7 +159,7 @@ class Stack:
         self.do("UPDATE job SET status = 'cancelled', ended_at = now() WHERE status = 'queued'")
         self.wait_until(lambda: not self.ask("SELECT count(*) FROM job WHERE status IN ('admitted', 'running')"), "all have ended", 30)
 
-    def ask(self, query: str, *, session: db.Session | None = None, **values: object) -> Any:
+    def ask(self, query: str, *, session: db.Transaction | None = None, **values: object) -> Any:
         """The one value that this query finds."""
         if session is not None:
             return session.execute(text(query), values).scalar_one()

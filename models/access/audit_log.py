@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.access.operators import COMMAND_LINE, Operator
-from models.database.db import Session
+from models.database.db import Transaction
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Act:
 
 
 def write(
-    session: Session, act: Act, action: str, target: str, *, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+    session: Transaction, act: Act, action: str, target: str, *, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
 ) -> None:
     """The act is on record. target: what kind of thing and which, as `lane:7`."""
     session.execute(
@@ -33,7 +33,7 @@ def write(
     )  # fmt: skip
 
 
-def page(session: Session, *, limit: int, before: int | None) -> Sequence[Any]:
+def page(session: Transaction, *, limit: int, before: int | None) -> Sequence[Any]:
     """Up to limit + 1 entries, newest first, older than `before`."""
     return session.execute(_PAGE, {"before": before, "most": limit + 1}).all()
 

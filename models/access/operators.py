@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.database import db
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import crypto, token_forms
 from models.platform.errors import Invalid, NotFound, Unauthorised, Unavailable
 
@@ -44,7 +44,7 @@ def is_token(token: str) -> bool:
     return token.startswith(token_forms.OPERATOR) or _is_root(token)
 
 
-def recognise(session: Session, token: str) -> Operator:
+def recognise(session: Transaction, token: str) -> Operator:
     """The operator with this token. Raises Unauthorised for any other, callers' keys too, and says how to make one where none is."""
     if _is_root(token):
         return ROOT
@@ -80,18 +80,18 @@ def _is_root(token: str) -> bool:
     return bool(root) and hmac.compare_digest(root.encode(), token.encode("utf-8", "surrogatepass"))
 
 
-def _opens(session: Session, token: str) -> bool:
+def _opens(session: Transaction, token: str) -> bool:
     try:
         return bool(recognise(session, token))
     except Unauthorised:
         return not _is_anybody(session)
 
 
-def _is_anybody(session: Session) -> bool:
+def _is_anybody(session: Transaction) -> bool:
     return bool(settings().ops_token.get_secret_value() or session.execute(_ANY).scalar_one())
 
 
-def create(session: Session, name: str, *, role: Role) -> str:
+def create(session: Transaction, name: str, *, role: Role) -> str:
     """The token of a new operator, shown this once. Raises Invalid where the name is taken or reserved."""
     if not 1 <= len(name) <= 64 or not name.isprintable() or name in (ROOT.name, COMMAND_LINE.name):
         raise Invalid(f"An operator's name is 1 to 64 printable characters, and not {ROOT.name} or {COMMAND_LINE.name}.", param="name")
@@ -102,13 +102,13 @@ def create(session: Session, name: str, *, role: Role) -> str:
     return token
 
 
-def revoke(session: Session, name: str) -> None:
+def revoke(session: Transaction, name: str) -> None:
     """The token opens nothing from now on. Raises NotFound."""
     if session.execute(_REVOKE, {"name": name}).one_or_none() is None:
         raise NotFound(f"There is no operator named {name!r}, or no more. `nowserving operators list` shows them all.")
 
 
-def everybody(session: Session) -> Sequence[Any]:
+def everybody(session: Transaction) -> Sequence[Any]:
     """Every operator. Rows: id, name, role, created_at, revoked_at."""
     return session.execute(text("SELECT id, name, role, created_at, revoked_at FROM operator ORDER BY id")).all()
 

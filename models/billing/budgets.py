@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from models.billing import ledger, money
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 from models.keys import listing
 from models.keys.keys import Key
 from models.platform.errors import NoMoney
@@ -36,7 +36,7 @@ def limits(key: Key, most_microusd: int | None) -> bool:
     return most_microusd != 0 and covers(key.kind)
 
 
-def reserve(session: Session, key: Key, most_microusd: int | None) -> None:
+def reserve(session: Transaction, key: Key, most_microusd: int | None) -> None:
     """This key can pay for one more job of this price; its next submit waits until this transaction ends.
 
     most_microusd: 0 is free for everybody; None: no price is known, and whoever has anything left may. Raises NoMoney.
@@ -55,14 +55,14 @@ def reserve(session: Session, key: Key, most_microusd: int | None) -> None:
         session.execute(_COUNT, {**row._asdict(), "settled_s": SETTLED_S})
 
 
-def grant(session: Session, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
+def grant(session: Transaction, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
     """The key has this much more, and a budget where its kind is covered. Raises NotFound; Invalid for what is no gain."""
     begin(session, key_id, listing.kind_of(session, key_id))
     session.execute(_BEGIN, {"key_id": key_id})
     ledger.grant(session, key_id, amount_microusd, note=note)
 
 
-def begin(session: Session, key_id: int, kind: str) -> None:
+def begin(session: Transaction, key_id: int, kind: str) -> None:
     """A new key of a kind that is covered has its default grant."""
     amount = int(settings().default_grant_usd * money.MICRO)
     if amount and covers(kind) and session.execute(_BEGIN, {"key_id": key_id}).one_or_none() is not None:

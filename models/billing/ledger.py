@@ -13,25 +13,25 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform.errors import Invalid
 
 
-def grant(session: Session, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
+def grant(session: Transaction, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
     """The key has this much more. Raises Invalid for what is no gain."""
     if amount_microusd <= 0:
         raise Invalid("A grant is more than 0. To take something away, write a correction: nowserving keys correct", param="usd")
     session.execute(_ENTER, {"key_id": key_id, "kind": "grant", "amount": amount_microusd, "note": note})
 
 
-def correct(session: Session, key_id: int, amount_microusd: int, *, note: str) -> None:
+def correct(session: Transaction, key_id: int, amount_microusd: int, *, note: str) -> None:
     """The key has this much more, or less. Raises Invalid for 0."""
     if amount_microusd == 0:
         raise Invalid("A correction of 0 changes nothing.", param="usd")
     session.execute(_ENTER, {"key_id": key_id, "kind": "correction", "amount": amount_microusd, "note": note})
 
 
-def settle(session: Session, dispatch_id: UUID, *, cost_microusd: int | None, note: str | None = None) -> None:
+def settle(session: Transaction, dispatch_id: UUID, *, cost_microusd: int | None, note: str | None = None) -> None:
     """The attempt is charged with what it cost; None: nobody knows, and it is charged with what its job had reserved, as `unknown`.
 
     note: how the cost was found. What was unknown until now is corrected. To be called with the attempt's row locked, so that two who

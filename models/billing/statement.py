@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.billing import budgets
-from models.database.db import Session
+from models.database.db import Transaction
 
 GROUPS = ("day", "model", "user")
 
@@ -46,25 +46,25 @@ class Standing:
         return max(0, self.balance - self.reserved)
 
 
-def standing(session: Session, key_id: int, kind: str) -> Standing:
+def standing(session: Transaction, key_id: int, kind: str) -> Standing:
     """How this key stands now. kind: `own` or `issued`."""
     budgets.begin(session, key_id, kind)
     row = session.execute(_STANDING, {"key_id": key_id}).one()
     return Standing(**{**row._asdict(), "has_budget": row.has_budget and budgets.covers(kind)})
 
 
-def spent_microusd(session: Session, key_id: int, *, since: date | None, until: date | None) -> int:
+def spent_microusd(session: Transaction, key_id: int, *, since: date | None, until: date | None) -> int:
     """What the calls of these days cost, both included (UTC); None: from the first, to the last."""
     return int(session.execute(_SPENT, {"key_id": key_id, "since": since, "until": until, "user": None}).scalar_one())
 
 
-def of_user(session: Session, key_id: int, user: str) -> Any:
+def of_user(session: Transaction, key_id: int, user: str) -> Any:
     """What this user of the key spent, ever. One row: spent and unknown in micro-USD, unpriced_calls, as Standing has them."""
     return session.execute(_OF_USER, {"key_id": key_id, "user": user, "since": None, "until": None}).one()
 
 
 def report(
-    session: Session, key_id: int, *, since: date, until: date, by: Sequence[str], most: int, user: str | None = None
+    session: Transaction, key_id: int, *, since: date, until: date, by: Sequence[str], most: int, user: str | None = None
 ) -> Sequence[Any]:
     """What was used and spent in these days, both included (UTC), newest first; up to `most` rows, each for one value of `by`.
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from models.billing import pricing
 from models.content import token_estimate
-from models.database.db import Session
+from models.database.db import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,9 @@ def price(usage: Usage, *, model: str) -> int | None:
     return pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, images=usage.images)
 
 
-def write(session: Session, usage: Usage, *, dispatch_id: UUID, job_id: UUID, key_id: int, model: str, cost_microusd: int | None) -> None:
+def write(
+    session: Transaction, usage: Usage, *, dispatch_id: UUID, job_id: UUID, key_id: int, model: str, cost_microusd: int | None
+) -> None:
     """On record once per call, however often it is written. What could cost nothing at most has cost nothing."""
     session.execute(
         _WRITE,

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from models.config.settings import settings
 from models.content import image_placeholders
 from models.content.image_placeholders import Picture, Stored
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import crypto
 from models.platform.errors import NotFound
 
@@ -21,31 +21,31 @@ QUARTERS = 4
 _KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
-def store(session: Session, job_id: UUID, pictures: Sequence[Picture]) -> None:
+def store(session: Transaction, job_id: UUID, pictures: Sequence[Picture]) -> None:
     """One artifact per picture, under its own id."""
     for one in pictures:
         session.execute(_STORE, {"id": one.id, "job_id": job_id, "n": one.n, "content_type": sniff(one.content), "content": one.content})
 
 
-def of(session: Session, job_id: UUID) -> Sequence[Stored]:
+def of(session: Transaction, job_id: UUID) -> Sequence[Stored]:
     """The job's pictures in the order of its answer."""
     return [Stored(row.id, row.n, row.content_type, row.size) for row in session.execute(_OF, {"job_id": job_id})]
 
 
-def piece(session: Session, artifact_id: UUID, *, start: int, size: int) -> bytes | None:
+def piece(session: Transaction, artifact_id: UUID, *, start: int, size: int) -> bytes | None:
     """So many of its bytes from `start` on, fewer at its end; None when it was deleted."""
     found = session.execute(_PIECE, {"id": artifact_id, "start": start + 1, "size": size}).scalar_one_or_none()
     return None if found is None else bytes(found)
 
 
-def base64_of(session: Session, one: Stored) -> bytes:
+def base64_of(session: Transaction, one: Stored) -> bytes:
     """The whole picture as it stood in the answer. Raises NotFound when it was deleted just now, and its job with it."""
     if (content := piece(session, one.id, start=0, size=one.size)) is None:
         raise NotFound("This picture was deleted.")
     return image_placeholders.encoded(content)
 
 
-def restore(session: Session, job_id: UUID, content: bytes) -> bytes:
+def restore(session: Transaction, job_id: UUID, content: bytes) -> bytes:
     """An answer or a stream of this job, or a part of either, with its pictures where they were: the upstream's own bytes."""
     if not image_placeholders.is_cut(content):
         return content
@@ -53,7 +53,7 @@ def restore(session: Session, job_id: UUID, content: bytes) -> bytes:
     return b"".join(one if isinstance(one, bytes) else base64_of(session, one) for one in found)
 
 
-def fill(session: Session, answer: Any, stored: Sequence[Stored], *, as_links: bool, origin: str = "") -> None:
+def fill(session: Transaction, answer: Any, stored: Sequence[Stored], *, as_links: bool, origin: str = "") -> None:
     """In a parsed answer each of these pictures stands at its place again: as base64, or its item has a `url` instead."""
     said = answer.get("data") if isinstance(answer, dict) else None
     data = said if isinstance(said, list) else []
@@ -96,7 +96,7 @@ def expect_signed(name: str, *, expires: str, signature: str, now: float) -> Non
         raise NotFound("This link is wrong or has expired. Fetch the job again: it carries fresh ones.")
 
 
-def find(session: Session, name: str, *, expires: str, signature: str, now: float) -> Stored:
+def find(session: Transaction, name: str, *, expires: str, signature: str, now: float) -> Stored:
     """The artifact behind a link. Raises NotFound for a wrong, changed or expired link."""
     expect_signed(name, expires=expires, signature=signature, now=now)
     row = session.execute(_FIND, {"id": UUID(hex=name.removeprefix("art_"))}).one_or_none()

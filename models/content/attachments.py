@@ -11,7 +11,7 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from models.content import artifacts, image_size, token_estimate
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound
 
@@ -57,7 +57,7 @@ def parse_id(said: str) -> UUID:
     return ids.parse(PREFIX, said, otherwise="No such attachment.")
 
 
-def store(session: Session, conversation_id: int, file: File) -> Any:
+def store(session: Transaction, conversation_id: int, file: File) -> Any:
     """The file is kept with this conversation; returns its row. Raises Invalid when that has FILES_MOST already.
 
     The conversation's row has to be locked.
@@ -68,7 +68,7 @@ def store(session: Session, conversation_id: int, file: File) -> Any:
     return session.execute(_STORE, {**wanted, "tokens": _weigh(file)}).one()
 
 
-def weigh(session: Session, key_id: int, conversation: str, attachments: Sequence[UUID]) -> int:
+def weigh(session: Transaction, key_id: int, conversation: str, attachments: Sequence[UUID]) -> int:
     """About how many tokens these are in a question. Raises NotFound unless all are of this key's conversation."""
     rows = session.execute(_WEIGH, {"key_id": key_id, "name": conversation, "ids": list(attachments)}).all()
     if len(rows) < len(set(attachments)):
@@ -79,13 +79,13 @@ def weigh(session: Session, key_id: int, conversation: str, attachments: Sequenc
     return sum(row.tokens for row in rows)
 
 
-def of(session: Session, attachments: Sequence[UUID] | None) -> list[Any]:
+def of(session: Transaction, attachments: Sequence[UUID] | None) -> list[Any]:
     """These files in this order, as far as they are still there. Rows: id, name, content_type, size."""
     found = {row.id: row for row in session.execute(_OF, {"ids": list(attachments)})} if attachments else {}
     return [found[number] for number in attachments or () if number in found]
 
 
-def content(session: Session, attachment_id: UUID) -> bytes:
+def content(session: Transaction, attachment_id: UUID) -> bytes:
     """The whole file; empty when it was deleted just now."""
     return bytes(session.execute(_CONTENT, {"id": attachment_id}).scalar_one_or_none() or b"")
 

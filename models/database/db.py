@@ -57,7 +57,7 @@ FREE_BYTES = 1024 * 1024
 NOT_MIGRATED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
 
 
-class Result:
+class Rows:
     """The rows of a statement, all of them here. Columns are attributes; `_asdict()` has them by name."""
 
     def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
@@ -92,13 +92,13 @@ class Result:
         return self.one()[0] if self._rows else None
 
 
-class Session:
+class Transaction:
     """What the functions of models need of a connection: they execute, they never commit."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
 
-    def execute(self, statement: TextClause, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, /) -> Result:
+    def execute(self, statement: TextClause, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, /) -> Rows:
         """The statement has run, once for each of the parameters; several leave no rows."""
         sql, names = _sql(statement.text)
         # Raw: psycopg would look for placeholders in a long statement (4 KB) whenever it runs, which took an eighth of a submit.
@@ -110,7 +110,7 @@ class Session:
                 cursor.execute(sql, [parameters[name] for name in names], binary=True)
             else:
                 cursor.executemany(sql, [[each[name] for name in names] for each in parameters])
-            return Result(cursor)
+            return Rows(cursor)
 
 
 class _Bytes(Dumper):
@@ -261,16 +261,16 @@ def _adapt(connection: Any, _: ConnectionPoolEntry) -> None:
 
 
 @contextmanager
-def begin() -> Iterator[Session]:
+def begin() -> Iterator[Transaction]:
     """One transaction, committed on the way out. Raises Unavailable when Postgres cannot be reached: nothing was stored,
     or, if it was the commit that broke, nobody knows; every caller's step may be repeated."""
     with _borrowed() as connection:
-        yield Session(connection)
+        yield Transaction(connection)
         connection.commit()
 
 
 @contextmanager
-def autocommit() -> Iterator[Session]:
+def autocommit() -> Iterator[Transaction]:
     """Each statement is a transaction of its own: one round trip where `begin` takes two more. Raises Unavailable likewise.
 
     For a single statement, and for reads: at READ COMMITTED each has its own snapshot in a transaction too.
@@ -278,7 +278,7 @@ def autocommit() -> Iterator[Session]:
     with _borrowed() as connection:
         connection.autocommit = True
         try:
-            yield Session(connection)
+            yield Transaction(connection)
         finally:
             if not connection.closed:
                 connection.autocommit = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 
 EVERY_S = 2.0
 # A process without a heartbeat for this long counts as away; its next one begins anew. Three heartbeats, as for workers.
@@ -21,17 +21,17 @@ REACHABLE = f"""EXISTS (
 )"""
 
 
-def report(session: Session, name: str) -> None:
+def report(session: Transaction, name: str) -> None:
     """This process can take callers now. After a silence (stopped, frozen, cut off from Postgres) it is up since now."""
     session.execute(_REPORT, {"name": name})
 
 
-def sign_off(session: Session, name: str) -> None:
+def sign_off(session: Transaction, name: str) -> None:
     """This process takes no callers any more."""
     session.execute(text("DELETE FROM api_process WHERE name = :name"), {"name": name})
 
 
-def forget(session: Session, *, unseen_s: float) -> None:
+def forget(session: Transaction, *, unseen_s: float) -> None:
     """Removes processes without a heartbeat for this long: they were killed."""
     session.execute(
         text("DELETE FROM api_process WHERE seen_at < clock_timestamp() - make_interval(secs => :unseen_s)"), {"unseen_s": unseen_s}

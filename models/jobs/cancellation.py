@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs.completion import error_json
 from models.jobs.states import Status
 from models.queue import conversations, key_shares
@@ -40,7 +40,7 @@ _CANCEL = text(f"""
 """)
 
 
-def cancel(session: Session, job_id: UUID, key_id: int, *, abandoned: bool = False) -> Any | None:
+def cancel(session: Transaction, job_id: UUID, key_id: int, *, abandoned: bool = False) -> Any | None:
     """Cancels a queued or admitted job; requests the cancellation of a running one. None: the key has no such open job.
 
     abandoned: the client that waited for the job disconnected. Row: id, key_id, lane_id, status, credential_id, model, dispatch_id
@@ -54,7 +54,7 @@ def cancel(session: Session, job_id: UUID, key_id: int, *, abandoned: bool = Fal
     return row
 
 
-def key_of(session: Session, job_id: UUID) -> int | None:
+def key_of(session: Transaction, job_id: UUID) -> int | None:
     """The id of the key that submitted this job; None: no such job."""
     key_id: int | None = session.execute(text("SELECT key_id FROM job WHERE id = :id"), {"id": job_id}).scalar_one_or_none()
     return key_id
@@ -76,7 +76,7 @@ _EXPIRE = text(f"""
 """)
 
 
-def expire(session: Session, *, limit: int = 500) -> Sequence[Any]:
+def expire(session: Transaction, *, limit: int = 500) -> Sequence[Any]:
     """Expires jobs that waited longer than they may: held turns of conversations or, if there are none, the others.
 
     One transaction never expires both: held turns are locked after the conversations of the turns before them.

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.webhooks import outbox
 
 # Chunk size for reading a large request. Postgres decompresses a TOASTed value up to the end of each chunk: 50 MB take half a second.
@@ -43,7 +43,7 @@ _CLAIM = text(f"""
 """)
 
 
-def claim(session: Session, job_id: UUID, dispatch_id: UUID, *, lease_s: float, max_bytes: int = 2**31 - 1) -> Any | None:
+def claim(session: Transaction, job_id: UUID, dispatch_id: UUID, *, lease_s: float, max_bytes: int = 2**31 - 1) -> Any | None:
     """Marks the job running and records its attempt, before the call is sent. None: the dispatch is stale.
 
     The row has the columns of the call, its credential, its conversation and its trace. Some are not plain columns:
@@ -61,7 +61,7 @@ _CLAIMABLE = text("""
 """)
 
 
-def find_claimable(session: Session, job_id: UUID, dispatch_id: UUID) -> Any | None:
+def find_claimable(session: Transaction, job_id: UUID, dispatch_id: UUID) -> Any | None:
     """Returns the job that `claim` would claim, or None. Row: id, dispatch_id, lane_id, credential_id, model, request_bytes, remembers.
 
     remembers: the prompt may be larger than the request, because it also contains history or attachments.
@@ -72,7 +72,7 @@ def find_claimable(session: Session, job_id: UUID, dispatch_id: UUID) -> Any | N
 _CHUNK = text("SELECT substring(request FROM CAST(:start AS int) FOR CAST(:bytes AS int)) FROM job WHERE id = :id")
 
 
-def read_request(session: Session, job_id: UUID, *, size: int) -> bytes:
+def read_request(session: Transaction, job_id: UUID, *, size: int) -> bytes:
     """Reads the job's request in chunks, because the driver would hold a whole one twice. Shorter than `size` after an erasure."""
     chunks: list[bytes] = []
     for offset in range(0, size, CHUNK_BYTES):
@@ -89,7 +89,7 @@ _RENEW_LEASES = text("""
 """)
 
 
-def renew_leases(session: Session, leases: Mapping[UUID, UUID], *, lease_s: float) -> dict[UUID, bool]:
+def renew_leases(session: Transaction, leases: Mapping[UUID, UUID], *, lease_s: float) -> dict[UUID, bool]:
     """Renews these leases (dispatch id → job id) for lease_s.
 
     Returns for each renewed lease whether the cancellation of its job was requested. Absent leases are lost.
@@ -107,7 +107,7 @@ _ENDED_UNCLAIMED = text("""
 """)
 
 
-def ended_unclaimed(session: Session, job_id: UUID, dispatch_id: UUID) -> Any | None:
+def ended_unclaimed(session: Transaction, job_id: UUID, dispatch_id: UUID) -> Any | None:
     """Returns the job if it ended under this dispatch id unclaimed: by a cancellation, or by the late answer of an earlier call.
 
     Row: dispatch_id, lane_id, credential_id, model.
@@ -120,6 +120,6 @@ _MARK_STREAMING = text("""
 """)
 
 
-def mark_streaming(session: Session, job_id: UUID, dispatch_id: UUID) -> bool:
+def mark_streaming(session: Transaction, job_id: UUID, dispatch_id: UUID) -> bool:
     """Records that the stream's first event may be published: a call lost from now on fails the job. False: the lease is lost."""
     return session.execute(_MARK_STREAMING, {"id": job_id, "dispatch_id": dispatch_id}).one_or_none() is not None

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models.billing import ledger, usage
 from models.billing.usage import Usage
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs.states import AttemptResult, JobResult
 from models.queue import conversations, history_window, key_shares
 from models.webhooks import outbox
@@ -52,7 +52,7 @@ _FINISH_FAST = text(f"""
 
 
 def finish_fast(
-    session: Session, job_id: UUID, dispatch_id: UUID, result: JobResult, attempt: AttemptResult, used: Usage | None
+    session: Transaction, job_id: UUID, dispatch_id: UUID, result: JobResult, attempt: AttemptResult, used: Usage | None
 ) -> Any | None:
     """Ends the job that this lease still holds, with charge and usage, in a single statement. Returns the row of `finish`.
 
@@ -70,7 +70,7 @@ def finish_fast(
 _FINISH = text(f"WITH {_ended(f'({_HELD}) OR ({_ADOPTED})')} SELECT *, {outbox.DUE} FROM ended")
 
 
-def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: JobResult, attempt: AttemptResult) -> Any | None:
+def finish(session: Transaction, job_id: UUID, dispatch_id: UUID, result: JobResult, attempt: AttemptResult) -> Any | None:
     """Ends the job with this result, and settles the attempt in any case.
 
     None: the lease was lost, and the job was called again, ended or cancelled since. A reaped job that was not called again adopts the
@@ -89,7 +89,7 @@ def finish(session: Session, job_id: UUID, dispatch_id: UUID, result: JobResult,
 _SETTLE = text(f"{_END_ATTEMPT} AND outcome IN ('running', 'unknown') RETURNING dispatch_id")
 
 
-def settle_attempt(session: Session, dispatch_id: UUID, attempt: AttemptResult) -> None:
+def settle_attempt(session: Transaction, dispatch_id: UUID, attempt: AttemptResult) -> None:
     """Records the attempt's outcome, and its cost in the ledger. Call it after locking the job's row: the reaper locks in that order."""
     row = session.execute(_SETTLE, _attempt_params(dispatch_id, attempt)).one_or_none()
     # A statement of its own, after the lock: it must see the reaper's charge.
@@ -121,7 +121,7 @@ _FAIL_QUEUED = text(f"""
 """)
 
 
-def fail_queued(session: Session, job_id: UUID, *, error: Mapping[str, object], http_status: int | None = None) -> bool:
+def fail_queued(session: Transaction, job_id: UUID, *, error: Mapping[str, object], http_status: int | None = None) -> bool:
     """Fails a queued job that can never be admitted, without a call. False: it is no longer queued.
 
     http_status: the upstream's status for such jobs; None: the error's code determines it.

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.content import artifacts, image_placeholders
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs.states import Status
 from models.platform.errors import NotFound
 from models.platform.wire import JsonObject, epoch, public_id
@@ -21,7 +21,7 @@ from models.queue import enqueue
 WAITING = frozenset({Status.QUEUED, Status.ADMITTED})
 
 
-def find(session: Session, job_id: UUID, key_id: int) -> Any:
+def find(session: Transaction, job_id: UUID, key_id: int) -> Any:
     """The job's row, without its request, with is_revoked of its key. Raises NotFound when this key has no such job."""
     row = session.execute(_FIND, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -29,7 +29,7 @@ def find(session: Session, job_id: UUID, key_id: int) -> Any:
     return row
 
 
-def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
+def find_order(session: Transaction, job_id: UUID, key_id: int) -> Any:
     """What this job asked for, to ask it again. Raises NotFound when this key has no such job.
 
     Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens and turn_tokens (without what it remembered
@@ -42,12 +42,12 @@ def find_order(session: Session, job_id: UUID, key_id: int) -> Any:
     return row
 
 
-def transcript(session: Session, job_id: UUID) -> bytes:
+def transcript(session: Transaction, job_id: UUID) -> bytes:
     """The events of a stream as they were relayed; empty while it runs, and for a job without one."""
     return artifacts.restore(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
 
 
-def raw(session: Session, job_id: UUID, key_id: int) -> Any:
+def raw(session: Transaction, job_id: UUID, key_id: int) -> Any:
     """The bytes of an answer that is no result: response and response_type. Raises NotFound when this key has no such job, or it none."""
     row = session.execute(_RAW, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -57,17 +57,17 @@ def raw(session: Session, job_id: UUID, key_id: int) -> Any:
     return row
 
 
-def page(session: Session, key_id: int, *, limit: int, before: UUID | None, status: str | None) -> Sequence[Any]:
+def page(session: Transaction, key_id: int, *, limit: int, before: UUID | None, status: str | None) -> Sequence[Any]:
     """Up to limit + 1 rows of this key's jobs, newest first, older than `before`."""
     return session.execute(_PAGE, {"key_id": key_id, "before": before, "status": status, "most": limit + 1}).all()
 
 
-def glance(session: Session, job_ids: Sequence[UUID]) -> Sequence[Any]:
+def glance(session: Transaction, job_ids: Sequence[UUID]) -> Sequence[Any]:
     """How these jobs stand, whosoever they are. Rows: what line.places takes of a job, seq, and is_revoked of its key."""
     return session.execute(_GLANCE, {"ids": list(job_ids)}).all()
 
 
-def show(session: Session, job: Any, *, with_result: bool = True, with_pictures: bool = True, origin: str = "") -> JsonObject:
+def show(session: Transaction, job: Any, *, with_result: bool = True, with_pictures: bool = True, origin: str = "") -> JsonObject:
     """The job object of the HTTP surface; `queue` is null once it runs or has ended.
 
     with_pictures: False leaves their marks in the result, for who puts them back while sending it. origin: of its links, see
@@ -89,13 +89,13 @@ def show_joined(order: enqueue.Order, joined: enqueue.Joined, *, job_id: UUID) -
     return _object(job, joined.place, attempts=[], usage=_usage([]), result=None, artifacts=[])
 
 
-def show_all(session: Session, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
+def show_all(session: Transaction, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
     """These jobs as `show` shows them, without their results."""
     places = enqueue.places(session, [job for job in jobs if job.status in WAITING])
     return [_show(session, job, places.get(job.id), result=None, origin=origin) for job in jobs]
 
 
-def _show(session: Session, job: Any, place: enqueue.Place | None, *, result: Any, origin: str) -> JsonObject:
+def _show(session: Transaction, job: Any, place: enqueue.Place | None, *, result: Any, origin: str) -> JsonObject:
     pictures = artifacts.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
     return _object(
         job,
@@ -147,7 +147,7 @@ def _raw(job: Any) -> JsonObject | None:
     return {"url": url, "content_type": job.response_type, "bytes": job.response_bytes}
 
 
-def events(session: Session, job_id: UUID, *, after: int) -> Sequence[Any]:
+def events(session: Transaction, job_id: UUID, *, after: int) -> Sequence[Any]:
     """The job's events with a higher number. Rows: seq, type, at, detail."""
     return session.execute(_EVENTS, {"id": job_id, "after": after}).all()
 
@@ -162,7 +162,7 @@ def queue(place: enqueue.Place) -> JsonObject:
     }
 
 
-def result(session: Session, job: Any, *, with_pictures: bool = True, origin: str = "") -> Any:
+def result(session: Transaction, job: Any, *, with_pictures: bool = True, origin: str = "") -> Any:
     """The upstream's body unchanged, but for links where the caller asked for them; bytes that are not JSON are given as text.
 
     None for what is no answer: `raw` has that.
@@ -179,7 +179,7 @@ def result(session: Session, job: Any, *, with_pictures: bool = True, origin: st
     return answer
 
 
-def result_bytes(session: Session, job: Any) -> int:
+def result_bytes(session: Transaction, job: Any) -> int:
     """How long `result` is, pictures put back: an upper bound within a few bytes."""
     content = bytes(job.response or b"")
     if job.wants_urls or not image_placeholders.is_cut(content):

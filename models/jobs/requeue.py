@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models.billing import ledger
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs.completion import settle_attempt
 from models.jobs.states import MIN_CALL_S, TERMINAL, AttemptResult, Outcome, Status
 from models.queue import conversations, key_shares, lanes
@@ -49,7 +49,7 @@ _REQUEUE = text(f"""
 
 
 def requeue_job(
-    session: Session, job_id: UUID, dispatch_id: UUID, attempt: AttemptResult, *, delay_s: float = 0, counts: bool = False,
+    session: Transaction, job_id: UUID, dispatch_id: UUID, attempt: AttemptResult, *, delay_s: float = 0, counts: bool = False,
     reason: str = "", throttled: bool = False, refusal: Mapping[str, object] | None = None,
 ) -> bool:  # fmt: skip
     """Requeues the job at its old start tag, not before `delay_s`. False: this dispatch no longer holds the job.
@@ -88,7 +88,7 @@ _REQUEUE_UNCLAIMED = text("""
 
 
 def requeue_unclaimed(
-    session: Session, *, older_than_s: float, credential_id: int | None = None, model: str | None = None
+    session: Transaction, *, older_than_s: float, credential_id: int | None = None, model: str | None = None
 ) -> Sequence[Any]:
     """Requeues admitted jobs that no worker claimed, at their old start tags. Rows: id, dispatch_id, lane_id, credential_id, model."""
     params = {"older_than_s": older_than_s, "credential_id": credential_id, "model": model, "limit": 500}
@@ -130,7 +130,7 @@ _REAP = text(f"""
 """)
 
 
-def reap(session: Session, *, limit: int = 200) -> Sequence[Any]:
+def reap(session: Transaction, *, limit: int = 200) -> Sequence[Any]:
     """Ends or requeues running jobs whose lease has expired, and marks their attempts unknown.
 
     A job fails with `on_lost: fail`, without attempts or time left, and is cancelled if that was requested. The update checks status and

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.content import endpoints
-from models.database.db import Session
+from models.database.db import Transaction
 
 KINDS = {
     endpoints.CHAT: "chat",
@@ -26,7 +26,7 @@ def of(route: str, pool: str) -> str:
     return kind if pool.startswith(OWN) else f"{kind} [{pool}]"
 
 
-def of_jobs(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, str]:
+def of_jobs(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, str]:
     """The titles of these jobs."""
     return {row.id: of(row.endpoint, row.pool) for row in session.execute(_JOBS, {"ids": list(job_ids)})}
 

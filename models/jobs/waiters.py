@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs import api_processes, cancellation
 
 # An SDK's own retry comes within 8 s; one that has not come after this long starts anew.
@@ -24,7 +24,7 @@ ANSWER_KEPT_S = 120
 FAILURE_REPLAY_S = 15
 
 
-def adopt(session: Session, key_id: int, fingerprint: bytes, *, reader: UUID) -> UUID | None:
+def adopt(session: Transaction, key_id: int, fingerprint: bytes, *, reader: UUID) -> UUID | None:
     """The job that this reader's client asked for before, now this reader's; None when there is none to come back to.
 
     One that still waits or runs, or one that ended at most ANSWER_KEPT_S ago and whose answer was never read: its reader has left.
@@ -37,7 +37,7 @@ def adopt(session: Session, key_id: int, fingerprint: bytes, *, reader: UUID) ->
     return found or session.execute(_ADOPT_BUSY, wanted).scalar_one_or_none()
 
 
-def find_undelivered_failure(session: Session, key_id: int, fingerprint: bytes) -> UUID | None:
+def find_undelivered_failure(session: Transaction, key_id: int, fingerprint: bytes) -> UUID | None:
     """Returns the newest job of this fingerprint that failed and whose connection closed before the failure was sent, or None.
 
     For retries without x-stainless-retry-count, up to FAILURE_REPLAY_S after the connection closed. The job is not adopted: every retry
@@ -48,7 +48,7 @@ def find_undelivered_failure(session: Session, key_id: int, fingerprint: bytes) 
     return session.execute(_FIND_UNDELIVERED_FAILURE, params).scalar_one_or_none()
 
 
-def take_over(session: Session, job_id: UUID, *, reader: UUID | None) -> bool:
+def take_over(session: Transaction, job_id: UUID, *, reader: UUID | None) -> bool:
     """The request that came again by Idempotency-Key is the job's reader now; None: the job has none, and nobody's leaving cancels it.
 
     A job that has none already stays so. False when the job was cancelled a moment ago because its reader had left: it takes no other.
@@ -57,12 +57,12 @@ def take_over(session: Session, job_id: UUID, *, reader: UUID | None) -> bool:
     return not is_abandoned
 
 
-def leave(session: Session, job_id: UUID, *, reader: UUID) -> None:
+def leave(session: Transaction, job_id: UUID, *, reader: UUID) -> None:
     """This reader is gone; nothing happens when another has come since."""
     session.execute(_LEAVE, {"id": job_id, "reader": reader})
 
 
-def leave_for_good(session: Session, job_id: UUID, *, reader: UUID) -> Any | None:
+def leave_for_good(session: Transaction, job_id: UUID, *, reader: UUID) -> Any | None:
     """This reader is gone and cannot come back: its job is cancelled at once. The row is job.cancel's.
 
     None: another reader has come since, or the job has ended.
@@ -71,7 +71,7 @@ def leave_for_good(session: Session, job_id: UUID, *, reader: UUID) -> Any | Non
     return None if key_id is None else cancellation.cancel(session, job_id, key_id, abandoned=True)
 
 
-def abandon(session: Session, *, longer_than_s: float) -> Any | None:
+def abandon(session: Transaction, *, longer_than_s: float) -> Any | None:
     """Cancels the job that was left first, if its reader could have come back all that time and did not; None: there is no such job.
 
     longer_than_s: how long it must have been left, and an API process must have been there for its client. The row is job.cancel's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs import job_view
 from models.platform import wire
 from models.platform.errors import NotFound
@@ -14,7 +14,7 @@ from models.webhooks import outbox
 MAX_RESULT_BYTES = 1024 * 1024
 
 
-def render(session: Session, row: Any) -> bytes:
+def render(session: Transaction, row: Any) -> bytes:
     """The event with the job as it is now; with the job's id alone when the job is gone. row: a delivery's."""
     data: dict[str, Any] = {"id": wire.public_id(row.job_id)}
     try:

@@ -9,27 +9,27 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import wire
 from models.platform.wire import JsonObject, epoch
 
 
-def report(session: Session, name: str, *, slots: int, jobs: Sequence[UUID] = ()) -> None:
+def report(session: Transaction, name: str, *, slots: int, jobs: Sequence[UUID] = ()) -> None:
     """This process is alive and can hold `slots` jobs at once; 0 while it drains. jobs: those it has now."""
     session.execute(_REPORT, {"name": name, "slots": slots, "jobs": list(jobs)})
 
 
-def sign_off(session: Session, name: str) -> None:
+def sign_off(session: Transaction, name: str) -> None:
     """This process is gone, and said so."""
     session.execute(text("DELETE FROM worker WHERE name = :name"), {"name": name})
 
 
-def forget(session: Session, *, unseen_s: float) -> None:
+def forget(session: Transaction, *, unseen_s: float) -> None:
     """Processes that went without a word are forgotten."""
     session.execute(text("DELETE FROM worker WHERE seen_at < now() - make_interval(secs => :unseen_s)"), {"unseen_s": unseen_s})
 
 
-def is_heard(session: Session, *, within_s: float) -> bool:
+def is_heard(session: Transaction, *, within_s: float) -> bool:
     """Whether a process that takes jobs has reported within this time, and since Postgres started.
 
     `up` starts its Postgres itself, so a report of a stack that was killed before does not count.
@@ -37,12 +37,12 @@ def is_heard(session: Session, *, within_s: float) -> bool:
     return bool(session.execute(_HEARD, {"within_s": within_s}).scalar_one())
 
 
-def idle_slots(session: Session) -> int:
+def idle_slots(session: Transaction) -> int:
     """Slots in which nothing runs, of processes that reported a moment ago. Those that wait for an admitted job are idle."""
     return int(session.execute(_IDLE, {"within_s": settings().heartbeat_s * 3}).scalar_one())
 
 
-def page(session: Session, *, limit: int, after: str | None, silent_s: float) -> list[JsonObject]:
+def page(session: Transaction, *, limit: int, after: str | None, silent_s: float) -> list[JsonObject]:
     """Up to limit + 1 processes by name, each with what it runs, as operators see them.
 
     silent_s: not heard of for so long, a process counts as gone.

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models.access import operators
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 from models.keys import credential_address
 from models.platform import crypto, token_forms
 from models.platform.errors import Invalid, Unauthorised
@@ -39,7 +39,7 @@ class Limits:
     max_in_flight: int | None = None
 
 
-def recognise(session: Session, token: str, *, before_new: Callable[[], None] = lambda: None) -> Key:
+def recognise(session: Transaction, token: str, *, before_new: Callable[[], None] = lambda: None) -> Key:
     """The key that presents this bearer token; an own key is registered on first use where the operator allows it.
 
     before_new: called before a key is registered; what it raises is raised.
@@ -62,7 +62,7 @@ def recognise(session: Session, token: str, *, before_new: Callable[[], None] = 
     return Key(id=row.id, pool_id=row.pool_id, kind=row.kind)
 
 
-def issue(session: Session, *, name: str, pool: str) -> tuple[Key, str]:
+def issue(session: Transaction, *, name: str, pool: str) -> tuple[Key, str]:
     """A new issued key bound to the named pool, and its plain text, which is shown this once and never stored."""
     row = session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": pool}).one_or_none()
     if row is None:
@@ -72,14 +72,14 @@ def issue(session: Session, *, name: str, pool: str) -> tuple[Key, str]:
     return Key(id=made.id, pool_id=row.id, kind="issued"), token
 
 
-def revoke(session: Session, key_id: int) -> bool:
+def revoke(session: Transaction, key_id: int) -> bool:
     """The key opens nothing from now on; its jobs in line still run. False when there is no such key, or no more."""
     done = session.execute(text("UPDATE key SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id"), {"id": key_id})
     return done.one_or_none() is not None
 
 
 def add_credential(
-    session: Session,
+    session: Transaction,
     *,
     pool_id: int,
     upstream_key: str,
@@ -108,19 +108,19 @@ def expect_upstream(upstream_key: str) -> None:
         raise Invalid("This is an operator's token of nowserving. Give the key of the upstream.", param="key")
 
 
-def set_limits(session: Session, credential_id: int, limits: Limits, *, model: str = "*") -> None:
+def set_limits(session: Transaction, credential_id: int, limits: Limits, *, model: str = "*") -> None:
     """These limits hold for this credential and model within seconds (sweep); model `*`: for every model without its own."""
     session.execute(_SET_LIMITS, {"credential_id": credential_id, "model": model, **vars(limits)})
 
 
-def make_pool(session: Session, name: str) -> int:
+def make_pool(session: Transaction, name: str) -> int:
     """A pool of this name, new or already there; returns its id."""
     made = session.execute(text("INSERT INTO pool (name) VALUES (:name) ON CONFLICT (name) DO NOTHING RETURNING id"), {"name": name})
     found = made.scalar_one_or_none()
     return int(found or session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": name}).scalar_one())
 
 
-def _register(session: Session, token: str, prints: list[bytes]) -> Key:
+def _register(session: Transaction, token: str, prints: list[bytes]) -> Key:
     # Two first requests at once: the second waits here for the first, then finds its row.
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": int.from_bytes(prints[0][:8], "big", signed=True)})
     row = session.execute(_FIND, {"prints": prints}).one_or_none()

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 from models.keys.keys import Limits
 
 
@@ -25,7 +25,7 @@ class State:
     cooldown_until: datetime | None
 
 
-def credentials_of(session: Session, pool_ids: Sequence[int]) -> dict[int, list[int]]:
+def credentials_of(session: Transaction, pool_ids: Sequence[int]) -> dict[int, list[int]]:
     """The credentials of each pool that are not parked, paused or retired."""
     found: dict[int, list[int]] = {number: [] for number in pool_ids}
     for row in session.execute(_CREDENTIALS, {"pools": list(pool_ids)}):
@@ -33,18 +33,18 @@ def credentials_of(session: Session, pool_ids: Sequence[int]) -> dict[int, list[
     return found
 
 
-def lanes(session: Session, lane_ids: Sequence[int]) -> Sequence[Any]:
+def lanes(session: Transaction, lane_ids: Sequence[int]) -> Sequence[Any]:
     """These lanes. Rows: id, pool_id, model."""
     return session.execute(text("SELECT id, pool_id, model FROM lane WHERE id = ANY(:ids)"), {"ids": list(lane_ids)}).all()
 
 
-def read(session: Session, credential_id: int, model: str) -> State:
+def read(session: Transaction, credential_id: int, model: str) -> State:
     """What is known; where the operator said nothing the settings' defaults (0: open) hold."""
     rows = {row.model: row for row in session.execute(_READ, {"credential_id": credential_id, "model": model})}
     return _state(rows.get(model), rows.get("*"))
 
 
-def read_many(session: Session, meters: Sequence[tuple[int, str]]) -> dict[tuple[int, str], State]:
+def read_many(session: Transaction, meters: Sequence[tuple[int, str]]) -> dict[tuple[int, str], State]:
     """`read` for each of these credentials and models, in one statement."""
     wanted = {"credentials": sorted({one[0] for one in meters}), "models": ["*", *sorted({one[1] for one in meters})]}
     rows = {(row.credential_id, row.model): row for row in session.execute(_READ_MANY, wanted)} if meters else {}
@@ -80,7 +80,7 @@ def together(states: Sequence[State]) -> dict[str, float | None]:
 
 
 def remember(
-    session: Session,
+    session: Transaction,
     credential_id: int,
     model: str,
     *,
@@ -98,12 +98,12 @@ def remember(
     )  # fmt: skip
 
 
-def history(session: Session, credential_id: int, model: str, *, seconds: int, step_s: int) -> Sequence[Any]:
+def history(session: Transaction, credential_id: int, model: str, *, seconds: int, step_s: int) -> Sequence[Any]:
     """Calls of the last `seconds`, summed in steps. Rows: ends_us (epoch µs, the end of the step), requests, tokens, images."""
     return session.execute(_HISTORY, {"credential_id": credential_id, "model": model, "seconds": seconds, "step_s": step_s}).all()
 
 
-def live(session: Session, credential_id: int, model: str) -> Sequence[Any]:
+def live(session: Transaction, credential_id: int, model: str) -> Sequence[Any]:
     """Calls that run now. Rows: dispatch_id, tokens, images, left_s (of the lease, and long enough for whoever keeps it to come by).
 
     A lease that has run out is none that was lost: only the reaper says that, and not soon after Postgres was away.
@@ -112,7 +112,7 @@ def live(session: Session, credential_id: int, model: str) -> Sequence[Any]:
     return session.execute(_LIVE, wanted).all()
 
 
-def running(session: Session) -> Sequence[Any]:
+def running(session: Transaction) -> Sequence[Any]:
     """All calls that run now. Rows: dispatch_id, credential_id, model."""
     return session.execute(text("SELECT dispatch_id, credential_id, model FROM job WHERE status = 'running'")).all()
 

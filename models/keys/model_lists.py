@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 
 # A claim of a worker that died is open to the next one after this; longer than a refresh may take.
 CLAIM_S = 20
@@ -51,7 +51,7 @@ def entries(body: bytes) -> Iterator[tuple[str, bytes]]:
             yield _MODEL.decode(raw).id, bytes(raw)
 
 
-def standing(session: Session, pool_id: int, *, account: str) -> Sequence[Any]:
+def standing(session: Transaction, pool_id: int, *, account: str) -> Sequence[Any]:
     """How the copies of the pool's credentials stand, in the order of the credentials.
 
     Rows: credential_id, is_paused, has_body, age_s (None without a body), tried_s (since the last refresh ended; None: never), refusal
@@ -60,13 +60,13 @@ def standing(session: Session, pool_id: int, *, account: str) -> Sequence[Any]:
     return session.execute(_STANDING, {"pool_id": pool_id, "account": account, "default": settings().openai_base_url}).all()
 
 
-def bodies(session: Session, credential_ids: Sequence[int], *, account: str) -> list[bytes]:
+def bodies(session: Transaction, credential_ids: Sequence[int], *, account: str) -> list[bytes]:
     """The copies of these credentials, in the order of the credentials."""
     rows = session.execute(_BODIES, {"ids": list(credential_ids), "account": account})
     return [bytes(row.body) for row in rows]
 
 
-def want(session: Session, credential_ids: Sequence[int], *, account: str) -> None:
+def want(session: Transaction, credential_ids: Sequence[int], *, account: str) -> None:
     """A worker is to refresh these copies. Beyond ACCOUNTS_MAX accounts of a credential, those not asked for longest are dropped."""
     params = {"ids": sorted(credential_ids), "account": account}
     session.execute(_WANT, params)
@@ -74,7 +74,7 @@ def want(session: Session, credential_ids: Sequence[int], *, account: str) -> No
         session.execute(_DROP_SURPLUS, {**params, "max": ACCOUNTS_MAX})
 
 
-def claim(session: Session) -> Any | None:
+def claim(session: Transaction) -> Any | None:
     """The copy that has been wanted longest, of a credential that no worker refreshes now, ours for CLAIM_S; None: there is none.
 
     Row: credential_id, account, base_url, secret, credential_kind, api_version, source.
@@ -82,18 +82,18 @@ def claim(session: Session) -> Any | None:
     return session.execute(_CLAIM, {"claim_s": CLAIM_S, "default": settings().openai_base_url}).one_or_none()
 
 
-def store(session: Session, row: Any, *, body: bytes) -> None:
+def store(session: Transaction, row: Any, *, body: bytes) -> None:
     """The claimed copy is this list from now on. row: of `claim`."""
     session.execute(_STORE, {"credential_id": row.credential_id, "account": row.account, "source": row.source, "body": body})
 
 
-def refuse(session: Session, row: Any, *, status: int, error: Mapping[str, object]) -> None:
+def refuse(session: Transaction, row: Any, *, status: int, error: Mapping[str, object]) -> None:
     """The refresh of the claimed copy failed; the copy stays as it was. row: of `claim`."""
     refusal = json.dumps({"status": status, "error": error})
     session.execute(_REFUSE, {"credential_id": row.credential_id, "account": row.account, "refusal": refusal})
 
 
-def forget(session: Session, credential_id: int) -> None:
+def forget(session: Transaction, credential_id: int) -> None:
     """The credential has no copies: its key or address was changed."""
     session.execute(text("DELETE FROM model_list WHERE credential_id = :id"), {"id": credential_id})
 

@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 
 # The longest time between two probes of a credential that is parked for one model and endpoint.
 PROBE_MOST_S = 3_600
@@ -32,7 +32,7 @@ class Refusal:
     status: int | None
 
 
-def park(session: Session, credential_id: int, *, reason: str, error: Mapping[str, object] | None, status: int | None = None) -> Any:
+def park(session: Transaction, credential_id: int, *, reason: str, error: Mapping[str, object] | None, status: int | None = None) -> Any:
     """The credential is parked from now. error, status: of the refusal, with which jobs fail.
 
     Row: is_own (the pool of a caller's own key), was_parked (this was a probe).
@@ -42,17 +42,17 @@ def park(session: Session, credential_id: int, *, reason: str, error: Mapping[st
     return session.execute(_PARK, params).one()
 
 
-def unpark(session: Session, credential_id: int) -> None:
+def unpark(session: Transaction, credential_id: int) -> None:
     """The credential takes part again."""
     session.execute(_UNPARK, {"id": credential_id})
 
 
-def make_probe_due(session: Session, credential_id: int, *, reason: str) -> None:
+def make_probe_due(session: Transaction, credential_id: int, *, reason: str) -> None:
     """A credential that is parked for this reason is probed by the next job: what was seen outside the line says that it may be good."""
     session.execute(_MAKE_PROBE_DUE, {"id": credential_id, "reason": reason, "probe_s": settings().probe_s})
 
 
-def open_or_due(session: Session, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
+def open_or_due(session: Transaction, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
     """The credentials that may be asked.
 
     Rows: id, pool_id, weight, is_probe (parked, and due for one job that tries it), shut: [{model, endpoint, is_due}] of what each is
@@ -61,7 +61,7 @@ def open_or_due(session: Session, pool_ids: Sequence[int], *, probe_s: float) ->
     return session.execute(_OPEN, {"pools": list(pool_ids), "probe_s": probe_s}).all()
 
 
-def probed(session: Session, credential_ids: Sequence[int]) -> None:
+def probed(session: Transaction, credential_ids: Sequence[int]) -> None:
     """A probe is on its way with these; the next is due only after another probe_s."""
     if credential_ids:
         session.execute(
@@ -70,7 +70,7 @@ def probed(session: Session, credential_ids: Sequence[int]) -> None:
 
 
 def refused(
-    session: Session, *, job_id: UUID, credential_id: int, model: str, endpoint: str, reason: str | None, refused_by: Sequence[int]
+    session: Transaction, *, job_id: UUID, credential_id: int, model: str, endpoint: str, reason: str | None, refused_by: Sequence[int]
 ) -> bool:
     """Parks the credential for this model and endpoint where another credential of its pool may serve the job; returns whether one may.
 
@@ -86,25 +86,25 @@ def refused(
     return True
 
 
-def unpark_model(session: Session, credential_id: int, *, model: str, endpoint: str) -> None:
+def unpark_model(session: Transaction, credential_id: int, *, model: str, endpoint: str) -> None:
     """The credential serves this model and endpoint again."""
     session.execute(_UNPARK_MODEL, {"credential_id": credential_id, "model": model, "endpoint": endpoint})
 
 
-def probed_models(session: Session, probes: Sequence[tuple[int, str, str]]) -> None:
+def probed_models(session: Transaction, probes: Sequence[tuple[int, str, str]]) -> None:
     """A probe is on its way with each (credential, model, endpoint); the next is due only after their time."""
     if probes:
         columns = dict(zip(("credentials", "models", "endpoints"), map(list, zip(*probes, strict=True)), strict=True))
         session.execute(_PROBED_MODELS, {**columns, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
 
 
-def hopeless(session: Session, pool_ids: Sequence[int]) -> dict[int, Refusal]:
+def hopeless(session: Transaction, pool_ids: Sequence[int]) -> dict[int, Refusal]:
     """Pools of own keys that the upstream does not serve, and how it refuses them."""
     rows = session.execute(_HOPELESS, {"pools": list(pool_ids)})
     return {row.pool_id: Refusal(row.parked_error, row.status) for row in rows}
 
 
-def waited_out(session: Session, *, longer_than_s: float, limit: int) -> Sequence[Any]:
+def waited_out(session: Transaction, *, longer_than_s: float, limit: int) -> Sequence[Any]:
     """Jobs that have waited so long, with callers on a connection, in pools of which every credential has been parked for so long.
 
     Rows: id, key_id, lane_id, calls, created_at, request_id, traceparent, words ({status, error} of the last refusal; None: not known).

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models.access import audit_log
 from models.access.audit_log import Act
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs import cancellation
 from models.keys.keys import Key
 from models.platform.errors import Invalid
@@ -34,7 +34,7 @@ class Filter:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "queued") -> list[Any]:
+def cancel_some(session: Transaction, act: Act, which: Filter, *, status: str = "queued") -> list[Any]:
     """Cancels up to CHUNK of these jobs, as their callers would; an empty list: there are no more. Rows of job.cancel.
 
     Cancelling a turn that others wait behind locks its conversation, then the next turn. So it is the only job of its transaction, and
@@ -54,7 +54,7 @@ def cancel_some(session: Session, act: Act, which: Filter, *, status: str = "que
     return done
 
 
-def dead(session: Session, which: Filter, *, after: UUID | None, most: int) -> Sequence[Any]:
+def dead(session: Transaction, which: Filter, *, after: UUID | None, most: int) -> Sequence[Any]:
     """Failed and expired jobs that no job repeats, oldest first, behind this one. Rows: id, key_id, pool_id, kind (of its key).
 
     Jobs whose request was deleted, and jobs of revoked keys, are left out.
@@ -62,7 +62,7 @@ def dead(session: Session, which: Filter, *, after: UUID | None, most: int) -> S
     return session.execute(_DEAD, {**asdict(which), "after": after, "most": most}).all()
 
 
-def may_repeat(session: Session, job_id: UUID) -> bool:
+def may_repeat(session: Transaction, job_id: UUID) -> bool:
     """Whether no job repeats this one. Holds its row, so that of two bulk retries at once only one repeats it."""
     if session.execute(_LOCK_DEAD, {"id": job_id}).one_or_none() is None:
         return False

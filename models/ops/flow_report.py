@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform.wire import JsonObject, epoch
 
 LOOKED_MOST = 10_000
@@ -15,7 +15,7 @@ LOOKED_MOST = 10_000
 LANES_MOST, LOOKED_EACH = 20, 1_000
 
 
-def ranked(session: Session, *, lane: int | None, user: str | None) -> list[JsonObject]:
+def ranked(session: Transaction, *, lane: int | None, user: str | None) -> list[JsonObject]:
     """The flows that wait or run in this lane, or in the longest lines: who waits with most jobs first.."""
     wanted = {
         "lane": lane, "user": user, "lanes_most": 1 if lane is not None else LANES_MOST,

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs import job_view
 from models.jobs.states import Status
 from models.platform import wire
@@ -48,7 +48,7 @@ class Found:
     next_after: UUID | None
 
 
-def find(session: Session, wanted: Wanted, *, limit: int, after: UUID | None) -> Found:
+def find(session: Transaction, wanted: Wanted, *, limit: int, after: UUID | None) -> Found:
     """Jobs that fit, newest first, at most `limit`; maybe none, and yet more further on (next_after)."""
     values = _values(session, wanted) if wanted.id is None else {"id": wanted.id}
     if values is None:
@@ -68,7 +68,7 @@ def find(session: Session, wanted: Wanted, *, limit: int, after: UUID | None) ->
     return Found(_show_all(session, rows), seen.last if seen.looked == looked else None)
 
 
-def _values(session: Session, wanted: Wanted) -> Mapping[str, Any] | None:
+def _values(session: Transaction, wanted: Wanted) -> Mapping[str, Any] | None:
     """What the statements are told; None when there is no such key or pool."""
     key_ids = [row.id for row in session.execute(_KEYS, {"key": wanted.key})] if wanted.key is not None else []
     pool = session.execute(_POOL, {"pool": wanted.pool}).one_or_none() if wanted.pool is not None else None
@@ -87,7 +87,7 @@ def _first_id(at: datetime) -> UUID:
     return UUID(int=max(0, min(int(at.timestamp() * 1000), 2**48 - 1)) << 80)
 
 
-def _show_all(session: Session, rows: Sequence[Any]) -> list[JsonObject]:
+def _show_all(session: Transaction, rows: Sequence[Any]) -> list[JsonObject]:
     places = enqueue.places(session, [row for row in rows if row.status == Status.QUEUED])
     return [_show(row, places.get(row.id)) for row in rows]
 

@@ -12,12 +12,12 @@ from sqlalchemy import text
 
 from models.access import audit_log
 from models.access.audit_log import Act
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import crypto, ids
 from models.webhooks import endpoints, signing
 
 
-def reseal(session: Session, act: Act) -> dict[str, int]:
+def reseal(session: Transaction, act: Act) -> dict[str, int]:
     """Everything is sealed with the newest secret; how many of each. Raises ValueError where none opens one, and nothing is changed."""
     done = {"credentials": _credentials(session), "own_keys": _own_keys(session)}
     done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.show(endpoints.PREFIX, number))
@@ -26,7 +26,7 @@ def reseal(session: Session, act: Act) -> dict[str, int]:
     return done
 
 
-def _credentials(session: Session) -> int:
+def _credentials(session: Transaction) -> int:
     rows = session.execute(text("SELECT id, secret FROM credential ORDER BY id FOR UPDATE")).all()
     for row in rows:
         bound_to = f"credential:{row.id}"
@@ -35,7 +35,7 @@ def _credentials(session: Session) -> int:
     return len(rows)
 
 
-def _own_keys(session: Session) -> int:
+def _own_keys(session: Transaction) -> int:
     rows = session.execute(_OWN).all()
     for row in rows:
         plain = crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.credential_id}")
@@ -45,7 +45,7 @@ def _own_keys(session: Session) -> int:
     return len(rows)
 
 
-def _signing(session: Session, table: str, name: str, owner_of: Any) -> int:
+def _signing(session: Transaction, table: str, name: str, owner_of: Any) -> int:
     rows = session.execute(text(f"SELECT {name} AS id, secret, old_secret FROM {table} FOR UPDATE")).all()
     for row in rows:
         owner = owner_of(row.id)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.ops import limit_usage
 from models.ops.limit_usage import Gauge
 from models.platform.wire import JsonObject, epoch
@@ -40,7 +40,7 @@ class _Ahead:
     images: float
 
 
-def page(session: Session, which: Which, *, limit: int, after: int | None) -> list[JsonObject]:
+def page(session: Transaction, which: Which, *, limit: int, after: int | None) -> list[JsonObject]:
     """Up to limit + 1 lanes, as `_show` makes them. after: the id of the last lane of the page before."""
     rows = session.execute(_page(which), {**vars(which), "most": limit + 1, "after": after}).all()
     if not rows:
@@ -54,7 +54,7 @@ def page(session: Session, which: Which, *, limit: int, after: int | None) -> li
     return [_show(row, heads[row.id], rates.get(row.id), limits[row.id]) for row in rows]
 
 
-def _credentials(session: Session, rows: Sequence[Any]) -> Mapping[int, list[int]]:
+def _credentials(session: Transaction, rows: Sequence[Any]) -> Mapping[int, list[int]]:
     by_pool: dict[int, list[int]] = {}
     for row in session.execute(_CREDENTIALS, {"pools": sorted({row.pool_id for row in rows})}):
         by_pool.setdefault(row.pool_id, []).append(row.id)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.keys import limits
 from models.keys.limits import State
 
@@ -45,7 +45,7 @@ class Reading:
         return self.state.cooldown_until
 
 
-def read(session: Session, bounds: Sequence[Bound]) -> dict[Bound, Reading]:
+def read(session: Transaction, bounds: Sequence[Bound]) -> dict[Bound, Reading]:
     """The gauges of these credentials and models. Three statements for all of them, one more where a day is limited."""
     states = limits.read_many(session, bounds)
     used: dict[Bound, Any] = {}
@@ -81,7 +81,7 @@ def _gauges(state: State, used: Any | None, day: int | None) -> dict[str, Gauge]
     }
 
 
-def _days(session: Session, states: Mapping[Bound, State]) -> dict[Bound, int]:
+def _days(session: Transaction, states: Mapping[Bound, State]) -> dict[Bound, int]:
     limited = [(one, state.limits.rpd) for one, state in states.items() if state.limits.rpd]
     if not limited:
         return {}

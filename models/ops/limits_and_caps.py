@@ -10,7 +10,7 @@ from sqlalchemy import text
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
-from models.database.db import Session
+from models.database.db import Transaction
 from models.keys import credential_address, keys, model_lists
 from models.ops import pause
 from models.ops.pause import Target
@@ -24,7 +24,7 @@ CLASSES = ("", CHAT, IMAGES, EDITS, EMBEDDINGS, MODERATIONS)
 MOST = 2**31 - 1
 
 
-def set_limits(session: Session, act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
+def set_limits(session: Transaction, act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
     """These limits of this credential and model are changed, the others stay. None: open, learned from the upstream. Raises NotFound."""
     _checked(changes, LIMITS)
     _exists(session, "credential", credential_id)
@@ -39,7 +39,7 @@ def set_limits(session: Session, act: Act, credential_id: int, changes: Mapping[
     return {"id": str(credential_id), "object": "credential", "model": model, **after}
 
 
-def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int | None], *, endpoint: str) -> dict[str, Any]:
+def set_caps(session: Transaction, act: Act, on: Target, changes: Mapping[str, int | None], *, endpoint: str) -> dict[str, Any]:
     """These caps of a key or flow are changed, the others stay. endpoint: for this class of requests; empty: for all. None: no cap.
 
     Raises NotFound, and Invalid for another kind of target or an unknown class.
@@ -63,7 +63,7 @@ def set_caps(session: Session, act: Act, on: Target, changes: Mapping[str, int |
 
 
 def change_credential(
-    session: Session,
+    session: Transaction,
     act: Act,
     credential_id: int,
     *,
@@ -98,7 +98,7 @@ def change_credential(
     return {"id": str(credential_id), "object": "credential", **after._asdict()}
 
 
-def retire(session: Session, act: Act, credential_id: int) -> dict[str, Any]:
+def retire(session: Transaction, act: Act, credential_id: int) -> dict[str, Any]:
     """The credential gets no more jobs; its calls end, its history stays. Resume brings it back. Raises NotFound."""
     _exists(session, "credential", credential_id)
     session.execute(text("UPDATE credential SET retired_at = now() WHERE id = :id"), {"id": credential_id})
@@ -106,7 +106,7 @@ def retire(session: Session, act: Act, credential_id: int) -> dict[str, Any]:
     return {"id": str(credential_id), "object": "credential", "retired": True}
 
 
-def _exists(session: Session, table: str, number: int) -> Any:
+def _exists(session: Transaction, table: str, number: int) -> Any:
     row = session.execute(text(f"SELECT * FROM {table} WHERE id = :id FOR UPDATE"), {"id": number}).one_or_none()
     if row is None:
         raise NotFound(f"There is no {table} {number}.")

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from models.access import audit_log
 from models.access.audit_log import Act
-from models.database.db import Session
+from models.database.db import Transaction
 from models.keys import parking
 from models.platform.errors import Invalid, NotFound
 from models.queue import caps, lanes
@@ -60,7 +60,7 @@ def _is_id(said: str) -> bool:
     return said.isascii() and said.isdigit() and len(said) <= 18
 
 
-def certain(session: Session, on: Target) -> Target:
+def certain(session: Transaction, on: Target) -> Target:
     """The same target, with the key of a flow. Raises NotFound, and Invalid where several keys have a user of this name there."""
     if on.kind != "flow" or on.key_id:
         return on
@@ -72,7 +72,7 @@ def certain(session: Session, on: Target) -> Target:
     return replace(on, key_id=keys[0])
 
 
-def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
+def act_on(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
     """The target as it is now, and the lanes that the pacer has to look at. Raises NotFound.
 
     A credential that drains takes no new jobs, which is the same as a pause.
@@ -98,7 +98,7 @@ def act_on(session: Session, act: Act, verb: str, on: Target) -> tuple[dict[str,
     return after, numbers
 
 
-def state(session: Session, on: Target, *, lock: bool = False) -> dict[str, Any]:
+def state(session: Transaction, on: Target, *, lock: bool = False) -> dict[str, Any]:
     """paused_at, paused_reason and what else stops it. Raises NotFound."""
     on = certain(session, on)
     is_flow = on.kind == "flow"
@@ -113,7 +113,7 @@ def state(session: Session, on: Target, *, lock: bool = False) -> dict[str, Any]
     return {"id": on.name, "object": on.kind, **{name: _plain(getattr(row, name, None)) for name in names}}
 
 
-def lanes_of(session: Session, on: Target) -> list[int]:
+def lanes_of(session: Transaction, on: Target) -> list[int]:
     """The lanes that it is, has or serves."""
     return [row.id for row in session.execute(_LANES[on.kind], {"number": on.number})]
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.ops import limit_usage
 from models.ops.lane_report import show_gauge
 from models.ops.limit_usage import Reading
@@ -23,7 +23,7 @@ RECENT_S, RECENT_MOST = 600, 200
 BAD = ("failed", "throttled", "refused", "unknown")
 
 
-def pools(session: Session, *, limit: int, after: int | None, kind: str | None) -> list[JsonObject]:
+def pools(session: Transaction, *, limit: int, after: int | None, kind: str | None) -> list[JsonObject]:
     """Up to limit + 1 pools by id. kind: `own`, those of callers' own keys, or `issued`, the operator's."""
     rows = session.execute(_POOLS, {"after": after, "most": limit + 1, "kind": kind}).all()
     return [
@@ -45,7 +45,7 @@ def pools(session: Session, *, limit: int, after: int | None, kind: str | None) 
     ]
 
 
-def credentials(session: Session, *, limit: int, after: int | None, pool: str | None, is_parked: bool | None) -> list[JsonObject]:
+def credentials(session: Transaction, *, limit: int, after: int | None, pool: str | None, is_parked: bool | None) -> list[JsonObject]:
     """Up to limit + 1 credentials by id, each with the models it serves."""
     wanted = {"after": after, "most": limit + 1, "pool": pool, "is_parked": is_parked}
     rows = session.execute(_CREDENTIALS, wanted).all()
@@ -96,7 +96,7 @@ def _model(name: str, reading: Reading, ends: Any | None) -> JsonObject:
     }
 
 
-def _recent(session: Session, bounds: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
+def _recent(session: Transaction, bounds: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
     if not bounds:
         return {}
     wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "seconds": RECENT_S, "most": RECENT_MOST}

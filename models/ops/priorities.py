@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from models.access import audit_log
 from models.access.audit_log import Act
-from models.database.db import Session
+from models.database.db import Transaction
 from models.ops import pause
 from models.ops.pause import Target
 from models.platform.errors import Invalid, NotFound, WrongState
@@ -21,7 +21,7 @@ from models.queue import key_shares, lanes
 from models.queue.enqueue import WEIGHTS
 
 
-def weigh(session: Session, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
+def weigh(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
     """The key or user gets `weight` times the share of one that has 1; returns it, and the lanes that move. Raises NotFound, Invalid.
 
     A key: beside the other keys of its pool, in every lane. A user: beside the other users of its key, from its waiting jobs on.
@@ -44,7 +44,7 @@ def weigh(session: Session, act: Act, on: Target, *, weight: float) -> tuple[dic
     return {"id": on.name, "object": on.kind, "weight": weight}, pause.lanes_of(session, on)
 
 
-def prioritise(session: Session, act: Act, job_id: UUID, *, priority: str) -> int:
+def prioritise(session: Transaction, act: Act, job_id: UUID, *, priority: str) -> int:
     """The waiting job has this priority, and those behind it in its flow move accordingly; returns its lane. Raises WrongState, Invalid."""
     if priority not in WEIGHTS:
         raise Invalid(f"`priority` is one of {', '.join(WEIGHTS)}.", param="priority")
@@ -55,7 +55,7 @@ def prioritise(session: Session, act: Act, job_id: UUID, *, priority: str) -> in
     return int(one.lane_id)
 
 
-def boost(session: Session, act: Act, job_id: UUID) -> int:
+def boost(session: Transaction, act: Act, job_id: UUID) -> int:
     """The waiting job stands at the head of its lane, before all who wait now; returns its lane. Raises WrongState."""
     one = _waiting(session, job_id)
     tag = session.execute(_BOOST, {"id": job_id, "lane_id": one.lane_id}).scalar_one()
@@ -65,7 +65,7 @@ def boost(session: Session, act: Act, job_id: UUID) -> int:
     return int(one.lane_id)
 
 
-def _waiting(session: Session, job_id: UUID, *, with_others: bool = False) -> Any:
+def _waiting(session: Transaction, job_id: UUID, *, with_others: bool = False) -> Any:
     """The job's row. Locks it; with_others: and all that wait in its flow."""
     # The flow first, as a submit takes it.
     flow = session.execute(text("SELECT lane_id, key_id, flow FROM job WHERE id = :id"), {"id": job_id}).one_or_none()
@@ -80,7 +80,7 @@ def _waiting(session: Session, job_id: UUID, *, with_others: bool = False) -> An
     return row
 
 
-def _retag(session: Session, lane_id: int, key_id: int, flow: str) -> None:
+def _retag(session: Transaction, lane_id: int, key_id: int, flow: str) -> None:
     session.execute(_LOCK_JOBS, {"lane_id": lane_id, "key_id": key_id, "flow": flow})
     row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **WEIGHTS}).one()
     if row.first is not None:

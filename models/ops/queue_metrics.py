@@ -8,32 +8,32 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.ops import retention
 from models.telemetry.metrics import POOL_LABEL
 
 
-def lanes(session: Session) -> Sequence[Any]:
+def lanes(session: Transaction) -> Sequence[Any]:
     """Every lane in which somebody waits or runs. Rows: pool, model, blocked_by, waiting, running, oldest_s."""
     return session.execute(_LANES).all()
 
 
-def use(session: Session) -> Sequence[Any]:
+def use(session: Transaction) -> Sequence[Any]:
     """Lanes of issued keys with known limits: how much of each was used in the last minute. Rows: pool, model, rpm, tpm, in_flight."""
     return session.execute(_USE).all()
 
 
-def parked(session: Session) -> Sequence[Any]:
+def parked(session: Transaction) -> Sequence[Any]:
     """Rows: pool, parked."""
     return session.execute(_PARKED).all()
 
 
-def totals(session: Session, *, seen_within_s: float) -> Any:
+def totals(session: Transaction, *, seen_within_s: float) -> Any:
     """One row: slots of workers that reported within this time, and webhooks that have not arrived yet."""
     return session.execute(_TOTALS, {"seen_within_s": seen_within_s}).one()
 
 
-def retention_backlog(session: Session, *, days: int, limit: int) -> Any:
+def retention_backlog(session: Transaction, *, days: int, limit: int) -> Any:
     """Ended jobs past retention. One row: jobs (counted up to `limit`), age_s of the oldest by id (0.0: there is none)."""
     return session.execute(_BACKLOG, {"before": retention.now(session) - timedelta(days=days), "limit": limit}).one()
 

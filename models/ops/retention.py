@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.queue import lanes
 from models.sessions import deletion
 
@@ -23,10 +23,10 @@ FIRST_ID = UUID(int=0)
 class Step(Protocol):
     """Removes up to `limit` rows of one table; returns how many. Fewer than `limit`: nothing else is due."""
 
-    def __call__(self, session: Session, limit: int) -> int: ...
+    def __call__(self, session: Transaction, limit: int) -> int: ...
 
 
-def now(session: Session) -> datetime:
+def now(session: Transaction) -> datetime:
     """Postgres's clock: a pacer's host may have a wrong one, and what is removed is gone."""
     at: datetime = session.execute(text("SELECT now()")).scalar_one()
     return at
@@ -58,7 +58,7 @@ class _Jobs:
     before: datetime
     after: UUID = FIRST_ID
 
-    def __call__(self, session: Session, limit: int) -> int:
+    def __call__(self, session: Transaction, limit: int) -> int:
         ids = [row.id for row in session.execute(_OLD_JOBS, {"before": self.before, "after": self.after, "limit": limit})]
         if ids:
             self.after = ids[-1]
@@ -72,7 +72,7 @@ class _Rows:
     statement: TextClause
     before: datetime | None
 
-    def __call__(self, session: Session, limit: int) -> int:
+    def __call__(self, session: Transaction, limit: int) -> int:
         values = {"limit": limit} if self.before is None else {"before": self.before, "limit": limit}
         return len(session.execute(self.statement, values).all())
 

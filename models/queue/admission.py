@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 from models.queue import caps
 from models.queue.key_shares import SETTLED_S, TURN
 
@@ -41,7 +41,7 @@ class Settled:
     blocked_by: str | None
 
 
-def free_slots(session: Session, *, seen_within_s: float) -> int:
+def free_slots(session: Transaction, *, seen_within_s: float) -> int:
     """How many more jobs the workers could run now, by their own reports less what is admitted or running.
 
     Reports and leases older than `seen_within_s` both count for nothing: what a dead worker held blocks no living one.
@@ -49,7 +49,7 @@ def free_slots(session: Session, *, seen_within_s: float) -> int:
     return int(session.execute(_FREE_SLOTS, {"seen_within_s": seen_within_s, "lease_s": settings().lease_s}).scalar_one())
 
 
-def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequence[Any]:
+def claim_lanes(session: Transaction, *, woken: Sequence[int], most: int) -> Sequence[Any]:
     """Lanes that are woken or due, ours for CLAIM_S.
 
     Rows: id, pool_id, pool (its name), model, virtual_time, blocked_by (as last concluded), has_caps (of anybody).
@@ -57,12 +57,12 @@ def claim_lanes(session: Session, *, woken: Sequence[int], most: int) -> Sequenc
     return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
 
 
-def held_for_a_moment(session: Session, lane_ids: Sequence[int]) -> bool:
+def held_for_a_moment(session: Transaction, lane_ids: Sequence[int]) -> bool:
     """Whether one of these lanes was passed over only because somebody is writing its row: neither paused nor another pacer's."""
     return bool(session.execute(_FREE, {"ids": list(lane_ids)}).scalar_one())
 
 
-def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[caps.Room] = ()) -> Sequence[Any]:
+def heads(session: Transaction, lanes: Sequence[Any], *, most: int, rooms: Sequence[caps.Room] = ()) -> Sequence[Any]:
     """The first `most` jobs of each lane, in the order of their turns; those that a cap in `rooms` stops altogether are passed over.
 
     Rows: turn (in the lane's time; below 0: an operator put it first), starts and weight (of its key: its next turn, its part of the lane),
@@ -78,7 +78,7 @@ def heads(session: Session, lanes: Sequence[Any], *, most: int, rooms: Sequence[
     return session.execute(_HEADS, wanted).all()
 
 
-def admit(session: Session, admissions: Sequence[Admission]) -> set[UUID]:
+def admit(session: Transaction, admissions: Sequence[Admission]) -> set[UUID]:
     """Those still waiting are admitted; returns their dispatch ids. Of the others the budget has to be given back."""
     if not admissions:
         return set()
@@ -93,12 +93,12 @@ def admit(session: Session, admissions: Sequence[Admission]) -> set[UUID]:
     return {row.dispatch_id for row in rows}
 
 
-def waiting_since(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, datetime]:
+def waiting_since(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, datetime]:
     """Since when each of these jobs, which have been called before, stands in line again."""
     return {row.job_id: row.at for row in session.execute(_WAITING_SINCE, {"jobs": list(job_ids)})}
 
 
-def settle(session: Session, lanes: Sequence[Settled]) -> None:
+def settle(session: Transaction, lanes: Sequence[Settled]) -> None:
     """The lanes are open again, with what was concluded; a wake-up that came meanwhile stays."""
     if lanes:
         ordered = sorted(lanes, key=lambda lane: lane.lane_id)
@@ -113,22 +113,22 @@ def settle(session: Session, lanes: Sequence[Settled]) -> None:
         )
 
 
-def next_wake_in_s(session: Session, *, most_s: float) -> float:
+def next_wake_in_s(session: Transaction, *, most_s: float) -> float:
     """Seconds until the next lane may be claimed, at most `most_s`; paused lanes and those that others have are not due."""
     return float(session.execute(_NEXT_WAKE, {"most_s": most_s}).scalar_one())
 
 
-def find_forgotten(session: Session) -> list[int]:
+def find_forgotten(session: Transaction) -> list[int]:
     """Lanes that fell idle a short while ago and in which somebody waits: their wake-up was lost. Woken by this."""
     return [row.id for row in session.execute(_FORGOTTEN, {"settled_s": 2 * SETTLED_S})]
 
 
-def later_wakes(session: Session, lane_ids: Sequence[int]) -> dict[int, float]:
+def later_wakes(session: Transaction, lane_ids: Sequence[int]) -> dict[int, float]:
     """Of lanes whose queued jobs all wait out a delay: seconds until the first may go."""
     return {row.lane_id: row.wake_in_s for row in session.execute(_LATER, {"lanes": list(lane_ids)})}
 
 
-def write_figures(session: Session, lane_id: int, *, usual_s: float | None, limits: dict[str, float | None]) -> None:
+def write_figures(session: Transaction, lane_id: int, *, usual_s: float | None, limits: dict[str, float | None]) -> None:
     """The lane's row has the figures that estimates are made from. limits: rpm, tpm, ipm, max_in_flight of its credentials together."""
     session.execute(_FIGURES, {"id": lane_id, "usual_s": usual_s, **limits})
 

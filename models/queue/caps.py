@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform.errors import Draining, LineFull
 
 MINUTE_S = 60
@@ -50,7 +50,7 @@ class Room:
         return (self.owner_id, self.flow) == (job.lane_id, user) and self.key_id in (0, job.key_id)
 
 
-def rooms(session: Session, *, lanes: Sequence[int], pools: Sequence[int], lock: bool = False) -> list[Room]:
+def rooms(session: Transaction, *, lanes: Sequence[int], pools: Sequence[int], lock: bool = False) -> list[Room]:
     """The caps that concern these lanes, in one order for everybody. lock: nobody else admits by them until this transaction ends."""
     wanted = {"lanes": list(lanes), "pools": list(pools)}
     if lock:
@@ -71,7 +71,7 @@ def pass_over(jobs: Iterable[Any], within: Sequence[Room]) -> list[Any]:
     return going
 
 
-def note(session: Session, admitted: Mapping[UUID, Any], within: Sequence[Room]) -> None:
+def note(session: Transaction, admitted: Mapping[UUID, Any], within: Sequence[Room]) -> None:
     """These admissions (dispatch id → job) count against the rates of their caps."""
     used = [(number, room) for number, one in admitted.items() for room in within if room.holds(one)]
     if used:
@@ -92,7 +92,7 @@ def shut(within: Sequence[Room]) -> dict[str, list[Any]]:
     }  # fmt: skip
 
 
-def waiting(session: Session, lanes: Sequence[int], within: Sequence[Room]) -> dict[int, float]:
+def waiting(session: Transaction, lanes: Sequence[int], within: Sequence[Room]) -> dict[int, float]:
     """Of these lanes those in which somebody waits whom a cap holds up: seconds until it is worth looking again."""
     none = shut(within)
     if not none["scopes"] or not lanes:
@@ -101,7 +101,7 @@ def waiting(session: Session, lanes: Sequence[int], within: Sequence[Room]) -> d
     return {row.id: look_s for row in session.execute(_WAITING, {"lanes": list(lanes), **none})}
 
 
-def reasons(session: Session, jobs: Sequence[Any]) -> dict[UUID, str]:
+def reasons(session: Transaction, jobs: Sequence[Any]) -> dict[UUID, str]:
     """Of these waiting jobs those that a cap holds up, and what it says. jobs: rows with id and lane_id."""
     rows = session.execute(_JOBS, {"ids": [one.id for one in jobs]}).all()
     found = rooms(session, lanes=sorted({row.lane_id for row in rows}), pools=sorted({row.pool_id for row in rows}))
@@ -109,7 +109,7 @@ def reasons(session: Session, jobs: Sequence[Any]) -> dict[UUID, str]:
     return {row.id: next(room.why for room in none if room.holds(row)) for row in rows if any(room.holds(row) for room in none)}
 
 
-def refuse_if_full(session: Session, *, key_id: int, lane_id: int, flow: str, endpoint: str) -> None:
+def refuse_if_full(session: Transaction, *, key_id: int, lane_id: int, flow: str, endpoint: str) -> None:
     """Raises Draining, or LineFull when more wait than a cap allows; the job that asks is counted already."""
     for row in session.execute(_ALLOWED, {"key_id": key_id, "lane_id": lane_id, "flow": flow, "endpoint": endpoint}):
         whose = "key" if row.scope == "key" else "user"
@@ -122,7 +122,7 @@ def refuse_if_full(session: Session, *, key_id: int, lane_id: int, flow: str, en
             )  # fmt: skip
 
 
-def split(session: Session, *, lane_id: int, user: str) -> None:
+def split(session: Transaction, *, lane_id: int, user: str) -> None:
     """Caps set before 0016 for this user of any key become caps of this user of each key that has one there: nobody could lift them else.
 
     user: empty: of no user, and nothing happens.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.queue import key_shares
 from models.webhooks import outbox
 
@@ -20,7 +20,7 @@ STOPPED = {
 }
 
 
-def stop(session: Session, conversation_ids: Sequence[int]) -> None:
+def stop(session: Transaction, conversation_ids: Sequence[int]) -> None:
     """The held turns of those conversations are cancelled whose last turn in line has failed or expired. Holds their rows.
 
     Their conversations have to be locked. Turns submitted later go on: their caller has seen how the failed one ended.

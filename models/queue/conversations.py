@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.queue import cascade, history_window, key_shares, lanes
 from models.queue.history_window import Recall
 
@@ -25,7 +25,7 @@ class Turn:
     recall: Recall | None
 
 
-def take_turn(session: Session, key_id: int, name: str, *, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None) -> Turn:
+def take_turn(session: Transaction, key_id: int, name: str, *, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None) -> Turn:
     """The next turn of this key's conversation, which is made on first use. Holds its row until the transaction ends.
 
     tokens, turn_tokens: as models.queue.enqueue.Order has them.
@@ -40,7 +40,7 @@ def take_turn(session: Session, key_id: int, name: str, *, endpoint: str, lane_i
     return Turn(row.id, row.turns, recall=remembered)
 
 
-def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, int, float, float]] = ()) -> None:
+def let_next(session: Transaction, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, int, float, float]] = ()) -> None:
     """The next held turn of each of these conversations stands in line, unless a turn that is not held is open.
 
     To be called when such a turn has ended. Locks go from that turn to the conversation, to the held turn, to the share, to the lane.
@@ -58,12 +58,12 @@ def let_next(session: Session, conversation_ids: Iterable[int | None], *, also: 
     lanes.wake(session, [one[0] for one in back])
 
 
-def open_before(session: Session, job: Any) -> Sequence[Any]:
+def open_before(session: Transaction, job: Any) -> Sequence[Any]:
     """The turns before `job` that have not ended, in order. Rows: id, lane_id, status, held, start_tag."""
     return session.execute(_BEFORE, {"id": job.conversation_id, "turn": job.turn}).all()
 
 
-def open_turns(session: Session, conversation_ids: Iterable[int]) -> dict[int, list[Any]]:
+def open_turns(session: Transaction, conversation_ids: Iterable[int]) -> dict[int, list[Any]]:
     """Of each of these conversations the turns that have not ended, in order. Rows: as of open_before, and turn."""
     made: dict[int, list[Any]] = {number: [] for number in conversation_ids}
     for row in session.execute(_OPEN, {"ids": list(made)}) if made else ():

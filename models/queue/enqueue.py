@@ -24,7 +24,7 @@ from uuid_utils.compat import uuid7
 from models.billing import budgets
 from models.config.settings import settings
 from models.content import attachments
-from models.database.db import Session, autocommit, begin
+from models.database.db import Transaction, autocommit, begin
 from models.database.tables import OPEN
 from models.keys.keys import Key
 from models.platform.errors import Draining, LineFull, LineUnavailable, TooLate
@@ -131,7 +131,7 @@ def prepare(order: Order) -> int:
     return lane_id if is_there else lane_of(order.key.pool_id, order.model)
 
 
-def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
+def join(session: Transaction, order: Order, *, job_id: UUID) -> Joined:
     """The job stands in line, with its first event, and what it may cost is reserved. `prepare` comes before.
 
     Raises NoMoney, LineFull (Draining where the operator lets it run empty), or TooLate when the line is longer than it may wait;
@@ -157,7 +157,7 @@ def join(session: Session, order: Order, *, job_id: UUID) -> Joined:
     return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None) if is_plain else None)
 
 
-def join_at_once(session: Session, order: Order, *, job_id: UUID) -> Joined | None:
+def join_at_once(session: Transaction, order: Order, *, job_id: UUID) -> Joined | None:
     """As `join`, in the one statement that an ordinary submit is, which needs no transaction around it.
 
     None: nothing was stored, and `join` has to take a closer look: there is a budget, a conversation or a cap, or the line may be full.
@@ -203,7 +203,7 @@ def _values(order: Order, job_id: UUID, lane_id: int, turn: conversations.Turn |
     }  # fmt: skip
 
 
-def _with_attachments(session: Session, order: Order) -> Order:
+def _with_attachments(session: Transaction, order: Order) -> Order:
     """What is attached is a part of the question: it is reserved, and remembered."""
     if not order.attachments or order.conversation is None:
         return order
@@ -211,7 +211,7 @@ def _with_attachments(session: Session, order: Order) -> Order:
     return replace(order, tokens=order.tokens + weight, turn_tokens=(order.turn_tokens or 0) + weight)
 
 
-def _turn(session: Session, order: Order, *, lane_id: int) -> conversations.Turn | None:
+def _turn(session: Transaction, order: Order, *, lane_id: int) -> conversations.Turn | None:
     if order.conversation is None:
         return None
     return conversations.take_turn(
@@ -232,7 +232,7 @@ def lane_of(pool_id: int, model: str) -> int:
         return lanes.find_or_make(session, pool_id, model)
 
 
-def place(session: Session, job: Any) -> Place:
+def place(session: Transaction, job: Any) -> Place:
     """Where this job stands now. job: a row with id, lane_id, key_id, start_tag, status, held, conversation_id, turn and not_before.
 
     The count is exact where few stand ahead (milestone.EVERY, key_share.LOOKED_MOST), in part a few seconds old behind them, and ends
@@ -241,7 +241,7 @@ def place(session: Session, job: Any) -> Place:
     return places(session, [job])[job.id]
 
 
-def places(session: Session, jobs: Sequence[Any]) -> dict[UUID, Place]:
+def places(session: Transaction, jobs: Sequence[Any]) -> dict[UUID, Place]:
     """Where each of these jobs stands now, as `place` says it, in few statements for all of them."""
     queued = [job for job in jobs if job.status == "queued"]
     made = {job.id: ON_ITS_WAY for job in jobs}

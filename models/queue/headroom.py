@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.queue import enqueue, position_index
 
 MINUTE_S = 60
@@ -32,7 +32,7 @@ class Rooms:
     tokens: Room | None
 
 
-def look(session: Session, lane_id: int) -> Rooms:
+def look(session: Transaction, lane_id: int) -> Rooms:
     """The room in this lane, for all who stand in it together."""
     lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": position_index.COUNTED_MOST}).one()
     reset_s: float | None = max(0.0, MINUTE_S - lane.newest_s) if lane.sent_requests else 0.0

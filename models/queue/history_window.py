@@ -18,7 +18,7 @@ from models.config.settings import settings
 from models.content import token_estimate
 from models.content.endpoints import CHAT
 from models.content.token_estimate import TOKENS_PER_MESSAGE
-from models.database.db import Session
+from models.database.db import Transaction
 
 # However short they are.
 TURNS_MOST = 500
@@ -43,7 +43,7 @@ class Memory:
 
 
 def begin(
-    session: Session, *, conversation_id: int, turn: int, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None
+    session: Transaction, *, conversation_id: int, turn: int, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None
 ) -> Recall:
     """What a new turn remembers, all before it having ended. tokens: its own, with the reply; turn_tokens: its question's."""
     wanted = {"conversation_id": conversation_id, "turn": turn, "endpoint": endpoint, "lane_id": lane_id, "tokens": tokens}
@@ -51,13 +51,13 @@ def begin(
     return Recall(row.since_turn, int(row.history_tokens))
 
 
-def fit(session: Session, job_ids: Sequence[UUID]) -> None:
+def fit(session: Transaction, job_ids: Sequence[UUID]) -> None:
     """These turns, just let into the line, have reserved what they remember."""
     if job_ids:
         session.execute(_FIT, {"ids": list(job_ids), **_rules()})
 
 
-def weigh(session: Session, row: Any, *, most_bytes: int) -> int:
+def weigh(session: Transaction, row: Any, *, most_bytes: int) -> int:
     """About how many bytes `read` would find, with the files that go with them and with this turn, in base64."""
     wanted = {
         "conversation_id": row.conversation_id, "since": row.since_turn, "turn": row.turn, "room": row.history_tokens or 0,
@@ -66,7 +66,7 @@ def weigh(session: Session, row: Any, *, most_bytes: int) -> int:
     return int(session.execute(_WEIGH, wanted).scalar_one())
 
 
-def read(session: Session, row: Any, *, most_bytes: int) -> Memory:
+def read(session: Transaction, row: Any, *, most_bytes: int) -> Memory:
     """What this claimed turn remembers, within what it reserved. row: id, conversation_id, turn, since_turn, history_tokens.
 
     most_bytes: upper bound on what is read; pictures weigh little and are large.
@@ -85,7 +85,7 @@ def prompt_tokens(prompt: str) -> int:
     return token_estimate.estimate_text(prompt) + TOKENS_PER_MESSAGE if prompt else 0
 
 
-def shrink(session: Session, job_id: UUID) -> None:
+def shrink(session: Transaction, job_id: UUID) -> None:
     """The upstream found this turn's messages too long: the next ones of its conversation get half of what it had."""
     session.execute(_SHRINK, {"id": job_id})
 

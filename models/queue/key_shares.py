@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 
 # Of every other key so many jobs are looked at for a place; of more, as many as their mean cost lets pass are taken to stand ahead.
 LOOKED_MOST = 100
@@ -64,14 +64,14 @@ def charges(going: Sequence[Any], looked_at: Sequence[Any], *, cut: Set[int]) ->
     return list(made.values())
 
 
-def open_for(session: Session, lane_id: int, key_id: int) -> None:
+def open_for(session: Transaction, lane_id: int, key_id: int) -> None:
     """The key has a row in this lane. To be committed soon: whoever submits next with this key waits for it."""
     wanted = {"lane_id": lane_id, "key_id": key_id}
     if session.execute(_KNOWN, wanted).one_or_none() is None:
         session.execute(_OPEN, wanted)
 
 
-def charge(session: Session, charges: Sequence[Charge], *, times: Mapping[int, float]) -> None:
+def charge(session: Transaction, charges: Sequence[Charge], *, times: Mapping[int, float]) -> None:
     """Each key's next turn is later by what it was given. times: lane → the virtual time at which it was looked at."""
     ordered = sorted(charges, key=lambda one: (one.lane_id, one.key_id))
     if ordered:
@@ -87,7 +87,7 @@ def charge(session: Session, charges: Sequence[Charge], *, times: Mapping[int, f
         )
 
 
-def come_back(session: Session, rows: Iterable[tuple[int, int, float, float]]) -> None:
+def come_back(session: Transaction, rows: Iterable[tuple[int, int, float, float]]) -> None:
     """Jobs stand in line again, and what they had not used is given back.
 
     rows: (lane id, key id, start tag, cost to give back).
@@ -109,7 +109,7 @@ def come_back(session: Session, rows: Iterable[tuple[int, int, float, float]]) -
         )
 
 
-def give_back(session: Session, rows: Iterable[Any]) -> None:
+def give_back(session: Transaction, rows: Iterable[Any]) -> None:
     """Users whose jobs ended uncalled get back the share that these had in line. Rows: lane_id, key_id, flow, share.
 
     A user who submits or is moved at this moment is passed over: whoever holds the row may be waiting for these jobs. Last in its
@@ -132,7 +132,7 @@ def give_back(session: Session, rows: Iterable[Any]) -> None:
         )
 
 
-def raise_low_water(session: Session, lane_id: int, ceilings: Mapping[int, float]) -> None:
+def raise_low_water(session: Transaction, lane_id: int, ceilings: Mapping[int, float]) -> None:
     """No queued job of these keys has a lower tag than their mark. ceilings: key → its virtual time of SETTLED_S ago.
 
     A submit that has not committed yet read a virtual time no older than that, so its tag is at or above the ceiling; a job that
@@ -143,19 +143,19 @@ def raise_low_water(session: Session, lane_id: int, ceilings: Mapping[int, float
         session.execute(_RAISE_LOW_WATER, {"lane_id": lane_id, "keys": locked, "ceilings": [ceilings[one] for one in locked]})
 
 
-def recount(session: Session, lane_id: int) -> None:
+def recount(session: Transaction, lane_id: int) -> None:
     """The lane's keys have rows with what waits of each, and no mark above it; those without jobs for a while have none any more."""
     session.execute(_COUNT, {"lane_id": lane_id})
     session.execute(_DROP_IDLE, {"lane_id": lane_id, "settled_s": 2 * SETTLED_S})
 
 
-def rebuild(session: Session, lane_id: int) -> None:
+def rebuild(session: Transaction, lane_id: int) -> None:
     """The marks and counters of the lane's keys are made again from their jobs."""
     recount(session, lane_id)
     session.execute(text("UPDATE key_share SET low_water = '-infinity' WHERE lane_id = :id"), {"id": lane_id})
 
 
-def of(session: Session, lane_id: int) -> Sequence[Any]:
+def of(session: Transaction, lane_id: int) -> Sequence[Any]:
     """The keys of this lane. Rows: key_id, virtual_time."""
     return session.execute(text("SELECT key_id, virtual_time FROM key_share WHERE lane_id = :id"), {"id": lane_id}).all()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.keys import limits
 from models.keys.keys import Limits
 from models.queue import admission, key_shares, position_index
@@ -50,7 +50,7 @@ class Care:
         self._round: set[int] = set()
         self._last_id = 0
 
-    def choose(self, session: Session) -> Sequence[Any]:
+    def choose(self, session: Transaction) -> Sequence[Any]:
         """The next lanes in turn, at most LANES_MOST. Rows for `refresh`."""
         rows = session.execute(_ACTIVE, {"after": self._last_id, "most": LANES_MOST}).all()
         self._last_id = rows[-1].id if len(rows) == LANES_MOST else 0
@@ -60,7 +60,7 @@ class Care:
             self._round = set()
         return rows
 
-    def refresh(self, session: Session, lane: Any, *, now: float) -> dict[int, Limits]:
+    def refresh(self, session: Transaction, lane: Any, *, now: float) -> dict[int, Limits]:
         """The lane's figures are fresh and its low-water mark is as high as it may be. now: monotonic seconds.
 
         Returns the operator's limits of each credential that serves it, as they are now.
@@ -78,7 +78,7 @@ class Care:
             seen.at_leisure("milestones", lambda: position_index.set_anew(session, lane.id), now=now)
         return {number: state.limits for number, state in zip(credentials, states, strict=True)}
 
-    def _raise_low_water(self, session: Session, lane_id: int, seen: Seen, *, now: float) -> None:
+    def _raise_low_water(self, session: Transaction, lane_id: int, seen: Seen, *, now: float) -> None:
         rows = {row.key_id: row.virtual_time for row in key_shares.of(session, lane_id)}
         seen.times = {number: seen.times.get(number, deque()) for number in rows}
         ceilings = {number: _settled(seen.times[number], virtual_time, now=now) for number, virtual_time in rows.items()}
@@ -99,12 +99,12 @@ def _settled(times: deque[tuple[float, float]], virtual_time: float, *, now: flo
     return ceiling
 
 
-def postmaster_started(session: Session) -> str:
+def postmaster_started(session: Transaction) -> str:
     """When this Postgres was started: another answer means that it went down in between."""
     return str(session.execute(text("SELECT pg_postmaster_start_time()")).scalar_one())
 
 
-def _usual_s(session: Session, credential_ids: list[int], model: str) -> float | None:
+def _usual_s(session: Transaction, credential_ids: list[int], model: str) -> float | None:
     if not credential_ids:
         return None
     found = session.execute(_USUAL, {"credentials": credential_ids, "model": model}).scalar_one()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform.errors import TooManyModels
 from models.queue.key_shares import SETTLED_S
 
@@ -15,7 +15,7 @@ from models.queue.key_shares import SETTLED_S
 KEPT_S = 86_400
 
 
-def find_or_make(session: Session, pool_id: int, model: str) -> int:
+def find_or_make(session: Transaction, pool_id: int, model: str) -> int:
     """The id of the lane for this pool and model. Raises TooManyModels where it would be one more than NOWSERVING_MAX_LANES_PER_POOL."""
     wanted = {"pool_id": pool_id, "model": model, "most": settings().max_lanes_per_pool}
     found = session.execute(_FIND, wanted).scalar_one_or_none() or session.execute(_MAKE, wanted).scalar_one_or_none()
@@ -30,14 +30,14 @@ def find_or_make(session: Session, pool_id: int, model: str) -> int:
     return int(found)
 
 
-def exists(session: Session, lane_id: int) -> bool:
+def exists(session: Transaction, lane_id: int) -> bool:
     """False: it has left since its id was looked up, or is about to."""
     return bool(
         session.execute(text("SELECT EXISTS (SELECT FROM lane WHERE id = :id AND leaving_at IS NULL)"), {"id": lane_id}).scalar_one()
     )
 
 
-def drop_idle(session: Session, *, limit: int) -> int:
+def drop_idle(session: Transaction, *, limit: int) -> int:
     """Up to `limit` lanes that nobody has used for KEPT_S leave, with what was kept of their keys and users; returns how many.
 
     First a lane is marked, and no submit joins it any more: find_or_make takes the mark away again. It is deleted 2 SETTLED_S later, when
@@ -50,7 +50,7 @@ def drop_idle(session: Session, *, limit: int) -> int:
     return len(ids)
 
 
-def wake(session: Session, lane_ids: Iterable[int]) -> None:
+def wake(session: Transaction, lane_ids: Iterable[int]) -> None:
     """These lanes are due now.
 
     The last thing to lock in a transaction, and once in it: who needs several lanes takes them in the order of their ids. Jobs that come

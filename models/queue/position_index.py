@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 
 # Jobs from one to the next: so many a count reads at most, and the places before the first are exact.
 EVERY = 250
@@ -20,7 +20,7 @@ END = "CAST('infinity' AS float8)"
 GOOD_S = 6
 
 
-def set_anew(session: Session, lane_id: int) -> None:
+def set_anew(session: Transaction, lane_id: int) -> None:
     """The milestones of all keys with jobs in this lane are those of now."""
     session.execute(_SET, {"lane_id": lane_id, "every": EVERY, "most": COUNTED_MOST})
 

@@ -8,11 +8,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform.errors import NotFound, WrongState
 
 
-def mark(session: Session, key_id: int, name: str) -> int:
+def mark(session: Transaction, key_id: int, name: str) -> int:
     """This key's session is deleted, its name is free, and no turn joins it any more; returns its number. Raises NotFound."""
     row = session.execute(_MARK, {"key_id": key_id, "name": name}).one_or_none()
     if row is None:
@@ -20,12 +20,12 @@ def mark(session: Session, key_id: int, name: str) -> int:
     return int(row.id)
 
 
-def open_turns(session: Session, conversation_id: int) -> Sequence[Any]:
+def open_turns(session: Transaction, conversation_id: int) -> Sequence[Any]:
     """What of it waits or runs, last first, to be cancelled one by one. Rows: id, lane_id."""
     return session.execute(_OPEN, {"id": conversation_id}).all()
 
 
-def erase(session: Session, *, limit: int, conversation_id: int | None = None) -> int:
+def erase(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
     """Deletes the bodies of up to `limit` ended turns of deleted sessions, or of this one; returns how many."""
     ids = [row.id for row in session.execute(_ERASE, {"id": conversation_id, "limit": limit})]
     if ids:
@@ -33,12 +33,12 @@ def erase(session: Session, *, limit: int, conversation_id: int | None = None) -
     return len(ids)
 
 
-def forget(session: Session, *, limit: int, conversation_id: int | None = None) -> int:
+def forget(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
     """Removes up to `limit` deleted sessions, or this one, that have no turn any more, with their files; returns how many."""
     return int(session.execute(_FORGET, {"id": conversation_id, "limit": limit}).scalar_one())
 
 
-def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
+def erase_turn(session: Transaction, conversation_id: int, turn: int) -> None:
     """This turn has no bodies any more and is of no conversation. Raises NotFound; WrongState while it waits or runs."""
     row = session.execute(_ONE, {"id": conversation_id, "turn": turn}).one_or_none()
     if row is None:
@@ -48,13 +48,13 @@ def erase_turn(session: Session, conversation_id: int, turn: int) -> None:
     erase_job(session, row.id)
 
 
-def erase_job(session: Session, job_id: UUID) -> None:
+def erase_job(session: Transaction, job_id: UUID) -> None:
     """Deletes the bodies and pictures of an ended job, and removes it from its conversation."""
     session.execute(_ERASE_ONE, {"id": job_id})
     _erase_belongings(session, [job_id])
 
 
-def _erase_belongings(session: Session, job_ids: Sequence[UUID]) -> None:
+def _erase_belongings(session: Transaction, job_ids: Sequence[UUID]) -> None:
     for statement in (_PICTURES, _STORED):
         session.execute(statement, {"ids": list(job_ids)})
 

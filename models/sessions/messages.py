@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.content import artifacts, attachments, chat_messages
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs.states import Status
 from models.platform import ids
 from models.platform.errors import NotFound
@@ -35,7 +35,7 @@ def parse_id(said: str) -> int:
 
 
 def page(
-    session: Session, conversation_id: int, *, limit: int, after: int | None, is_ascending: bool, now: float, origin: str = ""
+    session: Transaction, conversation_id: int, *, limit: int, after: int | None, is_ascending: bool, now: float, origin: str = ""
 ) -> tuple[list[JsonObject], bool]:
     """Up to `limit` messages after this one, and whether there are more. now: seconds since 1970, of the links; origin: see artifact.link.
 
@@ -55,7 +55,7 @@ def page(
     return shown[:limit], has_more
 
 
-def picture(session: Session, name: str) -> bytes:
+def picture(session: Transaction, name: str) -> bytes:
     """The picture behind `img_…`, which stands in the question of a turn. Raises NotFound."""
     found = _PICTURE.fullmatch(name)
     row = session.execute(_REQUEST, {"id": UUID(hex=found[1])}).one_or_none() if found else None
@@ -69,7 +69,7 @@ def picture(session: Session, name: str) -> bytes:
         raise NotFound("This picture is not base64.") from None
 
 
-def _question(session: Session, row: Any, *, now: float, origin: str) -> JsonObject:
+def _question(session: Transaction, row: Any, *, now: float, origin: str) -> JsonObject:
     messages = chat_messages.asked(row.endpoint, row.request)
     images = [_image(row.id, n, url, now=now, origin=origin) for n, url in enumerate(chat_messages.pictures(messages))]
     files = [attachments.show(one, now=now, origin=origin) for one in attachments.of(session, row.attachments)]
@@ -77,7 +77,7 @@ def _question(session: Session, row: Any, *, now: float, origin: str) -> JsonObj
     return _message(row, 2 * row.turn - 1, role="user", text=said, images=images, attachments=files, at=row.created_at)
 
 
-def _answer(session: Session, row: Any, *, now: float, origin: str) -> JsonObject:
+def _answer(session: Transaction, row: Any, *, now: float, origin: str) -> JsonObject:
     message = chat_messages.answer(row.response) if row.status == Status.SUCCEEDED else None
     made = artifacts.of(session, row.id) if row.images and row.status == Status.SUCCEEDED else []
     images = [{"url": artifacts.link(one.id, now=now, origin=origin), "content_type": one.content_type} for one in made]

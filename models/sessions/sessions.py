@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.content import chat_messages
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform.errors import NotFound, WrongState
 from models.queue import history_window
 
@@ -26,7 +26,7 @@ def parse_id(said: str) -> str:
     return said
 
 
-def create(session: Session, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
+def create(session: Transaction, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
     """A new session's row, without turns. said: of FIELDS. Raises WrongState when this key has one of that name."""
     row = session.execute(_CREATE, {**_values({**DEFAULTS, **said}), "key_id": key_id, "name": name}).one_or_none()
     if row is None:
@@ -34,12 +34,12 @@ def create(session: Session, key_id: int, name: str, said: Mapping[str, Any]) ->
     return row
 
 
-def get(session: Session, key_id: int, name: str) -> Any:
+def get(session: Transaction, key_id: int, name: str) -> Any:
     """The session's row. Raises NotFound when this key has no such session."""
     return _one(session.execute(_GET, {"key_id": key_id, "name": name}).one_or_none())
 
 
-def page(session: Session, key_id: int, *, limit: int, after: str | None = None, begins: str = "") -> Sequence[Any]:
+def page(session: Transaction, key_id: int, *, limit: int, after: str | None = None, begins: str = "") -> Sequence[Any]:
     """Up to limit + 1 rows of this key's sessions, the one last active first, after the one of this name. Raises NotFound.
 
     begins: what their names begin with.
@@ -55,14 +55,14 @@ def page(session: Session, key_id: int, *, limit: int, after: str | None = None,
     return session.execute(_PAGE, wanted).all()
 
 
-def update(session: Session, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
+def update(session: Transaction, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
     """The session's row with these of FIELDS; what is not said stays. Raises NotFound."""
     before = get(session, key_id, name)._asdict()
     wanted = _values({field: said.get(field, before[field]) for field in FIELDS})
     return _one(session.execute(_UPDATE, {**wanted, "id": before["id"], "relearn": "context_tokens" in said}).one_or_none())
 
 
-def touch(session: Session, key_id: int, name: str) -> int:
+def touch(session: Transaction, key_id: int, name: str) -> int:
     """The session is active now; returns its number and holds its row until the transaction ends. Raises NotFound."""
     return int(_one(session.execute(_TOUCH, {"key_id": key_id, "name": name}).one_or_none()).id)
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from models.content.endpoints import CHAT
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform.errors import NotFound
 from models.sessions import deletion
 
@@ -45,7 +45,14 @@ def metadata_to_store(endpoint: str, request: bytes) -> dict[str, str] | None:
 
 
 def insert(
-    session: Session, *, job_id: UUID, key_id: int, endpoint: str, model: str, answer: Mapping[str, Any] | None, metadata: Mapping[str, str]
+    session: Transaction,
+    *,
+    job_id: UUID,
+    key_id: int,
+    endpoint: str,
+    model: str,
+    answer: Mapping[str, Any] | None,
+    metadata: Mapping[str, str],
 ) -> None:
     """Indexes the answer of this job. Does nothing if its id is missing or unfit for a path. model: of the request."""
     answer_id, answer_model = (answer or {}).get("id"), (answer or {}).get("model")
@@ -63,7 +70,7 @@ def is_answer_id(value: str) -> bool:
     return 1 <= len(value) <= MAX_ID_CHARS and all("!" <= char <= "~" and char != "/" for char in value)
 
 
-def get(session: Session, key_id: int, endpoint: str, answer_id: str) -> Any:
+def get(session: Transaction, key_id: int, endpoint: str, answer_id: str) -> Any:
     """Returns the stored answer of this id, the newest if the upstream gave the id twice. Raises NotFound.
 
     Row: answer_id, answer_metadata, upstream_request_id, and id, response, response_type, request, wants_urls of its job.
@@ -75,7 +82,7 @@ def get(session: Session, key_id: int, endpoint: str, answer_id: str) -> Any:
 
 
 def page(
-    session: Session, key_id: int, endpoint: str, *, limit: int, after: UUID | None, is_ascending: bool, model: str | None,
+    session: Transaction, key_id: int, endpoint: str, *, limit: int, after: UUID | None, is_ascending: bool, model: str | None,
     metadata: Mapping[str, str],
 ) -> Sequence[Any]:  # fmt: skip
     """Returns up to limit + 1 rows of `get`, in the order in which their jobs were created.
@@ -89,13 +96,13 @@ def page(
     return session.execute(_PAGE_ASCENDING if is_ascending else _PAGE_DESCENDING, params).all()
 
 
-def set_metadata(session: Session, key_id: int, endpoint: str, answer_id: str, metadata: Mapping[str, str]) -> None:
+def set_metadata(session: Transaction, key_id: int, endpoint: str, answer_id: str, metadata: Mapping[str, str]) -> None:
     """Replaces the metadata of a stored answer. Raises NotFound."""
     row = get(session, key_id, endpoint, answer_id)
     session.execute(_SET_METADATA, {"job_id": row.id, "metadata": json.dumps(metadata)})
 
 
-def delete(session: Session, key_id: int, endpoint: str, answer_id: str) -> None:
+def delete(session: Transaction, key_id: int, endpoint: str, answer_id: str) -> None:
     """Deletes a stored answer and the bodies of its job; usage and ledger entries stay. Raises NotFound."""
     deletion.erase_job(session, get(session, key_id, endpoint, answer_id).id)
 

@@ -38,12 +38,12 @@ _SUSPECT = tuple({sign for _, _, signs in _SECRETS for sign in signs})
 _about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
 
 
-def begin(**about: object) -> None:
+def bind(**about: object) -> None:
     """Lines of this thread or greenlet are about this from now on, and about nothing of before."""
     _about.set(_known(about))
 
 
-def add(**about: object) -> None:
+def extend(**about: object) -> None:
     """And about this; None takes nothing away. Without effect where nothing was begun."""
     begun = _about.get()
     if begun is not None:
@@ -51,7 +51,7 @@ def add(**about: object) -> None:
 
 
 @contextmanager
-def about(**about: object) -> Iterator[None]:
+def bound(**about: object) -> Iterator[None]:
     """Inside, lines are about this; afterwards about what they were before."""
     token = _about.set(_known(about))
     try:

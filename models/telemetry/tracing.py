@@ -56,7 +56,7 @@ class Span:
         """It is over, now where nothing else is said. error: a kind, where it went wrong."""
 
 
-NOBODY = Span()
+NOOP_SPAN = Span()
 
 
 class Sink(Protocol):
@@ -100,15 +100,15 @@ def stop() -> None:
         sink.close(within_s=LAST_WORDS_S)
 
 
-def arrive(name: str, headers: Mapping[str, str], *, at_ns: int) -> Span:
+def start_root(name: str, headers: Mapping[str, str], *, at_ns: int) -> Span:
     """The first span of a job: under that of its caller where the headers name one (traceparent, tracestate), else of a new trace."""
-    return NOBODY if _sink is None else _sink.begin(name, under=headers, kind=Kind.SERVER, at_ns=at_ns)
+    return NOOP_SPAN if _sink is None else _sink.begin(name, under=headers, kind=Kind.SERVER, at_ns=at_ns)
 
 
-def go_on(name: str, traceparent: str | None, *, kind: Kind = Kind.INTERNAL, at_ns: int | None = None) -> Span:
-    """A later span of the job that was stored with this traceparent; NOBODY where there is none."""
+def start_child(name: str, traceparent: str | None, *, kind: Kind = Kind.INTERNAL, at_ns: int | None = None) -> Span:
+    """A later span of the job that was stored with this traceparent; NOOP_SPAN where there is none."""
     if _sink is None or traceparent is None:
-        return NOBODY
+        return NOOP_SPAN
     return _sink.begin(name, under={"traceparent": traceparent}, kind=kind, at_ns=at_ns)
 
 

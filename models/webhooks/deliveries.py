@@ -16,7 +16,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import ids
 from models.webhooks import endpoints, signing
 from models.webhooks.endpoints import PREFIX as ENDPOINT
@@ -30,7 +30,7 @@ FAILED_IN_ROW_MOST = 10
 ANSWER_MOST_BYTES = 1_024
 
 # Makes the payload of a delivery from its row.
-Render = Callable[[Session, Any], bytes]
+Render = Callable[[Transaction, Any], bytes]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Settled:
     disabled: str | None
 
 
-def claim(session: Session, delivery_id: UUID, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
+def claim(session: Transaction, delivery_id: UUID, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
     """Claims a delivery for this sender: counts the attempt and stores the payload before any byte goes out; None when the ticket is void.
 
     render: makes the payload from the delivery's row when it has none yet (models/jobs/webhook_payload.py).
@@ -87,14 +87,14 @@ def claim(session: Session, delivery_id: UUID, ticket: UUID, *, lease_s: float, 
     return _claimed(session, row, render)
 
 
-def claim_next(session: Session, receiver: str, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
+def claim_next(session: Transaction, receiver: str, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
     """The next due for this receiver, in the place of one that is over for now; None when there is none, or it may not be sent."""
     row = session.execute(_CLAIM_NEXT, {"receiver": receiver, "ticket": ticket, "lease_s": lease_s}).one_or_none()
     return _claimed(session, row, render)
 
 
 def finish(
-    session: Session, delivery_id: UUID, ticket: UUID, attempt: Attempt, *, retry_in_s: float = 0, pause_s: float = 0
+    session: Transaction, delivery_id: UUID, ticket: UUID, attempt: Attempt, *, retry_in_s: float = 0, pause_s: float = 0
 ) -> Settled | None:
     """The attempt is on record: the delivery has arrived, waits for `retry_in_s`, or has failed. None when the ticket is void.
 
@@ -123,7 +123,7 @@ def _why_disable(row: Any, attempt: Attempt) -> str | None:
     return None
 
 
-def _claimed(session: Session, row: Any | None, render: Render) -> Claimed | None:
+def _claimed(session: Transaction, row: Any | None, render: Render) -> Claimed | None:
     if row is None:
         return None
     payload = row.payload
@@ -137,7 +137,7 @@ def _claimed(session: Session, row: Any | None, render: Render) -> Claimed | Non
     )  # fmt: skip
 
 
-def _secrets(session: Session, row: Any) -> list[str]:
+def _secrets(session: Transaction, row: Any) -> list[str]:
     owner = ids.show(ENDPOINT, row.endpoint_id) if row.endpoint_id else signing.of_key(row.key_id)
     sealed = [each for each in (row.secret, row.old_secret) if each is not None]
     return [signing.unseal(each, owner=owner) for each in sealed] or [signing.default(session, row.key_id)]

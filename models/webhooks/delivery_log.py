@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import ids, wire
 from models.platform.errors import NotFound, WrongState
 from models.webhooks import endpoints, outbox
@@ -39,7 +39,7 @@ def parse_id(said: str) -> UUID:
     return ids.parse(PREFIX, said, otherwise="No such delivery.")
 
 
-def find(session: Session, key_id: int, delivery_id: UUID) -> Any:
+def find(session: Transaction, key_id: int, delivery_id: UUID) -> Any:
     """The delivery's row, without its payload; `is_over` when nothing more happens to it. Raises NotFound."""
     row = session.execute(_FIND, {"id": delivery_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -47,14 +47,14 @@ def find(session: Session, key_id: int, delivery_id: UUID) -> Any:
     return row
 
 
-def page(session: Session, key_id: int, log: Log, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
+def page(session: Transaction, key_id: int, log: Log, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
     """Up to limit + 1 deliveries, newest first, older than `after`. Raises NotFound when the key has no such endpoint or job."""
     _expect(session, key_id, log)
     statement = _PAGE_OF_ENDPOINT if log.endpoint_id else _PAGE_OF_JOB
     return session.execute(statement, {"of": log.endpoint_id or log.job_id, "after": after, "most": limit + 1}).all()
 
 
-def redeliver(session: Session, key_id: int, log: Log, delivery_id: UUID) -> Any:
+def redeliver(session: Transaction, key_id: int, log: Log, delivery_id: UUID) -> Any:
     """The delivery is due now, whatever came of it, with all its retries again and under its old id. Row: as `find`.
 
     The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while its endpoint is disabled, and while
@@ -70,7 +70,7 @@ def redeliver(session: Session, key_id: int, log: Log, delivery_id: UUID) -> Any
     return find(session, key_id, delivery_id)
 
 
-def redeliver_since(session: Session, key_id: int, endpoint_id: UUID, *, since: datetime, most: int = AGAIN_MOST) -> int:
+def redeliver_since(session: Transaction, key_id: int, endpoint_id: UUID, *, since: datetime, most: int = AGAIN_MOST) -> int:
     """What failed of this endpoint's events since then is due now; how many: when it is `most`, ask again for the rest.
 
     The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while the endpoint is disabled.
@@ -103,7 +103,7 @@ def show(row: Any) -> JsonObject:
     }
 
 
-def _expect(session: Session, key_id: int, log: Log) -> Any | None:
+def _expect(session: Transaction, key_id: int, log: Log) -> Any | None:
     """The endpoint whose log this is; None: it is a job's. Raises NotFound when the key has no such endpoint or job."""
     if log.endpoint_id:
         return endpoints.get(session, key_id, log.endpoint_id)

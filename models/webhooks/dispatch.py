@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.webhooks.deliveries import FAILING
 
 UNCLAIMED_S = 10
@@ -18,7 +18,7 @@ UNCLAIMED_S = 10
 LOCK = 0x77686B73
 
 
-def pick(session: Session, *, receivers: Sequence[str] | None, per_receiver: int, per_host: int, most: int) -> Sequence[Any]:
+def pick(session: Transaction, *, receivers: Sequence[str] | None, per_receiver: int, per_host: int, most: int) -> Sequence[Any]:
     """The deliveries to ring the sender for, each with a new ticket. Rows: id, ticket.
 
     A receiver at which delivery.FAILING attempts in a row have failed gets one at a time until one arrives; one that asked for
@@ -33,7 +33,7 @@ def pick(session: Session, *, receivers: Sequence[str] | None, per_receiver: int
     return session.execute(_PICK_NAMED, {**wanted, "receivers": list(receivers)}).all()
 
 
-def put_right(session: Session, *, most: int = 1_000) -> int:
+def put_right(session: Transaction, *, most: int = 1_000) -> int:
     """What nobody claimed and what a lost sender had waits again, and what waits for an endpoint that is off has failed; how many."""
     return sum(len(session.execute(each, {"most": most}).all()) for each in (_RETURN_UNCLAIMED, _REAP, _GIVE_UP))
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import ids
 from models.platform.errors import Invalid, NotFound
 from models.webhooks import outbox, signing, url_policy
@@ -29,7 +29,7 @@ def parse_id(said: str) -> UUID:
 
 
 def create(
-    session: Session, key_id: int, *, name: str, url: str, event_types: Sequence[str], include_result: bool = False
+    session: Transaction, key_id: int, *, name: str, url: str, event_types: Sequence[str], include_result: bool = False
 ) -> tuple[Any, str]:
     """A new endpoint's row, and its secret, which is shown this once.
 
@@ -47,18 +47,18 @@ def create(
     return row, plain
 
 
-def get(session: Session, key_id: int, endpoint_id: UUID) -> Any:
+def get(session: Transaction, key_id: int, endpoint_id: UUID) -> Any:
     """The endpoint's row. Raises NotFound when this key has no such endpoint."""
     return _one(session.execute(_GET, {"id": endpoint_id, "key_id": key_id}).one_or_none())
 
 
-def page(session: Session, key_id: int, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
+def page(session: Transaction, key_id: int, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
     """Up to limit + 1 rows of this key's endpoints, newest first, older than `after`."""
     return session.execute(_PAGE, {"key_id": key_id, "after": after, "most": limit + 1}).all()
 
 
 def update(
-    session: Session,
+    session: Transaction,
     key_id: int,
     endpoint_id: UUID,
     *,
@@ -89,12 +89,12 @@ def update(
     return row
 
 
-def delete(session: Session, key_id: int, endpoint_id: UUID) -> None:
+def delete(session: Transaction, key_id: int, endpoint_id: UUID) -> None:
     """The endpoint is called no more, and what waits for it is dropped (delivery.give_up). Raises NotFound."""
     _one(session.execute(_DELETE, {"id": endpoint_id, "key_id": key_id}).one_or_none())
 
 
-def rotate_secret(session: Session, key_id: int, endpoint_id: UUID, *, keep_old: bool) -> tuple[Any, str]:
+def rotate_secret(session: Transaction, key_id: int, endpoint_id: UUID, *, keep_old: bool) -> tuple[Any, str]:
     """The endpoint's row and its new secret, shown this once; with keep_old, the old one signs too for 24 hours. Raises NotFound."""
     plain = signing.make()
     wanted = {
@@ -108,7 +108,7 @@ def rotate_secret(session: Session, key_id: int, endpoint_id: UUID, *, keep_old:
     return _one(session.execute(_ROTATE, wanted).one_or_none()), plain
 
 
-def test(session: Session, key_id: int, endpoint_id: UUID, event_type: str) -> Any:
+def test(session: Transaction, key_id: int, endpoint_id: UUID, event_type: str) -> Any:
     """A sample of this event is on its way, once; works for a disabled endpoint too. Row: id (of the delivery), receiver.
 
     The sender has to be told after the commit (wake.receivers); delivery_log.find then says what came of it. Raises NotFound, Invalid.
@@ -122,7 +122,7 @@ def test(session: Session, key_id: int, endpoint_id: UUID, event_type: str) -> A
     return session.execute(_TEST, {**wanted, "event_id": number, "type": kind, "payload": payload}).one()
 
 
-def disable(session: Session, endpoint_id: UUID, *, reason: str) -> bool:
+def disable(session: Transaction, endpoint_id: UUID, *, reason: str) -> bool:
     """The endpoint is called no more until it is enabled again; its key's other endpoints are told. False when it was so already."""
     row = session.execute(_DISABLE, {"id": endpoint_id, "reason": reason}).one_or_none()
     if row is not None:

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import ids
 from models.webhooks.retry_schedule import RETRIES
 
@@ -61,7 +61,7 @@ def of(arrow: str, *, kind: str = "'job.' || moved.status", at: str = "ended_at"
     )"""
 
 
-def tell(session: Session, key_id: int, kind: EventType, data: dict[str, str]) -> Sequence[str]:
+def tell(session: Transaction, key_id: int, kind: EventType, data: dict[str, str]) -> Sequence[str]:
     """The key's endpoints that asked for it will be told of something that is not a job's; returns their receivers."""
     number = uuid4()
     wanted = {"key_id": key_id, "type": kind, "event_id": number, "retries": RETRIES}
@@ -74,7 +74,7 @@ def event(number: UUID, kind: str, *, at: int, data: Any) -> bytes:
     return json.dumps(said, separators=(",", ":")).encode()
 
 
-def now(session: Session) -> int:
+def now(session: Transaction) -> int:
     """Seconds since 1970, by the one clock that stamps every event."""
     return int(session.execute(text("SELECT extract(epoch FROM now())::bigint")).scalar_one())
 

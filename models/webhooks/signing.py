@@ -7,7 +7,7 @@ import os
 
 from sqlalchemy import text
 
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import crypto, token_forms
 
 SECRET_BYTES = 32
@@ -39,7 +39,7 @@ def of_key(key_id: int) -> str:
     return f"key:{key_id}"
 
 
-def default(session: Session, key_id: int) -> str:
+def default(session: Transaction, key_id: int) -> str:
     """The secret that signs what goes to the webhook_url of this key's jobs; made when it is first asked for."""
     row = session.execute(_FIND, {"key_id": key_id}).one_or_none()
     if row is None:
@@ -48,7 +48,7 @@ def default(session: Session, key_id: int) -> str:
     return unseal(row.secret, owner=of_key(key_id))
 
 
-def rotate_default(session: Session, key_id: int, *, keep_old: bool) -> str:
+def rotate_default(session: Transaction, key_id: int, *, keep_old: bool) -> str:
     """The key's new default secret; with keep_old, the old one signs beside it for OVERLAP_HOURS."""
     default(session, key_id)
     plain = make()

@@ -230,7 +230,7 @@ class Plant:
             self.upstream.limit(name, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
         self.upstream_does()
 
-    def _equip(self, session: db.Session, caller: Key) -> None:
+    def _equip(self, session: db.Transaction, caller: Key) -> None:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():
             keys.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
         budgets.grant(session, caller.id, 1_000_000_000)

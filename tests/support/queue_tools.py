@@ -182,7 +182,7 @@ def query(statement: str, **values: Any) -> Sequence[Any]:
         return found.all() if found.returns_rows else []
 
 
-def credential_of(session: db.Session, caller: Key) -> int:
+def credential_of(session: db.Transaction, caller: Key) -> int:
     """The first credential that serves this key."""
     return int(session.execute(text("SELECT min(id) FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).scalar_one())
 

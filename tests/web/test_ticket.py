@@ -27,7 +27,7 @@ from tests.web.words import WORDS
 ARABIC = "مرحبا بالعالم، هذا نص طويل من اليمين إلى اليسار"
 
 
-def credentials(session: db.Session, chat: Chat) -> list[int]:
+def credentials(session: db.Transaction, chat: Chat) -> list[int]:
     """What serves the key behind this chat."""
     pool = keys.recognise(session, chat.key).pool_id
     return limits.credentials_of(session, [pool])[pool]

@@ -33,8 +33,8 @@ class Telling:
         self._over_ns: int | None = None
         self._finding: AttemptResult | None = None
         self._why = ""
-        logs.add(attempt=row.calls, **about(row))
-        self._span = tracing.go_on("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=self._began_ns)
+        logs.extend(attempt=row.calls, **about(row))
+        self._span = tracing.start_child("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=self._began_ns)
 
     def found(self, finding: AttemptResult, *, why: str = "") -> None:
         """The call is over, and this is what is known of it; what is still to be written belongs to no call."""
@@ -69,7 +69,7 @@ def lost(row: Any) -> None:
     )  # fmt: skip
     if row.started_at is not None:
         began_ns = int(row.started_at.timestamp() * 1e9)
-        span = tracing.go_on("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=began_ns)
+        span = tracing.start_child("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=began_ns)
         end(span, row, found, at_ns=time.time_ns())
 
 

@@ -223,6 +223,6 @@ def _parked(words: Mapping[str, Any]) -> tuple[dict[str, object], int]:
     return {**unnamed, **theirs, "message": message}, TOO_MANY if status == TOO_MANY else UNAVAILABLE
 
 
-def _limits_of(session: db.Session, lane: Any) -> Iterator[tuple[Meter, Limits]]:
+def _limits_of(session: db.Transaction, lane: Any) -> Iterator[tuple[Meter, Limits]]:
     for number in meter.credentials_of(session, [lane.pool_id])[lane.pool_id]:
         yield Meter(number, lane.model), meter.read(session, number, lane.model).limits

@@ -55,7 +55,7 @@ class WaitLog:
             began_ns = min(over_ns, _ns(since.get(head.id, head.created_at)))
             waited = {"credential_id": credentials[head.id], "waited_s": round((over_ns - began_ns) / 1e9, 3)}
             log.info("admitted", extra={**_about(head), **waited})
-            span = tracing.go_on("wait", head.traceparent, at_ns=began_ns)
+            span = tracing.start_child("wait", head.traceparent, at_ns=began_ns)
             if span.is_recorded:
                 blocks = self._between(head, began_ns)
                 reasons = sorted({why for _, why in blocks if why})
@@ -79,7 +79,7 @@ class WaitLog:
 def log_left_queue(row: Any, since: datetime, *, why: str) -> None:
     """This job left the line without its turn. row: id, lane_id, key_id, calls, request_id, traceparent."""
     log.info("left the line", extra={**_about(row), "why": why})
-    span = tracing.go_on("wait", row.traceparent, at_ns=_ns(since))
+    span = tracing.start_child("wait", row.traceparent, at_ns=_ns(since))
     span.set(_named(row))
     span.end(error=why)
 

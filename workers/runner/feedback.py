@@ -67,14 +67,14 @@ def refusal_of(row: Any, verdict: Verdict) -> dict[str, Any]:
     return {"credential_id": row.credential_id, "status": verdict.status, "error": verdict.error}
 
 
-def _parked(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
+def _parked(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
     """The job of an own key fails with the upstream's words, as those behind it do; a pool's jobs wait for another key or the operator."""
     found = parking.park(session, row.credential_id, reason=verdict.park or "", error=verdict.error, status=verdict.status)
     log.error("credential parked", extra={"credential_id": row.credential_id, "reason": verdict.park})
     return verdict if found.is_own else replace(verdict, next=NextStep.WAIT, outcome=Outcome.THROTTLED)
 
 
-def _unserved(session: db.Session, row: Any, verdict: Verdict) -> Verdict:
+def _unserved(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
     """The pool's other credentials are tried first; when all have refused the job, it fails with the most telling answer."""
     before = row.refusals or []
     has_others = parking.refused(

@@ -23,7 +23,7 @@ from models.content import artifacts, chat_messages, image_placeholders, token_e
 from models.content.endpoints import CHAT
 from models.content.image_placeholders import Picture
 from models.database import db
-from models.database.db import Session
+from models.database.db import Transaction
 from models.jobs import completion, requeue, states
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import atomic_file, crash_points, crypto, wire
@@ -194,7 +194,7 @@ def _finish(
         return row
 
 
-def _store(session: Session, ending: AttemptRecord, result: JobResult, metadata: dict[str, str]) -> None:
+def _store(session: Transaction, ending: AttemptRecord, result: JobResult, metadata: dict[str, str]) -> None:
     stored_completions.insert(
         session, job_id=ending.job_id, key_id=ending.key_id, endpoint=CHAT, model=ending.model,
         answer=answer_body.parse(result.response or b""), metadata=metadata,

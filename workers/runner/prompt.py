@@ -18,7 +18,7 @@ from models.content import attachments as attachment
 from models.content import chat_messages
 from models.content.chat_messages import INSTRUCTIONS, JsonObject
 from models.content.endpoints import CHAT
-from models.database.db import Session
+from models.database.db import Transaction
 from models.platform import json_reading
 from models.queue import history_window
 from models.queue.history_window import Memory
@@ -26,7 +26,7 @@ from models.queue.history_window import Memory
 Messages = list[JsonObject]
 
 
-def assemble(session: Session, row: Any) -> Any:
+def assemble(session: Transaction, row: Any) -> Any:
     """The claimed row with the request that is to go out: byte for byte its own where nothing is remembered or attached.
 
     Only chats are told what was before. row: as job.claim gives it.
@@ -55,7 +55,7 @@ def _instructions(memory: Memory, asked: Messages) -> Messages:
     return own or ([{"role": "system", "content": memory.prompt}] if memory.prompt else [])
 
 
-def _history(session: Session, memory: Memory, asked: Messages) -> Messages:
+def _history(session: Transaction, memory: Memory, asked: Messages) -> Messages:
     """The remembered turns without their instructions.
 
     An upstream takes neither a tool's result without the call that asked for it nor a call without its results: where a turn between
@@ -71,7 +71,7 @@ def _history(session: Session, memory: Memory, asked: Messages) -> Messages:
     return [one for messages in reversed(kept) for one in messages]
 
 
-def _turn(session: Session, row: Any) -> Messages:
+def _turn(session: Transaction, row: Any) -> Messages:
     answer = chat_messages.answer(row.response)
     asked = _attach(session, chat_messages.asked(row.endpoint, row.request), row.attachments)
     return [*_talk(asked), *([answer] if answer else [])]
@@ -89,7 +89,7 @@ def _talk(messages: Messages) -> Messages:
     return [one for one in messages if one.get("role") not in INSTRUCTIONS]
 
 
-def _attach(session: Session, messages: Messages, attachments: Sequence[UUID] | None) -> Messages:
+def _attach(session: Transaction, messages: Messages, attachments: Sequence[UUID] | None) -> Messages:
     """The messages with these files in the last one that a user said."""
     parts = [part for row in attachment.of(session, attachments) for part in _parts(session, row)]
     if not parts:
@@ -102,7 +102,7 @@ def _attach(session: Session, messages: Messages, attachments: Sequence[UUID] | 
     return [*messages[:last], {**messages[last], "content": [*own, *parts]}, *messages[last + 1 :]]
 
 
-def _parts(session: Session, row: Any) -> Messages:
+def _parts(session: Transaction, row: Any) -> Messages:
     """A picture as a picture, a text as text; of any other file the model is told that it is there."""
     if row.content_type.startswith("image/"):
         encoded = base64.b64encode(attachment.content(session, row.id)).decode()

@@ -90,7 +90,7 @@ class JobRunner:
 
     def run(self, job_id: UUID, dispatch_id: UUID) -> None:
         """The job has run, or is provably somebody else's business. Safe to call any number of times for one doorbell."""
-        with logs.about(job=wire.public_id(job_id)):
+        with logs.bound(job=wire.public_id(job_id)):
             self._run_once(job_id, dispatch_id)
 
     def _run_once(self, job_id: UUID, dispatch_id: UUID) -> None:

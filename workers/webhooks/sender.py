@@ -62,9 +62,9 @@ class Sender:
             return
         until = time.monotonic() + CHAIN_S
         while one is not None:
-            with logs.about(**_about(one)):
+            with logs.bound(**_about(one)):
                 crash_points.at("webhook.after_claim")
-                span = tracing.go_on("webhook", one.traceparent, kind=Kind.CLIENT)
+                span = tracing.start_child("webhook", one.traceparent, kind=Kind.CLIENT)
                 attempt, wait_s = self._send(one, traceparent=span.traceparent)
                 _end(span, one, attempt)
                 crash_points.at("webhook.after_send")

@@ -124,15 +124,15 @@ def told(answer: TestResponse) -> tuple[int, bytes, list[tuple[str, str]]]:
 
 @contextmanager
 def watched() -> Iterator[Asked]:
-    asked, here, execute = Asked(), threading.get_ident(), db.Session.execute
+    asked, here, execute = Asked(), threading.get_ident(), db.Transaction.execute
 
-    def note(session: db.Session, statement: TextClause, *parameters: Any) -> db.Result:
+    def note(session: db.Transaction, statement: TextClause, *parameters: Any) -> db.Rows:
         if threading.get_ident() == here:
             asked.statements.append(statement.text)
         return execute(session, statement, *parameters)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(db.Session, "execute", note)
+        patch.setattr(db.Transaction, "execute", note)
         yield asked
 
 

@@ -27,7 +27,7 @@ def caller() -> Key:
 class Counted:
     """A session that counts its statements."""
 
-    session: db.Session
+    session: db.Transaction
     statements = 0
 
     def execute(self, *what: Any) -> Any:

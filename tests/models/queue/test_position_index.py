@@ -194,7 +194,7 @@ def test_the_line_is_read_along_its_own_index_however_empty_it_was_when_that_was
     assert "job_deadline" not in plan
 
 
-def explained(session: db.Session, counted: str, lane_id: int) -> str:
+def explained(session: db.Transaction, counted: str, lane_id: int) -> str:
     """The plan for any lane, as it is kept for a statement that runs often."""
     order = f"lane_id = {lane_id} AND key_id = 1 AND status = 'queued' AND NOT held AND start_tag >= 0"
     more = (
