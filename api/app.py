@@ -24,7 +24,7 @@ from api.server.heartbeat import Heartbeat
 from api.sessions import attachments
 from api.sessions import views as session_views
 from api.stored import views as stored_views
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from api.webhooks import deliveries
 from api.webhooks import views as webhook_views
 from models.access.wrong_tokens import WrongTokens
@@ -36,7 +36,7 @@ def create_app() -> Flask:
     # No redirects: one would lose the body and the key of a POST. Other spellings of an address are api/server/url_rewriting.py's.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
-    app.extensions["hall"] = hall
+    app.extensions["waiter_registry"] = waiter_registry
     reset_memory(app)
     metrics.register(app)
     errors.register(app)

@@ -122,13 +122,13 @@ def post_worker_init(worker: Any) -> None:
     gc.enable()
     tracing.start("nowserving-api")
     settle_memory()
-    # Not imported here: this module is read before gevent has patched the locks that the hall is made of.
-    hall, beat = worker.wsgi.extensions["hall"], worker.wsgi.extensions["heartbeat"]
+    # Not imported here: this module is read before gevent has patched the locks of the registry.
+    registry, beat = worker.wsgi.extensions["waiter_registry"], worker.wsgi.extensions["heartbeat"]
 
     def watch() -> None:
         while worker.alive:
             time.sleep(0.2)
-        hall.close()
+        registry.close()
 
     threading.Thread(target=watch, name="leaving", daemon=True).start()
     threading.Thread(target=beat.run, args=(lambda: worker.alive,), name="heartbeat", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import re
@@ -25,6 +26,17 @@ log = logging.getLogger(__name__)
 WAIT_MOST_S = 60
 AWAY_S = 2.0
 _SANE_ID = re.compile(r"[!-~]{1,512}")
+
+
+class ConnectionAborted(ConnectionResetError):
+    """Raised by the iterator of a response that has begun: the server closes the connection without the end of the body.
+
+    The client sees that the response is incomplete. gunicorn handles the exception as a connection reset by the client: it sends no other
+    byte and logs no line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "response aborted")
 
 
 class MethodNotAllowed(Invalid):

@@ -14,7 +14,9 @@ from api.access import auth
 from api.http import errors, render
 from api.http.send_timeout import limit_sending
 from api.submit import images
-from api.waiting.waiters import LOOK_AGAIN_S, Seat, hall
+from api.waiting.db_poller import POLL_INTERVAL_S
+from api.waiting.registry import waiter_registry
+from api.waiting.waiter import Waiter
 from models.database import db
 from models.jobs import job_view
 from models.jobs.states import TERMINAL
@@ -43,8 +45,10 @@ def follow(name: str) -> Response:
         return Response(status=204)
     origin = images.origin(request)
     with ExitStack() as resources:
-        seat = resources.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, places=True, connection=limit_sending(request)))
-        stream = EventStream(seat, caller, last_seq=after, origin=origin)
+        waiter = resources.enter_context(
+            waiter_registry.wait_for(job_id, caller.id, is_stream=True, places=True, connection=limit_sending(request))
+        )
+        stream = EventStream(waiter, caller, last_seq=after, origin=origin)
         response = Response(_guarded(stream), mimetype="text/event-stream", headers=HEADERS)
         # Not a `finally` in the generator: a generator that was never started does not run it.
         response.call_on_close(resources.pop_all().close)
@@ -58,12 +62,12 @@ class EventStream:
     place: the last queue position that was sent or skipped. origin: prefix of the links in the job.
     """
 
-    seat: Seat
+    waiter: Waiter
     caller: Key
     last_seq: int
     origin: str = ""
     clock: Callable[[], float] = time.monotonic
-    pause_s: float = LOOK_AGAIN_S
+    pause_s: float = POLL_INTERVAL_S
     sent_position: tuple[int, str | None] | None = None
     place: Place | None = None
     is_over: bool = False
@@ -71,20 +75,20 @@ class EventStream:
 
     def chunks(self) -> Iterator[str]:
         """Yields the stream; each chunk is a whole event or comment."""
-        deadline, seat = self.clock() + MAX_STREAM_S, self.seat
+        deadline, waiter = self.clock() + MAX_STREAM_S, self.waiter
         yield self._sent(f"retry: {RECONNECT_MS}\n\n")
         is_first = True
-        while self.clock() < deadline and not (hall.is_closing or seat.is_gone):
-            if is_first or seat.seq > self.last_seq:
+        while self.clock() < deadline and not (waiter_registry.is_closing or waiter.is_disconnected):
+            if is_first or waiter.seq > self.last_seq:
                 yield from map(self._sent, self._new_events())
             is_first = False
             if self.is_over:
                 return
-            yield from map(self._sent, self._position_event(seat.place))
+            yield from map(self._sent, self._position_event(waiter.place))
             if self.clock() - self.sent_at >= HEARTBEAT_S:
                 yield self._sent(": waiting\n\n")
-            seat.wait(self.pause_s)
-            if seat.is_revoked:
+            waiter.wait(self.pause_s)
+            if waiter.is_revoked:
                 raise Unauthorised
         yield f"retry: {RECONNECT_MS}\n\n"
 
@@ -92,16 +96,16 @@ class EventStream:
         """Returns the events since the last one sent; none while Postgres is unavailable."""
         try:
             with db.autocommit() as session:
-                job = job_view.find(session, self.seat.job_id, self.caller.id)
+                job = job_view.find(session, self.waiter.job_id, self.caller.id)
                 # Events newer than `job` wait for the next poll: an event must not carry an older job.
-                rows = [row for row in job_view.events(session, self.seat.job_id, after=self.last_seq) if row.seq <= job.seq]
+                rows = [row for row in job_view.events(session, self.waiter.job_id, after=self.last_seq) if row.seq <= job.seq]
                 shown = job_view.show(session, job, with_result=False, origin=self.origin)
                 self.is_over = job.status in TERMINAL
                 final = job_view.show(session, job, origin=self.origin) if self.is_over else shown
         except Unavailable:
             return []
         if rows:
-            self.last_seq, self.place = rows[-1].seq, self.seat.place
+            self.last_seq, self.place = rows[-1].seq, self.waiter.place
             queue = shown["queue"]
             self.sent_position = (queue["position"], queue["blocked_by"] if queue["eta_s"] is None else None) if queue else None
         return [_event(row, final if self.is_over and row is rows[-1] else shown) for row in rows]
@@ -114,7 +118,7 @@ class EventStream:
         if place is None or place is self.place or (place.position, place.standstill) == self.sent_position:
             return []
         self.place, self.sent_position = place, (place.position, place.standstill)
-        return [_chunk("queue", {"type": "queue", "job_id": wire.public_id(self.seat.job_id), "queue": job_view.queue(place)})]
+        return [_chunk("queue", {"type": "queue", "job_id": wire.public_id(self.waiter.job_id), "queue": job_view.queue(place)})]
 
     def _sent(self, chunk: str) -> str:
         self.sent_at = self.clock()

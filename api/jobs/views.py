@@ -67,7 +67,7 @@ def list_jobs() -> Response:
 def get(name: str) -> Response:
     """Returns the job. With ?wait= it returns when the job ends, or after that many seconds."""
     caller, job_id, wait_s = auth.caller(request), wire.parse_id(name), _wait_s()
-    retry_after_s = wait.wait(job_id, caller.id, wait_s=wait_s) if wait_s else None
+    retry_after_s = wait.until_ended(job_id, caller.id, wait_s=wait_s) if wait_s else None
     shown = _show(job_id, caller.id, tries=READ_TRIES if wait_s else 1)
     response = render.answer(shown)
     if retry_after_s is not None and shown["status"] not in TERMINAL:
@@ -99,7 +99,7 @@ def cancel(name: str) -> Response:
         shown = job_view.show(session, job, origin=images.origin(request))
     is_ended = job.status == Status.CANCELLED
     if cancelled is not None:
-        notify_queue.cancelled(job_id, lane_id=job.lane_id, is_ended=is_ended)
+        notify_queue.job_cancelled(job_id, lane_id=job.lane_id, is_ended=is_ended)
     return render.answer(shown, 200 if is_ended else 202)
 
 

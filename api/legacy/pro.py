@@ -133,7 +133,7 @@ def _caller(token: str | None) -> Key:
 def _answer(caller: Key, name: str) -> Response:
     try:
         job_id = wire.parse_id(name)
-        wait.wait(job_id, caller.id, wait_s=settings().pro_wait_s)
+        wait.until_ended(job_id, caller.id, wait_s=settings().pro_wait_s)
         with db.begin() as session:
             row = job_view.find(session, job_id, caller.id)
             answer = job_view.result(session, row) if row.status == Status.SUCCEEDED else None

@@ -23,9 +23,9 @@ from api.http import errors
 from api.http.send_timeout import limit_sending
 from api.openai import late_failure, replies
 from api.submit import images
-from api.waiting import disconnect_poller
-from api.waiting.disconnects import BrokenOff, Closing, leave, leave_now
-from api.waiting.waiters import hall
+from api.waiting import disconnect_poller, disconnects
+from api.waiting.disconnects import ServerRestarting
+from api.waiting.registry import waiter_registry
 from models.config.settings import settings
 from models.database import db
 from models.jobs import job_view
@@ -52,17 +52,17 @@ def answer(job_id: UUID, caller: Key, *, reader: UUID, request: Request, comes_b
     """The ended job as the answer to this request, or the beginning of one that goes on until it has ended.
 
     When the connection breaks before all of the answer was handed over, its reader has left. comes_back: its client can find the job again.
-    Raises Closing and Unauthorised.
+    Raises ServerRestarting and Unauthorised.
     """
     held = Held(job_id, caller, reader=reader, request=request, comes_back=comes_back)
     try:
         row = held.wait(settings().status_grace_s)
         return held.begun() if row is None else held.told(row)
     except Gone:
-        held.leave_now()
+        held.disconnect_now()
         return Response(status=CLIENT_CLOSED_REQUEST)
-    except Closing:
-        held.leave_now()
+    except ServerRestarting:
+        held.disconnect_now()
         raise
     except BaseException:
         held.close()
@@ -81,7 +81,7 @@ def answer_within(seconds: float, job_id: UUID, caller: Key, *, request: Request
     except Gone:
         held.close()
         return Response(status=CLIENT_CLOSED_REQUEST)
-    except Closing:
+    except ServerRestarting:
         pass
     except BaseException:
         held.close()
@@ -102,32 +102,34 @@ class Held:
         self._is_settled = False
         self._room = ExitStack()
         try:
-            self._seat = self._room.enter_context(hall.wait_for(job_id, caller.id, looks_itself=True, connection=self._connection))
+            self._waiter = self._room.enter_context(
+                waiter_registry.wait_for(job_id, caller.id, polls_itself=True, connection=self._connection)
+            )
         except (Unavailable, TooManyWaiting):
             self.close()
             raise
 
     def wait(self, seconds: float) -> Any | None:
-        """The job's row when it has ended within this time. Raises Gone, Closing, and Unauthorised when the key was revoked."""
+        """The job's row when it has ended within this time. Raises Gone, ServerRestarting, and Unauthorised when the key was revoked."""
         began = time.monotonic()
         while True:
-            if self._seat.is_gone:
+            if self._waiter.is_disconnected:
                 raise Gone
-            may_have_ended = self._seat.end_said or self._seat.status in TERMINAL
+            may_have_ended = self._waiter.end_notified or self._waiter.status in TERMINAL
             row = self._row() if may_have_ended else None
-            if self._seat.is_revoked or (row is not None and row.is_revoked):
+            if self._waiter.is_revoked or (row is not None and row.is_revoked):
                 raise Unauthorised("This key was revoked. Ask the operator for a new one.")
             if row is not None:
                 if row.status in TERMINAL:
                     return row
-                may_have_ended = self._seat.end_said = False
-            if hall.is_closing:
-                raise Closing(retry_after_s=1)
+                may_have_ended = self._waiter.end_notified = False
+            if waiter_registry.is_closing:
+                raise ServerRestarting(retry_after_s=1)
             # Not before it was seen once: who comes back to a job that has ended is told its real status, however short the time.
-            most_s = seconds if self._seat.status is not None else max(seconds, SEEN_S)
+            most_s = seconds if self._waiter.status is not None else max(seconds, SEEN_S)
             if (left_s := began + most_s - time.monotonic()) <= 0:
                 return None
-            self._seat.wait(min(left_s, AGAIN_S) if may_have_ended else left_s)
+            self._waiter.wait(min(left_s, AGAIN_S) if may_have_ended else left_s)
 
     def told(self, row: Any) -> Response:
         """The whole answer, with its status. Raises Gone."""
@@ -142,20 +144,20 @@ class Held:
         made.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         return self._sending(made)
 
-    def leave_now(self) -> None:
-        """The seat is free. A reader that was not told everything has left, on record before its client can be back."""
-        self._leave(leave_now)
+    def disconnect_now(self) -> None:
+        """The waiter is free. A reader that was not told everything has left, on record before its client can be back."""
+        self._disconnect(disconnects.record_now)
 
     def close(self) -> None:
-        """The seat is free. A reader that was not told everything has left."""
-        self._leave(leave)
+        """The waiter is free. A reader that was not told everything has left."""
+        self._disconnect(disconnects.record_later)
 
-    def _leave(self, write: Callable[..., None]) -> None:
+    def _disconnect(self, write: Callable[..., None]) -> None:
         self._room.close()
         if not self._is_settled:
             self._is_settled = True
             # Not for good when it was this server that hung up.
-            write(self._job_id, self._reader, for_good=not (self._comes_back or hall.is_closing))
+            write(self._job_id, self._reader, for_good=not (self._comes_back or waiter_registry.is_closing))
 
     def _sending(self, made: Response) -> Response:
         made.response = self._pieces(made.iter_encoded())
@@ -168,11 +170,11 @@ class Held:
             for part in parts:
                 for start in range(0, len(part), PIECE_BYTES):
                     yield part[start : start + PIECE_BYTES]
-        except BrokenOff:
+        except errors.ConnectionAborted:
             raise
         except Exception as error:
             errors.record(error, event="held answer failed")
-            raise BrokenOff from error
+            raise errors.ConnectionAborted from error
         # Only here when the last piece was taken.
         self._is_settled = True
 
@@ -185,17 +187,17 @@ class Held:
                 yield from images.content(row, origin=self._origin)
             else:
                 yield self._late(replies.told_of(row))
-        except (BrokenOff, Gone, Closing) as error:
-            self.leave_now()
-            raise BrokenOff from error
+        except (errors.ConnectionAborted, Gone, ServerRestarting) as error:
+            self.disconnect_now()
+            raise errors.ConnectionAborted from error
         except ServingError as error:
             yield self._late(errors.answer(error).data)
 
     def _late(self, said: bytes) -> bytes:
-        """Returns the body of a late failure. Raises BrokenOff for clients whose connection is closed instead."""
+        """Returns the body of a late failure. Raises ConnectionAborted for clients whose connection is closed instead."""
         if self._closes_connection:
-            self.leave_now()
-            raise BrokenOff
+            self.disconnect_now()
+            raise errors.ConnectionAborted
         return said
 
     def _row(self) -> Any | None:

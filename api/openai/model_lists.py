@@ -139,7 +139,7 @@ def _current(caller: Key, account: str, age_s: float, *, waits: Callable[[Lists]
         return lists
     with db.begin() as session:
         model_lists.want(session, due, account=account)
-    notify_queue.model_lists()
+    notify_queue.refresh_model_lists()
     if not waits(lists):
         return lists
     now = time.monotonic()
@@ -150,7 +150,7 @@ def _current(caller: Key, account: str, age_s: float, *, waits: Callable[[Lists]
         if not lists.is_pending(due):
             break
         if now >= publish_at:
-            notify_queue.model_lists()
+            notify_queue.refresh_model_lists()
             publish_at = now + PUBLISH_AGAIN_S
     return lists
 

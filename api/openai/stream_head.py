@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from api.openai import replies
-from api.waiting.disconnects import Closing
-from api.waiting.waiter import Seat
-from api.waiting.waiters import hall
+from api.waiting.disconnects import ServerRestarting
+from api.waiting.registry import waiter_registry
+from api.waiting.waiter import Waiter
 from models.jobs.states import TERMINAL
 from models.platform.errors import Unauthorised
 
@@ -17,23 +17,23 @@ from models.platform.errors import Unauthorised
 AGAIN_S = 0.2
 
 
-def wait_for_failure(seat: Seat, read_end: Callable[[], tuple[Any, Sequence[bytes]] | None], *, most_s: float) -> Any | None:
+def wait_for_failure(waiter: Waiter, read_end: Callable[[], tuple[Any, Sequence[bytes]] | None], *, most_s: float) -> Any | None:
     """The row of a job that failed before its first event; None as soon as an event is here, the client has gone or the time is up.
 
     read_end: the ended job and the events of its transcript; None while Postgres is away.
-    Raises Unauthorised when the key was revoked, and Closing when this process ends.
+    Raises Unauthorised when the key was revoked, and ServerRestarting when this process ends.
     """
     until = time.monotonic() + most_s
-    while not (seat.has_chunks or seat.is_gone):
-        if seat.is_revoked:
+    while not (waiter.has_chunks or waiter.is_disconnected):
+        if waiter.is_revoked:
             raise Unauthorised
-        is_over = seat.status in TERMINAL
+        is_over = waiter.status in TERMINAL
         if is_over and (ended := read_end()) is not None:
             row, events = ended
             return None if events or replies.has_answer(row) else row
-        if hall.is_closing:
-            raise Closing(retry_after_s=1)
+        if waiter_registry.is_closing:
+            raise ServerRestarting(retry_after_s=1)
         if (left_s := until - time.monotonic()) <= 0:
             break
-        seat.wait(min(left_s, AGAIN_S) if is_over else left_s)
+        waiter.wait(min(left_s, AGAIN_S) if is_over else left_s)
     return None

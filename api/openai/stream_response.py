@@ -26,9 +26,10 @@ from api.access import auth
 from api.http import errors
 from api.http.send_timeout import limit_sending
 from api.openai import replies, sse_frames, stream_head
+from api.waiting import disconnects
 from api.waiting.disconnect_poller import is_closed
-from api.waiting.disconnects import BrokenOff, leave, leave_now
-from api.waiting.waiters import Seat, hall
+from api.waiting.registry import waiter_registry
+from api.waiting.waiter import Waiter
 from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
@@ -71,33 +72,37 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool =
 
     reader: who has left the job when this connection breaks before the end; None: somebody else waits for it, and the status is 200 at
     once. comes_back: its client can find the job again. is_replay: the completion gets an id of its own. With a reader, a failure before
-    the first event is answered with its status; raises Closing and Unauthorised.
+    the first event is answered with its status; raises ServerRestarting and Unauthorised.
     """
     room = ExitStack()
     try:
         connection = limit_sending(request)
-        seat = room.enter_context(hall.wait_for(job_id, caller.id, is_stream=True, chunks=True, places=True, connection=connection))
+        waiter = room.enter_context(
+            waiter_registry.wait_for(job_id, caller.id, is_stream=True, chunks=True, places=True, connection=connection)
+        )
     except ServingError:
         room.close()
-        leave(job_id, reader, for_good=not comes_back)
+        disconnects.record_later(job_id, reader, for_good=not comes_back)
         raise
-    relay = Relay(caller, seat, new_name=sse_frames.new_name() if is_replay else None)
+    relay = Relay(caller, waiter, new_name=sse_frames.new_name() if is_replay else None)
 
     def settle() -> None:
         room.close()
         if not relay.is_settled:
             relay.is_settled = True
             # Not for good when it was this server that hung up.
-            (leave_now if hall.is_closing else leave)(job_id, reader, for_good=not (comes_back or hall.is_closing))
+            (disconnects.record_now if waiter_registry.is_closing else disconnects.record_later)(
+                job_id, reader, for_good=not (comes_back or waiter_registry.is_closing)
+            )
 
     try:
         head_s = settings().stream_head_s if reader is not None else None
-        failed = None if head_s is None else stream_head.wait_for_failure(seat, relay.read_end, most_s=head_s)
+        failed = None if head_s is None else stream_head.wait_for_failure(waiter, relay.read_end, most_s=head_s)
     except BaseException:
         settle()
         raise
     if failed is not None:
-        relay.is_settled = seat.connection is None or not is_closed(seat.connection)
+        relay.is_settled = waiter.connection is None or not is_closed(waiter.connection)
         settle()
         return replies.answer(failed)
     made = Response(relay.events(), mimetype="text/event-stream", headers=HEADERS)
@@ -109,10 +114,10 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool =
 class Relay:
     """One reader of one stream. is_settled: nothing is owed to it any more."""
 
-    def __init__(self, caller: Key, seat: Seat, *, new_name: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, caller: Key, waiter: Waiter, *, new_name: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         """new_name: the completion id of all chunks, instead of their own."""
         self.is_settled = False
-        self._caller, self._seat, self._name, self._clock = caller, seat, new_name, clock
+        self._caller, self._waiter, self._name, self._clock = caller, waiter, new_name, clock
         self._dispatch_id: UUID | None = None
         self._sent, self._last, self._digest = 0, b"", hashlib.sha256()
         self._position: int | None = None
@@ -122,7 +127,7 @@ class Relay:
         """What is written, each a whole event or comment. An error ends it readably, for the status has long been sent."""
         try:
             yield from self._events()
-        except BrokenOff:
+        except errors.ConnectionAborted:
             raise
         except ServingError as error:
             yield from self._failed(error.view(), row=None)
@@ -132,17 +137,17 @@ class Relay:
 
     def _events(self) -> Iterator[bytes]:
         yield WELCOME
-        while not self._seat.is_gone:
-            yield from self._relayed(self._seat.take())
-            if self._seat.status in TERMINAL and (ended := self.read_end()) is not None:
+        while not self._waiter.is_disconnected:
+            yield from self._relayed(self._waiter.take_chunks())
+            if self._waiter.status in TERMINAL and (ended := self.read_end()) is not None:
                 yield from self._rest(*ended)
                 return
-            if self._seat.is_revoked:
+            if self._waiter.is_revoked:
                 raise Unauthorised
-            if hall.is_closing:
-                raise BrokenOff
+            if waiter_registry.is_closing:
+                raise errors.ConnectionAborted
             yield from self._comment()
-            self._seat.wait(self._pause_s())
+            self._waiter.wait(self._pause_s())
 
     def _relayed(self, chunks: Sequence[Chunk]) -> Iterator[bytes]:
         """Chunks that go on where the stream is. After a gap none does: the transcript will."""
@@ -160,7 +165,7 @@ class Relay:
         """The ended job and the events of its transcript; None while Postgres is away."""
         try:
             with db.begin() as session:
-                row = job_view.find(session, self._seat.job_id, self._caller.id)
+                row = job_view.find(session, self._waiter.job_id, self._caller.id)
                 return row, sse_frames.split(job_view.transcript(session, row.id))
         except Unavailable:
             return None
@@ -185,24 +190,24 @@ class Relay:
 
     def _done(self) -> Iterator[bytes]:
         # The last words to one who has just hung up would be taken by the kernel alone.
-        if self._seat.connection is None or not is_closed(self._seat.connection):
+        if self._waiter.connection is None or not is_closed(self._waiter.connection):
             yield sse_frames.DONE
             self.is_settled = True
 
     def _comment(self) -> Iterator[bytes]:
         """How the job stands: its first place at once, then once in COMMENT_EVERY_S, whether the line moves or not."""
         if self._clock() >= self._comment_at():
-            place = self._seat.place
+            place = self._waiter.place
             self._position = place.position if place else None
             self._said_at = self._clock()
-            yield sse_frames.comment(self._seat.status, place)
+            yield sse_frames.comment(self._waiter.status, place)
 
     def _comment_at(self) -> float:
-        is_first = self._seat.place is not None and self._position is None
+        is_first = self._waiter.place is not None and self._position is None
         return self._said_at + (0.0 if is_first else COMMENT_EVERY_S)
 
     def _pause_s(self) -> float:
-        return AGAIN_S if self._seat.status in TERMINAL else max(0.0, self._comment_at() - self._clock())
+        return AGAIN_S if self._waiter.status in TERMINAL else max(0.0, self._comment_at() - self._clock())
 
     def _next(self, event: bytes) -> bytes:
         self._sent, self._last, self._said_at = self._sent + 1, event, self._clock()
@@ -212,10 +217,10 @@ class Relay:
     def _row(self) -> Any | None:
         try:
             with db.begin() as session:
-                return job_view.find(session, self._seat.job_id, self._caller.id)
+                return job_view.find(session, self._waiter.job_id, self._caller.id)
         except ServingError:
             return None
 
     def _restarted(self) -> Restarted:
-        name = wire.public_id(self._seat.job_id)
+        name = wire.public_id(self._waiter.job_id)
         return Restarted(f"The call broke in the middle of its answer and was made again. GET /v1/jobs/{name} has the whole answer.")

@@ -15,7 +15,7 @@ from api.openai import keepalive_response, late_failure, rate_limit_headers, str
 from api.submit import images as pictures
 from api.submit import openai_parse
 from api.submit.enqueue import accept
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database import db
@@ -86,7 +86,7 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     wanted = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
     who = None if wanted.respond_async else uuid4()
     if who is not None:
-        hall.expect_room(caller.id)
+        waiter_registry.check_capacity(caller.id)
     # Who waits must not hold the body meanwhile: it is read and dropped in there.
     arrival = _arrive(caller, endpoint, model=model, who=who)
     body_budget.release()
@@ -114,7 +114,7 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     asked = openai_parse.read(request, caller, endpoint, model=model)
     order = asked.order
     if who is not None:
-        hall.expect_room(caller.id, is_stream=order.streamed)
+        waiter_registry.check_capacity(caller.id, is_stream=order.streamed)
     comes_back = asked.token is not None or _is_sdk()
     arrive = partial(Arrival, lane_id=enqueue.lane_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
     if asked.token is None and who is not None:

@@ -29,7 +29,7 @@ def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
     with db.begin() as session:
         made, lanes = pause.act_on(session, act, verb, on)
     for number in lanes if verb == "resume" else ():
-        notify_queue.moved(number)
+        notify_queue.lane_changed(number)
     return made
 
 
@@ -38,7 +38,7 @@ def set_limits(act: Act, credential_id: int, changes: Mapping[str, int | None], 
     with db.begin() as session:
         made = limits_and_caps.set_limits(session, act, credential_id, changes, model=model)
         lanes = pause.lanes_of(session, Target("credential", credential_id))
-    notify_queue.limits(lanes)
+    notify_queue.limits_changed(lanes)
     return made
 
 
@@ -48,7 +48,7 @@ def set_caps(act: Act, on: Target, changes: Mapping[str, int | None], *, endpoin
         made = limits_and_caps.set_caps(session, act, on, changes, endpoint=endpoint)
         lanes = pause.lanes_of(session, on)
     for number in lanes:
-        notify_queue.moved(number)
+        notify_queue.lane_changed(number)
     return made
 
 
@@ -73,7 +73,7 @@ def add_credential(
         audit_log.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
         made = limits_and_caps.change_credential(session, act, number, weight=weight)
         lanes = pause.lanes_of(session, Target("pool", pool_id))
-    notify_queue.limits(lanes)
+    notify_queue.limits_changed(lanes)
     return made
 
 
@@ -104,7 +104,7 @@ def weigh(act: Act, on: Target, *, weight: float) -> dict[str, Any]:
     with db.begin() as session:
         made, lanes = priorities.weigh(session, act, on, weight=weight)
     for lane_id in lanes:
-        notify_queue.moved(lane_id)
+        notify_queue.lane_changed(lane_id)
     return made
 
 
@@ -112,7 +112,7 @@ def boost(act: Act, job_id: UUID) -> dict[str, Any]:
     """reorder.boost, and the pacer looks."""
     with db.begin() as session:
         lane_id = priorities.boost(session, act, job_id)
-    notify_queue.moved(lane_id)
+    notify_queue.lane_changed(lane_id)
     return _shown(job_id)
 
 
@@ -120,7 +120,7 @@ def prioritise(act: Act, job_id: UUID, *, priority: str) -> dict[str, Any]:
     """reorder.prioritise, and the pacer looks."""
     with db.begin() as session:
         lane_id = priorities.prioritise(session, act, job_id, priority=priority)
-    notify_queue.moved(lane_id)
+    notify_queue.lane_changed(lane_id)
     return _shown(job_id)
 
 
@@ -131,7 +131,7 @@ def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
         key_shares.rebuild(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
         audit_log.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
-    notify_queue.limits([lane_id], forget=True)
+    notify_queue.limits_changed([lane_id], forget=True)
     return {"id": str(lane_id), "object": "lane", "rebuilding": True}
 
 
@@ -192,7 +192,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
             return None
         enqueue.join(session, order, job_id=made)
         audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": wire.public_id(made)})
-    notify_queue.joined(made, lane_id=lane_id)
+    notify_queue.job_enqueued(made, lane_id=lane_id)
     return made
 
 
@@ -212,7 +212,7 @@ def _shown(job_id: UUID) -> dict[str, Any]:
 
 def _tell(done: Any) -> None:
     if done is not None:
-        notify_queue.cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == states.Status.CANCELLED)
+        notify_queue.job_cancelled(done.id, lane_id=done.lane_id, is_ended=done.status == states.Status.CANCELLED)
 
 
 _FIND = text("""

@@ -109,7 +109,7 @@ def _cancel(caller: Key, conversation_id: int) -> None:
         with db.begin() as opened:
             done = cancellation.cancel(opened, row.id, caller.id)
         if done is not None:
-            notify_queue.cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
+            notify_queue.job_cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
 
 
 def _is_ascending() -> bool:

@@ -56,7 +56,7 @@ def _accept(order: Order, *, lane_id: int, token: str | None, digest: bytes) -> 
     accepted = _stored(order, token=token, digest=digest)
     crash_points.at("api.after_commit")
     if accepted.joined is not None:
-        notify_queue.joined(accepted.job_id, lane_id=lane_id)
+        notify_queue.job_enqueued(accepted.job_id, lane_id=lane_id)
     crash_points.at("api.before_reply")
     return accepted
 

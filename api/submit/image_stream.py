@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from api.waiting.disconnects import BrokenOff
+from api.http.errors import ConnectionAborted
 from models.content import artifacts, image_placeholders
 from models.content.image_placeholders import Stored
 from models.database import db
@@ -22,7 +22,7 @@ PIECE_BYTES = 3 * 2**15
 class Content:
     """A picture's bytes from any place on; a piece each, read in a transaction of its own.
 
-    Raises BrokenOff when it is deleted meanwhile, or Postgres is away: its length was told, so its reader sees that it is not whole.
+    Raises ConnectionAborted when it was deleted or Postgres is unavailable: the client sees from the Content-Length that it is incomplete.
     """
 
     def __init__(self, artifact_id: UUID, *, size: int) -> None:
@@ -46,9 +46,9 @@ class Content:
         self._at += len(piece)
         return piece
 
-    def _broken(self, why: str) -> BrokenOff:
+    def _broken(self, why: str) -> ConnectionAborted:
         log.warning("a picture was not sent whole", extra={"artifact_id": str(self._id), "why": why})
-        return BrokenOff()
+        return ConnectionAborted()
 
     # werkzeug's ranges begin where they are told to only of what is like a file.
     def seekable(self) -> bool:

@@ -1,4 +1,4 @@
-"""Where one thread is told what to see to: each thing once, however often it was put in."""
+"""A queue that holds each item once, however often it was put: many producers, one consumer."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import threading
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
-class Inbox(Generic[Thing]):
-    """Many put in, one takes out."""
+class CoalescingQueue(Generic[Item]):
+    """A set of pending items with an event that wakes the consumer."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._things: set[Thing] = set()
-        self._bell = threading.Event()
+        self._items: set[Item] = set()
+        self._changed = threading.Event()
 
-    def put(self, things: Iterable[Thing]) -> None:
-        """Whoever takes is woken, also by no things at all."""
+    def put(self, items: Iterable[Item]) -> None:
+        """Adds the items and wakes the consumer, also when there are no items."""
         with self._lock:
-            self._things.update(things)
-        self._bell.set()
+            self._items.update(items)
+        self._changed.set()
 
-    def take(self, timeout_s: float) -> set[Thing]:
-        """Everything that is in, as soon as there is something or somebody rings; nothing when the time is up."""
-        self._bell.wait(timeout_s)
-        self._bell.clear()
+    def take(self, timeout_s: float) -> set[Item]:
+        """Removes and returns all items as soon as `put` is called; an empty set after the timeout."""
+        self._changed.wait(timeout_s)
+        self._changed.clear()
         with self._lock:
-            taken, self._things = self._things, set()
-        return taken
+            items, self._items = self._items, set()
+        return items

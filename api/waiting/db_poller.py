@@ -1,4 +1,4 @@
-"""One thread that looks into Postgres for everybody in this process who waits: many jobs in one statement, never one for each."""
+"""The poller of job status: one thread reads the rows of all jobs that this process waits for, many jobs in one statement."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from api.waiting.coalescing_queue import Inbox
-from api.waiting.waiter import Seats
+from api.waiting.coalescing_queue import CoalescingQueue
+from api.waiting.waiters import Waiters
 from models.database import db
 from models.jobs import job_view
 from models.platform.errors import Unavailable
@@ -17,72 +17,73 @@ from models.queue import enqueue
 
 log = logging.getLogger(__name__)
 
-# Wake-ups may be lost: everything that is waited for is looked at this often.
-LOOK_AGAIN_S = 5.0
-# Places are looked up this often, and less often the more of them there are.
-PLACES_EVERY_S = 1.0
-PLACES_PER_S = 1_000
-# Jobs in one statement: the process serves others between two.
-AT_ONCE = 500
-PAUSE_S = 1.0
+# Notifications may be lost, so the poller reads every job of a waiter this often.
+POLL_INTERVAL_S = 5.0
+# The poller reads positions in the queue this often, and less often when there are more than POSITIONS_PER_S.
+POSITION_INTERVAL_S = 1.0
+POSITIONS_PER_S = 1_000
+# Jobs in one statement: gevent runs other greenlets between two statements.
+BATCH_SIZE = 500
+RETRY_PAUSE_S = 1.0
 
 
-class Looker:
-    """Tells seats how their jobs stand: soon after `look`, and every few seconds anyway."""
+class DbPoller:
+    """Updates waiters from the rows of their jobs: soon after `poll_soon`, and every few seconds in any case."""
 
-    def __init__(self, seats: Seats) -> None:
-        self._seats = seats
-        self._woken: Inbox[UUID] = Inbox()
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
+        self._requested: CoalescingQueue[UUID] = CoalescingQueue()
         self._is_closing = False
-        self._look_at = self._place_at = 0.0
+        self._next_poll_at = self._next_positions_at = 0.0
 
-    def look(self, job_ids: Iterable[UUID]) -> None:
-        """These jobs are looked at now. Returns at once."""
-        self._woken.put(job_ids)
+    def poll_soon(self, job_ids: Iterable[UUID]) -> None:
+        """Requests a poll of these jobs and returns at once."""
+        self._requested.put(job_ids)
 
     def close(self) -> None:
-        """`run` returns soon."""
+        """Makes `run` return soon."""
         self._is_closing = True
-        self._woken.put(())
+        self._requested.put(())
 
     def run(self) -> None:
-        """Looks until closed."""
+        """Polls until `close` is called."""
         while not self._is_closing:
-            woken = self._woken.take(max(0.0, min(self._look_at, self._place_at) - time.monotonic()))
+            requested = self._requested.take(max(0.0, min(self._next_poll_at, self._next_positions_at) - time.monotonic()))
             try:
-                self._round(woken, time.monotonic())
+                self._step(requested, time.monotonic())
             except Unavailable:
-                self._again("callers wait blindly until Postgres is back", "Unavailable")
+                self._retry("Postgres is unavailable: waiters get no updates", "Unavailable")
             except Exception as error:  # the border of this thread: one bad row must not end it
-                self._again("those who wait could not be looked after", type(error).__name__)
+                self._retry("polling of waiters failed", type(error).__name__)
 
-    def _round(self, woken: set[UUID], now: float) -> None:
-        if now >= self._look_at:
-            woken.update(self._seats.jobs())
-            self._look_at = now + LOOK_AGAIN_S
-        placed = set()
-        if now >= self._place_at:
-            placed = {seat.job_id for seat in self._seats.everybody() if seat.wants_place and seat.status in job_view.WAITING}
-            self._place_at = now + max(PLACES_EVERY_S, len(placed) / PLACES_PER_S)
-        wanted = [job_id for job_id in woken | placed if self._seats.of(job_id)]
-        for start in range(0, len(wanted), AT_ONCE):
-            self._see(wanted[start : start + AT_ONCE], placed)
+    def _step(self, requested: set[UUID], now: float) -> None:
+        if now >= self._next_poll_at:
+            requested.update(self._waiters.job_ids())
+            self._next_poll_at = now + POLL_INTERVAL_S
+        position_due = set()
+        if now >= self._next_positions_at:
+            position_due = {waiter.job_id for waiter in self._waiters.all() if waiter.wants_place and waiter.status in job_view.WAITING}
+            self._next_positions_at = now + max(POSITION_INTERVAL_S, len(position_due) / POSITIONS_PER_S)
+        job_ids = [job_id for job_id in requested | position_due if self._waiters.of_job(job_id)]
+        for start in range(0, len(job_ids), BATCH_SIZE):
+            self._poll(job_ids[start : start + BATCH_SIZE], position_due)
 
-    def _see(self, job_ids: Sequence[UUID], placed: set[UUID]) -> None:
+    def _poll(self, job_ids: Sequence[UUID], position_due: set[UUID]) -> None:
         with db.autocommit() as session:
             rows = job_view.glance(session, job_ids)
-            places = enqueue.places(session, [row for row in rows if row.status in job_view.WAITING and self._has_to_place(row, placed)])
+            queued = [row for row in rows if row.status in job_view.WAITING and self._needs_place(row, position_due)]
+            places = enqueue.places(session, queued)
         for row in rows:
-            for seat in self._seats.of(row.id):
-                seat.see(row, places.get(row.id) if seat.wants_place else None)
+            for waiter in self._waiters.of_job(row.id):
+                waiter.update(row, places.get(row.id) if waiter.wants_place else None)
 
-    def _has_to_place(self, row: Any, placed: set[UUID]) -> bool:
-        """In its turn, or because somebody who has just come asks for the first time, or it is on its way now."""
-        if row.id in placed:
+    def _needs_place(self, row: Any, position_due: set[UUID]) -> bool:
+        """Whether the position is due, or a waiter has none yet, or the job's status changed."""
+        if row.id in position_due:
             return True
-        return any(seat.wants_place and (seat.place is None or seat.status != row.status) for seat in self._seats.of(row.id))
+        return any(waiter.wants_place and (waiter.place is None or waiter.status != row.status) for waiter in self._waiters.of_job(row.id))
 
-    def _again(self, said: str, kind: str) -> None:
-        log.warning(said, extra={"error": kind})
-        self._look_at = 0.0
-        time.sleep(PAUSE_S)
+    def _retry(self, event: str, error: str) -> None:
+        log.warning(event, extra={"error": error})
+        self._next_poll_at = 0.0
+        time.sleep(RETRY_PAUSE_S)

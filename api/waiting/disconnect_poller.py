@@ -1,61 +1,61 @@
-"""One thread that notices which callers have gone: a look at each of their connections once a second, without reading from them."""
+"""The client-disconnect detector: one thread checks the connection of each waiter once a second, without reading from it."""
 
 from __future__ import annotations
 
-import _socket  # not `socket`: gevent's own waits there until something comes
+import _socket  # not `socket`: gevent patches that one, and its recv would wait for data
 import socket
 import threading
 
-from api.waiting.waiter import Seats
+from api.waiting.waiters import Waiters
 
-LOOK_EVERY_S = 1.0
-# Of linux/tcp.h, the first byte of tcp_info.
+POLL_INTERVAL_S = 1.0
+# TCP_ESTABLISHED of linux/tcp.h, the first byte of tcp_info.
 ESTABLISHED = 1
 
 
-class Door:
-    """Tells seats that their client has gone."""
+class DisconnectPoller:
+    """Marks the waiters whose client has closed its connection."""
 
-    def __init__(self, seats: Seats) -> None:
-        self._seats = seats
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
         self._closing = threading.Event()
 
     def close(self) -> None:
-        """`run` returns soon."""
+        """Makes `run` return soon."""
         self._closing.set()
 
     def run(self) -> None:
-        """Looks until closed."""
-        while not self._closing.wait(LOOK_EVERY_S):
-            for seat in self._seats.everybody():
-                if seat.connection is not None and not seat.is_gone and is_closed(seat.connection):
-                    seat.lose()
+        """Polls until `close` is called."""
+        while not self._closing.wait(POLL_INTERVAL_S):
+            for waiter in self._waiters.all():
+                if waiter.connection is not None and not waiter.is_disconnected and is_closed(waiter.connection):
+                    waiter.mark_disconnected()
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the other side has hung up: closed or reset its connection, or closed its sending half (FIN).
+    """Whether the client has closed or reset its connection, or closed its sending half (FIN).
 
-    Where the kernel tells (Linux), bytes that we have not read yet do not hide it.
+    On Linux the check reads the TCP state, so unread bytes in the buffer do not hide a FIN.
     """
     number = connection.fileno()
     if number < 0:
         return True
-    # Borrowed, not owned: whatever happens, the connection must not be closed with it.
-    looked = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, number)
+    # This object borrows the file descriptor. `detach` makes sure that it never closes it.
+    borrowed = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, number)
     try:
-        state = _tcp_state(looked)
-        return state != ESTABLISHED if state is not None else not looked.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        state = _tcp_state(borrowed)
+        return state != ESTABLISHED if state is not None else not borrowed.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError:
         return True
     finally:
-        looked.detach()
+        borrowed.detach()
 
 
-def _tcp_state(looked: _socket.socket) -> int | None:
-    """TCP's state of this connection, None where it is not known."""
+def _tcp_state(borrowed: _socket.socket) -> int | None:
+    """The TCP state of this connection, None where the kernel does not report it."""
     try:
-        return looked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except (AttributeError, OSError):  # not Linux, or no TCP
+        return borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except (AttributeError, OSError):  # not Linux, or not TCP
         return None

@@ -1,4 +1,4 @@
-"""Wake-ups on their way out, said by one thread of this process: a submit never waits for Redis, whatever has become of it."""
+"""The queue of outbound Redis notifications: one thread of this process publishes them, so that a submit never waits for Redis."""
 
 from __future__ import annotations
 
@@ -14,108 +14,105 @@ from workers.channels import notify
 
 log = logging.getLogger(__name__)
 
-# Who waits looks again by itself, so what does not fit in here may be lost.
-PENDING_MOST = 1_000
+# Every subscriber also polls, so the queue may drop notifications when it is full.
+MAX_PENDING = 1_000
 
 
-class _Joined(NamedTuple):
+class _Enqueued(NamedTuple):
     lane_id: int
     job_id: UUID
 
 
-class Doorbell:
-    """Rings in the order it was told to; drops what comes while too many wait. Jobs that joined one after the other are said at once."""
+class NotifyQueue:
+    """Publishes notifications in the order of `put`; drops new ones when it is full. Consecutive enqueued jobs share one message."""
 
     def __init__(self) -> None:
-        self._pending: queue.Queue[Callable[[], None] | _Joined] = queue.Queue(PENDING_MOST)
+        self._pending: queue.Queue[Callable[[], None] | _Enqueued] = queue.Queue(MAX_PENDING)
         self._lock = threading.Lock()
-        self._ringer: threading.Thread | None = None
+        self._publisher: threading.Thread | None = None
 
-    def ring(self, say: Callable[[], None]) -> None:
-        """Said soon, or never. Returns at once."""
-        self._put(say)
-
-    def joined(self, lane_id: int, job_id: UUID) -> None:
-        """The pacer hears of it soon, or never. Returns at once."""
-        self._put(_Joined(lane_id, job_id))
-
-    def _put(self, one: Callable[[], None] | _Joined) -> None:
+    def put(self, notification: Callable[[], None] | _Enqueued) -> None:
+        """Enqueues a notification and returns at once. A callable publishes it."""
         with self._lock:
-            if self._ringer is None:
-                # Begun on first use: a thread does not survive the fork of gunicorn's workers.
-                self._ringer = threading.Thread(target=self._run, name="doorbell", daemon=True)
-                self._ringer.start()
+            if self._publisher is None:
+                # Started on first use: a thread does not survive the fork of gunicorn's workers.
+                self._publisher = threading.Thread(target=self._run, name="notify", daemon=True)
+                self._publisher.start()
         try:
-            self._pending.put_nowait(one)
+            self._pending.put_nowait(notification)
         except queue.Full:
-            log.warning("wake-up dropped")
+            log.warning("notification dropped")
+
+    def put_enqueued(self, lane_id: int, job_id: UUID) -> None:
+        """Enqueues the notification of an enqueued job and returns at once."""
+        self.put(_Enqueued(lane_id, job_id))
 
     def flush(self, *, within_s: float) -> None:
-        """What was to be said has been, or that long was waited for it."""
-        said = threading.Event()
-        self.ring(said.set)
-        said.wait(within_s)
+        """Waits until all pending notifications are published, at most this long."""
+        flushed = threading.Event()
+        self.put(flushed.set)
+        flushed.wait(within_s)
 
     def _run(self) -> None:
         while True:
-            waiting = [self._pending.get()]
-            waiting += [self._pending.get_nowait() for _ in range(self._pending.qsize())]
-            for say in _together(waiting):
+            pending = [self._pending.get()]
+            pending += [self._pending.get_nowait() for _ in range(self._pending.qsize())]
+            for publish in _coalesce(pending):
                 try:
-                    say()
-                except Exception as error:  # the border of this thread: one bad wake-up must not end it
-                    log.error("wake-up failed", extra={"error": type(error).__name__})
+                    publish()
+                except Exception as error:  # the border of this thread: one bad notification must not end it
+                    log.error("notification failed", extra={"error": type(error).__name__})
 
 
-def _together(waiting: Sequence[Callable[[], None] | _Joined]) -> Iterator[Callable[[], None]]:
+def _coalesce(pending: Sequence[Callable[[], None] | _Enqueued]) -> Iterator[Callable[[], None]]:
     jobs: dict[int, list[UUID]] = {}
-    for one in waiting:
-        if isinstance(one, _Joined):
-            jobs.setdefault(one.lane_id, []).append(one.job_id)
+    for item in pending:
+        if isinstance(item, _Enqueued):
+            jobs.setdefault(item.lane_id, []).append(item.job_id)
             continue
         if jobs:
             yield partial(notify.joined, jobs)
             jobs = {}
-        yield one
+        yield item
     if jobs:
         yield partial(notify.joined, jobs)
 
 
-_doorbell = Doorbell()
+_queue = NotifyQueue()
 
 
-def joined(job_id: UUID, *, lane_id: int) -> None:
-    """The pacer hears that somebody waits in this lane."""
-    _doorbell.joined(lane_id, job_id)
+def job_enqueued(job_id: UUID, *, lane_id: int) -> None:
+    """Notifies the pacer of a new job in this lane."""
+    _queue.put_enqueued(lane_id, job_id)
 
 
-def cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:
-    """Whoever waits for the job, its worker and the pacer hear of it."""
-    _doorbell.ring(partial(notify.job, job_id, "cancelled" if is_ended else "cancelling"))
+def job_cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:
+    """Notifies the job's waiters, its worker and the pacer."""
+    _queue.put(partial(notify.job, job_id, "cancelled" if is_ended else "cancelling"))
     if is_ended:
-        _doorbell.ring(partial(notify.line, lane_id, cancelled=job_id))
+        _queue.put(partial(notify.line, lane_id, cancelled=job_id))
 
 
-def deliver(receivers: Sequence[str]) -> None:
-    """The sender of webhooks hears that something is due for these (wake.receivers says who)."""
-    _doorbell.ring(partial(notify.receivers, receivers))
+def deliveries_due(receivers: Sequence[str]) -> None:
+    """Notifies the webhook scheduler that deliveries to these receivers are due."""
+    _queue.put(partial(notify.receivers, receivers))
 
 
-def moved(lane_id: int) -> None:
-    """The pacer looks at this lane: an operator changed something."""
-    _doorbell.ring(partial(notify.line, lane_id))
+def lane_changed(lane_id: int) -> None:
+    """Notifies the pacer that an operator changed this lane."""
+    _queue.put(partial(notify.line, lane_id))
 
 
-def limits(lane_ids: Sequence[int], *, forget: bool = False) -> None:
-    """The limiter hears that limits of these lanes were changed; forget: that it has to begin anew."""
-    _doorbell.ring(partial(notify.limits, lane_ids, forget=forget))
+def limits_changed(lane_ids: Sequence[int], *, forget: bool = False) -> None:
+    """Notifies the limiter that limits of these lanes changed. forget: the limiter discards the state of these lanes."""
+    _queue.put(partial(notify.limits, lane_ids, forget=forget))
 
 
-def model_lists() -> None:
-    """The workers refresh the lists of models that are wanted."""
-    _doorbell.ring(notify.model_lists)
+def refresh_model_lists() -> None:
+    """Notifies the workers to refresh the requested lists of models."""
+    _queue.put(notify.model_lists)
 
 
 def flush(*, within_s: float = 3.0) -> None:
-    """For a process that ends now: what was to be said has been."""
-    _doorbell.flush(within_s=within_s)
+    """Publishes all pending notifications before the process ends."""
+    _queue.flush(within_s=within_s)

@@ -1,7 +1,7 @@
-"""What is said over Redis of everything that is waited for in this process, and streams read for those who follow them.
+"""Redis pub/sub for the jobs that clients of this process wait for; also reads their token streams.
 
-One thread hears; the other says what to listen to, and fetches what has come. Redis may be away or forget everything: whatever was
-missed is looked for again once it is back.
+One thread receives messages. The other subscribes to channels and reads streams. Redis may be unavailable or lose its data: after each
+reconnect the listener reads everything again.
 """
 
 from __future__ import annotations
@@ -13,112 +13,113 @@ from uuid import UUID
 
 import redis
 
-from api.waiting.coalescing_queue import Inbox
+from api.waiting.coalescing_queue import CoalescingQueue
 from api.waiting.subscription import PING_S, Subscription
-from api.waiting.waiter import Seat, Seats
+from api.waiting.waiter import Waiter
+from api.waiting.waiters import Waiters
 from workers.channels import notify, token_stream
 
 log = logging.getLogger(__name__)
 
-RECONNECT_MOST_S = 5.0
-# Streams in one round trip: the process serves others between two.
-AT_ONCE = 500
+MIN_RECONNECT_S, MAX_RECONNECT_S = 0.1, 5.0
+# Streams in one round trip: gevent runs other greenlets between two round trips.
+BATCH_SIZE = 500
 
 
-class Listener:
-    """Feeds seats with their chunks. woken: called with the jobs of which something was said."""
+class RedisListener:
+    """Pushes chunks to waiters. poll_soon: called with the jobs for which a notification came."""
 
-    def __init__(self, seats: Seats, *, woken: Callable[[Iterable[UUID]], None]) -> None:
-        self._seats, self._woken = seats, woken
-        self._news: Inbox[UUID] = Inbox()
+    def __init__(self, waiters: Waiters, *, poll_soon: Callable[[Iterable[UUID]], None]) -> None:
+        self._waiters, self._poll_soon = waiters, poll_soon
+        self._changed: CoalescingQueue[UUID] = CoalescingQueue()
         self._subscription: Subscription | None = None
         self._is_closing = False
 
-    def attend(self, job_id: UUID) -> None:
-        """There may be more of this job's stream, or others who read it than before. Returns at once."""
-        self._news.put([job_id])
+    def update_stream(self, job_id: UUID) -> None:
+        """Requests a read of this job's stream, which may have grown or changed its readers. Returns at once."""
+        self._changed.put([job_id])
 
     def close(self) -> None:
-        """`listen` and `run` return soon."""
+        """Makes `listen` and `run` return soon."""
         self._is_closing = True
-        self._news.put(())
+        self._changed.put(())
 
     def listen(self) -> None:
-        """Hears until closed."""
-        pause_s = 0.1
+        """Receives messages until `close` is called."""
+        pause_s = MIN_RECONNECT_S
         while not self._is_closing:
             began = time.monotonic()
             try:
-                self._hear()
+                self._receive()
             except redis.RedisError as error:
-                log.warning("wake-ups are lost until Redis is back", extra={"error": type(error).__name__})
-            except Exception as error:  # the border of this thread: a strange message must not end it
-                log.error("a wake-up could not be read", extra={"error": type(error).__name__})
-            pause_s = 0.1 if time.monotonic() - began > RECONNECT_MOST_S else min(RECONNECT_MOST_S, pause_s * 2)
+                log.warning("notifications are lost until Redis is available", extra={"error": type(error).__name__})
+            except Exception as error:  # the border of this thread: a malformed message must not end it
+                log.error("a notification could not be handled", extra={"error": type(error).__name__})
+            pause_s = MIN_RECONNECT_S if time.monotonic() - began > MAX_RECONNECT_S else min(MAX_RECONNECT_S, pause_s * 2)
             if not self._is_closing:
                 time.sleep(pause_s)
 
     def run(self) -> None:
-        """Says what to listen to, and fetches, until closed."""
+        """Subscribes to channels and reads streams until `close` is called."""
         while not self._is_closing:
-            news = self._news.take(PING_S)
+            changed = self._changed.take(PING_S)
             try:
-                self._subscribe(news)
-                wanted = [job_id for job_id in news if self._readers(job_id)]
-                for start in range(0, len(wanted), AT_ONCE):
-                    self._fetch(wanted[start : start + AT_ONCE])
+                self._subscribe(changed)
+                job_ids = [job_id for job_id in changed if self._readers(job_id)]
+                for start in range(0, len(job_ids), BATCH_SIZE):
+                    self._read_streams(job_ids[start : start + BATCH_SIZE])
             except redis.RedisError as error:
-                log.warning("streams stand still until Redis is back", extra={"error": type(error).__name__})
-                self._news.put(news)
+                log.warning("token streams stall until Redis is available", extra={"error": type(error).__name__})
+                self._changed.put(changed)
                 time.sleep(notify.TIMEOUT_S)
             except Exception as error:  # the border of this thread: one bad entry must not end it
-                log.error("a stream could not be read", extra={"error": type(error).__name__})
+                log.error("a token stream could not be read", extra={"error": type(error).__name__})
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         subscription = Subscription()
         try:
             self._subscription = subscription
-            # What was said before was not heard.
-            jobs = self._seats.jobs()
-            self._woken(jobs)
-            self._news.put(jobs)
+            # Messages before the subscription were missed.
+            job_ids = self._waiters.job_ids()
+            self._poll_soon(job_ids)
+            self._changed.put(job_ids)
             while not self._is_closing:
-                grown, said = subscription.hear()
-                if grown is not None:
-                    self._news.put([grown])
-                elif said:
-                    notify.pass_on(notify.JOBS, said, self._heard)
+                changed, notification = subscription.receive()
+                if changed is not None:
+                    self._changed.put([changed])
+                elif notification:
+                    notify.pass_on(notify.JOBS, notification, self._handle)
         finally:
             self._subscription = None
             subscription.close()
 
-    def _heard(self, said: dict[str, str]) -> None:
-        job_id = UUID(said["job"])
-        seats = self._seats.of(job_id)
-        # Of what has ended those who are to be told look for the answer at once; to look whether it is there would be one look more.
-        themselves = [seat for seat in seats if seat.looks_itself] if said["event"] == "ended" else []
-        for seat in themselves:
-            seat.say_ended()
-        if len(themselves) < len(seats):
-            self._woken([job_id])
+    def _handle(self, message: dict[str, str]) -> None:
+        job_id = UUID(message["job"])
+        waiters = self._waiters.of_job(job_id)
+        # At the end of a job these waiters read its row themselves: a poll before that would be one more statement.
+        own_pollers = [waiter for waiter in waiters if waiter.polls_itself] if message["event"] == "ended" else []
+        for waiter in own_pollers:
+            waiter.notify_end()
+        if len(own_pollers) < len(waiters):
+            self._poll_soon([job_id])
 
     def _subscribe(self, job_ids: Collection[UUID]) -> None:
         subscription = self._subscription
         if subscription is None:
             return
         try:
-            subscription.follow({one: any(seat.wants_chunks for seat in self._seats.of(one)) for one in job_ids})
+            subscription.update({job_id: any(waiter.wants_chunks for waiter in self._waiters.of_job(job_id)) for job_id in job_ids})
         except redis.RedisError:
-            subscription.break_off()
+            subscription.mark_broken()
 
-    def _fetch(self, job_ids: Iterable[UUID]) -> None:
-        """What has come of these streams is at their seats. Those who sat down at different times are at different places."""
-        places = {job_id: {seat.read_to for seat in self._readers(job_id)} for job_id in job_ids}
-        while after := {job_id: left.pop() for job_id, left in places.items() if left}:
-            for job_id, (read_to, came) in token_stream.read(after).items():
-                for seat in self._readers(job_id):
-                    if seat.read_to == after[job_id]:
-                        seat.feed(came, read_to=read_to)
+    def _read_streams(self, job_ids: Iterable[UUID]) -> None:
+        """Pushes the new chunks of these streams. Waiters that came at different times have read up to different entries."""
+        positions = {job_id: {waiter.read_to for waiter in self._readers(job_id)} for job_id in job_ids}
+        while after := {job_id: left.pop() for job_id, left in positions.items() if left}:
+            for job_id, (read_to, chunks) in token_stream.read(after).items():
+                for waiter in self._readers(job_id):
+                    if waiter.read_to == after[job_id]:
+                        waiter.push(chunks, read_to=read_to)
 
-    def _readers(self, job_id: UUID) -> list[Seat]:
-        return [seat for seat in self._seats.of(job_id) if seat.wants_chunks and not seat.is_full]
+    def _readers(self, job_id: UUID) -> list[Waiter]:
+        return [waiter for waiter in self._waiters.of_job(job_id) if waiter.wants_chunks and not waiter.is_full]

@@ -1,4 +1,4 @@
-"""Waiting until a job has ended, for callers that can wait on their connection."""
+"""Long polling: a request that waits until its job has ended."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from uuid import UUID
 
 from flask import request
 
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from models.database import db
 from models.jobs import job_view
 from models.jobs.states import TERMINAL
 from models.platform.errors import TooManyWaiting, Unauthorised, Unavailable
 
 
-def wait(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:
-    """Returns when the job has ended, the client of this request has gone or the time is up.
+def until_ended(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:
+    """Returns when the job has ended, the client has disconnected or the time is up.
 
-    At once when this process has no seat for this key: then it returns after how many seconds to ask again, else None. Raises NotFound,
-    Unauthorised when the key was revoked.
+    When this process has no free waiter for this key, it returns at once, with the seconds after which to poll again; else None.
+    Raises NotFound, and Unauthorised when the key was revoked.
     """
     with db.autocommit() as session:
         if job_view.find(session, job_id, key_id).status in TERMINAL:
@@ -31,10 +31,10 @@ def wait(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:
 
 
 def _wait(job_id: UUID, key_id: int, *, until: float) -> None:
-    with hall.wait_for(job_id, key_id, connection=request.environ.get("gunicorn.socket")) as seat:
-        while seat.status not in TERMINAL and not (seat.is_gone or seat.is_revoked or hall.is_closing):
+    with waiter_registry.wait_for(job_id, key_id, connection=request.environ.get("gunicorn.socket")) as waiter:
+        while waiter.status not in TERMINAL and not (waiter.is_disconnected or waiter.is_revoked or waiter_registry.is_closing):
             if (left_s := until - time.monotonic()) <= 0:
                 break
-            seat.wait(left_s)
-    if seat.is_revoked:
+            waiter.wait(left_s)
+    if waiter.is_revoked:
         raise Unauthorised

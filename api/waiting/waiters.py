@@ -1,104 +1,99 @@
-"""The hall: everybody in this process who waits for a job, on seats that four threads look after, however many there are.
-
-While somebody waits nothing is held but its own greenlet (or thread) and connection: no transaction, no connection to Redis.
-"""
+"""The waiters of this process, indexed by job and counted by key, with the limits on their number."""
 
 from __future__ import annotations
 
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from uuid import UUID
 
-from api.waiting.db_poller import LOOK_AGAIN_S, Looker
-from api.waiting.disconnect_poller import Door
-from api.waiting.redis_listener import Listener
-from api.waiting.waiter import Seat, Seats
-from models.platform.errors import Unavailable
-from models.telemetry import metrics
+from api.waiting.waiter import Waiter
+from models.config.settings import settings
+from models.platform.errors import LineFull, TooManyWaiting, Unavailable
 
-__all__ = ["LOOK_AGAIN_S", "Hall", "Seat", "hall"]
+# While this share of all waiters is free, a key may hold NOWSERVING_WAITING_SHARE of them.
+SPARE_SHARE = 0.1
+# When a client that got no waiter may ask again.
+RETRY_AFTER_S = 5
 
 
-class Hall:
-    """Seats for those who wait; `close` lets them all go."""
+class Waiters:
+    """All waiters of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seats = Seats()
-        self._looker = Looker(self._seats)
-        self._listener = Listener(self._seats, woken=self._looker.look)
-        self._door = Door(self._seats)
-        self._is_open = False
-        self.is_closing = False
+        self._by_job: dict[UUID, list[Waiter]] = {}
+        self._count = 0
+        self._by_key: Counter[int] = Counter()
+        self._streams: Counter[int] = Counter()
 
     def __len__(self) -> int:
-        """How many wait here."""
-        return len(self._seats)
+        return self._count
 
     @property
     def streams(self) -> int:
-        """How many streams are open."""
-        return self._seats.streams
+        """The number of event streams."""
+        return self._streams.total()
 
-    @contextmanager
-    def wait_for(
-        self, job_id: UUID, key_id: int, *, is_stream: bool = False, chunks: bool = False, places: bool = False,
-        looks_itself: bool = False, connection: socket.socket | None = None,
-    ) -> Iterator[Seat]:  # fmt: skip
-        """A seat, where is seen what becomes of this job. Raises what `expect_room` raises.
+    def check_capacity(self, key_id: int, *, is_stream: bool = False) -> None:
+        """Raises Unavailable when the process has no free waiter, TooManyWaiting or LineFull at the key's limit of waiters or streams."""
+        limits = settings()
+        free = limits.max_waiting_per_process - len(self)
+        if free <= 0:
+            raise Unavailable("Too many callers wait here. Ask again in a few seconds, without waiting.", retry_after_s=RETRY_AFTER_S)
+        if self._by_key[key_id] >= key_limit(free, capacity=limits.max_waiting_per_process, share=limits.waiting_share):
+            raise TooManyWaiting(retry_after_s=RETRY_AFTER_S)
+        if is_stream and self._streams[key_id] >= limits.max_streams_per_key:
+            raise LineFull(
+                f"This key has {limits.max_streams_per_key} streams open, as many as it may. Close one, or look with GET /v1/jobs/{{id}}.",
+                code="too_many_streams", retry_after_s=2 * RETRY_AFTER_S,
+            )  # fmt: skip
 
-        key_id: of the caller. is_stream: the answer is an event stream. chunks: the job's stream is read, too. places: its place in line is
-        looked up every second or few. looks_itself: when its end is said, see Seat. connection: of the client.
-        """
-        seat = Seat(
-            job_id, key_id, is_stream=is_stream, chunks=chunks, places=places, looks_itself=looks_itself, connection=connection,
-            ask=self._listener.attend,
-        )  # fmt: skip
-        self._open()
+    def add(self, waiter: Waiter) -> None:
+        """Adds the waiter."""
         with self._lock:
-            self.expect_room(key_id, is_stream=is_stream)
-            self._seats.add(seat)
-            metrics.held_clients.inc()
-        try:
-            self._looker.look([job_id])
-            if chunks:
-                self._listener.attend(job_id)
-            if self.is_closing:
-                seat.wake()
-            yield seat
-        finally:
-            self._seats.remove(seat)
-            metrics.held_clients.dec()
-            if chunks:
-                self._listener.attend(job_id)
+            self._by_job[waiter.job_id] = [*self._by_job.get(waiter.job_id, ()), waiter]
+            self._change_counts(waiter, 1)
 
-    def expect_room(self, key_id: int, *, is_stream: bool = False) -> None:
-        """Raises Unavailable, TooManyWaiting or LineFull (429) when this key can have no seat now: to be asked before there is a job that
-        nobody could wait for."""
-        if is_stream and self.is_closing:
-            raise Unavailable("This server restarts. Send the same request again.", retry_after_s=1)
-        self._seats.expect_room(key_id, is_stream=is_stream)
-
-    def close(self) -> None:
-        """The process ends: whoever waits is let go now, and comes back elsewhere."""
-        self.is_closing = True
-        for part in (self._looker, self._listener, self._door):
-            part.close()
-        for seat in self._seats.everybody():
-            seat.wake()
-
-    def _open(self) -> None:
-        """Begun on first use: a thread does not survive the fork of gunicorn's workers."""
+    def remove(self, waiter: Waiter) -> None:
+        """Removes the waiter, if it is present."""
         with self._lock:
-            if self._is_open or self.is_closing:
-                return
-            self._is_open = True
-        for name, work in (
-            ("looker", self._looker.run), ("listener", self._listener.listen), ("fetcher", self._listener.run), ("door", self._door.run),
-        ):  # fmt: skip
-            threading.Thread(target=work, name=name, daemon=True).start()
+            before = self._by_job.get(waiter.job_id, [])
+            after = [other for other in before if other is not waiter]
+            if len(after) < len(before):
+                self._change_counts(waiter, -1)
+            if after:
+                self._by_job[waiter.job_id] = after
+            else:
+                self._by_job.pop(waiter.job_id, None)
+
+    def of_job(self, job_id: UUID) -> Sequence[Waiter]:
+        """The waiters of this job. The returned list never changes."""
+        return self._by_job.get(job_id, ())
+
+    def job_ids(self) -> list[UUID]:
+        """The jobs that have waiters."""
+        with self._lock:
+            return list(self._by_job)
+
+    def all(self) -> list[Waiter]:
+        """All waiters."""
+        with self._lock:
+            return [waiter for waiters in self._by_job.values() for waiter in waiters]
+
+    def _change_counts(self, waiter: Waiter, change: int) -> None:
+        self._count += change
+        for counts in (self._by_key, self._streams) if waiter.is_stream else (self._by_key,):
+            counts[waiter.key_id] += change
+            if not counts[waiter.key_id]:
+                del counts[waiter.key_id]
 
 
-hall = Hall()
+def key_limit(free: int, *, capacity: int, share: float) -> float:
+    """The number of waiters that one key may hold while `free` of `capacity` are free. share: NOWSERVING_WAITING_SHARE.
+
+    With a tenth free the limit is `share` of the capacity; it grows and shrinks with the square of the free part. So one key alone gets
+    most waiters, two greedy keys get less than half each, and the last ones stay for keys that hold none. No waiter is ever evicted.
+    Source: dynamic queue length thresholds (Choudhury, Hahne 1998). The square stops a handful of keys from taking all, one after another.
+    """
+    return float(capacity * share * (free / (capacity * SPARE_SHARE)) ** 2)

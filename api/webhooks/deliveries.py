@@ -54,7 +54,7 @@ def again_since(name: str) -> Response:
     with db.begin() as session:
         count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.AGAIN_MOST)
     shown = ids.show(PREFIX, endpoint_id)
-    notify_queue.deliver([shown])
+    notify_queue.deliveries_due([shown])
     told = {"object": "webhook_endpoint.redelivery", "webhook_endpoint_id": shown, "since": wanted.since, "redelivered": count}
     return render.answer({**told, "has_more": count == delivery_log.AGAIN_MOST}, 202)
 
@@ -70,5 +70,5 @@ def _again(caller: Key, log: Log, name: str) -> Response:
     delivery_id = delivery_log.parse_id(name)
     with db.begin() as session:
         row: Any = delivery_log.redeliver(session, caller.id, log, delivery_id)
-    notify_queue.deliver([row.receiver])
+    notify_queue.deliveries_due([row.receiver])
     return render.answer(delivery_log.show(row), 202)

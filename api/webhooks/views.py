@@ -129,7 +129,7 @@ def test(name: str) -> Response:
     caller, endpoint_id, wanted = auth.caller(request), endpoints.parse_id(name), said(Sample)
     with db.begin() as session:
         made = endpoints.test(session, caller.id, endpoint_id, wanted.event_type)
-    notify_queue.deliver([made.receiver])
+    notify_queue.deliveries_due([made.receiver])
     sent = _once_sent(caller, made.id)
     if sent.http_status is None:
         raise NotDelivered(f"No answer came from the receiver: {sent.error}. Correct that, or the endpoint's `url`, and test again.")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from werkzeug.serving import make_server
 
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from cli.http_client import Client
 from cli.main import nowserving
 from models.database import db
@@ -150,7 +150,7 @@ def test_the_command_line_rests_where_no_seat_is_free(address: str, override: Ca
     name = caller.submit()
 
     client = Client(address, caller.token, rest=rests.append)
-    with hall.wait_for(enqueue.new_id(), 1):
+    with waiter_registry.wait_for(enqueue.new_id(), 1):
         assert "queued" == client.wait(name, wait_s=30)["status"]
     end(caller, name)
 

@@ -15,9 +15,9 @@ from sqlalchemy import text
 from uuid_utils.compat import uuid7
 from werkzeug.test import TestResponse
 
+from api.http.errors import ConnectionAborted
 from api.submit import image_stream
 from api.submit.image_stream import Content
-from api.waiting.disconnects import BrokenOff
 from models.content import artifacts
 from models.content.image_placeholders import Picture
 from models.database import db
@@ -193,7 +193,7 @@ def test_image_deleted_while_sending_aborts_response(links: list[str], monkeypat
 
     assert PNG[:3] == next(content)
     query("DELETE FROM artifact")
-    with pytest.raises(BrokenOff):
+    with pytest.raises(ConnectionAborted):
         next(content)
 
 

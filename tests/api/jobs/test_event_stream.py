@@ -13,7 +13,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from api.jobs import event_stream
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from models.database import db
 from models.jobs.states import Status
 from models.keys import keys
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("database", "redis_client")
 @pytest.fixture
 def caller() -> Iterator[Caller]:
     yield Caller()
-    assert (0, 0) == (hall.streams, len(hall))
+    assert (0, 0) == (waiter_registry.streams, len(waiter_registry))
 
 
 def parse(content: str) -> list[dict[str, Any]]:
@@ -141,8 +141,8 @@ def test_stopped_lane_sends_one_queue_event(caller: Caller) -> None:
 def test_idle_stream_sends_heartbeats_and_ends(caller: Caller) -> None:
     name = caller.submit()
     seconds = iter(range(0, 100_000, 9))
-    with hall.wait_for(wire.parse_id(name), caller.key.id, places=True) as seat:
-        chunks = list(event_stream.EventStream(seat, caller.key, last_seq=0, clock=lambda: float(next(seconds)), pause_s=0).chunks())
+    with waiter_registry.wait_for(wire.parse_id(name), caller.key.id, places=True) as waiter:
+        chunks = list(event_stream.EventStream(waiter, caller.key, last_seq=0, clock=lambda: float(next(seconds)), pause_s=0).chunks())
 
     assert ": waiting\n\n" in chunks
     assert chunks[0].startswith("retry:") and chunks[-1].startswith("retry:")
@@ -172,7 +172,7 @@ def test_revoked_key_ends_stream() -> None:
 def test_streams_per_key_are_limited(caller: Caller, override: Callable[..., None]) -> None:
     override(max_streams_per_key=1)
     name = caller.submit()
-    with hall.wait_for(wire.parse_id(name), caller.key.id, is_stream=True):
+    with waiter_registry.wait_for(wire.parse_id(name), caller.key.id, is_stream=True):
         answer = caller.get(f"/v1/jobs/{name}/events")
 
     assert (429, "too_many_streams") == (answer.status_code, error_of(answer)["code"])
@@ -197,4 +197,4 @@ def test_failed_stream_setup_releases_its_slot(caller: Caller, monkeypatch: pyte
     monkeypatch.setattr(event_stream, "EventStream", None)
 
     assert 500 == caller.get(f"/v1/jobs/{name}/events").status_code
-    assert (0, 0) == (hall.streams, len(hall))
+    assert (0, 0) == (waiter_registry.streams, len(waiter_registry))

@@ -175,7 +175,7 @@ def test_a_bearer_token_will_do(caller: Caller) -> None:
 
 def test_the_key_is_in_no_log(caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr("api.waiting.wait.wait", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("api.waiting.wait.until_ended", lambda *_, **__: 1 / 0)
     failed = told(ask(caller, apiKey="sk-very-secret"))
     fetch(caller, "job_" + "0" * 32, key="sk-very-secret")
 

@@ -14,9 +14,9 @@ from uuid import UUID
 import pytest
 from werkzeug.test import TestResponse
 
+from api.http.errors import ConnectionAborted
 from api.openai import keepalive_response
-from api.waiting.disconnects import BrokenOff
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from deploy.local.embedded_servers import free_port
 from models.database import db
 from models.jobs import waiters
@@ -78,7 +78,7 @@ def ask(caller: Caller, *, headers: dict[str, str] | None = None, **more: Any) -
 def asked(threads: ThreadPoolExecutor, caller: Caller, **more: Any) -> Future[TestResponse]:
     """Somebody asks and waits."""
     made = threads.submit(ask, caller, **more)
-    until(lambda: len(hall), what="waiting")
+    until(lambda: len(waiter_registry), what="waiting")
     return made
 
 
@@ -94,7 +94,7 @@ def read(threads: ThreadPoolExecutor, caller: Caller, *, begins: bool, **more: A
         return made, first + b"".join(pieces)
 
     reading = threads.submit(everything)
-    until(lambda: len(hall), what="waiting")
+    until(lambda: len(waiter_registry), what="waiting")
     assert not begins or begun.wait(30)
     return reading
 
@@ -152,7 +152,7 @@ def test_an_answer_that_was_taken_leaves_nobody_behind(caller: Caller, threads: 
         assert made.data
 
     assert row(job_id).reader
-    assert (None, 0) == (row(job_id).left_at, len(hall))
+    assert (None, 0) == (row(job_id).left_at, len(waiter_registry))
 
 
 @pytest.mark.usefixtures("at_once")
@@ -167,7 +167,7 @@ def test_after_the_grace_time_spaces_come_until_the_answer(caller: Caller) -> No
     assert ("application/json", None) == (made.content_type, made.headers.get("Content-Length"))
     assert made.headers["X-Nowserving-Job-Id"]
     made.close()
-    assert (None, 0) == (row(the_job()).left_at, len(hall))
+    assert (None, 0) == (row(the_job()).left_at, len(waiter_registry))
 
 
 @pytest.mark.usefixtures("at_once")
@@ -217,7 +217,7 @@ def test_a_late_failure_breaks_off_for_who_comes_back_and_is_told_then_with_its_
     next(pieces)
     end(caller, BUSY)
 
-    with pytest.raises(BrokenOff):
+    with pytest.raises(ConnectionAborted):
         list(pieces)
     assert row(the_job()).left_at
     made.close()
@@ -234,7 +234,7 @@ def test_a_late_failure_breaks_off_for_who_comes_back_and_is_told_then_with_its_
 def test_unmarked_retries_receive_the_stored_failure_and_make_no_job(caller: Caller, agent: str) -> None:
     made, pieces = begin(caller, headers={"User-Agent": agent})
     end(caller, BUSY)
-    with pytest.raises(BrokenOff):
+    with pytest.raises(ConnectionAborted):
         list(pieces)
     made.close()
 
@@ -250,7 +250,7 @@ def test_identical_request_after_the_replay_time_makes_a_new_job(caller: Caller)
     agent = {"User-Agent": AGENTS[0]}
     made, pieces = begin(caller, headers=agent)
     end(caller, BUSY)
-    with pytest.raises(BrokenOff):
+    with pytest.raises(ConnectionAborted):
         list(pieces)
     made.close()
     query(f"UPDATE job SET ended_at = ended_at - interval '{REPLAY}', left_at = left_at - interval '{REPLAY}'")
@@ -276,7 +276,7 @@ def test_a_late_cancellation_breaks_off_and_is_told_once(caller: Caller) -> None
     made, pieces = begin(caller, headers=PYTHON)
     cancel_job(caller.key, the_job())
     notify.job(the_job(), "cancelled")
-    with pytest.raises(BrokenOff):
+    with pytest.raises(ConnectionAborted):
         list(pieces)
     made.close()
 
@@ -301,7 +301,7 @@ def test_a_client_that_goes_away_leaves_its_job(caller: Caller, pieces_read: int
     made.close()
 
     until(lambda: row(the_job()).left_at, what="left")
-    assert 0 == len(hall)
+    assert 0 == len(waiter_registry)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -325,7 +325,7 @@ def test_a_connection_that_is_closed_is_noticed_while_nothing_is_sent(
     theirs.close()
 
     until(lambda: row(the_job()).left_at, what="left")
-    assert (b"", BrokenOff)[not grace_s] == (reading.result(30)[1] if grace_s else type(reading.exception(30)))
+    assert (b"", ConnectionAborted)[not grace_s] == (reading.result(30)[1] if grace_s else type(reading.exception(30)))
     ours.close()
 
 
@@ -359,7 +359,7 @@ def test_a_revoked_key_is_told_nothing_more(
 
 def test_a_full_hall_refuses_before_there_is_a_job(caller: Caller, override: Callable[..., None]) -> None:
     override(max_waiting_per_process=1)
-    with hall.wait_for(enqueue.new_id(), 1):
+    with waiter_registry.wait_for(enqueue.new_id(), 1):
         refused = ask(caller)
 
     assert (503, "unavailable") == (refused.status_code, error_of(refused)["code"])

@@ -36,7 +36,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelListRefresher]:
     thread.start()
     yield lists
     stop.set()
-    notify_queue.model_lists()
+    notify_queue.refresh_model_lists()
     thread.join()
 
 
@@ -293,8 +293,8 @@ def test_without_a_copy_and_without_a_worker_the_answer_says_when_to_come_back(
 def test_a_wake_up_that_was_lost_is_published_again(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     monkeypatch.setattr(model_lists, "PUBLISH_AGAIN_S", 0.05)
-    real = notify_queue.model_lists
-    monkeypatch.setattr(notify_queue, "model_lists", lambda: (sent.append(1), len(sent) > 2 and real()))
+    real = notify_queue.refresh_model_lists
+    monkeypatch.setattr(notify_queue, "refresh_model_lists", lambda: (sent.append(1), len(sent) > 2 and real()))
 
     assert list(NAMES) == ids(caller.get("/v1/models"))
     assert len(sent) > 2

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from werkzeug.test import TestResponse
 
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from models.database import db
 from models.jobs import completion
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
@@ -34,7 +34,7 @@ def caller(override: Callable[..., None]) -> Iterator[Caller]:
     """Somebody for whose streams the head waits longer than any test."""
     override(stream_head_s=600)
     yield Caller()
-    assert (0, 0) == (hall.streams, len(hall))
+    assert (0, 0) == (waiter_registry.streams, len(waiter_registry))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def asked(threads: ThreadPoolExecutor, caller: Caller, path: str = PATHS[0], bod
     """A stream that was asked for, and its job, whose caller waits for the head."""
     wanted = {"data": json.dumps(body), "content_type": "application/json", "headers": {"Authorization": f"Bearer {caller.token}"}}
     waiting = threads.submit(caller.app.test_client().open, path, method="POST", **wanted)
-    until(lambda: len(hall) and query("SELECT FROM job"), what="a seat")
+    until(lambda: len(waiter_registry) and query("SELECT FROM job"), what="a waiter")
     (found,) = query("SELECT id FROM job ORDER BY id DESC LIMIT 1")
     return waiting, found.id
 
@@ -64,7 +64,7 @@ def fail(job_id: UUID, caller: Caller, *, status: int, body: bytes | None = None
 
 
 def text_of(answer: TestResponse) -> str:
-    """The whole stream; its seat is free afterwards."""
+    """The whole stream; its waiter is free afterwards."""
     try:
         return b"".join(answer.iter_encoded()).decode()
     finally:
@@ -168,7 +168,7 @@ def test_after_the_time_comments_begin_and_a_failure_is_in_the_stream(
 
 def test_who_comes_again_with_its_idempotency_key_gets_the_stored_status(caller: Caller, threads: ThreadPoolExecutor) -> None:
     first = threads.submit(caller.post, PATHS[0], BODY, headers={"Idempotency-Key": "once"})
-    until(lambda: len(hall) and query("SELECT FROM job"), what="a seat")
+    until(lambda: len(waiter_registry) and query("SELECT FROM job"), what="a waiter")
     (found,) = query("SELECT id FROM job")
     fail(found.id, caller, status=404)
     again = caller.post(PATHS[0], BODY, headers={"Idempotency-Key": "once"})
@@ -181,10 +181,10 @@ def test_a_server_that_stops_meanwhile_says_when_to_come_back(
     caller: Caller, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, job_id = asked(threads, caller)
-    monkeypatch.setattr(hall, "is_closing", True)
+    monkeypatch.setattr(waiter_registry, "is_closing", True)
     notify.job(job_id, "moved")
-    for seat in hall._seats.everybody():
-        seat.wake()
+    for waiter in waiter_registry._waiters.all():
+        waiter.wake()
     answer = waiting.result(30)
 
     assert (503, "unavailable") == (answer.status_code, error_of(answer)["code"])

@@ -15,10 +15,11 @@ import openai
 import pytest
 import redis
 
+from api.http.errors import ConnectionAborted
 from api.openai import sse_frames, stream_response
 from api.openai.stream_response import Relay
-from api.waiting.disconnects import BrokenOff
-from api.waiting.waiters import Hall, Seat, hall
+from api.waiting.registry import Registry, waiter_registry
+from api.waiting.waiter import Waiter
 from models.database import db
 from models.jobs import completion, requeue
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
@@ -40,7 +41,7 @@ DONE = "data: [DONE]\n\n"
 @pytest.fixture
 def caller() -> Iterator[Caller]:
     yield Caller()
-    assert (0, 0) == (hall.streams, len(hall))
+    assert (0, 0) == (waiter_registry.streams, len(waiter_registry))
 
 
 class Reader:
@@ -48,8 +49,8 @@ class Reader:
 
     def __init__(self, caller: Caller, job_id: UUID, **how: Any) -> None:
         self.now, self._room = 0.0, ExitStack()
-        self.seat: Seat = self._room.enter_context(hall.wait_for(job_id, caller.key.id, chunks=True, places=True))
-        self.relay = Relay(caller.key, self.seat, clock=lambda: self.now, **how)
+        self.waiter: Waiter = self._room.enter_context(waiter_registry.wait_for(job_id, caller.key.id, chunks=True, places=True))
+        self.relay = Relay(caller.key, self.waiter, clock=lambda: self.now, **how)
         self.writes = self.relay.events()
 
     def __enter__(self) -> Reader:
@@ -140,7 +141,7 @@ def test_a_moving_line_is_told_at_once_and_then_once_in_ten_seconds(caller: Call
         assert [": waiting\n", ": queued position=4 eta_s=0\n"] == [reader.next(), reader.next()]
         for n, first in enumerate(before, 1):
             cancel(caller.key, first)
-            until(lambda place=4 - n: reader.seat.place and reader.seat.place.position == place, what="seen to move")
+            until(lambda place=4 - n: reader.waiter.place and reader.waiter.place.position == place, what="seen to move")
             assert 10.0 == reader.relay._comment_at()
         reader.now = 10.0
 
@@ -161,7 +162,7 @@ def test_a_call_that_says_nothing_yet_is_kept_alive(caller: Caller) -> None:
     start(caller.key, job_id)
     with Reader(caller, job_id) as reader:
         reader.next()
-        until(lambda: reader.seat.status == Status.RUNNING, what="seen running")
+        until(lambda: reader.waiter.status == Status.RUNNING, what="seen running")
         reader.now = 10.0
 
         assert ": running\n" == reader.next()
@@ -420,27 +421,27 @@ def test_who_finds_too_many_streams_has_left(caller: Caller, override: Any) -> N
 
 
 def test_a_process_that_stops_breaks_its_streams_off(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_response, "hall", Hall())
+    monkeypatch.setattr(stream_response, "waiter_registry", Registry())
     who = uuid4()
     job_id = streamed(caller, reader=who)
     answer = ask(caller, job_id, who)
     reader = iter(answer.response)
     next(reader)
-    stream_response.hall.close()
+    stream_response.waiter_registry.close()
 
-    with pytest.raises(BrokenOff):
+    with pytest.raises(ConnectionAborted):
         list(reader)
     answer.close()
     assert has_left(job_id)
 
 
 def test_a_stream_that_ended_is_told_to_its_end_even_then(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_response, "hall", Hall())
+    monkeypatch.setattr(stream_response, "waiter_registry", Registry())
     job_id = streamed(caller)
     end(job_id, start(caller.key, job_id), 0)
     answer = ask(caller, job_id, None)
-    until(lambda: stream_response.hall._seats.everybody()[0].status == Status.SUCCEEDED, what="seen ended")  # type: ignore[index]
-    stream_response.hall.close()
+    until(lambda: stream_response.waiter_registry._waiters.all()[0].status == Status.SUCCEEDED, what="seen ended")  # type: ignore[index]
+    stream_response.waiter_registry.close()
 
     assert [b": waiting\n", event(0), sse_frames.DONE] == list(answer.response)
     answer.close()

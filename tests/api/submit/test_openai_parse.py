@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 from api.http.body_budget import intake
 from api.submit import openai_parse
 from api.submit.openai_parse import Ask
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
 from models.platform.errors import Invalid, UnsupportedMedia
@@ -167,7 +167,7 @@ def test_who_waits_does_not_hold_what_was_sent() -> None:
 
     tracemalloc.start()
     thread.start()
-    until(lambda: len(hall) == 1, what="seated")
+    until(lambda: len(waiter_registry) == 1, what="seated")
     held, taken = tracemalloc.get_traced_memory()[0], intake.held_bytes
     tracemalloc.stop()
     end(caller, caller.get("/v1/jobs").json["data"][0]["id"])

@@ -57,7 +57,7 @@ def test_leaving_is_on_record_soon(caller: Key) -> None:
     who = uuid4()
     job_id = submit(caller, reader=who)
 
-    disconnects.leave(job_id, who)
+    disconnects.record_later(job_id, who)
 
     until(lambda: row(job_id).left_at, what="left")
 
@@ -66,7 +66,7 @@ def test_leaving_now_is_on_record_when_it_returns(caller: Key) -> None:
     who = uuid4()
     job_id = submit(caller, reader=who)
 
-    disconnects.leave_now(job_id, who)
+    disconnects.record_now(job_id, who)
 
     assert row(job_id).left_at
 
@@ -74,8 +74,8 @@ def test_leaving_now_is_on_record_when_it_returns(caller: Key) -> None:
 def test_a_job_without_a_reader_is_not_left(caller: Key) -> None:
     job_id = submit(caller)
 
-    disconnects.leave_now(job_id, None)
-    disconnects.leave_now(job_id, uuid4())
+    disconnects.record_now(job_id, None)
+    disconnects.record_now(job_id, uuid4())
 
     assert row(job_id).left_at is None
 
@@ -83,12 +83,12 @@ def test_a_job_without_a_reader_is_not_left(caller: Key) -> None:
 def test_who_leaves_while_postgres_is_away_is_remembered(caller: Key, override: Callable[..., None], environment: dict[str, str]) -> None:
     who = uuid4()
     job_id = submit(caller, reader=who)
-    leavers = disconnects.Leavers()
+    pending = disconnects.DisconnectQueue()
     engine = db.engine()
     override(database_url=f"postgresql+psycopg://x@127.0.0.1:{free_port()}/x")
     db.engine.cache_clear()
-    assert not disconnects.write(disconnects.Leaver(job_id, who))
-    leavers.add(disconnects.Leaver(job_id, who))
+    assert not disconnects.try_write(disconnects.Disconnect(job_id, who))
+    pending.add(disconnects.Disconnect(job_id, who))
     db.engine().dispose()
     override(database_url=environment["NOWSERVING_DATABASE_URL"])
     db.engine.cache_clear()
@@ -141,7 +141,7 @@ def test_an_operator_may_want_abandoned_jobs_answered(caller: Key, sweep: Reaper
 
 def test_a_job_that_nobody_waits_for_by_promise_is_never_cancelled(caller: Key, sweep: Reaper, override: Callable[..., None]) -> None:
     job_id = submit(caller)
-    disconnects.leave_now(job_id, uuid4())
+    disconnects.record_now(job_id, uuid4())
     override(abandoned_after_s=0)
 
     sweep.step(now=0)

@@ -14,8 +14,9 @@ import pytest
 import redis
 from prometheus_client import REGISTRY
 
-from api.waiting.redis_listener import Listener
-from api.waiting.waiter import Seat, Seats
+from api.waiting.redis_listener import RedisListener
+from api.waiting.waiter import Waiter
+from api.waiting.waiters import Waiters
 from tests.api.server.test_api_server import subscribers
 from tests.support.programs.processes import until
 from workers.channels import notify, token_stream
@@ -84,9 +85,9 @@ def test_a_worker_hears_of_a_cancel_after_any_other_message(redis_client: redis.
 
 
 def test_the_api_keeps_its_subscription_after_any_message(redis_client: redis.Redis) -> None:
-    job_id, woken, seats = uuid4(), threading.Event(), Seats()
-    seats.add(Seat(job_id, 1, chunks=False, places=False, looks_itself=False, connection=None, ask=lambda _: None))
-    listener = Listener(seats, woken=lambda _: woken.set())
+    job_id, woken, waiters = uuid4(), threading.Event(), Waiters()
+    waiters.add(Waiter(job_id, 1, chunks=False, places=False, polls_itself=False, connection=None, read_stream=lambda _: None))
+    listener = RedisListener(waiters, poll_soon=lambda _: woken.set())
     others = subscribers(redis_client)
     with listening(lambda _: listener.listen(), notify.JOBS, redis_client):
         own = subscribers(redis_client) - others

@@ -9,21 +9,21 @@ from contextlib import ExitStack
 import pytest
 from werkzeug.test import TestResponse
 
-from api.waiting.waiters import hall
+from api.waiting.registry import waiter_registry
 from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, error_of, stored
 from tests.support.programs.processes import until
 from tests.support.queue_tools import finish, start
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client", "small")
-SEATS = 60
+CAPACITY = 60
 KINDS = ("held", "stream", "events", "poll")
 
 
 @pytest.fixture
 def small(override: Callable[..., None]) -> None:
-    """Few seats; a held call says 200 at once, so that its seat stays taken while nobody reads it."""
-    override(max_waiting_per_process=SEATS, status_grace_s=0)
+    """Few waiters; a held call says 200 at once, so that its waiter stays taken while nobody reads it."""
+    override(max_waiting_per_process=CAPACITY, status_grace_s=0)
 
 
 class Opener:
@@ -49,11 +49,11 @@ class Opener:
         return made
 
     def _polls(self) -> bool:
-        before, ended = len(hall), len(self.polls)
+        before, ended = len(waiter_registry), len(self.polls)
         thread = threading.Thread(target=lambda: self.polls.append(self.caller.get(f"/v1/jobs/{self.name}?wait=50")))
         thread.start()
         self._rooms.callback(thread.join)
-        until(lambda: len(hall) > before or len(self.polls) > ended, what="waiting or answered")
+        until(lambda: len(waiter_registry) > before or len(self.polls) > ended, what="waiting or answered")
         return len(self.polls) == ended
 
     def stop(self) -> None:
@@ -74,7 +74,7 @@ def opener() -> Iterator[Callable[[str], Opener]]:
         yield make
         for one in made:
             one.stop()
-    until(lambda: 0 == len(hall), what="all seats free")
+    until(lambda: 0 == len(waiter_registry), what="all waiters free")
 
 
 def flood(opener: Opener) -> None:
@@ -86,11 +86,11 @@ def flood(opener: Opener) -> None:
 def test_one_key_opens_all_it_can_and_another_gets_each_kind_at_once(opener: Callable[[str], Opener]) -> None:
     greedy, other = opener("sk-greedy"), opener("sk-other")
     flood(greedy)
-    taken = len(hall)
-    assert SEATS / 2 < taken < SEATS
+    taken = len(waiter_registry)
+    assert CAPACITY / 2 < taken < CAPACITY
 
     assert [True] * 4 == [other.opens(kind) for kind in KINDS]
-    assert taken + 4 == len(hall)
+    assert taken + 4 == len(waiter_registry)
     assert [False] * 4 == [greedy.opens(kind) for kind in KINDS]
 
 

@@ -15,8 +15,8 @@ import redis
 from sqlalchemy import text
 
 from api.waiting.disconnect_poller import is_closed
-from api.waiting.waiter import Seat
-from api.waiting.waiters import Hall
+from api.waiting.registry import Registry
+from api.waiting.waiter import Waiter
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from models.jobs.states import Status
@@ -106,53 +106,53 @@ def test_nothing_of_the_database_is_held_while_waiting(caller: Caller) -> None:
 
 
 def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
-    hall, mine, other = Hall(), wire.parse_id(caller.submit()), enqueue.new_id()
+    registry, mine, other = Registry(), wire.parse_id(caller.submit()), enqueue.new_id()
 
-    with hall.wait_for(mine, KEY) as first, hall.wait_for(mine, KEY) as second, hall.wait_for(other, KEY) as third:
+    with registry.wait_for(mine, KEY) as first, registry.wait_for(mine, KEY) as second, registry.wait_for(other, KEY) as third:
         assert first.wait(5) and second.wait(5)
         end(caller, wire.public_id(mine))
         notify.job(mine, "ended")
         assert first.wait(5) and second.wait(5)
         assert not third.wait(0)
-    hall.close()
+    registry.close()
 
 
 def test_many_waiters_share_four_threads(override: Callable[..., None]) -> None:
     override(max_waiting_per_process=300)
-    hall, before = Hall(), set(threading.enumerate())
-    rooms = [hall.wait_for(enqueue.new_id(), n) for n in range(300)]
+    registry, before = Registry(), set(threading.enumerate())
+    rooms = [registry.wait_for(enqueue.new_id(), n) for n in range(300)]
     for room in rooms:
         room.__enter__()
 
     assert 4 == len(set(threading.enumerate()) - before)
-    with pytest.raises(Unavailable), hall.wait_for(enqueue.new_id(), KEY):
+    with pytest.raises(Unavailable), registry.wait_for(enqueue.new_id(), KEY):
         pass
     for room in rooms:
         room.__exit__(None, None, None)
-    assert 0 == len(hall)
-    hall.close()
+    assert 0 == len(registry)
+    registry.close()
 
 
 # What one key may hold
 
 
-def fill(hall: Hall, rooms: ExitStack, key_id: int, *, most: int = 10_000, **how: bool) -> int:
-    """How many seats this key gets until it is refused."""
+def fill(registry: Registry, rooms: ExitStack, key_id: int, *, most: int = 10_000, **how: bool) -> int:
+    """How many waiters this key gets until it is refused."""
     for taken in range(most):
         try:
-            rooms.enter_context(hall.wait_for(enqueue.new_id(), key_id, **how))
+            rooms.enter_context(registry.wait_for(enqueue.new_id(), key_id, **how))
         except (TooManyWaiting, Unavailable):
             return taken
     return most
 
 
-def test_one_key_alone_gets_most_seats_and_never_all(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+def test_one_key_alone_gets_most_seats_and_never_all(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_waiting_per_process=1000)
 
     assert 869 == fill(own, rooms, 1)
 
 
-def test_two_greedy_keys_get_less_than_half_each(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+def test_two_greedy_keys_get_less_than_half_each(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_waiting_per_process=1000)
     taken = [0, 0]
     for _ in range(1000):
@@ -164,7 +164,7 @@ def test_two_greedy_keys_get_less_than_half_each(override: Callable[..., None], 
 
 @pytest.mark.parametrize("greedy", [1, 2, 10])
 def test_a_key_that_waits_for_nothing_yet_gets_a_seat_at_once(
-    override: Callable[..., None], own: Hall, rooms: ExitStack, greedy: int
+    override: Callable[..., None], own: Registry, rooms: ExitStack, greedy: int
 ) -> None:
     override(max_waiting_per_process=1000)
     for key_id in range(greedy):
@@ -173,77 +173,77 @@ def test_a_key_that_waits_for_nothing_yet_gets_a_seat_at_once(
     assert 1 <= fill(own, rooms, greedy + 1)
 
 
-def test_a_seat_that_is_left_is_the_keys_again(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+def test_a_seat_that_is_left_is_the_keys_again(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_waiting_per_process=100)
     with own.wait_for(enqueue.new_id(), KEY):
         fill(own, rooms, KEY)
         with pytest.raises(TooManyWaiting):
-            own.expect_room(KEY)
+            own.check_capacity(KEY)
 
-    own.expect_room(KEY)
+    own.check_capacity(KEY)
 
 
-def test_the_share_is_a_setting(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+def test_the_share_is_a_setting(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_waiting_per_process=1000, waiting_share=0.1)
 
     assert 730 == fill(own, rooms, 1)
 
 
-def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Hall, rooms: ExitStack) -> None:
+def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_streams_per_key=5)
     for _ in range(5):
         rooms.enter_context(own.wait_for(enqueue.new_id(), KEY, is_stream=True))
 
     with pytest.raises(LineFull):
-        own.expect_room(KEY, is_stream=True)
-    own.expect_room(KEY)
-    own.expect_room(KEY + 1, is_stream=True)
+        own.check_capacity(KEY, is_stream=True)
+    own.check_capacity(KEY)
+    own.check_capacity(KEY + 1, is_stream=True)
     assert 5 == own.streams
 
 
 def test_who_waits_is_let_go_when_the_process_ends() -> None:
-    hall = Hall()
+    registry = Registry()
 
-    with hall.wait_for(enqueue.new_id(), KEY) as seat:
-        hall.close()
-        assert seat.wait(0)
+    with registry.wait_for(enqueue.new_id(), KEY) as waiter:
+        registry.close()
+        assert waiter.wait(0)
 
 
-# The hall over time
+# The registry over time
 
 
 @pytest.fixture
 def rooms() -> Iterator[ExitStack]:
-    """Where seats of the test stay taken until it is over, and halls open."""
+    """Where waiters of the test stay taken until it is over, and halls open."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture
-def own(rooms: ExitStack) -> Hall:
-    """A hall of the test's own."""
-    made = Hall()
+def own(rooms: ExitStack) -> Registry:
+    """A registry of the test's own."""
+    made = Registry()
     rooms.callback(made.close)
     return made
 
 
-def seen(seat: Seat, status: Status, *, within_s: float = 20) -> None:
-    until(lambda: seat.status == status, what=f"seen {status}", within_s=within_s)
+def seen(waiter: Waiter, status: Status, *, within_s: float = 20) -> None:
+    until(lambda: waiter.status == status, what=f"seen {status}", within_s=within_s)
 
 
-def test_five_hundred_who_wait_cost_a_handful_of_transactions(caller: Caller, own: Hall, rooms: ExitStack) -> None:
+def test_five_hundred_who_wait_cost_a_handful_of_transactions(caller: Caller, own: Registry, rooms: ExitStack) -> None:
     jobs = [submit(caller.key, flow=str(n)) for n in range(50)]
-    seats = [rooms.enter_context(own.wait_for(jobs[n % 50], KEY, places=True)) for n in range(500)]
-    until(lambda: all(seat.place for seat in seats), what="every place known")
+    waiters = [rooms.enter_context(own.wait_for(jobs[n % 50], KEY, places=True)) for n in range(500)]
+    until(lambda: all(waiter.place for waiter in waiters), what="every place known")
     committed = transactions()
     time.sleep(6)
 
     # One a second for the places, two for everybody; the submits above may be counted late. Each for itself would make 600.
     assert transactions() - committed < 250
-    assert set(range(1, 51)) == {seat.place.position for seat in seats if seat.place}
+    assert set(range(1, 51)) == {waiter.place.position for waiter in waiters if waiter.place}
 
 
-def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, caller: Caller, own: Hall, rooms: ExitStack) -> None:
+def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, caller: Caller, own: Registry, rooms: ExitStack) -> None:
     jobs = [submit(caller.key, streamed=True) for _ in range(100)]
     before = subscribers(redis_client)
     for job_id in jobs:
@@ -256,7 +256,7 @@ def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, 
     assert 0 == len(own)
 
 
-def test_streams_that_nobody_reads_any_more_are_not_listened_to(redis_client: redis.Redis, caller: Caller, own: Hall) -> None:
+def test_streams_that_nobody_reads_any_more_are_not_listened_to(redis_client: redis.Redis, caller: Caller, own: Registry) -> None:
     job_id = submit(caller.key, streamed=True)
     with own.wait_for(job_id, KEY, chunks=True), own.wait_for(job_id, KEY, chunks=True):
         until(lambda: followed(redis_client) == 1, what="followed")
@@ -264,61 +264,61 @@ def test_streams_that_nobody_reads_any_more_are_not_listened_to(redis_client: re
     until(lambda: followed(redis_client) == 0, what="followed no more")
 
 
-def test_chunks_reach_every_reader_once_and_in_order(caller: Caller, own: Hall, rooms: ExitStack) -> None:
+def test_chunks_reach_every_reader_once_and_in_order(caller: Caller, own: Registry, rooms: ExitStack) -> None:
     job_id, dispatch_id = submit(caller.key, streamed=True), uuid4()
     heard: list[list[int]] = [[] for _ in range(5)]
-    seats = [rooms.enter_context(own.wait_for(job_id, KEY, chunks=True)) for _ in range(3)]
+    waiters = [rooms.enter_context(own.wait_for(job_id, KEY, chunks=True)) for _ in range(3)]
     for n in range(200):
         if n in (50, 120):
-            seats.append(rooms.enter_context(own.wait_for(job_id, KEY, chunks=True)))
+            waiters.append(rooms.enter_context(own.wait_for(job_id, KEY, chunks=True)))
         token_stream.add([Chunk(dispatch_id, n, b"data: x\n\n")], job_id=job_id)
-        for seat, numbers in zip(seats, heard, strict=False):
-            numbers += [chunk.n for chunk in seat.take()]
+        for waiter, numbers in zip(waiters, heard, strict=False):
+            numbers += [chunk.n for chunk in waiter.take_chunks()]
 
     def take() -> bool:
-        for seat, numbers in zip(seats, heard, strict=True):
-            numbers += [chunk.n for chunk in seat.take()]
+        for waiter, numbers in zip(waiters, heard, strict=True):
+            numbers += [chunk.n for chunk in waiter.take_chunks()]
         return all(len(numbers) >= 200 for numbers in heard)
 
     until(take, what="everything heard")
     assert [list(range(200))] * 5 == heard
 
 
-def test_a_slow_reader_holds_only_so_much_and_loses_nothing(caller: Caller, own: Hall) -> None:
+def test_a_slow_reader_holds_only_so_much_and_loses_nothing(caller: Caller, own: Registry) -> None:
     job_id, dispatch_id, numbers = submit(caller.key, streamed=True), uuid4(), []
-    with own.wait_for(job_id, KEY, chunks=True) as seat:
+    with own.wait_for(job_id, KEY, chunks=True) as waiter:
         for start in range(0, 6_000, 500):
             token_stream.add([Chunk(dispatch_id, n, b"data: x\n\n") for n in range(start, start + 500)], job_id=job_id)
-            until(lambda: seat.is_full or seat.read_to, what="fed")
-        assert len(seat._chunks) < 6_000
+            until(lambda: waiter.is_full or waiter.read_to, what="fed")
+        assert len(waiter._chunks) < 6_000
 
         def take() -> bool:
-            numbers.extend(chunk.n for chunk in seat.take())
+            numbers.extend(chunk.n for chunk in waiter.take_chunks())
             return len(numbers) >= 6_000
 
         until(take, what="everything taken")
     assert list(range(6_000)) == numbers
 
 
-def test_redis_may_be_away_and_forget_everything(caller: Caller, valkey: Valkey, own: Hall) -> None:
+def test_redis_may_be_away_and_forget_everything(caller: Caller, valkey: Valkey, own: Registry) -> None:
     job_id, dispatch_id = submit(caller.key, streamed=True), uuid4()
-    with own.wait_for(job_id, KEY, chunks=True) as seat:
+    with own.wait_for(job_id, KEY, chunks=True) as waiter:
         token_stream.add([Chunk(dispatch_id, 0, b"data: 0\n\n")], job_id=job_id)
-        until(lambda: [0] == [chunk.n for chunk in seat.take()], what="the first chunk")
+        until(lambda: [0] == [chunk.n for chunk in waiter.take_chunks()], what="the first chunk")
         valkey.stop()
         time.sleep(0.3)
         valkey.start()
         token_stream.add([Chunk(dispatch_id, 0, b"data: 0\n\n"), Chunk(dispatch_id, 1, b"data: 1\n\n")], job_id=job_id)
 
-        until(lambda: 1 in [chunk.n for chunk in seat.take()], what="the next chunk")
+        until(lambda: 1 in [chunk.n for chunk in waiter.take_chunks()], what="the next chunk")
         end(caller, wire.public_id(job_id))
-        seen(seat, Status.SUCCEEDED)
+        seen(waiter, Status.SUCCEEDED)
 
 
-def test_postgres_may_be_away_and_come_back(caller: Caller, postgres: Postgres, own: Hall) -> None:
+def test_postgres_may_be_away_and_come_back(caller: Caller, postgres: Postgres, own: Registry) -> None:
     name = caller.submit()
-    with own.wait_for(wire.parse_id(name), KEY, places=True) as seat:
-        seen(seat, Status.QUEUED)
+    with own.wait_for(wire.parse_id(name), KEY, places=True) as waiter:
+        seen(waiter, Status.QUEUED)
         postgres.stop(immediate=True)
         notify.job(wire.parse_id(name), "started")
         time.sleep(0.5)
@@ -326,7 +326,7 @@ def test_postgres_may_be_away_and_come_back(caller: Caller, postgres: Postgres, 
         until(lambda: not failed(partial(query, "SELECT 1")), what="served again")
         end(caller, name)
 
-        seen(seat, Status.SUCCEEDED)
+        seen(waiter, Status.SUCCEEDED)
 
 
 def failed(act: Callable[[], object]) -> bool:
@@ -338,15 +338,15 @@ def failed(act: Callable[[], object]) -> bool:
     return False
 
 
-def test_a_client_that_hangs_up_is_noticed_and_one_that_speaks_is_there(caller: Caller, own: Hall) -> None:
+def test_a_client_that_hangs_up_is_noticed_and_one_that_speaks_is_there(caller: Caller, own: Registry) -> None:
     job_id = wire.parse_id(caller.submit())
     (here, client), (there, other) = socket.socketpair(), socket.socketpair()
     with here, there, other, own.wait_for(job_id, KEY, connection=here) as gone, own.wait_for(job_id, KEY, connection=there) as stays:
         other.sendall(b"GET")
         client.close()
-        until(lambda: gone.is_gone, what="gone")
+        until(lambda: gone.is_disconnected, what="gone")
 
-        assert not stays.is_gone
+        assert not stays.is_disconnected
         assert b"GET" == there.recv(10)
 
 
