@@ -1,6 +1,6 @@
 # Only Python >= 3.11 (with venv) and make are needed; `make setup PYTHON=/path/to/python3` chooses another Python.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint bench chaos hosts audit requirements format
+.PHONY: help setup demo up test lint docs bench chaos hosts audit requirements format
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
@@ -27,6 +27,10 @@ lint: setup ## ruff, mypy, import-linter, the chat page, the Dockerfile and dock
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m deploy.checks.web_build check
 	@$(BIN)/python -m deploy.checks.files
+	@$(BIN)/python -m deploy.checks.reference check
+
+docs: setup ## writes the reference pages in docs/reference from the code
+	@$(BIN)/python -m deploy.checks.reference
 
 format: setup ## puts the code into the house's shape
 	@$(BIN)/ruff check --fix .
