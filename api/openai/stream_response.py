@@ -74,40 +74,30 @@ def stream(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool =
     once. comes_back: its client can find the job again. is_replay: the completion gets an id of its own. With a reader, a failure before
     the first event is answered with its status; raises ServerRestarting and Unauthorised.
     """
-    room = ExitStack()
-    try:
+    relay: Relay | None = None
+
+    def record_disconnect() -> None:
+        if relay is None or not relay.is_settled:
+            is_closing = waiter_registry.is_closing
+            record = disconnects.record_now if is_closing else disconnects.record_later
+            # Not for good when this server closed the connection.
+            record(job_id, reader, for_good=not (comes_back or is_closing))
+
+    with ExitStack() as resources:
+        resources.callback(record_disconnect)
         connection = limit_sending(request)
-        waiter = room.enter_context(
+        waiter = resources.enter_context(
             waiter_registry.wait_for(job_id, caller.id, is_stream=True, chunks=True, places=True, connection=connection)
         )
-    except ServingError:
-        room.close()
-        disconnects.record_later(job_id, reader, for_good=not comes_back)
-        raise
-    relay = Relay(caller, waiter, new_name=sse_frames.new_name() if is_replay else None)
-
-    def settle() -> None:
-        room.close()
-        if not relay.is_settled:
-            relay.is_settled = True
-            # Not for good when it was this server that hung up.
-            (disconnects.record_now if waiter_registry.is_closing else disconnects.record_later)(
-                job_id, reader, for_good=not (comes_back or waiter_registry.is_closing)
-            )
-
-    try:
+        relay = Relay(caller, waiter, new_name=sse_frames.new_name() if is_replay else None)
         head_s = settings().stream_head_s if reader is not None else None
         failed = None if head_s is None else stream_head.wait_for_failure(waiter, relay.read_end, most_s=head_s)
-    except BaseException:
-        settle()
-        raise
-    if failed is not None:
-        relay.is_settled = waiter.connection is None or not is_closed(waiter.connection)
-        settle()
-        return replies.answer(failed)
-    made = Response(relay.events(), mimetype="text/event-stream", headers=HEADERS)
-    # Not a `finally` in the generator: one that was never begun does not run it.
-    made.call_on_close(settle)
+        if failed is not None:
+            relay.is_settled = connection is None or not is_closed(connection)
+            return replies.answer(failed)
+        made = Response(relay.events(), mimetype="text/event-stream", headers=HEADERS)
+        # Not a `finally` in the generator: a generator that was never started does not run it.
+        made.call_on_close(resources.pop_all().close)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import UUID, uuid4
@@ -15,6 +16,7 @@ from api.openai import keepalive_response, late_failure, rate_limit_headers, str
 from api.submit import images as pictures
 from api.submit import openai_parse
 from api.submit.enqueue import accept
+from api.waiting import disconnects
 from api.waiting.registry import waiter_registry
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
@@ -91,17 +93,31 @@ def serve(endpoint: str, *, model: str | None = None) -> Response:
     arrival = _arrive(caller, endpoint, model=model, who=who)
     body_budget.release()
     if who is None:
-        made = _without_waiting(arrival, caller, wanted)
-    elif arrival.is_streamed:
-        # Read before the first event is here, which must not wait for it.
-        told = rate_limit_headers.headers(arrival.lane_id)
-        is_replay = arrival.is_replayed or arrival.is_resumed
-        made = stream_response.stream(arrival.job_id, caller, reader=who, comes_back=arrival.comes_back, is_replay=is_replay)
-        made.headers.update({**arrival.headers, **told})
-        return made
-    else:
-        made = keepalive_response.answer(arrival.job_id, caller, reader=who, request=request, comes_back=arrival.comes_back)
-    made.headers.update({**arrival.headers, **rate_limit_headers.headers(arrival.lane_id)})
+        return _with_headers(_without_waiting(arrival, caller, wanted), arrival)
+    if arrival.is_streamed:
+        return _stream(arrival, caller, who)
+    made = keepalive_response.answer(arrival.job_id, caller, reader=who, request=request, comes_back=arrival.comes_back)
+    return _with_headers(made, arrival)
+
+
+def _with_headers(made: Response, arrival: Arrival) -> Response:
+    """Adds the headers of the job and its lane. On an error it closes the response, which releases its waiter."""
+    with ExitStack() as resources:
+        resources.callback(made.close)
+        made.headers.update({**arrival.headers, **rate_limit_headers.headers(arrival.lane_id)})
+        resources.pop_all()
+    return made
+
+
+def _stream(arrival: Arrival, caller: Key, who: UUID) -> Response:
+    """The stream of this job. The headers come first: the first event must not wait for them."""
+    with ExitStack() as resources:
+        resources.callback(disconnects.record_later, arrival.job_id, who, for_good=not arrival.comes_back)
+        headers = {**arrival.headers, **rate_limit_headers.headers(arrival.lane_id)}
+        resources.pop_all()
+    is_replay = arrival.is_replayed or arrival.is_resumed
+    made = stream_response.stream(arrival.job_id, caller, reader=who, comes_back=arrival.comes_back, is_replay=is_replay)
+    made.headers.update(headers)
     return made
 
 
