@@ -113,7 +113,7 @@ def forget() -> None:
     """Nothing in this process remembers settings or servers of before."""
     settings.cache_clear()
     notify.client.cache_clear()
-    enqueue.lane_of.cache_clear()
+    enqueue.lane_id_of.cache_clear()
     if db.engine.cache_info().currsize:
         db.engine().dispose()
     db.engine.cache_clear()

@@ -24,7 +24,7 @@ from models.keys.keys import Key
 from models.platform import wire
 from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable
 from models.platform.wire import JsonObject
-from models.queue.enqueue import Place
+from models.queue.enqueue import QueuePosition
 
 routes = Blueprint("events", __name__)
 
@@ -40,7 +40,7 @@ def follow(name: str) -> Response:
     """Streams the job's events. 204 after its last event, so that browsers do not reconnect."""
     caller, job_id, after = auth.caller(request), wire.parse_id(name), _last_event_id()
     with db.autocommit() as session:
-        job = job_view.find(session, job_id, caller.id)
+        job = job_view.find_job(session, job_id, caller.id)
     if job.status in TERMINAL and after >= job.seq:
         return Response(status=204)
     origin = images.origin(request)
@@ -69,7 +69,7 @@ class EventStream:
     clock: Callable[[], float] = time.monotonic
     pause_s: float = POLL_INTERVAL_S
     sent_position: tuple[int, str | None] | None = None
-    place: Place | None = None
+    place: QueuePosition | None = None
     is_over: bool = False
     sent_at: float = 0.0
 
@@ -96,12 +96,12 @@ class EventStream:
         """Returns the events since the last one sent; none while Postgres is unavailable."""
         try:
             with db.autocommit() as session:
-                job = job_view.find(session, self.waiter.job_id, self.caller.id)
+                job = job_view.find_job(session, self.waiter.job_id, self.caller.id)
                 # Events newer than `job` wait for the next poll: an event must not carry an older job.
-                rows = [row for row in job_view.events(session, self.waiter.job_id, after=self.last_seq) if row.seq <= job.seq]
-                shown = job_view.show(session, job, with_result=False, origin=self.origin)
+                rows = [row for row in job_view.list_events(session, self.waiter.job_id, after=self.last_seq) if row.seq <= job.seq]
+                shown = job_view.render_job(session, job, with_result=False, origin=self.origin)
                 self.is_over = job.status in TERMINAL
-                final = job_view.show(session, job, origin=self.origin) if self.is_over else shown
+                final = job_view.render_job(session, job, origin=self.origin) if self.is_over else shown
         except Unavailable:
             return []
         if rows:
@@ -110,7 +110,7 @@ class EventStream:
             self.sent_position = (queue["position"], queue["blocked_by"] if queue["eta_s"] is None else None) if queue else None
         return [_event(row, final if self.is_over and row is rows[-1] else shown) for row in rows]
 
-    def _position_event(self, place: Place | None) -> list[str]:
+    def _position_event(self, place: QueuePosition | None) -> list[str]:
         """Returns a queue event when the position differs from the one last sent, or the lane stops or resumes.
 
         Positions are read at most once a second.
@@ -118,7 +118,7 @@ class EventStream:
         if place is None or place is self.place or (place.position, place.standstill) == self.sent_position:
             return []
         self.place, self.sent_position = place, (place.position, place.standstill)
-        return [_chunk("queue", {"type": "queue", "job_id": wire.public_id(self.waiter.job_id), "queue": job_view.queue(place)})]
+        return [_chunk("queue", {"type": "queue", "job_id": wire.public_id(self.waiter.job_id), "queue": job_view.render_position(place)})]
 
     def _sent(self, chunk: str) -> str:
         self.sent_at = self.clock()
@@ -137,7 +137,7 @@ def _guarded(stream: EventStream) -> Iterator[str]:
 
 
 def _event(row: object, shown: JsonObject) -> str:
-    kind, seq = row.type, row.seq  # type: ignore[attr-defined]  # a row of job_view.events
+    kind, seq = row.type, row.seq  # type: ignore[attr-defined]  # a row of job_view.list_events
     at = round(row.at.timestamp(), 3)  # type: ignore[attr-defined]
     return _chunk(kind, {"type": kind, "seq": seq, "at": at, "detail": row.detail, "job": shown}, seq=seq)  # type: ignore[attr-defined]
 

@@ -25,7 +25,7 @@ from models.jobs.states import TERMINAL, Status
 from models.platform import wire
 from models.platform.errors import Invalid, Unavailable, WrongState
 from models.platform.wire import JsonObject
-from models.queue.enqueue import Order
+from models.queue.enqueue import Submission
 
 routes = Blueprint("jobs", __name__)
 
@@ -43,7 +43,7 @@ def submit() -> Response:
     http_request = request._get_current_object()  # type: ignore[attr-defined]  # typed as the request itself
     prefix = _digest_prefix() + forwarded_headers.said(forwarded)
 
-    def parse(sent: request_body.Sent) -> tuple[Order, bytes]:
+    def parse(sent: request_body.Sent) -> tuple[Submission, bytes]:
         # Marked last, so that no header overrides the visitor; and in the digest, so that no visitor gets another's job.
         params = visitors.mark(http_request, {**sent.value, **options.of_headers(http_request.headers)})
         return build.make(caller, params), request_body.digest(prefix, visitors.mark(http_request, sent.value))
@@ -58,8 +58,8 @@ def list_jobs() -> Response:
     caller = auth.caller(request)
     limit, before, status = paging.limit(), paging.after(wire.parse_id), _status()
     with db.autocommit() as session:
-        rows = job_view.page(session, caller.id, limit=limit, before=before, status=status)
-        shown = job_view.show_all(session, rows[:limit], origin=images.origin(request))
+        rows = job_view.list_jobs(session, caller.id, limit=limit, before=before, status=status)
+        shown = job_view.render_jobs(session, rows[:limit], origin=images.origin(request))
     return paging.answer(shown, has_more=len(rows) > limit)
 
 
@@ -83,7 +83,7 @@ def raw_response(name: str) -> Response:
     """Downloads the bytes of a response that is not a result; 404 when the job has none."""
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.autocommit() as session:
-        row = job_view.raw(session, job_id, caller.id)
+        row = job_view.find_raw_response(session, job_id, caller.id)
         return replies.raw(row, name=wire.public_id(job_id))
 
 
@@ -93,10 +93,10 @@ def cancel(name: str) -> Response:
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.begin() as session:
         cancelled = cancellation.cancel(session, job_id, caller.id)
-        job = job_view.find(session, job_id, caller.id)
+        job = job_view.find_job(session, job_id, caller.id)
         if job.status in TERMINAL - {Status.CANCELLED}:
             raise WrongState(f"The job has already {job.status}: it cannot be cancelled.")
-        shown = job_view.show(session, job, origin=images.origin(request))
+        shown = job_view.render_job(session, job, origin=images.origin(request))
     is_ended = job.status == Status.CANCELLED
     if cancelled is not None:
         notify_queue.job_cancelled(job_id, lane_id=job.lane_id, is_ended=is_ended)
@@ -108,7 +108,7 @@ def retry(name: str) -> Response:
     """Enqueues a new job with the same request and returns 202."""
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.autocommit() as session:
-        row = job_view.find_order(session, job_id, caller.id)
+        row = job_view.find_submission(session, job_id, caller.id)
         return _accept(build.again(caller, row, retry_of=job_id), digest=hashlib.sha256(_digest_prefix()).digest())
 
 
@@ -116,7 +116,7 @@ def _digest_prefix() -> bytes:
     return f"{request.method} {request.path}\n".encode()
 
 
-def _accept(order: Order, *, digest: bytes) -> Response:
+def _accept(order: Submission, *, digest: bytes) -> Response:
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     shown = accepted.shown(order, origin=images.origin(request))
     response = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
@@ -130,7 +130,9 @@ def _show(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
     while True:
         try:
             with db.autocommit() as session:
-                return job_view.show(session, job_view.find(session, job_id, key_id), with_pictures=False, origin=images.origin(request))
+                return job_view.render_job(
+                    session, job_view.find_job(session, job_id, key_id), with_pictures=False, origin=images.origin(request)
+                )
         except Unavailable:
             tries -= 1
             if tries <= 0:

@@ -135,8 +135,8 @@ def _answer(caller: Key, name: str) -> Response:
         job_id = wire.parse_id(name)
         wait.until_ended(job_id, caller.id, wait_s=settings().pro_wait_s)
         with db.begin() as session:
-            row = job_view.find(session, job_id, caller.id)
-            answer = job_view.result(session, row) if row.status == Status.SUCCEEDED else None
+            row = job_view.find_job(session, job_id, caller.id)
+            answer = job_view.read_result(session, row) if row.status == Status.SUCCEEDED else None
     except NotFound:
         raise _Wrong("jobId 不存在，请检查后重试") from None
     if row.status not in TERMINAL:

@@ -203,6 +203,6 @@ class Held:
     def _row(self) -> Any | None:
         try:
             with db.autocommit() as session:
-                return job_view.find(session, self._job_id, self._caller.id)
+                return job_view.find_job(session, self._job_id, self._caller.id)
         except Unavailable:
             return None

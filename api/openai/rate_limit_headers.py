@@ -12,7 +12,7 @@ from types import MappingProxyType
 from models.database import db
 from models.platform.errors import Unavailable
 from models.queue import headroom
-from models.queue.headroom import Rooms
+from models.queue.headroom import LaneHeadroom
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 class Told:
     """What this process told of each lane a moment ago."""
 
-    def __init__(self, look: Callable[[int], Rooms], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, look: Callable[[int], LaneHeadroom], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._look = look
         self._clock = clock
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ def headers(lane_id: int) -> Mapping[str, str]:
     return _told.headers(lane_id)
 
 
-def show(rooms: Rooms) -> dict[str, str]:
+def show(rooms: LaneHeadroom) -> dict[str, str]:
     """The headers that OpenAI would send."""
     told: dict[str, str] = {}
     for name, one in (("requests", rooms.requests), ("tokens", rooms.tokens)):
@@ -76,9 +76,9 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes}m{rest}" if hours else f"{minutes}m{rest}" if minutes else rest
 
 
-def _look(lane_id: int) -> Rooms:
+def _look(lane_id: int) -> LaneHeadroom:
     with db.autocommit() as session:
-        return headroom.look(session, lane_id)
+        return headroom.read_headroom(session, lane_id)
 
 
 _told = Told(_look)

@@ -16,13 +16,13 @@ from models.content.endpoints import EDITS, IMAGES
 from models.jobs import job_view
 from models.jobs.states import Status
 from models.platform.wire import JsonObject
-from models.queue.enqueue import Place
+from models.queue.enqueue import QueuePosition
 
 DONE = b"data: [DONE]\n\n"
 CHUNK = "chat.completion.chunk"
 
 
-def comment(status: Status | None, place: Place | None) -> bytes:
+def comment(status: Status | None, place: QueuePosition | None) -> bytes:
     """How the job stands. One newline: it precedes the next event's lines, and an empty one would be an event to some readers."""
     if status is not None and status not in job_view.WAITING:
         return b": running\n"

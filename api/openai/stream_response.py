@@ -62,7 +62,7 @@ def follow(name: str) -> Response:
     """The stream of a job from its beginning, for those who come late or lost it."""
     caller, job_id = auth.caller(request), wire.parse_id(name)
     with db.begin() as session:
-        if not job_view.find(session, job_id, caller.id).streamed:
+        if not job_view.find_job(session, job_id, caller.id).streamed:
             raise WrongState("This job was not asked for as a stream: GET /v1/jobs/{id} has its answer, …/events its life.")
     return stream(job_id, caller, reader=None, is_replay=True)
 
@@ -155,8 +155,8 @@ class Relay:
         """The ended job and the events of its transcript; None while Postgres is away."""
         try:
             with db.begin() as session:
-                row = job_view.find(session, self._waiter.job_id, self._caller.id)
-                return row, sse_frames.split(job_view.transcript(session, row.id))
+                row = job_view.find_job(session, self._waiter.job_id, self._caller.id)
+                return row, sse_frames.split(job_view.read_transcript(session, row.id))
         except Unavailable:
             return None
 
@@ -207,7 +207,7 @@ class Relay:
     def _row(self) -> Any | None:
         try:
             with db.begin() as session:
-                return job_view.find(session, self._waiter.job_id, self._caller.id)
+                return job_view.find_job(session, self._waiter.job_id, self._caller.id)
         except ServingError:
             return None
 

@@ -132,7 +132,7 @@ def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) 
     if who is not None:
         waiter_registry.check_capacity(caller.id, is_stream=order.streamed)
     comes_back = asked.token is not None or _is_sdk()
-    arrive = partial(Arrival, lane_id=enqueue.lane_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
+    arrive = partial(Arrival, lane_id=enqueue.lane_id_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
     if asked.token is None and who is not None:
         order = replace(order, reader=who, fingerprint=asked.digest)
         if (found := _find_left(order)) is not None:
@@ -149,7 +149,7 @@ def _take_over(job_id: UUID, who: UUID | None) -> bool:
         return waiters.take_over(session, job_id, reader=who)
 
 
-def _find_left(order: enqueue.Order) -> UUID | None:
+def _find_left(order: enqueue.Submission) -> UUID | None:
     if order.fingerprint is None or order.reader is None:
         return None
     if _is_retry():
@@ -168,7 +168,7 @@ def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Resp
         made = keepalive_response.answer_within(wanted.wait_s, arrival.job_id, caller, request=request)
     if made is None:
         with db.autocommit() as session:
-            shown = job_view.show(session, job_view.find(session, arrival.job_id, caller.id), origin=pictures.origin(request))
+            shown = job_view.render_job(session, job_view.find_job(session, arrival.job_id, caller.id), origin=pictures.origin(request))
         made = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
     applied = replace(wanted, wait_s=None) if arrival.is_streamed else wanted
     made.headers["Preference-Applied"] = applied.applied()

@@ -128,7 +128,7 @@ def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
     """What Redis holds of the lane's limits is made again from the attempts on record; the lane's counters from its jobs."""
     with db.begin() as session:
         pause.state(session, Target("lane", lane_id), lock=True)
-        key_shares.rebuild(session, lane_id)
+        key_shares.rebuild_shares(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
         audit_log.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
     notify_queue.limits_changed([lane_id], forget=True)
@@ -182,15 +182,15 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     is_only_once: None when another job repeats this one already, or is being stored as its repeat right now.
     Raises NotFound, WrongState, and all that a submit raises.
     """
-    made = enqueue.new_id()
+    made = enqueue.new_job_id()
     with db.autocommit() as session:
-        before = job_view.find_order(session, job_id, caller.id)
+        before = job_view.find_submission(session, job_id, caller.id)
     order = build.again(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
         if is_only_once and not bulk.may_repeat(session, job_id):
             return None
-        enqueue.join(session, order, job_id=made)
+        enqueue.enqueue_job(session, order, job_id=made)
         audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": wire.public_id(made)})
     notify_queue.job_enqueued(made, lane_id=lane_id)
     return made
@@ -206,7 +206,7 @@ def _row(session: db.Transaction, job_id: UUID) -> Any:
 def _shown(job_id: UUID) -> dict[str, Any]:
     """The job without what was asked and answered: that is its caller's."""
     with db.begin() as session:
-        shown = job_view.show(session, job_view.find(session, job_id, _row(session, job_id).key_id), with_result=False)
+        shown = job_view.render_job(session, job_view.find_job(session, job_id, _row(session, job_id).key_id), with_result=False)
     return {name: value for name, value in shown.items() if name not in ("metadata", "artifacts")}
 
 

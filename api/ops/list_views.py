@@ -107,7 +107,7 @@ def workers() -> Response:
     """The worker processes."""
     limit = paging.limit()
     with db.begin() as session:
-        found = fleet.page(session, limit=limit, after=_text("after"), silent_s=settings().heartbeat_s * 3)
+        found = fleet.list_workers(session, limit=limit, after=_text("after"), silent_s=settings().heartbeat_s * 3)
     return paging.answer(found[:limit], has_more=len(found) > limit)
 
 

@@ -72,7 +72,7 @@ def _consumes() -> None:
 
 def _works() -> None:
     with db.autocommit() as session:
-        if not workers.is_heard(session, within_s=HEARD_S):
+        if not workers.is_any_alive(session, within_s=HEARD_S):
             raise Unavailable
 
 

@@ -31,18 +31,18 @@ class Heartbeat:
         due = time.monotonic()
         while is_up():
             if time.monotonic() >= due:
-                due = time.monotonic() + api_processes.EVERY_S
+                due = time.monotonic() + api_processes.HEARTBEAT_S
                 self.step()
             time.sleep(LOOK_S)
         with suppress(Unavailable), db.autocommit() as session:
-            api_processes.sign_off(session, self._name)
+            api_processes.remove_process(session, self._name)
 
     def step(self) -> None:
         """One heartbeat, if the process is ready."""
         try:
             if not self._missing():
                 with db.autocommit() as session:
-                    api_processes.report(session, self._name)
+                    api_processes.record_heartbeat(session, self._name)
         except Unavailable:
             pass  # the silence is what the sweep has to see
         except Exception as error:  # the border of this thread: whatever it was, the next heartbeat must come

@@ -105,7 +105,7 @@ def _parse(name: str) -> str:
 
 def _show(session: Transaction, row: Any) -> JsonObject:
     """Returns the upstream's answer, its current metadata, and the members of the request that OpenAI adds."""
-    body_sent, answer = _request_body(row), job_view.result(session, row)
+    body_sent, answer = _request_body(row), job_view.read_result(session, row)
     about = {name: body_sent.get(name) for name in _REQUEST_MEMBERS}
     members = answer if isinstance(answer, dict) else {}
     about |= {"input_user": body_sent.get("user"), "request_id": row.upstream_request_id}

@@ -18,7 +18,7 @@ from models.jobs.states import Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid, WrongState
 from models.platform.wire import JsonObject
-from models.queue.enqueue import Order
+from models.queue.enqueue import Submission
 
 # Who waits when nobody is named: everything this key sends is one flow.
 KEY_FLOW = "key"
@@ -27,7 +27,7 @@ REPEATABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 Write = Callable[[JsonObject], tuple[bytes, str | None]]
 
 
-def make(caller: Key, payload: JsonObject) -> Order:
+def make(caller: Key, payload: JsonObject) -> Submission:
     """The order in this payload of POST /v1/jobs. Raises Invalid."""
     json_text.expect_storable({name: value for name, value in payload.items() if name != "body"})
     wanted = schemas.submit(payload)
@@ -36,7 +36,7 @@ def make(caller: Key, payload: JsonObject) -> Order:
     return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (json_text.dump(value), None), own=wanted)
 
 
-def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Order:
+def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Submission:
     """The order of a request that came on the upstream's own route. value: its body, without our controls; write: writes it again.
 
     Raises Invalid.
@@ -44,7 +44,7 @@ def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: 
     return _order(caller, endpoint, schemas.check(KINDS[endpoint], value), value, write=write, own=own)
 
 
-def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Order:
+def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Submission:
     if own.attachments and (own.conversation is None or endpoint != CHAT):
         raise Invalid("`attachments` go with a chat that names its `conversation`, to which they were sent.", param="attachments")
     counted = openai_requests.countable(endpoint, value)
@@ -53,7 +53,7 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
     request, content_type = write(going)
     model = going.get("model") or wanted.lane
     remembered = settings().session_context_tokens if own.conversation and endpoint == CHAT else 0
-    return Order(
+    return Submission(
         key=caller,
         endpoint=endpoint,
         model=model,
@@ -103,7 +103,7 @@ def _terms(own: Controls) -> dict[str, Any]:
     }
 
 
-def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
+def again(caller: Key, ended: Any, *, retry_of: UUID) -> Submission:
     """The same order once more, with its whole time to wait. ended: a row of view.find_order.
 
     Raises WrongState when the job has not ended without success, or its request was deleted.
@@ -113,7 +113,7 @@ def again(caller: Key, ended: Any, *, retry_of: UUID) -> Order:
     # A GET has no body, and never had one.
     if not ended.request and routes.method(ended.endpoint) == "POST":
         raise WrongState("The request of this job was deleted with its session. Submit a new one instead.")
-    return Order(
+    return Submission(
         key=caller,
         endpoint=ended.endpoint,
         model=ended.model,

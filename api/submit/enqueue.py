@@ -12,7 +12,7 @@ from models.jobs import idempotency, job_view
 from models.platform import crash_points, wire
 from models.platform.wire import JsonObject
 from models.queue import enqueue
-from models.queue.enqueue import Joined, Order
+from models.queue.enqueue import Enqueued, Submission
 from models.telemetry import logs, tracing
 
 
@@ -21,29 +21,29 @@ class Accepted:
     """joined: how it came into the line; None: an earlier request with the same Idempotency-Key made this job."""
 
     job_id: UUID
-    joined: Joined | None
+    joined: Enqueued | None
 
     @property
     def is_replayed(self) -> bool:
         return self.joined is None
 
-    def shown(self, order: Order, *, origin: str) -> JsonObject:
+    def shown(self, order: Submission, *, origin: str) -> JsonObject:
         """The job object. order: what was accepted."""
         if self.joined is not None and self.joined.place is not None:
-            return job_view.show_joined(order, self.joined, job_id=self.job_id)
+            return job_view.render_enqueued(order, self.joined, job_id=self.job_id)
         # Not in the transaction that accepted it: that one holds its flow's row, for which the next submit of this user waits.
         with db.autocommit() as session:
-            return job_view.show(session, job_view.find(session, self.job_id, order.key.id), origin=origin)
+            return job_view.render_job(session, job_view.find_job(session, self.job_id, order.key.id), origin=origin)
 
 
-def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
+def accept(order: Submission, *, token: str | None, digest: bytes) -> Accepted:
     """The job is on disk and the pacer hears of it. token: the Idempotency-Key; digest: SHA-256 of all that has to be the
     same when it comes again.
 
     Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
     """
     with submit_span.submit(order) as told:
-        lane_id = enqueue.lane_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
+        lane_id = enqueue.lane_id_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
         with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
@@ -52,7 +52,7 @@ def accept(order: Order, *, token: str | None, digest: bytes) -> Accepted:
     return accepted
 
 
-def _accept(order: Order, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
+def _accept(order: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
     accepted = _stored(order, token=token, digest=digest)
     crash_points.at("api.after_commit")
     if accepted.joined is not None:
@@ -61,20 +61,20 @@ def _accept(order: Order, *, lane_id: int, token: str | None, digest: bytes) -> 
     return accepted
 
 
-def _stored(order: Order, *, token: str | None, digest: bytes) -> Accepted:
-    wanted = enqueue.new_id()
+def _stored(order: Submission, *, token: str | None, digest: bytes) -> Accepted:
+    wanted = enqueue.new_job_id()
     if token is None:
         crash_points.at("api.before_commit")
         with db.autocommit() as session:
-            joined = enqueue.join_at_once(session, order, job_id=wanted)
+            joined = enqueue.enqueue_fast(session, order, job_id=wanted)
         if joined is not None:
             return Accepted(wanted, joined)
     enqueue.prepare(order)
     with db.begin() as session:
         job_id, joined = wanted, None
         if token is not None:
-            job_id = idempotency.first_or_earlier(session, order.key.id, token, digest=digest, job_id=wanted)
+            job_id = idempotency.claim_token(session, order.key.id, token, digest=digest, job_id=wanted)
         if job_id == wanted:
-            joined = enqueue.join(session, order, job_id=job_id)
+            joined = enqueue.enqueue_job(session, order, job_id=job_id)
         crash_points.at("api.before_commit")
     return Accepted(job_id, joined)

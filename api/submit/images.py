@@ -64,7 +64,7 @@ def content(row: Any, *, origin: str) -> Body:
     answer = bytes(row.response)
     if row.wants_urls:
         with db.begin() as session:
-            said = job_view.result(session, row, origin=origin)
+            said = job_view.read_result(session, row, origin=origin)
         if isinstance(said, dict):
             return Body([render.text(said).encode()])
     return _body(row.id, answer)

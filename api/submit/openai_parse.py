@@ -12,7 +12,7 @@ from api.http import forwarded_headers, request_body
 from api.submit import build, image_form, options
 from models.content import endpoints as routes
 from models.keys.keys import Key
-from models.queue.enqueue import Order
+from models.queue.enqueue import Submission
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Ask:
     """order: ready to be accepted, without a reader. digest: SHA-256 of all that must be the same when an Idempotency-Key, or a client's
     retry, comes again, whatever base path it came on. token: the Idempotency-Key."""
 
-    order: Order
+    order: Submission
     digest: bytes
     token: str | None
 

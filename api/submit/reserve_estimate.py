@@ -9,7 +9,7 @@ from models.config.settings import settings
 from models.content import token_estimate
 from models.content.endpoints import CHAT, EDITS, IMAGES, PAID
 from models.platform.wire import JsonObject
-from models.queue.enqueue import TOKENS_MOST
+from models.queue.enqueue import MAX_TOKENS
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def reserve(endpoint: str, body: JsonObject) -> Reserve:
     asked = token_estimate.estimate_request(endpoint, body, model=body.get("model") or "")
     replies = _chat_replies(body) if endpoint == CHAT else 0
     pictures = body.get("n") or 1 if endpoint in (IMAGES, EDITS) else 0
-    return Reserve(tokens=min(TOKENS_MOST, asked + replies), images=pictures, reply=replies)
+    return Reserve(tokens=min(MAX_TOKENS, asked + replies), images=pictures, reply=replies)
 
 
 def most_microusd(kind: str, endpoint: str, model: str, reserve: Reserve, *, remembered: int = 0) -> int | None:
@@ -46,4 +46,4 @@ def most_microusd(kind: str, endpoint: str, model: str, reserve: Reserve, *, rem
 def _chat_replies(body: JsonObject) -> int:
     """n replies of the greatest length."""
     reply = body.get("max_completion_tokens") or body.get("max_tokens") or settings().default_max_output_tokens
-    return min(TOKENS_MOST, int(reply * (body.get("n") or 1)))
+    return min(MAX_TOKENS, int(reply * (body.get("n") or 1)))

@@ -12,7 +12,7 @@ from flask import g, request
 
 from models.platform import wire
 from models.platform.errors import ServingError
-from models.queue.enqueue import Order
+from models.queue.enqueue import Submission
 from models.telemetry import tracing
 from models.telemetry.tracing import Span
 
@@ -20,7 +20,7 @@ from models.telemetry.tracing import Span
 class Submit:
     """order: with the request and the span that it comes with, as they are stored with the job."""
 
-    def __init__(self, order: Order, span: Span) -> None:
+    def __init__(self, order: Submission, span: Span) -> None:
         self.order = replace(order, request_id=g.request_number, traceparent=span.traceparent)
         self._span = span
 
@@ -44,7 +44,7 @@ class Submit:
 
 
 @contextmanager
-def submit(order: Order) -> Iterator[Submit]:
+def submit(order: Submission) -> Iterator[Submit]:
     """Inside, the order is put in line; what is raised ends the span with its kind."""
     headers = {name: said for name in ("traceparent", "tracestate") if (said := request.headers.get(name))} if tracing.is_on() else {}
     told = Submit(order, tracing.start_root("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))

@@ -70,9 +70,9 @@ class DbPoller:
 
     def _poll(self, job_ids: Sequence[UUID], position_due: set[UUID]) -> None:
         with db.autocommit() as session:
-            rows = job_view.glance(session, job_ids)
+            rows = job_view.status_of(session, job_ids)
             queued = [row for row in rows if row.status in job_view.WAITING and self._needs_place(row, position_due)]
-            places = enqueue.places(session, queued)
+            places = enqueue.positions_of(session, queued)
         for row in rows:
             for waiter in self._waiters.of_job(row.id):
                 waiter.update(row, places.get(row.id) if waiter.wants_place else None)

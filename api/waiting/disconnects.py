@@ -97,9 +97,9 @@ def _write(disconnect: Disconnect) -> None:
     cancelled = None
     with db.begin() as session:
         if disconnect.for_good and settings().cancel_abandoned:
-            cancelled = waiters.leave_for_good(session, disconnect.job_id, reader=disconnect.reader)
+            cancelled = waiters.cancel_left(session, disconnect.job_id, reader=disconnect.reader)
         else:
-            waiters.leave(session, disconnect.job_id, reader=disconnect.reader)
+            waiters.mark_left(session, disconnect.job_id, reader=disconnect.reader)
     if cancelled is not None:
         notify_queue.job_cancelled(cancelled.id, lane_id=cancelled.lane_id, is_ended=cancelled.status == Status.CANCELLED)
         extra = {

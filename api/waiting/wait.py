@@ -21,7 +21,7 @@ def until_ended(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:
     Raises NotFound, and Unauthorised when the key was revoked.
     """
     with db.autocommit() as session:
-        if job_view.find(session, job_id, key_id).status in TERMINAL:
+        if job_view.find_job(session, job_id, key_id).status in TERMINAL:
             return None
     try:
         _wait(job_id, key_id, until=time.monotonic() + wait_s)

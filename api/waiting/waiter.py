@@ -14,7 +14,7 @@ from uuid import UUID
 
 from models.jobs import job_view
 from models.jobs.states import Status
-from models.queue.enqueue import Place
+from models.queue.enqueue import QueuePosition
 from workers.channels.token_stream import Chunk
 
 # Chunks that a waiter buffers for a slow client. Redis keeps the rest until the client has taken these.
@@ -44,7 +44,7 @@ class Waiter:
         self.key_id, self.is_stream = key_id, is_stream
         self.job_id, self.wants_chunks, self.wants_place, self.connection = job_id, chunks, places, connection
         self.status: Status | None = None
-        self.place: Place | None = None
+        self.place: QueuePosition | None = None
         self.seq = 0
         self.polls_itself = polls_itself
         self.is_revoked = self.is_disconnected = self.end_notified = False
@@ -79,8 +79,8 @@ class Waiter:
         """Whether the buffer takes no more chunks until `take_chunks`."""
         return len(self._chunks) >= MAX_BUFFERED
 
-    def update(self, job: Any, place: Place | None) -> None:
-        """Sets the job's state. job: a row of job_view.glance. place None: the job has none, or this poll did not read it."""
+    def update(self, job: Any, place: QueuePosition | None) -> None:
+        """Sets the job's state. job: a row of job_view.status_of. place None: the job has none, or this poll did not read it."""
         before = self._state()
         self.status, self.seq, self.is_revoked = Status(job.status), job.seq, job.is_revoked
         self.place = (place or self.place) if self.status in job_view.WAITING else None

@@ -17,8 +17,8 @@ from models.database import db
 from models.jobs import workers
 from models.keys.keys import Key
 from models.queue import enqueue, position_index
-from models.queue.enqueue import Order
-from models.queue.lane_maintenance import LONG
+from models.queue.enqueue import Submission
+from models.queue.lane_maintenance import LONG_LANE
 from workers.broker.publish import Call
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Limits, Meter, Report
@@ -101,7 +101,7 @@ def empty(stack: Stack) -> None:
         "TRUNCATE job, job_event, attempt, usage, key_flow, key_share, key_milestones, lane, meter, credential, "
         " pool, key, conversation, worker CASCADE"
     )
-    enqueue.lane_of.cache_clear()
+    enqueue.lane_id_of.cache_clear()
     with stack.redis() as client:
         client.flushdb()
 
@@ -116,7 +116,7 @@ def _steps(stack: Stack, *, times: int = 25) -> float:
     pacer = Pacer(limiter=limiter, ring=ears, wakeups=Wakeups())
     for _ in range(times):
         with db.begin() as session:
-            workers.report(session, "bench", slots=SLOTS)
+            workers.record_heartbeat(session, "bench", slots=SLOTS)
             session.execute(text("UPDATE lane SET wake_at = now() - interval '1 s', claimed_until = NULL WHERE wake_at > now()"))
         began = time.perf_counter()
         pacer.step()
@@ -148,15 +148,15 @@ def _median(measured: Callable[[], None], *, times: int = 30) -> float:
 
 def _swept(jobs: int) -> None:
     """As the sweep, which does not run here, would have left the one lane a moment ago."""
-    if jobs >= LONG:
+    if jobs >= LONG_LANE:
         with db.begin() as session:
-            position_index.set_anew(session, session.execute(text("SELECT id FROM lane")).scalar_one())
+            position_index.rebuild_checkpoints(session, session.execute(text("SELECT id FROM lane")).scalar_one())
 
 
 def _submit(caller: Key) -> None:
-    order = Order(key=caller, endpoint="/v1/chat/completions", model=MODEL, request=BODY, flow="late", tokens=110, expires_in_s=1e9)
+    order = Submission(key=caller, endpoint="/v1/chat/completions", model=MODEL, request=BODY, flow="late", tokens=110, expires_in_s=1e9)
     with db.autocommit() as session:
-        assert enqueue.join_at_once(session, order, job_id=enqueue.new_id()) is not None
+        assert enqueue.enqueue_fast(session, order, job_id=enqueue.new_job_id()) is not None
 
 
 def _last() -> SimpleNamespace:
@@ -167,7 +167,7 @@ def _last() -> SimpleNamespace:
 def _position_of(job: SimpleNamespace) -> Callable[[], None]:
     def look() -> None:
         with db.begin() as session:
-            enqueue.place(session, job)
+            enqueue.position_of(session, job)
 
     return look
 

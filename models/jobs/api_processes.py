@@ -11,9 +11,9 @@ from sqlalchemy import text
 
 from models.database.db import Transaction
 
-EVERY_S = 2.0
+HEARTBEAT_S = 2.0
 # A process without a heartbeat for this long counts as away; its next one begins anew. Three heartbeats, as for workers.
-SILENT_S = 3 * EVERY_S
+SILENT_S = 3 * HEARTBEAT_S
 # A condition for statements with the parameter `longer_than_s`: one process was there all that time, and is now.
 REACHABLE = f"""EXISTS (
     SELECT FROM api_process WHERE seen_at > clock_timestamp() - interval '{SILENT_S} s'
@@ -21,17 +21,17 @@ REACHABLE = f"""EXISTS (
 )"""
 
 
-def report(session: Transaction, name: str) -> None:
+def record_heartbeat(session: Transaction, name: str) -> None:
     """This process can take callers now. After a silence (stopped, frozen, cut off from Postgres) it is up since now."""
     session.execute(_REPORT, {"name": name})
 
 
-def sign_off(session: Transaction, name: str) -> None:
+def remove_process(session: Transaction, name: str) -> None:
     """This process takes no callers any more."""
     session.execute(text("DELETE FROM api_process WHERE name = :name"), {"name": name})
 
 
-def forget(session: Transaction, *, unseen_s: float) -> None:
+def remove_silent(session: Transaction, *, unseen_s: float) -> None:
     """Removes processes without a heartbeat for this long: they were killed."""
     session.execute(
         text("DELETE FROM api_process WHERE seen_at < clock_timestamp() - make_interval(secs => :unseen_s)"), {"unseen_s": unseen_s}

@@ -49,8 +49,8 @@ def cancel(session: Transaction, job_id: UUID, key_id: int, *, abandoned: bool =
     row = session.execute(_CANCEL, {"id": job_id, "key_id": key_id, "abandoned": abandoned}).one_or_none()
     if row is not None and row.status == Status.CANCELLED:
         if not row.held:
-            conversations.let_next(session, [row.conversation_id])
-        key_shares.give_back(session, [row])
+            conversations.enqueue_next(session, [row.conversation_id])
+        key_shares.refund_flows(session, [row])
     return row
 
 
@@ -84,9 +84,9 @@ def expire(session: Transaction, *, limit: int = 500) -> Sequence[Any]:
     """
     params = {"limit": limit, "error": error_json(EXPIRED)}
     if held := session.execute(_EXPIRE, {**params, "held": True}).all():
-        key_shares.give_back(session, held)
+        key_shares.refund_flows(session, held)
         return held
     rows = session.execute(_EXPIRE, {**params, "held": False}).all()
-    conversations.let_next(session, [row.conversation_id for row in rows])
-    key_shares.give_back(session, rows)
+    conversations.enqueue_next(session, [row.conversation_id for row in rows])
+    key_shares.refund_flows(session, rows)
     return rows

@@ -81,8 +81,8 @@ def finish(session: Transaction, job_id: UUID, dispatch_id: UUID, result: JobRes
     if row is not None:
         error = result.error or {}
         if row.conversation_id is not None and not TOO_LONG.isdisjoint({error.get("code"), error.get("type")}):
-            history_window.shrink(session, job_id)
-        conversations.let_next(session, [row.conversation_id])
+            history_window.halve_context(session, job_id)
+        conversations.enqueue_next(session, [row.conversation_id])
     return row
 
 
@@ -128,8 +128,8 @@ def fail_queued(session: Transaction, job_id: UUID, *, error: Mapping[str, objec
     """
     row = session.execute(_FAIL_QUEUED, {"id": job_id, "error": error_json(error), "http_status": http_status}).one_or_none()
     rows = [row] if row is not None else []
-    conversations.let_next(session, [row.conversation_id for row in rows])
-    key_shares.give_back(session, rows)
+    conversations.enqueue_next(session, [row.conversation_id for row in rows])
+    key_shares.refund_flows(session, rows)
     return row is not None
 
 

@@ -17,7 +17,7 @@ from models.platform.errors import Conflict, IdempotencyMismatch, Invalid
 TOKEN_MOST_CHARS = 255
 
 
-def first_or_earlier(session: Transaction, key_id: int, token: str, *, digest: bytes, job_id: UUID) -> UUID:
+def claim_token(session: Transaction, key_id: int, token: str, *, digest: bytes, job_id: UUID) -> UUID:
     """`job_id` when this token is new or its job was abandoned, else the job it made before.
 
     A concurrent first waits here until the other has committed.

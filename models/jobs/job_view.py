@@ -21,7 +21,7 @@ from models.queue import enqueue
 WAITING = frozenset({Status.QUEUED, Status.ADMITTED})
 
 
-def find(session: Transaction, job_id: UUID, key_id: int) -> Any:
+def find_job(session: Transaction, job_id: UUID, key_id: int) -> Any:
     """The job's row, without its request, with is_revoked of its key. Raises NotFound when this key has no such job."""
     row = session.execute(_FIND, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -29,7 +29,7 @@ def find(session: Transaction, job_id: UUID, key_id: int) -> Any:
     return row
 
 
-def find_order(session: Transaction, job_id: UUID, key_id: int) -> Any:
+def find_submission(session: Transaction, job_id: UUID, key_id: int) -> Any:
     """What this job asked for, to ask it again. Raises NotFound when this key has no such job.
 
     Row: status, endpoint, model, request, content_type, streamed, wants_urls, flow, tokens and turn_tokens (without what it remembered
@@ -42,12 +42,12 @@ def find_order(session: Transaction, job_id: UUID, key_id: int) -> Any:
     return row
 
 
-def transcript(session: Transaction, job_id: UUID) -> bytes:
+def read_transcript(session: Transaction, job_id: UUID) -> bytes:
     """The events of a stream as they were relayed; empty while it runs, and for a job without one."""
     return artifacts.restore(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
 
 
-def raw(session: Transaction, job_id: UUID, key_id: int) -> Any:
+def find_raw_response(session: Transaction, job_id: UUID, key_id: int) -> Any:
     """The bytes of an answer that is no result: response and response_type. Raises NotFound when this key has no such job, or it none."""
     row = session.execute(_RAW, {"id": job_id, "key_id": key_id}).one_or_none()
     if row is None:
@@ -57,28 +57,28 @@ def raw(session: Transaction, job_id: UUID, key_id: int) -> Any:
     return row
 
 
-def page(session: Transaction, key_id: int, *, limit: int, before: UUID | None, status: str | None) -> Sequence[Any]:
+def list_jobs(session: Transaction, key_id: int, *, limit: int, before: UUID | None, status: str | None) -> Sequence[Any]:
     """Up to limit + 1 rows of this key's jobs, newest first, older than `before`."""
     return session.execute(_PAGE, {"key_id": key_id, "before": before, "status": status, "most": limit + 1}).all()
 
 
-def glance(session: Transaction, job_ids: Sequence[UUID]) -> Sequence[Any]:
+def status_of(session: Transaction, job_ids: Sequence[UUID]) -> Sequence[Any]:
     """How these jobs stand, whosoever they are. Rows: what line.places takes of a job, seq, and is_revoked of its key."""
     return session.execute(_GLANCE, {"ids": list(job_ids)}).all()
 
 
-def show(session: Transaction, job: Any, *, with_result: bool = True, with_pictures: bool = True, origin: str = "") -> JsonObject:
+def render_job(session: Transaction, job: Any, *, with_result: bool = True, with_pictures: bool = True, origin: str = "") -> JsonObject:
     """The job object of the HTTP surface; `queue` is null once it runs or has ended.
 
     with_pictures: False leaves their marks in the result, for who puts them back while sending it. origin: of its links, see
     artifact.link.
     """
-    place = enqueue.place(session, job) if job.status in WAITING else None
-    found = result(session, job, with_pictures=with_pictures, origin=origin) if with_result else None
+    place = enqueue.position_of(session, job) if job.status in WAITING else None
+    found = read_result(session, job, with_pictures=with_pictures, origin=origin) if with_result else None
     return _show(session, job, place, result=found, origin=origin)
 
 
-def show_joined(order: enqueue.Order, joined: enqueue.Joined, *, job_id: UUID) -> JsonObject:
+def render_enqueued(order: enqueue.Submission, joined: enqueue.Enqueued, *, job_id: UUID) -> JsonObject:
     """A job that has just come into the line with this order, as `show` shows it; joined has its place."""
     job = SimpleNamespace(
         id=job_id, endpoint=order.endpoint, model=order.model, status=Status.QUEUED, flow=order.flow, priority=order.priority, calls=0,
@@ -89,13 +89,13 @@ def show_joined(order: enqueue.Order, joined: enqueue.Joined, *, job_id: UUID) -
     return _object(job, joined.place, attempts=[], usage=_usage([]), result=None, artifacts=[])
 
 
-def show_all(session: Transaction, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
+def render_jobs(session: Transaction, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
     """These jobs as `show` shows them, without their results."""
-    places = enqueue.places(session, [job for job in jobs if job.status in WAITING])
+    places = enqueue.positions_of(session, [job for job in jobs if job.status in WAITING])
     return [_show(session, job, places.get(job.id), result=None, origin=origin) for job in jobs]
 
 
-def _show(session: Transaction, job: Any, place: enqueue.Place | None, *, result: Any, origin: str) -> JsonObject:
+def _show(session: Transaction, job: Any, place: enqueue.QueuePosition | None, *, result: Any, origin: str) -> JsonObject:
     pictures = artifacts.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
     return _object(
         job,
@@ -108,7 +108,13 @@ def _show(session: Transaction, job: Any, place: enqueue.Place | None, *, result
 
 
 def _object(
-    job: Any, place: enqueue.Place | None, *, attempts: list[JsonObject], usage: JsonObject, result: Any, artifacts: list[JsonObject]
+    job: Any,
+    place: enqueue.QueuePosition | None,
+    *,
+    attempts: list[JsonObject],
+    usage: JsonObject,
+    result: Any,
+    artifacts: list[JsonObject],
 ) -> JsonObject:
     return {
         "id": public_id(job.id),
@@ -116,7 +122,7 @@ def _object(
         "endpoint": job.endpoint,
         "model": job.model,
         "status": Status.QUEUED if job.status == Status.ADMITTED else job.status,
-        "queue": None if place is None else queue(place),
+        "queue": None if place is None else render_position(place),
         "user": job.flow,
         "priority": job.priority,
         "conversation": job.conversation,
@@ -147,12 +153,12 @@ def _raw(job: Any) -> JsonObject | None:
     return {"url": url, "content_type": job.response_type, "bytes": job.response_bytes}
 
 
-def events(session: Transaction, job_id: UUID, *, after: int) -> Sequence[Any]:
+def list_events(session: Transaction, job_id: UUID, *, after: int) -> Sequence[Any]:
     """The job's events with a higher number. Rows: seq, type, at, detail."""
     return session.execute(_EVENTS, {"id": job_id, "after": after}).all()
 
 
-def queue(place: enqueue.Place) -> JsonObject:
+def render_position(place: enqueue.QueuePosition) -> JsonObject:
     """A waiting job's place as it is shown."""
     return {
         "position": place.position,
@@ -162,7 +168,7 @@ def queue(place: enqueue.Place) -> JsonObject:
     }
 
 
-def result(session: Transaction, job: Any, *, with_pictures: bool = True, origin: str = "") -> Any:
+def read_result(session: Transaction, job: Any, *, with_pictures: bool = True, origin: str = "") -> Any:
     """The upstream's body unchanged, but for links where the caller asked for them; bytes that are not JSON are given as text.
 
     None for what is no answer: `raw` has that.

@@ -68,7 +68,7 @@ def requeue_job(
     settle_attempt(session, dispatch_id, attempt)
     if row is not None:
         requeued = [(row.lane_id, row.key_id, row.start_tag, row.cost)] if row.status == Status.QUEUED else []
-        conversations.let_next(session, [row.conversation_id] if row.status == Status.CANCELLED else [], also=requeued)
+        conversations.enqueue_next(session, [row.conversation_id] if row.status == Status.CANCELLED else [], also=requeued)
     return row is not None
 
 
@@ -93,7 +93,7 @@ def requeue_unclaimed(
     """Requeues admitted jobs that no worker claimed, at their old start tags. Rows: id, dispatch_id, lane_id, credential_id, model."""
     params = {"older_than_s": older_than_s, "credential_id": credential_id, "model": model, "limit": 500}
     rows = session.execute(_REQUEUE_UNCLAIMED, params).all()
-    key_shares.come_back(session, [(row.lane_id, row.key_id, row.start_tag, row.cost) for row in rows])
+    key_shares.restore_requeued(session, [(row.lane_id, row.key_id, row.start_tag, row.cost) for row in rows])
     lanes.wake(session, [row.lane_id for row in rows])
     return rows
 
@@ -141,5 +141,5 @@ def reap(session: Transaction, *, limit: int = 200) -> Sequence[Any]:
     rows = session.execute(_REAP, params).all()
     # The lost call may have been answered, so its cost stays charged to the queue share.
     requeued = [(row.lane_id, row.key_id, row.start_tag, 0.0) for row in rows if row.status == Status.QUEUED]
-    conversations.let_next(session, [row.conversation_id for row in rows if row.status in TERMINAL], also=requeued)
+    conversations.enqueue_next(session, [row.conversation_id for row in rows if row.status in TERMINAL], also=requeued)
     return rows

@@ -20,15 +20,15 @@ KINDS = {
 OWN = "own:"
 
 
-def of(route: str, pool: str) -> str:
+def task_name(route: str, pool: str) -> str:
     """`chat`, or `chat [team-a]` for a pool that the operator made. Never the model: callers can name any number of those."""
     kind = KINDS.get(route, "models")
     return kind if pool.startswith(OWN) else f"{kind} [{pool}]"
 
 
-def of_jobs(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, str]:
+def names_by_job(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, str]:
     """The titles of these jobs."""
-    return {row.id: of(row.endpoint, row.pool) for row in session.execute(_JOBS, {"ids": list(job_ids)})}
+    return {row.id: task_name(row.endpoint, row.pool) for row in session.execute(_JOBS, {"ids": list(job_ids)})}
 
 
 _JOBS = text("""

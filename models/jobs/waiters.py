@@ -57,12 +57,12 @@ def take_over(session: Transaction, job_id: UUID, *, reader: UUID | None) -> boo
     return not is_abandoned
 
 
-def leave(session: Transaction, job_id: UUID, *, reader: UUID) -> None:
+def mark_left(session: Transaction, job_id: UUID, *, reader: UUID) -> None:
     """This reader is gone; nothing happens when another has come since."""
     session.execute(_LEAVE, {"id": job_id, "reader": reader})
 
 
-def leave_for_good(session: Transaction, job_id: UUID, *, reader: UUID) -> Any | None:
+def cancel_left(session: Transaction, job_id: UUID, *, reader: UUID) -> Any | None:
     """This reader is gone and cannot come back: its job is cancelled at once. The row is job.cancel's.
 
     None: another reader has come since, or the job has ended.
@@ -71,7 +71,7 @@ def leave_for_good(session: Transaction, job_id: UUID, *, reader: UUID) -> Any |
     return None if key_id is None else cancellation.cancel(session, job_id, key_id, abandoned=True)
 
 
-def abandon(session: Transaction, *, longer_than_s: float) -> Any | None:
+def cancel_abandoned(session: Transaction, *, longer_than_s: float) -> Any | None:
     """Cancels the job that was left first, if its reader could have come back all that time and did not; None: there is no such job.
 
     longer_than_s: how long it must have been left, and an API process must have been there for its client. The row is job.cancel's.

@@ -18,9 +18,9 @@ def render(session: Transaction, row: Any) -> bytes:
     """The event with the job as it is now; with the job's id alone when the job is gone. row: a delivery's."""
     data: dict[str, Any] = {"id": wire.public_id(row.job_id)}
     try:
-        job = job_view.find(session, row.job_id, row.key_id)
+        job = job_view.find_job(session, row.job_id, row.key_id)
     except NotFound:
         pass
     else:
-        data = job_view.show(session, job, with_result=job_view.result_bytes(session, job) <= MAX_RESULT_BYTES)
+        data = job_view.render_job(session, job, with_result=job_view.result_bytes(session, job) <= MAX_RESULT_BYTES)
     return outbox.event(row.event_id, outbox.EventType(row.event_type), at=int(row.event_at.timestamp()), data=data)

@@ -14,22 +14,22 @@ from models.platform import wire
 from models.platform.wire import JsonObject, epoch
 
 
-def report(session: Transaction, name: str, *, slots: int, jobs: Sequence[UUID] = ()) -> None:
+def record_heartbeat(session: Transaction, name: str, *, slots: int, jobs: Sequence[UUID] = ()) -> None:
     """This process is alive and can hold `slots` jobs at once; 0 while it drains. jobs: those it has now."""
     session.execute(_REPORT, {"name": name, "slots": slots, "jobs": list(jobs)})
 
 
-def sign_off(session: Transaction, name: str) -> None:
+def remove_worker(session: Transaction, name: str) -> None:
     """This process is gone, and said so."""
     session.execute(text("DELETE FROM worker WHERE name = :name"), {"name": name})
 
 
-def forget(session: Transaction, *, unseen_s: float) -> None:
+def remove_silent(session: Transaction, *, unseen_s: float) -> None:
     """Processes that went without a word are forgotten."""
     session.execute(text("DELETE FROM worker WHERE seen_at < now() - make_interval(secs => :unseen_s)"), {"unseen_s": unseen_s})
 
 
-def is_heard(session: Transaction, *, within_s: float) -> bool:
+def is_any_alive(session: Transaction, *, within_s: float) -> bool:
     """Whether a process that takes jobs has reported within this time, and since Postgres started.
 
     `up` starts its Postgres itself, so a report of a stack that was killed before does not count.
@@ -42,7 +42,7 @@ def idle_slots(session: Transaction) -> int:
     return int(session.execute(_IDLE, {"within_s": settings().heartbeat_s * 3}).scalar_one())
 
 
-def page(session: Transaction, *, limit: int, after: str | None, silent_s: float) -> list[JsonObject]:
+def list_workers(session: Transaction, *, limit: int, after: str | None, silent_s: float) -> list[JsonObject]:
     """Up to limit + 1 processes by name, each with what it runs, as operators see them.
 
     silent_s: not heard of for so long, a process counts as gone.

@@ -88,17 +88,17 @@ def _first_id(at: datetime) -> UUID:
 
 
 def _show_all(session: Transaction, rows: Sequence[Any]) -> list[JsonObject]:
-    places = enqueue.places(session, [row for row in rows if row.status == Status.QUEUED])
+    places = enqueue.positions_of(session, [row for row in rows if row.status == Status.QUEUED])
     return [_show(row, places.get(row.id)) for row in rows]
 
 
-def _show(row: Any, place: enqueue.Place | None) -> JsonObject:
+def _show(row: Any, place: enqueue.QueuePosition | None) -> JsonObject:
     waited_to = row.started_at or row.ended_at or row.now
     return {
         "id": wire.public_id(row.id),
         "object": "job",
         "status": row.status,
-        "queue": None if place is None else job_view.queue(place),
+        "queue": None if place is None else job_view.render_position(place),
         "key": {"id": row.key_id, "name": row.key_name, "kind": row.key_kind},
         "lane": row.lane_id,
         "pool": row.pool,

@@ -50,7 +50,7 @@ def set_caps(session: Transaction, act: Act, on: Target, changes: Mapping[str, i
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
     on = pause.certain(session, on)
-    caps.split(session, lane_id=on.number, user=on.flow)
+    caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
     pause.state(session, on, lock=True)
     wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()

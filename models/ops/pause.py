@@ -80,7 +80,7 @@ def act_on(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[
     if verb not in VERBS:
         raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
     on = certain(session, on)
-    caps.split(session, lane_id=on.number, user=on.flow)
+    caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
     before = state(session, on, lock=True)
     reason = act.reason or f"by {act.operator.name}"
     if on.kind in ("key", "flow"):

@@ -60,7 +60,7 @@ def boost(session: Transaction, act: Act, job_id: UUID) -> int:
     one = _waiting(session, job_id)
     tag = session.execute(_BOOST, {"id": job_id, "lane_id": one.lane_id}).scalar_one()
     audit_log.write(session, act, "boost", f"job:{job_id}", before={"start_tag": one.start_tag}, after={"start_tag": tag})
-    key_shares.come_back(session, [(one.lane_id, one.key_id, tag, 0.0)])
+    key_shares.restore_requeued(session, [(one.lane_id, one.key_id, tag, 0.0)])
     lanes.wake(session, [one.lane_id])
     return int(one.lane_id)
 
@@ -84,7 +84,7 @@ def _retag(session: Transaction, lane_id: int, key_id: int, flow: str) -> None:
     session.execute(_LOCK_JOBS, {"lane_id": lane_id, "key_id": key_id, "flow": flow})
     row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **WEIGHTS}).one()
     if row.first is not None:
-        key_shares.come_back(session, [(lane_id, key_id, row.first, 0.0)])
+        key_shares.restore_requeued(session, [(lane_id, key_id, row.first, 0.0)])
     lanes.wake(session, [lane_id])
 
 

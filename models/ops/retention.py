@@ -40,7 +40,7 @@ def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, St
         "deliveries": _Rows(_DELIVERIES, before),
         "idempotency": _Rows(_TOKENS, at - timedelta(hours=idempotency_hours)),
         "flows": _Rows(_FLOWS, None),
-        "lanes": lambda session, limit: lanes.drop_idle(session, limit=limit),
+        "lanes": lambda session, limit: lanes.delete_idle(session, limit=limit),
         "endpoints": _Rows(_ENDPOINTS, before),
         "receivers": _Rows(_RECEIVERS, None),
         "attachments": _Rows(_ATTACHMENTS, before),

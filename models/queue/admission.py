@@ -32,7 +32,7 @@ class Admission:
 
 
 @dataclass(frozen=True)
-class Settled:
+class LaneOutcome:
     """What the pacer concluded of a lane: how far its time moved on, and when and why to look again (None, None: nobody waits)."""
 
     lane_id: int
@@ -57,12 +57,12 @@ def claim_lanes(session: Transaction, *, woken: Sequence[int], most: int) -> Seq
     return session.execute(_CLAIM_LANES, {"woken": list(woken), "most": most, "claim_s": CLAIM_S}).all()
 
 
-def held_for_a_moment(session: Transaction, lane_ids: Sequence[int]) -> bool:
+def is_any_locked(session: Transaction, lane_ids: Sequence[int]) -> bool:
     """Whether one of these lanes was passed over only because somebody is writing its row: neither paused nor another pacer's."""
     return bool(session.execute(_FREE, {"ids": list(lane_ids)}).scalar_one())
 
 
-def heads(session: Transaction, lanes: Sequence[Any], *, most: int, rooms: Sequence[caps.Room] = ()) -> Sequence[Any]:
+def queue_heads(session: Transaction, lanes: Sequence[Any], *, most: int, rooms: Sequence[caps.Allowance] = ()) -> Sequence[Any]:
     """The first `most` jobs of each lane, in the order of their turns; those that a cap in `rooms` stops altogether are passed over.
 
     Rows: turn (in the lane's time; below 0: an operator put it first), starts and weight (of its key: its next turn, its part of the lane),
@@ -72,7 +72,7 @@ def heads(session: Transaction, lanes: Sequence[Any], *, most: int, rooms: Seque
     if not lanes:
         return []
     wanted = {"lanes": [lane.id for lane in lanes], "times": [lane.virtual_time for lane in lanes], "most": most}
-    shut = caps.shut(rooms)
+    shut = caps.exhausted_params(rooms)
     if shut["scopes"]:
         return session.execute(_HEADS_BUT, {**wanted, **shut}).all()
     return session.execute(_HEADS, wanted).all()
@@ -93,12 +93,12 @@ def admit(session: Transaction, admissions: Sequence[Admission]) -> set[UUID]:
     return {row.dispatch_id for row in rows}
 
 
-def waiting_since(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, datetime]:
+def queued_since(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, datetime]:
     """Since when each of these jobs, which have been called before, stands in line again."""
     return {row.job_id: row.at for row in session.execute(_WAITING_SINCE, {"jobs": list(job_ids)})}
 
 
-def settle(session: Transaction, lanes: Sequence[Settled]) -> None:
+def settle_lanes(session: Transaction, lanes: Sequence[LaneOutcome]) -> None:
     """The lanes are open again, with what was concluded; a wake-up that came meanwhile stays."""
     if lanes:
         ordered = sorted(lanes, key=lambda lane: lane.lane_id)
@@ -118,17 +118,17 @@ def next_wake_in_s(session: Transaction, *, most_s: float) -> float:
     return float(session.execute(_NEXT_WAKE, {"most_s": most_s}).scalar_one())
 
 
-def find_forgotten(session: Transaction) -> list[int]:
+def wake_lost(session: Transaction) -> list[int]:
     """Lanes that fell idle a short while ago and in which somebody waits: their wake-up was lost. Woken by this."""
     return [row.id for row in session.execute(_FORGOTTEN, {"settled_s": 2 * SETTLED_S})]
 
 
-def later_wakes(session: Transaction, lane_ids: Sequence[int]) -> dict[int, float]:
+def delayed_wakes(session: Transaction, lane_ids: Sequence[int]) -> dict[int, float]:
     """Of lanes whose queued jobs all wait out a delay: seconds until the first may go."""
     return {row.lane_id: row.wake_in_s for row in session.execute(_LATER, {"lanes": list(lane_ids)})}
 
 
-def write_figures(session: Transaction, lane_id: int, *, usual_s: float | None, limits: dict[str, float | None]) -> None:
+def write_estimates(session: Transaction, lane_id: int, *, usual_s: float | None, limits: dict[str, float | None]) -> None:
     """The lane's row has the figures that estimates are made from. limits: rpm, tpm, ipm, max_in_flight of its credentials together."""
     session.execute(_FIGURES, {"id": lane_id, "usual_s": usual_s, **limits})
 
@@ -191,7 +191,7 @@ _HEAD = f"""
     ) AS head
 """
 _HEADS = text(_HEAD.format(goes=_GOES.format(but="")))
-_HEADS_BUT = text(_HEAD.format(goes=_GOES.format(but=f"AND NOT {caps.SHUT}")))
+_HEADS_BUT = text(_HEAD.format(goes=_GOES.format(but=f"AND NOT {caps.IS_CAPPED}")))
 # What is paused between the look and the admission lets nobody through.
 _ADMIT = text("""
     UPDATE job SET status = 'admitted', dispatch_id = given.dispatch_id, credential_id = given.credential_id,

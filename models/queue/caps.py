@@ -19,13 +19,13 @@ from models.platform.errors import Draining, LineFull
 
 MINUTE_S = 60
 # Slots of a cap are freed in other lanes too, whose end wakes this one no sooner.
-LOOK_S = 0.5
-PAUSED_LOOK_S = 2.0
+POLL_S = 0.5
+PAUSED_POLL_S = 2.0
 NAMES = ("max_queued", "max_in_flight", "rpm")
 
 
 @dataclass
-class Room:
+class Allowance:
     """What one cap lets through now; left None: anything. why: what it says to those it stops. wake_in_s: when to look again.
 
     flow: as the column has it, `<key>:<user>`. key_id 0: of a key itself, or set before 0016 for a user of any key.
@@ -50,7 +50,7 @@ class Room:
         return (self.owner_id, self.flow) == (job.lane_id, user) and self.key_id in (0, job.key_id)
 
 
-def rooms(session: Transaction, *, lanes: Sequence[int], pools: Sequence[int], lock: bool = False) -> list[Room]:
+def read_allowances(session: Transaction, *, lanes: Sequence[int], pools: Sequence[int], lock: bool = False) -> list[Allowance]:
     """The caps that concern these lanes, in one order for everybody. lock: nobody else admits by them until this transaction ends."""
     wanted = {"lanes": list(lanes), "pools": list(pools)}
     if lock:
@@ -59,7 +59,7 @@ def rooms(session: Transaction, *, lanes: Sequence[int], pools: Sequence[int], l
     return [_room(row) for row in session.execute(_ROOMS, wanted)]
 
 
-def pass_over(jobs: Iterable[Any], within: Sequence[Room]) -> list[Any]:
+def filter_allowed(jobs: Iterable[Any], within: Sequence[Allowance]) -> list[Any]:
     """Those of the jobs that may go, in their order. What they take is gone from the rooms."""
     going = []
     for one in jobs:
@@ -71,7 +71,7 @@ def pass_over(jobs: Iterable[Any], within: Sequence[Room]) -> list[Any]:
     return going
 
 
-def note(session: Transaction, admitted: Mapping[UUID, Any], within: Sequence[Room]) -> None:
+def record_admissions(session: Transaction, admitted: Mapping[UUID, Any], within: Sequence[Allowance]) -> None:
     """These admissions (dispatch id → job) count against the rates of their caps."""
     used = [(number, room) for number, one in admitted.items() for room in within if room.holds(one)]
     if used:
@@ -83,7 +83,7 @@ def note(session: Transaction, admitted: Mapping[UUID, Any], within: Sequence[Ro
         )  # fmt: skip
 
 
-def shut(within: Sequence[Room]) -> dict[str, list[Any]]:
+def exhausted_params(within: Sequence[Allowance]) -> dict[str, list[Any]]:
     """Those without room, as `SHUT` takes them."""
     none = [room for room in within if room.left is not None and room.left <= 0]
     return {
@@ -92,24 +92,24 @@ def shut(within: Sequence[Room]) -> dict[str, list[Any]]:
     }  # fmt: skip
 
 
-def waiting(session: Transaction, lanes: Sequence[int], within: Sequence[Room]) -> dict[int, float]:
+def blocked_lanes(session: Transaction, lanes: Sequence[int], within: Sequence[Allowance]) -> dict[int, float]:
     """Of these lanes those in which somebody waits whom a cap holds up: seconds until it is worth looking again."""
-    none = shut(within)
+    none = exhausted_params(within)
     if not none["scopes"] or not lanes:
         return {}
     look_s = min(room.wake_in_s for room in within if room.left is not None and room.left <= 0)
     return {row.id: look_s for row in session.execute(_WAITING, {"lanes": list(lanes), **none})}
 
 
-def reasons(session: Transaction, jobs: Sequence[Any]) -> dict[UUID, str]:
+def block_reasons(session: Transaction, jobs: Sequence[Any]) -> dict[UUID, str]:
     """Of these waiting jobs those that a cap holds up, and what it says. jobs: rows with id and lane_id."""
     rows = session.execute(_JOBS, {"ids": [one.id for one in jobs]}).all()
-    found = rooms(session, lanes=sorted({row.lane_id for row in rows}), pools=sorted({row.pool_id for row in rows}))
+    found = read_allowances(session, lanes=sorted({row.lane_id for row in rows}), pools=sorted({row.pool_id for row in rows}))
     none = [room for room in found if room.left is not None and room.left <= 0]
     return {row.id: next(room.why for room in none if room.holds(row)) for row in rows if any(room.holds(row) for room in none)}
 
 
-def refuse_if_full(session: Transaction, *, key_id: int, lane_id: int, flow: str, endpoint: str) -> None:
+def check_caps(session: Transaction, *, key_id: int, lane_id: int, flow: str, endpoint: str) -> None:
     """Raises Draining, or LineFull when more wait than a cap allows; the job that asks is counted already."""
     for row in session.execute(_ALLOWED, {"key_id": key_id, "lane_id": lane_id, "flow": flow, "endpoint": endpoint}):
         whose = "key" if row.scope == "key" else "user"
@@ -122,7 +122,7 @@ def refuse_if_full(session: Transaction, *, key_id: int, lane_id: int, flow: str
             )  # fmt: skip
 
 
-def split(session: Transaction, *, lane_id: int, user: str) -> None:
+def split_legacy_caps(session: Transaction, *, lane_id: int, user: str) -> None:
     """Caps set before 0016 for this user of any key become caps of this user of each key that has one there: nobody could lift them else.
 
     user: empty: of no user, and nothing happens.
@@ -131,15 +131,15 @@ def split(session: Transaction, *, lane_id: int, user: str) -> None:
         session.execute(_SPLIT, {"lane_id": lane_id, "flow": user})
 
 
-def _room(row: Any) -> Room:
+def _room(row: Any) -> Allowance:
     where = (row.scope, row.owner_id, row.flow, row.endpoint, row.key_id)
     if row.paused_at is not None:
-        return Room(*where, left=0, why="paused", wake_in_s=PAUSED_LOOK_S)
+        return Allowance(*where, left=0, why="paused", wake_in_s=PAUSED_POLL_S)
     flying = None if row.max_in_flight is None else max(0, row.max_in_flight - row.live)
     minute = None if row.rpm is None else max(0, row.rpm - row.used)
     if minute is not None and (flying is None or minute < flying):
-        return Room(*where, left=minute, why=f"{row.scope}_rpm", wake_in_s=max(0.01, row.wake_in_s or LOOK_S))
-    return Room(*where, left=flying, why=f"{row.scope}_max_in_flight", wake_in_s=LOOK_S)
+        return Allowance(*where, left=minute, why=f"{row.scope}_rpm", wake_in_s=max(0.01, row.wake_in_s or POLL_S))
+    return Allowance(*where, left=flying, why=f"{row.scope}_max_in_flight", wake_in_s=POLL_S)
 
 
 _MINE = """
@@ -178,7 +178,7 @@ _NOTE = text(f"""
     ) AS given
 """)
 #: of a job: that one of the caps in scopes, owners, flows, endpoints, capped_keys holds it
-SHUT = f"""
+IS_CAPPED = f"""
     EXISTS (
         SELECT FROM unnest(
             CAST(:scopes AS text[]), CAST(:owners AS bigint[]), CAST(:flows AS text[]), CAST(:endpoints AS text[]),
@@ -188,7 +188,7 @@ SHUT = f"""
 """
 _WAITING = text(f"""
     SELECT id FROM lane WHERE id = ANY(:lanes) AND EXISTS (
-        SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND {SHUT}
+        SELECT FROM job WHERE job.lane_id = lane.id AND status = 'queued' AND NOT held AND {IS_CAPPED}
     )
 """)
 _SPLIT = text("""

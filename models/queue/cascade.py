@@ -20,12 +20,12 @@ STOPPED = {
 }
 
 
-def stop(session: Transaction, conversation_ids: Sequence[int]) -> None:
+def cancel_held_turns(session: Transaction, conversation_ids: Sequence[int]) -> None:
     """The held turns of those conversations are cancelled whose last turn in line has failed or expired. Holds their rows.
 
     Their conversations have to be locked. Turns submitted later go on: their caller has seen how the failed one ended.
     """
-    key_shares.give_back(session, session.execute(_STOP, {"ids": list(conversation_ids), "error": json.dumps(STOPPED)}).all())
+    key_shares.refund_flows(session, session.execute(_STOP, {"ids": list(conversation_ids), "error": json.dumps(STOPPED)}).all())
 
 
 _STOP = text(f"""

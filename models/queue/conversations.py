@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from models.database.db import Transaction
 from models.queue import cascade, history_window, key_shares, lanes
-from models.queue.history_window import Recall
+from models.queue.history_window import HistoryWindow
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Turn:
 
     conversation_id: int
     number: int
-    recall: Recall | None
+    recall: HistoryWindow | None
 
 
 def take_turn(session: Transaction, key_id: int, name: str, *, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None) -> Turn:
@@ -34,13 +34,15 @@ def take_turn(session: Transaction, key_id: int, name: str, *, endpoint: str, la
     # A statement of its own, after the lock: it must see what those before us have committed.
     if session.execute(_HAS_OPEN, {"id": row.id}).scalar_one():
         return Turn(row.id, row.turns, recall=None)
-    remembered = history_window.begin(
+    remembered = history_window.open_window(
         session, conversation_id=row.id, turn=row.turns, endpoint=endpoint, lane_id=lane_id, tokens=tokens, turn_tokens=turn_tokens
     )
     return Turn(row.id, row.turns, recall=remembered)
 
 
-def let_next(session: Transaction, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, int, float, float]] = ()) -> None:
+def enqueue_next(
+    session: Transaction, conversation_ids: Iterable[int | None], *, also: Iterable[tuple[int, int, float, float]] = ()
+) -> None:
     """The next held turn of each of these conversations stands in line, unless a turn that is not held is open.
 
     To be called when such a turn has ended. Locks go from that turn to the conversation, to the held turn, to the share, to the lane.
@@ -50,11 +52,11 @@ def let_next(session: Transaction, conversation_ids: Iterable[int | None], *, al
     let: Sequence[Any] = []
     if ids:
         if any(row.stops for row in session.execute(_LOCK, {"ids": ids})):
-            cascade.stop(session, ids)
+            cascade.cancel_held_turns(session, ids)
         let = session.execute(_LET_NEXT, {"ids": ids}).all()
-        history_window.fit(session, [row.id for row in let])
+        history_window.fit_windows(session, [row.id for row in let])
     back = [*((row.lane_id, row.key_id, row.start_tag, 0.0) for row in let), *also]
-    key_shares.come_back(session, back)
+    key_shares.restore_requeued(session, back)
     lanes.wake(session, [one[0] for one in back])
 
 

@@ -17,7 +17,7 @@ class _Counted:
     at: float
 
 
-class Tally:
+class CountCache:
     """How many open jobs each key has: whoever is far from a cap need not be counted at every submit. Safe from any thread."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Tally:
             self._counted[key_id] = _Counted(jobs, now)
 
 
-class Hindered:
+class SlowLanes:
     """Lanes in which a submit has needed a closer look (line.join_at_once): the next one takes it at once. Safe from any thread."""
 
     def __init__(self) -> None:

@@ -29,19 +29,19 @@ from models.database.tables import OPEN
 from models.keys.keys import Key
 from models.platform.errors import Draining, LineFull, LineUnavailable, TooLate
 from models.queue import caps, conversations, key_shares, lanes, position_index
-from models.queue.count_cache import Hindered, Tally
+from models.queue.count_cache import CountCache, SlowLanes
 from models.queue.key_shares import SETTLED_S
-from models.queue.position_index import COUNTED_MOST
+from models.queue.position_index import MAX_COUNTED
 
 WEIGHTS = {"low": 1.0, "normal": 4.0, "high": 16.0}
 # An image stands for this many tokens where fair shares are counted: lanes rarely mix the two, so only the order of size matters.
-IMAGE_COST = 1_000.0
+TOKENS_PER_IMAGE = 1_000.0
 # The column is 32 bits wide, and nobody's limit is higher.
-TOKENS_MOST = 2**31 - 1
+MAX_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Order:
+class Submission:
     """What a caller asks for. tokens and images are what the job reserves; request is the upstream body, byte for byte.
 
     reserved_microusd: what one call may cost at most, 0: it is free, None: no price is known, or the key has no budget.
@@ -83,11 +83,11 @@ class Order:
 
     @property
     def cost(self) -> float:
-        return max(1.0, self.images * IMAGE_COST if self.images else float(self.tokens))
+        return max(1.0, self.images * TOKENS_PER_IMAGE if self.images else float(self.tokens))
 
 
 @dataclass(frozen=True)
-class Place:
+class QueuePosition:
     """Where a queued job stands. position 1 is next; eta_s None: paused or unknown; wake_at: when the line moves again."""
 
     position: int
@@ -102,91 +102,91 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Joined:
+class Enqueued:
     """A job as it came into the line. place: where it stood then; None: that takes another look (turns of a conversation, caps)."""
 
     created_at: datetime
     expires_at: datetime
-    place: Place | None
+    place: QueuePosition | None
 
 
-_tally = Tally()
-_hindered = Hindered()
-ON_ITS_WAY = Place(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
+_open_jobs = CountCache()
+_slow_lanes = SlowLanes()
+ADMITTED = QueuePosition(position=0, eta_s=0.0, blocked_by=None, wake_at=None)
 
 
-def prepare(order: Order) -> int:
+def prepare(order: Submission) -> int:
     """The id of the order's lane, which is there, and in which its key has a share. To be called before the transaction of `join`.
 
     In statements of its own, so that the first submit of a key does not hold up the others. While a transaction is open they would wait
     for a second connection, and as many submits as there are connections would all wait for each other.
     """
-    lane_id = lane_of(order.key.pool_id, order.model)
+    lane_id = lane_id_of(order.key.pool_id, order.model)
     with autocommit() as session:
         is_there = lanes.exists(session, lane_id)
         if is_there:
-            key_shares.open_for(session, lane_id, order.key.id)
+            key_shares.ensure_share(session, lane_id, order.key.id)
     if not is_there:
-        lane_of.cache_clear()
-    return lane_id if is_there else lane_of(order.key.pool_id, order.model)
+        lane_id_of.cache_clear()
+    return lane_id if is_there else lane_id_of(order.key.pool_id, order.model)
 
 
-def join(session: Transaction, order: Order, *, job_id: UUID) -> Joined:
+def enqueue_job(session: Transaction, order: Submission, *, job_id: UUID) -> Enqueued:
     """The job stands in line, with its first event, and what it may cost is reserved. `prepare` comes before.
 
     Raises NoMoney, LineFull (Draining where the operator lets it run empty), or TooLate when the line is longer than it may wait;
     Invalid when its conversation has no such attachments.
     """
     budgets.reserve(session, order.key, order.reserved_microusd)
-    lane_id = lane_of(order.key.pool_id, order.model)
+    lane_id = lane_id_of(order.key.pool_id, order.model)
     order = _with_attachments(session, order)
     turn = _turn(session, order, lane_id=lane_id)
     values = _values(order, job_id, lane_id, turn)
     # Nothing is stored where another submit makes the key's share at this moment; the second statement sees it.
-    row = session.execute(_JOIN, values).one_or_none() or session.execute(_JOIN, values).one_or_none()
+    row = session.execute(_ENQUEUE, values).one_or_none() or session.execute(_ENQUEUE, values).one_or_none()
     if row is None:
-        lane_of.cache_clear()
+        lane_id_of.cache_clear()
         raise LineUnavailable("The line for this model is just being cleaned up. Send the request again.")
     if row.is_draining:
         raise Draining(retry_after_s=60)
     _refuse_if_full(row, key_id=order.key.id)
     if row.has_caps:
-        caps.refuse_if_full(session, key_id=order.key.id, lane_id=lane_id, flow=order.flow, endpoint=order.endpoint)
+        caps.check_caps(session, key_id=order.key.id, lane_id=lane_id, flow=order.flow, endpoint=order.endpoint)
     _refuse_if_late(order, row)
     is_plain = turn is None and not row.has_caps
-    return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None) if is_plain else None)
+    return Enqueued(row.created_at, row.expires_at, _place(row, row, [], row, capped=None) if is_plain else None)
 
 
-def join_at_once(session: Transaction, order: Order, *, job_id: UUID) -> Joined | None:
+def enqueue_fast(session: Transaction, order: Submission, *, job_id: UUID) -> Enqueued | None:
     """As `join`, in the one statement that an ordinary submit is, which needs no transaction around it.
 
     None: nothing was stored, and `join` has to take a closer look: there is a budget, a conversation or a cap, or the line may be full.
     """
     if order.conversation is not None or budgets.limits(order.key, order.reserved_microusd):
         return None
-    lane_id = lane_of(order.key.pool_id, order.model)
-    if _hindered.is_known(lane_id, now=time.monotonic()):
+    lane_id = lane_id_of(order.key.pool_id, order.model)
+    if _slow_lanes.is_known(lane_id, now=time.monotonic()):
         return None
     try:
-        row = session.execute(_JOIN_AT_ONCE, _values(order, job_id, lane_id, None)).one_or_none()
+        row = session.execute(_ENQUEUE_FAST, _values(order, job_id, lane_id, None)).one_or_none()
     except DivisionByZero:
-        _hindered.note(lane_id, now=time.monotonic())
+        _slow_lanes.note(lane_id, now=time.monotonic())
         return None
     if row is None:  # the lane has left, or another submit of this key is the first here
         return None
     if row.of_key is not None:
-        _tally.note(order.key.id, row.of_key, now=time.monotonic())
-    return Joined(row.created_at, row.expires_at, _place(row, row, [], row, capped=None))
+        _open_jobs.note(order.key.id, row.of_key, now=time.monotonic())
+    return Enqueued(row.created_at, row.expires_at, _place(row, row, [], row, capped=None))
 
 
-def _values(order: Order, job_id: UUID, lane_id: int, turn: conversations.Turn | None) -> dict[str, Any]:
+def _values(order: Submission, job_id: UUID, lane_id: int, turn: conversations.Turn | None) -> dict[str, Any]:
     remembered = turn.recall if turn else None
     key_most = settings().max_queued_per_key
-    is_far = _tally.has_room(order.key.id, most=key_most, now=time.monotonic())
+    is_far = _open_jobs.has_room(order.key.id, most=key_most, now=time.monotonic())
     return {
         "id": job_id, "key_id": order.key.id, "lane_id": lane_id, "flow": order.flow, "priority": order.priority,
         "share": order.cost / WEIGHTS[order.priority], "cost": order.cost, "images": order.images, "reserved": order.reserved_microusd,
-        "tokens": min(TOKENS_MOST, order.tokens + (remembered.tokens if remembered else 0)),
+        "tokens": min(MAX_TOKENS, order.tokens + (remembered.tokens if remembered else 0)),
         "endpoint": order.endpoint, "model": order.model,
         "request": order.request, "conversation_id": turn.conversation_id if turn else None, "turn": turn.number if turn else None,
         "held": turn is not None and remembered is None, "turn_tokens": order.turn_tokens if turn else None,
@@ -198,12 +198,12 @@ def _values(order: Order, job_id: UUID, lane_id: int, turn: conversations.Turn |
         "content_type": order.content_type, "streamed": order.streamed, "wants_urls": order.wants_urls,
         "headers": _json(order.headers),
         "fingerprint": order.fingerprint, "reader": order.reader, "request_id": order.request_id, "traceparent": order.traceparent,
-        "most": COUNTED_MOST, "key_most": 0 if is_far else key_most, "lane_most": _lane_most() or 0,
+        "most": MAX_COUNTED, "key_most": 0 if is_far else key_most, "lane_most": _lane_most() or 0,
         "lane_cap": settings().max_queued_per_lane,
     }  # fmt: skip
 
 
-def _with_attachments(session: Transaction, order: Order) -> Order:
+def _with_attachments(session: Transaction, order: Submission) -> Submission:
     """What is attached is a part of the question: it is reserved, and remembered."""
     if not order.attachments or order.conversation is None:
         return order
@@ -211,7 +211,7 @@ def _with_attachments(session: Transaction, order: Order) -> Order:
     return replace(order, tokens=order.tokens + weight, turn_tokens=(order.turn_tokens or 0) + weight)
 
 
-def _turn(session: Transaction, order: Order, *, lane_id: int) -> conversations.Turn | None:
+def _turn(session: Transaction, order: Submission, *, lane_id: int) -> conversations.Turn | None:
     if order.conversation is None:
         return None
     return conversations.take_turn(
@@ -220,31 +220,31 @@ def _turn(session: Transaction, order: Order, *, lane_id: int) -> conversations.
     )  # fmt: skip
 
 
-def new_id() -> UUID:
+def new_job_id() -> UUID:
     """A job's id: UUIDv7, so that ids sort by time."""
     return uuid7()
 
 
 @lru_cache(maxsize=65_536)
-def lane_of(pool_id: int, model: str) -> int:
+def lane_id_of(pool_id: int, model: str) -> int:
     """The id of the lane for this pool and model, found or made in a transaction of its own. Raises TooManyModels."""
     with begin() as session:
-        return lanes.find_or_make(session, pool_id, model)
+        return lanes.find_or_create(session, pool_id, model)
 
 
-def place(session: Transaction, job: Any) -> Place:
+def position_of(session: Transaction, job: Any) -> QueuePosition:
     """Where this job stands now. job: a row with id, lane_id, key_id, start_tag, status, held, conversation_id, turn and not_before.
 
     The count is exact where few stand ahead (milestone.EVERY, key_share.LOOKED_MOST), in part a few seconds old behind them, and ends
     at COUNTED_MOST. A held turn stands behind the turns before it and behind every lower tag of its key.
     """
-    return places(session, [job])[job.id]
+    return positions_of(session, [job])[job.id]
 
 
-def places(session: Transaction, jobs: Sequence[Any]) -> dict[UUID, Place]:
+def positions_of(session: Transaction, jobs: Sequence[Any]) -> dict[UUID, QueuePosition]:
     """Where each of these jobs stands now, as `place` says it, in few statements for all of them."""
     queued = [job for job in jobs if job.status == "queued"]
-    made = {job.id: ON_ITS_WAY for job in jobs}
+    made = {job.id: ADMITTED for job in jobs}
     if not queued:
         return made
     lanes = {lane.id: lane for lane in session.execute(_LANES, {"ids": sorted({job.lane_id for job in queued})})}
@@ -253,9 +253,9 @@ def places(session: Transaction, jobs: Sequence[Any]) -> dict[UUID, Place]:
     lasts = [_last(job, _here(job, before)) for job, before in zip(queued, turns, strict=True)]
     wanted = {
         "lanes": [job.lane_id for job in queued], "keys": [job.key_id for job in queued], "tags": [last.start_tag for last in lasts],
-        "ids": [last.id for last in lasts], "most": COUNTED_MOST,
+        "ids": [last.id for last in lasts], "most": MAX_COUNTED,
     }  # fmt: skip
-    capped = caps.reasons(session, queued) if any(lane.has_caps for lane in lanes.values()) else {}
+    capped = caps.block_reasons(session, queued) if any(lane.has_caps for lane in lanes.values()) else {}
     for ahead in session.execute(_AHEAD, wanted):
         job = queued[ahead.n - 1]
         made[job.id] = _place(job, lanes[job.lane_id], turns[ahead.n - 1], ahead, capped=capped.get(job.id))
@@ -271,25 +271,25 @@ def _last(job: Any, here: Sequence[Any]) -> Any:
     return max([job, *here], key=lambda one: (one.start_tag, one.id))
 
 
-def _place(job: Any, lane: Any, turns: Sequence[Any], ahead: Any, *, capped: str | None) -> Place:
+def _place(job: Any, lane: Any, turns: Sequence[Any], ahead: Any, *, capped: str | None) -> QueuePosition:
     here = _here(job, turns)
     last = _last(job, here)
     # What is counted are neither held turns nor `last` itself.
     position = ahead.jobs + 1 + sum(one.held or one is last for one in here)
     eta_s = estimate_s(lane, ahead, behind=len(turns))
     if lane.is_paused or capped == "paused":
-        return Place(position=position, eta_s=None, blocked_by="paused", wake_at=None)
+        return QueuePosition(position=position, eta_s=None, blocked_by="paused", wake_at=None)
     if job.held:
-        return Place(position=position, eta_s=eta_s, blocked_by="conversation", wake_at=None)
+        return QueuePosition(position=position, eta_s=eta_s, blocked_by="conversation", wake_at=None)
     if job.not_before and job.not_before > lane.now:
         rest_s = round((job.not_before - lane.now).total_seconds(), 1)
-        return Place(position=position, eta_s=max(eta_s, rest_s), blocked_by="backoff", wake_at=job.not_before)
+        return QueuePosition(position=position, eta_s=max(eta_s, rest_s), blocked_by="backoff", wake_at=job.not_before)
     if capped:
-        return Place(position=position, eta_s=None, blocked_by=capped, wake_at=None)
+        return QueuePosition(position=position, eta_s=None, blocked_by=capped, wake_at=None)
     if lane.blocked_by == "parked":
-        return Place(position=position, eta_s=None, blocked_by="parked", wake_at=None)
+        return QueuePosition(position=position, eta_s=None, blocked_by="parked", wake_at=None)
     wake_at = lane.wake_at if lane.blocked_by and lane.wake_in_s > 0 else None
-    return Place(position=position, eta_s=eta_s, blocked_by=lane.blocked_by, wake_at=wake_at)
+    return QueuePosition(position=position, eta_s=eta_s, blocked_by=lane.blocked_by, wake_at=wake_at)
 
 
 def estimate_s(lane: Any, ahead: Any, *, behind: int = 0) -> float:
@@ -312,7 +312,7 @@ def _refuse_if_full(joined: Any, *, key_id: int) -> None:
         raise LineFull(f"{most} jobs already wait in this line, as many as it holds. Come back later.", retry_after_s=60)
     if joined.of_key is None:
         return
-    _tally.note(key_id, joined.of_key, now=time.monotonic())
+    _open_jobs.note(key_id, joined.of_key, now=time.monotonic())
     most = settings().max_queued_per_key
     if joined.of_key >= most:
         raise LineFull(
@@ -325,10 +325,10 @@ def _refuse_if_full(joined: Any, *, key_id: int) -> None:
 def _lane_most() -> int | None:
     """Small caps are counted. None: for large ones the pacer's last count has to do, which may lag by a second."""
     most = settings().max_queued_per_lane
-    return most if most <= COUNTED_MOST else None
+    return most if most <= MAX_COUNTED else None
 
 
-def _refuse_if_late(order: Order, joined: Any) -> None:
+def _refuse_if_late(order: Submission, joined: Any) -> None:
     eta_s = estimate_s(joined, joined) if not joined.is_paused else 0.0
     if eta_s > order.expires_in_s:
         raise TooLate(
@@ -343,13 +343,13 @@ def _json(value: object) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-FIGURES = """
+LANE_FIGURES = """
     SELECT lane.*, now() AS now, coalesce(extract(epoch FROM lane.wake_at - now()), 0)::float8 AS wake_in_s,
            lane.paused_at IS NOT NULL OR pool.paused_at IS NOT NULL AS is_paused,
            lane.draining_at IS NOT NULL OR pool.draining_at IS NOT NULL AS is_draining, EXISTS (SELECT FROM cap) AS has_caps
     FROM lane JOIN pool ON pool.id = lane.pool_id
 """
-_LANES = text(f"{FIGURES} WHERE lane.id = ANY(:ids)")
+_LANES = text(f"{LANE_FIGURES} WHERE lane.id = ANY(:ids)")
 _AHEAD = text(f"""
     SELECT asked.n::int, ahead.*
     FROM unnest(CAST(:lanes AS bigint[]), CAST(:keys AS bigint[]), CAST(:tags AS float8[]), CAST(:ids AS uuid[]))
@@ -360,8 +360,8 @@ _AHEAD = text(f"""
         FROM key LEFT JOIN key_share AS found ON found.lane_id = asked.lane_id AND found.key_id = key.id WHERE key.id = asked.key_id
     ) AS share
     CROSS JOIN LATERAL ({
-    key_shares.ahead(
-        position_index.of_key(
+    key_shares.lane_ahead(
+        position_index.key_ahead(
             lane_id="asked.lane_id", key_id="asked.key_id", low_water="share.low_water", start_tag="asked.start_tag", job_id="asked.id"
         ),
         lane_id="asked.lane_id",
@@ -376,13 +376,13 @@ _AHEAD = text(f"""
 # A dormant lane (nobody was seen waiting for SETTLED_S) is woken by the submit itself; a busy one is not written to, so that
 # submits do not stand in line for its row. The pacer looks at lanes that fell idle less than twice SETTLED_S ago by itself.
 # The job itself is not there yet for what is counted.
-_AHEAD_OF_JOINED = key_shares.ahead(
-    position_index.of_key(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag",
+_AHEAD_OF_JOINED = key_shares.lane_ahead(
+    position_index.key_ahead(lane_id=":lane_id", key_id=":key_id", low_water="share.low_water", start_tag="joined.start_tag",
     job_id="joined.id"),
     lane_id=":lane_id", key_id=":key_id", lane_time="line.virtual_time", start_tag="joined.start_tag", job_id="joined.id", share="share",
 )  # fmt: skip
 _JOINED = f"""
-    WITH line AS ({FIGURES} WHERE lane.id = :lane_id AND lane.leaving_at IS NULL), {key_shares.JOINING}, moved AS (
+    WITH line AS ({LANE_FIGURES} WHERE lane.id = :lane_id AND lane.leaving_at IS NULL), {key_shares.SHARE_CTES}, moved AS (
         INSERT INTO key_flow AS f (lane_id, key_id, name, last_finish)
         SELECT line.id, :key_id, :flow, share.virtual_time + CAST(:share AS float8) FROM line, share
         ON CONFLICT (lane_id, key_id, name) DO UPDATE
@@ -434,9 +434,9 @@ _JOINED = f"""
         {_AHEAD_OF_JOINED}
     ) AS ahead
 """
-_JOIN = text(_JOINED.format(more=""))
+_ENQUEUE = text(_JOINED.format(more=""))
 # What `join` would refuse, or has to look at, fails as a whole, so that nothing of it stays. An estimate is rounded to a tenth of a second.
-_JOIN_AT_ONCE = text(
+_ENQUEUE_FAST = text(
     _JOINED.format(
         more="""
            , 1 / CASE WHEN line.is_draining OR line.has_caps OR counted.of_key >= :key_most

@@ -13,7 +13,7 @@ MINUTE_S = 60
 
 
 @dataclass(frozen=True)
-class Room:
+class Headroom:
     """Of requests or of tokens. limit: a minute's worth. remaining: what could still go now, were it asked for.
 
     reset_s: until all of the limit is free again, or, while somebody waits, until a job that joins now would go; None: nobody knows.
@@ -25,38 +25,38 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Rooms:
+class LaneHeadroom:
     """None: no limit is known."""
 
-    requests: Room | None
-    tokens: Room | None
+    requests: Headroom | None
+    tokens: Headroom | None
 
 
-def look(session: Transaction, lane_id: int) -> Rooms:
+def read_headroom(session: Transaction, lane_id: int) -> LaneHeadroom:
     """The room in this lane, for all who stand in it together."""
-    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": position_index.COUNTED_MOST}).one()
+    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": position_index.MAX_COUNTED}).one()
     reset_s: float | None = max(0.0, MINUTE_S - lane.newest_s) if lane.sent_requests else 0.0
     if lane.jobs:
         # The row has both: the lane's figures, and what stands before somebody who joins now.
         reset_s = None if lane.is_paused else enqueue.estimate_s(lane, lane)
-    return Rooms(
+    return LaneHeadroom(
         requests=_room(lane.rpm, lane.sent_requests + lane.jobs, reset_s),
         tokens=_room(lane.tpm, lane.sent_tokens + lane.tokens, reset_s),
     )
 
 
-def _room(limit: float | None, taken: int, reset_s: float | None) -> Room | None:
-    return None if limit is None else Room(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)
+def _room(limit: float | None, taken: int, reset_s: float | None) -> Headroom | None:
+    return None if limit is None else Headroom(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)
 
 
-_OF_KEY = position_index.of_key(
-    lane_id="lane.id", key_id="share.key_id", low_water="share.low_water", start_tag=position_index.END, job_id=position_index.FIRST
+_OF_KEY = position_index.key_ahead(
+    lane_id="lane.id", key_id="share.key_id", low_water="share.low_water", start_tag=position_index.MAX_TAG, job_id=position_index.MIN_ID
 )
 # Where no limit is known what was sent is not counted. Admitted jobs are on their way and not sent yet.
 _LOOK = text(f"""
     SELECT lane.*, sent.requests AS sent_requests, sent.tokens AS sent_tokens, sent.newest_s,
            queued.jobs + admitted.jobs AS jobs, queued.tokens + admitted.tokens AS tokens, queued.images + admitted.images AS images
-    FROM ({enqueue.FIGURES} WHERE lane.id = :id) AS lane
+    FROM ({enqueue.LANE_FIGURES} WHERE lane.id = :id) AS lane
     CROSS JOIN LATERAL (
         SELECT count(*) AS requests, coalesce(sum(tokens), 0) AS tokens,
                extract(epoch FROM clock_timestamp() - max(started_at))::float8 AS newest_s

@@ -21,13 +21,13 @@ from models.content.token_estimate import TOKENS_PER_MESSAGE
 from models.database.db import Transaction
 
 # However short they are.
-TURNS_MOST = 500
+MAX_TURNS = 500
 # Of system prompts stored before their tokens were: rather too many.
 _BYTES_PER_TOKEN = 3
 
 
 @dataclass(frozen=True)
-class Recall:
+class HistoryWindow:
     """since_turn: the first turn of the stretch. tokens: what is reserved for the history, the system prompt included."""
 
     since_turn: int
@@ -35,38 +35,38 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Memory:
+class History:
     """What goes before a turn's own messages. turns: oldest first; rows: id, endpoint, request, response, attachments."""
 
     prompt: str
     turns: Sequence[Any]
 
 
-def begin(
+def open_window(
     session: Transaction, *, conversation_id: int, turn: int, endpoint: str, lane_id: int, tokens: int, turn_tokens: int | None
-) -> Recall:
+) -> HistoryWindow:
     """What a new turn remembers, all before it having ended. tokens: its own, with the reply; turn_tokens: its question's."""
     wanted = {"conversation_id": conversation_id, "turn": turn, "endpoint": endpoint, "lane_id": lane_id, "tokens": tokens}
     row = session.execute(_BEGIN, {**wanted, "turn_tokens": turn_tokens, **_rules()}).one()
-    return Recall(row.since_turn, int(row.history_tokens))
+    return HistoryWindow(row.since_turn, int(row.history_tokens))
 
 
-def fit(session: Transaction, job_ids: Sequence[UUID]) -> None:
+def fit_windows(session: Transaction, job_ids: Sequence[UUID]) -> None:
     """These turns, just let into the line, have reserved what they remember."""
     if job_ids:
         session.execute(_FIT, {"ids": list(job_ids), **_rules()})
 
 
-def weigh(session: Transaction, row: Any, *, most_bytes: int) -> int:
+def estimate_bytes(session: Transaction, row: Any, *, most_bytes: int) -> int:
     """About how many bytes `read` would find, with the files that go with them and with this turn, in base64."""
     wanted = {
         "conversation_id": row.conversation_id, "since": row.since_turn, "turn": row.turn, "room": row.history_tokens or 0,
-        "most_bytes": most_bytes, "turns_most": TURNS_MOST, "attachments": list(row.attachments or ()),
+        "most_bytes": most_bytes, "turns_most": MAX_TURNS, "attachments": list(row.attachments or ()),
     }  # fmt: skip
     return int(session.execute(_WEIGH, wanted).scalar_one())
 
 
-def read(session: Transaction, row: Any, *, most_bytes: int) -> Memory:
+def read_history(session: Transaction, row: Any, *, most_bytes: int) -> History:
     """What this claimed turn remembers, within what it reserved. row: id, conversation_id, turn, since_turn, history_tokens.
 
     most_bytes: upper bound on what is read; pictures weigh little and are large.
@@ -75,9 +75,9 @@ def read(session: Transaction, row: Any, *, most_bytes: int) -> Memory:
     prompt = talk.prompt if talk is not None else ""
     room = (row.history_tokens or 0) - prompt_tokens(prompt)
     if row.since_turn is None or room <= 0:
-        return Memory(prompt, [])
+        return History(prompt, [])
     wanted = {"conversation_id": row.conversation_id, "since": row.since_turn, "turn": row.turn, "room": room, "most_bytes": most_bytes}
-    return Memory(prompt, session.execute(_READ, {**wanted, "turns_most": TURNS_MOST}).all())
+    return History(prompt, session.execute(_READ, {**wanted, "turns_most": MAX_TURNS}).all())
 
 
 def prompt_tokens(prompt: str) -> int:
@@ -85,7 +85,7 @@ def prompt_tokens(prompt: str) -> int:
     return token_estimate.estimate_text(prompt) + TOKENS_PER_MESSAGE if prompt else 0
 
 
-def shrink(session: Transaction, job_id: UUID) -> None:
+def halve_context(session: Transaction, job_id: UUID) -> None:
     """The upstream found this turn's messages too long: the next ones of its conversation get half of what it had."""
     session.execute(_SHRINK, {"id": job_id})
 
@@ -94,7 +94,7 @@ def _rules() -> dict[str, Any]:
     known = settings()
     return {
         "context_tokens": known.session_context_tokens, "usual_prompt_tokens": prompt_tokens(known.session_system_prompt),
-        "fresh_after_s": known.session_fresh_after_s, "default_tpm": known.default_tpm, "turns_most": TURNS_MOST,
+        "fresh_after_s": known.session_fresh_after_s, "default_tpm": known.default_tpm, "turns_most": MAX_TURNS,
     }  # fmt: skip
 
 

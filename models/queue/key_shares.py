@@ -18,7 +18,7 @@ from sqlalchemy import text
 from models.database.db import Transaction
 
 # Of every other key so many jobs are looked at for a place; of more, as many as their mean cost lets pass are taken to stand ahead.
-LOOKED_MOST = 100
+MAX_READ_PER_KEY = 100
 # Longer than any transaction of ours can stay open (db.SERVER_OPTIONS): what was true this long ago, every submit has seen.
 SETTLED_S = 20
 
@@ -33,7 +33,7 @@ class Charge:
     virtual_time: float
 
 
-def turns(admitted: Sequence[Any]) -> list[tuple[float, float]]:
+def virtual_turns(admitted: Sequence[Any]) -> list[tuple[float, float]]:
     """(turn, finish) of each of these jobs in the lane's time. What was passed over costs its key nothing. Rows: of pacing.heads.
 
     What an operator put first is charged to its key, and moves nobody else's time.
@@ -64,14 +64,14 @@ def charges(going: Sequence[Any], looked_at: Sequence[Any], *, cut: Set[int]) ->
     return list(made.values())
 
 
-def open_for(session: Transaction, lane_id: int, key_id: int) -> None:
+def ensure_share(session: Transaction, lane_id: int, key_id: int) -> None:
     """The key has a row in this lane. To be committed soon: whoever submits next with this key waits for it."""
     wanted = {"lane_id": lane_id, "key_id": key_id}
     if session.execute(_KNOWN, wanted).one_or_none() is None:
         session.execute(_OPEN, wanted)
 
 
-def charge(session: Transaction, charges: Sequence[Charge], *, times: Mapping[int, float]) -> None:
+def charge_shares(session: Transaction, charges: Sequence[Charge], *, times: Mapping[int, float]) -> None:
     """Each key's next turn is later by what it was given. times: lane → the virtual time at which it was looked at."""
     ordered = sorted(charges, key=lambda one: (one.lane_id, one.key_id))
     if ordered:
@@ -87,7 +87,7 @@ def charge(session: Transaction, charges: Sequence[Charge], *, times: Mapping[in
         )
 
 
-def come_back(session: Transaction, rows: Iterable[tuple[int, int, float, float]]) -> None:
+def restore_requeued(session: Transaction, rows: Iterable[tuple[int, int, float, float]]) -> None:
     """Jobs stand in line again, and what they had not used is given back.
 
     rows: (lane id, key id, start tag, cost to give back).
@@ -109,7 +109,7 @@ def come_back(session: Transaction, rows: Iterable[tuple[int, int, float, float]
         )
 
 
-def give_back(session: Transaction, rows: Iterable[Any]) -> None:
+def refund_flows(session: Transaction, rows: Iterable[Any]) -> None:
     """Users whose jobs ended uncalled get back the share that these had in line. Rows: lane_id, key_id, flow, share.
 
     A user who submits or is moved at this moment is passed over: whoever holds the row may be waiting for these jobs. Last in its
@@ -143,19 +143,19 @@ def raise_low_water(session: Transaction, lane_id: int, ceilings: Mapping[int, f
         session.execute(_RAISE_LOW_WATER, {"lane_id": lane_id, "keys": locked, "ceilings": [ceilings[one] for one in locked]})
 
 
-def recount(session: Transaction, lane_id: int) -> None:
+def recount_jobs(session: Transaction, lane_id: int) -> None:
     """The lane's keys have rows with what waits of each, and no mark above it; those without jobs for a while have none any more."""
     session.execute(_COUNT, {"lane_id": lane_id})
     session.execute(_DROP_IDLE, {"lane_id": lane_id, "settled_s": 2 * SETTLED_S})
 
 
-def rebuild(session: Transaction, lane_id: int) -> None:
+def rebuild_shares(session: Transaction, lane_id: int) -> None:
     """The marks and counters of the lane's keys are made again from their jobs."""
-    recount(session, lane_id)
+    recount_jobs(session, lane_id)
     session.execute(text("UPDATE key_share SET low_water = '-infinity' WHERE lane_id = :id"), {"id": lane_id})
 
 
-def of(session: Transaction, lane_id: int) -> Sequence[Any]:
+def virtual_times(session: Transaction, lane_id: int) -> Sequence[Any]:
     """The keys of this lane. Rows: key_id, virtual_time."""
     return session.execute(text("SELECT key_id, virtual_time FROM key_share WHERE lane_id = :id"), {"id": lane_id}).all()
 
@@ -167,7 +167,7 @@ _BEGINNING = """
 #: CTEs of a submit: `share`, the key's row in the lane, made where there is none; empty where another submit makes it at this moment.
 #: And `kept`, which marks it as in use; to be read before the lane is locked. Before them: `line`, the lane's. Nobody locks a row that is
 #: there and in use: a key's submits would stand in line for it, one commit each.
-JOINING = f"""
+SHARE_CTES = f"""
     known AS (
         SELECT last_finish, virtual_time, low_water FROM key_share WHERE lane_id = :lane_id AND key_id = :key_id
     ), opened AS (
@@ -184,7 +184,7 @@ JOINING = f"""
 """
 
 
-def ahead(own: str, *, lane_id: str, key_id: str, lane_time: str, start_tag: str, job_id: str, share: str) -> str:
+def lane_ahead(own: str, *, lane_id: str, key_id: str, lane_time: str, start_tag: str, job_id: str, share: str) -> str:
     """SQL of one row: jobs, tokens and images ahead of this place in the lane. The arguments are SQL.
 
     own: what stands ahead of the key's own (milestone.of_key). share: an alias with last_finish and weight of the key.
@@ -209,11 +209,11 @@ def ahead(own: str, *, lane_id: str, key_id: str, lane_time: str, start_tag: str
                     FROM (
                         SELECT id, key_id, start_tag, tokens, images, cost FROM job
                         WHERE job.lane_id = {lane_id} AND job.key_id = other.key_id AND status = 'queued' AND NOT held
-                        AND start_tag >= other.low_water ORDER BY start_tag, id LIMIT {LOOKED_MOST}
+                        AND start_tag >= other.low_water ORDER BY start_tag, id LIMIT {MAX_READ_PER_KEY}
                     ) AS first
                 ) AS one WHERE (one.turn, one.id) < (mine.turn, {job_id})
             ) AS near CROSS JOIN LATERAL (
-                SELECT CASE WHEN near.jobs < {LOOKED_MOST} OR mine.turn < 0 THEN near.jobs ELSE greatest(near.jobs, least(
+                SELECT CASE WHEN near.jobs < {MAX_READ_PER_KEY} OR mine.turn < 0 THEN near.jobs ELSE greatest(near.jobs, least(
                     other.queued, floor((mine.turn - other.starts) * other.weight / near.cost * near.jobs)
                 )) END AS jobs
             ) AS whole WHERE near.jobs > 0

@@ -16,15 +16,15 @@ from models.keys.keys import Limits
 from models.queue import admission, key_shares, position_index
 from models.queue.key_shares import SETTLED_S
 
-LANES_MOST = 50
+BATCH_LANES = 50
 # Jobs waiting, as last counted, from which on a lane has milestones.
-LONG = 2 * position_index.EVERY
+LONG_LANE = 2 * position_index.CHECKPOINT_EVERY
 # Of one core, at most, for counting one long lane.
 COUNTING_SHARE = 1 / 20
 
 
 @dataclass
-class Seen:
+class LaneState:
     """What is remembered of a lane.
 
     times: its keys' virtual times at moments of the last SETTLED_S; rests_until: until when what takes long has to rest.
@@ -42,18 +42,18 @@ class Seen:
         self.rests_until[what] = now + (time.monotonic() - began) / COUNTING_SHARE
 
 
-class Care:
+class LaneMaintenance:
     """Goes round the lanes with work, LANES_MOST at a time; one short transaction a lane."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, Seen] = {}
+        self._seen: dict[int, LaneState] = {}
         self._round: set[int] = set()
         self._last_id = 0
 
     def choose(self, session: Transaction) -> Sequence[Any]:
         """The next lanes in turn, at most LANES_MOST. Rows for `refresh`."""
-        rows = session.execute(_ACTIVE, {"after": self._last_id, "most": LANES_MOST}).all()
-        self._last_id = rows[-1].id if len(rows) == LANES_MOST else 0
+        rows = session.execute(_ACTIVE, {"after": self._last_id, "most": BATCH_LANES}).all()
+        self._last_id = rows[-1].id if len(rows) == BATCH_LANES else 0
         self._round |= {row.id for row in rows}
         if self._last_id == 0:  # once round: what is not remembered anew has fallen idle
             self._seen = {number: seen for number, seen in self._seen.items() if number in self._round}
@@ -65,21 +65,21 @@ class Care:
 
         Returns the operator's limits of each credential that serves it, as they are now.
         """
-        seen = self._seen.setdefault(lane.id, Seen())
+        seen = self._seen.setdefault(lane.id, LaneState())
         # Shares before the lane's row, as everybody locks them.
         self._raise_low_water(session, lane.id, seen, now=now)
-        seen.at_leisure("shares", lambda: key_shares.recount(session, lane.id), now=now)
+        seen.at_leisure("shares", lambda: key_shares.recount_jobs(session, lane.id), now=now)
         credentials = limits.credentials_of(session, [lane.pool_id])[lane.pool_id]
         states = [limits.read(session, number, lane.model) for number in credentials]
         usual_s = _usual_s(session, credentials, lane.model)
-        admission.write_figures(session, lane.id, usual_s=usual_s, limits=limits.together(states))
+        admission.write_estimates(session, lane.id, usual_s=usual_s, limits=limits.together(states))
         seen.at_leisure("count", lambda: session.execute(_COUNT, {"id": lane.id}), now=now)
-        if lane.queued >= LONG or lane.has_milestones:
-            seen.at_leisure("milestones", lambda: position_index.set_anew(session, lane.id), now=now)
+        if lane.queued >= LONG_LANE or lane.has_milestones:
+            seen.at_leisure("milestones", lambda: position_index.rebuild_checkpoints(session, lane.id), now=now)
         return {number: state.limits for number, state in zip(credentials, states, strict=True)}
 
-    def _raise_low_water(self, session: Transaction, lane_id: int, seen: Seen, *, now: float) -> None:
-        rows = {row.key_id: row.virtual_time for row in key_shares.of(session, lane_id)}
+    def _raise_low_water(self, session: Transaction, lane_id: int, seen: LaneState, *, now: float) -> None:
+        rows = {row.key_id: row.virtual_time for row in key_shares.virtual_times(session, lane_id)}
         seen.times = {number: seen.times.get(number, deque()) for number in rows}
         ceilings = {number: _settled(seen.times[number], virtual_time, now=now) for number, virtual_time in rows.items()}
         key_shares.raise_low_water(session, lane_id, {number: one for number, one in ceilings.items() if one is not None})

@@ -15,7 +15,7 @@ from models.queue.key_shares import SETTLED_S
 KEPT_S = 86_400
 
 
-def find_or_make(session: Transaction, pool_id: int, model: str) -> int:
+def find_or_create(session: Transaction, pool_id: int, model: str) -> int:
     """The id of the lane for this pool and model. Raises TooManyModels where it would be one more than NOWSERVING_MAX_LANES_PER_POOL."""
     wanted = {"pool_id": pool_id, "model": model, "most": settings().max_lanes_per_pool}
     found = session.execute(_FIND, wanted).scalar_one_or_none() or session.execute(_MAKE, wanted).scalar_one_or_none()
@@ -37,7 +37,7 @@ def exists(session: Transaction, lane_id: int) -> bool:
     )
 
 
-def drop_idle(session: Transaction, *, limit: int) -> int:
+def delete_idle(session: Transaction, *, limit: int) -> int:
     """Up to `limit` lanes that nobody has used for KEPT_S leave, with what was kept of their keys and users; returns how many.
 
     First a lane is marked, and no submit joins it any more: find_or_make takes the mark away again. It is deleted 2 SETTLED_S later, when

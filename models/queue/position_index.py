@@ -10,22 +10,22 @@ from sqlalchemy import text
 from models.database.db import Transaction
 
 # Jobs from one to the next: so many a count reads at most, and the places before the first are exact.
-EVERY = 250
+CHECKPOINT_EVERY = 250
 # As far as anybody counts. Who stands behind that is told this and one.
-COUNTED_MOST = 10_000
+MAX_COUNTED = 10_000
 # SQL: before everybody with the same tag, and behind every tag.
-FIRST = "CAST('00000000-0000-0000-0000-000000000000' AS uuid)"
-END = "CAST('infinity' AS float8)"
+MIN_ID = "CAST('00000000-0000-0000-0000-000000000000' AS uuid)"
+MAX_TAG = "CAST('infinity' AS float8)"
 # Older ones are not believed: whoever sets them is behind, or away.
-GOOD_S = 6
+FRESH_S = 6
 
 
-def set_anew(session: Transaction, lane_id: int) -> None:
+def rebuild_checkpoints(session: Transaction, lane_id: int) -> None:
     """The milestones of all keys with jobs in this lane are those of now."""
-    session.execute(_SET, {"lane_id": lane_id, "every": EVERY, "most": COUNTED_MOST})
+    session.execute(_SET, {"lane_id": lane_id, "every": CHECKPOINT_EVERY, "most": MAX_COUNTED})
 
 
-def of_key(*, lane_id: str, key_id: str, low_water: str, start_tag: str, job_id: str) -> str:
+def key_ahead(*, lane_id: str, key_id: str, low_water: str, start_tag: str, job_id: str) -> str:
     """SQL of one row: jobs, tokens, images and cost of this key ahead of this place. The arguments are SQL.
 
     `:most` is to be bound to COUNTED_MOST.
@@ -36,7 +36,7 @@ def of_key(*, lane_id: str, key_id: str, low_water: str, start_tag: str, job_id:
         FROM (SELECT) AS this LEFT JOIN LATERAL (
             SELECT one.* FROM key_milestones, unnest(start_tags, ids, jobs, tokens, images, costs)
                 AS one (start_tag, id, jobs, tokens, images, cost)
-            WHERE key_milestones.lane_id = {lane_id} AND key_milestones.key_id = {key_id} AND set_at > now() - interval '{GOOD_S} s'
+            WHERE key_milestones.lane_id = {lane_id} AND key_milestones.key_id = {key_id} AND set_at > now() - interval '{FRESH_S} s'
             AND (one.start_tag, one.id) <= ({start_tag}, {job_id}) ORDER BY one.start_tag DESC, one.id DESC LIMIT 1
         ) AS last ON true CROSS JOIN LATERAL (
             SELECT count(*) AS jobs, coalesce(sum(tokens), 0)::bigint AS tokens, coalesce(sum(images), 0)::bigint AS images,
@@ -44,7 +44,7 @@ def of_key(*, lane_id: str, key_id: str, low_water: str, start_tag: str, job_id:
             FROM (
                 SELECT tokens, images, cost FROM job
                 WHERE lane_id = {lane_id} AND key_id = {key_id} AND status = 'queued' AND NOT held
-                AND (start_tag, id) >= (coalesce(last.start_tag, {low_water}), coalesce(last.id, {FIRST}))
+                AND (start_tag, id) >= (coalesce(last.start_tag, {low_water}), coalesce(last.id, {MIN_ID}))
                 AND (start_tag, id) < ({start_tag}, {job_id}) LIMIT :most - coalesce(last.jobs, 0)
             ) AS counted
         ) AS near

@@ -137,7 +137,7 @@ class Plant:
             "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
             "OPENAI_BASE_URL": self.upstream.base_url,
         }
-        for cached in (settings, notify.client, db.engine, enqueue.lane_of):
+        for cached in (settings, notify.client, db.engine, enqueue.lane_id_of):
             cached.cache_clear()
         migrate.to_latest()
         self._register()

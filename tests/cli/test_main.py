@@ -150,7 +150,7 @@ def test_the_command_line_rests_where_no_seat_is_free(address: str, override: Ca
     name = caller.submit()
 
     client = Client(address, caller.token, rest=rests.append)
-    with waiter_registry.wait_for(enqueue.new_id(), 1):
+    with waiter_registry.wait_for(enqueue.new_job_id(), 1):
         assert "queued" == client.wait(name, wait_s=30)["status"]
     end(caller, name)
 

@@ -50,7 +50,7 @@ def test_one_picture_says_who_waits_why_and_how_long(api: Api) -> None:
         submit(who, model="gpt-4o-mini", flow="[bold]anna")
     query("UPDATE lane SET queued = 3, blocked_by = 'rpm', rpm = 10")
     with db.begin() as session:
-        workers.report(session, "worker0@here", slots=64, jobs=[runs])
+        workers.record_heartbeat(session, "worker0@here", slots=64, jobs=[runs])
         parking.park(session, credential_of(session, known("sk-parked")), reason="401 from the upstream", error=None)
     said = top(api, "--once").output
 

@@ -91,7 +91,7 @@ class Case:
         self.who: Key = caller(f"sk-{point}-{how}")
         self.at_crash = ""
         self.process: Process | None = None
-        enqueue.lane_of(self.who.pool_id, "m")
+        enqueue.lane_id_of(self.who.pool_id, "m")
         self.close()
         self.said = f"{point} {how}"
         self.job_id: UUID = ask(self.who, self.said)

@@ -187,4 +187,4 @@ _STARTS = """
 def _empty() -> None:
     names = "SELECT string_agg(tablename, ', ') AS names FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
     query(f"TRUNCATE {query(names)[0].names}")
-    enqueue.lane_of.cache_clear()
+    enqueue.lane_id_of.cache_clear()

@@ -29,7 +29,7 @@ from models.jobs.states import TERMINAL, AttemptResult, JobResult, Outcome, Stat
 from models.keys.keys import Key
 from models.platform.errors import LineFull, Unavailable
 from models.queue import admission, enqueue, key_shares
-from models.queue.admission import Admission, Settled
+from models.queue.admission import Admission, LaneOutcome
 from tests.support.queue_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -62,7 +62,7 @@ class Line(RuleBasedStateMachine):
     def begin(self) -> None:
         for table in ("job", "job_event", "attempt", "key_flow", "key_share", "conversation", "lane"):
             query(f"DELETE FROM {table}")
-        enqueue.lane_of.cache_clear()
+        enqueue.lane_id_of.cache_clear()
         self.caller: Key = known()
         self.doorbells: list[tuple[UUID, UUID]] = []
         self.calls: list[tuple[UUID, UUID]] = []
@@ -97,7 +97,7 @@ class Line(RuleBasedStateMachine):
         query("UPDATE lane SET wake_at = coalesce(wake_at, now()), idle_since = NULL")
         self.open_since = self.times()
         session = self.open.enter_context(db.begin())
-        enqueue.join(session, submitted, job_id=enqueue.new_id())
+        enqueue.enqueue_job(session, submitted, job_id=enqueue.new_job_id())
 
     @precondition(lambda self: self.open_since is not None)
     @rule()
@@ -117,7 +117,7 @@ class Line(RuleBasedStateMachine):
         query("UPDATE lane SET wake_at = now() WHERE wake_at > now() AND claimed_until IS NULL")
         with db.begin() as session:
             lanes = admission.claim_lanes(session, woken=[], most=5)
-            self.looks[pacer] = (lanes, admission.heads(session, lanes, most=most))
+            self.looks[pacer] = (lanes, admission.queue_heads(session, lanes, most=most))
 
     @rule(pacer=PACER, granted=st.integers(0, 5))
     def conclude(self, pacer: int, granted: int) -> None:
@@ -128,17 +128,18 @@ class Line(RuleBasedStateMachine):
             given = [Admission(head.id, uuid4(), credential_id) for head in going]
             marked = admission.admit(session, given)
             empty = {one.id for one in lanes} - {head.lane_id for head in heads}
-            later = admission.later_wakes(session, sorted(empty)) if empty else {}
+            later = admission.delayed_wakes(session, sorted(empty)) if empty else {}
             went = [head for head, each in zip(going, given, strict=True) if each.dispatch_id in marked]
-            key_shares.charge(
+            key_shares.charge_shares(
                 session,
                 key_shares.charges(went, heads, cut={head.lane_id for head in heads}),
                 times={one.id: one.virtual_time for one in lanes},
             )
-            admission.settle(
+            admission.settle_lanes(
                 session,
                 [
-                    Settled(one.id, max([one.virtual_time, *(at for at, _ in key_shares.turns([h for h in going if h.lane_id == one.id]))]),
+                    LaneOutcome(one.id, max([one.virtual_time, *(at for at, _ in key_shares.virtual_turns(
+                        [head for head in going if head.lane_id == one.id]))]),
                             later.get(one.id) if one.id in empty else 0.0, None)
                     for one in lanes
                 ],
@@ -259,7 +260,7 @@ class Line(RuleBasedStateMachine):
     @rule()
     def forgotten_lanes_are_found(self) -> None:
         with db.begin() as session:
-            admission.find_forgotten(session)
+            admission.wake_lost(session)
 
     # What is always true
 
@@ -281,7 +282,7 @@ class Line(RuleBasedStateMachine):
     def check_reachable(self, jobs: dict[UUID, Any]) -> None:
         lanes = query("SELECT *, idle_since > now() - interval '39 s' AS is_watched FROM lane")
         with db.begin() as session:
-            found = {head.id for head in admission.heads(session, lanes, most=1_000)}
+            found = {head.id for head in admission.queue_heads(session, lanes, most=1_000)}
         (now,) = query("SELECT now() AS at")
         waiting = {one.id for one in jobs.values() if one.status == Status.QUEUED and not one.held}
         may_go = {one for one in waiting if jobs[one].not_before is None or jobs[one].not_before <= now.at}
@@ -374,11 +375,11 @@ class Crowd:
     def pace(self) -> None:
         with db.begin() as session:
             lanes = admission.claim_lanes(session, woken=[], most=10)
-            heads = admission.heads(session, lanes, most=4)
+            heads = admission.queue_heads(session, lanes, most=4)
             credential_id = credential_of(session, self.caller)
         with db.begin() as session:
             admission.admit(session, [Admission(head.id, uuid4(), credential_id) for head in heads])
-            admission.settle(session, [Settled(one.id, one.virtual_time, None if not heads else 0.0, None) for one in lanes])
+            admission.settle_lanes(session, [LaneOutcome(one.id, one.virtual_time, None if not heads else 0.0, None) for one in lanes])
 
     def claim(self) -> None:
         for one in self.some("admitted"):
@@ -399,7 +400,7 @@ class Crowd:
         with db.begin() as session:
             cancellation.expire(session)
         with db.begin() as session:
-            admission.find_forgotten(session)
+            admission.wake_lost(session)
 
     def reap(self) -> None:
         for one in [*self.some("running"), *self.some("running")]:

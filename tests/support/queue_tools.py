@@ -33,21 +33,21 @@ def known(token: str = "sk-test") -> Key:
         return keys.recognise(session, token)
 
 
-def order(caller: Key, **wanted: Any) -> enqueue.Order:
+def order(caller: Key, **wanted: Any) -> enqueue.Submission:
     """An order for model `m` where nothing else is wanted."""
     usual = {"endpoint": "/v1/chat/completions", "model": "m", "request": BODY, "flow": "someone", "tokens": 100}
-    return enqueue.Order(key=caller, **{**usual, **wanted})
+    return enqueue.Submission(key=caller, **{**usual, **wanted})
 
 
 def submit(caller: Key, **wanted: Any) -> UUID:
     """One more job in this key's line for model `m`, by the way that a request would take; returns its id."""
-    job_id = enqueue.new_id()
+    job_id = enqueue.new_job_id()
     with db.autocommit() as session:
-        if enqueue.join_at_once(session, order(caller, **wanted), job_id=job_id) is not None:
+        if enqueue.enqueue_fast(session, order(caller, **wanted), job_id=job_id) is not None:
             return job_id
     enqueue.prepare(order(caller, **wanted))
     with db.begin() as session:
-        enqueue.join(session, order(caller, **wanted), job_id=job_id)
+        enqueue.enqueue_job(session, order(caller, **wanted), job_id=job_id)
     return job_id
 
 
@@ -57,15 +57,15 @@ def admit_all(caller: Key, *, most: int) -> list[UUID]:
         credential_id = credential_of(session, caller)
         session.execute(text("UPDATE lane SET claimed_until = NULL, wake_at = now() - interval '1 s'"))
         lanes = admission.claim_lanes(session, woken=[], most=100)
-        heads = admission.heads(session, lanes, most=most)
+        heads = admission.queue_heads(session, lanes, most=most)
         given = [admission.Admission(job_id=head.id, dispatch_id=uuid4(), credential_id=credential_id) for head in heads]
         assert len(given) == len(admission.admit(session, given))
-        key_shares.charge(
+        key_shares.charge_shares(
             session,
             key_shares.charges(heads, heads, cut={head.lane_id for head in heads[most - 1 :]}),
             times={lane.id: lane.virtual_time for lane in lanes},
         )
-        admission.settle(session, [_moved_on(lane, heads) for lane in lanes])
+        admission.settle_lanes(session, [_moved_on(lane, heads) for lane in lanes])
     return [head.id for head in heads]
 
 
@@ -137,7 +137,7 @@ def report(*names: str) -> None:
     """These API processes send a heartbeat."""
     for name in names:
         with db.begin() as session:
-            api_processes.report(session, name)
+            api_processes.record_heartbeat(session, name)
 
 
 def pass_time(seconds: float, *reporting: str) -> None:
@@ -172,7 +172,7 @@ def heads(*, most: int = 100) -> list[UUID]:
     """Who stands at the head of the lines, from their low-water marks, as the pacer finds them."""
     with db.begin() as session:
         lanes = session.execute(text("SELECT id, virtual_time FROM lane")).all()
-        return [head.id for head in admission.heads(session, lanes, most=most)]
+        return [head.id for head in admission.queue_heads(session, lanes, most=most)]
 
 
 def query(statement: str, **values: Any) -> Sequence[Any]:
@@ -193,6 +193,6 @@ def at_once(*works: Callable[[], Any]) -> list[Any]:
         return [one.result() for one in [threads.submit(work) for work in works]]
 
 
-def _moved_on(lane: Any, served: Sequence[Any]) -> admission.Settled:
-    turns = [turn for turn, _ in key_shares.turns([head for head in served if head.lane_id == lane.id])]
-    return admission.Settled(lane_id=lane.id, virtual_time=max([lane.virtual_time, *turns]), wake_in_s=0, blocked_by=None)
+def _moved_on(lane: Any, served: Sequence[Any]) -> admission.LaneOutcome:
+    turns = [turn for turn, _ in key_shares.virtual_turns([head for head in served if head.lane_id == lane.id])]
+    return admission.LaneOutcome(lane_id=lane.id, virtual_time=max([lane.virtual_time, *turns]), wake_in_s=0, blocked_by=None)

@@ -31,4 +31,4 @@ def empty() -> None:
             for name, found in session.execute(has_rows).one()._asdict().items():
                 if found:
                     session.execute(text(f"DELETE FROM {name}"))
-    enqueue.lane_of.cache_clear()
+    enqueue.lane_id_of.cache_clear()

@@ -188,7 +188,7 @@ def test_no_odd_answer_is_bought_twice(workshop: Workshop, odd: Make, name: str,
     job = submit(caller, request=json.dumps(request).encode(), streamed=shape == "streamed")
     workshop.run(ended(job))
     with db.begin() as session:
-        shown = job_view.show(session, job_view.find(session, job, caller.id))
+        shown = job_view.render_job(session, job_view.find_job(session, job, caller.id))
 
     assert (1, 1) == (len(there.calls), shown["attempt_count"])
 

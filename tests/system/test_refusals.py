@@ -118,7 +118,7 @@ def test_a_job_shows_its_first_and_last_attempts_and_their_number(
     poisoned = ask(caller, f"never {UNNAMED}")
     workshop.run(ended(poisoned))
     with db.begin() as session:
-        shown = job_view.show(session, job_view.find(session, poisoned, caller.id))
+        shown = job_view.render_job(session, job_view.find_job(session, poisoned, caller.id))
 
     assert 31 == shown["attempt_count"]
     assert [*range(1, 11), *range(22, 32)] == [one["n"] for one in shown["attempts"]]

@@ -79,7 +79,9 @@ def _titles(job_ids: Sequence[str]) -> dict[str, str]:
         return {}
     try:
         with db.begin() as session:
-            return {public_id(number): said for number, said in task_names.of_jobs(session, [parse_id(one) for one in job_ids]).items()}
+            return {
+                public_id(number): said for number, said in task_names.names_by_job(session, [parse_id(one) for one in job_ids]).items()
+            }
     except Unavailable:
         return {}
 

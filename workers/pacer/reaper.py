@@ -60,7 +60,7 @@ class Reaper:
         self._limiter = limiter
         self._wakeups = wakeups
         self._amnesty = ReapGrace()
-        self._care = lane_maintenance.Care()
+        self._care = lane_maintenance.LaneMaintenance()
         self._due: dict[str, float] = {}
         self._enforced: dict[Meter, Limits] = {}
 
@@ -86,7 +86,7 @@ class Reaper:
         if self._is_due("parked", PARKED_EVERY_S, now):
             self._fail_parked()
         with db.begin() as session:
-            forgotten = admission.find_forgotten(session)
+            forgotten = admission.wake_lost(session)
         for lane_id in forgotten:
             self._wakeups.wake(lane_id)
         if self._is_due("figures", FIGURES_EVERY_S, now):
@@ -99,8 +99,8 @@ class Reaper:
                     self._enforce(Meter(credential_id, lane.model), limits, lane_id=lane.id)
         if self._is_due("workers", FORGET_EVERY_S, now):
             with db.begin() as session:
-                workers.forget(session, unseen_s=settings().lease_s * 10)
-                api_processes.forget(session, unseen_s=settings().lease_s * 10)
+                workers.remove_silent(session, unseen_s=settings().lease_s * 10)
+                api_processes.remove_silent(session, unseen_s=settings().lease_s * 10)
 
     def enforce(self, lane_ids: Sequence[int], *, forget: bool) -> None:
         """The operator's limits of these lanes hold from now on. forget: the limiter's state is made again from Postgres.
@@ -153,7 +153,7 @@ class Reaper:
     def _expire(self) -> Sequence[Any]:
         with db.begin() as session:
             expired = cancellation.expire(session)
-            since = admission.waiting_since(session, [row.id for row in expired if row.calls]) if expired else {}
+            since = admission.queued_since(session, [row.id for row in expired if row.calls]) if expired else {}
         self._tell(expired, "ended")
         for row in expired:
             wait_log.log_left_queue(row, since.get(row.id, row.created_at), why=states.Status.EXPIRED)
@@ -164,7 +164,7 @@ class Reaper:
         for _ in range(MAX_ABANDONED):
             # Each in a transaction of its own, as job.cancel takes several locks; in it nobody can come back to the job.
             with db.begin() as session:
-                done = waiters.abandon(session, longer_than_s=settings().abandoned_after_s)
+                done = waiters.cancel_abandoned(session, longer_than_s=settings().abandoned_after_s)
             if done is None:
                 return
             log.info(
@@ -184,7 +184,7 @@ class Reaper:
             error, status = _parked(row.words or {})
             with db.begin() as session:
                 is_refused = completion.fail_queued(session, row.id, error=error, http_status=status)
-                since = admission.waiting_since(session, [row.id]) if is_refused and row.calls else {}
+                since = admission.queued_since(session, [row.id]) if is_refused and row.calls else {}
             if is_refused:
                 notify.job(row.id, "ended")
                 wait_log.log_left_queue(row, since.get(row.id, row.created_at), why=str(error["code"]))

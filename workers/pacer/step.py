@@ -18,7 +18,7 @@ from models.keys.parking import Refusal
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, caps, key_shares
-from models.queue.admission import Admission, Settled
+from models.queue.admission import Admission, LaneOutcome
 from workers.broker.publish import Call, Ring
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report
@@ -84,8 +84,8 @@ class Pacer:
             self._seen_most = min(MAX_HEADS, max(free, 0)) + 1  # one more than can go: whoever has fewer is seen whole
             pool_ids = sorted({lane.pool_id for lane in lanes})
             has_caps = any(lane.has_caps for lane in lanes)
-            rooms = caps.rooms(session, lanes=[lane.id for lane in lanes], pools=pool_ids) if has_caps else []
-            heads = admission.heads(session, lanes, most=self._seen_most, rooms=rooms)
+            rooms = caps.read_allowances(session, lanes=[lane.id for lane in lanes], pools=pool_ids) if has_caps else []
+            heads = admission.queue_heads(session, lanes, most=self._seen_most, rooms=rooms)
             serving = parking.open_or_due(session, pool_ids, probe_s=settings().probe_s) if lanes else []
         unseen = self._keep_unseen(woken, lanes)
         if not lanes:
@@ -100,7 +100,7 @@ class Pacer:
             queues[head.lane_id].append(head)
         cut = {number for number, jobs in queues.items() if len(jobs) >= self._seen_most}
         if rooms:
-            going = {head.id for head in caps.pass_over(heads, rooms)}
+            going = {head.id for head in caps.filter_allowed(heads, rooms)}
             queues = {number: [head for head in jobs if head.id in going] for number, jobs in queues.items()}
         _put_probes_first(queues, lanes, serving)
         taken = self._rounds.pick(queues, slots=free)
@@ -126,18 +126,20 @@ class Pacer:
         wanted: dict[int, list[Any]],
         reserved: dict[int, Reservation],
         *,
-        rooms: Sequence[caps.Room],
+        rooms: Sequence[caps.Allowance],
         cut: set[int],
-    ) -> list[Settled]:
+    ) -> list[LaneOutcome]:
         admissions = [one for given in reserved.values() for one in given.admissions]
         heads = {head.id: head for jobs in queues.values() for head in jobs}
         empty = [lane.id for lane in lanes if self._is_done(queues[lane.id], wanted[lane.id], reserved[lane.id])]
         with db.begin() as session:
             if rooms:
-                rooms = caps.rooms(session, lanes=[lane.id for lane in lanes], pools=sorted({lane.pool_id for lane in lanes}), lock=True)
+                rooms = caps.read_allowances(
+                    session, lanes=[lane.id for lane in lanes], pools=sorted({lane.pool_id for lane in lanes}), lock=True
+                )
             allowed = self._within(admissions, queues, rooms)
-            later = admission.later_wakes(session, empty) if empty else {}
-            for number, wake_in_s in caps.waiting(session, empty, rooms).items():
+            later = admission.delayed_wakes(session, empty) if empty else {}
+            for number, wake_in_s in caps.blocked_lanes(session, empty, rooms).items():
                 later[number] = min(later.get(number, wake_in_s), wake_in_s)
             for number in cut.intersection(empty):
                 later[number] = 0.0  # behind those that were passed over there may be others
@@ -145,12 +147,12 @@ class Pacer:
             marked = admission.admit(session, allowed)
             going = [heads[one.job_id] for one in allowed if one.dispatch_id in marked]
             charges = key_shares.charges(going, [one for jobs in queues.values() for one in jobs], cut=cut)
-            key_shares.charge(session, charges, times={lane.id: lane.virtual_time for lane in lanes})
+            key_shares.charge_shares(session, charges, times={lane.id: lane.virtual_time for lane in lanes})
             again = [head.id for head in going if head.calls]
-            since = admission.waiting_since(session, again) if again else {}
+            since = admission.queued_since(session, again) if again else {}
             if rooms:
-                caps.note(session, {one.dispatch_id: heads[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
-            admission.settle(session, settled)
+                caps.record_admissions(session, {one.dispatch_id: heads[one.job_id] for one in allowed if one.dispatch_id in marked}, rooms)
+            admission.settle_lanes(session, settled)
         admitted_ns = time.time_ns()
         self._wakeups.update(
             at_rest=[one.lane_id for one in settled if one.wake_in_s is None],
@@ -161,7 +163,7 @@ class Pacer:
         crash_points.at("pacer.after_admit")
         by_id = {lane.id: lane for lane in lanes}
         bound = {one.dispatch_id: Meter(one.credential_id, by_id[heads[one.job_id].lane_id].model) for one in admissions}
-        titles = {one.job_id: task_names.of(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
+        titles = {one.job_id: task_names.task_name(heads[one.job_id].endpoint, by_id[heads[one.job_id].lane_id].pool) for one in admissions}
         for one in admissions:
             if one.dispatch_id in marked:
                 counters.admitted(heads[one.job_id].lane_id, bound[one.dispatch_id].model)
@@ -172,12 +174,12 @@ class Pacer:
         self._give_back([one.dispatch_id for one in admissions if one.dispatch_id not in marked], bound)
         return settled
 
-    def _within(self, admissions: list[Admission], queues: dict[int, list[Any]], rooms: Sequence[caps.Room]) -> list[Admission]:
+    def _within(self, admissions: list[Admission], queues: dict[int, list[Any]], rooms: Sequence[caps.Allowance]) -> list[Admission]:
         """Those that the caps still allow, with another pacer's admissions counted."""
         if not rooms:
             return admissions
         wanted = {one.job_id for one in admissions}
-        going = {head.id for head in caps.pass_over([head for jobs in queues.values() for head in jobs if head.id in wanted], rooms)}
+        going = {head.id for head in caps.filter_allowed([head for jobs in queues.values() for head in jobs if head.id in wanted], rooms)}
         return [one for one in admissions if one.job_id in going]
 
     def _refuse(
@@ -209,7 +211,7 @@ class Pacer:
                     for job_id, of in doomed.items()
                     if completion.fail_queued(session, job_id, error=of.error, http_status=of.status)
                 ]
-                since = admission.waiting_since(session, refused) if refused else {}
+                since = admission.queued_since(session, refused) if refused else {}
             heads = {head.id: head for jobs in wanted.values() for head in jobs}
             for job_id in refused:
                 log_left_queue(heads[job_id], since.get(job_id, heads[job_id].created_at), why=str(doomed[job_id].error["code"]))
@@ -247,29 +249,29 @@ class Pacer:
     def _is_done(self, queue: list[Any], wanted: list[Any], given: Reservation) -> bool:
         return len(queue) < self._seen_most and len(wanted) == len(queue) and given.blocked_by is None
 
-    def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reservation, later: dict[int, float]) -> Settled:
+    def _conclude(self, lane: Any, queue: list[Any], wanted: list[Any], given: Reservation, later: dict[int, float]) -> LaneOutcome:
         going = {one.job_id for one in given.admissions}
-        turns = key_shares.turns([head for head in wanted if head.id in going])
+        turns = key_shares.virtual_turns([head for head in wanted if head.id in going])
         virtual_time = max([lane.virtual_time, *(turn for turn, _ in turns)])
         finish = max([self._last_finish.get(lane.id, 0.0), *(finish for _, finish in turns)])
         self._last_finish[lane.id] = finish
         if given.never is not None:
-            return Settled(lane.id, virtual_time, 0.0, given.blocked_by)
+            return LaneOutcome(lane.id, virtual_time, 0.0, given.blocked_by)
         if given.blocked_by is not None:
             look_s = given.wake_in_s or 0.0
             most_s = IN_FLIGHT_RECHECK_S if given.blocked_by == "in_flight" else look_s
-            return Settled(lane.id, virtual_time, min(look_s, most_s), given.blocked_by)
+            return LaneOutcome(lane.id, virtual_time, min(look_s, most_s), given.blocked_by)
         if not self._is_done(queue, wanted, given):
             # Others had the slots. The lane is next in turn as soon as one is free, whoever frees it.
             self._wakeups.keep_for_later({lane.id: time.monotonic()})
-            return Settled(
+            return LaneOutcome(
                 lane.id, virtual_time, IDLE_S if len(wanted) < len(queue) else 0.0, "workers" if len(wanted) < len(queue) else None
             )
         if lane.id in later:
-            return Settled(lane.id, virtual_time, max(0.0, later[lane.id]), "backoff")
+            return LaneOutcome(lane.id, virtual_time, max(0.0, later[lane.id]), "backoff")
         # Nobody waits: as in the paper, time goes on to the last finish, so that an idle hour owes nobody anything.
         self._last_finish.pop(lane.id, None)
-        return Settled(lane.id, max(virtual_time, finish), None, None)
+        return LaneOutcome(lane.id, max(virtual_time, finish), None, None)
 
     def _keep_unseen(self, woken: dict[int, float], lanes: Sequence[Any]) -> list[int]:
         """Those that were woken and could not be claimed; they are kept in mind."""
@@ -283,7 +285,7 @@ class Pacer:
         if free <= 0:
             return IDLE_S
         with db.autocommit() as session:
-            if unseen and admission.held_for_a_moment(session, unseen):
+            if unseen and admission.is_any_locked(session, unseen):
                 return LOCKED_RECHECK_S
             return admission.next_wake_in_s(session, most_s=IDLE_S)
 

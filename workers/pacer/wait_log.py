@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from models.platform import wire
-from models.queue.admission import Settled
+from models.queue.admission import LaneOutcome
 from models.telemetry import tracing
 from models.telemetry.tracing import Attributes
 from workers.observe.attempt_log import about
@@ -41,7 +41,7 @@ class WaitLog:
         if blocked_by != (known[-1][1] if known else None):
             known.append((time.time_ns(), blocked_by))
 
-    def conclude(self, settled: Iterable[Settled]) -> None:
+    def conclude(self, settled: Iterable[LaneOutcome]) -> None:
         """After a step: what was found of these lanes. Nothing is kept of those in which nobody waits."""
         for one in settled:
             if one.wake_in_s is None:

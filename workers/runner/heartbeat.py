@@ -54,7 +54,7 @@ class WorkerHeartbeat:
         try:
             self.leases.renew()
             with db.begin() as session:
-                workers.report(session, self.name, slots=slots, jobs=self.leases.jobs())
+                workers.record_heartbeat(session, self.name, slots=slots, jobs=self.leases.jobs())
             finish.replay()
             body_budget.trim_after_peak()
         except Unavailable:
@@ -70,4 +70,4 @@ class WorkerHeartbeat:
 def sign_off(name: str) -> None:
     """The pacer counts on this process no more."""
     with db.begin() as session:
-        workers.sign_off(session, name)
+        workers.remove_worker(session, name)

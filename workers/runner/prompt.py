@@ -21,7 +21,7 @@ from models.content.endpoints import CHAT
 from models.database.db import Transaction
 from models.platform import json_reading
 from models.queue import history_window
-from models.queue.history_window import Memory
+from models.queue.history_window import History
 
 Messages = list[JsonObject]
 
@@ -33,7 +33,7 @@ def assemble(session: Transaction, row: Any) -> Any:
     """
     if row.conversation_id is None or row.endpoint != CHAT:
         return row
-    memory = history_window.read(session, row, most_bytes=settings().max_body_bytes)
+    memory = history_window.read_history(session, row, most_bytes=settings().max_body_bytes)
     if not (memory.prompt or memory.turns or row.attachments):
         return row
     body = json_reading.value(bytes(row.request))
@@ -49,13 +49,13 @@ def _dump(body: JsonObject) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _instructions(memory: Memory, asked: Messages) -> Messages:
+def _instructions(memory: History, asked: Messages) -> Messages:
     """The turn's own, else the conversation's."""
     own = [one for one in asked if one.get("role") in INSTRUCTIONS]
     return own or ([{"role": "system", "content": memory.prompt}] if memory.prompt else [])
 
 
-def _history(session: Transaction, memory: Memory, asked: Messages) -> Messages:
+def _history(session: Transaction, memory: History, asked: Messages) -> Messages:
     """The remembered turns without their instructions.
 
     An upstream takes neither a tool's result without the call that asked for it nor a call without its results: where a turn between

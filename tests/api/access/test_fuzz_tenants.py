@@ -96,9 +96,9 @@ def make_things(caller: Caller, session: str) -> Things:
 
 def never() -> Things:
     """Well-formed ids that nobody has."""
-    delivery = ids.show(delivery_log.PREFIX, enqueue.new_id())
+    delivery = ids.show(delivery_log.PREFIX, enqueue.new_job_id())
     return Things(
-        wire.public_id(enqueue.new_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_id()), delivery, delivery, "msg_1"
+        wire.public_id(enqueue.new_job_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_job_id()), delivery, delivery, "msg_1"
     )
 
 

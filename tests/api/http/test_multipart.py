@@ -22,7 +22,7 @@ from models.content.endpoints import EDITS
 from models.content.token_estimate import PICTURE_TOKENS
 from models.keys.keys import Key
 from models.platform.errors import Invalid
-from models.queue.enqueue import Order
+from models.queue.enqueue import Submission
 from tests.support.http_tools import new_app
 from tests.support.time_limits import least, seconds
 
@@ -52,7 +52,7 @@ def read(content: bytes, *, boundary: str = BOUNDARY, headers: dict[str, str] | 
         return openai_parse.read(request, CALLER, EDITS)
 
 
-def again(order: Order) -> dict[str, str | bytes]:
+def again(order: Submission) -> dict[str, str | bytes]:
     """What the upstream reads in this order's request, by a parser that is not ours."""
     with new_app().test_request_context("/", method="POST", data=order.request, content_type=order.content_type):
         return {**request.form.to_dict(), **{name: file.read() for name, file in request.files.items()}}

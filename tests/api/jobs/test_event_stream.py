@@ -18,7 +18,7 @@ from models.database import db
 from models.jobs.states import Status
 from models.keys import keys
 from models.platform import wire
-from models.queue.enqueue import Place
+from models.queue.enqueue import QueuePosition
 from tests.support.http_tools import ANSWER, Caller, end, error_of, finish, run
 from tests.support.time_limits import least, seconds
 from workers.channels import notify
@@ -132,7 +132,12 @@ def test_queue_move_sends_queue_event(caller: Caller) -> None:
 
 def test_stopped_lane_sends_one_queue_event(caller: Caller) -> None:
     stream = event_stream.EventStream(SimpleNamespace(job_id=wire.parse_id(caller.submit()), place=None), caller.key, last_seq=0)  # type: ignore[arg-type]
-    places = [Place(2, 2.0, "rpm", None), Place(2, 3.0, "tpm", None), Place(2, None, "parked", None), Place(2, None, "parked", None)]
+    places = [
+        QueuePosition(2, 2.0, "rpm", None),
+        QueuePosition(2, 3.0, "tpm", None),
+        QueuePosition(2, None, "parked", None),
+        QueuePosition(2, None, "parked", None),
+    ]
     queues = [parse(chunk)[0]["data"]["queue"] for place in places for chunk in stream._position_event(place)]
 
     assert [(2.0, "rpm"), (None, "parked")] == [(queue["eta_s"], queue["blocked_by"]) for queue in queues]

@@ -289,4 +289,4 @@ def test_new_model_gets_its_own_lane(caller: Caller) -> None:
     other = caller.submit(body={**CHAT["body"], "model": "other"})
 
     assert 1 == caller.get(f"/v1/jobs/{other}").json["queue"]["position"]
-    assert enqueue.lane_of(caller.key.pool_id, "m") != enqueue.lane_of(caller.key.pool_id, "other")
+    assert enqueue.lane_id_of(caller.key.pool_id, "m") != enqueue.lane_id_of(caller.key.pool_id, "other")

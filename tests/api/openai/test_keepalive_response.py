@@ -359,7 +359,7 @@ def test_a_revoked_key_is_told_nothing_more(
 
 def test_a_full_hall_refuses_before_there_is_a_job(caller: Caller, override: Callable[..., None]) -> None:
     override(max_waiting_per_process=1)
-    with waiter_registry.wait_for(enqueue.new_id(), 1):
+    with waiter_registry.wait_for(enqueue.new_job_id(), 1):
         refused = ask(caller)
 
     assert (503, "unavailable") == (refused.status_code, error_of(refused)["code"])

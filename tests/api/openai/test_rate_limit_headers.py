@@ -15,10 +15,10 @@ from models.database import db
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.queue import enqueue, headroom
-from models.queue.headroom import Room, Rooms
+from models.queue.headroom import Headroom, LaneHeadroom
 from tests.support.queue_tools import admit, finish, known, query, start, submit
 
-FREE = Rooms(requests=Room(60, 59, 1.0), tokens=None)
+FREE = LaneHeadroom(requests=Headroom(60, 59, 1.0), tokens=None)
 
 
 class Clock:
@@ -35,15 +35,15 @@ def caller(database: None) -> Key:
 
 def limit(caller: Key, **figures: float) -> int:
     """The lane of this key for model `m`, with these figures."""
-    lane_id = enqueue.lane_of(caller.pool_id, "m")
+    lane_id = enqueue.lane_id_of(caller.pool_id, "m")
     for name, value in figures.items():
         query(f"UPDATE lane SET {name} = :value WHERE id = :id", value=value, id=lane_id)
     return lane_id
 
 
-def look(lane_id: int) -> Rooms:
+def look(lane_id: int) -> LaneHeadroom:
     with db.begin() as session:
-        return headroom.look(session, lane_id)
+        return headroom.read_headroom(session, lane_id)
 
 
 def of_requests(lane_id: int) -> tuple[int, int]:
@@ -53,14 +53,14 @@ def of_requests(lane_id: int) -> tuple[int, int]:
 
 
 def test_an_untouched_line_has_all_its_room(caller: Key) -> None:
-    assert Rooms(Room(60, 60, 0.0), Room(1000, 1000, 0.0)) == look(limit(caller, rpm=60, tpm=1000))
+    assert LaneHeadroom(Headroom(60, 60, 0.0), Headroom(1000, 1000, 0.0)) == look(limit(caller, rpm=60, tpm=1000))
 
 
 def test_where_no_limit_is_known_nothing_is_told(caller: Key) -> None:
     submit(caller)
 
-    assert Rooms(None, None) == look(limit(caller))
-    assert {} == rate_limit_headers.show(Rooms(None, None))
+    assert LaneHeadroom(None, None) == look(limit(caller))
+    assert {} == rate_limit_headers.show(LaneHeadroom(None, None))
 
 
 def test_what_was_sent_in_the_last_minute_is_gone_and_what_was_sent_before_is_not(caller: Key) -> None:
@@ -111,8 +111,8 @@ def test_a_long_line_leaves_nothing_and_says_when_one_who_joins_now_would_go(cal
         submit(caller)
 
     found = look(lane_id)
-    assert Room(2, 0, 180.0) == found.requests
-    assert Room(100_000, 99_400, 180.0) == found.tokens
+    assert Headroom(2, 0, 180.0) == found.requests
+    assert Headroom(100_000, 99_400, 180.0) == found.tokens
 
 
 def test_of_a_paused_line_nobody_knows_when_it_moves(caller: Key) -> None:
@@ -134,7 +134,7 @@ def test_other_lanes_calls_and_waiters_are_not_counted(caller: Key) -> None:
 
 
 def test_the_headers_are_those_of_openai() -> None:
-    told = rate_limit_headers.show(Rooms(Room(60, 59, 1.0), Room(150_000, 149_984, 360.0)))
+    told = rate_limit_headers.show(LaneHeadroom(Headroom(60, 59, 1.0), Headroom(150_000, 149_984, 360.0)))
 
     assert {
         "x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59", "x-ratelimit-reset-requests": "1s",
@@ -145,7 +145,7 @@ def test_the_headers_are_those_of_openai() -> None:
 def test_a_lane_is_looked_at_once_a_second_however_many_ask() -> None:
     clock, looked = Clock(), list[int]()
 
-    def count(lane_id: int) -> Rooms:
+    def count(lane_id: int) -> LaneHeadroom:
         looked.append(lane_id)
         return FREE
 
@@ -163,7 +163,7 @@ def test_while_one_looks_the_others_are_told_what_was_known() -> None:
     clock = Clock()
     meanwhile: list[Any] = []
 
-    def ask_again(lane_id: int) -> Rooms:
+    def ask_again(lane_id: int) -> LaneHeadroom:
         meanwhile.append(dict(told.headers(lane_id)))
         return FREE
 
@@ -176,7 +176,7 @@ def test_while_one_looks_the_others_are_told_what_was_known() -> None:
 
 
 def test_without_postgres_nothing_is_told() -> None:
-    def fail(_: int) -> Rooms:
+    def fail(_: int) -> LaneHeadroom:
         raise Unavailable
 
     assert {} == Told(fail).headers(1)

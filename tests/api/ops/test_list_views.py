@@ -19,7 +19,7 @@ from models.ops import limits_and_caps, pause
 from models.ops.pause import Target
 from models.platform import wire
 from models.queue import enqueue, lane_maintenance
-from models.queue.lane_maintenance import Care
+from models.queue.lane_maintenance import LaneMaintenance
 from tests.api.document.test_openapi import validate
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import ANSWER, credential_of, finish, known, put_back, query, start, submit
@@ -122,7 +122,7 @@ def test_a_line_longer_than_is_looked_at_is_as_it_was_counted(operator: Caller, 
     oldest = query("SELECT id FROM job ORDER BY start_tag DESC, id DESC LIMIT 1")[0].id
     # The one that stands last came in 2024, by its id, which is where the count finds it.
     query("UPDATE job SET id = overlay(id::text PLACING '0190' FROM 1 FOR 4)::uuid WHERE id = :id", id=oldest)
-    care = Care()
+    care = LaneMaintenance()
     with db.begin() as session:
         (row,) = session.execute(lane_maintenance._ACTIVE, {"after": 0, "most": 2})
         care.refresh(session, row, now=0.0)
@@ -389,9 +389,9 @@ def test_a_worker_says_what_it_runs_and_when_it_was_heard_of(operator: Caller) -
     start(who, runs)
     finish(ended, start(who, ended), ANSWER)
     with db.begin() as session:
-        fleet.report(session, "worker0@here", slots=8, jobs=[runs, ended])
-        fleet.report(session, "worker1@here", slots=0)
-        fleet.report(session, "worker2@here", slots=8)
+        fleet.record_heartbeat(session, "worker0@here", slots=8, jobs=[runs, ended])
+        fleet.record_heartbeat(session, "worker1@here", slots=0)
+        fleet.record_heartbeat(session, "worker2@here", slots=8)
     query("UPDATE worker SET seen_at = now() - interval '1 hour' WHERE name = 'worker2@here'")
     workers = seen(operator, "/ops/workers")
 

@@ -59,7 +59,7 @@ def scene(api: Api) -> None:
     submit(other, model="gpt-image-1")
     with db.begin() as session:
         parking.park(session, credential_of(session, other), reason="401: Incorrect API key", error=None)
-        workers.report(session, "worker0@here", slots=64, jobs=[runs])
+        workers.record_heartbeat(session, "worker0@here", slots=64, jobs=[runs])
 
 
 def url(api: Api, hash_: str = "") -> str:

@@ -196,6 +196,6 @@ def test_killed_processes_are_forgotten() -> None:
     report("b")
 
     with db.begin() as session:
-        api_processes.forget(session, unseen_s=300)
+        api_processes.remove_silent(session, unseen_s=300)
 
     assert ["b"] == [one.name for one in query("SELECT name FROM api_process")]

@@ -63,7 +63,7 @@ def test_readyz_names_pacer_and_workers_until_both_have_reported(broker: redis.R
     api = Caller()
     assert ["workers", "pacer"] == missing(api)
     with db.begin() as session:
-        workers.report(session, "w", slots=1)
+        workers.record_heartbeat(session, "w", slots=1)
     assert ["pacer"] == missing(api)
     PacerHeartbeat(broker, stepped_at=lambda: 0.0).step(now=0.0)
 
@@ -72,13 +72,13 @@ def test_readyz_names_pacer_and_workers_until_both_have_reported(broker: redis.R
 
 def test_readyz_stays_ready_while_pacer_and_workers_are_away(broker: redis.Redis) -> None:
     with db.begin() as session:
-        workers.report(session, "w", slots=1)
+        workers.record_heartbeat(session, "w", slots=1)
     PacerHeartbeat(broker, stepped_at=lambda: 0.0).step(now=0.0)
     api = Caller()
     assert [] == missing(api)
     broker.delete(notify.PULSE)
     with db.begin() as session:
-        workers.sign_off(session, "w")
+        workers.remove_worker(session, "w")
 
     assert [] == missing(api)
     assert ["workers", "pacer"] == gone()
@@ -93,10 +93,10 @@ def test_an_api_without_workers_takes_submits_after_a_while(broker: redis.Redis)
 
 def test_a_report_from_before_postgres_started_does_not_count(broker: redis.Redis) -> None:
     with db.begin() as session:
-        workers.report(session, "w", slots=1)
+        workers.record_heartbeat(session, "w", slots=1)
         session.execute(text("UPDATE worker SET seen_at = pg_postmaster_start_time() - interval '1 ms'"))
 
-        assert not workers.is_heard(session, within_s=10**9)
+        assert not workers.is_any_alive(session, within_s=10**9)
 
 
 def test_the_pacer_reports_its_first_step_at_once(broker: redis.Redis) -> None:
@@ -114,7 +114,7 @@ def test_the_pacer_reports_its_first_step_at_once(broker: redis.Redis) -> None:
 
 def test_a_pacer_that_takes_no_steps_is_not_pacing(broker: redis.Redis) -> None:
     with db.begin() as session:
-        workers.report(session, "w", slots=1)
+        workers.record_heartbeat(session, "w", slots=1)
     PacerHeartbeat(broker, stepped_at=lambda: 0.0).step(now=60.0)
 
     assert ["pacer"] == gone()
@@ -122,7 +122,7 @@ def test_a_pacer_that_takes_no_steps_is_not_pacing(broker: redis.Redis) -> None:
 
 def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: redis.Redis) -> None:
     with db.begin() as session:
-        workers.report(session, "w", slots=1)
+        workers.record_heartbeat(session, "w", slots=1)
     broker.lpush(QUEUE, "one")
     now = 100.0
     watch = PacerHeartbeat(broker, stepped_at=lambda: now)
@@ -136,7 +136,7 @@ def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: 
 
 def test_doorbells_wait_without_alarm_while_every_slot_is_taken(broker: redis.Redis) -> None:
     with db.begin() as session:
-        workers.report(session, "w", slots=0)
+        workers.record_heartbeat(session, "w", slots=0)
     broker.lpush(QUEUE, "one")
     watch = PacerHeartbeat(broker, stepped_at=lambda: 200.0)
     watch.step(now=200.0)

@@ -265,7 +265,7 @@ class TestAnswered:
         asked = ask(stream=True)
         asked.ends(answered(PNG), transcript=early + last)
         with db.begin() as session:
-            transcript = job_view.transcript(session, asked.id)
+            transcript = job_view.read_transcript(session, asked.id)
 
         assert early + last == transcript
         assert base64.b64encode(PNG) not in bytes(row(asked.id).transcript)

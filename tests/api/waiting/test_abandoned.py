@@ -51,7 +51,7 @@ def abandon(job_id: UUID) -> None:
     report("api")
     pass_time(20, "api")
     with db.begin() as session:
-        done = waiters.abandon(session, longer_than_s=15)
+        done = waiters.cancel_abandoned(session, longer_than_s=15)
     assert done and done.id == job_id
 
 
@@ -100,7 +100,7 @@ def test_a_job_that_its_user_cancelled_stays_so(caller: Caller, is_running: bool
     report("api")
     pass_time(20, "api")
     with db.begin() as session:
-        assert waiters.abandon(session, longer_than_s=15) is None
+        assert waiters.cancel_abandoned(session, longer_than_s=15) is None
     again = ask(caller, **NO_WAIT)
 
     assert ("true", job_id) == (again.headers["Idempotent-Replayed"], id_of(again))
@@ -168,4 +168,4 @@ def test_a_job_taken_over_in_time_is_not_abandoned(caller: Caller) -> None:
     pass_time(20, "api")
 
     with db.begin() as session:
-        assert waiters.abandon(session, longer_than_s=15) is None
+        assert waiters.cancel_abandoned(session, longer_than_s=15) is None

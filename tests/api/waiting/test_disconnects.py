@@ -171,4 +171,4 @@ def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Reaper, hea
     said = b" ".join(heard()).decode()
     assert f'{{"job": "{running}", "event": "cancelling"}}' in said
     assert f'{{"job": "{waiting}", "event": "cancelled"}}' in said
-    assert f'{{"lane": {enqueue.lane_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in said
+    assert f'{{"lane": {enqueue.lane_id_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in said

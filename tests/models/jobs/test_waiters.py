@@ -37,7 +37,7 @@ def adopt(caller: Key, who: UUID, *, fingerprint: bytes = SAID) -> UUID | None:
 
 def leave(job_id: UUID, who: UUID) -> None:
     with db.begin() as session:
-        waiters.leave(session, job_id, reader=who)
+        waiters.mark_left(session, job_id, reader=who)
 
 
 def take_over(job_id: UUID, who: UUID | None) -> None:

@@ -138,8 +138,8 @@ def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: Fak
     jobs = [ask(caller, f"job {n}") for n in range(2)]
     park(workshop, upstream, caller, MONEY)
     with db.begin() as session:
-        place = enqueue.place(session, job_view.find(session, jobs[1], caller.id))
-        shown = job_view.queue(place)
+        place = enqueue.position_of(session, job_view.find_job(session, jobs[1], caller.id))
+        shown = job_view.render_position(place)
 
     assert (2, None, "parked") == (shown["position"], shown["eta_s"], shown["blocked_by"])
     assert b": queued position=2 blocked_by=parked\n" == sse_frames.comment(Status.QUEUED, place)

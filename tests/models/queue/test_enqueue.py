@@ -52,7 +52,9 @@ def test_position_counts_those_before(caller: Key) -> None:
     jobs = [submit(caller, flow="one") for _ in range(3)]
 
     with db.begin() as session:
-        assert [1, 2, 3] == [job_view.show(session, job_view.find(session, number, caller.id))["queue"]["position"] for number in jobs]
+        assert [1, 2, 3] == [
+            job_view.render_job(session, job_view.find_job(session, number, caller.id))["queue"]["position"] for number in jobs
+        ]
 
 
 def test_a_full_line_refuses_and_stores_nothing(caller: Key, override) -> None:

@@ -12,8 +12,8 @@ from models.billing import budgets
 from models.database import db
 from models.keys.keys import Key
 from models.queue import enqueue
-from models.queue.count_cache import FRESH_S, SLACK, Hindered, Tally
-from models.queue.enqueue import Joined
+from models.queue.count_cache import FRESH_S, SLACK, CountCache, SlowLanes
+from models.queue.enqueue import Enqueued
 from tests.support.queue_tools import known, order, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -26,16 +26,16 @@ def caller() -> Key:
 
 
 @pytest.fixture(autouse=True)
-def hindered(monkeypatch: pytest.MonkeyPatch) -> Hindered:
+def hindered(monkeypatch: pytest.MonkeyPatch) -> SlowLanes:
     """What is remembered of lanes: of no other test's."""
-    monkeypatch.setattr(enqueue, "_hindered", made := Hindered())
+    monkeypatch.setattr(enqueue, "_slow_lanes", made := SlowLanes())
     return made
 
 
-def at_once(caller: Key, **wanted: Any) -> tuple[UUID, Joined | None]:
-    job_id = enqueue.new_id()
+def at_once(caller: Key, **wanted: Any) -> tuple[UUID, Enqueued | None]:
+    job_id = enqueue.new_job_id()
     with db.autocommit() as session:
-        return job_id, enqueue.join_at_once(session, order(caller, **wanted), job_id=job_id)
+        return job_id, enqueue.enqueue_fast(session, order(caller, **wanted), job_id=job_id)
 
 
 def stored() -> list[list[tuple[Any, ...]]]:
@@ -121,11 +121,11 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
     for each in (False, True):
         for table in ("job", "job_event", "key_flow", "key_share", "lane"):
             query(f"DELETE FROM {table}")
-        enqueue.lane_of.cache_clear()
+        enqueue.lane_id_of.cache_clear()
         submit(caller, flow="before")
-        job_id = enqueue.new_id()
+        job_id = enqueue.new_job_id()
         with db.begin() as session:
-            done = enqueue.join_at_once if each else enqueue.join
+            done = enqueue.enqueue_fast if each else enqueue.enqueue_job
             joined.append(done(session, order(caller, **wanted), job_id=job_id))
         apart = "- ARRAY['id', 'lane_id', 'created_at', 'expires_at']"
         rows += query(f"SELECT to_jsonb(job) {apart} AS job, to_jsonb(f) - 'lane_id' AS flow FROM job "
@@ -142,7 +142,7 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
 
 
 def test_after_a_closer_look_the_next_submits_into_its_lane_take_it_at_once() -> None:
-    remembered = Hindered()
+    remembered = SlowLanes()
     remembered.note(1, now=5.0)
 
     assert [True, True, False] == [remembered.is_known(1, now=now) for now in (5.0, 5.9, 6.0)]
@@ -154,12 +154,12 @@ def test_a_lane_that_was_full_a_moment_ago_is_not_tried_twice(caller: Key, overr
     override(max_queued_per_lane=1)
     assert at_once(caller)[1] is None
 
-    monkeypatch.setattr(enqueue, "_JOIN_AT_ONCE", None)  # what would be run
+    monkeypatch.setattr(enqueue, "_ENQUEUE_FAST", None)  # what would be run
     assert at_once(caller)[1] is None
 
 
 def test_a_key_is_counted_again_after_a_moment_and_whenever_its_cap_is_near() -> None:
-    tally = Tally()
+    tally = CountCache()
     assert not tally.has_room(1, most=10 * SLACK, now=0.0)
 
     tally.note(1, SLACK, now=0.0)
@@ -175,8 +175,8 @@ def test_a_small_cap_is_never_passed(caller: Key, override: Override) -> None:
 
 
 def test_a_key_far_from_its_cap_is_counted_once_in_a_while(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
-    tally = Tally()
-    monkeypatch.setattr(enqueue, "_tally", tally)
+    tally = CountCache()
+    monkeypatch.setattr(enqueue, "_open_jobs", tally)
     for _ in range(3):
         at_once(caller)
 

@@ -29,7 +29,7 @@ def line_up(caller: Key, wanted: Iterable[dict[str, Any]]) -> None:
     """All of these stand in line, in this order."""
     with db.begin() as session:
         for each in wanted:
-            enqueue.join(session, order(caller, **each), job_id=enqueue.new_id())
+            enqueue.enqueue_job(session, order(caller, **each), job_id=enqueue.new_job_id())
 
 
 def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
@@ -39,15 +39,15 @@ def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
         credential_id = credential_of(session, caller)
         for _ in range(steps):
             lanes = admission.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], most=100)
-            heads = admission.heads(session, lanes, most=a_step)
+            heads = admission.queue_heads(session, lanes, most=a_step)
             admission.admit(session, [admission.Admission(head.id, uuid4(), credential_id) for head in heads])
-            key_shares.charge(
+            key_shares.charge_shares(
                 session,
                 key_shares.charges(heads, heads, cut={head.lane_id for head in heads[a_step - 1 :]}),
                 times={lane.id: lane.virtual_time for lane in lanes},
             )
-            turns = [turn for turn, _ in key_shares.turns(heads)]
-            admission.settle(session, [admission.Settled(one.id, max([one.virtual_time, *turns]), 0.0, None) for one in lanes])
+            turns = [turn for turn, _ in key_shares.virtual_turns(heads)]
+            admission.settle_lanes(session, [admission.LaneOutcome(one.id, max([one.virtual_time, *turns]), 0.0, None) for one in lanes])
             served += heads
     return served
 
@@ -286,7 +286,7 @@ def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key
     serve(keys[0], steps=2, a_step=7)
     waiting = [one.id for one in query("SELECT id FROM job WHERE status = 'queued'")]
     with db.begin() as session:
-        places = enqueue.places(session, job_view.glance(session, waiting))
+        places = enqueue.positions_of(session, job_view.status_of(session, waiting))
     told = sorted(waiting, key=lambda one: places[one].position)
 
     assert list(range(1, 47)) == [places[one].position for one in told]
@@ -299,8 +299,8 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
     query("UPDATE key_share SET queued = 300")
     last = submit(keys[0], flow="key")
     with db.begin() as session:
-        (found,) = job_view.glance(session, [last])
-        told = enqueue.place(session, found).position
+        (found,) = job_view.status_of(session, [last])
+        told = enqueue.position_of(session, found).position
 
     assert 601 == told
 

@@ -13,7 +13,7 @@ from models.jobs import job_view
 from models.keys.keys import Key
 from models.platform import wire
 from models.queue import enqueue
-from models.queue.enqueue import Place
+from models.queue.enqueue import QueuePosition
 from tests.support.queue_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -35,9 +35,9 @@ class Counted:
         return self.session.execute(*what)
 
 
-def place(caller: Key, job_id: UUID) -> Place:
+def place(caller: Key, job_id: UUID) -> QueuePosition:
     with db.begin() as session:
-        return enqueue.place(session, job_view.find(session, job_id, caller.id))
+        return enqueue.position_of(session, job_view.find_job(session, job_id, caller.id))
 
 
 def positions(caller: Key, jobs: list[UUID]) -> list[int]:
@@ -67,7 +67,7 @@ def test_position_is_the_place_in_the_sorted_line(caller: Key, seed: int) -> Non
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enqueue, "COUNTED_MOST", 20)
+    monkeypatch.setattr(enqueue, "MAX_COUNTED", 20)
     rng = random.Random(seed)
     jobs = [
         submit(
@@ -83,8 +83,8 @@ def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypat
     query("UPDATE job SET start_tag = 77 WHERE flow = 'a' AND NOT held")
 
     with db.begin() as session:
-        found = job_view.glance(session, jobs)
-        assert {one.id: enqueue.place(session, one) for one in found} == enqueue.places(session, found)
+        found = job_view.status_of(session, jobs)
+        assert {one.id: enqueue.position_of(session, one) for one in found} == enqueue.positions_of(session, found)
 
 
 def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
@@ -92,7 +92,7 @@ def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
     counted = Counted()
     with db.begin() as session:
         counted.session = session
-        shown = job_view.show_all(counted, job_view.page(session, caller.id, limit=20, before=None, status=None))
+        shown = job_view.render_jobs(counted, job_view.list_jobs(session, caller.id, limit=20, before=None, status=None))
 
     assert 3 == counted.statements
     assert {wire.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}
@@ -215,7 +215,7 @@ def test_a_backoff_that_is_over_blocks_nobody(caller: Key) -> None:
     put_back(one, start(caller, one), delay_s=60)
     query("UPDATE job SET not_before = now() - interval '1 s'")
 
-    assert Place(1, 0.0, None, None) == place(caller, one)
+    assert QueuePosition(1, 0.0, None, None) == place(caller, one)
 
 
 @pytest.mark.parametrize("what", ["lane", "pool"])
@@ -223,11 +223,11 @@ def test_a_paused_line_says_so_and_promises_nothing(caller: Key, what: str) -> N
     one = submit(caller)
     query(f"UPDATE {what} SET paused_at = now()")
 
-    assert Place(1, None, "paused", None) == place(caller, one)
+    assert QueuePosition(1, None, "paused", None) == place(caller, one)
 
 
 def test_a_job_on_its_way_has_no_place(caller: Key) -> None:
     one = submit(caller)
     admit(caller, one)
 
-    assert Place(0, 0.0, None, None) == place(caller, one)
+    assert QueuePosition(0, 0.0, None, None) == place(caller, one)

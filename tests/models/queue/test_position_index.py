@@ -13,7 +13,7 @@ from models.database import db
 from models.jobs import job_view
 from models.keys.keys import Key
 from models.queue import enqueue, headroom, lane_maintenance, position_index
-from models.queue.enqueue import Place
+from models.queue.enqueue import QueuePosition
 from tests.support.queue_tools import cancel, known, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -27,19 +27,19 @@ def caller() -> Key:
 @pytest.fixture
 def every(monkeypatch: pytest.MonkeyPatch) -> int:
     """So few jobs from one milestone to the next, and twice as many make a long line."""
-    monkeypatch.setattr(position_index, "EVERY", 5)
-    monkeypatch.setattr(lane_maintenance, "LONG", 10)
-    return position_index.EVERY
+    monkeypatch.setattr(position_index, "CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr(lane_maintenance, "LONG_LANE", 10)
+    return position_index.CHECKPOINT_EVERY
 
 
 def set_anew(job_id: UUID) -> None:
     with db.begin() as session:
-        position_index.set_anew(session, row(job_id).lane_id)
+        position_index.rebuild_checkpoints(session, row(job_id).lane_id)
 
 
-def place(caller: Key, job_id: UUID) -> Place:
+def place(caller: Key, job_id: UUID) -> QueuePosition:
     with db.begin() as session:
-        return enqueue.place(session, job_view.find(session, job_id, caller.id))
+        return enqueue.position_of(session, job_view.find_job(session, job_id, caller.id))
 
 
 def crowd(caller: Key, jobs: int, *, seed: int = 0) -> list[UUID]:
@@ -56,7 +56,7 @@ def in_order(jobs: list[UUID]) -> list[UUID]:
     return sorted((one for one in jobs if row(one).status == "queued"), key=lambda one: (row(one).start_tag, one))
 
 
-def places_of(caller: Key, jobs: list[UUID]) -> list[Place]:
+def places_of(caller: Key, jobs: list[UUID]) -> list[QueuePosition]:
     return [place(caller, one) for one in jobs]
 
 
@@ -87,16 +87,16 @@ def test_those_with_one_tag_are_told_apart_by_their_ids(caller: Key, every: int)
 def test_who_joins_is_told_the_place_that_a_look_tells(caller: Key, every: int) -> None:
     jobs = crowd(caller, 21)
     set_anew(jobs[0])
-    job_id = enqueue.new_id()
+    job_id = enqueue.new_job_id()
     with db.begin() as session:
-        joined = enqueue.join(session, order_of(caller), job_id=job_id)
+        joined = enqueue.enqueue_job(session, order_of(caller), job_id=job_id)
 
     assert joined.place is not None
     assert (in_order([*jobs, job_id]).index(job_id) + 1, place(caller, job_id)) == (joined.place.position, joined.place)
 
 
-def order_of(caller: Key) -> enqueue.Order:
-    return enqueue.Order(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="late", tokens=10)
+def order_of(caller: Key) -> enqueue.Submission:
+    return enqueue.Submission(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="late", tokens=10)
 
 
 def test_before_the_first_milestone_nobody_is_told_of_those_who_have_gone(caller: Key, every: int) -> None:
@@ -116,14 +116,14 @@ def test_old_milestones_are_not_believed(caller: Key, every: int) -> None:
     set_anew(jobs[0])
     for one in jobs[:4]:
         cancel(caller, one)
-    query(f"UPDATE key_milestones SET set_at = now() - interval '{position_index.GOOD_S + 1} s'")
+    query(f"UPDATE key_milestones SET set_at = now() - interval '{position_index.FRESH_S + 1} s'")
 
     assert 29 == place(caller, jobs[-1]).position
 
 
 def test_nobody_is_counted_beyond_the_most(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(position_index, "COUNTED_MOST", 12)
-    monkeypatch.setattr(enqueue, "COUNTED_MOST", 12)
+    monkeypatch.setattr(position_index, "MAX_COUNTED", 12)
+    monkeypatch.setattr(enqueue, "MAX_COUNTED", 12)
     jobs = crowd(caller, 20)
     set_anew(jobs[0])
 
@@ -134,15 +134,15 @@ def test_what_a_minute_has_room_for_counts_all_who_wait(caller: Key, every: int)
     jobs = crowd(caller, 33)
     query("UPDATE lane SET rpm = 60")
     with db.begin() as session:
-        without = headroom.look(session, row(jobs[0]).lane_id)
+        without = headroom.read_headroom(session, row(jobs[0]).lane_id)
     set_anew(jobs[0])
 
     with db.begin() as session:
-        assert without == headroom.look(session, row(jobs[0]).lane_id)
+        assert without == headroom.read_headroom(session, row(jobs[0]).lane_id)
 
 
 def test_the_sweep_sets_them_while_the_line_is_long(caller: Key, every: int) -> None:
-    care = lane_maintenance.Care()
+    care = lane_maintenance.LaneMaintenance()
     jobs = crowd(caller, 9)
     look(care, now=0)
     assert set_at() is None
@@ -158,7 +158,7 @@ def test_the_sweep_sets_them_while_the_line_is_long(caller: Key, every: int) -> 
     assert set_at() is None
 
 
-def look(care: lane_maintenance.Care, *, now: float) -> None:
+def look(care: lane_maintenance.LaneMaintenance, *, now: float) -> None:
     with db.begin() as session:
         for lane in care.choose(session):
             care.refresh(session, lane, now=now)
@@ -168,7 +168,7 @@ def test_what_takes_long_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyPa
     clock = iter([0.0, 0.5, 100.0, 100.0])
     monkeypatch.setattr(lane_maintenance.time, "monotonic", lambda: next(clock))
     done: list[float] = []
-    seen = lane_maintenance.Seen()
+    seen = lane_maintenance.LaneState()
 
     def at(now: float) -> None:
         seen.at_leisure("count", lambda: done.append(now), now=now)
@@ -187,7 +187,7 @@ def test_the_line_is_read_along_its_own_index_however_empty_it_was_when_that_was
         "SELECT pg_clear_attribute_stats('public', 'job', attname, false) FROM pg_stats WHERE schemaname = 'public' AND tablename = 'job'"
     )
     with db.begin() as session:
-        lane_id = enqueue.lane_of(caller.pool_id, "m")
+        lane_id = enqueue.lane_id_of(caller.pool_id, "m")
         plan = explained(session, counted, lane_id)
 
     assert "job_queue" in plan

@@ -54,7 +54,7 @@ class Workshop:
         """Steps and calls until `is_over`. Raises TimeoutError."""
         until = time.monotonic() + within_s
         with db.begin() as session:
-            workers.report(session, "workshop", slots=SLOTS)
+            workers.record_heartbeat(session, "workshop", slots=SLOTS)
         while not is_over():
             if time.monotonic() > until:
                 raise TimeoutError(f"not over: {query('SELECT id, status, throttles, failures, error FROM job')}")

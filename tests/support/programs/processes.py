@@ -230,7 +230,7 @@ def cancel(job_id: UUID) -> None:
 
 
 def ring(who: Key, *, model: str = "m") -> None:
-    notify.line(enqueue.lane_of(who.pool_id, model))
+    notify.line(enqueue.lane_id_of(who.pool_id, model))
 
 
 def row(job_id: UUID) -> Any:
@@ -326,12 +326,12 @@ def _is_own(one: Any) -> bool:
 def pretended_slots(slots: int) -> Iterator[None]:
     """The pacer believes that a worker could take jobs."""
     with db.begin() as session:
-        workers.report(session, "pretended", slots=slots)
+        workers.record_heartbeat(session, "pretended", slots=slots)
     try:
         yield
     finally:
         with db.begin() as session:
-            workers.sign_off(session, "pretended")
+            workers.remove_worker(session, "pretended")
 
 
 def decoded(body: str) -> bytes:

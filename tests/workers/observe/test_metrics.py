@@ -54,7 +54,7 @@ def test_a_line_that_is_served_leaves_the_gauges(redis_client: redis.Redis) -> N
 
 def test_slots_and_servers_are_shown(redis_client: redis.Redis) -> None:
     with db.begin() as session:
-        workers.report(session, "w", slots=7)
+        workers.record_heartbeat(session, "w", slots=7)
     look()
 
     assert 7 == value("nowserving_worker_slots")

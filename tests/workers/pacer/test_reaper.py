@@ -166,8 +166,8 @@ def test_a_waiting_job_expires(caller: Key, sweep: Reaper) -> None:
 
 def test_silent_workers_are_forgotten(caller: Key, sweep: Reaper) -> None:
     with db.begin() as session:
-        workers.report(session, "gone", slots=4)
-        workers.report(session, "here", slots=4)
+        workers.record_heartbeat(session, "gone", slots=4)
+        workers.record_heartbeat(session, "here", slots=4)
     query("UPDATE worker SET seen_at = now() - interval '1 h' WHERE name = 'gone'")
     sweep.step(now=time.monotonic())
 
@@ -177,7 +177,7 @@ def test_silent_workers_are_forgotten(caller: Key, sweep: Reaper) -> None:
 # The low-water mark and the figures
 
 
-def refresh(care: lane_maintenance.Care, *, now: float) -> None:
+def refresh(care: lane_maintenance.LaneMaintenance, *, now: float) -> None:
     with db.begin() as session:
         lanes = care.choose(session)
     for lane in lanes:
@@ -186,7 +186,7 @@ def refresh(care: lane_maintenance.Care, *, now: float) -> None:
 
 
 def test_the_mark_follows_the_line_only_after_every_submit_has_seen_it(caller: Key) -> None:
-    care = lane_maintenance.Care()
+    care = lane_maintenance.LaneMaintenance()
     one = submit(caller)
     finish(one, start(caller, one))
     query("UPDATE key_share SET virtual_time = 500, low_water = 0")
@@ -199,7 +199,7 @@ def test_the_mark_follows_the_line_only_after_every_submit_has_seen_it(caller: K
 
 
 def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
-    care = lane_maintenance.Care()
+    care = lane_maintenance.LaneMaintenance()
     one = submit(caller)
     query("UPDATE job SET start_tag = 300")
     query("UPDATE key_share SET virtual_time = 500, low_water = 0")
@@ -212,7 +212,7 @@ def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
 
 def test_a_job_that_the_version_before_put_back_is_found_again(caller: Key) -> None:
     """Workers of before 0016 lower the lane's mark alone."""
-    care = lane_maintenance.Care()
+    care = lane_maintenance.LaneMaintenance()
     one = submit(caller)
     start(caller, one)
     query("UPDATE key_share SET virtual_time = 500")
@@ -228,13 +228,13 @@ def test_the_version_before_finds_those_who_wait_when_it_comes_back(caller: Key)
     """It reads a lane from the lane's own mark, and has raised that in the lane's time while both ran."""
     one = submit(caller)
     query("UPDATE lane SET low_water = 1e9")
-    refresh(lane_maintenance.Care(), now=0.0)
+    refresh(lane_maintenance.LaneMaintenance(), now=0.0)
 
     assert [(True,)] == query("SELECT low_water <= start_tag FROM lane, job WHERE job.id = :id", id=one)
 
 
 def test_a_share_that_was_made_again_has_no_mark_of_the_one_before(caller: Key) -> None:
-    care = lane_maintenance.Care()
+    care = lane_maintenance.LaneMaintenance()
     submit(known("sk-other"))
     one = submit(caller)
     finish(one, start(caller, one))
@@ -253,7 +253,7 @@ def test_a_share_that_was_made_again_has_no_mark_of_the_one_before(caller: Key) 
 def test_the_figures_are_those_of_the_lanes_credentials(caller: Key) -> None:
     submit(caller)
     query("INSERT INTO meter (credential_id, model, rpm, tpm) SELECT id, '*', 60, 1000 FROM credential")
-    refresh(lane_maintenance.Care(), now=0.0)
+    refresh(lane_maintenance.LaneMaintenance(), now=0.0)
 
     assert [(60, 1_000, None, 1)] == query("SELECT rpm, tpm, ipm, queued FROM lane")
 
@@ -297,8 +297,8 @@ def test_young_ended_jobs_stay(caller: Key) -> None:
 def test_idempotency_keys_go_after_their_time(caller: Key) -> None:
     one = submit(caller)
     with db.begin() as session:
-        idempotency.first_or_earlier(session, caller.id, "old", digest=b"", job_id=one)
-        idempotency.first_or_earlier(session, caller.id, "new", digest=b"", job_id=one)
+        idempotency.claim_token(session, caller.id, "old", digest=b"", job_id=one)
+        idempotency.claim_token(session, caller.id, "new", digest=b"", job_id=one)
     query("UPDATE idempotency SET created_at = now() - interval '25 h' WHERE token = 'old'")
     clean_up()
 

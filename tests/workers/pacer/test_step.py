@@ -91,7 +91,7 @@ def another_credential(caller: Key, **limits: int) -> int:
 
 def workers_have(slots: int) -> None:
     with db.begin() as session:
-        workers.report(session, "worker", slots=slots)
+        workers.record_heartbeat(session, "worker", slots=slots)
 
 
 def lane(one: UUID) -> object:
@@ -407,7 +407,7 @@ def test_a_wake_up_during_a_step_is_kept(caller: Key) -> None:
         (claimed,) = admission.claim_lanes(session, woken=[], most=5)
     put_back(one, dispatch_id)
     with db.begin() as session:
-        admission.settle(session, [admission.Settled(claimed.id, 0.0, None, None)])
+        admission.settle_lanes(session, [admission.LaneOutcome(claimed.id, 0.0, None, None)])
 
     with db.begin() as session:
         assert 0 == admission.next_wake_in_s(session, most_s=5)
@@ -450,7 +450,7 @@ def test_a_lost_wake_up_is_found_within_the_time_it_can_matter(caller: Key, stag
     assert [] == stage.steps()
 
     with db.begin() as session:
-        assert [row(late).lane_id] == admission.find_forgotten(session)
+        assert [row(late).lane_id] == admission.wake_lost(session)
     assert [late] == stage.steps()
 
 
