@@ -1,6 +1,6 @@
 # Only Python >= 3.11 (with venv) and make are needed; `make setup PYTHON=/path/to/python3` chooses another Python.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint docs bench chaos hosts audit requirements format
+.PHONY: help setup demo up test lint docs picture bench chaos hosts audit requirements format
 BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
@@ -28,6 +28,9 @@ lint: setup ## ruff, mypy, import-linter, the chat page, the Dockerfile and dock
 	@$(BIN)/python -m deploy.checks.web_build check
 	@$(BIN)/python -m deploy.checks.files
 	@$(BIN)/python -m deploy.checks.reference check
+
+picture: setup ## photographs a waiting ticket for the README (docs/images/ticket.png); needs Chromium
+	@$(BIN)/python -m deploy.picture
 
 docs: setup ## writes the reference pages in docs/reference from the code
 	@$(BIN)/python -m deploy.checks.reference
