@@ -135,10 +135,13 @@ MUTANTS = (
     ),
     Mutant(
         "a job does not go back to a credential that refused it",
-        "workers/pacer/reserve.py",
+        "workers/pacer/stages/credential_choice.py",
         (
-            ("untried = [number for number in credentials if number not in refused]", "untried = list(credentials)"),
-            ("open_ = {number for number in untried if (number, model, one.endpoint) not in shut}", "open_ = set(untried)"),
+            ("untried = [credential_id for credential_id in credentials if credential_id not in refused]", "untried = list(credentials)"),
+            (
+                "unparked = {credential_id for credential_id in untried if (credential_id, model, job.endpoint) not in parked}",
+                "unparked = set(untried)",
+            ),
         ),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""The pacer: admits jobs in fair order as limits allow, and repairs what crashed processes left behind.
+"""The pacer: admits jobs in fair order within the limits, and repairs state that crashed processes left behind.
 
-Start it with `python -m workers.pacer`; any number may run.
+Start it with `python -m workers.pacer`; any number of pacers may run.
 """

@@ -1,4 +1,4 @@
-"""The pacer's process, `python -m workers.pacer`: the steps, a listener for wake-ups, the sweep, due webhooks, Flower's announcer."""
+"""The pacer's process, `python -m workers.pacer`: threads for steps, wake-ups, reaper, webhooks, cleanup, heartbeat and Flower events."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from workers.observe import metrics_server
 from workers.pacer.cleanup import Cleanup
 from workers.pacer.gauges import Gauges
 from workers.pacer.heartbeat import PacerHeartbeat
+from workers.pacer.limit_enforcer import LimitEnforcer
 from workers.pacer.reaper import Reaper
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
@@ -31,25 +32,26 @@ from workers.pacer.webhook_dispatch import WebhookDispatcher
 
 log = logging.getLogger(__name__)
 
-# Without Postgres or Redis a step is tried all the same: then this process is well, and it is others that deep health names.
+# During an outage of Postgres or Redis, steps are still tried: this process is healthy, and deep health reports the outage.
 STUCK_S = 60.0
 LANE_MAX = 2**63 - 1
 
 
 def main() -> None:
-    """Runs until SIGTERM or SIGINT; ends with 1 when one of its threads has died."""
+    """Runs until SIGTERM or SIGINT; exits with 1 when one of its threads has died."""
     logs.configure(settings().log_level)
     tracing.start("nowserving-pacer")
     stop, wakeups, announcer = threading.Event(), Wakeups(), Announcer()
     limiter = Limiter(notify.client())
     pacer = Pacer(limiter=limiter, ring=CeleryRing(), wakeups=wakeups)
-    sweep = Reaper(limiter=Limiter(notify.connect()), wakeups=wakeups)
-    due = WebhookDispatcher(broker=notify.connect(), ring=WebhookRing())
-    watch = PacerHeartbeat(notify.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
+    reaper = Reaper(limiter=Limiter(notify.connect()), wakeups=wakeups)
+    webhooks = WebhookDispatcher(broker=notify.connect(), ring=WebhookRing())
+    heartbeat = PacerHeartbeat(notify.connect(), stepped_at=lambda: pacer.stepped_at, also=Gauges().refresh)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    works = (pacer.run, sweep.run, due.run, announcer.run, watch.run, Cleanup().run, partial(listen, wakeups, announcer, due, sweep))
-    threads = [threading.Thread(target=work, args=(stop,), daemon=True) for work in works]
+    listener = partial(listen, wakeups, announcer, webhooks, reaper.limits)
+    loops = (pacer.run, reaper.run, webhooks.run, announcer.run, heartbeat.run, Cleanup().run, listener)
+    threads = [threading.Thread(target=loop, args=(stop,), daemon=True) for loop in loops]
     for thread in threads:
         thread.start()
     if settings().pacer_metrics_port:
@@ -57,32 +59,32 @@ def main() -> None:
     log.info("pacing")
     while not stop.wait(1.0):
         if not all(thread.is_alive() for thread in threads):
-            log.critical("a thread of the pacer died; the process ends, to be started again whole")
+            log.critical("a thread of the pacer died; the process exits to be restarted")
             sys.exit(1)
     for thread in threads[:3]:
         thread.join(5)
     tracing.stop()
 
 
-def listen(wakeups: Wakeups, announcer: Announcer, due: WebhookDispatcher, sweep: Reaper, stop: threading.Event) -> None:
-    """Wake-ups reach the wakeups, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself.
+def listen(wakeups: Wakeups, announcer: Announcer, webhooks: WebhookDispatcher, limits: LimitEnforcer, stop: threading.Event) -> None:
+    """Subscribes to the pacer's channel and hands its messages to the other threads. Without Redis, each thread polls once a second.
 
-    Messages that this version cannot read are counted and ignored (wake.pass_on).
+    Messages that this version cannot read are counted and ignored (notify.pass_on).
     """
-    hear = partial(_hear, wakeups=wakeups, announcer=announcer, due=due, sweep=sweep)
+    handle = partial(_handle, wakeups=wakeups, announcer=announcer, webhooks=webhooks, limits=limits)
     while not stop.is_set():
         try:
-            notify.listen(notify.LINE, hear, until=stop.is_set)
+            notify.listen(notify.LINE, handle, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(0.5)
 
 
-def _hear(message: dict[str, Any], wakeups: Wakeups, announcer: Announcer, due: WebhookDispatcher, sweep: Reaper) -> None:
+def _handle(message: dict[str, Any], wakeups: Wakeups, announcer: Announcer, webhooks: WebhookDispatcher, limits: LimitEnforcer) -> None:
     if isinstance(receivers := message.get("receivers"), list):
-        due.wake([str(name) for name in receivers])
+        webhooks.wake([str(name) for name in receivers])
         return
     if isinstance(lanes := message.get("limits"), list):
-        _enforce(sweep, lanes, forget=bool(message.get("forget")))
+        _enforce_limits(limits, lanes, forget=bool(message.get("forget")))
         return
     if "slot" in message:
         wakeups.slot_freed()
@@ -93,23 +95,23 @@ def _hear(message: dict[str, Any], wakeups: Wakeups, announcer: Announcer, due: 
     if message.get("budget"):
         wakeups.budget_freed(lane_id)
         return
-    if isinstance(joined := message.get("joined"), list):
+    if isinstance(job_ids := message.get("joined"), list):
         wakeups.job_enqueued(lane_id)
-        for job_id in joined:
+        for job_id in job_ids:
             announcer.waits(UUID(job_id))
         return
     wakeups.wake(lane_id)
     if message.get("cancelled"):
         announcer.cancelled(UUID(str(message["cancelled"])))
-        due.wake(None)
+        webhooks.wake(None)
 
 
-def _enforce(sweep: Reaper, lanes: list[int], *, forget: bool) -> None:
-    """What fails here is found by the sweep within seconds."""
+def _enforce_limits(limits: LimitEnforcer, lanes: list[int], *, forget: bool) -> None:
+    """The reaper enforces the limits within seconds where this fails."""
     try:
-        sweep.enforce(lanes, forget=forget)
+        limits.enforce_lanes(lanes, forget=forget)
     except (Unavailable, LineUnavailable) as error:
-        log.warning("changed limits wait for the sweep", extra={"why": str(error.__cause__ or error)})
+        log.warning("changed limits wait for the reaper", extra={"why": str(error.__cause__ or error)})
 
 
 if __name__ == "__main__":

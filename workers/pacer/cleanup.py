@@ -1,4 +1,4 @@
-"""The cleanup thread of the pacer's process: runs the steps of retention in small batches, and rests between them."""
+"""The cleanup thread of the pacer's process: runs the steps of retention in small batches, with rests between them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from models.telemetry import metrics
 log = logging.getLogger(__name__)
 
 EVERY_S = 60.0
-# A step with a longer backlog goes on in the next pass, which follows at once, so that no table waits for another.
-STEP_MAX_S = 60.0
-# After each batch a rest of three times its duration: cleanup takes a quarter of one connection, less of a busy Postgres.
-REST = 3.0
-# Batches are halved above this duration and doubled below a quarter of it: rows with large bodies take longer.
-BATCH_S = 0.1
-SMALLEST, FIRST, LARGEST = 10, 200, 500
+# A step with a longer backlog continues in the next pass, which follows at once, so that no table waits for another.
+MAX_STEP_S = 60.0
+# Each batch is followed by a rest of three times its duration: cleanup uses a quarter of one connection, and less of a busy Postgres.
+REST_FACTOR = 3.0
+# The batch size is halved above this duration and doubled below a quarter of it: rows with large bodies take longer.
+TARGET_BATCH_S = 0.1
+MIN_BATCH, FIRST_BATCH, MAX_BATCH = 10, 200, 500
 
 
 class Cleanup:
-    """`run` may run in any number of processes at once: a locked row is passed over. clock: monotonic seconds."""
+    """Any number of processes may run it at once, because batches skip locked rows. clock: monotonic seconds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._limits: dict[str, int] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop`: a pass each minute, or one after the other while one leaves a backlog."""
+        """Runs a pass each minute until `stop`; passes follow each other while a backlog is left."""
         while not stop.is_set():
             is_drained = True
             try:
@@ -43,14 +43,14 @@ class Cleanup:
             except Unavailable as error:
                 log.warning("cleanup waits", extra={"why": str(error.__cause__ or error)})
             except Exception:
-                # A border: the next pass must come whatever this one found.
+                # A border: a failed pass must not stop the next one.
                 log.exception("a cleanup pass failed")
             stop.wait(EVERY_S if is_drained else 0)
 
     def run_pass(self, stop: threading.Event, *, at: datetime | None = None) -> bool:
-        """Runs every step until its batch is not full; False when a backlog is left or `stop` is set.
+        """Runs every step until its batch is not full; returns False when a backlog is left or `stop` is set.
 
-        at: the time against which ages are counted; None: Postgres's. Raises Unavailable when Postgres is away.
+        at: the time that ages are measured against; None: Postgres's clock. Raises Unavailable.
         """
         with db.autocommit() as session:
             at = at or retention.now(session)
@@ -60,29 +60,29 @@ class Cleanup:
         return is_drained
 
     def _drain(self, name: str, step: Step, stop: threading.Event) -> bool:
-        until = self._clock() + STEP_MAX_S
+        until = self._clock() + MAX_STEP_S
         while not stop.is_set():
-            began, limit = self._clock(), self._limits.get(name, FIRST)
+            began, limit = self._clock(), self._limits.get(name, FIRST_BATCH)
             try:
                 with db.begin() as session:
                     removed = step(session, limit)
             except Unavailable:
-                # A batch that is too large for one statement's time looks the same as an absent server.
-                if limit <= SMALLEST:
+                # A batch that exceeds the statement timeout raises the same error as an unavailable server.
+                if limit <= MIN_BATCH:
                     raise
-                self._limits[name] = max(SMALLEST, limit // 4)
+                self._limits[name] = max(MIN_BATCH, limit // 4)
                 return False
             took_s = self._clock() - began
             metrics.removed.labels(name).inc(removed)
             if removed < limit:
                 return True
             self._limits[name] = _next_limit(limit, took_s)
-            if stop.wait(took_s * REST) or self._clock() >= until:
+            if stop.wait(took_s * REST_FACTOR) or self._clock() >= until:
                 return False
         return False
 
 
 def _next_limit(limit: int, took_s: float) -> int:
-    if took_s > BATCH_S:
-        return max(SMALLEST, limit // 2)
-    return min(LARGEST, limit * 2) if took_s < BATCH_S / 4 else limit
+    if took_s > TARGET_BATCH_S:
+        return max(MIN_BATCH, limit // 2)
+    return min(MAX_BATCH, limit * 2) if took_s < TARGET_BATCH_S / 4 else limit

@@ -1,4 +1,4 @@
-"""The gauges of the pacer's process: who waits and why, counted in Postgres every few seconds."""
+"""The gauges of the pacer's process: waiting and running jobs, used limits, parked keys, counted in Postgres every few seconds."""
 
 from __future__ import annotations
 
@@ -18,32 +18,28 @@ BACKLOG_MAX = 10_000
 
 
 class Gauges:
-    """`look` brings them up to date. A label that is no more is taken away."""
+    """Labels that no longer exist are removed with each refresh."""
 
     def __init__(self) -> None:
-        self._looked_at: float | None = None
+        self._refreshed_at: float | None = None
         self._backlog_at = float("-inf")
 
-    def look(self, now: float) -> None:
-        """One look. now: monotonic seconds. Raises Unavailable, redis.RedisError: that server is marked as down."""
-        since_s = now - self._looked_at if self._looked_at is not None else 0.0
-        self._looked_at = now
+    def refresh(self, now: float) -> None:
+        """Sets all gauges. now: monotonic seconds. Raises Unavailable, redis.RedisError after marking that server as down."""
+        since_s = now - self._refreshed_at if self._refreshed_at is not None else 0.0
+        self._refreshed_at = now
         metrics.up.labels("postgres").set(0)
         metrics.up.labels("redis").set(0)
         try:
             with db.begin() as session:
-                self._lanes(queue_metrics.lanes(session), since_s)
+                self._set_lanes(queue_metrics.lanes(session), since_s)
                 used, parked = queue_metrics.use(session), queue_metrics.parked(session)
                 totals = queue_metrics.totals(session, seen_within_s=settings().heartbeat_s * 3)
             metrics.up.labels("postgres").set(1)
         except Unavailable:
-            self._ask_redis()
+            self._check_redis()
             raise
-        metrics.used.clear()
-        for row in used:
-            for limit in ("rpm", "tpm", "in_flight"):
-                if (share := getattr(row, limit)) is not None:
-                    metrics.used.labels(row.pool, metrics.model_label(row.model), limit).set(share)
+        self._set_used_limits(used)
         metrics.parked.clear()
         for row in parked:
             metrics.parked.labels(row.pool).set(row.parked)
@@ -52,20 +48,9 @@ class Gauges:
         if now >= self._backlog_at + BACKLOG_EVERY_S:
             self._backlog_at = now
             self._count_backlog()
-        self._ask_redis()
+        self._check_redis()
 
-    def _count_backlog(self) -> None:
-        with db.begin() as session:
-            backlog = queue_metrics.retention_backlog(session, days=settings().retention_days, limit=BACKLOG_MAX)
-        metrics.overdue.set(backlog.jobs)
-        metrics.overdue_age.set(backlog.age_s)
-
-    def _ask_redis(self) -> None:
-        unanswered_s = notify.pulse()
-        metrics.up.labels("redis").set(1)
-        metrics.unanswered.set(unanswered_s or 0.0)
-
-    def _lanes(self, rows: Sequence[Any], since_s: float) -> None:
+    def _set_lanes(self, rows: Sequence[Any], since_s: float) -> None:
         sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0, 0.0])
         for row in rows:
             labels = (row.pool, metrics.model_label(row.model))
@@ -74,8 +59,25 @@ class Gauges:
             sums[labels][2] = max(sums[labels][2], row.oldest_s)
             if row.waiting and row.blocked_by:
                 metrics.blocked.labels(*labels, row.blocked_by).inc(since_s)
-        gauges = (metrics.waiting, metrics.running, metrics.oldest)
-        for n, gauge in enumerate(gauges):
+        for n, gauge in enumerate((metrics.waiting, metrics.running, metrics.oldest)):
             gauge.clear()
-            for labels, found in sums.items():
-                gauge.labels(*labels).set(found[n])
+            for labels, values in sums.items():
+                gauge.labels(*labels).set(values[n])
+
+    def _set_used_limits(self, rows: Sequence[Any]) -> None:
+        metrics.used.clear()
+        for row in rows:
+            for limit in ("rpm", "tpm", "in_flight"):
+                if (share := getattr(row, limit)) is not None:
+                    metrics.used.labels(row.pool, metrics.model_label(row.model), limit).set(share)
+
+    def _count_backlog(self) -> None:
+        with db.begin() as session:
+            backlog = queue_metrics.retention_backlog(session, days=settings().retention_days, limit=BACKLOG_MAX)
+        metrics.overdue.set(backlog.jobs)
+        metrics.overdue_age.set(backlog.age_s)
+
+    def _check_redis(self) -> None:
+        unanswered_s = notify.pulse()
+        metrics.up.labels("redis").set(1)
+        metrics.unanswered.set(unanswered_s or 0.0)

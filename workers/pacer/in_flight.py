@@ -1,11 +1,12 @@
-"""The places in flight of all calls that run, kept by the pacer beside the workers: one that is cut off from Redis cannot keep its own.
+"""Renews the in-flight leases of all running calls in Redis, because a worker that is cut off from Redis cannot renew its own.
 
-A worker says in Postgres that its call runs, and whoever admits reads that row: while it says so, its place is taken.
+The job's row in Postgres is the truth: while it says `running`, the call holds its lease.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from models.config.settings import settings
 from models.database import db
@@ -16,37 +17,39 @@ log = logging.getLogger(__name__)
 
 
 class InFlightLeases:
-    """What one pacer has kept, and when."""
+    """The renewals of one pacer."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._kept_at = float("-inf")
+        self._renewed_at = float("-inf")
 
     def renew(self, *, now: float) -> None:
-        """No call that runs has lost its place unnoticed; where one has, nothing is admitted before the limiter's state was made again.
+        """Renews every NOWSERVING_HEARTBEAT_S.
 
-        Looks every NOWSERVING_HEARTBEAT_S. now: monotonic seconds. Raises Unavailable, LineUnavailable: then nobody may be admitted.
+        Where a running call has lost its lease, the limiter's state is rebuilt before the next admission.
+        now: monotonic seconds. Raises Unavailable, LineUnavailable; then no job may be admitted.
         """
-        gap_s = now - self._kept_at
+        gap_s = now - self._renewed_at
         if gap_s < settings().heartbeat_s:
             return
         with db.autocommit() as session:
             rows = limits.running(session)
-        wanted: dict[Meter, set[str]] = {}
+        expected: dict[Meter, set[str]] = {}
         for row in rows:
-            wanted.setdefault(Meter(row.credential_id, row.model), set()).add(str(row.dispatch_id))
-        held = self._limiter.renew_many([(one, sorted(ids)) for one, ids in wanted.items()], lease_ms=int(settings().lease_s * 1000))
-        # What was kept less than a lease ago cannot have run out: a place that is missing then was freed by its answer, a moment
-        # before the answer is in the row. After a longer gap, as in a new process, it may as well have run out.
+            expected.setdefault(Meter(row.credential_id, row.model), set()).add(str(row.dispatch_id))
+        dispatches = [(meter, sorted(ids)) for meter, ids in expected.items()]
+        held = self._limiter.renew_many(dispatches, lease_ms=int(settings().lease_s * 1000))
+        # A lease renewed less than lease_s ago cannot have expired: a missing one was released by its answer, a moment before the
+        # answer reaches the row. After a longer gap, as in a new process, it may have expired.
         if gap_s > settings().lease_s - settings().heartbeat_s:
-            self._expect(wanted, dict(zip(wanted, held, strict=True)))
-        self._kept_at = now
+            self._forget_incomplete(expected, dict(zip(expected, held, strict=True)))
+        self._renewed_at = now
 
-    def _expect(self, wanted: dict[Meter, set[str]], held: dict[Meter, set[str]]) -> None:
-        for one, ids in wanted.items():
-            if lost := ids - held[one]:
+    def _forget_incomplete(self, expected: Mapping[Meter, set[str]], held: Mapping[Meter, set[str]]) -> None:
+        for meter, ids in expected.items():
+            if lost := ids - held[meter]:
                 log.warning(
-                    "places in flight ran out: the limiter is rebuilt",
-                    extra={"credential_id": one.credential_id, "model": one.model, "lost": len(lost)},
+                    "in-flight leases expired: the limiter is rebuilt",
+                    extra={"credential_id": meter.credential_id, "model": meter.model, "lost": len(lost)},
                 )
-                self._limiter.forget(one)
+                self._limiter.forget(meter)

@@ -1,4 +1,4 @@
-"""Webhooks that are due are rung for: a thread of the pacer's process, woken by name, and looking at everybody once a second."""
+"""Publishes webhooks that are due to Celery: a thread of the pacer, woken for single receivers, that polls all of them once a second."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from workers.broker.queues import WEBHOOKS
 log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
-# Wake-ups that come within this time are looked at together.
-TOGETHER_S = 0.01
-# No more doorbells than this stand in Celery's queue: what waits, waits in Postgres.
+# Wake-ups within this time are handled in one step.
+COALESCE_S = 0.01
+# Limit of messages in Celery's queue; other deliveries wait in Postgres.
 MAX_QUEUED = 64
-# How soon to look again when the queue had no room for all.
+# The next step follows after this time when the queue had no room for all deliveries.
 FULL_QUEUE_RETRY_S = 0.05
 
 
 class WebhookDispatcher:
-    """Any number of processes may run one; they pick one after another."""
+    """Any number of processes may run one; their selections exclude each other."""
 
     def __init__(self, *, broker: redis.Redis, ring: Ring) -> None:
         self._broker = broker
         self._ring = ring
-        self._named: set[str] = set()
+        self._receivers: set[str] = set()
         self._woken = threading.Event()
         self._lock = threading.Lock()
-        self._all_at = float("-inf")
+        self._poll_at = float("-inf")
 
     def wake(self, receivers: Sequence[str] | None) -> None:
-        """These have something due; None: somebody has. Safe to call from any thread."""
+        """Requests a step for these receivers; None: for all of them. Thread-safe."""
         with self._lock:
-            self._named.update(receivers or ())
+            self._receivers.update(receivers or ())
             if receivers is None:
-                self._all_at = float("-inf")
+                self._poll_at = float("-inf")
         self._woken.set()
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop`."""
+        """Runs steps until `stop`."""
         took_s = 0.0
         while not stop.is_set():
-            self._woken.wait(max(0.0, min(EVERY_S, self._all_at - time.monotonic())))
-            # With very many receivers a look takes a while; then it rests for as long.
-            stop.wait(max(TOGETHER_S, took_s))
+            self._woken.wait(max(0.0, min(EVERY_S, self._poll_at - time.monotonic())))
+            # A step over very many receivers takes a while. The thread then rests for as long.
+            stop.wait(max(COALESCE_S, took_s))
             self._woken.clear()
             began = time.monotonic()
             try:
@@ -61,37 +61,37 @@ class WebhookDispatcher:
                 log.warning("webhooks wait", extra={"why": type(error.__cause__ or error).__name__})
                 stop.wait(EVERY_S)
             except Exception:
-                # A border: the next look must come whatever this one found.
-                log.exception("a look at webhooks failed")
+                # A border: a failed step must not stop the next one.
+                log.exception("a step of the webhook dispatcher failed")
                 stop.wait(EVERY_S)
             took_s = time.monotonic() - began
 
     def step(self, *, now: float) -> int:
-        """One look, at who was named, or at everybody when that is due; how many were rung for. now: monotonic seconds."""
+        """Publishes deliveries of the woken receivers, or of all when a poll is due; returns their number. now: monotonic seconds."""
         with self._lock:
-            named, self._named = self._named, set()
-            looks_at_all = now >= self._all_at
-            if looks_at_all:
-                self._all_at = now + EVERY_S
-        if looks_at_all:
+            receivers, self._receivers = self._receivers, set()
+            is_poll = now >= self._poll_at
+            if is_poll:
+                self._poll_at = now + EVERY_S
+        if is_poll:
             with db.begin() as session:
                 dispatch.put_right(session)
-        elif not named:
+        elif not receivers:
             return 0
-        return self._pick(None if looks_at_all else sorted(named), now=now)
+        return self._publish(None if is_poll else sorted(receivers), now=now)
 
-    def _pick(self, receivers: Sequence[str] | None, *, now: float) -> int:
-        room = MAX_QUEUED - int(self._broker.llen(WEBHOOKS))
+    def _publish(self, receivers: Sequence[str] | None, *, now: float) -> int:
+        limit = MAX_QUEUED - int(self._broker.llen(WEBHOOKS))
         with db.begin() as session:
-            picked = dispatch.pick(
+            deliveries = dispatch.pick(
                 session,
                 receivers=receivers,
                 per_receiver=settings().webhook_per_receiver,
                 per_host=settings().webhook_per_host,
-                most=room,
+                most=limit,
             )
-        if len(picked) >= room:
+        if len(deliveries) >= limit:
             with self._lock:
-                self._all_at = now + FULL_QUEUE_RETRY_S
-        # Those that were not rung for wait again when nobody has claimed them.
-        return len(picked) if self._ring.ring([Call(one.id, one.ticket) for one in picked]) else 0
+                self._poll_at = now + FULL_QUEUE_RETRY_S
+        # A delivery whose message was lost becomes pending again, because no sender claims it.
+        return len(deliveries) if self._ring.ring([Call(delivery.id, delivery.ticket) for delivery in deliveries]) else 0

@@ -29,7 +29,7 @@ def value(name: str, **labels: str) -> float | None:
 
 
 def look() -> None:
-    Gauges().look(1.0)
+    Gauges().refresh(1.0)
 
 
 def test_the_line_is_counted_by_model_and_all_own_keys_are_one(redis_client: redis.Redis) -> None:

@@ -15,7 +15,7 @@ from models.database import db
 from models.keys.keys import Key
 from models.ops import queue_metrics, retention
 from tests.support.queue_tools import cancel, clean_up, known, query, submit
-from workers.pacer.cleanup import FIRST, REST, SMALLEST, Cleanup
+from workers.pacer.cleanup import FIRST_BATCH, MIN_BATCH, REST_FACTOR, Cleanup
 from workers.pacer.gauges import Gauges
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -82,7 +82,7 @@ def test_a_user_who_waits_stays_known_to_operators_whatever_was_cancelled(caller
 
 
 def test_every_table_is_drained_in_one_pass(caller: Key) -> None:
-    many = 2 * FIRST + 7
+    many = 2 * FIRST_BATCH + 7
     query("INSERT INTO idempotency (key_id, token, fingerprint, job_id, created_at) "
           "SELECT 1, n::text, '', gen_random_uuid(), now() - interval '2 d' FROM generate_series(1, :n) AS n", n=many)  # fmt: skip
     submit(caller)
@@ -117,21 +117,21 @@ class Rests(threading.Event):
 
 
 def test_a_pass_ends_between_two_batches_when_it_is_told_to_stop(caller: Key) -> None:
-    add_old_jobs(caller, 3 * FIRST)
+    add_old_jobs(caller, 3 * FIRST_BATCH)
     stop = Rests(1)
 
     assert not Cleanup().run_pass(stop)
-    assert 2 * FIRST + 1 == left()[0]
+    assert 2 * FIRST_BATCH + 1 == left()[0]
 
 
 def test_each_full_batch_is_followed_by_a_rest_of_three_times_its_duration(caller: Key) -> None:
-    add_old_jobs(caller, 2 * SMALLEST)
+    add_old_jobs(caller, 2 * MIN_BATCH)
     ticks = iter(range(1_000_000))
     cleanup, stop = Cleanup(clock=lambda: float(next(ticks))), Rests(100)
-    cleanup._limits["jobs"] = SMALLEST
+    cleanup._limits["jobs"] = MIN_BATCH
 
     assert cleanup.run_pass(stop)
-    assert [REST, REST] == stop.rests, "one second each by this clock, and none after batches that were not full"
+    assert [REST_FACTOR, REST_FACTOR] == stop.rests, "one second each by this clock, and none after batches that were not full"
 
 
 def test_a_step_out_of_time_leaves_the_rest_to_the_next_pass_and_other_steps_run(caller: Key) -> None:
@@ -139,7 +139,7 @@ def test_a_step_out_of_time_leaves_the_rest_to_the_next_pass_and_other_steps_run
     query("INSERT INTO receiver (name) VALUES ('gone')")
     ticks = iter(range(0, 1_000_000, 100))
     cleanup = Cleanup(clock=lambda: float(next(ticks)))
-    cleanup._limits["jobs"] = SMALLEST
+    cleanup._limits["jobs"] = MIN_BATCH
 
     assert not cleanup.run_pass(Rests(100))
     assert (21, []) == (left()[0], query("SELECT FROM receiver"))
@@ -157,12 +157,12 @@ def test_a_submit_at_the_same_time_keeps_its_flow(caller: Key) -> None:
 
 def test_the_backlog_is_shown_and_is_gone_afterwards(caller: Key, redis_client: redis.Redis) -> None:
     add_old_jobs(caller, 20)
-    Gauges().look(1.0)
+    Gauges().refresh(1.0)
     names = ("nowserving_retention_backlog_jobs", "nowserving_retention_backlog_seconds")
     before = [REGISTRY.get_sample_value(name) or 0 for name in names]
     removed = REGISTRY.get_sample_value("nowserving_retention_removed_total", {"kind": "jobs"}) or 0
     clean_up()
-    Gauges().look(1.0)
+    Gauges().refresh(1.0)
 
     assert (20, True) == (before[0], before[1] > 86_400)
     assert [0, 0] == [REGISTRY.get_sample_value(name) for name in names]
@@ -175,7 +175,7 @@ def test_old_jobs_and_tokens_are_found_along_an_index(caller: Key) -> None:
           "SELECT 1, n::text, '', gen_random_uuid() FROM generate_series(1, 5000) AS n")  # fmt: skip
     query("ANALYZE job")
     query("ANALYZE idempotency")
-    values = {"before": now() - timedelta(days=365 * 30), "after": UUID(int=0), "limit": FIRST}
+    values = {"before": now() - timedelta(days=365 * 30), "after": UUID(int=0), "limit": FIRST_BATCH}
 
     assert ["Index Scan using job_pkey", "Index Scan using idempotency_created"] == [
         scans(statement, values) for statement in (retention._OLD_JOBS, retention._TOKENS)

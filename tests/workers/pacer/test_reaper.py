@@ -32,7 +32,8 @@ from tests.support.queue_tools import (
     submit,
 )
 from workers.limiter.limiter import Ask, Limiter, Limits, Meter
-from workers.pacer.reaper import MAX_PASS_GAP_S, Reaper, ReapGrace
+from workers.pacer.reap_grace import MAX_PASS_GAP_S, ReapGrace
+from workers.pacer.reaper import Reaper
 from workers.pacer.wakeups import Wakeups
 
 
@@ -57,7 +58,7 @@ def sweep(limiter: Limiter, wakeups: Wakeups) -> Reaper:
     made = Reaper(limiter=limiter, wakeups=wakeups)
     with db.begin() as session:
         postmaster = lane_maintenance.postmaster_started(session)
-    made._amnesty = ReapGrace(postmaster=postmaster, until=0.0, last=time.monotonic())
+    made._grace = ReapGrace(postmaster=postmaster, until=0.0, last=time.monotonic())
     return made
 
 

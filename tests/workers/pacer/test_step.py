@@ -24,7 +24,8 @@ from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, 
 from workers.broker.publish import Call
 from workers.channels import notify
 from workers.limiter.limiter import Limiter, Meter, Report
-from workers.pacer.reserve import Reserver
+from workers.pacer.limiter_rebuild import rebuild
+from workers.pacer.stages.reserve import Reserver
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
 
@@ -509,7 +510,7 @@ def test_a_reservation_that_redis_forgot_in_between_is_not_rung(caller: Key, sta
     def forget() -> None:
         """As another pacer would see it: everything is gone, and it has made the limiter's state again."""
         redis_client.flushall()
-        other.pacer._reserver.rebuild(Meter(row(one).credential_id, "m"))
+        rebuild(other.limiter, Meter(row(one).credential_id, "m"))
 
     stage.pacer._reserver = Interrupted(stage.limiter, forget)
     stage.wakeups.wake(row(two).lane_id)

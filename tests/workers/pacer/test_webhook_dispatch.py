@@ -118,7 +118,7 @@ def test_without_redis_nothing_is_picked_and_the_thread_lives(caller: Key, bells
     happen(caller)
     thread = threading.Thread(target=made.run, args=(stop,), daemon=True)
     thread.start()
-    until(lambda: made._all_at > float("-inf"), what="looked")
+    until(lambda: made._poll_at > float("-inf"), what="looked")
     stop.set()
     thread.join(20)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from workers.pacer.round_robin import DeficitRoundRobin
+from workers.pacer.stages.round_robin import DeficitRoundRobin
 
 
 def jobs(*costs: float) -> list[Any]:

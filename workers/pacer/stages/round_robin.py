@@ -1,4 +1,4 @@
-"""Turns across lanes: deficit round robin by cost, so that one lane's many or large jobs do not crowd out the others."""
+"""Deficit round robin over lanes, by cost: many or large jobs of one lane do not crowd out the others."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 class DeficitRoundRobin:
-    """Remembers each lane's deficit, and where the round stopped, from one step of the pacer to the next."""
+    """Keeps each lane's deficit, and the lane where the round stopped, from one step of the pacer to the next."""
 
     def __init__(self) -> None:
         self._deficit: dict[int, float] = {}
-        self._last: int = -1
+        self._last_lane: int = -1
         self._is_cut_short = False
 
     def pick(self, queues: Mapping[int, Sequence[Any]], *, slots: int) -> dict[int, int]:
-        """How many jobs from the head of each lane get a slot now. queues: lane → its first jobs in order, each with a cost.
+        """Returns how many jobs from the head of each lane get a slot. queues: lane → its first jobs in order, each with a cost.
 
         The quantum is the largest cost at any head, so every lane with work gets at least one job a round.
         """
@@ -30,13 +30,14 @@ class DeficitRoundRobin:
                     self._deficit.pop(lane, None)
                 if slots == 0:
                     break
-        self._deficit = {lane: left for lane, left in self._deficit.items() if lane in queues}
+        self._deficit = {lane: deficit for lane, deficit in self._deficit.items() if lane in queues}
         return taken
 
     def _serve(self, lane: int, queue: Sequence[Any], taken: dict[int, int], *, quantum: float, slots: int) -> int:
-        if not (self._is_cut_short and lane == self._last):
+        """Takes jobs of one lane up to its deficit; returns the slots left."""
+        if not (self._is_cut_short and lane == self._last_lane):
             self._deficit[lane] = self._deficit.get(lane, 0.0) + quantum
-        self._last, self._is_cut_short = lane, False
+        self._last_lane, self._is_cut_short = lane, False
         while taken[lane] < len(queue) and queue[taken[lane]].cost <= self._deficit.get(lane, 0.0):
             if slots == 0:
                 self._is_cut_short = True
@@ -47,6 +48,6 @@ class DeficitRoundRobin:
         return slots
 
     def _in_turn(self, queues: Mapping[int, Sequence[Any]]) -> list[int]:
-        """The lane whose turn the slots cut short goes on with it; otherwise the next one is first."""
-        first = self._last if self._is_cut_short else self._last + 1
+        """The lane ids in round order. A turn that ran out of slots continues; otherwise the next lane begins."""
+        first = self._last_lane if self._is_cut_short else self._last_lane + 1
         return sorted(lane for lane in queues if lane >= first) + sorted(lane for lane in queues if lane < first)
