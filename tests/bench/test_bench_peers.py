@@ -28,7 +28,7 @@ def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     made.halt()
 
 
-def test_a_peer_does_all_that_it_is_given_and_says_what_it_costs(peer: Peer, upstream: FakeUpstream) -> None:
+def test_peer_completes_all_work_and_reports_its_cost(peer: Peer, upstream: FakeUpstream) -> None:
     rushed = contests.rush(peer, upstream, jobs=40)
 
     assert 40 + 50 == upstream.stats(peer.upstream_key)["outcomes"]["200"]
@@ -51,7 +51,7 @@ def test_a_429_of_the_upstream_is_tried_again_until_it_is_answered(peer: Peer, u
     assert 0 == peer.given_up()
 
 
-def test_first_come_first_served_lets_a_flood_go_before_everybody(peer: Peer, upstream: FakeUpstream) -> None:
+def test_first_come_first_served_serves_a_flood_before_other_users(peer: Peer, upstream: FakeUpstream) -> None:
     fair = contests.fair(peer, upstream, flood=60)
 
     light = [n for n, called in enumerate(fair.order) if called.flow.startswith("light")]

@@ -97,7 +97,7 @@ def test_rule_1_the_headers_and_a_comment_came_at_once(waited: Waited) -> None:
     assert waited.stream.frames[0][0] - waited.began < 20  # a third of the minute that it waits
 
 
-def test_rule_2_who_waits_hears_something_every_ten_seconds(waited: Waited) -> None:
+def test_rule_2_waiting_client_receives_bytes_every_ten_seconds(waited: Waited) -> None:
     times = [waited.began, *(at for at, _ in waited.stream.frames)]
 
     assert times[-1] - waited.began > MINUTE_S

@@ -60,7 +60,7 @@ def failing(status: int) -> str:
 
 
 @each()
-def test_every_answer_is_what_it_is_at_openai(world: World, client: Client) -> None:
+def test_every_response_equals_that_of_openai(world: World, client: Client) -> None:
     more = {IMAGE: {"n": 2, "size": "512x512"}}
     seen = both(world, client, [Call("", "", SAYS.get(kind, SAID), kind, more=more.get(kind, {})) for kind in client.kinds])
 
@@ -75,7 +75,7 @@ def test_every_answer_is_what_it_is_at_openai(world: World, client: Client) -> N
 
 
 @each(kind=STREAM, among=SDKS)
-def test_usage_at_the_end_of_a_stream_is_for_those_who_asked(world: World, client: Client) -> None:
+def test_stream_ends_with_usage_only_when_requested(world: World, client: Client) -> None:
     asked, not_asked = both(
         world, client, [Call("", "", SAID, STREAM, more={"stream_options": {"include_usage": True}}), Call("", "", SAID, STREAM)]
     )

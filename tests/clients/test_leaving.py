@@ -73,7 +73,7 @@ def test_clients_killed_in_their_streams_free_the_upstream(world: World) -> None
     until(lambda: gone == [[one.outcome for one in world.calls(call.say)] for call in calls], what="the upstream's connections closed")
 
 
-def test_who_stops_reading_a_stream_frees_the_upstream(world: World, key: str) -> None:
+def test_client_that_stops_reading_a_stream_frees_the_upstream(world: World, key: str) -> None:
     said = f"[[fake:hold_after=3]] {uuid4().hex}"
     with openai.OpenAI(base_url=world.base, api_key=key) as sdk, sdk.chat.completions.create(stream=True, **chat(said)) as stream:
         next(stream)

@@ -46,7 +46,7 @@ def test_the_models_are_listed_by_ids_that_are_strings(world: World, key: str, p
         assert list(NAMES) == [model["id"] for model in answer.json["data"]]
 
 
-def test_a_single_model_and_one_that_is_not_there(world: World, key: str) -> None:
+def test_model_route_returns_one_model_or_404(world: World, key: str) -> None:
     with Raw(world.api.port, f"/v1/models/{NAMES[0]}", key=key, method="GET") as answer:
         assert NAMES[0] == answer.json["id"]
     with Raw(world.api.port, "/v1/models/gone/with:colon", key=key, method="GET") as answer:
@@ -74,7 +74,7 @@ def test_openai_python_raises_the_401_of_a_new_key(world: World, key: str) -> No
         client.models.list()
 
 
-def test_pictures_are_links_for_those_who_want_links(world: World, key: str) -> None:
+def test_images_are_links_when_requested(world: World, key: str) -> None:
     body = {"model": "gpt-image-2.6-flare", "prompt": "an otter", "n": 2, "response_format": "url"}
     with Raw(world.api.port, "/v1/images/generations", body, key) as answer:
         links = [picture["url"] for picture in answer.json["data"]]

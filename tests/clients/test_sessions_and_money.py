@@ -37,7 +37,7 @@ def talk(before: list[list[str]]) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("client", "kind"), [pytest.param(client, kind, id=f"{client.name}, {kind}", marks=client.marks) for client, kind in TALKERS]
 )
-def test_each_question_is_told_the_one_before_it(world: World, key: str, client: Client, kind: str) -> None:
+def test_each_turn_carries_the_turn_before_it(world: World, key: str, client: Client, kind: str) -> None:
     words = f"{client.name} {kind} 世界 😀"
     for n in range(2):
         client.one(Call(world.base, key, f"{n} {words}", kind, MODEL, more=in_session("talk")))

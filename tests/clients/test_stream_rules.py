@@ -77,7 +77,7 @@ def test_rule_1_the_headers_come_before_the_job_leaves_the_line(world: World, ke
         assert DONE in stream.until(DONE)
 
 
-def test_rule_2_who_waits_is_told_where_by_comments_of_one_newline(world: World, key: str, ask: Callable[..., Raw]) -> None:
+def test_rule_2_waiting_stream_gets_its_position_in_comments_of_one_newline(world: World, key: str, ask: Callable[..., Raw]) -> None:
     world.block(key)
     with ask() as first:
         assert QUEUED.search(first.until(b"position="))
@@ -112,7 +112,7 @@ def test_rule_4_the_last_words_are_done_whatever_happened(ask: Callable[..., Raw
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream", "*/*", "text/html"])
-def test_rule_5_what_a_client_accepts_does_not_change_a_stream(world: World, key: str, accept: str) -> None:
+def test_rule_5_accept_header_does_not_change_a_stream(world: World, key: str, accept: str) -> None:
     with Raw(world.api.port, PATH, chat("hello", stream=True), key, more={"Accept": accept}) as stream:
         whole = stream.whole()
 
@@ -206,7 +206,7 @@ def test_rule_12_an_early_failure_without_a_stream_has_its_status(world: World, 
 
 
 @pytest.mark.parametrize("name", ["no key", "bad key", "bad body", "line full"])
-def test_rule_13_an_error_that_no_retry_cures_says_so(refused: Callable[..., Raw], name: str) -> None:
+def test_rule_13_permanent_error_has_x_should_retry_false(refused: Callable[..., Raw], name: str) -> None:
     with refused(name) as answer:
         assert "false" == answer.head().headers["x-should-retry"]
         assert (name == "line full") == ("retry-after" in answer.headers)

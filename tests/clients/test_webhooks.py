@@ -152,7 +152,7 @@ def test_the_whole_job_comes_along_where_that_was_asked_for(hooks: Hooks, key: s
     assert job["result"] == got.event["data"]["result"] and "succeeded" == job["status"]
 
 
-def test_a_url_for_one_job_is_told_and_verified_with_the_keys_secret(hooks: Hooks, key: str) -> None:
+def test_webhook_url_of_one_job_is_signed_with_the_keys_secret(hooks: Hooks, key: str) -> None:
     client = hooks.client(key)
     secret = client.get("/webhook_secret", cast_to=dict[str, Any])["signing_secret"]
     ways: list[dict[str, Any]] = [
@@ -196,9 +196,7 @@ def documented(language: str, folder: Path, *, port: int, secret: str) -> Iterat
 
 
 @pytest.mark.parametrize("language", ["python", "js"])
-def test_the_receiver_in_the_documentation_takes_what_is_ours_and_nothing_else(
-    hooks: Hooks, key: str, tmp_path: Path, language: str
-) -> None:
+def test_documented_receiver_accepts_only_our_signatures(hooks: Hooks, key: str, tmp_path: Path, language: str) -> None:
     client, port = hooks.client(key), hooks.ports[language]
     types: Any = ["job.succeeded"]
     made = client.webhooks.create(name="docs", url=f"http://127.0.0.1:{port}/", event_types=types)
@@ -252,7 +250,7 @@ def test_a_developer_sees_events_arrive_on_a_port_of_the_own_machine(hooks: Hook
     assert [] == list(hooks.client(key).webhooks.list())
 
 
-def test_a_developer_whose_nowserving_may_not_call_back_is_told_how_to_allow_it(hooks: Hooks, key: str) -> None:
+def test_webhooks_listen_names_the_setting_that_allows_its_url(hooks: Hooks, key: str) -> None:
     env = {**hooks.stack.environment(), "NOWSERVING_URL": hooks.base.removesuffix("/v1"), "NOWSERVING_KEY": key}
     run = subprocess.run(
         [sys.executable, "-m", "cli.main", "webhooks", "listen", "--port", str(free_port())], env=env, capture_output=True, text=True,

@@ -54,7 +54,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         conftest.forget()
 
 
-def test_every_promise_is_kept_while_one_thing_after_another_breaks(outcome: Outcome) -> None:
+def test_all_promises_hold_under_successive_faults(outcome: Outcome) -> None:
     assert [] == outcome.broken
     assert outcome.found.statuses["succeeded"] > 20
     assert {"poll", "wait", "hook", "stream", "held"} == {note.how for note in outcome.evidence.journal}
@@ -162,7 +162,7 @@ def _after(harm: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> Foun
     return found
 
 
-def test_a_schedule_comes_again_from_its_seed_and_from_what_was_printed() -> None:
+def test_schedule_is_reproduced_from_its_seed_and_from_its_printed_form() -> None:
     once, again, other = (schedule.mixed(schedule.FAULTS, seed=seed, for_s=600) for seed in (1, 1, 2))
 
     assert once == again != other
@@ -179,7 +179,7 @@ def test_two_faults_on_the_same_thing_never_overlap() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_doorbells_are_doubled_and_lost_whatever_pieces_they_come_in(size: int) -> None:
+def test_broker_messages_are_duplicated_and_dropped_in_any_chunking(size: int) -> None:
     said = b"".join(broker_faults.encoded([b"LPUSH", b"jobs", b"job \r\n %d" % n]) + broker_faults.encoded([b"PING"]) for n in range(20))
     pieces = [said[start : start + size] for start in range(0, len(said), size)]
     twice, lossy, once = (broker_faults.Postman(how) for how in ("twice", "lossy", "once"))
@@ -191,7 +191,7 @@ def test_doorbells_are_doubled_and_lost_whatever_pieces_they_come_in(size: int) 
     assert {20} == {text.count(b"PING") for text in out.values()}
 
 
-def test_a_client_that_is_told_two_ends_says_so(tmp_path: Path) -> None:
+def test_client_reports_a_second_end_of_a_job(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "client.jsonl")
     note: Note = journal.begin("sk-a", "hello", how="poll")
     journal.accept(note, "job_1")

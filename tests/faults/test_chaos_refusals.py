@@ -57,7 +57,7 @@ def test_a_poisoned_job_may_wait() -> None:
     assert [] == held_up([call("fine", 1), call("poison", 18, behaviour=POISONED)])
 
 
-def test_what_another_fault_explains_is_not_held_up() -> None:
+def test_delay_that_another_fault_explains_is_no_held_up_job() -> None:
     assert [] == held_up([call("fine", 15)], Span("Postgres frozen 10 s", 1, 11))
 
 
@@ -108,7 +108,7 @@ def test_a_job_fails_for_load_only_after_all_its_refusals(throttles: int, outcom
 
 
 @pytest.mark.parametrize(("outcome", "is_reason"), [("not_sent", True), ("succeeded", False)])
-def test_a_job_whose_last_call_could_not_be_sent_may_say_so(outcome: str, is_reason: bool) -> None:
+def test_job_may_report_that_its_last_call_could_not_be_sent(outcome: str, is_reason: bool) -> None:
     (row,) = job(status="failed", error={"code": "upstream_unreachable"}).values()
 
     assert is_reason == refusals.has_reason(row, ["not_sent", outcome])
@@ -118,7 +118,7 @@ def test_a_job_whose_last_call_could_not_be_sent_may_say_so(outcome: str, is_rea
 
 
 @pytest.mark.parametrize(("outcomes", "is_right"), [(["refused", "failed"], True), (["failed", "refused"], False)])
-def test_no_job_fails_with_the_refusal_of_one_credential(outcomes: list[str], is_right: bool) -> None:
+def test_refusal_by_one_credential_fails_no_job(outcomes: list[str], is_right: bool) -> None:
     assert is_right == (not list(refusals.failed_beside_good_key(job(status="failed"), {ID: outcomes})))
 
 

@@ -106,7 +106,7 @@ def test_exactly_the_calls_of_a_killed_worker_are_flagged_and_made_again(stack: 
     assert all(["unknown", "succeeded"] == attempts(one.id) for one in flagged)
 
 
-def test_calls_in_flight_at_a_killed_worker_end_as_on_lost_says(stack: Stack) -> None:
+def test_calls_in_flight_at_a_killed_worker_follow_on_lost(stack: Stack) -> None:
     for worker in alive(stack, "worker-"):
         worker.stop()
     only = stack.worker(threads=IN_FLIGHT)
@@ -163,7 +163,7 @@ def test_an_emptied_redis_loses_no_call_in_flight(stack: Stack, valkey: Valkey) 
     assert before == {one.pid for one in alive(stack, "worker-")}
 
 
-def test_a_pause_that_redis_did_not_hear_of_is_kept(stack: Stack, valkey: Valkey) -> None:
+def test_pause_survives_a_lost_redis_write(stack: Stack, valkey: Valkey) -> None:
     jobs = load(stack, "unheard", 1, "[[fake:hold;status=429;kind=rate;retry_after=4;times=1]]")
     stack.upstream.wait_for_held(1)
     valkey.kill()
@@ -251,7 +251,7 @@ def _repeat(client: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("happens", [_lose, _repeat])
-def test_doorbells_may_be_lost_and_repeated(stack: Stack, valkey: Valkey, happens: Callable[[redis.Redis], None]) -> None:
+def test_lost_and_repeated_broker_messages_lose_no_job(stack: Stack, valkey: Valkey, happens: Callable[[redis.Redis], None]) -> None:
     for worker in alive(stack, "worker-"):
         worker.stop()
     with pretended_slots(10), redis.Redis.from_url(valkey.url) as client:

@@ -85,7 +85,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_what_breaks_off_fails_with_its_beginning(stack: Stack, how: str) -> None:
+def test_broken_stream_fails_and_keeps_its_beginning(stack: Stack, how: str) -> None:
     found = ended(stack, stream(f"{how};chunk_delay=0.05"))
 
     assert ("failed", BREAKS[how], 1) == (found.status, found.error["code"], len(stack.upstream.calls()))
@@ -95,14 +95,14 @@ def test_what_breaks_off_fails_with_its_beginning(stack: Stack, how: str) -> Non
 
 
 @pytest.mark.parametrize("how", ["cut_after=0", "end_after=0", "reset", "garble_after=0", "error_after=0", "status=500", "garbage=html"])
-def test_what_breaks_off_before_its_first_event_is_called_again(stack: Stack, how: str) -> None:
+def test_stream_broken_before_its_first_event_is_retried(stack: Stack, how: str) -> None:
     found = ended(stack, stream(f"{how};times=1", on_unreadable="retry"))
 
     assert ("succeeded", 2, 1) == (found.status, len(stack.upstream.calls()), found.failures)
     assert echo(f"{LONG} [[fake:{how};times=1]]") == content(found.transcript)
 
 
-def test_an_error_in_a_stream_is_told_in_the_upstreams_words(stack: Stack) -> None:
+def test_error_in_a_stream_keeps_the_upstreams_words(stack: Stack) -> None:
     found = ended(stack, stream("error_after=3;chunk_delay=0.05"))
 
     assert {"message": "The server had an error.", "type": "server_error", "param": None, "code": None} == found.error
@@ -154,7 +154,7 @@ def test_a_worker_killed_before_the_first_event_is_replaced(stack: Stack, worker
     assert {found.dispatch_id} == {chunk.dispatch_id for chunk in heard(job_id)} or not heard(job_id)
 
 
-def test_a_worker_that_dies_on_the_brink_of_the_first_event_tells_nobody_and_fails_the_job(stack: Stack, worker: Process) -> None:
+def test_worker_death_just_before_the_first_event_publishes_nothing_and_fails_the_job(stack: Stack, worker: Process) -> None:
     worker.stop()
     brittle = stack.worker(threads=8, crash="worker.after_relayed")
     job_id = stream("hold_after=1")
@@ -234,7 +234,7 @@ def test_a_redis_that_does_not_answer_is_waited_for_once(stack: Stack, redis_of_
     assert took_s < 8
 
 
-def test_a_stream_is_not_begun_while_postgres_cannot_say_so(stack: Stack, postgres: Postgres) -> None:
+def test_stream_does_not_begin_while_postgres_cannot_record_it(stack: Stack, postgres: Postgres) -> None:
     how = "hold_after=0"
     job_id = stream(how)
     stack.upstream.wait_for_held(1)

@@ -52,7 +52,7 @@ def test_a_page_is_as_wide_as_the_test_wants(visit: Visit, site: str) -> None:
 @pytest.mark.parametrize(
     ("path", "said"), [("/inline", "Content Security Policy"), ("/errs", "nowhere is not defined"), ("/strays", "another host")]
 )
-def test_what_goes_wrong_in_a_page_is_noticed(browser: Browser, site: str, path: str, said: str) -> None:
+def test_page_errors_fail_a_test(browser: Browser, site: str, path: str, said: str) -> None:
     troubles: list[str] = []
     page = browser.new_page()
     _watch(page, troubles, host=site.removeprefix("http://"), forgives=())

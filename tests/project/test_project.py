@@ -36,7 +36,7 @@ def test_no_requirement_names_a_registry(file: Path) -> None:
     assert [] == re.findall(r"^.*(?:://|--index|--extra-index|--find-links).*$", file.read_text(), re.MULTILINE)
 
 
-def test_what_is_needed_is_what_is_pinned() -> None:
+def test_pinned_requirements_match_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = {
         "dev.txt": [*project["dependencies"], *chain(*project["optional-dependencies"].values())],
@@ -57,7 +57,7 @@ def test_a_misspelt_key_in_compose_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "Dockerfile"])
-def test_every_setting_named_is_one_that_exists(name: str) -> None:
+def test_every_named_setting_exists(name: str) -> None:
     assert [] == list(check_files.setting_errors(name))
 
 
@@ -81,7 +81,7 @@ def secrets(folder: Path, **env: str) -> dict[str, str]:
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
-def test_one_command_makes_the_secrets_that_compose_mounts_and_the_parts_take(tmp_path: Path) -> None:
+def test_secrets_script_makes_all_secrets_that_compose_mounts(tmp_path: Path) -> None:
     made = secrets(tmp_path / "secrets")
     mounted = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["secrets"]
     files = {f"{name}_file": tmp_path / "secrets" / name for name in secret_files.NAMES if name != "page_key"}
@@ -114,7 +114,7 @@ def test_a_service_has_the_secrets_that_it_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", services())
-def test_a_service_has_a_limit_and_whoever_runs_on_is_watched_and_started_again(name: str) -> None:
+def test_every_service_has_a_memory_limit_a_health_check_and_a_restart_policy(name: str) -> None:
     service = services()[name]
 
     assert re.fullmatch(r"\d+[mg]", service["deploy"]["resources"]["limits"]["memory"])
@@ -123,7 +123,7 @@ def test_a_service_has_a_limit_and_whoever_runs_on_is_watched_and_started_again(
     )
 
 
-def test_there_may_be_as_many_workers_as_one_likes() -> None:
+def test_compose_workers_can_be_scaled() -> None:
     for name in ("pacer", "worker"):
         assert not {"ports", "container_name", "hostname"} & set(services()[name])
 

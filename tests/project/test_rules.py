@@ -95,7 +95,7 @@ def test_every_queue_named_is_consumed() -> None:
         ("worker_cancel_long_running_tasks_on_connection_loss", False), ("beat_schedule", {}), ("task_annotations", None),
     ],
 )  # fmt: skip
-def test_celery_is_a_doorbell(setting: str, value: object) -> None:
+def test_celery_settings_lose_no_job(setting: str, value: object) -> None:
     assert value == getattr(app.conf, setting)
 
 
@@ -108,7 +108,7 @@ def test_celery_keeps_no_results() -> None:
 
 
 @pytest.mark.parametrize("file", SERVING, ids=lambda file: str(file.relative_to(ROOT)))
-def test_the_environment_is_read_in_one_place(file: Path) -> None:
+def test_environment_is_read_in_one_place(file: Path) -> None:
     assert [] == reads_of_the_environment(file)
 
 
@@ -124,7 +124,7 @@ def test_no_error_is_swallowed_in_silence() -> None:
     assert [] == [str(file.relative_to(ROOT)) for file in PRODUCT if silent.search(file.read_text(encoding="utf-8"))]
 
 
-def test_nobody_waits_inside_a_transaction_for_the_network() -> None:
+def test_transactions_contain_no_network_call() -> None:
     """By name at least: what speaks to Redis, Celery or the upstream is not called inside `with db.begin()`."""
     network = {"post", "ring", "send_task", "publish", "admit_many", "peek_many", "charge_again"}
     wrong = []

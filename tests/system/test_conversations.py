@@ -78,7 +78,7 @@ def test_streamed_answers_are_remembered_like_others(stack: Stack) -> None:
     assert [[], before("turn 0"), before("turn 0", "turn 1")] == [call.before for call in stack.upstream.calls()]
 
 
-def test_a_refused_turn_is_not_told_of_and_the_next_one_runs(stack: Stack) -> None:
+def test_refused_turn_is_left_out_of_the_history_and_the_next_turn_runs(stack: Stack) -> None:
     who = caller("sk-refused")
     jobs = [ask(who, "r", said) for said in ("turn 0", "turn 1 [[fake:status=400]]", "turn 2")]
     ring(who)
@@ -88,7 +88,7 @@ def test_a_refused_turn_is_not_told_of_and_the_next_one_runs(stack: Stack) -> No
     assert before("turn 0") == stack.upstream.calls()[-1].before
 
 
-def test_a_turn_that_is_tried_again_is_told_the_same(stack: Stack) -> None:
+def test_retried_turn_sends_the_same_history(stack: Stack) -> None:
     who = caller("sk-again")
     jobs = [ask(who, "a", "turn 0")]
     ring(who)

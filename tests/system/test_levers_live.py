@@ -82,7 +82,7 @@ def test_a_limit_that_was_changed_is_obeyed_by_the_next_admission(stack: Stack, 
     assert {"succeeded"} == {one.status for one in wait_ended(jobs, stack=stack)}
 
 
-def test_what_a_parked_credential_had_is_served_by_the_next(stack: Stack, ops: Caller) -> None:
+def test_jobs_of_a_parked_credential_move_to_the_next(stack: Stack, ops: Caller) -> None:
     with db.begin() as session:
         pool_id = keys.make_pool(session, "team")
         numbers = [keys.add_credential(session, pool_id=pool_id, upstream_key=token) for token in ("sk-bad", "sk-good")]

@@ -210,7 +210,7 @@ def test_a_credential_of_azure_is_called_as_azure_wants_it(world: World, word: s
     assert call.key == fingerprint(world.key)
 
 
-def test_an_answer_tells_what_became_of_its_job(world: World) -> None:
+def test_response_headers_describe_the_job(world: World) -> None:
     with world.ask() as made:
         made.whole()
     (one,) = world.jobs()
@@ -223,7 +223,7 @@ def test_an_answer_tells_what_became_of_its_job(world: World) -> None:
     assert "idempotent-replayed" not in made.headers
 
 
-def test_known_limits_are_told_with_the_answer(world: World) -> None:
+def test_response_has_headers_of_known_limits(world: World) -> None:
     caller(world.key, rpm=600, tpm=90_000)
 
     def told_with_an_answer() -> dict[str, str] | None:
@@ -249,7 +249,7 @@ def test_an_error_of_the_upstream_comes_through_as_it_is(world: World, status: i
     assert (1 if status < 500 else 2) == len(world.upstream.calls(key=world.key))
 
 
-def test_what_passes_is_tried_again_before_the_caller_hears_of_it(world: World, word: str) -> None:
+def test_transient_failure_is_retried_before_the_client_sees_it(world: World, word: str) -> None:
     with world.ask(f"{word} [[fake:status=500;times=1]]") as made:
         assert f"echo: {word}" in made.json["choices"][0]["message"]["content"]
 
@@ -263,7 +263,7 @@ def test_what_passes_is_tried_again_before_the_caller_hears_of_it(world: World, 
         ("[[fake:garbage=html]]", 502, "upstream_invalid_response"),
     ],
 )
-def test_what_became_of_a_broken_call_is_told_once(world: World, said: str, status: int, code: str) -> None:
+def test_outcome_of_a_broken_call_is_reported_once(world: World, said: str, status: int, code: str) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         world.sdk().chat.completions.create(model="m", messages=[{"role": "user", "content": said}])
 
@@ -301,7 +301,7 @@ def test_an_error_in_another_shape_has_the_upstreams_status_bytes_and_type(world
     assert content_type == made.headers["content-type"]
 
 
-def test_what_cannot_be_read_can_be_fetched_by_its_caller(world: World) -> None:
+def test_unreadable_answer_can_be_fetched_by_its_caller(world: World) -> None:
     with world.ask("[[fake:garbage=html]]") as made:
         code = made.json["error"]["code"]
     (job,) = world.jobs()
@@ -321,7 +321,7 @@ def test_a_call_that_takes_too_long_is_a_gateway_timeout(world: World) -> None:
 # Prefer
 
 
-def test_who_prefers_not_to_wait_gets_the_job(world: World, word: str) -> None:
+def test_prefer_respond_async_returns_the_job(world: World, word: str) -> None:
     with world.ask(word, Prefer="respond-async") as made:
         told = made.json
 
@@ -361,7 +361,7 @@ def test_a_wait_without_respond_async_is_for_the_answer(world: World, word: str)
     assert "preference-applied" not in made.headers
 
 
-def test_who_prefers_not_to_wait_may_leave(world: World, word: str) -> None:
+def test_prefer_respond_async_client_may_disconnect(world: World, word: str) -> None:
     with world.ask(f"{word} [[fake:hold]]", Prefer="respond-async, wait=30"):
         world.wait_held(word)
     with world.ask("[[fake:hold]] left", **SDK):
@@ -388,7 +388,7 @@ def test_a_lost_connection_costs_no_second_call(world: World, word: str) -> None
     assert 1 == len(world.calls(word)) == len(world.jobs())
 
 
-def test_an_answer_that_nobody_took_is_there_for_who_comes_back(world: World, word: str) -> None:
+def test_unread_answer_is_returned_to_the_retry(world: World, word: str) -> None:
     with world.ask(f"{word} [[fake:hold]]", **SDK):
         world.wait_held(word)
     until(lambda: query("SELECT FROM job WHERE left_at IS NOT NULL AND status = 'running'"), what="left")
@@ -400,7 +400,7 @@ def test_an_answer_that_nobody_took_is_there_for_who_comes_back(world: World, wo
     assert (200, world.jobs()[0]["id"], 1) == (again.status, again.headers["x-nowserving-job-id"], len(world.calls(word)))
 
 
-def test_nobody_comes_back_to_another_keys_job(world: World, word: str) -> None:
+def test_retry_never_finds_another_keys_job(world: World, word: str) -> None:
     with world.ask(f"{word} [[fake:hold]]"):
         world.wait_held(word)
         world.key = fresh_key()
@@ -418,7 +418,7 @@ def test_a_first_try_is_never_taken_for_a_second(world: World, word: str) -> Non
             until(lambda: 2 == len(world.calls(word)), what="called twice")
 
 
-def test_who_stays_away_has_the_job_cancelled_and_the_call_ended(world: World, word: str) -> None:
+def test_absent_clients_job_is_cancelled_and_its_call_aborted(world: World, word: str) -> None:
     with world.ask(f"{word} [[fake:hold]]", **SDK):
         world.wait_held(word)
     long_ago(world)
@@ -557,7 +557,7 @@ def patient(whole: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ("status=429;kind=quota", openai.RateLimitError),
     ],
 )  # fmt: skip
-def test_openai_python_raises_what_it_raises_without_a_stream(
+def test_openai_python_raises_the_same_error_with_and_without_a_stream(
     world: World, patient: Api, word: str, said: str, raised: type[openai.APIStatusError]
 ) -> None:
     with pytest.raises(raised):
@@ -602,7 +602,7 @@ async def _ask_async(world: World, said: str) -> None:
         await client.chat.completions.create(model="m", messages=[{"role": "user", "content": said}])
 
 
-def test_so_does_the_asynchronous_client(world: World, word: str) -> None:
+def test_asynchronous_openai_python_raises_the_exception_of_a_late_failure(world: World, word: str) -> None:
     with pytest.raises(openai.BadRequestError):
         asyncio.run(_ask_async(world, f"{word} [[fake:delay=1;status=400]]"))
 
@@ -625,7 +625,7 @@ def test_openai_python_reads_a_late_answer(world: World, word: str) -> None:
     assert 1 == len(world.calls(word))
 
 
-def test_everybody_else_reads_a_late_failure_in_the_body(world: World, word: str) -> None:
+def test_other_clients_read_a_late_failure_in_the_body(world: World, word: str) -> None:
     with world.ask(f"{word} [[fake:delay=1;status=400]]", api=world.hasty) as made:
         assert "invalid_request_error" == made.json["error"]["type"]
 
@@ -646,7 +646,7 @@ def test_spaces_come_one_by_one_and_then_the_answer(world: World, word: str) -> 
 # Restarts
 
 
-def test_who_waits_while_the_server_restarts_comes_back_to_the_same_job(
+def test_waiting_client_finds_its_job_after_a_restart_of_the_server(
     world: World, word: str, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
     env = world.stack.environment()

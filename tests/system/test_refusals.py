@@ -93,9 +93,7 @@ def test_no_set_of_throttled_jobs_costs_the_others_more_than_two_pauses(
     assert most <= 2
 
 
-def test_a_key_that_refuses_everybody_is_asked_ever_less_often(
-    workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None]
-) -> None:
+def test_refusing_credential_is_probed_ever_less_often(workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None]) -> None:
     override(pause_s=0.02, pause_most_s=2, max_throttles=50)
     caller, (credential,) = pool_of(upstream, "sk-all")
     upstream.behave("sk-all", status=429, kind="rate_no_retry_after")
@@ -133,7 +131,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("how", REFUSALS, ids=lambda how: str(how["status"]))
-def test_a_pool_serves_with_its_good_key_what_a_bad_one_refuses(
+def test_pool_serves_with_its_good_key_the_jobs_that_a_bad_key_refuses(
     workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None], how: dict[str, object]
 ) -> None:
     override(probe_s=60)

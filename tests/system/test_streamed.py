@@ -81,7 +81,7 @@ def test_redis_soon_forgets_a_stream_that_has_its_transcript(stack: Stack) -> No
     assert token_stream.KEPT_ENDED_S < during <= token_stream.KEPT_S
 
 
-def test_what_is_kept_is_what_a_plain_call_answers(stack: Stack) -> None:
+def test_stored_stream_equals_a_plain_answer(stack: Stack) -> None:
     told = json.loads(streamed(stack, "twice", n=2).response)
     (ended,) = wait_ended([ask(caller("sk-plain"), "twice", body={"n": 2})], stack=stack)
     plain = json.loads(ended.response)
@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_a_plain_call_answers(stack: Stack) -> None:
     assert {**plain, "id": told["id"], "created": told["created"]} == told
 
 
-def test_use_is_on_record_though_nobody_asked_for_it(stack: Stack) -> None:
+def test_stream_usage_is_recorded_without_being_requested(stack: Stack) -> None:
     ended = streamed(stack, "count")
 
     said = json.loads(ended.response)["usage"]
@@ -100,14 +100,14 @@ def test_use_is_on_record_though_nobody_asked_for_it(stack: Stack) -> None:
     assert b"stream_options" not in bytes(ended.request)
 
 
-def test_who_asked_for_the_use_is_told(stack: Stack) -> None:
+def test_stream_includes_usage_when_requested(stack: Stack) -> None:
     ended = streamed(stack, "count", stream_options={"include_usage": True})
 
     assert json.loads(ended.response)["usage"] == events(ended.transcript)[-1]["usage"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "null", "empty"])
-def test_use_that_a_stream_does_not_say_is_estimated(stack: Stack, kind: str) -> None:
+def test_missing_stream_usage_is_estimated(stack: Stack, kind: str) -> None:
     ended = streamed(stack, f"one two three four five [[fake:usage={kind}]]")
 
     ((asked, answered, _),) = usage(ended.id)
@@ -116,7 +116,7 @@ def test_use_that_a_stream_does_not_say_is_estimated(stack: Stack, kind: str) ->
     assert query("SELECT 1 FROM usage WHERE job_id = :id AND estimated", id=ended.id)
 
 
-def test_what_is_relayed_is_ascii(stack: Stack) -> None:
+def test_relayed_events_are_ascii(stack: Stack) -> None:
     ended = streamed(stack, "größer 😀\u2028")
 
     assert bytes(ended.transcript).isascii()

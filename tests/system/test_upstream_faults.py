@@ -79,7 +79,7 @@ def test_an_error_that_stays_fails_the_job_in_the_upstreams_words(stack: Stack) 
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
-def test_what_the_upstream_refuses_is_not_asked_twice(stack: Stack, status: int) -> None:
+def test_permanent_refusal_is_not_retried(stack: Stack, status: int) -> None:
     ended = run(stack, f"no [[fake:status={status}]]")
 
     kind, code, message = BY_STATUS[status]
@@ -90,7 +90,7 @@ def test_what_the_upstream_refuses_is_not_asked_twice(stack: Stack, status: int)
     assert 1 == len(stack.upstream.calls())
 
 
-def test_a_429_pauses_everybody_and_counts_for_nothing(stack: Stack) -> None:
+def test_429_pauses_the_credential_and_counts_no_attempt(stack: Stack) -> None:
     who = caller("sk-paused", max_in_flight=1)
     stack.upstream.behave("sk-paused", {"status": 429, "kind": "rate", "retry_after": 1.2})
     jobs = [ask(who, f"turn {n}") for n in range(4)]
@@ -104,7 +104,7 @@ def test_a_429_pauses_everybody_and_counts_for_nothing(stack: Stack) -> None:
     assert [] == broken_promises(jobs, calls)
 
 
-def test_a_503_that_says_when_is_a_pause_and_one_that_does_not_is_a_failure(stack: Stack) -> None:
+def test_503_with_retry_after_is_a_pause_and_without_a_failure(stack: Stack) -> None:
     paused = run(stack, "busy [[fake:status=503;retry_after=0.3;times=1]]")
     failed = run(stack, "busy [[fake:status=503;times=1]]")
 
@@ -167,14 +167,14 @@ def test_a_call_on_a_kept_connection_that_was_dropped_in_silence_is_made_again_o
     assert ["first", "second"] == [call.text for call in stack.upstream.calls()]
 
 
-def test_what_is_cut_off_every_time_ends_after_its_attempts(stack: Stack) -> None:
+def test_job_that_is_cut_off_every_time_ends_after_its_attempts(stack: Stack) -> None:
     ended = run(stack, "cut [[fake:reset]]", max_attempts=2)
 
     assert ("failed", ["unknown"] * 2, "upstream_outcome_unknown") == (ended.status, attempts(ended.id), ended.error["code"])
     assert 1 == ended.possible_duplicate_calls
 
 
-def test_what_never_left_is_no_possible_duplicate(stack: Stack) -> None:
+def test_unsent_call_is_no_possible_duplicate(stack: Stack) -> None:
     who = caller("sk-dead-port")
     with db.begin() as session:
         wanted = {"url": f"http://127.0.0.1:{free_port()}/v1", "pool": who.pool_id}
@@ -219,7 +219,7 @@ def test_an_answer_that_is_no_json_is_kept_and_not_bought_again(stack: Stack, ki
     assert 1 == len(stack.upstream.calls())
 
 
-def test_an_answer_that_cannot_be_read_is_charged_once_with_what_was_reserved(stack: Stack) -> None:
+def test_unreadable_answer_is_charged_its_reservation_once(stack: Stack) -> None:
     ended = run(stack, "odd [[fake:garbage=html]]", reserved_microusd=700)
 
     entries = query("SELECT kind, amount_microusd FROM ledger WHERE job_id = :id", id=ended.id)
@@ -305,16 +305,14 @@ def test_a_stream_that_cannot_be_read_is_kept_and_not_bought_again(stack: Stack,
     ],
 )
 @pytest.mark.parametrize("shape", ["in_200", "in_200_list"])
-def test_an_error_in_a_200_is_what_it_would_be_with_its_status(
-    stack: Stack, how: str, status: int, outcomes: list[str], shape: str
-) -> None:
+def test_error_in_a_200_is_treated_as_with_its_real_status(stack: Stack, how: str, status: int, outcomes: list[str], shape: str) -> None:
     ended = run(stack, f"error [[fake:{how};shape={shape}]]")
 
     assert (status, outcomes) == (ended.http_status, attempts(ended.id))
     assert ("succeeded" if status == 200 else "failed") == ended.status
 
 
-def test_an_answer_that_says_there_is_no_error_is_an_answer(stack: Stack) -> None:
+def test_answer_with_a_null_error_is_an_answer(stack: Stack) -> None:
     assert "succeeded" == run(stack, "fine [[fake:shape=in_200_null]]").status
 
 
@@ -362,7 +360,7 @@ def test_a_page_of_a_proxy_is_not_taken_for_an_error_object(stack: Stack) -> Non
     assert "cloudflare" in ended.error["message"]
 
 
-def test_what_the_upstream_says_is_kept_whatever_characters_it_has() -> None:
+def test_upstreams_words_are_kept_whatever_characters_they_have() -> None:
     body = b'{"error": {"message": "first line\\nsecond \\u0000 \\ud800", "code": "odd", "inner": {"dropped": 1}}}'
     said = retry_policy.classify(Answer(400, {}, body)).error
 

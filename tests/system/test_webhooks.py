@@ -60,7 +60,7 @@ def settled(*statuses: str) -> bool:
     return not [one for one in deliveries() if one.status not in statuses]
 
 
-def test_who_asked_hears_how_each_job_ended(stack: Stack, receiver: Receiver) -> None:
+def test_webhook_reports_the_end_of_each_job(stack: Stack, receiver: Receiver) -> None:
     who = caller("sk-hooks")
     _, secret = endpoint_and_secret(who, receiver.url("/endpoint"), kinds=[*ENDED, "job.started"])
     good = ask(who, "fine", webhook_url=receiver.url("/own"))
@@ -106,7 +106,7 @@ def test_a_sample_and_a_second_delivery_reach_the_receiver_when_asked_for(stack:
     assert (first.id, first.body) == (second.id, second.body)
 
 
-def test_one_that_hangs_holds_its_few_slots_and_nobody_else_waits(stack: Stack, receiver: Receiver) -> None:
+def test_hanging_receiver_delays_no_other_receiver(stack: Stack, receiver: Receiver) -> None:
     who, other = caller("sk-hangs"), caller("sk-other")
     endpoint(who, receiver.url("/hangs", hang=1))
     endpoint(other, receiver.url("/quick"))

@@ -131,7 +131,7 @@ def test_a_late_claim_pays_again(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 3_000_000])
-def test_an_answer_is_kept_byte_for_byte_and_a_request_goes_out_so(stack: Stack, worker: Process, recorder: Recorder, padding: int) -> None:
+def test_request_and_answer_pass_byte_for_byte(stack: Stack, worker: Process, recorder: Recorder, padding: int) -> None:
     who = _caller_of(recorder, "sk-bytes")
     body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}' + b" " * padding
     job_id = submit(who, request=body)
@@ -191,7 +191,7 @@ def test_a_models_id_stays_one_segment_of_the_path(stack: Stack, worker: Process
     assert ("failed", 404, "model_not_found") == (ended.status, ended.http_status, ended.error["code"])
 
 
-def test_what_a_call_without_an_answers_tokens_used_is_on_record(stack: Stack, worker: Process) -> None:
+def test_tokens_of_a_call_without_an_answer_are_recorded(stack: Stack, worker: Process) -> None:
     who = caller("sk-other-use")
     jobs = [submit(who, endpoint=route, request=CALLS[route][0]) for route in ("/v1/embeddings", "/v1/moderations", "/v1/models")]
     ring(who)
@@ -317,7 +317,7 @@ def test_an_unknown_limit_is_learned_before_it_is_hit(stack: Stack, worker: Proc
     assert told["calls"] <= 3
 
 
-def test_without_headers_the_window_finds_what_the_upstream_bears(stack: Stack, worker: Process) -> None:
+def test_window_finds_the_upstreams_capacity_without_headers(stack: Stack, worker: Process) -> None:
     stack.upstream.limit("sk-window", in_flight=4, hide_headers=True)
     stack.upstream.behave("sk-window", delay=[0.05, 0.15])
     who = caller("sk-window")

@@ -53,7 +53,7 @@ def test_the_first_load_is_small_quick_and_stands_still(browser: Browser, world:
     assert told["shift"] < 0.1
 
 
-def test_a_browser_that_says_chinese_sees_chinese_and_a_dark_one_dark(browser: Browser, world: World) -> None:
+def test_page_follows_the_browsers_language_and_theme(browser: Browser, world: World) -> None:
     context = browser.new_context(locale="zh-CN", color_scheme="dark")
     page = context.new_page()
     page.goto(f"http://127.0.0.1:{world.api.port}/")
@@ -139,7 +139,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(chat: Chat) -> None:
     expect(page.get_by_role("menu")).to_have_count(0)
 
 
-def test_conversations_are_exported_imported_and_told_to_the_model(chat: Chat) -> None:
+def test_exported_conversation_can_be_imported_and_continued(chat: Chat) -> None:
     chat.make("Tea", prompt="You know tea.")
     chat.ask("my name is Green")
     chat.button("Settings").click()
@@ -182,9 +182,7 @@ def test_it_works_under_a_path_prefix(visit: Visit, world: World) -> None:
         page.close()  # before its server goes
 
 
-def test_where_the_operator_shares_a_key_nobody_has_to_enter_one(
-    visit: Visit, world: World, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_page_key_spares_visitors_a_key(visit: Visit, world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("shared")
     with serving(folder / "api.log", **world.stack.environment(), NOWSERVING_PAGE_KEY="sk-shared-by-all") as api:
         page = visit(f"http://127.0.0.1:{api.port}/")

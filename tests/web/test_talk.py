@@ -20,7 +20,7 @@ CODE = "Look:\n\n```python\nprint('hi')\n```"
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("language", WORDS)
-def test_somebody_makes_an_assistant_asks_waits_in_line_and_is_answered(visit: Visit, world: World, language: str, size: str) -> None:
+def test_visitor_creates_an_assistant_and_gets_an_answer(visit: Visit, world: World, language: str, size: str) -> None:
     words = WORDS[language]
     chat = enter(visit, world, language=language, viewport=SIZES[size])
     chat.shot(f"{language}-{size}-1-nobody")
@@ -80,7 +80,7 @@ def test_a_card_can_be_found_renamed_deleted_and_moves_up_when_written_to(chat: 
     expect(names).to_have_text(["Tea"])
 
 
-def test_who_closes_the_page_comes_back_to_the_same_ticket_and_then_to_the_answer(chat: Chat) -> None:
+def test_reopened_page_shows_the_same_ticket_and_then_the_answer(chat: Chat) -> None:
     chat.make("Tea")
     chat.say(f"[[fake:hold]] patience {chat.key}")
     expect(chat.tickets()).to_have_count(1)
@@ -131,7 +131,7 @@ def test_the_title_and_a_notification_tell_when_the_answer_is_there(chat: Chat) 
     expect(chat.page).to_have_title("nowserving")
 
 
-def test_an_error_ends_the_wait_says_what_to_do_and_can_be_tried_again(chat: Chat) -> None:
+def test_error_ends_the_wait_names_the_next_step_and_offers_a_retry(chat: Chat) -> None:
     chat.make("Tea")
     chat.say(f"[[fake:status=400;code=context_length_exceeded;times=1]] {chat.key}")
     expect(chat.troubles()).to_contain_text("That was too long for the model.", timeout=PATIENCE_MS)
@@ -144,7 +144,7 @@ def test_an_error_ends_the_wait_says_what_to_do_and_can_be_tried_again(chat: Cha
     chat.ask("the button still works")
 
 
-def test_what_is_said_without_a_network_goes_out_once_when_it_is_back(visit: Visit, world: World) -> None:
+def test_message_written_offline_is_sent_once_when_online(visit: Visit, world: World) -> None:
     chat = enter(visit, world, forgives=("ERR_INTERNET_DISCONNECTED",))
     chat.make("Tea")
     chat.page.context.set_offline(True)
@@ -158,7 +158,7 @@ def test_what_is_said_without_a_network_goes_out_once_when_it_is_back(visit: Vis
     assert 1 == len(world.calls(f"from afar {chat.key}"))
 
 
-def test_a_key_that_is_refused_is_told_in_plain_words(visit: Visit, world: World) -> None:
+def test_refused_key_is_explained(visit: Visit, world: World) -> None:
     chat = enter(visit, world, key="ns-unknown", forgives=("401",))
 
     expect(chat.page.locator(".notice")).to_have_text("The key is not accepted. Check it in the settings.")

@@ -47,7 +47,7 @@ def reserved(words: str) -> int:
 
 
 @pytest.mark.parametrize(("language", "size"), [("en", DESK), ("zh", PHONE)])
-def test_a_ticket_says_which_limit_holds_it_up_and_until_when(visit: Visit, world: World, language: str, size: tuple[int, int]) -> None:
+def test_ticket_names_the_blocking_limit_and_its_time(visit: Visit, world: World, language: str, size: tuple[int, int]) -> None:
     words = WORDS[language]
     chat = enter(visit, world, language=language, viewport=size)
     allow(chat, rpm=1)
@@ -60,7 +60,7 @@ def test_a_ticket_says_which_limit_holds_it_up_and_until_when(visit: Visit, worl
     chat.shot(f"{language}-10-why")
 
 
-def test_a_ticket_says_that_tokens_are_used_up(visit: Visit, world: World, chat: Chat) -> None:
+def test_ticket_names_the_tokens_per_minute_limit(visit: Visit, world: World, chat: Chat) -> None:
     chat.make("Tea")
     chat.ask("so many tokens")
     other = enter(visit, world)
@@ -92,7 +92,7 @@ def test_a_server_that_restarts_keeps_the_ticket(visit: Visit, world: World, tmp
     assert 1 == len(world.calls(f"through a restart {chat.key}"))
 
 
-def test_an_answer_is_read_aloud_until_one_has_heard_enough(chat: Chat) -> None:
+def test_reading_aloud_can_be_stopped(chat: Chat) -> None:
     chat.page.evaluate("""() => {
         window.said = [];
         window.SpeechSynthesisUtterance = class { constructor(text) { this.text = text; } };
@@ -109,7 +109,7 @@ def test_an_answer_is_read_aloud_until_one_has_heard_enough(chat: Chat) -> None:
     assert ["quiet", ["echo: read this", "en"], "quiet"] == chat.page.evaluate("window.said")
 
 
-def test_words_from_right_to_left_stand_so(chat: Chat) -> None:
+def test_right_to_left_text_is_aligned_right(chat: Chat) -> None:
     chat.make("Tea")
     chat.ask(ARABIC)
     assert "rtl" == chat.mine().last.evaluate("one => getComputedStyle(one).direction")
