@@ -21,9 +21,9 @@ COOKIE = "nowserving_visitor"
 HEADER = "X-Nowserving-Page"
 KEPT_S = 400 * 86_400
 ROUTES = frozenset({
-    "jobs.submit", "jobs.get", "jobs.cancel", "jobs.retry", "events.follow", "relay.follow", "model_lists.models", "balance.balance",
-    "balance.usage", "attachments.attach", "sessions.create", "sessions.listing", "sessions.look", "sessions.change", "sessions.messages",
-    "sessions.forget", "sessions.delete",
+    "jobs.submit", "jobs.get", "jobs.cancel", "jobs.retry", "events.follow", "stream_response.follow", "model_lists.list_models",
+    "balance.balance", "balance.usage", "attachments.attach", "sessions.create", "sessions.list_sessions", "sessions.get",
+    "sessions.update", "sessions.list_messages", "sessions.delete_turn", "sessions.delete",
 })  # fmt: skip
 # What visitors may say of a job. `user` is replaced by the visitor's name, whatever it says.
 FIELDS = frozenset({"endpoint", "body", "conversation", "attachments", "metadata", "user"})

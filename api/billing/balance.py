@@ -1,4 +1,4 @@
-"""What a key has left, and what it used: by day, model and user."""
+"""The balance and usage routes: what a key has left, and its usage by day, model and user."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ from models.platform.wire import JsonObject
 
 routes = Blueprint("balance", __name__)
 
-DAYS, DAYS_MOST = 30, 366
-ROWS_MOST = 1_000
+DEFAULT_DAYS, MAX_DAYS = 30, 366
+MAX_ROWS = 1_000
 
 
 @routes.get("/balance")
 def balance() -> Response:
-    """What the key was given, what it spent, what its open jobs reserve, and what is left; of a visitor, only what it spent itself."""
+    """Returns the key's grants, spending, reservations and balance; for a visitor only the visitor's own spending."""
     caller, visitor_name = auth.caller(request), visitors.name_of(request)
     with db.begin() as session:
-        now = statement.standing(session, caller.id, caller.kind)
-        spent = now if visitor_name is None else statement.of_user(session, caller.id, visitor_name)
-    amounts = {"balance_usd": now.balance, "reserved_usd": now.reserved, "granted_usd": now.granted, "corrected_usd": now.corrected}
+        standing = statement.standing(session, caller.id, caller.kind)
+        spent = standing if visitor_name is None else statement.of_user(session, caller.id, visitor_name)
+    amounts = {
+        "balance_usd": standing.balance, "reserved_usd": standing.reserved, "granted_usd": standing.granted,
+        "corrected_usd": standing.corrected,
+    }  # fmt: skip
     return render.answer(
         {
             "object": "balance",
-            "has_budget": now.has_budget,
-            "available_usd": usd(now.available) if now.has_budget else None,
+            "has_budget": standing.has_budget,
+            "available_usd": usd(standing.available) if standing.has_budget else None,
             **{name: usd(amount) if visitor_name is None else None for name, amount in amounts.items()},
             "spent_usd": usd(spent.spent),
             "unknown_usd": usd(spent.unknown),
@@ -46,19 +49,27 @@ def balance() -> Response:
 
 @routes.get("/usage")
 def usage() -> Response:
-    """What was used, newest first: of the last 30 days where none are named."""
+    """Returns usage rows, newest first; by default of the last 30 days."""
     caller, groups = auth.caller(request), _groups()
     since, until = date_range.read()
     until = until or max(datetime.now(UTC).date(), since or date_range.FIRST)
-    since = since or until - timedelta(days=DAYS - 1)
-    if (until - since).days >= DAYS_MOST:
-        raise Invalid(f"At most {DAYS_MOST} days at a time.", param="start_date")
+    since = since or until - timedelta(days=DEFAULT_DAYS - 1)
+    if (until - since).days >= MAX_DAYS:
+        raise Invalid(f"At most {MAX_DAYS} days at a time.", param="start_date")
     with db.begin() as session:
-        # A visitor sees its own.
-        rows = statement.report(session, caller.id, since=since, until=until, by=groups, most=ROWS_MOST + 1, user=visitors.name_of(request))
-    shown = [_show(row) for row in rows[:ROWS_MOST]]
-    said = {"start_date": since.isoformat(), "end_date": until.isoformat(), "group_by": groups}
-    return render.answer({"object": "list", **said, "data": shown, "has_more": len(rows) > ROWS_MOST})
+        # Visitors see only their own usage.
+        user = visitors.name_of(request)
+        rows = statement.report(session, caller.id, since=since, until=until, by=groups, most=MAX_ROWS + 1, user=user)
+    return render.answer(
+        {
+            "object": "list",
+            "start_date": since.isoformat(),
+            "end_date": until.isoformat(),
+            "group_by": groups,
+            "data": [_show(row) for row in rows[:MAX_ROWS]],
+            "has_more": len(rows) > MAX_ROWS,
+        }
+    )
 
 
 def _show(row: Any) -> JsonObject:
@@ -79,8 +90,8 @@ def _show(row: Any) -> JsonObject:
 
 
 def _groups() -> list[str]:
-    said = request.args.get("group_by", ",".join(GROUPS))
-    wanted = [one.strip() for one in said.split(",")] if said else []
-    if not set(wanted) <= set(GROUPS):
-        raise Invalid(f"`group_by` is one or more of {', '.join(GROUPS)}, with commas between.", param="group_by")
-    return [one for one in GROUPS if one in wanted]
+    text = request.args.get("group_by", ",".join(GROUPS))
+    names = [name.strip() for name in text.split(",")] if text else []
+    if not set(names) <= set(GROUPS):
+        raise Invalid(f"`group_by` is one or more of {', '.join(GROUPS)}, separated by commas.", param="group_by")
+    return [group for group in GROUPS if group in names]

@@ -1,4 +1,4 @@
-"""`?start_date=` and `?end_date=`: whole days in UTC, both included."""
+"""Parses `?start_date=` and `?end_date=`: whole days in UTC, both included."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from flask import request
 from models.platform.errors import Invalid
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-# Before it nothing was called, and beyond it Postgres has days that Python cannot name.
+# No calls were made before it; beyond it Postgres has days that Python cannot represent.
 FIRST, LAST = date(2000, 1, 1), date(2100, 1, 1)
 
 
 def read() -> tuple[date | None, date | None]:
-    """The first and the last day that are asked for; None where the caller names none. Raises Invalid."""
+    """Returns the first and the last day; None where the parameter is missing. Raises Invalid."""
     since, until = _day("start_date"), _day("end_date")
     if since is not None and until is not None and since > until:
         raise Invalid("`start_date` is after `end_date`.", param="start_date")
@@ -23,11 +23,11 @@ def read() -> tuple[date | None, date | None]:
 
 
 def _day(name: str) -> date | None:
-    said = request.args.get(name)
-    if not said:
+    text = request.args.get(name)
+    if not text:
         return None
     try:
-        day = date.fromisoformat(said) if _DATE.fullmatch(said) else None
+        day = date.fromisoformat(text) if _DATE.fullmatch(text) else None
     except ValueError:
         day = None
     if day is None or not FIRST <= day <= LAST:

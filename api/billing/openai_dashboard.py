@@ -1,4 +1,4 @@
-"""The billing routes that the OpenAI API once had, as the programs that still ask for them read them."""
+"""The former billing routes of the OpenAI API, for programs that still call them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from models.database import db
 
 routes = Blueprint("dashboard", __name__)
 
-# What a key without a budget is said to have: these programs know no "as much as you like".
-ENDLESS_USD = 100_000_000
-# The first second of 2100: keys here do not run out.
+# Reported for a key without a budget: these programs know no unlimited keys.
+UNLIMITED_USD = 100_000_000
+# The first second of 2100: keys do not expire here.
 NEVER = 4_102_444_800
 MICROUSD_PER_CENT = 10_000
 
 
 @routes.get("/dashboard/billing/subscription")
 def subscription() -> Response:
-    """How much the key may spend in all."""
-    limit = usd(total(_standing()))
+    """Returns the key's total spending limit."""
+    limit = usd(total_microusd(_standing()))
     return render.answer(
         {
             "object": "billing_subscription",
@@ -39,7 +39,7 @@ def subscription() -> Response:
 
 @routes.get("/dashboard/billing/usage")
 def usage() -> Response:
-    """What was spent in these days, in cents; without days, ever."""
+    """Returns the spending of these days in cents; without days, of all time."""
     caller = auth.caller(request)
     since, until = date_range.read()
     with db.begin() as session:
@@ -49,15 +49,15 @@ def usage() -> Response:
 
 @routes.get("/dashboard/billing/credit_grants")
 def credit_grants() -> Response:
-    """What the key was given, what it spent, and the difference."""
-    now = _standing()
-    given = total(now)
+    """Returns grants, spending and the difference."""
+    standing = _standing()
+    granted = total_microusd(standing)
     return render.answer(
         {
             "object": "credit_summary",
-            "total_granted": usd(given),
-            "total_used": usd(now.spent),
-            "total_available": usd(given - now.spent),
+            "total_granted": usd(granted),
+            "total_used": usd(standing.spent),
+            "total_available": usd(granted - standing.spent),
             "grants": {"object": "list", "data": []},
         }
     )
@@ -69,6 +69,6 @@ def _standing() -> Standing:
         return statement.standing(session, caller.id, caller.kind)
 
 
-def total(now: Standing) -> int:
-    """What the key may spend in all, in micro-USD."""
-    return now.given if now.has_budget else ENDLESS_USD * MICRO
+def total_microusd(standing: Standing) -> int:
+    """Returns the key's total spending limit in micro-USD."""
+    return standing.given if standing.has_budget else UNLIMITED_USD * MICRO

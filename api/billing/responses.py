@@ -1,4 +1,4 @@
-"""What the money routes answer, as pydantic models."""
+"""Response models of the billing routes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from api.submit.responses import Answer
 
 
 class Balance(Answer):
-    """What a key has left. `balance_usd` is granted + corrected - spent. Null for visitors of the chat page, but for what they spent."""
+    """A key's balance: granted + corrected - spent. Visitors of the chat page get null, except for their own spending."""
 
     object: Literal["balance"]
-    has_budget: bool = Field(description="Whether a job is refused when the money is gone; false: what is spent is only written down.")
+    has_budget: bool = Field(description="Whether jobs are refused when the budget is used up; false: spending is only recorded.")
     balance_usd: float | None
-    reserved_usd: float | None = Field(description="What the jobs that have not ended may cost at most.")
-    available_usd: float | None = Field(description="What the next job may cost; null: as much as you like.")
+    reserved_usd: float | None = Field(description="Upper limit of the cost of all open jobs.")
+    available_usd: float | None = Field(description="What the next job may cost; null: no limit.")
     granted_usd: float | None
     corrected_usd: float | None = Field(description="The operator's corrections.")
     spent_usd: float
-    unknown_usd: float = Field(description="The part of it for calls of which nobody knows whether they were paid for.")
+    unknown_usd: float = Field(description="The part for calls whose outcome is unknown.")
     unpriced_calls: int = Field(description="Calls of models without a known price, charged 0.")
 
 
 class UsageRow(Answer):
-    """What was used on one day, with one model, by one user; null where it was not grouped by that."""
+    """Usage of one day, model and user; null where the rows are not grouped by it."""
 
     object: Literal["usage"]
     day: str | None
@@ -35,25 +35,25 @@ class UsageRow(Answer):
     input_tokens: int
     output_tokens: int
     images: int
-    estimated_calls: int = Field(description="Calls whose tokens were counted by this server, for the upstream did not say them.")
-    cost_usd: float = Field(description="Without unknown_usd.")
+    estimated_calls: int = Field(description="Calls whose tokens this server estimated, because the upstream did not report them.")
+    cost_usd: float = Field(description="Excludes unknown_usd.")
     unknown_usd: float
     unpriced_calls: int
 
 
 class UsageList(Answer):
-    """What was used, newest first."""
+    """Usage, newest first."""
 
     object: Literal["list"]
     start_date: str
     end_date: str
     group_by: list[str]
     data: list[UsageRow]
-    has_more: bool = Field(description="There are more than fit: ask for fewer days, or group by less.")
+    has_more: bool = Field(description="There are more rows than fit: request fewer days, or fewer groups.")
 
 
 class Subscription(Answer):
-    """How much the key may spend in all."""
+    """The key's total spending limit."""
 
     object: Literal["billing_subscription"]
     has_payment_method: bool
@@ -64,21 +64,21 @@ class Subscription(Answer):
 
 
 class BillingUsage(Answer):
-    """What was spent."""
+    """The key's spending."""
 
     object: Literal["list"]
     total_usage: float = Field(description="In US cents.")
 
 
 class Grants(Answer):
-    """Not told one by one."""
+    """Always empty: single grants are not listed."""
 
     object: Literal["list"]
     data: list[None] = Field(max_length=0)
 
 
 class CreditSummary(Answer):
-    """What the key was given, what it spent, and the difference, in US dollars."""
+    """Grants, spending and the difference, in US dollars."""
 
     object: Literal["credit_summary"]
     total_granted: float

@@ -1,4 +1,4 @@
-"""The document at /openapi.json, and the page that a person reads."""
+"""Serves the OpenAPI document at /openapi.json, and as an HTML page at /docs."""
 
 from __future__ import annotations
 
@@ -12,53 +12,56 @@ from models.platform.wire import JsonObject
 
 routes = Blueprint("docs", __name__)
 
-# The page brings everything along: it runs nothing and fetches nothing.
+# The page is self-contained: it runs no script and loads nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 @routes.get("/openapi.json")
 def document() -> Response:
-    """The OpenAPI document."""
+    """Returns the OpenAPI document."""
     return render.answer(openapi.document())
 
 
 @routes.get("/docs")
 def page() -> Response:
-    """The document as a page."""
-    made = Response(
-        render_template("docs.html", document=openapi.document(), fields=_fields, shapes=_shapes, base=request.host_url),
+    """Returns the document as an HTML page."""
+    response = Response(
+        render_template("docs.html", document=openapi.document(), fields=_fields, schema_names=_schema_names, base=request.host_url),
         mimetype="text/html",
     )
-    made.headers["Content-Security-Policy"] = POLICY
-    made.headers["X-Content-Type-Options"] = "nosniff"
-    return made
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
-def _shapes(schema: JsonObject) -> list[str]:
-    """The names of the schemas that this one is made of."""
+def _schema_names(schema: JsonObject) -> list[str]:
+    """Returns the names of the schemas that this schema consists of."""
     if "$ref" not in schema:
-        return [name for one in schema.get("oneOf") or schema.get("allOf") or [] for name in _shapes(one)]
+        return [name for part in schema.get("oneOf") or schema.get("allOf") or [] for name in _schema_names(part)]
     name = str(schema["$ref"]).rsplit("/", 1)[-1]
-    return _shapes(openapi.document()["components"]["schemas"][name]) or [name]
+    return _schema_names(openapi.document()["components"]["schemas"][name]) or [name]
 
 
 @cache
 def _fields(name: str) -> list[JsonObject]:
-    """The fields of one schema for its table: name, kind, whether it must be there, what it means."""
+    """Returns the fields of a schema for its table: name, type, required, description."""
     schema = openapi.document()["components"]["schemas"][name]
     required = schema.get("required", ())
     rows = schema.get("properties", {}).items()
-    return [{"name": at, "kind": _kind(one), "required": at in required, "said": one.get("description", "")} for at, one in rows]
+    return [
+        {"name": name, "kind": _kind(field), "required": name in required, "description": field.get("description", "")}
+        for name, field in rows
+    ]
 
 
 def _kind(schema: JsonObject) -> str:
-    """A schema in a few words: `integer, 1 to 10`, `list of Message`, `string or null`."""
+    """Returns a schema in a few words: `integer from 1 to 10`, `list of Message`, `string or null`."""
     if "$ref" in schema:
         return str(schema["$ref"]).rsplit("/", 1)[-1]
     if "anyOf" in schema:
-        return " or ".join(_kind(one) for one in schema["anyOf"])
+        return " or ".join(_kind(option) for option in schema["anyOf"])
     if "const" in schema or "enum" in schema:
-        return " | ".join(render.text(one) for one in schema.get("enum", [schema.get("const")]))
+        return " | ".join(render.text(value) for value in schema.get("enum", [schema.get("const")]))
     kind = schema.get("type", "anything")
     if kind == "array":
         return f"list of {_kind(schema['items'])}" if "items" in schema else "list"

@@ -1,4 +1,4 @@
-"""The API as one OpenAPI 3.1 document, made from the models that the views use."""
+"""Builds the OpenAPI 3.1 document from the route descriptions and the models that the views use."""
 
 from __future__ import annotations
 
@@ -9,106 +9,99 @@ from http import HTTPStatus
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from api.billing import responses as billing_responses
 from api.document.routes import ROUTES
 from api.openapi import links
 from api.openapi.route import JSON, STREAM, Route
-from api.ops import responses as ops_responses
 from api.ops import schemas as ops_schemas
-from api.sessions import responses as session_responses
 from api.sessions import schemas as session_schemas
-from api.stored import responses as stored_responses
 from api.stored import schemas as stored_schemas
 from api.submit import openai_requests, schemas
-from api.submit import responses as answers
-from api.webhooks import responses as webhook_responses
+from api.submit.responses import Error
 from api.webhooks import schemas as webhook_schemas
 from models.platform.wire import JsonObject
 
 TITLE = "nowserving"
 VERSION = "1"
 SUMMARY = "A queue in front of the OpenAI API: take a number, everyone is served."
-REFUSALS: Mapping[int | str, str] = {
-    "default": "What the upstream refused: its own status and error, byte for byte.",
-    400: "The request cannot be understood; `param` names the field and `message` says what to do.",
+ERRORS: Mapping[int | str, str] = {
+    "default": "The upstream's refusal: its own status and error, byte for byte.",
+    400: "The request is invalid; `param` names the field and `message` says what to do.",
     401: "No valid key was sent.",
-    403: "This operator's token may only look.",
-    404: "There is no such thing here: unknown, malformed and other callers' ids look the same.",
+    403: "This operator's token is read-only.",
+    404: "Not found: unknown, malformed and other callers' ids look the same.",
     408: "The body did not arrive in time.",
-    409: "The state of the job does not allow this; it was cancelled while its answer was waited for.",
+    409: "The job's state does not allow this, or the job was cancelled while the request waited for it.",
     413: "The body is too large.",
     415: "The body is not UTF-8 JSON.",
-    416: "The picture does not have the bytes that `Range` names; `Content-Range` says how many it has.",
+    416: "The image does not have the bytes that `Range` names; `Content-Range` gives its size.",
     422: "This Idempotency-Key was used with another body.",
-    429: "The line is full or longer than the job may wait, or too many of the key's connections wait: `Retry-After` says when to come "
-    "back. Or the key has no money left.",
-    502: "The upstream could not be reached, or its answer is lost or cannot be used, as often as it was tried.",
-    504: "The request expired in line, or the upstream took longer than it may.",
-    503: "The store cannot be reached; nothing was accepted.",
+    429: "The queue is full or longer than the job may wait, or too many connections of the key wait: `Retry-After` says when to retry. "
+    "Or the key's budget is used up.",
+    502: "The upstream could not be reached, or its answer was lost or unusable at every try.",
+    504: "The job expired in the queue, or the upstream exceeded the timeout.",
+    503: "The database is unavailable; nothing was accepted.",
 }
-_ROOM = (
-    ("limit", "How many {of} the line may let through in a minute, where that is known.", "integer"),
-    ("remaining", "How many {of} of those are neither used nor waited for.", "integer"),
-    ("reset", "When all of them are there again: 12ms, 1s, 6m0s.", "string"),
+_RATE_LIMIT_HEADERS = (
+    ("limit", "The limit of {of} per minute, where it is known.", "integer"),
+    ("remaining", "The {of} that are neither used nor reserved by waiting jobs.", "integer"),
+    ("reset", "Time until all of them are available again: 12ms, 1s, 6m0s.", "string"),
 )
 HEADERS: JsonObject = {
-    "X-Request-Id": {"description": "Names this answer: give it to the operator.", "required": True, "schema": {"type": "string"}},
-    "Location": {"description": "Where the job is.", "schema": {"type": "string"}},
-    "Idempotent-Replayed": {"description": "true: this job was made earlier with the same Idempotency-Key.", "schema": {"type": "string"}},
-    "X-Nowserving-Job-Id": {"description": "The job behind this answer.", "schema": {"type": "string"}},
-    "X-Nowserving-Waited-Ms": {"description": "How long it stood in line.", "schema": {"type": "integer"}},
-    "Age": {"description": "Seconds since the upstream gave this list.", "schema": {"type": "integer"}},
-    "X-Nowserving-Refresh-Error": {
-        "description": "Status and code of the last refresh, where the upstream refused it; the list is the last good one.",
+    "X-Request-Id": {"description": "Identifies this response: give it to the operator.", "required": True, "schema": {"type": "string"}},
+    "Location": {"description": "The path of the job.", "schema": {"type": "string"}},
+    "Idempotent-Replayed": {
+        "description": "true: an earlier request with the same Idempotency-Key made this job.",
         "schema": {"type": "string"},
     },
-    "X-Nowserving-Resumed": {"description": "true: an SDK's own retry found the job of its first try.", "schema": {"type": "string"}},
-    "X-Nowserving-Content-Type": {"description": "What the upstream called these bytes.", "schema": {"type": "string"}},
-    "openai-processing-ms": {"description": "How long the upstream took.", "schema": {"type": "integer"}},
-    "Preference-Applied": {"description": "What of `Prefer` was followed.", "schema": {"type": "string"}},
-    **{
-        f"x-ratelimit-{name}-{of}": {"description": said.format(of=of), "schema": {"type": kind}}
-        for of in ("requests", "tokens")
-        for name, said, kind in _ROOM
+    "X-Nowserving-Job-Id": {"description": "The job of this response.", "schema": {"type": "string"}},
+    "X-Nowserving-Waited-Ms": {"description": "Milliseconds in the queue.", "schema": {"type": "integer"}},
+    "Age": {"description": "Seconds since this list was read from the upstream.", "schema": {"type": "integer"}},
+    "X-Nowserving-Refresh-Error": {
+        "description": "Status and code of the last refresh, if the upstream refused it; the list is older then.",
+        "schema": {"type": "string"},
     },
-    "Deprecation": {"description": "Since when (RFC 9745).", "schema": {"type": "string"}},
-    "Link": {"description": "What to use instead.", "schema": {"type": "string"}},
+    "X-Nowserving-Resumed": {"description": "true: an SDK's retry found the job of its first try.", "schema": {"type": "string"}},
+    "X-Nowserving-Content-Type": {"description": "The upstream's content type.", "schema": {"type": "string"}},
+    "openai-processing-ms": {"description": "Milliseconds of the upstream call.", "schema": {"type": "integer"}},
+    "Preference-Applied": {"description": "The preferences that were applied.", "schema": {"type": "string"}},
+    **{
+        f"x-ratelimit-{name}-{of}": {"description": text.format(of=of), "schema": {"type": kind}}
+        for of in ("requests", "tokens")
+        for name, text, kind in _RATE_LIMIT_HEADERS
+    },
+    "Deprecation": {"description": "The date of deprecation (RFC 9745).", "schema": {"type": "string"}},
+    "Link": {"description": "The successor.", "schema": {"type": "string"}},
     "ETag": {"description": "Send it as If-None-Match.", "schema": {"type": "string"}},
-    "Accept-Ranges": {"description": "bytes: a part can be asked for.", "schema": {"type": "string"}},
-    "Content-Range": {"description": "Which of the bytes these are, and how many there are.", "schema": {"type": "string"}},
-    "Content-Disposition": {"description": "Its name as a file; `attachment`: browsers save it.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds until it is worth coming back.", "schema": {"type": "integer"}},
+    "Accept-Ranges": {"description": "bytes: ranges are supported.", "schema": {"type": "string"}},
+    "Content-Range": {"description": "The range, and the total size.", "schema": {"type": "string"}},
+    "Content-Disposition": {"description": "The file name; `attachment`: browsers save the file.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds until a retry is worthwhile.", "schema": {"type": "integer"}},
     "retry-after-ms": {"description": "The same in milliseconds.", "schema": {"type": "integer"}},
-    "x-should-retry": {"description": "false: coming back with the same request is of no use.", "schema": {"type": "string"}},
+    "x-should-retry": {"description": "false: a retry of the same request is useless.", "schema": {"type": "string"}},
 }
-# OpenAPI 3.1 has no word for the items of a stream: as most tools read it, this describes each event.
+# OpenAPI 3.1 cannot describe the items of a stream: most tools take this schema for each event.
 _EVENT: JsonObject = {
     "type": "object",
     "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
 }
-_SHOWN: tuple[type[BaseModel], ...] = (
-    *schemas.SUBMITS.values(), openai_requests.EditBody, schemas.Inside,
-    answers.Job, answers.JobList, answers.Event, answers.QueueEvent, answers.Error, answers.Health, answers.Pro,
+_BODIES: tuple[type[BaseModel], ...] = (
+    *schemas.SUBMITS.values(), openai_requests.EditBody, schemas.Inside, stored_schemas.CompletionChange,
     webhook_schemas.NewWebhookEndpoint, webhook_schemas.WebhookEndpointChange, webhook_schemas.Rotation, webhook_schemas.Sample,
-    webhook_schemas.Redelivery, webhook_responses.WebhookEndpoint, webhook_responses.WebhookEndpointList,
-    webhook_responses.WebhookEndpointDeleted, webhook_responses.WebhookTest, webhook_responses.EventTypes, webhook_responses.WebhookSecret,
-    webhook_responses.Delivery, webhook_responses.DeliveryList, webhook_responses.Redelivered,
-    billing_responses.Balance, billing_responses.UsageList, billing_responses.Subscription, billing_responses.BillingUsage,
-    billing_responses.CreditSummary,
-    stored_schemas.CompletionChange, stored_responses.StoredCompletion, stored_responses.StoredCompletionList,
-    stored_responses.StoredMessage,
-    stored_responses.StoredMessageList, stored_responses.StoredCompletionDeleted,
-    session_schemas.NewSession, session_schemas.SessionChange, session_responses.Session, session_responses.SessionList,
-    session_responses.SessionDeleted, session_responses.TurnDeleted, session_responses.SessionMessageList, session_responses.AttachmentList,
-    *ops_schemas.SHOWN,
-    *ops_responses.LISTS,
+    webhook_schemas.Redelivery, session_schemas.NewSession, session_schemas.SessionChange, *ops_schemas.BODIES,
 )  # fmt: skip
+
+
+def _models() -> list[type[BaseModel]]:
+    """Returns the models of all bodies, responses and events."""
+    responses = [model for route in ROUTES for _, _, model in route.responses.values() if model]
+    events = [model for route in ROUTES for model in route.events]
+    return list(dict.fromkeys([*_BODIES, *responses, *events, Error]))
 
 
 @cache
 def document() -> JsonObject:
-    """The whole document."""
-    _, made = models_json_schema([(model, "validation") for model in _SHOWN], ref_template="#/components/schemas/{model}")
+    """Returns the whole document."""
+    _, definitions = models_json_schema([(model, "validation") for model in _models()], ref_template="#/components/schemas/{model}")
     mapping = {endpoint: _ref(kind)["$ref"] for endpoint, kind in schemas.SUBMITS.items()}
     submits = [_ref(kind) for kind in schemas.SUBMITS.values()]
     submit = {"oneOf": submits, "discriminator": {"propertyName": "endpoint", "mapping": mapping}}
@@ -120,13 +113,13 @@ def document() -> JsonObject:
         "info": {"title": TITLE, "version": VERSION, "summary": SUMMARY},
         "paths": paths,
         "components": {
-            "schemas": {**made["$defs"], "Submit": submit},
+            "schemas": {**definitions["$defs"], "Submit": submit},
             "headers": HEADERS,
             "securitySchemes": {
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "Your OpenAI key, or one from the operator; `api-key` may carry it too.",
+                    "description": "Your OpenAI key, or a key from the operator; the `api-key` header works too.",
                 },
                 "operator": {"type": "http", "scheme": "bearer", "description": "An operator's token, never a caller's key."},
             },
@@ -135,29 +128,29 @@ def document() -> JsonObject:
 
 
 def _operation(route: Route) -> JsonObject:
-    made: JsonObject = {
+    operation: JsonObject = {
         "operationId": route.name,
         "summary": route.summary,
         "tags": [route.tag],
         "parameters": [*map(_path_parameter, route.path_names), *route.parameters],
-        "responses": {**{str(status): _answer(route, status) for status in route.answers}, **_refusals(route)},
+        "responses": {**{str(status): _response(route, status) for status in route.responses}, **_errors(route)},
         "security": [{route.scheme: []}] if route.needs_key else [],
     }
-    if route.takes:
-        made["requestBody"] = {"required": True, "content": dict(route.takes)}
-    return made
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": dict(route.body)}
+    return operation
 
 
-def _answer(route: Route, status: int) -> JsonObject:
-    said, media, model = route.answers[status]
-    made: JsonObject = {"description": said, "headers": _headers("X-Request-Id", *route.headers)}
+def _response(route: Route, status: int) -> JsonObject:
+    description, media, model = route.responses[status]
+    response: JsonObject = {"description": description, "headers": _headers("X-Request-Id", *route.headers)}
     if media:
-        made["content"] = {media: {"schema": _content(route, media, model)}}
-    if route.streams and status == HTTPStatus.OK:
-        made["content"][STREAM] = {"schema": {**_EVENT, "description": route.streams}}
-    if leads := links.of(route.name, status):
-        made["links"] = leads
-    return made
+        response["content"] = {media: {"schema": _content(route, media, model)}}
+    if route.stream and status == HTTPStatus.OK:
+        response["content"][STREAM] = {"schema": {**_EVENT, "description": route.stream}}
+    if operations := links.of_operation(route.name, status):
+        response["links"] = operations
+    return response
 
 
 def _content(route: Route, media: str, model: type[BaseModel] | None) -> JsonObject:
@@ -170,12 +163,12 @@ def _data(models: Sequence[type[BaseModel]]) -> JsonObject:
     return {"type": "string", "contentMediaType": JSON, "contentSchema": {"anyOf": [_ref(model) for model in models]}}
 
 
-def _refusals(route: Route) -> JsonObject:
+def _errors(route: Route) -> JsonObject:
     headers = _headers("X-Request-Id", "Retry-After", "retry-after-ms", "x-should-retry")
-    content = {"application/json": {"schema": _ref(answers.Error)}}
-    # A token that is looked at may be one of too many wrong ones.
-    statuses = dict.fromkeys([*route.refusals, *([429] if 401 in route.refusals else [])])
-    return {str(status): {"description": REFUSALS[status], "headers": headers, "content": content} for status in statuses}
+    content = {"application/json": {"schema": _ref(Error)}}
+    # Every route that checks a token limits wrong tokens.
+    statuses = dict.fromkeys([*route.errors, *([429] if 401 in route.errors else [])])
+    return {str(status): {"description": ERRORS[status], "headers": headers, "content": content} for status in statuses}
 
 
 def _headers(*names: str) -> JsonObject:

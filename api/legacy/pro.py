@@ -1,7 +1,7 @@
-"""The legacy `/pro` API (openai-proxy.com, April 2023), which bots and mini-programs still speak: a question, a session, an answer.
+"""The legacy `/pro` API (openai-proxy.com, April 2023), which bots and mini-programs still use: a question, a session, an answer.
 
-Everything, errors too, is told in an envelope over HTTP 200: the HTTP clients of its users throw on 4xx and lose the text. A thin face:
-a question is a job in a conversation, and nothing here knows more of either.
+Every response, errors included, is an envelope over HTTP 200: the HTTP clients of its users throw on 4xx and lose the text. A question is a
+job in a conversation; this module adds nothing else.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from models.platform.errors import Invalid, NotFound, ServingError
 
 routes = Blueprint("pro", __name__, url_prefix="/pro")
 
-#: characters, not bytes
+# In characters, not bytes.
 LIMITS: Mapping[str, int] = {"apiKey": 64, "sessionId": 64, "content": 1_000}
 SPENT_DAYS = 100
-# It was deprecated from its first day (RFC 9745).
+# Deprecated since its first day (RFC 9745).
 HEADERS = {
     "Deprecation": "@1680307200",
     "Link": '</docs>; rel="deprecation"; type="text/html", </v1/chat/completions>; rel="successor-version"',
     "Cache-Control": "no-store",
 }
 DONE = "执行成功"
-WAITS = "排队中，请稍后凭 jobId 查询结果"
+QUEUED = "排队中，请稍后凭 jobId 查询结果"
 MESSAGES: Mapping[int, str] = {
     400: "请求参数有误，请检查后重试",
     401: "apiKey 无效，请检查后重试",
@@ -60,33 +60,33 @@ _CANCELLED = "任务已取消，请重新提交"
 
 @routes.post("/chat/completions")
 def ask() -> Response:
-    """The answer when it is there within NOWSERVING_PRO_WAIT_S, else the job's id to fetch it by."""
-    said = request_body.read(request)
-    words = {name: _words(said, name, most) for name, most in LIMITS.items()}
-    caller = _caller(words["apiKey"])
-    wanted = {"model": settings().pro_model, "messages": [{"role": "user", "content": words["content"]}]}
-    order = build.direct(caller, CHAT, wanted, write=lambda value: (json_text.dump(value), None), own=_session(words["sessionId"]))
-    digest = request_body.digest(b"POST /pro\n", {name: words[name] for name in ("sessionId", "content")})
+    """Returns the answer if it is ready within NOWSERVING_PRO_WAIT_S, otherwise the job's id."""
+    body = request_body.read(request)
+    fields = {name: _required(body, name, limit) for name, limit in LIMITS.items()}
+    caller = _caller(fields["apiKey"])
+    chat = {"model": settings().pro_model, "messages": [{"role": "user", "content": fields["content"]}]}
+    order = build.direct(caller, CHAT, chat, write=lambda value: (json_text.dump(value), None), own=_session(fields["sessionId"]))
+    digest = request_body.digest(b"POST /pro\n", {name: fields[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
-    return _answer(caller, wire.public_id(accepted.job_id))
+    return _respond_job(caller, wire.public_id(accepted.job_id))
 
 
 @routes.get("/chat/completions/<name>")
 def fetch(name: str) -> Response:
-    """The answer that was not there in time."""
-    return _answer(_caller(request.args.get("apiKey")), name)
+    """Returns the answer of an earlier question."""
+    return _respond_job(_caller(request.args.get("apiKey")), name)
 
 
 @routes.get("/balance")
 def balance() -> Response:
-    """What the key was given, what it spent in the last 100 days, and the difference, in USD."""
+    """Returns the key's grants, its spending of the last 100 days, and the difference, in USD."""
     caller = _caller(request.args.get("apiKey"))
     since = datetime.now(UTC).date() - timedelta(days=SPENT_DAYS)
     with db.begin() as session:
-        given = openai_dashboard.total(statement.standing(session, caller.id, caller.kind))
-        used = statement.spent_microusd(session, caller.id, since=since, until=None)
-    told = {"total": usd(given), "balance": usd(given - used), "used": usd(used)}
-    return _told(200, DONE, data=told, timestamp=_now_ms())
+        granted = openai_dashboard.total_microusd(statement.standing(session, caller.id, caller.kind))
+        spent = statement.spent_microusd(session, caller.id, since=since, until=None)
+    data = {"total": usd(granted), "balance": usd(granted - spent), "used": usd(spent)}
+    return _envelope(200, DONE, data=data, timestamp=_now_ms())
 
 
 @routes.errorhandler(ServingError)
@@ -94,43 +94,43 @@ def _refuse(error: ServingError) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         errors.record(error, event="request failed")
     code = _code(error.status, error.code)
-    return _told(code, str(error) if isinstance(error, _Wrong) else MESSAGES[code])
+    return _envelope(code, str(error) if isinstance(error, _InvalidField) else MESSAGES[code])
 
 
 @routes.errorhandler(Exception)
 def _fail(error: Exception) -> Response:
     errors.record(error, event="unforeseen error")
-    return _told(500, MESSAGES[500])
+    return _envelope(500, MESSAGES[500])
 
 
-class _Wrong(Invalid):
-    """What is wrong with the request, in words for its user."""
+class _InvalidField(Invalid):
+    """An invalid request; the message is shown to the user."""
 
 
-def _words(said: Mapping[str, Any], name: str, most: int) -> str:
-    words = said.get(name)
-    if not isinstance(words, str) or not words:
-        raise _Wrong(f"{name} 为必填项，须为非空字符串")
-    if len(words) > most:
-        raise _Wrong(f"{name} 不能超过 {most} 个字符")
-    return words
+def _required(body: Mapping[str, Any], name: str, limit: int) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise _InvalidField(f"{name} 为必填项，须为非空字符串")
+    if len(value) > limit:
+        raise _InvalidField(f"{name} 不能超过 {limit} 个字符")
+    return value
 
 
 def _session(name: str) -> Controls:
     try:
         return schemas.check(Controls, {"conversation": name})
     except Invalid:
-        raise _Wrong("sessionId 不能含有斜杠、反斜杠或不可见字符") from None
+        raise _InvalidField("sessionId 不能含有斜杠、反斜杠或不可见字符") from None
 
 
 def _caller(token: str | None) -> Key:
-    """Who asks: by `apiKey`, which stands in a query here and in no log, or by a Bearer token."""
+    """Returns the caller of `apiKey` or of the Bearer token. The query string with `apiKey` is not logged."""
     if not (token := token or auth.bearer(request)):
-        raise _Wrong("apiKey 为必填项，须为非空字符串")
+        raise _InvalidField("apiKey 为必填项，须为非空字符串")
     return auth.caller(request, token=token)
 
 
-def _answer(caller: Key, name: str) -> Response:
+def _respond_job(caller: Key, name: str) -> Response:
     try:
         job_id = wire.parse_id(name)
         wait.until_ended(job_id, caller.id, wait_s=settings().pro_wait_s)
@@ -138,17 +138,17 @@ def _answer(caller: Key, name: str) -> Response:
             row = job_view.find_job(session, job_id, caller.id)
             answer = job_view.read_result(session, row) if row.status == Status.SUCCEEDED else None
     except NotFound:
-        raise _Wrong("jobId 不存在，请检查后重试") from None
+        raise _InvalidField("jobId 不存在，请检查后重试") from None
     if row.status not in TERMINAL:
-        return _told(202, WAITS, data=None, jobId=wire.public_id(job_id))
+        return _envelope(202, QUEUED, data=None, jobId=wire.public_id(job_id))
     if row.status == Status.SUCCEEDED:
-        return _told(200, DONE, data=_content(answer), timestamp=_now_ms())
+        return _envelope(200, DONE, data=_content(answer), timestamp=_now_ms())
     if row.status == Status.CANCELLED:
-        return _told(500, _CANCELLED)
-    failed = replies.failure(row)
-    # What is not found out there is the model, which is not what this API's callers chose.
-    code = 502 if failed.status == HTTPStatus.NOT_FOUND else _code(failed.status, failed.error.get("code"))
-    return _told(code, MESSAGES[code])
+        return _envelope(500, _CANCELLED)
+    failure = replies.failure(row)
+    # A 404 of the upstream means the model, which callers of this API do not choose.
+    code = 502 if failure.status == HTTPStatus.NOT_FOUND else _code(failure.status, failure.error.get("code"))
+    return _envelope(code, MESSAGES[code])
 
 
 def _content(answer: Any) -> str:
@@ -159,7 +159,7 @@ def _content(answer: Any) -> str:
 
 
 def _code(status: int, code: object) -> int:
-    """Its number for this refusal."""
+    """Returns the envelope's code for this error."""
     if code in ("insufficient_quota", "credit_balance_exhausted"):
         return 402
     if status in MESSAGES:
@@ -171,5 +171,5 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _told(code: int, message: str, **more: object) -> Response:
+def _envelope(code: int, message: str, **more: object) -> Response:
     return render.answer({"code": code, "message": message, **more}, headers=HEADERS)

@@ -1,4 +1,4 @@
-"""The addresses of the legacy `/pro` API."""
+"""Descriptions of the legacy `/pro` routes for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _ASK: JsonObject = {
     "schema": {
         "type": "object",
         "required": list(LIMITS),
-        "properties": {name: {"type": "string", "minLength": 1, "maxLength": most} for name, most in LIMITS.items()},
+        "properties": {name: {"type": "string", "minLength": 1, "maxLength": limit} for name, limit in LIMITS.items()},
     },
     "example": {"apiKey": "sk-…", "sessionId": "ana", "content": "你好"},
 }
-_KEY = query("apiKey", "Or as a Bearer token.", type="string")
+_KEY = query("apiKey", "The key; alternatively sent as a Bearer token.", type="string")
 
 _route = partial(
-    Route, answers={200: ("Done or refused: `code` says which.", JSON, answers.Pro)}, tag="legacy", headers=("Deprecation", "Link"),
-    needs_key=False, refusals=(),
+    Route, responses={200: ("Success or error, as `code` says.", JSON, answers.Pro)}, tag="legacy", headers=("Deprecation", "Link"),
+    needs_key=False, errors=(),
 )  # fmt: skip
 
 ROUTES: tuple[Route, ...] = (
-    _route("post", "/pro/chat/completions", "proAsk", "Ask in a session (deprecated)", takes={JSON: _ASK}),
+    _route("post", "/pro/chat/completions", "proAsk", "Ask in a session (deprecated)", body={JSON: _ASK}),
     _route("get", "/pro/chat/completions/{id}", "proFetch", "Fetch a late answer (deprecated)", parameters=(_KEY,)),
-    _route("get", "/pro/balance", "proBalance", "What a key was given, spent and has left (deprecated)", parameters=(_KEY,)),
+    _route("get", "/pro/balance", "proBalance", "Retrieve a key's grants, spending and balance (deprecated)", parameters=(_KEY,)),
 )

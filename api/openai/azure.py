@@ -1,4 +1,4 @@
-"""Azure's addresses of the OpenAI API: the deployment in the path is the model. `?api-version` may be there, and is not needed."""
+"""Azure's routes of the OpenAI API: the deployment in the path is the model. `?api-version` is optional and ignored."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ routes = Blueprint("azure", __name__)
 
 @routes.post("/deployments/<path:deployment>/chat/completions")
 def chat(deployment: str) -> Response:
-    """A chat completion, whole or as a stream."""
+    """Creates a chat completion, whole or as a stream."""
     return openai_views.serve(CHAT, model=deployment)
 
 
 @routes.post("/deployments/<path:deployment>/embeddings")
 def embeddings(deployment: str) -> Response:
-    """Vectors for texts."""
+    """Creates embeddings."""
     return openai_views.serve(EMBEDDINGS, model=deployment)
 
 
 @routes.post("/deployments/<path:deployment>/images/generations")
 def images(deployment: str) -> Response:
-    """Pictures from a prompt."""
+    """Generates images from a prompt."""
     return openai_views.serve(IMAGES, model=deployment)
 
 
 @routes.post("/deployments/<path:deployment>/images/edits")
 def edits(deployment: str) -> Response:
-    """Pictures from pictures and a prompt."""
+    """Edits images."""
     return openai_views.serve(EDITS, model=deployment)

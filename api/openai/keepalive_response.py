@@ -1,11 +1,10 @@
-"""Calls without a stream, waiting on their open connection: the real status while it can still be given, then spaces until the answer.
+"""Response to a call without streaming: the real status during a grace time, then a 200 with keep-alive spaces until the result.
 
-For NOWSERVING_STATUS_GRACE_S nothing is sent, so whatever ends within it has its own status. After that `200` is said and a space
-every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte begins a client's read timeout anew.
+Nothing is sent for NOWSERVING_STATUS_GRACE_S, so a job that ends within it keeps its own status. After that the response begins with `200`
+and one space every NOWSERVING_KEEPALIVE_EVERY_S: JSON may begin with spaces, and each byte restarts a client's read timeout.
 
-A later failure has lost its status. api/openai/late_failure.py chooses by client: either `{"error": …}` is the body, or the connection
-is closed
-before the body is complete. The client then raises; if it retries by itself, it receives the stored failure with its real status
+A later failure cannot change the status. api/openai/late_failure.py chooses by client: either `{"error": …}` is the body, or the connection
+is closed before the body is complete. The client then raises; if it retries by itself, it receives the stored failure with its real status
 (models/jobs/waiters.py). The upstream is not called again.
 """
 
@@ -34,75 +33,73 @@ from models.keys.keys import Key
 from models.platform.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
 
 SPACE = b" "
-# What a reader has to take within events.SEND_TIMEOUT_S.
+# A client must accept this many bytes within the send timeout (api/http/send_timeout.py).
 PIECE_BYTES = 64 * 1024
-# Postgres is away while an answer is to be read: how soon to try again.
-AGAIN_S = 0.5
-# Longer than the first look at a job takes, unless Postgres is away.
-SEEN_S = 3.0
-# nginx's name for it. Nobody reads it.
-CLIENT_CLOSED_REQUEST = 499
+# Retry interval while Postgres is unavailable and a result must be read.
+RETRY_READ_S = 0.5
+# Longer than the first poll of a job takes, unless Postgres is unavailable.
+FIRST_POLL_S = 3.0
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; no client receives it
 
 
-class Gone(Exception):
-    """The client has hung up."""
+class ClientDisconnected(Exception):
+    """The client closed its connection."""
 
 
-def answer(job_id: UUID, caller: Key, *, reader: UUID, request: Request, comes_back: bool = True) -> Response:
-    """The ended job as the answer to this request, or the beginning of one that goes on until it has ended.
+def respond(job_id: UUID, caller: Key, *, reader: UUID, request: Request, comes_back: bool = True) -> Response:
+    """Returns the ended job as the response to this request, or a response that begins now and continues until the job ends.
 
-    When the connection breaks before all of the answer was handed over, its reader has left. comes_back: its client can find the job again.
-    Raises ServerRestarting and Unauthorised.
+    reader: recorded as gone when the connection breaks before the whole response was handed over. comes_back: the client can find the job
+    again. Raises ServerRestarting and Unauthorised.
     """
-    held = Held(job_id, caller, reader=reader, request=request, comes_back=comes_back)
+    blocking = BlockingResponse(job_id, caller, reader=reader, request=request, comes_back=comes_back)
     try:
-        row = held.wait(settings().status_grace_s)
-        return held.begun() if row is None else held.told(row)
-    except Gone:
-        held.disconnect_now()
+        row = blocking.wait(settings().status_grace_s)
+        return blocking.begin() if row is None else blocking.complete(row)
+    except (ClientDisconnected, ServerRestarting) as error:
+        blocking.close(disconnects.record_now)
+        if isinstance(error, ServerRestarting):
+            raise
         return Response(status=CLIENT_CLOSED_REQUEST)
-    except ServerRestarting:
-        held.disconnect_now()
-        raise
     except BaseException:
-        held.close()
+        blocking.close()
         raise
 
 
-def answer_within(seconds: float, job_id: UUID, caller: Key, *, request: Request) -> Response | None:
-    """The ended job as the answer to this request, None when it does not end in time. Nobody who leaves here leaves the job."""
+def respond_within(seconds: float, job_id: UUID, caller: Key, *, request: Request) -> Response | None:
+    """Returns the ended job as the response; None if it does not end in time. A disconnect here does not abandon the job."""
     try:
-        held = Held(job_id, caller, reader=None, request=request)
+        blocking = BlockingResponse(job_id, caller, reader=None, request=request)
     except (Unavailable, TooManyWaiting):
         return None
+    response = None
     try:
-        if (row := held.wait(seconds)) is not None:
-            return held.told(row)
-    except Gone:
-        held.close()
-        return Response(status=CLIENT_CLOSED_REQUEST)
+        if (row := blocking.wait(seconds)) is not None:
+            return blocking.complete(row)
+    except ClientDisconnected:
+        response = Response(status=CLIENT_CLOSED_REQUEST)
     except ServerRestarting:
         pass
     except BaseException:
-        held.close()
+        blocking.close()
         raise
-    held.close()
-    return None
+    blocking.close()
+    return response
 
 
-class Held:
-    """One caller on one connection. `close` must follow; a response that was made here sees to it itself."""
+class BlockingResponse:
+    """One client that waits on its connection. `close` must follow; a response made here calls it when it is closed."""
 
     def __init__(self, job_id: UUID, caller: Key, *, reader: UUID | None, request: Request, comes_back: bool = True) -> None:
-        """Raises Unavailable when too many wait here, TooManyWaiting when too many of this key do."""
+        """Raises Unavailable when this process has too many waiters, TooManyWaiting when this key has."""
         self._job_id, self._caller, self._reader, self._comes_back = job_id, caller, reader, comes_back
         self._connection = limit_sending(request)
         self._origin = images.origin(request)
         self._closes_connection = late_failure.closes_connection(request.headers)
         self._is_settled = False
-        self._room = ExitStack()
+        self._stack = ExitStack()
         try:
-            self._waiter = self._room.enter_context(
+            self._waiter = self._stack.enter_context(
                 waiter_registry.wait_for(job_id, caller.id, polls_itself=True, connection=self._connection)
             )
         except (Unavailable, TooManyWaiting):
@@ -110,75 +107,70 @@ class Held:
             raise
 
     def wait(self, seconds: float) -> Any | None:
-        """The job's row when it has ended within this time. Raises Gone, ServerRestarting, and Unauthorised when the key was revoked."""
+        """Returns the job's row once it has ended; None after this time.
+
+        Raises ClientDisconnected, ServerRestarting, and Unauthorised when the key was revoked.
+        """
         began = time.monotonic()
         while True:
             if self._waiter.is_disconnected:
-                raise Gone
+                raise ClientDisconnected
             may_have_ended = self._waiter.end_notified or self._waiter.status in TERMINAL
             row = self._row() if may_have_ended else None
-            if self._waiter.is_revoked or (row is not None and row.is_revoked):
+            if self._waiter.is_revoked or (row and row.is_revoked):
                 raise Unauthorised("This key was revoked. Ask the operator for a new one.")
-            if row is not None:
-                if row.status in TERMINAL:
-                    return row
+            if row and row.status in TERMINAL:
+                return row
+            if row:
                 may_have_ended = self._waiter.end_notified = False
             if waiter_registry.is_closing:
                 raise ServerRestarting(retry_after_s=1)
-            # Not before it was seen once: who comes back to a job that has ended is told its real status, however short the time.
-            most_s = seconds if self._waiter.status is not None else max(seconds, SEEN_S)
-            if (left_s := began + most_s - time.monotonic()) <= 0:
+            # Wait for the first poll at least: a retry for a job that has ended gets its real status, however short the time.
+            limit_s = seconds if self._waiter.status is not None else max(seconds, FIRST_POLL_S)
+            if (left_s := began + limit_s - time.monotonic()) <= 0:
                 return None
-            self._waiter.wait(min(left_s, AGAIN_S) if may_have_ended else left_s)
+            self._waiter.wait(min(left_s, RETRY_READ_S) if may_have_ended else left_s)
 
-    def told(self, row: Any) -> Response:
-        """The whole answer, with its status. Raises Gone."""
+    def complete(self, row: Any) -> Response:
+        """Returns the whole response with its status. Raises ClientDisconnected."""
         if self._connection is not None and disconnect_poller.is_closed(self._connection):
-            raise Gone
-        return self._sending(replies.answer(row, origin=self._origin))
+            raise ClientDisconnected
+        return self._tracked(replies.of_job(row, origin=self._origin))
 
-    def begun(self) -> Response:
-        """An answer that has begun: 200, and spaces for as long as it takes."""
+    def begin(self) -> Response:
+        """Returns a response that has begun: 200, and spaces until the job ends."""
         row = self._row()
-        made = Response(self._drip(), mimetype="application/json", headers=replies.timing(row) if row is not None else None)
-        made.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        return self._sending(made)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(replies.timing(row) if row else {})}
+        return self._tracked(Response(self._keepalive(), mimetype="application/json", headers=headers))
 
-    def disconnect_now(self) -> None:
-        """The waiter is free. A reader that was not told everything has left, on record before its client can be back."""
-        self._disconnect(disconnects.record_now)
-
-    def close(self) -> None:
-        """The waiter is free. A reader that was not told everything has left."""
-        self._disconnect(disconnects.record_later)
-
-    def _disconnect(self, write: Callable[..., None]) -> None:
-        self._room.close()
+    def close(self, write: Callable[..., None] = disconnects.record_later) -> None:
+        """Releases the waiter and records an incomplete response as a disconnect. record_now commits it before the client can retry."""
+        self._stack.close()
         if not self._is_settled:
             self._is_settled = True
-            # Not for good when it was this server that hung up.
+            # Not final when this server closed the connection.
             write(self._job_id, self._reader, for_good=not (self._comes_back or waiter_registry.is_closing))
 
-    def _sending(self, made: Response) -> Response:
-        made.response = self._pieces(made.iter_encoded())
-        # Not a `finally` in the iterator: one that was never begun does not run it.
-        made.call_on_close(self.close)
-        return made
+    def _tracked(self, response: Response) -> Response:
+        response.response = self._pieces(response.iter_encoded())
+        # Not a `finally` in the iterator: an iterator that was never started does not run it.
+        response.call_on_close(self.close)
+        return response
 
-    def _pieces(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+    def _pieces(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         try:
-            for part in parts:
-                for start in range(0, len(part), PIECE_BYTES):
-                    yield part[start : start + PIECE_BYTES]
+            for chunk in chunks:
+                for start in range(0, len(chunk), PIECE_BYTES):
+                    yield chunk[start : start + PIECE_BYTES]
         except errors.ConnectionAborted:
             raise
         except Exception as error:
-            errors.record(error, event="held answer failed")
+            errors.record(error, event="keep-alive response failed")
             raise errors.ConnectionAborted from error
-        # Only here when the last piece was taken.
+        # Reached only after the server took the last piece.
         self._is_settled = True
 
-    def _drip(self) -> Iterator[bytes]:
+    def _keepalive(self) -> Iterator[bytes]:
         try:
             yield SPACE
             while (row := self.wait(settings().keepalive_every_s)) is None:
@@ -186,19 +178,19 @@ class Held:
             if replies.has_answer(row):
                 yield from images.content(row, origin=self._origin)
             else:
-                yield self._late(replies.told_of(row))
-        except (errors.ConnectionAborted, Gone, ServerRestarting) as error:
-            self.disconnect_now()
+                yield self._late_failure(replies.error_body(row))
+        except (errors.ConnectionAborted, ClientDisconnected, ServerRestarting) as error:
+            self.close(disconnects.record_now)
             raise errors.ConnectionAborted from error
         except ServingError as error:
-            yield self._late(errors.answer(error).data)
+            yield self._late_failure(errors.answer(error).data)
 
-    def _late(self, said: bytes) -> bytes:
+    def _late_failure(self, body: bytes) -> bytes:
         """Returns the body of a late failure. Raises ConnectionAborted for clients whose connection is closed instead."""
         if self._closes_connection:
-            self.disconnect_now()
+            self.close(disconnects.record_now)
             raise errors.ConnectionAborted
-        return said
+        return body
 
     def _row(self) -> Any | None:
         try:

@@ -33,7 +33,7 @@ _IS_CLOSED = re.compile("|".join(f"(?:{pattern})" for pattern in _CLOSED))
 
 
 def closes_connection(headers: Headers) -> bool:
-    """Whether a late failure closes the connection of the client with these request headers. False: the failure is the body."""
+    """Returns whether a late failure closes the connection of the client with these request headers; otherwise it becomes the body."""
     if headers.get(SDK_RAW_RESPONSE) == "stream":
         return False
     return bool(headers.get(SDK_LANGUAGE)) or _IS_CLOSED.match(headers.get("User-Agent", "")) is not None

@@ -1,4 +1,4 @@
-"""The `x-ratelimit-*` headers: they tell how much room the line has, looked up at most once a second for each lane."""
+"""The `x-ratelimit-*` response headers: the lane's headroom, read at most once a second for each lane."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ from models.queue.headroom import LaneHeadroom
 log = logging.getLogger(__name__)
 
 FRESH_S = 1.0
-LANES_MOST = 10_000
+MAX_LANES = 10_000
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class Told:
-    """What this process told of each lane a moment ago."""
+class HeaderCache:
+    """Per-process cache of the headers of each lane."""
 
-    def __init__(self, look: Callable[[int], LaneHeadroom], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._look = look
+    def __init__(self, read: Callable[[int], LaneHeadroom], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: dict[int, tuple[Mapping[str, str], float]] = {}
+        self._cached: dict[int, tuple[Mapping[str, str], float]] = {}
 
     def headers(self, lane_id: int) -> Mapping[str, str]:
-        """The headers of an answer about this lane's jobs. While one caller looks again the others are told what was known."""
+        """Returns the headers for jobs of this lane. While one request reads them again, others get the cached ones."""
         with self._lock:
-            known, until = self._known.get(lane_id, (NOTHING, 0.0))
+            cached, until = self._cached.get(lane_id, (NOTHING, 0.0))
             if self._clock() < until:
-                return known
-            if len(self._known) >= LANES_MOST:
-                self._known.clear()
-            self._known[lane_id] = (known, self._clock() + FRESH_S)
-        said: Mapping[str, str]
+                return cached
+            if len(self._cached) >= MAX_LANES:
+                self._cached.clear()
+            self._cached[lane_id] = (cached, self._clock() + FRESH_S)
+        headers: Mapping[str, str]
         try:
-            said = show(self._look(lane_id))
+            headers = render_headers(self._read(lane_id))
         except Unavailable:
-            said = NOTHING
-        self._known[lane_id] = (said, self._clock() + FRESH_S)
-        return said
+            headers = NOTHING
+        self._cached[lane_id] = (headers, self._clock() + FRESH_S)
+        return headers
 
 
-def headers(lane_id: int) -> Mapping[str, str]:
-    """What this process tells of this lane; nothing where no limits are known, or Postgres is away."""
-    return _told.headers(lane_id)
+def of_lane(lane_id: int) -> Mapping[str, str]:
+    """Returns the lane's headers from this process's cache; none without known limits or while Postgres is unavailable."""
+    return _cache.headers(lane_id)
 
 
-def show(rooms: LaneHeadroom) -> dict[str, str]:
-    """The headers that OpenAI would send."""
-    told: dict[str, str] = {}
-    for name, one in (("requests", rooms.requests), ("tokens", rooms.tokens)):
-        if one is not None:
-            told[f"x-ratelimit-limit-{name}"] = str(one.limit)
-            told[f"x-ratelimit-remaining-{name}"] = str(one.remaining)
-            if one.reset_s is not None:
-                told[f"x-ratelimit-reset-{name}"] = duration(one.reset_s)
-    return told
+def render_headers(lane: LaneHeadroom) -> dict[str, str]:
+    """Returns the headers in OpenAI's format."""
+    headers: dict[str, str] = {}
+    for name, limit in (("requests", lane.requests), ("tokens", lane.tokens)):
+        if limit is not None:
+            headers[f"x-ratelimit-limit-{name}"] = str(limit.limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(limit.remaining)
+            if limit.reset_s is not None:
+                headers[f"x-ratelimit-reset-{name}"] = go_duration(limit.reset_s)
+    return headers
 
 
-def duration(seconds: float) -> str:
-    """As Go writes it, to the millisecond and never too short: 12ms, 1.5s, 6m0s."""
+def go_duration(seconds: float) -> str:
+    """Formats a duration as Go does, rounded up to the millisecond: 12ms, 1.5s, 6m0s."""
     ms = math.ceil(round(seconds * 1000, 3))
     if 0 < ms < 1000:
         return f"{ms}ms"
@@ -76,9 +76,9 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes}m{rest}" if hours else f"{minutes}m{rest}" if minutes else rest
 
 
-def _look(lane_id: int) -> LaneHeadroom:
+def _read(lane_id: int) -> LaneHeadroom:
     with db.autocommit() as session:
         return headroom.read_headroom(session, lane_id)
 
 
-_told = Told(_look)
+_cache = HeaderCache(_read)

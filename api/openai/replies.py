@@ -1,4 +1,4 @@
-"""From an ended job to the wire: the upstream's own answer byte for byte, or its own error and status; ours where it gave none."""
+"""HTTP responses of ended jobs: the upstream's answer byte for byte, its own error and status, or our error where it sent none."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from api.http import render
 from api.submit import images
 from models.jobs.states import Status
 
-# What the upstream never said, by what became of the call; everything else that went wrong out there is a bad gateway.
+# Status of an error that the upstream did not send, by error code; any other code is a bad gateway.
 STATUSES: Mapping[object, int] = {
     "invalid_api_key": HTTPStatus.UNAUTHORIZED,
     "request_exceeds_limit": HTTPStatus.BAD_REQUEST,
     "server_error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "upstream_timeout": HTTPStatus.GATEWAY_TIMEOUT,
 }
-# A page of somebody else's must not run scripts under our address.
+# Foreign markup must not run scripts under our origin.
 UNTRUSTED: Mapping[str, str] = MappingProxyType(
     {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 )
 CANCELLED: Mapping[str, object] = {
-    "message": "The job was cancelled. Send the request again to have it answered.",
+    "message": "The job was cancelled. Send the request again to run it.",
     "type": "invalid_request_error",
     "param": None,
     "code": "cancelled",
@@ -43,14 +43,14 @@ DELETED: Mapping[str, object] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """How an ended job that has no answer is told: an HTTP status and the error object, with its four keys at least."""
+    """The HTTP error of an ended job without an answer. error: has at least the four keys of OpenAI's error object."""
 
     status: int
     error: dict[str, object]
 
 
 def failure(row: Any) -> Failure:
-    """The HTTP error of a job that failed, was cancelled or expired, or whose answer was deleted. row: its status, http_status, error."""
+    """Returns the HTTP error of a job that failed, was cancelled or expired, or whose answer was deleted."""
     if row.status == Status.SUCCEEDED:
         return Failure(HTTPStatus.CONFLICT, dict(DELETED))
     if row.status == Status.CANCELLED:
@@ -64,62 +64,61 @@ def failure(row: Any) -> Failure:
 
 
 def raw(row: Any, *, name: str) -> Response:
-    """The bytes of an answer that is no result, to be saved and not shown. row: response and response_type."""
-    made = Response(bytes(row.response), content_type="application/octet-stream")
-    made.headers["X-Nowserving-Content-Type"] = row.response_type
-    made.headers["Content-Disposition"] = f'attachment; filename="{name}.bin"'
-    made.headers.update(UNTRUSTED)
-    return made
+    """Returns the bytes of a response that is not a result, as a download. row: has response and response_type."""
+    response = Response(bytes(row.response), content_type="application/octet-stream")
+    response.headers["X-Nowserving-Content-Type"] = row.response_type
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}.bin"'
+    response.headers.update(UNTRUSTED)
+    return response
 
 
-def answer(row: Any, *, origin: str = "") -> Response:
-    """The ended job as the answer to the request that made it. row: as view.find gives it. origin: of links to its pictures.
+def of_job(row: Any, *, origin: str = "") -> Response:
+    """Returns the ended job as the response to its request. row: from job_view.find. origin: prefix of the links to its images.
 
-    An error says that a retry is useless: the line has already tried as often as makes sense, and an SDK's own two retries would
-    multiply that.
+    Errors carry `x-should-retry: false`: the queue already retried as often as makes sense, and an SDK's two retries would multiply that.
     """
     if has_answer(row):
         body = images.content(row, origin=origin)
-        made = Response(iter(body), row.http_status or HTTPStatus.OK, mimetype="application/json")
-        made.content_length = body.length
+        response = Response(iter(body), row.http_status or HTTPStatus.OK, mimetype="application/json")
+        response.content_length = body.length
     else:
-        made = _failed(row)
-        made.headers["x-should-retry"] = "false"
-    made.headers.update(timing(row))
-    made.headers["Cache-Control"] = "no-store"
-    made.headers["X-Content-Type-Options"] = "nosniff"
-    return made
+        response = _failed(row)
+        response.headers["x-should-retry"] = "false"
+    response.headers.update(timing(row))
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
 def _failed(row: Any) -> Response:
-    """The upstream's own status and bytes, whatever they are, where it refused; ours else."""
-    told = failure(row)
-    if not _is_theirs(row):
-        return Response(told_of(row), told.status, mimetype="application/json")
-    made = Response(bytes(row.response), told.status, content_type=row.response_type or "application/json")
+    """Returns the upstream's status and bytes, whatever they are, where it refused; otherwise our own error."""
+    status = failure(row).status
+    if not _is_upstream_refusal(row):
+        return Response(error_body(row), status, mimetype="application/json")
+    response = Response(bytes(row.response), status, content_type=row.response_type or "application/json")
     if row.response_type is not None:
-        made.headers.update(UNTRUSTED)
-    return made
+        response.headers.update(UNTRUSTED)
+    return response
 
 
 def has_answer(row: Any) -> bool:
-    """Whether the job succeeded and its answer was not deleted since."""
+    """Returns whether the job succeeded and its answer was not deleted."""
     return row.status == Status.SUCCEEDED and row.response is not None
 
 
 def timing(row: Any) -> dict[str, str]:
-    """How long the job waited for its call and how long that took, as far as there has been one."""
-    told: dict[str, str] = {}
+    """Returns headers with the queue time and the call time, as far as the job has come."""
+    headers: dict[str, str] = {}
     if row.started_at is not None and row.status in (Status.RUNNING, Status.SUCCEEDED, Status.FAILED):
-        told["X-Nowserving-Waited-Ms"] = _ms(row.started_at - row.created_at)
+        headers["X-Nowserving-Waited-Ms"] = _ms(row.started_at - row.created_at)
         if row.ended_at is not None:
-            told["openai-processing-ms"] = _ms(row.ended_at - row.started_at)
-    return told
+            headers["openai-processing-ms"] = _ms(row.ended_at - row.started_at)
+    return headers
 
 
-def told_of(row: Any) -> bytes:
-    """The body of an error as JSON that SDKs read: the upstream's own bytes where it sent an error object, ours else."""
-    if _is_theirs(row) and _is_envelope(row.response):
+def error_body(row: Any) -> bytes:
+    """Returns the error body that SDKs read: the upstream's own bytes where they hold an error object, otherwise ours."""
+    if _is_upstream_refusal(row) and _is_error_object(row.response):
         return bytes(row.response)
     return f"{render.text({'error': failure(row).error})}\n".encode()
 
@@ -128,7 +127,7 @@ def _ms(span: timedelta) -> str:
     return str(round(span.total_seconds() * 1000))
 
 
-def _is_theirs(row: Any) -> bool:
+def _is_upstream_refusal(row: Any) -> bool:
     return row.status == Status.FAILED and _is_refusal(row.http_status) and row.response is not None
 
 
@@ -136,10 +135,10 @@ def _is_refusal(status: int | None) -> bool:
     return status is not None and status >= HTTPStatus.BAD_REQUEST
 
 
-def _is_envelope(body: bytes | None) -> bool:
-    """Whether this is `{"error": {…}}` with a message, which is what SDKs read."""
+def _is_error_object(body: bytes | None) -> bool:
+    """Returns whether the body is `{"error": {…}}` with a message, which is what SDKs read."""
     try:
-        said = json.loads(body or b"")
+        value = json.loads(body or b"")
     except (ValueError, RecursionError):
         return False
-    return isinstance(said, dict) and isinstance(said.get("error"), dict) and isinstance(said["error"].get("message"), str)
+    return isinstance(value, dict) and isinstance(value.get("error"), dict) and isinstance(value["error"].get("message"), str)

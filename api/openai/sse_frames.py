@@ -1,7 +1,7 @@
-"""What a relayed stream is made of, byte by byte: comments for those who wait, events under another id, failures that are seen.
+"""Formats the frames of a streamed response: comments while the job waits, chunks under another completion id, failures.
 
-What bites clients, measured: an SSE `id:` line, an empty line after a comment, a bare `{"error": …}`, a chunk without a delta, a stream
-that ends without [DONE].
+Measured traps for clients: an SSE `id:` line, an empty line after a comment, a bare `{"error": …}`, a chunk without a delta, a stream
+without [DONE].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHUNK = "chat.completion.chunk"
 
 
 def comment(status: Status | None, place: QueuePosition | None) -> bytes:
-    """How the job stands. One newline: it precedes the next event's lines, and an empty one would be an event to some readers."""
+    """Formats the job's state as a comment. It ends with one newline: some readers take an empty line for an event."""
     if status is not None and status not in job_view.WAITING:
         return b": running\n"
     words = [": queued"]
@@ -37,44 +37,44 @@ def comment(status: Status | None, place: QueuePosition | None) -> bytes:
 
 
 def split(transcript: bytes) -> list[bytes]:
-    """The events of a transcript, each with its empty line."""
+    """Splits a transcript into events, each with its empty line."""
     return [event + b"\n\n" for event in transcript.split(b"\n\n") if event]
 
 
 def renamed(event: bytes, name: str) -> bytes:
-    """The chunk under this completion id; what is no chunk of a chat stays as it is."""
+    """Returns the chunk with this completion id; an event that is no chat chunk stays unchanged."""
     chunk = _chunk(event)
     return event if chunk is None else data({**chunk, "id": name})
 
 
 def name_of(event: bytes) -> str:
-    """The completion id of this chunk; a new one when it has none."""
+    """Returns the completion id of this chunk; a new one when it has none."""
     name = (_chunk(event) or {}).get("id")
     return name if isinstance(name, str) else new_name()
 
 
 def new_name() -> str:
-    """A completion id that nobody has seen. Some programs keep their history by it, and loop when it comes again."""
+    """Returns a new completion id. Some programs key their history by it, and loop when an id is repeated."""
     return f"chatcmpl-{uuid4().hex}"
 
 
 def failure(error: JsonObject, *, endpoint: str, model: str, name: str, is_begun: bool) -> list[bytes]:
-    """The events that say what went wrong: text for people whose program shows what is said, an exception in every SDK.
+    """Formats a failure as events: text for programs that display the content, and an exception in every SDK.
 
-    name: the completion's id. is_begun: something was said before.
+    name: the completion's id. is_begun: content was sent before.
     """
     if endpoint in (IMAGES, EDITS):
         return [b"event: error\n" + data({"type": "error", "error": error})]
     frame = {"id": name, "object": CHUNK, "created": int(time.time()), "model": model}
-    said = {"role": "assistant", "content": ("\n\n" if is_begun else "") + str(error["message"])}
+    delta = {"role": "assistant", "content": ("\n\n" if is_begun else "") + str(error["message"])}
     return [
-        data({**frame, "choices": [{"index": 0, "delta": said, "finish_reason": None}], "error": error}),
+        data({**frame, "choices": [{"index": 0, "delta": delta, "finish_reason": None}], "error": error}),
         data({**frame, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}),
     ]
 
 
 def data(value: object) -> bytes:
-    """One event that carries this value."""
+    """Formats one event with this value."""
     return f"data: {render.text(value)}\n\n".encode()
 
 

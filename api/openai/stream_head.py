@@ -1,4 +1,4 @@
-"""The head of a stream (status and headers) waits for the first event, so that a failure at once keeps its real status."""
+"""Holds back the status and headers of a stream until its first event, so that an early failure keeps its real status."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from api.waiting.waiter import Waiter
 from models.jobs.states import TERMINAL
 from models.platform.errors import Unauthorised
 
-# Postgres is away while the end is to be read: how soon to try again.
-AGAIN_S = 0.2
+# Retry interval while Postgres is unavailable and the end must be read.
+RETRY_READ_S = 0.2
 
 
-def wait_for_failure(waiter: Waiter, read_end: Callable[[], tuple[Any, Sequence[bytes]] | None], *, most_s: float) -> Any | None:
-    """The row of a job that failed before its first event; None as soon as an event is here, the client has gone or the time is up.
+def wait_for_failure(waiter: Waiter, read_end: Callable[[], tuple[Any, Sequence[bytes]] | None], *, timeout_s: float) -> Any | None:
+    """Returns the row of a job that failed before its first event; None after the first event, a disconnect or the timeout.
 
-    read_end: the ended job and the events of its transcript; None while Postgres is away.
-    Raises Unauthorised when the key was revoked, and ServerRestarting when this process ends.
+    read_end: returns the ended job and the events of its transcript; None while Postgres is unavailable.
+    Raises Unauthorised when the key was revoked, and ServerRestarting when this process stops.
     """
-    until = time.monotonic() + most_s
+    until = time.monotonic() + timeout_s
     while not (waiter.has_chunks or waiter.is_disconnected):
         if waiter.is_revoked:
             raise Unauthorised
@@ -35,5 +35,5 @@ def wait_for_failure(waiter: Waiter, read_end: Callable[[], tuple[Any, Sequence[
             raise ServerRestarting(retry_after_s=1)
         if (left_s := until - time.monotonic()) <= 0:
             break
-        waiter.wait(min(left_s, AGAIN_S) if is_over else left_s)
+        waiter.wait(min(left_s, RETRY_READ_S) if is_over else left_s)
     return None

@@ -1,4 +1,4 @@
-"""The upstream's own routes: each request becomes a job, waits in line, and is answered as the upstream would have answered it."""
+"""The OpenAI routes: each request becomes a job, waits in the queue, and gets the response that the upstream would have sent."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from api.access import auth
 from api.http import body_budget, prefer, render
 from api.http.prefer import Preferences
 from api.openai import keepalive_response, late_failure, rate_limit_headers, stream_response
-from api.submit import images as pictures
-from api.submit import openai_parse
+from api.submit import images, openai_parse
 from api.submit.enqueue import accept
 from api.waiting import disconnects
 from api.waiting.registry import waiter_registry
@@ -31,8 +30,10 @@ routes = Blueprint("openai", __name__)
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that has its job, without its body, which may be large and waits in Postgres. comes_back: its client can find the job again
-    if the connection breaks. is_resumed: it came back to the job that its client's last try had made."""
+    """A request with its job. It lacks the body, which may be large and stays in Postgres.
+
+    comes_back: the client can find the job again if the connection breaks. is_resumed: the request found the job of an earlier try.
+    """
 
     job_id: UUID
     lane_id: int
@@ -43,113 +44,113 @@ class Arrival:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What is told of it."""
-        told = {"X-Nowserving-Job-Id": wire.public_id(self.job_id)}
+        """The response headers that identify the job."""
+        headers = {"X-Nowserving-Job-Id": wire.public_id(self.job_id)}
         if self.is_replayed:
-            told["Idempotent-Replayed"] = "true"
+            headers["Idempotent-Replayed"] = "true"
         if self.is_resumed:
-            told["X-Nowserving-Resumed"] = "true"
-        return told
+            headers["X-Nowserving-Resumed"] = "true"
+        return headers
 
 
 @routes.post("/chat/completions")
 def chat() -> Response:
-    """A chat completion, whole or as a stream."""
+    """Creates a chat completion, whole or as a stream."""
     return serve(CHAT)
 
 
 @routes.post("/images/generations")
-def images() -> Response:
-    """Pictures from a prompt."""
+def create_images() -> Response:
+    """Generates images from a prompt."""
     return serve(IMAGES)
 
 
 @routes.post("/images/edits")
 def edits() -> Response:
-    """Pictures from pictures and a prompt."""
+    """Edits images."""
     return serve(EDITS)
 
 
 @routes.post("/embeddings")
 def embeddings() -> Response:
-    """Vectors for texts."""
+    """Creates embeddings."""
     return serve(EMBEDDINGS)
 
 
 @routes.post("/moderations")
 def moderations() -> Response:
-    """Whether texts are harmful."""
+    """Classifies texts as harmful or not."""
     return serve(MODERATIONS)
 
 
 def serve(endpoint: str, *, model: str | None = None) -> Response:
-    """The answer itself, a stream of it, or 202 and the job, as the caller prefers. model: beats that of the body."""
+    """Responds with the answer, a stream of it, or 202 and the job, as `Prefer` says. model: overrides the body's model."""
     caller = auth.caller(request)
-    wanted = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
-    who = None if wanted.respond_async else uuid4()
-    if who is not None:
+    preferences = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
+    reader = None if preferences.respond_async else uuid4()
+    if reader is not None:
         waiter_registry.check_capacity(caller.id)
-    # Who waits must not hold the body meanwhile: it is read and dropped in there.
-    arrival = _arrive(caller, endpoint, model=model, who=who)
+    # The body is parsed and freed inside: a waiting request must not keep it in memory.
+    arrival = _submit(caller, endpoint, model=model, reader=reader)
     body_budget.release()
-    if who is None:
-        return _with_headers(_without_waiting(arrival, caller, wanted), arrival)
+    if reader is None:
+        return _with_headers(_respond_async(arrival, caller, preferences), arrival)
     if arrival.is_streamed:
-        return _stream(arrival, caller, who)
-    made = keepalive_response.answer(arrival.job_id, caller, reader=who, request=request, comes_back=arrival.comes_back)
-    return _with_headers(made, arrival)
+        return _stream(arrival, caller, reader)
+    response = keepalive_response.respond(arrival.job_id, caller, reader=reader, request=request, comes_back=arrival.comes_back)
+    return _with_headers(response, arrival)
 
 
-def _with_headers(made: Response, arrival: Arrival) -> Response:
+def _with_headers(response: Response, arrival: Arrival) -> Response:
     """Adds the headers of the job and its lane. On an error it closes the response, which releases its waiter."""
     with ExitStack() as resources:
-        resources.callback(made.close)
-        made.headers.update({**arrival.headers, **rate_limit_headers.headers(arrival.lane_id)})
+        resources.callback(response.close)
+        response.headers.update({**arrival.headers, **rate_limit_headers.of_lane(arrival.lane_id)})
         resources.pop_all()
-    return made
+    return response
 
 
-def _stream(arrival: Arrival, caller: Key, who: UUID) -> Response:
-    """The stream of this job. The headers come first: the first event must not wait for them."""
+def _stream(arrival: Arrival, caller: Key, reader: UUID) -> Response:
+    """Returns the stream of the job. The headers are read first: the first event must not wait for them."""
     with ExitStack() as resources:
-        resources.callback(disconnects.record_later, arrival.job_id, who, for_good=not arrival.comes_back)
-        headers = {**arrival.headers, **rate_limit_headers.headers(arrival.lane_id)}
+        resources.callback(disconnects.record_later, arrival.job_id, reader, for_good=not arrival.comes_back)
+        headers = {**arrival.headers, **rate_limit_headers.of_lane(arrival.lane_id)}
         resources.pop_all()
     is_replay = arrival.is_replayed or arrival.is_resumed
-    made = stream_response.stream(arrival.job_id, caller, reader=who, comes_back=arrival.comes_back, is_replay=is_replay)
-    made.headers.update(headers)
-    return made
+    response = stream_response.respond(arrival.job_id, caller, reader=reader, comes_back=arrival.comes_back, is_replay=is_replay)
+    response.headers.update(headers)
+    return response
 
 
-def _arrive(caller: Key, endpoint: str, *, model: str | None, who: UUID | None) -> Arrival:
-    """The job of this request: the one it asks for again, or a new one. who: the reader that waits for it; None: nobody does.
+def _submit(caller: Key, endpoint: str, *, model: str | None, reader: UUID | None) -> Arrival:
+    """Returns the request's job: an existing one that it finds again, or a new one. reader: the client that waits; None: none does.
 
     With an Idempotency-Key the request finds its job. Without one, the fingerprint of a marked SDK retry finds the job in any state;
     the fingerprint of an unmarked request finds only a failure that was not delivered.
     """
-    asked = openai_parse.read(request, caller, endpoint, model=model)
-    order = asked.order
-    if who is not None:
+    parsed = openai_parse.read(request, caller, endpoint, model=model)
+    order = parsed.order
+    if reader is not None:
         waiter_registry.check_capacity(caller.id, is_stream=order.streamed)
-    comes_back = asked.token is not None or _is_sdk()
+    comes_back = parsed.token is not None or _is_sdk()
     arrive = partial(Arrival, lane_id=enqueue.lane_id_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
-    if asked.token is None and who is not None:
-        order = replace(order, reader=who, fingerprint=asked.digest)
-        if (found := _find_left(order)) is not None:
-            return arrive(found, is_resumed=True)
-    accepted = accept(replace(order, reader=who), token=asked.token, digest=asked.digest)
-    while accepted.is_replayed and not _take_over(accepted.job_id, who):
-        # Cancelled in between, because its reader had been away too long: now the token makes a new job.
-        accepted = accept(replace(order, reader=who), token=asked.token, digest=asked.digest)
+    if parsed.token is None and reader is not None:
+        order = replace(order, reader=reader, fingerprint=parsed.digest)
+        if (job_id := _find_abandoned(order)) is not None:
+            return arrive(job_id, is_resumed=True)
+    accepted = accept(replace(order, reader=reader), token=parsed.token, digest=parsed.digest)
+    while accepted.is_replayed and not _take_over(accepted.job_id, reader):
+        # The job was cancelled in between, because its client stayed away too long: the token makes a new job now.
+        accepted = accept(replace(order, reader=reader), token=parsed.token, digest=parsed.digest)
     return arrive(accepted.job_id, is_replayed=accepted.is_replayed)
 
 
-def _take_over(job_id: UUID, who: UUID | None) -> bool:
+def _take_over(job_id: UUID, reader: UUID | None) -> bool:
     with db.begin() as session:
-        return waiters.take_over(session, job_id, reader=who)
+        return waiters.take_over(session, job_id, reader=reader)
 
 
-def _find_left(order: enqueue.Submission) -> UUID | None:
+def _find_abandoned(order: enqueue.Submission) -> UUID | None:
     if order.fingerprint is None or order.reader is None:
         return None
     if _is_retry():
@@ -161,26 +162,26 @@ def _find_left(order: enqueue.Submission) -> UUID | None:
         return waiters.find_undelivered_failure(session, order.key.id, order.fingerprint)
 
 
-def _without_waiting(arrival: Arrival, caller: Key, wanted: Preferences) -> Response:
-    """202 and the job; or its answer when it is there within the time that the caller would rather wait. No stream is waited for."""
-    made = None
-    if wanted.wait_s and not arrival.is_streamed:
-        made = keepalive_response.answer_within(wanted.wait_s, arrival.job_id, caller, request=request)
-    if made is None:
+def _respond_async(arrival: Arrival, caller: Key, preferences: Preferences) -> Response:
+    """Returns 202 and the job, or its answer if it arrives within the preferred wait. Streams are not waited for."""
+    response = None
+    if preferences.wait_s and not arrival.is_streamed:
+        response = keepalive_response.respond_within(preferences.wait_s, arrival.job_id, caller, request=request)
+    if response is None:
         with db.autocommit() as session:
-            shown = job_view.render_job(session, job_view.find_job(session, arrival.job_id, caller.id), origin=pictures.origin(request))
-        made = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
-    applied = replace(wanted, wait_s=None) if arrival.is_streamed else wanted
-    made.headers["Preference-Applied"] = applied.applied()
-    return made
+            shown = job_view.render_job(session, job_view.find_job(session, arrival.job_id, caller.id), origin=images.origin(request))
+        response = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
+    applied = replace(preferences, wait_s=None) if arrival.is_streamed else preferences
+    response.headers["Preference-Applied"] = applied.applied()
+    return response
 
 
 def _is_retry() -> bool:
-    """Whether an OpenAI SDK says that it asks again because its last try broke."""
-    said = request.headers.get("x-stainless-retry-count", "")
-    return said.isdecimal() and said.strip("0") != ""
+    """Returns whether an OpenAI SDK marks this request as a retry of one that broke."""
+    count = request.headers.get("x-stainless-retry-count", "")
+    return count.isdecimal() and count.strip("0") != ""
 
 
 def _is_sdk() -> bool:
-    """Whether an SDK that OpenAI generates sent this. It asks again by itself when its connection breaks, and says so when it does."""
+    """Returns whether a generated OpenAI SDK sent this. Such SDKs retry broken connections by themselves and mark the retry."""
     return any(name.lower().startswith("x-stainless-") for name, _ in request.headers)

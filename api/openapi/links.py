@@ -1,4 +1,4 @@
-"""Where each answer leads: the operations that take the id in it, as OpenAPI links."""
+"""OpenAPI links: the operations that take an id from a response."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _COMPLETION = ("getChatCompletion", "updateChatCompletion", "deleteChatCompletio
 _SESSION = ("getSession", "updateSession", "deleteSession", "listMessages", "attachFiles")
 
 
-def of(operation: str, status: int) -> JsonObject:
-    """The links of this operation's answer; none for most."""
+def of_operation(operation: str, status: int) -> JsonObject:
+    """Returns the links of an operation's response; most have none."""
     return dict(_LINKS.get((operation, status), {}))
 
 

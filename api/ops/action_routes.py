@@ -1,4 +1,4 @@
-"""The addresses of operators."""
+"""Descriptions of the operator actions for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,53 +7,51 @@ from functools import partial
 
 from pydantic import BaseModel
 
-from api.openapi.route import JSON, Route, query
+from api.openapi.route import JSON, PAGING, Route, json_body
 from api.ops import schemas as ops_schemas
 
-PAGE = (
-    query("limit", "Entries on a page.", type="integer", minimum=1, maximum=100, default=20),
-    query("after", "The last id of the page before.", type="string"),
-)
-route = partial(Route, tag="operators", scheme="operator", refusals=(400, 401, 403, 404, 503))
+route = partial(Route, tag="operators", scheme="operator", errors=(400, 401, 403, 404, 503))
 
-THINGS = ("pool", "lane", "key", "flow", "credential")
-SAID = {
-    "pause": "Nothing of this {} starts; what runs ends",
-    "resume": "This {} goes on",
-    "drain": "This {} takes nothing new; what waits is served",
+TARGETS = ("pool", "lane", "key", "flow", "credential")
+SUMMARIES = {
+    "pause": "Pause a {}: no job starts; running jobs end",
+    "resume": "Resume a {}",
+    "drain": "Drain a {}: no new jobs; waiting jobs are served",
 }
 
 
-def lever(
-    path: str, name: str, summary: str, takes: type[BaseModel], *, status: int = 200, answers: type[BaseModel] | None = None
+def action(
+    path: str, name: str, summary: str, body: type[BaseModel], *, status: int = 200, response: type[BaseModel] | None = None
 ) -> Route:
-    said = {status: ("Done; how it is now.", JSON, answers)}
-    schema = {JSON: {"schema": {"$ref": f"#/components/schemas/{takes.__name__}"}}}
-    return route("post", f"/ops/{path}", name, summary, said, takes=schema, refusals=(400, 401, 403, 404, 409, 413, 415, 429, 503))
+    """Describes an operator action."""
+    responses = {status: ("Done; the new state.", JSON, response)}
+    return route(
+        "post", f"/ops/{path}", name, summary, responses, body=json_body(body), errors=(400, 401, 403, 404, 409, 413, 415, 429, 503)
+    )
 
 
-def _halts() -> Iterator[Route]:
-    for thing in THINGS:
-        for verb, said in SAID.items():
-            yield lever(f"{thing}s/{{id}}/{verb}", f"{verb}{thing.title()}", said.format(thing), ops_schemas.Order)
+def _pause_actions() -> Iterator[Route]:
+    for target in TARGETS:
+        for verb, summary in SUMMARIES.items():
+            yield action(f"{target}s/{{id}}/{verb}", f"{verb}{target.title()}", summary.format(target), ops_schemas.Order)
 
 
 ROUTES: tuple[Route, ...] = (
-    route("get", "/ops/audit", "listAudit", "What operators did", {200: ("One page.", JSON, ops_schemas.AuditList)}, parameters=PAGE),
-    *_halts(),
-    lever("credentials/{id}/limits", "setLimits", "Change what a credential may do", ops_schemas.LimitsOrder),
-    lever("credentials/{id}/change", "changeCredential", "Change its weight, address or secret", ops_schemas.CredentialChange),
-    lever("credentials/{id}/retire", "retireCredential", "Give a credential no more jobs", ops_schemas.Order),
-    lever("pools/{id}/credentials", "addCredential", "Put an upstream key behind a pool", ops_schemas.NewCredential, status=201),
-    lever("keys/{id}/caps", "capKey", "Cap what a key may have of the line", ops_schemas.CapsOrder),
-    lever("flows/{id}/caps", "capFlow", "Cap what a user may have of a lane", ops_schemas.CapsOrder),
-    lever("flows/{id}/weight", "weighFlow", "Change a user's share of a lane", ops_schemas.WeightOrder),
-    lever("keys/{id}/weight", "weighKey", "Change a key's share of its pool's lanes", ops_schemas.WeightOrder),
-    lever("lanes/{id}/rebuild", "rebuildLane", "Make limiter state and counters again", ops_schemas.Order, status=202),
-    lever("jobs/{id}/boost", "boostJob", "Put a job at the head of its lane", ops_schemas.Order),
-    lever("jobs/{id}/priority", "prioritiseJob", "Change a waiting job's priority", ops_schemas.PriorityOrder),
-    lever("jobs/{id}/cancel", "cancelAnyJob", "Cancel a job", ops_schemas.Order),
-    lever("jobs/{id}/retry", "retryAnyJob", "Ask the same once more for its caller", ops_schemas.Order, status=202),
-    lever("jobs/purge", "purgeJobs", "Cancel waiting jobs by filter", ops_schemas.PurgeOrder, answers=ops_schemas.Purge),
-    lever("jobs/retry", "retryJobs", "Retry failed jobs by filter", ops_schemas.RetryOrder, status=202, answers=ops_schemas.Retries),
+    route("get", "/ops/audit", "listAudit", "List the audit log", {200: ("One page.", JSON, ops_schemas.AuditList)}, parameters=PAGING),
+    *_pause_actions(),
+    action("credentials/{id}/limits", "setLimits", "Change a credential's limits", ops_schemas.LimitsOrder),
+    action("credentials/{id}/change", "changeCredential", "Change a credential's weight, address or secret", ops_schemas.CredentialChange),
+    action("credentials/{id}/retire", "retireCredential", "Retire a credential", ops_schemas.Order),
+    action("pools/{id}/credentials", "addCredential", "Add an upstream key to a pool", ops_schemas.NewCredential, status=201),
+    action("keys/{id}/caps", "capKey", "Set the caps of a key", ops_schemas.CapsOrder),
+    action("flows/{id}/caps", "capFlow", "Set the caps of a user in a lane", ops_schemas.CapsOrder),
+    action("flows/{id}/weight", "weighFlow", "Change a user's share of a lane", ops_schemas.WeightOrder),
+    action("keys/{id}/weight", "weighKey", "Change a key's share of its pool's lanes", ops_schemas.WeightOrder),
+    action("lanes/{id}/rebuild", "rebuildLane", "Rebuild a lane's limiter state and counters", ops_schemas.Order, status=202),
+    action("jobs/{id}/boost", "boostJob", "Move a job to the head of its lane", ops_schemas.Order),
+    action("jobs/{id}/priority", "prioritiseJob", "Change a waiting job's priority", ops_schemas.PriorityOrder),
+    action("jobs/{id}/cancel", "cancelAnyJob", "Cancel a job", ops_schemas.Order),
+    action("jobs/{id}/retry", "retryAnyJob", "Retry a job for its caller", ops_schemas.Order, status=202),
+    action("jobs/purge", "purgeJobs", "Cancel waiting jobs by filter", ops_schemas.PurgeOrder, response=ops_schemas.Purge),
+    action("jobs/retry", "retryJobs", "Retry failed jobs by filter", ops_schemas.RetryOrder, status=202, response=ops_schemas.Retries),
 )

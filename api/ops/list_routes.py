@@ -4,71 +4,67 @@ from __future__ import annotations
 
 from functools import partial
 
-from api.openapi.route import HTML, JSON, Route, query
+from api.openapi.route import HTML, JSON, PAGING, Route, query
 from api.ops import responses as ops_responses
 from models.jobs.states import Status
 from models.platform.wire import JsonObject
 
-_PAGING = (
-    query("limit", "How many on a page.", type="integer", minimum=1, maximum=100, default=20),
-    query("after", "The last id of the page before.", type="string"),
-)
 _POOL = query("pool", "Only of this pool.", type="string")
 _MODEL = query("model", "Only of this model.", type="string")
 _LANE = query("lane", "Only in this lane.", type="integer", minimum=0)
 _USER = query("user", "Only of this user.", type="string")
-_OPEN: JsonObject = {"tag": "docs", "needs_key": False, "refusals": ()}
+_OPEN: JsonObject = {"tag": "docs", "needs_key": False, "errors": ()}
 _FLAG = {"type": "boolean", "default": False}
-_route = partial(Route, tag="operators", scheme="operator", refusals=(400, 401, 403, 503))
+_route = partial(Route, tag="operators", scheme="operator", errors=(400, 401, 403, 503))
 
 ROUTES: tuple[Route, ...] = (
     _route(
         "get", "/ops/lanes", "seeLanes", "Who waits, why, how long",
         {200: ("One page of lanes.", JSON, ops_responses.LaneList)},
         parameters=(
-            *_PAGING, _POOL, _MODEL, query("busy", "Only where somebody waits or runs.", **_FLAG),
+            *PAGING, _POOL, _MODEL, query("busy", "Only where somebody waits or runs.", **_FLAG),
             query("order", "By id, or the longest lines first.", type="string", enum=["id", "waiting"], default="id"),
         ),
     ),
     _route(
         "get", "/ops/pools", "seePools", "The pools of credentials", {200: ("One page of pools.", JSON, ops_responses.PoolList)},
-        parameters=(*_PAGING, query("kind", "Of callers' own keys, or of issued ones.", type="string", enum=["own", "issued"])),
+        parameters=(*PAGING, query("kind", "Of callers' own keys, or of issued ones.", type="string", enum=["own", "issued"])),
     ),
     _route(
         "get", "/ops/keys", "seeKeys", "The callers' keys: caps, pauses, what waits and runs",
         {200: ("One page of keys.", JSON, ops_responses.KeyList)},
         parameters=(
-            *_PAGING, query("kind", "Callers' own upstream keys, or issued ones.", type="string", enum=["own", "issued"]),
+            *PAGING, query("kind", "Callers' own upstream keys, or issued ones.", type="string", enum=["own", "issued"]),
             query("name", "Only those with this name.", type="string"),
         ),
     ),
     _route(
         "get", "/ops/flows", "seeFlows", "Whose jobs wait", {200: ("One page of flows.", JSON, ops_responses.FlowList)},
-        parameters=(*_PAGING, _LANE, _USER),
+        parameters=(*PAGING, _LANE, _USER),
     ),
     _route(
         "get", "/ops/jobs", "searchJobs", "Find jobs", {200: ("One page of jobs.", JSON, ops_responses.SeenJobList)},
         parameters=(
-            *_PAGING, query("id", "This job.", type="string"), query("caller", "Of the key with this id or name.", type="string"), _USER,
+            *PAGING, query("id", "This job.", type="string"), query("caller", "Of the key with this id or name.", type="string"), _USER,
             query("status", "Only in this state.", type="string", enum=[str(one) for one in Status]), _LANE, _POOL, _MODEL,
             query("since", "Submitted then or later: Unix seconds or ISO 8601.", type="string"),
             query("until", "Submitted before then.", type="string"),
         ),
-        refusals=(400, 401, 403, 404, 503),
+        errors=(400, 401, 403, 404, 503),
     ),
     _route(
         "get", "/ops/credentials", "seeCredentials", "The upstream keys: parked, paused, limits, errors",
         {200: ("One page of credentials.", JSON, ops_responses.CredentialList)},
-        parameters=(*_PAGING, _POOL, query("parked", "Only those that are, or are not.", type="boolean")),
+        parameters=(*PAGING, _POOL, query("parked", "Only those that are, or are not.", type="boolean")),
     ),
     _route(
         "get", "/ops/workers", "seeWorkers", "The worker processes and what they run",
-        {200: ("One page of workers.", JSON, ops_responses.WorkerList)}, parameters=_PAGING,
+        {200: ("One page of workers.", JSON, ops_responses.WorkerList)}, parameters=PAGING,
     ),
     Route("get", "/ops", "getOpsHome", "Leads to /ops/", {302: ("See /ops/.", "", None)}, **_OPEN),
     Route("get", "/ops/", "getOpsPage", "The operators' page", {200: ("The page.", HTML, None)}, **_OPEN),
     Route(
         "get", "/ops/page/{id}", "getOpsPagePart", "A style or script of the operators' page", {200: ("Its bytes.", "text/plain", None)},
-        **{**_OPEN, "refusals": (404,)},
+        **{**_OPEN, "errors": (404,)},
     ),
 )  # fmt: skip

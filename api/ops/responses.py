@@ -299,6 +299,3 @@ class WorkerList(Listed):
     """Worker processes."""
 
     data: list[WorkerSeen]
-
-
-LISTS = (LaneList, PoolList, KeyList, FlowList, SeenJobList, CredentialList, WorkerList)

@@ -152,7 +152,6 @@ class Retries(BaseModel):
     last_id: str | None = Field(description="The last job that was looked at.")
 
 
-SHOWN: tuple[type[BaseModel], ...] = (
-    AuditEntry, AuditList, Order, LimitsOrder, CapsOrder, NewCredential, CredentialChange, WeightOrder, PriorityOrder, FilterOrder,
-    RetryOrder, PurgeOrder, Purge, RetryError, Retries,
+BODIES: tuple[type[BaseModel], ...] = (
+    Order, LimitsOrder, CapsOrder, NewCredential, CredentialChange, WeightOrder, PriorityOrder, FilterOrder, RetryOrder, PurgeOrder,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a caller is answered about sessions, as pydantic models."""
+"""Response models of the session routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.submit.responses import Answer, Shown
 
 
 class Session(Answer):
-    """A conversation and its rules. null: as the operator's settings have it."""
+    """A conversation and its rules. null: the operator's setting."""
 
     id: str
     object: Literal["session"]
@@ -20,7 +20,7 @@ class Session(Answer):
     fresh_after_s: float | None
     on_failed_turn: Literal["skip", "stop"]
     turns: int
-    preview: str | None = Field(description="How its last answered turn begins; null: there is none, or a very large one.")
+    preview: str | None = Field(description="The beginning of its last answered turn; null: there is none, or it is very large.")
     created_at: float
     last_active_at: float
 
@@ -36,7 +36,7 @@ class SessionList(Answer):
 
 
 class SessionDeleted(Answer):
-    """It is gone."""
+    """Confirms the deletion."""
 
     id: str
     object: Literal["session.deleted"]
@@ -44,7 +44,7 @@ class SessionDeleted(Answer):
 
 
 class TurnDeleted(Answer):
-    """The turn of this message is gone."""
+    """Confirms the deletion of a turn."""
 
     id: str
     object: Literal["session.turn.deleted"]
@@ -65,35 +65,33 @@ class Attachment(Answer):
 
 
 class AttachmentList(Answer):
-    """The files that were taken, in their order."""
+    """The stored files, in their order."""
 
     object: Literal["list"]
     data: list[Attachment]
 
 
 class MessageImage(Answer):
-    """A picture in a message. What its caller linked is that link."""
+    """An image in a message. For an image that the caller linked, url is that link."""
 
     url: str
     content_type: str | None
 
 
 class SessionMessage(Answer):
-    """What was asked in a turn, or what was answered."""
+    """The request or the answer of a turn."""
 
     id: str = Field(pattern="^msg_[0-9]+$")
     object: Literal["session.message"]
     turn: int
     job_id: str
     role: Literal["user", "assistant"]
-    status: Shown = Field(
-        description="Of the turn: an answer that is not there yet is queued or running; only a succeeded turn is remembered."
-    )
-    starts_afresh: bool = Field(description="This turn remembers nothing of those before: it came long after them.")
+    status: Shown = Field(description="Of the turn: a missing answer is queued or running; only a succeeded turn becomes history.")
+    starts_afresh: bool = Field(description="This turn has no history: it came long after the turns before it.")
     text: str | None
     images: list[MessageImage]
     attachments: list[Attachment]
-    error: dict[str, Any] | None = Field(description="Why there is no answer.")
+    error: dict[str, Any] | None = Field(description="The error, if there is no answer.")
     created_at: float | None
 
 

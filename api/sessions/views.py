@@ -1,4 +1,4 @@
-"""Sessions: conversations that remember their turns, listed, read, given rules and deleted."""
+"""The session routes: create, list, read, change and delete sessions and their turns."""
 
 from __future__ import annotations
 
@@ -21,95 +21,98 @@ from models.sessions import messages as message
 
 routes = Blueprint("sessions", __name__)
 
-ERASED_AT_ONCE = 200
+ERASE_BATCH = 200
 
 
 @routes.post("/sessions")
 def create() -> Response:
-    """201: a session without turns. Not needed: the first job that names it makes one."""
+    """Creates a session without turns and returns 201. Optional: the first job with this id creates one too."""
     caller = auth.caller(request)
-    wanted = schemas.check(NewSession, request_body.read(request))
-    visitors.expect_own(request, wanted.id)
-    with db.begin() as opened:
-        row = sessions.create(opened, caller.id, wanted.id, wanted.fields())
+    body = schemas.check(NewSession, request_body.read(request))
+    visitors.expect_own(request, body.id)
+    with db.begin() as transaction:
+        row = sessions.create(transaction, caller.id, body.id, body.fields())
     return render.answer(sessions.show(row), 201)
 
 
 @routes.get("/sessions")
-def listing() -> Response:
-    """One page of this key's sessions, the one last active first."""
+def list_sessions() -> Response:
+    """Lists this key's sessions, the last active first."""
     caller, limit, after = auth.caller(request), paging.limit(), paging.after(sessions.parse_id)
-    with db.begin() as opened:
-        rows = sessions.page(opened, caller.id, limit=limit, after=after, begins=visitors.begins(request))
+    with db.begin() as transaction:
+        rows = sessions.page(transaction, caller.id, limit=limit, after=after, begins=visitors.begins(request))
     return paging.answer([sessions.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @routes.get("/sessions/<name>")
-def look(name: str) -> Response:
-    """The session as it is now."""
+def get(name: str) -> Response:
+    """Returns the session."""
     caller, name = auth.caller(request), sessions.parse_id(name)
-    with db.begin() as opened:
-        row = sessions.get(opened, caller.id, name)
+    with db.begin() as transaction:
+        row = sessions.get(transaction, caller.id, name)
     return render.answer(sessions.show(row))
 
 
 @routes.patch("/sessions/<name>")
-def change(name: str) -> Response:
-    """The session with these changes, which hold for turns that are let into the line from now on."""
+def update(name: str) -> Response:
+    """Changes the session. The changes apply to turns that are enqueued from now on."""
     caller, name = auth.caller(request), sessions.parse_id(name)
-    wanted = schemas.check(SessionChange, request_body.read(request))
-    with db.begin() as opened:
-        row = sessions.update(opened, caller.id, name, wanted.fields())
+    body = schemas.check(SessionChange, request_body.read(request))
+    with db.begin() as transaction:
+        row = sessions.update(transaction, caller.id, name, body.fields())
     return render.answer(sessions.show(row))
 
 
 @routes.get("/sessions/<name>/messages")
-def messages(name: str) -> Response:
-    """One page of what was said, newest first unless `order=asc`."""
+def list_messages(name: str) -> Response:
+    """Lists the session's messages, newest first unless `order=asc`."""
     caller, name = auth.caller(request), sessions.parse_id(name)
     limit, after, is_ascending = paging.limit(), paging.after(message.parse_id), _is_ascending()
-    with db.begin() as opened:
-        number = sessions.get(opened, caller.id, name).id
+    with db.begin() as transaction:
+        number = sessions.get(transaction, caller.id, name).id
         shown, has_more = message.page(
-            opened, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=images.origin(request)
+            transaction, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=images.origin(request)
         )
     return paging.answer(shown, has_more=has_more)
 
 
 @routes.delete("/sessions/<name>/messages/<message_name>")
-def forget(name: str, message_name: str) -> Response:
-    """The turn of this message is gone, and no later one is told of it. 409 while it waits or runs."""
+def delete_turn(name: str, message_name: str) -> Response:
+    """Deletes the turn of this message from the session and its history. 409 while it waits or runs."""
     caller, name, turn = auth.caller(request), sessions.parse_id(name), (message.parse_id(message_name) + 1) // 2
-    with db.begin() as opened:
-        deletion.erase_turn(opened, sessions.get(opened, caller.id, name).id, turn)
+    with db.begin() as transaction:
+        deletion.erase_turn(transaction, sessions.get(transaction, caller.id, name).id, turn)
     return render.answer({"id": message_name, "object": "session.turn.deleted", "turn": turn, "deleted": True})
 
 
 @routes.delete("/sessions/<name>")
 def delete(name: str) -> Response:
-    """The session is gone, with what was asked and answered in it; what waits or runs in it is cancelled."""
+    """Deletes the session with its requests and answers; its waiting and running jobs are cancelled."""
     caller, name = auth.caller(request), sessions.parse_id(name)
-    with db.begin() as opened:
-        number = deletion.mark(opened, caller.id, name)
-    _cancel(caller, number)
-    is_more = True
-    while is_more:
-        with db.begin() as opened:
-            is_more = deletion.erase(opened, conversation_id=number, limit=ERASED_AT_ONCE) == ERASED_AT_ONCE
-    with db.begin() as opened:
-        deletion.forget(opened, conversation_id=number, limit=1)
+    with db.begin() as transaction:
+        number = deletion.mark(transaction, caller.id, name)
+    _cancel_jobs(caller, number)
+    has_more = True
+    while has_more:
+        with db.begin() as transaction:
+            has_more = deletion.erase(transaction, conversation_id=number, limit=ERASE_BATCH) == ERASE_BATCH
+    with db.begin() as transaction:
+        deletion.forget(transaction, conversation_id=number, limit=1)
     return render.answer({"id": name, "object": "session.deleted", "deleted": True})
 
 
-def _cancel(caller: Key, conversation_id: int) -> None:
-    """Each in a transaction of its own, as job.cancel takes several locks; the last first, so that none goes in another's place."""
-    with db.begin() as opened:
-        rows = deletion.open_turns(opened, conversation_id)
+def _cancel_jobs(caller: Key, conversation_id: int) -> None:
+    """Cancels the session's jobs, the last turn first, so that none is enqueued in another's place.
+
+    Each job has its own transaction, because jobs.cancel takes several locks.
+    """
+    with db.begin() as transaction:
+        rows = deletion.open_turns(transaction, conversation_id)
     for row in rows:
-        with db.begin() as opened:
-            done = cancellation.cancel(opened, row.id, caller.id)
-        if done is not None:
-            notify_queue.job_cancelled(row.id, lane_id=row.lane_id, is_ended=done.status == Status.CANCELLED)
+        with db.begin() as transaction:
+            cancelled = cancellation.cancel(transaction, row.id, caller.id)
+        if cancelled is not None:
+            notify_queue.job_cancelled(row.id, lane_id=row.lane_id, is_ended=cancelled.status == Status.CANCELLED)
 
 
 def _is_ascending() -> bool:

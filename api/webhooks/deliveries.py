@@ -1,4 +1,4 @@
-"""What became of webhooks: the log of an endpoint, that of a job's own `webhook_url`, and sending again."""
+"""Webhook deliveries: the log of an endpoint or of a job's own `webhook_url`, and redelivery."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from api.access import auth
 from api.http import paging, render
 from api.waiting import notify_queue
 from api.webhooks.schemas import Redelivery
-from api.webhooks.views import said
+from api.webhooks.views import read_body
 from models.database import db
 from models.keys.keys import Key
 from models.platform import ids, wire
@@ -23,50 +23,58 @@ routes = Blueprint("deliveries", __name__)
 
 
 @routes.get("/webhook_endpoints/<name>/deliveries")
-def to_endpoint(name: str) -> Response:
-    """One page of an endpoint's deliveries, newest first."""
-    return _page(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)))
+def list_of_endpoint(name: str) -> Response:
+    """Lists an endpoint's deliveries, newest first."""
+    return _list(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)))
 
 
 @routes.get("/jobs/<name>/deliveries")
-def of_job(name: str) -> Response:
-    """One page of the deliveries to a job's own webhook_url, newest first."""
-    return _page(auth.caller(request), Log(job_id=wire.parse_id(name)))
+def list_of_job(name: str) -> Response:
+    """Lists the deliveries to a job's own webhook_url, newest first."""
+    return _list(auth.caller(request), Log(job_id=wire.parse_id(name)))
 
 
 @routes.post("/webhook_endpoints/<name>/deliveries/<delivery>/redeliver")
-def again_to_endpoint(name: str, delivery: str) -> Response:
-    """202: the delivery is sent once more."""
-    return _again(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)), delivery)
+def redeliver_of_endpoint(name: str, delivery: str) -> Response:
+    """Schedules the delivery again and returns 202."""
+    return _redeliver(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)), delivery)
 
 
 @routes.post("/jobs/<name>/deliveries/<delivery>/redeliver")
-def again_of_job(name: str, delivery: str) -> Response:
-    """202: the delivery is sent once more."""
-    return _again(auth.caller(request), Log(job_id=wire.parse_id(name)), delivery)
+def redeliver_of_job(name: str, delivery: str) -> Response:
+    """Schedules the delivery again and returns 202."""
+    return _redeliver(auth.caller(request), Log(job_id=wire.parse_id(name)), delivery)
 
 
 @routes.post("/webhook_endpoints/<name>/redeliver")
-def again_since(name: str) -> Response:
-    """202: what failed of an endpoint's events since a time is sent once more."""
-    caller, endpoint_id, wanted = auth.caller(request), endpoints.parse_id(name), said(Redelivery)
-    since = datetime.fromtimestamp(wanted.since, UTC)
+def redeliver_since(name: str) -> Response:
+    """Schedules an endpoint's deliveries that failed since a time again and returns 202."""
+    caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(Redelivery)
+    since = datetime.fromtimestamp(body.since, UTC)
     with db.begin() as session:
         count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.AGAIN_MOST)
-    shown = ids.show(PREFIX, endpoint_id)
-    notify_queue.deliveries_due([shown])
-    told = {"object": "webhook_endpoint.redelivery", "webhook_endpoint_id": shown, "since": wanted.since, "redelivered": count}
-    return render.answer({**told, "has_more": count == delivery_log.AGAIN_MOST}, 202)
+    shown_id = ids.show(PREFIX, endpoint_id)
+    notify_queue.deliveries_due([shown_id])
+    return render.answer(
+        {
+            "object": "webhook_endpoint.redelivery",
+            "webhook_endpoint_id": shown_id,
+            "since": body.since,
+            "redelivered": count,
+            "has_more": count == delivery_log.AGAIN_MOST,
+        },
+        202,
+    )
 
 
-def _page(caller: Key, log: Log) -> Response:
+def _list(caller: Key, log: Log) -> Response:
     limit, after = paging.limit(), paging.after(delivery_log.parse_id)
     with db.begin() as session:
         rows = delivery_log.page(session, caller.id, log, limit=limit, after=after)
     return paging.answer([delivery_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
-def _again(caller: Key, log: Log, name: str) -> Response:
+def _redeliver(caller: Key, log: Log, name: str) -> Response:
     delivery_id = delivery_log.parse_id(name)
     with db.begin() as session:
         row: Any = delivery_log.redeliver(session, caller.id, log, delivery_id)

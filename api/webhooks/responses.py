@@ -1,4 +1,4 @@
-"""What a caller is answered about webhooks."""
+"""Response models of the webhook routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.submit.responses import Answer
 
 
 class WebhookEndpoint(Answer):
-    """Where events of a key go."""
+    """Receives events of a key."""
 
     id: str = Field(pattern="^whe_[0-9a-f]{32}$")
     object: Literal["webhook_endpoint"]
@@ -18,7 +18,7 @@ class WebhookEndpoint(Answer):
     url: str
     event_types: list[str]
     include: list[Literal["result"]]
-    signing_secret: str | None = Field(None, description="Only in the answer that has just made it.")
+    signing_secret: str | None = Field(None, description="Only in the response that creates or rotates it.")
     signing_secret_hint: str
     enabled: bool
     disabled_at: int | None
@@ -38,7 +38,7 @@ class WebhookEndpointList(Answer):
 
 
 class WebhookEndpointDeleted(Answer):
-    """It is called no more."""
+    """Confirms the deletion."""
 
     id: str
     object: Literal["webhook_endpoint.deleted"]
@@ -46,25 +46,25 @@ class WebhookEndpointDeleted(Answer):
 
 
 class WebhookTest(Answer):
-    """What a receiver answered to a sample."""
+    """The receiver's response to a sample."""
 
     object: Literal["webhook_endpoint.test"]
     webhook_endpoint_id: str
     event_type: str
     status_code: int = Field(description="Of the receiver.")
-    success: Literal[True] = Field(description="The sample was answered, whatever the status.")
+    success: Literal[True] = Field(description="The receiver responded, with any status.")
     delivery_id: str
 
 
 class EventTypes(Answer):
-    """What an endpoint can ask to be told of."""
+    """The event types that an endpoint can subscribe to."""
 
     object: Literal["list"]
     data: list[str]
 
 
 class WebhookSecret(Answer):
-    """What signs for the webhook_url of a key's jobs."""
+    """Signs deliveries to the webhook_url of a key's jobs."""
 
     object: Literal["webhook_secret"]
     signing_secret: str
@@ -72,11 +72,11 @@ class WebhookSecret(Answer):
 
 
 class Delivery(Answer):
-    """One event on its way to a receiver."""
+    """The delivery of one event to a receiver."""
 
-    id: str = Field(pattern="^wh_[0-9a-f]{32}$", description="What the receiver sees as `webhook-id`.")
+    id: str = Field(pattern="^wh_[0-9a-f]{32}$", description="Sent to the receiver as `webhook-id`.")
     object: Literal["webhook_delivery"]
-    webhook_endpoint_id: str | None = Field(description="null: it goes to the job's own webhook_url.")
+    webhook_endpoint_id: str | None = Field(description="null: the delivery goes to the job's own webhook_url.")
     event_id: str
     event_type: str
     job_id: str | None
@@ -86,7 +86,7 @@ class Delivery(Answer):
     next_attempt_at: float | None
     last_attempt_at: float | None
     duration_ms: int | None = Field(description="Of the last attempt.")
-    response_code: int | None = Field(description="What the receiver answered last; null: nothing, and `error` says why.")
+    response_code: int | None = Field(description="The receiver's last status; null: it did not respond, see `error`.")
     response_body: str | None = Field(description="The first kilobyte of it.")
     error: str | None
     created_at: float
@@ -104,10 +104,10 @@ class DeliveryList(Answer):
 
 
 class Redelivered(Answer):
-    """How many failed deliveries are due again."""
+    """The number of failed deliveries that were scheduled again."""
 
     object: Literal["webhook_endpoint.redelivery"]
     webhook_endpoint_id: str
     since: float
     redelivered: int
-    has_more: bool = Field(description="There are more: ask again.")
+    has_more: bool = Field(description="There are more: send the request again.")

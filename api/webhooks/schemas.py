@@ -1,4 +1,4 @@
-"""What a caller may say of webhook endpoints: the fields of the OpenAI API and ours. Strict and closed, like all that is said to us."""
+"""Request models of the webhook routes: OpenAI's fields and ours. They are strict and forbid unknown fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Url = Annotated[
     str,
     Field(
         json_schema_extra=openai_requests.A_URL,
-        description="https, on the public network; what the operator allows beyond that, docs/guides/webhooks.md says.",
+        description="https, on the public network. docs/guides/webhooks.md: what an operator may allow beyond that.",
     ),
 ]
 EventTypes = Annotated[list[str], Field(min_length=1, max_length=32, description="GET /v1/webhook_event_types lists them.")]
@@ -22,14 +22,14 @@ Include = Annotated[
 ]
 
 
-class Said(BaseModel):
-    """A body about webhooks."""
+class WebhookBody(BaseModel):
+    """Base of the request bodies."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class NewWebhookEndpoint(Said):
-    """A webhook endpoint to make."""
+class NewWebhookEndpoint(WebhookBody):
+    """A webhook endpoint to create."""
 
     name: Name
     url: Url
@@ -37,31 +37,33 @@ class NewWebhookEndpoint(Said):
     include: Include = []
 
 
-class WebhookEndpointChange(Said):
-    """What to change of a webhook endpoint; what is left out stays as it is."""
+class WebhookEndpointChange(WebhookBody):
+    """Changes to a webhook endpoint; omitted fields stay unchanged."""
 
     name: Name | None = None
     url: Url | None = None
     event_types: EventTypes | None = None
     include: Include | None = None
-    enabled: bool | None = Field(None, description="false: it is called no more; true: it is again, as if it had never failed.")
-
-
-class Rotation(Said):
-    """How a signing secret is replaced."""
-
-    keep_old_secret_active_for_24_hours: bool = Field(
-        False, description="Both secrets sign for a day, so that a receiver has time to change."
+    enabled: bool | None = Field(
+        None, description="false: no more deliveries; true: deliveries resume, and earlier failures are forgotten."
     )
 
 
-class Sample(Said):
-    """Which event to send once, as a test."""
+class Rotation(WebhookBody):
+    """How to replace a signing secret."""
+
+    keep_old_secret_active_for_24_hours: bool = Field(
+        False, description="Both secrets sign for a day, so that a receiver has time to switch."
+    )
+
+
+class Sample(WebhookBody):
+    """The event to send once, as a test."""
 
     event_type: str
 
 
-class Redelivery(Said):
-    """Which events to send again."""
+class Redelivery(WebhookBody):
+    """The events to send again."""
 
     since: float = Field(ge=0, le=32_503_680_000, description="Failed events that happened since then, in Unix seconds.")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from models.billing.money import MICRO
+from models.jobs.states import JobResult, Status
 from models.keys.keys import Key
 from tests.support.http_tools import Caller, error_of, together
 from tests.support.money_tools import MODEL, cost, grant, issued
@@ -41,7 +42,7 @@ def answered(caller: Key, usage: dict[str, int], *, model: str = MODEL, flow: st
     one = submit(caller, model=model, flow=flow)
     body = json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage}).encode()
     lane_id = query("SELECT lane_id FROM job WHERE id = :id", id=one)[0].lane_id
-    result = ending.JobResult(ending.Status.SUCCEEDED, http_status=200, response=body)
+    result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
     ending.commit(AttemptRecord(one, start(caller, one), caller.id, lane_id, model, cost(None), result))
 
 
@@ -182,7 +183,7 @@ def test_a_job_of_unknown_price_says_so(ann: tuple[Key, Caller]) -> None:
 def test_what_is_free_costs_nothing_and_is_not_unpriced() -> None:
     one = submit(known("sk-one"), model="models", reserved_microusd=0)
     lane_id = query("SELECT lane_id FROM job")[0].lane_id
-    result = ending.JobResult(ending.Status.SUCCEEDED, http_status=200, response=b'{"object":"list","data":[]}')
+    result = JobResult(Status.SUCCEEDED, http_status=200, response=b'{"object":"list","data":[]}')
     ending.commit(AttemptRecord(one, start(known("sk-one"), one), known("sk-one").id, lane_id, "models", cost(None), result))
 
     assert (0, 0) == (Caller().get("/v1/balance").json["unpriced_calls"], Caller().get("/v1/balance").json["spent_usd"])

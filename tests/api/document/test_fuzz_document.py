@@ -23,7 +23,7 @@ from schemathesis.engine.events import EngineEvent, FatalError, NonFatalError, S
 from api.app import create_app
 from api.openai import model_lists
 from api.server import health
-from tests.api.openai.test_model_lists import keep, only
+from tests.api.openai.test_model_lists import list_of, store_copies
 from tests.support.http_tools import Caller
 from tests.support.programs.fake_workers import Crew
 
@@ -76,7 +76,7 @@ def test_every_answer_is_one_that_the_document_names(
     override(long_poll_most_s=60, pro_wait_s=60, webhook_timeout_s=60, max_queued_per_key=1_000_000, max_streams_per_key=100_000)
     app = create_app()
     # No worker refreshes lists of models here.
-    keep(Caller("sk-fuzz", app).key, only("m"))
+    store_copies(Caller("sk-fuzz", app).key, list_of("m"))
     monkeypatch.setattr(model_lists, "MISSING_AGE_S", 3_600.0)
     # No pacer and no worker runs here: as in a process that has waited long enough for them.
     app.extensions["first_reports"] = health.Latch({}, now=0.0)

@@ -195,11 +195,3 @@ def test_succeeded_job_sends_final_event(caller: Caller) -> None:
     last = parse(caller.get(f"/v1/jobs/{name}/events").text)[-1]["data"]
 
     assert ("job.succeeded", None, "succeeded") == (last["type"], last["detail"], last["job"]["status"])
-
-
-def test_failed_stream_setup_releases_its_slot(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = caller.submit()
-    monkeypatch.setattr(event_stream, "EventStream", None)
-
-    assert 500 == caller.get(f"/v1/jobs/{name}/events").status_code
-    assert (0, 0) == (waiter_registry.streams, len(waiter_registry))

@@ -27,7 +27,7 @@ def is_left() -> bool:
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_an_error_of_the_rate_limit_headers_releases_the_waiter(is_stream: bool, monkeypatch: pytest.MonkeyPatch, override: Any) -> None:
     override(status_grace_s=0)
-    monkeypatch.setattr(rate_limit_headers, "headers", fail)
+    monkeypatch.setattr(rate_limit_headers, "of_lane", fail)
 
     answer = Caller().post("/v1/chat/completions", {**CHAT["body"], "stream": is_stream})
 
@@ -36,7 +36,7 @@ def test_an_error_of_the_rate_limit_headers_releases_the_waiter(is_stream: bool,
 
 
 def test_an_error_of_the_stream_releases_the_waiter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_response, "Relay", fail)
+    monkeypatch.setattr(stream_response, "StreamEvents", fail)
 
     answer = Caller().post("/v1/chat/completions", {**CHAT["body"], "stream": True})
 

@@ -1,4 +1,4 @@
-"""GET /v1/models from copies: the API in this process, the workers' refresh in a thread, the fake upstream."""
+"""GET /v1/models from stored copies: the API in this process, the workers' refresh in a thread, the fake upstream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import redis
 from werkzeug.test import TestResponse
 
-from api.openai import model_lists
+from api.openai import model_list_copies
 from api.waiting import notify_queue
 from models.database import db
 from models.keys import model_lists as model_list
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("database", "redis_client")
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelListRefresher]:
-    """What a worker process runs beside its jobs; callers wait for it however slow the machine is."""
-    monkeypatch.setattr(model_lists, "FIRST_S", 20.0)
+    """Runs a worker's refresh thread; callers wait for it however slow the machine is."""
+    monkeypatch.setattr(model_list_copies, "MAX_WAIT_S", 20.0)
     stop, lists = threading.Event(), ModelListRefresher()
     thread = threading.Thread(target=lists.listen, args=(stop,))
     thread.start()
@@ -42,40 +42,40 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelListRefresher]:
 
 @pytest.fixture
 def caller(upstream: FakeUpstream) -> Caller:
-    return of(upstream, "sk-lists")
+    return caller_of(upstream, "sk-lists")
 
 
-def of(upstream: FakeUpstream, *tokens: str) -> Caller:
-    """A caller of the API whose pool has a credential for each of these upstream keys."""
+def caller_of(upstream: FakeUpstream, *tokens: str) -> Caller:
+    """Returns a caller whose pool has a credential for each of these upstream keys."""
     pool_of(upstream, *tokens)
     return Caller(tokens[0])
 
 
 def ids(answer: TestResponse) -> list[str]:
     assert 200 == answer.status_code, answer.text
-    return [one["id"] for one in answer.json["data"]]
+    return [model["id"] for model in answer.json["data"]]
 
 
 def age(seconds: float) -> None:
-    """All copies, and their last refreshes, are so much older."""
+    """Ages all copies and their last refreshes."""
     query("UPDATE model_list SET fetched_at = fetched_at - make_interval(secs => :s), tried_at = tried_at - make_interval(secs => :s)",
           s=seconds)  # fmt: skip
 
 
-def copies() -> list[Any]:
+def copy_rows() -> list[Any]:
     return list(query("SELECT * FROM model_list ORDER BY credential_id, account"))
 
 
-def only(*names: str) -> bytes:
+def list_of(*names: str) -> bytes:
     return json.dumps({"object": "list", "data": [{"id": name, "from": "copy"} for name in names]}).encode()
 
 
-def keep(caller: Key, *bodies: bytes) -> None:
-    """The copies of the pool's credentials, in their order, just fetched."""
+def store_copies(caller: Key, *bodies: bytes) -> None:
+    """Stores fresh copies for the pool's credentials, in their order."""
     credentials = query("SELECT id FROM credential WHERE pool_id = :id ORDER BY id", id=caller.pool_id)
-    for found, body in zip(credentials, bodies, strict=True):
+    for credential, body in zip(credentials, bodies, strict=True):
         with db.begin() as session:
-            model_list.want(session, [found.id], account="")
+            model_list.want(session, [credential.id], account="")
             model_list.store(session, model_list.claim(session), body=body)
 
 
@@ -83,7 +83,7 @@ def keep(caller: Key, *bodies: bytes) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_first_list_is_the_upstreams_own_bytes_and_no_job(caller: Caller, upstream: FakeUpstream) -> None:
+def test_first_list_has_upstream_bytes_and_makes_no_job(caller: Caller, upstream: FakeUpstream) -> None:
     answer = caller.get("/v1/models")
 
     assert list(NAMES) == ids(answer)
@@ -93,37 +93,37 @@ def test_a_first_list_is_the_upstreams_own_bytes_and_no_job(caller: Caller, upst
 
 
 @pytest.mark.usefixtures("worker")
-def test_callers_at_once_and_later_ones_cost_one_call(caller: Caller, upstream: FakeUpstream) -> None:
+def test_concurrent_and_later_callers_cost_one_call(caller: Caller, upstream: FakeUpstream) -> None:
     upstream.behave("sk-lists", {"delay": 0.2})
     answers = together(*[lambda: caller.get("/v1/models")] * 6)
     answers.append(caller.get("/v1/models"))
 
-    assert [list(NAMES)] * 7 == [ids(one) for one in answers]
+    assert [list(NAMES)] * 7 == [ids(answer) for answer in answers]
     assert 1 == len(upstream.calls())
 
 
-def test_an_old_copy_is_answered_at_once_and_refreshed_by_one_worker(caller: Caller, upstream: FakeUpstream) -> None:
-    keep(caller.key, only("old"))
+def test_stale_copy_is_returned_and_refreshed_once(caller: Caller, upstream: FakeUpstream) -> None:
+    store_copies(caller.key, list_of("old"))
     age(400)
     answers = [caller.get("/v1/models") for _ in range(3)]
 
-    assert [["old"]] * 3 == [ids(one) for one in answers]
+    assert [["old"]] * 3 == [ids(answer) for answer in answers]
     assert int(answers[0].headers["Age"]) >= 400
     assert [True, False] == [refresh_next(), refresh_next()]
     assert list(NAMES) == ids(caller.get("/v1/models"))
     assert 1 == len(upstream.calls())
 
 
-def test_a_copy_that_is_young_enough_is_not_refreshed(caller: Caller, override: Callable[..., None]) -> None:
+def test_fresh_copy_is_not_refreshed(caller: Caller, override: Callable[..., None]) -> None:
     override(models_age_s=1_000)
-    keep(caller.key, only("old"))
+    store_copies(caller.key, list_of("old"))
     age(900)
 
     assert ["old"] == ids(caller.get("/v1/models"))
     assert not refresh_next()
 
 
-def test_two_workers_do_not_refresh_one_copy(caller: Caller) -> None:
+def test_copy_is_claimed_by_one_worker(caller: Caller) -> None:
     with db.begin() as session:
         model_list.want(session, [row.id for row in query("SELECT id FROM credential")], account="")
     with db.begin() as first:
@@ -133,14 +133,16 @@ def test_two_workers_do_not_refresh_one_copy(caller: Caller) -> None:
 
     query("UPDATE model_list SET claimed_until = now() - interval '1 s'")
     with db.begin() as session:
-        assert model_list.claim(session) is not None, "a claim of a worker that died runs out"
+        assert model_list.claim(session) is not None, "the claim of a dead worker expires"
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_pool_lists_the_union_of_its_credentials(upstream: FakeUpstream) -> None:
-    caller = of(upstream, "sk-union-a", "sk-union-b")
+def test_pool_lists_union_of_its_credentials(upstream: FakeUpstream) -> None:
+    caller = caller_of(upstream, "sk-union-a", "sk-union-b")
     issue(caller.key)
-    keep(caller.key, only("a", "both"), json.dumps({"data": [{"id": "both", "from": "b"}, {"id": "b"}, {"id": 7}, None]}).encode())
+    store_copies(
+        caller.key, list_of("a", "both"), json.dumps({"data": [{"id": "both", "from": "b"}, {"id": "b"}, {"id": 7}, None]}).encode()
+    )
     answer = caller.get("/v1/models")
 
     assert ["a", "both", "b"] == ids(answer)
@@ -149,8 +151,8 @@ def test_a_pool_lists_the_union_of_its_credentials(upstream: FakeUpstream) -> No
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_pool_with_one_bad_credential_lists_what_the_others_have(upstream: FakeUpstream) -> None:
-    caller = of(upstream, "sk-half-a", "sk-half-b")
+def test_pool_with_one_refused_credential_lists_the_rest(upstream: FakeUpstream) -> None:
+    caller = caller_of(upstream, "sk-half-a", "sk-half-b")
     issue(caller.key)
     upstream.behave("sk-half-a", status=401)
     answer = caller.get("/v1/models")
@@ -160,34 +162,34 @@ def test_a_pool_with_one_bad_credential_lists_what_the_others_have(upstream: Fak
 
 
 @pytest.mark.usefixtures("worker")
-def test_an_account_that_the_caller_names_has_a_copy_of_its_own(caller: Caller, upstream: FakeUpstream) -> None:
+def test_named_account_has_its_own_copy(caller: Caller, upstream: FakeUpstream) -> None:
     caller.get("/v1/models")
     caller.get("/v1/models", headers={"OpenAI-Organization": "org-7", "X-Title": "not an account"})
 
     assert [None, "org-7"] == [call.headers.get("openai-organization") for call in upstream.calls()]
-    assert 2 == len(copies())
+    assert 2 == len(copy_rows())
 
 
-def test_accounts_beyond_the_most_take_the_place_of_the_oldest(caller: Caller) -> None:
+def test_accounts_beyond_limit_replace_the_oldest(caller: Caller) -> None:
     (credential,) = query("SELECT id FROM credential")
     for n in range(model_list.ACCOUNTS_MAX + 3):
         with db.begin() as session:
             model_list.want(session, [credential.id], account=model_list.account({"openai-project": f"p{n}"}))
 
-    found = [json.loads(one.account)["openai-project"] for one in copies()]
-    assert model_list.ACCOUNTS_MAX == len(found)
-    assert "p18" in found and "p0" not in found
+    accounts = [json.loads(row.account)["openai-project"] for row in copy_rows()]
+    assert model_list.ACCOUNTS_MAX == len(accounts)
+    assert "p18" in accounts and "p0" not in accounts
 
 
-def test_a_new_address_or_key_of_a_credential_makes_old_copies_void(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_lists, "FIRST_S", 0.0)
-    keep(caller.key, only("old"))
+def test_changed_credential_invalidates_copies(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_list_copies, "MAX_WAIT_S", 0.0)
+    store_copies(caller.key, list_of("old"))
     query("UPDATE credential SET base_url = 'http://127.0.0.1:1/v1'")
 
     assert 503 == caller.get("/v1/models").status_code
 
 
-def test_accounts_of_one_credential_are_refreshed_one_after_the_other(caller: Caller) -> None:
+def test_accounts_of_credential_are_refreshed_in_sequence(caller: Caller) -> None:
     (credential,) = query("SELECT id FROM credential")
     for name in ("a", "b"):
         with db.begin() as session:
@@ -196,14 +198,14 @@ def test_accounts_of_one_credential_are_refreshed_one_after_the_other(caller: Ca
         first = model_list.claim(session)
     with db.begin() as session:
         assert first is not None and model_list.claim(session) is None
-        model_list.store(session, first, body=only("m"))
+        model_list.store(session, first, body=list_of("m"))
     with db.begin() as session:
         second = model_list.claim(session)
 
     assert second is not None and first.account != second.account
 
 
-# What goes wrong
+# Failures
 
 REFUSALS: list[tuple[dict[str, object], str]] = [
     ({"status": 401}, "401 invalid_api_key"), ({"status": 429, "kind": "quota"}, "429 credit_balance_exhausted"), ({"status": 500}, "500"),
@@ -213,27 +215,27 @@ REFUSALS: list[tuple[dict[str, object], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("how", "told"), REFUSALS, ids=lambda one: str(one) if isinstance(one, str) else "")
-def test_a_refused_refresh_keeps_the_last_copy_and_parks_nothing(
-    caller: Caller, upstream: FakeUpstream, how: dict[str, object], told: str
+@pytest.mark.parametrize(("behaviour", "error"), REFUSALS, ids=lambda param: str(param) if isinstance(param, str) else "")
+def test_refused_refresh_keeps_copy_and_parks_nothing(
+    caller: Caller, upstream: FakeUpstream, behaviour: dict[str, object], error: str
 ) -> None:
-    keep(caller.key, only("old"))
+    store_copies(caller.key, list_of("old"))
     age(400)
-    upstream.behave("sk-lists", **how)
+    upstream.behave("sk-lists", **behaviour)
     caller.get("/v1/models")
     assert refresh_next()
     answer = caller.get("/v1/models")
 
     assert ["old"] == ids(answer)
-    assert answer.headers["X-Nowserving-Refresh-Error"].startswith(told)
+    assert answer.headers["X-Nowserving-Refresh-Error"].startswith(error)
     assert not refresh_next(), "no second try within a few seconds"
     assert [(None, None)] == [(row.parked_at, row.paused_at) for row in query("SELECT parked_at, paused_at FROM credential")]
     assert [] == list(query("SELECT * FROM meter WHERE cooldown_until IS NOT NULL"))
 
 
-def test_a_refresh_that_hangs_ends_and_keeps_the_last_copy(caller: Caller, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_refresh_times_out_and_keeps_copy(caller: Caller, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.runner.model_list_refresh.TIMEOUT_S", 0.2)
-    keep(caller.key, only("old"))
+    store_copies(caller.key, list_of("old"))
     age(400)
     upstream.behave("sk-lists", hang="before")
     caller.get("/v1/models")
@@ -243,16 +245,16 @@ def test_a_refresh_that_hangs_ends_and_keeps_the_last_copy(caller: Caller, upstr
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_new_key_that_the_upstream_refuses_gets_its_401(caller: Caller, upstream: FakeUpstream) -> None:
+def test_own_key_refused_by_upstream_gets_401(caller: Caller, upstream: FakeUpstream) -> None:
     upstream.behave("sk-lists", status=401)
     answers = [caller.get("/v1/models"), caller.get("/v1/models/any")]
 
-    assert [(401, "invalid_api_key")] * 2 == [(one.status_code, error_of(one)["code"]) for one in answers]
+    assert [(401, "invalid_api_key")] * 2 == [(answer.status_code, error_of(answer)["code"]) for answer in answers]
     assert 1 == len(upstream.calls())
 
 
 @pytest.mark.usefixtures("worker")
-def test_callers_of_a_pool_are_not_told_that_their_key_is_wrong(caller: Caller, upstream: FakeUpstream) -> None:
+def test_refused_pool_credential_returns_503(caller: Caller, upstream: FakeUpstream) -> None:
     issue(caller.key)
     upstream.behave("sk-lists", status=401)
     answer = caller.get("/v1/models")
@@ -262,14 +264,14 @@ def test_callers_of_a_pool_are_not_told_that_their_key_is_wrong(caller: Caller, 
 
 
 @pytest.mark.usefixtures("worker")
-def test_an_upstream_without_a_list_is_a_404_for_everybody(caller: Caller, upstream: FakeUpstream) -> None:
+def test_upstream_without_list_returns_404(caller: Caller, upstream: FakeUpstream) -> None:
     issue(caller.key)
     upstream.behave("sk-lists", status=404)
 
     assert 404 == caller.get("/v1/models").status_code
 
 
-def test_a_pool_that_calls_nobody_says_so(caller: Caller) -> None:
+def test_pool_without_credentials_returns_503(caller: Caller) -> None:
     query("UPDATE credential SET retired_at = now()")
     answer = caller.get("/v1/models")
 
@@ -278,10 +280,8 @@ def test_a_pool_that_calls_nobody_says_so(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/any", "/openai/models"])
-def test_without_a_copy_and_without_a_worker_the_answer_says_when_to_come_back(
-    caller: Caller, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model_lists, "FIRST_S", 0.1)
+def test_missing_copy_without_worker_returns_retry_after(caller: Caller, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_list_copies, "MAX_WAIT_S", 0.1)
     answer = caller.get(path)
 
     assert (503, "models_unavailable") == (answer.status_code, error_of(answer)["code"])
@@ -290,9 +290,9 @@ def test_without_a_copy_and_without_a_worker_the_answer_says_when_to_come_back(
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_wake_up_that_was_lost_is_published_again(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_wake_up_is_published_again(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    monkeypatch.setattr(model_lists, "PUBLISH_AGAIN_S", 0.05)
+    monkeypatch.setattr(model_list_copies, "PUBLISH_AGAIN_S", 0.05)
     real = notify_queue.refresh_model_lists
     monkeypatch.setattr(notify_queue, "refresh_model_lists", lambda: (sent.append(1), len(sent) > 2 and real()))
 
@@ -303,19 +303,19 @@ def test_a_wake_up_that_was_lost_is_published_again(caller: Caller, monkeypatch:
 @pytest.mark.parametrize(
     "state", ["parked_at = now(), parked_reason = 'r'", "paused_at = now()"], ids=["parked", "paused"]
 )  # fmt: skip
-def test_the_copy_is_answered_while_the_credential_serves_nobody(caller: Caller, state: str) -> None:
-    keep(caller.key, only("old"))
+def test_copy_is_returned_while_credential_is_parked_or_paused(caller: Caller, state: str) -> None:
+    store_copies(caller.key, list_of("old"))
     query(f"UPDATE credential SET {state}")
     age(400)
 
     assert ["old"] == ids(caller.get("/v1/models"))
-    assert state.startswith("parked") == refresh_next(), "a paused credential calls nobody"
+    assert state.startswith("parked") == refresh_next(), "a paused credential is not called"
 
 
-def test_a_list_behind_a_long_line_does_not_wait(caller: Caller, upstream: FakeUpstream) -> None:
+def test_model_list_does_not_queue(caller: Caller, upstream: FakeUpstream) -> None:
     for n in range(20):
         ask(caller.key, f"job {n}")
-    keep(caller.key, only("old"))
+    store_copies(caller.key, list_of("old"))
     query("UPDATE pool SET draining_at = now()")
 
     assert ["old"] == ids(caller.get("/v1/models"))
@@ -326,22 +326,22 @@ def test_a_list_behind_a_long_line_does_not_wait(caller: Caller, upstream: FakeU
 
 
 @pytest.mark.usefixtures("worker")
-def test_one_model_is_the_upstreams_own_words(caller: Caller) -> None:
+def test_one_model_has_upstream_fields(caller: Caller) -> None:
     answer = caller.get(f"/v1/models/{NAMES[0]}")
 
     assert (200, NAMES[0], "fake") == (answer.status_code, answer.json["id"], answer.json["owned_by"])
 
 
 @pytest.mark.parametrize("name", ["ft:m:acme/x", "a/b:free"])
-def test_a_models_name_may_hold_slashes_and_colons(caller: Caller, name: str) -> None:
-    keep(caller.key, only("other", name))
+def test_model_name_may_contain_slashes_and_colons(caller: Caller, name: str) -> None:
+    store_copies(caller.key, list_of("other", name))
 
     assert name == caller.get(f"/v1/models/{name}").json["id"]
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_model_that_a_young_list_lacks_is_not_there(caller: Caller, upstream: FakeUpstream) -> None:
-    keep(caller.key, only("old"))
+def test_model_missing_from_fresh_list_returns_404(caller: Caller, upstream: FakeUpstream) -> None:
+    store_copies(caller.key, list_of("old"))
     answer = caller.get("/v1/models/new")
 
     assert (404, "model_not_found", "model") == (answer.status_code, error_of(answer)["code"], error_of(answer)["param"])
@@ -349,17 +349,17 @@ def test_a_model_that_a_young_list_lacks_is_not_there(caller: Caller, upstream: 
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_model_that_an_older_list_lacks_is_looked_for_in_a_new_one(caller: Caller, upstream: FakeUpstream) -> None:
-    keep(caller.key, only("old"))
+def test_model_missing_from_older_list_triggers_refresh(caller: Caller, upstream: FakeUpstream) -> None:
+    store_copies(caller.key, list_of("old"))
     age(60)
     found, missing = caller.get(f"/v1/models/{NAMES[0]}"), caller.get("/v1/models/new")
 
     assert (200, 404, 1) == (found.status_code, missing.status_code, len(upstream.calls()))
 
 
-def test_a_model_that_an_outdated_list_lacks_may_be_there(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_lists, "FIRST_S", 0.05)
-    keep(caller.key, only("old"))
+def test_model_missing_from_stale_list_returns_503(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_list_copies, "MAX_WAIT_S", 0.05)
+    store_copies(caller.key, list_of("old"))
     age(400)
 
     assert [200, 503] == [caller.get(f"/v1/models/{name}").status_code for name in ("old", "new")]
@@ -368,11 +368,11 @@ def test_a_model_that_an_outdated_list_lacks_may_be_there(caller: Caller, monkey
 # A good list and a parked key
 
 
-def test_a_good_list_has_the_next_job_probe_a_key_that_was_refused(
+def test_successful_refresh_lets_parked_credential_be_probed(
     redis_client: redis.Redis, caller: Caller, upstream: FakeUpstream, override: Callable[..., None]
 ) -> None:
     override(probe_s=600)
-    keep(caller.key, only("old"))
+    store_copies(caller.key, list_of("old"))
     age(400)
     issue(caller.key)
     workshop = Workshop(redis_client, upstream)

@@ -1,4 +1,4 @@
-"""Ended jobs on the wire: the upstream's own words where it said any."""
+"""HTTP responses of ended jobs: the upstream's own status and bytes where it sent any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUSY = {"message": "overloaded", "type": "server_error", "param": None, "code": 
 
 @dataclass
 class Row:
-    """What a reply reads of a job."""
+    """The columns of a job that a response needs."""
 
     status: Status = Status.FAILED
     http_status: int | None = None
@@ -40,16 +40,16 @@ def own(code: str) -> dict[str, Any]:
     return {"message": "m", "type": "server_error", "param": None, "code": code}
 
 
-def test_an_answer_is_the_upstreams_byte_for_byte() -> None:
+def test_answer_has_upstream_bytes() -> None:
     body = b'{ "id":"x",\r\n "caf\xc3\xa9": 1.10, "b": [] }\n\n'
-    made = replies.answer(Row(Status.SUCCEEDED, 200, response=body))
+    response = replies.of_job(Row(Status.SUCCEEDED, 200, response=body))
 
-    assert (200, body, "application/json") == (made.status_code, made.data, made.content_type)
-    assert "x-should-retry" not in made.headers
+    assert (200, body, "application/json") == (response.status_code, response.data, response.content_type)
+    assert "x-should-retry" not in response.headers
 
 
 @pytest.mark.parametrize(
-    ("status", "started", "ended", "told"),
+    ("status", "started", "ended", "expected"),
     [
         (Status.SUCCEEDED, 1.5, 3.75, ("1500", "2250")),
         (Status.FAILED, 1.5, 3.75, ("1500", "2250")),
@@ -59,53 +59,53 @@ def test_an_answer_is_the_upstreams_byte_for_byte() -> None:
         (Status.FAILED, None, 9.0, (None, None)),
     ],
 )
-def test_how_long_it_waited_and_ran_is_told_when_it_ran(
-    status: Status, started: float | None, ended: float | None, told: tuple[str | None, str | None]
+def test_timing_headers_need_a_started_call(
+    status: Status, started: float | None, ended: float | None, expected: tuple[str | None, str | None]
 ) -> None:
-    at = [None if one is None else CREATED + timedelta(seconds=one) for one in (started, ended)]
-    found = replies.timing(Row(status, started_at=at[0], ended_at=at[1]))
+    times = [None if seconds is None else CREATED + timedelta(seconds=seconds) for seconds in (started, ended)]
+    headers = replies.timing(Row(status, started_at=times[0], ended_at=times[1]))
 
-    assert told == (found.get("X-Nowserving-Waited-Ms"), found.get("openai-processing-ms"))
+    assert expected == (headers.get("X-Nowserving-Waited-Ms"), headers.get("openai-processing-ms"))
 
 
-def test_an_error_of_the_upstream_is_passed_on_byte_for_byte_and_not_retried() -> None:
+def test_upstream_error_is_forwarded_and_not_retried() -> None:
     body = b'{"error": {"message": "overloaded", "more": [1.0]}, "x":  1}'
-    made = replies.answer(Row(http_status=503, error=BUSY, response=body))
+    response = replies.of_job(Row(http_status=503, error=BUSY, response=body))
 
-    assert (503, body) == (made.status_code, made.data)
-    assert "false" == made.headers["x-should-retry"]
+    assert (503, body) == (response.status_code, response.data)
+    assert "false" == response.headers["x-should-retry"]
 
 
 @pytest.mark.parametrize("body", [b'{"detail": "no"}', b'{"error": "no"}', b'{"error": {"code": 1}}', b"[]"])
-def test_an_error_in_another_shape_is_passed_on_byte_for_byte(body: bytes) -> None:
-    made = replies.answer(Row(http_status=418, error=BUSY, response=body))
+def test_unusual_upstream_error_is_forwarded_unchanged(body: bytes) -> None:
+    response = replies.of_job(Row(http_status=418, error=BUSY, response=body))
 
-    assert (418, body, "application/json") == (made.status_code, made.data, made.content_type)
+    assert (418, body, "application/json") == (response.status_code, response.data, response.content_type)
 
 
-def test_a_page_of_the_upstreams_is_passed_on_with_its_type_and_runs_no_scripts() -> None:
-    made = replies.answer(Row(http_status=502, error=BUSY, response=b"<script>", response_type="text/html; charset=utf-8"))
+def test_upstream_html_is_forwarded_without_scripts() -> None:
+    response = replies.of_job(Row(http_status=502, error=BUSY, response=b"<script>", response_type="text/html; charset=utf-8"))
 
-    assert (502, b"<script>", "text/html; charset=utf-8") == (made.status_code, made.data, made.content_type)
+    assert (502, b"<script>", "text/html; charset=utf-8") == (response.status_code, response.data, response.content_type)
     assert ("default-src 'none'; sandbox", "nosniff", "false") == (
-        made.headers["Content-Security-Policy"], made.headers["X-Content-Type-Options"], made.headers["x-should-retry"],
+        response.headers["Content-Security-Policy"], response.headers["X-Content-Type-Options"], response.headers["x-should-retry"],
     )  # fmt: skip
 
 
-def test_an_answer_that_cannot_be_read_is_a_bad_gateway_in_our_words() -> None:
+def test_unreadable_answer_is_our_502() -> None:
     row = Row(http_status=200, error=own("upstream_invalid_response"), response=b"<html>", response_type="text/html")
-    made = replies.answer(row)
+    response = replies.of_job(row)
 
     assert (502, {"error": own("upstream_invalid_response")}, "application/json") == (
-        made.status_code, json.loads(made.data), made.content_type,
+        response.status_code, json.loads(response.data), response.content_type,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("body", [None, b'{"detail": "no"}', b'{"error": "no"}', b'{"error": {"code": 1}}', b"[]", b"<html>"])
-def test_an_error_that_no_sdk_could_read_is_in_the_envelope_where_json_has_begun(body: bytes | None) -> None:
+def test_unreadable_error_becomes_error_object_in_begun_json(body: bytes | None) -> None:
     row = Row(http_status=418, error=BUSY, response=body)
 
-    assert {"error": BUSY} == json.loads(replies.told_of(row))
+    assert {"error": BUSY} == json.loads(replies.error_body(row))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_an_error_that_no_sdk_could_read_is_in_the_envelope_where_json_has_begun
         (Row(Status.CANCELLED), 409, "cancelled"),
     ],
 )
-def test_what_the_upstream_never_said_has_a_status_of_ours(row: Row, status: int, code: str | None) -> None:
-    told = replies.failure(row)
+def test_failure_without_upstream_response_has_our_status(row: Row, status: int, code: str | None) -> None:
+    failure = replies.failure(row)
 
-    assert (status, code) == (told.status, told.error["code"])
-    assert {"message", "type", "param", "code"} == set(told.error)
-    assert told.error["message"]
+    assert (status, code) == (failure.status, failure.error["code"])
+    assert {"message", "type", "param", "code"} == set(failure.error)
+    assert failure.error["message"]

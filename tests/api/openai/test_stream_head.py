@@ -1,4 +1,4 @@
-"""The head of a stream: a failure before the first event is answered with its real status, and the first event ends the wait."""
+"""A stream's head: an early failure keeps its real status, and the first event ends the wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from api.waiting.registry import waiter_registry
 from models.database import db
 from models.jobs import completion
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
-from tests.api.openai.test_stream_response import DONE, event, say
+from tests.api.openai.test_stream_response import DONE, event, publish
 from tests.support.http_tools import Caller, error_of
 from tests.support.programs.processes import until
 from tests.support.queue_tools import cancel, expire, known, query, row, start
@@ -31,7 +31,7 @@ ERROR = {"message": "Not with that prompt.", "type": "invalid_request_error", "p
 
 @pytest.fixture
 def caller(override: Callable[..., None]) -> Iterator[Caller]:
-    """Somebody for whose streams the head waits longer than any test."""
+    """A caller whose streams hold back the head longer than any test runs."""
     override(stream_head_s=600)
     yield Caller()
     assert (0, 0) == (waiter_registry.streams, len(waiter_registry))
@@ -39,32 +39,32 @@ def caller(override: Callable[..., None]) -> Iterator[Caller]:
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(2) as made:
-        yield made
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
 
 
-def asked(threads: ThreadPoolExecutor, caller: Caller, path: str = PATHS[0], body: object = BODY) -> tuple[Future[TestResponse], UUID]:
-    """A stream that was asked for, and its job, whose caller waits for the head."""
-    wanted = {"data": json.dumps(body), "content_type": "application/json", "headers": {"Authorization": f"Bearer {caller.token}"}}
-    waiting = threads.submit(caller.app.test_client().open, path, method="POST", **wanted)
+def submit(threads: ThreadPoolExecutor, caller: Caller, path: str = PATHS[0], body: object = BODY) -> tuple[Future[TestResponse], UUID]:
+    """Requests a stream; returns the waiting response and its job."""
+    params = {"data": json.dumps(body), "content_type": "application/json", "headers": {"Authorization": f"Bearer {caller.token}"}}
+    waiting = threads.submit(caller.app.test_client().open, path, method="POST", **params)
     until(lambda: len(waiter_registry) and query("SELECT FROM job"), what="a waiter")
-    (found,) = query("SELECT id FROM job ORDER BY id DESC LIMIT 1")
-    return waiting, found.id
+    (job,) = query("SELECT id FROM job ORDER BY id DESC LIMIT 1")
+    return waiting, job.id
 
 
 def fail(job_id: UUID, caller: Caller, *, status: int, body: bytes | None = None, transcript: bytes | None = None) -> None:
-    """The upstream refused the call so."""
+    """Finishes the job with an upstream refusal."""
     dispatch_id = start(caller.key, job_id)
     error = {**ERROR, "code": f"code_{status}"}
-    answered = json.dumps({"error": error}).encode() if body is None else body
-    result = JobResult(Status.FAILED, http_status=status, response=answered, error=error, transcript=transcript)
+    response = json.dumps({"error": error}).encode() if body is None else body
+    result = JobResult(Status.FAILED, http_status=status, response=response, error=error, transcript=transcript)
     with db.begin() as session:
         assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.REFUSED, status, "req_1"))
     notify.job(job_id, "ended")
 
 
 def text_of(answer: TestResponse) -> str:
-    """The whole stream; its waiter is free afterwards."""
+    """Reads the whole stream and releases its waiter."""
     try:
         return b"".join(answer.iter_encoded()).decode()
     finally:
@@ -73,10 +73,8 @@ def text_of(answer: TestResponse) -> str:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("status", [400, 401, 404, 429])
-def test_a_stream_that_is_refused_at_once_has_the_upstreams_status_and_bytes(
-    caller: Caller, threads: ThreadPoolExecutor, path: str, status: int
-) -> None:
-    waiting, job_id = asked(threads, caller, path)
+def test_early_stream_failure_has_upstream_status(caller: Caller, threads: ThreadPoolExecutor, path: str, status: int) -> None:
+    waiting, job_id = submit(threads, caller, path)
     fail(job_id, caller, status=status)
     answer = waiting.result(30)
 
@@ -86,8 +84,8 @@ def test_a_stream_that_is_refused_at_once_has_the_upstreams_status_and_bytes(
     assert row(job_id).left_at is None
 
 
-def test_so_has_a_stream_of_pictures(caller: Caller, threads: ThreadPoolExecutor) -> None:
-    waiting, job_id = asked(threads, caller, "/v1/images/generations", PICTURE)
+def test_early_image_stream_failure_has_upstream_status(caller: Caller, threads: ThreadPoolExecutor) -> None:
+    waiting, job_id = submit(threads, caller, "/v1/images/generations", PICTURE)
     fail(job_id, caller, status=400)
 
     assert 400 == waiting.result(30).status_code
@@ -107,42 +105,42 @@ def _refused_by_us(_: Caller, job_id: UUID) -> None:
 
 
 @pytest.mark.parametrize(("end", "status"), [(_cancelled, 409), (_expired, 504), (_refused_by_us, 400)])
-def test_a_job_that_ends_without_a_call_has_our_status(
+def test_job_ended_without_call_has_our_status(
     caller: Caller, threads: ThreadPoolExecutor, end: Callable[[Caller, UUID], object], status: int
 ) -> None:
-    waiting, job_id = asked(threads, caller)
+    waiting, job_id = submit(threads, caller)
     end(caller, job_id)
     notify.job(job_id, "ended")
 
     assert status == waiting.result(30).status_code
 
 
-def test_a_revoked_key_is_a_401(caller: Caller, threads: ThreadPoolExecutor) -> None:
-    waiting, job_id = asked(threads, caller)
+def test_revoked_key_gets_401(caller: Caller, threads: ThreadPoolExecutor) -> None:
+    waiting, job_id = submit(threads, caller)
     query("UPDATE key SET revoked_at = now()")
     notify.job(job_id, "moved")
 
     assert 401 == waiting.result(30).status_code
 
 
-def test_the_first_event_ends_the_wait_and_a_later_failure_is_in_the_stream(caller: Caller, threads: ThreadPoolExecutor) -> None:
-    waiting, job_id = asked(threads, caller)
+def test_first_event_sends_head_and_later_failure_is_in_stream(caller: Caller, threads: ThreadPoolExecutor) -> None:
+    waiting, job_id = submit(threads, caller)
     dispatch_id = start(caller.key, job_id)
-    say(job_id, dispatch_id, 0)
+    publish(job_id, dispatch_id, 0)
     answer = waiting.result(30)
     result = JobResult(Status.FAILED, http_status=400, response=b"{}", error=ERROR, transcript=event(0))
     with db.begin() as session:
         assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.UNKNOWN, 200, "req_1"))
     notify.job(job_id, "ended")
-    told = text_of(answer)
+    text = text_of(answer)
 
     assert (200, "text/event-stream") == (answer.status_code, answer.mimetype)
-    assert event(0).decode() in told and "Not with that prompt." in told and told.endswith(DONE)
+    assert event(0).decode() in text and "Not with that prompt." in text and text.endswith(DONE)
 
 
 @pytest.mark.parametrize("status", [Status.SUCCEEDED, Status.FAILED])
-def test_an_end_with_events_that_redis_lost_is_a_stream(caller: Caller, threads: ThreadPoolExecutor, status: Status) -> None:
-    waiting, job_id = asked(threads, caller)
+def test_end_with_events_lost_by_redis_is_a_stream(caller: Caller, threads: ThreadPoolExecutor, status: Status) -> None:
+    waiting, job_id = submit(threads, caller)
     dispatch_id = start(caller.key, job_id)
     result = JobResult(status, http_status=200, response=b"{}", error=None if status == Status.SUCCEEDED else ERROR, transcript=event(0))
     with db.begin() as session:
@@ -154,11 +152,9 @@ def test_an_end_with_events_that_redis_lost_is_a_stream(caller: Caller, threads:
     assert event(0).decode() in text_of(answer)
 
 
-def test_after_the_time_comments_begin_and_a_failure_is_in_the_stream(
-    caller: Caller, threads: ThreadPoolExecutor, override: Callable[..., None]
-) -> None:
+def test_head_timeout_starts_comments(caller: Caller, threads: ThreadPoolExecutor, override: Callable[..., None]) -> None:
     override(stream_head_s=0.01)
-    waiting, job_id = asked(threads, caller)
+    waiting, job_id = submit(threads, caller)
     answer = waiting.result(30)
     fail(job_id, caller, status=400)
 
@@ -166,36 +162,34 @@ def test_after_the_time_comments_begin_and_a_failure_is_in_the_stream(
     assert ": waiting\n" == text_of(answer)[: len(": waiting\n")]
 
 
-def test_who_comes_again_with_its_idempotency_key_gets_the_stored_status(caller: Caller, threads: ThreadPoolExecutor) -> None:
+def test_idempotency_key_returns_stored_failure_status(caller: Caller, threads: ThreadPoolExecutor) -> None:
     first = threads.submit(caller.post, PATHS[0], BODY, headers={"Idempotency-Key": "once"})
     until(lambda: len(waiter_registry) and query("SELECT FROM job"), what="a waiter")
-    (found,) = query("SELECT id FROM job")
-    fail(found.id, caller, status=404)
+    (job,) = query("SELECT id FROM job")
+    fail(job.id, caller, status=404)
     again = caller.post(PATHS[0], BODY, headers={"Idempotency-Key": "once"})
 
     assert [404, 404] == [first.result(30).status_code, again.status_code]
     assert "true" == again.headers["Idempotent-Replayed"]
 
 
-def test_a_server_that_stops_meanwhile_says_when_to_come_back(
-    caller: Caller, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waiting, job_id = asked(threads, caller)
+def test_stopping_server_returns_503(caller: Caller, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, job_id = submit(threads, caller)
     monkeypatch.setattr(waiter_registry, "is_closing", True)
     notify.job(job_id, "moved")
-    for waiter in waiter_registry._waiters.all():
-        waiter.wake()
+    for seat in waiter_registry._waiters.all():
+        seat.wake()
     answer = waiting.result(30)
 
     assert (503, "unavailable") == (answer.status_code, error_of(answer)["code"])
     assert row(job_id).left_at is not None
 
 
-def test_a_jobs_own_stream_is_a_stream_whatever_became_of_it(caller: Caller) -> None:
-    own: Any = known(caller.token)
-    made = caller.post("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": BODY}).json
-    (found,) = query("SELECT id FROM job WHERE key_id = :id", id=own.id)
-    fail(found.id, caller, status=400)
-    answer = caller.get(f"/v1/jobs/{made['id']}/stream")
+def test_job_stream_route_always_streams(caller: Caller) -> None:
+    key: Any = known(caller.token)
+    submitted = caller.post("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": BODY}).json
+    (job,) = query("SELECT id FROM job WHERE key_id = :id", id=key.id)
+    fail(job.id, caller, status=400)
+    answer = caller.get(f"/v1/jobs/{submitted['id']}/stream")
 
     assert (200, "text/event-stream") == (answer.status_code, answer.mimetype)

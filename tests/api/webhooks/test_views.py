@@ -296,7 +296,7 @@ def test_a_sample_says_what_the_receiver_answered(caller: Caller) -> None:
 
 def test_a_sample_that_nobody_sends_says_so(caller: Caller, override: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     override(webhook_timeout_s=0.1)
-    monkeypatch.setattr("api.webhooks.views.PICKED_UP_S", 0.1)
+    monkeypatch.setattr("api.webhooks.views.SEND_WAIT_S", 0.1)
     told = caller.post(f"/v1/webhook_endpoints/{make(caller)['id']}/test", {"event_type": "job.failed"})
 
     assert (503, "webhook_not_sent", "false") == (told.status_code, error_of(told)["code"], told.headers["x-should-retry"])
