@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from api.server.heartbeat import Heartbeat
-from api.waiting.disconnects import leave_now
+from api.waiting.disconnects import record_now
 from models.database import db
 from models.jobs import api_processes
 from models.keys.keys import Key
@@ -52,7 +52,7 @@ def left(caller: Key) -> UUID:
     """A job whose reader has just left."""
     who = uuid4()
     job_id = submit(caller, reader=who)
-    leave_now(job_id, who)
+    record_now(job_id, who)
     return job_id
 
 
