@@ -12,7 +12,7 @@ from api.waiting import notify_queue
 from cli import terminal
 from models.access.audit_log import Act
 from models.ops import pause as halt
-from models.ops.bulk import Filter
+from models.ops.bulk import JobFilter
 from models.platform import wire
 
 RETRY_MAX_S = 3600.0
@@ -29,7 +29,7 @@ def _halt(verb: str, said: str) -> click.Command:
     @_reason
     @terminal.json_option
     def command(*, kind: str, name: str, reason: str | None, as_json: bool) -> None:
-        _show(actions.halt_it(Act(reason=reason), verb, halt.target(kind, name)), as_json=as_json)
+        _show(actions.halt_it(Act(reason=reason), verb, halt.parse_target(kind, name)), as_json=as_json)
 
     return command
 
@@ -51,7 +51,7 @@ drain = _halt("drain", "Take nothing new for it; what waits is served.")
 def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bool, **given: int | None) -> None:
     """Cap what a key or a user may have of the line; what is left out stays."""
     changes = {one: value or None for one, value in given.items() if value is not None}
-    _show(actions.set_caps(Act(reason=reason), halt.target(kind, name), changes, endpoint=endpoint), as_json=as_json)
+    _show(actions.set_caps(Act(reason=reason), halt.parse_target(kind, name), changes, endpoint=endpoint), as_json=as_json)
 
 
 @click.command()
@@ -61,7 +61,7 @@ def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bo
 @terminal.json_option
 def weight(*, name: str, share: float, reason: str | None, as_json: bool) -> None:
     """Give a key SHARE times what others of its pool have, or a user SHARE times what others of its key have."""
-    on = halt.target("flow" if ":" in name else "key", name)
+    on = halt.parse_target("flow" if ":" in name else "key", name)
     _show(actions.weigh(Act(reason=reason), on, weight=share), as_json=as_json)
 
 
@@ -147,8 +147,8 @@ def _place(made: dict[str, Any]) -> dict[str, Any]:
     return {"id": made["id"], "status": made["status"], "position": (made["queue"] or {}).get("position")}
 
 
-def _filter(which: dict[str, Any]) -> Filter:
-    return Filter(
+def _filter(which: dict[str, Any]) -> JobFilter:
+    return JobFilter(
         pool_id=which["pool"], lane_id=which["lane"], key_id=which["key_id"], user=which["user"], older_than_s=which["older_than_s"]
     )
 

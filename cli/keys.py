@@ -75,7 +75,7 @@ def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> No
 def rotate_secret(*, as_json: bool) -> None:
     """Encrypt everything stored again with the first of NOWSERVING_SECRET_KEYS. Put the new one before the old one first."""
     with db.begin() as session:
-        done = key_rotation.reseal(session, Act())
+        done = key_rotation.reencrypt_all(session, Act())
     terminal.show(done, as_json=as_json)
 
 

@@ -14,10 +14,10 @@ import click
 from celery.utils.nodenames import default_nodename, host_format
 
 from models.config.settings import settings
-from workers.broker.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import JOB_QUEUE, WEBHOOK_QUEUE
 
 # Each registers its task at the same app; a process has the one task of its queue.
-MODULES: Mapping[str, str] = MappingProxyType({QUEUE: "workers.tasks", WEBHOOKS: "workers.webhook_tasks"})
+MODULES: Mapping[str, str] = MappingProxyType({JOB_QUEUE: "workers.tasks", WEBHOOK_QUEUE: "workers.webhook_tasks"})
 
 
 @click.command()

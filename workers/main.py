@@ -24,7 +24,7 @@ from models.config.settings import settings
 from models.platform.fork_server import Forked, Forker
 from models.platform.preloads import PRELOADS
 from models.telemetry import logs, metrics_folder
-from workers.broker.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import JOB_QUEUE, WEBHOOK_QUEUE
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ RESTART_S = 1.0
 @click.option("--threads", type=click.IntRange(1), default=lambda: settings().worker_threads)
 def main(processes: int, threads: int) -> None:
     """Runs until SIGTERM or SIGINT; then what runs may finish within NOWSERVING_SHUTDOWN_GRACE_S."""
-    kinds = [Kind("worker", QUEUE, threads)] * processes
+    kinds = [Kind("worker", JOB_QUEUE, threads)] * processes
     if settings().webhook_threads:
-        kinds.append(Kind("webhooks", WEBHOOKS, settings().webhook_threads))
+        kinds.append(Kind("webhooks", WEBHOOK_QUEUE, settings().webhook_threads))
     if not kinds:
         raise click.UsageError("with --processes 0 and NOWSERVING_WEBHOOK_THREADS=0 there is nothing to do: set one of them")
     logs.configure(settings().log_level)

@@ -16,8 +16,8 @@ from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
 from workers.broker import lifecycle
 from workers.broker.celery_app import app
-from workers.broker.consumer_watchdog import Doorbells, Ear, end_when_deaf
-from workers.broker.queues import NAME, QUEUE
+from workers.broker.consumer_watchdog import ConsumerWatchdog, QueueHead, exit_when_stalled
+from workers.broker.queues import JOB_QUEUE, JOB_TASK
 from workers.channels import notify
 from workers.flower import worker_info
 from workers.limiter.limiter import Limiter
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 limiter = Limiter(notify.client())
 leases = Leases(limiter)
 processor = JobRunner(limiter, leases)
-worker_info.tell(leases.jobs)
+worker_info.register(leases.jobs)
 _stop = threading.Event()
-ear = Ear(Doorbells(notify.connect(), QUEUE), slots=settings().worker_threads, running=leases.__len__)
+watchdog = ConsumerWatchdog(QueueHead(notify.connect(), JOB_QUEUE), slots=settings().worker_threads, running=leases.__len__)
 
 
-@app.task(name=NAME)  # type: ignore[untyped-decorator]  # celery ships no types
+@app.task(name=JOB_TASK)  # type: ignore[untyped-decorator]  # celery ships no types
 def run(job_id: str, dispatch_id: str) -> None:
     """Serve one doorbell; the Celery task id is the job id that callers see."""
-    ear.hears()
+    watchdog.message_received()
     try:
         processor.run(UUID(job_id), UUID(dispatch_id))
     except Exception:
@@ -63,8 +63,8 @@ def _start(sender: Any, **_: Any) -> None:
         lambda: beat.run(_stop),
         lambda: listen_for_cancels(leases, _stop),
         lambda: ModelListRefresher().listen(_stop),
-        lambda: lifecycle.tell_flower(sender, _stop),
-        lambda: end_when_deaf(ear, _stop, draining=heartbeat.draining, running=leases.__len__),
+        lambda: lifecycle.flush_events(sender, _stop),
+        lambda: exit_when_stalled(watchdog, _stop, draining=heartbeat.draining, running=leases.__len__),
     ):
         threading.Thread(target=work, daemon=True).start()
 

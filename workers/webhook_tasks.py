@@ -15,7 +15,7 @@ from models.telemetry import logs, tracing
 from models.webhooks import url_policy
 from workers.broker import lifecycle
 from workers.broker.celery_app import app
-from workers.broker.queues import WEBHOOK_NAME
+from workers.broker.queues import WEBHOOK_TASK
 from workers.webhooks.sender import Sender
 
 log = logging.getLogger(__name__)
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 _draining = threading.Event()
 _stop = threading.Event()
 sender = Sender(stop=_draining)
-url_policy.policy()  # settings that make no sense stop the process here, not each delivery
+url_policy.current_policy()  # settings that make no sense stop the process here, not each delivery
 
 
-@app.task(name=WEBHOOK_NAME)  # type: ignore[untyped-decorator]  # celery ships no types
+@app.task(name=WEBHOOK_TASK)  # type: ignore[untyped-decorator]  # celery ships no types
 def run(delivery_id: str, ticket: str) -> None:
     """Serve one doorbell; the Celery task id is the webhook-id that receivers see."""
     try:
@@ -47,7 +47,7 @@ def _log(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
-    for work in (lambda: lifecycle.tell_flower(sender, _stop), lambda: lifecycle.end_with_parent(_stop)):
+    for work in (lambda: lifecycle.flush_events(sender, _stop), lambda: lifecycle.end_with_parent(_stop)):
         threading.Thread(target=work, daemon=True).start()
     log.info("sending webhooks")
 

@@ -55,7 +55,7 @@ def _fetch_turn_image(name: str, *, expires: str, signature: str) -> Response:
     """Returns an image of the user message of a session's turn."""
     artifacts.expect_signed(name, expires=expires, signature=signature, now=time.time())
     with db.begin() as session:
-        content = messages.picture(session, name)
+        content = messages.image_bytes(session, name)
     content_type = artifacts.sniff(content)
     response = Response(content, content_type=content_type, headers=_headers(name, content_type))
     response.set_etag(name)

@@ -160,11 +160,11 @@ def _read(kind: type[Wanted]) -> Wanted:
 
 
 def _target(things: str, name: str) -> Target:
-    return pause.target(THINGS[things], name)
+    return pause.parse_target(THINGS[things], name)
 
 
 def _number(kind: str, name: str) -> int:
-    return pause.target(kind, name).number
+    return pause.parse_target(kind, name).number
 
 
 def _job(name: str) -> UUID:

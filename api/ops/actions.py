@@ -17,7 +17,7 @@ from models.database import db
 from models.jobs import cancellation, job_view, states
 from models.keys import credential_address, keys
 from models.ops import bulk, limits_and_caps, pause, priorities
-from models.ops.bulk import Filter
+from models.ops.bulk import JobFilter
 from models.ops.pause import Target
 from models.platform import wire
 from models.platform.errors import NotFound, WrongState
@@ -27,7 +27,7 @@ from models.queue import enqueue, key_shares
 def halt_it(act: Act, verb: str, on: Target) -> dict[str, Any]:
     """halt.act_on, and the pacer looks."""
     with db.begin() as session:
-        made, lanes = pause.act_on(session, act, verb, on)
+        made, lanes = pause.apply(session, act, verb, on)
     for number in lanes if verb == "resume" else ():
         notify_queue.lane_changed(number)
     return made
@@ -37,7 +37,7 @@ def set_limits(act: Act, credential_id: int, changes: Mapping[str, int | None], 
     """tuning.set_limits, and the limiter is told at once."""
     with db.begin() as session:
         made = limits_and_caps.set_limits(session, act, credential_id, changes, model=model)
-        lanes = pause.lanes_of(session, Target("credential", credential_id))
+        lanes = pause.lane_ids(session, Target("credential", credential_id))
     notify_queue.limits_changed(lanes)
     return made
 
@@ -46,7 +46,7 @@ def set_caps(act: Act, on: Target, changes: Mapping[str, int | None], *, endpoin
     """tuning.set_caps, and the pacer looks."""
     with db.begin() as session:
         made = limits_and_caps.set_caps(session, act, on, changes, endpoint=endpoint)
-        lanes = pause.lanes_of(session, on)
+        lanes = pause.lane_ids(session, on)
     for number in lanes:
         notify_queue.lane_changed(number)
     return made
@@ -65,14 +65,14 @@ def add_credential(
     """One more credential serves the pool from now on. Raises Invalid, NotFound."""
     base_url, api_version = credential_address.address(kind, base_url=base_url, api_version=api_version)
     with db.begin() as session:
-        pause.state(session, Target("pool", pool_id))
+        pause.target_state(session, Target("pool", pool_id))
         given = {"kind": kind, "base_url": base_url, "api_version": api_version}
         number = keys.add_credential(
             session, pool_id=pool_id, upstream_key=upstream_key, base_url=base_url, kind=kind, api_version=api_version
         )
         audit_log.write(session, act, "add", f"credential:{number}", before=None, after={"pool": pool_id, **given})
         made = limits_and_caps.change_credential(session, act, number, weight=weight)
-        lanes = pause.lanes_of(session, Target("pool", pool_id))
+        lanes = pause.lane_ids(session, Target("pool", pool_id))
     notify_queue.limits_changed(lanes)
     return made
 
@@ -96,13 +96,13 @@ def change_credential(
 def retire(act: Act, credential_id: int) -> dict[str, Any]:
     """tuning.retire."""
     with db.begin() as session:
-        return limits_and_caps.retire(session, act, credential_id)
+        return limits_and_caps.retire_credential(session, act, credential_id)
 
 
 def weigh(act: Act, on: Target, *, weight: float) -> dict[str, Any]:
     """reorder.weigh, and the pacer looks."""
     with db.begin() as session:
-        made, lanes = priorities.weigh(session, act, on, weight=weight)
+        made, lanes = priorities.set_weight(session, act, on, weight=weight)
     for lane_id in lanes:
         notify_queue.lane_changed(lane_id)
     return made
@@ -119,7 +119,7 @@ def boost(act: Act, job_id: UUID) -> dict[str, Any]:
 def prioritise(act: Act, job_id: UUID, *, priority: str) -> dict[str, Any]:
     """reorder.prioritise, and the pacer looks."""
     with db.begin() as session:
-        lane_id = priorities.prioritise(session, act, job_id, priority=priority)
+        lane_id = priorities.set_priority(session, act, job_id, priority=priority)
     notify_queue.lane_changed(lane_id)
     return _shown(job_id)
 
@@ -127,7 +127,7 @@ def prioritise(act: Act, job_id: UUID, *, priority: str) -> dict[str, Any]:
 def rebuild(act: Act, lane_id: int) -> dict[str, Any]:
     """What Redis holds of the lane's limits is made again from the attempts on record; the lane's counters from its jobs."""
     with db.begin() as session:
-        pause.state(session, Target("lane", lane_id), lock=True)
+        pause.target_state(session, Target("lane", lane_id), lock=True)
         key_shares.rebuild_shares(session, lane_id)
         session.execute(_RECOUNT, {"id": lane_id})
         audit_log.write(session, act, "rebuild", f"lane:{lane_id}", before=None, after=None)
@@ -147,16 +147,16 @@ def cancel(act: Act, job_id: UUID) -> dict[str, Any]:
     return _shown(job_id)
 
 
-def purge_some(act: Act, which: Filter, *, status: str) -> int:
+def purge_some(act: Act, which: JobFilter, *, status: str) -> int:
     """One chunk of purge.cancel_some; how many."""
     with db.begin() as session:
-        done = bulk.cancel_some(session, act, which, status=status)
+        done = bulk.cancel_batch(session, act, which, status=status)
     for one in done:
         _tell(one)
     return len(done)
 
 
-def purge_all(act: Act, which: Filter, *, status: str, until: float) -> tuple[int, bool]:
+def purge_all(act: Act, which: JobFilter, *, status: str, until: float) -> tuple[int, bool]:
     """All of these jobs are cancelled, or as many as until then (monotonic seconds): how many, and whether there are more."""
     total = 0
     while time.monotonic() < until:
@@ -188,7 +188,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     order = build.again(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
-        if is_only_once and not bulk.may_repeat(session, job_id):
+        if is_only_once and not bulk.may_retry(session, job_id):
             return None
         enqueue.enqueue_job(session, order, job_id=made)
         audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": wire.public_id(made)})

@@ -14,7 +14,7 @@ from api.ops import actions
 from models.access.audit_log import Act
 from models.database import db
 from models.ops import bulk
-from models.ops.bulk import Filter
+from models.ops.bulk import JobFilter
 from models.platform import wire
 from models.platform.errors import ServingError, Unavailable
 
@@ -46,7 +46,7 @@ class Report:
         }  # fmt: skip
 
 
-def run(act: Act, which: Filter, *, after: UUID | None, until: float) -> Report:
+def run(act: Act, which: JobFilter, *, after: UUID | None, until: float) -> Report:
     """Retries the matching jobs that no job repeats yet, in order of their ids, each in its own transaction.
 
     after: the last job of the call before; None: from the oldest. until: monotonic seconds, when the call returns with has_more.
@@ -55,20 +55,20 @@ def run(act: Act, which: Filter, *, after: UUID | None, until: float) -> Report:
     report = Report(last_id=after)
     while True:
         with db.autocommit() as session:
-            rows = bulk.dead(session, which, after=report.last_id, most=bulk.CHUNK)
+            rows = bulk.retryable(session, which, after=report.last_id, most=bulk.BATCH_SIZE)
         for row in rows:
             if time.monotonic() >= until or not _retry(act, row, report):
                 report.has_more = True
                 return report
             report.last_id = row.id
-        if len(rows) < bulk.CHUNK:
+        if len(rows) < bulk.BATCH_SIZE:
             return report
 
 
 def _retry(act: Act, row: Any, report: Report) -> bool:
     """Retries one job; False when Postgres is away and the call has to end. row: of purge.dead."""
     try:
-        report.retried += actions.again(act, row.id, bulk.key_of(row), is_only_once=True) is not None
+        report.retried += actions.again(act, row.id, bulk.job_key(row), is_only_once=True) is not None
     except Unavailable:
         if not report.retried:
             raise

@@ -14,8 +14,8 @@ from models.database import db
 from models.jobs import workers as fleet
 from models.jobs.states import Status
 from models.ops import flow_report, job_search, key_report, lane_report, pool_report
-from models.ops.job_search import Wanted
-from models.ops.lane_report import Which
+from models.ops.job_search import JobQuery
+from models.ops.lane_report import LaneFilter
 from models.platform import wire
 from models.platform.errors import Invalid
 
@@ -30,13 +30,13 @@ EPOCH_MOST = 4_102_444_800
 @operator_auth.needs("read")
 def lanes() -> Response:
     """The lines."""
-    which = Which(
+    which = LaneFilter(
         pool=_text("pool"), model=_text("model"), is_busy=_flag("busy") or False,
         by_waiting=_one_of("order", ("id", "waiting")) == "waiting",
     )  # fmt: skip
     limit, after = paging.limit(), paging.after(_number)
     with db.begin() as session:
-        found = lane_report.page(session, which, limit=limit, after=after)
+        found = lane_report.list_lanes(session, which, limit=limit, after=after)
     return paging.answer(found[:limit], has_more=len(found) > limit)
 
 
@@ -46,7 +46,7 @@ def pools() -> Response:
     """The pools."""
     limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
     with db.begin() as session:
-        found = pool_report.pools(session, limit=limit, after=after, kind=kind)
+        found = pool_report.list_pools(session, limit=limit, after=after, kind=kind)
     return paging.answer(found[:limit], has_more=len(found) > limit)
 
 
@@ -56,7 +56,7 @@ def keys() -> Response:
     """The callers' keys, without themselves."""
     limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
     with db.begin() as session:
-        found = key_report.page(session, limit=limit, after=after, kind=kind, name=_text("name"))
+        found = key_report.list_keys(session, limit=limit, after=after, kind=kind, name=_text("name"))
     return paging.answer(found[:limit], has_more=len(found) > limit)
 
 
@@ -66,7 +66,7 @@ def credentials() -> Response:
     """The upstream keys, without themselves."""
     limit, after = paging.limit(), paging.after(_number)
     with db.begin() as session:
-        found = pool_report.credentials(session, limit=limit, after=after, pool=_text("pool"), is_parked=_flag("parked"))
+        found = pool_report.list_credentials(session, limit=limit, after=after, pool=_text("pool"), is_parked=_flag("parked"))
     return paging.answer(found[:limit], has_more=len(found) > limit)
 
 
@@ -76,7 +76,7 @@ def flows() -> Response:
     """Who waits in the lines."""
     limit, lane, after = paging.limit(), _maybe_number("lane"), _text("after")
     with db.begin() as session:
-        found = flow_report.ranked(session, lane=lane, user=_text("user"))
+        found = flow_report.list_flows(session, lane=lane, user=_text("user"))
     begin = next((n + 1 for n, one in enumerate(found) if one["id"] == after), len(found)) if after is not None else 0
     return paging.answer(found[begin : begin + limit], has_more=len(found) > begin + limit)
 
@@ -87,13 +87,13 @@ def jobs() -> Response:
     """The jobs that fit."""
     limit, after = paging.limit(), paging.after(wire.parse_id)
     status = _one_of("status", tuple(Status))
-    wanted = Wanted(
+    wanted = JobQuery(
         id=wire.parse_id(request.args["id"]) if "id" in request.args else None, key=_text("caller"),
         user=_text("user"), status=Status(status) if status else None, lane=_maybe_number("lane"),
         pool=_text("pool"), model=_text("model"), since=_time("since"), until=_time("until"),
     )  # fmt: skip
     with db.begin() as session:
-        found = job_search.find(session, wanted, limit=limit, after=after)
+        found = job_search.search(session, wanted, limit=limit, after=after)
     last = wire.public_id(found.next_after) if found.next_after else found.jobs[-1]["id"] if found.jobs else None
     first = found.jobs[0]["id"] if found.jobs else None
     return render.answer(

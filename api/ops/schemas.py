@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.ops.bulk import Filter
+from models.ops.bulk import JobFilter
 
 Limit = Annotated[int, Field(ge=1, le=2**31 - 1)] | None
 
@@ -108,8 +108,8 @@ class FilterOrder(Order):
     user: str | None = Field(None, max_length=256, description="As callers name it.")
     older_than_s: float | None = Field(None, ge=0, description="Submitted longer ago.")
 
-    def filter(self) -> Filter:
-        return Filter(pool_id=self.pool, lane_id=self.lane, key_id=self.key, user=self.user, older_than_s=self.older_than_s)
+    def filter(self) -> JobFilter:
+        return JobFilter(pool_id=self.pool, lane_id=self.lane, key_id=self.key, user=self.user, older_than_s=self.older_than_s)
 
 
 class PurgeOrder(FilterOrder):

@@ -61,12 +61,12 @@ ALONE_AFTER_S = 150.0
 
 
 def _paces() -> None:
-    if notify.pulse() is None:
+    if notify.pacer_heartbeat() is None:
         raise Unavailable
 
 
 def _consumes() -> None:
-    if (notify.pulse() or 0.0) >= UNANSWERED_S:
+    if (notify.pacer_heartbeat() or 0.0) >= UNANSWERED_S:
         raise Unavailable
 
 

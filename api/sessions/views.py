@@ -32,7 +32,7 @@ def create() -> Response:
     visitors.expect_own(request, body.id)
     with db.begin() as transaction:
         row = sessions.create(transaction, caller.id, body.id, body.fields())
-    return render.answer(sessions.show(row), 201)
+    return render.answer(sessions.to_json(row), 201)
 
 
 @routes.get("/sessions")
@@ -40,8 +40,8 @@ def list_sessions() -> Response:
     """Lists this key's sessions, the last active first."""
     caller, limit, after = auth.caller(request), paging.limit(), paging.after(sessions.parse_id)
     with db.begin() as transaction:
-        rows = sessions.page(transaction, caller.id, limit=limit, after=after, begins=visitors.begins(request))
-    return paging.answer([sessions.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        rows = sessions.list_sessions(transaction, caller.id, limit=limit, after=after, begins=visitors.begins(request))
+    return paging.answer([sessions.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @routes.get("/sessions/<name>")
@@ -50,7 +50,7 @@ def get(name: str) -> Response:
     caller, name = auth.caller(request), sessions.parse_id(name)
     with db.begin() as transaction:
         row = sessions.get(transaction, caller.id, name)
-    return render.answer(sessions.show(row))
+    return render.answer(sessions.to_json(row))
 
 
 @routes.patch("/sessions/<name>")
@@ -60,7 +60,7 @@ def update(name: str) -> Response:
     body = schemas.check(SessionChange, request_body.read(request))
     with db.begin() as transaction:
         row = sessions.update(transaction, caller.id, name, body.fields())
-    return render.answer(sessions.show(row))
+    return render.answer(sessions.to_json(row))
 
 
 @routes.get("/sessions/<name>/messages")
@@ -70,7 +70,7 @@ def list_messages(name: str) -> Response:
     limit, after, is_ascending = paging.limit(), paging.after(message.parse_id), _is_ascending()
     with db.begin() as transaction:
         number = sessions.get(transaction, caller.id, name).id
-        shown, has_more = message.page(
+        shown, has_more = message.list_messages(
             transaction, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=images.origin(request)
         )
     return paging.answer(shown, has_more=has_more)
@@ -90,14 +90,14 @@ def delete(name: str) -> Response:
     """Deletes the session with its requests and answers; its waiting and running jobs are cancelled."""
     caller, name = auth.caller(request), sessions.parse_id(name)
     with db.begin() as transaction:
-        number = deletion.mark(transaction, caller.id, name)
+        number = deletion.mark_deleted(transaction, caller.id, name)
     _cancel_jobs(caller, number)
     has_more = True
     while has_more:
         with db.begin() as transaction:
-            has_more = deletion.erase(transaction, conversation_id=number, limit=ERASE_BATCH) == ERASE_BATCH
+            has_more = deletion.erase_turns(transaction, conversation_id=number, limit=ERASE_BATCH) == ERASE_BATCH
     with db.begin() as transaction:
-        deletion.forget(transaction, conversation_id=number, limit=1)
+        deletion.remove_sessions(transaction, conversation_id=number, limit=1)
     return render.answer({"id": name, "object": "session.deleted", "deleted": True})
 
 

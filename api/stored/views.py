@@ -37,7 +37,7 @@ def listing() -> Response:
     caller, limit, is_ascending = auth.caller(request), paging.limit(), _is_ascending()
     model, metadata = _text_param("model"), _metadata_filter()
     with db.autocommit() as session:
-        rows = stored_completions.page(
+        rows = stored_completions.list_completions(
             session,
             caller.id,
             CHAT,

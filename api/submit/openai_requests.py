@@ -54,7 +54,7 @@ def _texts(value: object) -> object:
 
 
 #: What a document can say of a webhook's URL; the rest is models/webhooks/url_policy.py's.
-A_URL: dict[str, Any] = {"format": "uri", "maxLength": url_policy.MOST_CHARS}
+A_URL: dict[str, Any] = {"format": "uri", "maxLength": url_policy.MAX_CHARS}
 Model = Annotated[str, StringConstraints(max_length=200), AfterValidator(printable)]
 Objects = Annotated[Any, AfterValidator(_objects), WithJsonSchema({"type": "array", "items": {"type": "object"}})]
 Texts = Annotated[Any, AfterValidator(_texts), WithJsonSchema({"type": ["string", "array", "object"]})]

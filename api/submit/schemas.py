@@ -47,7 +47,7 @@ class Controls(BaseModel):
     )
     max_attempts: int | None = Field(None, ge=1, le=10, description="Being throttled never counts as one.")
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Yours: given back as it is.")
-    webhook_url: Annotated[str, AfterValidator(url_policy.clean), Field(json_schema_extra=openai_requests.A_URL)] | None = Field(
+    webhook_url: Annotated[str, AfterValidator(url_policy.normalize), Field(json_schema_extra=openai_requests.A_URL)] | None = Field(
         None, description="Where to say how the job ended, signed with GET /v1/webhook_secret."
     )
 

@@ -71,11 +71,11 @@ def _coalesce(pending: Sequence[Callable[[], None] | _Enqueued]) -> Iterator[Cal
             jobs.setdefault(item.lane_id, []).append(item.job_id)
             continue
         if jobs:
-            yield partial(notify.joined, jobs)
+            yield partial(notify.jobs_enqueued, jobs)
             jobs = {}
         yield item
     if jobs:
-        yield partial(notify.joined, jobs)
+        yield partial(notify.jobs_enqueued, jobs)
 
 
 _queue = NotifyQueue()
@@ -88,29 +88,29 @@ def job_enqueued(job_id: UUID, *, lane_id: int) -> None:
 
 def job_cancelled(job_id: UUID, *, lane_id: int, is_ended: bool) -> None:
     """Notifies the job's waiters, its worker and the pacer."""
-    _queue.put(partial(notify.job, job_id, "cancelled" if is_ended else "cancelling"))
+    _queue.put(partial(notify.job_changed, job_id, "cancelled" if is_ended else "cancelling"))
     if is_ended:
-        _queue.put(partial(notify.line, lane_id, cancelled=job_id))
+        _queue.put(partial(notify.lane_changed, lane_id, cancelled=job_id))
 
 
 def deliveries_due(receivers: Sequence[str]) -> None:
     """Notifies the webhook scheduler that deliveries to these receivers are due."""
-    _queue.put(partial(notify.receivers, receivers))
+    _queue.put(partial(notify.deliveries_due, receivers))
 
 
 def lane_changed(lane_id: int) -> None:
     """Notifies the pacer that an operator changed this lane."""
-    _queue.put(partial(notify.line, lane_id))
+    _queue.put(partial(notify.lane_changed, lane_id))
 
 
 def limits_changed(lane_ids: Sequence[int], *, forget: bool = False) -> None:
     """Notifies the limiter that limits of these lanes changed. forget: the limiter discards the state of these lanes."""
-    _queue.put(partial(notify.limits, lane_ids, forget=forget))
+    _queue.put(partial(notify.limits_changed, lane_ids, forget=forget))
 
 
 def refresh_model_lists() -> None:
     """Notifies the workers to refresh the requested lists of models."""
-    _queue.put(notify.model_lists)
+    _queue.put(notify.refresh_model_lists)
 
 
 def flush(*, within_s: float = 3.0) -> None:

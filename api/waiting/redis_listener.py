@@ -88,7 +88,7 @@ class RedisListener:
                 if changed is not None:
                     self._changed.put([changed])
                 elif notification:
-                    notify.pass_on(notify.JOBS, notification, self._handle)
+                    notify.handle_message(notify.JOBS_CHANNEL, notification, self._handle)
         finally:
             self._subscription = None
             subscription.close()
@@ -116,7 +116,7 @@ class RedisListener:
         """Pushes the new chunks of these streams. Waiters that came at different times have read up to different entries."""
         positions = {job_id: {waiter.read_to for waiter in self._readers(job_id)} for job_id in job_ids}
         while after := {job_id: left.pop() for job_id, left in positions.items() if left}:
-            for job_id, (read_to, chunks) in token_stream.read(after).items():
+            for job_id, (read_to, chunks) in token_stream.read_after(after).items():
                 for waiter in self._readers(job_id):
                     if waiter.read_to == after[job_id]:
                         waiter.push(chunks, read_to=read_to)

@@ -27,7 +27,7 @@ class Subscription:
         self._streams: dict[bytes, UUID] = {}
         self._is_broken = threading.Event()
         self._received_at = self._pinged_at = time.monotonic()
-        self._pubsub.subscribe(notify.JOBS)
+        self._pubsub.subscribe(notify.JOBS_CHANNEL)
 
     def receive(self) -> tuple[UUID | None, bytes]:
         """The next message, within a second: the id of a job whose stream may have grown, or the bytes of a notification, or neither."""
@@ -39,7 +39,7 @@ class Subscription:
             raise redis.ConnectionError("broken")
         if message is None or message["type"] not in ("message", "subscribe"):
             return None, b""
-        if message["channel"] == notify.JOBS.encode():
+        if message["channel"] == notify.JOBS_CHANNEL.encode():
             return None, message["data"] if message["type"] == "message" else b""
         # Also on SUBSCRIBE's confirmation: messages before it were missed.
         return self._streams.get(message["channel"]), b""

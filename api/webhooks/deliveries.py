@@ -16,7 +16,7 @@ from models.database import db
 from models.keys.keys import Key
 from models.platform import ids, wire
 from models.webhooks import delivery_log, endpoints
-from models.webhooks.delivery_log import Log
+from models.webhooks.delivery_log import DeliveryScope
 from models.webhooks.endpoints import PREFIX
 
 routes = Blueprint("deliveries", __name__)
@@ -25,25 +25,25 @@ routes = Blueprint("deliveries", __name__)
 @routes.get("/webhook_endpoints/<name>/deliveries")
 def list_of_endpoint(name: str) -> Response:
     """Lists an endpoint's deliveries, newest first."""
-    return _list(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)))
+    return _list(auth.caller(request), DeliveryScope(endpoint_id=endpoints.parse_id(name)))
 
 
 @routes.get("/jobs/<name>/deliveries")
 def list_of_job(name: str) -> Response:
     """Lists the deliveries to a job's own webhook_url, newest first."""
-    return _list(auth.caller(request), Log(job_id=wire.parse_id(name)))
+    return _list(auth.caller(request), DeliveryScope(job_id=wire.parse_id(name)))
 
 
 @routes.post("/webhook_endpoints/<name>/deliveries/<delivery>/redeliver")
 def redeliver_of_endpoint(name: str, delivery: str) -> Response:
     """Schedules the delivery again and returns 202."""
-    return _redeliver(auth.caller(request), Log(endpoint_id=endpoints.parse_id(name)), delivery)
+    return _redeliver(auth.caller(request), DeliveryScope(endpoint_id=endpoints.parse_id(name)), delivery)
 
 
 @routes.post("/jobs/<name>/deliveries/<delivery>/redeliver")
 def redeliver_of_job(name: str, delivery: str) -> Response:
     """Schedules the delivery again and returns 202."""
-    return _redeliver(auth.caller(request), Log(job_id=wire.parse_id(name)), delivery)
+    return _redeliver(auth.caller(request), DeliveryScope(job_id=wire.parse_id(name)), delivery)
 
 
 @routes.post("/webhook_endpoints/<name>/redeliver")
@@ -52,7 +52,7 @@ def redeliver_since(name: str) -> Response:
     caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(Redelivery)
     since = datetime.fromtimestamp(body.since, UTC)
     with db.begin() as session:
-        count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.AGAIN_MOST)
+        count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.MAX_REDELIVERIES)
     shown_id = ids.show(PREFIX, endpoint_id)
     notify_queue.deliveries_due([shown_id])
     return render.answer(
@@ -61,22 +61,22 @@ def redeliver_since(name: str) -> Response:
             "webhook_endpoint_id": shown_id,
             "since": body.since,
             "redelivered": count,
-            "has_more": count == delivery_log.AGAIN_MOST,
+            "has_more": count == delivery_log.MAX_REDELIVERIES,
         },
         202,
     )
 
 
-def _list(caller: Key, log: Log) -> Response:
+def _list(caller: Key, log: DeliveryScope) -> Response:
     limit, after = paging.limit(), paging.after(delivery_log.parse_id)
     with db.begin() as session:
-        rows = delivery_log.page(session, caller.id, log, limit=limit, after=after)
-    return paging.answer([delivery_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        rows = delivery_log.list_deliveries(session, caller.id, log, limit=limit, after=after)
+    return paging.answer([delivery_log.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
-def _redeliver(caller: Key, log: Log, name: str) -> Response:
+def _redeliver(caller: Key, log: DeliveryScope, name: str) -> Response:
     delivery_id = delivery_log.parse_id(name)
     with db.begin() as session:
         row: Any = delivery_log.redeliver(session, caller.id, log, delivery_id)
     notify_queue.deliveries_due([row.receiver])
-    return render.answer(delivery_log.show(row), 202)
+    return render.answer(delivery_log.to_json(row), 202)

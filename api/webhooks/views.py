@@ -66,7 +66,7 @@ def create() -> Response:
             event_types=body.event_types,
             include_result="result" in body.include,
         )
-    return render.answer(endpoints.show(row, plain_secret=plain))
+    return render.answer(endpoints.to_json(row, plain_secret=plain))
 
 
 @routes.get("/webhook_endpoints")
@@ -74,8 +74,8 @@ def list_endpoints() -> Response:
     """Lists this key's endpoints, newest first."""
     caller, limit, after = auth.caller(request), paging.limit(), paging.after(endpoints.parse_id)
     with db.begin() as session:
-        rows = endpoints.page(session, caller.id, limit=limit, after=after)
-    return paging.answer([endpoints.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        rows = endpoints.list_endpoints(session, caller.id, limit=limit, after=after)
+    return paging.answer([endpoints.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @routes.get("/webhook_endpoints/<name>")
@@ -84,7 +84,7 @@ def get(name: str) -> Response:
     caller, endpoint_id = auth.caller(request), endpoints.parse_id(name)
     with db.begin() as session:
         row = endpoints.get(session, caller.id, endpoint_id)
-    return render.answer(endpoints.show(row))
+    return render.answer(endpoints.to_json(row))
 
 
 @routes.post("/webhook_endpoints/<name>")
@@ -102,7 +102,7 @@ def update(name: str) -> Response:
             include_result=None if body.include is None else "result" in body.include,
             is_enabled=body.enabled,
         )
-    return render.answer(endpoints.show(row))
+    return render.answer(endpoints.to_json(row))
 
 
 @routes.delete("/webhook_endpoints/<name>")
@@ -120,7 +120,7 @@ def rotate_secret(name: str) -> Response:
     caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(Rotation)
     with db.begin() as session:
         row, plain = endpoints.rotate_secret(session, caller.id, endpoint_id, keep_old=body.keep_old_secret_active_for_24_hours)
-    return render.answer(endpoints.show(row, plain_secret=plain))
+    return render.answer(endpoints.to_json(row, plain_secret=plain))
 
 
 @routes.post("/webhook_endpoints/<name>/test")
@@ -128,7 +128,7 @@ def test(name: str) -> Response:
     """Sends a sample and returns the receiver's response. 502 when the receiver could not be reached."""
     caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(Sample)
     with db.begin() as session:
-        delivery = endpoints.test(session, caller.id, endpoint_id, body.event_type)
+        delivery = endpoints.send_test(session, caller.id, endpoint_id, body.event_type)
     notify_queue.deliveries_due([delivery.receiver])
     sent = _wait_until_sent(caller, delivery.id)
     if sent.http_status is None:
@@ -157,7 +157,7 @@ def get_default_secret() -> Response:
     """Returns the secret that signs deliveries to the `webhook_url` of this key's jobs; created on first use."""
     caller = auth.caller(request)
     with db.begin() as session:
-        plain = signing.default(session, caller.id)
+        plain = signing.default_secret(session, caller.id)
     return _respond_secret(plain)
 
 
@@ -166,7 +166,7 @@ def rotate_default_secret() -> Response:
     """Replaces that secret."""
     caller, body = auth.caller(request), read_body(Rotation)
     with db.begin() as session:
-        plain = signing.rotate_default(session, caller.id, keep_old=body.keep_old_secret_active_for_24_hours)
+        plain = signing.rotate_default_secret(session, caller.id, keep_old=body.keep_old_secret_active_for_24_hours)
     return _respond_secret(plain)
 
 

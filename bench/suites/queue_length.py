@@ -19,9 +19,9 @@ from models.keys.keys import Key
 from models.queue import enqueue, position_index
 from models.queue.enqueue import Submission
 from models.queue.lane_maintenance import LONG_LANE
-from workers.broker.publish import Call
+from workers.broker.publish import TaskMessage
 from workers.channels import notify
-from workers.limiter.limiter import Limiter, Limits, Meter, Report
+from workers.limiter.limiter import CredentialModel, Limiter, Limits, Report
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
 
@@ -50,8 +50,8 @@ class Ears:
     def __init__(self) -> None:
         self.rung: list[tuple[UUID, UUID]] = []
 
-    def ring(self, calls: Sequence[Call]) -> bool:
-        self.rung += [(one.number, one.ticket) for one in calls]
+    def publish(self, messages: Sequence[TaskMessage]) -> bool:
+        self.rung += [(one.number, one.ticket) for one in messages]
         return True
 
 
@@ -113,7 +113,7 @@ def _ratio(what: str, many: Taken, few: Taken, *, note: str) -> Figure:
 def _steps(stack: Stack, *, times: int = 25) -> float:
     """The median step, in ms. Between steps what was admitted ends, as if it had been answered at once."""
     limiter, ears, took = Limiter(notify.client()), Ears(), []
-    pacer = Pacer(limiter=limiter, ring=ears, wakeups=Wakeups())
+    pacer = Pacer(limiter=limiter, publisher=ears, wakeups=Wakeups())
     for _ in range(times):
         with db.begin() as session:
             workers.record_heartbeat(session, "bench", slots=SLOTS)
@@ -133,7 +133,7 @@ def _end_all(stack: Stack, limiter: Limiter, ears: Ears) -> None:
             "UPDATE job SET status = 'succeeded', ended_at = now() WHERE status = 'admitted' RETURNING dispatch_id, credential_id, model"
         )
         for row in session.execute(ended).all():
-            limiter.release(Meter(row.credential_id, row.model), str(row.dispatch_id), Report(good=True))
+            limiter.release(CredentialModel(row.credential_id, row.model), str(row.dispatch_id), Report(good=True))
     ears.rung.clear()
 
 
@@ -187,7 +187,7 @@ def _make_pools(stack: Stack, pools: int) -> None:
     limiter = Limiter(notify.client())
     with db.begin() as session:
         for row in session.execute(text("SELECT id FROM credential")):
-            limiter.init(Meter(row.id, MODEL), Limits(max_in_flight=1_000))
+            limiter.init(CredentialModel(row.id, MODEL), Limits(max_in_flight=1_000))
 
 
 def _fill(stack: Stack, jobs: int, *, lanes: int) -> None:

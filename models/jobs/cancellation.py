@@ -35,7 +35,7 @@ _CANCEL = text(f"""
     ), event AS (
         INSERT INTO job_event (job_id, seq, type, at)
         SELECT id, seq, CASE WHEN status = 'running' THEN 'job.cancelling' ELSE 'job.cancelled' END, clock_timestamp() FROM cancelled
-    ), {outbox.of("cancelled")}
+    ), {outbox.cte("cancelled")}
     SELECT * FROM cancelled
 """)
 
@@ -71,7 +71,7 @@ _EXPIRE = text(f"""
                   job.lane_id, job.flow, job.share, job.calls, job.created_at, job.request_id, job.traceparent
     ), event AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.expired', ended_at FROM expired
-    ), {outbox.of("expired")}
+    ), {outbox.cte("expired")}
     SELECT * FROM expired
 """)
 

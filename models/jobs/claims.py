@@ -25,7 +25,7 @@ _CLAIM = text(f"""
         SELECT dispatch_id, id, calls, credential_id, model, tokens, images, 'running', started_at FROM claimed
     ), event AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.started', started_at FROM claimed
-    ), {outbox.of("claimed", kind="'job.started'", at="started_at")}
+    ), {outbox.cte("claimed", kind="'job.started'", at="started_at")}
     SELECT claimed.id, claimed.dispatch_id, claimed.key_id, claimed.lane_id, claimed.endpoint, claimed.model,
            CASE WHEN octet_length(claimed.request) <= :max_bytes THEN claimed.request END AS request,
            octet_length(claimed.request) AS request_bytes,

@@ -36,7 +36,7 @@ def _ended(condition: str) -> str:
         RETURNING id, status, seq, ended_at, key_id, lane_id, model, flow, conversation_id, started_at, webhook_url, reserved_microusd
     ), event AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.' || status, ended_at FROM ended
-    ), {outbox.of("ended")}"""
+    ), {outbox.cte("ended")}"""
 
 
 _END_ATTEMPT = """
@@ -116,7 +116,7 @@ _FAIL_QUEUED = text(f"""
         RETURNING id, key_id, lane_id, flow, share, webhook_url, status, seq, ended_at, conversation_id
     ), event AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.failed', ended_at FROM failed
-    ), {outbox.of("failed")}
+    ), {outbox.cte("failed")}
     SELECT conversation_id, lane_id, key_id, flow, share FROM failed
 """)
 

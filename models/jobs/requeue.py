@@ -43,7 +43,7 @@ _REQUEUE = text(f"""
     ), event AS (
         INSERT INTO job_event (job_id, seq, type, at, detail)
         SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:detail AS jsonb) FROM requeued
-    ), {outbox.of("requeued")}
+    ), {outbox.cte("requeued")}
     SELECT * FROM requeued
 """)
 
@@ -125,7 +125,7 @@ _REAP = text(f"""
     ), event AS (
         INSERT INTO job_event (job_id, seq, type, at, detail)
         SELECT id, seq, 'job.' || status, clock_timestamp(), CAST(:detail AS jsonb) FROM reaped
-    ), {outbox.of("reaped")}
+    ), {outbox.cte("reaped")}
     SELECT * FROM reaped
 """)
 

@@ -23,4 +23,4 @@ def render(session: Transaction, row: Any) -> bytes:
         pass
     else:
         data = job_view.render_job(session, job, with_result=job_view.result_bytes(session, job) <= MAX_RESULT_BYTES)
-    return outbox.event(row.event_id, outbox.EventType(row.event_type), at=int(row.event_at.timestamp()), data=data)
+    return outbox.event_payload(row.event_id, outbox.EventType(row.event_type), at=int(row.event_at.timestamp()), data=data)

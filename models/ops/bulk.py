@@ -16,12 +16,12 @@ from models.jobs import cancellation
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 
-CHUNK = 100
+BATCH_SIZE = 100
 STATUSES = ("queued", "running")
 
 
 @dataclass(frozen=True)
-class Filter:
+class JobFilter:
     """Which jobs; None: any. user: as callers name it, a flow's name. older_than_s: since they were submitted."""
 
     pool_id: int | None = None
@@ -34,7 +34,7 @@ class Filter:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def cancel_some(session: Transaction, act: Act, which: Filter, *, status: str = "queued") -> list[Any]:
+def cancel_batch(session: Transaction, act: Act, which: JobFilter, *, status: str = "queued") -> list[Any]:
     """Cancels up to CHUNK of these jobs, as their callers would; an empty list: there are no more. Rows of job.cancel.
 
     Cancelling a turn that others wait behind locks its conversation, then the next turn. So it is the only job of its transaction, and
@@ -47,14 +47,14 @@ def cancel_some(session: Transaction, act: Act, which: Filter, *, status: str = 
     if status not in STATUSES:
         raise Invalid(f"`status` is one of {', '.join(STATUSES)}.", param="status")
     params = {**asdict(which), "statuses": ["queued", "admitted"] if status == "queued" else ["queued", "admitted", "running"]}
-    rows = session.execute(_ALONE, {**params, "limit": CHUNK}).all() or session.execute(_TURNS, {**params, "limit": 1}).all()
+    rows = session.execute(_ALONE, {**params, "limit": BATCH_SIZE}).all() or session.execute(_TURNS, {**params, "limit": 1}).all()
     done = [row for job_row in rows if (row := cancellation.cancel(session, job_row.id, job_row.key_id)) is not None]
     if done:
         audit_log.write(session, act, "purge", "jobs", before={**which.said(), "status": status}, after={"cancelled": len(done)})
     return done
 
 
-def dead(session: Transaction, which: Filter, *, after: UUID | None, most: int) -> Sequence[Any]:
+def retryable(session: Transaction, which: JobFilter, *, after: UUID | None, most: int) -> Sequence[Any]:
     """Failed and expired jobs that no job repeats, oldest first, behind this one. Rows: id, key_id, pool_id, kind (of its key).
 
     Jobs whose request was deleted, and jobs of revoked keys, are left out.
@@ -62,7 +62,7 @@ def dead(session: Transaction, which: Filter, *, after: UUID | None, most: int) 
     return session.execute(_DEAD, {**asdict(which), "after": after, "most": most}).all()
 
 
-def may_repeat(session: Transaction, job_id: UUID) -> bool:
+def may_retry(session: Transaction, job_id: UUID) -> bool:
     """Whether no job repeats this one. Holds its row, so that of two bulk retries at once only one repeats it."""
     if session.execute(_LOCK_DEAD, {"id": job_id}).one_or_none() is None:
         return False
@@ -70,7 +70,7 @@ def may_repeat(session: Transaction, job_id: UUID) -> bool:
     return session.execute(_REPEAT, {"id": job_id}).one_or_none() is None
 
 
-def key_of(row: Any) -> Key:
+def job_key(row: Any) -> Key:
     """Whose job it is. row: of `dead`."""
     return Key(id=row.key_id, pool_id=row.pool_id, kind=row.kind)
 

@@ -10,16 +10,16 @@ from sqlalchemy import text
 from models.database.db import Transaction
 from models.platform.wire import JsonObject, epoch
 
-LOOKED_MOST = 10_000
+MAX_SCANNED = 10_000
 # Without a lane: so many of the longest lines, and fewer jobs of each.
 LANES_MOST, LOOKED_EACH = 20, 1_000
 
 
-def ranked(session: Transaction, *, lane: int | None, user: str | None) -> list[JsonObject]:
+def list_flows(session: Transaction, *, lane: int | None, user: str | None) -> list[JsonObject]:
     """The flows that wait or run in this lane, or in the longest lines: who waits with most jobs first.."""
     wanted = {
         "lane": lane, "user": user, "lanes_most": 1 if lane is not None else LANES_MOST,
-        "most": LOOKED_MOST if lane is not None else LOOKED_EACH,
+        "most": MAX_SCANNED if lane is not None else LOOKED_EACH,
     }  # fmt: skip
     return [
         {

@@ -20,13 +20,13 @@ from models.platform import wire
 from models.platform.wire import JsonObject, epoch
 from models.queue import enqueue
 
-LOOKED_MOST = 20_000
+MAX_SCANNED = 20_000
 # Most searches find enough among the first few.
-LOOKED_FIRST = 1_000
+FIRST_SCAN = 1_000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class JobQuery:
     """What must hold of a job. key: its id or name. user: the flow. since, until: when it was submitted. None: whatever it is."""
 
     id: UUID | None = None
@@ -41,34 +41,34 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
+class JobPage:
     """One page. next_after: from where the search goes on; None: it has seen all."""
 
     jobs: list[JsonObject]
     next_after: UUID | None
 
 
-def find(session: Transaction, wanted: Wanted, *, limit: int, after: UUID | None) -> Found:
+def search(session: Transaction, wanted: JobQuery, *, limit: int, after: UUID | None) -> JobPage:
     """Jobs that fit, newest first, at most `limit`; maybe none, and yet more further on (next_after)."""
     values = _values(session, wanted) if wanted.id is None else {"id": wanted.id}
     if values is None:
-        return Found([], None)
+        return JobPage([], None)
     if wanted.id is not None:
         rows = session.execute(_ONE, values).all()
-        return Found(_show_all(session, rows), None)
+        return JobPage(_show_all(session, rows), None)
     query = _LIVE if wanted.status in (Status.ADMITTED, Status.RUNNING) else _BY_KEY if values["key_ids"] else _NEWEST
-    for looked in (LOOKED_FIRST, LOOKED_MOST):
+    for looked in (FIRST_SCAN, MAX_SCANNED):
         seen = session.execute(query, {**values, "after": after, "looked": looked, "most": limit + 1}).one()
         if len(seen.fits) > limit or seen.looked < looked:
             break
     ids = list(seen.fits[:limit])
     rows = session.execute(_SHOWN, {"ids": ids}).all() if ids else []
     if len(seen.fits) > limit:
-        return Found(_show_all(session, rows), ids[-1])
-    return Found(_show_all(session, rows), seen.last if seen.looked == looked else None)
+        return JobPage(_show_all(session, rows), ids[-1])
+    return JobPage(_show_all(session, rows), seen.last if seen.looked == looked else None)
 
 
-def _values(session: Transaction, wanted: Wanted) -> Mapping[str, Any] | None:
+def _values(session: Transaction, wanted: JobQuery) -> Mapping[str, Any] | None:
     """What the statements are told; None when there is no such key or pool."""
     key_ids = [row.id for row in session.execute(_KEYS, {"key": wanted.key})] if wanted.key is not None else []
     pool = session.execute(_POOL, {"pool": wanted.pool}).one_or_none() if wanted.pool is not None else None

@@ -10,12 +10,12 @@ from models.database.db import Transaction
 from models.platform.wire import JsonObject, epoch
 
 # Of one key; beyond it the figure stands still.
-COUNT_MOST = 1_000
+MAX_COUNT = 1_000
 
 
-def page(session: Transaction, *, limit: int, after: int | None, kind: str | None, name: str | None) -> list[JsonObject]:
+def list_keys(session: Transaction, *, limit: int, after: int | None, kind: str | None, name: str | None) -> list[JsonObject]:
     """Up to limit + 1 keys by id. kind: `own` or `issued`; name: the keys that are called so. Never a key itself."""
-    wanted = {"after": after, "most": limit + 1, "kind": kind, "name": name, "count_most": COUNT_MOST}
+    wanted = {"after": after, "most": limit + 1, "kind": kind, "name": name, "count_most": MAX_COUNT}
     return [_show(row) for row in session.execute(_KEYS, wanted)]
 
 

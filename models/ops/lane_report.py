@@ -14,17 +14,17 @@ from sqlalchemy import text
 
 from models.database.db import Transaction
 from models.ops import limit_usage
-from models.ops.limit_usage import Gauge
+from models.ops.limit_usage import LimitUsage
 from models.platform.wire import JsonObject, epoch
 from models.queue import enqueue
 
-LOOKED_MOST = 1_000
+MAX_SCANNED = 1_000
 # Of the newest submits, so many are enough to tell how fast they come.
-ARRIVALS_MOST = 5_000
+MAX_ARRIVALS = 5_000
 
 
 @dataclass(frozen=True)
-class Which:
+class LaneFilter:
     """Lanes that are wanted. by_waiting: the longest lines first instead of by id. is_busy: only where something waits or runs."""
 
     pool: str | None = None
@@ -40,17 +40,17 @@ class _Ahead:
     images: float
 
 
-def page(session: Transaction, which: Which, *, limit: int, after: int | None) -> list[JsonObject]:
+def list_lanes(session: Transaction, which: LaneFilter, *, limit: int, after: int | None) -> list[JsonObject]:
     """Up to limit + 1 lanes, as `_show` makes them. after: the id of the last lane of the page before."""
     rows = session.execute(_page(which), {**vars(which), "most": limit + 1, "after": after}).all()
     if not rows:
         return []
     ids = [row.id for row in rows]
-    heads = {row.lane_id: row for row in session.execute(_HEADS, {"ids": ids, "most": LOOKED_MOST})}
-    rates = {row.lane_id: row for row in session.execute(_RATES, {"ids": ids, "most": ARRIVALS_MOST})}
+    heads = {row.lane_id: row for row in session.execute(_HEADS, {"ids": ids, "most": MAX_SCANNED})}
+    rates = {row.lane_id: row for row in session.execute(_RATES, {"ids": ids, "most": MAX_ARRIVALS})}
     served = _credentials(session, rows)
-    readings = limit_usage.read(session, [(number, row.model) for row in rows for number in served[row.id]])
-    limits = {row.id: limit_usage.together([readings[number, row.model] for number in served[row.id]]) for row in rows}
+    readings = limit_usage.usage_of(session, [(number, row.model) for row in rows for number in served[row.id]])
+    limits = {row.id: limit_usage.combine([readings[number, row.model] for number in served[row.id]]) for row in rows}
     return [_show(row, heads[row.id], rates.get(row.id), limits[row.id]) for row in rows]
 
 
@@ -61,8 +61,8 @@ def _credentials(session: Transaction, rows: Sequence[Any]) -> Mapping[int, list
     return {row.id: by_pool.get(row.pool_id, []) for row in rows}
 
 
-def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, Gauge]) -> JsonObject:
-    waiting = head.jobs if head.jobs < LOOKED_MOST else max(head.jobs, row.queued)
+def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, LimitUsage]) -> JsonObject:
+    waiting = head.jobs if head.jobs < MAX_SCANNED else max(head.jobs, row.queued)
     return {
         "id": row.id,
         "object": "lane",
@@ -74,7 +74,7 @@ def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, Gauge]) -
         "oldest_wait_s": _oldest_s(row, head),
         "arrivals_per_min": rates.arrivals_per_min if rates else 0.0,
         "calls_per_min": limits["rpm"].used or 0,
-        "limits": {name: show_gauge(one) for name, one in limits.items()},
+        "limits": {name: usage_to_json(one) for name, one in limits.items()},
         "usual_s": None if row.usual_s is None else round(row.usual_s, 2),
         "blocked_by": "paused" if row.is_paused else row.blocked_by if waiting else None,
         "wake_at": epoch(row.wake_at) if row.blocked_by and row.wake_in_s > 0 and not row.is_paused else None,
@@ -84,7 +84,7 @@ def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, Gauge]) -
     }
 
 
-def show_gauge(one: Gauge) -> JsonObject:
+def usage_to_json(one: LimitUsage) -> JsonObject:
     """A limit, what of it is used and what is left."""
     return {"limit": one.limit, "used": one.used, "left": one.left}
 
@@ -93,7 +93,7 @@ def _oldest_s(row: Any, head: Any) -> float | None:
     """How long the longest wait in this line has lasted: of those looked at, and of all as they were counted last."""
     if head.oldest_at is None:
         return None
-    seen = [head.oldest_at, *([row.oldest_at] if row.oldest_at is not None and head.jobs >= LOOKED_MOST else [])]
+    seen = [head.oldest_at, *([row.oldest_at] if row.oldest_at is not None and head.jobs >= MAX_SCANNED else [])]
     return round(max(0.0, float((row.now - min(seen)).total_seconds())), 1)
 
 
@@ -105,7 +105,7 @@ def _eta_last_s(row: Any, head: Any, waiting: int) -> float | None:
     return enqueue.estimate_s(row, _Ahead(jobs=waiting - 1, tokens=float(head.tokens) * times, images=float(head.images) * times))
 
 
-def _page(which: Which) -> Any:
+def _page(which: LaneFilter) -> Any:
     return _BY_WAITING if which.by_waiting else _BY_ID
 
 

@@ -18,11 +18,11 @@ from models.keys.limits import State
 
 MINUTE_S = 60
 NAMES = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
-Bound = tuple[int, str]
+CredentialModel = tuple[int, str]
 
 
 @dataclass(frozen=True)
-class Gauge:
+class LimitUsage:
     """One limit. limit None: none is known. used None: it is not counted without a limit (requests a day)."""
 
     limit: float | None
@@ -34,54 +34,54 @@ class Gauge:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CredentialUsage:
     """One credential and model: its limits as they are known, and how far each is used."""
 
     state: State
-    gauges: Mapping[str, Gauge]
+    gauges: Mapping[str, LimitUsage]
 
     @property
     def cooldown_until(self) -> datetime | None:
         return self.state.cooldown_until
 
 
-def read(session: Transaction, bounds: Sequence[Bound]) -> dict[Bound, Reading]:
+def usage_of(session: Transaction, bounds: Sequence[CredentialModel]) -> dict[CredentialModel, CredentialUsage]:
     """The gauges of these credentials and models. Three statements for all of them, one more where a day is limited."""
     states = limits.read_many(session, bounds)
-    used: dict[Bound, Any] = {}
+    used: dict[CredentialModel, Any] = {}
     if bounds:
         wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "minute_s": MINUTE_S}
         used = {(row.credential_id, row.model): row for row in session.execute(_USED, wanted)}
     days = _days(session, states)
-    return {one: Reading(state, _gauges(state, used.get(one), days.get(one))) for one, state in states.items()}
+    return {one: CredentialUsage(state, _gauges(state, used.get(one), days.get(one))) for one, state in states.items()}
 
 
-def together(readings: Iterable[Reading]) -> dict[str, Gauge]:
+def combine(readings: Iterable[CredentialUsage]) -> dict[str, LimitUsage]:
     """What several credentials have together; without a limit as soon as one of them has none."""
     found = list(readings)
     return {name: _sum([one.gauges[name] for one in found]) for name in NAMES}
 
 
-def _sum(gauges: Sequence[Gauge]) -> Gauge:
+def _sum(gauges: Sequence[LimitUsage]) -> LimitUsage:
     limits, used = [one.limit for one in gauges], [one.used for one in gauges]
-    return Gauge(
+    return LimitUsage(
         limit=None if not gauges or None in limits else sum(one for one in limits if one is not None),
         used=None if None in used else sum(one for one in used if one is not None),
     )
 
 
-def _gauges(state: State, used: Any | None, day: int | None) -> dict[str, Gauge]:
+def _gauges(state: State, used: Any | None, day: int | None) -> dict[str, LimitUsage]:
     windows = [one for one in (state.limits.max_in_flight, state.window_size) if one is not None]
     return {
-        "rpm": Gauge(state.limits.rpm or state.learned_rpm, used.requests if used else 0),
-        "tpm": Gauge(state.limits.tpm or state.learned_tpm, int(used.tokens) if used else 0),
-        "ipm": Gauge(state.limits.ipm, int(used.images) if used else 0),
-        "rpd": Gauge(state.limits.rpd, day),
-        "max_in_flight": Gauge(min(windows) if windows else None, used.in_flight if used else 0),
+        "rpm": LimitUsage(state.limits.rpm or state.learned_rpm, used.requests if used else 0),
+        "tpm": LimitUsage(state.limits.tpm or state.learned_tpm, int(used.tokens) if used else 0),
+        "ipm": LimitUsage(state.limits.ipm, int(used.images) if used else 0),
+        "rpd": LimitUsage(state.limits.rpd, day),
+        "max_in_flight": LimitUsage(min(windows) if windows else None, used.in_flight if used else 0),
     }
 
 
-def _days(session: Transaction, states: Mapping[Bound, State]) -> dict[Bound, int]:
+def _days(session: Transaction, states: Mapping[CredentialModel, State]) -> dict[CredentialModel, int]:
     limited = [(one, state.limits.rpd) for one, state in states.items() if state.limits.rpd]
     if not limited:
         return {}

@@ -21,7 +21,7 @@ from models.queue.caps import NAMES as CAPS
 
 LIMITS = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
 CLASSES = ("", CHAT, IMAGES, EDITS, EMBEDDINGS, MODERATIONS)
-MOST = 2**31 - 1
+MAX_VALUE = 2**31 - 1
 
 
 def set_limits(session: Transaction, act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def set_caps(session: Transaction, act: Act, on: Target, changes: Mapping[str, i
     if endpoint not in CLASSES:
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
-    on = pause.certain(session, on)
+    on = pause.resolve(session, on)
     caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
-    pause.state(session, on, lock=True)
+    pause.target_state(session, on, lock=True)
     wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()
     before = {name: getattr(found, name, None) for name in CAPS}
@@ -98,7 +98,7 @@ def change_credential(
     return {"id": str(credential_id), "object": "credential", **after._asdict()}
 
 
-def retire(session: Transaction, act: Act, credential_id: int) -> dict[str, Any]:
+def retire_credential(session: Transaction, act: Act, credential_id: int) -> dict[str, Any]:
     """The credential gets no more jobs; its calls end, its history stays. Resume brings it back. Raises NotFound."""
     _exists(session, "credential", credential_id)
     session.execute(text("UPDATE credential SET retired_at = now() WHERE id = :id"), {"id": credential_id})
@@ -115,8 +115,8 @@ def _exists(session: Transaction, table: str, number: int) -> Any:
 
 def _checked(changes: Mapping[str, int | None], names: tuple[str, ...]) -> None:
     for name, value in changes.items():
-        if name not in names or (value is not None and not 1 <= value <= MOST):
-            raise Invalid(f"`{name}` is a whole number from 1 to {MOST}, or null; known are {', '.join(names)}.", param=name)
+        if name not in names or (value is not None and not 1 <= value <= MAX_VALUE):
+            raise Invalid(f"`{name}` is a whole number from 1 to {MAX_VALUE}, or null; known are {', '.join(names)}.", param=name)
 
 
 _FIND_LIMITS = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model = :model FOR UPDATE")

@@ -47,7 +47,7 @@ class Target:
         return f"{self.kind}:{self.name}"
 
 
-def target(kind: str, said: str) -> Target:
+def parse_target(kind: str, said: str) -> Target:
     """The target of this kind and id; a flow's is `<lane>.<key>:<user>`, or `<lane>:<user>` where one key alone has it. Raises NotFound."""
     number, _, flow = said.partition(":")
     lane_id, dot, key_id = number.partition(".")
@@ -60,7 +60,7 @@ def _is_id(said: str) -> bool:
     return said.isascii() and said.isdigit() and len(said) <= 18
 
 
-def certain(session: Transaction, on: Target) -> Target:
+def resolve(session: Transaction, on: Target) -> Target:
     """The same target, with the key of a flow. Raises NotFound, and Invalid where several keys have a user of this name there."""
     if on.kind != "flow" or on.key_id:
         return on
@@ -72,16 +72,16 @@ def certain(session: Transaction, on: Target) -> Target:
     return replace(on, key_id=keys[0])
 
 
-def act_on(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
+def apply(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
     """The target as it is now, and the lanes that the pacer has to look at. Raises NotFound.
 
     A credential that drains takes no new jobs, which is the same as a pause.
     """
     if verb not in VERBS:
         raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
-    on = certain(session, on)
+    on = resolve(session, on)
     caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
-    before = state(session, on, lock=True)
+    before = target_state(session, on, lock=True)
     reason = act.reason or f"by {act.operator.name}"
     if on.kind in ("key", "flow"):
         session.execute(_CAP[verb], {**on.capped, "reason": reason})
@@ -90,17 +90,17 @@ def act_on(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[
         session.execute(text(f"UPDATE {on.kind} SET {change} WHERE id = :id"), {"id": on.number, "reason": reason})
     if verb == "resume" and on.kind == "credential":
         session.execute(text("DELETE FROM parked_model WHERE credential_id = :id"), {"id": on.number})
-    after = state(session, on)
+    after = target_state(session, on)
     audit_log.write(session, act, verb, str(on), before=before, after=after)
-    numbers = lanes_of(session, on)
+    numbers = lane_ids(session, on)
     if verb == "resume":
         lanes.wake(session, numbers)
     return after, numbers
 
 
-def state(session: Transaction, on: Target, *, lock: bool = False) -> dict[str, Any]:
+def target_state(session: Transaction, on: Target, *, lock: bool = False) -> dict[str, Any]:
     """paused_at, paused_reason and what else stops it. Raises NotFound."""
-    on = certain(session, on)
+    on = resolve(session, on)
     is_flow = on.kind == "flow"
     table, where = ("key_flow", "lane_id = :number AND key_id = :key_id AND name = :flow") if is_flow else (on.kind, "id = :number")
     wanted = {"number": on.number, "key_id": on.key_id, "flow": on.flow}
@@ -113,7 +113,7 @@ def state(session: Transaction, on: Target, *, lock: bool = False) -> dict[str, 
     return {"id": on.name, "object": on.kind, **{name: _plain(getattr(row, name, None)) for name in names}}
 
 
-def lanes_of(session: Transaction, on: Target) -> list[int]:
+def lane_ids(session: Transaction, on: Target) -> list[int]:
     """The lanes that it is, has or serves."""
     return [row.id for row in session.execute(_LANES[on.kind], {"number": on.number})]
 

@@ -13,8 +13,8 @@ from sqlalchemy import text
 
 from models.database.db import Transaction
 from models.ops import limit_usage
-from models.ops.lane_report import show_gauge
-from models.ops.limit_usage import Reading
+from models.ops.lane_report import usage_to_json
+from models.ops.limit_usage import CredentialUsage
 from models.platform.wire import JsonObject, epoch
 
 # Of a credential: the models of its pool's lanes with most waiting; and of its attempts the newest, for the rates of errors.
@@ -23,7 +23,7 @@ RECENT_S, RECENT_MOST = 600, 200
 BAD = ("failed", "throttled", "refused", "unknown")
 
 
-def pools(session: Transaction, *, limit: int, after: int | None, kind: str | None) -> list[JsonObject]:
+def list_pools(session: Transaction, *, limit: int, after: int | None, kind: str | None) -> list[JsonObject]:
     """Up to limit + 1 pools by id. kind: `own`, those of callers' own keys, or `issued`, the operator's."""
     rows = session.execute(_POOLS, {"after": after, "most": limit + 1, "kind": kind}).all()
     return [
@@ -45,13 +45,13 @@ def pools(session: Transaction, *, limit: int, after: int | None, kind: str | No
     ]
 
 
-def credentials(session: Transaction, *, limit: int, after: int | None, pool: str | None, is_parked: bool | None) -> list[JsonObject]:
+def list_credentials(session: Transaction, *, limit: int, after: int | None, pool: str | None, is_parked: bool | None) -> list[JsonObject]:
     """Up to limit + 1 credentials by id, each with the models it serves."""
     wanted = {"after": after, "most": limit + 1, "pool": pool, "is_parked": is_parked}
     rows = session.execute(_CREDENTIALS, wanted).all()
     served = session.execute(_MODELS, {"ids": [row.id for row in rows], "models_most": MODELS_MOST}).all() if rows else []
     bounds = [(one.credential_id, one.model) for one in served]
-    readings = limit_usage.read(session, bounds)
+    readings = limit_usage.usage_of(session, bounds)
     ends = _recent(session, bounds)
     return [
         _show(row, [_model(name, readings[number, name], ends.get((number, name))) for number, name in bounds if number == row.id])
@@ -77,12 +77,12 @@ def _show(row: Any, models: Sequence[JsonObject]) -> JsonObject:
     }
 
 
-def _model(name: str, reading: Reading, ends: Any | None) -> JsonObject:
+def _model(name: str, reading: CredentialUsage, ends: Any | None) -> JsonObject:
     state = reading.state
     calls = ends.calls if ends else 0
     return {
         "model": name,
-        "limits": {each: show_gauge(one) for each, one in reading.gauges.items()},
+        "limits": {each: usage_to_json(one) for each, one in reading.gauges.items()},
         "operator_limits": dict(vars(state.limits)),
         "learned": {"rpm": state.learned_rpm, "tpm": state.learned_tpm, "window": state.window_size},
         "paused_until": epoch(reading.cooldown_until) if ends is not None and ends.is_paused else None,

@@ -21,7 +21,7 @@ from models.queue import key_shares, lanes
 from models.queue.enqueue import WEIGHTS
 
 
-def weigh(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
+def set_weight(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
     """The key or user gets `weight` times the share of one that has 1; returns it, and the lanes that move. Raises NotFound, Invalid.
 
     A key: beside the other keys of its pool, in every lane. A user: beside the other users of its key, from its waiting jobs on.
@@ -30,7 +30,7 @@ def weigh(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple
         raise Invalid("`weight` is a number from 0.01 to 1000.", param="weight")
     if on.kind not in ("key", "flow"):
         raise Invalid("Only keys and flows have weights of this kind; a credential's is changed with change-credential.")
-    on = pause.certain(session, on)
+    on = pause.resolve(session, on)
     wanted = {"lane_id": on.number, "key_id": on.key_id, "flow": on.flow, "weight": weight, "id": on.number}
     found = session.execute(_LOCK_FLOW if on.kind == "flow" else _LOCK_KEY, wanted).one_or_none()
     if found is None:
@@ -41,10 +41,10 @@ def weigh(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple
     else:
         session.execute(text("UPDATE key SET weight = :weight WHERE id = :id"), wanted)
     audit_log.write(session, act, "weight", str(on), before={"weight": found.weight}, after={"weight": weight})
-    return {"id": on.name, "object": on.kind, "weight": weight}, pause.lanes_of(session, on)
+    return {"id": on.name, "object": on.kind, "weight": weight}, pause.lane_ids(session, on)
 
 
-def prioritise(session: Transaction, act: Act, job_id: UUID, *, priority: str) -> int:
+def set_priority(session: Transaction, act: Act, job_id: UUID, *, priority: str) -> int:
     """The waiting job has this priority, and those behind it in its flow move accordingly; returns its lane. Raises WrongState, Invalid."""
     if priority not in WEIGHTS:
         raise Invalid(f"`priority` is one of {', '.join(WEIGHTS)}.", param="priority")

@@ -13,17 +13,17 @@ from models.ops import retention
 from models.telemetry.metrics import POOL_LABEL
 
 
-def lanes(session: Transaction) -> Sequence[Any]:
+def lane_counts(session: Transaction) -> Sequence[Any]:
     """Every lane in which somebody waits or runs. Rows: pool, model, blocked_by, waiting, running, oldest_s."""
     return session.execute(_LANES).all()
 
 
-def use(session: Transaction) -> Sequence[Any]:
+def limit_use(session: Transaction) -> Sequence[Any]:
     """Lanes of issued keys with known limits: how much of each was used in the last minute. Rows: pool, model, rpm, tpm, in_flight."""
     return session.execute(_USE).all()
 
 
-def parked(session: Transaction) -> Sequence[Any]:
+def parked_credentials(session: Transaction) -> Sequence[Any]:
     """Rows: pool, parked."""
     return session.execute(_PARKED).all()
 
@@ -35,7 +35,7 @@ def totals(session: Transaction, *, seen_within_s: float) -> Any:
 
 def retention_backlog(session: Transaction, *, days: int, limit: int) -> Any:
     """Ended jobs past retention. One row: jobs (counted up to `limit`), age_s of the oldest by id (0.0: there is none)."""
-    return session.execute(_BACKLOG, {"before": retention.now(session) - timedelta(days=days), "limit": limit}).one()
+    return session.execute(_BACKLOG, {"before": retention.database_now(session) - timedelta(days=days), "limit": limit}).one()
 
 
 # Ids are UUIDv7: the least of them is the oldest, and the index of the line has it.

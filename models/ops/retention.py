@@ -26,7 +26,7 @@ class Step(Protocol):
     def __call__(self, session: Transaction, limit: int) -> int: ...
 
 
-def now(session: Transaction) -> datetime:
+def database_now(session: Transaction) -> datetime:
     """Postgres's clock: a pacer's host may have a wrong one, and what is removed is gone."""
     at: datetime = session.execute(text("SELECT now()")).scalar_one()
     return at
@@ -44,8 +44,8 @@ def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, St
         "endpoints": _Rows(_ENDPOINTS, before),
         "receivers": _Rows(_RECEIVERS, None),
         "attachments": _Rows(_ATTACHMENTS, before),
-        "erased_turns": lambda session, limit: deletion.erase(session, limit=limit),
-        "deleted_sessions": lambda session, limit: deletion.forget(session, limit=limit),
+        "erased_turns": lambda session, limit: deletion.erase_turns(session, limit=limit),
+        "deleted_sessions": lambda session, limit: deletion.remove_sessions(session, limit=limit),
         "sessions": _Rows(_SESSIONS, before),
         "model_lists": _Rows(_MODEL_LISTS, before),
     }

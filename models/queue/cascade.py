@@ -43,6 +43,6 @@ _STOP = text(f"""
         RETURNING job.id, job.key_id, job.lane_id, job.flow, job.share, job.webhook_url, job.status, job.seq, job.ended_at
     ), told AS (
         INSERT INTO job_event (job_id, seq, type, at) SELECT id, seq, 'job.cancelled', ended_at FROM stopped
-    ), {outbox.of("stopped")}
+    ), {outbox.cte("stopped")}
     SELECT id, lane_id, key_id, flow, share FROM stopped
 """)

@@ -12,7 +12,7 @@ from models.database.db import Transaction
 from models.platform.errors import NotFound, WrongState
 
 
-def mark(session: Transaction, key_id: int, name: str) -> int:
+def mark_deleted(session: Transaction, key_id: int, name: str) -> int:
     """This key's session is deleted, its name is free, and no turn joins it any more; returns its number. Raises NotFound."""
     row = session.execute(_MARK, {"key_id": key_id, "name": name}).one_or_none()
     if row is None:
@@ -25,7 +25,7 @@ def open_turns(session: Transaction, conversation_id: int) -> Sequence[Any]:
     return session.execute(_OPEN, {"id": conversation_id}).all()
 
 
-def erase(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
+def erase_turns(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
     """Deletes the bodies of up to `limit` ended turns of deleted sessions, or of this one; returns how many."""
     ids = [row.id for row in session.execute(_ERASE, {"id": conversation_id, "limit": limit})]
     if ids:
@@ -33,7 +33,7 @@ def erase(session: Transaction, *, limit: int, conversation_id: int | None = Non
     return len(ids)
 
 
-def forget(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
+def remove_sessions(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
     """Removes up to `limit` deleted sessions, or this one, that have no turn any more, with their files; returns how many."""
     return int(session.execute(_FORGET, {"id": conversation_id, "limit": limit}).scalar_one())
 

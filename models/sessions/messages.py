@@ -34,7 +34,7 @@ def parse_id(said: str) -> int:
     return int(found[1])
 
 
-def page(
+def list_messages(
     session: Transaction, conversation_id: int, *, limit: int, after: int | None, is_ascending: bool, now: float, origin: str = ""
 ) -> tuple[list[JsonObject], bool]:
     """Up to `limit` messages after this one, and whether there are more. now: seconds since 1970, of the links; origin: see artifact.link.
@@ -55,7 +55,7 @@ def page(
     return shown[:limit], has_more
 
 
-def picture(session: Transaction, name: str) -> bytes:
+def image_bytes(session: Transaction, name: str) -> bytes:
     """The picture behind `img_…`, which stands in the question of a turn. Raises NotFound."""
     found = _PICTURE.fullmatch(name)
     row = session.execute(_REQUEST, {"id": UUID(hex=found[1])}).one_or_none() if found else None

@@ -39,7 +39,7 @@ def get(session: Transaction, key_id: int, name: str) -> Any:
     return _one(session.execute(_GET, {"key_id": key_id, "name": name}).one_or_none())
 
 
-def page(session: Transaction, key_id: int, *, limit: int, after: str | None = None, begins: str = "") -> Sequence[Any]:
+def list_sessions(session: Transaction, key_id: int, *, limit: int, after: str | None = None, begins: str = "") -> Sequence[Any]:
     """Up to limit + 1 rows of this key's sessions, the one last active first, after the one of this name. Raises NotFound.
 
     begins: what their names begin with.
@@ -67,7 +67,7 @@ def touch(session: Transaction, key_id: int, name: str) -> int:
     return int(_one(session.execute(_TOUCH, {"key_id": key_id, "name": name}).one_or_none()).id)
 
 
-def show(row: Any) -> JsonObject:
+def to_json(row: Any) -> JsonObject:
     """The session as a caller sees it. null: as the operator's settings have it."""
     return {
         "id": row.name,

@@ -81,7 +81,7 @@ def get(session: Transaction, key_id: int, endpoint: str, answer_id: str) -> Any
     return row
 
 
-def page(
+def list_completions(
     session: Transaction, key_id: int, endpoint: str, *, limit: int, after: UUID | None, is_ascending: bool, model: str | None,
     metadata: Mapping[str, str],
 ) -> Sequence[Any]:  # fmt: skip

@@ -22,19 +22,19 @@ from models.webhooks import endpoints, signing
 from models.webhooks.endpoints import PREFIX as ENDPOINT
 
 # A receiver at which so many attempts in a row have failed gets one at a time, until one arrives.
-FAILING = 5
+FAILING_ATTEMPTS = 5
 # An endpoint is disabled when nothing has arrived there for so long,
-FAILING_MOST_DAYS = 5
+MAX_FAILING_DAYS = 5
 # or when so many in a row were given up, each after all its retries.
-FAILED_IN_ROW_MOST = 10
-ANSWER_MOST_BYTES = 1_024
+MAX_FAILED_IN_ROW = 10
+MAX_ANSWER_BYTES = 1_024
 
 # Makes the payload of a delivery from its row.
 Render = Callable[[Transaction, Any], bytes]
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimedDelivery:
     """A delivery that is this sender's to send. payload: the very bytes; secrets: what signs them, one or two.
 
     job_id, lane_id, request_id, traceparent: of the job that it tells of, None where there is none (any more).
@@ -58,7 +58,7 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptResult:
     """What came of sending once. error: why there is no good answer. is_gone: the receiver said that it will never want this again."""
 
     has_arrived: bool
@@ -70,7 +70,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Settled:
+class FinishedAttempt:
     """Where a delivery is after an attempt. is_failing: its receiver is; disabled: why its endpoint was disabled over this, just now."""
 
     status: str
@@ -78,7 +78,7 @@ class Settled:
     disabled: str | None
 
 
-def claim(session: Transaction, delivery_id: UUID, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
+def claim(session: Transaction, delivery_id: UUID, ticket: UUID, *, lease_s: float, render: Render) -> ClaimedDelivery | None:
     """Claims a delivery for this sender: counts the attempt and stores the payload before any byte goes out; None when the ticket is void.
 
     render: makes the payload from the delivery's row when it has none yet (models/jobs/webhook_payload.py).
@@ -87,15 +87,15 @@ def claim(session: Transaction, delivery_id: UUID, ticket: UUID, *, lease_s: flo
     return _claimed(session, row, render)
 
 
-def claim_next(session: Transaction, receiver: str, ticket: UUID, *, lease_s: float, render: Render) -> Claimed | None:
+def claim_next(session: Transaction, receiver: str, ticket: UUID, *, lease_s: float, render: Render) -> ClaimedDelivery | None:
     """The next due for this receiver, in the place of one that is over for now; None when there is none, or it may not be sent."""
     row = session.execute(_CLAIM_NEXT, {"receiver": receiver, "ticket": ticket, "lease_s": lease_s}).one_or_none()
     return _claimed(session, row, render)
 
 
 def finish(
-    session: Transaction, delivery_id: UUID, ticket: UUID, attempt: Attempt, *, retry_in_s: float = 0, pause_s: float = 0
-) -> Settled | None:
+    session: Transaction, delivery_id: UUID, ticket: UUID, attempt: AttemptResult, *, retry_in_s: float = 0, pause_s: float = 0
+) -> FinishedAttempt | None:
     """The attempt is on record: the delivery has arrived, waits for `retry_in_s`, or has failed. None when the ticket is void.
 
     pause_s: how long the receiver asked to be left alone. A sender that is late with good news is believed as long as nobody else
@@ -104,33 +104,33 @@ def finish(
     row = session.execute(
         _FINISH,
         {"id": delivery_id, "ticket": ticket, "ok": attempt.has_arrived, "duration_ms": attempt.duration_ms, "error": attempt.error,
-         "http_status": attempt.http_status, "answer": attempt.answer[:ANSWER_MOST_BYTES], "retry_in_s": retry_in_s, "pause_s": pause_s},
+         "http_status": attempt.http_status, "answer": attempt.answer[:MAX_ANSWER_BYTES], "retry_in_s": retry_in_s, "pause_s": pause_s},
     ).one_or_none()  # fmt: skip
     if row is None:
         return None
     why = _why_disable(row, attempt) if row.endpoint_id and not row.is_test else None
     disabled = why if why and endpoints.disable(session, row.endpoint_id, reason=why) else None
-    return Settled(status=row.status, is_failing=(row.attempts_in_row or 0) >= FAILING, disabled=disabled)
+    return FinishedAttempt(status=row.status, is_failing=(row.attempts_in_row or 0) >= FAILING_ATTEMPTS, disabled=disabled)
 
 
-def _why_disable(row: Any, attempt: Attempt) -> str | None:
+def _why_disable(row: Any, attempt: AttemptResult) -> str | None:
     if attempt.is_gone:
         return "it answered 410 Gone"
-    if row.failed_in_row is not None and row.failed_in_row >= FAILED_IN_ROW_MOST:
+    if row.failed_in_row is not None and row.failed_in_row >= MAX_FAILED_IN_ROW:
         return f"{row.failed_in_row} deliveries in a row were given up"
-    if row.failing_days is not None and row.failing_days >= FAILING_MOST_DAYS:
-        return f"nothing has arrived for {FAILING_MOST_DAYS} days"
+    if row.failing_days is not None and row.failing_days >= MAX_FAILING_DAYS:
+        return f"nothing has arrived for {MAX_FAILING_DAYS} days"
     return None
 
 
-def _claimed(session: Transaction, row: Any | None, render: Render) -> Claimed | None:
+def _claimed(session: Transaction, row: Any | None, render: Render) -> ClaimedDelivery | None:
     if row is None:
         return None
     payload = row.payload
     if payload is None:
         payload = render(session, row)
         session.execute(_STORE_PAYLOAD, {"id": row.id, "payload": payload})
-    return Claimed(
+    return ClaimedDelivery(
         id=row.id, ticket=row.ticket, key_id=row.key_id, endpoint_id=row.endpoint_id, receiver=row.receiver, url=row.to_url,
         event_type=row.event_type, payload=bytes(payload), attempts=row.attempts, retries_left=row.retries_left,
         secrets=_secrets(session, row), job_id=row.job_id, lane_id=row.lane_id, request_id=row.request_id, traceparent=row.traceparent,
@@ -138,9 +138,9 @@ def _claimed(session: Transaction, row: Any | None, render: Render) -> Claimed |
 
 
 def _secrets(session: Transaction, row: Any) -> list[str]:
-    owner = ids.show(ENDPOINT, row.endpoint_id) if row.endpoint_id else signing.of_key(row.key_id)
+    owner = ids.show(ENDPOINT, row.endpoint_id) if row.endpoint_id else signing.key_owner(row.key_id)
     sealed = [each for each in (row.secret, row.old_secret) if each is not None]
-    return [signing.unseal(each, owner=owner) for each in sealed] or [signing.default(session, row.key_id)]
+    return [signing.unseal(each, owner=owner) for each in sealed] or [signing.default_secret(session, row.key_id)]
 
 
 _SENDING = """

@@ -19,11 +19,11 @@ from models.webhooks.retry_schedule import RETRIES
 JsonObject = dict[str, Any]
 PREFIX = "wh_"
 # Of one call of redeliver_since.
-AGAIN_MOST = 10_000
+MAX_REDELIVERIES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Log:
+class DeliveryScope:
     """Whose deliveries: an endpoint's, or those to the webhook_url of a job."""
 
     endpoint_id: UUID | None = None
@@ -47,14 +47,14 @@ def find(session: Transaction, key_id: int, delivery_id: UUID) -> Any:
     return row
 
 
-def page(session: Transaction, key_id: int, log: Log, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
+def list_deliveries(session: Transaction, key_id: int, log: DeliveryScope, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
     """Up to limit + 1 deliveries, newest first, older than `after`. Raises NotFound when the key has no such endpoint or job."""
     _expect(session, key_id, log)
     statement = _PAGE_OF_ENDPOINT if log.endpoint_id else _PAGE_OF_JOB
     return session.execute(statement, {"of": log.endpoint_id or log.job_id, "after": after, "most": limit + 1}).all()
 
 
-def redeliver(session: Transaction, key_id: int, log: Log, delivery_id: UUID) -> Any:
+def redeliver(session: Transaction, key_id: int, log: DeliveryScope, delivery_id: UUID) -> Any:
     """The delivery is due now, whatever came of it, with all its retries again and under its old id. Row: as `find`.
 
     The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while its endpoint is disabled, and while
@@ -70,7 +70,7 @@ def redeliver(session: Transaction, key_id: int, log: Log, delivery_id: UUID) ->
     return find(session, key_id, delivery_id)
 
 
-def redeliver_since(session: Transaction, key_id: int, endpoint_id: UUID, *, since: datetime, most: int = AGAIN_MOST) -> int:
+def redeliver_since(session: Transaction, key_id: int, endpoint_id: UUID, *, since: datetime, most: int = MAX_REDELIVERIES) -> int:
     """What failed of this endpoint's events since then is due now; how many: when it is `most`, ask again for the rest.
 
     The sender has to be told after the commit (wake.receivers). Raises NotFound; WrongState while the endpoint is disabled.
@@ -80,7 +80,7 @@ def redeliver_since(session: Transaction, key_id: int, endpoint_id: UUID, *, sin
     return len(session.execute(_AGAIN_SINCE, wanted).all())
 
 
-def show(row: Any) -> JsonObject:
+def to_json(row: Any) -> JsonObject:
     """The delivery as a caller sees it; `answer` is the first kilobyte of what the receiver last said."""
     return {
         "id": ids.show(PREFIX, row.id),
@@ -103,7 +103,7 @@ def show(row: Any) -> JsonObject:
     }
 
 
-def _expect(session: Transaction, key_id: int, log: Log) -> Any | None:
+def _expect(session: Transaction, key_id: int, log: DeliveryScope) -> Any | None:
     """The endpoint whose log this is; None: it is a job's. Raises NotFound when the key has no such endpoint or job."""
     if log.endpoint_id:
         return endpoints.get(session, key_id, log.endpoint_id)

@@ -11,29 +11,29 @@ from typing import Any
 from sqlalchemy import text
 
 from models.database.db import Transaction
-from models.webhooks.deliveries import FAILING
+from models.webhooks.deliveries import FAILING_ATTEMPTS
 
 UNCLAIMED_S = 10
 # Any number of pacers pick, one after another: what each counts must hold until it has taken.
-LOCK = 0x77686B73
+TAKE_LOCK = 0x77686B73
 
 
-def pick(session: Transaction, *, receivers: Sequence[str] | None, per_receiver: int, per_host: int, most: int) -> Sequence[Any]:
+def take_due(session: Transaction, *, receivers: Sequence[str] | None, per_receiver: int, per_host: int, most: int) -> Sequence[Any]:
     """The deliveries to ring the sender for, each with a new ticket. Rows: id, ticket.
 
     A receiver at which delivery.FAILING attempts in a row have failed gets one at a time until one arrives; one that asked for
     a pause gets none until it is over.
     receivers: whom to look at; None: everybody who has something waiting. most: upper bound on rows.
     """
-    if most <= 0 or not session.execute(_ALONE, {"lock": LOCK}).scalar_one():
+    if most <= 0 or not session.execute(_ALONE, {"lock": TAKE_LOCK}).scalar_one():
         return []
-    wanted = {"per_receiver": per_receiver, "per_host": per_host, "most": most, "held_s": UNCLAIMED_S, "failing": FAILING}
+    wanted = {"per_receiver": per_receiver, "per_host": per_host, "most": most, "held_s": UNCLAIMED_S, "failing": FAILING_ATTEMPTS}
     if receivers is None:
         return session.execute(_PICK_ALL, wanted).all()
     return session.execute(_PICK_NAMED, {**wanted, "receivers": list(receivers)}).all()
 
 
-def put_right(session: Transaction, *, most: int = 1_000) -> int:
+def recover(session: Transaction, *, most: int = 1_000) -> int:
     """What nobody claimed and what a lost sender had waits again, and what waits for an endpoint that is off has failed; how many."""
     return sum(len(session.execute(each, {"most": most}).all()) for each in (_RETURN_UNCLAIMED, _REAP, _GIVE_UP))
 

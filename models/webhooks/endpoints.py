@@ -19,7 +19,7 @@ from models.webhooks.outbox import EventType
 JsonObject = dict[str, Any]
 PREFIX = "whe_"
 # Each event is written down once for every endpoint, in the statement that ends a job.
-ENDPOINTS_MOST = 32
+MAX_ENDPOINTS = 32
 SAMPLE_JOB = "job_" + "0" * 32
 
 
@@ -36,9 +36,9 @@ def create(
     include_result: the whole job is sent instead of its id. Raises Invalid for a URL that may not be called, for an event type that
     does not exist, and when the key has ENDPOINTS_MOST already.
     """
-    cleaned, kinds, plain, number = _clean(url), _kinds(event_types), signing.make(), uuid7()
-    if session.execute(_COUNT, {"key_id": key_id}).scalar_one() >= ENDPOINTS_MOST:
-        raise Invalid(f"This key has {ENDPOINTS_MOST} webhook endpoints, as many as it may. Delete one first.")
+    cleaned, kinds, plain, number = _clean(url), _kinds(event_types), signing.new_secret(), uuid7()
+    if session.execute(_COUNT, {"key_id": key_id}).scalar_one() >= MAX_ENDPOINTS:
+        raise Invalid(f"This key has {MAX_ENDPOINTS} webhook endpoints, as many as it may. Delete one first.")
     row = session.execute(
         _CREATE,
         {"id": number, "key_id": key_id, "name": name, "url": cleaned, "event_types": kinds, "include_result": include_result,
@@ -52,7 +52,7 @@ def get(session: Transaction, key_id: int, endpoint_id: UUID) -> Any:
     return _one(session.execute(_GET, {"id": endpoint_id, "key_id": key_id}).one_or_none())
 
 
-def page(session: Transaction, key_id: int, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
+def list_endpoints(session: Transaction, key_id: int, *, limit: int, after: UUID | None = None) -> Sequence[Any]:
     """Up to limit + 1 rows of this key's endpoints, newest first, older than `after`."""
     return session.execute(_PAGE, {"key_id": key_id, "after": after, "most": limit + 1}).all()
 
@@ -96,7 +96,7 @@ def delete(session: Transaction, key_id: int, endpoint_id: UUID) -> None:
 
 def rotate_secret(session: Transaction, key_id: int, endpoint_id: UUID, *, keep_old: bool) -> tuple[Any, str]:
     """The endpoint's row and its new secret, shown this once; with keep_old, the old one signs too for 24 hours. Raises NotFound."""
-    plain = signing.make()
+    plain = signing.new_secret()
     wanted = {
         "id": endpoint_id,
         "key_id": key_id,
@@ -108,7 +108,7 @@ def rotate_secret(session: Transaction, key_id: int, endpoint_id: UUID, *, keep_
     return _one(session.execute(_ROTATE, wanted).one_or_none()), plain
 
 
-def test(session: Transaction, key_id: int, endpoint_id: UUID, event_type: str) -> Any:
+def send_test(session: Transaction, key_id: int, endpoint_id: UUID, event_type: str) -> Any:
     """A sample of this event is on its way, once; works for a disabled endpoint too. Row: id (of the delivery), receiver.
 
     The sender has to be told after the commit (wake.receivers); delivery_log.find then says what came of it. Raises NotFound, Invalid.
@@ -117,7 +117,7 @@ def test(session: Transaction, key_id: int, endpoint_id: UUID, event_type: str) 
     (kind,) = _kinds([event_type])
     number = uuid4()
     data = {"id": ids.show(PREFIX, endpoint_id) if kind == EventType.ENDPOINT_DISABLED else SAMPLE_JOB}
-    payload = outbox.event(number, EventType(kind), at=outbox.now(session), data=data)
+    payload = outbox.event_payload(number, EventType(kind), at=outbox.now_s(session), data=data)
     wanted = {"key_id": key_id, "endpoint_id": endpoint_id, "receiver": ids.show(PREFIX, endpoint_id), "host": row.host}
     return session.execute(_TEST, {**wanted, "event_id": number, "type": kind, "payload": payload}).one()
 
@@ -126,11 +126,11 @@ def disable(session: Transaction, endpoint_id: UUID, *, reason: str) -> bool:
     """The endpoint is called no more until it is enabled again; its key's other endpoints are told. False when it was so already."""
     row = session.execute(_DISABLE, {"id": endpoint_id, "reason": reason}).one_or_none()
     if row is not None:
-        outbox.tell(session, row.key_id, EventType.ENDPOINT_DISABLED, {"id": ids.show(PREFIX, endpoint_id)})
+        outbox.insert_deliveries(session, row.key_id, EventType.ENDPOINT_DISABLED, {"id": ids.show(PREFIX, endpoint_id)})
     return row is not None
 
 
-def show(row: Any, *, plain_secret: str | None = None) -> JsonObject:
+def to_json(row: Any, *, plain_secret: str | None = None) -> JsonObject:
     """The endpoint as a caller sees it; its secret only where it has just been made."""
     secret = {} if plain_secret is None else {"signing_secret": plain_secret}
     return {
@@ -152,7 +152,7 @@ def show(row: Any, *, plain_secret: str | None = None) -> JsonObject:
 
 def _clean(url: str) -> str:
     try:
-        return url_policy.clean(url)
+        return url_policy.normalize(url)
     except url_policy.NotAllowed as error:
         raise Invalid(f"`url` {error}.", param="url") from None
 

@@ -33,7 +33,7 @@ class EventType(StrEnum):
     ENDPOINT_DISABLED = "webhook_endpoint.disabled"  #: Another endpoint of the key is called no more.
 
 
-def of(arrow: str, *, kind: str = "'job.' || moved.status", at: str = "ended_at") -> str:
+def cte(arrow: str, *, kind: str = "'job.' || moved.status", at: str = "ended_at") -> str:
     """SQL: the CTE `outbox`, with the deliveries that follow from the rows of the CTE `arrow`.
 
     arrow must have id, key_id, webhook_url, status, seq and the time `at`. kind: the type of the event; what no endpoint asks for
@@ -61,20 +61,22 @@ def of(arrow: str, *, kind: str = "'job.' || moved.status", at: str = "ended_at"
     )"""
 
 
-def tell(session: Transaction, key_id: int, kind: EventType, data: dict[str, str]) -> Sequence[str]:
+def insert_deliveries(session: Transaction, key_id: int, kind: EventType, data: dict[str, str]) -> Sequence[str]:
     """The key's endpoints that asked for it will be told of something that is not a job's; returns their receivers."""
     number = uuid4()
     wanted = {"key_id": key_id, "type": kind, "event_id": number, "retries": RETRIES}
-    return [row.receiver for row in session.execute(_TELL, {**wanted, "payload": event(number, kind, at=now(session), data=data)})]
+    return [
+        row.receiver for row in session.execute(_TELL, {**wanted, "payload": event_payload(number, kind, at=now_s(session), data=data)})
+    ]
 
 
-def event(number: UUID, kind: str, *, at: int, data: Any) -> bytes:
+def event_payload(number: UUID, kind: str, *, at: int, data: Any) -> bytes:
     """What is sent. at: seconds since 1970."""
     said = {"object": "event", "id": ids.show(EVENT_PREFIX, number), "type": kind, "created_at": at, "data": data}
     return json.dumps(said, separators=(",", ":")).encode()
 
 
-def now(session: Transaction) -> int:
+def now_s(session: Transaction) -> int:
     """Seconds since 1970, by the one clock that stamps every event."""
     return int(session.execute(text("SELECT extract(epoch FROM now())::bigint")).scalar_one())
 

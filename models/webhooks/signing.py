@@ -15,7 +15,7 @@ HINT_CHARS = 4
 OVERLAP_HOURS = 24
 
 
-def make() -> str:
+def new_secret() -> str:
     """A new secret, in the form of Standard Webhooks."""
     return token_forms.SIGNING + base64.b64encode(os.urandom(SECRET_BYTES)).decode()
 
@@ -35,24 +35,24 @@ def hint(plain: str) -> str:
     return f"{token_forms.SIGNING}…{plain.rstrip('=')[-HINT_CHARS:]}"
 
 
-def of_key(key_id: int) -> str:
+def key_owner(key_id: int) -> str:
     return f"key:{key_id}"
 
 
-def default(session: Transaction, key_id: int) -> str:
+def default_secret(session: Transaction, key_id: int) -> str:
     """The secret that signs what goes to the webhook_url of this key's jobs; made when it is first asked for."""
     row = session.execute(_FIND, {"key_id": key_id}).one_or_none()
     if row is None:
-        session.execute(_MAKE, {"key_id": key_id, "secret": seal(make(), owner=of_key(key_id))})
+        session.execute(_MAKE, {"key_id": key_id, "secret": seal(new_secret(), owner=key_owner(key_id))})
         row = session.execute(_FIND, {"key_id": key_id}).one()
-    return unseal(row.secret, owner=of_key(key_id))
+    return unseal(row.secret, owner=key_owner(key_id))
 
 
-def rotate_default(session: Transaction, key_id: int, *, keep_old: bool) -> str:
+def rotate_default_secret(session: Transaction, key_id: int, *, keep_old: bool) -> str:
     """The key's new default secret; with keep_old, the old one signs beside it for OVERLAP_HOURS."""
-    default(session, key_id)
-    plain = make()
-    wanted = {"key_id": key_id, "secret": seal(plain, owner=of_key(key_id)), "keep": keep_old, "hours": OVERLAP_HOURS}
+    default_secret(session, key_id)
+    plain = new_secret()
+    wanted = {"key_id": key_id, "secret": seal(plain, owner=key_owner(key_id)), "keep": keep_old, "hours": OVERLAP_HOURS}
     session.execute(_ROTATE, wanted)
     return plain
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workers.broker.celery_app import app
-from workers.broker.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import JOB_QUEUE, WEBHOOK_QUEUE
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = sorted(file for folder in ("api", "cli", "deploy", "models", "workers") for file in (ROOT / folder).rglob("*.py"))
@@ -63,9 +63,9 @@ def test_no_task_retries_itself() -> None:
 
 
 def test_a_message_that_would_wait_is_refused_before_it_is_sent() -> None:
-    task = app.signature("nowserving.job", args=("a", "b"), queue=QUEUE)
+    task = app.signature("nowserving.job", args=("a", "b"), queue=JOB_QUEUE)
     for waits in ({"countdown": 5}, {"eta": "2030-01-01T00:00:00+00:00"}, {"expires": 9}, {"retries": 1}):
-        for send in (partial(app.send_task, "nowserving.job", ("a", "b"), queue=QUEUE), task.apply_async):
+        for send in (partial(app.send_task, "nowserving.job", ("a", "b"), queue=JOB_QUEUE), task.apply_async):
             with pytest.raises(RuntimeError, match="nothing waits in Celery"):
                 send(**waits)
 
@@ -78,9 +78,9 @@ def test_every_queue_named_is_consumed() -> None:
     named_in_code = {each.value for each in queues if isinstance(each, ast.Constant)}
     consumed = {queue.name for queue in app.conf.task_queues}
 
-    assert {QUEUE, WEBHOOKS} == consumed
+    assert {JOB_QUEUE, WEBHOOK_QUEUE} == consumed
     assert named_in_code <= consumed
-    assert QUEUE == app.conf.task_default_queue
+    assert JOB_QUEUE == app.conf.task_default_queue
     assert not app.conf.task_create_missing_queues
 
 

@@ -13,8 +13,8 @@ from models.jobs.states import AttemptResult, JobResult
 from tests.stateful.records import Call, Ticket, Verdict
 from tests.stateful.reference_model import Picture
 from workers.answers import retry_policy
-from workers.limiter.limiter import Meter
-from workers.observe.attempt_log import Telling
+from workers.limiter.limiter import CredentialModel
+from workers.observe.attempt_log import AttemptLog
 from workers.runner import feedback, run_job
 from workers.runner.finish import AttemptRecord
 from workers.runner.stream_publisher import StreamPublisher
@@ -58,8 +58,8 @@ def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple
     """The worker has this answer and writes what becomes of the job; returns that, and what must become of it."""
     expected = _expected(picture, job, call, row, kind)
     work = Written(
-        row, Meter(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), StreamPublisher(row), Telling(row),
-        time.monotonic(),
+        row, CredentialModel(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), StreamPublisher(row),
+        AttemptLog(row), time.monotonic(),
         content=bytes(row.request),
     )  # fmt: skip
     answer = ANSWERS[kind]

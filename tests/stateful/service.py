@@ -25,7 +25,7 @@ from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import due_again, workers_have
 from workers.answers import retry_policy
-from workers.limiter.limiter import Meter, Report
+from workers.limiter.limiter import CredentialModel, Report
 from workers.runner import feedback, finish, prompt
 from workers.runner.finish import AttemptRecord
 
@@ -93,7 +93,7 @@ class Service(Operators):
         before: of all who could go, when it was their turn.
         """
         went: dict[Lane, list[Ticket]] = defaultdict(list)
-        with_each: dict[tuple[Meter, int], list[Ticket]] = defaultdict(list)
+        with_each: dict[tuple[CredentialModel, int], list[Ticket]] = defaultdict(list)
         for one in going:
             went[one.lane].append(one)
             with_each[self.meter(one), one.who.key_id].append(one)
@@ -124,7 +124,7 @@ class Service(Operators):
         with db.begin() as session:
             returned = requeue.requeue_unclaimed(session, older_than_s=0)
         for row in returned:
-            self.free(row.dispatch_id, Meter(row.credential_id, row.model), Report(sent=False))
+            self.free(row.dispatch_id, CredentialModel(row.credential_id, row.model), Report(sent=False))
         for one in self.picture.tickets:
             if one.status == "admitted":
                 self.picture.unclaimed(one)
@@ -190,7 +190,7 @@ class Service(Operators):
         with db.begin() as session:
             ghost = claims.ended_unclaimed(session, job_id(one), dispatch)
         if ghost is not None:
-            self.free(dispatch, Meter(ghost.credential_id, ghost.model), Report(sent=False))
+            self.free(dispatch, CredentialModel(ghost.credential_id, ghost.model), Report(sent=False))
 
     def end(self, call: tuple[Ticket, UUID, Any], kind: str, tokens: int) -> None:
         """The call comes to this, or what it came to before is written once more."""
@@ -202,7 +202,7 @@ class Service(Operators):
             attempt = next(each for each in one.calls if each.dispatch == dispatch)
             made = refusing.end(self.picture, one, attempt, row, kind) if kind in refusing.ANSWERS else None
             written, verdict = self.endings[dispatch] = made or self._end(one, attempt, row, kind, tokens)
-        self.free(dispatch, Meter(row.credential_id, row.model), Report(sent=verdict.outcome != "not_sent"))
+        self.free(dispatch, CredentialModel(row.credential_id, row.model), Report(sent=verdict.outcome != "not_sent"))
         self.picture.end_call(one, dispatch, verdict)
 
     def _end(self, one: Ticket, attempt: Call, row: Any, kind: str, tokens: int) -> tuple[AttemptRecord, Verdict]:
@@ -218,7 +218,7 @@ class Service(Operators):
         query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=job_id(one))
         with db.begin() as session:
             (lost,) = requeue.reap(session)
-        self.free(lost.dispatch_id, Meter(lost.credential_id, lost.model), Report())
+        self.free(lost.dispatch_id, CredentialModel(lost.credential_id, lost.model), Report())
         self.picture.lose(one)
 
     def _expect_told(self, one: Ticket, row: Any) -> None:

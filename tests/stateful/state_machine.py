@@ -24,7 +24,7 @@ from tests.stateful.reference_model import Picture
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import Stage
-from workers.limiter.limiter import Limiter, Meter, Report
+from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.runner.finish import AttemptRecord
 
 GRANT = 3_000
@@ -53,9 +53,9 @@ class Play(RuleBasedStateMachine):
         self.bells: list[tuple[Ticket, UUID]] = []
         self.calls: list[tuple[Ticket, UUID, Any]] = []
         self.endings: dict[UUID, tuple[AttemptRecord, Verdict]] = {}
-        self.places: dict[UUID, Meter] = {}
-        self.meters: set[Meter] = set()
-        self.forgotten: set[Meter] = set()
+        self.places: dict[UUID, CredentialModel] = {}
+        self.meters: set[CredentialModel] = set()
+        self.forgotten: set[CredentialModel] = set()
         self.times: dict[int, float] = {}
         self._let_in()
 
@@ -102,11 +102,11 @@ class Play(RuleBasedStateMachine):
     def lanes(self) -> dict[int, Lane]:
         return {row.id: (row.pool_id, row.model) for row in query("SELECT id, pool_id, model FROM lane")}
 
-    def meter(self, one: Ticket) -> Meter:
+    def meter(self, one: Ticket) -> CredentialModel:
         """Of the credential that it was admitted with last."""
-        return Meter(one.credential, one.lane[1])
+        return CredentialModel(one.credential, one.lane[1])
 
-    def free(self, dispatch: UUID, meter: Meter, report: Report) -> None:
+    def free(self, dispatch: UUID, meter: CredentialModel, report: Report) -> None:
         """The place in flight is free."""
         self.limiter.release(meter, str(dispatch), report)
         self.places.pop(dispatch, None)

@@ -15,7 +15,7 @@ from models.database import db
 from models.jobs import cancellation, completion
 from models.keys.keys import Key
 from models.ops import bulk, priorities
-from models.ops.bulk import Filter
+from models.ops.bulk import JobFilter
 from models.platform.errors import WrongState
 from models.queue import admission
 from models.sessions import deletion
@@ -37,7 +37,7 @@ def purge_all(user: str) -> int:
     total = 0
     while True:
         with db.begin() as session:
-            done = bulk.cancel_some(session, Act(), Filter(user=user))
+            done = bulk.cancel_batch(session, Act(), JobFilter(user=user))
         total += len(done)
         if not done:
             return total
@@ -115,7 +115,7 @@ def test_a_deleted_session_works_off_its_own_rows_only(caller: Key) -> None:
     for n in range(3):
         finish_job(other, f"turn {n}")
     with db.begin() as session:
-        deletion.mark(session, other.id, "large")
+        deletion.mark_deleted(session, other.id, "large")
     mine = Caller("sk-test")
     submit(caller, conversation="mine")
     answer = mine.send("DELETE", "/v1/sessions/mine")
@@ -166,7 +166,7 @@ def test_a_job_gets_another_priority_while_the_pacer_admits_its_user(caller: Key
 
     def prioritise() -> int:
         with db.begin() as session:
-            return priorities.prioritise(session, Act(), last, priority="high")
+            return priorities.set_priority(session, Act(), last, priority="high")
 
     with ThreadPoolExecutor(1) as threads, db.begin() as session:
         admission.admit(session, [admission.Admission(first, uuid4(), credential_of(session, caller))])

@@ -126,7 +126,7 @@ def expire(job_id: UUID) -> Sequence[Any]:
 def clean_up(*, later_days: float = 0) -> int:
     """One pass of cleanup, so many days from now; how many jobs it removed."""
     with db.begin() as session:
-        at = retention.now(session) + timedelta(days=later_days)
+        at = retention.database_now(session) + timedelta(days=later_days)
         before = session.execute(text("SELECT count(*) FROM job")).scalar_one()
     assert Cleanup().run_pass(threading.Event(), at=at), "a pass ends when nothing is left to remove"
     with db.begin() as session:

@@ -13,7 +13,7 @@ from workers.channels.token_stream import Chunk
 
 def heard(job_id: UUID) -> list[Chunk]:
     """What can be read of it in Redis."""
-    return token_stream.read({job_id: ""}).get(job_id, ("", []))[1]
+    return token_stream.read_after({job_id: ""}).get(job_id, ("", []))[1]
 
 
 def events(transcript: bytes) -> list[Any]:

@@ -12,12 +12,12 @@ from models.jobs import webhook_payload
 from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch, endpoints
-from models.webhooks.deliveries import Attempt, Claimed, Settled
+from models.webhooks.deliveries import AttemptResult, ClaimedDelivery, FinishedAttempt
 from tests.support.queue_tools import query
 
 ENDED = ["job.succeeded", "job.failed", "job.cancelled", "job.expired"]
-ARRIVED = Attempt(has_arrived=True, duration_ms=12, http_status=200, answer=b"ok")
-REFUSED = Attempt(has_arrived=False, duration_ms=12, http_status=500, answer=b"no", error="HTTP 500")
+ARRIVED = AttemptResult(has_arrived=True, duration_ms=12, http_status=200, answer=b"ok")
+REFUSED = AttemptResult(has_arrived=False, duration_ms=12, http_status=500, answer=b"no", error="HTTP 500")
 
 
 def endpoint(caller: Key, url: str = "https://example.com/hook", *, kinds: Sequence[str] = ENDED, **more: Any) -> Any:
@@ -46,16 +46,16 @@ def payloads() -> list[Any]:
 def pick(receivers: Sequence[str] | None = None, *, per_receiver: int = 4, per_host: int = 16, most: int = 100) -> list[Any]:
     """What is rung for now."""
     with db.begin() as session:
-        return list(dispatch.pick(session, receivers=receivers, per_receiver=per_receiver, per_host=per_host, most=most))
+        return list(dispatch.take_due(session, receivers=receivers, per_receiver=per_receiver, per_host=per_host, most=most))
 
 
-def claim(picked: Any, *, lease_s: float = 30) -> Claimed | None:
+def claim(picked: Any, *, lease_s: float = 30) -> ClaimedDelivery | None:
     """What the sender gets for this doorbell."""
     with db.begin() as session:
         return delivery.claim(session, picked.id, picked.ticket, lease_s=lease_s, render=webhook_payload.render)
 
 
-def claim_one() -> Claimed:
+def claim_one() -> ClaimedDelivery:
     """The one delivery that is due, on its way."""
     (picked,) = pick()
     claimed = claim(picked)
@@ -63,7 +63,7 @@ def claim_one() -> Claimed:
     return claimed
 
 
-def settle(one: Claimed, attempt: Attempt = ARRIVED, **how: Any) -> Settled | None:
+def settle(one: ClaimedDelivery, attempt: AttemptResult = ARRIVED, **how: Any) -> FinishedAttempt | None:
     """What came of the attempt is on record."""
     with db.begin() as session:
         return delivery.finish(session, one.id, one.ticket, attempt, **how)
@@ -72,7 +72,7 @@ def settle(one: Claimed, attempt: Attempt = ARRIVED, **how: Any) -> Settled | No
 def put_right() -> int:
     """How many deliveries were put right."""
     with db.begin() as session:
-        return dispatch.put_right(session)
+        return dispatch.recover(session)
 
 
 def make_due(delivery_id: UUID | None = None) -> None:

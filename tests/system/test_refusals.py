@@ -20,7 +20,7 @@ from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from workers.answers import retry_policy
-from workers.limiter.limiter import Meter
+from workers.limiter.limiter import CredentialModel
 from workers.runner import feedback
 
 __all__ = ["upstream"]
@@ -85,7 +85,7 @@ def test_no_set_of_throttled_jobs_costs_the_others_more_than_two_pauses(
     def watch() -> None:
         nonlocal most
         if not all(row(one).calls for one in healthy):
-            most = max(most, workshop.streak(Meter(credential, "m")))
+            most = max(most, workshop.streak(CredentialModel(credential, "m")))
 
     workshop.run(ended(*healthy), after_step=watch)
 
@@ -98,14 +98,14 @@ def test_refusing_credential_is_probed_ever_less_often(workshop: Workshop, upstr
     caller, (credential,) = pool_of(upstream, "sk-all")
     upstream.behave("sk-all", status=429, kind="rate_no_retry_after")
     jobs = [ask(caller, f"any {n}") for n in range(20)]
-    workshop.run(lambda: workshop.streak(Meter(credential, "m")) > 2)
+    workshop.run(lambda: workshop.streak(CredentialModel(credential, "m")) > 2)
 
     at = [call.at for call in upstream.calls()]
     assert max(later - before for before, later in itertools.pairwise(at)) >= 2 * 0.02
     upstream.behave("sk-all")
     workshop.run(ended(*jobs))
     assert ["succeeded"] * 20 == [row(one).status for one in jobs]
-    assert 0 == workshop.streak(Meter(credential, "m"))
+    assert 0 == workshop.streak(CredentialModel(credential, "m"))
 
 
 def test_a_job_shows_its_first_and_last_attempts_and_their_number(

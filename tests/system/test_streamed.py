@@ -76,9 +76,9 @@ def test_redis_soon_forgets_a_stream_that_has_its_transcript(stack: Stack) -> No
     during = notify.client().ttl(key)
     stack.upstream.release()
     wait_ended([job_id], stack=stack)
-    until(lambda: notify.client().ttl(key) <= token_stream.KEPT_ENDED_S, what="a shorter life")
+    until(lambda: notify.client().ttl(key) <= token_stream.ENDED_TTL_S, what="a shorter life")
 
-    assert token_stream.KEPT_ENDED_S < during <= token_stream.KEPT_S
+    assert token_stream.ENDED_TTL_S < during <= token_stream.TTL_S
 
 
 def test_stored_stream_equals_a_plain_answer(stack: Stack) -> None:

@@ -21,7 +21,7 @@ from models.database import db
 from models.platform import wire
 from models.platform.errors import Unavailable
 from models.webhooks import delivery_log, endpoints, signing
-from models.webhooks.delivery_log import Log
+from models.webhooks.delivery_log import DeliveryScope
 from tests.support.programs import processes
 from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
 from tests.support.queue_tools import query
@@ -74,7 +74,7 @@ def test_webhook_reports_the_end_of_each_job(stack: Stack, receiver: Receiver) -
     ended = {("job.succeeded", good), ("job.failed", bad), ("job.expired", late)}
     assert ended | {("job.started", good), ("job.started", bad)} == {_said(one) for one in endpoints}
     with db.begin() as session:
-        key_secret = signing.default(session, who.id)
+        key_secret = signing.default_secret(session, who.id)
     for one, used in [*((one, key_secret) for one in own), *((one, secret) for one in endpoints)]:
         _verify(one, used)
 
@@ -94,13 +94,13 @@ def test_a_sample_and_a_second_delivery_reach_the_receiver_when_asked_for(stack:
     who = caller("sk-again")
     row = endpoint(who, receiver.url())
     with db.begin() as session:
-        made = endpoints.test(session, who.id, row.id, "job.failed")
-    notify.receivers([made.receiver])
+        made = endpoints.send_test(session, who.id, row.id, "job.failed")
+    notify.deliveries_due([made.receiver])
     (first,) = receiver.wait_got(1)
     until(lambda: settled("delivered"), what="on record")
     with db.begin() as session:
-        again = delivery_log.redeliver(session, who.id, Log(endpoint_id=row.id), made.id)
-    notify.receivers([again.receiver])
+        again = delivery_log.redeliver(session, who.id, DeliveryScope(endpoint_id=row.id), made.id)
+    notify.deliveries_due([again.receiver])
     second = receiver.wait_got(2)[1]
 
     assert (first.id, first.body) == (second.id, second.body)

@@ -15,10 +15,10 @@ from kombu import Queue  # type: ignore[attr-defined]  # kombu loads its names l
 
 from models.config.setting_errors import settings_or_exit
 from workers.broker import redis_transport
-from workers.broker.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import JOB_QUEUE, WEBHOOK_QUEUE
 
 
-class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
+class IdOnlyCelery(Celery):  # type: ignore[misc]  # celery ships no types
     """Sends nothing that would wait in Redis. A signal could not refuse it: Celery logs what its handlers raise, and sends."""
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -27,10 +27,10 @@ class Doorbell(Celery):  # type: ignore[misc]  # celery ships no types
         return super().send_task(name, args, kwargs, **options)
 
 
-redis_transport.use()
+redis_transport.register()
 # Which tasks a process has, its --app says: workers.tasks or workers.webhook_tasks.
-_url, _options = redis_transport.address(settings_or_exit().redis_url)
-app = Doorbell("nowserving", broker=_url)
+_url, _options = redis_transport.broker_address(settings_or_exit().redis_url)
+app = IdOnlyCelery("nowserving", broker=_url)
 app.conf.update(
     result_backend=None,
     task_ignore_result=True,
@@ -44,8 +44,8 @@ app.conf.update(
     task_reject_on_worker_lost=False,
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
-    task_queues=[Queue(name, no_ack=True) for name in (QUEUE, WEBHOOKS)],  # type: ignore[no-untyped-call]
-    task_default_queue=QUEUE,
+    task_queues=[Queue(name, no_ack=True) for name in (JOB_QUEUE, WEBHOOK_QUEUE)],  # type: ignore[no-untyped-call]
+    task_default_queue=JOB_QUEUE,
     task_create_missing_queues=False,
     task_publish_retry=False,
     broker_connection_retry_on_startup=True,

@@ -18,13 +18,13 @@ from models.config.settings import settings
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0
+POLL_S = 1.0
 # Longer than Celery takes to poll, to reconnect and to hand over a message; well below the 30 s in which operators are to know.
-DEAF_S = 12.0
-DEAF_EXIT = 70
+STALLED_S = 12.0
+STALLED_EXIT = 70
 
 
-class Doorbells:
+class QueueHead:
     """One queue of Celery, watched from outside."""
 
     def __init__(self, broker: redis.Redis, queue: str) -> None:
@@ -33,7 +33,7 @@ class Doorbells:
         self._oldest: bytes | None = None
         self._since = 0.0
 
-    def unanswered_s(self, *, now: float) -> float | None:
+    def head_age_s(self, *, now: float) -> float | None:
         """How long the same doorbell has been the next in the queue; None when there is none. now: monotonic seconds.
 
         Raises redis.RedisError; what was seen before that is forgotten.
@@ -48,10 +48,10 @@ class Doorbells:
         return now - self._since if oldest is not None else None
 
 
-class Ear:
-    """Whether this process still hears its queue. `hears` is called with each doorbell."""
+class ConsumerWatchdog:
+    """Whether this process still message_received its queue. `message_received` is called with each doorbell."""
 
-    def __init__(self, doorbells: Doorbells, *, slots: int, running: Callable[[], int]) -> None:
+    def __init__(self, doorbells: QueueHead, *, slots: int, running: Callable[[], int]) -> None:
         self._doorbells = doorbells
         self._slots = slots
         self._running = running
@@ -59,14 +59,14 @@ class Ear:
         self._heard = 0
         self._heard_then = 0
 
-    def hears(self) -> None:
+    def message_received(self) -> None:
         """A doorbell arrived."""
         self._heard += 1
 
-    def is_deaf(self, *, now: float) -> bool:
+    def is_stalled(self, *, now: float) -> bool:
         """A doorbell lay there for DEAF_S, while this process had a free slot all that time and took nothing. now: monotonic seconds."""
         try:
-            unanswered_s = self._doorbells.unanswered_s(now=now)
+            unanswered_s = self._doorbells.head_age_s(now=now)
         except redis.RedisError:
             self._idle_since = None
             return False
@@ -75,18 +75,18 @@ class Ear:
             return False
         if self._idle_since is None:
             self._idle_since = now
-        return min(unanswered_s, now - self._idle_since) >= DEAF_S
+        return min(unanswered_s, now - self._idle_since) >= STALLED_S
 
 
-def end_when_deaf(ear: Ear, stop: threading.Event, *, draining: threading.Event, running: Callable[[], int]) -> None:
+def exit_when_stalled(ear: ConsumerWatchdog, stop: threading.Event, *, draining: threading.Event, running: Callable[[], int]) -> None:
     """Until `stop`: a process that has gone deaf takes nothing new, lets the calls under way end, and exits with DEAF_EXIT."""
-    while not stop.wait(LOOK_S):
-        if draining.is_set() or not ear.is_deaf(now=time.monotonic()):
+    while not stop.wait(POLL_S):
+        if draining.is_set() or not ear.is_stalled(now=time.monotonic()):
             continue
         log.critical("doorbells are not heard any more: ending when the calls under way are over", extra={"running": running()})
         draining.set()
         until = time.monotonic() + settings().shutdown_grace_s
         while running() and time.monotonic() < until:
-            stop.wait(LOOK_S)
+            stop.wait(POLL_S)
         # Celery's own way out goes through the loop that hangs.
-        os._exit(DEAF_EXIT)
+        os._exit(STALLED_EXIT)

@@ -14,7 +14,7 @@ EVENTS_EVERY_S = 0.25
 LOOK_S = 0.5
 
 
-def tell_flower(consumer: Any, stop: threading.Event) -> None:
+def flush_events(consumer: Any, stop: threading.Event) -> None:
     """Until `stop`: events go out together, a few times a second. Each for itself they take a fifth of our CPU."""
     consumer.on_send_event_buffered = lambda: None  # of the dispatchers that will be made after a reconnect
     consumer.event_dispatcher.on_send_buffered = None

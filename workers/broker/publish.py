@@ -13,12 +13,12 @@ from models.platform import ids
 from models.platform.wire import public_id
 from models.webhooks.delivery_log import PREFIX
 from workers.broker.celery_app import app
-from workers.broker.queues import NAME, QUEUE, WEBHOOK_NAME, WEBHOOKS
+from workers.broker.queues import JOB_QUEUE, JOB_TASK, WEBHOOK_QUEUE, WEBHOOK_TASK
 
 log = logging.getLogger(__name__)
 
 
-class Call(NamedTuple):
+class TaskMessage(NamedTuple):
     """Somebody to be rung for: a job and its dispatch id, or a delivery and its ticket. title: what Flower calls it."""
 
     number: UUID
@@ -26,28 +26,28 @@ class Call(NamedTuple):
     title: str | None = None
 
 
-class Ring(Protocol):
+class Publisher(Protocol):
     """How workers are called for what may go out now. False: some of it was not rung for, and the next would not be either."""
 
-    def ring(self, calls: Sequence[Call]) -> bool: ...
+    def publish(self, messages: Sequence[TaskMessage]) -> bool: ...
 
 
-class CeleryRing:
+class JobPublisher:
     """Publishes over one connection, all at once. A lost doorbell is no loss: the sweep finds what nobody claimed."""
 
-    def ring(self, calls: Sequence[Call]) -> bool:
+    def publish(self, messages: Sequence[TaskMessage]) -> bool:
         """Whether the messages are on their way; lost ones get a log line, it never raises and never waits long."""
-        return _send(NAME, QUEUE, [(public_id(one.number), one) for one in calls])
+        return _send(JOB_TASK, JOB_QUEUE, [(public_id(one.number), one) for one in messages])
 
 
-class WebhookRing:
+class WebhookPublisher:
     """The same for deliveries that are due."""
 
-    def ring(self, calls: Sequence[Call]) -> bool:
-        return _send(WEBHOOK_NAME, WEBHOOKS, [(ids.show(PREFIX, one.number), one._replace(title="webhook")) for one in calls])
+    def publish(self, messages: Sequence[TaskMessage]) -> bool:
+        return _send(WEBHOOK_TASK, WEBHOOK_QUEUE, [(ids.show(PREFIX, one.number), one._replace(title="webhook")) for one in messages])
 
 
-def _send(name: str, queue: str, calls: Sequence[tuple[str, Call]]) -> bool:
+def _send(name: str, queue: str, calls: Sequence[tuple[str, TaskMessage]]) -> bool:
     if not calls:
         return True
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-QUEUE = "jobs"
-WEBHOOKS = "webhooks"
-NAME = "nowserving.job"
-WEBHOOK_NAME = "nowserving.webhook"
+JOB_QUEUE = "jobs"
+WEBHOOK_QUEUE = "webhooks"
+JOB_TASK = "nowserving.job"
+WEBHOOK_TASK = "nowserving.webhook"

@@ -49,14 +49,14 @@ class SentinelTransport(redis.SentinelTransport):
     Channel = SentinelChannel
 
 
-def use() -> None:
+def register() -> None:
     """Connections that are opened from now on have it."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
 
 
-def address(url: str) -> tuple[str, dict[str, Any]]:
+def broker_address(url: str) -> tuple[str, dict[str, Any]]:
     """NOWSERVING_REDIS_URL as kombu reads it: a URL, and what else its transport has to know."""
     watched = redis_sentinel.read(url)
     if watched is None:

@@ -25,14 +25,14 @@ from models.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
-LINE = "ns:line"
-JOBS = "ns:jobs"
-MODELS = "ns:models"
+PACER_CHANNEL = "ns:line"
+JOBS_CHANNEL = "ns:jobs"
+MODELS_CHANNEL = "ns:models"
 # What the pacer last said of itself; gone when it has said nothing for so long.
-PULSE = "ns:pulse"
-PULSE_MS = 10_000
+HEARTBEAT_KEY = "ns:pulse"
+HEARTBEAT_TTL_MS = 10_000
 # A channel and what is said there.
-Said = tuple[str, str]
+Message = tuple[str, str]
 # Redis is never worth waiting for: after an error nobody tries again for this long.
 TIMEOUT_S = 1.0
 
@@ -60,73 +60,73 @@ def client() -> redis.Redis:
     return connect()
 
 
-def line(lane_id: int, *, cancelled: UUID | None = None) -> None:
+def lane_changed(lane_id: int, *, cancelled: UUID | None = None) -> None:
     """The pacer is told to look at this lane. cancelled: the job to announce to Flower."""
     _say(_lane(lane_id, cancelled=str(cancelled) if cancelled else None))
 
 
-def joined(jobs: Mapping[int, Sequence[UUID]]) -> None:
+def jobs_enqueued(jobs: Mapping[int, Sequence[UUID]]) -> None:
     """The pacer is told which jobs have joined which lanes, to look there and to announce them to Flower."""
     _say(*(_lane(lane_id, joined=[str(job_id) for job_id in ids]) for lane_id, ids in jobs.items()))
 
 
-def budget(lane_id: int) -> Said:
+def budget_freed(lane_id: int) -> Message:
     """To be said with what frees it (Limiter.release): this lane's budget is free again."""
     return _lane(lane_id, budget=True)
 
 
-def limits(lane_ids: Sequence[int], *, forget: bool = False) -> None:
+def limits_changed(lane_ids: Sequence[int], *, forget: bool = False) -> None:
     """The pacer enforces the limits of these lanes as they are now, and looks at them. forget: their limiter state is made again."""
     if lane_ids:
-        _say((LINE, json.dumps({"limits": list(lane_ids), "forget": forget})))
+        _say((PACER_CHANNEL, json.dumps({"limits": list(lane_ids), "forget": forget})))
 
 
-def receivers(names: Sequence[str]) -> None:
+def deliveries_due(names: Sequence[str]) -> None:
     """The pacer is told that there are webhooks for these (delivery.receiver, webhook.test, delivery_log.redeliver say who)."""
     _say(_receivers(names))
 
 
-def model_lists() -> None:
+def refresh_model_lists() -> None:
     """Wakes the workers: copies of lists of models are wanted (models/keys/model_lists.py)."""
-    _say((MODELS, "{}"))
+    _say((MODELS_CHANNEL, "{}"))
 
 
-def job(job_id: UUID, event: str) -> None:
+def job_changed(job_id: UUID, event: str) -> None:
     """Whoever waits for this job, and the worker that runs it, are told."""
     _say(_job(job_id, event))
 
 
-def served(job_id: UUID, event: str, *, lane_id: int | None, receivers: Sequence[str]) -> None:
+def call_ended(job_id: UUID, event: str, *, lane_id: int | None, receivers: Sequence[str]) -> None:
     """All that is to be told when a worker is done with a job, at once: its callers, and the pacer of its slot.
 
     lane_id: somebody else may go there now, or the job again. receivers: for whom there are webhooks now.
     """
-    said = [_job(job_id, event), (LINE, '{"slot": true}') if lane_id is None else _lane(lane_id)]
+    said = [_job(job_id, event), (PACER_CHANNEL, '{"slot": true}') if lane_id is None else _lane(lane_id)]
     _say(*said, *([_receivers(receivers)] if receivers else []))
 
 
-def paces(*, unanswered_s: float) -> None:
+def report_heartbeat(*, unanswered_s: float) -> None:
     """The pacer paces, and doorbells have lain unanswered for so long. Raises redis.RedisError."""
-    client().set(PULSE, unanswered_s, px=PULSE_MS)
+    client().set(HEARTBEAT_KEY, unanswered_s, px=HEARTBEAT_TTL_MS)
 
 
-def pulse() -> float | None:
+def pacer_heartbeat() -> float | None:
     """For how many seconds doorbells have lain unanswered; None: no pacer has said anything. Raises redis.RedisError."""
-    said = client().get(PULSE)
+    said = client().get(HEARTBEAT_KEY)
     return None if said is None else float(said)
 
 
-def listen(channel: str, handle: Callable[[dict[str, Any]], None], *, until: Callable[[], bool]) -> None:
+def subscribe(channel: str, handle: Callable[[dict[str, Any]], None], *, until: Callable[[], bool]) -> None:
     """Gives messages of this channel to `handle` until told to stop. Raises redis.RedisError when the connection breaks: call it again."""
     with connect(timeout_s=5).pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe(channel)
         while not until():
             message = subscription.get_message(timeout=1.0)
             if message is not None:
-                pass_on(channel, message["data"], handle)
+                handle_message(channel, message["data"], handle)
 
 
-def pass_on(channel: str, data: bytes, handle: Callable[[dict[str, Any]], None]) -> None:
+def handle_message(channel: str, data: bytes, handle: Callable[[dict[str, Any]], None]) -> None:
     """Handles one message. One that cannot be read, as a newer version may send it, is counted and logged once for each kind of error."""
     try:
         handle(json.loads(data))
@@ -142,19 +142,19 @@ def pass_on(channel: str, data: bytes, handle: Callable[[dict[str, Any]], None])
 _logged: set[tuple[str, str]] = set()
 
 
-def _lane(lane_id: int, **more: object) -> Said:
-    return LINE, json.dumps({"lane": lane_id, **more})
+def _lane(lane_id: int, **more: object) -> Message:
+    return PACER_CHANNEL, json.dumps({"lane": lane_id, **more})
 
 
-def _job(job_id: UUID, event: str) -> Said:
-    return JOBS, json.dumps({"job": str(job_id), "event": event})
+def _job(job_id: UUID, event: str) -> Message:
+    return JOBS_CHANNEL, json.dumps({"job": str(job_id), "event": event})
 
 
-def _receivers(names: Sequence[str]) -> Said:
-    return LINE, json.dumps({"receivers": list(names)})
+def _receivers(names: Sequence[str]) -> Message:
+    return PACER_CHANNEL, json.dumps({"receivers": list(names)})
 
 
-def _say(*said: Said) -> None:
+def _say(*said: Message) -> None:
     try:
         with client().pipeline(transaction=False) as pipeline:
             for channel, message in said:

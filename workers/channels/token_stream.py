@@ -15,9 +15,9 @@ from models.telemetry import metrics
 from workers.channels import notify
 
 # How long a stream may be silent.
-KEPT_S = 600
+TTL_S = 600
 # After its end: whoever reads it is a moment behind at most, and who comes later has the transcript.
-KEPT_ENDED_S = 30
+ENDED_TTL_S = 30
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def channel(job_id: UUID) -> str:
     return f"ns:chunks:{job_id}"
 
 
-def add(chunks: Sequence[Chunk], *, job_id: UUID) -> None:
+def append(chunks: Sequence[Chunk], *, job_id: UUID) -> None:
     """These events, in order, can be read; whoever waits for them is told. Raises redis.RedisError: none of them can, and none later.
 
     What is here is always the beginning of the stream without a gap: one that Redis lost is not begun again in its middle.
@@ -43,18 +43,18 @@ def add(chunks: Sequence[Chunk], *, job_id: UUID) -> None:
     pipe = notify.client().pipeline(transaction=True)
     for chunk in chunks:
         pipe.xadd(key, {"d": chunk.dispatch_id.bytes, "n": chunk.n, "e": chunk.event}, nomkstream=chunk.n > 0)
-    pipe.expire(key, KEPT_S)
+    pipe.expire(key, TTL_S)
     pipe.publish(channel(job_id), b"")
     if None in pipe.execute():
         raise redis.ResponseError("Redis has lost the stream")
 
 
-def end(job_id: UUID) -> None:
+def shorten_ttl(job_id: UUID) -> None:
     """The job has ended and its transcript is stored: the stream will soon be gone. Raises redis.RedisError."""
-    notify.client().expire(_key(job_id), KEPT_ENDED_S)
+    notify.client().expire(_key(job_id), ENDED_TTL_S)
 
 
-def read(after: Mapping[UUID, str]) -> dict[UUID, tuple[str, list[Chunk]]]:
+def read_after(after: Mapping[UUID, str]) -> dict[UUID, tuple[str, list[Chunk]]]:
     """Of each of these jobs what came after the given place ("": from its beginning): the new place, and the events.
 
     One round trip for all of them; jobs without news are absent. Raises redis.RedisError.

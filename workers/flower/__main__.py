@@ -52,7 +52,7 @@ def configure() -> None:
     options.read_only = not ours.flower_control
     options.max_tasks, options.purge_offline_workers, options.persistent = TASKS_MOST, OFFLINE_S, False
     command.extract_settings()
-    handlers.take_over()
+    handlers.replace_handlers()
 
 
 if __name__ == "__main__":

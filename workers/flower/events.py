@@ -19,26 +19,26 @@ from models.jobs import task_names
 from models.platform.errors import Unavailable
 from models.platform.wire import parse_id, public_id
 from workers.broker.celery_app import app
-from workers.broker.queues import NAME, QUEUE
+from workers.broker.queues import JOB_QUEUE, JOB_TASK
 
 log = logging.getLogger(__name__)
 
 # Beyond this many unsent announcements new ones are dropped: the line comes first.
-BACKLOG_MOST = 2_000
+MAX_BACKLOG = 2_000
 # What comes within this time goes out as one message: each costs as much as half an admission.
-TOGETHER_S = 0.1
+BATCH_S = 0.1
 
 
-class Announcer:
+class FlowerEvents:
     """Sends events from a thread of its own."""
 
     def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[str, str]] = queue.Queue(BACKLOG_MOST)
+        self._waiting: queue.Queue[tuple[str, str]] = queue.Queue(MAX_BACKLOG)
 
-    def waits(self, job_id: UUID) -> None:
+    def job_enqueued(self, job_id: UUID) -> None:
         self._put("task-sent", public_id(job_id))
 
-    def cancelled(self, job_id: UUID) -> None:
+    def job_cancelled(self, job_id: UUID) -> None:
         self._put("task-revoked", public_id(job_id))
 
     def run(self, stop: threading.Event) -> None:
@@ -61,7 +61,7 @@ class Announcer:
             return
 
     def _send_all(self, dispatcher: Any, stop: threading.Event) -> None:
-        while not stop.wait(TOGETHER_S):
+        while not stop.wait(BATCH_S):
             try:
                 first = self._waiting.get(timeout=0.5)
             except queue.Empty:
@@ -69,7 +69,7 @@ class Announcer:
             more = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
             titles = _titles([job_id for event, job_id in [first, *more] if event == "task-sent"])
             for event, job_id in [first, *more]:
-                dispatcher.send(event, **_fields(event, job_id, titles.get(job_id, NAME)))
+                dispatcher.send(event, **_fields(event, job_id, titles.get(job_id, JOB_TASK)))
             dispatcher.flush()
 
 
@@ -91,5 +91,5 @@ def _fields(event: str, job_id: str, name: str) -> dict[str, object]:
         return {"uuid": job_id, "terminated": False, "signum": None, "expired": False}
     return {
         "uuid": job_id, "name": name, "args": f"('{job_id}',)", "kwargs": "{}", "retries": 0, "eta": None, "expires": None,
-        "root_id": job_id, "parent_id": None, "queue": QUEUE, "exchange": "", "routing_key": QUEUE,
+        "root_id": job_id, "parent_id": None, "queue": JOB_QUEUE, "exchange": "", "routing_key": JOB_QUEUE,
     }  # fmt: skip

@@ -40,7 +40,7 @@ BUTTON = 'task.state == "RECEIVED" or'
 OUR_BUTTON = 'task.state == "PENDING" or task.state == "RECEIVED" or'
 
 
-class Slowed:
+class PasswordLimit:
     """Before every handler of Flower: wrong passwords are counted for each address, and too many have to wait."""
 
     wrong = WrongTokens()
@@ -81,7 +81,7 @@ class GuardedHealth(Healthcheck):  # type: ignore[misc]
         await super().get()
 
 
-class Shown(WorkerView):  # type: ignore[misc]
+class ReadOnlyWorkerView(WorkerView):  # type: ignore[misc]
     """A worker's page without the levers that we have closed."""
 
     def render(self, name: str, **values: Any) -> None:
@@ -116,7 +116,7 @@ class Cancel(ControlHandler):  # type: ignore[misc]
         super().write_error(status_code, **why)
 
 
-class Refused(BaseHandler):  # type: ignore[misc]
+class Closed(BaseHandler):  # type: ignore[misc]
     """What would work around the line."""
 
     @web.authenticated
@@ -137,9 +137,9 @@ def cancel(job_id: UUID, by: str) -> str | None:
         return f"{wire.public_id(job_id)} has ended already, or is being cancelled"
     is_ended = done.status == Status.CANCELLED
     log.info("cancelled in Flower", extra={"job": wire.public_id(job_id), "status": done.status})
-    notify.job(job_id, "cancelled" if is_ended else "cancelling")
+    notify.job_changed(job_id, "cancelled" if is_ended else "cancelling")
     if is_ended:
-        notify.line(done.lane_id, cancelled=job_id)
+        notify.lane_changed(done.lane_id, cancelled=job_id)
     return f"{wire.public_id(job_id)} is cancelled" if is_ended else f"{wire.public_id(job_id)} runs and was told to stop"
 
 
@@ -152,11 +152,15 @@ class Logout(LogoutHandler):  # type: ignore[misc]
 
 
 OURS = {
-    "/logout": Logout, "/metrics": GuardedMetrics, "/healthcheck": GuardedHealth, "/worker/(.+)": Shown, "/api/task/revoke/(.+)": Cancel
-}  # fmt: skip
+    "/logout": Logout,
+    "/metrics": GuardedMetrics,
+    "/healthcheck": GuardedHealth,
+    "/worker/(.+)": ReadOnlyWorkerView,
+    "/api/task/revoke/(.+)": Cancel,
+}
 
 
-def take_over() -> None:
+def replace_handlers() -> None:
     """Flower's list of addresses leads to ours."""
     urls.handlers[:] = [_ours(one) for one in urls.handlers]
 
@@ -168,11 +172,15 @@ def _ours(one: Any) -> Any:
     pattern, handler = one[0], one[1]
     if pattern in OURS:
         return (pattern, _slowed(OURS[pattern]))
-    return (pattern, _slowed(Refused)) if CLOSED.fullmatch(pattern) else (pattern, _slowed(handler), *one[2:])
+    return (pattern, _slowed(Closed)) if CLOSED.fullmatch(pattern) else (pattern, _slowed(handler), *one[2:])
 
 
 def _slowed(handler: type) -> type:
-    return type(handler.__name__, (Slowed, handler), {}) if issubclass(handler, BaseHandler) and handler is not LoginHandler else handler
+    return (
+        type(handler.__name__, (PasswordLimit, handler), {})
+        if issubclass(handler, BaseHandler) and handler is not LoginHandler
+        else handler
+    )
 
 
 class _Loader(template.Loader):

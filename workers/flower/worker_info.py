@@ -17,16 +17,16 @@ from workers.broker.celery_app import app
 
 log = logging.getLogger(__name__)
 
-LANES_MOST = 50
+MAX_LANES = 50
 
 
-def tell(jobs: Callable[[], Sequence[UUID]]) -> None:
+def register(jobs: Callable[[], Sequence[UUID]]) -> None:
     """From now on this process tells of the lanes of these, the jobs that it holds."""
-    Lanes.jobs = staticmethod(jobs)
-    app.steps["consumer"].add(Lanes)
+    LaneStats.jobs = staticmethod(jobs)
+    app.steps["consumer"].add(LaneStats)
 
 
-class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
+class LaneStats(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no types
     """Celery asks each step of its consumer what there is to say."""
 
     jobs: Callable[[], Sequence[UUID]]
@@ -35,7 +35,7 @@ class Lanes(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ships no t
         """A line for each lane: `lane gpt-4o-mini [team-a]` → `2 running here, 40 waiting (rpm)`."""
         try:
             with db.begin() as session:
-                rows = session.execute(_LANES, {"ids": list(type(self).jobs()), "most": LANES_MOST}).all()
+                rows = session.execute(_LANES, {"ids": list(type(self).jobs()), "most": MAX_LANES}).all()
         except ServingError as error:
             log.info("lanes not told: Postgres is away", extra={"error": type(error).__name__})
             return {}

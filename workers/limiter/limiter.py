@@ -17,9 +17,9 @@ import redis
 from models.config.settings import settings
 from models.keys.keys import Limits
 from models.platform.errors import LineUnavailable
-from workers.channels.notify import Said
+from workers.channels.notify import Message
 
-__all__ = ["Ask", "BlockedBy", "Grant", "Learned", "Limiter", "Limits", "Meter", "Past", "Report", "Room"]
+__all__ = ["AdmitRequest", "BlockedBy", "CredentialModel", "Grant", "Headroom", "Learned", "Limiter", "Limits", "PastCharges", "Report"]
 
 SCRIPT = (Path(__file__).parent / "limiter.lua").read_text(encoding="utf-8")
 LONGEST_RESET_MS = 24 * 3600 * 1000
@@ -37,13 +37,13 @@ class BlockedBy(StrEnum):
 
 
 @dataclass(frozen=True)
-class Meter:
+class CredentialModel:
     credential_id: int
     model: str
 
 
 @dataclass(frozen=True)
-class Ask:
+class AdmitRequest:
     """One request; the dispatch id makes asking twice the same as asking once.
 
     since_us: when the job came, epoch µs. A job larger than a learned limit is tried once, unless an answer has confirmed the limit
@@ -69,7 +69,7 @@ class Grant:
 
 
 @dataclass(frozen=True)
-class Room:
+class Headroom:
     """free None: in flight is not limited. share: 0 to 1 of the scarcest limit."""
 
     in_flight: int
@@ -118,7 +118,7 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Past:
+class PastCharges:
     """A group of charges in the ledger; at_us is the end of the group, so that it is never counted too early."""
 
     at_us: int
@@ -127,8 +127,8 @@ class Past:
     images: int
 
 
-Call = tuple[Meter, str, Iterable[object]]
-HISTORY: tuple[Past, ...] = ()
+Call = tuple[CredentialModel, str, Iterable[object]]
+HISTORY: tuple[PastCharges, ...] = ()
 LEASES: Mapping[str, tuple[int, int, int]] = {}
 
 
@@ -143,32 +143,32 @@ class Limiter:
         self._clock = clock or (lambda: 0)
         self._sha = client.register_script(SCRIPT).sha
 
-    def admit(self, meter: Meter, asks: Sequence[Ask], *, lease_ms: int) -> Grant:
+    def admit(self, meter: CredentialModel, asks: Sequence[AdmitRequest], *, lease_ms: int) -> Grant:
         """As many of the asks as may go now, in their order, are charged and hold a lease."""
         return self.admit_many([(meter, asks)], lease_ms=lease_ms)[0]
 
-    def admit_many(self, wants: Sequence[tuple[Meter, Sequence[Ask]]], *, lease_ms: int) -> list[Grant]:
+    def admit_many(self, wants: Sequence[tuple[CredentialModel, Sequence[AdmitRequest]]], *, lease_ms: int) -> list[Grant]:
         """`admit` for several meters in one round trip."""
         calls = [(meter, "admit", [_us(lease_ms), *_flat(asks)]) for meter, asks in wants]
         return [_grant(reply) for reply in self._run(calls)]
 
-    def charge_again(self, meter: Meter, dispatch_id: str, *, lease_ms: int) -> Grant:
+    def charge_again(self, meter: CredentialModel, dispatch_id: str, *, lease_ms: int) -> Grant:
         """A late claim has paid for the moment it really sends; a denial charges nothing and leaves the lease.
 
         admitted 0 and blocked_by None: the lease is gone, the claim must give up.
         """
         return _grant(self._one(meter, "charge_again", _us(lease_ms), dispatch_id))
 
-    def renew(self, meter: Meter, dispatch_ids: Sequence[str], *, lease_ms: int) -> set[str]:
+    def renew(self, meter: CredentialModel, dispatch_ids: Sequence[str], *, lease_ms: int) -> set[str]:
         """Those still held, for lease_ms more. Empty without state too: it says nothing about the jobs' own leases."""
         return self.renew_many([(meter, dispatch_ids)], lease_ms=lease_ms)[0]
 
-    def renew_many(self, wants: Sequence[tuple[Meter, Sequence[str]]], *, lease_ms: int) -> list[set[str]]:
+    def renew_many(self, wants: Sequence[tuple[CredentialModel, Sequence[str]]], *, lease_ms: int) -> list[set[str]]:
         """`renew` for several meters in one round trip."""
         calls = [(meter, "renew", [_us(lease_ms), *ids]) for meter, ids in wants]
         return [{_text(one) for one in reply} for reply in self._run(calls)]
 
-    def release(self, meter: Meter, dispatch_id: str, report: Report, *, tell: Said | None = None) -> Learned:
+    def release(self, meter: CredentialModel, dispatch_id: str, report: Report, *, tell: Message | None = None) -> Learned:
         """The lease is gone and what the answer taught is in force. Twice is the same as once. tell: said in the same round trip."""
         requests = [_positive(report.limit_requests), _reset_us(report.reset_requests_ms)]
         tokens = [_positive(report.limit_tokens), _reset_us(report.reset_tokens_ms)]
@@ -187,26 +187,26 @@ class Limiter:
         window, rpm, tpm = (_known(value) for value in reply[:3])
         return Learned(window, rpm, tpm, cooldown_until_us=reply[3], changed=bool(reply[4]), tpm_refuted=bool(reply[5]))
 
-    def peek_many(self, meters: Sequence[Meter]) -> list[Room | None]:
+    def peek_many(self, meters: Sequence[CredentialModel]) -> list[Headroom | None]:
         """The room of each meter, for choosing a credential; None is NO_STATE. One round trip."""
         return [_room(reply) for reply in self._run([(meter, "peek", ()) for meter in meters])]
 
-    def configure(self, meter: Meter, limits: Limits) -> bool:
+    def configure(self, meter: CredentialModel, limits: Limits) -> bool:
         """The operator's limits are in force from now on. False: no state, the rebuild will bring them."""
         return bool(self._one(meter, "configure", *astuple(limits)))
 
-    def pause(self, meter: Meter, *, until_in_ms: int) -> bool:
+    def pause(self, meter: CredentialModel, *, until_in_ms: int) -> bool:
         """Nothing is admitted for that long. False: no state."""
         return bool(self._one(meter, "pause", _us(until_in_ms)))
 
-    def unpause(self, meter: Meter) -> bool:
+    def unpause(self, meter: CredentialModel) -> bool:
         """No cooldown is left, whoever set it. False: no state."""
         return bool(self._one(meter, "unpause"))
 
     def init(
-        self, meter: Meter, limits: Limits, *, learned_rpm: int | None = None, learned_tpm: int | None = None,
-        window: float | None = None, cooldown_until_us: int = 0, past: Sequence[Past] = HISTORY, day: Sequence[Past] = HISTORY,
-        leases: Mapping[str, tuple[int, int, int]] = LEASES,
+        self, meter: CredentialModel, limits: Limits, *, learned_rpm: int | None = None, learned_tpm: int | None = None,
+        window: float | None = None, cooldown_until_us: int = 0, past: Sequence[PastCharges] = HISTORY,
+        day: Sequence[PastCharges] = HISTORY, leases: Mapping[str, tuple[int, int, int]] = LEASES,
     ) -> bool:  # fmt: skip
         """The state is rebuilt, never looser than the one that was lost. False: someone was first; theirs stays.
 
@@ -218,17 +218,17 @@ class Limiter:
         learned = (learned_rpm, learned_tpm, window, cooldown_until_us)
         return bool(self._one(meter, "init", *astuple(limits), *learned, *history, *held))
 
-    def forget(self, meter: Meter) -> None:
+    def forget(self, meter: CredentialModel) -> None:
         """No state: the next one to ask must rebuild."""
         try:
             self._client.delete(*keys(meter))
         except redis.RedisError as error:
             raise LineUnavailable from error
 
-    def _one(self, meter: Meter, operation: str, *args: object) -> Any:
+    def _one(self, meter: CredentialModel, operation: str, *args: object) -> Any:
         return self._run([(meter, operation, args)])[0]
 
-    def _run(self, calls: Sequence[Call], *, tell: Said | None = None) -> list[Any]:
+    def _run(self, calls: Sequence[Call], *, tell: Message | None = None) -> list[Any]:
         """The replies, in one round trip; one more after Redis was restarted and has forgotten the script. tell: a wake-up that goes along.
 
         redis-py's own handling of NOSCRIPT costs a round trip before every pipeline.
@@ -248,7 +248,7 @@ class Limiter:
                 raise LineUnavailable from reply
         return replies
 
-    def _pipelined(self, calls: Sequence[Call], tell: Said | None = None) -> list[Any]:
+    def _pipelined(self, calls: Sequence[Call], tell: Message | None = None) -> list[Any]:
         now_us = self._clock()
         with self._client.pipeline(transaction=False) as pipeline:
             for meter, operation, args in calls:
@@ -259,7 +259,7 @@ class Limiter:
             return pipeline.execute(raise_on_error=False)[: len(calls)]
 
 
-def keys(meter: Meter) -> tuple[str, str, str, str, str]:
+def keys(meter: CredentialModel) -> tuple[str, str, str, str, str]:
     """Its five keys, in one slot whatever characters the model's name has."""
     tag = f"ns:{{{meter.credential_id}:{quote(meter.model, safe='/:@', errors='surrogatepass')}}}"
     return f"{tag}:state", f"{tag}:leases", f"{tag}:costs", f"{tag}:minutes", f"{tag}:days"
@@ -270,15 +270,15 @@ def _grant(reply: list[Any]) -> Grant:
     return Grant(reply[0], _known(reply[1]), BlockedBy(blocked_by) if blocked_by else None)
 
 
-def _room(reply: list[Any] | None) -> Room | None:
-    return Room(reply[0], _known(reply[1]), reply[2], float(reply[3])) if reply else None
+def _room(reply: list[Any] | None) -> Headroom | None:
+    return Headroom(reply[0], _known(reply[1]), reply[2], float(reply[3])) if reply else None
 
 
-def _flat(asks: Sequence[Ask]) -> list[object]:
+def _flat(asks: Sequence[AdmitRequest]) -> list[object]:
     return [value for ask in asks for value in (ask.dispatch_id, ask.tokens, ask.images, ask.since_us)]
 
 
-def _counted(history: Sequence[Past]) -> list[int]:
+def _counted(history: Sequence[PastCharges]) -> list[int]:
     groups = sorted(history, key=lambda past: past.at_us)
     return [len(groups), *(value for past in groups for value in (past.at_us, past.requests, past.tokens, past.images))]
 

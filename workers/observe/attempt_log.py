@@ -19,12 +19,12 @@ from models.telemetry.tracing import Attributes, Kind, Span
 
 log = logging.getLogger(__name__)
 
-REQUEST = "req_"
+REQUEST_PREFIX = "req_"
 # The conventions have names for the first two.
 _OPERATIONS = {CHAT: "chat", EMBEDDINGS: "embeddings", IMAGES: "image_generation", EDITS: "image_edit", MODERATIONS: "moderation"}
 
 
-class Telling:
+class AttemptLog:
     """Of one attempt, from its claim on. row: of job.claim."""
 
     def __init__(self, row: Any) -> None:
@@ -33,7 +33,7 @@ class Telling:
         self._over_ns: int | None = None
         self._finding: AttemptResult | None = None
         self._why = ""
-        logs.extend(attempt=row.calls, **about(row))
+        logs.extend(attempt=row.calls, **log_fields(row))
         self._span = tracing.start_child("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=self._began_ns)
 
     def found(self, finding: AttemptResult, *, why: str = "") -> None:
@@ -58,32 +58,32 @@ class Telling:
                 "upstream_request_id": found.upstream_request_id, "why": self._why or None,
             },
         )  # fmt: skip
-        end(self._span, self._row, found, at_ns=over_ns)
+        end_span(self._span, self._row, found, at_ns=over_ns)
 
 
-def lost(row: Any) -> None:
+def log_lost_attempt(row: Any) -> None:
     """Said for the worker that is gone: its lease ran out, and nobody knows what became of the call. row: of job.reap."""
     found = AttemptResult(Outcome.UNKNOWN)
     log.warning(
-        "lease ran out", extra={"job": ids.show("job_", row.id), "attempt": row.calls, **about(row), "status": row.status}
+        "lease ran out", extra={"job": ids.show("job_", row.id), "attempt": row.calls, **log_fields(row), "status": row.status}
     )  # fmt: skip
     if row.started_at is not None:
         began_ns = int(row.started_at.timestamp() * 1e9)
         span = tracing.start_child("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=began_ns)
-        end(span, row, found, at_ns=time.time_ns())
+        end_span(span, row, found, at_ns=time.time_ns())
 
 
-def about(row: Any) -> dict[str, object]:
+def log_fields(row: Any) -> dict[str, object]:
     """What log lines say of a job's row, besides its id and its attempt."""
-    return {"lane": row.lane_id, "key": row.key_id, "request_id": request(row), "trace_id": tracing.trace_id(row.traceparent)}
+    return {"lane": row.lane_id, "key": row.key_id, "request_id": request_id(row), "trace_id": tracing.trace_id(row.traceparent)}
 
 
-def request(row: Any) -> str | None:
+def request_id(row: Any) -> str | None:
     """The X-Request-Id of the request that brought this job."""
-    return ids.show(REQUEST, row.request_id) if row.request_id is not None else None
+    return ids.show(REQUEST_PREFIX, row.request_id) if row.request_id is not None else None
 
 
-def end(span: Span, row: Any, found: AttemptResult, *, at_ns: int) -> None:
+def end_span(span: Span, row: Any, found: AttemptResult, *, at_ns: int) -> None:
     """The span of this attempt is over. row: lane_id, key_id, credential_id, calls, endpoint, model, and base_url where it is known."""
     if span.is_recorded:
         span.set(_attributes(row, found))

@@ -27,10 +27,10 @@ def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = No
                 self._send(200 if is_healthy() else 503, b"ok\n" if is_healthy() else b"unhealthy\n", "text/plain")
             elif self.path != "/metrics":
                 self._send(404, b"", "text/plain")
-            elif refusal := refused(wrong, str(self.client_address[0]), self.headers.get("Authorization") or ""):
+            elif refusal := check_token(wrong, str(self.client_address[0]), self.headers.get("Authorization") or ""):
                 self._send(refusal.status, b"", "text/plain")
             else:
-                self._send(200, exposition(counts), CONTENT_TYPE_LATEST)
+                self._send(200, render_metrics(counts), CONTENT_TYPE_LATEST)
 
         def log_message(self, format: str, *args: object) -> None:
             """Silent."""
@@ -48,7 +48,7 @@ def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = No
     return server
 
 
-def exposition(counts: Path | None) -> bytes:
+def render_metrics(counts: Path | None) -> bytes:
     """All metrics in Prometheus' text format."""
     if counts is None:
         return generate_latest(REGISTRY)
@@ -57,7 +57,7 @@ def exposition(counts: Path | None) -> bytes:
     return generate_latest(registry)
 
 
-def refused(wrong: WrongTokens, peer: str, authorization: str) -> ServingError | None:
+def check_token(wrong: WrongTokens, peer: str, authorization: str) -> ServingError | None:
     """Why this header of this peer does not open /metrics; None: it does."""
     try:
         wrong_tokens.expect_metrics_token(wrong, client_address.name_of(peer, ""), authorization.removeprefix("Bearer "))

@@ -53,7 +53,7 @@ class Cleanup:
         at: the time that ages are measured against; None: Postgres's clock. Raises Unavailable.
         """
         with db.autocommit() as session:
-            at = at or retention.now(session)
+            at = at or retention.database_now(session)
         is_drained = True
         for name, step in retention.steps(at, days=settings().retention_days, idempotency_hours=settings().idempotency_hours).items():
             is_drained = self._drain(name, step, stop) and is_drained

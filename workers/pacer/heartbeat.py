@@ -12,8 +12,8 @@ import redis
 from models.database import db
 from models.jobs import workers
 from models.platform.errors import Unavailable
-from workers.broker.consumer_watchdog import Doorbells
-from workers.broker.queues import QUEUE
+from workers.broker.consumer_watchdog import QueueHead
+from workers.broker.queues import JOB_QUEUE
 from workers.channels import notify
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,13 @@ STALLED_STEP_S = 15.0
 class PacerHeartbeat:
     """stepped_at: monotonic seconds of the pacer's last step. also: runs with each heartbeat, with the time of its begin."""
 
+<<<<<<< HEAD
     def __init__(self, broker: redis.Redis, *, stepped_at: Callable[[], float], also: Callable[[float], None] = lambda _: None) -> None:
         self._doorbells = Doorbells(broker, QUEUE)
+=======
+    def __init__(self, broker: redis.Redis, *, stepped_at: Callable[[], float], looks: Callable[[float], None] = lambda _: None) -> None:
+        self._doorbells = QueueHead(broker, JOB_QUEUE)
+>>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         self._stepped_at = stepped_at
         self._also = also
 
@@ -54,11 +59,16 @@ class PacerHeartbeat:
             stop.wait(FIRST_S)
 
     def step(self, *, now: float) -> None:
+<<<<<<< HEAD
         """Sends one heartbeat. Without recent steps it sends none, which deep health detects. now: monotonic seconds."""
-        unanswered_s = self._doorbells.unanswered_s(now=now) or 0.0
+        unanswered_s = self._doorbells.head_age_s(now=now) or 0.0
+=======
+        """One look. Without steps of the pacer nothing is said, and silence is what deep health finds. now: monotonic seconds."""
+        unanswered_s = self._doorbells.head_age_s(now=now) or 0.0
+>>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         if unanswered_s:
             with db.autocommit() as session:
                 if workers.idle_slots(session) <= 0:
                     unanswered_s = 0.0  # every slot is busy: the message waits its turn
         if now - self._stepped_at() < STALLED_STEP_S:
-            notify.paces(unanswered_s=unanswered_s)
+            notify.report_heartbeat(unanswered_s=unanswered_s)

@@ -96,7 +96,7 @@ def put_back(row: Any, *, why: str, delay_s: float) -> None:
             requeue.requeue_job(session, row.id, row.dispatch_id, AttemptResult(Outcome.NOT_SENT), delay_s=delay_s, reason=why)
     except Unavailable:
         return
-    notify.served(row.id, "queued", lane_id=row.lane_id, receivers=())
+    notify.call_ended(row.id, "queued", lane_id=row.lane_id, receivers=())
 
 
 def _spools(ending: AttemptRecord) -> bool:
@@ -151,7 +151,7 @@ def _commit(ending: AttemptRecord) -> Usage | None:
         )
     # Who may go now: the job again, or its conversation's next turn.
     moves = ending.result is None or ending.is_turn
-    notify.served(
+    notify.call_ended(
         ending.job_id, "ended" if ending.result else "queued", lane_id=ending.lane_id if moves else None, receivers=due or ()
     )  # fmt: skip
     return used

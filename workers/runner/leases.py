@@ -16,7 +16,7 @@ from models.jobs import claims
 from models.platform import wire
 from models.platform.errors import LineUnavailable, Unavailable
 from workers.channels import notify
-from workers.limiter.limiter import Limiter, Meter
+from workers.limiter.limiter import CredentialModel, Limiter
 from workers.upstream.call import CallControl
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class RunningJob:
     """One job in this process."""
 
     job_id: UUID
-    meter: Meter
+    meter: CredentialModel
     call: CallControl
 
 
@@ -92,7 +92,7 @@ class Leases:
             return dispatch_id in self._held
 
     def _renew_slots(self, held: dict[UUID, RunningJob]) -> None:
-        by_meter: dict[Meter, list[str]] = {}
+        by_meter: dict[CredentialModel, list[str]] = {}
         for dispatch_id, one in held.items():
             by_meter.setdefault(one.meter, []).append(str(dispatch_id))
         try:
@@ -111,6 +111,6 @@ def listen_for_cancels(leases: Leases, stop: threading.Event) -> None:
 
     while not stop.is_set():
         try:
-            notify.listen(notify.JOBS, hear, until=stop.is_set)
+            notify.subscribe(notify.JOBS_CHANNEL, hear, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(1.0)

@@ -55,7 +55,7 @@ class ModelListRefresher:
         """Until `stop`: a wake-up of the API has every copy refreshed that is wanted by then."""
         while not stop.is_set():
             try:
-                notify.listen(notify.MODELS, lambda _: self.begin(), until=stop.is_set)
+                notify.subscribe(notify.MODELS_CHANNEL, lambda _: self.begin(), until=stop.is_set)
             except (redis.RedisError, OSError):
                 stop.wait(1.0)
 

@@ -23,9 +23,9 @@ from models.telemetry import logs
 from workers.answers import event_answer, rate_limit_headers, retry_policy
 from workers.answers.retry_policy import NextStep, Verdict
 from workers.channels import notify
-from workers.limiter.limiter import Learned, Limiter, Meter, Report
+from workers.limiter.limiter import CredentialModel, Learned, Limiter, Report
 from workers.observe import counters
-from workers.observe.attempt_log import Telling
+from workers.observe.attempt_log import AttemptLog
 from workers.runner import feedback, finish, outgoing, stream
 from workers.runner.finish import AttemptRecord
 from workers.runner.leases import Leases, RunningJob
@@ -50,10 +50,10 @@ class Attempt:
     """A claimed job in the hands of one thread. content: what goes out, once it was loaded."""
 
     row: Any
-    meter: Meter
+    meter: CredentialModel
     call: CallControl
     relay: StreamPublisher
-    telling: Telling
+    telling: AttemptLog
     began: float
     content: bytes | Body = b""
 
@@ -113,7 +113,7 @@ class JobRunner:
             return True
         if room.may_wait(settings().worker_threads // 2) and room.reserve(wanted):
             return True
-        self._release(Meter(row.credential_id, row.model), row, Report(sent=False))
+        self._release(CredentialModel(row.credential_id, row.model), row, Report(sent=False))
         finish.put_back(row, why=NO_ROOM, delay_s=NO_ROOM_DELAY_S)
         return False
 
@@ -128,13 +128,13 @@ class JobRunner:
             self._give_back(job_id, dispatch_id)
             return
         crash_points.at("worker.after_claim")
-        telling = Telling(row)
+        telling = AttemptLog(row)
         counters.claimed(row)
         if row.due:
-            notify.receivers(row.due)
+            notify.deliveries_due(row.due)
         claimed = time.monotonic()
         call = CallControl(deadline=claimed + max(states.MIN_CALL_S, row.timeout_s - row.ran_s), room=room)
-        work = Attempt(row, Meter(row.credential_id, row.model), call, StreamPublisher(row), telling, claimed)
+        work = Attempt(row, CredentialModel(row.credential_id, row.model), call, StreamPublisher(row), telling, claimed)
         self._leases.add(dispatch_id, RunningJob(job_id=job_id, meter=work.meter, call=work.call))
         try:
             work, why = _load(work, room)
@@ -207,16 +207,16 @@ class JobRunner:
         else:
             _fail_or_again(work, verdict, answer=answer, learned=learned)
 
-    def _pays_again(self, bound: Meter, dispatch_id: UUID) -> bool:
+    def _pays_again(self, bound: CredentialModel, dispatch_id: UUID) -> bool:
         try:
             return self._limiter.charge_again(bound, str(dispatch_id), lease_ms=_lease_ms()).admitted == 1
         except LineUnavailable:
             return False
 
-    def _release(self, bound: Meter, row: Any, report: Report) -> Learned | None:
+    def _release(self, bound: CredentialModel, row: Any, report: Report) -> Learned | None:
         """The slot is free and the limiter has the report; what it learned, None when it cannot be reached."""
         try:
-            return self._limiter.release(bound, str(row.dispatch_id), report, tell=notify.budget(row.lane_id))
+            return self._limiter.release(bound, str(row.dispatch_id), report, tell=notify.budget_freed(row.lane_id))
         except LineUnavailable:
             # A pause that the upstream asked for is stored at least, for the state that will be rebuilt.
             return feedback.unreported_pause(report)
@@ -229,7 +229,7 @@ class JobRunner:
         except Unavailable:
             return  # the slot frees itself when its lease runs out
         if ghost is not None:
-            self._release(Meter(ghost.credential_id, ghost.model), ghost, Report(sent=False))
+            self._release(CredentialModel(ghost.credential_id, ghost.model), ghost, Report(sent=False))
 
 
 def _load(work: Attempt, room: BodyReservation) -> tuple[Attempt, str]:

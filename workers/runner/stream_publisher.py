@@ -50,7 +50,7 @@ class StreamPublisher:
         """Redis need not keep for long what has its place in the transcript."""
         if self.has_begun and self._is_open:
             with suppress(redis.RedisError):
-                token_stream.end(self._ids["job_id"])
+                token_stream.shorten_ttl(self._ids["job_id"])
 
     def _begin(self) -> bool:
         """On record before the first event can be read: from here on a lost call is a failed job."""
@@ -69,7 +69,7 @@ class StreamPublisher:
         dispatch_id = self._ids["dispatch_id"]
         fresh = [Chunk(dispatch_id, n, self._events[n]) for n in range(self._passed, len(self._events))]
         try:
-            token_stream.add(fresh, job_id=self._ids["job_id"])
+            token_stream.append(fresh, job_id=self._ids["job_id"])
         except redis.RedisError as error:
             log.warning("a stream is not relayed further", extra={**self._said(), "error": type(error).__name__})
             return False

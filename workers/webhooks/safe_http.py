@@ -26,14 +26,14 @@ from ssrfguard import Address, BlockedAddressError, Resolver, Target, connect, r
 from models.webhooks import url_policy
 
 # Of the whole answer, its headers too. What comes after is not read.
-READ_MOST_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 64 * 1024
 # Once the status is known the rest of the answer decides nothing.
 BODY_S = 2.0
 PIECE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """What was answered. headers: names in lower case; body: as much of it as came."""
 
     status: int
@@ -45,7 +45,7 @@ class Unreachable(Exception):
     """There is no answer. The message says why, and nothing about networks that its reader has no business with."""
 
 
-class Refused(Unreachable):
+class Blocked(Unreachable):
     """We do not connect there. `detail` is for the operator: the address and the rule."""
 
     def __init__(self, message: str, *, detail: str) -> None:
@@ -53,18 +53,18 @@ class Refused(Unreachable):
         self.detail = detail
 
 
-def post(url: str, *, headers: Mapping[str, str], body: bytes, timeout_s: float, resolver: Resolver | None = None) -> Reply:
+def post(url: str, *, headers: Mapping[str, str], body: bytes, timeout_s: float, resolver: Resolver | None = None) -> Response:
     """The answer to this POST, whatever its status, within `timeout_s`. Raises Unreachable or Refused.
 
     resolver: in place of the system's, shaped like socket.getaddrinfo; what it answers is checked just the same.
     """
     until = _Deadline(timeout_s)
     with _named(timeout_s):
-        cleaned = url_policy.clean(url)
-        target = url_policy.check(cleaned)
+        cleaned = url_policy.normalize(url)
+        target = url_policy.check_origin(cleaned)
         addresses = _resolve(target, resolver, until)
-        each_s = until.left_s() / min(len(addresses), url_policy.ADDRESSES_MOST)
-        with connect(addresses, policy=url_policy.policy(), timeout=each_s) as plain:
+        each_s = until.left_s() / min(len(addresses), url_policy.MAX_ADDRESSES)
+        with connect(addresses, policy=url_policy.current_policy(), timeout=each_s) as plain:
             plain.settimeout(until.left_s())
             with _secure(plain, target) as secured:
                 return _exchange(_Wire(secured, until), _head(target, cleaned, headers, body) + body)
@@ -89,7 +89,7 @@ class _Wire(io.RawIOBase):
     """A socket of which each read and write may take what is left of the time, and which ends after READ_MOST_BYTES."""
 
     def __init__(self, sock: socket.socket, until: _Deadline) -> None:
-        self._sock, self.until, self._left = sock, until, READ_MOST_BYTES
+        self._sock, self.until, self._left = sock, until, MAX_ANSWER_BYTES
 
     def readable(self) -> bool:
         return True
@@ -116,7 +116,7 @@ class _Wire(io.RawIOBase):
 
 def _resolve(target: Target, resolver: Resolver | None, until: _Deadline) -> tuple[Address, ...]:
     """The checked addresses. The system's lookup knows no deadline, so it is left alone in a thread when ours has passed."""
-    policy = url_policy.policy()
+    policy = url_policy.current_policy()
     if target.is_literal_address:
         return resolve(target, policy=policy)
     said: queue.SimpleQueue[tuple[Address, ...] | Exception] = queue.SimpleQueue()
@@ -153,7 +153,7 @@ def _head(target: Target, url: str, headers: Mapping[str, str], body: bytes) -> 
     return "".join([f"POST {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines.items()), "\r\n"]).encode("ascii")
 
 
-def _exchange(wire: _Wire, said: bytes) -> Reply:
+def _exchange(wire: _Wire, said: bytes) -> Response:
     # Who has heard enough may answer and hang up before we are done: the answer counts.
     with suppress(BrokenPipeError, ConnectionResetError):
         wire.send(said)
@@ -161,7 +161,7 @@ def _exchange(wire: _Wire, said: bytes) -> Reply:
     answer.begin()
     wire.until.shorten(BODY_S)
     body = b"".join(_pieces(answer.read1))
-    return Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
+    return Response(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
 
 
 def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -176,9 +176,9 @@ def _named(timeout_s: float) -> Iterator[None]:
     try:
         yield
     except url_policy.NotAllowed as error:
-        raise Refused(f"its URL {error}", detail=str(error)) from None
+        raise Blocked(f"its URL {error}", detail=str(error)) from None
     except BlockedAddressError as error:
-        raise Refused("its address is not one that webhooks may be sent to", detail=str(error)) from None
+        raise Blocked("its address is not one that webhooks may be sent to", detail=str(error)) from None
     except TimeoutError:
         raise Unreachable(f"no answer within {timeout_s:g} s") from None
     except socket.gaierror:

@@ -22,13 +22,13 @@ from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
 from models.telemetry.tracing import Kind, Span
 from models.webhooks import deliveries, retry_schedule
-from models.webhooks.deliveries import Attempt, Claimed
+from models.webhooks.deliveries import AttemptResult, ClaimedDelivery
 from models.webhooks.delivery_log import PREFIX
 from workers.answers import rate_limit_headers
 from workers.channels import notify
 from workers.observe import attempt_log, counters
 from workers.webhooks import safe_http
-from workers.webhooks.safe_http import Refused, Reply, Unreachable
+from workers.webhooks.safe_http import Blocked, Response, Unreachable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Sender:
                 crash_points.at("webhook.after_send")
                 one = self._settle(one, attempt, wait_s=wait_s, may_go_on=time.monotonic() < until)
 
-    def _send(self, one: Claimed, *, traceparent: str | None) -> tuple[Attempt, float | None]:
+    def _send(self, one: ClaimedDelivery, *, traceparent: str | None) -> tuple[AttemptResult, float | None]:
         """What came of sending it once, and how long the receiver asked to wait."""
         began = time.monotonic()
         try:
@@ -79,19 +79,19 @@ class Sender:
                 resolver=self._resolver,
             )  # fmt: skip
         except Unreachable as error:
-            if isinstance(error, Refused):
+            if isinstance(error, Blocked):
                 log.warning("webhook refused", extra={"why": error.detail})
-            return Attempt(has_arrived=False, duration_ms=_since_ms(began), error=str(error)), None
-        wait_ms = rate_limit_headers.retry_after_ms(reply.headers, most_ms=int(retry_schedule.RETRY_AFTER_MOST_S * 1000))
+            return AttemptResult(has_arrived=False, duration_ms=_since_ms(began), error=str(error)), None
+        wait_ms = rate_limit_headers.retry_after_ms(reply.headers, most_ms=int(retry_schedule.MAX_RETRY_AFTER_S * 1000))
         return _judge(reply, duration_ms=_since_ms(began)), None if wait_ms is None else wait_ms / 1000
 
-    def _settle(self, one: Claimed, attempt: Attempt, *, wait_s: float | None, may_go_on: bool) -> Claimed | None:
+    def _settle(self, one: ClaimedDelivery, attempt: AttemptResult, *, wait_s: float | None, may_go_on: bool) -> ClaimedDelivery | None:
         """The attempt is on record; the next to send, in the same transaction, unless the receiver fails all the time."""
         goes_on = may_go_on and not self._stop.is_set()
         retry_in_s = retry_schedule.delay_s(one.retries_left, rng=self._rng, retry_after_s=wait_s) if one.retries_left else 0.0
         pause_s = wait_s if wait_s is not None and attempt.http_status in PAUSING else 0.0
 
-        def commit() -> tuple[deliveries.Settled | None, Claimed | None]:
+        def commit() -> tuple[deliveries.FinishedAttempt | None, ClaimedDelivery | None]:
             with db.begin() as session:
                 settled = deliveries.finish(session, one.id, one.ticket, attempt, retry_in_s=retry_in_s, pause_s=pause_s)
                 if not goes_on or settled is None or settled.is_failing:
@@ -107,7 +107,7 @@ class Sender:
         _report(one, attempt, settled)
         # What fails all the time is tried once a second; others go on at once, in another slot.
         if following is None and not goes_on and settled is not None and not settled.is_failing:
-            notify.receivers([one.receiver])
+            notify.deliveries_due([one.receiver])
         return following
 
 
@@ -116,7 +116,7 @@ def sign(secrets: list[str], *, message_id: str, at: datetime, payload: bytes) -
     return " ".join(Webhook(secret).sign(message_id, at, payload.decode()) for secret in secrets)
 
 
-def _headers(one: Claimed, traceparent: str | None) -> dict[str, str]:
+def _headers(one: ClaimedDelivery, traceparent: str | None) -> dict[str, str]:
     now, message_id = datetime.now(UTC), ids.show(PREFIX, one.id)
     traced = {"traceparent": traceparent} if traceparent else {}
     return {
@@ -129,10 +129,10 @@ def _headers(one: Claimed, traceparent: str | None) -> dict[str, str]:
     }
 
 
-def _judge(reply: Reply, *, duration_ms: int) -> Attempt:
+def _judge(reply: Response, *, duration_ms: int) -> AttemptResult:
     has_arrived = 200 <= reply.status < 300
     redirected = " (redirects are not followed)" if 300 <= reply.status < 400 else ""
-    return Attempt(
+    return AttemptResult(
         has_arrived=has_arrived,
         duration_ms=duration_ms,
         http_status=reply.status,
@@ -142,7 +142,7 @@ def _judge(reply: Reply, *, duration_ms: int) -> Attempt:
     )
 
 
-def _report(one: Claimed, attempt: Attempt, settled: deliveries.Settled | None) -> None:
+def _report(one: ClaimedDelivery, attempt: AttemptResult, settled: deliveries.FinishedAttempt | None) -> None:
     counters.sent(has_arrived=attempt.has_arrived, http_status=attempt.http_status)
     about = {"receiver": one.receiver, "key": one.key_id}
     if settled is None:
@@ -154,13 +154,13 @@ def _report(one: Claimed, attempt: Attempt, settled: deliveries.Settled | None) 
         log.error("webhook endpoint disabled", extra={**about, "reason": settled.disabled})
 
 
-def _about(one: Claimed) -> dict[str, object]:
+def _about(one: ClaimedDelivery) -> dict[str, object]:
     """What log lines say of it: of the job too, where it tells of one. attempt: of sending."""
     job_id = wire.public_id(one.job_id) if one.job_id else None
-    return {"job": job_id, "attempt": one.attempts, **attempt_log.about(one), "delivery": ids.show(PREFIX, one.id)}
+    return {"job": job_id, "attempt": one.attempts, **attempt_log.log_fields(one), "delivery": ids.show(PREFIX, one.id)}
 
 
-def _end(span: Span, one: Claimed, attempt: Attempt) -> None:
+def _end(span: Span, one: ClaimedDelivery, attempt: AttemptResult) -> None:
     """The span `webhook` is over: where it went to and what came back, not what was sent."""
     if span.is_recorded:
         span.set({

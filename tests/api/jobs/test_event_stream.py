@@ -99,7 +99,7 @@ def test_invalid_last_event_id_is_refused(caller: Caller, value: str) -> None:
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SUCCEEDED])
 def test_stream_shows_job_run_and_end(caller: Caller, status: Status) -> None:
     name = caller.submit()
-    mover = later(0.2, lambda: end(caller, name, status=status), lambda: notify.job(wire.parse_id(name), status))
+    mover = later(0.2, lambda: end(caller, name, status=status), lambda: notify.job_changed(wire.parse_id(name), status))
 
     answer = caller.get(f"/v1/jobs/{name}/events")
 

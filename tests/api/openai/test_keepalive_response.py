@@ -64,7 +64,7 @@ def end(caller: Caller, result: JobResult | None = None) -> UUID:
     job_id = the_job()
     result = result or JobResult(Status.SUCCEEDED, http_status=200, response=BODY)
     finish(job_id, start(caller.key, job_id), result, AttemptResult(Outcome.SUCCEEDED, result.http_status))
-    notify.job(job_id, "ended")
+    notify.job_changed(job_id, "ended")
     return job_id
 
 
@@ -135,13 +135,13 @@ def test_failure_within_grace_time_keeps_its_status(caller: Caller, threads: Thr
 def test_expired_or_cancelled_job_returns_its_error(caller: Caller, threads: ThreadPoolExecutor) -> None:
     waiting = send_waiting(threads, caller)
     expire_job(the_job())
-    notify.job(the_job(), "ended")
+    notify.job_changed(the_job(), "ended")
     assert (504, "expired") == (waiting.result(30).status_code, error_of(waiting.result())["code"])
 
     query("DELETE FROM job")
     waiting = send_waiting(threads, caller)
     cancel_job(caller.key, the_job())
-    notify.job(the_job(), "cancelled")
+    notify.job_changed(the_job(), "cancelled")
     assert (409, "cancelled") == (waiting.result(30).status_code, error_of(waiting.result())["code"])
 
 
@@ -275,7 +275,7 @@ def test_unmarked_request_never_receives_a_stored_answer(caller: Caller) -> None
 def test_late_cancellation_closes_connection_and_is_delivered_once(caller: Caller) -> None:
     response, pieces = begin(caller, headers=PYTHON)
     cancel_job(caller.key, the_job())
-    notify.job(the_job(), "cancelled")
+    notify.job_changed(the_job(), "cancelled")
     with pytest.raises(ConnectionAborted):
         list(pieces)
     response.close()
@@ -348,7 +348,7 @@ def test_revoked_key_gets_no_answer(caller: Caller, threads: ThreadPoolExecutor,
     reading = read(threads, caller, begins=not grace_s)
     with db.begin() as session:
         keys.revoke(session, caller.key.id)
-    notify.job(the_job(), "queued")
+    notify.job_changed(the_job(), "queued")
 
     response, body = reading.result(30)
     assert (401, 200)[not grace_s] == response.status_code

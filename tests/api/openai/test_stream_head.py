@@ -60,7 +60,7 @@ def fail(job_id: UUID, caller: Caller, *, status: int, body: bytes | None = None
     result = JobResult(Status.FAILED, http_status=status, response=response, error=error, transcript=transcript)
     with db.begin() as session:
         assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.REFUSED, status, "req_1"))
-    notify.job(job_id, "ended")
+    notify.job_changed(job_id, "ended")
 
 
 def text_of(answer: TestResponse) -> str:
@@ -110,7 +110,7 @@ def test_job_ended_without_call_has_our_status(
 ) -> None:
     waiting, job_id = submit(threads, caller)
     end(caller, job_id)
-    notify.job(job_id, "ended")
+    notify.job_changed(job_id, "ended")
 
     assert status == waiting.result(30).status_code
 
@@ -118,7 +118,7 @@ def test_job_ended_without_call_has_our_status(
 def test_revoked_key_gets_401(caller: Caller, threads: ThreadPoolExecutor) -> None:
     waiting, job_id = submit(threads, caller)
     query("UPDATE key SET revoked_at = now()")
-    notify.job(job_id, "moved")
+    notify.job_changed(job_id, "moved")
 
     assert 401 == waiting.result(30).status_code
 
@@ -131,7 +131,7 @@ def test_first_event_sends_head_and_later_failure_is_in_stream(caller: Caller, t
     result = JobResult(Status.FAILED, http_status=400, response=b"{}", error=ERROR, transcript=event(0))
     with db.begin() as session:
         assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.UNKNOWN, 200, "req_1"))
-    notify.job(job_id, "ended")
+    notify.job_changed(job_id, "ended")
     text = text_of(answer)
 
     assert (200, "text/event-stream") == (answer.status_code, answer.mimetype)
@@ -145,7 +145,7 @@ def test_end_with_events_lost_by_redis_is_a_stream(caller: Caller, threads: Thre
     result = JobResult(status, http_status=200, response=b"{}", error=None if status == Status.SUCCEEDED else ERROR, transcript=event(0))
     with db.begin() as session:
         assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.SUCCEEDED, 200, "req_1"))
-    notify.job(job_id, "ended")
+    notify.job_changed(job_id, "ended")
     answer = waiting.result(30)
 
     assert 200 == answer.status_code
@@ -176,7 +176,7 @@ def test_idempotency_key_returns_stored_failure_status(caller: Caller, threads: 
 def test_stopping_server_returns_503(caller: Caller, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, job_id = submit(threads, caller)
     monkeypatch.setattr(waiter_registry, "is_closing", True)
-    notify.job(job_id, "moved")
+    notify.job_changed(job_id, "moved")
     for seat in waiter_registry._waiters.all():
         seat.wake()
     answer = waiting.result(30)

@@ -84,7 +84,7 @@ def streamed(caller: Caller, **more: Any) -> UUID:
 
 def publish(job_id: UUID, dispatch_id: UUID, *numbers: int) -> None:
     """Publishes these events, as a worker does."""
-    token_stream.add([Chunk(dispatch_id, n, event(n)) for n in numbers], job_id=job_id)
+    token_stream.append([Chunk(dispatch_id, n, event(n)) for n in numbers], job_id=job_id)
 
 
 def end(job_id: UUID, dispatch_id: UUID, *numbers: int, status: Status = Status.SUCCEEDED, error: dict[str, Any] | None = None) -> None:
@@ -93,7 +93,7 @@ def end(job_id: UUID, dispatch_id: UUID, *numbers: int, status: Status = Status.
     result = JobResult(status, http_status=200, response=b"{}", transcript=transcript, error=error)
     with db.begin() as session:
         assert completion.finish(session, job_id, dispatch_id, result, AttemptResult(Outcome.SUCCEEDED, 200, "req_1"))
-    notify.job(job_id, "ended")
+    notify.job_changed(job_id, "ended")
 
 
 def data(text: str) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def test_other_events_keep_their_bytes(frame: bytes) -> None:
 def test_repeated_call_before_first_event_goes_unnoticed(caller: Caller) -> None:
     job_id = streamed(caller)
     first, second = uuid4(), start(caller.key, job_id)
-    token_stream.add([Chunk(first, 0, event(7)), Chunk(first, 1, event(8))], job_id=job_id)
+    token_stream.append([Chunk(first, 0, event(7)), Chunk(first, 1, event(8))], job_id=job_id)
     publish(job_id, second, 0, 1)
     with Reader(caller, job_id) as reader:
         assert event(0).decode() == reader.until_event()
@@ -297,7 +297,7 @@ def test_transcript_of_another_call_does_not_continue_stream(caller: Caller) -> 
     second = start(caller.key, job_id)
     with Reader(caller, job_id) as reader:
         reader.next()
-        token_stream.add([Chunk(uuid4(), 0, event(9))], job_id=job_id)
+        token_stream.append([Chunk(uuid4(), 0, event(9))], job_id=job_id)
         assert event(9).decode() == reader.until_event()
         end(job_id, second, 0, 1)
 

@@ -16,7 +16,7 @@ from models.access.audit_log import Act
 from models.database import db
 from models.keys.keys import Key
 from models.ops import pause
-from models.ops.bulk import Filter
+from models.ops.bulk import JobFilter
 from models.ops.pause import Target
 from models.platform import wire
 from tests.support.http_tools import Caller
@@ -77,7 +77,7 @@ def test_a_full_or_draining_lane_does_not_stop_other_lanes(caller: Key, ops: Cal
     draining, other = failed(caller, model="a"), failed(caller, model="b")
     with db.begin() as session:
         (row,) = query("SELECT lane_id FROM job WHERE id = :id", id=draining)
-        pause.act_on(session, Act(), "drain", Target("lane", row.lane_id))
+        pause.apply(session, Act(), "drain", Target("lane", row.lane_id))
     answer = ops.post("/ops/jobs/retry", {}).json
 
     assert (1, {"draining": 1}, {other}) == (answer["retried"], answer["reasons"], repeated())
@@ -86,7 +86,7 @@ def test_a_full_or_draining_lane_does_not_stop_other_lanes(caller: Key, ops: Cal
 def test_the_cursor_goes_past_refused_jobs(caller: Key, ops: Caller) -> None:
     poisoned = [failed_with_expired_attachment(caller) for _ in range(3)]
     failed(caller)
-    first = bulk_retry.run(Act(), Filter(), after=None, until=0.0)
+    first = bulk_retry.run(Act(), JobFilter(), after=None, until=0.0)
     answer = ops.post("/ops/jobs/retry", {"after": wire.public_id(poisoned[-1])}).json
 
     assert (0, True, None) == (first.retried, first.has_more, first.last_id), "out of time: nothing was done, and it says so"
@@ -97,7 +97,7 @@ def test_the_cursor_goes_past_refused_jobs(caller: Key, ops: Caller) -> None:
 
 def test_two_bulk_retries_at_once_retry_each_job_once(caller: Key) -> None:
     jobs = [failed(caller) for _ in range(40)]
-    reports = at_once(*[lambda: bulk_retry.run(Act(), Filter(), after=None, until=time.monotonic() + 60)] * 4)
+    reports = at_once(*[lambda: bulk_retry.run(Act(), JobFilter(), after=None, until=time.monotonic() + 60)] * 4)
 
     assert len(jobs) == sum(report.retried for report in reports)
     assert len(jobs) == query("SELECT count(*) AS n FROM job WHERE retry_of IS NOT NULL")[0].n

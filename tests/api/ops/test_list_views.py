@@ -301,7 +301,7 @@ def test_a_key_says_what_stops_it_and_how_much_of_it_waits(operator: Caller) -> 
     start(who, submit(who))
     with db.begin() as session:
         act, on = Act(reason="the bill"), Target("key", who.id)
-        pause.act_on(session, act, "pause", on)
+        pause.apply(session, act, "pause", on)
         limits_and_caps.set_caps(session, act, on, {"rpm": 5}, endpoint="/v1/embeddings")
     one, two = seen(operator, "/ops/keys")
 

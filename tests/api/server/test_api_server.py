@@ -159,7 +159,7 @@ def test_a_wait_over_the_wire_ends_within_a_second_of_the_job(api: Api) -> None:
         def finish() -> float:
             time.sleep(0.5)
             end(caller, name)
-            notify.job(wire.parse_id(name), "succeeded")
+            notify.job_changed(wire.parse_id(name), "succeeded")
             return time.monotonic()
 
         (status, at), ended_at = together(wait, finish)
@@ -177,7 +177,7 @@ def test_a_stream_over_the_wire_ends_with_its_job(api: Api) -> None:
         with closing(api.follow(name)) as stream:
             read_until(stream, b"event: job.queued")
             end(caller, name)
-            notify.job(wire.parse_id(name), "succeeded")
+            notify.job_changed(wire.parse_id(name), "succeeded")
             began = time.monotonic()
             assert b"event: job.succeeded" in read_until(stream, b"\r\n0\r\n\r\n")
             return time.monotonic() - began

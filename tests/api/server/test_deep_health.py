@@ -24,8 +24,8 @@ from tests.support.http_tools import Caller
 from tests.support.programs.forks import ROOT
 from tests.support.programs.processes import Stack, ask, caller, running, until, wait_ended
 from tests.support.queue_tools import query
-from workers.broker.consumer_watchdog import DEAF_S, Doorbells, Ear
-from workers.broker.queues import QUEUE
+from workers.broker.consumer_watchdog import STALLED_S, ConsumerWatchdog, QueueHead
+from workers.broker.queues import JOB_QUEUE
 from workers.channels import notify
 from workers.pacer.heartbeat import EVERY_S, PacerHeartbeat
 
@@ -51,8 +51,8 @@ def broker(redis_client: redis.Redis) -> redis.Redis:
     return redis_client
 
 
-def ear(broker: redis.Redis, *, running: int = 0) -> Ear:
-    return Ear(Doorbells(broker, QUEUE), slots=2, running=lambda: running)
+def ear(broker: redis.Redis, *, running: int = 0) -> ConsumerWatchdog:
+    return ConsumerWatchdog(QueueHead(broker, JOB_QUEUE), slots=2, running=lambda: running)
 
 
 def test_without_pacer_and_workers_deep_health_names_both(broker: redis.Redis) -> None:
@@ -76,7 +76,7 @@ def test_readyz_stays_ready_while_pacer_and_workers_are_away(broker: redis.Redis
     PacerHeartbeat(broker, stepped_at=lambda: 0.0).step(now=0.0)
     api = Caller()
     assert [] == missing(api)
-    broker.delete(notify.PULSE)
+    broker.delete(notify.HEARTBEAT_KEY)
     with db.begin() as session:
         workers.remove_worker(session, "w")
 
@@ -104,7 +104,7 @@ def test_the_pacer_reports_its_first_step_at_once(broker: redis.Redis) -> None:
     began = time.monotonic()
     watching = threading.Thread(target=PacerHeartbeat(broker, stepped_at=time.monotonic).run, args=(stop,))
     watching.start()
-    until(lambda: notify.pulse() is not None, what="reported")
+    until(lambda: notify.pacer_heartbeat() is not None, what="reported")
     took_s = time.monotonic() - began
     stop.set()
     watching.join()
@@ -123,7 +123,7 @@ def test_a_pacer_that_takes_no_steps_is_not_pacing(broker: redis.Redis) -> None:
 def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: redis.Redis) -> None:
     with db.begin() as session:
         workers.record_heartbeat(session, "w", slots=1)
-    broker.lpush(QUEUE, "one")
+    broker.lpush(JOB_QUEUE, "one")
     now = 100.0
     watch = PacerHeartbeat(broker, stepped_at=lambda: now)
     watch.step(now=now)
@@ -137,58 +137,58 @@ def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: 
 def test_doorbells_wait_without_alarm_while_every_slot_is_taken(broker: redis.Redis) -> None:
     with db.begin() as session:
         workers.record_heartbeat(session, "w", slots=0)
-    broker.lpush(QUEUE, "one")
+    broker.lpush(JOB_QUEUE, "one")
     watch = PacerHeartbeat(broker, stepped_at=lambda: 200.0)
     watch.step(now=200.0)
     watch.step(now=211.0)
 
-    assert 0.0 == notify.pulse()
+    assert 0.0 == notify.pacer_heartbeat()
 
 
 def test_a_worker_is_deaf_when_a_doorbell_waits_for_it_too_long(broker: redis.Redis) -> None:
     listening = ear(broker)
-    broker.lpush(QUEUE, "one")
+    broker.lpush(JOB_QUEUE, "one")
 
-    assert [False, False, True] == [listening.is_deaf(now=now) for now in (0.0, DEAF_S - 1, DEAF_S)]
+    assert [False, False, True] == [listening.is_stalled(now=now) for now in (0.0, STALLED_S - 1, STALLED_S)]
 
 
 def test_a_worker_that_takes_doorbells_is_not_deaf(broker: redis.Redis) -> None:
     listening = ear(broker)
-    broker.lpush(QUEUE, "one")
-    listening.is_deaf(now=0.0)
-    listening.hears()
+    broker.lpush(JOB_QUEUE, "one")
+    listening.is_stalled(now=0.0)
+    listening.message_received()
 
-    assert not listening.is_deaf(now=DEAF_S)
-    assert not listening.is_deaf(now=2 * DEAF_S - 1)
+    assert not listening.is_stalled(now=STALLED_S)
+    assert not listening.is_stalled(now=2 * STALLED_S - 1)
 
 
 def test_a_busy_worker_is_not_deaf(broker: redis.Redis) -> None:
     listening = ear(broker, running=2)
-    broker.lpush(QUEUE, "one")
+    broker.lpush(JOB_QUEUE, "one")
 
-    assert [False] * 3 == [listening.is_deaf(now=now) for now in (0.0, DEAF_S, 10 * DEAF_S)]
+    assert [False] * 3 == [listening.is_stalled(now=now) for now in (0.0, STALLED_S, 10 * STALLED_S)]
 
 
 def test_a_worker_with_nothing_to_do_is_not_deaf(broker: redis.Redis) -> None:
     listening = ear(broker)
 
-    assert [False] * 3 == [listening.is_deaf(now=now) for now in (0.0, DEAF_S, 10 * DEAF_S)]
+    assert [False] * 3 == [listening.is_stalled(now=now) for now in (0.0, STALLED_S, 10 * STALLED_S)]
 
 
 def test_a_worker_without_redis_is_not_deaf() -> None:
     away = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
     listening = ear(away)
 
-    assert [False] * 2 == [listening.is_deaf(now=now) for now in (0.0, DEAF_S)]
+    assert [False] * 2 == [listening.is_stalled(now=now) for now in (0.0, STALLED_S)]
 
 
 def test_a_queue_that_moves_is_not_deaf(broker: redis.Redis) -> None:
     listening = ear(broker)
-    broker.rpush(QUEUE, "one")
-    listening.is_deaf(now=0.0)
-    broker.rpush(QUEUE, "an older one, say")  # another doorbell is the next now: somebody took one
+    broker.rpush(JOB_QUEUE, "one")
+    listening.is_stalled(now=0.0)
+    broker.rpush(JOB_QUEUE, "an older one, say")  # another doorbell is the next now: somebody took one
 
-    assert not listening.is_deaf(now=DEAF_S)
+    assert not listening.is_stalled(now=STALLED_S)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_worker_that_stopped_consuming_is_told_of_ends_itself_and_the_backlog_
     before = workers.children()
     (node,) = query("SELECT name FROM worker WHERE slots > 0")
     # With a destination celery leaves when that one has answered; else it waits out the whole timeout.
-    control = ["control", "--destination", node.name, "--timeout", "60", "cancel_consumer", QUEUE]
+    control = ["control", "--destination", node.name, "--timeout", "60", "cancel_consumer", JOB_QUEUE]
     command = [sys.executable, "-m", "celery", "--app", "workers.tasks", *control]
     told = subprocess.run(command, cwd=ROOT, env=stack.environment(), capture_output=True, text=True, check=False)
     assert "no longer consuming" in told.stdout, told.stderr

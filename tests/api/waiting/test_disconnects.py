@@ -39,7 +39,7 @@ def sweep(redis_client: redis.Redis) -> Reaper:
 def heard(redis_client: redis.Redis) -> Iterator[Callable[[], list[bytes]]]:
     """What was said on the wake-up channels since the last look."""
     with redis_client.pubsub() as subscription:
-        subscription.subscribe(notify.JOBS, notify.LINE)
+        subscription.subscribe(notify.JOBS_CHANNEL, notify.PACER_CHANNEL)
 
         def listen() -> list[bytes]:
             came = list(iter(lambda: subscription.get_message(timeout=0.3), None))

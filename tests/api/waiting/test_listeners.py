@@ -51,37 +51,37 @@ def listening(work: Callable[[threading.Event], None], channel: str, client: red
 
 def test_the_pacer_hears_the_next_message_after_any_other(redis_client: redis.Redis) -> None:
     wakeups, due, announced = Wakeups(), SimpleNamespace(wake=lambda _: None), SimpleNamespace(waits=lambda _: None)
-    before = ignored(notify.LINE)
+    before = ignored(notify.PACER_CHANNEL)
 
     def work(stop: threading.Event) -> None:
         pacer_main.listen(wakeups, cast(Any, announced), cast(Any, due), cast(Any, None), stop)
 
-    with listening(work, notify.LINE, redis_client) as thread:
+    with listening(work, notify.PACER_CHANNEL, redis_client) as thread:
         for message in STRANGE:
-            redis_client.publish(notify.LINE, message)
-        redis_client.publish(notify.LINE, json.dumps({"lane": 8, "colour": "a newer version's"}))
+            redis_client.publish(notify.PACER_CHANNEL, message)
+        redis_client.publish(notify.PACER_CHANNEL, json.dumps({"lane": 8, "colour": "a newer version's"}))
         until(lambda: 8 in wakeups.take(), what="the lane heard", every_s=0.01)
         assert thread.is_alive()
 
-    assert len(STRANGE) == ignored(notify.LINE) - before
+    assert len(STRANGE) == ignored(notify.PACER_CHANNEL) - before
 
 
 def test_a_worker_hears_of_a_cancel_after_any_other_message(redis_client: redis.Redis) -> None:
     cancelled: list[UUID] = []
-    job_id, before = uuid4(), ignored(notify.JOBS)
+    job_id, before = uuid4(), ignored(notify.JOBS_CHANNEL)
 
     def work(stop: threading.Event) -> None:
         leases.listen_for_cancels(cast(Any, SimpleNamespace(cancel=cancelled.append)), stop)
 
-    with listening(work, notify.JOBS, redis_client) as thread:
+    with listening(work, notify.JOBS_CHANNEL, redis_client) as thread:
         for message in STRANGE:
-            redis_client.publish(notify.JOBS, message)
-        redis_client.publish(notify.JOBS, json.dumps({"job": str(job_id), "event": "cancelling"}))
+            redis_client.publish(notify.JOBS_CHANNEL, message)
+        redis_client.publish(notify.JOBS_CHANNEL, json.dumps({"job": str(job_id), "event": "cancelling"}))
         until(lambda: cancelled, what="the cancel heard", every_s=0.01)
         assert thread.is_alive()
 
     assert [job_id] == cancelled
-    assert ignored(notify.JOBS) - before >= len(STRANGE) - 1
+    assert ignored(notify.JOBS_CHANNEL) - before >= len(STRANGE) - 1
 
 
 def test_the_api_keeps_its_subscription_after_any_message(redis_client: redis.Redis) -> None:
@@ -89,13 +89,13 @@ def test_the_api_keeps_its_subscription_after_any_message(redis_client: redis.Re
     waiters.add(Waiter(job_id, 1, chunks=False, places=False, polls_itself=False, connection=None, read_stream=lambda _: None))
     listener = RedisListener(waiters, poll_soon=lambda _: woken.set())
     others = subscribers(redis_client)
-    with listening(lambda _: listener.listen(), notify.JOBS, redis_client):
+    with listening(lambda _: listener.listen(), notify.JOBS_CHANNEL, redis_client):
         own = subscribers(redis_client) - others
         until(woken.is_set, what="the look at the beginning", every_s=0.01)
         woken.clear()
         for message in STRANGE:
-            redis_client.publish(notify.JOBS, message)
-        redis_client.publish(notify.JOBS, json.dumps({"job": str(job_id), "event": "queued"}))
+            redis_client.publish(notify.JOBS_CHANNEL, message)
+        redis_client.publish(notify.JOBS_CHANNEL, json.dumps({"job": str(job_id), "event": "queued"}))
         assert woken.wait(40)
         assert own <= subscribers(redis_client), "no new subscription"
         listener.close()
@@ -104,8 +104,8 @@ def test_the_api_keeps_its_subscription_after_any_message(redis_client: redis.Re
 def test_a_stream_entry_of_a_newer_version_holds_up_no_other_stream(redis_client: redis.Redis) -> None:
     strange, plain, before = uuid4(), uuid4(), ignored("ns:stream")
     redis_client.xadd(f"ns:stream:{strange}", {"version": 9})
-    token_stream.add([Chunk(uuid4(), 0, b"data: 1\n\n")], job_id=plain)
-    found = token_stream.read({strange: "", plain: ""})
+    token_stream.append([Chunk(uuid4(), 0, b"data: 1\n\n")], job_id=plain)
+    found = token_stream.read_after({strange: "", plain: ""})
 
     assert [b"data: 1\n\n"] == [chunk.event for chunk in found[plain][1]]
     assert (False, 1) == (strange in found, ignored("ns:stream") - before)

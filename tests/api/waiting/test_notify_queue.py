@@ -19,7 +19,7 @@ Published = list[Any]
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Published:
     messages: Published = []
-    monkeypatch.setattr(notify, "joined", lambda jobs: messages.append({lane: list(ids) for lane, ids in jobs.items()}))
+    monkeypatch.setattr(notify, "jobs_enqueued", lambda jobs: messages.append({lane: list(ids) for lane, ids in jobs.items()}))
     return messages
 
 

@@ -77,7 +77,7 @@ def test_a_wait_ends_soon_after_the_job(caller: Caller) -> None:
         def finish() -> float:
             time.sleep(0.5)
             end(caller, name)
-            notify.job(wire.parse_id(name), "succeeded")
+            notify.job_changed(wire.parse_id(name), "succeeded")
             return time.monotonic()
 
         (status, at), ended_at = together(wait, finish)
@@ -111,7 +111,7 @@ def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
     with registry.wait_for(mine, KEY) as first, registry.wait_for(mine, KEY) as second, registry.wait_for(other, KEY) as third:
         assert first.wait(5) and second.wait(5)
         end(caller, wire.public_id(mine))
-        notify.job(mine, "ended")
+        notify.job_changed(mine, "ended")
         assert first.wait(5) and second.wait(5)
         assert not third.wait(0)
     registry.close()
@@ -271,7 +271,7 @@ def test_chunks_reach_every_reader_once_and_in_order(caller: Caller, own: Regist
     for n in range(200):
         if n in (50, 120):
             waiters.append(rooms.enter_context(own.wait_for(job_id, KEY, chunks=True)))
-        token_stream.add([Chunk(dispatch_id, n, b"data: x\n\n")], job_id=job_id)
+        token_stream.append([Chunk(dispatch_id, n, b"data: x\n\n")], job_id=job_id)
         for waiter, numbers in zip(waiters, heard, strict=False):
             numbers += [chunk.n for chunk in waiter.take_chunks()]
 
@@ -288,7 +288,7 @@ def test_a_slow_reader_holds_only_so_much_and_loses_nothing(caller: Caller, own:
     job_id, dispatch_id, numbers = submit(caller.key, streamed=True), uuid4(), []
     with own.wait_for(job_id, KEY, chunks=True) as waiter:
         for start in range(0, 6_000, 500):
-            token_stream.add([Chunk(dispatch_id, n, b"data: x\n\n") for n in range(start, start + 500)], job_id=job_id)
+            token_stream.append([Chunk(dispatch_id, n, b"data: x\n\n") for n in range(start, start + 500)], job_id=job_id)
             until(lambda: waiter.is_full or waiter.read_to, what="fed")
         assert len(waiter._chunks) < 6_000
 
@@ -303,12 +303,12 @@ def test_a_slow_reader_holds_only_so_much_and_loses_nothing(caller: Caller, own:
 def test_redis_may_be_away_and_forget_everything(caller: Caller, valkey: Valkey, own: Registry) -> None:
     job_id, dispatch_id = submit(caller.key, streamed=True), uuid4()
     with own.wait_for(job_id, KEY, chunks=True) as waiter:
-        token_stream.add([Chunk(dispatch_id, 0, b"data: 0\n\n")], job_id=job_id)
+        token_stream.append([Chunk(dispatch_id, 0, b"data: 0\n\n")], job_id=job_id)
         until(lambda: [0] == [chunk.n for chunk in waiter.take_chunks()], what="the first chunk")
         valkey.stop()
         time.sleep(0.3)
         valkey.start()
-        token_stream.add([Chunk(dispatch_id, 0, b"data: 0\n\n"), Chunk(dispatch_id, 1, b"data: 1\n\n")], job_id=job_id)
+        token_stream.append([Chunk(dispatch_id, 0, b"data: 0\n\n"), Chunk(dispatch_id, 1, b"data: 1\n\n")], job_id=job_id)
 
         until(lambda: 1 in [chunk.n for chunk in waiter.take_chunks()], what="the next chunk")
         end(caller, wire.public_id(job_id))
@@ -320,7 +320,7 @@ def test_postgres_may_be_away_and_come_back(caller: Caller, postgres: Postgres, 
     with own.wait_for(wire.parse_id(name), KEY, places=True) as waiter:
         seen(waiter, Status.QUEUED)
         postgres.stop(immediate=True)
-        notify.job(wire.parse_id(name), "started")
+        notify.job_changed(wire.parse_id(name), "started")
         time.sleep(0.5)
         postgres.start()
         until(lambda: not failed(partial(query, "SELECT 1")), what="served again")

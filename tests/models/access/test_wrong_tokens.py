@@ -117,7 +117,7 @@ def test_requests_without_a_token_are_no_guesses() -> None:
 def test_the_metrics_of_pacer_and_workers_slow_them_down_too(wrong: WrongTokens) -> None:
     with db.begin() as session:
         operators.create(session, "day-shift", role="read")
-    answers = [metrics_server.refused(wrong, "9.9.9.9", f"Bearer nsop-{n}") for n in range(MAX_A_MINUTE + 1)]
+    answers = [metrics_server.check_token(wrong, "9.9.9.9", f"Bearer nsop-{n}") for n in range(MAX_A_MINUTE + 1)]
 
     assert [401] * MAX_A_MINUTE + [429] == [answer.status for answer in answers if answer is not None]
 
@@ -135,7 +135,7 @@ class Door:
 
 
 def flower_status(password: str, wrong: WrongTokens) -> int:
-    handler = type("Handler", (handlers.Slowed, Door), {"wrong": wrong})(password)
+    handler = type("Handler", (handlers.PasswordLimit, Door), {"wrong": wrong})(password)
     try:
         return 200 if handler.get_current_user() else 401
     except web.HTTPError as error:

@@ -35,7 +35,7 @@ def test_a_url_says_who_watches_and_what() -> None:
 @pytest.mark.parametrize("url", ["redis://:x@host:6379/0", "rediss://host", "unix:///run/redis", ""])
 def test_one_server_is_no_affair_of_sentinels(url: str) -> None:
     assert redis_sentinel.read(url) is None
-    assert (url, {}) == redis_transport.address(url)
+    assert (url, {}) == redis_transport.broker_address(url)
 
 
 @pytest.mark.parametrize("rest", ["one:x/0?master=m", "one/db?master=m", "/0?master=m", "one,two/0"])

@@ -25,7 +25,7 @@ def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[...,
     old = ",".join(one.get_secret_value() for one in settings().secret_keys)
     caller = known("sk-old")
     with db.begin() as session:
-        hook = signing.default(session, caller.id)
+        hook = signing.default_secret(session, caller.id)
     new = base64.b64encode(os.urandom(32)).decode()
     override(secret_keys=f"{new},{old}")
     keys._fingerprints.cache_clear()
@@ -38,7 +38,7 @@ def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[...,
     assert b"sk-old" == crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
     assert caller == known("sk-old"), "the caller is the same, with the same jobs"
     with db.begin() as session:
-        assert hook == signing.default(session, caller.id)
+        assert hook == signing.default_secret(session, caller.id)
     keys._fingerprints.cache_clear()
 
 

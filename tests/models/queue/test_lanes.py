@@ -131,7 +131,7 @@ def test_what_was_served_there_is_still_seen_by_operators(caller: Key) -> None:
     used(caller)
     leave()
     with db.begin() as session:
-        found = job_search.find(session, job_search.Wanted(model="m"), limit=10, after=None)
+        found = job_search.search(session, job_search.JobQuery(model="m"), limit=10, after=None)
 
     assert ["own"] == [one["key"]["kind"] for one in found.jobs]
 

@@ -17,12 +17,12 @@ from models.jobs.webhook_payload import MAX_RESULT_BYTES
 from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch
-from models.webhooks.deliveries import FAILED_IN_ROW_MOST, FAILING, Attempt
+from models.webhooks.deliveries import FAILING_ATTEMPTS, MAX_FAILED_IN_ROW, AttemptResult
 from models.webhooks.retry_schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
 from tests.support.queue_tools import clean_up, finish, known, query, start, submit
 from tests.support.webhook_tools import ARRIVED, REFUSED, claim, claim_one, deliveries, endpoint, make_due, pick, put_right, settle
 
-GONE = Attempt(has_arrived=False, duration_ms=5, http_status=410, is_gone=True)
+GONE = AttemptResult(has_arrived=False, duration_ms=5, http_status=410, is_gone=True)
 
 
 @pytest.fixture
@@ -156,14 +156,14 @@ def test_many_receivers_at_one_host_share_its_slots(caller: Key) -> None:
 
 def test_a_receiver_that_fails_all_the_time_gets_one_at_a_time_until_one_arrives(caller: Key) -> None:
     endpoint(caller)
-    for _ in range(FAILING + 4):
+    for _ in range(FAILING_ATTEMPTS + 4):
         happen(caller)
     failing = []
-    for one in [claim(each) for each in pick(per_receiver=FAILING)]:
+    for one in [claim(each) for each in pick(per_receiver=FAILING_ATTEMPTS)]:
         assert one is not None
         failing.append(getattr(settle(one, REFUSED, retry_in_s=5), "is_failing", None))
 
-    assert [False] * (FAILING - 1) + [True] == failing
+    assert [False] * (FAILING_ATTEMPTS - 1) + [True] == failing
     probe = claim_one()
     assert [] == pick()
     settle(probe, ARRIVED)
@@ -172,9 +172,9 @@ def test_a_receiver_that_fails_all_the_time_gets_one_at_a_time_until_one_arrives
 
 def test_one_that_fails_now_and_then_keeps_its_slots(caller: Key) -> None:
     endpoint(caller)
-    for n in range(3 * FAILING):
+    for n in range(3 * FAILING_ATTEMPTS):
         happen(caller)
-        settle(claim_one(), ARRIVED if n % FAILING == 0 else REFUSED, retry_in_s=5)
+        settle(claim_one(), ARRIVED if n % FAILING_ATTEMPTS == 0 else REFUSED, retry_in_s=5)
     for _ in range(4):
         happen(caller)
 
@@ -204,8 +204,8 @@ def test_two_that_pick_at_once_do_not_take_more_together_than_one_may(caller: Ke
     limits = {"per_receiver": 4, "per_host": 4, "most": 100}
 
     with db.begin() as first, db.begin() as second:
-        taken = len(dispatch.pick(first, receivers=[f"whe_{one.id.hex}"], **limits))
-        beside = len(dispatch.pick(second, receivers=[f"whe_{two.id.hex}"], **limits))
+        taken = len(dispatch.take_due(first, receivers=[f"whe_{one.id.hex}"], **limits))
+        beside = len(dispatch.take_due(second, receivers=[f"whe_{two.id.hex}"], **limits))
 
     assert (4, 0) == (taken, beside)
 
@@ -283,21 +283,21 @@ def test_an_endpoint_that_is_gone_is_disabled_at_once(caller: Key) -> None:
 def test_an_endpoint_is_disabled_when_so_many_in_a_row_were_given_up(caller: Key) -> None:
     endpoint(caller)
     reasons = []
-    for _ in range(FAILED_IN_ROW_MOST):
+    for _ in range(MAX_FAILED_IN_ROW):
         happen(caller)
         query("UPDATE delivery SET retries_left = 0")
         reasons.append(getattr(settle(claim_one(), REFUSED), "disabled", None))
 
-    assert [None] * (FAILED_IN_ROW_MOST - 1) + [f"{FAILED_IN_ROW_MOST} deliveries in a row were given up"] == reasons
+    assert [None] * (MAX_FAILED_IN_ROW - 1) + [f"{MAX_FAILED_IN_ROW} deliveries in a row were given up"] == reasons
 
 
 def test_one_that_arrives_in_between_saves_the_endpoint(caller: Key) -> None:
     endpoint(caller)
-    for n in range(2 * FAILED_IN_ROW_MOST):
+    for n in range(2 * MAX_FAILED_IN_ROW):
         happen(caller)
         query("UPDATE delivery SET retries_left = 0")
-        settled = settle(claim_one(), ARRIVED if n == FAILED_IN_ROW_MOST - 1 else REFUSED)
-        if n < 2 * FAILED_IN_ROW_MOST - 1:
+        settled = settle(claim_one(), ARRIVED if n == MAX_FAILED_IN_ROW - 1 else REFUSED)
+        if n < 2 * MAX_FAILED_IN_ROW - 1:
             assert settled is not None and settled.disabled is None
 
 

@@ -11,7 +11,7 @@ from models.database import db
 from models.keys.keys import Key
 from models.platform.errors import Invalid, NotFound, WrongState
 from models.webhooks import delivery_log, endpoints, signing
-from models.webhooks.delivery_log import Log
+from models.webhooks.delivery_log import DeliveryScope
 from tests.support.queue_tools import finish, known, query, start, submit
 from tests.support.webhook_tools import (
     ARRIVED,
@@ -43,10 +43,10 @@ def happen(caller: Key) -> None:
 def test_an_endpoint_is_shown_as_the_sdk_wants_it_and_without_its_secret(caller: Key) -> None:
     row, plain = endpoint_and_secret(caller, include_result=True)
 
-    shown = endpoints.show(row)
+    shown = endpoints.to_json(row)
 
     assert "signing_secret" not in shown
-    assert plain == endpoints.show(row, plain_secret=plain)["signing_secret"]
+    assert plain == endpoints.to_json(row, plain_secret=plain)["signing_secret"]
     assert ("webhook_endpoint", "mine", URL, ENDED, ["result"]) == tuple(
         shown[name] for name in ("object", "name", "url", "event_types", "include")
     )
@@ -69,8 +69,8 @@ def test_another_keys_endpoint_cannot_be_told_from_none(caller: Key) -> None:
         lambda session, number: endpoints.update(session, other.id, number, name="x"),
         lambda session, number: endpoints.delete(session, other.id, number),
         lambda session, number: endpoints.rotate_secret(session, other.id, number, keep_old=True),
-        lambda session, number: endpoints.test(session, other.id, number, "job.failed"),
-        lambda session, number: delivery_log.page(session, other.id, Log(endpoint_id=number), limit=1),
+        lambda session, number: endpoints.send_test(session, other.id, number, "job.failed"),
+        lambda session, number: delivery_log.list_deliveries(session, other.id, DeliveryScope(endpoint_id=number), limit=1),
     ):
         for number in (row.id, uuid4()):
             with pytest.raises(NotFound, match=r"^No such webhook endpoint\.$"), db.begin() as session:
@@ -87,15 +87,15 @@ def test_endpoints_come_newest_first_page_by_page(caller: Key) -> None:
     rows = [endpoint(caller) for _ in range(3)]
 
     with db.begin() as session:
-        first = endpoints.page(session, caller.id, limit=1)
-        rest = endpoints.page(session, caller.id, limit=5, after=first[0].id)
+        first = endpoints.list_endpoints(session, caller.id, limit=1)
+        rest = endpoints.list_endpoints(session, caller.id, limit=5, after=first[0].id)
 
     assert [rows[2].id, rows[1].id] == [row.id for row in first]
     assert [rows[1].id, rows[0].id] == [row.id for row in rest]
 
 
 def test_a_key_has_only_so_many(caller: Key) -> None:
-    for _ in range(endpoints.ENDPOINTS_MOST):
+    for _ in range(endpoints.MAX_ENDPOINTS):
         endpoint(caller)
 
     with pytest.raises(Invalid, match="as many as it may"):
@@ -175,9 +175,9 @@ def test_a_leaked_secret_can_be_dropped_at_once(caller: Key) -> None:
 
 def test_a_key_has_one_secret_for_the_urls_of_its_jobs(caller: Key) -> None:
     with db.begin() as session:
-        first, again = signing.default(session, caller.id), signing.default(session, caller.id)
-        other = signing.default(session, known("sk-other").id)
-        rotated = signing.rotate_default(session, caller.id, keep_old=True)
+        first, again = signing.default_secret(session, caller.id), signing.default_secret(session, caller.id)
+        other = signing.default_secret(session, known("sk-other").id)
+        rotated = signing.rotate_default_secret(session, caller.id, keep_old=True)
     job_id = submit(caller, webhook_url=URL)
     finish(job_id, start(caller, job_id))
 
@@ -192,7 +192,7 @@ def test_a_key_that_never_asked_for_its_secret_has_one_when_its_job_ends(caller:
     used = claim_one().secrets
 
     with db.begin() as session:
-        assert [signing.default(session, caller.id)] == used
+        assert [signing.default_secret(session, caller.id)] == used
 
 
 @pytest.mark.parametrize("is_off", [False, True])
@@ -200,7 +200,7 @@ def test_a_test_is_sent_once_on_or_off_and_says_nothing_of_health(caller: Key, i
     row = endpoint(caller, kinds=["job.failed"])
     with db.begin() as session:
         endpoints.update(session, caller.id, row.id, is_enabled=not is_off)
-        made = endpoints.test(session, caller.id, row.id, "job.expired")
+        made = endpoints.send_test(session, caller.id, row.id, "job.expired")
     put_right()
     one = claim_one()
     settle(one, REFUSED)
@@ -221,8 +221,8 @@ def test_a_disabled_endpoint_starts_again_in_good_health(caller: Key, change: di
     with db.begin() as session:
         assert endpoints.disable(session, row.id, reason="why not")
         assert not endpoints.disable(session, row.id, reason="twice")
-        off = endpoints.show(endpoints.get(session, caller.id, row.id))
-        on = endpoints.show(endpoints.update(session, caller.id, row.id, **change))  # type: ignore[arg-type]
+        off = endpoints.to_json(endpoints.get(session, caller.id, row.id))
+        on = endpoints.to_json(endpoints.update(session, caller.id, row.id, **change))  # type: ignore[arg-type]
 
     assert (False, "why not") == (off["enabled"], off["disabled_reason"])
     assert (True, None, None) == (on["enabled"], on["disabled_at"], on["disabled_reason"])
@@ -254,7 +254,7 @@ def test_what_was_delivered_can_be_delivered_again_under_its_old_id(caller: Key)
     first = claim_one()
     settle(first, ARRIVED)
     with db.begin() as session:
-        again = delivery_log.redeliver(session, caller.id, Log(endpoint_id=row.id), first.id)
+        again = delivery_log.redeliver(session, caller.id, DeliveryScope(endpoint_id=row.id), first.id)
     second = claim_one()
 
     assert (first.id, first.payload) == (second.id, second.payload)
@@ -282,11 +282,11 @@ def test_nothing_is_delivered_again_to_an_endpoint_that_is_off_nor_while_it_is_b
     one = claim_one()
     again: Callable[..., object] = delivery_log.redeliver
     with pytest.raises(WrongState, match="being sent"), db.begin() as session:
-        again(session, caller.id, Log(endpoint_id=row.id), one.id)
+        again(session, caller.id, DeliveryScope(endpoint_id=row.id), one.id)
     with db.begin() as session:
         endpoints.disable(session, row.id, reason="why not")
     with pytest.raises(WrongState, match="disabled"), db.begin() as session:
-        again(session, caller.id, Log(endpoint_id=row.id), one.id)
+        again(session, caller.id, DeliveryScope(endpoint_id=row.id), one.id)
 
 
 def test_anothers_delivery_cannot_be_sent_again(caller: Key) -> None:
@@ -295,9 +295,9 @@ def test_anothers_delivery_cannot_be_sent_again(caller: Key) -> None:
     (one,) = deliveries()
 
     with pytest.raises(NotFound), db.begin() as session:
-        delivery_log.redeliver(session, caller.id, Log(endpoint_id=mine.id), one.id)
+        delivery_log.redeliver(session, caller.id, DeliveryScope(endpoint_id=mine.id), one.id)
     with pytest.raises(NotFound), db.begin() as session:
-        delivery_log.redeliver(session, caller.id, Log(endpoint_id=theirs.id), one.id)
+        delivery_log.redeliver(session, caller.id, DeliveryScope(endpoint_id=theirs.id), one.id)
 
 
 def test_the_log_shows_each_delivery_newest_first(caller: Key) -> None:
@@ -307,7 +307,10 @@ def test_the_log_shows_each_delivery_newest_first(caller: Key) -> None:
     happen(caller)
 
     with db.begin() as session:
-        page = [delivery_log.show(one) for one in delivery_log.page(session, caller.id, Log(endpoint_id=row.id), limit=1)]
+        page = [
+            delivery_log.to_json(one)
+            for one in delivery_log.list_deliveries(session, caller.id, DeliveryScope(endpoint_id=row.id), limit=1)
+        ]
 
     assert [("pending", 0, None), ("delivered", 1, 200)] == [(one["status"], one["attempts"], one["response_code"]) for one in page]
     assert ("ok", 12, None) == tuple(page[1][name] for name in ("response_body", "duration_ms", "error"))

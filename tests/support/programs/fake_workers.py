@@ -79,7 +79,7 @@ def end(row: Any, result: JobResult, finding: AttemptResult) -> bool:
         is_turn=claimed.conversation_id is not None,
     )  # fmt: skip
     finish.commit(ended)
-    notify.job(given.job_id, "ended")
+    notify.job_changed(given.job_id, "ended")
     return True
 
 

@@ -16,8 +16,8 @@ from models.keys import keys
 from models.keys.keys import Key, Limits
 from tests.support.queue_tools import known, query, submit
 from tests.upstream.client import FakeUpstream
-from workers.broker.publish import Call
-from workers.limiter.limiter import Limiter, Meter
+from workers.broker.publish import TaskMessage
+from workers.limiter.limiter import CredentialModel, Limiter
 from workers.limiter.limiter import keys as redis_keys
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
@@ -40,14 +40,14 @@ class Workshop:
         self.client = client
         self.upstream = upstream
         self.limiter = Limiter(client)
-        self._dispatched: list[Call] = []
+        self._dispatched: list[TaskMessage] = []
         self._wakeups = Wakeups()
-        self._pacer = Pacer(limiter=self.limiter, ring=self, wakeups=self._wakeups)
+        self._pacer = Pacer(limiter=self.limiter, publisher=self, wakeups=self._wakeups)
         self._processor = JobRunner(self.limiter, Leases(self.limiter))
 
-    def ring(self, calls: Sequence[Call]) -> bool:
+    def publish(self, messages: Sequence[TaskMessage]) -> bool:
         """Takes what the pacer publishes to Celery."""
-        self._dispatched += calls
+        self._dispatched += messages
         return True
 
     def run(self, is_over: Callable[[], bool], *, within_s: float = 18.0, after_step: Callable[[], None] = lambda: None) -> None:
@@ -69,7 +69,7 @@ class Workshop:
                 time.sleep(min(max(rest_s, 0.001), 0.01))
             self._dispatched.clear()
 
-    def streak(self, bound: Meter) -> int:
+    def streak(self, bound: CredentialModel) -> int:
         """Pauses in a row of this credential and model."""
         found = self.client.hget(redis_keys(bound)[0], "streak")
         return int(float(found)) if found else 0

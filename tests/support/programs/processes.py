@@ -37,7 +37,7 @@ from tests.support.queue_tools import submit
 from tests.upstream.chat import echo
 from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call
-from workers.broker.queues import QUEUE, WEBHOOKS
+from workers.broker.queues import JOB_QUEUE, WEBHOOK_QUEUE
 from workers.channels import notify
 
 PATIENCE_S = 40.0
@@ -147,13 +147,13 @@ class Stack:
     def coming_worker(self, *, threads: int = 8, crash: str = "", **settings: object) -> Process:
         """One Celery worker process that has only been started."""
         name = f"worker-{os.getpid()}-{next(self._numbers)}"
-        argv = ["workers.consumer", QUEUE, "--name", name, "--threads", str(threads)]
+        argv = ["workers.consumer", JOB_QUEUE, "--name", name, "--threads", str(threads)]
         return self._start(name, argv, crash=crash, worker_threads=threads, **settings)
 
     def sender(self, *, threads: int = 16, crash: str = "", **settings: object) -> Process:
         """One Celery process that sends webhooks from now on."""
         name = f"webhooks-{os.getpid()}-{next(self._numbers)}"
-        argv = ["workers.consumer", WEBHOOKS, "--name", name, "--threads", str(threads)]
+        argv = ["workers.consumer", WEBHOOK_QUEUE, "--name", name, "--threads", str(threads)]
         started = self._start(name, argv, crash=crash, **settings)
         started.wait_says("sending webhooks")
         return started
@@ -226,11 +226,11 @@ def cancel(job_id: UUID) -> None:
     with db.begin() as session:
         stopped = cancellation.cancel(session, job_id, row(job_id).key_id)
     if stopped is not None:
-        notify.job(job_id, "cancelling" if stopped.status == "running" else "cancelled")
+        notify.job_changed(job_id, "cancelling" if stopped.status == "running" else "cancelled")
 
 
 def ring(who: Key, *, model: str = "m") -> None:
-    notify.line(enqueue.lane_id_of(who.pool_id, model))
+    notify.lane_changed(enqueue.lane_id_of(who.pool_id, model))
 
 
 def row(job_id: UUID) -> Any:

@@ -12,16 +12,16 @@ import redis
 from deploy.local.embedded_servers import Valkey, free_port
 from models.platform.wire import public_id
 from workers.broker import publish
-from workers.broker.celery_app import Doorbell, app
-from workers.broker.publish import Call, CeleryRing, WebhookRing
-from workers.broker.queues import NAME, QUEUE, WEBHOOKS
+from workers.broker.celery_app import IdOnlyCelery, app
+from workers.broker.publish import JobPublisher, TaskMessage, WebhookPublisher
+from workers.broker.queues import JOB_QUEUE, JOB_TASK, WEBHOOK_QUEUE
 
-CALLS = [Call(uuid4(), uuid4(), f"chat {n}") for n in range(3)]
+CALLS = [TaskMessage(uuid4(), uuid4(), f"chat {n}") for n in range(3)]
 
 
 def ring_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Doorbells go to this broker, as ours go to ours."""
-    made = Doorbell("elsewhere", broker=url)
+    made = IdOnlyCelery("elsewhere", broker=url)
     alike = ("broker_transport_options", "broker_connection_timeout", "task_queues", "task_create_missing_queues", "task_publish_retry")
     made.conf.update({name: app.conf[name] for name in alike})
     monkeypatch.setattr(publish, "app", made)
@@ -35,27 +35,27 @@ def rung(client: redis.Redis, queue: str) -> list[dict[str, Any]]:
 def test_each_is_a_task_under_its_own_id(valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     ring_at(valkey.url, monkeypatch)
 
-    assert CeleryRing().ring(CALLS)
-    found = rung(redis_client, QUEUE)
-    assert [(NAME, public_id(one.number), one.title) for one in CALLS] == [(one["task"], one["id"], one["shadow"]) for one in found]
+    assert JobPublisher().publish(CALLS)
+    found = rung(redis_client, JOB_QUEUE)
+    assert [(JOB_TASK, public_id(one.number), one.title) for one in CALLS] == [(one["task"], one["id"], one["shadow"]) for one in found]
     assert [f"('{one.number}', '{one.ticket}')" for one in CALLS] == [one["argsrepr"] for one in found]
 
 
 def test_deliveries_go_to_their_own_queue(valkey: Valkey, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     ring_at(valkey.url, monkeypatch)
 
-    assert WebhookRing().ring(CALLS[:2])
-    assert (0, ["webhook"] * 2) == (len(rung(redis_client, QUEUE)), [one["shadow"] for one in rung(redis_client, WEBHOOKS)])
+    assert WebhookPublisher().publish(CALLS[:2])
+    assert (0, ["webhook"] * 2) == (len(rung(redis_client, JOB_QUEUE)), [one["shadow"] for one in rung(redis_client, WEBHOOK_QUEUE)])
 
 
 def test_nobody_to_ring_for_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "app", None)  # what would be asked
 
-    assert CeleryRing().ring([])
+    assert JobPublisher().publish([])
 
 
 def test_a_broker_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     ring_at(f"redis://127.0.0.1:{free_port()}", monkeypatch)
 
-    assert not CeleryRing().ring(CALLS)
+    assert not JobPublisher().publish(CALLS)
     assert [public_id(one.number) for one in CALLS] == caplog.records[-1].__dict__["ids"]

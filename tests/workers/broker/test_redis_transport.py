@@ -9,7 +9,7 @@ import redis
 
 from deploy.local.embedded_servers import Valkey
 from tests.support.programs import processes
-from tests.support.programs.processes import QUEUE, Stack, ask, caller, wait_ended
+from tests.support.programs.processes import JOB_QUEUE, Stack, ask, caller, wait_ended
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_a_doorbell_is_never_kept_to_be_acknowledged(stack: Stack, redis_of_run:
         said = [one["command"].split()[:2] for one in _until_echo(monitor)]
 
     # More, when a worker was late to claim and was rung for again.
-    assert 5 <= said.count(["LPUSH", QUEUE])
+    assert 5 <= said.count(["LPUSH", JOB_QUEUE])
     assert [] == [command for command in said if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
 
 
@@ -37,7 +37,7 @@ def test_doorbells_beyond_the_slots_wait_in_the_queue(stack: Stack, redis_of_run
     jobs = [ask(who, f"[[fake:hold]] {n}") for n in range(6)]
     stack.upstream.wait_for_held(4)
 
-    assert 0 == redis_of_run.llen(QUEUE)  # the pacer rings for free slots only
+    assert 0 == redis_of_run.llen(JOB_QUEUE)  # the pacer rings for free slots only
     stack.upstream.release()
     stack.upstream.wait_for_held(2)
     stack.upstream.release()

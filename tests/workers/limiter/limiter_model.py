@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.limiter.limiter import Ask, BlockedBy, Grant, Learned, Limits, Past, Report
+from workers.limiter.limiter import AdmitRequest, BlockedBy, Grant, Learned, Limits, PastCharges, Report
 
 MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000
 LATE = AHEAD = 500_000
@@ -16,7 +16,7 @@ PACED = ("rpm", "tpm", "ipm")
 MIRRORED = ("rpm", "tpm")
 
 
-def units_of(ask: Ask | Lease) -> dict[str, int]:
+def units_of(ask: AdmitRequest | Lease) -> dict[str, int]:
     return {"rpm": 1, "tpm": ask.tokens, "ipm": ask.images, "rpd": 1}
 
 
@@ -129,7 +129,7 @@ class Model:
             if parts.get(key, True):
                 self.state = None
 
-    def admit(self, now: int, asks: Sequence[Ask], lease_us: int) -> Grant:
+    def admit(self, now: int, asks: Sequence[AdmitRequest], lease_us: int) -> Grant:
         state = self.enter(now)
         if state is None:
             return Grant(0, 0, BlockedBy.NO_STATE)
@@ -224,7 +224,7 @@ class Model:
 
     def init(
         self, now: int, limits: Limits, *, learned: Mapping[str, int], window: float | None, cool_until: int,
-        past: Sequence[Past], day: Sequence[Past], leases: Mapping[str, tuple[int, int, int]],
+        past: Sequence[PastCharges], day: Sequence[PastCharges], leases: Mapping[str, tuple[int, int, int]],
     ) -> bool:  # fmt: skip
         if self.enter(now):
             return False

@@ -11,10 +11,22 @@ from redis.retry import Retry
 
 from deploy.local.embedded_servers import Valkey
 from models.platform.errors import LineUnavailable
-from workers.limiter.limiter import Ask, BlockedBy, Grant, Learned, Limiter, Limits, Meter, Past, Report, Room, keys
+from workers.limiter.limiter import (
+    AdmitRequest,
+    BlockedBy,
+    CredentialModel,
+    Grant,
+    Headroom,
+    Learned,
+    Limiter,
+    Limits,
+    PastCharges,
+    Report,
+    keys,
+)
 from workers.runner.run_job import LATE_S
 
-METER = Meter(1, "gpt-4o")
+METER = CredentialModel(1, "gpt-4o")
 START_US = 1_767_000_000_000_000
 SECOND, MINUTE, DAY = 1_000_000, 60_000_000, 86_400_000_000
 YES = Grant(1, None, None)
@@ -29,13 +41,15 @@ class Meterside:
         self.limiter = Limiter(client, clock=lambda: self.now)
         self.client = client
 
-    def has(self, limits: Limits, *, window: float | None = None, past: Sequence[Past] = (), day: Sequence[Past] = ()) -> None:
+    def has(
+        self, limits: Limits, *, window: float | None = None, past: Sequence[PastCharges] = (), day: Sequence[PastCharges] = ()
+    ) -> None:
         self.limiter.init(METER, limits, window=window, past=past, day=day)
 
     def asks(self, *names: str, tokens: int = 0, images: int = 0, lease_ms: int = 30_000) -> Grant:
-        return self.limiter.admit(METER, [Ask(name, tokens, images) for name in names], lease_ms=lease_ms)
+        return self.limiter.admit(METER, [AdmitRequest(name, tokens, images) for name in names], lease_ms=lease_ms)
 
-    def room(self) -> Room:
+    def room(self) -> Headroom:
         (room,) = self.limiter.peek_many([METER])
         assert room
         return room
@@ -182,7 +196,7 @@ def test_the_order_is_strict_a_small_job_does_not_overtake(meter: Meterside) -> 
     meter.has(Limits(tpm=6000))
     meter.asks("a", tokens=1001)
     meter.now += 15 * SECOND
-    asks = [Ask("large", 5000), Ask("small", 1)]
+    asks = [AdmitRequest("large", 5000), AdmitRequest("small", 1)]
 
     assert 0 == meter.limiter.admit(METER, asks, lease_ms=1000).admitted
 
@@ -197,9 +211,9 @@ def test_asking_twice_is_the_same_as_once(meter: Meterside) -> None:
 
 
 def test_several_meters_are_asked_in_one_go(meter: Meterside) -> None:
-    other = Meter(2, "gpt-4o")
+    other = CredentialModel(2, "gpt-4o")
     meter.has(Limits(rpm=1))
-    wants = [(METER, [Ask("a", 0), Ask("b", 0)]), (other, [Ask("c", 0)])]
+    wants = [(METER, [AdmitRequest("a", 0), AdmitRequest("b", 0)]), (other, [AdmitRequest("c", 0)])]
 
     assert [Grant(1, 60_600, BlockedBy.RPM), BLIND] == meter.limiter.admit_many(wants, lease_ms=1000)
     assert [{"a"}, set()] == meter.limiter.renew_many([(METER, ["a", "b"]), (other, ["c"])], lease_ms=1000)
@@ -350,7 +364,7 @@ def test_nothing_goes_after_a_loss_until_it_was_rebuilt(meter: Meterside, lost: 
 
 
 def test_a_rebuild_brings_the_mirror_of_the_upstream_back(meter: Meterside) -> None:
-    past = [Past(START_US - 90 * SECOND, 5, 0, 0), Past(START_US, 40, 0, 0)]
+    past = [PastCharges(START_US - 90 * SECOND, 5, 0, 0), PastCharges(START_US, 40, 0, 0)]
     meter.limiter.init(METER, Limits(), learned_rpm=60, past=past)
 
     assert Grant(0, 11_000, BlockedBy.UPSTREAM) == meter.asks("a")
@@ -374,7 +388,7 @@ def test_the_first_rebuilder_wins(meter: Meterside) -> None:
 
 def test_a_rebuild_brings_history_leases_and_cooldown_back(meter: Meterside) -> None:
     leases = {"a": (START_US + 5 * SECOND, 10, 0), "old": (START_US, 10, 0)}
-    past = [Past(START_US, 600, 50, 0)]
+    past = [PastCharges(START_US, 600, 50, 0)]
     meter.limiter.init(METER, Limits(rpm=600, max_in_flight=9), past=past, leases=leases, cooldown_until_us=START_US + 7 * SECOND)
 
     assert {"a"} == meter.limiter.renew(METER, ["a", "old"], lease_ms=1)
@@ -387,7 +401,7 @@ def test_a_rebuild_brings_history_leases_and_cooldown_back(meter: Meterside) -> 
 
 
 def test_a_days_history_leaves_exactly_what_the_day_still_allows(meter: Meterside) -> None:
-    meter.has(Limits(rpd=100, max_in_flight=99), day=[Past(START_US - hour * 60 * MINUTE, 10, 0, 0) for hour in range(2)])
+    meter.has(Limits(rpd=100, max_in_flight=99), day=[PastCharges(START_US - hour * 60 * MINUTE, 10, 0, 0) for hour in range(2)])
 
     grant = meter.asks(*many("a", 90))
 
@@ -396,7 +410,7 @@ def test_a_days_history_leaves_exactly_what_the_day_still_allows(meter: Metersid
 
 
 def test_a_call_that_runs_since_before_a_loss_is_not_given_back(meter: Meterside) -> None:
-    meter.limiter.init(METER, Limits(rpm=1), past=[Past(START_US, 1, 0, 0)], leases={"a": (START_US + MINUTE, 10, 0)})
+    meter.limiter.init(METER, Limits(rpm=1), past=[PastCharges(START_US, 1, 0, 0)], leases={"a": (START_US + MINUTE, 10, 0)})
     meter.release("a", Report(sent=False))
 
     assert 0 == meter.asks("b").admitted
@@ -413,7 +427,7 @@ def test_a_restarted_server_gets_the_script_again(meter: Meterside) -> None:
     meter.has(Limits())
     meter.client.script_flush()
 
-    grants = meter.limiter.admit_many([(METER, [Ask("a", 0)]), (Meter(2, "x"), [Ask("b", 0)])], lease_ms=1000)
+    grants = meter.limiter.admit_many([(METER, [AdmitRequest("a", 0)]), (CredentialModel(2, "x"), [AdmitRequest("b", 0)])], lease_ms=1000)
 
     assert [YES, BLIND] == grants
 
@@ -423,7 +437,7 @@ def test_a_silent_server_means_line_unavailable(redis_client: redis.Redis, valke
         limiter = Limiter(broken)
         redis_client.set(keys(METER)[0], "not a hash")
         with pytest.raises(LineUnavailable):
-            limiter.admit(METER, [Ask("a", 0)], lease_ms=1000)
+            limiter.admit(METER, [AdmitRequest("a", 0)], lease_ms=1000)
     nobody = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     with pytest.raises(LineUnavailable):
         nobody.forget(METER)
@@ -622,14 +636,14 @@ def test_a_client_that_decodes_its_replies_is_fine_too(valkey: Valkey, meter: Me
     with redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         limiter = Limiter(client, clock=lambda: START_US)
 
-        assert Grant(1, 60_600, BlockedBy.RPM) == limiter.admit(METER, [Ask("a", 1), Ask("b", 1)], lease_ms=9000)
+        assert Grant(1, 60_600, BlockedBy.RPM) == limiter.admit(METER, [AdmitRequest("a", 1), AdmitRequest("b", 1)], lease_ms=9000)
         assert {"a"} == limiter.renew(METER, ["a"], lease_ms=9000)
 
 
 def test_without_a_clock_of_ours_the_servers_counts(redis_client: redis.Redis) -> None:
     limiter = Limiter(redis_client)
     limiter.init(METER, Limits(rpm=600, max_in_flight=1))
-    assert YES == limiter.admit(METER, [Ask("a", 1)], lease_ms=60_000)
+    assert YES == limiter.admit(METER, [AdmitRequest("a", 1)], lease_ms=60_000)
     seconds, micros = (int(part) for part in redis_client.time())
 
     expiry = redis_client.zscore(keys(METER)[1], "a") or 0
@@ -641,12 +655,12 @@ def test_without_a_clock_of_ours_the_servers_counts(redis_client: redis.Redis) -
 
 def test_room_tells_what_is_left_of_the_scarcest_limit(meter: Meterside) -> None:
     meter.has(Limits(rpm=600, tpm=60_000, max_in_flight=4))
-    assert Room(in_flight=0, free=4, wait_ms=0, share=1.0) == meter.room()
+    assert Headroom(in_flight=0, free=4, wait_ms=0, share=1.0) == meter.room()
     meter.asks("a", tokens=30_000)
 
     room = meter.room()
 
-    assert Room(in_flight=1, free=3, wait_ms=29_500, share=0.5) == room
+    assert Headroom(in_flight=1, free=3, wait_ms=29_500, share=0.5) == room
     meter.now += 40 * SECOND
     meter.asks("b", tokens=15_000)
     meter.now += 21 * SECOND
@@ -657,11 +671,11 @@ def test_room_tells_what_is_left_of_the_scarcest_limit(meter: Meterside) -> None
 
 @pytest.mark.parametrize("model", ["ft:gpt-4o:org::id", "{x}", "}{", "%7B", "", "модель 模型", "a\nb\0c", "\ud800"])
 def test_any_model_name_makes_its_own_keys_in_one_slot(redis_client: redis.Redis, model: str) -> None:
-    limiter, odd = Limiter(redis_client), Meter(3, model)
+    limiter, odd = Limiter(redis_client), CredentialModel(3, model)
     assert limiter.init(odd, Limits(rpm=1))
 
-    assert YES == limiter.admit(odd, [Ask("a", 1)], lease_ms=1000)
-    assert BlockedBy.NO_STATE == limiter.admit(Meter(3, model + "x"), [Ask("a", 1)], lease_ms=1000).blocked_by
+    assert YES == limiter.admit(odd, [AdmitRequest("a", 1)], lease_ms=1000)
+    assert BlockedBy.NO_STATE == limiter.admit(CredentialModel(3, model + "x"), [AdmitRequest("a", 1)], lease_ms=1000).blocked_by
     assert all(key.count("{") == key.count("}") == 1 for key in keys(odd))
 
 

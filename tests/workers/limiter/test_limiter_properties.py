@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.upstream.meters import Window
 from tests.workers.limiter.limiter_model import DAY, LATE, MINUTE, WINDOW_US, Lease, Model, units_of
-from workers.limiter.limiter import Ask, BlockedBy, Grant, Limiter, Limits, Meter, Past, Report, keys
+from workers.limiter.limiter import AdmitRequest, BlockedBy, CredentialModel, Grant, Limiter, Limits, PastCharges, Report, keys
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 settings.register_profile("limiter", max_examples=200, stateful_step_count=40)
@@ -28,7 +28,7 @@ COMMON = settings(
 )  # fmt: skip
 START_US = 1_767_000_000_000_000
 KEYS = ("state", "leases", "costs", "minutes", "days")
-METER, PROBE = Meter(7, "gpt-{4o}"), Meter(8, "probe")
+METER, PROBE = CredentialModel(7, "gpt-{4o}"), CredentialModel(8, "probe")
 
 limits = st.builds(
     Limits,
@@ -38,7 +38,7 @@ limits = st.builds(
 )  # fmt: skip
 names = st.sampled_from("abcdkl")
 tokens = st.one_of(st.integers(0, 12), st.integers(0, 1100), st.sampled_from([500, 30_000, 60_000, 60_001]))
-asks = st.builds(Ask, names, tokens, st.sampled_from([0, 0, 0, 1, 2, 4]))
+asks = st.builds(AdmitRequest, names, tokens, st.sampled_from([0, 0, 0, 1, 2, 4]))
 reports = st.builds(
     Report,
     sent=st.booleans(), good=st.booleans(), pushed_back=st.sampled_from([False, False, True]),
@@ -74,13 +74,13 @@ class Ledger:
             for end in {at for at, _, units in self.charges if at > since and units[gate]} if limit is not None else ():
                 assert sum(units[gate] for at, _, units in self.charges if end - width < at <= end) <= (limit or 0), gate
 
-    def groups(self, now: int, *, width_us: int) -> list[Past]:
+    def groups(self, now: int, *, width_us: int) -> list[PastCharges]:
         """As the rebuilder reads it: grouped, each group at its end."""
         sums: dict[int, list[int]] = {}
         for at, _, units in self.charges:
             total = sums.setdefault(min(now, (at // width_us + 1) * width_us), [0, 0, 0])
             total[:] = total[0] + 1, total[1] + units["tpm"], total[2] + units["ipm"]
-        return [Past(at, *total) for at, total in sums.items()]
+        return [PastCharges(at, *total) for at, total in sums.items()]
 
 
 class LimiterMachine(RuleBasedStateMachine):
@@ -101,7 +101,7 @@ class LimiterMachine(RuleBasedStateMachine):
         self.rebuild(width_us=1)
 
     @rule(batch=st.lists(asks, min_size=1, max_size=6), lease_ms=st.sampled_from([500, 30_000, 400_000]))
-    def admit(self, batch: list[Ask], lease_ms: int) -> None:
+    def admit(self, batch: list[AdmitRequest], lease_ms: int) -> None:
         self.limiter.peek_many([METER])  # drops what has expired, so that only the denial itself could change something
         before, held = self.dump(), set(self._live())
         expected = self.model.admit(self.now, batch, lease_ms * 1000)
@@ -190,14 +190,14 @@ class LimiterMachine(RuleBasedStateMachine):
             assert len(state.leases) == room.in_flight
             assert 0 <= room.share <= 1
 
-    def check_wait(self, grant: Grant, ask: Ask) -> None:
+    def check_wait(self, grant: Grant, ask: AdmitRequest) -> None:
         """The wait is enough if nobody else comes, and two milliseconds less are not."""
         if grant.wake_in_ms is None:
             return
         assert 0 == self.ask_later(ask, (grant.wake_in_ms - 2) * 1000).admitted if grant.wake_in_ms > 2 else True
         assert 1 == self.ask_later(ask, grant.wake_in_ms * 1000).admitted
 
-    def ask_later(self, ask: Ask, us: int) -> Grant:
+    def ask_later(self, ask: AdmitRequest, us: int) -> Grant:
         for source, target in zip(keys(METER), keys(PROBE), strict=True):
             self.client.delete(target)
             self.client.copy(source, target)
@@ -241,7 +241,7 @@ def test_a_rebuilt_state_is_never_looser_than_the_lost_one(
         wake_in_ms = 0
         for us, share, images, count in history:
             now += us or wake_in_ms * 1000
-            batch = [Ask(f"{len(ledger.charges)}-{i}", (wanted.tpm or 1000) // share, images) for i in range(count)]
+            batch = [AdmitRequest(f"{len(ledger.charges)}-{i}", (wanted.tpm or 1000) // share, images) for i in range(count)]
             grant = limiter.admit(METER, batch, lease_ms=1)
             wake_in_ms = grant.wake_in_ms or 1
             ledger.charges += [(now, ask.dispatch_id, units_of(ask)) for ask in batch[: grant.admitted]]
@@ -257,7 +257,7 @@ class Upstream:
         self.rpm, self.tpm = rpm, tpm
         self.tat: dict[str, float] = {}
 
-    def call(self, now: int, ask: Ask) -> None:
+    def call(self, now: int, ask: AdmitRequest) -> None:
         for gate, units in (("rpm", 1), ("tpm", ask.tokens)):
             self.tat[gate] = max(self.tat.get(gate, 0), now) + units * self.per_unit_us[gate]
             assert self.tat[gate] <= now + MINUTE + 1, f"429: {gate}"
@@ -281,7 +281,7 @@ def test_alone_on_a_key_the_mirror_never_binds(
     limiter.init(METER, Limits(rpm=rpm, tpm=tpm) if operator else Limits(), learned_rpm=rpm, learned_tpm=tpm)
     answers: list[tuple[int, str]] = []
     for n, size in enumerate(sizes):
-        ask = Ask(str(n), int(size**3 * tpm))
+        ask = AdmitRequest(str(n), int(size**3 * tpm))
         while not (grant := limiter.admit(METER, [ask], lease_ms=600_000)).admitted:
             assert grant.blocked_by != BlockedBy.UPSTREAM
             assert grant.wake_in_ms
@@ -299,7 +299,7 @@ def saturate(redis_client: redis.Redis, wanted: Limits, *, tokens: Sequence[int]
     limiter = Limiter(redis_client, clock=lambda: now)
     limiter.init(METER, wanted)
     while now < START_US + lasting_us:
-        batch = [Ask(f"{len(sent) + i}", tokens[(len(sent) + i) % len(tokens)]) for i in range(8)]
+        batch = [AdmitRequest(f"{len(sent) + i}", tokens[(len(sent) + i) % len(tokens)]) for i in range(8)]
         grant = limiter.admit(METER, batch, lease_ms=1)
         sent += [(now, ask.tokens) for ask in batch[: grant.admitted]]
         now += (grant.wake_in_ms or 0) * 1000
@@ -331,7 +331,7 @@ def test_alone_on_a_key_whose_upstream_counts_an_exact_minute_all_of_it_is_used(
         while answers and answers[0][0] <= now:
             _, name, first = answers.popleft()
             limiter.release(METER, name, told() if is_stamped_at_the_end else first)
-        ask = Ask(str(len(sent)), tokens)
+        ask = AdmitRequest(str(len(sent)), tokens)
         grant = limiter.admit(METER, [ask], lease_ms=600_000)
         if grant.admitted:
             for name, units in (("rpm", 1), ("tpm", tokens)):
@@ -354,11 +354,11 @@ def test_beside_somebody_else_on_the_key_there_is_room_for_both(redis_client: re
     limiter.init(METER, Limits(rpm=600))
     while now < START_US + 5 * MINUTE:
         while others <= now:
-            upstream.call(others, Ask("other", 0))  # raises where it finds no room
+            upstream.call(others, AdmitRequest("other", 0))  # raises where it finds no room
             others += 1_000_000 // per_s
-        grant = limiter.admit(METER, [Ask(str(ours), 0)], lease_ms=600_000)
+        grant = limiter.admit(METER, [AdmitRequest(str(ours), 0)], lease_ms=600_000)
         if grant.admitted:
-            upstream.call(now, Ask(str(ours), 0))
+            upstream.call(now, AdmitRequest(str(ours), 0))
             limiter.release(METER, str(ours), upstream.headers(now))
             ours += 1
         now += (grant.wake_in_ms or 0) * 1000

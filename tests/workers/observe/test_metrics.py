@@ -92,7 +92,7 @@ def test_unknown_methods_and_addresses_share_a_label() -> None:
 
 
 def opens(authorization: str) -> bool:
-    return metrics_server.refused(WrongTokens(), "10.0.0.1", authorization) is None
+    return metrics_server.check_token(WrongTokens(), "10.0.0.1", authorization) is None
 
 
 def test_metrics_need_the_operators_token_where_there_is_one(override: object) -> None:

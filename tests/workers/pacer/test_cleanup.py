@@ -57,7 +57,7 @@ def add_old_jobs(caller: Key, number: int) -> None:
 
 def now() -> datetime:
     with db.begin() as session:
-        return retention.now(session)
+        return retention.database_now(session)
 
 
 def left() -> list[int]:

@@ -19,7 +19,7 @@ from models.keys.keys import Key
 from tests.chaos.tcp_proxy import Link
 from tests.support.queue_tools import finish, known, query, row, submit
 from tests.workers.pacer.test_step import Doorbells, allow, due_again, workers_have
-from workers.limiter.limiter import Limiter, Meter, Report
+from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.pacer.in_flight import InFlightLeases
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
@@ -55,14 +55,14 @@ class Machine:
         self.limiter = Limiter(client, self.clock)
         self.leases = Leases(Limiter(wire, self.clock))
 
-    def started(self, who: Key) -> Meter:
+    def started(self, who: Key) -> CredentialModel:
         """The only call that may be in flight is; another job waits."""
         one, _ = submit(who), submit(who)
         assert [one] == self.paces()
         dispatch = UUID(str(row(one).dispatch_id))
         with db.begin() as session:
             claimed: Any = claims.claim(session, one, dispatch, lease_s=LEASE_S)
-        meter = Meter(claimed.credential_id, claimed.model)
+        meter = CredentialModel(claimed.credential_id, claimed.model)
         self.leases.add(dispatch, RunningJob(one, meter, CallControl(deadline=time.monotonic() + 600)))
         return meter
 
@@ -70,14 +70,14 @@ class Machine:
         """A pacer that has just been started steps until nothing more goes; who was rung."""
         workers_have(100)
         bells = Doorbells()
-        pacer = Pacer(limiter=self.limiter, ring=bells, wakeups=Wakeups())
+        pacer = Pacer(limiter=self.limiter, publisher=bells, wakeups=Wakeups())
         due_again()
         for _ in range(8):
             if pacer.step() > 0:
                 break
         return bells.take()
 
-    def in_flight(self, meter: Meter) -> int | None:
+    def in_flight(self, meter: CredentialModel) -> int | None:
         (room,) = self.limiter.peek_many([meter])
         return None if room is None else room.in_flight
 

@@ -31,9 +31,14 @@ from tests.support.queue_tools import (
     start,
     submit,
 )
+<<<<<<< HEAD
 from workers.limiter.limiter import Ask, Limiter, Limits, Meter
 from workers.pacer.reap_grace import MAX_PASS_GAP_S, ReapGrace
 from workers.pacer.reaper import Reaper
+=======
+from workers.limiter.limiter import AdmitRequest, CredentialModel, Limiter, Limits
+from workers.pacer.reaper import MAX_PASS_GAP_S, Reaper, ReapGrace
+>>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 from workers.pacer.wakeups import Wakeups
 
 
@@ -62,17 +67,17 @@ def sweep(limiter: Limiter, wakeups: Wakeups) -> Reaper:
     return made
 
 
-def reserved(limiter: Limiter, caller: Key, dispatch_id: UUID) -> Meter:
+def reserved(limiter: Limiter, caller: Key, dispatch_id: UUID) -> CredentialModel:
     """This call has a slot with its credential, the only one there is."""
     with db.begin() as session:
-        bound = Meter(credential_of(session, caller), "m")
+        bound = CredentialModel(credential_of(session, caller), "m")
     limiter.init(bound, Limits(max_in_flight=1))
-    limiter.admit(bound, [Ask(str(dispatch_id), 1)], lease_ms=30_000)
+    limiter.admit(bound, [AdmitRequest(str(dispatch_id), 1)], lease_ms=30_000)
     assert (0, 1) == free_and_used(limiter, bound)
     return bound
 
 
-def free_and_used(limiter: Limiter, bound: Meter) -> tuple[int | None, int]:
+def free_and_used(limiter: Limiter, bound: CredentialModel) -> tuple[int | None, int]:
     (room,) = limiter.peek_many([bound])
     assert room is not None
     return room.free, room.in_flight
@@ -320,7 +325,7 @@ def test_flows_that_say_nothing_any_more_go_and_weighted_ones_stay(caller: Key) 
 def test_limits_that_the_operator_changes_hold_without_a_restart(caller: Key, sweep: Reaper, limiter: Limiter) -> None:
     bound = limited_later(caller, sweep, limiter, Limits(max_in_flight=2))
 
-    assert 2 == limiter.admit(bound, [Ask(str(n), 1) for n in range(5)], lease_ms=30_000).admitted
+    assert 2 == limiter.admit(bound, [AdmitRequest(str(n), 1) for n in range(5)], lease_ms=30_000).admitted
 
 
 def test_a_daily_limit_that_is_new_has_the_state_made_again_from_the_ledger(caller: Key, sweep: Reaper, limiter: Limiter) -> None:
@@ -329,11 +334,11 @@ def test_a_daily_limit_that_is_new_has_the_state_made_again_from_the_ledger(call
     assert [None] == limiter.peek_many([bound])
 
 
-def limited_later(caller: Key, sweep: Reaper, limiter: Limiter, limits: Limits) -> Meter:
+def limited_later(caller: Key, sweep: Reaper, limiter: Limiter, limits: Limits) -> CredentialModel:
     """A meter in use, for which the operator has set these limits between two sweeps."""
     submit(caller)
     with db.begin() as session:
-        bound = Meter(credential_of(session, caller), "m")
+        bound = CredentialModel(credential_of(session, caller), "m")
     limiter.init(bound, Limits(max_in_flight=50))
     sweep.step(now=time.monotonic())
     with db.begin() as session:

@@ -21,11 +21,16 @@ from models.keys.keys import Key, Limits
 from models.platform.errors import LineUnavailable
 from models.queue import admission
 from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
-from workers.broker.publish import Call
+from workers.broker.publish import TaskMessage
 from workers.channels import notify
+<<<<<<< HEAD
 from workers.limiter.limiter import Limiter, Meter, Report
 from workers.pacer.limiter_rebuild import rebuild
 from workers.pacer.stages.reserve import Reserver
+=======
+from workers.limiter.limiter import CredentialModel, Limiter, Report
+from workers.pacer.reserve import Reserver
+>>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
 
@@ -38,8 +43,8 @@ class Doorbells:
     def __init__(self) -> None:
         self.rung: list[tuple[UUID, UUID]] = []
 
-    def ring(self, calls: Sequence[Call]) -> bool:
-        self.rung += [(one.number, one.ticket) for one in calls]
+    def publish(self, messages: Sequence[TaskMessage]) -> bool:
+        self.rung += [(one.number, one.ticket) for one in messages]
         return True
 
     def take(self) -> list[UUID]:
@@ -55,7 +60,7 @@ class Stage:
         self.limiter = Limiter(client)
         self.bells = Doorbells()
         self.wakeups = Wakeups()
-        self.pacer = Pacer(limiter=self.limiter, ring=self.bells, wakeups=self.wakeups)
+        self.pacer = Pacer(limiter=self.limiter, publisher=self.bells, wakeups=self.wakeups)
 
     def steps(self, most: int = 8) -> list[UUID]:
         """Steps until the next is not due at once; returns who was rung."""
@@ -258,7 +263,7 @@ def test_a_job_is_not_refused_while_a_credential_is_unknown(caller: Key, stage: 
     workers_have(50)
     submit(caller, tokens=10)
     stage.steps()
-    stage.limiter.forget(Meter(roomy, "m"))
+    stage.limiter.forget(CredentialModel(roomy, "m"))
     large = submit(caller, tokens=2_000)
     due_again()
 
@@ -346,7 +351,7 @@ def test_after_a_flush_nothing_is_counted_twice(caller: Key, stage: Stage, redis
     redis_client.flushall()
 
     assert [jobs[1]] == stage.steps()
-    stage.limiter.release(Meter(row(jobs[0]).credential_id, "m"), str(dispatch_id), Report(good=True))
+    stage.limiter.release(CredentialModel(row(jobs[0]).credential_id, "m"), str(dispatch_id), Report(good=True))
     finish(jobs[0], dispatch_id)
     due_again()
     assert [jobs[2]] == stage.steps()
@@ -510,7 +515,11 @@ def test_a_reservation_that_redis_forgot_in_between_is_not_rung(caller: Key, sta
     def forget() -> None:
         """As another pacer would see it: everything is gone, and it has made the limiter's state again."""
         redis_client.flushall()
+<<<<<<< HEAD
         rebuild(other.limiter, Meter(row(one).credential_id, "m"))
+=======
+        other.pacer._reserver.rebuild(CredentialModel(row(one).credential_id, "m"))
+>>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 
     stage.pacer._reserver = Interrupted(stage.limiter, forget)
     stage.wakeups.wake(row(two).lane_id)

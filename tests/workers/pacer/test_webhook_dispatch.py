@@ -14,8 +14,8 @@ from models.keys.keys import Key
 from tests.support.programs.processes import until
 from tests.support.queue_tools import finish, known, query, start, submit
 from tests.support.webhook_tools import deliveries, endpoint
-from workers.broker.publish import Call
-from workers.broker.queues import WEBHOOKS
+from workers.broker.publish import TaskMessage
+from workers.broker.queues import WEBHOOK_QUEUE
 from workers.pacer.webhook_dispatch import EVERY_S, FULL_QUEUE_RETRY_S, MAX_QUEUED, WebhookDispatcher
 
 
@@ -26,9 +26,9 @@ class Bells:
     rung: list[UUID] = field(default_factory=list)
     is_deaf: bool = False
 
-    def ring(self, calls: Sequence[Call]) -> bool:
+    def publish(self, messages: Sequence[TaskMessage]) -> bool:
         if not self.is_deaf:
-            self.rung += [one.number for one in calls]
+            self.rung += [one.number for one in messages]
         return not self.is_deaf
 
 
@@ -45,7 +45,7 @@ def bells() -> Bells:
 @pytest.fixture
 def due(bells: Bells, redis_client: redis.Redis) -> WebhookDispatcher:
     """One that has looked at everybody at 100.0."""
-    made = WebhookDispatcher(broker=redis_client, ring=bells)
+    made = WebhookDispatcher(broker=redis_client, publisher=bells)
     made.step(now=100.0)
     return made
 
@@ -100,12 +100,12 @@ def test_no_more_doorbells_wait_in_celery_than_that(caller: Key, due: WebhookDis
     for n in range(20):
         endpoint(caller, f"https://{n}.example.com/")
     happen(caller, 4)
-    redis_client.rpush(WEBHOOKS, *["x"] * (MAX_QUEUED - 3))
+    redis_client.rpush(WEBHOOK_QUEUE, *["x"] * (MAX_QUEUED - 3))
 
     assert 3 == due.step(now=102.0)
-    redis_client.rpush(WEBHOOKS, *["x"] * 10)
+    redis_client.rpush(WEBHOOK_QUEUE, *["x"] * 10)
     assert 0 == due.step(now=104.0)
-    redis_client.delete(WEBHOOKS)
+    redis_client.delete(WEBHOOK_QUEUE)
     assert MAX_QUEUED == due.step(now=104.0 + FULL_QUEUE_RETRY_S), "it looks again as soon as there may be room"
     assert 80 - 3 - MAX_QUEUED == len(query("SELECT FROM delivery WHERE status = 'pending'"))
 
@@ -113,7 +113,7 @@ def test_no_more_doorbells_wait_in_celery_than_that(caller: Key, due: WebhookDis
 def test_without_redis_nothing_is_picked_and_the_thread_lives(caller: Key, bells: Bells, override: Callable[..., None]) -> None:
     stop = threading.Event()
     away = redis.Redis(host="127.0.0.1", port=1, socket_connect_timeout=0.2)
-    made = WebhookDispatcher(broker=away, ring=bells)
+    made = WebhookDispatcher(broker=away, publisher=bells)
     endpoint(caller)
     happen(caller)
     thread = threading.Thread(target=made.run, args=(stop,), daemon=True)

@@ -9,11 +9,11 @@ from uuid import uuid4
 import redis
 
 from models.database import db
-from workers.limiter.limiter import Ask, Limiter, Limits, Meter
+from workers.limiter.limiter import AdmitRequest, CredentialModel, Limiter, Limits
 from workers.runner.leases import Leases, RunningJob
 from workers.upstream.call import CallControl
 
-METER = Meter(1, "m")
+METER = CredentialModel(1, "m")
 
 
 def test_calls_keep_their_places_in_flight_while_postgres_is_away(redis_client: redis.Redis, override: Callable[..., None]) -> None:
@@ -21,7 +21,7 @@ def test_calls_keep_their_places_in_flight_while_postgres_is_away(redis_client: 
     limiter = Limiter(redis_client, lambda: now_us)
     limiter.init(METER, Limits(max_in_flight=1))
     dispatch_id = uuid4()
-    limiter.admit(METER, [Ask(str(dispatch_id), 1)], lease_ms=10_000)
+    limiter.admit(METER, [AdmitRequest(str(dispatch_id), 1)], lease_ms=10_000)
     leases = Leases(limiter)
     leases.add(dispatch_id, RunningJob(uuid4(), METER, CallControl(deadline=time.monotonic() + 600)))
     override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/none", lease_s=30)

@@ -19,7 +19,7 @@ from models.webhooks import url_policy
 from tests.support.servers import certificates as own_certificates
 from tests.support.servers.nameserver import NameServer
 from workers.webhooks import safe_http
-from workers.webhooks.safe_http import Refused, Reply, Unreachable
+from workers.webhooks.safe_http import Blocked, Response, Unreachable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Said: yes\r\n\r\nok"
 TIMEOUT_S = 20.0  # long: nothing here may depend on the machine being quick
@@ -101,7 +101,7 @@ def receiver(override: Callable[..., None], answer: Callable[[socket.socket], No
         yield listener
 
 
-def post(url: str, *, timeout_s: float = TIMEOUT_S, names: NameServer | None = None, body: bytes = b"{}") -> Reply:
+def post(url: str, *, timeout_s: float = TIMEOUT_S, names: NameServer | None = None, body: bytes = b"{}") -> Response:
     return safe_http.post(url, headers={"X-Ours": "1"}, body=body, timeout_s=timeout_s, resolver=names.resolver() if names else None)
 
 
@@ -138,7 +138,7 @@ def test_no_address_that_is_not_public_is_connected_to(trap: Listener, host: str
     tried: list[object] = []
     monkeypatch.setattr(socket.socket, "connect", lambda self, address: tried.append(address))
 
-    with pytest.raises(Refused):
+    with pytest.raises(Blocked):
         post(f"http://{host}:{trap.port}/")
 
     assert [] == tried
@@ -146,7 +146,7 @@ def test_no_address_that_is_not_public_is_connected_to(trap: Listener, host: str
 
 @pytest.mark.parametrize("answer", [*OTHERS, "127.0.0.1", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]"])
 def test_no_name_leads_to_such_an_address(trap: Listener, answer: str) -> None:
-    refusal = pytest.raises(Refused, match="its address is not one")
+    refusal = pytest.raises(Blocked, match="its address is not one")
     with NameServer({"inside.example": [[answer.strip("[]")]]}) as names, refusal as refused:
         post(f"http://inside.example:{trap.port}/", names=names)
 
@@ -158,7 +158,7 @@ def test_no_name_leads_to_such_an_address(trap: Listener, answer: str) -> None:
 def test_a_name_that_leads_inside_and_outside_is_refused_whole(trap: Listener) -> None:
     with NameServer({"both.example": [["93.184.216.34", "127.0.0.1"]], "six.example": [["93.184.216.34", "::1"]]}) as names:
         for name in ("both.example", "six.example"):
-            with pytest.raises(Refused):
+            with pytest.raises(Blocked):
                 post(f"http://{name}:{trap.port}/", names=names)
 
     assert 0 == trap.connections
@@ -170,7 +170,7 @@ def test_a_name_that_moves_inside_after_it_was_checked_is_not_followed(override:
         override(webhook_allow_http=True, webhook_allow_ports=str(trap.port), webhook_allow_networks="127.0.0.2/32")
         with NameServer({"rebinds.example": [["127.0.0.2"], ["127.0.0.1"]]}) as names:
             assert 200 == post(f"http://rebinds.example:{trap.port}/", names=names).status
-            with pytest.raises(Refused):
+            with pytest.raises(Blocked):
                 post(f"http://rebinds.example:{trap.port}/", names=names)
 
     assert ["rebinds.example"] * 2 == names.asked, "each delivery looks once"
@@ -187,7 +187,7 @@ def test_it_connects_to_the_address_that_was_checked_and_looks_once(override: Ca
 
 def test_a_peer_that_is_somebody_else_is_left_before_a_byte_is_said(override: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "getpeername", lambda self: ("10.9.9.9", 80))
-    with receiver(override) as server, pytest.raises(Refused):
+    with receiver(override) as server, pytest.raises(Blocked):
         post(f"http://127.0.0.1:{server.port}/")
 
     assert [] == [said for said in server.said if said]
@@ -223,10 +223,10 @@ BAD_URLS = [
 def test_without_a_setting_only_https_on_its_own_ports_is_called(override: Callable[..., None], url: str) -> None:
     override()
 
-    with pytest.raises(Refused):
+    with pytest.raises(Blocked):
         post(url)
     with pytest.raises(url_policy.NotAllowed):
-        url_policy.clean(url)
+        url_policy.normalize(url)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ def test_without_a_setting_only_https_on_its_own_ports_is_called(override: Calla
 def test_a_url_is_stored_in_one_form(override: Callable[..., None], url: str, cleaned: str) -> None:
     override()
 
-    assert cleaned == url_policy.clean(url)
-    assert cleaned == url_policy.clean(cleaned)
+    assert cleaned == url_policy.normalize(url)
+    assert cleaned == url_policy.normalize(cleaned)
 
 
 def test_a_network_that_the_operator_allows_is_reached(override: Callable[..., None]) -> None:
@@ -279,7 +279,7 @@ def test_no_more_than_the_first_64_kilobytes_of_an_answer_are_read(override: Cal
         reply = post(f"http://127.0.0.1:{server.port}/")
 
     assert 200 == reply.status
-    assert safe_http.READ_MOST_BYTES - 100 < len(reply.body) <= safe_http.READ_MOST_BYTES
+    assert safe_http.MAX_ANSWER_BYTES - 100 < len(reply.body) <= safe_http.MAX_ANSWER_BYTES
 
 
 def drip(piece: bytes, *, first: bytes = b"") -> Callable[[socket.socket], None]:

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from models.database import db
 from models.keys.keys import Key
 from models.webhooks import endpoints, signing
-from models.webhooks.deliveries import FAILING
+from models.webhooks.deliveries import FAILING_ATTEMPTS
 from models.webhooks.retry_schedule import RETRIES, SCHEDULE_S
 from tests.support.queue_tools import finish, known, query, start, submit
 from tests.support.servers.webhook_receiver import Got, Receiver
@@ -263,13 +263,13 @@ def test_one_doorbell_serves_what_else_is_due_for_the_same_receiver(caller: Key,
 
 def test_one_that_fails_all_the_time_is_not_asked_for_ever(caller: Key, receiver: Receiver, sender: Sender) -> None:
     endpoint(caller, receiver.url(status=500))
-    happen(caller, FAILING + 3)
+    happen(caller, FAILING_ATTEMPTS + 3)
     (picked,) = pick(most=1)
     sender.serve(picked.id, picked.ticket)
 
-    assert FAILING == len({one.id for one in receiver.got()}) == len(receiver.got())
+    assert FAILING_ATTEMPTS == len({one.id for one in receiver.got()}) == len(receiver.got())
     send(sender)
-    assert FAILING + 1 == len(receiver.got())
+    assert FAILING_ATTEMPTS + 1 == len(receiver.got())
 
 
 def test_who_is_told_to_stop_takes_nothing_more(caller: Key, receiver: Receiver) -> None:
@@ -301,7 +301,7 @@ def test_a_jobs_own_url_is_signed_with_the_keys_secret(caller: Key, receiver: Re
     send(sender)
 
     with db.begin() as session:
-        secret = signing.default(session, caller.id)
+        secret = signing.default_secret(session, caller.id)
     assert unwrap(receiver.got("/mine")[0], secret)
 
 
