@@ -1,0 +1,42 @@
+"""Tests of the documentation: every link leads somewhere, and every file that it names exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TRACKED = subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True).split()
+PAGES = sorted(ROOT / name for name in TRACKED if not name.startswith("tests/texts"))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# A file of ours in backticks, with its folder.
+FILE = re.compile(r"`((?:api|bench|cli|deploy|models|tests|workers)/[a-z0-9_/.-]+\.(?:py|lua|yml|json|sh))`")
+HISTORY = {ROOT / "CHANGELOG.md"}
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    return not target.exists() or bool(anchor and target.suffix == ".md" and anchor not in anchors(target))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in LINK.findall(FENCED.sub("", page.read_text(encoding="utf-8"))) if "://" not in link]
+
+    assert [] == [link for link in links if broken(page, link)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY], ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_names_files_that_exist(page: Path) -> None:
+    assert [] == [name for name in FILE.findall(page.read_text(encoding="utf-8")) if not (ROOT / name).exists()]
