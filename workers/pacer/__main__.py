@@ -43,17 +43,10 @@ def main() -> None:
     tracing.start("nowserving-pacer")
     stop, wakeups, announcer = threading.Event(), Wakeups(), FlowerEvents()
     limiter = Limiter(notify.client())
-<<<<<<< HEAD
-    pacer = Pacer(limiter=limiter, publisher=CeleryRing(), wakeups=wakeups)
-    reaper = Reaper(limiter=Limiter(notify.connect()), wakeups=wakeups)
-    webhooks = WebhookDispatcher(broker=notify.connect(), publisher=WebhookRing())
-    heartbeat = PacerHeartbeat(notify.connect(), stepped_at=lambda: pacer.stepped_at, also=Gauges().refresh)
-=======
     pacer = Pacer(limiter=limiter, publisher=JobPublisher(), wakeups=wakeups)
-    sweep = Reaper(limiter=Limiter(notify.connect()), wakeups=wakeups)
-    due = WebhookDispatcher(broker=notify.connect(), publisher=WebhookPublisher())
-    watch = PacerHeartbeat(notify.connect(), stepped_at=lambda: pacer.stepped_at, looks=Gauges().look)
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+    reaper = Reaper(limiter=Limiter(notify.connect()), wakeups=wakeups)
+    webhooks = WebhookDispatcher(broker=notify.connect(), publisher=WebhookPublisher())
+    heartbeat = PacerHeartbeat(notify.connect(), stepped_at=lambda: pacer.stepped_at, also=Gauges().refresh)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     listener = partial(listen, wakeups, announcer, webhooks, reaper.limits)
@@ -73,33 +66,20 @@ def main() -> None:
     tracing.stop()
 
 
-<<<<<<< HEAD
-def listen(wakeups: Wakeups, announcer: Announcer, webhooks: WebhookDispatcher, limits: LimitEnforcer, stop: threading.Event) -> None:
+def listen(wakeups: Wakeups, announcer: FlowerEvents, webhooks: WebhookDispatcher, limits: LimitEnforcer, stop: threading.Event) -> None:
     """Subscribes to the pacer's channel and hands its messages to the other threads. Without Redis, each thread polls once a second.
-=======
-def listen(wakeups: Wakeups, announcer: FlowerEvents, due: WebhookDispatcher, sweep: Reaper, stop: threading.Event) -> None:
-    """Wake-ups reach the wakeups, and what they are about reaches Flower and webhooks. Without Redis each looks once a second by itself.
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 
     Messages that this version cannot read are counted and ignored (notify.pass_on).
     """
     handle = partial(_handle, wakeups=wakeups, announcer=announcer, webhooks=webhooks, limits=limits)
     while not stop.is_set():
         try:
-<<<<<<< HEAD
-            notify.listen(notify.LINE, handle, until=stop.is_set)
-=======
-            notify.subscribe(notify.PACER_CHANNEL, hear, until=stop.is_set)
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+            notify.subscribe(notify.PACER_CHANNEL, handle, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(0.5)
 
 
-<<<<<<< HEAD
-def _handle(message: dict[str, Any], wakeups: Wakeups, announcer: Announcer, webhooks: WebhookDispatcher, limits: LimitEnforcer) -> None:
-=======
-def _hear(message: dict[str, Any], wakeups: Wakeups, announcer: FlowerEvents, due: WebhookDispatcher, sweep: Reaper) -> None:
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+def _handle(message: dict[str, Any], wakeups: Wakeups, announcer: FlowerEvents, webhooks: WebhookDispatcher, limits: LimitEnforcer) -> None:
     if isinstance(receivers := message.get("receivers"), list):
         webhooks.wake([str(name) for name in receivers])
         return
@@ -117,7 +97,6 @@ def _hear(message: dict[str, Any], wakeups: Wakeups, announcer: FlowerEvents, du
         return
     if isinstance(job_ids := message.get("joined"), list):
         wakeups.job_enqueued(lane_id)
-<<<<<<< HEAD
         for job_id in job_ids:
             announcer.job_enqueued(UUID(job_id))
         return
@@ -125,15 +104,6 @@ def _hear(message: dict[str, Any], wakeups: Wakeups, announcer: FlowerEvents, du
     if message.get("cancelled"):
         announcer.job_cancelled(UUID(str(message["cancelled"])))
         webhooks.wake(None)
-=======
-        for job_id in joined:
-            announcer.job_enqueued(UUID(job_id))
-        return
-    wakeups.wake(lane_id)
-    if message.get("cancelled"):
-        announcer.job_cancelled(UUID(str(message["cancelled"])))
-        due.wake(None)
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 
 
 def _enforce_limits(limits: LimitEnforcer, lanes: list[int], *, forget: bool) -> None:

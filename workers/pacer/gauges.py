@@ -32,13 +32,8 @@ class Gauges:
         metrics.up.labels("redis").set(0)
         try:
             with db.begin() as session:
-<<<<<<< HEAD
-                self._set_lanes(queue_metrics.lanes(session), since_s)
-                used, parked = queue_metrics.use(session), queue_metrics.parked(session)
-=======
-                self._lanes(queue_metrics.lane_counts(session), since_s)
+                self._set_lanes(queue_metrics.lane_counts(session), since_s)
                 used, parked = queue_metrics.limit_use(session), queue_metrics.parked_credentials(session)
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
                 totals = queue_metrics.totals(session, seen_within_s=settings().heartbeat_s * 3)
             metrics.up.labels("postgres").set(1)
         except Unavailable:
@@ -55,22 +50,7 @@ class Gauges:
             self._count_backlog()
         self._check_redis()
 
-<<<<<<< HEAD
     def _set_lanes(self, rows: Sequence[Any], since_s: float) -> None:
-=======
-    def _count_backlog(self) -> None:
-        with db.begin() as session:
-            backlog = queue_metrics.retention_backlog(session, days=settings().retention_days, limit=BACKLOG_MAX)
-        metrics.overdue.set(backlog.jobs)
-        metrics.overdue_age.set(backlog.age_s)
-
-    def _ask_redis(self) -> None:
-        unanswered_s = notify.pacer_heartbeat()
-        metrics.up.labels("redis").set(1)
-        metrics.unanswered.set(unanswered_s or 0.0)
-
-    def _lanes(self, rows: Sequence[Any], since_s: float) -> None:
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0, 0.0])
         for row in rows:
             labels = (row.pool, metrics.model_label(row.model))
@@ -98,6 +78,6 @@ class Gauges:
         metrics.overdue_age.set(backlog.age_s)
 
     def _check_redis(self) -> None:
-        unanswered_s = notify.pulse()
+        unanswered_s = notify.pacer_heartbeat()
         metrics.up.labels("redis").set(1)
         metrics.unanswered.set(unanswered_s or 0.0)

@@ -27,13 +27,8 @@ STALLED_STEP_S = 15.0
 class PacerHeartbeat:
     """stepped_at: monotonic seconds of the pacer's last step. also: runs with each heartbeat, with the time of its begin."""
 
-<<<<<<< HEAD
     def __init__(self, broker: redis.Redis, *, stepped_at: Callable[[], float], also: Callable[[float], None] = lambda _: None) -> None:
-        self._doorbells = Doorbells(broker, QUEUE)
-=======
-    def __init__(self, broker: redis.Redis, *, stepped_at: Callable[[], float], looks: Callable[[float], None] = lambda _: None) -> None:
         self._doorbells = QueueHead(broker, JOB_QUEUE)
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         self._stepped_at = stepped_at
         self._also = also
 
@@ -59,13 +54,8 @@ class PacerHeartbeat:
             stop.wait(FIRST_S)
 
     def step(self, *, now: float) -> None:
-<<<<<<< HEAD
         """Sends one heartbeat. Without recent steps it sends none, which deep health detects. now: monotonic seconds."""
         unanswered_s = self._doorbells.head_age_s(now=now) or 0.0
-=======
-        """One look. Without steps of the pacer nothing is said, and silence is what deep health finds. now: monotonic seconds."""
-        unanswered_s = self._doorbells.head_age_s(now=now) or 0.0
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         if unanswered_s:
             with db.autocommit() as session:
                 if workers.idle_slots(session) <= 0:

@@ -34,35 +34,20 @@ class InFlightLeases:
             return
         with db.autocommit() as session:
             rows = limits.running(session)
-<<<<<<< HEAD
-        expected: dict[Meter, set[str]] = {}
+        expected: dict[CredentialModel, set[str]] = {}
         for row in rows:
-            expected.setdefault(Meter(row.credential_id, row.model), set()).add(str(row.dispatch_id))
+            expected.setdefault(CredentialModel(row.credential_id, row.model), set()).add(str(row.dispatch_id))
         dispatches = [(meter, sorted(ids)) for meter, ids in expected.items()]
         held = self._limiter.renew_many(dispatches, lease_ms=int(settings().lease_s * 1000))
         # A lease renewed less than lease_s ago cannot have expired: a missing one was released by its answer, a moment before the
         # answer reaches the row. After a longer gap, as in a new process, it may have expired.
-=======
-        wanted: dict[CredentialModel, set[str]] = {}
-        for row in rows:
-            wanted.setdefault(CredentialModel(row.credential_id, row.model), set()).add(str(row.dispatch_id))
-        held = self._limiter.renew_many([(one, sorted(ids)) for one, ids in wanted.items()], lease_ms=int(settings().lease_s * 1000))
-        # What was kept less than a lease ago cannot have run out: a place that is missing then was freed by its answer, a moment
-        # before the answer is in the row. After a longer gap, as in a new process, it may as well have run out.
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         if gap_s > settings().lease_s - settings().heartbeat_s:
             self._forget_incomplete(expected, dict(zip(expected, held, strict=True)))
         self._renewed_at = now
 
-<<<<<<< HEAD
-    def _forget_incomplete(self, expected: Mapping[Meter, set[str]], held: Mapping[Meter, set[str]]) -> None:
+    def _forget_incomplete(self, expected: Mapping[CredentialModel, set[str]], held: Mapping[CredentialModel, set[str]]) -> None:
         for meter, ids in expected.items():
             if lost := ids - held[meter]:
-=======
-    def _expect(self, wanted: dict[CredentialModel, set[str]], held: dict[CredentialModel, set[str]]) -> None:
-        for one, ids in wanted.items():
-            if lost := ids - held[one]:
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
                 log.warning(
                     "in-flight leases expired: the limiter is rebuilt",
                     extra={"credential_id": meter.credential_id, "model": meter.model, "lost": len(lost)},

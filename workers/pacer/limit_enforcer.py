@@ -9,7 +9,7 @@ from models.database import db
 from models.keys import limits as limits_store
 from models.platform.errors import LineUnavailable
 from models.queue import lane_maintenance
-from workers.limiter.limiter import Limiter, Limits, Meter
+from workers.limiter.limiter import CredentialModel, Limiter, Limits
 from workers.pacer.wakeups import Wakeups
 
 
@@ -20,7 +20,7 @@ class LimitEnforcer:
         self._limiter = limiter
         self._wakeups = wakeups
         self._maintenance = lane_maintenance.LaneMaintenance()
-        self._enforced: dict[Meter, Limits] = {}
+        self._enforced: dict[CredentialModel, Limits] = {}
 
     def enforce_lanes(self, lane_ids: Sequence[int], *, forget: bool) -> None:
         """Enforces the current limits of these lanes, and wakes the lanes. forget: the limiter's state is rebuilt from Postgres.
@@ -46,9 +46,9 @@ class LimitEnforcer:
             with db.begin() as session:
                 found = self._maintenance.refresh(session, lane, now=now)
             for credential_id, limits in found.items():
-                self._enforce(Meter(credential_id, lane.model), limits, lane_id=lane.id)
+                self._enforce(CredentialModel(credential_id, lane.model), limits, lane_id=lane.id)
 
-    def _enforce(self, meter: Meter, limits: Limits, *, lane_id: int) -> None:
+    def _enforce(self, meter: CredentialModel, limits: Limits, *, lane_id: int) -> None:
         """Configures the limiter where the limits have changed, and wakes the lane: its jobs may go sooner."""
         before = self._enforced.get(meter)
         if before == limits:
@@ -64,6 +64,6 @@ class LimitEnforcer:
         self._wakeups.wake(lane_id)
 
 
-def _limits_of(session: db.Transaction, lane: Any) -> Iterator[tuple[Meter, Limits]]:
+def _limits_of(session: db.Transaction, lane: Any) -> Iterator[tuple[CredentialModel, Limits]]:
     for credential_id in limits_store.credentials_of(session, [lane.pool_id])[lane.pool_id]:
-        yield Meter(credential_id, lane.model), limits_store.read(session, credential_id, lane.model).limits
+        yield CredentialModel(credential_id, lane.model), limits_store.read(session, credential_id, lane.model).limits

@@ -11,7 +11,7 @@ from models.database import db
 from models.jobs import requeue
 from models.keys import limits
 from models.platform import crash_points
-from workers.limiter.limiter import Limiter, Meter, Past
+from workers.limiter.limiter import CredentialModel, Limiter, PastCharges
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ MINUTES_S = 600
 DAY_S = 86_400
 
 
-def rebuild(limiter: Limiter, lost: Meter) -> None:
+def rebuild(limiter: Limiter, lost: CredentialModel) -> None:
     """Writes state that is never looser than the lost one. Raises Unavailable, LineUnavailable.
 
     Unclaimed admissions are requeued first, because their messages are as lost as the state. After that, no claim can add a call that
@@ -48,5 +48,5 @@ def rebuild(limiter: Limiter, lost: Meter) -> None:
     log.info("limiter state rebuilt", extra={"credential_id": lost.credential_id, "model": lost.model, "live": len(live)})
 
 
-def _past(rows: Iterable[Any]) -> list[Past]:
-    return [Past(row.ends_us, row.requests, int(row.tokens), int(row.images)) for row in rows]
+def _past(rows: Iterable[Any]) -> list[PastCharges]:
+    return [PastCharges(row.ends_us, row.requests, int(row.tokens), int(row.images)) for row in rows]

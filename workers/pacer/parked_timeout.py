@@ -27,7 +27,7 @@ def fail_parked() -> None:
             has_failed = completion.fail_queued(session, row.id, error=error, http_status=status)
             queued_since = admission.queued_since(session, [row.id]) if has_failed and row.calls else {}
         if has_failed:
-            notify.job(row.id, "ended")
+            notify.job_changed(row.id, "ended")
             log_left_queue(row, queued_since.get(row.id, row.created_at), why=str(error["code"]))
 
 

@@ -16,11 +16,7 @@ from models.platform import crash_points, wire
 from models.platform.errors import LineUnavailable, Unavailable
 from models.queue import admission, lane_maintenance
 from workers.channels import notify
-<<<<<<< HEAD
-from workers.limiter.limiter import Limiter, Meter, Report
-=======
-from workers.limiter.limiter import CredentialModel, Limiter, Limits, Report
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.observe import attempt_log
 from workers.pacer import parked_timeout, wait_log
 from workers.pacer.limit_enforcer import LimitEnforcer
@@ -44,15 +40,8 @@ class Reaper:
         self.limits = LimitEnforcer(limiter=limiter, wakeups=wakeups)
         self._limiter = limiter
         self._wakeups = wakeups
-<<<<<<< HEAD
         self._grace = ReapGrace()
         self._due_at: dict[str, float] = {}
-=======
-        self._amnesty = ReapGrace()
-        self._care = lane_maintenance.LaneMaintenance()
-        self._due: dict[str, float] = {}
-        self._enforced: dict[CredentialModel, Limits] = {}
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 
     def run(self, stop: threading.Event) -> None:
         """Runs a pass each second until `stop`."""
@@ -80,21 +69,9 @@ class Reaper:
             forgotten = admission.wake_lost(session)
         for lane_id in forgotten:
             self._wakeups.wake(lane_id)
-<<<<<<< HEAD
         if self._is_due("limits", LIMITS_EVERY_S, now):
             self.limits.refresh_lanes(now=now)
         if self._is_due("processes", PROCESSES_EVERY_S, now):
-=======
-        if self._is_due("figures", FIGURES_EVERY_S, now):
-            with db.begin() as session:
-                lanes = self._care.choose(session)
-            for lane in lanes:
-                with db.begin() as session:
-                    found = self._care.refresh(session, lane, now=now)
-                for credential_id, limits in found.items():
-                    self._enforce(CredentialModel(credential_id, lane.model), limits, lane_id=lane.id)
-        if self._is_due("workers", FORGET_EVERY_S, now):
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
             with db.begin() as session:
                 workers.remove_silent(session, unseen_s=settings().lease_s * 10)
                 api_processes.remove_silent(session, unseen_s=settings().lease_s * 10)
@@ -107,27 +84,8 @@ class Reaper:
             log.warning("admissions not claimed in time were requeued", extra={"jobs": len(requeued)})
         self._release(requeued, Report(sent=False))
 
-<<<<<<< HEAD
     def _reap_lost(self, *, now: float) -> None:
         """Ends attempts whose lease has expired, except during the grace period."""
-=======
-    def _enforce(self, bound: CredentialModel, limits: Limits, *, lane_id: int) -> None:
-        """What the operator has changed holds from now on; who waits may go sooner."""
-        before = self._enforced.get(bound)
-        if before == limits:
-            return
-        try:
-            if before is not None and limits.rpd and not before.rpd:
-                self._limiter.forget(bound)  # the day's history was not counted: the rebuild does
-            else:
-                self._limiter.configure(bound, limits)
-        except LineUnavailable:
-            return  # tried again at the next look; an emptied limiter is rebuilt with them anyway
-        self._enforced[bound] = limits
-        self._wakeups.wake(lane_id)
-
-    def _return_unclaimed(self) -> None:
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         with db.begin() as session:
             if self._grace.is_on(postmaster=lane_maintenance.postmaster_started(session), now=now):
                 return
@@ -135,15 +93,9 @@ class Reaper:
         if lost:
             crash_points.at("sweep.mid_reap")
         for row in lost:
-<<<<<<< HEAD
-            attempt_log.lost(row)
+            attempt_log.log_lost_attempt(row)
         self._release(lost, Report())
         _notify_ended(lost)
-=======
-            attempt_log.log_lost_attempt(row)
-        self._free(lost, Report())
-        self._tell(lost, "ended")
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 
     def _expire(self) -> Sequence[Any]:
         with db.begin() as session:
@@ -166,34 +118,12 @@ class Reaper:
                 "cancelled: its caller went away",
                 extra={"job": wire.public_id(row.id), "lane": row.lane_id, "key": row.key_id, "status": row.status},
             )
-<<<<<<< HEAD
             is_ended = row.status == Status.CANCELLED
-            notify.job(row.id, "cancelled" if is_ended else "cancelling")
+            notify.job_changed(row.id, "cancelled" if is_ended else "cancelling")
             if is_ended:
-                notify.line(row.lane_id, cancelled=row.id)
+                notify.lane_changed(row.lane_id, cancelled=row.id)
 
     def _release(self, rows: Iterable[Any], report: Report) -> None:
-=======
-            is_ended = done.status == states.Status.CANCELLED
-            notify.job_changed(done.id, "cancelled" if is_ended else "cancelling")
-            if is_ended:
-                notify.lane_changed(done.lane_id, cancelled=done.id)
-
-    def _fail_parked(self) -> None:
-        """Fails jobs whose callers have waited too long on a connection for a pool that the upstream refuses."""
-        with db.autocommit() as session:
-            rows = parking.waited_out(session, longer_than_s=settings().parked_most_s, limit=MAX_PARKED)
-        for row in rows:
-            error, status = _parked(row.words or {})
-            with db.begin() as session:
-                is_refused = completion.fail_queued(session, row.id, error=error, http_status=status)
-                since = admission.queued_since(session, [row.id]) if is_refused and row.calls else {}
-            if is_refused:
-                notify.job_changed(row.id, "ended")
-                wait_log.log_left_queue(row, since.get(row.id, row.created_at), why=str(error["code"]))
-
-    def _free(self, rows: Iterable[Any], report: Report) -> None:
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         for row in rows:
             try:
                 self._limiter.release(CredentialModel(row.credential_id, row.model), str(row.dispatch_id), report)
@@ -201,43 +131,13 @@ class Reaper:
                 log.info("slot not released: Redis is unavailable; its lease expires by itself")
             self._wakeups.wake(row.lane_id)
 
-<<<<<<< HEAD
     def _is_due(self, task: str, every_s: float, now: float) -> bool:
         if now < self._due_at.get(task, float("-inf")):
-=======
-    def _tell(self, rows: Iterable[Any], event: str) -> None:
-        for row in rows:
-            notify.job_changed(row.id, event)
-
-    def _is_due(self, what: str, every_s: float, now: float) -> bool:
-        if now < self._due.get(what, float("-inf")):
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
             return False
         self._due_at[task] = now + every_s
         return True
 
 
-<<<<<<< HEAD
 def _notify_ended(rows: Iterable[Any]) -> None:
     for row in rows:
-        notify.job(row.id, "ended")
-=======
-def _parked(words: Mapping[str, Any]) -> tuple[dict[str, object], int]:
-    """The error and status of a job that waited too long for a parked pool. words: status and error of the upstream's last refusal.
-
-    An account without money is a 429 as at the upstream. A refused key is a 503: it is the operator's, not the caller's.
-    """
-    theirs: dict[str, Any] = words.get("error") or {}
-    message = (
-        f"The upstream refuses every key of this pool, and has for {settings().parked_most_s:g} s or longer. Its last words: "
-        f"{theirs.get('message') or 'none'} Ask the operator to mend it and send the request again; a job of POST /v1/jobs goes on waiting."
-    )
-    unnamed = {"type": "server_error", "param": None, "code": "parked"}
-    status = words.get("status")
-    return {**unnamed, **theirs, "message": message}, TOO_MANY if status == TOO_MANY else UNAVAILABLE
-
-
-def _limits_of(session: db.Transaction, lane: Any) -> Iterator[tuple[CredentialModel, Limits]]:
-    for number in meter.credentials_of(session, [lane.pool_id])[lane.pool_id]:
-        yield CredentialModel(number, lane.model), meter.read(session, number, lane.model).limits
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+        notify.job_changed(row.id, "ended")

@@ -86,13 +86,8 @@ def log_left_queue(row: Any, since: datetime, *, why: str) -> None:
     span.end(error=why)
 
 
-<<<<<<< HEAD
 def _log_fields(row: Any) -> dict[str, object]:
-    return {"job": wire.public_id(row.id), "attempt": row.calls + 1, **about(row)}
-=======
-def _about(row: Any) -> dict[str, object]:
     return {"job": wire.public_id(row.id), "attempt": row.calls + 1, **log_fields(row)}
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 
 
 def _attributes(row: Any) -> Attributes:

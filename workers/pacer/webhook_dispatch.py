@@ -32,13 +32,8 @@ class WebhookDispatcher:
 
     def __init__(self, *, broker: redis.Redis, publisher: Publisher) -> None:
         self._broker = broker
-<<<<<<< HEAD
         self._publisher = publisher
         self._receivers: set[str] = set()
-=======
-        self._publisher = publisher
-        self._named: set[str] = set()
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
         self._woken = threading.Event()
         self._lock = threading.Lock()
         self._poll_at = float("-inf")
@@ -80,27 +75,15 @@ class WebhookDispatcher:
                 self._poll_at = now + EVERY_S
         if is_poll:
             with db.begin() as session:
-<<<<<<< HEAD
-                dispatch.put_right(session)
-        elif not receivers:
-=======
                 dispatch.recover(session)
-        elif not named:
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+        elif not receivers:
             return 0
         return self._publish(None if is_poll else sorted(receivers), now=now)
 
-<<<<<<< HEAD
     def _publish(self, receivers: Sequence[str] | None, *, now: float) -> int:
-        limit = MAX_QUEUED - int(self._broker.llen(WEBHOOKS))
+        limit = MAX_QUEUED - int(self._broker.llen(WEBHOOK_QUEUE))
         with db.begin() as session:
-            deliveries = dispatch.pick(
-=======
-    def _pick(self, receivers: Sequence[str] | None, *, now: float) -> int:
-        room = MAX_QUEUED - int(self._broker.llen(WEBHOOK_QUEUE))
-        with db.begin() as session:
-            picked = dispatch.take_due(
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+            deliveries = dispatch.take_due(
                 session,
                 receivers=receivers,
                 per_receiver=settings().webhook_per_receiver,
@@ -109,12 +92,6 @@ class WebhookDispatcher:
             )
         if len(deliveries) >= limit:
             with self._lock:
-<<<<<<< HEAD
                 self._poll_at = now + FULL_QUEUE_RETRY_S
         # A delivery whose message was lost becomes pending again, because no sender claims it.
-        return len(deliveries) if self._publisher.publish([Call(delivery.id, delivery.ticket) for delivery in deliveries]) else 0
-=======
-                self._all_at = now + FULL_QUEUE_RETRY_S
-        # Those that were not rung for wait again when nobody has claimed them.
-        return len(picked) if self._publisher.publish([TaskMessage(one.id, one.ticket) for one in picked]) else 0
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+        return len(deliveries) if self._publisher.publish([TaskMessage(delivery.id, delivery.ticket) for delivery in deliveries]) else 0

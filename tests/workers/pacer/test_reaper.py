@@ -31,14 +31,9 @@ from tests.support.queue_tools import (
     start,
     submit,
 )
-<<<<<<< HEAD
-from workers.limiter.limiter import Ask, Limiter, Limits, Meter
+from workers.limiter.limiter import AdmitRequest, CredentialModel, Limiter, Limits
 from workers.pacer.reap_grace import MAX_PASS_GAP_S, ReapGrace
 from workers.pacer.reaper import Reaper
-=======
-from workers.limiter.limiter import AdmitRequest, CredentialModel, Limiter, Limits
-from workers.pacer.reaper import MAX_PASS_GAP_S, Reaper, ReapGrace
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 from workers.pacer.wakeups import Wakeups
 
 

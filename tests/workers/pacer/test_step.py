@@ -23,14 +23,9 @@ from models.queue import admission
 from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
 from workers.broker.publish import TaskMessage
 from workers.channels import notify
-<<<<<<< HEAD
-from workers.limiter.limiter import Limiter, Meter, Report
+from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.pacer.limiter_rebuild import rebuild
 from workers.pacer.stages.reserve import Reserver
-=======
-from workers.limiter.limiter import CredentialModel, Limiter, Report
-from workers.pacer.reserve import Reserver
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
 
@@ -515,11 +510,7 @@ def test_a_reservation_that_redis_forgot_in_between_is_not_rung(caller: Key, sta
     def forget() -> None:
         """As another pacer would see it: everything is gone, and it has made the limiter's state again."""
         redis_client.flushall()
-<<<<<<< HEAD
-        rebuild(other.limiter, Meter(row(one).credential_id, "m"))
-=======
-        other.pacer._reserver.rebuild(CredentialModel(row(one).credential_id, "m"))
->>>>>>> ef9e443 (Rename webhooks, sessions, ops and worker names to standard terms)
+        rebuild(other.limiter, CredentialModel(row(one).credential_id, "m"))
 
     stage.pacer._reserver = Interrupted(stage.limiter, forget)
     stage.wakeups.wake(row(two).lane_id)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from models.queue import caps
 from models.queue.admission import Admission
-from workers.limiter.limiter import Meter
+from workers.limiter.limiter import CredentialModel
 
 
 @dataclass
@@ -74,8 +74,8 @@ class Batch:
         queue = self.queues[lane_id]
         return len(queue) < self.heads_limit and len(self.picked[lane_id]) == len(queue) and self.reserved[lane_id].blocked_by is None
 
-    def meters(self) -> dict[UUID, Meter]:
+    def meters(self) -> dict[UUID, CredentialModel]:
         """The limiter state that each dispatch id is charged to."""
         models = {lane.id: lane.model for lane in self.lanes}
         lane_of = {job.id: job.lane_id for job in self.jobs()}
-        return {one.dispatch_id: Meter(one.credential_id, models[lane_of[one.job_id]]) for one in self.admissions}
+        return {one.dispatch_id: CredentialModel(one.credential_id, models[lane_of[one.job_id]]) for one in self.admissions}

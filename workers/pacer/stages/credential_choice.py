@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
-from workers.limiter.limiter import Limiter, Meter, Room
+from workers.limiter.limiter import CredentialModel, Headroom, Limiter
 from workers.pacer.stages.batch import Batch
 
 #: Parked (credential, model, endpoint), and whether a probe is due.
@@ -32,7 +32,7 @@ class CredentialChoice:
             for job in batch.picked.get(lane.id, ())
         }
 
-    def choose(self, remaining: Mapping[int, Sequence[Any]]) -> dict[int, Meter]:
+    def choose(self, remaining: Mapping[int, Sequence[Any]]) -> dict[int, CredentialModel]:
         """The best credential that each lane has not tried; lanes that have tried all are missing. remaining: lane → jobs."""
         candidates = {lane: self._candidates(lane, jobs) for lane, jobs in remaining.items()}
         contested = [meter for meters in candidates.values() if len(meters) > 1 for meter in meters]
@@ -42,7 +42,7 @@ class CredentialChoice:
             for lane, meters in candidates.items() if meters
         }  # fmt: skip
 
-    def jobs_for(self, meter: Meter, jobs: Sequence[Any]) -> list[Any]:
+    def jobs_for(self, meter: CredentialModel, jobs: Sequence[Any]) -> list[Any]:
         """The jobs that this credential may serve, in order; of a parked credential or a parked route one job, as its probe."""
         mine = [job for job in jobs if meter.credential_id in self._open_to[job.id]]
         if meter.credential_id in self._probes:
@@ -58,20 +58,22 @@ class CredentialChoice:
             chosen.append(job)
         return chosen
 
-    def probed(self, meter: Meter, admitted: Sequence[Any]) -> list[tuple[int, str, str]]:
+    def probed(self, meter: CredentialModel, admitted: Sequence[Any]) -> list[tuple[int, str, str]]:
         """The parked routes with a due probe that these admitted jobs use."""
         routes = [(meter.credential_id, meter.model, job.endpoint) for job in admitted]
         return [route for route in routes if self._parked.get(route)]
 
-    def mark_tried(self, lane: int, meter: Meter) -> None:
+    def mark_tried(self, lane: int, meter: CredentialModel) -> None:
         """Excludes this credential from the lane's next choices."""
         self._tried[lane].add(meter.credential_id)
 
-    def _candidates(self, lane: int, jobs: Sequence[Any]) -> list[Meter]:
+    def _candidates(self, lane: int, jobs: Sequence[Any]) -> list[CredentialModel]:
         credentials = {credential_id for job in jobs for credential_id in self._open_to[job.id]} - self._tried[lane]
-        return [Meter(credential_id, self._models[lane]) for credential_id in sorted(credentials)]
+        return [CredentialModel(credential_id, self._models[lane]) for credential_id in sorted(credentials)]
 
-    def _rank(self, meter: Meter, *, jobs: Sequence[Any], headroom: Mapping[Meter, Room | None]) -> tuple[bool, int, float, float]:
+    def _rank(
+        self, meter: CredentialModel, *, jobs: Sequence[Any], headroom: Mapping[CredentialModel, Headroom | None]
+    ) -> tuple[bool, int, float, float]:
         # A due probe goes first. Otherwise a credential with little headroom would never be probed at light load.
         is_due = any(
             self._parked.get((meter.credential_id, meter.model, job.endpoint)) and meter.credential_id in self._open_to[job.id]

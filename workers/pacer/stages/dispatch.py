@@ -13,15 +13,15 @@ from models.jobs.states import AttemptResult, Outcome
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable
 from models.queue.admission import Admission
-from workers.broker.publish import Call, Ring
-from workers.limiter.limiter import Limiter, Meter, Report
+from workers.broker.publish import Publisher, TaskMessage
+from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.observe import counters
 from workers.pacer.stages.batch import Batch
 
 log = logging.getLogger(__name__)
 
 
-def publish(batch: Batch, admitted: Sequence[Admission], *, limiter: Limiter, ring: Ring) -> None:
+def publish(batch: Batch, admitted: Sequence[Admission], *, limiter: Limiter, publisher: Publisher) -> None:
     """Publishes the jobs whose budget is still reserved, and requeues the others uncalled.
 
     The limiter may have been emptied since the reservation, and rebuilt by another pacer without these jobs.
@@ -32,12 +32,12 @@ def publish(batch: Batch, admitted: Sequence[Admission], *, limiter: Limiter, ri
     for one in admitted:
         counters.admitted(jobs[one.job_id].lane_id, meters[one.dispatch_id].model)
     reserved = _still_reserved([one.dispatch_id for one in admitted], meters, limiter)
-    calls = []
+    messages = []
     for one in admitted:
         if one.dispatch_id in reserved:
             job = jobs[one.job_id]
-            calls.append(Call(one.job_id, one.dispatch_id, task_names.task_name(job.endpoint, lanes[job.lane_id].pool)))
-    ring.ring(calls)
+            messages.append(TaskMessage(one.job_id, one.dispatch_id, task_names.task_name(job.endpoint, lanes[job.lane_id].pool)))
+    publisher.publish(messages)
     crash_points.at("pacer.mid_publish")
     for one in admitted:
         if one.dispatch_id not in reserved:
@@ -56,9 +56,9 @@ def release(batch: Batch, cancelled: Sequence[Admission], *, limiter: Limiter) -
             log.info("slot not released: Redis is unavailable; its lease expires by itself")
 
 
-def _still_reserved(dispatches: Sequence[UUID], meters: Mapping[UUID, Meter], limiter: Limiter) -> set[UUID]:
+def _still_reserved(dispatches: Sequence[UUID], meters: Mapping[UUID, CredentialModel], limiter: Limiter) -> set[UUID]:
     """Renews the in-flight leases of these dispatches; returns those that the limiter still holds."""
-    by_meter: dict[Meter, list[str]] = {}
+    by_meter: dict[CredentialModel, list[str]] = {}
     for dispatch_id in dispatches:
         by_meter.setdefault(meters[dispatch_id], []).append(str(dispatch_id))
     renewed = limiter.renew_many(list(by_meter.items()), lease_ms=int(settings().lease_s * 1000)) if by_meter else []

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from models.config.settings import settings
 from models.queue.admission import Admission
-from workers.limiter.limiter import Ask, BlockedBy, Grant, Limiter, Meter
+from workers.limiter.limiter import AdmitRequest, BlockedBy, CredentialModel, Grant, Limiter
 from workers.pacer.limiter_rebuild import rebuild
 from workers.pacer.stages.batch import Batch, Reservation
 from workers.pacer.stages.credential_choice import CredentialChoice
@@ -52,7 +52,8 @@ class Reserver:
         return reserved
 
     def _apply(
-        self, grant: Grant, reservation: Reservation, remaining: dict[int, list[Any]], lane: int, meter: Meter, asked: Sequence[Any]
+        self, grant: Grant, reservation: Reservation, remaining: dict[int, list[Any]], lane: int, meter: CredentialModel,
+        asked: Sequence[Any],
     ) -> None:  # fmt: skip
         """Takes the admitted jobs out of the lane's remaining ones, and records what blocks the others."""
         if grant.blocked_by == BlockedBy.NO_STATE:
@@ -85,5 +86,5 @@ def _record_block(reservation: Reservation, grant: Grant, *, first: UUID) -> Non
         reservation.blocked_by, reservation.wake_in_s, reservation.oversized = str(grant.blocked_by), wake_in_s, None
 
 
-def _ask(job: Any) -> Ask:
-    return Ask(str(uuid4()), tokens=job.tokens, images=job.images, since_us=int(job.created_at.timestamp() * 1e6))
+def _ask(job: Any) -> AdmitRequest:
+    return AdmitRequest(str(uuid4()), tokens=job.tokens, images=job.images, since_us=int(job.created_at.timestamp() * 1e6))

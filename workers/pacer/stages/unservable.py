@@ -22,7 +22,7 @@ def fail_unservable(batch: Batch) -> None:
     if refusals or probing or probed_routes:
         _store(batch, refusals, probing, probed_routes)
     for job_id in refusals:
-        notify.job(job_id, "ended")
+        notify.job_changed(job_id, "ended")
 
 
 def _refusals(batch: Batch) -> dict[UUID, Refusal]:
