@@ -40,3 +40,20 @@ def test_page_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY], ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_names_files_that_exist(page: Path) -> None:
     assert [] == [name for name in FILE.findall(page.read_text(encoding="utf-8")) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "max_lines"), [("README.md", 150), ("docs/architecture.md", 200), ("docs/decisions/[0-9]*.md", 30)]
+)  # fmt: skip
+def test_pages_for_newcomers_are_short(pattern: str, max_lines: int) -> None:
+    lengths = {page.name: len(page.read_text(encoding="utf-8").splitlines()) for page in ROOT.glob(pattern)}
+
+    assert lengths
+    assert {} == {name: lines for name, lines in lengths.items() if lines > max_lines}
+
+
+def test_every_decision_is_in_the_index() -> None:
+    index = ROOT / "docs" / "decisions" / "README.md"
+    files = {page.name for page in index.parent.glob("*.md")} - {"README.md"}
+
+    assert files == set(LINK.findall(index.read_text(encoding="utf-8")))
