@@ -8,7 +8,7 @@ from functools import partial
 from flask import Flask
 
 from api import chat_page
-from api.access.auth import Callers
+from api.access.auth import KeyCache
 from api.billing import balance, openai_dashboard
 from api.document import docs_page
 from api.http import body_budget, errors
@@ -63,6 +63,6 @@ def create_app() -> Flask:
 def reset_memory(app: Flask) -> None:
     """The application remembers nothing of its callers and of other processes, as when it was new."""
     app.extensions["wrong_tokens"] = WrongTokens()
-    app.extensions["callers"] = Callers()
+    app.extensions["callers"] = KeyCache()
     latch = app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
     app.extensions["heartbeat"] = Heartbeat(missing=partial(health.missing, latch))

@@ -33,7 +33,7 @@ def home() -> AnyResponse:
     # Read anew: the page may be built again under a server that runs.
     found = (BUILT / "index.html").read_text()
     made = Response(found, mimetype="text/html")
-    if (name := visitors.welcome(request, made)) is not None:
+    if (name := visitors.set_cookie(request, made)) is not None:
         made.set_data(found.replace(OWN_KEY, f'name="nowserving-key" content="shared {name}"'))
         made.headers["Cache-Control"] = "no-store"
     else:

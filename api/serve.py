@@ -17,7 +17,7 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from api.http import access_log
-from api.server.startup_checks import NotConfigured, check
+from api.server.startup_checks import NotConfigured, check_settings
 from models.config.settings import settings
 from models.platform import allocator
 from models.telemetry import logs, metrics_folder, tracing
@@ -54,7 +54,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
             own.propagate = True
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
-        access_log.say(environ, status=resp.status_code, sent_bytes=resp.sent, took_s=request_time.total_seconds())
+        access_log.log_request(environ, status=resp.status_code, sent_bytes=resp.sent, took_s=request_time.total_seconds())
         # What comes next on this connection is another matter.
         logs.bind()
 
@@ -100,7 +100,7 @@ def on_exit(server: Any) -> None:
 def on_starting(server: Any) -> None:
     """gunicorn's hook: it does not start half-configured."""
     try:
-        check()
+        check_settings()
     except NotConfigured as error:
         raise SystemExit(f"error: {error}") from None
     # The usual soft limit of 1,024 is for programs that use select(), which nothing here does.

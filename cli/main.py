@@ -14,7 +14,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from api.server.startup_checks import NotConfigured, check
+from api.server.startup_checks import NotConfigured, check_settings
 from models.config.setting_errors import explain
 from models.config.settings import settings, use_running_stack
 from models.platform import cpu_scheduling
@@ -80,14 +80,14 @@ def nowserving() -> None:
 @nowserving.command()
 def api() -> None:
     """Serve HTTP (NOWSERVING_HOST, NOWSERVING_PORT, NOWSERVING_API_PROCESSES)."""
-    check()
+    check_settings()
     _become("gunicorn", "-c", "python:api.serve", "api.app:create_app()")
 
 
 @nowserving.command()
 def pacer() -> None:
     """Admit jobs in fair order, as fast as the limits allow. Any number of these may run."""
-    check()
+    check_settings()
     _become("workers.pacer")
 
 
@@ -96,7 +96,7 @@ def pacer() -> None:
 @click.option("--threads", type=click.IntRange(1), help="Calls at a time in each (NOWSERVING_WORKER_THREADS).")
 def worker(*, processes: int | None, threads: int | None) -> None:
     """Call the upstream for admitted jobs."""
-    check()
+    check_settings()
     processes = settings().worker_processes if processes is None else processes
     threads = threads or settings().worker_threads
     _become("workers.main", "--processes", str(processes), "--threads", str(threads))

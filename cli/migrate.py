@@ -7,7 +7,7 @@ import time
 import click
 from sqlalchemy.exc import OperationalError
 
-from api.server.startup_checks import check
+from api.server.startup_checks import check_settings
 from models.database import migrate as migration
 
 SERVER_PATIENCE_S = 30
@@ -16,7 +16,7 @@ SERVER_PATIENCE_S = 30
 @click.command()
 def migrate() -> None:
     """Bring the database's tables to this version; waits for the server to come up. A newer database is left as it is."""
-    check()
+    check_settings()
     until = time.monotonic() + SERVER_PATIENCE_S
     while True:
         try:

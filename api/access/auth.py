@@ -9,7 +9,7 @@ from functools import partial
 from flask import Request, current_app
 
 from api.access import visitors
-from api.access.signup_limit import Newcomers, address_of
+from api.access.signup_limit import SignupLimit, client_address_of
 from models.access import operators
 from models.access.operators import Operator
 from models.access.wrong_tokens import WrongTokens
@@ -21,16 +21,16 @@ from models.platform.errors import Invalid, Unauthorised
 from models.telemetry import logs, metrics
 
 # A revoked key opens nothing after this long.
-REMEMBERED_S = 5.0
-REMEMBERED_MOST = 20_000
+CACHE_TTL_S = 5.0
+MAX_CACHED = 20_000
 
 
-class Callers:
+class KeyCache:
     """The keys that were recognised a moment ago, in this process."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._newcomers = Newcomers(clock=clock)
+        self._newcomers = SignupLimit(clock=clock)
         self._known: dict[str, tuple[Key, float]] = {}
 
     def recognise(self, token: str, *, address: str | None = None) -> Key:
@@ -47,9 +47,9 @@ class Callers:
         except Unauthorised:
             metrics.wrong_tokens.labels("api").inc()
             raise
-        if len(self._known) >= REMEMBERED_MOST:
+        if len(self._known) >= MAX_CACHED:
             self._known.clear()
-        self._known[token] = (caller, self._clock() + REMEMBERED_S)
+        self._known[token] = (caller, self._clock() + CACHE_TTL_S)
         return caller
 
 
@@ -57,7 +57,7 @@ def token_of(request: Request) -> str:
     """The bearer token, or that of the chat page for its visitors. Raises Unauthorised without one, Invalid when a key stands in the query,
     where logs would keep it."""
     refuse_in_query(request)
-    if not (token := bearer(request) or visitors.key_of(request)):
+    if not (token := bearer_token(request) or visitors.page_key(request)):
         raise Unauthorised
     return token
 
@@ -69,7 +69,7 @@ def refuse_in_query(request: Request) -> None:
             raise Invalid("Never put a key into a URL: logs keep those. Send it as `Authorization: Bearer <key>`.", param=name)
 
 
-def bearer(request: Request) -> str:
+def bearer_token(request: Request) -> str:
     """The bearer token, or without an Authorization the `api-key` of Azure's SDKs; empty when there is none."""
     authorization = request.headers.get("Authorization", "")
     if not authorization:
@@ -78,10 +78,10 @@ def bearer(request: Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def operator_of(request: Request) -> Operator:
+def authenticate_operator(request: Request) -> Operator:
     """The operator that makes this request. Raises Unauthorised; TooManyWrongTokens when this address has sent too many wrong tokens."""
     refuse_in_query(request)
-    token, address, wrong = bearer(request), address_of(request), wrong_tokens()
+    token, address, wrong = bearer_token(request), client_address_of(request), wrong_tokens()
     wrong.expect_room(address, token)
     try:
         with db.begin() as session:
@@ -100,12 +100,12 @@ def wrong_tokens() -> WrongTokens:
     return found
 
 
-def caller(request: Request, *, token: str | None = None) -> Key:
+def authenticate(request: Request, *, token: str | None = None) -> Key:
     """The key that makes this request. Raises Unauthorised, and LineFull when its address brings too many new keys.
 
     token: what it presents, where that is not a bearer token.
     """
-    callers: Callers = current_app.extensions["callers"]
-    found = callers.recognise(token_of(request) if token is None else token, address=address_of(request))
+    callers: KeyCache = current_app.extensions["callers"]
+    found = callers.recognise(token_of(request) if token is None else token, address=client_address_of(request))
     logs.extend(key=found.id)
     return found

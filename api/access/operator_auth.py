@@ -18,7 +18,7 @@ from models.platform.errors import Forbidden
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def needs(role: Role) -> Callable[[View], View]:
+def requires(role: Role) -> Callable[[View], View]:
     """The view is for operators with this role; `write` may read too."""
 
     def mark(view: View) -> View:
@@ -37,17 +37,17 @@ def blueprint(name: str) -> Blueprint:
 
 def act(reason: str | None = None) -> Act:
     """This request, for the audit log."""
-    return Act(operator=who(), reason=reason, request_id=g.request_id)
+    return Act(operator=current_operator(), reason=reason, request_id=g.request_id)
 
 
-def who() -> Operator:
+def current_operator() -> Operator:
     """The operator that makes this request."""
     found: Operator = g.operator
     return found
 
 
 def _admit() -> None:
-    g.operator = auth.operator_of(request)
+    g.operator = auth.authenticate_operator(request)
     view = current_app.view_functions[request.endpoint or ""]
     if g.operator.role != "write" and getattr(view, "needed_role", "write") != "read":
         raise Forbidden

@@ -15,7 +15,7 @@ from models.platform.errors import LineFull
 HOUR_S = 3_600.0
 
 
-class Newcomers:
+class SignupLimit:
     """New keys of each address in this process: a bucket of NOWSERVING_NEW_KEYS_PER_IP_PER_HOUR, refilled evenly in an hour."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,6 +34,6 @@ class Newcomers:
             )
 
 
-def address_of(request: Request) -> str | None:
+def client_address_of(request: Request) -> str | None:
     """The address that sent this request, as models/access/client_address.py names it. None: a program on this machine."""
     return client_address.name_of(request.remote_addr, request.headers.get("X-Forwarded-For", ""))

@@ -30,7 +30,7 @@ FIELDS = frozenset({"endpoint", "body", "conversation", "attachments", "metadata
 _NAME = re.compile(r"v[0-9a-f]{20}")
 
 
-def welcome(request: Request, made: Response) -> str | None:
+def set_cookie(request: Request, made: Response) -> str | None:
     """The visitor's name, which this answer's cookie carries; None where the operator has configured no key for the page."""
     if not settings().page_key.get_secret_value():
         return None
@@ -39,14 +39,14 @@ def welcome(request: Request, made: Response) -> str | None:
     return name
 
 
-def key_of(request: Request) -> str | None:
+def page_key(request: Request) -> str | None:
     """The operator's key, for a request of the page for a visitor; None for every other. Raises Unauthorised for what it may not ask."""
     if name_of(request) is None:
         return None
     if (asked := request.endpoint or "") not in ROUTES:
         raise Unauthorised("Visitors of the chat page cannot do this. Send a key of your own as `Authorization: Bearer <key>`.")
     if "name" in (found := request.view_args or {}) and asked.startswith(("sessions.", "attachments.")):
-        expect_own(request, found["name"])
+        check_session(request, found["name"])
     return settings().page_key.get_secret_value()
 
 
@@ -61,20 +61,20 @@ def name_of(request: Request) -> str | None:
     return name
 
 
-def expect_own(request: Request, conversation: object) -> None:
+def check_session(request: Request, conversation: object) -> None:
     """A visitor's conversations begin with the visitor's name. Raises NotFound."""
     name = name_of(request)
     if name is not None and not (isinstance(conversation, str) and conversation.startswith(f"{name}.")):
         raise NotFound("No such session.")
 
 
-def begins(request: Request) -> str:
+def session_prefix(request: Request) -> str:
     """What the ids of the caller's conversations begin with: a visitor sees their own, everybody else all of the key's."""
     name = name_of(request)
     return f"{name}." if name else ""
 
 
-def mark(request: Request, payload: JsonObject) -> JsonObject:
+def mark_submit(request: Request, payload: JsonObject) -> JsonObject:
     """The submit as the visitor's own: it waits as this visitor, in one of their conversations. To be called last, after headers.
 
     Raises NotFound for another's conversation; Invalid for a field or control that visitors may not set.
@@ -82,7 +82,7 @@ def mark(request: Request, payload: JsonObject) -> JsonObject:
     name = name_of(request)
     if name is None:
         return payload
-    expect_own(request, payload.get("conversation"))
+    check_session(request, payload.get("conversation"))
     _expect_allowed(payload.keys() - FIELDS)
     return {**payload, "user": name}
 

@@ -26,7 +26,7 @@ MAX_ROWS = 1_000
 @routes.get("/balance")
 def balance() -> Response:
     """Returns the key's grants, spending, reservations and balance; for a visitor only the visitor's own spending."""
-    caller, visitor_name = auth.caller(request), visitors.name_of(request)
+    caller, visitor_name = auth.authenticate(request), visitors.name_of(request)
     with db.begin() as session:
         standing = statement.standing(session, caller.id, caller.kind)
         spent = standing if visitor_name is None else statement.of_user(session, caller.id, visitor_name)
@@ -34,7 +34,7 @@ def balance() -> Response:
         "balance_usd": standing.balance, "reserved_usd": standing.reserved, "granted_usd": standing.granted,
         "corrected_usd": standing.corrected,
     }  # fmt: skip
-    return render.answer(
+    return render.json_response(
         {
             "object": "balance",
             "has_budget": standing.has_budget,
@@ -50,7 +50,7 @@ def balance() -> Response:
 @routes.get("/usage")
 def usage() -> Response:
     """Returns usage rows, newest first; by default of the last 30 days."""
-    caller, groups = auth.caller(request), _groups()
+    caller, groups = auth.authenticate(request), _groups()
     since, until = date_range.read()
     until = until or max(datetime.now(UTC).date(), since or date_range.FIRST)
     since = since or until - timedelta(days=DEFAULT_DAYS - 1)
@@ -60,7 +60,7 @@ def usage() -> Response:
         # Visitors see only their own usage.
         user = visitors.name_of(request)
         rows = statement.report(session, caller.id, since=since, until=until, by=groups, most=MAX_ROWS + 1, user=user)
-    return render.answer(
+    return render.json_response(
         {
             "object": "list",
             "start_date": since.isoformat(),

@@ -25,7 +25,7 @@ MICROUSD_PER_CENT = 10_000
 def subscription() -> Response:
     """Returns the key's total spending limit."""
     limit = usd(total_microusd(_standing()))
-    return render.answer(
+    return render.json_response(
         {
             "object": "billing_subscription",
             "has_payment_method": True,
@@ -40,11 +40,11 @@ def subscription() -> Response:
 @routes.get("/dashboard/billing/usage")
 def usage() -> Response:
     """Returns the spending of these days in cents; without days, of all time."""
-    caller = auth.caller(request)
+    caller = auth.authenticate(request)
     since, until = date_range.read()
     with db.begin() as session:
         spent = statement.spent_microusd(session, caller.id, since=since, until=until)
-    return render.answer({"object": "list", "total_usage": spent / MICROUSD_PER_CENT})
+    return render.json_response({"object": "list", "total_usage": spent / MICROUSD_PER_CENT})
 
 
 @routes.get("/dashboard/billing/credit_grants")
@@ -52,7 +52,7 @@ def credit_grants() -> Response:
     """Returns grants, spending and the difference."""
     standing = _standing()
     granted = total_microusd(standing)
-    return render.answer(
+    return render.json_response(
         {
             "object": "credit_summary",
             "total_granted": usd(granted),
@@ -64,7 +64,7 @@ def credit_grants() -> Response:
 
 
 def _standing() -> Standing:
-    caller = auth.caller(request)
+    caller = auth.authenticate(request)
     with db.begin() as session:
         return statement.standing(session, caller.id, caller.kind)
 

@@ -19,7 +19,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 @routes.get("/openapi.json")
 def document() -> Response:
     """Returns the OpenAPI document."""
-    return render.answer(openapi.document())
+    return render.json_response(openapi.document())
 
 
 @routes.get("/docs")
@@ -61,7 +61,7 @@ def _kind(schema: JsonObject) -> str:
     if "anyOf" in schema:
         return " or ".join(_kind(option) for option in schema["anyOf"])
     if "const" in schema or "enum" in schema:
-        return " | ".join(render.text(value) for value in schema.get("enum", [schema.get("const")]))
+        return " | ".join(render.dump(value) for value in schema.get("enum", [schema.get("const")]))
     kind = schema.get("type", "anything")
     if kind == "array":
         return f"list of {_kind(schema['items'])}" if "items" in schema else "list"

@@ -15,7 +15,7 @@ ROUTE = "nowserving.route"
 WATCHED = frozenset({"/healthz", "/readyz", "/healthz/deep", "/metrics"})
 
 
-def say(environ: dict[str, Any], *, status: int | None, sent_bytes: int, took_s: float) -> None:
+def log_request(environ: dict[str, Any], *, status: int | None, sent_bytes: int, took_s: float) -> None:
     """The line. environ: of WSGI, with the route's template under ROUTE where there is such a route; status None: it got no answer."""
     route = environ.get(ROUTE)
     level = logging.DEBUG if route in WATCHED else logging.INFO

@@ -35,7 +35,7 @@ class Ticket:
     size: int
 
 
-class Intake:
+class BodyBudget:
     """What is held for all requests of this process together.
 
     Large bodies of known length get room in the order in which they came; those whose key has its share are passed over. key: any text
@@ -97,7 +97,7 @@ class Intake:
         return self.held_bytes + size <= settings().max_intake_bytes
 
 
-intake = Intake()
+budget = BodyBudget()
 
 
 def register(app: Flask) -> None:
@@ -108,17 +108,17 @@ def register(app: Flask) -> None:
 def reserve(size: int) -> None:
     """This request will hold so many bytes. Waits for them; raises Unavailable."""
     if counted := _counted(size):
-        intake.reserve(counted, key=_key())
+        budget.reserve(counted, key=_key())
     g.body_bytes = g.reserved_bytes = size
 
 
-def take(size: int) -> None:
+def acquire(size: int) -> None:
     """This request holds so many bytes more, if they were not reserved. Raises Unavailable."""
     if g.get("reserved_bytes"):
         return
     before = g.get("body_bytes", 0)
     held = _counted(before)
-    intake.take(_counted(before + size) - held, key=_key(), held=held)
+    budget.take(_counted(before + size) - held, key=_key(), held=held)
     g.body_bytes = before + size
 
 
@@ -126,13 +126,13 @@ def release() -> None:
     """This request's body is no longer held: it is stored, or refused."""
     g.pop("reserved_bytes", None)
     if held := _counted(g.pop("body_bytes", 0)):
-        intake.give_back(held, key=_key())
+        budget.give_back(held, key=_key())
 
 
 def _key() -> str:
     """Whose request this is: of the chat page's visitors, who show no key, all are one."""
     if "intake_key" not in g:
-        g.intake_key = auth.bearer(request)
+        g.intake_key = auth.bearer_token(request)
     return str(g.intake_key)
 
 

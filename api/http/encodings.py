@@ -12,7 +12,7 @@ import zstandard
 
 from models.platform.errors import Invalid, UnsupportedMedia
 
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 # RFC 8878: what every decoder should take. A frame's header may ask for gigabytes.
 WINDOW_MOST_BYTES = 8 * 1024 * 1024
 IDENTITY = "identity"
@@ -26,7 +26,7 @@ class UnknownEncoding(UnsupportedMedia):
     code = "unsupported_content_encoding"
 
 
-class Packed(Invalid):
+class DamagedBody(Invalid):
     """The compressed body is damaged or ends too early. Send it again, whole."""
 
     code = "invalid_encoding"
@@ -50,17 +50,17 @@ def _inflated(packed: Iterable[bytes], window_bits: int) -> Iterator[bytes]:
         while rest:
             stream = stream or zlib.decompressobj(window_bits)
             try:
-                made = stream.decompress(rest, PIECE_BYTES)
+                made = stream.decompress(rest, CHUNK_BYTES)
             except zlib.error:
-                raise Packed from None
+                raise DamagedBody from None
             rest = stream.unused_data if stream.eof else stream.unconsumed_tail
             stream = None if stream.eof and rest else stream
             if made:
                 yield made
-    while stream is not None and not stream.eof and (made := stream.decompress(b"", PIECE_BYTES)):
+    while stream is not None and not stream.eof and (made := stream.decompress(b"", CHUNK_BYTES)):
         yield made
     if stream is not None and not stream.eof:
-        raise Packed
+        raise DamagedBody
 
 
 def _gzip(packed: Iterable[bytes]) -> Iterator[bytes]:
@@ -80,12 +80,12 @@ def _deflate(packed: Iterable[bytes]) -> Iterator[bytes]:
 def _zstd(packed: Iterable[bytes]) -> Iterator[bytes]:
     # A frame that ends too early is not noticed here; no beginning of a JSON object or of a form is one itself.
     file = cast("IO[bytes]", _File(packed))  # of a file, its reader wants `read` alone
-    reader = zstandard.ZstdDecompressor(max_window_size=WINDOW_MOST_BYTES).stream_reader(file, PIECE_BYTES, read_across_frames=True)
+    reader = zstandard.ZstdDecompressor(max_window_size=WINDOW_MOST_BYTES).stream_reader(file, CHUNK_BYTES, read_across_frames=True)
     try:
-        while made := reader.read(PIECE_BYTES):
+        while made := reader.read(CHUNK_BYTES):
             yield made
     except zstandard.ZstdError:
-        raise Packed from None
+        raise DamagedBody from None
 
 
 class _File:

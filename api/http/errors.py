@@ -55,10 +55,10 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _answer_unforeseen)
 
 
-def answer(error: ServingError) -> Response:
+def error_response(error: ServingError) -> Response:
     """The error as its caller sees it."""
     wait_s = error.retry_after_s if error.retry_after_s is not None else (AWAY_S if isinstance(error, Unavailable) else None)
-    made = render.answer({"error": error.view()}, error.status)
+    made = render.json_response({"error": error.view()}, error.status)
     if wait_s is not None:
         made.headers["Retry-After"] = str(math.ceil(wait_s))
         made.headers["retry-after-ms"] = str(math.ceil(wait_s * 1000))
@@ -71,7 +71,7 @@ def answer(error: ServingError) -> Response:
     return made
 
 
-def record(error: BaseException, *, event: str) -> None:
+def log_error(error: BaseException, *, event: str) -> None:
     """The log knows the kinds of the error and where it happened. Never its message: that may quote a prompt or a key."""
     kinds: list[str] = []
     where: list[str] = []
@@ -104,22 +104,22 @@ def _sign(made: Response) -> Response:
 
 def _answer_ours(error: ServingError) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        record(error, event="request failed")
-    return answer(error)
+        log_error(error, event="request failed")
+    return error_response(error)
 
 
 def _answer_http(error: HTTPException) -> Response:
     if error.code == HTTPStatus.METHOD_NOT_ALLOWED:
-        made = answer(MethodNotAllowed())
+        made = error_response(MethodNotAllowed())
         made.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
         return made
     if error.code == HTTPStatus.NOT_FOUND:
-        return answer(NotFound("There is nothing at this address. See /docs for what there is.", code="unknown_url"))
+        return error_response(NotFound("There is nothing at this address. See /docs for what there is.", code="unknown_url"))
     told = Invalid() if (error.code or 500) < HTTPStatus.INTERNAL_SERVER_ERROR else ServingError()
     told.status = error.code or 500
-    return answer(told)
+    return error_response(told)
 
 
 def _answer_unforeseen(error: Exception) -> Response:
-    record(error, event="unforeseen error")
-    return answer(ServingError())
+    log_error(error, event="unforeseen error")
+    return error_response(ServingError())

@@ -12,7 +12,7 @@ VALUE_MOST_CHARS = 1024
 ALL_MOST_CHARS = 4096
 
 
-def headers(request: Request, caller: Key) -> dict[str, str] | None:
+def select_headers(request: Request, caller: Key) -> dict[str, str] | None:
     """Names in lower case; None when there are none. Raises Invalid for a value that is too long or not printable ASCII."""
     allowed = settings().forward_headers if caller.kind == "own" else settings().forward_headers_issued
     found = {name.lower(): value for name in allowed if (value := request.headers.get(name))}
@@ -25,7 +25,7 @@ def headers(request: Request, caller: Key) -> dict[str, str] | None:
     return found or None
 
 
-def said(found: dict[str, str] | None) -> bytes:
+def fingerprint(found: dict[str, str] | None) -> bytes:
     """What tells apart two requests of the same body. An Idempotency-Key does that by itself."""
     lines = (f"{name}: {value}\n" for name, value in sorted((found or {}).items()) if name != "idempotency-key")
     return "".join(lines).encode()

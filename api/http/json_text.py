@@ -41,23 +41,23 @@ _FAST = msgspec.json.Decoder()
 
 def parse(content: bytes) -> JsonObject:
     """The JSON object in these bytes. Raises Invalid, or UnsupportedMedia for what is not UTF-8."""
-    content = without_mark(content)
+    content = without_bom(content)
     _expect_text(content)
-    outside = _outside_strings(content)
+    outside = _strip_strings(content)
     _refuse_sprawling(outside)
     try:
         value = _FAST.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        value = _decided(content)
+        value = _decode_strictly(content)
     else:
-        if outside.count(b":") != _members(value):
-            value = _decided(content)
+        if outside.count(b":") != _count_members(value):
+            value = _decode_strictly(content)
     if not isinstance(value, dict):
         raise Invalid('The body must be a JSON object: {"…": …}.', code="invalid_json")
     return value
 
 
-def without_mark(content: bytes) -> bytes:
+def without_bom(content: bytes) -> bytes:
     """The text without the byte order mark that some editors put before it."""
     return content.removeprefix(codecs.BOM_UTF8)
 
@@ -78,7 +78,7 @@ def canonical(value: object) -> bytes:
         return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
 
 
-def expect_storable(value: object, at: str = "") -> None:
+def check_storable(value: object, at: str = "") -> None:
     """Raises Invalid when a text in this value cannot be stored as text: of our own fields, not of a request that passes through."""
     for path, text in _strings(value, at):
         if "\0" in text:
@@ -110,7 +110,7 @@ def _expect_text(content: bytes) -> None:
         raise UnsupportedMedia("The body is UTF-16 or UTF-32. Send UTF-8.")
 
 
-def _outside_strings(content: bytes) -> bytes:
+def _strip_strings(content: bytes) -> bytes:
     """What stands outside of strings. Raises Invalid for more strings than are read.
 
     With its escaped backslashes and quotes taken out, every second piece between quotes is a string. All in a few passes over the bytes:
@@ -158,7 +158,7 @@ def _sprawling() -> Invalid:
     return Invalid(f"The body is made of more than {PIECES_MOST:,} values. Send fewer in one request.", code="too_many_values")
 
 
-def _members(value: object) -> int:
+def _count_members(value: object) -> int:
     """How many members all objects in this value have."""
     number, ahead = 0, [value]
     while ahead:
@@ -171,7 +171,7 @@ def _members(value: object) -> int:
     return number
 
 
-def _decided(content: bytes) -> Any:
+def _decode_strictly(content: bytes) -> Any:
     """The value as the standard library reads it. Raises Invalid, with where and what to do."""
     try:
         text = content.decode()

@@ -53,7 +53,7 @@ def join(parts: Iterable[Part], boundary: str) -> bytes:
     return b"".join([*lines, mark, b"--\r\n"])
 
 
-def broken(why: str) -> Invalid:
+def malformed(why: str) -> Invalid:
     """The refusal of a form that cannot be read."""
     return Invalid(f"The form cannot be read: {why}. HTTP libraries write forms by themselves.", code="invalid_form")
 
@@ -62,31 +62,31 @@ def _pieces(content: bytes, mark: bytes) -> Sequence[bytes]:
     """What stands between the boundaries, each with its head."""
     first, *rest = content.split(b"\r\n" + mark, PARTS_MOST + 1)
     if not first.startswith(mark):
-        raise broken("it does not begin with its boundary")
+        raise malformed("it does not begin with its boundary")
     if len(rest) > PARTS_MOST:
         raise Invalid(f"The form has more than {PARTS_MOST} parts. Send fewer.", code="too_many_parts")
     *pieces, last = [first[len(mark) :], *rest]
     if not last.startswith(b"--"):
-        raise broken("its last boundary is missing")
+        raise malformed("its last boundary is missing")
     if not all(piece.startswith(b"\r\n") for piece in pieces):
-        raise broken("a boundary does not end its line")
+        raise malformed("a boundary does not end its line")
     return pieces
 
 
 def _part(piece: bytes) -> Part:
     end = piece.find(b"\r\n\r\n", 0, HEAD_MOST_BYTES)
     if end < 0:
-        raise broken(f"the head of a part does not end within {HEAD_MOST_BYTES} bytes")
+        raise malformed(f"the head of a part does not end within {HEAD_MOST_BYTES} bytes")
     head = piece[2:end]
     try:
         lines = head.decode().split("\r\n")
     except UnicodeDecodeError:
-        raise broken("the head of a part is not UTF-8") from None
+        raise malformed("the head of a part is not UTF-8") from None
     said = [line.partition(":")[2] for line in lines if line.partition(":")[0].lower() == "content-disposition"]
     kind, names = parse_options_header(said[0] if len(said) == 1 else "")
     name, filename = names.get("name", ""), names.get("filename")
     if kind != "form-data" or not name or not (name + (filename or "")).isprintable():
-        raise broken("a part does not say its name (`Content-Disposition: form-data; name=…`)")
+        raise malformed("a part does not say its name (`Content-Disposition: form-data; name=…`)")
     if filename is not None and ("/" in filename or "\\" in filename):
         raise Invalid("The name of a file is a path. Send its last part only.", param=name[:64], code="invalid_form")
     return Part(name, filename, head, piece[end + 4 :])

@@ -16,11 +16,11 @@ from gevent.threadpool import ThreadPool
 LARGE_BYTES = 128 * 1024
 LARGEST_BYTES = 2 * 1024 * 1024
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _pools: dict[bool, ThreadPool] = {}
 
 
-def run(size: int, work: Callable[[], Made]) -> Made:
+def run(size: int, work: Callable[[], Result]) -> Result:
     """What `work` returns or raises. size: of the body that it reads, in bytes. `work` uses no request context and no database."""
     if size < LARGE_BYTES or not monkey.is_module_patched("threading"):
         return work()
@@ -30,7 +30,7 @@ def run(size: int, work: Callable[[], Made]) -> Made:
     return made  # type: ignore[no-any-return]  # gevent has no types
 
 
-def _outcome(work: Callable[[], Made]) -> tuple[Made | None, BaseException | None]:
+def _outcome(work: Callable[[], Result]) -> tuple[Result | None, BaseException | None]:
     # An error that a pool's thread raised would be printed with its text, which may quote a prompt.
     try:
         return work(), None

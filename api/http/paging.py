@@ -16,7 +16,7 @@ PAGE, PAGE_MOST = 20, 100
 Id = TypeVar("Id")
 
 
-def limit() -> int:
+def parse_limit() -> int:
     """How many are wanted. Raises Invalid."""
     text = request.args.get("limit", str(PAGE))
     if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= PAGE_MOST:
@@ -24,12 +24,12 @@ def limit() -> int:
     return int(text)
 
 
-def after(parse: Callable[[str], Id]) -> Id | None:
+def parse_after(parse: Callable[[str], Id]) -> Id | None:
     """The last that the caller has seen; None: it begins. Raises what `parse` raises."""
     return parse(request.args["after"]) if "after" in request.args else None
 
 
-def answer(shown: Sequence[JsonObject], *, has_more: bool) -> Response:
+def list_response(shown: Sequence[JsonObject], *, has_more: bool) -> Response:
     """One page."""
     first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
-    return render.answer({"object": "list", "data": list(shown), "has_more": has_more, "first_id": first, "last_id": last})
+    return render.json_response({"object": "list", "data": list(shown), "has_more": has_more, "first_id": first, "last_id": last})

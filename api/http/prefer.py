@@ -29,7 +29,7 @@ class Preferences:
         return "respond-async" + (f", wait={self.wait_s}" if self.wait_s is not None else "")
 
 
-def read(headers: Iterable[str], *, wait_most_s: float) -> Preferences:
+def parse(headers: Iterable[str], *, wait_most_s: float) -> Preferences:
     """What these `Prefer` headers ask for; a longer wait than `wait_most_s` is shortened to it.
 
     `wait` alone changes nothing: whoever did not say respond-async expects an OpenAI answer, and would not know what to do with 202.

@@ -28,7 +28,7 @@ SLOW_AFTER_S = 60.0
 # Between two pieces others are served. Blocks of this size go back to the system as soon as they are free (api/serve.py).
 PIECE_BYTES = 256 * 1024
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class Timeout(ServingError):
@@ -40,7 +40,7 @@ class Timeout(ServingError):
 
 
 @dataclass(frozen=True)
-class Sent:
+class JsonBody:
     """A JSON body: its bytes, and what they say."""
 
     content: bytes
@@ -55,27 +55,27 @@ class Sent:
         return (self.content if value == self.value else json_text.dump(value)), None
 
 
-def read(request: Request) -> JsonObject:
+def read_json(request: Request) -> JsonObject:
     """The JSON object that was sent to a route of our own, all of whose texts can be stored.
 
     Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do.
     """
-    return read_then(request, _storable)
+    return parse_json(request, _storable)
 
 
-def read_then(request: Request, then: Callable[[Sent], Made]) -> Made:
+def parse_json(request: Request, then: Callable[[JsonBody], Result]) -> Result:
     """What `then` makes of the JSON body that was sent, whose texts may go on to an upstream alone. Raises as `read`.
 
     then: works where a large body is parsed, off the event loop, with neither a request's context nor a database. What was parsed is
     gone when it returns, so that many bodies that wait to be stored are held once each.
     """
     _expect_json(request)
-    content = receive(request, most=settings().max_body_bytes)
-    return offload.run(len(content), lambda: then(Sent(json_text.without_mark(content), json_text.parse(content))))
+    content = read_bytes(request, most=settings().max_body_bytes)
+    return offload.run(len(content), lambda: then(JsonBody(json_text.without_bom(content), json_text.parse(content))))
 
 
-def _storable(sent: Sent) -> JsonObject:
-    json_text.expect_storable(sent.value)
+def _storable(sent: JsonBody) -> JsonObject:
+    json_text.check_storable(sent.value)
     return sent.value
 
 
@@ -92,7 +92,7 @@ def _expect_json(request: Request) -> None:
         raise UnsupportedMedia
 
 
-def receive(request: Request, *, most: int) -> bytes:
+def read_bytes(request: Request, *, most: int) -> bytes:
     """Every byte of the body, unpacked, at most so many, with a length or in chunks; a silent sender does not hold us for ever.
 
     Raises TooLarge, UnknownEncoding, Timeout, Unavailable (no room in memory), or Invalid for a body that broke off or is damaged.
@@ -129,7 +129,7 @@ def _joined(pieces: Iterator[bytes], most: int) -> bytes:
     for piece in pieces:
         size += len(piece)
         expect_size(size, most)
-        body_budget.take(len(piece))
+        body_budget.acquire(len(piece))
         kept.write(piece)
         time.sleep(0)
         if (took_s := time.monotonic() - began) > SLOW_AFTER_S and size < took_s * SLOWEST_BYTES_PER_S:

@@ -10,7 +10,7 @@ from werkzeug.exceptions import RequestedRangeNotSatisfiable
 
 from api.http import errors
 from api.http.send_timeout import limit_sending
-from api.submit.image_stream import Content
+from api.submit.image_stream import ImageReader
 from models.content import artifacts
 from models.database import db
 from models.platform.errors import Invalid
@@ -40,13 +40,13 @@ def fetch(name: str) -> Response:
     with db.begin() as session:
         artifact = artifacts.find(session, name, expires=expires, signature=signature, now=time.time())
     headers = _headers(name, artifact.content_type, filename=artifact.name)
-    response = Response(Content(artifact.id, size=artifact.size), content_type=artifact.content_type, headers=headers)
+    response = Response(ImageReader(artifact.id, size=artifact.size), content_type=artifact.content_type, headers=headers)
     response.content_length = artifact.size
     response.set_etag(artifacts.public_id(artifact.id))
     try:
         response.make_conditional(request, accept_ranges=True, complete_length=artifact.size if _is_ranged(artifact.size) else None)
     except RequestedRangeNotSatisfiable:
-        response = errors.answer(OutOfRange())
+        response = errors.error_response(OutOfRange())
         response.headers["Content-Range"] = f"bytes */{artifact.size}"
     return response
 

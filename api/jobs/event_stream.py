@@ -38,7 +38,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 @routes.get("/jobs/<name>/events")
 def follow(name: str) -> Response:
     """Streams the job's events. 204 after its last event, so that browsers do not reconnect."""
-    caller, job_id, after = auth.caller(request), wire.parse_id(name), _last_event_id()
+    caller, job_id, after = auth.authenticate(request), wire.parse_id(name), _last_event_id()
     with db.autocommit() as session:
         job = job_view.find_job(session, job_id, caller.id)
     if job.status in TERMINAL and after >= job.seq:
@@ -132,7 +132,7 @@ def _guarded(stream: EventStream) -> Iterator[str]:
     except ServingError as error:
         yield _chunk("error", {"error": error.view()})
     except Exception as error:
-        errors.record(error, event="stream failed")
+        errors.log_error(error, event="stream failed")
         yield _chunk("error", {"error": ServingError().view()})
 
 
@@ -143,7 +143,7 @@ def _event(row: object, shown: JsonObject) -> str:
 
 
 def _chunk(kind: str, content: JsonObject, *, seq: int | None = None) -> str:
-    return ("" if seq is None else f"id: {seq}\n") + f"event: {kind}\ndata: {render.text(content)}\n\n"
+    return ("" if seq is None else f"id: {seq}\n") + f"event: {kind}\ndata: {render.dump(content)}\n\n"
 
 
 def _last_event_id() -> int:

@@ -37,43 +37,43 @@ _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 @routes.post("/jobs")
 def submit() -> Response:
     """Enqueues a job and returns 202 after the commit."""
-    caller = auth.caller(request)
-    forwarded = forwarded_headers.headers(request, caller)
+    caller = auth.authenticate(request)
+    forwarded = forwarded_headers.select_headers(request, caller)
     # Not the proxy: the thread that parses the body has no request context.
     http_request = request._get_current_object()  # type: ignore[attr-defined]  # typed as the request itself
-    prefix = _digest_prefix() + forwarded_headers.said(forwarded)
+    prefix = _digest_prefix() + forwarded_headers.fingerprint(forwarded)
 
-    def parse(sent: request_body.Sent) -> tuple[Submission, bytes]:
+    def parse(sent: request_body.JsonBody) -> tuple[Submission, bytes]:
         # Marked last, so that no header overrides the visitor; and in the digest, so that no visitor gets another's job.
-        params = visitors.mark(http_request, {**sent.value, **options.of_headers(http_request.headers)})
-        return build.make(caller, params), request_body.digest(prefix, visitors.mark(http_request, sent.value))
+        params = visitors.mark_submit(http_request, {**sent.value, **options.parse_headers(http_request.headers)})
+        return build.job_order(caller, params), request_body.digest(prefix, visitors.mark_submit(http_request, sent.value))
 
-    order, digest = request_body.read_then(request, parse)
+    order, digest = request_body.parse_json(request, parse)
     return _accept(replace(order, headers=forwarded), digest=digest)
 
 
 @routes.get("/jobs")
 def list_jobs() -> Response:
     """Lists this key's jobs, newest first."""
-    caller = auth.caller(request)
-    limit, before, status = paging.limit(), paging.after(wire.parse_id), _status()
+    caller = auth.authenticate(request)
+    limit, before, status = paging.parse_limit(), paging.parse_after(wire.parse_id), _status()
     with db.autocommit() as session:
         rows = job_view.list_jobs(session, caller.id, limit=limit, before=before, status=status)
         shown = job_view.render_jobs(session, rows[:limit], origin=images.origin(request))
-    return paging.answer(shown, has_more=len(rows) > limit)
+    return paging.list_response(shown, has_more=len(rows) > limit)
 
 
 @routes.get("/jobs/<name>")
 def get(name: str) -> Response:
     """Returns the job. With ?wait= it returns when the job ends, or after that many seconds."""
-    caller, job_id, wait_s = auth.caller(request), wire.parse_id(name), _wait_s()
+    caller, job_id, wait_s = auth.authenticate(request), wire.parse_id(name), _wait_s()
     retry_after_s = wait.until_ended(job_id, caller.id, wait_s=wait_s) if wait_s else None
     shown = _show(job_id, caller.id, tries=READ_TRIES if wait_s else 1)
-    response = render.answer(shown)
+    response = render.json_response(shown)
     if retry_after_s is not None and shown["status"] not in TERMINAL:
         response.headers["Retry-After"] = str(math.ceil(retry_after_s))
     response.set_etag(render.etag(shown), weak=True)
-    images.put_back(response, job_id)
+    images.restore_images(response, job_id)
     response.make_conditional(request.environ)
     return response
 
@@ -81,7 +81,7 @@ def get(name: str) -> Response:
 @routes.get("/jobs/<name>/raw")
 def raw_response(name: str) -> Response:
     """Downloads the bytes of a response that is not a result; 404 when the job has none."""
-    caller, job_id = auth.caller(request), wire.parse_id(name)
+    caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.autocommit() as session:
         row = job_view.find_raw_response(session, job_id, caller.id)
         return replies.raw(row, name=wire.public_id(job_id))
@@ -90,7 +90,7 @@ def raw_response(name: str) -> Response:
 @routes.post("/jobs/<name>/cancel")
 def cancel(name: str) -> Response:
     """Cancels a job. 200: cancelled; 202: it runs and was signalled to stop; 409: it had ended."""
-    caller, job_id = auth.caller(request), wire.parse_id(name)
+    caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.begin() as session:
         cancelled = cancellation.cancel(session, job_id, caller.id)
         job = job_view.find_job(session, job_id, caller.id)
@@ -100,16 +100,16 @@ def cancel(name: str) -> Response:
     is_ended = job.status == Status.CANCELLED
     if cancelled is not None:
         notify_queue.job_cancelled(job_id, lane_id=job.lane_id, is_ended=is_ended)
-    return render.answer(shown, 200 if is_ended else 202)
+    return render.json_response(shown, 200 if is_ended else 202)
 
 
 @routes.post("/jobs/<name>/retry")
 def retry(name: str) -> Response:
     """Enqueues a new job with the same request and returns 202."""
-    caller, job_id = auth.caller(request), wire.parse_id(name)
+    caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.autocommit() as session:
         row = job_view.find_submission(session, job_id, caller.id)
-        return _accept(build.again(caller, row, retry_of=job_id), digest=hashlib.sha256(_digest_prefix()).digest())
+        return _accept(build.retry_order(caller, row, retry_of=job_id), digest=hashlib.sha256(_digest_prefix()).digest())
 
 
 def _digest_prefix() -> bytes:
@@ -119,7 +119,7 @@ def _digest_prefix() -> bytes:
 def _accept(order: Submission, *, digest: bytes) -> Response:
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     shown = accepted.shown(order, origin=images.origin(request))
-    response = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
+    response = render.json_response(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
     if accepted.is_replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return response

@@ -61,11 +61,11 @@ _CANCELLED = "任务已取消，请重新提交"
 @routes.post("/chat/completions")
 def ask() -> Response:
     """Returns the answer if it is ready within NOWSERVING_PRO_WAIT_S, otherwise the job's id."""
-    body = request_body.read(request)
+    body = request_body.read_json(request)
     fields = {name: _required(body, name, limit) for name, limit in LIMITS.items()}
     caller = _caller(fields["apiKey"])
     chat = {"model": settings().pro_model, "messages": [{"role": "user", "content": fields["content"]}]}
-    order = build.direct(caller, CHAT, chat, write=lambda value: (json_text.dump(value), None), own=_session(fields["sessionId"]))
+    order = build.openai_order(caller, CHAT, chat, write=lambda value: (json_text.dump(value), None), own=_session(fields["sessionId"]))
     digest = request_body.digest(b"POST /pro\n", {name: fields[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     return _respond_job(caller, wire.public_id(accepted.job_id))
@@ -92,14 +92,14 @@ def balance() -> Response:
 @routes.errorhandler(ServingError)
 def _refuse(error: ServingError) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        errors.record(error, event="request failed")
+        errors.log_error(error, event="request failed")
     code = _code(error.status, error.code)
     return _envelope(code, str(error) if isinstance(error, _InvalidField) else MESSAGES[code])
 
 
 @routes.errorhandler(Exception)
 def _fail(error: Exception) -> Response:
-    errors.record(error, event="unforeseen error")
+    errors.log_error(error, event="unforeseen error")
     return _envelope(500, MESSAGES[500])
 
 
@@ -118,16 +118,16 @@ def _required(body: Mapping[str, Any], name: str, limit: int) -> str:
 
 def _session(name: str) -> Controls:
     try:
-        return schemas.check(Controls, {"conversation": name})
+        return schemas.validate(Controls, {"conversation": name})
     except Invalid:
         raise _InvalidField("sessionId 不能含有斜杠、反斜杠或不可见字符") from None
 
 
 def _caller(token: str | None) -> Key:
     """Returns the caller of `apiKey` or of the Bearer token. The query string with `apiKey` is not logged."""
-    if not (token := token or auth.bearer(request)):
+    if not (token := token or auth.bearer_token(request)):
         raise _InvalidField("apiKey 为必填项，须为非空字符串")
-    return auth.caller(request, token=token)
+    return auth.authenticate(request, token=token)
 
 
 def _respond_job(caller: Key, name: str) -> Response:
@@ -172,4 +172,4 @@ def _now_ms() -> int:
 
 
 def _envelope(code: int, message: str, **more: object) -> Response:
-    return render.answer({"code": code, "message": message, **more}, headers=HEADERS)
+    return render.json_response({"code": code, "message": message, **more}, headers=HEADERS)

@@ -165,7 +165,7 @@ class BlockingResponse:
         except errors.ConnectionAborted:
             raise
         except Exception as error:
-            errors.record(error, event="keep-alive response failed")
+            errors.log_error(error, event="keep-alive response failed")
             raise errors.ConnectionAborted from error
         # Reached only after the server took the last piece.
         self._is_settled = True
@@ -176,14 +176,14 @@ class BlockingResponse:
             while (row := self.wait(settings().keepalive_every_s)) is None:
                 yield SPACE
             if replies.has_answer(row):
-                yield from images.content(row, origin=self._origin)
+                yield from images.response_body(row, origin=self._origin)
             else:
                 yield self._late_failure(replies.error_body(row))
         except (errors.ConnectionAborted, ClientDisconnected, ServerRestarting) as error:
             self.close(disconnects.record_now)
             raise errors.ConnectionAborted from error
         except ServingError as error:
-            yield self._late_failure(errors.answer(error).data)
+            yield self._late_failure(errors.error_response(error).data)
 
     def _late_failure(self, body: bytes) -> bytes:
         """Returns the body of a late failure. Raises ConnectionAborted for clients whose connection is closed instead."""

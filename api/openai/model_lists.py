@@ -45,7 +45,7 @@ class ListUnavailable(Unavailable):
 @routes.get("/models")
 def list_models() -> Response:
     """Lists the upstream's models: its own bytes, or the union of several credentials' lists."""
-    caller = auth.caller(request)
+    caller = auth.authenticate(request)
     copies = _copies(caller)
     bodies = copies.bodies()
     if not bodies:
@@ -57,7 +57,7 @@ def list_models() -> Response:
 @routes.get("/models/<path:name>")
 def get_model(name: str) -> Response:
     """Returns one model of the list. Its name may contain slashes and colons."""
-    caller = auth.caller(request)
+    caller = auth.authenticate(request)
     if not _is_model_id(name):
         raise _no_model()
     copies = _copies(caller)
@@ -91,7 +91,7 @@ def _is_model_id(name: str) -> bool:
 
 
 def _account(request: Request, caller: Key) -> str:
-    headers = forwarded_headers.headers(request, caller) or {}
+    headers = forwarded_headers.select_headers(request, caller) or {}
     return model_lists.account({name: value for name, value in headers.items() if name in ACCOUNT_HEADERS})
 
 
@@ -124,7 +124,7 @@ def _without_copy(copies: Copies, caller: Key) -> Response:
     refusal = next((refusal for refusal in refusals if refusal["status"] == HTTPStatus.NOT_FOUND), refusals[0])
     # A refusal of an operator's credential says nothing about the caller's key.
     if refusal["status"] in FINAL and (caller.kind == "own" or refusal["status"] == HTTPStatus.NOT_FOUND):
-        return render.answer({"error": refusal["error"]}, refusal["status"], headers={"x-should-retry": "false"})
+        return render.json_response({"error": refusal["error"]}, refusal["status"], headers={"x-should-retry": "false"})
     raise ListUnavailable(
         f"The upstream does not return its list of models ({refusal['status']}: {str(refusal['error'].get('message'))[:200]}). "
         "Ask again in 10 s; if it lasts, ask the operator. All other routes work without the list.",

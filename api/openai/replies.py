@@ -78,7 +78,7 @@ def of_job(row: Any, *, origin: str = "") -> Response:
     Errors carry `x-should-retry: false`: the queue already retried as often as makes sense, and an SDK's two retries would multiply that.
     """
     if has_answer(row):
-        body = images.content(row, origin=origin)
+        body = images.response_body(row, origin=origin)
         response = Response(iter(body), row.http_status or HTTPStatus.OK, mimetype="application/json")
         response.content_length = body.length
     else:
@@ -120,7 +120,7 @@ def error_body(row: Any) -> bytes:
     """Returns the error body that SDKs read: the upstream's own bytes where they hold an error object, otherwise ours."""
     if _is_upstream_refusal(row) and _is_error_object(row.response):
         return bytes(row.response)
-    return f"{render.text({'error': failure(row).error})}\n".encode()
+    return f"{render.dump({'error': failure(row).error})}\n".encode()
 
 
 def _ms(span: timedelta) -> str:

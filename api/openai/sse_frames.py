@@ -75,7 +75,7 @@ def failure(error: JsonObject, *, endpoint: str, model: str, name: str, is_begun
 
 def data(value: object) -> bytes:
     """Formats one event with this value."""
-    return f"data: {render.text(value)}\n\n".encode()
+    return f"data: {render.dump(value)}\n\n".encode()
 
 
 def _chunk(event: bytes) -> JsonObject | None:

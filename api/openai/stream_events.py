@@ -61,7 +61,7 @@ class StreamEvents:
         except ServingError as error:
             yield from self._failure(error.view(), row=None)
         except Exception as error:
-            errors.record(error, event="stream failed")
+            errors.log_error(error, event="stream failed")
             yield from self._failure(ServingError().view(), row=None)
 
     def _events(self) -> Iterator[bytes]:

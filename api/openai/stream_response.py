@@ -37,7 +37,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 @routes.get("/jobs/<name>/stream")
 def follow(name: str) -> Response:
     """Streams a job from its first event, for clients that connect late or lost the stream."""
-    caller, job_id = auth.caller(request), wire.parse_id(name)
+    caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.begin() as session:
         if not job_view.find_job(session, job_id, caller.id).streamed:
             raise WrongState("This job was not submitted as a stream: GET /v1/jobs/{id} returns its result, …/events its events.")

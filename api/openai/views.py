@@ -85,8 +85,8 @@ def moderations() -> Response:
 
 def serve(endpoint: str, *, model: str | None = None) -> Response:
     """Responds with the answer, a stream of it, or 202 and the job, as `Prefer` says. model: overrides the body's model."""
-    caller = auth.caller(request)
-    preferences = prefer.read(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
+    caller = auth.authenticate(request)
+    preferences = prefer.parse(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
     reader = None if preferences.respond_async else uuid4()
     if reader is not None:
         waiter_registry.check_capacity(caller.id)
@@ -128,7 +128,7 @@ def _submit(caller: Key, endpoint: str, *, model: str | None, reader: UUID | Non
     With an Idempotency-Key the request finds its job. Without one, the fingerprint of a marked SDK retry finds the job in any state;
     the fingerprint of an unmarked request finds only a failure that was not delivered.
     """
-    parsed = openai_parse.read(request, caller, endpoint, model=model)
+    parsed = openai_parse.parse(request, caller, endpoint, model=model)
     order = parsed.order
     if reader is not None:
         waiter_registry.check_capacity(caller.id, is_stream=order.streamed)
@@ -170,7 +170,7 @@ def _respond_async(arrival: Arrival, caller: Key, preferences: Preferences) -> R
     if response is None:
         with db.autocommit() as session:
             shown = job_view.render_job(session, job_view.find_job(session, arrival.job_id, caller.id), origin=images.origin(request))
-        response = render.answer(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
+        response = render.json_response(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
     applied = replace(preferences, wait_s=None) if arrival.is_streamed else preferences
     response.headers["Preference-Applied"] = applied.applied()
     return response

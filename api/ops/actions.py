@@ -185,7 +185,7 @@ def again(act: Act, job_id: UUID, caller: keys.Key, *, is_only_once: bool = Fals
     made = enqueue.new_job_id()
     with db.autocommit() as session:
         before = job_view.find_submission(session, job_id, caller.id)
-    order = build.again(caller, before, retry_of=job_id)
+    order = build.retry_order(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
         if is_only_once and not bulk.may_retry(session, job_id):

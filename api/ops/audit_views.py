@@ -16,13 +16,13 @@ routes = operator_auth.blueprint("audit")
 
 
 @routes.get("/audit")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def listing() -> Response:
     """One page of the log."""
-    limit, before = paging.limit(), paging.after(_number)
+    limit, before = paging.parse_limit(), paging.parse_after(_number)
     with db.begin() as session:
         rows = audit_log.page(session, limit=limit, before=before)
-    return paging.answer([audit_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+    return paging.list_response([audit_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 def _number(said: str) -> int:

@@ -27,65 +27,65 @@ EPOCH_MOST = 4_102_444_800
 
 
 @routes.get("/lanes")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def lanes() -> Response:
     """The lines."""
     which = LaneFilter(
         pool=_text("pool"), model=_text("model"), is_busy=_flag("busy") or False,
         by_waiting=_one_of("order", ("id", "waiting")) == "waiting",
     )  # fmt: skip
-    limit, after = paging.limit(), paging.after(_number)
+    limit, after = paging.parse_limit(), paging.parse_after(_number)
     with db.begin() as session:
         found = lane_report.list_lanes(session, which, limit=limit, after=after)
-    return paging.answer(found[:limit], has_more=len(found) > limit)
+    return paging.list_response(found[:limit], has_more=len(found) > limit)
 
 
 @routes.get("/pools")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def pools() -> Response:
     """The pools."""
-    limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
+    limit, after, kind = paging.parse_limit(), paging.parse_after(_number), _one_of("kind", ("own", "issued"))
     with db.begin() as session:
         found = pool_report.list_pools(session, limit=limit, after=after, kind=kind)
-    return paging.answer(found[:limit], has_more=len(found) > limit)
+    return paging.list_response(found[:limit], has_more=len(found) > limit)
 
 
 @routes.get("/keys")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def keys() -> Response:
     """The callers' keys, without themselves."""
-    limit, after, kind = paging.limit(), paging.after(_number), _one_of("kind", ("own", "issued"))
+    limit, after, kind = paging.parse_limit(), paging.parse_after(_number), _one_of("kind", ("own", "issued"))
     with db.begin() as session:
         found = key_report.list_keys(session, limit=limit, after=after, kind=kind, name=_text("name"))
-    return paging.answer(found[:limit], has_more=len(found) > limit)
+    return paging.list_response(found[:limit], has_more=len(found) > limit)
 
 
 @routes.get("/credentials")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def credentials() -> Response:
     """The upstream keys, without themselves."""
-    limit, after = paging.limit(), paging.after(_number)
+    limit, after = paging.parse_limit(), paging.parse_after(_number)
     with db.begin() as session:
         found = pool_report.list_credentials(session, limit=limit, after=after, pool=_text("pool"), is_parked=_flag("parked"))
-    return paging.answer(found[:limit], has_more=len(found) > limit)
+    return paging.list_response(found[:limit], has_more=len(found) > limit)
 
 
 @routes.get("/flows")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def flows() -> Response:
     """Who waits in the lines."""
-    limit, lane, after = paging.limit(), _maybe_number("lane"), _text("after")
+    limit, lane, after = paging.parse_limit(), _maybe_number("lane"), _text("after")
     with db.begin() as session:
         found = flow_report.list_flows(session, lane=lane, user=_text("user"))
     begin = next((n + 1 for n, one in enumerate(found) if one["id"] == after), len(found)) if after is not None else 0
-    return paging.answer(found[begin : begin + limit], has_more=len(found) > begin + limit)
+    return paging.list_response(found[begin : begin + limit], has_more=len(found) > begin + limit)
 
 
 @routes.get("/jobs")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def jobs() -> Response:
     """The jobs that fit."""
-    limit, after = paging.limit(), paging.after(wire.parse_id)
+    limit, after = paging.parse_limit(), paging.parse_after(wire.parse_id)
     status = _one_of("status", tuple(Status))
     wanted = JobQuery(
         id=wire.parse_id(request.args["id"]) if "id" in request.args else None, key=_text("caller"),
@@ -96,19 +96,19 @@ def jobs() -> Response:
         found = job_search.search(session, wanted, limit=limit, after=after)
     last = wire.public_id(found.next_after) if found.next_after else found.jobs[-1]["id"] if found.jobs else None
     first = found.jobs[0]["id"] if found.jobs else None
-    return render.answer(
+    return render.json_response(
         {"object": "list", "data": found.jobs, "has_more": found.next_after is not None, "first_id": first, "last_id": last}
     )
 
 
 @routes.get("/workers")
-@operator_auth.needs("read")
+@operator_auth.requires("read")
 def workers() -> Response:
     """The worker processes."""
-    limit = paging.limit()
+    limit = paging.parse_limit()
     with db.begin() as session:
         found = fleet.list_workers(session, limit=limit, after=_text("after"), silent_s=settings().heartbeat_s * 3)
-    return paging.answer(found[:limit], has_more=len(found) > limit)
+    return paging.list_response(found[:limit], has_more=len(found) > limit)
 
 
 def _number(said: str) -> int:

@@ -46,7 +46,7 @@ def _refuse() -> Response | None:
     if origin is None or not _is_narrowed() or _is_near(origin):
         return None
     log.warning("request refused: a page of another origin sent it", extra={"origin": origin[:LOGGED_MOST_CHARS]})
-    return errors.answer(OriginNotAllowed())
+    return errors.error_response(OriginNotAllowed())
 
 
 def _is_narrowed() -> bool:

@@ -100,7 +100,7 @@ DEEP = {"postgres": {"workers": PARTS["workers"]}, "redis": {"pacer": PARTS["pac
 @routes.get("/healthz")
 def live() -> Response:
     """200: this process answers. It asks nobody else."""
-    return render.answer({"status": "ok", "gone": []})
+    return render.json_response({"status": "ok", "gone": []})
 
 
 @routes.get("/readyz")
@@ -130,4 +130,4 @@ def _gone(probes: Mapping[str, Probe]) -> list[str]:
 
 
 def _answer(gone: list[str]) -> Response:
-    return render.answer({"status": "unavailable" if gone else "ok", "gone": gone}, 503 if gone else 200)
+    return render.json_response({"status": "unavailable" if gone else "ok", "gone": gone}, 503 if gone else 200)

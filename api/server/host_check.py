@@ -34,7 +34,7 @@ def _refuse() -> Response | None:
         return None
     log.warning("request refused: its Host is no name of this server", extra={"host": host[:LOGGED_MOST_CHARS]})
     name = host_names.name_in(host) or "NAME"
-    return errors.answer(HostNotAllowed(
+    return errors.error_response(HostNotAllowed(
         f"The Host header of this request is no name of this server. Use http://127.0.0.1 or localhost, or have the operator set "
         f"NOWSERVING_ALLOWED_HOSTS={name} (or NOWSERVING_PUBLIC_URL) and restart."
     ))  # fmt: skip
@@ -42,7 +42,7 @@ def _refuse() -> Response | None:
 
 def _is_guarded() -> bool:
     """Whether a page elsewhere could use this request."""
-    if request.environ.get(access_log.ROUTE) in access_log.WATCHED or auth.bearer(request).startswith(
+    if request.environ.get(access_log.ROUTE) in access_log.WATCHED or auth.bearer_token(request).startswith(
         (token_forms.ISSUED, token_forms.OPERATOR)
     ):
         return False

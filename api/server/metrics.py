@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 
 from api.access import auth
-from api.access.signup_limit import address_of
+from api.access.signup_limit import client_address_of
 from models.access import wrong_tokens
 from models.config.settings import settings
 from models.telemetry import metrics
@@ -29,7 +29,7 @@ def register(app: Flask) -> None:
 @routes.get("/metrics")
 def show() -> Response:
     """Prometheus' text format."""
-    wrong_tokens.expect_metrics_token(auth.wrong_tokens(), address_of(request), auth.bearer(request))
+    wrong_tokens.expect_metrics_token(auth.wrong_tokens(), client_address_of(request), auth.bearer_token(request))
     registry, counts = REGISTRY, settings().metrics_folder
     if counts is not None:
         registry = CollectorRegistry()

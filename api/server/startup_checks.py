@@ -12,7 +12,7 @@ class NotConfigured(Exception):
     """The API cannot start as configured. The message says which setting to change."""
 
 
-def check() -> Settings:
+def check_settings() -> Settings:
     """The settings, when there is enough of them to serve. Raises NotConfigured."""
     try:
         found = settings()

@@ -31,7 +31,7 @@ _TYPE = re.compile(rb"^content-type:[ \t]*([^;\r\n]*)", re.IGNORECASE | re.MULTI
 @routes.post("/sessions/<name>/attachments")
 def attach(name: str) -> Response:
     """Stores the files and returns 201; a turn can then name their ids."""
-    caller, name = auth.caller(request), sessions.parse_id(name)
+    caller, name = auth.authenticate(request), sessions.parse_id(name)
     with db.begin() as transaction:
         sessions.get(transaction, caller.id, name)
     files = _files()
@@ -39,7 +39,7 @@ def attach(name: str) -> Response:
         number = sessions.touch(transaction, caller.id, name)
         rows = [attachments.store(transaction, number, file) for file in files]
     shown = [attachments.show(row, now=time.time(), origin=images.origin(request)) for row in rows]
-    return render.answer({"object": "list", "data": shown}, 201)
+    return render.json_response({"object": "list", "data": shown}, 201)
 
 
 def _files() -> Sequence[File]:
@@ -47,7 +47,7 @@ def _files() -> Sequence[File]:
     boundary = request.mimetype_params.get("boundary", "")
     if request.mimetype != image_form.FORM or not image_form.BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the file as `Content-Type: {image_form.FORM}; boundary=…`, in a part named `file`.")
-    parts = multipart.split(request_body.receive(request, most=settings().max_upload_bytes), boundary)
+    parts = multipart.split(request_body.read_bytes(request, most=settings().max_upload_bytes), boundary)
     files = [_file(part) for part in parts if part.filename is not None]
     if not files:
         raise Invalid("`file` is required: at least one part of the form with a `filename`.", param="file")

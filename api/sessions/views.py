@@ -27,68 +27,68 @@ ERASE_BATCH = 200
 @routes.post("/sessions")
 def create() -> Response:
     """Creates a session without turns and returns 201. Optional: the first job with this id creates one too."""
-    caller = auth.caller(request)
-    body = schemas.check(NewSession, request_body.read(request))
-    visitors.expect_own(request, body.id)
+    caller = auth.authenticate(request)
+    body = schemas.validate(NewSession, request_body.read_json(request))
+    visitors.check_session(request, body.id)
     with db.begin() as transaction:
         row = sessions.create(transaction, caller.id, body.id, body.fields())
-    return render.answer(sessions.to_json(row), 201)
+    return render.json_response(sessions.to_json(row), 201)
 
 
 @routes.get("/sessions")
 def list_sessions() -> Response:
     """Lists this key's sessions, the last active first."""
-    caller, limit, after = auth.caller(request), paging.limit(), paging.after(sessions.parse_id)
+    caller, limit, after = auth.authenticate(request), paging.parse_limit(), paging.parse_after(sessions.parse_id)
     with db.begin() as transaction:
-        rows = sessions.list_sessions(transaction, caller.id, limit=limit, after=after, begins=visitors.begins(request))
-    return paging.answer([sessions.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        rows = sessions.list_sessions(transaction, caller.id, limit=limit, after=after, begins=visitors.session_prefix(request))
+    return paging.list_response([sessions.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @routes.get("/sessions/<name>")
 def get(name: str) -> Response:
     """Returns the session."""
-    caller, name = auth.caller(request), sessions.parse_id(name)
+    caller, name = auth.authenticate(request), sessions.parse_id(name)
     with db.begin() as transaction:
         row = sessions.get(transaction, caller.id, name)
-    return render.answer(sessions.to_json(row))
+    return render.json_response(sessions.to_json(row))
 
 
 @routes.patch("/sessions/<name>")
 def update(name: str) -> Response:
     """Changes the session. The changes apply to turns that are enqueued from now on."""
-    caller, name = auth.caller(request), sessions.parse_id(name)
-    body = schemas.check(SessionChange, request_body.read(request))
+    caller, name = auth.authenticate(request), sessions.parse_id(name)
+    body = schemas.validate(SessionChange, request_body.read_json(request))
     with db.begin() as transaction:
         row = sessions.update(transaction, caller.id, name, body.fields())
-    return render.answer(sessions.to_json(row))
+    return render.json_response(sessions.to_json(row))
 
 
 @routes.get("/sessions/<name>/messages")
 def list_messages(name: str) -> Response:
     """Lists the session's messages, newest first unless `order=asc`."""
-    caller, name = auth.caller(request), sessions.parse_id(name)
-    limit, after, is_ascending = paging.limit(), paging.after(message.parse_id), _is_ascending()
+    caller, name = auth.authenticate(request), sessions.parse_id(name)
+    limit, after, is_ascending = paging.parse_limit(), paging.parse_after(message.parse_id), _is_ascending()
     with db.begin() as transaction:
         number = sessions.get(transaction, caller.id, name).id
         shown, has_more = message.list_messages(
             transaction, number, limit=limit, after=after, is_ascending=is_ascending, now=time.time(), origin=images.origin(request)
         )
-    return paging.answer(shown, has_more=has_more)
+    return paging.list_response(shown, has_more=has_more)
 
 
 @routes.delete("/sessions/<name>/messages/<message_name>")
 def delete_turn(name: str, message_name: str) -> Response:
     """Deletes the turn of this message from the session and its history. 409 while it waits or runs."""
-    caller, name, turn = auth.caller(request), sessions.parse_id(name), (message.parse_id(message_name) + 1) // 2
+    caller, name, turn = auth.authenticate(request), sessions.parse_id(name), (message.parse_id(message_name) + 1) // 2
     with db.begin() as transaction:
         deletion.erase_turn(transaction, sessions.get(transaction, caller.id, name).id, turn)
-    return render.answer({"id": message_name, "object": "session.turn.deleted", "turn": turn, "deleted": True})
+    return render.json_response({"id": message_name, "object": "session.turn.deleted", "turn": turn, "deleted": True})
 
 
 @routes.delete("/sessions/<name>")
 def delete(name: str) -> Response:
     """Deletes the session with its requests and answers; its waiting and running jobs are cancelled."""
-    caller, name = auth.caller(request), sessions.parse_id(name)
+    caller, name = auth.authenticate(request), sessions.parse_id(name)
     with db.begin() as transaction:
         number = deletion.mark_deleted(transaction, caller.id, name)
     _cancel_jobs(caller, number)
@@ -98,7 +98,7 @@ def delete(name: str) -> Response:
             has_more = deletion.erase_turns(transaction, conversation_id=number, limit=ERASE_BATCH) == ERASE_BATCH
     with db.begin() as transaction:
         deletion.remove_sessions(transaction, conversation_id=number, limit=1)
-    return render.answer({"id": name, "object": "session.deleted", "deleted": True})
+    return render.json_response({"id": name, "object": "session.deleted", "deleted": True})
 
 
 def _cancel_jobs(caller: Key, conversation_id: int) -> None:

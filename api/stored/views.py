@@ -34,7 +34,7 @@ _REQUEST_MEMBERS = ("tool_choice", "seed", "top_p", "temperature", "presence_pen
 @routes.get("/chat/completions")
 def listing() -> Response:
     """Lists this key's stored completions, oldest first unless `order=desc`."""
-    caller, limit, is_ascending = auth.caller(request), paging.limit(), _is_ascending()
+    caller, limit, is_ascending = auth.authenticate(request), paging.parse_limit(), _is_ascending()
     model, metadata = _text_param("model"), _metadata_filter()
     with db.autocommit() as session:
         rows = stored_completions.list_completions(
@@ -48,49 +48,49 @@ def listing() -> Response:
             metadata=metadata,
         )
         shown = [_show(session, row) for row in rows[:limit]]
-    return paging.answer(shown, has_more=len(rows) > limit)
+    return paging.list_response(shown, has_more=len(rows) > limit)
 
 
 @routes.get("/chat/completions/<name>")
 def retrieve(name: str) -> Response:
     """Returns a stored completion with its metadata."""
-    caller = auth.caller(request)
+    caller = auth.authenticate(request)
     with db.autocommit() as session:
         shown = _show(session, _get(session, caller.id, name))
-    return render.answer(shown)
+    return render.json_response(shown)
 
 
 @routes.post("/chat/completions/<name>")
 def update(name: str) -> Response:
     """Replaces the metadata of a stored completion."""
-    caller = auth.caller(request)
-    change = schemas.check(CompletionChange, request_body.read(request))
+    caller = auth.authenticate(request)
+    change = schemas.validate(CompletionChange, request_body.read_json(request))
     with db.begin() as session:
         stored_completions.set_metadata(session, caller.id, CHAT, _parse(name), change.metadata or {})
         shown = _show(session, _get(session, caller.id, name))
-    return render.answer(shown)
+    return render.json_response(shown)
 
 
 @routes.delete("/chat/completions/<name>")
 def delete(name: str) -> Response:
     """Deletes a stored completion with the bodies of its job. Its usage stays."""
-    caller = auth.caller(request)
+    caller = auth.authenticate(request)
     with db.begin() as session:
         stored_completions.delete(session, caller.id, CHAT, _parse(name))
-    return render.answer({"object": "chat.completion.deleted", "id": name, "deleted": True})
+    return render.json_response({"object": "chat.completion.deleted", "id": name, "deleted": True})
 
 
 @routes.get("/chat/completions/<name>/messages")
 def messages(name: str) -> Response:
     """Lists the messages of the request, in their order unless `order=desc`."""
-    caller, limit, is_ascending = auth.caller(request), paging.limit(), _is_ascending()
+    caller, limit, is_ascending = auth.authenticate(request), paging.parse_limit(), _is_ascending()
     with db.autocommit() as session:
         sent = _request_body(_get(session, caller.id, name)).get("messages")
     shown = [_message(name, number, message) for number, message in enumerate(sent if isinstance(sent, list) else [])]
     shown = shown if is_ascending else shown[::-1]
     if (after := request.args.get("after")) is not None:
         shown = shown[_index_of(after, shown) + 1 :]
-    return paging.answer(shown[:limit], has_more=len(shown) > limit)
+    return paging.list_response(shown[:limit], has_more=len(shown) > limit)
 
 
 def _get(session: Transaction, key_id: int, name: str) -> Any:
@@ -171,4 +171,4 @@ def _metadata_filter() -> dict[str, str]:
     pairs = {match[1]: value for name, value in request.args.items() if (match := _METADATA.fullmatch(name))}
     if "\0" in "".join([*pairs, *pairs.values()]):
         raise Invalid("`metadata` contains a NUL character. Send it without.", param="metadata")
-    return schemas.check(Metadata, {"metadata": pairs}).metadata
+    return schemas.validate(Metadata, {"metadata": pairs}).metadata

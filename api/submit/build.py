@@ -27,28 +27,28 @@ REPEATABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 Write = Callable[[JsonObject], tuple[bytes, str | None]]
 
 
-def make(caller: Key, payload: JsonObject) -> Submission:
+def job_order(caller: Key, payload: JsonObject) -> Submission:
     """The order in this payload of POST /v1/jobs. Raises Invalid."""
-    json_text.expect_storable({name: value for name, value in payload.items() if name != "body"})
-    wanted = schemas.submit(payload)
-    if options.INSIDE in payload["body"]:
-        raise Invalid(f"`body.{options.INSIDE}`: a job says this beside its `body`, not inside.", param=f"body.{options.INSIDE}")
+    json_text.check_storable({name: value for name, value in payload.items() if name != "body"})
+    wanted = schemas.parse_submit(payload)
+    if options.BODY_FIELD in payload["body"]:
+        raise Invalid(f"`body.{options.BODY_FIELD}`: a job says this beside its `body`, not inside.", param=f"body.{options.BODY_FIELD}")
     return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (json_text.dump(value), None), own=wanted)
 
 
-def direct(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Submission:
+def openai_order(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Submission:
     """The order of a request that came on the upstream's own route. value: its body, without our controls; write: writes it again.
 
     Raises Invalid.
     """
-    return _order(caller, endpoint, schemas.check(KINDS[endpoint], value), value, write=write, own=own)
+    return _order(caller, endpoint, schemas.validate(KINDS[endpoint], value), value, write=write, own=own)
 
 
 def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Submission:
     if own.attachments and (own.conversation is None or endpoint != CHAT):
         raise Invalid("`attachments` go with a chat that names its `conversation`, to which they were sent.", param="attachments")
     counted = openai_requests.countable(endpoint, value)
-    reserve = reserve_estimate.reserve(endpoint, counted)
+    reserve = reserve_estimate.estimate(endpoint, counted)
     going, wants_urls = _outgoing(endpoint, value)
     request, content_type = write(going)
     model = going.get("model") or wanted.lane
@@ -61,7 +61,7 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
         flow=own.user or wanted.flow or own.conversation or KEY_FLOW,
         tokens=reserve.tokens,
         images=reserve.images,
-        reserved_microusd=reserve_estimate.most_microusd(caller.kind, endpoint, model, reserve, remembered=remembered),
+        reserved_microusd=reserve_estimate.max_microusd(caller.kind, endpoint, model, reserve, remembered=remembered),
         content_type=content_type,
         streamed=wanted.is_streamed,
         wants_urls=wants_urls,
@@ -103,7 +103,7 @@ def _terms(own: Controls) -> dict[str, Any]:
     }
 
 
-def again(caller: Key, ended: Any, *, retry_of: UUID) -> Submission:
+def retry_order(caller: Key, ended: Any, *, retry_of: UUID) -> Submission:
     """The same order once more, with its whole time to wait. ended: a row of view.find_order.
 
     Raises WrongState when the job has not ended without success, or its request was deleted.

@@ -42,7 +42,7 @@ def accept(order: Submission, *, token: str | None, digest: bytes) -> Accepted:
 
     Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
     """
-    with submit_span.submit(order) as told:
+    with submit_span.start(order) as told:
         lane_id = enqueue.lane_id_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
         with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)

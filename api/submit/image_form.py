@@ -13,7 +13,7 @@ from werkzeug.http import dump_options_header
 
 from api.http import multipart, offload, request_body
 from api.http.multipart import Part
-from api.http.request_body import Made
+from api.http.request_body import Result
 from api.submit import options
 from models.config.settings import settings
 from models.platform.errors import Invalid, UnsupportedMedia
@@ -69,12 +69,12 @@ def is_form(request: Request) -> bool:
     return request.mimetype == FORM
 
 
-def read_then(request: Request, then: Callable[[Form], Made]) -> Made:
+def parse_form(request: Request, then: Callable[[Form], Result]) -> Result:
     """What `then` makes of the form that was sent, as body.read_then. Raises TooLarge, UnsupportedMedia or Invalid, likewise."""
     boundary = request.mimetype_params.get("boundary", "")
     if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
-    content = request_body.receive(request, most=settings().max_upload_bytes)
+    content = request_body.read_bytes(request, most=settings().max_upload_bytes)
     return offload.run(len(content), lambda: then(parse(content, boundary)))
 
 
@@ -139,7 +139,7 @@ def _flag(text: str, name: str) -> bool:
 
 
 def _seconds(text: str, name: str) -> float:
-    return options.seconds(text, named=name)
+    return options.parse_seconds(text, named=name)
 
 
 def _same(text: str, _name: str) -> str:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PIECE_BYTES = 3 * 2**15
 
 
-class Content:
+class ImageReader:
     """A picture's bytes from any place on; a piece each, read in a transaction of its own.
 
     Raises ConnectionAborted when it was deleted or Postgres is unavailable: the client sees from the Content-Length that it is incomplete.
@@ -62,7 +62,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Body:
+class ResponseBody:
     """The body of an answer: bytes, and pictures whose base64 is read while it is sent."""
 
     parts: Sequence[bytes | Stored]
@@ -77,4 +77,4 @@ class Body:
             if isinstance(part, bytes):
                 yield part
             else:
-                yield from map(image_placeholders.encoded, Content(part.id, size=part.size))
+                yield from map(image_placeholders.encoded, ImageReader(part.id, size=part.size))

@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import Request, Response
 
 from api.http import render
-from api.submit.image_stream import Body
+from api.submit.image_stream import ResponseBody
 from models.config.settings import settings
 from models.content import artifacts, image_placeholders
 from models.database import db
@@ -50,13 +50,13 @@ def origin(request: Request) -> str:
     return settings().public_url.rstrip("/") or (request.host_url.rstrip("/") if request.host else "")
 
 
-def put_back(made: Response, job_id: UUID) -> None:
+def restore_images(made: Response, job_id: UUID) -> None:
     """The pictures of this job whose marks are in the answer go out with it, read while it is sent."""
     body = _body(job_id, made.get_data())
     made.response, made.content_length = body, body.length
 
 
-def content(row: Any, *, origin: str) -> Body:
+def response_body(row: Any, *, origin: str) -> ResponseBody:
     """The body of a succeeded job's answer: to the byte what the upstream sent, or with links where they were asked for.
 
     row: as view.find gives it; its `result` says the same.
@@ -66,15 +66,15 @@ def content(row: Any, *, origin: str) -> Body:
         with db.begin() as session:
             said = job_view.read_result(session, row, origin=origin)
         if isinstance(said, dict):
-            return Body([render.text(said).encode()])
+            return ResponseBody([render.dump(said).encode()])
     return _body(row.id, answer)
 
 
-def _body(job_id: UUID, content: bytes) -> Body:
+def _body(job_id: UUID, content: bytes) -> ResponseBody:
     if not image_placeholders.is_cut(content):
-        return Body([content])
+        return ResponseBody([content])
     with db.begin() as session:
-        return Body(image_placeholders.parts(content, artifacts.of(session, job_id)))
+        return ResponseBody(image_placeholders.parts(content, artifacts.of(session, job_id)))
 
 
 def _is_base64_only(model: object) -> bool:

@@ -16,7 +16,7 @@ from models.queue.enqueue import Submission
 
 
 @dataclass(frozen=True)
-class Ask:
+class ParsedRequest:
     """order: ready to be accepted, without a reader. digest: SHA-256 of all that must be the same when an Idempotency-Key, or a client's
     retry, comes again, whatever base path it came on. token: the Idempotency-Key."""
 
@@ -25,23 +25,23 @@ class Ask:
     token: str | None
 
 
-def read(request: Request, caller: Key, endpoint: str, *, model: str | None = None) -> Ask:
+def parse(request: Request, caller: Key, endpoint: str, *, model: str | None = None) -> ParsedRequest:
     """What this request asks for. endpoint: one of models.content.endpoints. model: beats that of the body.
 
     Raises Invalid and its kinds, with a message that says where and what to do.
     """
-    going = forwarded_headers.headers(request, caller)
-    line = f"{routes.method(endpoint)} {endpoint}\n".encode() + forwarded_headers.said(going)
+    going = forwarded_headers.select_headers(request, caller)
+    line = f"{routes.method(endpoint)} {endpoint}\n".encode() + forwarded_headers.fingerprint(going)
     then = partial(_ordered, caller, endpoint, line, request.headers, model=model)
     is_form = endpoint == routes.EDITS and image_form.is_form(request)
-    asked = image_form.read_then(request, then) if is_form else request_body.read_then(request, then)
+    asked = image_form.parse_form(request, then) if is_form else request_body.parse_json(request, then)
     return replace(asked, order=replace(asked.order, headers=going))
 
 
 def _ordered(
-    caller: Key, endpoint: str, line: bytes, headers: Headers, sent: request_body.Sent | image_form.Form, *, model: str | None
-) -> Ask:
-    own, token, value = options.read(headers, sent.value)
+    caller: Key, endpoint: str, line: bytes, headers: Headers, sent: request_body.JsonBody | image_form.Form, *, model: str | None
+) -> ParsedRequest:
+    own, token, value = options.parse(headers, sent.value)
     if model is not None and value.get("model") != model:
         value, line = {**value, "model": model}, line + f"model {model}\n".encode()
-    return Ask(build.direct(caller, endpoint, value, write=sent.written, own=own), sent.digest(line), token)
+    return ParsedRequest(build.openai_order(caller, endpoint, value, write=sent.written, own=own), sent.digest(line), token)

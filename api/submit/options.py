@@ -14,8 +14,8 @@ from api.submit.schemas import Controls, Inside
 from models.platform.errors import Invalid
 from models.platform.wire import JsonObject
 
-INSIDE = "nowserving"
-TOKEN = "Idempotency-Key"
+BODY_FIELD = "nowserving"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
 HEADERS: Mapping[str, str] = MappingProxyType(
     {
         "X-Nowserving-Priority": "priority",
@@ -31,22 +31,22 @@ IN_SECONDS = frozenset({"expires_in_s", "timeout_s"})
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 
 
-def read(headers: Headers, body: JsonObject) -> tuple[Controls, str | None, JsonObject]:
+def parse(headers: Headers, body: JsonObject) -> tuple[Controls, str | None, JsonObject]:
     """The controls, the Idempotency-Key, and the body without them. A header beats the body. Raises Invalid."""
-    fields, token = _of_body({} if (said := body.get(INSIDE)) is None else said)
-    rest = {name: value for name, value in body.items() if name != INSIDE} if INSIDE in body else body
-    return Controls.model_validate({**fields, **of_headers(headers)}), headers.get(TOKEN, token), rest
+    fields, token = _of_body({} if (said := body.get(BODY_FIELD)) is None else said)
+    rest = {name: value for name, value in body.items() if name != BODY_FIELD} if BODY_FIELD in body else body
+    return Controls.model_validate({**fields, **parse_headers(headers)}), headers.get(IDEMPOTENCY_HEADER, token), rest
 
 
-def of_headers(headers: Headers) -> JsonObject:
+def parse_headers(headers: Headers) -> JsonObject:
     """The fields that stand in headers. Raises Invalid, naming the header."""
     fields = {field: _value(headers[header], header, field=field) for header, field in HEADERS.items() if header in headers}
     called = {field: header for header, field in HEADERS.items()}
-    schemas.check(Controls, fields, named=lambda path: called.get(path, path))
+    schemas.validate(Controls, fields, named=lambda path: called.get(path, path))
     return fields
 
 
-def seconds(text: str, *, named: str) -> float:
+def parse_seconds(text: str, *, named: str) -> float:
     """This text as a number of seconds. Raises Invalid."""
     if not _NUMBER.fullmatch(text):
         raise Invalid(f"`{named}` is a number of seconds: 30 or 2.5.", param=named)
@@ -55,15 +55,17 @@ def seconds(text: str, *, named: str) -> float:
 
 def _of_body(inside: object) -> tuple[JsonObject, str | None]:
     if not isinstance(inside, dict):
-        raise Invalid(f'`{INSIDE}` is an object: {{"priority": "high", …}}.', param=INSIDE)
-    json_text.expect_storable(inside, INSIDE)
-    schemas.check(Inside, inside, named=lambda path: f"{INSIDE}.{path}")
+        raise Invalid(f'`{BODY_FIELD}` is an object: {{"priority": "high", …}}.', param=BODY_FIELD)
+    json_text.check_storable(inside, BODY_FIELD)
+    schemas.validate(Inside, inside, named=lambda path: f"{BODY_FIELD}.{path}")
     fields = dict(inside)
     token = fields.pop("idempotency_key", None)
     for short, name in SHORT.items():
         if short in fields:
             if name in fields:
-                raise Invalid(f"`{INSIDE}.{short}` and `{INSIDE}.{name}` are the same. Send one of them.", param=f"{INSIDE}.{short}")
+                raise Invalid(
+                    f"`{BODY_FIELD}.{short}` and `{BODY_FIELD}.{name}` are the same. Send one of them.", param=f"{BODY_FIELD}.{short}"
+                )
             fields[name] = fields.pop(short)
     return fields, token
 
@@ -71,7 +73,7 @@ def _of_body(inside: object) -> tuple[JsonObject, str | None]:
 def _value(text: str, header: str, *, field: str) -> object:
     # WSGI hands headers over as Latin-1; what was sent is UTF-8.
     said = _utf8(text, header)
-    return seconds(said, named=header) if field in IN_SECONDS else said
+    return parse_seconds(said, named=header) if field in IN_SECONDS else said
 
 
 def _utf8(text: str, header: str) -> str:

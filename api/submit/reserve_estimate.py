@@ -21,7 +21,7 @@ class Reserve:
     reply: int = 0
 
 
-def reserve(endpoint: str, body: JsonObject) -> Reserve:
+def estimate(endpoint: str, body: JsonObject) -> Reserve:
     """What this request is charged with. body: validated."""
     asked = token_estimate.estimate_request(endpoint, body, model=body.get("model") or "")
     replies = _chat_replies(body) if endpoint == CHAT else 0
@@ -29,7 +29,7 @@ def reserve(endpoint: str, body: JsonObject) -> Reserve:
     return Reserve(tokens=min(MAX_TOKENS, asked + replies), images=pictures, reply=replies)
 
 
-def most_microusd(kind: str, endpoint: str, model: str, reserve: Reserve, *, remembered: int = 0) -> int | None:
+def max_microusd(kind: str, endpoint: str, model: str, reserve: Reserve, *, remembered: int = 0) -> int | None:
     """What a call with this reserve may cost; 0 where the upstream takes nothing.
 
     kind: of the key. remembered: tokens that a conversation may put before it. None: no price is known for the model, or nobody asks,

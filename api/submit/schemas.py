@@ -101,16 +101,16 @@ SUBMITS: Mapping[str, type[Submit]] = MappingProxyType(
 )
 
 
-def submit(payload: JsonObject) -> Submit:
+def parse_submit(payload: JsonObject) -> Submit:
     """The submit in this object. Raises Invalid, with the field and what to do about it."""
     endpoint = payload.get("endpoint")
     kind = SUBMITS.get(endpoint) if isinstance(endpoint, str) else None
     if kind is None:
         raise Invalid(f"`endpoint` is required: one of {', '.join(SUBMITS)}.", param="endpoint")
-    return check(kind, payload)
+    return validate(kind, payload)
 
 
-def check(kind: type[Checked], value: JsonObject, *, named: Callable[[str], str] = str) -> Checked:
+def validate(kind: type[Checked], value: JsonObject, *, named: Callable[[str], str] = str) -> Checked:
     """This value as a `kind`. named: what the caller calls a field. Raises Invalid, with the field and what to do about it."""
     try:
         return kind.model_validate(value)

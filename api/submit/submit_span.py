@@ -17,7 +17,7 @@ from models.telemetry import tracing
 from models.telemetry.tracing import Span
 
 
-class Submit:
+class SubmitSpan:
     """order: with the request and the span that it comes with, as they are stored with the job."""
 
     def __init__(self, order: Submission, span: Span) -> None:
@@ -44,10 +44,10 @@ class Submit:
 
 
 @contextmanager
-def submit(order: Submission) -> Iterator[Submit]:
+def start(order: Submission) -> Iterator[SubmitSpan]:
     """Inside, the order is put in line; what is raised ends the span with its kind."""
     headers = {name: said for name in ("traceparent", "tracestate") if (said := request.headers.get(name))} if tracing.is_on() else {}
-    told = Submit(order, tracing.start_root("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
+    told = SubmitSpan(order, tracing.start_root("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
     try:
         yield told
     except ServingError as error:

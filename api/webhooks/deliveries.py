@@ -25,37 +25,37 @@ routes = Blueprint("deliveries", __name__)
 @routes.get("/webhook_endpoints/<name>/deliveries")
 def list_of_endpoint(name: str) -> Response:
     """Lists an endpoint's deliveries, newest first."""
-    return _list(auth.caller(request), DeliveryScope(endpoint_id=endpoints.parse_id(name)))
+    return _list(auth.authenticate(request), DeliveryScope(endpoint_id=endpoints.parse_id(name)))
 
 
 @routes.get("/jobs/<name>/deliveries")
 def list_of_job(name: str) -> Response:
     """Lists the deliveries to a job's own webhook_url, newest first."""
-    return _list(auth.caller(request), DeliveryScope(job_id=wire.parse_id(name)))
+    return _list(auth.authenticate(request), DeliveryScope(job_id=wire.parse_id(name)))
 
 
 @routes.post("/webhook_endpoints/<name>/deliveries/<delivery>/redeliver")
 def redeliver_of_endpoint(name: str, delivery: str) -> Response:
     """Schedules the delivery again and returns 202."""
-    return _redeliver(auth.caller(request), DeliveryScope(endpoint_id=endpoints.parse_id(name)), delivery)
+    return _redeliver(auth.authenticate(request), DeliveryScope(endpoint_id=endpoints.parse_id(name)), delivery)
 
 
 @routes.post("/jobs/<name>/deliveries/<delivery>/redeliver")
 def redeliver_of_job(name: str, delivery: str) -> Response:
     """Schedules the delivery again and returns 202."""
-    return _redeliver(auth.caller(request), DeliveryScope(job_id=wire.parse_id(name)), delivery)
+    return _redeliver(auth.authenticate(request), DeliveryScope(job_id=wire.parse_id(name)), delivery)
 
 
 @routes.post("/webhook_endpoints/<name>/redeliver")
 def redeliver_since(name: str) -> Response:
     """Schedules an endpoint's deliveries that failed since a time again and returns 202."""
-    caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(Redelivery)
+    caller, endpoint_id, body = auth.authenticate(request), endpoints.parse_id(name), read_body(Redelivery)
     since = datetime.fromtimestamp(body.since, UTC)
     with db.begin() as session:
         count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.MAX_REDELIVERIES)
     shown_id = ids.show(PREFIX, endpoint_id)
     notify_queue.deliveries_due([shown_id])
-    return render.answer(
+    return render.json_response(
         {
             "object": "webhook_endpoint.redelivery",
             "webhook_endpoint_id": shown_id,
@@ -68,10 +68,10 @@ def redeliver_since(name: str) -> Response:
 
 
 def _list(caller: Key, log: DeliveryScope) -> Response:
-    limit, after = paging.limit(), paging.after(delivery_log.parse_id)
+    limit, after = paging.parse_limit(), paging.parse_after(delivery_log.parse_id)
     with db.begin() as session:
         rows = delivery_log.list_deliveries(session, caller.id, log, limit=limit, after=after)
-    return paging.answer([delivery_log.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
+    return paging.list_response([delivery_log.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 def _redeliver(caller: Key, log: DeliveryScope, name: str) -> Response:
@@ -79,4 +79,4 @@ def _redeliver(caller: Key, log: DeliveryScope, name: str) -> Response:
     with db.begin() as session:
         row: Any = delivery_log.redeliver(session, caller.id, log, delivery_id)
     notify_queue.deliveries_due([row.receiver])
-    return render.answer(delivery_log.to_json(row), 202)
+    return render.json_response(delivery_log.to_json(row), 202)

@@ -50,13 +50,13 @@ class NoSender(ServingError):
 def read_body(kind: type[Body]) -> Body:
     """Parses the request body; a missing body counts as an empty object. Raises Invalid and its subclasses."""
     is_empty = not request.content_length and "Transfer-Encoding" not in request.headers
-    return schemas.check(kind, {} if is_empty else request_body.read(request))
+    return schemas.validate(kind, {} if is_empty else request_body.read_json(request))
 
 
 @routes.post("/webhook_endpoints")
 def create() -> Response:
     """Creates an endpoint. Only this response and that of a rotation contain the secret."""
-    caller, body = auth.caller(request), read_body(NewWebhookEndpoint)
+    caller, body = auth.authenticate(request), read_body(NewWebhookEndpoint)
     with db.begin() as session:
         row, plain = endpoints.create(
             session,
@@ -66,31 +66,31 @@ def create() -> Response:
             event_types=body.event_types,
             include_result="result" in body.include,
         )
-    return render.answer(endpoints.to_json(row, plain_secret=plain))
+    return render.json_response(endpoints.to_json(row, plain_secret=plain))
 
 
 @routes.get("/webhook_endpoints")
 def list_endpoints() -> Response:
     """Lists this key's endpoints, newest first."""
-    caller, limit, after = auth.caller(request), paging.limit(), paging.after(endpoints.parse_id)
+    caller, limit, after = auth.authenticate(request), paging.parse_limit(), paging.parse_after(endpoints.parse_id)
     with db.begin() as session:
         rows = endpoints.list_endpoints(session, caller.id, limit=limit, after=after)
-    return paging.answer([endpoints.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
+    return paging.list_response([endpoints.to_json(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 @routes.get("/webhook_endpoints/<name>")
 def get(name: str) -> Response:
     """Returns the endpoint."""
-    caller, endpoint_id = auth.caller(request), endpoints.parse_id(name)
+    caller, endpoint_id = auth.authenticate(request), endpoints.parse_id(name)
     with db.begin() as session:
         row = endpoints.get(session, caller.id, endpoint_id)
-    return render.answer(endpoints.to_json(row))
+    return render.json_response(endpoints.to_json(row))
 
 
 @routes.post("/webhook_endpoints/<name>")
 def update(name: str) -> Response:
     """Changes the endpoint."""
-    caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(WebhookEndpointChange)
+    caller, endpoint_id, body = auth.authenticate(request), endpoints.parse_id(name), read_body(WebhookEndpointChange)
     with db.begin() as session:
         row = endpoints.update(
             session,
@@ -102,38 +102,38 @@ def update(name: str) -> Response:
             include_result=None if body.include is None else "result" in body.include,
             is_enabled=body.enabled,
         )
-    return render.answer(endpoints.to_json(row))
+    return render.json_response(endpoints.to_json(row))
 
 
 @routes.delete("/webhook_endpoints/<name>")
 def delete(name: str) -> Response:
     """Deletes the endpoint; nothing more is sent to it."""
-    caller, endpoint_id = auth.caller(request), endpoints.parse_id(name)
+    caller, endpoint_id = auth.authenticate(request), endpoints.parse_id(name)
     with db.begin() as session:
         endpoints.delete(session, caller.id, endpoint_id)
-    return render.answer({"id": ids.show(endpoints.PREFIX, endpoint_id), "object": "webhook_endpoint.deleted", "deleted": True})
+    return render.json_response({"id": ids.show(endpoints.PREFIX, endpoint_id), "object": "webhook_endpoint.deleted", "deleted": True})
 
 
 @routes.post("/webhook_endpoints/<name>/rotate_secret")
 def rotate_secret(name: str) -> Response:
     """Replaces the endpoint's secret."""
-    caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(Rotation)
+    caller, endpoint_id, body = auth.authenticate(request), endpoints.parse_id(name), read_body(Rotation)
     with db.begin() as session:
         row, plain = endpoints.rotate_secret(session, caller.id, endpoint_id, keep_old=body.keep_old_secret_active_for_24_hours)
-    return render.answer(endpoints.to_json(row, plain_secret=plain))
+    return render.json_response(endpoints.to_json(row, plain_secret=plain))
 
 
 @routes.post("/webhook_endpoints/<name>/test")
 def test(name: str) -> Response:
     """Sends a sample and returns the receiver's response. 502 when the receiver could not be reached."""
-    caller, endpoint_id, body = auth.caller(request), endpoints.parse_id(name), read_body(Sample)
+    caller, endpoint_id, body = auth.authenticate(request), endpoints.parse_id(name), read_body(Sample)
     with db.begin() as session:
         delivery = endpoints.send_test(session, caller.id, endpoint_id, body.event_type)
     notify_queue.deliveries_due([delivery.receiver])
     sent = _wait_until_sent(caller, delivery.id)
     if sent.http_status is None:
         raise NotDelivered(f"The receiver did not respond: {sent.error}. Correct that, or the endpoint's `url`, and test again.")
-    return render.answer(
+    return render.json_response(
         {
             "object": "webhook_endpoint.test",
             "webhook_endpoint_id": ids.show(endpoints.PREFIX, endpoint_id),
@@ -148,14 +148,14 @@ def test(name: str) -> Response:
 @routes.get("/webhook_event_types")
 def list_event_types() -> Response:
     """Lists the event types that an endpoint can subscribe to."""
-    auth.caller(request)
-    return render.answer({"object": "list", "data": list(EventType)})
+    auth.authenticate(request)
+    return render.json_response({"object": "list", "data": list(EventType)})
 
 
 @routes.get("/webhook_secret")
 def get_default_secret() -> Response:
     """Returns the secret that signs deliveries to the `webhook_url` of this key's jobs; created on first use."""
-    caller = auth.caller(request)
+    caller = auth.authenticate(request)
     with db.begin() as session:
         plain = signing.default_secret(session, caller.id)
     return _respond_secret(plain)
@@ -164,14 +164,14 @@ def get_default_secret() -> Response:
 @routes.post("/webhook_secret/rotate")
 def rotate_default_secret() -> Response:
     """Replaces that secret."""
-    caller, body = auth.caller(request), read_body(Rotation)
+    caller, body = auth.authenticate(request), read_body(Rotation)
     with db.begin() as session:
         plain = signing.rotate_default_secret(session, caller.id, keep_old=body.keep_old_secret_active_for_24_hours)
     return _respond_secret(plain)
 
 
 def _respond_secret(plain: str) -> Response:
-    return render.answer({"object": "webhook_secret", "signing_secret": plain, "signing_secret_hint": signing.hint(plain)})
+    return render.json_response({"object": "webhook_secret", "signing_secret": plain, "signing_secret_hint": signing.hint(plain)})
 
 
 def _wait_until_sent(caller: Key, delivery_id: UUID) -> Any:

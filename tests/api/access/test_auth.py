@@ -11,7 +11,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from api.access.auth import REMEMBERED_S, Callers
+from api.access.auth import CACHE_TTL_S, KeyCache
 from models.database import db
 from models.keys import keys
 from models.platform import token_forms
@@ -76,13 +76,13 @@ def test_a_revoked_key_opens_nothing_after_a_few_seconds() -> None:
         keys.make_pool(session, "p")
         made, token = keys.issue(session, name="n", pool="p")
     clock = Clock()
-    callers = Callers(clock=clock)
+    callers = KeyCache(clock=clock)
     callers.recognise(token)
     with db.begin() as session:
         keys.revoke(session, made.id)
 
     assert made == callers.recognise(token)
-    clock.now += REMEMBERED_S
+    clock.now += CACHE_TTL_S
     with pytest.raises(Unauthorised):
         callers.recognise(token)
 

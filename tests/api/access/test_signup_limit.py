@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from flask import request
 
-from api.access.signup_limit import HOUR_S, Newcomers, address_of
+from api.access.signup_limit import HOUR_S, SignupLimit, client_address_of
 from models.platform.errors import LineFull
 from tests.support.http_tools import Caller, error_of, new_app
 from tests.support.queue_tools import query
@@ -28,17 +28,17 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def newcomers(clock: Clock, override: Callable[..., None]) -> Newcomers:
+def newcomers(clock: Clock, override: Callable[..., None]) -> SignupLimit:
     override(new_keys_per_ip_per_hour=4)
-    return Newcomers(clock=clock)
+    return SignupLimit(clock=clock)
 
 
-def bring(newcomers: Newcomers, address: str | None, *, count: int) -> None:
+def bring(newcomers: SignupLimit, address: str | None, *, count: int) -> None:
     for _ in range(count):
         newcomers.admit(address)
 
 
-def test_an_address_brings_so_many_at_once_and_so_many_an_hour(newcomers: Newcomers, clock: Clock) -> None:
+def test_an_address_brings_so_many_at_once_and_so_many_an_hour(newcomers: SignupLimit, clock: Clock) -> None:
     bring(newcomers, "1.2.3.4", count=4)
     with pytest.raises(LineFull) as refused:
         newcomers.admit("1.2.3.4")
@@ -52,20 +52,20 @@ def test_an_address_brings_so_many_at_once_and_so_many_an_hour(newcomers: Newcom
     assert (429, "too_many_new_keys", HOUR_S / 4) == (refused.value.status, refused.value.code, refused.value.retry_after_s)
 
 
-def test_one_address_does_not_spend_what_another_has(newcomers: Newcomers) -> None:
+def test_one_address_does_not_spend_what_another_has(newcomers: SignupLimit) -> None:
     bring(newcomers, "1.2.3.4", count=4)
 
     bring(newcomers, "1.2.3.5", count=4)
 
 
-def test_this_machine_brings_as_many_as_it_likes(newcomers: Newcomers) -> None:
+def test_this_machine_brings_as_many_as_it_likes(newcomers: SignupLimit) -> None:
     bring(newcomers, None, count=1_000)
 
 
 def test_without_a_cap_everybody_does(override: Callable[..., None]) -> None:
     override(new_keys_per_ip_per_hour=0)
 
-    bring(Newcomers(), "1.2.3.4", count=1_000)
+    bring(SignupLimit(), "1.2.3.4", count=1_000)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_without_a_cap_everybody_does(override: Callable[..., None]) -> None:
 def test_an_address_is_what_nobody_can_choose_at_will(peer: str, forwarded: str | None, counted: str | None) -> None:
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
     with new_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
-        assert counted == address_of(request)
+        assert counted == client_address_of(request)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_proxies_elsewhere_are_believed_where_the_operator_names_them(
     override(trusted_proxies="10.0.0.0/8, fd00::/8")
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
     with new_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
-        assert counted == address_of(request)
+        assert counted == client_address_of(request)
 
 
 @pytest.mark.usefixtures("database")

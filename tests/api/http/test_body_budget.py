@@ -15,7 +15,7 @@ import pytest
 from flask import request
 
 from api.http import request_body
-from api.http.body_budget import Intake, intake
+from api.http.body_budget import BodyBudget, budget
 from models.platform.errors import Unavailable
 from tests.support.http_tools import CHAT, Caller, error_of, new_app, stored
 from tests.support.programs.processes import until
@@ -31,7 +31,7 @@ def sending(size: int, *, key: str | None = None) -> Iterator[bytes]:
     environ = {"wsgi.input_terminated": True, "wsgi.input": BytesIO(b"x" * size)}
     headers = {"Authorization": f"Bearer {key or uuid4()}"}
     with new_app().test_request_context(method="POST", headers=headers, environ_overrides=environ):
-        yield request_body.receive(request, most=100 * MIB)
+        yield request_body.read_bytes(request, most=100 * MIB)
 
 
 def test_large_bodies_share_the_memory_there_is_and_small_ones_always_fit(override: Callable[..., None]) -> None:
@@ -39,14 +39,14 @@ def test_large_bodies_share_the_memory_there_is_and_small_ones_always_fit(overri
 
     with sending(3 * MIB):
         with sending(2 * MIB), sending(MIB):
-            assert 3 * MIB == intake.held_bytes
+            assert 3 * MIB == budget.held_bytes
             with pytest.raises(Unavailable) as refused, sending(MIB + 1):
                 pass
-        assert 2 * MIB == intake.held_bytes
+        assert 2 * MIB == budget.held_bytes
         with sending(2 * MIB) as content:
             assert 2 * MIB == len(content)
 
-    assert (0, 503) == (intake.held_bytes, refused.value.status)
+    assert (0, 503) == (budget.held_bytes, refused.value.status)
     assert refused.value.retry_after_s
 
 
@@ -59,13 +59,13 @@ def test_one_key_holds_half_of_the_memory_or_a_single_body(override: Callable[..
         with pytest.raises(Unavailable), sending(MIB + 1, key="a"):
             pass
         with sending(MIB, key="a"), sending(3 * MIB, key="b"):
-            assert 4 * MIB == intake.held_bytes
-    assert 0 == intake.held_bytes
+            assert 4 * MIB == budget.held_bytes
+    assert 0 == budget.held_bytes
 
 
 def test_who_waits_behind_a_key_that_has_its_share_is_not_held_up(override: Callable[..., None]) -> None:
     override(max_intake_bytes=4 * MIB)
-    own, order = Intake(), []
+    own, order = BodyBudget(), []
     own.reserve(2 * MIB, key="a")
     waits = threading.Thread(target=lambda: (own.reserve(MIB, key="a"), order.append("a")))
     waits.start()
@@ -80,7 +80,7 @@ def test_who_waits_behind_a_key_that_has_its_share_is_not_held_up(override: Call
 
 def test_bodies_of_known_length_wait_for_room_in_the_order_they_came(override: Callable[..., None]) -> None:
     override(max_intake_bytes=3 * MIB)
-    own, order = Intake(), []
+    own, order = BodyBudget(), []
     own.reserve(2 * MIB)
     threads = [threading.Thread(target=lambda size=size: (own.reserve(size), order.append(size))) for size in (3 * MIB, MIB)]
     for n, thread in enumerate(threads):
@@ -98,7 +98,7 @@ def test_bodies_of_known_length_wait_for_room_in_the_order_they_came(override: C
 
 def test_a_body_for_which_there_is_no_room_in_time_is_refused(override: Callable[..., None]) -> None:
     override(max_intake_bytes=3 * MIB)
-    own = Intake()
+    own = BodyBudget()
     own.reserve(3 * MIB)
 
     for size, wait_s in ((1, 0), (3 * MIB + 1, 60)):
@@ -114,7 +114,7 @@ import socket, time, gevent
 from flask import request
 from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
-from api import body
+from api.http import request_body as body
 from tests.support.http_tools import new_app
 body.SLOW_AFTER_S, body.SLOWEST_BYTES_PER_S = 0.5, 1024 * 1024
 ours, theirs = socket.socketpair()
@@ -128,7 +128,7 @@ environ = {
 }
 with new_app().test_request_context(method="POST", environ_overrides=environ), gevent.Timeout(10):
     try:
-        body.receive(request, most=2_000_000)
+        body.read_bytes(request, most=2_000_000)
     except body.Timeout:
         print("too slow")
 """
@@ -152,7 +152,7 @@ def test_what_was_taken_is_given_back_whatever_becomes_of_the_request(padding: i
         for content in (json.dumps(CHAT).encode(), b"{", b"\xff")
     ]
 
-    assert 0 == intake.held_bytes
+    assert 0 == budget.held_bytes
     assert [413] * 3 == statuses if padding == 5 else [202, 400, 400] == statuses
 
 

@@ -52,7 +52,7 @@ def test_a_body_is_unpacked_whatever_pieces_it_comes_in(packer: str, size: int) 
     made = list(unpacked(name, (packed[at : at + size] for at in range(0, len(packed), size))))
 
     assert TEXT == b"".join(made)
-    assert encodings.PIECE_BYTES >= max(map(len, made))
+    assert encodings.CHUNK_BYTES >= max(map(len, made))
 
 
 @pytest.mark.parametrize("packer", ["gzip", "deflate", "raw deflate"])
@@ -61,7 +61,7 @@ def test_a_body_that_ends_too_early_is_refused(packer: str) -> None:
     packed = pack(TEXT)
 
     for end in (1, len(packed) // 2, len(packed) - 1):
-        with pytest.raises(encodings.Packed):
+        with pytest.raises(encodings.DamagedBody):
             list(unpacked(name, iter([packed[:end]])))
 
 
@@ -70,14 +70,14 @@ def test_junk_and_what_is_no_such_body_are_refused(packer: str) -> None:
     name, pack = PACKERS[packer]
 
     for content in (pack(TEXT) + b"junk", b"{}"):
-        with pytest.raises(encodings.Packed):
+        with pytest.raises(encodings.DamagedBody):
             list(unpacked(name, iter([content])))
 
 
 def test_a_frame_that_wants_a_large_window_is_refused() -> None:
     wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27)).compress(os.urandom(9_000_000))
 
-    with pytest.raises(encodings.Packed):
+    with pytest.raises(encodings.DamagedBody):
         list(unpacked("zstd", iter([wide])))
 
 

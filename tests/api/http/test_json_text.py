@@ -36,7 +36,7 @@ JSONS = st.recursive(LEAVES, _nested, max_leaves=12).map(lambda text: f'{{"x":{t
 def exactly(content: bytes) -> Any:
     """What the standard library alone reads."""
     try:
-        return json_text._decided(content)
+        return json_text._decode_strictly(content)
     except Invalid as error:
         return error.code, str(error)
 
@@ -90,9 +90,9 @@ def test_nesting_is_taken_to_128_levels(depth: int) -> None:
 def test_what_stands_outside_of_strings_is_found(value: list[dict[str, str]]) -> None:
     content = json.dumps(value).encode()
 
-    outside = json_text._outside_strings(content)
+    outside = json_text._strip_strings(content)
 
-    assert sum(map(len, value)) == outside.count(b":") == json_text._members(value)
+    assert sum(map(len, value)) == outside.count(b":") == json_text._count_members(value)
     assert b"a" not in outside and b"\\" not in outside
 
 
@@ -103,6 +103,6 @@ def test_blocks_of_any_size_find_the_same_outside_of_strings(said: str, block: i
     for size in (block, 1000):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(json_text, "BLOCK_BYTES", size)
-            found.append(json_text._outside_strings(content))
+            found.append(json_text._strip_strings(content))
 
     assert found[0] == found[1]

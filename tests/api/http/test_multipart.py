@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from api.submit import image_form as forms
 from api.submit import openai_parse
-from api.submit.openai_parse import Ask
+from api.submit.openai_parse import ParsedRequest
 from models.content.endpoints import EDITS
 from models.content.token_estimate import PICTURE_TOKENS
 from models.keys.keys import Key
@@ -46,10 +46,10 @@ def form(*parts: bytes) -> bytes:
 IMAGE, PROMPT = part("image", PNG, filename="cat.png"), part("prompt", "a cat")
 
 
-def read(content: bytes, *, boundary: str = BOUNDARY, headers: dict[str, str] | None = None) -> Ask:
+def read(content: bytes, *, boundary: str = BOUNDARY, headers: dict[str, str] | None = None) -> ParsedRequest:
     media = f"multipart/form-data; boundary={boundary}"
     with new_app().test_request_context(EDITS, method="POST", data=content, content_type=media, headers=headers):
-        return openai_parse.read(request, CALLER, EDITS)
+        return openai_parse.parse(request, CALLER, EDITS)
 
 
 def again(order: Submission) -> dict[str, str | bytes]:
@@ -183,7 +183,7 @@ def test_the_same_form_is_recognised_under_another_boundary() -> None:
 def test_edits_may_come_as_json_too() -> None:
     sent = json.dumps({"prompt": "a cat", "images": [{"image_url": "data:image/png;base64,AA"}] * 2, "model": "p"})
     with new_app().test_request_context(EDITS, method="POST", data=sent, content_type="application/json"):
-        order = openai_parse.read(request, CALLER, EDITS).order
+        order = openai_parse.parse(request, CALLER, EDITS).order
 
     assert (sent.encode(), None, 2 + 2 * PICTURE_TOKENS) == (order.request, order.content_type, order.tokens)
 
@@ -246,7 +246,7 @@ def test_a_form_that_is_not_plain_is_refused(content: bytes, code: str | None) -
 def test_a_form_without_a_boundary_is_refused(media: str) -> None:
     sent = new_app().test_request_context(EDITS, method="POST", data=form(IMAGE), content_type="multipart/form-data" + media)
     with sent, pytest.raises(Invalid) as error:
-        openai_parse.read(request, CALLER, EDITS)
+        openai_parse.parse(request, CALLER, EDITS)
 
     assert (415, "unsupported_media_type") == (error.value.status, error.value.code)
 

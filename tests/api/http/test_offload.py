@@ -17,7 +17,7 @@ import time
 native_sleep = time.sleep
 monkey.patch_all()
 import gevent
-from api import offload
+from api.http import offload
 from models.platform.errors import Invalid
 ticks = 0
 def tick():

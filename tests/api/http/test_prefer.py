@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.http.prefer import Preferences, read
+from api.http.prefer import Preferences, parse
 from tests.support.time_limits import least, seconds
 
 TOKEN = st.text(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~", min_size=1, max_size=12)
@@ -17,7 +17,7 @@ SPACE = st.text(" \t", max_size=3)
 
 
 def prefer(*headers: str) -> Preferences:
-    return read(headers, wait_most_s=60)
+    return parse(headers, wait_most_s=60)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from api.http.errors import ConnectionAborted
 from api.submit import image_stream
-from api.submit.image_stream import Content
+from api.submit.image_stream import ImageReader
 from models.content import artifacts
 from models.content.image_placeholders import Picture
 from models.database import db
@@ -189,7 +189,7 @@ def test_if_range_mismatch_returns_whole_image(links: list[str]) -> None:
 
 def test_image_deleted_while_sending_aborts_response(links: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_stream, "PIECE_BYTES", 3)
-    content = Content(UUID(hex=links[0].split("art_")[1][:32]), size=len(PNG))
+    content = ImageReader(UUID(hex=links[0].split("art_")[1][:32]), size=len(PNG))
 
     assert PNG[:3] == next(content)
     query("DELETE FROM artifact")

@@ -271,7 +271,7 @@ def test_a_credential_of_azure_has_its_version_and_is_shown_to_operators(caller:
     ("given", "param"),
     [
         ({"base_url": "https://api.openai.com/v1/chat/completions"}, "base_url"),
-        ({"base_url": "api.openai.views.com"}, "base_url"),
+        ({"base_url": "api.openai.com"}, "base_url"),
         ({"kind": "azure"}, "base_url"),
         ({"kind": "azure", "base_url": "https://house.openai.azure.com/openai/deployments/gpt"}, "base_url"),
         ({"kind": "azure", "base_url": "https://house.openai.azure.com?api-version=1"}, "base_url"),

@@ -12,9 +12,9 @@ import pytest
 from flask import request
 from werkzeug.test import TestResponse
 
-from api.http.body_budget import intake
+from api.http.body_budget import budget
 from api.submit import openai_parse
-from api.submit.openai_parse import Ask
+from api.submit.openai_parse import ParsedRequest
 from api.waiting.registry import waiter_registry
 from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
@@ -34,12 +34,12 @@ BODIES: dict[str, dict[str, Any]] = {
 pytestmark = pytest.mark.usefixtures("environment")
 
 
-def read(endpoint: str, body: object = None, **more: Any) -> Ask:
+def read(endpoint: str, body: object = None, **more: Any) -> ParsedRequest:
     """What is asked for by this body (bytes as they are, anything else as JSON)."""
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     sent = {"path": endpoint, "method": "POST", "data": content, "content_type": "application/json", **more}
     with new_app().test_request_context(**sent):
-        return openai_parse.read(request, CALLER, endpoint)
+        return openai_parse.parse(request, CALLER, endpoint)
 
 
 def refusal(endpoint: str, body: object = None, **more: Any) -> Invalid:
@@ -168,7 +168,7 @@ def test_who_waits_does_not_hold_what_was_sent() -> None:
     tracemalloc.start()
     thread.start()
     until(lambda: len(waiter_registry) == 1, what="seated")
-    held, taken = tracemalloc.get_traced_memory()[0], intake.held_bytes
+    held, taken = tracemalloc.get_traced_memory()[0], budget.held_bytes
     tracemalloc.stop()
     end(caller, caller.get("/v1/jobs").json["data"][0]["id"])
     thread.join(20)

@@ -9,7 +9,7 @@ import pytest
 from flask import request
 
 from api.submit import openai_parse
-from api.submit.openai_parse import Ask
+from api.submit.openai_parse import ParsedRequest
 from models.content.endpoints import CHAT
 from models.keys.keys import Key
 from models.platform.errors import Invalid
@@ -22,10 +22,10 @@ BODY: dict[str, Any] = {"model": "m", "temperature": 0.10, "messages": [{"role":
 pytestmark = pytest.mark.usefixtures("environment")
 
 
-def read(headers: dict[str, str] | None = None, endpoint: str = CHAT, **fields: Any) -> Ask:
+def read(headers: dict[str, str] | None = None, endpoint: str = CHAT, **fields: Any) -> ParsedRequest:
     content = json.dumps({**BODY, **fields})
     with new_app().test_request_context(endpoint, method="POST", headers=headers, data=content, content_type="application/json"):
-        return openai_parse.read(request, CALLER, endpoint)
+        return openai_parse.parse(request, CALLER, endpoint)
 
 
 def refusal(headers: dict[str, str] | None = None, **fields: Any) -> Invalid:
@@ -101,7 +101,7 @@ def test_a_header_beats_the_body() -> None:
 def test_the_upstream_never_sees_what_is_said_to_us(said: object) -> None:
     content = json.dumps({"temperature": 0.10, "nowserving": said, **BODY}).encode()
     with new_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
-        order = openai_parse.read(request, CALLER, CHAT).order
+        order = openai_parse.parse(request, CALLER, CHAT).order
 
     assert b'{"temperature":0.1,"model":"m","messages":[{"role":"user","content":"hi"}]}' == order.request
 

@@ -46,7 +46,7 @@ def test_an_address_is_kept_without_blanks_and_slashes_at_its_end(given: str, ke
     ("given", "wrong"),
     [
         ("", "must begin with http"),
-        ("api.openai.views.com/v1", "must begin with http"),
+        ("api.openai.com/v1", "must begin with http"),
         ("htps://api.openai.com/v1", "must begin with http"),
         ("https:///v1", "must name a host"),
         ("https://api.openai.com:0/v1", "must name a host"),
@@ -55,7 +55,7 @@ def test_an_address_is_kept_without_blanks_and_slashes_at_its_end(given: str, ke
         ("https://[::1/v1", "host or port cannot be read"),
         ("https://api.openai.com /v1", "blanks"),
         ("https://api.openai.com\n/v1", "blanks"),
-        ("https://user:sesame@api.openai.views.com/v1", "user or password"),
+        ("https://user:sesame@api.openai.com/v1", "user or password"),
         ("https://api.openai.com/v1?api-version=1", "query or fragment"),
         ("https://api.openai.com/v1#x", "query or fragment"),
         ("https://api.openai.com/v1/chat/completions", "Set https://api.openai.com/v1$"),
@@ -79,7 +79,7 @@ def test_an_empty_address_is_none_and_openai_is_called() -> None:
 
 def test_a_wrong_setting_is_said_in_one_line_that_names_it() -> None:
     with pytest.raises(ValidationError) as raised:
-        Settings(openai_base_url="api.openai.views.com")
+        Settings(openai_base_url="api.openai.com")
 
     assert setting_errors.explain(raised.value).startswith("OPENAI_BASE_URL must begin with")
 
