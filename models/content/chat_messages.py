@@ -24,13 +24,13 @@ def question(endpoint: str, body: JsonObject) -> list[JsonObject]:
 
 def asked(endpoint: str, request: bytes) -> list[JsonObject]:
     """`question` of a stored request. Empty too for a form, which only its upstream reads, and for a request that was erased."""
-    body = parse(request)
+    body = json_reading.json_object(request)
     return question(endpoint, body) if body else []
 
 
 def answer(response: bytes | None) -> JsonObject | None:
     """The first choice's message as the upstream can be told it again; None where the answer is no chat's."""
-    choices = (parse(response) or {}).get("choices") if response else None
+    choices = (json_reading.json_object(response) or {}).get("choices") if response else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
@@ -56,12 +56,6 @@ def pictures(messages: Sequence[JsonObject]) -> list[str]:
             if isinstance(url, str):
                 found.append(url)
     return found
-
-
-def parse(content: bytes) -> JsonObject | None:
-    """The JSON object in these bytes; None for anything else."""
-    found = json_reading.value(content)
-    return found if isinstance(found, dict) else None
 
 
 def _parts(content: object) -> list[JsonObject]:

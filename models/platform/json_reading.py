@@ -26,3 +26,9 @@ def value(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def json_object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object in these bytes; None for anything else, however it is broken."""
+    found = value(content)
+    return found if isinstance(found, dict) else None

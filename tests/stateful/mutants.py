@@ -146,23 +146,23 @@ MUTANTS = (
     ),
     Mutant(
         "a job that is always throttled fails in the end",
-        "workers/runner/run_job.py",
-        (("verdict.throttled and work.row.throttles + 1 >= settings().max_throttles", "False"),),
+        "workers/runner/failed_attempt.py",
+        (("verdict.throttled and row.throttles + 1 >= settings().max_throttles", "False"),),
     ),
     Mutant(
         "a throttled job waits by itself",
-        "workers/runner/run_job.py",
+        "workers/runner/failed_attempt.py",
         (("    if refusals == 1 and learned is not None and learned.cooldown_until_us:\n", "    if refusals < 99:\n"),),
     ),
     Mutant(
         "a refusal by one credential is no failed attempt",
-        "workers/runner/run_job.py",
-        (("else feedback.refusal_of(work.row, verdict)))", "else feedback.refusal_of(work.row, verdict), counts=True))"),),
+        "workers/runner/failed_attempt.py",
+        (("else feedback.refusal_of(attempt.row, verdict)))", "else feedback.refusal_of(attempt.row, verdict), counts=True))"),),
     ),
     Mutant(
         "of several refusals the caller gets the most telling",
         "workers/runner/feedback.py",
-        (("best = min([last, *before], key=", "best = max([last, *before], key="),),
+        (("best = min([last, *earlier], key=", "best = max([last, *earlier], key="),),
     ),
 )
 

@@ -15,8 +15,10 @@ from tests.stateful.reference_model import Picture
 from workers.answers import retry_policy
 from workers.limiter.limiter import CredentialModel
 from workers.observe.attempt_log import AttemptLog
-from workers.runner import feedback, run_job
-from workers.runner.finish import AttemptRecord
+from workers.results.attempt_record import AttemptRecord
+from workers.runner import feedback
+from workers.runner.attempt import Attempt
+from workers.runner.failed_attempt import fail_or_requeue
 from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream import request
 from workers.upstream.call import CallControl as UpstreamCall
@@ -40,17 +42,17 @@ ANSWERS: dict[str, Answer] = {
 
 
 @dataclass(frozen=True)
-class Written(run_job.Attempt):
+class Written(Attempt):
     """A claimed job that keeps the ending that was made of it."""
 
     endings: list[AttemptRecord] = field(default_factory=list)
 
-    def done(self, finding: AttemptResult, result: JobResult) -> AttemptRecord:
-        self.endings.append(super().done(finding, result))
+    def ended(self, finding: AttemptResult, result: JobResult) -> AttemptRecord:
+        self.endings.append(super().ended(finding, result))
         return self.endings[-1]
 
-    def back(self, finding: AttemptResult, **how: Any) -> AttemptRecord:
-        self.endings.append(super().back(finding, **how))
+    def requeued(self, finding: AttemptResult, **how: Any) -> AttemptRecord:
+        self.endings.append(super().requeued(finding, **how))
         return self.endings[-1]
 
 
@@ -63,7 +65,7 @@ def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple
         content=bytes(row.request),
     )  # fmt: skip
     answer = ANSWERS[kind]
-    run_job._fail_or_again(work, feedback.store_feedback(row, None, retry_policy.classify(answer)), answer=answer)
+    fail_or_requeue(work, feedback.store_feedback(row, None, retry_policy.classify(answer)), answer=answer)
     return work.endings[-1], expected
 
 

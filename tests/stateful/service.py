@@ -26,8 +26,9 @@ from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import due_again, workers_have
 from workers.answers import retry_policy
 from workers.limiter.limiter import CredentialModel, Report
-from workers.runner import feedback, finish, prompt
-from workers.runner.finish import AttemptRecord
+from workers.results import finish
+from workers.results.attempt_record import AttemptRecord
+from workers.runner import feedback, prompt
 
 # Longer than any test takes: what is put off is so until the test says otherwise.
 LATER_S = 3_600

@@ -25,7 +25,7 @@ from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import Stage
 from workers.limiter.limiter import CredentialModel, Limiter, Report
-from workers.runner.finish import AttemptRecord
+from workers.results.attempt_record import AttemptRecord
 
 GRANT = 3_000
 NAMES = ("ann", "bob", "cas")

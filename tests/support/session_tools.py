@@ -13,8 +13,9 @@ from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import admit, query
-from workers.runner import finish, prompt
-from workers.runner.finish import AttemptRecord
+from workers.results import finish
+from workers.results.attempt_record import AttemptRecord
+from workers.runner import prompt
 
 Messages = list[dict[str, Any]]
 SESSION = "tea"

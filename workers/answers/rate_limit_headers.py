@@ -24,7 +24,7 @@ class RateLimitHeaders:
     reset_requests_ms: int | None = None
     reset_tokens_ms: int | None = None
 
-    def of_refusal(self) -> RateLimitHeaders:
+    def resets_only(self) -> RateLimitHeaders:
         """Only an answer that served states limits; the resets of a refusal hold."""
         return replace(self, limit_requests=None, limit_tokens=None)
 

@@ -76,7 +76,7 @@ def classify_error_event(answer: Answer) -> Verdict:
 
     The key was good, so it is not to blame.
     """
-    status = upstream_error.status_of(answer.said or {}, money=MONEY)
+    status = upstream_error.status_of(answer.json or {}, money=MONEY)
     return replace(classify(replace(answer, status=status)), status=status)
 
 
@@ -120,9 +120,9 @@ def throttle_delay_s(refusals: int, *, rng: random.Random | None = None) -> floa
 
 
 def _judge_body(answer: Answer) -> Verdict:
-    if answer.said is None:
+    if answer.json is None:
         return classify_unreadable()
-    if upstream_error.is_error(answer.said):
+    if upstream_error.is_error(answer.json):
         return classify_error_event(answer)
     return Verdict(NextStep.SUCCEED, Outcome.SUCCEEDED)
 

@@ -1,6 +1,6 @@
-"""Server-sent events: bytes as they arrive become events, and an event becomes bytes again, in ASCII.
+"""Server-sent events: parses bytes as they arrive into events, and encodes events as ASCII bytes.
 
-Source: the WHATWG HTML standard, 9.2.6. Its `id:` and `retry:` lines, comments and an event that was cut off are dropped.
+Source: the WHATWG HTML standard, 9.2.6. `id:` and `retry:` lines, comments and an incomplete last event are dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Event:
-    """name: of its `event:` line, else empty. data: JSON or [DONE], in ASCII on one line: characters as escapes, line ends as spaces."""
+    """name: of the `event:` line, else empty. data: JSON or [DONE] as one ASCII line; others are escaped, line ends are spaces."""
 
     name: bytes
     data: bytes
@@ -32,36 +32,36 @@ class Event:
 
 
 class EventParser:
-    """Cuts a stream of bytes into events, wherever its parts begin and end. content_type: whose charset is that of what is no UTF-8."""
+    """Parses a stream of bytes, whatever its parts are. content_type: its charset applies to bytes that are not UTF-8."""
 
     def __init__(self, content_type: str = "") -> None:
         self._content_type = content_type
-        self._begun: list[bytes] = []  # of a line, what has come of it
+        self._partial_line: list[bytes] = []
         self._is_first = True
         self._after_cr = False
         self._name = b""
         self._lines: list[bytes] = []
 
     def feed(self, part: bytes) -> list[Event]:
-        """The events that this part completes."""
+        """Returns the events that this part completes."""
         return [event for line in self._whole_lines(part) if (event := self._take(line)) is not None]
 
-    def rest(self) -> list[Event]:
-        """The last event, when the stream has ended without the empty line behind it. It may have been cut off."""
+    def flush(self) -> list[Event]:
+        """The last event of a stream that ended without an empty line. It may be incomplete."""
         return self.feed(b"\n\n")
 
     def _whole_lines(self, part: bytes) -> Iterator[bytes]:
         if not part:
             return
         if self._after_cr and part.startswith(b"\n"):
-            part = part[1:]  # the other half of a line end whose first half has already ended the line
+            part = part[1:]  # the second half of a CRLF whose CR has already ended the line
         self._after_cr = part.endswith(b"\r")
-        rest, *others = _LINE_END.split(part)
+        line, *others = _LINE_END.split(part)
         for following in others:
-            yield b"".join([*self._begun, rest])
-            self._begun.clear()
-            rest = following
-        self._begun.append(rest)
+            yield b"".join([*self._partial_line, line])
+            self._partial_line.clear()
+            line = following
+        self._partial_line.append(line)
 
     def _take(self, line: bytes) -> Event | None:
         if self._is_first:
@@ -80,10 +80,10 @@ class EventParser:
     def _ascii(self, text: bytes) -> bytes:
         if text.isascii():
             return text
-        said = answer_body.decode(text, self._content_type, guesses=False)
-        return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], said).encode("ascii")
+        decoded = answer_body.decode(text, self._content_type, guesses=False)
+        return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], decoded).encode("ascii")
 
 
 def encode_event(value: object, *, name: str = "") -> bytes:
-    """An event of our own that says this in JSON."""
+    """Encodes a value as an event with JSON data."""
     return Event(name.encode(), json.dumps(value, separators=(",", ":")).encode()).encoded()

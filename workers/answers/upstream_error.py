@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from models.platform import json_reading
 from workers.answers.error_text import FIELD_BYTES, MESSAGE_BYTES, cut, moved, plain_words
 from workers.upstream import answer_body
 
@@ -50,9 +51,9 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObjec
 
 def find_error(body: bytes, content_type: str = "") -> ErrorObject | None:
     """What a JSON body says of its error: `message` and the fields beside it, without those that are missing. None: it says nothing."""
-    said = answer_body.parse_any(body)
+    said = json_reading.value(body)
     if said is None and not body.isascii():
-        said = answer_body.parse_any(answer_body.decode(body, content_type).encode())
+        said = json_reading.value(answer_body.decode(body, content_type).encode())
     return _in_value(said, depth=0)
 
 

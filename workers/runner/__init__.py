@@ -1,4 +1,4 @@
-"""Runs one job: claim, build the request, call, publish the stream, write the outcome, learn from the answer.
+"""Runs one job: claims it, builds the request, calls the upstream, publishes the stream, classifies the answer, stores the feedback.
 
-Also what a worker process does beside its jobs: leases, heartbeat, copies of model lists.
+Also the other threads of a worker process: leases, heartbeat, copies of model lists.
 """

@@ -1,4 +1,4 @@
-"""What an answer says of the credential that was called: limits, pauses, a key that is no good. Stored beside what Redis knows."""
+"""Stores what an answer teaches about its credential in Postgres: learned limits, pauses, parked keys. Redis has its own copy."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from workers.limiter.limiter import Learned, Report
 
 log = logging.getLogger(__name__)
 
-# Headers of a caller that say whose account pays.
+# Headers of the client that choose the account that pays.
 ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project"})
-# Of several refusals of one job by different credentials, what its caller is told: what he can change comes first.
-_TELLING = {status: rank for rank, status in enumerate((400, 404, 403, 402, 429, 401))}
+# When several credentials have refused a job, its caller gets the first of these statuses: those that the caller can fix.
+_MOST_TELLING = {status: rank for rank, status in enumerate((400, 404, 403, 402, 429, 401))}
 
 
 def store_feedback(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
-    """Stores what the answer taught about the credential; returns the verdict on the job, which may depend on that. row: of job.claim."""
+    """Stores the feedback; returns the verdict on the job, which may change with it. row: of claims.claim."""
     if verdict.park and _chooses_account(row):
-        # The account that this request's own headers name is at fault, not the credential that others use too.
+        # The account that this request's headers choose is at fault, not the credential, which other jobs use too.
         verdict = replace(verdict, park=None)
-    is_news = learned is not None and learned.changed
-    is_for_others = bool(verdict.unserved or verdict.exceeds) and not _is_model_lookup(row)
-    if not (verdict.park or is_for_others or is_news or row.is_probe):
+    has_learned = learned is not None and learned.changed
+    may_try_others = bool(verdict.unserved or verdict.exceeds) and not _is_model_lookup(row)
+    if not (verdict.park or may_try_others or has_learned or row.is_probe):
         return verdict
     try:
         with db.begin() as session:
-            if learned is not None and is_news:
+            if learned is not None and has_learned:
                 limits.remember(session, row.credential_id, row.model, **_lasting(learned))
             if verdict.park:
                 return _parked(session, row, verdict)
-            if is_for_others:
+            if may_try_others:
                 return _unserved(session, row, verdict)
             if verdict.next == NextStep.SUCCEED and row.is_probe:
                 parking.unpark(session, row.credential_id)
                 parking.unpark_model(session, row.credential_id, model=row.model, endpoint=row.endpoint)
     except Unavailable:
-        log.warning("what was learned is not stored: Postgres is away", extra={"credential_id": row.credential_id})
-        if verdict.park or is_for_others:
-            # Whether another credential may serve the job is not known: the job is requeued, and asks again.
+        log.warning("feedback not stored: Postgres is unavailable", extra={"credential_id": row.credential_id})
+        if verdict.park or may_try_others:
+            # Whether another credential may serve the job is unknown: the job is requeued, and its next attempt decides.
             return replace(verdict, next=NextStep.WAIT)
     return verdict
 
 
 def unreported_pause(report: Report) -> Learned | None:
-    """What to store of a report that Redis did not receive: a pause at least, for the state that will be rebuilt."""
+    """The pause in a report that Redis did not receive; stored in Postgres for the state that will be rebuilt."""
     pause_ms = report.cooldown_ms or (int(settings().pause_s * 1000) if report.throttled else None)
     if pause_ms is None:
         return None
@@ -63,31 +63,31 @@ def unreported_pause(report: Report) -> Learned | None:
 
 
 def refusal_of(row: Any, verdict: Verdict) -> dict[str, Any]:
-    """The refusal as the job's row keeps it."""
+    """The refusal in the form that the job's row keeps."""
     return {"credential_id": row.credential_id, "status": verdict.status, "error": verdict.error}
 
 
 def _parked(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
-    """The job of an own key fails with the upstream's words, as those behind it do; a pool's jobs wait for another key or the operator."""
-    found = parking.park(session, row.credential_id, reason=verdict.park or "", error=verdict.error, status=verdict.status)
+    """Parks the credential. A caller's own key fails the job with the upstream's error; jobs of a pool wait for another key."""
+    parked = parking.park(session, row.credential_id, reason=verdict.park or "", error=verdict.error, status=verdict.status)
     log.error("credential parked", extra={"credential_id": row.credential_id, "reason": verdict.park})
-    return verdict if found.is_own else replace(verdict, next=NextStep.WAIT, outcome=Outcome.THROTTLED)
+    return verdict if parked.is_own else replace(verdict, next=NextStep.WAIT, outcome=Outcome.THROTTLED)
 
 
 def _unserved(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
-    """The pool's other credentials are tried first; when all have refused the job, it fails with the most telling answer."""
-    before = row.refusals or []
+    """Records the refusal. The pool's other credentials are tried first; when all refused, the job fails with the most telling error."""
+    earlier = row.refusals or []
     has_others = parking.refused(
         session, job_id=row.id, credential_id=row.credential_id, model=row.model, endpoint=row.endpoint, reason=verdict.unserved,
-        refused_by=[one["credential_id"] for one in before],
+        refused_by=[refusal["credential_id"] for refusal in earlier],
     )  # fmt: skip
     if has_others and verdict.unserved:
-        about = {"credential_id": row.credential_id, "model": row.model, "reason": verdict.unserved}
-        log.warning("credential parked for one model", extra=about)
+        fields = {"credential_id": row.credential_id, "model": row.model, "reason": verdict.unserved}
+        log.warning("credential parked for one model", extra=fields)
     if has_others:
         return replace(verdict, next=NextStep.WAIT)
     last = refusal_of(row, verdict)
-    best = min([last, *before], key=lambda one: _TELLING.get(one["status"], len(_TELLING)))
+    best = min([last, *earlier], key=lambda refusal: _MOST_TELLING.get(refusal["status"], len(_MOST_TELLING)))
     return verdict if best is last else replace(verdict, error=best["error"], status=best["status"], is_of_another=True)
 
 
@@ -96,7 +96,7 @@ def _chooses_account(row: Any) -> bool:
 
 
 def _is_model_lookup(row: Any) -> bool:
-    # `GET /v1/models/{id}`: a 404 is the answer.
+    # For `GET /v1/models/{id}` a 404 is the answer.
     return bool(row.endpoint.startswith(f"{endpoints.MODELS}/"))
 
 

@@ -1,4 +1,4 @@
-"""Worker processes report what they can take; the pacer never admits more than that."""
+"""The heartbeat of a worker process: renews leases, reports free slots to the pacer, replays the spool."""
 
 from __future__ import annotations
 
@@ -13,61 +13,62 @@ from models.config.settings import settings
 from models.database import db
 from models.jobs import workers
 from models.platform.errors import Unavailable
-from workers.runner import finish
+from workers.results import replay
 from workers.runner.leases import Leases
 from workers.upstream import body_budget
 
 log = logging.getLogger(__name__)
 
-# Set when this process was told to stop: it finishes what runs and takes nothing new.
+# Set when this process has to stop: it finishes running jobs and takes no new ones.
 draining = threading.Event()
-# How soon a change (told to stop, Postgres back) is noticed, and how often a beat that failed is tried again.
-LOOK_S = 0.2
-AGAIN_S = 1.0
+# The interval at which changes (draining, a lost parent) are noticed.
+POLL_S = 0.2
+# The interval of retries after a failed heartbeat.
+RETRY_S = 1.0
 
 
 @dataclass
 class WorkerHeartbeat:
-    """The pulse of one worker process: leases, slots, and answers that wait on disk for Postgres."""
+    """name: of the worker process. slots: jobs that it can run at once."""
 
     name: str
     slots: int
     leases: Leases
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop`. Late beats are made up for at once; an error in one never stops the next."""
+        """Sends heartbeats until `stop`. A late one follows at once; a failed one does not stop the next."""
         due = time.monotonic()
-        told = self.slots
+        reported = self.slots
         parent = os.getppid()
         while not stop.is_set():
             if os.getppid() != parent and not draining.is_set():
-                log.error("the process that started this one is gone: finishing what runs, taking nothing new")
+                log.error("the parent process is gone: finishing running jobs, taking no new ones")
                 os.kill(os.getpid(), signal.SIGTERM)
                 draining.set()
             slots = 0 if draining.is_set() else self.slots
-            if time.monotonic() >= due or slots != told:
-                began, told = time.monotonic(), slots
-                due = began + (settings().heartbeat_s if self._pulse(slots) else min(AGAIN_S, settings().heartbeat_s))
-            stop.wait(LOOK_S)
+            if time.monotonic() >= due or slots != reported:
+                began, reported = time.monotonic(), slots
+                due = began + (settings().heartbeat_s if self._send(slots) else min(RETRY_S, settings().heartbeat_s))
+            stop.wait(POLL_S)
 
-    def _pulse(self, slots: int) -> bool:
+    def _send(self, slots: int) -> bool:
         try:
             self.leases.renew()
             with db.begin() as session:
                 workers.record_heartbeat(session, self.name, slots=slots, jobs=self.leases.jobs())
-            finish.replay()
+            replay.replay_spool()
             body_budget.trim_after_peak()
         except Unavailable:
-            log.warning("beat missed: Postgres is away", extra={"worker": self.name})
+            log.warning("heartbeat missed: Postgres is unavailable", extra={"worker": self.name})
             return False
         except Exception:
-            # A border: whatever it was, the leases of the calls in flight hang on the next beat.
-            log.exception("beat failed", extra={"worker": self.name})
+            # A border: the leases of running calls depend on the next heartbeat.
+            log.exception("heartbeat failed", extra={"worker": self.name})
             return False
         return True
 
 
 def sign_off(name: str) -> None:
-    """The pacer counts on this process no more."""
+    """Removes this process from the workers, so that the pacer no longer counts its slots."""
     with db.begin() as session:
         workers.remove_worker(session, name)

@@ -1,9 +1,10 @@
-"""The jobs this process runs: their leases are renewed by one statement, their cancellations reach the call."""
+"""Leases of the jobs that this process runs: one statement renews them, and a requested cancellation aborts the call."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunningJob:
-    """One job in this process."""
+    """One job that this process runs."""
 
     job_id: UUID
     meter: CredentialModel
@@ -32,85 +33,87 @@ class RunningJob:
 
 
 class Leases:
-    """What this process holds, by dispatch id. Safe to use from any thread."""
+    """The running jobs of this process by dispatch id. Thread-safe."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._held: dict[UUID, RunningJob] = {}
+        self._running: dict[UUID, RunningJob] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many jobs run here."""
-        return len(self._held)
+        """The number of running jobs."""
+        return len(self._running)
 
-    def add(self, dispatch_id: UUID, held: RunningJob) -> None:
+    def add(self, dispatch_id: UUID, running: RunningJob) -> None:
         with self._lock:
-            self._held[dispatch_id] = held
+            self._running[dispatch_id] = running
 
     def drop(self, dispatch_id: UUID) -> None:
         with self._lock:
-            self._held.pop(dispatch_id, None)
+            self._running.pop(dispatch_id, None)
 
     def jobs(self) -> list[UUID]:
-        """The jobs that this process has now."""
+        """The ids of the running jobs."""
         with self._lock:
-            return [held.job_id for held in self._held.values()]
+            return [running.job_id for running in self._running.values()]
 
     def renew(self) -> None:
-        """Every lease holds for NOWSERVING_LEASE_S from now; calls whose job is to be cancelled are closed.
+        """Renews every lease for NOWSERVING_LEASE_S, and aborts calls whose cancellation was requested.
 
-        A lost lease only gets a log line: the answer on its way may still be adopted, and finishing is fenced.
+        A lost lease is only logged: its answer may still be accepted, because finishing is fenced by the dispatch id.
         """
         with self._lock:
-            held = dict(self._held)
-        if not held:
+            running = dict(self._running)
+        if not running:
             return
         try:
             with db.begin() as session:
-                alive = claims.renew_leases(session, {number: one.job_id for number, one in held.items()}, lease_s=settings().lease_s)
+                alive = claims.renew_leases(
+                    session, {dispatch_id: one.job_id for dispatch_id, one in running.items()}, lease_s=settings().lease_s
+                )  # fmt: skip
         except Unavailable:
-            log.warning("leases not renewed: Postgres is away", extra={"leases": len(held)})
-            self._renew_slots(held)  # the calls are in flight all the same
+            log.warning("leases not renewed: Postgres is unavailable", extra={"leases": len(running)})
+            self._renew_in_flight(running)  # the calls are in flight all the same
             return
-        for dispatch_id, one in held.items():
-            if dispatch_id not in alive and self._holds(dispatch_id):
+        for dispatch_id, one in running.items():
+            if dispatch_id not in alive and self._is_running(dispatch_id):
                 log.warning("lease lost", extra={"job": wire.public_id(one.job_id), "dispatch_id": str(dispatch_id)})
             elif alive.get(dispatch_id):
                 one.call.abort()
-        self._renew_slots(held)
+        self._renew_in_flight(running)
 
     def cancel(self, job_id: UUID) -> None:
-        """The call for this job, if it runs here, is closed now rather than at the next beat."""
+        """Aborts the call of this job, if it runs here, before the next renewal would."""
         with self._lock:
-            calls = [held.call for held in self._held.values() if held.job_id == job_id]
+            calls = [running.call for running in self._running.values() if running.job_id == job_id]
         for call in calls:
             call.abort()
 
-    def _holds(self, dispatch_id: UUID) -> bool:
-        """False: it has ended while its lease was being renewed."""
+    def _is_running(self, dispatch_id: UUID) -> bool:
+        """False: the job ended while its lease was renewed."""
         with self._lock:
-            return dispatch_id in self._held
+            return dispatch_id in self._running
 
-    def _renew_slots(self, held: dict[UUID, RunningJob]) -> None:
+    def _renew_in_flight(self, running: Mapping[UUID, RunningJob]) -> None:
         by_meter: dict[CredentialModel, list[str]] = {}
-        for dispatch_id, one in held.items():
+        for dispatch_id, one in running.items():
             by_meter.setdefault(one.meter, []).append(str(dispatch_id))
         try:
-            for meter, dispatches in by_meter.items():
-                self._limiter.renew(meter, dispatches, lease_ms=int(settings().lease_s * 1000))
+            for meter, dispatch_ids in by_meter.items():
+                self._limiter.renew(meter, dispatch_ids, lease_ms=int(settings().lease_s * 1000))
         except LineUnavailable:
-            log.warning("in-flight slots not renewed: Redis is away")
+            log.warning("in-flight leases not renewed: Redis is unavailable")
 
 
 def listen_for_cancels(leases: Leases, stop: threading.Event) -> None:
-    """Until `stop`: a cancellation reaches the call within milliseconds; without Redis, at the next beat."""
+    """Aborts calls within milliseconds of a cancellation, until `stop`. Without Redis, the next renewal aborts them."""
 
-    def hear(message: dict[str, Any]) -> None:
+    def handle(message: dict[str, Any]) -> None:
         if message["event"] == "cancelling":
             leases.cancel(UUID(message["job"]))
 
     while not stop.is_set():
         try:
-            notify.subscribe(notify.JOBS_CHANNEL, hear, until=stop.is_set)
+            notify.subscribe(notify.JOBS_CHANNEL, handle, until=stop.is_set)
         except (redis.RedisError, OSError):
             stop.wait(1.0)

@@ -1,7 +1,7 @@
-"""Refreshes copies of upstreams' lists of models, beside the line: no job, no reservation, no money.
+"""Refreshes copies of upstreams' model lists outside the queue: without a job, a reservation or a charge.
 
-Every worker process listens for wake-ups of the API; one process claims each wanted copy in Postgres. An outcome parks, pauses and
-teaches nothing. A good list only makes the probe of a key that was refused due at once.
+Every worker process subscribes to wake-ups of the API, and one process claims each requested copy in Postgres. The result neither parks
+nor pauses a credential, and no limit is learned from it. A good list only makes the probe of a refused key due at once.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ import redis
 from models.content.endpoints import MODELS
 from models.database import db
 from models.keys import model_lists, parking
+from models.platform import json_reading
 from models.platform.errors import Unavailable
 from workers.answers import retry_policy, upstream_error
 from workers.answers.upstream_error import ErrorObject
 from workers.channels import notify
-from workers.upstream import answer_body, request
+from workers.upstream import request
 from workers.upstream.call import CallControl
 from workers.upstream.client import Answer, Lost, NotSent, TimedOut, send
 
 log = logging.getLogger(__name__)
 
-# A refresh that takes longer has failed; shorter than model_list.CLAIM_S.
+# A refresh that takes longer has failed. Shorter than model_lists.CLAIM_S.
 TIMEOUT_S = 10.0
-# Refreshes at once in one process: a few upstreams that hang keep nobody else waiting.
-THREADS_MAX = 8
+# Concurrent refreshes of one process: a few hanging upstreams do not delay the others.
+MAX_THREADS = 8
 BAD_GATEWAY = 502
 
 
 class Refusal(Exception):
-    """The upstream gave no list of models. status: the upstream's, or 502 where it gave no usable answer."""
+    """The upstream returned no model list. status: the upstream's, or 502 without a usable answer."""
 
     def __init__(self, status: int, error: ErrorObject) -> None:
         super().__init__(str(error.get("message")))
@@ -45,24 +46,24 @@ class Refusal(Exception):
 
 
 class ModelListRefresher:
-    """The refreshes of one process."""
+    """The refresh threads of one process."""
 
     def __init__(self) -> None:
         self._running = 0
         self._lock = threading.Lock()
 
     def listen(self, stop: threading.Event) -> None:
-        """Until `stop`: a wake-up of the API has every copy refreshed that is wanted by then."""
+        """Refreshes all requested copies at each wake-up, until `stop`."""
         while not stop.is_set():
             try:
-                notify.subscribe(notify.MODELS_CHANNEL, lambda _: self.begin(), until=stop.is_set)
+                notify.subscribe(notify.MODELS_CHANNEL, lambda _: self.start_refresh(), until=stop.is_set)
             except (redis.RedisError, OSError):
                 stop.wait(1.0)
 
-    def begin(self) -> None:
-        """One more thread refreshes, if there are fewer than THREADS_MAX. Returns at once."""
+    def start_refresh(self) -> None:
+        """Starts one more refresh thread, up to MAX_THREADS. Returns at once."""
         with self._lock:
-            if self._running >= THREADS_MAX:
+            if self._running >= MAX_THREADS:
                 return
             self._running += 1
         threading.Thread(target=self._work, name="model list", daemon=True).start()
@@ -72,17 +73,17 @@ class ModelListRefresher:
             while refresh_next():
                 pass
         except Unavailable:
-            log.warning("lists of models not refreshed: Postgres is away")
+            log.warning("model lists not refreshed: Postgres is unavailable")
         except Exception:
-            # A border: the claim runs out, and the next wake-up begins another thread.
-            log.exception("a list of models could not be refreshed")
+            # A border: the claim expires, and the next wake-up starts another thread.
+            log.exception("a model list could not be refreshed")
         finally:
             with self._lock:
                 self._running -= 1
 
 
 def refresh_next() -> bool:
-    """Claims and refreshes the copy that has been wanted longest; False: none is wanted. Raises Unavailable."""
+    """Claims and refreshes the copy that was requested first; False: none is requested. Raises Unavailable."""
     with db.begin() as session:
         row = model_lists.claim(session)
     if row is None:
@@ -90,8 +91,8 @@ def refresh_next() -> bool:
     try:
         body = _fetch(row)
     except Refusal as refusal:
-        about = {"credential_id": row.credential_id, "status": refusal.status, "code": refusal.error.get("code")}
-        log.warning("list of models not refreshed: the last copy is kept", extra=about)
+        fields = {"credential_id": row.credential_id, "status": refusal.status, "code": refusal.error.get("code")}
+        log.warning("model list not refreshed: the last copy is kept", extra=fields)
         with db.begin() as session:
             model_lists.refuse(session, row, status=refusal.status, error=refusal.error)
     else:
@@ -102,11 +103,11 @@ def refresh_next() -> bool:
 
 
 def _fetch(row: Any) -> bytes:
-    """The upstream's list. Raises Refusal."""
-    about = {"endpoint": MODELS, "headers": json.loads(row.account or "{}"), "dispatch_id": uuid4(), "model": "", "failures": 0}
+    """The upstream's model list. Raises Refusal."""
+    fields = {"endpoint": MODELS, "headers": json.loads(row.account or "{}"), "dispatch_id": uuid4(), "model": "", "failures": 0}
     try:
         answer = send(
-            request.build(SimpleNamespace(**row._asdict(), **about), b""), call=CallControl(deadline=time.monotonic() + TIMEOUT_S)
+            request.build(SimpleNamespace(**row._asdict(), **fields), b""), call=CallControl(deadline=time.monotonic() + TIMEOUT_S)
         )
     except TimedOut as error:
         message = f"The upstream did not give its list of models within {TIMEOUT_S:g} s. Ask again later."
@@ -114,14 +115,14 @@ def _fetch(row: Any) -> bytes:
     except (NotSent, Lost) as error:
         message = f"The upstream did not give its list of models: {error}. Ask again later, or ask the operator to check the upstream."
         raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_unreachable")) from error
-    return _list_in(answer)
+    return _list_of(answer)
 
 
-def _list_in(answer: Answer) -> bytes:
+def _list_of(answer: Answer) -> bytes:
     """The bytes of the list; a bare array, as some servers send it, is wrapped in OpenAI's shape. Raises Refusal."""
     if not 200 <= answer.status < 300:
         raise Refusal(answer.status, upstream_error.error_of(answer.status, answer.headers, answer.body))
-    value = answer_body.parse_any(answer.body)
+    value = json_reading.value(answer.body)
     if isinstance(value, dict) and upstream_error.is_error(value):
         raise Refusal(upstream_error.status_of(value), upstream_error.error_of(BAD_GATEWAY, answer.headers, answer.body))
     body = json.dumps({"object": "list", "data": value}).encode() if isinstance(value, list) else answer.body

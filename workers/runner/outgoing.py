@@ -1,6 +1,6 @@
-"""Loads what goes out for a claimed job, within the process's memory budget: its own request, and for a turn what it remembers.
+"""Loads the request body of a claimed job within the process's memory budget; for a conversation's turn, with the history before it.
 
-A large request is a `Body`, which is freed when it was written; the row keeps an outline of it for the rest of the call.
+A large request is a `Body`, which is freed once it is written; the row keeps an outline of it for the rest of the call.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from workers.upstream.client import Body
 
 
 class NoMemory(Exception):
-    """The process's large bodies take all of its memory budget."""
+    """The process's memory budget for large bodies is used up."""
 
 
 def load(row: Any, room: BodyReservation, *, is_over: Callable[[], bool]) -> tuple[Any, bytes | Body]:
-    """The row, with its request or an outline of that, and what goes out. row: as claimed. is_over: nobody wants it any more.
+    """Returns the row with its request, or with an outline of a large one, and the body to send.
 
-    Raises Unavailable, and NoRoom where there was none within WAIT_S.
+    row: of claims.claim. is_over: whether the job was cancelled meanwhile. Raises Unavailable, and NoMemory after WAIT_S.
     """
-    remembered = _remembered_bytes(row)
-    wanted = row.request_bytes + remembered if max(row.request_bytes, remembered) > FREE_BYTES else 0
-    if wanted > room.held_bytes and not room.reserve(wanted - room.held_bytes, wait_s=WAIT_S, is_over=is_over):
+    history_bytes = _history_bytes(row)
+    size = row.request_bytes + history_bytes if max(row.request_bytes, history_bytes) > FREE_BYTES else 0
+    if size > room.held_bytes and not room.reserve(size - room.held_bytes, wait_s=WAIT_S, is_over=is_over):
         raise NoMemory
-    with db.moving(wanted):
-        content = _whole(row, wanted)
-        is_stored = not remembered and len(content) == row.request_bytes
+    with db.moving(size):
+        content = _content(row)
+        is_stored = not history_bytes and len(content) == row.request_bytes
         if len(content) <= FREE_BYTES:
             room.settle(0)
             return row._replace(request=content), stream.with_usage_requested(row, content)
@@ -44,15 +44,15 @@ def load(row: Any, room: BodyReservation, *, is_over: Callable[[], bool]) -> tup
     return row._replace(request=outline), Body(content, is_stored=is_stored, on_written=partial(room.settle, 0))
 
 
-def _remembered_bytes(row: Any) -> int:
-    """0 where nothing is remembered."""
+def _history_bytes(row: Any) -> int:
+    """The estimated size of the history and attachments; 0 without any."""
     if row.conversation_id is None or not (row.history_tokens or row.attachments):
         return 0
     with db.autocommit() as session:
         return history_window.estimate_bytes(session, row, most_bytes=settings().max_body_bytes)
 
 
-def _whole(row: Any, wanted: int) -> bytes:
+def _content(row: Any) -> bytes:
     content = request.read(row) if row.request is None else bytes(row.request)
     if row.conversation_id is None or row.endpoint != endpoints.CHAT:
         return content

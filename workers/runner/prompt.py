@@ -1,6 +1,6 @@
-"""What goes out for a turn of a conversation: instructions, the turns that it remembers, and its own messages with what is attached.
+"""Assembles the prompt of a conversation's turn: instructions, the turns in its history window, its own messages and attachments.
 
-The stored request stays what its caller sent; this is made of it when the turn is claimed, all turns before it having ended.
+The stored request stays as the client sent it. The prompt is assembled when the turn is claimed, after all earlier turns have ended.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from uuid import UUID
 import msgspec
 
 from models.config.settings import settings
-from models.content import attachments as attachment
-from models.content import chat_messages
+from models.content import attachments, chat_messages
 from models.content.chat_messages import INSTRUCTIONS, JsonObject
 from models.content.endpoints import CHAT
 from models.database.db import Transaction
@@ -27,18 +26,18 @@ Messages = list[JsonObject]
 
 
 def assemble(session: Transaction, row: Any) -> Any:
-    """The claimed row with the request that is to go out: byte for byte its own where nothing is remembered or attached.
+    """The claimed row with the request to send: byte for byte its own request without history and attachments.
 
-    Only chats are told what was before. row: as job.claim gives it.
+    Only chats have a history. row: of claims.claim.
     """
     if row.conversation_id is None or row.endpoint != CHAT:
         return row
-    memory = history_window.read_history(session, row, most_bytes=settings().max_body_bytes)
-    if not (memory.prompt or memory.turns or row.attachments):
+    history = history_window.read_history(session, row, most_bytes=settings().max_body_bytes)
+    if not (history.prompt or history.turns or row.attachments):
         return row
     body = json_reading.value(bytes(row.request))
-    asked = _attach(session, body["messages"], row.attachments)
-    messages = [*_instructions(memory, asked), *_history(session, memory, asked), *_talk(asked)]
+    own = _attach(session, body["messages"], row.attachments)
+    messages = [*_instructions(history, own), *_earlier_turns(session, history, own), *_without_instructions(own)]
     return row._replace(request=_dump({**body, "messages": messages}))
 
 
@@ -49,65 +48,65 @@ def _dump(body: JsonObject) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _instructions(memory: History, asked: Messages) -> Messages:
-    """The turn's own, else the conversation's."""
-    own = [one for one in asked if one.get("role") in INSTRUCTIONS]
-    return own or ([{"role": "system", "content": memory.prompt}] if memory.prompt else [])
+def _instructions(history: History, own: Messages) -> Messages:
+    """The turn's own instructions, or else the conversation's."""
+    instructions = [message for message in own if message.get("role") in INSTRUCTIONS]
+    return instructions or ([{"role": "system", "content": history.prompt}] if history.prompt else [])
 
 
-def _history(session: Transaction, memory: History, asked: Messages) -> Messages:
-    """The remembered turns without their instructions.
+def _earlier_turns(session: Transaction, history: History, own: Messages) -> Messages:
+    """The messages of the turns in the history window, without their instructions.
 
-    An upstream takes neither a tool's result without the call that asked for it nor a call without its results: where a turn between
-    has failed or was forgotten, the other goes too.
+    Upstreams reject a tool result without its tool call, and a tool call without its results. Where one of the two turns failed or left
+    the window, the other one is dropped too.
     """
-    after, kept = _talk(asked), list[Messages]()
-    for messages in (_turn(session, row) for row in reversed(memory.turns)):
-        if messages and _asks_tools(messages) == _is_of_tools(after):
+    after, kept = _without_instructions(own), list[Messages]()
+    for messages in (_turn(session, row) for row in reversed(history.turns)):
+        if messages and _calls_tools(messages) == _begins_with_tool_result(after):
             kept.append(messages)
             after = messages
-    while kept and _is_of_tools(kept[-1]):
+    while kept and _begins_with_tool_result(kept[-1]):
         kept.pop()
-    return [one for messages in reversed(kept) for one in messages]
+    return [message for messages in reversed(kept) for message in messages]
 
 
 def _turn(session: Transaction, row: Any) -> Messages:
     answer = chat_messages.answer(row.response)
-    asked = _attach(session, chat_messages.asked(row.endpoint, row.request), row.attachments)
-    return [*_talk(asked), *([answer] if answer else [])]
+    request = _attach(session, chat_messages.asked(row.endpoint, row.request), row.attachments)
+    return [*_without_instructions(request), *([answer] if answer else [])]
 
 
-def _asks_tools(messages: Messages) -> bool:
+def _calls_tools(messages: Messages) -> bool:
     return bool(messages and (messages[-1].get("tool_calls") or messages[-1].get("function_call")))
 
 
-def _is_of_tools(messages: Messages) -> bool:
+def _begins_with_tool_result(messages: Messages) -> bool:
     return bool(messages and messages[0].get("role") in ("tool", "function"))
 
 
-def _talk(messages: Messages) -> Messages:
-    return [one for one in messages if one.get("role") not in INSTRUCTIONS]
+def _without_instructions(messages: Messages) -> Messages:
+    return [message for message in messages if message.get("role") not in INSTRUCTIONS]
 
 
-def _attach(session: Transaction, messages: Messages, attachments: Sequence[UUID] | None) -> Messages:
-    """The messages with these files in the last one that a user said."""
-    parts = [part for row in attachment.of(session, attachments) for part in _parts(session, row)]
+def _attach(session: Transaction, messages: Messages, ids: Sequence[UUID] | None) -> Messages:
+    """The messages with these files in the last user message."""
+    parts = [part for row in attachments.of(session, ids) for part in _parts(session, row)]
     if not parts:
         return messages
-    last = max((n for n, one in enumerate(messages) if one.get("role") == "user"), default=None)
+    last = max((n for n, message in enumerate(messages) if message.get("role") == "user"), default=None)
     if last is None:
         return [*messages, {"role": "user", "content": parts}]
-    said = messages[last].get("content")
-    own = [{"type": "text", "text": said}] if isinstance(said, str) else list(said or ())
-    return [*messages[:last], {**messages[last], "content": [*own, *parts]}, *messages[last + 1 :]]
+    content = messages[last].get("content")
+    own_parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+    return [*messages[:last], {**messages[last], "content": [*own_parts, *parts]}, *messages[last + 1 :]]
 
 
 def _parts(session: Transaction, row: Any) -> Messages:
-    """A picture as a picture, a text as text; of any other file the model is told that it is there."""
+    """The content parts of one file: an image, or a text. For any other file, a text that names it."""
     if row.content_type.startswith("image/"):
-        encoded = base64.b64encode(attachment.content(session, row.id)).decode()
+        encoded = base64.b64encode(attachments.content(session, row.id)).decode()
         return [{"type": "image_url", "image_url": {"url": f"data:{row.content_type};base64,{encoded}"}}]
-    if row.content_type == attachment.TEXT:
-        said = attachment.content(session, row.id).decode("utf-8-sig", "replace")
-        return [{"type": "text", "text": f"File {row.name}:\n{said}"}]
+    if row.content_type == attachments.TEXT:
+        text = attachments.content(session, row.id).decode("utf-8-sig", "replace")
+        return [{"type": "text", "text": f"File {row.name}:\n{text}"}]
     return [{"type": "text", "text": f"(Attached: {row.name}, {row.size} bytes. Its content is not shown here.)"}]

@@ -1,4 +1,4 @@
-"""One call's events on their way to whoever reads the job, and kept for its transcript."""
+"""Publishes the events of one call's stream to the readers of its job, and keeps them as the job's transcript."""
 
 from __future__ import annotations
 
@@ -19,62 +19,62 @@ log = logging.getLogger(__name__)
 
 
 class StreamPublisher:
-    """has_begun: an event may have been read, so the call is not to be made again. Event k of the transcript is chunk k."""
+    """has_published: an event may have been read, so the call must not be repeated. Event k of the transcript is chunk k."""
 
     def __init__(self, row: Any) -> None:
-        self.has_begun = False
+        self.has_published = False
         self._ids = {"job_id": row.id, "dispatch_id": row.dispatch_id}
         self._events: list[bytes] = []
-        self._passed = 0
+        self._published = 0
         self._is_open = True
 
     @property
     def transcript(self) -> bytes | None:
-        """Every event so far; None when there was none."""
+        """Every event so far; None without events."""
         return b"".join(self._events) or None
 
-    def take(self, event: bytes) -> None:
-        """The next event, in ASCII with its empty line; read by others after the next `flush`."""
+    def add(self, event: bytes) -> None:
+        """Adds an event, in ASCII with its empty line. Readers get it with the next `flush`."""
         self._events.append(event)
 
     def flush(self) -> None:
-        """Everything taken can be read, in one round trip. To be called before waiting for more.
+        """Publishes the added events in one round trip. Call it before waiting for more bytes.
 
-        Whoever cannot be reached is not tried again for this call: what was not passed on is in the transcript.
+        After a failed publish, this call's stream is not published further; the transcript holds the rest.
         """
-        if not self._is_open or self._passed == len(self._events):
+        if not self._is_open or self._published == len(self._events):
             return
-        self._is_open = (self.has_begun or self._begin()) and self._add()
+        self._is_open = (self.has_published or self._begin()) and self._publish()
 
     def end(self) -> None:
-        """Redis need not keep for long what has its place in the transcript."""
-        if self.has_begun and self._is_open:
+        """Shortens the stream's lifetime in Redis: the transcript replaces it."""
+        if self.has_published and self._is_open:
             with suppress(redis.RedisError):
                 token_stream.shorten_ttl(self._ids["job_id"])
 
     def _begin(self) -> bool:
-        """On record before the first event can be read: from here on a lost call is a failed job."""
+        """Marks the job as streaming before the first event can be read: from then on, a lost call fails the job."""
         try:
             with db.begin() as session:
-                self.has_begun = claims.mark_streaming(session, **self._ids)
+                self.has_published = claims.mark_streaming(session, **self._ids)
         except Unavailable:
-            log.warning("a stream is not relayed: Postgres is away", extra=self._said())
+            log.warning("a stream is not published: Postgres is unavailable", extra=self._log_fields())
             return False
-        if not self.has_begun:
-            log.warning("a stream is not relayed: the lease is lost", extra=self._said())
+        if not self.has_published:
+            log.warning("a stream is not published: the lease is lost", extra=self._log_fields())
         crash_points.at("worker.after_relayed")
-        return self.has_begun
+        return self.has_published
 
-    def _add(self) -> bool:
+    def _publish(self) -> bool:
         dispatch_id = self._ids["dispatch_id"]
-        fresh = [Chunk(dispatch_id, n, self._events[n]) for n in range(self._passed, len(self._events))]
+        chunks = [Chunk(dispatch_id, n, self._events[n]) for n in range(self._published, len(self._events))]
         try:
-            token_stream.append(fresh, job_id=self._ids["job_id"])
+            token_stream.append(chunks, job_id=self._ids["job_id"])
         except redis.RedisError as error:
-            log.warning("a stream is not relayed further", extra={**self._said(), "error": type(error).__name__})
+            log.warning("a stream is not published further", extra={**self._log_fields(), "error": type(error).__name__})
             return False
-        self._passed = len(self._events)
+        self._published = len(self._events)
         return True
 
-    def _said(self) -> dict[str, str]:
+    def _log_fields(self) -> dict[str, str]:
         return {"dispatch_id": str(self._ids["dispatch_id"])}

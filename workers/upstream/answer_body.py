@@ -24,23 +24,12 @@ _ANY_BYTES = b"{" + bytes(range(128, 256)) + b"}"
 _WHITE = " \t\r\n\x00"
 
 
-def parse(body: bytes) -> JsonObject | None:
-    """The JSON object that this is; None for anything else, however it is broken."""
-    found = parse_any(body)
-    return found if isinstance(found, dict) else None
-
-
-def parse_any(body: bytes) -> Any:
-    """The JSON value that this is; None for what is none, and for `null`."""
-    return json_reading.value(body)
-
-
 def parse_without_pictures(body: bytes) -> JsonObject | None:
     """As `parse`, but with empty texts instead of the base64 of pictures, of which an answer is mostly made where it is large."""
     if len(body) < json_reading.LARGE_BYTES or image_placeholders.KEY not in body:
-        return parse(body)
-    found = parse(image_placeholders.without_pictures(body))
-    return parse(body) if found is None else found
+        return json_reading.json_object(body)
+    found = json_reading.json_object(image_placeholders.without_pictures(body))
+    return json_reading.json_object(body) if found is None else found
 
 
 def json_object(body: bytes, content_type: str = "") -> bytes | None:
@@ -48,7 +37,7 @@ def json_object(body: bytes, content_type: str = "") -> bytes | None:
 
     Undone are: another charset, a byte order mark, a list around the object, and bytes behind its end that are no JSON.
     """
-    if not is_marked(body) and parse(body) is not None:
+    if not is_marked(body) and json_reading.json_object(body) is not None:
         return body
     text = decode(body, content_type).strip(_WHITE)
     try:
@@ -97,7 +86,7 @@ def body_to_store(body: bytes, headers: Mapping[str, str], *, is_unreadable: boo
     """What is stored of a failed call's answer, and its media type; that is None for a JSON object or list, which callers get as JSON."""
     if not body:
         return None, None
-    if not is_unreadable and not is_marked(body) and isinstance(parse_any(body), dict | list):
+    if not is_unreadable and not is_marked(body) and isinstance(json_reading.value(body), dict | list):
         return body, None
     return body, media_type(headers)
 

@@ -94,7 +94,7 @@ class Answer:
     body: bytes
 
     @cached_property
-    def said(self) -> dict[str, Any] | None:
+    def json(self) -> dict[str, Any] | None:
         """The JSON object that the body is; None for anything else."""
         return answer_body.parse_without_pictures(self.body)
 

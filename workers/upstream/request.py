@@ -9,11 +9,11 @@ from urllib.parse import quote
 import msgspec
 
 from models.config.settings import settings
-from models.content import chat_messages, endpoints, token_estimate
+from models.content import endpoints, token_estimate
 from models.database import db
 from models.jobs import claims
 from models.keys import credential_address
-from models.platform import crypto
+from models.platform import crypto, json_reading
 from models.platform.errors import Unavailable
 from workers.upstream.answer_body import JsonObject
 from workers.upstream.client import Body, Request
@@ -103,7 +103,7 @@ def asked_tokens(row: Any, content: bytes | Body) -> int:
             content = read(row) if content.is_stored else b""
         except Unavailable:
             content = b""
-    asked = chat_messages.parse(content)
+    asked = json_reading.json_object(content)
     return token_estimate.estimate_request(row.endpoint, asked, model=row.model) if asked else int(row.tokens)
 
 

@@ -15,8 +15,8 @@ from models.keys.keys import Key
 from tests.support.http_tools import Caller, error_of, together
 from tests.support.money_tools import MODEL, cost, grant, issued
 from tests.support.queue_tools import finish, known, query, reap, start, submit
-from workers.runner import finish as ending
-from workers.runner.finish import AttemptRecord
+from workers.results import finish as ending
+from workers.results.attempt_record import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -13,8 +13,8 @@ from models.platform import wire
 from models.sessions import stored_completions
 from tests.support.http_tools import Caller, error_of, run
 from tests.support.queue_tools import clean_up, query, row
-from workers.runner import finish
-from workers.runner.finish import AttemptRecord
+from workers.results import finish, spool
+from workers.results.attempt_record import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -214,7 +214,7 @@ def test_retention_deletes_stored_completions_with_their_jobs(caller: Caller) ->
 def test_spooled_endings_keep_their_metadata(caller: Caller) -> None:
     kept = AttemptRecord(UUID(int=1), UUID(int=2), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), store_as={"topic": "tea"})
 
-    assert kept == finish._load(finish._dump(kept))
+    assert kept == spool.decode(spool.encode(kept))
 
 
 @pytest.mark.parametrize("stream", [False, True])

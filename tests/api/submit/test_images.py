@@ -29,8 +29,8 @@ from tests.support.programs import processes
 from tests.support.programs.processes import Stack
 from tests.support.queue_tools import GOOD, query, row
 from tests.upstream.images import png
-from workers.runner import finish as ending
-from workers.runner.finish import AttemptRecord
+from workers.results import finish as ending
+from workers.results.attempt_record import AttemptRecord
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
 MB = 1_000_000

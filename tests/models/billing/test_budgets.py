@@ -20,8 +20,8 @@ from models.platform.errors import NoMoney, NotFound
 from tests.support.http_tools import CHAT, Caller, error_of, stored, together
 from tests.support.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing
 from tests.support.queue_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
-from workers.runner import finish as ending
-from workers.runner.finish import AttemptRecord
+from workers.results import finish as ending
+from workers.results.attempt_record import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -27,8 +27,8 @@ from models.database import migrate
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import atomic_file
 from tests.deploy.test_supervisor import ANY_PORTS, STAND_IN
-from workers.runner import finish
-from workers.runner.finish import AttemptRecord
+from workers.results import spool
+from workers.results.attempt_record import AttemptRecord
 
 ROOT = Path(__file__).parents[3]
 SMALL_KB = 256
@@ -143,7 +143,7 @@ def _lock(folder: Path) -> None:
 
 def _spool(folder: Path) -> None:
     whole = AttemptRecord(uuid4(), uuid4(), 1, 1, "m", AttemptResult(Outcome.SUCCEEDED), JobResult(Status.SUCCEEDED, response=b"{}"))
-    kept = finish.spool(whole)
+    kept = spool.save(whole)
     assert [kept] == list((folder / "spool").iterdir())
     kept.unlink()
 

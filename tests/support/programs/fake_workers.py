@@ -17,8 +17,8 @@ from models.queue import admission
 from tests.support import webhook_tools
 from tests.support.queue_tools import query
 from workers.channels import notify
-from workers.runner import finish
-from workers.runner.finish import AttemptRecord
+from workers.results import finish
+from workers.results.attempt_record import AttemptRecord
 
 EVERY_S = 0.02
 CHAT = {"id": "chatcmpl-1", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}]}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.answers import chat_chunks
+from workers.answers import answer_events
 from workers.answers.chat_chunks import ChatAccumulator, ImageAccumulator, JsonObject
 from workers.answers.sse import EventParser
 
@@ -152,7 +152,7 @@ LOGPROBS = st.none() | st.fixed_dictionaries({"content": st.lists(TOKEN)})
 def test_an_answer_taken_apart_adds_up_to_itself(said: list[tuple[JsonObject, Any, str]], with_usage: bool) -> None:
     choices = [{"index": n, "message": one, "logprobs": odds, "finish_reason": why} for n, (one, odds, why) in enumerate(said)]
     answer = {**FRAME, "object": "chat.completion", "choices": choices, **({"usage": USAGE} if with_usage else {})}
-    chat = added(*_read(chat_chunks.events_from_answer(answer, kind="", with_usage=with_usage)), n=len(choices))
+    chat = added(*_read(answer_events.events_from_answer(answer, kind="", with_usage=with_usage)), n=len(choices))
 
     assert chat.is_whole
     assert answer == chat.answer()
@@ -161,7 +161,7 @@ def test_an_answer_taken_apart_adds_up_to_itself(said: list[tuple[JsonObject, An
 def test_pictures_taken_apart_add_up_to_themselves() -> None:
     answer = {"created": 7, "data": [{"b64_json": "aaaa"}, {"b64_json": "bbbb"}], "size": "1x1", "usage": {"input_tokens": 1}}
     pictures = ImageAccumulator(n=2)
-    events = list(chat_chunks.events_from_answer(answer, kind="image_edit", with_usage=True))
+    events = list(answer_events.events_from_answer(answer, kind="image_edit", with_usage=True))
     for said in _read(events):
         pictures.add(said)
 
@@ -170,7 +170,7 @@ def test_pictures_taken_apart_add_up_to_themselves() -> None:
 
 
 def test_an_answer_of_an_unknown_kind_is_one_event() -> None:
-    assert [{"odd": ["é"]}] == _read(chat_chunks.events_from_answer({"odd": ["é"]}, kind="", with_usage=True))
+    assert [{"odd": ["é"]}] == _read(answer_events.events_from_answer({"odd": ["é"]}, kind="", with_usage=True))
 
 
 def _read(events: Any) -> list[JsonObject]:

@@ -69,18 +69,18 @@ def running(database: None) -> Any:
     return SimpleNamespace(**{**found._asdict(), "dispatch_id": dispatch_id})
 
 
-def hear(running: Any, speaker: Speaker, *, relay: StreamPublisher | None = None) -> tuple[Any, Any]:
+def hear(running: Any, speaker: Speaker, *, publisher: StreamPublisher | None = None) -> tuple[Any, Any]:
     """The answer's object and the verdict."""
-    answer, verdict = heard_raw(running, speaker, relay=relay)
+    answer, verdict = heard_raw(running, speaker, publisher=publisher)
     return json.loads(answer.body) if answer.body else None, verdict
 
 
-def heard_raw(running: Any, speaker: Speaker, *, relay: StreamPublisher | None = None) -> tuple[Any, Any]:
+def heard_raw(running: Any, speaker: Speaker, *, publisher: StreamPublisher | None = None) -> tuple[Any, Any]:
     """The answer and the verdict."""
     request = Request(f"http://127.0.0.1:{speaker.server.getsockname()[1]}/", key="k", headers={}, content=b"{}")
     call = CallControl(deadline=time.monotonic() + 10)
     try:
-        return stream.call_streamed(running, request, call=call, relay=relay or StreamPublisher(running))
+        return stream.call_streamed(running, request, call=call, publisher=publisher or StreamPublisher(running))
     finally:
         speaker.is_over.set()
         speaker.join(5)
@@ -109,11 +109,11 @@ def test_what_came_in_one_read_is_relayed_in_one_step(running: Any) -> None:
 
 
 def test_a_stream_that_came_at_once_is_only_in_its_transcript(running: Any) -> None:
-    relay = StreamPublisher(running)
-    answer, _ = hear(running, Speaker(CHUNKED + chunk(ONE + LAST + DONE) + END_OF_CHUNKS), relay=relay)
+    publisher = StreamPublisher(running)
+    answer, _ = hear(running, Speaker(CHUNKED + chunk(ONE + LAST + DONE) + END_OF_CHUNKS), publisher=publisher)
 
-    assert ("a", ONE + LAST) == (said(answer), relay.transcript)
-    assert (False, []) == (relay.has_begun, heard(running.id))
+    assert ("a", ONE + LAST) == (said(answer), publisher.transcript)
+    assert (False, []) == (publisher.has_published, heard(running.id))
 
 
 def test_a_connection_that_stays_open_after_the_end_holds_up_nobody(running: Any) -> None:
@@ -151,11 +151,11 @@ def test_a_stream_that_cannot_be_read_is_kept_whole(running: Any, sent: bytes) -
 
 @pytest.mark.parametrize("junk", [GARBLED, b"data: <!-- x -->\n\n", b'data: {"error": {"message": "late"}}\n\n', b"data: [1, 2]\n\n"])
 def test_junk_after_the_last_choice_loses_nothing(running: Any, junk: bytes) -> None:
-    relay = StreamPublisher(running)
-    answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + junk + USE + DONE), relay=relay)
+    publisher = StreamPublisher(running)
+    answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + junk + USE + DONE), publisher=publisher)
 
     assert ("a", NextStep.SUCCEED, True) == (said(answer), verdict.next, "usage" in answer)
-    assert ONE + LAST == relay.transcript
+    assert ONE + LAST == publisher.transcript
 
 
 @pytest.mark.parametrize("done", [b"data: [DONE] \n\n", b"data:[DONE]\n\n", b"data: [DONE]"])
@@ -177,10 +177,10 @@ def test_a_compressed_stream_is_relayed_as_it_comes(running: Any) -> None:
 
 
 def test_an_event_with_a_list_around_it_is_relayed_without(running: Any) -> None:
-    relay = StreamPublisher(running)
-    answer, _ = hear(running, Speaker(HEAD + b"data: [" + ONE[6:-2] + b"]\n\n" + LAST), relay=relay)
+    publisher = StreamPublisher(running)
+    answer, _ = hear(running, Speaker(HEAD + b"data: [" + ONE[6:-2] + b"]\n\n" + LAST), publisher=publisher)
 
-    assert ("a", ONE + LAST) == (said(answer), relay.transcript)
+    assert ("a", ONE + LAST) == (said(answer), publisher.transcript)
 
 
 def test_a_cut_after_the_last_choice_loses_nothing(running: Any) -> None:
@@ -190,46 +190,46 @@ def test_a_cut_after_the_last_choice_loses_nothing(running: Any) -> None:
 
 
 def test_a_ping_is_not_relayed(running: Any) -> None:
-    relay = StreamPublisher(running)
-    hear(running, Speaker(HEAD + b"event: ping\ndata: {}\n\n" + ONE + LAST), relay=relay)
+    publisher = StreamPublisher(running)
+    hear(running, Speaker(HEAD + b"event: ping\ndata: {}\n\n" + ONE + LAST), publisher=publisher)
 
-    assert ONE + LAST == relay.transcript
+    assert ONE + LAST == publisher.transcript
 
 
 def test_json_is_recognised_whatever_it_is_called(running: Any) -> None:
-    relay = StreamPublisher(running)
+    publisher = StreamPublisher(running)
     body = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]})
-    answer, _ = hear(running, Speaker(HEAD + b" \n" + body.encode()), relay=relay)
+    answer, _ = hear(running, Speaker(HEAD + b" \n" + body.encode()), publisher=publisher)
 
-    assert "hi" == said(answer) == content(relay.transcript or b"")
+    assert "hi" == said(answer) == content(publisher.transcript or b"")
 
 
 def test_an_error_in_place_of_a_stream_is_an_error(running: Any) -> None:
-    relay = StreamPublisher(running)
+    publisher = StreamPublisher(running)
     head = HEAD.replace(b"text/event-stream", b"application/json")
-    _, verdict = hear(running, Speaker(head + b'{"error":{"message":"slow down","code":"slow_down"}}'), relay=relay)
+    _, verdict = hear(running, Speaker(head + b'{"error":{"message":"slow down","code":"slow_down"}}'), publisher=publisher)
 
-    assert (NextStep.WAIT, "slow down", None) == (verdict.next, verdict.error["message"], relay.transcript)
+    assert (NextStep.WAIT, "slow down", None) == (verdict.next, verdict.error["message"], publisher.transcript)
 
 
 def test_nothing_is_relayed_without_the_lease(running: Any) -> None:
     query("UPDATE job SET dispatch_id = gen_random_uuid() WHERE id = :id", id=running.id)
-    relay = StreamPublisher(running)
-    relay.take(ONE)
-    relay.flush()
+    publisher = StreamPublisher(running)
+    publisher.add(ONE)
+    publisher.flush()
 
-    assert (False, []) == (relay.has_begun, heard(running.id))
+    assert (False, []) == (publisher.has_published, heard(running.id))
 
 
 def test_a_stream_that_redis_lost_is_not_begun_again_in_its_middle(running: Any) -> None:
-    relay = StreamPublisher(running)
+    publisher = StreamPublisher(running)
     for event in (ONE, TWO, LAST):
-        relay.take(event)
-        relay.flush()
+        publisher.add(event)
+        publisher.flush()
         if event == ONE:
             notify.client().delete(f"ns:stream:{running.id}")
 
-    assert (True, [], ONE + TWO + LAST) == (relay.has_begun, heard(running.id), relay.transcript)
+    assert (True, [], ONE + TWO + LAST) == (publisher.has_published, heard(running.id), publisher.transcript)
 
 
 @pytest.mark.parametrize(

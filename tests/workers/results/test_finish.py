@@ -20,9 +20,10 @@ from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from models.platform import crypto
 from models.platform.errors import Unavailable
-from tests.support.queue_tools import finish, heads, known, outcomes, query, reap, row, start, submit, told
-from workers.runner import finish as ending
-from workers.runner.finish import AttemptRecord
+from tests.support.queue_tools import finish as finish_job
+from tests.support.queue_tools import heads, known, outcomes, query, reap, row, start, submit, told
+from workers.results import finish, replay, spool
+from workers.results.attempt_record import AttemptRecord
 
 pytestmark = pytest.mark.usefixtures("database")
 PNG = b"\x89PNG\r\n\x1a\n picture"
@@ -69,21 +70,21 @@ def used() -> list[tuple[Any, ...]]:
 
 
 def test_an_answer_its_usage_and_its_price_are_stored_together(good: AttemptRecord) -> None:
-    ending.write(good)
+    finish.write(good)
 
     assert (Status.SUCCEEDED, BODY) == (row(good.job_id).status, bytes(row(good.job_id).response))
     assert [(7, 5, 0, 68)] == used()
 
 
 def test_twice_is_the_same_as_once(good: AttemptRecord) -> None:
-    ending.commit(good)
-    ending.commit(good)
+    finish.commit(good)
+    finish.commit(good)
 
     assert (1, ["queued", "started", "succeeded"]) == (len(used()), told(good.job_id))
 
 
 def test_a_job_goes_back_in_line_when_there_is_no_result(good: AttemptRecord) -> None:
-    ending.write(replace(good, result=None, finding=AttemptResult(Outcome.FAILED, 500), counts=True))
+    finish.write(replace(good, result=None, finding=AttemptResult(Outcome.FAILED, 500), counts=True))
 
     assert (Status.QUEUED, 1, [good.job_id], []) == (row(good.job_id).status, row(good.job_id).failures, heads(), used())
 
@@ -91,17 +92,17 @@ def test_a_job_goes_back_in_line_when_there_is_no_result(good: AttemptRecord) ->
 def test_the_usage_of_an_answer_that_nobody_takes_is_recorded(caller: Key, good: AttemptRecord) -> None:
     reap()
     again = start(caller, good.job_id)
-    ending.write(good)
+    finish.write(good)
 
     assert Status.RUNNING == row(good.job_id).status
     assert ([(7, 5, 0, 68)], ["succeeded", "running"]) == (used(), outcomes(good.job_id))
-    assert finish(good.job_id, again)
+    assert finish_job(good.job_id, again)
 
 
 def test_the_usage_of_an_answer_that_came_after_the_cancellation_is_recorded(good: AttemptRecord) -> None:
     query("UPDATE job SET cancel_requested = true")
     reap()
-    ending.write(good)
+    finish.write(good)
 
     assert (Status.CANCELLED, 1) == (row(good.job_id).status, len(used()))
 
@@ -128,7 +129,7 @@ def marked() -> list[bool]:
 
 @pytest.mark.parametrize("is_turn", [False, True])
 def test_usage_that_the_upstream_does_not_say_is_estimated_and_charged(good: AttemptRecord, is_turn: bool) -> None:
-    ending.write(replace(silent(good, lambda: 100), is_turn=is_turn))
+    finish.write(replace(silent(good, lambda: 100), is_turn=is_turn))
 
     assert ([(100, 4, 0, 290)], [True]) == (used(), marked())
     assert [("charge", -290, "estimated")] == charged(good)
@@ -138,7 +139,7 @@ def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: A
     def never() -> int:
         raise AssertionError
 
-    ending.write(replace(good, asked_tokens=never))
+    finish.write(replace(good, asked_tokens=never))
 
     assert ([(7, 5, 0, 68)], [False], [("charge", -68, None)]) == (used(), marked(), charged(good))
 
@@ -146,20 +147,20 @@ def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: A
 def test_what_was_unknown_is_corrected_by_an_estimate_that_says_so(good: AttemptRecord) -> None:
     query("UPDATE job SET reserved_microusd = 1000")
     reap()
-    ending.write(silent(good, lambda: 100))
+    finish.write(silent(good, lambda: 100))
 
     assert [("unknown", -1_000, None), ("correction", 710, "estimated")] == charged(good)
 
 
 def test_a_call_that_costs_nothing_is_not_estimated(good: AttemptRecord) -> None:
-    ending.write(silent(good, None, b'{"results": []}'))
+    finish.write(silent(good, None, b'{"results": []}'))
 
     assert ([(0, 0, 0)], [False]) == ([one[:3] for one in used()], marked())
 
 
 def test_an_estimate_outlives_its_worker(good: AttemptRecord, folder: Path) -> None:
-    ending.spool(silent(good, lambda: 100))
-    ending.replay()
+    spool.save(silent(good, lambda: 100))
+    replay.replay_spool()
 
     assert [(100, 4, 0, 290)] == used()
 
@@ -168,8 +169,8 @@ def test_an_answer_that_could_not_be_read_is_charged_once_as_an_estimate(good: A
     error = {"message": "no JSON", "type": "server_error", "param": None, "code": "upstream_invalid_response"}
     kept = JobResult(Status.FAILED, http_status=200, response=b"one two three four", error=error)
     bad = replace(silent(good, lambda: 100), finding=AttemptResult(Outcome.UNKNOWN, 200), result=kept)
-    ending.write(bad)
-    ending.write(bad)
+    finish.write(bad)
+    finish.write(bad)
 
     assert (Status.FAILED, [(100, 4, 0, 290)], [True]) == (row(good.job_id).status, used(), marked())
     assert [("charge", -290, "estimated")] == charged(good)
@@ -183,7 +184,7 @@ def picture(*contents: bytes) -> bytes:
 
 
 def test_pictures_are_stored_in_order_with_their_type(caller: Key, good: AttemptRecord) -> None:
-    ending.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG, b"\xff\xd8\xff jpeg", b"<script>")))
+    finish.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG, b"\xff\xd8\xff jpeg", b"<script>")))
 
     kinds = query("SELECT n, content_type, content FROM artifact ORDER BY n")
     assert [(0, "image/png"), (1, "image/jpeg"), (2, "application/octet-stream")] == [(one.n, one.content_type) for one in kinds]
@@ -193,7 +194,7 @@ def test_pictures_are_stored_in_order_with_their_type(caller: Key, good: Attempt
 def test_pictures_of_a_late_answer_that_nobody_takes_are_not_stored(caller: Key, good: AttemptRecord) -> None:
     reap()
     start(caller, good.job_id)
-    ending.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG)))
+    finish.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG)))
 
     assert [] == list(query("SELECT id FROM artifact"))
 
@@ -203,7 +204,7 @@ def test_pictures_of_a_late_answer_that_nobody_takes_are_not_stored(caller: Key,
 )
 def test_data_that_is_no_picture_stores_none_and_keeps_the_answer(caller: Key, good: AttemptRecord, data: object) -> None:
     body = json.dumps({"created": 1, "data": data}).encode()
-    ending.write(ended(caller, good.job_id, good.dispatch_id, body))
+    finish.write(ended(caller, good.job_id, good.dispatch_id, body))
 
     assert ([], body) == (list(query("SELECT id FROM artifact")), bytes(row(good.job_id).response))
 
@@ -214,18 +215,18 @@ def test_data_that_is_no_picture_stores_none_and_keeps_the_answer(caller: Key, g
 def test_an_answer_is_kept_on_disk_while_postgres_is_away(good: AttemptRecord, folder: Path, postgres_is: Callable[[str], None]) -> None:
     postgres_is("away")
     with pytest.raises(Unavailable):
-        ending.commit(good)
-    ending.spool(good)
-    assert 0 == ending.replay()
+        finish.commit(good)
+    spool.save(good)
+    assert 0 == replay.replay_spool()
     assert [f"{good.dispatch_id}.ending"] == [file.name for file in folder.iterdir()]
 
     postgres_is("back")
-    assert 1 == ending.replay()
+    assert 1 == replay.replay_spool()
     assert (Status.SUCCEEDED, BODY, []) == (row(good.job_id).status, bytes(row(good.job_id).response), list(folder.iterdir()))
 
 
 def test_what_is_kept_on_disk_cannot_be_read_there(good: AttemptRecord) -> None:
-    file = ending.spool(good)
+    file = spool.save(good)
 
     assert b"chatcmpl" not in file.read_bytes()
     assert 0o700 == file.parent.stat().st_mode & 0o777
@@ -246,22 +247,22 @@ def test_what_is_kept_on_disk_cannot_be_read_there(good: AttemptRecord) -> None:
 def test_what_comes_back_from_disk_is_what_went_there(good: AttemptRecord, change: dict[str, Any]) -> None:
     one = replace(good, **change)
 
-    assert one == ending._load(ending._dump(one))
+    assert one == spool.decode(spool.encode(one))
 
 
 def test_what_was_spooled_twice_is_stored_once(good: AttemptRecord) -> None:
-    ending.commit(good)
-    ending.spool(good)
+    finish.commit(good)
+    spool.save(good)
 
-    assert (1, 1) == (ending.replay(), len(used()))
+    assert (1, 1) == (replay.replay_spool(), len(used()))
 
 
 def test_a_file_that_cannot_be_read_stays_and_holds_up_nobody(good: AttemptRecord, folder: Path) -> None:
-    ending.spool(good)
+    spool.save(good)
     bad = folder / "00000000-0000-0000-0000-000000000000.ending"
     bad.write_bytes(b"not sealed by us")
 
-    assert 1 == ending.replay()
+    assert 1 == replay.replay_spool()
     assert [bad] == list(folder.iterdir())
 
 
@@ -276,10 +277,10 @@ def refused(caller: Key) -> AttemptRecord:
 def test_an_answer_that_cannot_be_stored_is_put_aside_and_the_others_go_on(
     good: AttemptRecord, refused: AttemptRecord, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ending.spool(refused)
-    file = ending.spool(good).with_name(f"{refused.dispatch_id}.ending")
+    spool.save(refused)
+    file = spool.save(good).with_name(f"{refused.dispatch_id}.ending")
 
-    assert (1, 0, 0) == tuple(ending.replay(now=now) for now in (0.0, 7.0, 14.0))
+    assert (1, 0, 0) == tuple(replay.replay_spool(now=now) for now in (0.0, 7.0, 14.0))
     assert (Status.SUCCEEDED, [file]) == (row(good.job_id).status, list(folder.iterdir()))
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [(file.name, 60.0)] == [(record.__dict__["file"], record.__dict__["again_s"]) for record in errors], "said once, not each beat"
@@ -287,39 +288,39 @@ def test_an_answer_that_cannot_be_stored_is_put_aside_and_the_others_go_on(
 
 
 def test_an_answer_that_was_put_aside_is_stored_once_it_can_be(good: AttemptRecord, folder: Path, override: Callable[..., None]) -> None:
-    file = ending.spool(good)
+    file = spool.save(good)
     sealed = file.read_bytes()
     file.write_bytes(b"of another key")
-    assert 0 == ending.replay(now=100.0)
+    assert 0 == replay.replay_spool(now=100.0)
     file.write_bytes(sealed)
 
-    assert (0, 1) == (ending.replay(now=159.0), ending.replay(now=160.0))
+    assert (0, 1) == (replay.replay_spool(now=159.0), replay.replay_spool(now=160.0))
     assert 0 == REGISTRY.get_sample_value("nowserving_spooled_answers", {"state": "refused"})
 
 
 def test_an_answer_of_another_version_holds_up_nobody(good: AttemptRecord, folder: Path) -> None:
     other = folder / f"{UUID(int=1)}.ending"
-    ending.spool(good)
+    spool.save(good)
     other.write_bytes(crypto.seal(json.dumps({"version": 9}).encode(), bound_to=other.stem))
 
-    assert 1 == ending.replay(now=0.0)
+    assert 1 == replay.replay_spool(now=0.0)
     assert [other] == list(folder.iterdir())
 
 
 def test_a_file_moved_to_another_name_is_not_believed(good: AttemptRecord, folder: Path) -> None:
-    file = ending.spool(good)
+    file = spool.save(good)
     file.rename(folder / "00000000-0000-0000-0000-000000000000.ending")
 
-    assert 0 == ending.replay()
+    assert 0 == replay.replay_spool()
 
 
 def test_an_answer_that_neither_postgres_nor_the_disk_takes_is_tried_again(
     good: AttemptRecord, folder: Path, postgres_is: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ending, "TRY_S", 0.05)
+    monkeypatch.setattr(finish, "TRY_S", 0.05)
     folder.touch()  # no folder can be made there
     postgres_is("away")
-    writing = threading.Thread(target=ending.write, args=(good,))
+    writing = threading.Thread(target=finish.write, args=(good,))
     writing.start()
     writing.join(0.5)
     assert writing.is_alive()
@@ -331,6 +332,6 @@ def test_an_answer_that_neither_postgres_nor_the_disk_takes_is_tried_again(
 
 
 def test_a_half_written_file_is_not_read(good: AttemptRecord, folder: Path) -> None:
-    ending.spool(good).rename(folder / f"{good.dispatch_id}.part")
+    spool.save(good).rename(folder / f"{good.dispatch_id}.part")
 
-    assert 0 == ending.replay()
+    assert 0 == replay.replay_spool()

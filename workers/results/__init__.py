@@ -1,0 +1,1 @@
+"""The end of an attempt: its record, the answer's usage, the transaction that stores it, and the spool for outages of Postgres."""
