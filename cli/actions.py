@@ -1,4 +1,4 @@
-"""`nowserving pause | resume | drain | caps | weight | boost | stop | purge | …`: the levers, for whoever has the database."""
+"""`nowserving pause | resume | drain | caps | weight | boost | stop | purge | …`: operator actions, run directly on the database."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from typing import Any
 
 import click
 
-from api.ops import actions, bulk_retry
+from api.ops import actions, bulk_retry, job_actions
 from api.waiting import notify_queue
 from cli import terminal
 from models.access.audit_log import Act
-from models.ops import pause as halt
+from models.ops import pause as pause_model
 from models.ops.bulk import JobFilter
 from models.platform import wire
 
 RETRY_MAX_S = 3600.0
 
-_reason = click.option("--reason", help="Why: kept in the audit log.")
+_reason = click.option("--reason", help="Reason, stored in the audit log.")
 _id = click.argument("name", metavar="ID")
-_kind = click.argument("kind", type=click.Choice(halt.KINDS))
+_kind = click.argument("kind", type=click.Choice(pause_model.KINDS))
 
 
-def _halt(verb: str, said: str) -> click.Command:
-    @click.command(verb, help=said)
+def _pause_command(verb: str, text: str) -> click.Command:
+    @click.command(verb, help=text)
     @_kind
     @_id
     @_reason
     @terminal.json_option
     def command(*, kind: str, name: str, reason: str | None, as_json: bool) -> None:
-        _show(actions.halt_it(Act(reason=reason), verb, halt.parse_target(kind, name)), as_json=as_json)
+        _show(actions.pause_resume_or_drain(Act(reason=reason), verb, pause_model.parse_target(kind, name)), as_json=as_json)
 
     return command
 
 
-pause = _halt("pause", "Let nothing of it start; what runs ends. ID of a flow: LANE.KEY:USER.")
-resume = _halt("resume", "Let it go on: ends a pause, a drain and a parked credential's probation.")
-drain = _halt("drain", "Take nothing new for it; what waits is served.")
+pause = _pause_command("pause", "Start none of its jobs; running jobs end. ID of a flow: LANE.KEY:USER.")
+resume = _pause_command("resume", "End a pause, a drain, and the parking of a credential.")
+drain = _pause_command("drain", "Accept no new jobs for it; waiting jobs are served.")
 
 
 @click.command()
 @click.argument("kind", type=click.Choice(("key", "flow")))
 @_id
-@click.option("--endpoint", default="", help="For this class of requests, as /v1/embeddings.")
-@click.option("--max-queued", type=click.IntRange(0), help="Jobs that may wait; 0: any number.")
-@click.option("--max-in-flight", type=click.IntRange(0), help="Jobs that may run at a time; 0: any number.")
-@click.option("--rpm", type=click.IntRange(0), help="Jobs that may start in a minute; 0: any number.")
+@click.option("--endpoint", default="", help="Only for this endpoint, such as /v1/embeddings.")
+@click.option("--max-queued", type=click.IntRange(0), help="Limit of waiting jobs; 0: no limit.")
+@click.option("--max-in-flight", type=click.IntRange(0), help="Limit of running jobs; 0: no limit.")
+@click.option("--rpm", type=click.IntRange(0), help="Limit of jobs that start in a minute; 0: no limit.")
 @_reason
 @terminal.json_option
-def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bool, **given: int | None) -> None:
-    """Cap what a key or a user may have of the line; what is left out stays."""
-    changes = {one: value or None for one, value in given.items() if value is not None}
-    _show(actions.set_caps(Act(reason=reason), halt.parse_target(kind, name), changes, endpoint=endpoint), as_json=as_json)
+def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bool, **values: int | None) -> None:
+    """Set the caps of a key or a user; omitted caps stay unchanged."""
+    changes = {name: value or None for name, value in values.items() if value is not None}
+    _show(actions.set_caps(Act(reason=reason), pause_model.parse_target(kind, name), changes, endpoint=endpoint), as_json=as_json)
 
 
 @click.command()
@@ -60,9 +60,9 @@ def caps(*, kind: str, name: str, endpoint: str, reason: str | None, as_json: bo
 @_reason
 @terminal.json_option
 def weight(*, name: str, share: float, reason: str | None, as_json: bool) -> None:
-    """Give a key SHARE times what others of its pool have, or a user SHARE times what others of its key have."""
-    on = halt.parse_target("flow" if ":" in name else "key", name)
-    _show(actions.weigh(Act(reason=reason), on, weight=share), as_json=as_json)
+    """Give a key SHARE times the share of other keys of its pool, or a user SHARE times that of other users of its key."""
+    target = pause_model.parse_target("flow" if ":" in name else "key", name)
+    _show(actions.set_weight(Act(reason=reason), target, weight=share), as_json=as_json)
 
 
 @click.command()
@@ -70,8 +70,8 @@ def weight(*, name: str, share: float, reason: str | None, as_json: bool) -> Non
 @_reason
 @terminal.json_option
 def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
-    """Put a waiting job at the head of its lane."""
-    _show(_place(actions.boost(Act(reason=reason), wire.parse_id(job_id))), as_json=as_json)
+    """Move a waiting job to the head of its lane."""
+    _show(_position(job_actions.boost(Act(reason=reason), wire.parse_id(job_id))), as_json=as_json)
 
 
 @click.command()
@@ -81,7 +81,7 @@ def boost(*, job_id: str, reason: str | None, as_json: bool) -> None:
 @terminal.json_option
 def priority(*, job_id: str, level: str, reason: str | None, as_json: bool) -> None:
     """Change a waiting job's weight among its user's own jobs."""
-    _show(_place(actions.prioritise(Act(reason=reason), wire.parse_id(job_id), priority=level)), as_json=as_json)
+    _show(_position(job_actions.set_priority(Act(reason=reason), wire.parse_id(job_id), priority=level)), as_json=as_json)
 
 
 @click.command()
@@ -89,9 +89,9 @@ def priority(*, job_id: str, level: str, reason: str | None, as_json: bool) -> N
 @_reason
 @terminal.json_option
 def stop(*, job_id: str, reason: str | None, as_json: bool) -> None:
-    """Cancel anybody's job, waiting or running."""
-    made = actions.cancel(Act(reason=reason), wire.parse_id(job_id))
-    _show({"id": made["id"], "status": made["status"], "cancel_requested": made["cancel_requested"]}, as_json=as_json)
+    """Cancel any caller's job, waiting or running."""
+    job = job_actions.cancel(Act(reason=reason), wire.parse_id(job_id))
+    _show({"id": job["id"], "status": job["status"], "cancel_requested": job["cancel_requested"]}, as_json=as_json)
 
 
 @click.command()
@@ -99,35 +99,38 @@ def stop(*, job_id: str, reason: str | None, as_json: bool) -> None:
 @_reason
 @terminal.json_option
 def retry(*, job_id: str, reason: str | None, as_json: bool) -> None:
-    """Ask again what failed, expired or was cancelled: a new job of the same caller."""
-    _show(_place(actions.retry(Act(reason=reason), wire.parse_id(job_id))), as_json=as_json)
+    """Resubmit a failed, expired or cancelled job as a new job of the same caller."""
+    _show(_position(job_actions.retry(Act(reason=reason), wire.parse_id(job_id))), as_json=as_json)
 
 
 def _filtered(command: Any) -> Any:
-    for name, kind, said in (
-        ("--pool", int, "Of this pool (its id)."), ("--lane", int, "Of this lane (its id)."), ("--key-id", int, "Of this key (its id)."),
-        ("--user", str, "Of this user."), ("--older-than-s", float, "Submitted longer ago."),
+    for name, kind, text in (
+        ("--pool", int, "Only jobs of this pool (id)."), ("--lane", int, "Only jobs of this lane (id)."),
+        ("--key-id", int, "Only jobs of this key (id)."), ("--user", str, "Only jobs of this user."),
+        ("--older-than-s", float, "Only jobs submitted longer ago."),
     ):  # fmt: skip
-        command = click.option(name, type=kind, help=said)(command)
+        command = click.option(name, type=kind, help=text)(command)
     return _reason(terminal.json_option(command))
 
 
 @click.command()
-@click.option("--running", is_flag=True, help="Stop those that run, too.")
+@click.option("--running", is_flag=True, help="Stop running jobs too.")
 @_filtered
-def purge(*, running: bool, reason: str | None, as_json: bool, **which: Any) -> None:
+def purge(*, running: bool, reason: str | None, as_json: bool, **filters: Any) -> None:
     """Cancel waiting jobs by filter."""
-    done, _ = actions.purge_all(Act(reason=reason), _filter(which), status="running" if running else "queued", until=float("inf"))
-    _show({"cancelled": done}, as_json=as_json)
+    cancelled, _ = job_actions.cancel_matching(
+        Act(reason=reason), _filter(filters), status="running" if running else "queued", until=float("inf")
+    )
+    _show({"cancelled": cancelled}, as_json=as_json)
 
 
 @click.command("retry-failed")
-@click.option("--after", metavar="ID", help="Go on behind this job: last_id of the command before.")
+@click.option("--after", metavar="ID", help="Continue after this job: last_id of the previous command.")
 @_filtered
-def retry_failed(*, after: str | None, reason: str | None, as_json: bool, **which: Any) -> None:
-    """Retry failed and expired jobs that were not retried yet, oldest first; without a filter: all of them."""
-    begin = None if after is None else wire.parse_id(after)
-    report = bulk_retry.run(Act(reason=reason), _filter(which), after=begin, until=time.monotonic() + RETRY_MAX_S).show()
+def retry_failed(*, after: str | None, reason: str | None, as_json: bool, **filters: Any) -> None:
+    """Retry failed and expired jobs that were not retried yet, oldest first; without a filter: all."""
+    cursor = None if after is None else wire.parse_id(after)
+    report = bulk_retry.run(Act(reason=reason), _filter(filters), after=cursor, until=time.monotonic() + RETRY_MAX_S).show()
     if not as_json:
         report["reasons"] = [f"{code}: {jobs}" for code, jobs in report["reasons"].items()]
         report["errors"] = [f"{error['job']}: {error['message']}" for error in report["errors"]]
@@ -139,20 +142,24 @@ def retry_failed(*, after: str | None, reason: str | None, as_json: bool, **whic
 @_reason
 @terminal.json_option
 def rebuild(*, lane: int, reason: str | None, as_json: bool) -> None:
-    """Make a lane's limiter state and counters again from Postgres."""
-    _show(actions.rebuild(Act(reason=reason), lane), as_json=as_json)
+    """Rebuild a lane's limiter state and counters from Postgres."""
+    _show(actions.rebuild_lane(Act(reason=reason), lane), as_json=as_json)
 
 
-def _place(made: dict[str, Any]) -> dict[str, Any]:
-    return {"id": made["id"], "status": made["status"], "position": (made["queue"] or {}).get("position")}
+def _position(job: dict[str, Any]) -> dict[str, Any]:
+    return {"id": job["id"], "status": job["status"], "position": (job["queue"] or {}).get("position")}
 
 
-def _filter(which: dict[str, Any]) -> JobFilter:
+def _filter(filters: dict[str, Any]) -> JobFilter:
     return JobFilter(
-        pool_id=which["pool"], lane_id=which["lane"], key_id=which["key_id"], user=which["user"], older_than_s=which["older_than_s"]
+        pool_id=filters["pool"],
+        lane_id=filters["lane"],
+        key_id=filters["key_id"],
+        user=filters["user"],
+        older_than_s=filters["older_than_s"],
     )
 
 
-def _show(made: dict[str, Any], *, as_json: bool) -> None:
+def _show(result: dict[str, Any], *, as_json: bool) -> None:
     notify_queue.flush()
-    terminal.show(made, as_json=as_json)
+    terminal.show(result, as_json=as_json)

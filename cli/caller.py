@@ -1,4 +1,4 @@
-"""`nowserving submit`, `wait`, `jobs` and `cancel`: a caller's commands, over HTTP like everybody's."""
+"""`nowserving submit`, `wait`, `jobs` and `cancel`: a caller's commands, over HTTP."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
 def with_client(command: Command) -> Command:
-    """Where the API is and which key to present, from the environment: a key on the command line would be public."""
-    command = click.option("--url", envvar="NOWSERVING_URL", help="Where the API is (NOWSERVING_URL); default: this machine.")(command)
+    """Adds the API's URL and the key, read from the environment: a key on the command line would be public."""
+    command = click.option("--url", envvar="NOWSERVING_URL", help="URL of the API (NOWSERVING_URL); default: this machine.")(command)
     return click.option("--key", envvar=("NOWSERVING_KEY", "OPENAI_API_KEY"), hidden=True)(command)
 
 
 @click.command()
 @click.argument("prompt")
 @click.option("--model", help="Default: gpt-4o-mini, for images gpt-image-1-mini.")
-@click.option("--user", help="Who waits: users share the line fairly.")
+@click.option("--user", help="The user: users share the queue fairly.")
 @click.option("--priority", type=click.Choice(("low", "normal", "high")), default="normal")
-@click.option("--image", is_flag=True, help="Ask for a picture.")
+@click.option("--image", is_flag=True, help="Request an image.")
 @click.option("--wait", "waits", is_flag=True, help="Wait for the answer and print it.")
 @with_client
 @terminal.json_option
@@ -44,16 +44,16 @@ def submit(
     key: str | None,
     as_json: bool,
 ) -> None:
-    """Put PROMPT in line; NOWSERVING_KEY or OPENAI_API_KEY is presented."""
-    asked: dict[str, Any] = {"prompt": prompt} if image else {"messages": [{"role": "user", "content": prompt}]}
-    order: dict[str, Any] = {
+    """Submit PROMPT as a job, with the key in NOWSERVING_KEY or OPENAI_API_KEY."""
+    params: dict[str, Any] = {"prompt": prompt} if image else {"messages": [{"role": "user", "content": prompt}]}
+    job_request: dict[str, Any] = {
         "endpoint": "/v1/images/generations" if image else "/v1/chat/completions",
-        "body": {"model": model or MODELS[image], **asked},
+        "body": {"model": model or MODELS[image], **params},
         "priority": priority,
     }
     client = client_of(url, key)
-    job = client.call("POST", "/v1/jobs", order | ({"user": user} if user else {}))
-    _print(_ended(client, job["id"], as_json=as_json) if waits else job, as_json=as_json)
+    job = client.call("POST", "/v1/jobs", job_request | ({"user": user} if user else {}))
+    _print(_wait_until_ended(client, job["id"], as_json=as_json) if waits else job, as_json=as_json)
 
 
 @click.command()
@@ -61,8 +61,8 @@ def submit(
 @with_client
 @terminal.json_option
 def wait(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> None:
-    """Wait for a job and print its answer. Fails when the job did."""
-    _print(_ended(client_of(url, key), job_id, as_json=as_json), as_json=as_json)
+    """Wait for a job and print its answer. Fails if the job fails."""
+    _print(_wait_until_ended(client_of(url, key), job_id, as_json=as_json), as_json=as_json)
 
 
 @click.command()
@@ -70,9 +70,9 @@ def wait(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> Non
 @with_client
 @terminal.json_option
 def jobs(*, status: str | None, url: str | None, key: str | None, as_json: bool) -> None:
-    """The newest hundred jobs of this key."""
-    found = client_of(url, key).call("GET", "/v1/jobs", {"limit": 100, **({"status": status} if status else {})})["data"]
-    rows = found if as_json else [{**job, "position": (job["queue"] or {}).get("position")} for job in found]
+    """List the newest hundred jobs of this key."""
+    shown = client_of(url, key).call("GET", "/v1/jobs", {"limit": 100, **({"status": status} if status else {})})["data"]
+    rows = shown if as_json else [{**job, "position": (job["queue"] or {}).get("position")} for job in shown]
     terminal.table(rows, columns=("id", "status", "position", "model", "user", "priority"), as_json=as_json)
 
 
@@ -86,25 +86,25 @@ def cancel(*, job_id: str, url: str | None, key: str | None, as_json: bool) -> N
 
 
 def client_of(url: str | None, key: str | None) -> Client:
-    """Who speaks to the API. Raises ClickException without a key."""
+    """Returns a client of the API. Raises ClickException without a key."""
     if not key:
-        raise click.ClickException("set NOWSERVING_KEY or OPENAI_API_KEY to the key to present")
+        raise click.ClickException("set NOWSERVING_KEY or OPENAI_API_KEY to your key")
     return Client(url or f"http://127.0.0.1:{settings().port}", key)
 
 
-def _ended(client: Client, job_id: str, *, as_json: bool) -> dict[str, Any]:
-    said = None
+def _wait_until_ended(client: Client, job_id: str, *, as_json: bool) -> dict[str, Any]:
+    printed = None
     while True:
         job = client.wait(job_id, wait_s=WAIT_S)
         if job["status"] in ENDED:
             return job
-        news = _standing(job)
-        if news != said and not as_json:
-            click.echo(news, err=True)
-        said = news
+        state = _state(job)
+        if state != printed and not as_json:
+            click.echo(state, err=True)
+        printed = state
 
 
-def _standing(job: dict[str, Any]) -> str:
+def _state(job: dict[str, Any]) -> str:
     queue = job["queue"]
     if not queue:
         return f"{job['id']} {job['status']}"
@@ -113,20 +113,20 @@ def _standing(job: dict[str, Any]) -> str:
 
 
 def _print(job: dict[str, Any], *, as_json: bool) -> None:
-    """The answer itself when there is one; else how the job stands. Exit code 1 for one that failed or expired."""
+    """Prints the answer if there is one, otherwise the job's state. Exit code 1 for a failed or expired job."""
     if as_json:
         terminal.show(job, as_json=True)
     elif job["status"] == "succeeded":
         click.echo(_answer(job))
     elif job["status"] not in ("failed", "expired"):
-        click.echo(_standing(job))
+        click.echo(_state(job))
     if job["status"] in ("failed", "expired"):
         raise click.ClickException(f"{job['id']} {job['status']}: {(job['error'] or {}).get('message', 'no reason was given')}")
 
 
 def _answer(job: dict[str, Any]) -> str:
     if job["artifacts"]:
-        return "\n".join(one["url"] for one in job["artifacts"])
+        return "\n".join(artifact["url"] for artifact in job["artifacts"])
     try:
         return str(job["result"]["choices"][0]["message"]["content"])
     except (KeyError, IndexError, TypeError):

@@ -1,4 +1,4 @@
-"""A caller of the API in the standard library alone, for the command line."""
+"""HTTP client of the API for the command line, from the standard library alone."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Client:
-    """Speaks to the API at `url` with `key`, which is never shown. rest: how it waits, in seconds."""
+    """Client of the API at `url`. key: never shown. sleep: replaceable for tests."""
 
     url: str
     key: str = field(repr=False)
-    rest: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = time.sleep
 
     def wait(self, job_id: str, *, wait_s: float) -> dict[str, Any]:
-        """The job when it has ended, or as it is after this time. A server without a free seat answers at once: then it rests as told."""
+        """Returns the job when it ends, or after this time. A server without a free waiter responds at once; then sleeps Retry-After."""
         job, retry_after_s = self._send("GET", f"/v1/jobs/{job_id}", {"wait": wait_s})
         if retry_after_s is not None:
-            self.rest(retry_after_s)
+            self.sleep(retry_after_s)
         return job
 
     def call(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The answer, parsed. fields: the query of a GET, the body of a POST. Raises ClickException, in one line."""
+        """Returns the parsed response. fields: the query of a GET, the body of a POST. Raises ClickException with one line."""
         return self._send(method, path, fields)[0]
 
     def _send(self, method: str, path: str, fields: Mapping[str, Any] | None) -> tuple[dict[str, Any], float | None]:
@@ -41,10 +41,10 @@ class Client:
         body = json.dumps(fields).encode() if fields and method == "POST" else None
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         try:
-            asked = urllib.request.Request(self.url.rstrip("/") + path + query, body, headers, method=method)
-            with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
-                again_s = answer.headers.get("Retry-After")
-                return json.load(answer), None if again_s is None else float(again_s)
+            request = urllib.request.Request(self.url.rstrip("/") + path + query, body, headers, method=method)
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                retry_after_s = response.headers.get("Retry-After")
+                return json.load(response), None if retry_after_s is None else float(retry_after_s)
         except urllib.error.HTTPError as error:
             raise click.ClickException(_reason(error)) from None
         except (OSError, HTTPException, ValueError) as error:
@@ -58,4 +58,4 @@ def _reason(error: urllib.error.HTTPError) -> str:
     try:
         return f"{json.load(error)['error']['message']} ({error.code})"
     except (ValueError, KeyError, TypeError):
-        return f"the server answered {error.code}"
+        return f"the server responded with status {error.code}"

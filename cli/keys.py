@@ -1,4 +1,4 @@
-"""`nowserving keys …`: who may come in."""
+"""`nowserving keys …`: issues, lists, revokes and limits callers' keys."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from cli.pools import limit_options
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
-from models.keys import keys as key
-from models.keys import listing as roster
+from models.keys import keys as key_store
+from models.keys import listing
 from models.ops import key_rotation
 
 
 @click.group()
 def keys() -> None:
-    """Keys that callers present."""
+    """Keys of callers."""
 
 
 @keys.command()
 @click.argument("name")
-@click.option("--pool", required=True, help="The pool whose credentials serve this key.")
+@click.option("--pool", required=True, help="The pool whose credentials serve the key.")
 @terminal.json_option
 def create(*, name: str, pool: str, as_json: bool) -> None:
-    """Issue a key. It is shown this once and stored nowhere."""
+    """Issue a key. It is shown once; only its hash is stored."""
     with db.begin() as session:
-        made, token = key.issue(session, name=name, pool=pool)
-        audit_log.write(session, Act(), "create", f"key:{made.id}", before=None, after={"name": name, "pool": pool})
-    terminal.show({"id": made.id, "name": name, "pool": pool, "key": token}, as_json=as_json)
+        key, token = key_store.issue(session, name=name, pool=pool)
+        audit_log.write(session, Act(), "create", f"key:{key.id}", before=None, after={"name": name, "pool": pool})
+    terminal.show({"id": key.id, "name": name, "pool": pool, "key": token}, as_json=as_json)
 
 
 @keys.command("list")
 @terminal.json_option
-def listing(*, as_json: bool) -> None:
-    """Every key, without its secret."""
+def list_keys(*, as_json: bool) -> None:
+    """List all keys without their secrets."""
     with db.begin() as session:
-        rows = [row._asdict() for row in roster.keys(session)]
+        rows = [row._asdict() for row in listing.keys(session)]
     terminal.table(rows, columns=("id", "kind", "name", "pool", "created_at", "revoked_at"), as_json=as_json)
 
 
@@ -46,37 +46,37 @@ def listing(*, as_json: bool) -> None:
 @click.argument("key_id", type=int)
 @terminal.json_option
 def revoke(*, key_id: int, as_json: bool) -> None:
-    """The key opens nothing from now on; its jobs in line still run."""
+    """Revoke a key. Its waiting jobs still run."""
     with db.begin() as session:
-        done = key.revoke(session, key_id)
-        if done:
+        is_revoked = key_store.revoke(session, key_id)
+        if is_revoked:
             audit_log.write(session, Act(), "revoke", f"key:{key_id}", before=None, after=None)
-    if not done:
-        raise click.ClickException(f"there is no key {key_id}, or it was revoked before")
+    if not is_revoked:
+        raise click.ClickException(f"there is no key {key_id}, or it is already revoked")
     terminal.show({"id": key_id, "revoked": True}, as_json=as_json)
 
 
-@keys.command()
+@keys.command("limits")
 @click.argument("key_id", type=int)
 @limit_options
 @terminal.json_option
-def limits(*, key_id: int, model: str, as_json: bool, **given: int | None) -> None:
-    """What each credential behind this key may do; a limit that is left out is open, and learned from the upstream."""
+def set_limits(*, key_id: int, model: str, as_json: bool, **limits: int | None) -> None:
+    """Set the limits of each credential behind this key; an omitted limit is removed, and learned from the upstream."""
     with db.begin() as session:
-        numbers = roster.credentials_behind(session, key_id=key_id)
-    for number in numbers:
-        actions.set_limits(Act(), number, given, model=model)
+        credential_ids = listing.credentials_behind(session, key_id=key_id)
+    for credential_id in credential_ids:
+        actions.set_limits(Act(), credential_id, limits, model=model)
     notify_queue.flush()
-    terminal.show({"key": key_id, "credentials": numbers, "model": model, **given}, as_json=as_json)
+    terminal.show({"key": key_id, "credentials": credential_ids, "model": model, **limits}, as_json=as_json)
 
 
 @keys.command("rotate-secret")
 @terminal.json_option
 def rotate_secret(*, as_json: bool) -> None:
-    """Encrypt everything stored again with the first of NOWSERVING_SECRET_KEYS. Put the new one before the old one first."""
+    """Encrypt all stored secrets again with the first of NOWSERVING_SECRET_KEYS. First put the new key before the old one."""
     with db.begin() as session:
-        done = key_rotation.reencrypt_all(session, Act())
-    terminal.show(done, as_json=as_json)
+        counts = key_rotation.reencrypt_all(session, Act())
+    terminal.show(counts, as_json=as_json)
 
 
 for _command in (billing.grant, billing.correct, billing.balance):

@@ -1,4 +1,4 @@
-"""The command line `nowserving`: starts the parts, and holds the operator's and the caller's commands."""
+"""The command line `nowserving`: starts the programs, and loads the commands of operators and callers on demand."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from models.config.settings import settings, use_running_stack
 from models.platform import cpu_scheduling
 from models.platform.errors import ServingError
 
-# What these need they are told; all others may be typed beside a running `up`.
-PARTS = frozenset({"api", "pacer", "worker", "flower", "up", "demo", "migrate"})
+# Programs read their settings alone; all other commands also find the servers of a running `up`.
+PROGRAMS = frozenset({"api", "pacer", "worker", "flower", "up", "demo", "migrate"})
 
 
-# Loaded when they are asked for: with all that they need they take longer than a part takes to start.
-_IN = {
+# Modules are imported on use: with their dependencies they take longer than a program takes to start.
+_COMMANDS = {
     "keys": ("keys",), "health": ("health",), "pools": ("pools",), "operators": ("operators", "audit"),
     "webhooks": ("webhooks",), "caller": ("submit", "wait", "jobs", "cancel"), "top": ("top",),
     "migrate": ("migrate",),
@@ -33,26 +33,26 @@ _IN = {
         "pause", "resume", "drain", "caps", "weight", "boost", "priority", "stop", "retry", "purge", "retry-failed", "rebuild",
     ),
 }  # fmt: skip
-LOADED: Mapping[str, str] = MappingProxyType({name: module for module, names in _IN.items() for name in names})
+MODULES: Mapping[str, str] = MappingProxyType({name: module for module, names in _COMMANDS.items() for name in names})
 
 
 class WrongSetting(click.ClickException):
-    """The program cannot start as configured; trying again does not help."""
+    """The program cannot start with this configuration; a restart does not help."""
 
     exit_code = 2
 
 
 class Commands(click.Group):
-    """Whatever goes wrong is said in one line."""
+    """Command group that prints every error in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *LOADED])
+        return sorted([*super().list_commands(ctx), *MODULES])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in LOADED:
+        if cmd_name not in MODULES:
             return super().get_command(ctx, cmd_name)
-        there = vars(importlib.import_module(f"cli.{LOADED[cmd_name]}")).values()
-        return next(one for one in there if isinstance(one, click.Command) and one.name == cmd_name)
+        members = vars(importlib.import_module(f"cli.{MODULES[cmd_name]}")).values()
+        return next(member for member in members if isinstance(member, click.Command) and member.name == cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -65,10 +65,10 @@ class Commands(click.Group):
             raise WrongSetting(explain(error)) from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        found = super().resolve_command(ctx, args)
-        if found[0] not in PARTS:
+        resolved = super().resolve_command(ctx, args)
+        if resolved[0] not in PROGRAMS:
             use_running_stack()
-        return found
+        return resolved
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,47 +79,47 @@ def nowserving() -> None:
 
 @nowserving.command()
 def api() -> None:
-    """Serve HTTP (NOWSERVING_HOST, NOWSERVING_PORT, NOWSERVING_API_PROCESSES)."""
+    """Serve the HTTP API (NOWSERVING_HOST, NOWSERVING_PORT, NOWSERVING_API_PROCESSES)."""
     check_settings()
-    _become("gunicorn", "-c", "python:api.serve", "api.app:create_app()")
+    _exec("gunicorn", "-c", "python:api.serve", "api.app:create_app()")
 
 
 @nowserving.command()
 def pacer() -> None:
-    """Admit jobs in fair order, as fast as the limits allow. Any number of these may run."""
+    """Admit jobs in fair order, as fast as the limits allow. Several pacers may run."""
     check_settings()
-    _become("workers.pacer")
+    _exec("workers.pacer")
 
 
 @nowserving.command()
-@click.option("--processes", type=click.IntRange(0), help="Processes (NOWSERVING_WORKER_PROCESSES); 0: for webhooks alone.")
-@click.option("--threads", type=click.IntRange(1), help="Calls at a time in each (NOWSERVING_WORKER_THREADS).")
+@click.option("--processes", type=click.IntRange(0), help="Processes (NOWSERVING_WORKER_PROCESSES); 0: webhooks only.")
+@click.option("--threads", type=click.IntRange(1), help="Concurrent calls in each process (NOWSERVING_WORKER_THREADS).")
 def worker(*, processes: int | None, threads: int | None) -> None:
     """Call the upstream for admitted jobs."""
     check_settings()
     processes = settings().worker_processes if processes is None else processes
     threads = threads or settings().worker_threads
-    _become("workers.main", "--processes", str(processes), "--threads", str(threads))
+    _exec("workers.main", "--processes", str(processes), "--threads", str(threads))
 
 
 @nowserving.command()
 def flower() -> None:
-    """Show operators the workers (NOWSERVING_FLOWER_PORT)."""
-    _become("workers.flower")
+    """Serve Flower, which shows the workers (NOWSERVING_FLOWER_PORT)."""
+    _exec("workers.flower")
 
 
 @nowserving.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def up(*, options: tuple[str, ...]) -> None:
-    """Run everything on this machine until Ctrl-C: --local-model, --verbose, --processes N, --threads M."""
-    _go_on("deploy.local.stack", *options)
+    """Run the whole stack on this machine until Ctrl-C: --local-model, --verbose, --processes N, --threads M."""
+    _run_here("deploy.local.stack", *options)
 
 
 @nowserving.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def demo(*, options: tuple[str, ...]) -> None:
-    """Start everything with a small local model, run jobs through it, stop."""
-    _go_on("deploy.demo", *options)
+    """Start the stack with a small local model, run jobs through it, and stop."""
+    _run_here("deploy.demo", *options)
 
 
 def main() -> None:
@@ -127,10 +127,10 @@ def main() -> None:
     nowserving(prog_name="nowserving")
 
 
-def _go_on(module: str, *words: str) -> None:
-    """This interpreter goes on with that program, which does not mind the modules that are imported already: a second one takes longer."""
+def _run_here(module: str, *args: str) -> None:
+    """Runs the program in this interpreter. The modules imported so far do no harm, and a new interpreter takes longer."""
     _prepare(module)
-    sys.argv = [module, *words]
+    sys.argv = [module, *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
@@ -141,10 +141,10 @@ def _prepare(module: str) -> None:
     cpu_scheduling.begin()
 
 
-def _become(module: str, *words: str) -> None:
-    """A new interpreter in this process runs that program: signals reach it directly."""
+def _exec(module: str, *args: str) -> None:
+    """Replaces this process by a new interpreter with the program, so that signals reach it directly."""
     _prepare(module)
-    os.execv(sys.executable, [sys.executable, "-m", module, *words])
+    os.execv(sys.executable, [sys.executable, "-m", module, *args])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`nowserving migrate`: the tables of this version."""
+"""`nowserving migrate`: migrates the database to this version."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sqlalchemy.exc import OperationalError
 from api.server.startup_checks import check_settings
 from models.database import migrate as migration
 
-SERVER_PATIENCE_S = 30
+CONNECT_TIMEOUT_S = 30
 
 
 @click.command()
 def migrate() -> None:
-    """Bring the database's tables to this version; waits for the server to come up. A newer database is left as it is."""
+    """Migrate the database to this version. Waits for the server to start; a newer database stays unchanged."""
     check_settings()
-    until = time.monotonic() + SERVER_PATIENCE_S
+    until = time.monotonic() + CONNECT_TIMEOUT_S
     while True:
         try:
-            newer = migration.to_latest()
+            newer_version = migration.to_latest()
             break
         except OperationalError as error:
             if time.monotonic() > until:
@@ -28,4 +28,4 @@ def migrate() -> None:
                     f"Postgres cannot be reached ({type(error.orig).__name__}): check NOWSERVING_DATABASE_URL"
                 ) from None
             time.sleep(1)
-    click.echo(f"the tables are those of a newer version ({newer}), and stay so" if newer else "the tables are up to date")
+    click.echo(f"the tables are those of a newer version ({newer_version}), and stay so" if newer_version else "the tables are up to date")

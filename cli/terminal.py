@@ -1,4 +1,4 @@
-"""What the command line prints: for people with rich, for machines as JSON."""
+"""Output of the command line: text for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def show(thing: Mapping[str, Any], *, as_json: bool) -> None:
-    """One thing, a field a line."""
+def show(record: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints one record, a field per line."""
     if as_json:
-        _machine(thing)
+        _json(record)
         return
-    wide = max(map(len, thing))
-    for name, value in thing.items():
-        click.echo(f"{name.ljust(wide)}  {_plain(value)}")
+    width = max(map(len, record))
+    for name, value in record.items():
+        click.echo(f"{name.ljust(width)}  {_plain(value)}")
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str], as_json: bool) -> None:
-    """Many things, one a row."""
+    """Prints records, one per row."""
     if as_json:
-        _machine(rows)
+        _json(rows)
         return
-    made = Table(*columns, box=None, pad_edge=False)
+    output = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        made.add_row(*(_plain(row[name]) for name in columns))
-    # Text from elsewhere is no markup of ours.
-    Console(markup=False, highlight=False).print(made)
+        output.add_row(*(_plain(row[name]) for name in columns))
+    # Values may contain rich markup, which must not be interpreted.
+    Console(markup=False, highlight=False).print(output)
 
 
-def _machine(thing: object) -> None:
-    click.echo(json.dumps(thing, default=str))
+def _json(value: object) -> None:
+    click.echo(json.dumps(value, default=str))
 
 
 def _plain(value: object) -> str:

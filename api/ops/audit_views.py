@@ -1,4 +1,4 @@
-"""`GET /ops/audit`: what operators did, newest first."""
+"""The route of the audit log: `GET /ops/audit`, newest entry first."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ routes = operator_auth.blueprint("audit")
 
 @routes.get("/audit")
 @operator_auth.requires("read")
-def listing() -> Response:
-    """One page of the log."""
-    limit, before = paging.parse_limit(), paging.parse_after(_number)
+def list_entries() -> Response:
+    """Lists the entries of the audit log."""
+    limit, before = paging.parse_limit(), paging.parse_after(_entry_id)
     with db.begin() as session:
         rows = audit_log.page(session, limit=limit, before=before)
     return paging.list_response([audit_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
-def _number(said: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", said):
+def _entry_id(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
         raise Invalid("`after` is the id of an entry.", param="after")
-    return int(said)
+    return int(text)

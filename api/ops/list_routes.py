@@ -1,4 +1,4 @@
-"""The addresses at which operators look."""
+"""Descriptions of the operator lists and the operators' page for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -19,52 +19,53 @@ _route = partial(Route, tag="operators", scheme="operator", errors=(400, 401, 40
 
 ROUTES: tuple[Route, ...] = (
     _route(
-        "get", "/ops/lanes", "seeLanes", "Who waits, why, how long",
+        "get", "/ops/lanes", "seeLanes", "List the lanes: waiting jobs, limits, reasons for waiting",
         {200: ("One page of lanes.", JSON, ops_responses.LaneList)},
         parameters=(
-            *PAGING, _POOL, _MODEL, query("busy", "Only where somebody waits or runs.", **_FLAG),
-            query("order", "By id, or the longest lines first.", type="string", enum=["id", "waiting"], default="id"),
+            *PAGING, _POOL, _MODEL, query("busy", "Only lanes with waiting or running jobs.", **_FLAG),
+            query("order", "By id, or by the number of waiting jobs, most first.", type="string", enum=["id", "waiting"], default="id"),
         ),
     ),
     _route(
-        "get", "/ops/pools", "seePools", "The pools of credentials", {200: ("One page of pools.", JSON, ops_responses.PoolList)},
-        parameters=(*PAGING, query("kind", "Of callers' own keys, or of issued ones.", type="string", enum=["own", "issued"])),
+        "get", "/ops/pools", "seePools", "List the pools", {200: ("One page of pools.", JSON, ops_responses.PoolList)},
+        parameters=(*PAGING, query("kind", "Pools of callers' own keys, or of issued keys.", type="string", enum=["own", "issued"])),
     ),
     _route(
-        "get", "/ops/keys", "seeKeys", "The callers' keys: caps, pauses, what waits and runs",
+        "get", "/ops/keys", "seeKeys", "List the callers' keys: caps, pauses, waiting and running jobs",
         {200: ("One page of keys.", JSON, ops_responses.KeyList)},
         parameters=(
-            *PAGING, query("kind", "Callers' own upstream keys, or issued ones.", type="string", enum=["own", "issued"]),
-            query("name", "Only those with this name.", type="string"),
+            *PAGING, query("kind", "Callers' own upstream keys, or issued keys.", type="string", enum=["own", "issued"]),
+            query("name", "Only keys with this name.", type="string"),
         ),
     ),
     _route(
-        "get", "/ops/flows", "seeFlows", "Whose jobs wait", {200: ("One page of flows.", JSON, ops_responses.FlowList)},
+        "get", "/ops/flows", "seeFlows", "List the flows", {200: ("One page of flows.", JSON, ops_responses.FlowList)},
         parameters=(*PAGING, _LANE, _USER),
     ),
     _route(
-        "get", "/ops/jobs", "searchJobs", "Find jobs", {200: ("One page of jobs.", JSON, ops_responses.SeenJobList)},
+        "get", "/ops/jobs", "searchJobs", "Search jobs", {200: ("One page of jobs.", JSON, ops_responses.SeenJobList)},
         parameters=(
-            *PAGING, query("id", "This job.", type="string"), query("caller", "Of the key with this id or name.", type="string"), _USER,
-            query("status", "Only in this state.", type="string", enum=[str(one) for one in Status]), _LANE, _POOL, _MODEL,
+            *PAGING, query("id", "This job.", type="string"), query("caller", "Only of the key with this id or name.", type="string"),
+            _USER,
+            query("status", "Only in this state.", type="string", enum=[str(status) for status in Status]), _LANE, _POOL, _MODEL,
             query("since", "Submitted then or later: Unix seconds or ISO 8601.", type="string"),
             query("until", "Submitted before then.", type="string"),
         ),
         errors=(400, 401, 403, 404, 503),
     ),
     _route(
-        "get", "/ops/credentials", "seeCredentials", "The upstream keys: parked, paused, limits, errors",
+        "get", "/ops/credentials", "seeCredentials", "List the credentials: parked, paused, limits, errors",
         {200: ("One page of credentials.", JSON, ops_responses.CredentialList)},
-        parameters=(*PAGING, _POOL, query("parked", "Only those that are, or are not.", type="boolean")),
+        parameters=(*PAGING, _POOL, query("parked", "Only parked credentials, or only others.", type="boolean")),
     ),
     _route(
-        "get", "/ops/workers", "seeWorkers", "The worker processes and what they run",
+        "get", "/ops/workers", "seeWorkers", "List the worker processes and their jobs",
         {200: ("One page of workers.", JSON, ops_responses.WorkerList)}, parameters=PAGING,
     ),
-    Route("get", "/ops", "getOpsHome", "Leads to /ops/", {302: ("See /ops/.", "", None)}, **_OPEN),
-    Route("get", "/ops/", "getOpsPage", "The operators' page", {200: ("The page.", HTML, None)}, **_OPEN),
+    Route("get", "/ops", "getOpsHome", "Redirect to /ops/", {302: ("See /ops/.", "", None)}, **_OPEN),
+    Route("get", "/ops/", "getOpsPage", "Show the operators' page", {200: ("The page.", HTML, None)}, **_OPEN),
     Route(
-        "get", "/ops/page/{id}", "getOpsPagePart", "A style or script of the operators' page", {200: ("Its bytes.", "text/plain", None)},
+        "get", "/ops/page/{id}", "getOpsPagePart", "Retrieve a file of the operators' page", {200: ("The file.", "text/plain", None)},
         **{**_OPEN, "errors": (404,)},
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What operators see: lanes, pools, keys, flows, jobs, credentials and workers, as they are now."""
+"""The routes of operator lists: lanes, pools, keys, flows, jobs, credentials and workers."""
 
 from __future__ import annotations
 
@@ -19,81 +19,81 @@ from models.ops.lane_report import LaneFilter
 from models.platform import wire
 from models.platform.errors import Invalid
 
-routes = operator_auth.blueprint("sights")
+routes = operator_auth.blueprint("ops_lists")
 
-NUMBER_MOST = 2**63 - 1
-# Of the 21st century: what is before or after it was mistyped.
-EPOCH_MOST = 4_102_444_800
+MAX_ID = 2**63 - 1
+# The end of the 21st century; later times are typing errors.
+MAX_EPOCH_S = 4_102_444_800
 
 
 @routes.get("/lanes")
 @operator_auth.requires("read")
-def lanes() -> Response:
-    """The lines."""
+def list_lanes() -> Response:
+    """Lists the lanes."""
     which = LaneFilter(
         pool=_text("pool"), model=_text("model"), is_busy=_flag("busy") or False,
         by_waiting=_one_of("order", ("id", "waiting")) == "waiting",
     )  # fmt: skip
-    limit, after = paging.parse_limit(), paging.parse_after(_number)
+    limit, after = paging.parse_limit(), paging.parse_after(_cursor)
     with db.begin() as session:
-        found = lane_report.list_lanes(session, which, limit=limit, after=after)
-    return paging.list_response(found[:limit], has_more=len(found) > limit)
+        shown = lane_report.list_lanes(session, which, limit=limit, after=after)
+    return paging.list_response(shown[:limit], has_more=len(shown) > limit)
 
 
 @routes.get("/pools")
 @operator_auth.requires("read")
-def pools() -> Response:
-    """The pools."""
-    limit, after, kind = paging.parse_limit(), paging.parse_after(_number), _one_of("kind", ("own", "issued"))
+def list_pools() -> Response:
+    """Lists the pools."""
+    limit, after, kind = paging.parse_limit(), paging.parse_after(_cursor), _one_of("kind", ("own", "issued"))
     with db.begin() as session:
-        found = pool_report.list_pools(session, limit=limit, after=after, kind=kind)
-    return paging.list_response(found[:limit], has_more=len(found) > limit)
+        shown = pool_report.list_pools(session, limit=limit, after=after, kind=kind)
+    return paging.list_response(shown[:limit], has_more=len(shown) > limit)
 
 
 @routes.get("/keys")
 @operator_auth.requires("read")
-def keys() -> Response:
-    """The callers' keys, without themselves."""
-    limit, after, kind = paging.parse_limit(), paging.parse_after(_number), _one_of("kind", ("own", "issued"))
+def list_keys() -> Response:
+    """Lists the callers' keys without their secrets."""
+    limit, after, kind = paging.parse_limit(), paging.parse_after(_cursor), _one_of("kind", ("own", "issued"))
     with db.begin() as session:
-        found = key_report.list_keys(session, limit=limit, after=after, kind=kind, name=_text("name"))
-    return paging.list_response(found[:limit], has_more=len(found) > limit)
+        shown = key_report.list_keys(session, limit=limit, after=after, kind=kind, name=_text("name"))
+    return paging.list_response(shown[:limit], has_more=len(shown) > limit)
 
 
 @routes.get("/credentials")
 @operator_auth.requires("read")
-def credentials() -> Response:
-    """The upstream keys, without themselves."""
-    limit, after = paging.parse_limit(), paging.parse_after(_number)
+def list_credentials() -> Response:
+    """Lists the upstream credentials without their secrets."""
+    limit, after = paging.parse_limit(), paging.parse_after(_cursor)
     with db.begin() as session:
-        found = pool_report.list_credentials(session, limit=limit, after=after, pool=_text("pool"), is_parked=_flag("parked"))
-    return paging.list_response(found[:limit], has_more=len(found) > limit)
+        shown = pool_report.list_credentials(session, limit=limit, after=after, pool=_text("pool"), is_parked=_flag("parked"))
+    return paging.list_response(shown[:limit], has_more=len(shown) > limit)
 
 
 @routes.get("/flows")
 @operator_auth.requires("read")
-def flows() -> Response:
-    """Who waits in the lines."""
-    limit, lane, after = paging.parse_limit(), _maybe_number("lane"), _text("after")
+def list_flows() -> Response:
+    """Lists the flows, those with most waiting jobs first."""
+    limit, lane, after = paging.parse_limit(), _optional_id("lane"), _text("after")
     with db.begin() as session:
-        found = flow_report.list_flows(session, lane=lane, user=_text("user"))
-    begin = next((n + 1 for n, one in enumerate(found) if one["id"] == after), len(found)) if after is not None else 0
-    return paging.list_response(found[begin : begin + limit], has_more=len(found) > begin + limit)
+        shown = flow_report.list_flows(session, lane=lane, user=_text("user"))
+    start = next((n + 1 for n, flow in enumerate(shown) if flow["id"] == after), len(shown)) if after is not None else 0
+    return paging.list_response(shown[start : start + limit], has_more=len(shown) > start + limit)
 
 
 @routes.get("/jobs")
 @operator_auth.requires("read")
-def jobs() -> Response:
-    """The jobs that fit."""
+def search_jobs() -> Response:
+    """Searches jobs."""
     limit, after = paging.parse_limit(), paging.parse_after(wire.parse_id)
     status = _one_of("status", tuple(Status))
-    wanted = JobQuery(
+    query = JobQuery(
         id=wire.parse_id(request.args["id"]) if "id" in request.args else None, key=_text("caller"),
-        user=_text("user"), status=Status(status) if status else None, lane=_maybe_number("lane"),
+        user=_text("user"), status=Status(status) if status else None, lane=_optional_id("lane"),
         pool=_text("pool"), model=_text("model"), since=_time("since"), until=_time("until"),
     )  # fmt: skip
     with db.begin() as session:
-        found = job_search.search(session, wanted, limit=limit, after=after)
+        found = job_search.search(session, query, limit=limit, after=after)
     last = wire.public_id(found.next_after) if found.next_after else found.jobs[-1]["id"] if found.jobs else None
     first = found.jobs[0]["id"] if found.jobs else None
     return render.json_response(
@@ -103,58 +103,58 @@ def jobs() -> Response:
 
 @routes.get("/workers")
 @operator_auth.requires("read")
-def workers() -> Response:
-    """The worker processes."""
+def list_workers() -> Response:
+    """Lists the worker processes."""
     limit = paging.parse_limit()
     with db.begin() as session:
-        found = fleet.list_workers(session, limit=limit, after=_text("after"), silent_s=settings().heartbeat_s * 3)
-    return paging.list_response(found[:limit], has_more=len(found) > limit)
+        shown = fleet.list_workers(session, limit=limit, after=_text("after"), silent_s=settings().heartbeat_s * 3)
+    return paging.list_response(shown[:limit], has_more=len(shown) > limit)
 
 
-def _number(said: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,19}", said) or int(said) > NUMBER_MOST:
+def _cursor(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_ID:
         raise Invalid("`after` is the last id of the page before.", param="after")
-    return int(said)
+    return int(text)
 
 
-def _maybe_number(name: str) -> int | None:
+def _optional_id(name: str) -> int | None:
     if name not in request.args:
         return None
-    said = request.args[name]
-    if not re.fullmatch(r"[0-9]{1,19}", said) or int(said) > NUMBER_MOST:
-        raise Invalid(f"`{name}` is a number: /ops/lanes has them.", param=name)
-    return int(said)
+    text = request.args[name]
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > MAX_ID:
+        raise Invalid(f"`{name}` is the id of a lane: /ops/lanes lists them.", param=name)
+    return int(text)
 
 
 def _text(name: str) -> str | None:
-    said = request.args.get(name)
-    if said is not None and "\0" in said:
-        raise Invalid(f"`{name}` cannot hold a NUL character.", param=name)
-    return said
+    text = request.args.get(name)
+    if text is not None and "\0" in text:
+        raise Invalid(f"`{name}` contains a NUL character. Send it without.", param=name)
+    return text
 
 
 def _flag(name: str) -> bool | None:
-    said = _one_of(name, ("true", "false"))
-    return None if said is None else said == "true"
+    text = _one_of(name, ("true", "false"))
+    return None if text is None else text == "true"
 
 
 def _one_of(name: str, choices: tuple[str, ...]) -> str | None:
-    said = request.args.get(name)
-    if said is not None and said not in choices:
+    text = request.args.get(name)
+    if text is not None and text not in choices:
         raise Invalid(f"`{name}` is one of: {', '.join(choices)}.", param=name)
-    return said
+    return text
 
 
 def _time(name: str) -> datetime | None:
-    """Unix seconds, or ISO 8601 with a time zone."""
+    """Returns a time given as Unix seconds or as ISO 8601 with a time zone. Raises Invalid."""
     if name not in request.args:
         return None
-    said = request.args[name]
+    text = request.args[name]
     try:
-        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", said):
-            at = datetime.fromtimestamp(min(float(said), EPOCH_MOST), UTC)
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text):
+            at = datetime.fromtimestamp(min(float(text), MAX_EPOCH_S), UTC)
         else:
-            at = datetime.fromisoformat(said)
+            at = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         at = datetime.min
     if at.tzinfo is None:

@@ -1,4 +1,4 @@
-"""The operators' page at /ops/: files that ask the routes beside them, and nobody else, for everything they show."""
+"""Serves the operators' page at /ops/: static files that load all data from the /ops routes of this server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ routes = Blueprint("ops_page", __name__)
 
 PAGES = Path(__file__).parents[1] / "pages"
 KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
-# Nothing inline, nothing from elsewhere, no frame around it: what an upstream's words could slip in would not run.
+# No inline code, no other origins, no frames: markup in an upstream's error message cannot run.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -22,30 +22,30 @@ POLICY = (
 
 @routes.get("/ops")
 def without_slash() -> AnyResponse:
-    """The page's addresses are relative, so that it works behind any prefix: /ops/ it must be."""
+    """Redirects to /ops/: the page's links are relative, so that it works behind any prefix."""
     return redirect("ops/")
 
 
 @routes.get("/ops/")
 def page() -> Response:
-    """The page. It holds no secret: its user types the token into it."""
+    """Returns the page. It contains no secret: the operator enters the token."""
     return _send("ops.html")
 
 
 @routes.get("/ops/page/<name>")
-def part(name: str) -> Response:
-    """Its style and scripts."""
+def asset(name: str) -> Response:
+    """Returns a style sheet or script of the page."""
     if not (PAGES / name).is_file() or Path(name).suffix not in KINDS:
-        raise NotFound("There is no such part of the page.", code="unknown_url")
+        raise NotFound("The page has no such file.", code="unknown_url")
     return _send(name)
 
 
 def _send(name: str) -> Response:
-    made = send_from_directory(PAGES, name, mimetype=KINDS[Path(name).suffix], conditional=True)
-    made.headers["Content-Security-Policy"] = POLICY
-    made.headers["X-Content-Type-Options"] = "nosniff"
-    made.headers["Referrer-Policy"] = "no-referrer"
-    # After an upgrade nobody runs half of the old page.
-    made.headers["Cache-Control"] = "no-cache"
-    made.make_conditional(request.environ)
-    return made
+    response = send_from_directory(PAGES, name, mimetype=KINDS[Path(name).suffix], conditional=True)
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    # After an upgrade no browser may mix files of the old and the new page.
+    response.headers["Cache-Control"] = "no-cache"
+    response.make_conditional(request.environ)
+    return response

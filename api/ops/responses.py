@@ -1,4 +1,4 @@
-"""What operators see, as pydantic models."""
+"""Response models of the operator lists."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from api.submit.responses import Answer, Queue
 
 
 class Named(Answer):
-    """A pool by its id and name."""
+    """A pool's id and name."""
 
     id: int
     name: str
 
 
 class Pause(Answer):
-    """Since when, and why."""
+    """The time and the reason."""
 
     at: float | None
     reason: str | None
 
 
 class Gauge(Answer):
-    """One limit, of this minute (rpd: of the last 24 hours)."""
+    """One limit and its usage in this minute (rpd: in the last 24 hours)."""
 
-    limit: float | None = Field(description="null: none is known.")
-    used: int | None = Field(description="What was sent or admitted; null: not counted where there is no limit.")
+    limit: float | None = Field(description="null: no known limit.")
+    used: int | None = Field(description="Sent or admitted; null: not counted without a limit.")
     left: int | None
 
 
 class Gauges(Answer):
-    """Every limit of a credential and model, or of all credentials of a lane together."""
+    """All limits of a credential and model, or of all credentials of a lane together."""
 
     rpm: Gauge
     tpm: Gauge
@@ -42,55 +42,55 @@ class Gauges(Answer):
 
 
 class LaneSeen(Answer):
-    """One line: who waits in it, why, and how long."""
+    """One lane: its waiting jobs, the reason for waiting, and the times."""
 
     id: int
     object: Literal["lane"]
     pool: Named
     model: str
-    waiting: int = Field(description="Exact up to 1,000; beyond it as last counted, some seconds ago.")
-    admitted: int = Field(description="On their way to a worker.")
+    waiting: int = Field(description="Exact up to 1,000; above that as counted some seconds ago.")
+    admitted: int = Field(description="Published to a worker, not started yet.")
     running: int
     oldest_wait_s: float | None
-    arrivals_per_min: float = Field(description="Of the last minute.")
+    arrivals_per_min: float = Field(description="In the last minute.")
     calls_per_min: int = Field(description="Sent to the upstream in the last minute.")
     limits: Gauges
-    usual_s: float | None = Field(description="How long a call takes here.")
-    blocked_by: str | None = Field(description="What those who wait wait for: a limit, `paused`, `workers`, `parked`, …; null: nothing.")
+    usual_s: float | None = Field(description="Median duration of a call here.")
+    blocked_by: str | None = Field(description="Why jobs wait: a limit, `paused`, `workers`, `parked`, …; null: no reason.")
     wake_at: float | None
-    eta_last_s: float | None = Field(description="Until the last in line would go, estimated.")
+    eta_last_s: float | None = Field(description="Estimated time until the last waiting job starts.")
     paused: Pause | None
-    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
+    is_draining: bool = Field(description="No new jobs are accepted; waiting jobs are served.")
 
 
 class PoolSeen(Answer):
-    """The credentials that serve one line, and who uses them."""
+    """A pool: its credentials, its keys, and the jobs in its lanes."""
 
     id: int
     object: Literal["pool"]
     name: str
     paused: Pause | None
-    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
-    keys: int = Field(description="Not revoked.")
+    is_draining: bool = Field(description="No new jobs are accepted; waiting jobs are served.")
+    keys: int = Field(description="Keys that are not revoked.")
     credentials: int
-    parked: int = Field(description="Of the credentials, for everything or for single models.")
+    parked: int = Field(description="Parked credentials, for everything or for single models.")
     lanes: int
-    waiting: int = Field(description="As last counted.")
+    waiting: int = Field(description="As counted last.")
     running: int
     created_at: float
 
 
 class CapSeen(Answer):
-    """What a key may have of the line; null: any number."""
+    """The caps of a key; null: no cap."""
 
-    endpoint: str | None = Field(description="For this class of requests; null: for all.")
+    endpoint: str | None = Field(description="For requests to this endpoint; null: for all.")
     max_queued: int | None
     max_in_flight: int | None
     rpm: int | None
 
 
 class KeySeen(Answer):
-    """A caller's key, without itself."""
+    """A caller's key without its secret."""
 
     id: int
     object: Literal["key"]
@@ -98,16 +98,16 @@ class KeySeen(Answer):
     kind: Literal["own", "issued"]
     pool: Named
     paused: Pause | None
-    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
+    is_draining: bool = Field(description="No new jobs are accepted; waiting jobs are served.")
     caps: list[CapSeen]
-    waiting: int = Field(description="Waiting and running together are counted up to 1,000.")
-    running: int = Field(description="Those on their way to a worker too.")
+    waiting: int = Field(description="Waiting and running jobs together are counted up to 1,000.")
+    running: int = Field(description="Includes jobs published to a worker.")
     created_at: float
     revoked_at: float | None
 
 
 class KeyNamed(Answer):
-    """A caller's key, without itself."""
+    """A caller's key without its secret."""
 
     id: int
     name: str | None
@@ -115,9 +115,9 @@ class KeyNamed(Answer):
 
 
 class FlowSeen(Answer):
-    """A user of a key, inside a lane."""
+    """A user of a key in a lane."""
 
-    id: str = Field(description="The lane's id, a dot, the key's id, a colon, the user.")
+    id: str = Field(description="<lane id>.<key id>:<user>")
     object: Literal["flow"]
     lane: int
     pool: str
@@ -130,12 +130,12 @@ class FlowSeen(Answer):
     oldest_wait_s: float | None
     oldest_at: float | None
     paused: Pause | None
-    is_draining: bool = Field(description="It takes nothing new; what waits is served.")
-    is_whole: bool = Field(description="false: only the head of a very long line was counted.")
+    is_draining: bool = Field(description="No new jobs are accepted; waiting jobs are served.")
+    is_whole: bool = Field(description="false: only the head of a very long queue was counted.")
 
 
 class JobSeen(Answer):
-    """A job, without what was asked and answered."""
+    """A job without its request and result."""
 
     id: str
     object: Literal["job"]
@@ -160,7 +160,7 @@ class JobSeen(Answer):
 
 
 class OperatorLimits(Answer):
-    """What the operator has said, or the settings' defaults; null: open."""
+    """Limits set by the operator, or the defaults of the settings; null: no limit."""
 
     rpm: int | None
     tpm: int | None
@@ -170,7 +170,7 @@ class OperatorLimits(Answer):
 
 
 class Learned(Answer):
-    """What the upstream has said or borne. window: calls in flight; null: unbounded."""
+    """Limits learned from the upstream. window: calls in flight; null: unbounded."""
 
     rpm: int | None
     tpm: int | None
@@ -178,47 +178,47 @@ class Learned(Answer):
 
 
 class Recent(Answer):
-    """How the newest calls of the last minutes ended, at most 200 of them."""
+    """Outcomes of the newest calls of the last minutes, at most 200."""
 
     seconds: int
     calls: int
     outcomes: dict[str, int]
-    error_rate: float | None = Field(description="Failed, throttled, refused and unknown ones of all; null: there was none.")
+    error_rate: float | None = Field(description="Share of failed, throttled, refused and unknown calls; null: no calls.")
     usual_s: float | None
 
 
 class ModelSeen(Answer):
-    """A credential with one model."""
+    """A credential's state for one model."""
 
     model: str
     limits: Gauges
     operator_limits: OperatorLimits
     learned: Learned
-    paused_until: float | None = Field(description="The upstream asked for a pause until then.")
+    paused_until: float | None = Field(description="End of a pause that the upstream requested.")
     recent: Recent
 
 
 class ParkedModel(Answer):
-    """A model and endpoint that a credential cannot serve for now; the pool's other credentials serve their jobs."""
+    """A model and endpoint that a credential cannot serve now; the pool's other credentials serve them."""
 
     model: str
     endpoint: str
-    reason: str = Field(description="The upstream's status and words.")
+    reason: str = Field(description="The upstream's status and message.")
     at: float
     next_probe_at: float
 
 
 class CredentialSeen(Answer):
-    """An upstream key, without itself."""
+    """An upstream credential without its secret."""
 
     id: int
     object: Literal["credential"]
     pool: Named
     kind: Literal["openai", "azure"]
     base_url: str | None = Field(description="null: OPENAI_BASE_URL.")
-    api_version: str | None = Field(description="Of Azure's deployment paths; null: its v1 API.")
+    api_version: str | None = Field(description="Version of Azure's deployment paths; null: Azure's v1 API.")
     weight: float
-    parked: Pause | None = Field(description="The upstream refuses it altogether.")
+    parked: Pause | None = Field(description="The upstream refuses the credential altogether.")
     parked_models: list[ParkedModel]
     paused: Pause | None
     retired_at: float | None
@@ -227,7 +227,7 @@ class CredentialSeen(Answer):
 
 
 class Held(Answer):
-    """A job in the hands of a worker process."""
+    """A job that a worker process runs."""
 
     id: str
     lane: int
@@ -238,7 +238,7 @@ class Held(Answer):
 
 
 class WorkerSeen(Answer):
-    """A worker process, by its own last report."""
+    """A worker process, as last reported by itself."""
 
     id: str
     object: Literal["worker"]
@@ -250,8 +250,8 @@ class WorkerSeen(Answer):
     jobs: list[Held]
 
 
-class Listed(Answer):
-    """A page of any of them."""
+class OpsPage(Answer):
+    """One page of a list."""
 
     object: Literal["list"]
     has_more: bool
@@ -259,43 +259,43 @@ class Listed(Answer):
     last_id: str | int | None = Field(description="Send it as `after` for the next page.")
 
 
-class LaneList(Listed):
-    """Lanes."""
+class LaneList(OpsPage):
+    """One page of lanes."""
 
     data: list[LaneSeen]
 
 
-class PoolList(Listed):
-    """Pools."""
+class PoolList(OpsPage):
+    """One page of pools."""
 
     data: list[PoolSeen]
 
 
-class KeyList(Listed):
-    """Keys by id."""
+class KeyList(OpsPage):
+    """One page of keys, by id."""
 
     data: list[KeySeen]
 
 
-class FlowList(Listed):
-    """Flows, those with most jobs waiting first."""
+class FlowList(OpsPage):
+    """One page of flows, those with most waiting jobs first."""
 
     data: list[FlowSeen]
 
 
-class SeenJobList(Listed):
-    """Jobs, newest first. A search of many ends early: it may be empty and yet `has_more`; go on with `last_id`."""
+class SeenJobList(OpsPage):
+    """One page of jobs, newest first. A long search returns early: an empty page may have `has_more`; continue after `last_id`."""
 
     data: list[JobSeen]
 
 
-class CredentialList(Listed):
-    """Credentials."""
+class CredentialList(OpsPage):
+    """One page of credentials."""
 
     data: list[CredentialSeen]
 
 
-class WorkerList(Listed):
-    """Worker processes."""
+class WorkerList(OpsPage):
+    """One page of worker processes."""
 
     data: list[WorkerSeen]

@@ -49,7 +49,7 @@ def read(*words: str, **more: str) -> dict[str, object]:
     return dict(json.loads(say(*words, "--json", **more).stdout))
 
 
-def test_an_operator_makes_a_pool_a_credential_and_a_key() -> None:
+def test_operator_creates_pool_credential_and_key() -> None:
     say("pools", "create", "team")
     credential = read("pools", "add-credential", "team", typed="sk-upstream\n")
     made = read("keys", "create", "ann", "--pool", "team")
@@ -63,16 +63,16 @@ def test_an_operator_makes_a_pool_a_credential_and_a_key() -> None:
     assert not [secret for secret in ("sk-upstream", str(made["key"])) if secret in shown]
 
 
-def test_a_revoked_key_opens_nothing() -> None:
+def test_revoked_key_is_refused() -> None:
     say("pools", "create", "team")
     made = read("keys", "create", "ann", "--pool", "team")
     say("keys", "revoke", str(made["id"]))
 
     assert 401 == Caller(str(made["key"])).get("/v1/jobs").status_code
-    assert "revoked before" in say("keys", "revoke", str(made["id"]), ok=False).output
+    assert "already revoked" in say("keys", "revoke", str(made["id"]), ok=False).output
 
 
-def test_limits_are_set_for_a_credential_and_for_a_key() -> None:
+def test_limits_are_set_for_credential_and_key() -> None:
     say("pools", "create", "team")
     credential = read("pools", "add-credential", "team", typed="sk-upstream")
     made = read("keys", "create", "ann", "--pool", "team")
@@ -88,7 +88,7 @@ def test_limits_are_set_for_a_credential_and_for_a_key() -> None:
     "words",
     ["keys create x --pool none", "keys limits 999999", "keys revoke 999999", "pools add-credential none", "pools limits 999999"],
 )
-def test_a_mistake_is_answered_in_one_line(words: str) -> None:
+def test_error_is_printed_in_one_line(words: str) -> None:
     result = say(*words.split(), ok=False, typed="sk-x\n")
 
     assert 1 == result.exit_code
@@ -96,7 +96,7 @@ def test_a_mistake_is_answered_in_one_line(words: str) -> None:
     assert "Traceback" not in result.output
 
 
-def test_a_credential_is_changed_and_retired() -> None:
+def test_credential_is_changed_and_retired() -> None:
     say("pools", "create", "team")
     number = str(read("pools", "add-credential", "team", typed="sk-upstream\n")["id"])
     changed = read("pools", "change-credential", number, "--weight", "2", "--new-key", typed="sk-better\n")
@@ -109,7 +109,7 @@ def test_a_credential_is_changed_and_retired() -> None:
     assert "sk-better" not in json.dumps(acts)
 
 
-def test_one_job_of_anybody_is_moved_stopped_and_asked_again() -> None:
+def test_job_of_any_caller_is_prioritised_stopped_and_retried() -> None:
     caller = known()
     first, job_id = submit(caller, flow="ann"), wire.public_id(submit(caller, flow="ann"))
 
@@ -123,11 +123,11 @@ def test_one_job_of_anybody_is_moved_stopped_and_asked_again() -> None:
     assert "queued" == row(first).status
 
 
-def test_an_upstream_key_is_never_taken_from_the_command_line() -> None:
+def test_upstream_key_is_refused_as_argument() -> None:
     assert 2 == say("pools", "add-credential", "team", "sk-upstream", ok=False).exit_code
 
 
-def test_a_caller_submits_looks_and_cancels(address: str) -> None:
+def test_caller_submits_lists_and_cancels(address: str) -> None:
     here = {"NOWSERVING_URL": address, "NOWSERVING_KEY": "sk-one"}
     job = read("submit", "hello", "--user", "ann", "--priority", "high", **here)
 
@@ -136,7 +136,7 @@ def test_a_caller_submits_looks_and_cancels(address: str) -> None:
     assert "cancelled" in say("cancel", str(job["id"]), **here).output
 
 
-def test_a_caller_waits_for_the_answer(address: str) -> None:
+def test_caller_waits_for_answer(address: str) -> None:
     here = {"NOWSERVING_URL": address, "OPENAI_API_KEY": "sk-one"}
     job = read("submit", "hello", "--model", "m", **here)
     end(Caller(), str(job["id"]))
@@ -144,33 +144,33 @@ def test_a_caller_waits_for_the_answer(address: str) -> None:
     assert "hello\n" == say("wait", str(job["id"]), **here).stdout
 
 
-def test_the_command_line_rests_where_no_seat_is_free(address: str, override: Callable[..., None]) -> None:
+def test_client_sleeps_without_free_waiter(address: str, override: Callable[..., None]) -> None:
     override(max_waiting_per_process=1)
-    caller, rests = Caller(), list[float]()
+    caller, pauses = Caller(), list[float]()
     name = caller.submit()
 
-    client = Client(address, caller.token, rest=rests.append)
+    client = Client(address, caller.token, sleep=pauses.append)
     with waiter_registry.wait_for(enqueue.new_job_id(), 1):
         assert "queued" == client.wait(name, wait_s=30)["status"]
     end(caller, name)
 
     assert "succeeded" == client.wait(name, wait_s=30)["status"]
-    assert [5.0] == rests
+    assert [5.0] == pauses
 
 
-def test_a_picture_can_be_asked_for(address: str) -> None:
+def test_image_can_be_requested(address: str) -> None:
     job = read("submit", "a cat", "--image", NOWSERVING_URL=address, NOWSERVING_KEY="sk-one")
 
     assert "/v1/images/generations" == job["endpoint"]
 
 
-def test_what_the_server_refuses_is_said_in_its_words(address: str) -> None:
+def test_server_error_is_printed(address: str) -> None:
     result = say("cancel", "job_x", ok=False, NOWSERVING_URL=address, NOWSERVING_KEY="sk-one")
 
     assert "Error: No such job. (404)\n" == result.stderr
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
+def test_unreachable_server_is_named() -> None:
     result = say("jobs", ok=False, NOWSERVING_URL="http://127.0.0.1:9", NOWSERVING_KEY="sk-one")
 
     assert "http://127.0.0.1:9" in result.stderr and "Traceback" not in result.output
@@ -182,14 +182,14 @@ def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_api_does_not_start_half_configured() -> None:
+def test_api_refuses_incomplete_settings() -> None:
     result = run("api", NOWSERVING_REDIS_URL="", NOWSERVING_SECRET_KEYS="")
 
     assert 2 == result.returncode
     assert "Error: set NOWSERVING_REDIS_URL, NOWSERVING_SECRET_KEYS" in result.stderr
 
 
-def test_a_wrong_setting_is_named_and_its_value_is_not_shown() -> None:
+def test_invalid_setting_is_named_without_value() -> None:
     result = run("api", NOWSERVING_SECRET_KEYS="c2hvcnQ=")
 
     assert 2 == result.returncode
@@ -197,11 +197,11 @@ def test_a_wrong_setting_is_named_and_its_value_is_not_shown() -> None:
     assert "c2hvcnQ=" not in result.stderr and "Traceback" not in result.stderr
 
 
-def test_migrations_can_run_twice() -> None:
+def test_migrate_is_idempotent() -> None:
     assert "up to date" in run("migrate").stdout
 
 
-def test_neither_the_api_nor_the_command_line_loads_celery_or_openai(capsys: pytest.CaptureFixture[str]) -> None:
+def test_api_and_command_line_import_no_heavy_libraries(capsys: pytest.CaptureFixture[str]) -> None:
     code = """
 import sys, time
 began = time.perf_counter()
@@ -218,7 +218,7 @@ print(round(time.perf_counter() - began, 2), *sorted({heavy} & set(sys.modules))
         assert [] == told[1:]
 
 
-def test_money_is_granted_corrected_and_looked_at() -> None:
+def test_budget_is_granted_corrected_and_shown() -> None:
     say("pools", "create", "team")
     number = str(read("keys", "create", "ann", "--pool", "team")["id"])
     say("keys", "grant", number, "20", "--note", "November")
@@ -239,7 +239,7 @@ def test_money_is_granted_corrected_and_looked_at() -> None:
         ("correct {key} 0 --note x", "changes nothing"),
     ],
 )  # fmt: skip
-def test_wrong_amounts_and_keys_are_refused_and_nothing_is_written(words: str, says: str) -> None:
+def test_invalid_amount_or_key_changes_nothing(words: str, says: str) -> None:
     say("pools", "create", "team")
     number = read("keys", "create", "ann", "--pool", "team")["id"]
 
@@ -247,7 +247,7 @@ def test_wrong_amounts_and_keys_are_refused_and_nothing_is_written(words: str, s
     assert "0.00" == read("keys", "balance", str(number))["balance_usd"]
 
 
-def test_a_worker_without_anything_to_do_does_not_start(override: Callable[..., None]) -> None:
+def test_worker_without_threads_does_not_start(override: Callable[..., None]) -> None:
     override(webhook_threads=0)
     refused = CliRunner().invoke(workers_main.main, ["--processes", "0"])
 

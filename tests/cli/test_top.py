@@ -40,7 +40,7 @@ def top(api: Api, *words: str, token: str | None = TOKEN) -> Result:
     return CliRunner().invoke(nowserving, ["top", *words], env=environment)
 
 
-def test_one_picture_says_who_waits_why_and_how_long(api: Api) -> None:
+def test_top_shows_waiting_jobs_reasons_and_times(api: Api) -> None:
     who = known("sk-scene")
     with db.begin() as session:
         keys.set_limits(session, credential_of(session, who), Limits(rpm=10))
@@ -60,16 +60,16 @@ def test_one_picture_says_who_waits_why_and_how_long(api: Api) -> None:
     assert "401 from the upstream" in said
 
 
-def test_an_idle_stack_says_so(api: Api) -> None:
+def test_top_shows_idle_stack(api: Api) -> None:
     forget_everything()
     said = top(api, "--once").output
 
-    assert "nobody waits" in said
+    assert "no jobs are waiting" in said
     assert "no worker has reported" in said
 
 
 @pytest.mark.parametrize(("token", "words"), [("wrong", "token"), (None, "NOWSERVING_OPS_TOKEN")])
-def test_without_the_right_token_it_says_what_to_do(api: Api, token: str | None, words: str) -> None:
+def test_top_without_valid_token_explains_fix(api: Api, token: str | None, words: str) -> None:
     ended = top(api, "--once", token=token)
 
     assert 1 == ended.exit_code
@@ -77,14 +77,14 @@ def test_without_the_right_token_it_says_what_to_do(api: Api, token: str | None,
     assert "Traceback" not in ended.output
 
 
-def test_a_wrong_address_is_said_in_one_line(api: Api) -> None:
+def test_top_reports_wrong_url_in_one_line(api: Api) -> None:
     ended = top(api, "--once", "--url", "http://127.0.0.1:9")
 
     assert 1 == ended.exit_code
     assert "cannot be used" in ended.output
 
 
-def test_it_goes_on_until_ctrl_c_and_leaves_the_terminal_as_it_was(api: Api, tmp_path: Path) -> None:
+def test_top_runs_until_ctrl_c_and_restores_terminal(api: Api, tmp_path: Path) -> None:
     screen, terminal = pty.openpty()
     environment = {**os.environ, "NOWSERVING_URL": f"http://127.0.0.1:{api.port}", "NOWSERVING_OPS_TOKEN": TOKEN, "TERM": "xterm-256color"}
     process = subprocess.Popen(
@@ -111,5 +111,5 @@ def test_it_goes_on_until_ctrl_c_and_leaves_the_terminal_as_it_was(api: Api, tmp
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(None, "-"), (0, "0s"), (59.6, "1min 0s"), (7_500, "2h 5min"), (90_000, "1d 1h")])
-def test_times_are_told_in_two_units(seconds: float | None, said: str) -> None:
+def test_durations_have_two_units(seconds: float | None, said: str) -> None:
     assert said == span(seconds)

@@ -46,7 +46,7 @@ def answered(caller: Key, usage: dict[str, int], *, model: str = MODEL, flow: st
     ending.commit(AttemptRecord(one, start(caller, one), caller.id, lane_id, model, cost(None), result))
 
 
-def test_a_balance_says_where_the_money_is(ann: tuple[Key, Caller]) -> None:
+def test_balance_shows_grants_spending_and_reservations(ann: tuple[Key, Caller]) -> None:
     made, caller = ann
     one = submit(made, reserved_microusd=500_000)
     start(made, one)
@@ -58,14 +58,14 @@ def test_a_balance_says_where_the_money_is(ann: tuple[Key, Caller]) -> None:
     } == caller.get("/v1/balance").json  # fmt: skip
 
 
-def test_who_has_no_budget_is_told_so() -> None:
+def test_balance_without_budget() -> None:
     spend(known("sk-one"), 80_000)
     told = Caller().get("/v1/balance").json
 
     assert (False, None, 0.08, -0.08) == (told["has_budget"], told["available_usd"], told["spent_usd"], told["balance_usd"])
 
 
-def test_everybody_sees_their_own_money_only(ann: tuple[Key, Caller]) -> None:
+def test_balance_is_per_key(ann: tuple[Key, Caller]) -> None:
     stranger = Caller("sk-stranger")
 
     assert 0 == stranger.get("/v1/balance").json["spent_usd"] == stranger.get("/dashboard/billing/usage").json["total_usage"]
@@ -73,7 +73,7 @@ def test_everybody_sees_their_own_money_only(ann: tuple[Key, Caller]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/balance", "/v1/usage", *(f"/dashboard/billing/{one}" for one in ("usage", "credit_grants"))])
-def test_without_a_key_nothing_is_told(path: str) -> None:
+def test_missing_key_is_refused(path: str) -> None:
     assert 401 == Caller().get(path, headers={"Authorization": ""}).status_code
 
 
@@ -82,7 +82,7 @@ def test_without_a_key_nothing_is_told(path: str) -> None:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("days", ["", f"?start_date={TODAY.replace(day=1)}&end_date={TODAY + timedelta(days=1)}"])
-def test_old_clients_read_what_was_spent_and_what_is_left(ann: tuple[Key, Caller], base: str, days: str) -> None:
+def test_dashboard_routes_show_spending_and_balance(ann: tuple[Key, Caller], base: str, days: str) -> None:
     _, caller = ann
     billing = f"{base}/dashboard/billing"
     subscription = caller.get(f"{billing}/subscription{days}").json
@@ -97,7 +97,7 @@ def test_old_clients_read_what_was_spent_and_what_is_left(ann: tuple[Key, Caller
     assert subscription["access_until"] > datetime.now(UTC).timestamp()
 
 
-def test_a_correction_of_the_operator_s_counts_as_given(ann: tuple[Key, Caller]) -> None:
+def test_correction_counts_as_grant(ann: tuple[Key, Caller]) -> None:
     made, caller = ann
     query("INSERT INTO ledger (key_id, kind, amount_microusd) VALUES (:id, 'correction', -3000000)", id=made.id)
     told = caller.get("/dashboard/billing/credit_grants").json
@@ -105,7 +105,7 @@ def test_a_correction_of_the_operator_s_counts_as_given(ann: tuple[Key, Caller])
     assert (15.0, 0.08, 14.92) == (told["total_granted"], told["total_used"], told["total_available"])
 
 
-def test_a_key_without_a_budget_has_more_than_anybody_spends() -> None:
+def test_dashboard_shows_unlimited_key_as_large_limit() -> None:
     spend(known("sk-one"), 80_000)
     caller = Caller()
 
@@ -113,7 +113,7 @@ def test_a_key_without_a_budget_has_more_than_anybody_spends() -> None:
     assert 99_999_999.92 == caller.get("/v1/dashboard/billing/credit_grants").json["total_available"]
 
 
-def test_a_day_is_counted_from_its_first_to_its_last_second(ann: tuple[Key, Caller]) -> None:
+def test_usage_day_includes_first_and_last_second(ann: tuple[Key, Caller]) -> None:
     _, caller = ann
     for said, cents in ((f"start_date={TODAY}&end_date={TODAY}", 8.0), (f"end_date={TODAY - timedelta(days=1)}", 0.0),
                         (f"start_date={TODAY + timedelta(days=1)}", 0.0), ("start_date=&end_date=", 8.0)):  # fmt: skip
@@ -129,7 +129,7 @@ def test_a_day_is_counted_from_its_first_to_its_last_second(ann: tuple[Key, Call
         ("start_date=2026-11-25&end_date=2026-11-24", "start_date"), ("start_date=0000-00-00", "start_date"),
     ],
 )  # fmt: skip
-def test_a_wrong_date_is_refused(path: str, said: str, param: str) -> None:
+def test_invalid_date_is_refused(path: str, said: str, param: str) -> None:
     refused = Caller().get(f"{path}?{said}")
 
     assert (400, param) == (refused.status_code, error_of(refused)["param"])
@@ -138,7 +138,7 @@ def test_a_wrong_date_is_refused(path: str, said: str, param: str) -> None:
 # By day, model and user
 
 
-def test_usage_is_told_by_day_model_and_user(ann: tuple[Key, Caller]) -> None:
+def test_usage_is_grouped_by_day_model_and_user(ann: tuple[Key, Caller]) -> None:
     made, caller = ann
     query("TRUNCATE usage, ledger")
     grant(made, MICRO)
@@ -171,7 +171,7 @@ def test_usage_outlives_its_jobs(ann: tuple[Key, Caller]) -> None:
     assert before == caller.get("/v1/usage").json
 
 
-def test_a_job_of_unknown_price_says_so(ann: tuple[Key, Caller]) -> None:
+def test_unpriced_job_has_no_cost(ann: tuple[Key, Caller]) -> None:
     made, caller = ann
     answered(made, {"prompt_tokens": 10, "completion_tokens": 5}, model="mystery")
     answered(made, {"prompt_tokens": 1_000, "completion_tokens": 100})
@@ -180,7 +180,7 @@ def test_a_job_of_unknown_price_says_so(ann: tuple[Key, Caller]) -> None:
     assert (0.00021, None) == (priced, unpriced)
 
 
-def test_what_is_free_costs_nothing_and_is_not_unpriced() -> None:
+def test_free_job_costs_zero() -> None:
     one = submit(known("sk-one"), model="models", reserved_microusd=0)
     lane_id = query("SELECT lane_id FROM job")[0].lane_id
     result = JobResult(Status.SUCCEEDED, http_status=200, response=b'{"object":"list","data":[]}')
@@ -190,13 +190,13 @@ def test_what_is_free_costs_nothing_and_is_not_unpriced() -> None:
 
 
 @pytest.mark.parametrize(("said", "param"), [("group_by=colour", "group_by"), ("start_date=2020-01-01", "start_date")])
-def test_what_usage_cannot_tell_it_refuses(said: str, param: str) -> None:
+def test_invalid_usage_parameters_are_refused(said: str, param: str) -> None:
     refused = Caller().get(f"/v1/usage?{said}")
 
     assert (400, param) == (refused.status_code, error_of(refused)["param"])
 
 
-def test_many_may_look_at_once(override: Callable[..., None]) -> None:
+def test_concurrent_balance_reads_agree(override: Callable[..., None]) -> None:
     override(default_grant_usd="5")
     caller = Caller(issued()[1])
 

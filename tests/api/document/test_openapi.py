@@ -51,7 +51,7 @@ def paths(rule: str) -> list[str]:
     return [re.sub(r"<(\w+)>", r"{\1}", named)]
 
 
-def test_every_route_is_in_the_document_and_every_operation_is_a_route(document: dict[str, Any]) -> None:
+def test_document_and_routes_match(document: dict[str, Any]) -> None:
     rules = {
         (path, method.lower())
         for rule in create_app().url_map.iter_rules()
@@ -63,7 +63,7 @@ def test_every_route_is_in_the_document_and_every_operation_is_a_route(document:
     assert rules == {(path, method) for path, method, _ in operations(document)}
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
     for reference in references(document):
         place: Any = document
         for step in reference.removeprefix("#/").split("/"):
@@ -71,7 +71,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
         assert place
 
 
-def test_operations_are_whole(document: dict[str, Any]) -> None:
+def test_operations_are_complete(document: dict[str, Any]) -> None:
     names = [operation["operationId"] for _, _, operation in operations(document)]
 
     assert len(names) == len(set(names))
@@ -85,7 +85,7 @@ def test_operations_are_whole(document: dict[str, Any]) -> None:
         assert not operation["security"] or "401" in operation["responses"]
 
 
-def test_every_link_leads_to_an_operation_that_takes_what_it_gives(document: dict[str, Any]) -> None:
+def test_every_link_matches_its_operation(document: dict[str, Any]) -> None:
     known = {operation["operationId"]: operation for _, _, operation in operations(document)}
     links = [link for each in known.values() for answer in each["responses"].values() for link in answer.get("links", {}).values()]
 
@@ -99,19 +99,19 @@ def test_every_link_leads_to_an_operation_that_takes_what_it_gives(document: dic
     assert with_id - unlinked == {link["operationId"] for link in links} & with_id
 
 
-def test_schemas_are_schemas(document: dict[str, Any]) -> None:
+def test_schemas_are_valid(document: dict[str, Any]) -> None:
     for schema in document["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-def test_requests_of_ours_fit_the_document(document: dict[str, Any]) -> None:
+def test_our_requests_match_document(document: dict[str, Any]) -> None:
     validate(document, "Submit", CHAT)
     validate(document, "Submit", IMAGE)
     with pytest.raises(jsonschema.ValidationError):
         validate(document, "Submit", {**CHAT, "webhook_url": 7})
 
 
-def test_every_example_is_a_request(document: dict[str, Any]) -> None:
+def test_every_example_is_valid(document: dict[str, Any]) -> None:
     bodies = [one["requestBody"]["content"] for _, _, one in operations(document) if "requestBody" in one]
     examples = [content for body in bodies for content in body.values() if "example" in content]
 
@@ -123,14 +123,14 @@ def test_every_example_is_a_request(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("said", "fits"), [({"priority": "high", "expires_in": 3}, True), ({"priority": "urgent"}, False), ({"a": 1}, False)]
 )
-def test_our_own_fields_stand_in_a_request_of_the_upstream(document: dict[str, Any], said: dict[str, Any], fits: bool) -> None:
+def test_openai_requests_include_our_fields(document: dict[str, Any], said: dict[str, Any], fits: bool) -> None:
     schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     validator = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
 
     assert fits == validator.is_valid({**CHAT["body"], "x_new": 1, "nowserving": said})
 
 
-def test_forms_streams_and_headers_are_in_the_document(document: dict[str, Any]) -> None:
+def test_document_has_forms_streams_and_headers(document: dict[str, Any]) -> None:
     edit, chat = (document["paths"][path]["post"] for path in ("/v1/images/edits", "/v1/chat/completions"))
 
     assert {"multipart/form-data", "application/json"} == set(edit["requestBody"]["content"])
@@ -140,7 +140,7 @@ def test_forms_streams_and_headers_are_in_the_document(document: dict[str, Any])
 
 
 @pytest.mark.usefixtures("database")
-def test_answers_of_ours_fit_the_document(document: dict[str, Any]) -> None:
+def test_our_responses_match_document(document: dict[str, Any]) -> None:
     caller = Caller()
     waiting, ended = caller.submit(user="a"), caller.submit(conversation="c", user="b", metadata={"a": "b"})
     end(caller, waiting)
@@ -173,7 +173,7 @@ def test_answers_of_ours_fit_the_document(document: dict[str, Any]) -> None:
             validate(document, "Event", json.loads(line.removeprefix("data: ")))
 
 
-def test_the_page_is_self_contained_and_names_every_operation(document: dict[str, Any]) -> None:
+def test_docs_page_is_self_contained_and_complete(document: dict[str, Any]) -> None:
     answer = create_app().test_client().get("/docs")
 
     assert [] == re.findall(r"(?:src|href)=\"https?://", answer.text)
@@ -182,7 +182,7 @@ def test_the_page_is_self_contained_and_names_every_operation(document: dict[str
     assert all(f'id="{operation["operationId"]}"' in answer.text for _, _, operation in operations(document))
 
 
-def test_without_the_chat_page_the_front_door_leads_to_the_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_root_redirects_to_docs_without_chat_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(chat_page, "BUILT", tmp_path)
 
     answer = create_app().test_client().get("/")

@@ -50,7 +50,7 @@ def fetch(caller: Caller, name: str, key: str = "sk-one") -> dict[str, Any]:
     return told(caller.get(f"{PATH}/{name}?apiKey={key}", headers={"Authorization": ""}))
 
 
-def test_a_question_becomes_a_job_in_its_session(caller: Caller, override: Callable[..., None]) -> None:
+def test_question_becomes_job_in_session(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=0, pro_model="gpt-9")
     name = told(ask(caller))["jobId"]
 
@@ -60,7 +60,7 @@ def test_a_question_becomes_a_job_in_its_session(caller: Caller, override: Calla
     assert [{"role": "user", "content": "你好"}] == json.loads(bytes(row.request))["messages"]
 
 
-def test_an_answer_that_is_late_is_fetched_by_its_job(caller: Caller) -> None:
+def test_late_answer_is_fetched_by_job_id(caller: Caller) -> None:
     late = told(ask(caller))
     assert (202, None) == (late["code"], late["data"]) and late["message"]
     assert 202 == fetch(caller, late["jobId"])["code"]
@@ -71,7 +71,7 @@ def test_an_answer_that_is_late_is_fetched_by_its_job(caller: Caller) -> None:
     assert abs(done["timestamp"] / 1000 - time.time()) < 60
 
 
-def test_an_answer_that_is_there_in_time_comes_at_once(caller: Caller, override: Callable[..., None]) -> None:
+def test_answer_in_time_is_returned_at_once(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=20)
     seen: list[dict[str, Any]] = []
     asking = threading.Thread(target=lambda: seen.append(told(ask(caller))))
@@ -87,7 +87,7 @@ def test_an_answer_that_is_there_in_time_comes_at_once(caller: Caller, override:
 
 @pytest.mark.parametrize("name", ["apiKey", "sessionId", "content"])
 @pytest.mark.parametrize("value", [None, "", 7, ["x"]])
-def test_what_is_missing_is_named(caller: Caller, name: str, value: object) -> None:
+def test_missing_field_is_named(caller: Caller, name: str, value: object) -> None:
     refused = told(ask(caller, **{name: value}))
 
     assert (400, True) == (refused["code"], name in refused["message"])
@@ -96,7 +96,7 @@ def test_what_is_missing_is_named(caller: Caller, name: str, value: object) -> N
 
 @pytest.mark.parametrize(("name", "most"), [("apiKey", 64), ("sessionId", 64), ("content", 1_000)])
 @pytest.mark.parametrize("letter", ["x", "汉", "😀"])
-def test_lengths_are_counted_in_characters(caller: Caller, name: str, most: int, letter: str) -> None:
+def test_lengths_are_in_characters(caller: Caller, name: str, most: int, letter: str) -> None:
     # A key is ASCII, as every bearer token.
     taken = 401 if name == "apiKey" and letter != "x" else 202
     assert taken == told(ask(caller, **{name: letter * most}))["code"]
@@ -105,33 +105,33 @@ def test_lengths_are_counted_in_characters(caller: Caller, name: str, most: int,
 
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "a\nb", ".."])
-def test_a_session_that_can_have_no_address_is_refused(caller: Caller, name: str) -> None:
+def test_invalid_session_id_is_refused(caller: Caller, name: str) -> None:
     refused = told(ask(caller, sessionId=name))
 
     assert (400, True, 0) == (refused["code"], "sessionId" in refused["message"], stored())
 
 
-def test_the_session_is_there_to_be_read(caller: Caller) -> None:
+def test_session_can_be_read(caller: Caller) -> None:
     end(caller, told(ask(caller))["jobId"])
 
     told_there = caller.get("/v1/sessions/ana/messages").json["data"]
     assert "你好" in json.dumps(told_there, ensure_ascii=False) and "hello" in json.dumps(told_there)
 
 
-def test_a_body_that_is_no_json_is_refused_in_the_same_envelope(caller: Caller) -> None:
+def test_invalid_json_is_refused_in_envelope(caller: Caller) -> None:
     for content, media in ((b"{", "application/json"), (b"x=1", "application/x-www-form-urlencoded"), (b'{"a":1e999}', "application/json")):
         refused = told(caller.send("POST", PATH, data=content, content_type=media))
         assert 400 == refused["code"] and "data" not in refused
 
 
-def test_a_key_that_is_not_known_is_told_so(caller: Caller, override: Callable[..., None]) -> None:
+def test_unknown_key_returns_401(caller: Caller, override: Callable[..., None]) -> None:
     override(open_keys=False)
 
     assert 401 == told(ask(caller, apiKey="sk-nobody"))["code"]
     assert 401 == fetch(caller, "job_" + "0" * 32, key="sk-nobody")["code"]
 
 
-def test_a_full_line_says_so(caller: Caller, override: Callable[..., None]) -> None:
+def test_full_queue_returns_429(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=0, max_queued_per_key=1)
     ask(caller)
 
@@ -142,7 +142,7 @@ def test_a_full_line_says_so(caller: Caller, override: Callable[..., None]) -> N
     ("status", "code", "shown"),
     [(429, "insufficient_quota", 402), (401, "invalid_api_key", 401), (400, "x", 400), (404, "x", 502), (500, "x", 500), (503, "x", 500)],
 )
-def test_what_the_upstream_refuses_has_its_own_number(caller: Caller, status: int, code: str, shown: int) -> None:
+def test_upstream_refusal_has_its_code(caller: Caller, status: int, code: str, shown: int) -> None:
     name = told(ask(caller))["jobId"]
     finish(name, run(caller, name), status=states.Status.FAILED, answer=None)
     query("UPDATE job SET http_status = :status, error = CAST(:error AS jsonb)", status=status, error=json.dumps({"code": code}))
@@ -151,14 +151,14 @@ def test_what_the_upstream_refuses_has_its_own_number(caller: Caller, status: in
     assert shown == refused["code"] and "data" not in refused and refused["message"]
 
 
-def test_a_cancelled_question_says_so(caller: Caller) -> None:
+def test_cancelled_question_returns_error(caller: Caller) -> None:
     name = told(ask(caller))["jobId"]
     caller.post(f"/v1/jobs/{name}/cancel")
 
     assert 500 == fetch(caller, name)["code"]
 
 
-def test_nobody_fetches_anothers_answer(caller: Caller) -> None:
+def test_answer_of_another_key_is_not_found(caller: Caller) -> None:
     name = told(ask(caller))["jobId"]
     end(caller, name)
 
@@ -166,14 +166,14 @@ def test_nobody_fetches_anothers_answer(caller: Caller) -> None:
     assert 400 == fetch(caller, name, key="sk-other")["code"]
 
 
-def test_a_bearer_token_will_do(caller: Caller) -> None:
+def test_bearer_token_is_accepted(caller: Caller) -> None:
     name = told(ask(caller))["jobId"]
 
     assert 202 == told(caller.get(f"{PATH}/{name}"))["code"]
     assert 400 == told(caller.get(f"{PATH}/{name}", headers={"Authorization": ""}))["code"]
 
 
-def test_the_key_is_in_no_log(caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_never_logged(caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr("api.waiting.wait.until_ended", lambda *_, **__: 1 / 0)
     failed = told(ask(caller, apiKey="sk-very-secret"))
@@ -183,7 +183,7 @@ def test_the_key_is_in_no_log(caller: Caller, caplog: pytest.LogCaptureFixture, 
     assert "unforeseen error" in caplog.text and "very-secret" not in caplog.text
 
 
-def test_a_balance_is_what_was_given_less_what_was_spent_in_a_hundred_days(caller: Caller, override: Callable[..., None]) -> None:
+def test_balance_subtracts_spending_of_100_days(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=0, budgets="all")
     with db.begin() as session:
         budgets.grant(session, caller.key.id, 18_000_000)
@@ -200,14 +200,14 @@ def test_a_balance_is_what_was_given_less_what_was_spent_in_a_hundred_days(calle
     assert 400 == told(caller.get("/pro/balance", headers={"Authorization": ""}))["code"]
 
 
-def test_no_money_has_a_number_of_its_own(caller: Caller, override: Callable[..., None]) -> None:
+def test_used_up_budget_returns_402(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=0, budgets="all", default_grant_usd="0.000001")
 
     assert 402 == told(ask(caller, content="贵" * 1_000))["code"]
     assert 0 == stored()
 
 
-def test_an_answer_without_words_is_an_empty_one(caller: Caller) -> None:
+def test_answer_without_content_is_empty(caller: Caller) -> None:
     name = told(ask(caller))["jobId"]
     end(caller, name, answer=ANSWER.replace(b'"hello"', b"null"))
 

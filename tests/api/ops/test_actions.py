@@ -76,7 +76,7 @@ def log(ops: Caller) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["pools", "lanes", "keys", "flows", "credentials"])
-def test_nothing_paused_starts_until_it_is_resumed_and_the_order_is_kept(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_paused_target_starts_no_job_and_resumes_in_order(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(5)]
     at = f"{kind}/{things(caller, jobs[0])[kind]}"
     paused = pull(ops, f"{at}/pause", reason="the bill")
@@ -91,7 +91,7 @@ def test_nothing_paused_starts_until_it_is_resumed_and_the_order_is_kept(kind: s
 
 
 @pytest.mark.parametrize("name", ["{lane}:ann", "{lane}.{key}:ann"])
-def test_a_user_who_was_paused_before_users_were_of_a_key_is_resumed(name: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_pause_of_flow_without_key_is_resumed(name: str, caller: Key, stage: Stage, ops: Caller) -> None:
     one = submit(caller, flow="ann")
     query("INSERT INTO cap (scope, owner_id, flow, endpoint, paused_at) VALUES ('flow', :lane, 'ann', '', now())", lane=lane_id(one))
     assert [] == steps(stage)
@@ -101,7 +101,7 @@ def test_a_user_who_was_paused_before_users_were_of_a_key_is_resumed(name: str, 
     assert [] == query("SELECT FROM cap")
 
 
-def test_a_cap_from_before_users_were_of_a_key_is_lifted_for_one_key(caller: Key, ops: Caller) -> None:
+def test_cap_of_flow_without_key_is_removed_for_one_key(caller: Key, ops: Caller) -> None:
     one, other = submit(caller, flow="ann"), Key(query(
         "INSERT INTO key (fingerprint, kind, pool_id) VALUES ('\\x01', 'issued', :pool) RETURNING id", pool=caller.pool_id
     )[0].id, caller.pool_id, "issued")  # fmt: skip
@@ -113,7 +113,7 @@ def test_a_cap_from_before_users_were_of_a_key_is_lifted_for_one_key(caller: Key
 
 
 @pytest.mark.parametrize("kind", ["keys", "flows"])
-def test_others_go_past_a_paused_key_or_user(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_others_pass_paused_key_or_user(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(200)]
     other = query(
         "INSERT INTO key (fingerprint, kind, pool_id) VALUES ('\\x01', 'issued', :pool) RETURNING id", pool=caller.pool_id
@@ -125,7 +125,7 @@ def test_others_go_past_a_paused_key_or_user(kind: str, caller: Key, stage: Stag
     assert {"queued"} == {row(one).status for one in mine}
 
 
-def test_what_runs_when_it_is_paused_ends(caller: Key, ops: Caller) -> None:
+def test_pause_lets_running_job_end(caller: Key, ops: Caller) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     pull(ops, f"pools/{caller.pool_id}/pause")
@@ -134,7 +134,7 @@ def test_what_runs_when_it_is_paused_ends(caller: Key, ops: Caller) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pools", "lanes", "keys", "flows"])
-def test_what_drains_takes_nothing_new_and_serves_what_waits(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_drain_refuses_new_jobs_and_serves_waiting_jobs(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(3)]
     at = f"{kind}/{things(caller, jobs[0])[kind]}"
     pull(ops, f"{at}/drain")
@@ -147,12 +147,12 @@ def test_what_drains_takes_nothing_new_and_serves_what_waits(kind: str, caller: 
 
 
 @pytest.mark.parametrize("path", ["pools/999999/pause", "lanes/x/pause", "flows/7/pause", "flows/999999:ann/pause", "keys/-1/drain"])
-def test_what_is_not_there_cannot_be_paused(path: str, ops: Caller) -> None:
+def test_unknown_target_cannot_be_paused(path: str, ops: Caller) -> None:
     pull(ops, path, want=404)
     assert [] == log(ops)
 
 
-def test_a_read_token_and_a_caller_change_nothing(caller: Key) -> None:
+def test_read_token_and_caller_key_change_nothing(caller: Key) -> None:
     with db.begin() as session:
         reader = Caller(operators.create(session, "reader", role="read"))
     for who, status in ((reader, 403), (Caller(CALLER), 401)):
@@ -165,7 +165,7 @@ def test_a_read_token_and_a_caller_change_nothing(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("kind", ["keys", "flows"])
-def test_a_cap_in_flight_lets_others_past_and_goes_on_when_a_slot_is_free(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_in_flight_cap_lets_others_pass_until_slot_is_free(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(5)]
     pull(ops, f"{kind}/{things(caller, mine[0])[kind]}/caps", max_in_flight=2)
 
@@ -178,7 +178,7 @@ def test_a_cap_in_flight_lets_others_past_and_goes_on_when_a_slot_is_free(kind: 
     assert mine[2:4] == steps(stage)
 
 
-def test_a_cap_on_the_rate_holds_over_the_minute(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_rpm_cap_holds_over_the_minute(caller: Key, stage: Stage, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(4)]
     pull(ops, f"keys/{caller.id}/caps", rpm=2)
     assert mine[:2] == steps(stage)
@@ -190,7 +190,7 @@ def test_a_cap_on_the_rate_holds_over_the_minute(caller: Key, stage: Stage, ops:
     assert mine[2:] == steps(stage)
 
 
-def test_a_cap_is_for_one_class_of_requests(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_cap_applies_to_one_endpoint(caller: Key, stage: Stage, ops: Caller) -> None:
     pull(ops, f"keys/{caller.id}/caps", endpoint="/v1/embeddings", max_in_flight=1)
     capped = [submit(caller, endpoint="/v1/embeddings") for _ in range(3)]
     free = [submit(caller) for _ in range(2)]
@@ -198,7 +198,7 @@ def test_a_cap_is_for_one_class_of_requests(caller: Key, stage: Stage, ops: Call
     assert {capped[0], *free} == set(steps(stage))
 
 
-def test_more_than_may_wait_are_refused(caller: Key, ops: Caller) -> None:
+def test_jobs_above_max_queued_are_refused(caller: Key, ops: Caller) -> None:
     pull(ops, f"keys/{caller.id}/caps", max_queued=2)
     client = Caller(CALLER)
     client.submit()
@@ -209,7 +209,7 @@ def test_more_than_may_wait_are_refused(caller: Key, ops: Caller) -> None:
     assert 2 == query("SELECT count(*) AS n FROM job")[0].n
 
 
-def test_two_pacers_together_never_exceed_a_cap(caller: Key, stage: Stage, ops: Caller, redis_client: redis.Redis) -> None:
+def test_two_pacers_never_exceed_cap(caller: Key, stage: Stage, ops: Caller, redis_client: redis.Redis) -> None:
     other = Stage(redis_client)
     for model in ("m", "p", "q", "r"):
         for _ in range(5):
@@ -222,7 +222,7 @@ def test_two_pacers_together_never_exceed_a_cap(caller: Key, stage: Stage, ops: 
     assert 3 == query("SELECT count(*) AS n FROM job WHERE status = 'admitted'")[0].n
 
 
-def test_a_cap_that_says_nothing_is_gone(caller: Key, ops: Caller) -> None:
+def test_cap_without_values_is_deleted(caller: Key, ops: Caller) -> None:
     pull(ops, f"keys/{caller.id}/caps", rpm=2)
     pull(ops, f"keys/{caller.id}/caps", rpm=None)
 
@@ -232,7 +232,7 @@ def test_a_cap_that_says_nothing_is_gone(caller: Key, ops: Caller) -> None:
 # Credentials
 
 
-def test_a_changed_limit_is_on_record_and_leaves_the_others(caller: Key, ops: Caller) -> None:
+def test_limit_change_is_audited_and_keeps_other_limits(caller: Key, ops: Caller) -> None:
     one = things(caller, submit(caller))["credentials"]
     pull(ops, f"credentials/{one}/limits", rpm=100, tpm=5_000)
     made = pull(ops, f"credentials/{one}/limits", rpm=7)
@@ -243,7 +243,7 @@ def test_a_changed_limit_is_on_record_and_leaves_the_others(caller: Key, ops: Ca
     assert entry["request_id"].startswith("req_")
 
 
-def test_credentials_come_and_go_and_the_next_one_serves(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_added_credential_replaces_retired_one(caller: Key, stage: Stage, ops: Caller) -> None:
     first = things(caller, submit(caller))["credentials"]
     second = pull(ops, f"pools/{caller.pool_id}/credentials", want=201, key="sk-second", base_url="https://example.com/v1", weight=2.5)
     pull(ops, f"credentials/{first}/retire")
@@ -253,7 +253,7 @@ def test_credentials_come_and_go_and_the_next_one_serves(caller: Key, stage: Sta
     assert "sk-second" not in ops.get("/ops/audit").text
 
 
-def test_a_credential_of_azure_has_its_version_and_is_shown_to_operators(caller: Key, ops: Caller) -> None:
+def test_azure_credential_shows_its_api_version(caller: Key, ops: Caller) -> None:
     address = "https://house.openai.azure.com"
     made = pull(
         ops, f"pools/{caller.pool_id}/credentials", want=201, key="azure-key", kind="azure", base_url=f"{address}/openai/v1/",
@@ -280,13 +280,13 @@ def test_a_credential_of_azure_has_its_version_and_is_shown_to_operators(caller:
         ({"kind": "azure", "base_url": "https://house.openai.azure.com", "api_version": "1&x=2"}, "api_version"),
     ],
 )
-def test_a_credential_with_a_wrong_address_is_refused(caller: Key, ops: Caller, given: dict[str, str], param: str) -> None:
+def test_credential_with_invalid_address_is_refused(caller: Key, ops: Caller, given: dict[str, str], param: str) -> None:
     refused = ops.post(f"/ops/pools/{caller.pool_id}/credentials", {"key": "sk-x", **given})
 
     assert (400, param) == (refused.status_code, refused.json["error"]["param"])
 
 
-def test_the_heavier_credential_is_asked_first(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_heavier_credential_is_tried_first(caller: Key, stage: Stage, ops: Caller) -> None:
     heavy = int(pull(ops, f"pools/{caller.pool_id}/credentials", want=201, key="sk-second", weight=50)["id"])
     allow(caller, credential_id=heavy, max_in_flight=10, rpm=6_000)
     for _ in range(4):
@@ -299,7 +299,7 @@ def test_the_heavier_credential_is_asked_first(caller: Key, stage: Stage, ops: C
 # Who stands where
 
 
-def test_a_boosted_job_goes_first(caller: Key, ops: Caller) -> None:
+def test_boosted_job_is_admitted_first(caller: Key, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(4)]
     admit_all(caller, most=1)
     pull(ops, f"jobs/{wire.public_id(jobs[3])}/boost")
@@ -307,7 +307,7 @@ def test_a_boosted_job_goes_first(caller: Key, ops: Caller) -> None:
     assert [jobs[3], jobs[1], jobs[2]] == heads()
 
 
-def test_a_heavier_user_gets_its_share_of_what_waits_already(caller: Key, ops: Caller) -> None:
+def test_weight_applies_to_waiting_jobs(caller: Key, ops: Caller) -> None:
     ann, bob = ([submit(caller, flow=name) for _ in range(9)] for name in ("ann", "bob"))
     pull(ops, f"flows/{lane_id(ann[0])}:bob/weight", weight=3)
     first = heads()[:8]
@@ -318,7 +318,7 @@ def test_a_heavier_user_gets_its_share_of_what_waits_already(caller: Key, ops: C
     assert row(more).start_tag == pytest.approx(row(bob[-1]).start_tag + row(bob[-1]).share)
 
 
-def test_a_job_of_higher_priority_lets_its_flow_move_up(caller: Key, ops: Caller) -> None:
+def test_high_priority_job_moves_its_flow_up(caller: Key, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(3)]
     before = [row(one).start_tag for one in jobs]
     pull(ops, f"jobs/{wire.public_id(jobs[0])}/priority", priority="high")
@@ -329,7 +329,7 @@ def test_a_job_of_higher_priority_lets_its_flow_move_up(caller: Key, ops: Caller
     assert jobs == heads()
 
 
-def test_who_runs_cannot_be_moved(caller: Key, ops: Caller) -> None:
+def test_running_job_cannot_be_moved(caller: Key, ops: Caller) -> None:
     one = submit(caller)
     start(caller, one)
     pull(ops, f"jobs/{wire.public_id(one)}/boost", want=409)
@@ -338,7 +338,7 @@ def test_who_runs_cannot_be_moved(caller: Key, ops: Caller) -> None:
 # Many at once
 
 
-def test_a_user_s_waiting_jobs_are_purged_and_nobody_else_s(caller: Key, ops: Caller) -> None:
+def test_purge_cancels_jobs_of_one_user_only(caller: Key, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(120)]
     theirs = [submit(caller, flow="bob") for _ in range(3)]
     running = submit(caller, flow="ann")
@@ -352,13 +352,13 @@ def test_a_user_s_waiting_jobs_are_purged_and_nobody_else_s(caller: Key, ops: Ca
     assert row(running).cancel_requested
 
 
-def test_a_purge_of_everything_is_refused(caller: Key, ops: Caller) -> None:
+def test_purge_without_filter_is_refused(caller: Key, ops: Caller) -> None:
     one = submit(caller)
     assert 400 == ops.post("/ops/jobs/purge", {}).status_code
     assert "queued" == row(one).status
 
 
-def test_what_failed_is_asked_again_once(caller: Key, ops: Caller) -> None:
+def test_failed_jobs_are_retried_once(caller: Key, ops: Caller) -> None:
     jobs = [submit(caller) for _ in range(3)]
     query("UPDATE job SET status = 'failed', ended_at = now() WHERE id = ANY(:ids)", ids=jobs[:2])
 
@@ -368,7 +368,7 @@ def test_what_failed_is_asked_again_once(caller: Key, ops: Caller) -> None:
     assert [(one, caller.id) for one in jobs[:2]] == [(one.retry_of, one.key_id) for one in again]
 
 
-def test_one_is_cancelled_or_asked_again_for_its_caller(caller: Key, ops: Caller) -> None:
+def test_operator_cancels_and_retries_job_of_caller(caller: Key, ops: Caller) -> None:
     name = wire.public_id(submit(caller))
     assert "cancelled" == pull(ops, f"jobs/{name}/cancel")["status"]
     made = pull(ops, f"jobs/{name}/retry", want=202)
@@ -377,7 +377,7 @@ def test_one_is_cancelled_or_asked_again_for_its_caller(caller: Key, ops: Caller
     assert ["cancel", "retry"] == [action for action, _ in log(ops)]
 
 
-def test_a_lane_is_counted_again(caller: Key, ops: Caller) -> None:
+def test_rebuild_recounts_lane(caller: Key, ops: Caller) -> None:
     one = submit(caller)
     query("UPDATE lane SET queued = 77")
     query("UPDATE key_share SET queued = 77, low_water = 1e9")
@@ -396,11 +396,11 @@ def test_a_lane_is_counted_again(caller: Key, ops: Caller) -> None:
         ("pools/1/credentials", {"key": "sk", "base_url": "file:///etc"}, "base_url"), ("pools/1/pause", {"reason": 5}, "reason"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(path: str, said: dict[str, Any], param: str, ops: Caller) -> None:
+def test_invalid_request_is_refused(path: str, said: dict[str, Any], param: str, ops: Caller) -> None:
     refused = ops.post(f"/ops/{path}", said)
 
     assert (400, param) == (refused.status_code, error_of(refused)["param"])
 
 
-def test_levers_take_no_body_too(caller: Key, ops: Caller) -> None:
+def test_actions_accept_missing_body(caller: Key, ops: Caller) -> None:
     assert 200 == ops.post(f"/ops/pools/{caller.pool_id}/pause").status_code

@@ -54,7 +54,7 @@ def repeated() -> set[UUID]:
     return {row.retry_of for row in query("SELECT retry_of FROM job WHERE retry_of IS NOT NULL")}
 
 
-def test_a_failed_models_job_is_retried_in_bulk_and_by_itself(caller: Key, ops: Caller) -> None:
+def test_failed_job_is_retried_in_bulk_and_singly(caller: Key, ops: Caller) -> None:
     listing = failed(caller, endpoint="/v1/models", model="models", request=b"")
 
     assert 202 == ops.post(f"/ops/jobs/{wire.public_id(listing)}/retry").status_code
@@ -63,7 +63,7 @@ def test_a_failed_models_job_is_retried_in_bulk_and_by_itself(caller: Key, ops: 
     assert (1, 0, {listing}) == (answer["retried"], answer["refused"], repeated())
 
 
-def test_a_job_that_cannot_be_resubmitted_is_counted_and_passed_over(caller: Key, ops: Caller) -> None:
+def test_job_that_cannot_be_resubmitted_is_counted_and_skipped(caller: Key, ops: Caller) -> None:
     poisoned = [failed_with_expired_attachment(caller) for _ in range(12)]
     good = [failed(caller) for _ in range(3)]
     answer = ops.post("/ops/jobs/retry", {}).json
@@ -73,7 +73,7 @@ def test_a_job_that_cannot_be_resubmitted_is_counted_and_passed_over(caller: Key
     assert set(good) == repeated()
 
 
-def test_a_full_or_draining_lane_does_not_stop_other_lanes(caller: Key, ops: Caller) -> None:
+def test_full_or_draining_lane_does_not_stop_bulk_retry(caller: Key, ops: Caller) -> None:
     draining, other = failed(caller, model="a"), failed(caller, model="b")
     with db.begin() as session:
         (row,) = query("SELECT lane_id FROM job WHERE id = :id", id=draining)
@@ -83,7 +83,7 @@ def test_a_full_or_draining_lane_does_not_stop_other_lanes(caller: Key, ops: Cal
     assert (1, {"draining": 1}, {other}) == (answer["retried"], answer["reasons"], repeated())
 
 
-def test_the_cursor_goes_past_refused_jobs(caller: Key, ops: Caller) -> None:
+def test_cursor_passes_refused_jobs(caller: Key, ops: Caller) -> None:
     poisoned = [failed_with_expired_attachment(caller) for _ in range(3)]
     failed(caller)
     first = bulk_retry.run(Act(), JobFilter(), after=None, until=0.0)
@@ -95,7 +95,7 @@ def test_the_cursor_goes_past_refused_jobs(caller: Key, ops: Caller) -> None:
     assert 404 == ops.post("/ops/jobs/retry", {"after": "job_nonsense"}).status_code
 
 
-def test_two_bulk_retries_at_once_retry_each_job_once(caller: Key) -> None:
+def test_concurrent_bulk_retries_retry_each_job_once(caller: Key) -> None:
     jobs = [failed(caller) for _ in range(40)]
     reports = at_once(*[lambda: bulk_retry.run(Act(), JobFilter(), after=None, until=time.monotonic() + 60)] * 4)
 
@@ -103,7 +103,7 @@ def test_two_bulk_retries_at_once_retry_each_job_once(caller: Key) -> None:
     assert len(jobs) == query("SELECT count(*) AS n FROM job WHERE retry_of IS NOT NULL")[0].n
 
 
-def test_the_command_says_how_many_and_why(caller: Key) -> None:
+def test_command_prints_counts_and_reasons(caller: Key) -> None:
     failed_with_expired_attachment(caller)
     good = failed(caller)
     result = CliRunner().invoke(nowserving, ["retry-failed", "--json"])
@@ -114,7 +114,7 @@ def test_the_command_says_how_many_and_why(caller: Key) -> None:
     assert "not_found: 1" in plain and "This session has no such attachment" in plain
 
 
-def test_a_deleted_request_is_refused_alike_for_callers_and_operators(ops: Caller) -> None:
+def test_deleted_request_cannot_be_retried(ops: Caller) -> None:
     caller = Caller("sk-own")
     job_id = failed(caller.key)
     query("UPDATE job SET request = '' WHERE id = :id", id=job_id)

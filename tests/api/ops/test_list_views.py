@@ -53,7 +53,7 @@ def limit(who: Key, **limits: int) -> None:
 # Lanes
 
 
-def test_a_lane_says_how_many_wait_and_run_and_since_when(operator: Caller) -> None:
+def test_lane_shows_waiting_running_and_oldest_wait(operator: Caller) -> None:
     who = known()
     first = submit(who)
     submit(who)
@@ -68,7 +68,7 @@ def test_a_lane_says_how_many_wait_and_run_and_since_when(operator: Caller) -> N
     assert 1 == lane["calls_per_min"]
 
 
-def test_a_lane_says_what_is_left_of_each_limit(operator: Caller) -> None:
+def test_lane_shows_rest_of_each_limit(operator: Caller) -> None:
     who = known()
     limit(who, rpm=10, tpm=1_000, rpd=500, max_in_flight=4)
     for n in range(3):
@@ -84,7 +84,7 @@ def test_a_lane_says_what_is_left_of_each_limit(operator: Caller) -> None:
     assert {"limit": None, "used": 0, "left": None} == lane["limits"]["ipm"]
 
 
-def test_what_was_never_sent_uses_nothing_up(operator: Caller) -> None:
+def test_unsent_attempt_uses_no_limit(operator: Caller) -> None:
     who = known()
     limit(who, rpm=10)
     put_back(job_id := submit(who), start(who, job_id), AttemptResult(Outcome.NOT_SENT))
@@ -93,7 +93,7 @@ def test_what_was_never_sent_uses_nothing_up(operator: Caller) -> None:
     assert 10 == lane["limits"]["rpm"]["left"]
 
 
-def test_a_lane_says_when_its_last_job_would_go(operator: Caller) -> None:
+def test_lane_shows_eta_of_last_job(operator: Caller) -> None:
     who = known()
     for _ in range(31):
         submit(who)
@@ -104,7 +104,7 @@ def test_a_lane_says_when_its_last_job_would_go(operator: Caller) -> None:
 
 
 @pytest.mark.parametrize("what", ["pool", "lane"])
-def test_a_paused_lane_says_why(operator: Caller, what: str) -> None:
+def test_paused_lane_shows_reason(operator: Caller, what: str) -> None:
     submit(known())
     query(f"UPDATE {what} SET paused_at = now(), paused_reason = 'too dear'")
     (lane,) = seen(operator, "/ops/lanes")
@@ -114,8 +114,8 @@ def test_a_paused_lane_says_why(operator: Caller, what: str) -> None:
     assert lane["eta_last_s"] is None
 
 
-def test_a_line_longer_than_is_looked_at_is_as_it_was_counted(operator: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.ops.lane_report.LOOKED_MOST", 3)
+def test_long_lane_shows_counted_number(operator: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.ops.lane_report.MAX_SCANNED", 3)
     who = known()
     for _ in range(8):
         submit(who, priority="low")
@@ -132,7 +132,7 @@ def test_a_line_longer_than_is_looked_at_is_as_it_was_counted(operator: Caller, 
     assert lane["oldest_wait_s"] > 365 * 86_400
 
 
-def test_the_longest_lines_come_first_where_that_is_wanted(operator: Caller) -> None:
+def test_lanes_can_be_ordered_by_waiting_jobs(operator: Caller) -> None:
     for n, model in enumerate(("a", "b", "c")):
         submit(known(), model=model)
         query("UPDATE lane SET queued = :n WHERE model = :model", n=(5, 9, 7)[n], model=model)
@@ -144,7 +144,7 @@ def test_the_longest_lines_come_first_where_that_is_wanted(operator: Caller) -> 
     assert (True, False) == (first["has_more"], rest["has_more"])
 
 
-def test_lanes_are_found_by_pool_and_model_and_by_whether_they_are_busy(operator: Caller) -> None:
+def test_lanes_filter_by_pool_model_and_busy(operator: Caller) -> None:
     who = known()
     submit(who, model="a")
     submit(who, model="b")
@@ -160,7 +160,7 @@ def test_lanes_are_found_by_pool_and_model_and_by_whether_they_are_busy(operator
 # Flows
 
 
-def test_whose_jobs_wait_is_told_by_user(operator: Caller) -> None:
+def test_flows_show_waiting_jobs_by_user(operator: Caller) -> None:
     who = known()
     for flow in ("anna", "anna", "bert"):
         submit(who, flow=flow)
@@ -172,7 +172,7 @@ def test_whose_jobs_wait_is_told_by_user(operator: Caller) -> None:
     assert ["bert"] == [one["user"] for one in seen(operator, f"/ops/flows?lane={flows[0]['lane']}&user=bert")]
 
 
-def test_flows_are_listed_a_page_at_a_time(operator: Caller) -> None:
+def test_flows_are_listed_in_pages(operator: Caller) -> None:
     for n in range(5):
         submit(known(), flow=f"user{n}")
     first = operator.get("/ops/flows?limit=3").json
@@ -220,19 +220,19 @@ def some(database: None) -> dict[str, Any]:
         ("?until=1000000000", []),
     ],
 )
-def test_jobs_are_found(operator: Caller, some: dict[str, Any], wanted: str, names: list[str]) -> None:
+def test_job_search_filters(operator: Caller, some: dict[str, Any], wanted: str, names: list[str]) -> None:
     found = seen(operator, f"/ops/jobs{wanted}")
 
     assert [wire.public_id(some[name]) for name in names] == [one["id"] for one in found]
 
 
-def test_a_job_is_found_by_its_id_with_its_place_in_line(operator: Caller, some: dict[str, Any]) -> None:
+def test_job_search_by_id_shows_queue_position(operator: Caller, some: dict[str, Any]) -> None:
     (found,) = seen(operator, f"/ops/jobs?id={wire.public_id(some['waits'])}")
 
     assert (1, "anna", some["key"].id) == (found["queue"]["position"], found["user"], found["key"]["id"])
 
 
-def test_jobs_of_any_key_are_listed_a_page_at_a_time(operator: Caller, some: dict[str, Any]) -> None:
+def test_jobs_of_all_keys_are_listed_in_pages(operator: Caller, some: dict[str, Any]) -> None:
     first = operator.get("/ops/jobs?limit=2").json
     rest = operator.get(f"/ops/jobs?limit=2&after={first['last_id']}").json
 
@@ -240,9 +240,9 @@ def test_jobs_of_any_key_are_listed_a_page_at_a_time(operator: Caller, some: dic
     assert 3 == len({one["id"] for one in first["data"] + rest["data"]})
 
 
-def test_a_search_that_has_looked_at_enough_goes_on_where_it_stopped(operator: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.ops.job_search.LOOKED_FIRST", 2)
-    monkeypatch.setattr("models.ops.job_search.LOOKED_MOST", 4)
+def test_long_search_continues_after_its_cursor(operator: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.ops.job_search.FIRST_SCAN", 2)
+    monkeypatch.setattr("models.ops.job_search.MAX_SCANNED", 4)
     who = known()
     wanted = submit(who, flow="rare")
     for _ in range(9):
@@ -259,7 +259,7 @@ def test_a_search_that_has_looked_at_enough_goes_on_where_it_stopped(operator: C
     assert 3 == pages
 
 
-def test_prompts_answers_and_secrets_are_never_shown(operator: Caller) -> None:
+def test_prompts_answers_and_secrets_are_never_listed(operator: Caller) -> None:
     who = known("sk-canary-secret")
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "canary prompt"}]}).encode()
     done = submit(who, request=body, metadata={"note": "canary note"}, webhook_url="https://canary.example/hook?token=canary")
@@ -283,7 +283,7 @@ def test_prompts_answers_and_secrets_are_never_shown(operator: Caller) -> None:
 # Pools, credentials and workers
 
 
-def test_a_pool_says_how_many_use_it_and_wait(operator: Caller) -> None:
+def test_pool_shows_keys_and_waiting_jobs(operator: Caller) -> None:
     who = known()
     submit(who)
     start(who, submit(who))
@@ -294,7 +294,7 @@ def test_a_pool_says_how_many_use_it_and_wait(operator: Caller) -> None:
     assert [] == seen(operator, "/ops/pools?kind=issued")
 
 
-def test_a_key_says_what_stops_it_and_how_much_of_it_waits(operator: Caller) -> None:
+def test_key_shows_pause_caps_and_waiting_jobs(operator: Caller) -> None:
     who, other = known(), known("sk-other")
     submit(who)
     submit(who)
@@ -311,7 +311,7 @@ def test_a_key_says_what_stops_it_and_how_much_of_it_waits(operator: Caller) -> 
     assert (other.id, 0, 0, None, []) == tuple(two[name] for name in ("id", "waiting", "running", "paused", "caps"))
 
 
-def test_keys_are_found_by_name_and_kind(operator: Caller) -> None:
+def test_keys_filter_by_name_and_kind(operator: Caller) -> None:
     known()
     with db.begin() as session:
         keys.make_pool(session, "team")
@@ -323,7 +323,7 @@ def test_keys_are_found_by_name_and_kind(operator: Caller) -> None:
     assert token not in operator.get("/ops/keys").text
 
 
-def test_a_credential_says_how_its_calls_end(operator: Caller) -> None:
+def test_credential_shows_call_outcomes(operator: Caller) -> None:
     who = known()
     for finding in (None, None, AttemptResult(Outcome.FAILED, 500), AttemptResult(Outcome.THROTTLED, 429)):
         job_id = submit(who)
@@ -336,7 +336,7 @@ def test_a_credential_says_how_its_calls_end(operator: Caller) -> None:
     assert 0.5 == model["recent"]["error_rate"]
 
 
-def test_a_credential_says_what_was_learned_and_until_when_it_is_paused(operator: Caller) -> None:
+def test_credential_shows_learned_limits_and_pause(operator: Caller) -> None:
     who = known()
     submit(who)
     limit(who, rpm=7)
@@ -352,7 +352,7 @@ def test_a_credential_says_what_was_learned_and_until_when_it_is_paused(operator
     assert until.timestamp() == pytest.approx(model["paused_until"], abs=0.01)
 
 
-def test_parked_credentials_are_found_with_their_reason(operator: Caller) -> None:
+def test_parked_credentials_show_reason(operator: Caller) -> None:
     who = known()
     known("sk-other")
     with db.begin() as session:
@@ -363,7 +363,7 @@ def test_parked_credentials_are_found_with_their_reason(operator: Caller) -> Non
     assert 1 == len(seen(operator, "/ops/credentials?parked=false"))
 
 
-def test_a_credential_parked_for_one_model_says_which_and_why_until_it_is_resumed(operator: Caller) -> None:
+def test_parked_model_is_shown_until_resumed(operator: Caller) -> None:
     caller = known("sk-partly")
     with db.begin() as session:
         number = credential_of(session, caller)
@@ -383,7 +383,7 @@ def test_a_credential_parked_for_one_model_says_which_and_why_until_it_is_resume
     assert [] == seen(operator, "/ops/credentials?parked=true")
 
 
-def test_a_worker_says_what_it_runs_and_when_it_was_heard_of(operator: Caller) -> None:
+def test_worker_shows_jobs_and_last_report(operator: Caller) -> None:
     who = known()
     runs, ended = submit(who), submit(who)
     start(who, runs)
@@ -408,12 +408,12 @@ def test_a_worker_says_what_it_runs_and_when_it_was_heard_of(operator: Caller) -
      "jobs?since=yesterday", "jobs?since=2026-11-25", "jobs?caller=%00", "pools?kind=any", "keys?kind=any", "keys?name=%00",
      "credentials?after=99999999999999999999"],
 )  # fmt: skip
-def test_what_makes_no_sense_is_refused(operator: Caller, path: str) -> None:
+def test_invalid_request_is_refused(operator: Caller, path: str) -> None:
     assert 400 == operator.get(f"/ops/{path}").status_code
 
 
 @pytest.mark.parametrize("what", ["lanes", "pools", "keys", "flows", "jobs", "credentials", "workers"])
-def test_nobody_but_operators_sees_anything(operator: Caller, what: str) -> None:
+def test_lists_need_an_operator_token(operator: Caller, what: str) -> None:
     submit(known("sk-client"))
 
     assert 401 == operator.get(f"/ops/{what}", headers={"Authorization": ""}).status_code

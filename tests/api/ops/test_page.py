@@ -81,7 +81,7 @@ def turn_to(page: Page, tab: str, words: str) -> None:
     expect(page.locator("tbody")).to_contain_text(words)
 
 
-def test_who_waits_and_why_is_seen_after_signing_in(api: Api, visit: Visit, tmp_path: Path) -> None:
+def test_lanes_are_shown_after_sign_in(api: Api, visit: Visit, tmp_path: Path) -> None:
     page = signed_in(visit, url(api))
     lane = page.locator("tbody tr", has_text="gpt-4o-mini")
     picture(page, tmp_path / "lanes.png")
@@ -91,7 +91,7 @@ def test_who_waits_and_why_is_seen_after_signing_in(api: Api, visit: Visit, tmp_
     expect(lane).to_contain_text(re.compile("rpm, .* more"))
 
 
-def test_a_wrong_token_is_told_so_and_is_not_kept(api: Api, visit: Visit) -> None:
+def test_wrong_token_shows_error_and_is_not_stored(api: Api, visit: Visit) -> None:
     page = visit(url(api), forgives=("401",))
     page.get_by_label("Operator token").fill("ns-wrong")
     page.get_by_role("button", name="Sign in").click()
@@ -100,7 +100,7 @@ def test_a_wrong_token_is_told_so_and_is_not_kept(api: Api, visit: Visit) -> Non
     assert {} == page.evaluate("({...sessionStorage, ...localStorage})")
 
 
-def test_the_token_stays_in_the_tab_and_in_no_address(api: Api, visit: Visit) -> None:
+def test_token_stays_in_tab_and_out_of_urls(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api))
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -117,14 +117,14 @@ def test_the_token_stays_in_the_tab_and_in_no_address(api: Api, visit: Visit) ->
     assert {} == page.evaluate("({...sessionStorage, ...localStorage})")
 
 
-def test_the_table_keeps_itself_up_to_date(api: Api, visit: Visit) -> None:
+def test_table_updates_itself(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api))
     query("UPDATE lane SET paused_at = now(), paused_reason = 'lunch' WHERE model = 'gpt-4o-mini'")
 
     expect(page.locator("tbody tr", has_text="gpt-4o-mini")).to_contain_text("paused: lunch")
 
 
-def test_a_tab_that_nobody_looks_at_asks_nothing(api: Api, visit: Visit) -> None:
+def test_hidden_tab_sends_no_requests(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api))
     page.evaluate("""() => {
         Object.defineProperty(document, 'hidden', {value: true, configurable: true});
@@ -141,7 +141,7 @@ def test_a_tab_that_nobody_looks_at_asks_nothing(api: Api, visit: Visit) -> None
     assert [] == hidden
 
 
-def test_each_tab_shows_its_things(api: Api, visit: Visit, tmp_path: Path) -> None:
+def test_each_tab_shows_its_list(api: Api, visit: Visit, tmp_path: Path) -> None:
     page = signed_in(visit, url(api))
     for tab, words in TABS.items():
         turn_to(page, tab, words)
@@ -150,7 +150,7 @@ def test_each_tab_shows_its_things(api: Api, visit: Visit, tmp_path: Path) -> No
         picture(page, tmp_path / f"{tab}.png")
 
 
-def test_what_users_are_called_is_never_read_as_html(api: Api, visit: Visit) -> None:
+def test_user_names_are_never_rendered_as_html(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api))
     page.get_by_role("link", name="Flows").click()
 
@@ -158,7 +158,7 @@ def test_what_users_are_called_is_never_read_as_html(api: Api, visit: Visit) -> 
     assert 0 == page.locator("tbody img").count()
 
 
-def test_jobs_are_searched_and_the_search_is_in_the_address(api: Api, visit: Visit) -> None:
+def test_job_search_is_kept_in_url(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api, "#jobs"))
     page.get_by_label("User").fill("bert")
     page.get_by_role("button", name="Find").click()
@@ -169,7 +169,7 @@ def test_jobs_are_searched_and_the_search_is_in_the_address(api: Api, visit: Vis
     assert page.url.endswith("#jobs?user=bert&status=running")
 
 
-def test_a_phone_needs_no_sideways_scrolling(api: Api, visit: Visit, tmp_path: Path) -> None:
+def test_phone_layout_needs_no_horizontal_scrolling(api: Api, visit: Visit, tmp_path: Path) -> None:
     query("UPDATE pool SET name = 'own:' || repeat('W', 60) WHERE id = (SELECT max(id) FROM pool)")
     page = signed_in(visit, url(api), viewport=PHONE)
     for tab, words in TABS.items():
@@ -179,7 +179,7 @@ def test_a_phone_needs_no_sideways_scrolling(api: Api, visit: Visit, tmp_path: P
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
 
 
-def test_everything_is_reached_by_keyboard_and_stays_reached(api: Api, visit: Visit) -> None:
+def test_page_is_usable_by_keyboard(api: Api, visit: Visit) -> None:
     page = visit(url(api))
     expect(page.get_by_label("Operator token")).to_be_focused()
     page.keyboard.type(TOKEN)
@@ -193,7 +193,7 @@ def test_everything_is_reached_by_keyboard_and_stays_reached(api: Api, visit: Vi
     assert page.evaluate("document.activeElement.closest('tbody') !== null")
 
 
-def test_levers_are_pulled_with_a_reason_and_what_they_did_is_seen(api: Api, visit: Visit, tmp_path: Path) -> None:
+def test_actions_send_reason_and_show_result(api: Api, visit: Visit, tmp_path: Path) -> None:
     page = signed_in(visit, url(api))
     lane = page.locator("tbody tr", has_text="gpt-4o-mini")
     lane.get_by_role("button", name="pause").click()
@@ -214,7 +214,7 @@ def test_levers_are_pulled_with_a_reason_and_what_they_did_is_seen(api: Api, vis
     picture(page, tmp_path / "log.png")
 
 
-def test_a_job_is_cancelled_and_many_are_purged_from_the_page(api: Api, visit: Visit, tmp_path: Path) -> None:
+def test_page_cancels_and_purges_jobs(api: Api, visit: Visit, tmp_path: Path) -> None:
     page = signed_in(visit, url(api, "#jobs?user=bert"))
     row = page.locator("tbody tr").first
     name = row.locator("code").inner_text()
@@ -230,7 +230,7 @@ def test_a_job_is_cancelled_and_many_are_purged_from_the_page(api: Api, visit: V
     assert 4 == query("SELECT count(*) AS n FROM job WHERE status = 'cancelled'")[0].n
 
 
-def test_who_may_only_look_is_told_so_and_changes_nothing(api: Api, visit: Visit) -> None:
+def test_read_only_operator_cannot_act(api: Api, visit: Visit) -> None:
     with db.begin() as session:
         token = operators.create(session, "looker", role="read")
     page = signed_in(visit, url(api), token=token, forgives=("403",))
@@ -241,7 +241,7 @@ def test_who_may_only_look_is_told_so_and_changes_nothing(api: Api, visit: Visit
     assert 0 == query("SELECT count(*) AS n FROM lane WHERE paused_at IS NOT NULL")[0].n
 
 
-def test_without_a_server_it_says_so_and_tries_again(api: Api, visit: Visit) -> None:
+def test_page_reports_lost_server_and_retries(api: Api, visit: Visit) -> None:
     page = signed_in(visit, url(api), forgives=("ERR_",))
     page.route(re.compile("/ops/lanes"), lambda route: route.abort())
     expect(page.get_by_role("alert")).to_contain_text("does not answer")
@@ -274,7 +274,7 @@ class Proxy(BaseHTTPRequestHandler):
         return
 
 
-def test_it_works_behind_a_proxys_prefix(api: Api, visit: Visit) -> None:
+def test_page_works_behind_proxy_prefix(api: Api, visit: Visit) -> None:
     handler = type("Boxed", (Proxy,), {"port": api.port})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
@@ -286,7 +286,7 @@ def test_it_works_behind_a_proxys_prefix(api: Api, visit: Visit) -> None:
         proxy.shutdown()
 
 
-def test_the_page_may_run_nothing_but_its_own_files(api: Api) -> None:
+def test_page_policy_allows_only_its_own_files(api: Api) -> None:
     for path in ("/ops/", "/ops/page/ops.js"):
         connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
         connection.request("GET", path)

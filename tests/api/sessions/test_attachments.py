@@ -78,7 +78,7 @@ def attach(caller: Caller, name: str = "notes.txt", content: bytes = TXT) -> str
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_file_is_what_its_content_is(caller: Caller, name: str) -> None:
+def test_file_type_comes_from_content(caller: Caller, name: str) -> None:
     content, kind = GOOD[name]
     made = send(caller, name, content)
 
@@ -90,7 +90,7 @@ def test_a_file_is_what_its_content_is(caller: Caller, name: str) -> None:
     assert opened.headers["Content-Disposition"].startswith("inline" if kind == "image" else "attachment")
 
 
-def test_a_downloaded_file_has_its_own_name(caller: Caller) -> None:
+def test_downloaded_file_keeps_its_name(caller: Caller) -> None:
     url = send(caller, "报告 1.txt", TXT).json["data"][0]["url"]
 
     assert "attachment; filename*=UTF-8''%E6%8A%A5%E5%91%8A%201.txt" == caller.get(url).headers["Content-Disposition"]
@@ -105,21 +105,21 @@ LIES = [
 
 
 @pytest.mark.parametrize(("name", "content", "declared"), LIES)
-def test_a_file_that_is_not_what_it_is_said_to_be_is_refused(caller: Caller, name: str, content: bytes, declared: str) -> None:
+def test_contradicting_file_type_is_refused(caller: Caller, name: str, content: bytes, declared: str) -> None:
     refused = send(caller, name, content, declared=declared or "application/octet-stream")
 
     assert (400, "wrong_file_type", "file") == (refused.status_code, error_of(refused)["code"], error_of(refused)["param"])
     assert [] == query("SELECT id FROM artifact")
 
 
-def test_a_table_that_a_browser_calls_excels_is_taken(caller: Caller) -> None:
+def test_csv_declared_as_excel_is_accepted(caller: Caller) -> None:
     assert 201 == send(caller, "table.csv", b"a,b\n", declared="application/vnd.ms-excel").status_code
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\0\1\2", b"MZ\x90\0", b"\x7fELF", b"\xff\xfea\0", ole("Something"), "你好".encode("gbk"), b"RIFF\x10\0\0\0WAVE"]
 )
-def test_what_is_no_known_file_is_refused(caller: Caller, content: bytes) -> None:
+def test_unknown_file_type_is_refused(caller: Caller, content: bytes) -> None:
     refused = send(caller, "thing", content)
 
     assert (400, "unsupported_file") == (refused.status_code, error_of(refused)["code"])
@@ -152,7 +152,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 @pytest.mark.parametrize("name", ["a.zip", "a.docx"])
-def test_an_archive_that_would_unpack_without_end_is_refused(caller: Caller, kind: str, name: str) -> None:
+def test_archive_bomb_is_refused(caller: Caller, kind: str, name: str) -> None:
     refused = send(caller, name, BOMBS[kind]())
 
     assert (400, "archive_too_large") == (refused.status_code, error_of(refused)["code"])
@@ -162,21 +162,21 @@ def test_an_archive_that_would_unpack_without_end_is_refused(caller: Caller, kin
 @pytest.mark.parametrize(
     "cut", [lambda whole: whole[:-10], lambda whole: whole[:40], lambda whole: b"PK\x05\x06", lambda whole: b"PK\x03\x04" + bytes(300)]
 )
-def test_a_broken_archive_is_refused(caller: Caller, cut: Callable[[bytes], bytes]) -> None:
+def test_broken_archive_is_refused(caller: Caller, cut: Callable[[bytes], bytes]) -> None:
     refused = send(caller, "a.zip", cut(archive("a", "b")))
 
     assert (400, "broken_file") == (refused.status_code, error_of(refused)["code"])
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..\\..\\boot.ini", "C:\\a.txt", "a/b.txt", "..", ".", "x" * 201])
-def test_a_name_that_is_a_path_is_refused(caller: Caller, name: str) -> None:
+def test_path_as_file_name_is_refused(caller: Caller, name: str) -> None:
     refused = send(caller, name, TXT)
 
     assert (400, "invalid_form") == (refused.status_code, error_of(refused)["code"])
     assert [] == query("SELECT id FROM artifact")
 
 
-def test_a_large_file_is_refused(caller: Caller, override: Callable[..., None]) -> None:
+def test_large_file_is_refused(caller: Caller, override: Callable[..., None]) -> None:
     override(max_attachment_bytes=1_024)
     refused = send(caller, "a.txt", b"x" * 1_025)
 
@@ -184,7 +184,7 @@ def test_a_large_file_is_refused(caller: Caller, override: Callable[..., None]) 
     assert 201 == send(caller, "a.txt", b"x" * 1_024).status_code
 
 
-def test_a_session_holds_so_many_files(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_per_session_are_limited(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.content.attachments.FILES_MOST", 1)
     attach(caller)
 
@@ -194,18 +194,18 @@ def test_a_session_holds_so_many_files(caller: Caller, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "how", [{"json": {}}, {"data": b"x", "content_type": "text/plain"}, {"data": b"x", "content_type": "multipart/form-data"}]
 )
-def test_what_is_no_form_is_refused(caller: Caller, how: dict[str, Any]) -> None:
+def test_body_that_is_no_form_is_refused(caller: Caller, how: dict[str, Any]) -> None:
     assert 415 == caller.send("POST", f"/v1/sessions/{SESSION}/attachments", **how).status_code
 
 
-def test_a_form_without_a_file_says_what_is_missing(caller: Caller) -> None:
+def test_form_without_file_names_missing_field(caller: Caller) -> None:
     path = f"/v1/sessions/{SESSION}/attachments"
     refused = caller.send("POST", path, data=form(part("file", "text")), content_type=FORM)
 
     assert (400, "file") == (refused.status_code, error_of(refused)["param"])
 
 
-def test_a_session_has_to_be_there(caller: Caller) -> None:
+def test_unknown_session_is_refused(caller: Caller) -> None:
     assert 404 == send(caller, "a.txt", TXT, session="unknown").status_code
     assert 404 == send(Caller("sk-stranger", caller.app), "a.txt", TXT).status_code
     assert 1 == len(query("SELECT id FROM conversation"))
@@ -214,7 +214,7 @@ def test_a_session_has_to_be_there(caller: Caller) -> None:
 # Turns that carry them
 
 
-def test_a_model_sees_pictures_and_texts_and_hears_of_the_rest(caller: Caller) -> None:
+def test_model_gets_images_and_texts_and_names_of_other_files(caller: Caller) -> None:
     files = [attach(caller, "cat.png", PNG), attach(caller), attach(caller, "a.pdf", b"%PDF-1.7\n")]
     row = claim(caller, say(caller, {"role": "system", "content": "Look."}, "What is this?", attachments=files))
     said = sent(row)[1]["content"]
@@ -226,13 +226,13 @@ def test_a_model_sees_pictures_and_texts_and_hears_of_the_rest(caller: Caller) -
     assert user("What is this?") == sent(stored(row.id))[1], "what is stored is what was sent"
 
 
-def test_later_turns_are_told_of_them_again(caller: Caller) -> None:
+def test_later_turns_include_attachments(caller: Caller) -> None:
     first = talk(caller, "Read.", attachments=[attach(caller)], reply="Read.")
 
     assert [*first, assistant("Read."), user("And?")] == talk(caller, "And?")
 
 
-def test_the_upstreams_own_route_takes_them_too(caller: Caller) -> None:
+def test_openai_route_accepts_attachments(caller: Caller) -> None:
     body = {**CHAT["body"], "nowserving": {"conversation": SESSION, "attachments": [attach(caller)]}}
     made = caller.post("/v1/chat/completions", body, headers={"Prefer": "respond-async"})
     row = claim(caller, made.json["id"])
@@ -241,7 +241,7 @@ def test_the_upstreams_own_route_takes_them_too(caller: Caller) -> None:
     assert b"nowserving" not in row.request
 
 
-def test_they_are_shown_with_their_message(caller: Caller) -> None:
+def test_attachments_are_shown_with_message(caller: Caller) -> None:
     talk(caller, "Read.", attachments=[attach(caller)])
     asked, answered = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
 
@@ -249,7 +249,7 @@ def test_they_are_shown_with_their_message(caller: Caller) -> None:
     assert TXT == caller.get(asked["attachments"][0]["url"]).data
 
 
-def test_what_they_weigh_is_reserved_once_also_when_the_turn_is_tried_again(caller: Caller) -> None:
+def test_attachment_tokens_are_reserved_once_after_retry(caller: Caller) -> None:
     files = [attach(caller, "long.txt", b"word " * 4_000), attach(caller, "cat.png", PNG)]
     plain = say(caller, "one", session="other")
     row = claim(caller, say(caller, "one", attachments=files))
@@ -262,7 +262,7 @@ def test_what_they_weigh_is_reserved_once_also_when_the_turn_is_tried_again(call
 
 
 @pytest.mark.parametrize("files", [["art_" + "0" * 32], ["nonsense"], [7], "art_1", ["art_" + "0" * 32] * 21])
-def test_attachments_that_are_not_there_are_refused_and_nothing_is_stored(caller: Caller, files: Any) -> None:
+def test_unknown_attachments_are_refused(caller: Caller, files: Any) -> None:
     refused = caller.post("/v1/jobs", {**CHAT, "conversation": SESSION, "attachments": files})
 
     assert refused.status_code in (400, 404)
@@ -270,7 +270,7 @@ def test_attachments_that_are_not_there_are_refused_and_nothing_is_stored(caller
     assert [] == query("SELECT id FROM job")
 
 
-def test_another_sessions_and_another_keys_files_are_not_there(caller: Caller) -> None:
+def test_files_of_other_sessions_and_keys_are_refused(caller: Caller) -> None:
     mine, stranger = attach(caller), Caller("sk-stranger", caller.app)
     for who, session in ((caller, "other"), (stranger, SESSION)):
         refused = who.post("/v1/jobs", {**CHAT, "conversation": session, "attachments": [mine]})
@@ -278,14 +278,14 @@ def test_another_sessions_and_another_keys_files_are_not_there(caller: Caller) -
     assert [] == query("SELECT id FROM job")
 
 
-def test_they_need_a_conversation_and_a_chat(caller: Caller) -> None:
+def test_attachments_need_conversation_and_chat(caller: Caller) -> None:
     picture = {"endpoint": "/v1/images/generations", "body": {"prompt": "a cat"}}
     for payload in ({**CHAT, "attachments": [attach(caller)]}, {**picture, "conversation": SESSION, "attachments": [attach(caller)]}):
         refused = caller.post("/v1/jobs", payload)
         assert (400, "attachments") == (refused.status_code, error_of(refused)["param"])
 
 
-def test_they_go_with_their_session(caller: Caller) -> None:
+def test_attachments_are_deleted_with_session(caller: Caller) -> None:
     url = send(caller, "notes.txt", TXT).json["data"][0]["url"]
     row = claim(caller, say(caller, "Read.", attachments=[attach(caller)]))
     answer(row, "Read.")

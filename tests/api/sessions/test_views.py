@@ -33,7 +33,7 @@ def patch(caller: Caller, said: object, *, session: str = SESSION) -> Any:
     return caller.send("PATCH", f"/v1/sessions/{session}", json=said)
 
 
-def test_a_session_is_made_by_its_first_turn(caller: Caller) -> None:
+def test_first_turn_creates_session(caller: Caller) -> None:
     talk(caller, "one", reply="1" * 300)
     told = caller.get(f"/v1/sessions/{SESSION}").json
 
@@ -43,7 +43,7 @@ def test_a_session_is_made_by_its_first_turn(caller: Caller) -> None:
     assert [None] * 4 == [told[name] for name in ("title", "system_prompt", "context_tokens", "fresh_after_s")]
 
 
-def test_a_session_can_be_made_before_its_first_turn_once(caller: Caller) -> None:
+def test_session_can_be_created_once_before_first_turn(caller: Caller) -> None:
     said = {"id": SESSION, "title": "Tea", "system_prompt": "of tea", "context_tokens": 100, "fresh_after_s": 60, "on_failed_turn": "stop"}
     made, again = caller.post("/v1/sessions", said), caller.post("/v1/sessions", said)
 
@@ -54,7 +54,7 @@ def test_a_session_can_be_made_before_its_first_turn_once(caller: Caller) -> Non
     assert 1 == caller.get(f"/v1/sessions/{SESSION}").json["turns"]
 
 
-def test_the_one_last_active_comes_first_page_by_page(caller: Caller) -> None:
+def test_sessions_are_listed_last_active_first(caller: Caller) -> None:
     for name in ("a", "b", "c", "a"):
         talk(caller, "one", session=name)
     first = caller.get("/v1/sessions?limit=2").json
@@ -66,7 +66,7 @@ def test_the_one_last_active_comes_first_page_by_page(caller: Caller) -> None:
     assert 400 == caller.get("/v1/sessions?limit=0").status_code
 
 
-def test_only_what_is_named_changes_and_null_brings_the_default_back(caller: Caller) -> None:
+def test_update_changes_named_fields_and_null_restores_default(caller: Caller) -> None:
     talk(caller, "one")
     patch(caller, {"title": "Tea", "system_prompt": "of\ntea", "on_failed_turn": "stop"})
     changed = patch(caller, {"system_prompt": None, "on_failed_turn": None}).json
@@ -92,7 +92,7 @@ def test_only_what_is_named_changes_and_null_brings_the_default_back(caller: Cal
         ({"color": "red"}, "color"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_nothing_changes(caller: Caller, wrong: dict[str, Any], param: str) -> None:
+def test_invalid_update_is_refused(caller: Caller, wrong: dict[str, Any], param: str) -> None:
     talk(caller, "one")
     before = caller.get(f"/v1/sessions/{SESSION}").json
     changed, made = patch(caller, wrong), caller.post("/v1/sessions", {"id": "new", **wrong})
@@ -102,7 +102,7 @@ def test_what_makes_no_sense_is_refused_and_nothing_changes(caller: Caller, wron
     assert 1 == len(query("SELECT id FROM conversation"))
 
 
-def test_a_conversation_is_read_as_it_was_said(caller: Caller) -> None:
+def test_messages_are_listed_in_order(caller: Caller) -> None:
     talk(caller, {"role": "system", "content": "Be short."}, "one", reply="1")
     waiting = say(caller, "two")
     first, answered, second, awaited = messages(caller)
@@ -117,7 +117,7 @@ def test_a_conversation_is_read_as_it_was_said(caller: Caller) -> None:
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
-def test_messages_come_page_by_page_either_way(caller: Caller, order: str, limit: int) -> None:
+def test_messages_are_paged_in_both_orders(caller: Caller, order: str, limit: int) -> None:
     for n in range(4):
         talk(caller, f"{n}?", reply=f"{n}!")
     seen: list[str] = []
@@ -133,7 +133,7 @@ def test_messages_come_page_by_page_either_way(caller: Caller, order: str, limit
     assert (said if order == "asc" else said[::-1]) == seen
 
 
-def test_a_page_of_very_large_turns_ends_early(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_of_large_turns_ends_early(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.sessions.messages.PAGE_BYTES", 1_000)
     for n in range(3):
         talk(caller, f"{n}" * 2_000)
@@ -145,7 +145,7 @@ def test_a_page_of_very_large_turns_ends_early(caller: Caller, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("wrong", ["after=msg_0", "after=msg_x", "after=7", "order=up", "limit=x"])
-def test_a_page_that_makes_no_sense_is_refused(caller: Caller, wrong: str) -> None:
+def test_invalid_page_parameters_are_refused(caller: Caller, wrong: str) -> None:
     talk(caller, "one")
 
     assert caller.get(f"/v1/sessions/{SESSION}/messages?{wrong}").status_code in (400, 404)
@@ -155,7 +155,7 @@ def picture_question(url: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]}
 
 
-def test_a_picture_in_a_question_is_passed_on_and_can_be_opened_by_a_link(caller: Caller) -> None:
+def test_image_in_message_is_forwarded_and_linked(caller: Caller) -> None:
     asked = picture_question(f"data:image/png;base64,{PIXEL}")
     assert [asked] == talk(caller, asked, reply="A cat.")
     assert [asked, assistant("A cat."), user("Sure?")] == talk(caller, "Sure?")
@@ -171,7 +171,7 @@ def test_a_picture_in_a_question_is_passed_on_and_can_be_opened_by_a_link(caller
     assert 404 == caller.get(link.replace("_0?", "_1?")).status_code
 
 
-def test_a_page_in_the_place_of_a_picture_is_never_shown_by_a_browser(caller: Caller) -> None:
+def test_html_in_place_of_image_is_never_displayed(caller: Caller) -> None:
     talk(caller, picture_question("data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg=="))
     opened = caller.get(messages(caller)[0]["images"][0]["url"])
 
@@ -179,7 +179,7 @@ def test_a_page_in_the_place_of_a_picture_is_never_shown_by_a_browser(caller: Ca
     assert opened.headers["Content-Disposition"].startswith("attachment")
 
 
-def test_a_picture_elsewhere_stays_a_link(caller: Caller) -> None:
+def test_external_image_stays_a_link(caller: Caller) -> None:
     talk(caller, picture_question("https://example.com/cat.png"))
 
     assert [{"url": "https://example.com/cat.png", "content_type": None}] == messages(caller)[0]["images"]
@@ -188,7 +188,7 @@ def test_a_picture_elsewhere_stays_a_link(caller: Caller) -> None:
 # Deleting
 
 
-def test_what_was_said_in_a_deleted_session_is_gone_and_what_was_used_stays(caller: Caller) -> None:
+def test_deleting_session_erases_content_and_keeps_usage(caller: Caller) -> None:
     talk(caller, "a secret", reply="another secret")
     made = claim(caller, caller.post("/v1/jobs", {**IMAGE, "conversation": SESSION}).json["id"])
     usage = b'{"created":1,"data":[{"b64_json":"iVBORw0KGgo="}],"usage":{"input_tokens":3,"output_tokens":4}}'
@@ -208,7 +208,7 @@ def test_what_was_said_in_a_deleted_session_is_gone_and_what_was_used_stays(call
     assert ("succeeded", None, None, 2) == (shown["status"], shown["result"], shown["conversation"], len(query("SELECT id FROM job")))
 
 
-def test_an_answer_that_cannot_be_read_is_gone_with_its_session(caller: Caller) -> None:
+def test_deleting_session_erases_raw_responses(caller: Caller) -> None:
     made = claim(caller, say(caller, "a secret"))
     end(made, JobResult(Status.FAILED, http_status=200, response=b"<html>a secret", response_type="text/html"), REFUSED)
     name = wire.public_id(made.id)
@@ -219,7 +219,7 @@ def test_an_answer_that_cannot_be_read_is_gone_with_its_session(caller: Caller) 
     assert [None] == [row.response for row in query("SELECT response FROM job")]
 
 
-def test_a_name_is_free_again_and_remembers_nothing(caller: Caller) -> None:
+def test_deleted_session_name_is_reusable_without_history(caller: Caller) -> None:
     talk(caller, "one")
     caller.send("DELETE", f"/v1/sessions/{SESSION}")
 
@@ -227,7 +227,7 @@ def test_a_name_is_free_again_and_remembers_nothing(caller: Caller) -> None:
     assert 404 == caller.send("DELETE", "/v1/sessions/unknown").status_code
 
 
-def test_what_waits_or_runs_is_cancelled_and_erased_when_it_has_ended(caller: Caller) -> None:
+def test_deleting_session_cancels_and_erases_open_jobs(caller: Caller) -> None:
     running = claim(caller, say(caller, "a secret"))
     waiting = say(caller, "one more")
     caller.send("DELETE", f"/v1/sessions/{SESSION}")
@@ -240,7 +240,7 @@ def test_what_waits_or_runs_is_cancelled_and_erased_when_it_has_ended(caller: Ca
     assert [] == query("SELECT id FROM conversation")
 
 
-def test_a_job_of_a_deleted_session_cannot_be_tried_again(caller: Caller) -> None:
+def test_job_of_deleted_session_cannot_be_retried(caller: Caller) -> None:
     name = say(caller, "one")
     fail(claim(caller, name))
     caller.send("DELETE", f"/v1/sessions/{SESSION}")
@@ -249,7 +249,7 @@ def test_a_job_of_a_deleted_session_cannot_be_tried_again(caller: Caller) -> Non
     assert (409, True) == (refused.status_code, "deleted with its session" in error_of(refused)["message"])
 
 
-def test_a_silent_session_goes_with_its_last_turn(caller: Caller) -> None:
+def test_retention_deletes_session_with_last_turn(caller: Caller) -> None:
     talk(caller, "one")
     talk(caller, "two", session="young")
     query("UPDATE conversation SET last_active_at = now() + interval '2 d' WHERE name = 'young'")
@@ -262,7 +262,7 @@ def test_a_silent_session_goes_with_its_last_turn(caller: Caller) -> None:
 # Whose it is
 
 
-def test_nobody_learns_of_anothers_sessions(caller: Caller) -> None:
+def test_sessions_of_other_keys_are_not_found(caller: Caller) -> None:
     stranger = Caller("sk-stranger", caller.app)
     talk(caller, "one")
     stranger.get("/v1/sessions")
@@ -286,12 +286,12 @@ def test_nobody_learns_of_anothers_sessions(caller: Caller) -> None:
     assert 2 == len(messages(caller)) == len(messages(stranger))
 
 
-def test_without_a_key_nothing_is_told(caller: Caller) -> None:
+def test_missing_key_is_refused(caller: Caller) -> None:
     for path in ("", "/x", "/x/messages"):
         assert 401 == caller.get(f"/v1/sessions{path}", headers={"Authorization": ""}).status_code
 
 
-def test_answers_fit_the_document(caller: Caller) -> None:
+def test_responses_match_document(caller: Caller) -> None:
     document = openapi.document()
 
     def check(name: str, value: object) -> None:
@@ -306,7 +306,7 @@ def test_answers_fit_the_document(caller: Caller) -> None:
     check("SessionDeleted", caller.send("DELETE", f"/v1/sessions/{SESSION}").json)
 
 
-def test_a_lost_turn_says_so(caller: Caller) -> None:
+def test_lost_turn_shows_error(caller: Caller) -> None:
     row = claim(caller, say(caller, "one"))
     end(
         row,

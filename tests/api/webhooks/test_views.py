@@ -41,7 +41,7 @@ def happen(caller: Caller, **more: Any) -> str:
     return name
 
 
-def test_an_endpoint_is_made_and_its_secret_is_shown_that_once(caller: Caller) -> None:
+def test_created_endpoint_shows_secret_once(caller: Caller) -> None:
     made = make(caller, include=["result"])
     path = f"/v1/webhook_endpoints/{made['id']}"
 
@@ -51,7 +51,7 @@ def test_an_endpoint_is_made_and_its_secret_is_shown_that_once(caller: Caller) -
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1", "/v1/v1"])
-def test_endpoints_are_there_whatever_the_base_url_is(caller: Caller, prefix: str) -> None:
+def test_endpoint_routes_exist_at_every_base_path(caller: Caller, prefix: str) -> None:
     assert 200 == caller.post(f"{prefix}/webhook_endpoints", ENDPOINT).status_code
     assert list(outbox.EventType) == caller.get(f"{prefix}/webhook_event_types").json["data"]
 
@@ -74,7 +74,7 @@ def test_endpoints_are_there_whatever_the_base_url_is(caller: Caller, prefix: st
         ({"color": "red"}, "color"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_nothing_is_stored(caller: Caller, wrong: dict[str, Any], param: str) -> None:
+def test_invalid_endpoint_is_refused(caller: Caller, wrong: dict[str, Any], param: str) -> None:
     refused = caller.post("/v1/webhook_endpoints", {**ENDPOINT, **wrong})
 
     assert (400, param) == (refused.status_code, error_of(refused)["param"])
@@ -84,12 +84,12 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_stored(caller: Caller, wr
     assert (400, param) == (changed.status_code, error_of(changed)["param"])
 
 
-def test_a_body_that_is_missing_says_what_is_required(caller: Caller) -> None:
+def test_missing_body_names_required_fields(caller: Caller) -> None:
     assert "is required" in error_of(caller.post("/v1/webhook_endpoints"))["message"]
     assert 415 == caller.post("/v1/webhook_endpoints", data="{}", content_type="text/plain").status_code
 
 
-def test_only_what_is_named_changes(caller: Caller) -> None:
+def test_update_changes_only_named_fields(caller: Caller) -> None:
     made = make(caller)
     changed = caller.post(f"/v1/webhook_endpoints/{made['id']}", {"include": ["result"], "enabled": False}).json
 
@@ -99,7 +99,7 @@ def test_only_what_is_named_changes(caller: Caller) -> None:
     assert 200 == caller.post(f"/v1/webhook_endpoints/{made['id']}").status_code
 
 
-def test_a_deleted_endpoint_is_gone(caller: Caller) -> None:
+def test_deleted_endpoint_is_not_found(caller: Caller) -> None:
     made = make(caller)
     gone = caller.send("DELETE", f"/v1/webhook_endpoints/{made['id']}")
 
@@ -108,7 +108,7 @@ def test_a_deleted_endpoint_is_gone(caller: Caller) -> None:
     assert [] == caller.get("/v1/webhook_endpoints").json["data"]
 
 
-def test_a_secret_is_replaced_and_the_old_one_signs_on_if_that_was_asked_for(caller: Caller) -> None:
+def test_rotated_secret_keeps_old_one_on_request(caller: Caller) -> None:
     made = make(caller)
     path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
     second = caller.post(path, {"keep_old_secret_active_for_24_hours": True}).json["signing_secret"]
@@ -122,7 +122,7 @@ def test_a_secret_is_replaced_and_the_old_one_signs_on_if_that_was_asked_for(cal
 
 @pytest.mark.parametrize("endpoint", ["/v1/jobs", "/v1/chat/completions", "/v1/images/generations", "/v1/embeddings"])
 @pytest.mark.parametrize("how", ["header", "body"])
-def test_a_url_for_one_job_can_be_named_on_every_way_in(caller: Caller, endpoint: str, how: str) -> None:
+def test_webhook_url_is_accepted_on_every_submit_route(caller: Caller, endpoint: str, how: str) -> None:
     bodies = {"/v1/jobs": CHAT, "/v1/images/generations": IMAGE["body"], "/v1/embeddings": {"model": "m", "input": "hi"}}
     payload = bodies.get(endpoint, BODY)
     said = {"webhook_url": URL} if endpoint == "/v1/jobs" else {"nowserving": {"webhook_url": URL}}
@@ -136,7 +136,7 @@ def test_a_url_for_one_job_can_be_named_on_every_way_in(caller: Caller, endpoint
     assert [caller.get("/v1/webhook_secret").json["signing_secret"]] == claimed.secrets
 
 
-def test_pictures_to_edit_take_it_too(caller: Caller) -> None:
+def test_image_edit_accepts_webhook_url(caller: Caller) -> None:
     content = form(part("prompt", "a cat"), part("nowserving[webhook_url]", URL), part("image", b"png", filename="a.png"))
     media = f"multipart/form-data; boundary={BOUNDARY}"
     edit = caller.send("POST", "/v1/images/edits", data=content, content_type=media, headers={"Prefer": "respond-async"})
@@ -146,7 +146,7 @@ def test_pictures_to_edit_take_it_too(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://example.com", "https://10.0.0.1/", "ftp://example.com", "https://[::ffff:127.0.0.1]/", "nonsense"])
-def test_a_url_that_may_not_be_called_is_refused_with_the_field_that_holds_it(caller: Caller, url: str) -> None:
+def test_forbidden_webhook_url_names_its_field(caller: Caller, url: str) -> None:
     at_jobs = caller.post("/v1/jobs", {**CHAT, "webhook_url": url})
     in_header = caller.post("/v1/chat/completions", BODY, headers={"X-Nowserving-Webhook-Url": url})
     inside = caller.post("/v1/chat/completions", {**BODY, "nowserving": {"webhook_url": url}})
@@ -159,7 +159,7 @@ def test_a_url_that_may_not_be_called_is_refused_with_the_field_that_holds_it(ca
     assert [] == query("SELECT id FROM job")
 
 
-def test_a_job_that_is_tried_again_calls_the_same_url(caller: Caller) -> None:
+def test_retried_job_keeps_webhook_url(caller: Caller) -> None:
     name = caller.submit(webhook_url=URL)
     caller.post(f"/v1/jobs/{name}/cancel")
     again = caller.post(f"/v1/jobs/{name}/retry").json["id"]
@@ -168,7 +168,7 @@ def test_a_job_that_is_tried_again_calls_the_same_url(caller: Caller) -> None:
     assert ["job.cancelled", "job.succeeded"] == [row.event_type for row in deliveries()]
 
 
-def test_the_keys_secret_is_replaced(caller: Caller) -> None:
+def test_default_secret_is_rotated(caller: Caller) -> None:
     first = caller.get("/v1/webhook_secret").json
     second = caller.post("/v1/webhook_secret/rotate", {"keep_old_secret_active_for_24_hours": True}).json
 
@@ -178,7 +178,7 @@ def test_the_keys_secret_is_replaced(caller: Caller) -> None:
     assert [second["signing_secret"], first["signing_secret"]] == claim_one().secrets
 
 
-def test_the_log_says_what_came_of_each_delivery(caller: Caller) -> None:
+def test_log_shows_result_of_each_delivery(caller: Caller) -> None:
     made = make(caller)
     first, second = happen(caller), happen(caller)
     good, bad = (claim(one) for one in pick())
@@ -197,7 +197,7 @@ def test_the_log_says_what_came_of_each_delivery(caller: Caller) -> None:
     assert waiting["next_attempt_at"] > time.time() + 30
 
 
-def test_the_log_comes_page_by_page(caller: Caller) -> None:
+def test_log_is_paged(caller: Caller) -> None:
     made = make(caller)
     names = [happen(caller) for _ in range(3)]
     path = f"/v1/webhook_endpoints/{made['id']}/deliveries"
@@ -209,7 +209,7 @@ def test_the_log_comes_page_by_page(caller: Caller) -> None:
     assert 400 == caller.get(f"{path}?limit=0").status_code
 
 
-def test_one_delivery_is_sent_again_under_its_old_id(caller: Caller) -> None:
+def test_redelivery_keeps_its_id(caller: Caller) -> None:
     made = make(caller)
     happen(caller)
     one = claim_one()
@@ -223,7 +223,7 @@ def test_one_delivery_is_sent_again_under_its_old_id(caller: Caller) -> None:
     assert (409, "wrong_state") == (refused.status_code, error_of(refused)["code"])
 
 
-def test_what_failed_since_a_time_is_sent_again(caller: Caller) -> None:
+def test_deliveries_failed_since_a_time_are_sent_again(caller: Caller) -> None:
     made = make(caller)
     for _ in range(3):
         happen(caller)
@@ -240,7 +240,7 @@ def test_what_failed_since_a_time_is_sent_again(caller: Caller) -> None:
         assert (400, "since") == (caller.post(path, wrong).status_code, error_of(caller.post(path, wrong))["param"])
 
 
-def test_a_disabled_endpoint_has_to_be_enabled_before_anything_is_sent_again(caller: Caller) -> None:
+def test_disabled_endpoint_refuses_redelivery(caller: Caller) -> None:
     made = make(caller)
     happen(caller)
     one = claim_one()
@@ -252,7 +252,7 @@ def test_a_disabled_endpoint_has_to_be_enabled_before_anything_is_sent_again(cal
         assert (409, "Enable it first" in error_of(refused)["message"]) == (refused.status_code, True)
 
 
-def test_deliveries_to_a_jobs_own_url_have_their_log_too(caller: Caller) -> None:
+def test_deliveries_to_job_url_are_logged(caller: Caller) -> None:
     endpoint = make(caller)
     name = happen(caller, webhook_url=URL)
     own = next(one for one in map(claim, pick()) if one and not one.endpoint_id)
@@ -267,7 +267,7 @@ def test_deliveries_to_a_jobs_own_url_have_their_log_too(caller: Caller) -> None
     assert [] == caller.get(f"/v1/jobs/{other}/deliveries").json["data"]
 
 
-def test_a_sample_says_what_the_receiver_answered(caller: Caller) -> None:
+def test_sample_shows_response_of_receiver(caller: Caller) -> None:
     made = make(caller, event_types=["job.failed"])
     answers = iter((ARRIVED, REFUSED, delivery_error()))
     over = threading.Event()
@@ -294,7 +294,7 @@ def test_a_sample_says_what_the_receiver_answered(caller: Caller) -> None:
     assert made["updated_at"] == caller.get(f"/v1/webhook_endpoints/{made['id']}").json["updated_at"]
 
 
-def test_a_sample_that_nobody_sends_says_so(caller: Caller, override: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsent_sample_returns_503(caller: Caller, override: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     override(webhook_timeout_s=0.1)
     monkeypatch.setattr("api.webhooks.views.SEND_WAIT_S", 0.1)
     told = caller.post(f"/v1/webhook_endpoints/{make(caller)['id']}/test", {"event_type": "job.failed"})
@@ -302,7 +302,7 @@ def test_a_sample_that_nobody_sends_says_so(caller: Caller, override: Any, monke
     assert (503, "webhook_not_sent", "false") == (told.status_code, error_of(told)["code"], told.headers["x-should-retry"])
 
 
-def test_nobody_learns_of_anothers_endpoints_and_deliveries(caller: Caller) -> None:
+def test_endpoints_and_deliveries_of_other_keys_are_not_found(caller: Caller) -> None:
     stranger, made = Caller("sk-stranger", caller.app), make(caller)
     job = happen(caller, webhook_url=URL)
     one = ids.show(delivery_log.PREFIX, deliveries()[0].id)
@@ -338,7 +338,7 @@ def test_nobody_learns_of_anothers_endpoints_and_deliveries(caller: Caller) -> N
     assert stranger.get("/v1/webhook_secret").json != caller.get("/v1/webhook_secret").json
 
 
-def test_without_a_key_nothing_is_told() -> None:
+def test_missing_key_is_refused() -> None:
     for path in (
         "webhook_endpoints",
         "webhook_event_types",
