@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,11 @@ def test_every_decision_is_in_the_index() -> None:
     files = {page.name for page in index.parent.glob("*.md")} - {"README.md"}
 
     assert files == set(LINK.findall(index.read_text(encoding="utf-8")))
+
+
+def test_architecture_shows_the_layers_that_the_linter_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = {each["containers"][0]: " ◄ ".join(reversed(each["layers"])) for each in contracts if each["type"] == "layers"}
+    shown = dict(re.findall(r"^(\w+) +(\S+ ◄ .+)$", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE))
+
+    assert layers == shown
