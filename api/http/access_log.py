@@ -1,6 +1,6 @@
-"""One line in the log for each request, when its answer has gone out: what was asked, what came of it, how long it took.
+"""The access log: one line for each request after its response was sent.
 
-Never the address as it was sent, which may hold a signature; never a header or a body. Without Flask: gunicorn's own module has it too.
+It never holds the URL, which may hold a signature, nor a header or a body. No Flask import: gunicorn's master loads this module.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 ROUTE = "nowserving.route"
-# Asked every few seconds by whoever watches over the server.
-WATCHED = frozenset({"/healthz", "/readyz", "/healthz/deep", "/metrics"})
+# Monitoring calls these routes every few seconds: the log level of their lines is DEBUG.
+MONITORING_ROUTES = frozenset({"/healthz", "/readyz", "/healthz/deep", "/metrics"})
 
 
 def log_request(environ: dict[str, Any], *, status: int | None, sent_bytes: int, took_s: float) -> None:
-    """The line. environ: of WSGI, with the route's template under ROUTE where there is such a route; status None: it got no answer."""
+    """Logs a request. environ: of WSGI, with the template of the route under ROUTE, if one matched. status None: no response was sent."""
     route = environ.get(ROUTE)
-    level = logging.DEBUG if route in WATCHED else logging.INFO
+    level = logging.DEBUG if route in MONITORING_ROUTES else logging.INFO
     log.log(
         level, "request",
         extra={

@@ -1,7 +1,7 @@
-"""A process's memory budget for bodies: a large one waits for room before it is read. Few are moved to Postgres at once:
-models/database/db.py.
+"""The memory budget of a process for request bodies: a large body waits for free memory before it is read.
 
-One key holds at most KEY_SHARE of it, or a single body: who sends slowly, and much at a time, leaves room for others.
+One key holds at most KEY_SHARE of the budget, or a single body, so that a slow sender of large bodies leaves memory for others.
+models/database/db.py limits how many bodies are written to Postgres at once.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from api.access import auth
 from models.config.settings import settings
 from models.platform.errors import Unavailable
 
-# Every request's first so many bytes are free: chats go on while pictures have to wait.
+# The first bytes of each request are free, so that chats go on while images wait.
 FREE_BYTES = 1024 * 1024
-AGAIN_S = 5.0
-# Most clients wait longer than this for their answer.
-WAIT_MOST_S = 30.0
-# Of the budget, what the bodies of one key may hold together.
+RETRY_AFTER_S = 5.0
+# Shorter than the read timeout of most clients.
+MAX_WAIT_S = 30.0
+# The part of the budget that the bodies of one key may hold together.
 KEY_SHARE = 0.5
 
 
 @dataclass(eq=False)
 class Ticket:
-    """One body that waits for room. key: whose it is."""
+    """A body that waits for memory. key: of its sender."""
 
     key: str
     size: int
 
 
 class BodyBudget:
-    """What is held for all requests of this process together.
+    """The bytes that all requests of this process hold together.
 
-    Large bodies of known length get room in the order in which they came; those whose key has its share are passed over. key: any text
-    that is the same for all requests of one key.
+    Large bodies of known length get memory in the order of their arrival; a body whose key has used its share is skipped. key: any string
+    that identifies the caller's key.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,21 +49,21 @@ class BodyBudget:
         self._clock = clock
         self.held_bytes = 0
 
-    def take(self, size: int, *, key: str = "", held: int = 0) -> None:
-        """So many bytes more are held. held: what this body has already. Raises Unavailable when that is too much."""
+    def acquire(self, size: int, *, key: str = "", held: int = 0) -> None:
+        """Acquires bytes without waiting. held: the bytes that this body already holds. Raises Unavailable when the budget is used up."""
         with self._changed:
             if not (self._fits(size) and self._is_within_share(key, size, held=held)):
                 raise _full()
             self._hold(size, key)
 
-    def reserve(self, size: int, *, key: str = "", wait_s: float = WAIT_MOST_S) -> None:
-        """As `take`, but waits for room, behind those that wait already. Raises Unavailable when there was none in time."""
-        ticket, ends = Ticket(key, size), self._clock() + wait_s
+    def reserve(self, size: int, *, key: str = "", wait_s: float = MAX_WAIT_S) -> None:
+        """Acquires bytes; waits behind earlier bodies until there is memory. Raises Unavailable after `wait_s`."""
+        ticket, deadline = Ticket(key, size), self._clock() + wait_s
         with self._changed:
             self._waiting.append(ticket)
             try:
                 while self._next() is not ticket or not self._fits(size):
-                    rest_s = ends - self._clock()
+                    rest_s = deadline - self._clock()
                     if size > settings().max_intake_bytes or rest_s <= 0:
                         raise _full()
                     self._changed.wait(rest_s)
@@ -72,8 +72,8 @@ class BodyBudget:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
 
-    def give_back(self, size: int, *, key: str = "") -> None:
-        """So many are no longer."""
+    def release(self, size: int, *, key: str = "") -> None:
+        """Releases bytes."""
         with self._changed:
             self._hold(-size, key)
             self._changed.notify_all()
@@ -85,13 +85,13 @@ class BodyBudget:
             del self._held_by[key]
 
     def _next(self) -> Ticket | None:
-        """The first in line whose key has not its share yet."""
-        return next((one for one in self._waiting if self._is_within_share(one.key, one.size)), None)
+        """The first waiting body whose key has not used its share."""
+        return next((ticket for ticket in self._waiting if self._is_within_share(ticket.key, ticket.size)), None)
 
     def _is_within_share(self, key: str, size: int, *, held: int = 0) -> bool:
-        """Whether the key may hold so many more. held: of the same body, of which there may always be one."""
-        mine = self._held_by[key]
-        return size <= 0 or mine == held or mine + size <= settings().max_intake_bytes * KEY_SHARE
+        """Whether the key may hold these bytes. held: bytes of the same body. A key may always hold one body."""
+        held_by_key = self._held_by[key]
+        return size <= 0 or held_by_key == held or held_by_key + size <= settings().max_intake_bytes * KEY_SHARE
 
     def _fits(self, size: int) -> bool:
         return self.held_bytes + size <= settings().max_intake_bytes
@@ -101,39 +101,39 @@ budget = BodyBudget()
 
 
 def register(app: Flask) -> None:
-    """Whatever becomes of a request, what it took is given back."""
+    """Releases the memory of each request at its end, also after an error."""
     app.teardown_request(lambda _error: release())
 
 
 def reserve(size: int) -> None:
-    """This request will hold so many bytes. Waits for them; raises Unavailable."""
+    """Waits until this request may hold the bytes of its body. Raises Unavailable."""
     if counted := _counted(size):
         budget.reserve(counted, key=_key())
     g.body_bytes = g.reserved_bytes = size
 
 
 def acquire(size: int) -> None:
-    """This request holds so many bytes more, if they were not reserved. Raises Unavailable."""
+    """Acquires bytes for this request, unless it has reserved them. Raises Unavailable."""
     if g.get("reserved_bytes"):
         return
     before = g.get("body_bytes", 0)
     held = _counted(before)
-    budget.take(_counted(before + size) - held, key=_key(), held=held)
+    budget.acquire(_counted(before + size) - held, key=_key(), held=held)
     g.body_bytes = before + size
 
 
 def release() -> None:
-    """This request's body is no longer held: it is stored, or refused."""
+    """Releases the memory of this request's body, after it was stored or refused."""
     g.pop("reserved_bytes", None)
     if held := _counted(g.pop("body_bytes", 0)):
-        budget.give_back(held, key=_key())
+        budget.release(held, key=_key())
 
 
 def _key() -> str:
-    """Whose request this is: of the chat page's visitors, who show no key, all are one."""
-    if "intake_key" not in g:
-        g.intake_key = auth.bearer_token(request)
-    return str(g.intake_key)
+    """The bearer token of this request. Visitors of the chat page send none and count as one key."""
+    if "budget_key" not in g:
+        g.budget_key = auth.bearer_token(request)
+    return str(g.budget_key)
 
 
 def _counted(size: int) -> int:
@@ -141,4 +141,4 @@ def _counted(size: int) -> int:
 
 
 def _full() -> Unavailable:
-    return Unavailable("This server is taking in as much as it can bear. Send it again in a few seconds.", retry_after_s=AGAIN_S)
+    return Unavailable("This server is taking in as much as it can bear. Send it again in a few seconds.", retry_after_s=RETRY_AFTER_S)

@@ -1,4 +1,4 @@
-"""Every error in the one envelope, with the headers by which clients decide whether to come back."""
+"""Error responses: one JSON envelope for every error, with the headers by which clients decide whether to retry."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from models.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-# openai-node ignores a longer Retry-After and comes back at once, unless it is told not to come back at all.
-WAIT_MOST_S = 60
-AWAY_S = 2.0
-_SANE_ID = re.compile(r"[!-~]{1,512}")
+# openai-node ignores a longer Retry-After and retries at once, unless x-should-retry is false.
+MAX_RETRY_AFTER_S = 60
+UNAVAILABLE_RETRY_AFTER_S = 2.0
+_VALID_CLIENT_ID = re.compile(r"[!-~]{1,512}")
 
 
 class ConnectionAborted(ConnectionResetError):
@@ -47,32 +47,34 @@ class MethodNotAllowed(Invalid):
 
 
 def register(app: Flask) -> None:
-    """Nothing leaves this app without a request id, and no error in any other shape."""
-    app.before_request(_begin)
-    app.after_request(_sign)
-    app.register_error_handler(ServingError, _answer_ours)
-    app.register_error_handler(HTTPException, _answer_http)
-    app.register_error_handler(Exception, _answer_unforeseen)
+    """Adds a request id to every response, and answers every exception with an error response."""
+    app.before_request(_start_request)
+    app.after_request(_add_request_ids)
+    app.register_error_handler(ServingError, _handle_serving_error)
+    app.register_error_handler(HTTPException, _handle_http_exception)
+    app.register_error_handler(Exception, _handle_unexpected)
 
 
 def error_response(error: ServingError) -> Response:
-    """The error as its caller sees it."""
-    wait_s = error.retry_after_s if error.retry_after_s is not None else (AWAY_S if isinstance(error, Unavailable) else None)
-    made = render.json_response({"error": error.view()}, error.status)
+    """The response for this error."""
+    wait_s = (
+        error.retry_after_s if error.retry_after_s is not None else (UNAVAILABLE_RETRY_AFTER_S if isinstance(error, Unavailable) else None)
+    )
+    response = render.json_response({"error": error.view()}, error.status)
     if wait_s is not None:
-        made.headers["Retry-After"] = str(math.ceil(wait_s))
-        made.headers["retry-after-ms"] = str(math.ceil(wait_s * 1000))
-    if not error.retryable or (wait_s or 0) > WAIT_MOST_S:
-        made.headers["x-should-retry"] = "false"
+        response.headers["Retry-After"] = str(math.ceil(wait_s))
+        response.headers["retry-after-ms"] = str(math.ceil(wait_s * 1000))
+    if not error.retryable or (wait_s or 0) > MAX_RETRY_AFTER_S:
+        response.headers["x-should-retry"] = "false"
     if error.status == HTTPStatus.UNAUTHORIZED:
-        made.headers["WWW-Authenticate"] = "Bearer"
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, encodings.UnknownEncoding):
-        made.headers["Accept-Encoding"] = encodings.ACCEPTED  # RFC 7694
-    return made
+        response.headers["Accept-Encoding"] = encodings.ACCEPTED  # RFC 7694
+    return response
 
 
 def log_error(error: BaseException, *, event: str) -> None:
-    """The log knows the kinds of the error and where it happened. Never its message: that may quote a prompt or a key."""
+    """Logs the types of the error and its causes, and where they happened. Never the message: it may quote a prompt or a key."""
     kinds: list[str] = []
     where: list[str] = []
     cause: BaseException | None = error
@@ -83,7 +85,7 @@ def log_error(error: BaseException, *, event: str) -> None:
     log.error(event, extra={"kinds": kinds, "where": where})
 
 
-def _begin() -> None:
+def _start_request() -> None:
     g.began_ns, g.request_number = time.time_ns(), uuid4()
     g.request_id = ids.show("req_", g.request_number)
     route = request.url_rule.rule if request.url_rule else ""
@@ -94,32 +96,33 @@ def _begin() -> None:
             logs.extend(job=wire.public_id(wire.parse_id((request.view_args or {})["name"])))
 
 
-def _sign(made: Response) -> Response:
-    made.headers["X-Request-Id"] = g.request_id
-    theirs = request.headers.get("X-Client-Request-Id", "")
-    if _SANE_ID.fullmatch(theirs):
-        made.headers["X-Client-Request-Id"] = theirs
-    return made
+def _add_request_ids(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    client_id = request.headers.get("X-Client-Request-Id", "")
+    if _VALID_CLIENT_ID.fullmatch(client_id):
+        response.headers["X-Client-Request-Id"] = client_id
+    return response
 
 
-def _answer_ours(error: ServingError) -> Response:
+def _handle_serving_error(error: ServingError) -> Response:
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log_error(error, event="request failed")
     return error_response(error)
 
 
-def _answer_http(error: HTTPException) -> Response:
+def _handle_http_exception(error: HTTPException) -> Response:
     if error.code == HTTPStatus.METHOD_NOT_ALLOWED:
-        made = error_response(MethodNotAllowed())
-        made.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-        return made
+        response = error_response(MethodNotAllowed())
+        response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        return response
     if error.code == HTTPStatus.NOT_FOUND:
         return error_response(NotFound("There is nothing at this address. See /docs for what there is.", code="unknown_url"))
-    told = Invalid() if (error.code or 500) < HTTPStatus.INTERNAL_SERVER_ERROR else ServingError()
-    told.status = error.code or 500
-    return error_response(told)
+    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    serving_error = Invalid() if status < HTTPStatus.INTERNAL_SERVER_ERROR else ServingError()
+    serving_error.status = status
+    return error_response(serving_error)
 
 
-def _answer_unforeseen(error: Exception) -> Response:
-    log_error(error, event="unforeseen error")
+def _handle_unexpected(error: Exception) -> Response:
+    log_error(error, event="unexpected error")
     return error_response(ServingError())

@@ -1,4 +1,4 @@
-"""The headers of a request that go on to the upstream with its job, as the operator allows for the kind of key."""
+"""Request headers that are forwarded to the upstream with the job. The operator allows them for each kind of key."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from models.config.settings import settings
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 
-VALUE_MOST_CHARS = 1024
-ALL_MOST_CHARS = 4096
+MAX_VALUE_CHARS = 1024
+MAX_TOTAL_CHARS = 4096
 
 
 def select_headers(request: Request, caller: Key) -> dict[str, str] | None:
-    """Names in lower case; None when there are none. Raises Invalid for a value that is too long or not printable ASCII."""
+    """The forwarded headers, with names in lower case; None without any. Raises Invalid for a long or unprintable value."""
     allowed = settings().forward_headers if caller.kind == "own" else settings().forward_headers_issued
-    found = {name.lower(): value for name in allowed if (value := request.headers.get(name))}
-    for name, value in found.items():
-        if len(value) > VALUE_MOST_CHARS or not value.isascii() or not value.isprintable():
-            name = next(each for each in allowed if each.lower() == name)
-            raise Invalid(f"The header {name} is sent on: at most {VALUE_MOST_CHARS} printable ASCII characters.", param=name)
-    if sum(map(len, (*found, *found.values()))) > ALL_MOST_CHARS:
-        raise Invalid(f"The headers that are sent on ({', '.join(found)}) are longer than {ALL_MOST_CHARS} characters. Send fewer.")
-    return found or None
+    forwarded = {name.lower(): value for name in allowed if (value := request.headers.get(name))}
+    for name, value in forwarded.items():
+        if len(value) > MAX_VALUE_CHARS or not value.isascii() or not value.isprintable():
+            name = next(allowed_name for allowed_name in allowed if allowed_name.lower() == name)
+            raise Invalid(f"The header {name} is sent on: at most {MAX_VALUE_CHARS} printable ASCII characters.", param=name)
+    if sum(map(len, (*forwarded, *forwarded.values()))) > MAX_TOTAL_CHARS:
+        raise Invalid(f"The headers that are sent on ({', '.join(forwarded)}) are longer than {MAX_TOTAL_CHARS} characters. Send fewer.")
+    return forwarded or None
 
 
-def fingerprint(found: dict[str, str] | None) -> bytes:
-    """What tells apart two requests of the same body. An Idempotency-Key does that by itself."""
-    lines = (f"{name}: {value}\n" for name, value in sorted((found or {}).items()) if name != "idempotency-key")
+def fingerprint(forwarded: dict[str, str] | None) -> bytes:
+    """The part of a request fingerprint that stands for the forwarded headers, without the Idempotency-Key."""
+    lines = (f"{name}: {value}\n" for name, value in sorted((forwarded or {}).items()) if name != "idempotency-key")
     return "".join(lines).encode()

@@ -1,4 +1,4 @@
-"""Lists, a page at a time: what `?limit=` and `?after=` say, and the list as its caller sees it."""
+"""Pagination: the parameters `limit` and `after` of a list, and its response."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from api.http import render
 from models.platform.errors import Invalid
 from models.platform.wire import JsonObject
 
-PAGE, PAGE_MOST = 20, 100
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 Id = TypeVar("Id")
 
 
 def parse_limit() -> int:
-    """How many are wanted. Raises Invalid."""
-    text = request.args.get("limit", str(PAGE))
-    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= PAGE_MOST:
-        raise Invalid(f"`limit` is a whole number from 1 to {PAGE_MOST}.", param="limit")
+    """The number of items of a page. Raises Invalid."""
+    text = request.args.get("limit", str(DEFAULT_LIMIT))
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_LIMIT:
+        raise Invalid(f"`limit` is a whole number from 1 to {MAX_LIMIT}.", param="limit")
     return int(text)
 
 
 def parse_after(parse: Callable[[str], Id]) -> Id | None:
-    """The last that the caller has seen; None: it begins. Raises what `parse` raises."""
+    """The id of the last item of the page before; None for the first page. Raises the errors of `parse`."""
     return parse(request.args["after"]) if "after" in request.args else None
 
 
-def list_response(shown: Sequence[JsonObject], *, has_more: bool) -> Response:
-    """One page."""
-    first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
-    return render.json_response({"object": "list", "data": list(shown), "has_more": has_more, "first_id": first, "last_id": last})
+def list_response(items: Sequence[JsonObject], *, has_more: bool) -> Response:
+    """The response with one page."""
+    first, last = (items[0]["id"], items[-1]["id"]) if items else (None, None)
+    return render.json_response({"object": "list", "data": list(items), "has_more": has_more, "first_id": first, "last_id": last})

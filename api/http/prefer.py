@@ -1,4 +1,4 @@
-"""What a caller would prefer (RFC 7240): not to be kept waiting, or not for long. What is unknown or malformed is ignored."""
+"""The `Prefer` header (RFC 7240): `respond-async` and `wait`. The parser ignores unknown and malformed preferences."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from dataclasses import dataclass
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _WORD = rf'(?:{_TOKEN}|"(?:[^"\\]|\\.)*+")'
-# Possessive throughout: no header makes this look twice.
+# All quantifiers are possessive, so that no header causes backtracking.
 _PREFERENCE = re.compile(rf"({_TOKEN})(?:[ \t]*+=[ \t]*+({_WORD}))?+(?:[ \t]*+;[ \t]*+(?:{_TOKEN}(?:[ \t]*+=[ \t]*+{_WORD})?+)?+)*+")
 _ELEMENT = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*+"?+)++')
 _ESCAPE = re.compile(r"\\(.)")
 _SECONDS = re.compile(r"[0-9]++")
-# More digits than this are more seconds than anybody waits.
-DIGITS_MOST = 9
+# More seconds than any wait.
+MAX_DIGITS = 9
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """respond_async: a job at once is welcome (202). wait_s: the answer is still preferred when it is there within this time."""
+    """respond_async: the client accepts 202 and a job. wait_s: it prefers the result if that is ready within this time."""
 
     respond_async: bool = False
     wait_s: int | None = None
 
     def applied(self) -> str:
-        """As `Preference-Applied` says it."""
+        """The value of the header Preference-Applied."""
         return "respond-async" + (f", wait={self.wait_s}" if self.wait_s is not None else "")
 
 
-def parse(headers: Iterable[str], *, wait_most_s: float) -> Preferences:
-    """What these `Prefer` headers ask for; a longer wait than `wait_most_s` is shortened to it.
+def parse(headers: Iterable[str], *, max_wait_s: float) -> Preferences:
+    """The preferences in these headers. max_wait_s: the longest `wait`.
 
-    `wait` alone changes nothing: whoever did not say respond-async expects an OpenAI answer, and would not know what to do with 202.
+    `wait` alone changes nothing: a client without respond-async expects the response of OpenAI and cannot handle 202.
     """
-    asked: dict[str, str] = {}
+    preferences: dict[str, str] = {}
     for element in _ELEMENT.findall(", ".join(headers)):
-        if found := _PREFERENCE.fullmatch(element.strip(" \t")):
-            # Of a preference that stands twice, only the first counts.
-            asked.setdefault(found[1].lower(), _plain(found[2] or ""))
-    if asked.get("respond-async") != "":
+        if match := _PREFERENCE.fullmatch(element.strip(" \t")):
+            # Only the first of duplicate preferences counts.
+            preferences.setdefault(match[1].lower(), _unquote(match[2] or ""))
+    if preferences.get("respond-async") != "":
         return Preferences()
-    wait = asked.get("wait", "")
-    return Preferences(True, min(int(wait.lstrip("0")[:DIGITS_MOST] or 0), int(wait_most_s)) if _SECONDS.fullmatch(wait) else None)
+    wait = preferences.get("wait", "")
+    return Preferences(True, min(int(wait.lstrip("0")[:MAX_DIGITS] or 0), int(max_wait_s)) if _SECONDS.fullmatch(wait) else None)
 
 
-def _plain(word: str) -> str:
+def _unquote(word: str) -> str:
     return _ESCAPE.sub(r"\1", word[1:-1]) if word.startswith('"') else word

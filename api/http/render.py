@@ -1,4 +1,4 @@
-"""Answers as JSON bytes, the same way everywhere."""
+"""JSON responses."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from models.platform.wire import JsonObject
 
 
 def json_response(value: object, status: int = 200, *, headers: Mapping[str, str] | None = None) -> Response:
-    """This value as the answer. Results are nobody else's business: no cache keeps them."""
-    made = Response(dump(value) + "\n", status, mimetype="application/json")
-    made.headers["Cache-Control"] = "no-store"
-    made.headers["X-Content-Type-Options"] = "nosniff"
-    made.headers.update(headers or {})
-    return made
+    """A response with this value. Results are private, so no cache may store them."""
+    response = Response(dump(value) + "\n", status, mimetype="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.update(headers or {})
+    return response
 
 
 def dump(value: object) -> str:
-    """Compact JSON in ASCII: half a surrogate pair in an upstream's answer must not break ours."""
+    """Compact JSON in ASCII, because an upstream's response may hold half a surrogate pair."""
     return json.dumps(value, separators=(",", ":"))
 
 
-def etag(shown: JsonObject) -> str:
-    """A weak validator of what is shown."""
-    return hashlib.sha256(dump(shown).encode()).hexdigest()[:32]
+def etag(value: JsonObject) -> str:
+    """A weak validator of this value."""
+    return hashlib.sha256(dump(value).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A request's body, read with limits: its size, packed and unpacked, its media type, the time it takes, and the memory of all together."""
+"""Reads request bodies within limits: media type, size (compressed and decompressed), time, and the memory budget of the process."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from models.config.settings import settings
 from models.platform.errors import Invalid, ServingError, TooLarge, UnsupportedMedia
 from models.platform.wire import JsonObject
 
-# A sender that pauses longer than this in the middle of a body is gone, or means harm.
-PAUSE_MOST_S = 10
-# A body holds its place in memory while it comes: slower than this, after a while, it is not let go on.
-SLOWEST_BYTES_PER_S = 8 * 1024
-SLOW_AFTER_S = 60.0
-# Between two pieces others are served. Blocks of this size go back to the system as soon as they are free (api/serve.py).
-PIECE_BYTES = 256 * 1024
+# A client that pauses longer than this within a body has disconnected, or attacks.
+MAX_PAUSE_S = 10
+# A body holds memory while it arrives. After GRACE_S it must have come faster than MIN_BYTES_PER_S.
+MIN_BYTES_PER_S = 8 * 1024
+GRACE_S = 60.0
+# gevent runs other greenlets between two chunks. The allocator returns blocks of this size to the system (api/serve.py).
+CHUNK_BYTES = 256 * 1024
 
 Result = TypeVar("Result")
 
@@ -41,67 +41,67 @@ class Timeout(ServingError):
 
 @dataclass(frozen=True)
 class JsonBody:
-    """A JSON body: its bytes, and what they say."""
+    """A JSON body: its bytes and their value."""
 
     content: bytes
     value: JsonObject
 
-    def digest(self, line: bytes) -> bytes:
-        """SHA-256 of this line and the body, the same for the same JSON."""
-        return digest(line, self.value)
+    def digest(self, prefix: bytes) -> bytes:
+        """SHA-256 of this prefix and the body: equal for equal JSON."""
+        return digest(prefix, self.value)
 
     def written(self, value: JsonObject) -> tuple[bytes, str | None]:
-        """The body that says `value`, and its media type (None: JSON): the very bytes that came when that is what they say."""
+        """The body with this value, and its media type (None: JSON). An unchanged value keeps its original bytes."""
         return (self.content if value == self.value else json_text.dump(value)), None
 
 
 def read_json(request: Request) -> JsonObject:
-    """The JSON object that was sent to a route of our own, all of whose texts can be stored.
+    """The JSON object of a request to a route of our own. Postgres can store all of its strings.
 
-    Raises TooLarge, UnsupportedMedia or Invalid, with a message that says where and what to do.
+    Raises TooLarge, UnsupportedMedia or Invalid, with the place of the error and its cure.
     """
-    return parse_json(request, _storable)
+    return parse_json(request, _checked)
 
 
 def parse_json(request: Request, then: Callable[[JsonBody], Result]) -> Result:
-    """What `then` makes of the JSON body that was sent, whose texts may go on to an upstream alone. Raises as `read`.
+    """Parses the JSON body and returns the result of `then`. Raises the errors of `read_json`.
 
-    then: works where a large body is parsed, off the event loop, with neither a request's context nor a database. What was parsed is
-    gone when it returns, so that many bodies that wait to be stored are held once each.
+    then: runs with the parser, for a large body off the event loop: it must use neither a request context nor the database. The parsed
+    value is freed when it returns, so that bodies that wait to be stored are in memory once each.
     """
-    _expect_json(request)
-    content = read_bytes(request, most=settings().max_body_bytes)
+    _check_media_type(request)
+    content = read_bytes(request, limit=settings().max_body_bytes)
     return offload.run(len(content), lambda: then(JsonBody(json_text.without_bom(content), json_text.parse(content))))
 
 
-def _storable(sent: JsonBody) -> JsonObject:
-    json_text.check_storable(sent.value)
-    return sent.value
+def _checked(body: JsonBody) -> JsonObject:
+    json_text.check_storable(body.value)
+    return body.value
 
 
-def digest(line: bytes, value: JsonObject) -> bytes:
-    """SHA-256 of this line and the canonical JSON of this value."""
-    made = hashlib.sha256(line)
-    made.update(json_text.canonical(value))
-    return made.digest()
+def digest(prefix: bytes, value: JsonObject) -> bytes:
+    """SHA-256 of this prefix and the canonical JSON of this value."""
+    result = hashlib.sha256(prefix)
+    result.update(json_text.canonical(value))
+    return result.digest()
 
 
-def _expect_json(request: Request) -> None:
+def _check_media_type(request: Request) -> None:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
         raise UnsupportedMedia
 
 
-def read_bytes(request: Request, *, most: int) -> bytes:
-    """Every byte of the body, unpacked, at most so many, with a length or in chunks; a silent sender does not hold us for ever.
+def read_bytes(request: Request, *, limit: int) -> bytes:
+    """All bytes of the body, decompressed, with a Content-Length or in chunks. limit: of the size in bytes.
 
-    Raises TooLarge, UnknownEncoding, Timeout, Unavailable (no room in memory), or Invalid for a body that broke off or is damaged.
+    Raises TooLarge, UnknownEncoding, Timeout, Unavailable (memory budget), or Invalid for an incomplete or damaged body.
     """
     connection = request.environ.get("gunicorn.socket")
     try:
         if connection is not None:
-            connection.settimeout(PAUSE_MOST_S)
-        return _whole(request, most)
+            connection.settimeout(MAX_PAUSE_S)
+        return _read_all(request, limit)
     except TimeoutError as error:
         raise Timeout from error
     except ParseException as error:
@@ -113,57 +113,57 @@ def read_bytes(request: Request, *, most: int) -> bytes:
             connection.settimeout(None)
 
 
-def _whole(request: Request, most: int) -> bytes:
-    unpack = encodings.decoder(request.headers.get("Content-Encoding", ""))
-    if request.content_length is not None and unpack is None:
-        expect_size(request.content_length, most)
+def _read_all(request: Request, limit: int) -> bytes:
+    decoder = encodings.decoder(request.headers.get("Content-Encoding", ""))
+    if request.content_length is not None and decoder is None:
+        check_size(request.content_length, limit)
         body_budget.reserve(request.content_length)
-    as_sent = _pieces(request, most)
-    return _joined(unpack(as_sent) if unpack else as_sent, most)
+    chunks = _chunks(request, limit)
+    return _join(decoder(chunks) if decoder else chunks, limit)
 
 
-def _joined(pieces: Iterator[bytes], most: int) -> bytes:
-    """All pieces, counted in memory. Others are served after each."""
-    # A join would copy all of it at once, and hold the event loop for that long.
-    kept, size, began = BytesIO(), 0, time.monotonic()
-    for piece in pieces:
-        size += len(piece)
-        expect_size(size, most)
-        body_budget.acquire(len(piece))
-        kept.write(piece)
+def _join(chunks: Iterator[bytes], limit: int) -> bytes:
+    """All chunks, counted in the memory budget. gevent runs other greenlets after each."""
+    # bytes.join would copy everything at once and hold the event loop meanwhile.
+    buffer, size, began = BytesIO(), 0, time.monotonic()
+    for chunk in chunks:
+        size += len(chunk)
+        check_size(size, limit)
+        body_budget.acquire(len(chunk))
+        buffer.write(chunk)
         time.sleep(0)
-        if (took_s := time.monotonic() - began) > SLOW_AFTER_S and size < took_s * SLOWEST_BYTES_PER_S:
+        if (took_s := time.monotonic() - began) > GRACE_S and size < took_s * MIN_BYTES_PER_S:
             raise Timeout
-    return kept.getvalue()
+    return buffer.getvalue()
 
 
-def _pieces(request: Request, most: int) -> Iterator[bytes]:
-    """The body as it is sent, to its end."""
-    # Read by hand: werkzeug's limited stream cuts a body in chunks off at the limit without a word, and half a text may be JSON.
+def _chunks(request: Request, limit: int) -> Iterator[bytes]:
+    """The chunks of the body, still compressed."""
+    # Not werkzeug's limited stream: it truncates a chunked body at the limit without an error, and a truncated text may be valid JSON.
     stream: IO[bytes] = request.environ["wsgi.input"]
-    wanted = request.content_length
-    if wanted is None:
+    left = request.content_length
+    if left is None:
         if "wsgi.input_terminated" in request.environ:
-            yield from iter(partial(_read, stream, PIECE_BYTES), b"")
+            yield from iter(partial(_read, stream, CHUNK_BYTES), b"")
         return
-    expect_size(wanted, most)
-    while wanted:
-        piece = _read(stream, min(PIECE_BYTES, wanted))
-        if not piece:
+    check_size(left, limit)
+    while left:
+        chunk = _read(stream, min(CHUNK_BYTES, left))
+        if not chunk:
             raise Invalid("The body is shorter than its Content-Length. Send it again, whole.")
-        wanted -= len(piece)
-        yield piece
+        left -= len(chunk)
+        yield chunk
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
-    """The next so many bytes. Raises TimeoutError when they come too slowly: the server's reader returns only with all of them."""
+    """The next bytes. Raises TimeoutError when they come too slowly: gunicorn's reader only returns once it has all of them."""
     if not monkey.is_module_patched("socket"):
         return stream.read(size)
-    with Deadline(SLOW_AFTER_S + size / SLOWEST_BYTES_PER_S, TimeoutError()):
+    with Deadline(GRACE_S + size / MIN_BYTES_PER_S, TimeoutError()):
         return stream.read(size)
 
 
-def expect_size(size: int, most: int) -> None:
-    """Raises TooLarge for a body of more than so many bytes."""
-    if size > most:
-        raise TooLarge(f"The body is larger than the {most} bytes this server accepts. Send less.")
+def check_size(size: int, limit: int) -> None:
+    """Raises TooLarge for a body of more than `limit` bytes."""
+    if size > limit:
+        raise TooLarge(f"The body is larger than the {limit} bytes this server accepts. Send less.")

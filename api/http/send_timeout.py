@@ -1,4 +1,4 @@
-"""The time limit for a client to read: a response on an open connection must not hold its waiter for ever."""
+"""The send timeout of responses on open connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SEND_TIMEOUT_S = 10
 
 
 def limit_sending(request: Request) -> socket.socket | None:
-    """The client's connection. A reader that stops reading is cut off, instead of holding its stream for ever."""
+    """Sets the send timeout and returns the connection. Without it a client that stops reading would hold its waiter forever."""
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
     if connection is not None:
         connection.settimeout(SEND_TIMEOUT_S)

@@ -99,7 +99,7 @@ def _refuse(error: ServingError) -> Response:
 
 @routes.errorhandler(Exception)
 def _fail(error: Exception) -> Response:
-    errors.log_error(error, event="unforeseen error")
+    errors.log_error(error, event="unexpected error")
     return _envelope(500, MESSAGES[500])
 
 

@@ -86,7 +86,7 @@ def moderations() -> Response:
 def serve(endpoint: str, *, model: str | None = None) -> Response:
     """Responds with the answer, a stream of it, or 202 and the job, as `Prefer` says. model: overrides the body's model."""
     caller = auth.authenticate(request)
-    preferences = prefer.parse(request.headers.getlist("Prefer"), wait_most_s=settings().long_poll_most_s)
+    preferences = prefer.parse(request.headers.getlist("Prefer"), max_wait_s=settings().long_poll_most_s)
     reader = None if preferences.respond_async else uuid4()
     if reader is not None:
         waiter_registry.check_capacity(caller.id)

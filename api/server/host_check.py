@@ -42,7 +42,7 @@ def _refuse() -> Response | None:
 
 def _is_guarded() -> bool:
     """Whether a page elsewhere could use this request."""
-    if request.environ.get(access_log.ROUTE) in access_log.WATCHED or auth.bearer_token(request).startswith(
+    if request.environ.get(access_log.ROUTE) in access_log.MONITORING_ROUTES or auth.bearer_token(request).startswith(
         (token_forms.ISSUED, token_forms.OPERATOR)
     ):
         return False

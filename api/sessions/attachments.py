@@ -47,7 +47,7 @@ def _files() -> Sequence[File]:
     boundary = request.mimetype_params.get("boundary", "")
     if request.mimetype != image_form.FORM or not image_form.BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the file as `Content-Type: {image_form.FORM}; boundary=…`, in a part named `file`.")
-    parts = multipart.split(request_body.read_bytes(request, most=settings().max_upload_bytes), boundary)
+    parts = multipart.split(request_body.read_bytes(request, limit=settings().max_upload_bytes), boundary)
     files = [_file(part) for part in parts if part.filename is not None]
     if not files:
         raise Invalid("`file` is required: at least one part of the form with a `filename`.", param="file")

@@ -74,7 +74,7 @@ def parse_form(request: Request, then: Callable[[Form], Result]) -> Result:
     boundary = request.mimetype_params.get("boundary", "")
     if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
-    content = request_body.read_bytes(request, most=settings().max_upload_bytes)
+    content = request_body.read_bytes(request, limit=settings().max_upload_bytes)
     return offload.run(len(content), lambda: then(parse(content, boundary)))
 
 

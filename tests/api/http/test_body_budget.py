@@ -31,7 +31,7 @@ def sending(size: int, *, key: str | None = None) -> Iterator[bytes]:
     environ = {"wsgi.input_terminated": True, "wsgi.input": BytesIO(b"x" * size)}
     headers = {"Authorization": f"Bearer {key or uuid4()}"}
     with new_app().test_request_context(method="POST", headers=headers, environ_overrides=environ):
-        yield request_body.read_bytes(request, most=100 * MIB)
+        yield request_body.read_bytes(request, limit=100 * MIB)
 
 
 def test_large_bodies_share_the_memory_there_is_and_small_ones_always_fit(override: Callable[..., None]) -> None:
@@ -72,7 +72,7 @@ def test_who_waits_behind_a_key_that_has_its_share_is_not_held_up(override: Call
     until(lambda: own._waiting, what="the key's second body in line")
     own.reserve(MIB, key="b", wait_s=0)
     order.append("b")
-    own.give_back(2 * MIB, key="a")
+    own.release(2 * MIB, key="a")
     waits.join(20)
 
     assert ["b", "a"] == order
@@ -87,9 +87,9 @@ def test_bodies_of_known_length_wait_for_room_in_the_order_they_came(override: C
         thread.start()
         until(lambda n=n: len(own._waiting) > n, what="in line")
 
-    own.give_back(2 * MIB)
+    own.release(2 * MIB)
     until(lambda: order == [3 * MIB], what="the first")
-    own.give_back(3 * MIB)
+    own.release(3 * MIB)
     for thread in threads:
         thread.join()
 
@@ -104,7 +104,7 @@ def test_a_body_for_which_there_is_no_room_in_time_is_refused(override: Callable
     for size, wait_s in ((1, 0), (3 * MIB + 1, 60)):
         with pytest.raises(Unavailable):
             own.reserve(size, wait_s=wait_s)
-    own.give_back(3 * MIB)
+    own.release(3 * MIB)
     own.reserve(3 * MIB, wait_s=0)
 
 
@@ -116,7 +116,7 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.unreader import SocketUnreader
 from api.http import request_body as body
 from tests.support.http_tools import new_app
-body.SLOW_AFTER_S, body.SLOWEST_BYTES_PER_S = 0.5, 1024 * 1024
+body.GRACE_S, body.MIN_BYTES_PER_S = 0.5, 1024 * 1024
 ours, theirs = socket.socketpair()
 def trickle():
     while True:
@@ -128,7 +128,7 @@ environ = {
 }
 with new_app().test_request_context(method="POST", environ_overrides=environ), gevent.Timeout(10):
     try:
-        body.read_bytes(request, most=2_000_000)
+        body.read_bytes(request, limit=2_000_000)
     except body.Timeout:
         print("too slow")
 """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from api.http import json_text
+from api.http import json_limits, json_text
 from models.platform.errors import Invalid
 
 TEXTS = st.text(st.characters(codec=None) | st.sampled_from('\0"\\:,[]{}\ud800\udc00😀'), max_size=8)
@@ -90,7 +90,7 @@ def test_nesting_is_taken_to_128_levels(depth: int) -> None:
 def test_what_stands_outside_of_strings_is_found(value: list[dict[str, str]]) -> None:
     content = json.dumps(value).encode()
 
-    outside = json_text._strip_strings(content)
+    outside = json_limits.strip_strings(content)
 
     assert sum(map(len, value)) == outside.count(b":") == json_text._count_members(value)
     assert b"a" not in outside and b"\\" not in outside
@@ -102,7 +102,7 @@ def test_blocks_of_any_size_find_the_same_outside_of_strings(said: str, block: i
     found = []
     for size in (block, 1000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(json_text, "BLOCK_BYTES", size)
-            found.append(json_text._strip_strings(content))
+            patch.setattr(json_limits, "BLOCK_BYTES", size)
+            found.append(json_limits.strip_strings(content))
 
     assert found[0] == found[1]

@@ -17,7 +17,7 @@ SPACE = st.text(" \t", max_size=3)
 
 
 def prefer(*headers: str) -> Preferences:
-    return parse(headers, wait_most_s=60)
+    return parse(headers, max_wait_s=60)
 
 
 @pytest.mark.parametrize(

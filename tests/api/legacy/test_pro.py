@@ -180,7 +180,7 @@ def test_key_is_never_logged(caller: Caller, caplog: pytest.LogCaptureFixture, m
     fetch(caller, "job_" + "0" * 32, key="sk-very-secret")
 
     assert 500 == failed["code"]
-    assert "unforeseen error" in caplog.text and "very-secret" not in caplog.text
+    assert "unexpected error" in caplog.text and "very-secret" not in caplog.text
 
 
 def test_balance_subtracts_spending_of_100_days(caller: Caller, override: Callable[..., None]) -> None:
