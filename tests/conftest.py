@@ -15,7 +15,7 @@ from deploy.local.embedded_servers import Postgres, Valkey
 from models.config.settings import settings
 from models.database import db, migrate
 from models.platform.errors import Unavailable
-from models.queue import enqueue
+from models.queue import lanes
 from tests import order
 from tests.support import tables
 from tests.support.browser import browser, visit
@@ -113,7 +113,7 @@ def forget() -> None:
     """Nothing in this process remembers settings or servers of before."""
     settings.cache_clear()
     notify.client.cache_clear()
-    enqueue.lane_id_of.cache_clear()
+    lanes.id_of.cache_clear()
     if db.engine.cache_info().currsize:
         db.engine().dispose()
     db.engine.cache_clear()

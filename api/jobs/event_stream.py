@@ -24,7 +24,7 @@ from models.keys.keys import Key
 from models.platform import wire
 from models.platform.errors import Invalid, ServingError, Unauthorised, Unavailable
 from models.platform.wire import JsonObject
-from models.queue.enqueue import QueuePosition
+from models.queue.position import QueuePosition
 
 routes = Blueprint("events", __name__)
 

@@ -25,7 +25,7 @@ from models.jobs.states import TERMINAL, Status
 from models.platform import wire
 from models.platform.errors import Invalid, Unavailable, WrongState
 from models.platform.wire import JsonObject
-from models.queue.enqueue import Submission
+from models.queue.submission import Submission
 
 routes = Blueprint("jobs", __name__)
 

@@ -16,7 +16,7 @@ from models.content.endpoints import EDITS, IMAGES
 from models.jobs import job_view
 from models.jobs.states import Status
 from models.platform.wire import JsonObject
-from models.queue.enqueue import QueuePosition
+from models.queue.position import QueuePosition
 
 DONE = b"data: [DONE]\n\n"
 CHUNK = "chat.completion.chunk"

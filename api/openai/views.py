@@ -23,7 +23,7 @@ from models.database import db
 from models.jobs import job_view, waiters
 from models.keys.keys import Key
 from models.platform import wire
-from models.queue import enqueue
+from models.queue import lanes, submission
 
 routes = Blueprint("openai", __name__)
 
@@ -133,15 +133,16 @@ def _submit(caller: Key, endpoint: str, *, model: str | None, reader: UUID | Non
     if reader is not None:
         waiter_registry.check_capacity(caller.id, is_stream=order.streamed)
     comes_back = parsed.token is not None or _is_sdk()
-    arrive = partial(Arrival, lane_id=enqueue.lane_id_of(caller.pool_id, order.model), is_streamed=order.streamed, comes_back=comes_back)
+    lane_id = lanes.id_of(caller.pool_id, order.model)
+    arrive = partial(Arrival, lane_id=lane_id, is_streamed=order.streamed, comes_back=comes_back)
     if parsed.token is None and reader is not None:
         order = replace(order, reader=reader, fingerprint=parsed.digest)
         if (job_id := _find_abandoned(order)) is not None:
             return arrive(job_id, is_resumed=True)
-    accepted = accept(replace(order, reader=reader), token=parsed.token, digest=parsed.digest)
+    accepted = accept(replace(order, reader=reader), token=parsed.token, digest=parsed.digest, lane_id=lane_id)
     while accepted.is_replayed and not _take_over(accepted.job_id, reader):
         # The job was cancelled in between, because its client stayed away too long: the token makes a new job now.
-        accepted = accept(replace(order, reader=reader), token=parsed.token, digest=parsed.digest)
+        accepted = accept(replace(order, reader=reader), token=parsed.token, digest=parsed.digest, lane_id=lane_id)
     return arrive(accepted.job_id, is_replayed=accepted.is_replayed)
 
 
@@ -150,7 +151,7 @@ def _take_over(job_id: UUID, reader: UUID | None) -> bool:
         return waiters.take_over(session, job_id, reader=reader)
 
 
-def _find_abandoned(order: enqueue.Submission) -> UUID | None:
+def _find_abandoned(order: submission.Submission) -> UUID | None:
     if order.fingerprint is None or order.reader is None:
         return None
     if _is_retry():

@@ -21,7 +21,7 @@ from models.ops import bulk, job_owner, priorities
 from models.ops.bulk import JobFilter
 from models.platform import wire
 from models.platform.errors import WrongState
-from models.queue import enqueue
+from models.queue import enqueue, submission
 
 
 def boost(act: Act, job_id: UUID) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def resubmit(act: Act, job_id: UUID, caller: Key, *, is_only_once: bool = False)
     is_only_once: None when another job repeats this one already, or is being stored as its repeat right now.
     Raises NotFound, WrongState, and every error of a submit.
     """
-    new_id = enqueue.new_job_id()
+    new_id = submission.new_job_id()
     with db.autocommit() as session:
         before = job_view.find_submission(session, job_id, caller.id)
     order = build.retry_order(caller, before, retry_of=job_id)
@@ -90,7 +90,7 @@ def resubmit(act: Act, job_id: UUID, caller: Key, *, is_only_once: bool = False)
     with db.begin() as session:
         if is_only_once and not bulk.may_retry(session, job_id):
             return None
-        enqueue.enqueue_job(session, order, job_id=new_id)
+        enqueue.enqueue_job(session, order, lane_id=lane_id, job_id=new_id)
         audit_log.write(session, act, "retry", f"job:{job_id}", before={"status": before.status}, after={"job": wire.public_id(new_id)})
     notify_queue.job_enqueued(new_id, lane_id=lane_id)
     return new_id

@@ -18,7 +18,7 @@ from models.jobs.states import Status
 from models.keys.keys import Key
 from models.platform.errors import Invalid, WrongState
 from models.platform.wire import JsonObject
-from models.queue.enqueue import Submission
+from models.queue.submission import Submission
 
 # Who waits when nobody is named: everything this key sends is one flow.
 KEY_FLOW = "key"

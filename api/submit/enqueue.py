@@ -11,8 +11,9 @@ from models.database import db
 from models.jobs import idempotency, job_view
 from models.platform import crash_points, wire
 from models.platform.wire import JsonObject
-from models.queue import enqueue
-from models.queue.enqueue import Enqueued, Submission
+from models.queue import enqueue, lanes, submission
+from models.queue.position import Enqueued
+from models.queue.submission import Submission
 from models.telemetry import logs, tracing
 
 
@@ -22,6 +23,7 @@ class Accepted:
 
     job_id: UUID
     joined: Enqueued | None
+    lane_id: int
 
     @property
     def is_replayed(self) -> bool:
@@ -29,52 +31,54 @@ class Accepted:
 
     def shown(self, order: Submission, *, origin: str) -> JsonObject:
         """The job object. order: what was accepted."""
-        if self.joined is not None and self.joined.place is not None:
+        if self.joined is not None and self.joined.position is not None:
             return job_view.render_enqueued(order, self.joined, job_id=self.job_id)
         # Not in the transaction that accepted it: that one holds its flow's row, for which the next submit of this user waits.
         with db.autocommit() as session:
             return job_view.render_job(session, job_view.find_job(session, self.job_id, order.key.id), origin=origin)
 
 
-def accept(order: Submission, *, token: str | None, digest: bytes) -> Accepted:
+def accept(order: Submission, *, token: str | None, digest: bytes, lane_id: int | None = None) -> Accepted:
     """The job is on disk and the pacer hears of it. token: the Idempotency-Key; digest: SHA-256 of all that has to be the
     same when it comes again.
 
+    lane_id: of `lanes.id_of`, if the caller has it.
     Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
     """
     with submit_span.start(order) as told:
-        lane_id = enqueue.lane_id_of(order.key.pool_id, order.model)  # in a transaction of its own, so not inside ours
+        # Before our transaction: the lane is created in a transaction of its own.
+        lane_id = lane_id or lanes.id_of(order.key.pool_id, order.model)
         with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
-        told.made(accepted.job_id, lane_id=lane_id, is_replayed=accepted.is_replayed)
+        told.made(accepted.job_id, lane_id=accepted.lane_id, is_replayed=accepted.is_replayed)
     about = None if accepted.is_replayed else tracing.trace_id(told.order.traceparent)
-    logs.extend(job=wire.public_id(accepted.job_id), lane=lane_id, trace_id=about)
+    logs.extend(job=wire.public_id(accepted.job_id), lane=accepted.lane_id, trace_id=about)
     return accepted
 
 
 def _accept(order: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
-    accepted = _stored(order, token=token, digest=digest)
+    accepted = _stored(order, lane_id=lane_id, token=token, digest=digest)
     crash_points.at("api.after_commit")
     if accepted.joined is not None:
-        notify_queue.job_enqueued(accepted.job_id, lane_id=lane_id)
+        notify_queue.job_enqueued(accepted.job_id, lane_id=accepted.lane_id)
     crash_points.at("api.before_reply")
     return accepted
 
 
-def _stored(order: Submission, *, token: str | None, digest: bytes) -> Accepted:
-    wanted = enqueue.new_job_id()
+def _stored(order: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
+    wanted = submission.new_job_id()
     if token is None:
         crash_points.at("api.before_commit")
         with db.autocommit() as session:
-            joined = enqueue.enqueue_fast(session, order, job_id=wanted)
+            joined = enqueue.enqueue_fast(session, order, lane_id=lane_id, job_id=wanted)
         if joined is not None:
-            return Accepted(wanted, joined)
-    enqueue.prepare(order)
+            return Accepted(wanted, joined, lane_id)
+    lane_id = enqueue.prepare(order)
     with db.begin() as session:
         job_id, joined = wanted, None
         if token is not None:
             job_id = idempotency.claim_token(session, order.key.id, token, digest=digest, job_id=wanted)
         if job_id == wanted:
-            joined = enqueue.enqueue_job(session, order, job_id=job_id)
+            joined = enqueue.enqueue_job(session, order, lane_id=lane_id, job_id=job_id)
         crash_points.at("api.before_commit")
-    return Accepted(job_id, joined)
+    return Accepted(job_id, joined, lane_id)

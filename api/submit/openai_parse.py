@@ -12,7 +12,7 @@ from api.http import forwarded_headers, request_body
 from api.submit import build, image_form, options
 from models.content import endpoints as routes
 from models.keys.keys import Key
-from models.queue.enqueue import Submission
+from models.queue.submission import Submission
 
 
 @dataclass(frozen=True)

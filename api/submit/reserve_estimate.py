@@ -9,7 +9,7 @@ from models.config.settings import settings
 from models.content import token_estimate
 from models.content.endpoints import CHAT, EDITS, IMAGES, PAID
 from models.platform.wire import JsonObject
-from models.queue.enqueue import MAX_TOKENS
+from models.queue.submission import MAX_TOKENS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flask import g, request
 
 from models.platform import wire
 from models.platform.errors import ServingError
-from models.queue.enqueue import Submission
+from models.queue.submission import Submission
 from models.telemetry import tracing
 from models.telemetry.tracing import Span
 

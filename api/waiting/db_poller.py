@@ -13,7 +13,7 @@ from api.waiting.waiters import Waiters
 from models.database import db
 from models.jobs import job_view
 from models.platform.errors import Unavailable
-from models.queue import enqueue
+from models.queue import position
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class DbPoller:
         with db.autocommit() as session:
             rows = job_view.status_of(session, job_ids)
             queued = [row for row in rows if row.status in job_view.WAITING and self._needs_place(row, position_due)]
-            places = enqueue.positions_of(session, queued)
+            places = position.positions_of(session, queued)
         for row in rows:
             for waiter in self._waiters.of_job(row.id):
                 waiter.update(row, places.get(row.id) if waiter.wants_place else None)

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from models.jobs import job_view
 from models.jobs.states import Status
-from models.queue.enqueue import QueuePosition
+from models.queue.position import QueuePosition
 from workers.channels.token_stream import Chunk
 
 # Chunks that a waiter buffers for a slow client. Redis keeps the rest until the client has taken these.

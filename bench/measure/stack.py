@@ -23,7 +23,7 @@ from models.config.settings import settings
 from models.database import db, migrate
 from models.keys import keys as key
 from models.keys.keys import Key, Limits
-from models.queue import enqueue
+from models.queue import lanes
 from tests.upstream.client import FakeUpstream
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ class Stack:
             made = key.recognise(session, token)
             credential_id = self.ask("SELECT id FROM credential WHERE pool_id = :pool", pool=made.pool_id, session=session)
             key.set_limits(session, credential_id, limits)
-        return Caller(token, made, credential_id, enqueue.lane_id_of(made.pool_id, MODEL))
+        return Caller(token, made, credential_id, lanes.id_of(made.pool_id, MODEL))
 
     def pool(self, name: str, keys: int, limits: Limits) -> list[Caller]:
         """A new pool of one credential with these limits, and so many issued keys of it."""
@@ -130,7 +130,7 @@ class Stack:
             credential_id = key.add_credential(session, pool_id=pool_id, upstream_key=f"sk-{name}")
             key.set_limits(session, credential_id, limits)
             made = [key.issue(session, name=f"{name} {n}", pool=name) for n in range(keys)]
-        lane_id = enqueue.lane_id_of(pool_id, MODEL)
+        lane_id = lanes.id_of(pool_id, MODEL)
         return [Caller(token, each, credential_id, lane_id) for each, token in made]
 
     def pause(self, caller: Caller, *, until: Callable[[], Any]) -> None:

@@ -16,9 +16,9 @@ from bench.measure.stack import MODEL, Stack
 from models.database import db
 from models.jobs import workers
 from models.keys.keys import Key
-from models.queue import enqueue, position_index
-from models.queue.enqueue import Submission
+from models.queue import enqueue, lanes, position, position_index, submission
 from models.queue.lane_maintenance import LONG_LANE
+from models.queue.submission import Submission
 from workers.broker.publish import TaskMessage
 from workers.channels import notify
 from workers.limiter.limiter import CredentialModel, Limiter, Limits, Report
@@ -101,7 +101,7 @@ def empty(stack: Stack) -> None:
         "TRUNCATE job, job_event, attempt, usage, key_flow, key_share, key_milestones, lane, meter, credential, "
         " pool, key, conversation, worker CASCADE"
     )
-    enqueue.lane_id_of.cache_clear()
+    lanes.id_of.cache_clear()
     with stack.redis() as client:
         client.flushdb()
 
@@ -156,7 +156,8 @@ def _swept(jobs: int) -> None:
 def _submit(caller: Key) -> None:
     order = Submission(key=caller, endpoint="/v1/chat/completions", model=MODEL, request=BODY, flow="late", tokens=110, expires_in_s=1e9)
     with db.autocommit() as session:
-        assert enqueue.enqueue_fast(session, order, job_id=enqueue.new_job_id()) is not None
+        lane_id = lanes.id_of(caller.pool_id, MODEL)
+        assert enqueue.enqueue_fast(session, order, lane_id=lane_id, job_id=submission.new_job_id()) is not None
 
 
 def _last() -> SimpleNamespace:
@@ -167,7 +168,7 @@ def _last() -> SimpleNamespace:
 def _position_of(job: SimpleNamespace) -> Callable[[], None]:
     def look() -> None:
         with db.begin() as session:
-            enqueue.position_of(session, job)
+            position.position_of(session, job)
 
     return look
 

@@ -16,7 +16,7 @@ from models.database.db import Transaction
 from models.jobs.states import Status
 from models.platform.errors import NotFound
 from models.platform.wire import JsonObject, epoch, public_id
-from models.queue import enqueue
+from models.queue import position, submission
 
 WAITING = frozenset({Status.QUEUED, Status.ADMITTED})
 
@@ -73,12 +73,12 @@ def render_job(session: Transaction, job: Any, *, with_result: bool = True, with
     with_pictures: False leaves their marks in the result, for who puts them back while sending it. origin: of its links, see
     artifact.link.
     """
-    place = enqueue.position_of(session, job) if job.status in WAITING else None
+    place = position.position_of(session, job) if job.status in WAITING else None
     found = read_result(session, job, with_pictures=with_pictures, origin=origin) if with_result else None
     return _show(session, job, place, result=found, origin=origin)
 
 
-def render_enqueued(order: enqueue.Submission, joined: enqueue.Enqueued, *, job_id: UUID) -> JsonObject:
+def render_enqueued(order: submission.Submission, joined: position.Enqueued, *, job_id: UUID) -> JsonObject:
     """A job that has just come into the line with this order, as `show` shows it; joined has its place."""
     job = SimpleNamespace(
         id=job_id, endpoint=order.endpoint, model=order.model, status=Status.QUEUED, flow=order.flow, priority=order.priority, calls=0,
@@ -86,16 +86,16 @@ def render_enqueued(order: enqueue.Submission, joined: enqueue.Enqueued, *, job_
         timeout_s=order.timeout_s, cancel_requested=False, possible_duplicate_calls=0, http_status=None, error=None,
         metadata=order.metadata, retry_of=order.retry_of, response_type=None,
     )  # fmt: skip
-    return _object(job, joined.place, attempts=[], usage=_usage([]), result=None, artifacts=[])
+    return _object(job, joined.position, attempts=[], usage=_usage([]), result=None, artifacts=[])
 
 
 def render_jobs(session: Transaction, jobs: Sequence[Any], *, origin: str = "") -> list[JsonObject]:
     """These jobs as `show` shows them, without their results."""
-    places = enqueue.positions_of(session, [job for job in jobs if job.status in WAITING])
+    places = position.positions_of(session, [job for job in jobs if job.status in WAITING])
     return [_show(session, job, places.get(job.id), result=None, origin=origin) for job in jobs]
 
 
-def _show(session: Transaction, job: Any, place: enqueue.QueuePosition | None, *, result: Any, origin: str) -> JsonObject:
+def _show(session: Transaction, job: Any, place: position.QueuePosition | None, *, result: Any, origin: str) -> JsonObject:
     pictures = artifacts.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
     return _object(
         job,
@@ -109,7 +109,7 @@ def _show(session: Transaction, job: Any, place: enqueue.QueuePosition | None, *
 
 def _object(
     job: Any,
-    place: enqueue.QueuePosition | None,
+    place: position.QueuePosition | None,
     *,
     attempts: list[JsonObject],
     usage: JsonObject,
@@ -158,7 +158,7 @@ def list_events(session: Transaction, job_id: UUID, *, after: int) -> Sequence[A
     return session.execute(_EVENTS, {"id": job_id, "after": after}).all()
 
 
-def render_position(place: enqueue.QueuePosition) -> JsonObject:
+def render_position(place: position.QueuePosition) -> JsonObject:
     """A waiting job's place as it is shown."""
     return {
         "position": place.position,

@@ -42,6 +42,21 @@ def idle_slots(session: Transaction) -> int:
     return int(session.execute(_IDLE, {"within_s": settings().heartbeat_s * 3}).scalar_one())
 
 
+_FREE_SLOTS = text("""
+    SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :seen_within_s)), 0)
+         - (SELECT count(*) FROM job WHERE status IN ('admitted', 'running') AND (
+               status = 'admitted' OR lease_until > clock_timestamp() + make_interval(secs => :lease_s - :seen_within_s)))
+""")
+
+
+def free_slots(session: Transaction, *, seen_within_s: float) -> int:
+    """The number of jobs that workers could run in addition: their reported slots minus admitted and running jobs.
+
+    Reports and leases older than `seen_within_s` both do not count: the jobs of a dead worker block no living one.
+    """
+    return int(session.execute(_FREE_SLOTS, {"seen_within_s": seen_within_s, "lease_s": settings().lease_s}).scalar_one())
+
+
 def list_workers(session: Transaction, *, limit: int, after: str | None, silent_s: float) -> list[JsonObject]:
     """Up to limit + 1 processes by name, each with what it runs, as operators see them.
 

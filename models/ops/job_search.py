@@ -18,7 +18,7 @@ from models.jobs import job_view
 from models.jobs.states import Status
 from models.platform import wire
 from models.platform.wire import JsonObject, epoch
-from models.queue import enqueue
+from models.queue import position
 
 MAX_SCANNED = 20_000
 # Most searches find enough among the first few.
@@ -88,11 +88,11 @@ def _first_id(at: datetime) -> UUID:
 
 
 def _show_all(session: Transaction, rows: Sequence[Any]) -> list[JsonObject]:
-    places = enqueue.positions_of(session, [row for row in rows if row.status == Status.QUEUED])
+    places = position.positions_of(session, [row for row in rows if row.status == Status.QUEUED])
     return [_show(row, places.get(row.id)) for row in rows]
 
 
-def _show(row: Any, place: enqueue.QueuePosition | None) -> JsonObject:
+def _show(row: Any, place: position.QueuePosition | None) -> JsonObject:
     waited_to = row.started_at or row.ended_at or row.now
     return {
         "id": wire.public_id(row.id),

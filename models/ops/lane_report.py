@@ -16,7 +16,7 @@ from models.database.db import Transaction
 from models.ops import limit_usage
 from models.ops.limit_usage import LimitUsage
 from models.platform.wire import JsonObject, epoch
-from models.queue import enqueue
+from models.queue import position
 
 MAX_SCANNED = 1_000
 # Of the newest submits, so many are enough to tell how fast they come.
@@ -102,7 +102,7 @@ def _eta_last_s(row: Any, head: Any, waiting: int) -> float | None:
     if row.is_paused or not waiting:
         return None
     times = (waiting - 1) / head.jobs
-    return enqueue.estimate_s(row, _Ahead(jobs=waiting - 1, tokens=float(head.tokens) * times, images=float(head.images) * times))
+    return position.estimate_s(row, _Ahead(jobs=waiting - 1, tokens=float(head.tokens) * times, images=float(head.images) * times))
 
 
 def _page(which: LaneFilter) -> Any:

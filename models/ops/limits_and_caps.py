@@ -12,11 +12,10 @@ from models.access.audit_log import Act
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database.db import Transaction
 from models.keys import credential_address, keys, model_lists
-from models.ops import pause
+from models.ops import legacy_caps, pause
 from models.ops.pause import Target
 from models.platform import crypto
 from models.platform.errors import Invalid, NotFound
-from models.queue import caps
 from models.queue.caps import NAMES as CAPS
 
 LIMITS = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
@@ -50,7 +49,7 @@ def set_caps(session: Transaction, act: Act, on: Target, changes: Mapping[str, i
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
     _checked(changes, CAPS)
     on = pause.resolve(session, on)
-    caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
+    legacy_caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
     pause.target_state(session, on, lock=True)
     wanted = {**on.capped, "endpoint": endpoint}
     found = session.execute(_FIND_CAPS, wanted).one_or_none()

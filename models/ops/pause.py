@@ -14,8 +14,9 @@ from models.access import audit_log
 from models.access.audit_log import Act
 from models.database.db import Transaction
 from models.keys import parking
+from models.ops import legacy_caps
 from models.platform.errors import Invalid, NotFound
-from models.queue import caps, lanes
+from models.queue import lanes
 
 KINDS = ("pool", "lane", "key", "flow", "credential")
 VERBS = ("pause", "resume", "drain")
@@ -80,7 +81,7 @@ def apply(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[s
     if verb not in VERBS:
         raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
     on = resolve(session, on)
-    caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
+    legacy_caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
     before = target_state(session, on, lock=True)
     reason = act.reason or f"by {act.operator.name}"
     if on.kind in ("key", "flow"):

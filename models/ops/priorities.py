@@ -18,7 +18,7 @@ from models.ops import pause
 from models.ops.pause import Target
 from models.platform.errors import Invalid, NotFound, WrongState
 from models.queue import key_shares, lanes
-from models.queue.enqueue import WEIGHTS
+from models.queue.submission import PRIORITY_WEIGHTS
 
 
 def set_weight(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
@@ -46,8 +46,8 @@ def set_weight(session: Transaction, act: Act, on: Target, *, weight: float) -> 
 
 def set_priority(session: Transaction, act: Act, job_id: UUID, *, priority: str) -> int:
     """The waiting job has this priority, and those behind it in its flow move accordingly; returns its lane. Raises WrongState, Invalid."""
-    if priority not in WEIGHTS:
-        raise Invalid(f"`priority` is one of {', '.join(WEIGHTS)}.", param="priority")
+    if priority not in PRIORITY_WEIGHTS:
+        raise Invalid(f"`priority` is one of {', '.join(PRIORITY_WEIGHTS)}.", param="priority")
     one = _waiting(session, job_id, with_others=True)
     session.execute(text("UPDATE job SET priority = :priority WHERE id = :id"), {"id": job_id, "priority": priority})
     _retag(session, one.lane_id, one.key_id, one.flow)
@@ -82,7 +82,7 @@ def _waiting(session: Transaction, job_id: UUID, *, with_others: bool = False) -
 
 def _retag(session: Transaction, lane_id: int, key_id: int, flow: str) -> None:
     session.execute(_LOCK_JOBS, {"lane_id": lane_id, "key_id": key_id, "flow": flow})
-    row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **WEIGHTS}).one()
+    row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **PRIORITY_WEIGHTS}).one()
     if row.first is not None:
         key_shares.restore_requeued(session, [(lane_id, key_id, row.first, 0.0)])
     lanes.wake(session, [lane_id])

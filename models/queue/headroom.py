@@ -1,4 +1,4 @@
-"""The room of a lane in this minute: the limits of its credentials together, less what was sent and what waits."""
+"""The rate-limit headroom of a lane in this minute: the limits of its credentials together, minus sent and queued jobs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from models.database.db import Transaction
-from models.queue import enqueue, position_index
+from models.queue import position_index
+from models.queue.position import LANE_FIGURES, estimate_s
 
 MINUTE_S = 60
 
 
 @dataclass(frozen=True)
 class Headroom:
-    """Of requests or of tokens. limit: a minute's worth. remaining: what could still go now, were it asked for.
+    """Headroom in requests or in tokens. limit: per minute. remaining: what could be sent now.
 
-    reset_s: until all of the limit is free again, or, while somebody waits, until a job that joins now would go; None: nobody knows.
+    reset_s: until the whole limit is free; with queued jobs, until a job enqueued now would be admitted; None: unknown.
     """
 
     limit: int
@@ -32,31 +33,14 @@ class LaneHeadroom:
     tokens: Headroom | None
 
 
-def read_headroom(session: Transaction, lane_id: int) -> LaneHeadroom:
-    """The room in this lane, for all who stand in it together."""
-    lane = session.execute(_LOOK, {"id": lane_id, "minute_s": MINUTE_S, "most": position_index.MAX_COUNTED}).one()
-    reset_s: float | None = max(0.0, MINUTE_S - lane.newest_s) if lane.sent_requests else 0.0
-    if lane.jobs:
-        # The row has both: the lane's figures, and what stands before somebody who joins now.
-        reset_s = None if lane.is_paused else enqueue.estimate_s(lane, lane)
-    return LaneHeadroom(
-        requests=_room(lane.rpm, lane.sent_requests + lane.jobs, reset_s),
-        tokens=_room(lane.tpm, lane.sent_tokens + lane.tokens, reset_s),
-    )
-
-
-def _room(limit: float | None, taken: int, reset_s: float | None) -> Headroom | None:
-    return None if limit is None else Headroom(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)
-
-
-_OF_KEY = position_index.key_ahead(
+_KEY_AHEAD = position_index.key_ahead(
     lane_id="lane.id", key_id="share.key_id", low_water="share.low_water", start_tag=position_index.MAX_TAG, job_id=position_index.MIN_ID
 )
-# Where no limit is known what was sent is not counted. Admitted jobs are on their way and not sent yet.
-_LOOK = text(f"""
+# Sent requests are counted only with a known limit. Admitted jobs are not sent yet.
+_HEADROOM = text(f"""
     SELECT lane.*, sent.requests AS sent_requests, sent.tokens AS sent_tokens, sent.newest_s,
            queued.jobs + admitted.jobs AS jobs, queued.tokens + admitted.tokens AS tokens, queued.images + admitted.images AS images
-    FROM ({enqueue.LANE_FIGURES} WHERE lane.id = :id) AS lane
+    FROM ({LANE_FIGURES} WHERE lane.id = :id) AS lane
     CROSS JOIN LATERAL (
         SELECT count(*) AS requests, coalesce(sum(tokens), 0) AS tokens,
                extract(epoch FROM clock_timestamp() - max(started_at))::float8 AS newest_s
@@ -68,10 +52,28 @@ _LOOK = text(f"""
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(of_key.jobs), 0)::int AS jobs, coalesce(sum(of_key.tokens), 0)::bigint AS tokens,
                coalesce(sum(of_key.images), 0)::bigint AS images
-        FROM key_share AS share CROSS JOIN LATERAL ({_OF_KEY}) AS of_key WHERE share.lane_id = lane.id
+        FROM key_share AS share CROSS JOIN LATERAL ({_KEY_AHEAD}) AS of_key WHERE share.lane_id = lane.id
     ) AS queued
     CROSS JOIN LATERAL (
         SELECT count(*) AS jobs, coalesce(sum(tokens), 0)::bigint AS tokens, coalesce(sum(images), 0)::bigint AS images FROM job
         WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL) AND lane_id = lane.id AND status = 'admitted'
     ) AS admitted
 """)
+
+
+def read_headroom(session: Transaction, lane_id: int) -> LaneHeadroom:
+    """The headroom of this lane, shared by all its keys."""
+    params = {"id": lane_id, "minute_s": MINUTE_S, "max_counted": position_index.MAX_COUNTED}
+    lane = session.execute(_HEADROOM, params).one()
+    reset_s: float | None = max(0.0, MINUTE_S - lane.newest_s) if lane.sent_requests else 0.0
+    if lane.jobs:
+        # The row holds both: the lane's figures, and the jobs ahead of a job enqueued now.
+        reset_s = None if lane.is_paused else estimate_s(lane, lane)
+    return LaneHeadroom(
+        requests=_headroom(lane.rpm, lane.sent_requests + lane.jobs, reset_s),
+        tokens=_headroom(lane.tpm, lane.sent_tokens + lane.tokens, reset_s),
+    )
+
+
+def _headroom(limit: float | None, taken: int, reset_s: float | None) -> Headroom | None:
+    return None if limit is None else Headroom(limit=int(limit), remaining=max(0, int(limit - taken)), reset_s=reset_s)

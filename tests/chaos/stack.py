@@ -27,7 +27,7 @@ from models.database import db, migrate
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import ServingError
-from models.queue import enqueue
+from models.queue import lanes
 from models.webhooks import endpoints
 from tests.chaos import requests as chaos_requests
 from tests.chaos.broker_faults import Postman, Rewriter
@@ -137,7 +137,7 @@ class Plant:
             "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
             "OPENAI_BASE_URL": self.upstream.base_url,
         }
-        for cached in (settings, notify.client, db.engine, enqueue.lane_id_of):
+        for cached in (settings, notify.client, db.engine, lanes.id_of):
             cached.cache_clear()
         migrate.to_latest()
         self._register()

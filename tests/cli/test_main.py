@@ -19,7 +19,7 @@ from cli.main import nowserving
 from models.database import db
 from models.keys import limits
 from models.platform import wire
-from models.queue import enqueue
+from models.queue import submission
 from tests.support.http_tools import Caller, end
 from tests.support.queue_tools import known, row, submit
 from workers import main as workers_main
@@ -150,7 +150,7 @@ def test_client_sleeps_without_free_waiter(address: str, override: Callable[...,
     name = caller.submit()
 
     client = Client(address, caller.token, sleep=pauses.append)
-    with waiter_registry.wait_for(enqueue.new_job_id(), 1):
+    with waiter_registry.wait_for(submission.new_job_id(), 1):
         assert "queued" == client.wait(name, wait_s=30)["status"]
     end(caller, name)
 

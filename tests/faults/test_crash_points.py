@@ -20,7 +20,7 @@ from models.jobs import claims
 from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
-from models.queue import admission, enqueue
+from models.queue import admission, lanes
 from tests.support.programs import processes
 from tests.support.programs.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, rows, until, wait_ended
 
@@ -91,7 +91,7 @@ class Case:
         self.who: Key = caller(f"sk-{point}-{how}")
         self.at_crash = ""
         self.process: Process | None = None
-        enqueue.lane_id_of(self.who.pool_id, "m")
+        lanes.id_of(self.who.pool_id, "m")
         self.close()
         self.said = f"{point} {how}"
         self.job_id: UUID = ask(self.who, self.said)

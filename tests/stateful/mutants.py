@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant(
         "turns are remembered in order",
         "models/queue/history_window.py",
-        (("<= :most_bytes ORDER BY job.turn", "<= :most_bytes ORDER BY job.turn DESC"),),
+        (("<= :max_bytes ORDER BY job.turn", "<= :max_bytes ORDER BY job.turn DESC"),),
     ),
     Mutant(
         "a user's jobs share its turn",
@@ -105,14 +105,14 @@ MUTANTS = (
     Mutant(
         "a key is charged for what it was given",
         "models/queue/key_shares.py",
-        (("given.lane_time) + given.cost / key.weight", "given.lane_time) + 0 * given.cost"),),
+        (("charge.lane_time) + charge.cost / key.weight", "charge.lane_time) + 0 * charge.cost"),),
     ),
     Mutant(
         "what ends uncalled is given back to its user",
         "models/queue/key_shares.py",
-        (("last_finish = key_flow.last_finish - given.share", "last_finish = key_flow.last_finish"),),
+        (("last_finish = key_flow.last_finish - refund.share", "last_finish = key_flow.last_finish"),),
     ),
-    Mutant("a cap holds", "models/queue/caps.py", (("if all(room.left for room in held):", "if True:"),)),
+    Mutant("a cap holds", "models/queue/caps.py", (("if all(allowance.left for allowance in applicable):", "if True:"),)),
     Mutant(
         "nobody is admitted in a paused lane",
         "models/queue/admission.py",

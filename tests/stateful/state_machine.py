@@ -18,7 +18,7 @@ from models.billing import budgets
 from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
-from models.queue import enqueue
+from models.queue import lanes
 from tests.stateful.records import Lane, Tenant, Ticket, Verdict
 from tests.stateful.reference_model import Picture
 from tests.support.http_tools import Caller
@@ -187,4 +187,4 @@ _STARTS = """
 def _empty() -> None:
     names = "SELECT string_agg(tablename, ', ') AS names FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
     query(f"TRUNCATE {query(names)[0].names}")
-    enqueue.lane_id_of.cache_clear()
+    lanes.id_of.cache_clear()

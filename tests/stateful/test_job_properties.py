@@ -28,7 +28,7 @@ from models.jobs import cancellation, claims, completion, requeue
 from models.jobs.states import TERMINAL, AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
 from models.platform.errors import LineFull, Unavailable
-from models.queue import admission, enqueue, key_shares
+from models.queue import admission, enqueue, key_shares, lanes, share_maintenance, submission
 from models.queue.admission import Admission, LaneOutcome
 from tests.support.queue_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
 
@@ -62,7 +62,7 @@ class Line(RuleBasedStateMachine):
     def begin(self) -> None:
         for table in ("job", "job_event", "attempt", "key_flow", "key_share", "conversation", "lane"):
             query(f"DELETE FROM {table}")
-        enqueue.lane_id_of.cache_clear()
+        lanes.id_of.cache_clear()
         self.caller: Key = known()
         self.doorbells: list[tuple[UUID, UUID]] = []
         self.calls: list[tuple[UUID, UUID]] = []
@@ -93,11 +93,11 @@ class Line(RuleBasedStateMachine):
     def begin_a_submit(self, wanted: dict[str, Any]) -> None:
         """Its transaction stays open; it locks nothing that the others need."""
         submitted = order(self.caller, **{**wanted, "flow": "open", "conversation": None})
-        enqueue.prepare(submitted)
+        lane_id = enqueue.prepare(submitted)
         query("UPDATE lane SET wake_at = coalesce(wake_at, now()), idle_since = NULL")
         self.open_since = self.times()
         session = self.open.enter_context(db.begin())
-        enqueue.enqueue_job(session, submitted, job_id=enqueue.new_job_id())
+        enqueue.enqueue_job(session, submitted, lane_id=lane_id, job_id=submission.new_job_id())
 
     @precondition(lambda self: self.open_since is not None)
     @rule()
@@ -116,24 +116,24 @@ class Line(RuleBasedStateMachine):
     def look(self, pacer: int, most: int) -> None:
         query("UPDATE lane SET wake_at = now() WHERE wake_at > now() AND claimed_until IS NULL")
         with db.begin() as session:
-            lanes = admission.claim_lanes(session, woken=[], most=5)
-            self.looks[pacer] = (lanes, admission.queue_heads(session, lanes, most=most))
+            claimed = admission.claim_lanes(session, woken=[], limit=5)
+            self.looks[pacer] = (claimed, admission.queue_heads(session, claimed, limit=most))
 
     @rule(pacer=PACER, granted=st.integers(0, 5))
     def conclude(self, pacer: int, granted: int) -> None:
-        lanes, heads = self.looks.pop(pacer, ([], []))
+        claimed, heads = self.looks.pop(pacer, ([], []))
         going = [head for n, head in enumerate(heads) if n < granted]
         with db.begin() as session:
             credential_id = credential_of(session, self.caller)
             given = [Admission(head.id, uuid4(), credential_id) for head in going]
             marked = admission.admit(session, given)
-            empty = {one.id for one in lanes} - {head.lane_id for head in heads}
-            later = admission.delayed_wakes(session, sorted(empty)) if empty else {}
+            empty = {one.id for one in claimed} - {head.lane_id for head in heads}
+            later = lanes.delayed_wakes(session, sorted(empty)) if empty else {}
             went = [head for head, each in zip(going, given, strict=True) if each.dispatch_id in marked]
             key_shares.charge_shares(
                 session,
                 key_shares.charges(went, heads, cut={head.lane_id for head in heads}),
-                times={one.id: one.virtual_time for one in lanes},
+                times={one.id: one.virtual_time for one in claimed},
             )
             admission.settle_lanes(
                 session,
@@ -141,7 +141,7 @@ class Line(RuleBasedStateMachine):
                     LaneOutcome(one.id, max([one.virtual_time, *(at for at, _ in key_shares.virtual_turns(
                         [head for head in going if head.lane_id == one.id]))]),
                             later.get(one.id) if one.id in empty else 0.0, None)
-                    for one in lanes
+                    for one in claimed
                 ],
             )  # fmt: skip
         admitted = [one for one in given if one.dispatch_id in marked]
@@ -255,12 +255,12 @@ class Line(RuleBasedStateMachine):
         """To the time that the oldest open submit may have seen, as SETTLED_S makes sure of."""
         for (lane_id, key_id), ceiling in (self.times() if self.open_since is None else self.open_since).items():
             with db.begin() as session:
-                key_shares.raise_low_water(session, lane_id, {key_id: ceiling})
+                share_maintenance.raise_low_water(session, lane_id, {key_id: ceiling})
 
     @rule()
     def forgotten_lanes_are_found(self) -> None:
         with db.begin() as session:
-            admission.wake_lost(session)
+            lanes.wake_lost(session)
 
     # What is always true
 
@@ -282,7 +282,7 @@ class Line(RuleBasedStateMachine):
     def check_reachable(self, jobs: dict[UUID, Any]) -> None:
         lanes = query("SELECT *, idle_since > now() - interval '39 s' AS is_watched FROM lane")
         with db.begin() as session:
-            found = {head.id for head in admission.queue_heads(session, lanes, most=1_000)}
+            found = {head.id for head in admission.queue_heads(session, lanes, limit=1_000)}
         (now,) = query("SELECT now() AS at")
         waiting = {one.id for one in jobs.values() if one.status == Status.QUEUED and not one.held}
         may_go = {one for one in waiting if jobs[one].not_before is None or jobs[one].not_before <= now.at}
@@ -374,8 +374,8 @@ class Crowd:
 
     def pace(self) -> None:
         with db.begin() as session:
-            lanes = admission.claim_lanes(session, woken=[], most=10)
-            heads = admission.queue_heads(session, lanes, most=4)
+            lanes = admission.claim_lanes(session, woken=[], limit=10)
+            heads = admission.queue_heads(session, lanes, limit=4)
             credential_id = credential_of(session, self.caller)
         with db.begin() as session:
             admission.admit(session, [Admission(head.id, uuid4(), credential_id) for head in heads])
@@ -400,7 +400,7 @@ class Crowd:
         with db.begin() as session:
             cancellation.expire(session)
         with db.begin() as session:
-            admission.wake_lost(session)
+            lanes.wake_lost(session)
 
     def reap(self) -> None:
         for one in [*self.some("running"), *self.some("running")]:

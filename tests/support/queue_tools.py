@@ -17,7 +17,8 @@ from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
 from models.keys.keys import Key
 from models.ops import retention
-from models.queue import admission, enqueue, key_shares
+from models.queue import admission, enqueue, key_shares, lanes, submission
+from models.queue.position import Enqueued
 from workers.pacer.cleanup import Cleanup
 
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
@@ -33,22 +34,30 @@ def known(token: str = "sk-test") -> Key:
         return keys.recognise(session, token)
 
 
-def order(caller: Key, **wanted: Any) -> enqueue.Submission:
+def order(caller: Key, **wanted: Any) -> submission.Submission:
     """An order for model `m` where nothing else is wanted."""
     usual = {"endpoint": "/v1/chat/completions", "model": "m", "request": BODY, "flow": "someone", "tokens": 100}
-    return enqueue.Submission(key=caller, **{**usual, **wanted})
+    return submission.Submission(key=caller, **{**usual, **wanted})
 
 
 def submit(caller: Key, **wanted: Any) -> UUID:
     """One more job in this key's line for model `m`, by the way that a request would take; returns its id."""
-    job_id = enqueue.new_job_id()
+    submitted, job_id = order(caller, **wanted), submission.new_job_id()
+    lane_id = lanes.id_of(caller.pool_id, submitted.model)
     with db.autocommit() as session:
-        if enqueue.enqueue_fast(session, order(caller, **wanted), job_id=job_id) is not None:
+        if enqueue.enqueue_fast(session, submitted, lane_id=lane_id, job_id=job_id) is not None:
             return job_id
-    enqueue.prepare(order(caller, **wanted))
+    lane_id = enqueue.prepare(submitted)
     with db.begin() as session:
-        enqueue.enqueue_job(session, order(caller, **wanted), job_id=job_id)
+        enqueue.enqueue_job(session, submitted, lane_id=lane_id, job_id=job_id)
     return job_id
+
+
+def enqueue_in(session: db.Transaction, caller: Key, *, fast: bool = False, **wanted: Any) -> tuple[UUID, Enqueued | None]:
+    """Enqueues one job in this transaction, with the fast or the full statement."""
+    submitted, job_id = order(caller, **wanted), submission.new_job_id()
+    run = enqueue.enqueue_fast if fast else enqueue.enqueue_job
+    return job_id, run(session, submitted, lane_id=lanes.id_of(caller.pool_id, submitted.model), job_id=job_id)
 
 
 def admit_all(caller: Key, *, most: int) -> list[UUID]:
@@ -56,16 +65,16 @@ def admit_all(caller: Key, *, most: int) -> list[UUID]:
     with db.begin() as session:
         credential_id = credential_of(session, caller)
         session.execute(text("UPDATE lane SET claimed_until = NULL, wake_at = now() - interval '1 s'"))
-        lanes = admission.claim_lanes(session, woken=[], most=100)
-        heads = admission.queue_heads(session, lanes, most=most)
+        claimed = admission.claim_lanes(session, woken=[], limit=100)
+        heads = admission.queue_heads(session, claimed, limit=most)
         given = [admission.Admission(job_id=head.id, dispatch_id=uuid4(), credential_id=credential_id) for head in heads]
         assert len(given) == len(admission.admit(session, given))
         key_shares.charge_shares(
             session,
             key_shares.charges(heads, heads, cut={head.lane_id for head in heads[most - 1 :]}),
-            times={lane.id: lane.virtual_time for lane in lanes},
+            times={lane.id: lane.virtual_time for lane in claimed},
         )
-        admission.settle_lanes(session, [_moved_on(lane, heads) for lane in lanes])
+        admission.settle_lanes(session, [_moved_on(lane, heads) for lane in claimed])
     return [head.id for head in heads]
 
 
@@ -172,7 +181,7 @@ def heads(*, most: int = 100) -> list[UUID]:
     """Who stands at the head of the lines, from their low-water marks, as the pacer finds them."""
     with db.begin() as session:
         lanes = session.execute(text("SELECT id, virtual_time FROM lane")).all()
-        return [head.id for head in admission.queue_heads(session, lanes, most=most)]
+        return [head.id for head in admission.queue_heads(session, lanes, limit=most)]
 
 
 def query(statement: str, **values: Any) -> Sequence[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from models.database import db
-from models.queue import enqueue
+from models.queue import lanes
 
 # From this size on tables are truncated. Below, DELETE is much quicker: TRUNCATE makes new files for every table and index.
 LARGE_BYTES = 2_000_000
@@ -31,4 +31,4 @@ def empty() -> None:
             for name, found in session.execute(has_rows).one()._asdict().items():
                 if found:
                     session.execute(text(f"DELETE FROM {name}"))
-    enqueue.lane_id_of.cache_clear()
+    lanes.id_of.cache_clear()

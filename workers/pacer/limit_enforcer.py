@@ -41,7 +41,7 @@ class LimitEnforcer:
     def refresh_lanes(self, *, now: float) -> None:
         """Refreshes the statistics of some lanes, and enforces their limits. now: monotonic seconds."""
         with db.begin() as session:
-            lanes = self._maintenance.choose(session)
+            lanes = self._maintenance.next_batch(session)
         for lane in lanes:
             with db.begin() as session:
                 found = self._maintenance.refresh(session, lane, now=now)

@@ -14,7 +14,7 @@ from models.jobs import api_processes, cancellation, requeue, waiters, workers
 from models.jobs.states import Status
 from models.platform import crash_points, wire
 from models.platform.errors import LineUnavailable, Unavailable
-from models.queue import admission, lane_maintenance
+from models.queue import admission, lane_maintenance, lanes
 from workers.channels import notify
 from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.observe import attempt_log
@@ -66,7 +66,7 @@ class Reaper:
         if self._is_due("parked", PARKED_EVERY_S, now):
             parked_timeout.fail_parked()
         with db.begin() as session:
-            forgotten = admission.wake_lost(session)
+            forgotten = lanes.wake_lost(session)
         for lane_id in forgotten:
             self._wakeups.wake(lane_id)
         if self._is_due("limits", LIMITS_EVERY_S, now):

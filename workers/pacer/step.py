@@ -11,7 +11,7 @@ from typing import Any
 from models.database import db
 from models.platform import crash_points
 from models.platform.errors import LineUnavailable, Unavailable
-from models.queue import admission
+from models.queue import admission, lanes
 from workers.broker.publish import Publisher
 from workers.limiter.limiter import Limiter
 from workers.pacer.in_flight import InFlightLeases
@@ -107,7 +107,7 @@ class Pacer:
         with db.autocommit() as session:
             if missed and admission.is_any_locked(session, missed):
                 return LOCKED_RECHECK_S
-            return admission.next_wake_in_s(session, most_s=IDLE_S)
+            return lanes.next_wake_in_s(session, limit_s=IDLE_S)
 
     def _update_wakeups(self, committed: Committed) -> None:
         waiting = [lane.lane_id for lane in committed.lanes if lane.wake_in_s is not None]

@@ -49,7 +49,7 @@ def _history_bytes(row: Any) -> int:
     if row.conversation_id is None or not (row.history_tokens or row.attachments):
         return 0
     with db.autocommit() as session:
-        return history_window.estimate_bytes(session, row, most_bytes=settings().max_body_bytes)
+        return history_window.estimate_bytes(session, row, max_bytes=settings().max_body_bytes)
 
 
 def _content(row: Any) -> bytes:

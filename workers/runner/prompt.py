@@ -32,7 +32,7 @@ def assemble(session: Transaction, row: Any) -> Any:
     """
     if row.conversation_id is None or row.endpoint != CHAT:
         return row
-    history = history_window.read_history(session, row, most_bytes=settings().max_body_bytes)
+    history = history_window.read_history(session, row, max_bytes=settings().max_body_bytes)
     if not (history.prompt or history.turns or row.attachments):
         return row
     body = json_reading.value(bytes(row.request))

@@ -20,7 +20,7 @@ from werkzeug.test import TestResponse
 from api.document import openapi
 from models.database import db
 from models.platform import ids, wire
-from models.queue import enqueue
+from models.queue import submission
 from models.webhooks import delivery_log, endpoints
 from tests.support.http_tools import CHAT, Caller, end
 
@@ -96,9 +96,14 @@ def make_things(caller: Caller, session: str) -> Things:
 
 def never() -> Things:
     """Well-formed ids that nobody has."""
-    delivery = ids.show(delivery_log.PREFIX, enqueue.new_job_id())
+    delivery = ids.show(delivery_log.PREFIX, submission.new_job_id())
     return Things(
-        wire.public_id(enqueue.new_job_id()), f"s-{uuid4()}", ids.show(endpoints.PREFIX, enqueue.new_job_id()), delivery, delivery, "msg_1"
+        wire.public_id(submission.new_job_id()),
+        f"s-{uuid4()}",
+        ids.show(endpoints.PREFIX, submission.new_job_id()),
+        delivery,
+        delivery,
+        "msg_1",
     )
 
 

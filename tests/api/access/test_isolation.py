@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.platform import wire
-from models.queue import enqueue
+from models.queue import submission
 from tests.support.http_tools import Caller, end, error_of
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -39,7 +39,7 @@ def stranger(owner: Caller) -> Caller:
 def test_a_strangers_job_is_not_there(owner: Caller, stranger: Caller, method: str, route: str) -> None:
     waiting, ended = owner.submit(), owner.submit()
     end(owner, waiting)
-    never = wire.public_id(enqueue.new_job_id())
+    never = wire.public_id(submission.new_job_id())
 
     answers = [stranger.send(method, f"/v1/jobs/{name}{route}") for name in (waiting, ended, never, *STRANGE[:-1])]
 
@@ -52,7 +52,7 @@ def test_a_list_holds_only_ones_own(owner: Caller, stranger: Caller) -> None:
     name = owner.submit()
 
     assert [] == stranger.get("/v1/jobs").json["data"]
-    assert [] == stranger.get(f"/v1/jobs?after={wire.public_id(enqueue.new_job_id())}").json["data"]
+    assert [] == stranger.get(f"/v1/jobs?after={wire.public_id(submission.new_job_id())}").json["data"]
     assert [name] == [job["id"] for job in owner.get("/v1/jobs").json["data"]]
 
 

@@ -22,7 +22,7 @@ from models.content.endpoints import EDITS
 from models.content.token_estimate import PICTURE_TOKENS
 from models.keys.keys import Key
 from models.platform.errors import Invalid
-from models.queue.enqueue import Submission
+from models.queue.submission import Submission
 from tests.support.http_tools import new_app
 from tests.support.time_limits import least, seconds
 

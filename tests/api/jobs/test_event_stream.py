@@ -18,7 +18,7 @@ from models.database import db
 from models.jobs.states import Status
 from models.keys import keys
 from models.platform import wire
-from models.queue.enqueue import QueuePosition
+from models.queue.position import QueuePosition
 from tests.support.http_tools import ANSWER, Caller, end, error_of, finish, run
 from tests.support.time_limits import least, seconds
 from workers.channels import notify

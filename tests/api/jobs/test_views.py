@@ -10,7 +10,7 @@ from sqlalchemy import text
 from models.database import db
 from models.jobs.states import Status
 from models.platform import wire
-from models.queue import enqueue
+from models.queue import lanes
 from tests.support.http_tools import ANSWER, CHAT, IMAGE, Caller, end, error_of, finish, run, stored
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -289,4 +289,4 @@ def test_new_model_gets_its_own_lane(caller: Caller) -> None:
     other = caller.submit(body={**CHAT["body"], "model": "other"})
 
     assert 1 == caller.get(f"/v1/jobs/{other}").json["queue"]["position"]
-    assert enqueue.lane_id_of(caller.key.pool_id, "m") != enqueue.lane_id_of(caller.key.pool_id, "other")
+    assert lanes.id_of(caller.key.pool_id, "m") != lanes.id_of(caller.key.pool_id, "other")

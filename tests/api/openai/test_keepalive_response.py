@@ -22,7 +22,7 @@ from models.database import db
 from models.jobs import waiters
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
-from models.queue import enqueue
+from models.queue import submission
 from tests.support.http_tools import CHAT, Caller, error_of
 from tests.support.programs.processes import until
 from tests.support.queue_tools import cancel as cancel_job
@@ -357,7 +357,7 @@ def test_revoked_key_gets_no_answer(caller: Caller, threads: ThreadPoolExecutor,
 
 def test_too_many_waiters_are_refused_before_submit(caller: Caller, override: Callable[..., None]) -> None:
     override(max_waiting_per_process=1)
-    with waiter_registry.wait_for(enqueue.new_job_id(), 1):
+    with waiter_registry.wait_for(submission.new_job_id(), 1):
         refused = send(caller)
 
     assert (503, "unavailable") == (refused.status_code, error_of(refused)["code"])

@@ -14,7 +14,7 @@ from api.openai.rate_limit_headers import HeaderCache, go_duration
 from models.database import db
 from models.keys.keys import Key
 from models.platform.errors import Unavailable
-from models.queue import enqueue, headroom
+from models.queue import headroom, lanes
 from models.queue.headroom import Headroom, LaneHeadroom
 from tests.support.queue_tools import admit, finish, known, query, start, submit
 
@@ -35,7 +35,7 @@ def caller(database: None) -> Key:
 
 def limit(caller: Key, **figures: float) -> int:
     """Returns the key's lane for model `m`, with these column values."""
-    lane_id = enqueue.lane_id_of(caller.pool_id, "m")
+    lane_id = lanes.id_of(caller.pool_id, "m")
     for name, value in figures.items():
         query(f"UPDATE lane SET {name} = :value WHERE id = :id", value=value, id=lane_id)
     return lane_id

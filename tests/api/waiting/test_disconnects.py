@@ -12,7 +12,7 @@ from api.waiting import disconnects
 from deploy.local.embedded_servers import free_port
 from models.database import db
 from models.keys.keys import Key
-from models.queue import enqueue
+from models.queue import lanes
 from tests.support.programs.processes import until
 from tests.support.queue_tools import admit, known, pass_time, query, row, start, submit, told
 from workers.channels import notify
@@ -171,4 +171,4 @@ def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Reaper, hea
     said = b" ".join(heard()).decode()
     assert f'{{"job": "{running}", "event": "cancelling"}}' in said
     assert f'{{"job": "{waiting}", "event": "cancelled"}}' in said
-    assert f'{{"lane": {enqueue.lane_id_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in said
+    assert f'{{"lane": {lanes.id_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in said

@@ -22,7 +22,7 @@ from models.database import db
 from models.jobs.states import Status
 from models.platform import wire
 from models.platform.errors import LineFull, TooManyWaiting, Unavailable
-from models.queue import enqueue
+from models.queue import submission
 from tests.api.server.test_api_server import subscribers, transactions
 from tests.support.http_tools import Caller, end, error_of, together
 from tests.support.programs.processes import until
@@ -106,7 +106,7 @@ def test_nothing_of_the_database_is_held_while_waiting(caller: Caller) -> None:
 
 
 def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
-    registry, mine, other = Registry(), wire.parse_id(caller.submit()), enqueue.new_job_id()
+    registry, mine, other = Registry(), wire.parse_id(caller.submit()), submission.new_job_id()
 
     with registry.wait_for(mine, KEY) as first, registry.wait_for(mine, KEY) as second, registry.wait_for(other, KEY) as third:
         assert first.wait(5) and second.wait(5)
@@ -120,12 +120,12 @@ def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
 def test_many_waiters_share_four_threads(override: Callable[..., None]) -> None:
     override(max_waiting_per_process=300)
     registry, before = Registry(), set(threading.enumerate())
-    rooms = [registry.wait_for(enqueue.new_job_id(), n) for n in range(300)]
+    rooms = [registry.wait_for(submission.new_job_id(), n) for n in range(300)]
     for room in rooms:
         room.__enter__()
 
     assert 4 == len(set(threading.enumerate()) - before)
-    with pytest.raises(Unavailable), registry.wait_for(enqueue.new_job_id(), KEY):
+    with pytest.raises(Unavailable), registry.wait_for(submission.new_job_id(), KEY):
         pass
     for room in rooms:
         room.__exit__(None, None, None)
@@ -140,7 +140,7 @@ def fill(registry: Registry, rooms: ExitStack, key_id: int, *, most: int = 10_00
     """How many waiters this key gets until it is refused."""
     for taken in range(most):
         try:
-            rooms.enter_context(registry.wait_for(enqueue.new_job_id(), key_id, **how))
+            rooms.enter_context(registry.wait_for(submission.new_job_id(), key_id, **how))
         except (TooManyWaiting, Unavailable):
             return taken
     return most
@@ -175,7 +175,7 @@ def test_a_key_that_waits_for_nothing_yet_gets_a_seat_at_once(
 
 def test_a_seat_that_is_left_is_the_keys_again(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_waiting_per_process=100)
-    with own.wait_for(enqueue.new_job_id(), KEY):
+    with own.wait_for(submission.new_job_id(), KEY):
         fill(own, rooms, KEY)
         with pytest.raises(TooManyWaiting):
             own.check_capacity(KEY)
@@ -192,7 +192,7 @@ def test_the_share_is_a_setting(override: Callable[..., None], own: Registry, ro
 def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_streams_per_key=5)
     for _ in range(5):
-        rooms.enter_context(own.wait_for(enqueue.new_job_id(), KEY, is_stream=True))
+        rooms.enter_context(own.wait_for(submission.new_job_id(), KEY, is_stream=True))
 
     with pytest.raises(LineFull):
         own.check_capacity(KEY, is_stream=True)
@@ -204,7 +204,7 @@ def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Regi
 def test_who_waits_is_let_go_when_the_process_ends() -> None:
     registry = Registry()
 
-    with registry.wait_for(enqueue.new_job_id(), KEY) as waiter:
+    with registry.wait_for(submission.new_job_id(), KEY) as waiter:
         registry.close()
         assert waiter.wait(0)
 

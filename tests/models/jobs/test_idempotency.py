@@ -9,7 +9,7 @@ import pytest
 
 from models.database import db
 from models.jobs import idempotency
-from models.queue import enqueue
+from models.queue import submission
 from tests.support.http_tools import CHAT, Caller, error_of, stored, together
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -62,7 +62,7 @@ def test_more_at_once_than_connections_do_not_wait_for_each_other(caller: Caller
 def test_one_that_waits_too_long_for_another_is_told_to_come_back(caller: Caller) -> None:
     number = caller.key.id
     with db.begin() as session:
-        idempotency.claim_token(session, number, "k", digest=b"", job_id=enqueue.new_job_id())
+        idempotency.claim_token(session, number, "k", digest=b"", job_id=submission.new_job_id())
         answer = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
 
     assert (409, "conflict", "1", 0) == (answer.status_code, error_of(answer)["code"], answer.headers["Retry-After"], stored())

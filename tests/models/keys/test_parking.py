@@ -15,7 +15,7 @@ from models.jobs.states import Status
 from models.keys import parking
 from models.keys.keys import Key
 from models.platform import wire
-from models.queue import enqueue
+from models.queue import position
 from tests.support.http_tools import Caller
 from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query, row
@@ -138,7 +138,7 @@ def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: Fak
     jobs = [ask(caller, f"job {n}") for n in range(2)]
     park(workshop, upstream, caller, MONEY)
     with db.begin() as session:
-        place = enqueue.position_of(session, job_view.find_job(session, jobs[1], caller.id))
+        place = position.position_of(session, job_view.find_job(session, jobs[1], caller.id))
         shown = job_view.render_position(place)
 
     assert (2, None, "parked") == (shown["position"], shown["eta_s"], shown["blocked_by"])

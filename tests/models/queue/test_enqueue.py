@@ -95,5 +95,5 @@ def test_a_lane_is_claimed_by_one_pacer_at_a_time(caller: Key) -> None:
     submit(caller)
 
     with db.begin() as session:
-        assert 1 == len(admission.claim_lanes(session, woken=[], most=5))
-        assert 0 == len(admission.claim_lanes(session, woken=[], most=5))
+        assert 1 == len(admission.claim_lanes(session, woken=[], limit=5))
+        assert 0 == len(admission.claim_lanes(session, woken=[], limit=5))

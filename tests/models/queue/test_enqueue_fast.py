@@ -11,10 +11,10 @@ import pytest
 from models.billing import budgets
 from models.database import db
 from models.keys.keys import Key
-from models.queue import enqueue
-from models.queue.count_cache import FRESH_S, SLACK, CountCache, SlowLanes
-from models.queue.enqueue import Enqueued
-from tests.support.queue_tools import known, order, query, submit
+from models.queue import enqueue, lanes, refusals
+from models.queue.position import Enqueued
+from models.queue.refusals import FRESH_S, SLACK, CountCache, SlowLanes
+from tests.support.queue_tools import enqueue_in, known, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 Override = Callable[..., None]
@@ -28,14 +28,13 @@ def caller() -> Key:
 @pytest.fixture(autouse=True)
 def hindered(monkeypatch: pytest.MonkeyPatch) -> SlowLanes:
     """What is remembered of lanes: of no other test's."""
-    monkeypatch.setattr(enqueue, "_slow_lanes", made := SlowLanes())
+    monkeypatch.setattr(refusals, "slow_lanes", made := SlowLanes())
     return made
 
 
 def at_once(caller: Key, **wanted: Any) -> tuple[UUID, Enqueued | None]:
-    job_id = enqueue.new_job_id()
     with db.autocommit() as session:
-        return job_id, enqueue.enqueue_fast(session, order(caller, **wanted), job_id=job_id)
+        return enqueue_in(session, caller, fast=True, **wanted)
 
 
 def stored() -> list[list[tuple[Any, ...]]]:
@@ -96,12 +95,12 @@ def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(
     assert at_once(caller, expires_in_s=30)[1] is None
     assert before == stored()
     query("UPDATE lane SET paused_at = now()")
-    monkeypatch.setattr("models.queue.count_cache.FRESH_S", 0.0)
+    monkeypatch.setattr("models.queue.refusals.FRESH_S", 0.0)
     assert at_once(caller, expires_in_s=30)[1] is not None  # nobody knows how long a pause lasts
 
 
 def test_a_line_of_pictures_is_late_by_its_pictures(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.queue.count_cache.FRESH_S", 0.0)
+    monkeypatch.setattr("models.queue.refusals.FRESH_S", 0.0)
     submit(caller, images=10)
     limit(ipm=10)
 
@@ -121,12 +120,11 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
     for each in (False, True):
         for table in ("job", "job_event", "key_flow", "key_share", "lane"):
             query(f"DELETE FROM {table}")
-        enqueue.lane_id_of.cache_clear()
+        lanes.id_of.cache_clear()
         submit(caller, flow="before")
-        job_id = enqueue.new_job_id()
         with db.begin() as session:
-            done = enqueue.enqueue_fast if each else enqueue.enqueue_job
-            joined.append(done(session, order(caller, **wanted), job_id=job_id))
+            job_id, enqueued = enqueue_in(session, caller, fast=each, **wanted)
+        joined.append(enqueued)
         apart = "- ARRAY['id', 'lane_id', 'created_at', 'expires_at']"
         rows += query(f"SELECT to_jsonb(job) {apart} AS job, to_jsonb(f) - 'lane_id' AS flow FROM job "
                       "JOIN key_flow AS f ON f.name = job.flow "
@@ -135,7 +133,7 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
     assert rows[0] == rows[1]
     assert joined[0] is not None
     assert joined[1] is not None
-    assert joined[0].place == joined[1].place
+    assert joined[0].position == joined[1].position
 
 
 # What is remembered for a moment
@@ -143,10 +141,10 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
 
 def test_after_a_closer_look_the_next_submits_into_its_lane_take_it_at_once() -> None:
     remembered = SlowLanes()
-    remembered.note(1, now=5.0)
+    remembered.mark(1, now=5.0)
 
-    assert [True, True, False] == [remembered.is_known(1, now=now) for now in (5.0, 5.9, 6.0)]
-    assert not remembered.is_known(2, now=5.0)
+    assert [True, True, False] == [remembered.is_slow(1, now=now) for now in (5.0, 5.9, 6.0)]
+    assert not remembered.is_slow(2, now=5.0)
 
 
 def test_a_lane_that_was_full_a_moment_ago_is_not_tried_twice(caller: Key, override: Override, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,12 +158,12 @@ def test_a_lane_that_was_full_a_moment_ago_is_not_tried_twice(caller: Key, overr
 
 def test_a_key_is_counted_again_after_a_moment_and_whenever_its_cap_is_near() -> None:
     tally = CountCache()
-    assert not tally.has_room(1, most=10 * SLACK, now=0.0)
+    assert not tally.is_far_below(1, limit=10 * SLACK, now=0.0)
 
-    tally.note(1, SLACK, now=0.0)
-    assert [True, False] == [tally.has_room(1, most=2 * SLACK, now=now) for now in (0.9 * FRESH_S, FRESH_S)]
-    assert not tally.has_room(1, most=2 * SLACK - 1, now=0.0)
-    assert not tally.has_room(2, most=10 * SLACK, now=0.0)
+    tally.store(1, SLACK, now=0.0)
+    assert [True, False] == [tally.is_far_below(1, limit=2 * SLACK, now=now) for now in (0.9 * FRESH_S, FRESH_S)]
+    assert not tally.is_far_below(1, limit=2 * SLACK - 1, now=0.0)
+    assert not tally.is_far_below(2, limit=10 * SLACK, now=0.0)
 
 
 def test_a_small_cap_is_never_passed(caller: Key, override: Override) -> None:
@@ -176,11 +174,11 @@ def test_a_small_cap_is_never_passed(caller: Key, override: Override) -> None:
 
 def test_a_key_far_from_its_cap_is_counted_once_in_a_while(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
     tally = CountCache()
-    monkeypatch.setattr(enqueue, "_open_jobs", tally)
+    monkeypatch.setattr(refusals, "open_jobs", tally)
     for _ in range(3):
         at_once(caller)
 
-    assert 0 == tally._counted[caller.id].jobs
-    monkeypatch.setattr("models.queue.count_cache.FRESH_S", 0.0)
+    assert 0 == tally._counts[caller.id].jobs
+    monkeypatch.setattr("models.queue.refusals.FRESH_S", 0.0)
     at_once(caller)
-    assert 3 == tally._counted[caller.id].jobs
+    assert 3 == tally._counts[caller.id].jobs

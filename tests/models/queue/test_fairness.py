@@ -14,8 +14,8 @@ from models.database import db
 from models.jobs import job_view
 from models.keys import keys as key
 from models.keys.keys import Key
-from models.queue import admission, enqueue, key_shares
-from tests.support.queue_tools import cancel, credential_of, known, order, put_back, query, row, submit
+from models.queue import admission, key_shares, position
+from tests.support.queue_tools import cancel, credential_of, enqueue_in, known, put_back, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -29,7 +29,7 @@ def line_up(caller: Key, wanted: Iterable[dict[str, Any]]) -> None:
     """All of these stand in line, in this order."""
     with db.begin() as session:
         for each in wanted:
-            enqueue.enqueue_job(session, order(caller, **each), job_id=enqueue.new_job_id())
+            enqueue_in(session, caller, **each)
 
 
 def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
@@ -38,8 +38,8 @@ def serve(caller: Key, *, steps: int, a_step: int) -> list[Any]:
     with db.begin() as session:
         credential_id = credential_of(session, caller)
         for _ in range(steps):
-            lanes = admission.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], most=100)
-            heads = admission.queue_heads(session, lanes, most=a_step)
+            lanes = admission.claim_lanes(session, woken=[one.id for one in query("SELECT id FROM lane")], limit=100)
+            heads = admission.queue_heads(session, lanes, limit=a_step)
             admission.admit(session, [admission.Admission(head.id, uuid4(), credential_id) for head in heads])
             key_shares.charge_shares(
                 session,
@@ -286,7 +286,7 @@ def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key
     serve(keys[0], steps=2, a_step=7)
     waiting = [one.id for one in query("SELECT id FROM job WHERE status = 'queued'")]
     with db.begin() as session:
-        places = enqueue.positions_of(session, job_view.status_of(session, waiting))
+        places = position.positions_of(session, job_view.status_of(session, waiting))
     told = sorted(waiting, key=lambda one: places[one].position)
 
     assert list(range(1, 47)) == [places[one].position for one in told]
@@ -300,7 +300,7 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
     last = submit(keys[0], flow="key")
     with db.begin() as session:
         (found,) = job_view.status_of(session, [last])
-        told = enqueue.position_of(session, found).position
+        told = position.position_of(session, found).position
 
     assert 601 == told
 

@@ -12,10 +12,10 @@ from models.database import db
 from models.keys.keys import Key
 from models.ops import job_search
 from models.platform.errors import TooManyModels
-from models.queue import enqueue, lanes
+from models.queue import lanes
 from tests.support.http_tools import CHAT, Caller
 from tests.support.programs.processes import until
-from tests.support.queue_tools import at_once, finish, heads, known, order, query, row, start, submit
+from tests.support.queue_tools import at_once, enqueue_in, finish, heads, known, query, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -91,7 +91,7 @@ def test_a_lane_leaves_a_day_after_its_last_job_with_all_that_was_its(caller: Ke
 
 
 def test_a_lane_that_was_made_and_never_used_leaves_too(caller: Key) -> None:
-    enqueue.lane_id_of(caller.pool_id, "misspelt")
+    lanes.id_of(caller.pool_id, "misspelt")
     assert 0 == drop(), "its day begins"
     assert 1 == leave()
 
@@ -151,7 +151,7 @@ def test_a_submit_that_began_before_the_mark_keeps_the_lane(caller: Key) -> None
     """It stores its job after the mark; when that is old enough for the lane to go, the job is seen."""
     used(caller)
     with db.begin() as session:
-        assert enqueue.enqueue_fast(session, order(caller), job_id=enqueue.new_job_id()) is not None
+        assert enqueue_in(session, caller, fast=True)[1] is not None
         mark()
     query("UPDATE lane SET leaving_at = coalesce(leaving_at, now()) - interval '1 min'")
 
@@ -163,22 +163,22 @@ def test_a_pool_with_as_many_lanes_as_it_may_have_takes_a_marked_one_back(caller
     override(max_lanes_per_pool=1)
     used(caller)
     mark()
-    enqueue.lane_id_of.cache_clear()
+    lanes.id_of.cache_clear()
 
     assert [submit(caller)] == heads()
 
 
 def test_a_longer_submit_while_another_makes_the_keys_share_again_is_stored(caller: Key) -> None:
     """The sweep may have dropped the share since `prepare`."""
-    enqueue.lane_id_of(caller.pool_id, "m")
+    lanes.id_of(caller.pool_id, "m")
     query("UPDATE lane SET wake_at = now()")
 
     def join() -> None:
         with db.begin() as session:
-            enqueue.enqueue_job(session, order(caller, flow="second"), job_id=enqueue.new_job_id())
+            enqueue_in(session, caller, flow="second")
 
     with ThreadPoolExecutor(1) as threads, db.begin() as session:
-        enqueue.enqueue_fast(session, order(caller, flow="first"), job_id=enqueue.new_job_id())
+        enqueue_in(session, caller, fast=True, flow="first")[1]
         joining = threads.submit(join)
         waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         until(lambda: query(waits), what="a submit that waits for the first")
@@ -189,19 +189,19 @@ def test_a_longer_submit_while_another_makes_the_keys_share_again_is_stored(call
 
 def test_after_the_first_submit_of_a_key_nobody_waits_for_anothers_commit(caller: Key) -> None:
     """In a lane that is awake, two that came while the first was stored go on side by side: neither holds the key's row."""
-    enqueue.lane_id_of(caller.pool_id, "m")
+    lanes.id_of(caller.pool_id, "m")
     query("UPDATE lane SET wake_at = now()")
     both = threading.Barrier(2, timeout=30)
 
     def join(user: str) -> None:
         with db.begin() as session:
-            if enqueue.enqueue_fast(session, order(caller, flow=user), job_id=enqueue.new_job_id()) is None:
-                enqueue.enqueue_job(session, order(caller, flow=user), job_id=enqueue.new_job_id())
+            if enqueue_in(session, caller, fast=True, flow=user)[1] is None:
+                enqueue_in(session, caller, flow=user)
             both.wait()
 
     with ThreadPoolExecutor(2) as threads:
         with db.begin() as session:
-            enqueue.enqueue_fast(session, order(caller, flow="first"), job_id=enqueue.new_job_id())
+            enqueue_in(session, caller, fast=True, flow="first")[1]
             joining = [threads.submit(join, user) for user in ("second", "third")]
             waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
             until(lambda: len(query(waits)) == 2, what="both wait for the first")

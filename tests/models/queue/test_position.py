@@ -12,8 +12,8 @@ from models.database import db
 from models.jobs import job_view
 from models.keys.keys import Key
 from models.platform import wire
-from models.queue import enqueue
-from models.queue.enqueue import QueuePosition
+from models.queue import position
+from models.queue.position import QueuePosition
 from tests.support.queue_tools import GOOD, admit, cancel, finish, known, put_back, query, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -37,7 +37,7 @@ class Counted:
 
 def place(caller: Key, job_id: UUID) -> QueuePosition:
     with db.begin() as session:
-        return enqueue.position_of(session, job_view.find_job(session, job_id, caller.id))
+        return position.position_of(session, job_view.find_job(session, job_id, caller.id))
 
 
 def positions(caller: Key, jobs: list[UUID]) -> list[int]:
@@ -67,7 +67,7 @@ def test_position_is_the_place_in_the_sorted_line(caller: Key, seed: int) -> Non
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enqueue, "MAX_COUNTED", 20)
+    monkeypatch.setattr(position, "MAX_COUNTED", 20)
     rng = random.Random(seed)
     jobs = [
         submit(
@@ -84,7 +84,7 @@ def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypat
 
     with db.begin() as session:
         found = job_view.status_of(session, jobs)
-        assert {one.id: enqueue.position_of(session, one) for one in found} == enqueue.positions_of(session, found)
+        assert {one.id: position.position_of(session, one) for one in found} == position.positions_of(session, found)
 
 
 def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:

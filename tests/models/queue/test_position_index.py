@@ -12,9 +12,9 @@ from sqlalchemy import text
 from models.database import db
 from models.jobs import job_view
 from models.keys.keys import Key
-from models.queue import enqueue, headroom, lane_maintenance, position_index
-from models.queue.enqueue import QueuePosition
-from tests.support.queue_tools import cancel, known, query, row, submit
+from models.queue import enqueue, headroom, lane_maintenance, lanes, position, position_index
+from models.queue.position import QueuePosition
+from tests.support.queue_tools import cancel, enqueue_in, known, query, row, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -39,7 +39,7 @@ def set_anew(job_id: UUID) -> None:
 
 def place(caller: Key, job_id: UUID) -> QueuePosition:
     with db.begin() as session:
-        return enqueue.position_of(session, job_view.find_job(session, job_id, caller.id))
+        return position.position_of(session, job_view.find_job(session, job_id, caller.id))
 
 
 def crowd(caller: Key, jobs: int, *, seed: int = 0) -> list[UUID]:
@@ -87,16 +87,12 @@ def test_those_with_one_tag_are_told_apart_by_their_ids(caller: Key, every: int)
 def test_who_joins_is_told_the_place_that_a_look_tells(caller: Key, every: int) -> None:
     jobs = crowd(caller, 21)
     set_anew(jobs[0])
-    job_id = enqueue.new_job_id()
     with db.begin() as session:
-        joined = enqueue.enqueue_job(session, order_of(caller), job_id=job_id)
+        job_id, enqueued = enqueue_in(session, caller, flow="late", tokens=10)
 
-    assert joined.place is not None
-    assert (in_order([*jobs, job_id]).index(job_id) + 1, place(caller, job_id)) == (joined.place.position, joined.place)
-
-
-def order_of(caller: Key) -> enqueue.Submission:
-    return enqueue.Submission(key=caller, endpoint="/v1/chat/completions", model="m", request=b"{}", flow="late", tokens=10)
+    assert enqueued is not None
+    assert enqueued.position is not None
+    assert (in_order([*jobs, job_id]).index(job_id) + 1, place(caller, job_id)) == (enqueued.position.position, enqueued.position)
 
 
 def test_before_the_first_milestone_nobody_is_told_of_those_who_have_gone(caller: Key, every: int) -> None:
@@ -123,6 +119,7 @@ def test_old_milestones_are_not_believed(caller: Key, every: int) -> None:
 
 def test_nobody_is_counted_beyond_the_most(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(position_index, "MAX_COUNTED", 12)
+    monkeypatch.setattr(position, "MAX_COUNTED", 12)
     monkeypatch.setattr(enqueue, "MAX_COUNTED", 12)
     jobs = crowd(caller, 20)
     set_anew(jobs[0])
@@ -160,7 +157,7 @@ def test_the_sweep_sets_them_while_the_line_is_long(caller: Key, every: int) -> 
 
 def look(care: lane_maintenance.LaneMaintenance, *, now: float) -> None:
     with db.begin() as session:
-        for lane in care.choose(session):
+        for lane in care.next_batch(session):
             care.refresh(session, lane, now=now)
 
 
@@ -171,7 +168,7 @@ def test_what_takes_long_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyPa
     seen = lane_maintenance.LaneState()
 
     def at(now: float) -> None:
-        seen.at_leisure("count", lambda: done.append(now), now=now)
+        seen.rate_limited("count", lambda: done.append(now), now=now)
 
     for now in (50.0, 59.9, 60.0):
         at(now)
@@ -187,7 +184,7 @@ def test_the_line_is_read_along_its_own_index_however_empty_it_was_when_that_was
         "SELECT pg_clear_attribute_stats('public', 'job', attname, false) FROM pg_stats WHERE schemaname = 'public' AND tablename = 'job'"
     )
     with db.begin() as session:
-        lane_id = enqueue.lane_id_of(caller.pool_id, "m")
+        lane_id = lanes.id_of(caller.pool_id, "m")
         plan = explained(session, counted, lane_id)
 
     assert "job_queue" in plan

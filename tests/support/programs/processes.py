@@ -30,7 +30,7 @@ from models.jobs.states import TERMINAL
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.platform.errors import Unavailable
-from models.queue import enqueue
+from models.queue import lanes
 from tests.support import tables
 from tests.support.programs.forks import ROOT, Forks
 from tests.support.queue_tools import submit
@@ -230,7 +230,7 @@ def cancel(job_id: UUID) -> None:
 
 
 def ring(who: Key, *, model: str = "m") -> None:
-    notify.lane_changed(enqueue.lane_id_of(who.pool_id, model))
+    notify.lane_changed(lanes.id_of(who.pool_id, model))
 
 
 def row(job_id: UUID) -> Any:

@@ -20,7 +20,7 @@ from models.database import db
 from models.jobs import cancellation
 from models.keys import keys
 from models.platform.wire import public_id
-from models.queue import enqueue
+from models.queue import lanes
 from tests.support.browser import Visit, picture
 from tests.support.programs.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
 from tests.support.programs.processes import cancel as _cancel
@@ -116,7 +116,7 @@ def test_a_cancelled_job_is_shown_as_revoked(stack: Stack, flower: Flower) -> No
     job_id = _announced(who, flower)
     with db.begin() as session:
         cancellation.cancel(session, job_id, who.id)
-    notify.lane_changed(enqueue.lane_id_of(who.pool_id, "m"), cancelled=job_id)
+    notify.lane_changed(lanes.id_of(who.pool_id, "m"), cancelled=job_id)
 
     assert flower.wait_state(job_id, "REVOKED")
 
@@ -260,7 +260,7 @@ def _announced(who: Any, flower: Flower) -> UUID:
     job_id = ask(who, PROMPT)
 
     def heard() -> bool:
-        notify.jobs_enqueued({enqueue.lane_id_of(who.pool_id, "m"): [job_id]})
+        notify.jobs_enqueued({lanes.id_of(who.pool_id, "m"): [job_id]})
         return bool(flower.task(job_id))
 
     until(heard, what="announced", every_s=0.3)

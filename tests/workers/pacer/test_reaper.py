@@ -14,7 +14,7 @@ from models.jobs import idempotency, workers
 from models.keys import keys
 from models.keys.keys import Key
 from models.queue import lane_maintenance
-from models.queue.enqueue import SETTLED_S
+from models.queue.key_shares import SETTLED_S
 from tests.support.queue_tools import (
     admit,
     cancel,
@@ -180,7 +180,7 @@ def test_silent_workers_are_forgotten(caller: Key, sweep: Reaper) -> None:
 
 def refresh(care: lane_maintenance.LaneMaintenance, *, now: float) -> None:
     with db.begin() as session:
-        lanes = care.choose(session)
+        lanes = care.next_batch(session)
     for lane in lanes:
         with db.begin() as session:
             care.refresh(session, lane, now=now)

@@ -19,7 +19,7 @@ from models.keys import keys
 from models.keys import limits as meter
 from models.keys.keys import Key, Limits
 from models.platform.errors import LineUnavailable
-from models.queue import admission
+from models.queue import admission, lanes
 from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
 from workers.broker.publish import TaskMessage
 from workers.channels import notify
@@ -393,7 +393,7 @@ def test_a_lane_left_by_a_dead_pacer_is_taken_over(caller: Key, stage: Stage) ->
     workers_have(5)
     one = submit(caller)
     with db.begin() as session:
-        admission.claim_lanes(session, woken=[], most=5)
+        admission.claim_lanes(session, woken=[], limit=5)
     assert [] == stage.steps()
     query("UPDATE lane SET claimed_until = now() - interval '1 s', wake_at = now() - interval '1 s'")
 
@@ -405,13 +405,13 @@ def test_a_wake_up_during_a_step_is_kept(caller: Key) -> None:
     dispatch_id = start(caller, one)
     query("UPDATE lane SET wake_at = now()")
     with db.begin() as session:
-        (claimed,) = admission.claim_lanes(session, woken=[], most=5)
+        (claimed,) = admission.claim_lanes(session, woken=[], limit=5)
     put_back(one, dispatch_id)
     with db.begin() as session:
         admission.settle_lanes(session, [admission.LaneOutcome(claimed.id, 0.0, None, None)])
 
     with db.begin() as session:
-        assert 0 == admission.next_wake_in_s(session, most_s=5)
+        assert 0 == lanes.next_wake_in_s(session, limit_s=5)
 
 
 # Cancelled and forgotten
@@ -451,7 +451,7 @@ def test_a_lost_wake_up_is_found_within_the_time_it_can_matter(caller: Key, stag
     assert [] == stage.steps()
 
     with db.begin() as session:
-        assert [row(late).lane_id] == admission.wake_lost(session)
+        assert [row(late).lane_id] == lanes.wake_lost(session)
     assert [late] == stage.steps()
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from models.database import db
 from models.database.db import Transaction
-from models.queue import admission, caps, key_shares
+from models.queue import admission, caps, key_shares, lanes
 from models.queue.admission import Admission, LaneOutcome
 from workers.pacer.stages.batch import Batch
 from workers.pacer.stages.lane_result import LaneResults
@@ -72,7 +72,7 @@ def _within_caps(batch: Batch, rooms: Sequence[caps.Allowance]) -> list[Admissio
 def _delays(session: Transaction, batch: Batch, rooms: Sequence[caps.Allowance]) -> dict[int, float]:
     """For exhausted lanes with jobs that wait for a delay or a cap: seconds until the first may go."""
     exhausted = [lane_id for lane_id in batch.lane_ids if batch.is_exhausted(lane_id)]
-    delays = admission.delayed_wakes(session, exhausted) if exhausted else {}
+    delays = lanes.delayed_wakes(session, exhausted) if exhausted else {}
     for lane_id, wake_in_s in caps.blocked_lanes(session, exhausted, rooms).items():
         delays[lane_id] = min(delays.get(lane_id, wake_in_s), wake_in_s)
     for lane_id in batch.truncated.intersection(exhausted):
