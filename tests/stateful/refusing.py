@@ -22,7 +22,7 @@ from workers.runner.failed_attempt import fail_or_requeue
 from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream import request
 from workers.upstream.call import CallControl as UpstreamCall
-from workers.upstream.client import Answer
+from workers.upstream.exchange import Answer
 
 MAX_THROTTLES = 3
 # Of several refusals the caller gets the first of these.

@@ -24,7 +24,7 @@ from tests.upstream.chat import echo
 from tests.upstream.errors import BY_STATUS, QUOTA, SHAPED, WORDS
 from tests.upstream.garbage import PAGE
 from workers.answers import retry_policy
-from workers.upstream.client import Answer
+from workers.upstream.exchange import Answer
 
 MOST_BYTES = 200_000
 RETRY_BASE_S = 0.05

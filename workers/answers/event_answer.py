@@ -16,7 +16,7 @@ from workers.answers.chat_chunks import Accumulator, ChatAccumulator, ImageAccum
 from workers.answers.sse import Event, EventParser
 from workers.upstream import answer_body
 from workers.upstream.answer_body import JsonObject
-from workers.upstream.client import Answer
+from workers.upstream.exchange import Answer
 
 # Levels of nesting in an event. Accumulating a deeper one would overflow Python's stack.
 MAX_DEPTH = 128

@@ -1,13 +1,13 @@
-"""Puts the tool calls of a message together from the deltas of a stream, in the dialects of other servers too.
+"""Merges the deltas of a stream into the tool calls of a message, also in the dialects of other servers.
 
 A delta belongs to, in this order:
 
-1. the call with its `id`, where the `index` does not name another one;
-2. with an `id` that no call has: the call at its `index` that has no id yet, else a new call;
-3. without an `id`: the last call at its `index`; without an `index` too: the last call;
-4. and to a new call all the same, when it names a function and begins arguments behind arguments that are complete.
+1. the call with the same `id`, unless the `index` names another one;
+2. with a new `id`: the call at its `index` that has no id yet, or else a new call;
+3. without an `id`: the last call at its `index`, or without an `index` the last call;
+4. but always to a new call when it names a function and begins new arguments after complete ones.
 
-So `index` may be missing, or 0 for every call. Names are joined by `grown_name`, arguments one after another.
+So `index` may be missing, or be 0 for every call. Names are joined by `joined_name`; arguments are appended.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from io import StringIO
 from typing import Any
 
 JsonObject = dict[str, Any]
-# Merges a delta into what there is.
+# Merges a delta into the accumulated value.
 Merge = Callable[[JsonObject, Mapping[str, Any]], None]
 
 
 def merge_deltas(calls: list[Any], deltas: Sequence[Any], *, merge: Merge) -> None:
-    """These deltas are part of the calls."""
+    """Merges these deltas into the calls."""
     for delta in deltas:
         if not isinstance(delta, dict):
             calls.append(delta)
             continue
-        found = _find(calls, delta)
-        if found is None:
-            calls.append(found := {})
-        # Kept from the first delta on, for an index that comes later means another call.
-        index = {"index": found["index"]} if "index" in found else {}
-        merge(found, {**_written(delta), **index})
+        call = _find(calls, delta)
+        if call is None:
+            calls.append(call := {})
+        # The index of the first delta stays, because a later, different index means another call.
+        index = {"index": call["index"]} if "index" in call else {}
+        merge(call, {**_with_text_arguments(delta), **index})
 
 
-def joined_name(had: str, more: str) -> str:
-    """A name after a further piece of it. A piece that repeats what is there, or says it and more, stands for the whole.
+def joined_name(before: str, piece: str) -> str:
+    """A name after one more piece. A piece that starts with the name so far replaces it.
 
-    So a name whose second piece equals its first ("ta", "ta") is taken for one that was repeated: servers that repeat names are many,
-    those that cut names are few and cut at tokens.
+    A second piece equal to the first ("ta", "ta") therefore counts as a repetition: many servers repeat names, and the few that split them
+    split at tokens.
     """
-    return more if more.startswith(had) else had + more
+    return piece if piece.startswith(before) else before + piece
 
 
 def _find(calls: Sequence[Any], delta: Mapping[str, Any]) -> JsonObject | None:
@@ -54,23 +54,23 @@ def _find(calls: Sequence[Any], delta: Mapping[str, Any]) -> JsonObject | None:
         return _first(same, lambda call: index is None or call.get("index") in (None, index)) or _first(
             known, lambda call: not call.get("id") and index is not None and call.get("index") == index
         )
-    found = _first(known, lambda call: index is None or call.get("index") in (None, index))
-    return None if found is not None and _begins_anew(found, delta) else found
+    call = _first(known, lambda call: index is None or call.get("index") in (None, index))
+    return None if call is not None and _begins_new_call(call, delta) else call
 
 
 def _first(calls: Sequence[JsonObject], fits: Callable[[JsonObject], bool]) -> JsonObject | None:
     return next(filter(fits, calls), None)
 
 
-def _begins_anew(call: Mapping[str, Any], delta: Mapping[str, Any]) -> bool:
-    """Whether this delta is of another call than the one at its place: its arguments would make complete ones broken."""
-    had, more = _function(call), _function(delta)
-    arguments = more.get("arguments")
-    if not more.get("name") or not isinstance(arguments, str | dict) or not arguments:
+def _begins_new_call(call: Mapping[str, Any], delta: Mapping[str, Any]) -> bool:
+    """Whether this delta begins another call: its arguments would break the complete ones of this call."""
+    before, function = _function(call), _function(delta)
+    arguments = function.get("arguments")
+    if not function.get("name") or not isinstance(arguments, str | dict) or not arguments:
         return False
     if isinstance(arguments, str) and not arguments.lstrip().startswith("{"):
         return False
-    grown = had.get("arguments")
+    grown = before.get("arguments")
     return isinstance(grown, StringIO) and _is_complete(grown.getvalue())
 
 
@@ -89,8 +89,8 @@ def _function(call: Mapping[str, Any]) -> Mapping[str, Any]:
     return function if isinstance(function, dict) else {}
 
 
-def _written(delta: JsonObject) -> JsonObject:
-    """Its arguments as text: some servers send the object itself."""
+def _with_text_arguments(delta: JsonObject) -> JsonObject:
+    """The delta with its arguments as text; some servers send an object."""
     arguments = _function(delta).get("arguments")
     if not isinstance(arguments, dict | list):
         return delta

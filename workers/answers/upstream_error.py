@@ -1,4 +1,4 @@
-"""Finds the upstream's words in the body of an error, whatever shape they have, and puts them into the wire contract's four keys.
+"""Finds the upstream's message in the body of an error, in any known shape, and normalises it to the wire contract's four fields.
 
 Known shapes: OpenAI's and Gemini's `{"error": {…}}`, `error` as text, vLLM's flat one, FastAPI's `detail`, `errors`, RFC 9457's
 `title` and `detail`, any of them in a list, and plain text and pages of proxies.
@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.platform import json_reading
-from workers.answers.error_text import FIELD_BYTES, MESSAGE_BYTES, cut, moved, plain_words
+from workers.answers.error_text import FIELD_BYTES, MESSAGE_BYTES, cut, redirect_message, visible_text
 from workers.upstream import answer_body
 
 ErrorObject = dict[str, object]
-# The code of an error that the upstream itself gave no name: a page of a proxy, a redirect, an empty body.
+# The code of an error without one: a proxy's page, a redirect, an empty body.
 UNNAMED = "upstream_error"
 MAX_FIELDS = 16
-_DEPTH_MOST = 6
-# Where other servers put their words, the best first. `title` and `detail` belong together.
-_WORDS = ("message", "detail", "msg", "error_description", "error_message", "errorMessage", "Message", "description", "reason",
+_MAX_DEPTH = 6
+# The fields in which servers send the message, the best first. `title` and `detail` belong together.
+_MESSAGE_FIELDS = ("message", "detail", "msg", "error_description", "error_message", "errorMessage", "Message", "description", "reason",
           "faultstring", "statusMessage", "title")  # fmt: skip
-_INNER = ("error", "errors", "fault", "Error")
-_NO_FIELDS = frozenset({*_WORDS, *_INNER, "object"})
-# What the code or the type of an error in an answer of status 200 would have been as a status; numbers stand for themselves.
+_ERROR_FIELDS = ("error", "errors", "fault", "Error")
+_SKIPPED_FIELDS = frozenset({*_MESSAGE_FIELDS, *_ERROR_FIELDS, "object"})
+# The status for the code or type of an error in an answer with status 200; numbers are statuses themselves.
 _STATUSES = {
     **dict.fromkeys(("invalid_request_error", "context_length_exceeded", "content_policy_violation", "invalid_argument"), 400),
     **dict.fromkeys(("permission_error", "permission_denied"), 403),
@@ -33,46 +33,46 @@ _STATUSES = {
     **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "slow_down", "too_many_requests", "resource_exhausted"), 429),
     **dict.fromkeys(("overloaded_error", "server_is_overloaded", "engine_overloaded", "unavailable"), 503),
 }
-# As OpenAI names them; 403 and 429 as Anthropic does, for OpenAI's own types of those name the limit or nothing.
+# OpenAI's type names; for 403 and 429 Anthropic's, because OpenAI's types name the limit or are missing there.
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObject:
-    """The error in this answer, with the upstream's words, safe for jsonb and at most a few kB long."""
+    """The error in this answer with the upstream's message, valid for jsonb and at most a few kB long."""
     content_type = headers.get("content-type", "")
     found = find_error(body, content_type)
     if found is None and 300 <= status < 400:
-        return own_error(moved(status, headers.get("location", "")), status)
+        return own_error(redirect_message(status, headers.get("location", "")), status)
     if found is None:
-        words = plain_words(body, content_type)
-        return own_error(f"The upstream answered {status}: {words}" if words else _silent(status), status)
+        text = visible_text(body, content_type)
+        return own_error(f"The upstream answered {status}: {text}" if text else _without_reason(status), status)
     return with_all_fields(found, status)
 
 
 def find_error(body: bytes, content_type: str = "") -> ErrorObject | None:
-    """What a JSON body says of its error: `message` and the fields beside it, without those that are missing. None: it says nothing."""
-    said = json_reading.value(body)
-    if said is None and not body.isascii():
-        said = json_reading.value(answer_body.decode(body, content_type).encode())
-    return _in_value(said, depth=0)
+    """The `message` of a JSON body and the fields beside it, as far as there are any. None: no message."""
+    value = json_reading.value(body)
+    if value is None and not body.isascii():
+        value = json_reading.value(answer_body.decode(body, content_type).encode())
+    return _in_value(value, depth=0)
 
 
-def is_error(said: Mapping[str, Any]) -> bool:
-    """Whether this JSON object, which came with a good status, is an error all the same. An answer with content is none."""
-    return (bool(said.get("error")) or said.get("object") == "error") and not _has_content(said)
+def is_error(content: Mapping[str, Any]) -> bool:
+    """Whether this JSON object, which came with a good status, is an error. An answer with content is none."""
+    return (bool(content.get("error")) or content.get("object") == "error") and not _has_content(content)
 
 
-def status_of(said: Mapping[str, Any], *, money: frozenset[str] = frozenset()) -> int:
-    """The status that an error in an answer of status 200 means. money: codes and types of an account without any.
+def status_of(content: Mapping[str, Any], *, money: frozenset[str] = frozenset()) -> int:
+    """The status of an error in an answer with status 200. money: codes and types of an account without money.
 
-    One that says 401 is a 500: the key has just been accepted.
+    A 401 counts as 500, because the upstream has just accepted the key.
     """
-    found = _in_value(said, depth=0) or {}
+    found = _in_value(content, depth=0) or {}
     return max((_status(found.get(name), money) for name in ("code", "type", "status")), default=0) or 500
 
 
 def _status(name: object, money: frozenset[str]) -> int:
-    """0: it names none."""
+    """The status for one code or type; 0: unknown."""
     text = str(name).lower() if isinstance(name, str | int) else ""
     if text in money:
         return 429
@@ -82,13 +82,13 @@ def _status(name: object, money: frozenset[str]) -> int:
 
 
 def with_all_fields(found: ErrorObject, status: int) -> ErrorObject:
-    """The four keys. A missing type is that of the status."""
-    named = found.get("type")
-    return {"param": None, "code": None, **found, "type": named if isinstance(named, str) and named else type_of(status)}
+    """The error with all four fields. A missing type is derived from the status."""
+    error_type = found.get("type")
+    return {"param": None, "code": None, **found, "type": error_type if isinstance(error_type, str) and error_type else type_of(status)}
 
 
 def own_error(message: str, status: int) -> ErrorObject:
-    """An error in our words, or in those of a page."""
+    """An error with a message of this server, or of a page."""
     return {"message": cut(message, MESSAGE_BYTES), "type": type_of(status), "param": None, "code": UNNAMED}
 
 
@@ -98,7 +98,7 @@ def type_of(status: int) -> str:
 
 
 def _in_value(value: Any, *, depth: int) -> ErrorObject | None:
-    if depth > _DEPTH_MOST:
+    if depth > _MAX_DEPTH:
         return None
     if isinstance(value, str):
         return {"message": cut(value.strip(), MESSAGE_BYTES)} if value.strip() else None
@@ -108,18 +108,18 @@ def _in_value(value: Any, *, depth: int) -> ErrorObject | None:
 
 
 def _in_object(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
-    for name in _INNER:
+    for name in _ERROR_FIELDS:
         if value.get(name) and (found := _in_value(value[name], depth=depth + 1)):
-            # `{"error": "not_found", "message": "No such model."}`: the short one is the code.
-            if isinstance(value[name], str) and (longer := _words(value, depth=depth)):
+            # In `{"error": "not_found", "message": "No such model."}` the short text is the code.
+            if isinstance(value[name], str) and (longer := _message(value, depth=depth)):
                 return {**_fields(value), "code": found["message"], **longer}
             return {**_beside(value), **found}
-    words = _words(value, depth=depth)
+    words = _message(value, depth=depth)
     return {**_fields(value), **words} if words else None
 
 
-def _words(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
-    found = next((found for name in _WORDS if value.get(name) and (found := _in_value(value[name], depth=depth + 1))), None)
+def _message(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
+    found = next((found for name in _MESSAGE_FIELDS if value.get(name) and (found := _in_value(value[name], depth=depth + 1))), None)
     title, detail = value.get("title"), value.get("detail")
     if found and isinstance(title, str) and isinstance(detail, str) and "message" not in value:
         return {**found, "message": cut(f"{title}: {detail}", MESSAGE_BYTES)}
@@ -127,14 +127,14 @@ def _words(value: Mapping[str, Any], *, depth: int) -> ErrorObject | None:
 
 
 def _in_list(value: list[Any], *, depth: int) -> ErrorObject | None:
-    found = [one for entry in value[:MAX_FIELDS] if (one := _in_entry(entry, depth=depth + 1))]
+    found = [error for entry in value[:MAX_FIELDS] if (error := _in_entry(entry, depth=depth + 1))]
     if len(found) < 2:
         return found[0] if found else None
-    return {**found[0], "message": cut("; ".join(str(one["message"]) for one in found), MESSAGE_BYTES)}
+    return {**found[0], "message": cut("; ".join(str(error["message"]) for error in found), MESSAGE_BYTES)}
 
 
 def _in_entry(entry: Any, *, depth: int) -> ErrorObject | None:
-    """One of several: of FastAPI's, `loc` is where in the request it is."""
+    """One of several errors. In FastAPI's, `loc` is the path in the request."""
     found = _in_value(entry, depth=depth)
     loc = entry.get("loc") if isinstance(entry, dict) else None
     if found is None or not isinstance(loc, list):
@@ -145,13 +145,13 @@ def _in_entry(entry: Any, *, depth: int) -> ErrorObject | None:
 
 
 def _fields(value: Mapping[str, Any]) -> ErrorObject:
-    """The plain fields of the object that holds the words, without those."""
-    plain = [(name, one) for name, one in value.items() if one is None or isinstance(one, str | bool | int)]
-    return {cut(name, FIELD_BYTES): _short(one) for name, one in plain[:MAX_FIELDS] if name not in _NO_FIELDS}
+    """The scalar fields beside the message."""
+    scalars = [(name, field) for name, field in value.items() if field is None or isinstance(field, str | bool | int)]
+    return {cut(name, FIELD_BYTES): _short(field) for name, field in scalars[:MAX_FIELDS] if name not in _SKIPPED_FIELDS}
 
 
 def _beside(value: Mapping[str, Any]) -> ErrorObject:
-    """The four keys, where they stand beside `error` instead of in it."""
+    """type, param and code, where they stand beside `error` instead of in it."""
     return {name: _short(value[name]) for name in ("type", "param", "code") if isinstance(value.get(name), str | int)}
 
 
@@ -161,14 +161,14 @@ def _short(value: Any) -> Any:
     return value if value is None or abs(value) < 2**63 else None
 
 
-def _has_content(said: Mapping[str, Any]) -> bool:
-    choices = said.get("choices")
+def _has_content(content: Mapping[str, Any]) -> bool:
+    choices = content.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         message = choice.get("message") if isinstance(choice, dict) else None
         if isinstance(message, dict) and any(message.get(name) for name in ("content", "tool_calls", "refusal", "function_call", "audio")):
             return True
-    return any(isinstance(said.get(name), list) and said[name] for name in ("data", "results"))
+    return any(isinstance(content.get(name), list) and content[name] for name in ("data", "results"))
 
 
-def _silent(status: int) -> str:
+def _without_reason(status: int) -> str:
     return f"The upstream answered {status} without saying why. Try again later, or ask the operator to look at the upstream's own logs."

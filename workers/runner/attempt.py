@@ -16,7 +16,7 @@ from workers.results.attempt_record import AttemptRecord
 from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream import request
 from workers.upstream.call import CallControl
-from workers.upstream.client import Body
+from workers.upstream.exchange import Body
 
 
 @dataclass(frozen=True)

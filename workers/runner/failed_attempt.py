@@ -11,7 +11,7 @@ from workers.results import finish
 from workers.runner import feedback
 from workers.runner.attempt import Attempt
 from workers.upstream import answer_body
-from workers.upstream.client import Answer
+from workers.upstream.exchange import Answer
 
 
 def fail_or_requeue(attempt: Attempt, verdict: Verdict, *, answer: Answer | None, learned: Learned | None = None) -> None:

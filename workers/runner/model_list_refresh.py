@@ -26,7 +26,8 @@ from workers.answers.upstream_error import ErrorObject
 from workers.channels import notify
 from workers.upstream import request
 from workers.upstream.call import CallControl
-from workers.upstream.client import Answer, Lost, NotSent, TimedOut, send
+from workers.upstream.client import send
+from workers.upstream.exchange import Answer, Lost, NotSent, TimedOut
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from models.queue import history_window
 from workers.runner import prompt, stream
 from workers.upstream import request
 from workers.upstream.body_budget import FREE_BYTES, WAIT_S, BodyReservation
-from workers.upstream.client import Body
+from workers.upstream.exchange import Body
 
 
 class NoMemory(Exception):
@@ -36,12 +36,12 @@ def load(row: Any, room: BodyReservation, *, is_over: Callable[[], bool]) -> tup
         content = _content(row)
         is_stored = not history_bytes and len(content) == row.request_bytes
         if len(content) <= FREE_BYTES:
-            room.settle(0)
+            room.resize(0)
             return row._replace(request=content), stream.with_usage_requested(row, content)
         outline = request.outline(content) if row.content_type is None else b"{}"
         content = stream.with_usage_requested(row, content)
-    room.settle(len(content))
-    return row._replace(request=outline), Body(content, is_stored=is_stored, on_written=partial(room.settle, 0))
+    room.resize(len(content))
+    return row._replace(request=outline), Body(content, is_stored=is_stored, on_written=partial(room.resize, 0))
 
 
 def _history_bytes(row: Any) -> int:
@@ -53,7 +53,7 @@ def _history_bytes(row: Any) -> int:
 
 
 def _content(row: Any) -> bytes:
-    content = request.read(row) if row.request is None else bytes(row.request)
+    content = request.read_request(row) if row.request is None else bytes(row.request)
     if row.conversation_id is None or row.endpoint != endpoints.CHAT:
         return content
     with db.begin() as session:

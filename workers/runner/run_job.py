@@ -32,7 +32,8 @@ from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream import body_budget, request
 from workers.upstream.body_budget import FREE_BYTES, BodyReservation
 from workers.upstream.call import CallControl
-from workers.upstream.client import Aborted, Answer, Lost, NotSent, send
+from workers.upstream.client import send
+from workers.upstream.exchange import Aborted, Answer, Lost, NotSent
 
 log = logging.getLogger(__name__)
 

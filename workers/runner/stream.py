@@ -20,7 +20,8 @@ from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream import answer_body
 from workers.upstream.answer_body import JsonObject
 from workers.upstream.call import CallControl
-from workers.upstream.client import Aborted, Answer, IncomingAnswer, Lost, Request, open_answer
+from workers.upstream.client import open_answer
+from workers.upstream.exchange import Aborted, Answer, IncomingAnswer, Lost, Request
 from workers.upstream.request import with_member
 
 # After [DONE] the call only waits for the end of the answer, so that the connection can be reused.

@@ -1,4 +1,4 @@
-"""One HTTP call to an upstream: request, proxy, connection, compression, body, and the memory that bodies may take.
+"""One HTTP call to an upstream: request, proxy, connection, compression, body, and the memory budget of bodies.
 
-What an answer means is in workers/answers.
+workers/answers classifies the answers.
 """

@@ -1,7 +1,7 @@
-"""Undoes the compression of an answer as its bytes arrive: gzip, zlib, raw deflate, brotli and zstd.
+"""Decompresses an answer as its bytes arrive: gzip, zlib, raw deflate, brotli and zstd.
 
-Calls ask for `Accept-Encoding: identity`; some upstreams and proxies compress all the same. The first bytes decide, the label
-(`Content-Encoding`) only where a format has no first bytes of its own. Bytes that cannot be unpacked come out as they are.
+Calls ask for `Accept-Encoding: identity`, but some upstreams and proxies compress all the same. The first bytes decide; the label
+(`Content-Encoding`) only decides for formats without a magic number. Bytes that cannot be decompressed pass unchanged.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ import brotli
 from backports import zstd
 
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# Of a zlib stream with a window of 32 KiB, by level; all are multiples of 31 as RFC 1950 asks for.
+# The first bytes of a zlib stream with a window of 32 KiB, by level; all are multiples of 31, as RFC 1950 requires.
 ZLIB = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
-# How an answer begins that is not compressed, whatever its label.
+# The first bytes of answers that are not compressed, whatever their label.
 _PLAIN = (b"{", b"[", b"data", b"event", b":", b"<", b"id:", b"retry:")
 _HEAD_BYTES = 4
-# A proxy that compresses once more.
-_LAYERS_MOST = 3
+# A proxy may compress once more.
+_MAX_LAYERS = 3
 _GZIP_BITS, _ZLIB_BITS, _RAW_BITS = 31, 15, -15
 
 
 class Oversized(Exception):
-    """The answer unpacks to more than it may."""
+    """The decompressed answer is larger than its limit."""
 
 
 def decompress(parts: Iterable[bytes], *, label: str, limit: int) -> Iterator[bytes]:
-    """These parts of a body without compression. label: its Content-Encoding; limit: bytes it may unpack to. Raises Oversized."""
-    unpacker = Decompressor(label, limit=limit)
+    """Decompresses the parts of a body. label: its Content-Encoding; limit: bytes of the decompressed body. Raises Oversized."""
+    decompressor = Decompressor(label, limit=limit)
     for part in parts:
-        if plain := unpacker.feed(part):
+        if plain := decompressor.feed(part):
             yield plain
-    if plain := unpacker.finish():
+    if plain := decompressor.finish():
         yield plain
 
 
 class Decompressor:
-    """One body on its way. Broken data that nothing has come out of yet passes as it is; later it ends the output."""
+    """Decompresses one body. Broken data passes unchanged if no output came before it; otherwise it ends the output."""
 
-    def __init__(self, label: str, *, limit: int, layers: int = _LAYERS_MOST) -> None:
+    def __init__(self, label: str, *, limit: int, layers: int = _MAX_LAYERS) -> None:
         self._label, self._limit, self._layers = label.strip().lower(), limit, layers
         self._head = b""
         self._stream: _Stream | None = None
         self._is_plain = False
 
     def feed(self, part: bytes) -> bytes:
-        """What this part adds. Raises Oversized."""
+        """The output of this part. Raises Oversized."""
         if self._is_plain:
             return part
         if self._stream is None:
@@ -57,7 +57,7 @@ class Decompressor:
         return self._stream.feed(part)
 
     def finish(self) -> bytes:
-        """What was held back until the end. Raises Oversized."""
+        """The output that was held back until the end. Raises Oversized."""
         if self._is_plain:
             return b""
         plain = self._begin(self._head) if self._stream is None else b""
@@ -68,7 +68,7 @@ class Decompressor:
         if opener is None:
             self._is_plain = True
             return head
-        # What is inside may be compressed again; it has no label of its own then.
+        # The output may be compressed once more; it has no label of its own.
         inner = Decompressor("", limit=self._limit, layers=self._layers - 1)
         self._stream = _Stream(opener, inner, limit=self._limit)
         return self._stream.feed(head)
@@ -78,25 +78,25 @@ _Step = Callable[[bytes, int], bytes]
 
 
 class _Stream:
-    """A compressed stream and what is inside it. _fallback: all that came, kept until the first byte comes out."""
+    """A compressed stream and its inner layer. _fallback: all input, kept until the first byte of output."""
 
     def __init__(self, opener: Callable[[], _Decoder], inner: Decompressor, *, limit: int) -> None:
         self._opener, self._inner, self._limit = opener, inner, limit
         self._decoder = opener()
         self._fallback: list[bytes] | None = []
         self._total = 0
-        self._behind = b""
-        self._is_over = self._is_raw = False
+        self._trailing = b""
+        self._has_ended = self._is_raw = False
 
     def feed(self, part: bytes) -> bytes:
         if self._is_raw:
             return part
-        if self._is_over:
+        if self._has_ended:
             return b""
         if self._fallback is not None:
             self._fallback.append(part)
         try:
-            plain = self._unpack(part)
+            plain = self._decompress(part)
         except _BROKEN:
             return self._give_up()
         if plain:
@@ -108,9 +108,9 @@ class _Stream:
             return self._give_up()
         return b"" if self._is_raw else self._inner.finish()
 
-    def _unpack(self, part: bytes) -> bytes:
+    def _decompress(self, part: bytes) -> bytes:
         plain = []
-        while part and not self._is_over:
+        while part and not self._has_ended:
             if self._decoder.has_ended:
                 part = self._next_member(part)
                 continue
@@ -122,24 +122,24 @@ class _Stream:
         return b"".join(plain)
 
     def _next_member(self, part: bytes) -> bytes:
-        """Another member of the format may follow an end; anything else behind it is no part of the answer."""
-        self._behind += part
-        if not self._behind.startswith((GZIP, ZSTD)):
-            self._is_over = not any(magic.startswith(self._behind) for magic in (GZIP, ZSTD))
+        """Another member may follow the end of one. Any other bytes after it do not belong to the answer."""
+        self._trailing += part
+        if not self._trailing.startswith((GZIP, ZSTD)):
+            self._has_ended = not any(magic.startswith(self._trailing) for magic in (GZIP, ZSTD))
             return b""
-        self._decoder, part, self._behind = self._opener(), self._behind, b""
+        self._decoder, part, self._trailing = self._opener(), self._trailing, b""
         return part
 
     def _give_up(self) -> bytes:
         if self._fallback is None:
-            self._is_over = True
+            self._has_ended = True
             return b""
         self._is_raw, kept, self._fallback = True, self._fallback, None
         return b"".join(kept)
 
 
 class _Decoder:
-    """One decompressor. step: input and the most bytes of output. rest: what stood behind its end."""
+    """One decompressor. step: takes input and the limit of output bytes. rest: the bytes after its end."""
 
     def __init__(self, step: _Step, end: Callable[[], tuple[bool, bytes]]) -> None:
         self.step, self._end = step, end
@@ -157,7 +157,7 @@ _BROKEN = (zlib.error, zstd.ZstdError, brotli.error, EOFError, ValueError)
 
 
 def _opener(head: bytes, label: str) -> Callable[[], _Decoder] | None:
-    """How to unpack a body that begins so; None: it is not compressed."""
+    """Creates the decoder for a body with this beginning; None: it is not compressed."""
     if head.startswith(GZIP):
         return partial(_zlib, _GZIP_BITS)
     if head.startswith(ZSTD):
@@ -172,15 +172,15 @@ def _opener(head: bytes, label: str) -> Callable[[], _Decoder] | None:
 
 
 def _zlib(bits: int) -> _Decoder:
-    made = zlib.decompressobj(bits)
-    return _Decoder(made.decompress, lambda: (made.eof, made.unused_data))
+    decoder = zlib.decompressobj(bits)
+    return _Decoder(decoder.decompress, lambda: (decoder.eof, decoder.unused_data))
 
 
 def _zstd() -> _Decoder:
-    made = zstd.ZstdDecompressor()
-    return _Decoder(made.decompress, lambda: (made.eof, made.unused_data))
+    decoder = zstd.ZstdDecompressor()
+    return _Decoder(decoder.decompress, lambda: (decoder.eof, decoder.unused_data))
 
 
 def _brotli() -> _Decoder:
-    made = brotli.Decompressor()
-    return _Decoder(lambda part, room: made.process(part, output_buffer_limit=room), lambda: (made.is_finished(), b""))
+    decoder = brotli.Decompressor()
+    return _Decoder(lambda part, limit: decoder.process(part, output_buffer_limit=limit), lambda: (decoder.is_finished(), b""))

@@ -1,4 +1,4 @@
-"""Connections to upstreams that wait for their next call: kept for the origin and key they were opened for, the last used first."""
+"""A pool of idle upstream connections. Each is kept for the origin and key that it was opened for; the last used one is taken first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEEPALIVE_S = 55.0
 
 @dataclass(frozen=True)
 class Upstream:
-    """One origin (scheme and host:port) as one credential calls it. A connection never serves two of them."""
+    """One origin (scheme and host:port) with one key. A connection never serves two of them."""
 
     origin: str
     key: str = field(repr=False)
@@ -37,11 +37,11 @@ def upstream_of(url: str, key: str) -> Upstream:
 
 
 class Connection:
-    """One OpenAI client with at most one open connection: the pool's bookkeeping grows with its connections."""
+    """One OpenAI client with at most one open connection, because the bookkeeping of httpcore2's pool grows with its connections."""
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
-        self.line = CurrentCall()
+        self.current = CurrentCall()
         self.idle_since = 0.0
         self.proxy = proxies.address_for(upstream.origin)
         transport = httpx2.HTTPTransport(verify=tls())
@@ -52,30 +52,35 @@ class Connection:
             max_connections=None,
             max_keepalive_connections=1,
             keepalive_expiry=KEEPALIVE_S,
-            network_backend=Backend(self.line),
+            network_backend=Backend(self.current),
         )
         self.sdk = openai.OpenAI(
             api_key="set-per-call",
             base_url="http://unset.invalid",
             max_retries=0,
             timeout=None,
-            http_client=httpx2.Client(transport=transport, event_hooks={"request": [self.line.label], "response": [_keep_packed]}),
+            http_client=httpx2.Client(
+                transport=transport, event_hooks={"request": [self.current.set_headers], "response": [_keep_compressed]}
+            ),
         )
 
     def is_reusable(self) -> bool:
-        """Whether it is open and nothing has arrived since the end of the last answer, in the parser or on the socket."""
-        return any(one.is_idle() and not one.has_expired() and not _leftover(one) for one in self._pool.connections)
+        """Whether it is open and no byte has arrived since the end of the last answer, in the parser or on the socket."""
+        return any(
+            connection.is_idle() and not connection.has_expired() and not _leftover(connection) for connection in self._pool.connections
+        )
 
     def close(self) -> None:
+        """Closes the connection."""
         self.sdk.close()
 
 
 class Connections:
     """The idle connections of one process. Thread-safe.
 
-    Kept by origin and key, foreign bytes that arrive too late for any check still stay with the key whose call they followed. It costs
-    little reuse: 6,400 calls of 64 threads with 1, 4 and 16 keys at random opened 64, 103 and 170 connections with a limit of 128 (440 for
-    16 keys with a limit of 64); connections that passed from key to key 64. Taking and giving cost 12 µs a call (one run each).
+    Connections are kept by origin and key, so that unexpected bytes which arrive too late for any check stay with the same key. This costs
+    little reuse: 6,400 calls of 64 threads with 1, 4 and 16 random keys opened 64, 103 and 170 connections at a limit of 128 (440 for 16
+    keys at a limit of 64). Connections shared between keys opened 64. Taking and giving cost 12 µs a call (one run each).
     """
 
     def __init__(self, *, limit: int) -> None:
@@ -84,33 +89,33 @@ class Connections:
         self._lock = threading.Lock()
 
     def take(self, upstream: Upstream, *, fresh: bool = False) -> Connection:
-        """A connection for one call; give it back after the call. fresh: never one that is open already."""
-        while not fresh and (found := self._pop(upstream)) is not None:
-            if found.is_reusable():
-                return found
-            found.close()
+        """A connection for one call; give it back after the call. fresh: open a new one."""
+        while not fresh and (connection := self._pop(upstream)) is not None:
+            if connection.is_reusable():
+                return connection
+            connection.close()
         return Connection(upstream)
 
     def give(self, connection: Connection) -> None:
-        """The call is over. The connection waits for the next one if it is clean, and is closed otherwise."""
+        """Keeps the connection for the next call if it is clean, and closes it otherwise."""
         if not connection.is_reusable():
             return connection.close()
         connection.idle_since = now = time.monotonic()
         with self._lock:
             self._idle.append(connection)
             surplus = len(self._idle) - self._limit
-            closing = [one for n, one in enumerate(self._idle) if n < surplus or one.idle_since < now - KEEPALIVE_S]
+            closing = [idle for n, idle in enumerate(self._idle) if n < surplus or idle.idle_since < now - KEEPALIVE_S]
             self._keep_all_but(closing)
-        for one in closing:
-            one.close()
+        for idle in closing:
+            idle.close()
 
-    def distrust(self, upstream: Upstream) -> None:
-        """Closes the idle connections to this origin: one of them was lost in silence, and the others are as old."""
+    def close_idle(self, upstream: Upstream) -> None:
+        """Closes the idle connections to this origin, after one of them was lost silently: the others are as old."""
         with self._lock:
-            closing = [one for one in self._idle if one.upstream.origin == upstream.origin]
+            closing = [idle for idle in self._idle if idle.upstream.origin == upstream.origin]
             self._keep_all_but(closing)
-        for one in closing:
-            one.close()
+        for idle in closing:
+            idle.close()
 
     def _pop(self, upstream: Upstream) -> Connection | None:
         with self._lock:
@@ -121,28 +126,29 @@ class Connections:
 
     def _keep_all_but(self, closing: list[Connection]) -> None:
         if closing:
-            self._idle = [one for one in self._idle if one not in closing]
+            self._idle = [idle for idle in self._idle if idle not in closing]
 
 
 @cache
 def connections() -> Connections:
-    """Those of this process: at most two idle connections for each thread."""
+    """The pool of this process: at most two idle connections for each thread."""
     return Connections(limit=2 * settings().worker_threads)
 
 
 @cache
 def tls() -> ssl.SSLContext:
+    """The TLS context of all connections."""
     return httpx2.create_ssl_context()
 
 
-def _keep_packed(response: httpx2.Response) -> None:
-    """A hook, before the body is read: httpx2 would believe the label, and lose an answer whose label is wrong."""
+def _keep_compressed(response: httpx2.Response) -> None:
+    """A response hook: hides Content-Encoding from httpx2, which would lose an answer with a wrong label."""
     response.extensions["content_encoding"] = response.headers.pop("content-encoding", "")
 
 
 def _leftover(connection: Any) -> bytes:
-    """What arrived beyond the end of the last answer. h11 would read it as the next one."""
-    # Behind proxies and TLS it is a connection within a connection. httpcore2 has no public way to its parser.
+    """Bytes that arrived after the end of the last answer. h11 would read them as the next one."""
+    # With proxies and TLS, connections are nested. httpcore2 has no public access to its parser.
     while not hasattr(connection, "_h11_state"):
         connection = connection._connection
     return bytes(connection._h11_state.trailing_data[0])

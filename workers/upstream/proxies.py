@@ -1,4 +1,4 @@
-"""Which proxy a call to the upstream takes: NOWSERVING_UPSTREAM_PROXY, else HTTP_PROXY, HTTPS_PROXY, ALL_PROXY; and NO_PROXY."""
+"""Chooses the proxy of a call: NOWSERVING_UPSTREAM_PROXY, else HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, with the exceptions in NO_PROXY."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from models.config.settings import settings
 
 
 def address_for(origin: str) -> str | None:
-    """The proxy's address for an upstream's origin, perhaps with user and password; None: direct.
+    """The proxy's address for an upstream's origin, perhaps with user and password; None: no proxy.
 
-    This machine is reached directly unless NOWSERVING_UPSTREAM_PROXY is set: HTTP_PROXY is rarely meant for a model beside us.
+    A loopback address takes no proxy unless NOWSERVING_UPSTREAM_PROXY is set: HTTP_PROXY is rarely meant for a local model.
     """
     parts = urlsplit(origin)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -26,7 +26,7 @@ def address_for(origin: str) -> str | None:
 
 
 def proxy_for(origin: str) -> httpcore2.Proxy | None:
-    """The same for httpcore2."""
+    """The proxy in httpcore2's form."""
     address = address_for(origin)
     if address is None:
         return None
@@ -36,13 +36,13 @@ def proxy_for(origin: str) -> httpcore2.Proxy | None:
 
 
 def _matches(rule: str, host: str, port: int) -> bool:
-    """`*`, a domain with or without a dot before it, an address, a network, each but the first with or without a port."""
+    """Whether a NO_PROXY rule matches: `*`, a domain (also with a leading dot), an address or a network; all but `*` may have a port."""
     if rule == "*":
         return True
     try:
         return ip_address(host) in ip_network(rule, strict=False)
     except ValueError:
         pass
-    name, _, wanted = rule.rpartition(":") if rule.rpartition(":")[2].isdecimal() and rule.count(":") == 1 else (rule, "", "")
+    name, _, rule_port = rule.rpartition(":") if rule.rpartition(":")[2].isdecimal() and rule.count(":") == 1 else (rule, "", "")
     name = name.strip("[]").lstrip("*").lstrip(".")
-    return bool(name) and (not wanted or int(wanted) == port) and (host == name or host.endswith(f".{name}"))
+    return bool(name) and (not rule_port or int(rule_port) == port) and (host == name or host.endswith(f".{name}"))

@@ -1,4 +1,4 @@
-"""The upstream request of a job: the job's bytes, with the address and key of the credential that the pacer chose."""
+"""Builds the upstream request of a job: the job's bytes, with the address and key of the credential that the pacer chose."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from models.keys import credential_address
 from models.platform import crypto, json_reading
 from models.platform.errors import Unavailable
 from workers.upstream.answer_body import JsonObject
-from workers.upstream.client import Body, Request
+from workers.upstream.exchange import Body, Request
 
 JSON = "application/json"
-# Members of a large request that are longer are prompts; the others say how it is to be answered and stored.
+# Longer members of a large request are prompts. The shorter ones are options for the answer and its storage.
 OUTLINE_BYTES = 64 * 1024
-# RFC 3986 lets these stand in a segment as they are; a slash in a model's id does not end one.
+# RFC 3986 allows these in a path segment unescaped. A slash in a model's id is escaped.
 SEGMENT_SAFE = "!$&'()*+,;=:@"
 
 
-def read(row: Any) -> bytes:
-    """The request of a claimed row that came without it. Raises Unavailable, also when it was erased meanwhile."""
+def read_request(row: Any) -> bytes:
+    """The request of a claimed row that was read without it. Raises Unavailable, also when it was erased meanwhile."""
     with db.autocommit() as session:
         content = claims.read_request(session, row.id, size=row.request_bytes)
     if len(content) != row.request_bytes:
@@ -35,7 +35,7 @@ def read(row: Any) -> bytes:
 
 
 def outline(content: bytes) -> bytes:
-    """The JSON object without its long members: what the rest of the call has to know of a request that is not kept."""
+    """The JSON object without its long members: the options that the rest of the call needs after a large request was freed."""
     members = _members(content)
     return (
         b"{}"
@@ -45,7 +45,7 @@ def outline(content: bytes) -> bytes:
 
 
 def with_member(content: bytes, name: str, value: JsonObject) -> bytes:
-    """The JSON object with this member, and every other one as it was, byte for byte. Raises ValueError for what is no object."""
+    """The JSON object with this member; all others stay unchanged, byte for byte. Raises ValueError for anything but an object."""
     members = _members(content)
     if members is None:
         return json.dumps({**json.loads(content), name: value}, separators=(",", ":")).encode()
@@ -53,7 +53,7 @@ def with_member(content: bytes, name: str, value: JsonObject) -> bytes:
 
 
 def _members(content: bytes) -> dict[str, msgspec.Raw] | None:
-    """The members of the JSON object, each as it is written: no copies of them. None where msgspec refuses it."""
+    """The members of the JSON object as raw JSON, without copies. None where msgspec rejects it."""
     try:
         return _MEMBERS.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -64,7 +64,7 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def build(row: Any, content: bytes | Body) -> Request:
-    """The call for this claimed job. content: as workers/runner/outgoing.py made it."""
+    """The request of this claimed job. content: of workers/runner/outgoing.py."""
     headers = {**(row.headers or {}), "X-Client-Request-Id": str(row.dispatch_id)}
     is_azure = row.credential_kind == credential_address.AZURE
     is_read = endpoints.method(row.endpoint) == "GET"
@@ -76,13 +76,13 @@ def build(row: Any, content: bytes | Body) -> Request:
         headers=headers,
         key_header="api-key" if is_azure else "Authorization",
         content=None if is_read else content,
-        # The attempt before may have failed on a kept connection, and others may be as stale, also in other processes.
+        # The last attempt may have failed on a kept connection; others may be as stale, in other processes too.
         fresh=row.failures > 0,
     )
 
 
 def _azure_url(row: Any) -> str:
-    """With a version, the deployment that is called as the model; else Azure's v1 API, which is OpenAI's under another path."""
+    """The URL at Azure: with an API version, the deployment named like the model; else the v1 API, which is OpenAI's at another path."""
     base_url = f"{row.base_url}/openai"
     if row.api_version is None:
         return f"{base_url}/v1{_path(row.endpoint)}"
@@ -92,19 +92,19 @@ def _azure_url(row: Any) -> str:
 
 
 def asked_tokens(row: Any, content: bytes | Body) -> int:
-    """About how many tokens this job's prompt is: of the request that goes out, or what was reserved where that is no longer known.
+    """The estimated tokens of the prompt, counted in the request that is sent; the reserved tokens where that is unknown.
 
-    content: as for `build`; a large one was freed when it was written, so it is read again. Not known are forms and large histories.
+    content: as for `build`. A large one was freed when it was written, so it is read again. Forms and large histories are unknown.
     """
     if row.content_type:
         return int(row.tokens)
     if isinstance(content, Body):
         try:
-            content = read(row) if content.is_stored else b""
+            content = read_request(row) if content.is_stored else b""
         except Unavailable:
             content = b""
-    asked = json_reading.json_object(content)
-    return token_estimate.estimate_request(row.endpoint, asked, model=row.model) if asked else int(row.tokens)
+    body = json_reading.json_object(content)
+    return token_estimate.estimate_request(row.endpoint, body, model=row.model) if body else int(row.tokens)
 
 
 def _path(name: str) -> str:

@@ -82,7 +82,7 @@ class Sender:
             if isinstance(error, Blocked):
                 log.warning("webhook refused", extra={"why": error.detail})
             return AttemptResult(has_arrived=False, duration_ms=_since_ms(began), error=str(error)), None
-        wait_ms = rate_limit_headers.retry_after_ms(reply.headers, most_ms=int(retry_schedule.MAX_RETRY_AFTER_S * 1000))
+        wait_ms = rate_limit_headers.retry_after_ms(reply.headers, max_ms=int(retry_schedule.MAX_RETRY_AFTER_S * 1000))
         return _judge(reply, duration_ms=_since_ms(began)), None if wait_ms is None else wait_ms / 1000
 
     def _settle(self, one: ClaimedDelivery, attempt: AttemptResult, *, wait_s: float | None, may_go_on: bool) -> ClaimedDelivery | None:

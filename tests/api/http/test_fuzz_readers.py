@@ -19,7 +19,7 @@ from api.http import json_text
 from models.platform.errors import ServingError
 from models.webhooks import url_policy
 from workers.answers import rate_limit_headers
-from workers.answers.rate_limit_headers import DAY_MS, PAUSE_MOST_MS
+from workers.answers.rate_limit_headers import DAY_MS, MAX_PAUSE_MS
 from workers.answers.sse import Event, EventParser
 from workers.webhooks import safe_http
 from workers.webhooks.safe_http import Unreachable
@@ -81,7 +81,7 @@ def test_whatever_is_said_of_limits_is_a_sane_number_or_nothing(reset: str, limi
 def test_no_pause_is_longer_than_one_may_be(after: str, after_ms: str, now: float) -> None:
     for said in ({"retry-after": after}, {"retry-after": after, "retry-after-ms": after_ms}):
         pause_ms = rate_limit_headers.retry_after_ms(said, now=now)
-        assert pause_ms is None or 100 <= pause_ms <= PAUSE_MOST_MS
+        assert pause_ms is None or 100 <= pause_ms <= MAX_PAUSE_MS
 
 
 def spellings(address: ipaddress.IPv4Address) -> list[str]:

@@ -23,7 +23,8 @@ from tests.workers.upstream.test_connections import none_idle
 from workers.answers import retry_policy
 from workers.upstream import call as call_module
 from workers.upstream.call import CallControl
-from workers.upstream.client import Lost, NotSent, Request, send
+from workers.upstream.client import send
+from workers.upstream.exchange import Lost, NotSent, Request
 
 __all__ = ["none_idle"]
 

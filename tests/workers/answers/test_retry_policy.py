@@ -11,7 +11,7 @@ import pytest
 from models.jobs.states import Outcome
 from workers.answers import retry_policy
 from workers.answers.retry_policy import NextStep
-from workers.upstream.client import Answer, Lost, NotSent
+from workers.upstream.exchange import Answer, Lost, NotSent
 
 
 def answer(status: int, body: object = None, **headers: str) -> Answer:
@@ -135,7 +135,7 @@ def test_a_limit_per_day_that_is_used_up_is_believed_over_a_short_retry_after() 
     assert 25_920_000 == retry_policy.classify(answer(429, error(), **told)).pause_ms
 
 
-@pytest.mark.parametrize("code", sorted(retry_policy.MONEY))
+@pytest.mark.parametrize("code", sorted(retry_policy.NO_MONEY_CODES))
 @pytest.mark.parametrize("where", ["code", "type"])
 def test_an_account_without_money_is_parked(where: str, code: str) -> None:
     verdict = retry_policy.classify(answer(429, error(**{where: code}), retry_after="1"))

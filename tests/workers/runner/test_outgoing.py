@@ -23,7 +23,7 @@ from workers.runner.leases import Leases
 from workers.runner.run_job import JobRunner
 from workers.upstream import body_budget, request
 from workers.upstream.body_budget import FREE_BYTES, BodyBudget
-from workers.upstream.client import Body
+from workers.upstream.exchange import Body
 
 __all__ = ["upstream"]
 pytestmark = pytest.mark.usefixtures("database")
@@ -64,7 +64,7 @@ def test_a_large_request_is_served_like_any_other(workshop: Workshop, budget: Bo
     done = row(job_id)
     answer = json.loads(done.response)
     assert ("succeeded", 0) == (done.status, budget.held_bytes)
-    assert budget.most_bytes > LARGE
+    assert budget.peak_bytes > LARGE
     assert (2 if streamed else 1) == len(answer["choices"])
     assert answer["usage"]["prompt_tokens"] > LARGE / 100
     if streamed:
@@ -87,13 +87,13 @@ def test_a_turn_with_a_large_history_is_told_it(workshop: Workshop, budget: Body
     caller, _ = pool_of(upstream, "sk-talk")
     first = submit(caller, request=chat("first"), conversation="tea", turn_tokens=100)
     workshop.run(ended(first))
-    budget.most_bytes = 0
+    budget.peak_bytes = 0
     second = submit(caller, request=chat("second", size=10), conversation="tea", turn_tokens=10)
     workshop.run(ended(second))
 
     assert "succeeded" == row(second).status
     assert ["user", "x" * LARGE] == upstream.calls()[-1].before[0]
-    assert (True, 0) == (budget.most_bytes > LARGE, budget.held_bytes)
+    assert (True, 0) == (budget.peak_bytes > LARGE, budget.held_bytes)
 
 
 def test_an_answer_is_counted_until_it_is_stored(workshop: Workshop, budget: BodyBudget, upstream: FakeUpstream) -> None:
@@ -104,7 +104,7 @@ def test_an_answer_is_counted_until_it_is_stored(workshop: Workshop, budget: Bod
 
     (stored,) = query("SELECT octet_length(content) AS n FROM artifact")
     assert stored.n > 700_000
-    assert (True, 0) == (budget.most_bytes > 1_000_000 - FREE_BYTES, budget.held_bytes)
+    assert (True, 0) == (budget.peak_bytes > 1_000_000 - FREE_BYTES, budget.held_bytes)
 
 
 def test_without_room_a_large_job_is_back_in_its_line_and_a_small_one_is_served(
@@ -113,7 +113,7 @@ def test_without_room_a_large_job_is_back_in_its_line_and_a_small_one_is_served(
     caller, _ = pool_of(upstream, "sk-full")
     limiter = Limiter(redis_client)
     processor = JobRunner(limiter, Leases(limiter))
-    budget.room().take_at_once(3_900_000)
+    budget.room().try_reserve(3_900_000)
     large, small = submit(caller, request=chat("large")), submit(caller)
     budget._waiting.append(budget.room())  # one waits already: with two threads no more may
     for job_id in (large, small):
@@ -133,7 +133,7 @@ def test_a_request_that_was_erased_meanwhile_is_not_sent(budget: BodyBudget, ups
         deletion.erase_job(session, job_id)
 
     with pytest.raises(Unavailable):
-        request.read(claimed)
+        request.read_request(claimed)
 
 
 def test_a_body_begins_anew_until_it_was_written_and_is_gone_then() -> None:

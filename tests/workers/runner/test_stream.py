@@ -25,7 +25,7 @@ from workers.channels import notify, token_stream
 from workers.runner import stream
 from workers.runner.stream_publisher import StreamPublisher
 from workers.upstream.call import CallControl
-from workers.upstream.client import Lost, Request
+from workers.upstream.exchange import Lost, Request
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 ONE = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'

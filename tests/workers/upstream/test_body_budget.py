@@ -49,9 +49,9 @@ def test_a_room_gives_back_what_it_held_however_it_ends() -> None:
     budget = BodyBudget(10)
     for _ in range(2):
         with budget.room() as room:
-            assert room.take_at_once(10)
-            assert not budget.room().take_at_once(1)
-            room.settle(4)
+            assert room.try_reserve(10)
+            assert not budget.room().try_reserve(1)
+            room.resize(4)
             assert 4 == budget.held_bytes
         assert 0 == budget.held_bytes
 
@@ -59,7 +59,7 @@ def test_a_room_gives_back_what_it_held_however_it_ends() -> None:
 def test_a_large_one_is_not_overtaken_and_small_ones_come_after_it() -> None:
     budget, served = BodyBudget(10), []
     first = budget.room()
-    first.take_at_once(6)
+    first.try_reserve(6)
 
     def ask(size: int) -> Callable[[], None]:
         room = budget.room()
@@ -67,13 +67,13 @@ def test_a_large_one_is_not_overtaken_and_small_ones_come_after_it() -> None:
         def wait() -> None:
             assert room.reserve(size, wait_s=60)
             served.append(size)
-            room.settle(0)
+            room.resize(0)
 
         return wait
 
     large, small = waiting(budget, ask(9), ask(2))
-    assert not budget.room().take_at_once(1), "somebody overtook those who wait"
-    first.settle(0)
+    assert not budget.room().try_reserve(1), "somebody overtook those who wait"
+    first.resize(0)
     large.join()
     small.join()
 
@@ -83,9 +83,9 @@ def test_a_large_one_is_not_overtaken_and_small_ones_come_after_it() -> None:
 def test_larger_than_all_of_it_is_served_alone() -> None:
     budget = BodyBudget(10)
     first, larger = budget.room(), budget.room()
-    first.take_at_once(3)
+    first.try_reserve(3)
     (waits,) = waiting(budget, lambda: larger.reserve(25, wait_s=60))
-    first.settle(0)
+    first.resize(0)
 
     assert waits.join()
     assert 25 == budget.held_bytes
@@ -93,7 +93,7 @@ def test_larger_than_all_of_it_is_served_alone() -> None:
 
 def test_who_finds_no_room_in_time_leaves_the_line() -> None:
     budget = BodyBudget(10)
-    budget.room().take_at_once(10)
+    budget.room().try_reserve(10)
 
     assert not budget.room().reserve(1, wait_s=0)
     assert not budget.room().reserve(1, wait_s=60, is_over=lambda: True)
@@ -104,12 +104,12 @@ def test_when_all_who_hold_wait_the_oldest_goes_on_alone() -> None:
     budget = BodyBudget(10)
     rooms = [budget.room() for _ in range(2)]
     for room in rooms:
-        assert room.take_at_once(5)
+        assert room.try_reserve(5)
     younger, older = waiting(budget, lambda: rooms[1].reserve(5, wait_s=60)), Later(lambda: rooms[0].reserve(5, wait_s=60))
     assert older.join()
     assert 15 == budget.held_bytes
     assert not younger[0].is_over
-    rooms[0].settle(0)
+    rooms[0].resize(0)
 
     assert younger[0].join()
     assert 10 == budget.held_bytes
@@ -133,10 +133,10 @@ def test_an_answer_waits_while_room_is_given_back_and_goes_on_when_nothing_moves
     now = 0.0
     budget = BodyBudget(MIB, clock=lambda: now)
     holder, answer = budget.room(), budget.room()
-    holder.take_at_once(MIB)
+    holder.try_reserve(MIB)
     (waits,) = waiting(budget, lambda: answer.arrive(MIB + FREE_BYTES))
     now = STALLED_S - 1
-    holder.settle(MIB - 1)
+    holder.resize(MIB - 1)
     now = STALLED_S + 5
     until(lambda: budget.waiting(), what="still waiting")
     assert not waits.is_over
@@ -160,7 +160,7 @@ def test_many_threads_never_hold_more_than_the_budget_and_one_of_them_more() -> 
         each.join()
 
     assert (0, 0) == (budget.held_bytes, budget.waiting())
-    assert budget.most_bytes <= 8 * MIB + 4 * MIB
+    assert budget.peak_bytes <= 8 * MIB + 4 * MIB
 
 
 def test_a_peak_is_forgotten_once_nothing_is_held(override: Callable[..., None]) -> None:
@@ -168,10 +168,10 @@ def test_a_peak_is_forgotten_once_nothing_is_held(override: Callable[..., None])
     body_budget.budget.cache_clear()
     known = body_budget.budget()
     with known.room() as room:
-        room.take_at_once(8 * MIB)
+        room.try_reserve(8 * MIB)
         body_budget.trim_after_peak()
-        assert 8 * MIB == known.most_bytes
+        assert 8 * MIB == known.peak_bytes
     body_budget.trim_after_peak()
     body_budget.budget.cache_clear()
 
-    assert 0 == known.most_bytes
+    assert 0 == known.peak_bytes

@@ -18,7 +18,8 @@ from tests.upstream import surplus
 from tests.upstream.client import FakeUpstream, upstream
 from workers.upstream import connections
 from workers.upstream.call import CallControl
-from workers.upstream.client import Answer, Lost, NotSent, Request, open_answer, send
+from workers.upstream.client import open_answer, send
+from workers.upstream.exchange import Answer, Lost, NotSent, Request
 
 __all__ = ["upstream"]
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
@@ -124,7 +125,7 @@ def test_no_more_connections_stay_idle_than_are_allowed(upstream: FakeUpstream) 
     kept = connections.Connections(limit=2)
     used = [kept.take(connections.upstream_of(upstream.base_url, f"sk-{n}")) for n in range(3)]
     for connection in used:
-        connection.line.headers = {"Authorization": f"Bearer {connection.upstream.key}"}
+        connection.current.headers = {"Authorization": f"Bearer {connection.upstream.key}"}
         connection.sdk.get(f"{upstream.base_url}/models", cast_to=httpx2.Response)
     for connection in used:
         kept.give(connection)

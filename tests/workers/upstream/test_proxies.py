@@ -20,7 +20,8 @@ from tests.workers.upstream.test_connections import call, none_idle, text_of
 from tests.workers.webhooks.test_safe_http import OK, Listener, post
 from workers.upstream import connections, proxies
 from workers.upstream.call import CallControl
-from workers.upstream.client import Aborted, NotSent, Request, TimedOut, send
+from workers.upstream.client import send
+from workers.upstream.exchange import Aborted, NotSent, Request, TimedOut
 
 __all__ = ["none_idle", "upstream"]
 PROXY = "http://proxy.example:3128"
