@@ -23,7 +23,7 @@ from models.platform import allocator
 from models.telemetry import logs, metrics_folder, tracing
 
 # The workers count together there. Set before prometheus_client is imported and the settings are read, which is not in the master.
-COUNTS = metrics_folder.make()
+COUNTS = metrics_folder.create()
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(COUNTS)
 
 SPARE_CONNECTIONS = 1_000

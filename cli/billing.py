@@ -24,7 +24,7 @@ class Usd(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return money.read_usd(str(value))
+            return money.parse_usd(str(value))
         except Invalid as error:
             self.fail(str(error), param, ctx)
 
@@ -50,7 +50,7 @@ def grant(*, key_id: int, amount: int, note: str | None, as_json: bool) -> None:
 def correct(*, key_id: int, amount: int, note: str, as_json: bool) -> None:
     """Add an amount to a key's grants, or subtract one (-3.50). Existing entries are never changed."""
     with db.begin() as session:
-        listing.kind_of(session, key_id)
+        listing.kind_of_key(session, key_id)
         ledger.correct(session, key_id, amount, note=note)
         shown = _standing(session, key_id)
     terminal.show(shown, as_json=as_json)
@@ -67,11 +67,11 @@ def balance(*, key_id: int, as_json: bool) -> None:
 
 
 def _standing(session: db.Transaction, key_id: int) -> dict[str, Any]:
-    standing = statement.standing(session, key_id, listing.kind_of(session, key_id))
+    standing = statement.statement_of(session, key_id, listing.kind_of_key(session, key_id))
     amounts = {name: value for name, value in asdict(standing).items() if name not in ("has_budget", "unpriced_calls")}
     return {
         "id": key_id,
         "has_budget": standing.has_budget,
-        **{f"{name}_usd": money.text(value) for name, value in {"balance": standing.balance, **amounts}.items()},
+        **{f"{name}_usd": money.format_usd(value) for name, value in {"balance": standing.balance, **amounts}.items()},
         "unpriced_calls": standing.unpriced_calls,
     }

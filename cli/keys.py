@@ -38,7 +38,7 @@ def create(*, name: str, pool: str, as_json: bool) -> None:
 def list_keys(*, as_json: bool) -> None:
     """List all keys without their secrets."""
     with db.begin() as session:
-        rows = [row._asdict() for row in listing.keys(session)]
+        rows = [row._asdict() for row in listing.list_keys(session)]
     terminal.table(rows, columns=("id", "kind", "name", "pool", "created_at", "revoked_at"), as_json=as_json)
 
 
@@ -63,7 +63,7 @@ def revoke(*, key_id: int, as_json: bool) -> None:
 def set_limits(*, key_id: int, model: str, as_json: bool, **limits: int | None) -> None:
     """Set the limits of each credential behind this key; an omitted limit is removed, and learned from the upstream."""
     with db.begin() as session:
-        credential_ids = listing.credentials_behind(session, key_id=key_id)
+        credential_ids = listing.credential_ids_by(session, key_id=key_id)
     for credential_id in credential_ids:
         actions.set_limits(Act(), credential_id, limits, model=model)
     notify_queue.flush()

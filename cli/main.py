@@ -138,7 +138,7 @@ def _prepare(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise click.ClickException(f"{module} is not installed here")
     sys.stdout.flush()
-    cpu_scheduling.begin()
+    cpu_scheduling.use_batch_scheduling()
 
 
 def _exec(module: str, *args: str) -> None:

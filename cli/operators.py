@@ -33,7 +33,7 @@ def create(*, name: str, role: operator_store.Role, as_json: bool) -> None:
 def list_operators(*, as_json: bool) -> None:
     """List all operators without their tokens."""
     with db.begin() as session:
-        rows = [row._asdict() for row in operator_store.everybody(session)]
+        rows = [row._asdict() for row in operator_store.list_all(session)]
     terminal.table(rows, columns=("id", "name", "role", "created_at", "revoked_at"), as_json=as_json)
 
 
@@ -54,5 +54,5 @@ def revoke(*, name: str, as_json: bool) -> None:
 def list_audit_log(*, limit: int, as_json: bool) -> None:
     """List the actions of operators, newest first."""
     with db.begin() as session:
-        rows = [audit_log.show(row) for row in audit_log.page(session, limit=limit, before=None)[:limit]]
+        rows = [audit_log.entry_view(row) for row in audit_log.list_entries(session, limit=limit, before=None)[:limit]]
     terminal.table(rows, columns=("id", "at", "operator", "action", "target", "before", "after", "reason"), as_json=as_json)

@@ -44,7 +44,7 @@ def pools() -> None:
 def create(*, name: str, as_json: bool) -> None:
     """Create a pool, or return the existing pool of this name."""
     with db.begin() as session:
-        pool_id = keys.make_pool(session, name)
+        pool_id = keys.create_pool(session, name)
         audit_log.write(session, Act(), "create", f"pool:{pool_id}", before=None, after={"name": name})
     terminal.show({"id": pool_id, "name": name}, as_json=as_json)
 
@@ -54,7 +54,7 @@ def create(*, name: str, as_json: bool) -> None:
 def list_pools(*, as_json: bool) -> None:
     """List all pools with the ids of their credentials."""
     with db.begin() as session:
-        rows = [row._asdict() for row in listing.pools(session)]
+        rows = [row._asdict() for row in listing.list_pools(session)]
     terminal.table(rows, columns=("id", "name", "credentials", "parked", "paused_reason"), as_json=as_json)
 
 
@@ -70,7 +70,7 @@ def add_credential(*, pool: str, kind: str, base_url: str | None, api_version: s
     """Add an upstream key to this pool. The key is prompted for, or read from standard input: a command line is public."""
     token = _upstream_key()
     with db.begin() as session:
-        pool_id = listing.pool_named(session, pool)
+        pool_id = listing.pool_id_by_name(session, pool)
     credential = actions.add_credential(
         Act(), pool_id, upstream_key=token, base_url=base_url, weight=None, kind=kind, api_version=api_version
     )  # fmt: skip

@@ -46,7 +46,7 @@ def main(processes: int, threads: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     # Before there is a second thread.
-    births, folder, forker = itertools.count(), metrics_folder.make(), Forker.fork(PRELOADS)
+    births, folder, forker = itertools.count(), metrics_folder.create(), Forker.fork(PRELOADS)
     children = {n: _start(forker, kind, next(births), folder) for n, kind in enumerate(kinds)}
     if settings().worker_metrics_port:
         # Imported here: what prometheus_client is at its import, a forked process could not change any more.

@@ -34,7 +34,7 @@ class KeyCache:
         self._known: dict[str, tuple[Key, float]] = {}
 
     def recognise(self, token: str, *, address: str | None = None) -> Key:
-        """The key behind this token. Raises Unauthorised, until REMEMBERED_S after its revocation not; LineFull when this address brings
+        """The key behind this token. Raises Unauthorised, until REMEMBERED_S after its revocation not; QueueFull when this address brings
         too many new ones (None: nobody counts those). Wrong ones are counted in metrics alone: keys cannot be guessed, and callers
         behind one address must not stop each other."""
         found = self._known.get(token)
@@ -43,7 +43,7 @@ class KeyCache:
         self._known.pop(token, None)
         try:
             with db.begin() as session:
-                caller = keys.recognise(session, token, before_new=partial(self._newcomers.admit, address))
+                caller = keys.authenticate(session, token, before_new=partial(self._newcomers.admit, address))
         except Unauthorised:
             metrics.wrong_tokens.labels("api").inc()
             raise
@@ -85,7 +85,7 @@ def authenticate_operator(request: Request) -> Operator:
     wrong.expect_room(address, token)
     try:
         with db.begin() as session:
-            found = operators.recognise(session, token)
+            found = operators.authenticate(session, token)
     except Unauthorised:
         if token:
             wrong.note_wrong(address, token, door="ops")
@@ -101,7 +101,7 @@ def wrong_tokens() -> WrongTokens:
 
 
 def authenticate(request: Request, *, token: str | None = None) -> Key:
-    """The key that makes this request. Raises Unauthorised, and LineFull when its address brings too many new keys.
+    """The key that makes this request. Raises Unauthorised, and QueueFull when its address brings too many new keys.
 
     token: what it presents, where that is not a bearer token.
     """

@@ -10,7 +10,7 @@ from flask import Request
 from models.access import client_address
 from models.access.address_limit import AddressLimit
 from models.config.settings import settings
-from models.platform.errors import LineFull
+from models.platform.errors import QueueFull
 
 HOUR_S = 3_600.0
 
@@ -22,12 +22,12 @@ class SignupLimit:
         self._limit = AddressLimit(period_s=HOUR_S, clock=clock)
 
     def admit(self, address: str | None) -> None:
-        """One more new key from this address; None: from this machine, which brings as many as it likes. Raises LineFull."""
+        """One more new key from this address; None: from this machine, which brings as many as it likes. Raises QueueFull."""
         limit = settings().new_keys_per_ip_per_hour
         if address is None or not limit:
             return
         if wait_s := self._limit.take(address, limit=limit):
-            raise LineFull(
+            raise QueueFull(
                 f"{limit} new keys an hour are accepted from one address. Use a key that is known here, or come back later.",
                 code="too_many_new_keys",
                 retry_after_s=wait_s,
@@ -36,4 +36,4 @@ class SignupLimit:
 
 def client_address_of(request: Request) -> str | None:
     """The address that sent this request, as models/access/client_address.py names it. None: a program on this machine."""
-    return client_address.name_of(request.remote_addr, request.headers.get("X-Forwarded-For", ""))
+    return client_address.bucket_name(request.remote_addr, request.headers.get("X-Forwarded-For", ""))

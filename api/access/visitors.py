@@ -95,7 +95,7 @@ def _expect_allowed(others: AbstractSet[str]) -> None:
 
 def _known(request: Request) -> str | None:
     name, _, signature = request.cookies.get(COOKIE, "").partition(".")
-    return name if _NAME.fullmatch(name) and crypto.is_signed(f"visitor {name}", signature) else None
+    return name if _NAME.fullmatch(name) and crypto.is_valid_signature(f"visitor {name}", signature) else None
 
 
 def _sign(name: str) -> str:

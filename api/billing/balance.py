@@ -11,7 +11,7 @@ from api.access import auth, visitors
 from api.billing import date_range
 from api.http import render
 from models.billing import statement
-from models.billing.money import usd
+from models.billing.money import to_usd
 from models.billing.statement import GROUPS
 from models.database import db
 from models.platform.errors import Invalid
@@ -28,8 +28,8 @@ def balance() -> Response:
     """Returns the key's grants, spending, reservations and balance; for a visitor only the visitor's own spending."""
     caller, visitor_name = auth.authenticate(request), visitors.name_of(request)
     with db.begin() as session:
-        standing = statement.standing(session, caller.id, caller.kind)
-        spent = standing if visitor_name is None else statement.of_user(session, caller.id, visitor_name)
+        standing = statement.statement_of(session, caller.id, caller.kind)
+        spent = standing if visitor_name is None else statement.spending_of_user(session, caller.id, visitor_name)
     amounts = {
         "balance_usd": standing.balance, "reserved_usd": standing.reserved, "granted_usd": standing.granted,
         "corrected_usd": standing.corrected,
@@ -38,10 +38,10 @@ def balance() -> Response:
         {
             "object": "balance",
             "has_budget": standing.has_budget,
-            "available_usd": usd(standing.available) if standing.has_budget else None,
-            **{name: usd(amount) if visitor_name is None else None for name, amount in amounts.items()},
-            "spent_usd": usd(spent.spent),
-            "unknown_usd": usd(spent.unknown),
+            "available_usd": to_usd(standing.available) if standing.has_budget else None,
+            **{name: to_usd(amount) if visitor_name is None else None for name, amount in amounts.items()},
+            "spent_usd": to_usd(spent.spent),
+            "unknown_usd": to_usd(spent.unknown),
             "unpriced_calls": spent.unpriced_calls,
         }
     )
@@ -59,7 +59,7 @@ def usage() -> Response:
     with db.begin() as session:
         # Visitors see only their own usage.
         user = visitors.name_of(request)
-        rows = statement.report(session, caller.id, since=since, until=until, by=groups, most=MAX_ROWS + 1, user=user)
+        rows = statement.usage_report(session, caller.id, since=since, until=until, by=groups, most=MAX_ROWS + 1, user=user)
     return render.json_response(
         {
             "object": "list",
@@ -83,8 +83,8 @@ def _show(row: Any) -> JsonObject:
         "output_tokens": row.output_tokens,
         "images": row.images,
         "estimated_calls": row.estimated_calls,
-        "cost_usd": usd(row.cost),
-        "unknown_usd": usd(row.unknown),
+        "cost_usd": to_usd(row.cost),
+        "unknown_usd": to_usd(row.unknown),
         "unpriced_calls": row.unpriced_calls,
     }
 

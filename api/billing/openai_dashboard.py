@@ -8,8 +8,8 @@ from api.access import auth
 from api.billing import date_range
 from api.http import render
 from models.billing import statement
-from models.billing.money import MICRO, usd
-from models.billing.statement import Standing
+from models.billing.money import MICRO_PER_USD, to_usd
+from models.billing.statement import Statement
 from models.database import db
 
 routes = Blueprint("dashboard", __name__)
@@ -24,7 +24,7 @@ MICROUSD_PER_CENT = 10_000
 @routes.get("/dashboard/billing/subscription")
 def subscription() -> Response:
     """Returns the key's total spending limit."""
-    limit = usd(total_microusd(_standing()))
+    limit = to_usd(total_microusd(_standing()))
     return render.json_response(
         {
             "object": "billing_subscription",
@@ -55,20 +55,20 @@ def credit_grants() -> Response:
     return render.json_response(
         {
             "object": "credit_summary",
-            "total_granted": usd(granted),
-            "total_used": usd(standing.spent),
-            "total_available": usd(granted - standing.spent),
+            "total_granted": to_usd(granted),
+            "total_used": to_usd(standing.spent),
+            "total_available": to_usd(granted - standing.spent),
             "grants": {"object": "list", "data": []},
         }
     )
 
 
-def _standing() -> Standing:
+def _standing() -> Statement:
     caller = auth.authenticate(request)
     with db.begin() as session:
-        return statement.standing(session, caller.id, caller.kind)
+        return statement.statement_of(session, caller.id, caller.kind)
 
 
-def total_microusd(standing: Standing) -> int:
+def total_microusd(standing: Statement) -> int:
     """Returns the key's total spending limit in micro-USD."""
-    return standing.given if standing.has_budget else UNLIMITED_USD * MICRO
+    return standing.given if standing.has_budget else UNLIMITED_USD * MICRO_PER_USD

@@ -87,7 +87,7 @@ def log_error(error: BaseException, *, event: str) -> None:
 
 def _start_request() -> None:
     g.began_ns, g.request_number = time.time_ns(), uuid4()
-    g.request_id = ids.show("req_", g.request_number)
+    g.request_id = ids.format_id("req_", g.request_number)
     route = request.url_rule.rule if request.url_rule else ""
     request.environ[access_log.ROUTE] = route or None
     logs.bind(request_id=g.request_id)

@@ -38,7 +38,7 @@ def fetch(name: str) -> Response:
     if name.startswith("img_"):
         return _fetch_turn_image(name, expires=expires, signature=signature)
     with db.begin() as session:
-        artifact = artifacts.find(session, name, expires=expires, signature=signature, now=time.time())
+        artifact = artifacts.by_signed_url(session, name, expires=expires, signature=signature, now=time.time())
     headers = _headers(name, artifact.content_type, filename=artifact.name)
     response = Response(ImageReader(artifact.id, size=artifact.size), content_type=artifact.content_type, headers=headers)
     response.content_length = artifact.size
@@ -53,10 +53,10 @@ def fetch(name: str) -> Response:
 
 def _fetch_turn_image(name: str, *, expires: str, signature: str) -> Response:
     """Returns an image of the user message of a session's turn."""
-    artifacts.expect_signed(name, expires=expires, signature=signature, now=time.time())
+    artifacts.check_signature(name, expires=expires, signature=signature, now=time.time())
     with db.begin() as session:
         content = messages.image_bytes(session, name)
-    content_type = artifacts.sniff(content)
+    content_type = artifacts.sniff_type(content)
     response = Response(content, content_type=content_type, headers=_headers(name, content_type))
     response.set_etag(name)
     response.make_conditional(request)

@@ -23,7 +23,7 @@ from api.submit.enqueue import accept
 from api.submit.schemas import Controls
 from api.waiting import wait
 from models.billing import statement
-from models.billing.money import usd
+from models.billing.money import to_usd
 from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
@@ -83,9 +83,9 @@ def balance() -> Response:
     caller = _caller(request.args.get("apiKey"))
     since = datetime.now(UTC).date() - timedelta(days=SPENT_DAYS)
     with db.begin() as session:
-        granted = openai_dashboard.total_microusd(statement.standing(session, caller.id, caller.kind))
+        granted = openai_dashboard.total_microusd(statement.statement_of(session, caller.id, caller.kind))
         spent = statement.spent_microusd(session, caller.id, since=since, until=None)
-    data = {"total": usd(granted), "balance": usd(granted - spent), "used": usd(spent)}
+    data = {"total": to_usd(granted), "balance": to_usd(granted - spent), "used": to_usd(spent)}
     return _envelope(200, DONE, data=data, timestamp=_now_ms())
 
 

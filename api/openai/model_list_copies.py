@@ -54,7 +54,7 @@ class Copies:
     def bodies(self) -> list[bytes]:
         """Reads the lists."""
         with db.autocommit() as session:
-            return model_lists.bodies(session, [row.credential_id for row in self.with_body], account=self.account)
+            return model_lists.bodies_of(session, [row.credential_id for row in self.with_body], account=self.account)
 
     def find_model(self, name: str) -> bytes | None:
         """Returns the upstream's JSON of this model; None when no list has it."""
@@ -67,7 +67,7 @@ class Copies:
 def read(caller: Key, account: str) -> Copies:
     """Reads the state of the copies without their bodies."""
     with db.autocommit() as session:
-        return Copies(model_lists.standing(session, caller.pool_id, account=account), account)
+        return Copies(model_lists.states_of(session, caller.pool_id, account=account), account)
 
 
 def refreshed(caller: Key, account: str, age_s: float, *, waits: Callable[[Copies], bool]) -> Copies:
@@ -76,7 +76,7 @@ def refreshed(caller: Key, account: str, age_s: float, *, waits: Callable[[Copie
     if not (due := copies.due(age_s)):
         return copies
     with db.begin() as session:
-        model_lists.want(session, due, account=account)
+        model_lists.request_refresh(session, due, account=account)
     notify_queue.refresh_model_lists()
     if not waits(copies):
         return copies
@@ -97,10 +97,10 @@ def union(bodies: Sequence[bytes]) -> bytes:
     """Merges lists of models; the first of those with the same id wins."""
     models: dict[str, bytes] = {}
     for body in bodies:
-        for name, raw in model_lists.entries(body):
+        for name, raw in model_lists.parse_entries(body):
             models.setdefault(name, raw)
     return b'{"object":"list","data":[' + b",".join(models.values()) + b"]}"
 
 
 def _find_in(body: bytes, name: str) -> bytes | None:
-    return next((raw for entry, raw in model_lists.entries(body) if entry == name), None)
+    return next((raw for entry, raw in model_lists.parse_entries(body) if entry == name), None)

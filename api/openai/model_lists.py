@@ -92,7 +92,7 @@ def _is_model_id(name: str) -> bool:
 
 def _account(request: Request, caller: Key) -> str:
     headers = forwarded_headers.select_headers(request, caller) or {}
-    return model_lists.account({name: value for name, value in headers.items() if name in ACCOUNT_HEADERS})
+    return model_lists.account_name({name: value for name, value in headers.items() if name in ACCOUNT_HEADERS})
 
 
 def _respond(content: bytes, copies: Copies) -> Response:

@@ -50,7 +50,7 @@ def respond(job_id: UUID, caller: Key, *, reader: UUID | None, comes_back: bool 
     reader: recorded as gone when this connection breaks before the end. None: another client waits for the job, and the status is 200 at
     once. With a reader, a failure before the first event is answered with its status. comes_back: the client can find the job again.
     is_replay: the completion gets an id of its own.
-    Raises Unavailable, TooManyWaiting and LineFull when no more streams can be open; with a reader also ServerRestarting and Unauthorised.
+    Raises Unavailable, TooManyWaiting and QueueFull when no more streams can be open; with a reader also ServerRestarting and Unauthorised.
     """
     stream: StreamEvents | None = None
 

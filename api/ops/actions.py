@@ -55,7 +55,7 @@ def add_credential(
     api_version: str | None = None,
 ) -> dict[str, Any]:
     """Adds a credential to the pool. Raises Invalid, NotFound."""
-    base_url, api_version = credential_address.address(kind, base_url=base_url, api_version=api_version)
+    base_url, api_version = credential_address.normalize(kind, base_url=base_url, api_version=api_version)
     address = {"kind": kind, "base_url": base_url, "api_version": api_version}
     with db.begin() as session:
         pause.target_state(session, Target("pool", pool_id))

@@ -21,8 +21,8 @@ def list_entries() -> Response:
     """Lists the entries of the audit log."""
     limit, before = paging.parse_limit(), paging.parse_after(_entry_id)
     with db.begin() as session:
-        rows = audit_log.page(session, limit=limit, before=before)
-    return paging.list_response([audit_log.show(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        rows = audit_log.list_entries(session, limit=limit, before=before)
+    return paging.list_response([audit_log.entry_view(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
 
 def _entry_id(text: str) -> int:

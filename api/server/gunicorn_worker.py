@@ -87,7 +87,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         if isinstance(exc, (*OF_BODIES, GreenletExit)):
             return
-        error, number = refusal(exc), ids.show("req_", uuid4())
+        error, number = refusal(exc), ids.format_id("req_", uuid4())
         level = logging.WARNING if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else logging.ERROR
         # Never the error's text: it quotes headers, and they hold keys.
         about = {"request_id": number, "status": error.status, "code": error.code, "address": (addr or "-")[0]}

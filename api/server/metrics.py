@@ -29,7 +29,7 @@ def register(app: Flask) -> None:
 @routes.get("/metrics")
 def show() -> Response:
     """Prometheus' text format."""
-    wrong_tokens.expect_metrics_token(auth.wrong_tokens(), client_address_of(request), auth.bearer_token(request))
+    wrong_tokens.authenticate_for_metrics(auth.wrong_tokens(), client_address_of(request), auth.bearer_token(request))
     registry, counts = REGISTRY, settings().metrics_folder
     if counts is not None:
         registry = CollectorRegistry()

@@ -38,7 +38,7 @@ def attach(name: str) -> Response:
     with db.begin() as transaction:
         number = sessions.touch(transaction, caller.id, name)
         rows = [attachments.store(transaction, number, file) for file in files]
-    shown = [attachments.show(row, now=time.time(), origin=images.origin(request)) for row in rows]
+    shown = [attachments.attachment_view(row, now=time.time(), origin=images.origin(request)) for row in rows]
     return render.json_response({"object": "list", "data": shown}, 201)
 
 

@@ -60,7 +60,7 @@ def recognise(content: bytes, *, name: str, declared: str) -> str:
 
 
 def _detect(content: bytes) -> str | None:
-    if (image_type := artifacts.sniff(content)) in KINDS:
+    if (image_type := artifacts.sniff_type(content)) in KINDS:
         return image_type
     if b"%PDF-" in content[:1024]:
         return PDF

@@ -71,7 +71,7 @@ def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, w
 
 
 def _turn_tokens(endpoint: str, value: JsonObject, model: str) -> int | None:
-    asked = chat_messages.question(endpoint, value)
+    asked = chat_messages.request_messages(endpoint, value)
     return token_estimate.estimate_messages(asked, model=model) if asked else None
 
 
@@ -111,7 +111,7 @@ def retry_order(caller: Key, ended: Any, *, retry_of: UUID) -> Submission:
     if ended.status not in REPEATABLE:
         raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
     # A GET has no body, and never had one.
-    if not ended.request and routes.method(ended.endpoint) == "POST":
+    if not ended.request and routes.http_method(ended.endpoint) == "POST":
         raise WrongState("The request of this job was deleted with its session. Submit a new one instead.")
     return Submission(
         key=caller,

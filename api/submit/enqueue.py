@@ -43,7 +43,7 @@ def accept(order: Submission, *, token: str | None, digest: bytes, lane_id: int 
     same when it comes again.
 
     lane_id: of `lanes.id_of`, if the caller has it.
-    Raises Invalid, IdempotencyMismatch and Conflict of the token, LineFull and TooLate of the line.
+    Raises Invalid, IdempotencyMismatch and Conflict of the token, QueueFull and TooLate of the line.
     """
     with submit_span.start(order) as told:
         # Before our transaction: the lane is created in a transaction of its own.
@@ -51,24 +51,24 @@ def accept(order: Submission, *, token: str | None, digest: bytes, lane_id: int 
         with db.moving(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=accepted.lane_id, is_replayed=accepted.is_replayed)
-    about = None if accepted.is_replayed else tracing.trace_id(told.order.traceparent)
+    about = None if accepted.is_replayed else tracing.trace_id_of(told.order.traceparent)
     logs.extend(job=wire.public_id(accepted.job_id), lane=accepted.lane_id, trace_id=about)
     return accepted
 
 
 def _accept(order: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
     accepted = _stored(order, lane_id=lane_id, token=token, digest=digest)
-    crash_points.at("api.after_commit")
+    crash_points.hit("api.after_commit")
     if accepted.joined is not None:
         notify_queue.job_enqueued(accepted.job_id, lane_id=accepted.lane_id)
-    crash_points.at("api.before_reply")
+    crash_points.hit("api.before_reply")
     return accepted
 
 
 def _stored(order: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
     wanted = submission.new_job_id()
     if token is None:
-        crash_points.at("api.before_commit")
+        crash_points.hit("api.before_commit")
         with db.autocommit() as session:
             joined = enqueue.enqueue_fast(session, order, lane_id=lane_id, job_id=wanted)
         if joined is not None:
@@ -80,5 +80,5 @@ def _stored(order: Submission, *, lane_id: int, token: str | None, digest: bytes
             job_id = idempotency.claim_token(session, order.key.id, token, digest=digest, job_id=wanted)
         if job_id == wanted:
             joined = enqueue.enqueue_job(session, order, lane_id=lane_id, job_id=job_id)
-        crash_points.at("api.before_commit")
+        crash_points.hit("api.before_commit")
     return Accepted(job_id, joined, lane_id)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from api.http.errors import ConnectionAborted
 from models.content import artifacts, image_placeholders
-from models.content.image_placeholders import Stored
+from models.content.image_placeholders import StoredImage
 from models.database import db
 from models.platform.errors import Unavailable
 
@@ -38,7 +38,7 @@ class ImageReader:
             raise StopIteration
         try:
             with db.begin() as session:
-                piece = artifacts.piece(session, self._id, start=self._at, size=PIECE_BYTES)
+                piece = artifacts.read_range(session, self._id, start=self._at, size=PIECE_BYTES)
         except Unavailable as error:
             raise self._broken("Postgres is away") from error
         if not piece:
@@ -65,16 +65,16 @@ class ImageReader:
 class ResponseBody:
     """The body of an answer: bytes, and pictures whose base64 is read while it is sent."""
 
-    parts: Sequence[bytes | Stored]
+    parts: Sequence[bytes | StoredImage]
 
     @property
     def length(self) -> int:
         """Of the whole, in bytes."""
-        return sum(len(part) if isinstance(part, bytes) else image_placeholders.length(part.size) for part in self.parts)
+        return sum(len(part) if isinstance(part, bytes) else image_placeholders.base64_length(part.size) for part in self.parts)
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self.parts:
             if isinstance(part, bytes):
                 yield part
             else:
-                yield from map(image_placeholders.encoded, ImageReader(part.id, size=part.size))
+                yield from map(image_placeholders.encode_base64, ImageReader(part.id, size=part.size))

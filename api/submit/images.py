@@ -71,10 +71,10 @@ def response_body(row: Any, *, origin: str) -> ResponseBody:
 
 
 def _body(job_id: UUID, content: bytes) -> ResponseBody:
-    if not image_placeholders.is_cut(content):
+    if not image_placeholders.may_have_placeholders(content):
         return ResponseBody([content])
     with db.begin() as session:
-        return ResponseBody(image_placeholders.parts(content, artifacts.of(session, job_id)))
+        return ResponseBody(image_placeholders.split_at_placeholders(content, artifacts.by_job(session, job_id)))
 
 
 def _is_base64_only(model: object) -> bool:

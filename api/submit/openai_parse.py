@@ -31,7 +31,7 @@ def parse(request: Request, caller: Key, endpoint: str, *, model: str | None = N
     Raises Invalid and its kinds, with a message that says where and what to do.
     """
     going = forwarded_headers.select_headers(request, caller)
-    line = f"{routes.method(endpoint)} {endpoint}\n".encode() + forwarded_headers.fingerprint(going)
+    line = f"{routes.http_method(endpoint)} {endpoint}\n".encode() + forwarded_headers.fingerprint(going)
     then = partial(_ordered, caller, endpoint, line, request.headers, model=model)
     is_form = endpoint == routes.EDITS and image_form.is_form(request)
     asked = image_form.parse_form(request, then) if is_form else request_body.parse_json(request, then)

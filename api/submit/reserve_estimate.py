@@ -37,10 +37,10 @@ def max_microusd(kind: str, endpoint: str, model: str, reserve: Reserve, *, reme
     """
     if endpoint not in PAID:
         return 0
-    if not budgets.covers(kind):
+    if not budgets.applies_to_kind(kind):
         return None
     asked = reserve.tokens - reserve.reply + remembered
-    return pricing.most_microusd(model, input_tokens=asked, output_tokens=reserve.reply, images=reserve.images)
+    return pricing.max_microusd(model, input_tokens=asked, output_tokens=reserve.reply, images=reserve.images)
 
 
 def _chat_replies(body: JsonObject) -> int:

@@ -14,7 +14,7 @@ from models.platform import wire
 from models.platform.errors import ServingError
 from models.queue.submission import Submission
 from models.telemetry import tracing
-from models.telemetry.tracing import Span
+from models.telemetry.span import Span
 
 
 class SubmitSpan:
@@ -26,15 +26,15 @@ class SubmitSpan:
 
     def made(self, job_id: UUID, *, lane_id: int, is_replayed: bool) -> None:
         """It is this job."""
-        if self._span.is_recorded:
-            self._span.set(
+        if self._span.is_recording:
+            self._span.set_attributes(
                 {"nowserving.job": wire.public_id(job_id), "nowserving.lane": lane_id, "nowserving.replayed": is_replayed or None}
             )
 
     def over(self, status: int | None = None, error: str | None = None) -> None:
-        if self._span.is_recorded:
+        if self._span.is_recording:
             rule, order = request.url_rule, self.order
-            self._span.set({
+            self._span.set_attributes({
                 "http.request.method": request.method, "http.route": rule.rule if rule else None, "http.response.status_code": status,
                 "gen_ai.request.model": order.model, "nowserving.endpoint": order.endpoint, "nowserving.key": order.key.id,
                 "nowserving.priority": order.priority, "nowserving.tokens": order.tokens, "nowserving.images": order.images or None,

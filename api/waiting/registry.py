@@ -74,7 +74,7 @@ class Registry:
                 self._listener.update_stream(job_id)
 
     def check_capacity(self, key_id: int, *, is_stream: bool = False) -> None:
-        """Raises Unavailable, TooManyWaiting or LineFull (429) when this key can have no waiter now.
+        """Raises Unavailable, TooManyWaiting or QueueFull (429) when this key can have no waiter now.
 
         Views call it before they store a job for which no client could wait.
         """

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from api.waiting.waiter import Waiter
 from models.config.settings import settings
-from models.platform.errors import LineFull, TooManyWaiting, Unavailable
+from models.platform.errors import QueueFull, TooManyWaiting, Unavailable
 
 # While this share of all waiters is free, a key may hold NOWSERVING_WAITING_SHARE of them.
 SPARE_SHARE = 0.1
@@ -36,7 +36,7 @@ class Waiters:
         return self._streams.total()
 
     def check_capacity(self, key_id: int, *, is_stream: bool = False) -> None:
-        """Raises Unavailable when the process has no free waiter, TooManyWaiting or LineFull at the key's limit of waiters or streams."""
+        """Raises Unavailable when the process has no free waiter, TooManyWaiting or QueueFull at the key's limit of waiters or streams."""
         limits = settings()
         free = limits.max_waiting_per_process - len(self)
         if free <= 0:
@@ -44,7 +44,7 @@ class Waiters:
         if self._by_key[key_id] >= key_limit(free, capacity=limits.max_waiting_per_process, share=limits.waiting_share):
             raise TooManyWaiting(retry_after_s=RETRY_AFTER_S)
         if is_stream and self._streams[key_id] >= limits.max_streams_per_key:
-            raise LineFull(
+            raise QueueFull(
                 f"This key has {limits.max_streams_per_key} streams open, as many as it may. Close one, or look with GET /v1/jobs/{{id}}.",
                 code="too_many_streams", retry_after_s=2 * RETRY_AFTER_S,
             )  # fmt: skip

@@ -53,7 +53,7 @@ def redeliver_since(name: str) -> Response:
     since = datetime.fromtimestamp(body.since, UTC)
     with db.begin() as session:
         count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.MAX_REDELIVERIES)
-    shown_id = ids.show(PREFIX, endpoint_id)
+    shown_id = ids.format_id(PREFIX, endpoint_id)
     notify_queue.deliveries_due([shown_id])
     return render.json_response(
         {

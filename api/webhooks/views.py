@@ -111,7 +111,7 @@ def delete(name: str) -> Response:
     caller, endpoint_id = auth.authenticate(request), endpoints.parse_id(name)
     with db.begin() as session:
         endpoints.delete(session, caller.id, endpoint_id)
-    return render.json_response({"id": ids.show(endpoints.PREFIX, endpoint_id), "object": "webhook_endpoint.deleted", "deleted": True})
+    return render.json_response({"id": ids.format_id(endpoints.PREFIX, endpoint_id), "object": "webhook_endpoint.deleted", "deleted": True})
 
 
 @routes.post("/webhook_endpoints/<name>/rotate_secret")
@@ -136,11 +136,11 @@ def test(name: str) -> Response:
     return render.json_response(
         {
             "object": "webhook_endpoint.test",
-            "webhook_endpoint_id": ids.show(endpoints.PREFIX, endpoint_id),
+            "webhook_endpoint_id": ids.format_id(endpoints.PREFIX, endpoint_id),
             "event_type": body.event_type,
             "status_code": sent.http_status,
             "success": True,
-            "delivery_id": ids.show(delivery_log.PREFIX, delivery.id),
+            "delivery_id": ids.format_id(delivery_log.PREFIX, delivery.id),
         }
     )
 

@@ -118,7 +118,7 @@ class Stack:
     def caller(self, token: str, limits: Limits) -> Caller:
         """A new key whose credential has these limits."""
         with db.begin() as session:
-            made = key.recognise(session, token)
+            made = key.authenticate(session, token)
             credential_id = self.ask("SELECT id FROM credential WHERE pool_id = :pool", pool=made.pool_id, session=session)
             key.set_limits(session, credential_id, limits)
         return Caller(token, made, credential_id, lanes.id_of(made.pool_id, MODEL))
@@ -126,7 +126,7 @@ class Stack:
     def pool(self, name: str, keys: int, limits: Limits) -> list[Caller]:
         """A new pool of one credential with these limits, and so many issued keys of it."""
         with db.begin() as session:
-            pool_id = key.make_pool(session, name)
+            pool_id = key.create_pool(session, name)
             credential_id = key.add_credential(session, pool_id=pool_id, upstream_key=f"sk-{name}")
             key.set_limits(session, credential_id, limits)
             made = [key.issue(session, name=f"{name} {n}", pool=name) for n in range(keys)]

@@ -60,7 +60,7 @@ def _latencies_ms(stack: Stack, receiver: Receiver, token: str, *, jobs: int) ->
         id=caller.key.id,
     )
     arrived = receiver.arrivals()
-    return [(arrived[ids.show(PREFIX, row.id)] - row.ended_at.timestamp()) * 1000 for row in ended][5:]
+    return [(arrived[ids.format_id(PREFIX, row.id)] - row.ended_at.timestamp()) * 1000 for row in ended][5:]
 
 
 def _burst(stack: Stack, receiver: Receiver, *, deliveries: int) -> list[Figure]:

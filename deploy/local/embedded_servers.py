@@ -156,7 +156,7 @@ class Valkey(Server):
 
 def _of_a_stack() -> None:
     die_with_parent()
-    cpu_scheduling.begin()
+    cpu_scheduling.use_batch_scheduling()
 
 
 def _programs() -> Path:

@@ -96,7 +96,7 @@ def _give(cluster: Path, uid: int) -> None:
 def _dies_fast() -> None:
     # SIGTERM would have PostgreSQL wait for its clients to leave.
     die_with_parent(signal.SIGINT)
-    cpu_scheduling.begin()
+    cpu_scheduling.use_batch_scheduling()
 
 
 def _hides_root() -> None:

@@ -33,12 +33,12 @@ def write(
     )  # fmt: skip
 
 
-def page(session: Transaction, *, limit: int, before: int | None) -> Sequence[Any]:
+def list_entries(session: Transaction, *, limit: int, before: int | None) -> Sequence[Any]:
     """Up to limit + 1 entries, newest first, older than `before`."""
     return session.execute(_PAGE, {"before": before, "most": limit + 1}).all()
 
 
-def show(row: Any) -> dict[str, Any]:
+def entry_view(row: Any) -> dict[str, Any]:
     """An entry as operators see it."""
     names = ("operator", "action", "target", "before", "after", "reason", "request_id")
     return {"id": str(row.id), "object": "audit_entry", "at": round(row.at.timestamp(), 3), **{name: getattr(row, name) for name in names}}

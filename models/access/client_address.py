@@ -12,7 +12,7 @@ NETWORK_BITS = 64
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def name_of(peer: str | None, forwarded_for: str) -> str | None:
+def bucket_name(peer: str | None, forwarded_for: str) -> str | None:
     """An IPv4 address or an IPv6 network; None: a program on this machine.
 
     peer: of the connection. forwarded_for: X-Forwarded-For, read from its end, where each proxy has written its own peer, and only as

@@ -18,7 +18,7 @@ CONTAINER_NAMES = frozenset({"host.docker.internal", "gateway.docker.internal", 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)(:\d{0,5})?")
 
 
-def name_in(host: str) -> str | None:
+def parse_name(host: str) -> str | None:
     """The name in a Host header, in lower case, without port, brackets and the dot at its end; None when it cannot be read."""
     found = _HOST.fullmatch(host.strip())
     return found["name"].lower().strip("[]").removesuffix(".") if found else None
@@ -39,11 +39,11 @@ def is_configured(name: str) -> bool:
     return name in own - {""} or any(_matches(name, pattern) for pattern in settings().allowed_hosts)
 
 
-def is_ours(host: str) -> bool:
+def is_allowed(host: str) -> bool:
     """Whether a request with this Host header is meant for this server."""
     if ANY in settings().allowed_hosts:
         return True
-    name = name_in(host)
+    name = parse_name(host)
     return name is not None and (_is_address(name) or is_loopback(name) or name in CONTAINER_NAMES or is_configured(name))
 
 

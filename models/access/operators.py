@@ -16,13 +16,15 @@ from models.database.db import Transaction
 from models.platform import crypto, token_forms
 from models.platform.errors import Invalid, NotFound, Unauthorised, Unavailable
 
-TOKEN_MOST_CHARS = 256
-LET_IN_MOST = 100
+MAX_TOKEN_CHARS = 256
+MAX_METRICS_TOKENS = 100
 Role = Literal["read", "write"]
-NONE_YET = (
+NO_OPERATOR_YET = (
     "There is no operator yet. On the server, `nowserving operators create NAME --role write` makes a token, or set NOWSERVING_OPS_TOKEN."
 )
-UNKNOWN = "No operator's token was sent. Callers' keys open nothing here; `nowserving operators create NAME --role read` makes a token."
+UNKNOWN_TOKEN = (
+    "No operator's token was sent. Callers' keys open nothing here; `nowserving operators create NAME --role read` makes a token."
+)
 
 
 @dataclass(frozen=True)
@@ -36,28 +38,28 @@ class Operator:
 ROOT = Operator("root", "write")
 COMMAND_LINE = Operator("cli", "write")
 # To whom this process showed metrics.
-_let_in: set[str] = set()
+_metrics_tokens: set[str] = set()
 
 
-def is_token(token: str) -> bool:
+def is_operator_token(token: str) -> bool:
     """Whether this is an operator's token, by its form, or NOWSERVING_OPS_TOKEN: no key of a caller, never sent upstream."""
     return token.startswith(token_forms.OPERATOR) or _is_root(token)
 
 
-def recognise(session: Transaction, token: str) -> Operator:
+def authenticate(session: Transaction, token: str) -> Operator:
     """The operator with this token. Raises Unauthorised for any other, callers' keys too, and says how to make one where none is."""
     if _is_root(token):
         return ROOT
     row = None
-    if 1 <= len(token) <= TOKEN_MOST_CHARS and token.isascii():
+    if 1 <= len(token) <= MAX_TOKEN_CHARS and token.isascii():
         # By a keyed hash: what can be timed says nothing of the token.
         row = session.execute(_FIND, {"prints": crypto.fingerprints(token.encode())}).one_or_none()
     if row is None:
-        raise Unauthorised(UNKNOWN if _is_anybody(session) else NONE_YET)
+        raise Unauthorised(UNKNOWN_TOKEN if _any_exists(session) else NO_OPERATOR_YET)
     return Operator(row.name, row.role)
 
 
-def opens_metrics(token: str) -> bool:
+def may_read_metrics(token: str) -> bool:
     """Whether /metrics is shown to who presents this: to every operator, and to everybody as long as there is no operator at all.
 
     Without Postgres, whose absence metrics tell of, to whom this process showed them before.
@@ -66,12 +68,12 @@ def opens_metrics(token: str) -> bool:
         return True
     try:
         with db.begin() as session:
-            is_open = _opens(session, token)
+            is_open = _may_read_metrics(session, token)
     except Unavailable:
-        return token in _let_in
-    if len(_let_in) >= LET_IN_MOST:
-        _let_in.clear()
-    (_let_in.add if is_open else _let_in.discard)(token)
+        return token in _metrics_tokens
+    if len(_metrics_tokens) >= MAX_METRICS_TOKENS:
+        _metrics_tokens.clear()
+    (_metrics_tokens.add if is_open else _metrics_tokens.discard)(token)
     return is_open
 
 
@@ -80,14 +82,14 @@ def _is_root(token: str) -> bool:
     return bool(root) and hmac.compare_digest(root.encode(), token.encode("utf-8", "surrogatepass"))
 
 
-def _opens(session: Transaction, token: str) -> bool:
+def _may_read_metrics(session: Transaction, token: str) -> bool:
     try:
-        return bool(recognise(session, token))
+        return bool(authenticate(session, token))
     except Unauthorised:
-        return not _is_anybody(session)
+        return not _any_exists(session)
 
 
-def _is_anybody(session: Transaction) -> bool:
+def _any_exists(session: Transaction) -> bool:
     return bool(settings().ops_token.get_secret_value() or session.execute(_ANY).scalar_one())
 
 
@@ -108,7 +110,7 @@ def revoke(session: Transaction, name: str) -> None:
         raise NotFound(f"There is no operator named {name!r}, or no more. `nowserving operators list` shows them all.")
 
 
-def everybody(session: Transaction) -> Sequence[Any]:
+def list_all(session: Transaction) -> Sequence[Any]:
     """Every operator. Rows: id, name, role, created_at, revoked_at."""
     return session.execute(text("SELECT id, name, role, created_at, revoked_at FROM operator ORDER BY id")).all()
 

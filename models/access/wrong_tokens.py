@@ -67,15 +67,15 @@ class WrongTokens:
             log.warning("wrong tokens: this address is slowed", extra={"address": name, "door": door})
 
 
-def expect_metrics_token(wrong: WrongTokens, address: str | None, token: str) -> None:
+def authenticate_for_metrics(wrong: WrongTokens, address: str | None, token: str) -> None:
     """Raises Unauthorised for a token that does not open /metrics, and TooManyWrongTokens."""
     wrong.expect_room(address, token)
-    if operators.opens_metrics(token):
+    if operators.may_read_metrics(token):
         wrong.note_right(address, token)
         return
     if token:
         wrong.note_wrong(address, token, door="metrics")
-    raise Unauthorised(operators.UNKNOWN)
+    raise Unauthorised(operators.UNKNOWN_TOKEN)
 
 
 def _digest(address: str | None, token: str) -> bytes:

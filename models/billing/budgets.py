@@ -18,64 +18,65 @@ from models.config.settings import settings
 from models.database.db import Transaction
 from models.keys import listing
 from models.keys.keys import Key
-from models.platform.errors import NoMoney
+from models.platform.errors import BudgetExhausted
 
 # Summing a thousand entries takes 0.3 ms (measured): what is older is summed once.
-COUNTED_EVERY = 1_000
+CHECKPOINT_ENTRIES = 1_000
 # Longer than any two transactions of ours can stay open (db.SERVER_OPTIONS): no entry with a lower number is still to come.
 SETTLED_S = 60
 
 
-def covers(kind: str) -> bool:
+def applies_to_kind(kind: str) -> bool:
     """Whether keys of this kind can have a budget."""
     return settings().budgets == "all" or settings().budgets == kind
 
 
-def limits(key: Key, most_microusd: int | None) -> bool:
+def applies_to(key: Key, most_microusd: int | None) -> bool:
     """Whether this key may have a budget that a job of this price takes from. most_microusd: as of `reserve`."""
-    return most_microusd != 0 and covers(key.kind)
+    return most_microusd != 0 and applies_to_kind(key.kind)
 
 
 def reserve(session: Transaction, key: Key, most_microusd: int | None) -> None:
     """This key can pay for one more job of this price; its next submit waits until this transaction ends.
 
-    most_microusd: 0 is free for everybody; None: no price is known, and whoever has anything left may. Raises NoMoney.
+    most_microusd: 0 is free for everybody; None: no price is known, and whoever has anything left may. Raises BudgetExhausted.
     """
-    if not limits(key, most_microusd):
+    if not applies_to(key, most_microusd):
         return
-    begin(session, key.id, key.kind)
+    open_budget(session, key.id, key.kind)
     row = session.execute(_LOCK, {"key_id": key.id}).one_or_none()
     if row is None:
         return
     # A statement of its own, after the lock: it must see what the submits before this one have reserved.
     left = session.execute(_LEFT, row._asdict()).one()
     if left.microusd < max(1, most_microusd or 0):
-        raise NoMoney(_refusal(left, most_microusd))
-    if left.entries > COUNTED_EVERY:
+        raise BudgetExhausted(_refusal(left, most_microusd))
+    if left.entries > CHECKPOINT_ENTRIES:
         session.execute(_COUNT, {**row._asdict(), "settled_s": SETTLED_S})
 
 
 def grant(session: Transaction, key_id: int, amount_microusd: int, *, note: str | None = None) -> None:
     """The key has this much more, and a budget where its kind is covered. Raises NotFound; Invalid for what is no gain."""
-    begin(session, key_id, listing.kind_of(session, key_id))
+    open_budget(session, key_id, listing.kind_of_key(session, key_id))
     session.execute(_BEGIN, {"key_id": key_id})
     ledger.grant(session, key_id, amount_microusd, note=note)
 
 
-def begin(session: Transaction, key_id: int, kind: str) -> None:
+def open_budget(session: Transaction, key_id: int, kind: str) -> None:
     """A new key of a kind that is covered has its default grant."""
-    amount = int(settings().default_grant_usd * money.MICRO)
-    if amount and covers(kind) and session.execute(_BEGIN, {"key_id": key_id}).one_or_none() is not None:
+    amount = int(settings().default_grant_usd * money.MICRO_PER_USD)
+    if amount and applies_to_kind(kind) and session.execute(_BEGIN, {"key_id": key_id}).one_or_none() is not None:
         ledger.grant(session, key_id, amount, note="default grant")
 
 
 def _refusal(left: Any, most_microusd: int | None) -> str:
-    free, open_ = money.text(max(0, left.microusd)), money.text(left.reserved)
+    free, open_ = money.format_usd(max(0, left.microusd)), money.format_usd(left.reserved)
     if left.microusd <= 0:
         return f"This key has no money left ({open_} USD are reserved by jobs in line). Ask the operator for a grant."
     return (
-        f"This request may cost {money.text(most_microusd or 0)} USD, and this key has {free} USD left ({open_} USD are reserved by jobs "
-        "in line). Ask for a shorter reply (max_completion_tokens), wait for those jobs, or ask the operator for a grant."
+        f"This request may cost {money.format_usd(most_microusd or 0)} USD, and this key has {free} USD left "
+        f"({open_} USD are reserved by jobs in line). Ask for a shorter reply "
+        "(max_completion_tokens), wait for those jobs, or ask the operator for a grant."
     )
 
 

@@ -40,7 +40,7 @@ def settle(session: Transaction, dispatch_id: UUID, *, cost_microusd: int | None
     session.execute(_SETTLE, {"dispatch_id": dispatch_id, "cost": cost_microusd, "note": note})
 
 
-def of_lost(arrow: str) -> str:
+def charge_lost_cte(arrow: str) -> str:
     """SQL: the CTE `owed`, which charges the attempts in the CTE `arrow` as unknown.
 
     arrow must have id, key_id, dispatch_id, model, flow and reserved_microusd.
@@ -53,7 +53,7 @@ def of_lost(arrow: str) -> str:
     )"""
 
 
-def of_ended(arrow: str) -> str:
+def charge_ended_cte(arrow: str) -> str:
     """SQL: the CTE `owed`, which charges the attempts in the CTE `arrow` with :owed and :note as `settle` does.
 
     They were until now neither ended nor charged. arrow must have id, key_id, model, flow and reserved_microusd.

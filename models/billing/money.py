@@ -6,30 +6,30 @@ from decimal import Decimal, InvalidOperation
 
 from models.platform.errors import Invalid
 
-MICRO = 1_000_000
+MICRO_PER_USD = 1_000_000
 # More than anybody grants, and far from where a sum of 64 bits ends.
-MOST_USD = 1_000_000_000
+MAX_USD = 1_000_000_000
 
 
-def read_usd(said: str) -> int:
+def parse_usd(said: str) -> int:
     """Micro-USD of an amount as people write it: `20`, `0.5`, `-3.25`. Raises Invalid."""
     try:
         amount = Decimal(said)
     except InvalidOperation:
         raise Invalid(f"{said[:40]!r} is not an amount of US dollars. Write it as 20 or 0.50.", param="usd") from None
-    if not amount.is_finite() or abs(amount) > MOST_USD:
-        raise Invalid(f"An amount is a number of at most {MOST_USD:,} US dollars.", param="usd")
-    if amount * MICRO % 1:
+    if not amount.is_finite() or abs(amount) > MAX_USD:
+        raise Invalid(f"An amount is a number of at most {MAX_USD:,} US dollars.", param="usd")
+    if amount * MICRO_PER_USD % 1:
         raise Invalid("An amount has at most six digits behind its point: less than a millionth of a dollar is not kept.", param="usd")
-    return int(amount * MICRO)
+    return int(amount * MICRO_PER_USD)
 
 
-def usd(amount_microusd: int) -> float:
+def to_usd(amount_microusd: int) -> float:
     """To be shown: JSON has no other number for it. Never to be reckoned with."""
-    return amount_microusd / MICRO
+    return amount_microusd / MICRO_PER_USD
 
 
-def text(amount_microusd: int) -> str:
+def format_usd(amount_microusd: int) -> str:
     """`12.50` or `0.000068`: at least two digits behind the point, and all that are not zero."""
-    whole = f"{Decimal(amount_microusd) / MICRO:.6f}"
+    whole = f"{Decimal(amount_microusd) / MICRO_PER_USD:.6f}"
     return whole[:-4] + whole[-4:].rstrip("0")

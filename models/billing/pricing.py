@@ -10,11 +10,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from models.billing.money import MICRO
+from models.billing.money import MICRO_PER_USD
 from models.config import price_file
 from models.config.price_file import Price
 from models.config.settings import settings
-from models.content.token_estimate import MADE_PICTURE_TOKENS
+from models.content.token_estimate import MAX_GENERATED_IMAGE_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ MTOK = 1_000_000
 
 
 @cache
-def load() -> Any:
+def load_price_list() -> Any:
     """The list. Not imported above: it takes a second and 66 MB, for which an API process without budgets has no use."""
     return importlib.import_module("genai_prices")
 
@@ -33,21 +33,21 @@ def cost_microusd(model: str, *, input_tokens: int, output_tokens: int, images: 
     if cost is None:
         _warn(model)
         return None
-    return int((cost * MICRO).to_integral_value(ROUND_HALF_UP))
+    return int((cost * MICRO_PER_USD).to_integral_value(ROUND_HALF_UP))
 
 
-def most_microusd(model: str, *, input_tokens: int, output_tokens: int, images: int = 0) -> int | None:
+def max_microusd(model: str, *, input_tokens: int, output_tokens: int, images: int = 0) -> int | None:
     """What a call may cost, rounded up: its prompt, the longest reply and its pictures. None, and a warning, when nobody knows.
 
     Pictures that have no price of their own are taken as the tokens of the dearest.
     """
     own = _own(model)
-    tokens = output_tokens + (images * MADE_PICTURE_TOKENS if own is None else 0)
+    tokens = output_tokens + (images * MAX_GENERATED_IMAGE_TOKENS if own is None else 0)
     cost = _of(own, input_tokens, tokens, images) if own is not None else _listed(model, input_tokens, tokens)
     if cost is None:
         _warn(model)
         return None
-    return int((cost * MICRO).to_integral_value(ROUND_CEILING))
+    return int((cost * MICRO_PER_USD).to_integral_value(ROUND_CEILING))
 
 
 def _cost(model: str, input_tokens: int, output_tokens: int, images: int) -> Decimal | None:
@@ -84,7 +84,7 @@ def _flat(model: str) -> Price | str | None:
 
 def _calc(model: str, input_tokens: int, output_tokens: int) -> Any:
     """Raises LookupError when the list does not know the model."""
-    found = load()
+    found = load_price_list()
     return found.calc_price(found.Usage(input_tokens=input_tokens, output_tokens=output_tokens), model, provider_id="openai")
 
 
@@ -96,7 +96,7 @@ def _own(model: str) -> Price | None:
 @lru_cache(maxsize=4)
 def _file(path: Path) -> Mapping[str, Price]:
     """Read once per process, as settings are."""
-    return price_file.read(path)
+    return price_file.load_prices(path)
 
 
 @lru_cache(maxsize=1024)

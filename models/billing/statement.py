@@ -20,7 +20,7 @@ GROUPS = ("day", "model", "user")
 
 
 @dataclass(frozen=True)
-class Standing:
+class Statement:
     """All in micro-USD, but for `unpriced_calls`. unknown: the part of `spent` for calls that nobody knows the outcome of."""
 
     has_budget: bool
@@ -46,11 +46,11 @@ class Standing:
         return max(0, self.balance - self.reserved)
 
 
-def standing(session: Transaction, key_id: int, kind: str) -> Standing:
+def statement_of(session: Transaction, key_id: int, kind: str) -> Statement:
     """How this key stands now. kind: `own` or `issued`."""
-    budgets.begin(session, key_id, kind)
+    budgets.open_budget(session, key_id, kind)
     row = session.execute(_STANDING, {"key_id": key_id}).one()
-    return Standing(**{**row._asdict(), "has_budget": row.has_budget and budgets.covers(kind)})
+    return Statement(**{**row._asdict(), "has_budget": row.has_budget and budgets.applies_to_kind(kind)})
 
 
 def spent_microusd(session: Transaction, key_id: int, *, since: date | None, until: date | None) -> int:
@@ -58,12 +58,12 @@ def spent_microusd(session: Transaction, key_id: int, *, since: date | None, unt
     return int(session.execute(_SPENT, {"key_id": key_id, "since": since, "until": until, "user": None}).scalar_one())
 
 
-def of_user(session: Transaction, key_id: int, user: str) -> Any:
+def spending_of_user(session: Transaction, key_id: int, user: str) -> Any:
     """What this user of the key spent, ever. One row: spent and unknown in micro-USD, unpriced_calls, as Standing has them."""
     return session.execute(_OF_USER, {"key_id": key_id, "user": user, "since": None, "until": None}).one()
 
 
-def report(
+def usage_report(
     session: Transaction, key_id: int, *, since: date, until: date, by: Sequence[str], most: int, user: str | None = None
 ) -> Sequence[Any]:
     """What was used and spent in these days, both included (UTC), newest first; up to `most` rows, each for one value of `by`.

@@ -37,7 +37,7 @@ class Usage:
     estimated: bool = False
 
 
-def read(answer: object, *, asked: Callable[[], int] | None = None, model: str = "") -> Usage:
+def usage_of(answer: object, *, asked: Callable[[], int] | None = None, model: str = "") -> Usage:
     """The usage in an answer of any OpenAI endpoint, by chat's or images' and responses' names; counts that are missing are estimated.
 
     Missing is what is no number, below 0, or 0 where our own count is more. asked: our count of the prompt, called only where it is
@@ -57,20 +57,20 @@ def read(answer: object, *, asked: Callable[[], int] | None = None, model: str =
     return _fit(Usage(read, written, pictures, estimated=is_estimated), model)
 
 
-def of_unreadable(prompt_tokens: int, raw: bytes, *, model: str = "") -> Usage:
+def usage_of_unreadable(prompt_tokens: int, raw: bytes, *, model: str = "") -> Usage:
     """The estimated usage of a call that was answered with bytes nobody can read: its prompt, and all of these bytes as a text."""
     written = token_estimate.estimate_text(raw.decode("utf-8", "replace"), model=model)
     return _fit(Usage(prompt_tokens, written, estimated=True), model)
 
 
-def price(usage: Usage, *, model: str) -> int | None:
+def price_microusd(usage: Usage, *, model: str) -> int | None:
     """Micro-USD; None when nobody knows: neither the answer nor an estimate says what it used, or no price is known for the model."""
     if not usage.is_told:
         return None
     return pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, images=usage.images)
 
 
-def write(
+def store_usage(
     session: Transaction, usage: Usage, *, dispatch_id: UUID, job_id: UUID, key_id: int, model: str, cost_microusd: int | None
 ) -> None:
     """On record once per call, however often it is written. What could cost nothing at most has cost nothing."""
@@ -80,7 +80,7 @@ def write(
     )
 
 
-def of(arrow: str) -> str:
+def usage_cte(arrow: str) -> str:
     """SQL: the CTE `used`, which writes the usage of the calls in the CTE `arrow` as `write` does; none where :is_used is false.
 
     arrow must have id, key_id, model, flow and reserved_microusd.

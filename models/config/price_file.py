@@ -14,7 +14,7 @@ from pathlib import Path
 
 FIELDS = ("input_per_mtok", "output_per_mtok", "per_image")
 # A price beyond it is a slip of the pen: the dearest models take a few hundred dollars for a million tokens.
-MOST_USD = 1_000_000
+MAX_USD = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Price:
     per_image: Decimal = Decimal(0)
 
 
-def read(path: Path) -> Mapping[str, Price]:
+def load_prices(path: Path) -> Mapping[str, Price]:
     """The prices in this file. Raises ValueError that says what is wrong, and where."""
     try:
         content = path.read_text(encoding="utf-8")
@@ -53,6 +53,6 @@ def _amount(what: str, said: object) -> Decimal:
         amount = Decimal(said) if isinstance(said, str | int | Decimal) and not isinstance(said, bool) else None
     except InvalidOperation:
         amount = None
-    if amount is None or not amount.is_finite() or not 0 <= amount <= MOST_USD:
+    if amount is None or not amount.is_finite() or not 0 <= amount <= MAX_USD:
         raise ValueError(f"{what} is not a price in US dollars: {str(said)[:40]!r}")
     return amount

@@ -29,7 +29,7 @@ class Sentinels:
         return ";".join(f"{SCHEME}{login}{f'[{host}]' if ':' in host else host}:{port}/{self.database}" for host, port in self.hosts)
 
 
-def read(url: str) -> Sentinels | None:
+def parse_url(url: str) -> Sentinels | None:
     """What this URL says; None: it names one server. Raises ValueError, which never shows the password."""
     if not url.startswith(SCHEME):
         return None

@@ -13,7 +13,7 @@ from typing import Any
 NAMES = ("database_url", "redis_url", "secret_keys", "page_key", "ops_token", "flower_basic_auth")
 
 
-def read(given: Mapping[str, Any]) -> dict[str, Any]:
+def load_secrets(given: Mapping[str, Any]) -> dict[str, Any]:
     """These settings, with what stands in the files that they name. One newline at the end of a file does not count.
 
     Raises ValueError, which says what to do and never shows a secret, where a setting is given twice or its file cannot be read.

@@ -65,7 +65,7 @@ def redis_url(value: str) -> str:
     """The URL of a Redis or Valkey, or of Sentinels."""
     if not value:
         return value
-    if redis_sentinel.read(value) is not None:
+    if redis_sentinel.parse_url(value) is not None:
         return value
     parts = _parse(value)
     if parts.scheme not in REDIS or not parts.hostname:

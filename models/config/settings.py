@@ -34,7 +34,7 @@ class Settings(
     @model_validator(mode="before")
     @classmethod
     def _from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return secret_files.read(given)
+        return secret_files.load_secrets(given)
 
     @field_validator(
         "secret_keys", "allowed_hosts", "cors_origins", "webhook_allow_networks", "webhook_allow_ports", "trusted_proxies",
@@ -68,7 +68,7 @@ class Settings(
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
         if value is not None:
-            price_file.read(value)
+            price_file.load_prices(value)
         return value
 
     @model_validator(mode="after")

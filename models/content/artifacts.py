@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.content import image_placeholders
-from models.content.image_placeholders import Picture, Stored
+from models.content.image_placeholders import ExtractedImage, StoredImage
 from models.database.db import Transaction
 from models.platform import crypto
 from models.platform.errors import NotFound
@@ -21,39 +21,41 @@ QUARTERS = 4
 _KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
-def store(session: Transaction, job_id: UUID, pictures: Sequence[Picture]) -> None:
+def store(session: Transaction, job_id: UUID, pictures: Sequence[ExtractedImage]) -> None:
     """One artifact per picture, under its own id."""
     for one in pictures:
-        session.execute(_STORE, {"id": one.id, "job_id": job_id, "n": one.n, "content_type": sniff(one.content), "content": one.content})
+        session.execute(
+            _STORE, {"id": one.id, "job_id": job_id, "n": one.n, "content_type": sniff_type(one.content), "content": one.content}
+        )
 
 
-def of(session: Transaction, job_id: UUID) -> Sequence[Stored]:
+def by_job(session: Transaction, job_id: UUID) -> Sequence[StoredImage]:
     """The job's pictures in the order of its answer."""
-    return [Stored(row.id, row.n, row.content_type, row.size) for row in session.execute(_OF, {"job_id": job_id})]
+    return [StoredImage(row.id, row.n, row.content_type, row.size) for row in session.execute(_OF, {"job_id": job_id})]
 
 
-def piece(session: Transaction, artifact_id: UUID, *, start: int, size: int) -> bytes | None:
+def read_range(session: Transaction, artifact_id: UUID, *, start: int, size: int) -> bytes | None:
     """So many of its bytes from `start` on, fewer at its end; None when it was deleted."""
     found = session.execute(_PIECE, {"id": artifact_id, "start": start + 1, "size": size}).scalar_one_or_none()
     return None if found is None else bytes(found)
 
 
-def base64_of(session: Transaction, one: Stored) -> bytes:
+def read_base64(session: Transaction, one: StoredImage) -> bytes:
     """The whole picture as it stood in the answer. Raises NotFound when it was deleted just now, and its job with it."""
-    if (content := piece(session, one.id, start=0, size=one.size)) is None:
+    if (content := read_range(session, one.id, start=0, size=one.size)) is None:
         raise NotFound("This picture was deleted.")
-    return image_placeholders.encoded(content)
+    return image_placeholders.encode_base64(content)
 
 
-def restore(session: Transaction, job_id: UUID, content: bytes) -> bytes:
+def restore_images(session: Transaction, job_id: UUID, content: bytes) -> bytes:
     """An answer or a stream of this job, or a part of either, with its pictures where they were: the upstream's own bytes."""
-    if not image_placeholders.is_cut(content):
+    if not image_placeholders.may_have_placeholders(content):
         return content
-    found = image_placeholders.parts(content, of(session, job_id))
-    return b"".join(one if isinstance(one, bytes) else base64_of(session, one) for one in found)
+    found = image_placeholders.split_at_placeholders(content, by_job(session, job_id))
+    return b"".join(one if isinstance(one, bytes) else read_base64(session, one) for one in found)
 
 
-def fill(session: Transaction, answer: Any, stored: Sequence[Stored], *, as_links: bool, origin: str = "") -> None:
+def fill_images(session: Transaction, answer: Any, stored: Sequence[StoredImage], *, as_links: bool, origin: str = "") -> None:
     """In a parsed answer each of these pictures stands at its place again: as base64, or its item has a `url` instead."""
     said = answer.get("data") if isinstance(answer, dict) else None
     data = said if isinstance(said, list) else []
@@ -63,20 +65,20 @@ def fill(session: Transaction, answer: Any, stored: Sequence[Stored], *, as_link
             continue
         if as_links:
             others = {name: value for name, value in item.items() if name not in ("b64_json", "url")}
-            data[one.n] = {"url": link(one.id, now=time.time(), origin=origin), **others}
-        elif item["b64_json"] == image_placeholders.mark(one.id):
-            item["b64_json"] = base64_of(session, one).decode()
+            data[one.n] = {"url": artifact_url(one.id, now=time.time(), origin=origin), **others}
+        elif item["b64_json"] == image_placeholders.placeholder_for(one.id):
+            item["b64_json"] = read_base64(session, one).decode()
 
 
-def link(artifact_id: UUID, *, now: float, origin: str = "") -> str:
+def artifact_url(artifact_id: UUID, *, now: float, origin: str = "") -> str:
     """A URL that opens this artifact without a key, for at least three quarters of NOWSERVING_ARTIFACT_URL_S and at most all of it.
 
     origin: what it begins with when NOWSERVING_PUBLIC_URL is not set; without either it is relative.
     """
-    return signed(public_id(artifact_id), now=now, origin=origin)
+    return signed_url(public_id(artifact_id), now=now, origin=origin)
 
 
-def signed(name: str, *, now: float, origin: str = "") -> str:
+def signed_url(name: str, *, now: float, origin: str = "") -> str:
     """The same for what is found by this name."""
     quarter_s = settings().artifact_url_s // QUARTERS
     expires = (int(now) // quarter_s + QUARTERS) * quarter_s
@@ -84,25 +86,25 @@ def signed(name: str, *, now: float, origin: str = "") -> str:
     return f"{begins}/v1/artifacts/{name}?expires={expires}&signature={crypto.sign(f'{name}.{expires}')}"
 
 
-def show(one: Stored, *, origin: str = "") -> dict[str, Any]:
+def artifact_view(one: StoredImage, *, origin: str = "") -> dict[str, Any]:
     """The artifact as its job lists it, with a link."""
-    url = link(one.id, now=time.time(), origin=origin)
+    url = artifact_url(one.id, now=time.time(), origin=origin)
     return {"id": public_id(one.id), "content_type": one.content_type, "bytes": one.size, "url": url}
 
 
-def expect_signed(name: str, *, expires: str, signature: str, now: float) -> None:
+def check_signature(name: str, *, expires: str, signature: str, now: float) -> None:
     """Raises NotFound for a wrong, changed or expired link."""
-    if not (expires.isascii() and expires.isdigit()) or not crypto.is_signed(f"{name}.{expires}", signature) or int(expires) < now:
+    if not (expires.isascii() and expires.isdigit()) or not crypto.is_valid_signature(f"{name}.{expires}", signature) or int(expires) < now:
         raise NotFound("This link is wrong or has expired. Fetch the job again: it carries fresh ones.")
 
 
-def find(session: Transaction, name: str, *, expires: str, signature: str, now: float) -> Stored:
+def by_signed_url(session: Transaction, name: str, *, expires: str, signature: str, now: float) -> StoredImage:
     """The artifact behind a link. Raises NotFound for a wrong, changed or expired link."""
-    expect_signed(name, expires=expires, signature=signature, now=now)
+    check_signature(name, expires=expires, signature=signature, now=now)
     row = session.execute(_FIND, {"id": UUID(hex=name.removeprefix("art_"))}).one_or_none()
     if row is None:
         raise NotFound("This picture was deleted.")
-    return Stored(row.id, row.n, row.content_type, row.size, row.name)
+    return StoredImage(row.id, row.n, row.content_type, row.size, row.name)
 
 
 def public_id(artifact_id: UUID) -> str:
@@ -110,7 +112,7 @@ def public_id(artifact_id: UUID) -> str:
     return f"art_{artifact_id.hex}"
 
 
-def sniff(content: bytes) -> str:
+def sniff_type(content: bytes) -> str:
     """The media type by the first bytes; what is not a known picture is plain bytes, never something a browser would run."""
     for begins, content_type in _KINDS.items():
         if content.startswith(begins):

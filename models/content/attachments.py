@@ -17,7 +17,7 @@ from models.platform.errors import Invalid, NotFound
 
 PREFIX = "art_"
 # Of a conversation: who needs more has a file server.
-FILES_MOST = 200
+MAX_FILES = 200
 TEXT = "text/plain"
 # What a model is told of a file whose content it does not get.
 _NAMED_TOKENS = 64
@@ -54,7 +54,7 @@ KINDS = {
 
 def parse_id(said: str) -> UUID:
     """The id behind `art_…`. Raises NotFound."""
-    return ids.parse(PREFIX, said, otherwise="No such attachment.")
+    return ids.parse_id(PREFIX, said, otherwise="No such attachment.")
 
 
 def store(session: Transaction, conversation_id: int, file: File) -> Any:
@@ -62,13 +62,13 @@ def store(session: Transaction, conversation_id: int, file: File) -> Any:
 
     The conversation's row has to be locked.
     """
-    if session.execute(_COUNT, {"of": conversation_id}).scalar_one() >= FILES_MOST:
-        raise Invalid(f"This session has {FILES_MOST} attachments, as many as it may. Begin another one.", code="too_many_attachments")
+    if session.execute(_COUNT, {"of": conversation_id}).scalar_one() >= MAX_FILES:
+        raise Invalid(f"This session has {MAX_FILES} attachments, as many as it may. Begin another one.", code="too_many_attachments")
     wanted = {"id": uuid7(), "of": conversation_id, "name": file.name, "type": file.content_type, "content": file.content}
     return session.execute(_STORE, {**wanted, "tokens": _weigh(file)}).one()
 
 
-def weigh(session: Transaction, key_id: int, conversation: str, attachments: Sequence[UUID]) -> int:
+def total_tokens(session: Transaction, key_id: int, conversation: str, attachments: Sequence[UUID]) -> int:
     """About how many tokens these are in a question. Raises NotFound unless all are of this key's conversation."""
     rows = session.execute(_WEIGH, {"key_id": key_id, "name": conversation, "ids": list(attachments)}).all()
     if len(rows) < len(set(attachments)):
@@ -79,18 +79,18 @@ def weigh(session: Transaction, key_id: int, conversation: str, attachments: Seq
     return sum(row.tokens for row in rows)
 
 
-def of(session: Transaction, attachments: Sequence[UUID] | None) -> list[Any]:
+def by_ids(session: Transaction, attachments: Sequence[UUID] | None) -> list[Any]:
     """These files in this order, as far as they are still there. Rows: id, name, content_type, size."""
     found = {row.id: row for row in session.execute(_OF, {"ids": list(attachments)})} if attachments else {}
     return [found[number] for number in attachments or () if number in found]
 
 
-def content(session: Transaction, attachment_id: UUID) -> bytes:
+def read_content(session: Transaction, attachment_id: UUID) -> bytes:
     """The whole file; empty when it was deleted just now."""
     return bytes(session.execute(_CONTENT, {"id": attachment_id}).scalar_one_or_none() or b"")
 
 
-def show(row: Any, *, now: float, origin: str = "") -> dict[str, Any]:
+def attachment_view(row: Any, *, now: float, origin: str = "") -> dict[str, Any]:
     """The file as its session lists it, with a link that expires."""
     return {
         "id": artifacts.public_id(row.id),
@@ -99,7 +99,7 @@ def show(row: Any, *, now: float, origin: str = "") -> dict[str, Any]:
         "kind": KINDS.get(row.content_type, "unknown"),
         "content_type": row.content_type,
         "bytes": row.size,
-        "url": artifacts.link(row.id, now=now, origin=origin),
+        "url": artifacts.artifact_url(row.id, now=now, origin=origin),
     }
 
 
@@ -107,7 +107,7 @@ def _weigh(file: File) -> int:
     if file.content_type == TEXT:
         return token_estimate.estimate_text(file.content.decode()) + token_estimate.estimate_text(file.name) + _HEADING_TOKENS
     if file.content_type.startswith("image/"):
-        return token_estimate.sized_image_tokens(image_size.of_bytes(file.content))
+        return token_estimate.sized_image_tokens(image_size.from_bytes(file.content))
     return token_estimate.estimate_text(file.name) + _NAMED_TOKENS
 
 

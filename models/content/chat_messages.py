@@ -15,20 +15,20 @@ INSTRUCTIONS = frozenset({"system", "developer"})
 _SENT_AGAIN = ("role", "content", "name", "tool_calls", "function_call")
 
 
-def question(endpoint: str, body: JsonObject) -> list[JsonObject]:
+def request_messages(endpoint: str, body: JsonObject) -> list[JsonObject]:
     """What is asked, as messages: a chat's own, of pictures the prompt. Empty for what no model is ever told again."""
     if endpoint == CHAT:
         return list(body["messages"])
     return [{"role": "user", "content": body["prompt"]}] if endpoint in (IMAGES, EDITS) else []
 
 
-def asked(endpoint: str, request: bytes) -> list[JsonObject]:
+def stored_request_messages(endpoint: str, request: bytes) -> list[JsonObject]:
     """`question` of a stored request. Empty too for a form, which only its upstream reads, and for a request that was erased."""
     body = json_reading.json_object(request)
-    return question(endpoint, body) if body else []
+    return request_messages(endpoint, body) if body else []
 
 
-def answer(response: bytes | None) -> JsonObject | None:
+def reply_message(response: bytes | None) -> JsonObject | None:
     """The first choice's message as the upstream can be told it again; None where the answer is no chat's."""
     choices = (json_reading.json_object(response) or {}).get("choices") if response else None
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -40,13 +40,13 @@ def answer(response: bytes | None) -> JsonObject | None:
     return {"role": "assistant", "content": None if calls else message.get("refusal") or "", **made}
 
 
-def said(messages: Sequence[JsonObject]) -> str:
+def plain_text(messages: Sequence[JsonObject]) -> str:
     """The text of these messages, without instructions, as a person reads it."""
     texts = [text for one in messages if one.get("role") not in INSTRUCTIONS for text in _texts(one.get("content"))]
     return "\n".join(texts)
 
 
-def pictures(messages: Sequence[JsonObject]) -> list[str]:
+def image_urls(messages: Sequence[JsonObject]) -> list[str]:
     """The URLs of the pictures in these messages, `data:` ones too, in order."""
     found = []
     for one in messages:

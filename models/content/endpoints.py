@@ -12,6 +12,6 @@ MODELS = "/v1/models"
 PAID = frozenset({CHAT, IMAGES, EDITS, EMBEDDINGS})
 
 
-def method(endpoint: str) -> str:
+def http_method(endpoint: str) -> str:
     """How this route is called: the list of models and each of them are read, everything else is posted."""
     return "GET" if endpoint == MODELS or endpoint.startswith(f"{MODELS}/") else "POST"

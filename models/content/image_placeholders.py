@@ -28,7 +28,7 @@ _COMPARED_BYTES = 3 * 2**16
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExtractedImage:
     """One picture of an answer. n: its place in `data`."""
 
     id: UUID
@@ -37,16 +37,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Extracted:
     """An answer, and its stream if it was one, with marks for pictures; and the pictures."""
 
     response: bytes
     transcript: bytes | None
-    pictures: Sequence[Picture]
+    pictures: Sequence[ExtractedImage]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredImage:
     """A picture as storage knows it, or an attached file. size: in bytes. name: of the file."""
 
     id: UUID
@@ -60,45 +60,47 @@ class Stored:
 _Span = tuple[int, int]
 
 
-def mark(picture_id: UUID) -> str:
+def placeholder_for(picture_id: UUID) -> str:
     """What stands where the base64 of this picture stood."""
     return f"art_{picture_id.hex}.b64"
 
 
-def is_cut(content: bytes) -> bool:
+def may_have_placeholders(content: bytes) -> bool:
     """Whether there may be marks in these bytes; False is certain."""
     return _END in content
 
 
-def cut(response: bytes, transcript: bytes | None = None) -> Cut:
+def extract_images(response: bytes, transcript: bytes | None = None) -> Extracted:
     """A mark for each picture in the answer's `data`, the same in its stream, and the pictures.
 
     Base64 that would not come out the same again stays where it is, though its bytes are a picture too; what is not base64 just stays.
     """
     if KEY not in response:
-        return Cut(response, transcript, [])
+        return Extracted(response, transcript, [])
     found = {span: content for span in _spans(response) if (content := _decode(response, span)) is not None}
     names = _name(found, _replace(response, dict.fromkeys(found, b"")), transcript or b"")
-    marked = _replace(response, {span: mark(name).encode() for span, name in names.items()})
-    pictures = list(_number(marked, {mark(names[span]): Picture(names[span], 0, content) for span, content in found.items()}))
+    marked = _replace(response, {span: placeholder_for(name).encode() for span, name in names.items()})
+    pictures = list(
+        _number(marked, {placeholder_for(names[span]): ExtractedImage(names[span], 0, content) for span, content in found.items()})
+    )
     if not pictures:
-        return Cut(response, transcript, [])
+        return Extracted(response, transcript, [])
     numbered = {picture.id for picture in pictures}
-    kept = {span: mark(name).encode() for span, name in names.items() if name in numbered}
+    kept = {span: placeholder_for(name).encode() for span, name in names.items() if name in numbered}
     if len(kept) < len(found):
         marked = _replace(response, kept)
-    return Cut(marked, _cut_again(transcript, response, kept), pictures)
+    return Extracted(marked, _cut_again(transcript, response, kept), pictures)
 
 
-def without_pictures(response: bytes) -> bytes:
+def strip_images(response: bytes) -> bytes:
     """The answer with empty texts where its base64 stands."""
     return _replace(response, dict.fromkeys(_spans(response), b""))
 
 
-def parts(content: bytes, stored: Sequence[Stored]) -> list[bytes | Stored]:
+def split_at_placeholders(content: bytes, stored: Sequence[StoredImage]) -> list[bytes | StoredImage]:
     """The content in order, and for each mark the picture whose base64 belongs there. Marks of other pictures are none."""
-    known = {mark(one.id).encode(): one for one in stored}
-    made: list[bytes | Stored] = []
+    known = {placeholder_for(one.id).encode(): one for one in stored}
+    made: list[bytes | StoredImage] = []
     at = 0
     for found in _MARK.finditer(content):
         if one := known.get(found[1]):
@@ -107,12 +109,12 @@ def parts(content: bytes, stored: Sequence[Stored]) -> list[bytes | Stored]:
     return [*made, content[at:]]
 
 
-def encoded(content: bytes | memoryview) -> bytes:
+def encode_base64(content: bytes | memoryview) -> bytes:
     """Base64 as a picture's mark stands for it."""
     return binascii.b2a_base64(content, newline=False)
 
 
-def length(size: int) -> int:
+def base64_length(size: int) -> int:
     """How many characters of base64 so many bytes make."""
     return -(-size // 3) * 4
 
@@ -137,14 +139,15 @@ def _decode(content: bytes, span: _Span) -> bytes | None:
         found = binascii.a2b_base64(memoryview(content)[start:end], strict_mode=True)
     except binascii.Error:
         return None
-    return found if length(len(found)) == end - start and _encodes_to(found, content, start) else None
+    return found if base64_length(len(found)) == end - start and _encodes_to(found, content, start) else None
 
 
 def _encodes_to(picture: bytes, content: bytes, start: int) -> bool:
     """Whether its base64 is what stands at `start`; compared piece by piece, for a whole one would be a copy more."""
     view = memoryview(picture)
     return all(
-        content.startswith(encoded(view[at : at + _COMPARED_BYTES]), start + length(at)) for at in range(0, len(picture), _COMPARED_BYTES)
+        content.startswith(encode_base64(view[at : at + _COMPARED_BYTES]), start + base64_length(at))
+        for at in range(0, len(picture), _COMPARED_BYTES)
     )
 
 
@@ -167,7 +170,7 @@ def _replace(content: bytes, spans: Mapping[_Span, bytes]) -> bytes:
     return b"".join([*pieces, memoryview(content)[at:]])
 
 
-def _number(marked: bytes, found: Mapping[str, Picture]) -> Iterator[Picture]:
+def _number(marked: bytes, found: Mapping[str, ExtractedImage]) -> Iterator[ExtractedImage]:
     """The pictures of `data` with their places: those that were found, and those in base64 that was not."""
     try:
         data = json.loads(marked)["data"]
@@ -178,10 +181,10 @@ def _number(marked: bytes, found: Mapping[str, Picture]) -> Iterator[Picture]:
         if not isinstance(said, str) or not said:
             continue
         if (one := found.get(said)) is not None:
-            yield Picture(one.id, n, one.content)
+            yield ExtractedImage(one.id, n, one.content)
             continue
         try:
-            yield Picture(uuid7(), n, binascii.a2b_base64("".join(said.split()).encode(), strict_mode=True))
+            yield ExtractedImage(uuid7(), n, binascii.a2b_base64("".join(said.split()).encode(), strict_mode=True))
         except (binascii.Error, UnicodeEncodeError):
             log.warning("a picture in an answer is not base64; the answer itself is kept")
 

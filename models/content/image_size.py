@@ -13,18 +13,18 @@ MAX_SEGMENTS = 100
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def of_url(url: str) -> Size | None:
+def from_url(url: str) -> Size | None:
     """Of a `data:` URL, which may be cut off behind the header; None for another URL or what is no such picture."""
     head, comma, encoded = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         return None
     try:
-        return of_bytes(base64.b64decode(encoded[: len(encoded) // 4 * 4]))
+        return from_bytes(base64.b64decode(encoded[: len(encoded) // 4 * 4]))
     except (binascii.Error, ValueError):
         return None
 
 
-def of_bytes(content: bytes) -> Size | None:
+def from_bytes(content: bytes) -> Size | None:
     """Pixels (width, height), both above 0; None where these are not the first bytes of a picture of one of the four kinds."""
     try:
         width, height = _read(content)

@@ -14,12 +14,12 @@ from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATION
 JsonObject = dict[str, Any]
 TOKENS_PER_MESSAGE = 4
 # A picture whose size is not known: six tiles, as a screen of 16:9 has.
-PICTURE_TOKENS = 85 + 6 * 170
+DEFAULT_IMAGE_TOKENS = 85 + 6 * 170
 # The largest picture of the best quality, of models that count the pictures they make as tokens.
-MADE_PICTURE_TOKENS = 6_240
+MAX_GENERATED_IMAGE_TOKENS = 6_240
 # Texts are counted in pieces, and of one longer than this only every second, third … piece: no model reads so much.
 PIECE_CHARS = 262_144
-COUNTED_CHARS = 16 * PIECE_CHARS
+MAX_COUNTED_CHARS = 16 * PIECE_CHARS
 # Parts of a message by the size of what they hold: compressed speech of 64 kbit/s is 10 tokens a second; a page of a PDF about 75 kB.
 _BYTES_PER_TOKEN = MappingProxyType({"input_audio": 800, "file": 50})
 # Members of a chat's request that the model reads beside its messages, and of a message beside its content.
@@ -35,10 +35,10 @@ def estimate_text(text: str, *, model: str = "") -> int:
     """About how many tokens this text is to that model: within 10 % in English, Chinese prose and code. 0 for an empty text only."""
     if not text:
         return 0
-    starts = range(0, len(text), PIECE_CHARS * math.ceil(len(text) / COUNTED_CHARS))
+    starts = range(0, len(text), PIECE_CHARS * math.ceil(len(text) / MAX_COUNTED_CHARS))
     pieces = [text[start : start + PIECE_CHARS] for start in starts]
     counted = sum(map(len, pieces))
-    weight = sum(token_weights.weigh(piece, model=model) for piece in pieces)
+    weight = sum(token_weights.estimate_tokens(piece, model=model) for piece in pieces)
     return math.ceil(weight * len(text) / counted)
 
 
@@ -86,13 +86,13 @@ def image_tokens(part: object) -> int:
     if detail == "low" or (isinstance(part, Mapping) and part.get("detail") == "low"):
         return 85
     url = inside.get("url") if isinstance(inside, Mapping) else inside
-    size = image_size.of_url(url[:_HEADER_CHARS]) if isinstance(url, str) else None
+    size = image_size.from_url(url[:_HEADER_CHARS]) if isinstance(url, str) else None
     return sized_image_tokens(size)
 
 
 def sized_image_tokens(size: image_size.Size | None) -> int:
     """The same of a picture of so many pixels; None: not known."""
-    return _tiles(*size) * 170 + 85 if size else PICTURE_TOKENS
+    return _tiles(*size) * 170 + 85 if size else DEFAULT_IMAGE_TOKENS
 
 
 def _tiles(width: int, height: int) -> int:
@@ -139,7 +139,7 @@ def _take_part(part: Mapping[str, Any], texts: list[str]) -> int:
 def _file_tokens(inside: object, bytes_per_token: int) -> int:
     """By the size of what is sent along; a file that is elsewhere counts as a picture."""
     held = (inside.get("data") or inside.get("file_data")) if isinstance(inside, Mapping) else None
-    return len(held) * 3 // 4 // bytes_per_token + 1 if isinstance(held, str) else PICTURE_TOKENS
+    return len(held) * 3 // 4 // bytes_per_token + 1 if isinstance(held, str) else DEFAULT_IMAGE_TOKENS
 
 
 def _json(value: object) -> str:

@@ -74,7 +74,7 @@ _LETTER, _DIGIT, _PUNCT = _only(b"aAeEgr", b"a"), _only(b"0", b"0"), _only(b".",
 _CONSONANT = _only(b"bcdfghjklmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ", b"x")
 
 
-def weigh(text: str, *, model: str = "") -> float:
+def estimate_tokens(text: str, *, model: str = "") -> float:
     """About how many tokens this text is to that model, not rounded."""
     raw = text.encode("utf-8", "surrogatepass")
     # Before it a byte of no class, so that a run at its start counts as one.

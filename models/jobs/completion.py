@@ -46,7 +46,8 @@ _END_ATTEMPT = """
 """
 # While a job runs, its attempt is unchanged and uncharged: a transaction that changes either also takes the job's lease away.
 _FINISH_FAST = text(f"""
-    WITH {_ended(_HELD)}, settled AS ({_END_ATTEMPT} AND EXISTS (SELECT FROM ended)), {ledger.of_ended("ended")}, {usage.of("ended")}
+    WITH {_ended(_HELD)}, settled AS ({_END_ATTEMPT} AND EXISTS (SELECT FROM ended)),
+         {ledger.charge_ended_cte("ended")}, {usage.usage_cte("ended")}
     SELECT *, {outbox.DUE} FROM ended
 """)
 

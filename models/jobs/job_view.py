@@ -44,7 +44,7 @@ def find_submission(session: Transaction, job_id: UUID, key_id: int) -> Any:
 
 def read_transcript(session: Transaction, job_id: UUID) -> bytes:
     """The events of a stream as they were relayed; empty while it runs, and for a job without one."""
-    return artifacts.restore(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
+    return artifacts.restore_images(session, job_id, bytes(session.execute(_TRANSCRIPT, {"id": job_id}).scalar_one_or_none() or b""))
 
 
 def find_raw_response(session: Transaction, job_id: UUID, key_id: int) -> Any:
@@ -96,14 +96,14 @@ def render_jobs(session: Transaction, jobs: Sequence[Any], *, origin: str = "") 
 
 
 def _show(session: Transaction, job: Any, place: position.QueuePosition | None, *, result: Any, origin: str) -> JsonObject:
-    pictures = artifacts.of(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
+    pictures = artifacts.by_job(session, job.id) if job.status == Status.SUCCEEDED and job.images else []
     return _object(
         job,
         place,
         attempts=[_attempt(row) for row in session.execute(_ATTEMPTS, {"id": job.id, "calls": job.calls})] if job.calls else [],
         usage=_usage(session.execute(_USAGE, {"id": job.id}).all() if job.calls else []),
         result=result,
-        artifacts=[artifacts.show(one, origin=origin) for one in pictures],
+        artifacts=[artifacts.artifact_view(one, origin=origin) for one in pictures],
     )
 
 
@@ -179,18 +179,18 @@ def read_result(session: Transaction, job: Any, *, with_pictures: bool = True, o
     try:
         answer = json.loads(content, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
-        return artifacts.restore(session, job.id, content).decode("utf-8", "replace")
-    if job.wants_urls or (with_pictures and image_placeholders.is_cut(content)):
-        artifacts.fill(session, answer, artifacts.of(session, job.id), as_links=job.wants_urls, origin=origin)
+        return artifacts.restore_images(session, job.id, content).decode("utf-8", "replace")
+    if job.wants_urls or (with_pictures and image_placeholders.may_have_placeholders(content)):
+        artifacts.fill_images(session, answer, artifacts.by_job(session, job.id), as_links=job.wants_urls, origin=origin)
     return answer
 
 
 def result_bytes(session: Transaction, job: Any) -> int:
     """How long `result` is, pictures put back: an upper bound within a few bytes."""
     content = bytes(job.response or b"")
-    if job.wants_urls or not image_placeholders.is_cut(content):
+    if job.wants_urls or not image_placeholders.may_have_placeholders(content):
         return len(content)
-    return len(content) + sum(one.size for one in artifacts.of(session, job.id)) * 4 // 3
+    return len(content) + sum(one.size for one in artifacts.by_job(session, job.id)) * 4 // 3
 
 
 def _finite(digits: str) -> float:

@@ -119,7 +119,7 @@ _REAP = text(f"""
         RETURNING job.id, job.status, job.seq, job.lane_id, job.start_tag, job.conversation_id, dispatch AS dispatch_id,
                   job.credential_id, job.model, job.key_id, job.webhook_url, job.ended_at, job.flow, job.reserved_microusd,
                   job.endpoint, job.calls, job.started_at, job.request_id, job.traceparent
-    ), {ledger.of_lost("reaped")}, flagged AS (
+    ), {ledger.charge_lost_cte("reaped")}, flagged AS (
         UPDATE attempt SET outcome = 'unknown', ended_at = clock_timestamp() FROM reaped
         WHERE attempt.dispatch_id = reaped.dispatch_id AND attempt.outcome = 'running'
     ), event AS (

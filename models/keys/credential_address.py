@@ -12,7 +12,7 @@ KINDS = (OPENAI, AZURE)
 _VERSION = re.compile(r"[0-9A-Za-z.-]{1,40}")
 
 
-def address(kind: str, *, base_url: str | None, api_version: str | None) -> tuple[str | None, str | None]:
+def normalize(kind: str, *, base_url: str | None, api_version: str | None) -> tuple[str | None, str | None]:
     """base_url and api_version as they are stored; an empty one is None.
 
     kind: openai, whose base_url None is OPENAI_BASE_URL; azure, whose base_url is that of the resource, and whose api_version None is the

@@ -16,7 +16,7 @@ from models.keys import credential_address
 from models.platform import crypto, token_forms
 from models.platform.errors import Invalid, Unauthorised
 
-OWN_MOST_CHARS = 256
+MAX_TOKEN_CHARS = 256
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Limits:
     max_in_flight: int | None = None
 
 
-def recognise(session: Transaction, token: str, *, before_new: Callable[[], None] = lambda: None) -> Key:
+def authenticate(session: Transaction, token: str, *, before_new: Callable[[], None] = lambda: None) -> Key:
     """The key that presents this bearer token; an own key is registered on first use where the operator allows it.
 
     before_new: called before a key is registered; what it raises is raised.
     Raises Unauthorised for an operator's token, for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII
     characters, and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
     """
-    if not 1 <= len(token) <= OWN_MOST_CHARS or not token.isascii() or not token.isprintable():
+    if not 1 <= len(token) <= MAX_TOKEN_CHARS or not token.isascii() or not token.isprintable():
         raise Unauthorised("A key is 1 to 256 printable ASCII characters, sent as `Authorization: Bearer <key>`.")
-    if operators.is_token(token):
+    if operators.is_operator_token(token):
         raise Unauthorised("This is an operator's token: it opens /ops only. Send a caller's key (`nowserving keys create`).")
     prints = _fingerprints(token)
     row = session.execute(_FIND, {"prints": prints}).one_or_none()
@@ -91,8 +91,8 @@ def add_credential(
 
     Raises Invalid, for an operator's token too.
     """
-    expect_upstream(upstream_key)
-    base_url, api_version = credential_address.address(kind, base_url=base_url, api_version=api_version)
+    check_upstream_key(upstream_key)
+    base_url, api_version = credential_address.normalize(kind, base_url=base_url, api_version=api_version)
     number = session.execute(text("SELECT nextval(pg_get_serial_sequence('credential', 'id'))")).scalar_one()
     sealed = crypto.seal(upstream_key.encode(), bound_to=f"credential:{number}")
     session.execute(
@@ -102,9 +102,9 @@ def add_credential(
     return int(number)
 
 
-def expect_upstream(upstream_key: str) -> None:
+def check_upstream_key(upstream_key: str) -> None:
     """Raises Invalid for an operator's token: it must never be sent upstream."""
-    if operators.is_token(upstream_key):
+    if operators.is_operator_token(upstream_key):
         raise Invalid("This is an operator's token of nowserving. Give the key of the upstream.", param="key")
 
 
@@ -113,7 +113,7 @@ def set_limits(session: Transaction, credential_id: int, limits: Limits, *, mode
     session.execute(_SET_LIMITS, {"credential_id": credential_id, "model": model, **vars(limits)})
 
 
-def make_pool(session: Transaction, name: str) -> int:
+def create_pool(session: Transaction, name: str) -> int:
     """A pool of this name, new or already there; returns its id."""
     made = session.execute(text("INSERT INTO pool (name) VALUES (:name) ON CONFLICT (name) DO NOTHING RETURNING id"), {"name": name})
     found = made.scalar_one_or_none()
@@ -126,7 +126,7 @@ def _register(session: Transaction, token: str, prints: list[bytes]) -> Key:
     row = session.execute(_FIND, {"prints": prints}).one_or_none()
     if row is not None:
         return Key(id=row.id, pool_id=row.pool_id, kind=row.kind)
-    pool_id = make_pool(session, f"own:{prints[0].hex()[:32]}")
+    pool_id = create_pool(session, f"own:{prints[0].hex()[:32]}")
     add_credential(session, pool_id=pool_id, upstream_key=token)
     made = session.execute(_ADD_KEY, {"print": prints[0], "kind": "own", "name": None, "pool_id": pool_id}).one()
     return Key(id=made.id, pool_id=pool_id, kind="own")

@@ -15,7 +15,7 @@ from models.keys.keys import Limits
 
 
 @dataclass(frozen=True)
-class State:
+class LimitState:
     """One credential and model. window_size: calls in flight borne so far, None: unbounded."""
 
     limits: Limits
@@ -25,7 +25,7 @@ class State:
     cooldown_until: datetime | None
 
 
-def credentials_of(session: Transaction, pool_ids: Sequence[int]) -> dict[int, list[int]]:
+def active_credentials(session: Transaction, pool_ids: Sequence[int]) -> dict[int, list[int]]:
     """The credentials of each pool that are not parked, paused or retired."""
     found: dict[int, list[int]] = {number: [] for number in pool_ids}
     for row in session.execute(_CREDENTIALS, {"pools": list(pool_ids)}):
@@ -33,30 +33,30 @@ def credentials_of(session: Transaction, pool_ids: Sequence[int]) -> dict[int, l
     return found
 
 
-def lanes(session: Transaction, lane_ids: Sequence[int]) -> Sequence[Any]:
+def lanes_by_ids(session: Transaction, lane_ids: Sequence[int]) -> Sequence[Any]:
     """These lanes. Rows: id, pool_id, model."""
     return session.execute(text("SELECT id, pool_id, model FROM lane WHERE id = ANY(:ids)"), {"ids": list(lane_ids)}).all()
 
 
-def read(session: Transaction, credential_id: int, model: str) -> State:
+def state_of(session: Transaction, credential_id: int, model: str) -> LimitState:
     """What is known; where the operator said nothing the settings' defaults (0: open) hold."""
     rows = {row.model: row for row in session.execute(_READ, {"credential_id": credential_id, "model": model})}
     return _state(rows.get(model), rows.get("*"))
 
 
-def read_many(session: Transaction, meters: Sequence[tuple[int, str]]) -> dict[tuple[int, str], State]:
+def states_of(session: Transaction, meters: Sequence[tuple[int, str]]) -> dict[tuple[int, str], LimitState]:
     """`read` for each of these credentials and models, in one statement."""
     wanted = {"credentials": sorted({one[0] for one in meters}), "models": ["*", *sorted({one[1] for one in meters})]}
     rows = {(row.credential_id, row.model): row for row in session.execute(_READ_MANY, wanted)} if meters else {}
     return {one: _state(rows.get(one), rows.get((one[0], "*"))) for one in meters}
 
 
-def _state(own: Any | None, usual: Any | None) -> State:
+def _state(own: Any | None, usual: Any | None) -> LimitState:
     names = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
     said = own if own is not None and any(getattr(own, name) is not None for name in names) else usual
     defaults = settings()
     limits = {name: (getattr(said, name) if said is not None else None) or getattr(defaults, f"default_{name}") or None for name in names}
-    return State(
+    return LimitState(
         limits=Limits(**limits),
         learned_rpm=own.learned_rpm if own is not None else None,
         learned_tpm=own.learned_tpm if own is not None else None,
@@ -65,7 +65,7 @@ def _state(own: Any | None, usual: Any | None) -> State:
     )
 
 
-def together(states: Sequence[State]) -> dict[str, float | None]:
+def sum_of(states: Sequence[LimitState]) -> dict[str, float | None]:
     """What several credentials may do together: rpm, tpm, ipm, max_in_flight; None as soon as one of them has no known limit."""
 
     def total(values: list[float | None]) -> float | None:
@@ -79,7 +79,7 @@ def together(states: Sequence[State]) -> dict[str, float | None]:
     }
 
 
-def remember(
+def store_learned(
     session: Transaction,
     credential_id: int,
     model: str,
@@ -98,12 +98,12 @@ def remember(
     )  # fmt: skip
 
 
-def history(session: Transaction, credential_id: int, model: str, *, seconds: int, step_s: int) -> Sequence[Any]:
+def attempt_history(session: Transaction, credential_id: int, model: str, *, seconds: int, step_s: int) -> Sequence[Any]:
     """Calls of the last `seconds`, summed in steps. Rows: ends_us (epoch µs, the end of the step), requests, tokens, images."""
     return session.execute(_HISTORY, {"credential_id": credential_id, "model": model, "seconds": seconds, "step_s": step_s}).all()
 
 
-def live(session: Transaction, credential_id: int, model: str) -> Sequence[Any]:
+def running_attempts(session: Transaction, credential_id: int, model: str) -> Sequence[Any]:
     """Calls that run now. Rows: dispatch_id, tokens, images, left_s (of the lease, and long enough for whoever keeps it to come by).
 
     A lease that has run out is none that was lost: only the reaper says that, and not soon after Postgres was away.
@@ -112,7 +112,7 @@ def live(session: Transaction, credential_id: int, model: str) -> Sequence[Any]:
     return session.execute(_LIVE, wanted).all()
 
 
-def running(session: Transaction) -> Sequence[Any]:
+def all_running_attempts(session: Transaction) -> Sequence[Any]:
     """All calls that run now. Rows: dispatch_id, credential_id, model."""
     return session.execute(text("SELECT dispatch_id, credential_id, model FROM job WHERE status = 'running'")).all()
 

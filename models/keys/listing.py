@@ -11,12 +11,12 @@ from models.database.db import Transaction
 from models.platform.errors import NotFound
 
 
-def keys(session: Transaction) -> Sequence[Any]:
+def list_keys(session: Transaction) -> Sequence[Any]:
     """Every key. Rows: id, kind, name, pool, created_at, revoked_at."""
     return session.execute(_KEYS).all()
 
 
-def kind_of(session: Transaction, key_id: int) -> str:
+def kind_of_key(session: Transaction, key_id: int) -> str:
     """`own` or `issued`. Raises NotFound."""
     found = session.execute(text("SELECT kind FROM key WHERE id = :id"), {"id": key_id}).scalar_one_or_none()
     if found is None:
@@ -24,12 +24,12 @@ def kind_of(session: Transaction, key_id: int) -> str:
     return str(found)
 
 
-def pools(session: Transaction) -> Sequence[Any]:
+def list_pools(session: Transaction) -> Sequence[Any]:
     """Every pool. Rows: id, name, paused_reason, credentials (their ids), parked (of these, with reasons)."""
     return session.execute(_POOLS).all()
 
 
-def pool_named(session: Transaction, name: str) -> int:
+def pool_id_by_name(session: Transaction, name: str) -> int:
     """The id of this pool. Raises NotFound."""
     found = session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": name}).scalar_one_or_none()
     if found is None:
@@ -37,7 +37,7 @@ def pool_named(session: Transaction, name: str) -> int:
     return int(found)
 
 
-def credentials_behind(session: Transaction, *, key_id: int | None = None, credential_id: int | None = None) -> list[int]:
+def credential_ids_by(session: Transaction, *, key_id: int | None = None, credential_id: int | None = None) -> list[int]:
     """The credentials that serve this key, or this one credential. Raises NotFound when there is none."""
     found = [row.id for row in session.execute(_BEHIND, {"key_id": key_id, "credential_id": credential_id})]
     if not found:

@@ -19,9 +19,9 @@ from models.database.db import Transaction
 # A claim of a worker that died is open to the next one after this; longer than a refresh may take.
 CLAIM_S = 20
 # One credential's copies: a caller can name any number of accounts.
-ACCOUNTS_MAX = 16
+MAX_ACCOUNTS = 16
 # OpenRouter's list, the longest known, has 0.6 MB.
-LIST_MAX_BYTES = 4 * 1024 * 1024
+MAX_LIST_BYTES = 4 * 1024 * 1024
 
 
 class _List(msgspec.Struct):
@@ -35,12 +35,12 @@ class _Model(msgspec.Struct):
 _LIST, _MODEL = msgspec.json.Decoder(_List), msgspec.json.Decoder(_Model)
 
 
-def account(headers: Mapping[str, str]) -> str:
+def account_name(headers: Mapping[str, str]) -> str:
     """The account that these headers choose, as copies are told apart by it; empty without headers."""
     return json.dumps(dict(sorted(headers.items()))) if headers else ""
 
 
-def entries(body: bytes) -> Iterator[tuple[str, bytes]]:
+def parse_entries(body: bytes) -> Iterator[tuple[str, bytes]]:
     """The id of each model in a list, and the upstream's own bytes for it. Raises ValueError for what is no list of models."""
     try:
         raws = _LIST.decode(body).data
@@ -51,7 +51,7 @@ def entries(body: bytes) -> Iterator[tuple[str, bytes]]:
             yield _MODEL.decode(raw).id, bytes(raw)
 
 
-def standing(session: Transaction, pool_id: int, *, account: str) -> Sequence[Any]:
+def states_of(session: Transaction, pool_id: int, *, account: str) -> Sequence[Any]:
     """How the copies of the pool's credentials stand, in the order of the credentials.
 
     Rows: credential_id, is_paused, has_body, age_s (None without a body), tried_s (since the last refresh ended; None: never), refusal
@@ -60,21 +60,21 @@ def standing(session: Transaction, pool_id: int, *, account: str) -> Sequence[An
     return session.execute(_STANDING, {"pool_id": pool_id, "account": account, "default": settings().openai_base_url}).all()
 
 
-def bodies(session: Transaction, credential_ids: Sequence[int], *, account: str) -> list[bytes]:
+def bodies_of(session: Transaction, credential_ids: Sequence[int], *, account: str) -> list[bytes]:
     """The copies of these credentials, in the order of the credentials."""
     rows = session.execute(_BODIES, {"ids": list(credential_ids), "account": account})
     return [bytes(row.body) for row in rows]
 
 
-def want(session: Transaction, credential_ids: Sequence[int], *, account: str) -> None:
+def request_refresh(session: Transaction, credential_ids: Sequence[int], *, account: str) -> None:
     """A worker is to refresh these copies. Beyond ACCOUNTS_MAX accounts of a credential, those not asked for longest are dropped."""
     params = {"ids": sorted(credential_ids), "account": account}
     session.execute(_WANT, params)
     if account:
-        session.execute(_DROP_SURPLUS, {**params, "max": ACCOUNTS_MAX})
+        session.execute(_DROP_SURPLUS, {**params, "max": MAX_ACCOUNTS})
 
 
-def claim(session: Transaction) -> Any | None:
+def claim_refresh(session: Transaction) -> Any | None:
     """The copy that has been wanted longest, of a credential that no worker refreshes now, ours for CLAIM_S; None: there is none.
 
     Row: credential_id, account, base_url, secret, credential_kind, api_version, source.
@@ -82,18 +82,18 @@ def claim(session: Transaction) -> Any | None:
     return session.execute(_CLAIM, {"claim_s": CLAIM_S, "default": settings().openai_base_url}).one_or_none()
 
 
-def store(session: Transaction, row: Any, *, body: bytes) -> None:
+def store_list(session: Transaction, row: Any, *, body: bytes) -> None:
     """The claimed copy is this list from now on. row: of `claim`."""
     session.execute(_STORE, {"credential_id": row.credential_id, "account": row.account, "source": row.source, "body": body})
 
 
-def refuse(session: Transaction, row: Any, *, status: int, error: Mapping[str, object]) -> None:
+def store_failure(session: Transaction, row: Any, *, status: int, error: Mapping[str, object]) -> None:
     """The refresh of the claimed copy failed; the copy stays as it was. row: of `claim`."""
     refusal = json.dumps({"status": status, "error": error})
     session.execute(_REFUSE, {"credential_id": row.credential_id, "account": row.account, "refusal": refusal})
 
 
-def forget(session: Transaction, credential_id: int) -> None:
+def delete_copies(session: Transaction, credential_id: int) -> None:
     """The credential has no copies: its key or address was changed."""
     session.execute(text("DELETE FROM model_list WHERE credential_id = :id"), {"id": credential_id})
 

@@ -21,7 +21,7 @@ from models.config.settings import settings
 from models.database.db import Transaction
 
 # The longest time between two probes of a credential that is parked for one model and endpoint.
-PROBE_MOST_S = 3_600
+MAX_PROBE_S = 3_600
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def make_probe_due(session: Transaction, credential_id: int, *, reason: str) -> 
     session.execute(_MAKE_PROBE_DUE, {"id": credential_id, "reason": reason, "probe_s": settings().probe_s})
 
 
-def open_or_due(session: Transaction, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
+def usable_credentials(session: Transaction, pool_ids: Sequence[int], *, probe_s: float) -> Sequence[Any]:
     """The credentials that may be asked.
 
     Rows: id, pool_id, weight, is_probe (parked, and due for one job that tries it), shut: [{model, endpoint, is_due}] of what each is
@@ -61,7 +61,7 @@ def open_or_due(session: Transaction, pool_ids: Sequence[int], *, probe_s: float
     return session.execute(_OPEN, {"pools": list(pool_ids), "probe_s": probe_s}).all()
 
 
-def probed(session: Transaction, credential_ids: Sequence[int]) -> None:
+def record_probes(session: Transaction, credential_ids: Sequence[int]) -> None:
     """A probe is on its way with these; the next is due only after another probe_s."""
     if credential_ids:
         session.execute(
@@ -69,7 +69,7 @@ def probed(session: Transaction, credential_ids: Sequence[int]) -> None:
         )
 
 
-def refused(
+def record_refusal(
     session: Transaction, *, job_id: UUID, credential_id: int, model: str, endpoint: str, reason: str | None, refused_by: Sequence[int]
 ) -> bool:
     """Parks the credential for this model and endpoint where another credential of its pool may serve the job; returns whether one may.
@@ -82,7 +82,7 @@ def refused(
         session.execute(_FORGIVE, {"job_id": job_id, "model": model, "endpoint": endpoint})
         return False
     if reason is not None:
-        session.execute(_PARK_MODEL, {**wanted, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
+        session.execute(_PARK_MODEL, {**wanted, "probe_s": settings().probe_s, "most_s": MAX_PROBE_S})
     return True
 
 
@@ -91,20 +91,20 @@ def unpark_model(session: Transaction, credential_id: int, *, model: str, endpoi
     session.execute(_UNPARK_MODEL, {"credential_id": credential_id, "model": model, "endpoint": endpoint})
 
 
-def probed_models(session: Transaction, probes: Sequence[tuple[int, str, str]]) -> None:
+def record_model_probes(session: Transaction, probes: Sequence[tuple[int, str, str]]) -> None:
     """A probe is on its way with each (credential, model, endpoint); the next is due only after their time."""
     if probes:
         columns = dict(zip(("credentials", "models", "endpoints"), map(list, zip(*probes, strict=True)), strict=True))
-        session.execute(_PROBED_MODELS, {**columns, "probe_s": settings().probe_s, "most_s": PROBE_MOST_S})
+        session.execute(_PROBED_MODELS, {**columns, "probe_s": settings().probe_s, "most_s": MAX_PROBE_S})
 
 
-def hopeless(session: Transaction, pool_ids: Sequence[int]) -> dict[int, Refusal]:
+def rejected_keys(session: Transaction, pool_ids: Sequence[int]) -> dict[int, Refusal]:
     """Pools of own keys that the upstream does not serve, and how it refuses them."""
     rows = session.execute(_HOPELESS, {"pools": list(pool_ids)})
     return {row.pool_id: Refusal(row.parked_error, row.status) for row in rows}
 
 
-def waited_out(session: Transaction, *, longer_than_s: float, limit: int) -> Sequence[Any]:
+def jobs_parked_too_long(session: Transaction, *, longer_than_s: float, limit: int) -> Sequence[Any]:
     """Jobs that have waited so long, with callers on a connection, in pools of which every credential has been parked for so long.
 
     Rows: id, key_id, lane_id, calls, created_at, request_id, traceparent, words ({status, error} of the last refusal; None: not known).
@@ -125,8 +125,8 @@ _PARK = text("""
     WHERE credential.id = owned.id RETURNING owned.is_own, owned.was_parked
 """)
 #: What `resume` of an operator writes too.
-OPEN = "parked_at = NULL, parked_reason = NULL, parked_error = NULL, parked_since = NULL, parked_words = NULL"
-_UNPARK = text(f"UPDATE credential SET {OPEN} WHERE id = :id AND parked_at IS NOT NULL")
+UNPARK_COLUMNS = "parked_at = NULL, parked_reason = NULL, parked_error = NULL, parked_since = NULL, parked_words = NULL"
+_UNPARK = text(f"UPDATE credential SET {UNPARK_COLUMNS} WHERE id = :id AND parked_at IS NOT NULL")
 _HOPELESS = text("""
     SELECT pool_id, parked_error, CAST(parked_words ->> 'status' AS int) AS status FROM credential
     WHERE pool_id = ANY(:pools) AND parked_error IS NOT NULL

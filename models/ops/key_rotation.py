@@ -20,7 +20,7 @@ from models.webhooks import endpoints, signing
 def reencrypt_all(session: Transaction, act: Act) -> dict[str, int]:
     """Everything is sealed with the newest secret; how many of each. Raises ValueError where none opens one, and nothing is changed."""
     done = {"credentials": _credentials(session), "own_keys": _own_keys(session)}
-    done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.show(endpoints.PREFIX, number))
+    done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.format_id(endpoints.PREFIX, number))
     done["webhook_secrets"] += _signing(session, "webhook_secret", "key_id", signing.key_owner)
     audit_log.write(session, act, "rotate-secret", "secrets", before=None, after=done)
     return done

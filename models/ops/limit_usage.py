@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from models.database.db import Transaction
 from models.keys import limits
-from models.keys.limits import State
+from models.keys.limits import LimitState
 
 MINUTE_S = 60
 NAMES = ("rpm", "tpm", "ipm", "rpd", "max_in_flight")
@@ -37,7 +37,7 @@ class LimitUsage:
 class CredentialUsage:
     """One credential and model: its limits as they are known, and how far each is used."""
 
-    state: State
+    state: LimitState
     gauges: Mapping[str, LimitUsage]
 
     @property
@@ -47,7 +47,7 @@ class CredentialUsage:
 
 def usage_of(session: Transaction, bounds: Sequence[CredentialModel]) -> dict[CredentialModel, CredentialUsage]:
     """The gauges of these credentials and models. Three statements for all of them, one more where a day is limited."""
-    states = limits.read_many(session, bounds)
+    states = limits.states_of(session, bounds)
     used: dict[CredentialModel, Any] = {}
     if bounds:
         wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "minute_s": MINUTE_S}
@@ -70,7 +70,7 @@ def _sum(gauges: Sequence[LimitUsage]) -> LimitUsage:
     )
 
 
-def _gauges(state: State, used: Any | None, day: int | None) -> dict[str, LimitUsage]:
+def _gauges(state: LimitState, used: Any | None, day: int | None) -> dict[str, LimitUsage]:
     windows = [one for one in (state.limits.max_in_flight, state.window_size) if one is not None]
     return {
         "rpm": LimitUsage(state.limits.rpm or state.learned_rpm, used.requests if used else 0),
@@ -81,7 +81,7 @@ def _gauges(state: State, used: Any | None, day: int | None) -> dict[str, LimitU
     }
 
 
-def _days(session: Transaction, states: Mapping[CredentialModel, State]) -> dict[CredentialModel, int]:
+def _days(session: Transaction, states: Mapping[CredentialModel, LimitState]) -> dict[CredentialModel, int]:
     limited = [(one, state.limits.rpd) for one, state in states.items() if state.limits.rpd]
     if not limited:
         return {}

@@ -77,8 +77,8 @@ def change_credential(
     """
     before = _exists(session, "credential", credential_id)
     if upstream_key:
-        keys.expect_upstream(upstream_key)
-    checked = credential_address.address(
+        keys.check_upstream_key(upstream_key)
+    checked = credential_address.normalize(
         before.kind,
         base_url=before.base_url if base_url is None else base_url,
         api_version=before.api_version if api_version is None else api_version,
@@ -88,7 +88,7 @@ def change_credential(
     wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
     after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
     if sealed is not None or base_url is not None:
-        model_lists.forget(session, credential_id)
+        model_lists.delete_copies(session, credential_id)
     audit_log.write(
         session, act, "change", f"credential:{credential_id}",
         before={"weight": before.weight, "base_url": before.base_url, "api_version": before.api_version},

@@ -131,7 +131,7 @@ _CHANGES = {
 _CREDENTIAL = {
     "pause": _CHANGES["pause"],
     "drain": _CHANGES["pause"],
-    "resume": f"paused_at = NULL, paused_reason = NULL, retired_at = NULL, {parking.OPEN}",
+    "resume": f"paused_at = NULL, paused_reason = NULL, retired_at = NULL, {parking.UNPARK_COLUMNS}",
 }
 _CAP_KEY = "(scope, owner_id, flow, endpoint)"
 _CAP = {

@@ -8,7 +8,7 @@ from contextlib import suppress
 from models.config.settings import settings
 
 
-def begin() -> None:
+def use_batch_scheduling() -> None:
     """From now on this process, and those that it starts, wake up without pushing others off their core (SCHED_BATCH).
 
     A job is two dozen short messages between seven processes. Each that was sent took the core from its sender in the middle of its

@@ -20,7 +20,7 @@ class Crashed(BaseException):
     """Raised at a crash point; nothing of ours catches it."""
 
 
-def at(point: str) -> None:
+def hit(point: str) -> None:
     """Nothing, unless a test named this place."""
     wanted = settings().crash
     if not wanted or wanted.split(":")[0] != point:

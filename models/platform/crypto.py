@@ -46,7 +46,7 @@ def sign(message: str) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def is_signed(message: str, signature: str) -> bool:
+def is_valid_signature(message: str, signature: str) -> bool:
     """Whether `sign(message)` made this, under any configured secret."""
     given = signature.encode("utf-8", "surrogatepass")
     return any(

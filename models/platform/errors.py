@@ -104,7 +104,7 @@ class IdempotencyMismatch(Invalid):
     status = 422
 
 
-class LineFull(ServingError):
+class QueueFull(ServingError):
     """The line is full. Come back later."""
 
     code = "line_full"
@@ -113,19 +113,19 @@ class LineFull(ServingError):
     retryable = False
 
 
-class TooLate(LineFull):
+class TooLate(QueueFull):
     """The line is longer than this job may wait. Allow more time with expires_in_s, or come back later."""
 
     code = "wait_exceeds_deadline"
 
 
-class TooManyModels(LineFull):
+class TooManyModels(QueueFull):
     """Jobs of this pool's keys wait for as many different models as may be. Ask for one of those, or come back later."""
 
     code = "too_many_models"
 
 
-class Draining(LineFull):
+class Draining(QueueFull):
     """This line takes nothing new just now: its operator lets it run empty. Come back later."""
 
     code = "draining"
@@ -148,7 +148,7 @@ class TooManyWrongTokens(ServingError):
     retryable = False
 
 
-class NoMoney(ServingError):
+class BudgetExhausted(ServingError):
     """This key has no money left. Ask the operator for a grant."""
 
     code = "credit_balance_exhausted"
@@ -164,7 +164,7 @@ class Unavailable(ServingError):
     status = 503
 
 
-class LineUnavailable(ServingError):
+class LimiterUnavailable(ServingError):
     """The limiter cannot be reached: jobs stay queued, nothing goes out unthrottled."""
 
     code = "line_unavailable"

@@ -7,12 +7,12 @@ from uuid import UUID
 from models.platform.errors import NotFound
 
 
-def show(prefix: str, number: UUID) -> str:
+def format_id(prefix: str, number: UUID) -> str:
     """`job_` and the digits, for example."""
     return prefix + number.hex
 
 
-def parse(prefix: str, said: str, *, otherwise: str) -> UUID:
+def parse_id(prefix: str, said: str, *, otherwise: str) -> UUID:
     """The id behind `job_…`. Raises NotFound, with this message, for anything else: malformed, foreign and deleted ids look the same."""
     digits = said.removeprefix(prefix)
     if not said.startswith(prefix) or len(digits) != 32 or not digits.isascii() or not digits.isalnum():

@@ -12,7 +12,7 @@ LARGE_BYTES = 64 * 1024
 _FAST = msgspec.json.Decoder()
 
 
-def value(content: bytes) -> Any:
+def parse_json(content: bytes) -> Any:
     """The JSON value that this is; None for what is none, however it is broken, and for `null`.
 
     Where msgspec refuses it (NaN, half a surrogate pair, another charset), the standard library decides.
@@ -30,5 +30,5 @@ def value(content: bytes) -> Any:
 
 def json_object(content: bytes) -> dict[str, Any] | None:
     """The JSON object in these bytes; None for anything else, however it is broken."""
-    found = value(content)
-    return found if isinstance(found, dict) else None
+    value = parse_json(content)
+    return value if isinstance(value, dict) else None

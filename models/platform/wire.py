@@ -14,12 +14,12 @@ JOB_PREFIX = "job_"
 
 def public_id(job_id: UUID) -> str:
     """`job_` and the 32 hex digits of the UUIDv7."""
-    return ids.show(JOB_PREFIX, job_id)
+    return ids.format_id(JOB_PREFIX, job_id)
 
 
 def parse_id(text_id: str) -> UUID:
     """The UUID of `job_…`. Raises NotFound for anything else: malformed, foreign and deleted ids look the same."""
-    return ids.parse(JOB_PREFIX, text_id, otherwise="No such job.")
+    return ids.parse_id(JOB_PREFIX, text_id, otherwise="No such job.")
 
 
 def epoch(at: datetime | None) -> float | None:

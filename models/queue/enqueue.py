@@ -21,7 +21,7 @@ from models.billing import budgets
 from models.content import attachments
 from models.database.db import Transaction, autocommit
 from models.database.tables import OPEN
-from models.platform.errors import LineUnavailable
+from models.platform.errors import LimiterUnavailable
 from models.queue import conversations, key_shares, lanes, position, position_index, refusals
 from models.queue.key_shares import SETTLED_S
 from models.queue.position import LANE_FIGURES, Enqueued
@@ -112,7 +112,8 @@ _ENQUEUE = text(_STATEMENT.format(check=""))
 def enqueue_job(session: Transaction, submission: Submission, *, lane_id: int, job_id: UUID) -> Enqueued:
     """Inserts the job with its first event, and reserves its maximum cost. lane_id: of `prepare`.
 
-    Raises NoMoney, LineFull, Draining, or TooLate if the estimated wait is too long; Invalid for unknown attachments of the conversation.
+    Raises BudgetExhausted, QueueFull, Draining, or TooLate if the estimated wait is too long; Invalid for unknown attachments of the
+    conversation.
     """
     budgets.reserve(session, submission.key, submission.reserved_microusd)
     submission = _with_attachments(session, submission)
@@ -122,7 +123,7 @@ def enqueue_job(session: Transaction, submission: Submission, *, lane_id: int, j
     row = session.execute(_ENQUEUE, params).one_or_none() or session.execute(_ENQUEUE, params).one_or_none()
     if row is None:
         lanes.id_of.cache_clear()
-        raise LineUnavailable("The line for this model is just being cleaned up. Send the request again.")
+        raise LimiterUnavailable("The line for this model is just being cleaned up. Send the request again.")
     refusals.check_fits(submission, row)
     if row.has_caps:
         refusals.check_caps(session, key_id=submission.key.id, lane_id=lane_id, flow=submission.flow, endpoint=submission.endpoint)
@@ -154,7 +155,7 @@ def enqueue_fast(session: Transaction, submission: Submission, *, lane_id: int, 
 
     None: nothing was stored, and `enqueue_job` has to decide: there is a budget, a conversation or a cap, or the lane may be full.
     """
-    if submission.conversation is not None or budgets.limits(submission.key, submission.reserved_microusd):
+    if submission.conversation is not None or budgets.applies_to(submission.key, submission.reserved_microusd):
         return None
     if refusals.slow_lanes.is_slow(lane_id, now=time.monotonic()):
         return None
@@ -196,5 +197,5 @@ def _with_attachments(session: Transaction, submission: Submission) -> Submissio
     """Adds the tokens of the attachments: they are part of the question, in its reservation and in the history."""
     if not submission.attachments or submission.conversation is None:
         return submission
-    tokens = attachments.weigh(session, submission.key.id, submission.conversation, submission.attachments)
+    tokens = attachments.total_tokens(session, submission.key.id, submission.conversation, submission.attachments)
     return replace(submission, tokens=submission.tokens + tokens, turn_tokens=(submission.turn_tokens or 0) + tokens)

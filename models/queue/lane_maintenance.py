@@ -89,10 +89,10 @@ class LaneMaintenance:
         # Locks shares before the lane's row, as everywhere.
         self._raise_low_water(session, lane.id, state, now=now)
         state.rate_limited("shares", lambda: share_maintenance.recount_jobs(session, lane.id), now=now)
-        credentials = limits.credentials_of(session, [lane.pool_id])[lane.pool_id]
-        credential_limits = [limits.read(session, credential_id, lane.model) for credential_id in credentials]
+        credentials = limits.active_credentials(session, [lane.pool_id])[lane.pool_id]
+        credential_limits = [limits.state_of(session, credential_id, lane.model) for credential_id in credentials]
         usual_s = _usual_s(session, credentials, lane.model)
-        _write_estimates(session, lane.id, usual_s=usual_s, limits=limits.together(credential_limits))
+        _write_estimates(session, lane.id, usual_s=usual_s, limits=limits.sum_of(credential_limits))
         state.rate_limited("count", lambda: session.execute(_COUNT, {"id": lane.id}), now=now)
         if lane.queued >= LONG_LANE or lane.has_milestones:
             state.rate_limited("checkpoints", lambda: position_index.rebuild_checkpoints(session, lane.id), now=now)

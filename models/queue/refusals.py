@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.database.db import Transaction
-from models.platform.errors import Draining, LineFull, TooLate
+from models.platform.errors import Draining, QueueFull, TooLate
 from models.queue.caps import APPLIES
 from models.queue.position import estimate_s
 from models.queue.position_index import MAX_COUNTED
@@ -99,16 +99,16 @@ def remember_count(key_id: int, row: Any) -> None:
 
 
 def check_fits(submission: Submission, row: Any) -> None:
-    """Raises Draining or LineFull if the job that was just inserted exceeds a limit. row: of the enqueue statement."""
+    """Raises Draining or QueueFull if the job that was just inserted exceeds a limit. row: of the enqueue statement."""
     if row.is_draining:
         raise Draining(retry_after_s=60)
     limit = settings().max_queued_per_lane
     if (row.in_lane if _counted_lane_limit() is not None else row.queued) >= limit:
-        raise LineFull(f"{limit} jobs already wait in this line, as many as it holds. Come back later.", retry_after_s=60)
+        raise QueueFull(f"{limit} jobs already wait in this line, as many as it holds. Come back later.", retry_after_s=60)
     remember_count(submission.key.id, row)
     limit = settings().max_queued_per_key
     if row.of_key is not None and row.of_key >= limit:
-        raise LineFull(
+        raise QueueFull(
             f"This key already has {limit} jobs waiting or running, as many as it may. Wait for some to end.",
             retry_after_s=60,
             code="too_many_jobs",
@@ -140,13 +140,13 @@ _QUEUED = text(f"""
 
 
 def check_caps(session: Transaction, *, key_id: int, lane_id: int, flow: str, endpoint: str) -> None:
-    """Raises Draining, or LineFull when more jobs are queued than a cap allows. The new job is already counted."""
+    """Raises Draining, or QueueFull when more jobs are queued than a cap allows. The new job is already counted."""
     for row in session.execute(_QUEUED, {"key_id": key_id, "lane_id": lane_id, "flow": flow, "endpoint": endpoint}):
         owner = "key" if row.scope == "key" else "user"
         if row.draining_at is not None:
             raise Draining(f"New jobs of this {owner} are not accepted: the operator is draining its queue.", retry_after_s=60)
         if row.max_queued is not None and row.queued > row.max_queued:
-            raise LineFull(
+            raise QueueFull(
                 f"This {owner} already has {row.max_queued} jobs waiting, as many as it may. Wait for some to go.",
                 retry_after_s=60, code=f"{row.scope}_max_queued",
             )  # fmt: skip

@@ -59,7 +59,7 @@ def image_bytes(session: Transaction, name: str) -> bytes:
     """The picture behind `img_…`, which stands in the question of a turn. Raises NotFound."""
     found = _PICTURE.fullmatch(name)
     row = session.execute(_REQUEST, {"id": UUID(hex=found[1])}).one_or_none() if found else None
-    urls = chat_messages.pictures(chat_messages.asked(row.endpoint, row.request)) if row else []
+    urls = chat_messages.image_urls(chat_messages.stored_request_messages(row.endpoint, row.request)) if row else []
     url = urls[int(found[2])] if found and int(found[2]) < len(urls) else ""
     if not _DATA_URL.match(url):
         raise NotFound("This picture was deleted.")
@@ -70,19 +70,19 @@ def image_bytes(session: Transaction, name: str) -> bytes:
 
 
 def _question(session: Transaction, row: Any, *, now: float, origin: str) -> JsonObject:
-    messages = chat_messages.asked(row.endpoint, row.request)
-    images = [_image(row.id, n, url, now=now, origin=origin) for n, url in enumerate(chat_messages.pictures(messages))]
-    files = [attachments.show(one, now=now, origin=origin) for one in attachments.of(session, row.attachments)]
-    said = chat_messages.said(messages) or None
+    messages = chat_messages.stored_request_messages(row.endpoint, row.request)
+    images = [_image(row.id, n, url, now=now, origin=origin) for n, url in enumerate(chat_messages.image_urls(messages))]
+    files = [attachments.attachment_view(one, now=now, origin=origin) for one in attachments.by_ids(session, row.attachments)]
+    said = chat_messages.plain_text(messages) or None
     return _message(row, 2 * row.turn - 1, role="user", text=said, images=images, attachments=files, at=row.created_at)
 
 
 def _answer(session: Transaction, row: Any, *, now: float, origin: str) -> JsonObject:
-    message = chat_messages.answer(row.response) if row.status == Status.SUCCEEDED else None
-    made = artifacts.of(session, row.id) if row.images and row.status == Status.SUCCEEDED else []
-    images = [{"url": artifacts.link(one.id, now=now, origin=origin), "content_type": one.content_type} for one in made]
+    message = chat_messages.reply_message(row.response) if row.status == Status.SUCCEEDED else None
+    made = artifacts.by_job(session, row.id) if row.images and row.status == Status.SUCCEEDED else []
+    images = [{"url": artifacts.artifact_url(one.id, now=now, origin=origin), "content_type": one.content_type} for one in made]
     return _message(
-        row, 2 * row.turn, role="assistant", text=chat_messages.said([message]) if message else None, images=images, at=row.ended_at
+        row, 2 * row.turn, role="assistant", text=chat_messages.plain_text([message]) if message else None, images=images, at=row.ended_at
     )
 
 
@@ -94,7 +94,7 @@ def _message(
         "id": f"{PREFIX}{number}",
         "object": "session.message",
         "turn": row.turn,
-        "job_id": ids.show("job_", row.id),
+        "job_id": ids.format_id("job_", row.id),
         "role": role,
         "status": Status.QUEUED if row.status == Status.ADMITTED else row.status,
         "starts_afresh": row.since_turn == row.turn and row.turn > 1,
@@ -110,7 +110,7 @@ def _image(job_id: UUID, n: int, url: str, *, now: float, origin: str) -> JsonOb
     """What the caller linked stays that link; what it sent along can be opened here."""
     if not url.startswith("data:"):
         return {"url": url, "content_type": None}
-    return {"url": artifacts.signed(f"img_{job_id.hex}_{n}", now=now, origin=origin), "content_type": url[5:].partition(";")[0][:100]}
+    return {"url": artifacts.signed_url(f"img_{job_id.hex}_{n}", now=now, origin=origin), "content_type": url[5:].partition(";")[0][:100]}
 
 
 _REQUEST = text("SELECT endpoint, request FROM job WHERE id = :id")

@@ -90,8 +90,12 @@ def _preview(row: Any) -> str | None:
     """How its last turn that was answered begins: the answer, or what was asked where that has no words."""
     if row.request is None:
         return None
-    message = chat_messages.answer(row.response)
-    said = chat_messages.said([message]) if message else chat_messages.said(chat_messages.asked(row.endpoint, row.request))
+    message = chat_messages.reply_message(row.response)
+    said = (
+        chat_messages.plain_text([message])
+        if message
+        else chat_messages.plain_text(chat_messages.stored_request_messages(row.endpoint, row.request))
+    )
     return said[:PREVIEW_CHARS]
 
 

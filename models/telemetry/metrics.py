@@ -1,6 +1,6 @@
 """What is counted for Prometheus, and under which labels: pools and models, never users, keys or jobs.
 
-Pools of own keys are one label, `own`, and models beyond MODELS_MOST are `other`: nobody outside can make series without end. A program
+Pools of own keys are one label, `own`, and models beyond MAX_MODEL_LABELS are `other`.
 of several processes shares them through files in PROMETHEUS_MULTIPROC_DIR, set before this module is imported.
 """
 
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from models.database import db
 from models.platform.errors import Unavailable
 
-MODELS_MOST = 50
+MAX_MODEL_LABELS = 50
 OTHER = "other"
 OWN = "own"
 _LANE = ("pool", "model")
@@ -60,26 +60,26 @@ _models: set[str] = set()
 def model_label(model: str) -> str:
     """The model, or `other` when there are more than MODELS_MOST."""
     if model not in _models:
-        if len(_models) >= MODELS_MOST:
+        if len(_models) >= MAX_MODEL_LABELS:
             return OTHER
         _models.add(model)
     return model
 
 
-def labels(lane_id: int, model: str) -> tuple[str, str]:
-    """Pool and model of this lane."""
+def lane_labels(lane_id: int, model: str) -> tuple[str, str]:
+    """The labels of a lane: pool and model."""
     try:
         return _pool_of(lane_id), model_label(model)
     except Unavailable:
         return "unknown", model_label(model)
 
 
+# The pool of an own key is created with the key and serves only that key.
+POOL_LABEL = f"CASE WHEN EXISTS (SELECT FROM key WHERE key.pool_id = pool.id AND key.kind = 'own') THEN '{OWN}' ELSE pool.name END"
+_POOL = text(f"SELECT {POOL_LABEL} FROM lane JOIN pool ON pool.id = lane.pool_id WHERE lane.id = :id")
+
+
 @lru_cache(maxsize=65_536)
 def _pool_of(lane_id: int) -> str:
     with db.autocommit() as session:
         return str(session.execute(_POOL, {"id": lane_id}).scalar_one_or_none() or "unknown")
-
-
-# A pool of an own key is made with the key, and serves no other.
-POOL_LABEL = f"CASE WHEN EXISTS (SELECT FROM key WHERE key.pool_id = pool.id AND key.kind = 'own') THEN '{OWN}' ELSE pool.name END"
-_POOL = text(f"SELECT {POOL_LABEL} FROM lane JOIN pool ON pool.id = lane.pool_id WHERE lane.id = :id")

@@ -1,6 +1,7 @@
-"""Folders in which the processes of one program count together (PROMETHEUS_MULTIPROC_DIR): they go with their program.
+"""Folders through which the processes of one program share their metrics (PROMETHEUS_MULTIPROC_DIR).
 
-Each is locked by its program. It is removed when the program ends, and after a SIGKILL when the next program starts on this machine.
+The program holds a file lock on its folder and removes the folder when it ends. After a SIGKILL, the next program that starts on this
+machine removes it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-#: Where a process finds the folder of its program.
+# The environment variable that names the folder of the program.
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 PREFIX = "nowserving-metrics-"
 LOCK = ".lock"
-# Open for the life of this process and of its children: the lock is theirs together.
+# Open for the life of this process and of its children, which share the lock.
 _locks: list[int] = []
 
 
-def make() -> Path:
-    """A new, empty folder of this program; abandoned ones of others are removed."""
+def create() -> Path:
+    """Creates an empty folder for this program, and removes folders whose program is gone."""
     parent = Path(tempfile.gettempdir())
     for folder in parent.glob(f"{PREFIX}*"):
         _remove_abandoned(folder)
@@ -34,12 +35,12 @@ def make() -> Path:
 
 
 def remove(folder: Path) -> None:
-    """The folder is gone."""
+    """Removes the folder."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_own(folder: Path, pid: int) -> None:
-    # Forked processes run this as well, and the folder is not theirs alone.
+    # Forked processes run this handler too, and must not remove the folder of their parent.
     if os.getpid() == pid:
         remove(folder)
 
@@ -48,12 +49,12 @@ def _remove_abandoned(folder: Path) -> None:
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
-        return  # another program has just made it, or it is another user's
+        return  # the folder is only just being created, or belongs to another user
     try:
         if os.fstat(lock).st_uid == os.getuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(folder)
     except BlockingIOError:
-        pass  # its program runs
+        pass  # its program still runs
     finally:
         os.close(lock)

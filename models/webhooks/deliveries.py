@@ -138,7 +138,7 @@ def _claimed(session: Transaction, row: Any | None, render: Render) -> ClaimedDe
 
 
 def _secrets(session: Transaction, row: Any) -> list[str]:
-    owner = ids.show(ENDPOINT, row.endpoint_id) if row.endpoint_id else signing.key_owner(row.key_id)
+    owner = ids.format_id(ENDPOINT, row.endpoint_id) if row.endpoint_id else signing.key_owner(row.key_id)
     sealed = [each for each in (row.secret, row.old_secret) if each is not None]
     return [signing.unseal(each, owner=owner) for each in sealed] or [signing.default_secret(session, row.key_id)]
 

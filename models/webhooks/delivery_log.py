@@ -36,7 +36,7 @@ class DeliveryScope:
 
 def parse_id(said: str) -> UUID:
     """The id behind `wh_…`. Raises NotFound."""
-    return ids.parse(PREFIX, said, otherwise="No such delivery.")
+    return ids.parse_id(PREFIX, said, otherwise="No such delivery.")
 
 
 def find(session: Transaction, key_id: int, delivery_id: UUID) -> Any:
@@ -83,10 +83,10 @@ def redeliver_since(session: Transaction, key_id: int, endpoint_id: UUID, *, sin
 def to_json(row: Any) -> JsonObject:
     """The delivery as a caller sees it; `answer` is the first kilobyte of what the receiver last said."""
     return {
-        "id": ids.show(PREFIX, row.id),
+        "id": ids.format_id(PREFIX, row.id),
         "object": "webhook_delivery",
-        "webhook_endpoint_id": ids.show(endpoints.PREFIX, row.endpoint_id) if row.endpoint_id else None,
-        "event_id": ids.show(outbox.EVENT_PREFIX, row.event_id),
+        "webhook_endpoint_id": ids.format_id(endpoints.PREFIX, row.endpoint_id) if row.endpoint_id else None,
+        "event_id": ids.format_id(outbox.EVENT_PREFIX, row.event_id),
         "event_type": row.event_type,
         "job_id": wire.public_id(row.job_id) if row.job_id else None,
         "is_test": row.is_test,

@@ -25,7 +25,7 @@ SAMPLE_JOB = "job_" + "0" * 32
 
 def parse_id(said: str) -> UUID:
     """The id behind `whe_…`. Raises NotFound."""
-    return ids.parse(PREFIX, said, otherwise="No such webhook endpoint.")
+    return ids.parse_id(PREFIX, said, otherwise="No such webhook endpoint.")
 
 
 def create(
@@ -42,7 +42,7 @@ def create(
     row = session.execute(
         _CREATE,
         {"id": number, "key_id": key_id, "name": name, "url": cleaned, "event_types": kinds, "include_result": include_result,
-         "secret": signing.seal(plain, owner=ids.show(PREFIX, number)), "hint": signing.hint(plain)},
+         "secret": signing.seal(plain, owner=ids.format_id(PREFIX, number)), "hint": signing.hint(plain)},
     ).one()  # fmt: skip
     return row, plain
 
@@ -85,7 +85,7 @@ def update(
     }
     row = _one(session.execute(_UPDATE, wanted).one_or_none())
     if wanted["enable"]:
-        session.execute(_WELL, {"name": ids.show(PREFIX, endpoint_id)})
+        session.execute(_WELL, {"name": ids.format_id(PREFIX, endpoint_id)})
     return row
 
 
@@ -100,7 +100,7 @@ def rotate_secret(session: Transaction, key_id: int, endpoint_id: UUID, *, keep_
     wanted = {
         "id": endpoint_id,
         "key_id": key_id,
-        "secret": signing.seal(plain, owner=ids.show(PREFIX, endpoint_id)),
+        "secret": signing.seal(plain, owner=ids.format_id(PREFIX, endpoint_id)),
         "hint": signing.hint(plain),
         "keep": keep_old,
         "hours": signing.OVERLAP_HOURS,
@@ -116,9 +116,9 @@ def send_test(session: Transaction, key_id: int, endpoint_id: UUID, event_type: 
     row = get(session, key_id, endpoint_id)
     (kind,) = _kinds([event_type])
     number = uuid4()
-    data = {"id": ids.show(PREFIX, endpoint_id) if kind == EventType.ENDPOINT_DISABLED else SAMPLE_JOB}
+    data = {"id": ids.format_id(PREFIX, endpoint_id) if kind == EventType.ENDPOINT_DISABLED else SAMPLE_JOB}
     payload = outbox.event_payload(number, EventType(kind), at=outbox.now_s(session), data=data)
-    wanted = {"key_id": key_id, "endpoint_id": endpoint_id, "receiver": ids.show(PREFIX, endpoint_id), "host": row.host}
+    wanted = {"key_id": key_id, "endpoint_id": endpoint_id, "receiver": ids.format_id(PREFIX, endpoint_id), "host": row.host}
     return session.execute(_TEST, {**wanted, "event_id": number, "type": kind, "payload": payload}).one()
 
 
@@ -126,7 +126,7 @@ def disable(session: Transaction, endpoint_id: UUID, *, reason: str) -> bool:
     """The endpoint is called no more until it is enabled again; its key's other endpoints are told. False when it was so already."""
     row = session.execute(_DISABLE, {"id": endpoint_id, "reason": reason}).one_or_none()
     if row is not None:
-        outbox.insert_deliveries(session, row.key_id, EventType.ENDPOINT_DISABLED, {"id": ids.show(PREFIX, endpoint_id)})
+        outbox.insert_deliveries(session, row.key_id, EventType.ENDPOINT_DISABLED, {"id": ids.format_id(PREFIX, endpoint_id)})
     return row is not None
 
 
@@ -134,7 +134,7 @@ def to_json(row: Any, *, plain_secret: str | None = None) -> JsonObject:
     """The endpoint as a caller sees it; its secret only where it has just been made."""
     secret = {} if plain_secret is None else {"signing_secret": plain_secret}
     return {
-        "id": ids.show(PREFIX, row.id),
+        "id": ids.format_id(PREFIX, row.id),
         "object": "webhook_endpoint",
         "name": row.name,
         "url": row.url,

@@ -72,7 +72,7 @@ def insert_deliveries(session: Transaction, key_id: int, kind: EventType, data: 
 
 def event_payload(number: UUID, kind: str, *, at: int, data: Any) -> bytes:
     """What is sent. at: seconds since 1970."""
-    said = {"object": "event", "id": ids.show(EVENT_PREFIX, number), "type": kind, "created_at": at, "data": data}
+    said = {"object": "event", "id": ids.format_id(EVENT_PREFIX, number), "type": kind, "created_at": at, "data": data}
     return json.dumps(said, separators=(",", ":")).encode()
 
 

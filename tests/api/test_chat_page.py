@@ -16,7 +16,7 @@ from api.access import visitors
 from api.app import create_app
 from api.submit.schemas import Controls
 from models.billing import budgets
-from models.billing.money import MICRO
+from models.billing.money import MICRO_PER_USD
 from models.database import db
 from models.keys import keys
 from tests.support.http_tools import CHAT, Caller, error_of
@@ -41,7 +41,7 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def visit(override: Callable[..., None]) -> Callable[[], tuple[FlaskClient, str]]:
     """visit(): a browser that has opened the page of an operator's shared key, and its visitor's name."""
     with db.begin() as session:
-        keys.make_pool(session, "team")
+        keys.create_pool(session, "team")
         _, token = keys.issue(session, name="page", pool="team")
     override(page_key=token)
     app = create_app()
@@ -137,7 +137,7 @@ def test_a_visitor_sees_its_own_usage_only(visit: Callable[[], tuple[FlaskClient
     (mine, me), (theirs, them) = visit(), visit()
     (page_key,) = query("SELECT id FROM key WHERE name = 'page'")
     with db.begin() as session:
-        budgets.grant(session, page_key.id, 50 * MICRO)
+        budgets.grant(session, page_key.id, 50 * MICRO_PER_USD)
     for name, tokens in ((me, 1), (them, 700)):
         query(
             "INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, cost_microusd) "

@@ -105,4 +105,4 @@ def _credentials(plant: Plant) -> Iterator[str]:
 
 def _key_of(token: str) -> Key:
     with db.begin() as session:
-        return keys.recognise(session, token)
+        return keys.authenticate(session, token)

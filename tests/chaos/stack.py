@@ -219,9 +219,9 @@ class Plant:
         """Own keys and a pool, with limits that the upstream enforces to the letter, money, and a webhook endpoint each."""
         for token in self.tokens:
             with db.begin() as session:
-                self._equip(session, keys.recognise(session, token))
+                self._equip(session, keys.authenticate(session, token))
         with db.begin() as session:
-            pool = keys.make_pool(session, "chaos")
+            pool = keys.create_pool(session, "chaos")
             for upstream_key in self.pool_keys:
                 keys.add_credential(session, pool_id=pool, upstream_key=upstream_key)
             issued, self.pool_token = keys.issue(session, name="chaos", pool="chaos")

@@ -80,7 +80,7 @@ def test_limits_are_set_for_credential_and_key() -> None:
     say("keys", "limits", str(made["id"]), "--model", "m", "--tpm", "1000", "--max-in-flight", "3")
 
     with db.begin() as session:
-        usual, own = (limits.read(session, int(str(credential["id"])), model).limits for model in ("other", "m"))
+        usual, own = (limits.state_of(session, int(str(credential["id"])), model).limits for model in ("other", "m"))
     assert (60, None, 1000, 3) == (usual.rpm, usual.tpm, own.tpm, own.max_in_flight)
 
 

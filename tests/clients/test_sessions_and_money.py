@@ -86,7 +86,7 @@ def _pro(world: World, key: str, content: str) -> dict[str, Any]:
 
 def test_an_account_is_shown_by_the_programs_that_ask_for_it(world: World, key: str) -> None:
     with db.begin() as session:
-        number = keys.recognise(session, key).id
+        number = keys.authenticate(session, key).id
     query("INSERT INTO ledger (key_id, kind, amount_microusd, dispatch_id) VALUES (:id, 'charge', -80000, gen_random_uuid())", id=number)
     found = installed()
     for prefix in ("", "/v1", "/v1/v1"):

@@ -29,7 +29,7 @@ Shown = Mapping[str, set[str]]
 def team(name: str, **limits: int) -> Key:
     """An issued key of a pool of this name with one credential."""
     with db.begin() as session:
-        pool_id = keys.make_pool(session, name)
+        pool_id = keys.create_pool(session, name)
         number = keys.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
         keys.set_limits(session, number, Limits(**limits))
         return keys.issue(session, name=name, pool=name)[0]

@@ -85,7 +85,7 @@ def test_secrets_script_makes_all_secrets_that_compose_mounts(tmp_path: Path) ->
     made = secrets(tmp_path / "secrets")
     mounted = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["secrets"]
     files = {f"{name}_file": tmp_path / "secrets" / name for name in secret_files.NAMES if name != "page_key"}
-    told = secret_files.read(files)
+    told = secret_files.load_secrets(files)
 
     assert {name: f"./secrets/{name}" for name in made} == {name: one["file"] for name, one in mounted.items()}
     assert 32 == len(base64.b64decode(told["secret_keys"]))

@@ -250,7 +250,7 @@ class Callers(Play):
         endpoint, body, name = payload["endpoint"], payload["body"], payload.get("conversation")
         asked = body["messages"][0]["content"] if endpoint == CHAT else body.get("prompt") or body["input"]
         tokens, reply, images = estimate_request(endpoint, body), body.get("max_tokens", 0), body.get("n", 0)
-        most = pricing.most_microusd(
+        most = pricing.max_microusd(
             body["model"], input_tokens=tokens + (settings().session_context_tokens if name else 0), output_tokens=reply, images=images
         )
         return Ticket(

@@ -97,10 +97,10 @@ def _throttled(call: Call) -> Verdict:
 def _unreadable(job: Ticket, call: Call, row: Any) -> Verdict:
     """Perhaps paid for: charged by our own count where the job ends with it, else as a call of unknown outcome."""
     if row.on_unreadable == "fail" or call.failures + 1 >= job.max_attempts:
-        used = usage.of_unreadable(
+        used = usage.usage_of_unreadable(
             request.asked_tokens(row, bytes(row.request)) if row.endpoint in PAID else 0, ANSWERS["unreadable"].body, model=row.model
         )
-        cost = usage.price(used, model=row.model)
+        cost = usage.price_microusd(used, model=row.model)
         counted = (used.input_tokens, used.output_tokens, used.images, cost or 0)
         return Verdict("unknown", "failed", cost, error=INVALID, usage=counted)
     return Verdict("unknown", None, None, counts=True, delay=True)

@@ -62,11 +62,11 @@ class Play(RuleBasedStateMachine):
     def _let_in(self) -> None:
         own = f"sk-{uuid4().hex}"
         with db.begin() as session:
-            pool = keys.make_pool(session, "team")
+            pool = keys.create_pool(session, "team")
             for upstream_key in ("sk-team-a", "sk-team-b"):
                 keys.add_credential(session, pool_id=pool, upstream_key=upstream_key)
             made = [keys.issue(session, name=name, pool="team") for name in NAMES[:2]]
-            made.append((keys.recognise(session, own), own))
+            made.append((keys.authenticate(session, own), own))
             budgets.grant(session, made[0][0].id, GRANT)
             for row in session.execute(text("SELECT id, pool_id FROM credential")):
                 self.picture.credentials.setdefault(row.pool_id, []).append(row.id)

@@ -27,7 +27,7 @@ from models.database import db
 from models.jobs import cancellation, claims, completion, requeue
 from models.jobs.states import TERMINAL, AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
-from models.platform.errors import LineFull, Unavailable
+from models.platform.errors import QueueFull, Unavailable
 from models.queue import admission, enqueue, key_shares, lanes, share_maintenance, submission
 from models.queue.admission import Admission, LaneOutcome
 from tests.support.queue_tools import at_once, cancel, credential_of, finish, known, order, put_back, query, submit
@@ -433,14 +433,14 @@ def test_a_key_is_over_its_cap_by_no_more_than_came_at_once(override: Callable[.
     caller = known()
 
     def try_one() -> None:
-        with suppress(LineFull):
+        with suppress(QueueFull):
             submit(caller)
 
     for _ in range(4):
         at_once(*[try_one] * 8)
 
     assert 5 <= len(query("SELECT id FROM job")) <= 5 + 7
-    with pytest.raises(LineFull):
+    with pytest.raises(QueueFull):
         submit(caller)
 
 

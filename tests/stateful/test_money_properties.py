@@ -21,7 +21,7 @@ from models.database import db
 from models.jobs import claims, requeue
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
-from models.platform.errors import NoMoney
+from models.platform.errors import BudgetExhausted
 from models.queue.admission import Admission, admit
 from tests.stateful.test_job_properties import COMMON, NIGHTLY
 from tests.support.money_tools import grant, issued, standing
@@ -64,7 +64,7 @@ class Books(RuleBasedStateMachine):
         had = standing(self.key)
         try:
             submit(self.key, reserved_microusd=amount)
-        except NoMoney:
+        except BudgetExhausted:
             assert had.available < amount
         else:
             assert not had.has_budget or had.available >= amount
@@ -179,7 +179,7 @@ class Crowd:
             self.rng.choice([self.submit, self.submit, self.submit, self.start, self.start, self.end, self.end, self.reap, self.cancel])()
 
     def submit(self) -> None:
-        with suppress(NoMoney):
+        with suppress(BudgetExhausted):
             submit(self.caller, model=f"m{self.rng.randrange(3)}", flow=f"f{self.rng.randrange(3)}", reserved_microusd=100)
 
     def start(self) -> None:

@@ -72,7 +72,7 @@ class Caller:
     @property
     def key(self) -> Key:
         with db.begin() as session:
-            return keys.recognise(session, self.token)
+            return keys.authenticate(session, self.token)
 
 
 def run(caller: Caller, name: str) -> UUID:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from uuid import UUID
 
 from models.billing import budgets, statement
-from models.billing.money import MICRO
-from models.billing.statement import Standing
+from models.billing.money import MICRO_PER_USD
+from models.billing.statement import Statement
 from models.database import db
 from models.jobs.states import AttemptResult, Outcome
 from models.keys import keys
@@ -22,11 +22,11 @@ REFUSED = AttemptResult(Outcome.REFUSED, 400)
 def issued(name: str = "ann", *, grant_usd: int = 0) -> tuple[Key, str]:
     """An issued key with a credential behind it, and its plain text."""
     with db.begin() as session:
-        pool_id = keys.make_pool(session, name)
+        pool_id = keys.create_pool(session, name)
         keys.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
         made, token = keys.issue(session, name=name, pool=name)
         if grant_usd:
-            budgets.grant(session, made.id, grant_usd * MICRO)
+            budgets.grant(session, made.id, grant_usd * MICRO_PER_USD)
     return made, token
 
 
@@ -35,9 +35,9 @@ def grant(caller: Key, microusd: int) -> None:
         budgets.grant(session, caller.id, microusd)
 
 
-def standing(caller: Key) -> Standing:
+def standing(caller: Key) -> Statement:
     with db.begin() as session:
-        return statement.standing(session, caller.id, caller.kind)
+        return statement.statement_of(session, caller.id, caller.kind)
 
 
 def entries(*, of: UUID | None = None) -> list[tuple[str, int]]:

@@ -31,7 +31,7 @@ BUSY = AttemptResult(Outcome.THROTTLED, 429)
 def known(token: str = "sk-test") -> Key:
     """The key of this token, registered."""
     with db.begin() as session:
-        return keys.recognise(session, token)
+        return keys.authenticate(session, token)
 
 
 def order(caller: Key, **wanted: Any) -> submission.Submission:

@@ -84,7 +84,7 @@ def test_a_limit_that_was_changed_is_obeyed_by_the_next_admission(stack: Stack, 
 
 def test_jobs_of_a_parked_credential_move_to_the_next(stack: Stack, ops: Caller) -> None:
     with db.begin() as session:
-        pool_id = keys.make_pool(session, "team")
+        pool_id = keys.create_pool(session, "team")
         numbers = [keys.add_credential(session, pool_id=pool_id, upstream_key=token) for token in ("sk-bad", "sk-good")]
         for number in numbers:
             keys.set_limits(session, number, Limits(max_in_flight=4))

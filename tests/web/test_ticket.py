@@ -29,8 +29,8 @@ ARABIC = "مرحبا بالعالم، هذا نص طويل من اليمين إ�
 
 def credentials(session: db.Transaction, chat: Chat) -> list[int]:
     """What serves the key behind this chat."""
-    pool = keys.recognise(session, chat.key).pool_id
-    return limits.credentials_of(session, [pool])[pool]
+    pool = keys.authenticate(session, chat.key).pool_id
+    return limits.active_credentials(session, [pool])[pool]
 
 
 def allow(chat: Chat, **limits: int) -> None:

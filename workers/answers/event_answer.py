@@ -125,7 +125,7 @@ def _failed(event: Event, content: JsonObject) -> CollectedEvent:
 
 def _object(data: bytes) -> JsonObject | None:
     """The JSON object of an event; some upstreams wrap it in a list."""
-    value = json_reading.value(data)
+    value = json_reading.parse_json(data)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     return value if isinstance(value, dict) and not _is_too_deep(value) else None

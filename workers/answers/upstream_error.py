@@ -51,9 +51,9 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> ErrorObjec
 
 def find_error(body: bytes, content_type: str = "") -> ErrorObject | None:
     """The `message` of a JSON body and the fields beside it, as far as there are any. None: no message."""
-    value = json_reading.value(body)
+    value = json_reading.parse_json(body)
     if value is None and not body.isascii():
-        value = json_reading.value(answer_body.decode(body, content_type).encode())
+        value = json_reading.parse_json(answer_body.decode(body, content_type).encode())
     return _in_value(value, depth=0)
 
 

@@ -44,7 +44,7 @@ class WebhookPublisher:
     """The same for deliveries that are due."""
 
     def publish(self, messages: Sequence[TaskMessage]) -> bool:
-        return _send(WEBHOOK_TASK, WEBHOOK_QUEUE, [(ids.show(PREFIX, one.number), one._replace(title="webhook")) for one in messages])
+        return _send(WEBHOOK_TASK, WEBHOOK_QUEUE, [(ids.format_id(PREFIX, one.number), one._replace(title="webhook")) for one in messages])
 
 
 def _send(name: str, queue: str, calls: Sequence[tuple[str, TaskMessage]]) -> bool:

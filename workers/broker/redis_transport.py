@@ -58,7 +58,7 @@ def register() -> None:
 
 def broker_address(url: str) -> tuple[str, dict[str, Any]]:
     """NOWSERVING_REDIS_URL as kombu reads it: a URL, and what else its transport has to know."""
-    watched = redis_sentinel.read(url)
+    watched = redis_sentinel.parse_url(url)
     if watched is None:
         return url, {}
     patience = {"socket_timeout": 1, "socket_connect_timeout": 1, "password": watched.sentinel_password}

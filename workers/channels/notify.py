@@ -43,7 +43,7 @@ def connect(*, timeout_s: float = TIMEOUT_S, health_check_s: int = 10) -> redis.
     Behind Sentinels it asks them for the master whenever it connects anew.
     """
     patience = {"socket_timeout": timeout_s, "socket_connect_timeout": TIMEOUT_S, "retry": Retry(NoBackoff(), 0)}
-    watched = redis_sentinel.read(settings().redis_url)
+    watched = redis_sentinel.parse_url(settings().redis_url)
     if watched is None:
         return redis.Redis.from_url(settings().redis_url, health_check_interval=health_check_s, **patience)
     asking = {**patience, "socket_timeout": TIMEOUT_S, "password": watched.sentinel_password}

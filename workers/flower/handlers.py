@@ -50,7 +50,7 @@ class PasswordLimit:
         sent = self.request.headers.get("Authorization", "")
         if not sent:
             return super().get_current_user()  # type: ignore[misc]  # of the handler behind this class
-        address = client_address.name_of(self.request.remote_ip, self.request.headers.get("X-Forwarded-For", ""))
+        address = client_address.bucket_name(self.request.remote_ip, self.request.headers.get("X-Forwarded-For", ""))
         try:
             self.wrong.expect_room(address, sent)
         except TooManyWrongTokens as error:

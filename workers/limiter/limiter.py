@@ -16,7 +16,7 @@ import redis
 
 from models.config.settings import settings
 from models.keys.keys import Limits
-from models.platform.errors import LineUnavailable
+from models.platform.errors import LimiterUnavailable
 from workers.channels.notify import Message
 
 __all__ = ["AdmitRequest", "BlockedBy", "CredentialModel", "Grant", "Headroom", "Learned", "Limiter", "Limits", "PastCharges", "Report"]
@@ -135,7 +135,7 @@ LEASES: Mapping[str, tuple[int, int, int]] = {}
 class Limiter:
     """All meters of one Redis. Its own clock counts, unless `clock` (µs) is given.
 
-    Every method raises LineUnavailable when Redis is silent: nothing goes out unthrottled.
+    Every method raises LimiterUnavailable when Redis is silent: nothing goes out unthrottled.
     """
 
     def __init__(self, client: redis.Redis, clock: Callable[[], int] | None = None) -> None:
@@ -223,7 +223,7 @@ class Limiter:
         try:
             self._client.delete(*keys(meter))
         except redis.RedisError as error:
-            raise LineUnavailable from error
+            raise LimiterUnavailable from error
 
     def _one(self, meter: CredentialModel, operation: str, *args: object) -> Any:
         return self._run([(meter, operation, args)])[0]
@@ -242,10 +242,10 @@ class Limiter:
                 for i, reply in zip(lost, self._pipelined([calls[i] for i in lost]), strict=True):
                     replies[i] = reply
         except redis.RedisError as error:
-            raise LineUnavailable from error
+            raise LimiterUnavailable from error
         for reply in replies:
             if isinstance(reply, Exception):
-                raise LineUnavailable from reply
+                raise LimiterUnavailable from reply
         return replies
 
     def _pipelined(self, calls: Sequence[Call], tell: Message | None = None) -> list[Any]:

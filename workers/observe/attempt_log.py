@@ -15,7 +15,7 @@ from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATION
 from models.jobs.states import AttemptResult, Outcome
 from models.platform import ids
 from models.telemetry import logs, tracing
-from models.telemetry.tracing import Attributes, Kind, Span
+from models.telemetry.span import Attributes, Span, SpanKind
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class AttemptLog:
         self._finding: AttemptResult | None = None
         self._why = ""
         logs.extend(attempt=row.calls, **log_fields(row))
-        self._span = tracing.start_child("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=self._began_ns)
+        self._span = tracing.start_child("attempt", row.traceparent, kind=SpanKind.CLIENT, at_ns=self._began_ns)
 
     def found(self, finding: AttemptResult, *, why: str = "") -> None:
         """The call is over, and this is what is known of it; what is still to be written belongs to no call."""
@@ -42,8 +42,8 @@ class AttemptLog:
 
     def used(self, used: Usage | None) -> None:
         """What the answer used."""
-        if used is not None and used.is_told and self._span.is_recorded:
-            self._span.set({
+        if used is not None and used.is_told and self._span.is_recording:
+            self._span.set_attributes({
                 "gen_ai.usage.input_tokens": used.input_tokens, "gen_ai.usage.output_tokens": used.output_tokens,
                 "nowserving.images": used.images or None, "nowserving.usage_estimated": used.estimated or None,
             })  # fmt: skip
@@ -65,28 +65,28 @@ def log_lost_attempt(row: Any) -> None:
     """Said for the worker that is gone: its lease ran out, and nobody knows what became of the call. row: of job.reap."""
     found = AttemptResult(Outcome.UNKNOWN)
     log.warning(
-        "lease ran out", extra={"job": ids.show("job_", row.id), "attempt": row.calls, **log_fields(row), "status": row.status}
+        "lease ran out", extra={"job": ids.format_id("job_", row.id), "attempt": row.calls, **log_fields(row), "status": row.status}
     )  # fmt: skip
     if row.started_at is not None:
         began_ns = int(row.started_at.timestamp() * 1e9)
-        span = tracing.start_child("attempt", row.traceparent, kind=Kind.CLIENT, at_ns=began_ns)
+        span = tracing.start_child("attempt", row.traceparent, kind=SpanKind.CLIENT, at_ns=began_ns)
         end_span(span, row, found, at_ns=time.time_ns())
 
 
 def log_fields(row: Any) -> dict[str, object]:
     """What log lines say of a job's row, besides its id and its attempt."""
-    return {"lane": row.lane_id, "key": row.key_id, "request_id": request_id(row), "trace_id": tracing.trace_id(row.traceparent)}
+    return {"lane": row.lane_id, "key": row.key_id, "request_id": request_id(row), "trace_id": tracing.trace_id_of(row.traceparent)}
 
 
 def request_id(row: Any) -> str | None:
     """The X-Request-Id of the request that brought this job."""
-    return ids.show(REQUEST_PREFIX, row.request_id) if row.request_id is not None else None
+    return ids.format_id(REQUEST_PREFIX, row.request_id) if row.request_id is not None else None
 
 
 def end_span(span: Span, row: Any, found: AttemptResult, *, at_ns: int) -> None:
     """The span of this attempt is over. row: lane_id, key_id, credential_id, calls, endpoint, model, and base_url where it is known."""
-    if span.is_recorded:
-        span.set(_attributes(row, found))
+    if span.is_recording:
+        span.set_attributes(_attributes(row, found))
     failed = None if found.outcome == Outcome.SUCCEEDED else str(found.http_status or found.outcome)
     span.end(at_ns=at_ns, error=failed)
 
@@ -94,9 +94,9 @@ def end_span(span: Span, row: Any, found: AttemptResult, *, at_ns: int) -> None:
 def _attributes(row: Any, found: AttemptResult) -> Attributes:
     return {
         "gen_ai.operation.name": _OPERATIONS.get(row.endpoint, "list_models"), "gen_ai.provider.name": "openai",
-        "gen_ai.request.model": row.model, **tracing.address(getattr(row, "base_url", None) or settings().openai_base_url),
+        "gen_ai.request.model": row.model, **tracing.server_attributes(getattr(row, "base_url", None) or settings().openai_base_url),
         "http.response.status_code": found.http_status, "nowserving.outcome": str(found.outcome),
-        "nowserving.job": ids.show("job_", row.id), "nowserving.lane": row.lane_id, "nowserving.key": row.key_id,
+        "nowserving.job": ids.format_id("job_", row.id), "nowserving.lane": row.lane_id, "nowserving.key": row.key_id,
         "nowserving.attempt": row.calls, "nowserving.credential": row.credential_id,
         "nowserving.dispatch_id": str(row.dispatch_id), "nowserving.upstream_request_id": found.upstream_request_id,
     }  # fmt: skip

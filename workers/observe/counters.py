@@ -37,8 +37,8 @@ def sent(*, has_arrived: bool, http_status: int | None) -> None:
 
 def admitted(lane_id: int, model: str) -> None:
     """A job of this lane may go."""
-    metrics.admitted.labels(*metrics.labels(lane_id, model)).inc()
+    metrics.admitted.labels(*metrics.lane_labels(lane_id, model)).inc()
 
 
 def _labels(row: Any) -> tuple[str, str]:
-    return metrics.labels(row.lane_id, row.model)
+    return metrics.lane_labels(row.lane_id, row.model)

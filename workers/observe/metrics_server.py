@@ -60,7 +60,7 @@ def render_metrics(counts: Path | None) -> bytes:
 def check_token(wrong: WrongTokens, peer: str, authorization: str) -> ServingError | None:
     """Why this header of this peer does not open /metrics; None: it does."""
     try:
-        wrong_tokens.expect_metrics_token(wrong, client_address.name_of(peer, ""), authorization.removeprefix("Bearer "))
+        wrong_tokens.authenticate_for_metrics(wrong, client_address.bucket_name(peer, ""), authorization.removeprefix("Bearer "))
     except (Unauthorised, TooManyWrongTokens) as error:
         return error
     return None

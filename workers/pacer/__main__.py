@@ -14,7 +14,7 @@ from uuid import UUID
 import redis
 
 from models.config.settings import settings
-from models.platform.errors import LineUnavailable, Unavailable
+from models.platform.errors import LimiterUnavailable, Unavailable
 from models.telemetry import logs, tracing
 from workers.broker.publish import JobPublisher, WebhookPublisher
 from workers.channels import notify
@@ -110,7 +110,7 @@ def _enforce_limits(limits: LimitEnforcer, lanes: list[int], *, forget: bool) ->
     """The reaper enforces the limits within seconds where this fails."""
     try:
         limits.enforce_lanes(lanes, forget=forget)
-    except (Unavailable, LineUnavailable) as error:
+    except (Unavailable, LimiterUnavailable) as error:
         log.warning("changed limits wait for the reaper", extra={"why": str(error.__cause__ or error)})
 
 

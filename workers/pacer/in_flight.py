@@ -27,13 +27,13 @@ class InFlightLeases:
         """Renews every NOWSERVING_HEARTBEAT_S.
 
         Where a running call has lost its lease, the limiter's state is rebuilt before the next admission.
-        now: monotonic seconds. Raises Unavailable, LineUnavailable; then no job may be admitted.
+        now: monotonic seconds. Raises Unavailable, LimiterUnavailable; then no job may be admitted.
         """
         gap_s = now - self._renewed_at
         if gap_s < settings().heartbeat_s:
             return
         with db.autocommit() as session:
-            rows = limits.running(session)
+            rows = limits.all_running_attempts(session)
         expected: dict[CredentialModel, set[str]] = {}
         for row in rows:
             expected.setdefault(CredentialModel(row.credential_id, row.model), set()).add(str(row.dispatch_id))

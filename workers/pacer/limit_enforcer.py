@@ -7,7 +7,7 @@ from typing import Any
 
 from models.database import db
 from models.keys import limits as limits_store
-from models.platform.errors import LineUnavailable
+from models.platform.errors import LimiterUnavailable
 from models.queue import lane_maintenance
 from workers.limiter.limiter import CredentialModel, Limiter, Limits
 from workers.pacer.wakeups import Wakeups
@@ -25,11 +25,13 @@ class LimitEnforcer:
     def enforce_lanes(self, lane_ids: Sequence[int], *, forget: bool) -> None:
         """Enforces the current limits of these lanes, and wakes the lanes. forget: the limiter's state is rebuilt from Postgres.
 
-        Raises LineUnavailable, Unavailable.
+        Raises LimiterUnavailable, Unavailable.
         """
         with db.begin() as session:
             found = [
-                (lane.id, meter, limits) for lane in limits_store.lanes(session, lane_ids) for meter, limits in _limits_of(session, lane)
+                (lane.id, meter, limits)
+                for lane in limits_store.lanes_by_ids(session, lane_ids)
+                for meter, limits in _limits_of(session, lane)
             ]
         for lane_id, meter, limits in found:
             if forget:
@@ -58,12 +60,12 @@ class LimitEnforcer:
                 self._limiter.forget(meter)  # without a daily limit the day was not counted; the rebuild counts it
             else:
                 self._limiter.configure(meter, limits)
-        except LineUnavailable:
+        except LimiterUnavailable:
             return  # the next refresh retries; an emptied limiter is rebuilt with the new limits anyway
         self._enforced[meter] = limits
         self._wakeups.wake(lane_id)
 
 
 def _limits_of(session: db.Transaction, lane: Any) -> Iterator[tuple[CredentialModel, Limits]]:
-    for credential_id in limits_store.credentials_of(session, [lane.pool_id])[lane.pool_id]:
-        yield CredentialModel(credential_id, lane.model), limits_store.read(session, credential_id, lane.model).limits
+    for credential_id in limits_store.active_credentials(session, [lane.pool_id])[lane.pool_id]:
+        yield CredentialModel(credential_id, lane.model), limits_store.state_of(session, credential_id, lane.model).limits

@@ -20,7 +20,7 @@ DAY_S = 86_400
 
 
 def rebuild(limiter: Limiter, lost: CredentialModel) -> None:
-    """Writes state that is never looser than the lost one. Raises Unavailable, LineUnavailable.
+    """Writes state that is never looser than the lost one. Raises Unavailable, LimiterUnavailable.
 
     Unclaimed admissions are requeued first, because their messages are as lost as the state. After that, no claim can add a call that
     the history read below does not hold.
@@ -28,11 +28,11 @@ def rebuild(limiter: Limiter, lost: CredentialModel) -> None:
     with db.begin() as session:
         requeue.requeue_unclaimed(session, older_than_s=0, credential_id=lost.credential_id, model=lost.model)
     with db.begin() as session:
-        known = limits.read(session, lost.credential_id, lost.model)
-        minutes = limits.history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)
-        day = limits.history(session, lost.credential_id, lost.model, seconds=DAY_S, step_s=60) if known.limits.rpd else []
-        live = limits.live(session, lost.credential_id, lost.model)
-    crash_points.at("rebuild.before_init")
+        known = limits.state_of(session, lost.credential_id, lost.model)
+        minutes = limits.attempt_history(session, lost.credential_id, lost.model, seconds=MINUTES_S, step_s=1)
+        day = limits.attempt_history(session, lost.credential_id, lost.model, seconds=DAY_S, step_s=60) if known.limits.rpd else []
+        live = limits.running_attempts(session, lost.credential_id, lost.model)
+    crash_points.hit("rebuild.before_init")
     now_us = time.time_ns() // 1000
     limiter.init(
         lost,

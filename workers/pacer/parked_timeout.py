@@ -20,7 +20,7 @@ TOO_MANY, UNAVAILABLE = 429, 503
 def fail_parked() -> None:
     """Fails up to MAX_PARKED jobs and notifies their callers. Raises Unavailable."""
     with db.autocommit() as session:
-        rows = parking.waited_out(session, longer_than_s=settings().parked_most_s, limit=MAX_PARKED)
+        rows = parking.jobs_parked_too_long(session, longer_than_s=settings().parked_most_s, limit=MAX_PARKED)
     for row in rows:
         error, status = _error_of(row.words or {})
         with db.begin() as session:

@@ -13,7 +13,7 @@ from models.database import db
 from models.jobs import api_processes, cancellation, requeue, waiters, workers
 from models.jobs.states import Status
 from models.platform import crash_points, wire
-from models.platform.errors import LineUnavailable, Unavailable
+from models.platform.errors import LimiterUnavailable, Unavailable
 from models.queue import admission, lane_maintenance, lanes
 from workers.channels import notify
 from workers.limiter.limiter import CredentialModel, Limiter, Report
@@ -48,7 +48,7 @@ class Reaper:
         while not stop.is_set():
             try:
                 self.step(now=time.monotonic())
-            except (Unavailable, LineUnavailable) as error:
+            except (Unavailable, LimiterUnavailable) as error:
                 log.warning("reaper waits", extra={"why": str(error.__cause__ or error)})
             except Exception:
                 # A border: a failed pass must not stop the next one.
@@ -56,7 +56,7 @@ class Reaper:
             stop.wait(EVERY_S)
 
     def step(self, *, now: float) -> None:
-        """Runs one pass. now: monotonic seconds. Raises Unavailable, LineUnavailable."""
+        """Runs one pass. now: monotonic seconds. Raises Unavailable, LimiterUnavailable."""
         self._requeue_unclaimed()
         self._reap_lost(now=now)
         if settings().cancel_abandoned:
@@ -91,7 +91,7 @@ class Reaper:
                 return
             lost = requeue.reap(session)
         if lost:
-            crash_points.at("sweep.mid_reap")
+            crash_points.hit("sweep.mid_reap")
         for row in lost:
             attempt_log.log_lost_attempt(row)
         self._release(lost, Report())
@@ -127,7 +127,7 @@ class Reaper:
         for row in rows:
             try:
                 self._limiter.release(CredentialModel(row.credential_id, row.model), str(row.dispatch_id), report)
-            except LineUnavailable:
+            except LimiterUnavailable:
                 log.info("slot not released: Redis is unavailable; its lease expires by itself")
             self._wakeups.wake(row.lane_id)
 

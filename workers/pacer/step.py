@@ -10,7 +10,7 @@ from typing import Any
 
 from models.database import db
 from models.platform import crash_points
-from models.platform.errors import LineUnavailable, Unavailable
+from models.platform.errors import LimiterUnavailable, Unavailable
 from models.queue import admission, lanes
 from workers.broker.publish import Publisher
 from workers.limiter.limiter import Limiter
@@ -57,7 +57,7 @@ class Pacer:
                 rest_s = self.step()
                 self.stepped_at = time.monotonic()
                 self._wakeups.wait(rest_s)
-            except (Unavailable, LineUnavailable) as error:
+            except (Unavailable, LimiterUnavailable) as error:
                 log.warning("pacing waits", extra={"why": str(error.__cause__ or error)})
                 stop.wait(0.2)
             except Exception:
@@ -68,7 +68,7 @@ class Pacer:
     def step(self) -> float:
         """Admits and publishes every job that can go now.
 
-        Returns the seconds until the next step is due; a wake-up may make it earlier. Raises Unavailable, LineUnavailable.
+        Returns the seconds until the next step is due; a wake-up may make it earlier. Raises Unavailable, LimiterUnavailable.
         """
         self._in_flight.renew(now=time.monotonic())
         woken = self._wakeups.take()
@@ -78,16 +78,16 @@ class Pacer:
             if batch.free_slots <= 0:
                 self._wakeups.update(idle=(), waiting=woken, capped=(), lacks_slots=True)
             return self._rest_s(batch.free_slots, missed)
-        crash_points.at("pacer.after_claim_lanes")
+        crash_points.hit("pacer.after_claim_lanes")
         for lane in batch.lanes:
             self._wait_log.note(lane.id, lane.blocked_by)
         pick_jobs(batch, self._round_robin)
         batch.reserved = self._reserver.reserve(batch)
-        crash_points.at("pacer.after_reserve")
+        crash_points.hit("pacer.after_reserve")
         fail_unservable(batch)
         committed = commit_batch(batch, self._results)
         self._update_wakeups(committed)
-        crash_points.at("pacer.after_admit")
+        crash_points.hit("pacer.after_admit")
         dispatch.publish(batch, committed.admitted, limiter=self._limiter, publisher=self._publisher)
         self._log_waits(committed)
         dispatch.release(batch, committed.cancelled, limiter=self._limiter)

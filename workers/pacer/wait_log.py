@@ -17,7 +17,7 @@ from uuid import UUID
 from models.platform import wire
 from models.queue.admission import LaneOutcome
 from models.telemetry import tracing
-from models.telemetry.tracing import Attributes
+from models.telemetry.span import Attributes
 from workers.observe.attempt_log import log_fields
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,14 @@ class WaitLog:
             waited = {"credential_id": credentials[head.id], "waited_s": round((at_ns - began_ns) / 1e9, 3)}
             log.info("admitted", extra={**_log_fields(head), **waited})
             span = tracing.start_child("wait", head.traceparent, at_ns=began_ns)
-            if span.is_recorded:
+            if span.is_recording:
                 blocks = self._blocks_since(head, began_ns)
                 reasons = sorted({reason for _, reason in blocks if reason})
-                span.set({**_attributes(head), "nowserving.credential": credentials[head.id], "nowserving.blocked_by": reasons or None})
+                span.set_attributes(
+                    {**_attributes(head), "nowserving.credential": credentials[head.id], "nowserving.blocked_by": reasons or None}
+                )
                 for block_ns, reason in blocks:
-                    span.mark("blocked" if reason else "free", at_ns=block_ns, attributes={"nowserving.blocked_by": reason})
+                    span.add_event("blocked" if reason else "free", at_ns=block_ns, attributes={"nowserving.blocked_by": reason})
             span.end(at_ns=at_ns)
 
     def _blocks_since(self, head: Any, began_ns: int) -> list[tuple[int, str | None]]:
@@ -82,7 +84,7 @@ def log_left_queue(row: Any, since: datetime, *, why: str) -> None:
     """Logs a job that left the queue without being admitted. row: id, lane_id, key_id, calls, request_id, traceparent."""
     log.info("left the queue", extra={**_log_fields(row), "why": why})
     span = tracing.start_child("wait", row.traceparent, at_ns=_ns(since))
-    span.set(_attributes(row))
+    span.set_attributes(_attributes(row))
     span.end(error=why)
 
 

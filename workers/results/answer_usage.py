@@ -8,7 +8,7 @@ from dataclasses import replace
 from models.billing import usage
 from models.billing.usage import Usage
 from models.content import chat_messages, image_placeholders, token_estimate
-from models.content.image_placeholders import Picture
+from models.content.image_placeholders import ExtractedImage
 from models.jobs.states import UNREADABLE, AttemptResult, JobResult, Status
 from models.platform import json_reading
 from workers.results.attempt_record import AttemptRecord
@@ -20,20 +20,20 @@ def usage_of(record: AttemptRecord, result: JobResult) -> tuple[Usage | None, At
     if result.response is None or not (result.status == Status.SUCCEEDED or _is_unreadable(result)):
         return None, record.finding
     if result.status == Status.SUCCEEDED:
-        used = usage.read(json_reading.json_object(result.response), asked=count, model=record.model)
+        used = usage.usage_of(json_reading.json_object(result.response), asked=count, model=record.model)
     else:
-        used = usage.of_unreadable(count() if count else 0, result.response, model=record.model)
-    cost_microusd = usage.price(used, model=record.model)
+        used = usage.usage_of_unreadable(count() if count else 0, result.response, model=record.model)
+    cost_microusd = usage.price_microusd(used, model=record.model)
     return used, replace(record.finding, cost_microusd=cost_microusd, is_estimated=used.estimated)
 
 
-def without_images(record: AttemptRecord) -> tuple[AttemptRecord, Sequence[Picture]]:
+def without_images(record: AttemptRecord) -> tuple[AttemptRecord, Sequence[ExtractedImage]]:
     """The record with placeholders for the images of its answer, and the images. Slow: 50 MB take a tenth of a second."""
     result = record.result
     if result is None or result.status != Status.SUCCEEDED or result.response is None:
         return record, []
-    cut = image_placeholders.cut(result.response, result.transcript)
-    message = chat_messages.answer(cut.response) if record.is_turn else None
+    cut = image_placeholders.extract_images(result.response, result.transcript)
+    message = chat_messages.reply_message(cut.response) if record.is_turn else None
     turn_tokens = token_estimate.estimate_messages([message], model=record.model) if message else 0
     return replace(record, result=replace(result, response=cut.response, transcript=cut.transcript, turn_tokens=turn_tokens)), cut.pictures
 

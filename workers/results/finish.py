@@ -16,7 +16,7 @@ from models.billing.usage import Usage
 from models.config.settings import settings
 from models.content import artifacts
 from models.content.endpoints import CHAT
-from models.content.image_placeholders import Picture
+from models.content.image_placeholders import ExtractedImage
 from models.database import db
 from models.jobs import completion, requeue
 from models.jobs.states import AttemptResult, JobResult, Outcome
@@ -68,7 +68,7 @@ def commit(record: AttemptRecord) -> Usage | None:
 
     Returns the answer's usage, None without an answer. Raises Unavailable.
     """
-    crash_points.at("worker.before_finish")
+    crash_points.hit("worker.before_finish")
     with db.moving(record.body_bytes):
         return _commit(record)
 
@@ -83,7 +83,7 @@ def _commit(record: AttemptRecord) -> Usage | None:
         used, attempt = usage_of(record, record.result)
         row = _finish(record, record.result, images, used, attempt)
         is_written, receivers = row is not None, row.due if row is not None else None
-    crash_points.at("worker.after_finish")
+    crash_points.hit("worker.after_finish")
     counters.ended(record)
     if not is_written:
         log.warning(
@@ -104,7 +104,9 @@ def _requeue(record: AttemptRecord) -> bool:
         )  # fmt: skip
 
 
-def _finish(record: AttemptRecord, result: JobResult, images: Sequence[Picture], used: Usage | None, attempt: AttemptResult) -> Any | None:
+def _finish(
+    record: AttemptRecord, result: JobResult, images: Sequence[ExtractedImage], used: Usage | None, attempt: AttemptResult
+) -> Any | None:
     """Ends the job; None: this dispatch no longer holds it. A plain answer takes one statement."""
     if not record.is_turn and not images and record.store_as is None:
         with db.autocommit() as session:
@@ -115,7 +117,7 @@ def _finish(record: AttemptRecord, result: JobResult, images: Sequence[Picture],
         row = completion.finish(session, record.job_id, record.dispatch_id, result, attempt)
         if used is not None:
             # Also for a late answer: it was paid for, whether or not the job takes it.
-            usage.write(
+            usage.store_usage(
                 session, used, dispatch_id=record.dispatch_id, job_id=record.job_id, key_id=record.key_id, model=record.model,
                 cost_microusd=attempt.cost_microusd,
             )  # fmt: skip

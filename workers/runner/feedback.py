@@ -37,7 +37,7 @@ def store_feedback(row: Any, learned: Learned | None, verdict: Verdict) -> Verdi
     try:
         with db.begin() as session:
             if learned is not None and has_learned:
-                limits.remember(session, row.credential_id, row.model, **_lasting(learned))
+                limits.store_learned(session, row.credential_id, row.model, **_lasting(learned))
             if verdict.park:
                 return _parked(session, row, verdict)
             if may_try_others:
@@ -77,7 +77,7 @@ def _parked(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
 def _unserved(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
     """Records the refusal. The pool's other credentials are tried first; when all refused, the job fails with the most telling error."""
     earlier = row.refusals or []
-    has_others = parking.refused(
+    has_others = parking.record_refusal(
         session, job_id=row.id, credential_id=row.credential_id, model=row.model, endpoint=row.endpoint, reason=verdict.unserved,
         refused_by=[refusal["credential_id"] for refusal in earlier],
     )  # fmt: skip

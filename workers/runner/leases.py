@@ -15,7 +15,7 @@ from models.config.settings import settings
 from models.database import db
 from models.jobs import claims
 from models.platform import wire
-from models.platform.errors import LineUnavailable, Unavailable
+from models.platform.errors import LimiterUnavailable, Unavailable
 from workers.channels import notify
 from workers.limiter.limiter import CredentialModel, Limiter
 from workers.upstream.call import CallControl
@@ -101,7 +101,7 @@ class Leases:
         try:
             for meter, dispatch_ids in by_meter.items():
                 self._limiter.renew(meter, dispatch_ids, lease_ms=int(settings().lease_s * 1000))
-        except LineUnavailable:
+        except LimiterUnavailable:
             log.warning("in-flight leases not renewed: Redis is unavailable")
 
 

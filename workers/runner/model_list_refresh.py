@@ -86,7 +86,7 @@ class ModelListRefresher:
 def refresh_next() -> bool:
     """Claims and refreshes the copy that was requested first; False: none is requested. Raises Unavailable."""
     with db.begin() as session:
-        row = model_lists.claim(session)
+        row = model_lists.claim_refresh(session)
     if row is None:
         return False
     try:
@@ -95,10 +95,10 @@ def refresh_next() -> bool:
         fields = {"credential_id": row.credential_id, "status": refusal.status, "code": refusal.error.get("code")}
         log.warning("model list not refreshed: the last copy is kept", extra=fields)
         with db.begin() as session:
-            model_lists.refuse(session, row, status=refusal.status, error=refusal.error)
+            model_lists.store_failure(session, row, status=refusal.status, error=refusal.error)
     else:
         with db.begin() as session:
-            model_lists.store(session, row, body=body)
+            model_lists.store_list(session, row, body=body)
             parking.make_probe_due(session, row.credential_id, reason=retry_policy.WRONG_KEY)
     return True
 
@@ -123,15 +123,15 @@ def _list_of(answer: Answer) -> bytes:
     """The bytes of the list; a bare array, as some servers send it, is wrapped in OpenAI's shape. Raises Refusal."""
     if not 200 <= answer.status < 300:
         raise Refusal(answer.status, upstream_error.error_of(answer.status, answer.headers, answer.body))
-    value = json_reading.value(answer.body)
+    value = json_reading.parse_json(answer.body)
     if isinstance(value, dict) and upstream_error.is_error(value):
         raise Refusal(upstream_error.status_of(value), upstream_error.error_of(BAD_GATEWAY, answer.headers, answer.body))
     body = json.dumps({"object": "list", "data": value}).encode() if isinstance(value, list) else answer.body
-    if len(body) > model_lists.LIST_MAX_BYTES:
-        message = f"The upstream's list of models is larger than {model_lists.LIST_MAX_BYTES >> 20} MiB. Use model names without it."
+    if len(body) > model_lists.MAX_LIST_BYTES:
+        message = f"The upstream's list of models is larger than {model_lists.MAX_LIST_BYTES >> 20} MiB. Use model names without it."
         raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_answer_too_large"))
     try:
-        list(model_lists.entries(body))
+        list(model_lists.parse_entries(body))
     except ValueError as error:
         message = "The upstream's answer is no list of models. Ask the operator to check the upstream's address (base URL)."
         raise Refusal(BAD_GATEWAY, retry_policy.own_error(message, "upstream_invalid_response")) from error

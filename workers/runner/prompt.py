@@ -35,7 +35,7 @@ def assemble(session: Transaction, row: Any) -> Any:
     history = history_window.read_history(session, row, max_bytes=settings().max_body_bytes)
     if not (history.prompt or history.turns or row.attachments):
         return row
-    body = json_reading.value(bytes(row.request))
+    body = json_reading.parse_json(bytes(row.request))
     own = _attach(session, body["messages"], row.attachments)
     messages = [*_instructions(history, own), *_earlier_turns(session, history, own), *_without_instructions(own)]
     return row._replace(request=_dump({**body, "messages": messages}))
@@ -71,8 +71,8 @@ def _earlier_turns(session: Transaction, history: History, own: Messages) -> Mes
 
 
 def _turn(session: Transaction, row: Any) -> Messages:
-    answer = chat_messages.answer(row.response)
-    request = _attach(session, chat_messages.asked(row.endpoint, row.request), row.attachments)
+    answer = chat_messages.reply_message(row.response)
+    request = _attach(session, chat_messages.stored_request_messages(row.endpoint, row.request), row.attachments)
     return [*_without_instructions(request), *([answer] if answer else [])]
 
 
@@ -90,7 +90,7 @@ def _without_instructions(messages: Messages) -> Messages:
 
 def _attach(session: Transaction, messages: Messages, ids: Sequence[UUID] | None) -> Messages:
     """The messages with these files in the last user message."""
-    parts = [part for row in attachments.of(session, ids) for part in _parts(session, row)]
+    parts = [part for row in attachments.by_ids(session, ids) for part in _parts(session, row)]
     if not parts:
         return messages
     last = max((n for n, message in enumerate(messages) if message.get("role") == "user"), default=None)
@@ -104,9 +104,9 @@ def _attach(session: Transaction, messages: Messages, ids: Sequence[UUID] | None
 def _parts(session: Transaction, row: Any) -> Messages:
     """The content parts of one file: an image, or a text. For any other file, a text that names it."""
     if row.content_type.startswith("image/"):
-        encoded = base64.b64encode(attachments.content(session, row.id)).decode()
+        encoded = base64.b64encode(attachments.read_content(session, row.id)).decode()
         return [{"type": "image_url", "image_url": {"url": f"data:{row.content_type};base64,{encoded}"}}]
     if row.content_type == attachments.TEXT:
-        text = attachments.content(session, row.id).decode("utf-8-sig", "replace")
+        text = attachments.read_content(session, row.id).decode("utf-8-sig", "replace")
         return [{"type": "text", "text": f"File {row.name}:\n{text}"}]
     return [{"type": "text", "text": f"(Attached: {row.name}, {row.size} bytes. Its content is not shown here.)"}]

@@ -15,7 +15,7 @@ from models.database import db
 from models.jobs import claims
 from models.jobs.states import MIN_CALL_S, AttemptResult, JobResult, Outcome, Status
 from models.platform import crash_points, wire
-from models.platform.errors import LineUnavailable, Unavailable
+from models.platform.errors import LimiterUnavailable, Unavailable
 from models.telemetry import logs
 from workers.answers import event_answer, rate_limit_headers, retry_policy
 from workers.answers.retry_policy import NextStep, Verdict
@@ -51,13 +51,13 @@ class JobRunner:
     def __init__(self, limiter: Limiter, leases: Leases) -> None:
         self._limiter = limiter
         self._leases = leases
-        pricing.load()  # now, so that the first finished job does not wait for it
+        pricing.load_price_list()  # now, so that the first finished job does not wait for it
 
     def run(self, job_id: UUID, dispatch_id: UUID) -> None:
         """Runs the job, unless this dispatch no longer holds it. Celery may deliver the same message any number of times."""
         with logs.bound(job=wire.public_id(job_id)):
             began = time.monotonic()
-            crash_points.at("worker.before_claim")
+            crash_points.hit("worker.before_claim")
             with body_budget.budget().room() as room:
                 if self._has_room(job_id, dispatch_id, room):
                     self._claim_and_run(job_id, dispatch_id, room, began=began)
@@ -89,7 +89,7 @@ class JobRunner:
         if row is None:
             self._release_ended(job_id, dispatch_id)
             return
-        crash_points.at("worker.after_claim")
+        crash_points.hit("worker.after_claim")
         attempt_log = AttemptLog(row)
         counters.claimed(row)
         if row.due:
@@ -123,7 +123,7 @@ class JobRunner:
 
     def _why_not_to_call(self, attempt: Attempt, *, began: float) -> str:
         """The reason against the call; empty: it may go out. began: monotonic seconds before the claim."""
-        crash_points.at("worker.before_send")
+        crash_points.hit("worker.before_send")
         held_s = time.monotonic() - began
         # A process that was frozen since the claim may have lost its lease, and another one may run the job.
         if held_s > settings().lease_s / 2 and not _holds_lease(attempt.row):
@@ -151,7 +151,7 @@ class JobRunner:
 
     def _finish_answered(self, attempt: Attempt, answer: Answer, verdict: Verdict) -> None:
         """Releases the slot with what the answer says about limits, then writes the end of the attempt."""
-        crash_points.at("worker.after_answer")
+        crash_points.hit("worker.after_answer")
         counters.answered(attempt.row, answer.status)
         learned = self._release(attempt.meter, attempt.row, _report(attempt.row, answer, verdict))
         verdict = feedback.store_feedback(attempt.row, learned, verdict)
@@ -167,14 +167,14 @@ class JobRunner:
         try:
             grant = self._limiter.charge_again(meter, str(dispatch_id), lease_ms=int(settings().lease_s * 1000))
             return grant.admitted == 1
-        except LineUnavailable:
+        except LimiterUnavailable:
             return False
 
     def _release(self, meter: CredentialModel, row: Any, report: Report) -> Learned | None:
         """Releases the slot and passes the report to the limiter; returns what it learned."""
         try:
             return self._limiter.release(meter, str(row.dispatch_id), report, tell=notify.budget_freed(row.lane_id))
-        except LineUnavailable:
+        except LimiterUnavailable:
             # A pause that the upstream asked for is stored in Postgres, for the state that will be rebuilt.
             return feedback.unreported_pause(report)
 

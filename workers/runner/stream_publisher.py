@@ -62,7 +62,7 @@ class StreamPublisher:
             return False
         if not self.has_published:
             log.warning("a stream is not published: the lease is lost", extra=self._log_fields())
-        crash_points.at("worker.after_relayed")
+        crash_points.hit("worker.after_relayed")
         return self.has_published
 
     def _publish(self) -> bool:

@@ -28,7 +28,7 @@ def parse_without_images(body: bytes) -> JsonObject | None:
     """The JSON object of this body; in a large one, empty strings replace the base64 of images, which is most of its size."""
     if len(body) < json_reading.LARGE_BYTES or image_placeholders.KEY not in body:
         return json_reading.json_object(body)
-    parsed = json_reading.json_object(image_placeholders.without_pictures(body))
+    parsed = json_reading.json_object(image_placeholders.strip_images(body))
     return json_reading.json_object(body) if parsed is None else parsed
 
 
@@ -86,7 +86,7 @@ def body_to_store(body: bytes, headers: Mapping[str, str], *, is_unreadable: boo
     """The body of a failed answer to store, and its media type; None for a JSON object or list, which callers get as JSON."""
     if not body:
         return None, None
-    if not is_unreadable and not is_marked(body) and isinstance(json_reading.value(body), dict | list):
+    if not is_unreadable and not is_marked(body) and isinstance(json_reading.parse_json(body), dict | list):
         return body, None
     return body, media_type(headers)
 

@@ -67,7 +67,7 @@ def build(row: Any, content: bytes | Body) -> Request:
     """The request of this claimed job. content: of workers/runner/outgoing.py."""
     headers = {**(row.headers or {}), "X-Client-Request-Id": str(row.dispatch_id)}
     is_azure = row.credential_kind == credential_address.AZURE
-    is_read = endpoints.method(row.endpoint) == "GET"
+    is_read = endpoints.http_method(row.endpoint) == "GET"
     if not is_read:
         headers["Content-Type"] = row.content_type or JSON
     return Request(
@@ -86,7 +86,7 @@ def _azure_url(row: Any) -> str:
     base_url = f"{row.base_url}/openai"
     if row.api_version is None:
         return f"{base_url}/v1{_path(row.endpoint)}"
-    is_read = endpoints.method(row.endpoint) == "GET"
+    is_read = endpoints.http_method(row.endpoint) == "GET"
     deployment = "" if is_read else f"/deployments/{quote(row.model, safe=SEGMENT_SAFE)}"
     return f"{base_url}{deployment}{_path(row.endpoint)}?api-version={row.api_version}"
 

@@ -20,7 +20,7 @@ from models.jobs import webhook_payload
 from models.platform import crash_points, ids, wire
 from models.platform.errors import Unavailable
 from models.telemetry import logs, tracing
-from models.telemetry.tracing import Kind, Span
+from models.telemetry.span import Span, SpanKind
 from models.webhooks import deliveries, retry_schedule
 from models.webhooks.deliveries import AttemptResult, ClaimedDelivery
 from models.webhooks.delivery_log import PREFIX
@@ -52,22 +52,22 @@ class Sender:
 
     def serve(self, delivery_id: UUID, ticket: UUID) -> None:
         """The delivery was sent once, or is somebody else's; and others of its receiver while there are some. Safe to call twice."""
-        crash_points.at("webhook.before_claim")
+        crash_points.hit("webhook.before_claim")
         try:
             with db.begin() as session:
                 one = deliveries.claim(session, delivery_id, ticket, lease_s=_lease_s(), render=webhook_payload.render)
         except Unavailable:
-            about = {"delivery": ids.show(PREFIX, delivery_id)}
+            about = {"delivery": ids.format_id(PREFIX, delivery_id)}
             log.warning("claim failed: Postgres is away; the delivery waits again by itself", extra=about)
             return
         until = time.monotonic() + CHAIN_S
         while one is not None:
             with logs.bound(**_about(one)):
-                crash_points.at("webhook.after_claim")
-                span = tracing.start_child("webhook", one.traceparent, kind=Kind.CLIENT)
+                crash_points.hit("webhook.after_claim")
+                span = tracing.start_child("webhook", one.traceparent, kind=SpanKind.CLIENT)
                 attempt, wait_s = self._send(one, traceparent=span.traceparent)
                 _end(span, one, attempt)
-                crash_points.at("webhook.after_send")
+                crash_points.hit("webhook.after_send")
                 one = self._settle(one, attempt, wait_s=wait_s, may_go_on=time.monotonic() < until)
 
     def _send(self, one: ClaimedDelivery, *, traceparent: str | None) -> tuple[AttemptResult, float | None]:
@@ -103,7 +103,7 @@ class Sender:
         except Unavailable:
             log.warning("outcome lost: Postgres is away; the delivery is sent again")
             return None
-        crash_points.at("webhook.after_finish")
+        crash_points.hit("webhook.after_finish")
         _report(one, attempt, settled)
         # What fails all the time is tried once a second; others go on at once, in another slot.
         if following is None and not goes_on and settled is not None and not settled.is_failing:
@@ -117,7 +117,7 @@ def sign(secrets: list[str], *, message_id: str, at: datetime, payload: bytes) -
 
 
 def _headers(one: ClaimedDelivery, traceparent: str | None) -> dict[str, str]:
-    now, message_id = datetime.now(UTC), ids.show(PREFIX, one.id)
+    now, message_id = datetime.now(UTC), ids.format_id(PREFIX, one.id)
     traced = {"traceparent": traceparent} if traceparent else {}
     return {
         **traced,
@@ -157,16 +157,16 @@ def _report(one: ClaimedDelivery, attempt: AttemptResult, settled: deliveries.Fi
 def _about(one: ClaimedDelivery) -> dict[str, object]:
     """What log lines say of it: of the job too, where it tells of one. attempt: of sending."""
     job_id = wire.public_id(one.job_id) if one.job_id else None
-    return {"job": job_id, "attempt": one.attempts, **attempt_log.log_fields(one), "delivery": ids.show(PREFIX, one.id)}
+    return {"job": job_id, "attempt": one.attempts, **attempt_log.log_fields(one), "delivery": ids.format_id(PREFIX, one.id)}
 
 
 def _end(span: Span, one: ClaimedDelivery, attempt: AttemptResult) -> None:
     """The span `webhook` is over: where it went to and what came back, not what was sent."""
-    if span.is_recorded:
-        span.set({
-            "http.request.method": "POST", "http.response.status_code": attempt.http_status, **tracing.address(one.url),
+    if span.is_recording:
+        span.set_attributes({
+            "http.request.method": "POST", "http.response.status_code": attempt.http_status, **tracing.server_attributes(one.url),
             "nowserving.job": wire.public_id(one.job_id) if one.job_id else None, "nowserving.lane": one.lane_id,
-            "nowserving.key": one.key_id, "nowserving.delivery": ids.show(PREFIX, one.id), "nowserving.event": one.event_type,
+            "nowserving.key": one.key_id, "nowserving.delivery": ids.format_id(PREFIX, one.id), "nowserving.event": one.event_type,
             "nowserving.attempt": one.attempts,
         })  # fmt: skip
     span.end(error=None if attempt.has_arrived else str(attempt.http_status or "unreachable"))

@@ -73,7 +73,7 @@ def test_where_own_keys_are_not_accepted_an_unknown_one_is_refused(override) -> 
 
 def test_a_revoked_key_opens_nothing_after_a_few_seconds() -> None:
     with db.begin() as session:
-        keys.make_pool(session, "p")
+        keys.create_pool(session, "p")
         made, token = keys.issue(session, name="n", pool="p")
     clock = Clock()
     callers = KeyCache(clock=clock)
@@ -123,7 +123,7 @@ def test_a_prompt_is_never_logged_even_when_the_statement_fails(caller: Caller, 
 def test_the_log_strikes_out_whatever_looks_like_a_key() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logs.Lines())
+    handler.setFormatter(logs.JsonFormatter())
     log = logging.getLogger("tests.redaction")
     log.addHandler(handler)
     log.propagate = False
@@ -141,7 +141,7 @@ def test_the_log_strikes_out_whatever_looks_like_a_key() -> None:
 
 def logged(text: str) -> str:
     """The line that the log makes of this message."""
-    return logs.Lines().format(logging.LogRecord("tests", logging.INFO, "", 0, text, (), None))
+    return logs.JsonFormatter().format(logging.LogRecord("tests", logging.INFO, "", 0, text, (), None))
 
 
 @pytest.mark.parametrize("prefix", [*token_forms.OURS, *token_forms.UPSTREAM])
@@ -164,4 +164,4 @@ def test_the_log_leaves_ordinary_words_alone() -> None:
 def test_the_log_can_be_set_up_as_gunicorn_does() -> None:
     made = logging.config.DictConfigurator(logs.config("info"))
 
-    assert logs.Lines is type(made.configure_formatter(made.config["formatters"]["lines"]))
+    assert logs.JsonFormatter is type(made.configure_formatter(made.config["formatters"]["lines"]))

@@ -96,11 +96,11 @@ def make_things(caller: Caller, session: str) -> Things:
 
 def never() -> Things:
     """Well-formed ids that nobody has."""
-    delivery = ids.show(delivery_log.PREFIX, submission.new_job_id())
+    delivery = ids.format_id(delivery_log.PREFIX, submission.new_job_id())
     return Things(
         wire.public_id(submission.new_job_id()),
         f"s-{uuid4()}",
-        ids.show(endpoints.PREFIX, submission.new_job_id()),
+        ids.format_id(endpoints.PREFIX, submission.new_job_id()),
         delivery,
         delivery,
         "msg_1",

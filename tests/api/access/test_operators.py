@@ -84,7 +84,7 @@ def test_an_operators_token_is_no_upstream_key(override: Callable[..., None]) ->
     override(ops_token=ROOT_TOKEN)
     ops = Caller(ROOT_TOKEN)
     with db.begin() as session:
-        pool_id = keys.make_pool(session, "team")
+        pool_id = keys.create_pool(session, "team")
         credential_id = keys.add_credential(session, pool_id=pool_id, upstream_key="sk-good")
     for sent in ("nsop-pasted-by-mistake", ROOT_TOKEN):
         for path in (f"pools/{pool_id}/credentials", f"credentials/{credential_id}/change"):

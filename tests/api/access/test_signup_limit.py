@@ -8,7 +8,7 @@ import pytest
 from flask import request
 
 from api.access.signup_limit import HOUR_S, SignupLimit, client_address_of
-from models.platform.errors import LineFull
+from models.platform.errors import QueueFull
 from tests.support.http_tools import Caller, error_of, new_app
 from tests.support.queue_tools import query
 
@@ -40,11 +40,11 @@ def bring(newcomers: SignupLimit, address: str | None, *, count: int) -> None:
 
 def test_an_address_brings_so_many_at_once_and_so_many_an_hour(newcomers: SignupLimit, clock: Clock) -> None:
     bring(newcomers, "1.2.3.4", count=4)
-    with pytest.raises(LineFull) as refused:
+    with pytest.raises(QueueFull) as refused:
         newcomers.admit("1.2.3.4")
     clock.now += HOUR_S / 4
     newcomers.admit("1.2.3.4")
-    with pytest.raises(LineFull):
+    with pytest.raises(QueueFull):
         newcomers.admit("1.2.3.4")
     clock.now += HOUR_S
     bring(newcomers, "1.2.3.4", count=4)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.billing.money import MICRO
+from models.billing.money import MICRO_PER_USD
 from models.jobs.states import JobResult, Status
 from models.keys.keys import Key
 from tests.support.http_tools import Caller, error_of, together
@@ -141,7 +141,7 @@ def test_invalid_date_is_refused(path: str, said: str, param: str) -> None:
 def test_usage_is_grouped_by_day_model_and_user(ann: tuple[Key, Caller]) -> None:
     made, caller = ann
     query("TRUNCATE usage, ledger")
-    grant(made, MICRO)
+    grant(made, MICRO_PER_USD)
     for _ in range(2):
         answered(made, {"prompt_tokens": 1_000, "completion_tokens": 100})
     answered(made, {"prompt_tokens": 10, "completion_tokens": 5}, model="mystery", flow="bob")

@@ -36,7 +36,7 @@ def caller(database: None) -> Caller:
 
 def issued(pool: str) -> Caller:
     with db.begin() as session:
-        keys.make_pool(session, pool)
+        keys.create_pool(session, pool)
         return Caller(keys.issue(session, name="someone", pool=pool)[1])
 
 

@@ -19,7 +19,7 @@ from api.submit import image_form as forms
 from api.submit import openai_parse
 from api.submit.openai_parse import ParsedRequest
 from models.content.endpoints import EDITS
-from models.content.token_estimate import PICTURE_TOKENS
+from models.content.token_estimate import DEFAULT_IMAGE_TOKENS
 from models.keys.keys import Key
 from models.platform.errors import Invalid
 from models.queue.submission import Submission
@@ -85,7 +85,13 @@ def test_what_the_sdk_sends_goes_on_byte_for_byte() -> None:
     order = read(content, boundary=media.partition("boundary=")[2]).order
 
     assert (content, media) == (order.request, order.content_type)
-    assert ("gpt-image-2", 3, 3 + 2 * PICTURE_TOKENS, True, "u") == (order.model, order.images, order.tokens, order.streamed, order.flow)
+    assert ("gpt-image-2", 3, 3 + 2 * DEFAULT_IMAGE_TOKENS, True, "u") == (
+        order.model,
+        order.images,
+        order.tokens,
+        order.streamed,
+        order.flow,
+    )
 
 
 def test_what_our_own_fields_say_is_taken_out_of_the_form() -> None:
@@ -168,7 +174,7 @@ def test_one_picture_or_many_under_either_name() -> None:
         read(form(part("image[]", PNG, filename="a"), part("image[]", PNG, filename="b"), PROMPT)).order,
     )
 
-    assert (2 + PICTURE_TOKENS, 2 + 2 * PICTURE_TOKENS) == (one.tokens, two.tokens)
+    assert (2 + DEFAULT_IMAGE_TOKENS, 2 + 2 * DEFAULT_IMAGE_TOKENS) == (one.tokens, two.tokens)
     assert ("default", 1) == (one.model, one.images)
 
 
@@ -185,7 +191,7 @@ def test_edits_may_come_as_json_too() -> None:
     with new_app().test_request_context(EDITS, method="POST", data=sent, content_type="application/json"):
         order = openai_parse.parse(request, CALLER, EDITS).order
 
-    assert (sent.encode(), None, 2 + 2 * PICTURE_TOKENS) == (order.request, order.content_type, order.tokens)
+    assert (sent.encode(), None, 2 + 2 * DEFAULT_IMAGE_TOKENS) == (order.request, order.content_type, order.tokens)
 
 
 HEAD = b'Content-Disposition: form-data; name="prompt"'

@@ -19,7 +19,7 @@ from api.http.errors import ConnectionAborted
 from api.submit import image_stream
 from api.submit.image_stream import ImageReader
 from models.content import artifacts
-from models.content.image_placeholders import Picture
+from models.content.image_placeholders import ExtractedImage
 from models.database import db
 from models.platform import wire
 from models.platform.errors import NotFound
@@ -43,7 +43,7 @@ def links_of(caller: Caller, *pictures: bytes) -> list[str]:
     name = caller.post("/v1/jobs", IMAGE).json["id"]
     end(caller, name)
     with db.begin() as session:
-        artifacts.store(session, wire.parse_id(name), [Picture(uuid7(), n, content) for n, content in enumerate(pictures)])
+        artifacts.store(session, wire.parse_id(name), [ExtractedImage(uuid7(), n, content) for n, content in enumerate(pictures)])
     return [artifact["url"] for artifact in caller.get(f"/v1/jobs/{name}").json["artifacts"]]
 
 
@@ -109,7 +109,7 @@ def test_signed_link_expires(links: list[str], override: Callable[..., None]) ->
     id_ = UUID(hex=links[0].split("art_")[1][:32])
 
     for age_s, opens in ((0, True), (2_600, True), (3_601, False)):
-        link = artifacts.link(id_, now=time.time() - age_s)
+        link = artifacts.artifact_url(id_, now=time.time() - age_s)
         assert (200 if opens else 404) == fetch(link).status_code
 
 
@@ -119,8 +119,8 @@ def test_job_etag_is_stable_while_links_are_valid(caller: Caller, links: list[st
     now = int(time.time()) // quarter_s * quarter_s
     id_ = UUID(hex=links[0].split("art_")[1][:32])
 
-    assert artifacts.link(id_, now=now) == artifacts.link(id_, now=now + quarter_s - 1)
-    assert artifacts.link(id_, now=now) != artifacts.link(id_, now=now + quarter_s)
+    assert artifacts.artifact_url(id_, now=now) == artifacts.artifact_url(id_, now=now + quarter_s - 1)
+    assert artifacts.artifact_url(id_, now=now) != artifacts.artifact_url(id_, now=now + quarter_s)
     assert 304 == caller.get(f"/v1/jobs/{name}", headers={"If-None-Match": caller.get(f"/v1/jobs/{name}").headers["ETag"]}).status_code
 
 
@@ -201,12 +201,12 @@ def test_result_with_deleted_image_is_not_invented(links: list[str]) -> None:
     assert links
     with db.begin() as session:
         (job_id,) = session.execute(text("SELECT id FROM job")).scalars()
-        first, _ = artifacts.of(session, job_id)
-        assert base64.b64encode(PNG) == artifacts.base64_of(session, first)
+        first, _ = artifacts.by_job(session, job_id)
+        assert base64.b64encode(PNG) == artifacts.read_base64(session, first)
         session.execute(text("DELETE FROM artifact"))
 
         with pytest.raises(NotFound):
-            artifacts.base64_of(session, first)
+            artifacts.read_base64(session, first)
 
 
 def test_client_detects_truncated_image(caller: Caller, tmp_path: Path) -> None:

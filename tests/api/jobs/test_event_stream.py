@@ -155,7 +155,7 @@ def test_idle_stream_sends_heartbeats_and_ends(caller: Caller) -> None:
 
 def test_revoked_key_ends_stream() -> None:
     with db.begin() as session:
-        pool = keys.make_pool(session, "p")
+        pool = keys.create_pool(session, "p")
         keys.add_credential(session, pool_id=pool, upstream_key="sk-up")
         made, token = keys.issue(session, name="n", pool="p")
     caller = Caller(token)

@@ -75,8 +75,8 @@ def store_copies(caller: Key, *bodies: bytes) -> None:
     credentials = query("SELECT id FROM credential WHERE pool_id = :id ORDER BY id", id=caller.pool_id)
     for credential, body in zip(credentials, bodies, strict=True):
         with db.begin() as session:
-            model_list.want(session, [credential.id], account="")
-            model_list.store(session, model_list.claim(session), body=body)
+            model_list.request_refresh(session, [credential.id], account="")
+            model_list.store_list(session, model_list.claim_refresh(session), body=body)
 
 
 # The list
@@ -125,15 +125,15 @@ def test_fresh_copy_is_not_refreshed(caller: Caller, override: Callable[..., Non
 
 def test_copy_is_claimed_by_one_worker(caller: Caller) -> None:
     with db.begin() as session:
-        model_list.want(session, [row.id for row in query("SELECT id FROM credential")], account="")
+        model_list.request_refresh(session, [row.id for row in query("SELECT id FROM credential")], account="")
     with db.begin() as first:
-        claimed = model_list.claim(first)
+        claimed = model_list.claim_refresh(first)
     with db.begin() as second:
-        assert claimed is not None and model_list.claim(second) is None
+        assert claimed is not None and model_list.claim_refresh(second) is None
 
     query("UPDATE model_list SET claimed_until = now() - interval '1 s'")
     with db.begin() as session:
-        assert model_list.claim(session) is not None, "the claim of a dead worker expires"
+        assert model_list.claim_refresh(session) is not None, "the claim of a dead worker expires"
 
 
 @pytest.mark.usefixtures("worker")
@@ -172,12 +172,12 @@ def test_named_account_has_its_own_copy(caller: Caller, upstream: FakeUpstream) 
 
 def test_accounts_beyond_limit_replace_the_oldest(caller: Caller) -> None:
     (credential,) = query("SELECT id FROM credential")
-    for n in range(model_list.ACCOUNTS_MAX + 3):
+    for n in range(model_list.MAX_ACCOUNTS + 3):
         with db.begin() as session:
-            model_list.want(session, [credential.id], account=model_list.account({"openai-project": f"p{n}"}))
+            model_list.request_refresh(session, [credential.id], account=model_list.account_name({"openai-project": f"p{n}"}))
 
     accounts = [json.loads(row.account)["openai-project"] for row in copy_rows()]
-    assert model_list.ACCOUNTS_MAX == len(accounts)
+    assert model_list.MAX_ACCOUNTS == len(accounts)
     assert "p18" in accounts and "p0" not in accounts
 
 
@@ -193,14 +193,14 @@ def test_accounts_of_credential_are_refreshed_in_sequence(caller: Caller) -> Non
     (credential,) = query("SELECT id FROM credential")
     for name in ("a", "b"):
         with db.begin() as session:
-            model_list.want(session, [credential.id], account=model_list.account({"openai-project": name}))
+            model_list.request_refresh(session, [credential.id], account=model_list.account_name({"openai-project": name}))
     with db.begin() as session:
-        first = model_list.claim(session)
+        first = model_list.claim_refresh(session)
     with db.begin() as session:
-        assert first is not None and model_list.claim(session) is None
-        model_list.store(session, first, body=list_of("m"))
+        assert first is not None and model_list.claim_refresh(session) is None
+        model_list.store_list(session, first, body=list_of("m"))
     with db.begin() as session:
-        second = model_list.claim(session)
+        second = model_list.claim_refresh(session)
 
     assert second is not None and first.account != second.account
 

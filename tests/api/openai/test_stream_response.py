@@ -24,7 +24,7 @@ from models.database import db
 from models.jobs import completion, requeue
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
-from models.platform.errors import LineFull
+from models.platform.errors import QueueFull
 from tests.api.server.test_api_server import Api, read_until, serving
 from tests.support.http_tools import Caller, error_of
 from tests.support.programs.processes import until
@@ -420,7 +420,7 @@ def test_stream_limit_records_disconnect(caller: Caller, override: Any) -> None:
     reader = uuid4()
     job_id = streamed(caller, reader=reader)
     first = respond(caller, job_id, None)
-    with pytest.raises(LineFull):
+    with pytest.raises(QueueFull):
         respond(caller, job_id, reader)
     first.close()
 

@@ -314,7 +314,7 @@ def test_key_shows_pause_caps_and_waiting_jobs(operator: Caller) -> None:
 def test_keys_filter_by_name_and_kind(operator: Caller) -> None:
     known()
     with db.begin() as session:
-        keys.make_pool(session, "team")
+        keys.create_pool(session, "team")
         made, token = keys.issue(session, name="shop", pool="team")
 
     assert [made.id] == [one["id"] for one in seen(operator, "/ops/keys?name=shop")]
@@ -343,7 +343,7 @@ def test_credential_shows_learned_limits_and_pause(operator: Caller) -> None:
     with db.begin() as session:
         number = credential_of(session, who)
         until = session.execute(enqueue.text("SELECT now() + interval '1 hour'")).scalar_one()
-        limits.remember(session, number, "m", learned_rpm=99, learned_tpm=5_000, window_size=3.5, cooldown_until=until)
+        limits.store_learned(session, number, "m", learned_rpm=99, learned_tpm=5_000, window_size=3.5, cooldown_until=until)
     (model,) = seen(operator, "/ops/credentials")[0]["models"]
 
     assert {"rpm": 99, "tpm": 5_000, "window": 3.5} == model["learned"]
@@ -368,7 +368,7 @@ def test_parked_model_is_shown_until_resumed(operator: Caller) -> None:
     with db.begin() as session:
         number = credential_of(session, caller)
         keys.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-other")
-        assert parking.refused(
+        assert parking.record_refusal(
             session, job_id=uuid4(), credential_id=number, model="m", endpoint="/v1/chat/completions", reason="404: no such model",
             refused_by=[],
         )  # fmt: skip
@@ -376,7 +376,7 @@ def test_parked_model_is_shown_until_resumed(operator: Caller) -> None:
     (found,) = parked["parked_models"]
     assert [1] == [one["parked"] for one in seen(operator, "/ops/pools")]
     with db.begin() as session:
-        assert [[f"{number}: m: 404: no such model"]] == [row.parked for row in listing.pools(session)]
+        assert [[f"{number}: m: 404: no such model"]] == [row.parked for row in listing.list_pools(session)]
     operator.post(f"/ops/credentials/{number}/resume", json={"reason": "access was granted"})
 
     assert ("m", "/v1/chat/completions", "404: no such model") == (found["model"], found["endpoint"], found["reason"])

@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 from api.submit import images
 from models.content import artifacts
 from models.content.endpoints import EDITS, IMAGES
-from models.content.image_placeholders import Picture
+from models.content.image_placeholders import ExtractedImage
 from models.database import db
 from models.jobs import job_view
 from models.jobs.states import JobResult, Status
@@ -237,7 +237,7 @@ class TestAnswered:
         body = answered(PNG, PNG)
         finish(asked.name, run(asked.caller, asked.name), answer=body)
         with db.begin() as session:
-            artifacts.store(session, asked.id, [Picture(uuid7(), n, PNG) for n in range(2)])
+            artifacts.store(session, asked.id, [ExtractedImage(uuid7(), n, PNG) for n in range(2)])
 
         assert (body, json.loads(body)) == (asked.post().data, asked.look()["result"])
         assert [PNG, PNG] == [get(one["url"]) for one in asked.look()["artifacts"]]

@@ -21,7 +21,7 @@ from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from models.jobs.states import Status
 from models.platform import wire
-from models.platform.errors import LineFull, TooManyWaiting, Unavailable
+from models.platform.errors import QueueFull, TooManyWaiting, Unavailable
 from models.queue import submission
 from tests.api.server.test_api_server import subscribers, transactions
 from tests.support.http_tools import Caller, end, error_of, together
@@ -194,7 +194,7 @@ def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Regi
     for _ in range(5):
         rooms.enter_context(own.wait_for(submission.new_job_id(), KEY, is_stream=True))
 
-    with pytest.raises(LineFull):
+    with pytest.raises(QueueFull):
         own.check_capacity(KEY, is_stream=True)
     own.check_capacity(KEY)
     own.check_capacity(KEY + 1, is_stream=True)

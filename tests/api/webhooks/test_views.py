@@ -214,12 +214,12 @@ def test_redelivery_keeps_its_id(caller: Caller) -> None:
     happen(caller)
     one = claim_one()
     settle(one)
-    again = caller.post(f"/v1/webhook_endpoints/{made['id']}/deliveries/{ids.show('wh_', one.id)}/redeliver")
+    again = caller.post(f"/v1/webhook_endpoints/{made['id']}/deliveries/{ids.format_id('wh_', one.id)}/redeliver")
 
     assert (202, "pending") == (again.status_code, again.json["status"])
     second = claim_one()
     assert (one.id, one.payload) == (second.id, second.payload)
-    refused = caller.post(f"/v1/webhook_endpoints/{made['id']}/deliveries/{ids.show('wh_', one.id)}/redeliver")
+    refused = caller.post(f"/v1/webhook_endpoints/{made['id']}/deliveries/{ids.format_id('wh_', one.id)}/redeliver")
     assert (409, "wrong_state") == (refused.status_code, error_of(refused)["code"])
 
 
@@ -247,7 +247,7 @@ def test_disabled_endpoint_refuses_redelivery(caller: Caller) -> None:
     settle(one)
     caller.post(f"/v1/webhook_endpoints/{made['id']}", {"enabled": False})
 
-    for path, said in ((f"deliveries/{ids.show('wh_', one.id)}/redeliver", None), ("redeliver", {"since": 0})):
+    for path, said in ((f"deliveries/{ids.format_id('wh_', one.id)}/redeliver", None), ("redeliver", {"since": 0})):
         refused = caller.post(f"/v1/webhook_endpoints/{made['id']}/{path}", said)
         assert (409, "Enable it first" in error_of(refused)["message"]) == (refused.status_code, True)
 
@@ -259,7 +259,7 @@ def test_deliveries_to_job_url_are_logged(caller: Caller) -> None:
     settle(own, REFUSED, retry_in_s=60)
     (told,) = caller.get(f"/v1/jobs/{name}/deliveries").json["data"]
 
-    assert (ids.show("wh_", own.id), None, 500) == (told["id"], told["webhook_endpoint_id"], told["response_code"])
+    assert (ids.format_id("wh_", own.id), None, 500) == (told["id"], told["webhook_endpoint_id"], told["response_code"])
     assert 202 == caller.post(f"/v1/jobs/{name}/deliveries/{told['id']}/redeliver").status_code
     assert 404 == caller.post(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries/{told['id']}/redeliver").status_code
     other = happen(caller)
@@ -305,7 +305,7 @@ def test_unsent_sample_returns_503(caller: Caller, override: Any, monkeypatch: p
 def test_endpoints_and_deliveries_of_other_keys_are_not_found(caller: Caller) -> None:
     stranger, made = Caller("sk-stranger", caller.app), make(caller)
     job = happen(caller, webhook_url=URL)
-    one = ids.show(delivery_log.PREFIX, deliveries()[0].id)
+    one = ids.format_id(delivery_log.PREFIX, deliveries()[0].id)
     said = {"event_type": "job.failed", "since": 0}
 
     def asked(who: Caller, endpoint: str, of: str, delivery: str) -> list[tuple[int, bytes]]:

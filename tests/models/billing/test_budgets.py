@@ -12,11 +12,11 @@ from uuid import uuid4
 import pytest
 
 from models.billing import budgets
-from models.billing.money import MICRO
+from models.billing.money import MICRO_PER_USD
 from models.database import db
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys.keys import Key
-from models.platform.errors import NoMoney, NotFound
+from models.platform.errors import BudgetExhausted, NotFound
 from tests.support.http_tools import CHAT, Caller, error_of, stored, together
 from tests.support.money_tools import MODEL, REFUSED, cost, entries, grant, issued, standing
 from tests.support.queue_tools import at_once, cancel, expire, finish, known, query, reap, row, start, submit
@@ -48,7 +48,7 @@ def test_a_job_reserves_its_estimate_until_it_ends(rich: Key) -> None:
 
 def test_a_key_without_money_is_refused_and_nothing_is_stored(rich: Key) -> None:
     submit(rich, reserved_microusd=600)
-    with pytest.raises(NoMoney, match=r"may cost 0.000401 USD, and this key has 0.0004 USD left \(0.0006 USD are reserved"):
+    with pytest.raises(BudgetExhausted, match=r"may cost 0.000401 USD, and this key has 0.0004 USD left \(0.0006 USD are reserved"):
         submit(rich, reserved_microusd=401)
 
     assert 1 == stored()
@@ -87,7 +87,7 @@ def test_an_upstream_that_never_says_what_it_used_empties_the_budget_all_the_sam
     (each,) = {amount for _, amount in entries()[1:]}
     assert [("grant", 1_000), *[("charge", each)] * 3] == entries()
     assert -280 < each < -230, "100 tokens in, about 400 out"
-    with pytest.raises(NoMoney):
+    with pytest.raises(BudgetExhausted):
         submit(rich, model=MODEL, reserved_microusd=300)
 
 
@@ -95,7 +95,7 @@ def test_a_broke_key_may_ask_what_is_free(rich: Key) -> None:
     submit(rich, reserved_microusd=1_000)
     submit(rich, reserved_microusd=0)
 
-    with pytest.raises(NoMoney, match="no money left"):
+    with pytest.raises(BudgetExhausted, match="no money left"):
         submit(rich, reserved_microusd=None)
 
 
@@ -112,7 +112,7 @@ def test_the_setting_says_whose_budgets_hold(override: Callable[..., None], whos
     for caller, has_budget in ((known(), own), (issued()[0], of_issued)):
         grant(caller, 5)
         assert has_budget == standing(caller).has_budget
-        with pytest.raises(NoMoney) if has_budget else nullcontext():
+        with pytest.raises(BudgetExhausted) if has_budget else nullcontext():
             submit(caller, reserved_microusd=6)
 
 
@@ -120,7 +120,7 @@ def test_a_new_key_has_its_default_grant_once(override: Callable[..., None]) -> 
     override(default_grant_usd="0.001")
     caller, _ = issued()
     at_once(*[partial(standing, caller)] * 4, partial(submit, caller, reserved_microusd=900))
-    with pytest.raises(NoMoney):
+    with pytest.raises(BudgetExhausted):
         submit(caller, reserved_microusd=101)
 
     assert [("grant", 1_000)] == entries()
@@ -132,7 +132,7 @@ def test_a_grant_comes_on_top_of_the_default(override: Callable[..., None]) -> N
     override(default_grant_usd="1")
     caller, _ = issued(grant_usd=2)
 
-    assert 3 * MICRO == standing(caller).balance
+    assert 3 * MICRO_PER_USD == standing(caller).balance
 
 
 def test_nobody_is_granted_anything_who_is_not_there() -> None:
@@ -162,7 +162,7 @@ def test_what_was_summed_once_is_not_summed_again(rich: Key) -> None:
         (told,) = query("SELECT counted_microusd FROM budget")
         assert 3_500 == told.counted_microusd
     submit(rich, reserved_microusd=1_000)
-    with pytest.raises(NoMoney):
+    with pytest.raises(BudgetExhausted):
         submit(rich, reserved_microusd=1)
 
     assert (3_000, 0) == (standing(rich).balance, standing(rich).available)

@@ -13,17 +13,17 @@ from models.platform.errors import Invalid
     [("20", 20_000_000), ("0.5", 500_000), ("-3.25", -3_250_000), ("0.000001", 1), ("1e3", 1_000_000_000), ("0.1", 100_000), ("0", 0)],
 )
 def test_an_amount_is_read_exactly(said: str, microusd: int) -> None:
-    assert microusd == money.read_usd(said)
+    assert microusd == money.parse_usd(said)
 
 
 @pytest.mark.parametrize("said", ["", "ten", "NaN", "-Infinity", "1e400", "0.0000001", "$5", "5 USD", "1,000", "1000000001", "9" * 5_000])
 def test_what_is_no_amount_is_refused(said: str) -> None:
     with pytest.raises(Invalid):
-        money.read_usd(said)
+        money.parse_usd(said)
 
 
 @pytest.mark.parametrize(
     ("microusd", "shown"), [(12_500_000, "12.50"), (68, "0.000068"), (-68, "-0.000068"), (0, "0.00"), (10**15 + 1, "1000000000.000001")]
 )
 def test_an_amount_is_shown_as_people_write_it(microusd: int, shown: str) -> None:
-    assert shown == money.text(microusd)
+    assert shown == money.format_usd(microusd)

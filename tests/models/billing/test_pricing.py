@@ -64,12 +64,12 @@ def test_any_count_of_tokens_has_a_price(tokens: int) -> None:
 
 def test_a_picture_without_a_price_has_none() -> None:
     assert pricing.cost_microusd("dall-e-3", input_tokens=0, output_tokens=0, images=1) is None
-    assert pricing.most_microusd("dall-e-3", input_tokens=10, output_tokens=0, images=1) is None
+    assert pricing.max_microusd("dall-e-3", input_tokens=10, output_tokens=0, images=1) is None
 
 
 def test_a_picture_that_is_paid_for_in_tokens_reserves_the_dearest() -> None:
     """gpt-image-1: 5 USD for a million tokens in, 40 out; 6,240 tokens are its largest picture at its best quality."""
-    assert 2 * 249_600 + 50 == pricing.most_microusd("gpt-image-1", input_tokens=10, output_tokens=0, images=2)
+    assert 2 * 249_600 + 50 == pricing.max_microusd("gpt-image-1", input_tokens=10, output_tokens=0, images=2)
     assert 42_250 == pricing.cost_microusd("gpt-image-1", input_tokens=50, output_tokens=1_050, images=1)
 
 
@@ -77,7 +77,7 @@ def test_a_picture_that_is_paid_for_in_tokens_reserves_the_dearest() -> None:
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-5.4", "gpt-image-1"])
 def test_what_a_call_costs_is_never_more_than_it_may(model: str, tokens: int) -> None:
     cost = pricing.cost_microusd(model, input_tokens=tokens, output_tokens=7)
-    most = pricing.most_microusd(model, input_tokens=tokens, output_tokens=7)
+    most = pricing.max_microusd(model, input_tokens=tokens, output_tokens=7)
 
     assert cost is not None and most is not None
     assert cost <= most <= cost + 1
@@ -98,7 +98,7 @@ def test_a_file_names_prices(prices_are: Callable[..., None], name: str, content
 
     assert 500_000 + 150 == pricing.cost_microusd("mine", input_tokens=10**6, output_tokens=100)
     assert 120_000 == pricing.cost_microusd("mine", input_tokens=0, output_tokens=0, images=3)
-    assert 80_001 == pricing.most_microusd("mine", input_tokens=1, output_tokens=0, images=2)
+    assert 80_001 == pricing.max_microusd("mine", input_tokens=1, output_tokens=0, images=2)
 
 
 def test_a_file_beats_the_list_and_leaves_the_rest_of_it(prices_are: Callable[..., None]) -> None:
@@ -134,6 +134,6 @@ def test_an_unknown_model_is_warned_of_once(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING):
         for model in ("mystery", "mystery", "riddle"):
             pricing.cost_microusd(model, input_tokens=1, output_tokens=1)
-            pricing.most_microusd(model, input_tokens=1, output_tokens=1)
+            pricing.max_microusd(model, input_tokens=1, output_tokens=1)
 
     assert ["mystery", "riddle"] == [record.__dict__["model"] for record in caplog.records]

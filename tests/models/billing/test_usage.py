@@ -25,7 +25,7 @@ def chat(said: object = None, *, content: object = TEXT, **more: object) -> dict
 
 
 def read(answer: object) -> Usage:
-    return usage.read(answer, asked=lambda: ASKED)
+    return usage.usage_of(answer, asked=lambda: ASKED)
 
 
 def never() -> NoReturn:
@@ -49,7 +49,7 @@ def never() -> NoReturn:
     ],
 )
 def test_usage_that_can_be_read_is_read(said: dict[str, object]) -> None:
-    assert Usage(12, 5) == usage.read(chat(said), asked=never)
+    assert Usage(12, 5) == usage.usage_of(chat(said), asked=never)
 
 
 def test_only_a_total_is_split_by_our_count_of_the_prompt() -> None:
@@ -91,28 +91,28 @@ def test_all_that_was_written_is_estimated(more: dict[str, object]) -> None:
 
 
 def test_an_empty_answer_may_say_that_it_used_nothing() -> None:
-    assert Usage(12, 0) == usage.read(chat({"prompt_tokens": 12, "completion_tokens": 0}, content=""), asked=never)
+    assert Usage(12, 0) == usage.usage_of(chat({"prompt_tokens": 12, "completion_tokens": 0}, content=""), asked=never)
 
 
 def test_embeddings_are_estimated_by_their_prompt() -> None:
     vectors = {"object": "list", "data": [{"embedding": [0.1]}], "model": "m"}
 
-    assert Usage(12, 0) == usage.read({**vectors, "usage": {"prompt_tokens": 12, "total_tokens": 12}}, asked=never)
+    assert Usage(12, 0) == usage.usage_of({**vectors, "usage": {"prompt_tokens": 12, "total_tokens": 12}}, asked=never)
     for said in ({}, {"prompt_tokens": 0, "total_tokens": 0}, None):
         assert Usage(ASKED, 0, estimated=True) == read({**vectors, "usage": said})
 
 
 def test_pictures_without_tokens_are_counted_as_pictures() -> None:
-    assert Usage(0, 0, 2) == usage.read(PICTURES, asked=never)
-    assert Usage(0, 0, 2) == usage.read({**PICTURES, "usage": {}}, asked=never)
-    assert Usage(12, 5, 2) == usage.read({**PICTURES, "usage": {"input_tokens": 12, "output_tokens": 5}}, asked=never)
+    assert Usage(0, 0, 2) == usage.usage_of(PICTURES, asked=never)
+    assert Usage(0, 0, 2) == usage.usage_of({**PICTURES, "usage": {}}, asked=never)
+    assert Usage(12, 5, 2) == usage.usage_of({**PICTURES, "usage": {"input_tokens": 12, "output_tokens": 5}}, asked=never)
     assert Usage(ASKED, 60, 2, estimated=True) == read({**PICTURES, "usage": {"total_tokens": 100}})
 
 
 @pytest.mark.parametrize("answer", [{"object": "list", "data": [{"id": "gpt-5"}]}, {"results": []}, None, [], "text"])
 def test_what_costs_nothing_is_not_estimated(answer: object) -> None:
     assert (0, 0, 0, False, False) == (
-        (found := usage.read(answer)).input_tokens, found.output_tokens, found.images, found.is_told, found.estimated
+        (found := usage.usage_of(answer)).input_tokens, found.output_tokens, found.images, found.is_told, found.estimated
     )  # fmt: skip
 
 
@@ -126,9 +126,9 @@ def test_more_than_can_be_stored_is_the_most_and_logged(large: object, caplog: p
 
 
 def test_bytes_that_nobody_can_read_are_counted_as_a_text() -> None:
-    assert Usage(ASKED, WRITTEN, estimated=True) == usage.of_unreadable(ASKED, TEXT.encode())
-    assert Usage(ASKED, 0, estimated=True) == usage.of_unreadable(ASKED, b"")
-    assert 50 < usage.of_unreadable(ASKED, bytes(range(256))).output_tokens < 1_000
+    assert Usage(ASKED, WRITTEN, estimated=True) == usage.usage_of_unreadable(ASKED, TEXT.encode())
+    assert Usage(ASKED, 0, estimated=True) == usage.usage_of_unreadable(ASKED, b"")
+    assert 50 < usage.usage_of_unreadable(ASKED, bytes(range(256))).output_tokens < 1_000
 
 
 JSON = st.recursive(
@@ -141,7 +141,7 @@ NAMES = st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "
 def test_every_usage_fits_its_columns(said: object, message: object, is_picture: bool) -> None:
     answer = {**PICTURES, "usage": said} if is_picture else {"choices": [{"message": message}], "usage": said}
 
-    for found in (read(answer), usage.read(answer)):
+    for found in (read(answer), usage.usage_of(answer)):
         assert 0 <= found.input_tokens <= MAX_COUNT
         assert 0 <= found.output_tokens <= MAX_COUNT
         assert json.dumps(vars(found))

@@ -26,7 +26,7 @@ MASTER = "queue"
 
 
 def test_a_url_says_who_watches_and_what() -> None:
-    read = redis_sentinel.read("sentinel://:p%40ss@one:26380,two,[::1]:26381/3?master=queue&sentinel_password=theirs")
+    read = redis_sentinel.parse_url("sentinel://:p%40ss@one:26380,two,[::1]:26381/3?master=queue&sentinel_password=theirs")
 
     assert Sentinels((("one", 26380), ("two", 26379), ("::1", 26381)), "queue", 3, None, "p@ss", "theirs") == read
     assert "sentinel://:p%40ss@one:26380/3;sentinel://:p%40ss@two:26379/3;sentinel://:p%40ss@[::1]:26381/3" == read.each()
@@ -34,14 +34,14 @@ def test_a_url_says_who_watches_and_what() -> None:
 
 @pytest.mark.parametrize("url", ["redis://:x@host:6379/0", "rediss://host", "unix:///run/redis", ""])
 def test_one_server_is_no_affair_of_sentinels(url: str) -> None:
-    assert redis_sentinel.read(url) is None
+    assert redis_sentinel.parse_url(url) is None
     assert (url, {}) == redis_transport.broker_address(url)
 
 
 @pytest.mark.parametrize("rest", ["one:x/0?master=m", "one/db?master=m", "/0?master=m", "one,two/0"])
 def test_a_url_that_says_too_little_is_refused_without_its_password(rest: str) -> None:
     with pytest.raises(ValueError, match="NOWSERVING_REDIS_URL") as caught:
-        redis_sentinel.read(f"sentinel://:canary@{rest}")
+        redis_sentinel.parse_url(f"sentinel://:canary@{rest}")
     assert "canary" not in str(caught.value)
 
 

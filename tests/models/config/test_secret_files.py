@@ -71,7 +71,7 @@ def test_a_secret_is_what_its_file_says_without_the_last_newline(
 def test_only_one_newline_is_taken_off(tmp_path: Path) -> None:
     given = {"ops_token_file": str(written(tmp_path, " spaces stay \n\n"))}
 
-    assert {"ops_token": " spaces stay \n"} == secret_files.read(given)
+    assert {"ops_token": " spaces stay \n"} == secret_files.load_secrets(given)
 
 
 @pytest.mark.parametrize("name", secret_files.NAMES)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.content import image_placeholders
-from models.content.image_placeholders import Cut, Stored
+from models.content.image_placeholders import Extracted, StoredImage
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
 
@@ -25,14 +25,14 @@ def answer(*contents: bytes) -> bytes:
     return json.dumps({"created": 1, "data": [{"b64_json": b64(each), "revised_prompt": "a"} for each in contents]}).encode()
 
 
-def whole(cut: Cut, content: bytes | None = None) -> bytes:
+def whole(cut: Extracted, content: bytes | None = None) -> bytes:
     """What is read of it, by default of its response."""
     known = {one.id: one.content for one in cut.pictures}
-    stored = [Stored(one.id, one.n, "", len(one.content)) for one in cut.pictures]
-    found = image_placeholders.parts(cut.response if content is None else content, stored)
-    made = [one if isinstance(one, bytes) else image_placeholders.encoded(known[one.id]) for one in found]
-    assert [image_placeholders.length(one.size) for one in found if isinstance(one, Stored)] == [
-        len(text) for one, text in zip(found, made, strict=True) if isinstance(one, Stored)
+    stored = [StoredImage(one.id, one.n, "", len(one.content)) for one in cut.pictures]
+    found = image_placeholders.split_at_placeholders(cut.response if content is None else content, stored)
+    made = [one if isinstance(one, bytes) else image_placeholders.encode_base64(known[one.id]) for one in found]
+    assert [image_placeholders.base64_length(one.size) for one in found if isinstance(one, StoredImage)] == [
+        len(text) for one, text in zip(found, made, strict=True) if isinstance(one, StoredImage)
     ]
     return b"".join(made)
 
@@ -41,12 +41,12 @@ def whole(cut: Cut, content: bytes | None = None) -> bytes:
 def test_pictures_are_taken_out_and_put_back(n: int) -> None:
     pictures = [PNG + os.urandom(1000 + each) for each in range(n)]
     body = answer(*pictures)
-    cut = image_placeholders.cut(body)
+    cut = image_placeholders.extract_images(body)
 
     assert body == whole(cut)
     assert [(each, content) for each, content in enumerate(pictures)] == [(one.n, one.content) for one in cut.pictures]
     assert len(cut.response) < 200 * n
-    assert json.loads(cut.response)["data"][-1]["b64_json"] == image_placeholders.mark(cut.pictures[-1].id)
+    assert json.loads(cut.response)["data"][-1]["b64_json"] == image_placeholders.placeholder_for(cut.pictures[-1].id)
 
 
 A = b64(PNG)
@@ -82,36 +82,36 @@ ODD: dict[str, tuple[str, int, int]] = {  # what was answered, how many pictures
 @pytest.mark.parametrize("name", ODD)
 def test_odd_answers_are_the_same_again(name: str) -> None:
     body, pictures, out = ODD[name][0].encode(), *ODD[name][1:]
-    cut = image_placeholders.cut(body)
+    cut = image_placeholders.extract_images(body)
 
     assert body == whole(cut)
     assert (pictures, out) == (
         len(cut.pictures),
-        sum(isinstance(one, Stored) for one in image_placeholders.parts(cut.response, _stored(cut))),
+        sum(isinstance(one, StoredImage) for one in image_placeholders.split_at_placeholders(cut.response, _stored(cut))),
     )
 
 
 def test_a_picture_has_the_number_of_its_place() -> None:
-    cut = image_placeholders.cut(ODD["items that are none"][0].encode())
+    cut = image_placeholders.extract_images(ODD["items that are none"][0].encode())
 
     assert [(5, PNG)] == [(one.n, one.content) for one in cut.pictures]
 
 
 def test_base64_that_is_not_cut_out_is_a_picture_all_the_same() -> None:
-    assert [b"\xff\xff\xff"] == [one.content for one in image_placeholders.cut(ODD["escaped slashes"][0].encode()).pictures]
-    assert [PNG] == [one.content for one in image_placeholders.cut(ODD["lines"][0].encode()).pictures]
+    assert [b"\xff\xff\xff"] == [one.content for one in image_placeholders.extract_images(ODD["escaped slashes"][0].encode()).pictures]
+    assert [PNG] == [one.content for one in image_placeholders.extract_images(ODD["lines"][0].encode()).pictures]
 
 
 def test_bytes_that_are_not_text_stay() -> None:
     body = b'{"data":[{"b64_json":"\xff\xfe"}]}'
 
-    assert (body, []) == (image_placeholders.cut(body).response, image_placeholders.cut(body).pictures)
+    assert (body, []) == (image_placeholders.extract_images(body).response, image_placeholders.extract_images(body).pictures)
 
 
 def test_the_mark_of_another_answer_is_only_text() -> None:
-    other = image_placeholders.cut(answer(PNG))
-    body = json.dumps({"data": [{"b64_json": A}], "x": image_placeholders.mark(other.pictures[0].id)}).encode()
-    cut = image_placeholders.cut(body)
+    other = image_placeholders.extract_images(answer(PNG))
+    body = json.dumps({"data": [{"b64_json": A}], "x": image_placeholders.placeholder_for(other.pictures[0].id)}).encode()
+    cut = image_placeholders.extract_images(body)
 
     assert body == whole(cut)
 
@@ -120,20 +120,20 @@ def test_the_completed_event_of_a_stream_is_marked_like_its_answer() -> None:
     early = f'event: image_generation.partial_image\ndata: {{"b64_json":"{b64(b"early")}","partial_image_index":0}}\n\n'
     last = f'event: image_generation.completed\ndata: {{"type":"image_generation.completed","b64_json":"{A}","usage":{{}}}}\n\n'
     transcript = (early + last).encode()
-    cut = image_placeholders.cut(answer(PNG), transcript)
+    cut = image_placeholders.extract_images(answer(PNG), transcript)
 
     assert cut.transcript is not None
     assert (transcript, answer(PNG)) == (whole(cut, cut.transcript), whole(cut))
-    assert cut.transcript == transcript.replace(A.encode(), image_placeholders.mark(cut.pictures[0].id).encode())
+    assert cut.transcript == transcript.replace(A.encode(), image_placeholders.placeholder_for(cut.pictures[0].id).encode())
 
 
 def test_answers_without_pictures_are_left_alone() -> None:
     body, transcript = b'{"choices":[{"message":{"content":"b64_json"}}]}', b"data: {}\n\n"
-    cut = image_placeholders.cut(body, transcript)
+    cut = image_placeholders.extract_images(body, transcript)
 
     assert body is cut.response
     assert transcript is cut.transcript
-    assert not image_placeholders.is_cut(body)
+    assert not image_placeholders.may_have_placeholders(body)
 
 
 TEXT = st.text(max_size=20) | st.sampled_from(['"b64_json":"AAAA"', '\\"b64_json', "art_", "AAAA", "a/b"])
@@ -152,7 +152,7 @@ ITEM = st.fixed_dictionaries(
 def test_whatever_was_answered_is_read_again(data: list[Any], ascii: bool, indent: int | None, slashes: bool, rest: str) -> None:
     said = json.dumps({"rest": rest, "data": data, "b64_json": rest}, ensure_ascii=ascii, indent=indent)
     body = (said.replace("/", "\\/") if slashes else said).encode(errors="surrogatepass")
-    cut = image_placeholders.cut(body, body)
+    cut = image_placeholders.extract_images(body, body)
 
     assert (body, body) == (whole(cut), whole(cut, cut.transcript))
     assert [one.n for one in cut.pictures] == sorted({one.n for one in cut.pictures})
@@ -162,8 +162,8 @@ def test_whatever_was_answered_is_read_again(data: list[Any], ascii: bool, inden
 def test_any_bytes_are_read_again(content: bytes) -> None:
     body = content[:100] + b'"b64_json":"' + content[100:]
 
-    assert body == whole(image_placeholders.cut(body))
+    assert body == whole(image_placeholders.extract_images(body))
 
 
-def _stored(cut: Cut) -> list[Stored]:
-    return [Stored(one.id, one.n, "", len(one.content)) for one in cut.pictures]
+def _stored(cut: Extracted) -> list[StoredImage]:
+    return [StoredImage(one.id, one.n, "", len(one.content)) for one in cut.pictures]

@@ -31,8 +31,8 @@ def drawn(kind: str, how: dict[str, Any]) -> bytes:
 def test_size_is_read_from_the_header(kind: str, how: dict[str, Any]) -> None:
     content = drawn(kind, how)
 
-    assert (37, 1200) == image_size.of_bytes(content)
-    assert (37, 1200) == image_size.of_url(f"data:image/x;base64,{base64.b64encode(content).decode()[:131_000]}")
+    assert (37, 1200) == image_size.from_bytes(content)
+    assert (37, 1200) == image_size.from_url(f"data:image/x;base64,{base64.b64encode(content).decode()[:131_000]}")
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_size_is_read_from_the_header(kind: str, how: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_picture_has_no_size(content: bytes) -> None:
-    assert image_size.of_bytes(content) is None
+    assert image_size.from_bytes(content) is None
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", JPEG, b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF....WEBPVP8X", b"RIFF....WEBPVP8L"]))
 def test_no_bytes_break_the_reader(content: bytes, begins: bytes) -> None:
-    size = image_size.of_bytes(begins + content)
+    size = image_size.from_bytes(begins + content)
 
     assert size is None or min(size) > 0
 
@@ -57,10 +57,10 @@ def test_no_bytes_break_the_reader(content: bytes, begins: bytes) -> None:
     "url", ["", "https://x.y/a,b", "data:image/png,abc", "data:image/png;base64,", "data:;base64,\u00e9\u00e9\u00e9\u00e9"]
 )
 def test_other_urls_have_no_size(url: str) -> None:
-    assert image_size.of_url(url) is None
+    assert image_size.from_url(url) is None
 
 
 def test_large_sizes_are_taken_as_they_are() -> None:
     header = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 2**31, 1)
 
-    assert (2**31, 1) == image_size.of_bytes(header)
+    assert (2**31, 1) == image_size.from_bytes(header)

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from models.config.settings import settings
 from models.database import db
-from models.platform.errors import LineFull, Unavailable
+from models.platform.errors import QueueFull, Unavailable
 from tests.support.programs.processes import until
 
 ADD = text("INSERT INTO pool (name) VALUES (:name)")
@@ -217,7 +217,7 @@ def test_more_callers_than_connections_wait_for_each_other(override: Callable[..
     db.engine.cache_clear()
 
 
-@pytest.mark.parametrize(("error", "counts"), [(LineFull("full"), True), (Unavailable(), False)])
+@pytest.mark.parametrize(("error", "counts"), [(QueueFull("full"), True), (Unavailable(), False)])
 def test_who_is_refused_was_served_and_who_found_no_store_was_not(monkeypatch: pytest.MonkeyPatch, error: Exception, counts: bool) -> None:
     ended = list[bool]()
     give = db._Turns.give

@@ -23,7 +23,7 @@ SAID = b"what was asked"
 @pytest.fixture
 def caller(database: None) -> Key:
     with db.begin() as session:
-        return keys.recognise(session, "sk-reader")
+        return keys.authenticate(session, "sk-reader")
 
 
 def ask(caller: Key, who: UUID) -> UUID:
@@ -177,7 +177,7 @@ def test_a_job_that_was_promised_to_nobody_in_particular_is_nobodys_to_leave(cal
 def test_another_body_or_another_key_finds_nothing(caller: Key) -> None:
     ask(caller, uuid4())
     with db.begin() as session:
-        other = keys.recognise(session, "sk-other")
+        other = keys.authenticate(session, "sk-other")
 
     assert adopt(caller, uuid4(), fingerprint=b"something else") is None
     assert adopt(other, uuid4()) is None

@@ -36,7 +36,7 @@ def secrets_are(override: Callable[..., None]) -> Callable[..., None]:
 
 def issue(pool: str = "shared") -> tuple[Key, str]:
     with db.begin() as session:
-        keys.make_pool(session, pool)
+        keys.create_pool(session, pool)
         return keys.issue(session, name="team", pool=pool)
 
 
@@ -103,7 +103,7 @@ def test_a_revoked_key_opens_nothing_and_is_not_registered_anew(make: Callable[[
 
 def test_a_pool_is_made_once() -> None:
     with db.begin() as session:
-        assert keys.make_pool(session, "p") == keys.make_pool(session, "p")
+        assert keys.create_pool(session, "p") == keys.create_pool(session, "p")
 
 
 def test_keys_are_found_after_a_new_secret_was_put_in_front(secrets_are: Callable[..., None]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from models.database import db
 from models.keys import keys, limits
 from models.keys.keys import Limits
-from models.keys.limits import State
+from models.keys.limits import LimitState
 from tests.support.queue_tools import credential_of, known
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -33,16 +33,16 @@ def limit(credential_id: int, *, model: str = "*", **limits: int) -> None:
 def learn(credential_id: int, **learned: Any) -> None:
     nothing = {"learned_rpm": None, "learned_tpm": None, "window_size": None, "cooldown_until": None}
     with db.begin() as session:
-        limits.remember(session, credential_id, "m", **{**nothing, **learned})
+        limits.store_learned(session, credential_id, "m", **{**nothing, **learned})
 
 
-def read(credential_id: int) -> State:
+def read(credential_id: int) -> LimitState:
     with db.begin() as session:
-        return limits.read(session, credential_id, "m")
+        return limits.state_of(session, credential_id, "m")
 
 
-def state(**limits: int) -> State:
-    return State(Limits(**limits), learned_rpm=None, learned_tpm=None, window_size=None, cooldown_until=None)
+def state(**limits: int) -> LimitState:
+    return LimitState(Limits(**limits), learned_rpm=None, learned_tpm=None, window_size=None, cooldown_until=None)
 
 
 def test_what_was_learned_does_not_hide_the_limits_for_all_models(credential_id: int) -> None:
@@ -70,7 +70,7 @@ def test_what_an_answer_did_not_say_is_not_forgotten(credential_id: int) -> None
     learn(credential_id, learned_rpm=500, learned_tpm=9_000, window_size=8.0, cooldown_until=AT)
     learn(credential_id)
 
-    assert State(Limits(), 500, 9_000, 8.0, AT) == read(credential_id)
+    assert LimitState(Limits(), 500, 9_000, 8.0, AT) == read(credential_id)
 
 
 def test_a_models_own_limits_replace_those_for_all_models_as_a_whole(credential_id: int) -> None:
@@ -87,10 +87,10 @@ def test_open_limits_take_the_settings_defaults(credential_id: int, override: Ca
 
 
 def test_credentials_add_up() -> None:
-    states = [state(rpm=60, max_in_flight=2), State(Limits(), learned_rpm=40, learned_tpm=1, window_size=3.0, cooldown_until=None)]
+    states = [state(rpm=60, max_in_flight=2), LimitState(Limits(), learned_rpm=40, learned_tpm=1, window_size=3.0, cooldown_until=None)]
 
-    assert {"rpm": 100, "tpm": None, "ipm": None, "max_in_flight": 5.0} == limits.together(states)
+    assert {"rpm": 100, "tpm": None, "ipm": None, "max_in_flight": 5.0} == limits.sum_of(states)
 
 
 def test_no_credentials_have_no_known_limit() -> None:
-    assert {None} == set(limits.together([]).values())
+    assert {None} == set(limits.sum_of([]).values())

@@ -59,9 +59,9 @@ def test_old_rows_open_after_a_new_key_was_put_in_front(override: Callable[..., 
 
     assert b"sk-1" == crypto.unseal(sealed, bound_to="a")
     assert prints == crypto.fingerprints(b"k")[1:]
-    assert crypto.is_signed("m", signature)
+    assert crypto.is_valid_signature("m", signature)
     override(secret_keys=new)
-    assert not crypto.is_signed("m", signature)
+    assert not crypto.is_valid_signature("m", signature)
     with pytest.raises(ValueError, match="no longer lists"):
         crypto.unseal(sealed, bound_to="a")
 
@@ -77,7 +77,7 @@ def test_new_rows_are_sealed_with_the_newest_key(override: Callable[..., None]) 
 
 @pytest.mark.parametrize("signature", ["", "x", "é", "\ud800", "A" * 43])
 def test_a_wrong_signature_is_refused_whatever_it_is_made_of(signature: str) -> None:
-    assert not crypto.is_signed("m", signature)
+    assert not crypto.is_valid_signature("m", signature)
 
 
 def test_without_a_key_nothing_is_sealed(override: Callable[..., None]) -> None:

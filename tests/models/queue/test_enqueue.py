@@ -9,7 +9,7 @@ from models.database import db
 from models.jobs import claims, completion, job_view, states
 from models.keys import keys
 from models.keys.keys import Key
-from models.platform.errors import LineFull, TooLate
+from models.platform.errors import QueueFull, TooLate
 from models.queue import admission
 from tests.support.queue_tools import admit_all, submit
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("database")
 @pytest.fixture
 def caller() -> Key:
     with db.begin() as session:
-        return keys.recognise(session, "sk-test")
+        return keys.authenticate(session, "sk-test")
 
 
 def test_one_user_with_many_jobs_delays_another_by_one(caller: Key) -> None:
@@ -62,7 +62,7 @@ def test_a_full_line_refuses_and_stores_nothing(caller: Key, override) -> None:
     submit(caller)
     submit(caller)
 
-    with pytest.raises(LineFull):
+    with pytest.raises(QueueFull):
         submit(caller)
     with db.begin() as session:
         assert 2 == session.execute(text("SELECT count(*) FROM job")).scalar_one()

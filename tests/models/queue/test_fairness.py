@@ -188,7 +188,7 @@ def test_an_odd_weight_leaves_a_flow_in_its_order(caller: Key) -> None:
 def keys() -> list[Key]:
     """Ten keys of one pool, as an operator issues them."""
     with db.begin() as session:
-        pool = key.make_pool(session, "team")
+        pool = key.create_pool(session, "team")
         key.add_credential(session, pool_id=pool, upstream_key="sk-upstream")
         return [key.issue(session, name=f"key {n}", pool="team")[0] for n in range(10)]
 

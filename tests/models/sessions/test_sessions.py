@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from models.content import token_estimate
-from models.content.image_placeholders import mark
+from models.content.image_placeholders import placeholder_for
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.platform import wire
 from models.queue import history_window
@@ -403,7 +403,7 @@ def test_a_picture_that_was_asked_for_is_told_as_its_prompt(caller: Caller) -> N
     assert [user("one"), assistant("1"), user("a cat"), user("two")] == messages
     assert ("a cat", None, "image/png") == (told[2]["text"], told[3]["text"], told[3]["images"][0]["content_type"])
     assert b"\x89PNG\r\n\x1a\n" == caller.get(told[3]["images"][0]["url"]).data
-    assert mark(wire.parse_id(made)) not in json.dumps(told)
+    assert placeholder_for(wire.parse_id(made)) not in json.dumps(told)
 
 
 def test_other_requests_keep_their_place_and_are_not_told_of(caller: Caller) -> None:

@@ -55,7 +55,7 @@ def test_what_a_killed_program_left_goes_when_the_next_starts_and_that_of_a_runn
     killed.send_signal(signal.SIGKILL)
     killed.wait(30)
     assert abandoned.is_dir()
-    mine = metrics_folder.make()
+    mine = metrics_folder.create()
 
     assert {mine, used, temporary / "nowserving-metrics-notes"} == set(temporary.iterdir())
     ended(running)

@@ -363,7 +363,7 @@ def test_a_result_that_is_too_large_to_push_is_left_out(caller: Key) -> None:
 def test_pictures_count_as_long_as_they_are_in_the_answer(caller: Key, picture_bytes: int, is_sent: bool) -> None:
     endpoint(caller, include_result=True)
     answer = {"created": 1, "data": [{"b64_json": base64.b64encode(bytes(picture_bytes)).decode()}]}
-    made = image_placeholders.cut(json.dumps(answer).encode())
+    made = image_placeholders.extract_images(json.dumps(answer).encode())
     job_id = submit(caller)
     finish(job_id, start(caller, job_id), JobResult(Status.SUCCEEDED, http_status=200, response=made.response))
     with db.begin() as session:

@@ -206,7 +206,7 @@ class Stack:
 def caller(token: str, *, model: str = "m", **limits: int) -> Key:
     """The own key of this token, with these limits for every model."""
     with db.begin() as session:
-        found = keys.recognise(session, token)
+        found = keys.authenticate(session, token)
         if limits:
             credential_id = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": found.pool_id}).scalar_one()
             keys.set_limits(session, credential_id, Limits(**limits))

@@ -189,7 +189,7 @@ def test_the_page_of_a_worker_shows_its_lanes_and_no_levers(
     stack: Stack, levers: Flower, worker: str, visit: Visit, tmp_path: Path
 ) -> None:
     with db.begin() as session:
-        keys.make_pool(session, "team-a")
+        keys.create_pool(session, "team-a")
         who, token = keys.issue(session, name="team", pool="team-a")
         keys.add_credential(session, pool_id=who.pool_id, upstream_key=SECRET)
     job_id = ask(who, LONG, model="gpt-4o-mini")

@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deploy.local.embedded_servers import Valkey
-from models.platform.errors import LineUnavailable
+from models.platform.errors import LimiterUnavailable
 from workers.limiter.limiter import (
     AdmitRequest,
     BlockedBy,
@@ -436,12 +436,12 @@ def test_a_silent_server_means_line_unavailable(redis_client: redis.Redis, valke
     with redis.Redis.from_url(valkey.url) as broken:
         limiter = Limiter(broken)
         redis_client.set(keys(METER)[0], "not a hash")
-        with pytest.raises(LineUnavailable):
+        with pytest.raises(LimiterUnavailable):
             limiter.admit(METER, [AdmitRequest("a", 0)], lease_ms=1000)
     nobody = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
-    with pytest.raises(LineUnavailable):
+    with pytest.raises(LimiterUnavailable):
         nobody.forget(METER)
-    with pytest.raises(LineUnavailable):
+    with pytest.raises(LimiterUnavailable):
         nobody.peek_many([METER])
 
 

@@ -65,7 +65,7 @@ def test_models_without_end_make_no_series_without_end() -> None:
     seen = {metrics.model_label(f"made-up-{n}") for n in range(1_000)}
 
     assert metrics.OTHER in seen
-    assert metrics.MODELS_MOST + 1 >= len(seen)
+    assert metrics.MAX_MODEL_LABELS + 1 >= len(seen)
 
 
 def test_neither_keys_nor_users_nor_jobs_are_in_the_exposition(redis_client: redis.Redis) -> None:

@@ -209,7 +209,7 @@ def test_no_span_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
 
 
 def test_jobs_are_served_while_nobody_takes_their_spans(traced: Traced) -> None:
-    before = {name: said.count("spans do not arrive") for name, said in traced.logs().items()}
+    before = {name: said.count("span export fails") for name, said in traced.logs().items()}
     traced.collector.stop()
     jobs = [traced.submit(f"unheard {n}", webhook_url=traced.hooks.url("/unheard")) for n in range(5)]
     ended = wait_ended(jobs, stack=traced.stack)
@@ -226,7 +226,7 @@ def test_jobs_are_served_while_nobody_takes_their_spans(traced: Traced) -> None:
     assert {"succeeded"} == {one.status for one in ended}
     assert {name: n + 1 for name, n in before.items()} == once
     assert ["succeeded"] == attempts(jobs[0])
-    assert {name for name, said in traced.logs().items() if "spans arrive again" in said} == set(once)
+    assert {name for name, said in traced.logs().items() if "span export works again" in said} == set(once)
 
 
 def test_what_was_told_is_sent_before_a_process_ends(traced: Traced, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -356,4 +356,4 @@ def _blocked(job_id: UUID) -> bool:
 
 
 def _failed(traced: Traced) -> dict[str, int]:
-    return {name: said.count("spans do not arrive") for name, said in traced.logs().items()}
+    return {name: said.count("span export fails") for name, said in traced.logs().items()}

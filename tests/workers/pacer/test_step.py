@@ -18,7 +18,7 @@ from models.jobs import claims, workers
 from models.keys import keys
 from models.keys import limits as meter
 from models.keys.keys import Key, Limits
-from models.platform.errors import LineUnavailable
+from models.platform.errors import LimiterUnavailable
 from models.queue import admission, lanes
 from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
 from workers.broker.publish import TaskMessage
@@ -79,7 +79,7 @@ def caller() -> Key:
 
 def allow(caller: Key, *, credential_id: int | None = None, **limits: int) -> None:
     with db.begin() as session:
-        for each in [credential_id] if credential_id else meter.credentials_of(session, [caller.pool_id])[caller.pool_id]:
+        for each in [credential_id] if credential_id else meter.active_credentials(session, [caller.pool_id])[caller.pool_id]:
             keys.set_limits(session, each, Limits(**limits))
 
 
@@ -371,7 +371,7 @@ def test_without_redis_nothing_is_admitted(caller: Key, override: Callable[..., 
     workers_have(5)
     one = submit(caller)
 
-    with pytest.raises(LineUnavailable):
+    with pytest.raises(LimiterUnavailable):
         stage.pacer.step()
     assert "queued" == row(one).status
 

@@ -26,5 +26,5 @@ def claim_batch(woken: Sequence[int]) -> Batch:
             batch.rooms = caps.read_allowances(session, lanes=batch.lane_ids, pools=batch.pool_ids)
         batch.heads = admission.queue_heads(session, lanes, limit=heads_limit, allowances=batch.rooms)
         if lanes:
-            batch.credentials = parking.open_or_due(session, batch.pool_ids, probe_s=settings().probe_s)
+            batch.credentials = parking.usable_credentials(session, batch.pool_ids, probe_s=settings().probe_s)
     return batch

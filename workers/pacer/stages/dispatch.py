@@ -11,7 +11,7 @@ from models.database import db
 from models.jobs import requeue, task_names
 from models.jobs.states import AttemptResult, Outcome
 from models.platform import crash_points
-from models.platform.errors import LineUnavailable
+from models.platform.errors import LimiterUnavailable
 from models.queue.admission import Admission
 from workers.broker.publish import Publisher, TaskMessage
 from workers.limiter.limiter import CredentialModel, Limiter, Report
@@ -38,7 +38,7 @@ def publish(batch: Batch, admitted: Sequence[Admission], *, limiter: Limiter, pu
             job = jobs[one.job_id]
             messages.append(TaskMessage(one.job_id, one.dispatch_id, task_names.task_name(job.endpoint, lanes[job.lane_id].pool)))
     publisher.publish(messages)
-    crash_points.at("pacer.mid_publish")
+    crash_points.hit("pacer.mid_publish")
     for one in admitted:
         if one.dispatch_id not in reserved:
             with db.begin() as session:
@@ -52,7 +52,7 @@ def release(batch: Batch, cancelled: Sequence[Admission], *, limiter: Limiter) -
     for one in cancelled:
         try:
             limiter.release(meters[one.dispatch_id], str(one.dispatch_id), Report(sent=False))
-        except LineUnavailable:
+        except LimiterUnavailable:
             log.info("slot not released: Redis is unavailable; its lease expires by itself")
 
 

@@ -27,7 +27,7 @@ class Reserver:
 
         A lane with one credential takes one round trip, shared with all other lanes. A lane with several tries the credential with the
         most headroom first, and the next one for the remaining jobs.
-        Raises LineUnavailable when Redis does not answer; then no job may be admitted.
+        Raises LimiterUnavailable when Redis does not answer; then no job may be admitted.
         """
         reserved = {lane: Reservation() for lane in batch.picked}
         remaining = {lane: list(jobs) for lane, jobs in batch.picked.items() if jobs}

@@ -46,13 +46,13 @@ def _rejected_pools(batch: Batch) -> dict[int, Refusal]:
     if not pool_ids:
         return {}
     with db.autocommit() as session:
-        return parking.hopeless(session, pool_ids)
+        return parking.rejected_keys(session, pool_ids)
 
 
 def _store(batch: Batch, refusals: dict[UUID, Refusal], probing: list[int], probed_routes: list[tuple[int, str, str]]) -> None:
     with db.begin() as session:
-        parking.probed(session, probing)
-        parking.probed_models(session, probed_routes)
+        parking.record_probes(session, probing)
+        parking.record_model_probes(session, probed_routes)
         failed = [
             job_id for job_id, refusal in refusals.items()
             if completion.fail_queued(session, job_id, error=refusal.error, http_status=refusal.status)
