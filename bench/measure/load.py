@@ -70,13 +70,13 @@ class Wanted:
                 "max_tokens": self.max_tokens,
                 "messages": [{"role": "user", "content": self.prompt.format(user=user)}],
             }
-            said = {"endpoint": CHAT, "user": user, "body": asked} if self.path == JOBS else {**asked, "user": user}
-            yield request("POST", self.path, token=self.token, said=said | ({"stream": True} if self.stream else {}))
+            result = {"endpoint": CHAT, "user": user, "body": asked} if self.path == JOBS else {**asked, "user": user}
+            yield request("POST", self.path, token=self.token, result=result | ({"stream": True} if self.stream else {}))
 
 
-def request(method: str, path: str, *, token: str, said: object = None) -> bytes:
+def request(method: str, path: str, *, token: str, result: object = None) -> bytes:
     """A whole request, as it goes over the wire."""
-    body = b"" if said is None else json.dumps(said).encode()
+    body = b"" if result is None else json.dumps(result).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
     kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
     return f"{head}{kind}\r\n".encode() + body

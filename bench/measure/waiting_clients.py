@@ -82,14 +82,14 @@ class Client:
         self.line = Line(wish.port)
         self.line.socket.settimeout(wish.patience_s)
         self._token = wish.tokens[n % len(wish.tokens)]
-        said = {"model": wish.model, "max_tokens": 100, "messages": [{"role": "user", "content": "Say hello."}]}
+        result = {"model": wish.model, "max_tokens": 100, "messages": [{"role": "user", "content": "Say hello."}]}
         if self.kind == "poll":
-            self.line.ask(request("POST", JOBS, token=self._token, said={"endpoint": CHAT, "body": said}))
+            self.line.ask(request("POST", JOBS, token=self._token, result={"endpoint": CHAT, "body": result}))
             self._path = f"{JOBS}/{_job(self.line)['id']}?wait={POLL_S}"
             self._look()
         else:
             streamed = {"stream": True} if self.kind == "stream" else {}
-            self.line.send(request("POST", CHAT, token=self._token, said=said | streamed))
+            self.line.send(request("POST", CHAT, token=self._token, result=result | streamed))
 
     def hear(self) -> str | None:
         """How it ended; None: it goes on waiting."""

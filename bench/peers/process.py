@@ -15,9 +15,9 @@ STOP_S = 10
 
 def start(command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], folder: Path = ROOT) -> subprocess.Popen[bytes]:
     """Running; what it says goes to the end of `log`."""
-    with log.open("ab") as told:
+    with log.open("ab") as shown:
         return subprocess.Popen(
-            [str(word) for word in command], cwd=folder, env=dict(environment), stdout=told, stderr=told, preexec_fn=die_with_parent
+            [str(word) for word in command], cwd=folder, env=dict(environment), stdout=shown, stderr=shown, preexec_fn=die_with_parent
         )
 
 

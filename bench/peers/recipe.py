@@ -125,8 +125,8 @@ class Recipe(Peer):
         with self._results() as client:
             if int(client.dbsize()) < self._handed_in:
                 return False
-            said = _statuses(client)
-        return said["SUCCESS"] + said["FAILURE"] >= self._handed_in
+            result = _statuses(client)
+        return result["SUCCESS"] + result["FAILURE"] >= self._handed_in
 
     def _forget(self) -> None:
         with self._results() as client:
@@ -151,11 +151,11 @@ class Recipe(Peer):
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
             connection.request("GET", "/readyz")
-            said = json.loads(connection.getresponse().read())
+            result = json.loads(connection.getresponse().read())
             connection.close()
         except (OSError, ValueError, http.client.HTTPException):
             return None
-        return list(said["workers"])
+        return list(result["workers"])
 
     def _log(self, part: str) -> Path:
         return self._folder / f"recipe-{part}.log"
@@ -163,4 +163,4 @@ class Recipe(Peer):
 
 def _statuses(client: redis.Redis) -> Counter[str]:
     keys = list(client.scan_iter(count=5_000))
-    return Counter(json.loads(said)["status"] for said in (client.mget(keys) if keys else []) if said)
+    return Counter(json.loads(result)["status"] for result in (client.mget(keys) if keys else []) if result)

@@ -113,10 +113,10 @@ class Up:
         body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Say hello."}]})
         connection.request("POST", CHAT, body, {"Authorization": "Bearer sk-start", "Content-Type": "application/json"})
         answer = connection.getresponse()
-        said = answer.read()
+        result = answer.read()
         connection.close()
         if answer.status != http.client.OK:
-            raise RuntimeError(f"HTTP {answer.status}: {said[:200]!r}")
+            raise RuntimeError(f"HTTP {answer.status}: {result[:200]!r}")
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:

@@ -48,9 +48,9 @@ def visit(override: Callable[..., None]) -> Callable[[], tuple[FlaskClient, str]
 
     def go() -> tuple[FlaskClient, str]:
         browser = app.test_client()
-        told = browser.get("/")
-        found = re.search(r'content="shared (v[0-9a-f]{20})"', told.text)
-        assert found and token not in told.text + str(told.headers)
+        shown = browser.get("/")
+        found = re.search(r'content="shared (v[0-9a-f]{20})"', shown.text)
+        assert found and token not in shown.text + str(shown.headers)
         return browser, found[1]
 
     return go
@@ -61,14 +61,14 @@ def order(name: str) -> dict[str, Any]:
 
 
 def test_the_page_runs_nothing_from_elsewhere_and_nothing_inline() -> None:
-    told = create_app().test_client().get("/")
+    shown = create_app().test_client().get("/")
 
-    assert 200 == told.status_code
-    assert "script-src 'self';" in told.headers["Content-Security-Policy"] and "unsafe" not in told.headers["Content-Security-Policy"]
+    assert 200 == shown.status_code
+    assert "script-src 'self';" in shown.headers["Content-Security-Policy"] and "unsafe" not in shown.headers["Content-Security-Policy"]
     assert ("nosniff", "no-referrer", "no-cache") == tuple(
-        told.headers[name] for name in ("X-Content-Type-Options", "Referrer-Policy", "Cache-Control")
+        shown.headers[name] for name in ("X-Content-Type-Options", "Referrer-Policy", "Cache-Control")
     )
-    assert "Set-Cookie" not in told.headers
+    assert "Set-Cookie" not in shown.headers
 
 
 def test_its_files_are_kept_for_ever_and_sent_packed_where_that_is_understood() -> None:
@@ -90,11 +90,11 @@ def test_a_visitor_needs_no_key_and_waits_under_a_name_of_their_own(visit: Calla
     assert f"shared {name}" in browser.get("/").text
 
 
-@pytest.mark.parametrize("said", ["header", "field"])
-def test_a_visitor_cannot_wait_under_anothers_name(visit: Callable[[], tuple[FlaskClient, str]], said: str) -> None:
+@pytest.mark.parametrize("result", ["header", "field"])
+def test_a_visitor_cannot_wait_under_anothers_name(visit: Callable[[], tuple[FlaskClient, str]], result: str) -> None:
     (browser, name), (_, them) = visit(), visit()
-    headers = {**ASK, "X-Nowserving-User": them} if said == "header" else ASK
-    made = browser.post("/v1/jobs", json={**order(name), **({"user": them} if said == "field" else {})}, headers=headers)
+    headers = {**ASK, "X-Nowserving-User": them} if result == "header" else ASK
+    made = browser.post("/v1/jobs", json={**order(name), **({"user": them} if result == "field" else {})}, headers=headers)
 
     assert (202, name) == (made.status_code, made.json["user"])
 
@@ -148,11 +148,11 @@ def test_a_visitor_sees_its_own_usage_only(visit: Callable[[], tuple[FlaskClient
         "INSERT INTO ledger (key_id, kind, amount_microusd, job_id, dispatch_id, model, flow) "
         "SELECT key_id, 'charge', -cost_microusd, job_id, dispatch_id, model, flow FROM usage"
     )
-    told = mine.get("/v1/usage", headers=ASK)
+    shown = mine.get("/v1/usage", headers=ASK)
     balance = mine.get("/v1/balance", headers=ASK).json
 
-    assert [(me, 1)] == [(row["user"], row["input_tokens"]) for row in told.json["data"]]
-    assert them not in told.text
+    assert [(me, 1)] == [(row["user"], row["input_tokens"]) for row in shown.json["data"]]
+    assert them not in shown.text
     assert (0.000001, 49.999299) == (balance["spent_usd"], balance["available_usd"])
     assert {None} == {balance[name] for name in ("balance_usd", "reserved_usd", "granted_usd", "corrected_usd")}
     assert [(them, 700)] == [(row["user"], row["input_tokens"]) for row in theirs.get("/v1/usage", headers=ASK).json["data"]]
@@ -202,9 +202,9 @@ def test_a_deleted_turn_is_neither_read_nor_remembered() -> None:
     caller = Caller()
     talk(caller, "one", reply="first")
     talk(caller, "two", reply="second")
-    told = caller.send("DELETE", f"/v1/sessions/{SESSION}/messages/msg_2")
+    shown = caller.send("DELETE", f"/v1/sessions/{SESSION}/messages/msg_2")
 
-    assert {"id": "msg_2", "object": "session.turn.deleted", "turn": 1, "deleted": True} == told.json
+    assert {"id": "msg_2", "object": "session.turn.deleted", "turn": 1, "deleted": True} == shown.json
     assert ["msg_4", "msg_3"] == [one["id"] for one in caller.get(f"/v1/sessions/{SESSION}/messages").json["data"]]
     assert [user("two"), assistant("second"), user("three")] == talk(caller, "three")
     assert 404 == caller.send("DELETE", f"/v1/sessions/{SESSION}/messages/msg_1").status_code

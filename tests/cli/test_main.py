@@ -211,11 +211,11 @@ print(round(time.perf_counter() - began, 2), *sorted({heavy} & set(sys.modules))
     heavy = {"celery", "kombu", "openai", "httpx2", "flower"}
     # The command line becomes the part that was asked for: what it loads before is loaded twice.
     for module, never in (("api.app", heavy), ("cli.main", heavy | {"flask", "redis", "sqlalchemy", "alembic"})):
-        said = code.format(module=module, heavy=never)
-        told = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.split()
+        result = code.format(module=module, heavy=never)
+        shown = subprocess.run([sys.executable, "-c", result], capture_output=True, text=True, check=True).stdout.split()
         with capsys.disabled():
-            print(f" [{module} imported in {told[0]} s]", end="")
-        assert [] == told[1:]
+            print(f" [{module} imported in {shown[0]} s]", end="")
+        assert [] == shown[1:]
 
 
 def test_budget_is_granted_corrected_and_shown() -> None:
@@ -223,10 +223,10 @@ def test_budget_is_granted_corrected_and_shown() -> None:
     number = str(read("keys", "create", "ann", "--pool", "team")["id"])
     say("keys", "grant", number, "20", "--note", "November")
     say("keys", "grant", number, "0.50")
-    told = read("keys", "correct", number, "-3.25", "--note", "a refund")
+    shown = read("keys", "correct", number, "-3.25", "--note", "a refund")
 
-    assert ("17.25", "20.50", "-3.25", True) == tuple(told[one] for one in ("balance_usd", "granted_usd", "corrected_usd", "has_budget"))
-    assert told == read("keys", "balance", number)
+    assert ("17.25", "20.50", "-3.25", True) == tuple(shown[one] for one in ("balance_usd", "granted_usd", "corrected_usd", "has_budget"))
+    assert shown == read("keys", "balance", number)
 
 
 @pytest.mark.parametrize(

@@ -52,20 +52,20 @@ def test_top_shows_waiting_jobs_reasons_and_times(api: Api) -> None:
     with db.begin() as session:
         workers.record_heartbeat(session, "worker0@here", slots=64, jobs=[runs])
         parking.park(session, credential_of(session, known("sk-parked")), reason="401 from the upstream", error=None)
-    said = top(api, "--once").output
+    result = top(api, "--once").output
 
-    assert re.search(r"waiting 3 +running 1 of 64 slots", said)
-    assert re.search(r"gpt-4o-mini +3 +1 .*9 of 10 rpm +rpm", said)
-    assert "[bold]anna" in said
-    assert "401 from the upstream" in said
+    assert re.search(r"waiting 3 +running 1 of 64 slots", result)
+    assert re.search(r"gpt-4o-mini +3 +1 .*9 of 10 rpm +rpm", result)
+    assert "[bold]anna" in result
+    assert "401 from the upstream" in result
 
 
 def test_top_shows_idle_stack(api: Api) -> None:
     forget_everything()
-    said = top(api, "--once").output
+    result = top(api, "--once").output
 
-    assert "no jobs are waiting" in said
-    assert "no worker has reported" in said
+    assert "no jobs are waiting" in result
+    assert "no worker has reported" in result
 
 
 @pytest.mark.parametrize(("token", "words"), [("wrong", "token"), (None, "NOWSERVING_OPS_TOKEN")])
@@ -93,12 +93,12 @@ def test_top_runs_until_ctrl_c_and_restores_terminal(api: Api, tmp_path: Path) -
     )  # fmt: skip
     os.close(terminal)
     os.set_blocking(screen, False)
-    said = bytearray()
+    result = bytearray()
 
     def frames() -> int:
         with suppress(OSError):
-            said.extend(os.read(screen, 65_536))
-        return said.count(b"slots")
+            result.extend(os.read(screen, 65_536))
+        return result.count(b"slots")
 
     until(lambda: frames() >= 2, what="two pictures")
     process.send_signal(signal.SIGINT)
@@ -106,10 +106,10 @@ def test_top_runs_until_ctrl_c_and_restores_terminal(api: Api, tmp_path: Path) -
     frames()
     os.close(screen)
 
-    assert said.rstrip().endswith(b"\x1b[?25h") or b"\x1b[?1049l" in said
-    assert b"Traceback" not in said
+    assert result.rstrip().endswith(b"\x1b[?25h") or b"\x1b[?1049l" in result
+    assert b"Traceback" not in result
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(None, "-"), (0, "0s"), (59.6, "1min 0s"), (7_500, "2h 5min"), (90_000, "1d 1h")])
-def test_durations_have_two_units(seconds: float | None, said: str) -> None:
-    assert said == span(seconds)
+@pytest.mark.parametrize(("seconds", "result"), [(None, "-"), (0, "0s"), (59.6, "1min 0s"), (7_500, "2h 5min"), (90_000, "1d 1h")])
+def test_durations_have_two_units(seconds: float | None, result: str) -> None:
+    assert result == span(seconds)

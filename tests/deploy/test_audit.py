@@ -60,8 +60,8 @@ def test_a_registry_that_does_not_answer_is_not_clean(answer: object, tmp_path: 
 def test_skipped_packages_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     audit.show("a.txt", lambda: Report([], unchecked=3))
 
-    assert "no known weakness" not in (said := capsys.readouterr().out)
-    assert "not checked: 3 packages" in said
+    assert "no known weakness" not in (result := capsys.readouterr().out)
+    assert "not checked: 3 packages" in result
 
 
 def test_the_auditor_is_pinned_and_run_by_our_own_uv() -> None:

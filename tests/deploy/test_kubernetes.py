@@ -54,9 +54,9 @@ def test_a_field_that_is_misspelt_or_of_another_type_is_refused(key: str, wrong:
 
 
 def test_every_file_is_one_that_kustomize_is_told_of() -> None:
-    told = set(yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text())["resources"])
+    shown = set(yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text())["resources"])
 
-    assert {file.name for file in FILES if file.parent.name == "base"} == told
+    assert {file.name for file in FILES if file.parent.name == "base"} == shown
 
 
 def built(overlay: Path) -> list[Manifest]:
@@ -72,14 +72,14 @@ def test_what_kustomize_makes_of_the_example_is_what_kubernetes_takes() -> None:
     for manifest in made:
         validate(manifest, VERSIONS[1])
     worker = next(each for each in made if each["kind"] == "Deployment" and each["metadata"]["name"] == "nowserving-worker")
-    told = {each["metadata"]["name"]: each["data"] for each in made if each["kind"] == "ConfigMap"}
+    shown = {each["metadata"]["name"]: each["data"] for each in made if each["kind"] == "ConfigMap"}
     container = worker["spec"]["template"]["spec"]["containers"][0]
 
     assert "replicas" not in worker["spec"]  # the autoscaler's
     assert {"nowserving"} == {each["metadata"]["namespace"] for each in made}
     assert container["image"].startswith("registry.example.com/nowserving:")
-    assert "https://queue.example.com" == told[container["envFrom"][0]["configMapRef"]["name"]]["NOWSERVING_PUBLIC_URL"]
-    assert settings().items() <= told[container["envFrom"][0]["configMapRef"]["name"]].items()
+    assert "https://queue.example.com" == shown[container["envFrom"][0]["configMapRef"]["name"]]["NOWSERVING_PUBLIC_URL"]
+    assert settings().items() <= shown[container["envFrom"][0]["configMapRef"]["name"]].items()
 
 
 def test_kustomize_does_not_narrow_what_is_asked_of_other_namespaces() -> None:
@@ -106,14 +106,14 @@ def test_keda_takes_the_workers_over_in_the_place_of_the_other_autoscaler(tmp_pa
 
 def test_every_setting_is_one_that_the_code_reads_and_takes() -> None:
     own = {one["name"]: one["value"] for _, container in containers() for one in container.get("env", [])}
-    told = {**settings(), **own}
+    shown = {**settings(), **own}
     plain = {
         name.removeprefix("NOWSERVING_").lower(): value
-        for name, value in told.items()
+        for name, value in shown.items()
         if name.startswith("NOWSERVING_") and not name.endswith("_FILE")
     }
 
-    assert [] == [name for name in told if name.removeprefix("NOWSERVING_").lower() not in Settings.model_fields]
+    assert [] == [name for name in shown if name.removeprefix("NOWSERVING_").lower() not in Settings.model_fields]
     assert set(plain) <= Settings(**plain).model_fields_set
 
 
@@ -143,12 +143,12 @@ def test_images_are_ours_and_the_one_that_compose_has() -> None:
 
 def test_a_part_listens_where_its_settings_say() -> None:
     ports = {(name, port["name"]): port["containerPort"] for name, one in containers() for port in one.get("ports", [])}
-    told = Settings(**{f"{name}_metrics_port": settings()[f"NOWSERVING_{name.upper()}_METRICS_PORT"] for name in ("pacer", "worker")})
+    shown = Settings(**{f"{name}_metrics_port": settings()[f"NOWSERVING_{name.upper()}_METRICS_PORT"] for name in ("pacer", "worker")})
 
     assert "0.0.0.0" == settings()["NOWSERVING_METRICS_HOST"]
     assert {
-        ("api", "http"): told.port, ("flower", "http"): told.flower_port, ("pacer", "metrics"): told.pacer_metrics_port,
-        ("worker", "metrics"): told.worker_metrics_port, ("webhooks", "metrics"): told.worker_metrics_port, ("redis", "redis"): 6379,
+        ("api", "http"): shown.port, ("flower", "http"): shown.flower_port, ("pacer", "metrics"): shown.pacer_metrics_port,
+        ("worker", "metrics"): shown.worker_metrics_port, ("webhooks", "metrics"): shown.worker_metrics_port, ("redis", "redis"): 6379,
     } == ports  # fmt: skip
 
 
@@ -314,16 +314,16 @@ def test_both_autoscalers_know_how_many_calls_a_pod_makes() -> None:
 
 def test_keda_is_told_nothing_that_it_does_not_know() -> None:
     """Its own schema is in no package that fits this Python; these are the fields of keda.sh/docs/latest/reference/scaledobject-spec."""
-    told = scaled_object()
+    shown = scaled_object()
     known = {
         "scaleTargetRef", "pollingInterval", "cooldownPeriod", "initialCooldownPeriod", "idleReplicaCount", "minReplicaCount",
         "maxReplicaCount", "fallback", "advanced", "triggers",
     }  # fmt: skip
-    behavior = told["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    behavior = shown["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     spec = {"scaleTargetRef": {"kind": "Deployment", "name": "x"}, "maxReplicas": 2, "behavior": behavior}
     validate({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "x"}, "spec": spec}, VERSIONS[1])
 
-    assert set(told) <= known
-    assert {"failureThreshold", "replicas"} == set(told["fallback"])
-    assert set(told["triggers"][0]) <= {"type", "metricType", "metadata", "name", "authenticationRef", "useCachedMetrics"}
-    assert set(told["triggers"][0]["metadata"]) <= {"serverAddress", "query", "threshold", "activationThreshold", "ignoreNullValues"}
+    assert set(shown) <= known
+    assert {"failureThreshold", "replicas"} == set(shown["fallback"])
+    assert set(shown["triggers"][0]) <= {"type", "metricType", "metadata", "name", "authenticationRef", "useCachedMetrics"}
+    assert set(shown["triggers"][0]["metadata"]) <= {"serverAddress", "query", "threshold", "activationThreshold", "ignoreNullValues"}

@@ -231,8 +231,8 @@ def test_ctrl_c_ends_the_whole_stack_with_status_0(up: subprocess.Popen[str], tm
     children, grandchild = _children(up.pid), _grandchild(tmp_path)
     up.send_signal(signal.SIGINT)
 
-    said, _ = up.communicate(timeout=20)
-    assert (0, True) == (up.returncode, said.endswith("stopped\n"))
+    result, _ = up.communicate(timeout=20)
+    assert (0, True) == (up.returncode, result.endswith("stopped\n"))
     assert [] == [pid for pid in children if _lives(pid)]
     _until(lambda: not _lives(grandchild))
 

@@ -65,9 +65,9 @@ class Up:
             found: dict[str, Any] = json.load(answer)
             return found
 
-    def ask(self, said: str) -> dict[str, Any]:
+    def ask(self, result: str) -> dict[str, Any]:
         """The job that said this, when it has ended."""
-        body = {"model": "gpt-4o", "messages": [{"role": "user", "content": said}]}
+        body = {"model": "gpt-4o", "messages": [{"role": "user", "content": result}]}
         made = self.call("/jobs", {"endpoint": "/v1/chat/completions", "body": body})
         return self.call(f"/jobs/{made['id']}?wait=60")
 

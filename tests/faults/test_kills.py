@@ -18,7 +18,7 @@ from models.database import db
 from models.jobs.requeue import LOST
 from tests.support.programs import processes
 from tests.support.programs.processes import (
-    QUEUE,
+    JOB_QUEUE,
     Process,
     Stack,
     ask,
@@ -242,12 +242,12 @@ def test_a_frozen_worker_comes_too_late(stack: Stack) -> None:
 
 
 def _lose(client: redis.Redis) -> None:
-    client.delete(QUEUE)
+    client.delete(JOB_QUEUE)
 
 
 def _repeat(client: redis.Redis) -> None:
-    messages = client.lrange(QUEUE, 0, -1)
-    client.rpush(QUEUE, *messages, *messages)
+    messages = client.lrange(JOB_QUEUE, 0, -1)
+    client.rpush(JOB_QUEUE, *messages, *messages)
 
 
 @pytest.mark.parametrize("happens", [_lose, _repeat])
@@ -255,9 +255,9 @@ def test_lost_and_repeated_broker_messages_lose_no_job(stack: Stack, valkey: Val
     for worker in alive(stack, "worker-"):
         worker.stop()
     with pretended_slots(10), redis.Redis.from_url(valkey.url) as client:
-        client.delete(QUEUE)
+        client.delete(JOB_QUEUE)
         jobs = load(stack, f"doorbells{happens.__name__}", 10)
-        until(lambda: client.llen(QUEUE) >= 10, what="ten doorbells")
+        until(lambda: client.llen(JOB_QUEUE) >= 10, what="ten doorbells")
         happens(client)
     stack.worker(threads=THREADS)
 

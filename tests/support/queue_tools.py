@@ -167,7 +167,7 @@ def row(job_id: UUID) -> Any:
     return found
 
 
-def told(job_id: UUID) -> list[str]:
+def event_types(job_id: UUID) -> list[str]:
     """The types of the job's events in order, without `job.`."""
     return [event.type.removeprefix("job.") for event in query("SELECT type FROM job_event WHERE job_id = :id ORDER BY seq", id=job_id)]
 

@@ -31,9 +31,9 @@ def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def say(caller: Caller, *said: str | dict[str, Any], session: str = SESSION, body: dict[str, Any] | None = None, **more: Any) -> str:
+def say(caller: Caller, *result: str | dict[str, Any], session: str = SESSION, body: dict[str, Any] | None = None, **more: Any) -> str:
     """A new turn's job; what is said are texts of the user, or whole messages."""
-    messages = [user(one) if isinstance(one, str) else one for one in said]
+    messages = [user(one) if isinstance(one, str) else one for one in result]
     wanted = {"model": "m", "messages": messages, "max_tokens": 10, **(body or {})}
     return caller.submit(endpoint=CHAT, body=wanted, conversation=session, **more)
 
@@ -51,9 +51,9 @@ def sent(row: Any) -> Messages:
     return messages
 
 
-def answer(row: Any, said: str | dict[str, Any]) -> None:
+def answer(row: Any, result: str | dict[str, Any]) -> None:
     """The claimed turn has this answer: a text, or a whole message."""
-    message = assistant(said) if isinstance(said, str) else said
+    message = assistant(result) if isinstance(result, str) else result
     body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
     end(row, JobResult(Status.SUCCEEDED, http_status=200, response=body), GOOD)
 
@@ -68,9 +68,9 @@ def end(row: Any, result: JobResult, finding: AttemptResult) -> None:
     finish.commit(AttemptRecord(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, result, is_turn=True))
 
 
-def talk(caller: Caller, *said: str | dict[str, Any], reply: str | dict[str, Any] = "yes", **more: Any) -> Messages:
+def talk(caller: Caller, *result: str | dict[str, Any], reply: str | dict[str, Any] = "yes", **more: Any) -> Messages:
     """One turn from its submit to its answer; what went out for it."""
-    row = claim(caller, say(caller, *said, **more))
+    row = claim(caller, say(caller, *result, **more))
     answer(row, reply)
     return sent(row)
 

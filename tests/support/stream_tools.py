@@ -23,4 +23,4 @@ def events(transcript: bytes) -> list[Any]:
 
 def content(transcript: bytes) -> str:
     """What a chat of one choice says."""
-    return "".join(said["choices"][0]["delta"].get("content") or "" for said in events(transcript) if said["choices"])
+    return "".join(result["choices"][0]["delta"].get("content") or "" for result in events(transcript) if result["choices"])

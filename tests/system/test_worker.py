@@ -22,7 +22,7 @@ from models.keys.keys import Key
 from models.platform.wire import public_id
 from tests.support.programs import processes
 from tests.support.programs.processes import (
-    QUEUE,
+    JOB_QUEUE,
     Process,
     Stack,
     ask,
@@ -103,9 +103,9 @@ def recorder() -> Iterator[Recorder]:
 def test_celery_carries_two_ids_and_nothing_else(stack: Stack, redis_of_run: redis.Redis) -> None:
     with pretended_slots(1):
         job_id = ask(caller("sk-message"), "a prompt that stays in Postgres")
-        raw = until(lambda: redis_of_run.lrange(QUEUE, 0, -1), what="a message")[0]
+        raw = until(lambda: redis_of_run.lrange(JOB_QUEUE, 0, -1), what="a message")[0]
         dispatch_id = row(job_id).dispatch_id
-        redis_of_run.delete(QUEUE)
+        redis_of_run.delete(JOB_QUEUE)
     message = json.loads(raw)
 
     assert public_id(job_id) == message["headers"]["id"]

@@ -98,8 +98,8 @@ def test_a_key_is_written_down_nowhere(caplog: pytest.LogCaptureFixture, redis_c
         caller.get(f"/v1/jobs/{CANARY}"),
     ]
 
-    said = caplog.text + "".join(str(vars(record)) for record in caplog.records) + "".join(answer.text for answer in answers)
-    assert CANARY not in said
+    result = caplog.text + "".join(str(vars(record)) for record in caplog.records) + "".join(answer.text for answer in answers)
+    assert CANARY not in result
     assert [] == [name for name in redis_client.keys("*") if CANARY.encode() in (redis_client.dump(name) or b"")]
     with db.begin() as session:
         tables = session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars()

@@ -122,7 +122,7 @@ def call(caller: Caller, name: str, given: Mapping[str, str], **more: Any) -> Te
     return caller.send(method, re.sub(r"{(\w+)}", lambda found: given[found[1]], path), **more)
 
 
-def told(answer: TestResponse) -> tuple[int, bytes, list[tuple[str, str]]]:
+def seen_by_caller(answer: TestResponse) -> tuple[int, bytes, list[tuple[str, str]]]:
     """All that a caller can see of it."""
     return answer.status_code, answer.data, sorted((key, value) for key, value in answer.headers if key not in PER_ANSWER)
 
@@ -158,9 +158,9 @@ def test_nobody_can_tell_another_ones_id_from_one_that_never_was(owner: Caller, 
             asked.append(seen.statements)
 
         assert 404 == answers[0].status_code, name
-        assert told(answers[0]) == told(answers[1]), name
+        assert seen_by_caller(answers[0]) == seen_by_caller(answers[1]), name
         assert asked[0] and asked[0] == asked[1], name
-        assert told(answers[0]) == told(call(stranger, name, malformed().of(path))), name
+        assert seen_by_caller(answers[0]) == seen_by_caller(call(stranger, name, malformed().of(path))), name
 
     for name in ("getJob", "getSession", "getWebhookEndpoint", "listDeliveries", "listJobDeliveries"):
         assert 200 == call(owner, name, foreign.of(OPERATIONS[name][1])).status_code, "the owner's things are there, and unharmed"
@@ -176,7 +176,7 @@ def test_nor_from_one_that_was_deleted(owner: Caller) -> None:
         answers = [call(owner, name, things.of(path)) for things in (gone, nothing)]
 
         assert 404 == answers[0].status_code, name
-        assert told(answers[0]) == told(answers[1]), name
+        assert seen_by_caller(answers[0]) == seen_by_caller(answers[1]), name
 
 
 @pytest.mark.parametrize("name", ["redeliver", "redeliverOfJob"])
@@ -187,7 +187,7 @@ def test_a_delivery_is_found_only_below_what_is_ones_own(owner: Caller, stranger
     answers = [call(stranger, name, {**mine.of(path), "delivery": things.of(path)["delivery"]}) for things in (theirs, nothing)]
 
     assert 404 == answers[0].status_code
-    assert told(answers[0]) == told(answers[1])
+    assert seen_by_caller(answers[0]) == seen_by_caller(answers[1])
 
 
 @pytest.mark.parametrize("name", WITH_CURSOR)
@@ -199,7 +199,7 @@ def test_another_ones_id_is_no_better_a_cursor_than_none(owner: Caller, stranger
 
     answers = [call(stranger, name, given, query_string={"after": getattr(things, kind)}) for things in (foreign, nothing)]
 
-    assert told(answers[0]) == told(answers[1])
+    assert seen_by_caller(answers[0]) == seen_by_caller(answers[1])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -27,7 +27,7 @@ def token(role: operators.Role, name: str = "night-shift") -> str:
         return operators.create(session, name, role=role)
 
 
-def said(*words: str) -> dict[str, object]:
+def cli_output(*words: str) -> dict[str, object]:
     result = CliRunner().invoke(nowserving, [*words, "--json"])
     assert 0 == result.exit_code, result.output
     return dict(json.loads(result.stdout))
@@ -102,17 +102,17 @@ def test_the_operator_s_own_token_comes_from_the_settings(override: Callable[...
 
 
 def test_a_revoked_token_opens_nothing_at_once() -> None:
-    made = str(said("operators", "create", "ops", "--role", "write")["token"])
+    made = str(cli_output("operators", "create", "ops", "--role", "write")["token"])
     caller = Caller(made)
     assert 200 == caller.get("/ops/audit").status_code
-    said("operators", "revoke", "ops")
+    cli_output("operators", "revoke", "ops")
 
     assert 401 == caller.get("/ops/audit").status_code
 
 
 def test_making_and_revoking_a_token_is_on_record_without_the_token() -> None:
-    made = str(said("operators", "create", "ops", "--role", "write")["token"])
-    said("operators", "revoke", "ops")
+    made = str(cli_output("operators", "create", "ops", "--role", "write")["token"])
+    cli_output("operators", "revoke", "ops")
     rows = Caller(token("read")).get("/ops/audit").json["data"]
 
     assert [("cli", "revoke", "operator:ops"), ("cli", "create", "operator:ops")] == [
@@ -123,7 +123,7 @@ def test_making_and_revoking_a_token_is_on_record_without_the_token() -> None:
 
 @pytest.mark.parametrize("change", ["UPDATE audit SET operator = 'nobody'", "DELETE FROM audit"])
 def test_the_audit_log_only_grows(change: str) -> None:
-    said("operators", "create", "ops", "--role", "write")
+    cli_output("operators", "create", "ops", "--role", "write")
     with pytest.raises(psycopg.errors.IntegrityError, match="only grows"):
         query(change)
 

@@ -60,9 +60,9 @@ def test_balance_shows_grants_spending_and_reservations(ann: tuple[Key, Caller])
 
 def test_balance_without_budget() -> None:
     spend(known("sk-one"), 80_000)
-    told = Caller().get("/v1/balance").json
+    shown = Caller().get("/v1/balance").json
 
-    assert (False, None, 0.08, -0.08) == (told["has_budget"], told["available_usd"], told["spent_usd"], told["balance_usd"])
+    assert (False, None, 0.08, -0.08) == (shown["has_budget"], shown["available_usd"], shown["spent_usd"], shown["balance_usd"])
 
 
 def test_balance_is_per_key(ann: tuple[Key, Caller]) -> None:
@@ -100,9 +100,9 @@ def test_dashboard_routes_show_spending_and_balance(ann: tuple[Key, Caller], bas
 def test_correction_counts_as_grant(ann: tuple[Key, Caller]) -> None:
     made, caller = ann
     query("INSERT INTO ledger (key_id, kind, amount_microusd) VALUES (:id, 'correction', -3000000)", id=made.id)
-    told = caller.get("/dashboard/billing/credit_grants").json
+    shown = caller.get("/dashboard/billing/credit_grants").json
 
-    assert (15.0, 0.08, 14.92) == (told["total_granted"], told["total_used"], told["total_available"])
+    assert (15.0, 0.08, 14.92) == (shown["total_granted"], shown["total_used"], shown["total_available"])
 
 
 def test_dashboard_shows_unlimited_key_as_large_limit() -> None:
@@ -115,22 +115,22 @@ def test_dashboard_shows_unlimited_key_as_large_limit() -> None:
 
 def test_usage_day_includes_first_and_last_second(ann: tuple[Key, Caller]) -> None:
     _, caller = ann
-    for said, cents in ((f"start_date={TODAY}&end_date={TODAY}", 8.0), (f"end_date={TODAY - timedelta(days=1)}", 0.0),
+    for result, cents in ((f"start_date={TODAY}&end_date={TODAY}", 8.0), (f"end_date={TODAY - timedelta(days=1)}", 0.0),
                         (f"start_date={TODAY + timedelta(days=1)}", 0.0), ("start_date=&end_date=", 8.0)):  # fmt: skip
-        assert cents == caller.get(f"/dashboard/billing/usage?{said}").json["total_usage"]
+        assert cents == caller.get(f"/dashboard/billing/usage?{result}").json["total_usage"]
 
 
 @pytest.mark.parametrize("path", ["/v1/usage", "/dashboard/billing/usage"])
 @pytest.mark.parametrize(
-    ("said", "param"),
+    ("result", "param"),
     [
         ("start_date=yesterday", "start_date"), ("end_date=2026-02-30", "end_date"), ("start_date=20261125", "start_date"),
         ("start_date=2026-11-25T00:00:00", "start_date"), ("start_date=1764072000", "start_date"), ("end_date=9999-12-31", "end_date"),
         ("start_date=2026-11-25&end_date=2026-11-24", "start_date"), ("start_date=0000-00-00", "start_date"),
     ],
 )  # fmt: skip
-def test_invalid_date_is_refused(path: str, said: str, param: str) -> None:
-    refused = Caller().get(f"{path}?{said}")
+def test_invalid_date_is_refused(path: str, result: str, param: str) -> None:
+    refused = Caller().get(f"{path}?{result}")
 
     assert (400, param) == (refused.status_code, error_of(refused)["param"])
 
@@ -189,9 +189,9 @@ def test_free_job_costs_zero() -> None:
     assert (0, 0) == (Caller().get("/v1/balance").json["unpriced_calls"], Caller().get("/v1/balance").json["spent_usd"])
 
 
-@pytest.mark.parametrize(("said", "param"), [("group_by=colour", "group_by"), ("start_date=2020-01-01", "start_date")])
-def test_invalid_usage_parameters_are_refused(said: str, param: str) -> None:
-    refused = Caller().get(f"/v1/usage?{said}")
+@pytest.mark.parametrize(("result", "param"), [("group_by=colour", "group_by"), ("start_date=2020-01-01", "start_date")])
+def test_invalid_usage_parameters_are_refused(result: str, param: str) -> None:
+    refused = Caller().get(f"/v1/usage?{result}")
 
     assert (400, param) == (refused.status_code, error_of(refused)["param"])
 
@@ -200,4 +200,4 @@ def test_concurrent_balance_reads_agree(override: Callable[..., None]) -> None:
     override(default_grant_usd="5")
     caller = Caller(issued()[1])
 
-    assert [5.0] * 8 == [told.json["available_usd"] for told in together(*[lambda: caller.get("/v1/balance")] * 8)]
+    assert [5.0] * 8 == [shown.json["available_usd"] for shown in together(*[lambda: caller.get("/v1/balance")] * 8)]

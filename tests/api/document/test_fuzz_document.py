@@ -143,6 +143,6 @@ def _wrong(event: EngineEvent) -> dict[str, str]:
     for case_id, nodes in recorder.checks.items():
         where, answer = recorder.cases[case_id].value.operation.label, recorder.interactions[case_id].response
         for failed in [node.failure_info for node in nodes if node.failure_info is not None]:
-            said = answer and f"{answer.status_code} {answer.text[:500]}"
-            found[f"{where} {failed.failure.title}"] = f"{where}: {failed.failure}\n{failed.code_sample}\n{said}"
+            result = answer and f"{answer.status_code} {answer.text[:500]}"
+            found[f"{where} {failed.failure.title}"] = f"{where}: {failed.failure}\n{failed.code_sample}\n{result}"
     return found

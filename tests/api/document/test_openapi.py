@@ -121,13 +121,13 @@ def test_every_example_is_valid(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "fits"), [({"priority": "high", "expires_in": 3}, True), ({"priority": "urgent"}, False), ({"a": 1}, False)]
+    ("result", "fits"), [({"priority": "high", "expires_in": 3}, True), ({"priority": "urgent"}, False), ({"a": 1}, False)]
 )
-def test_openai_requests_include_our_fields(document: dict[str, Any], said: dict[str, Any], fits: bool) -> None:
+def test_openai_requests_include_our_fields(document: dict[str, Any], result: dict[str, Any], fits: bool) -> None:
     schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     validator = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
 
-    assert fits == validator.is_valid({**CHAT["body"], "x_new": 1, "nowserving": said})
+    assert fits == validator.is_valid({**CHAT["body"], "x_new": 1, "nowserving": result})
 
 
 def test_document_has_forms_streams_and_headers(document: dict[str, Any]) -> None:

@@ -116,8 +116,8 @@ def image(**fields: Any) -> dict[str, Any]:
     return {**IMAGE, "body": {**IMAGE_BODY, **fields}}
 
 
-def embedding(said: object) -> dict[str, Any]:
-    return {"endpoint": "/v1/embeddings", "body": {"model": "e", "input": said}}
+def embedding(result: object) -> dict[str, Any]:
+    return {"endpoint": "/v1/embeddings", "body": {"model": "e", "input": result}}
 
 
 def without(submit: dict[str, Any], name: str) -> dict[str, Any]:

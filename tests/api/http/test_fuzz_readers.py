@@ -67,20 +67,20 @@ def test_what_is_relayed_is_one_event_in_ascii_and_reads_the_same_again(sent: by
 @MANY
 @given(DURATION, NUMBER, NUMBER)
 def test_whatever_is_said_of_limits_is_a_sane_number_or_nothing(reset: str, limit: str, left: str) -> None:
-    said = {f"x-ratelimit-{name}-{of}": value for of in ("requests", "tokens")
+    result = {f"x-ratelimit-{name}-{of}": value for of in ("requests", "tokens")
             for name, value in (("limit", limit), ("remaining", left), ("reset", reset))}  # fmt: skip
-    told = rate_limit_headers.parse_headers(said)
+    shown = rate_limit_headers.parse_headers(result)
 
     assert rate_limit_headers.duration_ms(reset) is None or 0 < rate_limit_headers.duration_ms(reset) <= DAY_MS  # type: ignore[operator]  # no None here
-    assert all(each is None or 0 < each < 2**31 for each in (told.limit_requests, told.limit_tokens))
-    assert all(each is None or 0 < each <= rate_limit_headers.MINUTE_MS for each in (told.reset_requests_ms, told.reset_tokens_ms))
+    assert all(each is None or 0 < each < 2**31 for each in (shown.limit_requests, shown.limit_tokens))
+    assert all(each is None or 0 < each <= rate_limit_headers.MINUTE_MS for each in (shown.reset_requests_ms, shown.reset_tokens_ms))
 
 
 @MANY
 @given(NUMBER | st.datetimes().map("{:%a, %d %b %Y %H:%M:%S GMT}".format), NUMBER, st.floats(0, 4e9))
 def test_no_pause_is_longer_than_one_may_be(after: str, after_ms: str, now: float) -> None:
-    for said in ({"retry-after": after}, {"retry-after": after, "retry-after-ms": after_ms}):
-        pause_ms = rate_limit_headers.retry_after_ms(said, now=now)
+    for result in ({"retry-after": after}, {"retry-after": after, "retry-after-ms": after_ms}):
+        pause_ms = rate_limit_headers.retry_after_ms(result, now=now)
         assert pause_ms is None or 100 <= pause_ms <= MAX_PAUSE_MS
 
 

@@ -97,8 +97,8 @@ def test_what_stands_outside_of_strings_is_found(value: list[dict[str, str]]) ->
 
 
 @given(st.lists(st.sampled_from(["\\", '"', "a", "{", ","]), max_size=40).map("".join), st.integers(1, 6))
-def test_blocks_of_any_size_find_the_same_outside_of_strings(said: str, block: int) -> None:
-    content = said.encode()
+def test_blocks_of_any_size_find_the_same_outside_of_strings(result: str, block: int) -> None:
+    content = result.encode()
     found = []
     for size in (block, 1000):
         with pytest.MonkeyPatch.context() as patch:

@@ -39,7 +39,7 @@ def ask(caller: Caller, **more: Any) -> TestResponse:
     return caller.post(PATH, {**ASK, **more}, headers={"Authorization": ""})
 
 
-def told(answer: TestResponse) -> dict[str, Any]:
+def envelope(answer: TestResponse) -> dict[str, Any]:
     """The envelope, which comes over 200 whatever it says."""
     assert 200 == answer.status_code
     assert answer.headers["Deprecation"].startswith("@") and 'rel="deprecation"' in answer.headers["Link"]
@@ -47,12 +47,12 @@ def told(answer: TestResponse) -> dict[str, Any]:
 
 
 def fetch(caller: Caller, name: str, key: str = "sk-one") -> dict[str, Any]:
-    return told(caller.get(f"{PATH}/{name}?apiKey={key}", headers={"Authorization": ""}))
+    return envelope(caller.get(f"{PATH}/{name}?apiKey={key}", headers={"Authorization": ""}))
 
 
 def test_question_becomes_job_in_session(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=0, pro_model="gpt-9")
-    name = told(ask(caller))["jobId"]
+    name = envelope(ask(caller))["jobId"]
 
     shown = caller.get(f"/v1/jobs/{name}").json
     (row,) = query("SELECT request FROM job")
@@ -61,7 +61,7 @@ def test_question_becomes_job_in_session(caller: Caller, override: Callable[...,
 
 
 def test_late_answer_is_fetched_by_job_id(caller: Caller) -> None:
-    late = told(ask(caller))
+    late = envelope(ask(caller))
     assert (202, None) == (late["code"], late["data"]) and late["message"]
     assert 202 == fetch(caller, late["jobId"])["code"]
     end(caller, late["jobId"])
@@ -74,7 +74,7 @@ def test_late_answer_is_fetched_by_job_id(caller: Caller) -> None:
 def test_answer_in_time_is_returned_at_once(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=20)
     seen: list[dict[str, Any]] = []
-    asking = threading.Thread(target=lambda: seen.append(told(ask(caller))))
+    asking = threading.Thread(target=lambda: seen.append(envelope(ask(caller))))
     asking.start()
     while not stored():
         time.sleep(0.02)
@@ -88,7 +88,7 @@ def test_answer_in_time_is_returned_at_once(caller: Caller, override: Callable[.
 @pytest.mark.parametrize("name", ["apiKey", "sessionId", "content"])
 @pytest.mark.parametrize("value", [None, "", 7, ["x"]])
 def test_missing_field_is_named(caller: Caller, name: str, value: object) -> None:
-    refused = told(ask(caller, **{name: value}))
+    refused = envelope(ask(caller, **{name: value}))
 
     assert (400, True) == (refused["code"], name in refused["message"])
     assert "data" not in refused and 0 == stored()
@@ -99,20 +99,20 @@ def test_missing_field_is_named(caller: Caller, name: str, value: object) -> Non
 def test_lengths_are_in_characters(caller: Caller, name: str, most: int, letter: str) -> None:
     # A key is ASCII, as every bearer token.
     taken = 401 if name == "apiKey" and letter != "x" else 202
-    assert taken == told(ask(caller, **{name: letter * most}))["code"]
-    refused = told(ask(caller, **{name: letter * (most + 1)}))
+    assert taken == envelope(ask(caller, **{name: letter * most}))["code"]
+    refused = envelope(ask(caller, **{name: letter * (most + 1)}))
     assert (400, True) == (refused["code"], str(most) in refused["message"])
 
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "a\nb", ".."])
 def test_invalid_session_id_is_refused(caller: Caller, name: str) -> None:
-    refused = told(ask(caller, sessionId=name))
+    refused = envelope(ask(caller, sessionId=name))
 
     assert (400, True, 0) == (refused["code"], "sessionId" in refused["message"], stored())
 
 
 def test_session_can_be_read(caller: Caller) -> None:
-    end(caller, told(ask(caller))["jobId"])
+    end(caller, envelope(ask(caller))["jobId"])
 
     told_there = caller.get("/v1/sessions/ana/messages").json["data"]
     assert "你好" in json.dumps(told_there, ensure_ascii=False) and "hello" in json.dumps(told_there)
@@ -120,14 +120,14 @@ def test_session_can_be_read(caller: Caller) -> None:
 
 def test_invalid_json_is_refused_in_envelope(caller: Caller) -> None:
     for content, media in ((b"{", "application/json"), (b"x=1", "application/x-www-form-urlencoded"), (b'{"a":1e999}', "application/json")):
-        refused = told(caller.send("POST", PATH, data=content, content_type=media))
+        refused = envelope(caller.send("POST", PATH, data=content, content_type=media))
         assert 400 == refused["code"] and "data" not in refused
 
 
 def test_unknown_key_returns_401(caller: Caller, override: Callable[..., None]) -> None:
     override(open_keys=False)
 
-    assert 401 == told(ask(caller, apiKey="sk-nobody"))["code"]
+    assert 401 == envelope(ask(caller, apiKey="sk-nobody"))["code"]
     assert 401 == fetch(caller, "job_" + "0" * 32, key="sk-nobody")["code"]
 
 
@@ -135,7 +135,7 @@ def test_full_queue_returns_429(caller: Caller, override: Callable[..., None]) -
     override(pro_wait_s=0, max_queued_per_key=1)
     ask(caller)
 
-    assert 429 == told(ask(caller, content="还有一个"))["code"]
+    assert 429 == envelope(ask(caller, content="还有一个"))["code"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_full_queue_returns_429(caller: Caller, override: Callable[..., None]) -
     [(429, "insufficient_quota", 402), (401, "invalid_api_key", 401), (400, "x", 400), (404, "x", 502), (500, "x", 500), (503, "x", 500)],
 )
 def test_upstream_refusal_has_its_code(caller: Caller, status: int, code: str, shown: int) -> None:
-    name = told(ask(caller))["jobId"]
+    name = envelope(ask(caller))["jobId"]
     finish(name, run(caller, name), status=states.Status.FAILED, answer=None)
     query("UPDATE job SET http_status = :status, error = CAST(:error AS jsonb)", status=status, error=json.dumps({"code": code}))
 
@@ -152,14 +152,14 @@ def test_upstream_refusal_has_its_code(caller: Caller, status: int, code: str, s
 
 
 def test_cancelled_question_returns_error(caller: Caller) -> None:
-    name = told(ask(caller))["jobId"]
+    name = envelope(ask(caller))["jobId"]
     caller.post(f"/v1/jobs/{name}/cancel")
 
     assert 500 == fetch(caller, name)["code"]
 
 
 def test_answer_of_another_key_is_not_found(caller: Caller) -> None:
-    name = told(ask(caller))["jobId"]
+    name = envelope(ask(caller))["jobId"]
     end(caller, name)
 
     assert fetch(caller, name, key="sk-other") == fetch(caller, "job_" + "0" * 32, key="sk-other") == fetch(caller, "nonsense")
@@ -167,16 +167,16 @@ def test_answer_of_another_key_is_not_found(caller: Caller) -> None:
 
 
 def test_bearer_token_is_accepted(caller: Caller) -> None:
-    name = told(ask(caller))["jobId"]
+    name = envelope(ask(caller))["jobId"]
 
-    assert 202 == told(caller.get(f"{PATH}/{name}"))["code"]
-    assert 400 == told(caller.get(f"{PATH}/{name}", headers={"Authorization": ""}))["code"]
+    assert 202 == envelope(caller.get(f"{PATH}/{name}"))["code"]
+    assert 400 == envelope(caller.get(f"{PATH}/{name}", headers={"Authorization": ""}))["code"]
 
 
 def test_key_is_never_logged(caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr("api.waiting.wait.until_ended", lambda *_, **__: 1 / 0)
-    failed = told(ask(caller, apiKey="sk-very-secret"))
+    failed = envelope(ask(caller, apiKey="sk-very-secret"))
     fetch(caller, "job_" + "0" * 32, key="sk-very-secret")
 
     assert 500 == failed["code"]
@@ -193,22 +193,22 @@ def test_balance_subtracts_spending_of_100_days(caller: Caller, override: Callab
         "(:id, 'charge', -500000, gen_random_uuid(), now() - interval '102 days')",
         id=caller.key.id,
     )
-    by_query = told(caller.get("/pro/balance?apiKey=sk-one", headers={"Authorization": ""}))
+    by_query = envelope(caller.get("/pro/balance?apiKey=sk-one", headers={"Authorization": ""}))
 
     assert {"total": 18.0, "balance": 17.92, "used": 0.08} == by_query["data"]
-    assert by_query["data"] == told(caller.get("/pro/balance"))["data"]
-    assert 400 == told(caller.get("/pro/balance", headers={"Authorization": ""}))["code"]
+    assert by_query["data"] == envelope(caller.get("/pro/balance"))["data"]
+    assert 400 == envelope(caller.get("/pro/balance", headers={"Authorization": ""}))["code"]
 
 
 def test_used_up_budget_returns_402(caller: Caller, override: Callable[..., None]) -> None:
     override(pro_wait_s=0, budgets="all", default_grant_usd="0.000001")
 
-    assert 402 == told(ask(caller, content="贵" * 1_000))["code"]
+    assert 402 == envelope(ask(caller, content="贵" * 1_000))["code"]
     assert 0 == stored()
 
 
 def test_answer_without_content_is_empty(caller: Caller) -> None:
-    name = told(ask(caller))["jobId"]
+    name = envelope(ask(caller))["jobId"]
     end(caller, name, answer=ANSWER.replace(b'"hello"', b"null"))
 
     assert (200, "") == (fetch(caller, name)["code"], fetch(caller, name)["data"])

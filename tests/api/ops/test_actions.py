@@ -39,8 +39,8 @@ def ops() -> Caller:
         return Caller(operators.create(session, "day-shift", role="write"), new_app())
 
 
-def pull(ops: Caller, path: str, want: int = 200, **said: Any) -> dict[str, Any]:
-    made = ops.post(f"/ops/{path}", said)
+def pull(ops: Caller, path: str, want: int = 200, **result: Any) -> dict[str, Any]:
+    made = ops.post(f"/ops/{path}", result)
     assert want == made.status_code, made.text
     return dict(made.json)
 
@@ -388,7 +388,7 @@ def test_rebuild_recounts_lane(caller: Key, ops: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said", "param"),
+    ("path", "result", "param"),
     [
         ("keys/1/caps", {"rpm": 0}, "rpm"), ("credentials/1/limits", {"rpm": "many"}, "rpm"),
         ("credentials/1/limits", {"speed": 1}, "speed"),
@@ -396,8 +396,8 @@ def test_rebuild_recounts_lane(caller: Key, ops: Caller) -> None:
         ("pools/1/credentials", {"key": "sk", "base_url": "file:///etc"}, "base_url"), ("pools/1/pause", {"reason": 5}, "reason"),
     ],
 )  # fmt: skip
-def test_invalid_request_is_refused(path: str, said: dict[str, Any], param: str, ops: Caller) -> None:
-    refused = ops.post(f"/ops/{path}", said)
+def test_invalid_request_is_refused(path: str, result: dict[str, Any], param: str, ops: Caller) -> None:
+    refused = ops.post(f"/ops/{path}", result)
 
     assert (400, param) == (refused.status_code, error_of(refused)["param"])
 

@@ -263,7 +263,7 @@ def test_prompts_answers_and_secrets_are_never_listed(operator: Caller) -> None:
     who = known("sk-canary-secret")
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "canary prompt"}]}).encode()
     done = submit(who, request=body, metadata={"note": "canary note"}, webhook_url="https://canary.example/hook?token=canary")
-    finish(done, start(who, done), JobResult(Status.SUCCEEDED, 200, response=b'{"said": "canary answer"}'))
+    finish(done, start(who, done), JobResult(Status.SUCCEEDED, 200, response=b'{"result": "canary answer"}'))
     error = {
         "message": "canary: Incorrect API key provided: sk-canary-secret",
         "type": "invalid_request_error",
@@ -274,10 +274,10 @@ def test_prompts_answers_and_secrets_are_never_listed(operator: Caller) -> None:
     finish(failed, start(who, failed), JobResult(Status.FAILED, 400, error=error), AttemptResult(Outcome.REFUSED, 400))
     submit(who, request=body)
     query("UPDATE credential SET base_url = 'https://user:canary@upstream.example/v1?key=canary'")
-    said = "".join(operator.get(f"/ops/{what}").text for what in ("lanes", "pools", "keys", "flows", "jobs", "credentials", "workers"))
+    result = "".join(operator.get(f"/ops/{what}").text for what in ("lanes", "pools", "keys", "flows", "jobs", "credentials", "workers"))
 
-    assert "https://upstream.example/v1" in said
-    assert "canary" not in said
+    assert "https://upstream.example/v1" in result
+    assert "canary" not in result
 
 
 # Pools, credentials and workers

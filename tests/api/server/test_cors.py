@@ -26,13 +26,13 @@ def preflight(path: str, **more: Any) -> Any:
 
 @pytest.mark.parametrize("prefix", ["/v1", "", "/v1/v1", "/v1/"])
 def test_a_preflight_needs_no_key_and_allows_what_it_asks_for(prefix: str) -> None:
-    said = preflight(f"{prefix}/chat/completions")
+    result = preflight(f"{prefix}/chat/completions")
 
-    assert 200 == said.status_code
-    assert "*" == said.headers["Access-Control-Allow-Origin"]
-    assert ASKING["Access-Control-Request-Headers"] == said.headers["Access-Control-Allow-Headers"]
-    assert {"GET", "POST", "DELETE", "OPTIONS"} <= set(said.headers["Access-Control-Allow-Methods"].split(", "))
-    assert "86400" == said.headers["Access-Control-Max-Age"]
+    assert 200 == result.status_code
+    assert "*" == result.headers["Access-Control-Allow-Origin"]
+    assert ASKING["Access-Control-Request-Headers"] == result.headers["Access-Control-Allow-Headers"]
+    assert {"GET", "POST", "DELETE", "OPTIONS"} <= set(result.headers["Access-Control-Allow-Methods"].split(", "))
+    assert "86400" == result.headers["Access-Control-Max-Age"]
 
 
 @pytest.mark.parametrize("origin", ["tauri://localhost", "chrome-extension://abcdef", "null"])
@@ -41,13 +41,13 @@ def test_any_origin_may_come_unless_the_operator_says_otherwise(origin: str) -> 
 
 
 def test_an_answer_can_be_read_with_its_headers() -> None:
-    said = Caller().post("/v1/jobs", CHAT, headers=PAGE)
+    result = Caller().post("/v1/jobs", CHAT, headers=PAGE)
 
-    assert 202 == said.status_code
-    assert "*" == said.headers["Access-Control-Allow-Origin"]
-    exposed = {name.strip().lower() for name in said.headers["Access-Control-Expose-Headers"].split(",")}
+    assert 202 == result.status_code
+    assert "*" == result.headers["Access-Control-Allow-Origin"]
+    exposed = {name.strip().lower() for name in result.headers["Access-Control-Expose-Headers"].split(",")}
     assert {"retry-after", "x-request-id", "location", "x-ratelimit-remaining-tokens", "x-nowserving-job-id"} <= exposed
-    assert "Access-Control-Allow-Credentials" not in said.headers
+    assert "Access-Control-Allow-Credentials" not in result.headers
 
 
 def test_what_was_fetched_without_an_origin_is_not_kept_for_who_has_one() -> None:
@@ -59,17 +59,17 @@ def test_what_was_fetched_without_an_origin_is_not_kept_for_who_has_one() -> Non
     [("GET", "/v1/nowhere", 404), ("DELETE", "/v1/chat/completions", 405), ("POST", "/v1/chat/completions", 415)],
 )
 def test_errors_can_be_read_too(method: str, path: str, status: int) -> None:
-    said = Caller().send(method, path, headers=PAGE)
+    result = Caller().send(method, path, headers=PAGE)
 
-    assert status == said.status_code
-    assert "*" == said.headers["Access-Control-Allow-Origin"]
+    assert status == result.status_code
+    assert "*" == result.headers["Access-Control-Allow-Origin"]
 
 
 def test_a_wrong_key_is_an_error_that_a_page_can_read() -> None:
-    said = Caller("ns-unknown").get("/v1/jobs", headers=PAGE)
+    result = Caller("ns-unknown").get("/v1/jobs", headers=PAGE)
 
-    assert 401 == said.status_code
-    assert "*" == said.headers["Access-Control-Allow-Origin"]
+    assert 401 == result.status_code
+    assert "*" == result.headers["Access-Control-Allow-Origin"]
 
 
 def test_the_operator_narrows_the_origins(override: Callable[..., None]) -> None:
@@ -83,6 +83,6 @@ def test_the_operator_narrows_the_origins(override: Callable[..., None]) -> None
 
 
 def test_who_is_no_browser_is_not_bothered() -> None:
-    said = Caller().post("/v1/jobs", CHAT)
+    result = Caller().post("/v1/jobs", CHAT)
 
-    assert [] == [name for name, _ in said.headers if name.startswith("Access-Control")]
+    assert [] == [name for name, _ in result.headers if name.startswith("Access-Control")]

@@ -34,16 +34,16 @@ pytestmark = pytest.mark.usefixtures("database")
 
 def gone() -> list[str]:
     """What /healthz/deep says is missing."""
-    said = Caller().get("/healthz/deep")
-    assert (200 if said.json["status"] == "ok" else 503) == said.status_code
-    return list(said.json["gone"])
+    result = Caller().get("/healthz/deep")
+    assert (200 if result.json["status"] == "ok" else 503) == result.status_code
+    return list(result.json["gone"])
 
 
 def missing(who: Caller) -> list[str]:
     """What /readyz of this process says is missing."""
-    said = who.get("/readyz")
-    assert (200 if said.json["status"] == "ok" else 503) == said.status_code
-    return list(said.json["gone"])
+    result = who.get("/readyz")
+    assert (200 if result.json["status"] == "ok" else 503) == result.status_code
+    return list(result.json["gone"])
 
 
 @pytest.fixture
@@ -207,8 +207,8 @@ def test_a_worker_that_stopped_consuming_is_told_of_ends_itself_and_the_backlog_
     # With a destination celery leaves when that one has answered; else it waits out the whole timeout.
     control = ["control", "--destination", node.name, "--timeout", "60", "cancel_consumer", JOB_QUEUE]
     command = [sys.executable, "-m", "celery", "--app", "workers.tasks", *control]
-    told = subprocess.run(command, cwd=ROOT, env=stack.environment(), capture_output=True, text=True, check=False)
-    assert "no longer consuming" in told.stdout, told.stderr
+    shown = subprocess.run(command, cwd=ROOT, env=stack.environment(), capture_output=True, text=True, check=False)
+    assert "no longer consuming" in shown.stdout, shown.stderr
     who = caller("sk-deaf")
     job_ids = [ask(who, f"q{n}") for n in range(8)]
 

@@ -127,8 +127,8 @@ class TestOrigin:
         "origin", ["https://evil.example", "null", "http://6.6.6.6:8000", "http://localhost.evil.example", "app://evil", "x"]
     )
     def test_a_page_elsewhere_submits_nothing_with_an_open_key(self, origin: str) -> None:
-        said = json.dumps({"apiKey": "sk-any", "sessionId": "s", "content": "hi"})
-        simple = bare("POST", "/pro/chat/completions", data=said, headers={**SIMPLE, "Origin": origin})
+        result = json.dumps({"apiKey": "sk-any", "sessionId": "s", "content": "hi"})
+        simple = bare("POST", "/pro/chat/completions", data=result, headers={**SIMPLE, "Origin": origin})
         preflight = bare("OPTIONS", "/v1/chat/completions", headers={"Origin": origin, "Access-Control-Request-Method": "POST"})
         asked = Caller().post("/v1/jobs", CHAT, headers={"Origin": origin})
 

@@ -177,11 +177,11 @@ def test_what_nginx_refuses_has_the_shape_that_the_api_gives_it(front: Front) ->
             connection.putheader(name, value)
         connection.endheaders()  # nginx answers to the length alone
         theirs = connection.getresponse()
-        said = json.loads(theirs.read())
+        result = json.loads(theirs.read())
 
     assert [413, 413] == [ours.status, theirs.status]
-    assert json.loads(ours.body)["error"].keys() == said["error"].keys()  # type: ignore[attr-defined]
-    assert "request_too_large" == said["error"]["code"] == json.loads(ours.body)["error"]["code"]  # type: ignore[attr-defined]
+    assert json.loads(ours.body)["error"].keys() == result["error"].keys()  # type: ignore[attr-defined]
+    assert "request_too_large" == result["error"]["code"] == json.loads(ours.body)["error"]["code"]  # type: ignore[attr-defined]
     assert ["application/json", "false"] == [theirs.headers["Content-Type"], theirs.headers["x-should-retry"]]
 
 
@@ -201,9 +201,9 @@ def test_links_are_https_as_the_caller_came(front: Front) -> None:
     with closing(front.connect()) as connection:
         headers = {"Authorization": "Bearer sk-links", "Content-Type": "multipart/form-data; boundary=x"}
         connection.request("POST", "/v1/sessions/files/attachments", form, headers)
-        said = connection.getresponse().read().decode()
+        result = connection.getresponse().read().decode()
 
-    assert "https://localhost/v1/artifacts/" in said
+    assert "https://localhost/v1/artifacts/" in result
 
 
 def test_metrics_are_not_for_everybody(front: Front) -> None:

@@ -63,14 +63,14 @@ def test_a_rebound_page_submits_nothing_unless_every_name_is_allowed(
     assert (status, jobs) == (page.evaluate(SUBMIT, ""), stored())
 
 
-@pytest.mark.parametrize(("settings", "said", "jobs"), [({}, "refused", 0), ({"cors_origins": "*"}, 202, 1)])
+@pytest.mark.parametrize(("settings", "result", "jobs"), [({}, "refused", 0), ({"cors_origins": "*"}, 202, 1)])
 def test_a_page_of_another_origin_submits_nothing_unless_its_origin_is_allowed(
-    server: int, page: Page, override: Callable[..., None], settings: dict[str, str], said: object, jobs: int
+    server: int, page: Page, override: Callable[..., None], settings: dict[str, str], result: object, jobs: int
 ) -> None:
     override(**settings)
     open_hostile(page, server + 1)
 
-    assert (said, jobs) == (page.evaluate(SUBMIT, f"http://127.0.0.1:{server}"), stored())
+    assert (result, jobs) == (page.evaluate(SUBMIT, f"http://127.0.0.1:{server}"), stored())
 
 
 def test_a_request_without_a_preflight_is_refused_by_its_origin(server: int, page: Page, caplog: pytest.LogCaptureFixture) -> None:

@@ -217,12 +217,12 @@ def test_unknown_session_is_refused(caller: Caller) -> None:
 def test_model_gets_images_and_texts_and_names_of_other_files(caller: Caller) -> None:
     files = [attach(caller, "cat.png", PNG), attach(caller), attach(caller, "a.pdf", b"%PDF-1.7\n")]
     row = claim(caller, say(caller, {"role": "system", "content": "Look."}, "What is this?", attachments=files))
-    said = sent(row)[1]["content"]
+    result = sent(row)[1]["content"]
 
-    assert {"type": "text", "text": "What is this?"} == said[0]
-    assert {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(PNG).decode()}"}} == said[1]
-    assert {"type": "text", "text": f"File notes.txt:\n{TXT.decode()}"} == said[2]
-    assert "a.pdf" in said[3]["text"]
+    assert {"type": "text", "text": "What is this?"} == result[0]
+    assert {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(PNG).decode()}"}} == result[1]
+    assert {"type": "text", "text": f"File notes.txt:\n{TXT.decode()}"} == result[2]
+    assert "a.pdf" in result[3]["text"]
     assert user("What is this?") == sent(stored(row.id))[1], "what is stored is what was sent"
 
 

@@ -25,30 +25,37 @@ def caller() -> Caller:
 
 
 def messages(caller: Caller, query: str = "order=asc", *, session: str = SESSION) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = caller.get(f"/v1/sessions/{session}/messages?{query}").json["data"]
-    return told
+    shown: list[dict[str, Any]] = caller.get(f"/v1/sessions/{session}/messages?{query}").json["data"]
+    return shown
 
 
-def patch(caller: Caller, said: object, *, session: str = SESSION) -> Any:
-    return caller.send("PATCH", f"/v1/sessions/{session}", json=said)
+def patch(caller: Caller, result: object, *, session: str = SESSION) -> Any:
+    return caller.send("PATCH", f"/v1/sessions/{session}", json=result)
 
 
 def test_first_turn_creates_session(caller: Caller) -> None:
     talk(caller, "one", reply="1" * 300)
-    told = caller.get(f"/v1/sessions/{SESSION}").json
+    shown = caller.get(f"/v1/sessions/{SESSION}").json
 
     assert (SESSION, "session", 1, "1" * 200, "skip") == tuple(
-        told[name] for name in ("id", "object", "turns", "preview", "on_failed_turn")
+        shown[name] for name in ("id", "object", "turns", "preview", "on_failed_turn")
     )
-    assert [None] * 4 == [told[name] for name in ("title", "system_prompt", "context_tokens", "fresh_after_s")]
+    assert [None] * 4 == [shown[name] for name in ("title", "system_prompt", "context_tokens", "fresh_after_s")]
 
 
 def test_session_can_be_created_once_before_first_turn(caller: Caller) -> None:
-    said = {"id": SESSION, "title": "Tea", "system_prompt": "of tea", "context_tokens": 100, "fresh_after_s": 60, "on_failed_turn": "stop"}
-    made, again = caller.post("/v1/sessions", said), caller.post("/v1/sessions", said)
+    result = {
+        "id": SESSION,
+        "title": "Tea",
+        "system_prompt": "of tea",
+        "context_tokens": 100,
+        "fresh_after_s": 60,
+        "on_failed_turn": "stop",
+    }
+    made, again = caller.post("/v1/sessions", result), caller.post("/v1/sessions", result)
 
     assert (201, 409) == (made.status_code, again.status_code)
-    assert said == {name: made.json[name] for name in said}
+    assert result == {name: made.json[name] for name in result}
     assert 0 == made.json["turns"]
     talk(caller, "one")
     assert 1 == caller.get(f"/v1/sessions/{SESSION}").json["turns"]
@@ -129,8 +136,8 @@ def test_messages_are_paged_in_both_orders(caller: Caller, order: str, limit: in
         page = caller.get(f"{path}&after={page['last_id']}").json
     seen += [one["text"] for one in page["data"]]
 
-    said = [f"{n}{sign}" for n in range(4) for sign in "?!"]
-    assert (said if order == "asc" else said[::-1]) == seen
+    result = [f"{n}{sign}" for n in range(4) for sign in "?!"]
+    assert (result if order == "asc" else result[::-1]) == seen
 
 
 def test_page_of_large_turns_ends_early(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

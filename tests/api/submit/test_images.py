@@ -137,7 +137,7 @@ class TestAsked:
 
     def test_a_form_says_it_too(self) -> None:
         fields = {"prompt": "a hat", "model": "gpt-image-2", "response_format": "url", 'image"; filename="cat.png': PNG.decode("latin-1")}
-        parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{said}\r\n' for name, said in fields.items()]
+        parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{result}\r\n' for name, result in fields.items()]
         form = "".join([*parts, "--x--\r\n"]).encode("latin-1")
         made = Caller().post(EDITS, data=form, content_type="multipart/form-data; boundary=x", headers={"Prefer": "respond-async"})
         job = row(wire.parse_id(made.json["id"]))
@@ -179,12 +179,12 @@ class TestAnswered:
     def test_links_stand_where_base64_stood_and_open_the_pictures(self) -> None:
         asked = ask(response_format="url", n=2)
         asked.ends(answered(PNG, b"\xff\xd8\xff jpeg", usage={"total_tokens": 3}))
-        said = asked.post().json
+        result = asked.post().json
 
-        assert [PNG, b"\xff\xd8\xff jpeg"] == [get(item["url"]) for item in said["data"]]
-        assert [{"url", "revised_prompt"}] * 2 == [set(item) for item in said["data"]]
-        assert {**json.loads(answered(usage={"total_tokens": 3})), "data": said["data"]} == said
-        assert said == asked.look()["result"]
+        assert [PNG, b"\xff\xd8\xff jpeg"] == [get(item["url"]) for item in result["data"]]
+        assert [{"url", "revised_prompt"}] * 2 == [set(item) for item in result["data"]]
+        assert {**json.loads(answered(usage={"total_tokens": 3})), "data": result["data"]} == result
+        assert result == asked.look()["result"]
 
     def test_links_begin_with_the_address_that_was_called(self, override: Callable[..., None]) -> None:
         override(allowed_hosts="*")

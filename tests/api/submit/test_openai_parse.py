@@ -160,9 +160,9 @@ def test_json_may_name_its_charset() -> None:
 def test_who_waits_does_not_hold_what_was_sent() -> None:
     caller, size = Caller(), 8 * 2**20
     content = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * size}]}).encode()
-    said: list[TestResponse] = []
+    result: list[TestResponse] = []
     thread = threading.Thread(
-        target=lambda: said.append(caller.post("/v1/chat/completions", data=content, content_type="application/json"))
+        target=lambda: result.append(caller.post("/v1/chat/completions", data=content, content_type="application/json"))
     )
 
     tracemalloc.start()
@@ -175,4 +175,4 @@ def test_who_waits_does_not_hold_what_was_sent() -> None:
 
     assert held < size / 2  # what the test holds itself was there before
     assert 0 == taken
-    assert [200] == [answer.status_code for answer in said]
+    assert [200] == [answer.status_code for answer in result]

@@ -97,9 +97,9 @@ def test_a_header_beats_the_body() -> None:
     assert ("high", "ann", "k1") == (made.order.priority, made.order.flow, made.token)
 
 
-@pytest.mark.parametrize("said", [INSIDE, {}, None])
-def test_the_upstream_never_sees_what_is_said_to_us(said: object) -> None:
-    content = json.dumps({"temperature": 0.10, "nowserving": said, **BODY}).encode()
+@pytest.mark.parametrize("result", [INSIDE, {}, None])
+def test_the_upstream_never_sees_what_is_said_to_us(result: object) -> None:
+    content = json.dumps({"temperature": 0.10, "nowserving": result, **BODY}).encode()
     with new_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
         order = openai_parse.parse(request, CALLER, CHAT).order
 
@@ -148,7 +148,7 @@ def test_a_wrong_header_is_named(header: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "param"),
+    ("result", "param"),
     [
         ("high", "nowserving"),
         ([], "nowserving"),
@@ -166,8 +166,8 @@ def test_a_wrong_header_is_named(header: str, value: str) -> None:
         ({"endpoint": CHAT}, "nowserving.endpoint"),
     ],
 )
-def test_a_wrong_field_of_ours_is_named(said: object, param: str) -> None:
-    assert param == refusal(nowserving=said).param
+def test_a_wrong_field_of_ours_is_named(result: object, param: str) -> None:
+    assert param == refusal(nowserving=result).param
 
 
 @pytest.mark.usefixtures("database")

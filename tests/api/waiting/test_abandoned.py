@@ -13,7 +13,7 @@ from models.database import db
 from models.jobs import waiters
 from tests.support.http_tools import CHAT, Caller, error_of, together
 from tests.support.programs.processes import until
-from tests.support.queue_tools import finish, pass_time, query, report, row, start, told
+from tests.support.queue_tools import event_types, finish, pass_time, query, report, row, start
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client", "at_once")
 KEY = {"Idempotency-Key": "k"}
@@ -104,7 +104,7 @@ def test_a_job_that_its_user_cancelled_stays_so(caller: Caller, is_running: bool
     again = ask(caller, **NO_WAIT)
 
     assert ("true", job_id) == (again.headers["Idempotent-Replayed"], id_of(again))
-    assert "cancelling" if is_running else "cancelled" in told(job_id)
+    assert "cancelling" if is_running else "cancelled" in event_types(job_id)
     assert 1 == len(query("SELECT FROM job"))
 
 

@@ -168,7 +168,7 @@ def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Reaper, hea
 
     sweep.step(now=0)
 
-    said = b" ".join(heard()).decode()
-    assert f'{{"job": "{running}", "event": "cancelling"}}' in said
-    assert f'{{"job": "{waiting}", "event": "cancelled"}}' in said
-    assert f'{{"lane": {lanes.id_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in said
+    result = b" ".join(heard()).decode()
+    assert f'{{"job": "{running}", "event": "cancelling"}}' in result
+    assert f'{{"job": "{waiting}", "event": "cancelled"}}' in result
+    assert f'{{"lane": {lanes.id_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in result

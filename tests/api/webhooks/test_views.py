@@ -125,9 +125,9 @@ def test_rotated_secret_keeps_old_one_on_request(caller: Caller) -> None:
 def test_webhook_url_is_accepted_on_every_submit_route(caller: Caller, endpoint: str, how: str) -> None:
     bodies = {"/v1/jobs": CHAT, "/v1/images/generations": IMAGE["body"], "/v1/embeddings": {"model": "m", "input": "hi"}}
     payload = bodies.get(endpoint, BODY)
-    said = {"webhook_url": URL} if endpoint == "/v1/jobs" else {"nowserving": {"webhook_url": URL}}
+    result = {"webhook_url": URL} if endpoint == "/v1/jobs" else {"nowserving": {"webhook_url": URL}}
     headers = {"Prefer": "respond-async"} | ({"X-Nowserving-Webhook-Url": URL} if how == "header" else {})
-    made = caller.post(endpoint, payload if how == "header" else {**payload, **said}, headers=headers)
+    made = caller.post(endpoint, payload if how == "header" else {**payload, **result}, headers=headers)
     assert 202 == made.status_code, made.text
     end(caller, made.json["id"])
 
@@ -232,9 +232,9 @@ def test_deliveries_failed_since_a_time_are_sent_again(caller: Caller) -> None:
         settle(claim(one), REFUSED)  # type: ignore[arg-type]
     query("UPDATE delivery SET event_at = event_at - interval '1 h' WHERE id = (SELECT min(id::text)::uuid FROM delivery)")
     path = f"/v1/webhook_endpoints/{made['id']}/redeliver"
-    told = caller.post(path, {"since": time.time() - 600})
+    shown = caller.post(path, {"since": time.time() - 600})
 
-    assert (202, 2, False) == (told.status_code, told.json["redelivered"], told.json["has_more"])
+    assert (202, 2, False) == (shown.status_code, shown.json["redelivered"], shown.json["has_more"])
     assert ["failed", "pending", "pending"] == sorted(row.status for row in deliveries())
     for wrong in ({}, {"since": "yesterday"}, {"since": -1}, {"since": 1e300}):
         assert (400, "since") == (caller.post(path, wrong).status_code, error_of(caller.post(path, wrong))["param"])
@@ -247,8 +247,8 @@ def test_disabled_endpoint_refuses_redelivery(caller: Caller) -> None:
     settle(one)
     caller.post(f"/v1/webhook_endpoints/{made['id']}", {"enabled": False})
 
-    for path, said in ((f"deliveries/{ids.format_id('wh_', one.id)}/redeliver", None), ("redeliver", {"since": 0})):
-        refused = caller.post(f"/v1/webhook_endpoints/{made['id']}/{path}", said)
+    for path, result in ((f"deliveries/{ids.format_id('wh_', one.id)}/redeliver", None), ("redeliver", {"since": 0})):
+        refused = caller.post(f"/v1/webhook_endpoints/{made['id']}/{path}", result)
         assert (409, "Enable it first" in error_of(refused)["message"]) == (refused.status_code, True)
 
 
@@ -257,13 +257,13 @@ def test_deliveries_to_job_url_are_logged(caller: Caller) -> None:
     name = happen(caller, webhook_url=URL)
     own = next(one for one in map(claim, pick()) if one and not one.endpoint_id)
     settle(own, REFUSED, retry_in_s=60)
-    (told,) = caller.get(f"/v1/jobs/{name}/deliveries").json["data"]
+    (shown,) = caller.get(f"/v1/jobs/{name}/deliveries").json["data"]
 
-    assert (ids.format_id("wh_", own.id), None, 500) == (told["id"], told["webhook_endpoint_id"], told["response_code"])
-    assert 202 == caller.post(f"/v1/jobs/{name}/deliveries/{told['id']}/redeliver").status_code
-    assert 404 == caller.post(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries/{told['id']}/redeliver").status_code
+    assert (ids.format_id("wh_", own.id), None, 500) == (shown["id"], shown["webhook_endpoint_id"], shown["response_code"])
+    assert 202 == caller.post(f"/v1/jobs/{name}/deliveries/{shown['id']}/redeliver").status_code
+    assert 404 == caller.post(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries/{shown['id']}/redeliver").status_code
     other = happen(caller)
-    assert 404 == caller.post(f"/v1/jobs/{other}/deliveries/{told['id']}/redeliver").status_code
+    assert 404 == caller.post(f"/v1/jobs/{other}/deliveries/{shown['id']}/redeliver").status_code
     assert [] == caller.get(f"/v1/jobs/{other}/deliveries").json["data"]
 
 
@@ -297,16 +297,16 @@ def test_sample_shows_response_of_receiver(caller: Caller) -> None:
 def test_unsent_sample_returns_503(caller: Caller, override: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     override(webhook_timeout_s=0.1)
     monkeypatch.setattr("api.webhooks.views.SEND_WAIT_S", 0.1)
-    told = caller.post(f"/v1/webhook_endpoints/{make(caller)['id']}/test", {"event_type": "job.failed"})
+    shown = caller.post(f"/v1/webhook_endpoints/{make(caller)['id']}/test", {"event_type": "job.failed"})
 
-    assert (503, "webhook_not_sent", "false") == (told.status_code, error_of(told)["code"], told.headers["x-should-retry"])
+    assert (503, "webhook_not_sent", "false") == (shown.status_code, error_of(shown)["code"], shown.headers["x-should-retry"])
 
 
 def test_endpoints_and_deliveries_of_other_keys_are_not_found(caller: Caller) -> None:
     stranger, made = Caller("sk-stranger", caller.app), make(caller)
     job = happen(caller, webhook_url=URL)
     one = ids.format_id(delivery_log.PREFIX, deliveries()[0].id)
-    said = {"event_type": "job.failed", "since": 0}
+    result = {"event_type": "job.failed", "since": 0}
 
     def asked(who: Caller, endpoint: str, of: str, delivery: str) -> list[tuple[int, bytes]]:
         paths = [
@@ -314,7 +314,7 @@ def test_endpoints_and_deliveries_of_other_keys_are_not_found(caller: Caller) ->
             ("POST", f"webhook_endpoints/{endpoint}", {"name": "x"}),
             ("DELETE", f"webhook_endpoints/{endpoint}", None),
             ("POST", f"webhook_endpoints/{endpoint}/rotate_secret", {}),
-            ("POST", f"webhook_endpoints/{endpoint}/test", {"event_type": said["event_type"]}),
+            ("POST", f"webhook_endpoints/{endpoint}/test", {"event_type": result["event_type"]}),
             ("GET", f"webhook_endpoints/{endpoint}/deliveries", None),
             ("POST", f"webhook_endpoints/{endpoint}/deliveries/{delivery}/redeliver", None),
             ("POST", f"webhook_endpoints/{endpoint}/redeliver", {"since": 0}),

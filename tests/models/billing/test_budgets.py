@@ -159,8 +159,8 @@ def test_what_was_summed_once_is_not_summed_again(rich: Key) -> None:
     spend(500, ago_s=10)
     for _ in range(2):
         submit(rich, reserved_microusd=1_000)
-        (told,) = query("SELECT counted_microusd FROM budget")
-        assert 3_500 == told.counted_microusd
+        (shown,) = query("SELECT counted_microusd FROM budget")
+        assert 3_500 == shown.counted_microusd
     submit(rich, reserved_microusd=1_000)
     with pytest.raises(BudgetExhausted):
         submit(rich, reserved_microusd=1)
@@ -175,10 +175,10 @@ def test_the_refusal_is_final_and_says_what_to_do() -> None:
     caller = Caller(issued(grant_usd=1)[1])
     query("INSERT INTO ledger (key_id, kind, amount_microusd) SELECT key_id, 'charge', -1000000 FROM budget")
     for path, payload in (("/v1/jobs", {**CHAT, "body": BODY}), ("/v1/chat/completions", BODY), ("/chat/completions", BODY)):
-        told = caller.post(path, payload)
-        error = error_of(told)
+        shown = caller.post(path, payload)
+        error = error_of(shown)
 
-        assert (429, "false") == (told.status_code, told.headers["x-should-retry"])
+        assert (429, "false") == (shown.status_code, shown.headers["x-should-retry"])
         assert ("insufficient_quota", "credit_balance_exhausted") == (error["type"], error["code"])
         assert "Ask the operator for a grant" in error["message"]
     assert 0 == stored()
@@ -216,9 +216,9 @@ def test_two_hundred_at_once_never_overspend() -> None:
     def one() -> str:
         # As an SDK does with what may be tried again.
         headers = {"Idempotency-Key": uuid4().hex}
-        while (told := caller.post("/v1/jobs", {**CHAT, "body": BODY}, headers=headers)).status_code == 503:
+        while (shown := caller.post("/v1/jobs", {**CHAT, "body": BODY}, headers=headers)).status_code == 503:
             pass
-        return "in line" if told.status_code == 202 else str(error_of(told)["code"])
+        return "in line" if shown.status_code == 202 else str(error_of(shown)["code"])
 
     answers = Counter(together(*[one] * 200))
 

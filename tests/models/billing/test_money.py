@@ -9,17 +9,17 @@ from models.platform.errors import Invalid
 
 
 @pytest.mark.parametrize(
-    ("said", "microusd"),
+    ("result", "microusd"),
     [("20", 20_000_000), ("0.5", 500_000), ("-3.25", -3_250_000), ("0.000001", 1), ("1e3", 1_000_000_000), ("0.1", 100_000), ("0", 0)],
 )
-def test_an_amount_is_read_exactly(said: str, microusd: int) -> None:
-    assert microusd == money.parse_usd(said)
+def test_an_amount_is_read_exactly(result: str, microusd: int) -> None:
+    assert microusd == money.parse_usd(result)
 
 
-@pytest.mark.parametrize("said", ["", "ten", "NaN", "-Infinity", "1e400", "0.0000001", "$5", "5 USD", "1,000", "1000000001", "9" * 5_000])
-def test_what_is_no_amount_is_refused(said: str) -> None:
+@pytest.mark.parametrize("result", ["", "ten", "NaN", "-Infinity", "1e400", "0.0000001", "$5", "5 USD", "1,000", "1000000001", "9" * 5_000])
+def test_what_is_no_amount_is_refused(result: str) -> None:
     with pytest.raises(Invalid):
-        money.parse_usd(said)
+        money.parse_usd(result)
 
 
 @pytest.mark.parametrize(

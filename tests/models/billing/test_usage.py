@@ -20,8 +20,8 @@ WRITTEN = token_estimate.estimate_text(TEXT)
 PICTURES = {"created": 1, "data": [{"b64_json": "x"}, {"b64_json": "y"}]}
 
 
-def chat(said: object = None, *, content: object = TEXT, **more: object) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "choices": [{"message": {"role": "assistant", "content": content, **more}}], "usage": said}
+def chat(result: object = None, *, content: object = TEXT, **more: object) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "choices": [{"message": {"role": "assistant", "content": content, **more}}], "usage": result}
 
 
 def read(answer: object) -> Usage:
@@ -33,7 +33,7 @@ def never() -> NoReturn:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "result",
     [
         {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17},
         {"input_tokens": 12, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 3}, "output_tokens_details": None},
@@ -48,8 +48,8 @@ def never() -> NoReturn:
         {"input_tokens": -3, "prompt_tokens": 12, "completion_tokens": 5},
     ],
 )
-def test_usage_that_can_be_read_is_read(said: dict[str, object]) -> None:
-    assert Usage(12, 5) == usage.usage_of(chat(said), asked=never)
+def test_usage_that_can_be_read_is_read(result: dict[str, object]) -> None:
+    assert Usage(12, 5) == usage.usage_of(chat(result), asked=never)
 
 
 def test_only_a_total_is_split_by_our_count_of_the_prompt() -> None:
@@ -58,7 +58,7 @@ def test_only_a_total_is_split_by_our_count_of_the_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "result",
     [
         None, {}, [], "12", 7, {"total_tokens": None}, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         {"prompt_tokens": -1, "completion_tokens": -5}, {"prompt_tokens": True, "completion_tokens": [1]},
@@ -66,8 +66,8 @@ def test_only_a_total_is_split_by_our_count_of_the_prompt() -> None:
         {"prompt_tokens": "9" * 5_000, "completion_tokens": {"tokens": 1}}, {"usage": {"input_tokens": 12, "output_tokens": 5}},
     ],
 )  # fmt: skip
-def test_usage_that_cannot_be_read_is_estimated(said: object) -> None:
-    assert Usage(ASKED, WRITTEN, estimated=True) == read(chat(said))
+def test_usage_that_cannot_be_read_is_estimated(result: object) -> None:
+    assert Usage(ASKED, WRITTEN, estimated=True) == read(chat(result))
 
 
 def test_an_answer_without_usage_is_estimated() -> None:
@@ -98,8 +98,8 @@ def test_embeddings_are_estimated_by_their_prompt() -> None:
     vectors = {"object": "list", "data": [{"embedding": [0.1]}], "model": "m"}
 
     assert Usage(12, 0) == usage.usage_of({**vectors, "usage": {"prompt_tokens": 12, "total_tokens": 12}}, asked=never)
-    for said in ({}, {"prompt_tokens": 0, "total_tokens": 0}, None):
-        assert Usage(ASKED, 0, estimated=True) == read({**vectors, "usage": said})
+    for result in ({}, {"prompt_tokens": 0, "total_tokens": 0}, None):
+        assert Usage(ASKED, 0, estimated=True) == read({**vectors, "usage": result})
 
 
 def test_pictures_without_tokens_are_counted_as_pictures() -> None:
@@ -138,8 +138,8 @@ NAMES = st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "
 
 
 @given(said=st.dictionaries(NAMES, JSON) | JSON, message=JSON, is_picture=st.booleans())
-def test_every_usage_fits_its_columns(said: object, message: object, is_picture: bool) -> None:
-    answer = {**PICTURES, "usage": said} if is_picture else {"choices": [{"message": message}], "usage": said}
+def test_every_usage_fits_its_columns(result: object, message: object, is_picture: bool) -> None:
+    answer = {**PICTURES, "usage": result} if is_picture else {"choices": [{"message": message}], "usage": result}
 
     for found in (read(answer), usage.usage_of(answer)):
         assert 0 <= found.input_tokens <= MAX_COUNT

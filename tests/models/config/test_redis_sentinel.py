@@ -143,7 +143,7 @@ def _replication(server: Valkey) -> dict[str, Any]:
     """What the server says of its replication; {} while it cannot say, as in the middle of a failover."""
     try:
         with closing(redis.Redis.from_url(server.url, socket_timeout=2)) as client:
-            said: dict[str, Any] = client.info("replication")
-            return said
+            result: dict[str, Any] = client.info("replication")
+            return result
     except redis.RedisError:
         return {}

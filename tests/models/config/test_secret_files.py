@@ -78,10 +78,10 @@ def test_only_one_newline_is_taken_off(tmp_path: Path) -> None:
 def test_a_secret_given_twice_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"NOWSERVING_{name.upper()}", VALUES[name])
     monkeypatch.setenv(f"NOWSERVING_{name.upper()}_FILE", str(written(tmp_path, VALUES[name])))
-    said = refusal()
+    result = refusal()
 
-    assert f"NOWSERVING_{name.upper()} and NOWSERVING_{name.upper()}_FILE are both set: unset one" in said
-    assert CANARY not in said and KEYS not in said
+    assert f"NOWSERVING_{name.upper()} and NOWSERVING_{name.upper()}_FILE are both set: unset one" in result
+    assert CANARY not in result and KEYS not in result
 
 
 def test_an_empty_setting_beside_a_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +94,9 @@ def test_an_empty_setting_beside_a_file_is_none(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_that_is_not_there_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOWSERVING_DATABASE_URL_FILE", str(tmp_path / "none"))
-    said = refusal()
+    result = refusal()
 
-    assert f"NOWSERVING_DATABASE_URL_FILE: {tmp_path / 'none'} cannot be read (No such file or directory): mount it where" in said
+    assert f"NOWSERVING_DATABASE_URL_FILE: {tmp_path / 'none'} cannot be read (No such file or directory): mount it where" in result
 
 
 def test_a_folder_bytes_and_an_empty_file_are_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,19 +111,19 @@ def test_a_folder_bytes_and_an_empty_file_are_no_secret(tmp_path: Path, monkeypa
 def test_no_error_of_the_settings_shows_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOWSERVING_DATABASE_URL", VALUES["database_url"])
     monkeypatch.setenv("NOWSERVING_SECRET_KEYS_FILE", str(written(tmp_path, CANARY)))
-    said = refusal()
+    result = refusal()
 
-    assert "must be 32 random bytes" in said
-    assert CANARY not in said
+    assert "must be 32 random bytes" in result
+    assert CANARY not in result
 
 
 def test_the_parts_of_a_stack_read_the_files_that_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"NOWSERVING_REDIS_URL_FILE": str(written(tmp_path, VALUES["redis_url"]))}
-    monkeypatch.setenv(*next(iter(told.items())))  # as where the stack's own environment names it
+    shown = {"NOWSERVING_REDIS_URL_FILE": str(written(tmp_path, VALUES["redis_url"]))}
+    monkeypatch.setenv(*next(iter(shown.items())))  # as where the stack's own environment names it
 
-    assert VALUES["redis_url"] == services.read(told).redis_url
+    assert VALUES["redis_url"] == services.read(shown).redis_url
     with pytest.raises(services.CannotStart, match="NOWSERVING_REDIS_URL and NOWSERVING_REDIS_URL_FILE are both set") as caught:
-        services.read({**told, "NOWSERVING_REDIS_URL": "redis://x"})
+        services.read({**shown, "NOWSERVING_REDIS_URL": "redis://x"})
     assert CANARY not in str(caught.value)
 
 

@@ -86,12 +86,12 @@ def test_every_setting_is_tried_with_five_values() -> None:
 def test_a_wrong_setting_is_one_line_with_an_example_and_status_2(field: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(env_name(field), value)
     began = time.thread_time()
-    said = CliRunner().invoke(nowserving, ["health", "api"])
+    result = CliRunner().invoke(nowserving, ["health", "api"])
     took_s = time.thread_time() - began  # of CPU: nothing here waits
     name = env_name(field)
 
-    assert 2 == said.exit_code, said.output
-    (line,) = said.output.strip().splitlines()
+    assert 2 == result.exit_code, result.output
+    (line,) = result.output.strip().splitlines()
     assert name in line
     assert "example" in line or "Example" in line or "openssl" in line
     assert "hunter2" not in line
@@ -125,13 +125,13 @@ def test_right_values_are_taken(field: str, value: str, used: object, monkeypatc
 )  # fmt: skip
 def test_every_part_refuses_to_start_with_status_2(command: list[str], wrong_setting: dict[str, str], tmp_path: Path) -> None:
     environment = {**os.environ, "NOWSERVING_DATA_DIR": str(tmp_path), **wrong_setting}
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "cli.main", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
 
-    assert 2 == said.returncode, said.stderr
-    assert (list(wrong_setting) or ["NOWSERVING_DATABASE_URL"])[0] in said.stderr
-    assert "Traceback" not in said.stderr
+    assert 2 == result.returncode, result.stderr
+    assert (list(wrong_setting) or ["NOWSERVING_DATABASE_URL"])[0] in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", secret_files.NAMES)
@@ -140,7 +140,7 @@ def test_a_setting_given_twice_is_refused(name: str, tmp_path: Path, monkeypatch
     file.write_text("x")
     monkeypatch.setenv(f"NOWSERVING_{name.upper()}", "y")
     monkeypatch.setenv(f"NOWSERVING_{name.upper()}_FILE", str(file))
-    said = CliRunner().invoke(nowserving, ["health", "api"])
+    result = CliRunner().invoke(nowserving, ["health", "api"])
 
-    assert 2 == said.exit_code
-    assert "are both set" in said.output
+    assert 2 == result.exit_code
+    assert "are both set" in result.output

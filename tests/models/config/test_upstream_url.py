@@ -70,8 +70,8 @@ def test_a_wrong_address_is_refused_with_the_setting_and_an_example(given: str, 
     with pytest.raises(ValueError, match=wrong) as raised:
         upstream_url.base_url(given, setting="OPENAI_BASE_URL")
 
-    said = str(raised.value)
-    assert said.startswith("OPENAI_BASE_URL ") and "https://" in said and "\n" not in said and "sesame" not in said
+    result = str(raised.value)
+    assert result.startswith("OPENAI_BASE_URL ") and "https://" in result and "\n" not in result and "sesame" not in result
 
 
 def test_an_empty_address_is_none_and_openai_is_called() -> None:
@@ -118,9 +118,9 @@ def test_a_name_without_an_address_is_named() -> None:
 def test_a_certificate_that_is_not_trusted_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = certificates.write(tmp_path_factory.mktemp("tls"), "localhost")
     with FakeUpstream(certificate=folder / "server.pem") as upstream:
-        said = unsent(upstream.tls_base_url)
+        result = unsent(upstream.tls_base_url)
 
-    assert f"the TLS certificate of localhost:{upstream.tls_port} is not accepted: " in said
+    assert f"the TLS certificate of localhost:{upstream.tls_port} is not accepted: " in result
 
 
 def test_who_does_not_speak_tls_is_named() -> None:
@@ -142,11 +142,11 @@ def test_who_does_not_answer_the_knock_is_named(monkeypatch: pytest.MonkeyPatch)
             knocks.append(socket.socket())
             knocks[-1].setblocking(False)
             knocks[-1].connect_ex(("127.0.0.1", port))
-        said = unsent(f"http://127.0.0.1:{port}/v1")
+        result = unsent(f"http://127.0.0.1:{port}/v1")
         for knock in knocks:
             knock.close()
 
-    assert f"connecting to 127.0.0.1:{port} timed out" in said
+    assert f"connecting to 127.0.0.1:{port} timed out" in result
 
 
 @pytest.mark.parametrize(

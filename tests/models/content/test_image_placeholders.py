@@ -150,8 +150,8 @@ ITEM = st.fixed_dictionaries(
 
 @given(data=st.lists(ITEM | TEXT, max_size=6), ascii=st.booleans(), indent=st.none() | st.just(1), slashes=st.booleans(), rest=TEXT)
 def test_whatever_was_answered_is_read_again(data: list[Any], ascii: bool, indent: int | None, slashes: bool, rest: str) -> None:
-    said = json.dumps({"rest": rest, "data": data, "b64_json": rest}, ensure_ascii=ascii, indent=indent)
-    body = (said.replace("/", "\\/") if slashes else said).encode(errors="surrogatepass")
+    result = json.dumps({"rest": rest, "data": data, "b64_json": rest}, ensure_ascii=ascii, indent=indent)
+    body = (result.replace("/", "\\/") if slashes else result).encode(errors="surrogatepass")
     cut = image_placeholders.extract_images(body, body)
 
     assert (body, body) == (whole(cut), whole(cut, cut.transcript))

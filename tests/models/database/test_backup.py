@@ -52,7 +52,7 @@ def restored(environment: dict[str, str], override: Callable[..., None], tmp_pat
 def test_what_a_backup_holds_goes_on_where_it_was(restored: Callable[[], None], redis_client: redis.Redis, tmp_path: Path) -> None:
     processes.forks()
     who = caller("sk-backup")
-    done, under_way, waiting = (ask(who, said) for said in ("done", "under way", "waiting"))
+    done, under_way, waiting = (ask(who, result) for result in ("done", "under way", "waiting"))
     assert finish(done, start(who, done))
     start(who, under_way)
     query("UPDATE job SET lease_until = now() WHERE id = :id", id=under_way)

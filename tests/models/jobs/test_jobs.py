@@ -20,6 +20,7 @@ from tests.support.queue_tools import (
     admit,
     admit_all,
     cancel,
+    event_types,
     expire,
     finish,
     heads,
@@ -31,7 +32,6 @@ from tests.support.queue_tools import (
     row,
     start,
     submit,
-    told,
 )
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -76,7 +76,7 @@ def test_a_claimed_job_has_its_attempt_on_record_before_anything_is_sent(caller:
     start(caller, one)
 
     assert (Status.RUNNING, ["running"], 1) == (row(one).status, outcomes(one), row(one).calls)
-    assert ["queued", "started"] == told(one)
+    assert ["queued", "started"] == event_types(one)
 
 
 def test_the_second_claim_of_a_dispatch_changes_nothing(caller: Key) -> None:
@@ -139,7 +139,7 @@ def test_a_finished_job_has_its_answer_and_no_lease(caller: Key) -> None:
 
     ended = row(one)
     assert (Status.SUCCEEDED, 200, b'{"id": "answer"}', None) == (ended.status, ended.http_status, bytes(ended.response), ended.lease_until)
-    assert (["succeeded"], ["queued", "started", "succeeded"]) == (outcomes(one), told(one))
+    assert (["succeeded"], ["queued", "started", "succeeded"]) == (outcomes(one), event_types(one))
 
 
 def test_a_job_finishes_once(caller: Key) -> None:
@@ -245,7 +245,7 @@ def test_a_job_is_put_back_once(caller: Key) -> None:
     put_back(one, dispatch_id)
 
     assert not put_back(one, dispatch_id)
-    assert ["queued", "started", "queued"] == told(one)
+    assert ["queued", "started", "queued"] == event_types(one)
 
 
 def test_a_job_to_be_cancelled_is_cancelled_instead_of_put_back(caller: Key) -> None:
@@ -266,7 +266,7 @@ def test_an_unclaimed_job_stands_in_line_again_and_nobody_is_told(caller: Key) -
     admit_all(caller, most=1)
 
     assert [one] == return_unclaimed()
-    assert ([one], ["queued"], 0) == (heads(), told(one), row(one).calls)
+    assert ([one], ["queued"], 0) == (heads(), event_types(one), row(one).calls)
 
 
 def test_a_fresh_admission_is_not_returned(caller: Key) -> None:
@@ -318,7 +318,7 @@ def test_a_lost_job_that_may_not_be_called_again_fails(caller: Key, wanted: dict
 
     ended = row(one)
     assert (Status.FAILED, "upstream_outcome_unknown", 0) == (ended.status, ended.error["code"], ended.possible_duplicate_calls)
-    assert ["queued", "started", "failed"] == told(one)
+    assert ["queued", "started", "failed"] == event_types(one)
 
 
 def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(caller: Key) -> None:
@@ -327,7 +327,11 @@ def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(caller: Key) -> None:
     cancel(caller, one)
     reap()
 
-    assert (Status.CANCELLED, None, ["queued", "started", "cancelling", "cancelled"]) == (row(one).status, row(one).error, told(one))
+    assert (Status.CANCELLED, None, ["queued", "started", "cancelling", "cancelled"]) == (
+        row(one).status,
+        row(one).error,
+        event_types(one),
+    )
 
 
 def test_a_lost_turn_that_fails_lets_the_next_one_go(caller: Key) -> None:
@@ -346,7 +350,7 @@ def test_a_waiting_job_is_cancelled_at_once(caller: Key) -> None:
     one = submit(caller)
 
     assert (Status.CANCELLED, None) == (cancel(caller, one).status, row(one).dispatch_id)
-    assert ([], ["queued", "cancelled"]) == (heads(), told(one))
+    assert ([], ["queued", "cancelled"]) == (heads(), event_types(one))
 
 
 def test_an_admitted_job_is_cancelled_at_once_and_its_doorbell_finds_a_ghost(caller: Key) -> None:
@@ -363,7 +367,7 @@ def test_a_running_job_is_told_to_stop(caller: Key) -> None:
     dispatch_id = start(caller, one)
 
     assert dispatch_id == cancel(caller, one).dispatch_id
-    assert (Status.RUNNING, True, "cancelling") == (row(one).status, row(one).cancel_requested, told(one)[-1])
+    assert (Status.RUNNING, True, "cancelling") == (row(one).status, row(one).cancel_requested, event_types(one)[-1])
 
 
 def test_what_ran_to_its_end_before_it_could_be_stopped_has_succeeded(caller: Key) -> None:
@@ -381,7 +385,7 @@ def test_a_job_is_cancelled_once(caller: Key) -> None:
     cancel(caller, one)
 
     assert cancel(caller, one) is None
-    assert 1 == told(one).count("cancelling")
+    assert 1 == event_types(one).count("cancelling")
 
 
 def test_nobody_cancels_a_job_of_another_key(caller: Key) -> None:
@@ -426,7 +430,7 @@ def test_a_job_that_waited_too_long_is_expired(caller: Key) -> None:
     one = submit(caller)
 
     assert [one] == [late.id for late in expire(one)]
-    assert (Status.EXPIRED, "expired", ["queued", "expired"]) == (row(one).status, row(one).error["code"], told(one))
+    assert (Status.EXPIRED, "expired", ["queued", "expired"]) == (row(one).status, row(one).error["code"], event_types(one))
 
 
 def test_a_held_turn_can_expire_and_the_turn_before_it_goes_on(caller: Key) -> None:
@@ -506,7 +510,7 @@ def _lasting(ended: Any) -> dict[str, object]:
 def test_nothing_changes_a_job_that_has_ended(caller: Key, end: Callable[[Key, UUID], UUID]) -> None:
     one = submit(caller, on_lost="fail")
     dispatch_id = end(caller, one)
-    before, events = row(one), told(one)
+    before, events = row(one), event_types(one)
     assert before.status in TERMINAL
 
     tried = [
@@ -519,4 +523,4 @@ def test_nothing_changes_a_job_that_has_ended(caller: Key, end: Callable[[Key, U
     tried += [cancel(caller, one), refuse(one), list(reap()), list(expire(one)), return_unclaimed(), finish(one, uuid4(), ANSWER, BUSY)]
 
     assert [] == [each for each in tried if each]
-    assert (_lasting(before), events) == (_lasting(row(one)), told(one))
+    assert (_lasting(before), events) == (_lasting(row(one)), event_types(one))

@@ -42,9 +42,9 @@ def caller(upstream: FakeUpstream) -> Key:
     return made
 
 
-def held(caller: Key, said: str = "held") -> UUID:
+def held(caller: Key, result: str = "held") -> UUID:
     """A job whose caller waits on a connection."""
-    return ask(caller, said, reader=uuid4(), fingerprint=uuid4().bytes)
+    return ask(caller, result, reader=uuid4(), fingerprint=uuid4().bytes)
 
 
 def park(workshop: Workshop, upstream: FakeUpstream, caller: Key, how: dict[str, object], *jobs: UUID) -> None:
@@ -80,8 +80,8 @@ def test_waiting_jobs_are_the_probe_in_turn(
 ) -> None:
     """With one slot free the pacer sees no more than two heads."""
     monkeypatch.setattr("tests.support.programs.in_process.SLOTS", slots)
-    for said in ("first", "second", "third"):
-        ask(caller, said, flow=said)
+    for result in ("first", "second", "third"):
+        ask(caller, result, flow=result)
     park(workshop, upstream, caller, {"status": 401})
     for _ in range(5):
         probe(workshop)
@@ -96,7 +96,7 @@ def test_a_job_that_alone_is_refused_parks_the_key_for_one_probe_only(workshop: 
     query("UPDATE credential SET parked_at = now() - interval '1 day'")
     workshop.run(lambda: all("succeeded" == row(one).status for one in good))
 
-    assert ["good 0", "good 1", "good 2"] == [said for said in workshop.calls() if said.startswith("good")]
+    assert ["good 0", "good 1", "good 2"] == [result for result in workshop.calls() if result.startswith("good")]
     assert Status.QUEUED == row(poison).status
 
 

@@ -29,11 +29,11 @@ def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[...,
     new = base64.b64encode(os.urandom(32)).decode()
     override(secret_keys=f"{new},{old}")
     keys._fingerprints.cache_clear()
-    told = json.loads(CliRunner().invoke(nowserving, ["keys", "rotate-secret", "--json"]).stdout)
+    shown = json.loads(CliRunner().invoke(nowserving, ["keys", "rotate-secret", "--json"]).stdout)
     override(secret_keys=new)
     keys._fingerprints.cache_clear()
 
-    assert {"credentials": 1, "own_keys": 1, "webhook_secrets": 1} == told
+    assert {"credentials": 1, "own_keys": 1, "webhook_secrets": 1} == shown
     (row,) = query("SELECT id, secret FROM credential")
     assert b"sk-old" == crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.id}")
     assert caller == known("sk-old"), "the caller is the same, with the same jobs"

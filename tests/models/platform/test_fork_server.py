@@ -108,7 +108,7 @@ from models import forker, settings
 forker.preload({PRELOADS!r})
 print(settings.settings.cache_info().currsize, sorted({{'prometheus_client', 'workers.broker.celery_app', 'flower'}} & set(sys.modules)),
       sorted(set({PRELOADS!r}) - set(sys.modules)))"""
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
 
-    assert "0 [] []\n" == said.stdout
-    assert not re.search("Error", said.stderr)
+    assert "0 [] []\n" == result.stdout
+    assert not re.search("Error", result.stderr)

@@ -287,10 +287,10 @@ def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key
     waiting = [one.id for one in query("SELECT id FROM job WHERE status = 'queued'")]
     with db.begin() as session:
         places = position.positions_of(session, job_view.status_of(session, waiting))
-    told = sorted(waiting, key=lambda one: places[one].position)
+    shown = sorted(waiting, key=lambda one: places[one].position)
 
-    assert list(range(1, 47)) == [places[one].position for one in told]
-    assert told == [head.id for head in serve(keys[0], steps=1, a_step=60)]
+    assert list(range(1, 47)) == [places[one].position for one in shown]
+    assert shown == [head.id for head in serve(keys[0], steps=1, a_step=60)]
 
 
 def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -> None:
@@ -300,9 +300,9 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
     last = submit(keys[0], flow="key")
     with db.begin() as session:
         (found,) = job_view.status_of(session, [last])
-        told = position.position_of(session, found).position
+        shown = position.position_of(session, found).position
 
-    assert 601 == told
+    assert 601 == shown
 
 
 def test_a_newcomer_does_not_wait_for_all_of_a_user_whose_costly_job_has_just_gone(keys: list[Key]) -> None:

@@ -97,15 +97,15 @@ def test_a_lane_that_was_made_and_never_used_leaves_too(caller: Key) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "result",
     [
         "UPDATE lane SET paused_at = now()", "UPDATE lane SET draining_at = now()", "UPDATE key_flow SET weight = 2",
         "INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, rpm) SELECT 'flow', id, '1:someone', '', 1, 5 FROM lane",
     ],
 )  # fmt: skip
-def test_a_lane_of_which_an_operator_has_said_something_stays(caller: Key, said: str) -> None:
+def test_a_lane_of_which_an_operator_has_said_something_stays(caller: Key, result: str) -> None:
     used(caller)
-    query(said)
+    query(result)
 
     assert 0 == leave()
 

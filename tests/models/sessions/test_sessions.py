@@ -92,9 +92,9 @@ def test_a_failed_turn_is_kept_and_marked_and_the_next_one_runs_without_it(calle
     fail(claim(caller, failed))
 
     assert [user("one"), assistant("1"), user("two")] == sent(claim(caller, after))
-    told = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
-    assert [("bad", "failed"), (None, "failed")] == [(one["text"], one["status"]) for one in told[2:4]]
-    assert "bad" == told[3]["error"]["code"]
+    shown = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
+    assert [("bad", "failed"), (None, "failed")] == [(one["text"], one["status"]) for one in shown[2:4]]
+    assert "bad" == shown[3]["error"]["code"]
 
 
 @pytest.mark.parametrize("how", ["cancelled", "lost"])
@@ -146,9 +146,9 @@ def test_after_half_an_hour_of_silence_a_session_begins_afresh_and_its_history_s
 
     assert [user("three")] == talk(caller, "three", reply="3")
     assert [user("three"), assistant("3"), user("four")] == talk(caller, "four")
-    told = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
-    assert ["one", "1", "two", "2", "three", "3", "four", "yes"] == [one["text"] for one in told]
-    assert [False, False, True, False] == [one["starts_afresh"] for one in told if one["role"] == "user"]
+    shown = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
+    assert ["one", "1", "two", "2", "three", "3", "four", "yes"] == [one["text"] for one in shown]
+    assert [False, False, True, False] == [one["starts_afresh"] for one in shown if one["role"] == "user"]
 
 
 def test_the_silence_begins_with_the_answer_not_with_the_question(caller: Caller) -> None:
@@ -275,9 +275,9 @@ def test_what_a_turn_remembers_is_reserved_with_it(caller: Caller) -> None:
     alone = stored(wire.parse_id(second)).tokens
     row = claim(caller, first)
     answer(row, "1" * 400)
-    told = stored(wire.parse_id(second))
+    shown = stored(wire.parse_id(second))
 
-    assert alone + token_estimate.estimate_messages([user("one"), assistant("1" * 400)]) == told.tokens
+    assert alone + token_estimate.estimate_messages([user("one"), assistant("1" * 400)]) == shown.tokens
 
 
 def test_a_history_fits_the_keys_tokens_per_minute(caller: Caller) -> None:
@@ -325,16 +325,16 @@ CHINESE = "你好、世界。" * 166 + "排队等候"
 
 
 @pytest.mark.parametrize(
-    "said",
+    "result",
     [CHINESE, "👨‍👩‍👧‍👦🏳️‍🌈 e\u0301 \u202eright to left", '\t\n "quoted" \\ back', "क्षत्रिय ภาษาไทย עברית"],
     ids=["chinese", "emoji", "signs", "scripts"],
 )
-def test_every_script_comes_back_as_it_was(caller: Caller, said: str) -> None:
-    talk(caller, said, reply=said, session="会话🍵")
+def test_every_script_comes_back_as_it_was(caller: Caller, result: str) -> None:
+    talk(caller, result, reply=result, session="会话🍵")
 
-    assert [user(said), assistant(said), user(said)] == talk(caller, said, session="会话🍵")
-    told = caller.get("/v1/sessions/会话🍵/messages?order=asc").json["data"]
-    assert [said, said] == [one["text"] for one in told[:2]]
+    assert [user(result), assistant(result), user(result)] == talk(caller, result, session="会话🍵")
+    shown = caller.get("/v1/sessions/会话🍵/messages?order=asc").json["data"]
+    assert [result, result] == [one["text"] for one in shown[:2]]
 
 
 def test_a_thousand_chinese_characters_weigh_about_what_they_cost() -> None:
@@ -398,12 +398,12 @@ def test_a_picture_that_was_asked_for_is_told_as_its_prompt(caller: Caller) -> N
     assert "a cat" == json.loads(row.request)["prompt"]
     end(row, JobResult(Status.SUCCEEDED, http_status=200, response=b'{"created":1,"data":[{"b64_json":"iVBORw0KGgo="}]}'), REFUSED)
     messages = talk(caller, "two")
-    told = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
+    shown = caller.get(f"/v1/sessions/{SESSION}/messages?order=asc").json["data"]
 
     assert [user("one"), assistant("1"), user("a cat"), user("two")] == messages
-    assert ("a cat", None, "image/png") == (told[2]["text"], told[3]["text"], told[3]["images"][0]["content_type"])
-    assert b"\x89PNG\r\n\x1a\n" == caller.get(told[3]["images"][0]["url"]).data
-    assert placeholder_for(wire.parse_id(made)) not in json.dumps(told)
+    assert ("a cat", None, "image/png") == (shown[2]["text"], shown[3]["text"], shown[3]["images"][0]["content_type"])
+    assert b"\x89PNG\r\n\x1a\n" == caller.get(shown[3]["images"][0]["url"]).data
+    assert placeholder_for(wire.parse_id(made)) not in json.dumps(shown)
 
 
 def test_other_requests_keep_their_place_and_are_not_told_of(caller: Caller) -> None:

@@ -340,13 +340,13 @@ def test_the_whole_job_is_sent_to_who_asked_for_it_the_same_each_time(caller: Ke
     query('UPDATE job SET metadata = \'{"changed": "since"}\'')
     make_due()
 
-    said = json.loads(first.payload)
+    result = json.loads(first.payload)
     assert first.payload == claim_one().payload
     assert ("job.succeeded", "job", "succeeded", {"id": "answer"}) == (
-        said["type"],
-        said["data"]["object"],
-        said["data"]["status"],
-        said["data"]["result"],
+        result["type"],
+        result["data"]["object"],
+        result["data"]["status"],
+        result["data"]["result"],
     )
 
 
@@ -354,9 +354,9 @@ def test_a_result_that_is_too_large_to_push_is_left_out(caller: Key) -> None:
     endpoint(caller, include_result=True)
     happen(caller, answer=b'{"id": "' + b"x" * MAX_RESULT_BYTES + b'"}')
 
-    said = json.loads(claim_one().payload)
+    result = json.loads(claim_one().payload)
 
-    assert (None, "succeeded") == (said["data"]["result"], said["data"]["status"])
+    assert (None, "succeeded") == (result["data"]["result"], result["data"]["status"])
 
 
 @pytest.mark.parametrize(("picture_bytes", "is_sent"), [(1_000, True), (MAX_RESULT_BYTES, False)])

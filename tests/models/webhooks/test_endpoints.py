@@ -77,10 +77,10 @@ def test_another_keys_endpoint_cannot_be_told_from_none(caller: Key) -> None:
                 act(session, number)
 
 
-@pytest.mark.parametrize("said", ["", "whe_", "whe_zz", "evt_" + "0" * 32, "whe_" + "٣" * 32, "whe_" + "0" * 33])
-def test_a_malformed_id_is_not_found(said: str) -> None:
+@pytest.mark.parametrize("result", ["", "whe_", "whe_zz", "evt_" + "0" * 32, "whe_" + "٣" * 32, "whe_" + "0" * 33])
+def test_a_malformed_id_is_not_found(result: str) -> None:
     with pytest.raises(NotFound):
-        endpoints.parse_id(said)
+        endpoints.parse_id(result)
 
 
 def test_endpoints_come_newest_first_page_by_page(caller: Key) -> None:

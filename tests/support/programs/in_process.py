@@ -97,7 +97,7 @@ def issue(caller: Key) -> None:
     query("UPDATE key SET kind = 'issued' WHERE id = :id", id=caller.id)
 
 
-def ask(caller: Key, said: str, **wanted: Any) -> UUID:
+def ask(caller: Key, result: str, **wanted: Any) -> UUID:
     """A chat job that says this, for model `m`."""
-    body = {"model": "m", "messages": [{"role": "user", "content": said}]}
+    body = {"model": "m", "messages": [{"role": "user", "content": result}]}
     return submit(caller, request=json.dumps(body).encode(), **wanted)

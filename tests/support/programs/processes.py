@@ -213,9 +213,9 @@ def caller(token: str, *, model: str = "m", **limits: int) -> Key:
     return found
 
 
-def ask(who: Key, said: str, *, model: str = "m", **wanted: Any) -> UUID:
+def ask(who: Key, result: str, *, model: str = "m", **wanted: Any) -> UUID:
     """A chat job that says this, submitted as the API does it; returns its id."""
-    body = {"model": model, "messages": [{"role": "user", "content": said}], **wanted.pop("body", {})}
+    body = {"model": model, "messages": [{"role": "user", "content": result}], **wanted.pop("body", {})}
     job_id = submit(who, model=model, request=json.dumps(body).encode(), **wanted)
     ring(who, model=model)
     return job_id

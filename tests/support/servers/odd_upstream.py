@@ -99,8 +99,8 @@ def chat(text: str = "hi", **members: Any) -> bytes:
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    said = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
-    return json.dumps({**said, **members}).encode()
+    result = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": choices, "usage": usage}
+    return json.dumps({**result, **members}).encode()
 
 
 def error(message: str, **members: Any) -> bytes:
@@ -108,9 +108,9 @@ def error(message: str, **members: Any) -> bytes:
     return json.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None, **members}}).encode()
 
 
-def events(*said: object) -> bytes:
+def events(*result: object) -> bytes:
     """Server-sent events with these data: bytes as they are, anything else as JSON."""
-    return b"".join(b"data: " + (one if isinstance(one, bytes) else json.dumps(one).encode()) + b"\n\n" for one in said)
+    return b"".join(b"data: " + (one if isinstance(one, bytes) else json.dumps(one).encode()) + b"\n\n" for one in result)
 
 
 def _until(client: socket.socket, end: bytes) -> bytes:

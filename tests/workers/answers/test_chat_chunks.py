@@ -22,9 +22,9 @@ def chunk(delta: object, *, index: int = 0, finish_reason: str | None = None, **
     return {**FRAME, "object": "chat.completion.chunk", "choices": [{**choice, **more}], "usage": None}
 
 
-def added(*said: JsonObject, n: int = 1) -> ChatAccumulator:
+def added(*result: JsonObject, n: int = 1) -> ChatAccumulator:
     chat = ChatAccumulator(n=n)
-    for each in said:
+    for each in result:
         chat.add(each)
     return chat
 
@@ -43,8 +43,8 @@ def test_a_stream_of_chunks_is_a_completion() -> None:
         chunk({}, finish_reason="stop"), {**FRAME, "choices": [], "usage": USAGE},
     )  # fmt: skip
 
-    said = {"role": "assistant", "content": "Hello", "refusal": None}
-    choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": "stop"}
+    result = {"role": "assistant", "content": "Hello", "refusal": None}
+    choice = {"index": 0, "message": result, "logprobs": None, "finish_reason": "stop"}
     assert {**FRAME, "object": "chat.completion", "choices": [choice], "usage": USAGE} == chat.answer()
 
 
@@ -55,7 +55,7 @@ def test_choices_are_kept_apart_and_put_in_order() -> None:
 
 
 def test_tool_calls_are_put_together_by_their_place() -> None:
-    said = message(
+    result = message(
         {"role": "assistant", "content": None, "tool_calls": [tool(0, "f", "")]},
         {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
         {"tool_calls": [tool(1, "g", "{}")]},
@@ -65,8 +65,8 @@ def test_tool_calls_are_put_together_by_their_place() -> None:
     assert [
         {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
         {"id": "call_1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
-    ] == said["tool_calls"]
-    assert said["content"] is None
+    ] == result["tool_calls"]
+    assert result["content"] is None
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_whatever_a_message_says_piece_by_piece_it_says_whole(deltas: list[JsonO
 
 
 def test_log_probabilities_grow() -> None:
-    said = [chunk({}, logprobs={"content": [{"token": word, "logprob": -1.5}], "refusal": None}) for word in ("a", "b")]
+    result = [chunk({}, logprobs={"content": [{"token": word, "logprob": -1.5}], "refusal": None}) for word in ("a", "b")]
 
     assert {"content": [{"token": "a", "logprob": -1.5}, {"token": "b", "logprob": -1.5}], "refusal": None} == (
-        added(*said).answer()["choices"][0]["logprobs"]
+        added(*result).answer()["choices"][0]["logprobs"]
     )
 
 
@@ -106,8 +106,8 @@ def test_padding_against_listeners_is_no_part_of_the_answer() -> None:
 def test_it_is_whole_when_every_choice_that_was_asked_for_has_ended() -> None:
     chat = added(n=2)
     seen = []
-    for said in (chunk({}), chunk({}, finish_reason="stop"), chunk({}, index=1), chunk({}, index=1, finish_reason="length")):
-        chat.add(said)
+    for result in (chunk({}), chunk({}, finish_reason="stop"), chunk({}, index=1), chunk({}, index=1, finish_reason="length")):
+        chat.add(result)
         seen.append((chat.is_begun, chat.is_closed, chat.is_whole))
 
     assert [(True, False, False), (True, True, False), (True, False, False), (True, True, True)] == seen
@@ -149,8 +149,8 @@ LOGPROBS = st.none() | st.fixed_dictionaries({"content": st.lists(TOKEN)})
 
 
 @given(st.lists(st.tuples(MESSAGE, LOGPROBS, st.sampled_from(["stop", "tool_calls"])), min_size=1, max_size=3), st.booleans())
-def test_an_answer_taken_apart_adds_up_to_itself(said: list[tuple[JsonObject, Any, str]], with_usage: bool) -> None:
-    choices = [{"index": n, "message": one, "logprobs": odds, "finish_reason": why} for n, (one, odds, why) in enumerate(said)]
+def test_an_answer_taken_apart_adds_up_to_itself(result: list[tuple[JsonObject, Any, str]], with_usage: bool) -> None:
+    choices = [{"index": n, "message": one, "logprobs": odds, "finish_reason": why} for n, (one, odds, why) in enumerate(result)]
     answer = {**FRAME, "object": "chat.completion", "choices": choices, **({"usage": USAGE} if with_usage else {})}
     chat = added(*_read(answer_events.events_from_answer(answer, kind="", with_usage=with_usage)), n=len(choices))
 
@@ -162,8 +162,8 @@ def test_pictures_taken_apart_add_up_to_themselves() -> None:
     answer = {"created": 7, "data": [{"b64_json": "aaaa"}, {"b64_json": "bbbb"}], "size": "1x1", "usage": {"input_tokens": 1}}
     pictures = ImageAccumulator(n=2)
     events = list(answer_events.events_from_answer(answer, kind="image_edit", with_usage=True))
-    for said in _read(events):
-        pictures.add(said)
+    for result in _read(events):
+        pictures.add(result)
 
     assert answer == pictures.answer()
     assert all(event.startswith(b"event: image_edit.completed\n") for event in events)

@@ -23,12 +23,12 @@ def test_durations_are_whole_milliseconds_rounded_up(text: str | None, ms: int |
 
 
 def test_limits_and_resets_are_read_together() -> None:
-    said = {
+    result = {
         "x-ratelimit-limit-requests": "500", "x-ratelimit-limit-tokens": "30000",
         "x-ratelimit-reset-requests": "120ms", "x-ratelimit-reset-tokens": "6s",
     }  # fmt: skip
 
-    assert RateLimitHeaders(500, 30_000, 120, 6_000) == rate_limit_headers.parse_headers(said)
+    assert RateLimitHeaders(500, 30_000, 120, 6_000) == rate_limit_headers.parse_headers(result)
 
 
 def test_a_limit_that_takes_longer_than_a_minute_to_refill_is_not_one_per_minute() -> None:
@@ -55,7 +55,7 @@ def test_no_headers_say_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "ms"),
+    ("result", "ms"),
     [
         ({"retry-after-ms": "1500", "retry-after": "9"}, 1_500), ({"retry-after": "2"}, 2_000), ({"retry-after": " 2.5 "}, 2_500),
         ({"retry-after": "0"}, None), ({"retry-after": "999999"}, MAX_PAUSE_MS),
@@ -65,8 +65,8 @@ def test_no_headers_say_nothing() -> None:
         ({"retry-after": "9" * 400}, MAX_PAUSE_MS), ({"retry-after": "Thu, 01 Jan 99999 00:00:30 GMT"}, None),
     ],
 )  # fmt: skip
-def test_how_long_to_stay_away(said: dict[str, str], ms: int | None) -> None:
-    assert ms == rate_limit_headers.retry_after_ms(said, now=NOW)
+def test_how_long_to_stay_away(result: dict[str, str], ms: int | None) -> None:
+    assert ms == rate_limit_headers.retry_after_ms(result, now=NOW)
 
 
 def test_a_reset_that_is_the_end_of_a_window_is_read_by_what_remains() -> None:

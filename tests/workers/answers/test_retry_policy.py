@@ -15,8 +15,8 @@ from workers.upstream.exchange import Answer, Lost, NotSent
 
 
 def answer(status: int, body: object = None, **headers: str) -> Answer:
-    said = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
-    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
+    result = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, result)
 
 
 def error(**fields: object) -> dict[str, object]:
@@ -59,9 +59,11 @@ EVENTS = [
 ]
 
 
-@pytest.mark.parametrize(("said", "then", "outcome"), EVENTS)
-def test_an_error_within_a_stream_counts_as_the_status_it_would_have_had(said: dict[str, object], then: NextStep, outcome: Outcome) -> None:
-    verdict = retry_policy.classify_error_event(answer(200, error(**said)))
+@pytest.mark.parametrize(("result", "then", "outcome"), EVENTS)
+def test_an_error_within_a_stream_counts_as_the_status_it_would_have_had(
+    result: dict[str, object], then: NextStep, outcome: Outcome
+) -> None:
+    verdict = retry_policy.classify_error_event(answer(200, error(**result)))
 
     assert (then, outcome, "no", None) == (verdict.next, verdict.outcome, (verdict.error or {})["message"], verdict.park)
 
@@ -80,9 +82,9 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize(("said", "then", "status"), PLAIN)
-def test_an_error_in_a_plain_200_counts_as_the_status_it_would_have_had(said: dict[str, object], then: NextStep, status: int) -> None:
-    verdict = retry_policy.classify(answer(200, said))
+@pytest.mark.parametrize(("result", "then", "status"), PLAIN)
+def test_an_error_in_a_plain_200_counts_as_the_status_it_would_have_had(result: dict[str, object], then: NextStep, status: int) -> None:
+    verdict = retry_policy.classify(answer(200, result))
 
     assert (then, status) == (verdict.next, verdict.status)
 
@@ -91,14 +93,14 @@ CHOICE = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish
 
 
 @pytest.mark.parametrize(
-    "said",
+    "result",
     [
         {"error": None, "choices": [CHOICE]}, {"error": "", "choices": []}, {"error": {}}, {"error": False}, {"errors": ["x"]},
         {"error": {"message": "late"}, "choices": [CHOICE]}, {"error": "odd", "data": [{"embedding": []}]}, {"object": "chat.completion"},
     ],
 )  # fmt: skip
-def test_an_answer_with_an_empty_error_or_with_content_is_an_answer(said: dict[str, object]) -> None:
-    assert NextStep.SUCCEED == retry_policy.classify(answer(200, said)).next
+def test_an_answer_with_an_empty_error_or_with_content_is_an_answer(result: dict[str, object]) -> None:
+    assert NextStep.SUCCEED == retry_policy.classify(answer(200, result)).next
 
 
 def test_an_account_that_ran_out_of_money_within_a_stream_is_parked() -> None:
@@ -106,9 +108,9 @@ def test_an_account_that_ran_out_of_money_within_a_stream_is_parked() -> None:
 
 
 def test_an_error_that_is_only_a_sentence_is_told() -> None:
-    said = retry_policy.classify(answer(404, {"error": "no such model"})).error
+    result = retry_policy.classify(answer(404, {"error": "no such model"})).error
 
-    assert {"message": "no such model", "type": "invalid_request_error", "param": None, "code": None} == said
+    assert {"message": "no such model", "type": "invalid_request_error", "param": None, "code": None} == result
 
 
 # 429 and 503
@@ -130,9 +132,9 @@ def test_a_429_without_a_usable_time_leaves_the_pause_to_the_backoff(headers: di
 
 
 def test_a_limit_per_day_that_is_used_up_is_believed_over_a_short_retry_after() -> None:
-    told = {"retry_after": "1", "x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "7h12m0s"}
+    shown = {"retry_after": "1", "x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "7h12m0s"}
 
-    assert 25_920_000 == retry_policy.classify(answer(429, error(), **told)).pause_ms
+    assert 25_920_000 == retry_policy.classify(answer(429, error(), **shown)).pause_ms
 
 
 @pytest.mark.parametrize("code", sorted(retry_policy.NO_MONEY_CODES))
@@ -173,15 +175,15 @@ def test_a_key_that_is_not_accepted_is_parked() -> None:
 
 
 def test_the_upstreams_own_error_is_passed_on_whole() -> None:
-    said = {"message": "Bad", "type": "invalid_request_error", "param": "n", "code": "x", "extra": 3}
+    result = {"message": "Bad", "type": "invalid_request_error", "param": "n", "code": "x", "extra": 3}
 
-    assert said == retry_policy.classify(answer(400, {"error": said})).error
+    assert result == retry_policy.classify(answer(400, {"error": result})).error
 
 
 def test_missing_keys_are_filled_in() -> None:
-    said = retry_policy.classify(answer(400, error())).error
+    result = retry_policy.classify(answer(400, error())).error
 
-    assert {"message": "no", "type": "invalid_request_error", "param": None, "code": None} == said
+    assert {"message": "no", "type": "invalid_request_error", "param": None, "code": None} == result
 
 
 @pytest.mark.parametrize("message", ["two\nlines", "a\u00a0b", "tab\there", "日本語", "emoji 🎈"])
@@ -190,17 +192,17 @@ def test_a_message_is_kept_whatever_it_looks_like(message: str) -> None:
 
 
 def test_what_postgres_cannot_store_is_replaced() -> None:
-    said = retry_policy.classify(answer(400, b'{"error": {"message": "a\\u0000b\\ud800", "\\u0000": "x", "type": {"deep": 1}}}')).error
+    result = retry_policy.classify(answer(400, b'{"error": {"message": "a\\u0000b\\ud800", "\\u0000": "x", "type": {"deep": 1}}}')).error
 
-    assert {"message": "a\ufffdb?", "\ufffd": "x", "type": "invalid_request_error", "param": None, "code": None} == said
+    assert {"message": "a\ufffdb?", "\ufffd": "x", "type": "invalid_request_error", "param": None, "code": None} == result
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"\x00\xff", b"{}", b'{"error": {"message": 5}}'])
 def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -> None:
-    said = retry_policy.classify(answer(502, body)).error or {}
+    result = retry_policy.classify(answer(502, body)).error or {}
 
-    assert "upstream_error" == said["code"]
-    assert "502" in str(said["message"])
+    assert "upstream_error" == result["code"]
+    assert "502" in str(result["message"])
 
 
 # No answer at all

@@ -18,8 +18,8 @@ HTML = """<!doctype html><html><head><title>502 Bad Gateway</title><style>b { c:
 
 
 def read(body: object, *, status: int = 400, **headers: str) -> Any:
-    said = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return upstream_error.error_of(status, {name.replace("_", "-"): value for name, value in headers.items()}, said)
+    result = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return upstream_error.error_of(status, {name.replace("_", "-"): value for name, value in headers.items()}, result)
 
 
 SHAPES: dict[str, tuple[object, dict[str, object]]] = {
@@ -68,9 +68,9 @@ def test_title_and_detail_belong_together() -> None:
 
 
 def test_of_a_page_its_text_is_told_without_tags() -> None:
-    said = read(HTML.encode(), status=502, content_type="text/html")
+    result = read(HTML.encode(), status=502, content_type="text/html")
 
-    assert ("The upstream answered 502: 502 Bad Gateway. Oops & sorry nginx", UNNAMED) == (said["message"], said["code"])
+    assert ("The upstream answered 502: 502 Bad Gateway. Oops & sorry nginx", UNNAMED) == (result["message"], result["code"])
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1", "utf-16", "windows-1252"])
@@ -83,10 +83,10 @@ def test_text_and_json_are_read_in_every_charset(charset: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"   ", b"{}", b"[]", b"null", bytes(range(256)), b"\x00" * 50])
 def test_what_says_nothing_is_told_by_its_status(body: bytes) -> None:
-    said = read(body, status=502)
+    result = read(body, status=502)
 
-    assert ("server_error", UNNAMED) == (said["type"], said["code"])
-    assert "502 without saying why" in said["message"]
+    assert ("server_error", UNNAMED) == (result["type"], result["code"])
+    assert "502 without saying why" in result["message"]
 
 
 TYPES = [(400, "invalid_request_error"), (401, "invalid_request_error"), (403, "permission_error"), (404, "invalid_request_error"),
@@ -118,11 +118,11 @@ def test_a_redirect_says_where_it_leads_and_what_to_set(location: str, where: st
 
 
 def test_long_words_are_cut() -> None:
-    said = read({"error": {"message": "日" * 3000, "code": "c" * 1000, **{f"x{n}": n for n in range(100)}}})
+    result = read({"error": {"message": "日" * 3000, "code": "c" * 1000, **{f"x{n}": n for n in range(100)}}})
 
-    assert len(said["message"].encode()) <= MESSAGE_BYTES
-    assert len(said["code"].encode()) <= FIELD_BYTES
-    assert len(said) < 30
+    assert len(result["message"].encode()) <= MESSAGE_BYTES
+    assert len(result["code"].encode()) <= FIELD_BYTES
+    assert len(result) < 30
 
 
 JSON = st.recursive(
@@ -139,19 +139,19 @@ JSON = st.recursive(
 
 @given(JSON, st.sampled_from([200, 307, 400, 429, 500]))
 def test_whatever_comes_there_are_four_keys_that_can_be_stored(body: Any, status: int) -> None:
-    said = read(body, status=status)
+    result = read(body, status=status)
 
-    assert {"message", "type", "param", "code"} <= set(said)
-    assert said["message"].strip()
-    assert isinstance(said["type"], str)
-    text = json.dumps(said, allow_nan=False, ensure_ascii=False)
+    assert {"message", "type", "param", "code"} <= set(result)
+    assert result["message"].strip()
+    assert isinstance(result["type"], str)
+    text = json.dumps(result, allow_nan=False, ensure_ascii=False)
     assert b"\\u0000" not in text.encode()
     assert isinstance(upstream_error.status_of(body if isinstance(body, dict) else {}), int)
 
 
 @given(st.binary(max_size=200), st.text(max_size=40))
 def test_whatever_bytes_come_words_can_be_stored(body: bytes, content_type: str) -> None:
-    said = read(body, status=500, content_type=content_type)
+    result = read(body, status=500, content_type=content_type)
 
-    assert "\\u0000" not in json.dumps(said)
-    said["message"].encode()
+    assert "\\u0000" not in json.dumps(result)
+    result["message"].encode()

@@ -25,11 +25,11 @@ def test_a_doorbell_is_never_kept_to_be_acknowledged(stack: Stack, redis_of_run:
     with redis_of_run.monitor() as monitor:
         wait_ended([ask(who, f"broker {n}") for n in range(5)], stack=stack)
         redis_of_run.echo("enough")
-        said = [one["command"].split()[:2] for one in _until_echo(monitor)]
+        result = [one["command"].split()[:2] for one in _until_echo(monitor)]
 
     # More, when a worker was late to claim and was rung for again.
-    assert 5 <= said.count(["LPUSH", JOB_QUEUE])
-    assert [] == [command for command in said if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
+    assert 5 <= result.count(["LPUSH", JOB_QUEUE])
+    assert [] == [command for command in result if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
 
 
 def test_doorbells_beyond_the_slots_wait_in_the_queue(stack: Stack, redis_of_run: redis.Redis) -> None:
@@ -52,5 +52,5 @@ def redis_of_run(valkey: Valkey) -> Iterator[redis.Redis]:
 
 
 def _until_echo(monitor: redis.client.Monitor) -> Iterator[dict[str, str]]:
-    while "ECHO enough" != (said := monitor.next_command())["command"]:
-        yield said
+    while "ECHO enough" != (result := monitor.next_command())["command"]:
+        yield result

@@ -123,12 +123,12 @@ def test_a_cancelled_job_is_shown_as_revoked(stack: Stack, flower: Flower) -> No
 
 def test_waiting_jobs_are_cancelled_durably_where_that_is_allowed(stack: Stack, flower: Flower, levers: Flower) -> None:
     job_id = _announced(caller(SECRET), levers)
-    said = levers.post(f"/api/task/revoke/{public_id(job_id)}")
+    result = levers.post(f"/api/task/revoke/{public_id(job_id)}")
 
     with db.begin() as session:
         logged = session.execute(text("SELECT operator, action FROM audit WHERE target = :name"), {"name": f"job:{job_id}"}).one()
 
-    assert "is cancelled" in said
+    assert "is cancelled" in result
     assert ("flower:operator", "cancel") == (logged.operator, logged.action)
     assert "cancelled" == row(job_id).status
     assert levers.wait_state(job_id, "REVOKED")

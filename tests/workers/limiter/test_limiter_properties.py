@@ -320,7 +320,7 @@ def test_alone_on_a_key_whose_upstream_counts_an_exact_minute_all_of_it_is_used(
     meters = {"rpm": Window(wanted.rpm or 10**9, 60.0), "tpm": Window(wanted.tpm or 10**9, 60.0)}
     answers: deque[tuple[int, str, Report]] = deque()
 
-    def told() -> Report:
+    def shown() -> Report:
         left = {name: -int(-meter.used(now / 1e6) * 60_000 // meter.limit) for name, meter in meters.items()}
         return Report(
             good=True, limit_requests=wanted.rpm, limit_tokens=wanted.tpm,
@@ -330,7 +330,7 @@ def test_alone_on_a_key_whose_upstream_counts_an_exact_minute_all_of_it_is_used(
     while now < START_US + 3 * MINUTE:
         while answers and answers[0][0] <= now:
             _, name, first = answers.popleft()
-            limiter.release(METER, name, told() if is_stamped_at_the_end else first)
+            limiter.release(METER, name, shown() if is_stamped_at_the_end else first)
         ask = AdmitRequest(str(len(sent)), tokens)
         grant = limiter.admit(METER, [ask], lease_ms=600_000)
         if grant.admitted:
@@ -338,7 +338,7 @@ def test_alone_on_a_key_whose_upstream_counts_an_exact_minute_all_of_it_is_used(
                 assert not meters[name].wait_s(units, now / 1e6), f"429: {name}"
                 meters[name].take(units, now / 1e6)
             sent.append((now, tokens))
-            answers.append((now + takes_ms * 1000, ask.dispatch_id, told()))
+            answers.append((now + takes_ms * 1000, ask.dispatch_id, shown()))
         now += min((grant.wake_in_ms or 0) * 1000, max(1, answers[0][0] - now) if answers else MINUTE)
 
     within = [each for at, each in sent if at >= START_US + MINUTE]

@@ -100,7 +100,7 @@ def test_metrics_need_the_operators_token_where_there_is_one(override: object) -
     override(ops_token="ops-secret-0123456789-abc")  # type: ignore[operator]  # a fixture
 
     assert [401, 200] == [Caller(token).get("/metrics").status_code for token in ("sk-client", "ops-secret-0123456789-abc")]
-    assert [False, False, True] == [opens(said) for said in ("", "Bearer sk-client", "Bearer ops-secret-0123456789-abc")]
+    assert [False, False, True] == [opens(result) for result in ("", "Bearer sk-client", "Bearer ops-secret-0123456789-abc")]
 
 
 def test_any_operator_reads_the_metrics_and_with_the_first_nobody_else_does() -> None:
@@ -110,7 +110,7 @@ def test_any_operator_reads_the_metrics_and_with_the_first_nobody_else_does() ->
 
     assert 200 == everybody
     assert [401, 401, 200] == [Caller(one).get("/metrics").status_code for one in ("none", "sk-client", token)]
-    assert [False, True] == [opens(said) for said in ("", f"Bearer {token}")]
+    assert [False, True] == [opens(result) for result in ("", f"Bearer {token}")]
     with db.begin() as session:
         operators.revoke(session, "prometheus")
         operators.create(session, "another", role="write")

@@ -42,9 +42,9 @@ class Traced:
     hooks: Receiver
     worker: Process
 
-    def submit(self, said: str = PROMPT, *, parent: str | None = None, token: str = "", **wanted: Any) -> UUID:
+    def submit(self, result: str = PROMPT, *, parent: str | None = None, token: str = "", **wanted: Any) -> UUID:
         """A chat job, submitted by HTTP."""
-        body = {**CHAT, **wanted, "body": {"model": "m", "messages": [{"role": "user", "content": said}]}}
+        body = {**CHAT, **wanted, "body": {"model": "m", "messages": [{"role": "user", "content": result}]}}
         self.api.token = token or f"sk-traced-{uuid4().hex}"
         headers = {"traceparent": parent} if parent else {}
         status, made, _ = self.api.call("POST", "/v1/jobs", json.dumps(body).encode(), **headers)
@@ -203,13 +203,13 @@ def test_no_span_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
     job_id = traced.submit(f"{PROMPT} again", user="somebody", webhook_url=traced.hooks.url("/secret", fail=0), token="sk-traced-canary")
     traced.served(job_id, [*SERVED, "webhook"])
 
-    said = str(traced.collector.spans)
-    assert "succeeded" in said
-    assert [] == [word for word in (PROMPT, "somebody", "sk-traced", "/secret") if word in said]
+    result = str(traced.collector.spans)
+    assert "succeeded" in result
+    assert [] == [word for word in (PROMPT, "somebody", "sk-traced", "/secret") if word in result]
 
 
 def test_jobs_are_served_while_nobody_takes_their_spans(traced: Traced) -> None:
-    before = {name: said.count("span export fails") for name, said in traced.logs().items()}
+    before = {name: result.count("span export fails") for name, result in traced.logs().items()}
     traced.collector.stop()
     jobs = [traced.submit(f"unheard {n}", webhook_url=traced.hooks.url("/unheard")) for n in range(5)]
     ended = wait_ended(jobs, stack=traced.stack)
@@ -226,7 +226,7 @@ def test_jobs_are_served_while_nobody_takes_their_spans(traced: Traced) -> None:
     assert {"succeeded"} == {one.status for one in ended}
     assert {name: n + 1 for name, n in before.items()} == once
     assert ["succeeded"] == attempts(jobs[0])
-    assert {name for name, said in traced.logs().items() if "span export works again" in said} == set(once)
+    assert {name for name, result in traced.logs().items() if "span export works again" in result} == set(once)
 
 
 def test_what_was_told_is_sent_before_a_process_ends(traced: Traced, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -276,14 +276,14 @@ def test_a_request_is_one_line_with_its_route_and_without_what_it_asked(traced: 
     _, _, headers = traced.api.call("GET", f"/v1/jobs/{name}?secret=in-the-query")
     traced.api.call("GET", "/nowhere/in-the-path")
     traced.api.call("GET", "/healthz")
-    said = traced.api.log.read_text()
-    (looked,) = [line for line in _parsed(said) if line.get("request_id") == headers["X-Request-Id"]]
+    result = traced.api.log.read_text()
+    (looked,) = [line for line in _parsed(result) if line.get("request_id") == headers["X-Request-Id"]]
 
     wanted = {"event": "request", "method": "GET", "route": "/v1/jobs/<name>", "status": 200, "job": name, "key": row(job_id).key_id}
     assert wanted == {name: looked[name] for name in wanted}
     assert 0 < looked["ms"] < 60_000
-    assert [] == [word for word in ("in-the-query", "in-the-path", "/healthz") if word in said]
-    assert any(line["event"] == "request" and line["status"] == 404 and "route" not in line for line in _parsed(said))
+    assert [] == [word for word in ("in-the-query", "in-the-path", "/healthz") if word in result]
+    assert any(line["event"] == "request" and line["status"] == 404 and "route" not in line for line in _parsed(result))
 
 
 def test_no_line_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
@@ -293,9 +293,9 @@ def test_no_line_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
     wait_ended([job_id, failed], stack=traced.stack)
     traced.hooks.wait_got(1, "/unread")
 
-    said = "".join(traced.logs().values())
-    assert wire.public_id(failed) in said
-    assert [] == [word for word in (words, "somebody", "sk-traced-unread") if word in said]
+    result = "".join(traced.logs().values())
+    assert wire.public_id(failed) in result
+    assert [] == [word for word in (words, "somebody", "sk-traced-unread") if word in result]
 
 
 HERE = "http://127.0.0.1:1"
@@ -339,14 +339,14 @@ print(loaded())"""
     assert ("[]", 3) == (quiet, loud.count("'") // 2)
 
 
-def _parsed(said: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+def _parsed(result: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.splitlines() if line.startswith("{")]
 
 
 def _lines(traced: Traced, job_id: UUID) -> list[tuple[str, dict[str, Any]]]:
     """The lines that have this job's id, each with the process that wrote it."""
     name = wire.public_id(job_id)
-    return [(process, line) for process, said in traced.logs().items() for line in _parsed(said) if line.get("job") == name]
+    return [(process, line) for process, result in traced.logs().items() for line in _parsed(result) if line.get("job") == name]
 
 
 def _blocked(job_id: UUID) -> bool:
@@ -356,4 +356,4 @@ def _blocked(job_id: UUID) -> bool:
 
 
 def _failed(traced: Traced) -> dict[str, int]:
-    return {name: said.count("span export fails") for name, said in traced.logs().items()}
+    return {name: result.count("span export fails") for name, result in traced.logs().items()}

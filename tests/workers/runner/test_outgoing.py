@@ -16,7 +16,7 @@ from models.jobs.states import Status
 from models.platform.errors import Unavailable
 from models.sessions import deletion
 from tests.support.programs.in_process import Workshop, pool_of
-from tests.support.queue_tools import admit, known, outcomes, query, row, submit, told
+from tests.support.queue_tools import admit, event_types, known, outcomes, query, row, submit
 from tests.upstream.client import FakeUpstream, upstream
 from workers.limiter.limiter import Limiter
 from workers.runner.leases import Leases
@@ -44,9 +44,9 @@ def workshop(redis_client: redis.Redis, upstream: FakeUpstream, budget: BodyBudg
     return Workshop(redis_client, upstream)
 
 
-def chat(said: str, *, size: int = LARGE, **more: Any) -> bytes:
+def chat(result: str, *, size: int = LARGE, **more: Any) -> bytes:
     """A chat with a system prompt of so many bytes before what is said."""
-    messages = [{"role": "user", "content": "x" * size}, {"role": "assistant", "content": "?"}, {"role": "user", "content": said}]
+    messages = [{"role": "user", "content": "x" * size}, {"role": "assistant", "content": "?"}, {"role": "user", "content": result}]
     return json.dumps({"model": "m", "messages": messages, **more}).encode()
 
 
@@ -121,7 +121,7 @@ def test_without_room_a_large_job_is_back_in_its_line_and_a_small_one_is_served(
 
     waits = row(large)
     assert (Status.QUEUED, 0, [], True) == (waits.status, waits.calls, outcomes(large), waits.not_before is not None)
-    assert "queued" == told(large)[-1]
+    assert "queued" == event_types(large)[-1]
     assert Status.SUCCEEDED == row(small).status
 
 

@@ -86,7 +86,7 @@ def heard_raw(running: Any, speaker: Speaker, *, publisher: StreamPublisher | No
         speaker.join(5)
 
 
-def said(answer: Any) -> str:
+def content_of(answer: Any) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
@@ -104,7 +104,7 @@ def test_what_came_in_one_read_is_relayed_in_one_step(running: Any) -> None:
         while (message := listener.get_message(timeout=0.2)) is not None or not messages:
             messages.append(message)
 
-    assert ("abab", NextStep.SUCCEED) == (said(answer), verdict.next)
+    assert ("abab", NextStep.SUCCEED) == (content_of(answer), verdict.next)
     assert 3 == len(messages)
 
 
@@ -112,7 +112,7 @@ def test_a_stream_that_came_at_once_is_only_in_its_transcript(running: Any) -> N
     publisher = StreamPublisher(running)
     answer, _ = hear(running, Speaker(CHUNKED + chunk(ONE + LAST + DONE) + END_OF_CHUNKS), publisher=publisher)
 
-    assert ("a", ONE + LAST) == (said(answer), publisher.transcript)
+    assert ("a", ONE + LAST) == (content_of(answer), publisher.transcript)
     assert (False, []) == (publisher.has_published, heard(running.id))
 
 
@@ -120,7 +120,7 @@ def test_a_connection_that_stays_open_after_the_end_holds_up_nobody(running: Any
     began = time.monotonic()
     answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + DONE, stays=True))
 
-    assert ("a", NextStep.SUCCEED) == (said(answer), verdict.next)
+    assert ("a", NextStep.SUCCEED) == (content_of(answer), verdict.next)
     assert time.monotonic() - began < 5
 
 
@@ -154,7 +154,7 @@ def test_junk_after_the_last_choice_loses_nothing(running: Any, junk: bytes) -> 
     publisher = StreamPublisher(running)
     answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + junk + USE + DONE), publisher=publisher)
 
-    assert ("a", NextStep.SUCCEED, True) == (said(answer), verdict.next, "usage" in answer)
+    assert ("a", NextStep.SUCCEED, True) == (content_of(answer), verdict.next, "usage" in answer)
     assert ONE + LAST == publisher.transcript
 
 
@@ -162,7 +162,7 @@ def test_junk_after_the_last_choice_loses_nothing(running: Any, junk: bytes) -> 
 def test_the_end_is_seen_however_it_is_written(running: Any, done: bytes) -> None:
     answer, verdict = hear(running, Speaker(HEAD + ONE + done))
 
-    assert ("a", NextStep.SUCCEED) == (said(answer), verdict.next)
+    assert ("a", NextStep.SUCCEED) == (content_of(answer), verdict.next)
 
 
 def test_a_compressed_stream_is_relayed_as_it_comes(running: Any) -> None:
@@ -173,20 +173,20 @@ def test_a_compressed_stream_is_relayed_as_it_comes(running: Any) -> None:
     )
     answer, _ = hear(running, speaker)
 
-    assert "a" == said(answer)
+    assert "a" == content_of(answer)
 
 
 def test_an_event_with_a_list_around_it_is_relayed_without(running: Any) -> None:
     publisher = StreamPublisher(running)
     answer, _ = hear(running, Speaker(HEAD + b"data: [" + ONE[6:-2] + b"]\n\n" + LAST), publisher=publisher)
 
-    assert ("a", ONE + LAST) == (said(answer), publisher.transcript)
+    assert ("a", ONE + LAST) == (content_of(answer), publisher.transcript)
 
 
 def test_a_cut_after_the_last_choice_loses_nothing(running: Any) -> None:
     answer, verdict = hear(running, Speaker(CHUNKED + chunk(ONE + LAST)))
 
-    assert ("a", NextStep.SUCCEED) == (said(answer), verdict.next)
+    assert ("a", NextStep.SUCCEED) == (content_of(answer), verdict.next)
 
 
 def test_a_ping_is_not_relayed(running: Any) -> None:
@@ -201,7 +201,7 @@ def test_json_is_recognised_whatever_it_is_called(running: Any) -> None:
     body = json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]})
     answer, _ = hear(running, Speaker(HEAD + b" \n" + body.encode()), publisher=publisher)
 
-    assert "hi" == said(answer) == content(publisher.transcript or b"")
+    assert "hi" == content_of(answer) == content(publisher.transcript or b"")
 
 
 def test_an_error_in_place_of_a_stream_is_an_error(running: Any) -> None:

@@ -40,12 +40,12 @@ def stack(environment: dict[str, str], tmp_path: Path) -> Iterator[Stack]:
         yield made
 
 
-def chat(size: int, said: str, *, is_packable: bool = False) -> bytes:
+def chat(size: int, result: str, *, is_packable: bool = False) -> bytes:
     """A chat with one picture, so that the whole body has about so many bytes. is_packable: it takes Postgres little disk."""
     picture = b"A" * (size // 4 * 4) if is_packable else base64.b64encode(os.urandom(size * 3 // 4))
     url = "data:image/png;base64," + picture.decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}]
-    messages = [{"role": "user", "content": parts}, {"role": "user", "content": said}]
+    messages = [{"role": "user", "content": parts}, {"role": "user", "content": result}]
     return json.dumps({"model": "m", "messages": messages}).encode()
 
 

@@ -71,14 +71,14 @@ class Listener:
 
 
 def _request(peer: socket.socket) -> bytes:
-    said = b""
-    while b"\r\n\r\n" not in said:
+    result = b""
+    while b"\r\n\r\n" not in result:
         if not (piece := peer.recv(65536)):
-            return said
-        said += piece
-        if said.startswith(b"\x16"):
-            return said  # a TLS hello
-    head, body = said.split(b"\r\n\r\n", 1)
+            return result
+        result += piece
+        if result.startswith(b"\x16"):
+            return result  # a TLS hello
+    head, body = result.split(b"\r\n\r\n", 1)
     (length,) = [int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
     while len(body) < length and (piece := peer.recv(65536)):
         body += piece
@@ -190,7 +190,7 @@ def test_a_peer_that_is_somebody_else_is_left_before_a_byte_is_said(override: Ca
     with receiver(override) as server, pytest.raises(Blocked):
         post(f"http://127.0.0.1:{server.port}/")
 
-    assert [] == [said for said in server.said if said]
+    assert [] == [result for result in server.said if result]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -385,7 +385,7 @@ def test_tls_is_verified_by_the_name_though_the_socket_goes_to_an_address(secure
     with pytest.raises(Unreachable, match="its certificate is not valid"):
         post(f"https://127.0.0.1:{secure.port}/")
 
-    assert [b"POST / HTTP/1.1"] == [said.split(b"\r\n")[0] for said in secure.said]
+    assert [b"POST / HTTP/1.1"] == [result.split(b"\r\n")[0] for result in secure.said]
 
 
 def test_a_certificate_of_a_stranger_is_not_taken(secure: Listener, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,8 +221,8 @@ def test_gone_disables_the_endpoint_and_the_operator_reads_it(
     happen(caller)
     send(sender)
 
-    (said,) = [record for record in caplog.records if record.getMessage() == "webhook endpoint disabled"]
-    assert (f"whe_{row.id.hex}", "it answered 410 Gone", caller.id) == (said.receiver, said.reason, said.key)  # type: ignore[attr-defined]
+    (result,) = [record for record in caplog.records if record.getMessage() == "webhook endpoint disabled"]
+    assert (f"whe_{row.id.hex}", "it answered 410 Gone", caller.id) == (result.receiver, result.reason, result.key)  # type: ignore[attr-defined]
     with db.begin() as session:
         assert endpoints.get(session, caller.id, row.id).disabled_at is not None
 
