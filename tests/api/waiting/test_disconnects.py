@@ -14,7 +14,7 @@ from models.database import db
 from models.keys.keys import Key
 from models.queue import lanes
 from tests.support.programs.processes import until
-from tests.support.queue_tools import admit, known, pass_time, query, row, start, submit, told
+from tests.support.queue_tools import admit, event_types, known, pass_time, query, row, start, submit
 from workers.channels import notify
 from workers.limiter.limiter import Limiter
 from workers.pacer.reaper import Reaper
@@ -107,7 +107,7 @@ def test_a_job_that_was_left_long_ago_is_cancelled(caller: Key, sweep: Reaper, s
 
     ended = row(job_id)
     assert (True, "running" if state == "running" else "cancelled") == (ended.cancel_requested, ended.status)
-    assert "cancelling" if state == "running" else "cancelled" in told(job_id)
+    assert "cancelling" if state == "running" else "cancelled" in event_types(job_id)
 
 
 def test_a_job_that_was_left_a_moment_ago_waits_for_its_caller_to_come_back(caller: Key, sweep: Reaper) -> None:
