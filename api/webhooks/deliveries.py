@@ -52,7 +52,7 @@ def redeliver_since(name: str) -> Response:
     caller, endpoint_id, body = auth.authenticate(request), endpoints.parse_id(name), read_body(Redelivery)
     since = datetime.fromtimestamp(body.since, UTC)
     with db.begin() as session:
-        count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, most=delivery_log.MAX_REDELIVERIES)
+        count = delivery_log.redeliver_since(session, caller.id, endpoint_id, since=since, limit=delivery_log.MAX_REDELIVERIES)
     shown_id = ids.format_id(PREFIX, endpoint_id)
     notify_queue.deliveries_due([shown_id])
     return render.json_response(

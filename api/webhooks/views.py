@@ -19,7 +19,7 @@ from models.database import db
 from models.keys.keys import Key
 from models.platform import ids
 from models.platform.errors import ServingError
-from models.webhooks import delivery_log, endpoints, signing
+from models.webhooks import delivery_log, endpoints, sample_event, signing
 from models.webhooks.outbox import EventType
 
 routes = Blueprint("webhooks", __name__)
@@ -128,7 +128,7 @@ def test(name: str) -> Response:
     """Sends a sample and returns the receiver's response. 502 when the receiver could not be reached."""
     caller, endpoint_id, body = auth.authenticate(request), endpoints.parse_id(name), read_body(Sample)
     with db.begin() as session:
-        delivery = endpoints.send_test(session, caller.id, endpoint_id, body.event_type)
+        delivery = sample_event.send_test(session, caller.id, endpoint_id, body.event_type)
     notify_queue.deliveries_due([delivery.receiver])
     sent = _wait_until_sent(caller, delivery.id)
     if sent.http_status is None:

@@ -1,6 +1,7 @@
-"""What is to be told about a job is written down in the very statement that moves it: a delivery for each receiver, none lost, none early.
+"""Transactional outbox: the statement that changes a job inserts a delivery for each receiver, so that no event is lost or early.
 
-A delivery's receiver is an endpoint (its public id) or a key's jobs at one host; who shares it shares slots and health.
+The receiver of a delivery is an endpoint (its public id), or the webhook_url host of a key's jobs. Deliveries of one receiver share
+slots and health.
 """
 
 from __future__ import annotations
@@ -18,72 +19,72 @@ from models.platform import ids
 from models.webhooks.retry_schedule import RETRIES
 
 EVENT_PREFIX = "evt_"
-# SQL: the receivers of the deliveries that `outbox` made; null when there are none.
+# SQL: the receivers of the deliveries that the CTE `outbox` inserted; null if there are none.
 DUE = "(SELECT array_agg(receiver) FROM outbox) AS due"
 
 
 class EventType(StrEnum):
-    """What an endpoint can ask to be told of."""
+    """Types of events that an endpoint can subscribe to."""
 
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"
     CANCELLED = "job.cancelled"
     EXPIRED = "job.expired"
-    STARTED = "job.started"  #: It was claimed and the call goes out; said once for each call.
-    ENDPOINT_DISABLED = "webhook_endpoint.disabled"  #: Another endpoint of the key is called no more.
+    STARTED = "job.started"  #: A worker claimed the job and sends its call; one event for each call.
+    ENDPOINT_DISABLED = "webhook_endpoint.disabled"  #: nowserving disabled another endpoint of the key.
 
 
-def cte(arrow: str, *, kind: str = "'job.' || moved.status", at: str = "ended_at") -> str:
-    """SQL: the CTE `outbox`, with the deliveries that follow from the rows of the CTE `arrow`.
+def cte(changed: str, *, kind: str = "'job.' || changed.status", at: str = "ended_at") -> str:
+    """Returns the SQL of the CTE `outbox`: it inserts the deliveries for the rows of the CTE `changed`.
 
-    arrow must have id, key_id, webhook_url, status, seq and the time `at`. kind: the type of the event; what no endpoint asks for
-    makes no delivery, and a job's own webhook_url is told only how it ended. DUE selects from it whom to wake the sender for.
+    changed must have the columns id, key_id, webhook_url, status, seq and the time `at`. kind: SQL of the event type. An event type
+    without a subscribed endpoint makes no delivery; a job's own webhook_url gets only the event of its end. DUE selects the receivers.
     """
     return f"""
     outbox AS (
         INSERT INTO delivery (key_id, endpoint_id, url, receiver, host, job_id, event_id, event_type, event_at, payload, retries_left)
-        SELECT moved.key_id, it.endpoint_id, it.url, it.receiver, it.host, moved.id, md5(moved.id::text || moved.seq)::uuid, it.type,
-               moved.{at}, CASE WHEN NOT it.whole THEN convert_to(
-                   '{{"object":"event","id":"{EVENT_PREFIX}' || md5(moved.id::text || moved.seq) || '","type":"' || it.type
-                   || '","created_at":' || floor(extract(epoch FROM moved.{at}))::bigint
-                   || ',"data":{{"id":"job_' || replace(moved.id::text, '-', '') || '"}}}}', 'UTF8') END, {RETRIES}
-        FROM {arrow} AS moved CROSS JOIN LATERAL (
+        SELECT changed.key_id, target.endpoint_id, target.url, target.receiver, target.host, changed.id,
+               md5(changed.id::text || changed.seq)::uuid, target.type, changed.{at}, CASE WHEN NOT target.whole THEN convert_to(
+                   '{{"object":"event","id":"{EVENT_PREFIX}' || md5(changed.id::text || changed.seq) || '","type":"' || target.type
+                   || '","created_at":' || floor(extract(epoch FROM changed.{at}))::bigint
+                   || ',"data":{{"id":"job_' || replace(changed.id::text, '-', '') || '"}}}}', 'UTF8') END, {RETRIES}
+        FROM {changed} AS changed CROSS JOIN LATERAL (
             SELECT id AS endpoint_id, NULL AS url, 'whe_' || replace(id::text, '-', '') AS receiver, host, include_result AS whole,
                    {kind} AS type
             FROM webhook_endpoint
-            WHERE key_id = moved.key_id AND deleted_at IS NULL AND disabled_at IS NULL AND event_types @> ARRAY[{kind}]
+            WHERE key_id = changed.key_id AND deleted_at IS NULL AND disabled_at IS NULL AND event_types @> ARRAY[{kind}]
             UNION ALL
-            SELECT NULL, moved.webhook_url, 'key_' || moved.key_id || '@' || split_part(moved.webhook_url, '/', 3),
-                   split_part(moved.webhook_url, '/', 3), false, {kind}
-            WHERE moved.webhook_url IS NOT NULL AND moved.status IN ('succeeded', 'failed', 'cancelled', 'expired')
-        ) AS it
+            SELECT NULL, changed.webhook_url, 'key_' || changed.key_id || '@' || split_part(changed.webhook_url, '/', 3),
+                   split_part(changed.webhook_url, '/', 3), false, {kind}
+            WHERE changed.webhook_url IS NOT NULL AND changed.status IN ('succeeded', 'failed', 'cancelled', 'expired')
+        ) AS target
         RETURNING receiver
     )"""
 
 
-def insert_deliveries(session: Transaction, key_id: int, kind: EventType, data: dict[str, str]) -> Sequence[str]:
-    """The key's endpoints that asked for it will be told of something that is not a job's; returns their receivers."""
-    number = uuid4()
-    wanted = {"key_id": key_id, "type": kind, "event_id": number, "retries": RETRIES}
-    return [
-        row.receiver for row in session.execute(_TELL, {**wanted, "payload": event_payload(number, kind, at=now_s(session), data=data)})
-    ]
-
-
-def event_payload(number: UUID, kind: str, *, at: int, data: Any) -> bytes:
-    """What is sent. at: seconds since 1970."""
-    said = {"object": "event", "id": ids.format_id(EVENT_PREFIX, number), "type": kind, "created_at": at, "data": data}
-    return json.dumps(said, separators=(",", ":")).encode()
-
-
-def now_s(session: Transaction) -> int:
-    """Seconds since 1970, by the one clock that stamps every event."""
-    return int(session.execute(text("SELECT extract(epoch FROM now())::bigint")).scalar_one())
-
-
-_TELL = text("""
+_INSERT = text("""
     INSERT INTO delivery (key_id, endpoint_id, receiver, host, event_id, event_type, payload, retries_left)
     SELECT key_id, id, 'whe_' || replace(id::text, '-', ''), host, :event_id, :type, :payload, :retries FROM webhook_endpoint
     WHERE key_id = :key_id AND deleted_at IS NULL AND disabled_at IS NULL AND event_types @> ARRAY[CAST(:type AS text)]
     RETURNING receiver
 """)
+
+
+def insert_deliveries(session: Transaction, key_id: int, kind: EventType, data: dict[str, str]) -> Sequence[str]:
+    """Inserts a delivery of an event without a job for each subscribed endpoint of the key; returns the receivers."""
+    event_id = uuid4()
+    params = {"key_id": key_id, "type": kind, "event_id": event_id, "retries": RETRIES}
+    return [
+        row.receiver for row in session.execute(_INSERT, {**params, "payload": event_payload(event_id, kind, at=now_s(session), data=data)})
+    ]
+
+
+def event_payload(event_id: UUID, kind: str, *, at: int, data: Any) -> bytes:
+    """Returns the body of the POST as JSON. at: seconds since 1970."""
+    event = {"object": "event", "id": ids.format_id(EVENT_PREFIX, event_id), "type": kind, "created_at": at, "data": data}
+    return json.dumps(event, separators=(",", ":")).encode()
+
+
+def now_s(session: Transaction) -> int:
+    """Seconds since 1970 on the clock of Postgres, which stamps every event."""
+    return int(session.execute(text("SELECT extract(epoch FROM now())::bigint")).scalar_one())

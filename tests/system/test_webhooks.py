@@ -20,7 +20,7 @@ import pytest
 from models.database import db
 from models.platform import wire
 from models.platform.errors import Unavailable
-from models.webhooks import delivery_log, endpoints, signing
+from models.webhooks import delivery_log, endpoints, sample_event, signing
 from models.webhooks.delivery_log import DeliveryScope
 from tests.support.programs import processes
 from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
@@ -94,7 +94,7 @@ def test_a_sample_and_a_second_delivery_reach_the_receiver_when_asked_for(stack:
     who = caller("sk-again")
     row = endpoint(who, receiver.url())
     with db.begin() as session:
-        made = endpoints.send_test(session, who.id, row.id, "job.failed")
+        made = sample_event.send_test(session, who.id, row.id, "job.failed")
     notify.deliveries_due([made.receiver])
     (first,) = receiver.wait_got(1)
     until(lambda: settled("delivered"), what="on record")

@@ -88,7 +88,7 @@ class WebhookDispatcher:
                 receivers=receivers,
                 per_receiver=settings().webhook_per_receiver,
                 per_host=settings().webhook_per_host,
-                most=limit,
+                limit=limit,
             )
         if len(deliveries) >= limit:
             with self._lock:

@@ -1,8 +1,8 @@
-"""One POST to somebody else's server, which can reach only what the operator allows: the guard is in the connection itself.
+"""SSRF-safe HTTP POST to a caller's server. The guard checks the addresses of the connection itself.
 
-The name is looked up once, every address it has is checked (loopback, private, link-local, metadata, multicast, shared, and those
-that embed one), and the socket goes to the very address that was checked; TLS still verifies the name. No redirects, no proxies, no
-second lookup. However slowly the other side drips, everything ends at the deadline.
+The host name is resolved once and every address is checked (loopback, private, link-local, metadata, multicast, shared, and addresses
+that embed one). The socket connects to a checked address; TLS still verifies the name. There are no redirects, no proxies and no second
+lookup. The deadline ends the exchange, however slowly the server sends.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ssrfguard import Address, BlockedAddressError, Resolver, Target, connect, r
 
 from models.webhooks import url_policy
 
-# Of the whole answer, its headers too. What comes after is not read.
+# Limit of the whole answer, headers included; the rest is not read.
 MAX_ANSWER_BYTES = 64 * 1024
-# Once the status is known the rest of the answer decides nothing.
+# After the status line the body matters to the log only, so it gets this much time.
 BODY_S = 2.0
-PIECE_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Response:
-    """What was answered. headers: names in lower case; body: as much of it as came."""
+    """HTTP response. headers: names in lower case; body: the part that arrived."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,11 +42,11 @@ class Response:
 
 
 class Unreachable(Exception):
-    """There is no answer. The message says why, and nothing about networks that its reader has no business with."""
+    """No response. The message gives the reason without any detail of the operator's network, because callers read it."""
 
 
 class Blocked(Unreachable):
-    """We do not connect there. `detail` is for the operator: the address and the rule."""
+    """The policy forbids the connection. detail: the address and the rule, for the operator."""
 
     def __init__(self, message: str, *, detail: str) -> None:
         super().__init__(message)
@@ -54,20 +54,20 @@ class Blocked(Unreachable):
 
 
 def post(url: str, *, headers: Mapping[str, str], body: bytes, timeout_s: float, resolver: Resolver | None = None) -> Response:
-    """The answer to this POST, whatever its status, within `timeout_s`. Raises Unreachable or Refused.
+    """Sends a POST; returns the response, whatever its status, within `timeout_s`. Raises Unreachable or Blocked.
 
-    resolver: in place of the system's, shaped like socket.getaddrinfo; what it answers is checked just the same.
+    resolver: replaces the system's, with the signature of socket.getaddrinfo; its answers are checked too.
     """
-    until = _Deadline(timeout_s)
-    with _named(timeout_s):
-        cleaned = url_policy.normalize(url)
-        target = url_policy.check_origin(cleaned)
-        addresses = _resolve(target, resolver, until)
-        each_s = until.left_s() / min(len(addresses), url_policy.MAX_ADDRESSES)
-        with connect(addresses, policy=url_policy.current_policy(), timeout=each_s) as plain:
-            plain.settimeout(until.left_s())
+    deadline = _Deadline(timeout_s)
+    with _translated_errors(timeout_s):
+        normalized = url_policy.normalize(url)
+        target = url_policy.check_origin(normalized)
+        addresses = _resolve(target, resolver, deadline)
+        connect_s = deadline.left_s() / min(len(addresses), url_policy.MAX_ADDRESSES)
+        with connect(addresses, policy=url_policy.current_policy(), timeout=connect_s) as plain:
+            plain.settimeout(deadline.left_s())
             with _secure(plain, target) as secured:
-                return _exchange(_Wire(secured, until), _head(target, cleaned, headers, body) + body)
+                return _exchange(_DeadlineSocket(secured, deadline), _head(target, normalized, headers, body) + body)
 
 
 class _Deadline:
@@ -75,7 +75,7 @@ class _Deadline:
         self._at = time.monotonic() + seconds
 
     def left_s(self) -> float:
-        """Seconds, more than 0. Raises TimeoutError."""
+        """Returns the seconds left, more than 0. Raises TimeoutError."""
         left = self._at - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -85,56 +85,56 @@ class _Deadline:
         self._at = min(self._at, time.monotonic() + seconds)
 
 
-class _Wire(io.RawIOBase):
-    """A socket of which each read and write may take what is left of the time, and which ends after READ_MOST_BYTES."""
+class _DeadlineSocket(io.RawIOBase):
+    """A socket whose reads and writes time out at the deadline, and which ends after MAX_ANSWER_BYTES."""
 
-    def __init__(self, sock: socket.socket, until: _Deadline) -> None:
-        self._sock, self.until, self._left = sock, until, MAX_ANSWER_BYTES
+    def __init__(self, sock: socket.socket, deadline: _Deadline) -> None:
+        self._sock, self.deadline, self._left = sock, deadline, MAX_ANSWER_BYTES
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        wanted = memoryview(buffer)[: self._left]
-        if not wanted:
+        view = memoryview(buffer)[: self._left]
+        if not view:
             return 0
-        self._sock.settimeout(self.until.left_s())
-        got = self._sock.recv_into(wanted)
-        self._left -= got
-        return got
+        self._sock.settimeout(self.deadline.left_s())
+        received = self._sock.recv_into(view)
+        self._left -= received
+        return received
 
-    def send(self, said: bytes) -> None:
-        rest = memoryview(said)
+    def send(self, request: bytes) -> None:
+        rest = memoryview(request)
         while rest:
-            self._sock.settimeout(self.until.left_s())
-            rest = rest[self._sock.send(rest[:PIECE_BYTES]) :]
+            self._sock.settimeout(self.deadline.left_s())
+            rest = rest[self._sock.send(rest[:CHUNK_BYTES]) :]
 
     def makefile(self, *_: object) -> io.BufferedReader:
-        """What http.client asks of a socket."""
+        """The one method that http.client calls on a socket."""
         return io.BufferedReader(self)
 
 
-def _resolve(target: Target, resolver: Resolver | None, until: _Deadline) -> tuple[Address, ...]:
-    """The checked addresses. The system's lookup knows no deadline, so it is left alone in a thread when ours has passed."""
+def _resolve(target: Target, resolver: Resolver | None, deadline: _Deadline) -> tuple[Address, ...]:
+    """Returns the checked addresses. The system's lookup has no timeout, so it runs in a thread that is abandoned at the deadline."""
     policy = url_policy.current_policy()
     if target.is_literal_address:
         return resolve(target, policy=policy)
-    said: queue.SimpleQueue[tuple[Address, ...] | Exception] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[Address, ...] | Exception] = queue.SimpleQueue()
 
-    def ask() -> None:
+    def look_up() -> None:
         try:
-            said.put(resolve(target, policy=policy, resolver=resolver))
+            results.put(resolve(target, policy=policy, resolver=resolver))
         except Exception as error:
-            said.put(error)
+            results.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=look_up, daemon=True).start()
     try:
-        found = said.get(timeout=until.left_s())
+        result = results.get(timeout=deadline.left_s())
     except queue.Empty:
         raise TimeoutError from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _secure(plain: socket.socket, target: Target) -> socket.socket:
@@ -153,26 +153,26 @@ def _head(target: Target, url: str, headers: Mapping[str, str], body: bytes) -> 
     return "".join([f"POST {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in lines.items()), "\r\n"]).encode("ascii")
 
 
-def _exchange(wire: _Wire, said: bytes) -> Response:
-    # Who has heard enough may answer and hang up before we are done: the answer counts.
+def _exchange(sock: _DeadlineSocket, request: bytes) -> Response:
+    # A server may answer and close before it has read the whole request: its answer counts.
     with suppress(BrokenPipeError, ConnectionResetError):
-        wire.send(said)
-    answer = http.client.HTTPResponse(wire, method="POST")  # type: ignore[arg-type]  # it needs only makefile()
-    answer.begin()
-    wire.until.shorten(BODY_S)
-    body = b"".join(_pieces(answer.read1))
-    return Response(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
+        sock.send(request)
+    response = http.client.HTTPResponse(sock, method="POST")  # type: ignore[arg-type]  # it needs only makefile()
+    response.begin()
+    sock.deadline.shorten(BODY_S)
+    body = b"".join(_chunks(response.read1))
+    return Response(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
 
-def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:
+def _chunks(read: Callable[[int], bytes]) -> Iterator[bytes]:
     with suppress(OSError, http.client.HTTPException, ValueError):
-        while piece := read(PIECE_BYTES):
-            yield piece
+        while chunk := read(CHUNK_BYTES):
+            yield chunk
 
 
 @contextmanager
-def _named(timeout_s: float) -> Iterator[None]:
-    """Whatever goes wrong inside is Unreachable, with a name for it."""
+def _translated_errors(timeout_s: float) -> Iterator[None]:
+    """Turns every error of the exchange into Unreachable with a readable message."""
     try:
         yield
     except url_policy.NotAllowed as error:
@@ -188,9 +188,9 @@ def _named(timeout_s: float) -> Iterator[None]:
     except ssl.SSLError as error:
         raise Unreachable(f"no TLS connection: {error.reason or 'the other side hung up'}") from None
     except http.client.HTTPException:
-        raise Unreachable("what it answered is not HTTP") from None
+        raise Unreachable("its answer is not HTTP") from None
     except OSError as error:
-        # Of several addresses the last is the cause; its name is ours to say, the addresses are not.
+        # With several addresses the cause is the error of the last one. The message may contain its name and no address.
         raise Unreachable(error.strerror or getattr(error.__cause__, "strerror", None) or "could not connect") from None
     except ValueError:
-        raise Unreachable("its host name or its answer makes no sense") from None
+        raise Unreachable("its host name or its answer is malformed") from None

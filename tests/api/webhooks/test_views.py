@@ -155,7 +155,7 @@ def test_forbidden_webhook_url_names_its_field(caller: Caller, url: str) -> None
     assert ["webhook_url", "X-Nowserving-Webhook-Url", "nowserving.webhook_url"] == [
         error_of(one)["param"] for one in (at_jobs, in_header, inside)
     ]
-    assert all("must be an https URL that everybody can reach" in error_of(one)["message"] for one in (at_jobs, in_header, inside))
+    assert all("must be an https URL on the public internet" in error_of(one)["message"] for one in (at_jobs, in_header, inside))
     assert [] == query("SELECT id FROM job")
 
 

@@ -17,12 +17,12 @@ from models.jobs.webhook_payload import MAX_RESULT_BYTES
 from models.keys.keys import Key
 from models.webhooks import deliveries as delivery
 from models.webhooks import dispatch
-from models.webhooks.deliveries import FAILING_ATTEMPTS, MAX_FAILED_IN_ROW, AttemptResult
+from models.webhooks.attempts import FAILING_ATTEMPTS, MAX_FAILED_IN_ROW, SendResult
 from models.webhooks.retry_schedule import JITTER, RETRIES, SCHEDULE_S, delay_s
 from tests.support.queue_tools import clean_up, finish, known, query, start, submit
 from tests.support.webhook_tools import ARRIVED, REFUSED, claim, claim_one, deliveries, endpoint, make_due, pick, put_right, settle
 
-GONE = AttemptResult(has_arrived=False, duration_ms=5, http_status=410, is_gone=True)
+GONE = SendResult(has_arrived=False, duration_ms=5, http_status=410, is_gone=True)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_two_that_pick_at_once_do_not_take_more_together_than_one_may(caller: Ke
     one, two = (endpoint(caller, f"https://shared.example.com/{n}") for n in range(2))
     for _ in range(4):
         happen(caller)
-    limits = {"per_receiver": 4, "per_host": 4, "most": 100}
+    limits = {"per_receiver": 4, "per_host": 4, "limit": 100}
 
     with db.begin() as first, db.begin() as second:
         taken = len(dispatch.take_due(first, receivers=[f"whe_{one.id.hex}"], **limits))
@@ -223,8 +223,8 @@ def test_no_more_is_picked_than_was_asked_for_and_the_longest_waiting_first(call
     late = endpoint(caller, "https://two.example.com/", kinds=["job.succeeded"])
     happen(caller)
 
-    assert f"whe_{late.id.hex}" not in receivers(pick(most=2))
-    assert [] == pick(most=0)
+    assert f"whe_{late.id.hex}" not in receivers(pick(limit=2))
+    assert [] == pick(limit=0)
 
 
 def test_what_nobody_claimed_is_picked_again_under_another_ticket(caller: Key) -> None:

@@ -10,7 +10,7 @@ import pytest
 from models.database import db
 from models.keys.keys import Key
 from models.platform.errors import Invalid, NotFound, WrongState
-from models.webhooks import delivery_log, endpoints, signing
+from models.webhooks import delivery_log, endpoints, sample_event, signing
 from models.webhooks.delivery_log import DeliveryScope
 from tests.support.queue_tools import finish, known, query, start, submit
 from tests.support.webhook_tools import (
@@ -69,7 +69,7 @@ def test_another_keys_endpoint_cannot_be_told_from_none(caller: Key) -> None:
         lambda session, number: endpoints.update(session, other.id, number, name="x"),
         lambda session, number: endpoints.delete(session, other.id, number),
         lambda session, number: endpoints.rotate_secret(session, other.id, number, keep_old=True),
-        lambda session, number: endpoints.send_test(session, other.id, number, "job.failed"),
+        lambda session, number: sample_event.send_test(session, other.id, number, "job.failed"),
         lambda session, number: delivery_log.list_deliveries(session, other.id, DeliveryScope(endpoint_id=number), limit=1),
     ):
         for number in (row.id, uuid4()):
@@ -200,7 +200,7 @@ def test_a_test_is_sent_once_on_or_off_and_says_nothing_of_health(caller: Key, i
     row = endpoint(caller, kinds=["job.failed"])
     with db.begin() as session:
         endpoints.update(session, caller.id, row.id, is_enabled=not is_off)
-        made = endpoints.send_test(session, caller.id, row.id, "job.expired")
+        made = sample_event.send_test(session, caller.id, row.id, "job.expired")
     put_right()
     one = claim_one()
     settle(one, REFUSED)

@@ -17,7 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from models.database import db
 from models.keys.keys import Key
 from models.webhooks import endpoints, signing
-from models.webhooks.deliveries import FAILING_ATTEMPTS
+from models.webhooks.attempts import FAILING_ATTEMPTS
 from models.webhooks.retry_schedule import RETRIES, SCHEDULE_S
 from tests.support.queue_tools import finish, known, query, start, submit
 from tests.support.servers.webhook_receiver import Got, Receiver
@@ -254,7 +254,7 @@ def test_where_we_do_not_connect_the_caller_learns_no_address(
 def test_one_doorbell_serves_what_else_is_due_for_the_same_receiver(caller: Key, receiver: Receiver, sender: Sender) -> None:
     endpoint(caller, receiver.url())
     happen(caller, 6)
-    (picked,) = pick(most=1)
+    (picked,) = pick(limit=1)
     sender.serve(picked.id, picked.ticket)
 
     assert 6 == len({one.id for one in receiver.got()})
@@ -264,7 +264,7 @@ def test_one_doorbell_serves_what_else_is_due_for_the_same_receiver(caller: Key,
 def test_one_that_fails_all_the_time_is_not_asked_for_ever(caller: Key, receiver: Receiver, sender: Sender) -> None:
     endpoint(caller, receiver.url(status=500))
     happen(caller, FAILING_ATTEMPTS + 3)
-    (picked,) = pick(most=1)
+    (picked,) = pick(limit=1)
     sender.serve(picked.id, picked.ticket)
 
     assert FAILING_ATTEMPTS == len({one.id for one in receiver.got()}) == len(receiver.got())
@@ -277,7 +277,7 @@ def test_who_is_told_to_stop_takes_nothing_more(caller: Key, receiver: Receiver)
     stop.set()
     endpoint(caller, receiver.url())
     happen(caller, 3)
-    (picked,) = pick(most=1)
+    (picked,) = pick(limit=1)
     Sender(stop=stop).serve(picked.id, picked.ticket)
 
     assert 1 == len(receiver.got())
