@@ -1,14 +1,14 @@
-"""Wake-ups over Redis: said once, lost when nobody listens, never relied on. Who waits looks again by itself.
+"""Redis pub/sub notifications. Each is published once and lost without a subscriber, so every receiver also polls.
 
-Three channels: `ns:line` tells the pacer which lane to look at (and Flower's announcer of which job), whose budget or which slot is
-free, and for which receivers there are webhooks; `ns:jobs` tells waiting callers and workers that something happened to a job;
-`ns:models` wakes the workers to refresh lists of models.
+Three channels: `ns:line` wakes the pacer for a lane (and Flower's events for a job), a freed budget or slot, and receivers with due
+webhooks. `ns:jobs` notifies waiting clients and workers of a job's changes. `ns:models` wakes the workers to refresh model lists.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -28,118 +28,126 @@ log = logging.getLogger(__name__)
 PACER_CHANNEL = "ns:line"
 JOBS_CHANNEL = "ns:jobs"
 MODELS_CHANNEL = "ns:models"
-# What the pacer last said of itself; gone when it has said nothing for so long.
+# Last heartbeat of the pacer; expires when no pacer runs.
 HEARTBEAT_KEY = "ns:pulse"
 HEARTBEAT_TTL_MS = 10_000
-# A channel and what is said there.
+# A channel and a message for it.
 Message = tuple[str, str]
-# Redis is never worth waiting for: after an error nobody tries again for this long.
+# No caller waits long for Redis, and no command is sent twice.
 TIMEOUT_S = 1.0
+RECONNECT_S = 0.5
 
 
 def connect(*, timeout_s: float = TIMEOUT_S, health_check_s: int = 10) -> redis.Redis:
-    """A client that gives up quickly and never sends a command twice. health_check_s: after so long unused; 0: never.
+    """Returns a client with short timeouts and no retries. health_check_s: after this time unused; 0: never.
 
-    Behind Sentinels it asks them for the master whenever it connects anew.
+    With Sentinels in NOWSERVING_REDIS_URL, each new connection asks them for the master.
     """
-    patience = {"socket_timeout": timeout_s, "socket_connect_timeout": TIMEOUT_S, "retry": Retry(NoBackoff(), 0)}
-    watched = redis_sentinel.parse_url(settings().redis_url)
-    if watched is None:
-        return redis.Redis.from_url(settings().redis_url, health_check_interval=health_check_s, **patience)
-    asking = {**patience, "socket_timeout": TIMEOUT_S, "password": watched.sentinel_password}
-    master: redis.Redis = Sentinel(watched.hosts, sentinel_kwargs=asking).master_for(  # type: ignore[no-untyped-call]
-        watched.master, db=watched.database, username=watched.user, password=watched.password,
-        health_check_interval=health_check_s, **patience,
+    options = {"socket_timeout": timeout_s, "socket_connect_timeout": TIMEOUT_S, "retry": Retry(NoBackoff(), 0)}
+    sentinels = redis_sentinel.parse_url(settings().redis_url)
+    if sentinels is None:
+        return redis.Redis.from_url(settings().redis_url, health_check_interval=health_check_s, **options)
+    sentinel_options = {**options, "socket_timeout": TIMEOUT_S, "password": sentinels.sentinel_password}
+    master: redis.Redis = Sentinel(sentinels.hosts, sentinel_kwargs=sentinel_options).master_for(  # type: ignore[no-untyped-call]
+        sentinels.master, db=sentinels.database, username=sentinels.user, password=sentinels.password,
+        health_check_interval=health_check_s, **options,
     )  # fmt: skip
     return master
 
 
 @cache
 def client() -> redis.Redis:
-    """This process's client."""
+    """Returns this process's client."""
     return connect()
 
 
 def lane_changed(lane_id: int, *, cancelled: UUID | None = None) -> None:
-    """The pacer is told to look at this lane. cancelled: the job to announce to Flower."""
-    _say(_lane(lane_id, cancelled=str(cancelled) if cancelled else None))
+    """Wakes the pacer for this lane. cancelled: a job whose cancellation Flower shows."""
+    _publish(_lane(lane_id, cancelled=str(cancelled) if cancelled else None))
 
 
 def jobs_enqueued(jobs: Mapping[int, Sequence[UUID]]) -> None:
-    """The pacer is told which jobs have joined which lanes, to look there and to announce them to Flower."""
-    _say(*(_lane(lane_id, joined=[str(job_id) for job_id in ids]) for lane_id, ids in jobs.items()))
+    """Wakes the pacer for the lanes of these jobs, which Flower then shows. jobs: job ids by lane id."""
+    _publish(*(_lane(lane_id, joined=[str(job_id) for job_id in ids]) for lane_id, ids in jobs.items()))
 
 
 def budget_freed(lane_id: int) -> Message:
-    """To be said with what frees it (Limiter.release): this lane's budget is free again."""
+    """Returns the message that this lane's budget is free again; Limiter.release publishes it in its own round trip."""
     return _lane(lane_id, budget=True)
 
 
 def limits_changed(lane_ids: Sequence[int], *, forget: bool = False) -> None:
-    """The pacer enforces the limits of these lanes as they are now, and looks at them. forget: their limiter state is made again."""
+    """Makes the pacer enforce the current limits of these lanes. forget: it also rebuilds their limiter state."""
     if lane_ids:
-        _say((PACER_CHANNEL, json.dumps({"limits": list(lane_ids), "forget": forget})))
+        _publish((PACER_CHANNEL, json.dumps({"limits": list(lane_ids), "forget": forget})))
 
 
-def deliveries_due(names: Sequence[str]) -> None:
-    """The pacer is told that there are webhooks for these (delivery.receiver, webhook.test, delivery_log.redeliver say who)."""
-    _say(_receivers(names))
+def deliveries_due(receivers: Sequence[str]) -> None:
+    """Wakes the webhook scheduler for these receivers."""
+    _publish(_receivers(receivers))
 
 
 def refresh_model_lists() -> None:
-    """Wakes the workers: copies of lists of models are wanted (models/keys/model_lists.py)."""
-    _say((MODELS_CHANNEL, "{}"))
+    """Wakes the workers to refresh copies of model lists (models/keys/model_lists.py)."""
+    _publish((MODELS_CHANNEL, "{}"))
 
 
 def job_changed(job_id: UUID, event: str) -> None:
-    """Whoever waits for this job, and the worker that runs it, are told."""
-    _say(_job(job_id, event))
+    """Notifies the clients that wait for this job, and the worker that runs it."""
+    _publish(_job(job_id, event))
 
 
 def call_ended(job_id: UUID, event: str, *, lane_id: int | None, receivers: Sequence[str]) -> None:
-    """All that is to be told when a worker is done with a job, at once: its callers, and the pacer of its slot.
+    """Publishes everything that follows from the end of a call, in one pipeline: to waiting clients and to the pacer.
 
-    lane_id: somebody else may go there now, or the job again. receivers: for whom there are webhooks now.
+    lane_id: a lane in which a job may go now; None: only a slot became free. receivers: receivers with due deliveries.
     """
-    said = [_job(job_id, event), (PACER_CHANNEL, '{"slot": true}') if lane_id is None else _lane(lane_id)]
-    _say(*said, *([_receivers(receivers)] if receivers else []))
+    to_pacer = (PACER_CHANNEL, '{"slot": true}') if lane_id is None else _lane(lane_id)
+    _publish(_job(job_id, event), to_pacer, *([_receivers(receivers)] if receivers else []))
 
 
 def report_heartbeat(*, unanswered_s: float) -> None:
-    """The pacer paces, and doorbells have lain unanswered for so long. Raises redis.RedisError."""
+    """Stores the pacer's heartbeat with the age of the oldest unclaimed Celery message. Raises redis.RedisError."""
     client().set(HEARTBEAT_KEY, unanswered_s, px=HEARTBEAT_TTL_MS)
 
 
 def pacer_heartbeat() -> float | None:
-    """For how many seconds doorbells have lain unanswered; None: no pacer has said anything. Raises redis.RedisError."""
-    said = client().get(HEARTBEAT_KEY)
-    return None if said is None else float(said)
+    """Returns the age of the oldest unclaimed Celery message in seconds; None if no pacer runs. Raises redis.RedisError."""
+    raw = client().get(HEARTBEAT_KEY)
+    return None if raw is None else float(raw)
 
 
-def subscribe(channel: str, handle: Callable[[dict[str, Any]], None], *, until: Callable[[], bool]) -> None:
-    """Gives messages of this channel to `handle` until told to stop. Raises redis.RedisError when the connection breaks: call it again."""
-    with connect(timeout_s=5).pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
-        subscription.subscribe(channel)
-        while not until():
-            message = subscription.get_message(timeout=1.0)
-            if message is not None:
-                handle_message(channel, message["data"], handle)
+def subscribe(channel: str, handle: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
+    """Passes the messages of this channel to `handle` until `stop`; reconnects by itself. Messages during an outage are lost."""
+    while not stop.is_set():
+        try:
+            with connect(timeout_s=5).pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
+                subscription.subscribe(channel)
+                while not stop.is_set():
+                    message = subscription.get_message(timeout=1.0)
+                    if message is not None:
+                        handle_message(channel, message["data"], handle)
+        except (redis.RedisError, OSError):
+            stop.wait(RECONNECT_S)
+
+
+_logged: set[tuple[str, str]] = set()
 
 
 def handle_message(channel: str, data: bytes, handle: Callable[[dict[str, Any]], None]) -> None:
-    """Handles one message. One that cannot be read, as a newer version may send it, is counted and logged once for each kind of error."""
+    """Passes one message to `handle`. A failure is counted, and logged once for each kind of error.
+
+    A newer version may send messages that this one cannot read.
+    """
     try:
         handle(json.loads(data))
     except Exception as error:
-        # A border: wake-ups are never relied on, and none may end the thread that listens.
+        # A border: notifications are best effort, and none may end the listener's thread.
         metrics.ignored.labels(channel).inc()
         kind = (channel, type(error).__name__)
         if kind not in _logged:
             _logged.add(kind)
             log.warning("a message was ignored", extra={"channel": channel, "error": kind[1]})
-
-
-_logged: set[tuple[str, str]] = set()
 
 
 def _lane(lane_id: int, **more: object) -> Message:
@@ -154,11 +162,11 @@ def _receivers(names: Sequence[str]) -> Message:
     return PACER_CHANNEL, json.dumps({"receivers": list(names)})
 
 
-def _say(*said: Message) -> None:
+def _publish(*messages: Message) -> None:
     try:
         with client().pipeline(transaction=False) as pipeline:
-            for channel, message in said:
+            for channel, message in messages:
                 pipeline.publish(channel, message)
             pipeline.execute()
     except redis.RedisError as error:
-        log.warning("wake-up lost", extra={"channel": said[0][0], "error": type(error).__name__})
+        log.warning("notification lost", extra={"channel": messages[0][0], "error": type(error).__name__})

@@ -1,6 +1,6 @@
-"""A job's stream on its way from its worker to whoever reads it: a Redis stream per job, kept for a while for those who come late.
+"""Token streams: one Redis stream of SSE events per job, written by its worker and read by the API.
 
-Redis may lose it at any moment. What is not here any more is in the job's transcript, event by event the same, when it has ended.
+Redis may lose a stream at any moment. After the job's end its transcript in Postgres holds the same events.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import redis
 from models.telemetry import metrics
 from workers.channels import notify
 
-# How long a stream may be silent.
+# A stream without a new event expires after this time.
 TTL_S = 600
-# After its end: whoever reads it is a moment behind at most, and who comes later has the transcript.
+# After the job's end: readers are a moment behind at most, and later ones read the transcript.
 ENDED_TTL_S = 30
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One event of the stream. n counts from 0 within its call; event is the whole of it, in ASCII, with its empty line."""
+    """One event of the stream. n counts from 0 within its call; event: the whole SSE event in ASCII, with its empty line."""
 
     dispatch_id: UUID
     n: int
@@ -30,14 +30,14 @@ class Chunk:
 
 
 def channel(job_id: UUID) -> str:
-    """Where it is said that this job's stream has grown; the message itself says nothing."""
+    """Returns the pub/sub channel that is notified of new events; its messages are empty."""
     return f"ns:chunks:{job_id}"
 
 
 def append(chunks: Sequence[Chunk], *, job_id: UUID) -> None:
-    """These events, in order, can be read; whoever waits for them is told. Raises redis.RedisError: none of them can, and none later.
+    """Appends events in order and notifies the readers. Raises redis.RedisError: then none was appended, and no later one can be.
 
-    What is here is always the beginning of the stream without a gap: one that Redis lost is not begun again in its middle.
+    A stream always holds its events from the first one on without a gap: a stream that Redis lost is not restarted in the middle.
     """
     key = _key(job_id)
     pipe = notify.client().pipeline(transaction=True)
@@ -50,27 +50,27 @@ def append(chunks: Sequence[Chunk], *, job_id: UUID) -> None:
 
 
 def shorten_ttl(job_id: UUID) -> None:
-    """The job has ended and its transcript is stored: the stream will soon be gone. Raises redis.RedisError."""
+    """Lets the stream of an ended job expire soon; its transcript is stored. Raises redis.RedisError."""
     notify.client().expire(_key(job_id), ENDED_TTL_S)
 
 
 def read_after(after: Mapping[UUID, str]) -> dict[UUID, tuple[str, list[Chunk]]]:
-    """Of each of these jobs what came after the given place ("": from its beginning): the new place, and the events.
+    """Returns the events of each job after the given position ("": from the first), with the new position.
 
-    One round trip for all of them; jobs without news are absent. Raises redis.RedisError.
+    One round trip for all jobs; jobs without new events are absent. Raises redis.RedisError.
     """
     pipe = notify.client().pipeline(transaction=False)
-    for job_id, place in after.items():
-        pipe.xrange(_key(job_id), min=f"({place}" if place else "-")
-    found: dict[UUID, tuple[str, list[Chunk]]] = {}
+    for job_id, position in after.items():
+        pipe.xrange(_key(job_id), min=f"({position}" if position else "-")
+    streams: dict[UUID, tuple[str, list[Chunk]]] = {}
     for job_id, entries in zip(after, pipe.execute(), strict=True):
         try:
             if entries:
-                found[job_id] = (entries[-1][0].decode(), [_chunk(fields) for _, fields in entries])
+                streams[job_id] = (entries[-1][0].decode(), [_chunk(fields) for _, fields in entries])
         except (KeyError, ValueError):
-            # As a newer version may write it: this job's readers get the transcript when it has ended.
+            # A newer version may write other fields: then readers get the transcript after the job's end.
             metrics.ignored.labels("ns:stream").inc()
-    return found
+    return streams
 
 
 def _key(job_id: UUID) -> str:

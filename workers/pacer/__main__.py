@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-import redis
-
 from models.config.settings import settings
 from models.platform.errors import LimiterUnavailable, Unavailable
 from models.telemetry import logs, tracing
@@ -69,14 +67,10 @@ def main() -> None:
 def listen(wakeups: Wakeups, announcer: FlowerEvents, webhooks: WebhookDispatcher, limits: LimitEnforcer, stop: threading.Event) -> None:
     """Subscribes to the pacer's channel and hands its messages to the other threads. Without Redis, each thread polls once a second.
 
-    Messages that this version cannot read are counted and ignored (notify.pass_on).
+    Messages that this version cannot read are counted and ignored (notify.handle_message).
     """
     handle = partial(_handle, wakeups=wakeups, announcer=announcer, webhooks=webhooks, limits=limits)
-    while not stop.is_set():
-        try:
-            notify.subscribe(notify.PACER_CHANNEL, handle, until=stop.is_set)
-        except (redis.RedisError, OSError):
-            stop.wait(0.5)
+    notify.subscribe(notify.PACER_CHANNEL, handle, stop)
 
 
 def _handle(message: dict[str, Any], wakeups: Wakeups, announcer: FlowerEvents, webhooks: WebhookDispatcher, limits: LimitEnforcer) -> None:

@@ -112,8 +112,4 @@ def listen_for_cancels(leases: Leases, stop: threading.Event) -> None:
         if message["event"] == "cancelling":
             leases.cancel(UUID(message["job"]))
 
-    while not stop.is_set():
-        try:
-            notify.subscribe(notify.JOBS_CHANNEL, handle, until=stop.is_set)
-        except (redis.RedisError, OSError):
-            stop.wait(1.0)
+    notify.subscribe(notify.JOBS_CHANNEL, handle, stop)

@@ -55,11 +55,7 @@ class ModelListRefresher:
 
     def listen(self, stop: threading.Event) -> None:
         """Refreshes all requested copies at each wake-up, until `stop`."""
-        while not stop.is_set():
-            try:
-                notify.subscribe(notify.MODELS_CHANNEL, lambda _: self.start_refresh(), until=stop.is_set)
-            except (redis.RedisError, OSError):
-                stop.wait(1.0)
+        notify.subscribe(notify.MODELS_CHANNEL, lambda _: self.start_refresh(), stop)
 
     def start_refresh(self) -> None:
         """Starts one more refresh thread, up to MAX_THREADS. Returns at once."""

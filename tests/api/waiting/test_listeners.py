@@ -50,7 +50,7 @@ def listening(work: Callable[[threading.Event], None], channel: str, client: red
 
 
 def test_the_pacer_hears_the_next_message_after_any_other(redis_client: redis.Redis) -> None:
-    wakeups, due, announced = Wakeups(), SimpleNamespace(wake=lambda _: None), SimpleNamespace(waits=lambda _: None)
+    wakeups, due, announced = Wakeups(), SimpleNamespace(wake=lambda _: None), SimpleNamespace(job_enqueued=lambda _: None)
     before = ignored(notify.PACER_CHANNEL)
 
     def work(stop: threading.Event) -> None:
