@@ -1,6 +1,6 @@
-"""Flower sees a job from the moment it stands in line: a `task-sent` event when it was submitted, `task-revoked` when cancelled.
+"""Celery events that show every job in Flower from its submit on: `task-sent` when it is enqueued, `task-revoked` when cancelled.
 
-A view, not a truth: what is lost here (Redis away, a flood of submits) is only missing on Flower's page.
+Flower's page is a view: an event that is lost (Redis away, a flood of submits) is missing on the page and nowhere else.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from workers.broker.queues import JOB_QUEUE, JOB_TASK
 
 log = logging.getLogger(__name__)
 
-# Beyond this many unsent announcements new ones are dropped: the line comes first.
+# New events are dropped beyond this backlog: admitting jobs comes first.
 MAX_BACKLOG = 2_000
-# What comes within this time goes out as one message: each costs as much as half an admission.
+# Events of this time are sent as one message: each message costs as much as half an admission.
 BATCH_S = 0.1
 
 
@@ -33,16 +33,18 @@ class FlowerEvents:
     """Sends events from a thread of its own."""
 
     def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[str, str]] = queue.Queue(MAX_BACKLOG)
+        self._backlog: queue.Queue[tuple[str, str]] = queue.Queue(MAX_BACKLOG)
 
     def job_enqueued(self, job_id: UUID) -> None:
+        """Queues the event `task-sent`; drops it if the backlog is full."""
         self._put("task-sent", public_id(job_id))
 
     def job_cancelled(self, job_id: UUID) -> None:
+        """Queues the event `task-revoked`; drops it if the backlog is full."""
         self._put("task-revoked", public_id(job_id))
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop`; reconnects by itself."""
+        """Sends events until `stop`; reconnects after an outage of the broker."""
         while not stop.is_set():
             try:
                 with (
@@ -51,39 +53,38 @@ class FlowerEvents:
                 ):
                     self._send_all(dispatcher, stop)
             except (OperationalError, OSError, *app.connection_for_write().connection_errors) as error:
-                log.info("Flower is not told: broker away", extra={"error": type(error).__name__})
+                log.info("no events for Flower: the broker is away", extra={"error": type(error).__name__})
                 stop.wait(1.0)
 
     def _put(self, event: str, job_id: str) -> None:
         try:
-            self._waiting.put_nowait((event, job_id))
+            self._backlog.put_nowait((event, job_id))
         except queue.Full:
             return
 
     def _send_all(self, dispatcher: Any, stop: threading.Event) -> None:
         while not stop.wait(BATCH_S):
             try:
-                first = self._waiting.get(timeout=0.5)
+                first = self._backlog.get(timeout=0.5)
             except queue.Empty:
                 continue
-            more = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]
-            titles = _titles([job_id for event, job_id in [first, *more] if event == "task-sent"])
-            for event, job_id in [first, *more]:
-                dispatcher.send(event, **_fields(event, job_id, titles.get(job_id, JOB_TASK)))
+            batch = [first, *(self._backlog.get_nowait() for _ in range(self._backlog.qsize()))]
+            names = _task_names([job_id for event, job_id in batch if event == "task-sent"])
+            for event, job_id in batch:
+                dispatcher.send(event, **_fields(event, job_id, names.get(job_id, JOB_TASK)))
             dispatcher.flush()
 
 
-def _titles(job_ids: Sequence[str]) -> dict[str, str]:
-    """What these jobs are called; without Postgres nothing, and Flower shows the task's name."""
+def _task_names(job_ids: Sequence[str]) -> dict[str, str]:
+    """Returns the names of these jobs; none without Postgres, and Flower then shows the name of the Celery task."""
     if not job_ids:
         return {}
     try:
         with db.begin() as session:
-            return {
-                public_id(number): said for number, said in task_names.names_by_job(session, [parse_id(one) for one in job_ids]).items()
-            }
+            names = task_names.names_by_job(session, [parse_id(job_id) for job_id in job_ids])
     except Unavailable:
         return {}
+    return {public_id(job_id): name for job_id, name in names.items()}
 
 
 def _fields(event: str, job_id: str, name: str) -> dict[str, object]:

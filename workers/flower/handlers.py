@@ -1,7 +1,7 @@
-"""Flower's addresses as we serve them: nothing without the password, and of all that it could do to the workers only what keeps promises.
+"""Handlers that replace Flower's: every page needs the login, and the only action is to cancel a job.
 
-Its revoke tells workers to forget a message, of which we lose nothing by design; ours cancels the job, durably, wherever it is.
-Growing pools, rate limits and tasks sent by hand would work around the line: they are closed, whatever NOWSERVING_FLOWER_CONTROL says.
+Flower's revoke makes workers discard a message, which does not end a job. Ours cancels the job in Postgres, whatever its state.
+Growing pools, rate limits and tasks sent by hand would bypass the queue: they are closed, even with NOWSERVING_FLOWER_CONTROL.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from workers.channels import notify
 log = logging.getLogger(__name__)
 
 CLOSED = re.compile(r"/api/(worker/.+|task/(apply|async-apply|send-task|abort|timeout|rate-limit)/.+)")
-# A job that waits in line is a task that was sent and not received: it can be cancelled like the others.
+# A queued job is a task that was sent and not received; it can be cancelled too.
 BUTTON = 'task.state == "RECEIVED" or'
 OUR_BUTTON = 'task.state == "PENDING" or task.state == "RECEIVED" or'
 
 
 class PasswordLimit:
-    """Before every handler of Flower: wrong passwords are counted for each address, and too many have to wait."""
+    """Mixin before every handler of Flower: rate-limits wrong passwords per client address."""
 
     wrong = WrongTokens()
     request: Any
@@ -49,7 +49,7 @@ class PasswordLimit:
     def get_current_user(self) -> Any:
         sent = self.request.headers.get("Authorization", "")
         if not sent:
-            return super().get_current_user()  # type: ignore[misc]  # of the handler behind this class
+            return super().get_current_user()  # type: ignore[misc]  # defined by the handler class
         address = client_address.bucket_name(self.request.remote_ip, self.request.headers.get("X-Forwarded-For", ""))
         try:
             self.wrong.expect_room(address, sent)
@@ -66,7 +66,7 @@ class PasswordLimit:
 
 
 class GuardedMetrics(Metrics):  # type: ignore[misc]  # flower ships no types
-    """Counts per worker and task are nobody else's business."""
+    """Metrics per worker and task, only after login."""
 
     @web.authenticated
     async def get(self) -> None:
@@ -74,7 +74,7 @@ class GuardedMetrics(Metrics):  # type: ignore[misc]  # flower ships no types
 
 
 class GuardedHealth(Healthcheck):  # type: ignore[misc]
-    """That something serves here can be told from the 401 as well."""
+    """Health check, only after login; the 401 itself shows that Flower is up."""
 
     @web.authenticated
     async def get(self) -> None:
@@ -82,50 +82,50 @@ class GuardedHealth(Healthcheck):  # type: ignore[misc]
 
 
 class ReadOnlyWorkerView(WorkerView):  # type: ignore[misc]
-    """A worker's page without the levers that we have closed."""
+    """A worker's page without the actions that are closed."""
 
     def render(self, name: str, **values: Any) -> None:
         super().render(name, **{**values, "read_only": True})
 
 
 class Cancel(ControlHandler):  # type: ignore[misc]
-    """Revoke, as POST /v1/jobs/{id}/cancel does it."""
+    """Cancels a job in place of Flower's revoke, as POST /v1/jobs/{id}/cancel does."""
 
     @web.authenticated
     async def post(self, name: str) -> None:
         if self.application.options.read_only:
-            raise web.HTTPError(403, "Flower only shows here. NOWSERVING_FLOWER_CONTROL=true lets its users cancel jobs.")
+            raise web.HTTPError(403, "Flower is read-only. NOWSERVING_FLOWER_CONTROL=true lets its users cancel jobs.")
         try:
             job_id = wire.parse_id(name)
         except NotFound:
-            raise web.HTTPError(404, "This is no job: only jobs can be cancelled.") from None
-        said = await self.run_blocking("job.cancel", name, cancel, job_id, self._who(), connection_errors=(Unavailable,))
-        if said is None:
-            raise web.HTTPError(404, "There is no such job (any more).")
-        self.write({"message": said})
+            raise web.HTTPError(404, "Not a job: only jobs can be cancelled.") from None
+        message = await self.run_blocking("job.cancel", name, cancel, job_id, self._operator_name(), connection_errors=(Unavailable,))
+        if message is None:
+            raise web.HTTPError(404, "No such job.")
+        self.write({"message": message})
 
-    def _who(self) -> str:
-        """As the log of operators' acts names them: the address that logged in, else the user of the password."""
+    def _operator_name(self) -> str:
+        """Returns the name for the audit log: the e-mail address of the login, else the user of the password."""
         user = self.current_user
         return f"flower:{user if isinstance(user, str) else self.application.options.basic_auth[0].partition(':')[0]}"
 
-    def write_error(self, status_code: int, **why: Any) -> None:
-        # A browser that came straight to a task's page has not learned yet that the password is for this address too.
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        # A browser that opened a task's page directly sends the password to this path only after this header.
         if status_code == 401:
             self.set_header("WWW-Authenticate", 'Basic realm="flower"')
-        super().write_error(status_code, **why)
+        super().write_error(status_code, **kwargs)
 
 
 class Closed(BaseHandler):  # type: ignore[misc]
-    """What would work around the line."""
+    """Refuses actions that would bypass the queue."""
 
     @web.authenticated
     async def post(self, *_: str) -> None:
-        raise web.HTTPError(403, "This would work around the line: use `nowserving` or /ops.")
+        raise web.HTTPError(403, "This would bypass the queue: use `nowserving` or /ops.")
 
 
 def cancel(job_id: UUID, by: str) -> str | None:
-    """The job is cancelled, or told to stop when it runs; what to tell who asked. None when there is no such job."""
+    """Cancels a job, or requests it if the job runs; returns a message for the user, None if there is no such job."""
     with db.begin() as session:
         found = cancellation.key_of(session, job_id)
         if found is None:
@@ -140,18 +140,18 @@ def cancel(job_id: UUID, by: str) -> str | None:
     notify.job_changed(job_id, "cancelled" if is_ended else "cancelling")
     if is_ended:
         notify.lane_changed(done.lane_id, cancelled=job_id)
-    return f"{wire.public_id(job_id)} is cancelled" if is_ended else f"{wire.public_id(job_id)} runs and was told to stop"
+    return f"{wire.public_id(job_id)} is cancelled" if is_ended else f"{wire.public_id(job_id)} runs and is being stopped"
 
 
 class Logout(LogoutHandler):  # type: ignore[misc]
-    """Ends a session: of a stranger there is none."""
+    """Logout, only after login: other clients have no session."""
 
     @web.authenticated
     def get(self) -> None:
         super().get()
 
 
-OURS = {
+REPLACEMENTS = {
     "/logout": Logout,
     "/metrics": GuardedMetrics,
     "/healthcheck": GuardedHealth,
@@ -161,21 +161,21 @@ OURS = {
 
 
 def replace_handlers() -> None:
-    """Flower's list of addresses leads to ours."""
-    urls.handlers[:] = [_ours(one) for one in urls.handlers]
+    """Replaces the handlers in Flower's URL table."""
+    urls.handlers[:] = [_replaced(entry) for entry in urls.handlers]
 
 
-def _ours(one: Any) -> Any:
-    if isinstance(one, URLSpec):
-        pattern = one.regex.pattern.removesuffix("$")
-        return URLSpec(pattern, _slowed(OURS.get(pattern, one.target)), one.kwargs, one.name)
-    pattern, handler = one[0], one[1]
-    if pattern in OURS:
-        return (pattern, _slowed(OURS[pattern]))
-    return (pattern, _slowed(Closed)) if CLOSED.fullmatch(pattern) else (pattern, _slowed(handler), *one[2:])
+def _replaced(entry: Any) -> Any:
+    if isinstance(entry, URLSpec):
+        pattern = entry.regex.pattern.removesuffix("$")
+        return URLSpec(pattern, _limited(REPLACEMENTS.get(pattern, entry.target)), entry.kwargs, entry.name)
+    pattern, handler = entry[0], entry[1]
+    if pattern in REPLACEMENTS:
+        return (pattern, _limited(REPLACEMENTS[pattern]))
+    return (pattern, _limited(Closed)) if CLOSED.fullmatch(pattern) else (pattern, _limited(handler), *entry[2:])
 
 
-def _slowed(handler: type) -> type:
+def _limited(handler: type) -> type:
     return (
         type(handler.__name__, (PasswordLimit, handler), {})
         if issubclass(handler, BaseHandler) and handler is not LoginHandler
@@ -184,16 +184,16 @@ def _slowed(handler: type) -> type:
 
 
 class _Loader(template.Loader):
-    """Flower's pages, with the button to revoke also on tasks that wait."""
+    """Loads Flower's templates; the task page shows the cancel button for queued jobs too."""
 
     def _create_template(self, name: str) -> template.Template:
-        made = super()._create_template(name)
+        original = super()._create_template(name)
         if name != "task.html":
-            return made
+            return original
         with open(f"{self.root}/{name}", encoding="utf-8") as file:  # noqa: PTH123  # as tornado's own loader does it
             return template.Template(file.read().replace(BUTTON, OUR_BUTTON), name=name, loader=self)
 
 
 def loader(folder: str) -> template.BaseLoader:
-    """Reads the pages from Flower's folder."""
+    """Returns a template loader for Flower's folder."""
     return _Loader(folder)

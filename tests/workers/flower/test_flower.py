@@ -180,7 +180,7 @@ def test_running_jobs_are_told_to_stop_from_the_page(stack: Stack, levers: Flowe
     levers.wait_state(job_id, "STARTED")
     page = visit(f"{levers.base}/task/{public_id(job_id)}", login=tuple(LOGIN.split(":")), forgives=("401",))
     page.get_by_role("button", name="Terminate").click()
-    page.get_by_text("runs and was told to stop").wait_for()
+    page.get_by_text("runs and is being stopped").wait_for()
 
     assert "cancelled" == wait_status(job_id, "cancelled").status
 
