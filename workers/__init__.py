@@ -1,1 +1,1 @@
-"""What happens later: the pacer, the limiter, the calls upstream, the sweeps. Imports models, never api."""
+"""Processes that run jobs: pacer, Celery workers, webhook sender and Flower. Imports models, never api."""

@@ -1,7 +1,7 @@
 """`python -m workers.main --processes N --threads M`: N Celery processes of M slots each for jobs, and one for webhooks.
 
-Either may be left out: --processes 0, NOWSERVING_WEBHOOK_THREADS=0. One that dies is started again. All are forked from one process
-that has imported their libraries, so they share that memory, and none takes seconds to start.
+--processes 0 and NOWSERVING_WEBHOOK_THREADS=0 omit them. A process that dies is restarted. All are forked from one process that has
+imported their libraries, so they share its memory and start at once.
 """
 
 from __future__ import annotations
@@ -35,55 +35,55 @@ RESTART_S = 1.0
 @click.option("--processes", type=click.IntRange(0), default=lambda: settings().worker_processes)
 @click.option("--threads", type=click.IntRange(1), default=lambda: settings().worker_threads)
 def main(processes: int, threads: int) -> None:
-    """Runs until SIGTERM or SIGINT; then what runs may finish within NOWSERVING_SHUTDOWN_GRACE_S."""
+    """Runs until SIGTERM or SIGINT; running calls may then finish within NOWSERVING_SHUTDOWN_GRACE_S."""
     kinds = [Kind("worker", JOB_QUEUE, threads)] * processes
     if settings().webhook_threads:
         kinds.append(Kind("webhooks", WEBHOOK_QUEUE, settings().webhook_threads))
     if not kinds:
-        raise click.UsageError("with --processes 0 and NOWSERVING_WEBHOOK_THREADS=0 there is nothing to do: set one of them")
+        raise click.UsageError("--processes 0 and NOWSERVING_WEBHOOK_THREADS=0 leave no process to run: set one of them")
     logs.configure(settings().log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    # Before there is a second thread.
+    # Fork before this process has a second thread.
     births, folder, forker = itertools.count(), metrics_folder.create(), Forker.fork(PRELOADS)
     children = {n: _start(forker, kind, next(births), folder) for n, kind in enumerate(kinds)}
     if settings().worker_metrics_port:
-        # Imported here: what prometheus_client is at its import, a forked process could not change any more.
+        # Imported here: prometheus_client reads its environment at import, and a forked process could not change it.
         importlib.import_module("workers.observe.metrics_server").serve(
             settings().worker_metrics_port, counts=folder, is_healthy=lambda: not any(child.has_ended() for child in children.values())
         )
     while not stop.wait(0.2):
         for n, child in children.items():
             if child.poll() is not None:
-                log.error("worker process died, starting it again", extra={"worker": n, "exit": child.returncode})
+                log.error("worker process died; it is restarted", extra={"worker": n, "exit": child.returncode})
                 stop.wait(RESTART_S)
-                # Raises ForkerGone when that process died: this one ends too, and whoever started it starts it again.
-                children[n] = _start(forker, kinds[n], next(births), folder, again=True)
-    _end(list(children.values()))
+                # Raises ForkerGone if the fork server died: this process ends too, and its supervisor restarts it.
+                children[n] = _start(forker, kinds[n], next(births), folder, is_restart=True)
+    _terminate(list(children.values()))
     metrics_folder.remove(folder)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A Celery process: its name, the queue that it consumes and its slots."""
+    """Kind of Celery process: its name, the queue that it consumes and its slots."""
 
     name: str
     queue: str
     threads: int
 
 
-def _start(forker: Forker, kind: Kind, birth: int, folder: Path, *, again: bool = False) -> Forked:
-    # Each a name of its own: the slots of a dead process go out of the count together with the calls that it held.
+def _start(forker: Forker, kind: Kind, birth: int, folder: Path, *, is_restart: bool = False) -> Forked:
+    # A new name for each process: the pacer stops counting the slots of a dead process together with its calls.
     argv = ["workers.consumer", kind.queue, "--name", f"{kind.name}{birth}-{os.getpid()}", "--threads", str(kind.threads)]
     environment = {**os.environ, "NOWSERVING_WORKER_THREADS": str(kind.threads), "NOWSERVING_DATABASE_POOL": str(min(kind.threads, 8))}
     environment[metrics_folder.VARIABLE] = str(folder)
-    if again:
-        environment.pop("NOWSERVING_CRASH", None)  # a crash that a test asked for happens once
+    if is_restart:
+        environment.pop("NOWSERVING_CRASH", None)  # an injected crash happens once
     return forker.start(argv, env=environment, is_apart=False)
 
 
-def _end(children: list[Forked]) -> None:
+def _terminate(children: list[Forked]) -> None:
     for child in children:
         child.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + settings().shutdown_grace_s
@@ -91,7 +91,7 @@ def _end(children: list[Forked]) -> None:
         try:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            log.error("grace time is over; calls still running are of unknown outcome", extra={"pid": child.pid})
+            log.error("grace time is over; the outcome of running calls is unknown", extra={"pid": child.pid})
             child.kill()
             child.wait()
 

@@ -1,4 +1,4 @@
-"""The Celery task of the queue `jobs`, and what its process starts and stops with."""
+"""The Celery task of the queue `jobs`, and the start-up and shutdown of its process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ watchdog = ConsumerWatchdog(QueueHead(notify.connect(), JOB_QUEUE), slots=settin
 
 @app.task(name=JOB_TASK)  # type: ignore[untyped-decorator]  # celery ships no types
 def run(job_id: str, dispatch_id: str) -> None:
-    """Serve one doorbell; the Celery task id is the job id that callers see."""
+    """Runs one dispatched job; the Celery task id is the public job id."""
     watchdog.message_received()
     try:
         processor.run(UUID(job_id), UUID(dispatch_id))
@@ -58,20 +58,21 @@ def _log(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
-    beat = heartbeat.WorkerHeartbeat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
-    for work in (
-        lambda: beat.run(_stop),
+    beats = heartbeat.WorkerHeartbeat(name=sender.hostname, slots=settings().worker_threads, leases=leases)
+    for loop in (
+        lambda: beats.run(_stop),
         lambda: listen_for_cancels(leases, _stop),
         lambda: ModelListRefresher().listen(_stop),
         lambda: lifecycle.flush_events(sender, _stop),
+        lambda: lifecycle.end_with_parent(_stop, draining=heartbeat.draining),
         lambda: exit_when_stalled(watchdog, _stop, draining=heartbeat.draining, running=leases.__len__),
     ):
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=loop, daemon=True).start()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _drain(**_: Any) -> None:
-    # Signal handlers run in the main loop: only a flag here, the beat tells the pacer.
+    # Signal handlers run in the main loop: only set a flag here; the heartbeat reports it to the pacer.
     heartbeat.draining.set()
 
 
@@ -81,5 +82,5 @@ def _leave(sender: Any, **_: Any) -> None:
     try:
         heartbeat.sign_off(sender.hostname)
     except Unavailable:
-        log.warning("could not sign off: Postgres is away", extra={"pid": os.getpid()})
+        log.warning("worker not signed off: Postgres is away", extra={"pid": os.getpid()})
     tracing.stop()

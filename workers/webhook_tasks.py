@@ -1,4 +1,4 @@
-"""The Celery task of the queue `webhooks`, in a process of its own: slots for paid calls are never taken by somebody's slow server."""
+"""The Celery task of the queue `webhooks`, in a process of its own: a slow webhook server never takes a slot of a paid call."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 _draining = threading.Event()
 _stop = threading.Event()
 sender = Sender(stop=_draining)
-url_policy.current_policy()  # settings that make no sense stop the process here, not each delivery
+url_policy.current_policy()  # invalid settings stop the process here instead of failing each delivery
 
 
 @app.task(name=WEBHOOK_TASK)  # type: ignore[untyped-decorator]  # celery ships no types
 def run(delivery_id: str, ticket: str) -> None:
-    """Serve one doorbell; the Celery task id is the webhook-id that receivers see."""
+    """Sends one delivery; the Celery task id is the webhook-id that receivers see."""
     try:
         sender.serve(UUID(delivery_id), UUID(ticket))
     except Exception:
@@ -47,8 +47,8 @@ def _log(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _start(sender: Any, **_: Any) -> None:
-    for work in (lambda: lifecycle.flush_events(sender, _stop), lambda: lifecycle.end_with_parent(_stop)):
-        threading.Thread(target=work, daemon=True).start()
+    for loop in (lambda: lifecycle.flush_events(sender, _stop), lambda: lifecycle.end_with_parent(_stop)):
+        threading.Thread(target=loop, daemon=True).start()
     log.info("sending webhooks")
 
 

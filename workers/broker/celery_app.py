@@ -1,9 +1,7 @@
-"""Celery as a doorbell: it carries {job id, dispatch id} or {delivery id, ticket}, and nothing waits in it.
+"""The Celery app. A message carries {job id, dispatch id} or {delivery id, ticket} and no state.
 
-Every setting here was chosen for that.
-
-No result backend, no late acks, no ETA, no countdown, no retry(): time, order and retries live in Postgres columns, and
-messages that Redis loses are found by the sweep. docs/reliability.md says what happens to a job whose message is lost.
+There is no result backend, no late ack, no ETA, no countdown and no retry(): time, order and retries are Postgres columns, and the
+reaper recovers jobs whose messages Redis lost. docs/reliability.md says what happens to a job whose message is lost.
 """
 
 from __future__ import annotations
@@ -19,16 +17,16 @@ from workers.broker.queues import JOB_QUEUE, WEBHOOK_QUEUE
 
 
 class IdOnlyCelery(Celery):  # type: ignore[misc]  # celery ships no types
-    """Sends nothing that would wait in Redis. A signal could not refuse it: Celery logs what its handlers raise, and sends."""
+    """Refuses tasks with a delay, which would wait in Redis. A signal handler cannot refuse them: Celery logs its errors and sends."""
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         if any(options.get(delay) for delay in ("countdown", "eta", "expires", "retries")):
-            raise RuntimeError("nothing waits in Celery: requeue the job with requeue.requeue_job()")
+            raise RuntimeError("Celery messages have no delay: requeue the job in Postgres instead (models/jobs/requeue.py)")
         return super().send_task(name, args, kwargs, **options)
 
 
 redis_transport.register()
-# Which tasks a process has, its --app says: workers.tasks or workers.webhook_tasks.
+# The module that a process imports defines its task: workers.tasks or workers.webhook_tasks.
 _url, _options = redis_transport.broker_address(settings_or_exit().redis_url)
 app = IdOnlyCelery("nowserving", broker=_url)
 app.conf.update(
@@ -38,8 +36,8 @@ app.conf.update(
     task_serializer="json",
     accept_content=["json"],
     event_serializer="json",
-    # No acks (of the queue, below): with Redis they protect nothing, messages vanish on kill -9 either way, and two transactions for
-    # each doorbell were a sixth of a worker's CPU.
+    # No acks (see task_queues): with Redis they protect nothing, because kill -9 loses messages either way, and their two transactions
+    # per message took a sixth of a worker's CPU.
     task_acks_late=False,
     task_reject_on_worker_lost=False,
     worker_prefetch_multiplier=1,
@@ -50,7 +48,7 @@ app.conf.update(
     task_publish_retry=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
-    # Redis that is out of memory, or read-only for a moment, is no reason to end either.
+    # A worker survives a Redis that is out of memory or read-only for a moment.
     broker_channel_error_retry=True,
     broker_connection_timeout=2,
     broker_pool_limit=10,
@@ -62,7 +60,7 @@ app.conf.update(
         "max_connections": 100,
         **_options,
     },
-    # A paid call in flight must finish even when the broker is gone.
+    # A paid call in flight must finish even if the broker is gone.
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_send_task_events=True,
     task_send_sent_event=False,

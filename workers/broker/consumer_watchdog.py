@@ -1,7 +1,7 @@
-"""Whether doorbells lie unanswered: the oldest one in Celery's queue is the same for too long, though a slot is free for it.
+"""Watchdog for a Celery consumer that receives nothing: the oldest message stays in its queue although a slot is free.
 
-Celery's consumer can fall silent after a reconnect to Redis: connected, alive, and deaf. The process then ends itself once its
-calls are over, and its supervisor starts another. A worker that is busy, without work or without Redis is never taken for deaf.
+Celery's consumer can stop receiving after a reconnect to Redis: connected and alive, but without messages. The process then ends
+after its calls, and its supervisor starts another. A worker that is busy, idle or without Redis never counts as stalled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STALLED_EXIT = 70
 
 
 class QueueHead:
-    """One queue of Celery, watched from outside."""
+    """Age of the next message in a Celery queue, measured from outside."""
 
     def __init__(self, broker: redis.Redis, queue: str) -> None:
         self._broker = broker
@@ -34,9 +34,9 @@ class QueueHead:
         self._since = 0.0
 
     def head_age_s(self, *, now: float) -> float | None:
-        """How long the same doorbell has been the next in the queue; None when there is none. now: monotonic seconds.
+        """Returns how long the same message has been the next one; None if the queue is empty. now: monotonic seconds.
 
-        Raises redis.RedisError; what was seen before that is forgotten.
+        Raises redis.RedisError, and then restarts the measurement.
         """
         try:
             oldest = self._broker.lindex(self._queue, -1)
@@ -49,44 +49,46 @@ class QueueHead:
 
 
 class ConsumerWatchdog:
-    """Whether this process still message_received its queue. `message_received` is called with each doorbell."""
+    """Detects that this process receives no messages. The task calls `message_received` for each message."""
 
-    def __init__(self, doorbells: QueueHead, *, slots: int, running: Callable[[], int]) -> None:
-        self._doorbells = doorbells
+    def __init__(self, head: QueueHead, *, slots: int, running: Callable[[], int]) -> None:
+        self._head = head
         self._slots = slots
         self._running = running
         self._idle_since: float | None = None
-        self._heard = 0
-        self._heard_then = 0
+        self._received = 0
+        self._received_before = 0
 
     def message_received(self) -> None:
-        """A doorbell arrived."""
-        self._heard += 1
+        """Counts a message."""
+        self._received += 1
 
     def is_stalled(self, *, now: float) -> bool:
-        """A doorbell lay there for DEAF_S, while this process had a free slot all that time and took nothing. now: monotonic seconds."""
+        """Whether a message waited for STALLED_S while this process had a free slot and received none. now: monotonic seconds."""
         try:
-            unanswered_s = self._doorbells.head_age_s(now=now)
+            head_age_s = self._head.head_age_s(now=now)
         except redis.RedisError:
             self._idle_since = None
             return False
-        if unanswered_s is None or self._heard != self._heard_then or self._running() >= self._slots:
-            self._idle_since, self._heard_then = None, self._heard
+        if head_age_s is None or self._received != self._received_before or self._running() >= self._slots:
+            self._idle_since, self._received_before = None, self._received
             return False
         if self._idle_since is None:
             self._idle_since = now
-        return min(unanswered_s, now - self._idle_since) >= STALLED_S
+        return min(head_age_s, now - self._idle_since) >= STALLED_S
 
 
-def exit_when_stalled(ear: ConsumerWatchdog, stop: threading.Event, *, draining: threading.Event, running: Callable[[], int]) -> None:
-    """Until `stop`: a process that has gone deaf takes nothing new, lets the calls under way end, and exits with DEAF_EXIT."""
+def exit_when_stalled(
+    watchdog: ConsumerWatchdog, stop: threading.Event, *, draining: threading.Event, running: Callable[[], int]
+) -> None:  # fmt: skip
+    """Polls the watchdog until `stop`. A stalled process takes nothing new, finishes its calls and exits with STALLED_EXIT."""
     while not stop.wait(POLL_S):
-        if draining.is_set() or not ear.is_stalled(now=time.monotonic()):
+        if draining.is_set() or not watchdog.is_stalled(now=time.monotonic()):
             continue
-        log.critical("doorbells are not heard any more: ending when the calls under way are over", extra={"running": running()})
+        log.critical("the consumer receives no messages: the process ends after its calls", extra={"running": running()})
         draining.set()
-        until = time.monotonic() + settings().shutdown_grace_s
-        while running() and time.monotonic() < until:
+        deadline = time.monotonic() + settings().shutdown_grace_s
+        while running() and time.monotonic() < deadline:
             stop.wait(POLL_S)
-        # Celery's own way out goes through the loop that hangs.
+        # Celery's own shutdown goes through the event loop that hangs.
         os._exit(STALLED_EXIT)

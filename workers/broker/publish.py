@@ -1,4 +1,4 @@
-"""Ringing Celery: {job id, dispatch id} or {delivery id, ticket}; the task id is the id as callers see it, to be found in Flower."""
+"""Publishes Celery messages: {job id, dispatch id} or {delivery id, ticket}. The task id is the public id, so that Flower finds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class TaskMessage(NamedTuple):
-    """Somebody to be rung for: a job and its dispatch id, or a delivery and its ticket. title: what Flower calls it."""
+    """Message of a job and its dispatch id, or of a delivery and its ticket. title: the task's name in Flower."""
 
     number: UUID
     ticket: UUID
@@ -27,36 +27,38 @@ class TaskMessage(NamedTuple):
 
 
 class Publisher(Protocol):
-    """How workers are called for what may go out now. False: some of it was not rung for, and the next would not be either."""
+    """Sends messages to the workers. Returns False if some were not sent; then the next ones would fail too."""
 
     def publish(self, messages: Sequence[TaskMessage]) -> bool: ...
 
 
 class JobPublisher:
-    """Publishes over one connection, all at once. A lost doorbell is no loss: the sweep finds what nobody claimed."""
+    """Publishes jobs in one pipeline. A lost message is no lost job: the reaper recovers unclaimed admissions."""
 
     def publish(self, messages: Sequence[TaskMessage]) -> bool:
-        """Whether the messages are on their way; lost ones get a log line, it never raises and never waits long."""
-        return _send(JOB_TASK, JOB_QUEUE, [(public_id(one.number), one) for one in messages])
+        """Returns whether the messages were sent. Logs lost ones, never raises and never blocks for long."""
+        return _send(JOB_TASK, JOB_QUEUE, [(public_id(message.number), message) for message in messages])
 
 
 class WebhookPublisher:
-    """The same for deliveries that are due."""
+    """Publishes webhook deliveries in one pipeline; the webhook scheduler recovers unclaimed ones."""
 
     def publish(self, messages: Sequence[TaskMessage]) -> bool:
-        return _send(WEBHOOK_TASK, WEBHOOK_QUEUE, [(ids.format_id(PREFIX, one.number), one._replace(title="webhook")) for one in messages])
+        """As JobPublisher.publish."""
+        titled = [(ids.format_id(PREFIX, message.number), message._replace(title="webhook")) for message in messages]
+        return _send(WEBHOOK_TASK, WEBHOOK_QUEUE, titled)
 
 
-def _send(name: str, queue: str, calls: Sequence[tuple[str, TaskMessage]]) -> bool:
-    if not calls:
+def _send(task: str, queue: str, messages: Sequence[tuple[str, TaskMessage]]) -> bool:
+    if not messages:
         return True
     try:
         # One round trip for all: publishing is three quarters of the pacer's work (measured).
         with app.producer_or_acquire() as producer, producer.batch():
-            for task_id, one in calls:
-                said = (str(one.number), str(one.ticket))
-                app.send_task(name, args=said, task_id=task_id, queue=queue, ignore_result=True, shadow=one.title, producer=producer)
+            for task_id, message in messages:
+                args = (str(message.number), str(message.ticket))
+                app.send_task(task, args=args, task_id=task_id, queue=queue, ignore_result=True, shadow=message.title, producer=producer)
     except (OperationalError, BatchPublishError, OSError, *app.connection_for_write().connection_errors) as error:
-        log.warning("doorbells lost", extra={"ids": [task_id for task_id, _ in calls], "error": type(error).__name__})
+        log.warning("messages not published", extra={"ids": [task_id for task_id, _ in messages], "error": type(error).__name__})
         return False
     return True

@@ -1,4 +1,4 @@
-"""Celery's queues and the names by which workers know their tasks; Flower shows a title instead (models/jobs/task_names.py)."""
+"""Celery's queues and task names. Flower shows a readable name instead (models/jobs/task_names.py)."""
 
 from __future__ import annotations
 

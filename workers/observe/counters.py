@@ -1,4 +1,4 @@
-"""What workers and the pacer count, one line at each place where it happens."""
+"""Prometheus counters and histograms of workers and pacer, one function for each event."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from models.telemetry import metrics
 
 
 def claimed(row: Any) -> None:
-    """A call is about to go out: how long the job waited for its first."""
+    """Observes how long a job waited for its first call."""
     if row.calls == 1:
-        # Ids are UUIDv7: they begin with the milliseconds of the submit.
+        # Ids are UUIDv7 and begin with the milliseconds of the submit.
         metrics.wait.labels(*_labels(row)).observe(max(0.0, time.time() - (row.id.int >> 80) / 1000))
 
 
 def served(row: Any, *, seconds: float) -> None:
-    """The attempt is over."""
+    """Observes the duration of an attempt."""
     metrics.service.labels(*_labels(row)).observe(seconds)
 
 
 def answered(row: Any, status: int) -> None:
-    """The upstream answered."""
+    """Counts an answer of the upstream."""
     metrics.answers.labels(*_labels(row), str(status)).inc()
 
 
 def ended(ending: Any) -> None:
-    """What the attempt came to is on record."""
+    """Counts a recorded outcome of an attempt."""
     metrics.attempts.labels(*_labels(ending), str(ending.finding.outcome)).inc()
 
 
 def sent(*, has_arrived: bool, http_status: int | None) -> None:
-    """A webhook was sent."""
+    """Counts a webhook that was sent."""
     metrics.webhooks.labels("arrived" if has_arrived else f"{http_status // 100}xx" if http_status else "unreachable").inc()
 
 
 def admitted(lane_id: int, model: str) -> None:
-    """A job of this lane may go."""
+    """Counts an admitted job of this lane."""
     metrics.admitted.labels(*metrics.lane_labels(lane_id, model)).inc()
 
 

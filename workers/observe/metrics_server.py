@@ -1,4 +1,4 @@
-"""/metrics and /healthz of a program that serves no HTTP otherwise, on a port of its own."""
+"""HTTP server for /metrics and /healthz of a process that serves no other HTTP, on a port of its own."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from models.platform.errors import ServingError, TooManyWrongTokens, Unauthorise
 
 
 def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = None) -> ThreadingHTTPServer:
-    """Both are answered from now on, in a thread. counts: of the program's processes; None: this one counts alone."""
+    """Starts the server in a thread. counts: folder with the metrics of several processes; None: metrics of this process."""
     wrong = WrongTokens()
 
-    class Answers(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
         def do_GET(self) -> None:
             if self.path == "/healthz":
-                self._send(200 if is_healthy() else 503, b"ok\n" if is_healthy() else b"unhealthy\n", "text/plain")
+                status, body = (200, b"ok\n") if is_healthy() else (503, b"unhealthy\n")
+                self._send(status, body, "text/plain")
             elif self.path != "/metrics":
                 self._send(404, b"", "text/plain")
             elif refusal := check_token(wrong, str(self.client_address[0]), self.headers.get("Authorization") or ""):
@@ -33,7 +34,7 @@ def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = No
                 self._send(200, render_metrics(counts), CONTENT_TYPE_LATEST)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Silent."""
+            """Logs nothing."""
 
         def _send(self, status: int, body: bytes, content_type: str) -> None:
             self.send_response(status)
@@ -42,14 +43,14 @@ def serve(port: int, *, is_healthy: Callable[[], bool], counts: Path | None = No
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer((settings().metrics_host, port), Answers)
+    server = ThreadingHTTPServer((settings().metrics_host, port), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
 
 
 def render_metrics(counts: Path | None) -> bytes:
-    """All metrics in Prometheus' text format."""
+    """Returns all metrics in Prometheus' text format."""
     if counts is None:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
@@ -58,7 +59,7 @@ def render_metrics(counts: Path | None) -> bytes:
 
 
 def check_token(wrong: WrongTokens, peer: str, authorization: str) -> ServingError | None:
-    """Why this header of this peer does not open /metrics; None: it does."""
+    """Returns the error for this Authorization header of this peer; None if it may read /metrics."""
     try:
         wrong_tokens.authenticate_for_metrics(wrong, client_address.bucket_name(peer, ""), authorization.removeprefix("Bearer "))
     except (Unauthorised, TooManyWrongTokens) as error:

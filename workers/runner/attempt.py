@@ -39,7 +39,7 @@ class Attempt:
     def ended(self, finding: AttemptResult, result: JobResult) -> AttemptRecord:
         """The record that ends the job."""
         row = self.row
-        self.log.found(finding)
+        self.log.record_result(finding)
         asked_tokens = partial(request.asked_tokens, row, self.content) if row.endpoint in PAID else None
         store_as = stored_completions.metadata_to_store(row.endpoint, bytes(row.request)) if result.status == Status.SUCCEEDED else None
         return AttemptRecord(
@@ -50,5 +50,5 @@ class Attempt:
     def requeued(self, finding: AttemptResult, *, delay_s: float = 0, counts: bool = False, why: str = "", **more: Any) -> AttemptRecord:
         """The record that requeues the job. more: throttled and refusal, as in AttemptRecord."""
         row = self.row
-        self.log.found(finding, why=why)
+        self.log.record_result(finding, why=why)
         return AttemptRecord(row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, finding, None, delay_s, counts, why, **more)

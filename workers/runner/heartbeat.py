@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -39,12 +37,7 @@ class WorkerHeartbeat:
         """Sends heartbeats until `stop`. A late one follows at once; a failed one does not stop the next."""
         due = time.monotonic()
         reported = self.slots
-        parent = os.getppid()
         while not stop.is_set():
-            if os.getppid() != parent and not draining.is_set():
-                log.error("the parent process is gone: finishing running jobs, taking no new ones")
-                os.kill(os.getpid(), signal.SIGTERM)
-                draining.set()
             slots = 0 if draining.is_set() else self.slots
             if time.monotonic() >= due or slots != reported:
                 began, reported = time.monotonic(), slots

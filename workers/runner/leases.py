@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import redis
-
 from models.config.settings import settings
 from models.database import db
 from models.jobs import claims

@@ -14,8 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
-import redis
-
 from models.content.endpoints import MODELS
 from models.database import db
 from models.keys import model_lists, parking

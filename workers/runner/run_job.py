@@ -159,7 +159,7 @@ class JobRunner:
             finding = AttemptResult(verdict.outcome, answer.status, request_id_of(answer))
             transcript = attempt.publisher.transcript
             result = JobResult(Status.SUCCEEDED, http_status=answer.status, response=answer.body, transcript=transcript)
-            attempt.log.used(finish.write(attempt.ended(finding, result)))
+            attempt.log.record_usage(finish.write(attempt.ended(finding, result)))
         else:
             fail_or_requeue(attempt, verdict, answer=answer, learned=learned)
 

@@ -128,22 +128,22 @@ def test_without_postgres_the_metrics_are_shown_to_whom_they_were_shown_before(o
     assert [200, 401] == before == [Caller(one).get("/metrics").status_code for one in (token, "sk-other")]
 
 
-def test_a_program_without_http_serves_metrics_and_its_health(environment: dict[str, str]) -> None:
-    port, health = free_port(), [True]
-    server = metrics_server.serve(port, is_healthy=lambda: health[0])
+def test_metrics_server_serves_metrics_and_health(environment: dict[str, str]) -> None:
+    port, states = free_port(), [False, True]
+    server = metrics_server.serve(port, is_healthy=states.pop)
 
-    def ask(path: str) -> tuple[int, str]:
+    def get(path: str) -> tuple[int, str]:
         connection = HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
 
     try:
-        assert "nowserving_waiting_jobs" in ask("/metrics")[1]
-        assert 200 == ask("/healthz")[0]
-        health[0] = False
-        assert 503 == ask("/healthz")[0]
-        assert 404 == ask("/")[0]
+        assert "nowserving_waiting_jobs" in get("/metrics")[1]
+        assert (200, "ok\n") == get("/healthz")
+        assert (503, "unhealthy\n") == get("/healthz")
+        assert [] == states, "each request reads the health once, so that status and body agree"
+        assert 404 == get("/")[0]
     finally:
         server.shutdown()
         server.server_close()

@@ -324,14 +324,15 @@ def test_no_process_loads_what_tells_spans_until_somebody_wants_them(environment
     code = f"""
 import os, sys
 import api.app, workers.pacer, workers.tasks, workers.webhook_tasks
-from models import settings, trace
+from models.config import settings
+from models.telemetry import tracing
 def loaded():
     return [name for name in ("models.telemetry.otlp", "opentelemetry.sdk.trace.export", "opentelemetry.exporter") if name in sys.modules]
-trace.start("quiet")
+tracing.start("quiet")
 print(loaded())
 os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "{HERE}"
 settings.settings.cache_clear()
-trace.start("loud")
+tracing.start("loud")
 print(loaded())"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain, capture_output=True, text=True, check=True)
     quiet, loud = done.stdout.splitlines()
