@@ -73,7 +73,7 @@ def main(names: tuple[str, ...], *, short: bool, write: bool, strict: bool) -> N
 
 
 def _measure(name: str, stack: Stack, *, short: bool) -> list[Figure]:
-    """What one benchmark found; one that breaks is told as a missed target, and the next ones still run."""
+    """Runs one benchmark and returns its figures. A benchmark that fails is reported as a missed target, and the next one runs."""
     click.echo(f"{name} …")
     stack.upstream.reset()
     figures: list[Figure]

@@ -30,7 +30,7 @@ export async function call(path, body) {
   } catch {
     throw new Trouble("The server does not answer. This page tries again by itself.", 0);
   }
-  const said = await answer.json().catch(() => null);
-  if (answer.ok) return said;
-  throw new Trouble(said?.error?.message || `The server answered ${answer.status}.`, answer.status);
+  const body = await answer.json().catch(() => null);
+  if (answer.ok) return body;
+  throw new Trouble(body?.error?.message || `The server answered ${answer.status}.`, answer.status);
 }

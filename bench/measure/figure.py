@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """is_met None: there is no target, the number is only told. note: under which circumstances, in a few words."""
+    """is_met None: there is no target. note: the conditions of the measurement, in a few words."""
 
     what: str
     value: str
@@ -26,7 +26,7 @@ def at_least(what: str, value: float, least: float, *, unit: str = "", note: str
     return Figure(what, f"{value:,.4g} {unit}".strip(), f"≥ {least:g} {unit}".strip(), value >= least, note)
 
 
-def told(what: str, value: str, *, note: str = "") -> Figure:
+def reported(what: str, value: str, *, note: str = "") -> Figure:
     return Figure(what, value, note=note)
 
 

@@ -25,7 +25,7 @@ OK, ACCEPTED = 200, 202
 class Load:
     """took_s: each request, from its first byte out to its last byte in. began: when the first went out, in Unix seconds.
 
-    refused: what the first of those said that were.
+    refused: the error of the first refused request.
     """
 
     began: float

@@ -102,7 +102,7 @@ def fair(peer: Peer, upstream: FakeUpstream, *, flood: int) -> Fair:
 
 
 def wakes_ms(peer: Peer, upstream: FakeUpstream, *, at_once: int, seconds: float) -> list[float]:
-    """From each answer that frees a slot until the call that takes it, while somebody waits for it."""
+    """Seconds from each answer that frees a slot to the call that takes it, while jobs wait."""
     key = _warm(peer, upstream, Terms(at_once))
     upstream.behave(key, delay=[ANSWER_S, ANSWER_S])
     peer.hand_in(Work(max(10 * at_once, int(seconds / ANSWER_S * at_once)), users=10, open_calls=at_once))

@@ -1,6 +1,6 @@
 """The textbook recipe, as tutorials have it: Flask takes a job, Celery's prefork workers call OpenAI, autoretry_for meets the 429s.
 
-`gunicorn bench.peers.recipe_app:web` and `celery -A bench.peers.recipe_app:queue worker`; where to is said by RECIPE_… in the environment.
+`gunicorn bench.peers.recipe_app:web` and `celery -A bench.peers.recipe_app:queue worker`; the addresses are in RECIPE_… in the environment.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Scripted:
     def _hear(self, *, within_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], max(0.0, within_s))[0]:
-            raise TimeoutError(f"the script said nothing for {within_s:.0f} s")
+            raise TimeoutError(f"the script printed nothing for {within_s:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("the script has ended")

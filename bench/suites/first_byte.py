@@ -1,4 +1,4 @@
-"""What the line adds to a stream's first chunk when nobody else is there."""
+"""Latency that the queue adds to a stream's first chunk on an idle stack."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 
-from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.figure import Figure, at_most, quantile, reported
 from bench.measure.load import CHAT
 from bench.measure.stack import MODEL, Stack
 from models.keys.keys import Limits
@@ -30,8 +30,8 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     through, alone = (sorted(one[WARM:]) for one in (ours, direct))
     how = f"{streams} streams; comments do not count"
     return [
-        told("first chunk, p50 / p95, straight from the upstream", _ms(alone), note=how),
-        told("first chunk, p50 / p95, ours", _ms(through), note=how),
+        reported("first chunk, p50 / p95, straight from the upstream", _ms(alone), note=how),
+        reported("first chunk, p50 / p95, ours", _ms(through), note=how),
         at_most("added to the first chunk, p50", (quantile(through, 0.5) - quantile(alone, 0.5)) * 1000, ADDED_P50_MS, unit="ms", note=how),
     ]
 

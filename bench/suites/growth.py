@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.measure import plots
-from bench.measure.figure import Figure, quantile, told
+from bench.measure.figure import Figure, quantile, reported
 from bench.measure.plots import Line, Panel
 from bench.measure.stack import Stack
 from bench.suites import held_clients, queue_length, throughput
@@ -42,7 +42,7 @@ def _workers(stack: Stack, n: int, *, jobs: int) -> Done:
 
 def _told_waiting(found: Mapping[int, Taken]) -> list[Figure]:
     return [
-        told(f"{n:,} waiting: admission step / submit / position", f"{one.step:.1f} / {one.submit:.1f} / {one.position:.1f} ms",
+        reported(f"{n:,} waiting: admission step / submit / position", f"{one.step:.1f} / {one.submit:.1f} / {one.position:.1f} ms",
              note=f"{queue_length.SLOTS} jobs a step; in process, p50")
         for n, one in found.items()
     ]  # fmt: skip
@@ -51,14 +51,14 @@ def _told_waiting(found: Mapping[int, Taken]) -> list[Figure]:
 def _told_keys(found: Mapping[int, Taken]) -> list[Figure]:
     how = f"{queue_length.SLOTS} jobs a step, p50"
     return [
-        told(f"{n:,} key{'s' if n > 1 else ''} with jobs waiting: admission step", f"{one.step:.1f} ms", note=how)
+        reported(f"{n:,} key{'s' if n > 1 else ''} with jobs waiting: admission step", f"{one.step:.1f} ms", note=how)
         for n, one in found.items()
     ]
 
 
 def _told_clients(found: Mapping[int, Held]) -> list[Figure]:
     return [
-        told(f"{n:,} clients held: memory of each / submit beside them, p50", f"{_kib(one):.0f} KiB / {_submit_ms(one):.1f} ms",
+        reported(f"{n:,} clients held: memory of each / submit beside them, p50", f"{_kib(one):.0f} KiB / {_submit_ms(one):.1f} ms",
              note=one.ends)
         for n, one in found.items()
     ]  # fmt: skip
@@ -66,7 +66,7 @@ def _told_clients(found: Mapping[int, Held]) -> list[Figure]:
 
 def _told_workers(found: Mapping[int, Done]) -> list[Figure]:
     return [
-        told(f"{n} worker process{'es' if n > 1 else ''}: jobs per second / CPU per job", f"{one.per_s:.0f} / {one.cpu_ms:.2f} ms",
+        reported(f"{n} worker process{'es' if n > 1 else ''}: jobs per second / CPU per job", f"{one.per_s:.0f} / {one.cpu_ms:.2f} ms",
              note=f"{one.jobs:,} jobs, the upstream answers at once")
         for n, one in found.items()
     ]  # fmt: skip

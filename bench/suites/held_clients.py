@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 
 from bench.measure import load
-from bench.measure.figure import Figure, at_least, at_most, quantile, told
+from bench.measure.figure import Figure, at_least, at_most, quantile, reported
 from bench.measure.load import Load, Wanted
 from bench.measure.stack import Stack
 from bench.measure.waiting_clients import Crowd, Served, Wish
@@ -63,7 +63,7 @@ def hold(stack: Stack, clients: int) -> Held:
 
 
 def _alone(stack: Stack) -> Load:
-    """Submits to a fresh API process where nobody waits."""
+    """Submits to a fresh API process without waiting clients."""
     stack.halt()
     stack.serve()
     return _submits(stack)
@@ -86,9 +86,9 @@ def _figures(held: Held, alone: Load) -> list[Figure]:
     slower = quantile(held.submits.took_s, 0.5) / quantile(alone.took_s, 0.5)
     return [
         at_least("clients answered", held.served.served, held.clients, note=f"{how}; {held.ends}"),
-        told("memory per client", f"{held.rss / held.clients / 1024:.0f} KiB", note=how),
+        reported("memory per client", f"{held.rss / held.clients / 1024:.0f} KiB", note=how),
         at_most("submit beside them, p50, relative to no waiting clients", slower, SLOWER_MOST, unit="times", note=how),
-        told("submit beside them, p50 / p99", _latency(held.submits), note=f"{_latency(alone)} without waiting clients"),
+        reported("submit beside them, p50 / p99", _latency(held.submits), note=f"{_latency(alone)} without waiting clients"),
     ]
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from bench.measure import load
-from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.figure import Figure, at_most, quantile, reported
 from bench.measure.load import Wanted
 from bench.measure.stack import Stack
 from models.keys.keys import Limits
@@ -27,7 +27,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
 
 
 def gaps(calls: Sequence[Call], most: int) -> list[float]:
-    """The n-th answer frees the slot that the call after the first `most` + n uses. Only while somebody waited for it."""
+    """The n-th answer frees the slot that the call after the first `most` + n uses. Only while jobs waited."""
     arrivals = sorted(call.at for call in calls)
     ends = sorted(call.ended_at for call in calls if call.ended_at is not None)
     found = [at - end for at, end in zip(arrivals[most:], ends, strict=False)]
@@ -44,7 +44,7 @@ def _slots(stack: Stack, most: int, *, seconds: float) -> list[Figure]:
     p50, p95 = (quantile(found, share) * 1000 for share in (0.5, 0.95))
     how = f"{most} in flight, {len(found)} calls"
     return [
-        told("slot free → next call, p50", f"{p50:.1f} ms", note=how),
+        reported("slot free → next call, p50", f"{p50:.1f} ms", note=how),
         at_most("slot free → next call, p95", p95, SLOT_P95_MS, unit="ms", note=how),
     ]
 
@@ -64,5 +64,5 @@ def _idle(stack: Stack, *, jobs: int) -> list[Figure]:
     how = f"HTTP submit to the call's arrival, {jobs} jobs"
     return [
         at_most("idle submit → upstream call, p50", p50, IDLE_P50_MS, unit="ms", note=how),
-        told("idle submit → upstream call, p95", f"{p95:.1f} ms", note=how),
+        reported("idle submit → upstream call, p95", f"{p95:.1f} ms", note=how),
     ]

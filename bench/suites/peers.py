@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bench.measure import plots
-from bench.measure.figure import Figure, quantile, told
+from bench.measure.figure import Figure, quantile, reported
 from bench.measure.stack import Stack
 from bench.peers import contests
 from bench.peers.contests import Fair, Limited, Rushed
@@ -57,7 +57,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     effort = SHORT if short else LONG
     results = [_all(peer, stack, effort) for peer in peers(stack)]
     plots.fairness({each.title: each.fair for each in results if each.fair}, to=stack.pictures / PICTURE)
-    how = [told(f"settings of {each.title}", "", note=each.settings) for each in results]
+    how = [reported(f"settings of {each.title}", "", note=each.settings) for each in results]
     return [
         *how,
         *_told_limits(results, effort),
@@ -104,7 +104,7 @@ def _told_limits(results: list[Results], effort: Effort) -> Iterator[Figure]:
             one = each.limited[tokens]
             lost = f", {one.given_up} jobs given up" if one.given_up else ""
             note = f"{bound} as the limit, exact window; {one.calls} calls in {effort.limit_s:g} s{lost}"
-            yield told(f"limit used / 429s, {each.title}", f"{one.used * 100:.1f} % / {one.refused:,}", note=note)
+            yield reported(f"limit used / 429s, {each.title}", f"{one.used * 100:.1f} % / {one.refused:,}", note=note)
 
 
 def _told_fair(results: list[Results], effort: Effort) -> Iterator[Figure]:
@@ -113,11 +113,11 @@ def _told_fair(results: list[Results], effort: Effort) -> Iterator[Figure]:
     )
     for each in results:
         if each.fair:
-            yield told(f"Jain index while all wait, {each.title}", f"{each.fair.jain:.3f}", note=crowd)
+            yield reported(f"Jain index while all wait, {each.title}", f"{each.fair.jain:.3f}", note=crowd)
     for each in results:
         if each.fair:
             p50, longest = quantile(each.fair.waits_s, 0.5), max(each.fair.waits_s)
-            yield told(f"a light user's wait, p50 / longest, {each.title}", f"{p50:.1f} / {longest:.1f} s", note="submitted → called")
+            yield reported(f"a light user's wait, p50 / longest, {each.title}", f"{p50:.1f} / {longest:.1f} s", note="submitted → called")
 
 
 def _told_wakes(results: list[Results]) -> Iterator[Figure]:
@@ -125,24 +125,24 @@ def _told_wakes(results: list[Results]) -> Iterator[Figure]:
         for each in results:
             found = each.wakes_ms[most]
             what = f"slot free → next call, {' / '.join(SHARES)}, {each.title}"
-            yield told(what, _spread(found), note=f"{most} at a time, {len(found)} calls of {contests.ANSWER_S * 1000:g} ms")
+            yield reported(what, _spread(found), note=f"{most} at a time, {len(found)} calls of {contests.ANSWER_S * 1000:g} ms")
 
 
 def _told_idle(results: list[Results]) -> Iterator[Figure]:
     for each in results:
         what = f"added to a call at idle, {' / '.join(SHARES)}, {each.title}"
-        yield told(what, _spread(each.idle_ms), note=f"request → answer, {len(each.idle_ms)} calls; the upstream answers at once")
+        yield reported(what, _spread(each.idle_ms), note=f"request → answer, {len(each.idle_ms)} calls; the upstream answers at once")
 
 
 def _told_rush(results: list[Results]) -> Iterator[Figure]:
     for each in results:
         if rushed := each.rushed:
             note = f"{rushed.jobs:,} jobs, {contests.AT_ONCE} at a time, the upstream answers at once"
-            yield told(f"jobs per second, {each.title}", f"{rushed.per_s:.0f}", note=note)
+            yield reported(f"jobs per second, {each.title}", f"{rushed.per_s:.0f}", note=note)
     for each in results:
         if rushed := each.rushed:
             parts = ", ".join(f"{part} {spent / rushed.jobs * 1000:.2f}" for part, spent in rushed.used_s.items())
-            yield told(f"CPU per job, {each.title}", f"{rushed.cpu_ms:.2f} ms", note=parts)
+            yield reported(f"CPU per job, {each.title}", f"{rushed.cpu_ms:.2f} ms", note=parts)
 
 
 def _spread(values_ms: list[float]) -> str:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.figure import Figure, at_most, quantile, reported
 from bench.measure.stack import MODEL, Stack
 from models.database import db
 from models.jobs import workers
@@ -45,7 +45,7 @@ class Taken:
 
 
 class Ears:
-    """A ring that only remembers whom it called."""
+    """A publisher that only records its messages."""
 
     def __init__(self) -> None:
         self.rung: list[tuple[UUID, UUID]] = []
@@ -66,8 +66,8 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     return [
         _ratio(f"admission step, {many:,} waiting against {FEW:,}", full, few, note=f"{SLOTS} jobs a step"),
         _ratio(f"admission step, {lanes:,} lanes against {FEW:,}", wide, thin, note=f"1 job a lane, {SLOTS} a step"),
-        told(f"submit into a queue of {many:,}", f"{full.submit:.1f} ms", note=f"{few.submit:.1f} ms into one of {FEW:,}; in process"),
-        told(
+        reported(f"submit into a queue of {many:,}", f"{full.submit:.1f} ms", note=f"{few.submit:.1f} ms into one of {FEW:,}; in process"),
+        reported(
             f"position of the last job of {many:,}", f"{full.position:.1f} ms", note=f"{few.position:.1f} ms of {FEW:,}; counted to 10,000"
         ),
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.figure import Figure, at_most, quantile, reported
 from bench.measure.load import CHAT
 from bench.measure.stack import MODEL, ROOT, Stack
 from deploy.local.server_process import die_with_parent, free_port
@@ -139,9 +139,9 @@ def _figures(what: str, starts: list[Start], most_s: float) -> list[Figure]:
     order = sorted(parts, key=lambda name: values[name])
     cpu_s = {part: quantile([one.cpu_s.get(part, 0.0) for one in starts], 0.5) for part in (*PARTS, "other")}
     return [
-        *(told(f"{what}: {name}", f"{values[name]:.2f} s", note=how) for name in order),
+        *(reported(f"{what}: {name}", f"{values[name]:.2f} s", note=how) for name in order),
         at_most(f"{what}: {last}", values[last], most_s, unit="s", note=how),
-        told(
+        reported(
             f"{what}: CPU until then",
             f"{sum(cpu_s.values()):.2f} s",
             note=", ".join(f"{part} {spent:.2f}" for part, spent in cpu_s.items()),

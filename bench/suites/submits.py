@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from bench.measure import load
-from bench.measure.figure import Figure, at_least, at_most, quantile, told
+from bench.measure.figure import Figure, at_least, at_most, quantile, reported
 from bench.measure.load import Load, Wanted
 from bench.measure.stack import Caller, Stack
 from models.keys.keys import Limits
@@ -36,7 +36,7 @@ def _many(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
     load.submit(Wanted(stack.port, caller.token, jobs=200, connections=4 * CONNECTIONS, users=50))
     done = load.submit(Wanted(stack.port, caller.token, jobs=jobs, connections=CONNECTIONS, users=50))
     stack.clear()
-    return [told("submits per second", f"{done.per_s:.0f}", note=how), *_latency(done, how, most_ms=None)]
+    return [reported("submits per second", f"{done.per_s:.0f}", note=how), *_latency(done, how, most_ms=None)]
 
 
 def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
@@ -52,7 +52,7 @@ def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
         *_latency(many, f"{CONNECTIONS} connections"),
         *_latency(alone, "1 connection"),
         at_most("Redis keys per waiting job", (keys_after - keys) / waiting, 0, unit=""),
-        told(
+        reported(
             "Redis memory per waiting job", f"{(memory_after - memory) / waiting:.0f} B", note="memory of the connections, not of the jobs"
         ),
     ]
@@ -60,8 +60,10 @@ def _measure(stack: Stack, caller: Caller, *, jobs: int) -> list[Figure]:
 
 def _latency(seen: Load, how: str, *, most_ms: float | None = P99_MS) -> list[Figure]:
     p50, p99 = (quantile(seen.took_s, share) * 1000 for share in (0.5, 0.99))
-    tail = told("submit, p99", f"{p99:.1f} ms", note=how) if most_ms is None else at_most("submit, p99", p99, most_ms, unit="ms", note=how)
-    return [told("submit, p50", f"{p50:.1f} ms", note=how), tail]
+    tail = (
+        reported("submit, p99", f"{p99:.1f} ms", note=how) if most_ms is None else at_most("submit, p99", p99, most_ms, unit="ms", note=how)
+    )
+    return [reported("submit, p50", f"{p50:.1f} ms", note=how), tail]
 
 
 def _redis(stack: Stack) -> tuple[int, int]:

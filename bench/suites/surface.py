@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from bench.measure import cpu, load
-from bench.measure.figure import Figure, at_least, quantile, told
+from bench.measure.figure import Figure, at_least, quantile, reported
 from bench.measure.load import CHAT, Load, Wanted
 from bench.measure.stack import MODEL, Stack
 from bench.peers import litellm
@@ -60,12 +60,12 @@ def _one(parts: dict[str, int], wanted: Wanted) -> Measured:
 def _figures(clients: int, ours: Measured, theirs: Measured, name: str) -> list[Figure]:
     how = f"{clients} clients, {len(ours.load.took_s):,} calls"
     return [
-        told("answers per second, ours", f"{ours.load.per_s:.0f}", note=how),
-        told(f"answers per second, {name}", f"{theirs.load.per_s:.0f}", note=how),
-        told("p50 / p99, ours", _latency(ours), note=how),
-        told(f"p50 / p99, {name}", _latency(theirs), note=how),
-        told("CPU per answer, ours", f"{ours.cpu_ms:.2f} ms", note=_parts(ours)),
-        told(f"CPU per answer, {name}", f"{theirs.cpu_ms:.2f} ms", note="one process, nothing stored"),
+        reported("answers per second, ours", f"{ours.load.per_s:.0f}", note=how),
+        reported(f"answers per second, {name}", f"{theirs.load.per_s:.0f}", note=how),
+        reported("p50 / p99, ours", _latency(ours), note=how),
+        reported(f"p50 / p99, {name}", _latency(theirs), note=how),
+        reported("CPU per answer, ours", f"{ours.cpu_ms:.2f} ms", note=_parts(ours)),
+        reported(f"CPU per answer, {name}", f"{theirs.cpu_ms:.2f} ms", note="one process, nothing stored"),
         at_least("answers per core, relative to litellm", theirs.cpu_ms / ours.cpu_ms, TIMES_LEAST, unit="times", note=how),
     ]
 

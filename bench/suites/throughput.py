@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from bench.measure import cpu, load
-from bench.measure.figure import Figure, at_least, told
+from bench.measure.figure import Figure, at_least, reported
 from bench.measure.load import Load, Wanted
 from bench.measure.stack import Stack
 from models.keys.keys import Limits
@@ -41,9 +41,9 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     done = measure(stack, "sk-throughput", jobs=jobs, warm=warm)
     return [
         at_least("jobs per second, submit to result", done.per_s, LEAST_PER_S, note=f"{jobs:,} jobs, {CONNECTIONS} connections"),
-        told("submits per second meanwhile", f"{done.submitted.per_s:.0f}"),
-        told("CPU per job, all parts", f"{done.cpu_ms:.2f} ms", note="without the load generator"),
-        *(told(f"CPU per job, {name}", f"{spent / jobs * 1000:.2f} ms") for name, spent in done.used_s.items()),
+        reported("submits per second meanwhile", f"{done.submitted.per_s:.0f}"),
+        reported("CPU per job, all parts", f"{done.cpu_ms:.2f} ms", note="without the load generator"),
+        *(reported(f"CPU per job, {name}", f"{spent / jobs * 1000:.2f} ms") for name, spent in done.used_s.items()),
     ]
 
 

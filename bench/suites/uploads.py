@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from bench.measure import load
-from bench.measure.figure import Figure, at_most, quantile, told
+from bench.measure.figure import Figure, at_most, quantile, reported
 from bench.measure.load import CHAT, Wanted
 from bench.measure.stack import MODEL, ROOT, Caller, Stack
 from models.keys.keys import Limits
@@ -73,24 +73,26 @@ def _measure(stack: Stack, small: Caller, large: Caller, *, rounds: int) -> list
     p99, p99_alone = (quantile(times, 0.99) * 1000 for times in (beside, alone))
     return [
         *_told("alone", alone),
-        told("beside the uploads, p50", f"{quantile(beside, 0.5) * 1000:.1f} ms", note=f"{len(beside)} requests"),
+        reported("beside the uploads, p50", f"{quantile(beside, 0.5) * 1000:.1f} ms", note=f"{len(beside)} requests"),
         at_most("beside the uploads, p99", p99, P99_MS, unit="ms", note=how),
-        told("beside the uploads, longest", f"{max(beside) * 1000:.1f} ms"),
-        told("GET /healthz alone, p99", f"{quantile(loop_alone, 0.99) * 1000:.1f} ms", note="no database: the event loop alone"),
-        told("GET /healthz beside them, p99", f"{quantile(loop, 0.99) * 1000:.1f} ms", note=f"{len(loop)} requests"),
-        told("p99 beside the uploads ÷ p99 alone", f"{p99 / p99_alone:.1f}", note="of the same run"),
-        told(
+        reported("beside the uploads, longest", f"{max(beside) * 1000:.1f} ms"),
+        reported("GET /healthz alone, p99", f"{quantile(loop_alone, 0.99) * 1000:.1f} ms", note="no database: the event loop alone"),
+        reported("GET /healthz beside them, p99", f"{quantile(loop, 0.99) * 1000:.1f} ms", note=f"{len(loop)} requests"),
+        reported("p99 beside the uploads ÷ p99 alone", f"{p99 / p99_alone:.1f}", note="of the same run"),
+        reported(
             f"{UPLOADS} uploads of {UPLOAD_MB} MB",
             f"{quantile(took_s, 0.5):.1f} s",
             note=f"until the last 202; median. Sent again after 503: {refused}",
         ),
-        told("API process: idle / highest / afterwards", _memory(stack, idle_mib), note="resident; highest: the kernel's high-water mark"),
+        reported(
+            "API process: idle / highest / afterwards", _memory(stack, idle_mib), note="resident; highest: the kernel's high-water mark"
+        ),
     ]
 
 
 def _told(how: str, took_s: list[float]) -> list[Figure]:
     note = f"{len(took_s)} requests, {CONNECTIONS} connections"
-    return [told(f"{how}, p{share}", f"{quantile(took_s, share / 100) * 1000:.1f} ms", note=note) for share in (50, 99)]
+    return [reported(f"{how}, p{share}", f"{quantile(took_s, share / 100) * 1000:.1f} ms", note=note) for share in (50, 99)]
 
 
 def _batch(stack: Stack, caller: Caller) -> list[float]:
@@ -151,7 +153,7 @@ def _upload(port: int, token: str, body: bytes, statuses: list[bytes]) -> None:
 
 
 def main(port: int, token: str, uploads: int, size_mb: int) -> None:
-    """So many at once, each sent again while it is told 503; prints how often that was. Exits with 1 unless all were accepted."""
+    """So many at once, each repeated while the answer is 503; prints how often that was. Exits with 1 unless all were accepted."""
     picture = base64.b64encode(os.urandom(size_mb * 750_000)).decode()
     parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}]
     body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": parts}]}).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from bench.measure import cpu, load
-from bench.measure.figure import Figure, at_least, at_most, quantile, told
+from bench.measure.figure import Figure, at_least, at_most, quantile, reported
 from bench.measure.load import Wanted
 from bench.measure.receiver import Receiver
 from bench.measure.stack import Caller, Stack
@@ -36,10 +36,10 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
         stack.do("DELETE FROM delivery")
     before, after = quantile(quiet, 0.95), quantile(beside, 0.95)
     return [
-        told("end of job → arrival, idle, p50", f"{quantile(quiet, 0.5):.1f} ms", note=f"{jobs} jobs, one after another"),
+        reported("end of job → arrival, idle, p50", f"{quantile(quiet, 0.5):.1f} ms", note=f"{jobs} jobs, one after another"),
         at_most("end of job → arrival, idle, p95", before, IDLE_P95_MS, unit="ms"),
         *found,
-        told(
+        reported(
             "end of job → arrival beside a hanging receiver, p95", f"{after:.1f} ms", note=f"{HANGING:,} deliveries wait for it, 15 s each"
         ),
         at_most("the same, relative to idle", after / before, SLOWER_MOST, unit="times"),
@@ -75,8 +75,8 @@ def _burst(stack: Stack, receiver: Receiver, *, deliveries: int) -> list[Figure]
     how = f"{deliveries:,} due at once, {ENDPOINTS} endpoints"
     return [
         at_least("deliveries per second", deliveries / seconds, LEAST_PER_S, note=how),
-        told("CPU per delivery, all parts", f"{sum(used.values()) / deliveries * 1000:.2f} ms", note="without the receiver"),
-        *(told(f"CPU per delivery, {name}", f"{used[name] / deliveries * 1000:.2f} ms") for name in ("pacer", "worker", "Postgres")),
+        reported("CPU per delivery, all parts", f"{sum(used.values()) / deliveries * 1000:.2f} ms", note="without the receiver"),
+        *(reported(f"CPU per delivery, {name}", f"{used[name] / deliveries * 1000:.2f} ms") for name in ("pacer", "worker", "Postgres")),
     ]
 
 

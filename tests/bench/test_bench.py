@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.measure import plots, report
-from bench.measure.figure import told
+from bench.measure.figure import reported
 from bench.measure.load import Wanted
 from bench.measure.plots import Line, Panel
 from bench.peers.contests import Fair
@@ -78,7 +78,7 @@ def test_the_page_shows_a_picture_above_its_figures(tmp_path: Path, monkeypatch:
     draw(tmp_path)
     monkeypatch.setattr(report, "PAGE", tmp_path / "docs" / "benchmarks.md")
     about = {"took_s": 60.0, "load_before": 0.1, "servers": {"Valkey": "9"}, "speeds": [10.0, 17.5]}
-    report.write({"Growth": [told("step", "9.0 ms")]}, {"Growth": tmp_path / "growth.svg"}, **about)  # type: ignore[arg-type]  # as named
+    report.write({"Growth": [reported("step", "9.0 ms")]}, {"Growth": tmp_path / "growth.svg"}, **about)  # type: ignore[arg-type]  # as named
 
     page = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "Speed of one core before and after: 10.0 and 17.5 million" in page

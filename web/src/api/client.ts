@@ -78,6 +78,6 @@ export async function call<T>(path: string, wanted: Wanted = {}): Promise<T> {
 
 async function refusal(answer: Response): Promise<ApiError> {
   const body = await answer.json().catch(() => null);
-  const said = body?.error;
-  return new ApiError(said?.message ?? `${answer.status} ${answer.statusText}`, answer.status, said?.code ?? null);
+  const error = body?.error;
+  return new ApiError(error?.message ?? `${answer.status} ${answer.statusText}`, answer.status, error?.code ?? null);
 }

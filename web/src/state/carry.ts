@@ -13,7 +13,7 @@ interface Carried {
 
 const FORMAT = "nowserving.conversations";
 
-/** Every conversation of this key, with all that was said. Raises ApiError. */
+/** Exports every conversation of this key with its messages. Raises ApiError. */
 export async function exported(): Promise<string> {
   await list();
   const all: Carried[] = [];
@@ -23,14 +23,14 @@ export async function exported(): Promise<string> {
   return JSON.stringify({ format: FORMAT, version: 1, conversations: all }, null, 1);
 }
 
-/** A new conversation for each in the file; how many. Its first turn tells the model what was said. Raises SyntaxError, ApiError. */
+/** A new conversation for each in the file; returns their number. Its first turn carries the imported messages. Raises SyntaxError, ApiError. */
 export async function importFrom(text: string): Promise<number> {
   const found = JSON.parse(text) as { format?: string; conversations?: Carried[] };
   if (found.format !== FORMAT || !Array.isArray(found.conversations)) throw new SyntaxError(FORMAT);
   for (const one of found.conversations.slice().reverse()) {
     const made = await create({ ...PLAIN, ...one.extras, title: one.title ?? "", systemPrompt: one.system_prompt ?? "" });
-    const said = one.messages.filter((message) => message.text && (message.role === "user" || message.role === "assistant"));
-    imported.value[made.id] = said.map((message) => ({ role: message.role, content: String(message.text) }));
+    const messages = one.messages.filter((message) => message.text && (message.role === "user" || message.role === "assistant"));
+    imported.value[made.id] = messages.map((message) => ({ role: message.role, content: String(message.text) }));
   }
   return found.conversations.length;
 }

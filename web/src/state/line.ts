@@ -27,7 +27,7 @@ let followed = "";
 let abort = new AbortController();
 let isLooking = false;
 
-/** `done` is told of every ticket whose job has ended, before the ticket is taken away. */
+/** Calls `done` for every ticket whose job has ended, before it removes the ticket. */
 export function onEnd(done: (ticket: Ticket, job: Job) => Promise<void> | void): void {
   endings.push(done);
 }
@@ -85,11 +85,11 @@ async function waitWith(ticket: Ticket, signal: AbortSignal): Promise<void> {
   const stop = (): void => turn.abort();
   signal.addEventListener("abort", stop);
   const heard = (name: string, data: string): void => {
-    const said = JSON.parse(data) as { job?: Job; queue?: Queue };
-    if (name === "queue" && said.queue) hear(ticket, "queued", said.queue);
-    if (!said.job) return;
-    hear(ticket, said.job.status, said.job.queue);
-    if (isOver(said.job.status) || (said.job.status === "running" && ticket.isStreamed)) stop();
+    const event = JSON.parse(data) as { job?: Job; queue?: Queue };
+    if (name === "queue" && event.queue) hear(ticket, "queued", event.queue);
+    if (!event.job) return;
+    hear(ticket, event.job.status, event.job.queue);
+    if (isOver(event.job.status) || (event.job.status === "running" && ticket.isStreamed)) stop();
   };
   try {
     await listen(`v1/jobs/${ticket.jobId}/events`, { event: heard }, turn.signal);

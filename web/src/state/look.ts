@@ -13,7 +13,7 @@ export const theme = stored<Theme>("theme", "system");
 export const language = stored<Language>("language", first);
 export const i18n = createI18n({ legacy: false, locale: language.value, fallbackLocale: "en", messages: { en, zh } });
 
-/** The words of the visitor's language, for what is said outside components. */
+/** The words of the visitor's language, for texts outside components. */
 export const say = (...words: [string, Record<string, unknown>?]): string => i18n.global.t(words[0], words[1] ?? {});
 
 watchEffect(() => {

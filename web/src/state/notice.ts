@@ -1,4 +1,4 @@
-// What the visitor is told in passing, and what calls them back: a line on the page, the title, a notification.
+// Notices to the visitor: a line on the page, the title, a notification.
 import { ref } from "vue";
 import { say } from "./look";
 

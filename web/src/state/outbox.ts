@@ -1,4 +1,4 @@
-// What was said and has not been taken yet. It is kept until the API has it, with one Idempotency-Key: closing the page or losing the
+// Messages that the API has not accepted yet. Each is kept until the API has it, with one Idempotency-Key: closing the page or losing the
 // network neither loses a question nor asks it twice.
 import { computed } from "vue";
 import { ApiError, call } from "../api/client";
@@ -42,7 +42,7 @@ export function ask(session: string, text: string, files: Attachment[]): void {
   const body: Record<string, unknown> = {
     model: own.model,
     stream: true,
-    messages: [...told(session), { role: "user", content: text }],
+    messages: [...importedMessages(session), { role: "user", content: text }],
   };
   if (own.temperature) body.temperature = Number(own.temperature);
   if (own.maxTokens) body.max_completion_tokens = Number(own.maxTokens);
@@ -108,7 +108,7 @@ async function deliver(letter: Letter): Promise<void> {
   }
 }
 
-/** A chat says which model it is for; nobody knows which there are before the upstream was asked. */
+/** A chat says which model it is for; the models are unknown until the upstream was asked. */
 async function decide(letter: Letter): Promise<void> {
   const body = letter.order.body as { model?: string };
   if (letter.order.endpoint !== CHAT || body.model) return;
@@ -126,6 +126,6 @@ function post(session: string, text: string, files: Attachment[], order: Record<
 /** Conversations that were imported: the API has not seen them yet, the first turn tells it. */
 export const imported = stored<Record<string, { role: "user" | "assistant"; content: string }[]>>("imported", {});
 
-function told(session: string): { role: string; content: string }[] {
+function importedMessages(session: string): { role: string; content: string }[] {
   return imported.value[session] ?? [];
 }

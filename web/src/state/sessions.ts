@@ -55,7 +55,7 @@ export async function refresh(id: string): Promise<void> {
 /** A new assistant, which is chosen. Raises ApiError. */
 export async function create(draft: Draft): Promise<Session> {
   const id = `${key.prefix}chat-${newId()}`;
-  const made = await call<Session>("v1/sessions", { method: "POST", json: { id, ...said(draft) } });
+  const made = await call<Session>("v1/sessions", { method: "POST", json: { id, ...fields(draft) } });
   keep(id, draft);
   sessions.value = [made, ...sessions.value];
   chosenId.value = id;
@@ -64,12 +64,12 @@ export async function create(draft: Draft): Promise<Session> {
 
 /** The assistant with another name, prompt, picture, model. Raises ApiError. */
 export async function change(id: string, draft: Draft): Promise<void> {
-  const now = await call<Session>(path(id), { method: "PATCH", json: said(draft) });
+  const now = await call<Session>(path(id), { method: "PATCH", json: fields(draft) });
   keep(id, draft);
   sessions.value = sessions.value.map((one) => (one.id === id ? now : one));
 }
 
-/** It is gone, with all that was said in it. Raises ApiError. */
+/** Deletes the session with its messages. Raises ApiError. */
 export async function remove(id: string): Promise<void> {
   await call(path(id), { method: "DELETE" });
   sessions.value = sessions.value.filter((one) => one.id !== id);
@@ -89,7 +89,7 @@ export async function learn(id: string, jobId: string): Promise<void> {
   extras.value[id] = { ...PLAIN, ...job.metadata, model: job.metadata.model ?? job.model };
 }
 
-function said(draft: Draft): Record<string, unknown> {
+function fields(draft: Draft): Record<string, unknown> {
   return { title: draft.title.trim() || null, system_prompt: draft.systemPrompt.trim() || null };
 }
 

@@ -27,7 +27,7 @@ function read<T>(name: string, fallback: T, store: () => Storage): T {
   }
 }
 
-/** An id that nobody else makes. (crypto.randomUUID is missing where the page is not served over https.) */
+/** A unique id. (crypto.randomUUID is missing where the page is not served over https.) */
 export function newId(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
