@@ -18,7 +18,7 @@ from api.waiting.db_poller import POLL_INTERVAL_S
 from api.waiting.registry import waiter_registry
 from api.waiting.waiter import Waiter
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows, job_view
 from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform import wire
@@ -40,7 +40,7 @@ def follow(name: str) -> Response:
     """Streams the job's events. 204 after its last event, so that browsers do not reconnect."""
     caller, job_id, after = auth.authenticate(request), wire.parse_id(name), _last_event_id()
     with db.autocommit() as session:
-        job = job_view.find_job(session, job_id, caller.id)
+        job = job_rows.find_job(session, job_id, caller.id)
     if job.status in TERMINAL and after >= job.seq:
         return Response(status=204)
     origin = images.origin(request)
@@ -96,9 +96,9 @@ class EventStream:
         """Returns the events since the last one sent; none while Postgres is unavailable."""
         try:
             with db.autocommit() as session:
-                job = job_view.find_job(session, self.waiter.job_id, self.caller.id)
+                job = job_rows.find_job(session, self.waiter.job_id, self.caller.id)
                 # Events newer than `job` wait for the next poll: an event must not carry an older job.
-                rows = [row for row in job_view.list_events(session, self.waiter.job_id, after=self.last_seq) if row.seq <= job.seq]
+                rows = [row for row in job_rows.list_events(session, self.waiter.job_id, after=self.last_seq) if row.seq <= job.seq]
                 shown = job_view.render_job(session, job, with_result=False, origin=self.origin)
                 self.is_over = job.status in TERMINAL
                 final = job_view.render_job(session, job, origin=self.origin) if self.is_over else shown
@@ -137,7 +137,7 @@ def _guarded(stream: EventStream) -> Iterator[str]:
 
 
 def _event(row: object, shown: JsonObject) -> str:
-    kind, seq = row.type, row.seq  # type: ignore[attr-defined]  # a row of job_view.list_events
+    kind, seq = row.type, row.seq  # type: ignore[attr-defined]  # a row of job_rows.list_events
     at = round(row.at.timestamp(), 3)  # type: ignore[attr-defined]
     return _chunk(kind, {"type": kind, "seq": seq, "at": at, "detail": row.detail, "job": shown}, seq=seq)  # type: ignore[attr-defined]
 

@@ -20,7 +20,7 @@ from api.submit.enqueue import accept
 from api.waiting import notify_queue, wait
 from models.config.settings import settings
 from models.database import db
-from models.jobs import cancellation, job_view
+from models.jobs import cancellation, job_rows, job_view
 from models.jobs.states import TERMINAL, Status
 from models.platform import wire
 from models.platform.errors import Invalid, Unavailable, WrongState
@@ -58,7 +58,7 @@ def list_jobs() -> Response:
     caller = auth.authenticate(request)
     limit, before, status = paging.parse_limit(), paging.parse_after(wire.parse_id), _status()
     with db.autocommit() as session:
-        rows = job_view.list_jobs(session, caller.id, limit=limit, before=before, status=status)
+        rows = job_rows.list_jobs(session, caller.id, limit=limit, before=before, status=status)
         shown = job_view.render_jobs(session, rows[:limit], origin=images.origin(request))
     return paging.list_response(shown, has_more=len(rows) > limit)
 
@@ -83,7 +83,7 @@ def raw_response(name: str) -> Response:
     """Downloads the bytes of a response that is not a result; 404 when the job has none."""
     caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.autocommit() as session:
-        row = job_view.find_raw_response(session, job_id, caller.id)
+        row = job_rows.find_raw_response(session, job_id, caller.id)
         return replies.raw(row, name=wire.public_id(job_id))
 
 
@@ -93,7 +93,7 @@ def cancel(name: str) -> Response:
     caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.begin() as session:
         cancelled = cancellation.cancel(session, job_id, caller.id)
-        job = job_view.find_job(session, job_id, caller.id)
+        job = job_rows.find_job(session, job_id, caller.id)
         if job.status in TERMINAL - {Status.CANCELLED}:
             raise WrongState(f"The job has already {job.status}: it cannot be cancelled.")
         shown = job_view.render_job(session, job, origin=images.origin(request))
@@ -108,7 +108,7 @@ def retry(name: str) -> Response:
     """Enqueues a new job with the same request and returns 202."""
     caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.autocommit() as session:
-        row = job_view.find_submission(session, job_id, caller.id)
+        row = job_rows.find_submission(session, job_id, caller.id)
         return _accept(build.retry_order(caller, row, retry_of=job_id), digest=hashlib.sha256(_digest_prefix()).digest())
 
 
@@ -131,7 +131,7 @@ def _show(job_id: UUID, key_id: int, *, tries: int) -> JsonObject:
         try:
             with db.autocommit() as session:
                 return job_view.render_job(
-                    session, job_view.find_job(session, job_id, key_id), with_pictures=False, origin=images.origin(request)
+                    session, job_rows.find_job(session, job_id, key_id), with_pictures=False, origin=images.origin(request)
                 )
         except Unavailable:
             tries -= 1

@@ -27,7 +27,7 @@ from models.billing.money import to_usd
 from models.config.settings import settings
 from models.content.endpoints import CHAT
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows, job_view
 from models.jobs.states import TERMINAL, Status
 from models.keys.keys import Key
 from models.platform import wire
@@ -135,7 +135,7 @@ def _respond_job(caller: Key, name: str) -> Response:
         job_id = wire.parse_id(name)
         wait.until_ended(job_id, caller.id, wait_s=settings().pro_wait_s)
         with db.begin() as session:
-            row = job_view.find_job(session, job_id, caller.id)
+            row = job_rows.find_job(session, job_id, caller.id)
             answer = job_view.read_result(session, row) if row.status == Status.SUCCEEDED else None
     except NotFound:
         raise _InvalidField("jobId 不存在，请检查后重试") from None

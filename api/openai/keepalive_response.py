@@ -27,7 +27,7 @@ from api.waiting.disconnects import ServerRestarting
 from api.waiting.registry import waiter_registry
 from models.config.settings import settings
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows
 from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform.errors import ServingError, TooManyWaiting, Unauthorised, Unavailable
@@ -195,6 +195,6 @@ class BlockingResponse:
     def _row(self) -> Any | None:
         try:
             with db.autocommit() as session:
-                return job_view.find_job(session, self._job_id, self._caller.id)
+                return job_rows.find_job(session, self._job_id, self._caller.id)
         except Unavailable:
             return None

@@ -19,7 +19,7 @@ from api.waiting.registry import waiter_registry
 from api.waiting.waiter import Waiter
 from models.content.endpoints import CHAT
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows
 from models.jobs.states import TERMINAL
 from models.keys.keys import Key
 from models.platform import wire
@@ -94,8 +94,8 @@ class StreamEvents:
         """Returns the ended job and the events of its transcript; None while Postgres is unavailable."""
         try:
             with db.begin() as session:
-                row = job_view.find_job(session, self._waiter.job_id, self._caller.id)
-                return row, sse_frames.split(job_view.read_transcript(session, row.id))
+                row = job_rows.find_job(session, self._waiter.job_id, self._caller.id)
+                return row, sse_frames.split(job_rows.read_transcript(session, row.id))
         except Unavailable:
             return None
 
@@ -146,7 +146,7 @@ class StreamEvents:
     def _row(self) -> Any | None:
         try:
             with db.begin() as session:
-                return job_view.find_job(session, self._waiter.job_id, self._caller.id)
+                return job_rows.find_job(session, self._waiter.job_id, self._caller.id)
         except ServingError:
             return None
 

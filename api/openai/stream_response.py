@@ -24,7 +24,7 @@ from api.waiting.disconnect_poller import is_closed
 from api.waiting.registry import waiter_registry
 from models.config.settings import settings
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows
 from models.keys.keys import Key
 from models.platform import wire
 from models.platform.errors import WrongState
@@ -39,7 +39,7 @@ def follow(name: str) -> Response:
     """Streams a job from its first event, for clients that connect late or lost the stream."""
     caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.begin() as session:
-        if not job_view.find_job(session, job_id, caller.id).streamed:
+        if not job_rows.find_job(session, job_id, caller.id).streamed:
             raise WrongState("This job was not submitted as a stream: GET /v1/jobs/{id} returns its result, …/events its events.")
     return respond(job_id, caller, reader=None, is_replay=True)
 

@@ -20,7 +20,7 @@ from api.waiting.registry import waiter_registry
 from models.config.settings import settings
 from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATIONS
 from models.database import db
-from models.jobs import job_view, waiters
+from models.jobs import job_rows, job_view, waiters
 from models.keys.keys import Key
 from models.platform import wire
 from models.queue import lanes, submission
@@ -170,7 +170,7 @@ def _respond_async(arrival: Arrival, caller: Key, preferences: Preferences) -> R
         response = keepalive_response.respond_within(preferences.wait_s, arrival.job_id, caller, request=request)
     if response is None:
         with db.autocommit() as session:
-            shown = job_view.render_job(session, job_view.find_job(session, arrival.job_id, caller.id), origin=images.origin(request))
+            shown = job_view.render_job(session, job_rows.find_job(session, arrival.job_id, caller.id), origin=images.origin(request))
         response = render.json_response(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
     applied = replace(preferences, wait_s=None) if arrival.is_streamed else preferences
     response.headers["Preference-Applied"] = applied.applied()

@@ -14,7 +14,7 @@ from api.waiting import notify_queue
 from models.access import audit_log
 from models.access.audit_log import Act
 from models.database import db
-from models.jobs import cancellation, job_view
+from models.jobs import cancellation, job_rows, job_view
 from models.jobs.states import Status
 from models.keys.keys import Key
 from models.ops import bulk, job_owner, priorities
@@ -84,7 +84,7 @@ def resubmit(act: Act, job_id: UUID, caller: Key, *, is_only_once: bool = False)
     """
     new_id = submission.new_job_id()
     with db.autocommit() as session:
-        before = job_view.find_submission(session, job_id, caller.id)
+        before = job_rows.find_submission(session, job_id, caller.id)
     order = build.retry_order(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
@@ -100,7 +100,7 @@ def _show(job_id: UUID) -> dict[str, Any]:
     """Returns the job without its request and result, which belong to its caller."""
     with db.begin() as session:
         key_id = job_owner.find(session, job_id).key_id
-        shown = job_view.render_job(session, job_view.find_job(session, job_id, key_id), with_result=False)
+        shown = job_view.render_job(session, job_rows.find_job(session, job_id, key_id), with_result=False)
     return {name: value for name, value in shown.items() if name not in ("metadata", "artifacts")}
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from api.submit import submit_span
 from api.waiting import notify_queue
 from models.database import db
-from models.jobs import idempotency, job_view
+from models.jobs import idempotency, job_rows, job_view
 from models.platform import crash_points, wire
 from models.platform.wire import JsonObject
 from models.queue import enqueue, lanes, submission
@@ -35,7 +35,7 @@ class Accepted:
             return job_view.render_enqueued(order, self.joined, job_id=self.job_id)
         # Not in the transaction that accepted it: that one holds its flow's row, for which the next submit of this user waits.
         with db.autocommit() as session:
-            return job_view.render_job(session, job_view.find_job(session, self.job_id, order.key.id), origin=origin)
+            return job_view.render_job(session, job_rows.find_job(session, self.job_id, order.key.id), origin=origin)
 
 
 def accept(order: Submission, *, token: str | None, digest: bytes, lane_id: int | None = None) -> Accepted:

@@ -11,7 +11,7 @@ from uuid import UUID
 from api.waiting.coalescing_queue import CoalescingQueue
 from api.waiting.waiters import Waiters
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows, job_view
 from models.platform.errors import Unavailable
 from models.queue import position
 
@@ -70,7 +70,7 @@ class DbPoller:
 
     def _poll(self, job_ids: Sequence[UUID], position_due: set[UUID]) -> None:
         with db.autocommit() as session:
-            rows = job_view.status_of(session, job_ids)
+            rows = job_rows.status_of(session, job_ids)
             queued = [row for row in rows if row.status in job_view.WAITING and self._needs_place(row, position_due)]
             places = position.positions_of(session, queued)
         for row in rows:

@@ -9,7 +9,7 @@ from flask import request
 
 from api.waiting.registry import waiter_registry
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows
 from models.jobs.states import TERMINAL
 from models.platform.errors import TooManyWaiting, Unauthorised, Unavailable
 
@@ -21,7 +21,7 @@ def until_ended(job_id: UUID, key_id: int, *, wait_s: float) -> float | None:
     Raises NotFound, and Unauthorised when the key was revoked.
     """
     with db.autocommit() as session:
-        if job_view.find_job(session, job_id, key_id).status in TERMINAL:
+        if job_rows.find_job(session, job_id, key_id).status in TERMINAL:
             return None
     try:
         _wait(job_id, key_id, until=time.monotonic() + wait_s)

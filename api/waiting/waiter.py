@@ -80,7 +80,7 @@ class Waiter:
         return len(self._chunks) >= MAX_BUFFERED
 
     def update(self, job: Any, place: QueuePosition | None) -> None:
-        """Sets the job's state. job: a row of job_view.status_of. place None: the job has none, or this poll did not read it."""
+        """Sets the job's state. job: a row of job_rows.status_of. place None: the job has none, or this poll did not read it."""
         before = self._state()
         self.status, self.seq, self.is_revoked = Status(job.status), job.seq, job.is_revoked
         self.place = (place or self.place) if self.status in job_view.WAITING else None

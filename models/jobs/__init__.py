@@ -1,4 +1,4 @@
-"""The life of a job: its state machine, its idempotency key, the clients that wait for it, and how it is shown.
+"""Jobs: the state machine (states.py), idempotency keys, waiters, and the job object.
 
-Also the heartbeats of the processes that serve jobs.
+Also the heartbeats of the API and worker processes.
 """

@@ -1,6 +1,6 @@
-"""The same Idempotency-Key and body give the same job, however often and however many at once.
+"""Idempotency keys: the same Idempotency-Key and body return the same job, also for concurrent requests.
 
-Except for a job that nowserving cancelled because its reader had left: the request that comes again gets a new one.
+Except for a job that was cancelled because its waiter had disconnected: the repeated request makes a new job.
 """
 
 from __future__ import annotations
@@ -14,35 +14,7 @@ from models.database.db import Transaction
 from models.jobs import waiters
 from models.platform.errors import Conflict, IdempotencyMismatch, Invalid
 
-TOKEN_MOST_CHARS = 255
-
-
-def claim_token(session: Transaction, key_id: int, token: str, *, digest: bytes, job_id: UUID) -> UUID:
-    """`job_id` when this token is new or its job was abandoned, else the job it made before.
-
-    A concurrent first waits here until the other has committed.
-
-    digest: SHA-256 of the request. Raises IdempotencyMismatch for another one, Conflict when the other takes too long, Invalid for a token
-    that is not 1 to 255 visible ASCII characters.
-    """
-    if not 1 <= len(token) <= TOKEN_MOST_CHARS or not all("!" <= char <= "~" for char in token):
-        raise Invalid("An Idempotency-Key is 1 to 255 visible ASCII characters.", param="Idempotency-Key")
-    wanted = {"key_id": key_id, "token": token, "fingerprint": digest, "job_id": job_id}
-    try:
-        if session.execute(_ADD, wanted).one_or_none() is not None:
-            return job_id
-        while True:
-            earlier = session.execute(_FIND, wanted).one()
-            if earlier.fingerprint != digest:
-                raise IdempotencyMismatch(param="Idempotency-Key")
-            if not earlier.is_abandoned:
-                return UUID(str(earlier.job_id))
-            # A concurrent request may have replaced it: then its job is the one.
-            if session.execute(_REPLACE, {**wanted, "earlier": earlier.job_id}).one_or_none() is not None:
-                return job_id
-    except LockNotAvailable as error:
-        raise Conflict(retry_after_s=1) from error
-
+MAX_TOKEN_CHARS = 255
 
 _ADD = text("""
     INSERT INTO idempotency (key_id, token, fingerprint, job_id) VALUES (:key_id, :token, :fingerprint, :job_id)
@@ -57,3 +29,29 @@ _REPLACE = text("""
     UPDATE idempotency SET job_id = :job_id, created_at = now()
     WHERE key_id = :key_id AND token = :token AND job_id = :earlier RETURNING job_id
 """)
+
+
+def claim_token(session: Transaction, key_id: int, token: str, *, digest: bytes, job_id: UUID) -> UUID:
+    """Returns job_id if this request is the first with its token, otherwise the id of the first one's job.
+
+    Waits for a concurrent request with the token until that one commits. digest: SHA-256 of the request.
+    Raises IdempotencyMismatch for another digest, Conflict if the wait takes too long, Invalid for a token that is not 1 to 255 visible
+    ASCII characters.
+    """
+    if not 1 <= len(token) <= MAX_TOKEN_CHARS or not all("!" <= char <= "~" for char in token):
+        raise Invalid("An Idempotency-Key is 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+    params = {"key_id": key_id, "token": token, "fingerprint": digest, "job_id": job_id}
+    try:
+        if session.execute(_ADD, params).one_or_none() is not None:
+            return job_id
+        while True:
+            earlier = session.execute(_FIND, params).one()
+            if earlier.fingerprint != digest:
+                raise IdempotencyMismatch(param="Idempotency-Key")
+            if not earlier.is_abandoned:
+                return UUID(str(earlier.job_id))
+            # If a concurrent request replaced the job first, the loop returns that one's job.
+            if session.execute(_REPLACE, {**params, "earlier": earlier.job_id}).one_or_none() is not None:
+                return job_id
+    except LockNotAvailable as error:
+        raise Conflict(retry_after_s=1) from error

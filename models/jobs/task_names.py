@@ -1,4 +1,4 @@
-"""What a job is called where operators see it as a task: its kind, and its pool where that has a name of the operator's."""
+"""Display names of jobs as Celery tasks: the kind of the endpoint, and the pool if an operator named it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ KINDS = {
     endpoints.EMBEDDINGS: "embeddings",
     endpoints.MODERATIONS: "moderations",
 }
+#: Prefix of the pools of keys that callers bring themselves.
 OWN = "own:"
 
 
 def task_name(route: str, pool: str) -> str:
-    """`chat`, or `chat [team-a]` for a pool that the operator made. Never the model: callers can name any number of those."""
+    """`chat`, or `chat [team-a]` for an operator's pool. Never the model: callers can name any number of models."""
     kind = KINDS.get(route, "models")
     return kind if pool.startswith(OWN) else f"{kind} [{pool}]"
-
-
-def names_by_job(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, str]:
-    """The titles of these jobs."""
-    return {row.id: task_name(row.endpoint, row.pool) for row in session.execute(_JOBS, {"ids": list(job_ids)})}
 
 
 _JOBS = text("""
     SELECT job.id, job.endpoint, pool.name AS pool FROM job
     JOIN lane ON lane.id = job.lane_id JOIN pool ON pool.id = lane.pool_id WHERE job.id = ANY(:ids)
 """)
+
+
+def names_by_job(session: Transaction, job_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The task names of these jobs."""
+    return {row.id: task_name(row.endpoint, row.pool) for row in session.execute(_JOBS, {"ids": list(job_ids)})}

@@ -38,12 +38,12 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "a list shows this key's jobs only",
-        "models/jobs/job_view.py",
+        "models/jobs/job_rows.py",
         (("WHERE job.key_id = :key_id AND (CAST(:before", "WHERE (CAST(:before"),),
     ),
     Mutant(
         "a key's job is found by this key only",
-        "models/jobs/job_view.py",
+        "models/jobs/job_rows.py",
         (("AS is_revoked\n    {_FROM} WHERE job.id = :id AND job.key_id = :key_id", "AS is_revoked\n    {_FROM} WHERE job.id = :id"),),
     ),
     Mutant(

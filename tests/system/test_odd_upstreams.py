@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows, job_view
 from tests.api.stored.test_views import store
 from tests.support.http_tools import Caller
 from tests.support.programs.in_process import Workshop, ask, issue, pool_of
@@ -188,7 +188,7 @@ def test_no_odd_answer_is_bought_twice(workshop: Workshop, odd: Make, name: str,
     job = submit(caller, request=json.dumps(request).encode(), streamed=shape == "streamed")
     workshop.run(ended(job))
     with db.begin() as session:
-        shown = job_view.render_job(session, job_view.find_job(session, job, caller.id))
+        shown = job_view.render_job(session, job_rows.find_job(session, job, caller.id))
 
     assert (1, 1) == (len(there.calls), shown["attempt_count"])
 

@@ -14,7 +14,7 @@ import redis
 from hypothesis import HealthCheck, Phase, given, settings
 
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows, job_view
 from models.jobs.states import Outcome, Status
 from tests.support.programs.in_process import Workshop, ask, issue, pool_of
 from tests.support.queue_tools import query, row
@@ -116,7 +116,7 @@ def test_a_job_shows_its_first_and_last_attempts_and_their_number(
     poisoned = ask(caller, f"never {UNNAMED}")
     workshop.run(ended(poisoned))
     with db.begin() as session:
-        shown = job_view.render_job(session, job_view.find_job(session, poisoned, caller.id))
+        shown = job_view.render_job(session, job_rows.find_job(session, poisoned, caller.id))
 
     assert 31 == shown["attempt_count"]
     assert [*range(1, 11), *range(22, 32)] == [one["n"] for one in shown["attempts"]]

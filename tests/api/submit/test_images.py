@@ -20,7 +20,7 @@ from models.content import artifacts
 from models.content.endpoints import EDITS, IMAGES
 from models.content.image_placeholders import ExtractedImage
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows
 from models.jobs.states import JobResult, Status
 from models.platform import wire
 from models.platform.errors import Invalid
@@ -265,7 +265,7 @@ class TestAnswered:
         asked = ask(stream=True)
         asked.ends(answered(PNG), transcript=early + last)
         with db.begin() as session:
-            transcript = job_view.read_transcript(session, asked.id)
+            transcript = job_rows.read_transcript(session, asked.id)
 
         assert early + last == transcript
         assert base64.b64encode(PNG) not in bytes(row(asked.id).transcript)

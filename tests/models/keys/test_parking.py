@@ -10,7 +10,7 @@ import redis
 
 from api.openai import sse_frames
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows, job_view
 from models.jobs.states import Status
 from models.keys import parking
 from models.keys.keys import Key
@@ -138,7 +138,7 @@ def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: Fak
     jobs = [ask(caller, f"job {n}") for n in range(2)]
     park(workshop, upstream, caller, MONEY)
     with db.begin() as session:
-        place = position.position_of(session, job_view.find_job(session, jobs[1], caller.id))
+        place = position.position_of(session, job_rows.find_job(session, jobs[1], caller.id))
         shown = job_view.render_position(place)
 
     assert (2, None, "parked") == (shown["position"], shown["eta_s"], shown["blocked_by"])

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import claims, completion, job_view, states
+from models.jobs import claims, completion, job_rows, job_view, states
 from models.keys import keys
 from models.keys.keys import Key
 from models.platform.errors import QueueFull, TooLate
@@ -53,7 +53,7 @@ def test_position_counts_those_before(caller: Key) -> None:
 
     with db.begin() as session:
         assert [1, 2, 3] == [
-            job_view.render_job(session, job_view.find_job(session, number, caller.id))["queue"]["position"] for number in jobs
+            job_view.render_job(session, job_rows.find_job(session, number, caller.id))["queue"]["position"] for number in jobs
         ]
 
 

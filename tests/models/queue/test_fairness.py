@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows
 from models.keys import keys as key
 from models.keys.keys import Key
 from models.queue import admission, key_shares, position
@@ -286,7 +286,7 @@ def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key
     serve(keys[0], steps=2, a_step=7)
     waiting = [one.id for one in query("SELECT id FROM job WHERE status = 'queued'")]
     with db.begin() as session:
-        places = position.positions_of(session, job_view.status_of(session, waiting))
+        places = position.positions_of(session, job_rows.status_of(session, waiting))
     shown = sorted(waiting, key=lambda one: places[one].position)
 
     assert list(range(1, 47)) == [places[one].position for one in shown]
@@ -299,7 +299,7 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
     query("UPDATE key_share SET queued = 300")
     last = submit(keys[0], flow="key")
     with db.begin() as session:
-        (found,) = job_view.status_of(session, [last])
+        (found,) = job_rows.status_of(session, [last])
         shown = position.position_of(session, found).position
 
     assert 601 == shown

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows, job_view
 from models.keys.keys import Key
 from models.platform import wire
 from models.queue import position
@@ -37,7 +37,7 @@ class Counted:
 
 def place(caller: Key, job_id: UUID) -> QueuePosition:
     with db.begin() as session:
-        return position.position_of(session, job_view.find_job(session, job_id, caller.id))
+        return position.position_of(session, job_rows.find_job(session, job_id, caller.id))
 
 
 def positions(caller: Key, jobs: list[UUID]) -> list[int]:
@@ -83,7 +83,7 @@ def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypat
     query("UPDATE job SET start_tag = 77 WHERE flow = 'a' AND NOT held")
 
     with db.begin() as session:
-        found = job_view.status_of(session, jobs)
+        found = job_rows.status_of(session, jobs)
         assert {one.id: position.position_of(session, one) for one in found} == position.positions_of(session, found)
 
 
@@ -92,7 +92,7 @@ def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
     counted = Counted()
     with db.begin() as session:
         counted.session = session
-        shown = job_view.render_jobs(counted, job_view.list_jobs(session, caller.id, limit=20, before=None, status=None))
+        shown = job_view.render_jobs(counted, job_rows.list_jobs(session, caller.id, limit=20, before=None, status=None))
 
     assert 3 == counted.statements
     assert {wire.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}

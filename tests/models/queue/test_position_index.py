@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from models.database import db
-from models.jobs import job_view
+from models.jobs import job_rows
 from models.keys.keys import Key
 from models.queue import enqueue, headroom, lane_maintenance, lanes, position, position_index
 from models.queue.position import QueuePosition
@@ -39,7 +39,7 @@ def set_anew(job_id: UUID) -> None:
 
 def place(caller: Key, job_id: UUID) -> QueuePosition:
     with db.begin() as session:
-        return position.position_of(session, job_view.find_job(session, job_id, caller.id))
+        return position.position_of(session, job_rows.find_job(session, job_id, caller.id))
 
 
 def crowd(caller: Key, jobs: int, *, seed: int = 0) -> list[UUID]:
