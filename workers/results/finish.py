@@ -17,7 +17,7 @@ from models.config.settings import settings
 from models.content import artifacts
 from models.content.endpoints import CHAT
 from models.content.image_placeholders import ExtractedImage
-from models.database import db
+from models.database import db, retrying
 from models.jobs import completion, requeue
 from models.jobs.states import AttemptResult, JobResult, Outcome
 from models.platform import crash_points, json_reading, wire
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 # The worker's thread retries for this long. Then the answer goes to disk, and the thread is free for other jobs.
 TRY_S = 5.0
-PAUSE_S = 0.25
 
 
 def write(record: AttemptRecord) -> Usage | None:
@@ -41,16 +40,13 @@ def write(record: AttemptRecord) -> Usage | None:
 
     Returns the answer's usage; None without an answer, or when the record was spooled.
     """
-    deadline = time.monotonic() + TRY_S
     while True:
         try:
-            return commit(record)
+            return retrying.while_unavailable(lambda: commit(record), for_s=TRY_S)
         except Unavailable:
-            if time.monotonic() > deadline:
-                if _spool(record):
-                    return None
-                deadline = time.monotonic() + TRY_S
-            time.sleep(PAUSE_S)
+            if _spool(record):
+                return None
+        time.sleep(retrying.PAUSE_S)
 
 
 def requeue_unclaimed(row: Any, *, why: str, delay_s: float) -> None:

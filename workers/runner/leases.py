@@ -43,10 +43,12 @@ class Leases:
         return len(self._running)
 
     def add(self, dispatch_id: UUID, running: RunningJob) -> None:
+        """Adds a claimed job."""
         with self._lock:
             self._running[dispatch_id] = running
 
     def drop(self, dispatch_id: UUID) -> None:
+        """Removes a job whose attempt has ended."""
         with self._lock:
             self._running.pop(dispatch_id, None)
 

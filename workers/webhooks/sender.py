@@ -9,16 +9,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
 from uuid import UUID, uuid4
 
 from ssrfguard import Resolver
 from standardwebhooks import Webhook
 
 from models.config.settings import settings
-from models.database import db
+from models.database import db, retrying
 from models.jobs import webhook_payload
 from models.platform import crash_points, ids, wire
 from models.platform.errors import Unavailable
@@ -35,14 +33,12 @@ from workers.webhooks import safe_http
 from workers.webhooks.safe_http import Blocked, Response, Unreachable
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 USER_AGENT = "nowserving/1.0 (+https://www.standardwebhooks.com)"
 # After this time the slot is free for the delivery that is due next, of any receiver.
 CHAIN_S = 5.0
 # For this long an outcome is retried while Postgres is away; then the lease runs out and the delivery is sent again.
 TRY_S = 5.0
-RETRY_PAUSE_S = 0.25
 # Answers whose Retry-After pauses the whole receiver, not only the delivery.
 PAUSING = frozenset({429, 503})
 
@@ -108,7 +104,7 @@ class Sender:
                 return finished, deliveries.claim_next(session, receiver, uuid4(), lease_s=_lease_s(), render=render)
 
         try:
-            finished, following = _retry_while_away(commit)
+            finished, following = retrying.while_unavailable(commit, for_s=TRY_S)
         except Unavailable:
             log.warning("outcome lost: Postgres is away; the delivery is sent again")
             return None
@@ -176,18 +172,6 @@ def _end_span(span: Span, delivery: ClaimedDelivery, attempt: SendResult) -> Non
             "nowserving.event": delivery.event_type, "nowserving.attempt": delivery.attempts,
         })  # fmt: skip
     span.end(error=None if attempt.has_arrived else str(attempt.http_status or "unreachable"))
-
-
-def _retry_while_away(step: Callable[[], T]) -> T:
-    """Returns the step's result; retries it for TRY_S while Postgres is away. Raises Unavailable."""
-    deadline = time.monotonic() + TRY_S
-    while True:
-        try:
-            return step()
-        except Unavailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_PAUSE_S)
 
 
 def _since_ms(started: float) -> int:

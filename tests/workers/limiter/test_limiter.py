@@ -24,7 +24,7 @@ from workers.limiter.limiter import (
     Report,
     keys,
 )
-from workers.runner.run_job import LATE_S
+from workers.runner.run_attempt import LATE_S
 
 METER = CredentialModel(1, "gpt-4o")
 START_US = 1_767_000_000_000_000

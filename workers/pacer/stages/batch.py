@@ -49,10 +49,12 @@ class Batch:
 
     @property
     def lane_ids(self) -> list[int]:
+        """The ids of the claimed lanes."""
         return [lane.id for lane in self.lanes]
 
     @property
     def pool_ids(self) -> list[int]:
+        """The ids of their pools."""
         return sorted({lane.pool_id for lane in self.lanes})
 
     @property
@@ -62,6 +64,7 @@ class Batch:
 
     @property
     def admissions(self) -> list[Admission]:
+        """The reservations of all lanes."""
         return [admission for reservation in self.reserved.values() for admission in reservation.admissions]
 
     def jobs(self) -> Iterator[Any]:
