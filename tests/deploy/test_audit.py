@@ -57,7 +57,7 @@ def test_a_registry_that_does_not_answer_is_not_clean(answer: object, tmp_path: 
     assert ["python: not checked", "node: not checked"] == [":".join(line.split(":")[:2]) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_skipped_packages_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_packages_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     audit.show("a.txt", lambda: Report([], unchecked=3))
 
     assert "no known weakness" not in (result := capsys.readouterr().out)

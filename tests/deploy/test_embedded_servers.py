@@ -77,7 +77,7 @@ def test_a_pid_file_left_by_a_dead_server_is_no_obstacle(cluster: Postgres) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
-def test_where_namespaces_are_refused_postgres_runs_as_nobody_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgres_runs_as_nobody_without_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home := tmp_path / "home").mkdir(mode=0o700)
     server = Postgres(home / "postgres", options=UNSAFE)
     monkeypatch.setattr(run_as_nobody, "COPIES", tmp_path)

@@ -36,7 +36,7 @@ def validate(manifest: Manifest, version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
-def test_every_manifest_is_what_kubernetes_takes(file: Path, version: str) -> None:
+def test_every_manifest_follows_the_schema(file: Path, version: str) -> None:
     found = manifests.read(file)
     for manifest in found:
         validate(manifest, version)
@@ -53,7 +53,7 @@ def test_a_field_that_is_misspelt_or_of_another_type_is_refused(key: str, wrong:
         validate(manifest, VERSIONS[1])
 
 
-def test_every_file_is_one_that_kustomize_is_told_of() -> None:
+def test_every_manifest_is_listed_in_the_kustomization() -> None:
     shown = set(yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text())["resources"])
 
     assert {file.name for file in FILES if file.parent.name == "base"} == shown
@@ -67,7 +67,7 @@ def built(overlay: Path) -> list[Manifest]:
     return [each for each in yaml.safe_load_all(made.stdout) if each]
 
 
-def test_what_kustomize_makes_of_the_example_is_what_kubernetes_takes() -> None:
+def test_kustomized_example_follows_the_schema() -> None:
     made = built(FOLDER / "example")
     for manifest in made:
         validate(manifest, VERSIONS[1])
@@ -82,7 +82,7 @@ def test_what_kustomize_makes_of_the_example_is_what_kubernetes_takes() -> None:
     assert settings().items() <= shown[container["envFrom"][0]["configMapRef"]["name"]].items()
 
 
-def test_kustomize_does_not_narrow_what_is_asked_of_other_namespaces() -> None:
+def test_kustomize_keeps_selectors_of_other_namespaces() -> None:
     policies = {each["metadata"]["name"]: each["spec"] for each in built(FOLDER / "example") if each["kind"] == "NetworkPolicy"}
 
     assert [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}] == policies["nowserving"]["egress"][0][
@@ -209,7 +209,7 @@ def test_flower_is_served_under_the_path_that_leads_to_it() -> None:
     assert settings()["NOWSERVING_FLOWER_URL_PREFIX"] == paths["nowserving-flower"]
 
 
-def test_who_needs_a_store_reaches_it_and_nobody_else_comes_in() -> None:
+def test_network_policy_allows_only_store_clients() -> None:
     policies = of_kind("NetworkPolicy")
     ours = set(components()) - {"redis"}
 
@@ -261,7 +261,7 @@ def test_a_pod_has_the_time_that_its_program_takes_to_end() -> None:
 # Secrets
 
 
-def test_the_secret_has_what_the_parts_look_for() -> None:
+def test_secret_has_every_key_that_services_read() -> None:
     example = manifests.read(FOLDER / "secret.example.yaml")[0]
     volumes = [volume["secret"] for pod in components().values() for volume in pod["volumes"] if "secret" in volume]
     items = {item["key"] for volume in volumes for item in volume.get("items", [])}
@@ -292,7 +292,7 @@ def scaled_object() -> Any:
     return manifests.read(FOLDER / "keda" / "scaledobject.yaml")[0]["spec"]
 
 
-def test_both_autoscalers_ask_for_what_prometheus_records() -> None:
+def test_autoscalers_query_recorded_series() -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "monitoring" / "scaling.yml").read_text())
     recorded = {rule["record"] for group in rules["groups"] for rule in group["rules"]}
     adapter = yaml.safe_load((FOLDER / "hpa" / "adapter-rules.yaml").read_text())["rules"]["external"][0]
@@ -312,7 +312,7 @@ def test_both_autoscalers_know_how_many_calls_a_pod_makes() -> None:
     assert {"nowserving-worker"} == {autoscaler()["scaleTargetRef"]["name"], scaled_object()["scaleTargetRef"]["name"]}
 
 
-def test_keda_is_told_nothing_that_it_does_not_know() -> None:
+def test_keda_manifest_has_only_known_fields() -> None:
     """Its own schema is in no package that fits this Python; these are the fields of keda.sh/docs/latest/reference/scaledobject-spec."""
     shown = scaled_object()
     known = {

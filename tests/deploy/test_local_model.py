@@ -91,7 +91,7 @@ def test_it_draws_a_card_of_the_size_asked_for(client: openai.OpenAI) -> None:
         ("/embeddings", {}, 404, None),
     ],
 )
-def test_what_it_cannot_do_is_an_error_in_openais_shape(
+def test_unsupported_request_is_an_error_in_openais_shape(
     client: openai.OpenAI, path: str, body: object, status: int, param: str | None
 ) -> None:
     with pytest.raises(openai.APIStatusError) as caught:

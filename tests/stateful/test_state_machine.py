@@ -81,7 +81,7 @@ class JobApi(Tales):
             self.times[row.id] = row.virtual_time
 
 
-def test_whatever_anybody_does_everybody_sees_what_is_true(redis_client: redis.Redis, override: Callable[..., None]) -> None:
+def test_state_machine_matches_the_reference_model(redis_client: redis.Redis, override: Callable[..., None]) -> None:
     # Leases run out, and whatever waits goes on, when the test says so.
     override(
         lease_s=LATER_S, heartbeat_s=LATER_S / 4, pause_s=LATER_S, pause_most_s=LATER_S, retry_base_s=LATER_S, retry_most_s=LATER_S,

@@ -46,7 +46,7 @@ def caller() -> Caller:
     ("method", "path"),
     [("POST", ""), ("GET", ""), ("GET", "/x"), ("GET", "/x/events"), ("POST", "/x/cancel"), ("POST", "/x/retry")],
 )
-def test_without_a_good_key_nobody_comes_in(caller: Caller, sent: str | None, method: str, path: str) -> None:
+def test_request_without_a_valid_key_is_refused(caller: Caller, sent: str | None, method: str, path: str) -> None:
     headers = {} if sent is None else {"Authorization": sent}
     answer = caller.app.test_client().open(f"/v1/jobs{path}", method=method, headers=headers)
 

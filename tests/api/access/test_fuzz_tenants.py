@@ -146,7 +146,7 @@ def test_every_route_that_takes_an_id_is_asked() -> None:
     assert all(OPERATIONS[name][1].startswith(tuple(KINDS)) for name in WITH_ID)
 
 
-def test_nobody_can_tell_another_ones_id_from_one_that_never_was(owner: Caller, stranger: Caller) -> None:
+def test_foreign_ids_look_like_unknown_ids(owner: Caller, stranger: Caller) -> None:
     foreign, nothing = make_things(owner, "tea"), never()
     for name in WITH_ID:
         path = OPERATIONS[name][1]
@@ -180,7 +180,7 @@ def test_nor_from_one_that_was_deleted(owner: Caller) -> None:
 
 
 @pytest.mark.parametrize("name", ["redeliver", "redeliverOfJob"])
-def test_a_delivery_is_found_only_below_what_is_ones_own(owner: Caller, stranger: Caller, name: str) -> None:
+def test_delivery_is_found_only_below_its_own_endpoint_or_job(owner: Caller, stranger: Caller, name: str) -> None:
     theirs, mine, nothing = make_things(owner, "tea"), make_things(stranger, "tea"), never()
     path = OPERATIONS[name][1]
 
@@ -203,7 +203,7 @@ def test_another_ones_id_is_no_better_a_cursor_than_none(owner: Caller, stranger
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_without_a_key_nothing_is_told(owner: Caller, name: str) -> None:
+def test_balance_requires_a_key(owner: Caller, name: str) -> None:
     things = [never(), malformed()]
     path = OPERATIONS[name][1]
     givens = [each.of(path) if name in WITH_ID else {"id": "x", "model": "m"} for each in things]
@@ -214,7 +214,7 @@ def test_without_a_key_nothing_is_told(owner: Caller, name: str) -> None:
     assert 1 == len({answer.data for answer in answers})
 
 
-def test_what_is_asked_has_an_answer_for_its_owner(owner: Caller) -> None:
+def test_owner_gets_the_answer(owner: Caller) -> None:
     """The bodies sent above are ones that the routes take: it is the id that is refused."""
     things = make_things(owner, "tea")
 

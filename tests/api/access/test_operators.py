@@ -33,13 +33,13 @@ def cli_output(*words: str) -> dict[str, object]:
     return dict(json.loads(result.stdout))
 
 
-def test_a_token_opens_what_its_role_allows() -> None:
+def test_token_allows_the_routes_of_its_role() -> None:
     for role in ("read", "write"):
         assert 200 == Caller(token(role, role)).get("/ops/audit").status_code
 
 
 @pytest.mark.parametrize("sent", ["", "sk-one", "nsop-guess", "\N{SNOWMAN}", "x" * 300])
-def test_nothing_opens_without_a_token_and_whoever_asks_is_told_how_to_make_one(sent: str) -> None:
+def test_ops_routes_refuse_without_a_token_and_explain_how_to_make_one(sent: str) -> None:
     refused = Caller().get("/ops/audit", headers={"Authorization": f"Bearer {sent}".encode().decode("latin-1")})
 
     assert 401 == refused.status_code

@@ -52,7 +52,7 @@ def test_an_address_brings_so_many_at_once_and_so_many_an_hour(newcomers: Signup
     assert (429, "too_many_new_keys", HOUR_S / 4) == (refused.value.status, refused.value.code, refused.value.retry_after_s)
 
 
-def test_one_address_does_not_spend_what_another_has(newcomers: SignupLimit) -> None:
+def test_addresses_have_separate_limits(newcomers: SignupLimit) -> None:
     bring(newcomers, "1.2.3.4", count=4)
 
     bring(newcomers, "1.2.3.5", count=4)
@@ -62,7 +62,7 @@ def test_this_machine_brings_as_many_as_it_likes(newcomers: SignupLimit) -> None
     bring(newcomers, None, count=1_000)
 
 
-def test_without_a_cap_everybody_does(override: Callable[..., None]) -> None:
+def test_all_jobs_are_admitted_without_a_cap(override: Callable[..., None]) -> None:
     override(new_keys_per_ip_per_hour=0)
 
     bring(SignupLimit(), "1.2.3.4", count=1_000)
@@ -82,7 +82,7 @@ def test_without_a_cap_everybody_does(override: Callable[..., None]) -> None:
         ("", None, None),
     ],
 )
-def test_an_address_is_what_nobody_can_choose_at_will(peer: str, forwarded: str | None, counted: str | None) -> None:
+def test_client_address_cannot_be_forged(peer: str, forwarded: str | None, counted: str | None) -> None:
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
     with new_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
         assert counted == client_address_of(request)

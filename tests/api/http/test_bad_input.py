@@ -293,7 +293,7 @@ def test_a_models_name_is_no_way_to_other_addresses(caller: Caller, name: str) -
     ],
     ids=lambda value: repr(value)[80:160],
 )
-def test_what_only_the_upstream_can_judge_goes_to_it(caller: Caller, submit: dict[str, Any], tokens: int, images: int) -> None:
+def test_other_values_pass_to_the_upstream(caller: Caller, submit: dict[str, Any], tokens: int, images: int) -> None:
     made = caller.post("/v1/jobs", submit)
 
     assert 202 == made.status_code, made.text
@@ -302,13 +302,13 @@ def test_what_only_the_upstream_can_judge_goes_to_it(caller: Caller, submit: dic
     assert (submit["body"], tokens, images) == (json.loads(bytes(row.request)), row.tokens, row.images)
 
 
-def test_a_refusal_does_not_quote_what_was_sent(caller: Caller) -> None:
+def test_refusal_does_not_quote_the_request(caller: Caller) -> None:
     answer = caller.post("/v1/jobs", chat(messages=[7, {"secret": "my prompt"}], model={"my": "prompt"}))
 
     assert "my prompt" not in answer.text
 
 
-def test_a_refusal_says_what_to_do_instead(caller: Caller) -> None:
+def test_refusal_names_the_next_step(caller: Caller) -> None:
     assert "must be an https URL" in error_of(caller.post("/v1/jobs", {**CHAT, "webhook_url": "http://x.y"}))["message"]
 
 
@@ -326,7 +326,7 @@ def test_a_refusal_says_what_to_do_instead(caller: Caller) -> None:
         chat(user=""),
     ],
 )
-def test_what_means_nothing_is_accepted(caller: Caller, accepted: dict[str, Any]) -> None:
+def test_meaningless_preferences_are_ignored(caller: Caller, accepted: dict[str, Any]) -> None:
     assert 202 == caller.post("/v1/jobs", accepted).status_code
 
 

@@ -63,7 +63,7 @@ def test_one_key_holds_half_of_the_memory_or_a_single_body(override: Callable[..
     assert 0 == budget.held_bytes
 
 
-def test_who_waits_behind_a_key_that_has_its_share_is_not_held_up(override: Callable[..., None]) -> None:
+def test_waiter_behind_a_key_at_its_share_is_not_delayed(override: Callable[..., None]) -> None:
     override(max_intake_bytes=4 * MIB)
     own, order = BodyBudget(), []
     own.reserve(2 * MIB, key="a")
@@ -143,7 +143,7 @@ def test_a_body_that_trickles_is_given_up(environment: dict[str, str]) -> None:
 
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("padding", [0, 3, 5])
-def test_what_was_taken_is_given_back_whatever_becomes_of_the_request(padding: int, override: Callable[..., None]) -> None:
+def test_body_budget_is_released_after_any_request(padding: int, override: Callable[..., None]) -> None:
     override(max_intake_bytes=3 * MIB, max_body_bytes=4 * MIB)
     caller = Caller()
 

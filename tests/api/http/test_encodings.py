@@ -66,7 +66,7 @@ def test_a_body_that_ends_too_early_is_refused(packer: str) -> None:
 
 
 @pytest.mark.parametrize("packer", ["gzip", "deflate", "zstd"])
-def test_junk_and_what_is_no_such_body_are_refused(packer: str) -> None:
+def test_invalid_compressed_bodies_are_refused(packer: str) -> None:
     name, pack = PACKERS[packer]
 
     for content in (pack(TEXT) + b"junk", b"{}"):
@@ -126,7 +126,7 @@ def test_a_compressed_form_is_taken() -> None:
 
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize("packer", ["gzip", "deflate", "zstd"])
-def test_the_limit_holds_for_what_a_body_unpacks_to(packer: str, override: Callable[..., None]) -> None:
+def test_limit_applies_to_the_unpacked_body(packer: str, override: Callable[..., None]) -> None:
     override(max_body_bytes=100_000)
     name, pack = PACKERS[packer]
 

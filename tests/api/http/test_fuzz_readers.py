@@ -58,7 +58,7 @@ def test_any_bytes_make_the_same_events_however_they_are_torn(sent: bytes, tears
 
 @MANY
 @given(STREAM)
-def test_what_is_relayed_is_one_event_in_ascii_and_reads_the_same_again(sent: bytes) -> None:
+def test_relayed_event_is_ascii_and_parses_the_same(sent: bytes) -> None:
     for event in split(sent):
         assert event.encoded().isascii()
         assert [event] == split(event.encoded())
@@ -66,7 +66,7 @@ def test_what_is_relayed_is_one_event_in_ascii_and_reads_the_same_again(sent: by
 
 @MANY
 @given(DURATION, NUMBER, NUMBER)
-def test_whatever_is_said_of_limits_is_a_sane_number_or_nothing(reset: str, limit: str, left: str) -> None:
+def test_parsed_limit_headers_are_sane_numbers_or_none(reset: str, limit: str, left: str) -> None:
     result = {f"x-ratelimit-{name}-{of}": value for of in ("requests", "tokens")
             for name, value in (("limit", limit), ("remaining", left), ("reset", reset))}  # fmt: skip
     shown = rate_limit_headers.parse_headers(result)

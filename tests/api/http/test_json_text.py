@@ -61,7 +61,7 @@ def test_both_readers_take_the_same_and_refuse_the_same(content: bytes) -> None:
 
 @given(JSONS)
 @settings(max_examples=500, deadline=None)
-def test_what_is_written_again_says_the_same(content: bytes) -> None:
+def test_rewritten_json_is_equal(content: bytes) -> None:
     value = fast(content)
     if isinstance(value, dict):
         assert repr(value) == repr(json_text.parse(json_text.dump(value)))
@@ -87,7 +87,7 @@ def test_nesting_is_taken_to_128_levels(depth: int) -> None:
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.text('a\\"', max_size=4), max_size=3), max_size=5))
-def test_what_stands_outside_of_strings_is_found(value: list[dict[str, str]]) -> None:
+def test_structure_outside_of_strings_is_counted(value: list[dict[str, str]]) -> None:
     content = json.dumps(value).encode()
 
     outside = json_limits.strip_strings(content)

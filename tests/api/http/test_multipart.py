@@ -77,7 +77,7 @@ def sent_by_the_sdk(**more: Any) -> tuple[bytes, str]:
     return seen[0].read(), seen[0].headers["content-type"]
 
 
-def test_what_the_sdk_sends_goes_on_byte_for_byte() -> None:
+def test_sdk_requests_pass_byte_for_byte() -> None:
     content, media = sent_by_the_sdk(
         image=[("a.png", PNG), ("b.png", PNG)], mask=("m.png", PNG), model="gpt-image-2", n=3, stream=True, user="u"
     )
@@ -94,7 +94,7 @@ def test_what_the_sdk_sends_goes_on_byte_for_byte() -> None:
     )
 
 
-def test_what_our_own_fields_say_is_taken_out_of_the_form() -> None:
+def test_our_options_are_removed_from_the_form() -> None:
     own = {"priority": "high", "timeout": 12, "metadata": {"a": "b"}, "max_attempts": 2, "idempotency_key": "t1"}
     content, media = sent_by_the_sdk(image=("a.png", PNG), mask=("m.png", PNG), svg={"model": "s"}, extra_body={"nowserving": own})
 
@@ -150,7 +150,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
     fields=st.dictionaries(st.from_regex(r"[a-z_]{1,8}(\[[a-z]{1,4}\])?", fullmatch=True), TEXT, max_size=5),
     changed=TEXT,
 )
-def test_another_reader_finds_what_we_found(pictures: list[bytes], fields: dict[str, str], changed: str) -> None:
+def test_another_json_reader_parses_the_same(pictures: list[bytes], fields: dict[str, str], changed: str) -> None:
     """Whatever the parts hold: the form is refused, or a reader that is not ours finds the same in it, and in what we make of it."""
     fields = {name: text for name, text in fields.items() if name.partition("[")[0] not in ("n", "stream", "image", "changed")}
     content = form(

@@ -60,7 +60,7 @@ def test_several_headers_count_as_one() -> None:
 
 
 @pytest.mark.parametrize("header", ["respond-async", "respond-async, wait=0", "respond-async, wait=10"])
-def test_what_was_applied_is_told_as_it_could_have_been_asked(header: str) -> None:
+def test_preference_applied_repeats_the_preference(header: str) -> None:
     assert header == prefer(header).applied()
 
 

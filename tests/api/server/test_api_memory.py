@@ -72,7 +72,7 @@ def test_many_large_bodies_at_once_take_a_bounded_memory(tmp_path: Path, route: 
 @pytest.mark.slow
 @pytest.mark.skipif(not NIGHTLY, reason="takes a minute: HYPOTHESIS_PROFILE=nightly, or make chaos")
 @pytest.mark.parametrize("route", ROUTES)
-def test_30_bodies_of_19_mb_take_what_the_settings_allow(tmp_path: Path, route: str) -> None:
+def test_30_bodies_of_19_mb_stay_within_the_memory_settings(tmp_path: Path, route: str) -> None:
     with serving(tmp_path / "log") as api:
         pid = process_of(api)
         statuses = upload(api, route, chat(19 * MB, route), times=30)

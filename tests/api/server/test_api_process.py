@@ -121,7 +121,7 @@ def test_processes_that_come_and_go_never_give_a_reader_up(caller: Key, is_cance
         assert not is_cancelled(job_id)
 
 
-def test_readers_have_left_nobody_where_no_process_ever_reported(caller: Key, is_cancelled: Callable[[UUID], bool]) -> None:
+def test_no_waiter_is_abandoned_before_any_heartbeat(caller: Key, is_cancelled: Callable[[UUID], bool]) -> None:
     job_id = left(caller)
 
     pass_time(3600)

@@ -127,7 +127,7 @@ def read_until(connection: socket.socket, wanted: bytes) -> bytes:
     return seen
 
 
-def test_half_sent_headers_stop_nobody(api: Api) -> None:
+def test_incomplete_headers_block_no_other_client(api: Api) -> None:
     stuck = [api.connect("GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(50)]
 
     assert 200 == api.call("GET", "/healthz")[0]
@@ -271,7 +271,7 @@ CHUNKED = f"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\n{HOSTILE}\r\nContent-Ty
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else str(value),
 )
-def test_what_is_no_http_is_refused_once_in_the_envelope(api: Api, head: str, status: int, code: str) -> None:
+def test_malformed_http_is_refused_once_in_the_envelope(api: Api, head: str, status: int, code: str) -> None:
     secret, before = f"{HOSTILE}-{uuid4().hex}", api.log.stat().st_size
     first, *rest = head.replace(HOSTILE, f"{secret}\r\nAuthorization: Bearer {api.token}").split("\r\n")
     lines = [first, *rest] if HOSTILE in head or first == head else [first, secret, *rest]
@@ -359,7 +359,7 @@ def test_a_frozen_redis_does_not_slow_a_submit(environment: dict[str, str], tmp_
     assert ready_s < 1.5
 
 
-def test_asked_to_stop_it_lets_those_who_wait_go(environment: dict[str, str], tmp_path: Path) -> None:
+def test_shutdown_releases_waiting_clients(environment: dict[str, str], tmp_path: Path) -> None:
     with serving(tmp_path / "log") as api:
         api.token = f"sk-{uuid4().hex}"
         name = str(api.call("POST", "/v1/jobs", BODY)[1]["id"])
@@ -374,7 +374,7 @@ def test_asked_to_stop_it_lets_those_who_wait_go(environment: dict[str, str], tm
     assert 0 == api.process.returncode
 
 
-def test_what_its_processes_count_is_told_as_one_and_outlives_the_process(environment: dict[str, str], tmp_path: Path) -> None:
+def test_metrics_of_processes_are_summed_and_outlive_them(environment: dict[str, str], tmp_path: Path) -> None:
     with serving(tmp_path / "log", NOWSERVING_API_PROCESSES="2", NOWSERVING_OPS_TOKEN="ops-token-of-this-test-0123456789") as api:
         wanted = 'nowserving_http_requests_total{method="GET",status="404"} '
 

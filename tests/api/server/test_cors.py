@@ -36,7 +36,7 @@ def test_a_preflight_needs_no_key_and_allows_what_it_asks_for(prefix: str) -> No
 
 
 @pytest.mark.parametrize("origin", ["tauri://localhost", "chrome-extension://abcdef", "null"])
-def test_any_origin_may_come_unless_the_operator_says_otherwise(origin: str) -> None:
+def test_any_origin_is_allowed_by_default(origin: str) -> None:
     assert "*" == preflight("/v1/jobs", Origin=origin).headers["Access-Control-Allow-Origin"]
 
 
@@ -50,7 +50,7 @@ def test_an_answer_can_be_read_with_its_headers() -> None:
     assert "Access-Control-Allow-Credentials" not in result.headers
 
 
-def test_what_was_fetched_without_an_origin_is_not_kept_for_who_has_one() -> None:
+def test_response_without_origin_is_not_cached_for_origins() -> None:
     assert "Origin" in Caller().get("/healthz").headers["Vary"]
 
 
@@ -82,7 +82,7 @@ def test_the_operator_narrows_the_origins(override: Callable[..., None]) -> None
     assert "Origin" in ours.headers["Vary"] and "Origin" in other.headers["Vary"]
 
 
-def test_who_is_no_browser_is_not_bothered() -> None:
+def test_clients_without_an_origin_get_no_cors_headers() -> None:
     result = Caller().post("/v1/jobs", CHAT)
 
     assert [] == [name for name, _ in result.headers if name.startswith("Access-Control")]

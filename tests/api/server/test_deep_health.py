@@ -120,7 +120,7 @@ def test_a_pacer_that_takes_no_steps_is_not_pacing(broker: redis.Redis) -> None:
     assert ["pacer"] == gone()
 
 
-def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: redis.Redis) -> None:
+def test_unconsumed_messages_are_reported_while_a_slot_is_free(broker: redis.Redis) -> None:
     with db.begin() as session:
         workers.record_heartbeat(session, "w", slots=1)
     broker.lpush(JOB_QUEUE, "one")
@@ -134,7 +134,7 @@ def test_doorbells_that_nobody_answers_are_told_of_while_a_slot_is_free(broker: 
     assert ["consumption"] == gone()
 
 
-def test_doorbells_wait_without_alarm_while_every_slot_is_taken(broker: redis.Redis) -> None:
+def test_waiting_messages_raise_no_alarm_while_all_slots_are_busy(broker: redis.Redis) -> None:
     with db.begin() as session:
         workers.record_heartbeat(session, "w", slots=0)
     broker.lpush(JOB_QUEUE, "one")
@@ -145,14 +145,14 @@ def test_doorbells_wait_without_alarm_while_every_slot_is_taken(broker: redis.Re
     assert 0.0 == notify.pacer_heartbeat()
 
 
-def test_a_worker_is_deaf_when_a_doorbell_waits_for_it_too_long(broker: redis.Redis) -> None:
+def test_watchdog_reports_a_message_that_waits_too_long(broker: redis.Redis) -> None:
     listening = ear(broker)
     broker.lpush(JOB_QUEUE, "one")
 
     assert [False, False, True] == [listening.is_stalled(now=now) for now in (0.0, STALLED_S - 1, STALLED_S)]
 
 
-def test_a_worker_that_takes_doorbells_is_not_deaf(broker: redis.Redis) -> None:
+def test_watchdog_accepts_a_consuming_worker(broker: redis.Redis) -> None:
     listening = ear(broker)
     broker.lpush(JOB_QUEUE, "one")
     listening.is_stalled(now=0.0)
@@ -198,7 +198,7 @@ def stack(tmp_path: Path, environment: dict[str, str]) -> Iterator[Stack]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_stopped_consuming_is_told_of_ends_itself_and_the_backlog_is_served(stack: Stack, broker: redis.Redis) -> None:
+def test_worker_that_stopped_consuming_is_reported_exits_and_its_backlog_is_served(stack: Stack, broker: redis.Redis) -> None:
     stack.pacer()
     workers = stack.workers(processes=1, threads=4)
     until(lambda: gone() == [], what="healthy")

@@ -140,7 +140,7 @@ def front(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]
         process.wait(30)
 
 
-def test_a_waiting_stream_is_heard_at_once(front: Front) -> None:
+def test_waiting_stream_is_notified_at_once(front: Front) -> None:
     body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     with closing(front.connect()) as connection:
         connection.request(
@@ -165,7 +165,7 @@ def test_two_requests_come_over_one_connection(front: Front) -> None:
         assert socket is connection.sock
 
 
-def test_what_nginx_refuses_has_the_shape_that_the_api_gives_it(front: Front) -> None:
+def test_nginx_refusals_have_the_apis_error_shape(front: Front) -> None:
     ours = front.call("POST", "/v1/jobs", {"endpoint": "x" * 1_100_000})
     with closing(front.connect()) as connection:
         connection.putrequest("POST", "/v1/jobs")
@@ -185,7 +185,7 @@ def test_what_nginx_refuses_has_the_shape_that_the_api_gives_it(front: Front) ->
     assert ["application/json", "false"] == [theirs.headers["Content-Type"], theirs.headers["x-should-retry"]]
 
 
-def test_who_asks_is_who_the_proxy_saw(front: Front) -> None:
+def test_client_address_comes_from_the_trusted_proxy(front: Front) -> None:
     def brings(address: str) -> list[int]:
         tokens = [f"sk-{address}-{n}" for n in range(NEWCOMERS + 1)]
         return [front.call("GET", "/v1/jobs", token=token, **{"X-Forwarded-For": address}).status for token in tokens]
@@ -206,7 +206,7 @@ def test_links_are_https_as_the_caller_came(front: Front) -> None:
     assert "https://localhost/v1/artifacts/" in result
 
 
-def test_metrics_are_not_for_everybody(front: Front) -> None:
+def test_metrics_require_authorisation(front: Front) -> None:
     assert 404 == front.call("GET", "/metrics").status
 
 
@@ -244,7 +244,7 @@ def test_no_log_of_nginx_has_a_query(front: Front, api: Api) -> None:
     assert "canary" not in logged(front)
 
 
-def test_an_api_that_is_away_is_said_so_in_its_own_words(front: Front, api: Api) -> None:
+def test_unreachable_api_is_reported(front: Front, api: Api) -> None:
     """The last of this file: the API does not come back."""
     api.stop()
     began = time.monotonic()

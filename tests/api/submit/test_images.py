@@ -93,7 +93,7 @@ def get(link: str) -> bytes:
 
 @pytest.mark.parametrize("model", ["gpt-image-2", "gpt-image-2.6-flare", "chatgpt-image-latest", "openai/gpt-image-2", None])
 @pytest.mark.parametrize(("wanted", "wants_urls"), [("url", True), ("b64_json", False), (None, False)])
-def test_openais_own_models_are_not_told_what_they_refuse(model: str | None, wanted: str | None, wants_urls: bool) -> None:
+def test_openai_models_get_no_fields_that_they_refuse(model: str | None, wanted: str | None, wants_urls: bool) -> None:
     body = {"model": model, "prompt": "a cat", "response_format": wanted}
 
     assert ({"model": model, "prompt": "a cat"}, wants_urls) == images.prepare(body)
@@ -108,7 +108,7 @@ def test_other_models_are_always_asked_for_bytes() -> None:
     assert ({"model": "flux"}, False) == images.prepare({"model": "flux"})
 
 
-def test_what_does_not_change_is_the_same_object() -> None:
+def test_unchanged_value_is_the_same_object() -> None:
     body = {"model": "gpt-image-2", "prompt": "a cat"}
 
     assert body is images.prepare(body)[0]

@@ -97,7 +97,7 @@ def test_the_operators_image_model_is_filled_in(body: dict[str, Any], override: 
         (MODERATIONS, {"input": [{"type": "text", "text": "hi there"}, {"type": "image_url", "image_url": {"url": "u"}}]}, 1_107, 0),
     ],
 )
-def test_what_is_reserved_follows_the_body(endpoint: str, body: dict[str, Any], tokens: int, images: int) -> None:
+def test_reservation_follows_the_body(endpoint: str, body: dict[str, Any], tokens: int, images: int) -> None:
     order = read(endpoint, body).order
 
     assert (tokens, images) == (order.tokens, order.images)
@@ -126,20 +126,20 @@ def test_a_stream_is_a_stream_in_the_line(stream: bool | None) -> None:
     assert bool(stream) == read(IMAGES, {**BODIES[IMAGES], "stream": stream}).order.streamed
 
 
-def test_what_names_no_model_waits_in_a_line_of_its_own() -> None:
+def test_requests_without_a_model_share_a_lane() -> None:
     for endpoint in (CHAT, EMBEDDINGS):
         for model in (None, ""):
             assert "default" == read(endpoint, {**BODIES[endpoint], "model": model}).order.model
 
 
-def test_who_waits_is_kept_apart_whatever_the_upstream_is_told() -> None:
+def test_flow_is_independent_of_the_upstreams_user_field() -> None:
     flows = [read(CHAT, {**BODIES[CHAT], "user": user}).order.flow for user in ("a", "a" * 300, "a" * 301, "a\0", "\ud800", "")]
 
     assert ["a", "key"] == [flows[0], flows[-1]]
     assert 6 == len(set(flows)) and all(flow.isprintable() and len(flow) <= 256 for flow in flows)
 
 
-def test_what_is_said_again_is_recognised_whatever_its_spelling() -> None:
+def test_equal_bodies_have_equal_fingerprints() -> None:
     one, same, other = (read(CHAT, body).digest for body in ({"a": 1, **BODIES[CHAT]}, {**BODIES[CHAT], "a": 1}, {**BODIES[CHAT], "a": 2}))
 
     assert one == same
@@ -157,7 +157,7 @@ def test_json_may_name_its_charset() -> None:
 
 
 @pytest.mark.usefixtures("database")
-def test_who_waits_does_not_hold_what_was_sent() -> None:
+def test_waiting_request_does_not_hold_its_body() -> None:
     caller, size = Caller(), 8 * 2**20
     content = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * size}]}).encode()
     result: list[TestResponse] = []

@@ -69,14 +69,14 @@ def test_headers_and_the_body_say_the_same(headers: dict[str, str], fields: dict
     assert "https://example.com/" == order.webhook_url
 
 
-def test_who_says_nothing_gets_the_operators_terms() -> None:
+def test_request_without_options_gets_the_defaults() -> None:
     made = read()
 
     order = made.order
     assert ("normal", 86_400, 600, "key", None) == (order.priority, order.expires_in_s, order.timeout_s, order.flow, made.token)
 
 
-def test_all_that_a_job_may_say_can_be_said_in_the_body() -> None:
+def test_all_options_can_be_set_in_the_body() -> None:
     order = read(
         nowserving={"conversation": "c", "on_lost": "fail", "on_unreadable": "retry", "max_attempts": 2, "metadata": {"a": "b"}}
     ).order
@@ -98,7 +98,7 @@ def test_a_header_beats_the_body() -> None:
 
 
 @pytest.mark.parametrize("result", [INSIDE, {}, None])
-def test_the_upstream_never_sees_what_is_said_to_us(result: object) -> None:
+def test_upstream_never_receives_our_options(result: object) -> None:
     content = json.dumps({"temperature": 0.10, "nowserving": result, **BODY}).encode()
     with new_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
         order = openai_parse.parse(request, CALLER, CHAT).order
@@ -116,7 +116,7 @@ def test_the_upstream_never_sees_what_is_said_to_us(result: object) -> None:
         ({"X-Nowserving-User": "Zoë".encode().decode("latin-1")}, {}, "Zoë"),
     ],
 )
-def test_who_waits_is_named_by_the_first_that_says_it(headers: dict[str, str], fields: dict[str, Any], flow: str) -> None:
+def test_flow_is_the_first_user_field_that_is_set(headers: dict[str, str], fields: dict[str, Any], flow: str) -> None:
     assert flow == read(headers, **fields).order.flow
 
 
@@ -182,7 +182,7 @@ def test_headers_hold_for_jobs_too() -> None:
 
 
 @pytest.mark.usefixtures("database")
-def test_a_job_says_beside_its_body_what_is_said_to_us() -> None:
+def test_job_request_has_our_options_beside_its_body() -> None:
     answer = Caller().post("/v1/jobs", {**SUBMIT, "body": {**SUBMIT["body"], "nowserving": {"priority": "high"}}})
 
     assert (400, "body.nowserving", 0) == (answer.status_code, error_of(answer)["param"], stored())

@@ -80,7 +80,7 @@ def test_a_job_without_a_reader_is_not_left(caller: Key) -> None:
     assert row(job_id).left_at is None
 
 
-def test_who_leaves_while_postgres_is_away_is_remembered(caller: Key, override: Callable[..., None], environment: dict[str, str]) -> None:
+def test_disconnect_during_an_outage_is_recorded_later(caller: Key, override: Callable[..., None], environment: dict[str, str]) -> None:
     who = uuid4()
     job_id = submit(caller, reader=who)
     pending = disconnects.DisconnectQueue()
@@ -139,7 +139,7 @@ def test_an_operator_may_want_abandoned_jobs_answered(caller: Key, sweep: Reaper
     assert not row(job_id).cancel_requested
 
 
-def test_a_job_that_nobody_waits_for_by_promise_is_never_cancelled(caller: Key, sweep: Reaper, override: Callable[..., None]) -> None:
+def test_job_without_a_waiter_is_never_cancelled_as_abandoned(caller: Key, sweep: Reaper, override: Callable[..., None]) -> None:
     job_id = submit(caller)
     disconnects.record_now(job_id, uuid4())
     override(abandoned_after_s=0)
@@ -159,7 +159,7 @@ def test_many_abandoned_jobs_are_cancelled_in_one_pass(caller: Key, sweep: Reape
     assert {"cancelled"} == {row(job_id).status for job_id in jobs}
 
 
-def test_worker_and_pacer_hear_of_abandoned_jobs(caller: Key, sweep: Reaper, heard: Callable[[], list[bytes]]) -> None:
+def test_worker_and_pacer_are_notified_of_abandoned_jobs(caller: Key, sweep: Reaper, heard: Callable[[], list[bytes]]) -> None:
     waiting, running = submit(caller, reader=uuid4()), submit(caller, reader=uuid4())
     start(caller, running)
     left_ago(waiting, 16)

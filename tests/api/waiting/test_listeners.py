@@ -49,7 +49,7 @@ def listening(work: Callable[[threading.Event], None], channel: str, client: red
     thread.join(10)
 
 
-def test_the_pacer_hears_the_next_message_after_any_other(redis_client: redis.Redis) -> None:
+def test_pacer_receives_messages_after_any_other(redis_client: redis.Redis) -> None:
     wakeups, due, announced = Wakeups(), SimpleNamespace(wake=lambda _: None), SimpleNamespace(job_enqueued=lambda _: None)
     before = ignored(notify.PACER_CHANNEL)
 
@@ -66,7 +66,7 @@ def test_the_pacer_hears_the_next_message_after_any_other(redis_client: redis.Re
     assert len(STRANGE) == ignored(notify.PACER_CHANNEL) - before
 
 
-def test_a_worker_hears_of_a_cancel_after_any_other_message(redis_client: redis.Redis) -> None:
+def test_worker_receives_a_cancel_after_any_other_message(redis_client: redis.Redis) -> None:
     cancelled: list[UUID] = []
     job_id, before = uuid4(), ignored(notify.JOBS_CHANNEL)
 

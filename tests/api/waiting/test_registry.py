@@ -105,7 +105,7 @@ def test_nothing_of_the_database_is_held_while_waiting(caller: Caller) -> None:
     assert (0, 0) == (held, out)
 
 
-def test_a_wake_up_reaches_all_who_wait_for_that_job(caller: Caller) -> None:
+def test_notification_reaches_every_waiter_of_the_job(caller: Caller) -> None:
     registry, mine, other = Registry(), wire.parse_id(caller.submit()), submission.new_job_id()
 
     with registry.wait_for(mine, KEY) as first, registry.wait_for(mine, KEY) as second, registry.wait_for(other, KEY) as third:
@@ -146,7 +146,7 @@ def fill(registry: Registry, rooms: ExitStack, key_id: int, *, most: int = 10_00
     return most
 
 
-def test_one_key_alone_gets_most_seats_and_never_all(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
+def test_single_key_gets_most_waiters_and_never_all(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_waiting_per_process=1000)
 
     assert 869 == fill(own, rooms, 1)
@@ -163,9 +163,7 @@ def test_two_greedy_keys_get_less_than_half_each(override: Callable[..., None], 
 
 
 @pytest.mark.parametrize("greedy", [1, 2, 10])
-def test_a_key_that_waits_for_nothing_yet_gets_a_seat_at_once(
-    override: Callable[..., None], own: Registry, rooms: ExitStack, greedy: int
-) -> None:
+def test_key_without_waiters_is_accepted_at_once(override: Callable[..., None], own: Registry, rooms: ExitStack, greedy: int) -> None:
     override(max_waiting_per_process=1000)
     for key_id in range(greedy):
         fill(own, rooms, key_id)
@@ -173,7 +171,7 @@ def test_a_key_that_waits_for_nothing_yet_gets_a_seat_at_once(
     assert 1 <= fill(own, rooms, greedy + 1)
 
 
-def test_a_seat_that_is_left_is_the_keys_again(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
+def test_slot_of_a_disconnected_waiter_returns_to_its_key(override: Callable[..., None], own: Registry, rooms: ExitStack) -> None:
     override(max_waiting_per_process=100)
     with own.wait_for(submission.new_job_id(), KEY):
         fill(own, rooms, KEY)
@@ -201,7 +199,7 @@ def test_a_key_has_only_so_many_streams(override: Callable[..., None], own: Regi
     assert 5 == own.streams
 
 
-def test_who_waits_is_let_go_when_the_process_ends() -> None:
+def test_process_end_releases_waiters() -> None:
     registry = Registry()
 
     with registry.wait_for(submission.new_job_id(), KEY) as waiter:
@@ -231,7 +229,7 @@ def seen(waiter: Waiter, status: Status, *, within_s: float = 20) -> None:
     until(lambda: waiter.status == status, what=f"seen {status}", within_s=within_s)
 
 
-def test_five_hundred_who_wait_cost_a_handful_of_transactions(caller: Caller, own: Registry, rooms: ExitStack) -> None:
+def test_500_waiters_cost_a_handful_of_transactions(caller: Caller, own: Registry, rooms: ExitStack) -> None:
     jobs = [submit(caller.key, flow=str(n)) for n in range(50)]
     waiters = [rooms.enter_context(own.wait_for(jobs[n % 50], KEY, places=True)) for n in range(500)]
     until(lambda: all(waiter.place for waiter in waiters), what="every place known")
@@ -243,7 +241,7 @@ def test_five_hundred_who_wait_cost_a_handful_of_transactions(caller: Caller, ow
     assert set(range(1, 51)) == {waiter.place.position for waiter in waiters if waiter.place}
 
 
-def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, caller: Caller, own: Registry, rooms: ExitStack) -> None:
+def test_one_redis_connection_serves_all_waiters(redis_client: redis.Redis, caller: Caller, own: Registry, rooms: ExitStack) -> None:
     jobs = [submit(caller.key, streamed=True) for _ in range(100)]
     before = subscribers(redis_client)
     for job_id in jobs:
@@ -256,7 +254,7 @@ def test_one_connection_to_redis_serves_all_who_wait(redis_client: redis.Redis, 
     assert 0 == len(own)
 
 
-def test_streams_that_nobody_reads_any_more_are_not_listened_to(redis_client: redis.Redis, caller: Caller, own: Registry) -> None:
+def test_streams_without_readers_are_not_read(redis_client: redis.Redis, caller: Caller, own: Registry) -> None:
     job_id = submit(caller.key, streamed=True)
     with own.wait_for(job_id, KEY, chunks=True), own.wait_for(job_id, KEY, chunks=True):
         until(lambda: followed(redis_client) == 1, what="followed")

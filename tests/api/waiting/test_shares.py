@@ -94,7 +94,7 @@ def test_one_key_opens_all_it_can_and_another_gets_each_kind_at_once(opener: Cal
     assert [False] * 4 == [greedy.opens(kind) for kind in KINDS]
 
 
-def test_who_is_refused_reads_what_to_do_and_has_no_job(opener: Callable[[str], Opener]) -> None:
+def test_refused_request_names_the_next_step_and_makes_no_job(opener: Callable[[str], Opener]) -> None:
     greedy = opener("sk-greedy")
     flood(greedy)
     jobs = stored()
@@ -112,7 +112,7 @@ def test_who_is_refused_reads_what_to_do_and_has_no_job(opener: Callable[[str], 
     assert (202, jobs + 1) == (asked.status_code, stored())
 
 
-def test_a_long_poll_without_a_seat_is_answered_at_once(opener: Callable[[str], Opener]) -> None:
+def test_long_poll_beyond_the_limit_is_answered_at_once(opener: Callable[[str], Opener]) -> None:
     greedy = opener("sk-greedy")
     flood(greedy)
     name = greedy.caller.submit()

@@ -56,7 +56,7 @@ def test_a_key_without_money_is_refused_and_nothing_is_stored(rich: Key) -> None
 
 
 @pytest.mark.parametrize("how", ["cancel", "expire", "refused", "failed"])
-def test_what_ends_gives_back_what_it_reserved(rich: Key, how: str) -> None:
+def test_ended_job_releases_its_reservation(rich: Key, how: str) -> None:
     one = submit(rich, reserved_microusd=1_000)
     if how == "cancel":
         cancel(rich, one)
@@ -76,7 +76,7 @@ def test_a_lost_call_is_paid_for_and_its_job_still_reserves(rich: Key) -> None:
     assert (Status.QUEUED, 700, 400, 300) == (row(one).status, standing(rich).balance, standing(rich).available, standing(rich).unknown)
 
 
-def test_an_upstream_that_never_says_what_it_used_empties_the_budget_all_the_same(rich: Key) -> None:
+def test_missing_usage_is_charged_to_the_budget(rich: Key) -> None:
     body = json.dumps({"choices": [{"message": {"content": "word " * 400}}], "usage": {}}).encode()
     for _ in range(3):
         one = submit(rich, model=MODEL, reserved_microusd=300)
@@ -91,7 +91,7 @@ def test_an_upstream_that_never_says_what_it_used_empties_the_budget_all_the_sam
         submit(rich, model=MODEL, reserved_microusd=300)
 
 
-def test_a_broke_key_may_ask_what_is_free(rich: Key) -> None:
+def test_key_without_money_may_use_free_routes(rich: Key) -> None:
     submit(rich, reserved_microusd=1_000)
     submit(rich, reserved_microusd=0)
 
@@ -107,7 +107,7 @@ def test_a_key_that_was_never_granted_anything_has_no_budget() -> None:
 
 
 @pytest.mark.parametrize(("whose", "own", "of_issued"), [("issued", False, True), ("all", True, True), ("off", False, False)])
-def test_the_setting_says_whose_budgets_hold(override: Callable[..., None], whose: str, own: bool, of_issued: bool) -> None:
+def test_budgets_setting_selects_the_keys(override: Callable[..., None], whose: str, own: bool, of_issued: bool) -> None:
     override(budgets=whose)
     for caller, has_budget in ((known(), own), (issued()[0], of_issued)):
         grant(caller, 5)
@@ -135,7 +135,7 @@ def test_a_grant_comes_on_top_of_the_default(override: Callable[..., None]) -> N
     assert 3 * MICRO_PER_USD == standing(caller).balance
 
 
-def test_nobody_is_granted_anything_who_is_not_there() -> None:
+def test_grant_to_an_unknown_key_is_refused() -> None:
     with pytest.raises(NotFound, match="no key 12345"), db.begin() as session:
         budgets.grant(session, 12345, 1)
 
@@ -143,7 +143,7 @@ def test_nobody_is_granted_anything_who_is_not_there() -> None:
     assert [] == list(query("SELECT * FROM budget"))
 
 
-def test_what_was_summed_once_is_not_summed_again(rich: Key) -> None:
+def test_tokens_are_not_counted_twice(rich: Key) -> None:
     def spend(entries: int, *, ago_s: int) -> None:
         query(
             "INSERT INTO ledger (key_id, kind, amount_microusd, dispatch_id, at) "
@@ -171,7 +171,7 @@ def test_what_was_summed_once_is_not_summed_again(rich: Key) -> None:
 # As callers see it
 
 
-def test_the_refusal_is_final_and_says_what_to_do() -> None:
+def test_refusal_is_final_and_names_the_next_step() -> None:
     caller = Caller(issued(grant_usd=1)[1])
     query("INSERT INTO ledger (key_id, kind, amount_microusd) SELECT key_id, 'charge', -1000000 FROM budget")
     for path, payload in (("/v1/jobs", {**CHAT, "body": BODY}), ("/v1/chat/completions", BODY), ("/chat/completions", BODY)):

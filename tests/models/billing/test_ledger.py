@@ -31,7 +31,7 @@ def running(caller: Key, *, reserved: int | None = 500, **more: object) -> tuple
 
 
 @pytest.mark.parametrize("change", ["UPDATE ledger SET amount_microusd = 1", "DELETE FROM ledger"])
-def test_what_is_written_is_never_changed(caller: Key, change: str) -> None:
+def test_audit_entries_are_immutable(caller: Key, change: str) -> None:
     with db.begin() as session:
         ledger.grant(session, caller.id, 5)
     with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="only grows"):
@@ -63,7 +63,7 @@ def test_each_attempt_is_charged_by_itself(caller: Key) -> None:
     "finding",
     [REFUSED, AttemptResult(Outcome.FAILED, 500), AttemptResult(Outcome.THROTTLED, 429), AttemptResult(Outcome.NOT_SENT), cost(0)],
 )
-def test_what_costs_nothing_is_not_written(caller: Key, finding: AttemptResult) -> None:
+def test_free_calls_write_no_ledger_entry(caller: Key, finding: AttemptResult) -> None:
     put_back(*running(caller), finding)
     finish(*running(caller), JobResult(Status.FAILED), finding)
 
@@ -77,7 +77,7 @@ def test_an_aborted_call_is_unknown_unless_it_never_went_out(caller: Key) -> Non
     assert [("unknown", -500)] == entries()
 
 
-def test_an_answer_that_does_not_say_what_it_used_is_unknown(caller: Key) -> None:
+def test_answer_without_usage_has_unknown_usage(caller: Key) -> None:
     finish(*running(caller), finding=cost(None))
 
     assert [("unknown", -500)] == entries()
@@ -91,7 +91,7 @@ def test_a_lost_worker_s_call_is_charged_as_unknown(caller: Key) -> None:
 
 
 @pytest.mark.parametrize(("finding", "correction"), [(cost(120), 380), (cost(500), 0), (cost(700), -200), (REFUSED, 500)])
-def test_a_late_answer_corrects_what_was_unknown(caller: Key, finding: AttemptResult, correction: int) -> None:
+def test_late_answer_corrects_an_unknown_outcome(caller: Key, finding: AttemptResult, correction: int) -> None:
     one, lease = running(caller)
     reap()
     for _ in range(2):
@@ -101,7 +101,7 @@ def test_a_late_answer_corrects_what_was_unknown(caller: Key, finding: AttemptRe
     assert (500 - correction, 0) == (standing(caller).spent, standing(caller).unknown)
 
 
-def test_a_late_answer_that_nobody_wants_any_more_corrects_too(caller: Key) -> None:
+def test_late_answer_of_an_ended_job_corrects_its_charge(caller: Key) -> None:
     one, lease = running(caller)
     reap()
     second = start(caller, one)
@@ -111,7 +111,7 @@ def test_a_late_answer_that_nobody_wants_any_more_corrects_too(caller: Key) -> N
     assert [("unknown", -500), ("correction", 380), ("charge", -130)] == entries(of=one)
 
 
-def test_what_stays_unknown_is_charged_once(caller: Key) -> None:
+def test_unknown_outcome_is_charged_once(caller: Key) -> None:
     one, lease = running(caller)
     reap()
     put_back(one, lease, LOST)

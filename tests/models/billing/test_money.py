@@ -17,7 +17,7 @@ def test_an_amount_is_read_exactly(result: str, microusd: int) -> None:
 
 
 @pytest.mark.parametrize("result", ["", "ten", "NaN", "-Infinity", "1e400", "0.0000001", "$5", "5 USD", "1,000", "1000000001", "9" * 5_000])
-def test_what_is_no_amount_is_refused(result: str) -> None:
+def test_invalid_amounts_are_refused(result: str) -> None:
     with pytest.raises(Invalid):
         money.parse_usd(result)
 

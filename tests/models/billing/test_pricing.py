@@ -29,12 +29,12 @@ def prices_are(override: Callable[..., None], tmp_path: Path) -> Callable[..., N
     return write
 
 
-def test_tokens_cost_what_the_list_says() -> None:
+def test_tokens_cost_their_list_price() -> None:
     assert 2_500_000 == pricing.cost_microusd("gpt-4o", input_tokens=1_000_000, output_tokens=0)
     assert 10_000_000 == pricing.cost_microusd("gpt-4o", input_tokens=0, output_tokens=1_000_000)
 
 
-def test_a_dated_name_costs_what_its_model_costs() -> None:
+def test_dated_model_name_has_its_models_price() -> None:
     assert pricing.cost_microusd("gpt-4o-mini", input_tokens=1_000, output_tokens=10) == pricing.cost_microusd(
         "gpt-4o-mini-2024-07-18", input_tokens=1_000, output_tokens=10
     )
@@ -75,7 +75,7 @@ def test_a_picture_that_is_paid_for_in_tokens_reserves_the_dearest() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 100, 272_000, 272_001, 10**6])
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-5.4", "gpt-image-1"])
-def test_what_a_call_costs_is_never_more_than_it_may(model: str, tokens: int) -> None:
+def test_charge_never_exceeds_the_largest_amount(model: str, tokens: int) -> None:
     cost = pricing.cost_microusd(model, input_tokens=tokens, output_tokens=7)
     most = pricing.max_microusd(model, input_tokens=tokens, output_tokens=7)
 

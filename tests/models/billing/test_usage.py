@@ -110,7 +110,7 @@ def test_pictures_without_tokens_are_counted_as_pictures() -> None:
 
 
 @pytest.mark.parametrize("answer", [{"object": "list", "data": [{"id": "gpt-5"}]}, {"results": []}, None, [], "text"])
-def test_what_costs_nothing_is_not_estimated(answer: object) -> None:
+def test_free_requests_are_not_estimated(answer: object) -> None:
     assert (0, 0, 0, False, False) == (
         (found := usage.usage_of(answer)).input_tokens, found.output_tokens, found.images, found.is_told, found.estimated
     )  # fmt: skip
@@ -125,7 +125,7 @@ def test_more_than_can_be_stored_is_the_most_and_logged(large: object, caplog: p
     assert 1 == len(caplog.records)
 
 
-def test_bytes_that_nobody_can_read_are_counted_as_a_text() -> None:
+def test_unreadable_bytes_are_estimated_as_text() -> None:
     assert Usage(ASKED, WRITTEN, estimated=True) == usage.usage_of_unreadable(ASKED, TEXT.encode())
     assert Usage(ASKED, 0, estimated=True) == usage.usage_of_unreadable(ASKED, b"")
     assert 50 < usage.usage_of_unreadable(ASKED, bytes(range(256))).output_tokens < 1_000

@@ -25,7 +25,7 @@ from workers.channels import notify
 MASTER = "queue"
 
 
-def test_a_url_says_who_watches_and_what() -> None:
+def test_sentinel_url_names_sentinels_and_master() -> None:
     read = redis_sentinel.parse_url("sentinel://:p%40ss@one:26380,two,[::1]:26381/3?master=queue&sentinel_password=theirs")
 
     assert Sentinels((("one", 26380), ("two", 26379), ("::1", 26381)), "queue", 3, None, "p@ss", "theirs") == read
@@ -39,7 +39,7 @@ def test_one_server_is_no_affair_of_sentinels(url: str) -> None:
 
 
 @pytest.mark.parametrize("rest", ["one:x/0?master=m", "one/db?master=m", "/0?master=m", "one,two/0"])
-def test_a_url_that_says_too_little_is_refused_without_its_password(rest: str) -> None:
+def test_incomplete_sentinel_url_is_refused_without_its_password(rest: str) -> None:
     with pytest.raises(ValueError, match="NOWSERVING_REDIS_URL") as caught:
         redis_sentinel.parse_url(f"sentinel://:canary@{rest}")
     assert "canary" not in str(caught.value)

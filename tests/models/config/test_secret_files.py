@@ -60,9 +60,7 @@ def test_every_secret_may_come_from_a_file() -> None:
 
 @pytest.mark.parametrize("name", secret_files.NAMES)
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-def test_a_secret_is_what_its_file_says_without_the_last_newline(
-    name: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secret_file_is_read_without_its_last_newline(name: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"NOWSERVING_{name.upper()}_FILE", str(written(tmp_path, VALUES[name] + end)))
 
     assert VALUES[name] == shown(getattr(Settings(), name))
@@ -92,7 +90,7 @@ def test_an_empty_setting_beside_a_file_is_none(tmp_path: Path, monkeypatch: pyt
     assert (CANARY, "") == (Settings().ops_token.get_secret_value(), Settings().page_key.get_secret_value())
 
 
-def test_a_file_that_is_not_there_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_is_named_with_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOWSERVING_DATABASE_URL_FILE", str(tmp_path / "none"))
     result = refusal()
 
@@ -117,7 +115,7 @@ def test_no_error_of_the_settings_shows_a_secret(tmp_path: Path, monkeypatch: py
     assert CANARY not in result
 
 
-def test_the_parts_of_a_stack_read_the_files_that_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_read_the_stacks_secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = {"NOWSERVING_REDIS_URL_FILE": str(written(tmp_path, VALUES["redis_url"]))}
     monkeypatch.setenv(*next(iter(shown.items())))  # as where the stack's own environment names it
 
@@ -127,7 +125,7 @@ def test_the_parts_of_a_stack_read_the_files_that_it_was_told(tmp_path: Path, mo
     assert CANARY not in str(caught.value)
 
 
-def test_a_command_says_in_one_line_which_file_it_cannot_read(tmp_path: Path) -> None:
+def test_command_names_an_unreadable_file_in_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "NOWSERVING_SECRET_KEYS_FILE": str(tmp_path / "none")}
     argv = [sys.executable, "-m", "cli.main", "keys", "list"]
     run = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)

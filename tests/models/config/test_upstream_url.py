@@ -78,7 +78,7 @@ def test_an_empty_address_is_none_and_openai_is_called() -> None:
     assert "https://api.openai.com/v1" == Settings(openai_base_url=" ").openai_base_url
 
 
-def test_a_wrong_setting_is_said_in_one_line_that_names_it() -> None:
+def test_wrong_setting_is_named_in_one_line() -> None:
     with pytest.raises(ValidationError) as raised:
         Settings(openai_base_url="api.openai.com")
 
@@ -105,7 +105,7 @@ def unsent(url: str) -> str:
     return str(retry_policy.classify_not_sent(raised.value).error["message"])  # type: ignore[index]  # there is one
 
 
-def test_who_refuses_connections_is_named() -> None:
+def test_refused_connection_names_its_host() -> None:
     port = free_port()
 
     assert f"The upstream cannot be reached: 127.0.0.1:{port} refuses connections." in unsent(f"http://127.0.0.1:{port}/v1")
@@ -123,7 +123,7 @@ def test_a_certificate_that_is_not_trusted_is_named(tmp_path_factory: pytest.Tem
     assert f"the TLS certificate of localhost:{upstream.tls_port} is not accepted: " in result
 
 
-def test_who_does_not_speak_tls_is_named() -> None:
+def test_tls_error_names_its_host() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         serving = partial(serve_once, server, lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
         threading.Thread(target=serving, daemon=True).start()
@@ -132,7 +132,7 @@ def test_who_does_not_speak_tls_is_named() -> None:
         assert f"no TLS connection to {origin}: " in unsent(f"https://{origin}/v1")
 
 
-def test_who_does_not_answer_the_knock_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connect_timeout_names_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_module, "CONNECT_TIMEOUT_S", 0.2)
     # A full backlog: the kernel drops the next SYN.
     with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
@@ -157,7 +157,7 @@ def test_who_does_not_answer_the_knock_is_named(monkeypatch: pytest.MonkeyPatch)
         (lambda peer: peer.sendall(b"\x16\x03 not HTTP\r\n\r\n"), "is not HTTP"),
     ],
 )
-def test_who_breaks_an_answer_off_is_named(answer: Callable[[socket.socket], None], why: str) -> None:
+def test_broken_answer_names_its_host(answer: Callable[[socket.socket], None], why: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve_once, args=(server, answer), daemon=True).start()
         origin = f"127.0.0.1:{server.getsockname()[1]}"

@@ -42,7 +42,7 @@ def test_size_is_read_from_the_header(kind: str, how: dict[str, Any]) -> None:
         JPEG, JPEG + b"\xff\xe0\0\0" * 1_000, JPEG + b"\xff\xc4\0\x02" * 1_000,
     ],
 )  # fmt: skip
-def test_what_is_no_picture_has_no_size(content: bytes) -> None:
+def test_other_bytes_have_no_image_size(content: bytes) -> None:
     assert image_size.from_bytes(content) is None
 
 

@@ -186,7 +186,7 @@ def test_request_has_the_tokens_that_its_model_reads(endpoint: str, body: dict[s
 
 
 @pytest.mark.parametrize("name", ["tools", "functions", "response_format"])
-def test_what_is_beside_the_messages_counts_too(name: str) -> None:
+def test_estimate_counts_fields_beside_the_messages(name: str) -> None:
     asked = {"messages": [user("hi there")]}
     schema = json.loads(fixture("tools.json"))
 

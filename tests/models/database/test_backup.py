@@ -49,7 +49,7 @@ def restored(environment: dict[str, str], override: Callable[..., None], tmp_pat
     server.dispose()
 
 
-def test_what_a_backup_holds_goes_on_where_it_was(restored: Callable[[], None], redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_restored_backup_continues(restored: Callable[[], None], redis_client: redis.Redis, tmp_path: Path) -> None:
     processes.forks()
     who = caller("sk-backup")
     done, under_way, waiting = (ask(who, result) for result in ("done", "under way", "waiting"))

@@ -151,7 +151,7 @@ def test_turns_are_had_in_the_order_in_which_they_were_asked_for() -> None:
     assert turns.take(0, 0)
 
 
-def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_waiter_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object, __: float) -> NoReturn:
         raise KeyboardInterrupt
 
@@ -166,7 +166,7 @@ def test_who_is_interrupted_while_waiting_takes_nobodys_turn(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("is_served", "waits_s"), [(False, 2.0), (True, 3.0)])
-def test_who_waits_is_patient_as_long_as_others_are_served(monkeypatch: pytest.MonkeyPatch, is_served: bool, waits_s: float) -> None:
+def test_pool_wait_is_extended_while_others_are_served(monkeypatch: pytest.MonkeyPatch, is_served: bool, waits_s: float) -> None:
     """Seconds by a clock of the test's: 2 s without anybody's coming through, or 3 s in all."""
     now = [100.0]
     turns = db._Turns(1)
@@ -218,7 +218,9 @@ def test_more_callers_than_connections_wait_for_each_other(override: Callable[..
 
 
 @pytest.mark.parametrize(("error", "counts"), [(QueueFull("full"), True), (Unavailable(), False)])
-def test_who_is_refused_was_served_and_who_found_no_store_was_not(monkeypatch: pytest.MonkeyPatch, error: Exception, counts: bool) -> None:
+def test_refused_query_counts_as_served_and_a_lost_connection_does_not(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, counts: bool
+) -> None:
     ended = list[bool]()
     give = db._Turns.give
     monkeypatch.setattr(db._Turns, "give", lambda turns, *, is_served: (ended.append(is_served), give(turns, is_served=is_served)))
@@ -247,7 +249,7 @@ def test_a_migration_under_a_running_process_costs_it_one_refusal_that_clients_r
             session.execute(text("DROP TABLE widening"))
 
 
-def test_what_the_server_cannot_do_is_no_outage(database: None) -> None:
+def test_query_error_is_no_outage(database: None) -> None:
     with pytest.raises(psycopg.errors.FeatureNotSupported), db.autocommit() as session:
         session.execute(text("SELECT count(*) FROM job FOR UPDATE"))
 

@@ -46,7 +46,7 @@ def broken(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", [file for file in VERSIONS if file.name[:4] >= PROMISED_SINCE], ids=lambda file: file.stem)
-def test_a_migration_only_adds_what_the_version_before_does_without(file: Path) -> None:
+def test_migration_adds_only_columns_that_the_previous_version_can_omit(file: Path) -> None:
     assert [] == broken(file.read_text())
 
 

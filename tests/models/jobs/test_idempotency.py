@@ -59,7 +59,7 @@ def test_more_at_once_than_connections_do_not_wait_for_each_other(caller: Caller
     assert 24 == stored()
 
 
-def test_one_that_waits_too_long_for_another_is_told_to_come_back(caller: Caller) -> None:
+def test_request_that_waits_too_long_for_another_gets_503(caller: Caller) -> None:
     number = caller.key.id
     with db.begin() as session:
         idempotency.claim_token(session, number, "k", digest=b"", job_id=submission.new_job_id())

@@ -113,7 +113,7 @@ def test_a_beat_renews_the_lease(caller: Key) -> None:
     assert [True] == [each.renewed for each in query("SELECT lease_until > now() + interval '20 s' AS renewed FROM job")]
 
 
-def test_a_beat_says_which_jobs_are_to_be_cancelled(caller: Key) -> None:
+def test_lease_renewal_returns_cancelled_jobs(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     cancel(caller, one)
@@ -121,7 +121,7 @@ def test_a_beat_says_which_jobs_are_to_be_cancelled(caller: Key) -> None:
     assert {dispatch_id: True} == beat({dispatch_id: one})
 
 
-def test_a_beat_leaves_out_what_is_lost(caller: Key) -> None:
+def test_lease_renewal_omits_lost_jobs(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     reap()
@@ -261,7 +261,7 @@ def test_a_job_to_be_cancelled_is_cancelled_instead_of_put_back(caller: Key) -> 
 # Not claimed in time
 
 
-def test_an_unclaimed_job_stands_in_line_again_and_nobody_is_told(caller: Key) -> None:
+def test_unclaimed_job_is_requeued_without_notification(caller: Key) -> None:
     one = submit(caller)
     admit_all(caller, most=1)
 
@@ -353,7 +353,7 @@ def test_a_waiting_job_is_cancelled_at_once(caller: Key) -> None:
     assert ([], ["queued", "cancelled"]) == (heads(), event_types(one))
 
 
-def test_an_admitted_job_is_cancelled_at_once_and_its_doorbell_finds_a_ghost(caller: Key) -> None:
+def test_cancelled_admission_ends_at_once_and_its_message_claims_nothing(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = admit(caller, one)
 
@@ -362,7 +362,7 @@ def test_an_admitted_job_is_cancelled_at_once_and_its_doorbell_finds_a_ghost(cal
     assert dispatch_id == ghost(one, dispatch_id).dispatch_id
 
 
-def test_a_running_job_is_told_to_stop(caller: Key) -> None:
+def test_running_job_is_asked_to_stop(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
 
@@ -370,7 +370,7 @@ def test_a_running_job_is_told_to_stop(caller: Key) -> None:
     assert (Status.RUNNING, True, "cancelling") == (row(one).status, row(one).cancel_requested, event_types(one)[-1])
 
 
-def test_what_ran_to_its_end_before_it_could_be_stopped_has_succeeded(caller: Key) -> None:
+def test_job_that_ended_before_its_cancellation_succeeds(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     cancel(caller, one)
@@ -388,14 +388,14 @@ def test_a_job_is_cancelled_once(caller: Key) -> None:
     assert 1 == event_types(one).count("cancelling")
 
 
-def test_nobody_cancels_a_job_of_another_key(caller: Key) -> None:
+def test_key_cannot_cancel_a_job_of_another_key(caller: Key) -> None:
     one = submit(caller)
 
     assert cancel(known("sk-stranger"), one) is None
     assert Status.QUEUED == row(one).status
 
 
-def test_a_cancelled_turn_in_the_middle_holds_nobody_up(caller: Key) -> None:
+def test_cancelled_middle_turn_blocks_no_later_turn(caller: Key) -> None:
     one, two, three = (submit(caller, conversation="c") for _ in range(3))
     cancel(caller, two)
     assert [one] == heads()
@@ -407,14 +407,14 @@ def test_a_cancelled_turn_in_the_middle_holds_nobody_up(caller: Key) -> None:
 # Ghost
 
 
-def test_a_job_that_is_still_wanted_is_no_ghost(caller: Key) -> None:
+def test_open_job_is_not_ended_unclaimed(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = admit(caller, one)
 
     assert ghost(one, dispatch_id) is None
 
 
-def test_a_job_that_was_called_is_no_ghost(caller: Key) -> None:
+def test_called_job_is_not_ended_unclaimed(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     cancel(caller, one)
@@ -450,7 +450,7 @@ def test_the_next_turn_goes_when_the_first_in_line_expires(caller: Key) -> None:
     assert [two] == heads()
 
 
-def test_what_is_on_its_way_does_not_expire(caller: Key) -> None:
+def test_admitted_job_does_not_expire(caller: Key) -> None:
     one = submit(caller)
     start(caller, one)
 

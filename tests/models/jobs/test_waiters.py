@@ -57,7 +57,7 @@ def end(caller: Key, job_id: UUID, status: Status) -> None:
         assert completion.finish(session, job_id, dispatch_id, JobResult(status), AttemptResult(Outcome.SUCCEEDED))
 
 
-def test_who_comes_back_finds_the_job_still_waiting(caller: Key) -> None:
+def test_returning_client_finds_its_waiting_job(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
     leave(job_id, first)
@@ -94,7 +94,7 @@ def test_the_one_that_was_left_is_taken_before_one_that_is_waited_for(caller: Ke
     assert abandoned == adopt(caller, uuid4())
 
 
-def test_an_answer_that_nobody_read_is_kept_for_who_comes_back(caller: Key) -> None:
+def test_unread_answer_is_kept_for_a_returning_client(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
     end(caller, job_id, Status.SUCCEEDED)
@@ -118,7 +118,7 @@ def test_a_job_that_was_cancelled_because_its_reader_left_is_nobodys(caller: Key
     assert adopt(caller, uuid4()) is None
 
 
-def test_a_reader_that_was_not_told_of_a_cancellation_hears_of_it_when_it_comes_back(caller: Key) -> None:
+def test_returning_waiter_learns_of_a_missed_cancellation(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
     cancel(caller, job_id)
@@ -138,7 +138,7 @@ def test_a_job_that_ends_right_now_is_waited_for_and_not_asked_again(caller: Key
         assert job_id == found.result(5)
 
 
-def test_two_who_come_back_at_once_take_two_jobs(caller: Key) -> None:
+def test_two_returning_clients_take_two_jobs(caller: Key) -> None:
     readers = [uuid4(), uuid4()]
     jobs = [ask(caller, who) for who in readers]
     for job_id, who in zip(jobs, readers, strict=True):
@@ -149,7 +149,7 @@ def test_two_who_come_back_at_once_take_two_jobs(caller: Key) -> None:
         assert jobs[1] == adopt(caller, uuid4())
 
 
-def test_who_asks_again_by_idempotency_key_is_the_reader_from_then_on(caller: Key) -> None:
+def test_repeated_idempotency_key_makes_the_new_request_the_waiter(caller: Key) -> None:
     first, second = uuid4(), uuid4()
     job_id = ask(caller, first)
     leave(job_id, first)
@@ -162,7 +162,7 @@ def test_who_asks_again_by_idempotency_key_is_the_reader_from_then_on(caller: Ke
     assert [job_id] == left()
 
 
-def test_a_job_that_was_promised_to_nobody_in_particular_is_nobodys_to_leave(caller: Key) -> None:
+def test_disconnect_does_not_affect_a_job_without_a_waiter(caller: Key) -> None:
     first = uuid4()
     once_waited_for, never_waited_for = ask(caller, first), submit(caller)
     take_over(once_waited_for, None)

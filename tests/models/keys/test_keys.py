@@ -62,7 +62,7 @@ def test_an_own_key_is_its_own_credential_and_is_not_stored_in_plain() -> None:
     assert b"canary" not in bytes(row.secret)
 
 
-def test_own_keys_are_refused_where_the_operator_says_so(override: Callable[..., None]) -> None:
+def test_own_keys_are_refused_when_closed(override: Callable[..., None]) -> None:
     old = known("sk-old")
     override(open_keys="false")
 
@@ -72,7 +72,7 @@ def test_own_keys_are_refused_where_the_operator_says_so(override: Callable[...,
 
 
 @pytest.mark.parametrize("token", ["", " \n", "sk-\x00", "sk-é", "k" * 257, "ns-made-up", "sk-\u2028"])
-def test_what_is_no_key_is_refused_and_not_stored(token: str) -> None:
+def test_malformed_key_is_refused_and_not_stored(token: str) -> None:
     with pytest.raises(Unauthorised):
         known(token)
     assert [(0,)] == query("SELECT count(*) FROM key")

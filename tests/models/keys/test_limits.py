@@ -45,28 +45,28 @@ def state(**limits: int) -> LimitState:
     return LimitState(Limits(**limits), learned_rpm=None, learned_tpm=None, window_size=None, cooldown_until=None)
 
 
-def test_what_was_learned_does_not_hide_the_limits_for_all_models(credential_id: int) -> None:
+def test_learned_limit_of_a_model_keeps_the_limits_of_all_models(credential_id: int) -> None:
     limit(credential_id, rpm=60)
     learn(credential_id, learned_rpm=500)
 
     assert (60, 500) == (read(credential_id).limits.rpm, read(credential_id).learned_rpm)
 
 
-def test_what_was_learned_leaves_the_operators_limits_alone(credential_id: int) -> None:
+def test_learned_limits_keep_the_operators_limits(credential_id: int) -> None:
     limit(credential_id, model="m", rpm=5, max_in_flight=2)
     learn(credential_id, learned_rpm=500, window_size=8.0)
 
     assert Limits(rpm=5, max_in_flight=2) == read(credential_id).limits
 
 
-def test_new_limits_leave_alone_what_was_learned(credential_id: int) -> None:
+def test_operators_limits_keep_learned_limits(credential_id: int) -> None:
     learn(credential_id, learned_rpm=500, window_size=8.0)
     limit(credential_id, model="m", rpm=5)
 
     assert (500, 8.0) == (read(credential_id).learned_rpm, read(credential_id).window_size)
 
 
-def test_what_an_answer_did_not_say_is_not_forgotten(credential_id: int) -> None:
+def test_missing_headers_keep_learned_limits(credential_id: int) -> None:
     learn(credential_id, learned_rpm=500, learned_tpm=9_000, window_size=8.0, cooldown_until=AT)
     learn(credential_id)
 

@@ -196,7 +196,7 @@ def test_others_go_on_waiting(workshop: Workshop, upstream: FakeUpstream, caller
     assert Status.QUEUED == row(waiting).status
 
 
-def test_a_pool_with_one_good_key_fails_nobody(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_pool_with_one_good_key_fails_no_job(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
     waiting = held(caller)
     park(workshop, upstream, caller, MONEY)
     query("INSERT INTO credential (pool_id, secret) VALUES (:pool, 'x')", pool=caller.pool_id)

@@ -21,7 +21,7 @@ from tests.support.queue_tools import known, query
 pytestmark = pytest.mark.usefixtures("database")
 
 
-def test_what_was_stored_opens_with_the_new_secret_alone(override: Callable[..., None]) -> None:
+def test_rotated_values_open_with_the_new_secret_alone(override: Callable[..., None]) -> None:
     old = ",".join(one.get_secret_value() for one in settings().secret_keys)
     caller = known("sk-old")
     with db.begin() as session:

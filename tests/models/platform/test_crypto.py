@@ -20,7 +20,7 @@ def _settings(override: Callable[..., None]) -> None:
     override(secret_keys=fresh())
 
 
-def test_what_was_sealed_opens() -> None:
+def test_sealed_value_opens() -> None:
     assert b"sk-1" == crypto.unseal(crypto.seal(b"sk-1", bound_to="credential:1"), bound_to="credential:1")
 
 
@@ -46,7 +46,7 @@ def test_a_changed_byte_is_noticed(at: int) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 16, 20])
-def test_what_is_cut_short_does_not_open(length: int) -> None:
+def test_truncated_ciphertext_does_not_open(length: int) -> None:
     with pytest.raises(ValueError):
         crypto.unseal(crypto.seal(b"sk-1", bound_to="a")[:length], bound_to="a")
 

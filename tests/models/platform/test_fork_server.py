@@ -65,7 +65,7 @@ def test_forked_programs_draw_ids_of_their_own(forker: Forker, folder: Path) -> 
 
 
 @pytest.mark.parametrize(("program", "words"), [("refuses", "no colour is set"), ("breaks", "RuntimeError: broken")])
-def test_a_forked_program_that_fails_says_why_and_exits_with_1(forker: Forker, folder: Path, program: str, words: str) -> None:
+def test_failing_forked_program_prints_its_error_and_exits_with_1(forker: Forker, folder: Path, program: str, words: str) -> None:
     assert 1 == forker.start([program], env={}, log=folder / "log").wait(20)
     assert words in (folder / "log").read_text()
 

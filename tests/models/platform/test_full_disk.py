@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_no_empty_secret(disk: Disk, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_an_empty_secret_is_an_error_that_says_what_to_do(tmp_path: Path, name: str) -> None:
+def test_empty_secret_is_an_error_with_the_next_step(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.touch()

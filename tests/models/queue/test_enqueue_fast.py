@@ -73,7 +73,7 @@ def give_a_budget(caller: Key, override: Override) -> None:
 
 
 @pytest.mark.parametrize("hindrance", [fill_the_lane, fill_a_long_lane, fill_the_key, drain, cap, give_a_budget])
-def test_what_may_be_refused_is_left_to_a_closer_look(caller: Key, override: Override, hindrance: Callable[[Key, Override], None]) -> None:
+def test_possible_refusals_are_left_to_the_slow_path(caller: Key, override: Override, hindrance: Callable[[Key, Override], None]) -> None:
     submit(caller)
     hindrance(caller, override)
     before = stored()

@@ -101,7 +101,7 @@ def _gaps(served: list[Any], prefix: str) -> list[int]:
     return [max(after - before for before, after in zip([0, *places], places, strict=False)) for places in at.values()]
 
 
-def test_a_light_user_who_comes_late_does_not_wait_for_the_flood(caller: Key, flood: None) -> None:
+def test_late_light_user_does_not_wait_for_a_flood(caller: Key, flood: None) -> None:
     serve(caller, steps=20, a_step=10)
     line_up(caller, [{"flow": "late"}])
 
@@ -150,7 +150,7 @@ def test_low_priority_is_not_starved_by_a_stream_of_high(caller: Key) -> None:
     assert "low" in gone
 
 
-def test_who_was_away_is_owed_nothing(caller: Key) -> None:
+def test_returning_key_has_no_credit(caller: Key) -> None:
     line_up(caller, [{"flow": "there"} for _ in range(100)])
     serve(caller, steps=5, a_step=10)
     line_up(caller, [{"flow": "back"} for _ in range(50)])
@@ -160,7 +160,7 @@ def test_who_was_away_is_owed_nothing(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("weight", [3, 0.7, 7.1])
-def test_an_odd_weight_hides_nobody_below_the_low_water_mark(caller: Key, weight: float) -> None:
+def test_fractional_weight_hides_no_job_below_the_low_water_mark(caller: Key, weight: float) -> None:
     line_up(caller, [{"flow": "odd"}])
     rng = random.Random(weight)
     for _ in range(40):
@@ -250,7 +250,7 @@ def test_a_key_of_twice_the_weight_gets_twice_as_much(keys: list[Key]) -> None:
     assert got[keys[0].id] / got[keys[1].id] == pytest.approx(2, rel=0.05)
 
 
-def test_what_the_upstream_refused_is_not_charged(keys: list[Key]) -> None:
+def test_refused_call_is_not_charged(keys: list[Key]) -> None:
     """A key whose costly job is refused for load again and again has had nothing, and its turn is still first."""
     unlucky, other = keys[:2]
     costly = submit(unlucky, tokens=10_000)
@@ -261,7 +261,7 @@ def test_what_the_upstream_refused_is_not_charged(keys: list[Key]) -> None:
         put_back(costly, row(costly).dispatch_id)
 
 
-def test_what_a_user_cancels_is_given_back_and_leaves_its_order(caller: Key) -> None:
+def test_cancellation_refunds_a_users_share_and_keeps_the_order(caller: Key) -> None:
     first = [submit(caller, flow="ann") for _ in range(10)]
     line_up(caller, [{"flow": "bob"} for _ in range(10)])
     for one in first[:5]:
@@ -278,7 +278,7 @@ def test_what_a_user_cancels_is_given_back_and_leaves_its_order(caller: Key) -> 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_with_several_keys_the_places_told_are_the_order_of_going(keys: list[Key], seed: int) -> None:
+def test_positions_of_several_keys_are_the_order_of_admission(keys: list[Key], seed: int) -> None:
     rng = random.Random(seed)
     query("UPDATE key SET weight = 4 WHERE id = :id", id=keys[2].id)
     for _ in range(60):

@@ -63,7 +63,7 @@ def test_a_pool_has_lanes_for_so_many_models_and_no_more(caller: Key, override: 
     assert 4 == len(query("SELECT FROM lane"))
 
 
-def test_one_model_too_many_is_told_what_to_do(caller: Key, override: Callable[..., None]) -> None:
+def test_lane_beyond_the_limit_is_refused_with_the_next_step(caller: Key, override: Callable[..., None]) -> None:
     override(max_lanes_per_pool=1)
     client = Caller("sk-test")
     client.submit()
@@ -103,7 +103,7 @@ def test_a_lane_that_was_made_and_never_used_leaves_too(caller: Key) -> None:
         "INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, rpm) SELECT 'flow', id, '1:someone', '', 1, 5 FROM lane",
     ],
 )  # fmt: skip
-def test_a_lane_of_which_an_operator_has_said_something_stays(caller: Key, result: str) -> None:
+def test_lane_with_an_operators_setting_is_not_deleted(caller: Key, result: str) -> None:
     used(caller)
     query(result)
 
@@ -118,7 +118,7 @@ def test_a_lane_with_a_call_under_way_stays(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("conversation", [None, "talk"])
-def test_whoever_comes_after_it_left_gets_a_new_one(caller: Key, conversation: str | None) -> None:
+def test_request_after_the_cancellation_gets_a_new_job(caller: Key, conversation: str | None) -> None:
     before = used(caller)
     leave()
     one = submit(caller, conversation=conversation)
@@ -127,7 +127,7 @@ def test_whoever_comes_after_it_left_gets_a_new_one(caller: Key, conversation: s
     assert [one] == heads()
 
 
-def test_what_was_served_there_is_still_seen_by_operators(caller: Key) -> None:
+def test_ended_jobs_of_a_deleted_lane_stay_visible_to_operators(caller: Key) -> None:
     used(caller)
     leave()
     with db.begin() as session:
@@ -187,7 +187,7 @@ def test_a_longer_submit_while_another_makes_the_keys_share_again_is_stored(call
     assert 2 == len(heads())
 
 
-def test_after_the_first_submit_of_a_key_nobody_waits_for_anothers_commit(caller: Key) -> None:
+def test_submits_after_a_keys_first_wait_for_no_other_commit(caller: Key) -> None:
     """In a lane that is awake, two that came while the first was stored go on side by side: neither holds the key's row."""
     lanes.id_of(caller.pool_id, "m")
     query("UPDATE lane SET wake_at = now()")

@@ -135,7 +135,7 @@ def test_a_held_turn_behind_a_running_one_stands_where_it_will_stand(caller: Key
     assert 1 == place(caller, two).position
 
 
-def test_a_held_turn_counts_everybody_who_will_go_before_it(caller: Key) -> None:
+def test_position_of_a_held_turn_counts_all_jobs_before_it(caller: Key) -> None:
     first, second = submit(caller, flow="talk", conversation="c"), submit(caller, flow="talk", conversation="c")
     others = [submit(caller, flow=f"other{n}") for n in range(5)]
     assert 7 == place(caller, second).position
@@ -185,7 +185,7 @@ def test_each_held_turn_waits_for_the_calls_before_it(caller: Key) -> None:
     assert [0.0, 10.0, 20.0] == [place(caller, one).eta_s for one in turns]
 
 
-def test_nobody_goes_before_the_lane_moves_again(caller: Key) -> None:
+def test_no_job_is_admitted_before_the_lane_resumes(caller: Key) -> None:
     one = submit(caller)
     query("UPDATE lane SET blocked_by = 'cooldown', wake_at = now() + interval '90 s'")
 
@@ -201,7 +201,7 @@ def test_an_estimate_is_never_in_the_past(caller: Key) -> None:
     assert (0.0, None) == (place(caller, one).eta_s, place(caller, one).wake_at)
 
 
-def test_a_job_in_backoff_says_so_and_until_when(caller: Key) -> None:
+def test_job_in_backoff_shows_its_wake_time(caller: Key) -> None:
     one = submit(caller)
     put_back(one, start(caller, one), delay_s=60)
 
@@ -210,7 +210,7 @@ def test_a_job_in_backoff_says_so_and_until_when(caller: Key) -> None:
     assert 55 < (found.eta_s or 0) <= 60
 
 
-def test_a_backoff_that_is_over_blocks_nobody(caller: Key) -> None:
+def test_expired_backoff_blocks_no_job(caller: Key) -> None:
     one = submit(caller)
     put_back(one, start(caller, one), delay_s=60)
     query("UPDATE job SET not_before = now() - interval '1 s'")
@@ -219,7 +219,7 @@ def test_a_backoff_that_is_over_blocks_nobody(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("what", ["lane", "pool"])
-def test_a_paused_line_says_so_and_promises_nothing(caller: Key, what: str) -> None:
+def test_paused_lane_shows_its_pause_and_no_eta(caller: Key, what: str) -> None:
     one = submit(caller)
     query(f"UPDATE {what} SET paused_at = now()")
 

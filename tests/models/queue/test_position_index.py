@@ -65,7 +65,7 @@ def set_at() -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_with_fresh_milestones_everybody_stands_where_they_would_without(caller: Key, every: int, seed: int) -> None:
+def test_positions_with_checkpoints_equal_exact_positions(caller: Key, every: int, seed: int) -> None:
     jobs = crowd(caller, 33, seed=seed)
     query("UPDATE lane SET rpm = 60, tpm = 30_000")
     without = places_of(caller, jobs)
@@ -76,7 +76,7 @@ def test_with_fresh_milestones_everybody_stands_where_they_would_without(caller:
     assert list(range(1, 34)) == [one.position for one in without]
 
 
-def test_those_with_one_tag_are_told_apart_by_their_ids(caller: Key, every: int) -> None:
+def test_equal_tags_are_ordered_by_id(caller: Key, every: int) -> None:
     jobs = [submit(caller, flow=f"user {n}") for n in range(23)]
     set_anew(jobs[0])
 
@@ -84,7 +84,7 @@ def test_those_with_one_tag_are_told_apart_by_their_ids(caller: Key, every: int)
     assert list(range(1, 24)) == [one.position for one in places_of(caller, jobs)]
 
 
-def test_who_joins_is_told_the_place_that_a_look_tells(caller: Key, every: int) -> None:
+def test_enqueue_returns_the_position_that_status_shows(caller: Key, every: int) -> None:
     jobs = crowd(caller, 21)
     set_anew(jobs[0])
     with db.begin() as session:
@@ -95,7 +95,7 @@ def test_who_joins_is_told_the_place_that_a_look_tells(caller: Key, every: int) 
     assert (in_order([*jobs, job_id]).index(job_id) + 1, place(caller, job_id)) == (enqueued.position.position, enqueued.position)
 
 
-def test_before_the_first_milestone_nobody_is_told_of_those_who_have_gone(caller: Key, every: int) -> None:
+def test_position_before_the_first_checkpoint_omits_jobs_that_left(caller: Key, every: int) -> None:
     jobs = crowd(caller, 33)
     set_anew(jobs[0])
     for one in jobs[:4]:
@@ -117,7 +117,7 @@ def test_old_milestones_are_not_believed(caller: Key, every: int) -> None:
     assert 29 == place(caller, jobs[-1]).position
 
 
-def test_nobody_is_counted_beyond_the_most(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_position_is_not_counted_beyond_its_limit(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(position_index, "MAX_COUNTED", 12)
     monkeypatch.setattr(position, "MAX_COUNTED", 12)
     monkeypatch.setattr(enqueue, "MAX_COUNTED", 12)
@@ -127,7 +127,7 @@ def test_nobody_is_counted_beyond_the_most(caller: Key, every: int, monkeypatch:
     assert [*range(1, 13), *[13] * 8] == [one.position for one in places_of(caller, jobs)]
 
 
-def test_what_a_minute_has_room_for_counts_all_who_wait(caller: Key, every: int) -> None:
+def test_headroom_of_a_minute_counts_all_waiting_jobs(caller: Key, every: int) -> None:
     jobs = crowd(caller, 33)
     query("UPDATE lane SET rpm = 60")
     with db.begin() as session:
@@ -161,7 +161,7 @@ def look(care: lane_maintenance.LaneMaintenance, *, now: float) -> None:
             care.refresh(session, lane, now=now)
 
 
-def test_what_takes_long_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_maintenance_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.5, 100.0, 100.0])
     monkeypatch.setattr(lane_maintenance.time, "monotonic", lambda: next(clock))
     done: list[float] = []

@@ -35,13 +35,13 @@ def status(caller: Caller, name: str) -> str:
     return str(caller.get(f"/v1/jobs/{name}").json["status"])
 
 
-def test_each_turn_is_told_those_before_it(caller: Caller) -> None:
+def test_each_turn_carries_the_turns_before_it(caller: Caller) -> None:
     assert [user("one")] == talk(caller, "one", reply="1")
     assert [user("one"), assistant("1"), user("two")] == talk(caller, "two", reply="2")
     assert [user("one"), assistant("1"), user("two"), assistant("2"), user("three")] == talk(caller, "three")
 
 
-def test_turns_submitted_at_once_are_told_what_was_answered_meanwhile(caller: Caller) -> None:
+def test_turns_submitted_together_carry_the_answers_before_them(caller: Caller) -> None:
     first, second, third = (say(caller, text) for text in ("one", "two", "three"))
     for name, reply in ((first, "1"), (second, "2")):
         answer(claim(caller, name), reply)
@@ -49,7 +49,7 @@ def test_turns_submitted_at_once_are_told_what_was_answered_meanwhile(caller: Ca
     assert [user("one"), assistant("1"), user("two"), assistant("2"), user("three")] == sent(claim(caller, third))
 
 
-def test_a_first_turn_goes_out_byte_for_byte_and_what_is_stored_is_what_was_sent(caller: Caller) -> None:
+def test_first_turn_is_sent_and_stored_byte_for_byte(caller: Caller) -> None:
     first = claim(caller, say(caller, "one"))
     answer(first, "1")
     second = claim(caller, say(caller, "two"))
@@ -65,7 +65,7 @@ def test_sessions_of_two_names_and_of_two_keys_know_nothing_of_each_other(caller
     assert [user("three")] == talk(Caller("sk-other", caller.app), "three")
 
 
-def test_the_upstreams_own_route_remembers_too_and_is_not_told_of_sessions(caller: Caller) -> None:
+def test_openai_route_remembers_and_sends_no_session_fields(caller: Caller) -> None:
     talk(caller, "one", reply="1")
     body = {"model": "m", "messages": [user("two")], "nowserving": {"conversation": SESSION}, "stream": True}
     made = caller.post("/v1/chat/completions", body, headers={"Prefer": "respond-async"})
@@ -76,7 +76,7 @@ def test_the_upstreams_own_route_remembers_too_and_is_not_told_of_sessions(calle
     assert {"model", "messages", "stream"} == set(json.loads(row.request))
 
 
-def test_only_what_the_upstream_takes_back_of_an_answer_is_sent_again(caller: Caller) -> None:
+def test_history_sends_only_fields_that_the_upstream_accepts(caller: Caller) -> None:
     talk(caller, "one", reply={"role": "assistant", "content": "1", "refusal": None, "annotations": [], "audio": None, "reasoning": "…"})
     talk(caller, "two", reply={"role": "assistant", "content": None, "refusal": "I must not."})
 
@@ -98,7 +98,7 @@ def test_a_failed_turn_is_kept_and_marked_and_the_next_one_runs_without_it(calle
 
 
 @pytest.mark.parametrize("how", ["cancelled", "lost"])
-def test_a_turn_without_an_answer_is_not_told_of(caller: Caller, how: str) -> None:
+def test_turn_without_an_answer_is_left_out_of_the_history(caller: Caller, how: str) -> None:
     row = claim(caller, say(caller, "one"))
     outcome = Outcome.CANCELLED if how == "cancelled" else Outcome.UNKNOWN
     end(row, JobResult(Status.CANCELLED if how == "cancelled" else Status.FAILED), AttemptResult(outcome))
@@ -119,7 +119,7 @@ def test_where_it_is_wanted_a_failed_turn_stops_those_behind_it(caller: Caller) 
     assert [user("four")] == talk(caller, "four")
 
 
-def test_a_cancelled_turn_stops_nobody(caller: Caller) -> None:
+def test_cancelled_turn_stops_no_later_turn(caller: Caller) -> None:
     rule(caller, on_failed_turn="stop")
     first, second = say(caller, "one"), say(caller, "two")
     caller.post(f"/v1/jobs/{first}/cancel")
@@ -127,7 +127,7 @@ def test_a_cancelled_turn_stops_nobody(caller: Caller) -> None:
     assert [user("two")] == sent(claim(caller, second))
 
 
-def test_a_stopped_turn_is_told_to_its_webhook(caller: Caller) -> None:
+def test_stopped_turn_is_sent_to_its_webhook(caller: Caller) -> None:
     rule(caller, on_failed_turn="stop")
     first, second = say(caller, "one"), say(caller, "two", webhook_url="https://example.com/hook")
     fail(claim(caller, first))
@@ -159,7 +159,7 @@ def test_the_silence_begins_with_the_answer_not_with_the_question(caller: Caller
     assert 3 == len(talk(caller, "two"))
 
 
-def test_who_waits_long_in_line_has_not_been_silent(caller: Caller) -> None:
+def test_long_wait_does_not_count_as_silence(caller: Caller) -> None:
     first, second = say(caller, "one"), say(caller, "two")
     pass_time(45)
     answer(claim(caller, first), "1")
@@ -185,7 +185,7 @@ def test_how_long_a_silence_may_be_is_the_sessions_own(caller: Caller, fresh_aft
     assert remembers == (3 == len(talk(caller, "two")))
 
 
-def test_the_operator_says_how_long_it_is_otherwise(caller: Caller, override: Callable[..., None]) -> None:
+def test_expiry_follows_its_setting(caller: Caller, override: Callable[..., None]) -> None:
     override(session_fresh_after_s=60)
     talk(caller, "one")
     pass_time(2)
@@ -270,7 +270,7 @@ def test_a_system_prompt_of_an_earlier_version_is_reserved_too(caller: Caller) -
     assert 2 == len(sent(row))
 
 
-def test_what_a_turn_remembers_is_reserved_with_it(caller: Caller) -> None:
+def test_turn_reserves_its_history(caller: Caller) -> None:
     first, second = say(caller, "one"), say(caller, "two")
     alone = stored(wire.parse_id(second)).tokens
     row = claim(caller, first)
@@ -289,7 +289,7 @@ def test_a_history_fits_the_keys_tokens_per_minute(caller: Caller) -> None:
     assert 1_000 >= row.tokens
 
 
-def test_what_the_upstream_found_too_long_becomes_shorter(caller: Caller) -> None:
+def test_history_shrinks_after_a_context_length_error(caller: Caller) -> None:
     for n in range(8):
         talk(caller, f"{n}" * 200, reply=f"{n}" * 200)
     row = claim(caller, say(caller, "too long"))
@@ -337,7 +337,7 @@ def test_every_script_comes_back_as_it_was(caller: Caller, result: str) -> None:
     assert [result, result] == [one["text"] for one in shown[:2]]
 
 
-def test_a_thousand_chinese_characters_weigh_about_what_they_cost() -> None:
+def test_estimate_of_chinese_text_is_close_to_its_tokens() -> None:
     assert 1_000 == len(CHINESE)
     assert 700 <= token_estimate.estimate_messages([user(CHINESE)]) <= 1_100
 
@@ -368,7 +368,7 @@ CALL = {
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "42"}
 
 
-def test_a_tools_call_and_its_result_are_told_together(caller: Caller) -> None:
+def test_tool_call_and_its_result_stay_together_in_the_history(caller: Caller) -> None:
     talk(caller, "one", reply=CALL)
     talk(caller, RESULT, reply="It is 42.")
 
@@ -391,7 +391,7 @@ def test_a_result_whose_call_did_not_fit_is_forgotten_with_it(caller: Caller) ->
     assert [user("two")] == talk(caller, "two")
 
 
-def test_a_picture_that_was_asked_for_is_told_as_its_prompt(caller: Caller) -> None:
+def test_requested_image_appears_in_the_history_as_its_prompt(caller: Caller) -> None:
     talk(caller, "one", reply="1")
     made = caller.post("/v1/jobs", {**IMAGE, "conversation": SESSION}).json["id"]
     row = claim(caller, made)
@@ -406,7 +406,7 @@ def test_a_picture_that_was_asked_for_is_told_as_its_prompt(caller: Caller) -> N
     assert placeholder_for(wire.parse_id(made)) not in json.dumps(shown)
 
 
-def test_other_requests_keep_their_place_and_are_not_told_of(caller: Caller) -> None:
+def test_other_requests_keep_their_position(caller: Caller) -> None:
     caller.submit(endpoint="/v1/embeddings", body={"model": "e", "input": "words"}, conversation=SESSION)
     job = claim(caller, caller.get("/v1/jobs").json["data"][0]["id"])
     waiting = say(caller, "one")

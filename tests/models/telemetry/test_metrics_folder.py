@@ -49,7 +49,7 @@ def test_it_goes_when_the_program_ends_and_not_when_a_fork_of_it_does(temporary:
     assert [] == list(temporary.iterdir())
 
 
-def test_what_a_killed_program_left_goes_when_the_next_starts_and_that_of_a_running_one_stays(temporary: Path) -> None:
+def test_start_removes_folders_of_killed_programs_only(temporary: Path) -> None:
     (killed, abandoned), (running, used) = started(), started()
     (temporary / "nowserving-metrics-notes").mkdir()
     killed.send_signal(signal.SIGKILL)

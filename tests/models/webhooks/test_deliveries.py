@@ -70,7 +70,7 @@ def test_a_delivery_is_picked_once_and_claimed_once(caller: Key) -> None:
     assert claim(picked) is None
 
 
-def test_what_arrived_is_over(caller: Key) -> None:
+def test_delivered_webhook_is_final(caller: Key) -> None:
     endpoint(caller)
     happen(caller)
     settled = settle(claim_one(), ARRIVED)
@@ -80,7 +80,7 @@ def test_what_arrived_is_over(caller: Key) -> None:
     assert [] == pick()
 
 
-def test_what_did_not_arrive_waits_for_its_time_with_the_same_id_and_bytes(caller: Key) -> None:
+def test_failed_delivery_waits_with_the_same_id_and_bytes(caller: Key) -> None:
     endpoint(caller)
     happen(caller)
     first = claim_one()
@@ -125,7 +125,7 @@ def test_a_receiver_has_no_more_on_the_way_than_it_may(caller: Key) -> None:
     assert 1 == len(pick(per_receiver=3))
 
 
-def test_one_that_hangs_with_a_thousand_waiting_keeps_nobody_else_waiting(caller: Key) -> None:
+def test_hanging_receiver_with_1000_deliveries_delays_no_other(caller: Key) -> None:
     hanging = endpoint(caller, kinds=["job.failed"])
     query(
         "INSERT INTO delivery (key_id, endpoint_id, receiver, host, event_id, event_type, payload, retries_left, next_at)"
@@ -210,7 +210,7 @@ def test_two_that_pick_at_once_do_not_take_more_together_than_one_may(caller: Ke
     assert (4, 0) == (taken, beside)
 
 
-def test_only_whom_the_wake_up_names_is_looked_at(caller: Key) -> None:
+def test_wakeup_checks_only_the_named_receivers(caller: Key) -> None:
     row, _ = endpoint(caller, "https://one.example.com/"), endpoint(caller, "https://two.example.com/")
     happen(caller)
 
@@ -227,7 +227,7 @@ def test_no_more_is_picked_than_was_asked_for_and_the_longest_waiting_first(call
     assert [] == pick(limit=0)
 
 
-def test_what_nobody_claimed_is_picked_again_under_another_ticket(caller: Key) -> None:
+def test_unclaimed_delivery_is_dispatched_again_with_a_new_ticket(caller: Key) -> None:
     endpoint(caller)
     happen(caller)
     (picked,) = pick()
@@ -239,7 +239,7 @@ def test_what_nobody_claimed_is_picked_again_under_another_ticket(caller: Key) -
     assert 1 == claim_one().attempts
 
 
-def test_what_a_lost_sender_had_is_sent_again_and_counts(caller: Key) -> None:
+def test_delivery_of_a_lost_sender_counts_as_an_attempt(caller: Key) -> None:
     endpoint(caller)
     happen(caller)
     lost = claim_one()
@@ -332,7 +332,7 @@ def test_an_endpoint_that_was_switched_off_is_sent_nothing_more(caller: Key) -> 
     assert row.id == deliveries()[0].endpoint_id
 
 
-def test_the_whole_job_is_sent_to_who_asked_for_it_the_same_each_time(caller: Key) -> None:
+def test_payload_with_the_whole_job_is_the_same_at_each_attempt(caller: Key) -> None:
     endpoint(caller, include_result=True)
     happen(caller)
     first = claim_one()
@@ -372,7 +372,7 @@ def test_pictures_count_as_long_as_they_are_in_the_answer(caller: Key, picture_b
     assert (answer if is_sent else None) == json.loads(claim_one().payload)["data"]["result"]
 
 
-def test_a_job_that_is_gone_is_still_told_of(caller: Key) -> None:
+def test_event_of_a_removed_job_is_still_delivered(caller: Key) -> None:
     endpoint(caller, include_result=True)
     happen(caller)
     (one,) = deliveries()
@@ -394,7 +394,7 @@ def test_a_claim_that_broke_off_left_nothing_behind(caller: Key) -> None:
     assert claim(picked) is not None
 
 
-def test_old_deliveries_go_and_what_is_on_its_way_stays(caller: Key) -> None:
+def test_retention_removes_old_deliveries_and_keeps_open_ones(caller: Key) -> None:
     endpoint(caller)
     happen(caller)
     settle(claim_one(), ARRIVED)
@@ -422,7 +422,7 @@ def test_deleted_endpoints_go_when_their_log_has_gone(caller: Key) -> None:
     assert [] == query("SELECT FROM webhook_endpoint")
 
 
-def test_the_health_of_a_receiver_goes_when_nobody_waits_for_it_but_an_endpoints_stays(caller: Key) -> None:
+def test_idle_receivers_lose_their_health_and_endpoints_keep_it(caller: Key) -> None:
     endpoint(caller)
     happen(caller, url="https://example.com/own")
     for one in [claim(each) for each in pick()]:

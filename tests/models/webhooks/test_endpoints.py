@@ -62,7 +62,7 @@ def test_a_secret_is_stored_sealed(caller: Key) -> None:
     assert plain.encode() not in bytes(stored.secret)
 
 
-def test_another_keys_endpoint_cannot_be_told_from_none(caller: Key) -> None:
+def test_another_keys_endpoint_looks_like_a_missing_one(caller: Key) -> None:
     row, other = endpoint(caller), known("sk-other")
     for act in (
         lambda session, number: endpoints.get(session, other.id, number),
@@ -108,7 +108,7 @@ def test_an_event_that_never_happens_is_refused(caller: Key, kinds: list[str]) -
         endpoint(caller, kinds=kinds)
 
 
-def test_only_what_was_asked_for_is_changed(caller: Key) -> None:
+def test_form_changes_only_the_requested_fields(caller: Key) -> None:
     row = endpoint(caller)
 
     with db.begin() as session:
@@ -119,7 +119,7 @@ def test_only_what_was_asked_for_is_changed(caller: Key) -> None:
     assert row.updated_at < changed.updated_at == same.updated_at
 
 
-def test_what_waits_goes_to_the_new_url(caller: Key) -> None:
+def test_waiting_deliveries_use_the_new_url(caller: Key) -> None:
     row = endpoint(caller)
     happen(caller)
     with db.begin() as session:
@@ -128,7 +128,7 @@ def test_what_waits_goes_to_the_new_url(caller: Key) -> None:
     assert "https://new.example.com/x" == claim_one().url
 
 
-def test_a_deleted_endpoint_is_gone_and_what_waited_for_it_is_dropped(caller: Key) -> None:
+def test_deleting_an_endpoint_drops_its_waiting_deliveries(caller: Key) -> None:
     row = endpoint(caller)
     happen(caller)
     with db.begin() as session:
@@ -196,7 +196,7 @@ def test_a_key_that_never_asked_for_its_secret_has_one_when_its_job_ends(caller:
 
 
 @pytest.mark.parametrize("is_off", [False, True])
-def test_a_test_is_sent_once_on_or_off_and_says_nothing_of_health(caller: Key, is_off: bool) -> None:
+def test_sample_is_sent_once_and_does_not_change_health(caller: Key, is_off: bool) -> None:
     row = endpoint(caller, kinds=["job.failed"])
     with db.begin() as session:
         endpoints.update(session, caller.id, row.id, is_enabled=not is_off)
@@ -238,7 +238,7 @@ def test_a_change_of_name_does_not_switch_an_endpoint_on(caller: Key) -> None:
     assert "why not" == changed.disabled_reason
 
 
-def test_the_other_endpoints_are_told_that_one_was_disabled(caller: Key) -> None:
+def test_other_endpoints_get_the_disabled_event(caller: Key) -> None:
     row, watcher = endpoint(caller), endpoint(caller, kinds=["webhook_endpoint.disabled"])
     with db.begin() as session:
         endpoints.disable(session, row.id, reason="why not")
@@ -248,7 +248,7 @@ def test_the_other_endpoints_are_told_that_one_was_disabled(caller: Key) -> None
     assert f'"data":{{"id":"whe_{row.id.hex}"}}'.encode() in bytes(one.payload)
 
 
-def test_what_was_delivered_can_be_delivered_again_under_its_old_id(caller: Key) -> None:
+def test_delivered_event_can_be_resent_with_its_id(caller: Key) -> None:
     row = endpoint(caller)
     happen(caller)
     first = claim_one()
@@ -261,7 +261,7 @@ def test_what_was_delivered_can_be_delivered_again_under_its_old_id(caller: Key)
     assert ("pending", f"whe_{row.id.hex}", 9) == (again.status, again.receiver, again.retries_left)
 
 
-def test_what_failed_since_a_time_can_be_delivered_again(caller: Key) -> None:
+def test_failed_deliveries_since_a_time_can_be_resent(caller: Key) -> None:
     row = endpoint(caller)
     for _ in range(3):
         happen(caller)

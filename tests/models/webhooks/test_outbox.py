@@ -80,7 +80,7 @@ def test_each_end_of_a_job_tells_its_url_and_every_endpoint_once(caller: Key, na
     assert 3 == len({one.id for one in deliveries()})
 
 
-def test_the_event_says_what_happened_to_which_job_and_no_more(caller: Key) -> None:
+def test_event_names_its_job_and_type_only(caller: Key) -> None:
     endpoint(caller)
     job_id = submit(caller)
     finish(job_id, start(caller, job_id))
@@ -98,7 +98,7 @@ def test_the_event_says_what_happened_to_which_job_and_no_more(caller: Key) -> N
 
 
 @pytest.mark.parametrize("way", [put_back, lambda job_id, dispatch_id: reap()])
-def test_a_job_that_goes_back_to_the_line_tells_nobody(caller: Key, way: Callable[[UUID, UUID], object]) -> None:
+def test_requeued_job_notifies_no_receiver(caller: Key, way: Callable[[UUID, UUID], object]) -> None:
     endpoint(caller)
     job_id = submit(caller, webhook_url=URL)
 
@@ -108,7 +108,7 @@ def test_a_job_that_goes_back_to_the_line_tells_nobody(caller: Key, way: Callabl
     assert [] == deliveries()
 
 
-def test_a_start_is_told_only_to_who_asked_for_it_and_for_each_call(caller: Key) -> None:
+def test_job_started_is_sent_for_each_call_and_only_when_subscribed(caller: Key) -> None:
     endpoint(caller)
     asked = endpoint(caller, kinds=["job.started"])
     job_id = submit(caller, webhook_url=URL)
@@ -120,7 +120,7 @@ def test_a_start_is_told_only_to_who_asked_for_it_and_for_each_call(caller: Key)
     assert 2 == len({one.event_id for one in deliveries()})
 
 
-def test_nobody_hears_of_another_keys_jobs(caller: Key) -> None:
+def test_endpoint_gets_no_event_of_another_keys_jobs(caller: Key) -> None:
     endpoint(known("sk-other"))
     job_id = submit(caller)
 
@@ -130,7 +130,7 @@ def test_nobody_hears_of_another_keys_jobs(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("change", ["disabled_at = now()", "deleted_at = now()", "event_types = '{job.failed}'"])
-def test_an_endpoint_that_is_off_or_did_not_ask_is_not_told(caller: Key, change: str) -> None:
+def test_disabled_or_unsubscribed_endpoint_gets_no_delivery(caller: Key, change: str) -> None:
     endpoint(caller)
     with db.begin() as session:
         session.execute(text(f"UPDATE webhook_endpoint SET {change}"))
@@ -141,7 +141,7 @@ def test_an_endpoint_that_is_off_or_did_not_ask_is_not_told(caller: Key, change:
     assert [] == deliveries()
 
 
-def test_what_did_not_happen_is_not_told(caller: Key) -> None:
+def test_rolled_back_transition_sends_no_event(caller: Key) -> None:
     endpoint(caller)
     job_id = submit(caller)
     dispatch_id = start(caller, job_id)
@@ -153,7 +153,7 @@ def test_what_did_not_happen_is_not_told(caller: Key) -> None:
     assert [] == deliveries()
 
 
-def test_whoever_comes_too_late_tells_nobody(caller: Key) -> None:
+def test_late_finish_notifies_no_receiver(caller: Key) -> None:
     endpoint(caller)
     job_id = submit(caller)
     dispatch_id = start(caller, job_id)
@@ -164,7 +164,7 @@ def test_whoever_comes_too_late_tells_nobody(caller: Key) -> None:
     assert 1 == len(deliveries())
 
 
-def test_who_is_to_be_woken_is_told_with_the_row(caller: Key) -> None:
+def test_transition_returns_the_receivers_to_wake(caller: Key) -> None:
     hook = endpoint(caller, kinds=[*ENDED, "job.started"])
     job_id = submit(caller, webhook_url=URL)
     dispatch_id = admit(caller, job_id)
@@ -177,7 +177,7 @@ def test_who_is_to_be_woken_is_told_with_the_row(caller: Key) -> None:
     assert {f"whe_{hook.id.hex}", f"key_{caller.id}@example.com:8443"} == set(done.due)
 
 
-def test_a_job_of_which_nobody_is_told_wakes_nobody(caller: Key) -> None:
+def test_job_without_receivers_wakes_no_sender(caller: Key) -> None:
     job_id = submit(caller)
     dispatch_id = start(caller, job_id)
 

@@ -35,5 +35,5 @@ CASES = [
 
 
 @pytest.mark.parametrize(("status", "error", "fault"), CASES, ids=lambda value: str(value)[:40])
-def test_a_refusal_is_blamed_on_what_it_is_about(status: int, error: dict[str, object], fault: Fault) -> None:
+def test_refusal_is_blamed_on_request_model_or_credential(status: int, error: dict[str, object], fault: Fault) -> None:
     assert fault == blame.fault_of(status, error)

@@ -80,7 +80,7 @@ def test_tool_calls_are_put_together_by_their_place() -> None:
         ([{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}], {"role": "assistant", "content": "ab"}),
     ],
 )  # fmt: skip
-def test_whatever_a_message_says_piece_by_piece_it_says_whole(deltas: list[JsonObject], found: JsonObject) -> None:
+def test_message_in_pieces_equals_the_whole_message(deltas: list[JsonObject], found: JsonObject) -> None:
     assert found == {name: value for name, value in message(*deltas).items() if name in found}
 
 
@@ -116,7 +116,7 @@ def test_it_is_whole_when_every_choice_that_was_asked_for_has_ended() -> None:
 @pytest.mark.parametrize(
     "odd", [{}, {"choices": None}, {"choices": [None, 1, {}]}, {"choices": [{"index": "x", "delta": []}]}, {"usage": 3}]
 )
-def test_odd_chunks_hurt_nobody(odd: JsonObject) -> None:
+def test_unusual_chunks_do_no_harm(odd: JsonObject) -> None:
     chat = added(chunk({"content": "a"}), odd, chunk({"content": "b"}))
 
     assert "ab" == chat.answer()["choices"][0]["message"]["content"]

@@ -69,7 +69,7 @@ def test_how_long_to_stay_away(result: dict[str, str], ms: int | None) -> None:
     assert ms == rate_limit_headers.retry_after_ms(result, now=NOW)
 
 
-def test_a_reset_that_is_the_end_of_a_window_is_read_by_what_remains() -> None:
+def test_reset_of_a_fixed_window_is_read_with_the_remaining_units() -> None:
     window = {"x-ratelimit-limit-requests": "600", "x-ratelimit-remaining-requests": "594", "x-ratelimit-reset-requests": "59s"}
     bucket = {"x-ratelimit-limit-requests": "5000", "x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "12ms"}
 

@@ -107,7 +107,7 @@ def test_an_account_that_ran_out_of_money_within_a_stream_is_parked() -> None:
     assert retry_policy.NO_MONEY == retry_policy.classify_error_event(answer(200, error(type="insufficient_quota"))).park
 
 
-def test_an_error_that_is_only_a_sentence_is_told() -> None:
+def test_error_that_is_a_plain_sentence_is_kept() -> None:
     result = retry_policy.classify(answer(404, {"error": "no such model"})).error
 
     assert {"message": "no such model", "type": "invalid_request_error", "param": None, "code": None} == result
@@ -116,7 +116,7 @@ def test_an_error_that_is_only_a_sentence_is_told() -> None:
 # 429 and 503
 
 
-def test_a_429_pauses_everybody_for_as_long_as_it_says() -> None:
+def test_429_pauses_the_credential_for_its_retry_after() -> None:
     verdict = retry_policy.classify(answer(429, error(), retry_after_ms="1500"))
 
     assert (1_500, True, None) == (verdict.pause_ms, verdict.pushed_back, verdict.park)
@@ -191,14 +191,14 @@ def test_a_message_is_kept_whatever_it_looks_like(message: str) -> None:
     assert message == (retry_policy.classify(answer(400, {"error": {"message": message}})).error or {})["message"]
 
 
-def test_what_postgres_cannot_store_is_replaced() -> None:
+def test_characters_that_postgres_refuses_are_replaced() -> None:
     result = retry_policy.classify(answer(400, b'{"error": {"message": "a\\u0000b\\ud800", "\\u0000": "x", "type": {"deep": 1}}}')).error
 
     assert {"message": "a\ufffdb?", "\ufffd": "x", "type": "invalid_request_error", "param": None, "code": None} == result
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>502</html>", b"\x00\xff", b"{}", b'{"error": {"message": 5}}'])
-def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -> None:
+def test_error_without_a_message_gets_one_with_the_next_step(body: bytes) -> None:
     result = retry_policy.classify(answer(502, body)).error or {}
 
     assert "upstream_error" == result["code"]
@@ -208,13 +208,13 @@ def test_an_error_without_a_message_gets_one_that_says_what_to_do(body: bytes) -
 # No answer at all
 
 
-def test_what_was_never_sent_is_tried_again() -> None:
+def test_unsent_call_is_retried() -> None:
     verdict = retry_policy.classify_not_sent(NotSent("ConnectError"))
 
     assert (NextStep.AGAIN, Outcome.NOT_SENT) == (verdict.next, verdict.outcome)
 
 
-def test_what_was_lost_on_the_way_is_of_unknown_outcome() -> None:
+def test_broken_call_has_an_unknown_outcome() -> None:
     verdict = retry_policy.classify_lost(Lost("ReadError"))
 
     assert (NextStep.UNKNOWN, Outcome.UNKNOWN) == (verdict.next, verdict.outcome)

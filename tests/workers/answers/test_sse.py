@@ -35,7 +35,7 @@ def split(*parts: bytes) -> list[Event]:
     return [event for part in parts for event in splitter.feed(part)]
 
 
-def test_comments_ids_and_what_was_cut_off_are_dropped() -> None:
+def test_comments_ids_and_incomplete_events_are_dropped() -> None:
     assert EVENTS == split(TALK)
 
 

@@ -91,7 +91,7 @@ def test_calls_with_ids_or_places_may_come_interleaved(calls: list[JsonObject], 
 @pytest.mark.parametrize("place", [{"index": 0}, {}])
 @FEW
 @given(calls=CALLS)
-def test_whole_calls_without_ids_are_told_from_each_other(place: JsonObject, calls: list[JsonObject]) -> None:
+def test_whole_tool_calls_without_ids_are_kept_apart(place: JsonObject, calls: list[JsonObject]) -> None:
     found = added([{**place, "type": "function", "function": dict(call["function"])}] for call in calls)
 
     assert [call["function"] for call in calls] == [call["function"] for call in found]
@@ -125,5 +125,5 @@ def test_a_repeated_name_of_a_function_call_of_old_is_no_longer_name() -> None:
 
 
 @pytest.mark.parametrize("odd", [None, 1, [], {"function": None}, {"id": 3}, {"id": ["x"]}, {"index": "x"}, {"function": {"name": 1}}])
-def test_odd_deltas_hurt_nobody(odd: Any) -> None:
+def test_unusual_deltas_do_no_harm(odd: Any) -> None:
     assert "f" in json.dumps(added(iter([[{"index": 0, "id": "a", "function": {"name": "f"}}], [odd]])))

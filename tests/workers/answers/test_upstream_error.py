@@ -55,7 +55,7 @@ def test_the_words_are_found(shape: str) -> None:
     assert expected == {name: value for name, value in read(body).items() if name in expected}
 
 
-def test_where_in_the_request_something_is_wrong_is_told() -> None:
+def test_upstream_error_keeps_its_param() -> None:
     one, two = {"loc": ["body", "messages", 0, "role"], "msg": "missing", "type": "x"}, {"loc": ["body", "n"], "msg": "too big"}
 
     assert ("messages.0.role: missing; n: too big", "messages.0.role") == tuple(
@@ -67,7 +67,7 @@ def test_title_and_detail_belong_together() -> None:
     assert "Forbidden: no access" == read({"type": "about:blank", "title": "Forbidden", "detail": "no access"})["message"]
 
 
-def test_of_a_page_its_text_is_told_without_tags() -> None:
+def test_html_error_is_reported_as_its_text() -> None:
     result = read(HTML.encode(), status=502, content_type="text/html")
 
     assert ("The upstream answered 502: 502 Bad Gateway. Oops & sorry nginx", UNNAMED) == (result["message"], result["code"])
@@ -82,7 +82,7 @@ def test_text_and_json_are_read_in_every_charset(charset: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"   ", b"{}", b"[]", b"null", bytes(range(256)), b"\x00" * 50])
-def test_what_says_nothing_is_told_by_its_status(body: bytes) -> None:
+def test_empty_error_is_described_by_its_status(body: bytes) -> None:
     result = read(body, status=502)
 
     assert ("server_error", UNNAMED) == (result["type"], result["code"])
@@ -109,7 +109,7 @@ MOVED = [
 
 
 @pytest.mark.parametrize(("location", "where", "advice"), MOVED)
-def test_a_redirect_says_where_it_leads_and_what_to_set(location: str, where: str, advice: str) -> None:
+def test_redirect_error_names_its_target_and_the_setting(location: str, where: str, advice: str) -> None:
     message = read(b"", status=308, location=location)["message"]
 
     assert where in message

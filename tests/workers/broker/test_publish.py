@@ -48,13 +48,13 @@ def test_deliveries_go_to_their_own_queue(valkey: Valkey, redis_client: redis.Re
     assert (0, ["webhook"] * 2) == (len(rung(redis_client, JOB_QUEUE)), [one["shadow"] for one in rung(redis_client, WEBHOOK_QUEUE)])
 
 
-def test_nobody_to_ring_for_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publish_without_jobs_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "app", None)  # what would be asked
 
     assert JobPublisher().publish([])
 
 
-def test_a_broker_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreachable_broker_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     ring_at(f"redis://127.0.0.1:{free_port()}", monkeypatch)
 
     assert not JobPublisher().publish(CALLS)

@@ -20,7 +20,7 @@ def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         yield made
 
 
-def test_a_doorbell_is_never_kept_to_be_acknowledged(stack: Stack, redis_of_run: redis.Redis) -> None:
+def test_broker_messages_are_never_kept_for_acknowledgement(stack: Stack, redis_of_run: redis.Redis) -> None:
     who = caller("sk-broker")
     with redis_of_run.monitor() as monitor:
         wait_ended([ask(who, f"broker {n}") for n in range(5)], stack=stack)
@@ -32,7 +32,7 @@ def test_a_doorbell_is_never_kept_to_be_acknowledged(stack: Stack, redis_of_run:
     assert [] == [command for command in result if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
 
 
-def test_doorbells_beyond_the_slots_wait_in_the_queue(stack: Stack, redis_of_run: redis.Redis) -> None:
+def test_messages_beyond_the_slots_wait_in_the_queue(stack: Stack, redis_of_run: redis.Redis) -> None:
     who = caller("sk-slots", max_in_flight=10)
     jobs = [ask(who, f"[[fake:hold]] {n}") for n in range(6)]
     stack.upstream.wait_for_held(4)

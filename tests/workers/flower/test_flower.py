@@ -144,7 +144,7 @@ def test_admitted_jobs_are_cancelled_where_that_is_allowed(stack: Stack, levers:
     assert "cancelled" == row(job_id).status
 
 
-def test_by_default_nobody_can_cancel_anything_in_flower(stack: Stack, flower: Flower) -> None:
+def test_flower_cannot_cancel_by_default(stack: Stack, flower: Flower) -> None:
     job_id = _announced(caller(SECRET), flower)
     with pytest.raises(urllib.error.HTTPError) as refused:
         flower.post(f"/api/task/revoke/{public_id(job_id)}")
@@ -159,7 +159,7 @@ def test_by_default_nobody_can_cancel_anything_in_flower(stack: Stack, flower: F
      "/api/task/rate-limit/nowserving.job", "/api/worker/shutdown/any", "/api/worker/pool/grow/any",
      "/api/worker/queue/cancel-consumer/any"],
 )  # fmt: skip
-def test_what_would_work_around_the_line_is_closed_even_with_control(levers: Flower, path: str) -> None:
+def test_flower_task_submission_is_closed_even_with_control(levers: Flower, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         levers.post(path)
 
@@ -167,14 +167,14 @@ def test_what_would_work_around_the_line_is_closed_even_with_control(levers: Flo
 
 
 @pytest.mark.parametrize("name", ["job_00000000000000000000000000000000", "evt_1", "x"])
-def test_what_is_no_job_cannot_be_cancelled(levers: Flower, name: str) -> None:
+def test_other_tasks_cannot_be_cancelled(levers: Flower, name: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         levers.post(f"/api/task/revoke/{name}")
 
     assert 404 == refused.value.code
 
 
-def test_running_jobs_are_told_to_stop_from_the_page(stack: Stack, levers: Flower, worker: str, visit: Visit) -> None:
+def test_operators_page_stops_running_jobs(stack: Stack, levers: Flower, worker: str, visit: Visit) -> None:
     job_id = ask(caller(SECRET), LONG)
     wait_status(job_id, "running")
     levers.wait_state(job_id, "STARTED")

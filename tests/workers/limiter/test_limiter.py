@@ -233,7 +233,7 @@ def test_a_full_house_waits_for_the_first_lease_to_end(meter: Meterside) -> None
     assert YES == meter.asks("c")
 
 
-def test_when_seats_are_taken_away_enough_leases_must_end_first(meter: Meterside) -> None:
+def test_lowered_in_flight_limit_waits_for_leases_to_end(meter: Meterside) -> None:
     meter.has(Limits(max_in_flight=3))
     for name, lease_ms in (("a", 1000), ("b", 2000), ("c", 3000)):
         meter.asks(name, lease_ms=lease_ms)
@@ -242,7 +242,7 @@ def test_when_seats_are_taken_away_enough_leases_must_end_first(meter: Meterside
     assert Grant(0, 2000, BlockedBy.IN_FLIGHT) == meter.asks("d")
 
 
-def test_a_release_frees_the_seat(meter: Meterside) -> None:
+def test_release_frees_the_in_flight_slot(meter: Meterside) -> None:
     meter.has(Limits(max_in_flight=1))
     meter.asks("a")
     meter.release("a")
@@ -250,7 +250,7 @@ def test_a_release_frees_the_seat(meter: Meterside) -> None:
     assert YES == meter.asks("b")
 
 
-def test_a_renewed_lease_lives_on_and_an_expired_one_is_told(meter: Meterside) -> None:
+def test_renewed_lease_stays_and_an_expired_lease_is_reported(meter: Meterside) -> None:
     meter.has(Limits(max_in_flight=5))
     meter.asks("a", "b", lease_ms=10_000)
     meter.now += 5 * SECOND
@@ -275,13 +275,13 @@ def test_a_late_claim_pays_again_for_the_same_lease(meter: Meterside) -> None:
     assert 1 == meter.room().in_flight
 
 
-def test_a_claim_whose_lease_is_gone_is_told_to_give_up(meter: Meterside) -> None:
+def test_claim_without_a_lease_must_give_up(meter: Meterside) -> None:
     meter.has(Limits(rpm=60))
 
     assert Grant(0, None, None) == meter.limiter.charge_again(METER, "gone", lease_ms=30_000)
 
 
-def test_what_was_never_sent_is_given_back_once(meter: Meterside) -> None:
+def test_unsent_call_is_refunded_once(meter: Meterside) -> None:
     meter.has(Limits(rpm=60, tpm=60_000))
     meter.asks("a", tokens=60_000)
     meter.release("a", Report(sent=False))
@@ -291,7 +291,7 @@ def test_what_was_never_sent_is_given_back_once(meter: Meterside) -> None:
     assert 0 == meter.asks("c", tokens=1).admitted
 
 
-def test_what_is_given_back_is_exactly_what_was_charged(meter: Meterside) -> None:
+def test_refund_equals_the_charge(meter: Meterside) -> None:
     meter.has(Limits(rpm=600))
     meter.asks(*many("a", 5))
     meter.release("a4", Report(sent=False))
@@ -299,7 +299,7 @@ def test_what_is_given_back_is_exactly_what_was_charged(meter: Meterside) -> Non
     assert 2 == meter.asks("b", "c", "d").admitted
 
 
-def test_what_is_given_back_is_free_in_the_window_of_its_own_time(meter: Meterside) -> None:
+def test_refund_frees_the_window_of_its_charge(meter: Meterside) -> None:
     meter.has(Limits(tpm=1000))
     for name in "abc":
         meter.asks(name, tokens=300, lease_ms=90_000)
@@ -312,7 +312,7 @@ def test_what_is_given_back_is_free_in_the_window_of_its_own_time(meter: Metersi
     assert YES == meter.asks("d", tokens=700)
 
 
-def test_a_late_return_of_what_left_the_window_long_ago_changes_nothing(meter: Meterside) -> None:
+def test_late_release_of_an_expired_entry_changes_nothing(meter: Meterside) -> None:
     meter.has(Limits(rpm=2))
     meter.asks("a", lease_ms=300_000)
     meter.now += 100 * SECOND
@@ -334,7 +334,7 @@ def test_an_expired_lease_gives_nothing_back(meter: Meterside) -> None:
     assert Grant(0, 59_600, BlockedBy.RPM) == meter.asks("b")
 
 
-def test_what_has_drained_already_is_not_given_back_again(meter: Meterside) -> None:
+def test_drained_units_are_not_refunded(meter: Meterside) -> None:
     meter.has(Limits(rpm=60))
     meter.asks("a")
     meter.now += 2 * SECOND
@@ -400,7 +400,7 @@ def test_a_rebuild_brings_history_leases_and_cooldown_back(meter: Meterside) -> 
     assert YES == meter.asks("b")
 
 
-def test_a_days_history_leaves_exactly_what_the_day_still_allows(meter: Meterside) -> None:
+def test_history_of_a_day_leaves_exactly_the_rest_of_the_daily_limit(meter: Meterside) -> None:
     meter.has(Limits(rpd=100, max_in_flight=99), day=[PastCharges(START_US - hour * 60 * MINUTE, 10, 0, 0) for hour in range(2)])
 
     grant = meter.asks(*many("a", 90))
@@ -416,7 +416,7 @@ def test_a_call_that_runs_since_before_a_loss_is_not_given_back(meter: Meterside
     assert 0 == meter.asks("b").admitted
 
 
-def test_a_release_without_state_still_hands_over_what_was_learned(meter: Meterside) -> None:
+def test_release_without_state_keeps_learned_limits(meter: Meterside) -> None:
     learned = meter.limiter.release(METER, "a", Report(limit_requests=500, cooldown_ms=2000))
 
     assert learned.changed
@@ -448,7 +448,7 @@ def test_a_silent_server_means_line_unavailable(redis_client: redis.Redis, valke
 # Learning
 
 
-def test_headers_fill_only_what_the_operator_left_open(meter: Meterside) -> None:
+def test_learned_limits_fill_only_unset_limits(meter: Meterside) -> None:
     meter.has(Limits(rpm=60))
     meter.asks("a", tokens=1)
     learned = meter.limiter.release(METER, "a", Report(good=True, limit_requests=600, limit_tokens=1000))
@@ -458,7 +458,7 @@ def test_headers_fill_only_what_the_operator_left_open(meter: Meterside) -> None
     assert Grant(0, None, BlockedBy.TPM) == meter.asks("b", tokens=1001)
 
 
-def test_a_learned_limit_may_go_down_and_what_azure_sends_is_ignored(meter: Meterside) -> None:
+def test_learned_limit_may_fall_and_azures_values_are_ignored(meter: Meterside) -> None:
     meter.has(Limits())
     meter.asks("a")
     first = meter.limiter.release(METER, "a", Report(limit_requests=600))
@@ -497,7 +497,7 @@ def test_known_limits_need_no_window_until_the_first_push_back(meter: Meterside)
     assert BlockedBy.IN_FLIGHT == meter.asks("b").blocked_by
 
 
-def test_half_of_what_really_flew_is_the_new_window(meter: Meterside) -> None:
+def test_new_window_is_half_of_the_calls_in_flight(meter: Meterside) -> None:
     meter.has(Limits(rpm=60_000), window=100)
     meter.asks(*many("a", 10))
 
@@ -522,7 +522,7 @@ def test_the_window_stops_growing_at_ten_thousand(meter: Meterside) -> None:
     assert 10_000 == meter.limiter.release(METER, "a", Report(good=True)).window
 
 
-def test_a_cooldown_stops_everybody_until_its_end(meter: Meterside) -> None:
+def test_cooldown_stops_all_jobs_until_its_end(meter: Meterside) -> None:
     meter.has(Limits(rpm=600))
     meter.asks("a")
     learned = meter.limiter.release(METER, "a", Report(cooldown_ms=2500))
@@ -542,7 +542,7 @@ def test_new_limits_of_the_operator_hold_at_once(meter: Meterside) -> None:
     assert Grant(1, 500, BlockedBy.RPM) == meter.asks("a", "b")
 
 
-def test_a_limit_that_becomes_known_counts_what_went_before(meter: Meterside) -> None:
+def test_new_limit_counts_earlier_calls(meter: Meterside) -> None:
     meter.has(Limits(max_in_flight=99))
     meter.asks(*many("a", 40), tokens=10)
     meter.now += 10 * SECOND
@@ -583,7 +583,7 @@ def test_a_clock_that_was_ahead_for_a_while_does_not_stop_the_line(meter: Meters
     assert 0 == waits[-1]
 
 
-def test_what_a_clock_that_was_ahead_let_go_leaves_the_window_in_its_usual_time(meter: Meterside) -> None:
+def test_entries_of_a_fast_clock_leave_the_window_on_time(meter: Meterside) -> None:
     meter.has(Limits(rpm=3, rpd=3))
     meter.now += DAY // 2
     for name in "abc":
@@ -599,7 +599,7 @@ def test_what_a_clock_that_was_ahead_let_go_leaves_the_window_in_its_usual_time(
     assert YES == meter.asks("d")
 
 
-def test_what_a_step_of_the_clock_moved_is_not_given_back_twice(meter: Meterside) -> None:
+def test_clock_step_refunds_nothing_twice(meter: Meterside) -> None:
     meter.has(Limits(max_in_flight=9))
     meter.asks("a", tokens=900)
     meter.now -= 20 * SECOND
@@ -613,7 +613,7 @@ def test_what_a_step_of_the_clock_moved_is_not_given_back_twice(meter: Meterside
     assert YES == meter.asks("d", tokens=50)
 
 
-def test_a_cooldown_set_by_a_clock_that_was_ahead_lasts_no_longer_than_it_was_told(meter: Meterside) -> None:
+def test_cooldown_set_by_a_fast_clock_keeps_its_length(meter: Meterside) -> None:
     meter.has(Limits(rpm=60))
     meter.now += DAY
     meter.limiter.pause(METER, until_in_ms=5000)
@@ -653,7 +653,7 @@ def test_without_a_clock_of_ours_the_servers_counts(redis_client: redis.Redis) -
 # Room and keys
 
 
-def test_room_tells_what_is_left_of_the_scarcest_limit(meter: Meterside) -> None:
+def test_headroom_is_the_rest_of_the_scarcest_limit(meter: Meterside) -> None:
     meter.has(Limits(rpm=600, tpm=60_000, max_in_flight=4))
     assert Headroom(in_flight=0, free=4, wait_ms=0, share=1.0) == meter.room()
     meter.asks("a", tokens=30_000)

@@ -347,7 +347,7 @@ def test_alone_on_a_key_whose_upstream_counts_an_exact_minute_all_of_it_is_used(
 
 
 @pytest.mark.parametrize("per_s", [2, 4, 5, 8])
-def test_beside_somebody_else_on_the_key_there_is_room_for_both(redis_client: redis.Redis, per_s: int) -> None:
+def test_limiter_leaves_room_for_another_user_of_the_key(redis_client: redis.Redis, per_s: int) -> None:
     """Of a bucket of ten a second the other one takes some, as they come; ours is a line that never empties."""
     now, others, ours = START_US, START_US, 0
     upstream, limiter = Upstream(600, 10**9), Limiter(redis_client, clock=lambda: now)

@@ -103,7 +103,7 @@ def test_metrics_need_the_operators_token_where_there_is_one(override: object) -
     assert [False, False, True] == [opens(result) for result in ("", "Bearer sk-client", "Bearer ops-secret-0123456789-abc")]
 
 
-def test_any_operator_reads_the_metrics_and_with_the_first_nobody_else_does() -> None:
+def test_metrics_require_a_token_once_there_is_an_operator() -> None:
     everybody = Caller("none").get("/metrics").status_code
     with db.begin() as session:
         token = operators.create(session, "prometheus", role="read")
@@ -117,7 +117,7 @@ def test_any_operator_reads_the_metrics_and_with_the_first_nobody_else_does() ->
     assert 401 == Caller(token).get("/metrics").status_code
 
 
-def test_without_postgres_the_metrics_are_shown_to_whom_they_were_shown_before(override: Callable[..., None]) -> None:
+def test_metrics_access_is_unchanged_while_postgres_is_away(override: Callable[..., None]) -> None:
     with db.begin() as session:
         token = operators.create(session, "prometheus", role="read")
     before = [Caller(one).get("/metrics").status_code for one in (token, "sk-other")]
@@ -149,14 +149,14 @@ def test_metrics_server_serves_metrics_and_health(environment: dict[str, str]) -
         server.server_close()
 
 
-def test_a_webhook_that_reached_nobody_is_counted_as_such() -> None:
+def test_undelivered_webhook_is_counted() -> None:
     before = value("nowserving_webhook_attempts_total", result="unreachable") or 0
     counters.sent(has_arrived=False, http_status=None)
 
     assert before + 1 == value("nowserving_webhook_attempts_total", result="unreachable")
 
 
-def test_dashboard_and_alerts_ask_only_for_what_is_exposed() -> None:
+def test_dashboard_and_alerts_query_only_exposed_metrics() -> None:
     shown = {family.name for family in REGISTRY.collect()}
     series = shown | {f"{name}{end}" for name in shown for end in ("_total", "_bucket", "_sum", "_count")}
     named = monitoring.asked_for()

@@ -99,7 +99,7 @@ def test_a_job_is_one_trace_under_that_of_its_caller(traced: Traced) -> None:
     assert wait.began_ns >= submit.began_ns and wait.over_ns <= attempt.over_ns <= webhook.began_ns
 
 
-def test_an_attempt_says_what_genai_conventions_ask_for(traced: Traced) -> None:
+def test_attempt_span_has_the_genai_attributes(traced: Traced) -> None:
     job_id = traced.submit()
     attempt = traced.served(job_id)[2].attributes
 
@@ -144,7 +144,7 @@ def test_a_second_attempt_has_a_wait_and_a_span_of_its_own(traced: Traced) -> No
     assert ["backoff"] == between.attributes["nowserving.blocked_by"][:1]
 
 
-def test_a_wait_says_what_it_waited_for_whatever_died_in_it(traced: Traced) -> None:
+def test_wait_log_names_its_limits_after_any_restart(traced: Traced) -> None:
     caller("sk-traced-narrow", max_in_flight=1)
     held = traced.submit("held [[fake:hold;times=1]]", token="sk-traced-narrow")
     traced.stack.upstream.wait_for_held(1)
@@ -163,7 +163,7 @@ def test_a_wait_says_what_it_waited_for_whatever_died_in_it(traced: Traced) -> N
     ]
 
 
-def test_what_is_refused_has_a_span_that_says_why(traced: Traced) -> None:
+def test_refused_submit_has_a_span_with_its_error(traced: Traced) -> None:
     sent, trace_id, _ = parent()
     traced.api.token = "sk-traced-narrow"
     body = {**CHAT, "conversation": "talk", "attachments": [f"art_{uuid4().hex}"]}
@@ -173,7 +173,7 @@ def test_what_is_refused_has_a_span_that_says_why(traced: Traced) -> None:
     assert (status, True) == (submit.attributes["http.response.status_code"], submit.is_error)
 
 
-def test_a_job_that_never_gets_its_turn_says_why(traced: Traced) -> None:
+def test_expired_job_names_its_blocking_limit(traced: Traced) -> None:
     caller("sk-traced-small", tpm=10)
     caller("sk-traced-full", max_in_flight=1)
     refused = traced.submit("far more than ten tokens " * 10, token="sk-traced-small")
@@ -188,7 +188,7 @@ def test_a_job_that_never_gets_its_turn_says_why(traced: Traced) -> None:
     traced.served(held)
 
 
-def test_what_its_caller_does_not_sample_is_told_by_nobody(traced: Traced) -> None:
+def test_unsampled_trace_records_no_span(traced: Traced) -> None:
     quiet = uuid4().hex
     silent = traced.submit(parent=f"00-{quiet}-{uuid4().hex[:16]}-00", webhook_url=traced.hooks.url("/quiet"))
     traced.hooks.wait_got(1, "/quiet")
@@ -208,7 +208,7 @@ def test_no_span_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
     assert [] == [word for word in (PROMPT, "somebody", "sk-traced", "/secret") if word in result]
 
 
-def test_jobs_are_served_while_nobody_takes_their_spans(traced: Traced) -> None:
+def test_jobs_run_while_the_trace_endpoint_is_down(traced: Traced) -> None:
     before = {name: result.count("span export fails") for name, result in traced.logs().items()}
     traced.collector.stop()
     jobs = [traced.submit(f"unheard {n}", webhook_url=traced.hooks.url("/unheard")) for n in range(5)]
@@ -229,7 +229,7 @@ def test_jobs_are_served_while_nobody_takes_their_spans(traced: Traced) -> None:
     assert {name for name, result in traced.logs().items() if "span export works again" in result} == set(once)
 
 
-def test_what_was_told_is_sent_before_a_process_ends(traced: Traced, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_recorded_spans_are_sent_before_the_process_ends(traced: Traced, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for one in traced.stack.processes:
         one.kill()
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")  # an hour
@@ -270,7 +270,7 @@ def test_the_lines_of_a_job_are_found_by_its_id_in_every_log(traced: Traced) -> 
     assert {1} == {line["attempt"] for process, line in lines if process != "api"}
 
 
-def test_a_request_is_one_line_with_its_route_and_without_what_it_asked(traced: Traced) -> None:
+def test_access_log_has_the_route_and_no_content(traced: Traced) -> None:
     job_id = traced.submit()
     name = wire.public_id(job_id)
     _, _, headers = traced.api.call("GET", f"/v1/jobs/{name}?secret=in-the-query")
@@ -319,7 +319,7 @@ def test_traces_are_wanted_where_the_standard_variables_say_so(
     assert is_wanted == Settings().has_traces
 
 
-def test_no_process_loads_what_tells_spans_until_somebody_wants_them(environment: dict[str, str]) -> None:
+def test_opentelemetry_is_loaded_only_when_traces_are_on(environment: dict[str, str]) -> None:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     code = f"""
 import os, sys

@@ -71,7 +71,7 @@ def test_five_thousand_old_jobs_are_gone_after_one_pass(caller: Key) -> None:
     assert [1, 1, 0, 0] == left(), "the job that waits stays"
 
 
-def test_a_user_who_waits_stays_known_to_operators_whatever_was_cancelled(caller: Key) -> None:
+def test_waiting_user_stays_visible_to_operators_after_cancellations(caller: Key) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(10)]
     for one in jobs[:9]:
         cancel(caller, one)
@@ -116,7 +116,7 @@ class Rests(threading.Event):
         return self.is_set()
 
 
-def test_a_pass_ends_between_two_batches_when_it_is_told_to_stop(caller: Key) -> None:
+def test_cleanup_pass_stops_between_two_batches(caller: Key) -> None:
     add_old_jobs(caller, 3 * FIRST_BATCH)
     stop = Rests(1)
 

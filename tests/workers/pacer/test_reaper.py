@@ -199,7 +199,7 @@ def test_the_mark_follows_the_line_only_after_every_submit_has_seen_it(caller: K
     assert [0, 0, 500] == marks
 
 
-def test_the_mark_stops_below_whoever_still_waits(caller: Key) -> None:
+def test_low_water_mark_stays_below_waiting_jobs(caller: Key) -> None:
     care = lane_maintenance.LaneMaintenance()
     one = submit(caller)
     query("UPDATE job SET start_tag = 300")
@@ -225,7 +225,7 @@ def test_a_job_that_the_version_before_put_back_is_found_again(caller: Key) -> N
     assert [one] == heads()
 
 
-def test_the_version_before_finds_those_who_wait_when_it_comes_back(caller: Key) -> None:
+def test_previous_version_finds_waiting_jobs_after_a_rollback(caller: Key) -> None:
     """It reads a lane from the lane's own mark, and has raised that in the lane's time while both ran."""
     one = submit(caller)
     query("UPDATE lane SET low_water = 1e9")
@@ -277,7 +277,7 @@ def test_old_ended_jobs_go_with_their_belongings_and_usage_stays(caller: Key) ->
 
 
 @pytest.mark.parametrize("state", ["queued", "admitted", "running", "back"])
-def test_what_has_not_ended_never_goes(caller: Key, state: str) -> None:
+def test_retention_never_removes_open_jobs(caller: Key, state: str) -> None:
     one = submit(caller)
     if state == "back":
         put_back(one, start(caller, one))

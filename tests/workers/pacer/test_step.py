@@ -148,7 +148,7 @@ def test_never_more_than_the_free_slots(caller: Key, stage: Stage) -> None:
     assert [] == stage.steps()
 
 
-def test_nobody_is_admitted_without_workers(caller: Key, stage: Stage) -> None:
+def test_no_job_is_admitted_without_workers(caller: Key, stage: Stage) -> None:
     submit(caller)
 
     assert [] == stage.steps()
@@ -192,7 +192,7 @@ def test_a_slot_freed_by_one_lane_is_taken_by_another(caller: Key, stage: Stage)
 # Limits
 
 
-def test_the_limit_of_requests_holds_and_the_line_says_so(caller: Key, stage: Stage) -> None:
+def test_request_limit_holds_and_is_shown_as_blocking(caller: Key, stage: Stage) -> None:
     allow(caller, rpm=60)
     workers_have(50)
     jobs = [submit(caller) for _ in range(5)]
@@ -231,7 +231,7 @@ def test_a_job_too_large_for_one_credential_goes_to_another(caller: Key, stage: 
     assert ("admitted", roomy) == (row(large).status, row(large).credential_id)
 
 
-def test_what_is_too_large_for_the_credential_asked_last_is_not_lost(caller: Key, stage: Stage) -> None:
+def test_job_too_large_for_the_last_credential_is_not_lost(caller: Key, stage: Stage) -> None:
     # Each credential bears what the other cannot: images here, tokens there.
     allow(caller, tpm=1_000, ipm=100)
     another_credential(caller, tpm=90_000, ipm=1)
@@ -269,7 +269,7 @@ def test_a_job_is_not_refused_while_a_credential_is_unknown(caller: Key, stage: 
 
 
 @pytest.mark.parametrize("what", ["lane", "pool"])
-def test_a_paused_line_waits_and_keeps_nobody_busy(caller: Key, stage: Stage, what: str) -> None:
+def test_paused_lane_waits_without_work(caller: Key, stage: Stage, what: str) -> None:
     workers_have(5)
     one = submit(caller)
     query(f"UPDATE {what} SET paused_at = now()")
@@ -352,7 +352,7 @@ def test_after_a_flush_nothing_is_counted_twice(caller: Key, stage: Stage, redis
     assert [jobs[2]] == stage.steps()
 
 
-def test_admissions_whose_doorbell_was_lost_with_the_state_go_again(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
+def test_admissions_lost_with_redis_state_are_published_again(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
     workers_have(5)
     one = submit(caller)
     assert [one] == stage.steps()
@@ -417,7 +417,7 @@ def test_a_wake_up_during_a_step_is_kept(caller: Key) -> None:
 # Cancelled and forgotten
 
 
-def test_what_was_cancelled_between_reserve_and_admit_gives_its_budget_back(caller: Key, stage: Stage) -> None:
+def test_job_cancelled_between_reserve_and_commit_releases_its_limits(caller: Key, stage: Stage) -> None:
     allow(caller, max_in_flight=1)
     workers_have(5)
     one, two = submit(caller), submit(caller)
@@ -499,7 +499,7 @@ def test_one_users_flood_delays_another_by_one_job(caller: Key, stage: Stage) ->
     assert late in stage.steps()
 
 
-def test_a_reservation_that_redis_forgot_in_between_is_not_rung(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
+def test_reservation_lost_by_redis_is_not_published(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
     workers_have(5)
     one = submit(caller)
     stage.steps()

@@ -20,7 +20,7 @@ def is_set(wakeups: Wakeups) -> bool:
     return wakeups._event.is_set()
 
 
-def test_a_job_that_joins_is_always_heard(wakeups: Wakeups) -> None:
+def test_enqueued_job_always_wakes_the_pacer(wakeups: Wakeups) -> None:
     wakeups.update(idle=[LANE], waiting=[], capped=[], lacks_slots=False)
     wakeups.wake(LANE)
 
@@ -29,7 +29,7 @@ def test_a_job_that_joins_is_always_heard(wakeups: Wakeups) -> None:
     assert not is_set(wakeups)
 
 
-def test_budget_of_a_lane_in_which_nobody_waits_is_not_heard(wakeups: Wakeups) -> None:
+def test_freed_budget_of_an_idle_lane_does_not_wake_the_pacer(wakeups: Wakeups) -> None:
     wakeups.update(idle=[LANE], waiting=[OTHER], capped=[], lacks_slots=False)
     wakeups.budget_freed(LANE)
 
@@ -37,7 +37,7 @@ def test_budget_of_a_lane_in_which_nobody_waits_is_not_heard(wakeups: Wakeups) -
 
 
 @pytest.mark.parametrize("what", ["not looked at yet", "somebody waits", "somebody came since"])
-def test_budget_of_any_other_lane_is_heard(wakeups: Wakeups, what: str) -> None:
+def test_freed_budget_of_a_busy_lane_wakes_the_pacer(wakeups: Wakeups, what: str) -> None:
     if what == "somebody waits":
         wakeups.update(idle=[LANE], waiting=[], capped=[], lacks_slots=False)
         wakeups.update(idle=[], waiting=[LANE], capped=[], lacks_slots=False)
@@ -50,7 +50,7 @@ def test_budget_of_any_other_lane_is_heard(wakeups: Wakeups, what: str) -> None:
     assert (True, {LANE}) == (is_set(wakeups), set(wakeups.take()))
 
 
-def test_who_comes_while_the_pacer_concludes_is_not_forgotten(wakeups: Wakeups) -> None:
+def test_job_enqueued_while_the_pacer_settles_is_not_forgotten(wakeups: Wakeups) -> None:
     wakeups.wake(LANE)
     wakeups.update(idle=[LANE], waiting=[], capped=[], lacks_slots=False)
     wakeups.take()
@@ -60,21 +60,21 @@ def test_who_comes_while_the_pacer_concludes_is_not_forgotten(wakeups: Wakeups) 
 
 
 @pytest.mark.parametrize("lacks_slots", [True, False])
-def test_a_free_slot_is_heard_when_there_were_too_few(wakeups: Wakeups, lacks_slots: bool) -> None:
+def test_free_slot_wakes_the_pacer_when_slots_were_short(wakeups: Wakeups, lacks_slots: bool) -> None:
     wakeups.update(idle=[], waiting=[LANE], capped=[], lacks_slots=lacks_slots)
     wakeups.slot_freed()
 
     assert lacks_slots == is_set(wakeups)
 
 
-def test_lanes_kept_in_mind_wake_nobody_but_are_looked_at_next(wakeups: Wakeups) -> None:
+def test_remembered_lanes_are_checked_next_without_a_wakeup(wakeups: Wakeups) -> None:
     wakeups.keep_for_later({LANE: 1.0})
 
     assert not is_set(wakeups)
     assert {LANE} == set(wakeups.take())
 
 
-def test_the_end_of_any_job_is_heard_where_caps_hold(wakeups: Wakeups) -> None:
+def test_end_of_a_job_wakes_the_pacer_where_caps_hold(wakeups: Wakeups) -> None:
     wakeups.update(idle=[], waiting=[LANE, OTHER], capped=[LANE], lacks_slots=False)
     wakeups.slot_freed()
     assert (True, {LANE}) == (is_set(wakeups), set(wakeups.take()))
@@ -98,7 +98,7 @@ def test_a_flood_of_submits_where_others_wait_costs_one_look_in_a_while(wakeups:
 
 
 @pytest.mark.parametrize("what", ["nobody waits", "not looked at yet", "the last look is a while ago"])
-def test_who_joins_is_heard_at_once_where_others_do_not_wait_or_nobody_looked_just_now(wakeups: Wakeups, what: str) -> None:
+def test_enqueue_wakes_the_pacer_at_once_for_an_idle_or_unchecked_lane(wakeups: Wakeups, what: str) -> None:
     wakeups.take()
     if what == "nobody waits":
         wakeups.update(idle=[], waiting=[LANE], capped=[], lacks_slots=False)

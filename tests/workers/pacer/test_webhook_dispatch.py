@@ -57,7 +57,7 @@ def happen(caller: Key, many: int = 1) -> None:
         finish(job_id, start(caller, job_id))
 
 
-def test_who_is_named_is_looked_at_at_once_and_nobody_else(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
+def test_named_receiver_is_checked_at_once_and_no_other(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
     row, _ = endpoint(caller, "https://one.example.com/"), endpoint(caller, "https://two.example.com/")
     happen(caller)
 
@@ -67,7 +67,7 @@ def test_who_is_named_is_looked_at_at_once_and_nobody_else(caller: Key, due: Web
     assert [one.id for one in deliveries() if one.endpoint_id == row.id] == bells.rung
 
 
-def test_everybody_is_looked_at_once_a_second(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
+def test_every_delivery_is_checked_once_a_second(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
     endpoint(caller)
     happen(caller)
 
@@ -76,7 +76,7 @@ def test_everybody_is_looked_at_once_a_second(caller: Key, due: WebhookDispatche
     assert 1 == len(bells.rung)
 
 
-def test_when_it_is_not_known_who_everybody_is_looked_at_at_once(caller: Key, due: WebhookDispatcher) -> None:
+def test_wakeup_without_a_name_checks_every_receiver(caller: Key, due: WebhookDispatcher) -> None:
     endpoint(caller)
     happen(caller)
     due.wake(None)
@@ -84,7 +84,7 @@ def test_when_it_is_not_known_who_everybody_is_looked_at_at_once(caller: Key, du
     assert 1 == due.step(now=100.1)
 
 
-def test_what_was_rung_for_in_vain_is_rung_for_again(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
+def test_unanswered_publish_is_repeated(caller: Key, due: WebhookDispatcher, bells: Bells) -> None:
     endpoint(caller)
     happen(caller)
     bells.is_deaf = True
@@ -96,7 +96,9 @@ def test_what_was_rung_for_in_vain_is_rung_for_again(caller: Key, due: WebhookDi
     assert 1 == due.step(now=106.0)
 
 
-def test_no_more_doorbells_wait_in_celery_than_that(caller: Key, due: WebhookDispatcher, bells: Bells, redis_client: redis.Redis) -> None:
+def test_celery_queue_holds_no_more_messages_than_free_slots(
+    caller: Key, due: WebhookDispatcher, bells: Bells, redis_client: redis.Redis
+) -> None:
     for n in range(20):
         endpoint(caller, f"https://{n}.example.com/")
     happen(caller, 4)

@@ -89,7 +89,7 @@ def test_a_job_goes_back_in_line_when_there_is_no_result(good: AttemptRecord) ->
     assert (Status.QUEUED, 1, [good.job_id], []) == (row(good.job_id).status, row(good.job_id).failures, heads(), used())
 
 
-def test_the_usage_of_an_answer_that_nobody_takes_is_recorded(caller: Key, good: AttemptRecord) -> None:
+def test_usage_of_a_discarded_answer_is_recorded(caller: Key, good: AttemptRecord) -> None:
     reap()
     again = start(caller, good.job_id)
     finish.write(good)
@@ -135,7 +135,7 @@ def test_usage_that_the_upstream_does_not_say_is_estimated_and_charged(good: Att
     assert [("charge", -290, "estimated")] == charged(good)
 
 
-def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: AttemptRecord) -> None:
+def test_reported_usage_is_charged_without_an_estimate(good: AttemptRecord) -> None:
     def never() -> int:
         raise AssertionError
 
@@ -144,7 +144,7 @@ def test_usage_that_the_upstream_says_is_charged_without_a_count_of_ours(good: A
     assert ([(7, 5, 0, 68)], [False], [("charge", -68, None)]) == (used(), marked(), charged(good))
 
 
-def test_what_was_unknown_is_corrected_by_an_estimate_that_says_so(good: AttemptRecord) -> None:
+def test_unknown_usage_is_corrected_by_a_marked_estimate(good: AttemptRecord) -> None:
     query("UPDATE job SET reserved_microusd = 1000")
     reap()
     finish.write(silent(good, lambda: 100))
@@ -191,7 +191,7 @@ def test_pictures_are_stored_in_order_with_their_type(caller: Key, good: Attempt
     assert (PNG, 3) == (bytes(kinds[0].content), used()[0][2])
 
 
-def test_pictures_of_a_late_answer_that_nobody_takes_are_not_stored(caller: Key, good: AttemptRecord) -> None:
+def test_images_of_a_discarded_late_answer_are_not_stored(caller: Key, good: AttemptRecord) -> None:
     reap()
     start(caller, good.job_id)
     finish.write(ended(caller, good.job_id, good.dispatch_id, picture(PNG)))
@@ -225,7 +225,7 @@ def test_an_answer_is_kept_on_disk_while_postgres_is_away(good: AttemptRecord, f
     assert (Status.SUCCEEDED, BODY, []) == (row(good.job_id).status, bytes(row(good.job_id).response), list(folder.iterdir()))
 
 
-def test_what_is_kept_on_disk_cannot_be_read_there(good: AttemptRecord) -> None:
+def test_spool_is_encrypted(good: AttemptRecord) -> None:
     file = spool.save(good)
 
     assert b"chatcmpl" not in file.read_bytes()
@@ -244,20 +244,20 @@ def test_what_is_kept_on_disk_cannot_be_read_there(good: AttemptRecord) -> None:
         {},
     ],
 )
-def test_what_comes_back_from_disk_is_what_went_there(good: AttemptRecord, change: dict[str, Any]) -> None:
+def test_spooled_answer_is_restored_unchanged(good: AttemptRecord, change: dict[str, Any]) -> None:
     one = replace(good, **change)
 
     assert one == spool.decode(spool.encode(one))
 
 
-def test_what_was_spooled_twice_is_stored_once(good: AttemptRecord) -> None:
+def test_answer_spooled_twice_is_stored_once(good: AttemptRecord) -> None:
     finish.commit(good)
     spool.save(good)
 
     assert (1, 1) == (replay.replay_spool(), len(used()))
 
 
-def test_a_file_that_cannot_be_read_stays_and_holds_up_nobody(good: AttemptRecord, folder: Path) -> None:
+def test_unreadable_spool_file_stays_and_delays_no_other(good: AttemptRecord, folder: Path) -> None:
     spool.save(good)
     bad = folder / "00000000-0000-0000-0000-000000000000.ending"
     bad.write_bytes(b"not sealed by us")
@@ -298,7 +298,7 @@ def test_an_answer_that_was_put_aside_is_stored_once_it_can_be(good: AttemptReco
     assert 0 == REGISTRY.get_sample_value("nowserving_spooled_answers", {"state": "refused"})
 
 
-def test_an_answer_of_another_version_holds_up_nobody(good: AttemptRecord, folder: Path) -> None:
+def test_spooled_answer_of_another_version_delays_no_other(good: AttemptRecord, folder: Path) -> None:
     other = folder / f"{UUID(int=1)}.ending"
     spool.save(good)
     other.write_bytes(crypto.seal(json.dumps({"version": 9}).encode(), bound_to=other.stem))

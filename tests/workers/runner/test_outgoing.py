@@ -83,7 +83,7 @@ def test_a_large_prompt_is_counted_again_where_the_answer_does_not_say(workshop:
     assert used.input_tokens > LARGE / 100
 
 
-def test_a_turn_with_a_large_history_is_told_it(workshop: Workshop, budget: BodyBudget, upstream: FakeUpstream) -> None:
+def test_turn_sends_a_large_history(workshop: Workshop, budget: BodyBudget, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-talk")
     first = submit(caller, request=chat("first"), conversation="tea", turn_tokens=100)
     workshop.run(ended(first))

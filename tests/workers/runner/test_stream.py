@@ -90,7 +90,7 @@ def content_of(answer: Any) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def test_what_came_in_one_read_is_relayed_in_one_step(running: Any) -> None:
+def test_events_of_one_read_are_relayed_together(running: Any) -> None:
     messages: list[Any] = []
     with notify.client().pubsub(ignore_subscribe_messages=True) as listener:
         listener.subscribe(token_stream.channel(running.id))
@@ -116,7 +116,7 @@ def test_a_stream_that_came_at_once_is_only_in_its_transcript(running: Any) -> N
     assert (False, []) == (publisher.has_published, heard(running.id))
 
 
-def test_a_connection_that_stays_open_after_the_end_holds_up_nobody(running: Any) -> None:
+def test_open_connection_after_the_end_delays_no_job(running: Any) -> None:
     began = time.monotonic()
     answer, verdict = hear(running, Speaker(HEAD + ONE + LAST + DONE, stays=True))
 
@@ -241,7 +241,7 @@ def test_a_stream_that_redis_lost_is_not_begun_again_in_its_middle(running: Any)
         ({"include_usage": True}, {"include_usage": True}),
     ],
 )
-def test_use_is_asked_for_beside_what_the_client_wants(environment: dict[str, str], asked: Any, sent: Any) -> None:
+def test_usage_is_requested_beside_the_clients_options(environment: dict[str, str], asked: Any, sent: Any) -> None:
     body = {"model": "m", "stream": True, "temperature": 0.1, **({"stream_options": asked} if asked else {})}
     content = json.dumps(body).encode()
     row = SimpleNamespace(endpoint="/v1/chat/completions", request=content, streamed=True)

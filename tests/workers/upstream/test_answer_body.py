@@ -46,7 +46,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("body", UNREADABLE)
-def test_what_holds_no_object_or_several_is_not_read(body: bytes) -> None:
+def test_body_without_exactly_one_object_is_unreadable(body: bytes) -> None:
     assert answer_body.json_object(body) is None
 
 
@@ -63,13 +63,13 @@ def test_broken_characters_in_utf8_are_replaced_and_the_others_kept() -> None:
 
 
 @pytest.mark.parametrize("body", [b"data: {}", b"\n\nevent: x", b": comment", b"id:1", b"retry: 1", b"data:{}"])
-def test_events_are_told_from_other_text(body: bytes) -> None:
+def test_events_are_distinguished_from_other_text(body: bytes) -> None:
     assert answer_body.is_event_stream(body)
     assert not answer_body.is_not_event_stream(body.strip())
 
 
 @pytest.mark.parametrize("body", [b"{", b"[{}]", b"<html>", b"\xff\xfe{\x00", b"\x00{", b'"text"'])
-def test_a_whole_body_is_told_from_events(body: bytes) -> None:
+def test_whole_body_is_distinguished_from_events(body: bytes) -> None:
     assert answer_body.is_not_event_stream(body)
     assert not answer_body.is_event_stream(body)
 

@@ -45,7 +45,7 @@ def waiting(budget: BodyBudget, *works: Callable[[], Any]) -> list[Later]:
     return made
 
 
-def test_a_room_gives_back_what_it_held_however_it_ends() -> None:
+def test_reservation_is_returned_however_its_block_ends() -> None:
     budget = BodyBudget(10)
     for _ in range(2):
         with budget.room() as room:
@@ -91,7 +91,7 @@ def test_larger_than_all_of_it_is_served_alone() -> None:
     assert 25 == budget.held_bytes
 
 
-def test_who_finds_no_room_in_time_leaves_the_line() -> None:
+def test_waiter_for_memory_gives_up_in_time() -> None:
     budget = BodyBudget(10)
     budget.room().try_reserve(10)
 
@@ -100,7 +100,7 @@ def test_who_finds_no_room_in_time_leaves_the_line() -> None:
     assert (0, 10) == (budget.waiting(), budget.held_bytes)
 
 
-def test_when_all_who_hold_wait_the_oldest_goes_on_alone() -> None:
+def test_oldest_holder_proceeds_when_all_holders_wait() -> None:
     budget = BodyBudget(10)
     rooms = [budget.room() for _ in range(2)]
     for room in rooms:

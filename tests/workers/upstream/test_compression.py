@@ -61,7 +61,7 @@ def test_a_part_comes_out_before_the_next_has_come() -> None:
 
 
 @pytest.mark.parametrize("label", ["gzip", "deflate", "br", "zstd", ""])
-def test_what_cannot_be_unpacked_comes_out_as_it_is(label: str) -> None:
+def test_undecodable_body_is_kept_as_it_is(label: str) -> None:
     body = b"\x00\xff neither \x80 nor"
 
     assert unpack(body, label, size=3) == body

@@ -207,7 +207,7 @@ def test_a_request_cut_off_while_it_is_written_was_not_sent() -> None:
     assert not done.is_sent
 
 
-def test_a_connection_is_probed_and_given_up_when_nobody_acknowledges(upstream: FakeUpstream) -> None:
+def test_connection_without_acknowledgements_is_probed_and_closed(upstream: FakeUpstream) -> None:
     call(upstream, "first")
     opened = idle_socket()
 

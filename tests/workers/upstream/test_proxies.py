@@ -88,9 +88,7 @@ def environ(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Ite
         ({"NOWSERVING_UPSTREAM_PROXY": "", "HTTPS_PROXY": PROXY}, "https://api.openai.com", None),
     ],
 )
-def test_a_proxy_is_taken_as_the_environment_says(
-    environ: Override, environment_has: dict[str, str], origin: str, taken: str | None
-) -> None:
+def test_proxy_follows_the_environment(environ: Override, environment_has: dict[str, str], origin: str, taken: str | None) -> None:
     environ(**environment_has)
 
     assert taken == proxies.address_for(origin)

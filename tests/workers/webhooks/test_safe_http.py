@@ -185,7 +185,7 @@ def test_it_connects_to_the_address_that_was_checked_and_looks_once(override: Ca
     assert 1 == server.connections
 
 
-def test_a_peer_that_is_somebody_else_is_left_before_a_byte_is_said(override: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_to_another_peer_is_closed_before_the_first_byte(override: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "getpeername", lambda self: ("10.9.9.9", 80))
     with receiver(override) as server, pytest.raises(Blocked):
         post(f"http://127.0.0.1:{server.port}/")
@@ -327,7 +327,7 @@ def test_a_name_server_that_is_silent_does_not_hold_us(trap: Listener) -> None:
         post(f"http://silent.example:{trap.port}/", names=names, timeout_s=0.2)
 
 
-def test_a_name_that_does_not_exist_is_said_so(trap: Listener) -> None:
+def test_unknown_host_name_is_reported(trap: Listener) -> None:
     with NameServer({}) as names, pytest.raises(Unreachable, match="could not be resolved"):
         post(f"http://nowhere.example:{trap.port}/", names=names)
 
@@ -335,19 +335,19 @@ def test_a_name_that_does_not_exist_is_said_so(trap: Listener) -> None:
 @pytest.mark.parametrize(
     "answer", [b"", b"hello\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200, b"\x00" * 70_000]
 )
-def test_what_is_not_http_is_no_answer(override: Callable[..., None], answer: bytes) -> None:
+def test_non_http_response_is_a_failure(override: Callable[..., None], answer: bytes) -> None:
     with receiver(override, answer) as server, pytest.raises(Unreachable):
         post(f"http://127.0.0.1:{server.port}/")
 
 
-def test_nobody_there_is_said_so(override: Callable[..., None]) -> None:
+def test_refused_connection_is_reported(override: Callable[..., None]) -> None:
     with receiver(override) as server:
         pass
     with pytest.raises(Unreachable, match="Connection refused"):
         post(f"http://127.0.0.1:{server.port}/")
 
 
-def test_who_answers_before_it_has_heard_everything_is_understood(override: Callable[..., None]) -> None:
+def test_response_before_the_end_of_the_request_is_read(override: Callable[..., None]) -> None:
     def hang_up(peer: socket.socket) -> None:
         peer.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         peer.shutdown(socket.SHUT_WR)
@@ -395,6 +395,6 @@ def test_a_certificate_of_a_stranger_is_not_taken(secure: Listener, monkeypatch:
         post(f"https://good.example:{secure.port}/", names=names)
 
 
-def test_who_does_not_speak_tls_is_not_spoken_to(override: Callable[..., None]) -> None:
+def test_receiver_without_tls_gets_no_request(override: Callable[..., None]) -> None:
     with receiver(override, b"HTTP/1.1 400 Bad\r\n\r\n") as server, pytest.raises(Unreachable, match="no TLS connection"):
         post(f"https://127.0.0.1:{server.port}/")

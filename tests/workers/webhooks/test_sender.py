@@ -78,7 +78,7 @@ def test_the_published_test_vector_of_the_sdk() -> None:
     assert "v1,gUAg4R2hWouRZqRQG4uJypNS8YK885G838+EHb4nKBY=" == signed
 
 
-def test_what_arrives_is_accepted_by_the_official_libraries(caller: Key, receiver: Receiver, sender: Sender) -> None:
+def test_official_libraries_verify_our_webhooks(caller: Key, receiver: Receiver, sender: Sender) -> None:
     _, secret = endpoint_and_secret(caller, receiver.url())
     happen(caller)
     send(sender)
@@ -177,7 +177,7 @@ def test_the_retries_have_the_same_id_and_body_and_a_timestamp_of_their_own(call
     assert ["failed"] == [one.status for one in deliveries()]
 
 
-def test_each_retry_waits_as_long_as_the_schedule_says(caller: Key, receiver: Receiver, sender: Sender) -> None:
+def test_each_retry_follows_the_schedule(caller: Key, receiver: Receiver, sender: Sender) -> None:
     endpoint(caller, receiver.url(status=500))
     happen(caller)
     waits = []
@@ -251,7 +251,7 @@ def test_where_we_do_not_connect_the_caller_learns_no_address(
     assert [] == receiver.got()
 
 
-def test_one_doorbell_serves_what_else_is_due_for_the_same_receiver(caller: Key, receiver: Receiver, sender: Sender) -> None:
+def test_one_message_sends_further_due_deliveries_of_the_receiver(caller: Key, receiver: Receiver, sender: Sender) -> None:
     endpoint(caller, receiver.url())
     happen(caller, 6)
     (picked,) = pick(limit=1)
@@ -272,7 +272,7 @@ def test_one_that_fails_all_the_time_is_not_asked_for_ever(caller: Key, receiver
     assert FAILING_ATTEMPTS + 1 == len(receiver.got())
 
 
-def test_who_is_told_to_stop_takes_nothing_more(caller: Key, receiver: Receiver) -> None:
+def test_stopping_sender_claims_no_further_delivery(caller: Key, receiver: Receiver) -> None:
     stop = threading.Event()
     stop.set()
     endpoint(caller, receiver.url())
@@ -284,7 +284,7 @@ def test_who_is_told_to_stop_takes_nothing_more(caller: Key, receiver: Receiver)
     assert ["delivered", "pending", "pending"] == sorted(one.status for one in deliveries())
 
 
-def test_a_doorbell_that_comes_twice_or_for_nothing_sends_nothing(caller: Key, receiver: Receiver, sender: Sender) -> None:
+def test_repeated_or_void_broker_message_sends_nothing(caller: Key, receiver: Receiver, sender: Sender) -> None:
     endpoint(caller, receiver.url())
     happen(caller)
     (picked,) = pick()
@@ -305,7 +305,7 @@ def test_a_jobs_own_url_is_signed_with_the_keys_secret(caller: Key, receiver: Re
     assert unwrap(receiver.got("/mine")[0], secret)
 
 
-def test_what_a_lost_sender_had_is_sent_again(caller: Key, receiver: Receiver, sender: Sender) -> None:
+def test_deliveries_of_a_lost_sender_are_retried(caller: Key, receiver: Receiver, sender: Sender) -> None:
     endpoint(caller, receiver.url())
     happen(caller)
     lost = claim(pick()[0], lease_s=-1)

@@ -35,7 +35,7 @@ def test_an_empty_lane_takes_nothing() -> None:
     assert {1: 0, 2: 1} == DeficitRoundRobin().pick({1: [], 2: jobs(1)}, slots=5)
 
 
-def test_nobody_at_all_is_fine() -> None:
+def test_no_worker_at_all_is_accepted() -> None:
     assert {} == DeficitRoundRobin().pick({}, slots=5)
 
 
