@@ -1,7 +1,7 @@
 """The memory budget of a process for request bodies: a large body waits for free memory before it is read.
 
 One key holds at most KEY_SHARE of the budget, or a single body, so that a slow sender of large bodies leaves memory for others.
-models/database/db.py limits how many bodies are written to Postgres at once.
+models/database/large_values.py limits how many bodies are written to Postgres at once.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from api.submit import submit_span
 from api.waiting import notify_queue
-from models.database import db
+from models.database import db, large_values
 from models.jobs import idempotency, job_rows, job_view
 from models.platform import crash_points, wire
 from models.platform.wire import JsonObject
@@ -48,7 +48,7 @@ def accept(order: Submission, *, token: str | None, digest: bytes, lane_id: int 
     with submit_span.start(order) as told:
         # Before our transaction: the lane is created in a transaction of its own.
         lane_id = lane_id or lanes.id_of(order.key.pool_id, order.model)
-        with db.moving(len(order.request)):
+        with large_values.transfer_slot(len(order.request)):
             accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
         told.made(accepted.job_id, lane_id=accepted.lane_id, is_replayed=accepted.is_replayed)
     about = None if accepted.is_replayed else tracing.trace_id_of(told.order.traceparent)

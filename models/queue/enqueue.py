@@ -20,7 +20,7 @@ from sqlalchemy import text
 from models.billing import budgets
 from models.content import attachments
 from models.database.db import Transaction, autocommit
-from models.database.tables import OPEN
+from models.database.tables.jobs import OPEN
 from models.platform.errors import LimiterUnavailable
 from models.queue import conversations, key_shares, lanes, position, position_index, refusals
 from models.queue.key_shares import SETTLED_S

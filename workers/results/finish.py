@@ -17,7 +17,7 @@ from models.config.settings import settings
 from models.content import artifacts
 from models.content.endpoints import CHAT
 from models.content.image_placeholders import ExtractedImage
-from models.database import db, retrying
+from models.database import db, large_values, retrying
 from models.jobs import completion, requeue
 from models.jobs.states import AttemptResult, JobResult, Outcome
 from models.platform import crash_points, json_reading, wire
@@ -65,7 +65,7 @@ def commit(record: AttemptRecord) -> Usage | None:
     Returns the answer's usage, None without an answer. Raises Unavailable.
     """
     crash_points.hit("worker.before_finish")
-    with db.moving(record.body_bytes):
+    with large_values.transfer_slot(record.body_bytes):
         return _commit(record)
 
 
@@ -130,7 +130,7 @@ def _finish(
 def _spool(record: AttemptRecord) -> bool:
     """Saves the record on disk. False when the disk is full or missing: the thread then goes on trying, because it holds the only copy."""
     try:
-        with db.moving(record.body_bytes, gives_up=False):
+        with large_values.transfer_slot(record.body_bytes, gives_up=False):
             spool.save(record)
     except OSError as error:
         log.error(

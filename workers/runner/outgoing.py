@@ -11,7 +11,7 @@ from typing import Any
 
 from models.config.settings import settings
 from models.content import endpoints
-from models.database import db
+from models.database import db, large_values
 from models.queue import history_window
 from workers.runner import prompt, stream
 from workers.upstream import request
@@ -32,7 +32,7 @@ def load(row: Any, room: BodyReservation, *, is_over: Callable[[], bool]) -> tup
     size = row.request_bytes + history_bytes if max(row.request_bytes, history_bytes) > FREE_BYTES else 0
     if size > room.held_bytes and not room.reserve(size - room.held_bytes, wait_s=WAIT_S, is_over=is_over):
         raise NoMemory
-    with db.moving(size):
+    with large_values.transfer_slot(size):
         content = _content(row)
         is_stored = not history_bytes and len(content) == row.request_bytes
         if len(content) <= FREE_BYTES:

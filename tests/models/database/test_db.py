@@ -1,4 +1,4 @@
-"""The one way to Postgres: what is committed, what is not, and what a lost connection costs."""
+"""Transactions, the connection pool, and lost connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from psycopg.errors import UniqueViolation
 from sqlalchemy import text
 
 from models.config.settings import settings
-from models.database import db
+from models.database import db, large_values, pool
+from models.database.pool import FifoSemaphore
 from models.platform.errors import QueueFull, Unavailable
 from tests.support.programs.processes import until
 
@@ -131,70 +132,70 @@ def _open_many(connections: int) -> None:
         raise errors[0]
 
 
-def test_turns_are_had_in_the_order_in_which_they_were_asked_for() -> None:
-    turns, served = db._Turns(1), list[int]()
+def test_semaphore_serves_waiters_in_order_of_arrival() -> None:
+    semaphore, served = FifoSemaphore(1), list[int]()
 
     def ask(n: int) -> None:
-        assert turns.take(30, 30)
+        assert semaphore.acquire(30, 30)
         served.append(n)
-        turns.give()
+        semaphore.release()
 
-    assert turns.take(30, 30)
+    assert semaphore.acquire(30, 30)
     with ThreadPoolExecutor(20) as threads:
         for n in range(20):
             threads.submit(ask, n)
-            until(lambda n=n: len(turns._waiting) == n + 1, what="waiting")  # type: ignore[misc]  # mypy: a lambda with a default
-        assert not turns.take(0, 0)
-        turns.give()
+            until(lambda n=n: len(semaphore._waiters) == n + 1, what="waiting")  # type: ignore[misc]  # mypy: a lambda with a default
+        assert not semaphore.acquire(0, 0)
+        semaphore.release()
 
     assert list(range(20)) == served
-    assert turns.take(0, 0)
+    assert semaphore.acquire(0, 0)
 
 
 def test_interrupted_waiter_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object, __: float) -> NoReturn:
         raise KeyboardInterrupt
 
-    turns = db._Turns(1)
-    assert turns.take(0, 0)
+    semaphore = FifoSemaphore(1)
+    assert semaphore.acquire(0, 0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(threading.Event, "wait", interrupted)
-        turns.take(1, 1)
-    turns.give()
+        semaphore.acquire(1, 1)
+    semaphore.release()
 
-    assert turns.take(0, 0)
+    assert semaphore.acquire(0, 0)
 
 
 @pytest.mark.parametrize(("is_served", "waits_s"), [(False, 2.0), (True, 3.0)])
 def test_pool_wait_is_extended_while_others_are_served(monkeypatch: pytest.MonkeyPatch, is_served: bool, waits_s: float) -> None:
-    """Seconds by a clock of the test's: 2 s without anybody's coming through, or 3 s in all."""
+    """On a fake clock: 2 s while nothing is served, or 3 s in all."""
     now = [100.0]
-    turns = db._Turns(1)
-    assert turns.take(2.0, 3.0)
-    # Who came before, and is served before.
-    turns._waiting.extend(threading.Event() for _ in range(9))
+    semaphore = FifoSemaphore(1)
+    assert semaphore.acquire(2.0, 3.0)
+    # Earlier waiters, which are served first.
+    semaphore._waiters.extend(threading.Event() for _ in range(9))
 
     def wait(_: object, seconds: float) -> bool:
         now[0] += min(1.0, seconds)
-        turns.give(is_served=is_served)
+        semaphore.release(is_served=is_served)
         return False
 
-    monkeypatch.setattr(db.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pool.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(threading.Event, "wait", wait)
 
-    assert not turns.take(2.0, 3.0)
+    assert not semaphore.acquire(2.0, 3.0)
     assert pytest.approx(100.0 + waits_s) == now[0]
 
 
-def test_large_bodies_do_not_wait_for_ever_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db, "LARGE_STILL_S", 0.2)
+def test_large_transfers_do_not_wait_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_values, "STALL_TIMEOUT_S", 0.2)
     came = []
 
     def move(*, gives_up: bool) -> None:
-        with db.moving(db.FREE_BYTES + 1, gives_up=gives_up):
+        with large_values.transfer_slot(large_values.FREE_BYTES + 1, gives_up=gives_up):
             came.append(gives_up)
 
-    with ThreadPoolExecutor(2) as threads, db.moving(db.FREE_BYTES + 1):
+    with ThreadPoolExecutor(2) as threads, large_values.transfer_slot(large_values.FREE_BYTES + 1):
         given_up, done = threads.submit(move, gives_up=True), threads.submit(move, gives_up=False)
         assert isinstance(given_up.exception(10), Unavailable)
         done.result(10)
@@ -204,7 +205,7 @@ def test_large_bodies_do_not_wait_for_ever_for_one_that_hangs(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("asks", [db.begin, db.autocommit])
-def test_more_callers_than_connections_wait_for_each_other(override: Callable[..., None], asks: Callable[[], Any]) -> None:
+def test_pool_serves_more_callers_than_connections(override: Callable[..., None], asks: Callable[[], Any]) -> None:
     override(database_pool=2)
     db.engine.cache_clear()
 
@@ -222,16 +223,18 @@ def test_refused_query_counts_as_served_and_a_lost_connection_does_not(
     monkeypatch: pytest.MonkeyPatch, error: Exception, counts: bool
 ) -> None:
     ended = list[bool]()
-    give = db._Turns.give
-    monkeypatch.setattr(db._Turns, "give", lambda turns, *, is_served: (ended.append(is_served), give(turns, is_served=is_served)))
+    release = FifoSemaphore.release
+    monkeypatch.setattr(
+        FifoSemaphore, "release", lambda semaphore, *, is_served: (ended.append(is_served), release(semaphore, is_served=is_served))
+    )
     with pytest.raises(type(error)), db.begin():
         raise error
 
     assert [counts] == ended
 
 
-def test_a_migration_under_a_running_process_costs_it_one_refusal_that_clients_repeat(database: None) -> None:
-    """Postgres refuses a prepared statement whose columns have changed, on that connection for ever."""
+def test_migration_under_a_running_process_costs_one_retryable_error(database: None) -> None:
+    """Postgres refuses a prepared statement whose result columns changed, for the life of the connection."""
     with db.begin() as session:
         session.execute(text("CREATE TABLE widening (a int)"))
     try:
@@ -257,3 +260,12 @@ def test_query_error_is_no_outage(database: None) -> None:
 def _all_of_it() -> list[object]:
     with db.begin() as session:
         return session.execute(text("SELECT * FROM widening")).all()
+
+
+def test_autocommit_keeps_the_error_that_ended_it_in_the_middle_of_a_statement(database: None) -> None:
+    with pytest.raises(KeyError, match="ours"), db.autocommit() as session:
+        session._connection.pgconn.send_query(b"SELECT pg_sleep(0.1)")
+        raise KeyError("ours")
+
+    with db.begin() as session:
+        assert 1 == session.execute(text("SELECT 1")).scalar_one()

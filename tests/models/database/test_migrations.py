@@ -1,4 +1,4 @@
-"""What the migrations build is what models/database/tables.py says; and two versions can use one database."""
+"""Migrations produce the tables of models/database/tables, and two versions can use one database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.database import migrate
 from models.database.tables import metadata
 from tests.support.programs.processes import until
 
-VERSIONS = sorted((Path(migrate.__file__).parent / "migrations" / "versions").glob("[0-9]*.py"))
+VERSIONS = sorted(migrate.VERSIONS.glob("[0-9]*.py"))
 # models/migrations/env.py
 LOCK = 0x6E6F7773
 # Since this one, the version before a migration can work on its tables.

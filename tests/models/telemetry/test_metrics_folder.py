@@ -15,8 +15,8 @@ from models.telemetry import metrics_folder
 
 PROGRAM = """
 import os, sys, time
-from models import metrics_folder
-print(metrics_folder.make(), flush=True)
+from models.telemetry import metrics_folder
+print(metrics_folder.create(), flush=True)
 if sys.argv[1] == "forks" and os.fork() == 0:
     sys.exit()
 sys.stdin.read()

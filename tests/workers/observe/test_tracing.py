@@ -323,7 +323,7 @@ def test_opentelemetry_is_loaded_only_when_traces_are_on(environment: dict[str, 
     plain = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     code = f"""
 import os, sys
-import api.app, workers.pacer, workers.tasks, workers.webhook_tasks
+import api.app, workers.pacer.__main__, workers.tasks, workers.webhook_tasks
 from models.config import settings
 from models.telemetry import tracing
 def loaded():
