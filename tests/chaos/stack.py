@@ -34,7 +34,7 @@ from tests.chaos.broker_faults import Postman, Rewriter
 from tests.chaos.mistreatment import Mistreatment
 from tests.chaos.tcp_proxy import Link
 from tests.support.programs.forks import ROOT
-from tests.support.programs.processes import forks
+from tests.support.programs.processes import prefork_server
 from tests.support.servers.webhook_receiver import Receiver
 from tests.support.webhook_tools import ENDED
 from tests.upstream.client import FakeUpstream
@@ -123,7 +123,7 @@ class Plant:
 
     def __enter__(self) -> Self:
         if self.forks:
-            forks()
+            prefork_server()
         for server, host in ((self.postgres, "postgres"), (self.valkey, "valkey"), (self.upstream, "upstream")):
             with self.on(host):
                 server.start()
@@ -270,7 +270,7 @@ class Plant:
         env = {**os.environ, **part.env}
         log = self._log(part.name)
         if part.forked and "LD_PRELOAD" not in env:
-            part.pid = forks().start(argv, env=env, log=log)
+            part.pid = prefork_server().start(argv, env=env, log=log)
         else:
             with log.open("ab") as output, self.on(part.host):
                 child = subprocess.Popen(

@@ -22,7 +22,7 @@ from models.jobs import workers
 from models.keys import keys, parking
 from models.keys.keys import Limits
 from tests.api.server.test_api_server import Api, serving
-from tests.support.programs.processes import forget_everything, until
+from tests.support.programs.processes import empty_tables, until
 from tests.support.queue_tools import credential_of, known, query, start, submit
 
 TOKEN = "ops-token-of-top-0123456789"
@@ -30,7 +30,7 @@ TOKEN = "ops-token-of-top-0123456789"
 
 @pytest.fixture(scope="module")
 def api(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    forget_everything()
+    empty_tables()
     with serving(tmp_path_factory.mktemp("top") / "api.log", NOWSERVING_OPS_TOKEN=TOKEN) as started:
         yield started
 
@@ -61,7 +61,7 @@ def test_top_shows_waiting_jobs_reasons_and_times(api: Api) -> None:
 
 
 def test_top_shows_idle_stack(api: Api) -> None:
-    forget_everything()
+    empty_tables()
     result = top(api, "--once").output
 
     assert "no jobs are waiting" in result

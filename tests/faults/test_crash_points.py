@@ -22,7 +22,7 @@ from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.queue import admission, lanes
 from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, row, rows, until, wait_ended
+from tests.support.programs.processes import Process, Stack, ask, attempts, caller, row, rows, until, violations, wait_ended, wake_lane
 
 HOWS = ("exit", "freeze", "raise")
 # The first step only finds that the limiter has no state yet.
@@ -101,7 +101,7 @@ class Case:
 
     def open(self) -> None:
         self._set_lane("paused_at = NULL, wake_at = now(), idle_since = NULL")
-        ring(self.who)
+        wake_lane(self.who)
 
     def crash(self, process: Process) -> None:
         """The process got as far as its point with this job."""
@@ -151,7 +151,7 @@ class Course:
         case = self.cases[point, how]
         ended = row(case.job_id)
         calls = [call for call in self.stack.upstream.calls() if call.text == case.said]
-        assert [] == broken_promises([case.job_id], calls)
+        assert [] == violations([case.job_id], calls)
         at_crash = case.at_crash if EXPECTED[point][how].at_crash else ""
         return Left(at_crash, attempts(case.job_id), ended.possible_duplicate_calls, ended.failures, len(calls), ended.status)
 
@@ -235,7 +235,7 @@ def test_nothing_was_lost_and_nothing_paid_twice_in_silence(course: Course) -> N
     jobs = [case.job_id for case in course.cases.values()]
 
     assert len(EXPECTED) * len(HOWS) == len(jobs)
-    assert [] == broken_promises(jobs, course.stack.upstream.calls())
+    assert [] == violations(jobs, course.stack.upstream.calls())
 
 
 def _lost_call(case: Case) -> Case:

@@ -23,12 +23,12 @@ from tests.support.programs.processes import (
     Stack,
     ask,
     attempts,
-    broken_promises,
     caller,
     pretended_slots,
+    prompt_of,
     rows,
-    said_in,
     until,
+    violations,
     wait_ended,
 )
 from workers.channels import notify
@@ -79,7 +79,7 @@ def expect_all_served(stack: Stack, jobs: list[UUID]) -> None:
     ended = wait_ended(jobs, stack=stack, within_s=60)
 
     assert {"succeeded"} == {one.status for one in ended}
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
 
 
 def expect_each_called_once(stack: Stack, jobs: list[UUID]) -> None:
@@ -101,7 +101,7 @@ def test_exactly_the_calls_of_a_killed_worker_are_flagged_and_made_again(stack: 
     cut = {call.text for call in stack.upstream.calls(outcome="client_gone")}
     flagged = [one for one in rows(jobs) if one.possible_duplicate_calls]
     assert IN_FLIGHT - THREADS <= len(cut) <= THREADS
-    assert cut == {said_in(one) for one in flagged}
+    assert cut == {prompt_of(one) for one in flagged}
     assert cut == {said for said, n in calls_of(stack).items() if n > 1}
     assert all(["unknown", "succeeded"] == attempts(one.id) for one in flagged)
 
@@ -117,10 +117,10 @@ def test_calls_in_flight_at_a_killed_worker_follow_on_lost(stack: Stack) -> None
     stack.worker(threads=IN_FLIGHT)
     again, failed = (wait_ended(jobs[how], stack=stack, within_s=60) for how in ("retry", "fail"))
 
-    assert [] == broken_promises([*jobs["retry"], *jobs["fail"]], stack.upstream.calls())
+    assert [] == violations([*jobs["retry"], *jobs["fail"]], stack.upstream.calls())
     assert {("succeeded", 1)} == {(one.status, one.possible_duplicate_calls) for one in again}
     assert {("failed", LOST["code"])} == {(one.status, one.error["code"]) for one in failed}
-    assert {said_in(one): 2 for one in again} | {said_in(one): 1 for one in failed} == calls_of(stack)
+    assert {prompt_of(one): 2 for one in again} | {prompt_of(one): 1 for one in failed} == calls_of(stack)
     assert {"unknown"} == {attempts(one.id)[0] for one in (*again, *failed)}
 
 
@@ -237,7 +237,7 @@ def test_a_frozen_worker_comes_too_late(stack: Stack) -> None:
 
     assert before == rows(jobs)
     assert {("succeeded", 1)} == {(one.status, one.possible_duplicate_calls) for one in before}
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
     assert {2} == set(calls_of(stack).values())
 
 

@@ -13,7 +13,7 @@ import redis
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, ask, attempts, broken_promises, caller, cancel, row, until, wait_ended
+from tests.support.programs.processes import Process, Stack, ask, attempts, caller, cancel, row, until, violations, wait_ended
 from tests.support.stream_tools import content, heard
 from tests.upstream.chat import echo
 from workers.channels import notify
@@ -59,7 +59,7 @@ def stream(how: str = "", **wanted: Any) -> UUID:
 
 def ended(stack: Stack, job_id: UUID) -> Any:
     (found,) = wait_ended([job_id], stack=stack)
-    assert [] == broken_promises([job_id], stack.upstream.calls())
+    assert [] == violations([job_id], stack.upstream.calls())
     return found
 
 
@@ -268,7 +268,7 @@ def test_a_storm_of_broken_streams_loses_none(stack: Stack) -> None:
     assert {"succeeded", "failed"} == {one.status for one in found}
     assert [] == [one.id for one in found if not content(one.transcript)]
     assert all({one.dispatch_id} >= {chunk.dispatch_id for chunk in heard(one.id)} for one in found)
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
 
 
 def _reconnect() -> None:

@@ -23,7 +23,7 @@ from tests.stateful.operators import Operators
 from tests.stateful.records import Call, Lane, Ticket, Verdict
 from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
-from tests.workers.pacer.test_step import due_again, workers_have
+from tests.workers.pacer.test_step import make_lanes_due, report_slots
 from workers.answers import retry_policy
 from workers.limiter.limiter import CredentialModel, Report
 from workers.results import finish
@@ -47,7 +47,7 @@ class Service(Operators):
     @rule(slots=st.integers(1, 4))
     def pace(self, slots: int) -> None:
         """Workers have so many free slots, and the pacer steps until nothing more goes."""
-        workers_have(slots + len([one for one in self.picture.tickets if one.status in ("admitted", "running")]))
+        report_slots(slots + len([one for one in self.picture.tickets if one.status in ("admitted", "running")]))
         self.hear_turns()
         free = {id(one) for one in self.picture.tickets if self.picture.may_go(one)}
         before = {one: self.picture.turn(one, among=lambda each: id(each) in free) for one in self.picture.tickets if id(one) in free}
@@ -67,7 +67,7 @@ class Service(Operators):
     def _step(self) -> list[tuple[UUID, UUID]]:
         bells, rung = self.stage.bells, list[tuple[UUID, UUID]]()
         for _ in range(10):
-            due_again()
+            make_lanes_due()
             for _ in range(10):
                 if self.stage.pacer.step() > 0:
                     break

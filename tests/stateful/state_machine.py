@@ -23,7 +23,7 @@ from tests.stateful.records import Lane, Tenant, Ticket, Verdict
 from tests.stateful.reference_model import Picture
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
-from tests.workers.pacer.test_step import Stage
+from tests.workers.pacer.test_step import PacerHarness
 from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.results.attempt_record import AttemptRecord
 
@@ -46,7 +46,7 @@ class Play(RuleBasedStateMachine):
         """All is as on the first day."""
         _empty()
         self.client.flushall()
-        self.stage = Stage(self.client)
+        self.stage = PacerHarness(self.client)
         self.limiter = Limiter(self.client)
         self.picture = Picture()
         self.asked = 0

@@ -15,7 +15,7 @@ import pytest
 
 from models.keys.keys import Key
 from tests.support.programs import processes
-from tests.support.programs.processes import Stack, caller, ring, wait_ended
+from tests.support.programs.processes import Stack, caller, wait_ended, wake_lane
 from tests.support.queue_tools import query, submit
 from tests.upstream.chat import echo
 
@@ -53,7 +53,7 @@ def test_every_answer_saw_exactly_the_turns_before_it(stack: Stack) -> None:
     stack.upstream.behave("sk-talks", delay=[0, 0.02])
     said = [[f"{talk} 说 {turn} 🍵" for turn in range(TURNS)] for talk in range(TALKS)]
     jobs = [ask(who, f"talk {talk}", said[talk][turn]) for turn in range(TURNS) for talk in range(TALKS)]
-    ring(who)
+    wake_lane(who)
     rows = wait_ended(jobs, within_s=120, stack=stack)
     calls = stack.upstream.calls()
 
@@ -72,7 +72,7 @@ def test_every_answer_saw_exactly_the_turns_before_it(stack: Stack) -> None:
 def test_streamed_answers_are_remembered_like_others(stack: Stack) -> None:
     who = caller("sk-streams")
     jobs = [ask(who, "s", f"turn {n}", streamed=n != 1) for n in range(3)]
-    ring(who)
+    wake_lane(who)
     wait_ended(jobs, stack=stack)
 
     assert [[], before("turn 0"), before("turn 0", "turn 1")] == [call.before for call in stack.upstream.calls()]
@@ -81,7 +81,7 @@ def test_streamed_answers_are_remembered_like_others(stack: Stack) -> None:
 def test_refused_turn_is_left_out_of_the_history_and_the_next_turn_runs(stack: Stack) -> None:
     who = caller("sk-refused")
     jobs = [ask(who, "r", said) for said in ("turn 0", "turn 1 [[fake:status=400]]", "turn 2")]
-    ring(who)
+    wake_lane(who)
     rows = wait_ended(jobs, stack=stack)
 
     assert ["succeeded", "failed", "succeeded"] == [row.status for row in rows]
@@ -91,11 +91,11 @@ def test_refused_turn_is_left_out_of_the_history_and_the_next_turn_runs(stack: S
 def test_retried_turn_sends_the_same_history(stack: Stack) -> None:
     who = caller("sk-again")
     jobs = [ask(who, "a", "turn 0")]
-    ring(who)
+    wake_lane(who)
     wait_ended(jobs, stack=stack)
     stack.upstream.behave("sk-again", {"status": 500, "times": 1})
     jobs = [ask(who, "a", "turn 1")]
-    ring(who)
+    wake_lane(who)
     wait_ended(jobs, stack=stack)
 
     assert [before("turn 0")] * 2 == [call.before for call in stack.upstream.calls()[1:]]

@@ -13,7 +13,7 @@ from models.database import db
 from models.jobs import job_rows, job_view
 from tests.api.stored.test_views import store
 from tests.support.http_tools import Caller
-from tests.support.programs.in_process import Workshop, ask, issue, pool_of
+from tests.support.programs.in_process import InProcessStack, ask, mark_issued, pool_of
 from tests.support.queue_tools import query, row, submit
 from tests.support.servers.odd_upstream import Answer, Call, OddUpstream, RawUpstream, chat, error, events
 from tests.upstream.client import FakeUpstream, upstream
@@ -26,9 +26,9 @@ Make = Callable[[Callable[[Call], Answer]], OddUpstream]
 
 
 @pytest.fixture
-def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> Workshop:
+def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> InProcessStack:
     override(pause_s=0.05, pause_most_s=0.5, retry_base_s=0.02, max_throttles=5, probe_s=0.3)
-    return Workshop(redis_client, upstream)
+    return InProcessStack(redis_client, upstream)
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def ended(*jobs: object) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("how", [{"status": 500}, {"status": 429, "kind": "rate_no_retry_after"}], ids=["fails", "throttles"])
-def test_a_key_that_fails_is_not_asked_again_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream, how: dict[str, Any]) -> None:
+def test_a_key_that_fails_is_not_asked_again_beside_a_good_one(
+    workshop: InProcessStack, upstream: FakeUpstream, how: dict[str, Any]
+) -> None:
     caller, _ = pool_of(upstream, "sk-fails", "sk-good")
     upstream.behave("sk-fails", **how)
     jobs = [ask(caller, f"any {n}") for n in range(3)]
@@ -61,7 +63,7 @@ def test_a_key_that_fails_is_not_asked_again_beside_a_good_one(workshop: Worksho
     assert ["succeeded"] * 3 == [row(one).status for one in jobs]
 
 
-def test_a_key_that_cannot_be_reached_is_not_asked_again_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_key_that_cannot_be_reached_is_not_asked_again_beside_a_good_one(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, (first, _) = pool_of(upstream, "sk-away", "sk-good")
     query("UPDATE credential SET base_url = 'http://127.0.0.1:9/v1' WHERE id = :id", id=first)
     jobs = [ask(caller, f"any {n}") for n in range(3)]
@@ -70,7 +72,7 @@ def test_a_key_that_cannot_be_reached_is_not_asked_again_beside_a_good_one(works
     assert ["succeeded"] * 3 == [row(one).status for one in jobs]
 
 
-def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: Workshop, odd: Make) -> None:
+def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: InProcessStack, odd: Make) -> None:
     words = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 50000."
     there = odd(lambda call: (429, {}, error(words, code="rate_limit_exceeded")) if call.key == "sk-small" else (200, {}, chat()))
     caller, _ = pool_of(there, "sk-small", "sk-large")
@@ -81,7 +83,7 @@ def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: Workshop
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "mismatched_organization"), (429, "project_spend_limit_exceeded")])
-def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: Workshop, odd: Make, status: int, code: str) -> None:
+def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: InProcessStack, odd: Make, status: int, code: str) -> None:
     there = odd(
         lambda call: (status, {}, error("No such organization", code=code)) if "openai-organization" in call.headers else (200, {}, chat())
     )
@@ -94,7 +96,7 @@ def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: Workshop,
     assert ["succeeded"] * 3 == [row(one).status for one in good]
 
 
-def test_a_key_mended_meanwhile_is_tried_before_a_job_fails(workshop: Workshop, odd: Make) -> None:
+def test_a_key_mended_meanwhile_is_tried_before_a_job_fails(workshop: InProcessStack, odd: Make) -> None:
     mended: list[int] = []
 
     def answer(call: Call) -> Answer:
@@ -106,14 +108,14 @@ def test_a_key_mended_meanwhile_is_tried_before_a_job_fails(workshop: Workshop, 
         return 404, {}, error("The model `m` does not exist", code="model_not_found")
 
     caller, (first, _) = pool_of(odd(answer), "sk-poor", "sk-without")
-    issue(caller)
+    mark_issued(caller)
     job = ask(caller, "any")
     workshop.run(ended(job))
 
     assert "succeeded" == row(job).status
 
 
-def test_a_probe_that_failed_confirms_no_learned_limit(workshop: Workshop, odd: Make) -> None:
+def test_a_probe_that_failed_confirms_no_learned_limit(workshop: InProcessStack, odd: Make) -> None:
     tries: list[bytes] = []
 
     def answer(call: Call) -> Answer:
@@ -136,7 +138,7 @@ def test_a_probe_that_failed_confirms_no_learned_limit(workshop: Workshop, odd: 
 
 
 @pytest.mark.parametrize("said", [{"error": True, "message": "the model is overloaded"}, {"error": 503, "message": "busy"}])
-def test_an_error_that_is_no_object_is_no_success(workshop: Workshop, odd: Make, said: dict[str, Any]) -> None:
+def test_an_error_that_is_no_object_is_no_success(workshop: InProcessStack, odd: Make, said: dict[str, Any]) -> None:
     caller, _ = pool_of(odd(lambda _: (200, {}, json.dumps(said).encode())), "sk-true")
     job = ask(caller, "any", max_attempts=1)
     workshop.run(ended(job))
@@ -145,7 +147,7 @@ def test_an_error_that_is_no_object_is_no_success(workshop: Workshop, odd: Make,
 
 
 @pytest.mark.parametrize("said", [r"\ud800", r"\u0000"])
-def test_metadata_that_cannot_be_stored_loses_no_paid_answer(workshop: Workshop, upstream: FakeUpstream, said: str) -> None:
+def test_metadata_that_cannot_be_stored_loses_no_paid_answer(workshop: InProcessStack, upstream: FakeUpstream, said: str) -> None:
     caller, _ = pool_of(upstream, "sk-store")
     body = f'{{"model":"m","store":true,"metadata":{{"a":"{said}"}},"messages":[{{"role":"user","content":"hi"}}]}}'
     job = submit(caller, request=body.encode())
@@ -180,7 +182,7 @@ def as_events(answer: bytes) -> bytes:
 
 @pytest.mark.parametrize("shape", ["plain", "stored", "streamed"])
 @pytest.mark.parametrize("name", ODD_ANSWERS)
-def test_no_odd_answer_is_bought_twice(workshop: Workshop, odd: Make, name: str, shape: str) -> None:
+def test_no_odd_answer_is_bought_twice(workshop: InProcessStack, odd: Make, name: str, shape: str) -> None:
     body = as_events(ODD_ANSWERS[name]) if shape == "streamed" else ODD_ANSWERS[name]
     there = odd(lambda _: (200, {"content-type": "text/event-stream"} if shape == "streamed" else {}, body))
     caller, _ = pool_of(there, "sk-odd")
@@ -211,7 +213,7 @@ BAD_ENDS = [events({"error": {"message": "boom", "code": 500}}), events(b"{oops"
 
 
 @pytest.mark.parametrize("tail", BAD_ENDS, ids=["error", "garbage", "cut"])
-def test_a_stream_that_ends_badly_after_its_reader_had_it_is_charged(workshop: Workshop, tail: bytes) -> None:
+def test_a_stream_that_ends_badly_after_its_reader_had_it_is_charged(workshop: InProcessStack, tail: bytes) -> None:
     said = events(*[{"id": "c", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}] * 500)
     there = RawUpstream([b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", said, said, tail])
     caller, _ = pool_of(there, "sk-middle")

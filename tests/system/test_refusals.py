@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from models.database import db
 from models.jobs import job_rows, job_view
 from models.jobs.states import Outcome, Status
-from tests.support.programs.in_process import Workshop, ask, issue, pool_of
+from tests.support.programs.in_process import InProcessStack, ask, mark_issued, pool_of
 from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from workers.answers import retry_policy
@@ -31,9 +31,9 @@ UNNAMED = "[[fake:status=429;kind=rate_no_retry_after]]"
 
 
 @pytest.fixture
-def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> Workshop:
+def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> InProcessStack:
     override(pause_s=0.05, pause_most_s=0.5, retry_base_s=0.02, max_throttles=5, probe_s=0.3)
-    return Workshop(redis_client, upstream)
+    return InProcessStack(redis_client, upstream)
 
 
 def ended(*jobs: object) -> Callable[[], bool]:
@@ -43,7 +43,7 @@ def ended(*jobs: object) -> Callable[[], bool]:
 # A job that is refused for load again and again
 
 
-def test_a_job_that_is_always_throttled_lets_the_next_pass_and_fails_in_the_end(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_job_that_is_always_throttled_lets_the_next_pass_and_fails_in_the_end(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-poison")
     poisoned = ask(caller, f"never {UNNAMED}")
     healthy = [ask(caller, f"fine {n}") for n in range(4)]
@@ -56,7 +56,7 @@ def test_a_job_that_is_always_throttled_lets_the_next_pass_and_fails_in_the_end(
     assert 5 == sum("never" in said for said in workshop.calls())
 
 
-def test_with_two_keys_in_the_pool_a_throttled_job_stops_neither(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_with_two_keys_in_the_pool_a_throttled_job_stops_neither(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-two-a", "sk-two-b")
     poisoned = [ask(caller, f"never {n} {POISON}") for n in range(3)]
     healthy = [ask(caller, f"fine {n}", priority="low") for n in range(6)]
@@ -72,7 +72,7 @@ def test_with_two_keys_in_the_pool_a_throttled_job_stops_neither(workshop: Works
     st.sampled_from([POISON, UNNAMED]),
 )
 def test_no_set_of_throttled_jobs_costs_the_others_more_than_two_pauses(
-    workshop: Workshop, upstream: FakeUpstream, poisoned: list[bool], marker: str
+    workshop: InProcessStack, upstream: FakeUpstream, poisoned: list[bool], marker: str
 ) -> None:
     upstream.reset()
     workshop.client.flushall()
@@ -93,7 +93,9 @@ def test_no_set_of_throttled_jobs_costs_the_others_more_than_two_pauses(
     assert most <= 2
 
 
-def test_refusing_credential_is_probed_ever_less_often(workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None]) -> None:
+def test_refusing_credential_is_probed_ever_less_often(
+    workshop: InProcessStack, upstream: FakeUpstream, override: Callable[..., None]
+) -> None:
     override(pause_s=0.02, pause_most_s=2, max_throttles=50)
     caller, (credential,) = pool_of(upstream, "sk-all")
     upstream.behave("sk-all", status=429, kind="rate_no_retry_after")
@@ -109,7 +111,7 @@ def test_refusing_credential_is_probed_ever_less_often(workshop: Workshop, upstr
 
 
 def test_a_job_shows_its_first_and_last_attempts_and_their_number(
-    workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None]
+    workshop: InProcessStack, upstream: FakeUpstream, override: Callable[..., None]
 ) -> None:
     override(pause_s=0.005, pause_most_s=0.005, max_throttles=31)
     caller, _ = pool_of(upstream, "sk-many")
@@ -132,11 +134,11 @@ REFUSALS = [
 
 @pytest.mark.parametrize("how", REFUSALS, ids=lambda how: str(how["status"]))
 def test_pool_serves_with_its_good_key_the_jobs_that_a_bad_key_refuses(
-    workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None], how: dict[str, object]
+    workshop: InProcessStack, upstream: FakeUpstream, override: Callable[..., None], how: dict[str, object]
 ) -> None:
     override(probe_s=60)
     caller, _ = pool_of(upstream, "sk-bad", "sk-good")
-    issue(caller)
+    mark_issued(caller)
     upstream.behave("sk-bad", **how)
     jobs = [ask(caller, f"job {n}") for n in range(8)]
     workshop.run(ended(*jobs))
@@ -148,9 +150,9 @@ def test_pool_serves_with_its_good_key_the_jobs_that_a_bad_key_refuses(
     assert 1 == found.n
 
 
-def test_a_job_that_every_key_refuses_fails_with_the_most_telling_answer(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_job_that_every_key_refuses_fails_with_the_most_telling_answer(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-none-a", "sk-none-b", "sk-none-c", rpm=600)
-    issue(caller)
+    mark_issued(caller)
     upstream.behave("sk-none-a", status=403)
     upstream.behave("sk-none-b", status=404)
     upstream.behave("sk-none-c", status=402)
@@ -173,7 +175,7 @@ def test_a_refusal_while_postgres_is_away_does_not_fail_the_job(override: Callab
     assert retry_policy.NextStep.WAIT == feedback.store_feedback(claimed, None, refused).next
 
 
-def test_a_key_of_its_own_fails_at_once(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_key_of_its_own_fails_at_once(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-alone")
     upstream.behave("sk-alone", status=404)
     one = ask(caller, "nobody")
@@ -182,9 +184,9 @@ def test_a_key_of_its_own_fails_at_once(workshop: Workshop, upstream: FakeUpstre
     assert (404, 1) == (row(one).http_status, row(one).calls)
 
 
-def test_a_credential_that_was_put_aside_serves_again_after_a_good_probe(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_credential_that_was_put_aside_serves_again_after_a_good_probe(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, (bad, _) = pool_of(upstream, "sk-mend", "sk-good", rpm=600)
-    issue(caller)
+    mark_issued(caller)
     upstream.behave("sk-mend", {"status": 403, "times": 1})
     jobs = [ask(caller, f"job {n}") for n in range(2)]
     workshop.run(ended(*jobs))
@@ -199,7 +201,7 @@ def test_a_credential_that_was_put_aside_serves_again_after_a_good_probe(worksho
 # Limits that were learned
 
 
-def test_a_job_larger_than_a_learned_limit_asks_the_upstream_before_it_is_refused(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_job_larger_than_a_learned_limit_asks_the_upstream_before_it_is_refused(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, (credential,) = pool_of(upstream, "sk-raised")
     upstream.limit("sk-raised", rpm=600, tpm=30_000)
     first = ask(caller, "small")
@@ -213,7 +215,7 @@ def test_a_job_larger_than_a_learned_limit_asks_the_upstream_before_it_is_refuse
     assert 300_000 == known.learned_tpm
 
 
-def test_a_job_that_is_still_too_large_is_refused_after_one_try_for_all(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_job_that_is_still_too_large_is_refused_after_one_try_for_all(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-low")
     upstream.limit("sk-low", rpm=600, tpm=2_000)
     first = ask(caller, "small")
@@ -228,7 +230,7 @@ def test_a_job_that_is_still_too_large_is_refused_after_one_try_for_all(workshop
 
 
 @pytest.mark.parametrize("status", [429, 500])
-def test_only_answers_that_served_state_limits(workshop: Workshop, upstream: FakeUpstream, status: int) -> None:
+def test_only_answers_that_served_state_limits(workshop: InProcessStack, upstream: FakeUpstream, status: int) -> None:
     caller, (credential,) = pool_of(upstream, "sk-liar")
     upstream.limit("sk-liar", rpm=7, tpm=9)
     one = ask(caller, f"refused [[fake:status={status};times=1;kind=rate_no_retry_after]]")
@@ -242,7 +244,7 @@ def test_only_answers_that_served_state_limits(workshop: Workshop, upstream: Fak
 # The running time of a job
 
 
-def test_timeout_s_bounds_all_calls_of_a_job_together(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_timeout_s_bounds_all_calls_of_a_job_together(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-hung")
     one = ask(caller, "hung [[fake:hang=before]]", timeout_s=1.2)
     workshop.run(ended(one))
@@ -251,7 +253,7 @@ def test_timeout_s_bounds_all_calls_of_a_job_together(workshop: Workshop, upstre
     assert ("failed", "upstream_timeout", 1) == (failed.status, failed.error["code"], failed.calls)
 
 
-def test_a_repeat_has_only_the_time_that_is_left(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_repeat_has_only_the_time_that_is_left(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-slow")
     upstream.behave("sk-slow", {"status": 500, "delay": 2.5}, {"hang": "before", "times": 9})
     one = ask(caller, "twice", timeout_s=4.5)

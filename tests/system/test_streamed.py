@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from tests.support.programs import processes
-from tests.support.programs.processes import Stack, ask, attempts, broken_promises, caller, cancel, ring, row, until, wait_ended
+from tests.support.programs.processes import Stack, ask, attempts, caller, cancel, row, until, violations, wait_ended, wake_lane
 from tests.support.queue_tools import query, submit
 from tests.support.stream_tools import content, events, heard
 from tests.upstream.chat import echo
@@ -38,7 +38,7 @@ def streamed(stack: Stack, said: str, **body: Any) -> Any:
     """The ended job of a key that nobody else uses."""
     stack.upstream.reset()
     (ended,) = wait_ended([_ask(said, **body)], stack=stack)
-    assert [] == broken_promises([ended.id], stack.upstream.calls())
+    assert [] == violations([ended.id], stack.upstream.calls())
     return ended
 
 
@@ -131,7 +131,7 @@ def test_a_picture_is_streamed_and_stored(stack: Stack) -> None:
     body = {"model": "m", "prompt": "a fox", "stream": True, "partial_images": 2}
     who = caller("sk-streamed-picture")
     job_id = submit(who, endpoint="/v1/images/generations", images=1, request=json.dumps(body).encode(), streamed=True)
-    ring(who)
+    wake_lane(who)
     (ended,) = wait_ended([job_id], stack=stack)
 
     names = [event.name.decode() for event in EventParser().feed(ended.transcript)]
@@ -146,7 +146,7 @@ def test_an_edit_is_streamed_from_a_form(stack: Stack) -> None:
     who = caller("sk-streamed-edit")
     wanted = {"request": FORM, "content_type": "multipart/form-data; boundary=x", "streamed": True, "images": 1}
     job_id = submit(who, endpoint="/v1/images/edits", **wanted)
-    ring(who)
+    wake_lane(who)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ["image_edit.completed"] == [said["type"] for said in events(ended.transcript)]

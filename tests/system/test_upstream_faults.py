@@ -16,7 +16,7 @@ from deploy.local.server_process import free_port
 from models.database import db
 from models.keys.keys import Key
 from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, ask, attempts, broken_promises, caller, ring, until, wait_ended
+from tests.support.programs.processes import Process, Stack, ask, attempts, caller, until, violations, wait_ended, wake_lane
 from tests.support.queue_tools import query, submit
 from tests.support.stream_tools import content
 from tests.upstream.behaviour import PACKED
@@ -51,7 +51,7 @@ def worker(stack: Stack) -> Iterator[Process]:
 def run(stack: Stack, said: str, **wanted: Any) -> Any:
     """The ended job of a key that nobody else uses."""
     (ended,) = wait_ended([ask(caller(f"sk-{time.monotonic_ns()}"), said, **wanted)], stack=stack)
-    assert [] == broken_promises([ended.id], stack.upstream.calls())
+    assert [] == violations([ended.id], stack.upstream.calls())
     return ended
 
 
@@ -101,7 +101,7 @@ def test_429_pauses_the_credential_and_counts_no_attempt(stack: Stack) -> None:
     assert ["turn 0", "turn 0", "turn 1", "turn 2", "turn 3"] == [call.text for call in calls]
     assert ["throttled", "succeeded"] == attempts(jobs[0])
     assert 1.2 <= calls[1].at - (calls[0].ended_at or 0)
-    assert [] == broken_promises(jobs, calls)
+    assert [] == violations(jobs, calls)
 
 
 def test_503_with_retry_after_is_a_pause_and_without_a_failure(stack: Stack) -> None:
@@ -253,7 +253,7 @@ def test_pictures_are_read_however_they_are_packed(stack: Stack, kind: str) -> N
     who = caller(f"sk-packed-{kind}")
     body = {"model": "m", "prompt": f"a fox [[fake:packed={kind}]]", "n": 2}
     job_id = submit(who, endpoint="/v1/images/generations", images=2, request=json.dumps(body).encode())
-    ring(who)
+    wake_lane(who)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", 2) == (ended.status, len(json.loads(ended.response)["data"]))
@@ -264,7 +264,7 @@ def test_every_route_reads_a_compressed_answer(stack: Stack, route: str) -> None
     who = caller(f"sk-gzip-{route}")
     stack.upstream.behave(f"sk-gzip-{route}", {"packed": "gzip"})
     job_id = submit(who, endpoint=route, request=b'{"model":"m","input":"text"}' if route == "/v1/embeddings" else b"")
-    ring(who)
+    wake_lane(who)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", "list") == (ended.status, json.loads(ended.response)["object"])
@@ -385,7 +385,7 @@ def test_one_job_in_a_storm_of_errors_does_not_hurt_another(stack: Stack) -> Non
     ended = wait_ended(jobs, stack=stack)
 
     assert {"succeeded"} == {one.status for one in ended}
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
 
 
 def _attempts(job_id: UUID) -> list[tuple[str, int | None]]:

@@ -27,15 +27,15 @@ from tests.support.programs.processes import (
     Stack,
     ask,
     attempts,
-    broken_promises,
     caller,
     cancel,
     pretended_slots,
-    ring,
     row,
     rows,
     until,
+    violations,
     wait_ended,
+    wake_lane,
 )
 from tests.support.queue_tools import submit
 from tests.support.time_limits import least, seconds
@@ -135,7 +135,7 @@ def test_request_and_answer_pass_byte_for_byte(stack: Stack, worker: Process, re
     who = _caller_of(recorder, "sk-bytes")
     body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}' + b" " * padding
     job_id = submit(who, request=body)
-    ring(who)
+    wake_lane(who)
     wait_ended([job_id], stack=stack)
 
     assert recorder.answer == row(job_id).response
@@ -163,7 +163,7 @@ def test_every_route_is_called_as_it_wants_to_be(stack: Stack, worker: Process, 
     request, content_type, word = CALLS[route]
     who = caller(f"sk-{route}")
     job_id = submit(who, endpoint=route, request=request, content_type=content_type)
-    ring(who)
+    wake_lane(who)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", 200, ["succeeded"]) == (ended.status, ended.http_status, attempts(job_id))
@@ -174,7 +174,7 @@ def test_every_route_is_called_as_it_wants_to_be(stack: Stack, worker: Process, 
 def test_a_form_goes_out_byte_for_byte(stack: Stack, worker: Process, recorder: Recorder) -> None:
     who = _caller_of(recorder, "sk-form")
     job_id = submit(who, endpoint="/v1/images/edits", request=EDIT, content_type="multipart/form-data; boundary=x")
-    ring(who)
+    wake_lane(who)
     wait_ended([job_id], stack=stack)
 
     assert [EDIT] == recorder.bodies
@@ -184,7 +184,7 @@ def test_a_form_goes_out_byte_for_byte(stack: Stack, worker: Process, recorder: 
 def test_a_models_id_stays_one_segment_of_the_path(stack: Stack, worker: Process) -> None:
     who = caller("sk-fine-tuned")
     job_id = submit(who, endpoint="/v1/models/ft:gpt-6/astra:é?x=1", request=b"")
-    ring(who)
+    wake_lane(who)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ["/v1/models/ft:gpt-6%2Fastra:%C3%A9%3Fx=1"] == [call.path for call in stack.upstream.calls()]
@@ -194,7 +194,7 @@ def test_a_models_id_stays_one_segment_of_the_path(stack: Stack, worker: Process
 def test_tokens_of_a_call_without_an_answer_are_recorded(stack: Stack, worker: Process) -> None:
     who = caller("sk-other-use")
     jobs = [submit(who, endpoint=route, request=CALLS[route][0]) for route in ("/v1/embeddings", "/v1/moderations", "/v1/models")]
-    ring(who)
+    wake_lane(who)
     embedded, *_ = wait_ended(jobs, stack=stack)
 
     prompt_tokens = json.loads(embedded.response)["usage"]["prompt_tokens"]
@@ -226,7 +226,7 @@ def test_a_picture_is_stored_beside_the_answer(stack: Stack, worker: Process) ->
     who = caller("sk-picture")
     body = {"model": "gpt-image-1", "prompt": "a fox", "n": 2}
     job_id = submit(who, endpoint="/v1/images/generations", model="gpt-image-1", images=2, request=json.dumps(body).encode())
-    ring(who, model="gpt-image-1")
+    wake_lane(who, model="gpt-image-1")
     wait_ended([job_id], stack=stack)
 
     with db.begin() as session:
@@ -241,7 +241,7 @@ def test_every_call_names_an_attempt_on_record(stack: Stack, worker: Process) ->
 
     assert {str(one.dispatch_id) for one in ended} == {call.headers["x-client-request-id"] for call in calls}
     assert {call.request_id for call in calls} == {one.upstream_request_id for number in jobs for one in _attempts(number)}
-    assert [] == broken_promises(jobs, calls)
+    assert [] == violations(jobs, calls)
 
 
 def test_use_and_its_price_are_on_record(stack: Stack, worker: Process) -> None:
@@ -326,7 +326,7 @@ def test_window_finds_the_upstreams_capacity_without_headers(stack: Stack, worke
 
     assert {("succeeded", 0)} == {(one.status, one.failures) for one in ended}
     assert stack.upstream.stats("sk-window")["refused"] <= 12
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
 
 
 def test_an_idle_line_starts_a_job_quickly(stack: Stack, worker: Process) -> None:
@@ -355,7 +355,7 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_runs(stack: Stack, worker:
     assert {"queued"} == {one.status for one in rows(later)}
     stack.worker(threads=THREADS)
     assert {("succeeded", 1)} == {(one.status, one.calls) for one in wait_ended(later, stack=stack)}
-    assert [] == broken_promises([*jobs, *later], stack.upstream.calls())
+    assert [] == violations([*jobs, *later], stack.upstream.calls())
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from api.openai import model_lists
 from api.server import health
 from tests.api.openai.test_model_lists import list_of, store_copies
 from tests.support.http_tools import Caller
-from tests.support.programs.fake_workers import Crew
+from tests.support.programs.fake_workers import FakeWorkers
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 AT_LEAST = 20_000 if NIGHTLY else 200
@@ -82,7 +82,7 @@ def test_fuzzed_responses_match_document(redis_client: redis.Redis, override: Ca
     led: Counter[int] = Counter()
     wrong: dict[str, str] = {}
 
-    with Crew() as crew:
+    with FakeWorkers() as crew:
         for event in _events(app, is_enough=lambda: asked["stateful"] >= LINKED_AT_LEAST):
             before, found = asked.total(), _wrong(event)
             asked.update(_asked(event))

@@ -17,7 +17,7 @@ from models.database import db
 from models.keys import model_lists as model_list
 from models.keys.keys import Key
 from tests.support.http_tools import Caller, error_of, stored, together
-from tests.support.programs.in_process import Workshop, ask, issue, pool_of
+from tests.support.programs.in_process import InProcessStack, ask, mark_issued, pool_of
 from tests.support.queue_tools import query
 from tests.upstream.client import FakeUpstream, upstream
 from tests.upstream.texts import MODELS as NAMES
@@ -139,7 +139,7 @@ def test_copy_is_claimed_by_one_worker(caller: Caller) -> None:
 @pytest.mark.usefixtures("worker")
 def test_pool_lists_union_of_its_credentials(upstream: FakeUpstream) -> None:
     caller = caller_of(upstream, "sk-union-a", "sk-union-b")
-    issue(caller.key)
+    mark_issued(caller.key)
     store_copies(
         caller.key, list_of("a", "both"), json.dumps({"data": [{"id": "both", "from": "b"}, {"id": "b"}, {"id": 7}, None]}).encode()
     )
@@ -153,7 +153,7 @@ def test_pool_lists_union_of_its_credentials(upstream: FakeUpstream) -> None:
 @pytest.mark.usefixtures("worker")
 def test_pool_with_one_refused_credential_lists_the_rest(upstream: FakeUpstream) -> None:
     caller = caller_of(upstream, "sk-half-a", "sk-half-b")
-    issue(caller.key)
+    mark_issued(caller.key)
     upstream.behave("sk-half-a", status=401)
     answer = caller.get("/v1/models")
 
@@ -255,7 +255,7 @@ def test_own_key_refused_by_upstream_gets_401(caller: Caller, upstream: FakeUpst
 
 @pytest.mark.usefixtures("worker")
 def test_refused_pool_credential_returns_503(caller: Caller, upstream: FakeUpstream) -> None:
-    issue(caller.key)
+    mark_issued(caller.key)
     upstream.behave("sk-lists", status=401)
     answer = caller.get("/v1/models")
 
@@ -265,7 +265,7 @@ def test_refused_pool_credential_returns_503(caller: Caller, upstream: FakeUpstr
 
 @pytest.mark.usefixtures("worker")
 def test_upstream_without_list_returns_404(caller: Caller, upstream: FakeUpstream) -> None:
-    issue(caller.key)
+    mark_issued(caller.key)
     upstream.behave("sk-lists", status=404)
 
     assert 404 == caller.get("/v1/models").status_code
@@ -374,8 +374,8 @@ def test_successful_refresh_lets_parked_credential_be_probed(
     override(probe_s=600)
     store_copies(caller.key, list_of("old"))
     age(400)
-    issue(caller.key)
-    workshop = Workshop(redis_client, upstream)
+    mark_issued(caller.key)
+    workshop = InProcessStack(redis_client, upstream)
     upstream.behave("sk-lists", {"status": 401})
     waiting = ask(caller.key, "waits")
     workshop.run(lambda: bool(query("SELECT FROM credential WHERE parked_at IS NOT NULL")))

@@ -14,22 +14,22 @@ from models.keys.keys import Key
 from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, error_of, new_app
 from tests.support.queue_tools import admit_all, at_once, finish, heads, known, query, row, start, submit
-from tests.workers.pacer.test_step import Stage, allow, due_again, end_all, workers_have
+from tests.workers.pacer.test_step import PacerHarness, finish_all, make_lanes_due, report_slots, set_limits
 
 pytestmark = pytest.mark.usefixtures("database")
 CALLER = "sk-test"
 
 
 @pytest.fixture
-def stage(redis_client: redis.Redis) -> Stage:
-    workers_have(100)
-    return Stage(redis_client)
+def stage(redis_client: redis.Redis) -> PacerHarness:
+    report_slots(100)
+    return PacerHarness(redis_client)
 
 
 @pytest.fixture
 def caller() -> Key:
     made = known(CALLER)
-    allow(made, max_in_flight=1_000)
+    set_limits(made, max_in_flight=1_000)
     return made
 
 
@@ -58,8 +58,8 @@ def things(caller: Key, one: UUID) -> dict[str, str]:
     }  # fmt: skip
 
 
-def steps(stage: Stage) -> list[UUID]:
-    due_again()
+def steps(stage: PacerHarness) -> list[UUID]:
+    make_lanes_due()
     return stage.steps()
 
 
@@ -76,7 +76,7 @@ def log(ops: Caller) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", ["pools", "lanes", "keys", "flows", "credentials"])
-def test_paused_target_starts_no_job_and_resumes_in_order(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_paused_target_starts_no_job_and_resumes_in_order(kind: str, caller: Key, stage: PacerHarness, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(5)]
     at = f"{kind}/{things(caller, jobs[0])[kind]}"
     paused = pull(ops, f"{at}/pause", reason="the bill")
@@ -91,7 +91,7 @@ def test_paused_target_starts_no_job_and_resumes_in_order(kind: str, caller: Key
 
 
 @pytest.mark.parametrize("name", ["{lane}:ann", "{lane}.{key}:ann"])
-def test_pause_of_flow_without_key_is_resumed(name: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_pause_of_flow_without_key_is_resumed(name: str, caller: Key, stage: PacerHarness, ops: Caller) -> None:
     one = submit(caller, flow="ann")
     query("INSERT INTO cap (scope, owner_id, flow, endpoint, paused_at) VALUES ('flow', :lane, 'ann', '', now())", lane=lane_id(one))
     assert [] == steps(stage)
@@ -113,7 +113,7 @@ def test_cap_of_flow_without_key_is_removed_for_one_key(caller: Key, ops: Caller
 
 
 @pytest.mark.parametrize("kind", ["keys", "flows"])
-def test_others_pass_paused_key_or_user(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_others_pass_paused_key_or_user(kind: str, caller: Key, stage: PacerHarness, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(200)]
     other = query(
         "INSERT INTO key (fingerprint, kind, pool_id) VALUES ('\\x01', 'issued', :pool) RETURNING id", pool=caller.pool_id
@@ -134,7 +134,7 @@ def test_pause_lets_running_job_end(caller: Key, ops: Caller) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pools", "lanes", "keys", "flows"])
-def test_drain_refuses_new_jobs_and_serves_waiting_jobs(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_drain_refuses_new_jobs_and_serves_waiting_jobs(kind: str, caller: Key, stage: PacerHarness, ops: Caller) -> None:
     jobs = [submit(caller, flow="ann") for _ in range(3)]
     at = f"{kind}/{things(caller, jobs[0])[kind]}"
     pull(ops, f"{at}/drain")
@@ -165,7 +165,7 @@ def test_read_token_and_caller_key_change_nothing(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("kind", ["keys", "flows"])
-def test_in_flight_cap_lets_others_pass_until_slot_is_free(kind: str, caller: Key, stage: Stage, ops: Caller) -> None:
+def test_in_flight_cap_lets_others_pass_until_slot_is_free(kind: str, caller: Key, stage: PacerHarness, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(5)]
     pull(ops, f"{kind}/{things(caller, mine[0])[kind]}/caps", max_in_flight=2)
 
@@ -174,15 +174,15 @@ def test_in_flight_cap_lets_others_pass_until_slot_is_free(kind: str, caller: Ke
     assert [] == steps(stage)
     if kind == "flows":
         assert [submit(caller, flow="bob")] == steps(stage)
-    end_all()
+    finish_all()
     assert mine[2:4] == steps(stage)
 
 
-def test_rpm_cap_holds_over_the_minute(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_rpm_cap_holds_over_the_minute(caller: Key, stage: PacerHarness, ops: Caller) -> None:
     mine = [submit(caller, flow="ann") for _ in range(4)]
     pull(ops, f"keys/{caller.id}/caps", rpm=2)
     assert mine[:2] == steps(stage)
-    end_all()
+    finish_all()
 
     assert [] == steps(stage)
     assert "key_rpm" == blocked_by(mine[2])
@@ -190,7 +190,7 @@ def test_rpm_cap_holds_over_the_minute(caller: Key, stage: Stage, ops: Caller) -
     assert mine[2:] == steps(stage)
 
 
-def test_cap_applies_to_one_endpoint(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_cap_applies_to_one_endpoint(caller: Key, stage: PacerHarness, ops: Caller) -> None:
     pull(ops, f"keys/{caller.id}/caps", endpoint="/v1/embeddings", max_in_flight=1)
     capped = [submit(caller, endpoint="/v1/embeddings") for _ in range(3)]
     free = [submit(caller) for _ in range(2)]
@@ -209,14 +209,14 @@ def test_jobs_above_max_queued_are_refused(caller: Key, ops: Caller) -> None:
     assert 2 == query("SELECT count(*) AS n FROM job")[0].n
 
 
-def test_two_pacers_never_exceed_cap(caller: Key, stage: Stage, ops: Caller, redis_client: redis.Redis) -> None:
-    other = Stage(redis_client)
+def test_two_pacers_never_exceed_cap(caller: Key, stage: PacerHarness, ops: Caller, redis_client: redis.Redis) -> None:
+    other = PacerHarness(redis_client)
     for model in ("m", "p", "q", "r"):
         for _ in range(5):
             submit(caller, model=model, flow="ann")
     pull(ops, f"keys/{caller.id}/caps", max_in_flight=3)
     for _ in range(3):  # the first finds that the limiter has to be rebuilt
-        due_again()
+        make_lanes_due()
         at_once(stage.steps, other.steps)
 
     assert 3 == query("SELECT count(*) AS n FROM job WHERE status = 'admitted'")[0].n
@@ -243,7 +243,7 @@ def test_limit_change_is_audited_and_keeps_other_limits(caller: Key, ops: Caller
     assert entry["request_id"].startswith("req_")
 
 
-def test_added_credential_replaces_retired_one(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_added_credential_replaces_retired_one(caller: Key, stage: PacerHarness, ops: Caller) -> None:
     first = things(caller, submit(caller))["credentials"]
     second = pull(ops, f"pools/{caller.pool_id}/credentials", want=201, key="sk-second", base_url="https://example.com/v1", weight=2.5)
     pull(ops, f"credentials/{first}/retire")
@@ -286,9 +286,9 @@ def test_credential_with_invalid_address_is_refused(caller: Key, ops: Caller, gi
     assert (400, param) == (refused.status_code, refused.json["error"]["param"])
 
 
-def test_heavier_credential_is_tried_first(caller: Key, stage: Stage, ops: Caller) -> None:
+def test_heavier_credential_is_tried_first(caller: Key, stage: PacerHarness, ops: Caller) -> None:
     heavy = int(pull(ops, f"pools/{caller.pool_id}/credentials", want=201, key="sk-second", weight=50)["id"])
-    allow(caller, credential_id=heavy, max_in_flight=10, rpm=6_000)
+    set_limits(caller, credential_id=heavy, max_in_flight=10, rpm=6_000)
     for _ in range(4):
         submit(caller)
         steps(stage)

@@ -20,7 +20,7 @@ from models.keys import keys, parking
 from models.keys.keys import Limits
 from tests.api.server.test_api_server import Api, serving
 from tests.support.browser import PHONE, Visit, picture
-from tests.support.programs.processes import forget_everything
+from tests.support.programs.processes import empty_tables
 from tests.support.queue_tools import credential_of, known, query, start, submit
 
 TOKEN = "ops-token-of-this-page-0123456789"
@@ -38,7 +38,7 @@ TABS = {
 
 @pytest.fixture(scope="module")
 def api(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    forget_everything()
+    empty_tables()
     with serving(tmp_path_factory.mktemp("ops") / "api.log", NOWSERVING_OPS_TOKEN=TOKEN) as started:
         yield started
 
@@ -46,7 +46,7 @@ def api(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(autouse=True)
 def scene(api: Api) -> None:
     """Lanes with jobs that wait and run, a parked credential, a user with a hostile name, a worker."""
-    forget_everything()
+    empty_tables()
     who = known("sk-scene")
     with db.begin() as session:
         keys.set_limits(session, credential_of(session, who), Limits(rpm=10, tpm=5_000, max_in_flight=4))

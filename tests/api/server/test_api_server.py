@@ -28,7 +28,7 @@ from deploy.local.embedded_servers import Postgres, Valkey, free_port
 from models.database import db
 from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, end, together
-from tests.support.programs.processes import forget_everything, until
+from tests.support.programs.processes import empty_tables, until
 from tests.support.time_limits import least, seconds
 from workers.channels import notify
 
@@ -101,7 +101,7 @@ def serving(log: Path, **env: str) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    forget_everything()
+    empty_tables()
     with serving(tmp_path_factory.mktemp("api") / "log", **NARROW) as made:
         yield made
 

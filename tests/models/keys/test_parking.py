@@ -17,7 +17,7 @@ from models.keys.keys import Key
 from models.platform import wire
 from models.queue import position
 from tests.support.http_tools import Caller
-from tests.support.programs.in_process import Workshop, ask, issue, pool_of
+from tests.support.programs.in_process import InProcessStack, ask, mark_issued, pool_of
 from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from workers.pacer.reaper import Reaper
@@ -30,15 +30,15 @@ MONEY = {"status": 429, "kind": "quota"}
 
 
 @pytest.fixture
-def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> Workshop:
+def workshop(redis_client: redis.Redis, upstream: FakeUpstream, override: Callable[..., None]) -> InProcessStack:
     override(pause_s=0.05, pause_most_s=0.5, retry_base_s=0.02, probe_s=600, parked_most_s=600)
-    return Workshop(redis_client, upstream)
+    return InProcessStack(redis_client, upstream)
 
 
 @pytest.fixture
 def caller(upstream: FakeUpstream) -> Key:
     made, _ = pool_of(upstream, "sk-parked")
-    issue(made)
+    mark_issued(made)
     return made
 
 
@@ -47,14 +47,14 @@ def held(caller: Key, result: str = "held") -> UUID:
     return ask(caller, result, reader=uuid4(), fingerprint=uuid4().bytes)
 
 
-def park(workshop: Workshop, upstream: FakeUpstream, caller: Key, how: dict[str, object], *jobs: UUID) -> None:
+def park(workshop: InProcessStack, upstream: FakeUpstream, caller: Key, how: dict[str, object], *jobs: UUID) -> None:
     """The upstream refuses the key of this pool, as its first call finds out."""
     upstream.behave("sk-parked", **how)
     workshop.run(lambda: bool(query("SELECT FROM credential WHERE parked_at IS NOT NULL")))
     workshop.run(lambda: "parked" == query("SELECT blocked_by FROM lane")[0].blocked_by)
 
 
-def sweep(workshop: Workshop) -> None:
+def sweep(workshop: InProcessStack) -> None:
     Reaper(limiter=workshop.limiter, wakeups=Wakeups()).step(now=0.0)
 
 
@@ -64,7 +64,7 @@ def later(seconds: float) -> None:
     query("UPDATE credential SET parked_since = parked_since - make_interval(secs => :s)", s=seconds)
 
 
-def probe(workshop: Workshop) -> None:
+def probe(workshop: InProcessStack) -> None:
     """The next probe is due, and goes."""
     before = len(workshop.calls())
     query("UPDATE credential SET parked_at = now() - interval '1 day' WHERE parked_at IS NOT NULL")
@@ -76,7 +76,7 @@ def probe(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize(("slots", "turns"), [(64, ["first", "second", "third"]), (1, ["first", "second"])])
 def test_waiting_jobs_are_the_probe_in_turn(
-    workshop: Workshop, upstream: FakeUpstream, caller: Key, slots: int, turns: list[str], monkeypatch: pytest.MonkeyPatch
+    workshop: InProcessStack, upstream: FakeUpstream, caller: Key, slots: int, turns: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one slot free the pacer sees no more than two heads."""
     monkeypatch.setattr("tests.support.programs.in_process.SLOTS", slots)
@@ -89,7 +89,9 @@ def test_waiting_jobs_are_the_probe_in_turn(
     assert turns * (6 // len(turns)) == workshop.calls()
 
 
-def test_a_job_that_alone_is_refused_parks_the_key_for_one_probe_only(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_a_job_that_alone_is_refused_parks_the_key_for_one_probe_only(
+    workshop: InProcessStack, upstream: FakeUpstream, caller: Key
+) -> None:
     poison = ask(caller, "poison [[fake:status=401]]")
     workshop.run(lambda: bool(query("SELECT FROM credential WHERE parked_at IS NOT NULL")))
     good = [ask(caller, f"good {n}") for n in range(3)]
@@ -100,7 +102,7 @@ def test_a_job_that_alone_is_refused_parks_the_key_for_one_probe_only(workshop: 
     assert Status.QUEUED == row(poison).status
 
 
-def test_a_good_probe_forgets_since_when_the_key_was_parked(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_a_good_probe_forgets_since_when_the_key_was_parked(workshop: InProcessStack, upstream: FakeUpstream, caller: Key) -> None:
     one = ask(caller, "one")
     park(workshop, upstream, caller, MONEY)
     upstream.behave("sk-parked")
@@ -111,7 +113,7 @@ def test_a_good_probe_forgets_since_when_the_key_was_parked(workshop: Workshop, 
 
 
 def test_a_key_that_an_older_version_opened_is_parked_from_its_next_refusal_on(
-    workshop: Workshop, upstream: FakeUpstream, caller: Key
+    workshop: InProcessStack, upstream: FakeUpstream, caller: Key
 ) -> None:
     ask(caller, "one")
     query("UPDATE credential SET parked_since = now() - interval '1 day'")
@@ -120,7 +122,7 @@ def test_a_key_that_an_older_version_opened_is_parked_from_its_next_refusal_on(
     assert [True] == [one.is_new for one in query("SELECT parked_since > now() - interval '1 h' AS is_new FROM credential")]
 
 
-def test_probes_do_not_move_since_when_a_key_is_parked(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_probes_do_not_move_since_when_a_key_is_parked(workshop: InProcessStack, upstream: FakeUpstream, caller: Key) -> None:
     ask(caller, "one")
     park(workshop, upstream, caller, MONEY)
     later(100)
@@ -134,7 +136,7 @@ def test_probes_do_not_move_since_when_a_key_is_parked(workshop: Workshop, upstr
 # What those who wait are told
 
 
-def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_a_parked_line_has_a_place_and_no_time(workshop: InProcessStack, upstream: FakeUpstream, caller: Key) -> None:
     jobs = [ask(caller, f"job {n}") for n in range(2)]
     park(workshop, upstream, caller, MONEY)
     with db.begin() as session:
@@ -145,7 +147,9 @@ def test_a_parked_line_has_a_place_and_no_time(workshop: Workshop, upstream: Fak
     assert b": queued position=2 blocked_by=parked\n" == sse_frames.comment(Status.QUEUED, place)
 
 
-def test_a_line_whose_probe_is_on_its_way_stays_parked_for_the_others(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_a_line_whose_probe_is_on_its_way_stays_parked_for_the_others(
+    workshop: InProcessStack, upstream: FakeUpstream, caller: Key
+) -> None:
     for n in range(3):
         ask(caller, f"job {n}")
     park(workshop, upstream, caller, MONEY)
@@ -162,7 +166,7 @@ def test_a_line_whose_probe_is_on_its_way_stays_parked_for_the_others(workshop: 
 
 @pytest.mark.parametrize(("how", "status", "code"), [(MONEY, 429, "credit_balance_exhausted"), ({"status": 401}, 503, "invalid_api_key")])
 def test_a_caller_on_a_connection_fails_after_a_while_with_the_upstreams_words(
-    workshop: Workshop, upstream: FakeUpstream, caller: Key, how: dict[str, object], status: int, code: str
+    workshop: InProcessStack, upstream: FakeUpstream, caller: Key, how: dict[str, object], status: int, code: str
 ) -> None:
     waiting, queued = held(caller), ask(caller, "job of the job API")
     park(workshop, upstream, caller, how)
@@ -186,7 +190,7 @@ def test_a_caller_on_a_connection_fails_after_a_while_with_the_upstreams_words(
     ],
     ids=["a new caller", "just parked", "paused", "a caller that left", "open again", "paused credential"],
 )  # fmt: skip
-def test_others_go_on_waiting(workshop: Workshop, upstream: FakeUpstream, caller: Key, instead: str) -> None:
+def test_others_go_on_waiting(workshop: InProcessStack, upstream: FakeUpstream, caller: Key, instead: str) -> None:
     waiting = held(caller)
     park(workshop, upstream, caller, MONEY)
     later(601)
@@ -196,7 +200,7 @@ def test_others_go_on_waiting(workshop: Workshop, upstream: FakeUpstream, caller
     assert Status.QUEUED == row(waiting).status
 
 
-def test_pool_with_one_good_key_fails_no_job(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_pool_with_one_good_key_fails_no_job(workshop: InProcessStack, upstream: FakeUpstream, caller: Key) -> None:
     waiting = held(caller)
     park(workshop, upstream, caller, MONEY)
     query("INSERT INTO credential (pool_id, secret) VALUES (:pool, 'x')", pool=caller.pool_id)
@@ -207,7 +211,7 @@ def test_pool_with_one_good_key_fails_no_job(workshop: Workshop, upstream: FakeU
 
 
 def test_jobs_of_an_own_key_without_money_fail_with_the_upstreams_status(
-    workshop: Workshop, upstream: FakeUpstream
+    workshop: InProcessStack, upstream: FakeUpstream
 ) -> None:  # fmt: skip
     own, _ = pool_of(upstream, "sk-parked")
     upstream.behave("sk-parked", **MONEY)
@@ -221,7 +225,7 @@ def test_jobs_of_an_own_key_without_money_fail_with_the_upstreams_status(
     assert ["first"] == workshop.calls()
 
 
-def test_resume_of_an_operator_opens_a_parked_key_wholly(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_resume_of_an_operator_opens_a_parked_key_wholly(workshop: InProcessStack, upstream: FakeUpstream, caller: Key) -> None:
     ask(caller, "one")
     park(workshop, upstream, caller, MONEY)
     with db.begin() as session:
@@ -231,7 +235,7 @@ def test_resume_of_an_operator_opens_a_parked_key_wholly(workshop: Workshop, ups
     assert [None] == [one.parked_since for one in query("SELECT parked_since FROM credential")]
 
 
-def test_a_late_caller_reads_the_stored_failure_of_a_parked_pool(workshop: Workshop, upstream: FakeUpstream, caller: Key) -> None:
+def test_a_late_caller_reads_the_stored_failure_of_a_parked_pool(workshop: InProcessStack, upstream: FakeUpstream, caller: Key) -> None:
     waiting = held(caller)
     park(workshop, upstream, caller, MONEY)
     later(601)

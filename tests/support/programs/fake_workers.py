@@ -30,7 +30,7 @@ REFUSED = (
 )  # fmt: skip
 
 
-class Crew:
+class FakeWorkers:
     """Ends whatever stands in line, two of three well, and sends what is due. `with Crew():` works until it is left."""
 
     def __init__(self) -> None:

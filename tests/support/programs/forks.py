@@ -13,7 +13,7 @@ from models.platform.preloads import PRELOADS
 ROOT = Path(__file__).parents[3]
 
 
-class Forks:
+class PreforkServer:
     """The prefork server of a test run. Safe to use from any thread, once it was started in the main one."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ class HasAddress(Protocol):
     base_url: str
 
 
-class Workshop:
+class InProcessStack:
     """Runs jobs to their end in the calling thread, so that the order of calls is the order of dispatches."""
 
     def __init__(self, client: redis.Redis, upstream: FakeUpstream) -> None:
@@ -92,7 +92,7 @@ def pool_of(upstream: HasAddress, *tokens: str, **limits: int) -> tuple[Key, lis
     return caller, numbers
 
 
-def issue(caller: Key) -> None:
+def mark_issued(caller: Key) -> None:
     """The caller's key counts as one that the operator issued: its pool is shared."""
     query("UPDATE key SET kind = 'issued' WHERE id = :id", id=caller.id)
 

@@ -32,7 +32,7 @@ from models.keys.keys import Key, Limits
 from models.platform.errors import Unavailable
 from models.queue import lanes
 from tests.support import tables
-from tests.support.programs.forks import ROOT, Forks
+from tests.support.programs.forks import ROOT, PreforkServer
 from tests.support.queue_tools import submit
 from tests.upstream.chat import echo
 from tests.upstream.client import FakeUpstream
@@ -110,9 +110,9 @@ class Process:
 
 
 @cache
-def forks() -> Forks:
+def prefork_server() -> PreforkServer:
     """The one forker of this test run. Ask for it in the main thread first."""
-    started = Forks()
+    started = PreforkServer()
     atexit.register(started.stop)
     return started
 
@@ -198,7 +198,7 @@ class Stack:
 
     def _start(self, name: str, argv: Sequence[str], **settings: object) -> Process:
         log = self.folder / f"{name}-{next(self._numbers)}.log"
-        started = Process(name, forks().start(argv, env=self.environment(**settings), log=log), log)
+        started = Process(name, prefork_server().start(argv, env=self.environment(**settings), log=log), log)
         self.processes.append(started)
         return started
 
@@ -217,7 +217,7 @@ def ask(who: Key, result: str, *, model: str = "m", **wanted: Any) -> UUID:
     """A chat job that says this, submitted as the API does it; returns its id."""
     body = {"model": model, "messages": [{"role": "user", "content": result}], **wanted.pop("body", {})}
     job_id = submit(who, model=model, request=json.dumps(body).encode(), **wanted)
-    ring(who, model=model)
+    wake_lane(who, model=model)
     return job_id
 
 
@@ -229,7 +229,7 @@ def cancel(job_id: UUID) -> None:
         notify.job_changed(job_id, "cancelling" if stopped.status == "running" else "cancelled")
 
 
-def ring(who: Key, *, model: str = "m") -> None:
+def wake_lane(who: Key, *, model: str = "m") -> None:
     notify.lane_changed(lanes.id_of(who.pool_id, model))
 
 
@@ -270,7 +270,7 @@ def wait_status(job_id: UUID, *statuses: str, within_s: float = PATIENCE_S) -> A
     return found
 
 
-def forget_everything() -> None:
+def empty_tables() -> None:
     """Every table is empty; the sequences go on. Of a running stack only the reports of workers are left."""
     # Beside a stack that reads several tables at once one of the two may be picked as the victim of a deadlock.
     for _ in range(TRIES - 1):
@@ -279,7 +279,7 @@ def forget_everything() -> None:
     return tables.empty()
 
 
-def broken_promises(job_ids: Iterable[UUID], calls: Iterable[Call]) -> list[str]:
+def violations(job_ids: Iterable[UUID], calls: Iterable[Call]) -> list[str]:
     """What must hold whatever happened, and does not. calls: all that the upstream saw of these jobs, others' too."""
     jobs = {one.id: one for one in rows(list(job_ids))}
     with db.begin() as session:
@@ -303,8 +303,8 @@ def broken_promises(job_ids: Iterable[UUID], calls: Iterable[Call]) -> list[str]
 @contextmanager
 def running(folder: Path, **settings: object) -> Iterator[Stack]:
     """An empty database and a stack without processes yet, with an upstream of its own. Everything it starts ends with it."""
-    forks()
-    forget_everything()
+    prefork_server()
+    empty_tables()
     with FakeUpstream() as upstream:
         stack = Stack(folder, upstream, settings)
         try:
@@ -313,13 +313,13 @@ def running(folder: Path, **settings: object) -> Iterator[Stack]:
             stack.stop()
 
 
-def said_in(one: Any) -> str:
+def prompt_of(one: Any) -> str:
     """What this chat job asks."""
     return str(json.loads(one.request)["messages"][-1]["content"])
 
 
 def _is_own(one: Any) -> bool:
-    return bool(echo(said_in(one)) == json.loads(one.response)["choices"][0]["message"]["content"])
+    return bool(echo(prompt_of(one)) == json.loads(one.response)["choices"][0]["message"]["content"])
 
 
 @contextmanager

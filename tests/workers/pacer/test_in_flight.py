@@ -18,7 +18,7 @@ from models.jobs import claims
 from models.keys.keys import Key
 from tests.chaos.tcp_proxy import Link
 from tests.support.queue_tools import finish, known, query, row, submit
-from tests.workers.pacer.test_step import Doorbells, allow, due_again, workers_have
+from tests.workers.pacer.test_step import Doorbells, make_lanes_due, report_slots, set_limits
 from workers.limiter.limiter import CredentialModel, Limiter, Report
 from workers.pacer.in_flight import InFlightLeases
 from workers.pacer.step import Pacer
@@ -68,10 +68,10 @@ class Machine:
 
     def paces(self) -> list[UUID]:
         """A pacer that has just been started steps until nothing more goes; who was rung."""
-        workers_have(100)
+        report_slots(100)
         bells = Doorbells()
         pacer = Pacer(limiter=self.limiter, publisher=bells, wakeups=Wakeups())
-        due_again()
+        make_lanes_due()
         for _ in range(8):
             if pacer.step() > 0:
                 break
@@ -98,7 +98,7 @@ def machine(redis_client: redis.Redis, valkey: Valkey, link: Link) -> Iterator[M
 @pytest.fixture
 def caller() -> Key:
     made = known()
-    allow(made, max_in_flight=1)
+    set_limits(made, max_in_flight=1)
     return made
 
 

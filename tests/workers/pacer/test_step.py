@@ -48,7 +48,7 @@ class Doorbells:
         return taken
 
 
-class Stage:
+class PacerHarness:
     """A pacer with its limiter, its wakeups and its doorbells."""
 
     def __init__(self, client: redis.Redis) -> None:
@@ -66,31 +66,31 @@ class Stage:
 
 
 @pytest.fixture
-def stage(redis_client: redis.Redis) -> Stage:
-    return Stage(redis_client)
+def stage(redis_client: redis.Redis) -> PacerHarness:
+    return PacerHarness(redis_client)
 
 
 @pytest.fixture
 def caller() -> Key:
     made = known()
-    allow(made, max_in_flight=1_000)
+    set_limits(made, max_in_flight=1_000)
     return made
 
 
-def allow(caller: Key, *, credential_id: int | None = None, **limits: int) -> None:
+def set_limits(caller: Key, *, credential_id: int | None = None, **limits: int) -> None:
     with db.begin() as session:
         for each in [credential_id] if credential_id else meter.active_credentials(session, [caller.pool_id])[caller.pool_id]:
             keys.set_limits(session, each, Limits(**limits))
 
 
-def another_credential(caller: Key, **limits: int) -> int:
+def add_credential(caller: Key, **limits: int) -> int:
     with db.begin() as session:
         made = keys.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-another")
         keys.set_limits(session, made, Limits(**limits))
     return made
 
 
-def workers_have(slots: int) -> None:
+def report_slots(slots: int) -> None:
     with db.begin() as session:
         workers.record_heartbeat(session, "worker", slots=slots)
 
@@ -100,11 +100,11 @@ def lane(one: UUID) -> object:
     return found
 
 
-def due_again() -> None:
+def make_lanes_due() -> None:
     query("UPDATE lane SET wake_at = now() - interval '1 s', claimed_until = NULL")
 
 
-def end_all() -> None:
+def finish_all() -> None:
     for each in query("SELECT id, dispatch_id FROM job WHERE status = 'admitted'"):
         with db.begin() as session:
             claims.claim(session, each.id, each.dispatch_id, lease_s=30)
@@ -114,8 +114,8 @@ def end_all() -> None:
 # Wake-ups
 
 
-def test_a_lane_whose_row_is_being_written_when_it_is_woken_is_looked_at_again_at_once(caller: Key, stage: Stage) -> None:
-    workers_have(10)
+def test_a_lane_whose_row_is_being_written_when_it_is_woken_is_looked_at_again_at_once(caller: Key, stage: PacerHarness) -> None:
+    report_slots(10)
     one = submit(caller)
     with db.begin() as session:
         session.execute(text("SELECT FROM lane FOR UPDATE"))
@@ -126,8 +126,8 @@ def test_a_lane_whose_row_is_being_written_when_it_is_woken_is_looked_at_again_a
     assert [one] == stage.steps()
 
 
-def test_a_woken_lane_that_is_paused_or_another_s_is_not_asked_for_again_and_again(caller: Key, stage: Stage) -> None:
-    workers_have(10)
+def test_a_woken_lane_that_is_paused_or_another_s_is_not_asked_for_again_and_again(caller: Key, stage: PacerHarness) -> None:
+    report_slots(10)
     one = submit(caller)
     for held in ("paused_at = now()", "paused_at = NULL, claimed_until = now() + interval '1 min'"):
         query(f"UPDATE lane SET wake_at = now() + interval '1 h', {held}")
@@ -139,31 +139,31 @@ def test_a_woken_lane_that_is_paused_or_another_s_is_not_asked_for_again_and_aga
 # Slots
 
 
-def test_never_more_than_the_free_slots(caller: Key, stage: Stage) -> None:
-    workers_have(3)
+def test_never_more_than_the_free_slots(caller: Key, stage: PacerHarness) -> None:
+    report_slots(3)
     jobs = [submit(caller, flow=f"f{n}") for n in range(7)]
 
     assert jobs[:3] == stage.steps()
-    due_again()
+    make_lanes_due()
     assert [] == stage.steps()
 
 
-def test_no_job_is_admitted_without_workers(caller: Key, stage: Stage) -> None:
+def test_no_job_is_admitted_without_workers(caller: Key, stage: PacerHarness) -> None:
     submit(caller)
 
     assert [] == stage.steps()
 
 
-def test_a_worker_that_went_silent_does_not_count(caller: Key, stage: Stage) -> None:
-    workers_have(3)
+def test_a_worker_that_went_silent_does_not_count(caller: Key, stage: PacerHarness) -> None:
+    report_slots(3)
     query("UPDATE worker SET seen_at = now() - interval '1 min'")
     submit(caller)
 
     assert [] == stage.steps()
 
 
-def test_a_line_that_waits_for_slots_is_not_thought_empty(caller: Key, stage: Stage) -> None:
-    workers_have(3)
+def test_a_line_that_waits_for_slots_is_not_thought_empty(caller: Key, stage: PacerHarness) -> None:
+    report_slots(3)
     jobs = [submit(caller) for _ in range(7)]
     stage.steps()
 
@@ -171,20 +171,20 @@ def test_a_line_that_waits_for_slots_is_not_thought_empty(caller: Key, stage: St
     assert lane(jobs[0]).wake_at is not None
 
 
-def test_a_freed_slot_is_taken_by_the_next(caller: Key, stage: Stage) -> None:
-    workers_have(3)
+def test_a_freed_slot_is_taken_by_the_next(caller: Key, stage: PacerHarness) -> None:
+    report_slots(3)
     jobs = [submit(caller) for _ in range(7)]
     stage.steps()
-    end_all()
+    finish_all()
 
     assert jobs[3:6] == stage.steps()
 
 
-def test_a_slot_freed_by_one_lane_is_taken_by_another(caller: Key, stage: Stage) -> None:
-    workers_have(1)
+def test_a_slot_freed_by_one_lane_is_taken_by_another(caller: Key, stage: PacerHarness) -> None:
+    report_slots(1)
     one, two = submit(caller), submit(caller, model="other")
     first = stage.steps()
-    end_all()
+    finish_all()
 
     assert {one, two} == {*first, *stage.steps()}
 
@@ -192,9 +192,9 @@ def test_a_slot_freed_by_one_lane_is_taken_by_another(caller: Key, stage: Stage)
 # Limits
 
 
-def test_request_limit_holds_and_is_shown_as_blocking(caller: Key, stage: Stage) -> None:
-    allow(caller, rpm=60)
-    workers_have(50)
+def test_request_limit_holds_and_is_shown_as_blocking(caller: Key, stage: PacerHarness) -> None:
+    set_limits(caller, rpm=60)
+    report_slots(50)
     jobs = [submit(caller) for _ in range(5)]
 
     assert [jobs[0]] == stage.steps()
@@ -203,64 +203,64 @@ def test_request_limit_holds_and_is_shown_as_blocking(caller: Key, stage: Stage)
     assert timedelta(0) < waits.left <= timedelta(milliseconds=500)
 
 
-def test_calls_in_flight_are_limited(caller: Key, stage: Stage) -> None:
-    allow(caller, max_in_flight=2)
-    workers_have(50)
+def test_calls_in_flight_are_limited(caller: Key, stage: PacerHarness) -> None:
+    set_limits(caller, max_in_flight=2)
+    report_slots(50)
     jobs = [submit(caller) for _ in range(5)]
 
     assert jobs[:2] == stage.steps()
     assert "in_flight" == lane(jobs[0]).blocked_by
 
 
-def test_a_job_that_can_never_fit_fails_and_the_next_goes(caller: Key, stage: Stage) -> None:
-    allow(caller, tpm=1_000)
-    workers_have(50)
+def test_a_job_that_can_never_fit_fails_and_the_next_goes(caller: Key, stage: PacerHarness) -> None:
+    set_limits(caller, tpm=1_000)
+    report_slots(50)
     large, small = submit(caller, tokens=1_001), submit(caller, tokens=5)
 
     assert [small] == stage.steps()
     assert ("failed", "request_exceeds_limit", []) == (row(large).status, row(large).error["code"], outcomes(large))
 
 
-def test_a_job_too_large_for_one_credential_goes_to_another(caller: Key, stage: Stage) -> None:
-    allow(caller, tpm=1_000)
-    roomy = another_credential(caller, tpm=50_000)
-    workers_have(50)
+def test_a_job_too_large_for_one_credential_goes_to_another(caller: Key, stage: PacerHarness) -> None:
+    set_limits(caller, tpm=1_000)
+    roomy = add_credential(caller, tpm=50_000)
+    report_slots(50)
     large = submit(caller, tokens=2_000)
 
     assert [large] == stage.steps()
     assert ("admitted", roomy) == (row(large).status, row(large).credential_id)
 
 
-def test_job_too_large_for_the_last_credential_is_not_lost(caller: Key, stage: Stage) -> None:
+def test_job_too_large_for_the_last_credential_is_not_lost(caller: Key, stage: PacerHarness) -> None:
     # Each credential bears what the other cannot: images here, tokens there.
-    allow(caller, tpm=1_000, ipm=100)
-    another_credential(caller, tpm=90_000, ipm=1)
-    workers_have(50)
+    set_limits(caller, tpm=1_000, ipm=100)
+    add_credential(caller, tpm=90_000, ipm=1)
+    report_slots(50)
     jobs = [submit(caller, tokens=2_000), submit(caller, tokens=10, images=4)]
 
     assert jobs == stage.steps()
     assert ["admitted", "admitted"] == [row(one).status for one in jobs]
 
 
-def test_a_job_too_large_for_every_credential_fails(caller: Key, stage: Stage) -> None:
-    allow(caller, tpm=1_000)
-    another_credential(caller, tpm=2_000)
-    workers_have(50)
+def test_a_job_too_large_for_every_credential_fails(caller: Key, stage: PacerHarness) -> None:
+    set_limits(caller, tpm=1_000)
+    add_credential(caller, tpm=2_000)
+    report_slots(50)
     large = submit(caller, tokens=3_000)
 
     assert [] == stage.steps()
     assert "failed" == row(large).status
 
 
-def test_a_job_is_not_refused_while_a_credential_is_unknown(caller: Key, stage: Stage) -> None:
-    allow(caller, tpm=1_000)
-    roomy = another_credential(caller, tpm=50_000)
-    workers_have(50)
+def test_a_job_is_not_refused_while_a_credential_is_unknown(caller: Key, stage: PacerHarness) -> None:
+    set_limits(caller, tpm=1_000)
+    roomy = add_credential(caller, tpm=50_000)
+    report_slots(50)
     submit(caller, tokens=10)
     stage.steps()
     stage.limiter.forget(CredentialModel(roomy, "m"))
     large = submit(caller, tokens=2_000)
-    due_again()
+    make_lanes_due()
 
     assert [large] == stage.steps()
 
@@ -269,8 +269,8 @@ def test_a_job_is_not_refused_while_a_credential_is_unknown(caller: Key, stage: 
 
 
 @pytest.mark.parametrize("what", ["lane", "pool"])
-def test_paused_lane_waits_without_work(caller: Key, stage: Stage, what: str) -> None:
-    workers_have(5)
+def test_paused_lane_waits_without_work(caller: Key, stage: PacerHarness, what: str) -> None:
+    report_slots(5)
     one = submit(caller)
     query(f"UPDATE {what} SET paused_at = now()")
 
@@ -280,8 +280,8 @@ def test_paused_lane_waits_without_work(caller: Key, stage: Stage, what: str) ->
     assert [one] == stage.steps()
 
 
-def test_a_parked_credential_gets_nothing(caller: Key, stage: Stage) -> None:
-    workers_have(5)
+def test_a_parked_credential_gets_nothing(caller: Key, stage: PacerHarness) -> None:
+    report_slots(5)
     one = submit(caller)
     query("UPDATE credential SET parked_at = now(), parked_reason = 'no money'")
 
@@ -289,58 +289,58 @@ def test_a_parked_credential_gets_nothing(caller: Key, stage: Stage) -> None:
     assert "parked" == lane(one).blocked_by
 
 
-def test_the_other_credential_serves_when_one_is_parked(caller: Key, stage: Stage) -> None:
+def test_the_other_credential_serves_when_one_is_parked(caller: Key, stage: PacerHarness) -> None:
     query("UPDATE credential SET parked_at = now()")
-    spare = another_credential(caller, max_in_flight=10)
-    workers_have(5)
+    spare = add_credential(caller, max_in_flight=10)
+    report_slots(5)
     one = submit(caller)
 
     assert [one] == stage.steps()
     assert spare == row(one).credential_id
 
 
-def test_a_job_in_backoff_is_left_until_its_time(caller: Key, stage: Stage) -> None:
-    workers_have(5)
+def test_a_job_in_backoff_is_left_until_its_time(caller: Key, stage: PacerHarness) -> None:
+    report_slots(5)
     one = submit(caller)
     put_back(one, start(caller, one), delay_s=60)
 
     assert [] == stage.steps()
     assert "backoff" == lane(one).blocked_by
     query("UPDATE job SET not_before = now()")
-    due_again()
+    make_lanes_due()
     assert [one] == stage.steps()
 
 
-def test_an_expired_job_in_backoff_does_not_keep_the_pacer_busy(caller: Key, stage: Stage) -> None:
-    workers_have(5)
+def test_an_expired_job_in_backoff_does_not_keep_the_pacer_busy(caller: Key, stage: PacerHarness) -> None:
+    report_slots(5)
     one = submit(caller)
     put_back(one, start(caller, one), delay_s=60)
     query("UPDATE job SET not_before = now() - interval '1 s', expires_at = now() - interval '1 s'")
 
     stage.steps()
-    due_again()
+    make_lanes_due()
     assert stage.pacer.step() > 0
 
 
 # Redis forgets
 
 
-def test_lost_state_is_rebuilt_from_the_attempts_and_then_it_goes_on(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
-    allow(caller, rpm=1)
-    workers_have(5)
+def test_lost_state_is_rebuilt_from_the_attempts_and_then_it_goes_on(caller: Key, stage: PacerHarness, redis_client: redis.Redis) -> None:
+    set_limits(caller, rpm=1)
+    report_slots(5)
     one, two = submit(caller), submit(caller)
     assert [one] == stage.steps()
-    end_all()
+    finish_all()
     redis_client.flushall()
-    due_again()
+    make_lanes_due()
 
     assert [] == stage.steps()
     assert "rpm" == lane(two).blocked_by
 
 
-def test_after_a_flush_nothing_is_counted_twice(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
-    allow(caller, max_in_flight=2)
-    workers_have(50)
+def test_after_a_flush_nothing_is_counted_twice(caller: Key, stage: PacerHarness, redis_client: redis.Redis) -> None:
+    set_limits(caller, max_in_flight=2)
+    report_slots(50)
     jobs = [submit(caller) for _ in range(4)]
     dispatch_id = start(caller, jobs[0])
     redis_client.flushall()
@@ -348,18 +348,18 @@ def test_after_a_flush_nothing_is_counted_twice(caller: Key, stage: Stage, redis
     assert [jobs[1]] == stage.steps()
     stage.limiter.release(CredentialModel(row(jobs[0]).credential_id, "m"), str(dispatch_id), Report(good=True))
     finish(jobs[0], dispatch_id)
-    due_again()
+    make_lanes_due()
     assert [jobs[2]] == stage.steps()
 
 
-def test_admissions_lost_with_redis_state_are_published_again(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
-    workers_have(5)
+def test_admissions_lost_with_redis_state_are_published_again(caller: Key, stage: PacerHarness, redis_client: redis.Redis) -> None:
+    report_slots(5)
     one = submit(caller)
     assert [one] == stage.steps()
     old = row(one).dispatch_id
     redis_client.flushall()
     two = submit(caller)
-    due_again()
+    make_lanes_due()
 
     assert {one, two} == set(stage.steps())
     assert old != row(one).dispatch_id
@@ -367,8 +367,8 @@ def test_admissions_lost_with_redis_state_are_published_again(caller: Key, stage
 
 def test_without_redis_nothing_is_admitted(caller: Key, override: Callable[..., None]) -> None:
     override(redis_url="redis://127.0.0.1:1")
-    stage = Stage(notify.connect())
-    workers_have(5)
+    stage = PacerHarness(notify.connect())
+    report_slots(5)
     one = submit(caller)
 
     with pytest.raises(LimiterUnavailable):
@@ -380,17 +380,17 @@ def test_without_redis_nothing_is_admitted(caller: Key, override: Callable[..., 
 
 
 def test_two_pacers_at_once_admit_each_job_once(caller: Key, redis_client: redis.Redis) -> None:
-    workers_have(200)
+    report_slots(200)
     jobs = [submit(caller, model=f"m{n % 6}") for n in range(60)]
-    stages = [Stage(redis_client), Stage(redis_client)]
+    stages = [PacerHarness(redis_client), PacerHarness(redis_client)]
 
     rung = chain.from_iterable(at_once(*[partial(stage.steps, 20) for stage in stages]))
 
     assert Counter(jobs) == Counter(rung)
 
 
-def test_a_lane_left_by_a_dead_pacer_is_taken_over(caller: Key, stage: Stage) -> None:
-    workers_have(5)
+def test_a_lane_left_by_a_dead_pacer_is_taken_over(caller: Key, stage: PacerHarness) -> None:
+    report_slots(5)
     one = submit(caller)
     with db.begin() as session:
         admission.claim_lanes(session, woken=[], limit=5)
@@ -417,14 +417,14 @@ def test_a_wake_up_during_a_step_is_kept(caller: Key) -> None:
 # Cancelled and forgotten
 
 
-def test_job_cancelled_between_reserve_and_commit_releases_its_limits(caller: Key, stage: Stage) -> None:
-    allow(caller, max_in_flight=1)
-    workers_have(5)
+def test_job_cancelled_between_reserve_and_commit_releases_its_limits(caller: Key, stage: PacerHarness) -> None:
+    set_limits(caller, max_in_flight=1)
+    report_slots(5)
     one, two = submit(caller), submit(caller)
     stage.pacer._reserver = Interrupted(stage.limiter, lambda: cancel(caller, one))
 
     stage.steps()
-    due_again()
+    make_lanes_due()
     assert [two] == [*stage.bells.take(), *stage.steps()]
 
 
@@ -443,8 +443,8 @@ class Interrupted(Reserver):
         return given
 
 
-def test_a_lost_wake_up_is_found_within_the_time_it_can_matter(caller: Key, stage: Stage) -> None:
-    workers_have(5)
+def test_a_lost_wake_up_is_found_within_the_time_it_can_matter(caller: Key, stage: PacerHarness) -> None:
+    report_slots(5)
     submit(caller)
     stage.steps()
     late = submit(caller)
@@ -455,8 +455,8 @@ def test_a_lost_wake_up_is_found_within_the_time_it_can_matter(caller: Key, stag
     assert [late] == stage.steps()
 
 
-def test_a_submit_to_a_line_long_asleep_wakes_it_by_itself(caller: Key, stage: Stage) -> None:
-    workers_have(5)
+def test_a_submit_to_a_line_long_asleep_wakes_it_by_itself(caller: Key, stage: PacerHarness) -> None:
+    report_slots(5)
     submit(caller)
     stage.steps()
     query("UPDATE lane SET idle_since = now() - interval '21 s'")
@@ -468,8 +468,8 @@ def test_a_submit_to_a_line_long_asleep_wakes_it_by_itself(caller: Key, stage: S
 # Fairness
 
 
-def test_a_lane_with_many_jobs_does_not_crowd_out_the_others(caller: Key, stage: Stage) -> None:
-    workers_have(4)
+def test_a_lane_with_many_jobs_does_not_crowd_out_the_others(caller: Key, stage: PacerHarness) -> None:
+    report_slots(4)
     for _ in range(30):
         submit(caller, model="flood")
     few = [submit(caller, model=f"m{n}") for n in range(3)]
@@ -477,21 +477,21 @@ def test_a_lane_with_many_jobs_does_not_crowd_out_the_others(caller: Key, stage:
     assert set(few) < set(stage.steps())
 
 
-def test_slots_that_come_one_by_one_go_round_the_lanes(caller: Key, stage: Stage) -> None:
-    workers_have(1)
+def test_slots_that_come_one_by_one_go_round_the_lanes(caller: Key, stage: PacerHarness) -> None:
+    report_slots(1)
     for n in range(12):
         submit(caller, model=f"m{n % 3}")
     served: Counter[str] = Counter()
     for _ in range(6):
-        due_again()
+        make_lanes_due()
         served.update(row(one).model for one in stage.steps())
-        end_all()
+        finish_all()
 
     assert {"m0": 2, "m1": 2, "m2": 2} == served
 
 
-def test_one_users_flood_delays_another_by_one_job(caller: Key, stage: Stage) -> None:
-    workers_have(2)
+def test_one_users_flood_delays_another_by_one_job(caller: Key, stage: PacerHarness) -> None:
+    report_slots(2)
     for _ in range(30):
         submit(caller, flow="flood")
     late = submit(caller, flow="late")
@@ -499,13 +499,13 @@ def test_one_users_flood_delays_another_by_one_job(caller: Key, stage: Stage) ->
     assert late in stage.steps()
 
 
-def test_reservation_lost_by_redis_is_not_published(caller: Key, stage: Stage, redis_client: redis.Redis) -> None:
-    workers_have(5)
+def test_reservation_lost_by_redis_is_not_published(caller: Key, stage: PacerHarness, redis_client: redis.Redis) -> None:
+    report_slots(5)
     one = submit(caller)
     stage.steps()
-    end_all()
+    finish_all()
     two = submit(caller)
-    other = Stage(redis_client)
+    other = PacerHarness(redis_client)
 
     def forget() -> None:
         """As another pacer would see it: everything is gone, and it has made the limiter's state again."""

@@ -15,7 +15,7 @@ from models.database import db
 from models.jobs.states import Status
 from models.platform.errors import Unavailable
 from models.sessions import deletion
-from tests.support.programs.in_process import Workshop, pool_of
+from tests.support.programs.in_process import InProcessStack, pool_of
 from tests.support.queue_tools import admit, event_types, known, outcomes, query, row, submit
 from tests.upstream.client import FakeUpstream, upstream
 from workers.limiter.limiter import Limiter
@@ -40,8 +40,8 @@ def budget(override: Callable[..., None]) -> Iterator[BodyBudget]:
 
 
 @pytest.fixture
-def workshop(redis_client: redis.Redis, upstream: FakeUpstream, budget: BodyBudget) -> Workshop:
-    return Workshop(redis_client, upstream)
+def workshop(redis_client: redis.Redis, upstream: FakeUpstream, budget: BodyBudget) -> InProcessStack:
+    return InProcessStack(redis_client, upstream)
 
 
 def chat(result: str, *, size: int = LARGE, **more: Any) -> bytes:
@@ -55,7 +55,9 @@ def ended(*jobs: UUID) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_large_request_is_served_like_any_other(workshop: Workshop, budget: BodyBudget, upstream: FakeUpstream, streamed: bool) -> None:
+def test_a_large_request_is_served_like_any_other(
+    workshop: InProcessStack, budget: BodyBudget, upstream: FakeUpstream, streamed: bool
+) -> None:
     caller, _ = pool_of(upstream, "sk-large")
     more = {"stream": True, "n": 2} if streamed else {"store": True, "metadata": {"of": "tests"}}
     job_id = submit(caller, request=chat("hello", **more), streamed=streamed)
@@ -73,7 +75,7 @@ def test_a_large_request_is_served_like_any_other(workshop: Workshop, budget: Bo
         assert [{"of": "tests"}] == [stored.metadata for stored in query("SELECT metadata FROM stored_answer")]
 
 
-def test_a_large_prompt_is_counted_again_where_the_answer_does_not_say(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_a_large_prompt_is_counted_again_where_the_answer_does_not_say(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-silent")
     job_id = submit(caller, request=chat("hello [[fake:usage=missing]]"))
     workshop.run(ended(job_id))
@@ -83,7 +85,7 @@ def test_a_large_prompt_is_counted_again_where_the_answer_does_not_say(workshop:
     assert used.input_tokens > LARGE / 100
 
 
-def test_turn_sends_a_large_history(workshop: Workshop, budget: BodyBudget, upstream: FakeUpstream) -> None:
+def test_turn_sends_a_large_history(workshop: InProcessStack, budget: BodyBudget, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-talk")
     first = submit(caller, request=chat("first"), conversation="tea", turn_tokens=100)
     workshop.run(ended(first))
@@ -96,7 +98,7 @@ def test_turn_sends_a_large_history(workshop: Workshop, budget: BodyBudget, upst
     assert (True, 0) == (budget.peak_bytes > LARGE, budget.held_bytes)
 
 
-def test_an_answer_is_counted_until_it_is_stored(workshop: Workshop, budget: BodyBudget, upstream: FakeUpstream) -> None:
+def test_an_answer_is_counted_until_it_is_stored(workshop: InProcessStack, budget: BodyBudget, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-answer")
     body = json.dumps({"model": "m", "prompt": "a fox [[fake:picture_mb=1]]"}).encode()
     job_id = submit(caller, endpoint="/v1/images/generations", images=1, request=body)

@@ -21,7 +21,7 @@ from models.config.settings import settings
 from models.database import db
 from models.keys.keys import Key
 from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, caller, ring, until, wait_ended
+from tests.support.programs.processes import Process, Stack, caller, until, wait_ended, wake_lane
 from tests.support.queue_tools import submit
 
 MB = 1_000_000
@@ -78,7 +78,7 @@ def warm_worker(stack: Stack, *, threads: int = THREADS, **settings: object) -> 
 
 def serve(stack: Stack, who: Key, jobs: list[UUID], *, within_s: float = 300) -> None:
     """All jobs succeed, each by one call."""
-    ring(who)
+    wake_lane(who)
     # Not wait_ended: it would read the bodies.
     until(lambda: not (_statuses(jobs) - {"succeeded", "failed"}), what=f"ended:\n{stack.logs()}", within_s=within_s, every_s=0.2)
     assert {"succeeded"} == _statuses(jobs)
@@ -117,7 +117,7 @@ def test_many_large_answers_at_once_take_a_bounded_memory(stack: Stack) -> None:
     who = caller("sk-pictures", max_in_flight=THREADS)
     body = json.dumps({"model": "m", "prompt": "a fox [[fake:hold;picture_mb=4]]"}).encode()
     jobs = [submit(who, endpoint=IMAGES, images=1, request=body) for _ in range(THREADS)]
-    ring(who)
+    wake_lane(who)
     stack.upstream.wait_for_held(THREADS)
     stack.upstream.release()
     serve(stack, who, jobs)
@@ -146,7 +146,7 @@ def test_a_worker_of_64_threads_takes_64_pictures_of_20_mb_within_its_limit(stac
     who = caller("sk-pictures", max_in_flight=64)
     body = json.dumps({"model": "m", "prompt": "a fox [[fake:hold;picture_mb=20]]"}).encode()
     jobs = [submit(who, endpoint=IMAGES, images=1, request=body) for _ in range(64)]
-    ring(who)
+    wake_lane(who)
     stack.upstream.wait_for_held(64)
     stack.upstream.release()
     serve(stack, who, jobs, within_s=1_200)
