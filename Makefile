@@ -49,7 +49,7 @@ chaos: setup ## breaks a running stack in every way, each alone and then mixed f
 hosts: setup ## cuts and slows the network between the parts, each on a host of its own: every pair alone, then mixed for 20 minutes (root)
 	@$(BIN)/python -m tests.hosts $(ARGS)
 
-audit: setup ## asks PyPI and npm for known weaknesses of the pinned versions
+audit: setup ## asks PyPI and npm for known vulnerabilities of the pinned versions
 	@$(BIN)/python -m deploy.checks.audit
 
 requirements: setup ## compiles requirements/*.txt again after a change in pyproject.toml

@@ -1,6 +1,6 @@
-"""`make audit`: asks PyPI and npm for known weaknesses of the pinned versions. Exits with 1 when there are any.
+"""`make audit`: checks the pinned versions for known vulnerabilities at PyPI and npm. Exits with 1 if there are any.
 
-A registry or mirror that does not know them is reported as `not checked`, never as clean.
+A registry or mirror without vulnerability data is reported as `not checked`, never as clean.
 """
 
 from __future__ import annotations
@@ -23,78 +23,78 @@ SHOWN_CHARS = 300
 
 @dataclass(frozen=True)
 class Report:
-    """weaknesses: a line for each. unchecked: packages that the registry could not tell about."""
+    """vulnerabilities: a line for each. unchecked: number of packages that the registry has no data about."""
 
-    weaknesses: Sequence[str]
+    vulnerabilities: Sequence[str]
     unchecked: int = 0
 
 
-class NoAnswer(Exception):
-    """The registry did not answer, or not in the form that this version reads."""
+class NotChecked(Exception):
+    """The registry did not respond, or in an unknown format."""
 
 
 def main() -> None:
-    """Audits every pinned file."""
+    """Audits all files of pinned versions."""
     files = sorted((ROOT / "requirements").glob("*.txt"))
-    reports = [show(f"requirements/{file.name}", lambda file=file: audit_python(file)) for file in files]  # type: ignore[misc]
-    reports.append(show("web/package-lock.json", lambda: audit_node(ROOT / "web")))
-    sys.exit(1 if any(report.weaknesses for report in reports) else 0)
+    reports = [run_audit(f"requirements/{file.name}", lambda file=file: audit_python(file)) for file in files]  # type: ignore[misc]
+    reports.append(run_audit("web/package-lock.json", lambda: audit_node(ROOT / "web")))
+    sys.exit(1 if any(report.vulnerabilities for report in reports) else 0)
 
 
-def show(name: str, audit: Callable[[], Report]) -> Report:
-    """Runs one audit and prints what came of it."""
+def run_audit(name: str, audit: Callable[[], Report]) -> Report:
+    """Runs one audit and prints its result."""
     try:
         report = audit()
-    except NoAnswer as error:
+    except NotChecked as error:
         print(f"{name}: not checked: {error}")
         return Report([])
-    for weakness in report.weaknesses:
-        print(f"{name}: {weakness}")
+    for vulnerability in report.vulnerabilities:
+        print(f"{name}: {vulnerability}")
     if report.unchecked:
-        print(f"{name}: not checked: {report.unchecked} packages that this registry knows no weaknesses of")
-    elif not report.weaknesses:
-        print(f"{name}: no known weakness")
+        print(f"{name}: not checked: {report.unchecked} packages without vulnerability data at this registry")
+    elif not report.vulnerabilities:
+        print(f"{name}: no known vulnerability")
     return report
 
 
 def audit_python(file: Path, *, command: Sequence[str] = PIP_AUDIT) -> Report:
-    """The versions in this file, whose hashes make resolving needless. Raises NoAnswer."""
+    """Audits the versions in this file; its hashes make resolving unnecessary. Raises NotChecked."""
     options = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off")
-    answer = _json([*command, "--requirement", str(file), *options], folder=ROOT)
+    output = _run_json([*command, "--requirement", str(file), *options], folder=ROOT)
     try:
-        packages = answer["dependencies"]
-        found = [f"{one['name']} {one['version']}: {weakness['id']}" for one in packages for weakness in one.get("vulns", ())]
-        # pip-audit ends with 0 where it could look up nothing at all.
-        return Report(found, unchecked=sum("skip_reason" in one for one in packages))
+        packages = output["dependencies"]
+        found = [f"{item['name']} {item['version']}: {vulnerability['id']}" for item in packages for vulnerability in item.get("vulns", ())]
+        # pip-audit exits with 0 even if it could look up nothing.
+        return Report(found, unchecked=sum("skip_reason" in item for item in packages))
     except (KeyError, TypeError):
-        raise NoAnswer("pip-audit answers in another form") from None
+        raise NotChecked("unknown output format of pip-audit") from None
 
 
 def audit_node(folder: Path, *, command: Sequence[str] | None = None) -> Report:
-    """The versions in this folder's package-lock.json. Raises NoAnswer."""
+    """Audits the versions in this folder's package-lock.json. Raises NotChecked."""
     try:
         npm = command or node.find().npm
     except node.NoNode as error:
-        raise NoAnswer(str(error) or "there is no Node.js") from error
-    answer = _json([*npm, "audit", "--package-lock-only", "--json"], folder=folder)
+        raise NotChecked(str(error) or "Node.js is missing") from error
+    output = _run_json([*npm, "audit", "--package-lock-only", "--json"], folder=folder)
     try:
-        return Report([f"{name} {one['range']}: {one['severity']}" for name, one in answer["vulnerabilities"].items()])
+        return Report([f"{name} {item['range']}: {item['severity']}" for name, item in output["vulnerabilities"].items()])
     except (KeyError, TypeError, AttributeError):
-        raise NoAnswer(str(answer.get("message", "npm answers in another form"))[:SHOWN_CHARS]) from None
+        raise NotChecked(str(output.get("message", "unknown output format of npm"))[:SHOWN_CHARS]) from None
 
 
-def _json(words: Sequence[str], *, folder: Path) -> dict[str, Any]:
+def _run_json(command: Sequence[str], *, folder: Path) -> dict[str, Any]:
     try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoAnswer(f"{words[0]}: {type(error).__name__}") from error
+        raise NotChecked(f"{command[0]}: {type(error).__name__}") from error
     try:
-        answer = json.loads(done.stdout)
+        output = json.loads(done.stdout)
     except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise NoAnswer((done.stderr.strip() or done.stdout.strip() or f"{words[0]} said nothing")[-SHOWN_CHARS:])
-    return answer
+        output = None
+    if not isinstance(output, dict):
+        raise NotChecked((done.stderr.strip() or done.stdout.strip() or f"{command[0]} printed nothing")[-SHOWN_CHARS:])
+    return output
 
 
 if __name__ == "__main__":

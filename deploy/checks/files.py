@@ -1,4 +1,4 @@
-"""The files that no test runs are sound: docker-compose.yml by the Compose Specification, the Dockerfile by hadolint, alerts by promtool.
+"""Checks files that no test runs: docker-compose.yml against the Compose Specification, the Dockerfile by hadolint, alerts by promtool.
 
 deploy/compose-spec.json is that specification's JSON schema (Apache-2.0), taken from the npm package dclint 3.1.0.
 """
@@ -25,45 +25,45 @@ RULES = ("alerts", "scaling")
 
 
 def main() -> int:
-    """0 when every file is sound; what is wrong has been printed."""
-    wrong = [
+    """Prints all errors; returns 0 if there are none."""
+    errors = [
         *compose_errors(COMPOSE.read_text()),
         *setting_errors("docker-compose.yml"),
         *setting_errors("Dockerfile"),
         *dockerfile_errors(),
         *rule_errors(),
     ]
-    for line in wrong:
+    for line in errors:
         print(line, file=sys.stderr)
-    return 1 if wrong else 0
+    return 1 if errors else 0
 
 
 def compose_errors(text: str) -> Iterator[str]:
-    """Where the file departs from the Compose Specification, each place in one line."""
+    """Yields the violations of the Compose Specification, one per line."""
     schema: dict[str, Any] = json.loads((ROOT / "deploy" / "compose-spec.json").read_text())
     for error in Draft7Validator(schema).iter_errors(yaml.safe_load(text)):
         yield f"docker-compose.yml: {'.'.join(map(str, error.absolute_path)) or 'top'}: {error.message}"
 
 
 def setting_errors(name: str) -> Iterator[str]:
-    """Every NOWSERVING_… in the file that no part would read."""
+    """Yields each NOWSERVING_… variable in the file that is no setting."""
     known = {f"NOWSERVING_{field.upper()}" for field in Settings.model_fields}
     for setting in sorted(set(re.findall(r"\bNOWSERVING_[A-Z_]+\b", (ROOT / name).read_text())) - known):
         yield f"{name}: {setting} is not a field of models/config/settings.py"
 
 
 def dockerfile_errors() -> Iterator[str]:
-    """What hadolint says."""
+    """Yields the findings of hadolint."""
     hadolint = Path(sys.executable).with_name("hadolint")
     run = subprocess.run([str(hadolint), "--no-color", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
     yield from (run.stdout + run.stderr).splitlines()
 
 
 def rule_errors() -> Iterator[str]:
-    """What promtool says of the rules, and of what they do in their tests. Without promtool they are not looked at."""
+    """Yields the errors of promtool in the rules and their tests. Without promtool nothing is checked."""
     promtool = shutil.which("promtool")
     if promtool is None:
-        print("promtool is not here (Debian's package prometheus): deploy/monitoring/*.yml was not checked", file=sys.stderr)
+        print("promtool is missing (Debian package prometheus): deploy/monitoring/*.yml was not checked", file=sys.stderr)
         return
     for command in [("check", f"{name}.yml") for name in RULES] + [("test", f"{name}_test.yml") for name in RULES]:
         run = subprocess.run(

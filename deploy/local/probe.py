@@ -1,4 +1,4 @@
-"""Whether something on this machine answers yet."""
+"""Readiness probes of servers on this machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ TIMEOUT_S = 2
 PROTOCOL_3 = 196_608
 
 
-def answers(path: str, *, port: int, host: str = "127.0.0.1") -> bool:
-    """Whether GET of this path gives 200. No proxy is ever asked: http.client knows none."""
+def http_ok(path: str, *, port: int, host: str = "127.0.0.1") -> bool:
+    """Returns whether GET of this path returns 200. http.client uses no proxy."""
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", path)
@@ -23,7 +23,7 @@ def answers(path: str, *, port: int, host: str = "127.0.0.1") -> bool:
 
 
 def listens(port: int, *, host: str = "127.0.0.1") -> bool:
-    """Whether something accepts connections there."""
+    """Returns whether the port accepts connections."""
     try:
         socket.create_connection((host, port), timeout=TIMEOUT_S).close()
     except OSError:
@@ -31,8 +31,8 @@ def listens(port: int, *, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def postgres_accepts(port: int, *, host: str = "127.0.0.1") -> bool:
-    """Whether PostgreSQL takes connections: it asks for a password, where one that is starting or stopping sends an error."""
+def postgres_ready(port: int, *, host: str = "127.0.0.1") -> bool:
+    """Returns whether PostgreSQL requests a password. While it starts or stops it sends an error instead."""
     startup = struct.pack("!i", PROTOCOL_3) + b"user\0postgres\0\0"
     try:
         with socket.create_connection((host, port), timeout=TIMEOUT_S) as connection:
@@ -42,17 +42,17 @@ def postgres_accepts(port: int, *, host: str = "127.0.0.1") -> bool:
         return False
 
 
-def redis_answers(port: int, password: str, *, host: str = "127.0.0.1") -> bool:
-    """Whether Redis takes this password and answers PING."""
+def redis_ready(port: int, password: str, *, host: str = "127.0.0.1") -> bool:
+    """Returns whether Redis accepts this password and answers PING."""
     try:
         with socket.create_connection((host, port), timeout=TIMEOUT_S) as connection:
             connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
-            answers = connection.makefile("rb")
-            return [answers.readline(), answers.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
+            replies = connection.makefile("rb")
+            return [replies.readline(), replies.readline()] == [b"+OK\r\n", b"+PONG\r\n"]
     except OSError:
         return False
 
 
 def reachable(host: str) -> str:
-    """The address at which a server that listens on this one can be asked from here."""
+    """Returns the address at which a server that listens on `host` is reachable from this machine."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -1,8 +1,8 @@
-"""PostgreSQL refuses to run as root: how root starts it all the same, without making users or opening folders.
+"""Starts PostgreSQL for root, which it refuses to run as, without creating users or opening folders.
 
-First choice: a user namespace in which we look like `nobody` while the kernel still sees root, so that every file stays
-readable. Where namespaces are refused (a container with the default seccomp profile) the program really runs as `nobody`,
-from a copy that everyone may read, and reaches its data through an open descriptor: no folder above needs to be opened.
+First choice: a user namespace in which the process appears as `nobody` while the kernel still sees root, so that every file stays
+readable. Where namespaces are refused (a container with the default seccomp profile) the program really runs as `nobody`, from a
+world-readable copy, and reaches its data through an open descriptor: no parent folder needs to be opened.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from models.platform.parent_death import UNSHARE, die_with_parent
 
 NOBODY = 65534  # must be in /etc/passwd: initdb looks the uid up
 CLONE_NEWUSER = 0x10000000
-COPIES = Path("/var/tmp")  # survives a restart of the machine, so the copy is made once
+COPIES = Path("/var/tmp")  # survives a reboot, so the copy is made once
 
 
 @dataclass(frozen=True)
-class Footing:
-    """From where and as whom the programs of PostgreSQL run."""
+class LaunchArguments:
+    """The folder, data directory and Popen arguments with which PostgreSQL's programs run."""
 
     programs: Path
     cluster: str
@@ -40,36 +40,43 @@ class Footing:
 
 
 @contextmanager
-def footing(programs: Path, cluster: Path) -> Iterator[Footing]:
-    """The arguments with which initdb and postgres start now, as this user. The cluster's folder exists, owned by who needs it."""
+def launch_arguments(programs: Path, cluster: Path) -> Iterator[LaunchArguments]:
+    """Yields the arguments with which initdb and postgres start as this user. Creates the cluster's folder with the right owner."""
     cluster.mkdir(parents=True, exist_ok=True, mode=0o700)
     if os.geteuid() != 0:
-        yield Footing(programs, str(cluster), {"preexec_fn": _dies_fast})
+        yield LaunchArguments(programs, str(cluster), {"preexec_fn": _die_with_parent})
     elif sys.platform != "linux":
         raise ServerFailed("PostgreSQL does not run as root: start it as a plain user, or set NOWSERVING_DATABASE_URL")
-    elif may_hide_root():
-        _give(cluster, 0)
-        yield Footing(programs, str(cluster), {"preexec_fn": _hides_root})
+    elif can_unshare_user():
+        _chown(cluster, 0)
+        yield LaunchArguments(programs, str(cluster), {"preexec_fn": _unshare_user})
     else:
-        _give(cluster, NOBODY)
+        _chown(cluster, NOBODY)
         descriptor = os.open(cluster, os.O_RDONLY | os.O_DIRECTORY)
-        as_nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/", "pass_fds": (descriptor,), "preexec_fn": _dies_fast}
+        as_nobody = {
+            "user": NOBODY,
+            "group": NOBODY,
+            "extra_groups": [],
+            "cwd": "/",
+            "pass_fds": (descriptor,),
+            "preexec_fn": _die_with_parent,
+        }
         try:
-            yield Footing(readable_copy(programs), f"/proc/self/fd/{descriptor}", as_nobody)
+            yield LaunchArguments(readable_copy(programs), f"/proc/self/fd/{descriptor}", as_nobody)
         finally:
             os.close(descriptor)
 
 
 @cache
-def may_hide_root() -> bool:
-    """Whether this kernel lets us make a user namespace; tried in a child, since it cannot be undone."""
+def can_unshare_user() -> bool:
+    """Returns whether this kernel allows a user namespace. Tried in a child, because it cannot be undone."""
     if (child := os.fork()) == 0:
         os._exit(0 if UNSHARE and UNSHARE(CLONE_NEWUSER) == 0 else 1)
     return os.waitpid(child, 0)[1] == 0
 
 
 def readable_copy(programs: Path) -> Path:
-    """The programs and their libraries where any user can run them: in place if that is so already, else below /var/tmp."""
+    """Returns the programs and libraries where any user can run them: in place if possible, otherwise a copy below /var/tmp."""
     if all(folder.stat().st_mode & stat.S_IXOTH for folder in (programs, *programs.parents)):
         return programs
     install, wheel = programs.parent, programs.parent.parent
@@ -81,28 +88,28 @@ def readable_copy(programs: Path) -> Path:
         unfinished.chmod(0o755)
         unfinished.rename(target)
     if target.lstat().st_uid != 0 or target.is_symlink():
-        raise ServerFailed(f"{target} belongs to somebody else: remove it, then start again")
+        raise ServerFailed(f"{target} belongs to another user: remove it, then start again")
     return target / wheel.name / install.name / programs.name
 
 
-def _give(cluster: Path, uid: int) -> None:
-    """Root: everything in the folder belongs to this user."""
+def _chown(cluster: Path, uid: int) -> None:
+    """Gives everything in the folder to this user. Needs root."""
     if cluster.stat().st_uid != uid:
         for folder, _, files in os.walk(cluster):
             for path in (folder, *(os.path.join(folder, name) for name in files)):  # noqa: PTH118 - thousands of them
                 os.chown(path, uid, uid, follow_symlinks=False)
 
 
-def _dies_fast() -> None:
-    # SIGTERM would have PostgreSQL wait for its clients to leave.
+def _die_with_parent() -> None:
+    # On SIGTERM PostgreSQL would wait for its clients to disconnect.
     die_with_parent(signal.SIGINT)
     cpu_scheduling.use_batch_scheduling()
 
 
-def _hides_root() -> None:
-    assert UNSHARE  # may_hide_root has just used it
+def _unshare_user() -> None:
+    assert UNSHARE  # may_hide_root used it
     if UNSHARE(CLONE_NEWUSER):
         raise OSError(ctypes.get_errno(), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} 0 1"), ("gid_map", f"{NOBODY} 0 1")):
         Path(f"/proc/self/{name}").write_text(text)
-    _dies_fast()
+    _die_with_parent()

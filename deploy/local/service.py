@@ -1,4 +1,4 @@
-"""What a part of the stack is, as data: how it starts, when it counts as ready, how it is asked to stop."""
+"""The description of a service of the stack: how it starts, when it is ready, how it stops."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from models.platform.parent_death import die_with_parent
 Spawn = Callable[[IO[bytes]], "subprocess.Popen[bytes] | Forked"]
 
 
-class PartFailed(Exception):
-    """A part could not be started. The message names it, says how it ended and shows the end of its log."""
+class ServiceFailed(Exception):
+    """A service could not be started. The message names it and its exit, and shows the end of its log."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part. `spawn` gets the log it is to write to.
+class Service:
+    """One service. spawn: gets the log file to write to.
 
-    needs: the parts that must be ready before it starts; names of parts that there are not do not count. ready_after: parts without which
-    it cannot be ready, so that it is not asked before they are. is_once: it has done its work when it exits with 0. is_slow_to_spawn:
-    `spawn` itself takes a while, so it comes after the others that can start. is_late: the stack counts as ready without it.
+    needs: services that must be ready before it starts; unknown names are ignored. ready_after: services without which it cannot be
+    ready, so that it is not probed before. is_once: it is done when it exits with 0. is_slow_to_spawn: `spawn` itself takes long, so it
+    runs after the other services that can start. is_late: the stack counts as ready without it.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Part:
     ready_within_s: float = 120
 
 
-def program(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> Spawn:
-    """Starts this command in a process group of its own, so that a terminal's Ctrl-C reaches only the supervisor."""
+def spawn_program(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> Spawn:
+    """Returns a function that starts this command in its own process group, so that Ctrl-C reaches only the supervisor."""
 
     def spawn(output: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -54,8 +54,8 @@ def program(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = N
 
 
 @dataclass
-class Preloaded:
-    """The prefork server as a part, and programs that are forked from it."""
+class PreforkServer:
+    """The prefork server as a service, and the programs that are forked from it."""
 
     libraries: Sequence[str]
     env: Mapping[str, str]
@@ -63,23 +63,24 @@ class Preloaded:
     _forker: Forker | None = None
 
     def spawn(self, output: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Starts the prefork server. It dies with the calling thread, and its programs with it."""
+        """Starts the prefork server. It dies with the calling thread, and its programs die with it."""
         self._forker = Forker.spawn(self.libraries, env=self.env, cwd=self.cwd, log=output)
         assert self._forker.process
         return self._forker.process
 
     def is_ready(self) -> bool:
+        """Returns whether programs can be forked."""
         try:
             return self._forker is not None and self._forker.is_ready()
         except OSError:
             return False
 
     def program(self, argv: Sequence[str], **env: str) -> Spawn:
-        """Starts `python -m argv` in a process group of its own. env: on top of the server's."""
+        """Returns a function that starts `python -m argv` in its own process group. env: added to the server's."""
 
         def spawn(output: IO[bytes]) -> Forked:
             if self._forker is None:
-                raise OSError("the prefork server does not run")
+                raise OSError("the prefork server is not running")
             return self._forker.start(argv, env={**self.env, **env}, log=Path(output.name), dies=signal.SIGTERM)
 
         return spawn

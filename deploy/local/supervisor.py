@@ -1,4 +1,4 @@
-"""Runs named parts as child processes: started side by side, started again when they die, stopped in reverse order."""
+"""Supervisor: starts services as child processes in parallel, restarts them when they exit, stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -14,37 +14,39 @@ from types import TracebackType
 from typing import Self
 
 from deploy.local import orphan_reaper
-from deploy.local.child_process import Child
-from deploy.local.service import Part, PartFailed
+from deploy.local.child_process import ChildProcess
+from deploy.local.service import Service, ServiceFailed
 
 TICK_S = 0.05
-PATIENCE_S = 2
+STOP_NOTICE_S = 2
 
-__all__ = ["Child", "Part", "PartFailed", "Supervisor"]
+__all__ = ["ChildProcess", "Service", "ServiceFailed", "Supervisor"]
 
 log = logging.getLogger("nowserving.up")
 
 
 class _Stopped(Exception):
-    """Asked to stop while still starting."""
+    """A stop was requested during start-up."""
 
 
 class Supervisor:
-    """All processes are started, noticed and ended by one thread, which outlives them: PDEATHSIG follows the thread that forks."""
+    """One thread starts, reaps and stops all processes and outlives them: PDEATHSIG follows the thread that forks."""
 
-    def __init__(self, parts: Sequence[Part], *, logs: Path, echo: Callable[[str], None] | None = None, held: Sequence[int] = ()) -> None:
-        """echo: gets every line of every log, with the part's name. held: descriptors kept open until the last child is gone."""
+    def __init__(
+        self, services: Sequence[Service], *, logs: Path, echo: Callable[[str], None] | None = None, held: Sequence[int] = ()
+    ) -> None:
+        """echo: gets every log line with the service's name. held: descriptors that stay open until the last child exits."""
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.children = [Child(part, logs / f"{part.name}.log", self._tell) for part in parts]
+        self.children = [ChildProcess(service, logs / f"{service.name}.log", self._report) for service in services]
         self._echo, self._held = echo, tuple(held)
         self._echoed: dict[str, int] = {}
-        self._guardian: subprocess.Popen[str] | None = None
+        self._reaper: subprocess.Popen[str] | None = None
         self._failure: Exception | None = None
         self._stopping, self._at_once, self._settled, self._done = Event(), Event(), Event(), Event()
         self._thread = Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> bool:
-        """Every part but the late ones is ready; False when asked to stop before that. Raises PartFailed, and nothing runs any more."""
+        """Starts all services and waits until they are ready, except late ones; False if stopped before. Raises ServiceFailed."""
         self._thread.start()
         try:
             self._settled.wait()
@@ -56,28 +58,28 @@ class Supervisor:
             raise self._failure
         return not self._stopping.is_set()
 
-    def part(self, name: str) -> Child:
-        """The part of this name."""
-        return next(child for child in self.children if child.part.name == name)
+    def child(self, name: str) -> ChildProcess:
+        """Returns the process of this service."""
+        return next(child for child in self.children if child.service.name == name)
 
-    def ask_to_stop(self) -> None:
-        """Returns at once; `wait` tells when it is done. Fit for a signal handler."""
+    def request_stop(self) -> None:
+        """Requests a stop and returns at once; `wait` waits for it. Safe in a signal handler."""
         self._stopping.set()
 
     def kill(self) -> None:
-        """As ask_to_stop, with no grace for anybody."""
+        """Requests a stop without grace periods."""
         self._at_once.set()
         self._stopping.set()
 
     def wait(self) -> None:
-        """Every part has ended, because somebody asked. Raises PartFailed when it was not that."""
+        """Waits until a requested stop is complete. Raises ServiceFailed when the supervisor failed."""
         self._end()
         if self._failure:
-            raise PartFailed(f"the supervisor itself failed: {self._failure}") from self._failure
+            raise ServiceFailed(f"the supervisor itself failed: {self._failure}") from self._failure
 
     def stop(self) -> None:
-        """Every part has ended, the last started first."""
-        self.ask_to_stop()
+        """Stops all services, the last started first."""
+        self.request_stop()
         if self._thread.ident is not None:
             self._end()
 
@@ -94,15 +96,15 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self._guard()
+            self._start_reaper()
             self._start_all()
             self._settled.set()
             while not self._stopping.is_set():
-                self._turn()
+                self._step()
                 self._stopping.wait(TICK_S)
         except _Stopped:
             pass
-        except Exception as error:  # the thread's border: whatever it was, the caller of start() hears of it
+        except Exception as error:  # the thread's border: start() raises it
             self._failure, self._echo = error, None
             log.debug("the supervisor stops", exc_info=True)
         finally:
@@ -112,48 +114,48 @@ class Supervisor:
                 self._settled.set()
                 self._done.set()
 
-    def _guard(self) -> None:
+    def _start_reaper(self) -> None:
         command = [sys.executable, "-I", "-S", orphan_reaper.__file__]
-        self._guardian = subprocess.Popen(
+        self._reaper = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, pass_fds=self._held
         )
 
-    def _tell(self, line: str) -> None:
-        if self._guardian and self._guardian.stdin:
+    def _report(self, line: str) -> None:
+        if self._reaper and self._reaper.stdin:
             with suppress(BrokenPipeError):
-                self._guardian.stdin.write(line + "\n")
-                self._guardian.stdin.flush()
+                self._reaper.stdin.write(line + "\n")
+                self._reaper.stdin.flush()
 
     def _start_all(self) -> None:
-        """Each part begins as soon as all that it needs is settled. A death is final here: a part that never ran well is not retried."""
+        """Starts each service once the services it needs are settled. A service that exits during start-up is not restarted."""
         waiting = list(self.children)
-        begun: list[Child] = []
-        there, settled = {child.part.name for child in self.children}, set[str]()
-        while any(not child.part.is_late for child in waiting):
-            settled |= {child.part.name for child in begun if child.part.ready_after & there <= settled and child.is_settled()}
-            waiting = [child for child in self.children if child.part.name not in settled]
+        started: list[ChildProcess] = []
+        names, settled = {child.service.name for child in self.children}, set[str]()
+        while any(not child.service.is_late for child in waiting):
+            settled |= {child.service.name for child in started if child.service.ready_after & names <= settled and child.is_settled()}
+            waiting = [child for child in self.children if child.service.name not in settled]
             startable = [
-                child for child in waiting if child not in begun and not child.part.is_late and child.part.needs & there <= settled
+                child for child in waiting if child not in started and not child.service.is_late and child.service.needs & names <= settled
             ]
-            for child in sorted(startable, key=lambda child: child.part.is_slow_to_spawn):
-                self._refuse_stop()
-                child.begin()
-                begun.append(child)
-            self._refuse_stop()
+            for child in sorted(startable, key=lambda child: child.service.is_slow_to_spawn):
+                self._check_stop()
+                child.start_first()
+                started.append(child)
+            self._check_stop()
             self._echo_logs()
-            for child in begun:
-                child.refuse_death()
+            for child in started:
+                child.check_alive()
                 if child in waiting:
-                    child.refuse_delay()
+                    child.check_ready_deadline()
             time.sleep(TICK_S / 2 if waiting else 0)
         for child in self.children:
-            child.is_wanted = child.is_wanted or child not in begun  # the late ones
+            child.is_wanted = child.is_wanted or child not in started  # the late ones
 
-    def _refuse_stop(self) -> None:
+    def _check_stop(self) -> None:
         if self._stopping.is_set():
             raise _Stopped
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         for child in self.children:
             child.step()
         self._echo_logs()
@@ -161,28 +163,30 @@ class Supervisor:
     def _stop_all(self) -> None:
         for child in reversed(self.children):
             child.is_wanted = False
-            patience = time.monotonic() + PATIENCE_S
-            self._turn()  # all of them: those that this one still needs are kept alive meanwhile
+            notice_at = time.monotonic() + STOP_NOTICE_S
+            self._step()  # steps all children: services that this one needs are kept running
             while child.pid is not None:
                 if self._at_once.is_set():
                     child.kill()
-                if patience and time.monotonic() > patience:
-                    patience = 0
-                    log.info("waiting up to %.0f s for %s to finish; Ctrl-C once more stops at once", child.part.grace_s, child.part.name)
+                if notice_at and time.monotonic() > notice_at:
+                    notice_at = 0
+                    log.info(
+                        "waiting up to %.0f s for %s to finish; Ctrl-C once more stops at once", child.service.grace_s, child.service.name
+                    )
                 time.sleep(TICK_S / 5)
-                self._turn()
-        if self._guardian:
-            self._guardian.communicate()
+                self._step()
+        if self._reaper:
+            self._reaper.communicate()
 
     def _echo_logs(self) -> None:
         if not self._echo:
             return
         for child in self.children:
-            self._echoed[child.part.name] = _echo(child, self._echoed.get(child.part.name), self._echo)
+            self._echoed[child.service.name] = _echo(child, self._echoed.get(child.service.name), self._echo)
 
 
-def _echo(child: Child, position: int | None, echo: Callable[[str], None]) -> int:
-    """The whole lines written since `position` have been shown; returns the new position."""
+def _echo(child: ChildProcess, position: int | None, echo: Callable[[str], None]) -> int:
+    """Echoes the whole lines written since `position`; returns the new position."""
     if not child.log_file.exists():
         return 0
     with child.log_file.open("rb") as source:
@@ -192,5 +196,5 @@ def _echo(child: Child, position: int | None, echo: Callable[[str], None]) -> in
         text = source.read()
     whole = text[: text.rfind(b"\n") + 1]
     for line in whole.decode(errors="replace").splitlines():
-        echo(f"{child.part.name:>9} | {line}")
+        echo(f"{child.service.name:>9} | {line}")
     return start + len(whole)

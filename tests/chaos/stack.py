@@ -210,7 +210,7 @@ class Plant:
         self.mistreated.calls(share, **how)
 
     def _says_ready(self) -> bool:
-        if not all(probe.answers("/readyz", host=host, port=port) for host, port in self.apis):
+        if not all(probe.http_ok("/readyz", host=host, port=port) for host, port in self.apis):
             return False
         with db.begin() as session:
             return bool(session.execute(_WORKERS).scalar_one() >= self.workers)

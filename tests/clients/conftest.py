@@ -101,7 +101,7 @@ def serving(log: Path, *, port: int = 0, **env: str) -> Iterator[Api]:
             preexec_fn=die_with_parent,
         )  # fmt: skip
     try:
-        until(lambda: probe.answers("/healthz", port=port), what=f"the API: {last_lines(log)}", within_s=120)
+        until(lambda: probe.http_ok("/healthz", port=port), what=f"the API: {last_lines(log)}", within_s=120)
         yield Api(port, log)
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""What deploy/monitoring asks Prometheus for."""
+"""Reads the Prometheus queries in deploy/monitoring."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ RULES = ("alerts.yml", "scaling.yml")
 
 
 def expressions() -> list[str]:
-    """Of the rules and of the dashboard."""
+    """Returns the queries of the rules and of the dashboard."""
     rules = [yaml.safe_load((FOLDER / name).read_text()) for name in RULES]
     dashboard = json.loads((FOLDER / "dashboard.json").read_text())
-    found = [rule["expr"] for one in rules for group in one["groups"] for rule in group["rules"]]
-    return found + [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    queries = [rule["expr"] for document in rules for group in document["groups"] for rule in group["rules"]]
+    return queries + [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
 
 
 def asked_for() -> set[str]:
-    """The names of all series in these."""
+    """Returns the names of all series in the queries."""
     return {name for expression in expressions() for name in re.findall(r"nowserving_\w+", expression)}

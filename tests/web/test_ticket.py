@@ -132,7 +132,7 @@ def test_a_small_model_on_this_machine_writes_and_draws(visit: Visit, world: Wor
             [sys.executable, "-m", "deploy.local_model", "--port", str(port)], stdout=log, stderr=log, preexec_fn=die_with_parent
         )
     try:
-        until(lambda: probe.answers("/v1/models", port=port), what=f"the model: {last_lines(tmp_path / 'model.log')}", within_s=120)
+        until(lambda: probe.http_ok("/v1/models", port=port), what=f"the model: {last_lines(tmp_path / 'model.log')}", within_s=120)
         chat = enter(visit, world)
         with db.begin() as session:
             for number in credentials(session, chat):

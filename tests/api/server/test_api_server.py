@@ -48,7 +48,7 @@ class Api:
         with log.open("wb") as out:
             self.process = subprocess.Popen([sys.executable, "-m", "cli.main", "api"], env=own, stdout=out, stderr=out)
         give_up_at = time.monotonic() + 180
-        while not probe.answers("/healthz", port=self.port):
+        while not probe.http_ok("/healthz", port=self.port):
             assert self.process.poll() is None and time.monotonic() < give_up_at, log.read_text()
             time.sleep(0.05)
 
@@ -391,5 +391,5 @@ def test_metrics_of_processes_are_summed_and_outlive_them(environment: dict[str,
 
         for pid in psutil.Process(api.process.pid).children():
             pid.kill()
-        until(lambda: probe.answers("/healthz", port=api.port), what="served again")
+        until(lambda: probe.http_ok("/healthz", port=api.port), what="served again")
         assert before + 20 == counted()

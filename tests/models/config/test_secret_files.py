@@ -119,9 +119,9 @@ def test_services_read_the_stacks_secret_files(tmp_path: Path, monkeypatch: pyte
     shown = {"NOWSERVING_REDIS_URL_FILE": str(written(tmp_path, VALUES["redis_url"]))}
     monkeypatch.setenv(*next(iter(shown.items())))  # as where the stack's own environment names it
 
-    assert VALUES["redis_url"] == services.read(shown).redis_url
+    assert VALUES["redis_url"] == services.read_settings(shown).redis_url
     with pytest.raises(services.CannotStart, match="NOWSERVING_REDIS_URL and NOWSERVING_REDIS_URL_FILE are both set") as caught:
-        services.read({**shown, "NOWSERVING_REDIS_URL": "redis://x"})
+        services.read_settings({**shown, "NOWSERVING_REDIS_URL": "redis://x"})
     assert CANARY not in str(caught.value)
 
 

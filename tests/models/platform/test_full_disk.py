@@ -19,7 +19,7 @@ import sqlalchemy.exc
 from deploy.local import data_folder
 from deploy.local.embedded_servers import Postgres, Valkey
 from deploy.local.server_process import Server, ServerFailed
-from deploy.local.service import Part, PartFailed, program
+from deploy.local.service import Service, ServiceFailed, spawn_program
 from deploy.local.stack import CannotStart, Stack
 from deploy.local.supervisor import Supervisor
 from models.config.settings import settings
@@ -126,15 +126,15 @@ def test_a_failed_write_keeps_the_old_content(disk: Disk) -> None:
 def test_a_start_on_a_full_disk_is_one_message_and_works_once_there_is_room(disk: Disk) -> None:
     stack = Stack(disk.folder / "data", env=ANY_PORTS, program=STAND_IN)
     disk.fill()
-    with pytest.raises((CannotStart, PartFailed), match="No space left"):
+    with pytest.raises((CannotStart, ServiceFailed), match="No space left"):
         stack.start()
     disk.empty()
-    with pytest.raises((CannotStart, PartFailed), match=r"(?s)postgres could not be started.*No space left"):
+    with pytest.raises((CannotStart, ServiceFailed), match=r"(?s)postgres could not be started.*No space left"):
         stack.start()
     disk.resize(400_000)
 
     with stack:
-        assert stack.part("postgres").is_ready()
+        assert stack.child("postgres").is_ready()
 
 
 def _lock(folder: Path) -> None:
@@ -152,7 +152,7 @@ def _log(folder: Path) -> None:
     """A part that writes a line when it starts, and ends when it cannot."""
     code = "print('started', flush=True); import time; time.sleep(600)"
     log = folder / "logs" / "part.log"
-    part = Part("part", program([sys.executable, "-c", code], env={}), lambda: "started" in log.read_text(), grace_s=5)
+    part = Service("part", spawn_program([sys.executable, "-c", code], env={}), lambda: "started" in log.read_text(), grace_s=5)
     with Supervisor([part], logs=log.parent):
         pass
 
@@ -161,9 +161,9 @@ def _count(folder: Path) -> None:
     """A program counts something, in a process of its own. Where the temporary folder is full, Python takes another."""
     code = """
 import os
-from models import metrics_folder
-os.environ[metrics_folder.VARIABLE] = str(metrics_folder.make())
-from models import metrics
+from models.telemetry import metrics_folder
+os.environ[metrics_folder.VARIABLE] = str(metrics_folder.create())
+from models.telemetry import metrics
 metrics.slots.set(3)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder)})
@@ -177,7 +177,7 @@ STEPS: dict[str, Callable[[Path], object]] = {
     "postgres/password": lambda folder: Postgres(folder / "postgres").prepare(),
     "valkey/password": lambda folder: Valkey(folder / "valkey").prepare(),
     "a part's log": _log,
-    "connection.json": lambda folder: data_folder.tell_connection(folder, settings()),
+    "connection.json": lambda folder: data_folder.write_connection(folder, settings()),
     METRICS: _count,
     "the spool": _spool,
 }
@@ -197,7 +197,7 @@ def test_a_start_that_finds_the_disk_full_at_any_point_works_once_there_is_room(
         STEPS[name](folder)
     before = _contents(folder)
     disk.fill()
-    with nullcontext() if point == METRICS else pytest.raises((OSError, PartFailed)):
+    with nullcontext() if point == METRICS else pytest.raises((OSError, ServiceFailed)):
         STEPS[point](folder)
     assert before.items() <= _contents(folder).items(), "what was made before is as it was"
     assert [] == [name for name in MADE if (file := folder / name).exists() and not file.read_text().strip()]
