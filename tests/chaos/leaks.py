@@ -15,7 +15,7 @@ from models.database import db
 from models.keys import keys
 from models.keys.keys import Key
 from tests.chaos.stack import MODEL, POOL, THREADS, Plant
-from tests.support.programs import processes
+from tests.support.programs import live_jobs
 from tests.support.queue_tools import query
 from tests.upstream.journal import fingerprint
 
@@ -66,9 +66,9 @@ def _sockets(plant: Plant) -> Iterator[str]:
 def _slots(plant: Plant) -> Iterator[str]:
     """Every slot of every worker takes a job at once."""
     slots = plant.workers * THREADS
-    who = processes.caller("sk-probe", model=MODEL, max_in_flight=slots)
+    who = live_jobs.caller("sk-probe", model=MODEL, max_in_flight=slots)
     time.sleep(2.5)  # new limits hold within seconds
-    jobs = [processes.ask(who, f"[[fake:hold]] probe {n}", model=MODEL) for n in range(slots)]
+    jobs = [live_jobs.ask(who, f"[[fake:hold]] probe {n}", model=MODEL) for n in range(slots)]
     try:
         plant.wait(lambda: plant.upstream.waiting() >= slots, "every slot is taken", within_s=PROBE_S)
     except TimeoutError:
@@ -76,7 +76,7 @@ def _slots(plant: Plant) -> Iterator[str]:
         yield f"only {plant.upstream.waiting()} of {slots} slots take jobs; reported: {reported}"
     finally:
         plant.upstream.release()
-    plant.wait(lambda: all(row.status == "succeeded" for row in processes.rows(jobs)), "the probes have ended", within_s=PROBE_S)
+    plant.wait(lambda: all(row.status == "succeeded" for row in live_jobs.rows(jobs)), "the probes have ended", within_s=PROBE_S)
 
 
 def _credentials(plant: Plant) -> Iterator[str]:
@@ -90,8 +90,8 @@ def _credentials(plant: Plant) -> Iterator[str]:
 
     def ask_once_more() -> bool:
         # One at a time: each goes to the key with most room.
-        if not jobs or all(row.status == "succeeded" for row in processes.rows(jobs)):
-            jobs.append(processes.ask(who, f"[[fake:delay=0]] serve {len(jobs)}", model=MODEL))
+        if not jobs or all(row.status == "succeeded" for row in live_jobs.rows(jobs)):
+            jobs.append(live_jobs.ask(who, f"[[fake:delay=0]] serve {len(jobs)}", model=MODEL))
         return not missing()
 
     try:
@@ -100,7 +100,7 @@ def _credentials(plant: Plant) -> Iterator[str]:
         yield f"upstream keys that never served again: {sorted(missing())}; {query('SELECT * FROM parked_model')}"
     with suppress(TimeoutError):
         # Or the last call would be counted among those of the next course.
-        plant.wait(lambda: all(row.status == "succeeded" for row in processes.rows(jobs)), "the last job has ended", within_s=PROBE_S)
+        plant.wait(lambda: all(row.status == "succeeded" for row in live_jobs.rows(jobs)), "the last job has ended", within_s=PROBE_S)
 
 
 def _key_of(token: str) -> Key:

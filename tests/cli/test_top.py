@@ -22,7 +22,8 @@ from models.jobs import workers
 from models.keys import keys, parking
 from models.keys.keys import Limits
 from tests.api.server.test_api_server import Api, serving
-from tests.support.programs.processes import empty_tables, until
+from tests.support.programs.process import until
+from tests.support.programs.processes import empty_tables
 from tests.support.queue_tools import credential_of, known, query, start, submit
 
 TOKEN = "ops-token-of-top-0123456789"

@@ -16,7 +16,8 @@ import pytest
 from deploy.local import probe
 from deploy.local.server_process import die_with_parent, free_port, last_lines
 from tests.clients.raw import Raw
-from tests.support.programs.processes import Stack, running, until
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack, running
 from tests.upstream.client import FakeUpstream
 from tests.upstream.journal import Call
 

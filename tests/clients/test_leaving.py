@@ -17,7 +17,7 @@ from tests.clients.calls import CHAT, STREAM, Call, Seen
 from tests.clients.conftest import World, chat, fresh_key
 from tests.clients.cutter import Cutter
 from tests.clients.programs import CLIENTS, Client, params, start
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import query
 from tests.upstream.chat import echo
 

@@ -21,7 +21,8 @@ import standardwebhooks
 from deploy.local.server_process import die_with_parent, free_port
 from tests.clients.conftest import Api, chat, serving
 from tests.clients.programs import HERE, installed
-from tests.support.programs.processes import Stack, running, until
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack, running
 from tests.support.servers.webhook_receiver import Got, Receiver
 
 DOCS = HERE.parents[1] / "docs" / "guides" / "webhooks.md"

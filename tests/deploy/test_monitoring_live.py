@@ -19,7 +19,8 @@ from models.keys.keys import Key, Limits
 from tests.api.server.test_api_server import serving
 from tests.deploy import monitoring
 from tests.support.programs import processes
-from tests.support.programs.processes import ask, caller, until
+from tests.support.programs.live_jobs import ask, caller
+from tests.support.programs.process import until
 from tests.support.queue_tools import query
 from tests.upstream.client import FakeUpstream
 

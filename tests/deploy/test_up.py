@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from deploy.local.server_process import die_with_parent
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.upstream.client import FakeUpstream
 
 ROOT = Path(__file__).parents[2]

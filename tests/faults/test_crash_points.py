@@ -22,7 +22,9 @@ from models.keys.keys import Key
 from models.platform.errors import Unavailable
 from models.queue import admission, lanes
 from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, ask, attempts, caller, row, rows, until, violations, wait_ended, wake_lane
+from tests.support.programs.live_jobs import ask, attempts, caller, row, rows, violations, wait_ended, wake_lane
+from tests.support.programs.process import Process, until
+from tests.support.programs.processes import Stack
 
 HOWS = ("exit", "freeze", "raise")
 # The first step only finds that the limiter has no state yet.

@@ -17,20 +17,9 @@ from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from models.jobs.requeue import LOST
 from tests.support.programs import processes
-from tests.support.programs.processes import (
-    JOB_QUEUE,
-    Process,
-    Stack,
-    ask,
-    attempts,
-    caller,
-    pretended_slots,
-    prompt_of,
-    rows,
-    until,
-    violations,
-    wait_ended,
-)
+from tests.support.programs.live_jobs import ask, attempts, caller, prompt_of, rows, violations, wait_ended
+from tests.support.programs.process import Process, until
+from tests.support.programs.processes import JOB_QUEUE, Stack, pretended_slots
 from workers.channels import notify
 
 THREADS = 8

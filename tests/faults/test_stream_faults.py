@@ -13,7 +13,9 @@ import redis
 from deploy.local.embedded_servers import Postgres, Valkey
 from models.database import db
 from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, ask, attempts, caller, cancel, row, until, violations, wait_ended
+from tests.support.programs.live_jobs import ask, attempts, caller, cancel, row, violations, wait_ended
+from tests.support.programs.process import Process, until
+from tests.support.programs.processes import Stack
 from tests.support.stream_tools import content, heard
 from tests.upstream.chat import echo
 from workers.channels import notify

@@ -16,7 +16,7 @@ from tests.chaos.fault import Fault
 from tests.chaos.schedule import Faults
 from tests.hosts.network import HERE, both
 from tests.hosts.stack import OURS, WORKERS, Hosts
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 CUT_S = (5.0, 60.0)
 SLOW_S, LOSS, LASTS_S = 0.2, 0.05, 30.0

@@ -15,7 +15,7 @@ from tests.chaos import clock
 from tests.chaos.clock import Clock
 from tests.chaos.stack import GUNICORN, SETTINGS, THREADS, Part, Plant, consumer
 from tests.hosts.network import NETWORK, Network
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 WORKERS = ("worker0", "worker1")
 HOSTS = ("api", "pacer", *WORKERS, "postgres", "valkey", "upstream")

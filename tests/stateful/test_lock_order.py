@@ -20,7 +20,7 @@ from models.platform.errors import WrongState
 from models.queue import admission
 from models.sessions import deletion
 from tests.support.http_tools import Caller
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import at_once, credential_of, finish, known, query, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -15,7 +15,8 @@ import pytest
 
 from models.keys.keys import Key
 from tests.support.programs import processes
-from tests.support.programs.processes import Stack, caller, wait_ended, wake_lane
+from tests.support.programs.live_jobs import caller, wait_ended, wake_lane
+from tests.support.programs.processes import Stack
 from tests.support.queue_tools import query, submit
 from tests.upstream.chat import echo
 

@@ -14,7 +14,9 @@ from models.keys import keys
 from models.keys.keys import Key, Limits
 from tests.support.http_tools import Caller
 from tests.support.programs import processes
-from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
+from tests.support.programs.live_jobs import ask, caller, wait_ended
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack
 from tests.support.queue_tools import query
 
 OBEYED_S = 0.1

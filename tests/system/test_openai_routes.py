@@ -25,7 +25,9 @@ import pytest
 
 from tests.api.server.test_api_server import Api, serving
 from tests.clients.raw import Raw
-from tests.support.programs.processes import Stack, caller, running, until
+from tests.support.programs.live_jobs import caller
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack, running
 from tests.support.queue_tools import query
 from tests.upstream.client import FakeUpstream
 from tests.upstream.errors import BY_STATUS

@@ -11,7 +11,9 @@ from uuid import UUID
 import pytest
 
 from tests.support.programs import processes
-from tests.support.programs.processes import Stack, ask, attempts, caller, cancel, row, until, violations, wait_ended, wake_lane
+from tests.support.programs.live_jobs import ask, attempts, caller, cancel, row, violations, wait_ended, wake_lane
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack
 from tests.support.queue_tools import query, submit
 from tests.support.stream_tools import content, events, heard
 from tests.upstream.chat import echo

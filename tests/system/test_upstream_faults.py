@@ -16,7 +16,9 @@ from deploy.local.server_process import free_port
 from models.database import db
 from models.keys.keys import Key
 from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, ask, attempts, caller, until, violations, wait_ended, wake_lane
+from tests.support.programs.live_jobs import ask, attempts, caller, violations, wait_ended, wake_lane
+from tests.support.programs.process import Process, until
+from tests.support.programs.processes import Stack
 from tests.support.queue_tools import query, submit
 from tests.support.stream_tools import content
 from tests.upstream.behaviour import PACKED

@@ -22,8 +22,10 @@ from models.platform import wire
 from models.platform.errors import Unavailable
 from models.webhooks import delivery_log, endpoints, sample_event, signing
 from models.webhooks.delivery_log import DeliveryScope
-from tests.support.programs import processes
-from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
+from tests.support.programs import process, processes
+from tests.support.programs.live_jobs import ask, caller, wait_ended
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack
 from tests.support.queue_tools import query
 from tests.support.servers.webhook_receiver import Receiver
 from tests.support.webhook_tools import ENDED, deliveries, endpoint, endpoint_and_secret
@@ -232,7 +234,7 @@ def test_a_sender_whose_parent_was_killed_ends(receiver: Receiver, tmp_path: Pat
     with processes.running(tmp_path) as stack:
         main = stack.workers(processes=1, threads=2, webhook_threads=2)
         main.wait_says("sending webhooks")
-        children = [processes.Process(f"child {pid}", pid, main.log) for pid in main.children()]
+        children = [process.Process(f"child {pid}", pid, main.log) for pid in main.children()]
         processes.os.kill(main.pid, processes.signal.SIGKILL)
         for child in children:
             child.wait_gone()

@@ -20,23 +20,10 @@ from deploy.local.embedded_servers import Valkey
 from models.database import db
 from models.keys.keys import Key
 from models.platform.wire import public_id
-from tests.support.programs import processes
-from tests.support.programs.processes import (
-    JOB_QUEUE,
-    Process,
-    Stack,
-    ask,
-    attempts,
-    caller,
-    cancel,
-    pretended_slots,
-    row,
-    rows,
-    until,
-    violations,
-    wait_ended,
-    wake_lane,
-)
+from tests.support.programs import live_jobs, processes
+from tests.support.programs.live_jobs import ask, attempts, caller, cancel, row, rows, violations, wait_ended, wake_lane
+from tests.support.programs.process import Process, until
+from tests.support.programs.processes import JOB_QUEUE, Stack, pretended_slots
 from tests.support.queue_tools import submit
 from tests.support.time_limits import least, seconds
 from tests.upstream.images import png
@@ -109,7 +96,7 @@ def test_celery_carries_two_ids_and_nothing_else(stack: Stack, redis_of_run: red
     message = json.loads(raw)
 
     assert public_id(job_id) == message["headers"]["id"]
-    assert [[str(job_id), str(dispatch_id)], {}] == json.loads(processes.decoded(message["body"]))[:2]
+    assert [[str(job_id), str(dispatch_id)], {}] == json.loads(live_jobs.decoded(message["body"]))[:2]
     assert b"prompt" not in raw
     cancel(job_id)
 

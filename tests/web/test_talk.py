@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.clients.conftest import World
 from tests.support.browser import DESK, PHONE, Visit
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.web.conftest import PATIENCE_MS, Chat, enter
 from tests.web.measures import serious
 from tests.web.words import WORDS

@@ -19,7 +19,7 @@ from models.keys.keys import Limits
 from models.ops import limits_and_caps
 from tests.clients.conftest import World, serving
 from tests.support.browser import DESK, PHONE, Visit
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import query
 from tests.web.conftest import PATIENCE_MS, Chat, enter
 from tests.web.words import WORDS

@@ -18,7 +18,7 @@ from api.http import request_body
 from api.http.body_budget import BodyBudget, budget
 from models.platform.errors import Unavailable
 from tests.support.http_tools import CHAT, Caller, error_of, new_app, stored
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 MIB = 2**20
 

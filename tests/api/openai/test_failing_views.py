@@ -10,7 +10,7 @@ from api.jobs import event_stream
 from api.openai import rate_limit_headers, stream_response
 from api.waiting.registry import waiter_registry
 from tests.support.http_tools import CHAT, Caller
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import query
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client")

@@ -24,7 +24,7 @@ from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
 from models.queue import submission
 from tests.support.http_tools import CHAT, Caller, error_of
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import cancel as cancel_job
 from tests.support.queue_tools import expire as expire_job
 from tests.support.queue_tools import finish, query, row, start

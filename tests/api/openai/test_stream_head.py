@@ -17,7 +17,7 @@ from models.jobs import completion
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from tests.api.openai.test_stream_response import DONE, event, publish
 from tests.support.http_tools import Caller, error_of
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import cancel, expire, known, query, row, start
 from workers.channels import notify
 

@@ -27,7 +27,7 @@ from models.platform import wire
 from models.platform.errors import QueueFull
 from tests.api.server.test_api_server import Api, read_until, serving
 from tests.support.http_tools import Caller, error_of
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import cancel, expire, known, query, row, start, submit
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk

@@ -28,7 +28,8 @@ from deploy.local.embedded_servers import Postgres, Valkey, free_port
 from models.database import db
 from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, end, together
-from tests.support.programs.processes import empty_tables, until
+from tests.support.programs.process import until
+from tests.support.programs.processes import empty_tables
 from tests.support.time_limits import least, seconds
 from workers.channels import notify
 

@@ -22,7 +22,9 @@ from models.database import db
 from models.jobs import workers
 from tests.support.http_tools import Caller
 from tests.support.programs.forks import ROOT
-from tests.support.programs.processes import Stack, ask, caller, running, until, wait_ended
+from tests.support.programs.live_jobs import ask, caller, wait_ended
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack, running
 from tests.support.queue_tools import query
 from workers.broker.consumer_watchdog import STALLED_S, ConsumerWatchdog, QueueHead
 from workers.broker.queues import JOB_QUEUE

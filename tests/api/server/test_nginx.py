@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 from deploy.local import probe
 from deploy.local.server_process import die_with_parent, free_port
 from tests.api.server.test_api_server import Api, serving
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import query
 
 CONFIGS = Path(__file__).resolve().parents[3] / "deploy" / "nginx"

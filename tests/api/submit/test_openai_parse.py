@@ -20,7 +20,7 @@ from models.content.endpoints import CHAT, EMBEDDINGS, IMAGES, MODERATIONS
 from models.keys.keys import Key
 from models.platform.errors import Invalid, UnsupportedMedia
 from tests.support.http_tools import Caller, end, new_app
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 CALLER = Key(id=1, pool_id=1, kind="own")
 MESSAGES = [{"role": "user", "content": "hi there"}]

@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 from models.database import db
 from models.jobs import waiters
 from tests.support.http_tools import CHAT, Caller, error_of, together
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import event_types, finish, pass_time, query, report, row, start
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client", "at_once")

@@ -13,7 +13,7 @@ from deploy.local.embedded_servers import free_port
 from models.database import db
 from models.keys.keys import Key
 from models.queue import lanes
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import admit, event_types, known, pass_time, query, row, start, submit
 from workers.channels import notify
 from workers.limiter.limiter import Limiter

@@ -18,7 +18,7 @@ from api.waiting.redis_listener import RedisListener
 from api.waiting.waiter import Waiter
 from api.waiting.waiters import Waiters
 from tests.api.server.test_api_server import subscribers
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from workers.channels import notify, token_stream
 from workers.channels.token_stream import Chunk
 from workers.pacer import __main__ as pacer_main

@@ -25,7 +25,7 @@ from models.platform.errors import QueueFull, TooManyWaiting, Unavailable
 from models.queue import submission
 from tests.api.server.test_api_server import subscribers, transactions
 from tests.support.http_tools import Caller, end, error_of, together
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import query, submit
 from tests.support.time_limits import least, seconds
 from workers.channels import notify, token_stream

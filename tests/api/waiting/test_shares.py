@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 from api.waiting.registry import waiter_registry
 from models.platform import wire
 from tests.support.http_tools import CHAT, Caller, error_of, stored
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import finish, start
 
 pytestmark = pytest.mark.usefixtures("database", "redis_client", "small")

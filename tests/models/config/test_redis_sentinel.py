@@ -18,7 +18,9 @@ from models.config import redis_sentinel
 from models.config.redis_sentinel import Sentinels
 from models.config.settings import settings
 from tests.support.programs import processes
-from tests.support.programs.processes import Stack, ask, caller, until, wait_ended
+from tests.support.programs.live_jobs import ask, caller, wait_ended
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack
 from workers.broker import redis_transport
 from workers.channels import notify
 

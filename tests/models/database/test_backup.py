@@ -13,7 +13,8 @@ from sqlalchemy import create_engine, make_url, text
 from deploy.local.server_process import find_binary
 from models.database import db
 from tests.support.programs import processes
-from tests.support.programs.processes import Stack, ask, attempts, caller, wait_ended
+from tests.support.programs.live_jobs import ask, attempts, caller, wait_ended
+from tests.support.programs.processes import Stack
 from tests.support.queue_tools import ANSWER, finish, query, start
 from tests.upstream.client import FakeUpstream
 

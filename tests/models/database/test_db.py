@@ -18,7 +18,7 @@ from models.config.settings import settings
 from models.database import db, large_values, pool
 from models.database.pool import FifoSemaphore
 from models.platform.errors import QueueFull, Unavailable
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 ADD = text("INSERT INTO pool (name) VALUES (:name)")
 NAMES = text("SELECT name FROM pool ORDER BY name")

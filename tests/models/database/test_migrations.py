@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, make_url, text
 from cli.main import nowserving
 from models.database import migrate
 from models.database.tables import metadata
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 VERSIONS = sorted(migrate.VERSIONS.glob("[0-9]*.py"))
 # models/migrations/env.py

@@ -13,7 +13,7 @@ from models.jobs import claims, completion, waiters
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
 from models.keys.keys import Key
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import admit_all, cancel, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")

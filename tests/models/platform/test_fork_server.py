@@ -14,7 +14,7 @@ import pytest
 
 from models.platform.fork_server import Forker, ForkerGone
 from models.platform.preloads import PRELOADS
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
 

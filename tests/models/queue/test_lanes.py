@@ -14,7 +14,7 @@ from models.ops import job_search
 from models.platform.errors import TooManyModels
 from models.queue import lanes
 from tests.support.http_tools import CHAT, Caller
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import at_once, enqueue_in, finish, heads, known, query, row, start, submit
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -12,7 +12,7 @@ from typing import Any, Self
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from deploy.local.server_process import free_port
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from deploy.local.server_process import die_with_parent, free_port
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import redis
 
 from deploy.local.embedded_servers import Valkey
 from tests.support.programs import processes
-from tests.support.programs.processes import JOB_QUEUE, Stack, ask, caller, wait_ended
+from tests.support.programs.live_jobs import ask, caller, wait_ended
+from tests.support.programs.processes import JOB_QUEUE, Stack
 
 
 @pytest.fixture(scope="module")

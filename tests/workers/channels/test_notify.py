@@ -8,7 +8,7 @@ import threading
 import pytest
 import redis
 
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from workers.channels import notify
 
 

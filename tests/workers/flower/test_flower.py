@@ -22,8 +22,10 @@ from models.keys import keys
 from models.platform.wire import public_id
 from models.queue import lanes
 from tests.support.browser import Visit, picture
-from tests.support.programs.processes import Stack, ask, caller, pretended_slots, row, running, until, wait_ended, wait_status
-from tests.support.programs.processes import cancel as _cancel
+from tests.support.programs.live_jobs import ask, caller, row, wait_ended, wait_status
+from tests.support.programs.live_jobs import cancel as _cancel
+from tests.support.programs.process import until
+from tests.support.programs.processes import Stack, pretended_slots, running
 from workers.channels import notify
 
 LOGIN = "operator:correct-horse"

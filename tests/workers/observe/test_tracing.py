@@ -23,7 +23,9 @@ from tests.api.server.test_api_server import Api, serving
 from tests.support.http_tools import CHAT
 from tests.support.programs import processes
 from tests.support.programs.forks import ROOT
-from tests.support.programs.processes import Process, Stack, attempts, caller, row, until, wait_ended
+from tests.support.programs.live_jobs import attempts, caller, row, wait_ended
+from tests.support.programs.process import Process, until
+from tests.support.programs.processes import Stack
 from tests.support.servers.otlp_receiver import Collector, Seen
 from tests.support.servers.webhook_receiver import Receiver
 

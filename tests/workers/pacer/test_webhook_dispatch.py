@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from models.keys.keys import Key
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import finish, known, query, start, submit
 from tests.support.webhook_tools import deliveries, endpoint
 from workers.broker.publish import TaskMessage

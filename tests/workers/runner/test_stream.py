@@ -16,7 +16,7 @@ import pytest
 
 from models.database import db
 from models.jobs import claims
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from tests.support.queue_tools import known, query, reap, row, start, submit
 from tests.support.stream_tools import content, heard
 from tests.upstream.answer import END_OF_CHUNKS, chunk

@@ -20,8 +20,10 @@ from sqlalchemy import text
 from models.config.settings import settings
 from models.database import db
 from models.keys.keys import Key
-from tests.support.programs import processes
-from tests.support.programs.processes import Process, Stack, caller, until, wait_ended, wake_lane
+from tests.support.programs import live_jobs, processes
+from tests.support.programs.live_jobs import caller, wait_ended, wake_lane
+from tests.support.programs.process import Process, until
+from tests.support.programs.processes import Stack
 from tests.support.queue_tools import submit
 
 MB = 1_000_000
@@ -67,7 +69,7 @@ def warm_worker(stack: Stack, *, threads: int = THREADS, **settings: object) -> 
     """A worker all of whose threads have served a short call, and its memory in MiB."""
     worker = stack.worker(threads=threads, **settings)
     who = caller("sk-short", max_in_flight=threads)
-    jobs = [processes.ask(who, f"{n} [[fake:hold]]") for n in range(threads)]
+    jobs = [live_jobs.ask(who, f"{n} [[fake:hold]]") for n in range(threads)]
     stack.upstream.wait_for_held(threads)
     stack.upstream.release()
     wait_ended(jobs, stack=stack)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.programs.processes import until
+from tests.support.programs.process import until
 from workers.upstream import body_budget
 from workers.upstream.body_budget import FREE_BYTES, STALLED_S, STEP_BYTES, BodyBudget, BodyReservation
 
