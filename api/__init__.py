@@ -1,1 +1,1 @@
-"""What a caller sees: the HTTP API and the command line. Imports models and, of workers, only workers.channels.notify."""
+"""The HTTP API. It imports models and, of workers, only workers.channels."""

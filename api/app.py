@@ -31,13 +31,13 @@ from models.access.wrong_tokens import WrongTokens
 
 
 def create_app() -> Flask:
-    """A new application; what it remembers of its callers is its own."""
+    """A new application, with caches of its own."""
     app = Flask(__name__, static_folder=None)
-    # No redirects: one would lose the body and the key of a POST. Other spellings of an address are api/server/url_rewriting.py's.
+    # No redirects: they would lose the body and the key of a POST. api/server/url_rewriting.py handles other spellings of an address.
     app.url_map.strict_slashes = True
     app.url_map.merge_slashes = False
     app.extensions["waiter_registry"] = waiter_registry
-    reset_memory(app)
+    reset_caches(app)
     metrics.register(app)
     errors.register(app)
     host_check.register(app)
@@ -60,9 +60,9 @@ def create_app() -> Flask:
     return app
 
 
-def reset_memory(app: Flask) -> None:
-    """The application remembers nothing of its callers and of other processes, as when it was new."""
+def reset_caches(app: Flask) -> None:
+    """Clears the caches of callers and the state of health checks, as in a new application."""
     app.extensions["wrong_tokens"] = WrongTokens()
-    app.extensions["callers"] = KeyCache()
+    app.extensions["key_cache"] = KeyCache()
     latch = app.extensions["first_reports"] = health.Latch(health.PARTS, now=time.monotonic())
     app.extensions["heartbeat"] = Heartbeat(missing=partial(health.missing, latch))

@@ -1,7 +1,7 @@
-"""The chat page at `/`, as `make setup` built it into api/static; without it `/` leads to the docs.
+"""The chat page at `/`, as `make setup` builds it into api/static; without it `/` redirects to the docs.
 
-It is a caller like any other: what it does, it does through the routes under /v1. Its files are named by their content, so they may be
-kept for ever; only the document is asked for anew each time.
+The page only uses the routes under /v1. The names of its files hold a digest of their content, so browsers may cache them for a year;
+only the HTML document is revalidated each time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from api.access import visitors
 routes = Blueprint("page", __name__)
 
 BUILT = Path(__file__).parent / "static"
-KEPT_S = 365 * 86_400
-# Nothing inline, nothing from elsewhere. Pictures that are chosen are shown from data: and blob: before they are sent.
+ASSET_TTL_S = 365 * 86_400
+# No inline code and no other origins. The page previews chosen images from data: and blob: URLs.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; font-src 'self';"
     " media-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -27,51 +27,51 @@ OWN_KEY = 'name="nowserving-key" content="own"'
 
 @routes.get("/")
 def home() -> AnyResponse:
-    """The page. Where the operator has configured a key for it, whoever has no name yet is given one."""
+    """The page. With a page key of the operator it sets the visitor cookie."""
     if not (BUILT / "index.html").is_file():
         return redirect("docs")
-    # Read anew: the page may be built again under a server that runs.
-    found = (BUILT / "index.html").read_text()
-    made = Response(found, mimetype="text/html")
-    if (name := visitors.set_cookie(request, made)) is not None:
-        made.set_data(found.replace(OWN_KEY, f'name="nowserving-key" content="shared {name}"'))
-        made.headers["Cache-Control"] = "no-store"
+    # Read for each request: the page may be built again while the server runs.
+    html = (BUILT / "index.html").read_text()
+    response = Response(html, mimetype="text/html")
+    if (name := visitors.set_cookie(request, response)) is not None:
+        response.set_data(html.replace(OWN_KEY, f'name="nowserving-key" content="shared {name}"'))
+        response.headers["Cache-Control"] = "no-store"
     else:
-        made.headers["Cache-Control"] = "no-cache"
-        made.add_etag()
-        made.make_conditional(request)
-    return _guarded(made)
+        response.headers["Cache-Control"] = "no-cache"
+        response.add_etag()
+        response.make_conditional(request)
+    return _with_security_headers(response)
 
 
 @routes.get("/assets/<name>")
 def asset(name: str) -> Response:
-    """A file of the page, compressed where the browser takes that."""
-    made = _file(f"assets/{name}")
-    if made.status_code in (200, 304):
-        made.headers["Cache-Control"] = f"public, max-age={KEPT_S}, immutable"
-    return made
+    """A file of the page, compressed with gzip if the browser accepts it."""
+    response = _file(f"assets/{name}")
+    if response.status_code in (200, 304):
+        response.headers["Cache-Control"] = f"public, max-age={ASSET_TTL_S}, immutable"
+    return response
 
 
 @routes.get("/icon.svg")
 def icon() -> Response:
-    """The page's icon."""
+    """The icon of the page."""
     return _file("icon.svg")
 
 
 def _file(path: str) -> Response:
-    is_packed = "gzip" in request.headers.get("Accept-Encoding", "") and (BUILT / f"{path}.gz").is_file()
+    is_compressed = "gzip" in request.headers.get("Accept-Encoding", "") and (BUILT / f"{path}.gz").is_file()
     kind = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}.get(Path(path).suffix)
-    made = send_from_directory(BUILT, f"{path}.gz" if is_packed else path, mimetype=kind, max_age=3_600)
-    if is_packed:
-        made.headers["Content-Encoding"] = "gzip"
-    made.vary.add("Accept-Encoding")
-    return _guarded(made)
+    response = send_from_directory(BUILT, f"{path}.gz" if is_compressed else path, mimetype=kind, max_age=3_600)
+    if is_compressed:
+        response.headers["Content-Encoding"] = "gzip"
+    response.vary.add("Accept-Encoding")
+    return _with_security_headers(response)
 
 
-def _guarded(made: Response) -> Response:
-    made.headers["Content-Security-Policy"] = POLICY
-    made.headers["X-Content-Type-Options"] = "nosniff"
-    made.headers["Referrer-Policy"] = "no-referrer"
-    made.headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(self)"
-    made.headers["Cross-Origin-Opener-Policy"] = "same-origin"
-    return made
+def _with_security_headers(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Permissions-Policy"] = "camera=(), geolocation=(), microphone=(self)"
+    response.headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    return response

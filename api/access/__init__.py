@@ -1,4 +1,4 @@
-"""Who is calling: keys, visitors of the chat page, operators, and the limit on new keys of one address.
+"""Authentication: keys, operators, visitors of the chat page, and the limit on new keys of one address.
 
-Views call this package before they do anything else.
+Views authenticate before they do anything else.
 """

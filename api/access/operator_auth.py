@@ -1,6 +1,6 @@
-"""Who may use /ops: every route there says which role it needs, and nothing is done before the token was looked at.
+"""Authorisation of /ops: a blueprint that authenticates the operator before each view, and a decorator with the role of a view.
 
-A module makes its routes with `blueprint`, and marks each view with `needs("read")` or `needs("write")`.
+A module creates its routes with `blueprint` and marks each view with `requires("read")` or `requires("write")`.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def requires(role: Role) -> Callable[[View], View]:
-    """The view is for operators with this role; `write` may read too."""
+    """Marks a view for operators with this role. The role `write` includes `read`."""
 
     def mark(view: View) -> View:
-        view.needed_role = role  # type: ignore[attr-defined]
+        view.required_role = role  # type: ignore[attr-defined]
         return view
 
     return mark
 
 
 def blueprint(name: str) -> Blueprint:
-    """Routes under /ops. One that does not say whom it is for needs `write`."""
-    made = Blueprint(name, __name__, url_prefix="/ops")
-    made.before_request(_admit)
-    return made
+    """Routes under /ops. A view without a mark requires `write`."""
+    routes = Blueprint(name, __name__, url_prefix="/ops")
+    routes.before_request(_authorise)
+    return routes
 
 
 def act(reason: str | None = None) -> Act:
-    """This request, for the audit log."""
+    """This request as an entry of the audit log."""
     return Act(operator=current_operator(), reason=reason, request_id=g.request_id)
 
 
 def current_operator() -> Operator:
-    """The operator that makes this request."""
-    found: Operator = g.operator
-    return found
+    """The authenticated operator of this request."""
+    operator: Operator = g.operator
+    return operator
 
 
-def _admit() -> None:
+def _authorise() -> None:
     g.operator = auth.authenticate_operator(request)
     view = current_app.view_functions[request.endpoint or ""]
-    if g.operator.role != "write" and getattr(view, "needed_role", "write") != "read":
+    if g.operator.role != "write" and getattr(view, "required_role", "write") != "read":
         raise Forbidden

@@ -1,4 +1,4 @@
-"""How many new own keys one address may bring: each makes rows that stay, and costs its sender nothing."""
+"""The limit on new keys of one address. A new key costs its sender nothing and adds rows that stay."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HOUR_S = 3_600.0
 
 
 class SignupLimit:
-    """New keys of each address in this process: a bucket of NOWSERVING_NEW_KEYS_PER_IP_PER_HOUR, refilled evenly in an hour."""
+    """A token bucket of NOWSERVING_NEW_KEYS_PER_IP_PER_HOUR for each address, in this process; it refills evenly within an hour."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = AddressLimit(period_s=HOUR_S, clock=clock)
 
-    def admit(self, address: str | None) -> None:
-        """One more new key from this address; None: from this machine, which brings as many as it likes. Raises QueueFull."""
+    def check(self, address: str | None) -> None:
+        """Counts a new key of this address. Raises LineFull at the limit. None: this machine, which has no limit."""
         limit = settings().new_keys_per_ip_per_hour
         if address is None or not limit:
             return
@@ -35,5 +35,5 @@ class SignupLimit:
 
 
 def client_address_of(request: Request) -> str | None:
-    """The address that sent this request, as models/access/client_address.py names it. None: a program on this machine."""
-    return client_address.bucket_name(request.remote_addr, request.headers.get("X-Forwarded-For", ""))
+    """The client address of this request (models/access/client_address.py). None: a program on this machine."""
+    return client_address.name_of(request.remote_addr, request.headers.get("X-Forwarded-For", ""))

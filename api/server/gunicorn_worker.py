@@ -1,6 +1,6 @@
-"""gunicorn's gevent worker, whose own refusals (framing, head too large) are JSON in our envelope and one log line.
+"""gunicorn's gevent worker. It answers malformed requests (framing, too large headers) with our JSON errors and logs one line for each.
 
-Loaded in gunicorn's master too, before gevent has patched anything: it imports nothing of ours that makes locks or counters.
+gunicorn's master loads this module too, before gevent patches anything: it must import nothing of ours that creates locks or metrics.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from models.telemetry import logs
 
 log = logging.getLogger(__name__)
 
-# A client that still sends when its answer is written: so much is read and dropped, or the answer would be lost in a reset.
-DRAIN_MOST_BYTES = 128 * 1024 * 1024
-DRAIN_MOST_S = 30.0
-DRAIN_IDLE_S = 5.0
-# As much as api/http/request_body.py reads at a time. gunicorn's 1 MiB ahead of that would be copied again with each piece that is taken
-# of it, and
-# each upload would hold the event loop for that long in every turn.
+# When a response is sent before the request was read, the worker reads and drops the rest: a reset would lose the response.
+MAX_DRAIN_BYTES = 128 * 1024 * 1024
+MAX_DRAIN_S = 30.0
+MAX_DRAIN_PAUSE_S = 5.0
+# The chunk size of api/http/request_body.py. gunicorn would read 1 MiB ahead and copy the rest of it with each chunk that is taken: each
+# upload would hold the event loop for that long.
 SocketUnreader.max_body_chunk = 256 * 1024
 
 
@@ -62,18 +61,18 @@ class UnknownExpectation(Invalid):
     status = 417
 
 
-#: Raised while a body is read: its request has been answered, by a view that saw the same error or did not read it.
-OF_BODIES = (http.InvalidChunkSize, http.ChunkMissingTerminator, http.InvalidChunkExtension)
-OF_CONFIGURATION = (http.ConfigurationProblem, http.InvalidResponseHeader, http.InvalidResponseHeaderName)
+#: Raised while a body is read: the view has answered the request already.
+BODY_ERRORS = (http.InvalidChunkSize, http.ChunkMissingTerminator, http.InvalidChunkExtension)
+CONFIGURATION_ERRORS = (http.ConfigurationProblem, http.InvalidResponseHeader, http.InvalidResponseHeaderName)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
-    """Answers what never reaches the application. An error of a body that was answered closes the connection without a word."""
+    """Answers requests that never reach the application. After an error of a body it only closes the connection."""
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        """A connection whose request was answered before its body was read is closed.
+        """Handles a request; closes the connection when the response was sent before the body was read.
 
-        gunicorn would read the rest by 1 KiB and copy up to 1 MiB each time: 0.6 to 3.4 s of the event loop for 19 MB, as measured.
+        gunicorn would read the rest in steps of 1 KiB and copy up to 1 MiB each time: 0.6 to 3.4 s of the event loop for 19 MB (measured).
         """
         closes = req.should_close
         req.should_close = lambda: closes() or is_unread(req)
@@ -85,24 +84,24 @@ class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
                     drain(sock)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        if isinstance(exc, (*OF_BODIES, GreenletExit)):
+        if isinstance(exc, (*BODY_ERRORS, GreenletExit)):
             return
-        error, number = refusal(exc), ids.format_id("req_", uuid4())
+        error, request_id = error_for(exc), ids.show("req_", uuid4())
         level = logging.WARNING if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else logging.ERROR
-        # Never the error's text: it quotes headers, and they hold keys.
-        about = {"request_id": number, "status": error.status, "code": error.code, "address": (addr or "-")[0]}
-        log.log(level, "request refused", extra={**about, "kinds": [type(exc).__name__]})
+        # Never the message of the exception: it quotes headers, which hold keys.
+        extra = {"request_id": request_id, "status": error.status, "code": error.code, "address": (addr or "-")[0]}
+        log.log(level, "request refused", extra={**extra, "kinds": [type(exc).__name__]})
         with suppress(Exception):
             self.wsgi.extensions["requests_total"].labels("other", str(error.status)).inc()
         with suppress(OSError):
-            client.sendall(answer(error, request_id=number))
+            client.sendall(response_bytes(error, request_id=request_id))
             drain(client)
         logs.bind()
 
 
-def refusal(exc: BaseException) -> ServingError:
-    """The error of ours for one that gunicorn raised while it read a request's head."""
-    if isinstance(exc, OF_CONFIGURATION) or not isinstance(exc, http.ParseException):
+def error_for(exc: BaseException) -> ServingError:
+    """Our error for an exception that gunicorn raised while it read the head of a request."""
+    if isinstance(exc, CONFIGURATION_ERRORS) or not isinstance(exc, http.ParseException):
         return ServingError()
     if isinstance(exc, http.LimitRequestLine):
         return AddressTooLong()
@@ -111,8 +110,8 @@ def refusal(exc: BaseException) -> ServingError:
     return UnknownExpectation() if isinstance(exc, http.ExpectationFailed) else BadFraming()
 
 
-def answer(error: ServingError, *, request_id: str) -> bytes:
-    """The whole HTTP/1.1 answer, after which the connection is closed."""
+def response_bytes(error: ServingError, *, request_id: str) -> bytes:
+    """The HTTP/1.1 response for this error; the worker closes the connection after it."""
     content = json.dumps({"error": error.view()}, separators=(",", ":")).encode() + b"\n"
     status = HTTPStatus(error.status)
     head = [
@@ -125,16 +124,16 @@ def answer(error: ServingError, *, request_id: str) -> bytes:
 
 
 def is_unread(req: Any) -> bool:
-    """Whether some of the request's body has not been read by the application."""
+    """Whether the application has not read all of the request's body."""
     reader = req.body.reader if req.body else None
     return bool(req.body and (req.body.failed or getattr(reader, "length", 0) or getattr(reader, "parser", None)))
 
 
 def drain(client: socket.socket) -> None:
-    """Reads what the client still sends, while it sends: closing with unread bytes resets the connection and loses the answer."""
+    """Reads the rest of the request. Closing the connection with unread bytes resets it, and the client loses the response."""
     client.shutdown(socket.SHUT_WR)
-    client.settimeout(DRAIN_IDLE_S)
-    ends, left = time.monotonic() + DRAIN_MOST_S, DRAIN_MOST_BYTES
-    while left > 0 and time.monotonic() < ends and (piece := client.recv(65_536)):
-        left -= len(piece)
+    client.settimeout(MAX_DRAIN_PAUSE_S)
+    deadline, left = time.monotonic() + MAX_DRAIN_S, MAX_DRAIN_BYTES
+    while left > 0 and time.monotonic() < deadline and (chunk := client.recv(65_536)):
+        left -= len(chunk)
         time.sleep(0)

@@ -21,113 +21,113 @@ from workers.channels import notify
 
 routes = Blueprint("health", __name__)
 
-PATIENCE_S = 1.0
+PROBE_TIMEOUT_S = 1.0
 
 
 class Probe:
-    """One thing we depend on, asked by one thread at a time: a server that hangs must not collect them."""
+    """A health check of one dependency. Only one thread runs it at a time, so that a hanging server does not collect threads."""
 
-    def __init__(self, ask: Callable[[], object]) -> None:
-        self._ask = ask
-        self._asking: threading.Thread | None = None
-        self._answered = False
+    def __init__(self, check: Callable[[], object]) -> None:
+        self._check = check
+        self._thread: threading.Thread | None = None
+        self._is_healthy = False
 
-    def begin(self) -> None:
-        """The question is on its way."""
-        if self._asking is None or not self._asking.is_alive():
-            self._answered = False
-            self._asking = threading.Thread(target=self._run, name="probe", daemon=True)
-            self._asking.start()
+    def start(self) -> None:
+        """Starts the check, unless one still runs."""
+        if self._thread is None or not self._thread.is_alive():
+            self._is_healthy = False
+            self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
+            self._thread.start()
 
-    def has_answered(self, *, until: float) -> bool:
-        """Whether the answer came by then, on the monotonic clock."""
-        if self._asking:
-            self._asking.join(max(0.0, until - time.monotonic()))
-        return self._answered
+    def is_healthy(self, *, until: float) -> bool:
+        """Whether the check succeeded by then, on the monotonic clock."""
+        if self._thread:
+            self._thread.join(max(0.0, until - time.monotonic()))
+        return self._is_healthy
 
     def _run(self) -> None:
         try:
-            self._ask()
-            self._answered = True
+            self._check()
+            self._is_healthy = True
         except (ServingError, redis.RedisError, OSError, ValueError):
-            self._answered = False
+            self._is_healthy = False
 
 
-# Longer than a worker takes to report three times, shorter than operators are to wait for news.
-HEARD_S = 25.0
-UNANSWERED_S = 10.0
-# Longer than `up` waits for its parts (deploy/local/service.py): a process whose workers stay away takes submits all the same.
+# Longer than three heartbeats of a worker, short enough for operators.
+WORKER_TIMEOUT_S = 25.0
+MAX_UNCONSUMED_S = 10.0
+# Longer than `up` waits for its services (deploy/local/service.py): after it a process takes submits also without workers.
 ALONE_AFTER_S = 150.0
 
 
-def _paces() -> None:
+def _check_pacer() -> None:
     if notify.pacer_heartbeat() is None:
         raise Unavailable
 
 
-def _consumes() -> None:
-    if (notify.pacer_heartbeat() or 0.0) >= UNANSWERED_S:
+def _check_consumption() -> None:
+    if (notify.pacer_heartbeat() or 0.0) >= MAX_UNCONSUMED_S:
         raise Unavailable
 
 
-def _works() -> None:
+def _check_workers() -> None:
     with db.autocommit() as session:
-        if not workers.is_any_alive(session, within_s=HEARD_S):
+        if not workers.is_any_alive(session, within_s=WORKER_TIMEOUT_S):
             raise Unavailable
 
 
 class Latch:
-    """The parts that a process waits for before it first counts as ready. now: monotonic seconds."""
+    """The services that must report once before this process counts as ready. now: monotonic seconds."""
 
     def __init__(self, probes: Mapping[str, Probe], *, now: float) -> None:
-        self._probes, self._until, self._is_open = probes, now + ALONE_AFTER_S, False
+        self._probes, self._opens_at, self._is_open = probes, now + ALONE_AFTER_S, False
 
     def missing(self, *, now: float) -> list[str]:
-        """The parts that have not reported since this process started; none once all of them have, or after ALONE_AFTER_S."""
+        """The services that have not reported since this process started; none once all have, or after ALONE_AFTER_S."""
         if self._is_open:
             return []
         missing = _gone(self._probes)
-        self._is_open = not missing or now >= self._until
+        self._is_open = not missing or now >= self._opens_at
         return [] if self._is_open else missing
 
 
 PROBES = {"postgres": Probe(db.ping), "redis": Probe(lambda: notify.client().ping())}
-PARTS = {"workers": Probe(_works), "pacer": Probe(_paces)}
-# Each only says something when what it asks is there.
-DEEP = {"postgres": {"workers": PARTS["workers"]}, "redis": {"pacer": PARTS["pacer"], "consumption": Probe(_consumes)}}
+PARTS = {"workers": Probe(_check_workers), "pacer": Probe(_check_pacer)}
+# These probes run only while their server answers.
+DEEP = {"postgres": {"workers": PARTS["workers"]}, "redis": {"pacer": PARTS["pacer"], "consumption": Probe(_check_consumption)}}
 
 
 @routes.get("/healthz")
 def live() -> Response:
-    """200: this process answers. It asks nobody else."""
+    """200: this process answers. It checks no dependency."""
     return render.json_response({"status": "ok", "gone": []})
 
 
 @routes.get("/readyz")
 def ready() -> Response:
     """200 when Postgres and Redis answer within a second and a pacer and a worker have reported once, else 503 with what is missing."""
-    return _answer(missing(current_app.extensions["first_reports"]))
+    return _response(missing(current_app.extensions["first_reports"]))
 
 
 def missing(latch: Latch) -> list[str]:
-    """What /readyz of the process with this latch misses."""
+    """The services that /readyz reports as missing, for a process with this latch."""
     return _gone(PROBES) or latch.missing(now=time.monotonic())
 
 
 @routes.get("/healthz/deep")
 def deep() -> Response:
-    """200 when work gets done: a pacer paces, workers report, and what is admitted is taken. Else 503 with what is not so."""
+    """200 when jobs are served: the pacer and workers report, and admitted jobs are consumed. Else 503 with the failed checks."""
     gone = _gone(PROBES)
-    stands = {name: probe for server, probes in DEEP.items() if server not in gone for name, probe in probes.items()}
-    return _answer([*gone, *_gone(stands)])
+    probes = {name: probe for server, checks in DEEP.items() if server not in gone for name, probe in checks.items()}
+    return _response([*gone, *_gone(probes)])
 
 
 def _gone(probes: Mapping[str, Probe]) -> list[str]:
-    until = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + PROBE_TIMEOUT_S
     for probe in probes.values():
-        probe.begin()
-    return [name for name, probe in probes.items() if not probe.has_answered(until=until)]
+        probe.start()
+    return [name for name, probe in probes.items() if not probe.is_healthy(until=deadline)]
 
 
-def _answer(gone: list[str]) -> Response:
+def _response(gone: list[str]) -> Response:
     return render.json_response({"status": "unavailable" if gone else "ok", "gone": gone}, 503 if gone else 200)

@@ -1,4 +1,4 @@
-"""The heartbeat of an API process: it reports in Postgres every two seconds while it is ready for callers (as /readyz says)."""
+"""The heartbeat of an API process: a row in Postgres that it updates every two seconds while /readyz reports it as ready."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-# How soon the end of the process is noticed.
-LOOK_S = 0.2
+# How often the loop checks whether the process ends.
+POLL_INTERVAL_S = 0.2
 
 
 class Heartbeat:
-    """missing: what /readyz misses. A process that is not ready reports nothing, for load balancers send no caller to it."""
+    """missing: returns what /readyz reports as missing. An unready process sends no heartbeat: load balancers send no caller to it."""
 
     def __init__(self, *, missing: Callable[[], Sequence[str]]) -> None:
         self._missing = missing
         self._name = f"{socket.gethostname()}-{uuid4().hex[:12]}"
 
     def run(self, is_up: Callable[[], bool]) -> None:
-        """Reports until the process was asked to stop, then signs off. An error in one heartbeat never stops the next."""
-        due = time.monotonic()
+        """Sends heartbeats until the process stops, then signs off. An error in one heartbeat never stops the next."""
+        due_at = time.monotonic()
         while is_up():
-            if time.monotonic() >= due:
-                due = time.monotonic() + api_processes.HEARTBEAT_S
+            if time.monotonic() >= due_at:
+                due_at = time.monotonic() + api_processes.HEARTBEAT_S
                 self.step()
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
         with suppress(Unavailable), db.autocommit() as session:
             api_processes.remove_process(session, self._name)
 
@@ -44,6 +44,6 @@ class Heartbeat:
                 with db.autocommit() as session:
                     api_processes.record_heartbeat(session, self._name)
         except Unavailable:
-            pass  # the silence is what the sweep has to see
+            pass  # the reaper sees the missing heartbeat
         except Exception as error:  # the border of this thread: whatever it was, the next heartbeat must come
             log.error("heartbeat failed", extra={"error": type(error).__name__})

@@ -1,7 +1,7 @@
-"""Refuses requests whose Host header is no name of this server, before anything else happens to them (DNS rebinding).
+"""The host check, against DNS rebinding: it refuses requests whose Host header is no name of this server, before any other handler.
 
-Checked is what such a page could use: every route while keys are open on loopback, and what the cookie of a chat-page visitor opens.
-Not checked: health checks and metrics, which use neither, and requests with a token that the operator has issued, which no page has.
+It checks the requests that a hostile page could use: all routes while keys are open on loopback, and those that use the cookie of a
+chat-page visitor. It skips health checks and metrics, which use neither, and requests with an issued token, which no page has.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from models.platform.errors import HostNotAllowed
 
 log = logging.getLogger(__name__)
 
-LOGGED_MOST_CHARS = 100
+MAX_LOGGED_CHARS = 100
 
 
 def register(app: Flask) -> None:
-    """To be called before anything else that runs before a request, except the errors' own."""
+    """Registers the check. Call it before all other before_request handlers except those of api/http/errors.py."""
     app.before_request(_refuse)
 
 
 def _refuse() -> Response | None:
     host = request.environ.get("HTTP_HOST", "")
-    # Browsers always send a Host: without one it is no page.
-    if not host or host_names.is_allowed(host) or not _is_guarded():
+    # Browsers always send a Host header.
+    if not host or host_names.is_ours(host) or not _needs_check():
         return None
-    log.warning("request refused: its Host is no name of this server", extra={"host": host[:LOGGED_MOST_CHARS]})
-    name = host_names.parse_name(host) or "NAME"
+    log.warning("request refused: unknown host", extra={"host": host[:MAX_LOGGED_CHARS]})
+    name = host_names.name_in(host) or "NAME"
     return errors.error_response(HostNotAllowed(
         f"The Host header of this request is no name of this server. Use http://127.0.0.1 or localhost, or have the operator set "
         f"NOWSERVING_ALLOWED_HOSTS={name} (or NOWSERVING_PUBLIC_URL) and restart."
     ))  # fmt: skip
 
 
-def _is_guarded() -> bool:
-    """Whether a page elsewhere could use this request."""
+def _needs_check() -> bool:
+    """Whether a page of another site could use this request."""
     if request.environ.get(access_log.ROUTE) in access_log.MONITORING_ROUTES or auth.bearer_token(request).startswith(
         (token_forms.ISSUED, token_forms.OPERATOR)
     ):
@@ -50,6 +50,6 @@ def _is_guarded() -> bool:
 
 
 def _is_visitor() -> bool:
-    """Whether the request gets the visitors' cookie, or comes with it."""
+    """Whether the request sets or uses the cookie of visitors."""
     is_page = request.endpoint == "page.home" or (visitors.HEADER in request.headers and "Authorization" not in request.headers)
     return is_page and bool(settings().page_key.get_secret_value())

@@ -1,4 +1,4 @@
-"""/metrics of the API: what its processes count together, for operators (operator.opens_metrics)."""
+"""/metrics of the API: the metrics of all its processes together, for operators (operators.opens_metrics)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ routes = Blueprint("metrics", __name__)
 
 
 def register(app: Flask) -> None:
-    """Every answer is counted from now on; the server counts those it gives by itself."""
+    """Counts every response of the application. The gunicorn worker counts its own."""
     app.extensions["requests_total"] = metrics.requests
 
     @app.after_request
@@ -28,10 +28,10 @@ def register(app: Flask) -> None:
 
 @routes.get("/metrics")
 def show() -> Response:
-    """Prometheus' text format."""
-    wrong_tokens.authenticate_for_metrics(auth.wrong_tokens(), client_address_of(request), auth.bearer_token(request))
-    registry, counts = REGISTRY, settings().metrics_folder
-    if counts is not None:
+    """The metrics in the text format of Prometheus."""
+    wrong_tokens.expect_metrics_token(auth.wrong_tokens(), client_address_of(request), auth.bearer_token(request))
+    registry, folder = REGISTRY, settings().metrics_folder
+    if folder is not None:
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry, str(Path(counts)))  # type: ignore[no-untyped-call]  # untyped in part
+        multiprocess.MultiProcessCollector(registry, str(Path(folder)))  # type: ignore[no-untyped-call]  # untyped in part
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Whether there are enough settings to serve."""
+"""The startup check of required settings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class NotConfigured(Exception):
 
 
 def check_settings() -> Settings:
-    """The settings, when there is enough of them to serve. Raises NotConfigured."""
+    """The settings. Raises NotConfigured when a required one is invalid or missing."""
     try:
-        found = settings()
+        configured = settings()
     except ValidationError as error:
         raise NotConfigured(explain(error)) from None
-    wanted = {
-        "NOWSERVING_DATABASE_URL": found.database_url,
-        "NOWSERVING_REDIS_URL": found.redis_url,
-        "NOWSERVING_SECRET_KEYS": found.secret_keys,
+    required = {
+        "NOWSERVING_DATABASE_URL": configured.database_url,
+        "NOWSERVING_REDIS_URL": configured.redis_url,
+        "NOWSERVING_SECRET_KEYS": configured.secret_keys,
     }
-    missing = [name for name, value in wanted.items() if not value]
+    missing = [name for name, value in required.items() if not value]
     if missing:
         raise NotConfigured(f"set {', '.join(missing)}, or use `nowserving up`, which brings its own servers")
-    return found
+    return configured

@@ -123,6 +123,10 @@ def test_every_control_is_allowed_or_refused_on_purpose() -> None:
     assert {field for field, _ in CONTROLS.values()} == Controls.model_fields.keys() - visitors.FIELDS
 
 
+def test_visitors_only_have_routes_that_exist() -> None:
+    assert visitors.ROUTES <= create_app().view_functions.keys()
+
+
 def test_two_visitors_with_one_idempotency_key_have_a_job_each(visit: Callable[[], tuple[FlaskClient, str]]) -> None:
     (mine, me), (theirs, them) = visit(), visit()
     headers = {**ASK, "Idempotency-Key": "guessed"}

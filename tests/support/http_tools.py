@@ -15,7 +15,7 @@ from flask import Flask
 from sqlalchemy import text
 from werkzeug.test import TestResponse
 
-from api.app import create_app, reset_memory
+from api.app import create_app, reset_caches
 from models.database import db
 from models.jobs import completion, states
 from models.keys import keys
@@ -37,7 +37,7 @@ def new_app() -> Flask:
     """An application with a memory of its own. It shares its routes with the others: to compile them takes 20 ms and more each time."""
     made = copy.copy(_first_app())
     made.extensions = dict(made.extensions)
-    reset_memory(made)
+    reset_caches(made)
     addresses = copy.copy(made.wsgi_app)
     addresses._application = Flask.wsgi_app.__get__(made)  # type: ignore[attr-defined]  # not the first app's
     made.wsgi_app = addresses  # type: ignore[method-assign]

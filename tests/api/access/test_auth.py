@@ -76,15 +76,15 @@ def test_a_revoked_key_opens_nothing_after_a_few_seconds() -> None:
         keys.create_pool(session, "p")
         made, token = keys.issue(session, name="n", pool="p")
     clock = Clock()
-    callers = KeyCache(clock=clock)
-    callers.recognise(token)
+    cache = KeyCache(clock=clock)
+    cache.authenticate(token)
     with db.begin() as session:
         keys.revoke(session, made.id)
 
-    assert made == callers.recognise(token)
+    assert made == cache.authenticate(token)
     clock.now += CACHE_TTL_S
     with pytest.raises(Unauthorised):
-        callers.recognise(token)
+        cache.authenticate(token)
 
 
 def test_a_key_is_written_down_nowhere(caplog: pytest.LogCaptureFixture, redis_client: redis.Redis) -> None:

@@ -139,5 +139,5 @@ def test_every_address_of_operators_is_guarded() -> None:
         for method in (rule.methods or set()) & {"GET", "POST", "PUT", "PATCH", "DELETE"}:
             path = re.sub(r"<(?:any\((\w+).*?\)|\w+):?\w*>", lambda found: found[1] or "1", rule.rule)
             assert 401 == Caller("sk-one", app).send(method, path, environ_overrides=next(addresses)).status_code, (method, path)
-            if getattr(app.view_functions[rule.endpoint], "needed_role", "write") == "write":
+            if getattr(app.view_functions[rule.endpoint], "required_role", "write") == "write":
                 assert 403 == Caller(token("read", f"{method}{rule.endpoint}"[:64]), app).send(method, path).status_code, (method, path)

@@ -28,44 +28,44 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def newcomers(clock: Clock, override: Callable[..., None]) -> SignupLimit:
+def limit(clock: Clock, override: Callable[..., None]) -> SignupLimit:
     override(new_keys_per_ip_per_hour=4)
     return SignupLimit(clock=clock)
 
 
-def bring(newcomers: SignupLimit, address: str | None, *, count: int) -> None:
+def register(limit: SignupLimit, address: str | None, *, count: int) -> None:
     for _ in range(count):
-        newcomers.admit(address)
+        limit.check(address)
 
 
-def test_an_address_brings_so_many_at_once_and_so_many_an_hour(newcomers: SignupLimit, clock: Clock) -> None:
-    bring(newcomers, "1.2.3.4", count=4)
-    with pytest.raises(QueueFull) as refused:
-        newcomers.admit("1.2.3.4")
+def test_an_address_brings_so_many_at_once_and_so_many_an_hour(limit: SignupLimit, clock: Clock) -> None:
+    register(limit, "1.2.3.4", count=4)
+    with pytest.raises(LineFull) as refused:
+        limit.check("1.2.3.4")
     clock.now += HOUR_S / 4
-    newcomers.admit("1.2.3.4")
-    with pytest.raises(QueueFull):
-        newcomers.admit("1.2.3.4")
+    limit.check("1.2.3.4")
+    with pytest.raises(LineFull):
+        limit.check("1.2.3.4")
     clock.now += HOUR_S
-    bring(newcomers, "1.2.3.4", count=4)
+    register(limit, "1.2.3.4", count=4)
 
     assert (429, "too_many_new_keys", HOUR_S / 4) == (refused.value.status, refused.value.code, refused.value.retry_after_s)
 
 
-def test_addresses_have_separate_limits(newcomers: SignupLimit) -> None:
-    bring(newcomers, "1.2.3.4", count=4)
+def test_addresses_have_separate_limits(limit: SignupLimit) -> None:
+    register(limit, "1.2.3.4", count=4)
 
-    bring(newcomers, "1.2.3.5", count=4)
-
-
-def test_this_machine_brings_as_many_as_it_likes(newcomers: SignupLimit) -> None:
-    bring(newcomers, None, count=1_000)
+    register(limit, "1.2.3.5", count=4)
 
 
-def test_all_jobs_are_admitted_without_a_cap(override: Callable[..., None]) -> None:
+def test_this_machine_brings_as_many_as_it_likes(limit: SignupLimit) -> None:
+    register(limit, None, count=1_000)
+
+
+def test_new_keys_are_unlimited_without_a_cap(override: Callable[..., None]) -> None:
     override(new_keys_per_ip_per_hour=0)
 
-    bring(SignupLimit(), "1.2.3.4", count=1_000)
+    register(SignupLimit(), "1.2.3.4", count=1_000)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_all_jobs_are_admitted_without_a_cap(override: Callable[..., None]) -> N
         ("", None, None),
     ],
 )
-def test_client_address_cannot_be_forged(peer: str, forwarded: str | None, counted: str | None) -> None:
+def test_an_address_is_what_nobody_can_choose_at_will(peer: str, forwarded: str | None, counted: str | None) -> None:
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
     with new_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
         assert counted == client_address_of(request)

@@ -42,7 +42,7 @@ NAMES = frozenset({"chat", "models", "jobs", "artifacts", "embeddings"})
     ],
 )
 def test_an_address_is_read_in_every_spelling(sent: str, meant: str) -> None:
-    assert meant == url_rewriting.plain(sent, NAMES)
+    assert meant == url_rewriting.canonical_path(sent, NAMES)
 
 
 @pytest.mark.usefixtures("database")
