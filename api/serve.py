@@ -23,7 +23,7 @@ from models.platform import allocator
 from models.telemetry import logs, metrics_folder, tracing
 
 # The shared folder of the workers' metrics. It must be set before prometheus_client is imported and the settings are read.
-METRICS_FOLDER = metrics_folder.make()
+METRICS_FOLDER = metrics_folder.create()
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(METRICS_FOLDER)
 
 SPARE_CONNECTIONS = 1_000

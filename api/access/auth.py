@@ -36,7 +36,7 @@ class KeyCache:
     def authenticate(self, token: str, *, address: str | None = None) -> Key:
         """The key of this token. Raises Unauthorised, for a revoked key at most CACHE_TTL_S late.
 
-        Raises LineFull when this address has registered too many keys; address None: no limit. Wrong tokens are only counted in a
+        Raises QueueFull when this address has registered too many keys; address None: no limit. Wrong tokens are only counted in a
         metric: keys cannot be guessed, and callers behind one address must not block each other.
         """
         key, expires_at = self._cached.get(token, (None, 0.0))
@@ -45,7 +45,7 @@ class KeyCache:
         self._cached.pop(token, None)
         try:
             with db.begin() as session:
-                key = keys.recognise(session, token, before_new=partial(self._signup_limit.check, address))
+                key = keys.authenticate(session, token, before_new=partial(self._signup_limit.check, address))
         except Unauthorised:
             metrics.wrong_tokens.labels("api").inc()
             raise
@@ -56,7 +56,7 @@ class KeyCache:
 
 
 def authenticate(request: Request, *, token: str | None = None) -> Key:
-    """The key of this request. Raises Unauthorised, and LineFull when its address registers too many new keys.
+    """The key of this request. Raises Unauthorised, and QueueFull when its address registers too many new keys.
 
     token: replaces the bearer token, for routes that read it from elsewhere.
     """
@@ -100,7 +100,7 @@ def authenticate_operator(request: Request) -> Operator:
     wrong.expect_room(address, token)
     try:
         with db.begin() as session:
-            operator = operators.recognise(session, token)
+            operator = operators.authenticate(session, token)
     except Unauthorised:
         if token:
             wrong.note_wrong(address, token, door="ops")

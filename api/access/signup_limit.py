@@ -22,7 +22,7 @@ class SignupLimit:
         self._limit = AddressLimit(period_s=HOUR_S, clock=clock)
 
     def check(self, address: str | None) -> None:
-        """Counts a new key of this address. Raises LineFull at the limit. None: this machine, which has no limit."""
+        """Counts a new key of this address. Raises QueueFull at the limit. None: this machine, which has no limit."""
         limit = settings().new_keys_per_ip_per_hour
         if address is None or not limit:
             return
@@ -36,4 +36,4 @@ class SignupLimit:
 
 def client_address_of(request: Request) -> str | None:
     """The client address of this request (models/access/client_address.py). None: a program on this machine."""
-    return client_address.name_of(request.remote_addr, request.headers.get("X-Forwarded-For", ""))
+    return client_address.bucket_name(request.remote_addr, request.headers.get("X-Forwarded-For", ""))

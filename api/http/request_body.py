@@ -50,7 +50,7 @@ class JsonBody:
         """SHA-256 of this prefix and the body: equal for equal JSON."""
         return digest(prefix, self.value)
 
-    def written(self, value: JsonObject) -> tuple[bytes, str | None]:
+    def encode(self, value: JsonObject) -> tuple[bytes, str | None]:
         """The body with this value, and its media type (None: JSON). An unchanged value keeps its original bytes."""
         return (self.content if value == self.value else json_text.dump(value)), None
 

@@ -46,7 +46,7 @@ def submit() -> Response:
     def parse(sent: request_body.JsonBody) -> tuple[Submission, bytes]:
         # Marked last, so that no header overrides the visitor; and in the digest, so that no visitor gets another's job.
         params = visitors.mark_submit(http_request, {**sent.value, **options.parse_headers(http_request.headers)})
-        return build.job_order(caller, params), request_body.digest(prefix, visitors.mark_submit(http_request, sent.value))
+        return build.job_submission(caller, params), request_body.digest(prefix, visitors.mark_submit(http_request, sent.value))
 
     order, digest = request_body.parse_json(request, parse)
     return _accept(replace(order, headers=forwarded), digest=digest)
@@ -109,7 +109,7 @@ def retry(name: str) -> Response:
     caller, job_id = auth.authenticate(request), wire.parse_id(name)
     with db.autocommit() as session:
         row = job_rows.find_submission(session, job_id, caller.id)
-        return _accept(build.retry_order(caller, row, retry_of=job_id), digest=hashlib.sha256(_digest_prefix()).digest())
+        return _accept(build.retry_submission(caller, row, retry_of=job_id), digest=hashlib.sha256(_digest_prefix()).digest())
 
 
 def _digest_prefix() -> bytes:
@@ -118,7 +118,7 @@ def _digest_prefix() -> bytes:
 
 def _accept(order: Submission, *, digest: bytes) -> Response:
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
-    shown = accepted.shown(order, origin=images.origin(request))
+    shown = accepted.render(order, origin=images.origin(request))
     response = render.json_response(shown, 202, headers={"Location": f"/v1/jobs/{shown['id']}"})
     if accepted.is_replayed:
         response.headers["Idempotent-Replayed"] = "true"

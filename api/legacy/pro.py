@@ -16,7 +16,7 @@ from flask import Blueprint, Response, request
 
 from api.access import auth
 from api.billing import openai_dashboard
-from api.http import errors, json_text, render, request_body
+from api.http import errors, render, request_body
 from api.openai import replies
 from api.submit import build, schemas
 from api.submit.enqueue import accept
@@ -65,7 +65,7 @@ def ask() -> Response:
     fields = {name: _required(body, name, limit) for name, limit in LIMITS.items()}
     caller = _caller(fields["apiKey"])
     chat = {"model": settings().pro_model, "messages": [{"role": "user", "content": fields["content"]}]}
-    order = build.openai_order(caller, CHAT, chat, write=lambda value: (json_text.dump(value), None), own=_session(fields["sessionId"]))
+    order = build.openai_submission(caller, CHAT, chat, encode=build.encode_json, controls=_session(fields["sessionId"]))
     digest = request_body.digest(b"POST /pro\n", {name: fields[name] for name in ("sessionId", "content")})
     accepted = accept(order, token=request.headers.get("Idempotency-Key"), digest=digest)
     return _respond_job(caller, wire.public_id(accepted.job_id))

@@ -129,7 +129,7 @@ def _submit(caller: Key, endpoint: str, *, model: str | None, reader: UUID | Non
     the fingerprint of an unmarked request finds only a failure that was not delivered.
     """
     parsed = openai_parse.parse(request, caller, endpoint, model=model)
-    order = parsed.order
+    order = parsed.submission
     if reader is not None:
         waiter_registry.check_capacity(caller.id, is_stream=order.streamed)
     comes_back = parsed.token is not None or _is_sdk()

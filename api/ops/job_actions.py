@@ -85,7 +85,7 @@ def resubmit(act: Act, job_id: UUID, caller: Key, *, is_only_once: bool = False)
     new_id = submission.new_job_id()
     with db.autocommit() as session:
         before = job_rows.find_submission(session, job_id, caller.id)
-    order = build.retry_order(caller, before, retry_of=job_id)
+    order = build.retry_submission(caller, before, retry_of=job_id)
     lane_id = enqueue.prepare(order)
     with db.begin() as session:
         if is_only_once and not bulk.may_retry(session, job_id):

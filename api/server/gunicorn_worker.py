@@ -86,7 +86,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         if isinstance(exc, (*BODY_ERRORS, GreenletExit)):
             return
-        error, request_id = error_for(exc), ids.show("req_", uuid4())
+        error, request_id = error_for(exc), ids.format_id("req_", uuid4())
         level = logging.WARNING if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else logging.ERROR
         # Never the message of the exception: it quotes headers, which hold keys.
         extra = {"request_id": request_id, "status": error.status, "code": error.code, "address": (addr or "-")[0]}

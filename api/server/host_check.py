@@ -30,10 +30,10 @@ def register(app: Flask) -> None:
 def _refuse() -> Response | None:
     host = request.environ.get("HTTP_HOST", "")
     # Browsers always send a Host header.
-    if not host or host_names.is_ours(host) or not _needs_check():
+    if not host or host_names.is_allowed(host) or not _needs_check():
         return None
     log.warning("request refused: unknown host", extra={"host": host[:MAX_LOGGED_CHARS]})
-    name = host_names.name_in(host) or "NAME"
+    name = host_names.parse_name(host) or "NAME"
     return errors.error_response(HostNotAllowed(
         f"The Host header of this request is no name of this server. Use http://127.0.0.1 or localhost, or have the operator set "
         f"NOWSERVING_ALLOWED_HOSTS={name} (or NOWSERVING_PUBLIC_URL) and restart."

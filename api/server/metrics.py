@@ -29,7 +29,7 @@ def register(app: Flask) -> None:
 @routes.get("/metrics")
 def show() -> Response:
     """The metrics in the text format of Prometheus."""
-    wrong_tokens.expect_metrics_token(auth.wrong_tokens(), client_address_of(request), auth.bearer_token(request))
+    wrong_tokens.authenticate_for_metrics(auth.wrong_tokens(), client_address_of(request), auth.bearer_token(request))
     registry, folder = REGISTRY, settings().metrics_folder
     if folder is not None:
         registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""From what a caller sent to an order for the line: who waits, what is reserved, which bytes go to the upstream."""
+"""Builds the submission of a job from a validated request: flow, reservation, and the bytes for the upstream."""
 
 from __future__ import annotations
 
@@ -20,67 +20,91 @@ from models.platform.errors import Invalid, WrongState
 from models.platform.wire import JsonObject
 from models.queue.submission import Submission
 
-# Who waits when nobody is named: everything this key sends is one flow.
+# The flow of requests that name no user: all of them share one flow of the key.
 KEY_FLOW = "key"
-REPEATABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
-# The body that says this, and its media type (None: JSON).
-Write = Callable[[JsonObject], tuple[bytes, str | None]]
+RETRYABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+# The columns of a job that its retry takes over unchanged.
+RETRIED = (
+    "endpoint", "model", "flow", "tokens", "images", "reserved_microusd", "priority", "conversation", "expires_in_s", "timeout_s",
+    "on_lost", "on_unreadable", "max_attempts", "metadata", "webhook_url", "content_type", "streamed", "wants_urls", "turn_tokens",
+)  # fmt: skip
+# Returns the body with this value, and its media type (None: JSON).
+Encode = Callable[[JsonObject], tuple[bytes, str | None]]
 
 
-def job_order(caller: Key, payload: JsonObject) -> Submission:
-    """The order in this payload of POST /v1/jobs. Raises Invalid."""
+def encode_json(value: JsonObject) -> tuple[bytes, None]:
+    """The Encode of JSON bodies."""
+    return json_text.dump(value), None
+
+
+def job_submission(caller: Key, payload: JsonObject) -> Submission:
+    """The submission in this body of POST /v1/jobs. Raises Invalid."""
     json_text.check_storable({name: value for name, value in payload.items() if name != "body"})
-    wanted = schemas.parse_submit(payload)
+    params = schemas.parse_submit(payload)
     if options.BODY_FIELD in payload["body"]:
         raise Invalid(f"`body.{options.BODY_FIELD}`: a job says this beside its `body`, not inside.", param=f"body.{options.BODY_FIELD}")
-    return _order(caller, wanted.endpoint, wanted.body, payload["body"], write=lambda value: (json_text.dump(value), None), own=wanted)
+    return _build(caller, params.endpoint, params.body, payload["body"], encode=encode_json, controls=params)
 
 
-def openai_order(caller: Key, endpoint: str, value: JsonObject, *, write: Write, own: Controls) -> Submission:
-    """The order of a request that came on the upstream's own route. value: its body, without our controls; write: writes it again.
+def openai_submission(caller: Key, endpoint: str, value: JsonObject, *, encode: Encode, controls: Controls) -> Submission:
+    """The submission of a request to an OpenAI route. value: its body without our controls. Raises Invalid."""
+    return _build(caller, endpoint, schemas.validate(KINDS[endpoint], value), value, encode=encode, controls=controls)
 
-    Raises Invalid.
+
+def retry_submission(caller: Key, job: Any, *, retry_of: UUID) -> Submission:
+    """The submission of the same job again, with its full `expires_in_s`. job: a row of job_rows.find_submission.
+
+    Raises WrongState for a job that has not ended, or has succeeded, or whose request was deleted.
     """
-    return _order(caller, endpoint, schemas.validate(KINDS[endpoint], value), value, write=write, own=own)
+    if job.status not in RETRYABLE:
+        raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
+    # A GET has no body at any time.
+    if not job.request and routes.http_method(job.endpoint) == "POST":
+        raise WrongState("The request of this job was deleted with its session. Submit a new one instead.")
+    return Submission(
+        key=caller,
+        request=bytes(job.request),
+        retry_of=retry_of,
+        # Without the Idempotency-Key: an upstream that knows it would repeat its old response.
+        headers={name: value for name, value in (job.headers or {}).items() if name != "idempotency-key"} or None,
+        attachments=tuple(job.attachments or ()),
+        **{name: getattr(job, name) for name in RETRIED},
+    )
 
 
-def _order(caller: Key, endpoint: str, wanted: Upstream, value: JsonObject, *, write: Write, own: Controls) -> Submission:
-    if own.attachments and (own.conversation is None or endpoint != CHAT):
+def _build(caller: Key, endpoint: str, params: Upstream, value: JsonObject, *, encode: Encode, controls: Controls) -> Submission:
+    if controls.attachments and (controls.conversation is None or endpoint != CHAT):
         raise Invalid("`attachments` go with a chat that names its `conversation`, to which they were sent.", param="attachments")
-    counted = openai_requests.countable(endpoint, value)
-    reserve = reserve_estimate.estimate(endpoint, counted)
-    going, wants_urls = _outgoing(endpoint, value)
-    request, content_type = write(going)
-    model = going.get("model") or wanted.lane
-    remembered = settings().session_context_tokens if own.conversation and endpoint == CHAT else 0
+    countable = openai_requests.countable(endpoint, value)
+    reserve = reserve_estimate.estimate(endpoint, countable)
+    upstream_value, wants_urls = _upstream_body(endpoint, value)
+    request, content_type = encode(upstream_value)
+    model = upstream_value.get("model") or params.lane
+    history_tokens = settings().session_context_tokens if controls.conversation and endpoint == CHAT else 0
     return Submission(
         key=caller,
         endpoint=endpoint,
         model=model,
         request=request,
-        flow=own.user or wanted.flow or own.conversation or KEY_FLOW,
+        flow=controls.user or params.flow or controls.conversation or KEY_FLOW,
         tokens=reserve.tokens,
         images=reserve.images,
-        reserved_microusd=reserve_estimate.max_microusd(caller.kind, endpoint, model, reserve, remembered=remembered),
+        reserved_microusd=reserve_estimate.max_microusd(caller.kind, endpoint, model, reserve, history_tokens=history_tokens),
         content_type=content_type,
-        streamed=wanted.is_streamed,
+        streamed=params.is_streamed,
         wants_urls=wants_urls,
-        turn_tokens=_turn_tokens(endpoint, counted, model) if own.conversation else None,
-        **_terms(own),
+        turn_tokens=_turn_tokens(endpoint, countable, model) if controls.conversation else None,
+        **_terms(controls),
     )
 
 
 def _turn_tokens(endpoint: str, value: JsonObject, model: str) -> int | None:
-    asked = chat_messages.request_messages(endpoint, value)
-    return token_estimate.estimate_messages(asked, model=model) if asked else None
+    messages = chat_messages.request_messages(endpoint, value)
+    return token_estimate.estimate_messages(messages, model=model) if messages else None
 
 
-def _attachments(own: Controls) -> tuple[UUID, ...]:
-    return tuple(dict.fromkeys(attachments.parse_id(name) for name in own.attachments or ()))
-
-
-def _outgoing(endpoint: str, value: JsonObject) -> tuple[JsonObject, bool]:
-    """What the upstream is to be told, and whether the caller wants its pictures as links. `value` itself when nothing changes."""
+def _upstream_body(endpoint: str, value: JsonObject) -> tuple[JsonObject, bool]:
+    """The body for the upstream, `value` itself if unchanged, and whether the caller wants links to images."""
     if endpoint not in (IMAGES, EDITS):
         return value, False
     if not value.get("model") and settings().default_image_model:
@@ -88,55 +112,16 @@ def _outgoing(endpoint: str, value: JsonObject) -> tuple[JsonObject, bool]:
     return images.prepare(value)
 
 
-def _terms(own: Controls) -> dict[str, Any]:
+def _terms(controls: Controls) -> dict[str, Any]:
     return {
-        "priority": own.priority,
-        "conversation": own.conversation,
-        "expires_in_s": own.expires_in_s or settings().default_expires_in_s,
-        "timeout_s": own.timeout_s or settings().default_timeout_s,
-        "on_lost": own.on_lost,
-        "on_unreadable": own.on_unreadable,
-        "max_attempts": own.max_attempts or settings().max_attempts,
-        "metadata": own.metadata or None,
-        "attachments": _attachments(own),
-        "webhook_url": own.webhook_url,
+        "priority": controls.priority,
+        "conversation": controls.conversation,
+        "expires_in_s": controls.expires_in_s or settings().default_expires_in_s,
+        "timeout_s": controls.timeout_s or settings().default_timeout_s,
+        "on_lost": controls.on_lost,
+        "on_unreadable": controls.on_unreadable,
+        "max_attempts": controls.max_attempts or settings().max_attempts,
+        "metadata": controls.metadata or None,
+        "attachments": tuple(dict.fromkeys(attachments.parse_id(name) for name in controls.attachments or ())),
+        "webhook_url": controls.webhook_url,
     }
-
-
-def retry_order(caller: Key, ended: Any, *, retry_of: UUID) -> Submission:
-    """The same order once more, with its whole time to wait. ended: a row of view.find_order.
-
-    Raises WrongState when the job has not ended without success, or its request was deleted.
-    """
-    if ended.status not in REPEATABLE:
-        raise WrongState("Only a job that failed, was cancelled or has expired can be tried again. Submit a new one instead.")
-    # A GET has no body, and never had one.
-    if not ended.request and routes.http_method(ended.endpoint) == "POST":
-        raise WrongState("The request of this job was deleted with its session. Submit a new one instead.")
-    return Submission(
-        key=caller,
-        endpoint=ended.endpoint,
-        model=ended.model,
-        request=bytes(ended.request),
-        flow=ended.flow,
-        tokens=ended.tokens,
-        images=ended.images,
-        reserved_microusd=ended.reserved_microusd,
-        priority=ended.priority,
-        conversation=ended.conversation,
-        expires_in_s=ended.expires_in_s,
-        timeout_s=ended.timeout_s,
-        on_lost=ended.on_lost,
-        on_unreadable=ended.on_unreadable,
-        max_attempts=ended.max_attempts,
-        metadata=ended.metadata,
-        webhook_url=ended.webhook_url,
-        retry_of=retry_of,
-        content_type=ended.content_type,
-        # Called again means called again: an upstream that knows the key would answer as before.
-        headers={name: value for name, value in (ended.headers or {}).items() if name != "idempotency-key"} or None,
-        streamed=ended.streamed,
-        wants_urls=ended.wants_urls,
-        attachments=tuple(ended.attachments or ()),
-        turn_tokens=ended.turn_tokens,
-    )

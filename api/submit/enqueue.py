@@ -1,4 +1,4 @@
-"""An order becomes a job: once for each Idempotency-Key, on disk before anybody is told."""
+"""Stores a submission as a job, once for each Idempotency-Key, and then notifies the pacer."""
 
 from __future__ import annotations
 
@@ -11,74 +11,73 @@ from models.database import db, large_values
 from models.jobs import idempotency, job_rows, job_view
 from models.platform import crash_points, wire
 from models.platform.wire import JsonObject
-from models.queue import enqueue, lanes, submission
+from models.queue import enqueue, lanes
 from models.queue.position import Enqueued
-from models.queue.submission import Submission
+from models.queue.submission import Submission, new_job_id
 from models.telemetry import logs, tracing
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """joined: how it came into the line; None: an earlier request with the same Idempotency-Key made this job."""
+    """enqueued: the new job's place in the queue. None: an earlier request with this Idempotency-Key stored the job."""
 
     job_id: UUID
-    joined: Enqueued | None
+    enqueued: Enqueued | None
     lane_id: int
 
     @property
     def is_replayed(self) -> bool:
-        return self.joined is None
+        return self.enqueued is None
 
-    def shown(self, order: Submission, *, origin: str) -> JsonObject:
-        """The job object. order: what was accepted."""
-        if self.joined is not None and self.joined.position is not None:
-            return job_view.render_enqueued(order, self.joined, job_id=self.job_id)
-        # Not in the transaction that accepted it: that one holds its flow's row, for which the next submit of this user waits.
+    def render(self, submission: Submission, *, origin: str) -> JsonObject:
+        """The job object. submission: that was accepted."""
+        if self.enqueued is not None and self.enqueued.position is not None:
+            return job_view.render_enqueued(submission, self.enqueued, job_id=self.job_id)
+        # Not in the transaction that stored the job: it locks the row of the flow, and the user's next submit waits for that lock.
         with db.autocommit() as session:
-            return job_view.render_job(session, job_rows.find_job(session, self.job_id, order.key.id), origin=origin)
+            return job_view.render_job(session, job_rows.find_job(session, self.job_id, submission.key.id), origin=origin)
 
 
-def accept(order: Submission, *, token: str | None, digest: bytes, lane_id: int | None = None) -> Accepted:
-    """The job is on disk and the pacer hears of it. token: the Idempotency-Key; digest: SHA-256 of all that has to be the
-    same when it comes again.
+def accept(submission: Submission, *, token: str | None, digest: bytes, lane_id: int | None = None) -> Accepted:
+    """Stores the job durably and notifies the pacer. token: the Idempotency-Key. digest: SHA-256 that a repeated request must match.
 
     lane_id: of `lanes.id_of`, if the caller has it.
-    Raises Invalid, IdempotencyMismatch and Conflict of the token, QueueFull and TooLate of the line.
+    Raises Invalid, IdempotencyMismatch and Conflict for the token, QueueFull and TooLate for the queue.
     """
-    with submit_span.start(order) as told:
+    with submit_span.start(submission) as span:
         # Before our transaction: the lane is created in a transaction of its own.
-        lane_id = lane_id or lanes.id_of(order.key.pool_id, order.model)
-        with large_values.transfer_slot(len(order.request)):
-            accepted = _accept(told.order, lane_id=lane_id, token=token, digest=digest)
-        told.made(accepted.job_id, lane_id=accepted.lane_id, is_replayed=accepted.is_replayed)
-    about = None if accepted.is_replayed else tracing.trace_id_of(told.order.traceparent)
-    logs.extend(job=wire.public_id(accepted.job_id), lane=accepted.lane_id, trace_id=about)
+        lane_id = lane_id or lanes.id_of(submission.key.pool_id, submission.model)
+        with large_values.transfer_slot(len(submission.request)):
+            accepted = _store_and_notify(span.submission, lane_id=lane_id, token=token, digest=digest)
+        span.set_job(accepted.job_id, lane_id=accepted.lane_id, is_replayed=accepted.is_replayed)
+    trace_id = None if accepted.is_replayed else tracing.trace_id_of(span.submission.traceparent)
+    logs.extend(job=wire.public_id(accepted.job_id), lane=accepted.lane_id, trace_id=trace_id)
     return accepted
 
 
-def _accept(order: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
-    accepted = _stored(order, lane_id=lane_id, token=token, digest=digest)
+def _store_and_notify(submission: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
+    accepted = _store(submission, lane_id=lane_id, token=token, digest=digest)
     crash_points.hit("api.after_commit")
-    if accepted.joined is not None:
+    if accepted.enqueued is not None:
         notify_queue.job_enqueued(accepted.job_id, lane_id=accepted.lane_id)
     crash_points.hit("api.before_reply")
     return accepted
 
 
-def _stored(order: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
-    wanted = submission.new_job_id()
+def _store(submission: Submission, *, lane_id: int, token: str | None, digest: bytes) -> Accepted:
+    new_id = new_job_id()
     if token is None:
         crash_points.hit("api.before_commit")
         with db.autocommit() as session:
-            joined = enqueue.enqueue_fast(session, order, lane_id=lane_id, job_id=wanted)
-        if joined is not None:
-            return Accepted(wanted, joined, lane_id)
-    lane_id = enqueue.prepare(order)
+            enqueued = enqueue.enqueue_fast(session, submission, lane_id=lane_id, job_id=new_id)
+        if enqueued is not None:
+            return Accepted(new_id, enqueued, lane_id)
+    lane_id = enqueue.prepare(submission)
     with db.begin() as session:
-        job_id, joined = wanted, None
+        job_id, enqueued = new_id, None
         if token is not None:
-            job_id = idempotency.claim_token(session, order.key.id, token, digest=digest, job_id=wanted)
-        if job_id == wanted:
-            joined = enqueue.enqueue_job(session, order, lane_id=lane_id, job_id=job_id)
+            job_id = idempotency.claim_token(session, submission.key.id, token, digest=digest, job_id=new_id)
+        if job_id == new_id:
+            enqueued = enqueue.enqueue_job(session, submission, lane_id=lane_id, job_id=job_id)
         crash_points.hit("api.before_commit")
-    return Accepted(job_id, joined, lane_id)
+    return Accepted(job_id, enqueued, lane_id)

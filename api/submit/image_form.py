@@ -1,4 +1,4 @@
-"""A form with pictures, read in memory: what its fields say, and its bytes again when one of them must change."""
+"""Forms with image files (POST /v1/images/edits): parsed into the equivalent JSON, and written again when a field changes."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ from models.platform.errors import Invalid, UnsupportedMedia
 from models.platform.wire import JsonObject
 
 FORM = "multipart/form-data"
-# Far beyond the longest prompt that an upstream takes.
-FIELD_MOST_BYTES = 1024 * 1024
-PICTURES = frozenset({"image", "image[]"})
-# RFC 2046: what a boundary may be made of.
+# Far more than the longest prompt that an upstream accepts.
+MAX_FIELD_BYTES = 1024 * 1024
+IMAGE_FIELDS = frozenset({"image", "image[]"})
+# The syntax of a boundary (RFC 2046).
 BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-_STEPS = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\]){0,3})")
+_PATH = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\]){0,3})")
 _WHOLE = re.compile(r"[0-9]{1,9}")
-_GONE = object()
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Form:
-    """value: what the fields say, as the JSON form of the request would; the files named image or image[] are its `images`."""
+    """value: the fields as the JSON body of the same request; `images` are the files named image or image[]."""
 
     content: bytes
     boundary: str
     parts: Sequence[Part]
     value: JsonObject
 
-    def digest(self, line: bytes) -> bytes:
-        """SHA-256 of this line and the form, the same for the same parts: a client that asks again may choose another boundary."""
-        return hashlib.sha256(line + b"".join(map(_digest, self.parts))).digest()
+    def digest(self, prefix: bytes) -> bytes:
+        """SHA-256 of this prefix and the parts, without the boundary: a client may choose another one when it retries."""
+        return hashlib.sha256(prefix + b"".join(map(_digest, self.parts))).digest()
 
-    def written(self, value: JsonObject) -> tuple[bytes, str]:
-        """The form that says `value`, and its media type: the very bytes that came when that is what they say."""
-        media = dump_options_header(FORM, {"boundary": self.boundary})
+    def encode(self, value: JsonObject) -> tuple[bytes, str]:
+        """The form with this value, and its media type. An unchanged value keeps its original bytes."""
+        media_type = dump_options_header(FORM, {"boundary": self.boundary})
         if value == self.value:
-            return self.content, media
-        parts = [*filter(None, (self._kept(part, value) for part in self.parts))]
-        parts += [multipart.field(name, str(said)) for name, said in value.items() if name not in self.value]
-        return multipart.join(parts, self.boundary), media
+            return self.content, media_type
+        parts = [*filter(None, (self._updated(part, value) for part in self.parts))]
+        parts += [multipart.field(name, str(item)) for name, item in value.items() if name not in self.value]
+        return multipart.join(parts, self.boundary), media_type
 
-    def _kept(self, part: Part, value: JsonObject) -> Part | None:
-        if part.filename is not None or value.get(part.root, _GONE) == self.value.get(part.root, _GONE):
+    def _updated(self, part: Part, value: JsonObject) -> Part | None:
+        if part.filename is not None or value.get(part.root, _ABSENT) == self.value.get(part.root, _ABSENT):
             return part
         return multipart.field(part.root, str(value[part.root])) if part.root in value else None
 
 
 def _digest(part: Part) -> bytes:
-    made = hashlib.sha256(part.head + b"\r\n\r\n")
-    made.update(part.content)
-    return made.digest()
+    digest = hashlib.sha256(part.head + b"\r\n\r\n")
+    digest.update(part.content)
+    return digest.digest()
 
 
 def is_form(request: Request) -> bool:
-    """Whether a form with files was sent."""
+    """Whether the body is a form with files."""
     return request.mimetype == FORM
 
 
 def parse_form(request: Request, then: Callable[[Form], Result]) -> Result:
-    """What `then` makes of the form that was sent, as body.read_then. Raises TooLarge, UnsupportedMedia or Invalid, likewise."""
+    """Parses the form and returns the result of `then`, as request_body.parse_json. Raises TooLarge, UnsupportedMedia or Invalid."""
     boundary = request.mimetype_params.get("boundary", "")
     if not BOUNDARY.fullmatch(boundary):
         raise UnsupportedMedia(f"Send the form with `Content-Type: {FORM}; boundary=…`; HTTP libraries write that by themselves.")
@@ -84,36 +84,35 @@ def parse(content: bytes, boundary: str) -> Form:
     value: JsonObject = {}
     for part in parts:
         if part.filename is None:
-            _set(value, part)
-    pictures = [{"file": part.filename} for part in parts if part.filename is not None and part.name in PICTURES]
-    if not pictures:
+            _set_field(value, part)
+    images = [{"file": part.filename} for part in parts if part.filename is not None and part.name in IMAGE_FIELDS]
+    if not images:
         raise Invalid("`image` is required: at least one file part named `image` or `image[]`.", param="image")
-    return Form(content, boundary, parts, {**value, "images": pictures})
+    return Form(content, boundary, parts, {**value, "images": images})
 
 
-def _set(value: JsonObject, part: Part) -> None:
-    """The field of this part has its value. `a[b]` is a member of `a`; names of other forms are left to the upstream."""
-    if part.name in PICTURES:
+def _set_field(value: JsonObject, part: Part) -> None:
+    """Adds the field of this part to the value. `a[b]` is a member of `a`; names in other forms are left to the upstream."""
+    if part.name in IMAGE_FIELDS:
         raise Invalid("`image` must be a file: its part needs a `filename`.", param="image")
     text = _text(part)
-    steps = _STEPS.fullmatch(part.name)
-    if steps is None or part.name.endswith("[]"):
+    path = _PATH.fullmatch(part.name)
+    if path is None or part.name.endswith("[]"):
         return
-    at, *inner = [steps[1], *re.findall(r"\[([^\[\]]*)\]", steps[2])]
-    inside = value
-    for step in inner:
-        inside = inside.setdefault(at, {})
-        at = step
-        if not isinstance(inside, dict):
-            raise _twice(part)
-    if at in inside:
-        raise _twice(part)
-    inside[at] = _KINDS.get(part.name, _same)(text, part.name)
+    *parents, name = [path[1], *re.findall(r"\[([^\[\]]*)\]", path[2])]
+    target = value
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise _duplicate(part)
+    if name in target:
+        raise _duplicate(part)
+    target[name] = _PARSERS.get(part.name, _same)(text, part.name)
 
 
 def _text(part: Part) -> str:
-    if len(part.content) > FIELD_MOST_BYTES:
-        raise Invalid(f"A field is longer than {FIELD_MOST_BYTES} bytes. Send less.", param=part.shown, code="invalid_form")
+    if len(part.content) > MAX_FIELD_BYTES:
+        raise Invalid(f"A field is longer than {MAX_FIELD_BYTES} bytes. Send less.", param=part.shown, code="invalid_form")
     try:
         text = part.content.decode()
     except UnicodeDecodeError:
@@ -128,7 +127,7 @@ def _whole(text: str, name: str) -> int:
 
 
 def _number(text: str, _name: str) -> object:
-    # The upstream judges what is none.
+    # The upstream refuses other values.
     return int(text) if _WHOLE.fullmatch(text) else text
 
 
@@ -146,8 +145,8 @@ def _same(text: str, _name: str) -> str:
     return text
 
 
-# The fields that we read and that are no texts.
-_KINDS: Mapping[str, Callable[[str, str], object]] = MappingProxyType(
+# The fields that we use and that are no strings.
+_PARSERS: Mapping[str, Callable[[str, str], object]] = MappingProxyType(
     {
         "n": _number,
         "stream": _flag,
@@ -157,5 +156,5 @@ _KINDS: Mapping[str, Callable[[str, str], object]] = MappingProxyType(
 )
 
 
-def _twice(part: Part) -> Invalid:
+def _duplicate(part: Part) -> Invalid:
     return Invalid(f"The field `{part.shown}` stands twice in the form. Send it once.", param=part.shown, code="duplicate_key")

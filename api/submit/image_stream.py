@@ -1,4 +1,4 @@
-"""Pictures on their way out, piece by piece: a process holds a piece of each answer it sends, never the whole of it."""
+"""Streams stored images into responses in chunks, so that a process never holds a whole image."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from models.platform.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-# A multiple of three, so that the base64 of the pieces is the base64 of the whole; small enough for a slow reader to take one in time.
-PIECE_BYTES = 3 * 2**15
+# A multiple of three, so that the base64 of the chunks is the base64 of the image; small enough for a slow client within the send timeout.
+CHUNK_BYTES = 3 * 2**15
 
 
 class ImageReader:
-    """A picture's bytes from any place on; a piece each, read in a transaction of its own.
+    """An iterator over the chunks of an image, each read in a transaction of its own.
 
     Raises ConnectionAborted when it was deleted or Postgres is unavailable: the client sees from the Content-Length that it is incomplete.
     """
@@ -38,19 +38,19 @@ class ImageReader:
             raise StopIteration
         try:
             with db.begin() as session:
-                piece = artifacts.read_range(session, self._id, start=self._at, size=PIECE_BYTES)
+                chunk = artifacts.read_range(session, self._id, start=self._at, size=CHUNK_BYTES)
         except Unavailable as error:
-            raise self._broken("Postgres is away") from error
-        if not piece:
-            raise self._broken("it was deleted")
-        self._at += len(piece)
-        return piece
+            raise self._aborted("Postgres is away") from error
+        if not chunk:
+            raise self._aborted("it was deleted")
+        self._at += len(chunk)
+        return chunk
 
-    def _broken(self, why: str) -> ConnectionAborted:
-        log.warning("a picture was not sent whole", extra={"artifact_id": str(self._id), "why": why})
+    def _aborted(self, why: str) -> ConnectionAborted:
+        log.warning("image not sent completely", extra={"artifact_id": str(self._id), "why": why})
         return ConnectionAborted()
 
-    # werkzeug's ranges begin where they are told to only of what is like a file.
+    # werkzeug serves ranges only from objects with the methods of a file.
     def seekable(self) -> bool:
         return True
 
@@ -63,13 +63,13 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class ResponseBody:
-    """The body of an answer: bytes, and pictures whose base64 is read while it is sent."""
+    """The body of a response: bytes, and stored images that are read and encoded as base64 while they are sent."""
 
     parts: Sequence[bytes | StoredImage]
 
     @property
     def length(self) -> int:
-        """Of the whole, in bytes."""
+        """The Content-Length."""
         return sum(len(part) if isinstance(part, bytes) else image_placeholders.base64_length(part.size) for part in self.parts)
 
     def __iter__(self) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Pictures as a caller may want them, as base64 or as links: what the upstream is asked for, and what its answer becomes."""
+"""Images in responses, as base64 or as links: the request to the upstream, and the response to the caller."""
 
 from __future__ import annotations
 
@@ -16,48 +16,47 @@ from models.jobs import job_view
 from models.platform.errors import Invalid
 from models.platform.wire import JsonObject
 
-# OpenAI's own models answer base64 always and refuse the field with a 400, whatever it says.
+# These models of OpenAI always return base64 and refuse the field response_format with a 400.
 BASE64_ONLY = ("gpt-image", "chatgpt-image")
 
 
 def prepare(body: JsonObject) -> tuple[JsonObject, bool]:
-    """What the upstream is to be asked, and whether the caller wants links. body: of an images request, validated; given back as it is
-    when nothing changes.
+    """The body for the upstream, and whether the caller wants links. body: of an images request, validated; returned as it is if unchanged.
 
-    Links are ours, made of the bytes, so the upstream is asked for those. Raises Invalid for links in a stream, whose events are on
-    their way before anything is stored.
+    The links are ours and need the bytes of the images, so the upstream is asked for base64. Raises Invalid for links in a stream, whose
+    events are sent before the images are stored.
     """
-    wanted = body.get("response_format")
-    if wanted == "url" and body.get("stream"):
+    response_format = body.get("response_format")
+    if response_format == "url" and body.get("stream"):
         raise Invalid(
             "`response_format`: a stream has its pictures in its events, as base64. Leave `url` out, or do not stream.",
             param="response_format",
         )
-    if "response_format" in body and wanted in ("url", "b64_json", None) and _is_base64_only(body.get("model")):
+    if "response_format" in body and response_format in ("url", "b64_json", None) and _is_base64_only(body.get("model")):
         body = {name: value for name, value in body.items() if name != "response_format"}
-    elif wanted == "url":
+    elif response_format == "url":
         body = {**body, "response_format": "b64_json"}
-    return body, wanted == "url"
+    return body, response_format == "url"
 
 
 def origin(request: Request) -> str:
-    """What links begin with: NOWSERVING_PUBLIC_URL, else the address by which this caller reached us.
+    """The prefix of links: NOWSERVING_PUBLIC_URL, otherwise the address that this caller used.
 
     The scheme is https behind a proxy on this machine, or of NOWSERVING_TRUSTED_PROXIES, that sends X-Forwarded-Proto; the
     host is the Host header alone. A proxy that changes it needs NOWSERVING_PUBLIC_URL.
     """
-    # werkzeug gives no host where the header is none.
+    # werkzeug returns no host for an invalid Host header.
     return settings().public_url.rstrip("/") or (request.host_url.rstrip("/") if request.host else "")
 
 
-def restore_images(made: Response, job_id: UUID) -> None:
-    """The pictures of this job whose marks are in the answer go out with it, read while it is sent."""
-    body = _body(job_id, made.get_data())
-    made.response, made.content_length = body, body.length
+def restore_images(response: Response, job_id: UUID) -> None:
+    """Replaces the placeholders in this response by the job's images, which are read while they are sent."""
+    body = _body(job_id, response.get_data())
+    response.response, response.content_length = body, body.length
 
 
 def response_body(row: Any, *, origin: str) -> ResponseBody:
-    """The body of a succeeded job's answer: to the byte what the upstream sent, or with links where they were asked for.
+    """The response body of a succeeded job: the bytes of the upstream, or with links if the caller asked for them.
 
     row: as view.find gives it; its `result` says the same.
     """
@@ -78,5 +77,5 @@ def _body(job_id: UUID, content: bytes) -> ResponseBody:
 
 
 def _is_base64_only(model: object) -> bool:
-    """Of no model too: OpenAI's own choice is one of its own. Some servers put a maker's name and a slash before it."""
+    """Also true without a model: OpenAI chooses one of its own. Some servers put a vendor and a slash before the name."""
     return not model or str(model).rpartition("/")[2].startswith(BASE64_ONLY)

@@ -1,4 +1,4 @@
-"""A request on one of the upstream's own routes, read: what is ordered, and by what it is recognised when it comes again."""
+"""Parses a request to an OpenAI route: its submission, and the digest that identifies a repeated request."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ from models.queue.submission import Submission
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """order: ready to be accepted, without a reader. digest: SHA-256 of all that must be the same when an Idempotency-Key, or a client's
-    retry, comes again, whatever base path it came on. token: the Idempotency-Key."""
+    """submission: of the job, without a reader. token: the Idempotency-Key.
 
-    order: Submission
+    digest: SHA-256 of everything that is equal in a repeated request, with an Idempotency-Key or as an SDK's retry, on any base path.
+    """
+
+    submission: Submission
     digest: bytes
     token: str | None
 
 
 def parse(request: Request, caller: Key, endpoint: str, *, model: str | None = None) -> ParsedRequest:
-    """What this request asks for. endpoint: one of models.content.endpoints. model: beats that of the body.
+    """Parses this request. endpoint: one of models.content.endpoints. model: replaces the model in the body.
 
-    Raises Invalid and its kinds, with a message that says where and what to do.
+    Raises Invalid and its subclasses, with the place of the error and its cure.
     """
-    going = forwarded_headers.select_headers(request, caller)
-    line = f"{routes.http_method(endpoint)} {endpoint}\n".encode() + forwarded_headers.fingerprint(going)
-    then = partial(_ordered, caller, endpoint, line, request.headers, model=model)
+    forwarded = forwarded_headers.select_headers(request, caller)
+    prefix = f"{routes.http_method(endpoint)} {endpoint}\n".encode() + forwarded_headers.fingerprint(forwarded)
+    then = partial(_parse_body, caller, endpoint, prefix, request.headers, model=model)
     is_form = endpoint == routes.EDITS and image_form.is_form(request)
-    asked = image_form.parse_form(request, then) if is_form else request_body.parse_json(request, then)
-    return replace(asked, order=replace(asked.order, headers=going))
+    parsed = image_form.parse_form(request, then) if is_form else request_body.parse_json(request, then)
+    return replace(parsed, submission=replace(parsed.submission, headers=forwarded))
 
 
-def _ordered(
-    caller: Key, endpoint: str, line: bytes, headers: Headers, sent: request_body.JsonBody | image_form.Form, *, model: str | None
+def _parse_body(
+    caller: Key, endpoint: str, prefix: bytes, headers: Headers, body: request_body.JsonBody | image_form.Form, *, model: str | None
 ) -> ParsedRequest:
-    own, token, value = options.parse(headers, sent.value)
+    controls, token, value = options.parse(headers, body.value)
     if model is not None and value.get("model") != model:
-        value, line = {**value, "model": model}, line + f"model {model}\n".encode()
-    return ParsedRequest(build.openai_order(caller, endpoint, value, write=sent.written, own=own), sent.digest(line), token)
+        value, prefix = {**value, "model": model}, prefix + f"model {model}\n".encode()
+    submission = build.openai_submission(caller, endpoint, value, encode=body.encode, controls=controls)
+    return ParsedRequest(submission, body.digest(prefix), token)

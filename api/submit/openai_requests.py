@@ -1,4 +1,4 @@
-"""The requests of the OpenAI API that wait in line: only what we rely on is checked, the rest passes through."""
+"""The request bodies of the OpenAI API as pydantic models. They validate only the fields that we use and pass the rest through."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from models.content.endpoints import CHAT, EDITS, EMBEDDINGS, IMAGES, MODERATION
 from models.platform.wire import JsonObject
 from models.webhooks import url_policy
 
-OUTPUT_TOKENS_MOST = 10_000_000
-CHOICES_MOST = 128
-PICTURES_MOST = 1_000
-FLOW_MOST = 256
-# The lanes of requests that leave the model to the upstream.
-SOME_MODEL = "default"
-SOME_MODERATION = "omni-moderation-latest"
+MAX_OUTPUT_TOKENS = 10_000_000
+MAX_CHOICES = 128
+MAX_IMAGES = 1_000
+MAX_FLOW_CHARS = 256
+# The lanes of requests without a model: the upstream chooses it.
+DEFAULT_MODEL = "default"
+DEFAULT_MODERATION_MODEL = "omni-moderation-latest"
 
 
 def printable(text: str) -> str:
-    """The text. Raises ValueError unless it is printable, on one line."""
+    """Returns the text. Raises ValueError unless it is one printable line."""
     if not text.isprintable():
         raise ValueError("must be printable, on one line")
     return text
 
 
 def session_id(text: str) -> str:
-    """The text. Raises ValueError unless it can be a step of an address."""
+    """Returns the text. Raises ValueError unless it can be a path segment of a URL."""
     if not text.isprintable() or "/" in text or "\\" in text or not text.strip("."):
         raise ValueError("must be printable, on one line, without slashes, and not dots alone")
     return text
 
 
 def _objects(value: object) -> object:
-    """A list of objects, however long: others share the memory of `value`."""
+    """Returns a list of objects. It checks the items without copies, because the list may be large."""
     if not isinstance(value, list):
         raise ValueError("must be a list of objects")
     for n, item in enumerate(value):
@@ -53,12 +53,12 @@ def _texts(value: object) -> object:
     return value
 
 
-#: What a document can say of a webhook's URL; the rest is models/webhooks/url_policy.py's.
+#: The JSON schema of a webhook URL. models/webhooks/url_policy.py checks the rest.
 A_URL: dict[str, Any] = {"format": "uri", "maxLength": url_policy.MAX_CHARS}
 Model = Annotated[str, StringConstraints(max_length=200), AfterValidator(printable)]
 Objects = Annotated[Any, AfterValidator(_objects), WithJsonSchema({"type": "array", "items": {"type": "object"}})]
 Texts = Annotated[Any, AfterValidator(_texts), WithJsonSchema({"type": ["string", "array", "object"]})]
-# Of these the upstream alone can judge; what is reserved for strange ones is countable's.
+# Only the upstream validates these numbers. `countable` decides the reservation for invalid ones.
 Number = Annotated[Any, WithJsonSchema({"type": ["integer", "null"], "minimum": 1})]
 PictureFormat = Annotated[
     Any,
@@ -78,16 +78,16 @@ class Upstream(BaseModel):
 
     @property
     def lane(self) -> str:
-        """The model in whose line this waits."""
-        return self.model or SOME_MODEL
+        """The model whose lane this job waits in."""
+        return self.model or DEFAULT_MODEL
 
     @property
     def flow(self) -> str | None:
-        """Who waits, as the upstream is told: one printable line, or a digest of what is none. None: nobody is named."""
-        named = self.safety_identifier or self.user
-        if not named or (len(named) <= FLOW_MOST and named.isprintable()):
-            return named or None
-        return f"sha256:{hashlib.sha256(named.encode(errors='surrogatepass')).hexdigest()}"
+        """The user, as the body names it; a digest if it is long or unprintable. None: the body names no user."""
+        user = self.safety_identifier or self.user
+        if not user or (len(user) <= MAX_FLOW_CHARS and user.isprintable()):
+            return user or None
+        return f"sha256:{hashlib.sha256(user.encode(errors='surrogatepass')).hexdigest()}"
 
     @property
     def is_streamed(self) -> bool:
@@ -141,7 +141,7 @@ class ModerationBody(Upstream):
 
     @property
     def lane(self) -> str:
-        return self.model or SOME_MODERATION
+        return self.model or DEFAULT_MODERATION_MODEL
 
 
 KINDS: Mapping[str, type[Upstream]] = MappingProxyType(
@@ -153,26 +153,26 @@ _INPUTS: Mapping[str, frozenset[type]] = MappingProxyType({EMBEDDINGS: frozenset
 
 
 def countable(endpoint: str, value: JsonObject) -> JsonObject:
-    """This body with everything in it that a reservation can be computed from. value: valid; it stays as it is.
+    """A copy of this valid body with only values that the reservation can be computed from.
 
-    A number that is none, or below 1, is left out, so that the default is reserved; one beyond all reason is the most there is.
+    A number that is invalid or below 1 becomes None, so that the default is reserved; a number above the limit becomes the limit.
     """
-    numbers = {"n": CHOICES_MOST if endpoint == CHAT else PICTURES_MOST, "max_tokens": OUTPUT_TOKENS_MOST}
-    numbers["max_completion_tokens"] = OUTPUT_TOKENS_MOST
-    made = {**value, **{name: _within(value[name], most) for name, most in numbers.items() if name in value}}
+    limits = {"n": MAX_CHOICES if endpoint == CHAT else MAX_IMAGES, "max_tokens": MAX_OUTPUT_TOKENS}
+    limits["max_completion_tokens"] = MAX_OUTPUT_TOKENS
+    result = {**value, **{name: _clamp(value[name], limit) for name, limit in limits.items() if name in value}}
     if endpoint == CHAT:
-        made["messages"] = [_readable(message) for message in value["messages"]]
+        result["messages"] = [_with_text_parts(message) for message in value["messages"]]
     elif endpoint in _INPUTS:
-        made["input"] = _countable_input(value["input"], _INPUTS[endpoint])
-    return made
+        result["input"] = _countable_input(value["input"], _INPUTS[endpoint])
+    return result
 
 
-def _within(value: object, most: int) -> int | None:
-    return min(value, most) if type(value) is int and value >= 1 else None
+def _clamp(value: object, limit: int) -> int | None:
+    return min(value, limit) if type(value) is int and value >= 1 else None
 
 
-def _readable(message: JsonObject) -> JsonObject:
-    """The message, with texts instead of parts that are bare strings, and without parts that are nothing of the kind."""
+def _with_text_parts(message: JsonObject) -> JsonObject:
+    """The message with text parts for bare strings, and without other parts that are no objects."""
     content = message.get("content")
     if not isinstance(content, list) or all(isinstance(part, dict) for part in content):
         return message
@@ -181,8 +181,8 @@ def _readable(message: JsonObject) -> JsonObject:
 
 
 def _countable_input(value: object, kinds: frozenset[type]) -> object:
-    """The items, all of one of these kinds; texts of them where they are not, and the empty text when there are none."""
+    """The items, if all have the same one of these types; otherwise the items as strings. An empty string without items."""
     items = value if isinstance(value, list) else [value]
-    if len(found := {type(item) for item in items}) == 1 and found <= kinds:
+    if len(types := {type(item) for item in items}) == 1 and types <= kinds:
         return items
     return [item if isinstance(item, str) else json_text.dump(item).decode() for item in items] or ""

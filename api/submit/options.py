@@ -1,4 +1,4 @@
-"""What a caller of an OpenAI route says to us: in headers, or in the body's `nowserving` object, which the upstream never sees."""
+"""The controls of a request to an OpenAI route: our headers, and the `nowserving` object of the body. The upstream never sees them."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20})?")
 
 
 def parse(headers: Headers, body: JsonObject) -> tuple[Controls, str | None, JsonObject]:
-    """The controls, the Idempotency-Key, and the body without them. A header beats the body. Raises Invalid."""
-    fields, token = _of_body({} if (said := body.get(BODY_FIELD)) is None else said)
+    """The controls, the Idempotency-Key, and the body without them. A header overrides the body. Raises Invalid."""
+    fields, token = _parse_body_field({} if (controls := body.get(BODY_FIELD)) is None else controls)
     rest = {name: value for name, value in body.items() if name != BODY_FIELD} if BODY_FIELD in body else body
     return Controls.model_validate({**fields, **parse_headers(headers)}), headers.get(IDEMPOTENCY_HEADER, token), rest
 
 
 def parse_headers(headers: Headers) -> JsonObject:
-    """The fields that stand in headers. Raises Invalid, naming the header."""
+    """The controls in headers. Raises Invalid with the name of the header."""
     fields = {field: _value(headers[header], header, field=field) for header, field in HEADERS.items() if header in headers}
-    called = {field: header for header, field in HEADERS.items()}
-    schemas.validate(Controls, fields, named=lambda path: called.get(path, path))
+    headers_by_field = {field: header for header, field in HEADERS.items()}
+    schemas.validate(Controls, fields, named=lambda path: headers_by_field.get(path, path))
     return fields
 
 
 def parse_seconds(text: str, *, named: str) -> float:
-    """This text as a number of seconds. Raises Invalid."""
+    """The number of seconds in this text. Raises Invalid."""
     if not _NUMBER.fullmatch(text):
         raise Invalid(f"`{named}` is a number of seconds: 30 or 2.5.", param=named)
     return float(text)
 
 
-def _of_body(inside: object) -> tuple[JsonObject, str | None]:
-    if not isinstance(inside, dict):
+def _parse_body_field(controls: object) -> tuple[JsonObject, str | None]:
+    if not isinstance(controls, dict):
         raise Invalid(f'`{BODY_FIELD}` is an object: {{"priority": "high", …}}.', param=BODY_FIELD)
-    json_text.check_storable(inside, BODY_FIELD)
-    schemas.validate(Inside, inside, named=lambda path: f"{BODY_FIELD}.{path}")
-    fields = dict(inside)
+    json_text.check_storable(controls, BODY_FIELD)
+    schemas.validate(Inside, controls, named=lambda path: f"{BODY_FIELD}.{path}")
+    fields = dict(controls)
     token = fields.pop("idempotency_key", None)
     for short, name in SHORT.items():
         if short in fields:
@@ -71,12 +71,12 @@ def _of_body(inside: object) -> tuple[JsonObject, str | None]:
 
 
 def _value(text: str, header: str, *, field: str) -> object:
-    # WSGI hands headers over as Latin-1; what was sent is UTF-8.
-    said = _utf8(text, header)
-    return parse_seconds(said, named=header) if field in IN_SECONDS else said
+    value = _utf8(text, header)
+    return parse_seconds(value, named=header) if field in IN_SECONDS else value
 
 
 def _utf8(text: str, header: str) -> str:
+    # WSGI decodes headers as Latin-1; clients send UTF-8.
     try:
         return text.strip().encode("latin-1").decode()
     except UnicodeError:

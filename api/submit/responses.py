@@ -1,4 +1,4 @@
-"""What a caller is answered, as pydantic models: the pages and the document at /openapi.json are made from these."""
+"""The response bodies as pydantic models, from which /openapi.json and the docs page are generated."""
 
 from __future__ import annotations
 

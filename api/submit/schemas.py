@@ -1,4 +1,4 @@
-"""What a caller may say to us beside the upstream's request. These fields are strict and closed."""
+"""The controls of a job as pydantic models. They are strict and allow no other fields, unlike the body for the upstream."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ class ModerationSubmit(Submit):
     body: openai_requests.ModerationBody
 
 
-# Pictures to edit come as a form, which a job's JSON cannot hold: they have a route of their own.
+# Image edits are forms, which the JSON of a job cannot hold: they only have the OpenAI route.
 SUBMITS: Mapping[str, type[Submit]] = MappingProxyType(
     {CHAT: ChatSubmit, IMAGES: ImageSubmit, EMBEDDINGS: EmbeddingSubmit, MODERATIONS: ModerationSubmit}
 )
 
 
 def parse_submit(payload: JsonObject) -> Submit:
-    """The submit in this object. Raises Invalid, with the field and what to do about it."""
+    """Validates this body of POST /v1/jobs. Raises Invalid with the field and the cure."""
     endpoint = payload.get("endpoint")
     kind = SUBMITS.get(endpoint) if isinstance(endpoint, str) else None
     if kind is None:
@@ -111,20 +111,20 @@ def parse_submit(payload: JsonObject) -> Submit:
 
 
 def validate(kind: type[Checked], value: JsonObject, *, named: Callable[[str], str] = str) -> Checked:
-    """This value as a `kind`. named: what the caller calls a field. Raises Invalid, with the field and what to do about it."""
+    """Validates this value. named: maps a field to the name that the caller sent. Raises Invalid with the field and the cure."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise _refusal(named(_path(first["loc"])), first["type"], first["msg"]) from None  # the error's own text quotes what was sent
+        raise _refusal(named(_path(first["loc"])), first["type"], first["msg"]) from None  # pydantic's message quotes the value
 
 
 def _refusal(param: str, kind: str, message: str) -> Invalid:
-    said = {
+    problem = {
         "missing": "is required",
         "extra_forbidden": "is not known here. Fields of the upstream's request belong in its own body",
     }.get(kind, message.removeprefix("Value error, "))
-    return Invalid(f"`{param}`: {said[:1].lower()}{said[1:]}.", param=param)
+    return Invalid(f"`{param}`: {problem[:1].lower()}{problem[1:]}.", param=param)
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
@@ -133,6 +133,6 @@ def _path(loc: tuple[int | str, ...]) -> str:
         if isinstance(step, int):
             path += f"[{step}]"
         elif step != "[key]":
-            shown = "".join(char if char.isprintable() else "?" for char in step[:64])
-            path += f".{shown}" if path else shown
+            printable = "".join(char if char.isprintable() else "?" for char in step[:64])
+            path += f".{printable}" if path else printable
     return path

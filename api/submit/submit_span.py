@@ -1,4 +1,4 @@
-"""The span `submit`: from the arrival of a request until its job is on disk, or refused; under the caller's own where it says which."""
+"""The tracing span `submit`: from the arrival of a request until its job is stored or refused. Its parent is the caller's span, if any."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ from models.telemetry.span import Span
 
 
 class SubmitSpan:
-    """order: with the request and the span that it comes with, as they are stored with the job."""
+    """submission: with the request id and the traceparent that are stored with the job."""
 
-    def __init__(self, order: Submission, span: Span) -> None:
-        self.order = replace(order, request_id=g.request_number, traceparent=span.traceparent)
+    def __init__(self, submission: Submission, span: Span) -> None:
+        self.submission = replace(submission, request_id=g.request_number, traceparent=span.traceparent)
         self._span = span
 
-    def made(self, job_id: UUID, *, lane_id: int, is_replayed: bool) -> None:
-        """It is this job."""
+    def set_job(self, job_id: UUID, *, lane_id: int, is_replayed: bool) -> None:
+        """Adds the job to the attributes of the span."""
         if self._span.is_recording:
             self._span.set_attributes(
                 {"nowserving.job": wire.public_id(job_id), "nowserving.lane": lane_id, "nowserving.replayed": is_replayed or None}
             )
 
-    def over(self, status: int | None = None, error: str | None = None) -> None:
+    def end(self, status: int | None = None, error: str | None = None) -> None:
+        """Ends the span. error: the code of a refusal, or the type of an exception."""
         if self._span.is_recording:
-            rule, order = request.url_rule, self.order
+            rule, submission = request.url_rule, self.submission
             self._span.set_attributes({
                 "http.request.method": request.method, "http.route": rule.rule if rule else None, "http.response.status_code": status,
-                "gen_ai.request.model": order.model, "nowserving.endpoint": order.endpoint, "nowserving.key": order.key.id,
-                "nowserving.priority": order.priority, "nowserving.tokens": order.tokens, "nowserving.images": order.images or None,
-                "nowserving.request_id": g.request_id,
+                "gen_ai.request.model": submission.model, "nowserving.endpoint": submission.endpoint, "nowserving.key": submission.key.id,
+                "nowserving.priority": submission.priority, "nowserving.tokens": submission.tokens,
+                "nowserving.images": submission.images or None, "nowserving.request_id": g.request_id,
             })  # fmt: skip
         self._span.end(error=error)
 
 
 @contextmanager
-def start(order: Submission) -> Iterator[SubmitSpan]:
-    """Inside, the order is put in line; what is raised ends the span with its kind."""
-    headers = {name: said for name in ("traceparent", "tracestate") if (said := request.headers.get(name))} if tracing.is_on() else {}
-    told = SubmitSpan(order, tracing.start_root("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
+def start(submission: Submission) -> Iterator[SubmitSpan]:
+    """A span around the block that stores this submission. An exception ends the span with its code or type."""
+    headers = {name: value for name in ("traceparent", "tracestate") if (value := request.headers.get(name))} if tracing.is_on() else {}
+    span = SubmitSpan(submission, tracing.start_root("submit", headers, at_ns=g.get("began_ns") or time.time_ns()))
     try:
-        yield told
+        yield span
     except ServingError as error:
-        told.over(error.status, error.code)
+        span.end(error.status, error.code)
         raise
     except BaseException as error:
-        told.over(500, type(error).__name__)
+        span.end(500, type(error).__name__)
         raise
-    told.over()
+    span.end()

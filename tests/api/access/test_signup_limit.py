@@ -40,11 +40,11 @@ def register(limit: SignupLimit, address: str | None, *, count: int) -> None:
 
 def test_an_address_brings_so_many_at_once_and_so_many_an_hour(limit: SignupLimit, clock: Clock) -> None:
     register(limit, "1.2.3.4", count=4)
-    with pytest.raises(LineFull) as refused:
+    with pytest.raises(QueueFull) as refused:
         limit.check("1.2.3.4")
     clock.now += HOUR_S / 4
     limit.check("1.2.3.4")
-    with pytest.raises(LineFull):
+    with pytest.raises(QueueFull):
         limit.check("1.2.3.4")
     clock.now += HOUR_S
     register(limit, "1.2.3.4", count=4)

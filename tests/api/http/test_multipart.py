@@ -52,9 +52,9 @@ def read(content: bytes, *, boundary: str = BOUNDARY, headers: dict[str, str] | 
         return openai_parse.parse(request, CALLER, EDITS)
 
 
-def again(order: Submission) -> dict[str, str | bytes]:
-    """What the upstream reads in this order's request, by a parser that is not ours."""
-    with new_app().test_request_context("/", method="POST", data=order.request, content_type=order.content_type):
+def again(submission: Submission) -> dict[str, str | bytes]:
+    """What the upstream reads in this submission's request, by a parser that is not ours."""
+    with new_app().test_request_context("/", method="POST", data=submission.request, content_type=submission.content_type):
         return {**request.form.to_dict(), **{name: file.read() for name, file in request.files.items()}}
 
 
@@ -82,15 +82,15 @@ def test_sdk_requests_pass_byte_for_byte() -> None:
         image=[("a.png", PNG), ("b.png", PNG)], mask=("m.png", PNG), model="gpt-image-2", n=3, stream=True, user="u"
     )
 
-    order = read(content, boundary=media.partition("boundary=")[2]).order
+    submission = read(content, boundary=media.partition("boundary=")[2]).submission
 
-    assert (content, media) == (order.request, order.content_type)
+    assert (content, media) == (submission.request, submission.content_type)
     assert ("gpt-image-2", 3, 3 + 2 * DEFAULT_IMAGE_TOKENS, True, "u") == (
-        order.model,
-        order.images,
-        order.tokens,
-        order.streamed,
-        order.flow,
+        submission.model,
+        submission.images,
+        submission.tokens,
+        submission.streamed,
+        submission.flow,
     )
 
 
@@ -100,23 +100,29 @@ def test_our_options_are_removed_from_the_form() -> None:
 
     made = read(content, boundary=media.partition("boundary=")[2])
 
-    order = made.order
-    assert ("high", 12.0, {"a": "b"}, 2, "t1") == (order.priority, order.timeout_s, order.metadata, order.max_attempts, made.token)
-    assert {"prompt": "a café", "svg[model]": "s", "image": PNG, "mask": PNG} == again(order)
+    submission = made.submission
+    assert ("high", 12.0, {"a": "b"}, 2, "t1") == (
+        submission.priority,
+        submission.timeout_s,
+        submission.metadata,
+        submission.max_attempts,
+        made.token,
+    )
+    assert {"prompt": "a café", "svg[model]": "s", "image": PNG, "mask": PNG} == again(submission)
 
 
 def test_a_header_beats_a_field_of_the_form() -> None:
     made = read(form(IMAGE, PROMPT, part("nowserving[priority]", "low")), headers={"X-Nowserving-Priority": "high"})
 
-    assert "high" == made.order.priority
+    assert "high" == made.submission.priority
 
 
 def test_the_operators_image_model_is_added_to_the_form(override: Callable[..., None]) -> None:
     override(default_image_model="gpt-image-2")
 
-    order = read(form(IMAGE, PROMPT)).order
+    submission = read(form(IMAGE, PROMPT)).submission
 
-    assert ("gpt-image-2", {"prompt": "a cat", "model": "gpt-image-2", "image": PNG}) == (order.model, again(order))
+    assert ("gpt-image-2", {"prompt": "a cat", "model": "gpt-image-2", "image": PNG}) == (submission.model, again(submission))
 
 
 @pytest.mark.parametrize(
@@ -124,16 +130,16 @@ def test_the_operators_image_model_is_added_to_the_form(override: Callable[..., 
     [("gpt-image-2", "url", None, True), ("gpt-image-2", "b64_json", None, False), ("other", "url", "b64_json", True)],
 )
 def test_pictures_are_asked_of_the_upstream_as_it_understands(model: str, asked: str, going: str | None, wants_urls: bool) -> None:
-    order = read(form(part("response_format", asked), IMAGE, PROMPT, part("model", model))).order
+    submission = read(form(part("response_format", asked), IMAGE, PROMPT, part("model", model))).submission
 
-    assert (going, wants_urls) == (again(order).get("response_format"), order.wants_urls)
-    assert (PNG, "a cat", model) == tuple(again(order)[name] for name in ("image", "prompt", "model"))
+    assert (going, wants_urls) == (again(submission).get("response_format"), submission.wants_urls)
+    assert (PNG, "a cat", model) == tuple(again(submission)[name] for name in ("image", "prompt", "model"))
 
 
 def test_a_field_may_change_and_go_without_a_trace_in_the_others() -> None:
     read_form = forms.parse(form(part("a", "1"), IMAGE, part("b", "2"), part("c[d]", "3"), part("f[]", "4")), BOUNDARY)
 
-    content, _ = read_form.written({"b": "new", "images": read_form.value["images"], "c": {"d": "3"}, "e": "5"})
+    content, _ = read_form.encode({"b": "new", "images": read_form.value["images"], "c": {"d": "3"}, "e": "5"})
 
     assert form(IMAGE, part("b", "new"), part("c[d]", "3"), part("f[]", "4"), part("e", "5")) == content
 
@@ -161,7 +167,7 @@ def test_another_json_reader_parses_the_same(pictures: list[bytes], fields: dict
     except Invalid:
         return
 
-    for want, (sent, media) in (("x", found.written(found.value)), (changed, found.written({**found.value, "changed": changed}))):
+    for want, (sent, media) in (("x", found.encode(found.value)), (changed, found.encode({**found.value, "changed": changed}))):
         if f"--{BOUNDARY}" not in changed:
             with new_app().test_request_context("/", method="POST", data=sent, content_type=media):
                 assert {**fields, "changed": want} == request.form.to_dict()
@@ -170,8 +176,8 @@ def test_another_json_reader_parses_the_same(pictures: list[bytes], fields: dict
 
 def test_one_picture_or_many_under_either_name() -> None:
     one, two = (
-        read(form(IMAGE, PROMPT)).order,
-        read(form(part("image[]", PNG, filename="a"), part("image[]", PNG, filename="b"), PROMPT)).order,
+        read(form(IMAGE, PROMPT)).submission,
+        read(form(part("image[]", PNG, filename="a"), part("image[]", PNG, filename="b"), PROMPT)).submission,
     )
 
     assert (2 + DEFAULT_IMAGE_TOKENS, 2 + 2 * DEFAULT_IMAGE_TOKENS) == (one.tokens, two.tokens)
@@ -189,9 +195,9 @@ def test_the_same_form_is_recognised_under_another_boundary() -> None:
 def test_edits_may_come_as_json_too() -> None:
     sent = json.dumps({"prompt": "a cat", "images": [{"image_url": "data:image/png;base64,AA"}] * 2, "model": "p"})
     with new_app().test_request_context(EDITS, method="POST", data=sent, content_type="application/json"):
-        order = openai_parse.parse(request, CALLER, EDITS).order
+        submission = openai_parse.parse(request, CALLER, EDITS).submission
 
-    assert (sent.encode(), None, 2 + 2 * DEFAULT_IMAGE_TOKENS) == (order.request, order.content_type, order.tokens)
+    assert (sent.encode(), None, 2 + 2 * DEFAULT_IMAGE_TOKENS) == (submission.request, submission.content_type, submission.tokens)
 
 
 HEAD = b'Content-Disposition: form-data; name="prompt"'
@@ -241,7 +247,7 @@ HEAD = b'Content-Disposition: form-data; name="prompt"'
 @pytest.mark.usefixtures("database")
 def test_a_form_that_is_not_plain_is_refused(content: bytes, code: str | None) -> None:
     if code is None:
-        assert read(content).order.request == content
+        assert read(content).submission.request == content
     else:
         error = refused(content)
 
@@ -268,7 +274,7 @@ def test_every_cut_of_a_form_is_refused() -> None:
 def test_an_upload_may_be_larger_than_json_but_not_endless(override: Callable[..., None]) -> None:
     override(max_body_bytes=1_024, max_upload_bytes=10_000)
 
-    assert read(form(part("image", b"x" * 5_000, filename="a"), PROMPT)).order.request
+    assert read(form(part("image", b"x" * 5_000, filename="a"), PROMPT)).submission.request
     assert 413 == refused(form(part("image", b"x" * 10_000, filename="a"), PROMPT)).status
 
 
@@ -289,6 +295,6 @@ def test_a_hostile_form_costs_little_time(content: bytes) -> None:
 def test_a_number_that_only_the_upstream_can_judge_goes_to_it(n: str, images: int) -> None:
     content = form(IMAGE, part("prompt", "a\0b" * 20_000), part("n", n), part("model", ""))
 
-    order = read(content).order
+    submission = read(content).submission
 
-    assert (content, images, "default") == (order.request, order.images, order.model)
+    assert (content, images, "default") == (submission.request, submission.images, submission.model)

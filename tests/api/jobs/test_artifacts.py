@@ -156,7 +156,7 @@ def test_known_image_returns_304(links: list[str]) -> None:
     ],
 )
 def test_range_request_returns_only_that_range(caller: Caller, monkeypatch: pytest.MonkeyPatch, header: str, expected: slice) -> None:
-    monkeypatch.setattr(image_stream, "PIECE_BYTES", 3)
+    monkeypatch.setattr(image_stream, "CHUNK_BYTES", 3)
     content = PNG[:8] + b"twelve bytes"
     (link,) = links_of(caller, content)
     answer = fetch(link, Range=header)
@@ -188,7 +188,7 @@ def test_if_range_mismatch_returns_whole_image(links: list[str]) -> None:
 
 
 def test_image_deleted_while_sending_aborts_response(links: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_stream, "PIECE_BYTES", 3)
+    monkeypatch.setattr(image_stream, "CHUNK_BYTES", 3)
     content = ImageReader(UUID(hex=links[0].split("art_")[1][:32]), size=len(PNG))
 
     assert PNG[:3] == next(content)
@@ -219,7 +219,7 @@ def test_client_detects_truncated_image(caller: Caller, tmp_path: Path) -> None:
 
         with pytest.raises(http.client.IncompleteRead):
             answer.read()
-        assert "not sent whole" in api.log.read_text()
+        assert "image not sent completely" in api.log.read_text()
         assert "signature" not in api.log.read_text()
 
 

@@ -164,7 +164,7 @@ def test_revoked_key_ends_stream() -> None:
     def revoke() -> None:
         with db.begin() as session:
             keys.revoke(session, made.id)
-        caller.app.extensions["key_cache"]._known.clear()
+        caller.app.extensions["key_cache"]._cached.clear()
 
     mover = later(0.2, revoke)
     answer = caller.get(f"/v1/jobs/{name}/events")

@@ -52,9 +52,9 @@ def refusal(endpoint: str, body: object = None, **more: Any) -> Invalid:
 def test_the_clients_own_bytes_go_to_the_upstream(endpoint: str) -> None:
     sent = json.dumps({"x_new": [1.50, 1e2, "é"], **BODIES[endpoint]}, indent=1, ensure_ascii=False).encode()
 
-    order = read(endpoint, b"\xef\xbb\xbf" + sent).order
+    submission = read(endpoint, b"\xef\xbb\xbf" + sent).submission
 
-    assert (sent, None, endpoint) == (order.request, order.content_type, order.endpoint)
+    assert (sent, None, endpoint) == (submission.request, submission.content_type, submission.endpoint)
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def test_the_clients_own_bytes_go_to_the_upstream(endpoint: str) -> None:
     ],
 )
 def test_each_model_has_its_line(endpoint: str, body: dict[str, Any], lane: str) -> None:
-    assert lane == read(endpoint, body).order.model
+    assert lane == read(endpoint, body).submission.model
 
 
 @pytest.mark.parametrize("body", [{"prompt": "a cat"}, {"model": None, "prompt": "a cat"}])
 def test_the_operators_image_model_is_filled_in(body: dict[str, Any], override: Callable[..., None]) -> None:
     override(default_image_model="gpt-image-2")
 
-    order = read(IMAGES, body).order
+    submission = read(IMAGES, body).submission
 
-    assert ("gpt-image-2", {**body, "model": "gpt-image-2"}) == (order.model, json.loads(order.request))
+    assert ("gpt-image-2", {**body, "model": "gpt-image-2"}) == (submission.model, json.loads(submission.request))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_the_operators_image_model_is_filled_in(body: dict[str, Any], override: 
     ],
 )
 def test_reservation_follows_the_body(endpoint: str, body: dict[str, Any], tokens: int, images: int) -> None:
-    order = read(endpoint, body).order
+    submission = read(endpoint, body).submission
 
-    assert (tokens, images) == (order.tokens, order.images)
+    assert (tokens, images) == (submission.tokens, submission.images)
 
 
 @pytest.mark.parametrize(
@@ -122,18 +122,18 @@ def test_a_wrong_field_is_named_as_the_client_named_it(endpoint: str, fields: di
 
 @pytest.mark.parametrize("stream", [True, False, None])
 def test_a_stream_is_a_stream_in_the_line(stream: bool | None) -> None:
-    assert bool(stream) == read(CHAT, {**BODIES[CHAT], "stream": stream}).order.streamed
-    assert bool(stream) == read(IMAGES, {**BODIES[IMAGES], "stream": stream}).order.streamed
+    assert bool(stream) == read(CHAT, {**BODIES[CHAT], "stream": stream}).submission.streamed
+    assert bool(stream) == read(IMAGES, {**BODIES[IMAGES], "stream": stream}).submission.streamed
 
 
 def test_requests_without_a_model_share_a_lane() -> None:
     for endpoint in (CHAT, EMBEDDINGS):
         for model in (None, ""):
-            assert "default" == read(endpoint, {**BODIES[endpoint], "model": model}).order.model
+            assert "default" == read(endpoint, {**BODIES[endpoint], "model": model}).submission.model
 
 
 def test_flow_is_independent_of_the_upstreams_user_field() -> None:
-    flows = [read(CHAT, {**BODIES[CHAT], "user": user}).order.flow for user in ("a", "a" * 300, "a" * 301, "a\0", "\ud800", "")]
+    flows = [read(CHAT, {**BODIES[CHAT], "user": user}).submission.flow for user in ("a", "a" * 300, "a" * 301, "a\0", "\ud800", "")]
 
     assert ["a", "key"] == [flows[0], flows[-1]]
     assert 6 == len(set(flows)) and all(flow.isprintable() and len(flow) <= 256 for flow in flows)
@@ -153,7 +153,7 @@ def test_only_json_is_taken_for_json(content_type: str | None) -> None:
 
 
 def test_json_may_name_its_charset() -> None:
-    assert "m" == read(CHAT, BODIES[CHAT], content_type="application/json; charset=utf-8").order.model
+    assert "m" == read(CHAT, BODIES[CHAT], content_type="application/json; charset=utf-8").submission.model
 
 
 @pytest.mark.usefixtures("database")

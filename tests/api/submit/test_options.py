@@ -64,46 +64,58 @@ FIELDS = {
 def test_headers_and_the_body_say_the_same(headers: dict[str, str], fields: dict[str, Any]) -> None:
     made = read(headers, **fields)
 
-    order = made.order
-    assert ("high", 30, 2.5, "ann", "k1") == (order.priority, order.expires_in_s, order.timeout_s, order.flow, made.token)
-    assert "https://example.com/" == order.webhook_url
+    submission = made.submission
+    assert ("high", 30, 2.5, "ann", "k1") == (
+        submission.priority,
+        submission.expires_in_s,
+        submission.timeout_s,
+        submission.flow,
+        made.token,
+    )
+    assert "https://example.com/" == submission.webhook_url
 
 
 def test_request_without_options_gets_the_defaults() -> None:
     made = read()
 
-    order = made.order
-    assert ("normal", 86_400, 600, "key", None) == (order.priority, order.expires_in_s, order.timeout_s, order.flow, made.token)
+    submission = made.submission
+    assert ("normal", 86_400, 600, "key", None) == (
+        submission.priority,
+        submission.expires_in_s,
+        submission.timeout_s,
+        submission.flow,
+        made.token,
+    )
 
 
 def test_all_options_can_be_set_in_the_body() -> None:
-    order = read(
+    submission = read(
         nowserving={"conversation": "c", "on_lost": "fail", "on_unreadable": "retry", "max_attempts": 2, "metadata": {"a": "b"}}
-    ).order
+    ).submission
 
     assert ("c", "fail", "retry", 2, {"a": "b"}, "c") == (
-        order.conversation,
-        order.on_lost,
-        order.on_unreadable,
-        order.max_attempts,
-        order.metadata,
-        order.flow,
+        submission.conversation,
+        submission.on_lost,
+        submission.on_unreadable,
+        submission.max_attempts,
+        submission.metadata,
+        submission.flow,
     )
 
 
 def test_a_header_beats_the_body() -> None:
     made = read(HEADERS, nowserving={"priority": "low", "user": "bob", "idempotency_key": "k2"})
 
-    assert ("high", "ann", "k1") == (made.order.priority, made.order.flow, made.token)
+    assert ("high", "ann", "k1") == (made.submission.priority, made.submission.flow, made.token)
 
 
 @pytest.mark.parametrize("result", [INSIDE, {}, None])
 def test_upstream_never_receives_our_options(result: object) -> None:
     content = json.dumps({"temperature": 0.10, "nowserving": result, **BODY}).encode()
     with new_app().test_request_context(CHAT, method="POST", data=content, content_type="application/json"):
-        order = openai_parse.parse(request, CALLER, CHAT).order
+        submission = openai_parse.parse(request, CALLER, CHAT).submission
 
-    assert b'{"temperature":0.1,"model":"m","messages":[{"role":"user","content":"hi"}]}' == order.request
+    assert b'{"temperature":0.1,"model":"m","messages":[{"role":"user","content":"hi"}]}' == submission.request
 
 
 @pytest.mark.parametrize(
@@ -117,7 +129,7 @@ def test_upstream_never_receives_our_options(result: object) -> None:
     ],
 )
 def test_flow_is_the_first_user_field_that_is_set(headers: dict[str, str], fields: dict[str, Any], flow: str) -> None:
-    assert flow == read(headers, **fields).order.flow
+    assert flow == read(headers, **fields).submission.flow
 
 
 @pytest.mark.parametrize(
