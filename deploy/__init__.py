@@ -1,1 +1,1 @@
-"""How the parts are started on one machine: embedded servers, the supervisor behind `up`, the local model, the demo."""
+"""Starts the stack on one machine: embedded servers, the supervisor of `up`, the local model, the demo."""

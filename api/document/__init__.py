@@ -1,4 +1,4 @@
 """The OpenAPI document at /openapi.json and the page that shows it.
 
-It is made from the descriptions of all routes.
+It is built from the descriptions of all routes.
 """

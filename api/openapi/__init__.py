@@ -1,4 +1,4 @@
-"""How one route is described in the OpenAPI document.
+"""The description of a route for the OpenAPI document.
 
 The descriptions stand beside the views, in each package's routes.py.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from api.openapi.route import HTML, JSON, PAGING, Route, query
+from api.ops import credential_responses
 from api.ops import responses as ops_responses
 from models.jobs.states import Status
 from models.platform.wire import JsonObject
@@ -55,12 +56,12 @@ ROUTES: tuple[Route, ...] = (
     ),
     _route(
         "get", "/ops/credentials", "seeCredentials", "List the credentials: parked, paused, limits, errors",
-        {200: ("One page of credentials.", JSON, ops_responses.CredentialList)},
+        {200: ("One page of credentials.", JSON, credential_responses.CredentialList)},
         parameters=(*PAGING, _POOL, query("parked", "Only parked credentials, or only others.", type="boolean")),
     ),
     _route(
         "get", "/ops/workers", "seeWorkers", "List the worker processes and their jobs",
-        {200: ("One page of workers.", JSON, ops_responses.WorkerList)}, parameters=PAGING,
+        {200: ("One page of workers.", JSON, credential_responses.WorkerList)}, parameters=PAGING,
     ),
     Route("get", "/ops", "getOpsHome", "Redirect to /ops/", {302: ("See /ops/.", "", None)}, **_OPEN),
     Route("get", "/ops/", "getOpsPage", "Show the operators' page", {200: ("The page.", HTML, None)}, **_OPEN),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from api.openapi.page import Page
 from api.submit.responses import Answer, Shown
 
 
@@ -25,14 +26,10 @@ class Session(Answer):
     last_active_at: float
 
 
-class SessionList(Answer):
+class SessionList(Page):
     """One page of sessions, the one last active first."""
 
-    object: Literal["list"]
     data: list[Session]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class SessionDeleted(Answer):
@@ -95,11 +92,7 @@ class SessionMessage(Answer):
     created_at: float | None
 
 
-class SessionMessageList(Answer):
+class SessionMessageList(Page):
     """One page of messages."""
 
-    object: Literal["list"]
     data: list[SessionMessage]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None

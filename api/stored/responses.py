@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.openapi.page import Page
 from api.submit.responses import Answer
 
 
@@ -18,14 +19,10 @@ class StoredCompletion(BaseModel):
     metadata: dict[str, str]
 
 
-class StoredCompletionList(Answer):
+class StoredCompletionList(Page):
     """One page of stored completions."""
 
-    object: Literal["list"]
     data: list[StoredCompletion]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class StoredMessage(BaseModel):
@@ -40,14 +37,10 @@ class StoredMessage(BaseModel):
     content_parts: list[Any] | None = Field(description="The content, if it was a list of parts; `content` is null then.")
 
 
-class StoredMessageList(Answer):
+class StoredMessageList(Page):
     """One page of messages."""
 
-    object: Literal["list"]
     data: list[StoredMessage]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class StoredCompletionDeleted(Answer):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from api.openapi.page import Page
 from api.submit.responses import Answer
 
 
@@ -27,14 +28,10 @@ class WebhookEndpoint(Answer):
     updated_at: int
 
 
-class WebhookEndpointList(Answer):
+class WebhookEndpointList(Page):
     """One page of webhook endpoints, newest first."""
 
-    object: Literal["list"]
     data: list[WebhookEndpoint]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class WebhookEndpointDeleted(Answer):
@@ -93,14 +90,10 @@ class Delivery(Answer):
     ended_at: float | None
 
 
-class DeliveryList(Answer):
+class DeliveryList(Page):
     """One page of deliveries, newest first."""
 
-    object: Literal["list"]
     data: list[Delivery]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
 
 class Redelivered(Answer):
