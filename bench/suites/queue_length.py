@@ -15,13 +15,14 @@ from bench.measure.figure import Figure, at_most, quantile, reported
 from bench.measure.stack import MODEL, Stack
 from models.database import db
 from models.jobs import workers
-from models.keys.keys import Key
+from models.keys.keys import Key, Limits
 from models.queue import enqueue, lanes, position, position_index, submission
 from models.queue.lane_maintenance import LONG_LANE
 from models.queue.submission import Submission
 from workers.broker.publish import TaskMessage
 from workers.channels import notify
-from workers.limiter.limiter import CredentialModel, Limiter, Limits, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Report
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
 

@@ -13,7 +13,7 @@ from models.jobs.states import AttemptResult, JobResult
 from tests.stateful.records import Call, Ticket, Verdict
 from tests.stateful.reference_model import Picture
 from workers.answers import retry_policy
-from workers.limiter.limiter import CredentialModel
+from workers.limiter.requests import CredentialModel
 from workers.observe.attempt_log import AttemptLog
 from workers.results.attempt_record import AttemptRecord
 from workers.runner import feedback

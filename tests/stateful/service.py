@@ -25,7 +25,7 @@ from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import make_lanes_due, report_slots
 from workers.answers import retry_policy
-from workers.limiter.limiter import CredentialModel, Report
+from workers.limiter.requests import CredentialModel, Report
 from workers.results import finish
 from workers.results.attempt_record import AttemptRecord
 from workers.runner import feedback, prompt

@@ -24,7 +24,8 @@ from tests.stateful.reference_model import Picture
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import PacerHarness
-from workers.limiter.limiter import CredentialModel, Limiter, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Report
 from workers.results.attempt_record import AttemptRecord
 
 GRANT = 3_000

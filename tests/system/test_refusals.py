@@ -20,7 +20,7 @@ from tests.support.programs.in_process import InProcessStack, ask, mark_issued, 
 from tests.support.queue_tools import query, row
 from tests.upstream.client import FakeUpstream, upstream
 from workers.answers import retry_policy
-from workers.limiter.limiter import CredentialModel
+from workers.limiter.requests import CredentialModel
 from workers.runner import feedback
 
 __all__ = ["upstream"]

@@ -1,24 +1,24 @@
--- What one credential may still do with one model: every limit is charged in one step, or none is.
--- KEYS   state (hash) · leases (sorted set: dispatch id → expiry) · costs (hash: dispatch id → when it paid, tokens, images)
---        minutes · days (lists of slots, from old to new: number, requests, tokens, images)
--- ARGV   operation · now in µs (0: the server's clock) · the operation's own
--- A limit L over W is two rules. The window: what was let go in the last W and this ask make at most L. The pace: an ask goes
--- when all before it but half a second's worth has drained at L/W. The first is strict, the second only keeps it even.
--- Times are whole µs: sums are exact below 2^53.
+-- Rate limiter of one credential and model: one call charges all limits or none.
+-- KEYS   state (hash) · leases (sorted set: dispatch id → expiry) · costs (hash: dispatch id → time of its charge, tokens, images)
+--        minutes · days (lists of time slots, from old to new: number, requests, tokens, images)
+-- ARGV   operation · now in µs (0: the server's clock) · the operation's own arguments
+-- A limit L over a window W is two rules. Sliding window: the charges of the last W and this request make at most L. Pace (GCRA):
+-- a request goes when all charges before it, except half a second's worth, have drained at L/W. The window is strict; the pace only
+-- spreads requests evenly. Times are whole µs, so sums are exact below 2^53.
 local STATE, LEASES, COSTS = KEYS[1], KEYS[2], KEYS[3]
 local MINUTE, HOUR, DAY, SECOND = 6e7, 3.6e9, 8.64e10, 1e6
-local LATE = SECOND / 2 -- of a call after its admission (LATE_S in process.py): with it, the upstream's window holds as well
+local LATE = SECOND / 2 -- of a call after its admission: with it, the upstream's window holds too
 local AHEAD = SECOND / 2
-local ALIKE = 3 * SECOND / 2 -- by which two counts of the same minute may differ: what was under way, and the edges of the windows
+local ALIKE = 3 * SECOND / 2 -- tolerance between two counts of the same minute: calls under way, and the edges of the windows
 local KEEP_S = 26 * 3600 -- longer than the longest window
-local MOST_WINDOW = 10000
+local MAX_WINDOW = 10000
 local NEVER = math.huge
 local CANARIES = 16 -- jobs tried after the second pause in a row, before the next pause
-local PROBE = MINUTE -- for so long one job that exceeds a learned limit keeps others like it from trying, unless it is answered
--- pace_: when all that was let go has drained (TAT). up_: the same of the upstream's bucket, as far as we know it.
--- drains_: until when the upstream's is known to be such a bucket. minutes, days: a tally each, as text. cut: last halving.
--- streak: pauses in a row without an answered call; paused: when the last of them began; canaries: jobs still to be tried before the
--- next. confirmed: when an answer last confirmed the learned limits; probe, probed: the job that tries to exceed one, since when.
+local PROBE = MINUTE -- a job that exceeds a learned limit blocks other such jobs for this time, unless it is answered
+-- pace_: when all charges have drained (GCRA's theoretical arrival time, TAT). up_: the TAT of the upstream's token bucket, as known.
+-- drains_: until when the upstream is known to use a token bucket. minutes, days: one tally each, as text. cut: last halving.
+-- streak: pauses in a row without an answered call; paused: start of the last one; canaries: jobs still to be tried before the next
+-- pause. confirmed: when an answer last confirmed the learned limits; probe, probed: the job that tries to exceed one, and since when.
 local FIELDS = {
   'n', 'rpm', 'tpm', 'ipm', 'rpd', 'cap', 'lrpm', 'ltpm', 'win', 'cut', 'cool', 'cool_us', 'lease_us',
   'streak', 'paused', 'canaries', 'confirmed', 'probe', 'probed',
@@ -27,7 +27,7 @@ local FIELDS = {
 local MINUTES = { name = 'minutes', list = KEYS[4], slot = SECOND / 10, window = MINUTE + LATE }
 local DAYS = { name = 'days', list = KEYS[5], slot = 5 * MINUTE, window = DAY + LATE }
 local TALLIES = { MINUTES, DAYS }
--- unit: its place in {requests, tokens, images}
+-- unit: its index in {requests, tokens, images}
 local GATES = {
   { name = 'rpm', unit = 1, tally = MINUTES, pace = 'pace_rpm', learned = 'lrpm', mirror = 'up_rpm', drains = 'drains_rpm' },
   { name = 'tpm', unit = 2, tally = MINUTES, pace = 'pace_tpm', learned = 'ltpm', mirror = 'up_tpm', drains = 'drains_tpm' },
@@ -53,16 +53,16 @@ local function add(to, units, times)
   for i = 1, 3 do to[i] = to[i] + times * units[i] end
 end
 
--- A tally is what was let go within the window, known limit or not: one that becomes known is exact at once. sum: all of it;
--- open: the newest slot, which joins the list when the next one begins.
+-- A tally counts the charges within the window even without a limit, so that a new limit is exact at once. sum: all charges;
+-- open: the newest time slot, which is appended to the list when the next one begins.
 
 local function slot_at(tally, at) return math.floor(at / tally.slot) end
 
--- A slot counts until its last µs has left the window: at most one slot too long.
+-- A time slot counts until its last µs has left the window: at most one slot too long.
 local function falls_out(tally, slot) return (slot + 1) * tally.slot + tally.window end
 
-local function slot_in(tally, place)
-  local text = redis.call('LINDEX', tally.list, place)
+local function slot_in(tally, index)
+  local text = redis.call('LINDEX', tally.list, index)
   if text then return units_of(text) end
 end
 
@@ -79,20 +79,20 @@ local function count(tally, units, at)
 end
 
 local function uncount(tally, units, at)
-  local wanted, place = slot_at(tally, at), -1
+  local target, index = slot_at(tally, at), -1
   local counted, slot = tally.open, tally.newest
-  while slot and slot > wanted do
-    counted, slot = slot_in(tally, place)
-    place = place - 1
+  while slot and slot > target do
+    counted, slot = slot_in(tally, index)
+    index = index - 1
   end
-  -- After a step of the clock it may have been counted elsewhere.
-  if slot ~= wanted or math.min(counted[1] - units[1], counted[2] - units[2], counted[3] - units[3]) < 0 then return end
+  -- After a step of the clock the charge may be in another slot.
+  if slot ~= target or math.min(counted[1] - units[1], counted[2] - units[2], counted[3] - units[3]) < 0 then return end
   add(counted, units, -1)
   add(tally.sum, units, -1)
-  if counted ~= tally.open then redis.call('LSET', tally.list, place + 1, text_of(counted, slot)) end
+  if counted ~= tally.open then redis.call('LSET', tally.list, index + 1, text_of(counted, slot)) end
 end
 
--- After a step back of the clock, what lies ahead counts as let go now.
+-- After a step back of the clock, charges in the future count as charges of now.
 local function pull_back(tally)
   local here = slot_at(tally, now)
   if tally.newest <= here then return end
@@ -105,7 +105,7 @@ local function pull_back(tally)
   end
 end
 
--- False when the list was lost.
+-- Returns false if the list was lost.
 local function load_tally(tally)
   local open, sum = string.match(s[tally.name] or '', '(.+)|(.+)')
   if open then tally.open, tally.newest = units_of(open) end
@@ -141,7 +141,7 @@ local function window_wait(g, asked)
   return falls_out(tally, tally.newest) - now
 end
 
--- What drains evenly: the pace, and the mirror of the upstream's bucket.
+-- Leaky buckets: the pace, and the mirror of the upstream's token bucket.
 
 local function price(units, limit) return math.ceil(units * MINUTE / limit) end
 
@@ -149,7 +149,7 @@ local function fill(tat, limit, units, at)
   if tat and limit and units > 0 then s[tat] = math.max(s[tat] or 0, at) + price(units, limit) end
 end
 
--- Only what cannot have drained yet: a charge begins to drain at its own time at the earliest.
+-- Takes back only what cannot have drained yet: a charge begins to drain at its own time at the earliest.
 local function drain(tat, limit, units, at)
   if not (limit and s[tat]) then return end
   local cost = price(units, limit)
@@ -161,15 +161,15 @@ local function know_limits()
 end
 
 local function drop_expired()
-  local gone = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('%.0f', now))
-  for _, id in ipairs(gone) do
+  local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('%.0f', now))
+  for _, id in ipairs(expired) do
     redis.call('ZREM', LEASES, id)
     redis.call('HDEL', COSTS, id)
   end
-  live = live - #gone
+  live = live - #expired
 end
 
--- After a step back of the clock nothing lies further ahead than it could have been put there today.
+-- After a step back of the clock no time lies further ahead than it could have been set now.
 local function clamp()
   for _, tally in ipairs(TALLIES) do pull_back(tally) end
   for _, g in ipairs(GATES) do
@@ -186,7 +186,7 @@ local function clamp()
   end
 end
 
--- False when any of it was lost: whoever asked must rebuild before a single job is let through.
+-- Returns false if any part of the state was lost: the caller must rebuild it before it admits a job.
 local function load()
   local raw = redis.call('HMGET', STATE, unpack(FIELDS))
   for i, field in ipairs(FIELDS) do
@@ -229,33 +229,34 @@ local function hold(id, lease_us)
   redis.call('ZADD', LEASES, 'GT', string.format('%.0f', now + lease_us), id)
 end
 
-local function seats()
-  local most = math.min(s.cap or NEVER, s.win and math.floor(s.win) or NEVER)
-  return (s.streak or 0) > 1 and math.min(most, CANARIES) or most
+local function max_in_flight()
+  local limit = math.min(s.cap or NEVER, s.win and math.floor(s.win) or NEVER)
+  return (s.streak or 0) > 1 and math.min(limit, CANARIES) or limit
 end
 
-local function seat_wait()
-  local most = seats()
-  if live < most then return 0 end
-  if most < 1 then return NEVER end
-  return redis.call('ZRANGE', LEASES, live - most, live - most, 'WITHSCORES')[2] - now
+local function in_flight_wait()
+  local limit = max_in_flight()
+  if live < limit then return 0 end
+  if limit < 1 then return NEVER end
+  return redis.call('ZRANGE', LEASES, live - limit, live - limit, 'WITHSCORES')[2] - now
 end
 
--- Whether a job larger than this limit may try it: the limit was learned, and nothing has confirmed it since the job came.
+-- Whether a job larger than this limit may try it: the limit was learned, and no answer has confirmed it since the job was submitted.
 local function may_exceed(g, since) return not s[g.name] and (s.confirmed or 0) < since end
 
--- The longest wait in µs and the limit that causes it; 0 when all allow. NEVER: larger than the limit itself. since: when the job came.
-local function wait_for(units, seat_us, since)
+-- Returns the longest wait in µs and the limit that causes it; 0 if all limits allow the request. NEVER: larger than the limit itself.
+-- since: submit time of the job.
+local function wait_for(units, in_flight_us, since)
   local wait, by = 0, ''
   local function needs(us, why)
     if us > wait then wait, by = us, why end
   end
   needs((s.cool or 0) - now, 'cooldown')
-  needs(seat_us, 'in_flight')
+  needs(in_flight_us, 'in_flight')
   for _, g in ipairs(GATES) do
     local asked = units[g.unit]
     if g.limit and asked > g.limit then
-      -- What is known of this limit is in doubt, so it holds nothing back but the second that tries.
+      -- The learned limit is in doubt, so it delays only a second job that tries to exceed it.
       needs(may_exceed(g, since or 0) and (s.probed or -PROBE) + PROBE - now or NEVER, g.name)
     elseif asked > 0 then
       if g.limit then
@@ -263,7 +264,7 @@ local function wait_for(units, seat_us, since)
         needs((s[g.pace] or 0) - AHEAD - now, g.name)
       end
       if s[g.learned] then
-        -- Half of the upstream's bucket is left to whoever else uses the key; alone on it, the pace says no first.
+        -- Half of the upstream's bucket is left to other clients of the credential; without them the pace denies first.
         needs((s[g.mirror] or 0) - now - math.max(AHEAD, MINUTE / 2 - price(asked, s[g.learned])), 'upstream')
       end
     end
@@ -280,7 +281,7 @@ local function charge(id, units)
     fill(g.pace, g.limit, units[g.unit], now)
     fill(g.mirror, s[g.learned], units[g.unit], now)
   end
-  -- With it, what this minute had seen of us by then: the upstream's count of the same call is held against it.
+  -- Stores our counts of this minute with the charge: learn_limit compares them with the upstream's counts of the same call.
   redis.call('HSET', COSTS, id, text_of(units, now) .. string.format(' %.0f %.0f', MINUTES.sum[1], MINUTES.sum[2]))
 end
 
@@ -299,26 +300,26 @@ local function refund(units, at)
   end
 end
 
--- An upstream that counts a sliding minute has counted, alone with us, just what we have: at the call's start or at its end. One that
--- has counted clearly less drains, and then the same figure is a coincidence: of somebody else's calls and ours.
+-- An upstream with a sliding minute, without other clients, has the same counts as we have: at the call's start or at its end.
+-- An upstream that has counted clearly less uses a draining bucket; then an equal count is a coincidence of other clients' calls and ours.
 local function is_all_ours(g, reset_us, paid)
   if not paid then return false end
   local before, after = price(paid[g.unit], s[g.learned]), price(g.tally.sum[g.unit], s[g.learned])
-  local least, most = math.min(before, after), math.max(before, after)
-  if reset_us < least - 3 * ALIKE then s[g.drains] = now + HOUR end
-  return (s[g.drains] or 0) <= now and reset_us >= least - ALIKE and reset_us <= most + ALIKE
+  local lowest, highest = math.min(before, after), math.max(before, after)
+  if reset_us < lowest - 3 * ALIKE then s[g.drains] = now + HOUR end
+  return (s[g.drains] or 0) <= now and reset_us >= lowest - ALIKE and reset_us <= highest + ALIKE
 end
 
 local function learn_limit(g, limit, reset_us, paid)
-  local news = limit and limit ~= s[g.learned]
-  if news then
+  local is_new = limit and limit ~= s[g.learned]
+  if is_new then
     s[g.learned] = limit
     know_limits()
   end
   if reset_us and s[g.learned] and not is_all_ours(g, reset_us, paid) then
     s[g.mirror] = math.min(math.max(s[g.mirror] or 0, now + reset_us), now + MINUTE)
   end
-  return news
+  return is_new
 end
 
 local function cool_down(us)
@@ -327,52 +328,53 @@ local function cool_down(us)
   return true
 end
 
--- AIMD, at most once a second: the answers to one burst all say the same.
-local function cut_window(flying)
+-- AIMD: halves the window at most once a second, because all answers to one burst report the same overload.
+local function cut_window(in_flight)
   if s.cut and s.cut <= now and now - s.cut < SECOND then return false end
   local before = s.win
-  s.cut, s.win = now, math.max(1, math.min(s.win or NEVER, flying) / 2)
+  s.cut, s.win = now, math.max(1, math.min(s.win or NEVER, in_flight) / 2)
   return s.win ~= before
 end
 
 local function grow_window()
-  if s.win then s.win = math.min(MOST_WINDOW, s.win + (s.cut and 1 / s.win or 1)) end
+  if s.win then s.win = math.min(MAX_WINDOW, s.win + (s.cut and 1 / s.win or 1)) end
 end
 
--- An answer to this call, which left after the last pause began, proves that the key serves others than those it refused.
+-- An answer to a call that left after the last pause began proves that the credential serves jobs other than the refused ones.
 local function end_streak(at)
   if at and at > (s.paused or 0) then s.streak, s.canaries = nil, nil end
 end
 
--- Pauses everybody after a refusal for load, unless the refusal belongs to the job alone. is_repeat: the job was refused before.
--- Returns whether the state changed. Only one refusal of those that left together counts; told_us: the pause that the upstream asks for.
-local function throttle(told_us, is_repeat, at, base_us, most_us, jitter)
-  if is_repeat and not s.streak then return false end -- others were answered since: the job is to blame
-  if at and at <= (s.paused or -1) then return cool_down(told_us or 0) end
+-- Pauses the credential and model after a refusal for load, unless the refusal belongs to the job alone. is_repeat: the job was refused
+-- before. asked_us: the pause that the upstream asks for. Of calls that left together only one refusal counts. Returns whether the state
+-- changed.
+local function throttle(asked_us, is_repeat, at, base_us, max_us, jitter)
+  if is_repeat and not s.streak then return false end -- other jobs were answered since: the refusal belongs to the job
+  if at and at <= (s.paused or -1) then return cool_down(asked_us or 0) end
   if (s.canaries or 0) > 0 then
     s.canaries = s.canaries - 1
     return false
   end
   s.streak, s.paused = math.min((s.streak or 0) + 1, 32), now
   s.canaries = s.streak > 1 and CANARIES or nil
-  local grown_us = math.min(base_us * 2 ^ (s.streak - 1), most_us) * (1 + jitter / 2)
-  cool_down(math.floor(s.streak > 1 and math.max(told_us or 0, grown_us) or told_us or grown_us))
+  local grown_us = math.min(base_us * 2 ^ (s.streak - 1), max_us) * (1 + jitter / 2)
+  cool_down(math.floor(s.streak > 1 and math.max(asked_us or 0, grown_us) or asked_us or grown_us))
   return true
 end
 
--- The job that tried to exceed a learned limit is back. Answered: the limit is gone unless this answer states one. Refused: the job has
--- used nothing of it, and the limit holds if it was refused for load or size. What came of another failure says nothing of the limit.
-local function end_probe(id, was_good, is_told, confirms, units, at)
+-- Ends the probe of a learned limit. If it was answered, the limit is dropped unless the answer states one. If it was refused, its tokens
+-- are refunded, and a refusal for load or size confirms the limit. Other failures say nothing about the limit.
+local function end_probe(id, was_good, is_stated, confirms, units, at)
   if s.probe ~= id then return false end
   s.probe, s.probed = nil, nil
   if not was_good then
     if confirms then s.confirmed = now end
     if at then refund({ 0, units[2], units[3] }, at) end
-  elseif not is_told then
+  elseif not is_stated then
     s.ltpm = nil
   end
   know_limits()
-  return was_good and not is_told
+  return was_good and not is_stated
 end
 
 local function is_unknown() return not (GATES[1].limit or GATES[2].limit or s.cap) end
@@ -382,7 +384,7 @@ local function set_limits(first)
   know_limits()
 end
 
--- A group lies at its end, so it leaves the window no earlier than what it stands for.
+-- A group counts at its end, so it never leaves the window before its charges.
 local function count_past(tally, first)
   local after = first + 1 + 4 * ARGV[first]
   for i = first + 1, after - 1, 4 do
@@ -400,7 +402,7 @@ local function restore_leases(first)
     local id, expiry = ARGV[i], tonumber(ARGV[i + 1])
     if expiry > now then
       hold(id, expiry - now)
-      -- Charged at an unknown time, 0: payable again, never refunded.
+      -- Charged at an unknown time, 0: it can be charged again and is never refunded.
       redis.call('HSET', COSTS, id, text_of({ 1, ARGV[i + 2], ARGV[i + 3] }, 0))
     end
   end
@@ -409,12 +411,12 @@ end
 
 local operations = {}
 
-function operations.admit() -- lease_us, then {id, tokens, images, when the job came} each
+function operations.admit() -- lease_us, then {id, tokens, images, submit time of the job} each
   local lease_us, admitted = tonumber(ARGV[3]), 0
   for i = 4, #ARGV, 4 do
     local id, units = ARGV[i], { 1, tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]) }
     if not redis.call('ZSCORE', LEASES, id) then
-      local wait, by = wait_for(units, seat_wait(), tonumber(ARGV[i + 3]))
+      local wait, by = wait_for(units, in_flight_wait(), tonumber(ARGV[i + 3]))
       if wait > 0 then return denial(admitted, wait, by) end
       charge(id, units)
       live = live + 1
@@ -449,9 +451,9 @@ function operations.renew() -- lease_us, ids
 end
 
 -- id, sent, good, limit_requests, reset_requests_us, limit_tokens, reset_tokens_us, cooldown_us, pushed_back, throttled, is_repeat,
--- base_us, most_us, jitter, exceeds
+-- base_us, max_us, jitter, exceeds
 function operations.release()
-  local id, flying = ARGV[3], live
+  local id, in_flight = ARGV[3], live
   local paid, units, at = sums_when_paid(id), paid_by(id)
   local is_good, is_held = ARGV[5] == '1', redis.call('ZREM', LEASES, id) == 1
   if is_held then
@@ -463,21 +465,21 @@ function operations.release()
       end_streak(at)
     end
   end
-  local changed, is_told, told_us = false, ARGV[6] ~= '' or ARGV[8] ~= '', tonumber(ARGV[10])
+  local changed, is_stated, asked_us = false, ARGV[6] ~= '' or ARGV[8] ~= '', tonumber(ARGV[10])
   for i = 1, 2 do
     if learn_limit(GATES[i], tonumber(ARGV[4 + 2 * i]), tonumber(ARGV[5 + 2 * i]), paid) then changed = true end
   end
-  if is_good and is_told then s.confirmed = now end
-  local is_refuted = end_probe(id, is_good, is_told, ARGV[12] == '1' or ARGV[17] == '1', units, ARGV[4] == '1' and at)
+  if is_good and is_stated then s.confirmed = now end
+  local is_refuted = end_probe(id, is_good, is_stated, ARGV[12] == '1' or ARGV[17] == '1', units, ARGV[4] == '1' and at)
   local is_pushed = ARGV[11] == '1'
   if ARGV[12] == '1' then
     is_pushed = is_pushed and not (ARGV[13] == '1' and not s.streak)
-    if throttle(told_us, ARGV[13] == '1', at, tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])) then changed = true end
-  elseif told_us and cool_down(told_us) then
+    if throttle(asked_us, ARGV[13] == '1', at, tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])) then changed = true end
+  elseif asked_us and cool_down(asked_us) then
     changed = true
   end
-  if is_pushed and cut_window(flying) then changed = true end
-  -- A window that still starts slowly is not worth keeping: stored, it would only ever grow slowly.
+  if is_pushed and cut_window(in_flight) then changed = true end
+  -- A window in slow start is not stored: once stored, it could only grow slowly.
   return {
     s.cut and math.floor(s.win) or -1, s.lrpm or -1, s.ltpm or -1, (s.cool or 0) > now and s.cool or 0,
     (changed or is_refuted) and 1 or 0, is_refuted and 1 or 0,
@@ -485,15 +487,15 @@ function operations.release()
 end
 
 function operations.peek()
-  local wait = wait_for({ 1, 1, 1 }, seat_wait())
-  local most, share = seats(), (s.cool or 0) > now and 0 or 1
+  local wait = wait_for({ 1, 1, 1 }, in_flight_wait())
+  local limit, share = max_in_flight(), (s.cool or 0) > now and 0 or 1
   for _, g in ipairs(GATES) do
     if g.limit then share = math.min(share, (g.limit - g.tally.sum[g.unit]) / g.limit) end
     if s[g.learned] then share = math.min(share, (now + MINUTE - (s[g.mirror] or 0)) / MINUTE) end
   end
-  if most < NEVER then share = math.min(share, most > 0 and (most - live) / most or 0) end
+  if limit < NEVER then share = math.min(share, limit > 0 and (limit - live) / limit or 0) end
   return {
-    live, most < NEVER and math.max(0, most - live) or -1, math.ceil(math.min(wait, DAY) / 1000),
+    live, limit < NEVER and math.max(0, limit - live) or -1, math.ceil(math.min(wait, DAY) / 1000),
     string.format('%.6f', math.max(0, share)),
   }
 end
@@ -518,7 +520,7 @@ function operations.unpause()
   return 1
 end
 
--- rpm, tpm, ipm, rpd, max_in_flight, learned rpm, learned tpm, window, cooldown until, then counted {at, requests, tokens,
+-- rpm, tpm, ipm, rpd, max_in_flight, learned rpm, learned tpm, window, cooldown until, then a counted list {at, requests, tokens,
 -- images} of ten minutes, the same of a day, then {id, expiry, tokens, images} each. All in order of time.
 function operations.init()
   s.lease_us = 0
@@ -534,7 +536,7 @@ function operations.init()
   return 1
 end
 
--- What an answer taught is not lost with the state: the caller stores it, and the rebuild brings it back.
+-- Replies without state. A release still returns what the answer reports: the caller stores it, and the rebuild restores it.
 local function without_state()
   if ARGV[1] == 'release' then
     local pause_us = tonumber(ARGV[10]) or ARGV[12] == '1' and tonumber(ARGV[14]) or 0

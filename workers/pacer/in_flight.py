@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from models.config.settings import settings
 from models.database import db
 from models.keys import limits
-from workers.limiter.limiter import CredentialModel, Limiter
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel
 
 log = logging.getLogger(__name__)
 

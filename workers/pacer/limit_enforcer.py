@@ -7,9 +7,11 @@ from typing import Any
 
 from models.database import db
 from models.keys import limits as limits_store
+from models.keys.keys import Limits
 from models.platform.errors import LimiterUnavailable
 from models.queue import lane_maintenance
-from workers.limiter.limiter import CredentialModel, Limiter, Limits
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel
 from workers.pacer.wakeups import Wakeups
 
 

@@ -11,7 +11,8 @@ from models.database import db
 from models.jobs import requeue
 from models.keys import limits
 from models.platform import crash_points
-from workers.limiter.limiter import CredentialModel, Limiter, PastCharges
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, PastCharges
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from models.platform import crash_points, wire
 from models.platform.errors import LimiterUnavailable, Unavailable
 from models.queue import admission, lane_maintenance, lanes
 from workers.channels import notify
-from workers.limiter.limiter import CredentialModel, Limiter, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Report
 from workers.observe import attempt_log
 from workers.pacer import parked_timeout, wait_log
 from workers.pacer.limit_enforcer import LimitEnforcer

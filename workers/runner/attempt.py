@@ -10,7 +10,7 @@ from typing import Any
 from models.content.endpoints import PAID
 from models.jobs.states import AttemptResult, JobResult, Status
 from models.sessions import stored_completions
-from workers.limiter.limiter import CredentialModel
+from workers.limiter.requests import CredentialModel
 from workers.observe.attempt_log import AttemptLog
 from workers.results.attempt_record import AttemptRecord
 from workers.runner.stream_publisher import StreamPublisher

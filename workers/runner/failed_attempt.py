@@ -6,7 +6,7 @@ from models.config.settings import settings
 from models.jobs.states import MIN_CALL_S, AttemptResult, JobResult, Outcome, Status
 from workers.answers import retry_policy
 from workers.answers.retry_policy import NextStep, Verdict
-from workers.limiter.limiter import Learned
+from workers.limiter.requests import Learned
 from workers.results import finish
 from workers.runner import feedback
 from workers.runner.attempt import Attempt

@@ -15,7 +15,7 @@ from models.jobs.states import Outcome
 from models.keys import limits, parking
 from models.platform.errors import Unavailable
 from workers.answers.retry_policy import NextStep, Verdict
-from workers.limiter.limiter import Learned, Report
+from workers.limiter.requests import Learned, Report
 
 log = logging.getLogger(__name__)
 

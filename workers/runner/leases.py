@@ -15,7 +15,8 @@ from models.jobs import claims
 from models.platform import wire
 from models.platform.errors import LimiterUnavailable, Unavailable
 from workers.channels import notify
-from workers.limiter.limiter import CredentialModel, Limiter
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel
 from workers.upstream.call import CallControl
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from models.platform.errors import LimiterUnavailable, Unavailable
 from workers.answers import event_answer, rate_limit_headers, retry_policy
 from workers.answers.retry_policy import NextStep, Verdict
 from workers.channels import notify
-from workers.limiter.limiter import CredentialModel, Learned, Limiter, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Learned, Report
 from workers.observe import counters
 from workers.results import finish
 from workers.runner import feedback, outgoing, stream
@@ -111,7 +112,7 @@ def _charge_again(limiter: Limiter, meter: CredentialModel, dispatch_id: UUID) -
 def release_slot(limiter: Limiter, meter: CredentialModel, row: Any, report: Report) -> Learned | None:
     """Releases the slot and passes the report to the limiter; returns what it learned."""
     try:
-        return limiter.release(meter, str(row.dispatch_id), report, tell=notify.budget_freed(row.lane_id))
+        return limiter.release(meter, str(row.dispatch_id), report, message=notify.budget_freed(row.lane_id))
     except LimiterUnavailable:
         # A pause that the upstream asked for is stored in Postgres, for the state that will be rebuilt.
         return feedback.unreported_pause(report)

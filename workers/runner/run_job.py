@@ -16,7 +16,8 @@ from models.platform import crash_points, wire
 from models.platform.errors import Unavailable
 from models.telemetry import logs
 from workers.channels import notify
-from workers.limiter.limiter import CredentialModel, Limiter, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Report
 from workers.observe import counters
 from workers.observe.attempt_log import AttemptLog
 from workers.results import finish

@@ -17,8 +17,9 @@ from models.keys.keys import Key, Limits
 from tests.support.queue_tools import known, query, submit
 from tests.upstream.client import FakeUpstream
 from workers.broker.publish import TaskMessage
-from workers.limiter.limiter import CredentialModel, Limiter
+from workers.limiter.limiter import Limiter
 from workers.limiter.limiter import keys as redis_keys
+from workers.limiter.requests import CredentialModel
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups
 from workers.runner.leases import Leases

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.limiter.limiter import AdmitRequest, BlockedBy, Grant, Learned, Limits, PastCharges, Report
+from models.keys.keys import Limits
+from workers.limiter.requests import AdmitRequest, BlockedBy, Grant, Learned, PastCharges, Report
 
 MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000
 LATE = AHEAD = 500_000

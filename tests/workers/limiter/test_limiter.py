@@ -10,20 +10,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from deploy.local.embedded_servers import Valkey
+from models.keys.keys import Limits
 from models.platform.errors import LimiterUnavailable
-from workers.limiter.limiter import (
-    AdmitRequest,
-    BlockedBy,
-    CredentialModel,
-    Grant,
-    Headroom,
-    Learned,
-    Limiter,
-    Limits,
-    PastCharges,
-    Report,
-    keys,
-)
+from workers.limiter.limiter import Limiter, keys
+from workers.limiter.requests import AdmitRequest, BlockedBy, CredentialModel, Grant, Headroom, Learned, PastCharges, Report
 from workers.runner.run_attempt import LATE_S
 
 METER = CredentialModel(1, "gpt-4o")

@@ -15,9 +15,11 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from models.keys.keys import Limits
 from tests.upstream.meters import Window
 from tests.workers.limiter.limiter_model import DAY, LATE, MINUTE, WINDOW_US, Lease, Model, units_of
-from workers.limiter.limiter import AdmitRequest, BlockedBy, CredentialModel, Grant, Limiter, Limits, PastCharges, Report, keys
+from workers.limiter.limiter import Limiter, keys
+from workers.limiter.requests import AdmitRequest, BlockedBy, CredentialModel, Grant, PastCharges, Report
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 settings.register_profile("limiter", max_examples=200, stateful_step_count=40)

@@ -19,7 +19,8 @@ from models.keys.keys import Key
 from tests.chaos.tcp_proxy import Link
 from tests.support.queue_tools import finish, known, query, row, submit
 from tests.workers.pacer.test_step import Doorbells, make_lanes_due, report_slots, set_limits
-from workers.limiter.limiter import CredentialModel, Limiter, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Report
 from workers.pacer.in_flight import InFlightLeases
 from workers.pacer.step import Pacer
 from workers.pacer.wakeups import Wakeups

@@ -12,7 +12,7 @@ import redis
 from models.database import db
 from models.jobs import idempotency, workers
 from models.keys import keys
-from models.keys.keys import Key
+from models.keys.keys import Key, Limits
 from models.queue import lane_maintenance
 from models.queue.key_shares import SETTLED_S
 from tests.support.queue_tools import (
@@ -31,7 +31,8 @@ from tests.support.queue_tools import (
     start,
     submit,
 )
-from workers.limiter.limiter import AdmitRequest, CredentialModel, Limiter, Limits
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import AdmitRequest, CredentialModel
 from workers.pacer.reap_grace import MAX_PASS_GAP_S, ReapGrace
 from workers.pacer.reaper import Reaper
 from workers.pacer.wakeups import Wakeups

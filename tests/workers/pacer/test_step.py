@@ -23,7 +23,8 @@ from models.queue import admission, lanes
 from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
 from workers.broker.publish import TaskMessage
 from workers.channels import notify
-from workers.limiter.limiter import CredentialModel, Limiter, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Report
 from workers.pacer.limiter_rebuild import rebuild
 from workers.pacer.stages.reserve import Reserver
 from workers.pacer.step import Pacer

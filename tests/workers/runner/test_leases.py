@@ -9,7 +9,9 @@ from uuid import uuid4
 import redis
 
 from models.database import db
-from workers.limiter.limiter import AdmitRequest, CredentialModel, Limiter, Limits
+from models.keys.keys import Limits
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import AdmitRequest, CredentialModel
 from workers.runner.leases import Leases, RunningJob
 from workers.upstream.call import CallControl
 

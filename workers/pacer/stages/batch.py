@@ -9,7 +9,7 @@ from uuid import UUID
 
 from models.queue import caps
 from models.queue.admission import Admission
-from workers.limiter.limiter import CredentialModel
+from workers.limiter.requests import CredentialModel
 
 
 @dataclass

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
-from workers.limiter.limiter import CredentialModel, Headroom, Limiter
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Headroom
 from workers.pacer.stages.batch import Batch
 
 #: Parked (credential, model, endpoint), and whether a probe is due.

@@ -14,7 +14,8 @@ from models.platform import crash_points
 from models.platform.errors import LimiterUnavailable
 from models.queue.admission import Admission
 from workers.broker.publish import Publisher, TaskMessage
-from workers.limiter.limiter import CredentialModel, Limiter, Report
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import CredentialModel, Report
 from workers.observe import counters
 from workers.pacer.stages.batch import Batch
 

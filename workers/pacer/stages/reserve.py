@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 from models.config.settings import settings
 from models.queue.admission import Admission
-from workers.limiter.limiter import AdmitRequest, BlockedBy, CredentialModel, Grant, Limiter
+from workers.limiter.limiter import Limiter
+from workers.limiter.requests import AdmitRequest, BlockedBy, CredentialModel, Grant
 from workers.pacer.limiter_rebuild import rebuild
 from workers.pacer.stages.batch import Batch, Reservation
 from workers.pacer.stages.credential_choice import CredentialChoice
