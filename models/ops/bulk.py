@@ -34,6 +34,17 @@ class JobFilter:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+_WHICH = """
+    (CAST(:pool_id AS bigint) IS NULL OR job.key_id IN (SELECT id FROM key WHERE pool_id = :pool_id))
+    AND (CAST(:lane_id AS bigint) IS NULL OR job.lane_id = :lane_id) AND (CAST(:key_id AS bigint) IS NULL OR job.key_id = :key_id)
+    AND (CAST(:user AS text) IS NULL OR job.flow = :user)
+    AND (CAST(:older_than_s AS float8) IS NULL OR job.created_at < now() - make_interval(secs => :older_than_s))
+"""
+_OPEN = f"SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}"
+_ALONE = text(f"{_OPEN} AND (conversation_id IS NULL OR held) ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
+_TURNS = text(f"{_OPEN} AND conversation_id IS NOT NULL AND NOT held ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
+
+
 def cancel_batch(session: Transaction, act: Act, which: JobFilter, *, status: str = "queued") -> list[Any]:
     """Cancels up to CHUNK of these jobs, as their callers would; an empty list: there are no more. Rows of job.cancel.
 
@@ -54,12 +65,24 @@ def cancel_batch(session: Transaction, act: Act, which: JobFilter, *, status: st
     return done
 
 
+_DEAD = text(f"""
+    SELECT job.id, job.key_id, key.pool_id, key.kind FROM job JOIN key ON key.id = job.key_id AND key.revoked_at IS NULL
+    WHERE job.status IN ('failed', 'expired') AND (length(job.request) > 0 OR job.endpoint LIKE '/v1/models%') AND {_WHICH}
+    AND (CAST(:after AS uuid) IS NULL OR job.id > :after)
+    AND NOT EXISTS (SELECT FROM job AS again WHERE again.retry_of = job.id) ORDER BY job.id LIMIT :most
+""")
+
+
 def retryable(session: Transaction, which: JobFilter, *, after: UUID | None, most: int) -> Sequence[Any]:
     """Failed and expired jobs that no job repeats, oldest first, behind this one. Rows: id, key_id, pool_id, kind (of its key).
 
     Jobs whose request was deleted, and jobs of revoked keys, are left out.
     """
     return session.execute(_DEAD, {**asdict(which), "after": after, "most": most}).all()
+
+
+_LOCK_DEAD = text("SELECT id FROM job WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
+_REPEAT = text("SELECT id FROM job WHERE retry_of = :id LIMIT 1")
 
 
 def may_retry(session: Transaction, job_id: UUID) -> bool:
@@ -73,22 +96,3 @@ def may_retry(session: Transaction, job_id: UUID) -> bool:
 def job_key(row: Any) -> Key:
     """Whose job it is. row: of `dead`."""
     return Key(id=row.key_id, pool_id=row.pool_id, kind=row.kind)
-
-
-_WHICH = """
-    (CAST(:pool_id AS bigint) IS NULL OR job.key_id IN (SELECT id FROM key WHERE pool_id = :pool_id))
-    AND (CAST(:lane_id AS bigint) IS NULL OR job.lane_id = :lane_id) AND (CAST(:key_id AS bigint) IS NULL OR job.key_id = :key_id)
-    AND (CAST(:user AS text) IS NULL OR job.flow = :user)
-    AND (CAST(:older_than_s AS float8) IS NULL OR job.created_at < now() - make_interval(secs => :older_than_s))
-"""
-_OPEN = f"SELECT id, key_id FROM job WHERE status = ANY(:statuses) AND NOT cancel_requested AND {_WHICH}"
-_ALONE = text(f"{_OPEN} AND (conversation_id IS NULL OR held) ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
-_TURNS = text(f"{_OPEN} AND conversation_id IS NOT NULL AND NOT held ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
-_LOCK_DEAD = text("SELECT id FROM job WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
-_REPEAT = text("SELECT id FROM job WHERE retry_of = :id LIMIT 1")
-_DEAD = text(f"""
-    SELECT job.id, job.key_id, key.pool_id, key.kind FROM job JOIN key ON key.id = job.key_id AND key.revoked_at IS NULL
-    WHERE job.status IN ('failed', 'expired') AND (length(job.request) > 0 OR job.endpoint LIKE '/v1/models%') AND {_WHICH}
-    AND (CAST(:after AS uuid) IS NULL OR job.id > :after)
-    AND NOT EXISTS (SELECT FROM job AS again WHERE again.retry_of = job.id) ORDER BY job.id LIMIT :most
-""")

@@ -15,34 +15,6 @@ MAX_SCANNED = 10_000
 LANES_MOST, LOOKED_EACH = 20, 1_000
 
 
-def list_flows(session: Transaction, *, lane: int | None, user: str | None) -> list[JsonObject]:
-    """The flows that wait or run in this lane, or in the longest lines: who waits with most jobs first.."""
-    wanted = {
-        "lane": lane, "user": user, "lanes_most": 1 if lane is not None else LANES_MOST,
-        "most": MAX_SCANNED if lane is not None else LOOKED_EACH,
-    }  # fmt: skip
-    return [
-        {
-            "id": f"{row.lane_id}.{row.key_id}:{row.name}",
-            "object": "flow",
-            "lane": row.lane_id,
-            "pool": row.pool,
-            "model": row.model,
-            "key": {"id": row.key_id, "name": row.key_name, "kind": row.key_kind},
-            "user": row.name,
-            "weight": row.weight,
-            "waiting": row.waiting,
-            "running": row.running,
-            "oldest_wait_s": None if row.oldest_at is None else round(max(0.0, (row.now - row.oldest_at).total_seconds()), 1),
-            "oldest_at": epoch(row.oldest_at),
-            "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
-            "is_draining": row.draining_at is not None,
-            "is_whole": not row.is_cut,
-        }
-        for row in session.execute(_RANKED, wanted)
-    ]
-
-
 _RANKED = text("""
     WITH line AS MATERIALIZED (
         SELECT id FROM lane
@@ -85,3 +57,31 @@ _RANKED = text("""
         AND halted.flow = counted.key_id || ':' || counted.flow AND halted.endpoint = ''
     ORDER BY counted.waiting DESC, counted.running DESC, counted.lane_id, counted.key_id, counted.flow LIMIT 10000
 """)
+
+
+def list_flows(session: Transaction, *, lane: int | None, user: str | None) -> list[JsonObject]:
+    """The flows that wait or run in this lane, or in the longest lines: who waits with most jobs first.."""
+    wanted = {
+        "lane": lane, "user": user, "lanes_most": 1 if lane is not None else LANES_MOST,
+        "most": MAX_SCANNED if lane is not None else LOOKED_EACH,
+    }  # fmt: skip
+    return [
+        {
+            "id": f"{row.lane_id}.{row.key_id}:{row.name}",
+            "object": "flow",
+            "lane": row.lane_id,
+            "pool": row.pool,
+            "model": row.model,
+            "key": {"id": row.key_id, "name": row.key_name, "kind": row.key_kind},
+            "user": row.name,
+            "weight": row.weight,
+            "waiting": row.waiting,
+            "running": row.running,
+            "oldest_wait_s": None if row.oldest_at is None else round(max(0.0, (row.now - row.oldest_at).total_seconds()), 1),
+            "oldest_at": epoch(row.oldest_at),
+            "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
+            "is_draining": row.draining_at is not None,
+            "is_whole": not row.is_cut,
+        }
+        for row in session.execute(_RANKED, wanted)
+    ]

@@ -48,6 +48,34 @@ class JobPage:
     next_after: UUID | None
 
 
+_SHOWING = """
+    SELECT job.id, job.lane_id, job.status, job.held, job.flow, job.priority, job.start_tag, job.endpoint, job.model, job.conversation_id,
+           job.turn, job.not_before, job.key_id, job.created_at, job.started_at, job.ended_at, job.calls, job.credential_id,
+           job.cancel_requested, job.http_status, job.error, now() AS now, key.name AS key_name, key.kind AS key_kind, pool.name AS pool
+    FROM job JOIN key ON key.id = job.key_id JOIN pool ON pool.id = key.pool_id
+"""
+_ONE = text(f"{_SHOWING} WHERE job.id = :id")
+_SHOWN = text(f"{_SHOWING} WHERE job.id = ANY(:ids) ORDER BY job.id DESC")
+_LOOKED = """
+    WITH looked AS MATERIALIZED (
+        SELECT id, lane_id, flow, model, status, key_id FROM job
+        WHERE id >= :low AND id < :high AND (CAST(:after AS uuid) IS NULL OR id < :after) AND {where} ORDER BY id DESC LIMIT :looked
+    )
+    SELECT (SELECT count(*)::int FROM looked) AS looked, (SELECT id FROM looked ORDER BY id LIMIT 1) AS last, ARRAY(
+        SELECT id FROM looked
+        WHERE (CAST(:user AS text) IS NULL OR flow = :user) AND (CAST(:status AS text) IS NULL OR status = :status)
+        -- Lanes leave before their jobs do.
+        AND (CAST(:lane AS bigint) IS NULL OR lane_id = :lane) AND (CAST(:model AS text) IS NULL OR model = :model)
+        AND (CAST(:pool_id AS bigint) IS NULL OR EXISTS (SELECT FROM key WHERE key.id = looked.key_id AND key.pool_id = :pool_id))
+        AND (cardinality(CAST(:key_ids AS bigint[])) = 0 OR key_id = ANY(:key_ids)) ORDER BY id DESC LIMIT :most
+    ) AS fits
+"""
+_NEWEST = text(_LOOKED.format(where="true"))
+_BY_KEY = text(_LOOKED.format(where="key_id = ANY(CAST(:key_ids AS bigint[]))"))
+# As few as the workers have slots, and older than any number of those that wait.
+_LIVE = text(_LOOKED.format(where="status IN ('admitted', 'running')"))
+
+
 def search(session: Transaction, wanted: JobQuery, *, limit: int, after: UUID | None) -> JobPage:
     """Jobs that fit, newest first, at most `limit`; maybe none, and yet more further on (next_after)."""
     values = _values(session, wanted) if wanted.id is None else {"id": wanted.id}
@@ -66,6 +94,10 @@ def search(session: Transaction, wanted: JobQuery, *, limit: int, after: UUID | 
     if len(seen.fits) > limit:
         return JobPage(_show_all(session, rows), ids[-1])
     return JobPage(_show_all(session, rows), seen.last if seen.looked == looked else None)
+
+
+_KEYS = text("SELECT id FROM key WHERE id::text = :key OR name = :key LIMIT 100")
+_POOL = text("SELECT id FROM pool WHERE name = :pool")
 
 
 def _values(session: Transaction, wanted: JobQuery) -> Mapping[str, Any] | None:
@@ -117,33 +149,3 @@ def _show(row: Any, place: position.QueuePosition | None) -> JsonObject:
         # Its message may quote what was asked.
         "error_code": (row.error or {}).get("code") or (row.error or {}).get("type"),
     }
-
-
-_KEYS = text("SELECT id FROM key WHERE id::text = :key OR name = :key LIMIT 100")
-_POOL = text("SELECT id FROM pool WHERE name = :pool")
-_SHOWING = """
-    SELECT job.id, job.lane_id, job.status, job.held, job.flow, job.priority, job.start_tag, job.endpoint, job.model, job.conversation_id,
-           job.turn, job.not_before, job.key_id, job.created_at, job.started_at, job.ended_at, job.calls, job.credential_id,
-           job.cancel_requested, job.http_status, job.error, now() AS now, key.name AS key_name, key.kind AS key_kind, pool.name AS pool
-    FROM job JOIN key ON key.id = job.key_id JOIN pool ON pool.id = key.pool_id
-"""
-_ONE = text(f"{_SHOWING} WHERE job.id = :id")
-_SHOWN = text(f"{_SHOWING} WHERE job.id = ANY(:ids) ORDER BY job.id DESC")
-_LOOKED = """
-    WITH looked AS MATERIALIZED (
-        SELECT id, lane_id, flow, model, status, key_id FROM job
-        WHERE id >= :low AND id < :high AND (CAST(:after AS uuid) IS NULL OR id < :after) AND {where} ORDER BY id DESC LIMIT :looked
-    )
-    SELECT (SELECT count(*)::int FROM looked) AS looked, (SELECT id FROM looked ORDER BY id LIMIT 1) AS last, ARRAY(
-        SELECT id FROM looked
-        WHERE (CAST(:user AS text) IS NULL OR flow = :user) AND (CAST(:status AS text) IS NULL OR status = :status)
-        -- Lanes leave before their jobs do.
-        AND (CAST(:lane AS bigint) IS NULL OR lane_id = :lane) AND (CAST(:model AS text) IS NULL OR model = :model)
-        AND (CAST(:pool_id AS bigint) IS NULL OR EXISTS (SELECT FROM key WHERE key.id = looked.key_id AND key.pool_id = :pool_id))
-        AND (cardinality(CAST(:key_ids AS bigint[])) = 0 OR key_id = ANY(:key_ids)) ORDER BY id DESC LIMIT :most
-    ) AS fits
-"""
-_NEWEST = text(_LOOKED.format(where="true"))
-_BY_KEY = text(_LOOKED.format(where="key_id = ANY(CAST(:key_ids AS bigint[]))"))
-# As few as the workers have slots, and older than any number of those that wait.
-_LIVE = text(_LOOKED.format(where="status IN ('admitted', 'running')"))

@@ -13,29 +13,6 @@ from models.platform.wire import JsonObject, epoch
 MAX_COUNT = 1_000
 
 
-def list_keys(session: Transaction, *, limit: int, after: int | None, kind: str | None, name: str | None) -> list[JsonObject]:
-    """Up to limit + 1 keys by id. kind: `own` or `issued`; name: the keys that are called so. Never a key itself."""
-    wanted = {"after": after, "most": limit + 1, "kind": kind, "name": name, "count_most": MAX_COUNT}
-    return [_show(row) for row in session.execute(_KEYS, wanted)]
-
-
-def _show(row: Any) -> JsonObject:
-    return {
-        "id": row.id,
-        "object": "key",
-        "name": row.name,
-        "kind": row.kind,
-        "pool": {"id": row.pool_id, "name": row.pool},
-        "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
-        "is_draining": row.draining_at is not None,
-        "caps": row.caps,
-        "waiting": row.waiting,
-        "running": row.running,
-        "created_at": epoch(row.created_at),
-        "revoked_at": epoch(row.revoked_at),
-    }
-
-
 _KEYS = text("""
     SELECT key.id, key.kind, key.name, key.pool_id, pool.name AS pool, key.created_at, key.revoked_at,
            held.paused_at, held.paused_reason, held.draining_at, bound.caps, open.waiting, open.running
@@ -61,3 +38,26 @@ _KEYS = text("""
     ) AS open
     ORDER BY key.id
 """)
+
+
+def list_keys(session: Transaction, *, limit: int, after: int | None, kind: str | None, name: str | None) -> list[JsonObject]:
+    """Up to limit + 1 keys by id. kind: `own` or `issued`; name: the keys that are called so. Never a key itself."""
+    wanted = {"after": after, "most": limit + 1, "kind": kind, "name": name, "count_most": MAX_COUNT}
+    return [_show(row) for row in session.execute(_KEYS, wanted)]
+
+
+def _show(row: Any) -> JsonObject:
+    return {
+        "id": row.id,
+        "object": "key",
+        "name": row.name,
+        "kind": row.kind,
+        "pool": {"id": row.pool_id, "name": row.pool},
+        "paused": {"at": epoch(row.paused_at), "reason": row.paused_reason} if row.paused_at else None,
+        "is_draining": row.draining_at is not None,
+        "caps": row.caps,
+        "waiting": row.waiting,
+        "running": row.running,
+        "created_at": epoch(row.created_at),
+        "revoked_at": epoch(row.revoked_at),
+    }

@@ -35,6 +35,12 @@ def _credentials(session: Transaction) -> int:
     return len(rows)
 
 
+_OWN = text("""
+    SELECT key.id, key.fingerprint, credential.id AS credential_id, credential.secret
+    FROM key JOIN credential ON credential.pool_id = key.pool_id WHERE key.kind = 'own' ORDER BY key.id
+""")
+
+
 def _own_keys(session: Transaction) -> int:
     rows = session.execute(_OWN).all()
     for row in rows:
@@ -55,9 +61,3 @@ def _signing(session: Transaction, table: str, name: str, owner_of: Any) -> int:
         }
         session.execute(text(f"UPDATE {table} SET secret = :secret, old_secret = :old_secret WHERE {name} = :id"), {"id": row.id, **made})
     return len(rows)
-
-
-_OWN = text("""
-    SELECT key.id, key.fingerprint, credential.id AS credential_id, credential.secret
-    FROM key JOIN credential ON credential.pool_id = key.pool_id WHERE key.kind = 'own' ORDER BY key.id
-""")

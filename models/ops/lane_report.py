@@ -40,6 +40,33 @@ class _Ahead:
     images: float
 
 
+_HEADS = text("""
+    SELECT lane.id AS lane_id, head.* FROM lane
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images, min(created_at) AS oldest_at
+        FROM (
+            SELECT tokens, images, created_at FROM job
+            WHERE lane_id = lane.id AND status = 'queued' AND NOT held LIMIT :most
+        ) AS one
+    ) AS head
+    WHERE lane.id = ANY(:ids)
+""")
+# Ids sort by time, so the newest submits are one step along the index; `since` is when the first of them came, if more came in a minute
+# than are looked at.
+_RATES = text("""
+    WITH newest AS MATERIALIZED (
+        SELECT lane_id, created_at FROM job WHERE id > (
+            rpad(lpad(to_hex((extract(epoch FROM now() - interval '1 minute') * 1000)::bigint), 12, '0'), 32, '0')
+        )::uuid ORDER BY id DESC LIMIT :most
+    ), looked AS (
+        SELECT CASE WHEN count(*) < :most THEN 60 ELSE greatest(1, extract(epoch FROM now() - min(created_at)))::float8 END AS seconds
+        FROM newest
+    )
+    SELECT lane_id, round((count(*) * 60 / (SELECT seconds FROM looked))::numeric, 1)::float8 AS arrivals_per_min FROM newest
+    WHERE lane_id = ANY(:ids) GROUP BY lane_id
+""")
+
+
 def list_lanes(session: Transaction, which: LaneFilter, *, limit: int, after: int | None) -> list[JsonObject]:
     """Up to limit + 1 lanes, as `_show` makes them. after: the id of the last lane of the page before."""
     rows = session.execute(_page(which), {**vars(which), "most": limit + 1, "after": after}).all()
@@ -52,6 +79,12 @@ def list_lanes(session: Transaction, which: LaneFilter, *, limit: int, after: in
     readings = limit_usage.usage_of(session, [(number, row.model) for row in rows for number in served[row.id]])
     limits = {row.id: limit_usage.combine([readings[number, row.model] for number in served[row.id]]) for row in rows}
     return [_show(row, heads[row.id], rates.get(row.id), limits[row.id]) for row in rows]
+
+
+_CREDENTIALS = text("""
+    SELECT id, pool_id FROM credential
+    WHERE pool_id = ANY(:pools) AND parked_at IS NULL AND paused_at IS NULL AND retired_at IS NULL ORDER BY id
+""")
 
 
 def _credentials(session: Transaction, rows: Sequence[Any]) -> Mapping[int, list[int]]:
@@ -105,10 +138,6 @@ def _eta_last_s(row: Any, head: Any, waiting: int) -> float | None:
     return position.estimate_s(row, _Ahead(jobs=waiting - 1, tokens=float(head.tokens) * times, images=float(head.images) * times))
 
 
-def _page(which: LaneFilter) -> Any:
-    return _BY_WAITING if which.by_waiting else _BY_ID
-
-
 _LIVE = "SELECT lane_id, status FROM job WHERE status IN ('admitted', 'running')"
 _ROWS = f"""
     WITH live AS MATERIALIZED (
@@ -130,32 +159,7 @@ _BY_WAITING = text(f"""
     {_ROWS} AND (CAST(:after AS bigint) IS NULL OR (lane.queued, lane.id) < (SELECT queued, id FROM lane WHERE id = :after))
     ORDER BY lane.queued DESC, lane.id DESC LIMIT :most
 """)
-_HEADS = text("""
-    SELECT lane.id AS lane_id, head.* FROM lane
-    CROSS JOIN LATERAL (
-        SELECT count(*)::int AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images, min(created_at) AS oldest_at
-        FROM (
-            SELECT tokens, images, created_at FROM job
-            WHERE lane_id = lane.id AND status = 'queued' AND NOT held LIMIT :most
-        ) AS one
-    ) AS head
-    WHERE lane.id = ANY(:ids)
-""")
-# Ids sort by time, so the newest submits are one step along the index; `since` is when the first of them came, if more came in a minute
-# than are looked at.
-_RATES = text("""
-    WITH newest AS MATERIALIZED (
-        SELECT lane_id, created_at FROM job WHERE id > (
-            rpad(lpad(to_hex((extract(epoch FROM now() - interval '1 minute') * 1000)::bigint), 12, '0'), 32, '0')
-        )::uuid ORDER BY id DESC LIMIT :most
-    ), looked AS (
-        SELECT CASE WHEN count(*) < :most THEN 60 ELSE greatest(1, extract(epoch FROM now() - min(created_at)))::float8 END AS seconds
-        FROM newest
-    )
-    SELECT lane_id, round((count(*) * 60 / (SELECT seconds FROM looked))::numeric, 1)::float8 AS arrivals_per_min FROM newest
-    WHERE lane_id = ANY(:ids) GROUP BY lane_id
-""")
-_CREDENTIALS = text("""
-    SELECT id, pool_id FROM credential
-    WHERE pool_id = ANY(:pools) AND parked_at IS NULL AND paused_at IS NULL AND retired_at IS NULL ORDER BY id
-""")
+
+
+def _page(which: LaneFilter) -> Any:
+    return _BY_WAITING if which.by_waiting else _BY_ID

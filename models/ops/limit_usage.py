@@ -45,6 +45,27 @@ class CredentialUsage:
         return self.state.cooldown_until
 
 
+# Admitted and running jobs are no more than the workers have slots; attempts of a minute no more than they can make in one.
+_USED = text("""
+    WITH live AS MATERIALIZED (
+        SELECT credential_id, model, count(*)::int AS jobs, count(*) FILTER (WHERE status = 'admitted')::int AS requests,
+               coalesce(sum(tokens) FILTER (WHERE status = 'admitted'), 0) AS tokens,
+               coalesce(sum(images) FILTER (WHERE status = 'admitted'), 0) AS images
+        FROM job WHERE status IN ('admitted', 'running') GROUP BY credential_id, model
+    )
+    SELECT wanted.credential_id, wanted.model, coalesce(live.jobs, 0) AS in_flight,
+           sent.requests + coalesce(live.requests, 0) AS requests, sent.tokens + coalesce(live.tokens, 0) AS tokens,
+           sent.images + coalesce(live.images, 0) AS images
+    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[])) AS wanted (credential_id, model)
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS requests, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM attempt
+        WHERE credential_id = wanted.credential_id AND model = wanted.model AND outcome <> 'not_sent'
+        AND started_at > now() - make_interval(secs => :minute_s)
+    ) AS sent
+    LEFT JOIN live ON live.credential_id = wanted.credential_id AND live.model = wanted.model
+""")
+
+
 def usage_of(session: Transaction, bounds: Sequence[CredentialModel]) -> dict[CredentialModel, CredentialUsage]:
     """The gauges of these credentials and models. Three statements for all of them, one more where a day is limited."""
     states = limits.states_of(session, bounds)
@@ -81,33 +102,6 @@ def _gauges(state: LimitState, used: Any | None, day: int | None) -> dict[str, L
     }
 
 
-def _days(session: Transaction, states: Mapping[CredentialModel, LimitState]) -> dict[CredentialModel, int]:
-    limited = [(one, state.limits.rpd) for one, state in states.items() if state.limits.rpd]
-    if not limited:
-        return {}
-    wanted = {"credentials": [one[0] for one, _ in limited], "models": [one[1] for one, _ in limited], "most": [rpd for _, rpd in limited]}
-    return {(row.credential_id, row.model): row.requests for row in session.execute(_USED_TODAY, wanted)}
-
-
-# Admitted and running jobs are no more than the workers have slots; attempts of a minute no more than they can make in one.
-_USED = text("""
-    WITH live AS MATERIALIZED (
-        SELECT credential_id, model, count(*)::int AS jobs, count(*) FILTER (WHERE status = 'admitted')::int AS requests,
-               coalesce(sum(tokens) FILTER (WHERE status = 'admitted'), 0) AS tokens,
-               coalesce(sum(images) FILTER (WHERE status = 'admitted'), 0) AS images
-        FROM job WHERE status IN ('admitted', 'running') GROUP BY credential_id, model
-    )
-    SELECT wanted.credential_id, wanted.model, coalesce(live.jobs, 0) AS in_flight,
-           sent.requests + coalesce(live.requests, 0) AS requests, sent.tokens + coalesce(live.tokens, 0) AS tokens,
-           sent.images + coalesce(live.images, 0) AS images
-    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[])) AS wanted (credential_id, model)
-    CROSS JOIN LATERAL (
-        SELECT count(*)::int AS requests, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images FROM attempt
-        WHERE credential_id = wanted.credential_id AND model = wanted.model AND outcome <> 'not_sent'
-        AND started_at > now() - make_interval(secs => :minute_s)
-    ) AS sent
-    LEFT JOIN live ON live.credential_id = wanted.credential_id AND live.model = wanted.model
-""")
 _USED_TODAY = text("""
     SELECT wanted.credential_id, wanted.model, sent.requests
     FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[]), CAST(:most AS bigint[])) AS wanted (credential_id, model, most)
@@ -118,3 +112,11 @@ _USED_TODAY = text("""
         ) AS counted
     ) AS sent
 """)
+
+
+def _days(session: Transaction, states: Mapping[CredentialModel, LimitState]) -> dict[CredentialModel, int]:
+    limited = [(one, state.limits.rpd) for one, state in states.items() if state.limits.rpd]
+    if not limited:
+        return {}
+    wanted = {"credentials": [one[0] for one, _ in limited], "models": [one[1] for one, _ in limited], "most": [rpd for _, rpd in limited]}
+    return {(row.credential_id, row.model): row.requests for row in session.execute(_USED_TODAY, wanted)}

@@ -23,6 +23,15 @@ CLASSES = ("", CHAT, IMAGES, EDITS, EMBEDDINGS, MODERATIONS)
 MAX_VALUE = 2**31 - 1
 
 
+_FIND_LIMITS = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model = :model FOR UPDATE")
+_SET_LIMITS = text("""
+    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
+    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
+    ON CONFLICT (credential_id, model) DO UPDATE
+    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
+""")
+
+
 def set_limits(session: Transaction, act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
     """These limits of this credential and model are changed, the others stay. None: open, learned from the upstream. Raises NotFound."""
     _checked(changes, LIMITS)
@@ -36,6 +45,19 @@ def set_limits(session: Transaction, act: Act, credential_id: int, changes: Mapp
         session, act, "limits", f"credential:{credential_id}", before={"model": model, **before}, after={"model": model, **after}
     )
     return {"id": str(credential_id), "object": "credential", "model": model, **after}
+
+
+_OF_CAP = "scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = :endpoint"
+_FIND_CAPS = text(f"SELECT * FROM cap WHERE {_OF_CAP} FOR UPDATE")
+_SET_CAPS = text("""
+    INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, max_queued, max_in_flight, rpm)
+    VALUES (:scope, :owner_id, :flow, :endpoint, :key_id, :max_queued, :max_in_flight, :rpm)
+    ON CONFLICT (scope, owner_id, flow, endpoint) DO UPDATE
+    SET max_queued = excluded.max_queued, max_in_flight = excluded.max_in_flight, rpm = excluded.rpm
+""")
+_DROP_EMPTY = text(f"""
+    DELETE FROM cap WHERE {_OF_CAP} AND coalesce(max_queued, max_in_flight, rpm) IS NULL AND coalesce(paused_at, draining_at) IS NULL
+""")
 
 
 def set_caps(session: Transaction, act: Act, on: Target, changes: Mapping[str, int | None], *, endpoint: str) -> dict[str, Any]:
@@ -59,6 +81,14 @@ def set_caps(session: Transaction, act: Act, on: Target, changes: Mapping[str, i
     session.execute(_DROP_EMPTY, wanted)
     audit_log.write(session, act, "caps", str(on), before={"endpoint": endpoint, **before}, after={"endpoint": endpoint, **after})
     return {"id": on.name, "object": on.kind, "endpoint": endpoint or None, **after}
+
+
+_CHANGE_CREDENTIAL = text("""
+    UPDATE credential SET weight = coalesce(:weight, weight), secret = coalesce(:secret, secret),
+           base_url = CASE WHEN CAST(:base_url AS text) IS NULL THEN base_url ELSE nullif(:base_url, '') END,
+           api_version = CASE WHEN CAST(:api_version AS text) IS NULL THEN api_version ELSE nullif(:api_version, '') END
+    WHERE id = :id RETURNING weight, kind, base_url, api_version
+""")
 
 
 def change_credential(
@@ -116,29 +146,3 @@ def _checked(changes: Mapping[str, int | None], names: tuple[str, ...]) -> None:
     for name, value in changes.items():
         if name not in names or (value is not None and not 1 <= value <= MAX_VALUE):
             raise Invalid(f"`{name}` is a whole number from 1 to {MAX_VALUE}, or null; known are {', '.join(names)}.", param=name)
-
-
-_FIND_LIMITS = text("SELECT * FROM meter WHERE credential_id = :credential_id AND model = :model FOR UPDATE")
-_SET_LIMITS = text("""
-    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
-    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
-    ON CONFLICT (credential_id, model) DO UPDATE
-    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
-""")
-_OF_CAP = "scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = :endpoint"
-_FIND_CAPS = text(f"SELECT * FROM cap WHERE {_OF_CAP} FOR UPDATE")
-_SET_CAPS = text("""
-    INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, max_queued, max_in_flight, rpm)
-    VALUES (:scope, :owner_id, :flow, :endpoint, :key_id, :max_queued, :max_in_flight, :rpm)
-    ON CONFLICT (scope, owner_id, flow, endpoint) DO UPDATE
-    SET max_queued = excluded.max_queued, max_in_flight = excluded.max_in_flight, rpm = excluded.rpm
-""")
-_DROP_EMPTY = text(f"""
-    DELETE FROM cap WHERE {_OF_CAP} AND coalesce(max_queued, max_in_flight, rpm) IS NULL AND coalesce(paused_at, draining_at) IS NULL
-""")
-_CHANGE_CREDENTIAL = text("""
-    UPDATE credential SET weight = coalesce(:weight, weight), secret = coalesce(:secret, secret),
-           base_url = CASE WHEN CAST(:base_url AS text) IS NULL THEN base_url ELSE nullif(:base_url, '') END,
-           api_version = CASE WHEN CAST(:api_version AS text) IS NULL THEN api_version ELSE nullif(:api_version, '') END
-    WHERE id = :id RETURNING weight, kind, base_url, api_version
-""")

@@ -61,6 +61,9 @@ def _is_id(said: str) -> bool:
     return said.isascii() and said.isdigit() and len(said) <= 18
 
 
+_KEYS_OF_FLOW = text("SELECT key_id FROM key_flow WHERE lane_id = :lane_id AND name = :flow ORDER BY key_id")
+
+
 def resolve(session: Transaction, on: Target) -> Target:
     """The same target, with the key of a flow. Raises NotFound, and Invalid where several keys have a user of this name there."""
     if on.kind != "flow" or on.key_id:
@@ -71,56 +74,6 @@ def resolve(session: Transaction, on: Target) -> Target:
     if len(keys) > 1:
         raise Invalid(f"{len(keys)} keys have a user of this name there. Say which: {on.number}.{keys[0]}:{on.flow} is the first's.")
     return replace(on, key_id=keys[0])
-
-
-def apply(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
-    """The target as it is now, and the lanes that the pacer has to look at. Raises NotFound.
-
-    A credential that drains takes no new jobs, which is the same as a pause.
-    """
-    if verb not in VERBS:
-        raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
-    on = resolve(session, on)
-    legacy_caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
-    before = target_state(session, on, lock=True)
-    reason = act.reason or f"by {act.operator.name}"
-    if on.kind in ("key", "flow"):
-        session.execute(_CAP[verb], {**on.capped, "reason": reason})
-    else:
-        change = (_CREDENTIAL if on.kind == "credential" else _CHANGES)[verb]
-        session.execute(text(f"UPDATE {on.kind} SET {change} WHERE id = :id"), {"id": on.number, "reason": reason})
-    if verb == "resume" and on.kind == "credential":
-        session.execute(text("DELETE FROM parked_model WHERE credential_id = :id"), {"id": on.number})
-    after = target_state(session, on)
-    audit_log.write(session, act, verb, str(on), before=before, after=after)
-    numbers = lane_ids(session, on)
-    if verb == "resume":
-        lanes.wake(session, numbers)
-    return after, numbers
-
-
-def target_state(session: Transaction, on: Target, *, lock: bool = False) -> dict[str, Any]:
-    """paused_at, paused_reason and what else stops it. Raises NotFound."""
-    on = resolve(session, on)
-    is_flow = on.kind == "flow"
-    table, where = ("key_flow", "lane_id = :number AND key_id = :key_id AND name = :flow") if is_flow else (on.kind, "id = :number")
-    wanted = {"number": on.number, "key_id": on.key_id, "flow": on.flow}
-    row = session.execute(text(f"SELECT * FROM {table} WHERE {where}" + (" FOR UPDATE" if lock else "")), wanted).one_or_none()
-    if row is None:
-        raise NotFound(f"There is no {on.kind} {on.name!r}.")
-    if on.kind in ("key", "flow"):
-        row = session.execute(_FIND_CAP, on.capped).one_or_none()
-    names = ("paused_at", "paused_reason", "parked_reason" if on.kind == "credential" else "draining_at")
-    return {"id": on.name, "object": on.kind, **{name: _plain(getattr(row, name, None)) for name in names}}
-
-
-def lane_ids(session: Transaction, on: Target) -> list[int]:
-    """The lanes that it is, has or serves."""
-    return [row.id for row in session.execute(_LANES[on.kind], {"number": on.number})]
-
-
-def _plain(value: Any) -> Any:
-    return round(value.timestamp(), 3) if hasattr(value, "timestamp") else value
 
 
 _CHANGES = {
@@ -155,8 +108,52 @@ _CAP = {
         AND coalesce(max_queued, max_in_flight, rpm) IS NOT NULL
     """),
 }
+
+
+def apply(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
+    """The target as it is now, and the lanes that the pacer has to look at. Raises NotFound.
+
+    A credential that drains takes no new jobs, which is the same as a pause.
+    """
+    if verb not in VERBS:
+        raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
+    on = resolve(session, on)
+    legacy_caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
+    before = target_state(session, on, lock=True)
+    reason = act.reason or f"by {act.operator.name}"
+    if on.kind in ("key", "flow"):
+        session.execute(_CAP[verb], {**on.capped, "reason": reason})
+    else:
+        change = (_CREDENTIAL if on.kind == "credential" else _CHANGES)[verb]
+        session.execute(text(f"UPDATE {on.kind} SET {change} WHERE id = :id"), {"id": on.number, "reason": reason})
+    if verb == "resume" and on.kind == "credential":
+        session.execute(text("DELETE FROM parked_model WHERE credential_id = :id"), {"id": on.number})
+    after = target_state(session, on)
+    audit_log.write(session, act, verb, str(on), before=before, after=after)
+    numbers = lane_ids(session, on)
+    if verb == "resume":
+        lanes.wake(session, numbers)
+    return after, numbers
+
+
 _FIND_CAP = text("SELECT * FROM cap WHERE scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = ''")
-_KEYS_OF_FLOW = text("SELECT key_id FROM key_flow WHERE lane_id = :lane_id AND name = :flow ORDER BY key_id")
+
+
+def target_state(session: Transaction, on: Target, *, lock: bool = False) -> dict[str, Any]:
+    """paused_at, paused_reason and what else stops it. Raises NotFound."""
+    on = resolve(session, on)
+    is_flow = on.kind == "flow"
+    table, where = ("key_flow", "lane_id = :number AND key_id = :key_id AND name = :flow") if is_flow else (on.kind, "id = :number")
+    wanted = {"number": on.number, "key_id": on.key_id, "flow": on.flow}
+    row = session.execute(text(f"SELECT * FROM {table} WHERE {where}" + (" FOR UPDATE" if lock else "")), wanted).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no {on.kind} {on.name!r}.")
+    if on.kind in ("key", "flow"):
+        row = session.execute(_FIND_CAP, on.capped).one_or_none()
+    names = ("paused_at", "paused_reason", "parked_reason" if on.kind == "credential" else "draining_at")
+    return {"id": on.name, "object": on.kind, **{name: _plain(getattr(row, name, None)) for name in names}}
+
+
 _LANES = {
     "pool": text("SELECT id FROM lane WHERE pool_id = :number"),
     "lane": text("SELECT id FROM lane WHERE id = :number"),
@@ -164,3 +161,12 @@ _LANES = {
     "key": text("SELECT id FROM lane WHERE pool_id = (SELECT pool_id FROM key WHERE id = :number)"),
     "credential": text("SELECT id FROM lane WHERE pool_id = (SELECT pool_id FROM credential WHERE id = :number)"),
 }
+
+
+def lane_ids(session: Transaction, on: Target) -> list[int]:
+    """The lanes that it is, has or serves."""
+    return [row.id for row in session.execute(_LANES[on.kind], {"number": on.number})]
+
+
+def _plain(value: Any) -> Any:
+    return round(value.timestamp(), 3) if hasattr(value, "timestamp") else value

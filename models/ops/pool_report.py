@@ -23,6 +23,29 @@ RECENT_S, RECENT_MOST = 600, 200
 BAD = ("failed", "throttled", "refused", "unknown")
 
 
+_POOLS = text("""
+    WITH live AS MATERIALIZED (SELECT lane_id FROM job WHERE status IN ('admitted', 'running'))
+    SELECT pool.*, used.keys, given.credentials, given.parked, lined.lanes, lined.waiting, lined.running
+    FROM (
+        SELECT * FROM pool WHERE (CAST(:after AS bigint) IS NULL OR id > :after)
+        AND (CAST(:kind AS text) IS NULL OR (:kind = 'own') = EXISTS (SELECT FROM key WHERE pool_id = pool.id AND kind = 'own'))
+        ORDER BY id LIMIT :most
+    ) AS pool
+    CROSS JOIN LATERAL (SELECT count(*)::int AS keys FROM key WHERE pool_id = pool.id AND revoked_at IS NULL) AS used
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS credentials, (count(*) FILTER (
+            WHERE parked_at IS NOT NULL OR EXISTS (SELECT FROM parked_model WHERE credential_id = credential.id)
+        ))::int AS parked FROM credential WHERE pool_id = pool.id
+    ) AS given
+    CROSS JOIN LATERAL (
+        SELECT count(*)::int AS lanes, coalesce(sum(queued), 0)::int AS waiting,
+               (SELECT count(*)::int FROM live WHERE lane_id IN (SELECT id FROM lane WHERE pool_id = pool.id)) AS running
+        FROM lane WHERE pool_id = pool.id
+    ) AS lined
+    ORDER BY pool.id
+""")
+
+
 def list_pools(session: Transaction, *, limit: int, after: int | None, kind: str | None) -> list[JsonObject]:
     """Up to limit + 1 pools by id. kind: `own`, those of callers' own keys, or `issued`, the operator's."""
     rows = session.execute(_POOLS, {"after": after, "most": limit + 1, "kind": kind}).all()
@@ -43,6 +66,31 @@ def list_pools(session: Transaction, *, limit: int, after: int | None, kind: str
         }
         for row in rows
     ]
+
+
+_CREDENTIALS = text("""
+    SELECT credential.id, credential.pool_id, pool.name AS pool, credential.kind, credential.base_url, credential.api_version,
+           credential.parked_at, credential.parked_reason,
+           credential.weight, credential.paused_at, credential.paused_reason, credential.retired_at, credential.created_at,
+           parked.models AS parked_models
+    FROM credential JOIN pool ON pool.id = credential.pool_id
+    CROSS JOIN LATERAL (
+        SELECT jsonb_agg(jsonb_build_object(
+            'model', model, 'endpoint', endpoint, 'reason', reason, 'at', round(extract(epoch FROM parked_at), 3),
+            'next_probe_at', round(extract(epoch FROM probe_at), 3)
+        ) ORDER BY model, endpoint) AS models FROM parked_model WHERE credential_id = credential.id
+    ) AS parked
+    WHERE (CAST(:after AS bigint) IS NULL OR credential.id > :after) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
+    AND (CAST(:is_parked AS boolean) IS NULL OR (credential.parked_at IS NOT NULL OR parked.models IS NOT NULL) = :is_parked)
+    ORDER BY credential.id LIMIT :most
+""")
+_MODELS = text("""
+    SELECT credential.id AS credential_id, lane.model FROM credential
+    CROSS JOIN LATERAL (
+        SELECT model, queued FROM lane WHERE pool_id = credential.pool_id ORDER BY queued DESC, model LIMIT :models_most
+    ) AS lane
+    WHERE credential.id = ANY(:ids) ORDER BY credential.id, lane.queued DESC, lane.model
+""")
 
 
 def list_credentials(session: Transaction, *, limit: int, after: int | None, pool: str | None, is_parked: bool | None) -> list[JsonObject]:
@@ -96,64 +144,6 @@ def _model(name: str, reading: CredentialUsage, ends: Any | None) -> JsonObject:
     }
 
 
-def _recent(session: Transaction, bounds: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
-    if not bounds:
-        return {}
-    wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "seconds": RECENT_S, "most": RECENT_MOST}
-    return {(row.credential_id, row.model): row for row in session.execute(_ENDS, wanted)}
-
-
-def _plain(base_url: str | None) -> str | None:
-    if base_url is None:
-        return None
-    parts = urlsplit(base_url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
-_POOLS = text("""
-    WITH live AS MATERIALIZED (SELECT lane_id FROM job WHERE status IN ('admitted', 'running'))
-    SELECT pool.*, used.keys, given.credentials, given.parked, lined.lanes, lined.waiting, lined.running
-    FROM (
-        SELECT * FROM pool WHERE (CAST(:after AS bigint) IS NULL OR id > :after)
-        AND (CAST(:kind AS text) IS NULL OR (:kind = 'own') = EXISTS (SELECT FROM key WHERE pool_id = pool.id AND kind = 'own'))
-        ORDER BY id LIMIT :most
-    ) AS pool
-    CROSS JOIN LATERAL (SELECT count(*)::int AS keys FROM key WHERE pool_id = pool.id AND revoked_at IS NULL) AS used
-    CROSS JOIN LATERAL (
-        SELECT count(*)::int AS credentials, (count(*) FILTER (
-            WHERE parked_at IS NOT NULL OR EXISTS (SELECT FROM parked_model WHERE credential_id = credential.id)
-        ))::int AS parked FROM credential WHERE pool_id = pool.id
-    ) AS given
-    CROSS JOIN LATERAL (
-        SELECT count(*)::int AS lanes, coalesce(sum(queued), 0)::int AS waiting,
-               (SELECT count(*)::int FROM live WHERE lane_id IN (SELECT id FROM lane WHERE pool_id = pool.id)) AS running
-        FROM lane WHERE pool_id = pool.id
-    ) AS lined
-    ORDER BY pool.id
-""")
-_CREDENTIALS = text("""
-    SELECT credential.id, credential.pool_id, pool.name AS pool, credential.kind, credential.base_url, credential.api_version,
-           credential.parked_at, credential.parked_reason,
-           credential.weight, credential.paused_at, credential.paused_reason, credential.retired_at, credential.created_at,
-           parked.models AS parked_models
-    FROM credential JOIN pool ON pool.id = credential.pool_id
-    CROSS JOIN LATERAL (
-        SELECT jsonb_agg(jsonb_build_object(
-            'model', model, 'endpoint', endpoint, 'reason', reason, 'at', round(extract(epoch FROM parked_at), 3),
-            'next_probe_at', round(extract(epoch FROM probe_at), 3)
-        ) ORDER BY model, endpoint) AS models FROM parked_model WHERE credential_id = credential.id
-    ) AS parked
-    WHERE (CAST(:after AS bigint) IS NULL OR credential.id > :after) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
-    AND (CAST(:is_parked AS boolean) IS NULL OR (credential.parked_at IS NOT NULL OR parked.models IS NOT NULL) = :is_parked)
-    ORDER BY credential.id LIMIT :most
-""")
-_MODELS = text("""
-    SELECT credential.id AS credential_id, lane.model FROM credential
-    CROSS JOIN LATERAL (
-        SELECT model, queued FROM lane WHERE pool_id = credential.pool_id ORDER BY queued DESC, model LIMIT :models_most
-    ) AS lane
-    WHERE credential.id = ANY(:ids) ORDER BY credential.id, lane.queued DESC, lane.model
-""")
 _ENDS = text("""
     SELECT wanted.credential_id, wanted.model, ended.calls, ended.outcomes, ended.usual_s,
            EXISTS (
@@ -173,3 +163,17 @@ _ENDS = text("""
         ) AS by_outcome
     ) AS ended
 """)
+
+
+def _recent(session: Transaction, bounds: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
+    if not bounds:
+        return {}
+    wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "seconds": RECENT_S, "most": RECENT_MOST}
+    return {(row.credential_id, row.model): row for row in session.execute(_ENDS, wanted)}
+
+
+def _plain(base_url: str | None) -> str | None:
+    if base_url is None:
+        return None
+    parts = urlsplit(base_url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -20,6 +20,11 @@ from models.platform.errors import Invalid, NotFound, WrongState
 from models.queue import key_shares, lanes
 from models.queue.submission import PRIORITY_WEIGHTS
 
+_FLOW = "lane_id = :lane_id AND key_id = :key_id AND name = :flow"
+_LOCK_FLOW = text(f"SELECT weight, last_finish FROM key_flow WHERE {_FLOW} FOR UPDATE")
+_LOCK_KEY = text("SELECT weight FROM key WHERE id = :id FOR UPDATE")
+_WEIGH_FLOW = text(f"UPDATE key_flow SET weight = :weight WHERE {_FLOW}")
+
 
 def set_weight(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
     """The key or user gets `weight` times the share of one that has 1; returns it, and the lanes that move. Raises NotFound, Invalid.
@@ -55,6 +60,14 @@ def set_priority(session: Transaction, act: Act, job_id: UUID, *, priority: str)
     return int(one.lane_id)
 
 
+_BOOST = text("""
+    UPDATE job SET start_tag = least(0, (
+        SELECT min(start_tag) FROM job AS other WHERE other.lane_id = :lane_id AND other.status = 'queued' AND NOT other.held
+        AND start_tag < 0
+    )) - 1, not_before = NULL WHERE id = :id RETURNING start_tag
+""")
+
+
 def boost(session: Transaction, act: Act, job_id: UUID) -> int:
     """The waiting job stands at the head of its lane, before all who wait now; returns its lane. Raises WrongState."""
     one = _waiting(session, job_id)
@@ -63,6 +76,12 @@ def boost(session: Transaction, act: Act, job_id: UUID) -> int:
     key_shares.restore_requeued(session, [(one.lane_id, one.key_id, tag, 0.0)])
     lanes.wake(session, [one.lane_id])
     return int(one.lane_id)
+
+
+# In the order in which the pacer admits them.
+_LOCK_JOBS = text("""
+    SELECT FROM job WHERE lane_id = :lane_id AND key_id = :key_id AND flow = :flow AND status = 'queued' ORDER BY start_tag, id FOR UPDATE
+""")
 
 
 def _waiting(session: Transaction, job_id: UUID, *, with_others: bool = False) -> Any:
@@ -80,22 +99,6 @@ def _waiting(session: Transaction, job_id: UUID, *, with_others: bool = False) -
     return row
 
 
-def _retag(session: Transaction, lane_id: int, key_id: int, flow: str) -> None:
-    session.execute(_LOCK_JOBS, {"lane_id": lane_id, "key_id": key_id, "flow": flow})
-    row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **PRIORITY_WEIGHTS}).one()
-    if row.first is not None:
-        key_shares.restore_requeued(session, [(lane_id, key_id, row.first, 0.0)])
-    lanes.wake(session, [lane_id])
-
-
-_FLOW = "lane_id = :lane_id AND key_id = :key_id AND name = :flow"
-_LOCK_FLOW = text(f"SELECT weight, last_finish FROM key_flow WHERE {_FLOW} FOR UPDATE")
-_LOCK_KEY = text("SELECT weight FROM key WHERE id = :id FOR UPDATE")
-_WEIGH_FLOW = text(f"UPDATE key_flow SET weight = :weight WHERE {_FLOW}")
-# In the order in which the pacer admits them.
-_LOCK_JOBS = text("""
-    SELECT FROM job WHERE lane_id = :lane_id AND key_id = :key_id AND flow = :flow AND status = 'queued' ORDER BY start_tag, id FOR UPDATE
-""")
 # What was put first stays first.
 _RETAG = text(f"""
     WITH shares AS (
@@ -114,9 +117,11 @@ _RETAG = text(f"""
     )
     SELECT min(start_tag) AS first FROM moved
 """)
-_BOOST = text("""
-    UPDATE job SET start_tag = least(0, (
-        SELECT min(start_tag) FROM job AS other WHERE other.lane_id = :lane_id AND other.status = 'queued' AND NOT other.held
-        AND start_tag < 0
-    )) - 1, not_before = NULL WHERE id = :id RETURNING start_tag
-""")
+
+
+def _retag(session: Transaction, lane_id: int, key_id: int, flow: str) -> None:
+    session.execute(_LOCK_JOBS, {"lane_id": lane_id, "key_id": key_id, "flow": flow})
+    row = session.execute(_RETAG, {"lane_id": lane_id, "key_id": key_id, "flow": flow, **PRIORITY_WEIGHTS}).one()
+    if row.first is not None:
+        key_shares.restore_requeued(session, [(lane_id, key_id, row.first, 0.0)])
+    lanes.wake(session, [lane_id])

@@ -12,32 +12,6 @@ from models.database.db import Transaction
 from models.ops import retention
 from models.telemetry.metrics import POOL_LABEL
 
-
-def lane_counts(session: Transaction) -> Sequence[Any]:
-    """Every lane in which somebody waits or runs. Rows: pool, model, blocked_by, waiting, running, oldest_s."""
-    return session.execute(_LANES).all()
-
-
-def limit_use(session: Transaction) -> Sequence[Any]:
-    """Lanes of issued keys with known limits: how much of each was used in the last minute. Rows: pool, model, rpm, tpm, in_flight."""
-    return session.execute(_USE).all()
-
-
-def parked_credentials(session: Transaction) -> Sequence[Any]:
-    """Rows: pool, parked."""
-    return session.execute(_PARKED).all()
-
-
-def totals(session: Transaction, *, seen_within_s: float) -> Any:
-    """One row: slots of workers that reported within this time, and webhooks that have not arrived yet."""
-    return session.execute(_TOTALS, {"seen_within_s": seen_within_s}).one()
-
-
-def retention_backlog(session: Transaction, *, days: int, limit: int) -> Any:
-    """Ended jobs past retention. One row: jobs (counted up to `limit`), age_s of the oldest by id (0.0: there is none)."""
-    return session.execute(_BACKLOG, {"before": retention.database_now(session) - timedelta(days=days), "limit": limit}).one()
-
-
 # Ids are UUIDv7: the least of them is the oldest, and the index of the line has it.
 _LANES = text(f"""
     WITH counted AS (
@@ -51,6 +25,13 @@ _LANES = text(f"""
                     - ('x' || replace(left(min(first), 13), '-', ''))::bit(48)::bigint / 1000.0, 0)::float8 AS oldest_s
     FROM counted JOIN lane ON lane.id = counted.lane_id JOIN pool ON pool.id = lane.pool_id GROUP BY lane.id, pool.id
 """)
+
+
+def lane_counts(session: Transaction) -> Sequence[Any]:
+    """Every lane in which somebody waits or runs. Rows: pool, model, blocked_by, waiting, running, oldest_s."""
+    return session.execute(_LANES).all()
+
+
 _USE = text(f"""
     SELECT {POOL_LABEL} AS pool, lane.model, recent.requests / nullif(lane.rpm, 0) AS rpm, recent.tokens / nullif(lane.tpm, 0) AS tpm,
            (SELECT count(*) FROM job WHERE job.lane_id = lane.id AND job.status IN ('admitted', 'running'))
@@ -63,17 +44,43 @@ _USE = text(f"""
     WHERE (lane.rpm IS NOT NULL OR lane.tpm IS NOT NULL OR lane.max_in_flight IS NOT NULL)
     AND NOT EXISTS (SELECT FROM key WHERE key.pool_id = pool.id AND key.kind = 'own')
 """)
+
+
+def limit_use(session: Transaction) -> Sequence[Any]:
+    """Lanes of issued keys with known limits: how much of each was used in the last minute. Rows: pool, model, rpm, tpm, in_flight."""
+    return session.execute(_USE).all()
+
+
 _PARKED = text(f"""
     SELECT pool, count(*)::int AS parked FROM (
         SELECT {POOL_LABEL} AS pool FROM credential JOIN pool ON pool.id = credential.pool_id
         WHERE credential.parked_at IS NOT NULL OR EXISTS (SELECT FROM parked_model WHERE credential_id = credential.id)
     ) AS found GROUP BY pool
 """)
+
+
+def parked_credentials(session: Transaction) -> Sequence[Any]:
+    """Rows: pool, parked."""
+    return session.execute(_PARKED).all()
+
+
 _TOTALS = text("""
     SELECT coalesce((SELECT sum(slots) FROM worker WHERE seen_at > now() - make_interval(secs => :seen_within_s)), 0)::int AS slots,
            (SELECT count(*) FROM delivery WHERE status = 'pending')::int AS unsent
 """)
+
+
+def totals(session: Transaction, *, seen_within_s: float) -> Any:
+    """One row: slots of workers that reported within this time, and webhooks that have not arrived yet."""
+    return session.execute(_TOTALS, {"seen_within_s": seen_within_s}).one()
+
+
 _BACKLOG = text(f"""
     SELECT count(*)::int AS jobs, coalesce(extract(epoch FROM :before - min(ended_at)), 0)::float8 AS age_s
     FROM (SELECT ended_at FROM job WHERE id < {retention.OLD_ID} AND {retention.ENDED} ORDER BY id LIMIT :limit) AS overdue
 """)
+
+
+def retention_backlog(session: Transaction, *, days: int, limit: int) -> Any:
+    """Ended jobs past retention. One row: jobs (counted up to `limit`), age_s of the oldest by id (0.0: there is none)."""
+    return session.execute(_BACKLOG, {"before": retention.database_now(session) - timedelta(days=days), "limit": limit}).one()

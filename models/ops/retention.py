@@ -32,67 +32,8 @@ def database_now(session: Transaction) -> datetime:
     return at
 
 
-def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, Step]:
-    """The steps of one pass by the name of what they remove. at: the time against which ages are counted."""
-    before = at - timedelta(days=days)
-    return {
-        "jobs": _Jobs(before),
-        "deliveries": _Rows(_DELIVERIES, before),
-        "idempotency": _Rows(_TOKENS, at - timedelta(hours=idempotency_hours)),
-        "flows": _Rows(_FLOWS, None),
-        "lanes": lambda session, limit: lanes.delete_idle(session, limit=limit),
-        "endpoints": _Rows(_ENDPOINTS, before),
-        "receivers": _Rows(_RECEIVERS, None),
-        "attachments": _Rows(_ATTACHMENTS, before),
-        "erased_turns": lambda session, limit: deletion.erase_turns(session, limit=limit),
-        "deleted_sessions": lambda session, limit: deletion.remove_sessions(session, limit=limit),
-        "sessions": _Rows(_SESSIONS, before),
-        "model_lists": _Rows(_MODEL_LISTS, before),
-    }
-
-
-@dataclass
-class _Jobs:
-    """Goes through ids in order, so that a batch does not pass over the dead index entries of the batches before."""
-
-    before: datetime
-    after: UUID = FIRST_ID
-
-    def __call__(self, session: Transaction, limit: int) -> int:
-        ids = [row.id for row in session.execute(_OLD_JOBS, {"before": self.before, "after": self.after, "limit": limit})]
-        if ids:
-            self.after = ids[-1]
-            for statement in _BELONGINGS:
-                session.execute(statement, {"ids": ids})
-        return len(ids)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    statement: TextClause
-    before: datetime | None
-
-    def __call__(self, session: Transaction, limit: int) -> int:
-        values = {"limit": limit} if self.before is None else {"before": self.before, "limit": limit}
-        return len(session.execute(self.statement, values).all())
-
-
 # Ids are UUIDv7 and begin with the milliseconds of their creation, so the primary key finds old rows without an index of their times.
 OLD_ID = "(lpad(to_hex((extract(epoch FROM CAST(:before AS timestamptz)) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid"
-ENDED = "status IN ('succeeded', 'failed', 'cancelled', 'expired') AND ended_at < :before"
-_OLD_JOBS = text(f"""
-    SELECT id FROM job WHERE id > :after AND id < {OLD_ID} AND {ENDED} ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
-""")
-_BELONGINGS = [
-    text(f"DELETE FROM {table} WHERE {column} = ANY(:ids)")
-    for table, column in (
-        ("artifact", "job_id"),
-        ("stored_answer", "job_id"),
-        ("job_event", "job_id"),
-        ("attempt", "job_id"),
-        ("job", "id"),
-    )
-]
 _TOKENS = text("""
     DELETE FROM idempotency WHERE (key_id, token) IN (
         SELECT key_id, token FROM idempotency WHERE created_at < :before ORDER BY created_at LIMIT :limit
@@ -151,3 +92,64 @@ _RECEIVERS = text("""
         ) LIMIT :limit
     ) RETURNING 1
 """)
+
+
+def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, Step]:
+    """The steps of one pass by the name of what they remove. at: the time against which ages are counted."""
+    before = at - timedelta(days=days)
+    return {
+        "jobs": _Jobs(before),
+        "deliveries": _Rows(_DELIVERIES, before),
+        "idempotency": _Rows(_TOKENS, at - timedelta(hours=idempotency_hours)),
+        "flows": _Rows(_FLOWS, None),
+        "lanes": lambda session, limit: lanes.delete_idle(session, limit=limit),
+        "endpoints": _Rows(_ENDPOINTS, before),
+        "receivers": _Rows(_RECEIVERS, None),
+        "attachments": _Rows(_ATTACHMENTS, before),
+        "erased_turns": lambda session, limit: deletion.erase_turns(session, limit=limit),
+        "deleted_sessions": lambda session, limit: deletion.remove_sessions(session, limit=limit),
+        "sessions": _Rows(_SESSIONS, before),
+        "model_lists": _Rows(_MODEL_LISTS, before),
+    }
+
+
+ENDED = "status IN ('succeeded', 'failed', 'cancelled', 'expired') AND ended_at < :before"
+_OLD_JOBS = text(f"""
+    SELECT id FROM job WHERE id > :after AND id < {OLD_ID} AND {ENDED} ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+""")
+_BELONGINGS = [
+    text(f"DELETE FROM {table} WHERE {column} = ANY(:ids)")
+    for table, column in (
+        ("artifact", "job_id"),
+        ("stored_answer", "job_id"),
+        ("job_event", "job_id"),
+        ("attempt", "job_id"),
+        ("job", "id"),
+    )
+]
+
+
+@dataclass
+class _Jobs:
+    """Goes through ids in order, so that a batch does not pass over the dead index entries of the batches before."""
+
+    before: datetime
+    after: UUID = FIRST_ID
+
+    def __call__(self, session: Transaction, limit: int) -> int:
+        ids = [row.id for row in session.execute(_OLD_JOBS, {"before": self.before, "after": self.after, "limit": limit})]
+        if ids:
+            self.after = ids[-1]
+            for statement in _BELONGINGS:
+                session.execute(statement, {"ids": ids})
+        return len(ids)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    statement: TextClause
+    before: datetime | None
+
+    def __call__(self, session: Transaction, limit: int) -> int:
+        values = {"limit": limit} if self.before is None else {"before": self.before, "limit": limit}
+        return len(session.execute(self.statement, values).all())

@@ -55,6 +55,9 @@ def list_messages(
     return shown[:limit], has_more
 
 
+_REQUEST = text("SELECT endpoint, request FROM job WHERE id = :id")
+
+
 def image_bytes(session: Transaction, name: str) -> bytes:
     """The picture behind `img_…`, which stands in the question of a turn. Raises NotFound."""
     found = _PICTURE.fullmatch(name)
@@ -111,9 +114,6 @@ def _image(job_id: UUID, n: int, url: str, *, now: float, origin: str) -> JsonOb
     if not url.startswith("data:"):
         return {"url": url, "content_type": None}
     return {"url": artifacts.signed_url(f"img_{job_id.hex}_{n}", now=now, origin=origin), "content_type": url[5:].partition(";")[0][:100]}
-
-
-_REQUEST = text("SELECT endpoint, request FROM job WHERE id = :id")
 
 
 def _page(bound: str, order: str) -> Any:

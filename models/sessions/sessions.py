@@ -26,6 +26,15 @@ def parse_id(said: str) -> str:
     return said
 
 
+_FIELDS = ", ".join((*FIELDS, "system_prompt_tokens"))
+_VALUES = ", ".join(f":{name}" for name in (*FIELDS, "system_prompt_tokens"))
+_NOTHING = "NULL AS endpoint, NULL AS request, NULL AS response"
+_CREATE = text(f"""
+    INSERT INTO conversation (key_id, name, turns, {_FIELDS}) VALUES (:key_id, :name, 0, {_VALUES})
+    ON CONFLICT (key_id, name) WHERE deleted_at IS NULL DO NOTHING RETURNING *, {_NOTHING}
+""")
+
+
 def create(session: Transaction, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
     """A new session's row, without turns. said: of FIELDS. Raises WrongState when this key has one of that name."""
     row = session.execute(_CREATE, {**_values({**DEFAULTS, **said}), "key_id": key_id, "name": name}).one_or_none()
@@ -34,9 +43,32 @@ def create(session: Transaction, key_id: int, name: str, said: Mapping[str, Any]
     return row
 
 
+# Of a large turn nothing is shown in lists.
+_COLUMNS = """
+    talk.*, last.endpoint, last.request, last.response
+"""
+_LAST = """
+    LEFT JOIN LATERAL (
+        SELECT endpoint, request, response FROM job
+        WHERE conversation_id = talk.id AND status = 'succeeded' AND turn_tokens IS NOT NULL
+        AND octet_length(request) + octet_length(response) < 262144 ORDER BY turn DESC LIMIT 1
+    ) AS last ON true
+"""
+_HERE = "key_id = :key_id AND name = :name AND deleted_at IS NULL"
+_GET = text(f"SELECT {_COLUMNS} FROM conversation AS talk {_LAST} WHERE {_HERE}")
+
+
 def get(session: Transaction, key_id: int, name: str) -> Any:
     """The session's row. Raises NotFound when this key has no such session."""
     return _one(session.execute(_GET, {"key_id": key_id, "name": name}).one_or_none())
+
+
+_PAGE = text(f"""
+    SELECT {_COLUMNS} FROM conversation AS talk {_LAST}
+    WHERE key_id = :key_id AND deleted_at IS NULL AND starts_with(talk.name, :begins)
+    AND (CAST(:at AS timestamptz) IS NULL OR (talk.last_active_at, talk.id) < (:at, :id))
+    ORDER BY talk.last_active_at DESC, talk.id DESC LIMIT :most
+""")
 
 
 def list_sessions(session: Transaction, key_id: int, *, limit: int, after: str | None = None, begins: str = "") -> Sequence[Any]:
@@ -55,11 +87,23 @@ def list_sessions(session: Transaction, key_id: int, *, limit: int, after: str |
     return session.execute(_PAGE, wanted).all()
 
 
+_UPDATE = text(f"""
+    WITH changed AS (
+        UPDATE conversation SET ({_FIELDS}) = ROW({_VALUES}), learned_tokens = CASE WHEN NOT :relearn THEN learned_tokens END
+        WHERE id = :id AND deleted_at IS NULL RETURNING *
+    )
+    SELECT {_COLUMNS} FROM changed AS talk {_LAST}
+""")
+
+
 def update(session: Transaction, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
     """The session's row with these of FIELDS; what is not said stays. Raises NotFound."""
     before = get(session, key_id, name)._asdict()
     wanted = _values({field: said.get(field, before[field]) for field in FIELDS})
     return _one(session.execute(_UPDATE, {**wanted, "id": before["id"], "relearn": "context_tokens" in said}).one_or_none())
+
+
+_TOUCH = text(f"UPDATE conversation SET last_active_at = clock_timestamp() WHERE {_HERE} RETURNING id")
 
 
 def touch(session: Transaction, key_id: int, name: str) -> int:
@@ -107,39 +151,3 @@ def _one(row: Any | None) -> Any:
 
 def _epoch(at: datetime) -> float:
     return round(at.timestamp(), 3)
-
-
-# Of a large turn nothing is shown in lists.
-_COLUMNS = """
-    talk.*, last.endpoint, last.request, last.response
-"""
-_LAST = """
-    LEFT JOIN LATERAL (
-        SELECT endpoint, request, response FROM job
-        WHERE conversation_id = talk.id AND status = 'succeeded' AND turn_tokens IS NOT NULL
-        AND octet_length(request) + octet_length(response) < 262144 ORDER BY turn DESC LIMIT 1
-    ) AS last ON true
-"""
-_HERE = "key_id = :key_id AND name = :name AND deleted_at IS NULL"
-_FIELDS = ", ".join((*FIELDS, "system_prompt_tokens"))
-_VALUES = ", ".join(f":{name}" for name in (*FIELDS, "system_prompt_tokens"))
-_NOTHING = "NULL AS endpoint, NULL AS request, NULL AS response"
-_CREATE = text(f"""
-    INSERT INTO conversation (key_id, name, turns, {_FIELDS}) VALUES (:key_id, :name, 0, {_VALUES})
-    ON CONFLICT (key_id, name) WHERE deleted_at IS NULL DO NOTHING RETURNING *, {_NOTHING}
-""")
-_GET = text(f"SELECT {_COLUMNS} FROM conversation AS talk {_LAST} WHERE {_HERE}")
-_PAGE = text(f"""
-    SELECT {_COLUMNS} FROM conversation AS talk {_LAST}
-    WHERE key_id = :key_id AND deleted_at IS NULL AND starts_with(talk.name, :begins)
-    AND (CAST(:at AS timestamptz) IS NULL OR (talk.last_active_at, talk.id) < (:at, :id))
-    ORDER BY talk.last_active_at DESC, talk.id DESC LIMIT :most
-""")
-_UPDATE = text(f"""
-    WITH changed AS (
-        UPDATE conversation SET ({_FIELDS}) = ROW({_VALUES}), learned_tokens = CASE WHEN NOT :relearn THEN learned_tokens END
-        WHERE id = :id AND deleted_at IS NULL RETURNING *
-    )
-    SELECT {_COLUMNS} FROM changed AS talk {_LAST}
-""")
-_TOUCH = text(f"UPDATE conversation SET last_active_at = clock_timestamp() WHERE {_HERE} RETURNING id")

@@ -44,6 +44,12 @@ def metadata_to_store(endpoint: str, request: bytes) -> dict[str, str] | None:
     return metadata if _is_metadata(metadata) else {}
 
 
+_INSERT = text("""
+    INSERT INTO stored_answer (job_id, key_id, endpoint, id, models, metadata)
+    VALUES (:job_id, :key_id, :endpoint, :id, CAST(:models AS text[]), CAST(:metadata AS jsonb)) ON CONFLICT (job_id) DO NOTHING
+""")
+
+
 def insert(
     session: Transaction,
     *,
@@ -70,6 +76,16 @@ def is_answer_id(value: str) -> bool:
     return 1 <= len(value) <= MAX_ID_CHARS and all("!" <= char <= "~" and char != "/" for char in value)
 
 
+# response IS NULL: the job was emptied with its session.
+_ROWS = """
+    SELECT stored.id AS answer_id, stored.metadata AS answer_metadata, job.id, job.response, job.response_type, job.request, job.wants_urls,
+           (SELECT upstream_request_id FROM attempt WHERE job_id = job.id AND outcome = 'succeeded' LIMIT 1) AS upstream_request_id
+    FROM stored_answer AS stored JOIN job ON job.id = stored.job_id
+    WHERE stored.key_id = :key_id AND stored.endpoint = :endpoint AND job.response IS NOT NULL
+"""
+_GET = text(f"{_ROWS} AND stored.id = :id ORDER BY stored.job_id DESC LIMIT 1")
+
+
 def get(session: Transaction, key_id: int, endpoint: str, answer_id: str) -> Any:
     """Returns the stored answer of this id, the newest if the upstream gave the id twice. Raises NotFound.
 
@@ -79,6 +95,21 @@ def get(session: Transaction, key_id: int, endpoint: str, answer_id: str) -> Any
     if row is None:
         raise NotFound(NOT_STORED, param="completion_id")
     return row
+
+
+_FILTER = """
+    AND NOT EXISTS (
+        SELECT FROM stored_answer AS newer
+        WHERE newer.key_id = :key_id AND newer.endpoint = :endpoint AND newer.id = stored.id AND newer.job_id > stored.job_id
+    ) AND (CAST(:model AS text) IS NULL OR :model = ANY(stored.models)) AND stored.metadata @> CAST(:metadata AS jsonb)
+"""
+# A job's id is a UUIDv7: it sorts by creation time.
+_PAGE_ASCENDING = text(f"""
+    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id > :after) ORDER BY stored.job_id LIMIT :most
+""")
+_PAGE_DESCENDING = text(f"""
+    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id < :after) ORDER BY stored.job_id DESC LIMIT :most
+""")
 
 
 def list_completions(
@@ -94,6 +125,9 @@ def list_completions(
         "key_id": key_id, "endpoint": endpoint, "after": after, "model": model, "metadata": json.dumps(metadata), "most": limit + 1,
     }  # fmt: skip
     return session.execute(_PAGE_ASCENDING if is_ascending else _PAGE_DESCENDING, params).all()
+
+
+_SET_METADATA = text("UPDATE stored_answer SET metadata = CAST(:metadata AS jsonb) WHERE job_id = :job_id")
 
 
 def set_metadata(session: Transaction, key_id: int, endpoint: str, answer_id: str, metadata: Mapping[str, str]) -> None:
@@ -119,31 +153,3 @@ def _is_metadata(value: object) -> bool:
 def _is_storable(value: str) -> bool:
     """Whether Postgres takes it as text: without U+0000 and halves of surrogate pairs."""
     return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
-
-
-_INSERT = text("""
-    INSERT INTO stored_answer (job_id, key_id, endpoint, id, models, metadata)
-    VALUES (:job_id, :key_id, :endpoint, :id, CAST(:models AS text[]), CAST(:metadata AS jsonb)) ON CONFLICT (job_id) DO NOTHING
-""")
-# response IS NULL: the job was emptied with its session.
-_ROWS = """
-    SELECT stored.id AS answer_id, stored.metadata AS answer_metadata, job.id, job.response, job.response_type, job.request, job.wants_urls,
-           (SELECT upstream_request_id FROM attempt WHERE job_id = job.id AND outcome = 'succeeded' LIMIT 1) AS upstream_request_id
-    FROM stored_answer AS stored JOIN job ON job.id = stored.job_id
-    WHERE stored.key_id = :key_id AND stored.endpoint = :endpoint AND job.response IS NOT NULL
-"""
-_GET = text(f"{_ROWS} AND stored.id = :id ORDER BY stored.job_id DESC LIMIT 1")
-_FILTER = """
-    AND NOT EXISTS (
-        SELECT FROM stored_answer AS newer
-        WHERE newer.key_id = :key_id AND newer.endpoint = :endpoint AND newer.id = stored.id AND newer.job_id > stored.job_id
-    ) AND (CAST(:model AS text) IS NULL OR :model = ANY(stored.models)) AND stored.metadata @> CAST(:metadata AS jsonb)
-"""
-# A job's id is a UUIDv7: it sorts by creation time.
-_PAGE_ASCENDING = text(f"""
-    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id > :after) ORDER BY stored.job_id LIMIT :most
-""")
-_PAGE_DESCENDING = text(f"""
-    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id < :after) ORDER BY stored.job_id DESC LIMIT :most
-""")
-_SET_METADATA = text("UPDATE stored_answer SET metadata = CAST(:metadata AS jsonb) WHERE job_id = :job_id")
