@@ -56,7 +56,7 @@ def run(act: Act, which: JobFilter, *, after: UUID | None, until: float) -> Repo
     report = Report(last_id=after)
     while True:
         with db.autocommit() as session:
-            rows = bulk.retryable(session, which, after=report.last_id, most=bulk.BATCH_SIZE)
+            rows = bulk.retryable(session, which, after=report.last_id, limit=bulk.BATCH_SIZE)
         for row in rows:
             if time.monotonic() >= until or not _retry(act, row, report):
                 report.has_more = True

@@ -1,6 +1,6 @@
-"""Flows as operators see them: whose jobs wait in a lane, how many, since when, and how many of theirs run.
+"""Flows for operators: how many jobs of each user wait in a lane, since when, and how many run.
 
-Counted are the jobs at the head of each line, up to LOOKED_MOST; a longer line says so (`is_whole` false).
+Only the first MAX_SCANNED jobs of each queue are counted; for a longer queue `is_whole` is false.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from models.database.db import Transaction
 from models.platform.wire import JsonObject, epoch
 
 MAX_SCANNED = 10_000
-# Without a lane: so many of the longest lines, and fewer jobs of each.
-LANES_MOST, LOOKED_EACH = 20, 1_000
+# Without a lane: this many of the longest queues, and fewer jobs of each.
+MAX_LANES, MAX_SCANNED_EACH = 20, 1_000
 
 
 _RANKED = text("""
     WITH line AS MATERIALIZED (
         SELECT id FROM lane
         WHERE (CAST(:lane AS bigint) IS NOT NULL AND id = :lane) OR (CAST(:lane AS bigint) IS NULL AND wake_at IS NOT NULL)
-        ORDER BY queued DESC, id LIMIT :lanes_most
+        ORDER BY queued DESC, id LIMIT :lane_limit
     ), head AS MATERIALIZED (
-        -- So many jobs, as far as they go, of every key.
+        -- The same number of jobs of every key, as far as they go.
         SELECT line.id AS lane_id, share.key_id, one.flow, one.created_at, one.cut
         FROM line JOIN key_share AS share ON share.lane_id = line.id
         CROSS JOIN LATERAL (
-            SELECT flow, created_at, row_number() OVER () = part.most AS cut FROM (
-                SELECT greatest(1, :most / (SELECT count(*) FROM key_share AS each WHERE each.lane_id = line.id))::int AS most
+            SELECT flow, created_at, row_number() OVER () = part.job_limit AS cut FROM (
+                SELECT greatest(1, :limit / (SELECT count(*) FROM key_share AS each WHERE each.lane_id = line.id))::int AS job_limit
             ) AS part CROSS JOIN LATERAL (
                 SELECT flow, created_at FROM job WHERE lane_id = line.id AND key_id = share.key_id AND status = 'queued' AND NOT held
-                AND start_tag >= share.low_water ORDER BY start_tag, id LIMIT part.most
+                AND start_tag >= share.low_water ORDER BY start_tag, id LIMIT part.job_limit
             ) AS first
         ) AS one
     ), live AS MATERIALIZED (
@@ -60,10 +60,10 @@ _RANKED = text("""
 
 
 def list_flows(session: Transaction, *, lane: int | None, user: str | None) -> list[JsonObject]:
-    """The flows that wait or run in this lane, or in the longest lines: who waits with most jobs first.."""
-    wanted = {
-        "lane": lane, "user": user, "lanes_most": 1 if lane is not None else LANES_MOST,
-        "most": MAX_SCANNED if lane is not None else LOOKED_EACH,
+    """Returns the flows with waiting or running jobs in this lane, or in the longest queues; most waiting jobs first."""
+    params = {
+        "lane": lane, "user": user, "lane_limit": 1 if lane is not None else MAX_LANES,
+        "limit": MAX_SCANNED if lane is not None else MAX_SCANNED_EACH,
     }  # fmt: skip
     return [
         {
@@ -83,5 +83,5 @@ def list_flows(session: Transaction, *, lane: int | None, user: str | None) -> l
             "is_draining": row.draining_at is not None,
             "is_whole": not row.is_cut,
         }
-        for row in session.execute(_RANKED, wanted)
+        for row in session.execute(_RANKED, params)
     ]

@@ -1,6 +1,6 @@
-"""Jobs as operators find them: by id, key, user, status, lane, pool, model and time. Never what was asked, answered or attached.
+"""Job search for operators: by id, key, user, status, lane, pool, model and time. It never returns requests, answers or attachments.
 
-A search looks at no more than LOOKED_MOST jobs, newest first, whatever fits among them; where it stopped it can go on.
+One search scans at most MAX_SCANNED jobs, newest first, however many match; the next page continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from models.platform.wire import JsonObject, epoch
 from models.queue import position
 
 MAX_SCANNED = 20_000
-# Most searches find enough among the first few.
+# Most searches find a full page among the first jobs.
 FIRST_SCAN = 1_000
 
 
 @dataclass(frozen=True)
 class JobQuery:
-    """What must hold of a job. key: its id or name. user: the flow. since, until: when it was submitted. None: whatever it is."""
+    """Conditions of a search; None matches any. key: id or name of the key. user: the flow. since, until: time of the submit."""
 
     id: UUID | None = None
     key: str | None = None
@@ -42,7 +42,7 @@ class JobQuery:
 
 @dataclass(frozen=True)
 class JobPage:
-    """One page. next_after: from where the search goes on; None: it has seen all."""
+    """One page of results. next_after: where the next page continues; None: every job was scanned."""
 
     jobs: list[JsonObject]
     next_after: UUID | None
@@ -64,29 +64,29 @@ _LOOKED = """
     SELECT (SELECT count(*)::int FROM looked) AS looked, (SELECT id FROM looked ORDER BY id LIMIT 1) AS last, ARRAY(
         SELECT id FROM looked
         WHERE (CAST(:user AS text) IS NULL OR flow = :user) AND (CAST(:status AS text) IS NULL OR status = :status)
-        -- Lanes leave before their jobs do.
+        -- A lane may be deleted before its jobs.
         AND (CAST(:lane AS bigint) IS NULL OR lane_id = :lane) AND (CAST(:model AS text) IS NULL OR model = :model)
         AND (CAST(:pool_id AS bigint) IS NULL OR EXISTS (SELECT FROM key WHERE key.id = looked.key_id AND key.pool_id = :pool_id))
-        AND (cardinality(CAST(:key_ids AS bigint[])) = 0 OR key_id = ANY(:key_ids)) ORDER BY id DESC LIMIT :most
+        AND (cardinality(CAST(:key_ids AS bigint[])) = 0 OR key_id = ANY(:key_ids)) ORDER BY id DESC LIMIT :limit
     ) AS fits
 """
 _NEWEST = text(_LOOKED.format(where="true"))
 _BY_KEY = text(_LOOKED.format(where="key_id = ANY(CAST(:key_ids AS bigint[]))"))
-# As few as the workers have slots, and older than any number of those that wait.
+# Live jobs are as few as the slots of the workers, and may be older than any number of waiting jobs.
 _LIVE = text(_LOOKED.format(where="status IN ('admitted', 'running')"))
 
 
-def search(session: Transaction, wanted: JobQuery, *, limit: int, after: UUID | None) -> JobPage:
-    """Jobs that fit, newest first, at most `limit`; maybe none, and yet more further on (next_after)."""
-    values = _values(session, wanted) if wanted.id is None else {"id": wanted.id}
-    if values is None:
+def search(session: Transaction, query: JobQuery, *, limit: int, after: UUID | None) -> JobPage:
+    """Returns up to `limit` matching jobs, newest first. A page may be empty although later pages are not (next_after)."""
+    params = _params(session, query) if query.id is None else {"id": query.id}
+    if params is None:
         return JobPage([], None)
-    if wanted.id is not None:
-        rows = session.execute(_ONE, values).all()
+    if query.id is not None:
+        rows = session.execute(_ONE, params).all()
         return JobPage(_show_all(session, rows), None)
-    query = _LIVE if wanted.status in (Status.ADMITTED, Status.RUNNING) else _BY_KEY if values["key_ids"] else _NEWEST
+    statement = _LIVE if query.status in (Status.ADMITTED, Status.RUNNING) else _BY_KEY if params["key_ids"] else _NEWEST
     for looked in (FIRST_SCAN, MAX_SCANNED):
-        seen = session.execute(query, {**values, "after": after, "looked": looked, "most": limit + 1}).one()
+        seen = session.execute(statement, {**params, "after": after, "looked": looked, "limit": limit + 1}).one()
         if len(seen.fits) > limit or seen.looked < looked:
             break
     ids = list(seen.fits[:limit])
@@ -100,22 +100,22 @@ _KEYS = text("SELECT id FROM key WHERE id::text = :key OR name = :key LIMIT 100"
 _POOL = text("SELECT id FROM pool WHERE name = :pool")
 
 
-def _values(session: Transaction, wanted: JobQuery) -> Mapping[str, Any] | None:
-    """What the statements are told; None when there is no such key or pool."""
-    key_ids = [row.id for row in session.execute(_KEYS, {"key": wanted.key})] if wanted.key is not None else []
-    pool = session.execute(_POOL, {"pool": wanted.pool}).one_or_none() if wanted.pool is not None else None
-    if (wanted.key is not None and not key_ids) or (wanted.pool is not None and pool is None):
+def _params(session: Transaction, query: JobQuery) -> Mapping[str, Any] | None:
+    """Returns the parameters of the statements; None if there is no such key or pool."""
+    key_ids = [row.id for row in session.execute(_KEYS, {"key": query.key})] if query.key is not None else []
+    pool = session.execute(_POOL, {"pool": query.pool}).one_or_none() if query.pool is not None else None
+    if (query.key is not None and not key_ids) or (query.pool is not None and pool is None):
         return None
     return {
-        "key_ids": key_ids, "lane": wanted.lane, "pool_id": None if pool is None else pool.id, "model": wanted.model,
-        "user": wanted.user, "status": wanted.status,
-        "low": _first_id(wanted.since) if wanted.since else UUID(int=0),
-        "high": _first_id(wanted.until) if wanted.until else UUID(int=2**128 - 1),
+        "key_ids": key_ids, "lane": query.lane, "pool_id": None if pool is None else pool.id, "model": query.model,
+        "user": query.user, "status": query.status,
+        "low": _first_id(query.since) if query.since else UUID(int=0),
+        "high": _first_id(query.until) if query.until else UUID(int=2**128 - 1),
     }  # fmt: skip
 
 
 def _first_id(at: datetime) -> UUID:
-    """No job submitted at this time or later has a lower id: they are UUIDv7."""
+    """Returns the lowest id of jobs submitted at this time or later: ids are UUIDv7."""
     return UUID(int=max(0, min(int(at.timestamp() * 1000), 2**48 - 1)) << 80)
 
 
@@ -146,6 +146,6 @@ def _show(row: Any, place: position.QueuePosition | None) -> JsonObject:
         "credential": row.credential_id,
         "cancel_requested": row.cancel_requested,
         "http_status": row.http_status,
-        # Its message may quote what was asked.
+        # Without the message: it may quote the request.
         "error_code": (row.error or {}).get("code") or (row.error or {}).get("type"),
     }

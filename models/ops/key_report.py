@@ -1,4 +1,4 @@
-"""Callers' keys as operators see them: whose they are, what stops them, which caps they have, and how much of them waits and runs."""
+"""Keys for operators: owner, pause, caps, and numbers of waiting and running jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import text
 from models.database.db import Transaction
 from models.platform.wire import JsonObject, epoch
 
-# Of one key; beyond it the figure stands still.
+# Jobs counted per key; beyond it the figures stop.
 MAX_COUNT = 1_000
 
 
@@ -19,7 +19,7 @@ _KEYS = text("""
     FROM (
         SELECT * FROM key WHERE (CAST(:after AS bigint) IS NULL OR id > :after)
         AND (CAST(:kind AS text) IS NULL OR kind = :kind) AND (CAST(:name AS text) IS NULL OR name = :name)
-        ORDER BY id LIMIT :most
+        ORDER BY id LIMIT :limit
     ) AS key
     JOIN pool ON pool.id = key.pool_id
     LEFT JOIN cap AS held ON held.scope = 'key' AND held.owner_id = key.id AND held.flow = '' AND held.endpoint = ''
@@ -33,7 +33,7 @@ _KEYS = text("""
     CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE status = 'queued')::int AS waiting, count(*) FILTER (WHERE status <> 'queued')::int AS running
         FROM (
-            SELECT status FROM job WHERE key_id = key.id AND status IN ('queued', 'admitted', 'running') LIMIT :count_most
+            SELECT status FROM job WHERE key_id = key.id AND status IN ('queued', 'admitted', 'running') LIMIT :count_limit
         ) AS counted
     ) AS open
     ORDER BY key.id
@@ -41,12 +41,12 @@ _KEYS = text("""
 
 
 def list_keys(session: Transaction, *, limit: int, after: int | None, kind: str | None, name: str | None) -> list[JsonObject]:
-    """Up to limit + 1 keys by id. kind: `own` or `issued`; name: the keys that are called so. Never a key itself."""
-    wanted = {"after": after, "most": limit + 1, "kind": kind, "name": name, "count_most": MAX_COUNT}
-    return [_show(row) for row in session.execute(_KEYS, wanted)]
+    """Returns up to limit + 1 keys by id, never their secrets. kind: `own` or `issued`; name: exact name of the keys."""
+    params = {"after": after, "limit": limit + 1, "kind": kind, "name": name, "count_limit": MAX_COUNT}
+    return [_to_json(row) for row in session.execute(_KEYS, params)]
 
 
-def _show(row: Any) -> JsonObject:
+def _to_json(row: Any) -> JsonObject:
     return {
         "id": row.id,
         "object": "key",

@@ -1,7 +1,7 @@
-"""Rotating NOWSERVING_SECRET_KEYS: whatever is stored encrypted is encrypted again with the newest of them.
+"""Rotation of NOWSERVING_SECRET_KEYS: encrypts every stored secret again with the newest key.
 
-What is stored as a fingerprint only (issued keys, operators' tokens) cannot be made anew: as long as one of these was made under an old
-secret, that one stays listed. Own keys can: their plain text is the credential's.
+Issued keys and operators' tokens are stored as fingerprints only and cannot be computed again: an old secret key stays in the setting as
+long as one of them was created under it. Own keys can, because their plain text is stored with the credential.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from models.webhooks import endpoints, signing
 
 
 def reencrypt_all(session: Transaction, act: Act) -> dict[str, int]:
-    """Everything is sealed with the newest secret; how many of each. Raises ValueError where none opens one, and nothing is changed."""
-    done = {"credentials": _credentials(session), "own_keys": _own_keys(session)}
-    done["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.format_id(endpoints.PREFIX, number))
-    done["webhook_secrets"] += _signing(session, "webhook_secret", "key_id", signing.key_owner)
-    audit_log.write(session, act, "rotate-secret", "secrets", before=None, after=done)
-    return done
+    """Encrypts every secret with the newest key; returns the number of each kind.
+
+    Raises ValueError, without changes, if a secret cannot be decrypted.
+    """
+    counts = {"credentials": _credentials(session), "own_keys": _own_keys(session)}
+    counts["webhook_secrets"] = _signing(session, "webhook_endpoint", "id", lambda number: ids.format_id(endpoints.PREFIX, number))
+    counts["webhook_secrets"] += _signing(session, "webhook_secret", "key_id", signing.key_owner)
+    audit_log.write(session, act, "rotate-secret", "secrets", before=None, after=counts)
+    return counts
 
 
 def _credentials(session: Transaction) -> int:
@@ -45,9 +48,11 @@ def _own_keys(session: Transaction) -> int:
     rows = session.execute(_OWN).all()
     for row in rows:
         plain = crypto.unseal(bytes(row.secret), bound_to=f"credential:{row.credential_id}")
-        prints = crypto.fingerprints(plain)
-        if bytes(row.fingerprint) in prints:
-            session.execute(text("UPDATE key SET fingerprint = :print WHERE id = :id"), {"id": row.id, "print": prints[0]})
+        fingerprints = crypto.fingerprints(plain)
+        if bytes(row.fingerprint) in fingerprints:
+            session.execute(
+                text("UPDATE key SET fingerprint = :fingerprint WHERE id = :id"), {"id": row.id, "fingerprint": fingerprints[0]}
+            )
     return len(rows)
 
 
@@ -55,9 +60,11 @@ def _signing(session: Transaction, table: str, name: str, owner_of: Any) -> int:
     rows = session.execute(text(f"SELECT {name} AS id, secret, old_secret FROM {table} FOR UPDATE")).all()
     for row in rows:
         owner = owner_of(row.id)
-        made = {
+        columns = {
             column: None if sealed is None else signing.seal(signing.unseal(sealed, owner=owner), owner=owner)
             for column, sealed in (("secret", row.secret), ("old_secret", row.old_secret))
         }
-        session.execute(text(f"UPDATE {table} SET secret = :secret, old_secret = :old_secret WHERE {name} = :id"), {"id": row.id, **made})
+        session.execute(
+            text(f"UPDATE {table} SET secret = :secret, old_secret = :old_secret WHERE {name} = :id"), {"id": row.id, **columns}
+        )
     return len(rows)

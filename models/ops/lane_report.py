@@ -1,7 +1,7 @@
-"""Lanes as operators see them: who waits, why, how long, and what is left of each limit.
+"""Lanes for operators: waiting jobs, what blocks them, how long they wait, and what is left of each limit.
 
-No figure is counted over all that wait: what stands at the head of a line is looked at, up to LOOKED_MOST jobs of each lane; the rest
-is as the sweep counted it last.
+No figure counts all waiting jobs: each lane is scanned from the head of its queue up to MAX_SCANNED jobs. Beyond that, the reaper's last
+count is used.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from models.platform.wire import JsonObject, epoch
 from models.queue import position
 
 MAX_SCANNED = 1_000
-# Of the newest submits, so many are enough to tell how fast they come.
+# Newest submits that are scanned for the arrival rates.
 MAX_ARRIVALS = 5_000
 
 
 @dataclass(frozen=True)
 class LaneFilter:
-    """Lanes that are wanted. by_waiting: the longest lines first instead of by id. is_busy: only where something waits or runs."""
+    """Filter and order of lanes. by_waiting: longest queues first instead of by id. is_busy: only lanes with waiting or running jobs."""
 
     pool: str | None = None
     model: str | None = None
@@ -46,20 +46,20 @@ _HEADS = text("""
         SELECT count(*)::int AS jobs, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(images), 0) AS images, min(created_at) AS oldest_at
         FROM (
             SELECT tokens, images, created_at FROM job
-            WHERE lane_id = lane.id AND status = 'queued' AND NOT held LIMIT :most
+            WHERE lane_id = lane.id AND status = 'queued' AND NOT held LIMIT :limit
         ) AS one
     ) AS head
     WHERE lane.id = ANY(:ids)
 """)
-# Ids sort by time, so the newest submits are one step along the index; `since` is when the first of them came, if more came in a minute
-# than are looked at.
+# Ids sort by time, so the newest submits are one index range. With more submits in a minute than are scanned, the rate is measured from
+# the first scanned one.
 _RATES = text("""
     WITH newest AS MATERIALIZED (
         SELECT lane_id, created_at FROM job WHERE id > (
             rpad(lpad(to_hex((extract(epoch FROM now() - interval '1 minute') * 1000)::bigint), 12, '0'), 32, '0')
-        )::uuid ORDER BY id DESC LIMIT :most
+        )::uuid ORDER BY id DESC LIMIT :limit
     ), looked AS (
-        SELECT CASE WHEN count(*) < :most THEN 60 ELSE greatest(1, extract(epoch FROM now() - min(created_at)))::float8 END AS seconds
+        SELECT CASE WHEN count(*) < :limit THEN 60 ELSE greatest(1, extract(epoch FROM now() - min(created_at)))::float8 END AS seconds
         FROM newest
     )
     SELECT lane_id, round((count(*) * 60 / (SELECT seconds FROM looked))::numeric, 1)::float8 AS arrivals_per_min FROM newest
@@ -68,17 +68,17 @@ _RATES = text("""
 
 
 def list_lanes(session: Transaction, which: LaneFilter, *, limit: int, after: int | None) -> list[JsonObject]:
-    """Up to limit + 1 lanes, as `_show` makes them. after: the id of the last lane of the page before."""
-    rows = session.execute(_page(which), {**vars(which), "most": limit + 1, "after": after}).all()
+    """Returns up to limit + 1 lanes as JSON. after: id of the last lane of the previous page."""
+    rows = session.execute(_page(which), {**vars(which), "limit": limit + 1, "after": after}).all()
     if not rows:
         return []
     ids = [row.id for row in rows]
-    heads = {row.lane_id: row for row in session.execute(_HEADS, {"ids": ids, "most": MAX_SCANNED})}
-    rates = {row.lane_id: row for row in session.execute(_RATES, {"ids": ids, "most": MAX_ARRIVALS})}
-    served = _credentials(session, rows)
-    readings = limit_usage.usage_of(session, [(number, row.model) for row in rows for number in served[row.id]])
-    limits = {row.id: limit_usage.combine([readings[number, row.model] for number in served[row.id]]) for row in rows}
-    return [_show(row, heads[row.id], rates.get(row.id), limits[row.id]) for row in rows]
+    heads = {row.lane_id: row for row in session.execute(_HEADS, {"ids": ids, "limit": MAX_SCANNED})}
+    rates = {row.lane_id: row for row in session.execute(_RATES, {"ids": ids, "limit": MAX_ARRIVALS})}
+    credential_ids = _credentials(session, rows)
+    usages = limit_usage.usage_of(session, [(number, row.model) for row in rows for number in credential_ids[row.id]])
+    limits = {row.id: limit_usage.combine([usages[number, row.model] for number in credential_ids[row.id]]) for row in rows}
+    return [_to_json(row, heads[row.id], rates.get(row.id), limits[row.id]) for row in rows]
 
 
 _CREDENTIALS = text("""
@@ -94,7 +94,7 @@ def _credentials(session: Transaction, rows: Sequence[Any]) -> Mapping[int, list
     return {row.id: by_pool.get(row.pool_id, []) for row in rows}
 
 
-def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, LimitUsage]) -> JsonObject:
+def _to_json(row: Any, head: Any, rates: Any | None, limits: Mapping[str, LimitUsage]) -> JsonObject:
     waiting = head.jobs if head.jobs < MAX_SCANNED else max(head.jobs, row.queued)
     return {
         "id": row.id,
@@ -107,7 +107,7 @@ def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, LimitUsag
         "oldest_wait_s": _oldest_s(row, head),
         "arrivals_per_min": rates.arrivals_per_min if rates else 0.0,
         "calls_per_min": limits["rpm"].used or 0,
-        "limits": {name: usage_to_json(one) for name, one in limits.items()},
+        "limits": {name: usage_to_json(usage) for name, usage in limits.items()},
         "usual_s": None if row.usual_s is None else round(row.usual_s, 2),
         "blocked_by": "paused" if row.is_paused else row.blocked_by if waiting else None,
         "wake_at": epoch(row.wake_at) if row.blocked_by and row.wake_in_s > 0 and not row.is_paused else None,
@@ -117,13 +117,13 @@ def _show(row: Any, head: Any, rates: Any | None, limits: Mapping[str, LimitUsag
     }
 
 
-def usage_to_json(one: LimitUsage) -> JsonObject:
-    """A limit, what of it is used and what is left."""
-    return {"limit": one.limit, "used": one.used, "left": one.left}
+def usage_to_json(usage: LimitUsage) -> JsonObject:
+    """Returns a limit, its used and its left part as JSON."""
+    return {"limit": usage.limit, "used": usage.used, "left": usage.left}
 
 
 def _oldest_s(row: Any, head: Any) -> float | None:
-    """How long the longest wait in this line has lasted: of those looked at, and of all as they were counted last."""
+    """Returns the longest wait in this queue: of the scanned jobs, and of all jobs at the reaper's last count."""
     if head.oldest_at is None:
         return None
     seen = [head.oldest_at, *([row.oldest_at] if row.oldest_at is not None and head.jobs >= MAX_SCANNED else [])]
@@ -131,7 +131,7 @@ def _oldest_s(row: Any, head: Any) -> float | None:
 
 
 def _eta_last_s(row: Any, head: Any, waiting: int) -> float | None:
-    """When the last in line would go; of those not looked at, each is taken to be like those that were."""
+    """Estimates when the last job of the queue goes. Jobs that were not scanned count like the average scanned one."""
     if row.is_paused or not waiting:
         return None
     times = (waiting - 1) / head.jobs
@@ -154,10 +154,10 @@ _ROWS = f"""
     WHERE (CAST(:pool AS text) IS NULL OR pool.name = :pool) AND (CAST(:model AS text) IS NULL OR lane.model = :model)
     AND (NOT :is_busy OR lane.wake_at IS NOT NULL OR lane.paused_at IS NOT NULL OR live.lane_id IS NOT NULL)
 """
-_BY_ID = text(f"{_ROWS} AND (CAST(:after AS bigint) IS NULL OR lane.id > :after) ORDER BY lane.id LIMIT :most")
+_BY_ID = text(f"{_ROWS} AND (CAST(:after AS bigint) IS NULL OR lane.id > :after) ORDER BY lane.id LIMIT :limit")
 _BY_WAITING = text(f"""
     {_ROWS} AND (CAST(:after AS bigint) IS NULL OR (lane.queued, lane.id) < (SELECT queued, id FROM lane WHERE id = :after))
-    ORDER BY lane.queued DESC, lane.id DESC LIMIT :most
+    ORDER BY lane.queued DESC, lane.id DESC LIMIT :limit
 """)
 
 

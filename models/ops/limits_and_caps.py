@@ -1,4 +1,4 @@
-"""Operators change limits, weights and addresses of credentials, and caps of keys and flows. Each change is in the audit log."""
+"""Operator changes of limits, weights and addresses of credentials, and of caps of keys and flows. Each change is in the audit log."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _SET_LIMITS = text("""
 
 
 def set_limits(session: Transaction, act: Act, credential_id: int, changes: Mapping[str, int | None], *, model: str) -> dict[str, Any]:
-    """These limits of this credential and model are changed, the others stay. None: open, learned from the upstream. Raises NotFound."""
-    _checked(changes, LIMITS)
-    _exists(session, "credential", credential_id)
-    wanted = {"credential_id": credential_id, "model": model}
-    found = session.execute(_FIND_LIMITS, wanted).one_or_none()
-    before = {name: getattr(found, name, None) for name in LIMITS}
+    """Changes these limits of a credential and model; the others stay. None: no limit, learned from the upstream. Raises NotFound."""
+    _expect_valid(changes, LIMITS)
+    _locked_row(session, "credential", credential_id)
+    params = {"credential_id": credential_id, "model": model}
+    row = session.execute(_FIND_LIMITS, params).one_or_none()
+    before = {name: getattr(row, name, None) for name in LIMITS}
     after = {**before, **changes}
-    session.execute(_SET_LIMITS, {**wanted, **after})
+    session.execute(_SET_LIMITS, {**params, **after})
     audit_log.write(
         session, act, "limits", f"credential:{credential_id}", before={"model": model, **before}, after={"model": model, **after}
     )
     return {"id": str(credential_id), "object": "credential", "model": model, **after}
 
 
-_OF_CAP = "scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = :endpoint"
-_FIND_CAPS = text(f"SELECT * FROM cap WHERE {_OF_CAP} FOR UPDATE")
+_THIS_CAP = "scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = :endpoint"
+_FIND_CAPS = text(f"SELECT * FROM cap WHERE {_THIS_CAP} FOR UPDATE")
 _SET_CAPS = text("""
     INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, max_queued, max_in_flight, rpm)
     VALUES (:scope, :owner_id, :flow, :endpoint, :key_id, :max_queued, :max_in_flight, :rpm)
@@ -56,29 +56,29 @@ _SET_CAPS = text("""
     SET max_queued = excluded.max_queued, max_in_flight = excluded.max_in_flight, rpm = excluded.rpm
 """)
 _DROP_EMPTY = text(f"""
-    DELETE FROM cap WHERE {_OF_CAP} AND coalesce(max_queued, max_in_flight, rpm) IS NULL AND coalesce(paused_at, draining_at) IS NULL
+    DELETE FROM cap WHERE {_THIS_CAP} AND coalesce(max_queued, max_in_flight, rpm) IS NULL AND coalesce(paused_at, draining_at) IS NULL
 """)
 
 
 def set_caps(session: Transaction, act: Act, on: Target, changes: Mapping[str, int | None], *, endpoint: str) -> dict[str, Any]:
-    """These caps of a key or flow are changed, the others stay. endpoint: for this class of requests; empty: for all. None: no cap.
+    """Changes these caps of a key or flow; the others stay. None: no cap. endpoint: for requests of this endpoint; empty: for all.
 
-    Raises NotFound, and Invalid for another kind of target or an unknown class.
+    Raises NotFound, and Invalid for another kind of target or an unknown endpoint.
     """
     if on.kind not in ("key", "flow"):
         raise Invalid("Only keys and flows have caps; credentials have limits.")
     if endpoint not in CLASSES:
         raise Invalid(f"`endpoint` is one of {', '.join(CLASSES[1:])}.", param="endpoint")
-    _checked(changes, CAPS)
+    _expect_valid(changes, CAPS)
     on = pause.resolve(session, on)
     legacy_caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
     pause.target_state(session, on, lock=True)
-    wanted = {**on.capped, "endpoint": endpoint}
-    found = session.execute(_FIND_CAPS, wanted).one_or_none()
-    before = {name: getattr(found, name, None) for name in CAPS}
+    params = {**on.cap_columns, "endpoint": endpoint}
+    row = session.execute(_FIND_CAPS, params).one_or_none()
+    before = {name: getattr(row, name, None) for name in CAPS}
     after = {**before, **changes}
-    session.execute(_SET_CAPS, {**wanted, **after})
-    session.execute(_DROP_EMPTY, wanted)
+    session.execute(_SET_CAPS, {**params, **after})
+    session.execute(_DROP_EMPTY, params)
     audit_log.write(session, act, "caps", str(on), before={"endpoint": endpoint, **before}, after={"endpoint": endpoint, **after})
     return {"id": on.name, "object": on.kind, "endpoint": endpoint or None, **after}
 
@@ -101,11 +101,11 @@ def change_credential(
     upstream_key: str | None = None,
     api_version: str | None = None,
 ) -> dict[str, Any]:
-    """What is given is changed; calls that run end as they began. Empty: base_url is OPENAI_BASE_URL, api_version none.
+    """Changes the given fields; running calls keep the old ones. Empty: base_url is OPENAI_BASE_URL, api_version none.
 
     Raises NotFound, Invalid.
     """
-    before = _exists(session, "credential", credential_id)
+    before = _locked_row(session, "credential", credential_id)
     if upstream_key:
         keys.check_upstream_key(upstream_key)
     checked = credential_address.normalize(
@@ -115,8 +115,8 @@ def change_credential(
     )
     base_url, api_version = None if base_url is None else checked[0] or "", None if api_version is None else checked[1] or ""
     sealed = crypto.seal(upstream_key.encode(), bound_to=f"credential:{credential_id}") if upstream_key else None
-    wanted = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
-    after = session.execute(_CHANGE_CREDENTIAL, wanted).one()
+    params = {"id": credential_id, "weight": weight, "base_url": base_url, "secret": sealed, "api_version": api_version}
+    after = session.execute(_CHANGE_CREDENTIAL, params).one()
     if sealed is not None or base_url is not None:
         model_lists.delete_copies(session, credential_id)
     audit_log.write(
@@ -128,21 +128,21 @@ def change_credential(
 
 
 def retire_credential(session: Transaction, act: Act, credential_id: int) -> dict[str, Any]:
-    """The credential gets no more jobs; its calls end, its history stays. Resume brings it back. Raises NotFound."""
-    _exists(session, "credential", credential_id)
+    """Retires a credential: it gets no more jobs, running calls end, its history stays. Resume reverses it. Raises NotFound."""
+    _locked_row(session, "credential", credential_id)
     session.execute(text("UPDATE credential SET retired_at = now() WHERE id = :id"), {"id": credential_id})
     audit_log.write(session, act, "retire", f"credential:{credential_id}", before=None, after=None)
     return {"id": str(credential_id), "object": "credential", "retired": True}
 
 
-def _exists(session: Transaction, table: str, number: int) -> Any:
+def _locked_row(session: Transaction, table: str, number: int) -> Any:
     row = session.execute(text(f"SELECT * FROM {table} WHERE id = :id FOR UPDATE"), {"id": number}).one_or_none()
     if row is None:
         raise NotFound(f"There is no {table} {number}.")
     return row
 
 
-def _checked(changes: Mapping[str, int | None], names: tuple[str, ...]) -> None:
+def _expect_valid(changes: Mapping[str, int | None], names: tuple[str, ...]) -> None:
     for name, value in changes.items():
         if name not in names or (value is not None and not 1 <= value <= MAX_VALUE):
             raise Invalid(f"`{name}` is a whole number from 1 to {MAX_VALUE}, or null; known are {', '.join(names)}.", param=name)

@@ -1,6 +1,6 @@
-"""Pause, resume and drain: of a pool, a lane, a key, a flow or a credential. What runs is left to end.
+"""Pauses, drains and resumes a pool, a lane, a key, a flow or a credential. Running calls end normally.
 
-Paused: nobody starts. Draining: nothing new is taken, what waits is served. Resume ends both, and opens a parked credential again.
+Paused: no waiting job starts. Draining: new jobs are refused, waiting ones are served. Resume ends both, and unparks a credential.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERBS = ("pause", "resume", "drain")
 
 @dataclass(frozen=True)
 class Target:
-    """What an operator acts on. number: its id; of a flow: its lane's. flow: its name, key_id: whose it is; 0: not said."""
+    """Target of an operator's action. number: its id, for a flow the id of its lane. flow: its name; key_id: its key, 0 if not given."""
 
     kind: str
     number: int
@@ -33,14 +33,14 @@ class Target:
 
     @property
     def name(self) -> str:
-        """As operators write it: a number, or `<lane>.<key>:<user>`."""
+        """The id as operators write it: a number, or `<lane>.<key>:<user>`."""
         if self.kind != "flow":
             return str(self.number)
         return f"{self.number}{f'.{self.key_id}' if self.key_id else ''}:{self.flow}"
 
     @property
-    def capped(self) -> dict[str, Any]:
-        """The columns of its caps: scope, owner_id, flow and key_id."""
+    def cap_columns(self) -> dict[str, Any]:
+        """Columns that identify its caps: scope, owner_id, flow and key_id."""
         flow = f"{self.key_id}:{self.flow}" if self.key_id else self.flow
         return {"scope": self.kind, "owner_id": self.number, "flow": flow, "key_id": self.key_id}
 
@@ -48,31 +48,31 @@ class Target:
         return f"{self.kind}:{self.name}"
 
 
-def parse_target(kind: str, said: str) -> Target:
-    """The target of this kind and id; a flow's is `<lane>.<key>:<user>`, or `<lane>:<user>` where one key alone has it. Raises NotFound."""
-    number, _, flow = said.partition(":")
+def parse_target(kind: str, text_id: str) -> Target:
+    """Parses an id: a number; for a flow `<lane>.<key>:<user>`, or `<lane>:<user>` if only one key has that user. Raises NotFound."""
+    number, _, flow = text_id.partition(":")
     lane_id, dot, key_id = number.partition(".")
     if not _is_id(lane_id) or (kind == "flow") != bool(flow) or (bool(dot) and (kind != "flow" or not _is_id(key_id))):
-        raise NotFound(f"There is no {kind} {said[:80]!r}.")
+        raise NotFound(f"There is no {kind} {text_id[:80]!r}.")
     return Target(kind, int(lane_id), flow, int(key_id or 0))
 
 
-def _is_id(said: str) -> bool:
-    return said.isascii() and said.isdigit() and len(said) <= 18
+def _is_id(text_id: str) -> bool:
+    return text_id.isascii() and text_id.isdigit() and len(text_id) <= 18
 
 
 _KEYS_OF_FLOW = text("SELECT key_id FROM key_flow WHERE lane_id = :lane_id AND name = :flow ORDER BY key_id")
 
 
 def resolve(session: Transaction, on: Target) -> Target:
-    """The same target, with the key of a flow. Raises NotFound, and Invalid where several keys have a user of this name there."""
+    """Adds the key to a flow without one. Raises NotFound, and Invalid if several keys have a user of this name in the lane."""
     if on.kind != "flow" or on.key_id:
         return on
     keys = [row.key_id for row in session.execute(_KEYS_OF_FLOW, {"lane_id": on.number, "flow": on.flow})]
     if not keys:
         raise NotFound(f"There is no flow {on.name!r}.")
     if len(keys) > 1:
-        raise Invalid(f"{len(keys)} keys have a user of this name there. Say which: {on.number}.{keys[0]}:{on.flow} is the first's.")
+        raise Invalid(f"{len(keys)} keys have a user of this name there. Add the key: {on.number}.{keys[0]}:{on.flow} is the first one.")
     return replace(on, key_id=keys[0])
 
 
@@ -97,9 +97,9 @@ _CAP = {
         INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, draining_at) VALUES (:scope, :owner_id, :flow, '', :key_id, now())
         ON CONFLICT {_CAP_KEY} DO UPDATE SET draining_at = now()
     """),
-    # A cap that says nothing any more is none: whoever has none pays nothing.
+    # An empty cap is deleted: keys without caps cost nothing at admission.
     "resume": text("""
-        WITH open AS (
+        WITH emptied AS (
             DELETE FROM cap WHERE scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = ''
             AND coalesce(max_queued, max_in_flight, rpm) IS NULL
         )
@@ -111,18 +111,18 @@ _CAP = {
 
 
 def apply(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[str, Any], list[int]]:
-    """The target as it is now, and the lanes that the pacer has to look at. Raises NotFound.
+    """Applies the verb; returns the target's new state and the lanes for which the pacer must be woken. Raises NotFound.
 
-    A credential that drains takes no new jobs, which is the same as a pause.
+    Draining a credential is the same as pausing it: it gets no new jobs.
     """
     if verb not in VERBS:
-        raise Invalid(f"One of {', '.join(VERBS)} is wanted.")
+        raise Invalid(f"The action is one of {', '.join(VERBS)}.")
     on = resolve(session, on)
     legacy_caps.split_legacy_caps(session, lane_id=on.number, user=on.flow)
     before = target_state(session, on, lock=True)
     reason = act.reason or f"by {act.operator.name}"
     if on.kind in ("key", "flow"):
-        session.execute(_CAP[verb], {**on.capped, "reason": reason})
+        session.execute(_CAP[verb], {**on.cap_columns, "reason": reason})
     else:
         change = (_CREDENTIAL if on.kind == "credential" else _CHANGES)[verb]
         session.execute(text(f"UPDATE {on.kind} SET {change} WHERE id = :id"), {"id": on.number, "reason": reason})
@@ -130,26 +130,26 @@ def apply(session: Transaction, act: Act, verb: str, on: Target) -> tuple[dict[s
         session.execute(text("DELETE FROM parked_model WHERE credential_id = :id"), {"id": on.number})
     after = target_state(session, on)
     audit_log.write(session, act, verb, str(on), before=before, after=after)
-    numbers = lane_ids(session, on)
+    affected = lane_ids(session, on)
     if verb == "resume":
-        lanes.wake(session, numbers)
-    return after, numbers
+        lanes.wake(session, affected)
+    return after, affected
 
 
 _FIND_CAP = text("SELECT * FROM cap WHERE scope = :scope AND owner_id = :owner_id AND flow = :flow AND endpoint = ''")
 
 
 def target_state(session: Transaction, on: Target, *, lock: bool = False) -> dict[str, Any]:
-    """paused_at, paused_reason and what else stops it. Raises NotFound."""
+    """Returns paused_at, paused_reason, and draining_at or parked_reason, of the target. Raises NotFound."""
     on = resolve(session, on)
     is_flow = on.kind == "flow"
     table, where = ("key_flow", "lane_id = :number AND key_id = :key_id AND name = :flow") if is_flow else (on.kind, "id = :number")
-    wanted = {"number": on.number, "key_id": on.key_id, "flow": on.flow}
-    row = session.execute(text(f"SELECT * FROM {table} WHERE {where}" + (" FOR UPDATE" if lock else "")), wanted).one_or_none()
+    params = {"number": on.number, "key_id": on.key_id, "flow": on.flow}
+    row = session.execute(text(f"SELECT * FROM {table} WHERE {where}" + (" FOR UPDATE" if lock else "")), params).one_or_none()
     if row is None:
         raise NotFound(f"There is no {on.kind} {on.name!r}.")
     if on.kind in ("key", "flow"):
-        row = session.execute(_FIND_CAP, on.capped).one_or_none()
+        row = session.execute(_FIND_CAP, on.cap_columns).one_or_none()
     names = ("paused_at", "paused_reason", "parked_reason" if on.kind == "credential" else "draining_at")
     return {"id": on.name, "object": on.kind, **{name: _plain(getattr(row, name, None)) for name in names}}
 
@@ -164,7 +164,7 @@ _LANES = {
 
 
 def lane_ids(session: Transaction, on: Target) -> list[int]:
-    """The lanes that it is, has or serves."""
+    """Returns the ids of the lanes of a target."""
     return [row.id for row in session.execute(_LANES[on.kind], {"number": on.number})]
 
 

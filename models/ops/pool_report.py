@@ -1,6 +1,6 @@
-"""Pools and their credentials as operators see them: what is parked or paused and why, what each may do, and how its calls end.
+"""Pools and their credentials for operators: what is parked or paused and why, limits, usage, and recent outcomes.
 
-Never a secret: of a credential's address, neither user, password nor query.
+It never contains a secret: user, password and query of a credential's address are removed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from models.ops.lane_report import usage_to_json
 from models.ops.limit_usage import CredentialUsage
 from models.platform.wire import JsonObject, epoch
 
-# Of a credential: the models of its pool's lanes with most waiting; and of its attempts the newest, for the rates of errors.
-MODELS_MOST = 20
-RECENT_S, RECENT_MOST = 600, 200
-BAD = ("failed", "throttled", "refused", "unknown")
+# Per credential: models of its pool's lanes with most waiting jobs, and newest attempts for the error rates.
+MAX_MODELS = 20
+RECENT_S, MAX_RECENT = 600, 200
+FAILURES = ("failed", "throttled", "refused", "unknown")
 
 
 _POOLS = text("""
@@ -29,7 +29,7 @@ _POOLS = text("""
     FROM (
         SELECT * FROM pool WHERE (CAST(:after AS bigint) IS NULL OR id > :after)
         AND (CAST(:kind AS text) IS NULL OR (:kind = 'own') = EXISTS (SELECT FROM key WHERE pool_id = pool.id AND kind = 'own'))
-        ORDER BY id LIMIT :most
+        ORDER BY id LIMIT :limit
     ) AS pool
     CROSS JOIN LATERAL (SELECT count(*)::int AS keys FROM key WHERE pool_id = pool.id AND revoked_at IS NULL) AS used
     CROSS JOIN LATERAL (
@@ -47,8 +47,8 @@ _POOLS = text("""
 
 
 def list_pools(session: Transaction, *, limit: int, after: int | None, kind: str | None) -> list[JsonObject]:
-    """Up to limit + 1 pools by id. kind: `own`, those of callers' own keys, or `issued`, the operator's."""
-    rows = session.execute(_POOLS, {"after": after, "most": limit + 1, "kind": kind}).all()
+    """Returns up to limit + 1 pools by id. kind: `own` for pools of callers' own keys, `issued` for the operator's."""
+    rows = session.execute(_POOLS, {"after": after, "limit": limit + 1, "kind": kind}).all()
     return [
         {
             "id": row.id,
@@ -82,38 +82,38 @@ _CREDENTIALS = text("""
     ) AS parked
     WHERE (CAST(:after AS bigint) IS NULL OR credential.id > :after) AND (CAST(:pool AS text) IS NULL OR pool.name = :pool)
     AND (CAST(:is_parked AS boolean) IS NULL OR (credential.parked_at IS NOT NULL OR parked.models IS NOT NULL) = :is_parked)
-    ORDER BY credential.id LIMIT :most
+    ORDER BY credential.id LIMIT :limit
 """)
 _MODELS = text("""
     SELECT credential.id AS credential_id, lane.model FROM credential
     CROSS JOIN LATERAL (
-        SELECT model, queued FROM lane WHERE pool_id = credential.pool_id ORDER BY queued DESC, model LIMIT :models_most
+        SELECT model, queued FROM lane WHERE pool_id = credential.pool_id ORDER BY queued DESC, model LIMIT :model_limit
     ) AS lane
     WHERE credential.id = ANY(:ids) ORDER BY credential.id, lane.queued DESC, lane.model
 """)
 
 
 def list_credentials(session: Transaction, *, limit: int, after: int | None, pool: str | None, is_parked: bool | None) -> list[JsonObject]:
-    """Up to limit + 1 credentials by id, each with the models it serves."""
-    wanted = {"after": after, "most": limit + 1, "pool": pool, "is_parked": is_parked}
-    rows = session.execute(_CREDENTIALS, wanted).all()
-    served = session.execute(_MODELS, {"ids": [row.id for row in rows], "models_most": MODELS_MOST}).all() if rows else []
+    """Returns up to limit + 1 credentials by id, each with the models that it serves."""
+    params = {"after": after, "limit": limit + 1, "pool": pool, "is_parked": is_parked}
+    rows = session.execute(_CREDENTIALS, params).all()
+    served = session.execute(_MODELS, {"ids": [row.id for row in rows], "model_limit": MAX_MODELS}).all() if rows else []
     bounds = [(one.credential_id, one.model) for one in served]
-    readings = limit_usage.usage_of(session, bounds)
+    usages = limit_usage.usage_of(session, bounds)
     ends = _recent(session, bounds)
     return [
-        _show(row, [_model(name, readings[number, name], ends.get((number, name))) for number, name in bounds if number == row.id])
+        _to_json(row, [_model(name, usages[number, name], ends.get((number, name))) for number, name in bounds if number == row.id])
         for row in rows
     ]
 
 
-def _show(row: Any, models: Sequence[JsonObject]) -> JsonObject:
+def _to_json(row: Any, models: Sequence[JsonObject]) -> JsonObject:
     return {
         "id": row.id,
         "object": "credential",
         "pool": {"id": row.pool_id, "name": row.pool},
         "kind": row.kind,
-        "base_url": _plain(row.base_url),
+        "base_url": _without_secrets(row.base_url),
         "api_version": row.api_version,
         "weight": row.weight,
         "parked": {"at": epoch(row.parked_at), "reason": row.parked_reason} if row.parked_at else None,
@@ -138,18 +138,18 @@ def _model(name: str, reading: CredentialUsage, ends: Any | None) -> JsonObject:
             "seconds": RECENT_S,
             "calls": calls,
             "outcomes": dict(ends.outcomes) if ends else {},
-            "error_rate": round(sum(ends.outcomes.get(each, 0) for each in BAD) / calls, 3) if ends and calls else None,
+            "error_rate": round(sum(ends.outcomes.get(each, 0) for each in FAILURES) / calls, 3) if ends and calls else None,
             "usual_s": None if ends is None or ends.usual_s is None else round(ends.usual_s, 2),
         },
     }
 
 
 _ENDS = text("""
-    SELECT wanted.credential_id, wanted.model, ended.calls, ended.outcomes, ended.usual_s,
+    SELECT pair.credential_id, pair.model, ended.calls, ended.outcomes, ended.usual_s,
            EXISTS (
-               SELECT FROM meter WHERE credential_id = wanted.credential_id AND model = wanted.model AND cooldown_until > now()
+               SELECT FROM meter WHERE credential_id = pair.credential_id AND model = pair.model AND cooldown_until > now()
            ) AS is_paused
-    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[])) AS wanted (credential_id, model)
+    FROM unnest(CAST(:credentials AS bigint[]), CAST(:models AS text[])) AS pair (credential_id, model)
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(n), 0)::int AS calls, coalesce(jsonb_object_agg(outcome, n) FILTER (WHERE n > 0), '{}') AS outcomes,
                (sum(took_s) FILTER (WHERE outcome = 'succeeded') / greatest(1, sum(n) FILTER (WHERE outcome = 'succeeded')))::float8
@@ -157,8 +157,8 @@ _ENDS = text("""
         FROM (
             SELECT outcome, count(*)::int AS n, sum(extract(epoch FROM ended_at - started_at)) AS took_s FROM (
                 SELECT outcome, started_at, ended_at FROM attempt
-                WHERE credential_id = wanted.credential_id AND model = wanted.model
-                AND started_at > now() - make_interval(secs => :seconds) ORDER BY started_at DESC LIMIT :most
+                WHERE credential_id = pair.credential_id AND model = pair.model
+                AND started_at > now() - make_interval(secs => :seconds) ORDER BY started_at DESC LIMIT :limit
             ) AS recent WHERE outcome NOT IN ('running', 'not_sent') GROUP BY outcome
         ) AS by_outcome
     ) AS ended
@@ -168,11 +168,11 @@ _ENDS = text("""
 def _recent(session: Transaction, bounds: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
     if not bounds:
         return {}
-    wanted = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "seconds": RECENT_S, "most": RECENT_MOST}
-    return {(row.credential_id, row.model): row for row in session.execute(_ENDS, wanted)}
+    params = {"credentials": [one[0] for one in bounds], "models": [one[1] for one in bounds], "seconds": RECENT_S, "limit": MAX_RECENT}
+    return {(row.credential_id, row.model): row for row in session.execute(_ENDS, params)}
 
 
-def _plain(base_url: str | None) -> str | None:
+def _without_secrets(base_url: str | None) -> str | None:
     if base_url is None:
         return None
     parts = urlsplit(base_url)

@@ -1,7 +1,7 @@
-"""Operators move waiting jobs: weights of keys and users, priorities, boosts. The order stays in the columns.
+"""Operator changes of the order of waiting jobs: weights of keys and users, priorities, boosts.
 
-A user's waiting jobs get their tags anew as if they had joined now with what holds now: the first where the user's first stood, each
-next one share later. So the user's own order stays, others' tags too, and the next to join goes on from the last.
+A change assigns new start tags to a user's waiting jobs, as if they were enqueued now: the first keeps the tag of the user's first job,
+each next one follows one share later. The user's own order and the tags of other users stay; the next job continues after the last tag.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ _WEIGH_FLOW = text(f"UPDATE key_flow SET weight = :weight WHERE {_FLOW}")
 
 
 def set_weight(session: Transaction, act: Act, on: Target, *, weight: float) -> tuple[dict[str, Any], list[int]]:
-    """The key or user gets `weight` times the share of one that has 1; returns it, and the lanes that move. Raises NotFound, Invalid.
+    """Gives a key or user `weight` times the share of weight 1; returns it and the affected lanes. Raises NotFound, Invalid.
 
-    A key: beside the other keys of its pool, in every lane. A user: beside the other users of its key, from its waiting jobs on.
+    A key shares with the other keys of its pool, in every lane. A user shares with the other users of its key, waiting jobs included.
     """
     if not 0.01 <= weight <= 1000:
         raise Invalid("`weight` is a number from 0.01 to 1000.", param="weight")
     if on.kind not in ("key", "flow"):
         raise Invalid("Only keys and flows have weights of this kind; a credential's is changed with change-credential.")
     on = pause.resolve(session, on)
-    wanted = {"lane_id": on.number, "key_id": on.key_id, "flow": on.flow, "weight": weight, "id": on.number}
-    found = session.execute(_LOCK_FLOW if on.kind == "flow" else _LOCK_KEY, wanted).one_or_none()
-    if found is None:
+    params = {"lane_id": on.number, "key_id": on.key_id, "flow": on.flow, "weight": weight, "id": on.number}
+    row = session.execute(_LOCK_FLOW if on.kind == "flow" else _LOCK_KEY, params).one_or_none()
+    if row is None:
         raise NotFound(f"There is no {on.kind} {on.name!r}.")
     if on.kind == "flow":
-        session.execute(_WEIGH_FLOW, wanted)
+        session.execute(_WEIGH_FLOW, params)
         _retag(session, on.number, on.key_id, on.flow)
     else:
-        session.execute(text("UPDATE key SET weight = :weight WHERE id = :id"), wanted)
-    audit_log.write(session, act, "weight", str(on), before={"weight": found.weight}, after={"weight": weight})
+        session.execute(text("UPDATE key SET weight = :weight WHERE id = :id"), params)
+    audit_log.write(session, act, "weight", str(on), before={"weight": row.weight}, after={"weight": weight})
     return {"id": on.name, "object": on.kind, "weight": weight}, pause.lane_ids(session, on)
 
 
 def set_priority(session: Transaction, act: Act, job_id: UUID, *, priority: str) -> int:
-    """The waiting job has this priority, and those behind it in its flow move accordingly; returns its lane. Raises WrongState, Invalid."""
+    """Sets the priority of a waiting job and moves the later jobs of its flow; returns its lane. Raises WrongState, Invalid."""
     if priority not in PRIORITY_WEIGHTS:
         raise Invalid(f"`priority` is one of {', '.join(PRIORITY_WEIGHTS)}.", param="priority")
-    one = _waiting(session, job_id, with_others=True)
+    job = _waiting(session, job_id, with_others=True)
     session.execute(text("UPDATE job SET priority = :priority WHERE id = :id"), {"id": job_id, "priority": priority})
-    _retag(session, one.lane_id, one.key_id, one.flow)
-    audit_log.write(session, act, "priority", f"job:{job_id}", before={"priority": one.priority}, after={"priority": priority})
-    return int(one.lane_id)
+    _retag(session, job.lane_id, job.key_id, job.flow)
+    audit_log.write(session, act, "priority", f"job:{job_id}", before={"priority": job.priority}, after={"priority": priority})
+    return int(job.lane_id)
 
 
 _BOOST = text("""
@@ -69,13 +69,13 @@ _BOOST = text("""
 
 
 def boost(session: Transaction, act: Act, job_id: UUID) -> int:
-    """The waiting job stands at the head of its lane, before all who wait now; returns its lane. Raises WrongState."""
-    one = _waiting(session, job_id)
-    tag = session.execute(_BOOST, {"id": job_id, "lane_id": one.lane_id}).scalar_one()
-    audit_log.write(session, act, "boost", f"job:{job_id}", before={"start_tag": one.start_tag}, after={"start_tag": tag})
-    key_shares.restore_requeued(session, [(one.lane_id, one.key_id, tag, 0.0)])
-    lanes.wake(session, [one.lane_id])
-    return int(one.lane_id)
+    """Moves a waiting job to the head of its lane, before every job that waits now; returns its lane. Raises WrongState."""
+    job = _waiting(session, job_id)
+    tag = session.execute(_BOOST, {"id": job_id, "lane_id": job.lane_id}).scalar_one()
+    audit_log.write(session, act, "boost", f"job:{job_id}", before={"start_tag": job.start_tag}, after={"start_tag": tag})
+    key_shares.restore_requeued(session, [(job.lane_id, job.key_id, tag, 0.0)])
+    lanes.wake(session, [job.lane_id])
+    return int(job.lane_id)
 
 
 # In the order in which the pacer admits them.
@@ -85,8 +85,8 @@ _LOCK_JOBS = text("""
 
 
 def _waiting(session: Transaction, job_id: UUID, *, with_others: bool = False) -> Any:
-    """The job's row. Locks it; with_others: and all that wait in its flow."""
-    # The flow first, as a submit takes it.
+    """Locks and returns the job's row. with_others: locks all waiting jobs of its flow too."""
+    # Locks the flow first, as a submit does.
     flow = session.execute(text("SELECT lane_id, key_id, flow FROM job WHERE id = :id"), {"id": job_id}).one_or_none()
     if flow is None:
         raise NotFound("No such job.")
@@ -95,11 +95,11 @@ def _waiting(session: Transaction, job_id: UUID, *, with_others: bool = False) -
         session.execute(_LOCK_JOBS, {"lane_id": flow.lane_id, "key_id": flow.key_id, "flow": flow.flow})
     row = session.execute(text("SELECT * FROM job WHERE id = :id FOR UPDATE"), {"id": job_id}).one()
     if row.status != "queued":
-        raise WrongState("Only a job that waits can be moved in its line.")
+        raise WrongState("Only a waiting job can be moved in its queue.")
     return row
 
 
-# What was put first stays first.
+# Boosted jobs (negative tags) stay first.
 _RETAG = text(f"""
     WITH shares AS (
         SELECT id, start_tag, cost / (CASE priority WHEN 'low' THEN CAST(:low AS float8) WHEN 'high' THEN CAST(:high AS float8)
@@ -111,7 +111,7 @@ _RETAG = text(f"""
     ), moved AS (
         UPDATE job SET share = placed.share, start_tag = placed.tag FROM placed
         WHERE job.id = placed.id AND job.status = 'queued' RETURNING job.start_tag, job.share
-    ), told AS (
+    ), flow_updated AS (
         UPDATE key_flow SET last_finish = found.finish FROM (SELECT max(start_tag + share) AS finish FROM moved) AS found
         WHERE {_FLOW} AND found.finish IS NOT NULL
     )

@@ -1,4 +1,4 @@
-"""What stands in the tables that operators watch: lanes by pool and model, credentials that are parked, webhooks on their way."""
+"""Figures for Prometheus gauges: lanes by pool and model, parked credentials, unsent webhooks, retention backlog."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.database.db import Transaction
 from models.ops import retention
 from models.telemetry.metrics import POOL_LABEL
 
-# Ids are UUIDv7: the least of them is the oldest, and the index of the line has it.
+# Ids are UUIDv7: the lowest id is the oldest job, and the index of the queue contains it.
 _LANES = text(f"""
     WITH counted AS (
         SELECT lane_id, count(*) AS waiting, 0 AS running, min(id::text COLLATE "C") AS first
@@ -28,7 +28,7 @@ _LANES = text(f"""
 
 
 def lane_counts(session: Transaction) -> Sequence[Any]:
-    """Every lane in which somebody waits or runs. Rows: pool, model, blocked_by, waiting, running, oldest_s."""
+    """Returns every lane with waiting or running jobs. Rows: pool, model, blocked_by, waiting, running, oldest_s."""
     return session.execute(_LANES).all()
 
 
@@ -47,7 +47,7 @@ _USE = text(f"""
 
 
 def limit_use(session: Transaction) -> Sequence[Any]:
-    """Lanes of issued keys with known limits: how much of each was used in the last minute. Rows: pool, model, rpm, tpm, in_flight."""
+    """Returns the used share of each limit in the last minute, for lanes of issued keys. Rows: pool, model, rpm, tpm, in_flight."""
     return session.execute(_USE).all()
 
 
@@ -55,12 +55,12 @@ _PARKED = text(f"""
     SELECT pool, count(*)::int AS parked FROM (
         SELECT {POOL_LABEL} AS pool FROM credential JOIN pool ON pool.id = credential.pool_id
         WHERE credential.parked_at IS NOT NULL OR EXISTS (SELECT FROM parked_model WHERE credential_id = credential.id)
-    ) AS found GROUP BY pool
+    ) AS by_credential GROUP BY pool
 """)
 
 
 def parked_credentials(session: Transaction) -> Sequence[Any]:
-    """Rows: pool, parked."""
+    """Returns the number of parked credentials by pool. Rows: pool, parked."""
     return session.execute(_PARKED).all()
 
 
@@ -71,7 +71,7 @@ _TOTALS = text("""
 
 
 def totals(session: Transaction, *, seen_within_s: float) -> Any:
-    """One row: slots of workers that reported within this time, and webhooks that have not arrived yet."""
+    """Returns one row: slots of workers with a heartbeat within this time, and webhooks that are not delivered yet."""
     return session.execute(_TOTALS, {"seen_within_s": seen_within_s}).one()
 
 
@@ -82,5 +82,5 @@ _BACKLOG = text(f"""
 
 
 def retention_backlog(session: Transaction, *, days: int, limit: int) -> Any:
-    """Ended jobs past retention. One row: jobs (counted up to `limit`), age_s of the oldest by id (0.0: there is none)."""
+    """Returns one row of ended jobs past retention: jobs (counted up to `limit`), age_s of the oldest by id (0.0 if none)."""
     return session.execute(_BACKLOG, {"before": retention.database_now(session) - timedelta(days=days), "limit": limit}).one()

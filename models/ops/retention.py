@@ -1,6 +1,6 @@
-"""Retention: removes ended jobs with all that belongs to them, sessions, deliveries and tokens after their time. Usage and money stay.
+"""Retention: deletes old ended jobs with their rows in other tables, sessions, deliveries and tokens. Usage and ledger stay.
 
-Each step removes one batch in one transaction; workers/pacer/cleanup.py repeats it until a batch is not full.
+Each step deletes one batch in one transaction; workers/pacer/cleanup.py repeats it until a batch is not full.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FIRST_ID = UUID(int=0)
 
 
 class Step(Protocol):
-    """Removes up to `limit` rows of one table; returns how many. Fewer than `limit`: nothing else is due."""
+    """Deletes up to `limit` rows of one table; returns the number. Fewer than `limit`: no more rows are due."""
 
     def __call__(self, session: Transaction, limit: int) -> int: ...
 
 
 def database_now(session: Transaction) -> datetime:
-    """Postgres's clock: a pacer's host may have a wrong one, and what is removed is gone."""
+    """Returns the time of Postgres: the clock of a pacer's host may be wrong, and deleted rows are lost."""
     at: datetime = session.execute(text("SELECT now()")).scalar_one()
     return at
 
@@ -39,9 +39,9 @@ _TOKENS = text("""
         SELECT key_id, token FROM idempotency WHERE created_at < :before ORDER BY created_at LIMIT :limit
     ) RETURNING 1
 """)
-# A user's last finish that the key's own time has passed says nothing that this time does not, unless the user has a weight. One who waits
-# stays, for operators: what was given back for cancelled jobs may have put the last finish before the jobs that are left.
-# Locked, so that a submit at the same moment does not lose what it has added.
+# A flow whose last finish lies before its key's virtual time holds no information, unless it has a weight. A flow with waiting jobs stays
+# for operators: refunds of cancelled jobs may have moved its last finish before the remaining jobs.
+# The row is locked, so that a concurrent submit does not lose its update.
 _FLOWS = text("""
     DELETE FROM key_flow WHERE (lane_id, key_id, name) IN (
         SELECT flow.lane_id, flow.key_id, flow.name FROM key_flow AS flow JOIN lane ON lane.id = flow.lane_id
@@ -53,7 +53,7 @@ _FLOWS = text("""
         LIMIT :limit FOR UPDATE OF flow SKIP LOCKED
     ) RETURNING 1
 """)
-# Deliveries on their way stay.
+# Pending deliveries and those being sent stay.
 _DELIVERIES = text(f"""
     DELETE FROM delivery WHERE id IN (
         SELECT id FROM delivery WHERE status IN ('delivered', 'failed') AND id < {OLD_ID} ORDER BY id LIMIT :limit
@@ -70,20 +70,20 @@ _ATTACHMENTS = text(f"""
         SELECT id FROM artifact WHERE conversation_id IS NOT NULL AND id < {OLD_ID} AND created_at < :before ORDER BY id LIMIT :limit
     ) RETURNING 1
 """)
-# A turn that is being submitted right now holds its conversation's row.
+# A concurrent submit of a turn holds the lock of its conversation.
 _SESSIONS = text("""
     DELETE FROM conversation WHERE id IN (
-        SELECT id FROM conversation AS talk WHERE last_active_at < :before
-        AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id) LIMIT :limit FOR UPDATE SKIP LOCKED
+        SELECT id FROM conversation AS idle WHERE last_active_at < :before
+        AND NOT EXISTS (SELECT FROM job WHERE conversation_id = idle.id) LIMIT :limit FOR UPDATE SKIP LOCKED
     ) RETURNING 1
 """)
-# Nobody has asked for these for as long.
+# Lists that no client has requested for this time.
 _MODEL_LISTS = text("""
     DELETE FROM model_list WHERE (credential_id, account) IN (
         SELECT credential_id, account FROM model_list WHERE asked_at < :before LIMIT :limit FOR UPDATE SKIP LOCKED
     ) RETURNING 1
 """)
-# How a receiver does is of no interest when nothing waits for it; an endpoint's is, for as long as there is the endpoint.
+# The health of a receiver is kept while deliveries are pending for it, and of an endpoint as long as the endpoint exists.
 _RECEIVERS = text("""
     DELETE FROM receiver WHERE name IN (
         SELECT name FROM receiver WHERE NOT EXISTS (SELECT FROM delivery WHERE delivery.receiver = receiver.name AND status = 'pending')
@@ -95,7 +95,7 @@ _RECEIVERS = text("""
 
 
 def steps(at: datetime, *, days: int, idempotency_hours: int) -> Mapping[str, Step]:
-    """The steps of one pass by the name of what they remove. at: the time against which ages are counted."""
+    """Returns the steps of one pass by the name of what they delete. at: the time that ages are measured against."""
     before = at - timedelta(days=days)
     return {
         "jobs": _Jobs(before),
@@ -117,7 +117,7 @@ ENDED = "status IN ('succeeded', 'failed', 'cancelled', 'expired') AND ended_at 
 _OLD_JOBS = text(f"""
     SELECT id FROM job WHERE id > :after AND id < {OLD_ID} AND {ENDED} ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
-_BELONGINGS = [
+_DELETE_BY_JOB = [
     text(f"DELETE FROM {table} WHERE {column} = ANY(:ids)")
     for table, column in (
         ("artifact", "job_id"),
@@ -131,7 +131,7 @@ _BELONGINGS = [
 
 @dataclass
 class _Jobs:
-    """Goes through ids in order, so that a batch does not pass over the dead index entries of the batches before."""
+    """Deletes in order of ids, so that a batch does not scan the dead index entries of earlier batches."""
 
     before: datetime
     after: UUID = FIRST_ID
@@ -140,7 +140,7 @@ class _Jobs:
         ids = [row.id for row in session.execute(_OLD_JOBS, {"before": self.before, "after": self.after, "limit": limit})]
         if ids:
             self.after = ids[-1]
-            for statement in _BELONGINGS:
+            for statement in _DELETE_BY_JOB:
                 session.execute(statement, {"ids": ids})
         return len(ids)
 
