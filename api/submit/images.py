@@ -63,9 +63,9 @@ def response_body(row: Any, *, origin: str) -> ResponseBody:
     answer = bytes(row.response)
     if row.wants_urls:
         with db.begin() as session:
-            said = job_view.read_result(session, row, origin=origin)
-        if isinstance(said, dict):
-            return ResponseBody([render.dump(said).encode()])
+            result = job_view.read_result(session, row, origin=origin)
+        if isinstance(result, dict):
+            return ResponseBody([render.dump(result).encode()])
     return _body(row.id, answer)
 
 

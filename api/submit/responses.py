@@ -11,13 +11,13 @@ SHOWN: tuple[Shown, ...] = ("queued", "running", "succeeded", "failed", "cancell
 
 
 class Answer(BaseModel):
-    """Every field is always there."""
+    """A response object. All of its fields are always present."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ErrorInside(Answer):
-    """What went wrong and what to do next."""
+    """The error and its cure."""
 
     message: str
     type: str
@@ -26,20 +26,20 @@ class ErrorInside(Answer):
 
 
 class Error(Answer):
-    """Every error, whatever its status."""
+    """The body of every error response."""
 
     error: ErrorInside
 
 
 class Queue(Answer):
-    """Where a waiting job stands."""
+    """The position of a waiting job in its queue."""
 
     position: int = Field(description="1 is next, 0: on its way to a worker. Exact up to 10,000.")
-    eta_s: float | None = Field(description="Seconds until its turn, estimated; null: nobody knows.")
+    eta_s: float | None = Field(description="Estimated seconds until the call; null: unknown.")
     blocked_by: str | None = Field(
         description="What it waits for: a limit, a cap as `key_rpm`, `paused`, `backoff`, `conversation`; null: nothing."
     )
-    wake_at: float | None = Field(description="When the line moves again, in Unix seconds.")
+    wake_at: float | None = Field(description="When the queue moves again, in Unix seconds.")
 
 
 class Attempt(Answer):
@@ -54,16 +54,16 @@ class Attempt(Answer):
 
 
 class Usage(Answer):
-    """What all attempts together used."""
+    """The usage of all attempts together."""
 
     input_tokens: int
     output_tokens: int
     images: int
-    estimated: bool = Field(description="true: some of it was counted by this server, for the upstream did not say it.")
+    estimated: bool = Field(description="true: this server estimated a part of it, because the upstream did not report it.")
 
 
 class Artifact(Answer):
-    """A picture that the job made."""
+    """An image that the job produced."""
 
     id: str
     content_type: str
@@ -72,10 +72,10 @@ class Artifact(Answer):
 
 
 class Raw(Answer):
-    """Bytes of an answer that is no result."""
+    """The bytes of an upstream response that is no result."""
 
-    url: str = Field(description="Where they are: GET it with the same key.")
-    content_type: str = Field(description="As the upstream named it.")
+    url: str = Field(description="GET it with the same key.")
+    content_type: str = Field(description="The Content-Type of the upstream.")
     bytes: int
 
 
@@ -100,14 +100,16 @@ class Job(Answer):
     possible_duplicate_calls: int
     attempt_count: int
     attempts: list[Attempt] = Field(description="The first ten and the last ten.")
-    http_status: int | None = Field(description="The upstream's last status; of an error in a 200 the one that it means.")
+    http_status: int | None = Field(
+        description="The last status of the upstream; for an error inside a 200 response, the status that it stands for."
+    )
     usage: Usage | None
     cost_usd: float | None = Field(description="null: no price is known for the model.")
     result: Any = Field(
-        description="The upstream's body, unchanged but for links that were asked for. null in lists and in all events but the last."
+        description="The body of the upstream, unchanged except for requested links. null in lists and in all events but the last."
     )
     result_raw: Raw | None = Field(
-        description="What a failed call answered, where that is no JSON or not the answer it should be; else null, as for most jobs."
+        description="The response to a failed call, if it is not JSON or not the expected object; null for most jobs."
     )
     artifacts: list[Artifact]
     error: dict[str, Any] | None
@@ -136,7 +138,7 @@ class Event(Answer):
 
 
 class QueueEvent(Answer):
-    """The `data` of a `queue` event: the job has moved up the line. It has no id."""
+    """The `data` of a `queue` event: the job has moved up in the queue. It has no id."""
 
     type: Literal["queue"]
     job_id: str
@@ -154,7 +156,7 @@ class Pro(BaseModel):
 
 
 class Health(Answer):
-    """Whether this process can serve; `gone` names what it cannot reach."""
+    """Whether this process can serve; `gone` lists the failed checks."""
 
     status: Literal["ok", "unavailable"]
     gone: list[str]

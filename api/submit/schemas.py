@@ -30,25 +30,26 @@ class Controls(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     user: Name | None = Field(
-        None, description="Who waits: users share a line fairly. Else body.safety_identifier, body.user, the conversation."
+        None, description="The user who waits; users share a queue fairly. Default: body.safety_identifier, body.user, or the conversation."
     )
     conversation: SessionId | None = Field(
-        None, description="Jobs of one conversation run one after another, and a chat is told the turns before it: `messages` are new ones."
+        None,
+        description="Jobs of one conversation run one after another. A chat gets the earlier turns as history: send only new `messages`.",
     )
     attachments: Annotated[list[str], Field(max_length=20)] | None = Field(
         None, description="Ids of files of the conversation, from POST /v1/sessions/{id}/attachments. Only for chats."
     )
-    priority: Literal["low", "normal", "high"] = Field("normal", description="Weight 1, 4 or 16: nobody starves.")
-    expires_in_s: float | None = Field(None, ge=1, le=30 * DAY_S, description="The longest wait in line, then the job is `expired`.")
+    priority: Literal["low", "normal", "high"] = Field("normal", description="Weight 1, 4 or 16; no priority starves.")
+    expires_in_s: float | None = Field(None, ge=1, le=30 * DAY_S, description="The longest wait in the queue, then the job is `expired`.")
     timeout_s: float | None = Field(None, ge=1, le=3_600, description="The longest call.")
-    on_lost: Literal["retry", "fail"] = Field("retry", description="What to do when nobody knows whether the call was made.")
+    on_lost: Literal["retry", "fail"] = Field("retry", description="What to do when it is unknown whether the call was made.")
     on_unreadable: Literal["retry", "fail"] = Field(
-        "fail", description="What to do when an answer came that cannot be read: it may have been paid for, and is kept."
+        "fail", description="What to do with an unreadable response: it may have cost money, and is kept."
     )
-    max_attempts: int | None = Field(None, ge=1, le=10, description="Being throttled never counts as one.")
-    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Yours: given back as it is.")
+    max_attempts: int | None = Field(None, ge=1, le=10, description="A throttled call is not counted.")
+    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16, description="Your own data, returned unchanged.")
     webhook_url: Annotated[str, AfterValidator(url_policy.normalize), Field(json_schema_extra=openai_requests.A_URL)] | None = Field(
-        None, description="Where to say how the job ended, signed with GET /v1/webhook_secret."
+        None, description="Receives an event when the job ends, signed with the secret of GET /v1/webhook_secret."
     )
 
 
@@ -61,35 +62,35 @@ class Inside(Controls):
 
 
 class Submit(Controls):
-    """A job to put in line."""
+    """A job to enqueue."""
 
     endpoint: str
     body: openai_requests.Upstream
 
 
 class ChatSubmit(Submit):
-    """A chat completion to put in line."""
+    """A chat completion to enqueue."""
 
     endpoint: Literal["/v1/chat/completions"]
     body: openai_requests.ChatBody
 
 
 class ImageSubmit(Submit):
-    """Images to put in line."""
+    """Images to enqueue."""
 
     endpoint: Literal["/v1/images/generations"]
     body: openai_requests.ImageBody
 
 
 class EmbeddingSubmit(Submit):
-    """Embeddings to put in line."""
+    """Embeddings to enqueue."""
 
     endpoint: Literal["/v1/embeddings"]
     body: openai_requests.EmbeddingBody
 
 
 class ModerationSubmit(Submit):
-    """A moderation to put in line."""
+    """A moderation to enqueue."""
 
     endpoint: Literal["/v1/moderations"]
     body: openai_requests.ModerationBody

@@ -1,4 +1,5 @@
-"""A real browser for tests: pages that may neither err, break their own Content-Security-Policy nor ask another host for anything."""
+"""A real browser for tests. A page fails its test by a console error, a violation of its Content-Security-Policy or a request to
+another host."""
 
 from __future__ import annotations
 
@@ -13,20 +14,20 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, 
 DESK, PHONE = (1280, 800), (390, 844)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 Visit = Callable[..., Page]
-# Playwright itself waits 5 s for what is expected, and 30 s for what is clicked; a loaded machine takes longer for both.
+# The default timeouts of Playwright, 5 s for expectations and 30 s for clicks, are too short on a loaded machine.
 PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
 def find() -> str | None:
-    """Where the machine's own Chromium is; the browsers that Playwright downloads are not used."""
+    """The path of the machine's own Chromium. The browsers that Playwright downloads are not used."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-# A module's and not the run's: while it is open Playwright keeps an event loop in this thread, which asyncio.run() would stumble over.
+# Scope module, not session: while it is open, Playwright runs an event loop in this thread, in which asyncio.run() would fail.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, started once for a file of tests; skipped where there is none (apt-get install chromium)."""
+    """Chromium, started once for each test module. Skips the tests when it is not installed (apt-get install chromium)."""
     path = find()
     if path is None:
         pytest.skip("there is no Chromium on this machine: apt-get install chromium")
@@ -38,7 +39,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """visit(url): a fresh browser's page at this address. When the test ends nothing may have gone wrong in any of them.
+    """visit(url): a page in a new browser context. At the end of the test it checks that no page had an error.
 
     viewport: DESK or PHONE. forgives: words of console errors that the test means to cause ("401"). login: (user, password).
     """
@@ -64,13 +65,13 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 
 def picture(page: Page, path: Path) -> None:
-    """The whole page as a PNG, to be looked at."""
+    """Writes a PNG of the whole page."""
     page.screenshot(path=path, full_page=True)
 
 
 def _watch(page: Page, troubles: list[str], *, host: str, forgives: tuple[str, ...]) -> None:
     def heard(message: ConsoleMessage) -> None:
-        # Chromium says there, too, what a Content-Security-Policy has refused.
+        # Chromium also reports violations of a Content-Security-Policy here.
         if message.type == "error" and not any(words in message.text for words in forgives):
             troubles.append(f"console: {message.text}")
 

@@ -1,4 +1,4 @@
-"""Short ways to call the API in this process and to move its jobs on, for tests of what a caller sees."""
+"""Helpers that call the API in this process and change the state of its jobs, for tests of the HTTP API."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def _first_app() -> Flask:
 
 
 def new_app() -> Flask:
-    """An application with a memory of its own. It shares its routes with the others: to compile them takes 20 ms and more each time."""
-    made = copy.copy(_first_app())
-    made.extensions = dict(made.extensions)
-    reset_caches(made)
-    addresses = copy.copy(made.wsgi_app)
-    addresses._application = Flask.wsgi_app.__get__(made)  # type: ignore[attr-defined]  # not the first app's
-    made.wsgi_app = addresses  # type: ignore[method-assign]
-    return made
+    """An application with caches of its own. All share their routes, because compiling them takes 20 ms and more."""
+    app = copy.copy(_first_app())
+    app.extensions = dict(app.extensions)
+    reset_caches(app)
+    rewriter = copy.copy(app.wsgi_app)
+    rewriter._application = Flask.wsgi_app.__get__(app)  # type: ignore[attr-defined]  # not the first app's
+    app.wsgi_app = rewriter  # type: ignore[method-assign]
+    return app
 
 
 @dataclass
 class Caller:
-    """Somebody with a key. Each has the app's whole attention: `app` may be shared."""
+    """A client with a key. `app` may be shared by several callers."""
 
     token: str = "sk-one"
     app: Flask = field(default_factory=new_app)
@@ -109,13 +109,13 @@ def end(
 
 
 def stored() -> int:
-    """How many jobs there are."""
+    """The number of jobs."""
     with db.begin() as session:
         return int(session.execute(text("SELECT count(*) FROM job")).scalar_one())
 
 
 def error_of(answer: TestResponse) -> dict[str, Any]:
-    """The error inside the envelope, which must be whole."""
+    """The error object, after a check that the envelope is complete."""
     assert {"error"} == set(answer.json), answer.text
     assert {"message", "type", "param", "code"} == set(answer.json["error"])
     assert answer.headers["X-Request-Id"]
@@ -123,11 +123,11 @@ def error_of(answer: TestResponse) -> dict[str, Any]:
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
-    """The results of these calls, which start at the same moment, each in a thread of its own. An exception of one is raised here."""
+    """The results of these calls, which start at the same moment in threads of their own. Raises the exception of a failed call."""
     gate = threading.Barrier(len(calls))
 
-    def one(call: Callable[[], Any]) -> Any:
+    def run_at_gate(call: Callable[[], Any]) -> Any:
         gate.wait()
         return call()
 
-    return at_once(*[partial(one, call) for call in calls])
+    return at_once(*[partial(run_at_gate, call) for call in calls])

@@ -1,4 +1,4 @@
-"""What can be read of a job's stream, in Redis and in its transcript."""
+"""Helpers that read the stream of a job, from Redis and from its transcript."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from workers.channels.token_stream import Chunk
 
 
 def heard(job_id: UUID) -> list[Chunk]:
-    """What can be read of it in Redis."""
+    """The chunks of the stream in Redis."""
     return token_stream.read_after({job_id: ""}).get(job_id, ("", []))[1]
 
 
 def events(transcript: bytes) -> list[Any]:
-    """What its events say."""
+    """The JSON values of its events."""
     return [json.loads(event.data) for event in EventParser().feed(transcript)]
 
 
 def content(transcript: bytes) -> str:
-    """What a chat of one choice says."""
+    """The text of a chat with one choice."""
     return "".join(result["choices"][0]["delta"].get("content") or "" for result in events(transcript) if result["choices"])

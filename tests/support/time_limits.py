@@ -1,4 +1,4 @@
-"""Time limits that hold on a loaded machine too: the least of several measurements is compared, never a single one."""
+"""Time limits that also hold on a loaded machine: tests compare the smallest of several measurements."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ TRIES = 5
 
 
 def least(measure: Callable[[], float], *, below: float, tries: int = TRIES) -> float:
-    """The smallest of up to `tries` measurements; the first one below the limit ends the search.
+    """The smallest of up to `tries` measurements; the first one below `below` ends the loop.
 
-    Other programs on the machine make a measurement larger, never smaller: a limit that the code itself exceeds is exceeded by all of them.
+    Load on the machine makes a measurement larger, never smaller: if the code itself exceeds the limit, all measurements do.
     """
     smallest = measure()
     while smallest >= below and (tries := tries - 1) > 0:
@@ -21,7 +21,7 @@ def least(measure: Callable[[], float], *, below: float, tries: int = TRIES) -> 
 
 
 def seconds(act: Callable[[], Any], *, clock: Callable[[], float] = time.monotonic) -> float:
-    """Seconds of this call by `clock`: `time.thread_time` counts the processor time of this thread alone."""
+    """The duration of this call by `clock`. `time.thread_time` measures the CPU time of this thread only."""
     began = clock()
     act()
     return clock() - began
