@@ -30,12 +30,12 @@ class LimitEnforcer:
         Raises LimiterUnavailable, Unavailable.
         """
         with db.begin() as session:
-            found = [
+            changed = [
                 (lane.id, meter, limits)
                 for lane in limits_store.lanes_by_ids(session, lane_ids)
                 for meter, limits in _limits_of(session, lane)
             ]
-        for lane_id, meter, limits in found:
+        for lane_id, meter, limits in changed:
             if forget:
                 self._limiter.forget(meter)
             self._enforce(meter, limits, lane_id=lane_id)
@@ -48,8 +48,8 @@ class LimitEnforcer:
             lanes = self._maintenance.next_batch(session)
         for lane in lanes:
             with db.begin() as session:
-                found = self._maintenance.refresh(session, lane, now=now)
-            for credential_id, limits in found.items():
+                limits_by_credential = self._maintenance.refresh(session, lane, now=now)
+            for credential_id, limits in limits_by_credential.items():
                 self._enforce(CredentialModel(credential_id, lane.model), limits, lane_id=lane.id)
 
     def _enforce(self, meter: CredentialModel, limits: Limits, *, lane_id: int) -> None:

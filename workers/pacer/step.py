@@ -120,6 +120,6 @@ class Pacer:
 
     def _log_waits(self, committed: Committed) -> None:
         """After the messages are published, because no job waits for the log."""
-        credentials = {one.job_id: one.credential_id for one in committed.admitted}
+        credentials = {item.job_id: item.credential_id for item in committed.admitted}
         self._wait_log.log_admitted(committed.jobs, credentials, committed.queued_since, at_ns=committed.at_ns)
         self._wait_log.update(committed.lanes)

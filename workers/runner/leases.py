@@ -70,17 +70,17 @@ class Leases:
         try:
             with db.begin() as session:
                 alive = claims.renew_leases(
-                    session, {dispatch_id: one.job_id for dispatch_id, one in running.items()}, lease_s=settings().lease_s
+                    session, {dispatch_id: job.job_id for dispatch_id, job in running.items()}, lease_s=settings().lease_s
                 )  # fmt: skip
         except Unavailable:
             log.warning("leases not renewed: Postgres is unavailable", extra={"leases": len(running)})
             self._renew_in_flight(running)  # the calls are in flight all the same
             return
-        for dispatch_id, one in running.items():
+        for dispatch_id, job in running.items():
             if dispatch_id not in alive and self._is_running(dispatch_id):
-                log.warning("lease lost", extra={"job": wire.public_id(one.job_id), "dispatch_id": str(dispatch_id)})
+                log.warning("lease lost", extra={"job": wire.public_id(job.job_id), "dispatch_id": str(dispatch_id)})
             elif alive.get(dispatch_id):
-                one.call.abort()
+                job.call.abort()
         self._renew_in_flight(running)
 
     def cancel(self, job_id: UUID) -> None:
@@ -97,8 +97,8 @@ class Leases:
 
     def _renew_in_flight(self, running: Mapping[UUID, RunningJob]) -> None:
         by_meter: dict[CredentialModel, list[str]] = {}
-        for dispatch_id, one in running.items():
-            by_meter.setdefault(one.meter, []).append(str(dispatch_id))
+        for dispatch_id, job in running.items():
+            by_meter.setdefault(job.meter, []).append(str(dispatch_id))
         try:
             for meter, dispatch_ids in by_meter.items():
                 self._limiter.renew(meter, dispatch_ids, lease_ms=int(settings().lease_s * 1000))

@@ -1,4 +1,4 @@
-"""Stands in for the command line `nowserving`: answers on its port, ends on SIGTERM, and can be told to fail.
+"""A fake of the command line `nowserving`: it serves its port, ends on SIGTERM, and fails on request.
 
 STAND_IN_FAILS names a command that exits with 3 at once; STAND_IN_CHILD makes the worker start a process of its own.
 """
@@ -31,7 +31,7 @@ def main(command: str) -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if command == "worker" and os.environ.get("STAND_IN_CHILD"):
-        # One that does not listen to SIGTERM, as a worker that is deep in a call.
+        # A process that ignores SIGTERM, like a worker during a call.
         code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('child', flush=True); time.sleep(600)"
         print("child", subprocess.Popen([sys.executable, "-c", code]).pid, flush=True)
     port = {"api": "NOWSERVING_PORT", "flower": "NOWSERVING_FLOWER_PORT"}.get(command)

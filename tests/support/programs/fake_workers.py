@@ -1,4 +1,4 @@
-"""A crew that plays pacer, workers and senders in a thread of this process, so that callers who wait are answered at once."""
+"""Fake pacer, workers and webhook senders in a thread of this process, so that waiting callers get their answers at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REFUSED = (
 
 
 class FakeWorkers:
-    """Ends whatever stands in line, two of three well, and sends what is due. `with Crew():` works until it is left."""
+    """A context manager that finishes all queued jobs, two of three successfully, and sends all due webhooks."""
 
     def __init__(self) -> None:
         self.failures: list[BaseException] = []
@@ -56,18 +56,18 @@ class FakeWorkers:
                 self.failures.append(error)
 
     def step(self) -> None:
-        """Everything that stands in line now has ended, and what is due is sent."""
+        """Finishes all jobs that are queued now, and sends all due webhooks."""
         for row in query(_NEXT):
             end(row, *(GOOD if self.ended % 3 else REFUSED))
             self.ended += 1
         for picked in webhook_tools.pick():
             if (claimed := webhook_tools.claim(picked)) is not None:
-                # All arrive: a receiver that fails is sent to once a second, and whoever tests an endpoint would wait for that.
+                # All deliveries succeed: a failing receiver is retried once a second, and tests of endpoints would wait for that.
                 webhook_tools.settle(claimed)
 
 
 def end(row: Any, result: JobResult, finding: AttemptResult) -> bool:
-    """The waiting job of this row (id, credential_id) was called and has ended like this; False: somebody cancelled it before."""
+    """Runs the queued job of this row (id, credential_id) to this result; False: it was cancelled before."""
     given = admission.Admission(UUID(str(row.id)), uuid4(), row.credential_id)
     with db.begin() as session:
         admission.admit(session, [given])

@@ -29,13 +29,13 @@ SLOTS = 64
 
 
 class HasAddress(Protocol):
-    """An upstream that calls can be sent to."""
+    """An upstream with an address."""
 
     base_url: str
 
 
 class InProcessStack:
-    """Runs jobs to their end in the calling thread, so that the order of calls is the order of dispatches."""
+    """Runs jobs in the calling thread, so that calls go out in the order of their dispatch."""
 
     def __init__(self, client: redis.Redis, upstream: FakeUpstream) -> None:
         self.client = client
@@ -47,12 +47,12 @@ class InProcessStack:
         self._processor = JobRunner(self.limiter, Leases(self.limiter))
 
     def publish(self, messages: Sequence[TaskMessage]) -> bool:
-        """Takes what the pacer publishes to Celery."""
+        """Takes the messages that the pacer publishes to Celery."""
         self._dispatched += messages
         return True
 
     def run(self, is_over: Callable[[], bool], *, within_s: float = 18.0, after_step: Callable[[], None] = lambda: None) -> None:
-        """Steps and calls until `is_over`. Raises TimeoutError."""
+        """Runs steps and calls until `is_over`. Raises TimeoutError."""
         until = time.monotonic() + within_s
         with db.begin() as session:
             workers.record_heartbeat(session, "workshop", slots=SLOTS)
@@ -71,7 +71,7 @@ class InProcessStack:
             self._dispatched.clear()
 
     def streak(self, bound: CredentialModel) -> int:
-        """Pauses in a row of this credential and model."""
+        """The number of consecutive pauses of this credential and model."""
         found = self.client.hget(redis_keys(bound)[0], "streak")
         return int(float(found)) if found else 0
 
@@ -81,7 +81,7 @@ class InProcessStack:
 
 
 def pool_of(upstream: HasAddress, *tokens: str, **limits: int) -> tuple[Key, list[int]]:
-    """A caller whose pool has a credential for each of these upstream keys, and their ids."""
+    """Creates a caller whose pool has a credential for each of these upstream keys; returns it with their ids."""
     caller = known(tokens[0])
     (first,) = query("SELECT id FROM credential WHERE pool_id = :id", id=caller.pool_id)
     numbers = [int(first.id)]
@@ -94,11 +94,11 @@ def pool_of(upstream: HasAddress, *tokens: str, **limits: int) -> tuple[Key, lis
 
 
 def mark_issued(caller: Key) -> None:
-    """The caller's key counts as one that the operator issued: its pool is shared."""
+    """Marks the caller's key as issued by the operator, so that its pool is shared."""
     query("UPDATE key SET kind = 'issued' WHERE id = :id", id=caller.id)
 
 
-def ask(caller: Key, result: str, **wanted: Any) -> UUID:
-    """A chat job that says this, for model `m`."""
-    body = {"model": "m", "messages": [{"role": "user", "content": result}]}
-    return submit(caller, request=json.dumps(body).encode(), **wanted)
+def ask(caller: Key, prompt: str, **order: Any) -> UUID:
+    """Submits a chat job with this prompt for model `m`; returns its id."""
+    body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+    return submit(caller, request=json.dumps(body).encode(), **order)

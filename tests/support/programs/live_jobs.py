@@ -26,7 +26,7 @@ from workers.channels import notify
 
 
 def caller(token: str, *, model: str = "m", **limits: int) -> Key:
-    """The own key of this token, with these limits for every model."""
+    """Registers the caller's own key with this token, with these limits for every model."""
     with db.begin() as session:
         found = keys.authenticate(session, token)
         if limits:
@@ -35,16 +35,16 @@ def caller(token: str, *, model: str = "m", **limits: int) -> Key:
     return found
 
 
-def ask(who: Key, result: str, *, model: str = "m", **wanted: Any) -> UUID:
-    """A chat job that says this, submitted as the API does it; returns its id."""
-    body = {"model": model, "messages": [{"role": "user", "content": result}], **wanted.pop("body", {})}
-    job_id = submit(who, model=model, request=json.dumps(body).encode(), **wanted)
+def ask(who: Key, prompt: str, *, model: str = "m", **order: Any) -> UUID:
+    """Submits a chat job with this prompt as the API does; returns its id."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], **order.pop("body", {})}
+    job_id = submit(who, model=model, request=json.dumps(body).encode(), **order)
     wake_lane(who, model=model)
     return job_id
 
 
 def cancel(job_id: UUID) -> None:
-    """As the API does it."""
+    """Cancels a job as the API does."""
     with db.begin() as session:
         stopped = cancellation.cancel(session, job_id, row(job_id).key_id)
     if stopped is not None:
@@ -60,7 +60,7 @@ def row(job_id: UUID) -> Any:
 
 
 def rows(job_ids: Iterable[UUID]) -> Sequence[Any]:
-    """The jobs, in the order asked for."""
+    """The rows of these jobs, in this order."""
     with db.begin() as session:
         found = {one.id: one for one in session.execute(text("SELECT * FROM job WHERE id = ANY(:ids)"), {"ids": list(job_ids)})}
     return [found[number] for number in job_ids]
@@ -74,7 +74,7 @@ def attempts(job_id: UUID) -> list[str]:
 
 
 def wait_ended(job_ids: Sequence[UUID], *, within_s: float = PATIENCE_S, stack: Stack | None = None) -> Sequence[Any]:
-    """Every one of these jobs has ended; returns their rows. Raises TimeoutError with what the processes said."""
+    """Waits until all these jobs have ended; returns their rows. Raises TimeoutError with the processes' logs."""
 
     def ended() -> Sequence[Any] | None:
         found = rows(job_ids)
@@ -93,7 +93,7 @@ def wait_status(job_id: UUID, *statuses: str, within_s: float = PATIENCE_S) -> A
 
 
 def violations(job_ids: Iterable[UUID], calls: Iterable[Call]) -> list[str]:
-    """What must hold whatever happened, and does not. calls: all that the upstream saw of these jobs, others' too."""
+    """The violated invariants. calls: all calls that the upstream received for these jobs; calls for other jobs may be among them."""
     jobs = {one.id: one for one in rows(list(job_ids))}
     with db.begin() as session:
         job_of = {str(one.dispatch_id): one.job_id for one in session.execute(text("SELECT dispatch_id, job_id FROM attempt"))}
@@ -114,7 +114,7 @@ def violations(job_ids: Iterable[UUID], calls: Iterable[Call]) -> list[str]:
 
 
 def prompt_of(one: Any) -> str:
-    """What this chat job asks."""
+    """The prompt of this chat job."""
     return str(json.loads(one.request)["messages"][-1]["content"])
 
 
@@ -123,5 +123,5 @@ def _is_own(one: Any) -> bool:
 
 
 def decoded(body: str) -> bytes:
-    """What Celery packed into a message."""
+    """The decoded body of a Celery message."""
     return base64.b64decode(body)

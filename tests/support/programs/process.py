@@ -20,7 +20,7 @@ PATIENCE_S = 40.0
 
 
 def until(is_so: Callable[[], Any], *, what: str, within_s: float = PATIENCE_S, every_s: float = 0.03) -> Any:
-    """What `is_so` answered when it was first true. Raises TimeoutError."""
+    """Polls `is_so`; returns its first true result. Raises TimeoutError."""
     deadline = time.monotonic() + within_s
     while not (found := is_so()):
         if time.monotonic() > deadline:
@@ -71,7 +71,7 @@ class Process:
         until(lambda: words in self.said(), what=f"{words!r} in the log of {self.name}:\n{last_lines(self.log)}")
 
     def children(self) -> list[int]:
-        """The programs it started, by pid, without the prefork server that is their parent."""
+        """The pids of the programs it started, without the prefork server that is their parent."""
         (forker,) = psutil.Process(self.pid).children()
         return sorted((child.pid for child in forker.children()), key=lambda pid: psutil.Process(pid).create_time())
 

@@ -32,7 +32,7 @@ TRIES = 5
 
 @cache
 def prefork_server() -> PreforkServer:
-    """The one forker of this test run. Ask for it in the main thread first."""
+    """The prefork server of this test run. Call it in the main thread first."""
     started = PreforkServer()
     atexit.register(started.stop)
     return started
@@ -40,7 +40,7 @@ def prefork_server() -> PreforkServer:
 
 @dataclass
 class Stack:
-    """Processes that share settings, one upstream, and the servers of the run. settings: as models.config.settings names them."""
+    """Processes that share settings, one upstream, and the servers of the run. settings: by their names in models.config.settings."""
 
     folder: Path
     upstream: FakeUpstream
@@ -54,25 +54,25 @@ class Stack:
         return {**plain, "OPENAI_BASE_URL": self.upstream.base_url, "NOWSERVING_DATA_DIR": str(self.folder / "data"), **ours}
 
     def pacer(self, *, crash: str = "") -> Process:
-        """Paces from now on."""
+        """Starts a pacer, and waits until it runs."""
         started = self._start("pacer", ["workers.pacer"], crash=crash)
         started.wait_says("pacing")
         return started
 
     def worker(self, *, threads: int = 8, crash: str = "", **settings: object) -> Process:
-        """One Celery worker process that takes jobs from now on."""
+        """Starts a Celery worker process, and waits until it takes jobs."""
         started = self.coming_worker(threads=threads, crash=crash, **settings)
         self.wait_reports(started.name, of=started)
         return started
 
     def coming_worker(self, *, threads: int = 8, crash: str = "", **settings: object) -> Process:
-        """One Celery worker process that has only been started."""
+        """Starts a Celery worker process without waiting for it."""
         name = f"worker-{os.getpid()}-{next(self._numbers)}"
         argv = ["workers.consumer", JOB_QUEUE, "--name", name, "--threads", str(threads)]
         return self._start(name, argv, crash=crash, worker_threads=threads, **settings)
 
     def sender(self, *, threads: int = 16, crash: str = "", **settings: object) -> Process:
-        """One Celery process that sends webhooks from now on."""
+        """Starts a Celery process that sends webhooks, and waits until it runs."""
         name = f"webhooks-{os.getpid()}-{next(self._numbers)}"
         argv = ["workers.consumer", WEBHOOK_QUEUE, "--name", name, "--threads", str(threads)]
         started = self._start(name, argv, crash=crash, **settings)
@@ -80,7 +80,7 @@ class Stack:
         return started
 
     def workers(self, *, processes: int, threads: int, **settings: object) -> Process:
-        """`workers.main`, with children that it starts again when they die; without webhooks unless settings say so."""
+        """Starts `workers.main`, which restarts its children when they die; without webhook senders unless settings ask for them."""
         log = self.folder / f"main-{next(self._numbers)}.log"
         argv = [sys.executable, "-m", "workers.main", "--processes", str(processes), "--threads", str(threads)]
         with log.open("ab") as output:
@@ -94,8 +94,8 @@ class Stack:
         return started
 
     def wait_reports(self, name: str, *, of: Process, processes: int = 1) -> None:
-        """So many worker processes of this name have said that they take jobs."""
-        # Since this one was started, and not of late: with seven seconds from beat to beat two may never be of late together.
+        """Waits until this many worker processes of this name have reported free slots."""
+        # All reports since its start count, not only recent ones: with heartbeats seven seconds apart, two may never be recent at once.
         wanted = text("SELECT count(*) FROM worker WHERE name LIKE :name AND slots > 0 AND started_at > to_timestamp(:began)")
         began = psutil.Process(of.pid).create_time() - 1
 
@@ -106,7 +106,7 @@ class Stack:
         until(have, what=f"{processes} of {name} at work:\n{last_lines(of.log)}", within_s=3 * PATIENCE_S)
 
     def stop(self) -> None:
-        """Nothing runs any more."""
+        """Kills all processes."""
         for process in self.processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -125,8 +125,8 @@ class Stack:
 
 
 def empty_tables() -> None:
-    """Every table is empty; the sequences go on. Of a running stack only the reports of workers are left."""
-    # Beside a stack that reads several tables at once one of the two may be picked as the victim of a deadlock.
+    """Empties every table; the sequences go on."""
+    # A stack that reads several tables at once may deadlock with this; Postgres then cancels one of the two.
     for _ in range(TRIES - 1):
         with suppress(Unavailable):
             return tables.empty()
@@ -135,7 +135,7 @@ def empty_tables() -> None:
 
 @contextmanager
 def running(folder: Path, **settings: object) -> Iterator[Stack]:
-    """An empty database and a stack without processes yet, with an upstream of its own. Everything it starts ends with it."""
+    """Empties the database and yields a stack without processes, with its own upstream. All its processes end with it."""
     prefork_server()
     empty_tables()
     with FakeUpstream() as upstream:
@@ -148,7 +148,7 @@ def running(folder: Path, **settings: object) -> Iterator[Stack]:
 
 @contextmanager
 def pretended_slots(slots: int) -> Iterator[None]:
-    """The pacer believes that a worker could take jobs."""
+    """Reports slots of a worker that does not exist, so that the pacer admits jobs."""
     with db.begin() as session:
         workers.record_heartbeat(session, "pretended", slots=slots)
     try:

@@ -81,4 +81,4 @@ class Batch:
         """The limiter state that each dispatch id is charged to."""
         models = {lane.id: lane.model for lane in self.lanes}
         lane_of = {job.id: job.lane_id for job in self.jobs()}
-        return {one.dispatch_id: CredentialModel(one.credential_id, models[lane_of[one.job_id]]) for one in self.admissions}
+        return {item.dispatch_id: CredentialModel(item.credential_id, models[lane_of[item.job_id]]) for item in self.admissions}

@@ -47,16 +47,16 @@ def commit_batch(batch: Batch, results: LaneResults) -> Committed:
         delays = _delays(session, batch, rooms)
         settled = [results.settle(batch, lane, delays) for lane in batch.lanes]
         marked = admission.admit(session, allowed)
-        admitted = [one for one in admissions if one.dispatch_id in marked]
-        jobs = [jobs_by_id[one.job_id] for one in admitted]
+        admitted = [item for item in admissions if item.dispatch_id in marked]
+        jobs = [jobs_by_id[item.job_id] for item in admitted]
         charges = key_shares.charges(jobs, list(batch.jobs()), cut=batch.truncated)
         key_shares.charge_shares(session, charges, times={lane.id: lane.virtual_time for lane in batch.lanes})
         called_before = [job.id for job in jobs if job.calls]
         queued_since = admission.queued_since(session, called_before) if called_before else {}
         if rooms:
-            caps.record_admissions(session, {one.dispatch_id: jobs_by_id[one.job_id] for one in admitted}, rooms)
+            caps.record_admissions(session, {item.dispatch_id: jobs_by_id[item.job_id] for item in admitted}, rooms)
         admission.settle_lanes(session, settled)
-    cancelled = [one for one in admissions if one.dispatch_id not in marked]
+    cancelled = [item for item in admissions if item.dispatch_id not in marked]
     return Committed(admitted, cancelled, jobs, settled, queued_since, bool(rooms), time.time_ns())
 
 
@@ -64,9 +64,9 @@ def _within_caps(batch: Batch, rooms: Sequence[caps.Allowance]) -> list[Admissio
     """The admissions that the caps allow."""
     if not rooms:
         return batch.admissions
-    job_ids = {one.job_id for one in batch.admissions}
+    job_ids = {item.job_id for item in batch.admissions}
     allowed = {job.id for job in caps.filter_allowed([job for job in batch.jobs() if job.id in job_ids], rooms)}
-    return [one for one in batch.admissions if one.job_id in allowed]
+    return [item for item in batch.admissions if item.job_id in allowed]
 
 
 def _delays(session: Transaction, batch: Batch, rooms: Sequence[caps.Allowance]) -> dict[int, float]:

@@ -30,29 +30,29 @@ def publish(batch: Batch, admitted: Sequence[Admission], *, limiter: Limiter, pu
     meters = batch.meters()
     jobs = {job.id: job for job in batch.jobs()}
     lanes = {lane.id: lane for lane in batch.lanes}
-    for one in admitted:
-        counters.admitted(jobs[one.job_id].lane_id, meters[one.dispatch_id].model)
-    reserved = _still_reserved([one.dispatch_id for one in admitted], meters, limiter)
+    for item in admitted:
+        counters.admitted(jobs[item.job_id].lane_id, meters[item.dispatch_id].model)
+    reserved = _still_reserved([item.dispatch_id for item in admitted], meters, limiter)
     messages = []
-    for one in admitted:
-        if one.dispatch_id in reserved:
-            job = jobs[one.job_id]
-            messages.append(TaskMessage(one.job_id, one.dispatch_id, task_names.task_name(job.endpoint, lanes[job.lane_id].pool)))
+    for item in admitted:
+        if item.dispatch_id in reserved:
+            job = jobs[item.job_id]
+            messages.append(TaskMessage(item.job_id, item.dispatch_id, task_names.task_name(job.endpoint, lanes[job.lane_id].pool)))
     publisher.publish(messages)
     crash_points.hit("pacer.mid_publish")
-    for one in admitted:
-        if one.dispatch_id not in reserved:
+    for item in admitted:
+        if item.dispatch_id not in reserved:
             with db.begin() as session:
                 not_sent = AttemptResult(Outcome.NOT_SENT)
-                requeue.requeue_job(session, one.job_id, one.dispatch_id, not_sent, reason="reservation lost")
+                requeue.requeue_job(session, item.job_id, item.dispatch_id, not_sent, reason="reservation lost")
 
 
 def release(batch: Batch, cancelled: Sequence[Admission], *, limiter: Limiter) -> None:
     """Releases the reserved budget of jobs that were cancelled between reservation and commit."""
     meters = batch.meters()
-    for one in cancelled:
+    for item in cancelled:
         try:
-            limiter.release(meters[one.dispatch_id], str(one.dispatch_id), Report(sent=False))
+            limiter.release(meters[item.dispatch_id], str(item.dispatch_id), Report(sent=False))
         except LimiterUnavailable:
             log.info("slot not released: Redis is unavailable; its lease expires by itself")
 
