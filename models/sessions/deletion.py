@@ -1,4 +1,4 @@
-"""A deleted session goes, or one turn: what was asked and answered, its pictures and files. The jobs stay, without bodies; usage stays."""
+"""Deletion of sessions and turns: erases requests, answers, images and files. Jobs stay without bodies; usage stays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARK = text("""
 
 
 def mark_deleted(session: Transaction, key_id: int, name: str) -> int:
-    """This key's session is deleted, its name is free, and no turn joins it any more; returns its number. Raises NotFound."""
+    """Marks this key's session as deleted: its name is free and it accepts no more turns. Returns its id. Raises NotFound."""
     row = session.execute(_MARK, {"key_id": key_id, "name": name}).one_or_none()
     if row is None:
         raise NotFound("No such session.")
@@ -31,59 +31,59 @@ _OPEN = text("""
 
 
 def open_turns(session: Transaction, conversation_id: int) -> Sequence[Any]:
-    """What of it waits or runs, last first, to be cancelled one by one. Rows: id, lane_id."""
+    """Returns the waiting and running jobs of a conversation, last turn first, so that the caller cancels them. Rows: id, lane_id."""
     return session.execute(_OPEN, {"id": conversation_id}).all()
 
 
-_GONE = """
+_ERASED = """
     request = '', response = NULL, response_type = NULL, transcript = NULL, metadata = NULL, headers = NULL, attachments = NULL,
     conversation_id = NULL
 """
 _ERASE = text(f"""
-    WITH mine AS (
+    WITH ended AS (
         SELECT job.id FROM conversation JOIN job ON job.conversation_id = conversation.id
         WHERE conversation.deleted_at IS NOT NULL AND (CAST(:id AS bigint) IS NULL OR conversation.id = :id)
         AND job.status IN ('succeeded', 'failed', 'cancelled', 'expired')
         LIMIT :limit FOR UPDATE OF job SKIP LOCKED
     )
-    UPDATE job SET {_GONE}
-    FROM mine WHERE job.id = mine.id RETURNING job.id
+    UPDATE job SET {_ERASED}
+    FROM ended WHERE job.id = ended.id RETURNING job.id
 """)
 
 
 def erase_turns(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
-    """Deletes the bodies of up to `limit` ended turns of deleted sessions, or of this one; returns how many."""
+    """Erases the bodies of up to `limit` ended turns of deleted sessions, or of this conversation; returns the number."""
     ids = [row.id for row in session.execute(_ERASE, {"id": conversation_id, "limit": limit})]
     if ids:
-        _erase_belongings(session, ids)
+        _delete_images_and_index(session, ids)
     return len(ids)
 
 
-_FORGET = text("""
-    WITH gone AS (
+_REMOVE = text("""
+    WITH removed AS (
         DELETE FROM conversation WHERE id IN (
-            SELECT id FROM conversation AS talk
+            SELECT id FROM conversation AS deleted
             WHERE deleted_at IS NOT NULL AND (CAST(:id AS bigint) IS NULL OR id = :id)
-            AND NOT EXISTS (SELECT FROM job WHERE conversation_id = talk.id)
+            AND NOT EXISTS (SELECT FROM job WHERE conversation_id = deleted.id)
             LIMIT :limit FOR UPDATE SKIP LOCKED
         ) RETURNING id
     ), files AS (
-        DELETE FROM artifact USING gone WHERE artifact.conversation_id = gone.id
+        DELETE FROM artifact USING removed WHERE artifact.conversation_id = removed.id
     )
-    SELECT count(*) FROM gone
+    SELECT count(*) FROM removed
 """)
 
 
 def remove_sessions(session: Transaction, *, limit: int, conversation_id: int | None = None) -> int:
-    """Removes up to `limit` deleted sessions, or this one, that have no turn any more, with their files; returns how many."""
-    return int(session.execute(_FORGET, {"id": conversation_id, "limit": limit}).scalar_one())
+    """Deletes the rows of up to `limit` deleted sessions, or of this one, that have no turns left, with their files; returns the number."""
+    return int(session.execute(_REMOVE, {"id": conversation_id, "limit": limit}).scalar_one())
 
 
 _ONE = text("SELECT id, status FROM job WHERE conversation_id = :id AND turn = :turn FOR UPDATE")
 
 
 def erase_turn(session: Transaction, conversation_id: int, turn: int) -> None:
-    """This turn has no bodies any more and is of no conversation. Raises NotFound; WrongState while it waits or runs."""
+    """Erases the bodies of one turn and removes it from its conversation. Raises NotFound; WrongState while it waits or runs."""
     row = session.execute(_ONE, {"id": conversation_id, "turn": turn}).one_or_none()
     if row is None:
         raise NotFound("No such message.")
@@ -92,19 +92,19 @@ def erase_turn(session: Transaction, conversation_id: int, turn: int) -> None:
     erase_job(session, row.id)
 
 
-_ERASE_ONE = text(f"UPDATE job SET {_GONE} WHERE id = :id")
+_ERASE_ONE = text(f"UPDATE job SET {_ERASED} WHERE id = :id")
 
 
 def erase_job(session: Transaction, job_id: UUID) -> None:
-    """Deletes the bodies and pictures of an ended job, and removes it from its conversation."""
+    """Erases the bodies and images of an ended job, and removes it from its conversation."""
     session.execute(_ERASE_ONE, {"id": job_id})
-    _erase_belongings(session, [job_id])
+    _delete_images_and_index(session, [job_id])
 
 
-_PICTURES = text("DELETE FROM artifact WHERE job_id = ANY(:ids)")
-_STORED = text("DELETE FROM stored_answer WHERE job_id = ANY(:ids)")
+_DELETE_IMAGES = text("DELETE FROM artifact WHERE job_id = ANY(:ids)")
+_DELETE_STORED = text("DELETE FROM stored_answer WHERE job_id = ANY(:ids)")
 
 
-def _erase_belongings(session: Transaction, job_ids: Sequence[UUID]) -> None:
-    for statement in (_PICTURES, _STORED):
+def _delete_images_and_index(session: Transaction, job_ids: Sequence[UUID]) -> None:
+    for statement in (_DELETE_IMAGES, _DELETE_STORED):
         session.execute(statement, {"ids": list(job_ids)})

@@ -1,4 +1,4 @@
-"""The messages of a session as a person reads them: of each turn what was asked and, under the next number, what was answered."""
+"""Messages of a session: two for each turn, the question and, with the next number, the answer."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from models.platform.errors import NotFound
 
 JsonObject = dict[str, Any]
 PREFIX = "msg_"
-# A page ends early rather than read more than this, but for its first turn.
+# A page ends early before it reads more than this, except for its first turn.
 PAGE_BYTES = 32 * 1024 * 1024
 _NUMBER = re.compile(r"msg_([1-9][0-9]{0,9})")
 _PICTURE = re.compile(r"img_([0-9a-f]{32})_([0-9]{1,4})")
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.ASCII)
 
 
-def parse_id(said: str) -> int:
-    """The number behind `msg_…`. Raises NotFound."""
-    found = _NUMBER.fullmatch(said)
-    if not found:
+def parse_id(public_id: str) -> int:
+    """Returns the number of `msg_…`. Raises NotFound."""
+    match = _NUMBER.fullmatch(public_id)
+    if not match:
         raise NotFound("No such message.")
-    return int(found[1])
+    return int(match[1])
 
 
 def list_messages(
     session: Transaction, conversation_id: int, *, limit: int, after: int | None, is_ascending: bool, now: float, origin: str = ""
 ) -> tuple[list[JsonObject], bool]:
-    """Up to `limit` messages after this one, and whether there are more. now: seconds since 1970, of the links; origin: see artifact.link.
+    """Returns up to `limit` messages after this one, and whether there are more.
 
-    A turn's question is number 2n-1, its answer 2n.
+    The question of turn n is number 2n-1, its answer 2n. now: seconds since 1970, to sign links; origin: prefix of the links.
     """
     statement = _UP if is_ascending else _DOWN
-    wanted = {"id": conversation_id, "after": after, "most": limit // 2 + 2, "most_bytes": PAGE_BYTES}
-    rows = session.execute(statement, wanted).all()
+    params = {"id": conversation_id, "after": after, "limit": limit // 2 + 2, "max_bytes": PAGE_BYTES}
+    rows = session.execute(statement, params).all()
     shown: list[JsonObject] = []
     for row in rows:
         pair = [_question(session, row, now=now, origin=origin), _answer(session, row, now=now, origin=origin)]
@@ -59,11 +59,11 @@ _REQUEST = text("SELECT endpoint, request FROM job WHERE id = :id")
 
 
 def image_bytes(session: Transaction, name: str) -> bytes:
-    """The picture behind `img_…`, which stands in the question of a turn. Raises NotFound."""
-    found = _PICTURE.fullmatch(name)
-    row = session.execute(_REQUEST, {"id": UUID(hex=found[1])}).one_or_none() if found else None
+    """Returns the image `img_…` of a question. Raises NotFound."""
+    match = _PICTURE.fullmatch(name)
+    row = session.execute(_REQUEST, {"id": UUID(hex=match[1])}).one_or_none() if match else None
     urls = chat_messages.image_urls(chat_messages.stored_request_messages(row.endpoint, row.request)) if row else []
-    url = urls[int(found[2])] if found and int(found[2]) < len(urls) else ""
+    url = urls[int(match[2])] if match and int(match[2]) < len(urls) else ""
     if not _DATA_URL.match(url):
         raise NotFound("This picture was deleted.")
     try:
@@ -76,8 +76,8 @@ def _question(session: Transaction, row: Any, *, now: float, origin: str) -> Jso
     messages = chat_messages.stored_request_messages(row.endpoint, row.request)
     images = [_image(row.id, n, url, now=now, origin=origin) for n, url in enumerate(chat_messages.image_urls(messages))]
     files = [attachments.attachment_view(one, now=now, origin=origin) for one in attachments.by_ids(session, row.attachments)]
-    said = chat_messages.plain_text(messages) or None
-    return _message(row, 2 * row.turn - 1, role="user", text=said, images=images, attachments=files, at=row.created_at)
+    words = chat_messages.plain_text(messages) or None
+    return _message(row, 2 * row.turn - 1, role="user", text=words, images=images, attachments=files, at=row.created_at)
 
 
 def _answer(session: Transaction, row: Any, *, now: float, origin: str) -> JsonObject:
@@ -110,7 +110,7 @@ def _message(
 
 
 def _image(job_id: UUID, n: int, url: str, *, now: float, origin: str) -> JsonObject:
-    """What the caller linked stays that link; what it sent along can be opened here."""
+    """Returns the caller's own link unchanged; an image in the request gets a signed link."""
     if not url.startswith("data:"):
         return {"url": url, "content_type": None}
     return {"url": artifacts.signed_url(f"img_{job_id.hex}_{n}", now=now, origin=origin), "content_type": url[5:].partition(";")[0][:100]}
@@ -118,16 +118,16 @@ def _image(job_id: UUID, n: int, url: str, *, now: float, origin: str) -> JsonOb
 
 def _page(bound: str, order: str) -> Any:
     return text(f"""
-        WITH found AS (
+        WITH turns AS (
             SELECT id, turn, octet_length(request) + coalesce(octet_length(response), 0) AS bytes FROM job
-            WHERE conversation_id = :id AND (CAST(:after AS bigint) IS NULL OR {bound}) ORDER BY turn {order} LIMIT :most
+            WHERE conversation_id = :id AND (CAST(:after AS bigint) IS NULL OR {bound}) ORDER BY turn {order} LIMIT :limit
         ), summed AS (
-            SELECT id, sum(bytes) OVER (ORDER BY turn {order}) - bytes AS before, count(*) OVER () AS seen,
-                   row_number() OVER (ORDER BY turn {order}) AS nth FROM found
+            SELECT id, sum(bytes) OVER (ORDER BY turn {order}) - bytes AS before, count(*) OVER () AS scanned,
+                   row_number() OVER (ORDER BY turn {order}) AS nth FROM turns
         )
         SELECT job.id, job.turn, job.endpoint, job.request, job.status, job.images, job.error, job.attachments, job.since_turn,
-               job.created_at, job.ended_at, job.response, summed.seen > summed.nth AS has_more
-        FROM summed JOIN job ON job.id = summed.id WHERE summed.before <= :most_bytes OR summed.nth = 1 ORDER BY job.turn {order}
+               job.created_at, job.ended_at, job.response, summed.scanned > summed.nth AS has_more
+        FROM summed JOIN job ON job.id = summed.id WHERE summed.before <= :max_bytes OR summed.nth = 1 ORDER BY job.turn {order}
     """)
 
 

@@ -1,4 +1,4 @@
-"""Sessions as their owner sees them: conversations with a title, a system prompt and rules of their own."""
+"""Sessions of a key: conversations with a title, a system prompt and settings of their own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DEFAULTS: Mapping[str, object] = {name: "skip" if name == "on_failed_turn" else 
 PREVIEW_CHARS = 200
 
 
-def parse_id(said: str) -> str:
-    """The id in an address. Raises NotFound for what cannot be one."""
-    if not said.isprintable():
+def parse_id(name: str) -> str:
+    """Returns the session id of a URL. Raises NotFound for a text that cannot be one."""
+    if not name.isprintable():
         raise NotFound("No such session.")
-    return said
+    return name
 
 
 _FIELDS = ", ".join((*FIELDS, "system_prompt_tokens"))
@@ -35,56 +35,56 @@ _CREATE = text(f"""
 """)
 
 
-def create(session: Transaction, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
-    """A new session's row, without turns. said: of FIELDS. Raises WrongState when this key has one of that name."""
-    row = session.execute(_CREATE, {**_values({**DEFAULTS, **said}), "key_id": key_id, "name": name}).one_or_none()
+def create(session: Transaction, key_id: int, name: str, fields: Mapping[str, Any]) -> Any:
+    """Creates a session without turns; returns its row. fields: of FIELDS. Raises WrongState if this key has one of that name."""
+    row = session.execute(_CREATE, {**_values({**DEFAULTS, **fields}), "key_id": key_id, "name": name}).one_or_none()
     if row is None:
         raise WrongState("This key has a session of that id. PATCH it, or choose another id.")
     return row
 
 
-# Of a large turn nothing is shown in lists.
+# Lists show no preview of a large turn.
 _COLUMNS = """
-    talk.*, last.endpoint, last.request, last.response
+    conversation_row.*, last.endpoint, last.request, last.response
 """
 _LAST = """
     LEFT JOIN LATERAL (
         SELECT endpoint, request, response FROM job
-        WHERE conversation_id = talk.id AND status = 'succeeded' AND turn_tokens IS NOT NULL
+        WHERE conversation_id = conversation_row.id AND status = 'succeeded' AND turn_tokens IS NOT NULL
         AND octet_length(request) + octet_length(response) < 262144 ORDER BY turn DESC LIMIT 1
     ) AS last ON true
 """
-_HERE = "key_id = :key_id AND name = :name AND deleted_at IS NULL"
-_GET = text(f"SELECT {_COLUMNS} FROM conversation AS talk {_LAST} WHERE {_HERE}")
+_OWNED = "key_id = :key_id AND name = :name AND deleted_at IS NULL"
+_GET = text(f"SELECT {_COLUMNS} FROM conversation AS conversation_row {_LAST} WHERE {_OWNED}")
 
 
 def get(session: Transaction, key_id: int, name: str) -> Any:
-    """The session's row. Raises NotFound when this key has no such session."""
-    return _one(session.execute(_GET, {"key_id": key_id, "name": name}).one_or_none())
+    """Returns the session's row. Raises NotFound if this key has no such session."""
+    return _expect_row(session.execute(_GET, {"key_id": key_id, "name": name}).one_or_none())
 
 
 _PAGE = text(f"""
-    SELECT {_COLUMNS} FROM conversation AS talk {_LAST}
-    WHERE key_id = :key_id AND deleted_at IS NULL AND starts_with(talk.name, :begins)
-    AND (CAST(:at AS timestamptz) IS NULL OR (talk.last_active_at, talk.id) < (:at, :id))
-    ORDER BY talk.last_active_at DESC, talk.id DESC LIMIT :most
+    SELECT {_COLUMNS} FROM conversation AS conversation_row {_LAST}
+    WHERE key_id = :key_id AND deleted_at IS NULL AND starts_with(conversation_row.name, :begins)
+    AND (CAST(:at AS timestamptz) IS NULL OR (conversation_row.last_active_at, conversation_row.id) < (:at, :id))
+    ORDER BY conversation_row.last_active_at DESC, conversation_row.id DESC LIMIT :limit
 """)
 
 
 def list_sessions(session: Transaction, key_id: int, *, limit: int, after: str | None = None, begins: str = "") -> Sequence[Any]:
-    """Up to limit + 1 rows of this key's sessions, the one last active first, after the one of this name. Raises NotFound.
+    """Returns up to limit + 1 rows of this key's sessions, last active first, after the session of this name. Raises NotFound.
 
-    begins: what their names begin with.
+    begins: prefix of their names.
     """
     last = get(session, key_id, after) if after is not None else None
-    wanted = {
+    params = {
         "key_id": key_id,
         "at": last.last_active_at if last else None,
         "id": last.id if last else None,
-        "most": limit + 1,
+        "limit": limit + 1,
         "begins": begins,
     }
-    return session.execute(_PAGE, wanted).all()
+    return session.execute(_PAGE, params).all()
 
 
 _UPDATE = text(f"""
@@ -92,27 +92,27 @@ _UPDATE = text(f"""
         UPDATE conversation SET ({_FIELDS}) = ROW({_VALUES}), learned_tokens = CASE WHEN NOT :relearn THEN learned_tokens END
         WHERE id = :id AND deleted_at IS NULL RETURNING *
     )
-    SELECT {_COLUMNS} FROM changed AS talk {_LAST}
+    SELECT {_COLUMNS} FROM changed AS conversation_row {_LAST}
 """)
 
 
-def update(session: Transaction, key_id: int, name: str, said: Mapping[str, Any]) -> Any:
-    """The session's row with these of FIELDS; what is not said stays. Raises NotFound."""
+def update(session: Transaction, key_id: int, name: str, fields: Mapping[str, Any]) -> Any:
+    """Changes these of FIELDS and returns the session's row; the others stay. Raises NotFound."""
     before = get(session, key_id, name)._asdict()
-    wanted = _values({field: said.get(field, before[field]) for field in FIELDS})
-    return _one(session.execute(_UPDATE, {**wanted, "id": before["id"], "relearn": "context_tokens" in said}).one_or_none())
+    params = _values({field: fields.get(field, before[field]) for field in FIELDS})
+    return _expect_row(session.execute(_UPDATE, {**params, "id": before["id"], "relearn": "context_tokens" in fields}).one_or_none())
 
 
-_TOUCH = text(f"UPDATE conversation SET last_active_at = clock_timestamp() WHERE {_HERE} RETURNING id")
+_TOUCH = text(f"UPDATE conversation SET last_active_at = clock_timestamp() WHERE {_OWNED} RETURNING id")
 
 
 def touch(session: Transaction, key_id: int, name: str) -> int:
-    """The session is active now; returns its number and holds its row until the transaction ends. Raises NotFound."""
-    return int(_one(session.execute(_TOUCH, {"key_id": key_id, "name": name}).one_or_none()).id)
+    """Marks the session active now, locks its row until the transaction ends, and returns its id. Raises NotFound."""
+    return int(_expect_row(session.execute(_TOUCH, {"key_id": key_id, "name": name}).one_or_none()).id)
 
 
 def to_json(row: Any) -> JsonObject:
-    """The session as a caller sees it. null: as the operator's settings have it."""
+    """Returns the session as JSON for its owner. null: the operator's setting applies."""
     return {
         "id": row.name,
         "object": "session",
@@ -125,25 +125,25 @@ def to_json(row: Any) -> JsonObject:
 
 
 def _values(fields: Mapping[str, Any]) -> JsonObject:
-    """With what the system prompt takes of each turn."""
+    """Adds the number of tokens that the system prompt takes of each turn."""
     own = fields["system_prompt"]
     return {**fields, "system_prompt_tokens": None if own is None else history_window.prompt_tokens(own)}
 
 
 def _preview(row: Any) -> str | None:
-    """How its last turn that was answered begins: the answer, or what was asked where that has no words."""
+    """Returns the beginning of the last answered turn: of the answer, or of the question if the answer has no text."""
     if row.request is None:
         return None
     message = chat_messages.reply_message(row.response)
-    said = (
+    words = (
         chat_messages.plain_text([message])
         if message
         else chat_messages.plain_text(chat_messages.stored_request_messages(row.endpoint, row.request))
     )
-    return said[:PREVIEW_CHARS]
+    return words[:PREVIEW_CHARS]
 
 
-def _one(row: Any | None) -> Any:
+def _expect_row(row: Any | None) -> Any:
     if row is None:
         raise NotFound("No such session.")
     return row

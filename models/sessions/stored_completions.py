@@ -105,10 +105,10 @@ _FILTER = """
 """
 # A job's id is a UUIDv7: it sorts by creation time.
 _PAGE_ASCENDING = text(f"""
-    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id > :after) ORDER BY stored.job_id LIMIT :most
+    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id > :after) ORDER BY stored.job_id LIMIT :limit
 """)
 _PAGE_DESCENDING = text(f"""
-    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id < :after) ORDER BY stored.job_id DESC LIMIT :most
+    {_ROWS} {_FILTER} AND (CAST(:after AS uuid) IS NULL OR stored.job_id < :after) ORDER BY stored.job_id DESC LIMIT :limit
 """)
 
 
@@ -122,7 +122,7 @@ def list_completions(
     last row. model: of the request or of the answer. metadata: pairs that each row must have.
     """
     params = {
-        "key_id": key_id, "endpoint": endpoint, "after": after, "model": model, "metadata": json.dumps(metadata), "most": limit + 1,
+        "key_id": key_id, "endpoint": endpoint, "after": after, "model": model, "metadata": json.dumps(metadata), "limit": limit + 1,
     }  # fmt: skip
     return session.execute(_PAGE_ASCENDING if is_ascending else _PAGE_DESCENDING, params).all()
 
