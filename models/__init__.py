@@ -1,1 +1,1 @@
-"""What is true: tables, their compare-and-sets, settings, errors, prices. Imports nothing else of ours."""
+"""The state of the system: tables and their transitions, settings, errors and prices. Imports no other package of this project."""

@@ -59,7 +59,7 @@ def usage() -> Response:
     with db.begin() as session:
         # Visitors see only their own usage.
         user = visitors.name_of(request)
-        rows = statement.usage_report(session, caller.id, since=since, until=until, by=groups, most=MAX_ROWS + 1, user=user)
+        rows = statement.usage_report(session, caller.id, since=since, until=until, by=groups, limit=MAX_ROWS + 1, user=user)
     return render.json_response(
         {
             "object": "list",

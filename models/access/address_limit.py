@@ -16,16 +16,16 @@ class AddressLimit:
         self._period_s = period_s
         self._clock = clock
         self._lock = threading.Lock()
-        #: when the bucket of each address is full again
+        # When the bucket of each address is full again.
         self._full_at: dict[str, float] = {}
 
     def wait_s(self, address: str, *, limit: int) -> float:
-        """Seconds until one more is allowed; 0.0: now. limit: tokens of a full bucket."""
+        """Seconds until the next token; 0.0: there is one now. limit: tokens of a full bucket."""
         with self._lock:
             return self._wait_s(address, limit)[0]
 
     def take(self, address: str, *, limit: int) -> float:
-        """Takes one token where there is one and returns 0.0, else the seconds until there is one."""
+        """Takes one token and returns 0.0; the seconds until the next token if there is none."""
         with self._lock:
             wait_s, full_at = self._wait_s(address, limit)
             if wait_s == 0.0:
@@ -36,7 +36,7 @@ class AddressLimit:
             return wait_s
 
     def is_full(self, address: str) -> bool:
-        """Whether nothing was taken for a whole period."""
+        """Whether no token was taken for a whole period."""
         with self._lock:
             return self._full_at.get(address, 0.0) <= self._clock()
 

@@ -1,4 +1,4 @@
-"""The address of a client, behind trusted proxies too, as limits for each address name it."""
+"""The client address by which limits are counted, also behind trusted proxies."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from functools import lru_cache
 
 from models.config.settings import settings
 
-# One person's share of IPv6.
+# An internet provider gives each customer at least one IPv6 network of this size.
 NETWORK_BITS = 64
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def bucket_name(peer: str | None, forwarded_for: str) -> str | None:
-    """An IPv4 address or an IPv6 network; None: a program on this machine.
+    """The name of a client's limit: an IPv4 address or an IPv6 network; None: a program on this machine.
 
-    peer: of the connection. forwarded_for: X-Forwarded-For, read from its end, where each proxy has written its own peer, and only as
-    far as these are proxies on this machine or of NOWSERVING_TRUSTED_PROXIES.
+    peer: of the connection. forwarded_for: X-Forwarded-For, read from its end, because each proxy appends its own peer. Reading stops at
+    the first address that is neither a proxy on this machine nor one of NOWSERVING_TRUSTED_PROXIES.
     """
-    seen = None
+    client = None
     for hop in (peer, *reversed(forwarded_for.split(","))):
         address = _parse(hop)
         if address is None:
             break
-        seen = address
+        client = address
         if not _is_proxy(address):
             break
-    return None if seen is None or seen.is_loopback else _name(seen)
+    return None if client is None or client.is_loopback else _name(client)
 
 
 def _is_proxy(address: Address) -> bool:

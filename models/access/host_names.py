@@ -1,7 +1,7 @@
-"""Names by which this server may be called in a URL (the Host header): loopback, addresses, and those that the operator has configured.
+"""The allowed values of the Host header: loopback names, IP addresses, and the names that the operator configured.
 
-A page that rebinds its own name to an address of ours (DNS rebinding) has the browser send that name as Host. Such a page cannot have an
-IP address as its name, or it would have come from that very server: every literal address is a name of ours.
+This is the defence against DNS rebinding: a page rebinds its own name to an address of this server, and the browser sends that name as
+Host. Such a page cannot have an IP address as its name, because it would then come from this server: every IP address is allowed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from urllib.parse import urlsplit
 from models.config.settings import settings
 
 ANY = "*"
-# Container engines give these to the machine that a container runs on. No one can register a name below .internal.
+# Names of the container host, set by container engines. Names below .internal cannot be registered.
 CONTAINER_NAMES = frozenset({"host.docker.internal", "gateway.docker.internal", "host.containers.internal"})
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)(:\d{0,5})?")
 
 
 def parse_name(host: str) -> str | None:
     """The name in a Host header, in lower case, without port, brackets and the dot at its end; None when it cannot be read."""
-    found = _HOST.fullmatch(host.strip())
-    return found["name"].lower().strip("[]").removesuffix(".") if found else None
+    match = _HOST.fullmatch(host.strip())
+    return match["name"].lower().strip("[]").removesuffix(".") if match else None
 
 
 def is_loopback(name: str) -> bool:
-    """Whether only this machine is meant by the name, as `name_in` returns it. All interfaces (0.0.0.0) count: they include loopback."""
+    """Whether this name, as `parse_name` returns it, is a loopback address. 0.0.0.0 (all interfaces) includes loopback."""
     try:
         address = ip_address(name)
     except ValueError:
@@ -34,13 +34,13 @@ def is_loopback(name: str) -> bool:
 
 
 def is_configured(name: str) -> bool:
-    """Whether the operator has named it: NOWSERVING_HOST, the host of NOWSERVING_PUBLIC_URL or one of NOWSERVING_ALLOWED_HOSTS."""
+    """Whether the operator configured this name: NOWSERVING_HOST, the host of NOWSERVING_PUBLIC_URL or one of NOWSERVING_ALLOWED_HOSTS."""
     own = {settings().host.lower().removesuffix("."), (urlsplit(settings().public_url).hostname or "").removesuffix(".")}
     return name in own - {""} or any(_matches(name, pattern) for pattern in settings().allowed_hosts)
 
 
 def is_allowed(host: str) -> bool:
-    """Whether a request with this Host header is meant for this server."""
+    """Whether this Host header is allowed."""
     if ANY in settings().allowed_hosts:
         return True
     name = parse_name(host)
@@ -48,9 +48,9 @@ def is_allowed(host: str) -> bool:
 
 
 def has_open_loopback() -> bool:
-    """Whether any program or page on this machine may bring a key of its own: keys are open and the server listens on loopback.
+    """Whether any program or page on this machine may use its own key: keys are open and the server listens on loopback.
 
-    With NOWSERVING_ALLOWED_HOSTS=* never: in a container all interfaces are not the machine's loopback.
+    Always False with NOWSERVING_ALLOWED_HOSTS=*: in a container, all interfaces are not the loopback of the machine.
     """
     return settings().open_keys and ANY not in settings().allowed_hosts and (not settings().host or is_loopback(settings().host.lower()))
 

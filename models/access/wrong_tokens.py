@@ -1,4 +1,4 @@
-"""Slows guesses: after MAX_A_MINUTE wrong tokens or passwords from one address, it has to wait before its next is looked at."""
+"""Brute-force limit: after MAX_A_MINUTE wrong tokens or passwords, an address must wait before its next token is checked."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ THIS_MACHINE = "this machine"
 
 
 class WrongTokens:
-    """Counts in this process. address: as models/access/client_address.py names it, None: this machine, which is slowed like the others.
+    """The limit within one process. address: of client_address.bucket_name; None: this machine, which is limited like any other.
 
-    A token that was right from the same address goes through, so that guesses behind the same proxy do not lock its owner out.
+    A token that was valid from the same address always passes, so guesses behind the same proxy do not lock out its owner.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,13 +34,13 @@ class WrongTokens:
         self._logged: set[str] = set()
 
     def expect_room(self, address: str | None, token: str) -> None:
-        """To be called before the token is looked at. Raises TooManyWrongTokens."""
+        """Call it before the token is checked. Raises TooManyWrongTokens."""
         wait_s = self._limit.wait_s(address or THIS_MACHINE, limit=MAX_A_MINUTE)
         if wait_s and _digest(address, token) not in self._right:
             raise TooManyWrongTokens(retry_after_s=wait_s)
 
     def note_right(self, address: str | None, token: str) -> None:
-        """This token is right from this address."""
+        """Records a valid token of this address."""
         digest = _digest(address, token)
         if digest in self._right:
             return
@@ -50,7 +50,7 @@ class WrongTokens:
             self._right.add(digest)
 
     def note_wrong(self, address: str | None, token: str, *, door: str) -> None:
-        """One more wrong token of this address. door: what it was to open; logged once, when the address begins to be slowed."""
+        """Records a wrong token of this address. door: the interface that refused it. The first token over the limit is logged."""
         metrics.wrong_tokens.labels(door).inc()
         name = address or THIS_MACHINE
         with self._lock:
@@ -58,17 +58,17 @@ class WrongTokens:
             if self._limit.is_full(name):
                 self._logged.discard(name)
             self._limit.take(name, limit=MAX_A_MINUTE)
-            is_news = self._limit.wait_s(name, limit=MAX_A_MINUTE) > 0 and name not in self._logged
-            if is_news:
+            is_first = self._limit.wait_s(name, limit=MAX_A_MINUTE) > 0 and name not in self._logged
+            if is_first:
                 if len(self._logged) >= MAX_REMEMBERED:
                     self._logged.clear()
                 self._logged.add(name)
-        if is_news:
+        if is_first:
             log.warning("wrong tokens: this address is slowed", extra={"address": name, "door": door})
 
 
 def authenticate_for_metrics(wrong: WrongTokens, address: str | None, token: str) -> None:
-    """Raises Unauthorised for a token that does not open /metrics, and TooManyWrongTokens."""
+    """Raises Unauthorised for a token that may not read /metrics, and TooManyWrongTokens."""
     wrong.expect_room(address, token)
     if operators.may_read_metrics(token):
         wrong.note_right(address, token)

@@ -1,4 +1,4 @@
-"""Money is a whole number of millionths of a dollar (micro-USD), from where it is read to where it is shown."""
+"""Money: parsing and formatting. Inside the system every amount is a whole number of micro-USD."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from decimal import Decimal, InvalidOperation
 from models.platform.errors import Invalid
 
 MICRO_PER_USD = 1_000_000
-# More than anybody grants, and far from where a sum of 64 bits ends.
+# More than any grant, and far from the range of a 64-bit sum.
 MAX_USD = 1_000_000_000
 
 
 def parse_usd(said: str) -> int:
-    """Micro-USD of an amount as people write it: `20`, `0.5`, `-3.25`. Raises Invalid."""
+    """The micro-USD of an amount in US dollars, for example `20`, `0.5`, `-3.25`. Raises Invalid."""
     try:
         amount = Decimal(said)
     except InvalidOperation:
@@ -25,11 +25,11 @@ def parse_usd(said: str) -> int:
 
 
 def to_usd(amount_microusd: int) -> float:
-    """To be shown: JSON has no other number for it. Never to be reckoned with."""
+    """US dollars as a JSON number, for output only: never calculate with it."""
     return amount_microusd / MICRO_PER_USD
 
 
 def format_usd(amount_microusd: int) -> str:
-    """`12.50` or `0.000068`: at least two digits behind the point, and all that are not zero."""
-    whole = f"{Decimal(amount_microusd) / MICRO_PER_USD:.6f}"
-    return whole[:-4] + whole[-4:].rstrip("0")
+    """Formats an amount as `12.50` or `0.000068`: at least two decimal places, without further trailing zeros."""
+    digits = f"{Decimal(amount_microusd) / MICRO_PER_USD:.6f}"
+    return digits[:-4] + digits[-4:].rstrip("0")

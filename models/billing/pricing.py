@@ -1,4 +1,4 @@
-"""What calls cost: by the operator's price file, else by the list that ships with genai-prices; nothing is fetched."""
+"""Prices of calls: from the operator's price file, else from the list that ships with genai-prices. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MTOK = 1_000_000
 
 @cache
 def load_price_list() -> Any:
-    """The list. Not imported above: it takes a second and 66 MB, for which an API process without budgets has no use."""
+    """The module of genai-prices. A late import: it takes a second and 66 MB, which an API process without budgets does not need."""
     return importlib.import_module("genai_prices")
 
 
 def cost_microusd(model: str, *, input_tokens: int, output_tokens: int, images: int = 0) -> int | None:
-    """The price of one call; None, and a warning, when nobody knows it. What used nothing costs nothing, whatever the model."""
+    """The price of one call; None, with a warning, if it is unknown. A call without usage costs 0, whatever the model."""
     cost = _cost(model, input_tokens, output_tokens, images) if input_tokens or output_tokens or images else Decimal(0)
     if cost is None:
         _warn(model)
@@ -37,9 +37,9 @@ def cost_microusd(model: str, *, input_tokens: int, output_tokens: int, images: 
 
 
 def max_microusd(model: str, *, input_tokens: int, output_tokens: int, images: int = 0) -> int | None:
-    """What a call may cost, rounded up: its prompt, the longest reply and its pictures. None, and a warning, when nobody knows.
+    """The maximum price of a call, rounded up: its prompt, the longest reply and its images. None, with a warning, if it is unknown.
 
-    Pictures that have no price of their own are taken as the tokens of the dearest.
+    An image without a price of its own counts as MAX_GENERATED_IMAGE_TOKENS.
     """
     own = _own(model)
     tokens = output_tokens + (images * MAX_GENERATED_IMAGE_TOKENS if own is None else 0)
@@ -54,7 +54,7 @@ def _cost(model: str, input_tokens: int, output_tokens: int, images: int) -> Dec
     own = _own(model)
     if own is not None:
         return _of(own, input_tokens, output_tokens, images)
-    # The list knows no price of a picture: those whose tokens were not told have none.
+    # The list has no prices of images: without a token count, images have no price.
     return None if images and not output_tokens else _listed(model, input_tokens, output_tokens)
 
 
@@ -73,19 +73,19 @@ def _listed(model: str, input_tokens: int, output_tokens: int) -> Decimal | None
 
 @lru_cache(maxsize=1024)
 def _flat(model: str) -> Price | str | None:
-    """The list's price, for a look at the list takes a third of a millisecond; `tiers`: it depends on how much; None: not listed."""
+    """The cached price in the list, as a lookup takes 0.3 ms; `tiers`: the price depends on the amount; None: not listed."""
     try:
         priced = _calc(model, 1, 1).model_price
     except LookupError:
         return None
-    asked, replied = priced.input_mtok or Decimal(0), priced.output_mtok or Decimal(0)
-    return Price(asked, replied) if isinstance(asked, Decimal) and isinstance(replied, Decimal) else "tiers"
+    input_price, output_price = priced.input_mtok or Decimal(0), priced.output_mtok or Decimal(0)
+    return Price(input_price, output_price) if isinstance(input_price, Decimal) and isinstance(output_price, Decimal) else "tiers"
 
 
 def _calc(model: str, input_tokens: int, output_tokens: int) -> Any:
-    """Raises LookupError when the list does not know the model."""
-    found = load_price_list()
-    return found.calc_price(found.Usage(input_tokens=input_tokens, output_tokens=output_tokens), model, provider_id="openai")
+    """The price by the list. Raises LookupError if the list does not have the model."""
+    prices = load_price_list()
+    return prices.calc_price(prices.Usage(input_tokens=input_tokens, output_tokens=output_tokens), model, provider_id="openai")
 
 
 def _own(model: str) -> Price | None:
@@ -95,11 +95,11 @@ def _own(model: str) -> Price | None:
 
 @lru_cache(maxsize=4)
 def _file(path: Path) -> Mapping[str, Price]:
-    """Read once per process, as settings are."""
+    """The price file, read once per process, as settings are."""
     return price_file.load_prices(path)
 
 
 @lru_cache(maxsize=1024)
 def _warn(model: str) -> None:
-    """Once per model and process."""
+    """Logs a warning, once per model and process."""
     log.warning("no price is known for this model: its calls are charged 0; name it in NOWSERVING_PRICES_FILE", extra={"model": model})

@@ -1,4 +1,4 @@
-"""What a call used and cost, read from the upstream's answer, or estimated where that says nothing readable; written with the result."""
+"""The usage and cost of a call: read from the upstream's answer, or estimated if that has none; stored with the result."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from models.database.db import Transaction
 
 log = logging.getLogger(__name__)
 
-# The columns are 32 bits wide: what is above is written as this, and marked.
+# The columns are 32 bits wide: a larger count is stored as this, and marked as estimated.
 MAX_COUNT = 2**31 - 1
 _NUMBER = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, and images as they were delivered.
+    """Tokens, and the number of delivered images.
 
-    is_told: False where neither the answer nor an estimate says anything. estimated: some of it was counted by us.
+    is_told: False if neither the answer nor an estimate has a count. estimated: some counts are estimates.
     """
 
     input_tokens: int = 0
@@ -38,10 +38,10 @@ class Usage:
 
 
 def usage_of(answer: object, *, asked: Callable[[], int] | None = None, model: str = "") -> Usage:
-    """The usage in an answer of any OpenAI endpoint, by chat's or images' and responses' names; counts that are missing are estimated.
+    """The usage in an answer of any OpenAI endpoint, by the field names of chat or of images and responses; missing counts are estimated.
 
-    Missing is what is no number, below 0, or 0 where our own count is more. asked: our count of the prompt, called only where it is
-    needed; None: nothing is estimated. Pictures that come without tokens are counted as pictures alone.
+    A count is missing if it is no number, below 0, or 0 where the estimate is more. asked: estimates the prompt, called only if needed;
+    None: nothing is estimated. Images without token counts count as images alone.
     """
     if not isinstance(answer, Mapping):
         return Usage(is_told=False)
@@ -58,22 +58,31 @@ def usage_of(answer: object, *, asked: Callable[[], int] | None = None, model: s
 
 
 def usage_of_unreadable(prompt_tokens: int, raw: bytes, *, model: str = "") -> Usage:
-    """The estimated usage of a call that was answered with bytes nobody can read: its prompt, and all of these bytes as a text."""
+    """The estimated usage of a call with an unreadable answer: its prompt, and all bytes of the answer as a text."""
     written = token_estimate.estimate_text(raw.decode("utf-8", "replace"), model=model)
     return _fit(Usage(prompt_tokens, written, estimated=True), model)
 
 
 def price_microusd(usage: Usage, *, model: str) -> int | None:
-    """Micro-USD; None when nobody knows: neither the answer nor an estimate says what it used, or no price is known for the model."""
+    """The cost in micro-USD; None if the usage or the price of the model is unknown."""
     if not usage.is_told:
         return None
     return pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, images=usage.images)
 
 
+_WRITE = text("""
+    INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, estimated, cost_microusd)
+    VALUES (:dispatch_id, :job_id, :key_id, :model, (SELECT flow FROM job WHERE id = :job_id), :input_tokens, :output_tokens, :images,
+            :estimated,
+            coalesce(:cost, (SELECT 0 FROM job WHERE id = :job_id AND reserved_microusd = 0)))
+    ON CONFLICT (dispatch_id) DO NOTHING
+""")
+
+
 def store_usage(
     session: Transaction, usage: Usage, *, dispatch_id: UUID, job_id: UUID, key_id: int, model: str, cost_microusd: int | None
 ) -> None:
-    """On record once per call, however often it is written. What could cost nothing at most has cost nothing."""
+    """Stores the usage of a call, once however often it is called. A call reserved at a maximum cost of 0 has cost 0."""
     session.execute(
         _WRITE,
         {"dispatch_id": dispatch_id, "job_id": job_id, "key_id": key_id, "model": model, "cost": cost_microusd, **vars(usage)},
@@ -81,7 +90,7 @@ def store_usage(
 
 
 def usage_cte(arrow: str) -> str:
-    """SQL: the CTE `used`, which writes the usage of the calls in the CTE `arrow` as `write` does; none where :is_used is false.
+    """SQL: the CTE `used`, which stores the usage of the calls in the CTE `arrow` as `store_usage` does; none where :is_used is false.
 
     arrow must have id, key_id, model, flow and reserved_microusd.
     """
@@ -95,7 +104,7 @@ def usage_cte(arrow: str) -> str:
 
 
 class _Counts(NamedTuple):
-    """What an answer says, None where it cannot be read. total: only where it says more than the others."""
+    """The counts of an answer, None if unreadable. total: only if it adds information to the others."""
 
     input: int | None
     output: int | None
@@ -113,7 +122,7 @@ def _read_counts(usage: Mapping[str, object]) -> _Counts:
 
 
 def _count(usage: Mapping[str, object], *names: str) -> int | None:
-    """The first count above 0 under these names, else 0 where one is 0; None where none can be read."""
+    """The first count above 0 under these names, else 0 if any is 0; None if none is readable."""
     counts = [count for name in names if (count := _whole(usage.get(name))) is not None]
     return next((count for count in counts if count), 0) if counts else None
 
@@ -128,19 +137,10 @@ def _whole(value: object) -> int | None:
 
 
 def _fit(usage: Usage, model: str) -> Usage:
-    """As the columns take it."""
+    """The usage within the range of the columns."""
     if max(usage.input_tokens, usage.output_tokens) <= MAX_COUNT:
         return usage
-    log.warning("an upstream says that a call used more tokens than can be stored", extra={"model": model, "stored": MAX_COUNT})
+    log.warning("the upstream reported more tokens than can be stored", extra={"model": model, "stored": MAX_COUNT})
     return replace(
         usage, input_tokens=min(usage.input_tokens, MAX_COUNT), output_tokens=min(usage.output_tokens, MAX_COUNT), estimated=True
     )
-
-
-_WRITE = text("""
-    INSERT INTO usage (dispatch_id, job_id, key_id, model, flow, input_tokens, output_tokens, images, estimated, cost_microusd)
-    VALUES (:dispatch_id, :job_id, :key_id, :model, (SELECT flow FROM job WHERE id = :job_id), :input_tokens, :output_tokens, :images,
-            :estimated,
-            coalesce(:cost, (SELECT 0 FROM job WHERE id = :job_id AND reserved_microusd = 0)))
-    ON CONFLICT (dispatch_id) DO NOTHING
-""")

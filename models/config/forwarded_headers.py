@@ -1,10 +1,10 @@
-"""Which headers of a caller's request go on to the upstream: those that the operator lists, never those of a connection or of ours."""
+"""Checks the list of request headers that are forwarded to the upstream: never headers of the connection or of this system."""
 
 from __future__ import annotations
 
 import re
 
-# Exact names, and beginnings of names.
+# Header names, and prefixes of header names, that are never forwarded.
 NEVER = frozenset({
     "accept", "accept-encoding", "api-key", "authorization", "connection", "cookie", "cookie2", "date", "expect", "forwarded", "host",
     "http2-settings", "keep-alive", "max-forwards", "origin", "prefer", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade",
@@ -15,7 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 def check_name(name: str) -> str:
-    """The name, if requests may carry it on. Raises ValueError."""
+    """The name of a header that may be forwarded. Raises ValueError."""
     if not NAME.fullmatch(name) or name.lower() in NEVER or name.lower().startswith(NEVER_BEGINNING):
         raise ValueError(f"{name!r} is never sent on to the upstream: take it out of the list")
     return name

@@ -1,4 +1,4 @@
-"""The operator's own prices: a JSON or TOML file, model → what its tokens and pictures cost.
+"""The operator's price file: JSON or TOML, from model to the prices of its tokens and images.
 
 {"my-model": {"input_per_mtok": "0.50", "output_per_mtok": "1.50"}, "dall-e-3": {"per_image": "0.04"}}
 """
@@ -13,13 +13,13 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 FIELDS = ("input_per_mtok", "output_per_mtok", "per_image")
-# A price beyond it is a slip of the pen: the dearest models take a few hundred dollars for a million tokens.
+# A higher price is a typing error: the most expensive models cost a few hundred dollars per million tokens.
 MAX_USD = 1_000_000
 
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars for a million tokens in, a million tokens out, and a picture."""
+    """US dollars per million input tokens, per million output tokens, and per image."""
 
     input_per_mtok: Decimal = Decimal(0)
     output_per_mtok: Decimal = Decimal(0)
@@ -27,7 +27,7 @@ class Price:
 
 
 def load_prices(path: Path) -> Mapping[str, Price]:
-    """The prices in this file. Raises ValueError that says what is wrong, and where."""
+    """The prices in this file. Raises ValueError, which names the file and the error."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

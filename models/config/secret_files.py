@@ -1,4 +1,4 @@
-"""Secrets from files: NOWSERVING_<NAME>_FILE names a file that holds what NOWSERVING_<NAME> would say.
+"""Secrets from files: NOWSERVING_<NAME>_FILE names a file with the value of NOWSERVING_<NAME>.
 
 Docker and Kubernetes mount secrets as files, where neither `docker inspect`, /proc nor a crash report shows them.
 """
@@ -9,24 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Whatever is secret or may hold a password.
+# The settings that are secret or may contain a password.
 NAMES = ("database_url", "redis_url", "secret_keys", "page_key", "ops_token", "flower_basic_auth")
 
 
 def load_secrets(given: Mapping[str, Any]) -> dict[str, Any]:
-    """These settings, with what stands in the files that they name. One newline at the end of a file does not count.
+    """The settings, with the contents of the files that they name. One trailing newline of a file is removed.
 
-    Raises ValueError, which says what to do and never shows a secret, where a setting is given twice or its file cannot be read.
+    Raises ValueError if a setting is given twice or its file cannot be read. The message tells what to do and contains no secret.
     """
-    found = dict(given)
+    values = dict(given)
     for name in NAMES:
-        setting, file = f"NOWSERVING_{name.upper()}", found.pop(f"{name}_file", None)
+        setting, file = f"NOWSERVING_{name.upper()}", values.pop(f"{name}_file", None)
         if not file:
             continue
-        if found.get(name):
+        if values.get(name):
             raise ValueError(f"{setting} and {setting}_FILE are both set: unset one of them")
-        found[name] = _content(Path(file), setting)
-    return found
+        values[name] = _content(Path(file), setting)
+    return values
 
 
 def _content(file: Path, setting: str) -> str:

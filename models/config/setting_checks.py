@@ -1,4 +1,4 @@
-"""Checks of single settings: a value comes back as it is used, or a ValueError says what is wrong with it. None shows the value."""
+"""Validators of single settings: each returns the normalised value, or raises a ValueError that does not contain the value."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def host_pattern(value: str) -> str:
 
 
 def database_url(value: str) -> str:
-    """The URL of a PostgreSQL, for psycopg: the shorter schemes that others hand out are completed."""
+    """The URL of a PostgreSQL, with the scheme for psycopg; the usual short schemes are completed."""
     if not value:
         return value
     scheme, _, rest = value.partition("://")
@@ -76,7 +76,7 @@ def redis_url(value: str) -> str:
 
 
 def web_url(value: str) -> str:
-    """An http or https URL without a query; no slash at its end counts."""
+    """An http or https URL without a query."""
     if not value:
         return value
     parts = _parse(value)
@@ -88,7 +88,7 @@ def web_url(value: str) -> str:
 
 
 def origin(value: str) -> str:
-    """A star, or where pages come from: scheme, server, port."""
+    """A star, or an origin: scheme, server, port."""
     if value != "*":
         parts = _parse(value)
         if parts.path not in ("", "/"):
@@ -99,7 +99,7 @@ def origin(value: str) -> str:
 
 
 def token(value: SecretStr) -> SecretStr:
-    """A bearer token: characters that a header can hold."""
+    """A bearer token: characters that a header can contain."""
     if not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
         raise ValueError("it must be ASCII without blanks and line breaks, and without the word Bearer")
     return value
@@ -113,19 +113,19 @@ def login(value: SecretStr) -> SecretStr:
 
 
 def prefix(value: str) -> str:
-    """The path of an address."""
+    """A URL path."""
     if not re.fullmatch(r"[A-Za-z0-9._~/-]*", value) or "//" in value:
         raise ValueError("it must be the path of an address")
     return value
 
 
 def folder(value: object) -> object:
-    """A folder that is there or can be made."""
+    """A folder that exists or can be created."""
     if not value:
         raise ValueError("it must name a folder")
     path = Path(str(value)).absolute()
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not there.is_dir():
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
         raise ValueError("it must name a folder, and there is a file")
     return value
 

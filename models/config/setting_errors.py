@@ -1,4 +1,4 @@
-"""A setting that cannot be used, as one line: its name, what is wrong, and an example. The value is never shown."""
+"""Messages for invalid settings, in one line: the name, the error, and an example. The value is never shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import AliasChoices, SecretStr, ValidationError
 
 from models.config.settings import Settings, settings
 
-# Where the default says nothing, or is no example.
+# Examples for settings whose default is empty or no example.
 EXAMPLES: Mapping[str, str] = MappingProxyType({
     "database_url": "postgresql+psycopg://nowserving:password@127.0.0.1:5432/nowserving", "redis_url": "redis://:password@127.0.0.1:6379/0",
     "public_url": "https://queue.example.com", "trusted_proxies": "10.0.0.0/8", "secret_keys": "$(openssl rand -base64 32)",
@@ -24,24 +24,24 @@ EXAMPLES: Mapping[str, str] = MappingProxyType({
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
+    """The first error, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
-    said = re.sub(r"^Value error, ", "", first["msg"]).replace("\n", " ")
-    if not first["loc"]:  # a check of several settings names them itself
-        named = re.search(r"NOWSERVING_([A-Z_]+)", said)
+    message = re.sub(r"^Value error, ", "", first["msg"]).replace("\n", " ")
+    if not first["loc"]:  # a check of several settings names them in its message
+        named = re.search(r"NOWSERVING_([A-Z_]+)", message)
         return (
-            said
-            if named is None or any(word in said for word in ("openssl", "unset one", "xample"))
-            else said + _example(named.group(1).lower())
+            message
+            if named is None or any(word in message for word in ("openssl", "unset one", "xample"))
+            else message + _example(named.group(1).lower())
         )
     field = _field(str(first["loc"][0]))
-    if said.startswith(env_name(field)):
-        return said  # it names itself, and says what it should be
-    return f"{env_name(field)}: {said[:1].lower()}{said[1:]}{_example(field)}"
+    if message.startswith(env_name(field)):
+        return message  # it names the setting and a valid value
+    return f"{env_name(field)}: {message[:1].lower()}{message[1:]}{_example(field)}"
 
 
 def settings_or_exit() -> Settings:
-    """The settings of this process, when it starts: with a wrong one it ends with 2 and one line on stderr."""
+    """The settings of a starting process. An invalid setting ends the process with status 2 and one line on stderr."""
     try:
         return settings()
     except ValidationError as error:
@@ -56,7 +56,7 @@ def env_name(field: str) -> str:
 
 
 def _field(named: str) -> str:
-    """The setting that an error is about: it may name the variable instead."""
+    """The name of the setting in an error, which may name the environment variable instead."""
     return next((field for field in Settings.model_fields if named in (field, env_name(field))), named)
 
 

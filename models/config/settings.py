@@ -1,4 +1,4 @@
-"""Every number a stranger might change, read once from the environment (prefix NOWSERVING_)."""
+"""The settings of all programs, read once from the environment (prefix NOWSERVING_)."""
 
 from __future__ import annotations
 
@@ -88,27 +88,27 @@ class Settings(
         return self
 
     def proxy(self, scheme: str) -> str | None:
-        """The address of the proxy for upstreams of this scheme, with user and password if it has them; None: direct.
+        """The URL of the proxy to upstreams with this scheme, including user and password; None: no proxy.
 
-        Raises ValueError for an address that is none.
+        Raises ValueError for an invalid URL.
         """
         if self.upstream_proxy is not None:
-            ours = self.upstream_proxy.get_secret_value().strip()
-            direct = ours.lower() in ("", "none", "direct")
-            return None if direct else upstream_url.proxy_url(ours, setting="NOWSERVING_UPSTREAM_PROXY")
+            url = self.upstream_proxy.get_secret_value().strip()
+            is_direct = url.lower() in ("", "none", "direct")
+            return None if is_direct else upstream_url.proxy_url(url, setting="NOWSERVING_UPSTREAM_PROXY")
         for name, value in ((f"{scheme}_proxy", getattr(self, f"{scheme}_proxy")), ("all_proxy", self.all_proxy)):
-            if found := value.get_secret_value().strip():
-                return upstream_url.proxy_url(found, setting=name.upper())
+            if url := value.get_secret_value().strip():
+                return upstream_url.proxy_url(url, setting=name.upper())
         return None
 
     @property
     def has_traces(self) -> bool:
-        """Whether spans are wanted, and where to is said."""
+        """Whether tracing is configured: an endpoint is set and the SDK is not disabled."""
         is_off = self.otel_sdk_disabled.strip().lower() == "true" or self.otel_traces_exporter.strip().lower() == "none"
         return bool(self.otlp_endpoint.strip() or self.otlp_traces_endpoint.strip()) and not is_off
 
     def secrets(self) -> tuple[bytes, ...]:
-        """The keys that encrypt what is stored, newest first. Raises ValueError when there is none."""
+        """The keys that encrypt stored secrets, newest first. Raises ValueError if there is none."""
         if not self.secret_keys:
             raise ValueError("set NOWSERVING_SECRET_KEYS: openssl rand -base64 32 makes one")
         return tuple(_decode(secret.get_secret_value()) for secret in self.secret_keys)
@@ -121,7 +121,7 @@ def _decode(text: str) -> bytes:
         return b""
 
 
-# What `nowserving up` on the data folder says of its servers; see use_running_stack.
+# The file in the data folder with the URLs of a running `nowserving up`; see use_running_stack.
 CONNECTION = "connection.json"
 _running: dict[str, Any] = {}
 
@@ -133,23 +133,23 @@ def settings() -> Settings:
 
 
 def use_running_stack() -> None:
-    """Where the environment names no database, this process uses that of the `nowserving up` which runs on its data folder, if one does.
+    """If the environment names no database, uses the servers of the `nowserving up` that runs on the data folder.
 
-    For commands that are typed beside it; the parts of a stack are told everything by whoever starts them.
+    For commands beside a running stack. The processes of a stack get all settings from the process that starts them.
     """
-    found = settings()
-    if found.database_url:
+    current = settings()
+    if current.database_url:
         return
     try:
-        told = json.loads((found.data_dir / CONNECTION).read_text())
+        connection = json.loads((current.data_dir / CONNECTION).read_text())
     except (OSError, ValueError):
         return
-    _running.update({name: told[name] for name in ("database_url", "redis_url", "port", "secret_keys") if name in told})
+    _running.update({name: connection[name] for name in ("database_url", "redis_url", "port", "secret_keys") if name in connection})
     settings.cache_clear()
 
 
 def use_environment(environment: Mapping[str, str]) -> None:
-    """In a forked process: its environment is exactly this one from now on, and its settings come from it."""
+    """Replaces the environment of a forked process, and reads its settings again."""
     os.environ.clear()
     os.environ.update(environment)
     settings.cache_clear()

@@ -1,4 +1,4 @@
-"""Addresses that operators set: where the upstream is, and the proxy on the way. Wrong ones are refused with the part that is wrong."""
+"""Checks the URLs of the upstream and of the proxy to it. The error message names the invalid part."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ EXAMPLE = "https://api.openai.com/v1"
 AZURE_EXAMPLE = "https://NAME.openai.azure.com"
 PROXY_EXAMPLE = "http://proxy.example:3128"
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
-# The ends of addresses that people paste from examples with curl. We add them ourselves.
+# Paths at the end of URLs in curl examples. Each request adds its own path.
 ENDPOINTS = (
     "/chat/completions", "/completions", "/responses", "/embeddings", "/moderations", "/images/generations", "/images/edits", "/models",
 )  # fmt: skip
 
 
 def base_url(url: str, *, setting: str, is_azure: bool = False) -> str:
-    """The address without blanks around it and slashes at its end. Raises ValueError, in one line that names the setting and an example."""
+    """The URL without surrounding blanks and trailing slashes. Raises ValueError, in one line with the setting and an example."""
     example = AZURE_EXAMPLE if is_azure else EXAMPLE
     url = url.strip().rstrip("/")
     parts = _parts(url, setting=setting, example=example)
@@ -36,17 +36,17 @@ def base_url(url: str, *, setting: str, is_azure: bool = False) -> str:
 
 
 def proxy_url(url: str, *, setting: str) -> str:
-    """The address of a proxy, with a scheme. Raises ValueError, in one line that names the setting and never shows a password."""
+    """The URL of a proxy, with a scheme. Raises ValueError; its one line names the setting and contains no password."""
     url = url.strip().rstrip("/")
     url = url if "://" in url else f"http://{url}"
     parts = _parts(url, setting=setting, example=PROXY_EXAMPLE)
     if parts.scheme not in PROXY_SCHEMES:
-        raise ValueError(f"{setting} must begin with {', '.join(f'{one}://' for one in PROXY_SCHEMES)}, for example {PROXY_EXAMPLE}")
+        raise ValueError(f"{setting} must begin with {', '.join(f'{scheme}://' for scheme in PROXY_SCHEMES)}, for example {PROXY_EXAMPLE}")
     return url
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this host is this machine, by its name or address."""
+    """Whether this name or address is the loopback of this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

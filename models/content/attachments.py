@@ -1,4 +1,4 @@
-"""Files that a conversation's turns may carry: stored as they came, typed by their content, never opened or run here."""
+"""Files attached to a conversation: stored unchanged, typed by their content, never opened or run here."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from models.platform import ids
 from models.platform.errors import Invalid, NotFound
 
 PREFIX = "art_"
-# Of a conversation: who needs more has a file server.
+# Per conversation; more files belong on a file server.
 MAX_FILES = 200
 TEXT = "text/plain"
-# What a model is told of a file whose content it does not get.
+# The prompt names a file whose content the model does not get.
 _NAMED_TOKENS = 64
-# What stands around a text.
+# The prompt puts a heading around a text file.
 _HEADING_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class File:
-    """name: its base name. kind: what a card shows, one of KINDS' values."""
+    """An uploaded file. name: its base name."""
 
     name: str
     content_type: str
     content: bytes
 
 
-# What cards show, by the type of the content.
+# The label of a file's card on the chat page, by media type.
 KINDS = {
     "application/msword": "word",
     "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "word",
@@ -52,24 +52,37 @@ KINDS = {
 }
 
 
-def parse_id(said: str) -> UUID:
+def parse_id(text_id: str) -> UUID:
     """The id behind `art_…`. Raises NotFound."""
-    return ids.parse_id(PREFIX, said, otherwise="No such attachment.")
+    return ids.parse_id(PREFIX, text_id, otherwise="No such attachment.")
+
+
+_COUNT = text("SELECT count(*) FROM artifact WHERE conversation_id = :of")
+_STORE = text("""
+    INSERT INTO artifact (id, n, content_type, content, conversation_id, name, tokens)
+    VALUES (:id, 0, :type, :content, :of, :name, :tokens) RETURNING id, name, content_type, length(content) AS size
+""")
 
 
 def store(session: Transaction, conversation_id: int, file: File) -> Any:
-    """The file is kept with this conversation; returns its row. Raises Invalid when that has FILES_MOST already.
+    """Stores a file of this conversation; returns its row. Raises Invalid if the conversation has MAX_FILES already.
 
-    The conversation's row has to be locked.
+    Lock the row of the conversation first.
     """
     if session.execute(_COUNT, {"of": conversation_id}).scalar_one() >= MAX_FILES:
         raise Invalid(f"This session has {MAX_FILES} attachments, as many as it may. Begin another one.", code="too_many_attachments")
-    wanted = {"id": uuid7(), "of": conversation_id, "name": file.name, "type": file.content_type, "content": file.content}
-    return session.execute(_STORE, {**wanted, "tokens": _weigh(file)}).one()
+    params = {"id": uuid7(), "of": conversation_id, "name": file.name, "type": file.content_type, "content": file.content}
+    return session.execute(_STORE, {**params, "tokens": _weigh(file)}).one()
+
+
+_WEIGH = text("""
+    SELECT artifact.tokens FROM artifact JOIN conversation ON conversation.id = artifact.conversation_id
+    WHERE artifact.id = ANY(:ids) AND conversation.key_id = :key_id AND conversation.name = :name AND conversation.deleted_at IS NULL
+""")
 
 
 def total_tokens(session: Transaction, key_id: int, conversation: str, attachments: Sequence[UUID]) -> int:
-    """About how many tokens these are in a question. Raises NotFound unless all are of this key's conversation."""
+    """The estimated tokens of these files in a prompt. Raises NotFound unless all belong to this key's conversation."""
     rows = session.execute(_WEIGH, {"key_id": key_id, "name": conversation, "ids": list(attachments)}).all()
     if len(rows) < len(set(attachments)):
         raise NotFound(
@@ -79,19 +92,25 @@ def total_tokens(session: Transaction, key_id: int, conversation: str, attachmen
     return sum(row.tokens for row in rows)
 
 
+_OF = text("SELECT id, name, content_type, length(content) AS size FROM artifact WHERE id = ANY(:ids) AND conversation_id IS NOT NULL")
+
+
 def by_ids(session: Transaction, attachments: Sequence[UUID] | None) -> list[Any]:
-    """These files in this order, as far as they are still there. Rows: id, name, content_type, size."""
-    found = {row.id: row for row in session.execute(_OF, {"ids": list(attachments)})} if attachments else {}
-    return [found[number] for number in attachments or () if number in found]
+    """These files in this order, without deleted ones. Rows: id, name, content_type, size."""
+    rows = {row.id: row for row in session.execute(_OF, {"ids": list(attachments)})} if attachments else {}
+    return [rows[file_id] for file_id in attachments or () if file_id in rows]
+
+
+_CONTENT = text("SELECT content FROM artifact WHERE id = :id")
 
 
 def read_content(session: Transaction, attachment_id: UUID) -> bytes:
-    """The whole file; empty when it was deleted just now."""
+    """The content of the file; empty if it was deleted in the meantime."""
     return bytes(session.execute(_CONTENT, {"id": attachment_id}).scalar_one_or_none() or b"")
 
 
 def attachment_view(row: Any, *, now: float, origin: str = "") -> dict[str, Any]:
-    """The file as its session lists it, with a link that expires."""
+    """The JSON object of an attachment within its session, with a signed URL."""
     return {
         "id": artifacts.public_id(row.id),
         "object": "session.attachment",
@@ -109,16 +128,3 @@ def _weigh(file: File) -> int:
     if file.content_type.startswith("image/"):
         return token_estimate.sized_image_tokens(image_size.from_bytes(file.content))
     return token_estimate.estimate_text(file.name) + _NAMED_TOKENS
-
-
-_COUNT = text("SELECT count(*) FROM artifact WHERE conversation_id = :of")
-_STORE = text("""
-    INSERT INTO artifact (id, n, content_type, content, conversation_id, name, tokens)
-    VALUES (:id, 0, :type, :content, :of, :name, :tokens) RETURNING id, name, content_type, length(content) AS size
-""")
-_WEIGH = text("""
-    SELECT artifact.tokens FROM artifact JOIN conversation ON conversation.id = artifact.conversation_id
-    WHERE artifact.id = ANY(:ids) AND conversation.key_id = :key_id AND conversation.name = :name AND conversation.deleted_at IS NULL
-""")
-_OF = text("SELECT id, name, content_type, length(content) AS size FROM artifact WHERE id = ANY(:ids) AND conversation_id IS NOT NULL")
-_CONTENT = text("SELECT content FROM artifact WHERE id = :id")

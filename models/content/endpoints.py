@@ -1,4 +1,4 @@
-"""The upstream's routes that wait in line, by the names that jobs carry."""
+"""The upstream's routes that jobs can call, by the names stored with jobs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ EDITS = "/v1/images/edits"
 EMBEDDINGS = "/v1/embeddings"
 MODERATIONS = "/v1/moderations"
 MODELS = "/v1/models"
-# What the upstream takes money for.
+# The routes that the upstream charges for.
 PAID = frozenset({CHAT, IMAGES, EDITS, EMBEDDINGS})
 
 
 def http_method(endpoint: str) -> str:
-    """How this route is called: the list of models and each of them are read, everything else is posted."""
+    """The HTTP method: GET for the list of models and a single model, POST for every other route."""
     return "GET" if endpoint == MODELS or endpoint.startswith(f"{MODELS}/") else "POST"

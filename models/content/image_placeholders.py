@@ -1,7 +1,7 @@
-"""Pictures stand in a stored answer as short marks; their bytes are stored once, beside it.
+"""Placeholders for the base64 images of a stored answer; the bytes of the images are stored once, as artifacts.
 
-A mark is the whole of a JSON string, `art_<32 hex digits>.b64`, at `data[].b64_json`. Pictures are cut out of the answer's bytes and
-put back into them, so that what is read is to the byte what the upstream sent.
+A placeholder is a whole JSON string, `art_<32 hex digits>.b64`, at `data[].b64_json`. Images are cut out of the bytes of the answer and
+put back into them, so that a client reads byte for byte what the upstream sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 KEY = b'"b64_json"'
 _VALUE = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
-_MARK = re.compile(rb'"(art_[0-9a-f]{32}\.b64)"')
+_PLACEHOLDER = re.compile(rb'"(art_[0-9a-f]{32}\.b64)"')
 _END = b'.b64"'
 # A multiple of three: its base64 has no padding.
 _COMPARED_BYTES = 3 * 2**16
@@ -29,7 +29,7 @@ _COMPARED_BYTES = 3 * 2**16
 
 @dataclass(frozen=True)
 class ExtractedImage:
-    """One picture of an answer. n: its place in `data`."""
+    """An image of an answer. n: its index in `data`."""
 
     id: UUID
     n: int
@@ -38,7 +38,7 @@ class ExtractedImage:
 
 @dataclass(frozen=True)
 class Extracted:
-    """An answer, and its stream if it was one, with marks for pictures; and the pictures."""
+    """An answer, and its stream if it was streamed, with placeholders for images; and the images."""
 
     response: bytes
     transcript: bytes | None
@@ -47,7 +47,7 @@ class Extracted:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A picture as storage knows it, or an attached file. size: in bytes. name: of the file."""
+    """A stored image or attached file, without its content. size: in bytes. name: of the file."""
 
     id: UUID
     n: int
@@ -56,24 +56,24 @@ class StoredImage:
     name: str | None = None
 
 
-# Where an answer's base64 stands, without its quotes.
+# Start and end of a base64 string in an answer, without its quotes.
 _Span = tuple[int, int]
 
 
 def placeholder_for(picture_id: UUID) -> str:
-    """What stands where the base64 of this picture stood."""
+    """The placeholder of this image."""
     return f"art_{picture_id.hex}.b64"
 
 
 def may_have_placeholders(content: bytes) -> bool:
-    """Whether there may be marks in these bytes; False is certain."""
+    """Whether these bytes may contain placeholders; False is certain."""
     return _END in content
 
 
 def extract_images(response: bytes, transcript: bytes | None = None) -> Extracted:
-    """A mark for each picture in the answer's `data`, the same in its stream, and the pictures.
+    """Replaces each image in the answer's `data`, and the same image in its stream, by a placeholder.
 
-    Base64 that would not come out the same again stays where it is, though its bytes are a picture too; what is not base64 just stays.
+    Base64 that would not be encoded the same way again stays in the answer, though its image is stored too. Other strings stay.
     """
     if KEY not in response:
         return Extracted(response, transcript, [])
@@ -93,34 +93,34 @@ def extract_images(response: bytes, transcript: bytes | None = None) -> Extracte
 
 
 def strip_images(response: bytes) -> bytes:
-    """The answer with empty texts where its base64 stands."""
+    """The answer with empty strings in place of its base64."""
     return _replace(response, dict.fromkeys(_spans(response), b""))
 
 
 def split_at_placeholders(content: bytes, stored: Sequence[StoredImage]) -> list[bytes | StoredImage]:
-    """The content in order, and for each mark the picture whose base64 belongs there. Marks of other pictures are none."""
-    known = {placeholder_for(one.id).encode(): one for one in stored}
-    made: list[bytes | StoredImage] = []
+    """The pieces of the content in order, and a StoredImage in place of each placeholder. Placeholders of other images stay text."""
+    known = {placeholder_for(image.id).encode(): image for image in stored}
+    pieces: list[bytes | StoredImage] = []
     at = 0
-    for found in _MARK.finditer(content):
-        if one := known.get(found[1]):
-            made += [content[at : found.start(1)], one]
-            at = found.end(1)
-    return [*made, content[at:]]
+    for match in _PLACEHOLDER.finditer(content):
+        if image := known.get(match[1]):
+            pieces += [content[at : match.start(1)], image]
+            at = match.end(1)
+    return [*pieces, content[at:]]
 
 
 def encode_base64(content: bytes | memoryview) -> bytes:
-    """Base64 as a picture's mark stands for it."""
+    """The base64 that a placeholder stands for."""
     return binascii.b2a_base64(content, newline=False)
 
 
 def base64_length(size: int) -> int:
-    """How many characters of base64 so many bytes make."""
+    """The length of the base64 of this many bytes."""
     return -(-size // 3) * 4
 
 
 def _spans(content: bytes) -> Iterator[_Span]:
-    """What may be the values of members named b64_json; of a large answer's bytes nearly all are only stepped over."""
+    """The possible values of members named b64_json. The scan skips nearly all bytes of a large answer."""
     at = content.find(KEY)
     while at >= 0:
         after = at + len(KEY)
@@ -133,7 +133,7 @@ def _spans(content: bytes) -> Iterator[_Span]:
 
 
 def _decode(content: bytes, span: _Span) -> bytes | None:
-    """The picture in this base64; None where encoding it gives other characters."""
+    """The image in this base64; None if encoding it gives other characters."""
     start, end = span
     try:
         found = binascii.a2b_base64(memoryview(content)[start:end], strict_mode=True)
@@ -143,7 +143,7 @@ def _decode(content: bytes, span: _Span) -> bytes | None:
 
 
 def _encodes_to(picture: bytes, content: bytes, start: int) -> bool:
-    """Whether its base64 is what stands at `start`; compared piece by piece, for a whole one would be a copy more."""
+    """Whether the base64 of the image is at `start`. Compared in pieces, to avoid another copy of the whole."""
     view = memoryview(picture)
     return all(
         content.startswith(encode_base64(view[at : at + _COMPARED_BYTES]), start + base64_length(at))
@@ -152,7 +152,7 @@ def _encodes_to(picture: bytes, content: bytes, start: int) -> bool:
 
 
 def _name(spans: Mapping[_Span, bytes], *rests: bytes) -> dict[_Span, UUID]:
-    """A new id for each; one that the rest of the answer and its stream do not hold, by chance or by intent."""
+    """A new id for each span, which the rest of the answer and its stream do not contain, by chance or by intent."""
     made = {}
     for span in spans:
         made[span] = uuid7()
@@ -171,7 +171,7 @@ def _replace(content: bytes, spans: Mapping[_Span, bytes]) -> bytes:
 
 
 def _number(marked: bytes, found: Mapping[str, ExtractedImage]) -> Iterator[ExtractedImage]:
-    """The pictures of `data` with their places: those that were found, and those in base64 that was not."""
+    """The images of `data` with their indexes: the extracted ones, and those in other base64."""
     try:
         data = json.loads(marked)["data"]
     except (ValueError, RecursionError, TypeError, KeyError):
@@ -190,7 +190,7 @@ def _number(marked: bytes, found: Mapping[str, ExtractedImage]) -> Iterator[Extr
 
 
 def _cut_again(transcript: bytes | None, response: bytes, kept: Mapping[_Span, bytes]) -> bytes | None:
-    """The stream with the marks of the answer that it adds up to."""
+    """The stream with the placeholders of its answer."""
     if transcript is None or not kept:
         return transcript
     marks = {response[start:end]: instead for (start, end), instead in kept.items()}

@@ -1,4 +1,4 @@
-"""Width and height of a picture, from the first bytes of a PNG, GIF, WebP or JPEG; nothing is decoded."""
+"""The width and height of an image, from the first bytes of a PNG, GIF, WebP or JPEG; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import binascii
 import struct
 
 Size = tuple[int, int]
-# Of a JPEG: before its size stand a camera's notes, a colour profile and tables, each a segment.
+# In a JPEG, segments with camera metadata, a colour profile and tables precede the size.
 MAX_SEGMENTS = 100
-# Start of frame; C4, C8 and CC are other things.
+# The markers `start of frame`; C4, C8 and CC are other markers.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def from_url(url: str) -> Size | None:
-    """Of a `data:` URL, which may be cut off behind the header; None for another URL or what is no such picture."""
+    """The size in pixels of a `data:` URL, which may be truncated after the image header; None for other URLs and content."""
     head, comma, encoded = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         return None
@@ -25,7 +25,7 @@ def from_url(url: str) -> Size | None:
 
 
 def from_bytes(content: bytes) -> Size | None:
-    """Pixels (width, height), both above 0; None where these are not the first bytes of a picture of one of the four kinds."""
+    """The size in pixels (width, height), both above 0; None if these are not the first bytes of an image of the four formats."""
     try:
         width, height = _read(content)
     except (struct.error, IndexError):
@@ -34,7 +34,7 @@ def from_bytes(content: bytes) -> Size | None:
 
 
 def _read(content: bytes) -> Size:
-    """Raises struct.error or IndexError where bytes are missing; (0, 0) for another kind."""
+    """Raises struct.error or IndexError if bytes are missing; (0, 0) for another format."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return struct.unpack_from(">II", content, 16)
     if content.startswith((b"GIF87a", b"GIF89a")):

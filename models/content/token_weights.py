@@ -2,7 +2,7 @@
 
 A text is reduced to one byte per character, the character's class, and patterns of classes are counted: starts of words, runs of digits
 or punctuation, Chinese characters. Each pattern has a weight, fitted to OpenAI's encodings o200k_base and cl100k_base. bytes.translate
-and bytes.count do the work, so the time is linear in the text, whatever it says. tests/models/content/test_token_estimate.py compares
+and bytes.count do the work, so the time is linear in the length of the text. tests/models/content/test_token_estimate.py compares
 with exact counts.
 """
 
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 @dataclass(frozen=True)
 class _Encoding:
-    """Tokens per character of scripts other than ASCII, on top of what their words and punctuation weigh."""
+    """Tokens per character of scripts other than ASCII, in addition to the weight of their words and punctuation."""
 
     latin: float
     latin_east: float
@@ -38,11 +38,9 @@ _CL100K = _Encoding(
     latin=2.4, latin_east=2.6, greek=0.82, cyrillic=0.31, semitic=1.0, indic=1.31, symbol=0.9, kana=1.1, chinese=0.9,
     spoken_chinese=3.2, hangul=1.42, emoji=2.8,
 )  # fmt: skip
-# Models of OpenAI that read cl100k_base; all newer ones read o200k_base, and others' tokenizers are nearer to that.
+# OpenAI's models with cl100k_base. All newer models use o200k_base, and tokenizers of other vendors are closer to that.
 _CL100K_MODELS = ("gpt-4", "gpt-3.5", "text-embedding-")
 _O200K_MODELS = ("gpt-4o", "gpt-4.1", "gpt-4.5")
-# Characters that rarely share a token with a neighbour: the words of stories and talk, and forms of traditional Chinese.
-_LONERS = "了我他她你不着就也都很说這們說來會學國沒對"
 
 _CONTINUATION = bytes(range(0x80, 0xC0))
 _SPANS = (
@@ -75,9 +73,9 @@ _CONSONANT = _only(b"bcdfghjklmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ", b"x")
 
 
 def estimate_tokens(text: str, *, model: str = "") -> float:
-    """About how many tokens this text is to that model, not rounded."""
+    """The estimated tokens of this text for that model, not rounded."""
     raw = text.encode("utf-8", "surrogatepass")
-    # Before it a byte of no class, so that a run at its start counts as one.
+    # A leading byte of no class, so that a run at the start of the text counts.
     kinds = b"?" + raw.translate(_CLASS, _CONTINUATION)
     letters, digits, puncts = kinds.translate(_LETTER), kinds.translate(_DIGIT), kinds.translate(_PUNCT)
     weight = (
@@ -87,8 +85,12 @@ def estimate_tokens(text: str, *, model: str = "") -> float:
         + 0.42 * puncts.count(b" .") + 0.25 * puncts.count(b".") - 1.75 * puncts.count(b"." * 8)
         + 0.25 * kinds.count(b"\n") + kinds.count(b"\n ")
     )  # fmt: skip
-    # Blanks alone are few tokens, not none.
+    # Blanks alone are few tokens, but not zero.
     return max(weight if len(raw) == len(text) else weight + _weigh_scripts(text, kinds, _encoding(model)), len(text) / 100)
+
+
+# Characters that rarely share a token with a neighbour: words of narrative and speech, and traditional forms.
+_LONERS = "了我他她你不着就也都很说這們說來會學國沒對"
 
 
 def _weigh_scripts(text: str, kinds: bytes, known: _Encoding) -> float:

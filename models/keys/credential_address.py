@@ -1,4 +1,4 @@
-"""The address of a credential: whose protocol its upstream speaks, where it is, and in which version."""
+"""The address of a credential's upstream: its protocol (OpenAI or Azure), base URL and API version."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _VERSION = re.compile(r"[0-9A-Za-z.-]{1,40}")
 
 
 def normalize(kind: str, *, base_url: str | None, api_version: str | None) -> tuple[str | None, str | None]:
-    """base_url and api_version as they are stored; an empty one is None.
+    """The checked base_url and api_version as they are stored; an empty one is None.
 
     kind: openai, whose base_url None is OPENAI_BASE_URL; azure, whose base_url is that of the resource, and whose api_version None is the
-    v1 API. Raises Invalid, which names what is wrong and an example.
+    v1 API. Raises Invalid, with an example.
     """
     if kind not in KINDS:
         raise Invalid(f"`kind` is one of {', '.join(KINDS)}.", param="kind")

@@ -1,4 +1,4 @@
-"""Who may come in: own keys, registered on first use, and issued ones, made by the operator and bound to a pool."""
+"""Keys of callers: own keys, registered on first use, and issued keys, created by the operator and bound to a pool."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a credential may do with one model; None: open, learned from the upstream's headers."""
+    """The limits of a credential for one model; None: not set, so it is learned from the upstream's headers."""
 
     rpm: int | None = None
     tpm: int | None = None
@@ -39,10 +39,13 @@ class Limits:
     max_in_flight: int | None = None
 
 
-def authenticate(session: Transaction, token: str, *, before_new: Callable[[], None] = lambda: None) -> Key:
-    """The key that presents this bearer token; an own key is registered on first use where the operator allows it.
+_FIND = text("SELECT id, pool_id, kind, revoked_at FROM key WHERE fingerprint = ANY(:prints)")
 
-    before_new: called before a key is registered; what it raises is raised.
+
+def authenticate(session: Transaction, token: str, *, before_new: Callable[[], None] = lambda: None) -> Key:
+    """The key with this bearer token. An own key is registered on first use, if the operator allows it.
+
+    before_new: called before a key is registered; it may raise to refuse it.
     Raises Unauthorised for an operator's token, for a revoked or unknown issued key, for a token that is not 1 to 256 printable ASCII
     characters, and for an unknown own key where NOWSERVING_OPEN_KEYS is off.
     """
@@ -62,8 +65,11 @@ def authenticate(session: Transaction, token: str, *, before_new: Callable[[], N
     return Key(id=row.id, pool_id=row.pool_id, kind=row.kind)
 
 
+_ADD_KEY = text("INSERT INTO key (fingerprint, kind, name, pool_id) VALUES (:print, :kind, :name, :pool_id) RETURNING id")
+
+
 def issue(session: Transaction, *, name: str, pool: str) -> tuple[Key, str]:
-    """A new issued key bound to the named pool, and its plain text, which is shown this once and never stored."""
+    """Creates an issued key bound to the named pool. Returns the key and its plain text, which is never stored."""
     row = session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": pool}).one_or_none()
     if row is None:
         raise Invalid(f"There is no pool named {pool!r}. Make it first: nowserving pools create {pool}", param="pool")
@@ -73,9 +79,15 @@ def issue(session: Transaction, *, name: str, pool: str) -> tuple[Key, str]:
 
 
 def revoke(session: Transaction, key_id: int) -> bool:
-    """The key opens nothing from now on; its jobs in line still run. False when there is no such key, or no more."""
+    """Revokes a key; its queued jobs still run. Returns False if there is no such key or it was revoked before."""
     done = session.execute(text("UPDATE key SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id"), {"id": key_id})
     return done.one_or_none() is not None
+
+
+_ADD_CREDENTIAL = text("""
+    INSERT INTO credential (id, pool_id, base_url, secret, kind, api_version) OVERRIDING SYSTEM VALUE
+    VALUES (:id, :pool_id, :base_url, :secret, :kind, :api_version)
+""")
 
 
 def add_credential(
@@ -87,9 +99,9 @@ def add_credential(
     kind: str = "openai",
     api_version: str | None = None,
 ) -> int:
-    """Another upstream key behind this pool, encrypted; returns its id. kind, api_version: see credential.address.
+    """Adds a credential to this pool, with its upstream key encrypted; returns its id. kind, api_version: see credential_address.
 
-    Raises Invalid, for an operator's token too.
+    Raises Invalid for a wrong address, and for an operator's token.
     """
     check_upstream_key(upstream_key)
     base_url, api_version = credential_address.normalize(kind, base_url=base_url, api_version=api_version)
@@ -103,9 +115,17 @@ def add_credential(
 
 
 def check_upstream_key(upstream_key: str) -> None:
-    """Raises Invalid for an operator's token: it must never be sent upstream."""
+    """Raises Invalid for an operator's token, which must never be sent upstream."""
     if operators.is_operator_token(upstream_key):
         raise Invalid("This is an operator's token of nowserving. Give the key of the upstream.", param="key")
+
+
+_SET_LIMITS = text("""
+    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
+    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
+    ON CONFLICT (credential_id, model) DO UPDATE
+    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
+""")
 
 
 def set_limits(session: Transaction, credential_id: int, limits: Limits, *, model: str = "*") -> None:
@@ -114,14 +134,14 @@ def set_limits(session: Transaction, credential_id: int, limits: Limits, *, mode
 
 
 def create_pool(session: Transaction, name: str) -> int:
-    """A pool of this name, new or already there; returns its id."""
+    """Creates a pool if there is none with this name; returns its id."""
     made = session.execute(text("INSERT INTO pool (name) VALUES (:name) ON CONFLICT (name) DO NOTHING RETURNING id"), {"name": name})
     found = made.scalar_one_or_none()
     return int(found or session.execute(text("SELECT id FROM pool WHERE name = :name"), {"name": name}).scalar_one())
 
 
 def _register(session: Transaction, token: str, prints: list[bytes]) -> Key:
-    # Two first requests at once: the second waits here for the first, then finds its row.
+    # Of two simultaneous first requests, the second waits here for the first, then finds its row.
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": int.from_bytes(prints[0][:8], "big", signed=True)})
     row = session.execute(_FIND, {"prints": prints}).one_or_none()
     if row is not None:
@@ -135,17 +155,3 @@ def _register(session: Transaction, token: str, prints: list[bytes]) -> Key:
 @lru_cache(maxsize=4096)
 def _fingerprints(token: str) -> list[bytes]:
     return crypto.fingerprints(token.encode())
-
-
-_FIND = text("SELECT id, pool_id, kind, revoked_at FROM key WHERE fingerprint = ANY(:prints)")
-_ADD_KEY = text("INSERT INTO key (fingerprint, kind, name, pool_id) VALUES (:print, :kind, :name, :pool_id) RETURNING id")
-_ADD_CREDENTIAL = text("""
-    INSERT INTO credential (id, pool_id, base_url, secret, kind, api_version) OVERRIDING SYSTEM VALUE
-    VALUES (:id, :pool_id, :base_url, :secret, :kind, :api_version)
-""")
-_SET_LIMITS = text("""
-    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
-    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
-    ON CONFLICT (credential_id, model) DO UPDATE
-    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
-""")

@@ -1,6 +1,6 @@
-"""Copies of upstreams' lists of models: one for each credential and account, refreshed by workers, read by every API process.
+"""Cached model lists of the upstreams: one copy per credential and account, refreshed by workers, read by every API process.
 
-The API marks a copy as wanted; one worker claims it, calls the upstream and writes what came of that. A refusal keeps the last good copy.
+The API requests a refresh; one worker claims it, calls the upstream and stores the result. A failed refresh keeps the last good copy.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sqlalchemy import text
 from models.config.settings import settings
 from models.database.db import Transaction
 
-# A claim of a worker that died is open to the next one after this; longer than a refresh may take.
+# After this time another worker may claim the refresh of a worker that died; longer than a refresh may take.
 CLAIM_S = 20
-# One credential's copies: a caller can name any number of accounts.
+# The limit of copies per credential, because a caller can name any number of accounts.
 MAX_ACCOUNTS = 16
 # OpenRouter's list, the longest known, has 0.6 MB.
 MAX_LIST_BYTES = 4 * 1024 * 1024
@@ -36,7 +36,7 @@ _LIST, _MODEL = msgspec.json.Decoder(_List), msgspec.json.Decoder(_Model)
 
 
 def account_name(headers: Mapping[str, str]) -> str:
-    """The account that these headers choose, as copies are told apart by it; empty without headers."""
+    """The account that these headers select, by which copies are distinguished; empty without headers."""
     return json.dumps(dict(sorted(headers.items()))) if headers else ""
 
 
@@ -51,53 +51,6 @@ def parse_entries(body: bytes) -> Iterator[tuple[str, bytes]]:
             yield _MODEL.decode(raw).id, bytes(raw)
 
 
-def states_of(session: Transaction, pool_id: int, *, account: str) -> Sequence[Any]:
-    """How the copies of the pool's credentials stand, in the order of the credentials.
-
-    Rows: credential_id, is_paused, has_body, age_s (None without a body), tried_s (since the last refresh ended; None: never), refusal
-    ({status, error} of the last refresh), is_wanted. A copy from another base URL than today's counts as none.
-    """
-    return session.execute(_STANDING, {"pool_id": pool_id, "account": account, "default": settings().openai_base_url}).all()
-
-
-def bodies_of(session: Transaction, credential_ids: Sequence[int], *, account: str) -> list[bytes]:
-    """The copies of these credentials, in the order of the credentials."""
-    rows = session.execute(_BODIES, {"ids": list(credential_ids), "account": account})
-    return [bytes(row.body) for row in rows]
-
-
-def request_refresh(session: Transaction, credential_ids: Sequence[int], *, account: str) -> None:
-    """A worker is to refresh these copies. Beyond ACCOUNTS_MAX accounts of a credential, those not asked for longest are dropped."""
-    params = {"ids": sorted(credential_ids), "account": account}
-    session.execute(_WANT, params)
-    if account:
-        session.execute(_DROP_SURPLUS, {**params, "max": MAX_ACCOUNTS})
-
-
-def claim_refresh(session: Transaction) -> Any | None:
-    """The copy that has been wanted longest, of a credential that no worker refreshes now, ours for CLAIM_S; None: there is none.
-
-    Row: credential_id, account, base_url, secret, credential_kind, api_version, source.
-    """
-    return session.execute(_CLAIM, {"claim_s": CLAIM_S, "default": settings().openai_base_url}).one_or_none()
-
-
-def store_list(session: Transaction, row: Any, *, body: bytes) -> None:
-    """The claimed copy is this list from now on. row: of `claim`."""
-    session.execute(_STORE, {"credential_id": row.credential_id, "account": row.account, "source": row.source, "body": body})
-
-
-def store_failure(session: Transaction, row: Any, *, status: int, error: Mapping[str, object]) -> None:
-    """The refresh of the claimed copy failed; the copy stays as it was. row: of `claim`."""
-    refusal = json.dumps({"status": status, "error": error})
-    session.execute(_REFUSE, {"credential_id": row.credential_id, "account": row.account, "refusal": refusal})
-
-
-def delete_copies(session: Transaction, credential_id: int) -> None:
-    """The credential has no copies: its key or address was changed."""
-    session.execute(text("DELETE FROM model_list WHERE credential_id = :id"), {"id": credential_id})
-
-
 _STANDING = text("""
     SELECT credential.id AS credential_id, coalesce(credential.paused_at, pool.paused_at) IS NOT NULL AS is_paused,
            copy.body IS NOT NULL AND copy.is_current AS has_body,
@@ -110,9 +63,28 @@ _STANDING = text("""
     ) AS copy ON true
     WHERE credential.pool_id = :pool_id AND credential.retired_at IS NULL ORDER BY credential.id
 """)
+
+
+def states_of(session: Transaction, pool_id: int, *, account: str) -> Sequence[Any]:
+    """How the copies of the pool's credentials stand, in the order of the credentials.
+
+    Rows: credential_id, is_paused, has_body, age_s (None without a body), tried_s (since the last refresh ended; None: never), refusal
+    ({status, error} of the last refresh), is_wanted. A copy from another base URL than today's counts as none.
+    """
+    return session.execute(_STANDING, {"pool_id": pool_id, "account": account, "default": settings().openai_base_url}).all()
+
+
 _BODIES = text("""
     SELECT body FROM model_list WHERE credential_id = ANY(:ids) AND account = :account AND body IS NOT NULL ORDER BY credential_id
 """)
+
+
+def bodies_of(session: Transaction, credential_ids: Sequence[int], *, account: str) -> list[bytes]:
+    """The copies of these credentials, in the order of the credentials."""
+    rows = session.execute(_BODIES, {"ids": list(credential_ids), "account": account})
+    return [bytes(row.body) for row in rows]
+
+
 _WANT = text("""
     INSERT INTO model_list AS copy (credential_id, account, wanted_at)
     SELECT id, :account, now() FROM unnest(CAST(:ids AS bigint[])) AS id ORDER BY id
@@ -127,6 +99,16 @@ _DROP_SURPLUS = text("""
         ) AS numbered WHERE n > :max
     )
 """)
+
+
+def request_refresh(session: Transaction, credential_ids: Sequence[int], *, account: str) -> None:
+    """Requests a refresh of these copies. Beyond MAX_ACCOUNTS accounts of a credential, the least recently used copies are dropped."""
+    params = {"ids": sorted(credential_ids), "account": account}
+    session.execute(_WANT, params)
+    if account:
+        session.execute(_DROP_SURPLUS, {**params, "max": MAX_ACCOUNTS})
+
+
 _CLAIM = text("""
     UPDATE model_list SET claimed_until = now() + make_interval(secs => :claim_s) FROM credential
     WHERE credential.id = model_list.credential_id AND (model_list.credential_id, model_list.account) = (
@@ -141,11 +123,39 @@ _CLAIM = text("""
     RETURNING model_list.credential_id, model_list.account, credential.base_url, credential.secret, credential.kind AS credential_kind,
               credential.api_version, coalesce(credential.base_url, :default) AS source
 """)
+
+
+def claim_refresh(session: Transaction) -> Any | None:
+    """Claims the oldest requested refresh for CLAIM_S, of a credential that no worker refreshes now; None: there is none.
+
+    Row: credential_id, account, base_url, secret, credential_kind, api_version, source.
+    """
+    return session.execute(_CLAIM, {"claim_s": CLAIM_S, "default": settings().openai_base_url}).one_or_none()
+
+
 _DONE = "tried_at = now(), wanted_at = NULL, claimed_until = NULL"
 _STORE = text(f"""
     UPDATE model_list SET body = :body, source = :source, fetched_at = now(), refusal = NULL, {_DONE}
     WHERE credential_id = :credential_id AND account = :account
 """)
+
+
+def store_list(session: Transaction, row: Any, *, body: bytes) -> None:
+    """Stores the refreshed list. row: of `claim_refresh`."""
+    session.execute(_STORE, {"credential_id": row.credential_id, "account": row.account, "source": row.source, "body": body})
+
+
 _REFUSE = text(f"""
     UPDATE model_list SET refusal = CAST(:refusal AS jsonb), {_DONE} WHERE credential_id = :credential_id AND account = :account
 """)
+
+
+def store_failure(session: Transaction, row: Any, *, status: int, error: Mapping[str, object]) -> None:
+    """Stores the failure of a refresh; the copy stays as it was. row: of `claim_refresh`."""
+    refusal = json.dumps({"status": status, "error": error})
+    session.execute(_REFUSE, {"credential_id": row.credential_id, "account": row.account, "refusal": refusal})
+
+
+def delete_copies(session: Transaction, credential_id: int) -> None:
+    """Deletes the copies of a credential whose key or address was changed."""
+    session.execute(text("DELETE FROM model_list WHERE credential_id = :id"), {"id": credential_id})

@@ -1,4 +1,4 @@
 """Foundations without a subject of their own: the error tree, ids, encryption, atomic files, and how processes start and die.
 
-Modules here import nothing else of ours but settings.
+Modules here import only settings from this project.
 """

@@ -1,11 +1,11 @@
-"""Settings of the C library's allocator: large blocks go back to the system as soon as they are free."""
+"""Tunes the C library's allocator: freed large blocks return to the operating system at once."""
 
 from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
 
-# Of malloc.h.
+# Constants of malloc.h.
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 MMAP_FROM_BYTES = 128 * 1024
@@ -13,10 +13,10 @@ ARENAS = 2
 
 
 def return_large_blocks() -> None:
-    """Blocks of 128 KiB and more are mapped and unmapped one by one, and small ones come from two arenas. Call it before threads start.
+    """Maps blocks of 128 KiB and more one by one, and takes smaller ones from two arenas. Call it before threads start.
 
-    glibc raises its threshold for such blocks by itself to 32 MiB, after which the pieces of a body stay in its heaps, of which it makes
-    up to eight for each core. Other C libraries are left as they are.
+    By default glibc raises this threshold to up to 32 MiB. The pieces of a body then stay in its heaps, of which it creates up to eight
+    per core. Other C libraries are unchanged.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -25,6 +25,6 @@ def return_large_blocks() -> None:
 
 
 def trim() -> None:
-    """What small blocks have left free in malloc's heaps goes back to the system: tens of MB after many large bodies."""
+    """Returns free memory of malloc's heaps to the operating system: tens of MB after many large bodies."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

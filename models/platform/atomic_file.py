@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, also after a full disk or a power cut."""
+"""Atomic file writes: a file is complete or unchanged, also after a full disk or a power failure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def write(file: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """The file has this content, on disk. Raises OSError; then what was there before is there still, and nothing of this.
+    """Writes the content to disk. Raises OSError; the file then has its old content.
 
-    A temporary file beside it is written and fsynced, then renamed; last the folder is fsynced, which is where the name is stored.
+    Writes and fsyncs a temporary file in the same folder, renames it, then fsyncs the folder, which stores the name.
     """
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.new")
     try:
@@ -28,7 +28,7 @@ def write(file: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """The names in this folder are on disk."""
+    """Fsyncs a folder, which stores the names of its files."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""How the parts of a stack share the cores of one machine."""
+"""CPU scheduling of the processes of a stack on one machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from models.config.settings import settings
 
 
 def use_batch_scheduling() -> None:
-    """From now on this process, and those that it starts, wake up without pushing others off their core (SCHED_BATCH).
+    """Sets SCHED_BATCH for this process and its children: a process that wakes up does not preempt a running one.
 
-    A job is two dozen short messages between seven processes. Each that was sent took the core from its sender in the middle of its
-    work, for a switch there and one back; now the sender goes on to its own next wait. Nobody's share of the cores changes, but who
-    shares them with programs that never rest waits a few milliseconds longer for each message: NOWSERVING_BATCH_SCHEDULING=false.
+    A job takes two dozen short messages between seven processes. By default each message preempts its sender, which costs two context
+    switches; with SCHED_BATCH the sender runs on until it waits. The share of CPU time stays the same. On a machine with CPU-bound
+    programs each message takes a few milliseconds longer; NOWSERVING_BATCH_SCHEDULING=false avoids that.
     """
     if settings().batch_scheduling and hasattr(os, "SCHED_BATCH"):
-        with suppress(OSError):  # a sandbox may forbid it; then all is as before
+        with suppress(OSError):  # a sandbox may forbid it; the default scheduling then stays
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -1,6 +1,7 @@
-"""Named places where a test makes this process die, freeze or fail: NOWSERVING_CRASH=<point>[:<how>[:<nth>]]. Off unless set.
+"""Crash points: named places where a test makes this process exit, freeze or raise. Off unless NOWSERVING_CRASH is set.
 
-how: `exit` (default; as by kill -9), `freeze` (SIGSTOP to itself), `raise`. nth: on which passing, counted from 1.
+NOWSERVING_CRASH=<point>[:<how>[:<nth>]]. how: `exit` (default; like kill -9), `freeze` (SIGSTOP to itself), `raise`. nth: the passing
+on which it happens, counted from 1.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ _passings: dict[str, itertools.count[int]] = defaultdict(lambda: itertools.count
 
 
 class Crashed(BaseException):
-    """Raised at a crash point; nothing of ours catches it."""
+    """Raised at a crash point; no code of this project catches it."""
 
 
 def hit(point: str) -> None:
-    """Nothing, unless a test named this place."""
-    wanted = settings().crash
-    if not wanted or wanted.split(":")[0] != point:
+    """Exits, freezes or raises if NOWSERVING_CRASH names this point; otherwise does nothing."""
+    setting = settings().crash
+    if not setting or setting.split(":")[0] != point:
         return
-    _, how, nth = (*wanted.split(":"), "", "")[:3]
+    _, how, nth = (*setting.split(":"), "", "")[:3]
     if next(_passings[point]) != int(nth or 1):
         return
     if how == "freeze":
-        # To this thread: of a signal to the process, it might see the effect only some steps later.
+        # The signal goes to this thread: a signal to the process might take effect only some steps later.
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     elif how == "raise":
         raise Crashed(point)

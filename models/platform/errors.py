@@ -1,4 +1,4 @@
-"""One tree of errors: a stable code, a message that says what to do next. The docstring is the default message."""
+"""The error tree. Each class has a stable code; its docstring is the default message, which tells a caller what to do next."""
 
 from __future__ import annotations
 

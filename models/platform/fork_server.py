@@ -1,11 +1,11 @@
-"""A prefork server: imports libraries once, then forks programs of ours, each of which starts in a fraction of the time.
+"""A prefork server: imports libraries once, then forks the programs of this project, which start in a fraction of the time.
 
     forker = Forker.spawn(("celery.app", "openai"), env=env)      # a new interpreter
     process = forker.start(["workers.pacer"], env=env, log=Path("pacer.log"))
     process.poll()
 
 The server is a single-threaded process of its own, because a fork copies only one thread of a process. It is the parent of the programs
-and keeps a program that has ended as a zombie until it is collected, so that nobody else gets its pid. It ends with its client.
+and keeps an ended program as a zombie until it is collected, so that its pid is not reused. It ends with its client.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import setproctitle
 from models.config.settings import use_environment
 from models.platform.parent_death import die_with_parent
 
-LOOK_S = 0.005
-ANSWER_S = 120.0
+POLL_S = 0.005
+REPLY_TIMEOUT_S = 120.0
 READY = b"r"
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -45,18 +45,18 @@ class ForkerGone(OSError):
 
 @dataclass
 class Forked:
-    """A program that was forked: the part of subprocess.Popen's interface that its callers need."""
+    """A forked program, with the part of subprocess.Popen's interface that its callers need."""
 
     pid: int
     _forker: Forker
     returncode: int | None = field(default=None, init=False)
 
     def has_ended(self) -> bool:
-        """Whether it has ended, collected or not."""
+        """Whether the program has ended, collected or not."""
         return self.returncode is not None or _state(self.pid) in ("", "Z", "X")
 
     def poll(self) -> int | None:
-        """Its exit status (negative: a signal) once it has ended; it is collected then. SIGKILL if the server is gone: nobody knows."""
+        """Collects an ended program and returns its exit status (negative: a signal). -SIGKILL if the server is gone."""
         if self.returncode is None and self.has_ended():
             try:
                 self.returncode = self._forker.collect(self.pid)
@@ -65,12 +65,12 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit status. Raises subprocess.TimeoutExpired."""
+        """Waits for the end of the program; returns its exit status. Raises subprocess.TimeoutExpired."""
         until = time.monotonic() + (float("inf") if timeout is None else timeout)
         while (status := self.poll()) is None:
             if time.monotonic() > until:
                 raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0.0)
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         return status
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -83,18 +83,18 @@ class Forked:
 
 
 class Forker:
-    """The client's end. Safe to use from any thread."""
+    """The client of a prefork server. Safe to use from any thread."""
 
     def __init__(self, connection: socket.socket, *, process: subprocess.Popen[bytes] | None = None) -> None:
-        connection.settimeout(ANSWER_S)
+        connection.settimeout(REPLY_TIMEOUT_S)
         self._connection, self.process = connection, process
-        self._answers = connection.makefile("rb")
+        self._replies = connection.makefile("rb")
         self._lock = Lock()
         self._is_ready = False
 
     @classmethod
     def spawn(cls, libraries: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None, log: IO[bytes] | None = None) -> Self:
-        """A server in a new interpreter and a session of its own; it dies with the calling thread."""
+        """Starts a server in a new interpreter and a session of its own; it ends with the calling thread."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
@@ -105,7 +105,7 @@ class Forker:
 
     @classmethod
     def fork(cls, libraries: Sequence[str]) -> Self:
-        """A server forked from this process, which must have a single thread; it stays in the process group."""
+        """Forks a server from this process, which must have a single thread; it stays in the process group."""
         ours, theirs = socket.socketpair()
         if os.fork() == 0:
             ours.close()
@@ -117,7 +117,7 @@ class Forker:
         """Whether the libraries are imported; until then `start` waits for them."""
         if not self._is_ready and select.select([self._connection], [], [], 0)[0]:
             with self._lock:
-                self._take_ready()
+                self._read_ready()
         return self._is_ready
 
     def start(
@@ -131,42 +131,42 @@ class Forker:
     ) -> Forked:
         """Runs `python -m argv` with exactly this environment. Raises ForkerGone.
 
-        log: gets its output, appended; None: where the server's goes. is_apart: in a session of its own. dies: gets this signal when the
-        server has ended.
+        log: the file for its output, appended; None: the server's output. is_apart: in a session of its own. dies: the signal that the
+        program gets when the server has ended.
         """
-        wanted = {"argv": list(argv), "env": dict(env), "log": log and str(log), "is_apart": is_apart, "dies": dies}
-        return Forked(int(self._ask(wanted)), self)
+        request = {"argv": list(argv), "env": dict(env), "log": log and str(log), "is_apart": is_apart, "dies": dies}
+        return Forked(int(self._request(request)), self)
 
     def collect(self, pid: int) -> int:
         """The exit status of a program that has ended, negative for a signal. Raises ForkerGone."""
-        return int(self._ask({"collect": pid}))
+        return int(self._request({"collect": pid}))
 
     def close(self) -> None:
-        """The server ends; its programs run on."""
-        self._answers.close()
+        """Ends the server; its programs run on."""
+        self._replies.close()
         self._connection.close()
         if self.process:
             self.process.wait()
 
-    def _ask(self, wanted: Mapping[str, object]) -> int:
+    def _request(self, request: Mapping[str, object]) -> int:
         with self._lock:
             try:
-                self._take_ready()
-                self._connection.sendall(json.dumps(wanted).encode() + b"\n")
-                return int(self._answers.readline())
+                self._read_ready()
+                self._connection.sendall(json.dumps(request).encode() + b"\n")
+                return int(self._replies.readline())
             except (OSError, ValueError) as error:
                 raise ForkerGone("the prefork server has ended: its log says why") from error
 
-    def _take_ready(self) -> None:
+    def _read_ready(self) -> None:
         if not self._is_ready:
-            if self._answers.read(1) != READY:
+            if self._replies.read(1) != READY:
                 raise ForkerGone("the prefork server has ended before it was ready: its log says why")
             self._is_ready = True
 
 
 def preload(libraries: Sequence[str]) -> None:
-    """These modules are imported. One that cannot be is left to the program that needs it, which says why."""
-    gc.disable()  # nothing of it is garbage, and looking for some takes a third of the time
+    """Imports these modules. A failed import is left to the program that needs the module, which reports it."""
+    gc.disable()  # imports leave no garbage, and collecting takes a third of the time
     for name in libraries:
         with suppress(ImportError):
             importlib.import_module(name)
@@ -175,48 +175,48 @@ def preload(libraries: Sequence[str]) -> None:
 
 
 def _serve(connection: socket.socket, libraries: Sequence[str]) -> None:
-    """Answers requests one after another until the client is gone."""
-    for number in IGNORED:  # a signal to the whole process group is for the programs; the server ends with its client
+    """Serves requests one after another until the client is gone."""
+    for number in IGNORED:  # signals to the process group are for the programs; the server ends with its client
         signal.signal(number, signal.SIG_IGN)
     setproctitle.setproctitle("nowserving: forker")
     preload(libraries)
     connection.sendall(READY)
     requests, server = connection.makefile("r"), os.getpid()
     for line in requests:
-        wanted = json.loads(line)
-        if "collect" in wanted:
-            answer = os.waitstatus_to_exitcode(os.waitpid(wanted["collect"], 0)[1])
-        elif (answer := os.fork()) == 0:
+        request = json.loads(line)
+        if "collect" in request:
+            reply = os.waitstatus_to_exitcode(os.waitpid(request["collect"], 0)[1])
+        elif (reply := os.fork()) == 0:
             connection.close()
             requests.close()
-            _end_after(lambda wanted=wanted: _become(wanted, server=server))
-        connection.sendall(f"{answer}\n".encode())
+            _end_after(lambda request=request: _run_program(request, server=server))
+        connection.sendall(f"{reply}\n".encode())
 
 
-def _become(wanted: Mapping[str, Any], *, server: int) -> None:
-    """This process goes on as the program. server: the pid of its parent."""
-    if wanted["is_apart"]:
+def _run_program(request: Mapping[str, Any], *, server: int) -> None:
+    """Runs the requested program in this process. server: the pid of its parent."""
+    if request["is_apart"]:
         os.setsid()
-    if wanted["dies"]:
-        die_with_parent(wanted["dies"])
-        if os.getppid() != server:  # it ended before that
+    if request["dies"]:
+        die_with_parent(request["dies"])
+        if os.getppid() != server:  # the server ended before the signal was set
             return
     for number in IGNORED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if wanted["log"]:
-        output = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    if request["log"]:
+        output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-    use_environment(wanted["env"])
-    sys.argv = [*wanted["argv"]]
+    use_environment(request["env"])
+    sys.argv = [*request["argv"]]
     setproctitle.setproctitle(" ".join(["python", "-m", *sys.argv]))
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 def _end_after(work: Any) -> NoReturn:
-    """Does this in a forked process and ends it: what the process that forked has to do at its end is not this one's."""
+    """Runs `work` in a forked process and ends the process, without the exit handlers of the process that forked it."""
     status = 1
     try:
         work()
@@ -235,7 +235,7 @@ def _end_after(work: Any) -> NoReturn:
 
 
 def _state(pid: int) -> str:
-    """The process's state in one letter; empty when there is none."""
+    """The state letter of the process; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -243,7 +243,7 @@ def _state(pid: int) -> str:
 
 
 def main() -> None:
-    """Serves the socket that is this process's standard input; its programs read nothing there."""
+    """Serves the socket on standard input. The programs get /dev/null as standard input."""
     connection, nothing = socket.socket(fileno=os.dup(0)), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

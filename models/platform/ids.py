@@ -1,4 +1,4 @@
-"""Ids as callers see them: a prefix that says of what, and the 32 hex digits of a UUID."""
+"""Public ids: a prefix for the kind of object, and the 32 hex digits of a UUID."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from models.platform.errors import NotFound
 
 
 def format_id(prefix: str, number: UUID) -> str:
-    """`job_` and the digits, for example."""
+    """The public id: the prefix, for example `job_`, and the digits."""
     return prefix + number.hex
 
 
-def parse_id(prefix: str, said: str, *, otherwise: str) -> UUID:
-    """The id behind `job_…`. Raises NotFound, with this message, for anything else: malformed, foreign and deleted ids look the same."""
-    digits = said.removeprefix(prefix)
-    if not said.startswith(prefix) or len(digits) != 32 or not digits.isascii() or not digits.isalnum():
+def parse_id(prefix: str, text: str, *, otherwise: str) -> UUID:
+    """The UUID of a public id. Raises NotFound with the message `otherwise` for anything else, as for foreign and deleted ids."""
+    digits = text.removeprefix(prefix)
+    if not text.startswith(prefix) or len(digits) != 32 or not digits.isascii() or not digits.isalnum():
         raise NotFound(otherwise)
     try:
         return UUID(hex=digits)

@@ -1,4 +1,4 @@
-"""JSON of upstreams and callers, read with one copy of its texts: the standard library makes another of the whole first."""
+"""Parses JSON of upstreams and callers with one copy of its strings: the standard library first copies the whole."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import msgspec
 
-# Below, the standard library is as good, and the one whose reading is proven.
+# Smaller content is parsed by the standard library, the reference for what is valid.
 LARGE_BYTES = 64 * 1024
 _FAST = msgspec.json.Decoder()
 
 
 def parse_json(content: bytes) -> Any:
-    """The JSON value that this is; None for what is none, however it is broken, and for `null`.
+    """The JSON value of this content; None for invalid JSON, however it is broken, and for `null`.
 
-    Where msgspec refuses it (NaN, half a surrogate pair, another charset), the standard library decides.
+    If msgspec rejects it (NaN, half a surrogate pair, another charset), the standard library decides.
     """
     if len(content) >= LARGE_BYTES:
         try:

@@ -6,12 +6,12 @@ import ctypes
 import signal
 
 PR_SET_PDEATHSIG = 1
-# Looked up before any fork: in a child of a threaded process the loader may wait for ever for a lock that nobody holds any more.
+# Looked up before any fork: in a child of a threaded process the loader can deadlock on a lock of a thread that no longer exists.
 LIBC = ctypes.CDLL(None, use_errno=True)
 PRCTL, UNSHARE = getattr(LIBC, "prctl", None), getattr(LIBC, "unshare", None)
 
 
 def die_with_parent(how: signal.Signals = signal.SIGTERM) -> None:
-    """In a child before exec: signalled when the thread that started it is gone, so that kill -9 of `up` leaves nothing behind."""
+    """Call it in a child before exec: the child gets this signal when the thread that started it ends, also by kill -9 of `up`."""
     if PRCTL:
         PRCTL(PR_SET_PDEATHSIG, how)

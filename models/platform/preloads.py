@@ -1,7 +1,7 @@
 """The modules that a prefork server imports before it forks the pacer and the workers (models/platform/fork_server.py).
 
-None of them may read what differs between the programs: the settings, or prometheus_client, whose counters go where
-PROMETHEUS_MULTIPROC_DIR says when it is imported. tests/models/platform/test_fork_server.py checks that.
+None of them may depend on what differs between the programs: the settings, or prometheus_client, which reads PROMETHEUS_MULTIPROC_DIR
+when it is imported. tests/models/platform/test_fork_server.py checks that.
 """
 
 from __future__ import annotations

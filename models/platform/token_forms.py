@@ -1,17 +1,17 @@
-"""The forms of all tokens and keys that pass through here, in one place: what is accepted where, and what the log strikes out."""
+"""The prefixes of all tokens and keys, for authentication and for the redaction of logs."""
 
 from __future__ import annotations
 
-# Of callers, made by `nowserving keys create`.
+# Keys of callers, created by `nowserving keys create`.
 ISSUED = "ns-"
-# Of operators, made by `nowserving operators create`.
+# Tokens of operators, created by `nowserving operators create`.
 OPERATOR = "nsop-"
-# Of webhook secrets, in the form of Standard Webhooks.
+# Webhook secrets, in the format of Standard Webhooks.
 SIGNING = "whsec_"
 OURS = (ISSUED, OPERATOR, SIGNING)
-# Of upstream keys, which are callers' own keys as well.
+# Upstream keys, which can also be own keys of callers.
 UPSTREAM = ("sk-", "gw-")
-# Under these names clients put a key into a URL: refused, and struck out of the log.
+# Query parameters in which clients send a key: refused, and redacted in logs.
 QUERY_NAMES = ("api_key", "apikey", "apiKey", "access_token", "key", "token")
-# And under these, URLs of ours and of servers have a secret.
+# Query parameters with a secret in URLs of this system and of servers: redacted in logs.
 SECRET_NAMES = ("signature", "password", "sentinel_password")

@@ -1,4 +1,4 @@
-"""JSON as clients see it: the type of a JSON object, timestamps, and ids of jobs."""
+"""JSON of the public API: the type of a JSON object, timestamps, and ids of jobs."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def parse_id(text_id: str) -> UUID:
 
 
 def epoch(at: datetime | None) -> float | None:
-    """Seconds since 1970, as every time is shown."""
+    """Seconds since 1970, the format of every timestamp in the API."""
     return None if at is None else round(at.timestamp(), 3)

@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         "nobody orders what they cannot pay",
         "models/billing/budgets.py",
-        (("if left.microusd < max(1, most_microusd or 0):", "if left.microusd < 1:"),),
+        (("if left.microusd < max(1, max_microusd or 0):", "if left.microusd < 1:"),),
     ),
     Mutant(
         "an aborted call is charged",

@@ -62,4 +62,4 @@ def broker_address(url: str) -> tuple[str, dict[str, Any]]:
     if sentinels is None:
         return url, {}
     options = {"socket_timeout": 1, "socket_connect_timeout": 1, "password": sentinels.sentinel_password}
-    return sentinels.each(), {"master_name": sentinels.master, "sentinel_kwargs": options}
+    return sentinels.kombu_url(), {"master_name": sentinels.master, "sentinel_kwargs": options}

@@ -31,7 +31,7 @@ def test_sentinel_url_names_sentinels_and_master() -> None:
     read = redis_sentinel.parse_url("sentinel://:p%40ss@one:26380,two,[::1]:26381/3?master=queue&sentinel_password=theirs")
 
     assert Sentinels((("one", 26380), ("two", 26379), ("::1", 26381)), "queue", 3, None, "p@ss", "theirs") == read
-    assert "sentinel://:p%40ss@one:26380/3;sentinel://:p%40ss@two:26379/3;sentinel://:p%40ss@[::1]:26381/3" == read.each()
+    assert "sentinel://:p%40ss@one:26380/3;sentinel://:p%40ss@two:26379/3;sentinel://:p%40ss@[::1]:26381/3" == read.kombu_url()
 
 
 @pytest.mark.parametrize("url", ["redis://:x@host:6379/0", "rediss://host", "unix:///run/redis", ""])

@@ -104,8 +104,9 @@ def test_preloaded_modules_read_no_setting_and_choose_no_counters(tmp_path: Path
     """What differs between the programs (settings, PROMETHEUS_MULTIPROC_DIR) is read after the fork."""
     code = f"""
 import sys
-from models import forker, settings
-forker.preload({PRELOADS!r})
+from models.config import settings
+from models.platform import fork_server
+fork_server.preload({PRELOADS!r})
 print(settings.settings.cache_info().currsize, sorted({{'prometheus_client', 'workers.broker.celery_app', 'flower'}} & set(sys.modules)),
       sorted(set({PRELOADS!r}) - set(sys.modules)))"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": "."})
