@@ -1,4 +1,4 @@
-"""The command line: what operators and callers type."""
+"""The commands of operators and callers."""
 
 from __future__ import annotations
 

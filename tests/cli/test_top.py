@@ -1,4 +1,4 @@
-"""`nowserving top`: one picture of who waits, why and how long, over HTTP."""
+"""`nowserving top` shows waiting jobs, reasons and times, over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told about money: our own routes, and the billing routes as the old clients read them."""
+"""The billing routes: our own, and the former OpenAI routes as old clients read them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def spend(caller: Key, microusd: int | None, **more: Any) -> None:
 
 
 def answered(caller: Key, usage: dict[str, int], *, model: str = MODEL, flow: str = "ana") -> None:
-    """A job has run, as a worker ends it."""
+    """Runs a job and commits its result as a worker does."""
     one = submit(caller, model=model, flow=flow)
     body = json.dumps({"id": "chatcmpl-1", "choices": [], "usage": usage}).encode()
     lane_id = query("SELECT lane_id FROM job WHERE id = :id", id=one)[0].lane_id

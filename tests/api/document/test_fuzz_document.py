@@ -1,4 +1,4 @@
-"""Whatever the document allows, and much that it forbids, is answered as the document says: never with a fault of ours.
+"""Fuzzed requests, valid and invalid, get only responses that the document describes, and never our own failure.
 
 Schemathesis reads /openapi.json and sends what it can think of, also along the links from one answer to the next, while a crew ends the
 jobs. HYPOTHESIS_PROFILE=nightly sends 20,000 requests or more.
@@ -103,7 +103,7 @@ def test_fuzzed_responses_match_document(redis_client: redis.Redis, override: Ca
 
 
 def _events(app: Flask, *, is_enough: Callable[[], bool]) -> Iterator[EngineEvent]:
-    """Of one run with every phase, and then of walks along links until there were enough."""
+    """Yields the events of one run with every phase, and then of runs along links until there are enough."""
     yield from engine.from_schema(_schema(app, CONFIG)).execute()
     for n in itertools.count(1):
         if is_enough():
@@ -122,7 +122,7 @@ def _asked(event: EngineEvent) -> dict[str, int]:
 
 
 def _led(event: EngineEvent) -> Counter[int]:
-    """With which status those answered that a link led to."""
+    """Counts the statuses of the requests that followed a link."""
     if not isinstance(event, ScenarioFinished) or event.phase.value != "stateful":
         return Counter()
     answers = {name: made.response for name, made in event.recorder.interactions.items() if made.response is not None}
@@ -132,7 +132,7 @@ def _led(event: EngineEvent) -> Counter[int]:
 
 
 def _wrong(event: EngineEvent) -> dict[str, str]:
-    """What failed, by what kind of failure at which operation."""
+    """Returns the failures by kind and operation."""
     if isinstance(event, FatalError):
         raise event.exception
     if isinstance(event, NonFatalError):

@@ -1,4 +1,4 @@
-"""The document says what the API does, and the API does what the document says."""
+"""The OpenAPI document and the API agree."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def validate(document: dict[str, Any], name: str, value: object) -> None:
 
 
 def paths(rule: str) -> list[str]:
-    """The addresses of a route as the document has them: one for each that `<any(…):…>` stands for."""
+    """Returns the paths of a route as the document has them: one for each value of `<any(…):…>`."""
     if several := re.search(r"<any\((.*?)\):\w+>", rule):
         return [path for one in several[1].split(", ") for path in paths(rule.replace(several[0], one))]
     named = rule.replace("<path:name>", "{id}" if rule.startswith("/ops/") else "{model}").replace("<name>", "{id}")

@@ -1,4 +1,4 @@
-"""The legacy `/pro` API: a question and its answer in an envelope over HTTP 200, in the words of those who use it."""
+"""The legacy `/pro` API: a question and its answer in an envelope over HTTP 200."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def caller() -> Caller:
 
 
 def ask(caller: Caller, **more: Any) -> TestResponse:
-    """The answer to a question, which names its key itself."""
+    """Sends a question with its key in the body."""
     return caller.post(PATH, {**ASK, **more}, headers={"Authorization": ""})
 
 
 def envelope(answer: TestResponse) -> dict[str, Any]:
-    """The envelope, which comes over 200 whatever it says."""
+    """Returns the envelope; its HTTP status is always 200."""
     assert 200 == answer.status_code
     assert answer.headers["Deprecation"].startswith("@") and 'rel="deprecation"' in answer.headers["Link"]
     return dict(answer.json)

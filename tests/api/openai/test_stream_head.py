@@ -177,8 +177,8 @@ def test_stopping_server_returns_503(caller: Caller, threads: ThreadPoolExecutor
     waiting, job_id = submit(threads, caller)
     monkeypatch.setattr(waiter_registry, "is_closing", True)
     notify.job_changed(job_id, "moved")
-    for seat in waiter_registry._waiters.all():
-        seat.wake()
+    for waiter in waiter_registry._waiters.all():
+        waiter.wake()
     answer = waiting.result(30)
 
     assert (503, "unavailable") == (answer.status_code, error_of(answer)["code"])

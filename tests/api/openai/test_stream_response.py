@@ -49,8 +49,8 @@ class Reader:
 
     def __init__(self, caller: Caller, job_id: UUID, **options: Any) -> None:
         self.now, self._resources = 0.0, ExitStack()
-        self.seat: Waiter = self._resources.enter_context(waiter_registry.wait_for(job_id, caller.key.id, chunks=True, places=True))
-        self.stream = StreamEvents(caller.key, self.seat, clock=lambda: self.now, **options)
+        self.waiter: Waiter = self._resources.enter_context(waiter_registry.wait_for(job_id, caller.key.id, chunks=True, places=True))
+        self.stream = StreamEvents(caller.key, self.waiter, clock=lambda: self.now, **options)
         self.writes = self.stream.events()
 
     def __enter__(self) -> Reader:
@@ -141,7 +141,7 @@ def test_position_comment_comes_at_once_then_every_ten_seconds(caller: Caller) -
         assert [": waiting\n", ": queued position=4 eta_s=0\n"] == [reader.next(), reader.next()]
         for n, first in enumerate(before, 1):
             cancel(caller.key, first)
-            until(lambda place=4 - n: reader.seat.place and reader.seat.place.position == place, what="seen to move")
+            until(lambda place=4 - n: reader.waiter.place and reader.waiter.place.position == place, what="seen to move")
             assert 10.0 == reader.stream._comment_at()
         reader.now = 10.0
 
@@ -162,7 +162,7 @@ def test_running_call_without_events_sends_comments(caller: Caller) -> None:
     start(caller.key, job_id)
     with Reader(caller, job_id) as reader:
         reader.next()
-        until(lambda: reader.seat.status == Status.RUNNING, what="seen running")
+        until(lambda: reader.waiter.status == Status.RUNNING, what="seen running")
         reader.now = 10.0
 
         assert ": running\n" == reader.next()
@@ -368,8 +368,8 @@ def test_revoked_key_ends_stream_with_error(caller: Caller) -> None:
 # Disconnects
 
 
-def closing_hall(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives the streams a hall of their own, which the test may close."""
+def closable_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives the streams their own registry, which the test may close."""
     own = Registry()
     for module in (stream_response, stream_events):
         monkeypatch.setattr(module, "waiter_registry", own)
@@ -428,7 +428,7 @@ def test_stream_limit_records_disconnect(caller: Caller, override: Any) -> None:
 
 
 def test_stopping_process_cuts_streams(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    closing_hall(monkeypatch)
+    closable_registry(monkeypatch)
     reader = uuid4()
     job_id = streamed(caller, reader=reader)
     answer = respond(caller, job_id, reader)
@@ -443,7 +443,7 @@ def test_stopping_process_cuts_streams(caller: Caller, monkeypatch: pytest.Monke
 
 
 def test_stopping_process_completes_ended_stream(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    closing_hall(monkeypatch)
+    closable_registry(monkeypatch)
     job_id = streamed(caller)
     end(job_id, start(caller.key, job_id), 0)
     answer = respond(caller, job_id, None)

@@ -1,4 +1,4 @@
-"""The levers of /ops: what an operator pulls is so at once, is on record, and nobody else's place in line changes."""
+"""Operator actions take effect at once, are audited, and keep the queue positions of other jobs."""
 
 from __future__ import annotations
 

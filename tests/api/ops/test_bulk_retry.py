@@ -38,7 +38,7 @@ def ops() -> Caller:
 
 
 def failed(caller: Key, **wanted: object) -> UUID:
-    """A job that has failed."""
+    """Stores a failed job."""
     job_id = submit(caller, **wanted)
     query("UPDATE job SET status = 'failed', ended_at = now() WHERE id = :id", id=job_id)
     return job_id
@@ -107,9 +107,9 @@ def test_command_prints_counts_and_reasons(caller: Key) -> None:
     failed_with_expired_attachment(caller)
     good = failed(caller)
     result = CliRunner().invoke(nowserving, ["retry-failed", "--json"])
-    said = json.loads(result.output)
+    report = json.loads(result.output)
 
-    assert (0, 1, {"not_found": 1}, wire.public_id(good)) == (result.exit_code, said["retried"], said["reasons"], said["last_id"])
+    assert (0, 1, {"not_found": 1}, wire.public_id(good)) == (result.exit_code, report["retried"], report["reasons"], report["last_id"])
     plain = CliRunner().invoke(nowserving, ["retry-failed"]).output
     assert "not_found: 1" in plain and "This session has no such attachment" in plain
 

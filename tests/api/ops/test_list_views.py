@@ -1,4 +1,4 @@
-"""What operators see: who waits, why, how long, and what is left of each limit; never what was asked, answered or presented."""
+"""The operator lists show waiting jobs, reasons, times and limits, and never requests, results or keys."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def operator(override: Callable[..., None]) -> Caller:
 
 
 def seen(operator: Caller, path: str) -> list[dict[str, Any]]:
-    """What a list holds; it is as the document says."""
+    """Reads a list and validates it against the document."""
     answer = operator.get(path)
     assert 200 == answer.status_code, answer.text
     operation = operator.get("/openapi.json").json["paths"][path.partition("?")[0]]["get"]
@@ -124,7 +124,7 @@ def test_long_lane_shows_counted_number(operator: Caller, monkeypatch: pytest.Mo
     query("UPDATE job SET id = overlay(id::text PLACING '0190' FROM 1 FOR 4)::uuid WHERE id = :id", id=oldest)
     care = LaneMaintenance()
     with db.begin() as session:
-        (row,) = session.execute(lane_maintenance._ACTIVE, {"after": 0, "most": 2})
+        (row,) = session.execute(lane_maintenance._ACTIVE, {"after": 0, "limit": 2})
         care.refresh(session, row, now=0.0)
     (lane,) = seen(operator, "/ops/lanes")
 

@@ -1,4 +1,4 @@
-"""The operators' page, in a real browser against a real server: signing in, live tables, levers, a phone, a prefix, a keyboard."""
+"""The operators' page in a real browser against a real server: sign-in, live tables, actions, phone layout, prefix, keyboard."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def signed_in(visit: Visit, address: str, *, token: str = TOKEN, **more: Any) ->
 
 
 def turn_to(page: Page, tab: str, words: str) -> None:
-    """Its table is shown, with these words."""
+    """Waits until the table shows these words."""
     page.get_by_role("link", name=tab, exact=True).click()
     expect(page.locator("caption")).to_have_text(tab)
     expect(page.locator("tbody")).to_contain_text(words)
@@ -198,7 +198,7 @@ def test_actions_send_reason_and_show_result(api: Api, visit: Visit, tmp_path: P
     lane = page.locator("tbody tr", has_text="gpt-4o-mini")
     lane.get_by_role("button", name="pause").click()
     page.get_by_label("reason").fill("lunch")
-    picture(page, tmp_path / "lever.png")
+    picture(page, tmp_path / "action.png")
     page.get_by_role("dialog").get_by_role("button", name="pause").click()
     expect(lane).to_contain_text("paused: lunch")
     picture(page, tmp_path / "paused.png")

@@ -1,4 +1,4 @@
-"""Files in a session: typed by what they are, never unpacked, carried by the turns that name them."""
+"""Attachments of sessions: typed by their content, never unpacked, sent with the turns that name them."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def caller() -> Caller:
 
 
 def send(caller: Caller, name: str, content: bytes, *, declared: str = "application/octet-stream", session: str = SESSION) -> TestResponse:
-    """The answer to this file, sent as curl writes it."""
+    """Uploads a file as curl does; returns the response."""
     head = f'Content-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: {declared}'
     whole = f"--{BOUNDARY}\r\n{head}\r\n\r\n".encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
     return caller.send("POST", f"/v1/sessions/{session}/attachments", data=whole, content_type=FORM)
 
 
 def attach(caller: Caller, name: str = "notes.txt", content: bytes = TXT) -> str:
-    """The id of this file."""
+    """Uploads a file; returns its id."""
     made = send(caller, name, content)
     assert 201 == made.status_code, made.text
     return str(made.json["data"][0]["id"])
@@ -135,7 +135,7 @@ def bomb(*, members: int, mib: int) -> bytes:
 
 
 def boasting() -> bytes:
-    """An archive whose directory says that its one small member is 4 GB."""
+    """Returns an archive whose directory declares its small member as 4 GB."""
     made = bytearray(archive("a"))
     at = made.index(b"PK\x01\x02")
     made[at + 24 : at + 28] = struct.pack("<L", 2**32 - 2)
@@ -185,7 +185,7 @@ def test_large_file_is_refused(caller: Caller, override: Callable[..., None]) ->
 
 
 def test_files_per_session_are_limited(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.content.attachments.FILES_MOST", 1)
+    monkeypatch.setattr("models.content.attachments.MAX_FILES", 1)
     attach(caller)
 
     assert "too_many_attachments" == error_of(send(caller, "a.txt", TXT))["code"]

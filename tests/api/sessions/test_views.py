@@ -1,4 +1,4 @@
-"""Sessions over HTTP: made, listed, read page by page, changed, deleted with all that was said; nobody else's."""
+"""The session routes: create, list, read, update and delete, for the session's own key only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks as a caller sees them: endpoints, secrets, samples, the log, sending again, and a URL for one job."""
+"""The webhook routes: endpoints, secrets, samples, the delivery log, redelivery, and the URL of one job."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def caller() -> Caller:
 
 
 def make(caller: Caller, **more: Any) -> dict[str, Any]:
-    """A new endpoint."""
+    """Creates an endpoint."""
     made = caller.post("/v1/webhook_endpoints", {**ENDPOINT, **more})
     assert 200 == made.status_code, made.text
     return dict(made.json)
 
 
 def happen(caller: Caller, **more: Any) -> str:
-    """A job that has succeeded."""
+    """Stores a succeeded job."""
     name = caller.submit(**more)
     end(caller, name)
     return name
@@ -286,8 +286,8 @@ def test_sample_shows_response_of_receiver(caller: Caller) -> None:
     sender.join(10)
 
     shown = {"object": "webhook_endpoint.test", "webhook_endpoint_id": made["id"], "event_type": "job.succeeded", "success": True}
-    for told, status in ((good, 200), (bad, 500)):
-        assert shown | {"status_code": status} == {name: value for name, value in told.json.items() if name != "delivery_id"}
+    for response, status in ((good, 200), (bad, 500)):
+        assert shown | {"status_code": status} == {name: value for name, value in response.json.items() if name != "delivery_id"}
     assert (502, "webhook_not_delivered") == (away.status_code, error_of(away)["code"])
     assert "could not connect" in error_of(away)["message"] and "false" == away.headers["x-should-retry"]
     assert 400 == caller.post(path, {"event_type": "response.completed"}).status_code
@@ -349,5 +349,5 @@ def test_missing_key_is_refused() -> None:
 
 
 def delivery_error() -> Any:
-    """An attempt without an answer."""
+    """Records an attempt without a response."""
     return type(ARRIVED)(has_arrived=False, duration_ms=3, error="could not connect")
