@@ -24,7 +24,7 @@ POLL_S, MAX_POLL_S, PUBLISH_AGAIN_S = 0.02, 0.2, 0.5
 
 @dataclass(frozen=True)
 class Copies:
-    """The copies of one pool and account. rows: those of model_lists.standing."""
+    """The copies of one pool and account. rows: those of model_lists.states_of."""
 
     rows: Sequence[Any]
     account: str

@@ -137,7 +137,7 @@ JSON = st.recursive(
 NAMES = st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"])
 
 
-@given(said=st.dictionaries(NAMES, JSON) | JSON, message=JSON, is_picture=st.booleans())
+@given(result=st.dictionaries(NAMES, JSON) | JSON, message=JSON, is_picture=st.booleans())
 def test_every_usage_fits_its_columns(result: object, message: object, is_picture: bool) -> None:
     answer = {**PICTURES, "usage": result} if is_picture else {"choices": [{"message": message}], "usage": result}
 
