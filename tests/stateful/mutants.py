@@ -1,7 +1,7 @@
-"""`python -m tests.stateful.mutants`: breaks a promise at a time in a copy of the code, and shows that the picture sees it.
+"""`python -m tests.stateful.mutants`: breaks one promise at a time in a copy of the code, and shows whether the tests detect it.
 
-Each mutant changes one place as a slip of the hand would, or all places that keep one promise together. One that the plays of
-tests/stateful/test_state_machine.py do not see has survived, and the command ends with 1.
+Each mutant changes one place, or all places that together keep one promise. A mutant that
+tests/stateful/test_state_machine.py does not detect has survived, and the command exits with 1.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ import click
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("api", "cli", "deploy", "models", "tests", "workers", "pyproject.toml")
-PLAYS = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/stateful/test_state_machine.py")
-# pytest's word for tests that failed; anything else is no answer.
+PYTEST = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/stateful/test_state_machine.py")
+# Exit codes of pytest: failed, passed. Any other code is an error.
 SEEN, PASSED = 1, 0
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """breaks: the promise. changes: what stands once in this file, and what stands there instead; all the places, where each of them
-    alone would keep the promise.
-    """
+    """breaks: the promise. changes: a text that occurs once in the file, and its replacement; several if each alone keeps the promise."""
 
     breaks: str
     file: str
@@ -50,7 +48,7 @@ MUTANTS = (
         "a repeated token with another body is refused", "models/jobs/idempotency.py", (("if earlier.fingerprint != digest:", "if False:"),)
     ),
     Mutant(
-        "nobody orders what they cannot pay",
+        "a submit beyond the balance is refused",
         "models/billing/budgets.py",
         (("if left.microusd < max(1, max_microusd or 0):", "if left.microusd < 1:"),),
     ),
@@ -93,28 +91,28 @@ MUTANTS = (
         (("        if not row.held:\n", "        if False:\n"),),
     ),
     Mutant(
-        "turns are remembered in order",
+        "turns of a history are in order",
         "models/queue/history_window.py",
         (("<= :max_bytes ORDER BY job.turn", "<= :max_bytes ORDER BY job.turn DESC"),),
     ),
     Mutant(
-        "a user's jobs share its turn",
+        "the jobs of a user share its turn",
         "models/queue/enqueue.py",
         (("greatest(excluded.last_finish - :share, f.last_finish)", "excluded.last_finish - :share"),),
     ),
     Mutant(
-        "a key is charged for what it was given",
+        "a key is charged for its admitted jobs",
         "models/queue/key_shares.py",
         (("charge.lane_time) + charge.cost / key.weight", "charge.lane_time) + 0 * charge.cost"),),
     ),
     Mutant(
-        "what ends uncalled is given back to its user",
+        "a job that ends without a call is refunded to its user",
         "models/queue/key_shares.py",
         (("last_finish = key_flow.last_finish - refund.share", "last_finish = key_flow.last_finish"),),
     ),
-    Mutant("a cap holds", "models/queue/caps.py", (("if all(allowance.left for allowance in applicable):", "if True:"),)),
+    Mutant("a cap is never exceeded", "models/queue/caps.py", (("if all(allowance.left for allowance in applicable):", "if True:"),)),
     Mutant(
-        "nobody is admitted in a paused lane",
+        "a paused lane admits no job",
         "models/queue/admission.py",
         (
             (
@@ -129,12 +127,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "a call that ended leaves its place",
+        "an ended call releases its lease",
         "workers/limiter/limiter.lua",
         (("ARGV[5] == '1', redis.call('ZREM', LEASES, id) == 1", "ARGV[5] == '1', redis.call('ZSCORE', LEASES, id) ~= false"),),
     ),
     Mutant(
-        "a job does not go back to a credential that refused it",
+        "a job is not sent again to a credential that refused it",
         "workers/pacer/stages/credential_choice.py",
         (
             ("untried = [credential_id for credential_id in credentials if credential_id not in refused]", "untried = list(credentials)"),
@@ -145,12 +143,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "a job that is always throttled fails in the end",
+        "a job that is always throttled fails finally",
         "workers/runner/failed_attempt.py",
         (("verdict.throttled and row.throttles + 1 >= settings().max_throttles", "False"),),
     ),
     Mutant(
-        "a throttled job waits by itself",
+        "a throttled job delays no other",
         "workers/runner/failed_attempt.py",
         (("    if refusals == 1 and learned is not None and learned.cooldown_until_us:\n", "    if refusals < 99:\n"),),
     ),
@@ -160,7 +158,7 @@ MUTANTS = (
         (("else feedback.refusal_of(attempt.row, verdict)))", "else feedback.refusal_of(attempt.row, verdict), counts=True))"),),
     ),
     Mutant(
-        "of several refusals the caller gets the most telling",
+        "the caller receives the most specific of several refusals",
         "workers/runner/feedback.py",
         (("best = min([last, *earlier], key=", "best = max([last, *earlier], key="),),
     ),
@@ -168,20 +166,20 @@ MUTANTS = (
 
 
 @click.command()
-@click.option("--only", help="Those whose promise holds this text.")
+@click.option("--only", help="Run only mutants whose promise contains this text.")
 def main(*, only: str | None) -> None:
-    """A line for each mutant. Exits with 1 when one survived."""
+    """Prints a line for each mutant. Exits with 1 if one survived."""
     wanted = [one for one in MUTANTS if only is None or only in one.breaks]
     verdicts = {one: _verdict(one) for one in [None, *wanted]}
     survived = [one for one in wanted if verdicts[one] == PASSED]
     if verdicts[None] != PASSED:
-        raise click.ClickException("the plays fail without any mutant: that has to be mended first")
+        raise click.ClickException("the tests fail without a mutant: fix them first")
     click.echo(f"{len(wanted) - len(survived)} of {len(wanted)} seen")
     sys.exit(int(bool(survived)))
 
 
 def _verdict(mutant: Mutant | None) -> int:
-    """What pytest says of the plays in a copy with this change. None: without any."""
+    """The exit code of pytest in a copy with this change. None: no change."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nowserving-mutant-") as folder:
         copy = Path(folder)
@@ -190,8 +188,8 @@ def _verdict(mutant: Mutant | None) -> int:
             shutil.copytree(source, copy / name, ignore=_left) if source.is_dir() else shutil.copy(source, copy / name)
         if mutant is not None:
             _change(copy / mutant.file, mutant)
-        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "NOWSERVING_PLAYS": "unshrunk"}
-        done = subprocess.run([sys.executable, *PLAYS], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "NOWSERVING_STATEFUL": "unshrunk"}
+        done = subprocess.run([sys.executable, *PYTEST], cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (SEEN, PASSED):
         raise click.ClickException(f"pytest gave no answer:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     word = "seen" if done.returncode == SEEN else "NOT SEEN"
@@ -204,7 +202,7 @@ def _change(file: Path, mutant: Mutant) -> None:
     text = file.read_text(encoding="utf-8")
     for was, becomes in mutant.changes:
         if text.count(was) != 1:
-            raise click.ClickException(f"{mutant.file} has not once what this mutant changes: {was}")
+            raise click.ClickException(f"{mutant.file} must contain exactly once: {was}")
         text = text.replace(was, becomes)
     file.write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What operators do, under /ops."""
+"""Rules for operators: requests under /ops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis.stateful import rule
 
 from models.platform import wire
 from tests.stateful.callers import FLOWS, WHICH, WHO, Callers
-from tests.stateful.records import ENDED, Lane, Ticket
+from tests.stateful.records import ENDED, Lane, ModelJob
 from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
 
@@ -21,89 +21,89 @@ FLOW = st.sampled_from([*FLOWS, "x", "key"])
 
 
 class Operators(Callers):
-    """Pause, drain, resume; caps, weights, places in line; many jobs at once; and look."""
+    """Operators pause, drain and resume, set caps, weights and priorities, cancel and retry in bulk, and read lists."""
 
     @rule(which=WHICH, kind=KIND, verb=st.sampled_from(["pause", "drain"]))
-    def halt(self, which: int, kind: Kind, verb: str) -> None:
-        for one in self.pick(self.picture.tickets, which):
-            self.pull(f"{kind}/{self._name(one, kind)}/{verb}")
+    def pause_or_drain(self, which: int, kind: Kind, verb: str) -> None:
+        for job in self.pick(self.model.jobs, which):
+            self.operate(f"{kind}/{self._name(job, kind)}/{verb}")
             if kind in ("lanes", "pools"):
-                (self.picture.paused if verb == "pause" else self.picture.draining).add(_target(one, kind))
+                (self.model.paused if verb == "pause" else self.model.draining).add(_target(job, kind))
             else:
-                cap = self.picture.cap(scope_of(one, kind))
+                cap = self.model.cap(scope_of(job, kind))
                 cap.is_paused, cap.is_draining = cap.is_paused or verb == "pause", cap.is_draining or verb == "drain"
 
     @rule()
     def resume_all(self) -> None:
-        for one in self.picture.tickets:
+        for job in self.model.jobs:
             for kind in ("lanes", "pools", "keys", "flows"):
-                is_halted = _target(one, kind) in self.picture.paused | self.picture.draining
-                if is_halted or scope_of(one, kind) in self.picture.caps:
-                    self.pull(f"{kind}/{self._name(one, kind)}/resume")
-                    self.picture.resume(_target(one, kind), scope_of(one, kind))
+                is_lane_paused = _target(job, kind) in self.model.paused | self.model.draining
+                if is_lane_paused or scope_of(job, kind) in self.model.caps:
+                    self.operate(f"{kind}/{self._name(job, kind)}/resume")
+                    self.model.resume(_target(job, kind), scope_of(job, kind))
 
     @rule(
         which=WHICH, kind=st.sampled_from(["keys", "flows"]), name=st.sampled_from(["max_in_flight", "max_queued"]),
         most=st.sampled_from([None, 1, 3]),
     )  # fmt: skip
     def cap(self, which: int, kind: Kind, name: str, most: int | None) -> None:
-        for one in self.pick(self.picture.tickets, which):
-            self.pull(f"{kind}/{self._name(one, kind)}/caps", **{name: most})
-            setattr(self.picture.cap(scope_of(one, kind)), name, most)
-            self.picture.drop_empty_caps()
+        for job in self.pick(self.model.jobs, which):
+            self.operate(f"{kind}/{self._name(job, kind)}/caps", **{name: most})
+            setattr(self.model.cap(scope_of(job, kind)), name, most)
+            self.model.drop_empty_caps()
 
     @rule(which=WHICH)
     def boost(self, which: int) -> None:
-        for one in self.pick(self.picture.tickets, which):
-            self.pull(f"jobs/{one.id}/boost", want=200 if one.status == "queued" else 409)
-            if one.status == "queued":
-                self.picture.boost(one)
+        for job in self.pick(self.model.jobs, which):
+            self.operate(f"jobs/{job.id}/boost", expected_status=200 if job.status == "queued" else 409)
+            if job.status == "queued":
+                self.model.boost(job)
 
     @rule(which=WHICH, priority=st.sampled_from(["low", "normal", "high"]))
     def prioritise(self, which: int, priority: str) -> None:
-        for one in self.pick(self.picture.tickets, which):
-            self.pull(f"jobs/{one.id}/priority", want=200 if one.status == "queued" else 409, priority=priority)
-            if one.status == "queued":
-                one.priority = priority
-                self.picture.retag(one.of)
+        for job in self.pick(self.model.jobs, which):
+            self.operate(f"jobs/{job.id}/priority", expected_status=200 if job.status == "queued" else 409, priority=priority)
+            if job.status == "queued":
+                job.priority = priority
+                self.model.retag(job.of)
 
     @rule(which=WHICH, weight=st.sampled_from([0.5, 1, 2, 8]))
     def weigh(self, which: int, weight: float) -> None:
-        for one in self.pick(self.picture.tickets, which):
-            self.pull(f"flows/{self._name(one, 'flows')}/weight", weight=weight)
-            self.picture.weights[one.of] = weight
-            self.picture.retag(one.of)
+        for job in self.pick(self.model.jobs, which):
+            self.operate(f"flows/{self._name(job, 'flows')}/weight", weight=weight)
+            self.model.weights[job.of] = weight
+            self.model.retag(job.of)
 
     @rule(which=WHICH)
     def cancel_for_a_caller(self, which: int) -> None:
-        for one in self.pick(self.picture.tickets, which):
-            was_asked = one.cancel_requested
-            self.pull(f"jobs/{one.id}/cancel", want=200 if self.picture.cancel(one) or was_asked else 409)
+        for job in self.pick(self.model.jobs, which):
+            was_asked = job.cancel_requested
+            self.operate(f"jobs/{job.id}/cancel", expected_status=200 if self.model.cancel(job) or was_asked else 409)
 
     @rule(flow=FLOW, status=st.sampled_from(["queued", "running"]), who=st.none() | WHO)
     def purge(self, flow: str, status: str, who: int | None) -> None:
         statuses = ("queued", "admitted") if status == "queued" else ("queued", "admitted", "running")
-        found = [one for one in self._of(flow, who) if one.status in statuses and not one.cancel_requested]
-        made = self.pull("jobs/purge", status=status, **self._filter(flow, who))
+        found = [job for job in self._of(flow, who) if job.status in statuses and not job.cancel_requested]
+        made = self.operate("jobs/purge", status=status, **self._filter(flow, who))
 
         assert (len(found), False) == (made["cancelled"], made["has_more"])
-        assert all([self.picture.cancel(one) for one in found])  # noqa: C419  # each of them
+        assert all([self.model.cancel(job) for job in found])  # noqa: C419  # each of them
 
     @rule(flow=FLOW, who=st.none() | WHO)
-    def retry_what_failed(self, flow: str, who: int | None) -> None:
-        """Oldest first, until the line takes no more."""
-        asked_again = {one.retry_of for one in self.picture.tickets}
-        dead = [one for one in self._of(flow, who) if one.status in ("failed", "expired") and not one.is_erased and one not in asked_again]
-        times = self.own_times()
-        made = self.pull("jobs/retry", want=202, **self._filter(flow, who))
-        rows = query("SELECT id, retry_of FROM job WHERE retry_of = ANY(:ids)", ids=[job_id(one) for one in dead])
+    def retry_ended_jobs(self, flow: str, who: int | None) -> None:
+        """Retries the oldest jobs first, until the queue refuses one."""
+        asked_again = {job.retry_of for job in self.model.jobs}
+        dead = [job for job in self._of(flow, who) if job.status in ("failed", "expired") and not job.is_erased and job not in asked_again]
+        times = self.key_times()
+        made = self.operate("jobs/retry", expected_status=202, **self._filter(flow, who))
+        rows = query("SELECT id, retry_of FROM job WHERE retry_of = ANY(:ids)", ids=[job_id(job) for job in dead])
         names: dict[UUID, str] = {row.retry_of: wire.public_id(row.id) for row in rows}
         done = 0
-        for one in dead:
-            again = self.again(one)
-            if self.picture.refusal(again) is not None:
+        for job in dead:
+            again = self.again(job)
+            if self.model.refusal(again) is not None:
                 break
-            self.stand(again, names[job_id(one)], at=times[one.lane, one.who.key_id])
+            self.stand(again, names[job_id(job)], at=times[job.lane, job.who.key_id])
             done += 1
 
         is_whole = done == len(dead)
@@ -111,51 +111,51 @@ class Operators(Callers):
         assert done == len(names)
 
     @rule()
-    def operators_look(self) -> None:
-        shown = {one["id"]: one for one in self.ops.get("/ops/lanes?limit=100").json["data"]}
+    def read_operator_lists(self) -> None:
+        shown = {row["id"]: row for row in self.ops.get("/ops/lanes?limit=100").json["data"]}
         lanes = self.lanes()
 
         assert set(lanes) == set(shown)
         for number, lane in lanes.items():
-            self._expect_lane(lane, shown[number])
-            self._expect_flows(lane, self.ops.get(f"/ops/flows?lane={number}&limit=100").json["data"])
+            self._check_lane(lane, shown[number])
+            self._check_flows(lane, self.ops.get(f"/ops/flows?lane={number}&limit=100").json["data"])
         for status in ("queued", "admitted", "running", *sorted(ENDED)):
-            found = [one["id"] for one in self.ops.get(f"/ops/jobs?status={status}&limit=100").json["data"]]
-            assert sorted((one.id for one in self.picture.tickets if one.status == status), reverse=True) == found
+            found = [row["id"] for row in self.ops.get(f"/ops/jobs?status={status}&limit=100").json["data"]]
+            assert sorted((row.id for row in self.model.jobs if row.status == status), reverse=True) == found
 
-    def _expect_lane(self, lane: Lane, shown: dict[str, Any]) -> None:
-        going = Counter(one.status for one in self.picture.on_the_way(lane))
-        waiting = len(self.picture.in_line(lane))
+    def _check_lane(self, lane: Lane, shown: dict[str, Any]) -> None:
+        going = Counter(job.status for job in self.model.in_flight_in(lane))
+        waiting = len(self.model.queued_in(lane))
         assert (waiting, going["admitted"], going["running"]) == (shown["waiting"], shown["admitted"], shown["running"])
-        assert self.picture.is_halted(lane) == (shown["paused"] is not None)
-        assert bool({lane, lane[0]} & self.picture.draining) == shown["is_draining"]
+        assert self.model.is_lane_paused(lane) == (shown["paused"] is not None)
+        assert bool({lane, lane[0]} & self.model.draining) == shown["is_draining"]
 
-    def _expect_flows(self, lane: Lane, shown: list[dict[str, Any]]) -> None:
-        waiting = Counter((one.who.key_id, one.flow) for one in self.picture.in_line(lane))
-        running = Counter((one.who.key_id, one.flow) for one in self.picture.on_the_way(lane))
+    def _check_flows(self, lane: Lane, shown: list[dict[str, Any]]) -> None:
+        waiting = Counter((job.who.key_id, job.flow) for job in self.model.queued_in(lane))
+        running = Counter((job.who.key_id, job.flow) for job in self.model.in_flight_in(lane))
         expected = {flow: (waiting[flow], running[flow]) for flow in waiting | running}
-        assert expected == {(one["key"]["id"], one["user"]): (one["waiting"], one["running"]) for one in shown}
+        assert expected == {(job["key"]["id"], job["user"]): (job["waiting"], job["running"]) for job in shown}
 
-    def _of(self, flow: str, who: int | None) -> list[Ticket]:
-        found = [one for one in self.picture.tickets if one.flow == flow and who in (None, self.tenants.index(one.who))]
-        return sorted(found, key=lambda one: one.id)
+    def _of(self, flow: str, who: int | None) -> list[ModelJob]:
+        found = [job for job in self.model.jobs if job.flow == flow and who in (None, self.tenants.index(job.who))]
+        return sorted(found, key=lambda job: job.id)
 
     def _filter(self, flow: str, who: int | None) -> dict[str, Any]:
         return {"user": flow, **({"key": self.tenants[who].key_id} if who is not None else {})}
 
-    def _name(self, one: Ticket, kind: Kind) -> str:
-        number = next((number for number, lane in self.lanes().items() if lane == one.lane), 0)
+    def _name(self, job: ModelJob, kind: Kind) -> str:
+        number = next((number for number, lane in self.lanes().items() if lane == job.lane), 0)
         return {
             "lanes": str(number),
-            "pools": str(one.lane[0]),
-            "keys": str(one.who.key_id),
-            "flows": f"{number}.{one.who.key_id}:{one.flow}",
+            "pools": str(job.lane[0]),
+            "keys": str(job.who.key_id),
+            "flows": f"{number}.{job.who.key_id}:{job.flow}",
         }[kind]
 
 
-def _target(one: Ticket, kind: str) -> Any:
-    return {"lanes": one.lane, "pools": one.lane[0]}.get(kind)
+def _target(job: ModelJob, kind: str) -> Any:
+    return {"lanes": job.lane, "pools": job.lane[0]}.get(kind)
 
 
-def scope_of(one: Ticket, kind: str) -> tuple[Any, ...]:
-    return ("flow", one.of) if kind == "flows" else ("key", one.who.key_id) if kind == "keys" else ()
+def scope_of(job: ModelJob, kind: str) -> tuple[Any, ...]:
+    return ("flow", job.of) if kind == "flows" else ("key", job.who.key_id) if kind == "keys" else ()

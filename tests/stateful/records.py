@@ -1,4 +1,4 @@
-"""Callers, conversations, jobs and calls as a person would write them down: no SQL, no HTTP, no Redis."""
+"""Records of the reference model: callers, conversations, jobs and calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Flow = tuple[Lane, int, str]
 
 @dataclass
 class Tenant:
-    """A key. counted: whether what its calls may cost is reckoned at all. granted: None without a budget."""
+    """A key. counted: its calls have a cost. granted: micro-USD; None: no budget."""
 
     name: str
     key_id: int
@@ -26,20 +26,20 @@ class Tenant:
 
 
 @dataclass
-class Talk:
-    """A conversation. stops: a failed turn cancels those that wait behind it."""
+class Conversation:
+    """A conversation. stops: a failed turn cancels the turns that are held behind it."""
 
     name: str
     stops: bool = False
     is_deleted: bool = False
-    turns: list[Ticket] = field(default_factory=list)
+    turns: list[ModelJob] = field(default_factory=list)
 
 
 @dataclass
 class Call:
-    """One attempt. paid: what the ledger says of it; None: nothing was written. is_open: it may still be corrected.
+    """One attempt. paid: its ledger entries; None: no entry. is_open: a correction may follow.
 
-    credential: the upstream key that it went out with, is_probe: which was put aside then. throttles, failures, refusals: of the job
+    credential: the upstream key that it went out with, is_probe: which was put parked then. throttles, failures, refusals: of the job
     when the call began.
     """
 
@@ -56,8 +56,8 @@ class Call:
 
 
 @dataclass(eq=False)
-class Ticket:
-    """A job as it must be.
+class ModelJob:
+    """The expected state of a job.
 
     throttles: refusals for load. refusals: credential and status of each that cannot serve it. credential: of its last dispatch.
     """
@@ -74,8 +74,8 @@ class Ticket:
     on_lost: str
     max_attempts: int
     hook: str | None
-    talk: Talk | None = None
-    retry_of: Ticket | None = None
+    conversation: Conversation | None = None
+    retry_of: ModelJob | None = None
     id: str = ""
     tag: float = 0.0
     share: float = 0.0
@@ -87,7 +87,7 @@ class Ticket:
     throttles: int = 0
     refusals: tuple[tuple[int, int], ...] = ()
     credential: int = 0
-    maybe_twice: int = 0
+    possible_duplicates: int = 0
     dispatch: Any = None
     lost: Any = None
     calls: list[Call] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Ticket:
 
     @property
     def place(self) -> tuple[float, str]:
-        """Among the jobs of its key."""
+        """Its order among the jobs of its key."""
         return self.tag, self.id
 
     @property
@@ -112,13 +112,13 @@ class Ticket:
 
     @property
     def waits(self) -> bool:
-        """It stands in line, and no turn before it keeps it from going."""
+        """Whether it is queued and not held behind an earlier turn."""
         return self.status == "queued" and not self.held
 
 
 @dataclass
 class Cap:
-    """What holds a key or a flow up."""
+    """The caps of a key or a flow."""
 
     is_paused: bool = False
     is_draining: bool = False
@@ -126,21 +126,21 @@ class Cap:
     max_in_flight: int | None = None
 
     @property
-    def says_anything(self) -> bool:
+    def is_set(self) -> bool:
         return self.is_paused or self.is_draining or self.max_queued is not None or self.max_in_flight is not None
 
 
 @dataclass
-class Aside:
-    """A credential that is not called for one lane's jobs while another can be. job: the one that it refused last. is_due: for a probe."""
+class ParkedModel:
+    """A credential parked for one lane. job: the last one that it refused. is_due: its probe is due."""
 
-    job: Ticket
+    job: ModelJob
     is_due: bool = False
 
 
 @dataclass
 class Endpoint:
-    """Where a tenant's events go."""
+    """A webhook endpoint of a tenant."""
 
     id: str
     who: Tenant
@@ -149,7 +149,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one call comes to. ends_as: None: the job waits again, counting as a failure or not. owed: what it cost; None: nobody knows.
+    """The verdict on one call. ends_as None: the job is requeued, with or without counting a failure. owed: its cost; None: unknown.
 
     throttled: the upstream refused the call for load. refused: the status with which this credential cannot serve the job.
     """

@@ -1,4 +1,4 @@
-"""Refusals and unreadable answers: the worker judges them and writes the ending, and the picture says which ending it must be."""
+"""Refusals and unreadable answers: the real worker code classifies and stores them; the model gives the expected verdict."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from models.billing import usage
 from models.content.endpoints import PAID
 from models.jobs.states import AttemptResult, JobResult
-from tests.stateful.records import Call, Ticket, Verdict
-from tests.stateful.reference_model import Picture
+from tests.stateful.records import Call, ModelJob, Verdict
+from tests.stateful.reference_model import ReferenceModel
 from workers.answers import retry_policy
 from workers.limiter.requests import CredentialModel
 from workers.observe.attempt_log import AttemptLog
@@ -25,7 +25,7 @@ from workers.upstream.call import CallControl as UpstreamCall
 from workers.upstream.exchange import Answer
 
 MAX_THROTTLES = 3
-# Of several refusals the caller gets the first of these.
+# With several refusals, the caller receives the first of these.
 TELLING = (404, 403, 402)
 INVALID = "upstream_invalid_response"
 
@@ -43,7 +43,7 @@ ANSWERS: dict[str, Answer] = {
 
 @dataclass(frozen=True)
 class Written(Attempt):
-    """A claimed job that keeps the ending that was made of it."""
+    """An attempt that keeps the records made of it."""
 
     endings: list[AttemptRecord] = field(default_factory=list)
 
@@ -56,9 +56,9 @@ class Written(Attempt):
         return self.endings[-1]
 
 
-def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple[AttemptRecord, Verdict]:
-    """The worker has this answer and writes what becomes of the job; returns that, and what must become of it."""
-    expected = _expected(picture, job, call, row, kind)
+def end(model: ReferenceModel, job: ModelJob, call: Call, row: Any, kind: str) -> tuple[AttemptRecord, Verdict]:
+    """Stores this answer as the worker would. Returns the record, and the expected verdict."""
+    expected = _expected(model, job, call, row, kind)
     work = Written(
         row, CredentialModel(row.credential_id, row.model), UpstreamCall(deadline=time.monotonic() + 60), StreamPublisher(row),
         AttemptLog(row), time.monotonic(),
@@ -69,14 +69,14 @@ def end(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> tuple
     return work.endings[-1], expected
 
 
-def _expected(picture: Picture, job: Ticket, call: Call, row: Any, kind: str) -> Verdict:
+def _expected(model: ReferenceModel, job: ModelJob, call: Call, row: Any, kind: str) -> Verdict:
     if kind == "throttled":
         return _throttled(call)
     if kind == "unreadable":
         return _unreadable(job, call, row)
     status = ANSWERS[kind].status
-    has_others = picture.has_others(job, call)
-    picture.put_aside(job, call)
+    has_others = model.has_others(job, call)
+    model.park(job, call)
     if has_others:
         return Verdict("refused", None, refused=status)
     best = min([status, *dict(call.refusals).values()], key=TELLING.index)
@@ -88,14 +88,14 @@ def _said(status: int) -> Any:
 
 
 def _throttled(call: Call) -> Verdict:
-    """The job waits by itself: no key pauses here, for the limiter has no part in this."""
+    """Only the job is delayed: the limiter takes no part in this, so no credential pauses."""
     if call.throttles + 1 >= MAX_THROTTLES:
         return Verdict("throttled", "failed", answer=_said(429), error="refused_429")
     return Verdict("throttled", None, throttled=True, delay=True)
 
 
-def _unreadable(job: Ticket, call: Call, row: Any) -> Verdict:
-    """Perhaps paid for: charged by our own count where the job ends with it, else as a call of unknown outcome."""
+def _unreadable(job: ModelJob, call: Call, row: Any) -> Verdict:
+    """May have been charged: our own count if the job ends with it, otherwise as a call of unknown outcome."""
     if row.on_unreadable == "fail" or call.failures + 1 >= job.max_attempts:
         used = usage.usage_of_unreadable(
             request.asked_tokens(row, bytes(row.request)) if row.endpoint in PAID else 0, ANSWERS["unreadable"].body, model=row.model

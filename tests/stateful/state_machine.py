@@ -1,8 +1,7 @@
-"""The stage on which hypothesis plays: an empty database, callers, their operator, a pacer; and the picture beside it."""
+"""The state machine's set-up: an empty database, callers, an operator, a pacer, and the reference model."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -19,8 +18,8 @@ from models.database import db
 from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.queue import lanes
-from tests.stateful.records import Lane, Tenant, Ticket, Verdict
-from tests.stateful.reference_model import Picture
+from tests.stateful.records import Lane, ModelJob, Tenant, Verdict
+from tests.stateful.reference_model import ReferenceModel
 from tests.support.http_tools import Caller
 from tests.support.queue_tools import query
 from tests.workers.pacer.test_step import PacerHarness
@@ -30,37 +29,37 @@ from workers.results.attempt_record import AttemptRecord
 
 GRANT = 3_000
 NAMES = ("ann", "bob", "cas")
-One = TypeVar("One")
+Item = TypeVar("Item")
 
 
-class Play(RuleBasedStateMachine):
-    """Three callers, of whom two share a pool of two upstream keys, the first with a budget; their operator; and what serves them.
+class StateMachine(RuleBasedStateMachine):
+    """Three callers, an operator, and the components that serve them. Two callers share a pool of two credentials; the first has a budget.
 
-    bells: every doorbell that ever rang. calls: every call that ever went out, with the claimed row. endings: how each came to an end.
-    places: what is held in flight, by dispatch id. forgotten: of which Redis has lost the state.
+    messages: each dispatch that was ever published. calls: each call that was ever sent, with the claimed row. endings: the record of
+    each ended call. leases: held in the limiter, by dispatch id. lost_meters: credentials and models whose state Redis has lost.
     """
 
     client: redis.Redis
     app: Flask
 
-    def set_stage(self) -> None:
-        """All is as on the first day."""
+    def reset(self) -> None:
+        """Resets the database, Redis and the model."""
         _empty()
         self.client.flushall()
         self.stage = PacerHarness(self.client)
         self.limiter = Limiter(self.client)
-        self.picture = Picture()
+        self.model = ReferenceModel()
         self.asked = 0
-        self.bells: list[tuple[Ticket, UUID]] = []
-        self.calls: list[tuple[Ticket, UUID, Any]] = []
+        self.messages: list[tuple[ModelJob, UUID]] = []
+        self.calls: list[tuple[ModelJob, UUID, Any]] = []
         self.endings: dict[UUID, tuple[AttemptRecord, Verdict]] = {}
-        self.places: dict[UUID, CredentialModel] = {}
+        self.leases: dict[UUID, CredentialModel] = {}
         self.meters: set[CredentialModel] = set()
-        self.forgotten: set[CredentialModel] = set()
+        self.lost_meters: set[CredentialModel] = set()
         self.times: dict[int, float] = {}
-        self._let_in()
+        self._create_tenants()
 
-    def _let_in(self) -> None:
+    def _create_tenants(self) -> None:
         own = f"sk-{uuid4().hex}"
         with db.begin() as session:
             pool = keys.create_pool(session, "team")
@@ -70,29 +69,29 @@ class Play(RuleBasedStateMachine):
             made.append((keys.authenticate(session, own), own))
             budgets.grant(session, made[0][0].id, GRANT)
             for row in session.execute(text("SELECT id, pool_id FROM credential")):
-                self.picture.credentials.setdefault(row.pool_id, []).append(row.id)
+                self.model.credentials.setdefault(row.pool_id, []).append(row.id)
                 keys.set_limits(session, row.id, Limits(max_in_flight=1_000))
             self.ops = Caller(operators.create(session, f"ops-{uuid4().hex}", role="write"), self.app)
         self.callers = [Caller(token, self.app) for _, token in made]
         self.tenants = [_tenant(name, each, GRANT if name == NAMES[0] else None) for name, (each, _) in zip(NAMES, made, strict=True)]
 
-    # Short ways
+    # Helpers
 
-    def pull(self, path: str, *, want: int = 200, **said: Any) -> dict[str, Any]:
-        """What the operator is answered."""
+    def operate(self, path: str, *, expected_status: int = 200, **said: Any) -> dict[str, Any]:
+        """The response to the operator's request."""
         made = self.ops.post(f"/ops/{path}", said)
-        assert want == made.status_code, made.text
+        assert expected_status == made.status_code, made.text
         return dict(made.json)
 
     def caller(self, who: Tenant) -> Caller:
         return self.callers[self.tenants.index(who)]
 
-    def strangers(self, who: Tenant) -> list[Caller]:
-        """Who calls with any other key."""
+    def other_callers(self, who: Tenant) -> list[Caller]:
+        """The callers with other keys."""
         return [each for each in self.callers if each is not self.caller(who)]
 
-    def pick(self, found: Iterable[One], which: int) -> list[One]:
-        """One of these, the newest first; none of none."""
+    def pick(self, found: Iterable[Item], which: int) -> list[Item]:
+        """One of these, counted from the newest; empty if there are none."""
         listed = list(found)
         return [listed[-1 - which % len(listed)]] if listed else []
 
@@ -103,63 +102,58 @@ class Play(RuleBasedStateMachine):
     def lanes(self) -> dict[int, Lane]:
         return {row.id: (row.pool_id, row.model) for row in query("SELECT id, pool_id, model FROM lane")}
 
-    def meter(self, one: Ticket) -> CredentialModel:
-        """Of the credential that it was admitted with last."""
-        return CredentialModel(one.credential, one.lane[1])
+    def meter(self, job: ModelJob) -> CredentialModel:
+        """The credential and model of its last admission."""
+        return CredentialModel(job.credential, job.lane[1])
 
     def free(self, dispatch: UUID, meter: CredentialModel, report: Report) -> None:
-        """The place in flight is free."""
+        """Releases the lease in the limiter."""
         self.limiter.release(meter, str(dispatch), report)
-        self.places.pop(dispatch, None)
+        self.leases.pop(dispatch, None)
 
-    def own_times(self) -> dict[tuple[Lane, int], float]:
-        """Of each key that is or was in a lane, its own time there; of others what they would begin with."""
+    def key_times(self) -> dict[tuple[Lane, int], float]:
+        """The virtual time of each key in each lane; for a new key, the time with which it would begin."""
         return defaultdict(float, {((row.pool_id, row.model), row.key_id): row.own_time for row in query(_TIMES)})
 
-    def hear_turns(self) -> None:
-        """The picture has the turns of all keys as they are now."""
-        self.picture.starts = {((row.pool_id, row.model), row.key_id): (row.starts, row.weight) for row in query(_STARTS)}
+    def read_starts(self) -> None:
+        """Copies the current turns of all keys into the model."""
+        self.model.starts = {((row.pool_id, row.model), row.key_id): (row.starts, row.weight) for row in query(_STARTS)}
 
-    # What is to be seen of a job
+    # Checks of a job object
 
-    def expect_shown(self, one: Ticket, shown: dict[str, Any]) -> None:
-        usage = [call.usage for call in one.calls if call.usage is not None]
+    def check_shown(self, job: ModelJob, shown: dict[str, Any]) -> None:
+        usage = [call.usage for call in job.calls if call.usage is not None]
         expected = {
-            "id": one.id, "status": seen(one.status), "user": one.flow, "priority": one.priority, "model": one.lane[1],
-            "conversation": one.talk.name if one.talk and not one.talk.is_deleted else None,
-            "cancel_requested": one.cancel_requested, "possible_duplicate_calls": one.maybe_twice,
-            "retry_of": one.retry_of.id if one.retry_of else None,
+            "id": job.id, "status": public_status(job.status), "user": job.flow, "priority": job.priority, "model": job.lane[1],
+            "conversation": job.conversation.name if job.conversation and not job.conversation.is_deleted else None,
+            "cancel_requested": job.cancel_requested, "possible_duplicate_calls": job.possible_duplicates,
+            "retry_of": job.retry_of.id if job.retry_of else None,
         }  # fmt: skip
 
         assert expected == {name: shown[name] for name in expected}
-        assert [call.outcome for call in one.calls] == [attempt["outcome"] for attempt in shown["attempts"]]
-        assert one.error == (shown["error"] or {}).get("code")
+        assert [call.outcome for call in job.calls] == [attempt["outcome"] for attempt in shown["attempts"]]
+        assert job.error == (shown["error"] or {}).get("code")
         assert [sum(part) for part in zip(*usage, strict=True)] == _used(shown)
-        self._expect_place(one, shown["queue"])
+        self._check_position(job, shown["queue"])
 
-    def _expect_place(self, one: Ticket, queue: dict[str, Any] | None) -> None:
-        if one.status == "queued":
+    def _check_position(self, job: ModelJob, queue: dict[str, Any] | None) -> None:
+        if job.status == "queued":
             assert queue is not None
-            self.hear_turns()
-            assert self.picture.position(one) == queue["position"]
-            why = self.picture.blocked_by(one)
+            self.read_starts()
+            assert self.model.position(job) == queue["position"]
+            why = self.model.blocked_by(job)
             assert why == queue["blocked_by"] if why else queue["blocked_by"] not in ("paused", "conversation")
         else:
-            assert (0 if one.status == "admitted" else None) == (None if queue is None else queue["position"])
+            assert (0 if job.status == "admitted" else None) == (None if queue is None else queue["position"])
 
 
-def seen(status: str) -> str:
-    """As callers see it."""
+def public_status(status: str) -> str:
+    """The status that callers see."""
     return "queued" if status == "admitted" else status
 
 
-def job_id(one: Ticket) -> UUID:
-    return UUID(one.id.removeprefix("job_"))
-
-
-def said(value: dict[str, Any]) -> str:
-    """What a caller sends, to be sent again."""
-    return json.dumps(value)
+def job_id(job: ModelJob) -> UUID:
+    return UUID(job.id.removeprefix("job_"))
 
 
 def _used(shown: dict[str, Any]) -> list[int]:
@@ -172,7 +166,7 @@ def _tenant(name: str, made: Key, granted: int | None) -> Tenant:
     return Tenant(name, made.id, made.pool_id, counted=made.kind == "issued", granted=granted)
 
 
-# A key that comes to a lane for the first time begins at the lane's time; one that comes back, where its users ended if that is later.
+# A new key begins at the lane's time; a known key at the last finish of its users, if that is later.
 _TIMES = """
     SELECT lane.pool_id, lane.model, key.id AS key_id, coalesce(share.virtual_time, greatest(lane.virtual_time, (
         SELECT max(last_finish) FROM key_flow WHERE lane_id = lane.id AND key_id = key.id

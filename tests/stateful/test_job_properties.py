@@ -1,7 +1,7 @@
-"""Whatever happens in whatever order, nothing is lost, nothing runs twice, and everybody keeps their turn.
+"""Properties of the queue: no job is lost or called twice, and the order of admissions is fair.
 
-One machine plays submitters, two pacers, workers, reaper, sweeper and cancellers on the real Postgres, step by step; one test lets
-eight threads do it all at once. HYPOTHESIS_PROFILE=nightly tries many more.
+A state machine runs steps in random order on the real Postgres; eight threads act at the same time.
+HYPOTHESIS_PROFILE=nightly runs many more.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ wanted_orders = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-class Line(RuleBasedStateMachine):
-    """The world around the line, and what must be true of it after every step."""
+class Queue(RuleBasedStateMachine):
+    """Submitters, pacers, workers and time around the queue, and the invariants."""
 
     @initialize()
     def begin(self) -> None:
@@ -66,7 +66,7 @@ class Line(RuleBasedStateMachine):
         self.caller: Key = known()
         self.doorbells: list[tuple[UUID, UUID]] = []
         self.calls: list[tuple[UUID, UUID]] = []
-        self.looks: dict[int, tuple[Sequence[Any], Sequence[Any]]] = {}
+        self.claimed: dict[int, tuple[Sequence[Any], Sequence[Any]]] = {}
         self.admitted_once: set[UUID] = set()
         self.ended: dict[UUID, Any] = {}
         self.virtual_times: dict[int, float] = {}
@@ -90,8 +90,8 @@ class Line(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open_since is None)
     @rule(wanted=wanted_orders)
-    def begin_a_submit(self, wanted: dict[str, Any]) -> None:
-        """Its transaction stays open; it locks nothing that the others need."""
+    def begin_submit(self, wanted: dict[str, Any]) -> None:
+        """Leaves the transaction of a submit open; it locks nothing that others need."""
         submitted = order(self.caller, **{**wanted, "flow": "open", "conversation": None})
         lane_id = enqueue.prepare(submitted)
         query("UPDATE lane SET wake_at = coalesce(wake_at, now()), idle_since = NULL")
@@ -101,7 +101,7 @@ class Line(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open_since is not None)
     @rule()
-    def commit_the_submit(self) -> None:
+    def commit_submit(self) -> None:
         self.open.close()
         self.open_since = None
 
@@ -113,15 +113,15 @@ class Line(RuleBasedStateMachine):
     # Pacers
 
     @rule(pacer=PACER, most=st.integers(1, 5))
-    def look(self, pacer: int, most: int) -> None:
+    def claim_lanes(self, pacer: int, most: int) -> None:
         query("UPDATE lane SET wake_at = now() WHERE wake_at > now() AND claimed_until IS NULL")
         with db.begin() as session:
             claimed = admission.claim_lanes(session, woken=[], limit=5)
-            self.looks[pacer] = (claimed, admission.queue_heads(session, claimed, limit=most))
+            self.claimed[pacer] = (claimed, admission.queue_heads(session, claimed, limit=most))
 
     @rule(pacer=PACER, granted=st.integers(0, 5))
-    def conclude(self, pacer: int, granted: int) -> None:
-        claimed, heads = self.looks.pop(pacer, ([], []))
+    def admit_claimed(self, pacer: int, granted: int) -> None:
+        claimed, heads = self.claimed.pop(pacer, ([], []))
         going = [head for n, head in enumerate(heads) if n < granted]
         with db.begin() as session:
             credential_id = credential_of(session, self.caller)
@@ -149,21 +149,21 @@ class Line(RuleBasedStateMachine):
         self.check_turns([one.job_id for one in admitted])
 
     @rule(pacer=PACER, most=st.integers(1, 3))
-    def look_and_conclude(self, pacer: int, most: int) -> None:
-        self.look(pacer, most)
-        self.conclude(pacer, most)
-        self.the_mark_is_raised()
+    def claim_and_admit(self, pacer: int, most: int) -> None:
+        self.claim_lanes(pacer, most)
+        self.admit_claimed(pacer, most)
+        self.raise_low_water()
 
     @rule(most=st.integers(1, 3))
-    def everybody_starts(self, most: int) -> None:
-        """What goes well most of the time: found, admitted, claimed."""
+    def start_jobs(self, most: int) -> None:
+        """Admits and claims jobs."""
         query("UPDATE lane SET claimed_until = NULL, wake_at = now()")
-        self.look_and_conclude(0, most)
+        self.claim_and_admit(0, most)
         for n in range(most):
             self.claim(n)
 
     @rule(pacer=PACER)
-    def a_pacer_is_too_slow(self, pacer: int) -> None:
+    def expire_lane_claim(self, pacer: int) -> None:
         query("""
             UPDATE lane SET claimed_until = now() - interval '1 s',
                    wake_at = CASE WHEN wake_at = claimed_until THEN now() - interval '1 s' ELSE wake_at END
@@ -171,7 +171,7 @@ class Line(RuleBasedStateMachine):
         """)
 
     @rule(which=ANY)
-    def refuse_a_head(self, which: int) -> None:
+    def fail_a_head(self, which: int) -> None:
         for one in self.pick("SELECT * FROM job WHERE status = 'queued' AND NOT held ORDER BY start_tag, id", which):
             with db.begin() as session:
                 assert completion.fail_queued(session, one.id, error={"message": "too large"})
@@ -180,7 +180,7 @@ class Line(RuleBasedStateMachine):
 
     @rule(which=ANY)
     def claim(self, which: int) -> None:
-        """Any doorbell that ever rang, twice and late too."""
+        """Claims any dispatch that was ever published, also late and repeatedly."""
         for job_id, dispatch_id in self.doorbells[-1 - which % 4 :][:1]:
             (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
             with db.begin() as session:
@@ -191,12 +191,12 @@ class Line(RuleBasedStateMachine):
                 self.calls.append((job_id, dispatch_id))
 
     @rule(end=st.sampled_from(ENDS))
-    def finish_the_last(self, end: tuple[JobResult, AttemptResult]) -> None:
+    def finish_last(self, end: tuple[JobResult, AttemptResult]) -> None:
         self.finish(0, end)
 
     @rule(which=ANY, end=st.sampled_from(ENDS))
     def finish(self, which: int, end: tuple[JobResult, AttemptResult]) -> None:
-        """Any call that ever went out, however late its answer."""
+        """Finishes any call that was ever sent, however late."""
         for job_id, dispatch_id in self.calls[-1 - which % 4 :][:1]:
             (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
             running = before.status == Status.RUNNING and before.dispatch_id == dispatch_id
@@ -218,10 +218,10 @@ class Line(RuleBasedStateMachine):
         with db.begin() as session:
             assert running == claims.renew_leases(session, leases, lease_s=30)
 
-    # Time and the sweep
+    # Time and the reaper
 
     @rule(every=st.integers(1, 3))
-    def leases_run_out(self, every: int) -> None:
+    def expire_some_leases(self, every: int) -> None:
         query(
             "UPDATE job SET lease_until = now() - interval '1 s' WHERE status = 'running' AND right(id::text, 1) < :most",
             most=" 7ag"[every],
@@ -230,42 +230,42 @@ class Line(RuleBasedStateMachine):
             requeue.reap(session)
 
     @rule()
-    def every_lease_runs_out(self) -> None:
-        self.leases_run_out(3)
+    def expire_all_leases(self) -> None:
+        self.expire_some_leases(3)
 
     @rule()
-    def admissions_are_not_claimed(self) -> None:
+    def requeue_unclaimed(self) -> None:
         with db.begin() as session:
             requeue.requeue_unclaimed(session, older_than_s=0)
 
     @rule(which=ANY)
-    def time_to_wait_is_over(self, which: int) -> None:
+    def expire(self, which: int) -> None:
         for one in self.pick("SELECT id FROM job WHERE status = 'queued' ORDER BY id", which):
             query("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id", id=one.id)
             with db.begin() as session:
                 assert [one.id] == [late.id for late in cancellation.expire(session)]
 
     @rule()
-    def backoffs_are_over(self) -> None:
+    def end_backoffs(self) -> None:
         query("UPDATE job SET not_before = now() - interval '1 s' WHERE not_before > now() AND status = 'queued'")
         query("UPDATE lane SET wake_at = now() WHERE wake_at > now() AND claimed_until IS NULL")
 
     @rule()
-    def the_mark_is_raised(self) -> None:
-        """To the time that the oldest open submit may have seen, as SETTLED_S makes sure of."""
+    def raise_low_water(self) -> None:
+        """Raises low-water marks to the virtual time that the oldest open submit may have read; SETTLED_S guarantees that."""
         for (lane_id, key_id), ceiling in (self.times() if self.open_since is None else self.open_since).items():
             with db.begin() as session:
                 share_maintenance.raise_low_water(session, lane_id, {key_id: ceiling})
 
     @rule()
-    def forgotten_lanes_are_found(self) -> None:
+    def wake_lost_lanes(self) -> None:
         with db.begin() as session:
             lanes.wake_lost(session)
 
-    # What is always true
+    # Invariants
 
     @invariant()
-    def everybody_is_where_they_should_be(self) -> None:
+    def jobs_are_reachable_and_recorded(self) -> None:
         if not hasattr(self, "ended"):
             return
         jobs = {one.id: one for one in query("SELECT * FROM job")}
@@ -286,9 +286,9 @@ class Line(RuleBasedStateMachine):
         (now,) = query("SELECT now() AS at")
         waiting = {one.id for one in jobs.values() if one.status == Status.QUEUED and not one.held}
         may_go = {one for one in waiting if jobs[one].not_before is None or jobs[one].not_before <= now.at}
-        assert may_go == found, "a waiting job is hidden"
+        assert may_go == found, "a queued job is not found"
         asleep = {one.id for one in lanes if one.wake_at is None and not one.is_watched}
-        assert not {jobs[one].lane_id for one in waiting} & asleep, "nobody will ever look at a lane with waiting jobs"
+        assert not {jobs[one].lane_id for one in waiting} & asleep, "a lane with queued jobs is never due"
         for one in lanes:
             assert self.virtual_times.get(one.id, 0.0) <= one.virtual_time
             self.virtual_times[one.id] = one.virtual_time
@@ -301,7 +301,7 @@ class Line(RuleBasedStateMachine):
                 if one.conversation_id:
                     turns[one.conversation_id].append(one.held)
         for held in turns.values():
-            assert 1 == held.count(False), "of an open conversation exactly one turn is in line or on its way"
+            assert 1 == held.count(False), "an open conversation has exactly one turn that is not held"
 
     def check_records(self, jobs: dict[UUID, Any]) -> None:
         events: dict[UUID, list[Any]] = defaultdict(list)
@@ -317,7 +317,7 @@ class Line(RuleBasedStateMachine):
         assert Counter(job_id for job_id, _ in self.calls) == attempts
 
     def check_turns(self, admitted: list[UUID]) -> None:
-        """Who goes for the first time goes before everybody who came later, in its flow and in its conversation."""
+        """A job that is admitted for the first time precedes all later jobs of its flow and its conversation."""
         jobs = {one.id: one for one in query("SELECT * FROM job")}
         for one in (jobs[job_id] for job_id in admitted):
             assert one.status == Status.ADMITTED
@@ -333,7 +333,7 @@ class Line(RuleBasedStateMachine):
         return one.status == Status.QUEUED and not one.held and one.id not in self.admitted_once
 
     def times(self) -> dict[tuple[int, int], float]:
-        """Each key's own time in each lane."""
+        """The virtual time of each key in each lane."""
         return {(one.lane_id, one.key_id): one.virtual_time for one in query("SELECT lane_id, key_id, virtual_time FROM key_share")}
 
     def pick(self, statement: str, which: int) -> list[Any]:
@@ -341,15 +341,15 @@ class Line(RuleBasedStateMachine):
         return [rows[which % len(rows)]] if rows else []
 
 
-def test_nothing_is_lost_and_nothing_runs_twice() -> None:
-    run_state_machine_as_test(Line, settings=COMMON)
+def test_jobs_are_neither_lost_nor_called_twice() -> None:
+    run_state_machine_as_test(Queue, settings=COMMON)
 
 
-# All at once
+# Concurrent threads
 
 
 class Crowd:
-    """Eight of these act at random on the same few lanes and conversations."""
+    """One of eight threads that act at random on the same few lanes and conversations."""
 
     def __init__(self, caller: Key, seed: int) -> None:
         self.caller = caller
@@ -357,9 +357,9 @@ class Crowd:
         self.failures: list[str] = []
 
     def run(self, until: float) -> list[str]:
-        """What went wrong; what a server would only report as `try again` too."""
+        """The errors, including those that a server would only report as `try again`."""
         acts = [self.submit, self.submit, self.pace, self.pace, self.claim, self.claim, self.end, self.end, self.cancel]
-        acts += [self.expire, self.reap, self.return_unclaimed]
+        acts += [self.expire, self.reap, self.requeue_unclaimed]
         while time.monotonic() < until:
             act = self.rng.choice(acts)
             try:
@@ -408,7 +408,7 @@ class Crowd:
         with db.begin() as session:
             requeue.reap(session)
 
-    def return_unclaimed(self) -> None:
+    def requeue_unclaimed(self) -> None:
         with db.begin() as session:
             requeue.requeue_unclaimed(session, older_than_s=0)
 
@@ -417,18 +417,18 @@ class Crowd:
         return [self.rng.choice(rows)] if rows else []
 
 
-def test_eight_at_once_never_block_each_other_for_good() -> None:
+def test_concurrent_threads_do_not_block_each_other_forever() -> None:
     caller = known()
     until = time.monotonic() + (30 if NIGHTLY else 4)
 
     failures: list[list[str]] = at_once(*[partial(Crowd(caller, seed).run, until) for seed in range(8)])
 
     assert [] == [*chain.from_iterable(failures)]
-    assert [] == list(query(_STUCK)), "a conversation in which nobody may go"
-    assert [] == list(query(_HIDDEN)), "a waiting job below the low-water mark, or in a lane nobody will look at"
+    assert [] == list(query(_STUCK)), "a conversation in which no turn is admissible"
+    assert [] == list(query(_HIDDEN)), "a queued job below the low-water mark, or in a lane that is never due"
 
 
-def test_a_key_is_over_its_cap_by_no_more_than_came_at_once(override: Callable[..., None]) -> None:
+def test_key_exceeds_its_limit_at_most_by_concurrent_submits(override: Callable[..., None]) -> None:
     override(max_queued_per_key=5)
     caller = known()
 
@@ -463,7 +463,7 @@ def _wait_for_locks(count: int, done: Callable[[], bool]) -> None:
             return
 
 
-def test_cancelling_the_next_turn_during_a_finish_blocks_no_turn() -> None:
+def test_cancelling_the_next_turn_while_the_first_ends_does_not_deadlock() -> None:
     caller = known()
     one, two, three = (submit(caller, conversation="c") for _ in range(3))
     with db.begin() as session:

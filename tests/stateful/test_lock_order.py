@@ -33,7 +33,7 @@ def caller() -> Key:
 
 
 def purge_all(user: str) -> int:
-    """As the route does it; raises Unavailable where Postgres ends a deadlock."""
+    """Cancels as the route does; raises Unavailable if Postgres ends a deadlock."""
     total = 0
     while True:
         with db.begin() as session:
@@ -54,14 +54,14 @@ def statuses() -> set[str]:
 
 
 def crossed(caller: Key, number: int) -> None:
-    """Conversations of two users: in half of them one waits behind the other, in the other half the reverse."""
+    """Conversations of two users: in one half, one user's turn is held behind the other's; in the other half, the reverse."""
     for first, second in (("ann", "bob"), ("bob", "ann")):
         for n in range(number):
             for user in (first, second, first, second):
                 submit(caller, flow=user, conversation=f"{first} {n}")
 
 
-def test_two_users_with_shared_conversations_are_purged_at_once(caller: Key) -> None:
+def test_bulk_cancels_of_two_users_with_shared_conversations_do_not_deadlock(caller: Key) -> None:
     crossed(caller, TALKS)
     done = at_once(lambda: purge_all("ann"), lambda: purge_all("bob"))
 
@@ -69,7 +69,7 @@ def test_two_users_with_shared_conversations_are_purged_at_once(caller: Key) -> 
     assert {"cancelled"} == statuses()
 
 
-def test_purges_and_expiry_at_once(caller: Key) -> None:
+def test_bulk_cancels_and_expiry_do_not_deadlock(caller: Key) -> None:
     crossed(caller, TALKS)
     query("UPDATE job SET expires_at = now() - interval '1 s' WHERE flow = 'bob'")
     at_once(lambda: purge_all("ann"), expire_all, expire_all)
@@ -77,7 +77,7 @@ def test_purges_and_expiry_at_once(caller: Key) -> None:
     assert {"cancelled", "expired"} == statuses()
 
 
-def test_eight_threads_cancel_expire_delete_submit_and_end_turns(caller: Key) -> None:
+def test_cancels_expiry_deletes_submits_and_ends_of_turns_do_not_deadlock(caller: Key) -> None:
     crossed(caller, TALKS)
     running = []
     for n in range(10):
@@ -109,8 +109,8 @@ def test_eight_threads_cancel_expire_delete_submit_and_end_turns(caller: Key) ->
     assert statuses() <= {"cancelled", "expired", "succeeded"}
 
 
-def test_a_deleted_session_works_off_its_own_rows_only(caller: Key) -> None:
-    """The rows of a large deleted session of another key stay for the cleanup thread."""
+def test_deleting_a_session_erases_its_own_rows_only(caller: Key) -> None:
+    """The rows of another key's large deleted session are left to the cleanup thread."""
     other = known("sk-other")
     for n in range(3):
         finish_job(other, f"turn {n}")
@@ -125,8 +125,8 @@ def test_a_deleted_session_works_off_its_own_rows_only(caller: Key) -> None:
     assert ["large"] == [row.name for row in query("SELECT name FROM conversation")]
 
 
-def test_a_submit_to_a_dormant_lane_and_the_sweep_lock_in_one_order(caller: Key) -> None:
-    """Shares before the lane."""
+def test_submit_to_a_dormant_lane_and_maintenance_lock_in_the_same_order(caller: Key) -> None:
+    """Both lock shares before the lane."""
     one = submit(caller)
     assert finish(one, start(caller, one))
     query("UPDATE lane SET wake_at = NULL, idle_since = now() - interval '25 s'")
@@ -140,7 +140,7 @@ def test_a_submit_to_a_dormant_lane_and_the_sweep_lock_in_one_order(caller: Key)
 
 
 @pytest.mark.parametrize("how", ["cancel", "expire", "refuse"])
-def test_a_turn_ends_uncalled_while_the_next_one_is_submitted(caller: Key, how: str) -> None:
+def test_turn_ends_without_a_call_while_the_next_one_is_submitted(caller: Key, how: str) -> None:
     """A submit locks the conversation before the user's row."""
     one = submit(caller, conversation="talk")
     query("UPDATE job SET expires_at = now() - interval '1 s'")
@@ -161,7 +161,7 @@ def test_a_turn_ends_uncalled_while_the_next_one_is_submitted(caller: Key, how: 
     assert [(0,)] == query("SELECT last_finish FROM key_flow")
 
 
-def test_a_job_gets_another_priority_while_the_pacer_admits_its_user(caller: Key) -> None:
+def test_priority_changes_while_the_pacer_admits_the_user(caller: Key) -> None:
     first, last = submit(caller), submit(caller)
 
     def prioritise() -> int:

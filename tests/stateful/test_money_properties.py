@@ -1,7 +1,7 @@
-"""Whatever happens in whatever order, the ledger's sum is the balance, every attempt is charged at most once, and nobody overspends.
+"""Properties of money: the balance is the sum of the ledger, each attempt is charged at most once, and no key overspends.
 
-One test plays submits, cancels, failures, lost workers and late answers one by one against a model that keeps its own books; another
-lets eight threads do it all at once. HYPOTHESIS_PROFILE=nightly tries many more.
+A state machine runs steps in random order on the real Postgres; eight threads act at the same time.
+HYPOTHESIS_PROFILE=nightly runs many more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("database")
 
 OPEN = ("queued", "admitted", "running")
 WHICH = st.integers(0, 1_000)
-# Of what was reserved: nothing, a part, all.
+# Parts of the reservation: nothing, a part, all.
 PARTS = st.sampled_from([0.0, 0.3, 1.0])
 FAILED = [
     AttemptResult(Outcome.REFUSED, 400),
@@ -41,8 +41,8 @@ FAILED = [
 ]
 
 
-class Books(RuleBasedStateMachine):
-    """One key. `paid`: what each call (dispatch id) is to be charged with, as we reckon it."""
+class Ledger(RuleBasedStateMachine):
+    """One key. paid: the expected charge of each call (dispatch id)."""
 
     @initialize(amount=st.sampled_from([0, 5_000]))
     def begin(self, amount: int) -> None:
@@ -80,35 +80,35 @@ class Books(RuleBasedStateMachine):
 
     @rule(amounts=st.lists(st.integers(1, 900), min_size=1, max_size=3))
     def several_start(self, amounts: list[int]) -> None:
-        """What goes well most of the time."""
+        """Admits and claims jobs."""
         for n, amount in enumerate(amounts):
             self.submit(amount)
             self.start(n)
 
     @rule(which=WHICH, part=PARTS)
-    def a_worker_dies_and_its_answer_comes_late(self, which: int, part: float) -> None:
-        self.a_worker_dies(which)
-        self.an_answer_comes(which, part)
+    def answer_late(self, which: int, part: float) -> None:
+        self.reap(which)
+        self.answer(which, part)
 
     @rule(which=WHICH, part=PARTS)
-    def an_answer_comes(self, which: int, part: float) -> None:
-        """Of any call that ever went out, however late, and perhaps not for the first time."""
+    def answer(self, which: int, part: float) -> None:
+        """Ends any call that was ever sent, however late, possibly again."""
         for job_id, call, most in self.calls[-1 - which % 4 :][:1]:
             owed = int(most * part)
-            finish(job_id, call, finding=AttemptResult(Outcome.SUCCEEDED, 200, cost_microusd=owed))
+            finish(job_id, call, attempt=AttemptResult(Outcome.SUCCEEDED, 200, cost_microusd=owed))
             self.settle(call, owed)
 
-    @rule(which=WHICH, finding=st.sampled_from(FAILED), again=st.booleans())
-    def a_call_fails(self, which: int, finding: AttemptResult, again: bool) -> None:
+    @rule(which=WHICH, attempt=st.sampled_from(FAILED), again=st.booleans())
+    def fail(self, which: int, attempt: AttemptResult, again: bool) -> None:
         for job_id, call, _ in self.calls[-1 - which % 4 :][:1]:
             if again:
-                put_back(job_id, call, finding)
+                put_back(job_id, call, attempt)
             else:
-                finish(job_id, call, JobResult(Status.FAILED), finding)
+                finish(job_id, call, JobResult(Status.FAILED), attempt)
             self.settle(call, 0)
 
     @rule(which=WHICH, outcome=st.sampled_from([Outcome.UNKNOWN, Outcome.CANCELLED]))
-    def a_call_is_lost_or_aborted(self, which: int, outcome: Outcome) -> None:
+    def lose_or_abort(self, which: int, outcome: Outcome) -> None:
         for job_id, call, most in self.calls[-1 - which % 4 :][:1]:
             finish(job_id, call, JobResult(Status.FAILED), AttemptResult(outcome))
             if outcome == Outcome.UNKNOWN:
@@ -118,7 +118,7 @@ class Books(RuleBasedStateMachine):
                 self.unknown.discard(call)  # it is over: `cancelled` is nobody's to correct
 
     @rule(which=WHICH)
-    def a_worker_dies(self, which: int) -> None:
+    def reap(self, which: int) -> None:
         for one in self.pick("running", which):
             query("UPDATE job SET lease_until = now() - interval '1 s' WHERE id = :id", id=one.id)
             with db.begin() as session:
@@ -136,7 +136,7 @@ class Books(RuleBasedStateMachine):
             expire(one.id)
 
     @invariant()
-    def the_books_agree(self) -> None:
+    def balance_agrees(self) -> None:
         if not hasattr(self, "key"):
             return
         now = standing(self.key)
@@ -160,15 +160,15 @@ class Books(RuleBasedStateMachine):
         return [rows[which % len(rows)]] if rows else []
 
 
-def test_the_ledger_s_sum_is_the_balance() -> None:
-    run_state_machine_as_test(Books, settings=COMMON)
+def test_balance_is_the_sum_of_the_ledger() -> None:
+    run_state_machine_as_test(Ledger, settings=COMMON)
 
 
-# All at once
+# Concurrent threads
 
 
 class Crowd:
-    """Eight of these submit, run, lose and cancel at random for one key."""
+    """One of eight threads that submit, run, lose and cancel jobs of one key at random."""
 
     def __init__(self, caller: Key, seed: int) -> None:
         self.caller = caller
@@ -194,7 +194,7 @@ class Crowd:
             self.rng.choice([self.good, self.good, self.bad, self.lost])(one)
 
     def good(self, one: Any) -> None:
-        finish(one.id, one.dispatch_id, finding=AttemptResult(Outcome.SUCCEEDED, 200, cost_microusd=self.rng.choice([0, 30, 100])))
+        finish(one.id, one.dispatch_id, attempt=AttemptResult(Outcome.SUCCEEDED, 200, cost_microusd=self.rng.choice([0, 30, 100])))
 
     def bad(self, one: Any) -> None:
         finish(one.id, one.dispatch_id, JobResult(Status.FAILED), self.rng.choice(FAILED))
@@ -217,7 +217,7 @@ class Crowd:
         return [self.rng.choice(rows)] if rows else []
 
 
-def test_eight_at_once_spend_no_more_than_there_is() -> None:
+def test_concurrent_jobs_do_not_exceed_the_balance() -> None:
     caller, _ = issued()
     grant(caller, 5_000)
     until = time.monotonic() + (30 if NIGHTLY else 4)
@@ -227,7 +227,7 @@ def test_eight_at_once_spend_no_more_than_there_is() -> None:
     assert now.balance >= now.reserved >= 0
     assert 5_000 - now.balance == sum(one.paid for one in query(_PAID))
     assert [] == list(query(_TOO_MUCH)), "a call that is charged twice"
-    assert [] == list(query(_WRONG)), "a call that is charged otherwise than its outcome says"
+    assert [] == list(query(_WRONG)), "a call whose charge does not match its outcome"
 
 
 _PAID = "SELECT -sum(amount_microusd)::bigint AS paid FROM ledger WHERE dispatch_id IS NOT NULL GROUP BY dispatch_id"

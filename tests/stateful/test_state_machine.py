@@ -1,8 +1,8 @@
-"""The whole job API against a picture of what must be true: callers, operators, pacer, workers and time act in any order.
+"""Compares the whole job API with a reference model: callers, operators, pacer, workers and time act in any order.
 
-Hypothesis chooses who does what next (tests/picture/: callers, operators, service, tales); nothing waits for time to pass. PostgreSQL,
-Valkey, the application, the pacer, the limiter and the way a worker writes its endings are the real ones; what the upstream says is the
-test's. HYPOTHESIS_PROFILE=nightly plays many more, others each time.
+Hypothesis chooses the steps (tests/stateful/: callers, operators, service, scenarios); no step waits for time to pass. PostgreSQL, Valkey,
+the application, the pacer, the limiter and the code that stores results are real; the answers of the upstream are the test's.
+HYPOTHESIS_PROFILE=nightly runs many more steps, different each time.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 from api.app import create_app
 from models.platform import wire
 from tests.stateful.refusing import MAX_THROTTLES
-from tests.stateful.scenarios import Tales
+from tests.stateful.scenarios import Scenarios
 from tests.stateful.service import LATER_S
 from tests.stateful.state_machine import job_id
 from tests.support.queue_tools import query
 
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
-# Who only wants to know whether something is wrong (tests/stateful/mutants.py) needs no shortest play of it.
-PHASES = (Phase.generate,) if os.environ.get("NOWSERVING_PLAYS") == "unshrunk" else tuple(Phase)
-# The same steps each time in the ordinary suite, others each night.
-PLAYS = settings(
+# tests/stateful/mutants.py needs only the verdict, so Hypothesis does not shrink the failing run.
+PHASES = (Phase.generate,) if os.environ.get("NOWSERVING_STATEFUL") == "unshrunk" else tuple(Phase)
+# The same steps each time in the ordinary suite, different ones each night.
+SETTINGS = settings(
     phases=PHASES,
     max_examples=100 if NIGHTLY else 10, stateful_step_count=100 if NIGHTLY else 40, derandomize=not NIGHTLY, print_blob=True,
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
@@ -37,59 +37,59 @@ PLAYS = settings(
 pytestmark = [pytest.mark.usefixtures("database"), pytest.mark.slow]
 
 
-class JobApi(Tales):
-    """What is always true."""
+class JobApi(Scenarios):
+    """The invariants."""
 
     @invariant()
-    def callers_see_their_jobs_and_nobody_elses(self) -> None:
+    def callers_see_only_their_jobs(self) -> None:
         for who, caller in zip(self.tenants, self.callers, strict=True):
-            page, mine = caller.get("/v1/jobs?limit=100").json, self.picture.of(who)[:100]
-            assert [one.id for one in mine] == [one["id"] for one in page["data"]]
-            for one, shown in zip(mine, page["data"], strict=True):
-                self.expect_shown(one, shown)
+            page, mine = caller.get("/v1/jobs?limit=100").json, self.model.of(who)[:100]
+            assert [job.id for job in mine] == [job["id"] for job in page["data"]]
+            for job, shown in zip(mine, page["data"], strict=True):
+                self.check_shown(job, shown)
 
     @invariant()
-    def the_books_agree(self) -> None:
+    def balances_agree(self) -> None:
         for who, caller in zip(self.tenants, self.callers, strict=True):
-            told, spent = caller.get("/v1/balance").json, self.picture.spent(who)
-            expected = [(who.granted or 0) - spent, self.picture.reserved(who), spent]
+            told, spent = caller.get("/v1/balance").json, self.model.spent(who)
+            expected = [(who.granted or 0) - spent, self.model.reserved(who), spent]
             assert expected == [round(1e6 * told[name]) for name in ("balance_usd", "reserved_usd", "spent_usd")]
         (sums,) = query(_SUMS)
-        assert sums.used == sums.charged, "a call that was answered is charged with what it used"
+        assert sums.used == sums.charged, "an answered call is charged for its usage"
 
     @invariant()
-    def every_event_is_told_once_to_whom_it_concerns(self) -> None:
+    def each_event_is_delivered_once(self) -> None:
         events: dict[UUID, list[str]] = defaultdict(list)
         for row in query("SELECT job_id, type FROM job_event ORDER BY job_id, seq"):
             events[row.job_id].append(row.type.removeprefix("job."))
-        assert {job_id(one): one.events for one in self.picture.tickets} == events
+        assert {job_id(job): job.events for job in self.model.jobs} == events
         told = Counter((row.endpoint or row.url, wire.public_id(row.job_id), row.event_type) for row in query(_DELIVERIES))
-        assert self.picture.told == told
+        assert self.model.deliveries == told
 
     @invariant()
-    def no_place_in_flight_leaks(self) -> None:
-        held = Counter(self.places.values())
-        for meter in self.meters - self.forgotten:
+    def in_flight_leases_do_not_leak(self) -> None:
+        held = Counter(self.leases.values())
+        for meter in self.meters - self.lost_meters:
             (room,) = self.limiter.peek_many([meter])
             assert room is not None
             assert held[meter] == room.in_flight
 
     @invariant()
-    def time_in_a_lane_only_goes_on(self) -> None:
+    def virtual_time_never_decreases(self) -> None:
         for row in query("SELECT id, virtual_time FROM lane"):
             assert self.times.get(row.id, 0.0) <= row.virtual_time
             self.times[row.id] = row.virtual_time
 
 
-def test_state_machine_matches_the_reference_model(redis_client: redis.Redis, override: Callable[..., None]) -> None:
-    # Leases run out, and whatever waits goes on, when the test says so.
+def test_api_agrees_with_reference_model_after_any_steps(redis_client: redis.Redis, override: Callable[..., None]) -> None:
+    # Leases and delays end only when the test ends them.
     override(
         lease_s=LATER_S, heartbeat_s=LATER_S / 4, pause_s=LATER_S, pause_most_s=LATER_S, retry_base_s=LATER_S, retry_most_s=LATER_S,
         probe_s=LATER_S, max_throttles=MAX_THROTTLES,
     )  # fmt: skip
     JobApi.client, JobApi.app = redis_client, create_app()
 
-    run_state_machine_as_test(JobApi, settings=PLAYS)
+    run_state_machine_as_test(JobApi, settings=SETTINGS)
 
 
 _SUMS = """

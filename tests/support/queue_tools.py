@@ -29,19 +29,19 @@ BUSY = AttemptResult(Outcome.THROTTLED, 429)
 
 
 def known(token: str = "sk-test") -> Key:
-    """The key of this token, registered."""
+    """Registers the key of this token."""
     with db.begin() as session:
         return keys.authenticate(session, token)
 
 
 def order(caller: Key, **wanted: Any) -> submission.Submission:
-    """An order for model `m` where nothing else is wanted."""
+    """A submission, for model `m` by default."""
     usual = {"endpoint": "/v1/chat/completions", "model": "m", "request": BODY, "flow": "someone", "tokens": 100}
     return submission.Submission(key=caller, **{**usual, **wanted})
 
 
 def submit(caller: Key, **wanted: Any) -> UUID:
-    """One more job in this key's line for model `m`, by the way that a request would take; returns its id."""
+    """Enqueues a job of this key, for model `m` by default, as a request does. Returns its id."""
     submitted, job_id = order(caller, **wanted), submission.new_job_id()
     lane_id = lanes.id_of(caller.pool_id, submitted.model)
     with db.autocommit() as session:
@@ -61,7 +61,7 @@ def enqueue_in(session: db.Transaction, caller: Key, *, fast: bool = False, **wa
 
 
 def admit_all(caller: Key, *, most: int) -> list[UUID]:
-    """The next `most` jobs of the key's line are admitted, as the pacer would without any limit; returns them in order."""
+    """Admits the next `most` jobs of the key, as the pacer does without limits. Returns them in order."""
     with db.begin() as session:
         credential_id = credential_of(session, caller)
         session.execute(text("UPDATE lane SET claimed_until = NULL, wake_at = now() - interval '1 s'"))
@@ -79,7 +79,7 @@ def admit_all(caller: Key, *, most: int) -> list[UUID]:
 
 
 def admit(caller: Key, job_id: UUID) -> UUID:
-    """This one job is admitted, whatever stands before it; returns the dispatch id."""
+    """Admits this job regardless of its position. Returns the dispatch id."""
     with db.begin() as session:
         one = admission.Admission(job_id, uuid4(), credential_of(session, caller))
         assert {one.dispatch_id} == admission.admit(session, [one])
@@ -87,37 +87,37 @@ def admit(caller: Key, job_id: UUID) -> UUID:
 
 
 def start(caller: Key, job_id: UUID) -> UUID:
-    """This one job is running; returns the dispatch id."""
+    """Admits and claims this job. Returns the dispatch id."""
     dispatch_id = admit(caller, job_id)
     with db.begin() as session:
         assert claims.claim(session, job_id, dispatch_id, lease_s=30) is not None
     return dispatch_id
 
 
-def finish(job_id: UUID, dispatch_id: UUID, result: JobResult = ANSWER, finding: AttemptResult = GOOD) -> bool:
-    """Whether this result was taken, by the way that a worker would take."""
+def finish(job_id: UUID, dispatch_id: UUID, result: JobResult = ANSWER, attempt: AttemptResult = GOOD) -> bool:
+    """Finishes the job as a worker does. Returns whether the result was stored."""
     if row(job_id).conversation_id is None:
         with db.autocommit() as session:
-            if completion.finish_fast(session, job_id, dispatch_id, result, finding, None) is not None:
+            if completion.finish_fast(session, job_id, dispatch_id, result, attempt, None) is not None:
                 return True
     with db.begin() as session:
-        return completion.finish(session, job_id, dispatch_id, result, finding) is not None
+        return completion.finish(session, job_id, dispatch_id, result, attempt) is not None
 
 
-def put_back(job_id: UUID, dispatch_id: UUID, finding: AttemptResult = BUSY, **how: Any) -> bool:
-    """Whether the job went back in line."""
+def put_back(job_id: UUID, dispatch_id: UUID, attempt: AttemptResult = BUSY, **how: Any) -> bool:
+    """Requeues the job. Returns False for a stale dispatch."""
     with db.begin() as session:
-        return requeue.requeue_job(session, job_id, dispatch_id, finding, **how)
+        return requeue.requeue_job(session, job_id, dispatch_id, attempt, **how)
 
 
 def cancel(caller: Key, job_id: UUID) -> Any:
-    """What job.cancel answers."""
+    """Cancels the job; returns the row."""
     with db.begin() as session:
         return cancellation.cancel(session, job_id, caller.id)
 
 
 def reap() -> Sequence[Any]:
-    """What job.reap answers, after every lease has run out."""
+    """Expires every lease and reaps; returns the rows."""
     with db.begin() as session:
         session.execute(text("UPDATE job SET lease_until = now() - interval '1 s' WHERE status = 'running'"))
     with db.begin() as session:
@@ -125,7 +125,7 @@ def reap() -> Sequence[Any]:
 
 
 def expire(job_id: UUID) -> Sequence[Any]:
-    """What job.expire answers, after this job's time to wait is over."""
+    """Lets this job wait too long and expires it; returns the rows."""
     with db.begin() as session:
         session.execute(text("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": job_id})
     with db.begin() as session:
@@ -133,7 +133,7 @@ def expire(job_id: UUID) -> Sequence[Any]:
 
 
 def clean_up(*, later_days: float = 0) -> int:
-    """One pass of cleanup, so many days from now; how many jobs it removed."""
+    """Runs one pass of the cleanup as if this many days later. Returns the number of removed jobs."""
     with db.begin() as session:
         at = retention.database_now(session) + timedelta(days=later_days)
         before = session.execute(text("SELECT count(*) FROM job")).scalar_one()
@@ -143,14 +143,14 @@ def clean_up(*, later_days: float = 0) -> int:
 
 
 def report(*names: str) -> None:
-    """These API processes send a heartbeat."""
+    """Records a heartbeat of these API processes."""
     for name in names:
         with db.begin() as session:
             api_processes.record_heartbeat(session, name)
 
 
 def pass_time(seconds: float, *reporting: str) -> None:
-    """Time passes for readers that left and for API processes. `reporting`, of these, send heartbeats all that time, and a minute more."""
+    """Moves disconnects and API processes into the past. Processes in `reporting` send heartbeats all that time, and a minute more."""
     report(*reporting)
     query("UPDATE job SET left_at = left_at - make_interval(secs => :s) WHERE left_at IS NOT NULL", s=seconds)
     query(
@@ -178,14 +178,14 @@ def outcomes(job_id: UUID) -> list[str]:
 
 
 def heads(*, most: int = 100) -> list[UUID]:
-    """Who stands at the head of the lines, from their low-water marks, as the pacer finds them."""
+    """The first jobs of all lanes, as the pacer reads them."""
     with db.begin() as session:
         lanes = session.execute(text("SELECT id, virtual_time FROM lane")).all()
         return [head.id for head in admission.queue_heads(session, lanes, limit=most)]
 
 
 def query(statement: str, **values: Any) -> Sequence[Any]:
-    """The rows of this statement, committed."""
+    """Runs and commits this statement; returns its rows."""
     with db.begin() as session:
         found = session.execute(text(statement), values)
         return found.all() if found.returns_rows else []

@@ -34,7 +34,7 @@ def ann() -> tuple[Key, Caller]:
 
 def spend(caller: Key, microusd: int | None, **more: Any) -> None:
     one = submit(caller, reserved_microusd=100_000, **more)
-    finish(one, start(caller, one), finding=cost(microusd))
+    finish(one, start(caller, one), attempt=cost(microusd))
 
 
 def answered(caller: Key, usage: dict[str, int], *, model: str = MODEL, flow: str = "ana") -> None:

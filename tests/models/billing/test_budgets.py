@@ -41,7 +41,7 @@ def rich() -> Key:
 def test_a_job_reserves_its_estimate_until_it_ends(rich: Key) -> None:
     one = submit(rich, reserved_microusd=600)
     assert (1_000, 600, 400) == (standing(rich).balance, standing(rich).reserved, standing(rich).available)
-    finish(one, start(rich, one), finding=cost(150))
+    finish(one, start(rich, one), attempt=cost(150))
 
     assert (850, 0, 850) == (standing(rich).balance, standing(rich).reserved, standing(rich).available)
 

@@ -42,8 +42,8 @@ def test_audit_entries_are_immutable(caller: Key, change: str) -> None:
 
 def test_a_call_is_charged_with_its_result_and_once(caller: Key) -> None:
     one, lease = running(caller, flow="ana")
-    assert finish(one, lease, finding=cost(120))
-    finish(one, lease, finding=cost(120))
+    assert finish(one, lease, attempt=cost(120))
+    finish(one, lease, attempt=cost(120))
     (entry,) = query("SELECT * FROM ledger")
 
     assert ("charge", -120, one, lease, caller.id, "m", "ana") == (
@@ -54,7 +54,7 @@ def test_a_call_is_charged_with_its_result_and_once(caller: Key) -> None:
 def test_each_attempt_is_charged_by_itself(caller: Key) -> None:
     one, lease = running(caller)
     put_back(one, lease, LOST, counts=True)
-    finish(one, start(caller, one), finding=cost(120))
+    finish(one, start(caller, one), attempt=cost(120))
 
     assert [("unknown", -500), ("charge", -120)] == entries(of=one)
 
@@ -78,7 +78,7 @@ def test_an_aborted_call_is_unknown_unless_it_never_went_out(caller: Key) -> Non
 
 
 def test_answer_without_usage_has_unknown_usage(caller: Key) -> None:
-    finish(*running(caller), finding=cost(None))
+    finish(*running(caller), attempt=cost(None))
 
     assert [("unknown", -500)] == entries()
 
@@ -121,7 +121,7 @@ def test_unknown_outcome_is_charged_once(caller: Key) -> None:
 
 
 def test_a_job_of_unknown_price_is_charged_nothing(caller: Key) -> None:
-    finish(*running(caller, reserved=None), finding=cost(None))
+    finish(*running(caller, reserved=None), attempt=cost(None))
     running(caller, reserved=None)
     reap()
 

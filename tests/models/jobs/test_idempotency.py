@@ -1,4 +1,4 @@
-"""One Idempotency-Key, one job."""
+"""Idempotency keys: one key makes one job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def caller() -> Caller:
     return Caller()
 
 
-def test_the_same_key_and_body_give_the_same_job(caller: Caller) -> None:
+def test_repeated_idempotency_key_returns_the_same_job(caller: Caller) -> None:
     first = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
     # The same JSON in another order.
     second = caller.post("/v1/jobs", dict(reversed(CHAT.items())), headers={"Idempotency-Key": "k"})
@@ -30,7 +30,7 @@ def test_the_same_key_and_body_give_the_same_job(caller: Caller) -> None:
     assert 1 == stored()
 
 
-def test_the_same_key_with_another_body_is_refused(caller: Caller) -> None:
+def test_idempotency_key_with_another_body_is_refused(caller: Caller) -> None:
     caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
 
     answer = caller.post("/v1/jobs", {**CHAT, "priority": "high"}, headers={"Idempotency-Key": "k"})
@@ -38,7 +38,7 @@ def test_the_same_key_with_another_body_is_refused(caller: Caller) -> None:
     assert (422, "idempotency_mismatch", 1) == (answer.status_code, error_of(answer)["code"], stored())
 
 
-def test_twenty_at_once_make_one_job(caller: Caller) -> None:
+def test_twenty_concurrent_requests_make_one_job(caller: Caller) -> None:
     post = partial(caller.post, "/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
 
     answers = together(*[post] * 20)
@@ -48,7 +48,7 @@ def test_twenty_at_once_make_one_job(caller: Caller) -> None:
     assert 19 == sum(answer.headers.get("Idempotent-Replayed") == "true" for answer in answers)
 
 
-def test_more_at_once_than_connections_do_not_wait_for_each_other(caller: Caller, override: Callable[..., None]) -> None:
+def test_more_concurrent_requests_than_connections_do_not_deadlock(caller: Caller, override: Callable[..., None]) -> None:
     """A submit that opened a second connection inside its transaction held up all others of the process for two seconds, and failed."""
     override(database_pool=3)
     db.engine().dispose()
@@ -59,7 +59,7 @@ def test_more_at_once_than_connections_do_not_wait_for_each_other(caller: Caller
     assert 24 == stored()
 
 
-def test_request_that_waits_too_long_for_another_gets_503(caller: Caller) -> None:
+def test_request_that_waits_too_long_for_another_gets_a_conflict(caller: Caller) -> None:
     number = caller.key.id
     with db.begin() as session:
         idempotency.claim_token(session, number, "k", digest=b"", job_id=submission.new_job_id())
@@ -69,7 +69,7 @@ def test_request_that_waits_too_long_for_another_gets_503(caller: Caller) -> Non
     assert "x-should-retry" not in answer.headers
 
 
-def test_a_refused_submit_is_not_remembered(caller: Caller, override) -> None:
+def test_refused_submit_does_not_use_the_idempotency_key(caller: Caller, override) -> None:
     override(max_queued_per_key=1)
     name = caller.submit()
     refused = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"})
@@ -81,7 +81,7 @@ def test_a_refused_submit_is_not_remembered(caller: Caller, override) -> None:
     assert "Idempotent-Replayed" not in answer.headers
 
 
-def test_a_retry_takes_a_key_too(caller: Caller) -> None:
+def test_job_retry_accepts_an_idempotency_key(caller: Caller) -> None:
     name = caller.submit()
     caller.post(f"/v1/jobs/{name}/cancel")
 
@@ -92,14 +92,14 @@ def test_a_retry_takes_a_key_too(caller: Caller) -> None:
     assert (422, 2) == (other.status_code, stored())
 
 
-def test_keys_of_two_callers_do_not_meet(caller: Caller) -> None:
+def test_idempotency_keys_of_two_callers_are_separate(caller: Caller) -> None:
     answers = [one.post("/v1/jobs", CHAT, headers={"Idempotency-Key": "k"}) for one in (caller, Caller("sk-two", caller.app))]
 
     assert 2 == len({answer.json["id"] for answer in answers})
 
 
 @pytest.mark.parametrize("token", ["", "a b", "é", "x" * 256])
-def test_an_idempotency_key_is_visible_ascii(caller: Caller, token: str) -> None:
+def test_idempotency_key_must_be_visible_ascii(caller: Caller, token: str) -> None:
     answer = caller.post("/v1/jobs", CHAT, headers={"Idempotency-Key": token})
 
     assert (400, "Idempotency-Key", 0) == (answer.status_code, error_of(answer)["param"], stored())

@@ -1,4 +1,4 @@
-"""Every arrow of a job's life, one by one: what it changes, and when it changes nothing."""
+"""Each transition of a job: what it changes, and when it changes nothing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def refuse(job_id: UUID) -> bool:
 # Claim
 
 
-def test_a_claimed_job_has_its_attempt_on_record_before_anything_is_sent(caller: Key) -> None:
+def test_claim_records_the_attempt_before_the_call(caller: Key) -> None:
     one = submit(caller)
     start(caller, one)
 
@@ -79,7 +79,7 @@ def test_a_claimed_job_has_its_attempt_on_record_before_anything_is_sent(caller:
     assert ["queued", "started"] == event_types(one)
 
 
-def test_the_second_claim_of_a_dispatch_changes_nothing(caller: Key) -> None:
+def test_second_claim_of_a_dispatch_changes_nothing(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
 
@@ -87,7 +87,7 @@ def test_the_second_claim_of_a_dispatch_changes_nothing(caller: Key) -> None:
     assert 1 == row(one).calls
 
 
-def test_an_older_dispatch_claims_nothing(caller: Key) -> None:
+def test_stale_dispatch_claims_nothing(caller: Key) -> None:
     one = submit(caller)
     old = admit(caller, one)
     return_unclaimed()
@@ -97,14 +97,14 @@ def test_an_older_dispatch_claims_nothing(caller: Key) -> None:
     assert Status.ADMITTED == row(one).status
 
 
-def test_a_waiting_job_cannot_be_claimed(caller: Key) -> None:
+def test_queued_job_cannot_be_claimed(caller: Key) -> None:
     assert claim(submit(caller), uuid4()) is None
 
 
-# Beat
+# Renew leases
 
 
-def test_a_beat_renews_the_lease(caller: Key) -> None:
+def test_renew_leases_extends_the_lease(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     query("UPDATE job SET lease_until = now() + interval '1 s'")
@@ -113,7 +113,7 @@ def test_a_beat_renews_the_lease(caller: Key) -> None:
     assert [True] == [each.renewed for each in query("SELECT lease_until > now() + interval '20 s' AS renewed FROM job")]
 
 
-def test_lease_renewal_returns_cancelled_jobs(caller: Key) -> None:
+def test_renew_leases_returns_requested_cancellations(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     cancel(caller, one)
@@ -121,7 +121,7 @@ def test_lease_renewal_returns_cancelled_jobs(caller: Key) -> None:
     assert {dispatch_id: True} == beat({dispatch_id: one})
 
 
-def test_lease_renewal_omits_lost_jobs(caller: Key) -> None:
+def test_renew_leases_omits_lost_leases(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     reap()
@@ -133,7 +133,7 @@ def test_lease_renewal_omits_lost_jobs(caller: Key) -> None:
 # Finish
 
 
-def test_a_finished_job_has_its_answer_and_no_lease(caller: Key) -> None:
+def test_finished_job_has_its_answer_and_no_lease(caller: Key) -> None:
     one = submit(caller)
     assert finish(one, start(caller, one))
 
@@ -142,7 +142,7 @@ def test_a_finished_job_has_its_answer_and_no_lease(caller: Key) -> None:
     assert (["succeeded"], ["queued", "started", "succeeded"]) == (outcomes(one), event_types(one))
 
 
-def test_a_job_finishes_once(caller: Key) -> None:
+def test_job_finishes_once(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     finish(one, dispatch_id)
@@ -151,7 +151,7 @@ def test_a_job_finishes_once(caller: Key) -> None:
     assert (Status.SUCCEEDED, ["succeeded"]) == (row(one).status, outcomes(one))
 
 
-def test_a_late_answer_of_a_reaped_job_is_adopted(caller: Key) -> None:
+def test_late_answer_of_a_reaped_job_is_adopted(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     reap()
@@ -160,7 +160,7 @@ def test_a_late_answer_of_a_reaped_job_is_adopted(caller: Key) -> None:
     assert (Status.SUCCEEDED, ["succeeded"], []) == (row(one).status, outcomes(one), heads())
 
 
-def test_an_adopted_answer_leaves_no_possible_duplicate(caller: Key) -> None:
+def test_adopted_answer_leaves_no_possible_duplicate(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     reap()
@@ -170,7 +170,7 @@ def test_an_adopted_answer_leaves_no_possible_duplicate(caller: Key) -> None:
     assert 0 == row(one).possible_duplicate_calls
 
 
-def test_a_late_answer_is_adopted_while_the_next_call_is_only_admitted(caller: Key) -> None:
+def test_late_answer_is_adopted_while_the_next_call_is_only_admitted(caller: Key) -> None:
     one = submit(caller)
     late = start(caller, one)
     reap()
@@ -181,7 +181,7 @@ def test_a_late_answer_is_adopted_while_the_next_call_is_only_admitted(caller: K
     assert ghost(one, unclaimed) is not None
 
 
-def test_a_late_answer_is_only_recorded_once_the_job_is_called_again(caller: Key) -> None:
+def test_late_answer_is_only_recorded_after_the_job_is_called_again(caller: Key) -> None:
     one = submit(caller)
     late = start(caller, one)
     reap()
@@ -192,7 +192,7 @@ def test_a_late_answer_is_only_recorded_once_the_job_is_called_again(caller: Key
     assert finish(one, again)
 
 
-def test_a_late_answer_is_not_adopted_after_another_call_came_back(caller: Key) -> None:
+def test_late_answer_is_not_adopted_after_another_call_ended(caller: Key) -> None:
     one = submit(caller)
     late = start(caller, one)
     reap()
@@ -202,10 +202,10 @@ def test_a_late_answer_is_not_adopted_after_another_call_came_back(caller: Key) 
     assert Status.QUEUED == row(one).status
 
 
-# Put back
+# Requeue
 
 
-def test_a_throttled_job_goes_back_to_its_old_tag_without_counting(caller: Key) -> None:
+def test_throttled_job_is_requeued_at_its_old_tag_without_counting(caller: Key) -> None:
     one, two = submit(caller, flow="a"), submit(caller, flow="b")
     tag = row(one).start_tag
     put_back(one, start(caller, one))
@@ -215,21 +215,21 @@ def test_a_throttled_job_goes_back_to_its_old_tag_without_counting(caller: Key) 
     assert [one, two] == heads()
 
 
-def test_a_failed_attempt_counts_and_waits_its_delay(caller: Key) -> None:
+def test_failed_attempt_counts_and_delays_the_job(caller: Key) -> None:
     one = submit(caller)
     put_back(one, start(caller, one), AttemptResult(Outcome.FAILED, 500), delay_s=60, counts=True)
 
     assert (1, []) == (row(one).failures, heads())
 
 
-def test_an_unknown_outcome_counts_as_a_possible_duplicate(caller: Key) -> None:
+def test_unknown_outcome_counts_as_a_possible_duplicate(caller: Key) -> None:
     one = submit(caller)
     put_back(one, start(caller, one), LOST, counts=True)
 
     assert (1, ["unknown"]) == (row(one).possible_duplicate_calls, outcomes(one))
 
 
-def test_a_job_put_back_is_found_however_far_the_line_has_moved(caller: Key) -> None:
+def test_requeued_job_is_found_after_the_low_water_mark_rose(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     query("UPDATE lane SET virtual_time = 1e9")
@@ -239,7 +239,7 @@ def test_a_job_put_back_is_found_however_far_the_line_has_moved(caller: Key) -> 
     assert [one] == heads()
 
 
-def test_a_job_is_put_back_once(caller: Key) -> None:
+def test_job_is_requeued_once(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     put_back(one, dispatch_id)
@@ -248,7 +248,7 @@ def test_a_job_is_put_back_once(caller: Key) -> None:
     assert ["queued", "started", "queued"] == event_types(one)
 
 
-def test_a_job_to_be_cancelled_is_cancelled_instead_of_put_back(caller: Key) -> None:
+def test_job_with_requested_cancellation_is_cancelled_instead_of_requeued(caller: Key) -> None:
     one, two = submit(caller, conversation="c"), submit(caller, conversation="c")
     dispatch_id = start(caller, one)
     cancel(caller, one)
@@ -258,10 +258,10 @@ def test_a_job_to_be_cancelled_is_cancelled_instead_of_put_back(caller: Key) -> 
     assert [two] == heads()
 
 
-# Not claimed in time
+# Requeue unclaimed
 
 
-def test_unclaimed_job_is_requeued_without_notification(caller: Key) -> None:
+def test_unclaimed_job_is_requeued_without_an_event(caller: Key) -> None:
     one = submit(caller)
     admit_all(caller, most=1)
 
@@ -269,7 +269,7 @@ def test_unclaimed_job_is_requeued_without_notification(caller: Key) -> None:
     assert ([one], ["queued"], 0) == (heads(), event_types(one), row(one).calls)
 
 
-def test_a_fresh_admission_is_not_returned(caller: Key) -> None:
+def test_recent_admission_is_not_requeued(caller: Key) -> None:
     one = submit(caller)
     admit(caller, one)
 
@@ -278,13 +278,13 @@ def test_a_fresh_admission_is_not_returned(caller: Key) -> None:
     assert [one] == return_unclaimed(older_than_s=10)
 
 
-def test_a_running_job_is_not_returned(caller: Key) -> None:
+def test_running_job_is_not_requeued_as_unclaimed(caller: Key) -> None:
     start(caller, submit(caller))
 
     assert [] == return_unclaimed()
 
 
-def test_only_one_credentials_admissions_are_returned_when_asked_so(caller: Key) -> None:
+def test_requeue_unclaimed_filters_by_credential_and_model(caller: Key) -> None:
     one, two = submit(caller), submit(caller, model="other")
     admit(caller, one)
     admit(caller, two)
@@ -295,7 +295,7 @@ def test_only_one_credentials_admissions_are_returned_when_asked_so(caller: Key)
 # Reap
 
 
-def test_a_job_whose_worker_is_lost_is_called_again(caller: Key) -> None:
+def test_job_of_a_lost_worker_is_called_again(caller: Key) -> None:
     one = submit(caller)
     start(caller, one)
 
@@ -303,7 +303,7 @@ def test_a_job_whose_worker_is_lost_is_called_again(caller: Key) -> None:
     assert (1, 1, ["unknown"], [one]) == (row(one).failures, row(one).possible_duplicate_calls, outcomes(one), heads())
 
 
-def test_a_lease_that_holds_is_not_reaped(caller: Key) -> None:
+def test_valid_lease_is_not_reaped(caller: Key) -> None:
     start(caller, submit(caller))
 
     with db.begin() as session:
@@ -311,7 +311,7 @@ def test_a_lease_that_holds_is_not_reaped(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("wanted", [{"on_lost": "fail"}, {"max_attempts": 1}])
-def test_a_lost_job_that_may_not_be_called_again_fails(caller: Key, wanted: dict[str, object]) -> None:
+def test_lost_job_that_must_not_be_called_again_fails(caller: Key, wanted: dict[str, object]) -> None:
     one = submit(caller, **wanted)
     start(caller, one)
     reap()
@@ -321,7 +321,7 @@ def test_a_lost_job_that_may_not_be_called_again_fails(caller: Key, wanted: dict
     assert ["queued", "started", "failed"] == event_types(one)
 
 
-def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(caller: Key) -> None:
+def test_lost_job_with_requested_cancellation_is_cancelled(caller: Key) -> None:
     one = submit(caller, on_lost="fail")
     start(caller, one)
     cancel(caller, one)
@@ -334,7 +334,7 @@ def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(caller: Key) -> None:
     )
 
 
-def test_a_lost_turn_that_fails_lets_the_next_one_go(caller: Key) -> None:
+def test_lost_turn_that_fails_enqueues_the_next_one(caller: Key) -> None:
     one, two = submit(caller, conversation="c", on_lost="fail"), submit(caller, conversation="c")
     start(caller, one)
     assert [] == heads()
@@ -346,14 +346,14 @@ def test_a_lost_turn_that_fails_lets_the_next_one_go(caller: Key) -> None:
 # Cancel
 
 
-def test_a_waiting_job_is_cancelled_at_once(caller: Key) -> None:
+def test_queued_job_is_cancelled_at_once(caller: Key) -> None:
     one = submit(caller)
 
     assert (Status.CANCELLED, None) == (cancel(caller, one).status, row(one).dispatch_id)
     assert ([], ["queued", "cancelled"]) == (heads(), event_types(one))
 
 
-def test_cancelled_admission_ends_at_once_and_its_message_claims_nothing(caller: Key) -> None:
+def test_admitted_job_is_cancelled_and_found_as_ended_unclaimed(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = admit(caller, one)
 
@@ -362,7 +362,7 @@ def test_cancelled_admission_ends_at_once_and_its_message_claims_nothing(caller:
     assert dispatch_id == ghost(one, dispatch_id).dispatch_id
 
 
-def test_running_job_is_asked_to_stop(caller: Key) -> None:
+def test_running_job_gets_a_cancellation_request(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
 
@@ -370,7 +370,7 @@ def test_running_job_is_asked_to_stop(caller: Key) -> None:
     assert (Status.RUNNING, True, "cancelling") == (row(one).status, row(one).cancel_requested, event_types(one)[-1])
 
 
-def test_job_that_ended_before_its_cancellation_succeeds(caller: Key) -> None:
+def test_job_answered_before_its_cancellation_succeeds(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = start(caller, one)
     cancel(caller, one)
@@ -379,7 +379,7 @@ def test_job_that_ended_before_its_cancellation_succeeds(caller: Key) -> None:
     assert Status.SUCCEEDED == row(one).status
 
 
-def test_a_job_is_cancelled_once(caller: Key) -> None:
+def test_job_is_cancelled_once(caller: Key) -> None:
     one = submit(caller)
     start(caller, one)
     cancel(caller, one)
@@ -395,7 +395,7 @@ def test_key_cannot_cancel_a_job_of_another_key(caller: Key) -> None:
     assert Status.QUEUED == row(one).status
 
 
-def test_cancelled_middle_turn_blocks_no_later_turn(caller: Key) -> None:
+def test_cancelled_held_turn_blocks_no_other_turn(caller: Key) -> None:
     one, two, three = (submit(caller, conversation="c") for _ in range(3))
     cancel(caller, two)
     assert [one] == heads()
@@ -404,7 +404,7 @@ def test_cancelled_middle_turn_blocks_no_later_turn(caller: Key) -> None:
     assert [three] == heads()
 
 
-# Ghost
+# Ended unclaimed
 
 
 def test_open_job_is_not_ended_unclaimed(caller: Key) -> None:
@@ -426,14 +426,14 @@ def test_called_job_is_not_ended_unclaimed(caller: Key) -> None:
 # Expire
 
 
-def test_a_job_that_waited_too_long_is_expired(caller: Key) -> None:
+def test_job_that_waited_too_long_expires(caller: Key) -> None:
     one = submit(caller)
 
     assert [one] == [late.id for late in expire(one)]
     assert (Status.EXPIRED, "expired", ["queued", "expired"]) == (row(one).status, row(one).error["code"], event_types(one))
 
 
-def test_a_held_turn_can_expire_and_the_turn_before_it_goes_on(caller: Key) -> None:
+def test_held_turn_expires_without_affecting_the_turn_before_it(caller: Key) -> None:
     one, two, three = (submit(caller, conversation="c") for _ in range(3))
     dispatch_id = start(caller, one)
     expire(two)
@@ -443,38 +443,38 @@ def test_a_held_turn_can_expire_and_the_turn_before_it_goes_on(caller: Key) -> N
     assert [three] == heads()
 
 
-def test_the_next_turn_goes_when_the_first_in_line_expires(caller: Key) -> None:
+def test_expired_turn_enqueues_the_next_one(caller: Key) -> None:
     one, two = submit(caller, conversation="c"), submit(caller, conversation="c")
     expire(one)
 
     assert [two] == heads()
 
 
-def test_admitted_job_does_not_expire(caller: Key) -> None:
+def test_admitted_and_running_jobs_do_not_expire(caller: Key) -> None:
     one = submit(caller)
     start(caller, one)
 
     assert [] == list(expire(one))
 
 
-# Refuse
+# Fail queued
 
 
-def test_a_refused_job_has_failed_uncalled(caller: Key) -> None:
+def test_fail_queued_fails_a_job_without_a_call(caller: Key) -> None:
     one = submit(caller)
 
     assert refuse(one)
     assert (Status.FAILED, {"message": "too large"}, 0) == (row(one).status, row(one).error, row(one).calls)
 
 
-def test_an_admitted_job_is_not_refused(caller: Key) -> None:
+def test_fail_queued_ignores_an_admitted_job(caller: Key) -> None:
     one = submit(caller)
     admit(caller, one)
 
     assert not refuse(one)
 
 
-# The end is the end
+# Ended jobs
 
 
 def _succeeded(caller: Key, one: UUID) -> UUID:
@@ -507,7 +507,7 @@ def _lasting(ended: Any) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("end", [_succeeded, _failed, _cancelled, _expired])
-def test_nothing_changes_a_job_that_has_ended(caller: Key, end: Callable[[Key, UUID], UUID]) -> None:
+def test_ended_job_never_changes(caller: Key, end: Callable[[Key, UUID], UUID]) -> None:
     one = submit(caller, on_lost="fail")
     dispatch_id = end(caller, one)
     before, events = row(one), event_types(one)

@@ -1,4 +1,4 @@
-"""Those who wait on an open connection: they leave, and come back to the same job."""
+"""Waiters: clients that disconnect, and adopt the same job with a retry."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def end(caller: Key, job_id: UUID, status: Status) -> None:
         assert completion.finish(session, job_id, dispatch_id, JobResult(status), AttemptResult(Outcome.SUCCEEDED))
 
 
-def test_returning_client_finds_its_waiting_job(caller: Key) -> None:
+def test_retry_adopts_the_open_job(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
     leave(job_id, first)
@@ -66,7 +66,7 @@ def test_returning_client_finds_its_waiting_job(caller: Key) -> None:
     assert [] == left()
 
 
-def test_a_reader_that_was_followed_by_another_takes_nothing_away_when_it_leaves(caller: Key) -> None:
+def test_disconnect_of_a_replaced_waiter_changes_nothing(caller: Key) -> None:
     first, second = uuid4(), uuid4()
     job_id = ask(caller, first)
     adopt(caller, second)
@@ -76,7 +76,7 @@ def test_a_reader_that_was_followed_by_another_takes_nothing_away_when_it_leaves
     assert [] == left()
 
 
-def test_a_job_whose_reader_left_is_found(caller: Key) -> None:
+def test_job_without_its_waiter_is_found_for_cancellation(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
 
@@ -85,7 +85,7 @@ def test_a_job_whose_reader_left_is_found(caller: Key) -> None:
     assert [job_id] == left()
 
 
-def test_the_one_that_was_left_is_taken_before_one_that_is_waited_for(caller: Key) -> None:
+def test_job_without_a_waiter_is_adopted_first(caller: Key) -> None:
     ask(caller, uuid4())
     first = uuid4()
     abandoned = ask(caller, first)
@@ -94,7 +94,7 @@ def test_the_one_that_was_left_is_taken_before_one_that_is_waited_for(caller: Ke
     assert abandoned == adopt(caller, uuid4())
 
 
-def test_unread_answer_is_kept_for_a_returning_client(caller: Key) -> None:
+def test_undelivered_answer_is_kept_for_the_retry(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
     end(caller, job_id, Status.SUCCEEDED)
@@ -103,13 +103,13 @@ def test_unread_answer_is_kept_for_a_returning_client(caller: Key) -> None:
     assert job_id == adopt(caller, uuid4())
 
 
-def test_an_answer_that_was_read_is_nobodys(caller: Key) -> None:
+def test_delivered_answer_is_not_adopted(caller: Key) -> None:
     end(caller, ask(caller, uuid4()), Status.SUCCEEDED)
 
     assert adopt(caller, uuid4()) is None
 
 
-def test_a_job_that_was_cancelled_because_its_reader_left_is_nobodys(caller: Key) -> None:
+def test_job_cancelled_after_a_disconnect_is_not_adopted(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
     leave(job_id, first)
@@ -118,7 +118,7 @@ def test_a_job_that_was_cancelled_because_its_reader_left_is_nobodys(caller: Key
     assert adopt(caller, uuid4()) is None
 
 
-def test_returning_waiter_learns_of_a_missed_cancellation(caller: Key) -> None:
+def test_cancellation_before_the_disconnect_is_delivered_to_the_retry(caller: Key) -> None:
     first = uuid4()
     job_id = ask(caller, first)
     cancel(caller, job_id)
@@ -127,7 +127,7 @@ def test_returning_waiter_learns_of_a_missed_cancellation(caller: Key) -> None:
     assert job_id == adopt(caller, uuid4())
 
 
-def test_a_job_that_ends_right_now_is_waited_for_and_not_asked_again(caller: Key) -> None:
+def test_adopt_waits_for_a_job_that_is_ending(caller: Key) -> None:
     job_id = ask(caller, uuid4())
     with ThreadPoolExecutor(1) as threads:
         with db.begin() as session:
@@ -138,7 +138,7 @@ def test_a_job_that_ends_right_now_is_waited_for_and_not_asked_again(caller: Key
         assert job_id == found.result(5)
 
 
-def test_two_returning_clients_take_two_jobs(caller: Key) -> None:
+def test_concurrent_retries_adopt_different_jobs(caller: Key) -> None:
     readers = [uuid4(), uuid4()]
     jobs = [ask(caller, who) for who in readers]
     for job_id, who in zip(jobs, readers, strict=True):
@@ -149,7 +149,7 @@ def test_two_returning_clients_take_two_jobs(caller: Key) -> None:
         assert jobs[1] == adopt(caller, uuid4())
 
 
-def test_repeated_idempotency_key_makes_the_new_request_the_waiter(caller: Key) -> None:
+def test_repeated_idempotency_key_takes_over_the_job(caller: Key) -> None:
     first, second = uuid4(), uuid4()
     job_id = ask(caller, first)
     leave(job_id, first)
@@ -162,7 +162,7 @@ def test_repeated_idempotency_key_makes_the_new_request_the_waiter(caller: Key) 
     assert [job_id] == left()
 
 
-def test_disconnect_does_not_affect_a_job_without_a_waiter(caller: Key) -> None:
+def test_job_without_a_waiter_is_not_cancelled_by_a_disconnect(caller: Key) -> None:
     first = uuid4()
     once_waited_for, never_waited_for = ask(caller, first), submit(caller)
     take_over(once_waited_for, None)
@@ -174,7 +174,7 @@ def test_disconnect_does_not_affect_a_job_without_a_waiter(caller: Key) -> None:
     assert [] == left()
 
 
-def test_another_body_or_another_key_finds_nothing(caller: Key) -> None:
+def test_another_body_or_key_adopts_nothing(caller: Key) -> None:
     ask(caller, uuid4())
     with db.begin() as session:
         other = keys.authenticate(session, "sk-other")

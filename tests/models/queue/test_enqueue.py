@@ -1,4 +1,4 @@
-"""The line in Postgres: who is next, and where everybody stands."""
+"""Enqueueing: order, positions and refusals in Postgres."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def caller() -> Key:
         return keys.authenticate(session, "sk-test")
 
 
-def test_one_user_with_many_jobs_delays_another_by_one(caller: Key) -> None:
+def test_user_with_many_jobs_delays_another_user_by_one_job(caller: Key) -> None:
     for _ in range(20):
         submit(caller, flow="flood")
     late = submit(caller, flow="late")
@@ -30,7 +30,7 @@ def test_one_user_with_many_jobs_delays_another_by_one(caller: Key) -> None:
     assert late in admit_all(caller, most=2)
 
 
-def test_a_flow_keeps_its_own_order(caller: Key) -> None:
+def test_jobs_of_one_user_keep_their_order(caller: Key) -> None:
     jobs = [submit(caller, flow="one") for _ in range(5)]
 
     assert jobs == admit_all(caller, most=5)
@@ -48,7 +48,7 @@ def test_high_priority_gets_four_turns_for_one(caller: Key) -> None:
         assert 15 <= {row[0]: row[1] for row in rows}["high"] <= 17
 
 
-def test_position_counts_those_before(caller: Key) -> None:
+def test_position_counts_jobs_ahead(caller: Key) -> None:
     jobs = [submit(caller, flow="one") for _ in range(3)]
 
     with db.begin() as session:
@@ -57,7 +57,7 @@ def test_position_counts_those_before(caller: Key) -> None:
         ]
 
 
-def test_a_full_line_refuses_and_stores_nothing(caller: Key, override) -> None:
+def test_full_lane_refuses_a_job_and_stores_nothing(caller: Key, override) -> None:
     override(max_queued_per_key=2)
     submit(caller)
     submit(caller)
@@ -68,7 +68,7 @@ def test_a_full_line_refuses_and_stores_nothing(caller: Key, override) -> None:
         assert 2 == session.execute(text("SELECT count(*) FROM job")).scalar_one()
 
 
-def test_a_job_that_cannot_make_its_deadline_is_refused(caller: Key) -> None:
+def test_job_that_would_expire_in_the_queue_is_refused(caller: Key) -> None:
     submit(caller)
     with db.begin() as session:
         session.execute(text("UPDATE lane SET rpm = 1"))
@@ -77,7 +77,7 @@ def test_a_job_that_cannot_make_its_deadline_is_refused(caller: Key) -> None:
         submit(caller, expires_in_s=30)
 
 
-def test_turns_of_a_conversation_go_one_by_one(caller: Key) -> None:
+def test_turns_of_a_conversation_are_admitted_one_by_one(caller: Key) -> None:
     first, second = submit(caller, conversation="c"), submit(caller, conversation="c")
 
     assert [first] == admit_all(caller, most=5)
@@ -91,7 +91,7 @@ def test_turns_of_a_conversation_go_one_by_one(caller: Key) -> None:
     assert [second] == admit_all(caller, most=5)
 
 
-def test_a_lane_is_claimed_by_one_pacer_at_a_time(caller: Key) -> None:
+def test_lane_is_claimed_by_one_pacer_at_a_time(caller: Key) -> None:
     submit(caller)
 
     with db.begin() as session:

@@ -1,4 +1,4 @@
-"""An ordinary submit is one statement; what is not ordinary is left to `join`, and leaves nothing behind."""
+"""The fast path of enqueueing: one statement for ordinary jobs; other jobs are left to `enqueue_job` without a trace."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def give_a_budget(caller: Key, override: Override) -> None:
 
 
 @pytest.mark.parametrize("hindrance", [fill_the_lane, fill_a_long_lane, fill_the_key, drain, cap, give_a_budget])
-def test_possible_refusals_are_left_to_the_slow_path(caller: Key, override: Override, hindrance: Callable[[Key, Override], None]) -> None:
+def test_fast_path_leaves_possible_refusals_to_the_full_path(
+    caller: Key, override: Override, hindrance: Callable[[Key, Override], None]
+) -> None:
     submit(caller)
     hindrance(caller, override)
     before = stored()
@@ -85,9 +87,7 @@ def test_possible_refusals_are_left_to_the_slow_path(caller: Key, override: Over
 @pytest.mark.parametrize(
     "figures", [{"rpm": 1}, {"tpm": 100}, {"max_in_flight": 1, "usual_s": 70}, {"blocked_by": "rpm", "wake_at": "2040-01-01"}]
 )
-def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(
-    caller: Key, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fast_path_leaves_long_waits_to_the_full_path(caller: Key, figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     submit(caller)
     limit(**figures)
     before = stored()
@@ -99,7 +99,7 @@ def test_a_job_that_cannot_make_its_deadline_is_left_to_a_closer_look(
     assert at_once(caller, expires_in_s=30)[1] is not None  # nobody knows how long a pause lasts
 
 
-def test_a_line_of_pictures_is_late_by_its_pictures(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_estimates_the_wait_of_image_jobs(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.queue.refusals.FRESH_S", 0.0)
     submit(caller, images=10)
     limit(ipm=10)
@@ -109,13 +109,13 @@ def test_a_line_of_pictures_is_late_by_its_pictures(caller: Key, monkeypatch: py
 
 
 @pytest.mark.parametrize("wanted", [{"conversation": "c"}, {"conversation": "c", "turn_tokens": 5}])
-def test_a_turn_of_a_conversation_is_left_to_a_closer_look(caller: Key, wanted: dict[str, Any]) -> None:
+def test_fast_path_leaves_turns_of_conversations_to_the_full_path(caller: Key, wanted: dict[str, Any]) -> None:
     assert at_once(caller, **wanted)[1] is None
     assert [] == query("SELECT FROM job")
 
 
 @pytest.mark.parametrize("wanted", [{}, {"images": 2, "priority": "high", "metadata": {"a": "b"}, "webhook_url": "https://hooks.test"}])
-def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wanted: dict[str, Any]) -> None:
+def test_fast_path_stores_the_same_job_as_the_full_path(caller: Key, wanted: dict[str, Any]) -> None:
     joined, rows = [], []
     for each in (False, True):
         for table in ("job", "job_event", "key_flow", "key_share", "lane"):
@@ -139,7 +139,7 @@ def test_the_job_is_the_one_that_a_closer_look_would_have_stored(caller: Key, wa
 # What is remembered for a moment
 
 
-def test_after_a_closer_look_the_next_submits_into_its_lane_take_it_at_once() -> None:
+def test_slow_lane_skips_the_fast_path_for_a_second() -> None:
     remembered = SlowLanes()
     remembered.mark(1, now=5.0)
 
@@ -147,7 +147,7 @@ def test_after_a_closer_look_the_next_submits_into_its_lane_take_it_at_once() ->
     assert not remembered.is_slow(2, now=5.0)
 
 
-def test_a_lane_that_was_full_a_moment_ago_is_not_tried_twice(caller: Key, override: Override, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_is_skipped_in_a_lane_that_was_just_full(caller: Key, override: Override, monkeypatch: pytest.MonkeyPatch) -> None:
     submit(caller)
     override(max_queued_per_lane=1)
     assert at_once(caller)[1] is None
@@ -156,7 +156,7 @@ def test_a_lane_that_was_full_a_moment_ago_is_not_tried_twice(caller: Key, overr
     assert at_once(caller)[1] is None
 
 
-def test_a_key_is_counted_again_after_a_moment_and_whenever_its_cap_is_near() -> None:
+def test_count_cache_expires_and_ignores_keys_near_their_limit() -> None:
     tally = CountCache()
     assert not tally.is_far_below(1, limit=10 * SLACK, now=0.0)
 
@@ -166,13 +166,13 @@ def test_a_key_is_counted_again_after_a_moment_and_whenever_its_cap_is_near() ->
     assert not tally.is_far_below(2, limit=10 * SLACK, now=0.0)
 
 
-def test_a_small_cap_is_never_passed(caller: Key, override: Override) -> None:
+def test_small_limit_of_a_key_is_never_exceeded(caller: Key, override: Override) -> None:
     override(max_queued_per_key=3)
 
     assert [*[True] * 3, *[False] * 3] == [at_once(caller)[1] is not None for _ in range(6)]
 
 
-def test_a_key_far_from_its_cap_is_counted_once_in_a_while(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_far_below_its_limit_is_not_counted_at_every_submit(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:
     tally = CountCache()
     monkeypatch.setattr(refusals, "open_jobs", tally)
     for _ in range(3):

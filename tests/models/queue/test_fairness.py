@@ -1,4 +1,4 @@
-"""Fair shares of keys and users when many want more than there is: the line itself, without a limiter and without waiting."""
+"""Fair shares of keys and users under load, without limiter and waiting."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def flood(caller: Key) -> None:
     line_up(caller, light)
 
 
-def test_of_a_flood_and_99_light_users_all_get_the_same_while_they_wait(caller: Key, flood: None) -> None:
+def test_heavy_user_and_99_light_users_get_equal_shares(caller: Key, flood: None) -> None:
     served = serve(caller, steps=40, a_step=10)
 
     got = costs(served)
@@ -83,7 +83,7 @@ def test_of_a_flood_and_99_light_users_all_get_the_same_while_they_wait(caller: 
     assert jain(got.values()) >= 0.99
 
 
-def test_no_light_user_waits_longer_than_two_turns(caller: Key, flood: None) -> None:
+def test_light_user_waits_at_most_two_turns(caller: Key, flood: None) -> None:
     served = serve(caller, steps=50, a_step=10)
 
     firsts = {head.flow: n for n, head in reversed(list(enumerate(served)))}
@@ -101,21 +101,21 @@ def _gaps(served: list[Any], prefix: str) -> list[int]:
     return [max(after - before for before, after in zip([0, *places], places, strict=False)) for places in at.values()]
 
 
-def test_late_light_user_does_not_wait_for_a_flood(caller: Key, flood: None) -> None:
+def test_late_light_user_does_not_wait_for_the_heavy_user(caller: Key, flood: None) -> None:
     serve(caller, steps=20, a_step=10)
     line_up(caller, [{"flow": "late"}])
 
     assert "late" in {head.flow for head in serve(caller, steps=11, a_step=10)}
 
 
-def test_weights_of_1_4_and_16_are_honoured(caller: Key) -> None:
+def test_priorities_share_as_1_4_and_16(caller: Key) -> None:
     line_up(caller, [{"flow": priority, "priority": priority} for _ in range(170) for priority in ("low", "normal", "high")])
     served = Counter(head.flow for head in serve(caller, steps=21, a_step=10))
 
     assert {"low": 10, "normal": 40, "high": 160} == pytest.approx(served, abs=2)
 
 
-def test_a_flows_own_weight_is_honoured(caller: Key) -> None:
+def test_user_weight_scales_its_share(caller: Key) -> None:
     line_up(caller, [{"flow": "double"}, {"flow": "single"}])
     query("UPDATE key_flow SET weight = 2 WHERE name = 'double'")
     line_up(caller, [{"flow": flow} for _ in range(60) for flow in ("double", "single")])
@@ -124,7 +124,7 @@ def test_a_flows_own_weight_is_honoured(caller: Key) -> None:
     assert served["double"] / served["single"] == pytest.approx(2, rel=0.15)
 
 
-def test_shares_are_of_tokens_and_not_of_jobs(caller: Key) -> None:
+def test_shares_count_tokens_instead_of_jobs(caller: Key) -> None:
     line_up(caller, [{"flow": "large", "tokens": 1_000} for _ in range(30)])
     line_up(caller, [{"flow": "small", "tokens": 100} for _ in range(300)])
     got = costs(serve(caller, steps=11, a_step=10))
@@ -132,7 +132,7 @@ def test_shares_are_of_tokens_and_not_of_jobs(caller: Key) -> None:
     assert got["large"] == pytest.approx(got["small"], rel=0.1)
 
 
-def test_pictures_count_as_the_tokens_they_stand_for(caller: Key) -> None:
+def test_images_count_as_their_equivalent_tokens(caller: Key) -> None:
     line_up(caller, [{"flow": "painter", "tokens": 0, "images": 1} for _ in range(20)])
     line_up(caller, [{"flow": "writer", "tokens": 1_000} for _ in range(20)])
     served = Counter(head.flow for head in serve(caller, steps=2, a_step=10))
@@ -140,7 +140,7 @@ def test_pictures_count_as_the_tokens_they_stand_for(caller: Key) -> None:
     assert {"painter": 10, "writer": 10} == served
 
 
-def test_low_priority_is_not_starved_by_a_stream_of_high(caller: Key) -> None:
+def test_low_priority_is_not_starved_by_high_priority(caller: Key) -> None:
     line_up(caller, [{"flow": "low", "priority": "low"}])
     gone = []
     for _ in range(25):
@@ -150,7 +150,7 @@ def test_low_priority_is_not_starved_by_a_stream_of_high(caller: Key) -> None:
     assert "low" in gone
 
 
-def test_returning_key_has_no_credit(caller: Key) -> None:
+def test_idle_user_accumulates_no_credit(caller: Key) -> None:
     line_up(caller, [{"flow": "there"} for _ in range(100)])
     serve(caller, steps=5, a_step=10)
     line_up(caller, [{"flow": "back"} for _ in range(50)])
@@ -160,7 +160,7 @@ def test_returning_key_has_no_credit(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("weight", [3, 0.7, 7.1])
-def test_fractional_weight_hides_no_job_below_the_low_water_mark(caller: Key, weight: float) -> None:
+def test_rounding_of_weights_hides_no_job_below_the_low_water_mark(caller: Key, weight: float) -> None:
     line_up(caller, [{"flow": "odd"}])
     rng = random.Random(weight)
     for _ in range(40):
@@ -172,7 +172,7 @@ def test_fractional_weight_hides_no_job_below_the_low_water_mark(caller: Key, we
         assert row(one).start_tag >= share.low_water
 
 
-def test_an_odd_weight_leaves_a_flow_in_its_order(caller: Key) -> None:
+def test_rounding_of_weights_keeps_the_order_of_a_user(caller: Key) -> None:
     line_up(caller, [{"flow": "odd"}])
     query("UPDATE key_flow SET weight = 3.3")
     query("UPDATE key_share SET virtual_time = 123456789.123")
@@ -200,14 +200,14 @@ def costs_of_keys(served: Iterable[Any]) -> dict[int, float]:
     return got
 
 
-def test_the_first_job_of_a_key_does_not_wait_for_another_keys_flood(keys: list[Key]) -> None:
+def test_first_job_of_a_key_does_not_wait_for_many_jobs_of_another(keys: list[Key]) -> None:
     line_up(keys[0], [{"flow": "key"} for _ in range(60)])
     late = submit(keys[1], flow="key")
 
     assert late in [head.id for head in serve(keys[0], steps=1, a_step=3)]
 
 
-def test_among_attackers_every_key_gets_the_same_and_so_does_every_user_of_a_key(keys: list[Key]) -> None:
+def test_keys_and_users_of_a_key_get_equal_shares_under_attack(keys: list[Key]) -> None:
     """One floods, one invents a user for each job, one takes another's name, one cancels most of what it sends; six do nothing odd."""
     flood, inventor, impostor, canceller, *ordinary = keys
     served: list[Any] = []
@@ -230,7 +230,7 @@ def test_among_attackers_every_key_gets_the_same_and_so_does_every_user_of_a_key
         assert jain([users["user 0"], users["user 1"]]) >= 0.99, each.id
 
 
-def test_another_keys_user_of_the_same_name_is_someone_else(keys: list[Key]) -> None:
+def test_users_of_the_same_name_under_different_keys_are_separate(keys: list[Key]) -> None:
     """A job with a victim's user name, as costly as can be and cancelled at once, moves nobody."""
     victim, impostor = keys[:2]
     submit(victim, flow="ann")
@@ -241,7 +241,7 @@ def test_another_keys_user_of_the_same_name_is_someone_else(keys: list[Key]) -> 
     assert again in [head.id for head in serve(victim, steps=1, a_step=4)]
 
 
-def test_a_key_of_twice_the_weight_gets_twice_as_much(keys: list[Key]) -> None:
+def test_key_with_twice_the_weight_gets_twice_the_share(keys: list[Key]) -> None:
     query("UPDATE key SET weight = 2 WHERE id = :id", id=keys[0].id)
     for each in keys[:2]:
         line_up(each, [{"flow": f"user {n % 3}"} for n in range(90)])
@@ -250,7 +250,7 @@ def test_a_key_of_twice_the_weight_gets_twice_as_much(keys: list[Key]) -> None:
     assert got[keys[0].id] / got[keys[1].id] == pytest.approx(2, rel=0.05)
 
 
-def test_refused_call_is_not_charged(keys: list[Key]) -> None:
+def test_refused_call_is_not_charged_to_the_share(keys: list[Key]) -> None:
     """A key whose costly job is refused for load again and again has had nothing, and its turn is still first."""
     unlucky, other = keys[:2]
     costly = submit(unlucky, tokens=10_000)
@@ -261,7 +261,7 @@ def test_refused_call_is_not_charged(keys: list[Key]) -> None:
         put_back(costly, row(costly).dispatch_id)
 
 
-def test_cancellation_refunds_a_users_share_and_keeps_the_order(caller: Key) -> None:
+def test_cancelled_jobs_are_refunded_and_keep_the_order(caller: Key) -> None:
     first = [submit(caller, flow="ann") for _ in range(10)]
     line_up(caller, [{"flow": "bob"} for _ in range(10)])
     for one in first[:5]:
@@ -278,7 +278,7 @@ def test_cancellation_refunds_a_users_share_and_keeps_the_order(caller: Key) -> 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_positions_of_several_keys_are_the_order_of_admission(keys: list[Key], seed: int) -> None:
+def test_positions_match_the_order_of_admission_with_several_keys(keys: list[Key], seed: int) -> None:
     rng = random.Random(seed)
     query("UPDATE key SET weight = 4 WHERE id = :id", id=keys[2].id)
     for _ in range(60):
@@ -293,7 +293,7 @@ def test_positions_of_several_keys_are_the_order_of_admission(keys: list[Key], s
     assert shown == [head.id for head in serve(keys[0], steps=1, a_step=60)]
 
 
-def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -> None:
+def test_position_behind_many_jobs_of_another_key_is_an_estimate(keys: list[Key]) -> None:
     for each in keys[:2]:
         line_up(each, [{"flow": "key"} for _ in range(300)])
     query("UPDATE key_share SET queued = 300")
@@ -305,7 +305,7 @@ def test_behind_many_jobs_of_another_key_a_place_is_estimated(keys: list[Key]) -
     assert 601 == shown
 
 
-def test_a_newcomer_does_not_wait_for_all_of_a_user_whose_costly_job_has_just_gone(keys: list[Key]) -> None:
+def test_new_user_does_not_wait_for_all_jobs_of_a_user_with_a_costly_one(keys: list[Key]) -> None:
     """Also where the pacer saw no other job of that key, because another key's stood before them."""
     mine, others = keys[:2]
     line_up(mine, [{"flow": "costly", "tokens": 10_000}, *[{"flow": "cheap", "tokens": 100} for _ in range(50)]])

@@ -1,4 +1,4 @@
-"""Lanes: no more of them than a pool may have, and none that nobody has used for a day."""
+"""Lanes: their maximum number in a pool, and their deletion after a day without jobs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def used(caller: Key, model: str = "m") -> int:
     return int(row(one).lane_id)
 
 
-def test_a_pool_has_lanes_for_so_many_models_and_no_more(caller: Key, override: Callable[..., None]) -> None:
+def test_pool_has_a_limited_number_of_lanes(caller: Key, override: Callable[..., None]) -> None:
     override(max_lanes_per_pool=3)
     for n in range(3):
         submit(caller, model=f"m{n}")
@@ -63,7 +63,7 @@ def test_a_pool_has_lanes_for_so_many_models_and_no_more(caller: Key, override: 
     assert 4 == len(query("SELECT FROM lane"))
 
 
-def test_lane_beyond_the_limit_is_refused_with_the_next_step(caller: Key, override: Callable[..., None]) -> None:
+def test_error_for_too_many_models_says_what_to_do(caller: Key, override: Callable[..., None]) -> None:
     override(max_lanes_per_pool=1)
     client = Caller("sk-test")
     client.submit()
@@ -74,13 +74,13 @@ def test_lane_beyond_the_limit_is_refused_with_the_next_step(caller: Key, overri
     assert 1 == len(query("SELECT FROM job"))
 
 
-def test_many_at_once_make_one_lane_of_each_model(caller: Key) -> None:
+def test_concurrent_submits_create_one_lane_per_model(caller: Key) -> None:
     at_once(*[lambda n=n: submit(caller, model=f"m{n % 3}") for n in range(12)])
 
     assert 3 == len(query("SELECT FROM lane"))
 
 
-def test_a_lane_leaves_a_day_after_its_last_job_with_all_that_was_its(caller: Key) -> None:
+def test_idle_lane_is_deleted_after_a_day_with_its_rows(caller: Key) -> None:
     gone, stays = used(caller), submit(caller, model="waits")
 
     assert 1 == leave()
@@ -90,7 +90,7 @@ def test_a_lane_leaves_a_day_after_its_last_job_with_all_that_was_its(caller: Ke
     assert gone != row(stays).lane_id
 
 
-def test_a_lane_that_was_made_and_never_used_leaves_too(caller: Key) -> None:
+def test_unused_lane_is_deleted_after_a_day(caller: Key) -> None:
     lanes.id_of(caller.pool_id, "misspelt")
     assert 0 == drop(), "its day begins"
     assert 1 == leave()
@@ -103,14 +103,14 @@ def test_a_lane_that_was_made_and_never_used_leaves_too(caller: Key) -> None:
         "INSERT INTO cap (scope, owner_id, flow, endpoint, key_id, rpm) SELECT 'flow', id, '1:someone', '', 1, 5 FROM lane",
     ],
 )  # fmt: skip
-def test_lane_with_an_operators_setting_is_not_deleted(caller: Key, result: str) -> None:
+def test_lane_changed_by_an_operator_is_kept(caller: Key, result: str) -> None:
     used(caller)
     query(result)
 
     assert 0 == leave()
 
 
-def test_a_lane_with_a_call_under_way_stays(caller: Key) -> None:
+def test_lane_with_a_running_call_is_kept(caller: Key) -> None:
     start(caller, submit(caller))
     query("UPDATE lane SET wake_at = NULL, idle_since = now()")
 
@@ -118,7 +118,7 @@ def test_a_lane_with_a_call_under_way_stays(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("conversation", [None, "talk"])
-def test_request_after_the_cancellation_gets_a_new_job(caller: Key, conversation: str | None) -> None:
+def test_submit_after_deletion_creates_a_new_lane(caller: Key, conversation: str | None) -> None:
     before = used(caller)
     leave()
     one = submit(caller, conversation=conversation)
@@ -127,7 +127,7 @@ def test_request_after_the_cancellation_gets_a_new_job(caller: Key, conversation
     assert [one] == heads()
 
 
-def test_ended_jobs_of_a_deleted_lane_stay_visible_to_operators(caller: Key) -> None:
+def test_operators_see_jobs_of_a_deleted_lane(caller: Key) -> None:
     used(caller)
     leave()
     with db.begin() as session:
@@ -137,7 +137,7 @@ def test_ended_jobs_of_a_deleted_lane_stay_visible_to_operators(caller: Key) -> 
 
 
 @pytest.mark.parametrize("conversation", [None, "talk"])
-def test_a_submit_to_a_lane_that_is_marked_keeps_it(caller: Key, conversation: str | None) -> None:
+def test_submit_to_a_marked_lane_keeps_it(caller: Key, conversation: str | None) -> None:
     before = used(caller)
     mark()
     one = submit(caller, conversation=conversation)
@@ -147,7 +147,7 @@ def test_a_submit_to_a_lane_that_is_marked_keeps_it(caller: Key, conversation: s
     assert [one] == heads()
 
 
-def test_a_submit_that_began_before_the_mark_keeps_the_lane(caller: Key) -> None:
+def test_submit_that_began_before_the_mark_keeps_the_lane(caller: Key) -> None:
     """It stores its job after the mark; when that is old enough for the lane to go, the job is seen."""
     used(caller)
     with db.begin() as session:
@@ -159,7 +159,7 @@ def test_a_submit_that_began_before_the_mark_keeps_the_lane(caller: Key) -> None
     assert 1 == len(heads())
 
 
-def test_a_pool_with_as_many_lanes_as_it_may_have_takes_a_marked_one_back(caller: Key, override: Callable[..., None]) -> None:
+def test_pool_at_its_limit_reuses_a_marked_lane(caller: Key, override: Callable[..., None]) -> None:
     override(max_lanes_per_pool=1)
     used(caller)
     mark()
@@ -168,7 +168,7 @@ def test_a_pool_with_as_many_lanes_as_it_may_have_takes_a_marked_one_back(caller
     assert [submit(caller)] == heads()
 
 
-def test_a_longer_submit_while_another_makes_the_keys_share_again_is_stored(caller: Key) -> None:
+def test_submit_succeeds_while_another_one_inserts_the_share_again(caller: Key) -> None:
     """The sweep may have dropped the share since `prepare`."""
     lanes.id_of(caller.pool_id, "m")
     query("UPDATE lane SET wake_at = now()")
@@ -187,7 +187,7 @@ def test_a_longer_submit_while_another_makes_the_keys_share_again_is_stored(call
     assert 2 == len(heads())
 
 
-def test_submits_after_a_keys_first_wait_for_no_other_commit(caller: Key) -> None:
+def test_submits_after_the_first_of_a_key_do_not_wait_for_each_other(caller: Key) -> None:
     """In a lane that is awake, two that came while the first was stored go on side by side: neither holds the key's row."""
     lanes.id_of(caller.pool_id, "m")
     query("UPDATE lane SET wake_at = now()")

@@ -1,4 +1,4 @@
-"""Where a waiting job stands, how long it will take, and why it does not move: exact, not roughly."""
+"""Exact position, estimated wait and blocking reason of a queued job."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def lane_has(**figures: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_position_is_the_place_in_the_sorted_line(caller: Key, seed: int) -> None:
+def test_position_is_the_rank_in_the_sorted_queue(caller: Key, seed: int) -> None:
     rng = random.Random(seed)
     flows, priorities = ["a", "b", "c"], ["low", "normal", "high"]
     jobs = [submit(caller, flow=rng.choice(flows), priority=rng.choice(priorities), tokens=rng.randint(1, 9_999)) for _ in range(40)]
@@ -66,7 +66,7 @@ def test_position_is_the_place_in_the_sorted_line(caller: Key, seed: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_of_many_jobs_equal_their_single_positions(caller: Key, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(position, "MAX_COUNTED", 20)
     rng = random.Random(seed)
     jobs = [
@@ -87,7 +87,7 @@ def test_many_places_at_once_are_those_of_each(caller: Key, seed: int, monkeypat
         assert {one.id: position.position_of(session, one) for one in found} == position.positions_of(session, found)
 
 
-def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
+def test_positions_of_a_list_take_three_statements(caller: Key) -> None:
     jobs = [submit(caller, conversation=conversation) for conversation in [None, "c", "c", "d", "d", *[None] * 5]]
     counted = Counted()
     with db.begin() as session:
@@ -98,7 +98,7 @@ def test_a_list_costs_the_same_however_long_it_is(caller: Key) -> None:
     assert {wire.public_id(one): place(caller, one).position for one in jobs} == {one["id"]: one["queue"]["position"] for one in shown}
 
 
-def test_a_job_put_back_stands_where_it_stood(caller: Key) -> None:
+def test_requeued_job_keeps_its_position(caller: Key) -> None:
     jobs = [submit(caller) for _ in range(3)]
     dispatch_id = start(caller, jobs[0])
     assert [0, 1, 2] == positions(caller, jobs)
@@ -115,36 +115,36 @@ def test_dead_rows_below_the_low_water_mark_are_not_counted(caller: Key) -> None
     assert 1 == place(caller, two).position
 
 
-def test_another_lane_does_not_count(caller: Key) -> None:
+def test_jobs_in_other_lanes_are_not_counted(caller: Key) -> None:
     submit(caller, model="other")
 
     assert 1 == place(caller, submit(caller)).position
 
 
-def test_held_turns_stand_behind_one_another(caller: Key) -> None:
+def test_held_turns_have_consecutive_positions(caller: Key) -> None:
     turns = [submit(caller, conversation="c") for _ in range(4)]
 
     assert [1, 2, 3, 4] == positions(caller, turns)
     assert [None, *["conversation"] * 3] == [place(caller, one).blocked_by for one in turns]
 
 
-def test_a_held_turn_behind_a_running_one_stands_where_it_will_stand(caller: Key) -> None:
+def test_held_turn_behind_a_running_one_has_its_future_position(caller: Key) -> None:
     one, two = submit(caller, conversation="c"), submit(caller, conversation="c")
     start(caller, one)
 
     assert 1 == place(caller, two).position
 
 
-def test_position_of_a_held_turn_counts_all_jobs_before_it(caller: Key) -> None:
+def test_held_turn_counts_all_jobs_before_it(caller: Key) -> None:
     first, second = submit(caller, flow="talk", conversation="c"), submit(caller, flow="talk", conversation="c")
     others = [submit(caller, flow=f"other{n}") for n in range(5)]
     assert 7 == place(caller, second).position
-    finish(first, start(caller, first), finding=GOOD)
+    finish(first, start(caller, first), attempt=GOOD)
 
     assert [6, *range(1, 6)] == positions(caller, [second, *others])
 
 
-def test_a_held_turn_of_high_priority_still_stands_behind_the_turn_before_it(caller: Key) -> None:
+def test_held_turn_of_high_priority_is_behind_the_turn_before_it(caller: Key) -> None:
     for _ in range(3):
         submit(caller, flow="other")
     submit(caller, flow="slow", priority="low", conversation="c")
@@ -153,7 +153,7 @@ def test_a_held_turn_of_high_priority_still_stands_behind_the_turn_before_it(cal
     assert 5 == place(caller, submit(caller, flow="quick", priority="high", conversation="c")).position
 
 
-def test_a_held_turn_behind_one_in_another_lane_stands_in_its_own(caller: Key) -> None:
+def test_held_turn_behind_one_in_another_lane_is_counted_in_its_own(caller: Key) -> None:
     for _ in range(3):
         submit(caller, flow="other")
     submit(caller, flow="talk", conversation="c", model="other")
@@ -164,28 +164,28 @@ def test_a_held_turn_behind_one_in_another_lane_stands_in_its_own(caller: Key) -
 # How long
 
 
-def test_the_scarcest_limit_makes_the_estimate(caller: Key) -> None:
+def test_estimate_uses_the_scarcest_limit(caller: Key) -> None:
     jobs = [submit(caller, tokens=1_000) for _ in range(11)]
     lane_has(rpm=60, tpm=30_000)
 
     assert 20.0 == place(caller, jobs[-1]).eta_s
 
 
-def test_slots_make_the_estimate_when_calls_are_long(caller: Key) -> None:
+def test_estimate_uses_slots_when_calls_are_long(caller: Key) -> None:
     jobs = [submit(caller) for _ in range(9)]
     lane_has(max_in_flight=4, usual_s=10)
 
     assert 20.0 == place(caller, jobs[-1]).eta_s
 
 
-def test_each_held_turn_waits_for_the_calls_before_it(caller: Key) -> None:
+def test_estimate_of_a_held_turn_includes_the_calls_before_it(caller: Key) -> None:
     turns = [submit(caller, conversation="c") for _ in range(3)]
     lane_has(usual_s=10)
 
     assert [0.0, 10.0, 20.0] == [place(caller, one).eta_s for one in turns]
 
 
-def test_no_job_is_admitted_before_the_lane_resumes(caller: Key) -> None:
+def test_estimate_is_at_least_the_lane_wake_up(caller: Key) -> None:
     one = submit(caller)
     query("UPDATE lane SET blocked_by = 'cooldown', wake_at = now() + interval '90 s'")
 
@@ -194,14 +194,14 @@ def test_no_job_is_admitted_before_the_lane_resumes(caller: Key) -> None:
     assert found.wake_at is not None
 
 
-def test_an_estimate_is_never_in_the_past(caller: Key) -> None:
+def test_estimate_is_never_negative(caller: Key) -> None:
     one = submit(caller)
     query("UPDATE lane SET blocked_by = 'workers', wake_at = now() - interval '90 s'")
 
     assert (0.0, None) == (place(caller, one).eta_s, place(caller, one).wake_at)
 
 
-def test_job_in_backoff_shows_its_wake_time(caller: Key) -> None:
+def test_job_in_backoff_shows_reason_and_end(caller: Key) -> None:
     one = submit(caller)
     put_back(one, start(caller, one), delay_s=60)
 
@@ -210,7 +210,7 @@ def test_job_in_backoff_shows_its_wake_time(caller: Key) -> None:
     assert 55 < (found.eta_s or 0) <= 60
 
 
-def test_expired_backoff_blocks_no_job(caller: Key) -> None:
+def test_ended_backoff_does_not_block(caller: Key) -> None:
     one = submit(caller)
     put_back(one, start(caller, one), delay_s=60)
     query("UPDATE job SET not_before = now() - interval '1 s'")
@@ -219,14 +219,14 @@ def test_expired_backoff_blocks_no_job(caller: Key) -> None:
 
 
 @pytest.mark.parametrize("what", ["lane", "pool"])
-def test_paused_lane_shows_its_pause_and_no_eta(caller: Key, what: str) -> None:
+def test_paused_lane_shows_reason_without_estimate(caller: Key, what: str) -> None:
     one = submit(caller)
     query(f"UPDATE {what} SET paused_at = now()")
 
     assert QueuePosition(1, None, "paused", None) == place(caller, one)
 
 
-def test_a_job_on_its_way_has_no_place(caller: Key) -> None:
+def test_admitted_job_has_position_zero(caller: Key) -> None:
     one = submit(caller)
     admit(caller, one)
 

@@ -1,4 +1,4 @@
-"""Who stands ahead in a long line is counted from the last milestone: as exact as that is fresh, and no slower for the length."""
+"""Positions in long queues: counted from checkpoints, exact as far as these are fresh, and independent of the length."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def set_at() -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_positions_with_checkpoints_equal_exact_positions(caller: Key, every: int, seed: int) -> None:
+def test_fresh_checkpoints_give_exact_positions(caller: Key, every: int, seed: int) -> None:
     jobs = crowd(caller, 33, seed=seed)
     query("UPDATE lane SET rpm = 60, tpm = 30_000")
     without = places_of(caller, jobs)
@@ -76,7 +76,7 @@ def test_positions_with_checkpoints_equal_exact_positions(caller: Key, every: in
     assert list(range(1, 34)) == [one.position for one in without]
 
 
-def test_equal_tags_are_ordered_by_id(caller: Key, every: int) -> None:
+def test_jobs_with_equal_tags_are_ordered_by_id(caller: Key, every: int) -> None:
     jobs = [submit(caller, flow=f"user {n}") for n in range(23)]
     set_anew(jobs[0])
 
@@ -84,7 +84,7 @@ def test_equal_tags_are_ordered_by_id(caller: Key, every: int) -> None:
     assert list(range(1, 24)) == [one.position for one in places_of(caller, jobs)]
 
 
-def test_enqueue_returns_the_position_that_status_shows(caller: Key, every: int) -> None:
+def test_enqueued_job_gets_the_position_of_a_later_query(caller: Key, every: int) -> None:
     jobs = crowd(caller, 21)
     set_anew(jobs[0])
     with db.begin() as session:
@@ -95,7 +95,7 @@ def test_enqueue_returns_the_position_that_status_shows(caller: Key, every: int)
     assert (in_order([*jobs, job_id]).index(job_id) + 1, place(caller, job_id)) == (enqueued.position.position, enqueued.position)
 
 
-def test_position_before_the_first_checkpoint_omits_jobs_that_left(caller: Key, every: int) -> None:
+def test_position_before_the_first_checkpoint_ignores_ended_jobs(caller: Key, every: int) -> None:
     jobs = crowd(caller, 33)
     set_anew(jobs[0])
     for one in jobs[:4]:
@@ -107,7 +107,7 @@ def test_position_before_the_first_checkpoint_omits_jobs_that_left(caller: Key, 
     assert 29 == place(caller, jobs[-1]).position
 
 
-def test_old_milestones_are_not_believed(caller: Key, every: int) -> None:
+def test_old_checkpoints_are_ignored(caller: Key, every: int) -> None:
     jobs = crowd(caller, 33)
     set_anew(jobs[0])
     for one in jobs[:4]:
@@ -117,7 +117,7 @@ def test_old_milestones_are_not_believed(caller: Key, every: int) -> None:
     assert 29 == place(caller, jobs[-1]).position
 
 
-def test_position_is_not_counted_beyond_its_limit(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_position_is_not_counted_beyond_the_maximum(caller: Key, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(position_index, "MAX_COUNTED", 12)
     monkeypatch.setattr(position, "MAX_COUNTED", 12)
     monkeypatch.setattr(enqueue, "MAX_COUNTED", 12)
@@ -127,7 +127,7 @@ def test_position_is_not_counted_beyond_its_limit(caller: Key, every: int, monke
     assert [*range(1, 13), *[13] * 8] == [one.position for one in places_of(caller, jobs)]
 
 
-def test_headroom_of_a_minute_counts_all_waiting_jobs(caller: Key, every: int) -> None:
+def test_headroom_counts_all_queued_jobs(caller: Key, every: int) -> None:
     jobs = crowd(caller, 33)
     query("UPDATE lane SET rpm = 60")
     with db.begin() as session:
@@ -138,7 +138,7 @@ def test_headroom_of_a_minute_counts_all_waiting_jobs(caller: Key, every: int) -
         assert without == headroom.read_headroom(session, row(jobs[0]).lane_id)
 
 
-def test_the_sweep_sets_them_while_the_line_is_long(caller: Key, every: int) -> None:
+def test_maintenance_keeps_checkpoints_of_long_lanes(caller: Key, every: int) -> None:
     care = lane_maintenance.LaneMaintenance()
     jobs = crowd(caller, 9)
     look(care, now=0)
@@ -161,7 +161,7 @@ def look(care: lane_maintenance.LaneMaintenance, *, now: float) -> None:
             care.refresh(session, lane, now=now)
 
 
-def test_slow_maintenance_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_maintenance_task_pauses_twenty_times_its_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.5, 100.0, 100.0])
     monkeypatch.setattr(lane_maintenance.time, "monotonic", lambda: next(clock))
     done: list[float] = []
@@ -176,7 +176,7 @@ def test_slow_maintenance_rests_twenty_times_as_long(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("counted", ["ahead of a job", "heads of the line"])
-def test_the_line_is_read_along_its_own_index_however_empty_it_was_when_that_was_planned(caller: Key, counted: str) -> None:
+def test_queue_query_uses_its_index_for_any_plan(caller: Key, counted: str) -> None:
     # As in a new database: its indexes are empty, and nothing is known of the jobs of tests before.
     query("TRUNCATE job")
     query("SELECT pg_clear_relation_stats('public', 'job')")
