@@ -73,7 +73,7 @@ def raw(row: Any, *, name: str) -> Response:
 
 
 def of_job(row: Any, *, origin: str = "") -> Response:
-    """Returns the ended job as the response to its request. row: from job_view.find. origin: prefix of the links to its images.
+    """Returns the ended job as the response to its request. row: from job_rows.find_job. origin: prefix of the links to its images.
 
     Errors carry `x-should-retry: false`: the queue already retried as often as makes sense, and an SDK's two retries would multiply that.
     """

@@ -193,7 +193,7 @@ def _make_pools(stack: Stack, pools: int) -> None:
 
 
 def _fill(stack: Stack, jobs: int, *, lanes: int) -> None:
-    """Jobs as `line.join` would have made them, in turn over the lanes, and in each over FLOWS flows."""
+    """Jobs as `enqueue_job` would insert them, in turn over the lanes, and in each over FLOWS flows."""
     with _in_order(stack):
         stack.do(_JOBS, jobs=jobs, lanes=lanes, flows=FLOWS, keys=KEYS, body=BODY, model=MODEL)
 

@@ -18,8 +18,8 @@ from models.queue import conversations, key_shares, lanes
 from models.webhooks import outbox
 
 LOST = {
-    "message": "The worker was lost during the call, so nobody knows whether the upstream answered it, and it is not called again "
-    "(on_lost is `fail`, its stream had begun, or max_attempts is reached). POST …/retry makes a new job of it.",
+    "message": "The worker was lost during the call, so it is unknown whether the upstream answered. The job is not called again, because "
+    "on_lost is `fail`, its stream had begun, or max_attempts is reached. POST …/retry makes a new job of it.",
     "type": "server_error",
     "param": None,
     "code": "upstream_outcome_unknown",

@@ -4,9 +4,9 @@
       ▲                  │                   │
       └───── requeue ◀───┴───────────────────┘        queued ─ expire ─▶ expired       any ─ cancel ─▶ cancelled
 
-models/queue/admission.py admits; claims, completion, requeue, cancellation and expiry are modules of this package. Each transition is one
-compare-and-set statement, fenced by the dispatch id. Terminal states never change. A dispatch id names one admission; while the job runs,
-it is also the lease of the one worker that claimed the job.
+models/queue/admission.py admits. The other transitions are in this package: claims, completion, requeue and cancellation (with expiry).
+Each transition is one compare-and-set statement, fenced by the dispatch id. Terminal states never change. A dispatch id names one
+admission; while the job runs, it is also the lease of the one worker that claimed the job.
 """
 
 from __future__ import annotations

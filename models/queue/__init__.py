@@ -1,4 +1,4 @@
-"""The queue: enqueue, fair order, positions, caps, and the statements with which the pacer admits jobs.
+"""The queue: enqueueing in fair order, positions, caps, and the statements with which the pacer admits jobs.
 
-Conversations are here too, because they decide which of their turns may be enqueued.
+Also conversations, because they decide when their turns are enqueued.
 """

@@ -2,7 +2,7 @@
 
 A lane is one (pool, model). Its keys share it (models/queue/key_shares.py), and the users of a key share the key's part. A job's start tag
 is `max(share.virtual_time, flow.last_finish)`, and the job advances its flow's last finish by cost / weight. The pacer takes the key with
-the lowest turn, and of its jobs the one with the lowest tag. The order is in the columns, so it never has to be rebuilt.
+the lowest turn, and of its jobs the one with the lowest tag. The order is in the columns and is never rebuilt.
 """
 
 from __future__ import annotations
@@ -35,24 +35,23 @@ def prepare(submission: Submission) -> int:
     It runs in transactions of its own, so that the first submit of a key does not block others. Inside an open transaction it would wait
     for a second connection: as many submits as there are connections would all wait for each other.
     """
-    key = submission.key
-    lane_id = lanes.id_of(key.pool_id, submission.model)
+    pool_id, key_id = submission.key.pool_id, submission.key.id
+    lane_id = lanes.id_of(pool_id, submission.model)
     with autocommit() as session:
         exists = lanes.exists(session, lane_id)
         if exists:
-            key_shares.ensure_share(session, lane_id, key.id)
-    if exists:
-        return lane_id
-    lanes.id_of.cache_clear()
-    return lanes.id_of(key.pool_id, submission.model)
+            key_shares.ensure_share(session, lane_id, key_id)
+    if not exists:
+        lanes.id_of.cache_clear()
+    return lane_id if exists else lanes.id_of(pool_id, submission.model)
 
 
 _LANE_AHEAD = position_index.lane_ahead(
     lane_id=":lane_id", key_id=":key_id", lane_time="this_lane.virtual_time", start_tag="enqueued.start_tag", job_id="enqueued.id",
     share="share",
 )  # fmt: skip
-# A dormant lane (no queued jobs for SETTLED_S) is woken by the submit. A busy lane is not written to: submits would wait for its row.
-# The pacer finds lanes that became idle less than twice SETTLED_S ago by itself. The counts do not see the new job itself.
+# Wakes a dormant lane (without jobs for SETTLED_S). A busy lane is not written to, because submits would wait for its row; the pacer
+# itself finds lanes that became idle less than twice SETTLED_S ago. The counts do not include the new job.
 _STATEMENT = f"""
     WITH this_lane AS ({LANE_FIGURES} WHERE lane.id = :lane_id AND lane.leaving_at IS NULL), {key_shares.SHARE_CTES}, advanced_flow AS (
         INSERT INTO key_flow AS f (lane_id, key_id, name, last_finish)

@@ -1,4 +1,4 @@
-"""Short ways to put jobs in line and to move them on, for tests that are about the line itself."""
+"""Helpers that enqueue jobs and move them through their states, for tests of the queue."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def credential_of(session: db.Transaction, caller: Key) -> int:
 
 
 def at_once(*works: Callable[[], Any]) -> list[Any]:
-    """All of these at the same time, each in a thread of its own; their answers. What one raises is raised."""
+    """Runs all of these at the same time, each in a thread of its own. Returns their results, and raises the first error."""
     with ThreadPoolExecutor(len(works)) as threads:
         return [one.result() for one in [threads.submit(work) for work in works]]
 
