@@ -1,7 +1,8 @@
-"""What is counted for Prometheus, and under which labels: pools and models, never users, keys or jobs.
+"""Prometheus metrics and their labels: pools and models, never users, keys or jobs.
 
-Pools of own keys are one label, `own`, and models beyond MAX_MODEL_LABELS are `other`.
-of several processes shares them through files in PROMETHEUS_MULTIPROC_DIR, set before this module is imported.
+All pools of own keys share the label `own`, and models beyond MAX_MODEL_LABELS the label `other`: callers cannot create an unbounded
+number of series. The processes of one program share their values through files in PROMETHEUS_MULTIPROC_DIR, which must be set before
+this module is imported.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _models: set[str] = set()
 
 
 def model_label(model: str) -> str:
-    """The model, or `other` when there are more than MODELS_MOST."""
+    """The label of a model; `other` for models beyond MAX_MODEL_LABELS."""
     if model not in _models:
         if len(_models) >= MAX_MODEL_LABELS:
             return OTHER
