@@ -252,4 +252,4 @@ def test_worker_without_threads_does_not_start(override: Callable[..., None]) ->
     refused = CliRunner().invoke(workers_main.main, ["--processes", "0"])
 
     assert 2 == refused.exit_code
-    assert "there is nothing to do: set one of them" in refused.output
+    assert "leave no process to run: set one of them" in refused.output
