@@ -1,1 +1,1 @@
-"""The fault harness: a whole stack of real processes, clients that keep a journal, faults by seed, and a check of it all."""
+"""Fault harness: a full stack of real processes, clients that keep a journal, seeded faults, and checks of the result."""

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: every fault alone, then mixed at random, against a stack of its own; the table at the end."""
+"""`python -m tests.chaos`: runs each fault alone, then a random mix, against its own stack, and prints the table of results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import clock, page, process_faults, run, schedule, server_faults
-from tests.chaos.run import Outcome
-from tests.chaos.stack import Plant
+from tests.chaos import clock, process_faults, results_table, run, schedule, server_faults
+from tests.chaos.run import RunResult
+from tests.chaos.stack import Stack
 
 DISK_MB = 768
 
@@ -35,29 +35,29 @@ DISK_MB = 768
 def main(
     *, seed: int, minutes: float, only: tuple[str, ...], times: int, rate: float, replay: Path | None, write: bool, keep: bool
 ) -> None:
-    """Exits with 1 when a promise was broken."""
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # that connections break is no news here
+    """Run faults against a stack of processes. Exits with 1 when a promise was broken."""
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # broken connections are expected here
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="nowserving-chaos-"))
-    outcomes: list[Outcome] = []
-    with _disk(folder) as disk, Plant(folder, small_disk=disk) as plant:
-        names = [name for name in only or schedule.FAULTS if _can(name, disk)]
-        courses = [(name, schedule.alone(name, seed=seed, times=times)) for name in names if times and not replay]
+    results: list[RunResult] = []
+    with _small_disk(folder) as disk, Stack(folder, small_disk=disk) as stack:
+        names = [name for name in only or schedule.FAULTS if _is_possible(name, disk)]
+        runs = [(name, schedule.alone(name, seed=seed, times=times)) for name in names if times and not replay]
         if replay:
-            courses.append(("replay", schedule.read(replay.read_text(encoding="utf-8"))))
+            runs.append(("replay", schedule.read(replay.read_text(encoding="utf-8"))))
         elif minutes:
-            courses.append((f"mixed, {minutes:g} min", schedule.mixed(names, seed=seed, for_s=minutes * 60)))
-        for name, events in courses:
+            runs.append((f"mixed, {minutes:g} min", schedule.mixed(names, seed=seed, for_s=minutes * 60)))
+        for name, events in runs:
             click.echo(f"== {name}\n{schedule.write(events)}", nl=False)
-            outcomes.append(run.run(plant, name, events, seed=seed, rate=rate, say=click.echo))
-            click.echo(page.table(outcomes[-1:]).splitlines()[-1])
-            for broken in outcomes[-1].broken:
-                click.echo(f"BROKEN {broken}")
+            results.append(run.run(stack, name, events, seed=seed, rate=rate, print_line=click.echo))
+            click.echo(results_table.table(results[-1:]).splitlines()[-1])
+            for violation in results[-1].broken:
+                click.echo(f"BROKEN {violation}")
             if write:
-                page.write(outcomes, command=f"python -m tests.chaos {shlex.join(sys.argv[1:])}", took_s=time.monotonic() - began)
-    click.echo(page.table(outcomes))
-    is_broken = any(one.broken for one in outcomes)
+                results_table.write(results, command=f"python -m tests.chaos {shlex.join(sys.argv[1:])}", took_s=time.monotonic() - began)
+    click.echo(results_table.table(results))
+    is_broken = any(result.broken for result in results)
     if keep or is_broken:
         click.echo(f"logs and journals: {folder}")
     else:
@@ -65,20 +65,20 @@ def main(
     sys.exit(int(is_broken))
 
 
-def _can(name: str, disk: Path | None) -> bool:
-    """Whether this machine can do it; says what is missing."""
+def _is_possible(name: str, disk: Path | None) -> bool:
+    """Whether this machine can run the fault; prints the missing requirement otherwise."""
     if schedule.FAULTS[name] is server_faults.DiskFull and disk is None:
-        click.echo(f"left out: {name} (needs root, to mount a small tmpfs)")
+        click.echo(f"skipped: {name} (needs root, to mount a small tmpfs)")
         return False
     if issubclass(schedule.FAULTS[name], process_faults.ClockSteps) and clock.COMPILER is None:
-        click.echo(f"left out: {name} (needs a C compiler, cc)")
+        click.echo(f"skipped: {name} (needs a C compiler, cc)")
         return False
     return True
 
 
 @contextmanager
-def _disk(folder: Path) -> Iterator[Path | None]:
-    """A file system of its own that can be filled; None where mount is not allowed."""
+def _small_disk(folder: Path) -> Iterator[Path | None]:
+    """Mount a small tmpfs that a fault can fill; None where mount is not allowed."""
     disk = folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)], capture_output=True, check=False)

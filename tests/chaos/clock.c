@@ -1,5 +1,5 @@
-/* The clock of one process, so many seconds from the true one: the first eight bytes of the file $CHAOS_CLOCK say how many.
-   Only the wall clock: CLOCK_MONOTONIC goes on, as it does when somebody sets a machine's time. Preloaded by clock.py. */
+/* Wall clock with an offset, for one process. The first eight bytes of the file $CHAOS_CLOCK hold the offset in seconds.
+   CLOCK_MONOTONIC is unchanged, as when an operator sets a machine's time. Preloaded by clock.py. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -14,8 +14,8 @@ __attribute__((constructor)) static void open_file(void) {
     const char *path = getenv("CHAOS_CLOCK");
     int file = path ? open(path, O_RDONLY) : -1;
     if (file < 0) return;
-    void *found = mmap(NULL, sizeof *offset_s, PROT_READ, MAP_SHARED, file, 0);
-    if (found != MAP_FAILED) offset_s = found;
+    void *mapped = mmap(NULL, sizeof *offset_s, PROT_READ, MAP_SHARED, file, 0);
+    if (mapped != MAP_FAILED) offset_s = mapped;
     close(file);
 }
 
@@ -26,16 +26,16 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 }
 
 int gettimeofday(struct timeval *restrict now, void *restrict zone) {
-    struct timespec found;
+    struct timespec now_ts;
     (void)zone;
-    int failed = clock_gettime(CLOCK_REALTIME, &found);
-    if (!failed && now) *now = (struct timeval){found.tv_sec, found.tv_nsec / 1000};
+    int failed = clock_gettime(CLOCK_REALTIME, &now_ts);
+    if (!failed && now) *now = (struct timeval){now_ts.tv_sec, now_ts.tv_nsec / 1000};
     return failed;
 }
 
 time_t time(time_t *now) {
-    struct timespec found;
-    clock_gettime(CLOCK_REALTIME, &found);
-    if (now) *now = found.tv_sec;
-    return found.tv_sec;
+    struct timespec now_ts;
+    clock_gettime(CLOCK_REALTIME, &now_ts);
+    if (now) *now = now_ts.tv_sec;
+    return now_ts.tv_sec;
 }

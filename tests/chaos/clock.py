@@ -1,4 +1,7 @@
-"""A process's wall clock that can be set while it runs. libfaketime cannot leave the monotonic clock alone: every sleep of Python fails."""
+"""An adjustable wall clock for child processes, preloaded as a C library.
+
+libfaketime is no alternative: it always changes the monotonic clock too, and then every sleep of Python fails.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ COMPILER = shutil.which("cc")
 
 
 class Clock:
-    """One clock, for any number of processes that are started with its `env`. Needs a C compiler."""
+    """One clock for any number of processes that are started with its `env`. Needs a C compiler."""
 
     def __init__(self, folder: Path, name: str) -> None:
         assert COMPILER
@@ -26,6 +29,6 @@ class Clock:
         return {"LD_PRELOAD": str(self._library), "CHAOS_CLOCK": str(self._file)}
 
     def set(self, offset_s: int) -> None:
-        """From now on it is so much ahead of the true one."""
-        with self._file.open("r+b") as file:  # in place: it is mapped by those who look at it
+        """Set the clock's offset from the true time."""
+        with self._file.open("r+b") as file:  # in place: processes have it mapped
             file.write(struct.pack("q", offset_s))

@@ -1,4 +1,4 @@
-"""What every fault is: something that begins, goes on for a while and ends, and says how many calls it may have made unknown."""
+"""Base class of faults. A fault begins, lasts and ends, and counts the calls whose outcome it may have made unknown."""
 
 from __future__ import annotations
 
@@ -10,50 +10,51 @@ from sqlalchemy import text
 
 from models.database import db
 from models.platform.errors import ServingError
-from tests.chaos import requests as chaos_requests
-from tests.chaos.stack import Plant
+from tests.chaos import timeouts
+from tests.chaos.stack import Stack
 
 SETTLED_S = 0.6
 
 
 class Fault:
-    """One occurrence of it. on: what it needs for itself while it lasts; two faults on the same thing never overlap.
+    """One occurrence of a fault.
 
-    lost: calls of unknown outcome that it accounts for.
+    on: the resources that it uses exclusively; two faults on the same resource never overlap. lost: calls of unknown
+    outcome that it explains.
     """
 
     on: ClassVar[frozenset[str]] = frozenset()
     lasts_s: float = 0.0
 
-    def __init__(self, plant: Plant, chance: random.Random) -> None:
-        self.plant, self.chance = plant, chance
+    def __init__(self, stack: Stack, rng: random.Random) -> None:
+        self.stack, self.rng = stack, rng
         self.lost = 0
 
     def begin(self) -> None:
-        """It is on."""
+        """Activate the fault."""
 
     def step(self) -> None:
-        """Called again and again while it lasts."""
+        """Called every 0.1 s while the fault is active."""
 
     def end(self) -> None:
-        """All is as before, or will be as soon as the parts have started again."""
+        """Undo the fault; services may still be restarting afterwards."""
 
     def is_over(self) -> bool:
-        """Whether it may end, once its time is up."""
+        """Whether the fault can end once its time is up."""
         return True
 
 
-def in_flight(*, most: int) -> int:
-    """How many calls are on record as begun and not ended, `most` at most; `most` too when Postgres does not say."""
+def running_jobs(*, limit: int) -> int:
+    """Number of running jobs, at most `limit`; `limit` when Postgres does not answer."""
 
-    def ask() -> int:
+    def count_running() -> int:
         with db.begin() as session:
             return int(session.execute(text("SELECT count(*) FROM job WHERE status = 'running'")).scalar_one())
 
     try:
-        # Twice: what was being written when its sender was stopped is there a moment later.
-        first = chaos_requests.within(ask, s=2)
+        # Count twice: rows that a stopped worker was writing are visible a moment later.
+        first = timeouts.call_with_timeout(count_running, timeout_s=2)
         time.sleep(SETTLED_S)
-        return min(most, max(first, chaos_requests.within(ask, s=2)))
+        return min(limit, max(first, timeouts.call_with_timeout(count_running, timeout_s=2)))
     except (TimeoutError, ServingError):
-        return most
+        return limit

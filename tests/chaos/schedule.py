@@ -1,4 +1,4 @@
-"""Which fault begins when: made from a seed, printed, and read again for a replay."""
+"""Schedules of faults: created from a seed, printed as JSON lines, and read again for a replay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from tests.chaos import process_faults, reader_faults, server_faults, upstream_faults
+from tests.chaos import process_faults, server_faults, upstream_faults, waiting_client_faults
 from tests.chaos.fault import Fault
 
 Faults = Mapping[str, type[Fault]]
@@ -20,7 +20,7 @@ FAULTS: Faults = {
     "API dies after commit": process_faults.CrashAfterCommit,
     "API dies after publish": process_faults.CrashAfterPublish,
     "pacer killed": process_faults.KillPacer,
-    "sender of webhooks killed": process_faults.KillSender,
+    "webhook sender killed": process_faults.KillSender,
     "Valkey restarted empty": server_faults.ValkeyEmptied,
     "Valkey restarted with its data": server_faults.ValkeyRestarted,
     "FLUSHALL": server_faults.FlushAll,
@@ -47,19 +47,19 @@ FAULTS: Faults = {
     "worker cut from Redis": server_faults.CutFromRedis,
     "worker cut from Postgres": server_faults.CutFromPostgres,
     "rolling restart": process_faults.RollingRestart,
-    "API away 60 s, clients waiting": reader_faults.ApisAway,
-    "every doorbell twice": server_faults.DoorbellsTwice,
-    "every tenth doorbell lost": server_faults.DoorbellsLost,
+    "API down 60 s, clients waiting": waiting_client_faults.ApisDown,
+    "every broker message twice": server_faults.DuplicatedMessages,
+    "every tenth broker message lost": server_faults.LostMessages,
 }
 WARM_UP_S = 4.0
 PAUSE_S = (5.0, 9.0)
-# How long a part may take to be back before the same thing is hit again.
+# Time for a service to recover before the same resource is hit again.
 RECOVERY_S = 6.0
 
 
 @dataclass(frozen=True)
 class Event:
-    """at_s: since the beginning. seed: of the choices that the fault makes itself."""
+    """at_s: since the start of the run. seed: for the random choices of the fault."""
 
     at_s: float
     fault: str
@@ -67,33 +67,33 @@ class Event:
 
 
 def alone(name: str, *, seed: int, times: int, faults: Faults = FAULTS) -> list[Event]:
-    """The same fault so many times, with a pause in between."""
-    chance = random.Random(f"{seed} {name}")
+    """The same fault several times, with a pause in between."""
+    rng = random.Random(f"{seed} {name}")
     lasts_s = faults[name].lasts_s
     at_s, events = WARM_UP_S, []
     for _ in range(times):
-        events.append(Event(round(at_s, 1), name, chance.randrange(2**32)))
-        at_s += lasts_s + chance.uniform(*PAUSE_S)
+        events.append(Event(round(at_s, 1), name, rng.randrange(2**32)))
+        at_s += lasts_s + rng.uniform(*PAUSE_S)
     return events
 
 
 def mixed(names: Iterable[str], *, seed: int, for_s: float, faults: Faults = FAULTS) -> list[Event]:
-    """Faults at random, one beginning every few seconds, and never two on the same thing at once."""
-    chance, choice = random.Random(seed), sorted(names)
+    """Random faults, one every few seconds, never two on the same resource at once."""
+    rng, choice = random.Random(seed), sorted(names)
     free_at: dict[str, float] = {}
     at_s, events = WARM_UP_S, []
     while at_s < for_s:
         free = [name for name in choice if all(free_at.get(thing, 0) <= at_s for thing in faults[name].on)]
         if free:
-            name = chance.choice(free)
-            events.append(Event(round(at_s, 1), name, chance.randrange(2**32)))
+            name = rng.choice(free)
+            events.append(Event(round(at_s, 1), name, rng.randrange(2**32)))
             free_at |= dict.fromkeys(faults[name].on, at_s + faults[name].lasts_s + RECOVERY_S)
-        at_s += chance.uniform(*PAUSE_S)
+        at_s += rng.uniform(*PAUSE_S)
     return events
 
 
 def write(events: Iterable[Event]) -> str:
-    """One JSON line each."""
+    """Serialize events as JSON lines."""
     return "".join(json.dumps(asdict(event), ensure_ascii=False) + "\n" for event in events)
 
 

@@ -1,4 +1,4 @@
-"""Valkey and PostgreSQL killed, emptied, frozen, full, restarted, and the wires to them cut."""
+"""Faults of Valkey and PostgreSQL: killed, emptied, frozen, full, restarted, and their TCP connections cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 import psycopg
 import redis
 
-from tests.chaos.fault import Fault, in_flight
+from tests.chaos.fault import Fault, running_jobs
 from tests.chaos.stack import THREADS
 
 FROZEN_S = 10.0
@@ -20,19 +20,19 @@ class _Valkey(Fault):
     on = frozenset({"valkey"})
 
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.plant.valkey.url, socket_timeout=3)
+        return redis.Redis.from_url(self.stack.valkey.url, socket_timeout=3)
 
 
 class ValkeyEmptied(_Valkey):
-    """Killed, away for a moment, and started with nothing in it."""
+    """Killed, and started empty after a moment."""
 
     lasts_s = 3
 
     def begin(self) -> None:
-        self.plant.valkey.kill()
+        self.stack.valkey.kill()
 
     def end(self) -> None:
-        self.plant.valkey.start()
+        self.stack.valkey.start()
 
 
 class ValkeyRestarted(ValkeyEmptied):
@@ -45,7 +45,7 @@ class ValkeyRestarted(ValkeyEmptied):
 
     def end(self) -> None:
         super().end()
-        (self.plant.valkey.folder / "dump.rdb").unlink(missing_ok=True)
+        (self.stack.valkey.folder / "dump.rdb").unlink(missing_ok=True)
 
 
 class FlushAll(_Valkey):
@@ -58,16 +58,16 @@ class ValkeyFrozen(_Valkey):
     lasts_s = FROZEN_S
 
     def begin(self) -> None:
-        assert self.plant.valkey.process
-        self.plant.valkey.process.send_signal(signal.SIGSTOP)
+        assert self.stack.valkey.process
+        self.stack.valkey.process.send_signal(signal.SIGSTOP)
 
     def end(self) -> None:
-        assert self.plant.valkey.process
-        self.plant.valkey.process.send_signal(signal.SIGCONT)
+        assert self.stack.valkey.process
+        self.stack.valkey.process.send_signal(signal.SIGCONT)
 
 
 class ValkeyFull(_Valkey):
-    """Out of memory: it refuses to write, and evicts nothing."""
+    """Out of memory: Valkey refuses writes and evicts nothing."""
 
     lasts_s = 10
 
@@ -85,30 +85,30 @@ class _Postgres(Fault):
 
     @property
     def _url(self) -> str:
-        return self.plant.postgres.url.replace("+psycopg", "")
+        return self.stack.postgres.url.replace("+psycopg", "")
 
 
 class PostgresRestarted(_Postgres):
-    """Fast shutdown, away for two seconds."""
+    """Fast shutdown; down for two seconds."""
 
     lasts_s = 2
 
     def begin(self) -> None:
-        self.plant.postgres.stop()
+        self.stack.postgres.stop()
 
     def end(self) -> None:
-        self.plant.postgres.start()
+        self.stack.postgres.start()
 
 
 class PostgresCrashed(PostgresRestarted):
-    """Immediate shutdown, as after a power cut; it recovers from its log."""
+    """Immediate shutdown, as after a power failure; PostgreSQL recovers from its WAL."""
 
     def begin(self) -> None:
-        self.plant.postgres.stop(immediate=True)
+        self.stack.postgres.stop(immediate=True)
 
 
 class PostgresCut(_Postgres):
-    """Every connection is ended, five times in as many seconds."""
+    """Terminate every connection, five times in five seconds."""
 
     lasts_s = 5
 
@@ -117,8 +117,8 @@ class PostgresCut(_Postgres):
 
     def step(self) -> None:
         if self._steps % 10 == 0:
-            with suppress(psycopg.Error), psycopg.connect(self._url, connect_timeout=2) as own:
-                own.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'nowserving'")
+            with suppress(psycopg.Error), psycopg.connect(self._url, connect_timeout=2) as connection:
+                connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'nowserving'")
         self._steps += 1
 
 
@@ -132,82 +132,85 @@ class PostgresFrozen(_Postgres):
         self._send(signal.SIGCONT)
 
     def _send(self, number: signal.Signals) -> None:
-        assert self.plant.postgres.process
-        postmaster = psutil.Process(self.plant.postgres.process.pid)
-        # The postmaster first, so that it makes no child that is forgotten.
-        for one in (postmaster, *postmaster.children(recursive=True)):
+        assert self.stack.postgres.process
+        postmaster = psutil.Process(self.stack.postgres.process.pid)
+        # The postmaster first, so that it forks no child that would be missed.
+        for process in (postmaster, *postmaster.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
-                one.send_signal(number)
+                process.send_signal(number)
 
 
 class DiskFull(_Postgres):
-    """The file system of its cluster has no byte left, for tables and for the log of writes: it panics, and is started again."""
+    """The file system of the cluster is full, for tables and WAL: PostgreSQL panics and is started again."""
 
     lasts_s = 12
 
     def begin(self) -> None:
-        self._filler = self.plant.postgres.folder / "filler"
+        self._filler = self.stack.postgres.folder / "filler"
         with suppress(OSError), self._filler.open("wb", buffering=0) as file:
             while file.write(b"\0" * 65536):
                 pass
-        threading.Thread(target=self._use_up_the_log, daemon=True).start()
+        threading.Thread(target=self._use_up_wal, daemon=True).start()
 
     def end(self) -> None:
         self._filler.unlink(missing_ok=True)
-        if not self.plant.postgres.is_ready():
-            self.plant.postgres.kill()
-            self.plant.postgres.start()
+        if not self.stack.postgres.is_ready():
+            self.stack.postgres.kill()
+            self.stack.postgres.start()
 
-    def _use_up_the_log(self) -> None:
-        """Segments of it were made ahead: until those are used, only tables would feel that the disk is full."""
-        with suppress(psycopg.Error), psycopg.connect(self._url, connect_timeout=2, autocommit=True) as own:
+    def _use_up_wal(self) -> None:
+        """Consume the preallocated WAL segments: until then a full disk only affects tables."""
+        with suppress(psycopg.Error), psycopg.connect(self._url, connect_timeout=2, autocommit=True) as connection:
             for _ in range(40):
-                own.execute("SELECT pg_logical_emit_message(false, 'chaos', 'full'), pg_switch_wal()")
+                connection.execute("SELECT pg_logical_emit_message(false, 'chaos', 'full'), pg_switch_wal()")
 
 
 class _Cut(Fault):
-    """The wire of the last worker is silent: no byte passes, nothing is closed. lost: what it has in flight, when that can be."""
+    """The TCP proxy of the last worker is silent (no byte passes, nothing is closed) or resets connections.
 
-    link = ""
+    lost: the worker's calls in flight, where they can be lost.
+    """
+
+    proxy = ""
     on = frozenset({"workers"})
     lasts_s = 14
 
     def begin(self) -> None:
-        self.plant.links[self.link].set(self.chance.choice(("silent", "reset")))
+        self.stack.proxies[self.proxy].set(self.rng.choice(("silent", "reset")))
 
     def end(self) -> None:
-        self.plant.links[self.link].set("open")
+        self.stack.proxies[self.proxy].set("open")
 
 
 class CutFromRedis(_Cut):
-    link = "redis"
+    proxy = "redis"
 
 
 class CutFromPostgres(_Cut):
-    """Longer than its leases: what it has in flight is lost, and its late answers come when it is back."""
+    """Lasts longer than the leases: the calls in flight are lost, and their late answers arrive after reconnection."""
 
-    link = "postgres"
+    proxy = "postgres"
 
     def begin(self) -> None:
-        self.lost = in_flight(most=THREADS)
+        self.lost = running_jobs(limit=THREADS)
         super().begin()
 
 
-class DoorbellsTwice(Fault):
+class DuplicatedMessages(Fault):
     """Every Celery message is delivered twice."""
 
-    on = frozenset({"doorbells"})
+    on = frozenset({"broker messages"})
     lasts_s = 15
-    how = "twice"
+    mode = "twice"
 
     def begin(self) -> None:
-        self.plant.postman.how = self.how
+        self.stack.message_faults.mode = self.mode
 
     def end(self) -> None:
-        self.plant.postman.how = "once"
+        self.stack.message_faults.mode = "once"
 
 
-class DoorbellsLost(DoorbellsTwice):
+class LostMessages(DuplicatedMessages):
     """Every tenth Celery message is lost."""
 
-    how = "lossy"
+    mode = "lossy"

@@ -1,4 +1,4 @@
-"""The stack under test: servers, upstream, receiver, and every part of ours as a process that is started again when it dies."""
+"""The stack under test: servers, fake upstream, webhook receiver, and our services as processes that are restarted when they exit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from models.keys.keys import Key, Limits
 from models.platform.errors import ServingError
 from models.queue import lanes
 from models.webhooks import endpoints
-from tests.chaos import requests as chaos_requests
-from tests.chaos.broker_faults import Postman, Rewriter
-from tests.chaos.mistreatment import Mistreatment
-from tests.chaos.tcp_proxy import Link
+from tests.chaos import timeouts
+from tests.chaos.broker_faults import CommandRewriter, MessageFaults
+from tests.chaos.misbehaviour import Misbehaviour
+from tests.chaos.tcp_proxy import TcpProxy
 from tests.support.programs.forks import ROOT
 from tests.support.programs.processes import prefork_server
 from tests.support.servers.webhook_receiver import Receiver
@@ -40,16 +40,16 @@ from tests.support.webhook_tools import ENDED
 from tests.upstream.client import FakeUpstream
 from workers.channels import notify
 
-MODEL = "gpt-4o-mini"  # one that has a price
+MODEL = "gpt-4o-mini"  # has a price
 KEYS = 4
 # Upstream keys behind the one issued key.
 POOL_KEYS = 3
 RPM, IN_FLIGHT = 300, 8
 WORKERS, THREADS = 3, 12
 GUNICORN = ("gunicorn", "-c", "python:api.serve", "api.app:create_app()")
-POOL = 8  # connections to Postgres of each process
+POOL = 8  # Postgres connections per process
 START_S = 90
-AGAIN_S = 0.5
+RETRY_S = 0.5
 PAUSE_S, PROBE_S = 1, 3
 MAX_THROTTLES = 5
 SETTINGS: Mapping[str, object] = {
@@ -61,17 +61,20 @@ SETTINGS: Mapping[str, object] = {
 
 
 @dataclass
-class Part:
-    """One of our programs. env: what its process has beyond the others'. host: where it runs, see `Plant.on`. want: False keeps it down."""
+class Service:
+    """One of our services.
+
+    env: extra environment variables. host: where it runs, see `Stack.on`. should_run: False keeps it stopped.
+    """
 
     name: str
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict)
     host: str = ""
     forked: bool = True
-    want: bool = True
+    should_run: bool = True
     pid: int = 0
-    dies: bool = False  # a fault is on its way to it, so that its end is no surprise
+    exit_expected: bool = False  # a fault stops it, so its exit is expected
     started: float = 0.0
     starts: int = 0
 
@@ -86,19 +89,19 @@ class Part:
             (os.killpg if group else os.kill)(self.pid, number)
 
     def kill(self) -> None:
-        """Gone at once, with the processes it started."""
-        self.dies = True
+        """SIGKILL the process and its children."""
+        self.exit_expected = True
         self.signal(signal.SIGKILL, group=True)
 
     def ask_to_stop(self) -> None:
-        self.dies = True
+        self.exit_expected = True
         self.signal(signal.SIGTERM)
 
 
-class Plant:
-    """Start it, and call `keep` often, in the main thread: processes die with the thread that started them."""
+class Stack:
+    """Start it, and call `restart_exited` often in the main thread: child processes die with the thread that started them."""
 
-    apis_many, workers, forks = 2, WORKERS, True
+    api_count, worker_count, uses_forks = 2, WORKERS, True
     settings = SETTINGS
 
     def __init__(self, folder: Path, *, small_disk: Path | None = None) -> None:
@@ -107,23 +110,23 @@ class Plant:
         self.valkey = Valkey(folder / "valkey")
         self.upstream = FakeUpstream(host=self.address("upstream"))
         self.receiver = Receiver(folder, host=self.address("client"))
-        self.postman = Postman()
-        # Of each API process: its host and port.
-        self.apis = [(self.address("api"), free_port()) for _ in range(self.apis_many)]
-        self.links: dict[str, Link] = {}
+        self.message_faults = MessageFaults()
+        # Host and port of each API process.
+        self.apis = [(self.address("api"), free_port()) for _ in range(self.api_count)]
+        self.proxies: dict[str, TcpProxy] = {}
         self.tokens = [f"sk-chaos-{n}" for n in range(KEYS)]
         self.pool_keys = [f"sk-pool-{n}" for n in range(POOL_KEYS)]
         self.pool_token = ""
         self.upstream_keys = [*self.tokens, *self.pool_keys]
-        self.mistreated = Mistreatment(self.upstream, self.upstream_keys)
-        self.parts: dict[str, Part] = {}
+        self.misbehaviour = Misbehaviour(self.upstream, self.upstream_keys)
+        self.services: dict[str, Service] = {}
         self.sessions: set[int] = set()
         self.surprises: list[str] = []
         self._children: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        if self.forks:
-            prefork_server()
+        if self.uses_forks:
+            forks()
         for server, host in ((self.postgres, "postgres"), (self.valkey, "valkey"), (self.upstream, "upstream")):
             with self.on(host):
                 server.start()
@@ -140,17 +143,17 @@ class Plant:
         for cached in (settings, notify.client, db.engine, lanes.id_of):
             cached.cache_clear()
         migrate.to_latest()
-        self._register()
-        self._plan()
+        self._create_keys()
+        self._start_services()
         self.wait_ready()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for part in self.parts.values():
-            part.signal(signal.SIGCONT, group=True)
-            part.kill()
-        for link in self.links.values():
-            link.close()
+        for service in self.services.values():
+            service.signal(signal.SIGCONT, group=True)
+            service.kill()
+        for proxy in self.proxies.values():
+            proxy.close()
         db.engine().dispose()
         self.upstream.stop()
         self.receiver.kill()
@@ -158,136 +161,136 @@ class Plant:
         self.postgres.kill()
 
     def on(self, host: str) -> AbstractContextManager[None]:
-        """What this thread starts and opens meanwhile is on this host: api, pacer, worker, postgres, … Here all are on one machine."""
+        """This thread starts processes and opens sockets on this host: api, pacer, worker, postgres, … Here all share one machine."""
         return nullcontext()
 
     def address(self, host: str) -> str:
-        """Where the servers of this host listen."""
+        """The address on which the servers of this host listen."""
         return "127.0.0.1"
 
-    def keep(self) -> None:
-        """Whatever should run and does not is started; whatever ended without a fault is written down."""
+    def restart_exited(self) -> None:
+        """Start services that should run; record each exit that no fault explains."""
         for child in self._children:
             child.poll()
-        for part in self.parts.values():
-            if not part.want or part.is_alive():
+        for service in self.services.values():
+            if not service.should_run or service.is_alive():
                 continue
-            if part.pid and not part.dies:
-                self.surprises.append(f"{part.name} ended by itself:\n{last_lines(self._log(part.name), most=6)}")
-            if time.monotonic() - part.started >= AGAIN_S:
-                self._start(part)
+            if service.pid and not service.exit_expected:
+                self.surprises.append(f"{service.name} ended by itself:\n{last_lines(self._log(service.name), most=6)}")
+            if time.monotonic() - service.started >= RETRY_S:
+                self._start(service)
 
     def wait_ready(self, *, within_s: float = START_S) -> None:
-        """Every part runs and says that it can work. Raises TimeoutError."""
-        self.wait(self.is_ready, "every part is ready", within_s=within_s)
+        """Wait until every service is ready. Raises TimeoutError."""
+        self.wait(self.is_ready, "every service is ready", within_s=within_s)
 
     def is_ready(self) -> bool:
-        if not all(part.is_alive() for part in self.parts.values()):
+        if not all(service.is_alive() for service in self.services.values()):
             return False
         try:
-            return chaos_requests.within(self._says_ready, s=5)
+            return timeouts.call_with_timeout(self._check_ready, timeout_s=5)
         except (TimeoutError, ServingError):
             return False
 
-    def wait(self, is_so: Callable[[], bool], what: str, *, within_s: float) -> None:
-        """It is so; what dies meanwhile is started again. Raises TimeoutError."""
+    def wait(self, condition: Callable[[], bool], what: str, *, within_s: float) -> None:
+        """Wait for a condition and restart exited services meanwhile. Raises TimeoutError."""
         give_up_at = time.monotonic() + within_s
         while True:
-            self.keep()
+            self.restart_exited()
             with suppress(Exception):
-                if chaos_requests.within(is_so, s=10):
+                if timeouts.call_with_timeout(condition, timeout_s=10):
                     return
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"not after {within_s:g} s: {what}. Logs are in {self.folder}")
             time.sleep(0.2)
 
-    def named(self, kind: str) -> list[Part]:
-        """The parts of this kind: api, worker, pacer, sender."""
-        return [part for name, part in self.parts.items() if name.startswith(kind)]
+    def services_of(self, kind: str) -> list[Service]:
+        """The services of this kind: api, worker, pacer, sender."""
+        return [service for name, service in self.services.items() if name.startswith(kind)]
 
-    def upstream_does(self, share: float = 0.0, **how: object) -> None:
-        """This share of the calls is mistreated in this way; the others are answered after a moment."""
-        self.mistreated.calls(share, **how)
+    def misbehave(self, share: float = 0.0, **behaviour: object) -> None:
+        """Misbehave for this share of the calls; answer the others after a short delay."""
+        self.misbehaviour.for_calls(share, **behaviour)
 
-    def _says_ready(self) -> bool:
-        if not all(probe.http_ok("/readyz", host=host, port=port) for host, port in self.apis):
+    def _check_ready(self) -> bool:
+        if not all(probe.answers("/readyz", host=host, port=port) for host, port in self.apis):
             return False
         with db.begin() as session:
-            return bool(session.execute(_WORKERS).scalar_one() >= self.workers)
+            return bool(session.execute(_WORKERS).scalar_one() >= self.worker_count)
 
-    def _register(self) -> None:
-        """Own keys and a pool, with limits that the upstream enforces to the letter, money, and a webhook endpoint each."""
+    def _create_keys(self) -> None:
+        """Create keys and a pool with money, a webhook endpoint each, and limits that the upstream enforces exactly."""
         for token in self.tokens:
             with db.begin() as session:
-                self._equip(session, keys.authenticate(session, token))
+                self._set_up_key(session, keys.authenticate(session, token))
         with db.begin() as session:
             pool = keys.create_pool(session, "chaos")
             for upstream_key in self.pool_keys:
                 keys.add_credential(session, pool_id=pool, upstream_key=upstream_key)
             issued, self.pool_token = keys.issue(session, name="chaos", pool="chaos")
-            self._equip(session, issued)
+            self._set_up_key(session, issued)
         for name in self.upstream_keys:
             self.upstream.limit(name, rpm=RPM, in_flight=IN_FLIGHT, mode="window", hide_headers=True)
-        self.upstream_does()
+        self.misbehave()
 
-    def _equip(self, session: db.Transaction, caller: Key) -> None:
+    def _set_up_key(self, session: db.Transaction, caller: Key) -> None:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():
             keys.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
         budgets.grant(session, caller.id, 1_000_000_000)
         endpoints.create(session, caller.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
 
-    def _plan(self) -> None:
+    def _start_services(self) -> None:
         redis_url, database_url = self.valkey.url, self.postgres.url
-        self.links = {
-            "redis": Link(self.valkey.port), "postgres": Link(self.postgres.port),
-            "pacer": Link(self.valkey.port, rewrite=lambda: Rewriter(self.postman)),
+        self.proxies = {
+            "redis": TcpProxy(self.valkey.port), "postgres": TcpProxy(self.postgres.port),
+            "pacer": TcpProxy(self.valkey.port, rewrite=lambda: CommandRewriter(self.message_faults)),
         }  # fmt: skip
 
-        def through(link: str) -> str:
-            url, port = (database_url, self.postgres.port) if link == "postgres" else (redis_url, self.valkey.port)
-            return url.replace(f":{port}/", f":{self.links[link].port}/")
+        def proxied_url(proxy: str) -> str:
+            url, port = (database_url, self.postgres.port) if proxy == "postgres" else (redis_url, self.valkey.port)
+            return url.replace(f":{port}/", f":{self.proxies[proxy].port}/")
 
         for n, (_, port) in enumerate(self.apis):
-            self.add(Part(f"api{n}", GUNICORN, {"NOWSERVING_PORT": str(port)}, forked=False))
+            self.add(Service(f"api{n}", GUNICORN, {"NOWSERVING_PORT": str(port)}, forked=False))
         for n in range(WORKERS):
-            # The last of them speaks to its servers over wires that can be cut.
+            # The last worker reaches its servers through proxies that can be cut.
             own = {"NOWSERVING_WORKER_THREADS": str(THREADS)}
             if n == WORKERS - 1:
-                own |= {"NOWSERVING_REDIS_URL": through("redis"), "NOWSERVING_DATABASE_URL": through("postgres")}
-            self.add(Part(f"worker{n}", consumer("jobs", THREADS), own))
+                own |= {"NOWSERVING_REDIS_URL": proxied_url("redis"), "NOWSERVING_DATABASE_URL": proxied_url("postgres")}
+            self.add(Service(f"worker{n}", consumer("jobs", THREADS), own))
         for n in range(2):
-            self.add(Part(f"pacer{n}", ("workers.pacer",), {"NOWSERVING_REDIS_URL": through("pacer")}))
-        self.add(Part("sender0", consumer("webhooks", 16)))
+            self.add(Service(f"pacer{n}", ("workers.pacer",), {"NOWSERVING_REDIS_URL": proxied_url("pacer")}))
+        self.add(Service("sender0", consumer("webhooks", 16)))
 
-    def add(self, part: Part) -> None:
-        """It is one of the parts, and starts."""
-        self.parts[part.name] = part
-        self._start(part)
+    def add(self, service: Service) -> None:
+        """Register a service and start it."""
+        self.services[service.name] = service
+        self._start(service)
 
-    def _start(self, part: Part) -> None:
-        part.starts += 1
-        argv = [*part.argv, *(["--name", f"{part.name}-{part.starts}"] if part.argv[0] == "workers.consumer" else [])]
-        env = {**os.environ, **part.env}
-        log = self._log(part.name)
-        if part.forked and "LD_PRELOAD" not in env:
-            part.pid = prefork_server().start(argv, env=env, log=log)
+    def _start(self, service: Service) -> None:
+        service.starts += 1
+        argv = [*service.argv, *(["--name", f"{service.name}-{service.starts}"] if service.argv[0] == "workers.consumer" else [])]
+        env = {**os.environ, **service.env}
+        log = self._log(service.name)
+        if service.forked and "LD_PRELOAD" not in env:
+            service.pid = forks().start(argv, env=env, log=log)
         else:
-            with log.open("ab") as output, self.on(part.host):
+            with log.open("ab") as output, self.on(service.host):
                 child = subprocess.Popen(
                     [sys.executable, "-m", *argv], cwd=ROOT, env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
                     preexec_fn=lambda: die_with_parent(signal.SIGKILL), start_new_session=True,
                 )  # fmt: skip
             self._children.append(child)
-            part.pid = child.pid
-        part.started, part.dies = time.monotonic(), False
-        self.sessions.add(part.pid)
+            service.pid = child.pid
+        service.started, service.exit_expected = time.monotonic(), False
+        self.sessions.add(service.pid)
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
 
 def consumer(queue: str, threads: int) -> tuple[str, ...]:
-    """The command line of a worker process."""
+    """The command line of a consumer process."""
     return ("workers.consumer", queue, "--threads", str(threads))
 
 

@@ -1,4 +1,7 @@
-"""A wire between a part and a server that can be cut: silently, as a network does it, or with a reset. And one that reads doorbells."""
+"""A TCP proxy between a service and a server.
+
+It can be cut silently, as by a network fault, or with a reset, and can rewrite commands.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,13 @@ RESET = struct.pack("ii", 1, 0)  # close() then sends RST
 MODES = ("open", "silent", "reset")
 
 
-class Link:
-    """Passes bytes on between a port of its own and that one. While `silent` nothing arrives; while `reset` nothing stays open."""
+class TcpProxy:
+    """Forwards bytes from its own port to the server's.
 
-    def __init__(self, to_port: int, *, rewrite: Callable[[], broker_faults.Rewriter] | None = None) -> None:
+    In mode `silent` no byte passes; in mode `reset` no connection stays open.
+    """
+
+    def __init__(self, to_port: int, *, rewrite: Callable[[], broker_faults.CommandRewriter] | None = None) -> None:
         self._to_port = to_port
         self._rewrite = rewrite
         self._server = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -30,72 +36,76 @@ class Link:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def set(self, mode: str) -> None:
-        """open: as usual; connections that were silent until now are reset. silent: no byte passes. reset: no connection stays."""
+        """Set the mode.
+
+        open: forward bytes; connections that were silent until now are reset. silent: no byte passes. reset: no
+        connection stays open.
+        """
         assert mode in MODES
         self._refuses = mode == "reset"
         was_silent = not self._passing.is_set()
         if mode == "silent":
             self._passing.clear()
         if mode == "reset" or was_silent:
-            self._drop()
+            self._reset_all()
         if mode != "silent":
             self._passing.set()
 
     def close(self) -> None:
-        """Nobody can connect any more."""
+        """Stop listening and reset all connections."""
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self._passing.set()
-        self._drop()
+        self._reset_all()
 
     def _accept(self) -> None:
         while True:
             try:
-                here, _ = self._server.accept()
+                client, _ = self._server.accept()
             except OSError:
                 return
             try:
                 if self._refuses:
                     raise ConnectionRefusedError
-                there = socket.create_connection(("127.0.0.1", self._to_port), timeout=2)
-                there.settimeout(None)
+                server = socket.create_connection(("127.0.0.1", self._to_port), timeout=2)
+                server.settimeout(None)
             except OSError:
-                _reset(here)
+                _reset(client)
                 continue
-            for one in (here, there):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for sock in (client, server):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
-                self._open |= {here, there}
+                self._open |= {client, server}
             rewriter = self._rewrite() if self._rewrite else None
-            threading.Thread(target=self._pass, args=(here, there, rewriter), daemon=True).start()
-            threading.Thread(target=self._pass, args=(there, here, None), daemon=True).start()
+            threading.Thread(target=self._forward, args=(client, server, rewriter), daemon=True).start()
+            threading.Thread(target=self._forward, args=(server, client, None), daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, rewriter: broker_faults.Rewriter | None) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket, rewriter: broker_faults.CommandRewriter | None) -> None:
         with suppress(OSError):
-            while piece := source.recv(65536):
+            while chunk := source.recv(65536):
                 self._passing.wait()
-                sent = rewriter.feed(piece) if rewriter else piece
+                sent = rewriter.feed(chunk) if rewriter else chunk
                 if sent:
                     target.sendall(sent)
-        # Whoever hung up: the other side hears of it, once the wire carries anything again.
+        # One side closed: the other side is closed once the proxy passes bytes again.
         self._passing.wait()
-        for one in (source, target):
+        for sock in (source, target):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
             with self._lock:
-                self._open.discard(one)
-            one.close()
+                self._open.discard(sock)
+            sock.close()
 
-    def _drop(self) -> None:
+    def _reset_all(self) -> None:
         with self._lock:
             dropped, self._open = self._open, set()
-        for one in dropped:
-            _reset(one)
+        for sock in dropped:
+            _reset(sock)
 
 
-def _reset(one: socket.socket) -> None:
+def _reset(sock: socket.socket) -> None:
     with suppress(OSError):
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        one.shutdown(socket.SHUT_RD)  # wakes the thread that reads it; close() alone would not
-    one.close()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.shutdown(socket.SHUT_RD)  # wakes the thread that reads the socket; close() alone would not
+    sock.close()

@@ -1,4 +1,4 @@
-"""An upstream that refuses, fails, hangs, breaks off, answers nonsense, or is slow: for a share of calls, of prompts, or for one key."""
+"""Faults of the upstream: refusals, errors, hangs, resets, garbage and slow answers, for a share of calls or prompts, or for one key."""
 
 from __future__ import annotations
 
@@ -9,88 +9,88 @@ from tests.upstream.behaviour import GARBAGE, PACKED
 
 
 class UpstreamFault(Fault):
-    """share: of the calls. how: as tests.upstream.behaviour names it."""
+    """share: of the calls. behaviour: keyword arguments of tests.upstream.behaviour."""
 
     on = frozenset({"upstream"})
     lasts_s = 12
     share: ClassVar[float] = 0.3
-    how: ClassVar[dict[str, Any]] = {}
+    behaviour: ClassVar[dict[str, Any]] = {}
 
     def begin(self) -> None:
-        self.plant.upstream_does(self.share, **self.how)
+        self.stack.misbehave(self.share, **self.behaviour)
 
     def end(self) -> None:
-        self.plant.upstream_does()
+        self.stack.misbehave()
 
 
 class Storm(UpstreamFault):
     """429 with Retry-After."""
 
-    share, how = 0.5, {"status": 429, "kind": "rate", "retry_after": 1}
+    share, behaviour = 0.5, {"status": 429, "kind": "rate", "retry_after": 1}
 
 
 class SilentStorm(UpstreamFault):
     """429 without Retry-After."""
 
-    share, how = 0.5, {"status": 429, "kind": "rate_no_retry_after"}
+    share, behaviour = 0.5, {"status": 429, "kind": "rate_no_retry_after"}
 
 
 class Errors(UpstreamFault):
     """500."""
 
-    how = {"status": 500}  # noqa: RUF012
+    behaviour = {"status": 500}  # noqa: RUF012
 
 
 class Hangs(UpstreamFault):
-    """No byte ever comes."""
+    """The upstream never sends a byte."""
 
-    share, how = 0.15, {"hang": "before"}
+    share, behaviour = 0.15, {"hang": "before"}
 
 
 class Resets(UpstreamFault):
-    """Reset in the middle of the body."""
+    """Connection reset in the middle of the body."""
 
-    how = {"reset": "body"}  # noqa: RUF012
+    behaviour = {"reset": "body"}  # noqa: RUF012
 
 
 class Garbage(UpstreamFault):
-    """Status 200 and nonsense, of another kind every second."""
+    """Status 200 and an unreadable body, of another kind every second."""
 
     def begin(self) -> None:
         self._steps = 0
 
     def step(self) -> None:
         if self._steps % 10 == 0:
-            self.plant.upstream_does(self.share, garbage=self.chance.choice([kind for kind in GARBAGE if kind != "type"]))
+            self.stack.misbehave(self.share, garbage=self.rng.choice([kind for kind in GARBAGE if kind != "type"]))
         self._steps += 1
 
 
 class Packed(UpstreamFault):
-    """Good answers compressed, in another charset, as events, or with something around them."""
+    """Valid answers that are compressed, in another charset, sent as SSE, or wrapped in other text."""
 
     def begin(self) -> None:
         self._steps = 0
 
     def step(self) -> None:
         if self._steps % 10 == 0:
-            self.plant.upstream_does(self.share, packed=self.chance.choice(PACKED))
+            self.stack.misbehave(self.share, packed=self.rng.choice(PACKED))
         self._steps += 1
 
 
 class SlowBytes(UpstreamFault):
-    """Three hundred bytes a second, and a piece of a stream every tenth of one."""
+    """300 bytes a second, and a stream chunk every 0.1 s."""
 
-    how = {"drip": 300, "chunk_delay": 0.1}  # noqa: RUF012
+    behaviour = {"drip": 300, "chunk_delay": 0.1}  # noqa: RUF012
 
 
 class WrongType(UpstreamFault):
-    """A good answer that says it is plain text."""
+    """A valid answer with content type text/plain."""
 
-    how = {"garbage": "type"}  # noqa: RUF012
+    behaviour = {"garbage": "type"}  # noqa: RUF012
 
 
 class PoisonedRequests(Fault):
-    """A share of the prompts is refused for load at every call; the others of the same keys are answered."""
+    """A share of the prompts gets a load refusal at every call; other prompts of the same keys are answered."""
 
     on = frozenset({"prompts"})
     lasts_s = 14
@@ -102,14 +102,14 @@ class PoisonedRequests(Fault):
     )
 
     def begin(self) -> None:
-        self.plant.mistreated.prompts(self.share, **self.chance.choice(self.kinds))
+        self.stack.misbehaviour.for_prompts(self.share, **self.rng.choice(self.kinds))
 
     def end(self) -> None:
-        self.plant.mistreated.prompts()
+        self.stack.misbehaviour.for_prompts()
 
 
 class FailingCredential(Fault):
-    """One upstream key of the pool refuses every call; the others are good."""
+    """One upstream key of the pool refuses every call; the others work."""
 
     on = frozenset({"credential"})
     lasts_s = 14
@@ -119,8 +119,8 @@ class FailingCredential(Fault):
     )  # fmt: skip
 
     def begin(self) -> None:
-        self.key = self.chance.choice(self.plant.pool_keys)
-        self.plant.mistreated.key(self.key, **self.chance.choice(self.kinds))
+        self.key = self.rng.choice(self.stack.pool_keys)
+        self.stack.misbehaviour.for_key(self.key, **self.rng.choice(self.kinds))
 
     def end(self) -> None:
-        self.plant.mistreated.key(self.key)
+        self.stack.misbehaviour.for_key(self.key)

@@ -1,1 +1,1 @@
-"""What is left when our own processes and servers die, freeze or forget at the worst moment."""
+"""Tests of our processes and servers that die, freeze or lose data at the worst moment."""

@@ -1,4 +1,4 @@
-"""The API dies around the commit of a submit: the same request, sent again with its Idempotency-Key, is one job."""
+"""API crashes around the commit of a submit: the same request, repeated with its Idempotency-Key, is one job."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.mark.parametrize(("point", "was_stored"), [("api.before_commit", False), ("api.after_commit", True), ("api.before_reply", True)])
-def test_a_submit_that_got_no_answer_may_be_repeated(point: str, was_stored: bool, environment: dict[str, str], tmp_path: Path) -> None:
-    with serving(tmp_path / "dies", NOWSERVING_CRASH=point) as dying, pytest.raises((http.client.HTTPException, OSError)):
+def test_submit_without_answer_can_be_repeated(point: str, was_stored: bool, environment: dict[str, str], tmp_path: Path) -> None:
+    with serving(tmp_path / "crashing", NOWSERVING_CRASH=point) as crashing, pytest.raises((http.client.HTTPException, OSError)):
         try:
-            dying.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
+            crashing.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
         finally:
-            # Asked to stop while it starts another process in place of the dead one, gunicorn would wait for its whole grace period.
-            dying.process.kill()
-    with serving(tmp_path / "lives") as api:
+            # SIGTERM would wait for the whole grace period, while gunicorn replaces the dead worker process.
+            crashing.process.kill()
+    with serving(tmp_path / "healthy") as api:
         status, _, headers = api.call("POST", "/v1/jobs", BODY, **{"Idempotency-Key": "once"})
 
     with db.begin() as session:

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: real processes, a mix of faults by seed, every promise checked; and the check itself, told lies."""
+"""Short form of `make chaos`: real processes and a mix of seeded faults. Also tests the checks with manipulated evidence."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sqlalchemy import text
 from models.database import db
 from tests import conftest
 from tests.chaos import broker_faults, clock, run, schedule
-from tests.chaos.check import Evidence, Found, check
-from tests.chaos.journal import Journal, Note
-from tests.chaos.run import Outcome
+from tests.chaos.check import Evidence, Findings, check
+from tests.chaos.journal import Journal, RequestRecord
+from tests.chaos.run import RunResult
 from tests.chaos.schedule import Event
-from tests.chaos.stack import Plant
+from tests.chaos.stack import Stack
 from tests.support.queue_tools import query
 from tests.upstream.journal import Call
 
-# Those that last come first.
+# The longest faults first.
 MIX = (
-    "every tenth doorbell lost",
+    "every tenth broker message lost",
     "upstream resets",
     "poisoned requests",
     "failing credential",
@@ -41,58 +41,58 @@ MIX = (
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """What came of the mix, with its database still there."""
+def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunResult]:
+    """The result of the mix, with its database still in place."""
     before = dict(os.environ)
     try:
-        with Plant(tmp_path_factory.mktemp("chaos")) as plant:
+        with Stack(tmp_path_factory.mktemp("chaos")) as stack:
             events = [Event(1.0 + 1.2 * n, name, seed=n) for n, name in enumerate(MIX)]
-            yield run.run(plant, "short", events, seed=7, rate=6, say=print)
+            yield run.run(stack, "short", events, seed=7, rate=6, print_line=print)
     finally:
         os.environ.clear()
         os.environ.update(before)
         conftest.forget()
 
 
-def test_all_promises_hold_under_successive_faults(outcome: Outcome) -> None:
-    assert [] == outcome.broken
-    assert outcome.found.statuses["succeeded"] > 20
-    assert {"poll", "wait", "hook", "stream", "held"} == {note.how for note in outcome.evidence.journal}
+def test_all_promises_hold_under_successive_faults(result: RunResult) -> None:
+    assert [] == result.broken
+    assert result.findings.statuses["succeeded"] > 20
+    assert {"poll", "wait", "hook", "stream", "held"} == {record.how for record in result.evidence.journal}
 
 
-def _told_otherwise(evidence: Evidence) -> Evidence:
-    return _with_note(evidence, said="something else")
+def _result_differs_at_client(evidence: Evidence) -> Evidence:
+    return _with_record(evidence, content="something else")
 
 
-def _told_twice(evidence: Evidence) -> Evidence:
-    return _with_note(evidence, status="failed")
+def _status_differs_at_client(evidence: Evidence) -> Evidence:
+    return _with_record(evidence, status="failed")
 
 
-def _never_stored(evidence: Evidence) -> Evidence:
-    return _with_note(evidence, job_id="job_" + "0" * 32)
+def _job_missing(evidence: Evidence) -> Evidence:
+    return _with_record(evidence, job_id="job_" + "0" * 32)
 
 
-def _with_note(evidence: Evidence, **changes: str) -> Evidence:
+def _with_record(evidence: Evidence, **changes: str) -> Evidence:
     journal = copy.copy(evidence.journal)
-    notes = journal.since(0)
-    first = next(n for n, note in enumerate(notes) if note.status == "succeeded" and note.how == "poll")
-    journal._notes = [*notes[:first], replace(notes[first], **changes), *notes[first + 1 :]]  # type: ignore[arg-type]
+    records = journal.since(0)
+    first = next(n for n, record in enumerate(records) if record.status == "succeeded" and record.how == "poll")
+    journal._records = [*records[:first], replace(records[first], **changes), *records[first + 1 :]]  # type: ignore[arg-type]
     return replace(evidence, journal=journal)
 
 
-def _called_again(evidence: Evidence) -> Evidence:
+def _calls_repeated(evidence: Evidence) -> Evidence:
     return replace(evidence, calls=[*evidence.calls, *_good_calls(evidence)])
 
 
-def _called_ahead(evidence: Evidence) -> Evidence:
+def _call_without_attempt(evidence: Evidence) -> Evidence:
     return replace(evidence, calls=[*evidence.calls, replace(_good_calls(evidence)[0], headers={})])
 
 
-def _refused(evidence: Evidence) -> Evidence:
+def _all_refused(evidence: Evidence) -> Evidence:
     return replace(evidence, calls=[replace(call, is_refused=True) for call in evidence.calls])
 
 
-def _forgetful(evidence: Evidence) -> Evidence:
+def _history_missing(evidence: Evidence) -> Evidence:
     return replace(evidence, calls=[replace(call, before=[]) for call in evidence.calls])
 
 
@@ -100,29 +100,34 @@ def _good_calls(evidence: Evidence) -> list[Call]:
     return [call for call in evidence.calls if call.outcome == "200"]
 
 
-def _unheard(evidence: Evidence) -> Evidence:
-    return replace(evidence, got=evidence.got[1:] if len(evidence.got) < 2 else [one for one in evidence.got if one.path != "/own"])
+def _webhooks_missing(evidence: Evidence) -> Evidence:
+    return replace(
+        evidence,
+        deliveries=evidence.deliveries[1:]
+        if len(evidence.deliveries) < 2
+        else [delivery for delivery in evidence.deliveries if delivery.path != "/own"],
+    )
 
 
 @pytest.mark.parametrize(
-    ("rule", "lie"),
+    ("rule", "tamper"),
     [
-        ("wrong result", _told_otherwise),
-        ("lost or stuck", _told_twice),
-        ("lost or stuck", _never_stored),
-        ("answered twice, unmarked", _called_again),
-        ("answered twice, unmarked", _called_ahead),
-        ("over a limit", _refused),
-        ("turn out of order", _forgetful),
-        ("webhook missing", _unheard),
+        ("wrong result", _result_differs_at_client),
+        ("lost or stuck", _status_differs_at_client),
+        ("lost or stuck", _job_missing),
+        ("answered twice, unmarked", _calls_repeated),
+        ("answered twice, unmarked", _call_without_attempt),
+        ("over a limit", _all_refused),
+        ("turn out of order", _history_missing),
+        ("webhook missing", _webhooks_missing),
     ],
 )
-def test_a_broken_promise_is_found_in_the_journals(outcome: Outcome, rule: str, lie: Callable[[Evidence], Evidence]) -> None:
-    assert 0 < check(lie(outcome.evidence)).counts[rule]
+def test_checks_find_a_broken_promise_in_the_journals(result: RunResult, rule: str, tamper: Callable[[Evidence], Evidence]) -> None:
+    assert 0 < check(tamper(result.evidence)).counts[rule]
 
 
 @pytest.mark.parametrize(
-    ("rule", "harm"),
+    ("rule", "damage"),
     [
         ("lost or stuck", "UPDATE job SET status = 'running' WHERE id IN (SELECT job_id FROM usage LIMIT 1)"),
         ("ledger off", "UPDATE usage SET cost_microusd = cost_microusd + 1"),
@@ -132,34 +137,34 @@ def test_a_broken_promise_is_found_in_the_journals(outcome: Outcome, rule: str, 
         ("wrong result", "UPDATE attempt SET upstream_request_id = 'req_other'"),
     ],
 )
-def test_a_broken_promise_is_found_in_the_database(outcome: Outcome, rule: str, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 0 < _after(harm, outcome, monkeypatch).counts[rule]
+def test_checks_find_a_broken_promise_in_the_database(result: RunResult, rule: str, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < _findings_after(damage, result, monkeypatch).counts[rule]
 
 
-@pytest.mark.parametrize(("code", "is_one"), [("upstream_outcome_unknown", True), ("anything_else", False)])
-def test_that_a_call_was_given_up_for_lost_is_a_reason_though_it_answered_later(
-    outcome: Outcome, code: str, is_one: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("code", "is_reason"), [("upstream_outcome_unknown", True), ("anything_else", False)])
+def test_reaped_call_explains_a_failed_job_though_it_was_answered_later(
+    result: RunResult, code: str, is_reason: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harm = f"""UPDATE job SET status = 'failed', error = '{{"code": "{code}"}}' WHERE id IN (SELECT job_id FROM usage LIMIT 1)"""
-    found = _after(harm, outcome, monkeypatch)
+    damage = f"""UPDATE job SET status = 'failed', error = '{{"code": "{code}"}}' WHERE id IN (SELECT job_id FROM usage LIMIT 1)"""
+    findings = _findings_after(damage, result, monkeypatch)
 
-    assert is_one == (not any("for no reason" in one for one in found.broken))
+    assert is_reason == (not any("for no reason" in violation for violation in findings.broken))
 
 
-def _after(harm: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch) -> Found:
-    """What is found after this was done to the database, where it is undone."""
+def _findings_after(damage: str, result: RunResult, monkeypatch: pytest.MonkeyPatch) -> Findings:
+    """Findings after damage to the database, which is rolled back."""
 
     class Undone(Exception):
         pass
 
     with suppress(Undone), db.begin() as session:
-        session.execute(text(harm))
-        monkeypatch.setattr("tests.chaos.check.query", lambda said, **values: session.execute(text(said), values).all())
-        found = check(outcome.evidence)
+        session.execute(text(damage))
+        monkeypatch.setattr("tests.chaos.check.query", lambda statement, **params: session.execute(text(statement), params).all())
+        findings = check(result.evidence)
         raise Undone
 
     assert query("SELECT 1 FROM usage LIMIT 1")
-    return found
+    return findings
 
 
 def test_schedule_is_reproduced_from_its_seed_and_from_its_printed_form() -> None:
@@ -180,12 +185,14 @@ def test_two_faults_on_the_same_thing_never_overlap() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_broker_messages_are_duplicated_and_dropped_in_any_chunking(size: int) -> None:
-    said = b"".join(broker_faults.encoded([b"LPUSH", b"jobs", b"job \r\n %d" % n]) + broker_faults.encoded([b"PING"]) for n in range(20))
-    pieces = [said[start : start + size] for start in range(0, len(said), size)]
-    twice, lossy, once = (broker_faults.Postman(how) for how in ("twice", "lossy", "once"))
-    out = {post.how: b"".join(map(broker_faults.Rewriter(post).feed, pieces)) for post in (twice, lossy, once)}
+    commands = b"".join(
+        broker_faults.encode_command([b"LPUSH", b"jobs", b"job \r\n %d" % n]) + broker_faults.encode_command([b"PING"]) for n in range(20)
+    )
+    chunks = [commands[start : start + size] for start in range(0, len(commands), size)]
+    twice, lossy, once = (broker_faults.MessageFaults(mode) for mode in ("twice", "lossy", "once"))
+    out = {faults.mode: b"".join(map(broker_faults.CommandRewriter(faults).feed, chunks)) for faults in (twice, lossy, once)}
 
-    assert said == out["once"]
+    assert commands == out["once"]
     assert (20, out["twice"].count(b"job ")) == (twice.doubled, 40)
     assert (2, 18) == (lossy.lost, out["lossy"].count(b"job "))
     assert {20} == {text.count(b"PING") for text in out.values()}
@@ -193,17 +200,17 @@ def test_broker_messages_are_duplicated_and_dropped_in_any_chunking(size: int) -
 
 def test_client_reports_a_second_end_of_a_job(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "client.jsonl")
-    note: Note = journal.begin("sk-a", "hello", how="poll")
-    journal.accept(note, "job_1")
-    journal.accept(note, "job_2")
-    journal.end(note, "succeeded", said="echo")
-    journal.end(note, "failed")
+    record: RequestRecord = journal.begin("sk-a", "hello", how="poll")
+    journal.accept(record, "job_1")
+    journal.accept(record, "job_2")
+    journal.end(record, "succeeded", content="echo")
+    journal.end(record, "failed")
 
-    assert 2 == len(journal.odd)
+    assert 2 == len(journal.unexpected)
 
 
 @pytest.mark.skipif(clock.COMPILER is None, reason="needs a C compiler")
-def test_a_process_sees_its_clock_set_and_its_sleeps_go_on(tmp_path: Path) -> None:
+def test_clock_offset_changes_wall_clock_and_not_sleeps(tmp_path: Path) -> None:
     own = clock.Clock(tmp_path, "own")
     program = "import sys, time\nfor _ in sys.stdin:\n    time.sleep(0.01)\n    print(time.time(), flush=True)"
     with subprocess.Popen(

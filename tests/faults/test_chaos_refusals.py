@@ -1,4 +1,4 @@
-"""The fault harness's rules about refusals and unreadable answers, each with honest and with lying evidence."""
+"""Rules of the fault harness about refusals and unreadable answers, each with correct and with manipulated evidence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from tests.chaos import refusals
-from tests.chaos.journal import Note, Span
+from tests.chaos.journal import FaultWindow, RequestRecord
 from tests.chaos.refusals import CREDENTIAL, POISON
 from tests.chaos.stack import MAX_THROTTLES
 from tests.upstream.behaviour import Scripts
@@ -21,8 +21,8 @@ POISONED = "status=429;prompts=0.2"
 REFUSED = "status=402;probability=1.0"
 
 
-def note(text: str, *, at: float = 0.0, token: str = "sk-a") -> Note:
-    return Note(0, token, text, "poll", text, job_id=f"job_{ID.hex}", accepted_at=at)
+def record(text: str, *, at: float = 0.0, token: str = "sk-a") -> RequestRecord:
+    return RequestRecord(0, token, text, "poll", text, job_id=f"job_{ID.hex}", accepted_at=at)
 
 
 def call(text: str, at: float, *, lasts_s: float = 1.0, behaviour: str = "", key: str = "a") -> Call:
@@ -37,8 +37,8 @@ def job(**more: Any) -> dict[UUID, Any]:
 # Jobs beside poisoned ones
 
 
-def held_up(calls: Sequence[Call], *more: Span) -> list[str]:
-    return list(refusals.held_up([note("poison"), note("fine")], calls, [Span(POISON, 0, 20), *more]))
+def held_up(calls: Sequence[Call], *more: FaultWindow) -> list[str]:
+    return list(refusals.held_up([record("poison"), record("fine")], calls, [FaultWindow(POISON, 0, 20), *more]))
 
 
 def test_a_job_that_waits_while_its_key_rests_is_held_up() -> None:
@@ -58,7 +58,7 @@ def test_a_poisoned_job_may_wait() -> None:
 
 
 def test_delay_that_another_fault_explains_is_no_held_up_job() -> None:
-    assert [] == held_up([call("fine", 15)], Span("Postgres frozen 10 s", 1, 11))
+    assert [] == held_up([call("fine", 15)], FaultWindow("Postgres frozen 10 s", 1, 11))
 
 
 def test_refused_prompts_are_the_same_each_time() -> None:
@@ -71,7 +71,7 @@ def test_refused_prompts_are_the_same_each_time() -> None:
     assert 70 < sum(once) < 130
 
 
-# How often a job may be refused
+# Limits of refusals
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_refusal_by_one_credential_fails_no_job(outcomes: list[str], is_right: b
     [
         ([0, 0.1, 0.4, 1, 4, 10], [], True),
         ([0, 4, 5, 6], [], False),
-        ([0, 4, 5, 6], [Span("FLUSHALL", 3, 3)], True),
+        ([0, 4, 5, 6], [FaultWindow("FLUSHALL", 3, 3)], True),
     ],
 )
-def test_a_bad_key_gets_only_probes(times: list[float], more: list[Span], is_right: bool) -> None:
+def test_a_bad_key_gets_only_probes(times: list[float], more: list[FaultWindow], is_right: bool) -> None:
     calls = [call(f"job {at}", at, behaviour=REFUSED) for at in times]
 
-    assert is_right == (not list(refusals.bad_key_called(calls, [Span(CREDENTIAL, 0, 14), *more])))
+    assert is_right == (not list(refusals.bad_key_called(calls, [FaultWindow(CREDENTIAL, 0, 14), *more])))
 
 
 # Unreadable answers
@@ -155,4 +155,4 @@ def test_an_unreadable_answer_ends_the_job_unless_it_asks_for_more(
 ) -> None:
     calls = [call("fine", at, behaviour=behaviour) for at, behaviour in enumerate(behaviours)]
 
-    assert is_right == (not list(refusals.unreadable_again([note("fine")], job(**row), calls, {ID: lost})))
+    assert is_right == (not list(refusals.unreadable_again([record("fine")], job(**row), calls, {ID: lost})))

@@ -1,4 +1,4 @@
-"""The short form of `make hosts`: five partitions between parts on hosts of their own, with traffic, and every promise checked."""
+"""Short form of `make hosts`: five partitions between services on separate hosts, with traffic, and all promises checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.chaos import schedule
-from tests.hosts.__main__ import LEFT_OUT
+from tests.hosts.__main__ import SKIPPED_EXIT_CODE
 from tests.hosts.faults import FAULTS, PAIRS
 from tests.hosts.router import Router
 from tests.support.programs.forks import ROOT
@@ -21,9 +21,9 @@ from tests.support.programs.forks import ROOT
 A, B = "10.77.0.1", "10.77.0.2"
 
 
-def test_every_promise_is_kept_while_hosts_are_cut_off_from_each_other() -> None:
+def test_all_promises_hold_while_hosts_are_partitioned() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NOWSERVING_")}
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-m", "tests.hosts", "--short"],
         cwd=ROOT,
         env=environment,
@@ -33,23 +33,25 @@ def test_every_promise_is_kept_while_hosts_are_cut_off_from_each_other() -> None
         check=False,
     )
 
-    if done.returncode == LEFT_OUT and "CI" not in environment:
-        pytest.skip(done.stdout.strip())
-    assert 0 == done.returncode, done.stdout + done.stderr[-4000:]
+    if finished.returncode == SKIPPED_EXIT_CODE and "CI" not in environment:
+        pytest.skip(finished.stdout.strip())
+    assert 0 == finished.returncode, finished.stdout + finished.stderr[-4000:]
 
 
-def test_every_part_is_cut_off_from_every_server_that_it_needs() -> None:
-    ours = ("api", "pacer", "worker0", "worker1")
+def test_faults_cut_every_service_from_every_server() -> None:
+    services = ("api", "pacer", "worker0", "worker1")
 
-    assert {*((one, server) for one in ours for server in ("postgres", "valkey")), ("worker0", "upstream"), ("worker1", "upstream")} <= {
-        *PAIRS
-    }
-    assert all(f"{one} | {other}" in FAULTS for one, other in PAIRS)
+    assert {
+        *((service, server) for service in services for server in ("postgres", "valkey")),
+        ("worker0", "upstream"),
+        ("worker1", "upstream"),
+    } <= {*PAIRS}
+    assert all(f"{host} | {other}" in FAULTS for host, other in PAIRS)
     assert {event.fault for event in schedule.mixed(FAULTS, seed=1, for_s=3600, faults=FAULTS)} == {*FAULTS}
 
 
 class Wire:
-    """Two hosts at a router: what each sends, and what it has got."""
+    """Two hosts at a router: sends packets and reads the received ones."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._ends = {}
@@ -64,15 +66,15 @@ class Wire:
     def send(self, source: str, target: str, text: bytes, *, now: float = 0.0, first: int = 0x45) -> None:
         head = bytes([first]) + b"\0" * 11 + socket.inet_aton(source) + socket.inet_aton(target)
         self._ends[source].send(head + text)
-        self.router.take_from(self._devices[socket.inet_aton(source)], now)
+        self.router.forward_from(self._devices[socket.inet_aton(source)], now)
 
-    def got(self, address: str) -> list[bytes]:
-        found = []
+    def received(self, address: str) -> list[bytes]:
+        packets = []
         while True:
             try:
-                found.append(self._ends[address].recv(1500)[20:])
+                packets.append(self._ends[address].recv(1500)[20:])
             except BlockingIOError:
-                return found
+                return packets
 
 
 @pytest.fixture
@@ -81,12 +83,12 @@ def wire() -> Iterator[Wire]:
         yield Wire(stack)
 
 
-def test_a_cut_direction_passes_nothing_and_the_other_passes_all(wire: Wire) -> None:
+def test_cut_direction_drops_packets_and_the_other_does_not(wire: Wire) -> None:
     wire.router.set([{"from": A, "to": B, "cut": True}])
     wire.send(A, B, b"there")
     wire.send(B, A, b"back")
 
-    assert ([], [b"back"]) == (wire.got(B), wire.got(A))
+    assert ([], [b"back"]) == (wire.received(B), wire.received(A))
 
 
 def test_late_packets_arrive_in_order_and_when_they_are_due(wire: Wire) -> None:
@@ -96,25 +98,25 @@ def test_late_packets_arrive_in_order_and_when_they_are_due(wire: Wire) -> None:
     seen = []
     for now in (10.1, 10.21, 10.3):
         wire.router.deliver(now)
-        seen.append(wire.got(B))
+        seen.append(wire.received(B))
 
     assert [[], [b"1"], [b"2"]] == seen
     assert wire.router.deliver(11.0) is None
 
 
-def test_a_lossy_link_loses_its_share(wire: Wire) -> None:
+def test_lossy_link_drops_its_share(wire: Wire) -> None:
     wire.router.set([{"from": A, "to": B, "loss": 0.05}])
     arrived = 0
     for _ in range(1000):
         wire.send(A, B, b"x")
-        arrived += len(wire.got(B))
+        arrived += len(wire.received(B))
 
     assert 920 < arrived < 980
 
 
-def test_packets_to_no_host_and_of_another_protocol_go_nowhere(wire: Wire) -> None:
+def test_router_drops_packets_to_unknown_hosts_and_ipv6(wire: Wire) -> None:
     wire.send(A, "10.77.0.9", b"x")
     wire.send(A, "8.8.8.8", b"x")
     wire.send(A, B, b"x", first=0x60)
 
-    assert ([], []) == (wire.got(A), wire.got(B))
+    assert ([], []) == (wire.received(A), wire.received(B))

@@ -1,4 +1,4 @@
-"""Workers, pacers and servers killed, frozen and emptied under load: every job ends, and nothing is paid for twice in silence."""
+"""Workers, pacers and servers killed, frozen and emptied under load: every job ends, and each possible double charge is flagged."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ IN_FLIGHT = 12
 @pytest.fixture(scope="module")
 def stack(environment: dict[str, str], postgres: Postgres, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
-    with processes.running(folder, lease_s=3, heartbeat_s=0.8, unclaimed_after_s=1.5, retry_base_s=0.05) as made:
-        made.pacer()
-        yield made
+    with processes.running(folder, lease_s=3, heartbeat_s=0.8, unclaimed_after_s=1.5, retry_base_s=0.05) as stack:
+        stack.pacer()
+        yield stack
     for server in (postgres, valkey):
         if not server.is_running():
             server.start()
@@ -40,7 +40,7 @@ def stack(environment: dict[str, str], postgres: Postgres, valkey: Valkey, tmp_p
 
 @pytest.fixture(autouse=True)
 def healthy(stack: Stack) -> Iterator[None]:
-    """Two workers and a pacer, an upstream that has seen nothing."""
+    """Two workers and a pacer are alive; the upstream has no calls."""
     stack.upstream.reset()
     if not alive(stack, "pacer"):
         stack.pacer()
@@ -51,33 +51,33 @@ def healthy(stack: Stack) -> Iterator[None]:
 
 
 def alive(stack: Stack, name: str) -> list[Process]:
-    return [one for one in stack.processes if one.name.startswith(name) and one.is_alive()]
+    return [process for process in stack.processes if process.name.startswith(name) and process.is_alive()]
 
 
-def load(stack: Stack, name: str, n: int, said: str = "", **limits: int) -> list[UUID]:
-    who = caller(f"sk-{name}", **(limits or {"max_in_flight": IN_FLIGHT}))
-    return [ask(who, f"{name} {number} {said}") for number in range(n)]
+def load(stack: Stack, name: str, n: int, suffix: str = "", **limits: int) -> list[UUID]:
+    key = caller(f"sk-{name}", **(limits or {"max_in_flight": IN_FLIGHT}))
+    return [ask(key, f"{name} {number} {suffix}") for number in range(n)]
 
 
 def calls_of(stack: Stack) -> Counter[str]:
-    """How often each text reached the upstream and was not turned away."""
+    """The number of calls per text that the upstream did not refuse."""
     return Counter(call.text for call in stack.upstream.calls() if not call.is_refused)
 
 
 def expect_all_served(stack: Stack, jobs: list[UUID]) -> None:
     ended = wait_ended(jobs, stack=stack, within_s=60)
 
-    assert {"succeeded"} == {one.status for one in ended}
-    assert [] == violations(jobs, stack.upstream.calls())
+    assert {"succeeded"} == {row.status for row in ended}
+    assert [] == broken_promises(jobs, stack.upstream.calls())
 
 
 def expect_each_called_once(stack: Stack, jobs: list[UUID]) -> None:
     expect_all_served(stack, jobs)
     assert {1} == set(calls_of(stack).values())
-    assert {(0, 0)} == {(one.possible_duplicate_calls, one.failures) for one in rows(jobs)}
+    assert {(0, 0)} == {(row.possible_duplicate_calls, row.failures) for row in rows(jobs)}
 
 
-def test_exactly_the_calls_of_a_killed_worker_are_flagged_and_made_again(stack: Stack) -> None:
+def test_calls_of_a_killed_worker_are_flagged_and_repeated(stack: Stack) -> None:
     jobs = load(stack, "killed", IN_FLIGHT, "[[fake:hold;times=1]]")
     stack.upstream.wait_for_held(IN_FLIGHT)
     jobs += load(stack, "killed", 30, "behind")
@@ -88,42 +88,42 @@ def test_exactly_the_calls_of_a_killed_worker_are_flagged_and_made_again(stack: 
     expect_all_served(stack, jobs)
 
     cut = {call.text for call in stack.upstream.calls(outcome="client_gone")}
-    flagged = [one for one in rows(jobs) if one.possible_duplicate_calls]
+    flagged = [row for row in rows(jobs) if row.possible_duplicate_calls]
     assert IN_FLIGHT - THREADS <= len(cut) <= THREADS
-    assert cut == {prompt_of(one) for one in flagged}
-    assert cut == {said for said, n in calls_of(stack).items() if n > 1}
-    assert all(["unknown", "succeeded"] == attempts(one.id) for one in flagged)
+    assert cut == {said_in(row) for row in flagged}
+    assert cut == {text for text, n in calls_of(stack).items() if n > 1}
+    assert all(["unknown", "succeeded"] == attempts(row.id) for row in flagged)
 
 
 def test_calls_in_flight_at_a_killed_worker_follow_on_lost(stack: Stack) -> None:
     for worker in alive(stack, "worker-"):
         worker.stop()
     only = stack.worker(threads=IN_FLIGHT)
-    who = caller("sk-on-lost", max_in_flight=IN_FLIGHT)
-    jobs = {how: [ask(who, f"[[fake:hold;times=1]] {how} {n}", on_lost=how) for n in range(IN_FLIGHT // 2)] for how in ("retry", "fail")}
+    key = caller("sk-on-lost", max_in_flight=IN_FLIGHT)
+    jobs = {how: [ask(key, f"[[fake:hold;times=1]] {how} {n}", on_lost=how) for n in range(IN_FLIGHT // 2)] for how in ("retry", "fail")}
     stack.upstream.wait_for_held(IN_FLIGHT)
     only.kill()
     stack.worker(threads=IN_FLIGHT)
-    again, failed = (wait_ended(jobs[how], stack=stack, within_s=60) for how in ("retry", "fail"))
+    repeated, failed = (wait_ended(jobs[how], stack=stack, within_s=60) for how in ("retry", "fail"))
 
-    assert [] == violations([*jobs["retry"], *jobs["fail"]], stack.upstream.calls())
-    assert {("succeeded", 1)} == {(one.status, one.possible_duplicate_calls) for one in again}
-    assert {("failed", LOST["code"])} == {(one.status, one.error["code"]) for one in failed}
-    assert {prompt_of(one): 2 for one in again} | {prompt_of(one): 1 for one in failed} == calls_of(stack)
-    assert {"unknown"} == {attempts(one.id)[0] for one in (*again, *failed)}
+    assert [] == broken_promises([*jobs["retry"], *jobs["fail"]], stack.upstream.calls())
+    assert {("succeeded", 1)} == {(row.status, row.possible_duplicate_calls) for row in repeated}
+    assert {("failed", LOST["code"])} == {(row.status, row.error["code"]) for row in failed}
+    assert {said_in(row): 2 for row in repeated} | {said_in(row): 1 for row in failed} == calls_of(stack)
+    assert {"unknown"} == {attempts(row.id)[0] for row in (*repeated, *failed)}
 
 
 def test_a_worker_process_that_dies_is_started_again(stack: Stack) -> None:
     for worker in alive(stack, "worker-"):
         worker.stop()
     main = stack.workers(processes=1, threads=THREADS)
-    jobs = load(stack, "again", 6, "[[fake:hold;times=1]]")
+    jobs = load(stack, "restarted", 6, "[[fake:hold;times=1]]")
     stack.upstream.wait_for_held(6)
     (child,) = main.children()
     os.kill(child, signal.SIGKILL)
     expect_all_served(stack, jobs)
 
-    assert {1} == {one.possible_duplicate_calls for one in rows(jobs)}
+    assert {1} == {row.possible_duplicate_calls for row in rows(jobs)}
     main.stop()
 
 
@@ -142,18 +142,18 @@ def test_an_emptied_redis_loses_no_call_in_flight(stack: Stack, valkey: Valkey) 
     jobs = load(stack, "emptied", IN_FLIGHT, "[[fake:hold]]")
     stack.upstream.wait_for_held(IN_FLIGHT)
     jobs += load(stack, "emptied", 10)
-    before = {one.pid for one in alive(stack, "worker-")}
+    before = {process.pid for process in alive(stack, "worker-")}
     valkey.kill()
     time.sleep(0.5)
     valkey.start()
     stack.upstream.release()
 
     expect_each_called_once(stack, jobs)
-    assert before == {one.pid for one in alive(stack, "worker-")}
+    assert before == {process.pid for process in alive(stack, "worker-")}
 
 
 def test_pause_survives_a_lost_redis_write(stack: Stack, valkey: Valkey) -> None:
-    jobs = load(stack, "unheard", 1, "[[fake:hold;status=429;kind=rate;retry_after=4;times=1]]")
+    jobs = load(stack, "lost-write", 1, "[[fake:hold;status=429;kind=rate;retry_after=4;times=1]]")
     stack.upstream.wait_for_held(1)
     valkey.kill()
     stack.upstream.release()
@@ -166,12 +166,12 @@ def test_pause_survives_a_lost_redis_write(stack: Stack, valkey: Valkey) -> None
 
 
 @pytest.mark.parametrize("lost", ["everything", "state", "leases", "costs"])
-def test_limits_hold_when_redis_forgets(stack: Stack, valkey: Valkey, lost: str) -> None:
-    key = f"sk-forgets-{lost}"
-    # What 600 a minute may send in two seconds: the rate, the burst, and as much again of calls that were a little late.
+def test_limits_hold_after_redis_loses_keys(stack: Stack, valkey: Valkey, lost: str) -> None:
+    key = f"sk-lossy-{lost}"
+    # 600 a minute for two seconds: the rate, the burst, and as much again for calls that arrive slightly late.
     stack.upstream.limit(key, rpm=30, in_flight=6, window_s=2, mode="window", hide_headers=True)
     stack.upstream.behave(key, delay=[0.2, 0.4])
-    jobs = load(stack, f"forgets-{lost}", 30, rpm=600, max_in_flight=6)
+    jobs = load(stack, f"lossy-{lost}", 30, rpm=600, max_in_flight=6)
     with redis.Redis.from_url(valkey.url) as client:
         for n in (6, 14, 22):
             stack.upstream.wait_for_calls(n)
@@ -195,7 +195,7 @@ def test_a_restart_of_postgres_loses_no_answer(stack: Stack, postgres: Postgres)
     expect_each_called_once(stack, jobs)
 
 
-def test_answers_outlast_a_long_absence_of_postgres_on_disk(stack: Stack, postgres: Postgres) -> None:
+def test_answers_are_spooled_while_postgres_is_down(stack: Stack, postgres: Postgres) -> None:
     jobs = load(stack, "absence", 6, "[[fake:hold]]")
     stack.upstream.wait_for_held(6)
     postgres.stop(immediate=True)
@@ -210,7 +210,7 @@ def test_answers_outlast_a_long_absence_of_postgres_on_disk(stack: Stack, postgr
     assert b"absence" not in kept
 
 
-def test_a_frozen_worker_comes_too_late(stack: Stack) -> None:
+def test_frozen_worker_cannot_store_a_late_answer(stack: Stack) -> None:
     frozen, other = alive(stack, "worker-")
     other.stop()
     jobs = load(stack, "frozen", 4, "[[fake:hold]]")
@@ -222,51 +222,51 @@ def test_a_frozen_worker_comes_too_late(stack: Stack) -> None:
     wait_ended(jobs, stack=stack)
     before = rows(jobs)
     frozen.go_on()
-    until(lambda: frozen.said().count("too late") >= 4, what="the late worker heard")
+    until(lambda: frozen.said().count("too late") >= 4, what="the late worker reported")
 
     assert before == rows(jobs)
-    assert {("succeeded", 1)} == {(one.status, one.possible_duplicate_calls) for one in before}
-    assert [] == violations(jobs, stack.upstream.calls())
+    assert {("succeeded", 1)} == {(row.status, row.possible_duplicate_calls) for row in before}
+    assert [] == broken_promises(jobs, stack.upstream.calls())
     assert {2} == set(calls_of(stack).values())
 
 
-def _lose(client: redis.Redis) -> None:
+def _drop_messages(client: redis.Redis) -> None:
     client.delete(JOB_QUEUE)
 
 
-def _repeat(client: redis.Redis) -> None:
+def _duplicate_messages(client: redis.Redis) -> None:
     messages = client.lrange(JOB_QUEUE, 0, -1)
     client.rpush(JOB_QUEUE, *messages, *messages)
 
 
-@pytest.mark.parametrize("happens", [_lose, _repeat])
-def test_lost_and_repeated_broker_messages_lose_no_job(stack: Stack, valkey: Valkey, happens: Callable[[redis.Redis], None]) -> None:
+@pytest.mark.parametrize("damage", [_drop_messages, _duplicate_messages])
+def test_lost_and_repeated_broker_messages_lose_no_job(stack: Stack, valkey: Valkey, damage: Callable[[redis.Redis], None]) -> None:
     for worker in alive(stack, "worker-"):
         worker.stop()
     with pretended_slots(10), redis.Redis.from_url(valkey.url) as client:
         client.delete(JOB_QUEUE)
-        jobs = load(stack, f"doorbells{happens.__name__}", 10)
-        until(lambda: client.llen(JOB_QUEUE) >= 10, what="ten doorbells")
-        happens(client)
+        jobs = load(stack, f"messages{damage.__name__}", 10)
+        until(lambda: client.llen(JOB_QUEUE) >= 10, what="ten broker messages")
+        damage(client)
     stack.worker(threads=THREADS)
 
     expect_each_called_once(stack, jobs)
 
 
-def test_a_worker_that_starts_while_redis_is_full_waits_for_room(stack: Stack, valkey: Valkey) -> None:
+def test_worker_start_waits_while_redis_is_full(stack: Stack, valkey: Valkey) -> None:
     for worker in alive(stack, "worker-"):
         worker.stop()
     with redis.Redis.from_url(valkey.url) as client:
         client.config_set("maxmemory", 1)
         try:
-            coming = stack.coming_worker(threads=THREADS)
-            until(lambda: coming.said().count("command not allowed when used memory") >= 3, what="a worker that tries again and again")
+            starting = stack.coming_worker(threads=THREADS)
+            until(lambda: starting.said().count("command not allowed when used memory") >= 3, what="a worker that tries again and again")
         finally:
             client.config_set("maxmemory", 0)
     jobs = load(stack, "no-room", 3)
 
     expect_each_called_once(stack, jobs)
-    assert [coming] == alive(stack, "worker-")
+    assert [starting] == alive(stack, "worker-")
 
 
 def _spooled(stack: Stack) -> list[Path]:
@@ -274,6 +274,6 @@ def _spooled(stack: Stack) -> list[Path]:
 
 
 def _reconnect() -> None:
-    """This test process has no connection left to a server that was restarted."""
+    """Drop this test process's connections to restarted servers."""
     db.engine().dispose()
     notify.client().connection_pool.disconnect()

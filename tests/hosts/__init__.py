@@ -1,1 +1,1 @@
-"""Several hosts on one machine: each part in a network namespace of its own, and links between them that are cut, slowed and made lossy."""
+"""Several hosts on one machine: a network namespace for each service, and links that can be cut, slowed and made lossy."""

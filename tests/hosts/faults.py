@@ -1,4 +1,4 @@
-"""Faults between hosts: partitions of every pair, of one host from all others, slow and lossy links, clocks that go apart."""
+"""Network faults: partitions between pairs of hosts and around one host, slow and lossy links, and clocks that differ."""
 
 from __future__ import annotations
 
@@ -14,144 +14,150 @@ from models.database import db
 from models.platform.errors import Unavailable
 from tests.chaos.fault import Fault
 from tests.chaos.schedule import Faults
-from tests.hosts.network import HERE, both
-from tests.hosts.stack import OURS, WORKERS, Hosts
-from tests.support.programs.process import until
+from tests.hosts.network import TEST_HOST, both_directions
+from tests.hosts.stack import SERVICE_HOSTS, WORKERS, Hosts
+from tests.support.programs.processes import until
 
 CUT_S = (5.0, 60.0)
 SLOW_S, LOSS, LASTS_S = 0.2, 0.05, 30.0
-# The end of a call is stored a while after its host can be reached again.
+# The end of a call is stored a while after its host is reachable again.
 RECORDED_S = 5.0
-CLOCKS_MOST_S = 5 * 60
+MAX_CLOCK_OFFSET_S = 5 * 60
 SERVERS = ("postgres", "valkey")
 PAIRS = (
-    *((one, other) for one in OURS for other in SERVERS), *((worker, "upstream") for worker in WORKERS), (HERE, "api"), (WORKERS[0], HERE),
+    *((host, server) for host in SERVICE_HOSTS for server in SERVERS),
+    *((worker, "upstream") for worker in WORKERS), (TEST_HOST, "api"), (WORKERS[0], TEST_HOST),
 )  # fmt: skip
 Direction = tuple[str, str]
 
 
-class OfNetwork(Fault):
-    """Of the links between hosts. lost: calls that were under way while it was on, where it can hide what came of them."""
+class NetworkFault(Fault):
+    """A fault of links. lost: the calls in flight meanwhile, where the fault can hide their outcome."""
 
     hides_calls: ClassVar[bool] = False
-    plant: Hosts
+    stack: Hosts
 
     def directions(self) -> Iterable[Direction]:
-        """From and to."""
+        """The affected directions, as (from, to)."""
         raise NotImplementedError
 
-    def how(self) -> dict[str, object]:
-        """What becomes of packets, as Network.change takes it."""
+    def packet_rule(self) -> dict[str, object]:
+        """The rule for packets, as Network.change takes it."""
         raise NotImplementedError
 
     def begin(self) -> None:
         self._directions = list(self.directions())
-        self.plant.network.change(self._directions, **self.how())
+        self.stack.network.change(self._directions, **self.packet_rule())
 
     def end(self) -> None:
-        self.plant.network.change(self._directions, **dict.fromkeys(self.how()))
+        self.stack.network.change(self._directions, **dict.fromkeys(self.packet_rule()))
         if self.hides_calls:
-            self.lost = _under_way(self.lasts_s + RECORDED_S)
+            self.lost = _calls_in_flight(self.lasts_s + RECORDED_S)
 
 
-class Cut(OfNetwork):
-    """No packet passes between two hosts, or in one direction, and no connection is closed. lasts_s: 5 to 60, short ones more often."""
+class Cut(NetworkFault):
+    """No packet passes between two hosts, or in one direction, and no connection is closed.
+
+    lasts_s: 5 to 60; short cuts are more frequent.
+    """
 
     pair: ClassVar[Direction]
     lasts_s = CUT_S[1]
     longest_s: ClassVar[float] = CUT_S[1]
 
-    def __init__(self, plant: Hosts, chance: random.Random) -> None:
-        super().__init__(plant, chance)
-        # The class's own is what the schedule expects.
-        self.lasts_s = CUT_S[0] * (self.longest_s / CUT_S[0]) ** chance.random()
+    def __init__(self, stack: Hosts, rng: random.Random) -> None:
+        super().__init__(stack, rng)
+        # The schedule uses the value of the class.
+        self.lasts_s = CUT_S[0] * (self.longest_s / CUT_S[0]) ** rng.random()
 
     def directions(self) -> Iterable[Direction]:
-        ways = both(*self.pair)
-        return self.chance.choice((ways, ways, ways[:1], ways[1:]))
+        directions = both_directions(*self.pair)
+        return self.rng.choice((directions, directions, directions[:1], directions[1:]))
 
-    def how(self) -> dict[str, object]:
+    def packet_rule(self) -> dict[str, object]:
         return {"cut": True}
 
 
-class Alone(Cut):
-    """One host reaches no other of ours, and no other reaches it."""
+class Isolated(Cut):
+    """One host reaches no other host of the stack, and none reaches it."""
 
     host: ClassVar[str]
 
     def directions(self) -> Iterable[Direction]:
-        return [way for other in self.plant.network.others(self.host) for way in both(self.host, other)]
+        return [direction for other in self.stack.network.others(self.host) for direction in both_directions(self.host, other)]
 
 
-class Slow(OfNetwork):
-    """All that one host sends is 200 ms late."""
+class Slow(NetworkFault):
+    """Each packet that one host sends is 200 ms late."""
 
     host: ClassVar[str]
     lasts_s = LASTS_S
 
     def directions(self) -> Iterable[Direction]:
-        return [(self.host, other) for other in self.plant.network.names if other != self.host]
+        return [(self.host, other) for other in self.stack.network.names if other != self.host]
 
-    def how(self) -> dict[str, object]:
+    def packet_rule(self) -> dict[str, object]:
         return {"delay_s": SLOW_S}
 
 
 class Lossy(Slow):
-    """Of all that one host sends and gets, 5 % is lost."""
+    """5 % of the packets that one host sends or receives are lost."""
 
     hides_calls = True
 
     def directions(self) -> Iterable[Direction]:
-        return [way for other in self.plant.network.names if other != self.host for way in both(self.host, other)]
+        return [direction for other in self.stack.network.names if other != self.host for direction in both_directions(self.host, other)]
 
-    def how(self) -> dict[str, object]:
+    def packet_rule(self) -> dict[str, object]:
         return {"loss": LOSS}
 
 
 class ClocksApart(Fault):
-    """The hosts' clocks jump to up to five minutes ahead or behind, each by itself, and back in the end."""
+    """Each host's clock jumps by up to five minutes ahead or behind, and back at the end."""
 
     on = frozenset({"clocks"})
     lasts_s = LASTS_S
-    plant: Hosts
+    stack: Hosts
 
     def begin(self) -> None:
-        for own in self.plant.clocks.values():
-            own.set(self.chance.randint(-CLOCKS_MOST_S, CLOCKS_MOST_S))
+        for own_clock in self.stack.clocks.values():
+            own_clock.set(self.rng.randint(-MAX_CLOCK_OFFSET_S, MAX_CLOCK_OFFSET_S))
 
     def end(self) -> None:
-        for own in self.plant.clocks.values():
-            own.set(0)
+        for own_clock in self.stack.clocks.values():
+            own_clock.set(0)
 
 
-def _under_way(since_s: float) -> int:
-    """How many calls were on record as begun and not ended at some time in the last so many seconds."""
-    return int(until(partial(_counted, since_s), what="calls counted")) - 1
+def _calls_in_flight(since_s: float) -> int:
+    """The number of calls that were in flight at some time during the last since_s seconds."""
+    return int(until(partial(_count_calls, since_s), what="calls counted")) - 1
 
 
-def _counted(since_s: float) -> int | None:
-    """One more than there are; None where the link to Postgres breaks off just now."""
+def _count_calls(since_s: float) -> int | None:
+    """The number plus one, so that it is never falsy; None when the connection to Postgres breaks."""
     with suppress(Unavailable), db.begin() as session:
-        return 1 + int(session.execute(_UNDER_WAY, {"since_s": since_s}).scalar_one())
+        return 1 + int(session.execute(_CALLS_IN_FLIGHT, {"since_s": since_s}).scalar_one())
     return None
 
 
-def _made() -> dict[str, type[Fault]]:
-    found: dict[str, type[Fault]] = {}
-    for one, other in PAIRS:
-        hides = one in WORKERS and other in ("postgres", "upstream")
-        more = {"pair": (one, other), "hides_calls": hides, "on": frozenset({f"{one}-{other}"})}
-        found[f"{one} | {other}"] = type("CutOfPair", (Cut,), more)
+def _build_faults() -> dict[str, type[Fault]]:
+    faults: dict[str, type[Fault]] = {}
+    for host, other in PAIRS:
+        hides = host in WORKERS and other in ("postgres", "upstream")
+        more = {"pair": (host, other), "hides_calls": hides, "on": frozenset({f"{host}-{other}"})}
+        faults[f"{host} | {other}"] = type("CutOfPair", (Cut,), more)
     for host in ("api", "pacer", WORKERS[1], *SERVERS):
         hides = host in (WORKERS[1], "postgres")
-        found[f"{host} alone"] = type("AloneOfHost", (Alone,), {"host": host, "hides_calls": hides, "on": frozenset({f"{host} alone"})})
+        faults[f"{host} isolated"] = type(
+            "IsolatedHost", (Isolated,), {"host": host, "hides_calls": hides, "on": frozenset({f"{host} isolated"})}
+        )
     for kind, name in ((Slow, "200 ms"), (Lossy, "5 % lost")):
         for host in ("api", WORKERS[0], *SERVERS):
-            found[f"{host}, {name}"] = type(f"{kind.__name__}OfHost", (kind,), {"host": host, "on": frozenset({name})})
-    return {**found, "clocks minutes apart": ClocksApart}
+            faults[f"{host}, {name}"] = type(f"{kind.__name__}OfHost", (kind,), {"host": host, "on": frozenset({name})})
+    return {**faults, "clocks minutes apart": ClocksApart}
 
 
-FAULTS: Faults = _made()
-_UNDER_WAY = text("""
+FAULTS: Faults = _build_faults()
+_CALLS_IN_FLIGHT = text("""
     SELECT count(*) FROM attempt WHERE ended_at IS NULL OR ended_at > clock_timestamp() - make_interval(secs => :since_s)
 """)

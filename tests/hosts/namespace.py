@@ -1,7 +1,7 @@
-"""Network namespaces of this process, without names and without programs: each is gone with its last process and descriptor.
+"""Anonymous network namespaces of this process: each one ends with its last process and file descriptor.
 
-The network devices in them are TUN: what a host sends comes out of a descriptor (tests/hosts/router.py). `ip netns`, veth and `tc netem`
-would do the same where the kernel has sch_netem; the one of our test machines has not.
+Their network devices are TUN devices: the packets that a host sends come out of a descriptor (tests/hosts/router.py).
+`ip netns`, veth and `tc netem` would do the same where the kernel has sch_netem; some test machines lack it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def missing() -> str | None:
-    """What this machine lacks for network namespaces; None: nothing."""
+    """The requirement of network namespaces that this machine lacks; None if it lacks none."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need root on Linux"
     if not TUN.exists():
@@ -43,7 +43,7 @@ def missing() -> str | None:
 
 
 def new_for_host(address: str) -> tuple[int, int]:
-    """A namespace with loopback and a device of this address: descriptors of the namespace, and of what the device sends and gets."""
+    """Create a namespace with loopback and a TUN device of this address; return the descriptors of namespace and device."""
     home = os.open(OWN, os.O_RDONLY)
     try:
         device = _new(DEVICE, address)
@@ -54,13 +54,13 @@ def new_for_host(address: str) -> tuple[int, int]:
 
 
 def move_into_new(address: str) -> int:
-    """This thread, and all that it starts from now on, is in a namespace of this address, for good. The device's descriptor."""
+    """Move this thread, with all its later threads and children, into a new namespace for good; return the device's descriptor."""
     return _new(DEVICE, address)
 
 
 @contextmanager
 def entered(namespace: int) -> Iterator[None]:
-    """What this thread starts and opens meanwhile is in that namespace."""
+    """This thread starts processes and opens sockets in that namespace."""
     home = os.open(OWN, os.O_RDONLY)
     _set(namespace)
     try:
@@ -77,8 +77,8 @@ def _new(name: str, address: str) -> int:
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as control:
         _up(control, "lo")
         for request, value in ((SIOCSIFADDR, address), (SIOCSIFNETMASK, MASK)):
-            told = struct.pack("16sHH4s16x", name.encode(), socket.AF_INET, 0, socket.inet_aton(value))
-            fcntl.ioctl(control, request, told)
+            ifreq = struct.pack("16sHH4s16x", name.encode(), socket.AF_INET, 0, socket.inet_aton(value))
+            fcntl.ioctl(control, request, ifreq)
         _up(control, name)
     return device
 

@@ -1,4 +1,4 @@
-"""Hosts with an address each in 10.77.0.0/24, which leads nowhere else, and the links between them."""
+"""Hosts with one address each in the isolated network 10.77.0.0/24, and the links between them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.hosts import namespace
 from tests.support.programs.forks import ROOT
 
 NETWORK = "10.77.0.0/24"
-# Of the process that makes the network: the test itself.
-HERE = "client"
+# The host of the process that creates the network: the test itself.
+TEST_HOST = "client"
 
 
 class Network:
-    """Made in a process with one thread, which is the host HERE from then on and cannot leave it."""
+    """Must be created in a process with one thread; the process becomes the host TEST_HOST and cannot leave it."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.names = (HERE, *names)
+        self.names = (TEST_HOST, *names)
         self._addresses = {name: f"10.77.0.{n}" for n, name in enumerate(self.names, start=1)}
         self._namespaces: dict[str, int] = {}
         self._links: dict[tuple[str, str], dict[str, Any]] = {}
-        devices = {HERE: namespace.move_into_new(self._addresses[HERE])}
+        devices = {TEST_HOST: namespace.move_into_new(self._addresses[TEST_HOST])}
         for name in names:
             self._namespaces[name], devices[name] = namespace.new_for_host(self._addresses[name])
         self._router = subprocess.Popen(
@@ -35,28 +35,28 @@ class Network:
         )  # fmt: skip
         for device in devices.values():
             os.close(device)
-        self._tell()
+        self._send_links()
 
     def address(self, name: str) -> str:
         return self._addresses[name]
 
     def on(self, name: str) -> AbstractContextManager[None]:
-        """What this thread starts and opens meanwhile is on this host."""
+        """This thread starts processes and opens sockets on this host."""
         return namespace.entered(self._namespaces[name])
 
     def others(self, name: str) -> list[str]:
-        """All hosts but this one and the test's."""
-        return [one for one in self.names if one not in (name, HERE)]
+        """All hosts except this one and the test's."""
+        return [host for host in self.names if host not in (name, TEST_HOST)]
 
-    def change(self, directions: Iterable[tuple[str, str]], **how: object) -> None:
-        """Each of these directions (from, to) is so: cut=True, delay_s=0.2, loss=0.05. None: as usual again."""
+    def change(self, directions: Iterable[tuple[str, str]], **rule: object) -> None:
+        """Set the rule of these directions (from, to): cut=True, delay_s=0.2, loss=0.05. None removes a rule."""
         for direction in directions:
-            kept = {**self._links.get(direction, {}), **how}
+            kept = {**self._links.get(direction, {}), **rule}
             self._links[direction] = {name: value for name, value in kept.items() if value is not None}
-        self._tell()
+        self._send_links()
 
     def close(self) -> None:
-        """No packet passes any more."""
+        """Stop the router; no packet passes any more."""
         self._router.terminate()
         self._router.wait(20)
         for pipe in (self._router.stdin, self._router.stdout):
@@ -65,14 +65,16 @@ class Network:
         for descriptor in self._namespaces.values():
             os.close(descriptor)
 
-    def _tell(self) -> None:
+    def _send_links(self) -> None:
         assert self._router.stdin and self._router.stdout
-        told = [{"from": self._addresses[one], "to": self._addresses[other], **how} for (one, other), how in self._links.items() if how]
-        self._router.stdin.write(json.dumps(told) + "\n")
+        links = [
+            {"from": self._addresses[host], "to": self._addresses[other], **rule} for (host, other), rule in self._links.items() if rule
+        ]
+        self._router.stdin.write(json.dumps(links) + "\n")
         self._router.stdin.flush()
         assert self._router.stdout.readline() == "ok\n", "the router has died"
 
 
-def both(one: str, other: str) -> list[tuple[str, str]]:
+def both_directions(host: str, other: str) -> list[tuple[str, str]]:
     """The two directions between two hosts."""
-    return [(one, other), (other, one)]
+    return [(host, other), (other, host)]

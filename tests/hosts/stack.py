@@ -1,4 +1,4 @@
-"""The stack of the fault harness on several hosts: API, pacer, two for workers, PostgreSQL, Valkey and the upstream have one each."""
+"""The stack of the fault harness on several hosts: API, pacer, two workers, PostgreSQL, Valkey and upstream have one each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from deploy.local import probe
 from deploy.local.embedded_servers import Postgres, Valkey
 from tests.chaos import clock
 from tests.chaos.clock import Clock
-from tests.chaos.stack import GUNICORN, SETTINGS, THREADS, Part, Plant, consumer
+from tests.chaos.stack import GUNICORN, SETTINGS, THREADS, Service, Stack, consumer
 from tests.hosts.network import NETWORK, Network
 from tests.support.programs.process import until
 
 WORKERS = ("worker0", "worker1")
 HOSTS = ("api", "pacer", *WORKERS, "postgres", "valkey", "upstream")
-# Hosts that run programs of ours, each with a clock of its own.
-OURS = ("api", "pacer", *WORKERS)
+# Hosts that run our services; each has a clock of its own.
+SERVICE_HOSTS = ("api", "pacer", *WORKERS)
 
 
 @dataclass
 class PostgresOfHost(Postgres):
-    """Listens on the address of its host too, and lets all hosts in who have the password."""
+    """Listens on its host's address too, and accepts all hosts that have the password."""
 
     address: str = "127.0.0.1"
 
@@ -46,7 +46,7 @@ class PostgresOfHost(Postgres):
 
 @dataclass
 class ValkeyOfHost(Valkey):
-    """Listens on the address of its host too."""
+    """Listens on its host's address too."""
 
     address: str = "127.0.0.1"
 
@@ -59,11 +59,11 @@ class ValkeyOfHost(Valkey):
         return super().start()
 
 
-class Hosts(Plant):
-    """Made in a process with one thread, which is a host of its own from then on: clients and the webhooks' receiver are there."""
+class Hosts(Stack):
+    """Must be created in a process with one thread, which becomes a host: clients and the webhook receiver run there."""
 
-    # Not forked: the forker would be on the test's own host.
-    apis_many, workers, forks = 1, len(WORKERS), False
+    # Without fork server: it would run on the test's own host.
+    api_count, worker_count, uses_forks = 1, len(WORKERS), False
     settings: Mapping[str, object] = {**SETTINGS, "webhook_allow_networks": NETWORK, "host": "0.0.0.0"}
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Hosts(Plant):
         super().__init__(folder)
         self.postgres = PostgresOfHost(folder / "postgres", address=self.address("postgres"))
         self.valkey = ValkeyOfHost(folder / "valkey", address=self.address("valkey"))
-        self.clocks = {name: Clock(folder, name) for name in OURS} if clock.COMPILER else {}
+        self.clocks = {name: Clock(folder, name) for name in SERVICE_HOSTS} if clock.COMPILER else {}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         super().__exit__(kind, error, trace)
@@ -83,7 +83,7 @@ class Hosts(Plant):
     def address(self, host: str) -> str:
         return self.network.address(host)
 
-    def _plan(self) -> None:
+    def _start_services(self) -> None:
         ((_, port),) = self.apis
         self._run("api0", GUNICORN, on="api", NOWSERVING_PORT=str(port))
         self._run("pacer0", ("workers.pacer",), on="pacer")
@@ -93,4 +93,4 @@ class Hosts(Plant):
 
     def _run(self, name: str, argv: tuple[str, ...], *, on: str, **env: str) -> None:
         own_clock = self.clocks[on].env if on in self.clocks else {}
-        self.add(Part(name, argv, env={**env, **own_clock}, host=on, forked=False))
+        self.add(Service(name, argv, env={**env, **own_clock}, host=on, forked=False))

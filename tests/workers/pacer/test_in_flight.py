@@ -16,7 +16,7 @@ from deploy.local.embedded_servers import Valkey
 from models.database import db
 from models.jobs import claims
 from models.keys.keys import Key
-from tests.chaos.tcp_proxy import Link
+from tests.chaos.tcp_proxy import TcpProxy
 from tests.support.queue_tools import finish, known, query, row, submit
 from tests.workers.pacer.test_step import Doorbells, make_lanes_due, report_slots, set_limits
 from workers.limiter.limiter import Limiter
@@ -84,14 +84,14 @@ class Machine:
 
 
 @pytest.fixture
-def link(valkey: Valkey) -> Iterator[Link]:
-    made = Link(valkey.port)
+def link(valkey: Valkey) -> Iterator[TcpProxy]:
+    made = TcpProxy(valkey.port)
     yield made
     made.close()
 
 
 @pytest.fixture
-def machine(redis_client: redis.Redis, valkey: Valkey, link: Link) -> Iterator[Machine]:
+def machine(redis_client: redis.Redis, valkey: Valkey, link: TcpProxy) -> Iterator[Machine]:
     with redis.Redis(port=link.port, password=valkey.password, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as wire:
         yield Machine(redis_client, wire)
 
@@ -103,7 +103,7 @@ def caller() -> Key:
     return made
 
 
-def test_a_worker_cut_off_from_redis_keeps_its_places_for_as_long_as_its_calls_run(machine: Machine, caller: Key, link: Link) -> None:
+def test_a_worker_cut_off_from_redis_keeps_its_places_for_as_long_as_its_calls_run(machine: Machine, caller: Key, link: TcpProxy) -> None:
     meter, places = machine.started(caller), InFlightLeases(machine.limiter)
     link.set("reset")
     for beat in range(10):
