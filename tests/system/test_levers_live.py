@@ -1,4 +1,4 @@
-"""Levers on a running stack: how soon they are obeyed, and that nothing that runs or waits is lost by it."""
+"""Operator actions on a running stack: how soon they apply, and that they lose no running or waiting job."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.support.programs.process import until
 from tests.support.programs.processes import Stack
 from tests.support.queue_tools import query
 
-OBEYED_S = 0.1
+APPLIED_WITHIN_S = 0.1
 
 
 @pytest.fixture(scope="module")
 def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with processes.running(tmp_path_factory.mktemp("stack"), retry_base_s=0.05, pause_s=0.3) as made:
-        made.pacer()
-        made.worker(threads=16)
-        yield made
+    with processes.running(tmp_path_factory.mktemp("stack"), retry_base_s=0.05, pause_s=0.3) as stack:
+        stack.pacer()
+        stack.worker(threads=16)
+        yield stack
 
 
 @pytest.fixture
@@ -37,79 +37,79 @@ def ops(stack: Stack) -> Caller:
         return Caller(operators.create(session, f"operator {time.monotonic_ns()}", role="write"))
 
 
-def pull(ops: Caller, path: str, **said: Any) -> None:
-    made = ops.post(f"/ops/{path}", said)
-    assert made.status_code < 300, made.text
+def act(ops: Caller, path: str, **params: Any) -> None:
+    response = ops.post(f"/ops/{path}", params)
+    assert response.status_code < 300, response.text
 
 
-def started(who: Key) -> int:
-    return int(query("SELECT count(*) AS n FROM job WHERE key_id = :id AND started_at IS NOT NULL", id=who.id)[0].n)
+def started(key: Key) -> int:
+    return int(query("SELECT count(*) AS n FROM job WHERE key_id = :id AND started_at IS NOT NULL", id=key.id)[0].n)
 
 
-def test_a_pause_while_two_hundred_wait_is_obeyed_at_once_and_loses_nothing(stack: Stack, ops: Caller) -> None:
-    who = caller("sk-pause", max_in_flight=8)
+def test_pause_with_200_waiting_jobs_applies_at_once_and_loses_none(stack: Stack, ops: Caller) -> None:
+    key = caller("sk-pause", max_in_flight=8)
     stack.upstream.behave("sk-pause", delay=0.2)
-    jobs = [ask(who, f"n{n}") for n in range(200)]
-    until(lambda: started(who) >= 16, what="at work")
-    pull(ops, f"pools/{who.pool_id}/pause", reason="the bill")
-    paused_at = query("SELECT paused_at FROM pool WHERE id = :id", id=who.pool_id)[0].paused_at
-    until(lambda: not query("SELECT 1 FROM job WHERE key_id = :id AND status IN ('admitted', 'running')", id=who.id), what="ended")
-    after = started(who)
+    jobs = [ask(key, f"n{n}") for n in range(200)]
+    until(lambda: started(key) >= 16, what="jobs running")
+    act(ops, f"pools/{key.pool_id}/pause", reason="the bill")
+    paused_at = query("SELECT paused_at FROM pool WHERE id = :id", id=key.pool_id)[0].paused_at
+    until(lambda: not query("SELECT 1 FROM job WHERE key_id = :id AND status IN ('admitted', 'running')", id=key.id), what="ended")
+    after = started(key)
     late = query(
         "SELECT count(*) AS n FROM job WHERE key_id = :id AND admitted_at > CAST(:at AS timestamptz) + make_interval(secs => :s)",
-        id=who.id, at=paused_at, s=OBEYED_S,
+        id=key.id, at=paused_at, s=APPLIED_WITHIN_S,
     )  # fmt: skip
-    statuses = {one.status for one in query("SELECT DISTINCT status FROM job WHERE key_id = :id", id=who.id)}
+    statuses = {row.status for row in query("SELECT DISTINCT status FROM job WHERE key_id = :id", id=key.id)}
 
     assert {"succeeded", "queued"} == statuses, "what ran ended, what waited waits"
     assert 0 == late[0].n
     with pytest.raises(TimeoutError):
-        until(lambda: started(who) > after, what="started while paused", within_s=1.5)
-    pull(ops, f"pools/{who.pool_id}/resume")
-    assert {"succeeded"} == {one.status for one in wait_ended(jobs, stack=stack)}
-    admitted = [one.id for one in query("SELECT id FROM job WHERE key_id = :id ORDER BY admitted_at, start_tag, id", id=who.id)]
+        until(lambda: started(key) > after, what="started while paused", within_s=1.5)
+    act(ops, f"pools/{key.pool_id}/resume")
+    assert {"succeeded"} == {row.status for row in wait_ended(jobs, stack=stack)}
+    admitted = [row.id for row in query("SELECT id FROM job WHERE key_id = :id ORDER BY admitted_at, start_tag, id", id=key.id)]
     assert jobs == admitted, "the order is kept"
 
 
-def test_a_limit_that_was_changed_is_obeyed_by_the_next_admission(stack: Stack, ops: Caller) -> None:
-    who = caller("sk-limit", max_in_flight=1)
+def test_changed_limit_applies_to_the_next_admission(stack: Stack, ops: Caller) -> None:
+    key = caller("sk-limit", max_in_flight=1)
     stack.upstream.behave("sk-limit", delay=0.5)
-    jobs = [ask(who, f"n{n}") for n in range(24)]
-    until(lambda: started(who) >= 1, what="at work")
-    (credential,) = query("SELECT id FROM credential WHERE pool_id = :id", id=who.pool_id)
-    pull(ops, f"credentials/{credential.id}/limits", max_in_flight=8)
-    flying = "SELECT count(*) AS n FROM job WHERE key_id = :id AND status IN ('admitted', 'running')"
+    jobs = [ask(key, f"n{n}") for n in range(24)]
+    until(lambda: started(key) >= 1, what="jobs running")
+    (credential,) = query("SELECT id FROM credential WHERE pool_id = :id", id=key.pool_id)
+    act(ops, f"credentials/{credential.id}/limits", max_in_flight=8)
+    in_flight = "SELECT count(*) AS n FROM job WHERE key_id = :id AND status IN ('admitted', 'running')"
 
-    until(lambda: query(flying, id=who.id)[0].n == 8, what="eight at a time", every_s=0.01)
-    assert {"succeeded"} == {one.status for one in wait_ended(jobs, stack=stack)}
+    until(lambda: query(in_flight, id=key.id)[0].n == 8, what="eight at a time", every_s=0.01)
+    assert {"succeeded"} == {row.status for row in wait_ended(jobs, stack=stack)}
 
 
 def test_jobs_of_a_parked_credential_move_to_the_next(stack: Stack, ops: Caller) -> None:
     with db.begin() as session:
         pool_id = keys.create_pool(session, "team")
-        numbers = [keys.add_credential(session, pool_id=pool_id, upstream_key=token) for token in ("sk-bad", "sk-good")]
-        for number in numbers:
-            keys.set_limits(session, number, Limits(max_in_flight=4))
-        who, _ = keys.issue(session, name="ann", pool="team")
+        credential_ids = [keys.add_credential(session, pool_id=pool_id, upstream_key=token) for token in ("sk-bad", "sk-good")]
+        for credential_id in credential_ids:
+            keys.set_limits(session, credential_id, Limits(max_in_flight=4))
+        key, _ = keys.issue(session, name="ann", pool="team")
     stack.upstream.behave("sk-bad", status=401)
-    jobs = [ask(who, f"n{n}") for n in range(20)]
+    jobs = [ask(key, f"n{n}") for n in range(20)]
 
-    assert {"succeeded"} == {one.status for one in wait_ended(jobs, stack=stack)}
-    parked = {one.id: one.parked_at is not None for one in query("SELECT id, parked_at FROM credential WHERE pool_id = :id", id=pool_id)}
-    assert {numbers[0]: True, numbers[1]: False} == parked
+    assert {"succeeded"} == {row.status for row in wait_ended(jobs, stack=stack)}
+    parked = {row.id: row.parked_at is not None for row in query("SELECT id, parked_at FROM credential WHERE pool_id = :id", id=pool_id)}
+    assert {credential_ids[0]: True, credential_ids[1]: False} == parked
     stack.upstream.behave("sk-bad")
-    pull(ops, f"credentials/{numbers[0]}/resume")
-    pull(ops, f"credentials/{numbers[1]}/pause")
-    again = [ask(who, f"m{n}") for n in range(5)]
-    assert {numbers[0]} == {one.credential_id for one in wait_ended(again, stack=stack)}
+    act(ops, f"credentials/{credential_ids[0]}/resume")
+    act(ops, f"credentials/{credential_ids[1]}/pause")
+    moved = [ask(key, f"m{n}") for n in range(5)]
+    assert {credential_ids[0]} == {row.credential_id for row in wait_ended(moved, stack=stack)}
 
 
-def test_a_line_is_rebuilt_while_it_moves(stack: Stack, ops: Caller) -> None:
-    who = caller("sk-rebuild", max_in_flight=4)
+def test_lane_can_be_rebuilt_while_its_jobs_run(stack: Stack, ops: Caller) -> None:
+    key = caller("sk-rebuild", max_in_flight=4)
     stack.upstream.behave("sk-rebuild", delay=0.1)
-    jobs = [ask(who, f"n{n}") for n in range(30)]
-    lane_id = query("SELECT id FROM lane WHERE pool_id = :id", id=who.pool_id)[0].id
-    until(lambda: started(who) >= 4, what="at work")
-    pull(ops, f"lanes/{lane_id}/rebuild")
+    jobs = [ask(key, f"n{n}") for n in range(30)]
+    lane_id = query("SELECT id FROM lane WHERE pool_id = :id", id=key.pool_id)[0].id
+    until(lambda: started(key) >= 4, what="jobs running")
+    act(ops, f"lanes/{lane_id}/rebuild")
 
-    assert {"succeeded"} == {one.status for one in wait_ended(jobs, stack=stack)}
+    assert {"succeeded"} == {row.status for row in wait_ended(jobs, stack=stack)}

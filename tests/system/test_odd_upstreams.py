@@ -1,4 +1,4 @@
-"""Upstreams that refuse, fail and answer in ways that no other test plays: nothing is bought twice, and nobody else suffers."""
+"""Unusual refusals, errors and answers of upstreams: no answer is paid for twice, and other jobs are not affected."""
 
 from __future__ import annotations
 
@@ -40,42 +40,40 @@ def odd() -> Iterator[Make]:
         return started[-1]
 
     yield make
-    for one in started:
-        one.close()
+    for server in started:
+        server.close()
 
 
 def ended(*jobs: object) -> Callable[[], bool]:
-    return lambda: all(row(one).status in ("succeeded", "failed") for one in jobs)  # type: ignore[arg-type]  # ids
+    return lambda: all(row(job_id).status in ("succeeded", "failed") for job_id in jobs)  # type: ignore[arg-type]  # ids
 
 
-# A key that fails beside a good one
+# A failing key beside a good one
 
 
 @pytest.mark.parametrize("how", [{"status": 500}, {"status": 429, "kind": "rate_no_retry_after"}], ids=["fails", "throttles"])
-def test_a_key_that_fails_is_not_asked_again_beside_a_good_one(
-    workshop: InProcessStack, upstream: FakeUpstream, how: dict[str, Any]
-) -> None:
+def test_failing_key_is_not_retried_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream, how: dict[str, Any]) -> None:
     caller, _ = pool_of(upstream, "sk-fails", "sk-good")
     upstream.behave("sk-fails", **how)
     jobs = [ask(caller, f"any {n}") for n in range(3)]
     workshop.run(ended(*jobs))
 
-    assert ["succeeded"] * 3 == [row(one).status for one in jobs]
+    assert ["succeeded"] * 3 == [row(job_id).status for job_id in jobs]
 
 
-def test_a_key_that_cannot_be_reached_is_not_asked_again_beside_a_good_one(workshop: InProcessStack, upstream: FakeUpstream) -> None:
+def test_unreachable_key_is_not_retried_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream) -> None:
     caller, (first, _) = pool_of(upstream, "sk-away", "sk-good")
     query("UPDATE credential SET base_url = 'http://127.0.0.1:9/v1' WHERE id = :id", id=first)
     jobs = [ask(caller, f"any {n}") for n in range(3)]
     workshop.run(ended(*jobs))
 
-    assert ["succeeded"] * 3 == [row(one).status for one in jobs]
+    assert ["succeeded"] * 3 == [row(job_id).status for job_id in jobs]
 
 
-def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: InProcessStack, odd: Make) -> None:
-    words = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 50000."
-    there = odd(lambda call: (429, {}, error(words, code="rate_limit_exceeded")) if call.key == "sk-small" else (200, {}, chat()))
-    caller, _ = pool_of(there, "sk-small", "sk-large")
+def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: Workshop, odd: Make) -> None:
+    message = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 50000."
+    server = odd(lambda call: (429, {}, error(message, code="rate_limit_exceeded")) if call.key == "sk-small" else (200, {}, chat()))
+    caller, _ = pool_of(server, "sk-small", "sk-large")
     job = ask(caller, "large")
     workshop.run(ended(job))
 
@@ -83,27 +81,27 @@ def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: InProces
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "mismatched_organization"), (429, "project_spend_limit_exceeded")])
-def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: InProcessStack, odd: Make, status: int, code: str) -> None:
-    there = odd(
+def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: Workshop, odd: Make, status: int, code: str) -> None:
+    server = odd(
         lambda call: (status, {}, error("No such organization", code=code)) if "openai-organization" in call.headers else (200, {}, chat())
     )
-    caller, _ = pool_of(there, "sk-org")
+    caller, _ = pool_of(server, "sk-org")
     wrong = ask(caller, "wrong", headers={"openai-organization": "org-wrong"})
     good = [ask(caller, f"good {n}") for n in range(3)]
     workshop.run(ended(wrong, *good))
 
     assert "failed" == row(wrong).status
-    assert ["succeeded"] * 3 == [row(one).status for one in good]
+    assert ["succeeded"] * 3 == [row(job_id).status for job_id in good]
 
 
-def test_a_key_mended_meanwhile_is_tried_before_a_job_fails(workshop: InProcessStack, odd: Make) -> None:
-    mended: list[int] = []
+def test_recovered_key_is_tried_before_a_job_fails(workshop: Workshop, odd: Make) -> None:
+    recovered: list[int] = []
 
     def answer(call: Call) -> Answer:
         if call.key == "sk-poor":
             quota = error("You exceeded your current quota", code="insufficient_quota", type="insufficient_quota")
-            return (200, {}, chat()) if mended else (429, {}, quota)
-        mended.append(first)
+            return (200, {}, chat()) if recovered else (429, {}, quota)
+        recovered.append(first)
         query("UPDATE credential SET parked_at = NULL, parked_reason = NULL WHERE id = :id", id=first)
         return 404, {}, error("The model `m` does not exist", code="model_not_found")
 
@@ -115,7 +113,7 @@ def test_a_key_mended_meanwhile_is_tried_before_a_job_fails(workshop: InProcessS
     assert "succeeded" == row(job).status
 
 
-def test_a_probe_that_failed_confirms_no_learned_limit(workshop: InProcessStack, odd: Make) -> None:
+def test_failed_probe_confirms_no_learned_limit(workshop: Workshop, odd: Make) -> None:
     tries: list[bytes] = []
 
     def answer(call: Call) -> Answer:
@@ -129,27 +127,27 @@ def test_a_probe_that_failed_confirms_no_learned_limit(workshop: InProcessStack,
     small = ask(caller, "small")
     workshop.run(ended(small))
     large = [ask(caller, f"large {n}", tokens=50_000) for n in range(2)]
-    workshop.run(lambda: any(row(one).status in ("succeeded", "failed") for one in large))
+    workshop.run(lambda: any(row(job_id).status in ("succeeded", "failed") for job_id in large))
 
-    assert not [row(one).error for one in large if row(one).status == "failed"]
+    assert not [row(job_id).error for job_id in large if row(job_id).status == "failed"]
 
 
 # Answers
 
 
-@pytest.mark.parametrize("said", [{"error": True, "message": "the model is overloaded"}, {"error": 503, "message": "busy"}])
-def test_an_error_that_is_no_object_is_no_success(workshop: InProcessStack, odd: Make, said: dict[str, Any]) -> None:
-    caller, _ = pool_of(odd(lambda _: (200, {}, json.dumps(said).encode())), "sk-true")
+@pytest.mark.parametrize("value", [{"error": True, "message": "the model is overloaded"}, {"error": 503, "message": "busy"}])
+def test_error_that_is_no_object_fails_the_job(workshop: Workshop, odd: Make, value: dict[str, Any]) -> None:
+    caller, _ = pool_of(odd(lambda _: (200, {}, json.dumps(value).encode())), "sk-true")
     job = ask(caller, "any", max_attempts=1)
     workshop.run(ended(job))
 
     assert "failed" == row(job).status
 
 
-@pytest.mark.parametrize("said", [r"\ud800", r"\u0000"])
-def test_metadata_that_cannot_be_stored_loses_no_paid_answer(workshop: InProcessStack, upstream: FakeUpstream, said: str) -> None:
+@pytest.mark.parametrize("value", [r"\ud800", r"\u0000"])
+def test_answer_is_kept_when_its_metadata_cannot_be_stored(workshop: Workshop, upstream: FakeUpstream, value: str) -> None:
     caller, _ = pool_of(upstream, "sk-store")
-    body = f'{{"model":"m","store":true,"metadata":{{"a":"{said}"}},"messages":[{{"role":"user","content":"hi"}}]}}'
+    body = f'{{"model":"m","store":true,"metadata":{{"a":"{value}"}},"messages":[{{"role":"user","content":"hi"}}]}}'
     job = submit(caller, request=body.encode())
     workshop.run(ended(job))
 
@@ -157,11 +155,11 @@ def test_metadata_that_cannot_be_stored_loses_no_paid_answer(workshop: InProcess
 
 
 def deep(levels: int) -> bytes:
-    """An answer whose tool calls are nested so deep."""
+    """An answer whose tool calls are nested this deep."""
     return chat().replace(b'"content"', b'"tool_calls": ' + b"[" * levels + b"]" * levels + b', "content"')
 
 
-ODD_ANSWERS = {
+UNUSUAL_ANSWERS = {
     "surrogates": chat("\ud800\x00", model="\ud800", id="\ud800"),
     "odd message": chat(
         choices=[{"index": 0, "message": {"role": 5, "content": [1, None], "tool_calls": "x", "name": 3}, "finish_reason": 4}]
@@ -176,32 +174,32 @@ ODD_ANSWERS = {
 
 
 def as_events(answer: bytes) -> bytes:
-    """The answer as the one chunk of a stream."""
+    """The answer as the only chunk of a stream."""
     return events(answer.replace(b'"message"', b'"delta"'), b"[DONE]")
 
 
 @pytest.mark.parametrize("shape", ["plain", "stored", "streamed"])
-@pytest.mark.parametrize("name", ODD_ANSWERS)
-def test_no_odd_answer_is_bought_twice(workshop: InProcessStack, odd: Make, name: str, shape: str) -> None:
-    body = as_events(ODD_ANSWERS[name]) if shape == "streamed" else ODD_ANSWERS[name]
-    there = odd(lambda _: (200, {"content-type": "text/event-stream"} if shape == "streamed" else {}, body))
-    caller, _ = pool_of(there, "sk-odd")
+@pytest.mark.parametrize("name", UNUSUAL_ANSWERS)
+def test_unusual_answer_is_not_paid_for_twice(workshop: Workshop, odd: Make, name: str, shape: str) -> None:
+    body = as_events(UNUSUAL_ANSWERS[name]) if shape == "streamed" else UNUSUAL_ANSWERS[name]
+    server = odd(lambda _: (200, {"content-type": "text/event-stream"} if shape == "streamed" else {}, body))
+    caller, _ = pool_of(server, "sk-odd")
     request = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "store": shape == "stored", "stream": shape == "streamed"}
     job = submit(caller, request=json.dumps(request).encode(), streamed=shape == "streamed")
     workshop.run(ended(job))
     with db.begin() as session:
         shown = job_view.render_job(session, job_rows.find_job(session, job, caller.id))
 
-    assert (1, 1) == (len(there.calls), shown["attempt_count"])
+    assert (1, 1) == (len(server.calls), shown["attempt_count"])
 
 
 @pytest.mark.parametrize("charset", ["idna", "punycode", "raw-unicode-escape", "unicode_escape", "utf-7", "undefined", "base64"])
 @pytest.mark.parametrize("body", [b"{\xff}", b'{"a":"\\ud800\xff"}', b'{"a":"+2AA-\xff"}', b"{" + b"\xff.a." * 90 + b"}"])
-def test_no_label_of_a_charset_breaks_the_reader(charset: str, body: bytes) -> None:
+def test_any_charset_label_can_be_decoded(charset: str, body: bytes) -> None:
     answer_body.decode(body, f"text/plain; charset={charset}").encode()
 
 
-def test_an_empty_message_beside_the_deltas_empties_no_answer() -> None:
+def test_empty_message_beside_deltas_does_not_clear_the_answer() -> None:
     answer = ChatAccumulator(n=1)
     answer.add({"choices": [{"index": 0, "delta": {"content": "a"}, "message": {}}]})
     answer.add({"choices": [{"index": 0, "delta": {"content": "b"}, "message": {}, "finish_reason": "stop"}]})
@@ -213,17 +211,19 @@ BAD_ENDS = [events({"error": {"message": "boom", "code": 500}}), events(b"{oops"
 
 
 @pytest.mark.parametrize("tail", BAD_ENDS, ids=["error", "garbage", "cut"])
-def test_a_stream_that_ends_badly_after_its_reader_had_it_is_charged(workshop: InProcessStack, tail: bytes) -> None:
-    said = events(*[{"id": "c", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}] * 500)
-    there = RawUpstream([b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", said, said, tail])
-    caller, _ = pool_of(there, "sk-middle")
+def test_stream_that_fails_after_its_events_were_relayed_is_charged(workshop: Workshop, tail: bytes) -> None:
+    chunks = events(*[{"id": "c", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}] * 500)
+    server = RawUpstream([b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", chunks, chunks, tail])
+    caller, _ = pool_of(server, "sk-middle")
     body = {"model": "gpt-4o", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     job = submit(caller, request=json.dumps(body).encode(), streamed=True, model="gpt-4o", reserved_microusd=5000)
     workshop.run(ended(job))
-    there.close()
+    server.close()
 
     assert ("failed", 1) == (row(job).status, row(job).calls)
-    assert [("unknown", -5000)] == [(one.kind, one.amount_microusd) for one in query("SELECT * FROM ledger WHERE job_id = :id", id=job)]
+    assert [("unknown", -5000)] == [
+        (entry.kind, entry.amount_microusd) for entry in query("SELECT * FROM ledger WHERE job_id = :id", id=job)
+    ]
 
 
 # Callers
@@ -231,16 +231,16 @@ def test_a_stream_that_ends_badly_after_its_reader_had_it_is_charged(workshop: I
 
 @pytest.mark.usefixtures("redis_client")
 @pytest.mark.parametrize("name", ["meta-llama/Llama-3", "meta-llama%2FLlama-3"])
-def test_a_deployment_may_have_a_slash_in_its_name(name: str) -> None:
+def test_deployment_name_may_contain_a_slash(name: str) -> None:
     path = f"/openai/deployments/{name}/chat/completions?api-version=1"
-    made = Caller().post(path, {"messages": []}, headers={"Prefer": "respond-async"})
+    response = Caller().post(path, {"messages": []}, headers={"Prefer": "respond-async"})
 
-    assert (202, "meta-llama/Llama-3") == (made.status_code, made.json["model"])
+    assert (202, "meta-llama/Llama-3") == (response.status_code, response.json["model"])
 
 
 @pytest.mark.usefixtures("redis_client")
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_ids_that_an_upstream_gave_twice_end_no_page_early(order: str) -> None:
+def test_duplicate_upstream_ids_end_no_page_early(order: str) -> None:
     caller = Caller()
     for name in ("c-0", "c-1", "c-2", "c-3", "c-1"):
         store(caller, name)
@@ -248,7 +248,7 @@ def test_ids_that_an_upstream_gave_twice_end_no_page_early(order: str) -> None:
     while True:
         after = f"&after={seen[-1]}" if seen else ""
         page = caller.get(f"/v1/chat/completions?limit=1&order={order}{after}").json
-        seen += [one["id"] for one in page["data"]]
+        seen += [item["id"] for item in page["data"]]
         if not page["has_more"] or len(seen) > 5:
             break
 

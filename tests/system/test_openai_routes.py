@@ -1,4 +1,4 @@
-"""The OpenAI routes through everything: gunicorn, the line, a worker, and a fake OpenAI behind them."""
+"""End-to-end tests of the OpenAI routes: gunicorn, the queue, a worker, and a fake OpenAI."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from tests.upstream.errors import BY_STATUS
 from tests.upstream.garbage import PAGE
 from tests.upstream.journal import Call, fingerprint
 
-# Not `database`: the stack of this module works on while tests come and go.
+# Not the fixture `database`: the stack of this module runs across tests.
 pytestmark = pytest.mark.usefixtures("environment")
 
 SETTINGS = {"retry_base_s": 0.05, "retry_most_s": 0.1, "abandoned_after_s": 300, "max_attempts": 2}
-# An API that soon says 200.
-HASTY = {"NOWSERVING_STATUS_GRACE_S": "0.3", "NOWSERVING_KEEPALIVE_EVERY_S": "0.2"}
+# Settings of an API that sends its status of 200 early.
+EARLY_STATUS = {"NOWSERVING_STATUS_GRACE_S": "0.3", "NOWSERVING_KEEPALIVE_EVERY_S": "0.2"}
 SDK = {"x-stainless-retry-count": "0"}
 RETRY = {"x-stainless-retry-count": "1"}
 FORM = (
@@ -51,12 +51,15 @@ FORM = (
 
 
 @dataclass
-class World:
-    """hasty: a second API of the same stack."""
+class System:
+    """A running stack.
+
+    early: a second API of the same stack, which sends its status of 200 early.
+    """
 
     stack: Stack
     api: Api
-    hasty: Api
+    early: Api
     key: str = ""
 
     @property
@@ -64,14 +67,14 @@ class World:
         return self.stack.upstream
 
     def ask(
-        self, said: str = "hi", *, path: str = "/v1/chat/completions", api: Api | None = None, stream: bool = False, **headers: str
+        self, prompt: str = "hi", *, path: str = "/v1/chat/completions", api: Api | None = None, stream: bool = False, **headers: str
     ) -> Raw:
-        """A chat call that has been sent."""
+        """Send a chat call."""
         more = {name.replace("_", "-"): value for name, value in headers.items()}
-        return Raw((api or self.api).port, path, chat(said, stream=stream), self.key, more=more)
+        return Raw((api or self.api).port, path, chat(prompt, stream=stream), self.key, more=more)
 
     def calls(self, words: str) -> list[Call]:
-        """What the upstream was asked with these words in it."""
+        """The upstream's calls whose text contains these words."""
         return [call for call in self.upstream.calls() if words in call.text]
 
     def wait_held(self, words: str) -> None:
@@ -87,30 +90,30 @@ class World:
             return list(reversed(json.loads(connection.getresponse().read())["data"]))
 
 
-def chat(said: str, **more: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": said}], **more}
+def chat(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": prompt}], **more}
 
 
 @pytest.fixture(scope="module")
-def whole(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def running_system(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("routes")
     with running(folder, **SETTINGS) as stack:
         stack.pacer()
         stack.worker(threads=16)
         env = stack.environment()
-        with serving(folder / "api.log", **env) as api, serving(folder / "hasty.log", **env, **HASTY) as hasty:
-            yield World(stack, api, hasty)
+        with serving(folder / "api.log", **env) as api, serving(folder / "early.log", **env, **EARLY_STATUS) as early:
+            yield System(stack, api, early)
 
 
 @pytest.fixture
-def world(whole: World) -> Iterator[World]:
-    whole.key = fresh_key()
-    yield whole
-    whole.upstream.release()
+def system(running_system: System) -> Iterator[System]:
+    running_system.key = fresh_key()
+    yield running_system
+    running_system.upstream.release()
 
 
 def fresh_key() -> str:
-    """A key that nobody used yet, which may have several calls in flight from the beginning."""
+    """A new key with several calls in flight allowed from the start."""
     key = f"sk-{uuid4().hex}"
     caller(key, max_in_flight=8)
     return key
@@ -118,40 +121,40 @@ def fresh_key() -> str:
 
 @pytest.fixture
 def word() -> str:
-    """Something nobody said before."""
+    """A unique text."""
     return uuid4().hex
 
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as made:
-        yield made
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
 
 
-def long_ago(world: World) -> None:
-    """This key's jobs that somebody left were left long ago, as soon as one is, and API processes were there since."""
-    key_id = caller(world.key).id
-    wanted = "UPDATE job SET left_at = left_at - interval '1 h' WHERE key_id = :id AND left_at IS NOT NULL RETURNING id"
-    until(lambda: query(wanted, id=key_id), what="a job left")
+def backdate_leaving(system: System) -> None:
+    """Wait for a client to leave, and backdate this: its job was left and the API processes have been up for an hour."""
+    key_id = caller(system.key).id
+    statement = "UPDATE job SET left_at = left_at - interval '1 h' WHERE key_id = :id AND left_at IS NOT NULL RETURNING id"
+    until(lambda: query(statement, id=key_id), what="a job left")
     until(lambda: query("UPDATE api_process SET up_since = up_since - interval '1 h' RETURNING name"), what="a heartbeat")
 
 
-def newest(world: World) -> Any:
+def newest_job(system: System) -> Any:
     """The row of this key's last job."""
-    (found,) = query("SELECT id, reader FROM job WHERE key_id = :id ORDER BY id DESC LIMIT 1", id=caller(world.key).id)
-    return found
+    (row,) = query("SELECT id, reader FROM job WHERE key_id = :id ORDER BY id DESC LIMIT 1", id=caller(system.key).id)
+    return row
 
 
-def directly(upstream: FakeUpstream, method: str, path: str, body: bytes, content_type: str) -> tuple[int, bytes]:
-    """What the upstream answers without us."""
+def call_upstream(upstream: FakeUpstream, method: str, path: str, body: bytes, content_type: str) -> tuple[int, bytes]:
+    """The upstream's own response, without nowserving."""
     with closing(http.client.HTTPConnection("127.0.0.1", upstream.port, timeout=10)) as connection:
         connection.request(method, path, body or None, {"Authorization": "Bearer sk-direct", "Content-Type": content_type})
         answer = connection.getresponse()
         return answer.status, answer.read()
 
 
-def timeless(body: bytes) -> bytes:
-    """The same for every answer to the same question."""
+def mask_ids_and_times(body: bytes) -> bytes:
+    """Mask ids and times, which differ between equal answers."""
     return re.sub(rb'("(?:id|created)": ?)("[^"]*"|[0-9]+)', rb"\1-", body)
 
 
@@ -167,22 +170,22 @@ ROUTES = [
 
 @pytest.mark.parametrize("base", ["/v1", "", "/v1/v1"])
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES, ids=[path for _, path, _ in ROUTES])
-def test_every_route_answers_with_the_upstreams_own_bytes(world: World, base: str, method: str, path: str, body: Any) -> None:
+def test_every_route_returns_the_upstreams_bytes(system: System, base: str, method: str, path: str, body: Any) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     content_type = "multipart/form-data; boundary=b" if body is FORM else "application/json"
-    expected = directly(world.upstream, method, f"/v1{path}", content, content_type)
-    with Raw(world.api.port, f"{base}{path}", content, world.key, method=method, more={"Content-Type": content_type}) as made:
-        answered = made.whole()
+    expected = call_upstream(system.upstream, method, f"/v1{path}", content, content_type)
+    with Raw(system.api.port, f"{base}{path}", content, system.key, method=method, more={"Content-Type": content_type}) as response:
+        answered = response.whole()
 
-    assert (expected[0], timeless(expected[1])) == (made.status, timeless(answered))
-    assert ("application/json", str(len(answered))) == (made.headers["content-type"], made.headers["content-length"])
-    assert f"/v1{path}" == unquote(world.upstream.calls()[-1].path)
+    assert (expected[0], mask_ids_and_times(expected[1])) == (response.status, mask_ids_and_times(answered))
+    assert ("application/json", str(len(answered))) == (response.headers["content-type"], response.headers["content-length"])
+    assert f"/v1{path}" == unquote(system.upstream.calls()[-1].path)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_sdk_for_azure_is_served(world: World, word: str, stream: bool) -> None:
+def test_azure_sdk_is_served(system: System, word: str, stream: bool) -> None:
     with openai.AzureOpenAI(
-        azure_endpoint=f"http://127.0.0.1:{world.api.port}", api_key=world.key, api_version="2024-10-21", organization="org-7"
+        azure_endpoint=f"http://127.0.0.1:{system.api.port}", api_key=system.key, api_version="2024-10-21", organization="org-7"
     ) as client:
         asked = client.chat.completions.create(model="m", messages=[{"role": "user", "content": word}], stream=stream)
         if stream:
@@ -192,94 +195,94 @@ def test_the_sdk_for_azure_is_served(world: World, word: str, stream: bool) -> N
         vectors = client.embeddings.create(model="e", input="a").data
         models = client.models.list().data
 
-    (call,) = world.calls(word)
+    (call,) = system.calls(word)
     assert (f"echo: {word}", 1, True) == (answered, len(vectors), bool(models))
     assert ("/v1/chat/completions", "m", "org-7") == (call.path, call.model, call.headers.get("openai-organization"))
 
 
 @pytest.mark.parametrize("version", [None, "2024-10-21"])
-def test_a_credential_of_azure_is_called_as_azure_wants_it(world: World, word: str, version: str | None) -> None:
+def test_azure_credential_is_called_on_azure_paths(system: System, word: str, version: str | None) -> None:
     query(
         "UPDATE credential SET kind = 'azure', base_url = :url, api_version = :version WHERE pool_id = :pool RETURNING id",
-        url=world.upstream.base_url.removesuffix("/v1"), version=version, pool=caller(world.key).pool_id,
+        url=system.upstream.base_url.removesuffix("/v1"), version=version, pool=caller(system.key).pool_id,
     )  # fmt: skip
-    answered = world.sdk().chat.completions.create(model="m", messages=[{"role": "user", "content": word}])
+    answered = system.sdk().chat.completions.create(model="m", messages=[{"role": "user", "content": word}])
 
-    (call,) = world.calls(word)
+    (call,) = system.calls(word)
     path = "/openai/deployments/m/chat/completions" if version else "/openai/v1/chat/completions"
     assert (f"echo: {word}", path) == (answered.choices[0].message.content, call.path)
     assert f"api-version={version}" == call.query if version else call.query == ""
-    assert call.key == fingerprint(world.key)
+    assert call.key == fingerprint(system.key)
 
 
-def test_response_headers_describe_the_job(world: World) -> None:
-    with world.ask() as made:
-        made.whole()
-    (one,) = world.jobs()
+def test_response_headers_describe_the_job(system: System) -> None:
+    with system.ask() as response:
+        response.whole()
+    (job,) = system.jobs()
 
-    assert one["id"] == made.headers["x-nowserving-job-id"]
-    assert made.headers["x-request-id"].startswith("req_")
-    assert (one["started_at"] - one["created_at"]) * 1000 == pytest.approx(int(made.headers["x-nowserving-waited-ms"]), abs=2)
-    assert (one["ended_at"] - one["started_at"]) * 1000 == pytest.approx(int(made.headers["openai-processing-ms"]), abs=2)
-    assert "x-nowserving-resumed" not in made.headers
-    assert "idempotent-replayed" not in made.headers
+    assert job["id"] == response.headers["x-nowserving-job-id"]
+    assert response.headers["x-request-id"].startswith("req_")
+    assert (job["started_at"] - job["created_at"]) * 1000 == pytest.approx(int(response.headers["x-nowserving-waited-ms"]), abs=2)
+    assert (job["ended_at"] - job["started_at"]) * 1000 == pytest.approx(int(response.headers["openai-processing-ms"]), abs=2)
+    assert "x-nowserving-resumed" not in response.headers
+    assert "idempotent-replayed" not in response.headers
 
 
-def test_response_has_headers_of_known_limits(world: World) -> None:
-    caller(world.key, rpm=600, tpm=90_000)
+def test_response_has_headers_of_known_limits(system: System) -> None:
+    caller(system.key, rpm=600, tpm=90_000)
 
-    def told_with_an_answer() -> dict[str, str] | None:
-        with world.ask() as made:
-            made.whole()
-        return made.headers if "x-ratelimit-limit-requests" in made.headers else None
+    def headers_with_limits() -> dict[str, str] | None:
+        with system.ask() as response:
+            response.whole()
+        return response.headers if "x-ratelimit-limit-requests" in response.headers else None
 
-    told = until(told_with_an_answer, what="the limits told")
-    assert ("600", "90000") == (told["x-ratelimit-limit-requests"], told["x-ratelimit-limit-tokens"])
-    assert 500 < int(told["x-ratelimit-remaining-requests"]) < 600
-    assert re.fullmatch(r"([\d.]+(h|m|s|ms))+", told["x-ratelimit-reset-requests"])
+    headers = until(headers_with_limits, what="headers with limits")
+    assert ("600", "90000") == (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-limit-tokens"])
+    assert 500 < int(headers["x-ratelimit-remaining-requests"]) < 600
+    assert re.fullmatch(r"([\d.]+(h|m|s|ms))+", headers["x-ratelimit-reset-requests"])
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 500])
-def test_an_error_of_the_upstream_comes_through_as_it_is(world: World, status: int) -> None:
+def test_upstream_error_is_returned_unchanged(system: System, status: int) -> None:
     body = json.dumps(chat(f"[[fake:status={status}]]")).encode()
-    expected = directly(world.upstream, "POST", "/v1/chat/completions", body, "application/json")
-    with world.ask(f"[[fake:status={status}]]") as made:
-        answered = made.whole()
+    expected = call_upstream(system.upstream, "POST", "/v1/chat/completions", body, "application/json")
+    with system.ask(f"[[fake:status={status}]]") as response:
+        answered = response.whole()
 
-    assert expected == (made.status, answered)
-    assert "false" == made.headers["x-should-retry"]
-    assert (1 if status < 500 else 2) == len(world.upstream.calls(key=world.key))
+    assert expected == (response.status, answered)
+    assert "false" == response.headers["x-should-retry"]
+    assert (1 if status < 500 else 2) == len(system.upstream.calls(key=system.key))
 
 
-def test_transient_failure_is_retried_before_the_client_sees_it(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:status=500;times=1]]") as made:
-        assert f"echo: {word}" in made.json["choices"][0]["message"]["content"]
+def test_transient_failure_is_retried_before_the_client_sees_it(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:status=500;times=1]]") as response:
+        assert f"echo: {word}" in response.json["choices"][0]["message"]["content"]
 
-    assert (200, 2) == (made.status, len(world.calls(word)))
+    assert (200, 2) == (response.status, len(system.calls(word)))
 
 
 @pytest.mark.parametrize(
-    ("said", "status", "code"),
+    ("prompt", "status", "code"),
     [
         ("[[fake:reset=before]]", 502, "upstream_outcome_unknown"),
         ("[[fake:garbage=html]]", 502, "upstream_invalid_response"),
     ],
 )
-def test_outcome_of_a_broken_call_is_reported_once(world: World, said: str, status: int, code: str) -> None:
+def test_outcome_of_a_broken_call_is_reported_once(system: System, prompt: str, status: int, code: str) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
-        world.sdk().chat.completions.create(model="m", messages=[{"role": "user", "content": said}])
+        system.sdk().chat.completions.create(model="m", messages=[{"role": "user", "content": prompt}])
 
     assert (status, code) == (caught.value.status_code, caught.value.code)
-    assert 1 == len(world.jobs())
+    assert 1 == len(system.jobs())
 
 
 @pytest.mark.parametrize(("code", "status", "raised"), [(400, 400, openai.BadRequestError), (500, 500, openai.InternalServerError)])
-def test_an_error_in_a_200_reaches_the_caller_with_the_status_that_it_means(
-    world: World, code: int, status: int, raised: type[openai.APIStatusError]
+def test_error_in_a_200_is_returned_with_its_real_status(
+    system: System, code: int, status: int, raised: type[openai.APIStatusError]
 ) -> None:
     with pytest.raises(raised) as caught:
         asked = chat(f"[[fake:status={code};shape=in_200]]")
-        world.sdk().chat.completions.create(**asked, extra_body={"nowserving": {"max_attempts": 1}})
+        system.sdk().chat.completions.create(**asked, extra_body={"nowserving": {"max_attempts": 1}})
 
     assert (status, True) == (caught.value.status_code, BY_STATUS[code][2] in str(caught.value))
 
@@ -293,143 +296,143 @@ def test_an_error_in_a_200_reaches_the_caller_with_the_status_that_it_means(
         ("text", "text/plain; charset=utf-8"),
     ],
 )
-def test_an_error_in_another_shape_has_the_upstreams_status_bytes_and_type(world: World, shape: str, content_type: str) -> None:
-    said = f"[[fake:status=422;shape={shape}]]"
-    expected = directly(world.upstream, "POST", "/v1/chat/completions", json.dumps(chat(said)).encode(), "application/json")
-    with world.ask(said) as made:
-        answered = made.whole()
+def test_error_in_another_shape_keeps_status_bytes_and_type(system: System, shape: str, content_type: str) -> None:
+    prompt = f"[[fake:status=422;shape={shape}]]"
+    expected = call_upstream(system.upstream, "POST", "/v1/chat/completions", json.dumps(chat(prompt)).encode(), "application/json")
+    with system.ask(prompt) as response:
+        answered = response.whole()
 
-    assert expected == (made.status, answered)
-    assert content_type == made.headers["content-type"]
+    assert expected == (response.status, answered)
+    assert content_type == response.headers["content-type"]
 
 
-def test_unreadable_answer_can_be_fetched_by_its_caller(world: World) -> None:
-    with world.ask("[[fake:garbage=html]]") as made:
-        code = made.json["error"]["code"]
-    (job,) = world.jobs()
-    with Raw(world.api.port, job["result_raw"]["url"], key=world.key, method="GET") as raw:
+def test_unreadable_answer_can_be_fetched_by_its_caller(system: System) -> None:
+    with system.ask("[[fake:garbage=html]]") as response:
+        code = response.json["error"]["code"]
+    (job,) = system.jobs()
+    with Raw(system.api.port, job["result_raw"]["url"], key=system.key, method="GET") as raw:
         assert PAGE == raw.whole()
 
     assert ("upstream_invalid_response", "text/html; charset=utf-8") == (code, raw.headers["x-nowserving-content-type"])
 
 
-def test_a_call_that_takes_too_long_is_a_gateway_timeout(world: World) -> None:
-    with world.ask("[[fake:hold]]", X_Nowserving_Timeout="1") as made:
-        assert "upstream_timeout" == made.json["error"]["code"]
+def test_call_over_its_timeout_is_a_gateway_timeout(system: System) -> None:
+    with system.ask("[[fake:hold]]", X_Nowserving_Timeout="1") as response:
+        assert "upstream_timeout" == response.json["error"]["code"]
 
-    assert 504 == made.status
+    assert 504 == response.status
 
 
 # Prefer
 
 
-def test_prefer_respond_async_returns_the_job(world: World, word: str) -> None:
-    with world.ask(word, Prefer="respond-async") as made:
-        told = made.json
+def test_prefer_respond_async_returns_the_job(system: System, word: str) -> None:
+    with system.ask(word, Prefer="respond-async") as response:
+        job = response.json
 
-    assert (202, "job", f"/v1/jobs/{told['id']}") == (made.status, told["object"], made.headers["location"])
-    assert ("respond-async", told["id"]) == (made.headers["preference-applied"], made.headers["x-nowserving-job-id"])
-    with Raw(world.api.port, f"/v1/jobs/{told['id']}?wait=20", key=world.key, method="GET") as later:
+    assert (202, "job", f"/v1/jobs/{job['id']}") == (response.status, job["object"], response.headers["location"])
+    assert ("respond-async", job["id"]) == (response.headers["preference-applied"], response.headers["x-nowserving-job-id"])
+    with Raw(system.api.port, f"/v1/jobs/{job['id']}?wait=20", key=system.key, method="GET") as later:
         result = later.json["result"]
-    with world.ask(word) as sync:
-        assert timeless(json.dumps(result).encode()) == timeless(json.dumps(sync.json).encode())
+    with system.ask(word) as sync:
+        assert mask_ids_and_times(json.dumps(result).encode()) == mask_ids_and_times(json.dumps(sync.json).encode())
 
 
-def test_an_answer_that_comes_soon_enough_is_preferred(world: World, word: str) -> None:
-    with world.ask(word, Prefer="respond-async, wait=20") as made:
-        assert f"echo: {word}" == made.json["choices"][0]["message"]["content"]
+def test_answer_within_the_preferred_wait_is_returned(system: System, word: str) -> None:
+    with system.ask(word, Prefer="respond-async, wait=20") as response:
+        assert f"echo: {word}" == response.json["choices"][0]["message"]["content"]
 
-    assert (200, "respond-async, wait=20") == (made.status, made.headers["preference-applied"])
-
-
-def test_an_error_that_comes_soon_enough_has_its_status(world: World) -> None:
-    with world.ask("[[fake:status=404]]", Prefer="respond-async, wait=20") as made:
-        made.whole()
-
-    assert 404 == made.status
+    assert (200, "respond-async, wait=20") == (response.status, response.headers["preference-applied"])
 
 
-def test_an_answer_that_takes_longer_than_preferred_is_a_job(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", Prefer="respond-async, wait=1") as made:
-        assert "running" == made.json["status"]
+def test_error_within_the_preferred_wait_has_its_status(system: System) -> None:
+    with system.ask("[[fake:status=404]]", Prefer="respond-async, wait=20") as response:
+        response.whole()
 
-    assert (202, "respond-async, wait=1") == (made.status, made.headers["preference-applied"])
-
-
-def test_a_wait_without_respond_async_is_for_the_answer(world: World, word: str) -> None:
-    with world.ask(word, Prefer="wait=0") as made:
-        assert f"echo: {word}" == made.json["choices"][0]["message"]["content"]
-
-    assert "preference-applied" not in made.headers
+    assert 404 == response.status
 
 
-def test_prefer_respond_async_client_may_disconnect(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", Prefer="respond-async, wait=30"):
-        world.wait_held(word)
-    with world.ask("[[fake:hold]] left", **SDK):
-        until(lambda: 2 == len(world.jobs()), what="a second job")
-    long_ago(world)
+def test_answer_after_the_preferred_wait_is_a_job(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", Prefer="respond-async, wait=1") as response:
+        assert "running" == response.json["status"]
 
-    until(lambda: "cancelled" == world.jobs()[1]["status"], what="cancelled")
-    assert "running" == world.jobs()[0]["status"]
+    assert (202, "respond-async, wait=1") == (response.status, response.headers["preference-applied"])
 
 
-# Who comes back
+def test_prefer_wait_without_respond_async_waits_for_the_answer(system: System, word: str) -> None:
+    with system.ask(word, Prefer="wait=0") as response:
+        assert f"echo: {word}" == response.json["choices"][0]["message"]["content"]
+
+    assert "preference-applied" not in response.headers
 
 
-def test_a_lost_connection_costs_no_second_call(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", **SDK):
-        world.wait_held(word)
-    first = newest(world)
-    with world.ask(f"{word} [[fake:hold]]", **RETRY) as again:
-        until(lambda: query("SELECT FROM job WHERE id = :id AND reader <> :who", id=first.id, who=first.reader), what="come back")
-        world.upstream.release()
-        again.whole()
+def test_prefer_respond_async_client_may_disconnect(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", Prefer="respond-async, wait=30"):
+        system.wait_held(word)
+    with system.ask("[[fake:hold]] left", **SDK):
+        until(lambda: 2 == len(system.jobs()), what="a second job")
+    backdate_leaving(system)
 
-    assert (200, "true") == (again.status, again.headers["x-nowserving-resumed"])
-    assert 1 == len(world.calls(word)) == len(world.jobs())
+    until(lambda: "cancelled" == system.jobs()[1]["status"], what="cancelled")
+    assert "running" == system.jobs()[0]["status"]
 
 
-def test_unread_answer_is_returned_to_the_retry(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", **SDK):
-        world.wait_held(word)
+# Reconnecting clients
+
+
+def test_reconnection_causes_no_second_call(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", **SDK):
+        system.wait_held(word)
+    first = newest_job(system)
+    with system.ask(f"{word} [[fake:hold]]", **RETRY) as retry:
+        until(lambda: query("SELECT FROM job WHERE id = :id AND reader <> :reader", id=first.id, reader=first.reader), what="reconnected")
+        system.upstream.release()
+        retry.whole()
+
+    assert (200, "true") == (retry.status, retry.headers["x-nowserving-resumed"])
+    assert 1 == len(system.calls(word)) == len(system.jobs())
+
+
+def test_unread_answer_is_returned_to_the_retry(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", **SDK):
+        system.wait_held(word)
     until(lambda: query("SELECT FROM job WHERE left_at IS NOT NULL AND status = 'running'"), what="left")
-    world.upstream.release()
-    until(lambda: "succeeded" == world.jobs()[0]["status"], what="ended")
-    with world.ask(f"{word} [[fake:hold]]", path="/chat/completions", **RETRY) as again:
-        again.whole()
+    system.upstream.release()
+    until(lambda: "succeeded" == system.jobs()[0]["status"], what="ended")
+    with system.ask(f"{word} [[fake:hold]]", path="/chat/completions", **RETRY) as retry:
+        retry.whole()
 
-    assert (200, world.jobs()[0]["id"], 1) == (again.status, again.headers["x-nowserving-job-id"], len(world.calls(word)))
+    assert (200, system.jobs()[0]["id"], 1) == (retry.status, retry.headers["x-nowserving-job-id"], len(system.calls(word)))
 
 
-def test_retry_never_finds_another_keys_job(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]"):
-        world.wait_held(word)
-        world.key = fresh_key()
-        with world.ask(f"{word} [[fake:hold]]", **RETRY) as other:
-            until(lambda: 2 == len(world.calls(word)), what="called twice")
-            world.upstream.release()
+def test_retry_never_finds_another_keys_job(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]"):
+        system.wait_held(word)
+        system.key = fresh_key()
+        with system.ask(f"{word} [[fake:hold]]", **RETRY) as other:
+            until(lambda: 2 == len(system.calls(word)), what="called twice")
+            system.upstream.release()
 
             assert "x-nowserving-resumed" not in other.head().headers
 
 
-def test_a_first_try_is_never_taken_for_a_second(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]"):
-        world.wait_held(word)
-        with world.ask(f"{word} [[fake:hold]]", x_stainless_retry_count="0"):
-            until(lambda: 2 == len(world.calls(word)), what="called twice")
+def test_first_try_never_finds_an_existing_job(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]"):
+        system.wait_held(word)
+        with system.ask(f"{word} [[fake:hold]]", x_stainless_retry_count="0"):
+            until(lambda: 2 == len(system.calls(word)), what="called twice")
 
 
-def test_absent_clients_job_is_cancelled_and_its_call_aborted(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", **SDK):
-        world.wait_held(word)
-    long_ago(world)
+def test_absent_clients_job_is_cancelled_and_its_call_aborted(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", **SDK):
+        system.wait_held(word)
+    backdate_leaving(system)
 
-    until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
-    until(lambda: "client_gone" == world.calls(word)[0].outcome, what="the upstream connection closed")
+    until(lambda: "cancelled" == system.jobs()[0]["status"], what="cancelled")
+    until(lambda: "client_gone" == system.calls(word)[0].outcome, what="the upstream connection closed")
 
 
-# Clients that hang up and cannot come back
+# Clients that disconnect and cannot reconnect
 
 
 def close(raw: Raw) -> None:
@@ -443,143 +446,145 @@ def reset(raw: Raw) -> None:
 
 
 def close_half(raw: Raw) -> None:
-    """FIN, and the client could still read."""
+    """FIN, while the client could still read."""
     raw.socket.shutdown(socket.SHUT_WR)
 
 
 def close_after_more(raw: Raw) -> None:
-    """FIN behind bytes that the server has not read."""
+    """FIN after bytes that the server has not read."""
     raw.socket.sendall(b"\r\n")
     raw.socket.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["held", "stream"])
-@pytest.mark.parametrize("hang_up", [close, reset, close_half, close_after_more])
-def test_a_hang_up_ends_the_running_call(world: World, word: str, hang_up: Callable[[Raw], None], is_stream: bool) -> None:
-    said = f"{word} [[fake:hold_after=2]]" if is_stream else f"{word} [[fake:hold]]"
-    with world.ask(said, stream=is_stream) as raw:
-        world.wait_held(word)
+@pytest.mark.parametrize("disconnect", [close, reset, close_half, close_after_more])
+def test_disconnect_ends_the_running_call(system: System, word: str, disconnect: Callable[[Raw], None], is_stream: bool) -> None:
+    prompt = f"{word} [[fake:hold_after=2]]" if is_stream else f"{word} [[fake:hold]]"
+    with system.ask(prompt, stream=is_stream) as raw:
+        system.wait_held(word)
         if is_stream:
             raw.until(b"data: ")
-        hang_up(raw)
+        disconnect(raw)
 
-        until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
-    until(lambda: "client_gone" == world.calls(word)[0].outcome, what="the upstream connection closed")
-    assert 1 == len(world.calls(word))
+        until(lambda: "cancelled" == system.jobs()[0]["status"], what="cancelled")
+    until(lambda: "client_gone" == system.calls(word)[0].outcome, what="the upstream connection closed")
+    assert 1 == len(system.calls(word))
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["held", "stream"])
-def test_a_hang_up_takes_a_waiting_job_out_of_the_line(world: World, word: str, is_stream: bool) -> None:
-    pool_id = caller(world.key).pool_id
+def test_disconnect_cancels_a_waiting_job(system: System, word: str, is_stream: bool) -> None:
+    pool_id = caller(system.key).pool_id
     query("UPDATE credential SET paused_at = now() WHERE pool_id = :id", id=pool_id)
-    world.ask(f"{word} first", stream=is_stream).close()
-    until(lambda: ["cancelled"] == [one["status"] for one in world.jobs()], what="cancelled")
+    system.ask(f"{word} first", stream=is_stream).close()
+    until(lambda: ["cancelled"] == [job["status"] for job in system.jobs()], what="cancelled")
     query("UPDATE credential SET paused_at = NULL WHERE pool_id = :id", id=pool_id)
-    world.ask(f"{word} second").whole()
+    system.ask(f"{word} second").whole()
 
-    assert [f"{word} second"] == [call.text for call in world.calls(word)]
+    assert [f"{word} second"] == [call.text for call in system.calls(word)]
 
 
-def test_a_client_that_is_killed_has_hung_up(world: World, word: str) -> None:
+def test_killed_client_counts_as_disconnected(system: System, word: str) -> None:
     body = json.dumps(chat(f"{word} [[fake:hold]]"))
-    url = f"http://127.0.0.1:{world.api.port}/v1/chat/completions"
+    url = f"http://127.0.0.1:{system.api.port}/v1/chat/completions"
     program = (
         "import sys, urllib.request as r; "
-        f"r.urlopen(r.Request({url!r}, {body.encode()!r}, {{'Authorization': 'Bearer {world.key}', 'Content-Type': 'application/json'}}))"
+        f"r.urlopen(r.Request({url!r}, {body.encode()!r}, {{'Authorization': 'Bearer {system.key}', 'Content-Type': 'application/json'}}))"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as client:
-        world.wait_held(word)
+        system.wait_held(word)
         client.kill()
 
-    until(lambda: "client_gone" == world.calls(word)[0].outcome, what="the upstream connection closed")
-    until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
+    until(lambda: "client_gone" == system.calls(word)[0].outcome, what="the upstream connection closed")
+    until(lambda: "cancelled" == system.jobs()[0]["status"], what="cancelled")
 
 
 @pytest.mark.parametrize("header", ["x-stainless-lang", "X-Stainless-Retry-Count", "Idempotency-Key"])
-def test_a_client_that_can_come_back_keeps_its_job_for_a_while(world: World, word: str, header: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", **{header: word}):
-        world.wait_held(word)
-    until(lambda: query("SELECT FROM job WHERE id = :id AND left_at IS NOT NULL", id=newest(world).id), what="left")
-    with world.ask(f"{word} beside [[fake:hold]]"):
-        world.wait_held(f"{word} beside")
-    until(lambda: "cancelled" == world.jobs()[1]["status"], what="the one beside it cancelled")
+def test_job_of_a_client_that_can_reconnect_is_kept_for_a_while(system: System, word: str, header: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", **{header: word}):
+        system.wait_held(word)
+    until(lambda: query("SELECT FROM job WHERE id = :id AND left_at IS NOT NULL", id=newest_job(system).id), what="left")
+    with system.ask(f"{word} beside [[fake:hold]]"):
+        system.wait_held(f"{word} beside")
+    until(lambda: "cancelled" == system.jobs()[1]["status"], what="the job without retry header cancelled")
 
-    assert "running" == world.jobs()[0]["status"]
-    assert "open" == world.calls(word)[0].outcome
-
-
-def test_a_job_of_an_idempotency_key_that_was_given_up_is_made_anew(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", Idempotency_Key=word):
-        world.wait_held(word)
-    long_ago(world)
-    until(lambda: "cancelled" == world.jobs()[0]["status"], what="cancelled")
-    world.upstream.release()
-
-    made = world.ask(f"{word} [[fake:hold]]", Idempotency_Key=word)
-    until(lambda: 2 == len(world.calls(word)), what="called anew")
-    world.upstream.release()
-
-    assert 200 == made.head().status
-    assert "idempotent-replayed" not in made.headers
+    assert "running" == system.jobs()[0]["status"]
+    assert "open" == system.calls(word)[0].outcome
 
 
-def test_the_same_idempotency_key_gives_the_same_job_and_a_new_reader(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:hold]]", Idempotency_Key=word):
-        world.wait_held(word)
-        first = newest(world)
-        with world.ask(f"{word} [[fake:hold]]", path="/v1/v1/chat/completions", Idempotency_Key=word) as again:
-            until(lambda: query("SELECT FROM job WHERE id = :id AND reader <> :who", id=first.id, who=first.reader), what="taken over")
-            world.upstream.release()
-            again.whole()
+def test_idempotency_key_of_a_cancelled_job_creates_a_new_job(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", Idempotency_Key=word):
+        system.wait_held(word)
+    backdate_leaving(system)
+    until(lambda: "cancelled" == system.jobs()[0]["status"], what="cancelled")
+    system.upstream.release()
 
-    assert (200, "true", 1) == (again.status, again.headers["idempotent-replayed"], len(world.calls(word)))
+    response = system.ask(f"{word} [[fake:hold]]", Idempotency_Key=word)
+    until(lambda: 2 == len(system.calls(word)), what="a new call")
+    system.upstream.release()
 
-
-def test_another_body_under_the_same_idempotency_key_is_refused(world: World, word: str) -> None:
-    world.ask(word, Idempotency_Key=word).whole()
-
-    assert 422 == world.ask(f"{word}!", Idempotency_Key=word).head().status
+    assert 200 == response.head().status
+    assert "idempotent-replayed" not in response.headers
 
 
-# Streams that fail at once, as the official SDK meets them
+def test_same_idempotency_key_attaches_to_the_same_job(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:hold]]", Idempotency_Key=word):
+        system.wait_held(word)
+        first = newest_job(system)
+        with system.ask(f"{word} [[fake:hold]]", path="/v1/v1/chat/completions", Idempotency_Key=word) as retry:
+            until(
+                lambda: query("SELECT FROM job WHERE id = :id AND reader <> :reader", id=first.id, reader=first.reader), what="taken over"
+            )
+            system.upstream.release()
+            retry.whole()
+
+    assert (200, "true", 1) == (retry.status, retry.headers["idempotent-replayed"], len(system.calls(word)))
+
+
+def test_same_idempotency_key_with_another_body_is_refused(system: System, word: str) -> None:
+    system.ask(word, Idempotency_Key=word).whole()
+
+    assert 422 == system.ask(f"{word}!", Idempotency_Key=word).head().status
+
+
+# Streams that fail before their first event, with the official SDK
 
 
 @pytest.fixture(scope="module")
-def patient(whole: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """An API whose streams wait for their first event for longer than any call here takes."""
-    env = whole.stack.environment()
-    with serving(tmp_path_factory.mktemp("patient") / "log", **env, NOWSERVING_STREAM_HEAD_S="60") as api:
+def slow_head(running_system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API whose streams wait for their first event longer than any call here takes."""
+    env = running_system.stack.environment()
+    with serving(tmp_path_factory.mktemp("slow_head") / "log", **env, NOWSERVING_STREAM_HEAD_S="60") as api:
         yield api
 
 
 @pytest.mark.parametrize(
-    ("said", "raised"),
+    ("prompt", "raised"),
     [
         ("status=400", openai.BadRequestError), ("status=401", openai.AuthenticationError), ("status=404", openai.NotFoundError),
         ("status=429;kind=quota", openai.RateLimitError),
     ],
 )  # fmt: skip
 def test_openai_python_raises_the_same_error_with_and_without_a_stream(
-    world: World, patient: Api, word: str, said: str, raised: type[openai.APIStatusError]
+    system: System, slow_head: Api, word: str, prompt: str, raised: type[openai.APIStatusError]
 ) -> None:
     with pytest.raises(raised):
-        messages: Any = [{"role": "user", "content": f"{word} [[fake:{said}]]"}]
-        world.sdk(patient).chat.completions.create(model="m", messages=messages, stream=True)
+        messages: Any = [{"role": "user", "content": f"{word} [[fake:{prompt}]]"}]
+        system.sdk(slow_head).chat.completions.create(model="m", messages=messages, stream=True)
 
-    assert 1 == len(world.calls(word))
+    assert 1 == len(system.calls(word))
 
 
-def test_a_first_event_comes_at_once_however_long_a_head_may_wait(world: World, patient: Api, word: str) -> None:
+def test_first_event_is_relayed_at_once_with_a_long_head_wait(system: System, slow_head: Api, word: str) -> None:
     messages: Any = [{"role": "user", "content": f"{word} [[fake:hold_after=1]]"}]
-    answer = world.sdk(patient).chat.completions.create(model="m", messages=messages, stream=True)
+    answer = system.sdk(slow_head).chat.completions.create(model="m", messages=messages, stream=True)
     first = next(iter(answer))
 
     assert first.choices
-    assert ["open"] == [call.outcome for call in world.calls(word)], "the upstream has not gone on"
+    assert ["open"] == [call.outcome for call in system.calls(word)], "the upstream has not gone on"
     answer.close()
 
 
-# Late failures, as the official SDK meets them
+# Late failures, with the official SDK
 
 
 @pytest.mark.parametrize(
@@ -587,90 +592,93 @@ def test_a_first_event_comes_at_once_however_long_a_head_may_wait(world: World, 
     [(400, openai.BadRequestError), (404, openai.NotFoundError), (422, openai.UnprocessableEntityError), (503, openai.InternalServerError)],
 )
 def test_openai_python_raises_the_exception_of_a_late_failure(
-    world: World, word: str, status: int, raised: type[openai.APIStatusError]
+    system: System, word: str, status: int, raised: type[openai.APIStatusError]
 ) -> None:
-    said = f"{word} [[fake:delay=1;status={status}]]"
+    prompt = f"{word} [[fake:delay=1;status={status}]]"
     with pytest.raises(raised) as caught:
-        world.sdk(world.hasty).chat.completions.create(model="m", messages=[{"role": "user", "content": said}])
+        system.sdk(system.early).chat.completions.create(model="m", messages=[{"role": "user", "content": prompt}])
 
     assert status == caught.value.status_code
     assert "true" == caught.value.response.headers["x-nowserving-resumed"]
-    assert 1 == len(world.jobs())
-    assert (1 if status < 500 else 2) == len(world.calls(word))
+    assert 1 == len(system.jobs())
+    assert (1 if status < 500 else 2) == len(system.calls(word))
 
 
-async def _ask_async(world: World, said: str) -> None:
-    async with openai.AsyncOpenAI(api_key=world.key, base_url=str(world.sdk(world.hasty).base_url)) as client:
-        await client.chat.completions.create(model="m", messages=[{"role": "user", "content": said}])
+async def _ask_async(system: System, prompt: str) -> None:
+    async with openai.AsyncOpenAI(api_key=system.key, base_url=str(system.sdk(system.early).base_url)) as client:
+        await client.chat.completions.create(model="m", messages=[{"role": "user", "content": prompt}])
 
 
-def test_asynchronous_openai_python_raises_the_exception_of_a_late_failure(world: World, word: str) -> None:
+def test_asynchronous_openai_python_raises_the_exception_of_a_late_failure(system: System, word: str) -> None:
     with pytest.raises(openai.BadRequestError):
-        asyncio.run(_ask_async(world, f"{word} [[fake:delay=1;status=400]]"))
+        asyncio.run(_ask_async(system, f"{word} [[fake:delay=1;status=400]]"))
 
-    assert 1 == len(world.calls(word))
+    assert 1 == len(system.calls(word))
 
 
-def test_openai_python_without_retries_sees_a_broken_connection(world: World, word: str) -> None:
-    said = f"{word} [[fake:delay=1;status=400]]"
+def test_openai_python_without_retries_sees_a_broken_connection(system: System, word: str) -> None:
+    prompt = f"{word} [[fake:delay=1;status=400]]"
     with pytest.raises(openai.APIConnectionError):
-        world.sdk(world.hasty, max_retries=0).chat.completions.create(model="m", messages=[{"role": "user", "content": said}])
+        system.sdk(system.early, max_retries=0).chat.completions.create(model="m", messages=[{"role": "user", "content": prompt}])
 
-    assert 1 == len(world.calls(word))
-
-
-def test_openai_python_reads_a_late_answer(world: World, word: str) -> None:
-    said = f"{word} [[fake:delay=1]]"
-    made = world.sdk(world.hasty).chat.completions.create(model="m", messages=[{"role": "user", "content": said}])
-
-    assert f"echo: {said}" == made.choices[0].message.content
-    assert 1 == len(world.calls(word))
+    assert 1 == len(system.calls(word))
 
 
-def test_other_clients_read_a_late_failure_in_the_body(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:delay=1;status=400]]", api=world.hasty) as made:
-        assert "invalid_request_error" == made.json["error"]["type"]
+def test_openai_python_reads_a_late_answer(system: System, word: str) -> None:
+    prompt = f"{word} [[fake:delay=1]]"
+    response = system.sdk(system.early).chat.completions.create(model="m", messages=[{"role": "user", "content": prompt}])
 
-    assert (200, "chunked", b" ") == (made.status, made.headers["transfer-encoding"], made.frames[0][1])
-    assert "connection" not in made.headers or made.headers["connection"] != "close"
+    assert f"echo: {prompt}" == response.choices[0].message.content
+    assert 1 == len(system.calls(word))
 
 
-def test_spaces_come_one_by_one_and_then_the_answer(world: World, word: str) -> None:
-    with world.ask(f"{word} [[fake:delay=1]]", api=world.hasty) as made:
-        made.whole()
-    pieces = [piece for _, piece in made.frames]
+def test_other_clients_read_a_late_failure_in_the_body(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:delay=1;status=400]]", api=system.early) as response:
+        assert "invalid_request_error" == response.json["error"]["type"]
 
-    assert len(pieces) > 2
-    assert {b" "} == set(pieces[:-1])
-    assert f"echo: {word}" in json.loads(pieces[-1])["choices"][0]["message"]["content"]
+    assert (200, "chunked", b" ") == (response.status, response.headers["transfer-encoding"], response.frames[0][1])
+    assert "connection" not in response.headers or response.headers["connection"] != "close"
+
+
+def test_keepalive_spaces_are_sent_one_by_one_before_the_answer(system: System, word: str) -> None:
+    with system.ask(f"{word} [[fake:delay=1]]", api=system.early) as response:
+        response.whole()
+    chunks = [chunk for _, chunk in response.frames]
+
+    assert len(chunks) > 2
+    assert {b" "} == set(chunks[:-1])
+    assert f"echo: {word}" in json.loads(chunks[-1])["choices"][0]["message"]["content"]
 
 
 # Restarts
 
 
 def test_waiting_client_finds_its_job_after_a_restart_of_the_server(
-    world: World, word: str, tmp_path: Path, threads: ThreadPoolExecutor
+    system: System, word: str, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
-    env = world.stack.environment()
-    said = f"{word} [[fake:hold]]"
+    env = system.stack.environment()
+    prompt = f"{word} [[fake:hold]]"
     with serving(tmp_path / "log", **env) as api:
-        client = world.sdk(api, max_retries=9)
-        waiting = threads.submit(partial(client.chat.completions.create, model="m", messages=[{"role": "user", "content": said}]))
-        world.wait_held(word)
+        client = system.sdk(api, max_retries=9)
+        waiting = threads.submit(partial(client.chat.completions.create, model="m", messages=[{"role": "user", "content": prompt}]))
+        system.wait_held(word)
         port = api.port
         api.stop()
     with serving(tmp_path / "log", **env, NOWSERVING_PORT=str(port)):
-        until(lambda: query("SELECT FROM job WHERE left_at IS NULL AND status = 'running'"), what="come back")
-        world.upstream.release()
+        until(lambda: query("SELECT FROM job WHERE left_at IS NULL AND status = 'running'"), what="reconnected")
+        system.upstream.release()
 
-        assert f"echo: {said}" == waiting.result(30).choices[0].message.content
-    assert 1 == len(world.calls(word))
+        assert f"echo: {prompt}" == waiting.result(30).choices[0].message.content
+    assert 1 == len(system.calls(word))
 
 
-def test_a_restart_in_the_middle_of_an_answer_breaks_it_off(world: World, word: str, tmp_path: Path) -> None:
-    with serving(tmp_path / "log", **world.stack.environment(), **HASTY) as api, world.ask(f"{word} [[fake:hold]]", api=api) as made:
-        made.until(b"  ")
+def test_restart_during_an_answer_breaks_the_connection(system: System, word: str, tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "log", **system.stack.environment(), **EARLY_STATUS) as api,
+        system.ask(f"{word} [[fake:hold]]", api=api) as response,
+    ):
+        response.until(b"  ")
         api.stop()
 
         with pytest.raises(ConnectionError):
-            made.whole()
+            response.whole()

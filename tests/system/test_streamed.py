@@ -1,4 +1,4 @@
-"""Jobs that are asked for a stream, with a real pacer and worker: relayed as it comes, and kept as a plain call would have answered."""
+"""Streamed jobs with a real pacer and worker: relayed as events arrive, and stored like the answer of a plain call."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ FORM = (
 
 @pytest.fixture(scope="module")
 def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with processes.running(tmp_path_factory.mktemp("stack"), retry_base_s=0.05, pause_s=0.3) as made:
-        made.pacer()
-        made.worker(threads=8)
-        yield made
+    with processes.running(tmp_path_factory.mktemp("stack"), retry_base_s=0.05, pause_s=0.3) as stack:
+        stack.pacer()
+        stack.worker(threads=8)
+        yield stack
 
 
-def streamed(stack: Stack, said: str, **body: Any) -> Any:
-    """The ended job of a key that nobody else uses."""
+def streamed(stack: Stack, prompt: str, **body: Any) -> Any:
+    """The ended job of a new key."""
     stack.upstream.reset()
-    (ended,) = wait_ended([_ask(said, **body)], stack=stack)
-    assert [] == violations([ended.id], stack.upstream.calls())
+    (ended,) = wait_ended([_ask(prompt, **body)], stack=stack)
+    assert [] == broken_promises([ended.id], stack.upstream.calls())
     return ended
 
 
-def _ask(said: str, **body: Any) -> UUID:
-    return ask(caller(f"sk-{time.monotonic_ns()}"), said, streamed=True, body={"stream": True, **body})
+def _ask(prompt: str, **body: Any) -> UUID:
+    return ask(caller(f"sk-{time.monotonic_ns()}"), prompt, streamed=True, body={"stream": True, **body})
 
 
 def usage(job_id: UUID) -> list[tuple[int, int, int]]:
-    found = query("SELECT input_tokens, output_tokens, images FROM usage WHERE job_id = :id", id=job_id)
-    return [(one.input_tokens, one.output_tokens, one.images) for one in found]
+    rows = query("SELECT input_tokens, output_tokens, images FROM usage WHERE job_id = :id", id=job_id)
+    return [(row.input_tokens, row.output_tokens, row.images) for row in rows]
 
 
-def test_a_stream_can_be_read_before_it_has_ended(stack: Stack) -> None:
+def test_stream_can_be_read_before_it_ends(stack: Stack) -> None:
     stack.upstream.reset()
     job_id = _ask("a long answer to a question [[fake:hold_after=3]]")
     until(lambda: len(heard(job_id)) == 3, what="three chunks")
     during = row(job_id)
     stack.upstream.release()
     (ended,) = wait_ended([job_id], stack=stack)
-    read = heard(job_id)
+    chunks = heard(job_id)
 
     assert ("running", None, "fail") == (during.status, during.transcript, during.on_lost)
     assert "succeeded" == ended.status
-    assert bytes(ended.transcript) == b"".join(chunk.event for chunk in read)
-    assert list(range(len(read))) == [chunk.n for chunk in read]
-    assert {ended.dispatch_id} == {chunk.dispatch_id for chunk in read}
+    assert bytes(ended.transcript) == b"".join(chunk.event for chunk in chunks)
+    assert list(range(len(chunks))) == [chunk.n for chunk in chunks]
+    assert {ended.dispatch_id} == {chunk.dispatch_id for chunk in chunks}
     assert echo("a long answer to a question [[fake:hold_after=3]]") == content(ended.transcript)
 
 
-def test_redis_soon_forgets_a_stream_that_has_its_transcript(stack: Stack) -> None:
+def test_ended_stream_expires_early_in_redis(stack: Stack) -> None:
     stack.upstream.reset()
     job_id = _ask("short [[fake:hold_after=1]]")
     until(lambda: heard(job_id), what="a chunk")
@@ -84,21 +84,21 @@ def test_redis_soon_forgets_a_stream_that_has_its_transcript(stack: Stack) -> No
 
 
 def test_stored_stream_equals_a_plain_answer(stack: Stack) -> None:
-    told = json.loads(streamed(stack, "twice", n=2).response)
+    from_stream = json.loads(streamed(stack, "twice", n=2).response)
     (ended,) = wait_ended([ask(caller("sk-plain"), "twice", body={"n": 2})], stack=stack)
     plain = json.loads(ended.response)
 
     for choice in plain["choices"]:
-        choice["message"].pop("annotations")  # no stream says it
-    assert {**plain, "id": told["id"], "created": told["created"]} == told
+        choice["message"].pop("annotations")  # no stream contains it
+    assert {**plain, "id": from_stream["id"], "created": from_stream["created"]} == from_stream
 
 
 def test_stream_usage_is_recorded_without_being_requested(stack: Stack) -> None:
     ended = streamed(stack, "count")
 
-    said = json.loads(ended.response)["usage"]
-    assert [(said["prompt_tokens"], said["completion_tokens"], 0)] == usage(ended.id)
-    assert [] == [one for one in events(ended.transcript) if not one["choices"]]
+    usage_field = json.loads(ended.response)["usage"]
+    assert [(usage_field["prompt_tokens"], usage_field["completion_tokens"], 0)] == usage(ended.id)
+    assert [] == [event for event in events(ended.transcript) if not event["choices"]]
     assert b"stream_options" not in bytes(ended.request)
 
 
@@ -125,38 +125,38 @@ def test_relayed_events_are_ascii(stack: Stack) -> None:
     assert echo("größer 😀\u2028") == content(ended.transcript) == json.loads(ended.response)["choices"][0]["message"]["content"]
 
 
-def test_the_upstreams_own_end_is_not_relayed(stack: Stack) -> None:
+def test_done_event_of_the_upstream_is_not_relayed(stack: Stack) -> None:
     assert b"[DONE]" not in bytes(streamed(stack, "done").transcript)
 
 
-def test_a_picture_is_streamed_and_stored(stack: Stack) -> None:
+def test_streamed_image_is_stored(stack: Stack) -> None:
     body = {"model": "m", "prompt": "a fox", "stream": True, "partial_images": 2}
-    who = caller("sk-streamed-picture")
-    job_id = submit(who, endpoint="/v1/images/generations", images=1, request=json.dumps(body).encode(), streamed=True)
-    wake_lane(who)
+    key = caller("sk-streamed-picture")
+    job_id = submit(key, endpoint="/v1/images/generations", images=1, request=json.dumps(body).encode(), streamed=True)
+    ring(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     names = [event.name.decode() for event in EventParser().feed(ended.transcript)]
     assert ["image_generation.partial_image"] * 2 + ["image_generation.completed"] == names
     (stored,) = query("SELECT content FROM artifact WHERE job_id = :id", id=job_id)
     assert png("a fox") == bytes(stored.content)
-    said = json.loads(ended.response)["usage"]
-    assert [(said["input_tokens"], said["output_tokens"], 1)] == usage(job_id)
+    usage_field = json.loads(ended.response)["usage"]
+    assert [(usage_field["input_tokens"], usage_field["output_tokens"], 1)] == usage(job_id)
 
 
-def test_an_edit_is_streamed_from_a_form(stack: Stack) -> None:
-    who = caller("sk-streamed-edit")
-    wanted = {"request": FORM, "content_type": "multipart/form-data; boundary=x", "streamed": True, "images": 1}
-    job_id = submit(who, endpoint="/v1/images/edits", **wanted)
-    wake_lane(who)
+def test_image_edit_form_can_be_streamed(stack: Stack) -> None:
+    key = caller("sk-streamed-edit")
+    job = {"request": FORM, "content_type": "multipart/form-data; boundary=x", "streamed": True, "images": 1}
+    job_id = submit(key, endpoint="/v1/images/edits", **job)
+    ring(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
-    assert ["image_edit.completed"] == [said["type"] for said in events(ended.transcript)]
+    assert ["image_edit.completed"] == [event["type"] for event in events(ended.transcript)]
     assert 1 == len(json.loads(ended.response)["data"])
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_an_upstream_that_does_not_stream_serves_readers_all_the_same(stack: Stack, asked: bool) -> None:
+def test_plain_answer_to_a_stream_is_relayed_as_events(stack: Stack, asked: bool) -> None:
     ended = streamed(stack, "plain [[fake:plain]]", stream_options={"include_usage": asked})
 
     answer = json.loads(ended.response)
@@ -165,7 +165,7 @@ def test_an_upstream_that_does_not_stream_serves_readers_all_the_same(stack: Sta
     assert [(answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"], 0)] == usage(ended.id)
 
 
-def test_a_cancelled_stream_is_closed_at_once_and_its_beginning_kept(stack: Stack) -> None:
+def test_cancelled_stream_is_closed_at_once_and_keeps_its_beginning(stack: Stack) -> None:
     stack.upstream.reset()
     job_id = _ask("cancel me, please, I am long [[fake:hold_after=2]]")
     until(lambda: len(heard(job_id)) == 2, what="two chunks")

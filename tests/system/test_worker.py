@@ -1,4 +1,4 @@
-"""One pacer, one worker process, a fake OpenAI: what a job's call looks like from both ends, and what it leaves behind."""
+"""One pacer, one worker process and a fake OpenAI: the call of a job as both ends see it, and the rows that it leaves."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ THREADS = 16
 
 @pytest.fixture(scope="module")
 def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with processes.running(tmp_path_factory.mktemp("stack"), retry_base_s=0.05, pause_s=0.3) as made:
-        made.pacer()
-        yield made
+    with processes.running(tmp_path_factory.mktemp("stack"), retry_base_s=0.05, pause_s=0.3) as stack:
+        stack.pacer()
+        yield stack
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +47,12 @@ def fresh_upstream(stack: Stack) -> None:
 @pytest.fixture
 def worker(stack: Stack) -> Process:
     """The module's worker; a new one after a test that stopped it."""
-    found = [one for one in stack.processes if one.name.startswith("worker") and one.is_alive()]
-    return found[0] if found else stack.worker(threads=THREADS)
+    running = [process for process in stack.processes if process.name.startswith("worker") and process.is_alive()]
+    return running[0] if running else stack.worker(threads=THREADS)
 
 
 class Recorder(http.server.ThreadingHTTPServer):
-    """An upstream that keeps what it was sent, byte for byte, and answers with fixed bytes."""
+    """An upstream that records request bodies byte for byte, and answers with fixed bytes."""
 
     def __init__(self, answer: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Recording)
@@ -87,7 +87,7 @@ def recorder() -> Iterator[Recorder]:
         thread.join()
 
 
-def test_celery_carries_two_ids_and_nothing_else(stack: Stack, redis_of_run: redis.Redis) -> None:
+def test_broker_message_carries_only_two_ids(stack: Stack, redis_of_run: redis.Redis) -> None:
     with pretended_slots(1):
         job_id = ask(caller("sk-message"), "a prompt that stays in Postgres")
         raw = until(lambda: redis_of_run.lrange(JOB_QUEUE, 0, -1), what="a message")[0]
@@ -101,11 +101,11 @@ def test_celery_carries_two_ids_and_nothing_else(stack: Stack, redis_of_run: red
     cancel(job_id)
 
 
-def test_a_late_claim_pays_again(stack: Stack) -> None:
-    who = caller("sk-late", rpm=60)
+def test_late_claim_is_charged_to_the_limiter_again(stack: Stack) -> None:
+    key = caller("sk-late", rpm=60)
     with pretended_slots(3):
-        jobs = [ask(who, f"late {n}") for n in range(3)]
-        until(lambda: all(one.status == "admitted" for one in rows(jobs)), what="three doorbells that nobody answers")
+        jobs = [ask(key, f"late {n}") for n in range(3)]
+        until(lambda: all(row.status == "admitted" for row in rows(jobs)), what="three unclaimed broker messages")
         time.sleep(0.6)
     stack.worker(threads=THREADS)
     wait_ended(jobs, stack=stack)
@@ -113,16 +113,16 @@ def test_a_late_claim_pays_again(stack: Stack) -> None:
     began = [call.at for call in stack.upstream.calls()]
     assert 3 == len(began)
     assert all(0.4 < later - before for before, later in itertools.pairwise(began))
-    assert [0, 0, 0] == [one.failures for one in rows(jobs)]
-    assert "not_sent" in [outcome for number in jobs for outcome in attempts(number)]
+    assert [0, 0, 0] == [row.failures for row in rows(jobs)]
+    assert "not_sent" in [outcome for job_id in jobs for outcome in attempts(job_id)]
 
 
 @pytest.mark.parametrize("padding", [0, 3_000_000])
 def test_request_and_answer_pass_byte_for_byte(stack: Stack, worker: Process, recorder: Recorder, padding: int) -> None:
-    who = _caller_of(recorder, "sk-bytes")
+    key = _caller_of(recorder, "sk-bytes")
     body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}' + b" " * padding
-    job_id = submit(who, request=body)
-    wake_lane(who)
+    job_id = submit(key, request=body)
+    ring(key)
     wait_ended([job_id], stack=stack)
 
     assert recorder.answer == row(job_id).response
@@ -146,11 +146,11 @@ CALLS = {
 
 
 @pytest.mark.parametrize("route", CALLS)
-def test_every_route_is_called_as_it_wants_to_be(stack: Stack, worker: Process, route: str) -> None:
+def test_every_route_calls_its_upstream_path(stack: Stack, worker: Process, route: str) -> None:
     request, content_type, word = CALLS[route]
-    who = caller(f"sk-{route}")
-    job_id = submit(who, endpoint=route, request=request, content_type=content_type)
-    wake_lane(who)
+    key = caller(f"sk-{route}")
+    job_id = submit(key, endpoint=route, request=request, content_type=content_type)
+    ring(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", 200, ["succeeded"]) == (ended.status, ended.http_status, attempts(job_id))
@@ -158,20 +158,20 @@ def test_every_route_is_called_as_it_wants_to_be(stack: Stack, worker: Process, 
     assert [route] == [call.path for call in stack.upstream.calls()]
 
 
-def test_a_form_goes_out_byte_for_byte(stack: Stack, worker: Process, recorder: Recorder) -> None:
-    who = _caller_of(recorder, "sk-form")
-    job_id = submit(who, endpoint="/v1/images/edits", request=EDIT, content_type="multipart/form-data; boundary=x")
-    wake_lane(who)
+def test_form_is_sent_byte_for_byte(stack: Stack, worker: Process, recorder: Recorder) -> None:
+    key = _caller_of(recorder, "sk-form")
+    job_id = submit(key, endpoint="/v1/images/edits", request=EDIT, content_type="multipart/form-data; boundary=x")
+    ring(key)
     wait_ended([job_id], stack=stack)
 
     assert [EDIT] == recorder.bodies
     assert "multipart/form-data; boundary=x" == recorder.headers[0]["content-type"]
 
 
-def test_a_models_id_stays_one_segment_of_the_path(stack: Stack, worker: Process) -> None:
-    who = caller("sk-fine-tuned")
-    job_id = submit(who, endpoint="/v1/models/ft:gpt-6/astra:é?x=1", request=b"")
-    wake_lane(who)
+def test_model_id_stays_one_path_segment(stack: Stack, worker: Process) -> None:
+    key = caller("sk-fine-tuned")
+    job_id = submit(key, endpoint="/v1/models/ft:gpt-6/astra:é?x=1", request=b"")
+    ring(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ["/v1/models/ft:gpt-6%2Fastra:%C3%A9%3Fx=1"] == [call.path for call in stack.upstream.calls()]
@@ -179,25 +179,25 @@ def test_a_models_id_stays_one_segment_of_the_path(stack: Stack, worker: Process
 
 
 def test_tokens_of_a_call_without_an_answer_are_recorded(stack: Stack, worker: Process) -> None:
-    who = caller("sk-other-use")
-    jobs = [submit(who, endpoint=route, request=CALLS[route][0]) for route in ("/v1/embeddings", "/v1/moderations", "/v1/models")]
-    wake_lane(who)
+    key = caller("sk-other-use")
+    jobs = [submit(key, endpoint=route, request=CALLS[route][0]) for route in ("/v1/embeddings", "/v1/moderations", "/v1/models")]
+    ring(key)
     embedded, *_ = wait_ended(jobs, stack=stack)
 
     prompt_tokens = json.loads(embedded.response)["usage"]["prompt_tokens"]
     with db.begin() as session:
-        found = {one.job_id: one for one in session.execute(text("SELECT * FROM usage WHERE key_id = :id"), {"id": who.id})}
+        usage = {row.job_id: row for row in session.execute(text("SELECT * FROM usage WHERE key_id = :id"), {"id": key.id})}
     assert [(prompt_tokens, 0, 0), (0, 0, 0), (0, 0, 0)] == [
-        (found[number].input_tokens, found[number].output_tokens, found[number].images) for number in jobs
+        (usage[job_id].input_tokens, usage[job_id].output_tokens, usage[job_id].images) for job_id in jobs
     ]
 
 
 @pytest.mark.parametrize(("kind", "estimated"), [("floats", False), ("strings", False), *dict.fromkeys(
     ("missing", "null", "empty", "zeros", "total", "negative", "huge", "text"), True
 ).items()])  # fmt: skip
-def test_use_is_read_however_it_is_written_else_estimated(stack: Stack, worker: Process, kind: str, estimated: bool) -> None:
-    who = caller(f"sk-usage-{kind}")
-    job_id = ask(who, f"one two three four five [[fake:usage={kind}]]", model="gpt-4o")
+def test_usage_is_read_in_any_format_or_estimated(stack: Stack, worker: Process, kind: str, estimated: bool) -> None:
+    key = caller(f"sk-usage-{kind}")
+    job_id = ask(key, f"one two three four five [[fake:usage={kind}]]", model="gpt-4o")
     (ended,) = wait_ended([job_id], stack=stack)
 
     with db.begin() as session:
@@ -209,59 +209,59 @@ def test_use_is_read_however_it_is_written_else_estimated(stack: Stack, worker: 
         assert 10 < used.output_tokens < 25
 
 
-def test_a_picture_is_stored_beside_the_answer(stack: Stack, worker: Process) -> None:
-    who = caller("sk-picture")
+def test_images_are_stored_beside_the_answer(stack: Stack, worker: Process) -> None:
+    key = caller("sk-picture")
     body = {"model": "gpt-image-1", "prompt": "a fox", "n": 2}
-    job_id = submit(who, endpoint="/v1/images/generations", model="gpt-image-1", images=2, request=json.dumps(body).encode())
-    wake_lane(who, model="gpt-image-1")
+    job_id = submit(key, endpoint="/v1/images/generations", model="gpt-image-1", images=2, request=json.dumps(body).encode())
+    ring(key, model="gpt-image-1")
     wait_ended([job_id], stack=stack)
 
     with db.begin() as session:
         stored = session.execute(text("SELECT n, content_type, content FROM artifact WHERE job_id = :id ORDER BY n"), {"id": job_id}).all()
-    assert [(n, "image/png", png("a fox", n)) for n in range(2)] == [tuple(one) for one in stored]
+    assert [(n, "image/png", png("a fox", n)) for n in range(2)] == [tuple(artifact) for artifact in stored]
 
 
-def test_every_call_names_an_attempt_on_record(stack: Stack, worker: Process) -> None:
+def test_every_call_names_a_recorded_attempt(stack: Stack, worker: Process) -> None:
     jobs = [ask(caller("sk-named"), f"call {n}") for n in range(5)]
     ended = wait_ended(jobs, stack=stack)
     calls = stack.upstream.calls()
 
-    assert {str(one.dispatch_id) for one in ended} == {call.headers["x-client-request-id"] for call in calls}
-    assert {call.request_id for call in calls} == {one.upstream_request_id for number in jobs for one in _attempts(number)}
-    assert [] == violations(jobs, calls)
+    assert {str(row.dispatch_id) for row in ended} == {call.headers["x-client-request-id"] for call in calls}
+    assert {call.request_id for call in calls} == {attempt.upstream_request_id for job_id in jobs for attempt in _attempts(job_id)}
+    assert [] == broken_promises(jobs, calls)
 
 
-def test_use_and_its_price_are_on_record(stack: Stack, worker: Process) -> None:
-    who = caller("sk-price")
-    known, unknown = ask(who, "how much", model="gpt-4o"), ask(who, "how much", model="m")
+def test_usage_and_its_cost_are_recorded(stack: Stack, worker: Process) -> None:
+    key = caller("sk-price")
+    known, unknown = ask(key, "how much", model="gpt-4o"), ask(key, "how much", model="m")
     wait_ended([known, unknown], stack=stack)
 
-    said = json.loads(row(known).response)["usage"]
+    reported = json.loads(row(known).response)["usage"]
     with db.begin() as session:
-        found = {one.job_id: one for one in session.execute(text("SELECT * FROM usage WHERE key_id = :id"), {"id": who.id})}
-    assert (said["prompt_tokens"], said["completion_tokens"]) == (found[known].input_tokens, found[known].output_tokens)
-    assert found[known].cost_microusd == round(said["prompt_tokens"] * 2.5 + said["completion_tokens"] * 10)
-    assert found[unknown].cost_microusd is None
+        usage = {row.job_id: row for row in session.execute(text("SELECT * FROM usage WHERE key_id = :id"), {"id": key.id})}
+    assert (reported["prompt_tokens"], reported["completion_tokens"]) == (usage[known].input_tokens, usage[known].output_tokens)
+    assert usage[known].cost_microusd == round(reported["prompt_tokens"] * 2.5 + reported["completion_tokens"] * 10)
+    assert usage[unknown].cost_microusd is None
 
 
-def test_a_key_is_nowhere_in_the_clear(stack: Stack, worker: Process, redis_of_run: redis.Redis) -> None:
-    who = caller(CANARY)
-    jobs = [ask(who, f"canary {n} [[fake:status={status}]]") for n, status in enumerate((400, 404, 500))] + [ask(who, "fine")]
-    running = ask(who, "held [[fake:hold]]")
+def test_upstream_key_is_stored_nowhere_in_clear_text(stack: Stack, worker: Process, redis_of_run: redis.Redis) -> None:
+    key = caller(CANARY)
+    jobs = [ask(key, f"canary {n} [[fake:status={status}]]") for n, status in enumerate((400, 404, 500))] + [ask(key, "fine")]
+    running = ask(key, "held [[fake:hold]]")
     stack.upstream.wait_for_held(1)
     during = list(_everything_in(redis_of_run))
     stack.upstream.release()
     wait_ended([*jobs, running], stack=stack)
-    refused = ask(who, "last [[fake:status=401]]")
+    refused = ask(key, "last [[fake:status=401]]")
     wait_ended([refused], stack=stack)
 
     assert {CANARY} == {call_key for call_key in [CANARY] if stack.upstream.calls(key=call_key)}
-    assert [] == [one.name for one in stack.processes if CANARY in one.said()]
+    assert [] == [process.name for process in stack.processes if CANARY in process.said()]
     assert [] == [kept for kept in (*during, *_everything_in(redis_of_run)) if CANARY.encode() in kept]
     assert [] == list(_tables_with(CANARY))
 
 
-def test_a_cancelled_call_is_closed_at_once(stack: Stack, worker: Process) -> None:
+def test_cancelled_call_is_closed_at_once(stack: Stack, worker: Process) -> None:
     def cancelled_s() -> float:
         stack.upstream.reset()
         job_id = ask(caller("sk-cancel"), "long [[fake:hold]]")
@@ -274,10 +274,10 @@ def test_a_cancelled_call_is_closed_at_once(stack: Stack, worker: Process) -> No
     assert least(cancelled_s, below=2) < 2
 
 
-def test_turns_of_a_conversation_go_out_in_order(stack: Stack, worker: Process) -> None:
-    who = caller("sk-turns", max_in_flight=THREADS)
+def test_turns_of_a_conversation_are_sent_in_order(stack: Stack, worker: Process) -> None:
+    key = caller("sk-turns", max_in_flight=THREADS)
     stack.upstream.behave("sk-turns", delay=[0.0, 0.05])
-    jobs = [ask(who, f"{name} {turn}", conversation=name) for turn in range(6) for name in ("a", "b", "c", "d")]
+    jobs = [ask(key, f"{name} {turn}", conversation=name) for turn in range(6) for name in ("a", "b", "c", "d")]
     wait_ended(jobs, stack=stack)
 
     order: dict[str, list[str]] = defaultdict(list)
@@ -290,77 +290,77 @@ def test_turns_of_a_conversation_go_out_in_order(stack: Stack, worker: Process) 
     assert {name: list("012345") for name in "abcd"} == order
 
 
-def test_an_unknown_limit_is_learned_before_it_is_hit(stack: Stack, worker: Process) -> None:
+def test_unknown_limit_is_learned_before_it_is_exceeded(stack: Stack, worker: Process) -> None:
     stack.upstream.limit("sk-slow-start", rpm=6)
-    who = caller("sk-slow-start")
-    jobs = [ask(who, f"first {n}") for n in range(30)]
+    key = caller("sk-slow-start")
+    jobs = [ask(key, f"first {n}") for n in range(30)]
     stack.upstream.wait_for_calls(1)
     time.sleep(2)
-    told = stack.upstream.stats("sk-slow-start")
-    for number in jobs:
-        cancel(number)
+    stats = stack.upstream.stats("sk-slow-start")
+    for job_id in jobs:
+        cancel(job_id)
 
-    assert 0 == told["refused"]
-    assert told["calls"] <= 3
+    assert 0 == stats["refused"]
+    assert stats["calls"] <= 3
 
 
-def test_window_finds_the_upstreams_capacity_without_headers(stack: Stack, worker: Process) -> None:
+def test_adaptive_window_finds_the_upstream_capacity_without_headers(stack: Stack, worker: Process) -> None:
     stack.upstream.limit("sk-window", in_flight=4, hide_headers=True)
     stack.upstream.behave("sk-window", delay=[0.05, 0.15])
-    who = caller("sk-window")
-    jobs = [ask(who, f"window {n}") for n in range(40)]
+    key = caller("sk-window")
+    jobs = [ask(key, f"window {n}") for n in range(40)]
     ended = wait_ended(jobs, stack=stack)
 
-    assert {("succeeded", 0)} == {(one.status, one.failures) for one in ended}
+    assert {("succeeded", 0)} == {(row.status, row.failures) for row in ended}
     assert stack.upstream.stats("sk-window")["refused"] <= 12
     assert [] == violations(jobs, stack.upstream.calls())
 
 
-def test_an_idle_line_starts_a_job_quickly(stack: Stack, worker: Process) -> None:
-    who = caller("sk-idle")
+def test_idle_lane_starts_a_job_quickly(stack: Stack, worker: Process) -> None:
+    key = caller("sk-idle")
     waited = []
     for n in range(5):
-        (ended,) = wait_ended([ask(who, f"idle {n}")], stack=stack)
+        (ended,) = wait_ended([ask(key, f"idle {n}")], stack=stack)
         waited.append(ended.started_at - ended.created_at)
         time.sleep(0.1)
 
     assert min(waited) < timedelta(seconds=0.25)
 
 
-def test_a_worker_that_is_asked_to_stop_finishes_what_runs(stack: Stack, worker: Process) -> None:
-    who = caller("sk-stop", max_in_flight=THREADS)
-    jobs = [ask(who, f"running {n} [[fake:hold]]") for n in range(8)]
+def test_stopping_worker_finishes_its_running_jobs(stack: Stack, worker: Process) -> None:
+    key = caller("sk-stop", max_in_flight=THREADS)
+    jobs = [ask(key, f"running {n} [[fake:hold]]") for n in range(8)]
     stack.upstream.wait_for_held(8)
     worker.ask_to_stop()
     until(lambda: _slots() == 0, what="a worker that takes no more")
-    later = [ask(who, f"later {n}") for n in range(4)]
+    later = [ask(key, f"later {n}") for n in range(4)]
     time.sleep(0.3)
     stack.upstream.release()
     worker.wait_gone()
 
-    assert [("succeeded", ["succeeded"])] * 8 == [(one.status, attempts(one.id)) for one in rows(jobs)]
-    assert {"queued"} == {one.status for one in rows(later)}
+    assert [("succeeded", ["succeeded"])] * 8 == [(job.status, attempts(job.id)) for job in rows(jobs)]
+    assert {"queued"} == {row.status for row in rows(later)}
     stack.worker(threads=THREADS)
-    assert {("succeeded", 1)} == {(one.status, one.calls) for one in wait_ended(later, stack=stack)}
-    assert [] == violations([*jobs, *later], stack.upstream.calls())
+    assert {("succeeded", 1)} == {(row.status, row.calls) for row in wait_ended(later, stack=stack)}
+    assert [] == broken_promises([*jobs, *later], stack.upstream.calls())
 
 
 @pytest.fixture
 def redis_of_run(valkey: Valkey) -> Iterator[redis.Redis]:
-    """The stack's Redis as it is, not emptied."""
+    """The stack's Redis, not emptied."""
     with redis.Redis.from_url(valkey.url, socket_timeout=2) as client:
         yield client
 
 
 def _caller_of(recorder: Recorder, token: str) -> Key:
-    """A key whose calls go there."""
-    who = caller(token)
+    """A key whose calls go to the recorder."""
+    key = caller(token)
     with db.begin() as session:
         session.execute(
             text("UPDATE credential SET base_url = :url WHERE pool_id = :pool"),
-            {"url": f"http://127.0.0.1:{recorder.server_port}/v1/", "pool": who.pool_id},
+            {"url": f"http://127.0.0.1:{recorder.server_port}/v1/", "pool": key.pool_id},
         )
-    return who
+    return key
 
 
 def _slots() -> int:
@@ -381,7 +381,7 @@ def _everything_in(client: redis.Redis) -> Iterator[bytes]:
 def _tables_with(secret: str) -> Iterator[str]:
     with db.begin() as session:
         for name in session.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars():
-            wanted = {"plain": f"%{secret}%", "hex": f"%{secret.encode().hex()}%"}
-            found = session.execute(text(f'SELECT count(*) FROM "{name}" AS t WHERE t::text LIKE :plain OR t::text LIKE :hex'), wanted)
-            if found.scalar_one():
+            patterns = {"plain": f"%{secret}%", "hex": f"%{secret.encode().hex()}%"}
+            matches = session.execute(text(f'SELECT count(*) FROM "{name}" AS t WHERE t::text LIKE :plain OR t::text LIKE :hex'), patterns)
+            if matches.scalar_one():
                 yield name
