@@ -1,4 +1,5 @@
-"""An OpenAI API that is not OpenAI's: same wire, same limits, worse manners on demand, and it remembers every call.
+"""A fake OpenAI API: the same protocol and limits, misbehaviour on demand, and a journal of all calls.
 
-`python -m tests.upstream --port 0` runs it; `tests.upstream.client.FakeUpstream` starts it and asks it. The product never imports it.
+`python -m tests.upstream --port 0` runs it. `tests.upstream.client.FakeUpstream` starts it and controls it. The
+product never imports it.
 """

@@ -1,4 +1,4 @@
-"""Listens on 127.0.0.1 or another host, prints one JSON line with its port (and that with TLS), and ends on SIGTERM."""
+"""Listens on 127.0.0.1 or another host, prints its ports as one JSON line, and ends on SIGTERM."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="of a network namespace of a test's own (tests/hosts)")
     parser.add_argument("--certificate", help="a PEM file with key and certificate: listens on another port with TLS too")
     asked = parser.parse_args()
-    # The journal only grows; scanning it again and again would be most of our CPU.
+    # The journal only grows. Garbage collections that scan it repeatedly would use most of the CPU.
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
     asyncio.run(listen(host=asked.host, port=asked.port, certificate=asked.certificate))

@@ -1,4 +1,4 @@
-"""What goes out: a status, a JSON body or a list of server-sent events, and the bytes of either."""
+"""Responses of the fake upstream: a status with a JSON body or a list of server-sent events, and their bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _run = secrets.token_hex(8)
 
 @dataclass(slots=True)
 class Answer:
-    """events is None for a plain answer. headers are whole lines, each with its CRLF."""
+    """A response. events: None for a plain body. headers: whole lines, each with its CRLF."""
 
     status: int
     body: bytes = b""
@@ -31,7 +31,7 @@ class Answer:
     headers: str = ""
 
     def head(self, more: str = "", *, length: int | None = None) -> bytes:
-        """length: lie about the length of the body."""
+        """The status line and headers. length: a wrong content-length."""
         if self.events is None:
             size = f"content-length: {len(self.body) if length is None else length}\r\n"
         else:
@@ -40,7 +40,7 @@ class Answer:
         return f"{first}{more}{self.headers}{size}\r\n".encode("latin-1")
 
     def whole(self, more: str = "") -> bytes:
-        """Head and body in one piece."""
+        """Head and body as one byte string."""
         if self.events is None:
             return self.head(more) + self.body
         return self.head(more) + b"".join(map(chunk, self.events)) + END_OF_CHUNKS
@@ -51,7 +51,7 @@ def chunk(piece: bytes) -> bytes:
 
 
 def fresh(prefix: str) -> str:
-    """An id that no other call has."""
+    """A unique id."""
     return f"{prefix}{_run}{next(_numbers):012x}"
 
 
@@ -59,7 +59,7 @@ def encode(shape: JsonObject) -> bytes:
     text = _encode(shape)
     try:
         return text.encode()
-    except UnicodeEncodeError:  # a lone surrogate in the prompt comes back as the escape it came as
+    except UnicodeEncodeError:  # a lone surrogate of the prompt is returned as its JSON escape
         return json.dumps(shape).encode()
 
 

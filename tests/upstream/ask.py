@@ -1,4 +1,4 @@
-"""What one call wants, read from its body: the model, the text, what it will be charged, and how to answer it."""
+"""A parsed call: model, text, tokens and images to charge, and how to answer it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class BadAsk(Exception):
 
 @dataclass(slots=True)
 class Ask:
-    """text: the last user message or the prompt. before: role and text of each message before a chat's last. tokens: charged at
-    admission. is_metered: counts towards limits.
+    """A parsed call.
 
-    is_fixed: answered as it is, whatever limits and behaviours the key has. plain: the answer to the same call without a stream.
+    text: the last user message or the prompt. before: role and text of each message before a chat's last. tokens:
+    charged at admission. is_metered: counts towards limits. is_fixed: ignores the limits and behaviours of the key.
+    plain: the answer to the same call without streaming.
     """
 
     model: str
@@ -39,7 +40,7 @@ class Ask:
 
 
 def body_of(request: Request, *needed: str) -> JsonObject:
-    """The JSON object of the body. Raises BadAsk if it is none, or a needed field is missing."""
+    """The JSON object of the body. Raises BadAsk if the body is no object or lacks a needed field."""
     try:
         body = json.loads(request.body)
     except ValueError as error:
@@ -53,5 +54,5 @@ def body_of(request: Request, *needed: str) -> JsonObject:
 
 
 def count_tokens(chars: int) -> int:
-    """Four characters are a token, rounded up."""
+    """Estimate: four characters are one token, rounded up."""
     return -(-chars // 4)

@@ -1,4 +1,4 @@
-"""How one call is mistreated: read from the control API, or from a marker such as [[fake:status=500;times=1]] in the prompt."""
+"""How one call misbehaves: set by the control API, or by a marker such as [[fake:status=500;times=1]] in the prompt."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MARKER = re.compile(r"\[\[fake:([^\]]*)\]\]")
 PLACES = {"hang": ("before", "headers"), "reset": ("before", "body")}
 GARBAGE = ("html", "truncated", "nul", "surrogate", "nan", "long", "short", "empty", "type", "binary", "not_http", "no_content",
            "trailing_comma", "objects")  # fmt: skip
-# Answers that are good once somebody has undone this.
+# Valid answers in an encoding that the client has to undo.
 PACKED = ("gzip", "zlib", "deflate", "br", "zstd", "gzip_unlabelled", "gzip_label", "latin1", "latin1_unlabelled", "utf16", "bom", "list",
           "junk", "sse", "sse_json", "done_blank", "no_blank", "no_last_line")  # fmt: skip
-# Shapes of an error's body.
+# Shapes of an error body.
 SHAPES = ("detail", "detail_list", "flat", "message", "text", "string", "errors", "problem", "list", "gzip", "latin1", "html", "empty",
           "in_200", "in_200_list", "in_200_null")  # fmt: skip
 KINDS = ("rate", "rate_no_retry_after", "quota", "quota_legacy", "slow_down", "html")
@@ -28,41 +28,41 @@ KINDS = ("rate", "rate_no_retry_after", "quota", "quota_legacy", "slow_down", "h
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """Any of these together, in this order. A name alone in a marker means yes, or the first of its choices."""
+    """Any of these together, applied in this order. A name without value in a marker means yes, or the first choice."""
 
     hold: bool = False  # until /_fake/release, 60 s at most
-    delay: tuple[float, float] | None = None  # s, or least-most
-    informational: int | None = None  # 100, 102, 103: one such answer first
+    delay: tuple[float, float] | None = None  # s, or minimum-maximum
+    informational: int | None = None  # 100, 102, 103: first send one informational response
     hang: str | None = None  # before any byte, or after the headers
     reset: str | None = None  # TCP reset before any byte, or in the middle of the body
     status: int | None = None  # an error in OpenAI's shape
-    kind: str | None = None  # which 429; html: as a proxy in front says it
+    kind: str | None = None  # the kind of 429; html: the error page of a proxy
     code: str | None = None  # another error.code
     retry_after: float | None = None  # s
     redirect: str | None = None  # 307, or `status`, to this location
-    garbage: str | None = None  # 200, but
-    packed: str | None = None  # 200, but its body is
-    shape: str | None = None  # of the error that `status` asks for; in_200: said in a 200
+    garbage: str | None = None  # 200 with an invalid answer
+    packed: str | None = None  # 200 with an encoded answer
+    shape: str | None = None  # of the error that `status` sets; in_200: the error with status 200
     huge_mb: float | None = None  # MB of padding in the JSON
-    picture_mb: float | None = None  # MB of base64 more in each picture
-    drip: int | None = None  # bytes/s of the body; streams have chunk_delay
+    picture_mb: float | None = None  # additional MB of base64 in each image
+    drip: int | None = None  # bytes/s of the body; for streams see chunk_delay
     chunk_delay: float | None = None  # s before each event of a stream
     hold_after: int | None = None  # events of a stream, then as hold
     cut_after: int | None = None  # events of a stream, then the connection closes
     error_after: int | None = None  # events of a stream, then an error event
-    garble_after: int | None = None  # events of a stream, then half of one as if it were whole
-    end_after: int | None = None  # events of a stream, then its proper end
-    surplus: str | None = None  # a second answer after the answer, which is of this form; see surplus.KINDS
-    leaves: str | None = None  # after the answer the connection is closed, reset, reset at the next request, or deaf
-    usage: str | None = None  # of USAGES: the answer says otherwise, or not at all, what it used
-    plain: bool = False  # a stream is asked for, the whole answer comes
-    times: int | None = None  # this many calls, then none; a marker counts calls with the same text
-    probability: float | None = None  # never used up
-    prompts: float | None = None  # this share of all prompts, by their text: the same ones each time; never used up
+    garble_after: int | None = None  # events of a stream, then half an event, terminated as if it were whole
+    end_after: int | None = None  # events of a stream, then its regular end
+    surplus: str | None = None  # a second answer after the first, in this form; see surplus.KINDS
+    leaves: str | None = None  # after the answer, the connection is closed, reset, reset at the next request, or unresponsive
+    usage: str | None = None  # one of USAGES: the usage in the answer is wrong or missing
+    plain: bool = False  # answer a streamed call without streaming
+    times: int | None = None  # number of calls; a marker counts calls with the same text
+    probability: float | None = None  # share of the calls; never used up
+    prompts: float | None = None  # share of the prompts, selected by their text, always the same ones; never used up
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> Behaviour:
-        """Raises ValueError for a name or a value that means nothing, so that no test passes by a typo."""
+        """Parse a behaviour. Raises ValueError on an unknown name or value, so that a typo cannot make a test pass."""
         if unknown := set(said) - set(_READERS):
             raise ValueError(f"unknown fake behaviour {sorted(unknown)}, there are {sorted(_READERS)}")
         return cls(**{name: _READERS[name](value) for name, value in said.items()})
@@ -70,7 +70,7 @@ class Behaviour:
 
 @lru_cache(maxsize=1024)
 def label(behaviour: Behaviour) -> str:
-    """What is asked for, in one line."""
+    """The set options, in one line."""
     asked = ((field.name, getattr(behaviour, field.name)) for field in fields(behaviour))
     return ";".join(f"{name}={value}" for name, value in asked if value is not None and value is not False)
 
@@ -82,7 +82,7 @@ class _Scripted:
 
 
 class Scripts:
-    """What waits for the next calls of each key, and how often each marker was seen."""
+    """The scripted behaviours of each key, and how often each marker has occurred."""
 
     def __init__(self, *, seed: int = 0) -> None:
         self._rng = random.Random(seed)
@@ -94,7 +94,11 @@ class Scripts:
         self._scripts[key] = [_Scripted(behaviour, behaviour.times or 1) for behaviour in behaviours]
 
     def next(self, key: str, text: str) -> Behaviour | None:
-        """The marker in the text, else the next of the key's script, else of that of all keys. Raises ValueError on a bad marker."""
+        """The behaviour for the next call.
+
+        The marker in the text comes first, then the script of the key, then the script of all keys. Raises ValueError
+        on an invalid marker.
+        """
         if "[[fake:" in text:
             return self._marked(text)
         return self._scripted(key, text) or self._scripted("*", text)
@@ -125,7 +129,7 @@ class Scripts:
 
 
 def _place_of(text: str) -> float:
-    """A number from 0 to 1 for each text, evenly spread."""
+    """Map a text to a number from 0 to 1, evenly distributed."""
     return zlib.crc32(text.encode()) / 2**32
 
 

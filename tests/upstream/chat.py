@@ -1,4 +1,4 @@
-"""/v1/chat/completions: the answer says the last user message back, so a result can be checked against its job."""
+"""/v1/chat/completions: the answer echoes the last user message, so that a test can match a result with its job."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tests.upstream.answer import SSE, Answer, JsonObject, event, fresh, plain
 from tests.upstream.ask import Ask, BadAsk, body_of, count_tokens
 from tests.upstream.wire import Request
 
-DEFAULT_COMPLETION_TOKENS = 1024  # charged when the caller names no maximum
+DEFAULT_COMPLETION_TOKENS = 1024  # charged when the caller sets no maximum
 MOST_PIECES = 64
 PIECE_CHARS = 12
 
 
 def echo(text: str) -> str:
-    """What every choice says to this last user message."""
+    """The content of every choice for this last user message."""
     return f"echo: {text}"
 
 

@@ -1,4 +1,4 @@
-"""Starts the fake upstream as its own process, tells it how to behave, and reads what it saw."""
+"""Starts the fake upstream as a process, sets its behaviour, and reads its journal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_S = 10.0
 
 
 class FakeUpstream:
-    """An OpenAI of our own on 127.0.0.1. It dies with the thread that started it, so start it in the main one."""
+    """A fake OpenAI on 127.0.0.1. Start it in the main thread: it ends with the thread that started it."""
 
     def __init__(self, *, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
         self._certificate, self._host = certificate, host
@@ -38,7 +38,7 @@ class FakeUpstream:
 
     @property
     def tls_base_url(self) -> str:
-        """The same over TLS, where it was started with a certificate."""
+        """The base URL over TLS, if it was started with a certificate."""
         return f"https://localhost:{self.tls_port}/v1"
 
     @property
@@ -75,49 +75,52 @@ class FakeUpstream:
         self.stop()
 
     def limit(self, key: str = "*", *, model: str | None = None, **said: Any) -> None:
-        """limits rpm, tpm, ipm, rpd, in_flight; and mode, window_s, count_refused, hide_headers, per_model of limits.Rule.
+        """Set limits of a key.
 
-        The limits named replace all earlier ones of this key (and model), and begin unused; of the rest only what is said changes.
+        limits: rpm, tpm, ipm, rpd, in_flight. options: mode, window_s, count_refused, hide_headers, per_model of
+        limits.Rule. The named limits replace all earlier ones of this key (and model) and begin unused; only the
+        given options change.
         """
         limits = {name: said.pop(name) for name in ("rpm", "tpm", "ipm", "rpd", "in_flight") if name in said}
         self._ask("POST", f"keys/{quote(key, safe='')}", {"limits": limits, **said} | ({"model": model} if model else {}))
 
     def behave(self, key: str = "*", *behaviours: dict[str, Any], **one: Any) -> None:
-        """What happens to the next calls of this key, in order; replaces what was left. `one` is one behaviour for every call.
+        """Set the behaviours of the next calls of this key, in order; replaces the remaining ones.
 
-        Each as in behaviour.Behaviour: {"status": 500, "times": 2}, {"delay": [0.1, 0.3], "probability": 0.5}. None: as usual again.
+        Each is a behaviour.Behaviour, e.g. {"status": 500, "times": 2} or {"delay": [0.1, 0.3], "probability": 0.5}.
+        Keyword arguments are one behaviour for every call. Without arguments the key behaves normally.
         """
         always = [{"probability": 1, **one}] if one else []
         self._ask("POST", f"keys/{quote(key, safe='')}", {"behaviours": [*behaviours, *always]})
 
     def calls(self, *, since: int = 0, key: str | None = None, outcome: str | None = None) -> list[Call]:
-        """As in the journal, from call number `since` on; key is the bearer key itself."""
+        """The journal from call number `since` on. key: the bearer key itself."""
         asked = {"since": since, "key": key, "outcome": outcome}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
         return [Call(**call) for call in self._ask("GET", f"calls?{query}")["calls"]]
 
     def stats(self, key: str | None = None) -> dict[str, Any]:
-        """All of it, {"all", "keys": by fingerprint, "waiting", "cpu_s"}; or only the part of this key."""
+        """All statistics, {"all", "keys": by fingerprint, "waiting", "cpu_s"}, or those of one key."""
         stats = self._ask("GET", "stats")
         return stats if key is None else stats["keys"][fingerprint(key)]  # type: ignore[no-any-return]  # JSON border
 
     def release(self, *, most: int | None = None) -> int:
-        """Held calls are answered now, the oldest first; returns how many."""
+        """Release held calls, the oldest first; return their number."""
         return int(self._ask("POST", "release" + (f"?most={most}" if most is not None else ""))["released"])
 
     def waiting(self) -> int:
         return int(self._ask("GET", "waiting")["waiting"])
 
     def reset(self) -> None:
-        """As just started; calls still open are cut off."""
+        """Reset to the state after the start; open calls are cut off."""
         self._ask("POST", "reset")
 
     def wait_for_calls(self, n: int, timeout_s: float = PATIENCE_S, *, outcome: str | None = None) -> None:
-        """At least n calls have arrived, or have ended with this outcome. Raises TimeoutError."""
+        """Wait until at least n calls have arrived, or have ended with this outcome. Raises TimeoutError."""
         self._wait(n, timeout_s, outcome or "calls")
 
     def wait_for_held(self, n: int, timeout_s: float = PATIENCE_S) -> None:
-        """At least n calls are held. Raises TimeoutError."""
+        """Wait until at least n calls are held. Raises TimeoutError."""
         self._wait(n, timeout_s, "waiting")
 
     def _wait(self, n: int, timeout_s: float, what: str) -> None:
@@ -146,7 +149,7 @@ class FakeUpstream:
 
 @pytest.fixture
 def upstream() -> FakeUpstream:
-    """The one fake upstream of this test run, as if just started."""
+    """The shared fake upstream of this test run, reset."""
     shared = _shared()
     shared.reset()
     return shared

@@ -1,4 +1,4 @@
-"""/_fake/: tests say how the keys behave, let held calls go, and read the journal."""
+"""Control API under /_fake/: tests set behaviours and limits, release held calls, and read the journal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANY = "*"
 
 @dataclass
 class State:
-    """All that `reset` forgets."""
+    """All state that `reset` clears."""
 
     journal: Journal = field(default_factory=Journal)
     scripts: Scripts = field(default_factory=Scripts)
@@ -29,7 +29,7 @@ class State:
     limits: dict[tuple[str, str], Limits | None] = field(default_factory=dict)
 
     def limits_of(self, key: str, model: str) -> Limits | None:
-        """The meters this call is charged to: those of the key and model, of the key, of the model, or of all."""
+        """The meters of this call: those of key and model, of the key, of the model, or of all."""
         if not self.rules:
             return None
         if (key, model) not in self.limits:
@@ -46,7 +46,10 @@ class State:
         return None
 
     def configure(self, key: str, said: dict[str, Any]) -> None:
-        """Only what is said changes. A changed rule begins with full meters. Raises ValueError and TypeError on what means nothing."""
+        """Change the given options only.
+
+        A changed rule begins with unused meters. Raises ValueError and TypeError on unknown options.
+        """
         if (behaviours := said.pop("behaviours", None)) is not None:
             self.scripts.put(key, behaviours)
         model = said.pop("model", None) or ANY

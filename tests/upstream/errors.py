@@ -1,4 +1,4 @@
-"""Errors in the words OpenAI uses for them."""
+"""OpenAI's error responses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FAKE_429_RETRY_AFTER_S = 1.0
 
 
 def refused(refusal: Refusal, model: str) -> Answer:
-    """429 for a limit that was really exceeded."""
+    """429 for a limit that was exceeded."""
     kind = "tokens" if refusal.name == "tpm" else "requests"
     where = f"for {model} in organization org-fake on {NAMES[refusal.name]}: Limit {refusal.limit}"
     if refusal.retry_after_s is None:
@@ -49,7 +49,7 @@ def refused(refusal: Refusal, model: str) -> Answer:
 
 
 def faked(how: Behaviour) -> Answer:
-    """The error a behaviour asks for, whatever the call was."""
+    """The error that a behaviour sets, for any call."""
     status = how.status or 500
     if how.kind == "html" or (how.kind is None and status in (502, 504)):
         page = f"<html><head><title>{status}</title></head><body><center><h1>{status}</h1></center><hr>cloudflare</body></html>"
@@ -63,7 +63,7 @@ def faked(how: Behaviour) -> Answer:
 
 
 WORDS = "größe: the model is not here"
-# Other servers' ways to say WORDS: FastAPI, vLLM, RFC 9457, Gemini, and what proxies say.
+# WORDS in the error formats of other servers: FastAPI, vLLM, RFC 9457, Gemini, and proxies.
 SHAPED: dict[str, object] = {
     "detail": {"detail": WORDS},
     "detail_list": {"detail": [{"loc": ["body", "model"], "msg": WORDS, "type": "value_error"}]},
@@ -77,7 +77,10 @@ SHAPED: dict[str, object] = {
 
 
 def shaped(how: Behaviour, good: Answer) -> Answer:
-    """The error a behaviour asks for, in another shape than OpenAI's; or OpenAI's in a 200. good: the answer there would have been."""
+    """The error that a behaviour sets, in another format than OpenAI's, or OpenAI's error with status 200.
+
+    good: the answer without the behaviour.
+    """
     usual, shape = faked(how), how.shape or ""
     if shape == "in_200_null":
         return replace(good, body=good.body.replace(b"{", b'{"error":null,', 1))

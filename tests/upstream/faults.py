@@ -1,4 +1,4 @@
-"""Carries a behaviour out on the connection of one call. Whatever is not asked for happens as usual."""
+"""Applies a behaviour to the connection of one call. Everything that the behaviour does not set stays normal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.upstream.wire import Connection
 HOLD_S = 60
 PIECE_BYTES = 65_536
 DRIP_STEP_S = 0.02
-FLUSH_S = 0.02  # what was written before a reset should arrive before it
+FLUSH_S = 0.02  # bytes written before a reset need this time to arrive before it
 
 
 class Held:
@@ -49,7 +49,10 @@ class Held:
 
 @dataclass(slots=True)
 class Turn:
-    """One call on its way out. end: writes the outcome down. head_lines: the headers every answer of this call carries."""
+    """A call that is being answered.
+
+    end: records the outcome. head_lines: the headers of every response to this call.
+    """
 
     connection: Connection
     held: Held
@@ -130,7 +133,7 @@ async def _reset(answer: Answer, turn: Turn) -> None:
 
 
 async def _body(answer: Answer, how: Behaviour, turn: Turn) -> None:
-    """Ended in the journal just before the last piece is written."""
+    """Record the end in the journal just before the last chunk is written."""
     outcome = ERROR if how.shape in ("in_200", "in_200_list") else str(answer.status)
     size = max(1, int(how.drip * DRIP_STEP_S)) if how.drip else PIECE_BYTES
     starts = range(0, len(answer.body), size) or range(1)

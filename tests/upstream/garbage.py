@@ -1,4 +1,4 @@
-"""Answers of status 200 that are wrong in one way each."""
+"""Responses with status 200 that are invalid in one way each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLOSES = ("long", "short", "not_http")
 
 
 def spoil(answer: Answer, kind: str, connection: Connection, head_lines: str) -> None:
-    """The spoiled answer is sent. A stream is spoiled as one body of events."""
+    """Send an invalid response. A stream is sent as one body of events."""
     if kind == "not_http":
         connection.write(b"\x16\x03\x01\x02\x00 this is not HTTP\r\n\r\n")
         return connection.close()
@@ -25,7 +25,7 @@ def spoil(answer: Answer, kind: str, connection: Connection, head_lines: str) ->
     if kind in ("html", "type"):
         spoiled.content_type = "text/html; charset=utf-8" if kind == "html" else "text/plain"
     connection.write(spoiled.head(head_lines, length=length) + spoiled.body)
-    if kind in CLOSES:  # the lengths no longer agree, nothing after this could be understood
+    if kind in CLOSES:  # the lengths differ, so the client could not parse another response
         connection.close()
 
 

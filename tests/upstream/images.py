@@ -1,4 +1,4 @@
-"""/v1/images/generations and /v1/images/edits: small real PNGs whose colour is decided by the prompt and the index."""
+"""/v1/images/generations and /v1/images/edits: small real PNGs whose colour depends on the prompt and the index."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.upstream.ask import Ask, BadAsk, body_of, count_tokens
 from tests.upstream.wire import Request
 
 SIDE_PX = 8
-OUTPUT_TOKENS = 196  # of one image
+OUTPUT_TOKENS = 196  # per image
 _PART = re.compile(rb'name="([^"]*)"(; *filename=)?')
 
 
 @lru_cache(maxsize=4096)
 def png(prompt: str, index: int = 0) -> bytes:
-    """The image that answers this prompt at this place: 8 × 8 pixels of one colour."""
+    """The image for this prompt and index: 8 × 8 pixels of one colour."""
     colour = struct.pack(">I", zlib.crc32(f"{index}:{prompt}".encode("utf-8", "replace")))[:3]
     rows = (b"\0" + colour * SIDE_PX) * SIDE_PX
     header = struct.pack(">IIBBBBB", SIDE_PX, SIDE_PX, 8, 2, 0, 0, 0)
@@ -32,7 +32,7 @@ def generate(request: Request) -> Ask:
 
 
 def edit(request: Request) -> Ask:
-    """Multipart only; what is in the image parts is not looked at, but there must be one."""
+    """Parse a multipart edit. It needs an image part; the image itself is not decoded."""
     found = re.search(r'boundary="?([^";]+)', request.headers.get("content-type", ""))
     if not found:
         raise BadAsk("Expected a multipart/form-data body.")

@@ -1,4 +1,4 @@
-"""Every call, written down before it is answered, and what can be counted from them."""
+"""Journal of all calls, recorded before they are answered, and statistics."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from functools import lru_cache
 from typing import Any
 
 OPEN, HANG, RESET, CUT, ERROR, GONE = "open", "hang", "reset", "cut", "error", "client_gone"
-TEXT_CHARS = 4096  # kept of the prompt
+TEXT_CHARS = 4096  # characters of the prompt that are kept
 
 
 @dataclass(slots=True)
 class Call:
-    """outcome: open, a status such as "200", hang, reset, cut, error (in a stream) or client_gone. in_flight_at_start: without it.
+    """One call.
 
-    before: role and text of each message that stood before the last one of a chat.
+    outcome: open, a status such as "200", hang, reset, cut, error (in a stream) or client_gone. in_flight_at_start:
+    without this call. before: role and text of each message before the last one of a chat.
     """
 
     n: int
@@ -38,14 +39,14 @@ class Call:
     outcome: str = OPEN
     ended_at: float | None = None
     query: str = ""
-    connection: int = 0  # calls of the same number came over the same connection
+    connection: int = 0  # calls with the same number used the same connection
 
 
 FIELDS = tuple(each.name for each in fields(Call))
 
 
 class Span:
-    """The most requests, tokens and images in any `window_s`."""
+    """The maximum of requests, tokens and images in any window of `window_s`."""
 
     def __init__(self) -> None:
         self._entries: deque[tuple[float, int, int]] = deque()
@@ -68,7 +69,10 @@ class Span:
 
 @dataclass(slots=True)
 class Tally:
-    """Of one key, or of all. refused: calls over the limits. max_window counts the admitted ones, max_window_sent all."""
+    """Statistics of one key, or of all.
+
+    refused: calls over the limits. max_window counts admitted calls, max_window_sent all calls.
+    """
 
     window_s: float
     calls: int = 0
@@ -112,7 +116,7 @@ class Journal:
         return found
 
     def measure_in(self, window_s: float, *, key: str | None) -> None:
-        """From now on the most is looked for in windows of this length: for one key, or for all."""
+        """Set the window length of the maxima, for one key or for all."""
         if key is not None:
             self.tally(key).window_s = window_s
             return
@@ -121,13 +125,13 @@ class Journal:
             tally.window_s = window_s
 
     def begin(self, call: Call, *, now: float) -> None:
-        """now: of the clock that the limits were measured with, so that both see the same windows."""
+        """Record a call. now: the clock of the limits, so that both use the same windows."""
         self.calls.append(call)
         self._all.begin(call, now=now)
         self.tally(call.key).begin(call, now=now)
 
     def end(self, call: Call, outcome: str) -> bool:
-        """True the first time; later outcomes of the same call are not believed."""
+        """Record the outcome. Returns False, and changes nothing, if the call has ended already."""
         if call.ended_at is not None:
             return False
         call.outcome = outcome
@@ -137,7 +141,7 @@ class Journal:
         return True
 
     def find(self, *, since: int = 0, key: str | None = None, outcome: str | None = None) -> list[dict[str, Any]]:
-        """since: the `n` of the first call that is wanted; they count from 0."""
+        """Calls by key and outcome. since: the first call number, counted from 0."""
         found = (call for call in self.calls[since:] if key in (None, call.key) and outcome in (None, call.outcome))
         return [{name: getattr(call, name) for name in FIELDS} for call in found]
 

@@ -1,4 +1,4 @@
-"""The limits of one key: how much still fits, what a refused call must wait, and the x-ratelimit headers that say so."""
+"""The limits of one key: remaining capacity, retry time of a refused call, and the x-ratelimit headers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What the control API says of a key. limits: by rpm, tpm, ipm, rpd, in_flight; a minute lasts window_s.
+    """Limits set by the control API. limits: by rpm, tpm, ipm, rpd, in_flight; a minute lasts window_s.
 
-    count_refused: a refused call still uses up a request; None means as the mode does it (bucket yes, window no).
+    count_refused: whether a refused call uses up a request; None: depends on the mode (bucket yes, window no).
     per_model: each model has the limits for itself, as at OpenAI; otherwise all models of the key share them.
     """
 
@@ -38,7 +38,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """retry_after_s is None when waiting does not help: the call alone is larger than the limit."""
+    """A refused call. retry_after_s: None when waiting does not help, because the call alone exceeds the limit."""
 
     name: str
     limit: int
@@ -48,7 +48,7 @@ class Refusal:
 
 
 class Limits:
-    """The meters of one key, or of one model of it. All are charged together or not at all."""
+    """The meters of one key, or of one of its models. A call is charged to all of them or to none."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -58,7 +58,7 @@ class Limits:
         self._meters: dict[str, Meter] = {name: kind(rule.limits[name], periods_s[name]) for name in periods_s if name in rule.limits}
 
     def admit(self, now: float, *, tokens: int, images: int) -> Refusal | None:
-        """Charged and in flight, or refused by the limit that takes longest. An admitted call ends with `in_flight -= 1`."""
+        """Charge the call, or refuse it by the limit with the longest wait. The end of an admitted call is `in_flight -= 1`."""
         amounts = {"rpm": 1, "rpd": 1, "tpm": tokens, "ipm": images}
         refusal = self._refusal(amounts, now)
         if refusal is None:
@@ -71,7 +71,7 @@ class Limits:
             return refusal
         for name in {"rpm", "rpd"} & set(self._meters):
             self._meters[name].take(1, now)
-        return self._refusal(amounts, now)  # it waits longer for having asked
+        return self._refusal(amounts, now)  # the refused request itself lengthens the wait
 
     def _refusal(self, amounts: dict[str, int], now: float) -> Refusal | None:
         worst: Refusal | None = None
@@ -88,7 +88,7 @@ class Limits:
         return worst
 
     def headers(self, now: float) -> str:
-        """The x-ratelimit lines of requests and tokens, for those that are limited."""
+        """The x-ratelimit lines of requests and tokens, where they are limited."""
         if self.rule.hide_headers:
             return ""
         lines = []
@@ -103,7 +103,7 @@ class Limits:
 
 
 def duration(seconds: float) -> str:
-    """As Go writes it: 0s, 12ms, 1s, 8.64s, 6m0s, 23h59m51s. Rounded up to a millisecond."""
+    """Format seconds as Go does: 0s, 12ms, 1s, 8.64s, 6m0s, 23h59m51s. Rounded up to a millisecond."""
     millis = math.ceil(seconds * 1000 - 1e-6)
     if millis < 1000:
         return f"{millis}ms" if millis > 0 else "0s"

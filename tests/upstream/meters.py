@@ -1,4 +1,4 @@
-"""How much of one limit is used, as OpenAI measures it (Bucket) or exactly (Window). All times are of the caller's clock, in s."""
+"""Usage of one limit, as OpenAI measures it (Bucket) or exactly (Window). All times are seconds on the caller's clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Meter(Protocol):
 
 
 class Bucket:
-    """Full at first, refilled evenly: what OpenAI is measured to do. Up to twice the limit fits in one minute."""
+    """A token bucket, as measured at OpenAI. Up to twice the limit fits in one minute."""
 
     def __init__(self, limit: int, period_s: float) -> None:
         self.limit = limit
@@ -33,7 +33,7 @@ class Bucket:
         self._used = min(float(self.limit), self.used(now) + amount)
 
     def wait_s(self, amount: int, now: float) -> float:
-        # The tolerance is for floats: one who waits exactly as long as told must get in.
+        # The tolerance is for floats: a caller that waits exactly retry_after_s must be admitted.
         over = self.used(now) + amount - self.limit
         return over / self._per_s if over > 1e-6 * self.limit else 0.0
 
@@ -42,7 +42,7 @@ class Bucket:
 
 
 class Window:
-    """Exact: in no span of `period_s`, wherever it begins, is more than the limit admitted."""
+    """A sliding window: no interval of `period_s` ever admits more than the limit."""
 
     def __init__(self, limit: int, period_s: float) -> None:
         self.limit = limit

@@ -1,4 +1,4 @@
-"""Good answers in wrappings that nobody asked for: compressed, in another charset, as events, with something around them."""
+"""Valid answers in unusual encodings: compressed, in another charset, as events, or wrapped in other text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMPRESSED = ("gzip", "zlib", "deflate", "br", "zstd", "gzip_unlabelled", "gzip_
 
 
 def pack(answer: Answer, kind: str) -> Answer:
-    """The same answer so packed. A compressed stream, and one that is called JSON, comes as one body of events."""
+    """Encode an answer. A compressed stream, or a stream labelled as JSON, is sent as one body of events."""
     if kind in COMPRESSED:
         return _compressed(answer, kind)
     if kind in ("sse", "sse_json"):
@@ -49,7 +49,7 @@ def _compress(body: bytes, kind: str) -> bytes:
 
 
 def _as_events(answer: Answer, *, content_type: str) -> Answer:
-    """What was asked for plain comes as events that add up to it."""
+    """Events that add up to a plain answer."""
     if answer.events is not None:
         return replace(answer, events=None, body=b"".join(answer.events), content_type=content_type)
     said = json.loads(answer.body)

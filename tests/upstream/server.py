@@ -1,4 +1,4 @@
-"""One call from its request to its answer: read, charged, written down, and then answered or mistreated."""
+"""Handles one call: parse, charge, record in the journal, and answer or misbehave."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROUTES: dict[tuple[str, str], Callable[[Request], Ask]] = {
     ("GET", "/elsewhere"): texts.elsewhere,
 }
 KEPT_HEADERS = ("x-nowserving-", "x-client-request-id", "openai-", "idempotency-key", "http-referer", "x-title", "cookie")
-# Azure's paths: a deployment, or the v1 API, or what belongs to no deployment.
+# Azure's paths: of a deployment, of the v1 API, or without a deployment.
 AZURE = re.compile(r"/openai(?:/deployments/[^/]+|/v1)?(?=/)")
 ALWAYS = "openai-version: 2020-10-01\r\nopenai-organization: org-fake\r\n"
 
@@ -100,7 +100,7 @@ async def _perform(how: Behaviour, turn: Turn, *, delay_s: float) -> None:
 
 
 def _ask(request: Request, key: str) -> Ask:
-    """What the call wants. A call that cannot be read wants its error, free of limits."""
+    """Parse the call. An invalid call is answered with its error, independent of limits."""
     path = AZURE.sub("/v1", request.path.rstrip("/"), count=1)
     route = ROUTES.get((request.method, "/v1/models" if path.startswith("/v1/models/") else path))
     if route is None:

@@ -1,4 +1,4 @@
-"""Answers that bring more bytes than they announce, and connections that end badly after a good answer."""
+"""Responses with more bytes than announced, and connections that fail after a valid answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOREIGN = b'{"id":"foreign","object":"chat.completion","choices":[{"index":0,"me
 
 
 async def overflow(answer: Answer, kind: str, connection: Connection, head_lines: str) -> None:
-    """The answer, and a second one that nobody asked for: in the same write, or 50 ms later (`late`)."""
+    """The answer and an unexpected second one: in the same write, or 50 ms later (`late`)."""
     foreign = Answer(200, FOREIGN).whole()
     if kind == "late":
         connection.write(answer.whole(head_lines))
@@ -34,7 +34,7 @@ async def overflow(answer: Answer, kind: str, connection: Connection, head_lines
 
 
 def leave(connection: Connection, ending: str) -> None:
-    """What becomes of the connection after a good answer."""
+    """End the connection after a valid answer."""
     if ending == "close":
         connection.close()
     elif ending == "reset":

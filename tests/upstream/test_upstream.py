@@ -1,4 +1,4 @@
-"""The fake upstream keeps its word: else every other test would prove nothing."""
+"""Tests of the fake upstream, on which the other tests rely."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class TestWire:
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        with Path(f"/proc/{pid}/stat").open() as stat:  # a zombie nobody reaps is dead as well
+        with Path(f"/proc/{pid}/stat").open() as stat:  # a zombie counts as dead
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
@@ -208,7 +208,7 @@ class TestLimits:
             refusal = limits.admit(now, tokens=tokens, images=tokens % 3)
             if refusal is not None:
                 assert refusal.retry_after_s
-                now += refusal.retry_after_s + 1e-6  # rounded up, as the header is; the clock never goes back
+                now += refusal.retry_after_s + 1e-6  # rounded up, as in the header; the clock never goes back
                 assert limits.admit(now, tokens=tokens, images=tokens % 3) is None
 
     def test_a_bucket_refills_evenly(self) -> None:

@@ -1,4 +1,4 @@
-"""The small routes: /v1/embeddings, /v1/moderations, /v1/models."""
+"""/v1/embeddings, /v1/moderations and /v1/models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def embed(request: Request) -> Ask:
 
 
 def vector(text: str, *, dimensions: int = DEFAULT_DIMENSIONS) -> list[float]:
-    """The embedding of this text: eighths between -16 and 16, so that float32 says them exactly."""
+    """The embedding of this text: multiples of 1/8 between -16 and 16, exact in float32."""
     seed = hashlib.shake_128(text.encode("utf-8", "replace")).digest(dimensions)
     return [(byte - 128) / 8 for byte in seed]
 
@@ -71,7 +71,7 @@ def _moderations(model: str, texts: list[str]) -> Answer:
 
 
 def models(request: Request) -> Ask:
-    """The list, or one of it. Free of limits, as at OpenAI."""
+    """One model or the list. Free of limits, as at OpenAI."""
     name = unquote(request.path.removeprefix("/v1/models").strip("/"))
     shapes = {model: {"id": model, "object": "model", "created": 1790000000, "owned_by": "fake", "shutdown_date": None} for model in MODELS}
     if not name:
@@ -85,5 +85,5 @@ def models(request: Request) -> Ask:
 
 
 def elsewhere(request: Request) -> Ask:
-    """Where a redirect leads: nobody should ever come here with a key."""
+    """The target of redirects. No client may follow one with a key."""
     return Ask("", request.body[:200].decode("latin-1"), lambda: plain({"landed": True}), is_fixed=True)

@@ -1,4 +1,4 @@
-"""Answers whose `usage` is written otherwise than OpenAI writes it, or is not there."""
+"""Answers whose `usage` is missing or has another format than OpenAI's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ USAGES: Mapping[str, Callable[[JsonObject], object]] = MappingProxyType({
 
 
 def with_usage(answer: Answer, kind: str) -> Answer:
-    """The same answer, its usage written in one of USAGES' ways. Of a stream, the event with usage alone is left out when it is missing."""
+    """Replace the usage of an answer.
+
+    kind: a name in USAGES. With `missing`, a stream loses the event that holds only the usage.
+    """
     if answer.events is None:
         return replace(answer, body=encode(_changed(json.loads(answer.body), kind)))
     return replace(answer, events=[*filter(None, (_event(one, kind) for one in answer.events))])

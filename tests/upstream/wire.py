@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a socket: requests come in whole and one after another, bytes go out as given. Knows nothing of OpenAI."""
+"""HTTP/1.1 on a socket: parses whole requests one after another, and writes bytes unchanged. Independent of OpenAI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ Serve = Callable[["Connection", Request], Coroutine[Any, Any, None] | None]
 
 
 class Connection(asyncio.Protocol):
-    """One client. `serve` answers at once, or returns the coroutine that will; that is cancelled when the client goes."""
+    """One client connection.
+
+    `serve` answers at once, or returns a coroutine that answers. The coroutine is cancelled when the client
+    disconnects.
+    """
 
     def __init__(self, serve: Serve, connections: set[Connection]) -> None:
         self._serve = serve
@@ -51,7 +55,7 @@ class Connection(asyncio.Protocol):
         await self._writable.wait()
 
     def abort(self) -> None:
-        """Gone at once with a TCP reset."""
+        """Close the connection with a TCP reset."""
         opened = self.transport.get_extra_info("socket")
         if opened is not None and not self.transport.is_closing():
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
@@ -61,7 +65,7 @@ class Connection(asyncio.Protocol):
         self.transport.close()
 
     def goes_deaf(self, *, resets: bool) -> None:
-        """What comes from now on is read and never answered; resets: the next whole request ends in a TCP reset."""
+        """From now on read requests without answering. resets: the next whole request causes a TCP reset."""
         self._is_deaf, self._resets = True, resets
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -115,7 +119,7 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def _next(self) -> Request | None:
-        """The next whole request, or None until more bytes come. Raises ValueError on what is not HTTP."""
+        """The next whole request; None until more bytes arrive. Raises ValueError on invalid HTTP."""
         if self._request is None:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
@@ -139,7 +143,7 @@ class Connection(asyncio.Protocol):
         return request
 
     def _chunks(self) -> bool:
-        """True once the last chunk is in `_body`. Trailers are not understood."""
+        """Whether the last chunk is in `_body`. Trailers are not supported."""
         while (end := self._buffer.find(b"\r\n", 0, 64)) >= 0:
             size = int(bytes(self._buffer[:end]).split(b";")[0], 16)
             if len(self._buffer) < end + 2 + size + 2:
