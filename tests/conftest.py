@@ -1,4 +1,4 @@
-"""The servers of a test run: one real PostgreSQL and one real Valkey, started once, empty before each test."""
+"""The servers of a test run: one real PostgreSQL and one real Valkey, started once and emptied for each test."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from workers.channels import notify
 
 __all__ = ["browser", "visit"]
 
-# How long an example takes says how busy the machine is, and nothing of the code. CI plays the same examples each time, so that a
-# red run is red again; every other run looks for new ones.
+# No deadlines: the duration of an example depends on the load of the machine, not on the code. CI uses the same examples
+# each time, so that a failed run fails again; other runs search for new ones.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else "untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order.long_first(items)
+    order.sort_long_first(items)
 
 
 EMPTY_TRIES = 5
@@ -62,8 +62,8 @@ def redis_client(valkey: Valkey) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def environment(postgres: Postgres, valkey: Valkey) -> Iterator[dict[str, str]]:
-    """This process, and the processes that tests start with it, speak to the servers of the run."""
-    wanted = {
+    """Point this process, and the processes that tests start with it, to the servers of the run."""
+    variables = {
         "NOWSERVING_DATABASE_URL": postgres.url,
         "NOWSERVING_REDIS_URL": valkey.url,
         "NOWSERVING_SECRET_KEYS": base64.b64encode(os.urandom(32)).decode(),
@@ -72,32 +72,32 @@ def environment(postgres: Postgres, valkey: Valkey) -> Iterator[dict[str, str]]:
     before = {name: value for name, value in os.environ.items() if name.startswith("NOWSERVING_") or name == "OPENAI_BASE_URL"}
     for name in before:
         del os.environ[name]
-    os.environ.update(wanted)
-    forget()
+    os.environ.update(variables)
+    clear_caches()
     migrate.to_latest()
-    yield wanted
-    for name in wanted:
+    yield variables
+    for name in variables:
         del os.environ[name]
     os.environ.update(before)
-    forget()
+    clear_caches()
 
 
 @pytest.fixture
 def database(environment: dict[str, str]) -> Iterator[None]:
-    """Every table is empty; the sequences go on."""
-    for left in reversed(range(EMPTY_TRIES)):
+    """Empty every table; sequences continue."""
+    for tries_left in reversed(range(EMPTY_TRIES)):
         try:
             tables.empty()
             break
-        except Unavailable:  # a deadlock with a client of the test before, whose leaving is being written
-            if not left:
+        except Unavailable:  # a deadlock with a client of the previous test, whose disconnect is being recorded
+            if not tries_left:
                 raise
     yield
 
 
 @pytest.fixture
 def override(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Other settings for one test: override(max_queued_per_key=5)."""
+    """Change settings for one test: override(max_queued_per_key=5)."""
 
     def change(**values: object) -> None:
         for name, value in values.items():
@@ -106,11 +106,11 @@ def override(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> It
 
     yield change
     monkeypatch.undo()
-    forget()
+    clear_caches()
 
 
-def forget() -> None:
-    """Nothing in this process remembers settings or servers of before."""
+def clear_caches() -> None:
+    """Clear cached settings and connections of this process."""
     settings.cache_clear()
     notify.client.cache_clear()
     lanes.id_of.cache_clear()

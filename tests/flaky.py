@@ -1,6 +1,6 @@
 """Names the tests that fail in one run and pass in the next: `python -m tests.flaky copy`, a second run, then `… compare`.
 
-pytest keeps the names of failed tests in its cache; `copy` keeps a copy of them, and `compare` prints one line for each test.
+pytest keeps the names of failed tests in its cache. `copy` saves them, and `compare` prints one line for each test.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ LAST_FAILED, FIRST_RUN = "lastfailed", "failed-in-first-run"
 
 
 def verdicts(first: set[str], second: set[str]) -> list[str]:
-    """One line for each test that failed in the first run. second: the tests that failed in the second."""
+    """One line for each test that failed in the first run. second: the tests that failed in the second run."""
     return [f"ci: {'FAILED TWICE' if test in second else 'FLAKY'}: {test}" for test in sorted(first)]
 
 
 def failed(folder: Path, name: str) -> set[str]:
-    """The tests in this file of pytest's cache; none where it does not exist: pytest removes it when nothing has failed."""
+    """The tests in this file of pytest's cache; empty if there is none: pytest removes it when no test has failed."""
     file = folder / name
     return set(json.loads(file.read_text())) if file.exists() else set()
 
@@ -29,7 +29,7 @@ def failed(folder: Path, name: str) -> set[str]:
 @click.argument("action", type=click.Choice(["copy", "compare"]))
 @click.option("--folder", type=click.Path(path_type=Path), default=CACHE)
 def main(action: str, folder: Path) -> None:
-    """Before the second run `copy`, after it `compare`."""
+    """Run `copy` before the second run and `compare` after it."""
     if action == "copy":
         (folder / FIRST_RUN).write_text(json.dumps(sorted(failed(folder, LAST_FAILED))))
     else:

@@ -1,4 +1,4 @@
-"""The order in which the files of tests run: long ones first, so that no process is left alone with one at the end."""
+"""The order of test files: long ones first, so that no worker process runs a long file alone at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-# Each takes more than about 20 s, the longest first. Measured with `--durations=0`; a file that is missing here costs only time.
+# Files that take more than about 20 s, the longest first. Measured with `--durations=0`; a missing file only costs time.
 LONG = (
     "clients/test_after_a_wait.py",
     "system/test_webhooks.py",
@@ -41,7 +41,7 @@ LONG = (
 )
 
 
-def long_first(items: list[pytest.Item]) -> None:
-    """Sorts the tests in place; those of one file stay together and in their order."""
+def sort_long_first(items: list[pytest.Item]) -> None:
+    """Sort the tests in place; the tests of one file stay together and in order."""
     places = {ROOT / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path, len(LONG)))

@@ -1,1 +1,1 @@
-"""Programs that their authors wrote for OpenAI, run unchanged against a whole nowserving."""
+"""Tests with unmodified OpenAI client programs against a complete nowserving stack."""

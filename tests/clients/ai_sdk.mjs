@@ -1,4 +1,4 @@
-// The AI SDK, used as its README shows.
+// A call with the AI SDK, as in its README.
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText } from "ai";
 import { main } from "./report.mjs";

@@ -1,4 +1,4 @@
-// What NextChat and ChatGPT-Web ask of an account, as they ask it: the month in two dates, the numbers as they read them.
+// The billing requests of NextChat and ChatGPT-Web: the month as two dates, and the numbers parsed as these apps do.
 const [base, key] = process.argv.slice(2);
 const get = async (path) => (await fetch(`${base}/dashboard/billing/${path}`, { headers: { Authorization: `Bearer ${key}` } })).json();
 

@@ -1,4 +1,4 @@
-"""What a client is asked to do, and what its user saw of it: the same for every client."""
+"""A call of a client, and its result as the client's user sees it: the same types for every client."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 
 CHAT, STREAM, IMAGE, PARTIALS, EDIT = "chat", "stream", "image", "partials", "edit"
 EMBED, MODERATE, MODELS, MODEL = "embed", "moderate", "models", "model"
-# What no two calls have in common.
-OWN = {"id", "ids", "took_s"}
+# Fields that differ between any two calls.
+UNIQUE_FIELDS = {"id", "ids", "took_s"}
 
 
 @dataclass(frozen=True)
 class Call:
-    """base: as a person pastes it. more: further members of the body. again: said next in the same conversation. options: of the SDK.
+    """A call.
 
-    line: a shell line that makes the call, instead of one made from the rest.
+    base: the base URL as a user pastes it. more: additional members of the body. again: the next message of the same
+    conversation. options: of the SDK. line: a shell line that makes the call, instead of a generated one.
     """
 
     base: str
@@ -36,10 +37,10 @@ class Call:
 
 @dataclass
 class Seen:
-    """What the user of a client saw. pieces: how often something new was shown. data: of what is neither text nor picture.
+    """What the user of a client sees.
 
-    done: `[DONE]` came. broken: what could not be parsed.
-    error: the class of what was raised, or `shown` where the app shows the error itself.
+    pieces: how often new text was shown. data: results that are neither text nor images. done: `[DONE]` arrived.
+    broken: an unparsable event. error: the class of the exception, or `shown` where the app shows the error itself.
     """
 
     text: str = ""
@@ -72,5 +73,5 @@ class Seen:
 
     @property
     def common(self) -> dict[str, Any]:
-        """What must be the same, whoever answered."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in OWN}
+        """The fields that must be the same at OpenAI and here."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in UNIQUE_FIELDS}

@@ -1,4 +1,4 @@
-// ChatGPT-Web's client. It keeps its history by the ids of the answers; `again` is a second question in the same conversation.
+// ChatGPT-Web's client. It keeps its history by answer ids; `again` is a second question in the same conversation.
 import { ChatGPTAPI } from "chatgpt";
 import { main } from "./report.mjs";
 

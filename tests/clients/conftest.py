@@ -1,4 +1,4 @@
-"""A whole nowserving for the client programs, started once: API, pacer, worker, and a fake OpenAI behind them."""
+"""A stack for the client programs, started once: API, pacer, worker, and a fake OpenAI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.upstream.journal import Call
 
 MODEL = "gpt-6-astra-mini"
 SETTINGS = {"retry_base_s": 0.05, "retry_most_s": 0.1, "abandoned_after_s": 8}
-# An API that gives up early: for what happens after its patience, and when the line is full.
+# An API with a short grace time and a short queue.
 NARROW = {"NOWSERVING_STATUS_GRACE_S": "0.3", "NOWSERVING_MAX_QUEUED_PER_KEY": "2"}
 
 
@@ -36,8 +36,11 @@ class Api:
 
 
 @dataclass
-class World:
-    """narrow: a second API of the same stack, with the settings of NARROW."""
+class System:
+    """A running stack.
+
+    narrow: a second API of the same stack, with the settings of NARROW.
+    """
 
     stack: Stack
     api: Api
@@ -52,14 +55,14 @@ class World:
         return f"http://127.0.0.1:{self.api.port}/v1"
 
     def calls(self, words: str) -> list[Call]:
-        """What the upstream was asked with these words in it."""
+        """The upstream's calls whose text contains these words."""
         return [call for call in self.upstream.calls() if words in call.text]
 
     def block(self, key: str) -> None:
-        """The line of this new key stands still until the upstream releases what it holds: a new key has one call in flight."""
+        """Block the lane of this new key until the upstream releases its held call: a new key has one call in flight."""
         held = self.upstream.waiting()
-        with Raw(self.api.port, "/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat(f"[[fake:hold]] {key}")}, key) as made:
-            assert 202 == made.head().status, made.whole()
+        with Raw(self.api.port, "/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat(f"[[fake:hold]] {key}")}, key) as response:
+            assert 202 == response.head().status, response.whole()
         self.upstream.wait_for_held(held + 1)
 
     def logs(self) -> str:
@@ -67,11 +70,11 @@ class World:
 
     def jobs(self, key: str) -> list[str]:
         """The statuses of this key's jobs, newest first."""
-        with Raw(self.api.port, "/v1/jobs", key=key, method="GET") as found:
-            return [job["status"] for job in found.json["data"]]
+        with Raw(self.api.port, "/v1/jobs", key=key, method="GET") as response:
+            return [job["status"] for job in response.json["data"]]
 
     def wait_jobs(self, key: str, *statuses: str) -> None:
-        """These are this key's jobs, newest first."""
+        """Wait until this key's jobs have these statuses, newest first."""
         until(lambda: list(statuses) == self.jobs(key), what=f"the jobs {statuses}, but {self.jobs(key)}", within_s=30)
 
 
@@ -81,16 +84,17 @@ def chat(say: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="package")
-def world(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def system(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("clients")
     with running(folder, **SETTINGS) as stack:
         stack.pacer()
         stack.worker(threads=32)
-        # What a stream's head waits for is tests/api/openai/test_stream_head.py's; here a failure at once is one in the stream, too.
-        # And open keys on loopback are for pages on this machine alone unless it is set whose pages may call.
+        # The wait of a stream's head has its own test, tests/api/openai/test_stream_head.py. Here an early failure is an
+        # event in the stream. With open keys on loopback, pages of other origins may only call if NOWSERVING_CORS_ORIGINS
+        # is set.
         env = stack.environment() | {"NOWSERVING_STREAM_HEAD_S": "0", "NOWSERVING_CORS_ORIGINS": "*"}
         with serving(folder / "api.log", **env) as api, serving(folder / "narrow.log", **env, **NARROW) as narrow:
-            yield World(stack, api, narrow)
+            yield System(stack, api, narrow)
 
 
 @contextmanager
@@ -110,25 +114,25 @@ def serving(log: Path, *, port: int = 0, **env: str) -> Iterator[Api]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test the upstream holds nobody."""
+def release_held_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Release all held calls of the upstream after each test."""
     yield
-    if world := request.node.funcargs.get("world"):
-        world.upstream.release()
+    if system := request.node.funcargs.get("system"):
+        system.upstream.release()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Function, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that failed shows what the parts said."""
+    """Add the logs of all services to the report of a failed test."""
     report = yield
-    if report.failed and (world := item.funcargs.get("world")):
-        report.sections.append(("logs", world.logs()))
+    if report.failed and (system := item.funcargs.get("system")):
+        report.sections.append(("logs", system.logs()))
     return report
 
 
 @pytest.fixture
 def key() -> str:
-    """A key that nobody used yet."""
+    """A new key."""
     return fresh_key()
 
 

@@ -1,4 +1,4 @@
-"""A proxy that cuts connections: what a client sees when the network breaks while it waits."""
+"""A TCP proxy that cuts connections: simulates a network failure while a client waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESET = struct.pack("ii", 1, 0)  # close() then sends RST
 
 
 class Cutter:
-    """Passes bytes on between its own port and that one. opened: connections so far. answered: bytes that came back."""
+    """Forwards bytes between its own port and another. opened: connections so far. answered: bytes of responses."""
 
     def __init__(self, to_port: int) -> None:
         self._to_port = to_port
@@ -27,13 +27,13 @@ class Cutter:
         self._run(self._accept)
 
     def cut(self) -> None:
-        """Every connection that is open now is reset at both ends."""
+        """Reset all open connections at both ends."""
         with self._lock:
-            for one in self._open:
+            for sock in self._open:
                 with suppress(OSError):
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                    one.shutdown(socket.SHUT_RD)  # wakes the thread that reads it; close() alone would not
-                one.close()
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                    sock.shutdown(socket.SHUT_RD)  # wakes the thread that reads the socket; close() alone would not
+                sock.close()
             self._open.clear()
 
     def __enter__(self) -> Self:
@@ -49,24 +49,24 @@ class Cutter:
     def _accept(self) -> None:
         while True:
             try:
-                here, _ = self._server.accept()
+                client, _ = self._server.accept()
             except OSError:
                 return
-            there = socket.create_connection(("127.0.0.1", self._to_port))
+            server = socket.create_connection(("127.0.0.1", self._to_port))
             with self._lock:
-                self._open += [here, there]
+                self._open += [client, server]
                 self.opened += 1
-            self._run(self._pass, here, there, False)
-            self._run(self._pass, there, here, True)
+            self._run(self._forward, client, server, False)
+            self._run(self._forward, server, client, True)
 
-    def _pass(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         with suppress(OSError):
-            while piece := source.recv(65536):
-                self.answered += len(piece) * is_answer
-                target.sendall(piece)
+            while chunk := source.recv(65536):
+                self.answered += len(chunk) * is_answer
+                target.sendall(chunk)
             target.shutdown(socket.SHUT_WR)
 
-    def _run(self, act: Callable[..., None], *words: object) -> None:
-        thread = threading.Thread(target=act, args=words, daemon=True)
+    def _run(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()

@@ -1,4 +1,4 @@
-// nextai-translator: its parser, fed as it feeds it, each piece from the network decoded by itself.
+// nextai-translator's parser, fed as in the app: each chunk from the network is decoded separately.
 import { createParser } from "eventsource-parser";
 import { main, messages } from "./report.mjs";
 
@@ -22,7 +22,7 @@ async function stream(call, seen) {
       chunk = JSON.parse(event.data);
     } catch {
       if (!seen.done) seen.broken = event.data;
-      finished = true; // The translator takes whatever is not JSON for the end, and so a finish_reason.
+      finished = true; // The translator treats invalid JSON and a finish_reason as the end.
       return;
     }
     if (!chunk.choices?.length) return;

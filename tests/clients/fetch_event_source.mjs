@@ -1,4 +1,4 @@
-// NextChat: its SSE reader, with handlers that do what its own do. It gives up when headers take more than 60 s.
+// NextChat's SSE client, with handlers like its own. It times out when the headers take more than 60 s.
 globalThis.document = { hidden: false, addEventListener() {}, removeEventListener() {} };
 globalThis.window = globalThis;
 const { fetchEventSource, EventStreamContentType } = await import("@fortaine/fetch-event-source");
@@ -38,7 +38,7 @@ function stream(call, seen) {
         if (choice?.delta.content) seen.show(choice.delta.content);
         seen.finish = choice?.finish_reason ?? seen.finish;
       } catch {
-        seen.broken = message.data; // NextChat logs "parse error" and goes on.
+        seen.broken = message.data; // NextChat logs "parse error" and continues.
       }
       return undefined;
     },

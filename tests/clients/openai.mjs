@@ -1,4 +1,4 @@
-// The official SDK, used as its README shows.
+// Calls with the official SDK, as in its README.
 import OpenAI, { toFile } from "openai";
 import { main, messages } from "./report.mjs";
 

@@ -1,4 +1,4 @@
-"""The client programs behind one form: each is given calls, makes them all at once, and says what its user saw of each."""
+"""All client programs behind one interface: each makes several calls concurrently, and reports what its user sees."""
 
 from __future__ import annotations
 
@@ -25,79 +25,79 @@ from tests.clients.sdk import python, python_async
 
 HERE = Path(__file__).parent
 README = HERE.parents[1] / "README.md"
-# Longer than any wait in line that a test makes.
+# Longer than any wait in the queue in a test.
 PATIENCE_S = 150
 
 
 @dataclass(frozen=True)
 class Client:
-    """kinds: what it can ask for. make: makes the calls, and says in their order what was seen."""
+    """A client program. kinds: the kinds of calls that it supports. make: makes the calls and returns their results in order."""
 
     name: str
     kinds: tuple[str, ...]
     make: Callable[[Sequence[Call]], list[Seen]]
 
-    def one(self, call: Call) -> Seen:
+    def make_one(self, call: Call) -> Seen:
         return self.make([call])[0]
 
     @property
-    def is_here(self) -> bool:
+    def is_installed(self) -> bool:
         return "curl" not in self.name or shutil.which("curl") is not None
 
     @property
     def marks(self) -> list[pytest.MarkDecorator]:
-        return [pytest.mark.skipif(not self.is_here, reason=f"{self.name} is not installed")]
+        return [pytest.mark.skipif(not self.is_installed, reason=f"{self.name} is not installed")]
 
 
 def params(clients: Iterable[Client]) -> list[Any]:
-    """For parametrize, each client by its name. A machine without curl leaves curl out; CI brings it."""
+    """Parameters by client name. A machine without curl skips curl; CI has it."""
     return [pytest.param(client, id=client.name, marks=client.marks) for client in clients]
 
 
 def javascript(program: str, calls: Sequence[Call]) -> list[Seen]:
-    """As `program`.mjs saw them, all in one process."""
-    found = installed()
-    argv = [found.program, str(HERE / f"{program}.mjs"), _json(calls)]
+    """Make the calls with `program`.mjs, all in one process."""
+    node_js = installed()
+    argv = [node_js.program, str(HERE / f"{program}.mjs"), _json(calls)]
     run = subprocess.run(
-        argv, env=found.environment, cwd=HERE, capture_output=True, text=True, timeout=PATIENCE_S, preexec_fn=die_with_parent, check=False
+        argv, env=node_js.environment, cwd=HERE, capture_output=True, text=True, timeout=PATIENCE_S, preexec_fn=die_with_parent, check=False
     )
     assert run.returncode == 0, run.stderr
     return [Seen(**json.loads(line)) for line in run.stdout.splitlines()]
 
 
 def curl(calls: Sequence[Call]) -> list[Seen]:
-    """What the command prints."""
+    """Make the calls with curl and parse its output."""
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(_curl, calls))
 
 
 def start(client: str, call: Call) -> subprocess.Popen[bytes]:
-    """The program of this client (curl, or the name of a .mjs file) makes the call, for a test that will not let it finish."""
-    found = installed()
-    argv = [found.program, str(HERE / f"{client}.mjs"), _json([call])]
+    """Start one call with curl or a .mjs file, for a test that does not let it finish."""
+    node_js = installed()
+    argv = [node_js.program, str(HERE / f"{client}.mjs"), _json([call])]
     if client == "curl":
         argv = ["sh", "-c", f"exec {command(call)} -m {PATIENCE_S}"]
-    env = {**found.environment, "OPENAI_API_KEY": call.key}
+    env = {**node_js.environment, "OPENAI_API_KEY": call.key}
     return subprocess.Popen(argv, env=env, cwd=HERE, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent)
 
 
 @cache
 def installed() -> node.Node:
-    """The Node.js of this test run, with the packages that package-lock.json names."""
-    found = node.find()
-    found.install(HERE)
-    return found
+    """The Node.js of this test run, with the packages of package-lock.json installed."""
+    node_js = node.find()
+    node_js.install(HERE)
+    return node_js
 
 
 def readme(base: str) -> dict[str, str]:
-    """The README's own calls by their kinds, with our address in the place of its."""
+    """The README's curl calls by kind, with the address of this stack."""
     lines = re.findall(r"^\$ (curl \S+ \S*/v1/(?:chat|images)/.*?\}')$", README.read_text(), re.MULTILINE | re.DOTALL)
     kinds = {IMAGE if "/images/" in line else STREAM if '"stream": true' in line else CHAT: line for line in lines}
     return {kind: line.replace("localhost:8000", base.removeprefix("http://").removesuffix("/v1")) for kind, line in kinds.items()}
 
 
 def command(call: Call) -> str:
-    """The shell line that makes this call. The key is in OPENAI_API_KEY."""
+    """The shell line of this call. The key is in OPENAI_API_KEY."""
     if call.line:
         return call.line
     path, body = "chat/completions", call.chat
@@ -105,8 +105,8 @@ def command(call: Call) -> str:
         body["stream"] = True
     if call.kind == IMAGE:
         path, body = "images/generations", {"model": call.model, "prompt": call.say, **call.more}
-    words = f'-H "Authorization: Bearer $OPENAI_API_KEY" -H "Content-Type: application/json" -d {shlex.quote(json.dumps(body))}'
-    return f"curl -{'sN' if call.kind == STREAM else 's'} {call.base}/{path} {words}"
+    arguments = f'-H "Authorization: Bearer $OPENAI_API_KEY" -H "Content-Type: application/json" -d {shlex.quote(json.dumps(body))}'
+    return f"curl -{'sN' if call.kind == STREAM else 's'} {call.base}/{path} {arguments}"
 
 
 def _json(calls: Sequence[Call]) -> str:
@@ -123,7 +123,7 @@ def _curl(call: Call) -> Seen:
     seen.took_s = time.monotonic() - began
     status = int(run.stderr[-3:])
     if status == 200 and call.kind == STREAM:
-        _printed(seen, run.stdout)
+        _parse_stream(seen, run.stdout)
         return seen
     answer = json.loads(run.stdout)
     if error := answer.get("error"):
@@ -137,7 +137,7 @@ def _curl(call: Call) -> Seen:
     return seen
 
 
-def _printed(seen: Seen, text: str) -> None:
+def _parse_stream(seen: Seen, text: str) -> None:
     events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     seen.done = bool(events) and events[-1] == "[DONE]"
     for chunk in map(json.loads, (event for event in events if event != "[DONE]")):

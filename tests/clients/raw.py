@@ -1,4 +1,4 @@
-"""HTTP on a bare socket, for promises about bytes: what a server wrote at once arrives as one frame of its chunked answer."""
+"""HTTP on a plain socket, for tests about bytes: each write of the server arrives as one frame of its chunked response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 @dataclass
 class Raw:
-    """One request and its answer. frames: each with the time it came at; a plain answer is one frame."""
+    """One request and its response. frames: with their times of arrival; a response without chunks is one frame."""
 
     port: int
     path: str
@@ -31,50 +31,50 @@ class Raw:
         self._buffer = b""
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=self.timeout_s)
         body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
-        given = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        usual = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body)), **given, **self.more}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in usual.items() if value)
+        authorization = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        headers = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": str(len(body)), **authorization, **self.more}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
         self.socket.sendall(f"{self.method} {self.path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
 
     def head(self) -> Self:
-        """The status and the headers have come."""
+        """Wait for status and headers."""
         first, *lines = self._take_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         self.status = int(first.split()[1])
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         return self
 
     def frame(self) -> bytes:
-        """The next piece; empty at the end. Raises ConnectionError when the answer breaks off."""
+        """The next chunk; empty at the end. Raises ConnectionError when the response breaks off."""
         if not self.headers:
             self.head()
         if self.is_over:
             return b""
         if "chunked" in self.headers.get("transfer-encoding", ""):
             size = int(self._take_until(b"\r\n"), 16)
-            piece = self._take(size + 2)[:-2]
+            chunk = self._take(size + 2)[:-2]
             self.is_over = size == 0
         else:
-            piece, self.is_over = self._take(int(self.headers.get("content-length", "0"))), True
-        if piece:
-            self.frames.append((time.monotonic(), piece))
-        return piece
+            chunk, self.is_over = self._take(int(self.headers.get("content-length", "0"))), True
+        if chunk:
+            self.frames.append((time.monotonic(), chunk))
+        return chunk
 
-    def until(self, words: bytes) -> bytes:
-        """All that came, as soon as these words are in it."""
+    def until(self, marker: bytes) -> bytes:
+        """The body so far, once it contains these bytes."""
         deadline = time.monotonic() + self.timeout_s
-        while words not in self.text:
-            assert self.frame() and time.monotonic() < deadline, f"no {words!r} in {self.text!r}"
+        while marker not in self.text:
+            assert self.frame() and time.monotonic() < deadline, f"no {marker!r} in {self.text!r}"
         return self.text
 
     def whole(self) -> bytes:
-        """All of the body."""
+        """The whole body."""
         while self.frame():
             pass
         return self.text
 
     @property
     def text(self) -> bytes:
-        return b"".join(piece for _, piece in self.frames)
+        return b"".join(chunk for _, chunk in self.frames)
 
     @property
     def json(self) -> Any:
@@ -82,7 +82,7 @@ class Raw:
 
     @property
     def chunks(self) -> list[Any]:
-        """The JSON of each event of the stream, `[DONE]` left out."""
+        """The JSON of each event of the stream, without `[DONE]`."""
         lines = self.whole().decode().split("\n")
         return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
 
@@ -95,20 +95,20 @@ class Raw:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _take_until(self, words: bytes) -> bytes:
-        while words not in self._buffer:
+    def _take_until(self, marker: bytes) -> bytes:
+        while marker not in self._buffer:
             self._receive()
-        found, _, self._buffer = self._buffer.partition(words)
-        return found
+        head, _, self._buffer = self._buffer.partition(marker)
+        return head
 
     def _take(self, size: int) -> bytes:
         while len(self._buffer) < size:
             self._receive()
-        found, self._buffer = self._buffer[:size], self._buffer[size:]
-        return found
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
 
     def _receive(self) -> None:
-        more = self.socket.recv(65536)
-        if not more:
+        received = self.socket.recv(65536)
+        if not received:
             raise ConnectionError(f"broken off after {self.text!r}")
-        self._buffer += more
+        self._buffer += received

@@ -1,4 +1,4 @@
-// What every program here is given (one JSON list of calls) and prints (one JSON line for each, of what its client saw).
+// Input and output of all programs here: a JSON list of calls, and one JSON line per call with what the client's user sees.
 
 class Seen {
   #began = performance.now();
@@ -9,13 +9,13 @@ class Seen {
   pictures = [];
   data = [];
 
-  /** The next piece of text was shown to the user. */
+  /** The client showed more text to the user. */
   show(text) {
     this.text += text;
     this.pieces += 1;
   }
 
-  /** Whatever the client threw is part of what was seen. */
+  /** Records the exception that the client threw. */
   failed({ constructor, status, statusCode, code, type, param, message }) {
     Object.assign(this, { error: constructor.name, status: status ?? statusCode ?? null, code, type, param, message });
   }
@@ -26,7 +26,7 @@ class Seen {
   }
 }
 
-/** Makes all the calls at once, each as its kind says; prints in their order. */
+/** Makes all calls concurrently, each by its kind, and prints the results in order. */
 export async function main(kinds) {
   const make = async (call) => {
     const seen = new Seen();

@@ -1,4 +1,4 @@
-"""openai-python, plain and async: the same calls of both, each as its README shows it."""
+"""openai-python, sync and async: the same calls of both, as in its README."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.clients.calls import CHAT, EDIT, EMBED, IMAGE, MODEL, MODELS, MODERAT
 from tests.upstream.images import png
 
 PICTURES = [("first.png", png("first")), ("second.png", png("second"))]
-# The async client answers the same calls with something to await.
-ASK: dict[str, Callable[[Any, Call], Any]] = {
+# The async client returns awaitables for the same calls.
+CALLS: dict[str, Callable[[Any, Call], Any]] = {
     CHAT: lambda sdk, call: sdk.chat.completions.create(**call.chat),
     STREAM: lambda sdk, call: sdk.chat.completions.create(stream=True, **call.chat),
     IMAGE: lambda sdk, call: sdk.images.generate(model=call.model, prompt=call.say, **call.more),
@@ -30,42 +30,42 @@ ASK: dict[str, Callable[[Any, Call], Any]] = {
 
 def python(calls: Sequence[Call]) -> list[Seen]:
     with ThreadPoolExecutor(len(calls)) as threads:
-        return list(threads.map(_plain, calls))
+        return list(threads.map(_call_sync, calls))
 
 
 def python_async(calls: Sequence[Call]) -> list[Seen]:
     async def gather() -> list[Seen]:
-        return await asyncio.gather(*map(_async, calls))
+        return await asyncio.gather(*map(_call_async, calls))
 
     return asyncio.run(gather())
 
 
-def _plain(call: Call) -> Seen:
+def _call_sync(call: Call) -> Seen:
     seen, began = Seen(), time.monotonic()
     with openai.OpenAI(base_url=call.base, api_key=call.key, **call.options) as sdk:
         try:
-            answer = ASK[call.kind](sdk, call)
-            if call.kind in PIECES:
-                for piece in answer:
-                    PIECES[call.kind](seen, piece)
+            answer = CALLS[call.kind](sdk, call)
+            if call.kind in ON_CHUNK:
+                for chunk in answer:
+                    ON_CHUNK[call.kind](seen, chunk)
             else:
-                WHOLE[call.kind](seen, answer)
+                ON_RESULT[call.kind](seen, answer)
         except openai.OpenAIError as error:
             seen.fail(error)
     seen.took_s = time.monotonic() - began
     return seen
 
 
-async def _async(call: Call) -> Seen:
+async def _call_async(call: Call) -> Seen:
     seen, began = Seen(), time.monotonic()
     async with openai.AsyncOpenAI(base_url=call.base, api_key=call.key, **call.options) as sdk:
         try:
-            answer = await ASK[call.kind](sdk, call)
-            if call.kind in PIECES:
-                async for piece in answer:
-                    PIECES[call.kind](seen, piece)
+            answer = await CALLS[call.kind](sdk, call)
+            if call.kind in ON_CHUNK:
+                async for chunk in answer:
+                    ON_CHUNK[call.kind](seen, chunk)
             else:
-                WHOLE[call.kind](seen, answer)
+                ON_RESULT[call.kind](seen, answer)
         except openai.OpenAIError as error:
             seen.fail(error)
     seen.took_s = time.monotonic() - began
@@ -98,20 +98,20 @@ def _partial(seen: Seen, event: Any) -> None:
 
 
 def _vectors(seen: Seen, answer: Any) -> None:
-    seen.data = [one.embedding for one in answer.data]
+    seen.data = [item.embedding for item in answer.data]
     seen.usage = answer.usage.to_dict()
 
 
 def _flags(seen: Seen, answer: Any) -> None:
-    seen.data = [[one.flagged, one.categories.violence] for one in answer.results]
+    seen.data = [[item.flagged, item.categories.violence] for item in answer.results]
 
 
-PIECES: dict[str, Callable[[Seen, Any], None]] = {
+ON_CHUNK: dict[str, Callable[[Seen, Any], None]] = {
     STREAM: _chunk,
     PARTIALS: _partial,
     MODELS: lambda seen, model: seen.data.append(model.id),
 }
-WHOLE: dict[str, Callable[[Seen, Any], None]] = {
+ON_RESULT: dict[str, Callable[[Seen, Any], None]] = {
     CHAT: _chat,
     IMAGE: _image,
     EDIT: _image,

@@ -1,4 +1,4 @@
-// Stored completions, as openai-node has them.
+// The stored completion routes with openai-node.
 import OpenAI from "openai";
 
 const [base, key, model, say] = process.argv.slice(2);

@@ -1,4 +1,4 @@
-"""Clients that go away and clients whose connection breaks: nothing is called for nobody, and nothing is called twice."""
+"""Clients that disconnect, and clients whose connection breaks: no call without a client, and no repeated call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.clients.calls import CHAT, STREAM, Call, Seen
-from tests.clients.conftest import World, chat, fresh_key
+from tests.clients.conftest import System, chat, fresh_key
 from tests.clients.cutter import Cutter
 from tests.clients.programs import CLIENTS, Client, params, start
 from tests.support.programs.process import until
@@ -31,10 +31,10 @@ SDKS = CLIENTS[:3]
 
 
 @contextmanager
-def asking(client: Client, call: Call) -> Iterator[list[Seen]]:
-    """The client makes this call meanwhile; afterwards what it saw is in the list."""
+def calling(client: Client, call: Call) -> Iterator[list[Seen]]:
+    """The client makes this call in the background; afterwards the list holds its result."""
     seen: list[Seen] = []
-    thread = threading.Thread(target=lambda: seen.append(client.one(call)))
+    thread = threading.Thread(target=lambda: seen.append(client.make_one(call)))
     thread.start()
     try:
         yield seen
@@ -42,44 +42,47 @@ def asking(client: Client, call: Call) -> Iterator[list[Seen]]:
         thread.join(60)
 
 
-def test_clients_killed_in_line_are_never_called_for(world: World) -> None:
-    calls = [(program, Call(world.base, fresh_key(), uuid4().hex, kind)) for program, kind in PROGRAMS]
+def test_killed_waiting_clients_cause_no_upstream_call(system: System) -> None:
+    calls = [(program, Call(system.base, fresh_key(), uuid4().hex, kind)) for program, kind in PROGRAMS]
     for _, call in calls:
-        world.block(call.key)
+        system.block(call.key)
     clients = [start(program, call) for program, call in calls]
     for _, call in calls:
-        world.wait_jobs(call.key, "queued", "running")
+        system.wait_jobs(call.key, "queued", "running")
     kill(clients)
     for _, call in calls:
-        world.wait_jobs(call.key, "cancelled", "running")
-    world.upstream.release()
+        system.wait_jobs(call.key, "cancelled", "running")
+    system.upstream.release()
     for _, call in calls:
-        world.wait_jobs(call.key, "cancelled", "succeeded")
+        system.wait_jobs(call.key, "cancelled", "succeeded")
 
-    assert [] == [call for _, call in calls if world.calls(call.say)]
+    assert [] == [call for _, call in calls if system.calls(call.say)]
 
 
-def test_clients_killed_in_their_streams_free_the_upstream(world: World) -> None:
+def test_killed_streaming_clients_end_their_upstream_calls(system: System) -> None:
     streams = [program for program, kind in PROGRAMS if kind == STREAM]
-    calls = [Call(world.base, fresh_key(), f"[[fake:hold_after=3]] {uuid4().hex}", STREAM) for _ in streams]
-    held = world.upstream.waiting()
+    calls = [Call(system.base, fresh_key(), f"[[fake:hold_after=3]] {uuid4().hex}", STREAM) for _ in streams]
+    held = system.upstream.waiting()
     clients = [start(program, call) for program, call in zip(streams, calls, strict=True)]
-    world.upstream.wait_for_held(held + len(calls))
+    system.upstream.wait_for_held(held + len(calls))
     kill(clients)
     for call in calls:
-        world.wait_jobs(call.key, "cancelled")
+        system.wait_jobs(call.key, "cancelled")
 
     gone = [["client_gone"]] * len(calls)
-    until(lambda: gone == [[one.outcome for one in world.calls(call.say)] for call in calls], what="the upstream's connections closed")
+    until(
+        lambda: gone == [[upstream_call.outcome for upstream_call in system.calls(call.say)] for call in calls],
+        what="the upstream's connections closed",
+    )
 
 
-def test_client_that_stops_reading_a_stream_frees_the_upstream(world: World, key: str) -> None:
-    said = f"[[fake:hold_after=3]] {uuid4().hex}"
-    with openai.OpenAI(base_url=world.base, api_key=key) as sdk, sdk.chat.completions.create(stream=True, **chat(said)) as stream:
+def test_closed_stream_ends_its_upstream_call(system: System, key: str) -> None:
+    prompt = f"[[fake:hold_after=3]] {uuid4().hex}"
+    with openai.OpenAI(base_url=system.base, api_key=key) as sdk, sdk.chat.completions.create(stream=True, **chat(prompt)) as stream:
         next(stream)
-    world.wait_jobs(key, "cancelled")
+    system.wait_jobs(key, "cancelled")
 
-    until(lambda: ["client_gone"] == [call.outcome for call in world.calls(said)], what="the upstream's connection closed")
+    until(lambda: ["client_gone"] == [call.outcome for call in system.calls(prompt)], what="the upstream's connection closed")
 
 
 def kill(clients: list[subprocess.Popen[bytes]]) -> None:
@@ -88,67 +91,67 @@ def kill(clients: list[subprocess.Popen[bytes]]) -> None:
         client.wait()
 
 
-def reader_of(said: str) -> object:
-    """The reader of the job with these words in its request."""
-    (row,) = query("SELECT reader FROM job WHERE position(convert_to(:said, 'UTF8') IN request) > 0", said=said)
+def waiter_of(prompt: str) -> object:
+    """The waiter id of the job with these words in its request."""
+    (row,) = query("SELECT reader FROM job WHERE position(convert_to(:prompt, 'UTF8') IN request) > 0", prompt=prompt)
     return row.reader
 
 
 @pytest.mark.parametrize("client", params(SDKS))
-def test_a_retry_after_a_broken_connection_finds_its_job_in_line(world: World, key: str, client: Client) -> None:
-    world.block(key)
-    said = uuid4().hex
-    with Cutter(world.api.port) as network, asking(client, Call(f"http://127.0.0.1:{network.port}/v1", key, said)) as seen:
-        world.wait_jobs(key, "queued", "running")
-        before = reader_of(said)
+def test_retry_after_a_broken_connection_finds_its_queued_job(system: System, key: str, client: Client) -> None:
+    system.block(key)
+    prompt = uuid4().hex
+    with Cutter(system.api.port) as network, calling(client, Call(f"http://127.0.0.1:{network.port}/v1", key, prompt)) as seen:
+        system.wait_jobs(key, "queued", "running")
+        before = waiter_of(prompt)
         network.cut()
-        # Not only connected: an answer that is ready before the API has read the retry would be one for nobody yet.
-        until(lambda: reader_of(said) != before, what="the SDK asking again")
-        world.upstream.release()
+        # A connection is not enough: the answer must not be ready before the API has read the retry.
+        until(lambda: waiter_of(prompt) != before, what="the retry of the SDK")
+        system.upstream.release()
 
-    assert (None, echo(said)) == (seen[0].error, seen[0].text)
-    assert 1 == len(world.calls(said))
-    assert ["succeeded", "succeeded"] == world.jobs(key)
+    assert (None, echo(prompt)) == (seen[0].error, seen[0].text)
+    assert 1 == len(system.calls(prompt))
+    assert ["succeeded", "succeeded"] == system.jobs(key)
 
 
 @pytest.mark.parametrize("client", params(SDKS))
-def test_a_retry_after_a_broken_connection_finds_its_running_call(world: World, key: str, client: Client) -> None:
-    said = f"[[fake:hold]] {uuid4().hex}"
-    held = world.upstream.waiting()
-    with Cutter(world.api.port) as network, asking(client, Call(f"http://127.0.0.1:{network.port}/v1", key, said)) as seen:
-        world.upstream.wait_for_held(held + 1)
-        before = reader_of(said)
+def test_retry_after_a_broken_connection_finds_its_running_job(system: System, key: str, client: Client) -> None:
+    prompt = f"[[fake:hold]] {uuid4().hex}"
+    held = system.upstream.waiting()
+    with Cutter(system.api.port) as network, calling(client, Call(f"http://127.0.0.1:{network.port}/v1", key, prompt)) as seen:
+        system.upstream.wait_for_held(held + 1)
+        before = waiter_of(prompt)
         network.cut()
-        # Not only connected: an answer that is ready before the API has read the retry would be one for nobody yet.
-        until(lambda: reader_of(said) != before, what="the SDK asking again")
-        world.upstream.release()
+        # As above: wait until the API has read the retry.
+        until(lambda: waiter_of(prompt) != before, what="the retry of the SDK")
+        system.upstream.release()
 
-    assert (None, echo(said)) == (seen[0].error, seen[0].text)
-    assert 1 == len(world.calls(said))
+    assert (None, echo(prompt)) == (seen[0].error, seen[0].text)
+    assert 1 == len(system.calls(prompt))
 
 
 @pytest.mark.parametrize("client", params(SDKS[:2]))
-def test_a_connection_that_breaks_after_the_status_was_sent_is_found_again(world: World, key: str, client: Client) -> None:
-    world.block(key)
-    said = uuid4().hex
-    with Cutter(world.narrow.port) as network, asking(client, Call(f"http://127.0.0.1:{network.port}/v1", key, said)) as seen:
+def test_retry_finds_its_job_after_the_status_was_sent(system: System, key: str, client: Client) -> None:
+    system.block(key)
+    prompt = uuid4().hex
+    with Cutter(system.narrow.port) as network, calling(client, Call(f"http://127.0.0.1:{network.port}/v1", key, prompt)) as seen:
         until(lambda: network.answered, what="the status sent")
-        before = reader_of(said)
+        before = waiter_of(prompt)
         network.cut()
-        # Not only connected: an answer that is ready before the API has read the retry would be one for nobody yet.
-        until(lambda: reader_of(said) != before, what="the SDK asking again")
-        world.upstream.release()
+        # As above: wait until the API has read the retry.
+        until(lambda: waiter_of(prompt) != before, what="the retry of the SDK")
+        system.upstream.release()
 
-    assert (None, echo(said)) == (seen[0].error, seen[0].text)
-    assert 1 == len(world.calls(said))
+    assert (None, echo(prompt)) == (seen[0].error, seen[0].text)
+    assert 1 == len(system.calls(prompt))
 
 
 @pytest.mark.parametrize("client", params(SDKS[:2]))
-def test_python_raises_the_right_class_for_a_failure_after_the_status_was_sent(world: World, key: str, client: Client) -> None:
+def test_python_raises_the_right_class_for_a_failure_after_the_status(system: System, key: str, client: Client) -> None:
     call = Call("", key, f"[[fake:hold;status=403]] {uuid4().hex}")
-    with Cutter(world.narrow.port) as network, asking(client, replace(call, base=f"http://127.0.0.1:{network.port}/v1")) as seen:
+    with Cutter(system.narrow.port) as network, calling(client, replace(call, base=f"http://127.0.0.1:{network.port}/v1")) as seen:
         until(lambda: network.answered, what="the status sent")
-        world.upstream.release()
+        system.upstream.release()
 
     assert ("PermissionDeniedError", 403) == (seen[0].error, seen[0].status)
-    assert 1 == len(world.calls(call.say))
+    assert 1 == len(system.calls(call.say))

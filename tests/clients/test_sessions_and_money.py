@@ -1,4 +1,4 @@
-"""Sessions, the legacy API and the account, with the programs that people use."""
+"""Sessions, the legacy API and billing routes with real client programs."""
 
 from __future__ import annotations
 
@@ -14,45 +14,48 @@ from deploy.local.server_process import die_with_parent
 from models.database import db
 from models.keys import keys
 from tests.clients.calls import CHAT, STREAM, Call
-from tests.clients.conftest import MODEL, World, chat
+from tests.clients.conftest import MODEL, System, chat
 from tests.clients.programs import CLIENTS, HERE, Client, installed
 from tests.clients.raw import Raw
 from tests.support.queue_tools import query
 from tests.upstream.chat import echo
 
-# What they send, they send as it was given; openai-python wants `extra_body`, and chatgpt knows its own history only.
-TALKERS = [(client, kind) for client in CLIENTS for kind in (CHAT, STREAM) if kind in client.kinds and "python" not in client.name]
-TALKERS = [(client, kind) for client, kind in TALKERS if client.name != "chatgpt"]
+# These clients send the member `nowserving` unchanged. openai-python needs `extra_body`, and chatgpt supports only its
+# own history.
+SESSION_CLIENTS = [(client, kind) for client in CLIENTS for kind in (CHAT, STREAM) if kind in client.kinds and "python" not in client.name]
+SESSION_CLIENTS = [(client, kind) for client, kind in SESSION_CLIENTS if client.name != "chatgpt"]
 
 
 def in_session(name: str) -> dict[str, Any]:
     return {"nowserving": {"conversation": name}}
 
 
-def talk(before: list[list[str]]) -> list[list[str]]:
-    """Without instructions."""
-    return [one for one in before if one[0] != "system"]
+def without_system(before: list[list[str]]) -> list[list[str]]:
+    """The history without system messages."""
+    return [message for message in before if message[0] != "system"]
 
 
 @pytest.mark.parametrize(
-    ("client", "kind"), [pytest.param(client, kind, id=f"{client.name}, {kind}", marks=client.marks) for client, kind in TALKERS]
+    ("client", "kind"), [pytest.param(client, kind, id=f"{client.name}, {kind}", marks=client.marks) for client, kind in SESSION_CLIENTS]
 )
-def test_each_turn_carries_the_turn_before_it(world: World, key: str, client: Client, kind: str) -> None:
-    words = f"{client.name} {kind} 世界 😀"
+def test_each_turn_contains_the_turn_before_it(system: System, key: str, client: Client, kind: str) -> None:
+    prompt = f"{client.name} {kind} 世界 😀"
     for n in range(2):
-        client.one(Call(world.base, key, f"{n} {words}", kind, MODEL, more=in_session("talk")))
-    first, second = world.calls(words)
+        client.make_one(Call(system.base, key, f"{n} {prompt}", kind, MODEL, more=in_session("talk")))
+    first, second = system.calls(prompt)
 
-    assert [] == talk(first.before)
-    assert [["user", f"0 {words}"], ["assistant", echo(f"0 {words}")]] == talk(second.before)
+    assert [] == without_system(first.before)
+    assert [["user", f"0 {prompt}"], ["assistant", echo(f"0 {prompt}")]] == without_system(second.before)
 
 
-def test_the_python_sdk_reads_a_session_page_by_page(world: World, key: str) -> None:
-    client = openai.OpenAI(base_url=world.base, api_key=key)
+def test_python_sdk_reads_a_session_page_by_page(system: System, key: str) -> None:
+    client = openai.OpenAI(base_url=system.base, api_key=key)
     for n in range(3):
         client.chat.completions.create(**chat(f"question {n}"), extra_body=in_session("über 😀"))
     asyncio.run(
-        openai.AsyncOpenAI(base_url=world.base, api_key=key).chat.completions.create(**chat("question 3"), extra_body=in_session("über 😀"))
+        openai.AsyncOpenAI(base_url=system.base, api_key=key).chat.completions.create(
+            **chat("question 3"), extra_body=in_session("über 😀")
+        )
     )
     path = "/sessions/%C3%BCber%20%F0%9F%98%80"
     session = client.get(path, cast_to=dict[str, Any])
@@ -61,39 +64,41 @@ def test_the_python_sdk_reads_a_session_page_by_page(world: World, key: str) -> 
 
     assert "über 😀" == session["id"] == client.get("/sessions", cast_to=dict[str, Any])["data"][0]["id"]
     assert (3, True, False) == (len(first["data"]), first["has_more"], rest["has_more"])
-    said = json.dumps([*first["data"], *rest["data"]])
-    assert all(f"question {n}" in said for n in range(4))
+    messages = json.dumps([*first["data"], *rest["data"]])
+    assert all(f"question {n}" in messages for n in range(4))
     with pytest.raises(openai.NotFoundError):
         client.get("/sessions/another", cast_to=dict[str, Any])
 
 
-def test_a_bot_of_the_legacy_api_is_answered_and_remembered(world: World, key: str) -> None:
+def test_legacy_api_answers_and_keeps_the_history(system: System, key: str) -> None:
     key = key[:64]
-    answers = [_pro(world, key, f"第{n}个问题") for n in range(2)]
+    answers = [_pro(system, key, f"第{n}个问题") for n in range(2)]
 
-    assert [(200, "执行成功", echo(f"第{n}个问题")) for n in range(2)] == [(one["code"], one["message"], one["data"]) for one in answers]
-    (second,) = world.calls("第1个问题")
-    assert [["user", "第0个问题"], ["assistant", echo("第0个问题")]] == talk(second.before)
-    with Raw(world.api.port, f"/pro/balance?apiKey={key}", method="GET") as told:
-        assert 200 == told.json["code"] and {"total", "balance", "used"} == set(told.json["data"])
-    assert key not in world.logs()
-
-
-def _pro(world: World, key: str, content: str) -> dict[str, Any]:
-    with Raw(world.api.port, "/pro/chat/completions", {"apiKey": key, "sessionId": "bot", "content": content}) as told:
-        return dict(told.json)
+    assert [(200, "执行成功", echo(f"第{n}个问题")) for n in range(2)] == [
+        (answer["code"], answer["message"], answer["data"]) for answer in answers
+    ]
+    (second,) = system.calls("第1个问题")
+    assert [["user", "第0个问题"], ["assistant", echo("第0个问题")]] == without_system(second.before)
+    with Raw(system.api.port, f"/pro/balance?apiKey={key}", method="GET") as response:
+        assert 200 == response.json["code"] and {"total", "balance", "used"} == set(response.json["data"])
+    assert key not in system.logs()
 
 
-def test_an_account_is_shown_by_the_programs_that_ask_for_it(world: World, key: str) -> None:
+def _pro(system: System, key: str, content: str) -> dict[str, Any]:
+    with Raw(system.api.port, "/pro/chat/completions", {"apiKey": key, "sessionId": "bot", "content": content}) as response:
+        return dict(response.json)
+
+
+def test_billing_programs_show_the_account(system: System, key: str) -> None:
     with db.begin() as session:
-        number = keys.authenticate(session, key).id
-    query("INSERT INTO ledger (key_id, kind, amount_microusd, dispatch_id) VALUES (:id, 'charge', -80000, gen_random_uuid())", id=number)
-    found = installed()
+        key_id = keys.authenticate(session, key).id
+    query("INSERT INTO ledger (key_id, kind, amount_microusd, dispatch_id) VALUES (:id, 'charge', -80000, gen_random_uuid())", id=key_id)
+    node_js = installed()
     for prefix in ("", "/v1", "/v1/v1"):
-        base = f"http://127.0.0.1:{world.api.port}{prefix}"
-        argv = [found.program, str(HERE / "billing.mjs"), base, key]
+        base = f"http://127.0.0.1:{system.api.port}{prefix}"
+        argv = [node_js.program, str(HERE / "billing.mjs"), base, key]
         run = subprocess.run(
-            argv, env=found.environment, capture_output=True, text=True, timeout=60, preexec_fn=die_with_parent, check=False
+            argv, env=node_js.environment, capture_output=True, text=True, timeout=60, preexec_fn=die_with_parent, check=False
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         seen = json.loads(run.stdout)

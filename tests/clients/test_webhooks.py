@@ -1,4 +1,4 @@
-"""Webhooks with the programs that people use: the SDKs manage endpoints and verify, and so do the receivers in our own documentation."""
+"""Webhooks with real client libraries: the SDKs manage endpoints, and SDKs and the documented receivers verify deliveries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER_SECRET = "whsec_" + "bm90IHlvdXIgc2VjcmV0IGF0IGFsbCE="
 
 @dataclass(frozen=True)
 class Hooks:
-    """A whole stack that may call this machine, and a receiver. ports: others that it may call, and what for."""
+    """A stack that may call this machine, and a receiver. ports: further ports that it may call, by purpose."""
 
     stack: Stack
     api: Api
@@ -60,50 +60,50 @@ def hooks(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
                 yield Hooks(stack, api, receiver, ports)
 
 
-def arrived(hooks: Hooks, path: str, many: int = 1) -> Got:
-    """The last of so many deliveries there."""
-    return hooks.receiver.wait_got(many, path)[-1]
+def arrived(hooks: Hooks, path: str, count: int = 1) -> Got:
+    """The last of this number of deliveries at a path."""
+    return hooks.receiver.wait_got(count, path)[-1]
 
 
-def node(program: str, **said: Any) -> Any:
-    """What this program prints as JSON."""
-    found = installed()
+def node(program: str, **params: Any) -> Any:
+    """The JSON that a Node.js program prints."""
+    node_js = installed()
     run = subprocess.run(
-        [found.program, str(HERE / program), json.dumps(said)], env=found.environment, cwd=HERE, capture_output=True, text=True,
+        [node_js.program, str(HERE / program), json.dumps(params)], env=node_js.environment, cwd=HERE, capture_output=True, text=True,
         timeout=60, preexec_fn=die_with_parent, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 
-def test_the_python_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
+def test_python_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
     webhooks = hooks.client(key).webhooks
     types: Any = ["job.succeeded"]
-    made = webhooks.create(name="first", url=hooks.receiver.url("/python"), event_types=types)
+    endpoint = webhooks.create(name="first", url=hooks.receiver.url("/python"), event_types=types)
     second = webhooks.create(name="second", url=hooks.receiver.url("/python", status=418), event_types=types)
 
-    assert ["second", "first"] == [one.name for one in webhooks.list(limit=1)]
-    assert made.id == webhooks.retrieve(made.id).id
-    assert made.signing_secret_hint and made.signing_secret_hint[7:] in made.signing_secret
-    assert "third" == webhooks.update(made.id, name="third").name
-    rotated = webhooks.rotate_secret(made.id)
-    assert rotated.signing_secret != made.signing_secret
-    tested: Any = webhooks.test(made.id, event_type=types[0])
+    assert ["second", "first"] == [listed.name for listed in webhooks.list(limit=1)]
+    assert endpoint.id == webhooks.retrieve(endpoint.id).id
+    assert endpoint.signing_secret_hint and endpoint.signing_secret_hint[7:] in endpoint.signing_secret
+    assert "third" == webhooks.update(endpoint.id, name="third").name
+    rotated = webhooks.rotate_secret(endpoint.id)
+    assert rotated.signing_secret != endpoint.signing_secret
+    tested: Any = webhooks.test(endpoint.id, event_type=types[0])
     assert (200, True, "job.succeeded") == (tested.status_code, tested.success, tested.event_type)
     refused: Any = webhooks.test(second.id, event_type=types[0])
     assert 418 == refused.status_code
     assert "job.started" in webhooks.event_types.list().data
-    assert webhooks.delete(made.id).deleted
+    assert webhooks.delete(endpoint.id).deleted
     with pytest.raises(openai.NotFoundError):
-        webhooks.retrieve(made.id)
-    with pytest.raises(openai.BadRequestError, match="public internet"):
+        webhooks.retrieve(endpoint.id)
+    with pytest.raises(openai.BadRequestError, match="everybody can reach"):
         webhooks.create(name="inside", url="https://169.254.169.254/latest", event_types=types)
 
 
-def test_the_node_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
+def test_node_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
     seen = node("webhooks.mjs", base=hooks.base, key=key, url=hooks.receiver.url("/node"))
 
-    wanted = {
+    expected = {
         "secrets": True,
         "types": ["job.failed", "job.expired"],
         "status": 200,
@@ -111,43 +111,45 @@ def test_the_node_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
         "known": True,
         "deleted": True,
     }
-    assert wanted == seen
+    assert expected == seen
 
 
 @pytest.mark.parametrize("kind", ["job.succeeded", "job.failed", "job.started", "webhook_endpoint.disabled"])
 def test_every_library_verifies_every_event_and_refuses_a_wrong_secret(hooks: Hooks, key: str, kind: str) -> None:
     client, path = hooks.client(key), f"/verify/{kind}"
     types: Any = [kind]
-    made = client.webhooks.create(name="x", url=hooks.receiver.url(path), event_types=types)
-    client.webhooks.test(made.id, event_type=types[0])
+    endpoint = client.webhooks.create(name="x", url=hooks.receiver.url(path), event_types=types)
+    client.webhooks.test(endpoint.id, event_type=types[0])
     got = arrived(hooks, path)
     event = got.event
-    said = [event["type"], event["data"]["id"]]
+    expected = [event["type"], event["data"]["id"]]
 
     assert kind == event["type"]
-    unwrapped: Any = client.webhooks.unwrap(got.body, got.headers, secret=made.signing_secret)
-    assert said == [unwrapped.type, unwrapped.data.id]
-    unwrapped = openai.AsyncOpenAI(api_key="none").webhooks.unwrap(got.body, got.headers, secret=made.signing_secret)
-    assert said == [unwrapped.type, unwrapped.data.id]
-    assert event == standardwebhooks.Webhook(made.signing_secret).verify(got.body, got.headers)
+    unwrapped: Any = client.webhooks.unwrap(got.body, got.headers, secret=endpoint.signing_secret)
+    assert expected == [unwrapped.type, unwrapped.data.id]
+    unwrapped = openai.AsyncOpenAI(api_key="none").webhooks.unwrap(got.body, got.headers, secret=endpoint.signing_secret)
+    assert expected == [unwrapped.type, unwrapped.data.id]
+    assert event == standardwebhooks.Webhook(endpoint.signing_secret).verify(got.body, got.headers)
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(got.body, got.headers, secret=OTHER_SECRET)
     with pytest.raises(openai.InvalidWebhookSignatureError):
-        client.webhooks.unwrap(got.body.replace("evt_", "evt-"), got.headers, secret=made.signing_secret)
+        client.webhooks.unwrap(got.body.replace("evt_", "evt-"), got.headers, secret=endpoint.signing_secret)
     delivery = {"base": hooks.base, "key": key, "body": got.body, "headers": got.headers}
-    assert {"openai": said, "standardwebhooks": said, "svix": said} == node("webhooks.mjs", secret=made.signing_secret, **delivery)
+    assert {"openai": expected, "standardwebhooks": expected, "svix": expected} == node(
+        "webhooks.mjs", secret=endpoint.signing_secret, **delivery
+    )
     refused = node("webhooks.mjs", secret=OTHER_SECRET, **delivery)
     assert {"InvalidWebhookSignatureError", "WebhookVerificationError"} == set(refused.values())
 
 
-def test_the_whole_job_comes_along_where_that_was_asked_for(hooks: Hooks, key: str) -> None:
+def test_webhook_contains_the_result_when_included(hooks: Hooks, key: str) -> None:
     client = hooks.client(key)
     types: Any = ["job.succeeded"]
-    made = client.webhooks.create(name="whole", url=hooks.receiver.url("/whole"), event_types=types, extra_body={"include": ["result"]})
+    endpoint = client.webhooks.create(name="whole", url=hooks.receiver.url("/whole"), event_types=types, extra_body={"include": ["result"]})
     answer = client.chat.completions.create(**chat("the whole of it"))
     got = arrived(hooks, "/whole")
 
-    unwrapped: Any = client.webhooks.unwrap(got.body, got.headers, secret=made.signing_secret)
+    unwrapped: Any = client.webhooks.unwrap(got.body, got.headers, secret=endpoint.signing_secret)
     assert answer.to_dict() == unwrapped.data.result
     job = client.get(f"/jobs/{unwrapped.data.id}", cast_to=dict[str, Any])
     assert job["result"] == got.event["data"]["result"] and "succeeded" == job["status"]
@@ -156,37 +158,37 @@ def test_the_whole_job_comes_along_where_that_was_asked_for(hooks: Hooks, key: s
 def test_webhook_url_of_one_job_is_signed_with_the_keys_secret(hooks: Hooks, key: str) -> None:
     client = hooks.client(key)
     secret = client.get("/webhook_secret", cast_to=dict[str, Any])["signing_secret"]
-    ways: list[dict[str, Any]] = [
+    options: list[dict[str, Any]] = [
         {"extra_headers": {"X-Nowserving-Webhook-Url": hooks.receiver.url("/own")}},
         {"extra_body": {"nowserving": {"webhook_url": hooks.receiver.url("/own")}}},
     ]
-    for way in ways:
-        client.chat.completions.create(**chat("tell me"), **way)
-    client.images.generate(model="gpt-image-1-mini", prompt="tell me", **ways[1])
-    asyncio.run(openai.AsyncOpenAI(base_url=hooks.base, api_key=key).chat.completions.create(**chat("tell me"), **ways[0]))
+    for option in options:
+        client.chat.completions.create(**chat("hello"), **option)
+    client.images.generate(model="gpt-image-1-mini", prompt="hello", **options[1])
+    asyncio.run(openai.AsyncOpenAI(base_url=hooks.base, api_key=key).chat.completions.create(**chat("hello"), **options[0]))
     got = hooks.receiver.wait_got(4, "/own")
 
-    assert {"job.succeeded"} == {client.webhooks.unwrap(one.body, one.headers, secret=secret).type for one in got}
-    assert 4 == len({one.event["data"]["id"] for one in got})
+    assert {"job.succeeded"} == {client.webhooks.unwrap(delivery.body, delivery.headers, secret=secret).type for delivery in got}
+    assert 4 == len({delivery.event["data"]["id"] for delivery in got})
 
 
-def blocks(language: str) -> str:
-    """The one receiver in this language on our page about webhooks."""
-    (found,) = [
+def documented_receiver(language: str) -> str:
+    """The only receiver in this language in the webhook guide."""
+    (block,) = [
         block for block in re.findall(rf"^```{language}\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL) if "receiver." in block
     ]
-    return str(found)
+    return str(block)
 
 
 @contextmanager
-def documented(language: str, folder: Path, *, port: int, secret: str) -> Iterator[subprocess.Popen[str]]:
-    """The receiver of the documentation, as it stands there."""
-    found = installed()
+def running_receiver(language: str, folder: Path, *, port: int, secret: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the receiver of the documentation unchanged."""
+    node_js = installed()
     (folder / "node_modules").symlink_to(HERE / "node_modules")
-    name, argv = {"python": ("receiver.py", [sys.executable]), "js": ("receiver.mjs", [found.program])}[language]
-    (folder / name).write_text(blocks(language))
+    name, argv = {"python": ("receiver.py", [sys.executable]), "js": ("receiver.mjs", [node_js.program])}[language]
+    (folder / name).write_text(documented_receiver(language))
     process = subprocess.Popen(
-        [*argv, str(folder / name)], env={**found.environment, "PORT": str(port), "WEBHOOK_SECRET": secret}, stdout=subprocess.PIPE,
+        [*argv, str(folder / name)], env={**node_js.environment, "PORT": str(port), "WEBHOOK_SECRET": secret}, stdout=subprocess.PIPE,
         text=True, preexec_fn=die_with_parent,
     )  # fmt: skip
     try:
@@ -200,37 +202,37 @@ def documented(language: str, folder: Path, *, port: int, secret: str) -> Iterat
 def test_documented_receiver_accepts_only_our_signatures(hooks: Hooks, key: str, tmp_path: Path, language: str) -> None:
     client, port = hooks.client(key), hooks.ports[language]
     types: Any = ["job.succeeded"]
-    made = client.webhooks.create(name="docs", url=f"http://127.0.0.1:{port}/", event_types=types)
-    with documented(language, tmp_path, port=port, secret=made.signing_secret) as process:
-        tested: Any = until(lambda: _try(client, made.id), what="the receiver listens")
+    endpoint = client.webhooks.create(name="docs", url=f"http://127.0.0.1:{port}/", event_types=types)
+    with running_receiver(language, tmp_path, port=port, secret=endpoint.signing_secret) as process:
+        tested: Any = until(lambda: _test_endpoint(client, endpoint.id), what="the receiver listens")
         assert 204 == tested.status_code
         job = client.chat.completions.with_raw_response.create(**chat("for the documentation")).headers["x-nowserving-job-id"]
         assert process.stdout
         assert "job.succeeded job_" + "0" * 32 == process.stdout.readline().strip()
         assert f"job.succeeded {job}" == process.stdout.readline().strip()
-        client.webhooks.rotate_secret(made.id)
-        again: Any = client.webhooks.test(made.id, event_type=types[0])
-        assert 401 == again.status_code
+        client.webhooks.rotate_secret(endpoint.id)
+        rotated: Any = client.webhooks.test(endpoint.id, event_type=types[0])
+        assert 401 == rotated.status_code
 
 
-def _try(client: openai.OpenAI, endpoint: str) -> object:
+def _test_endpoint(client: openai.OpenAI, endpoint_id: str) -> object:
     kind: Any = "job.succeeded"
     with suppress(openai.InternalServerError):
-        return client.webhooks.test(endpoint, event_type=kind)
+        return client.webhooks.test(endpoint_id, event_type=kind)
     return None
 
 
-def as_from_a_terminal() -> None:
-    """What a shell starts in the background is deaf to Ctrl-C, and so is all that it starts, this test's run included."""
+def restore_sigint() -> None:
+    """Restore SIGINT: a shell starts background processes with SIGINT ignored, and their children inherit this."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with_parent()
 
 
-def test_a_developer_sees_events_arrive_on_a_port_of_the_own_machine(hooks: Hooks, key: str) -> None:
+def test_webhooks_listen_prints_events_on_a_local_port(hooks: Hooks, key: str) -> None:
     env = {**hooks.stack.environment(), "NOWSERVING_URL": hooks.base.removesuffix("/v1"), "NOWSERVING_KEY": key}
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "webhooks", "listen", "--port", str(hooks.ports["listen"]), "--test"], env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=restore_sigint,
     )  # fmt: skip
     try:
         assert process.stdout and process.stderr

@@ -1,4 +1,4 @@
-// One delivery, verified by the libraries that receivers use; and endpoints, managed with the official SDK.
+// Verifies one delivery with three libraries, or manages endpoints with the official SDK.
 import OpenAI from "openai";
 import { Webhook as Standard } from "standardwebhooks";
 import { Webhook as Svix } from "svix";
@@ -9,7 +9,7 @@ const client = new OpenAI({ baseURL: base, apiKey: key, webhookSecret: secret })
 const verifiers = {
   openai: () => client.webhooks.unwrap(body, headers),
   standardwebhooks: () => new Standard(secret).verify(body, headers),
-  // It verifies and returns nothing.
+  // This library verifies without a return value.
   svix: () => new Svix(secret).verify(body, headers) ?? JSON.parse(body),
 };
 

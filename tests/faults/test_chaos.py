@@ -51,7 +51,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunResult]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        conftest.forget()
+        conftest.clear_caches()
 
 
 def test_all_promises_hold_under_successive_faults(result: RunResult) -> None:

@@ -1,4 +1,4 @@
-"""The browser of the tests sees what goes wrong in a page."""
+"""Tests of the browser fixture: page errors fail a test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGES = {
 
 
 class Site(BaseHTTPRequestHandler):
-    """Pages that run no script of their own lines."""
+    """Pages whose policy forbids inline scripts."""
 
     def do_GET(self) -> None:
         body = PAGES[self.path].encode()
@@ -45,18 +45,18 @@ def site() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_page_is_as_wide_as_the_test_wants(visit: Visit, site: str) -> None:
+def test_page_has_the_requested_width(visit: Visit, site: str) -> None:
     assert str(PHONE[0]) == visit(f"{site}/good", viewport=PHONE).locator("#wide").text_content()
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("/inline", "Content Security Policy"), ("/errs", "nowhere is not defined"), ("/strays", "another host")]
+    ("path", "message"), [("/inline", "Content Security Policy"), ("/errs", "nowhere is not defined"), ("/strays", "another host")]
 )
-def test_page_errors_fail_a_test(browser: Browser, site: str, path: str, said: str) -> None:
-    troubles: list[str] = []
+def test_page_errors_fail_a_test(browser: Browser, site: str, path: str, message: str) -> None:
+    errors: list[str] = []
     page = browser.new_page()
-    _watch(page, troubles, host=site.removeprefix("http://"), forgives=())
+    _watch(page, errors, host=site.removeprefix("http://"), forgives=())
     page.goto(site + path)
     page.close()
 
-    assert any(said in trouble for trouble in troubles), troubles
+    assert any(message in error for error in errors), errors

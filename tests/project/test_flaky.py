@@ -1,4 +1,4 @@
-"""The run of CI names the tests that only pass at the second try."""
+"""Tests of tests/flaky.py, with which CI names tests that only pass in the second run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def invoke(action: str, folder: Path) -> str:
     return CliRunner().invoke(flaky.main, [action, "--folder", str(folder)], catch_exceptions=False).output
 
 
-def test_a_test_that_passes_at_the_second_try_is_named_flaky(tmp_path: Path) -> None:
+def test_flaky_test_is_named(tmp_path: Path) -> None:
     (tmp_path / "test_three.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     folder = tmp_path / ".pytest_cache" / "v" / "cache"
@@ -50,7 +50,7 @@ def test_a_test_that_passes_at_the_second_try_is_named_flaky(tmp_path: Path) -> 
     ] == invoke("compare", folder).splitlines()
 
 
-def test_nothing_failed_at_the_second_try_where_pytest_left_no_names(tmp_path: Path) -> None:
+def test_missing_second_list_means_all_passed(tmp_path: Path) -> None:
     (tmp_path / flaky.FIRST_RUN).write_text(json.dumps(["test_a.py::test_one"]))
 
     assert ["ci: FLAKY: test_a.py::test_one"] == flaky.verdicts(

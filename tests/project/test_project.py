@@ -1,4 +1,4 @@
-"""What the project installs and ships, checked without a network and without Docker."""
+"""Pinned requirements, docker-compose.yml, Dockerfile, secrets script and Makefile, checked without network and Docker."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_compose_follows_the_specification() -> None:
     assert [] == list(check_files.compose_errors((ROOT / "docker-compose.yml").read_text()))
 
 
-def test_a_misspelt_key_in_compose_is_found() -> None:
+def test_misspelt_compose_key_is_an_error() -> None:
     assert any("helthcheck" in error for error in check_files.compose_errors("services: {api: {image: x, helthcheck: {}}}"))
 
 
@@ -61,7 +61,7 @@ def test_every_named_setting_exists(name: str) -> None:
     assert [] == list(check_files.setting_errors(name))
 
 
-def test_the_dockerfile_is_sound() -> None:
+def test_dockerfile_passes_its_checks() -> None:
     assert [] == list(check_files.dockerfile_errors())
 
 
@@ -76,36 +76,36 @@ def services() -> dict[str, Any]:
 
 
 def secrets(folder: Path, **env: str) -> dict[str, str]:
-    """What deploy/secrets.sh has put there."""
+    """The secrets that deploy/secrets.sh creates in this folder."""
     subprocess.run(["sh", str(ROOT / "deploy" / "secrets.sh"), str(folder)], check=True, capture_output=True, env={**os.environ, **env})
     return {file.name: file.read_text() for file in folder.iterdir()}
 
 
-def test_secrets_script_makes_all_secrets_that_compose_mounts(tmp_path: Path) -> None:
-    made = secrets(tmp_path / "secrets")
+def test_secrets_script_creates_all_secrets_that_compose_mounts(tmp_path: Path) -> None:
+    created = secrets(tmp_path / "secrets")
     mounted = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["secrets"]
     files = {f"{name}_file": tmp_path / "secrets" / name for name in secret_files.NAMES if name != "page_key"}
-    told = secret_files.load_secrets(files)
+    values = secret_files.read(files)
 
-    assert {name: f"./secrets/{name}" for name in made} == {name: one["file"] for name, one in mounted.items()}
-    assert 32 == len(base64.b64decode(told["secret_keys"]))
-    assert told["database_url"].split(":")[2].split("@")[0] == made["postgres_password"].strip()
-    assert told["redis_url"].split(":")[2].split("@")[0] == made["redis_password"].strip()
-    # Others are kept out by the folder; the containers' own users read the files.
+    assert {name: f"./secrets/{name}" for name in created} == {name: secret["file"] for name, secret in mounted.items()}
+    assert 32 == len(base64.b64decode(values["secret_keys"]))
+    assert values["database_url"].split(":")[2].split("@")[0] == created["postgres_password"].strip()
+    assert values["redis_url"].split(":")[2].split("@")[0] == created["redis_password"].strip()
+    # The folder keeps other users out; the users of the containers read the files.
     assert {0o700, 0o644} == {(tmp_path / "secrets").stat().st_mode & 0o777, *(file.stat().st_mode & 0o777 for file in files.values())}
 
 
-def test_secrets_are_made_once_and_no_two_alike(tmp_path: Path) -> None:
-    one, again = secrets(tmp_path / "one"), secrets(tmp_path / "one")
+def test_secrets_are_created_once_and_differ(tmp_path: Path) -> None:
+    first, repeated = secrets(tmp_path / "one"), secrets(tmp_path / "one")
     other = secrets(tmp_path / "other", POSTGRES_HOST="db.example", REDIS_HOST="redis.example")
 
-    assert one == again
-    assert [] == [name for name in one if one[name] == other[name]]
+    assert first == repeated
+    assert [] == [name for name in first if first[name] == other[name]]
     assert ("@db.example:5432/" in other["database_url"], "@redis.example:6379/" in other["redis_url"]) == (True, True)
 
 
 @pytest.mark.parametrize("name", services())
-def test_a_service_has_the_secrets_that_it_reads(name: str) -> None:
+def test_service_mounts_the_secrets_that_it_reads(name: str) -> None:
     service = services()[name]
     files = {value for key, value in service.get("environment", {}).items() if key.endswith("_FILE")}
     typed = set(re.findall(r"/run/secrets/\w+", str(service.get("command")) + str(service.get("healthcheck"))))
@@ -114,7 +114,7 @@ def test_a_service_has_the_secrets_that_it_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", services())
-def test_every_service_has_a_memory_limit_a_health_check_and_a_restart_policy(name: str) -> None:
+def test_every_service_has_memory_limit_health_check_and_restart_policy(name: str) -> None:
     service = services()[name]
 
     assert re.fullmatch(r"\d+[mg]", service["deploy"]["resources"]["limits"]["memory"])
@@ -128,21 +128,21 @@ def test_compose_workers_can_be_scaled() -> None:
         assert not {"ports", "container_name", "hostname"} & set(services()[name])
 
 
-def test_a_container_has_the_time_that_its_program_takes_to_end() -> None:
+def test_stop_grace_period_covers_the_shutdown_grace() -> None:
     minutes = re.fullmatch(r"(\d+)m", services()["worker"]["stop_grace_period"])
 
     assert minutes and int(minutes[1]) * 60 > Settings.model_fields["shutdown_grace_s"].default
 
 
-def test_postgres_is_set_up_alike_in_compose_and_embedded() -> None:
+def test_postgres_settings_are_equal_in_compose_and_embedded() -> None:
     command = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["postgres"]["command"]
-    compose = dict(word.removeprefix("-c").split("=") for word in command[1:])
-    ours_alone = {"listen_addresses", "unix_socket_directories"}
+    compose = dict(arg.removeprefix("-c").split("=") for arg in command[1:])
+    embedded_only = {"listen_addresses", "unix_socket_directories"}
 
-    assert {name: str(value) for name, value in POSTGRES_SETTINGS.items() if name not in ours_alone} == compose
+    assert {name: str(value) for name, value in POSTGRES_SETTINGS.items() if name not in embedded_only} == compose
 
 
 def test_make_help_lists_every_target() -> None:
-    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    assert {"help", "setup", "demo", "up", "test", "lint", "bench", "chaos"} <= {line.split()[0] for line in said.splitlines()}
+    assert {"help", "setup", "demo", "up", "test", "lint", "bench", "chaos"} <= {line.split()[0] for line in output.splitlines()}

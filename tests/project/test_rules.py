@@ -1,4 +1,4 @@
-"""Rules about the code itself, each of which once was an outage somewhere."""
+"""Rules for the product's code, each of which once was an outage somewhere."""
 
 from __future__ import annotations
 
@@ -30,26 +30,27 @@ def named(call: ast.Call) -> str:
 
 
 READS = {"os.environ", "os.environb", "os.getenv"}
-# Flower reads its own settings there, all of it but one variable. A forked program is given its whole environment by settings.py.
-HANDS_IT_ON = {ROOT / "workers" / "flower" / "__main__.py", ROOT / "models" / "config" / "settings.py"}
+# Flower reads its own settings from there, all but one variable. settings.py gives a forked process its whole
+# environment.
+PASSES_IT_ON = {ROOT / "workers" / "flower" / "__main__.py", ROOT / "models" / "config" / "settings.py"}
 
 
 def reads_of_the_environment(file: Path) -> list[str]:
-    """Where the environment is read, except to hand it on to a child process. To say something to a library there is no reading."""
-    if file in HANDS_IT_ON:
+    """Reads of the environment. Passing it to a child process and writing a variable for a library are allowed."""
+    if file in PASSES_IT_ON:
         return []
     tree = ast.parse(file.read_text(encoding="utf-8"))
     dicts = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
-    handed_on = {id(value) for node in dicts for name, value in zip(node.keys, node.values, strict=True) if name is None}
+    passed_on = {id(value) for node in dicts for name, value in zip(node.keys, node.values, strict=True) if name is None}
     written = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)}
     read = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) in READS]
-    return [f"{file.relative_to(ROOT)}:{node.lineno}" for node in read if id(node) not in handed_on | written]
+    return [f"{file.relative_to(ROOT)}:{node.lineno}" for node in read if id(node) not in passed_on | written]
 
 
-# Nothing waits in Celery
+# No message waits in Celery
 
 
-def test_nothing_is_sent_to_celery_with_a_delay() -> None:
+def test_no_celery_message_has_a_delay() -> None:
     delays = {"countdown", "eta", "expires", "retry_backoff", "autoretry_for", "max_retries"}
     sends = {"apply_async", "send_task", "signature", "s", "si", "task", "subtask", "retry"}
 
@@ -62,7 +63,7 @@ def test_no_task_retries_itself() -> None:
     assert [] == [file.name for file in PRODUCT if retries.search(file.read_text(encoding="utf-8"))]
 
 
-def test_a_message_that_would_wait_is_refused_before_it_is_sent() -> None:
+def test_delayed_celery_message_is_refused() -> None:
     task = app.signature("nowserving.job", args=("a", "b"), queue=JOB_QUEUE)
     for waits in ({"countdown": 5}, {"eta": "2030-01-01T00:00:00+00:00"}, {"expires": 9}, {"retries": 1}):
         for send in (partial(app.send_task, "nowserving.job", ("a", "b"), queue=JOB_QUEUE), task.apply_async):
@@ -70,10 +71,10 @@ def test_a_message_that_would_wait_is_refused_before_it_is_sent() -> None:
                 send(**waits)
 
 
-# Every queue has a worker
+# Every queue has a consumer
 
 
-def test_every_queue_named_is_consumed() -> None:
+def test_every_queue_has_a_consumer() -> None:
     queues = [each.value for _, call in calls(PRODUCT) for each in call.keywords if each.arg == "queue"]
     named_in_code = {each.value for each in queues if isinstance(each, ast.Constant)}
     consumed = {queue.name for queue in app.conf.task_queues}
@@ -84,7 +85,7 @@ def test_every_queue_named_is_consumed() -> None:
     assert not app.conf.task_create_missing_queues
 
 
-# Celery as a doorbell
+# Celery only transports messages
 
 
 @pytest.mark.parametrize(
@@ -112,20 +113,20 @@ def test_environment_is_read_in_one_place(file: Path) -> None:
     assert [] == reads_of_the_environment(file)
 
 
-def test_nothing_of_the_product_imports_tests() -> None:
+def test_product_imports_no_tests() -> None:
     wrong = re.compile(r"^\s*(?:from|import)\s+(?:tests|bench)\b", re.MULTILINE)
 
     assert [] == [str(file.relative_to(ROOT)) for file in PRODUCT if wrong.search(file.read_text(encoding="utf-8"))]
 
 
-def test_no_error_is_swallowed_in_silence() -> None:
+def test_no_error_is_ignored_silently() -> None:
     silent = re.compile(r"except(?: Exception| BaseException)?(?: as \w+)?:\s*(?:#.*)?\n\s+pass\b")
 
     assert [] == [str(file.relative_to(ROOT)) for file in PRODUCT if silent.search(file.read_text(encoding="utf-8"))]
 
 
 def test_transactions_contain_no_network_call() -> None:
-    """By name at least: what speaks to Redis, Celery or the upstream is not called inside `with db.begin()`."""
+    """Checks names only: functions that call Redis, Celery or the upstream must not be called inside `with db.begin()`."""
     network = {"post", "ring", "send_task", "publish", "admit_many", "peek_many", "charge_again"}
     wrong = []
     for file in SERVING:

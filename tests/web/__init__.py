@@ -1,1 +1,1 @@
-"""Tests of web/."""
+"""Tests of the chat page in web/."""

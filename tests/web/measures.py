@@ -1,4 +1,4 @@
-"""What can be measured of a page: what axe finds, what was loaded, what the browser keeps."""
+"""Measurements of a page: accessibility violations result by axe, and resources held by the browser."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ AXE = Path(__file__).resolve().parents[2] / "web" / "node_modules" / "axe-core" 
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
-def serious(page: Page) -> list[str]:
-    """What axe finds serious or critical: the rule and where."""
-    # Not add_script_tag: the page's Content-Security-Policy lets nothing in, and shall not.
+def serious_violations(page: Page) -> list[str]:
+    """Serious and critical accessibility violations: rule and element."""
+    # Not add_script_tag: the page's Content-Security-Policy blocks inserted scripts, as it should.
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text())
-    found = page.evaluate("rules => axe.run(document, { runOnly: { type: 'tag', values: rules } })", RULES)
+    result = page.evaluate("rules => axe.run(document, { runOnly: { type: 'tag', values: rules } })", RULES)
     return [
-        f"{one['id']}: {node['html'][:160]} {node.get('failureSummary', '')}"
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
+        f"{violation['id']}: {node['html'][:160]} {node.get('failureSummary', '')}"
+        for violation in result["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
     ]
 
 
-def kept(cdp: CDPSession) -> dict[str, float]:
-    """Listeners, nodes and bytes of the heap, after the browser has cleaned up."""
+def memory_use(cdp: CDPSession) -> dict[str, float]:
+    """Number of listeners and nodes, and bytes of the heap, after garbage collection."""
     for _ in range(3):
         cdp.send("HeapProfiler.collectGarbage")
-    told = {one["name"]: one["value"] for one in cdp.send("Performance.getMetrics")["metrics"]}
-    return {name: told[name] for name in ("JSEventListeners", "Nodes", "JSHeapUsedSize")}
+    metrics = {metric["name"]: metric["value"] for metric in cdp.send("Performance.getMetrics")["metrics"]}
+    return {name: metrics[name] for name in ("JSEventListeners", "Nodes", "JSHeapUsedSize")}

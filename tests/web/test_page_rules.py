@@ -1,4 +1,4 @@
-"""What the page promises besides talking: small, safe, quick under any answer, usable by keyboard, at home anywhere, and without leaks."""
+"""Properties of the page besides chat: load size, safe rendering, speed, keyboard use, path prefixes, and no leaks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from time import monotonic
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.clients.conftest import World, serving
+from tests.clients.conftest import System, serving
 from tests.clients.conftest import chat as ask_for
 from tests.clients.raw import Raw
 from tests.support.browser import PATIENCE_MS, Visit
 from tests.support.time_limits import least
 from tests.web.conftest import Chat
-from tests.web.measures import kept, serious
+from tests.web.measures import memory_use, serious_violations
 
-FIRST_LOAD_MOST = 250_000
+MAX_FIRST_LOAD = 250_000
 HOSTILE = """[[fake:chunk_delay=0.01]] <script>window.pwned = 1</script> <img src=x onerror="window.pwned = 2">
 [click](javascript:window.pwned=3) [data](data:text/html,<script>window.pwned=4</script>) ![far](https://elsewhere.example/x.png)
 <a href="javascript:window.pwned=5" onclick="window.pwned=6">here</a> <svg onload="window.pwned=7"> <iframe srcdoc="<script>1</script>">
@@ -33,59 +33,59 @@ HOSTILE = """[[fake:chunk_delay=0.01]] <script>window.pwned = 1</script> <img sr
 مرحبا بالعالم \u202e txt.exe https://good.example/page"""
 
 
-def test_the_first_load_is_small_quick_and_stands_still(browser: Browser, world: World) -> None:
+def test_first_load_is_small_and_shifts_no_layout(browser: Browser, system: System) -> None:
     context = browser.new_context()
     page, loaded = context.new_page(), []
     cdp = context.new_cdp_session(page)
     cdp.send("Network.enable")
-    cdp.on("Network.loadingFinished", lambda told: loaded.append(told["encodedDataLength"]))
-    page.goto(f"http://127.0.0.1:{world.api.port}/", wait_until="networkidle")
-    told = page.evaluate("""() => new Promise(done => {
-        const told = { shift: 0, shown_ms: performance.getEntriesByName("first-contentful-paint")[0]?.startTime };
-        new PerformanceObserver(list => { for (const one of list.getEntries()) told.shift += one.value; })
+    cdp.on("Network.loadingFinished", lambda event: loaded.append(event["encodedDataLength"]))
+    page.goto(f"http://127.0.0.1:{system.api.port}/", wait_until="networkidle")
+    measured = page.evaluate("""() => new Promise(done => {
+        const measured = { shift: 0, shown_ms: performance.getEntriesByName("first-contentful-paint")[0]?.startTime };
+        new PerformanceObserver(list => { for (const entry of list.getEntries()) measured.shift += entry.value; })
             .observe({ type: "layout-shift", buffered: true });
-        setTimeout(() => done({ ...told, load_ms: performance.getEntriesByType("navigation")[0].loadEventEnd }), 300);
+        setTimeout(() => done({ ...measured, load_ms: performance.getEntriesByType("navigation")[0].loadEventEnd }), 300);
     })""")
     context.close()
 
-    print(f"first load: {sum(loaded) / 1000:.0f} kB on the wire, {told}")
-    assert 50_000 < sum(loaded) < FIRST_LOAD_MOST
-    assert told["shift"] < 0.1
+    print(f"first load: {sum(loaded) / 1000:.0f} kB on the wire, {measured}")
+    assert 50_000 < sum(loaded) < MAX_FIRST_LOAD
+    assert measured["shift"] < 0.1
 
 
-def test_page_follows_the_browsers_language_and_theme(browser: Browser, world: World) -> None:
+def test_page_follows_the_browsers_language_and_theme(browser: Browser, system: System) -> None:
     context = browser.new_context(locale="zh-CN", color_scheme="dark")
     page = context.new_page()
-    page.goto(f"http://127.0.0.1:{world.api.port}/")
+    page.goto(f"http://127.0.0.1:{system.api.port}/")
     expect(page.get_by_text("请先填写密钥。")).to_be_visible()
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    found = serious(page)
+    violations = serious_violations(page)
     context.close()
 
-    assert ("rgb(39, 42, 55)", []) == (colour, found)
+    assert ("rgb(39, 42, 55)", []) == (colour, violations)
 
 
-def test_hostile_answers_are_shown_and_do_nothing(chat: Chat) -> None:
+def test_hostile_answer_is_shown_and_runs_no_script(chat: Chat) -> None:
     chat.make("Tea")
     answer = chat.ask(HOSTILE)
     expect(answer.locator("code")).to_be_visible()
     chat.shot("en-desk-9-hostile")
-    links = answer.locator("a").evaluate_all("all => all.map(one => [one.protocol, one.rel])")
+    links = answer.locator("a").evaluate_all("all => all.map(link => [link.protocol, link.rel])")
 
-    assert {("https:", "noopener noreferrer nofollow")} == {tuple(one) for one in links}
+    assert {("https:", "noopener noreferrer nofollow")} == {tuple(link) for link in links}
     assert 0 == answer.locator("script, img, svg, iframe, [onclick], [onerror], [onload], [style]").count()
     assert "<script>window.pwned = 1</script>" in answer.inner_text()
     assert chat.page.evaluate("window.pwned") is None
 
 
-def test_typing_stays_smooth_while_ten_thousand_lines_arrive(chat: Chat, world: World) -> None:
+def test_typing_stays_fast_while_10000_lines_arrive(chat: Chat, system: System) -> None:
     chat.make("Tea")
-    # Asked from elsewhere: Playwright types so much for minutes. The page finds the turn when it is opened again.
+    # Submitted through the API: Playwright would type for minutes. The page shows the turn after a reload.
     long = "[[fake:chunk_delay=0.1]]\n" + "\n".join(f"- line **{n}** of a long answer" for n in range(10_000))
     talk = chat.page.evaluate("JSON.parse(localStorage['nowserving.chosen'])")
     order = {"endpoint": "/v1/chat/completions", "conversation": talk, "body": {**ask_for(long), "stream": True}}
-    with Raw(world.api.port, "/v1/jobs", order, chat.key) as made:
-        assert 202 == made.head().status
+    with Raw(system.api.port, "/v1/jobs", order, chat.key) as response:
+        assert 202 == response.head().status
     chat.page.reload()
     expect(chat.page.locator(".ticket .markdown")).to_be_visible(timeout=PATIENCE_MS)
     chat.page.evaluate("""() => {
@@ -111,7 +111,7 @@ def test_typing_stays_smooth_while_ten_thousand_lines_arrive(chat: Chat, world: 
     expect(chat.answers().get_by_text("line 9999 of a long answer")).to_be_attached()
 
 
-def test_everything_can_be_done_with_the_keyboard_alone(chat: Chat) -> None:
+def test_page_is_usable_by_keyboard_alone(chat: Chat) -> None:
     page = chat.page
 
     def to(name: str) -> None:
@@ -146,60 +146,60 @@ def test_exported_conversation_can_be_imported_and_continued(chat: Chat) -> None
     with chat.page.expect_download() as caught:
         chat.button("Export as JSON").click()
     content = caught.value.path().read_bytes()
-    told = json.loads(content)["conversations"]
-    assert [("Tea", "You know tea.", 2)] == [(one["title"], one["system_prompt"], len(one["messages"])) for one in told]
+    conversations = json.loads(content)["conversations"]
+    assert [("Tea", "You know tea.", 2)] == [(item["title"], item["system_prompt"], len(item["messages"])) for item in conversations]
 
     chat.page.get_by_label("Import").set_input_files({"name": "a.json", "mimeType": "application/json", "buffer": content})
     expect(chat.page.locator(".card-name")).to_have_text(["Tea", "Tea"])
     expect(chat.page.get_by_text("Imported. The first question")).to_be_visible()
     chat.say("who am I?")
     expect(chat.page.get_by_text("echo: who am I?")).not_to_have_count(0, timeout=PATIENCE_MS)
-    assert ["assistant", "echo: my name is Green"] in chat.world.calls("who am I?")[-1].before
+    assert ["assistant", "echo: my name is Green"] in chat.system.calls("who am I?")[-1].before
 
 
-def test_the_key_is_kept_for_the_tab_alone_and_the_theme_for_the_browser(chat: Chat) -> None:
+def test_key_is_kept_per_tab_and_theme_per_browser(chat: Chat) -> None:
     chat.make("Tea")
     chat.button("Settings").click()
     chat.page.get_by_label("Theme").select_option("dark")
     expect(chat.page.locator(".money dl")).to_be_visible()
-    assert [] == serious(chat.page)
+    assert [] == serious_violations(chat.page)
     chat.shot("en-desk-a-dark")
 
     assert "rgb(39, 42, 55)" == chat.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert chat.key not in chat.page.evaluate("JSON.stringify(localStorage) + document.cookie") + chat.page.url
     assert chat.key in chat.page.evaluate("JSON.stringify(sessionStorage)")
-    assert chat.key not in chat.world.api.log.read_text()
+    assert chat.key not in chat.system.api.log.read_text()
 
 
-def test_it_works_under_a_path_prefix(visit: Visit, world: World) -> None:
-    with prefixed(world.api.port, "/queue") as port:
+def test_page_works_under_a_path_prefix(visit: Visit, system: System) -> None:
+    with prefixed(system.api.port, "/queue") as port:
         page = visit(f"http://127.0.0.1:{port}/queue/")
         page.locator("#door-key").fill("sk-prefixed")
         page.locator("button.main").click()
-        chat = Chat(page, "sk-prefixed", world)
+        chat = Chat(page, "sk-prefixed", system)
         chat.make("Tea")
         chat.ask("under a prefix")
-        page.close()  # before its server goes
+        page.close()  # before its server stops
 
 
-def test_page_key_spares_visitors_a_key(visit: Visit, world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_page_key_replaces_the_visitors_key(visit: Visit, system: System, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("shared")
-    with serving(folder / "api.log", **world.stack.environment(), NOWSERVING_PAGE_KEY="sk-shared-by-all") as api:
+    with serving(folder / "api.log", **system.stack.environment(), NOWSERVING_PAGE_KEY="sk-shared-by-all") as api:
         page = visit(f"http://127.0.0.1:{api.port}/")
         expect(page.locator(".cards")).to_be_visible()
-        chat = Chat(page, "sk-shared-by-all", world)
+        chat = Chat(page, "sk-shared-by-all", system)
         chat.make("Tea")
-        chat.ask("for everybody")
+        chat.ask("a shared key")
         assert chat.key not in page.content() + page.evaluate("JSON.stringify(localStorage) + JSON.stringify(sessionStorage)")
         page.reload()
         expect(page.locator(".card-name")).to_have_text(["Tea"])
         other = visit(f"http://127.0.0.1:{api.port}/")
         expect(other.get_by_text("Nobody here yet.")).to_be_visible()
-        for one in (page, other):
-            one.close()  # before its server goes
+        for opened in (page, other):
+            opened.close()  # before its server stops
 
 
-def test_an_hour_with_a_hundred_answers_leaves_nothing_behind(chat: Chat) -> None:
+def test_hundred_answers_leak_no_memory(chat: Chat) -> None:
     chat.page.clock.install()
     chat.page.reload()
     expect(chat.page.locator(".cards")).to_be_visible()
@@ -209,15 +209,15 @@ def test_an_hour_with_a_hundred_answers_leaves_nothing_behind(chat: Chat) -> Non
     chat.make("Tea")
     asked = 0
 
-    def ask_until(many: int) -> dict[str, float]:
+    def ask_until(count: int) -> dict[str, float]:
         nonlocal asked
         chat.page.locator(".card-face", has_text="Tea").click()
-        while asked < many:
+        while asked < count:
             for _ in range(10):
                 chat.say(f"number {asked}")
                 asked += 1
             began = monotonic()
-            # Simulated minutes pass while the answers come.
+            # Simulated minutes pass while the answers arrive.
             while chat.tickets().count() or chat.page.locator(".composer + .hint").count():
                 chat.page.clock.run_for(5_000)
                 assert monotonic() - began < 120
@@ -225,7 +225,7 @@ def test_an_hour_with_a_hundred_answers_leaves_nothing_behind(chat: Chat) -> Non
             chat.page.clock.fast_forward("06:00")
         chat.page.locator(".card-face", has_text="Quiet").click()
         expect(chat.page.locator(".message")).to_have_count(0)
-        return kept(cdp)
+        return memory_use(cdp)
 
     before, after = ask_until(20), ask_until(100)
 
@@ -237,7 +237,7 @@ def test_an_hour_with_a_hundred_answers_leaves_nothing_behind(chat: Chat) -> Non
 
 @contextmanager
 def prefixed(port: int, prefix: str) -> Iterator[int]:
-    """A proxy that serves what is at this port under a path prefix, and nothing else; its port."""
+    """A proxy that serves this port under a path prefix and nothing else; yields its port."""
 
     class Proxy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -254,8 +254,8 @@ def prefixed(port: int, prefix: str) -> Iterator[int]:
                     self.send_header(name, value)
             self.send_header("Connection", "close")
             self.end_headers()
-            while piece := answer.read1(65_536):
-                self.wfile.write(piece)
+            while chunk := answer.read1(65_536):
+                self.wfile.write(chunk)
                 self.wfile.flush()
 
         do_POST = do_PATCH = do_DELETE = do_GET

@@ -1,4 +1,4 @@
-"""Talking on the page, in both languages and on a desk and a phone: people, questions, waiting in line, errors, files."""
+"""Chat on the page, in both languages and on desktop and phone: assistants, questions, waiting, errors, files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.clients.conftest import World
+from tests.clients.conftest import System
 from tests.support.browser import DESK, PHONE, Visit
 from tests.support.programs.process import until
 from tests.web.conftest import PATIENCE_MS, Chat, enter
-from tests.web.measures import serious
+from tests.web.measures import serious_violations
 from tests.web.words import WORDS
 
 SIZES = {"desk": DESK, "phone": PHONE}
@@ -20,10 +20,10 @@ CODE = "Look:\n\n```python\nprint('hi')\n```"
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("language", WORDS)
-def test_visitor_creates_an_assistant_and_gets_an_answer(visit: Visit, world: World, language: str, size: str) -> None:
+def test_visitor_creates_an_assistant_and_gets_an_answer(visit: Visit, system: System, language: str, size: str) -> None:
     words = WORDS[language]
-    chat = enter(visit, world, language=language, viewport=SIZES[size])
-    chat.shot(f"{language}-{size}-1-nobody")
+    chat = enter(visit, system, language=language, viewport=SIZES[size])
+    chat.shot(f"{language}-{size}-1-empty")
     chat.make("Tea", prompt="You know all about tea.")
     answer = chat.ask(CODE)
 
@@ -31,22 +31,22 @@ def test_visitor_creates_an_assistant_and_gets_an_answer(visit: Visit, world: Wo
     expect(answer.get_by_role("button", name=words.copy)).to_be_visible()
     mine, theirs = chat.mine().last.bounding_box(), answer.bounding_box()
     assert mine and theirs and mine["x"] + mine["width"] > theirs["x"] + theirs["width"] - 1 and theirs["x"] < mine["x"]
-    assert ["system", "You know all about tea."] in world.calls("print('hi')")[-1].before
+    assert ["system", "You know all about tea."] in system.calls("print('hi')")[-1].before
 
     chat.say(f"[[fake:hold]] first {chat.key}")
-    world.upstream.wait_for_held(1)
+    system.upstream.wait_for_held(1)
     chat.say("second")
     chat.say("third")
     expect(chat.page.locator(".ticket .waits")).to_have_text(words.please_wait)
     expect(chat.tickets().nth(1)).to_contain_text(words.in_line)
     expect(chat.tickets().nth(1)).to_contain_text(words.earlier)
     chat.shot(f"{language}-{size}-2-waiting")
-    assert [] == serious(chat.page)
+    assert [] == serious_violations(chat.page)
     assert chat.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    world.upstream.release()
+    system.upstream.release()
 
     expect(chat.answers()).to_have_count(4, timeout=PATIENCE_MS)
-    assert ["echo: second", "echo: third"] == [one.strip() for one in chat.answers().all_inner_texts()[2:]]
+    assert ["echo: second", "echo: third"] == [text.strip() for text in chat.answers().all_inner_texts()[2:]]
     chat.shot(f"{language}-{size}-3-answered")
     if size == "phone":
         chat.button(words.back).click()
@@ -54,7 +54,7 @@ def test_visitor_creates_an_assistant_and_gets_an_answer(visit: Visit, world: Wo
     chat.button(words.settings).click()
     expect(chat.page.locator(".chart")).to_be_visible()
     chat.shot(f"{language}-{size}-4-settings")
-    assert [] == serious(chat.page)
+    assert [] == serious_violations(chat.page)
 
 
 def test_a_card_can_be_found_renamed_deleted_and_moves_up_when_written_to(chat: Chat) -> None:
@@ -84,7 +84,7 @@ def test_reopened_page_shows_the_same_ticket_and_then_the_answer(chat: Chat) -> 
     chat.make("Tea")
     chat.say(f"[[fake:hold]] patience {chat.key}")
     expect(chat.tickets()).to_have_count(1)
-    chat.world.upstream.wait_for_held(1)
+    chat.system.upstream.wait_for_held(1)
     chat.page.reload()
     expect(chat.page.locator(".ticket .waits")).to_be_visible(timeout=PATIENCE_MS)
 
@@ -95,15 +95,15 @@ def test_reopened_page_shows_the_same_ticket_and_then_the_answer(chat: Chat) -> 
     other.locator("#door-key").fill(chat.key)
     other.locator("button.main").click()
     expect(other.locator(".ticket")).to_have_count(1, timeout=PATIENCE_MS)
-    chat.world.upstream.release()
+    chat.system.upstream.release()
     expect(other.locator(".message.theirs")).to_contain_text(f"echo: [[fake:hold]] patience {chat.key}", timeout=PATIENCE_MS)
-    assert 1 == len(chat.world.calls(f"patience {chat.key}"))
+    assert 1 == len(chat.system.calls(f"patience {chat.key}"))
 
 
-def test_a_question_can_be_cancelled_and_the_next_one_goes(chat: Chat) -> None:
+def test_question_can_be_cancelled_and_the_next_one_runs(chat: Chat) -> None:
     chat.make("Tea")
     chat.say(f"[[fake:hold]] stop {chat.key}")
-    chat.world.upstream.wait_for_held(1)
+    chat.system.upstream.wait_for_held(1)
     chat.say("next")
     expect(chat.tickets()).to_have_count(2)
     chat.tickets().nth(1).get_by_role("button", name="Cancel this question").click()
@@ -113,20 +113,20 @@ def test_a_question_can_be_cancelled_and_the_next_one_goes(chat: Chat) -> None:
     chat.ask("and on")
 
 
-def test_the_title_and_a_notification_tell_when_the_answer_is_there(chat: Chat) -> None:
+def test_title_and_notification_announce_an_answer(chat: Chat) -> None:
     chat.make("Tea")
     chat.page.evaluate("""() => {
-        window.told = [];
-        window.Notification = class { static permission = "granted"; constructor(title) { window.told.push(title); } };
+        window.notified = [];
+        window.Notification = class { static permission = "granted"; constructor(title) { window.notified.push(title); } };
         Object.defineProperty(document, "visibilityState", { get: () => window.isAway ? "hidden" : "visible", configurable: true });
         window.isAway = true;
         document.dispatchEvent(new Event("visibilitychange"));
     }""")
     chat.ask("are you there?")
 
-    # A hidden page looks every five seconds.
+    # A hidden page polls every five seconds.
     expect(chat.page).to_have_title("(1) an answer is there", timeout=PATIENCE_MS)
-    assert ["Tea has answered"] == chat.page.evaluate("window.told")
+    assert ["Tea has answered"] == chat.page.evaluate("window.notified")
     chat.page.evaluate("window.isAway = false; document.dispatchEvent(new Event('visibilitychange'))")
     expect(chat.page).to_have_title("nowserving")
 
@@ -144,8 +144,8 @@ def test_error_ends_the_wait_names_the_next_step_and_offers_a_retry(chat: Chat) 
     chat.ask("the button still works")
 
 
-def test_message_written_offline_is_sent_once_when_online(visit: Visit, world: World) -> None:
-    chat = enter(visit, world, forgives=("ERR_INTERNET_DISCONNECTED",))
+def test_message_written_offline_is_sent_once_when_online(visit: Visit, system: System) -> None:
+    chat = enter(visit, system, forgives=("ERR_INTERNET_DISCONNECTED",))
     chat.make("Tea")
     chat.page.context.set_offline(True)
     chat.say(f"from afar {chat.key}")
@@ -155,11 +155,11 @@ def test_message_written_offline_is_sent_once_when_online(visit: Visit, world: W
 
     expect(chat.answers()).to_have_count(1, timeout=PATIENCE_MS)
     expect(chat.page.locator(".offline")).to_have_count(0)
-    assert 1 == len(world.calls(f"from afar {chat.key}"))
+    assert 1 == len(system.calls(f"from afar {chat.key}"))
 
 
-def test_refused_key_is_explained(visit: Visit, world: World) -> None:
-    chat = enter(visit, world, key="ns-unknown", forgives=("401",))
+def test_refused_key_is_explained(visit: Visit, system: System) -> None:
+    chat = enter(visit, system, key="ns-unknown", forgives=("401",))
 
     expect(chat.page.locator(".notice")).to_have_text("The key is not accepted. Check it in the settings.")
 
@@ -179,7 +179,7 @@ def test_turns_can_be_copied_asked_again_and_deleted(chat: Chat) -> None:
     expect(chat.answers()).to_have_count(1, timeout=PATIENCE_MS)
 
 
-def test_history_loads_from_its_end_and_older_turns_when_one_scrolls_up(chat: Chat) -> None:
+def test_history_loads_older_turns_on_scrolling_up(chat: Chat) -> None:
     chat.make("Tea")
     for n in range(24):
         chat.say(f"turn number {n}.")
@@ -195,14 +195,14 @@ def test_history_loads_from_its_end_and_older_turns_when_one_scrolls_up(chat: Ch
 
 
 def drop_event(page: Page, kind: str, name: str, content: str, mime: str) -> None:
-    """A file comes in by paste or drop, as browsers tell of it."""
+    """Dispatch a paste or drop event with a file, as browsers do."""
     page.evaluate(
         """([kind, name, content, mime]) => {
             const carried = new DataTransfer();
             carried.items.add(new File([Uint8Array.from(atob(content), c => c.charCodeAt(0))], name, { type: mime }));
-            const told = kind === "drop" ? new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true })
+            const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: carried, bubbles: true, cancelable: true })
                 : new ClipboardEvent("paste", { clipboardData: carried, bubbles: true, cancelable: true });
-            document.querySelector(".composer textarea").dispatchEvent(told);
+            document.querySelector(".composer textarea").dispatchEvent(event);
         }""",
         [kind, name, content, mime],
     )
@@ -211,7 +211,7 @@ def drop_event(page: Page, kind: str, name: str, content: str, mime: str) -> Non
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
-def test_files_come_by_button_paste_and_drop_and_show_their_kind_name_and_real_size(chat: Chat) -> None:
+def test_files_from_button_paste_and_drop_show_kind_name_and_size(chat: Chat) -> None:
     chat.make("Tea")
     chat.page.get_by_label("Attach pictures or files").set_input_files(
         {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"x" * 2500}
@@ -230,7 +230,7 @@ def test_files_come_by_button_paste_and_drop_and_show_their_kind_name_and_real_s
     chat.shot("en-desk-7-files")
 
 
-def test_emoji_are_found_by_name_and_the_voice_writes(chat: Chat) -> None:
+def test_emoji_are_found_by_name_and_speech_is_inserted(chat: Chat) -> None:
     chat.make("Tea")
     chat.button("Emoji").click()
     chat.page.get_by_label("Search emoji").fill("teacup")
@@ -246,7 +246,7 @@ def test_emoji_are_found_by_name_and_the_voice_writes(chat: Chat) -> None:
     expect(chat.page.locator(".notice")).to_have_text("Not yet.")
 
 
-def test_pictures_are_asked_for_shown_in_a_grid_enlarged_and_downloaded(chat: Chat) -> None:
+def test_images_are_requested_shown_enlarged_and_downloaded(chat: Chat) -> None:
     chat.make("Painter")
     chat.button("Make pictures").click()
     chat.page.get_by_role("combobox", name="Model").select_option(index=1)

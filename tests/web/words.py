@@ -1,4 +1,4 @@
-"""What the page says in each of its languages, as far as tests look for it."""
+"""Texts of the page in each language, as far as tests search for them."""
 
 from __future__ import annotations
 
