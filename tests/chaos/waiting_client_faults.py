@@ -99,7 +99,7 @@ class ApisDown(Fault):
     def _connect_clients(self) -> None:
         token = f"sk-waiting-{self.number}"
         with db.begin() as session:
-            self.pool_id = keys.recognise(session, token).pool_id
+            self.pool_id = keys.authenticate(session, token).pool_id
         query("UPDATE credential SET paused_at = now() WHERE pool_id = :id", id=self.pool_id)
         self.clients = [
             WaitingClient(self.stack.apis, token, f"waits {self.number}-{n}", is_stream=n % 2 == 0, stop=self.stop) for n in range(CLIENTS)

@@ -96,7 +96,7 @@ def test_python_sdk_manages_endpoints(hooks: Hooks, key: str) -> None:
     assert webhooks.delete(endpoint.id).deleted
     with pytest.raises(openai.NotFoundError):
         webhooks.retrieve(endpoint.id)
-    with pytest.raises(openai.BadRequestError, match="everybody can reach"):
+    with pytest.raises(openai.BadRequestError, match="public internet"):
         webhooks.create(name="inside", url="https://169.254.169.254/latest", event_types=types)
 
 

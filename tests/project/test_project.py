@@ -85,7 +85,7 @@ def test_secrets_script_creates_all_secrets_that_compose_mounts(tmp_path: Path) 
     created = secrets(tmp_path / "secrets")
     mounted = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["secrets"]
     files = {f"{name}_file": tmp_path / "secrets" / name for name in secret_files.NAMES if name != "page_key"}
-    values = secret_files.read(files)
+    values = secret_files.load_secrets(files)
 
     assert {name: f"./secrets/{name}" for name in created} == {name: secret["file"] for name, secret in mounted.items()}
     assert 32 == len(base64.b64decode(values["secret_keys"]))

@@ -96,7 +96,7 @@ def test_sample_event_and_redelivery_reach_the_receiver(stack: Stack, receiver: 
     key = caller("sk-again")
     row = endpoint(key, receiver.url())
     with db.begin() as session:
-        delivery = endpoints.send_test(session, key.id, row.id, "job.failed")
+        delivery = sample_event.send_test(session, key.id, row.id, "job.failed")
     notify.deliveries_due([delivery.receiver])
     (first,) = receiver.wait_got(1)
     until(lambda: all_deliveries_are("delivered"), what="on record")

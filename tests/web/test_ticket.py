@@ -30,7 +30,7 @@ ARABIC = "مرحبا بالعالم، هذا نص طويل من اليمين إ�
 def credentials(session: db.Transaction, chat: Chat) -> list[int]:
     """The credentials behind this chat's key."""
     pool = keys.authenticate(session, chat.key).pool_id
-    return limits.credentials_of(session, [pool])[pool]
+    return limits.active_credentials(session, [pool])[pool]
 
 
 def set_limits(chat: Chat, **limits: int) -> None:
