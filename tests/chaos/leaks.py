@@ -15,7 +15,7 @@ from models.database import db
 from models.keys import keys
 from models.keys.keys import Key
 from tests.chaos.stack import MODEL, POOL, THREADS, Stack
-from tests.support.programs import processes
+from tests.support.programs import live_jobs
 from tests.support.queue_tools import query
 from tests.upstream.journal import fingerprint
 
@@ -66,9 +66,9 @@ def _sockets(stack: Stack) -> Iterator[str]:
 def _slots(stack: Stack) -> Iterator[str]:
     """Workers with slots that take no job."""
     slots = stack.worker_count * THREADS
-    key = processes.caller("sk-probe", model=MODEL, max_in_flight=slots)
+    key = live_jobs.caller("sk-probe", model=MODEL, max_in_flight=slots)
     time.sleep(2.5)  # new limits apply within seconds
-    jobs = [processes.ask(key, f"[[fake:hold]] probe {n}", model=MODEL) for n in range(slots)]
+    jobs = [live_jobs.ask(key, f"[[fake:hold]] probe {n}", model=MODEL) for n in range(slots)]
     try:
         stack.wait(lambda: stack.upstream.waiting() >= slots, "every slot is taken", within_s=PROBE_S)
     except TimeoutError:
@@ -76,7 +76,7 @@ def _slots(stack: Stack) -> Iterator[str]:
         yield f"only {stack.upstream.waiting()} of {slots} slots take jobs; reported: {reported}"
     finally:
         stack.upstream.release()
-    stack.wait(lambda: all(row.status == "succeeded" for row in processes.rows(jobs)), "the probes have ended", within_s=PROBE_S)
+    stack.wait(lambda: all(row.status == "succeeded" for row in live_jobs.rows(jobs)), "the probes have ended", within_s=PROBE_S)
 
 
 def _credentials(stack: Stack) -> Iterator[str]:
@@ -90,8 +90,8 @@ def _credentials(stack: Stack) -> Iterator[str]:
 
     def all_keys_serve() -> bool:
         # One job at a time: each goes to the key with the most headroom.
-        if not jobs or all(row.status == "succeeded" for row in processes.rows(jobs)):
-            jobs.append(processes.ask(key, f"[[fake:delay=0]] serve {len(jobs)}", model=MODEL))
+        if not jobs or all(row.status == "succeeded" for row in live_jobs.rows(jobs)):
+            jobs.append(live_jobs.ask(key, f"[[fake:delay=0]] serve {len(jobs)}", model=MODEL))
         return not missing()
 
     try:
@@ -100,7 +100,7 @@ def _credentials(stack: Stack) -> Iterator[str]:
         yield f"upstream keys that never served again: {sorted(missing())}; {query('SELECT * FROM parked_model')}"
     with suppress(TimeoutError):
         # Otherwise the next run would count the last call.
-        stack.wait(lambda: all(row.status == "succeeded" for row in processes.rows(jobs)), "the last job has ended", within_s=PROBE_S)
+        stack.wait(lambda: all(row.status == "succeeded" for row in live_jobs.rows(jobs)), "the last job has ended", within_s=PROBE_S)
 
 
 def _key_by_token(token: str) -> Key:

@@ -126,7 +126,7 @@ class Stack:
 
     def __enter__(self) -> Self:
         if self.uses_forks:
-            forks()
+            prefork_server()
         for server, host in ((self.postgres, "postgres"), (self.valkey, "valkey"), (self.upstream, "upstream")):
             with self.on(host):
                 server.start()
@@ -176,7 +176,7 @@ class Stack:
             if not service.should_run or service.is_alive():
                 continue
             if service.pid and not service.exit_expected:
-                self.surprises.append(f"{service.name} ended by itself:\n{last_lines(self._log(service.name), most=6)}")
+                self.surprises.append(f"{service.name} ended by itself:\n{last_lines(self._log(service.name), limit=6)}")
             if time.monotonic() - service.started >= RETRY_S:
                 self._start(service)
 
@@ -213,7 +213,7 @@ class Stack:
         self.misbehaviour.for_calls(share, **behaviour)
 
     def _check_ready(self) -> bool:
-        if not all(probe.answers("/readyz", host=host, port=port) for host, port in self.apis):
+        if not all(probe.http_ok("/readyz", host=host, port=port) for host, port in self.apis):
             return False
         with db.begin() as session:
             return bool(session.execute(_WORKERS).scalar_one() >= self.worker_count)
@@ -273,7 +273,7 @@ class Stack:
         env = {**os.environ, **service.env}
         log = self._log(service.name)
         if service.forked and "LD_PRELOAD" not in env:
-            service.pid = forks().start(argv, env=env, log=log)
+            service.pid = prefork_server().start(argv, env=env, log=log)
         else:
             with log.open("ab") as output, self.on(service.host):
                 child = subprocess.Popen(

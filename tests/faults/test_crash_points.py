@@ -106,7 +106,7 @@ class Case:
 
     def open(self) -> None:
         self._set_lane("paused_at = NULL, wake_at = now(), idle_since = NULL")
-        ring(self.key)
+        wake_lane(self.key)
 
     def crash(self, process: Process) -> None:
         """Wait until the process has reached its crash point with this job."""
@@ -156,7 +156,7 @@ class Run:
         case = self.cases[point, how]
         ended = row(case.job_id)
         calls = [call for call in self.stack.upstream.calls() if call.text == case.prompt]
-        assert [] == broken_promises([case.job_id], calls)
+        assert [] == violations([case.job_id], calls)
         at_crash = case.at_crash if EXPECTED[point][how].at_crash else ""
         return EndState(at_crash, attempts(case.job_id), ended.possible_duplicate_calls, ended.failures, len(calls), ended.status)
 
@@ -240,7 +240,7 @@ def test_crash_points_lose_no_job_and_flag_every_second_call(run: Run) -> None:
     jobs = [case.job_id for case in run.cases.values()]
 
     assert len(EXPECTED) * len(MODES) == len(jobs)
-    assert [] == broken_promises(jobs, run.stack.upstream.calls())
+    assert [] == violations(jobs, run.stack.upstream.calls())
 
 
 def _lost_call(case: Case) -> Case:

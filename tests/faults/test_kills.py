@@ -68,7 +68,7 @@ def expect_all_served(stack: Stack, jobs: list[UUID]) -> None:
     ended = wait_ended(jobs, stack=stack, within_s=60)
 
     assert {"succeeded"} == {row.status for row in ended}
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
 
 
 def expect_each_called_once(stack: Stack, jobs: list[UUID]) -> None:
@@ -90,7 +90,7 @@ def test_calls_of_a_killed_worker_are_flagged_and_repeated(stack: Stack) -> None
     cut = {call.text for call in stack.upstream.calls(outcome="client_gone")}
     flagged = [row for row in rows(jobs) if row.possible_duplicate_calls]
     assert IN_FLIGHT - THREADS <= len(cut) <= THREADS
-    assert cut == {said_in(row) for row in flagged}
+    assert cut == {prompt_of(row) for row in flagged}
     assert cut == {text for text, n in calls_of(stack).items() if n > 1}
     assert all(["unknown", "succeeded"] == attempts(row.id) for row in flagged)
 
@@ -106,10 +106,10 @@ def test_calls_in_flight_at_a_killed_worker_follow_on_lost(stack: Stack) -> None
     stack.worker(threads=IN_FLIGHT)
     repeated, failed = (wait_ended(jobs[how], stack=stack, within_s=60) for how in ("retry", "fail"))
 
-    assert [] == broken_promises([*jobs["retry"], *jobs["fail"]], stack.upstream.calls())
+    assert [] == violations([*jobs["retry"], *jobs["fail"]], stack.upstream.calls())
     assert {("succeeded", 1)} == {(row.status, row.possible_duplicate_calls) for row in repeated}
     assert {("failed", LOST["code"])} == {(row.status, row.error["code"]) for row in failed}
-    assert {said_in(row): 2 for row in repeated} | {said_in(row): 1 for row in failed} == calls_of(stack)
+    assert {prompt_of(row): 2 for row in repeated} | {prompt_of(row): 1 for row in failed} == calls_of(stack)
     assert {"unknown"} == {attempts(row.id)[0] for row in (*repeated, *failed)}
 
 
@@ -226,7 +226,7 @@ def test_frozen_worker_cannot_store_a_late_answer(stack: Stack) -> None:
 
     assert before == rows(jobs)
     assert {("succeeded", 1)} == {(row.status, row.possible_duplicate_calls) for row in before}
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
     assert {2} == set(calls_of(stack).values())
 
 

@@ -61,7 +61,7 @@ def stream(how: str = "", **options: Any) -> UUID:
 
 def ended(stack: Stack, job_id: UUID) -> Any:
     (job,) = wait_ended([job_id], stack=stack)
-    assert [] == broken_promises([job_id], stack.upstream.calls())
+    assert [] == violations([job_id], stack.upstream.calls())
     return job
 
 
@@ -270,7 +270,7 @@ def test_many_broken_streams_lose_no_job(stack: Stack) -> None:
     assert {"succeeded", "failed"} == {row.status for row in found}
     assert [] == [row.id for row in found if not content(row.transcript)]
     assert all({row.dispatch_id} >= {chunk.dispatch_id for chunk in heard(row.id)} for row in found)
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
 
 
 def _reconnect() -> None:

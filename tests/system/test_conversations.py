@@ -56,7 +56,7 @@ def test_each_call_contains_exactly_the_turns_before_it(stack: Stack) -> None:
     stack.upstream.behave("sk-talks", delay=[0, 0.02])
     prompts = [[f"{conversation} 说 {turn} 🍵" for turn in range(TURNS)] for conversation in range(CONVERSATIONS)]
     jobs = [ask(key, f"talk {conversation}", prompts[conversation][turn]) for turn in range(TURNS) for conversation in range(CONVERSATIONS)]
-    ring(key)
+    wake_lane(key)
     rows = wait_ended(jobs, within_s=120, stack=stack)
     calls = stack.upstream.calls()
 
@@ -79,7 +79,7 @@ def test_each_call_contains_exactly_the_turns_before_it(stack: Stack) -> None:
 def test_streamed_answers_become_history(stack: Stack) -> None:
     key = caller("sk-streams")
     jobs = [ask(key, "s", f"turn {n}", streamed=n != 1) for n in range(3)]
-    ring(key)
+    wake_lane(key)
     wait_ended(jobs, stack=stack)
 
     assert [[], history("turn 0"), history("turn 0", "turn 1")] == [call.before for call in stack.upstream.calls()]
@@ -88,7 +88,7 @@ def test_streamed_answers_become_history(stack: Stack) -> None:
 def test_refused_turn_is_left_out_of_the_history_and_the_next_turn_runs(stack: Stack) -> None:
     key = caller("sk-refused")
     jobs = [ask(key, "r", prompt) for prompt in ("turn 0", "turn 1 [[fake:status=400]]", "turn 2")]
-    ring(key)
+    wake_lane(key)
     rows = wait_ended(jobs, stack=stack)
 
     assert ["succeeded", "failed", "succeeded"] == [row.status for row in rows]
@@ -98,11 +98,11 @@ def test_refused_turn_is_left_out_of_the_history_and_the_next_turn_runs(stack: S
 def test_retried_turn_sends_the_same_history(stack: Stack) -> None:
     key = caller("sk-again")
     jobs = [ask(key, "a", "turn 0")]
-    ring(key)
+    wake_lane(key)
     wait_ended(jobs, stack=stack)
     stack.upstream.behave("sk-again", {"status": 500, "times": 1})
     jobs = [ask(key, "a", "turn 1")]
-    ring(key)
+    wake_lane(key)
     wait_ended(jobs, stack=stack)
 
     assert [history("turn 0")] * 2 == [call.before for call in stack.upstream.calls()[1:]]

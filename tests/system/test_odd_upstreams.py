@@ -52,7 +52,7 @@ def ended(*jobs: object) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("how", [{"status": 500}, {"status": 429, "kind": "rate_no_retry_after"}], ids=["fails", "throttles"])
-def test_failing_key_is_not_retried_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream, how: dict[str, Any]) -> None:
+def test_failing_key_is_not_retried_beside_a_good_one(workshop: InProcessStack, upstream: FakeUpstream, how: dict[str, Any]) -> None:
     caller, _ = pool_of(upstream, "sk-fails", "sk-good")
     upstream.behave("sk-fails", **how)
     jobs = [ask(caller, f"any {n}") for n in range(3)]
@@ -61,7 +61,7 @@ def test_failing_key_is_not_retried_beside_a_good_one(workshop: Workshop, upstre
     assert ["succeeded"] * 3 == [row(job_id).status for job_id in jobs]
 
 
-def test_unreachable_key_is_not_retried_beside_a_good_one(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_unreachable_key_is_not_retried_beside_a_good_one(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, (first, _) = pool_of(upstream, "sk-away", "sk-good")
     query("UPDATE credential SET base_url = 'http://127.0.0.1:9/v1' WHERE id = :id", id=first)
     jobs = [ask(caller, f"any {n}") for n in range(3)]
@@ -70,7 +70,7 @@ def test_unreachable_key_is_not_retried_beside_a_good_one(workshop: Workshop, up
     assert ["succeeded"] * 3 == [row(job_id).status for job_id in jobs]
 
 
-def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: Workshop, odd: Make) -> None:
+def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: InProcessStack, odd: Make) -> None:
     message = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 50000."
     server = odd(lambda call: (429, {}, error(message, code="rate_limit_exceeded")) if call.key == "sk-small" else (200, {}, chat()))
     caller, _ = pool_of(server, "sk-small", "sk-large")
@@ -81,7 +81,7 @@ def test_a_request_too_large_for_one_key_goes_to_a_larger_one(workshop: Workshop
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "mismatched_organization"), (429, "project_spend_limit_exceeded")])
-def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: Workshop, odd: Make, status: int, code: str) -> None:
+def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: InProcessStack, odd: Make, status: int, code: str) -> None:
     server = odd(
         lambda call: (status, {}, error("No such organization", code=code)) if "openai-organization" in call.headers else (200, {}, chat())
     )
@@ -94,7 +94,7 @@ def test_a_wrong_organization_header_fails_its_own_job_alone(workshop: Workshop,
     assert ["succeeded"] * 3 == [row(job_id).status for job_id in good]
 
 
-def test_recovered_key_is_tried_before_a_job_fails(workshop: Workshop, odd: Make) -> None:
+def test_recovered_key_is_tried_before_a_job_fails(workshop: InProcessStack, odd: Make) -> None:
     recovered: list[int] = []
 
     def answer(call: Call) -> Answer:
@@ -113,7 +113,7 @@ def test_recovered_key_is_tried_before_a_job_fails(workshop: Workshop, odd: Make
     assert "succeeded" == row(job).status
 
 
-def test_failed_probe_confirms_no_learned_limit(workshop: Workshop, odd: Make) -> None:
+def test_failed_probe_confirms_no_learned_limit(workshop: InProcessStack, odd: Make) -> None:
     tries: list[bytes] = []
 
     def answer(call: Call) -> Answer:
@@ -136,7 +136,7 @@ def test_failed_probe_confirms_no_learned_limit(workshop: Workshop, odd: Make) -
 
 
 @pytest.mark.parametrize("value", [{"error": True, "message": "the model is overloaded"}, {"error": 503, "message": "busy"}])
-def test_error_that_is_no_object_fails_the_job(workshop: Workshop, odd: Make, value: dict[str, Any]) -> None:
+def test_error_that_is_no_object_fails_the_job(workshop: InProcessStack, odd: Make, value: dict[str, Any]) -> None:
     caller, _ = pool_of(odd(lambda _: (200, {}, json.dumps(value).encode())), "sk-true")
     job = ask(caller, "any", max_attempts=1)
     workshop.run(ended(job))
@@ -145,7 +145,7 @@ def test_error_that_is_no_object_fails_the_job(workshop: Workshop, odd: Make, va
 
 
 @pytest.mark.parametrize("value", [r"\ud800", r"\u0000"])
-def test_answer_is_kept_when_its_metadata_cannot_be_stored(workshop: Workshop, upstream: FakeUpstream, value: str) -> None:
+def test_answer_is_kept_when_its_metadata_cannot_be_stored(workshop: InProcessStack, upstream: FakeUpstream, value: str) -> None:
     caller, _ = pool_of(upstream, "sk-store")
     body = f'{{"model":"m","store":true,"metadata":{{"a":"{value}"}},"messages":[{{"role":"user","content":"hi"}}]}}'
     job = submit(caller, request=body.encode())
@@ -180,7 +180,7 @@ def as_events(answer: bytes) -> bytes:
 
 @pytest.mark.parametrize("shape", ["plain", "stored", "streamed"])
 @pytest.mark.parametrize("name", UNUSUAL_ANSWERS)
-def test_unusual_answer_is_not_paid_for_twice(workshop: Workshop, odd: Make, name: str, shape: str) -> None:
+def test_unusual_answer_is_not_paid_for_twice(workshop: InProcessStack, odd: Make, name: str, shape: str) -> None:
     body = as_events(UNUSUAL_ANSWERS[name]) if shape == "streamed" else UNUSUAL_ANSWERS[name]
     server = odd(lambda _: (200, {"content-type": "text/event-stream"} if shape == "streamed" else {}, body))
     caller, _ = pool_of(server, "sk-odd")
@@ -211,7 +211,7 @@ BAD_ENDS = [events({"error": {"message": "boom", "code": 500}}), events(b"{oops"
 
 
 @pytest.mark.parametrize("tail", BAD_ENDS, ids=["error", "garbage", "cut"])
-def test_stream_that_fails_after_its_events_were_relayed_is_charged(workshop: Workshop, tail: bytes) -> None:
+def test_stream_that_fails_after_its_events_were_relayed_is_charged(workshop: InProcessStack, tail: bytes) -> None:
     chunks = events(*[{"id": "c", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": None}]}] * 500)
     server = RawUpstream([b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", chunks, chunks, tail])
     caller, _ = pool_of(server, "sk-middle")

@@ -43,7 +43,7 @@ def ended(*jobs: object) -> Callable[[], bool]:
 # A job that is throttled repeatedly
 
 
-def test_always_throttled_job_lets_others_pass_and_finally_fails(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_always_throttled_job_lets_others_pass_and_finally_fails(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-poison")
     poisoned = ask(caller, f"never {NO_RETRY_AFTER_MARKER}")
     healthy = [ask(caller, f"fine {n}") for n in range(4)]
@@ -56,7 +56,7 @@ def test_always_throttled_job_lets_others_pass_and_finally_fails(workshop: Works
     assert 5 == sum("never" in text for text in workshop.calls())
 
 
-def test_throttled_jobs_block_no_key_of_a_pool(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_throttled_jobs_block_no_key_of_a_pool(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-two-a", "sk-two-b")
     poisoned = [ask(caller, f"never {n} {RETRY_AFTER_MARKER}") for n in range(3)]
     healthy = [ask(caller, f"fine {n}", priority="low") for n in range(6)]
@@ -72,7 +72,7 @@ def test_throttled_jobs_block_no_key_of_a_pool(workshop: Workshop, upstream: Fak
     st.sampled_from([RETRY_AFTER_MARKER, NO_RETRY_AFTER_MARKER]),
 )
 def test_throttled_jobs_delay_others_by_at_most_two_pauses(
-    workshop: Workshop, upstream: FakeUpstream, poisoned: list[bool], marker: str
+    workshop: InProcessStack, upstream: FakeUpstream, poisoned: list[bool], marker: str
 ) -> None:
     upstream.reset()
     workshop.client.flushall()
@@ -111,7 +111,7 @@ def test_refusing_credential_is_probed_ever_less_often(
 
 
 def test_job_shows_its_first_and_last_attempts_and_their_number(
-    workshop: Workshop, upstream: FakeUpstream, override: Callable[..., None]
+    workshop: InProcessStack, upstream: FakeUpstream, override: Callable[..., None]
 ) -> None:
     override(pause_s=0.005, pause_most_s=0.005, max_throttles=31)
     caller, _ = pool_of(upstream, "sk-many")
@@ -150,7 +150,7 @@ def test_pool_serves_with_its_good_key_the_jobs_that_a_bad_key_refuses(
     assert 1 == result.n
 
 
-def test_job_refused_by_every_key_fails_with_the_most_specific_error(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_job_refused_by_every_key_fails_with_the_most_specific_error(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-none-a", "sk-none-b", "sk-none-c", rpm=600)
     mark_issued(caller)
     upstream.behave("sk-none-a", status=403)
@@ -175,7 +175,7 @@ def test_refusal_while_postgres_is_down_does_not_fail_the_job(override: Callable
     assert retry_policy.NextStep.WAIT == feedback.store_feedback(claimed, None, refused).next
 
 
-def test_job_of_a_single_key_fails_at_once(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_job_of_a_single_key_fails_at_once(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-alone")
     upstream.behave("sk-alone", status=404)
     job_id = ask(caller, "any")
@@ -184,7 +184,7 @@ def test_job_of_a_single_key_fails_at_once(workshop: Workshop, upstream: FakeUps
     assert (404, 1) == (row(job_id).http_status, row(job_id).calls)
 
 
-def test_parked_credential_serves_again_after_a_successful_probe(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_parked_credential_serves_again_after_a_successful_probe(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, (bad, _) = pool_of(upstream, "sk-mend", "sk-good", rpm=600)
     mark_issued(caller)
     upstream.behave("sk-mend", {"status": 403, "times": 1})
@@ -201,7 +201,7 @@ def test_parked_credential_serves_again_after_a_successful_probe(workshop: Works
 # Learned limits
 
 
-def test_job_over_a_learned_limit_is_sent_before_it_is_refused(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_job_over_a_learned_limit_is_sent_before_it_is_refused(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, (credential,) = pool_of(upstream, "sk-raised")
     upstream.limit("sk-raised", rpm=600, tpm=30_000)
     first = ask(caller, "small")
@@ -215,7 +215,7 @@ def test_job_over_a_learned_limit_is_sent_before_it_is_refused(workshop: Worksho
     assert 300_000 == known.learned_tpm
 
 
-def test_jobs_over_a_confirmed_limit_are_refused_after_one_try(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_jobs_over_a_confirmed_limit_are_refused_after_one_try(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-low")
     upstream.limit("sk-low", rpm=600, tpm=2_000)
     first = ask(caller, "small")
@@ -230,7 +230,7 @@ def test_jobs_over_a_confirmed_limit_are_refused_after_one_try(workshop: Worksho
 
 
 @pytest.mark.parametrize("status", [429, 500])
-def test_only_successful_answers_state_limits(workshop: Workshop, upstream: FakeUpstream, status: int) -> None:
+def test_only_successful_answers_state_limits(workshop: InProcessStack, upstream: FakeUpstream, status: int) -> None:
     caller, (credential,) = pool_of(upstream, "sk-liar")
     upstream.limit("sk-liar", rpm=7, tpm=9)
     job_id = ask(caller, f"refused [[fake:status={status};times=1;kind=rate_no_retry_after]]")
@@ -253,7 +253,7 @@ def test_timeout_s_bounds_all_calls_of_a_job_together(workshop: InProcessStack, 
     assert ("failed", "upstream_timeout", 1) == (failed.status, failed.error["code"], failed.calls)
 
 
-def test_retry_has_only_the_remaining_time(workshop: Workshop, upstream: FakeUpstream) -> None:
+def test_retry_has_only_the_remaining_time(workshop: InProcessStack, upstream: FakeUpstream) -> None:
     caller, _ = pool_of(upstream, "sk-slow")
     upstream.behave("sk-slow", {"status": 500, "delay": 2.5}, {"hang": "before", "times": 9})
     job_id = ask(caller, "twice", timeout_s=4.5)

@@ -40,7 +40,7 @@ def streamed(stack: Stack, prompt: str, **body: Any) -> Any:
     """The ended job of a new key."""
     stack.upstream.reset()
     (ended,) = wait_ended([_ask(prompt, **body)], stack=stack)
-    assert [] == broken_promises([ended.id], stack.upstream.calls())
+    assert [] == violations([ended.id], stack.upstream.calls())
     return ended
 
 
@@ -133,7 +133,7 @@ def test_streamed_image_is_stored(stack: Stack) -> None:
     body = {"model": "m", "prompt": "a fox", "stream": True, "partial_images": 2}
     key = caller("sk-streamed-picture")
     job_id = submit(key, endpoint="/v1/images/generations", images=1, request=json.dumps(body).encode(), streamed=True)
-    ring(key)
+    wake_lane(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     names = [event.name.decode() for event in EventParser().feed(ended.transcript)]
@@ -148,7 +148,7 @@ def test_image_edit_form_can_be_streamed(stack: Stack) -> None:
     key = caller("sk-streamed-edit")
     job = {"request": FORM, "content_type": "multipart/form-data; boundary=x", "streamed": True, "images": 1}
     job_id = submit(key, endpoint="/v1/images/edits", **job)
-    ring(key)
+    wake_lane(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ["image_edit.completed"] == [event["type"] for event in events(ended.transcript)]

@@ -53,7 +53,7 @@ def worker(stack: Stack) -> Iterator[Process]:
 def run(stack: Stack, prompt: str, **options: Any) -> Any:
     """The ended job of a new key."""
     (ended,) = wait_ended([ask(caller(f"sk-{time.monotonic_ns()}"), prompt, **options)], stack=stack)
-    assert [] == broken_promises([ended.id], stack.upstream.calls())
+    assert [] == violations([ended.id], stack.upstream.calls())
     return ended
 
 
@@ -255,7 +255,7 @@ def test_images_are_read_in_any_encoding(stack: Stack, kind: str) -> None:
     key = caller(f"sk-packed-{kind}")
     body = {"model": "m", "prompt": f"a fox [[fake:packed={kind}]]", "n": 2}
     job_id = submit(key, endpoint="/v1/images/generations", images=2, request=json.dumps(body).encode())
-    ring(key)
+    wake_lane(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", 2) == (ended.status, len(json.loads(ended.response)["data"]))
@@ -266,7 +266,7 @@ def test_every_route_reads_a_compressed_answer(stack: Stack, route: str) -> None
     key = caller(f"sk-gzip-{route}")
     stack.upstream.behave(f"sk-gzip-{route}", {"packed": "gzip"})
     job_id = submit(key, endpoint=route, request=b'{"model":"m","input":"text"}' if route == "/v1/embeddings" else b"")
-    ring(key)
+    wake_lane(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", "list") == (ended.status, json.loads(ended.response)["object"])
@@ -387,7 +387,7 @@ def test_many_errors_lose_no_job(stack: Stack) -> None:
     ended = wait_ended(jobs, stack=stack)
 
     assert {"succeeded"} == {row.status for row in ended}
-    assert [] == broken_promises(jobs, stack.upstream.calls())
+    assert [] == violations(jobs, stack.upstream.calls())
 
 
 def _attempts(job_id: UUID) -> list[tuple[str, int | None]]:

@@ -122,7 +122,7 @@ def test_request_and_answer_pass_byte_for_byte(stack: Stack, worker: Process, re
     key = _caller_of(recorder, "sk-bytes")
     body = b'{"model":"m", "messages" : [], "x_unknown":{"a":[1,2.50]},"logit_bias":null}' + b" " * padding
     job_id = submit(key, request=body)
-    ring(key)
+    wake_lane(key)
     wait_ended([job_id], stack=stack)
 
     assert recorder.answer == row(job_id).response
@@ -150,7 +150,7 @@ def test_every_route_calls_its_upstream_path(stack: Stack, worker: Process, rout
     request, content_type, word = CALLS[route]
     key = caller(f"sk-{route}")
     job_id = submit(key, endpoint=route, request=request, content_type=content_type)
-    ring(key)
+    wake_lane(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ("succeeded", 200, ["succeeded"]) == (ended.status, ended.http_status, attempts(job_id))
@@ -161,7 +161,7 @@ def test_every_route_calls_its_upstream_path(stack: Stack, worker: Process, rout
 def test_form_is_sent_byte_for_byte(stack: Stack, worker: Process, recorder: Recorder) -> None:
     key = _caller_of(recorder, "sk-form")
     job_id = submit(key, endpoint="/v1/images/edits", request=EDIT, content_type="multipart/form-data; boundary=x")
-    ring(key)
+    wake_lane(key)
     wait_ended([job_id], stack=stack)
 
     assert [EDIT] == recorder.bodies
@@ -171,7 +171,7 @@ def test_form_is_sent_byte_for_byte(stack: Stack, worker: Process, recorder: Rec
 def test_model_id_stays_one_path_segment(stack: Stack, worker: Process) -> None:
     key = caller("sk-fine-tuned")
     job_id = submit(key, endpoint="/v1/models/ft:gpt-6/astra:é?x=1", request=b"")
-    ring(key)
+    wake_lane(key)
     (ended,) = wait_ended([job_id], stack=stack)
 
     assert ["/v1/models/ft:gpt-6%2Fastra:%C3%A9%3Fx=1"] == [call.path for call in stack.upstream.calls()]
@@ -181,7 +181,7 @@ def test_model_id_stays_one_path_segment(stack: Stack, worker: Process) -> None:
 def test_tokens_of_a_call_without_an_answer_are_recorded(stack: Stack, worker: Process) -> None:
     key = caller("sk-other-use")
     jobs = [submit(key, endpoint=route, request=CALLS[route][0]) for route in ("/v1/embeddings", "/v1/moderations", "/v1/models")]
-    ring(key)
+    wake_lane(key)
     embedded, *_ = wait_ended(jobs, stack=stack)
 
     prompt_tokens = json.loads(embedded.response)["usage"]["prompt_tokens"]
@@ -213,7 +213,7 @@ def test_images_are_stored_beside_the_answer(stack: Stack, worker: Process) -> N
     key = caller("sk-picture")
     body = {"model": "gpt-image-1", "prompt": "a fox", "n": 2}
     job_id = submit(key, endpoint="/v1/images/generations", model="gpt-image-1", images=2, request=json.dumps(body).encode())
-    ring(key, model="gpt-image-1")
+    wake_lane(key, model="gpt-image-1")
     wait_ended([job_id], stack=stack)
 
     with db.begin() as session:
@@ -228,7 +228,7 @@ def test_every_call_names_a_recorded_attempt(stack: Stack, worker: Process) -> N
 
     assert {str(row.dispatch_id) for row in ended} == {call.headers["x-client-request-id"] for call in calls}
     assert {call.request_id for call in calls} == {attempt.upstream_request_id for job_id in jobs for attempt in _attempts(job_id)}
-    assert [] == broken_promises(jobs, calls)
+    assert [] == violations(jobs, calls)
 
 
 def test_usage_and_its_cost_are_recorded(stack: Stack, worker: Process) -> None:
@@ -342,7 +342,7 @@ def test_stopping_worker_finishes_its_running_jobs(stack: Stack, worker: Process
     assert {"queued"} == {row.status for row in rows(later)}
     stack.worker(threads=THREADS)
     assert {("succeeded", 1)} == {(row.status, row.calls) for row in wait_ended(later, stack=stack)}
-    assert [] == broken_promises([*jobs, *later], stack.upstream.calls())
+    assert [] == violations([*jobs, *later], stack.upstream.calls())
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_local_model_answers_on_the_page(visit: Visit, system: System, tmp_path:
             [sys.executable, "-m", "deploy.local_model", "--port", str(port)], stdout=log, stderr=log, preexec_fn=die_with_parent
         )
     try:
-        until(lambda: probe.answers("/v1/models", port=port), what=f"the model: {last_lines(tmp_path / 'model.log')}", within_s=120)
+        until(lambda: probe.http_ok("/v1/models", port=port), what=f"the model: {last_lines(tmp_path / 'model.log')}", within_s=120)
         chat = enter(visit, system)
         with db.begin() as session:
             for credential_id in credentials(session, chat):

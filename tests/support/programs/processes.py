@@ -115,7 +115,7 @@ class Stack:
         self.processes.clear()
 
     def logs(self) -> str:
-        return "\n".join(f"== {process.name}\n{last_lines(process.log, most=25)}" for process in self.processes)
+        return "\n".join(f"== {process.name}\n{last_lines(process.log, limit=25)}" for process in self.processes)
 
     def _start(self, name: str, argv: Sequence[str], **settings: object) -> Process:
         log = self.folder / f"{name}-{next(self._numbers)}.log"
