@@ -47,6 +47,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
     """gunicorn's log, in our format and with our redaction. api/http/access_log.py writes its line for each request."""
 
     def setup(self, cfg: Any) -> None:
+        """Sends all lines through our handlers."""
         super().setup(cfg)
         logging.config.dictConfig(logs.config(settings().log_level))
         for own in (self.error_log, self.access_log):
@@ -54,6 +55,7 @@ class Log(Logger):  # type: ignore[misc]  # its base is Any
             own.propagate = True
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
+        """Logs a request and clears the log context."""
         access_log.log_request(environ, status=resp.status_code, sent_bytes=resp.sent, took_s=request_time.total_seconds())
         # The next request on this connection starts with an empty log context.
         logs.bind()

@@ -84,6 +84,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # its base is Any
                     drain(sock)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answers a request that gunicorn could not parse, and logs it."""
         if isinstance(exc, (*BODY_ERRORS, GreenletExit)):
             return
         error, request_id = error_for(exc), ids.format_id("req_", uuid4())

@@ -27,6 +27,7 @@ class Accepted:
 
     @property
     def is_replayed(self) -> bool:
+        """Whether an earlier request stored the job."""
         return self.enqueued is None
 
     def render(self, submission: Submission, *, origin: str) -> JsonObject:

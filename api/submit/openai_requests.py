@@ -91,6 +91,7 @@ class Upstream(BaseModel):
 
     @property
     def is_streamed(self) -> bool:
+        """Whether the caller asks for server-sent events."""
         return False
 
 
