@@ -2,7 +2,7 @@
 
 const KEPT = "nowserving-operator-token";
 
-/** What went wrong, in words for whoever sits here. status 0: nothing answered. */
+/** An error with a message for the operator. status 0: the server did not answer. */
 export class Trouble extends Error {
   constructor(message, status) {
     super(message);
@@ -30,7 +30,7 @@ export async function call(path, body) {
   } catch {
     throw new Trouble("The server does not answer. This page tries again by itself.", 0);
   }
-  const body = await answer.json().catch(() => null);
-  if (answer.ok) return body;
-  throw new Trouble(body?.error?.message || `The server answered ${answer.status}.`, answer.status);
+  const result = await answer.json().catch(() => null);
+  if (answer.ok) return result;
+  throw new Trouble(result?.error?.message || `The server answered ${answer.status}.`, answer.status);
 }
