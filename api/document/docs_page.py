@@ -35,7 +35,7 @@ def page() -> Response:
 
 
 def _schema_names(schema: JsonObject) -> list[str]:
-    """Returns the names of the schemas that this schema consists of."""
+    """Returns the names of the schemas that this schema refers to by $ref, directly or as union members or items."""
     if "$ref" not in schema:
         return [name for part in schema.get("oneOf") or schema.get("allOf") or [] for name in _schema_names(part)]
     name = str(schema["$ref"]).rsplit("/", 1)[-1]

@@ -23,7 +23,7 @@ CHUNK = "chat.completion.chunk"
 
 
 def comment(status: Status | None, place: QueuePosition | None) -> bytes:
-    """Formats the job's state as a comment. It ends with one newline: some readers take an empty line for an event."""
+    """Formats the job's state as a comment. It ends with one newline: some SSE parsers take an empty line for an event."""
     if status is not None and status not in job_view.WAITING:
         return b": running\n"
     words = [": queued"]

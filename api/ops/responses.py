@@ -11,7 +11,7 @@ from api.submit.responses import Answer, Queue
 
 
 class LaneSeen(Answer):
-    """One lane: its waiting jobs, the reason for waiting, and the times."""
+    """One lane: its waiting jobs, the blocking limit, and its times (wake-up, oldest job, ETA)."""
 
     id: int
     object: Literal["lane"]

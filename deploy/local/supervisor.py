@@ -46,7 +46,7 @@ class Supervisor:
         self._thread = Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> bool:
-        """Starts all services and waits until they are ready, except late ones; False if stopped before. Raises ServiceFailed."""
+        """Starts all services and waits until all but the late ones (is_late) are ready; False if stopped before. Raises ServiceFailed."""
         self._thread.start()
         try:
             self._settled.wait()

@@ -118,7 +118,7 @@ def _to_json(row: Any, head: Any, rates: Any | None, limits: Mapping[str, LimitU
 
 
 def usage_to_json(usage: LimitUsage) -> JsonObject:
-    """Returns a limit, its used and its left part as JSON."""
+    """Returns {limit, used, left} of one limit."""
     return {"limit": usage.limit, "used": usage.used, "left": usage.left}
 
 

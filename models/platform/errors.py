@@ -120,7 +120,7 @@ class TooLate(QueueFull):
 
 
 class TooManyModels(QueueFull):
-    """Jobs of this pool's keys wait for as many different models as may be. Ask for one of those, or come back later."""
+    """This pool has jobs for the largest number of models that it may have. Ask for one of those models, or try again later."""
 
     code = "too_many_models"
 

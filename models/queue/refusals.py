@@ -77,7 +77,7 @@ slow_lanes = SlowLanes()
 
 
 def limit_params(key_id: int) -> dict[str, int]:
-    """Parameters of the enqueue statement: how far it counts the key's and the lane's jobs; 0: not at all."""
+    """Returns LIMITs for the enqueue statement, which counts waiting jobs of the key and lane only up to their caps; 0: no count."""
     limit = settings().max_queued_per_key
     is_far_below = open_jobs.is_far_below(key_id, limit=limit, now=time.monotonic())
     return {

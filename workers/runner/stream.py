@@ -30,7 +30,7 @@ AFTER_DONE_S = 1.0
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """kind: event prefix of an images endpoint, else empty. n: choices or images. with_usage: the client wants the usage chunk."""
+    """kind: prefix of the event types of an images endpoint, else empty. n: expected choices or images. with_usage: relay the usage chunk."""
 
     kind: str
     n: int

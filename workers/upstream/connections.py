@@ -142,7 +142,7 @@ def tls() -> ssl.SSLContext:
 
 
 def _keep_compressed(response: httpx2.Response) -> None:
-    """A response hook: hides Content-Encoding from httpx2, which would lose an answer with a wrong label."""
+    """A response hook: removes Content-Encoding, because httpx2 raises and drops a body that does not match it."""
     response.extensions["content_encoding"] = response.headers.pop("content-encoding", "")
 
 

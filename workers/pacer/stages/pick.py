@@ -8,7 +8,7 @@ from workers.pacer.stages.round_robin import DeficitRoundRobin
 
 
 def pick_jobs(batch: Batch, round_robin: DeficitRoundRobin) -> None:
-    """Fills the batch's queues, truncated lanes and picked jobs."""
+    """Picks jobs for the free slots by deficit round robin between lanes; fills batch.queues, batch.truncated and batch.picked."""
     batch.queues = {lane.id: [] for lane in batch.lanes}
     for head in batch.heads:
         batch.queues[head.lane_id].append(head)
