@@ -192,6 +192,7 @@ _WAITED_OUT = text("""
 def jobs_parked_too_long(session: Transaction, *, longer_than_s: float, limit: int) -> Sequence[Any]:
     """Queued jobs with a waiting client, older than longer_than_s, in pools whose credentials have all been parked for that long.
 
-    Rows: id, key_id, lane_id, calls, created_at, request_id, traceparent, words (the upstream's last refusal as {status, error}, or None). calls: attempts of the job.
+    Rows: id, key_id, lane_id, calls, created_at, request_id, traceparent, words (the upstream's last refusal as {status, error}, or
+    None). calls: attempts of the job.
     """
     return session.execute(_WAITED_OUT, {"longer_than_s": longer_than_s, "limit": limit}).all()

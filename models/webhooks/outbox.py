@@ -37,8 +37,10 @@ class EventType(StrEnum):
 def cte(changed: str, *, kind: str = "'job.' || changed.status", at: str = "ended_at") -> str:
     """Returns the SQL of the CTE `outbox`: it inserts the deliveries for the rows of the CTE `changed`.
 
-    changed must have the columns id, key_id, webhook_url, status, seq and the time `at`. kind: SQL expression for the event type. An event type
-    without a subscribed endpoint makes no delivery; a job's own webhook_url gets only the event of its end. Append DUE to the final SELECT to return the receivers to wake.
+    changed must have the columns id, key_id, webhook_url, status, seq and the time `at`. kind: SQL expression for the event type. An
+    event type
+    without a subscribed endpoint makes no delivery; a job's own webhook_url gets only the event of its end. Append DUE to the final
+    SELECT to return the receivers to wake.
     """
     return f"""
     outbox AS (

@@ -43,7 +43,8 @@ class LimitEnforcer:
             self._wakeups.wake(lane_id)
 
     def refresh_lanes(self, *, now: float) -> None:
-        """Refreshes the statistics of a few lanes, and configures the limiter where limits of a credential changed. now: monotonic seconds."""
+        """Refreshes the statistics of a few lanes, and configures the limiter where limits of a credential changed. now: monotonic
+        seconds."""
         with db.begin() as session:
             lanes = self._maintenance.next_batch(session)
         for lane in lanes:

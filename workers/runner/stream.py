@@ -30,7 +30,8 @@ AFTER_DONE_S = 1.0
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """kind: prefix of the event types of an images endpoint, else empty. n: expected choices or images. with_usage: relay the usage chunk."""
+    """kind: prefix of the event types of an images endpoint, else empty. n: expected choices or images. with_usage: relay the usage
+    chunk."""
 
     kind: str
     n: int
