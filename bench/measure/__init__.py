@@ -1,4 +1,4 @@
-"""What every benchmark needs: the measured stack, load, waiting clients, CPU figures, plots and the report.
+"""Tools of the benchmarks: the measured stack, load, waiting clients, CPU figures, plots and the report.
 
-Nothing here knows what a suite measures.
+This package imports no suite.
 """

@@ -1,4 +1,4 @@
-"""How fast the machine itself is right now: two cores of a shared host may do half today of what they did yesterday."""
+"""Calibration: the speed of this machine now. Two cores of a shared host may do half today of what they did yesterday."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class Stack:
         return [Caller(token, each, credential_id, lane_id) for each, token in made]
 
     def pause(self, caller: Caller, *, until: Callable[[], Any]) -> None:
-        """Nobody in this caller's lane is admitted until `until` has returned."""
+        """Admits no job of this caller's lane until `until` has returned."""
         self.do("UPDATE lane SET paused_at = now() WHERE id = :id", id=caller.lane_id)
         try:
             until()
@@ -155,7 +155,7 @@ class Stack:
         return int(self.ask(query, id=caller.key.id))
 
     def clear(self) -> None:
-        """Nobody waits and nothing runs; what waited is cancelled."""
+        """Cancels all waiting jobs and waits until the running ones have ended."""
         self.do("UPDATE job SET status = 'cancelled', ended_at = now() WHERE status = 'queued'")
         self.wait_until(lambda: not self.ask("SELECT count(*) FROM job WHERE status IN ('admitted', 'running')"), "all have ended", 30)
 

@@ -56,17 +56,17 @@ class Crowd:
 
     def wait_until_in(self) -> int:
         """Every client's request is on its way; how many connections the server took."""
-        return int(self._told()["in"])
+        return int(self._read_report()["in"])
 
     def wait_until_served(self) -> Served:
         """All have been answered, or their patience is over; they are gone then."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        served = Served(self._told()["ends"])
+        served = Served(self._read_report()["ends"])
         self._process.wait()
         return served
 
-    def _told(self) -> dict[str, dict[str, int]]:
+    def _read_report(self) -> dict[str, dict[str, int]]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

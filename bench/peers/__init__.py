@@ -1,4 +1,4 @@
-"""What people use today where nowserving would stand, each with its own recommended settings, all measured at one upstream.
+"""Alternatives to nowserving, each with its own recommended settings, all measured against one fake upstream.
 
 ours: nowserving. litellm: the proxy. recipe: Flask, Celery prefork, autoretry_for, rate_limit. script: AsyncOpenAI and a semaphore.
 """

@@ -1,4 +1,4 @@
-"""What a benchmark asks of a peer: serve under these terms, take this work, be done with it. The upstream's journal is the referee."""
+"""Interface of a measured tool: start with these limits, accept these jobs, stop. The upstream's journal is the reference for results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PROMPT = "Say hello to {user}."
 
 @dataclass(frozen=True)
 class Terms:
-    """What its operator knows of the upstream key. at_once: calls that may run at the same time. None: no such limit."""
+    """The limits of the upstream key, as an operator would configure them. at_once: concurrent calls. None: no such limit."""
 
     at_once: int
     rpm: int | None = None
@@ -37,7 +37,7 @@ class Work:
 
 
 def user_of(text: str) -> str:
-    """Whom a prompt names."""
+    """The user that a prompt names."""
     return text.rstrip(".").rpartition(" ")[2]
 
 

@@ -1,4 +1,4 @@
-"""How nowserving's figures change as it grows: jobs that wait, keys, clients held, worker processes."""
+"""Growth suite: figures of nowserving by the number of waiting jobs, keys, held clients and worker processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPREAD = 20_000  # jobs over all keys: at one key as at ten thousand
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
-    """One thing grows at a time; everything else stays as it is."""
+    """Varies one size at a time and keeps the others constant."""
     upto = 2 if short else None
     workers = {n: _workers(stack, n, jobs=400 if short else 3_000) for n in WORKERS[:upto]}
     clients = {n: held_clients.hold(stack, n) for n in CLIENTS[: 1 if short else None]}
@@ -32,7 +32,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
     keys = {n: queue_length.many_lanes(stack, n, jobs=1_000 if short else SPREAD) for n in KEYS[:upto]}
     queue_length.empty(stack)
     plots.growth(_panels(waiting, keys, clients, workers), to=stack.pictures / PICTURE)
-    return [*_told_waiting(waiting), *_told_keys(keys), *_told_clients(clients), *_told_workers(workers)]
+    return [*_waiting_figures(waiting), *_key_figures(keys), *_client_figures(clients), *_worker_figures(workers)]
 
 
 def _workers(stack: Stack, n: int, *, jobs: int) -> Done:
@@ -40,35 +40,36 @@ def _workers(stack: Stack, n: int, *, jobs: int) -> Done:
     return throughput.measure(stack, f"sk-workers-{n}", jobs=jobs, warm=100)
 
 
-def _told_waiting(found: Mapping[int, Taken]) -> list[Figure]:
+def _waiting_figures(results: Mapping[int, Taken]) -> list[Figure]:
     return [
-        reported(f"{n:,} waiting: admission step / submit / position", f"{one.step:.1f} / {one.submit:.1f} / {one.position:.1f} ms",
+        reported(f"{n:,} waiting: admission step / submit / position",
+             f"{result.step:.1f} / {result.submit:.1f} / {result.position:.1f} ms",
              note=f"{queue_length.SLOTS} jobs a step; in process, p50")
-        for n, one in found.items()
+        for n, result in results.items()
     ]  # fmt: skip
 
 
-def _told_keys(found: Mapping[int, Taken]) -> list[Figure]:
+def _key_figures(results: Mapping[int, Taken]) -> list[Figure]:
     how = f"{queue_length.SLOTS} jobs a step, p50"
     return [
-        reported(f"{n:,} key{'s' if n > 1 else ''} with jobs waiting: admission step", f"{one.step:.1f} ms", note=how)
-        for n, one in found.items()
+        reported(f"{n:,} key{'s' if n > 1 else ''} with jobs waiting: admission step", f"{result.step:.1f} ms", note=how)
+        for n, result in results.items()
     ]
 
 
-def _told_clients(found: Mapping[int, Held]) -> list[Figure]:
+def _client_figures(results: Mapping[int, Held]) -> list[Figure]:
     return [
-        reported(f"{n:,} clients held: memory of each / submit beside them, p50", f"{_kib(one):.0f} KiB / {_submit_ms(one):.1f} ms",
-             note=one.ends)
-        for n, one in found.items()
+        reported(f"{n:,} clients held: memory of each / submit beside them, p50", f"{_kib(result):.0f} KiB / {_submit_ms(result):.1f} ms",
+             note=result.ends)
+        for n, result in results.items()
     ]  # fmt: skip
 
 
-def _told_workers(found: Mapping[int, Done]) -> list[Figure]:
+def _worker_figures(results: Mapping[int, Done]) -> list[Figure]:
     return [
-        reported(f"{n} worker process{'es' if n > 1 else ''}: jobs per second / CPU per job", f"{one.per_s:.0f} / {one.cpu_ms:.2f} ms",
-             note=f"{one.jobs:,} jobs, the upstream answers at once")
-        for n, one in found.items()
+        reported(f"{n} worker process{'es' if n > 1 else ''}: jobs per second / CPU per job",
+             f"{result.per_s:.0f} / {result.cpu_ms:.2f} ms", note=f"{result.jobs:,} jobs, the upstream answers at once")
+        for n, result in results.items()
     ]  # fmt: skip
 
 

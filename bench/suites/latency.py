@@ -1,4 +1,4 @@
-"""How quickly a free slot is used again, and an idle stack answers: measured on the upstream's own clock."""
+"""Latency suite: the time until a free slot is used again, and until an idle stack answers, on the upstream's own clock."""
 
 from __future__ import annotations
 

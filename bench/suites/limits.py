@@ -1,4 +1,4 @@
-"""How much of a limit is used by a line that never empties, with not one 429."""
+"""Limits suite: the share of a limit that a queue which never empties uses, without a single 429."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nowserving beside what else people use, one after the other on the same machine and upstream: the same contests for each."""
+"""Peer comparison: nowserving and other tools pass the same contests, one after another, on the same machine and upstream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True)
 class Effort:
-    """How much of each contest."""
+    """The size of each contest."""
 
     limit_s: float
     limits: tuple[bool, ...]  # contests.limited: whether tokens bind
@@ -41,7 +41,7 @@ SHORT = Effort(limit_s=15, limits=(False,), flood=100, slots=(2,), slots_s=2, id
 
 @dataclass
 class Results:
-    """What one peer made of the contests."""
+    """The results of one peer in all contests."""
 
     title: str
     settings: str
@@ -53,23 +53,23 @@ class Results:
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
-    """Every peer goes through all contests before the next one starts; the others rest meanwhile."""
+    """Runs all contests for one peer after another; the other peers are stopped meanwhile."""
     effort = SHORT if short else LONG
     results = [_all(peer, stack, effort) for peer in peers(stack)]
     plots.fairness({each.title: each.fair for each in results if each.fair}, to=stack.pictures / PICTURE)
     how = [reported(f"settings of {each.title}", "", note=each.settings) for each in results]
     return [
         *how,
-        *_told_limits(results, effort),
-        *_told_fair(results, effort),
-        *_told_wakes(results),
-        *_told_idle(results),
-        *_told_rush(results),
+        *_limit_figures(results, effort),
+        *_fairness_figures(results, effort),
+        *_wakeup_figures(results),
+        *_idle_figures(results),
+        *_rush_figures(results),
     ]
 
 
 def peers(stack: Stack) -> list[Peer]:
-    """All that are compared, ours first; none runs yet."""
+    """The compared peers, ours first; none is started yet."""
     url = stack.upstream.base_url
     return [Ours(stack), LitellmPeer(stack.folder, base_url=url), Recipe(stack.folder, base_url=url), BareScript(base_url=url)]
 
@@ -96,18 +96,18 @@ def _halted(peer: Peer) -> Iterator[None]:
         peer.halt()
 
 
-def _told_limits(results: list[Results], effort: Effort) -> Iterator[Figure]:
-    """Requests bind, then tokens."""
+def _limit_figures(results: list[Results], effort: Effort) -> Iterator[Figure]:
+    """Figures of the request limit, then of the token limit."""
     for tokens in effort.limits:
         bound = f"{contests.TPM:,} tokens/min" if tokens else f"{contests.RPM} requests/min"
         for each in results:
-            one = each.limited[tokens]
-            lost = f", {one.given_up} jobs given up" if one.given_up else ""
-            note = f"{bound} as the limit, exact window; {one.calls} calls in {effort.limit_s:g} s{lost}"
-            yield reported(f"limit used / 429s, {each.title}", f"{one.used * 100:.1f} % / {one.refused:,}", note=note)
+            limited = each.limited[tokens]
+            lost = f", {limited.given_up} jobs given up" if limited.given_up else ""
+            note = f"{bound} as the limit, exact window; {limited.calls} calls in {effort.limit_s:g} s{lost}"
+            yield reported(f"limit used / 429s, {each.title}", f"{limited.used * 100:.1f} % / {limited.refused:,}", note=note)
 
 
-def _told_fair(results: list[Results], effort: Effort) -> Iterator[Figure]:
+def _fairness_figures(results: list[Results], effort: Effort) -> Iterator[Figure]:
     crowd = (
         f"1 user with {effort.flood}, a second later {contests.LIGHT} with {contests.EACH} each; {contests.FAIR_AT_ONCE} calls at a time"
     )
@@ -120,7 +120,7 @@ def _told_fair(results: list[Results], effort: Effort) -> Iterator[Figure]:
             yield reported(f"a light user's wait, p50 / longest, {each.title}", f"{p50:.1f} / {longest:.1f} s", note="submitted → called")
 
 
-def _told_wakes(results: list[Results]) -> Iterator[Figure]:
+def _wakeup_figures(results: list[Results]) -> Iterator[Figure]:
     for most in results[0].wakes_ms:
         for each in results:
             found = each.wakes_ms[most]
@@ -128,13 +128,13 @@ def _told_wakes(results: list[Results]) -> Iterator[Figure]:
             yield reported(what, _spread(found), note=f"{most} at a time, {len(found)} calls of {contests.ANSWER_S * 1000:g} ms")
 
 
-def _told_idle(results: list[Results]) -> Iterator[Figure]:
+def _idle_figures(results: list[Results]) -> Iterator[Figure]:
     for each in results:
         what = f"added to a call at idle, {' / '.join(SHARES)}, {each.title}"
         yield reported(what, _spread(each.idle_ms), note=f"request → answer, {len(each.idle_ms)} calls; the upstream answers at once")
 
 
-def _told_rush(results: list[Results]) -> Iterator[Figure]:
+def _rush_figures(results: list[Results]) -> Iterator[Figure]:
     for each in results:
         if rushed := each.rushed:
             note = f"{rushed.jobs:,} jobs, {contests.AT_ONCE} at a time, the upstream answers at once"

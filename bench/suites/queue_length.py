@@ -1,4 +1,4 @@
-"""Whether a long line costs more than a short one: one step of the pacer, a submit, a position, with few and with very many waiting."""
+"""Scale suite: compares the time of a pacer step, a submit and a position with few and with very many waiting jobs."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class Taken:
     position: float = 0.0
 
 
-class Ears:
+class RecordingPublisher:
     """A publisher that only records its messages."""
 
     def __init__(self) -> None:
-        self.rung: list[tuple[UUID, UUID]] = []
+        self.published: list[tuple[UUID, UUID]] = []
 
     def publish(self, messages: Sequence[TaskMessage]) -> bool:
-        self.rung += [(one.number, one.ticket) for one in messages]
+        self.published += [(message.number, message.ticket) for message in messages]
         return True
 
 
 def run(stack: Stack, *, short: bool) -> list[Figure]:
-    """The pacer's own code with the real limiter, in this process; only Celery is left out."""
+    """Runs the pacer's own code with the real limiter in this process; only Celery is left out."""
     stack.halt()
     many, lanes = (100_000, 2_000) if short else (1_000_000, 10_000)
     few = one_lane(stack, FEW)
@@ -75,7 +75,7 @@ def run(stack: Stack, *, short: bool) -> list[Figure]:
 
 
 def one_lane(stack: Stack, jobs: int) -> Taken:
-    """So many wait in one lane."""
+    """Measures with this many jobs waiting in one lane."""
     empty(stack)
     _make_pools(stack, 1)
     _fill(stack, jobs, lanes=1)
@@ -89,7 +89,7 @@ def one_lane(stack: Stack, jobs: int) -> Taken:
 
 
 def many_lanes(stack: Stack, lanes: int, *, jobs: int) -> Taken:
-    """The jobs wait in so many lanes, each of a pool of its own; only the step is measured."""
+    """Measures the step alone, with the jobs in this many lanes, each of a pool of its own."""
     empty(stack)
     _make_pools(stack, lanes)
     _fill(stack, jobs, lanes=lanes)
@@ -97,7 +97,7 @@ def many_lanes(stack: Stack, lanes: int, *, jobs: int) -> Taken:
 
 
 def empty(stack: Stack) -> None:
-    """No job, key or lane is left, and Redis knows nothing."""
+    """Deletes all jobs, keys and lanes, and all keys in Redis."""
     stack.do(
         "TRUNCATE job, job_event, attempt, usage, key_flow, key_share, key_milestones, lane, meter, credential, "
         " pool, key, conversation, worker CASCADE"
@@ -112,9 +112,9 @@ def _ratio(what: str, many: Taken, few: Taken, *, note: str) -> Figure:
 
 
 def _steps(stack: Stack, *, times: int = 25) -> float:
-    """The median step, in ms. Between steps what was admitted ends, as if it had been answered at once."""
-    limiter, ears, took = Limiter(notify.client()), Ears(), []
-    pacer = Pacer(limiter=limiter, publisher=ears, wakeups=Wakeups())
+    """The median step, in ms. Between steps the admitted jobs end, as if they had been answered at once."""
+    limiter, publisher, took = Limiter(notify.client()), RecordingPublisher(), []
+    pacer = Pacer(limiter=limiter, publisher=publisher, wakeups=Wakeups())
     for _ in range(times):
         with db.begin() as session:
             workers.record_heartbeat(session, "bench", slots=SLOTS)
@@ -122,20 +122,20 @@ def _steps(stack: Stack, *, times: int = 25) -> float:
         began = time.perf_counter()
         pacer.step()
         took.append(time.perf_counter() - began)
-        _end_all(stack, limiter, ears)
-    assert len(ears.rung) == 0
+        _end_all(stack, limiter, publisher)
+    assert len(publisher.published) == 0
     return quantile(took[5:], 0.5) * 1000
 
 
-def _end_all(stack: Stack, limiter: Limiter, ears: Ears) -> None:
-    assert len(ears.rung) == SLOTS, f"{len(ears.rung)} of {SLOTS} jobs were admitted"
+def _end_all(stack: Stack, limiter: Limiter, publisher: RecordingPublisher) -> None:
+    assert len(publisher.published) == SLOTS, f"{len(publisher.published)} of {SLOTS} jobs were admitted"
     with db.begin() as session:
         ended = text(
             "UPDATE job SET status = 'succeeded', ended_at = now() WHERE status = 'admitted' RETURNING dispatch_id, credential_id, model"
         )
         for row in session.execute(ended).all():
             limiter.release(CredentialModel(row.credential_id, row.model), str(row.dispatch_id), Report(good=True))
-    ears.rung.clear()
+    publisher.published.clear()
 
 
 def _median(measured: Callable[[], None], *, times: int = 30) -> float:
@@ -148,7 +148,7 @@ def _median(measured: Callable[[], None], *, times: int = 30) -> float:
 
 
 def _swept(jobs: int) -> None:
-    """As the sweep, which does not run here, would have left the one lane a moment ago."""
+    """Rebuilds the checkpoints of the one lane, as the sweep would do, which does not run here."""
     if jobs >= LONG_LANE:
         with db.begin() as session:
             position_index.rebuild_checkpoints(session, session.execute(text("SELECT id FROM lane")).scalar_one())
@@ -175,7 +175,7 @@ def _position_of(job: SimpleNamespace) -> Callable[[], None]:
 
 
 def _make_pools(stack: Stack, pools: int) -> None:
-    """Each with one credential, one lane, and the limiter's state for it, as after its first job."""
+    """Creates pools, each with one credential, one lane, and the limiter's state for it, as after its first job."""
     stack.do("INSERT INTO pool (name) SELECT 'bench' || n FROM generate_series(1, :pools) AS n", pools=pools)
     stack.do("INSERT INTO credential (pool_id, secret) SELECT id, '' FROM pool")
     stack.do("INSERT INTO lane (pool_id, model, wake_at) SELECT id, :model, now() FROM pool", model=MODEL)
@@ -200,7 +200,7 @@ def _fill(stack: Stack, jobs: int, *, lanes: int) -> None:
 
 @contextmanager
 def _in_order(stack: Stack) -> Iterator[None]:
-    """Filled, then as the autovacuum leaves it."""
+    """Vacuums the tables after the block, as the autovacuum does."""
     yield
     with db.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET statement_timeout = 0"))

@@ -1,4 +1,4 @@
-"""How long `nowserving up` takes from its command line to the first job that is answered, part by part, and the CPU that it takes."""
+"""Start-time suite: wall time and CPU time of `nowserving up`, service by service, from the command line to the first answered job."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _measure(stack: Stack, small: Caller, large: Caller, *, rounds: int) -> list
     how = f"{CONNECTIONS} connections; load {loads[0]:.1f} to {max(loads):.1f}, these uploads included"
     p99, p99_alone = (quantile(times, 0.99) * 1000 for times in (beside, alone))
     return [
-        *_told("alone", alone),
+        *_percentiles("alone", alone),
         reported("beside the uploads, p50", f"{quantile(beside, 0.5) * 1000:.1f} ms", note=f"{len(beside)} requests"),
         at_most("beside the uploads, p99", p99, P99_MS, unit="ms", note=how),
         reported("beside the uploads, longest", f"{max(beside) * 1000:.1f} ms"),
@@ -90,9 +90,9 @@ def _measure(stack: Stack, small: Caller, large: Caller, *, rounds: int) -> list
     ]
 
 
-def _told(how: str, took_s: list[float]) -> list[Figure]:
+def _percentiles(label: str, took_s: list[float]) -> list[Figure]:
     note = f"{len(took_s)} requests, {CONNECTIONS} connections"
-    return [reported(f"{how}, p{share}", f"{quantile(took_s, share / 100) * 1000:.1f} ms", note=note) for share in (50, 99)]
+    return [reported(f"{label}, p{share}", f"{quantile(took_s, share / 100) * 1000:.1f} ms", note=note) for share in (50, 99)]
 
 
 def _batch(stack: Stack, caller: Caller) -> list[float]:
