@@ -11,12 +11,12 @@ MICRO_PER_USD = 1_000_000
 MAX_USD = 1_000_000_000
 
 
-def parse_usd(said: str) -> int:
+def parse_usd(amount_text: str) -> int:
     """The micro-USD of an amount in US dollars, for example `20`, `0.5`, `-3.25`. Raises Invalid."""
     try:
-        amount = Decimal(said)
+        amount = Decimal(amount_text)
     except InvalidOperation:
-        raise Invalid(f"{said[:40]!r} is not an amount of US dollars. Write it as 20 or 0.50.", param="usd") from None
+        raise Invalid(f"{amount_text[:40]!r} is not an amount of US dollars. Write it as 20 or 0.50.", param="usd") from None
     if not amount.is_finite() or abs(amount) > MAX_USD:
         raise Invalid(f"An amount is a number of at most {MAX_USD:,} US dollars.", param="usd")
     if amount * MICRO_PER_USD % 1:

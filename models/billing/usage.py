@@ -27,13 +27,13 @@ _NUMBER = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 class Usage:
     """Tokens, and the number of delivered images.
 
-    is_told: False if neither the answer nor an estimate has a count. estimated: some counts are estimates.
+    is_known: False if neither the answer nor an estimate has a count. estimated: some counts are estimates.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
     images: int = 0
-    is_told: bool = True
+    is_known: bool = True
     estimated: bool = False
 
 
@@ -44,13 +44,13 @@ def usage_of(answer: object, *, asked: Callable[[], int] | None = None, model: s
     None: nothing is estimated. Images without token counts count as images alone.
     """
     if not isinstance(answer, Mapping):
-        return Usage(is_told=False)
+        return Usage(is_known=False)
     usage, data = answer.get("usage"), answer.get("data") if "created" in answer and "choices" not in answer else None
     pictures = len(data) if isinstance(data, list) else 0
     counts = _read_counts(usage if isinstance(usage, Mapping) else {})
     if asked is None or (pictures and not any(counts)):
-        is_told = isinstance(usage, Mapping) or isinstance(data, list)
-        return _fit(Usage(counts.input or counts.total or 0, counts.output or 0, pictures, is_told=is_told), model)
+        is_known = isinstance(usage, Mapping) or isinstance(data, list)
+        return _fit(Usage(counts.input or counts.total or 0, counts.output or 0, pictures, is_known=is_known), model)
     read = counts.input or min(asked(), counts.total or MAX_COUNT)
     written = counts.output or (counts.total - read if counts.total else token_estimate.estimate_answer(answer, model=model))
     is_estimated = (read, written) != (counts.input or 0, counts.output or 0)
@@ -65,7 +65,7 @@ def usage_of_unreadable(prompt_tokens: int, raw: bytes, *, model: str = "") -> U
 
 def price_microusd(usage: Usage, *, model: str) -> int | None:
     """The cost in micro-USD; None if the usage or the price of the model is unknown."""
-    if not usage.is_told:
+    if not usage.is_known:
         return None
     return pricing.cost_microusd(model, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, images=usage.images)
 

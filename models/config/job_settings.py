@@ -111,7 +111,7 @@ class Requests(BaseModel):
     pro_model: str = "gpt-3.5-turbo"
     """Model of requests to the legacy /pro API."""
     pro_wait_s: float = Field(12, ge=0, le=60)
-    """Seconds for which a client of the legacy /pro API waits before it is told to come back."""
+    """Seconds for which the legacy /pro API waits for the end of a job before it answers 202."""
 
 
 class Money(BaseModel):

@@ -33,26 +33,26 @@ def load_prices(path: Path) -> Mapping[str, Price]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the price file {path} cannot be read ({type(error).__name__})") from error
     try:
-        found = tomllib.loads(content, parse_float=Decimal) if path.suffix == ".toml" else json.loads(content, parse_float=Decimal)
+        table = tomllib.loads(content, parse_float=Decimal) if path.suffix == ".toml" else json.loads(content, parse_float=Decimal)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the price file {path} is not {'TOML' if path.suffix == '.toml' else 'JSON'}: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(table, dict):
         raise ValueError(f"the price file {path} is not a table of models")
-    return {model: _price(model, said) for model, said in found.items()}
+    return {model: _price(model, fields) for model, fields in table.items()}
 
 
-def _price(model: str, said: object) -> Price:
-    if not isinstance(said, dict) or not said or not said.keys() <= set(FIELDS):
+def _price(model: str, fields: object) -> Price:
+    if not isinstance(fields, dict) or not fields or not fields.keys() <= set(FIELDS):
         raise ValueError(f"the price of {model!r} has one or more of {', '.join(FIELDS)}, and nothing else")
-    return Price(**{name: _amount(f"{name} of {model!r}", amount) for name, amount in said.items()})
+    return Price(**{name: _amount(f"{name} of {model!r}", amount) for name, amount in fields.items()})
 
 
-def _amount(what: str, said: object) -> Decimal:
+def _amount(name: str, raw: object) -> Decimal:
     try:
         # A bool is an int, and no price.
-        amount = Decimal(said) if isinstance(said, str | int | Decimal) and not isinstance(said, bool) else None
+        amount = Decimal(raw) if isinstance(raw, str | int | Decimal) and not isinstance(raw, bool) else None
     except InvalidOperation:
         amount = None
     if amount is None or not amount.is_finite() or not 0 <= amount <= MAX_USD:
-        raise ValueError(f"{what} is not a price in US dollars: {str(said)[:40]!r}")
+        raise ValueError(f"{name} is not a price in US dollars: {str(raw)[:40]!r}")
     return amount

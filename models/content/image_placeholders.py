@@ -170,21 +170,21 @@ def _replace(content: bytes, spans: Mapping[_Span, bytes]) -> bytes:
     return b"".join([*pieces, memoryview(content)[at:]])
 
 
-def _number(marked: bytes, found: Mapping[str, ExtractedImage]) -> Iterator[ExtractedImage]:
+def _number(marked: bytes, extracted: Mapping[str, ExtractedImage]) -> Iterator[ExtractedImage]:
     """The images of `data` with their indexes: the extracted ones, and those in other base64."""
     try:
         data = json.loads(marked)["data"]
     except (ValueError, RecursionError, TypeError, KeyError):
         return
     for n, item in enumerate(data if isinstance(data, list) else []):
-        said: Any = item.get("b64_json") if isinstance(item, dict) else None
-        if not isinstance(said, str) or not said:
+        encoded: Any = item.get("b64_json") if isinstance(item, dict) else None
+        if not isinstance(encoded, str) or not encoded:
             continue
-        if (one := found.get(said)) is not None:
-            yield ExtractedImage(one.id, n, one.content)
+        if (image := extracted.get(encoded)) is not None:
+            yield ExtractedImage(image.id, n, image.content)
             continue
         try:
-            yield ExtractedImage(uuid7(), n, binascii.a2b_base64("".join(said.split()).encode(), strict_mode=True))
+            yield ExtractedImage(uuid7(), n, binascii.a2b_base64("".join(encoded.split()).encode(), strict_mode=True))
         except (binascii.Error, UnicodeEncodeError):
             log.warning("a picture in an answer is not base64; the answer itself is kept")
 
@@ -194,4 +194,4 @@ def _cut_again(transcript: bytes | None, response: bytes, kept: Mapping[_Span, b
     if transcript is None or not kept:
         return transcript
     marks = {response[start:end]: instead for (start, end), instead in kept.items()}
-    return _replace(transcript, {(start, end): one for start, end in _spans(transcript) if (one := marks.get(transcript[start:end]))})
+    return _replace(transcript, {(start, end): mark for start, end in _spans(transcript) if (mark := marks.get(transcript[start:end]))})

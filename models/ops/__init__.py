@@ -1,4 +1,4 @@
-"""What operators read and change: reports, metrics, pauses, priorities, limits, bulk actions, retention and key rotation.
+"""Operator reports and actions: metrics, pauses, priorities, limits, bulk actions, retention and key rotation.
 
 This package may import every other package of models.
 """

@@ -52,7 +52,7 @@ removed = Counter("nowserving_retention_removed", "Rows removed after their time
 overdue = Gauge("nowserving_retention_backlog_jobs", "Ended jobs past retention_days that are still stored, counted up to 10,000.")
 overdue_age = Gauge("nowserving_retention_backlog_seconds", "How long the oldest of them is past retention_days.")
 unsent = Gauge("nowserving_webhooks_waiting", "Webhooks that have not arrived yet.")
-unanswered = Gauge("nowserving_doorbell_unanswered_seconds", "How long the next doorbell has lain in Celery's queue with a slot free.")
+unanswered = Gauge("nowserving_doorbell_unanswered_seconds", "Age of the next message in Celery's queue while a slot is free.")
 up = Gauge("nowserving_server_up", "1: it answers the pacer.", ("server",))
 
 _models: set[str] = set()

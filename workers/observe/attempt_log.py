@@ -42,7 +42,7 @@ class AttemptLog:
 
     def record_usage(self, usage: Usage | None) -> None:
         """Records the usage that the answer reports."""
-        if usage is not None and usage.is_told and self._span.is_recording:
+        if usage is not None and usage.is_known and self._span.is_recording:
             self._span.set_attributes({
                 "gen_ai.usage.input_tokens": usage.input_tokens, "gen_ai.usage.output_tokens": usage.output_tokens,
                 "nowserving.images": usage.images or None, "nowserving.usage_estimated": usage.estimated or None,

@@ -1,4 +1,4 @@
-"""What is stored beside a job: its idempotency key, images and files, and the index of stored completions."""
+"""Tables of a job's idempotency key, images and files, and the index of stored completions."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ THERE, ELSEWHERE = ({"X-Forwarded-For": address} for address in ("9.9.9.9", "8.8
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test advances by hand."""
 
     now = 100.0
 

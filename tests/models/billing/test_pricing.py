@@ -1,4 +1,4 @@
-"""What a call costs, in millionths of a dollar."""
+"""Cost of a call, in millionths of a dollar."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_pictures_without_tokens_are_counted_as_pictures() -> None:
 @pytest.mark.parametrize("answer", [{"object": "list", "data": [{"id": "gpt-5"}]}, {"results": []}, None, [], "text"])
 def test_free_requests_are_not_estimated(answer: object) -> None:
     assert (0, 0, 0, False, False) == (
-        (found := usage.usage_of(answer)).input_tokens, found.output_tokens, found.images, found.is_told, found.estimated
+        (used := usage.usage_of(answer)).input_tokens, used.output_tokens, used.images, used.is_known, used.estimated
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_restored_backup_continues(restored: Callable[[], None], redis_client: r
 
     assert ["succeeded"] * 3 == [one.status for one in ended]
     assert ANSWER.response == bytes(ended[0].response)
-    # Of what was under way nobody knows whether it was paid for: the call is made again, and the job says so.
+    # The call under way may have been charged: its outcome is unknown. It is repeated, and the job shows a possible duplicate.
     assert ["unknown", "succeeded"] == attempts(under_way)
     assert [0, 1, 0] == [one.possible_duplicate_calls for one in ended]
     assert {"under way", "waiting"} == set(called)

@@ -90,7 +90,7 @@ def test_a_connection_that_stored_one_by_itself_keeps_transactions_whole_again()
 
 def test_a_statement_may_hold_colons_and_percents() -> None:
     with db.begin() as session:
-        row = session.execute(text(r"SELECT :said || '%s %(a)s \:b' AS text, '7'::integer AS number"), {"result": "%"}).one()
+        row = session.execute(text(r"SELECT :result || '%s %(a)s \:b' AS text, '7'::integer AS number"), {"result": "%"}).one()
 
     assert ("%%s %(a)s :b", 7) == (row.text, row.number)
 

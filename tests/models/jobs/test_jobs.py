@@ -48,7 +48,7 @@ def claim(job_id: UUID, dispatch_id: UUID) -> object:
         return claims.claim(session, job_id, dispatch_id, lease_s=30)
 
 
-def ghost(job_id: UUID, dispatch_id: UUID) -> object:
+def ended_unclaimed(job_id: UUID, dispatch_id: UUID) -> object:
     with db.begin() as session:
         return claims.ended_unclaimed(session, job_id, dispatch_id)
 
@@ -178,7 +178,7 @@ def test_late_answer_is_adopted_while_the_next_call_is_only_admitted(caller: Key
 
     assert finish(one, late)
     assert claim(one, unclaimed) is None
-    assert ghost(one, unclaimed) is not None
+    assert ended_unclaimed(one, unclaimed) is not None
 
 
 def test_late_answer_is_only_recorded_after_the_job_is_called_again(caller: Key) -> None:
@@ -359,7 +359,7 @@ def test_admitted_job_is_cancelled_and_found_as_ended_unclaimed(caller: Key) -> 
 
     assert (Status.CANCELLED, dispatch_id) == (cancel(caller, one).status, row(one).dispatch_id)
     assert claim(one, dispatch_id) is None
-    assert dispatch_id == ghost(one, dispatch_id).dispatch_id
+    assert dispatch_id == ended_unclaimed(one, dispatch_id).dispatch_id
 
 
 def test_running_job_gets_a_cancellation_request(caller: Key) -> None:
@@ -411,7 +411,7 @@ def test_open_job_is_not_ended_unclaimed(caller: Key) -> None:
     one = submit(caller)
     dispatch_id = admit(caller, one)
 
-    assert ghost(one, dispatch_id) is None
+    assert ended_unclaimed(one, dispatch_id) is None
 
 
 def test_called_job_is_not_ended_unclaimed(caller: Key) -> None:
@@ -420,7 +420,7 @@ def test_called_job_is_not_ended_unclaimed(caller: Key) -> None:
     cancel(caller, one)
     finish(one, dispatch_id, JobResult(Status.CANCELLED), AttemptResult(Outcome.CANCELLED))
 
-    assert ghost(one, dispatch_id) is None
+    assert ended_unclaimed(one, dispatch_id) is None
 
 
 # Expire

@@ -17,7 +17,7 @@ from tests.support.programs.process import until
 from tests.support.queue_tools import admit_all, cancel, query, submit
 
 pytestmark = pytest.mark.usefixtures("database")
-SAID = b"what was asked"
+FINGERPRINT = b"what was asked"
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def caller(database: None) -> Key:
 
 
 def ask(caller: Key, who: UUID) -> UUID:
-    return submit(caller, fingerprint=SAID, reader=who)
+    return submit(caller, fingerprint=FINGERPRINT, reader=who)
 
 
-def adopt(caller: Key, who: UUID, *, fingerprint: bytes = SAID) -> UUID | None:
+def adopt(caller: Key, who: UUID, *, fingerprint: bytes = FINGERPRINT) -> UUID | None:
     with db.begin() as session:
         return waiters.adopt(session, caller.id, fingerprint, reader=who)
 
@@ -145,7 +145,7 @@ def test_concurrent_retries_adopt_different_jobs(caller: Key) -> None:
         leave(job_id, who)
 
     with db.begin() as session:
-        assert jobs[0] == waiters.adopt(session, caller.id, SAID, reader=uuid4())
+        assert jobs[0] == waiters.adopt(session, caller.id, FINGERPRINT, reader=uuid4())
         assert jobs[1] == adopt(caller, uuid4())
 
 
@@ -209,6 +209,6 @@ def test_job_cancelled_because_its_reader_left_is_no_undelivered_failure(caller:
     assert find_undelivered(caller) is None
 
 
-def find_undelivered(caller: Key, fingerprint: bytes = SAID) -> UUID | None:
+def find_undelivered(caller: Key, fingerprint: bytes = FINGERPRINT) -> UUID | None:
     with db.begin() as session:
         return waiters.find_undelivered_failure(session, caller.id, fingerprint)

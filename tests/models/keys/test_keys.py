@@ -1,4 +1,4 @@
-"""Who may come in: own keys once, issued keys until they are revoked, both across a change of the secrets."""
+"""Authentication: own keys are registered once, issued keys work until they are revoked, and both outlive a change of the secrets."""
 
 from __future__ import annotations
 

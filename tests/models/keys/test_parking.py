@@ -1,4 +1,4 @@
-"""Pools that the upstream refuses: who probes, what those who wait are told, and when callers on a connection fail."""
+"""Pools that the upstream refuses: probes, the status shown to waiting jobs, and failures of callers on an open connection."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_probes_do_not_move_since_when_a_key_is_parked(workshop: InProcessStack,
     assert before.parked_since == after.parked_since < after.parked_at
 
 
-# What those who wait are told
+# The status shown to waiting jobs
 
 
 def test_a_parked_line_has_a_place_and_no_time(workshop: InProcessStack, upstream: FakeUpstream, caller: Key) -> None:

@@ -96,7 +96,7 @@ def test_fast_path_leaves_long_waits_to_the_full_path(caller: Key, figures: dict
     assert before == stored()
     query("UPDATE lane SET paused_at = now()")
     monkeypatch.setattr("models.queue.refusals.FRESH_S", 0.0)
-    assert at_once(caller, expires_in_s=30)[1] is not None  # nobody knows how long a pause lasts
+    assert at_once(caller, expires_in_s=30)[1] is not None  # the length of a pause is unknown
 
 
 def test_fast_path_estimates_the_wait_of_image_jobs(caller: Key, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_rounding_of_weights_keeps_the_order_of_a_user(caller: Key) -> None:
     assert (tags := [one.start_tag for one in query("SELECT start_tag FROM job ORDER BY id")]) == sorted(tags)
 
 
-# Keys of one pool, of whom some mean harm
+# Keys of one pool, some of them hostile
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_keys_and_users_of_a_key_get_equal_shares_under_attack(keys: list[Key]) 
 
 
 def test_users_of_the_same_name_under_different_keys_are_separate(keys: list[Key]) -> None:
-    """A job with a victim's user name, as costly as can be and cancelled at once, moves nobody."""
+    """A job with a victim's user name, as costly as can be and cancelled at once, delays no other job."""
     victim, impostor = keys[:2]
     submit(victim, flow="ann")
     cancel(impostor, submit(impostor, flow="ann", priority="low", tokens=10_000_000))

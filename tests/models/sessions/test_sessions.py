@@ -1,4 +1,4 @@
-"""What a turn remembers: of its session, since its last fresh start, the newest answered turns that fit, whole turns."""
+"""History window of a turn: the newest answered turns of its session since the last fresh start that fit, whole turns only."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_a_turn_tried_again_reserves_once(caller: Caller) -> None:
     assert [user("one"), assistant("1" * 100), user("two")] == sent(claim(caller, again))
 
 
-# What is said
+# Contents of messages
 
 
 CHINESE = "你好、世界。" * 166 + "排队等候"

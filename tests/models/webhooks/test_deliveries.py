@@ -214,7 +214,7 @@ def test_wakeup_checks_only_the_named_receivers(caller: Key) -> None:
     row, _ = endpoint(caller, "https://one.example.com/"), endpoint(caller, "https://two.example.com/")
     happen(caller)
 
-    assert {f"whe_{row.id.hex}": 1} == receivers(pick([f"whe_{row.id.hex}", "whe_nobody"]))
+    assert {f"whe_{row.id.hex}": 1} == receivers(pick([f"whe_{row.id.hex}", "whe_unknown"]))
 
 
 def test_no_more_is_picked_than_was_asked_for_and_the_longest_waiting_first(caller: Key) -> None:

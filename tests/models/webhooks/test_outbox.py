@@ -1,4 +1,4 @@
-"""Every way in which a job can end writes down whom to tell, in the very transaction; and nothing else does."""
+"""Outbox: each end of a job stores its webhook deliveries in the same transaction, and nothing else stores any."""
 
 from __future__ import annotations
 
