@@ -51,7 +51,7 @@ def restored(environment: dict[str, str], override: Callable[..., None], tmp_pat
 
 
 def test_restored_backup_continues(restored: Callable[[], None], redis_client: redis.Redis, tmp_path: Path) -> None:
-    processes.forks()
+    processes.prefork_server()
     who = caller("sk-backup")
     done, under_way, waiting = (ask(who, result) for result in ("done", "under way", "waiting"))
     assert finish(done, start(who, done))
