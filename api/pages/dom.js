@@ -1,4 +1,4 @@
-// Elements from data. Text is always text: nothing here ever reads HTML.
+// DOM elements from data. Text is set as text content; nothing here parses HTML.
 
 /** An element with these attributes and children. Functions are listeners, true is an empty attribute, null and false are left out. */
 export function el(name, attributes = {}, ...children) {
@@ -14,7 +14,7 @@ export function el(name, attributes = {}, ...children) {
 
 export const find = (id) => document.getElementById(id);
 
-/** Shown with this text, or hidden without one. */
+/** Shows the node with this text, or hides it if the text is empty. */
 export function say(node, text) {
   node.textContent = text || "";
   node.hidden = !text;

@@ -1,14 +1,14 @@
-// The page: signing in, tabs, and one table that keeps itself up to date while it is looked at.
+// The operators' page: sign-in, tabs, and one table that polls the API while the page is visible.
 import { call, token, Trouble } from "./api.js";
 import { el, find, say } from "./dom.js";
-import { buttons, forAll, learn } from "./levers.js";
+import { buttons, forAll, loadActions } from "./actions.js";
 import { VIEWS } from "./views.js";
 
-const EVERY_MS = 2000;
-const MOST_MS = 30000;
+const POLL_MS = 2000;
+const MAX_WAIT_MS = 30000;
 let timer = 0;
-let wait = EVERY_MS;
-let asked = 0; // the newest question: older answers are not shown any more
+let wait = POLL_MS;
+let asked = 0; // number of the newest request: answers to older ones are dropped
 let after = null;
 let shown = "";
 
@@ -66,7 +66,7 @@ function frame(view) {
   const table = document.querySelector("table");
   table.caption.textContent = view.title;
   table.tHead.replaceChildren(el("tr", {}, view.columns.map((one) => el("th", { scope: "col", class: one.kind }, one.name)),
-    el("th", { scope: "col" }, el("span", { class: "unseen" }, "Levers"))));
+    el("th", { scope: "col" }, el("span", { class: "unseen" }, "Actions"))));
   table.tBodies[0].replaceChildren();
   find("many").replaceChildren();
   say(find("empty"), "");
@@ -87,7 +87,7 @@ async function refresh() {
   try {
     const page = await call(`${name}?${wanted}`);
     if (mine !== asked) return;
-    wait = EVERY_MS;
+    wait = POLL_MS;
     say(find("trouble"), "");
     find("state").textContent = `Live, ${new Date().toLocaleTimeString("en-GB")}`;
     render(name, view, page);
@@ -95,7 +95,7 @@ async function refresh() {
     if (!(trouble instanceof Trouble)) throw trouble;
     if (mine !== asked) return;
     if (trouble.status === 401) return leave(`${trouble.message} Sign in again.`);
-    wait = Math.min(MOST_MS, wait * 2);
+    wait = Math.min(MAX_WAIT_MS, wait * 2);
     say(find("trouble"), trouble.message);
     find("state").textContent = `Not live; next try in ${Math.round(wait / 1000)} s`;
   }
@@ -110,13 +110,13 @@ function render(name, view, page) {
   say(find("empty"), page.data.length ? "" : page.has_more ? "None among those looked at so far: go on with Next page." : view.empty);
   const now = JSON.stringify(page.data);
   const body = document.querySelector("tbody");
-  // Times run on, so rows are made again; where the keyboard is stays.
+  // Durations change, so every poll renders the rows again; the focused element keeps the focus.
   const at = body.contains(document.activeElement) ? document.activeElement.getAttribute("data-at") || document.activeElement.href : null;
   if (now === shown && at) return;
   shown = now;
   body.replaceChildren(...page.data.map((row) => el("tr", {}, view.columns.map((one, n) =>
     el(n ? "td" : "th", { scope: n ? null : "row", class: one.kind, "data-name": one.name }, one.show(row))),
-    el("td", { class: "levers" }, buttons(name, row)))));
+    el("td", { class: "actions" }, buttons(name, row)))));
   if (at) [...body.querySelectorAll("button, a")].find((one) => (one.getAttribute("data-at") || one.href) === at)?.focus();
 }
 
@@ -154,7 +154,7 @@ find("first").addEventListener("click", () => turn(null));
 addEventListener("hashchange", open);
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : refresh()));
 open();
-learn(refresh).then(() => {
+loadActions(refresh).then(() => {
   shown = "";
   refresh();
 });

@@ -1,4 +1,4 @@
-// What each tab asks for and how it shows it: filters, columns, and the words for an empty table.
+// The tabs: the fixed parameters, filters and columns of each list, and the text of an empty table.
 import { count, el, since, span, until } from "./dom.js";
 
 const LIMITS = { rpm: "req/min", tpm: "tok/min", ipm: "img/min", rpd: "req/day", max_in_flight: "in flight" };
@@ -39,7 +39,7 @@ const STATUS = { name: "status", label: "Status", choices: ["queued", "admitted"
 
 export const VIEWS = {
   lanes: {
-    title: "Lanes", fixed: { order: "waiting", limit: 50 }, empty: "Nobody waits and nothing runs.",
+    title: "Lanes", fixed: { order: "waiting", limit: 50 }, empty: "No job waits or runs.",
     filters: [POOL, MODEL, { name: "busy", label: "Only busy", choices: ["true", "false"], first: "true" }],
     columns: [
       column("Lane", (one) => [el("a", { href: `#flows?lane=${one.id}` }, one.model), el("small", {}, one.pool.name)]),
@@ -53,7 +53,7 @@ export const VIEWS = {
     ],
   },
   flows: {
-    title: "Flows", fixed: { limit: 50 }, empty: "Nobody waits.", filters: [LANE, USER],
+    title: "Flows", fixed: { limit: 50 }, empty: "No job waits.", filters: [LANE, USER],
     columns: [
       column("User", (one) => [el("a", { href: `#jobs?user=${encodeURIComponent(one.user)}` }, one.user),
         el("small", {}, `${one.model} · ${one.pool}`)]),
@@ -110,7 +110,7 @@ export const VIEWS = {
     ],
   },
   audit: {
-    title: "Log", fixed: { limit: 50 }, empty: "Nobody has done anything yet.", filters: [],
+    title: "Log", fixed: { limit: 50 }, empty: "No operator action yet.", filters: [],
     columns: [
       column("Act", (one) => [`${one.action} ${one.target}`, el("small", {}, one.reason || "")]),
       column("Who", (one) => one.operator),
@@ -136,7 +136,7 @@ export const VIEWS = {
 
 const CAPS = { max_queued: "waiting", max_in_flight: "in flight", rpm: "req/min" };
 const capped = (cap) => el("li", {}, Object.entries(CAPS).filter(([name]) => cap[name] !== null)
-  .map(([name, said]) => `${count(cap[name])} ${said}`).join(", "), cap.endpoint ? el("small", {}, cap.endpoint) : "");
+  .map(([name, label]) => `${count(cap[name])} ${label}`).join(", "), cap.endpoint ? el("small", {}, cap.endpoint) : "");
 
 const change = (state) => (state ? el("small", {}, Object.entries(state).filter(([, value]) => value !== null)
   .map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ")) : "–");
