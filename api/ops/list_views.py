@@ -11,7 +11,7 @@ from api.access import operator_auth
 from api.http import paging, render
 from models.config.settings import settings
 from models.database import db
-from models.jobs import workers as fleet
+from models.jobs import workers
 from models.jobs.states import Status
 from models.ops import flow_report, job_search, key_report, lane_report, pool_report
 from models.ops.job_search import JobQuery
@@ -107,7 +107,7 @@ def list_workers() -> Response:
     """Lists the worker processes."""
     limit = paging.parse_limit()
     with db.begin() as session:
-        shown = fleet.list_workers(session, limit=limit, after=_text("after"), silent_s=settings().heartbeat_s * 3)
+        shown = workers.list_workers(session, limit=limit, after=_text("after"), silent_s=settings().heartbeat_s * 3)
     return paging.list_response(shown[:limit], has_more=len(shown) > limit)
 
 

@@ -1,4 +1,4 @@
 """OpenAI's routes of stored chat completions.
 
-A completion is stored when its request said `"store": true`.
+A completion is stored if its request has `"store": true`.
 """

@@ -53,7 +53,7 @@ def launch_arguments(programs: Path, cluster: Path) -> Iterator[LaunchArguments]
     else:
         _chown(cluster, NOBODY)
         descriptor = os.open(cluster, os.O_RDONLY | os.O_DIRECTORY)
-        as_nobody = {
+        options = {
             "user": NOBODY,
             "group": NOBODY,
             "extra_groups": [],
@@ -62,7 +62,7 @@ def launch_arguments(programs: Path, cluster: Path) -> Iterator[LaunchArguments]
             "preexec_fn": _die_with_parent,
         }
         try:
-            yield LaunchArguments(readable_copy(programs), f"/proc/self/fd/{descriptor}", as_nobody)
+            yield LaunchArguments(readable_copy(programs), f"/proc/self/fd/{descriptor}", options)
         finally:
             os.close(descriptor)
 

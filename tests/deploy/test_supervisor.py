@@ -248,13 +248,13 @@ def test_killed_supervisor_leaves_no_process_and_frees_folder(up: subprocess.Pop
 
 def test_failed_supervisor_stops_services_and_raises(tmp_path: Path) -> None:
     def refuse(line: str) -> None:
-        raise BrokenPipeError("nobody reads the terminal")
+        raise BrokenPipeError("the terminal is closed")
 
     part = _service("one", "import time; time.sleep(0.3); print('late', flush=True); time.sleep(600)")
     supervisor = Supervisor([part], logs=tmp_path, echo=refuse)
     supervisor.start()
 
-    with pytest.raises(ServiceFailed, match="nobody reads the terminal"):
+    with pytest.raises(ServiceFailed, match="the terminal is closed"):
         supervisor.wait()
     assert supervisor.child("one").pid is None
 

@@ -25,7 +25,7 @@ CANARY = "sk-canary-0123456789abcdef"
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test sets."""
 
     now = 100.0
 
@@ -120,7 +120,7 @@ def test_a_prompt_is_never_logged_even_when_the_statement_fails(caller: Caller, 
     assert "my-secret-user" not in caplog.text + answer.text + "".join(str(vars(record)) for record in caplog.records)
 
 
-def test_the_log_strikes_out_whatever_looks_like_a_key() -> None:
+def test_log_redacts_texts_that_look_like_keys() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logs.JsonFormatter())

@@ -1,5 +1,7 @@
-"""On every route that takes an id, another caller's, a deleted one's and one that never was cannot be told apart: not by the status, the
-body or a header, and not by the time, for the database is asked the very same."""
+"""Routes with an id: a foreign, a deleted and an unknown id get equal responses.
+
+Status, body and headers are equal. The SQL statements are the same too, so the time gives no hint.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from models.webhooks import delivery_log, endpoints
 from tests.support.http_tools import CHAT, Caller, end
 
 PER_ANSWER = {"X-Request-Id", "Date"}
-# Whose id is no secret of any key: models are the upstream's, a picture opens with its signed link.
+# Ids that belong to no key: models are the upstream's; a signed link opens an artifact.
 NOT_OURS = {"retrieveModel", "getArtifact"}
 # Named by the upstream's ids: tests/api/stored/test_views.py has their isolation.
 STORED = {"getChatCompletion", "updateChatCompletion", "deleteChatCompletion", "listChatCompletionMessages"}
@@ -56,14 +58,14 @@ class Things:
     message: str
 
     def of(self, path: str) -> dict[str, str]:
-        """What stands for the names in this path."""
+        """The values of the parameters in this path."""
         kind = next((kind for start, kind in KINDS.items() if path.startswith(start)), "job")
         return {"id": getattr(self, kind), "delivery": self.of_job if kind == "job" else self.delivery, "message_name": self.message}
 
 
 @dataclass
 class Asked:
-    """What was asked of the database by this thread."""
+    """The SQL statements that this thread executed."""
 
     statements: list[str] = field(default_factory=list)
 
@@ -75,14 +77,14 @@ def owner(database: None, redis_client: redis.Redis) -> Caller:
 
 @pytest.fixture
 def stranger(owner: Caller) -> Caller:
-    """Somebody with a key of their own, and remembered already."""
+    """A caller with another key, which the API has cached already."""
     other = Caller("sk-stranger", owner.app)
     assert 200 == other.get("/v1/jobs").status_code
     return other
 
 
 def make_things(caller: Caller, session: str) -> Things:
-    """Whatever a caller can have."""
+    """Creates one row of each kind for this caller."""
     hook = {"name": "x", "url": "https://example.com/hook", "event_types": ["job.succeeded"]}
     endpoint = caller.post("/v1/webhook_endpoints", hook).json["id"]
     assert 201 == caller.post("/v1/sessions", {"id": session}).status_code
@@ -95,7 +97,7 @@ def make_things(caller: Caller, session: str) -> Things:
 
 
 def never() -> Things:
-    """Well-formed ids that nobody has."""
+    """Well-formed ids of rows that do not exist."""
     delivery = ids.format_id(delivery_log.PREFIX, submission.new_job_id())
     return Things(
         wire.public_id(submission.new_job_id()),
@@ -112,7 +114,7 @@ def malformed() -> Things:
 
 
 def call(caller: Caller, name: str, given: Mapping[str, str], **more: Any) -> TestResponse:
-    """The answer of this operation, asked with these in its path and a body that it takes."""
+    """Calls the operation with these path parameters and a valid body."""
     method, path, operation = OPERATIONS[name]
     content = operation.get("requestBody", {}).get("content", {})
     if "application/json" in content:
@@ -123,7 +125,7 @@ def call(caller: Caller, name: str, given: Mapping[str, str], **more: Any) -> Te
 
 
 def seen_by_caller(answer: TestResponse) -> tuple[int, bytes, list[tuple[str, str]]]:
-    """All that a caller can see of it."""
+    """All parts of the response that a caller can compare."""
     return answer.status_code, answer.data, sorted((key, value) for key, value in answer.headers if key not in PER_ANSWER)
 
 
@@ -150,7 +152,7 @@ def test_foreign_ids_look_like_unknown_ids(owner: Caller, stranger: Caller) -> N
     foreign, nothing = make_things(owner, "tea"), never()
     for name in WITH_ID:
         path = OPERATIONS[name][1]
-        call(stranger, name, never().of(path))  # what is asked once only is asked now
+        call(stranger, name, never().of(path))  # fills the caches, so both calls below execute the same statements
         answers, asked = [], []
         for things in (foreign, nothing):
             with watched() as seen:
@@ -163,10 +165,10 @@ def test_foreign_ids_look_like_unknown_ids(owner: Caller, stranger: Caller) -> N
         assert seen_by_caller(answers[0]) == seen_by_caller(call(stranger, name, malformed().of(path))), name
 
     for name in ("getJob", "getSession", "getWebhookEndpoint", "listDeliveries", "listJobDeliveries"):
-        assert 200 == call(owner, name, foreign.of(OPERATIONS[name][1])).status_code, "the owner's things are there, and unharmed"
+        assert 200 == call(owner, name, foreign.of(OPERATIONS[name][1])).status_code, "the owner's rows are there, unchanged"
 
 
-def test_nor_from_one_that_was_deleted(owner: Caller) -> None:
+def test_deleted_ids_look_like_unknown_ids(owner: Caller) -> None:
     gone, nothing = make_things(owner, "tea"), never()
     assert 200 == call(owner, "deleteSession", {"id": gone.session}).status_code
     assert 200 == call(owner, "deleteWebhookEndpoint", {"id": gone.endpoint}).status_code
@@ -191,7 +193,7 @@ def test_delivery_is_found_only_below_its_own_endpoint_or_job(owner: Caller, str
 
 
 @pytest.mark.parametrize("name", WITH_CURSOR)
-def test_another_ones_id_is_no_better_a_cursor_than_none(owner: Caller, stranger: Caller, name: str) -> None:
+def test_foreign_cursor_looks_like_an_unknown_cursor(owner: Caller, stranger: Caller, name: str) -> None:
     mine, foreign, nothing = make_things(stranger, "coffee"), make_things(owner, "tea"), never()
     path = OPERATIONS[name][1]
     kind = {"listJobs": "job", "listMessages": "job", "listSessions": "session", "listWebhookEndpoints": "endpoint"}.get(name, "delivery")

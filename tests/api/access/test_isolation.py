@@ -1,4 +1,4 @@
-"""Nobody learns of another's jobs: foreign, unknown and malformed ids look the same."""
+"""Isolation of jobs by key: foreign, unknown and malformed ids get the same response."""
 
 from __future__ import annotations
 

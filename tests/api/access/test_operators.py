@@ -1,4 +1,4 @@
-"""Who may use /ops: nobody without a token of their own, and whoever may only look changes nothing."""
+"""Access to /ops: every operator has a token, and the role `read` changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New own keys: one address may bring only so many, for each makes rows that stay."""
+"""Limit of new own keys per client address: each new key makes rows that stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.queue_tools import query
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test sets."""
 
     now = 100.0
 
@@ -82,7 +82,7 @@ def test_new_keys_are_unlimited_without_a_cap(override: Callable[..., None]) -> 
         ("", None, None),
     ],
 )
-def test_an_address_is_what_nobody_can_choose_at_will(peer: str, forwarded: str | None, counted: str | None) -> None:
+def test_client_address_cannot_be_chosen_by_the_client(peer: str, forwarded: str | None, counted: str | None) -> None:
     headers = {"X-Forwarded-For": forwarded} if forwarded else {}
     with new_app().test_request_context(environ_base={"REMOTE_ADDR": peer}, headers=headers):
         assert counted == client_address_of(request)

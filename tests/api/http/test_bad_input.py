@@ -1,4 +1,4 @@
-"""What is refused before it can do harm: always in the one envelope, and never stored."""
+"""Invalid requests: the API refuses them in the error envelope and stores nothing."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_wrong_field_is_named(caller: Caller, submit: dict[str, Any], param: s
     assert 0 == stored()
 
 
-# Whatever is accepted in spite of all is answered at once.
+# A request that the API accepts gets its response at once.
 ASYNC = {"Prefer": "respond-async"}
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT_BODY,

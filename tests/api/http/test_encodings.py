@@ -45,7 +45,7 @@ def unpacked(name: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1_000, 1_000_000])
 @pytest.mark.parametrize("packer", PACKERS)
-def test_a_body_is_unpacked_whatever_pieces_it_comes_in(packer: str, size: int) -> None:
+def test_compressed_body_is_decoded_from_chunks_of_any_size(packer: str, size: int) -> None:
     name, pack = PACKERS[packer]
     packed = pack(TEXT)
 

@@ -1,4 +1,4 @@
-"""What strangers send is read without a crash, whatever it is: streams torn anywhere, headers, URLs and addresses, bodies."""
+"""Fuzz tests of the parsers of untrusted input: streams split anywhere, headers, URLs, addresses, bodies. None may crash."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Connected(BaseException):
 
 @pytest.fixture
 def wall(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here may open a connection; whoever tries is told of it."""
+    """Every attempt to open a connection raises Connected."""
 
     def connect(self: socket.socket, address: Any) -> None:
         raise Connected(address)

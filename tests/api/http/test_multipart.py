@@ -157,7 +157,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
     changed=TEXT,
 )
 def test_another_json_reader_parses_the_same(pictures: list[bytes], fields: dict[str, str], changed: str) -> None:
-    """Whatever the parts hold: the form is refused, or a reader that is not ours finds the same in it, and in what we make of it."""
+    """For any parts: the API refuses the form, or an independent parser reads the same parts from it and from our rebuilt form."""
     fields = {name: text for name, text in fields.items() if name.partition("[")[0] not in ("n", "stream", "image", "changed")}
     content = form(
         *[part("image[]", one, filename="a.png") for one in pictures], part("changed", "x"), *[part(*one) for one in fields.items()]

@@ -70,7 +70,7 @@ def test_preference_applied_repeats_the_preference(header: str) -> None:
     spaces=SPACE,
     cut=st.booleans(),
 )
-def test_whatever_else_is_preferred_ours_is_found(before: list[tuple[str, str]], wait: int, spaces: str, cut: bool) -> None:
+def test_wait_is_found_beside_other_preferences(before: list[tuple[str, str]], wait: int, spaces: str, cut: bool) -> None:
     others = [f'{name}{spaces}={spaces}"{_escaped(value)}"' for name, value in before]
     parts = [*others, "respond-async" + (f"{spaces};{spaces}x=1" if cut else ""), f"wait{spaces}={spaces}{wait}"]
 

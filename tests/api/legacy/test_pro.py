@@ -114,8 +114,8 @@ def test_invalid_session_id_is_refused(caller: Caller, name: str) -> None:
 def test_session_can_be_read(caller: Caller) -> None:
     end(caller, envelope(ask(caller))["jobId"])
 
-    told_there = caller.get("/v1/sessions/ana/messages").json["data"]
-    assert "你好" in json.dumps(told_there, ensure_ascii=False) and "hello" in json.dumps(told_there)
+    messages = caller.get("/v1/sessions/ana/messages").json["data"]
+    assert "你好" in json.dumps(messages, ensure_ascii=False) and "hello" in json.dumps(messages)
 
 
 def test_invalid_json_is_refused_in_envelope(caller: Caller) -> None:
@@ -127,8 +127,8 @@ def test_invalid_json_is_refused_in_envelope(caller: Caller) -> None:
 def test_unknown_key_returns_401(caller: Caller, override: Callable[..., None]) -> None:
     override(open_keys=False)
 
-    assert 401 == envelope(ask(caller, apiKey="sk-nobody"))["code"]
-    assert 401 == fetch(caller, "job_" + "0" * 32, key="sk-nobody")["code"]
+    assert 401 == envelope(ask(caller, apiKey="sk-unknown"))["code"]
+    assert 401 == fetch(caller, "job_" + "0" * 32, key="sk-unknown")["code"]
 
 
 def test_full_queue_returns_429(caller: Caller, override: Callable[..., None]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from models.access.audit_log import Act
 from models.database import db
-from models.jobs import workers as fleet
+from models.jobs import workers
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys, limits, listing, parking
 from models.keys.keys import Key, Limits
@@ -212,7 +212,7 @@ def some(database: None) -> dict[str, Any]:
         ("?status=running&user=anna", []),
         ("?caller=second", ["fails"]),
         ("?caller=second&user=bert", []),
-        ("?caller=nobody", []),
+        ("?caller=unknown", []),
         ("?model=m", ["runs", "waits"]),
         ("?model=unknown", []),
         ("?since=2100-01-01T00:00:00Z", []),
@@ -389,14 +389,14 @@ def test_worker_shows_jobs_and_last_report(operator: Caller) -> None:
     start(who, runs)
     finish(ended, start(who, ended), ANSWER)
     with db.begin() as session:
-        fleet.record_heartbeat(session, "worker0@here", slots=8, jobs=[runs, ended])
-        fleet.record_heartbeat(session, "worker1@here", slots=0)
-        fleet.record_heartbeat(session, "worker2@here", slots=8)
+        workers.record_heartbeat(session, "worker0@here", slots=8, jobs=[runs, ended])
+        workers.record_heartbeat(session, "worker1@here", slots=0)
+        workers.record_heartbeat(session, "worker2@here", slots=8)
     query("UPDATE worker SET seen_at = now() - interval '1 hour' WHERE name = 'worker2@here'")
-    workers = seen(operator, "/ops/workers")
+    shown = seen(operator, "/ops/workers")
 
-    assert ["working", "draining", "silent"] == [one["state"] for one in workers]
-    assert [wire.public_id(runs)] == [one["id"] for one in workers[0]["jobs"]]
+    assert ["working", "draining", "silent"] == [one["state"] for one in shown]
+    assert [wire.public_id(runs)] == [one["id"] for one in shown[0]["jobs"]]
 
 
 # Refusals

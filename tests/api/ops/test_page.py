@@ -232,7 +232,7 @@ def test_page_cancels_and_purges_jobs(api: Api, visit: Visit, tmp_path: Path) ->
 
 def test_read_only_operator_cannot_act(api: Api, visit: Visit) -> None:
     with db.begin() as session:
-        token = operators.create(session, "looker", role="read")
+        token = operators.create(session, "reader", role="read")
     page = signed_in(visit, url(api), token=token, forgives=("403",))
     page.locator("tbody tr", has_text="gpt-4o-mini").get_by_role("button", name="pause").click()
     page.get_by_role("dialog").get_by_role("button", name="pause").click()

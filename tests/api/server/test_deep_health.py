@@ -1,4 +1,4 @@
-"""What operators are told when work stands still, and what becomes of a worker that hears no doorbells."""
+"""/healthz/deep and /readyz when jobs stop moving, and the watchdog of workers that receive no Celery messages."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 def gone() -> list[str]:
-    """What /healthz/deep says is missing."""
+    """The missing parts in the response of /healthz/deep."""
     result = Caller().get("/healthz/deep")
     assert (200 if result.json["status"] == "ok" else 503) == result.status_code
     return list(result.json["gone"])
 
 
 def missing(who: Caller) -> list[str]:
-    """What /readyz of this process says is missing."""
+    """The missing parts in the response of /readyz of this process."""
     result = who.get("/readyz")
     assert (200 if result.json["status"] == "ok" else 503) == result.status_code
     return list(result.json["gone"])
@@ -53,7 +53,7 @@ def broker(redis_client: redis.Redis) -> redis.Redis:
     return redis_client
 
 
-def ear(broker: redis.Redis, *, running: int = 0) -> ConsumerWatchdog:
+def watchdog_of(broker: redis.Redis, *, running: int = 0) -> ConsumerWatchdog:
     return ConsumerWatchdog(QueueHead(broker, JOB_QUEUE), slots=2, running=lambda: running)
 
 
@@ -148,49 +148,49 @@ def test_waiting_messages_raise_no_alarm_while_all_slots_are_busy(broker: redis.
 
 
 def test_watchdog_reports_a_message_that_waits_too_long(broker: redis.Redis) -> None:
-    listening = ear(broker)
+    watchdog = watchdog_of(broker)
     broker.lpush(JOB_QUEUE, "one")
 
-    assert [False, False, True] == [listening.is_stalled(now=now) for now in (0.0, STALLED_S - 1, STALLED_S)]
+    assert [False, False, True] == [watchdog.is_stalled(now=now) for now in (0.0, STALLED_S - 1, STALLED_S)]
 
 
 def test_watchdog_accepts_a_consuming_worker(broker: redis.Redis) -> None:
-    listening = ear(broker)
+    watchdog = watchdog_of(broker)
     broker.lpush(JOB_QUEUE, "one")
-    listening.is_stalled(now=0.0)
-    listening.message_received()
+    watchdog.is_stalled(now=0.0)
+    watchdog.message_received()
 
-    assert not listening.is_stalled(now=STALLED_S)
-    assert not listening.is_stalled(now=2 * STALLED_S - 1)
+    assert not watchdog.is_stalled(now=STALLED_S)
+    assert not watchdog.is_stalled(now=2 * STALLED_S - 1)
 
 
-def test_a_busy_worker_is_not_deaf(broker: redis.Redis) -> None:
-    listening = ear(broker, running=2)
+def test_a_busy_worker_is_not_stalled(broker: redis.Redis) -> None:
+    watchdog = watchdog_of(broker, running=2)
     broker.lpush(JOB_QUEUE, "one")
 
-    assert [False] * 3 == [listening.is_stalled(now=now) for now in (0.0, STALLED_S, 10 * STALLED_S)]
+    assert [False] * 3 == [watchdog.is_stalled(now=now) for now in (0.0, STALLED_S, 10 * STALLED_S)]
 
 
-def test_a_worker_with_nothing_to_do_is_not_deaf(broker: redis.Redis) -> None:
-    listening = ear(broker)
+def test_a_worker_with_nothing_to_do_is_not_stalled(broker: redis.Redis) -> None:
+    watchdog = watchdog_of(broker)
 
-    assert [False] * 3 == [listening.is_stalled(now=now) for now in (0.0, STALLED_S, 10 * STALLED_S)]
+    assert [False] * 3 == [watchdog.is_stalled(now=now) for now in (0.0, STALLED_S, 10 * STALLED_S)]
 
 
-def test_a_worker_without_redis_is_not_deaf() -> None:
+def test_a_worker_without_redis_is_not_stalled() -> None:
     away = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
-    listening = ear(away)
+    watchdog = watchdog_of(away)
 
-    assert [False] * 2 == [listening.is_stalled(now=now) for now in (0.0, STALLED_S)]
+    assert [False] * 2 == [watchdog.is_stalled(now=now) for now in (0.0, STALLED_S)]
 
 
-def test_a_queue_that_moves_is_not_deaf(broker: redis.Redis) -> None:
-    listening = ear(broker)
+def test_a_queue_that_moves_is_not_stalled(broker: redis.Redis) -> None:
+    watchdog = watchdog_of(broker)
     broker.rpush(JOB_QUEUE, "one")
-    listening.is_stalled(now=0.0)
-    broker.rpush(JOB_QUEUE, "an older one, say")  # another doorbell is the next now: somebody took one
+    watchdog.is_stalled(now=0.0)
+    broker.rpush(JOB_QUEUE, "an older one, say")  # the head of the queue changed: a worker took a message
 
-    assert not listening.is_stalled(now=STALLED_S)
+    assert not watchdog.is_stalled(now=STALLED_S)
 
 
 @pytest.fixture
@@ -206,15 +206,15 @@ def test_worker_that_stopped_consuming_is_reported_exits_and_its_backlog_is_serv
     until(lambda: gone() == [], what="healthy")
     before = workers.children()
     (node,) = query("SELECT name FROM worker WHERE slots > 0")
-    # With a destination celery leaves when that one has answered; else it waits out the whole timeout.
+    # With a destination celery returns after that worker's reply; without one it waits for the whole timeout.
     control = ["control", "--destination", node.name, "--timeout", "60", "cancel_consumer", JOB_QUEUE]
     command = [sys.executable, "-m", "celery", "--app", "workers.tasks", *control]
     shown = subprocess.run(command, cwd=ROOT, env=stack.environment(), capture_output=True, text=True, check=False)
     assert "no longer consuming" in shown.stdout, shown.stderr
-    who = caller("sk-deaf")
+    who = caller("sk-stalled")
     job_ids = [ask(who, f"q{n}") for n in range(8)]
 
-    until(lambda: "consumption" in gone(), what="told of", within_s=30)
+    until(lambda: "consumption" in gone(), what="reported", within_s=30)
     wait_ended(job_ids, within_s=60, stack=stack)
     until(lambda: gone() == [], what="healthy again")
     assert "the consumer receives no messages" in workers.said()

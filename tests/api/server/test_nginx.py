@@ -190,7 +190,7 @@ def test_client_address_comes_from_the_trusted_proxy(front: Front) -> None:
         tokens = [f"sk-{address}-{n}" for n in range(NEWCOMERS + 1)]
         return [front.call("GET", "/v1/jobs", token=token, **{"X-Forwarded-For": address}).status for token in tokens]
 
-    # nginx adds the address that it saw, of this machine; before it stands what a proxy of this machine said.
+    # nginx appends the peer address, which is this machine; the address before it comes from a proxy of this machine, so the API trusts it.
     assert [200] * NEWCOMERS + [429] == brings("9.9.9.9")
     assert [200] * NEWCOMERS + [429] == brings("8.8.8.8")
 

@@ -40,7 +40,7 @@ LITTLE = 12 * MB
 
 @dataclass
 class Asked:
-    """A job that was asked for on the upstream's own route, by somebody who did not wait."""
+    """A job from an OpenAI route whose caller sent `Prefer: respond-async`."""
 
     body: dict[str, Any]
     caller: Caller = field(default_factory=Caller)
@@ -57,7 +57,7 @@ class Asked:
         return wire.parse_id(self.name)
 
     def post(self, **headers: str) -> TestResponse:
-        """Asked once more: the answer, if there is one, as it would have been at first."""
+        """Sends the request again, with the same Idempotency-Key."""
         return self.caller.post(IMAGES, self.body, headers={"Idempotency-Key": self.token, **headers})
 
     def look(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a request on one of the upstream's routes orders: its bytes, its line, what is reserved, by what it is known again."""
+"""Parsing of requests on OpenAI routes: body bytes, lane, reserved tokens and money, idempotency."""
 
 from __future__ import annotations
 

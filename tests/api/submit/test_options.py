@@ -1,4 +1,4 @@
-"""What a caller says to us and not to the upstream: in headers, or in the body's `nowserving` object."""
+"""Options for nowserving, not for the upstream: in headers, or in the body's `nowserving` object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that nowserving cancelled because their reader had left: the request that comes again is answered by a new one."""
+"""Abandoned jobs that nowserving cancelled: a repeated request gets a new job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_WAIT = {**KEY, "Prefer": "respond-async"}
 
 @pytest.fixture
 def at_once(override: Callable[..., None]) -> None:
-    """200 is said at once."""
+    """The API sends status 200 at once."""
     override(status_grace_s=0)
 
 

@@ -1,4 +1,4 @@
-"""Callers who go away: it is on record, and after a while their jobs are cancelled."""
+"""Clients that disconnect: the API records the time, and the reaper cancels their jobs later."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def sweep(redis_client: redis.Redis) -> Reaper:
 
 
 @pytest.fixture
-def heard(redis_client: redis.Redis) -> Iterator[Callable[[], list[bytes]]]:
-    """What was said on the wake-up channels since the last look."""
+def notifications(redis_client: redis.Redis) -> Iterator[Callable[[], list[bytes]]]:
+    """Returns the messages on the wake-up channels since the last call."""
     with redis_client.pubsub() as subscription:
         subscription.subscribe(notify.JOBS_CHANNEL, notify.PACER_CHANNEL)
 
@@ -159,16 +159,16 @@ def test_many_abandoned_jobs_are_cancelled_in_one_pass(caller: Key, sweep: Reape
     assert {"cancelled"} == {row(job_id).status for job_id in jobs}
 
 
-def test_worker_and_pacer_are_notified_of_abandoned_jobs(caller: Key, sweep: Reaper, heard: Callable[[], list[bytes]]) -> None:
+def test_worker_and_pacer_are_notified_of_abandoned_jobs(caller: Key, sweep: Reaper, notifications: Callable[[], list[bytes]]) -> None:
     waiting, running = submit(caller, reader=uuid4()), submit(caller, reader=uuid4())
     start(caller, running)
     left_ago(waiting, 16)
     left_ago(running, 17)
-    heard()
+    notifications()
 
     sweep.step(now=0)
 
-    result = b" ".join(heard()).decode()
+    result = b" ".join(notifications()).decode()
     assert f'{{"job": "{running}", "event": "cancelling"}}' in result
     assert f'{{"job": "{waiting}", "event": "cancelled"}}' in result
     assert f'{{"lane": {lanes.id_of(caller.pool_id, "m")}, "cancelled": "{waiting}"}}' in result

@@ -212,7 +212,7 @@ def test_process_end_releases_waiters() -> None:
 
 @pytest.fixture
 def rooms() -> Iterator[ExitStack]:
-    """Where waiters of the test stay taken until it is over, and halls open."""
+    """Keeps waiters and registries open until the end of the test."""
     with ExitStack() as stack:
         yield stack
 

@@ -22,7 +22,7 @@ KINDS = ("held", "stream", "events", "poll")
 
 @pytest.fixture
 def small(override: Callable[..., None]) -> None:
-    """Few waiters; a held call says 200 at once, so that its waiter stays taken while nobody reads it."""
+    """Few waiters. A held call sends 200 at once, so its waiter stays taken while the client does not read."""
     override(max_waiting_per_process=CAPACITY, status_grace_s=0)
 
 
