@@ -21,7 +21,7 @@ import click
 
 from models.config.setting_errors import settings_or_exit
 from models.config.settings import settings
-from models.platform.fork_server import Forked, Forker
+from models.platform.fork_client import Forked, Forker
 from models.platform.preloads import PRELOADS
 from models.telemetry import logs, metrics_folder
 from workers.broker.queues import JOB_QUEUE, WEBHOOK_QUEUE

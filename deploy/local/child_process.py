@@ -17,7 +17,7 @@ from typing import NoReturn
 from deploy.local import service_log
 from deploy.local.server_process import ServerFailed, last_lines
 from deploy.local.service import Service, ServiceFailed
-from models.platform.fork_server import Forked
+from models.platform.fork_client import Forked
 
 BACKOFF_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 BACKOFF_RESET_S = 10

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from models.platform.fork_server import Forked, Forker
+from models.platform.fork_client import Forked, Forker
 from models.platform.parent_death import die_with_parent
 
 Spawn = Callable[[IO[bytes]], "subprocess.Popen[bytes] | Forked"]

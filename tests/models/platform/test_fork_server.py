@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models.platform.fork_server import Forker, ForkerGone
+from models.platform.fork_client import Forker, ForkerGone
 from models.platform.preloads import PRELOADS
 from tests.support.programs.process import until
 

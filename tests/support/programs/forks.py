@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from models.platform.fork_server import Forker
+from models.platform.fork_client import Forker
 from models.platform.preloads import PRELOADS
 
 ROOT = Path(__file__).parents[3]
