@@ -91,7 +91,7 @@ def of_job(row: Any, *, origin: str = "") -> Response:
 
 
 def _failed(row: Any) -> Response:
-    """Returns the upstream's status and bytes, whatever they are, where it refused; otherwise our own error."""
+    """Returns the upstream's status and unchanged bytes if the upstream refused the call; otherwise our own error."""
     status = failure(row).status
     if not _is_upstream_refusal(row):
         return Response(error_body(row), status, mimetype="application/json")

@@ -45,5 +45,5 @@ class Heartbeat:
                     api_processes.record_heartbeat(session, self._name)
         except Unavailable:
             pass  # the reaper sees the missing heartbeat
-        except Exception as error:  # the border of this thread: whatever it was, the next heartbeat must come
+        except Exception as error:  # the border of this thread: the next heartbeat must follow after any error
             log.error("heartbeat failed", extra={"error": type(error).__name__})

@@ -183,7 +183,7 @@ PAGES = {"settings": settings_page, "errors": errors_page, "metrics": metrics_pa
 
 
 class Command(Enum):
-    """What to do with the pages."""
+    """Whether the command writes the pages or compares them."""
 
     WRITE = "write"
     CHECK = "check"

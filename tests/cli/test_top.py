@@ -90,7 +90,7 @@ def test_top_runs_until_ctrl_c_and_restores_terminal(api: Api, tmp_path: Path) -
     environment = {**os.environ, "NOWSERVING_URL": f"http://127.0.0.1:{api.port}", "NOWSERVING_OPS_TOKEN": TOKEN, "TERM": "xterm-256color"}
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "top", "--every", "0.5"], env=environment, stdin=terminal, stdout=terminal, stderr=terminal,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # deaf to it is what a shell starts in its background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell starts background processes with SIGINT ignored
     )  # fmt: skip
     os.close(terminal)
     os.set_blocking(screen, False)

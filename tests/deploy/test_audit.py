@@ -16,7 +16,7 @@ FILE = Path("requirements/runtime.txt")
 
 
 def program(answer: object, *, status: int = 0) -> list[str]:
-    """Returns a command that prints this and exits with this status, whatever its arguments."""
+    """Returns a command that ignores its arguments, prints this and exits with this status."""
     text = answer if isinstance(answer, str) else json.dumps(answer)
     return ["/bin/sh", "-c", f"printf %s {shlex.quote(text)}; exit {status}"]
 

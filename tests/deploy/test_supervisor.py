@@ -85,24 +85,28 @@ threading.Event().wait()"""
 
 
 def test_service_that_ignores_stop_is_killed_after_grace(tmp_path: Path) -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-    supervisor = Supervisor([_service("deaf", code, ready=_contains(tmp_path / "deaf.log", "deaf"), grace_s=0.3)], logs=tmp_path)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('stubborn', flush=True); time.sleep(600)"
+    supervisor = Supervisor(
+        [_service("stubborn", code, ready=_contains(tmp_path / "stubborn.log", "stubborn"), grace_s=0.3)], logs=tmp_path
+    )
     supervisor.start()
-    pid = supervisor.child("deaf").pid
+    pid = supervisor.child("stubborn").pid
     supervisor.stop()
 
     assert not _lives(pid)
 
 
 def test_second_stop_request_kills_at_once(tmp_path: Path) -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-    supervisor = Supervisor([_service("deaf", code, ready=_contains(tmp_path / "deaf.log", "deaf"), grace_s=600)], logs=tmp_path)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('stubborn', flush=True); time.sleep(600)"
+    supervisor = Supervisor(
+        [_service("stubborn", code, ready=_contains(tmp_path / "stubborn.log", "stubborn"), grace_s=600)], logs=tmp_path
+    )
     supervisor.start()
     supervisor.request_stop()
     supervisor.kill()
     supervisor.wait()
 
-    assert -signal.SIGKILL == supervisor.child("deaf").exit_code
+    assert -signal.SIGKILL == supervisor.child("stubborn").exit_code
 
 
 def test_start_up_failure_names_service_and_log(tmp_path: Path) -> None:

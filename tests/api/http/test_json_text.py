@@ -34,7 +34,7 @@ JSONS = st.recursive(LEAVES, _nested, max_leaves=12).map(lambda text: f'{{"x":{t
 
 
 def exactly(content: bytes) -> Any:
-    """What the standard library alone reads."""
+    """Parses the text with the standard library alone."""
     try:
         return json_text._decode_strictly(content)
     except Invalid as error:

@@ -53,7 +53,7 @@ def read(content: bytes, *, boundary: str = BOUNDARY, headers: dict[str, str] | 
 
 
 def again(submission: Submission) -> dict[str, str | bytes]:
-    """What the upstream reads in this submission's request, by a parser that is not ours."""
+    """Parses the request for the upstream with an independent parser."""
     with new_app().test_request_context("/", method="POST", data=submission.request, content_type=submission.content_type):
         return {**request.form.to_dict(), **{name: file.read() for name, file in request.files.items()}}
 

@@ -226,6 +226,6 @@ def test_worker_that_stopped_consuming_is_reported_exits_and_its_backlog_is_serv
 
 
 def exposed(stack: Stack, program: str) -> str:
-    """What this program of the stack answers at /metrics."""
+    """Returns the /metrics response of this program of the stack."""
     with urlopen(f"http://127.0.0.1:{stack.settings[f'{program}_metrics_port']}/metrics", timeout=20) as answer:
         return str(answer.read().decode())

@@ -77,7 +77,7 @@ def ask(**body: Any) -> Asked:
 
 
 def answered(*contents: bytes, **more: Any) -> bytes:
-    """What an upstream answers that made these."""
+    """Returns the upstream's response with these images."""
     items = [{"b64_json": base64.b64encode(each).decode(), "revised_prompt": "a cät"} for each in contents]
     return json.dumps({"created": 1, "data": items, "size": "1024x1024", "x_price": 0.10, **more}, indent=1).encode()
 

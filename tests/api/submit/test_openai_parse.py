@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 
 def read(endpoint: str, body: object = None, **more: Any) -> ParsedRequest:
-    """What is asked for by this body (bytes as they are, anything else as JSON)."""
+    """Parses this body (bytes as they are, anything else as JSON)."""
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     sent = {"path": endpoint, "method": "POST", "data": content, "content_type": "application/json", **more}
     with new_app().test_request_context(**sent):
