@@ -112,7 +112,7 @@ class Case:
         """Wait until the process has reached its crash point with this job."""
         self.process = process
         self.open()
-        until(lambda: _has_crashed(process, self.how), what=f"crashed at {self.point}:\n{process.said()[-3000:]}")
+        until(lambda: _has_crashed(process, self.how), what=f"crashed at {self.point}:\n{process.log_text()[-3000:]}")
         self.close()
         self.at_crash = row(self.job_id).status
 
@@ -264,4 +264,4 @@ def _expire_lease(case: Case) -> None:
 def _has_crashed(process: Process, how: str) -> bool:
     if how == "freeze":
         return process.is_frozen()
-    return "Crashed" in process.said() if how == "raise" else not process.is_alive()
+    return "Crashed" in process.log_text() if how == "raise" else not process.is_alive()

@@ -222,7 +222,7 @@ def test_frozen_worker_cannot_store_a_late_answer(stack: Stack) -> None:
     wait_ended(jobs, stack=stack)
     before = rows(jobs)
     frozen.go_on()
-    until(lambda: frozen.said().count("too late") >= 4, what="the late worker reported")
+    until(lambda: frozen.log_text().count("too late") >= 4, what="the late worker reported")
 
     assert before == rows(jobs)
     assert {("succeeded", 1)} == {(row.status, row.possible_duplicate_calls) for row in before}
@@ -260,7 +260,7 @@ def test_worker_start_waits_while_redis_is_full(stack: Stack, valkey: Valkey) ->
         client.config_set("maxmemory", 1)
         try:
             starting = stack.coming_worker(threads=THREADS)
-            until(lambda: starting.said().count("command not allowed when used memory") >= 3, what="a worker that tries again and again")
+            until(lambda: starting.log_text().count("command not allowed when used memory") >= 3, what="a retrying worker")
         finally:
             client.config_set("maxmemory", 0)
     jobs = load(stack, "no-room", 3)

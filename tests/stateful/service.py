@@ -65,16 +65,17 @@ class Service(Operators):
         self._check_fair([job for job, _ in going], slots, before)
 
     def _step(self) -> list[tuple[UUID, UUID]]:
-        bells, rung = self.stage.bells, list[tuple[UUID, UUID]]()
+        publisher, published = self.stage.publisher, list[tuple[UUID, UUID]]()
         for _ in range(10):
             make_lanes_due()
             for _ in range(10):
                 if self.stage.pacer.step() > 0:
                     break
-            if not bells.rung:
+            if not publisher.published:
                 break
-            rung, bells.rung = rung + bells.rung, []
-        return rung
+            published += publisher.published
+            publisher.published = []
+        return published
 
     def _notice_rebuilt(self) -> int:
         """After a rebuild of the limiter, admitted jobs were requeued first. Returns the number of slots that this freed."""

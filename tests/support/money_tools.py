@@ -1,4 +1,4 @@
-"""Short ways to give keys money and to see where it went."""
+"""Helpers that give keys money and read the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short ways to talk in a session: turns are submitted through the API, claimed, and answered as a worker would."""
+"""Helpers for conversations: submit turns through the API, claim them, and answer them as a worker does."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def say(caller: Caller, *result: str | dict[str, Any], session: str = SESSION, body: dict[str, Any] | None = None, **more: Any) -> str:
-    """A new turn's job; what is said are texts of the user, or whole messages."""
-    messages = [user(one) if isinstance(one, str) else one for one in result]
-    wanted = {"model": "m", "messages": messages, "max_tokens": 10, **(body or {})}
-    return caller.submit(endpoint=CHAT, body=wanted, conversation=session, **more)
+def say(caller: Caller, *messages: str | dict[str, Any], session: str = SESSION, body: dict[str, Any] | None = None, **more: Any) -> str:
+    """Submits a new turn; returns its job. messages: texts of the user, or whole messages."""
+    chat = [user(message) if isinstance(message, str) else message for message in messages]
+    request = {"model": "m", "messages": chat, "max_tokens": 10, **(body or {})}
+    return caller.submit(endpoint=CHAT, body=request, conversation=session, **more)
 
 
 def claim(caller: Caller, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Short ways to make webhook endpoints, to let things happen to jobs, and to move deliveries on, for tests of the sending half."""
+"""Helpers that create webhook endpoints, cause job events and advance deliveries, for tests of the webhook sender."""
 
 from __future__ import annotations
 

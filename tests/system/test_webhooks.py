@@ -198,7 +198,7 @@ def test_delivery_survives_each_crash_point_of_its_sender(
         key = caller("sk-crash")
         endpoint(key, receiver.url("/crash"))
         job_id = ask(key, "hello")
-        until(lambda: not crashing.is_alive() or "Crashed" in crashing.said(), what=f"crashed\n{crashing.said()[-2000:]}")
+        until(lambda: not crashing.is_alive() or "Crashed" in crashing.log_text(), what=f"crashed\n{crashing.log_text()[-2000:]}")
         crashing.kill()
         stack.sender()
         shortener = threading.Thread(target=_shorten_waits, args=(done,), daemon=True)

@@ -256,7 +256,7 @@ def test_upstream_key_is_stored_nowhere_in_clear_text(stack: Stack, worker: Proc
     wait_ended([refused], stack=stack)
 
     assert {CANARY} == {call_key for call_key in [CANARY] if stack.upstream.calls(key=call_key)}
-    assert [] == [process.name for process in stack.processes if CANARY in process.said()]
+    assert [] == [process.name for process in stack.processes if CANARY in process.log_text()]
     assert [] == [kept for kept in (*during, *_everything_in(redis_of_run)) if CANARY.encode() in kept]
     assert [] == list(_tables_with(CANARY))
 

@@ -42,7 +42,7 @@ class Verdict:
     pushed_back: reduce the calls in flight. park: the reason why the credential serves no requests.
     unserved: the reason why it cannot serve this endpoint and model. exceeds: larger than this credential's limit; another's may be higher.
     status: of a refusal, or of an error in an answer with status 200; None: the answer's own.
-    is_of_another: `error` and `status` come from another credential's refusal, which is more telling than the last one.
+    is_of_another: `error` and `status` come from another credential's refusal, which is more useful to the caller than the last one.
     """
 
     next: NextStep

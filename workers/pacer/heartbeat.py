@@ -28,7 +28,7 @@ class PacerHeartbeat:
     """stepped_at: monotonic seconds of the pacer's last step. also: runs with each heartbeat, with the time of its begin."""
 
     def __init__(self, broker: redis.Redis, *, stepped_at: Callable[[], float], also: Callable[[float], None] = lambda _: None) -> None:
-        self._doorbells = QueueHead(broker, JOB_QUEUE)
+        self._job_queue = QueueHead(broker, JOB_QUEUE)
         self._stepped_at = stepped_at
         self._also = also
 
@@ -55,7 +55,7 @@ class PacerHeartbeat:
 
     def step(self, *, now: float) -> None:
         """Sends one heartbeat. Without recent steps it sends none, which deep health detects. now: monotonic seconds."""
-        unanswered_s = self._doorbells.head_age_s(now=now) or 0.0
+        unanswered_s = self._job_queue.head_age_s(now=now) or 0.0
         if unanswered_s:
             with db.autocommit() as session:
                 if workers.idle_slots(session) <= 0:

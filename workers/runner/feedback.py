@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # Headers of the client that choose the account that pays.
 ACCOUNT_HEADERS = frozenset({"openai-organization", "openai-project"})
 # When several credentials have refused a job, its caller gets the first of these statuses: those that the caller can fix.
-_MOST_TELLING = {status: rank for rank, status in enumerate((400, 404, 403, 402, 429, 401))}
+_STATUS_RANK = {status: rank for rank, status in enumerate((400, 404, 403, 402, 429, 401))}
 
 
 def store_feedback(row: Any, learned: Learned | None, verdict: Verdict) -> Verdict:
@@ -75,7 +75,7 @@ def _parked(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
 
 
 def _unserved(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
-    """Records the refusal. The pool's other credentials are tried first; when all refused, the job fails with the most telling error."""
+    """Records the refusal. The pool's other credentials are tried first; when all refused, the job fails with the best ranked error."""
     earlier = row.refusals or []
     has_others = parking.record_refusal(
         session, job_id=row.id, credential_id=row.credential_id, model=row.model, endpoint=row.endpoint, reason=verdict.unserved,
@@ -87,7 +87,7 @@ def _unserved(session: db.Transaction, row: Any, verdict: Verdict) -> Verdict:
     if has_others:
         return replace(verdict, next=NextStep.WAIT)
     last = refusal_of(row, verdict)
-    best = min([last, *earlier], key=lambda refusal: _MOST_TELLING.get(refusal["status"], len(_MOST_TELLING)))
+    best = min([last, *earlier], key=lambda refusal: _STATUS_RANK.get(refusal["status"], len(_STATUS_RANK)))
     return verdict if best is last else replace(verdict, error=best["error"], status=best["status"], is_of_another=True)
 
 

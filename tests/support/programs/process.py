@@ -43,7 +43,7 @@ class Process:
     def is_frozen(self) -> bool:
         return self._state() == "T"
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def freeze(self) -> None:
@@ -68,7 +68,7 @@ class Process:
         until(lambda: not self.is_alive(), what=f"{self.name} gone:\n{last_lines(self.log)}", within_s=within_s)
 
     def wait_says(self, words: str) -> None:
-        until(lambda: words in self.said(), what=f"{words!r} in the log of {self.name}:\n{last_lines(self.log)}")
+        until(lambda: words in self.log_text(), what=f"{words!r} in the log of {self.name}:\n{last_lines(self.log)}")
 
     def children(self) -> list[int]:
         """The pids of the programs it started, without the prefork server that is their parent."""

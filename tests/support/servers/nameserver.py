@@ -1,4 +1,4 @@
-"""A name server of the tests' own, asked over real UDP: it answers what it is told, and may say something else the next time."""
+"""A DNS server for tests, queried over real UDP. It gives the answers that a test sets, which may differ from lookup to lookup."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ A, AAAA = 1, 28
 
 
 class NameServer:
-    """Answers for these names, each lookup of one with the next of its answers, and with the last from then on; [] is silence.
+    """Serves these names. Each lookup of a name gets the next of its answers, and the last one from then on; [] means no response.
 
-    A lookup is a question for A; the AAAA that goes with it gets the same answer's IPv6 addresses.
+    A lookup is a query for A; the AAAA query that goes with it gets the IPv6 addresses of the same answer.
     """
 
     def __init__(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
@@ -29,7 +29,7 @@ class NameServer:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def resolver(self) -> UdpResolver:
-        """A resolver that asks this server and no other."""
+        """A resolver that queries only this server."""
         port = self._socket.getsockname()[1]
         return UdpResolver(
             nameservers=("127.0.0.1",), nameserver_port=port, timeout=30, attempt_timeout=30, families=(socket.AF_INET6, socket.AF_INET)

@@ -1,4 +1,4 @@
-"""Small upstreams that answer just as a test says: by a function of each call, or with raw bytes."""
+"""Small upstreams with scripted answers: from a function of each call, or as raw bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class OddUpstream:
-    """Answers each POST with what `answer` returns for it."""
+    """Answers each POST with the result of `answer`."""
 
     def __init__(self, answer: Callable[[Call], Answer]) -> None:
         self.calls: list[Call] = []
@@ -95,7 +95,7 @@ class RawUpstream:
 
 
 def chat(text: str = "hi", **members: Any) -> bytes:
-    """A chat completion that says this; members replace those of the answer."""
+    """A chat completion with this text; `members` replace those of the answer."""
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"}]

@@ -1,4 +1,4 @@
-"""A collector of spans on 127.0.0.1, as small as one can be: OTLP over HTTP, decoded with OpenTelemetry's own messages."""
+"""A minimal span collector on 127.0.0.1: OTLP over HTTP, decoded with OpenTelemetry's own messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Seen:
 
 
 class Collector:
-    """Listens on its port while it is started; what arrived stays when it is stopped."""
+    """Listens on its port between start and stop; received spans are kept after stop."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -45,12 +45,12 @@ class Collector:
         return f"http://127.0.0.1:{self.port}"
 
     def of(self, trace_id: str, name: str | None = None) -> list[Seen]:
-        """The spans of this trace, the earliest first."""
+        """The spans of this trace, earliest first."""
         found = [one for one in self.spans if one.trace_id == trace_id and name in (None, one.name)]
         return sorted(found, key=lambda one: one.began_ns)
 
     def wait_for(self, trace_id: str, names: Sequence[str]) -> list[Seen]:
-        """The spans of this trace, once they are those of these names. Raises TimeoutError."""
+        """Waits until the spans of this trace have these names; returns them. Raises TimeoutError."""
 
         def arrived() -> bool:
             return sorted(names) == sorted(one.name for one in self.of(trace_id))

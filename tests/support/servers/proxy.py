@@ -1,4 +1,4 @@
-"""A proxy on 127.0.0.1 as companies have them: CONNECT tunnels, plain requests in absolute form, SOCKS5, and a password if one is set."""
+"""A corporate-style proxy on 127.0.0.1: CONNECT tunnels, plain requests in absolute form, SOCKS5, and an optional password."""
 
 from __future__ import annotations
 

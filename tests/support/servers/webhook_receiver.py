@@ -1,7 +1,7 @@
-"""Somebody's webhook receiver: a real process with a port of its own, that notes what it gets before it answers.
+"""A webhook receiver: a real process with its own port, which records each request before it responds.
 
-How it answers, the URL says: `?status=410`, `?fail=0.3` (a share of 500s), `?hang=0.05` (a share without an answer), `?after=600`
-(Retry-After), `?slow=0.1` (seconds). What it got is on disk, one JSON line each, so that it can be killed and started again.
+The URL sets the response: `?status=410`, `?fail=0.3` (a share of 500s), `?hang=0.05` (a share without a response), `?after=600`
+(Retry-After), `?slow=0.1` (seconds). Requests are on disk as JSON lines, so that the process can be killed and restarted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Got:
 
 @dataclass
 class Receiver:
-    """The process. `got` is what it has noted so far, in order."""
+    """The receiver process. `got` returns the recorded requests in order."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -59,7 +59,7 @@ class Receiver:
         return f"http://{self.host}:{self.port}{path}" + (f"?{urlencode(how)}" if how else "")
 
     def settings(self) -> dict[str, object]:
-        """What lets webhooks come here."""
+        """The settings that allow webhooks to this receiver."""
         return {"webhook_allow_http": True, "webhook_allow_ports": self.port, "webhook_allow_networks": "127.0.0.0/8"}
 
     def got(self, path: str | None = None) -> list[Got]:
@@ -69,9 +69,9 @@ class Receiver:
         found = [Got(**json.loads(line)) for line in lines]
         return [one for one in found if path is None or one.path == path]
 
-    def wait_got(self, many: int, path: str | None = None) -> list[Got]:
-        """What it got, once it is so many. Raises TimeoutError."""
-        until(lambda: len(self.got(path)) >= many, what=f"{many} deliveries arrived, only {len(self.got(path))}")
+    def wait_got(self, count: int, path: str | None = None) -> list[Got]:
+        """Waits for this number of requests; returns all. Raises TimeoutError."""
+        until(lambda: len(self.got(path)) >= count, what=f"{count} deliveries arrived, only {len(self.got(path))}")
         return self.got(path)
 
     def start(self) -> None:
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Location", "http://127.0.0.1:1/")
         self.send_header("Content-Length", "4")
         self.end_headers()
-        self.wfile.write(b"said")
+        self.wfile.write(b"done")
 
     def _choose(self, how: dict[str, float]) -> int:
         if random.random() < how.get("hang", 0):
@@ -142,7 +142,7 @@ class Server(ThreadingHTTPServer):
     allow_reuse_address = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Whoever hangs up on us is no news."""
+        """Ignores clients that disconnect."""
 
 
 def main(host: str, port: str, notes: str) -> None:

@@ -1,4 +1,4 @@
-"""A refusal is about the request, the credential for one model, or the credential itself: the words of real upstreams."""
+"""Classification of refusals, with errors of real upstreams: the request, the credential for one model, or the credential is at fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stream's events add up to is what the call would have answered at once."""
+"""Accumulated stream events equal the answer of the same call without streaming."""
 
 from __future__ import annotations
 

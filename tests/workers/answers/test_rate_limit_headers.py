@@ -1,4 +1,4 @@
-"""What an upstream says about its limits, and what is nonsense."""
+"""Rate-limit headers of upstreams: valid and invalid values."""
 
 from __future__ import annotations
 

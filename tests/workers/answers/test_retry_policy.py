@@ -1,4 +1,4 @@
-"""What becomes of a job after each kind of answer: the whole table."""
+"""The retry policy: the decision for each kind of answer, as a complete table."""
 
 from __future__ import annotations
 

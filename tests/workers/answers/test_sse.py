@@ -1,4 +1,4 @@
-"""A stream of bytes is cut into the same events wherever it was torn, and what is passed on is ASCII."""
+"""The SSE parser finds the same events in any chunking of the bytes, and relays them as ASCII."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool calls that other servers take apart in their own ways add up to what a plain call answers."""
+"""Streamed tool calls, in the various deltas of other servers, accumulate to the answer of a call without streaming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The upstream's words are found in every shape of an error, and fit into the wire contract's four keys."""
+"""The upstream's message is extracted from every error shape and put into the four keys of OpenAI's error object."""
 
 from __future__ import annotations
 

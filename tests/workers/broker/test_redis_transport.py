@@ -1,4 +1,4 @@
-"""The broker under Celery: a doorbell is taken and gone, nothing is kept to be acknowledged."""
+"""Celery's Redis transport: a consumed message is gone; no message is kept for acknowledgement."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_broker_messages_are_never_kept_for_acknowledgement(stack: Stack, redis_
     with redis_of_run.monitor() as monitor:
         wait_ended([ask(who, f"broker {n}") for n in range(5)], stack=stack)
         redis_of_run.echo("enough")
-        result = [one["command"].split()[:2] for one in _until_echo(monitor)]
+        commands = [entry["command"].split()[:2] for entry in _until_echo(monitor)]
 
-    # More, when a worker was late to claim and was rung for again.
-    assert 5 <= result.count(["LPUSH", JOB_QUEUE])
-    assert [] == [command for command in result if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
+    # More when a worker claimed late and the message was published again.
+    assert 5 <= commands.count(["LPUSH", JOB_QUEUE])
+    assert [] == [command for command in commands if command[0] in ("HSET", "HDEL", "ZADD", "ZREM") and command[1].startswith("unacked")]
 
 
 def test_messages_beyond_the_slots_wait_in_the_queue(stack: Stack, redis_of_run: redis.Redis) -> None:
@@ -38,7 +38,7 @@ def test_messages_beyond_the_slots_wait_in_the_queue(stack: Stack, redis_of_run:
     jobs = [ask(who, f"[[fake:hold]] {n}") for n in range(6)]
     stack.upstream.wait_for_held(4)
 
-    assert 0 == redis_of_run.llen(JOB_QUEUE)  # the pacer rings for free slots only
+    assert 0 == redis_of_run.llen(JOB_QUEUE)  # the pacer publishes for free slots only
     stack.upstream.release()
     stack.upstream.wait_for_held(2)
     stack.upstream.release()

@@ -34,7 +34,7 @@ LONG = f"{PROMPT} [[fake:hold]]"
 
 
 class Flower:
-    """Its HTTP interface, as an operator's script would use it."""
+    """A client of Flower's HTTP interface, as an operator's script uses it."""
 
     def __init__(self, port: int, *, prefix: str = "") -> None:
         self.base = f"http://127.0.0.1:{port}{prefix}"
@@ -73,13 +73,13 @@ def stack(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def flower(stack: Stack) -> Flower:
-    """As it is by default: it only shows."""
+    """Flower with its defaults: read-only."""
     return _up(stack, Flower(int(str(stack.settings["flower_port"]))))
 
 
 @pytest.fixture(scope="module")
 def levers(stack: Stack) -> Flower:
-    """One that may cancel, behind a proxy's path."""
+    """Flower that may cancel jobs, behind the path prefix of a proxy."""
     port = free_port()
     return _up(stack, Flower(port, prefix="/tools/flower"), flower_port=port, flower_control=True, flower_url_prefix="/tools/flower/")
 
@@ -139,7 +139,7 @@ def test_waiting_jobs_are_cancelled_durably_where_that_is_allowed(stack: Stack, 
 
 def test_admitted_jobs_are_cancelled_where_that_is_allowed(stack: Stack, levers: Flower) -> None:
     with pretended_slots(100):
-        job_id = ask(caller("sk-of-nobody-else"), PROMPT)
+        job_id = ask(caller("sk-admitted-only"), PROMPT)
         wait_status(job_id, "admitted")
     levers.post(f"/api/task/revoke/{public_id(job_id)}")
 
@@ -258,12 +258,12 @@ def test_the_password_is_on_no_command_line(stack: Stack, flower: Flower) -> Non
 
 
 def _announced(who: Any, flower: Flower) -> UUID:
-    """A job of this caller that Flower has heard of. An announcement may be lost while Flower is still connecting: it is said again."""
+    """Submits a job and waits until Flower lists it. An event may be lost while Flower still connects: it is published again."""
     job_id = ask(who, PROMPT)
 
-    def heard() -> bool:
+    def is_listed() -> bool:
         notify.jobs_enqueued({lanes.id_of(who.pool_id, "m"): [job_id]})
         return bool(flower.task(job_id))
 
-    until(heard, what="announced", every_s=0.3)
+    until(is_listed, what="announced", every_s=0.3)
     return job_id

@@ -1,4 +1,4 @@
-"""The limiter's rules once more, in plain Python without Redis: what the property tests hold limiter.lua against."""
+"""Reference model of the limiter in plain Python without Redis; the property tests compare limiter.lua with it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Charge:
 
 @dataclass
 class Tally:
-    """What was let go, for the limits of one window. A slot counts until its end has left the window."""
+    """The admitted charges for the limits of one window. A slot counts until its end has left the window."""
 
     slot_us: int
     window_us: int
@@ -123,7 +123,7 @@ class Model:
         return self.state
 
     def lose(self, key: str) -> None:
-        """The state is noticed as lost, unless what was deleted was empty anyway."""
+        """The limiter detects the loss of its state, unless the deleted key was empty anyway."""
         if state := self.state:
             parts = {"leases": bool(state.leases), "costs": bool(state.leases)}
             parts |= {"minutes": state.minutes.has_closed_slots(), "days": state.days.has_closed_slots()}
@@ -136,7 +136,7 @@ class Model:
             return Grant(0, 0, BlockedBy.NO_STATE)
         for admitted, ask in enumerate(asks):
             if ask.dispatch_id not in state.leases:
-                wait, blocked_by = self._wait(state, now, units_of(ask), seat_us=self._seat_wait(state, now))
+                wait, blocked_by = self._wait(state, now, units_of(ask), slot_us=self._slot_wait(state, now))
                 if wait > 0:
                     return Grant(admitted, None if wait == math.inf else math.ceil(wait / 1000), blocked_by)
                 state.leases[ask.dispatch_id] = Lease(0, ask.tokens, ask.images)
@@ -151,7 +151,7 @@ class Model:
         if dispatch_id not in state.leases:
             return Grant(0, None, None)
         lease = state.leases[dispatch_id]
-        wait, blocked_by = self._wait(state, now, units_of(lease), seat_us=0)
+        wait, blocked_by = self._wait(state, now, units_of(lease), slot_us=0)
         if wait > 0:
             return Grant(0, None if wait == math.inf else math.ceil(wait / 1000), blocked_by)
         self._charge(state, now, lease)
@@ -248,20 +248,20 @@ class Model:
     def _extend(self, lease: Lease, until: int) -> None:
         lease.expiry_us = max(lease.expiry_us, until)
 
-    def _seats(self, state: State) -> float:
+    def _slots(self, state: State) -> float:
         cap = state.limits.max_in_flight
         return min(math.inf if cap is None else cap, math.inf if state.window is None else math.floor(state.window))
 
-    def _seat_wait(self, state: State, now: int) -> float:
-        most, live = self._seats(state), len(state.leases)
-        if live < most:
+    def _slot_wait(self, state: State, now: int) -> float:
+        limit, live = self._slots(state), len(state.leases)
+        if live < limit:
             return 0
-        if most < 1:
+        if limit < 1:
             return math.inf
-        return sorted(lease.expiry_us for lease in state.leases.values())[live - int(most)] - now
+        return sorted(lease.expiry_us for lease in state.leases.values())[live - int(limit)] - now
 
-    def _wait(self, state: State, now: int, units: Mapping[str, int], *, seat_us: float) -> tuple[float, BlockedBy | None]:
-        waits: list[tuple[float, BlockedBy]] = [(state.cool_until - now, BlockedBy.COOLDOWN), (seat_us, BlockedBy.IN_FLIGHT)]
+    def _wait(self, state: State, now: int, units: Mapping[str, int], *, slot_us: float) -> tuple[float, BlockedBy | None]:
+        waits: list[tuple[float, BlockedBy]] = [(state.cool_until - now, BlockedBy.COOLDOWN), (slot_us, BlockedBy.IN_FLIGHT)]
         for gate, asked in units.items():
             limit = state.limit(gate)
             if asked and limit is not None:

@@ -1,4 +1,4 @@
-"""Each rule of the limiter in plain words, on a real Valkey with a clock that the test moves."""
+"""Each rule of the limiter, on a real Valkey with a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLIND = Grant(0, 0, BlockedBy.NO_STATE)
 
 
 class Meterside:
-    """One meter and its clock: what the tests say instead of the keyword arguments."""
+    """One meter and its clock, with short forms for the keyword arguments of the limiter."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.now = START_US
@@ -428,11 +428,11 @@ def test_a_silent_server_means_line_unavailable(redis_client: redis.Redis, valke
         redis_client.set(keys(METER)[0], "not a hash")
         with pytest.raises(LimiterUnavailable):
             limiter.admit(METER, [AdmitRequest("a", 0)], lease_ms=1000)
-    nobody = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
+    unreachable = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     with pytest.raises(LimiterUnavailable):
-        nobody.forget(METER)
+        unreachable.forget(METER)
     with pytest.raises(LimiterUnavailable):
-        nobody.peek_many([METER])
+        unreachable.peek_many([METER])
 
 
 # Learning
@@ -468,14 +468,14 @@ def test_someone_else_on_the_key_is_seen_in_the_headers(meter: Meterside) -> Non
 
 def test_an_unknown_credential_starts_slowly_and_doubles_each_round(meter: Meterside) -> None:
     meter.has(Limits())
-    seats = []
+    admitted = []
     for turn in range(4):
         names = many(f"{turn}-", 50)
-        seats.append(meter.asks(*names).admitted)
-        for name in names[: seats[-1]]:
+        admitted.append(meter.asks(*names).admitted)
+        for name in names[: admitted[-1]]:
             meter.release(name, Report(good=True))
 
-    assert [1, 2, 4, 8] == seats
+    assert [1, 2, 4, 8] == admitted
 
 
 def test_known_limits_need_no_window_until_the_first_push_back(meter: Meterside) -> None:

@@ -1,4 +1,4 @@
-"""limiter.lua on a real Valkey against the plain model, and what is true of any history. HYPOTHESIS_PROFILE=nightly tries many more."""
+"""limiter.lua on a real Valkey against the reference model, with invariants of any history. HYPOTHESIS_PROFILE=nightly runs many more."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ pauses_us = st.one_of(
 
 
 class Ledger:
-    """Every charge that was not given back, and since when each limit has been what it is."""
+    """Every charge that was not refunded, and the time of the last change of each limit."""
 
     def __init__(self) -> None:
         self.charges: list[tuple[int, str, dict[str, int]]] = []
@@ -70,14 +70,14 @@ class Ledger:
         del self.charges[mine[-1]]
 
     def check(self) -> None:
-        """What was charged under a limit is within it, with all before it: while the limit was open, too, and before any loss."""
+        """Charges under a limit stay within it, also with earlier charges: of times without a limit, and of times before a state loss."""
         for gate, (limit, since) in self.since.items():
             width = WINDOW_US[gate] + LATE
             for end in {at for at, _, units in self.charges if at > since and units[gate]} if limit is not None else ():
                 assert sum(units[gate] for at, _, units in self.charges if end - width < at <= end) <= (limit or 0), gate
 
     def groups(self, now: int, *, width_us: int) -> list[PastCharges]:
-        """As the rebuilder reads it: grouped, each group at its end."""
+        """The charges as the rebuilder reads them: in groups, each at its end time."""
         sums: dict[int, list[int]] = {}
         for at, _, units in self.charges:
             total = sums.setdefault(min(now, (at // width_us + 1) * width_us), [0, 0, 0])
@@ -184,7 +184,7 @@ class LimiterMachine(RuleBasedStateMachine):
         self.ledger.check()
 
     @invariant()
-    def room_is_told(self) -> None:
+    def headroom_is_reported(self) -> None:
         state = self.model.enter(self.now)
         (room,) = self.limiter.peek_many([METER])
         assert (state is None) == (room is None)
@@ -193,7 +193,7 @@ class LimiterMachine(RuleBasedStateMachine):
             assert 0 <= room.share <= 1
 
     def check_wait(self, grant: Grant, ask: AdmitRequest) -> None:
-        """The wait is enough if nobody else comes, and two milliseconds less are not."""
+        """Without other requests the wait suffices; two milliseconds less do not."""
         if grant.wake_in_ms is None:
             return
         assert 0 == self.ask_later(ask, (grant.wake_in_ms - 2) * 1000).admitted if grant.wake_in_ms > 2 else True
@@ -296,7 +296,7 @@ def test_alone_on_a_key_the_mirror_never_binds(
 
 
 def saturate(redis_client: redis.Redis, wanted: Limits, *, tokens: Sequence[int], lasting_us: int) -> list[tuple[int, int]]:
-    """(time, tokens) of all admissions under a demand that never ends."""
+    """(time, tokens) of all admissions under endless demand."""
     now, sent = START_US, list[tuple[int, int]]()
     limiter = Limiter(redis_client, clock=lambda: now)
     limiter.init(METER, wanted)
@@ -350,7 +350,7 @@ def test_alone_on_a_key_whose_upstream_counts_an_exact_minute_all_of_it_is_used(
 
 @pytest.mark.parametrize("per_s", [2, 4, 5, 8])
 def test_limiter_leaves_room_for_another_user_of_the_key(redis_client: redis.Redis, per_s: int) -> None:
-    """Of a bucket of ten a second the other one takes some, as they come; ours is a line that never empties."""
+    """Another client takes a part of a bucket of ten a second; our queue never empties."""
     now, others, ours = START_US, START_US, 0
     upstream, limiter = Upstream(600, 10**9), Limiter(redis_client, clock=lambda: now)
     limiter.init(METER, Limits(rpm=600))

@@ -1,4 +1,4 @@
-"""What Prometheus reads: who waits and why, under few labels; and that dashboard and alerts ask for nothing that is not there."""
+"""Prometheus metrics: waiting jobs by reason, under few labels. Dashboard and alerts query only metrics that exist."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_metrics_access_is_unchanged_while_postgres_is_away(override: Callable[.
     with db.begin() as session:
         token = operators.create(session, "prometheus", role="read")
     before = [Caller(one).get("/metrics").status_code for one in (token, "sk-other")]
-    override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/none")
+    override(database_url="postgresql+psycopg://unused@127.0.0.1:1/none")
     db.engine().dispose()
     db.engine.cache_clear()
 

@@ -1,6 +1,6 @@
-"""What is told of a job, whatever processes and hours lie between: one trace, and lines in every log that are found by its id.
+"""Tracing and logs of a job across all processes: one trace, and log lines in every process that carry the job's id.
 
-And that jobs do not care whether anybody listens.
+Jobs run unaffected while no collector receives the spans.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tests.support.servers.webhook_receiver import Receiver
 
 SERVER, CLIENT = 2, 3
 SERVED = ["submit", "wait", "attempt"]
-PROMPT = "a-prompt-that-is-nobody's-business"
+PROMPT = "a-prompt-that-stays-private"
 
 
 @dataclass
 class Traced:
-    """A whole stack that tells of what it does, and who listens. Names of tokens begin with sk-traced, so that they are found anywhere."""
+    """A whole stack that exports spans, and their collector. Tokens begin with sk-traced, so that a leaked one can be found."""
 
     stack: Stack
     api: Api
@@ -57,12 +57,12 @@ class Traced:
         return str(row(job_id).traceparent[3:35])
 
     def served(self, job_id: UUID, names: list[str] | None = None) -> list[Seen]:
-        """The spans of this job, once they are these."""
+        """Waits until the job's spans have these names; returns them."""
         return self.collector.wait_for(self.trace_of(job_id), names or SERVED)
 
     def logs(self) -> dict[str, str]:
-        """What each process has said."""
-        return {**{one.name.split("-")[0]: one.said() for one in self.stack.processes}, "api": self.api.log.read_text()}
+        """The log of each process."""
+        return {**{process.name.split("-")[0]: process.log_text() for process in self.stack.processes}, "api": self.api.log.read_text()}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def traced(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 
 def parent() -> tuple[str, str, str]:
-    """Somebody's span: its traceparent, trace and span id."""
+    """The span of a caller: its traceparent, trace and span id."""
     trace_id, span_id = uuid4().hex, uuid4().hex[:16]
     return f"00-{trace_id}-{span_id}-01", trace_id, span_id
 
@@ -159,7 +159,7 @@ def test_wait_log_names_its_limits_after_any_restart(traced: Traced) -> None:
 
     assert "in_flight" in wait.attributes["nowserving.blocked_by"]
     assert ("blocked", {"nowserving.blocked_by": "in_flight"}) in wait.events
-    # Nobody lived to tell of the call that was lost: who found it did.
+    # The killed worker could not end the span of its call: the reaper in the pacer writes it.
     assert [("nowserving-pacer", "unknown"), ("nowserving-worker", None)] == [
         (one.service, one.attributes.get("error.type")) for one in lost if one.name == "attempt"
     ]
@@ -202,12 +202,12 @@ def test_unsampled_trace_records_no_span(traced: Traced) -> None:
 
 
 def test_no_span_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
-    job_id = traced.submit(f"{PROMPT} again", user="somebody", webhook_url=traced.hooks.url("/secret", fail=0), token="sk-traced-canary")
+    job_id = traced.submit(f"{PROMPT} again", user="user-canary", webhook_url=traced.hooks.url("/secret", fail=0), token="sk-traced-canary")
     traced.served(job_id, [*SERVED, "webhook"])
 
     result = str(traced.collector.spans)
     assert "succeeded" in result
-    assert [] == [word for word in (PROMPT, "somebody", "sk-traced", "/secret") if word in result]
+    assert [] == [word for word in (PROMPT, "user-canary", "sk-traced", "/secret") if word in result]
 
 
 def test_jobs_run_while_the_trace_endpoint_is_down(traced: Traced) -> None:
@@ -216,7 +216,7 @@ def test_jobs_run_while_the_trace_endpoint_is_down(traced: Traced) -> None:
     jobs = [traced.submit(f"unheard {n}", webhook_url=traced.hooks.url("/unheard")) for n in range(5)]
     ended = wait_ended(jobs, stack=traced.stack)
     traced.hooks.wait_got(5, "/unheard")
-    until(lambda: _failed(traced) == {name: n + 1 for name, n in before.items()}, what=f"each said so: {_failed(traced)}")
+    until(lambda: _failed(traced) == {name: n + 1 for name, n in before.items()}, what=f"each reported it: {_failed(traced)}")
     more = [traced.submit(f"unheard too {n}", webhook_url=traced.hooks.url("/unheard")) for n in range(3)]
     wait_ended(more, stack=traced.stack)
     traced.hooks.wait_got(8, "/unheard")
@@ -241,7 +241,7 @@ def test_recorded_spans_are_sent_before_the_process_ends(traced: Traced, monkeyp
         body = {**CHAT, "webhook_url": traced.hooks.url("/slow")}
         _, made, _ = api.call("POST", "/v1/jobs", json.dumps(body).encode())
         traced.hooks.wait_got(1, "/slow")
-        told_early = traced.collector.of(traced.trace_of(wire.parse_id(made["id"])))
+        sent_early = traced.collector.of(traced.trace_of(wire.parse_id(made["id"])))
         for one in slow:
             one.ask_to_stop()
         api.stop()
@@ -252,7 +252,7 @@ def test_recorded_spans_are_sent_before_the_process_ends(traced: Traced, monkeyp
     traced.worker = traced.stack.worker()
     traced.stack.sender()
 
-    assert [] == told_early
+    assert [] == sent_early
     assert traced.served(wire.parse_id(made["id"]), [*SERVED, "webhook"])
 
 
@@ -265,7 +265,7 @@ def test_the_lines_of_a_job_are_found_by_its_id_in_every_log(traced: Traced) -> 
     wanted = {"request": "api", "admitted": "pacer", "attempt over": "worker", "webhook arrived": "webhooks"}
     until(lambda: wanted.keys() <= {line["event"] for _, line in _lines(traced, job_id)}, what="a line of it in every log")
 
-    # Others that a worker has said of it meanwhile have the same.
+    # Other lines that a worker has logged for the job meanwhile have the same fields.
     lines = _lines(traced, job_id)
     assert wanted.items() <= {line["event"]: process for process, line in lines}.items()
     assert [of_job] * len(lines) == [{name: line[name] for name in of_job} for _, line in lines]
@@ -289,15 +289,15 @@ def test_access_log_has_the_route_and_no_content(traced: Traced) -> None:
 
 
 def test_no_line_has_a_prompt_an_answer_a_user_or_a_key(traced: Traced) -> None:
-    words = "nobody else is to read this"
-    job_id = traced.submit(words, user="somebody", webhook_url=traced.hooks.url("/unread"), token="sk-traced-unread")
-    failed = traced.submit(f"{words} [[fake:status=400]]", user="somebody", token="sk-traced-unread")
+    words = "text that no log may show"
+    job_id = traced.submit(words, user="user-canary", webhook_url=traced.hooks.url("/unread"), token="sk-traced-unread")
+    failed = traced.submit(f"{words} [[fake:status=400]]", user="user-canary", token="sk-traced-unread")
     wait_ended([job_id, failed], stack=traced.stack)
     traced.hooks.wait_got(1, "/unread")
 
     result = "".join(traced.logs().values())
     assert wire.public_id(failed) in result
-    assert [] == [word for word in (words, "somebody", "sk-traced-unread") if word in result]
+    assert [] == [word for word in (words, "user-canary", "sk-traced-unread") if word in result]
 
 
 HERE = "http://127.0.0.1:1"
@@ -310,9 +310,7 @@ HERE = "http://127.0.0.1:1"
      ({"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_SDK_DISABLED": "True"}, False),
      ({"OTEL_EXPORTER_OTLP_ENDPOINT": HERE, "OTEL_TRACES_EXPORTER": "none"}, False)],
 )  # fmt: skip
-def test_traces_are_wanted_where_the_standard_variables_say_so(
-    variables: dict[str, str], is_wanted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_standard_variables_turn_traces_on_and_off(variables: dict[str, str], is_wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     for name, value in variables.items():

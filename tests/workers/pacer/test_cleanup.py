@@ -1,4 +1,4 @@
-"""Cleanup: a backlog of any size is removed in one pass, in small batches that rest, and operators see what is left of it."""
+"""Cleanup removes a backlog of any size in one pass, in small batches with pauses, and reports the remaining rows to operators."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def caller() -> Key:
 
 
 def add_old_jobs(caller: Key, number: int) -> None:
-    """Ended jobs of long ago, each with an event, an attempt and a picture."""
+    """Old ended jobs, each with an event, an attempt and an image."""
     template = submit(caller)
     query(
         f"""
@@ -102,16 +102,16 @@ def test_every_table_is_drained_in_one_pass(caller: Key) -> None:
 
 
 class Rests(threading.Event):
-    """Sets itself after so many rests, without resting."""
+    """Records the pauses without waiting; is set after `limit` of them."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
         self.rests: list[float] = []
-        self._most = most
+        self._limit = limit
 
     def wait(self, timeout: float | None = None) -> bool:
         self.rests.append(timeout or 0.0)
-        if len(self.rests) >= self._most:
+        if len(self.rests) >= self._limit:
             self.set()
         return self.is_set()
 
@@ -183,7 +183,7 @@ def test_old_jobs_and_tokens_are_found_along_an_index(caller: Key) -> None:
 
 
 def scans(statement: retention.TextClause, values: dict[str, object]) -> str:
-    """The scan of the inner query: nothing is old, so that a plan without an index reads the whole table."""
+    """The scan of the inner query. No row is old, so that a plan without an index reads the whole table."""
     with db.begin() as session:
         plan = session.execute(retention.text("EXPLAIN " + statement.text), values).scalars()
     found = [line.strip(" ->") for line in plan if "Scan" in line]

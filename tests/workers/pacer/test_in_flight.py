@@ -1,4 +1,4 @@
-"""A call that runs keeps its place in flight, whoever cannot reach Redis: its worker, or everybody for longer than a lease."""
+"""A running call keeps its in-flight lease while its worker, or every process, cannot reach Redis for longer than a lease."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.jobs import claims
 from models.keys.keys import Key
 from tests.chaos.tcp_proxy import TcpProxy
 from tests.support.queue_tools import finish, known, query, row, submit
-from tests.workers.pacer.test_step import Doorbells, make_lanes_due, report_slots, set_limits
+from tests.workers.pacer.test_step import FakePublisher, make_lanes_due, report_slots, set_limits
 from workers.limiter.limiter import Limiter
 from workers.limiter.requests import CredentialModel, Report
 from workers.pacer.in_flight import InFlightLeases
@@ -33,7 +33,7 @@ LEASE_S, HEARTBEAT_S = 30, 7
 
 
 class Clock:
-    """The limiter's. It begins an hour ago, so that it can go on and never be ahead of Postgres."""
+    """The limiter's clock. It starts one hour in the past, so that it can advance and never pass the clock of Postgres."""
 
     def __init__(self) -> None:
         self.us = time.time_ns() // 1000 - 3_600_000_000
@@ -49,7 +49,7 @@ class Clock:
 
 
 class Machine:
-    """A pacer and what it does, on a clock of its own; a worker on a wire of its own."""
+    """A pacer with its own clock, and a worker with its own connection to Redis."""
 
     def __init__(self, client: redis.Redis, wire: redis.Redis) -> None:
         self.clock = Clock()
@@ -57,26 +57,26 @@ class Machine:
         self.leases = Leases(Limiter(wire, self.clock))
 
     def started(self, who: Key) -> CredentialModel:
-        """The only call that may be in flight is; another job waits."""
-        one, _ = submit(who), submit(who)
-        assert [one] == self.paces()
-        dispatch = UUID(str(row(one).dispatch_id))
+        """Starts the only call that the limit allows; another job waits."""
+        job_id, _ = submit(who), submit(who)
+        assert [job_id] == self.paces()
+        dispatch = UUID(str(row(job_id).dispatch_id))
         with db.begin() as session:
-            claimed: Any = claims.claim(session, one, dispatch, lease_s=LEASE_S)
+            claimed: Any = claims.claim(session, job_id, dispatch, lease_s=LEASE_S)
         meter = CredentialModel(claimed.credential_id, claimed.model)
-        self.leases.add(dispatch, RunningJob(one, meter, CallControl(deadline=time.monotonic() + 600)))
+        self.leases.add(dispatch, RunningJob(job_id, meter, CallControl(deadline=time.monotonic() + 600)))
         return meter
 
     def paces(self) -> list[UUID]:
-        """A pacer that has just been started steps until nothing more goes; who was rung."""
+        """Starts a pacer and steps until no more jobs are admitted; returns the published jobs."""
         report_slots(100)
-        bells = Doorbells()
-        pacer = Pacer(limiter=self.limiter, publisher=bells, wakeups=Wakeups())
+        publisher = FakePublisher()
+        pacer = Pacer(limiter=self.limiter, publisher=publisher, wakeups=Wakeups())
         make_lanes_due()
         for _ in range(8):
             if pacer.step() > 0:
                 break
-        return bells.take()
+        return publisher.take()
 
     def in_flight(self, meter: CredentialModel) -> int | None:
         (room,) = self.limiter.peek_many([meter])
@@ -103,7 +103,7 @@ def caller() -> Key:
     return made
 
 
-def test_a_worker_cut_off_from_redis_keeps_its_places_for_as_long_as_its_calls_run(machine: Machine, caller: Key, link: TcpProxy) -> None:
+def test_worker_cut_off_from_redis_keeps_the_leases_of_running_calls(machine: Machine, caller: Key, link: TcpProxy) -> None:
     meter, places = machine.started(caller), InFlightLeases(machine.limiter)
     link.set("reset")
     for beat in range(10):
@@ -118,10 +118,10 @@ def test_a_worker_cut_off_from_redis_keeps_its_places_for_as_long_as_its_calls_r
     for beat in range(10, 15):
         places.renew(now=beat * HEARTBEAT_S)
         machine.clock.goes_on(HEARTBEAT_S)
-    assert 0 == machine.in_flight(meter), "nobody keeps the place of a call that has ended"
+    assert 0 == machine.in_flight(meter), "an ended call keeps no lease"
 
 
-def test_places_that_ran_out_while_redis_was_away_are_taken_again_before_anybody_is_admitted(machine: Machine, caller: Key) -> None:
+def test_leases_expired_while_redis_was_away_are_restored_before_any_admission(machine: Machine, caller: Key) -> None:
     meter = machine.started(caller)
     machine.clock.is_now()
 
@@ -130,8 +130,8 @@ def test_places_that_ran_out_while_redis_was_away_are_taken_again_before_anybody
     assert 1 == machine.in_flight(meter)
 
 
-def test_so_are_those_of_calls_whose_leases_could_not_be_renewed_either(machine: Machine, caller: Key) -> None:
-    """Postgres was away as well: until the reaper has said that they are lost, they run."""
+def test_leases_are_restored_when_postgres_could_not_renew_them_either(machine: Machine, caller: Key) -> None:
+    """Postgres was unavailable as well: until the reaper reports these calls lost, they count as running."""
     meter = machine.started(caller)
     query("UPDATE job SET lease_until = now() - interval '10 s' WHERE status = 'running'")
     machine.clock.is_now()

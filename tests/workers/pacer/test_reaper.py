@@ -1,4 +1,4 @@
-"""What was forgotten is found, what was lost is given back, and what is old goes; but nobody is called lost too early."""
+"""The reaper recovers unclaimed admissions and lost calls and removes old rows; it reports no running call as lost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def limiter(redis_client: redis.Redis) -> Limiter:
 
 @pytest.fixture
 def sweep(limiter: Limiter, wakeups: Wakeups) -> Reaper:
-    """One whose amnesty is over."""
+    """A reaper whose grace period after the start is over."""
     made = Reaper(limiter=limiter, wakeups=wakeups)
     with db.begin() as session:
         postmaster = lane_maintenance.postmaster_started(session)
@@ -64,7 +64,7 @@ def sweep(limiter: Limiter, wakeups: Wakeups) -> Reaper:
 
 
 def reserved(limiter: Limiter, caller: Key, dispatch_id: UUID) -> CredentialModel:
-    """This call has a slot with its credential, the only one there is."""
+    """Gives this call the only in-flight slot of its credential."""
     with db.begin() as session:
         bound = CredentialModel(credential_of(session, caller), "m")
     limiter.init(bound, Limits(max_in_flight=1))
@@ -213,7 +213,7 @@ def test_low_water_mark_stays_below_waiting_jobs(caller: Key) -> None:
 
 
 def test_a_job_that_the_version_before_put_back_is_found_again(caller: Key) -> None:
-    """Workers of before 0016 lower the lane's mark alone."""
+    """Workers older than migration 0016 lower only the low-water mark of the lane."""
     care = lane_maintenance.LaneMaintenance()
     one = submit(caller)
     start(caller, one)
@@ -227,7 +227,7 @@ def test_a_job_that_the_version_before_put_back_is_found_again(caller: Key) -> N
 
 
 def test_previous_version_finds_waiting_jobs_after_a_rollback(caller: Key) -> None:
-    """It reads a lane from the lane's own mark, and has raised that in the lane's time while both ran."""
+    """The previous version reads the low-water mark of the lane, and raised it in the lane's own time while both versions ran."""
     one = submit(caller)
     query("UPDATE lane SET low_water = 1e9")
     refresh(lane_maintenance.LaneMaintenance(), now=0.0)
@@ -331,7 +331,7 @@ def test_a_daily_limit_that_is_new_has_the_state_made_again_from_the_ledger(call
 
 
 def limited_later(caller: Key, sweep: Reaper, limiter: Limiter, limits: Limits) -> CredentialModel:
-    """A meter in use, for which the operator has set these limits between two sweeps."""
+    """A meter in use, whose limits the operator changes between two passes of the reaper."""
     submit(caller)
     with db.begin() as session:
         bound = CredentialModel(credential_of(session, caller), "m")

@@ -1,4 +1,4 @@
-"""The pacer, one step at a time: what it admits, what it leaves, and what it says about why."""
+"""The pacer, one step at a time: the jobs that it admits, the jobs that it leaves, and the reported reasons."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ from workers.pacer.wakeups import Wakeups
 pytestmark = pytest.mark.usefixtures("database")
 
 
-class Doorbells:
-    """Stands in for Celery: remembers who was rung."""
+class FakePublisher:
+    """Replaces Celery: records the published jobs."""
 
     def __init__(self) -> None:
-        self.rung: list[tuple[UUID, UUID]] = []
+        self.published: list[tuple[UUID, UUID]] = []
 
     def publish(self, messages: Sequence[TaskMessage]) -> bool:
-        self.rung += [(one.number, one.ticket) for one in messages]
+        self.published += [(message.number, message.ticket) for message in messages]
         return True
 
     def take(self) -> list[UUID]:
-        """Those rung since the last time."""
-        taken, self.rung = [job_id for job_id, _ in self.rung], []
+        """The jobs published since the last call."""
+        taken, self.published = [job_id for job_id, _ in self.published], []
         return taken
 
 
 class PacerHarness:
-    """A pacer with its limiter, its wakeups and its doorbells."""
+    """A pacer with its limiter, its wakeups and a fake publisher."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.limiter = Limiter(client)
-        self.bells = Doorbells()
+        self.publisher = FakePublisher()
         self.wakeups = Wakeups()
-        self.pacer = Pacer(limiter=self.limiter, publisher=self.bells, wakeups=self.wakeups)
+        self.pacer = Pacer(limiter=self.limiter, publisher=self.publisher, wakeups=self.wakeups)
 
-    def steps(self, most: int = 8) -> list[UUID]:
-        """Steps until the next is not due at once; returns who was rung."""
-        for _ in range(most):
+    def steps(self, limit: int = 8) -> list[UUID]:
+        """Steps until the next step is not due at once; returns the published jobs."""
+        for _ in range(limit):
             if self.pacer.step() > 0:
                 break
-        return self.bells.take()
+        return self.publisher.take()
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_paused_lane_waits_without_work(caller: Key, stage: PacerHarness, what: 
     query(f"UPDATE {what} SET paused_at = now()")
 
     assert stage.pacer.step() > 0.5
-    assert [] == stage.bells.take()
+    assert [] == stage.publisher.take()
     query(f"UPDATE {what} SET paused_at = NULL")
     assert [one] == stage.steps()
 
@@ -426,11 +426,11 @@ def test_job_cancelled_between_reserve_and_commit_releases_its_limits(caller: Ke
 
     stage.steps()
     make_lanes_due()
-    assert [two] == [*stage.bells.take(), *stage.steps()]
+    assert [two] == [*stage.publisher.take(), *stage.steps()]
 
 
 class Interrupted(Reserver):
-    """Something happens right after the first reservation."""
+    """A reserver that calls a function right after the first reservation."""
 
     def __init__(self, limiter: Limiter, what: Callable[[], object]) -> None:
         super().__init__(limiter)
@@ -509,7 +509,7 @@ def test_reservation_lost_by_redis_is_not_published(caller: Key, stage: PacerHar
     other = PacerHarness(redis_client)
 
     def forget() -> None:
-        """As another pacer would see it: everything is gone, and it has made the limiter's state again."""
+        """Acts as another pacer: Redis lost its keys, and that pacer rebuilt the limiter's state."""
         redis_client.flushall()
         rebuild(other.limiter, CredentialModel(row(one).credential_id, "m"))
 
@@ -517,5 +517,5 @@ def test_reservation_lost_by_redis_is_not_published(caller: Key, stage: PacerHar
     stage.wakeups.wake(row(two).lane_id)
     stage.pacer.step()
 
-    assert [] == stage.bells.take()
+    assert [] == stage.publisher.take()
     assert ("queued", 0) == (row(two).status, row(two).calls)

@@ -1,4 +1,4 @@
-"""What wakes the pacer, and what does not: a wake-up that can change nothing costs a step for nothing."""
+"""Wake-ups of the pacer: a wake-up that cannot lead to an admission is dropped, because it would cost a useless step."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_freed_budget_of_an_idle_lane_does_not_wake_the_pacer(wakeups: Wakeups) 
     assert (False, {}) == (is_set(wakeups), wakeups.take())
 
 
-@pytest.mark.parametrize("what", ["not looked at yet", "somebody waits", "somebody came since"])
+@pytest.mark.parametrize("what", ["not checked yet", "jobs wait", "job enqueued since"])
 def test_freed_budget_of_a_busy_lane_wakes_the_pacer(wakeups: Wakeups, what: str) -> None:
-    if what == "somebody waits":
+    if what == "jobs wait":
         wakeups.update(idle=[LANE], waiting=[], capped=[], lacks_slots=False)
         wakeups.update(idle=[], waiting=[LANE], capped=[], lacks_slots=False)
-    if what == "somebody came since":
+    if what == "job enqueued since":
         wakeups.update(idle=[LANE], waiting=[], capped=[], lacks_slots=False)
         wakeups.wake(LANE)
         wakeups.take()
@@ -84,7 +84,7 @@ def test_end_of_a_job_wakes_the_pacer_where_caps_hold(wakeups: Wakeups) -> None:
     assert not is_set(wakeups)
 
 
-def test_a_flood_of_submits_where_others_wait_costs_one_look_in_a_while(wakeups: Wakeups) -> None:
+def test_flood_of_submits_to_a_busy_lane_costs_one_delayed_check(wakeups: Wakeups) -> None:
     wakeups.take()
     wakeups.update(idle=[], waiting=[LANE], capped=[], lacks_slots=False)
     for _ in range(10):
@@ -97,13 +97,13 @@ def test_a_flood_of_submits_where_others_wait_costs_one_look_in_a_while(wakeups:
     assert {LANE} == set(wakeups.take())
 
 
-@pytest.mark.parametrize("what", ["nobody waits", "not looked at yet", "the last look is a while ago"])
+@pytest.mark.parametrize("what", ["no job waits", "not checked yet", "last check is old"])
 def test_enqueue_wakes_the_pacer_at_once_for_an_idle_or_unchecked_lane(wakeups: Wakeups, what: str) -> None:
     wakeups.take()
-    if what == "nobody waits":
+    if what == "no job waits":
         wakeups.update(idle=[], waiting=[LANE], capped=[], lacks_slots=False)
         wakeups.update(idle=[LANE], waiting=[], capped=[], lacks_slots=False)
-    if what == "the last look is a while ago":
+    if what == "last check is old":
         wakeups.update(idle=[], waiting=[LANE], capped=[], lacks_slots=False)
         wakeups.wait(COALESCE_S)
     wakeups.job_enqueued(LANE)
@@ -111,7 +111,7 @@ def test_enqueue_wakes_the_pacer_at_once_for_an_idle_or_unchecked_lane(wakeups: 
     assert (True, {LANE}) == (is_set(wakeups), set(wakeups.take()))
 
 
-def test_a_lane_that_could_not_be_looked_at_is_one_where_others_wait(wakeups: Wakeups) -> None:
+def test_lane_kept_for_later_counts_as_busy(wakeups: Wakeups) -> None:
     wakeups.take()
     wakeups.keep_for_later({LANE: 1.0})
     wakeups.job_enqueued(LANE)

@@ -1,4 +1,4 @@
-"""The end of an attempt is stored, now or later: what was paid for is never dropped."""
+"""The end of an attempt is stored, at once or later: a paid answer is never dropped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from workers.results.attempt_record import AttemptRecord
 pytestmark = pytest.mark.usefixtures("database")
 PNG = b"\x89PNG\r\n\x1a\n picture"
 BODY = json.dumps({"id": "chatcmpl-1", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}).encode()
-NOWHERE = "postgresql+psycopg://nobody@127.0.0.1:1/none"
+NOWHERE = "postgresql+psycopg://unused@127.0.0.1:1/none"
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ SILENT = json.dumps({"id": "chatcmpl-1", "choices": [{"message": {"content": "on
 
 
 def silent(good: AttemptRecord, asked_tokens: int | Callable[[], int] | None, body: bytes = SILENT) -> AttemptRecord:
-    """The ending of an answer without usage."""
+    """The attempt record of an answer without usage."""
     result = JobResult(Status.SUCCEEDED, http_status=200, response=body)
     return replace(good, result=result, asked_tokens=asked_tokens)
 
@@ -268,7 +268,7 @@ def test_unreadable_spool_file_stays_and_delays_no_other(good: AttemptRecord, fo
 
 @pytest.fixture
 def refused(caller: Key) -> AttemptRecord:
-    """One that Postgres cannot store: its text has a NUL."""
+    """An attempt record that Postgres refuses: its text has a NUL."""
     one = submit(caller, model="gpt-4o")
     error = {"message": "\0", "type": None, "param": None, "code": "x"}
     return ended(caller, one, start(caller, one), result=JobResult(Status.FAILED, error=error))
@@ -283,7 +283,7 @@ def test_an_answer_that_cannot_be_stored_is_put_aside_and_the_others_go_on(
     assert (1, 0, 0) == tuple(replay.replay_spool(now=now) for now in (0.0, 7.0, 14.0))
     assert (Status.SUCCEEDED, [file]) == (row(good.job_id).status, list(folder.iterdir()))
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert [(file.name, 60.0)] == [(record.__dict__["file"], record.__dict__["again_s"]) for record in errors], "said once, not each beat"
+    assert [(file.name, 60.0)] == [(record.__dict__["file"], record.__dict__["again_s"]) for record in errors], "logged repeatedly"
     assert (1, 0) == tuple(REGISTRY.get_sample_value("nowserving_spooled_answers", {"state": state}) for state in ("refused", "waiting"))
 
 

@@ -1,4 +1,4 @@
-"""What a worker process does for the calls it has in flight, while a server is away."""
+"""Leases of a worker process's calls in flight while Redis or Postgres is unavailable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_calls_keep_their_places_in_flight_while_postgres_is_away(redis_client: 
     limiter.admit(METER, [AdmitRequest(str(dispatch_id), 1)], lease_ms=10_000)
     leases = Leases(limiter)
     leases.add(dispatch_id, RunningJob(uuid4(), METER, CallControl(deadline=time.monotonic() + 600)))
-    override(database_url="postgresql+psycopg://nobody@127.0.0.1:1/none", lease_s=30)
+    override(database_url="postgresql+psycopg://unused@127.0.0.1:1/none", lease_s=30)
     db.engine.cache_clear()
     now_us += 9_000_000
     leases.renew()

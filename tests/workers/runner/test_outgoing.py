@@ -1,4 +1,4 @@
-"""Large requests: loaded within the memory budget, whole, and freed when they were written; who finds no room goes back to its line."""
+"""Large requests: loaded whole within the memory budget and freed once written. A job that gets no memory is requeued."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LARGE = 3 * FREE_BYTES
 
 @pytest.fixture
 def budget(override: Callable[..., None]) -> Iterator[BodyBudget]:
-    """That of this process, of 4 MB, with two threads."""
+    """The body budget of this process: 4 MB for two threads."""
     override(worker_body_bytes=4_000_000, max_body_bytes=2_000_000, worker_threads=2)
     body_budget.budget.cache_clear()
     yield body_budget.budget()
@@ -44,9 +44,9 @@ def workshop(redis_client: redis.Redis, upstream: FakeUpstream, budget: BodyBudg
     return InProcessStack(redis_client, upstream)
 
 
-def chat(result: str, *, size: int = LARGE, **more: Any) -> bytes:
-    """A chat with a system prompt of so many bytes before what is said."""
-    messages = [{"role": "user", "content": "x" * size}, {"role": "assistant", "content": "?"}, {"role": "user", "content": result}]
+def chat(prompt: str, *, size: int = LARGE, **more: Any) -> bytes:
+    """A chat request with a message of `size` bytes before the prompt."""
+    messages = [{"role": "user", "content": "x" * size}, {"role": "assistant", "content": "?"}, {"role": "user", "content": prompt}]
     return json.dumps({"model": "m", "messages": messages, **more}).encode()
 
 

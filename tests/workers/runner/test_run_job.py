@@ -1,4 +1,4 @@
-"""What a worker does with a doorbell when something goes wrong before the call."""
+"""The job runner: failures between the broker message and the call."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from workers.runner.run_job import JobRunner
 pytestmark = pytest.mark.usefixtures("database")
 
 
-def test_a_turn_whose_memory_cannot_be_read_waits_again_and_has_not_failed(
-    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_turn_with_an_unreadable_history_is_requeued_without_a_failure(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object) -> NoReturn:
         raise Unavailable
 

@@ -1,4 +1,4 @@
-"""One stream, byte by byte: a server that says what a test wants, heard in this process."""
+"""One stream, byte by byte: a server sends the bytes that a test sets, and this process reads the relayed events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHUNKED = HEAD.replace(b"connection: close", b"transfer-encoding: chunked")
 
 
 class Speaker(threading.Thread):
-    """Answers one call with these parts; each waits until the one before it was relayed. Stays on the line when told to."""
+    """Answers one call with these parts; each waits until the one before it was relayed. stays: keeps the connection open."""
 
     def __init__(self, *parts: bytes, waits: Callable[[int], object] | None = None, stays: bool = False) -> None:
         super().__init__(daemon=True)
@@ -70,13 +70,13 @@ def running(database: None) -> Any:
 
 
 def hear(running: Any, speaker: Speaker, *, publisher: StreamPublisher | None = None) -> tuple[Any, Any]:
-    """The answer's object and the verdict."""
+    """Runs the stream; returns the parsed answer and the verdict."""
     answer, verdict = heard_raw(running, speaker, publisher=publisher)
     return json.loads(answer.body) if answer.body else None, verdict
 
 
 def heard_raw(running: Any, speaker: Speaker, *, publisher: StreamPublisher | None = None) -> tuple[Any, Any]:
-    """The answer and the verdict."""
+    """Runs the stream; returns the answer and the verdict."""
     request = Request(f"http://127.0.0.1:{speaker.server.getsockname()[1]}/", key="k", headers={}, content=b"{}")
     call = CallControl(deadline=time.monotonic() + 10)
     try:

@@ -1,7 +1,7 @@
-"""The memory of a worker process is bounded: by its budget for bodies, however many large ones it is given at once.
+"""The body budget bounds the memory of a worker process, for any number of simultaneous large bodies.
 
-Measured is the kernel's own high-water mark of the process (VmHWM), so that no peak is missed between two looks. The full size is played
-by HYPOTHESIS_PROFILE=nightly (`make chaos`).
+The tests read the kernel's high-water mark of the process (VmHWM), so that they miss no peak between two samples. The full size runs
+with HYPOTHESIS_PROFILE=nightly (`make chaos`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def stack(environment: dict[str, str], tmp_path: Path) -> Iterator[Stack]:
 
 
 def chat(size: int, result: str, *, is_packable: bool = False) -> bytes:
-    """A chat with one picture, so that the whole body has about so many bytes. is_packable: it takes Postgres little disk."""
+    """A chat request with one image, about `size` bytes long. is_packable: Postgres can compress it well."""
     picture = b"A" * (size // 4 * 4) if is_packable else base64.b64encode(os.urandom(size * 3 // 4))
     url = "data:image/png;base64," + picture.decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}]
@@ -52,7 +52,7 @@ def chat(size: int, result: str, *, is_packable: bool = False) -> bytes:
 
 
 def peak_mib(process: Process) -> float:
-    """The most memory that it had since it began, or since `forget_peak`."""
+    """The peak memory since the process started, or since `forget_peak`."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
@@ -66,7 +66,7 @@ def forget_peak(process: Process) -> None:
 
 
 def warm_worker(stack: Stack, *, threads: int = THREADS, **settings: object) -> tuple[Process, float]:
-    """A worker all of whose threads have served a short call, and its memory in MiB."""
+    """A worker in which every thread has served a short call, and its memory in MiB."""
     worker = stack.worker(threads=threads, **settings)
     who = caller("sk-short", max_in_flight=threads)
     jobs = [live_jobs.ask(who, f"{n} [[fake:hold]]") for n in range(threads)]
@@ -93,7 +93,7 @@ def _statuses(jobs: list[UUID]) -> set[str]:
 
 
 def stored_bytes(jobs: list[UUID]) -> set[int]:
-    """How long the pictures of these jobs are."""
+    """The lengths of the images of these jobs."""
     with db.begin() as session:
         found = session.execute(text("SELECT octet_length(content) AS n FROM artifact WHERE job_id = ANY(:ids)"), {"ids": jobs}).all()
     assert len(jobs) == len(found)

@@ -1,4 +1,4 @@
-"""The memory budget of a worker: first come, first served, and never so that all wait for each other."""
+"""The memory budget of a worker: first in, first out, without deadlock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB = 2**20
 
 
 class Later:
-    """Something that is done in a thread, and waits there."""
+    """A call that waits in a thread."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.result: Any = None
@@ -36,7 +36,7 @@ class Later:
 
 
 def waiting(budget: BodyBudget, *works: Callable[[], Any]) -> list[Later]:
-    """These wait, in this order."""
+    """Starts these calls in order; each waits before the next starts."""
     made = []
     for work in works:
         before = budget.waiting()
@@ -72,7 +72,7 @@ def test_a_large_one_is_not_overtaken_and_small_ones_come_after_it() -> None:
         return wait
 
     large, small = waiting(budget, ask(9), ask(2))
-    assert not budget.room().try_reserve(1), "somebody overtook those who wait"
+    assert not budget.room().try_reserve(1), "a new request overtook the waiting ones"
     first.resize(0)
     large.join()
     small.join()

@@ -1,4 +1,4 @@
-"""Compressed answers come out plain, whatever their label says and however their bytes arrive."""
+"""Answers are decompressed under any Content-Encoding label and in any chunking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which connection a call goes out on, and what of one call never reaches the next: the real client against the fake upstream."""
+"""Connection pooling: the connection that a call uses, and isolation between calls. Runs the real client against the fake upstream."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
 @pytest.fixture(autouse=True)
 def none_idle() -> Iterator[None]:
-    """No test begins with the connections of another."""
+    """Closes idle connections, so that no test starts with those of another."""
     connections.connections.cache_clear()
     yield
     connections.connections.cache_clear()
@@ -56,7 +56,7 @@ def call(upstream: FakeUpstream, text: str, *, timeout_s: float = 5, **how: Any)
 
 
 def idle_socket() -> socket.socket:
-    """That of the one idle connection."""
+    """The socket of the one idle connection."""
     (idle,) = connections.connections()._idle
     (opened,) = idle._pool.connections
     return opened._connection._network_stream.get_extra_info("socket")  # type: ignore[attr-defined, no-any-return]

@@ -1,4 +1,4 @@
-"""Calls to the upstream through a proxy: which one is taken, what it sees, and what is said when it refuses."""
+"""Calls to the upstream through a proxy: the choice of the proxy, the data that it sees, and the error when it refuses."""
 
 from __future__ import annotations
 

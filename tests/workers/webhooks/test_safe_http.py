@@ -1,4 +1,4 @@
-"""Webhooks cannot be aimed at our own network: whatever the URL, the name server or the receiver says, nothing reaches the trap."""
+"""SSRF protection of webhooks: no URL, DNS answer or response of the receiver leads a request into the operator's network."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tests.support.servers.nameserver import NameServer
 from workers.webhooks import safe_http
 from workers.webhooks.safe_http import Blocked, Response, Unreachable
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Said: yes\r\n\r\nok"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Custom: yes\r\n\r\nok"
 TIMEOUT_S = 20.0  # long: nothing here may depend on the machine being quick
 
 
 @dataclass
 class Listener:
-    """A server on a port of loopback, of IPv4 and of IPv6 where there is one, that counts whoever connects."""
+    """A server on a port of loopback, of IPv4 and of IPv6 where there is one, that counts its connections."""
 
     answer: Callable[[socket.socket], None] | bytes = OK
     tls: ssl.SSLContext | None = None
     connections: int = 0
-    said: list[bytes] = field(default_factory=list)
+    received: list[bytes] = field(default_factory=list)
     port: int = 0
     host: str = "127.0.0.1"
 
@@ -63,7 +63,7 @@ class Listener:
 
     def _talk(self, peer: socket.socket) -> None:
         with suppress(OSError), peer, self.tls.wrap_socket(peer, server_side=True) if self.tls else peer as secured:
-            self.said.append(_request(secured))
+            self.received.append(_request(secured))
             if isinstance(self.answer, bytes):
                 secured.sendall(self.answer)
             else:
@@ -87,7 +87,7 @@ def _request(peer: socket.socket) -> bytes:
 
 @pytest.fixture
 def trap(override: Callable[..., None]) -> Iterator[Listener]:
-    """What must never be reached: http and its port are allowed, the addresses are not."""
+    """A server that must never be reached: the settings allow http and its port, but not its address."""
     with Listener() as listener:
         override(webhook_allow_http=True, webhook_allow_ports=str(listener.port))
         yield listener
@@ -95,7 +95,7 @@ def trap(override: Callable[..., None]) -> Iterator[Listener]:
 
 @contextmanager
 def receiver(override: Callable[..., None], answer: Callable[[socket.socket], None] | bytes = OK, **more: object) -> Iterator[Listener]:
-    """What may be reached: loopback is allowed here."""
+    """A server that may be reached: the settings allow loopback."""
     with Listener(answer) as listener:
         override(webhook_allow_http=True, webhook_allow_ports=str(listener.port), webhook_allow_networks="127.0.0.0/8,::1/128", **more)
         yield listener
@@ -190,7 +190,7 @@ def test_connection_to_another_peer_is_closed_before_the_first_byte(override: Ca
     with receiver(override) as server, pytest.raises(Blocked):
         post(f"http://127.0.0.1:{server.port}/")
 
-    assert [] == [result for result in server.said if result]
+    assert [] == [raw for raw in server.received if raw]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -250,9 +250,9 @@ def test_a_network_that_the_operator_allows_is_reached(override: Callable[..., N
     with receiver(override) as server:
         reply = post(f"http://127.0.0.1:{server.port}/path?q=1", body=b'{"a":1}')
 
-    head, body = server.said[0].split(b"\r\n\r\n")
+    head, body = server.received[0].split(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
-    assert (200, b"ok", "yes") == (reply.status, reply.body, reply.headers["x-said"])
+    assert (200, b"ok", "yes") == (reply.status, reply.body, reply.headers["x-custom"])
     assert "POST /path?q=1 HTTP/1.1" == lines[0]
     assert {f"Host: 127.0.0.1:{server.port}", "Content-Length: 7", "X-Ours: 1", "Connection: close"} == set(lines[1:])
     assert b'{"a":1}' == body
@@ -263,7 +263,7 @@ def test_a_large_body_arrives_whole(override: Callable[..., None]) -> None:
     with receiver(override) as server:
         post(f"http://127.0.0.1:{server.port}/", body=body)
 
-    assert body == server.said[0].split(b"\r\n\r\n", 1)[1]
+    assert body == server.received[0].split(b"\r\n\r\n", 1)[1]
 
 
 def test_no_more_than_the_first_64_kilobytes_of_an_answer_are_read(override: Callable[..., None]) -> None:
@@ -283,7 +283,7 @@ def test_no_more_than_the_first_64_kilobytes_of_an_answer_are_read(override: Cal
 
 
 def drip(piece: bytes, *, first: bytes = b"") -> Callable[[socket.socket], None]:
-    """Says `first`, then this, again and again, until the other side is gone."""
+    """Sends `first`, then this repeatedly until the peer disconnects."""
 
     def run(peer: socket.socket) -> None:
         peer.sendall(first)
@@ -366,7 +366,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def secure(certificates: Path, override: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    """A receiver over TLS whose certificate is for good.example; our own CA is known to the machine."""
+    """A receiver over TLS with a certificate for good.example, whose CA is trusted."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
     safe_http._tls.cache_clear()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -385,7 +385,7 @@ def test_tls_is_verified_by_the_name_though_the_socket_goes_to_an_address(secure
     with pytest.raises(Unreachable, match="its certificate is not valid"):
         post(f"https://127.0.0.1:{secure.port}/")
 
-    assert [b"POST / HTTP/1.1"] == [result.split(b"\r\n")[0] for result in secure.said]
+    assert [b"POST / HTTP/1.1"] == [raw.split(b"\r\n")[0] for raw in secure.received]
 
 
 def test_a_certificate_of_a_stranger_is_not_taken(secure: Listener, monkeypatch: pytest.MonkeyPatch) -> None:

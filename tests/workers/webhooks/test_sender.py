@@ -1,4 +1,4 @@
-"""What goes out: signed so that the official libraries accept it, judged by the status, and on record before the next."""
+"""The webhook sender: official libraries accept its signatures, the status decides, and each attempt is stored before the next."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
 
 @pytest.fixture
 def receiver(server: Receiver, override: Callable[..., None], tmp_path: Path, redis_client: object) -> Receiver:
-    """The receiver, which has got nothing yet."""
+    """The receiver, without recorded requests."""
     (server.folder / "received.jsonl").write_text("")
     override(**server.settings())
     return server
@@ -49,17 +49,17 @@ def sender() -> Sender:
     return Sender(stop=threading.Event(), rng=random.Random(1))
 
 
-def happen(caller: Key, many: int = 1, *, url: str | None = None) -> None:
-    """So many jobs have succeeded."""
-    for _ in range(many):
+def happen(caller: Key, count: int = 1, *, url: str | None = None) -> None:
+    """Lets this number of jobs succeed."""
+    for _ in range(count):
         job_id = submit(caller, webhook_url=url)
         finish(job_id, start(caller, job_id))
 
 
 def send(sender: Sender) -> None:
-    """Everything that is due is rung for and served."""
-    for one in pick():
-        sender.serve(one.id, one.ticket)
+    """Picks all due deliveries and sends them."""
+    for delivery in pick():
+        sender.serve(delivery.id, delivery.ticket)
 
 
 def unwrap(got: Got, secret: str) -> object:
@@ -154,7 +154,7 @@ def test_everything_else_is_not_and_is_tried_again_on_schedule(caller: Key, rece
     send(sender)
 
     (row,) = query("SELECT *, extract(epoch FROM next_at - sent_at)::float8 AS after_s FROM delivery")
-    assert ("pending", status, 1, RETRIES - 1, b"said") == (row.status, row.http_status, row.attempts, row.retries_left, bytes(row.answer))
+    assert ("pending", status, 1, RETRIES - 1, b"done") == (row.status, row.http_status, row.attempts, row.retries_left, bytes(row.answer))
     assert str(status) in row.error
     assert 4 < row.after_s < 10
     assert 1 == len(receiver.got())

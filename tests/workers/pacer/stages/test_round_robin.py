@@ -1,4 +1,4 @@
-"""Turns across lanes: shares by cost, and nobody is left out."""
+"""Deficit round robin across lanes: shares by cost, and no lane starves."""
 
 from __future__ import annotations
 
