@@ -19,10 +19,12 @@ from sqlalchemy import text
 
 from deploy.local.embedded_servers import Postgres, Valkey, free_port
 from deploy.local.server_process import die_with_parent, last_lines
+from models.access.audit_log import Act
 from models.config.settings import settings
 from models.database import db, migrate
 from models.keys import keys as key
 from models.keys.keys import Key, Limits
+from models.ops import limits_and_caps
 from models.queue import lanes
 from tests.upstream.client import FakeUpstream
 
@@ -120,7 +122,7 @@ class Stack:
         with db.begin() as session:
             made = key.authenticate(session, token)
             credential_id = self.ask("SELECT id FROM credential WHERE pool_id = :pool", pool=made.pool_id, session=session)
-            key.set_limits(session, credential_id, limits)
+            limits_and_caps.set_limits(session, Act(), credential_id, vars(limits), model="*")
         return Caller(token, made, credential_id, lanes.id_of(made.pool_id, MODEL))
 
     def pool(self, name: str, keys: int, limits: Limits) -> list[Caller]:
@@ -128,7 +130,7 @@ class Stack:
         with db.begin() as session:
             pool_id = key.create_pool(session, name)
             credential_id = key.add_credential(session, pool_id=pool_id, upstream_key=f"sk-{name}")
-            key.set_limits(session, credential_id, limits)
+            limits_and_caps.set_limits(session, Act(), credential_id, vars(limits), model="*")
             made = [key.issue(session, name=f"{name} {n}", pool=name) for n in range(keys)]
         lane_id = lanes.id_of(pool_id, MODEL)
         return [Caller(token, each, credential_id, lane_id) for each, token in made]

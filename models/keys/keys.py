@@ -120,19 +120,6 @@ def check_upstream_key(upstream_key: str) -> None:
         raise Invalid("This is an operator's token of nowserving. Give the key of the upstream.", param="key")
 
 
-_SET_LIMITS = text("""
-    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
-    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
-    ON CONFLICT (credential_id, model) DO UPDATE
-    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
-""")
-
-
-def set_limits(session: Transaction, credential_id: int, limits: Limits, *, model: str = "*") -> None:
-    """These limits hold for this credential and model within seconds (sweep); model `*`: for every model without its own."""
-    session.execute(_SET_LIMITS, {"credential_id": credential_id, "model": model, **vars(limits)})
-
-
 def create_pool(session: Transaction, name: str) -> int:
     """Creates a pool if there is none with this name; returns its id."""
     made = session.execute(text("INSERT INTO pool (name) VALUES (:name) ON CONFLICT (name) DO NOTHING RETURNING id"), {"name": name})

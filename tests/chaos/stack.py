@@ -35,6 +35,7 @@ from tests.chaos.misbehaviour import Misbehaviour
 from tests.chaos.tcp_proxy import TcpProxy
 from tests.support.programs.forks import ROOT
 from tests.support.programs.processes import prefork_server
+from tests.support.queue_tools import store_limits
 from tests.support.servers.webhook_receiver import Receiver
 from tests.support.webhook_tools import ENDED
 from tests.upstream.client import FakeUpstream
@@ -235,7 +236,7 @@ class Stack:
 
     def _set_up_key(self, session: db.Transaction, caller: Key) -> None:
         for row in session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": caller.pool_id}).all():
-            keys.set_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
+            store_limits(session, row.id, Limits(rpm=RPM, max_in_flight=IN_FLIGHT))
         budgets.grant(session, caller.id, 1_000_000_000)
         endpoints.create(session, caller.id, name="chaos", url=self.receiver.url("/endpoint", fail=0.1), event_types=ENDED)
 

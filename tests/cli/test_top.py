@@ -19,12 +19,12 @@ from cli.main import nowserving
 from cli.top import span
 from models.database import db
 from models.jobs import workers
-from models.keys import keys, parking
+from models.keys import parking
 from models.keys.keys import Limits
 from tests.api.server.test_api_server import Api, serving
 from tests.support.programs.process import until
 from tests.support.programs.processes import empty_tables
-from tests.support.queue_tools import credential_of, known, query, start, submit
+from tests.support.queue_tools import credential_of, known, query, start, store_limits, submit
 
 TOKEN = "ops-token-of-top-0123456789"
 
@@ -44,7 +44,7 @@ def top(api: Api, *words: str, token: str | None = TOKEN) -> Result:
 def test_top_shows_waiting_jobs_reasons_and_times(api: Api) -> None:
     who = known("sk-scene")
     with db.begin() as session:
-        keys.set_limits(session, credential_of(session, who), Limits(rpm=10))
+        store_limits(session, credential_of(session, who), Limits(rpm=10))
     runs = submit(who, model="gpt-4o-mini")
     start(who, runs)
     for _ in range(3):

@@ -21,7 +21,7 @@ from tests.deploy import monitoring
 from tests.support.programs import processes
 from tests.support.programs.live_jobs import ask, caller
 from tests.support.programs.process import until
-from tests.support.queue_tools import query
+from tests.support.queue_tools import query, store_limits
 from tests.upstream.client import FakeUpstream
 
 Shown = Mapping[str, set[str]]
@@ -32,7 +32,7 @@ def team(name: str, **limits: int) -> Key:
     with db.begin() as session:
         pool_id = keys.create_pool(session, name)
         number = keys.add_credential(session, pool_id=pool_id, upstream_key=f"sk-of-{name}")
-        keys.set_limits(session, number, Limits(**limits))
+        store_limits(session, number, Limits(**limits))
         return keys.issue(session, name=name, pool=name)[0]
 
 

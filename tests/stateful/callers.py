@@ -107,9 +107,9 @@ class Callers(StateMachine):
     @rule(which=WHICH)
     def read_its_events(self, which: int) -> None:
         for job in self.pick([job for job in self.model.jobs if not job.is_open], which):
-            told = self.caller(job.who).get(f"/v1/jobs/{job.id}/events").text
+            stream = self.caller(job.who).get(f"/v1/jobs/{job.id}/events").text
 
-            types = [said.removeprefix("event: ") for said in told.splitlines() if said.startswith("event: ")]
+            types = [line.removeprefix("event: ") for line in stream.splitlines() if line.startswith("event: ")]
             assert [f"job.{kind}" for kind in job.events] == types
 
     @rule(who=WHO, limit=st.integers(1, 4), status=st.sampled_from([None, "queued", "running", *sorted(ENDED)]))
@@ -163,7 +163,7 @@ class Callers(StateMachine):
 
         assert (200 if conversation else 404) == made.status_code
         if conversation:
-            pairs = [((job.id, job.asked), (job.id, job.said if job.status == "succeeded" else None)) for job in conversation.turns]
+            pairs = [((job.id, job.asked), (job.id, job.answer_text if job.status == "succeeded" else None)) for job in conversation.turns]
             assert [each for pair in pairs for each in pair][:100] == [(job["job_id"], job["text"]) for job in made.json["data"]]
 
     @precondition(lambda self: len(self.model.endpoints) < 4)
@@ -224,7 +224,7 @@ class Callers(StateMachine):
         return replace(
             job, number=self.count(), conversation=conversation, retry_of=job, id="", held=False, delayed=False,
             status="queued", cancel_requested=False, failures=0, throttles=0, refusals=(), credential=0, possible_duplicates=0,
-            dispatch=None, lost=None, calls=[], events=["queued"], answer=None, said=None, error=None,
+            dispatch=None, lost=None, calls=[], events=["queued"], answer=None, answer_text=None, error=None,
         )  # fmt: skip
 
     def _payload(self, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class ModelJob:
     calls: list[Call] = field(default_factory=list)
     events: list[str] = field(default_factory=lambda: ["queued"])
     answer: Any = None
-    said: str | None = None
+    answer_text: str | None = None
     error: str | None = None
     is_erased: bool = False
 
@@ -160,7 +160,7 @@ class Verdict:
     counts: bool = False
     delay: bool = False
     answer: Any = None
-    said: str | None = None
+    answer_text: str | None = None
     usage: tuple[int, int, int, int] | None = None
     error: str | None = None
     throttled: bool = False

@@ -275,7 +275,7 @@ class ReferenceModel:
             return False
         job.possible_duplicates -= 1 if adopted else 0
         job.delayed, job.lost = False, None
-        job.answer, job.said, job.error = verdict.answer, verdict.said, verdict.error
+        job.answer, job.answer_text, job.error = verdict.answer, verdict.answer_text, verdict.error
         self._end(job, verdict.ends_as)
         return True
 

@@ -26,7 +26,7 @@ from workers.upstream.exchange import Answer
 
 MAX_THROTTLES = 3
 # With several refusals, the caller receives the first of these.
-TELLING = (404, 403, 402)
+SHOWN_FIRST = (404, 403, 402)
 INVALID = "upstream_invalid_response"
 
 
@@ -79,18 +79,18 @@ def _expected(model: ReferenceModel, job: ModelJob, call: Call, row: Any, kind: 
     model.park(job, call)
     if has_others:
         return Verdict("refused", None, refused=status)
-    best = min([status, *dict(call.refusals).values()], key=TELLING.index)
-    return Verdict("refused", "failed", answer=_said(status) if best == status else None, error=f"refused_{best}")
+    best = min([status, *dict(call.refusals).values()], key=SHOWN_FIRST.index)
+    return Verdict("refused", "failed", answer=_refusal_json(status) if best == status else None, error=f"refused_{best}")
 
 
-def _said(status: int) -> Any:
+def _refusal_json(status: int) -> Any:
     return json.loads(_refusal(status).body)
 
 
 def _throttled(call: Call) -> Verdict:
     """Only the job is delayed: the limiter takes no part in this, so no credential pauses."""
     if call.throttles + 1 >= MAX_THROTTLES:
-        return Verdict("throttled", "failed", answer=_said(429), error="refused_429")
+        return Verdict("throttled", "failed", answer=_refusal_json(429), error="refused_429")
     return Verdict("throttled", None, throttled=True, delay=True)
 
 

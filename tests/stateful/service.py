@@ -38,7 +38,7 @@ KIND = st.sampled_from(
 # Images without a token count from the upstream have no price.
 TOKENS = st.integers(1, 400)
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(100)).decode()
-NO = {"message": "no", "type": "t", "param": None, "code": "upstream_said_no"}
+NO = {"message": "no", "type": "t", "param": None, "code": "upstream_refused"}
 
 
 class Service(Operators):
@@ -188,9 +188,9 @@ class Service(Operators):
             self.calls.append((job, dispatch, row))
             return
         with db.begin() as session:
-            ghost = claims.ended_unclaimed(session, job_id(job), dispatch)
-        if ghost is not None:
-            self.free(dispatch, CredentialModel(ghost.credential_id, ghost.model), Report(sent=False))
+            unclaimed = claims.ended_unclaimed(session, job_id(job), dispatch)
+        if unclaimed is not None:
+            self.free(dispatch, CredentialModel(unclaimed.credential_id, unclaimed.model), Report(sent=False))
 
     def end(self, call: tuple[ModelJob, UUID, Any], kind: str, tokens: int) -> None:
         """Ends the call with this kind of answer, or stores its earlier result again."""
@@ -230,8 +230,8 @@ class Service(Operators):
             going = json.loads(bytes(prompt.assemble(session, row).request))["messages"]
 
         assert not any(each.is_open for each in before)
-        told = [said for each in before if each.status == "succeeded" for said in (each.asked, each.said)]
-        assert [*told, job.asked] == [each["content"] for each in going]
+        history = [message for turn in before if turn.status == "succeeded" for message in (turn.asked, turn.answer_text)]
+        assert [*history, job.asked] == [each["content"] for each in going]
 
     # Time
 
@@ -269,10 +269,10 @@ def _ending(job: ModelJob, attempt: Call, row: Any, kind: str, tokens: int) -> t
     common = (row.id, row.dispatch_id, row.key_id, row.lane_id, row.model, AttemptResult(Outcome(outcome), 200 if kind == "good" else None))
     is_turn = row.conversation_id is not None
     if kind == "good":
-        answer, said, usage = _answer(job, tokens)
+        answer, answer_text, usage = _answer(job, tokens)
         result = JobResult(Status.SUCCEEDED, http_status=200, response=json.dumps(answer).encode())
         return AttemptRecord(*common, result, is_turn=is_turn), Verdict(
-            outcome, "succeeded", usage[3], answer=answer, said=said, usage=usage
+            outcome, "succeeded", usage[3], answer=answer, answer_text=answer_text, usage=usage
         )
     if kind == "aborted":
         return AttemptRecord(*common, JobResult(Status.CANCELLED), is_turn=is_turn), Verdict(outcome, "cancelled", owed)
@@ -289,13 +289,13 @@ _CREDENTIALS = "SELECT id, credential_id FROM job WHERE id = ANY(:ids)"
 
 def _answer(job: ModelJob, tokens: int) -> tuple[dict[str, Any], str | None, tuple[int, int, int, int]]:
     """The upstream's answer to this job, its text, and its usage: input tokens, output tokens, images, micro-USD."""
-    said, images = f"answer to {job.asked}", int(job.cost // 1_000) if job.endpoint == IMAGES else 0
+    answer_text, images = f"answer to {job.asked}", int(job.cost // 1_000) if job.endpoint == IMAGES else 0
     answers: dict[str, dict[str, Any]] = {
-        CHAT: {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]},
+        CHAT: {"choices": [{"index": 0, "message": {"role": "assistant", "content": answer_text}, "finish_reason": "stop"}]},
         IMAGES: {"created": 1, "data": [{"b64_json": PIXEL}] * images},
         EMBEDDINGS: {"data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]},
     }
     used = {"input_tokens": 10, "output_tokens": tokens} if images else {"prompt_tokens": 10, "completion_tokens": tokens}
     cost = pricing.cost_microusd(job.lane[1], input_tokens=10, output_tokens=tokens, images=images)
     assert cost is not None
-    return {**answers[job.endpoint], "usage": used}, said if job.endpoint == CHAT else None, (10, tokens, images, cost)
+    return {**answers[job.endpoint], "usage": used}, answer_text if job.endpoint == CHAT else None, (10, tokens, images, cost)

@@ -21,7 +21,7 @@ from models.queue import lanes
 from tests.stateful.records import Lane, ModelJob, Tenant, Verdict
 from tests.stateful.reference_model import ReferenceModel
 from tests.support.http_tools import Caller
-from tests.support.queue_tools import query
+from tests.support.queue_tools import query, store_limits
 from tests.workers.pacer.test_step import PacerHarness
 from workers.limiter.limiter import Limiter
 from workers.limiter.requests import CredentialModel, Report
@@ -70,18 +70,18 @@ class StateMachine(RuleBasedStateMachine):
             budgets.grant(session, made[0][0].id, GRANT)
             for row in session.execute(text("SELECT id, pool_id FROM credential")):
                 self.model.credentials.setdefault(row.pool_id, []).append(row.id)
-                keys.set_limits(session, row.id, Limits(max_in_flight=1_000))
+                store_limits(session, row.id, Limits(max_in_flight=1_000))
             self.ops = Caller(operators.create(session, f"ops-{uuid4().hex}", role="write"), self.app)
         self.callers = [Caller(token, self.app) for _, token in made]
         self.tenants = [_tenant(name, each, GRANT if name == NAMES[0] else None) for name, (each, _) in zip(NAMES, made, strict=True)]
 
     # Helpers
 
-    def operate(self, path: str, *, expected_status: int = 200, **said: Any) -> dict[str, Any]:
+    def operate(self, path: str, *, expected_status: int = 200, **body: Any) -> dict[str, Any]:
         """The response to the operator's request."""
-        made = self.ops.post(f"/ops/{path}", said)
-        assert expected_status == made.status_code, made.text
-        return dict(made.json)
+        response = self.ops.post(f"/ops/{path}", body)
+        assert expected_status == response.status_code, response.text
+        return dict(response.json)
 
     def caller(self, who: Tenant) -> Caller:
         return self.callers[self.tenants.index(who)]

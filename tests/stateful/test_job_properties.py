@@ -47,7 +47,9 @@ ENDS = [
     (JobResult(Status.CANCELLED), AttemptResult(Outcome.CANCELLED)),
 ]
 BACKS = [(AttemptResult(Outcome.THROTTLED, 429), False), (AttemptResult(Outcome.FAILED, 500), True), (AttemptResult(Outcome.UNKNOWN), True)]
-TOLD = {"queued": {"queued"}, "admitted": {"queued"}, "running": {"started", "cancelling"}} | {str(one): {str(one)} for one in TERMINAL}
+EVENTS_OF_STATUS = {"queued": {"queued"}, "admitted": {"queued"}, "running": {"started", "cancelling"}} | {
+    str(status): {str(status)} for status in TERMINAL
+}
 wanted_orders = st.fixed_dictionaries(
     {"flow": st.sampled_from("ab"), "model": st.sampled_from("mmn"), "priority": st.sampled_from(["low", "normal", "high"]),
      "tokens": st.integers(1, 500), "conversation": st.sampled_from([None, None, "x", "y"]), "on_lost": st.sampled_from(["retry", "fail"]),
@@ -64,7 +66,7 @@ class Queue(RuleBasedStateMachine):
             query(f"DELETE FROM {table}")
         lanes.id_of.cache_clear()
         self.caller: Key = known()
-        self.doorbells: list[tuple[UUID, UUID]] = []
+        self.dispatches: list[tuple[UUID, UUID]] = []
         self.calls: list[tuple[UUID, UUID]] = []
         self.claimed: dict[int, tuple[Sequence[Any], Sequence[Any]]] = {}
         self.admitted_once: set[UUID] = set()
@@ -145,7 +147,7 @@ class Queue(RuleBasedStateMachine):
                 ],
             )  # fmt: skip
         admitted = [one for one in given if one.dispatch_id in marked]
-        self.doorbells += [(one.job_id, one.dispatch_id) for one in admitted]
+        self.dispatches += [(one.job_id, one.dispatch_id) for one in admitted]
         self.check_turns([one.job_id for one in admitted])
 
     @rule(pacer=PACER, most=st.integers(1, 3))
@@ -181,7 +183,7 @@ class Queue(RuleBasedStateMachine):
     @rule(which=ANY)
     def claim(self, which: int) -> None:
         """Claims any dispatch that was ever published, also late and repeatedly."""
-        for job_id, dispatch_id in self.doorbells[-1 - which % 4 :][:1]:
+        for job_id, dispatch_id in self.dispatches[-1 - which % 4 :][:1]:
             (before,) = query("SELECT * FROM job WHERE id = :id", id=job_id)
             with db.begin() as session:
                 claimed = claims.claim(session, job_id, dispatch_id, lease_s=30)
@@ -310,7 +312,7 @@ class Queue(RuleBasedStateMachine):
         attempts = Counter(one.job_id for one in query("SELECT job_id FROM attempt"))
         for one in jobs.values():
             assert [event.seq for event in events[one.id]] == list(range(1, one.seq + 1))
-            assert events[one.id][-1].type.removeprefix("job.") in TOLD[one.status]
+            assert events[one.id][-1].type.removeprefix("job.") in EVENTS_OF_STATUS[one.status]
             assert one.calls == attempts[one.id]
             assert (one.status == Status.RUNNING) == (one.lease_until is not None)
             assert (one.ended_at is not None) == (one.status in TERMINAL)

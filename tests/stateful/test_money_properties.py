@@ -115,7 +115,7 @@ class Ledger(RuleBasedStateMachine):
                 self.lose(call, most)
             elif call not in self.paid or call in self.unknown:
                 self.lose(call, most)
-                self.unknown.discard(call)  # it is over: `cancelled` is nobody's to correct
+                self.unknown.discard(call)  # the call has ended: no later answer corrects `cancelled`
 
     @rule(which=WHICH)
     def reap(self, which: int) -> None:
@@ -140,8 +140,8 @@ class Ledger(RuleBasedStateMachine):
         if not hasattr(self, "key"):
             return
         now = standing(self.key)
-        (told,) = query("SELECT coalesce(sum(amount_microusd), 0)::bigint AS sum FROM ledger WHERE key_id = :id", id=self.key.id)
-        assert told.sum == now.balance == self.given - sum(self.paid.values())
+        (ledger,) = query("SELECT coalesce(sum(amount_microusd), 0)::bigint AS sum FROM ledger WHERE key_id = :id", id=self.key.id)
+        assert ledger.sum == now.balance == self.given - sum(self.paid.values())
         opened = query("SELECT reserved_microusd FROM job WHERE key_id = :id AND status = ANY(:open)", id=self.key.id, open=list(OPEN))
         assert sum(one.reserved_microusd for one in opened) == now.reserved
 

@@ -51,9 +51,9 @@ class JobApi(Scenarios):
     @invariant()
     def balances_agree(self) -> None:
         for who, caller in zip(self.tenants, self.callers, strict=True):
-            told, spent = caller.get("/v1/balance").json, self.model.spent(who)
+            shown, spent = caller.get("/v1/balance").json, self.model.spent(who)
             expected = [(who.granted or 0) - spent, self.model.reserved(who), spent]
-            assert expected == [round(1e6 * told[name]) for name in ("balance_usd", "reserved_usd", "spent_usd")]
+            assert expected == [round(1e6 * shown[name]) for name in ("balance_usd", "reserved_usd", "spent_usd")]
         (sums,) = query(_SUMS)
         assert sums.used == sums.charged, "an answered call is charged for its usage"
 
@@ -63,8 +63,8 @@ class JobApi(Scenarios):
         for row in query("SELECT job_id, type FROM job_event ORDER BY job_id, seq"):
             events[row.job_id].append(row.type.removeprefix("job."))
         assert {job_id(job): job.events for job in self.model.jobs} == events
-        told = Counter((row.endpoint or row.url, wire.public_id(row.job_id), row.event_type) for row in query(_DELIVERIES))
-        assert self.model.deliveries == told
+        stored = Counter((row.endpoint or row.url, wire.public_id(row.job_id), row.event_type) for row in query(_DELIVERIES))
+        assert self.model.deliveries == stored
 
     @invariant()
     def in_flight_leases_do_not_leak(self) -> None:

@@ -15,7 +15,7 @@ from models.database import db
 from models.jobs import api_processes, cancellation, claims, completion, requeue
 from models.jobs.states import AttemptResult, JobResult, Outcome, Status
 from models.keys import keys
-from models.keys.keys import Key
+from models.keys.keys import Key, Limits
 from models.ops import retention
 from models.queue import admission, enqueue, key_shares, lanes, submission
 from models.queue.position import Enqueued
@@ -32,6 +32,19 @@ def known(token: str = "sk-test") -> Key:
     """Registers the key of this token."""
     with db.begin() as session:
         return keys.authenticate(session, token)
+
+
+_STORE_LIMITS = text("""
+    INSERT INTO meter (credential_id, model, rpm, tpm, ipm, rpd, max_in_flight)
+    VALUES (:credential_id, :model, :rpm, :tpm, :ipm, :rpd, :max_in_flight)
+    ON CONFLICT (credential_id, model) DO UPDATE
+    SET rpm = excluded.rpm, tpm = excluded.tpm, ipm = excluded.ipm, rpd = excluded.rpd, max_in_flight = excluded.max_in_flight
+""")
+
+
+def store_limits(session: db.Transaction, credential_id: int, limits: Limits, *, model: str = "*") -> None:
+    """Replaces the limits of this credential and model, without an entry in the audit log."""
+    session.execute(_STORE_LIMITS, {"credential_id": credential_id, "model": model, **vars(limits)})
 
 
 def order(caller: Key, **wanted: Any) -> submission.Submission:

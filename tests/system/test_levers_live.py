@@ -17,7 +17,7 @@ from tests.support.programs import processes
 from tests.support.programs.live_jobs import ask, caller, wait_ended
 from tests.support.programs.process import until
 from tests.support.programs.processes import Stack
-from tests.support.queue_tools import query
+from tests.support.queue_tools import query, store_limits
 
 APPLIED_WITHIN_S = 0.1
 
@@ -89,7 +89,7 @@ def test_jobs_of_a_parked_credential_move_to_the_next(stack: Stack, ops: Caller)
         pool_id = keys.create_pool(session, "team")
         credential_ids = [keys.add_credential(session, pool_id=pool_id, upstream_key=token) for token in ("sk-bad", "sk-good")]
         for credential_id in credential_ids:
-            keys.set_limits(session, credential_id, Limits(max_in_flight=4))
+            store_limits(session, credential_id, Limits(max_in_flight=4))
         key, _ = keys.issue(session, name="ann", pool="team")
     stack.upstream.behave("sk-bad", status=401)
     jobs = [ask(key, f"n{n}") for n in range(20)]

@@ -20,7 +20,7 @@ from models.ops import limits_and_caps
 from tests.clients.conftest import System, serving
 from tests.support.browser import DESK, PHONE, Visit
 from tests.support.programs.process import until
-from tests.support.queue_tools import query
+from tests.support.queue_tools import query, store_limits
 from tests.web.conftest import PATIENCE_MS, Chat, enter
 from tests.web.words import WORDS
 
@@ -37,7 +37,7 @@ def set_limits(chat: Chat, **limits: int) -> None:
     """Set limits of this chat's key before its first question."""
     with db.begin() as session:
         for credential_id in credentials(session, chat):
-            keys.set_limits(session, credential_id, Limits(**limits))
+            store_limits(session, credential_id, Limits(**limits))
 
 
 def reserved_tokens(text: str) -> int:

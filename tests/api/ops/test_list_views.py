@@ -22,7 +22,7 @@ from models.queue import enqueue, lane_maintenance
 from models.queue.lane_maintenance import LaneMaintenance
 from tests.api.document.test_openapi import validate
 from tests.support.http_tools import Caller
-from tests.support.queue_tools import ANSWER, credential_of, finish, known, put_back, query, start, submit
+from tests.support.queue_tools import ANSWER, credential_of, finish, known, put_back, query, start, store_limits, submit
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -47,7 +47,7 @@ def seen(operator: Caller, path: str) -> list[dict[str, Any]]:
 
 def limit(who: Key, **limits: int) -> None:
     with db.begin() as session:
-        keys.set_limits(session, credential_of(session, who), Limits(**limits))
+        store_limits(session, credential_of(session, who), Limits(**limits))
 
 
 # Lanes

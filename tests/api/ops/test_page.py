@@ -16,12 +16,12 @@ from playwright.sync_api import Page, expect
 from models.access import operators
 from models.database import db
 from models.jobs import workers
-from models.keys import keys, parking
+from models.keys import parking
 from models.keys.keys import Limits
 from tests.api.server.test_api_server import Api, serving
 from tests.support.browser import PHONE, Visit, picture
 from tests.support.programs.processes import empty_tables
-from tests.support.queue_tools import credential_of, known, query, start, submit
+from tests.support.queue_tools import credential_of, known, query, start, store_limits, submit
 
 TOKEN = "ops-token-of-this-page-0123456789"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -49,7 +49,7 @@ def scene(api: Api) -> None:
     empty_tables()
     who = known("sk-scene")
     with db.begin() as session:
-        keys.set_limits(session, credential_of(session, who), Limits(rpm=10, tpm=5_000, max_in_flight=4))
+        store_limits(session, credential_of(session, who), Limits(rpm=10, tpm=5_000, max_in_flight=4))
     runs = submit(who, model="gpt-4o-mini", flow="anna")
     start(who, runs)
     for n in range(12):

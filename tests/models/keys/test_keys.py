@@ -124,14 +124,3 @@ def test_an_issued_key_is_unknown_once_its_secret_is_gone(secrets_are: Callable[
 
     with pytest.raises(Unauthorised):
         known(token)
-
-
-def test_limits_for_one_model_come_before_those_for_all() -> None:
-    own = known("sk-own")
-    (row,) = query("SELECT id FROM credential WHERE pool_id = :id", id=own.pool_id)
-    with db.begin() as session:
-        keys.set_limits(session, row.id, keys.Limits(rpm=60))
-        keys.set_limits(session, row.id, keys.Limits(rpm=5), model="m")
-        keys.set_limits(session, row.id, keys.Limits(rpm=7), model="m")
-
-    assert {("*", 60), ("m", 7)} == {(one.model, one.rpm) for one in query("SELECT model, rpm FROM meter")}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from models.database import db
-from models.keys import keys, limits
+from models.keys import limits
 from models.keys.keys import Limits
 from models.keys.limits import LimitState
-from tests.support.queue_tools import credential_of, known
+from tests.support.queue_tools import credential_of, known, store_limits
 
 pytestmark = pytest.mark.usefixtures("database")
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,7 +27,7 @@ def credential_id() -> int:
 
 def limit(credential_id: int, *, model: str = "*", **limits: int) -> None:
     with db.begin() as session:
-        keys.set_limits(session, credential_id, Limits(**limits), model=model)
+        store_limits(session, credential_id, Limits(**limits), model=model)
 
 
 def learn(credential_id: int, **learned: Any) -> None:

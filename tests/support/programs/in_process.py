@@ -14,7 +14,7 @@ from models.database import db
 from models.jobs import workers
 from models.keys import keys
 from models.keys.keys import Key, Limits
-from tests.support.queue_tools import known, query, submit
+from tests.support.queue_tools import known, query, store_limits, submit
 from tests.upstream.client import FakeUpstream
 from workers.broker.publish import TaskMessage
 from workers.limiter.limiter import Limiter
@@ -88,7 +88,7 @@ def pool_of(upstream: HasAddress, *tokens: str, **limits: int) -> tuple[Key, lis
     with db.begin() as session:
         numbers += [keys.add_credential(session, pool_id=caller.pool_id, upstream_key=token) for token in tokens[1:]]
         for number in numbers:
-            keys.set_limits(session, number, Limits(**limits))
+            store_limits(session, number, Limits(**limits))
     query("UPDATE credential SET base_url = :url WHERE pool_id = :id", url=upstream.base_url, id=caller.pool_id)
     return caller, numbers
 

@@ -19,7 +19,7 @@ from models.keys.keys import Key, Limits
 from models.queue import lanes
 from tests.support.programs.process import PATIENCE_S, until
 from tests.support.programs.processes import Stack
-from tests.support.queue_tools import submit
+from tests.support.queue_tools import store_limits, submit
 from tests.upstream.chat import echo
 from tests.upstream.journal import Call
 from workers.channels import notify
@@ -31,7 +31,7 @@ def caller(token: str, *, model: str = "m", **limits: int) -> Key:
         found = keys.authenticate(session, token)
         if limits:
             credential_id = session.execute(text("SELECT id FROM credential WHERE pool_id = :id"), {"id": found.pool_id}).scalar_one()
-            keys.set_limits(session, credential_id, Limits(**limits))
+            store_limits(session, credential_id, Limits(**limits))
     return found
 
 

@@ -11,7 +11,6 @@ import redis
 
 from models.database import db
 from models.jobs import idempotency, workers
-from models.keys import keys
 from models.keys.keys import Key, Limits
 from models.queue import lane_maintenance
 from models.queue.key_shares import SETTLED_S
@@ -29,6 +28,7 @@ from tests.support.queue_tools import (
     query,
     row,
     start,
+    store_limits,
     submit,
 )
 from workers.limiter.limiter import Limiter
@@ -338,6 +338,6 @@ def limited_later(caller: Key, sweep: Reaper, limiter: Limiter, limits: Limits) 
     limiter.init(bound, Limits(max_in_flight=50))
     sweep.step(now=time.monotonic())
     with db.begin() as session:
-        keys.set_limits(session, bound.credential_id, limits)
+        store_limits(session, bound.credential_id, limits)
     sweep.step(now=time.monotonic() + 10)
     return bound

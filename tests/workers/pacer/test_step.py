@@ -20,7 +20,7 @@ from models.keys import limits as meter
 from models.keys.keys import Key, Limits
 from models.platform.errors import LimiterUnavailable
 from models.queue import admission, lanes
-from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, submit
+from tests.support.queue_tools import at_once, cancel, finish, known, outcomes, put_back, query, row, start, store_limits, submit
 from workers.broker.publish import TaskMessage
 from workers.channels import notify
 from workers.limiter.limiter import Limiter
@@ -81,13 +81,13 @@ def caller() -> Key:
 def set_limits(caller: Key, *, credential_id: int | None = None, **limits: int) -> None:
     with db.begin() as session:
         for each in [credential_id] if credential_id else meter.active_credentials(session, [caller.pool_id])[caller.pool_id]:
-            keys.set_limits(session, each, Limits(**limits))
+            store_limits(session, each, Limits(**limits))
 
 
 def add_credential(caller: Key, **limits: int) -> int:
     with db.begin() as session:
         made = keys.add_credential(session, pool_id=caller.pool_id, upstream_key="sk-another")
-        keys.set_limits(session, made, Limits(**limits))
+        store_limits(session, made, Limits(**limits))
     return made
 
 
