@@ -61,11 +61,11 @@ class Behaviour:
     prompts: float | None = None  # share of the prompts, selected by their text, always the same ones; never used up
 
     @classmethod
-    def read(cls, said: dict[str, Any]) -> Behaviour:
+    def read(cls, given: dict[str, Any]) -> Behaviour:
         """Parse a behaviour. Raises ValueError on an unknown name or value, so that a typo cannot make a test pass."""
-        if unknown := set(said) - set(_READERS):
+        if unknown := set(given) - set(_READERS):
             raise ValueError(f"unknown fake behaviour {sorted(unknown)}, there are {sorted(_READERS)}")
-        return cls(**{name: _READERS[name](value) for name, value in said.items()})
+        return cls(**{name: _READERS[name](value) for name, value in given.items()})
 
 
 @lru_cache(maxsize=1024)
@@ -89,8 +89,8 @@ class Scripts:
         self._scripts: dict[str, list[_Scripted]] = {}
         self._seen: dict[str, int] = {}
 
-    def put(self, key: str, said: list[dict[str, Any]]) -> None:
-        behaviours = map(Behaviour.read, said)
+    def put(self, key: str, given: list[dict[str, Any]]) -> None:
+        behaviours = map(Behaviour.read, given)
         self._scripts[key] = [_Scripted(behaviour, behaviour.times or 1) for behaviour in behaviours]
 
     def next(self, key: str, text: str) -> Behaviour | None:

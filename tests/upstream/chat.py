@@ -29,11 +29,11 @@ def ask(request: Request) -> Ask:
     for message in messages:
         if not isinstance(message, dict):
             raise BadAsk("Invalid 'messages': expected objects.", param="messages")
-        said = text_of(message.get("content"))
-        chars += len(said)
-        talk.append([str(message.get("role")), said])
+        given = text_of(message.get("content"))
+        chars += len(given)
+        talk.append([str(message.get("role")), given])
         if message.get("role") == "user":
-            text = said
+            text = given
     prompt_tokens = count_tokens(chars) + 4 * len(messages)
     body["n"] = choices = int(body.get("n") or 1)
     most = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_COMPLETION_TOKENS

@@ -74,15 +74,15 @@ class FakeUpstream:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def limit(self, key: str = "*", *, model: str | None = None, **said: Any) -> None:
+    def limit(self, key: str = "*", *, model: str | None = None, **given: Any) -> None:
         """Set limits of a key.
 
         limits: rpm, tpm, ipm, rpd, in_flight. options: mode, window_s, count_refused, hide_headers, per_model of
         limits.Rule. The named limits replace all earlier ones of this key (and model) and begin unused; only the
         given options change.
         """
-        limits = {name: said.pop(name) for name in ("rpm", "tpm", "ipm", "rpd", "in_flight") if name in said}
-        self._ask("POST", f"keys/{quote(key, safe='')}", {"limits": limits, **said} | ({"model": model} if model else {}))
+        limits = {name: given.pop(name) for name in ("rpm", "tpm", "ipm", "rpd", "in_flight") if name in given}
+        self._ask("POST", f"keys/{quote(key, safe='')}", {"limits": limits, **given} | ({"model": model} if model else {}))
 
     def behave(self, key: str = "*", *behaviours: dict[str, Any], **one: Any) -> None:
         """Set the behaviours of the next calls of this key, in order; replaces the remaining ones.
@@ -134,10 +134,10 @@ class FakeUpstream:
                 raise TimeoutError(f"{found} of {n} {what} after {timeout_s} s: {stats['all']}")
             time.sleep(POLL_S)
 
-    def _ask(self, method: str, path: str, said: dict[str, Any] | None = None) -> Any:
+    def _ask(self, method: str, path: str, given: dict[str, Any] | None = None) -> Any:
         connection = http.client.HTTPConnection(self._host, self.port, timeout=PATIENCE_S)
         try:
-            connection.request(method, f"/_fake/{path}", json.dumps(said or {}) if method == "POST" else None)
+            connection.request(method, f"/_fake/{path}", json.dumps(given or {}) if method == "POST" else None)
             response = connection.getresponse()
             answer = json.loads(response.read())
         finally:

@@ -45,17 +45,17 @@ class State:
                 return shared
         return None
 
-    def configure(self, key: str, said: dict[str, Any]) -> None:
+    def configure(self, key: str, given: dict[str, Any]) -> None:
         """Change the given options only.
 
         A changed rule begins with unused meters. Raises ValueError and TypeError on unknown options.
         """
-        if (behaviours := said.pop("behaviours", None)) is not None:
+        if (behaviours := given.pop("behaviours", None)) is not None:
             self.scripts.put(key, behaviours)
-        model = said.pop("model", None) or ANY
-        if not said:
+        model = given.pop("model", None) or ANY
+        if not given:
             return
-        rule = replace(self.rules.get((key, model), Rule()), **said)
+        rule = replace(self.rules.get((key, model), Rule()), **given)
         self.rules[key, model] = rule
         for place in [place for place in self.limits if key in (ANY, place[0])]:
             del self.limits[place]

@@ -43,6 +43,6 @@ def _spoiled(body: bytes, kind: str) -> bytes:
     if kind == "binary":
         return bytes(range(256))
     if wrong := WRONG_VALUES.get(kind):
-        said = wrong.strip(b'"')
-        return body.replace(b"{", b'{"x_wrong":' + wrong + b",", 1).replace(b'"echo: ', b'"echo: ' + said, 1)
+        given = wrong.strip(b'"')
+        return body.replace(b"{", b'{"x_wrong":' + wrong + b",", 1).replace(b'"echo: ', b'"echo: ' + given, 1)
     return body

@@ -66,8 +66,8 @@ def _ask(body: JsonObject, kind: str) -> Ask:
 
 def _frame(body: JsonObject, at: str) -> JsonObject:
     chosen = {"background": "opaque", "output_format": "png", "quality": "low", "size": "1024x1024"}
-    said = {name: body[name] for name in chosen if body.get(name) not in (None, "auto")}
-    return {at: int(time.time())} | chosen | said | {"x_extra": {"kept": True}}
+    given = {name: body[name] for name in chosen if body.get(name) not in (None, "auto")}
+    return {at: int(time.time())} | chosen | given | {"x_extra": {"kept": True}}
 
 
 def _usage(tokens: int, images: int) -> JsonObject:

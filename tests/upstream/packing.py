@@ -52,15 +52,15 @@ def _as_events(answer: Answer, *, content_type: str) -> Answer:
     """Events that add up to a plain answer."""
     if answer.events is not None:
         return replace(answer, events=None, body=b"".join(answer.events), content_type=content_type)
-    said = json.loads(answer.body)
-    if "choices" in said:
+    given = json.loads(answer.body)
+    if "choices" in given:
         choices = [
-            {**{name: value for name, value in one.items() if name != "message"}, "delta": one["message"]} for one in said["choices"]
+            {**{name: value for name, value in one.items() if name != "message"}, "delta": one["message"]} for one in given["choices"]
         ]
-        events = [event({**said, "object": "chat.completion.chunk", "choices": choices}), b"data: [DONE]\n\n"]
+        events = [event({**given, "object": "chat.completion.chunk", "choices": choices}), b"data: [DONE]\n\n"]
     else:
-        about = {name: value for name, value in said.items() if name not in ("data", "created")}
-        events = [event({"type": "image_generation.completed", "created_at": said["created"], **one, **about}) for one in said["data"]]
+        about = {name: value for name, value in given.items() if name not in ("data", "created")}
+        events = [event({"type": "image_generation.completed", "created_at": given["created"], **one, **about}) for one in given["data"]]
     return replace(answer, body=b"".join(events), content_type=content_type)
 
 

@@ -69,11 +69,11 @@ def chat_bytes(text: str, *, headers: str = "", **more: object) -> bytes:
 
 class TestShapes:
     def test_chat_says_the_last_user_message_back(self, sdk: openai.OpenAI) -> None:
-        said = [
+        messages = [
             {"role": "system", "content": "12345678"},
             {"role": "user", "content": [{"type": "text", "text": "hé"}, {"type": "text", "text": "llo 😀"}]},
         ]
-        done = sdk.chat.completions.create(model="gpt-6-astra", messages=said, n=2)  # type: ignore[arg-type]  # plain dicts
+        done = sdk.chat.completions.create(model="gpt-6-astra", messages=messages, n=2)  # type: ignore[arg-type]  # plain dicts
 
         assert ["echo: héllo 😀"] * 2 == [choice.message.content for choice in done.choices]
         assert done.usage is not None
@@ -201,7 +201,7 @@ class TestLimits:
             assert sum(inside) <= 100
 
     @given(st.lists(st.tuples(st.floats(0, 40), st.integers(1, 60)), max_size=60), st.sampled_from(["bucket", "window"]))
-    def test_who_waits_as_told_gets_in(self, asked: list[tuple[float, int]], mode: str) -> None:
+    def test_client_that_follows_retry_after_is_served(self, asked: list[tuple[float, int]], mode: str) -> None:
         limits, now = Limits(Rule({"rpm": 5, "tpm": 100, "ipm": 3}, mode)), 0.0
         for pause_s, tokens in asked:
             now += pause_s
@@ -252,7 +252,7 @@ class TestLimits:
         assert "tokens" == caught.value.type
         assert [914, 87, 86] == [call.tokens for call in upstream.calls()]
 
-    def test_a_call_larger_than_the_limit_is_told_not_to_wait(self, sdk: openai.OpenAI, upstream: FakeUpstream) -> None:
+    def test_call_larger_than_the_limit_gets_no_retry_after(self, sdk: openai.OpenAI, upstream: FakeUpstream) -> None:
         upstream.limit(KEY, tpm=1000)
         with pytest.raises(openai.RateLimitError, match="Request too large") as caught:
             say(sdk, "hi")

@@ -10,16 +10,16 @@ from types import MappingProxyType
 from tests.upstream.answer import Answer, JsonObject, encode, event
 
 USAGES: Mapping[str, Callable[[JsonObject], object]] = MappingProxyType({
-    "missing": lambda said: None,
-    "null": lambda said: None,
-    "empty": lambda said: {},
-    "zeros": lambda said: dict.fromkeys(said, 0),
-    "floats": lambda said: {name: float(value) for name, value in said.items() if isinstance(value, int)},
-    "strings": lambda said: {name: str(value) for name, value in said.items() if isinstance(value, int)},
-    "total": lambda said: {"total_tokens": said["total_tokens"]},
-    "negative": lambda said: dict.fromkeys(said, -1),
-    "huge": lambda said: dict.fromkeys(said, 2**31),
-    "text": lambda said: "many",
+    "missing": lambda given: None,
+    "null": lambda given: None,
+    "empty": lambda given: {},
+    "zeros": lambda given: dict.fromkeys(given, 0),
+    "floats": lambda given: {name: float(value) for name, value in given.items() if isinstance(value, int)},
+    "strings": lambda given: {name: str(value) for name, value in given.items() if isinstance(value, int)},
+    "total": lambda given: {"total_tokens": given["total_tokens"]},
+    "negative": lambda given: dict.fromkeys(given, -1),
+    "huge": lambda given: dict.fromkeys(given, 2**31),
+    "text": lambda given: "many",
 })  # fmt: skip
 
 
@@ -40,8 +40,8 @@ def _event(sent: bytes, kind: str) -> bytes:
     return b"" if kind == "missing" else event(_changed(json.loads(text), kind))
 
 
-def _changed(said: JsonObject, kind: str) -> JsonObject:
-    if "usage" not in said:
-        return said
-    rest = {name: value for name, value in said.items() if name != "usage"}
-    return rest if kind == "missing" else {**rest, "usage": USAGES[kind](said["usage"])}
+def _changed(given: JsonObject, kind: str) -> JsonObject:
+    if "usage" not in given:
+        return given
+    rest = {name: value for name, value in given.items() if name != "usage"}
+    return rest if kind == "missing" else {**rest, "usage": USAGES[kind](given["usage"])}
