@@ -19,8 +19,8 @@ from models.webhooks.outbox import EventType
 HOST = "127.0.0.1"
 MAX_BODY_BYTES = 4 * 1024 * 1024
 HINT = (
-    "nowserving does not call this machine unless it is configured to. Start it with NOWSERVING_WEBHOOK_HINT_HTTP=true "
-    "NOWSERVING_WEBHOOK_HINT_NETWORKS=127.0.0.0/8 NOWSERVING_WEBHOOK_HINT_PORTS={port}"
+    "nowserving does not call this machine unless it is configured to. Start it with NOWSERVING_WEBHOOK_ALLOW_HTTP=true "
+    "NOWSERVING_WEBHOOK_ALLOW_NETWORKS=127.0.0.0/8 NOWSERVING_WEBHOOK_ALLOW_PORTS={port}"
 )
 
 

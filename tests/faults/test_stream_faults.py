@@ -203,7 +203,7 @@ def test_full_redis_stops_only_the_relay_of_a_stream(stack: Stack, worker: Proce
     expect_complete(job, how)
 
     assert 2 == len(heard(job_id))
-    assert 1 == len([line for line in worker.log_text().splitlines() if "not relayed further" in line and job_id.hex in line])
+    assert 1 == len([line for line in worker.log_text().splitlines() if "not published further" in line and job_id.hex in line])
 
 
 def test_stopped_redis_does_not_slow_a_stream(stack: Stack, valkey: Valkey) -> None:
