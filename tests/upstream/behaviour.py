@@ -1,4 +1,4 @@
-"""How one call misbehaves: set by the control API, or by a marker such as [[fake:status=500;times=1]] in the prompt."""
+"""The misbehaviour of one call, set by the control API, or by a marker such as [[fake:status=500;times=1]] in the prompt."""
 
 from __future__ import annotations
 

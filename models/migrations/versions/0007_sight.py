@@ -1,4 +1,4 @@
-"""What operators look at: who has waited longest in a lane, and which jobs each worker process has"""
+"""Columns for operators' lists: the job that has waited longest in a lane, and the jobs of each worker process"""
 
 import sqlalchemy as sa
 from alembic import op

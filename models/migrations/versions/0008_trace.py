@@ -1,4 +1,4 @@
-"""Where a job came from: the request that brought it, and the trace that it belongs to"""
+"""Columns for the origin of a job: its request and its trace"""
 
 import sqlalchemy as sa
 from alembic import op
